@@ -1,0 +1,4537 @@
+/* gpt2_sp: a trainer for small GPT-2 models on long documents, split over ranks along the sequence.
+ *
+ * This file is the manual, the public header, the host services and the CPU reference of the trainer.
+ *
+ *     make                                                       builds ./train_gpt2_sp
+ *     ./train_gpt2_sp prepare --out books.tok book.txt folder/   turns text into token shards
+ *     ./train_gpt2_sp train --data books.tok --out runs/a --seq-len 4096 --sp 4
+ *
+ * Used as a header (a program that embeds the trainer; see dev/example_embed.c):
+ *     #define GPT2_SP_HEADER_ONLY
+ *     #include "train_gpt2_sp.c"           and link libgpt2sp.a
+ * GPT2_SP_NO_MAIN leaves `main` out: the GPU program and the tests include the whole file that way.
+ *
+ * The letters used for shapes everywhere
+ *     B   sequences of a batch on one replica      T   tokens of a sequence
+ *     P   sequence-parallel ranks                  Tl  tokens of a sequence that this rank holds (about T/P)
+ *     C   channels     L   layers                  NH  heads     HS  head size = C/NH
+ *     V   vocabulary   Vp  vocabulary padded to a multiple of 128
+ *     R   rows = B*Tl: the tokens that this rank works on at a time
+ *
+ * The life of one step
+ *     1. the loader hands every rank its own slice of each sample, and one token more for the last label
+ *     2. embedding: wte[token] + wpe[position], the mean of the row subtracted (--center)
+ *     3. for each layer: RMSNorm, QKV; attention over all ranks' keys, by the schedule's table;
+ *        projection added to the residual stream; RMSNorm, MLP, added to the residual stream
+ *     4. RMSNorm; logits for a chunk of tokens at a time, their loss and at once their gradient
+ *     5. the layers backward; what --recompute did not keep is computed again from what it kept
+ *     6. gradients are summed over all ranks (never averaged: the loss is already divided by the
+ *        number of valid tokens of the whole step, so no number depends on P or dp)
+ *     7. the global norm, clipping, AdamW; a loss or norm that is not finite updates nothing
+ *
+ * The exchange between ranks, at P = 4 with --schedule dist (rows: steps; columns: ranks;
+ * qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries)
+ *              rank 0      rank 1      rank 2      rank 3
+ *     step 0   q0k0        q1k1        q2k2        q3k3          the diagonal: half a unit of work
+ *     step 1   q3k0*       q1k0        q2k1        q3k2          one unit; operands came during step 0
+ *     step 2   q2k0* 1/2   q3k1* 1/2   q2k0 1/2    q3k1 1/2      the last pair, shared by heads
+ * A rank that has no earlier keys left helps a later rank: it is sent that rank's queries, returns a
+ * partial (O, LSE), and the owner merges it by the rule of the online softmax. Each schedule is a
+ * table of such steps (section 5); one executor (section 7) runs any of them, forward and backward.
+ *
+ * Contents (`grep -n '^// =====' train_gpt2_sp.c` prints them with their lines)
+ *     public header
+ *      1. options                       8. model
+ *      2. errors and files              9. optimizer
+ *      3. shards and loader            10. checkpoints
+ *      4. transports                   11. evaluation and sampling
+ *      5. schedules                    12. training loop
+ *      6. parameters and memory plan   13. commands and main
+ *      7. layers (forward, backward)
+ *
+ * Rules that hold everywhere: parameter gradients +=, activation gradients =, the residual stream's
+ * gradient +=. Functions that can fail return 0 or -1 and leave one line in an Error; only main prints it.
+ */
+#if !defined(GPT2_SP_HEADER_ONLY) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE   // pread, posix_memalign and glob under -std=c11
+#endif
+#ifndef GPT2_SP_H
+#define GPT2_SP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// ===== public header ============================================================================
+
+#define GPT2_SP_TEXT 1024   // bytes of a text option, its end included
+
+// Every option once: INT, NUM and TXT options, and CHO, a choice of words.
+//   INT/NUM (field, name, default, lowest, highest, commands, help)
+//   TXT     (field, name, default, commands, help)
+//   CHO     (field, name, default's index, words, commands, help)
+// `commands` names who takes it: T train, P plan, S schedule, A sample, E eval, R prepare, Y synth.
+// The parser, --help, the config file, the struct below and the run's header are made from this table.
+#define GPT2_SP_OPTIONS(INT, NUM, TXT, CHO) \
+    TXT(model, "model", "", "TP", "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
+    INT(layers, "layers", 4, 1, 512, "TP", "transformer layers (L)") \
+    INT(heads, "heads", 4, 1, 256, "TP", "attention heads (NH); must divide channels") \
+    INT(channels, "channels", 256, 1, 65536, "TP", "width of the residual stream (C)") \
+    INT(vocab, "vocab", 0, 0, 1048576, "TP", "vocabulary; 0: the one of --data (plan: 50257)") \
+    INT(center, "center", 1, 0, 1, "TP", "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
+    TXT(data, "data", "", "TE", "token shards: files, folders or patterns, separated by commas") \
+    TXT(val_data, "val-data", "", "T", "token shards for the validation loss") \
+    INT(raw_u16, "raw-u16", 0, 0, 1, "TE", "read --data as bare 16-bit token numbers") \
+    INT(doc_mask, "doc-mask", 0, 0, 1, "TE", "attention stays inside a document, positions restart at its start") \
+    INT(seq_len, "seq-len", 1024, 1, 16777216, "TP", "tokens of a sequence, the context (T)") \
+    INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
+    INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
+    INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
+    INT(sp, "sp", 1, 1, 256, "TPS", "ranks that share one sequence (P)") \
+    CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", "who computes which block of attention when") \
+    CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", "what the backward pass computes again instead of keeping") \
+    INT(zero, "zero", 0, 0, 3, "TP", "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
+    INT(logits_chunk, "logits-chunk", 1024, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
+    INT(threads, "threads", 0, 0, 1024, "TPAE", "threads per rank; 0: the machine's cores divided by the ranks") \
+    INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
+    NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
+    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", "course of the learning rate after the warmup") \
+    NUM(lr_final, "lr-final", 0.1, 0, 1, "T", "learning rate at the last step, as a fraction of the peak") \
+    INT(warmup, "warmup", 0, 0, 2147483647, "T", "steps of linear warmup") \
+    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, "T", "wsd: fraction of the steps that decay") \
+    NUM(weight_decay, "weight-decay", 0.1, 0, 10, "T", "AdamW's decay, of matrices and wte only") \
+    NUM(beta1, "beta1", 0.9, 0, 0.999999, "T", "AdamW's first moment decay") \
+    NUM(beta2, "beta2", 0.95, 0, 0.999999, "T", "AdamW's second moment decay") \
+    NUM(eps, "eps", 1e-8, 1e-16, 1, "T", "AdamW's epsilon") \
+    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, "T", "largest global gradient norm; 0: no clipping") \
+    INT(seed, "seed", 1, 0, 9007199254740991, "TAEY", "seed of the initial weights, the order of samples, sampling and synth") \
+    TXT(out, "out", "", "TRY", "train: the run's folder; prepare, synth: the file to write") \
+    TXT(init_from, "init-from", "", "T", "start from the weights of this checkpoint folder") \
+    INT(save_every, "save-every", 0, 0, 2147483647, "T", "steps between checkpoints; 0: only at the end and on a signal") \
+    INT(keep, "keep", 2, 2, 1000000, "T", "checkpoints to keep, at least 2") \
+    INT(val_every, "val-every", 0, 0, 2147483647, "T", "steps between validations; 0: only after the last step") \
+    INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", "sequences of a validation, from the front of the data") \
+    TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
+    TXT(prompt, "prompt", "\n", "A", "text to continue") \
+    INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
+    NUM(temperature, "temperature", 0.8, 0, 100, "A", "0: always the likeliest token") \
+    INT(top_k, "top-k", 0, 0, 1048576, "A", "sample among the k likeliest; 0: all") \
+    NUM(top_p, "top-p", 1.0, 0, 1, "A", "sample among the likeliest that make up this probability") \
+    INT(needle, "needle", 0, 0, 100000, "E", "synthetic documents for the recall test; 0: none") \
+    CHO(tokenizer, "tokenizer", 0, "byte", "R", "how text becomes tokens") \
+    INT(block_tokens, "block-tokens", 65536, 16, 1048576, "R", "tokens of a compressed block") \
+    INT(docs, "docs", 16, 1, 100000000, "Y", "documents to write") \
+    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, "Y", "bytes of a document") \
+    INT(facts, "facts", 4, 1, 1024, "EY", "facts stated early and asked for late, per document") \
+    INT(distance, "distance", 0, 0, 1073741824, "EY", "bytes between a fact and its question; 0: spread over the document") \
+    NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
+    NUM(gflops, "gflops", 0, 0, 1e12, "P", "GFLOP/s of a rank, for the projected time; 0: measured now") \
+    NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
+    INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
+
+enum { GPT2_SP_RING, GPT2_SP_DIST, GPT2_SP_DIST_PAPER, GPT2_SP_ZIGZAG, GPT2_SP_ALLGATHER, GPT2_SP_ULYSSES, GPT2_SP_SCHEDULES };
+enum { GPT2_SP_NONE, GPT2_SP_GELU, GPT2_SP_ATTN, GPT2_SP_LAYER, GPT2_SP_SQRT, GPT2_SP_RECOMPUTES };
+enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
+
+typedef struct {
+#define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
+#define OPTION_NUM(field, name, value, low, high, commands, help) double field;
+#define OPTION_TXT(field, name, value, commands, help) char field[GPT2_SP_TEXT];
+#define OPTION_CHO(field, name, value, words, commands, help) int field;
+    GPT2_SP_OPTIONS(OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+#undef OPTION_INT
+#undef OPTION_NUM
+#undef OPTION_TXT
+#undef OPTION_CHO
+} gpt2_sp_options;
+
+// What one step did. The numbers do not depend on P, dp or the ZeRO stage (up to rounding).
+typedef struct {
+    int64_t step;          // optimizer steps done, this one included
+    double loss;           // mean over the step's valid tokens, in nats
+    double grad_norm;      // global norm before clipping
+    double lr;             // learning rate that was used
+    int64_t tokens;        // valid tokens seen since the run began
+    double ms;             // wall time of the step
+    double tok_per_s;      // tokens of the step per second
+    int updated;           // 0: the loss or the norm was not finite and no rank updated
+} gpt2_sp_stats;
+
+typedef struct gpt2_sp gpt2_sp;   // a trainer: ranks, memory, data; one user at a time
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Fills in every default.
+void gpt2_sp_defaults(gpt2_sp_options* options);
+// Sets one option by its name on the command line ("seq-len", "4096"). 0, or -1 with a line in error.
+int gpt2_sp_set(gpt2_sp_options* options, const char* name, const char* value, char* error, size_t error_size);
+// Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
+// newest whole checkpoint in options->out. NULL, with a line in error, if anything does not fit.
+gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size);
+// One optimizer step. 0, or -1: gpt2_sp_error tells.
+int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
+// Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
+int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
+// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their number, or -1.
+int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed);
+// Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
+int gpt2_sp_save(gpt2_sp* trainer);
+// Steps done so far (a resumed trainer starts where its checkpoint stood).
+int64_t gpt2_sp_steps(const gpt2_sp* trainer);
+// The line that the last failed call left.
+const char* gpt2_sp_error(const gpt2_sp* trainer);
+void gpt2_sp_destroy(gpt2_sp* trainer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif // GPT2_SP_H
+
+// HEADER ENDS HERE
+#ifndef GPT2_SP_HEADER_ONLY
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <zlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "data/json.h"
+#include "data/safetensors.h"
+#include "data/synth.h"
+#include "data/text.h"
+#include "data/tok.h"
+
+// `real` is what the CPU computes in: float, or double to prove the mathematics (make REAL=double).
+#ifndef GPT2_SP_REAL_BYTES
+#define GPT2_SP_REAL_BYTES 4
+#endif
+#if GPT2_SP_REAL_BYTES == 8
+typedef double real;
+#define REAL_DTYPE ST_F64
+#else
+typedef float real;
+#define REAL_DTYPE ST_F32
+#endif
+
+#ifdef _OPENMP
+#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
+#else
+#define PARALLEL_FOR
+#endif
+#define SIMD _Pragma("omp simd")
+#define SIMD_SUM(variable) GPT2_SP_PRAGMA(omp simd reduction(+ : variable))
+#define SIMD_MAX(variable) GPT2_SP_PRAGMA(omp simd reduction(max : variable))
+#define GPT2_SP_PRAGMA(text) _Pragma(#text)
+
+static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+static double now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+}
+
+// ===== 1. options ===============================================================================
+
+typedef struct { char text[GPT2_SP_TEXT]; } Error;   // one line for the user; empty: no error
+
+// Writes the line and gives -1, so that a check reads `return fail(e, ...)`.
+static int fail(Error* e, const char* format, ...) __attribute__((format(printf, 2, 3)));
+static int fail(Error* e, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(e->text, sizeof e->text, format, args);
+    va_end(args);
+    return -1;
+}
+
+enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+typedef struct {
+    int kind;
+    const char* name;
+    size_t offset;           // of the field in gpt2_sp_options
+    double low, high;        // range of INT and NUM
+    double number;           // default of INT, NUM, CHO
+    const char* text;        // default of TXT; the words of CHO
+    const char* commands;
+    const char* help;
+} Option;
+
+static const Option OPTIONS[] = {
+#define ROW_INT(field, name, value, low, high, commands, help) {OPTION_INT, name, offsetof(gpt2_sp_options, field), low, high, (double)(value), "", commands, help},
+#define ROW_NUM(field, name, value, low, high, commands, help) {OPTION_NUM, name, offsetof(gpt2_sp_options, field), low, high, value, "", commands, help},
+#define ROW_TXT(field, name, value, commands, help) {OPTION_TXT, name, offsetof(gpt2_sp_options, field), 0, 0, 0, value, commands, help},
+#define ROW_CHO(field, name, value, words, commands, help) {OPTION_CHO, name, offsetof(gpt2_sp_options, field), 0, 0, value, words, commands, help},
+    GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)
+};
+enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
+
+static const Option* option_find(const char* name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (strcmp(OPTIONS[i].name, name) == 0) return &OPTIONS[i];
+    return NULL;
+}
+
+// The index-th word of "a|b|c" in out; 0 if there is none.
+static int choice_word(const char* words, int index, char* out, size_t out_size) {
+    for (; index > 0; index--) {
+        words = strchr(words, '|');
+        if (!words) return 0;
+        words++;
+    }
+    snprintf(out, out_size, "%.*s", (int)strcspn(words, "|"), words);
+    return 1;
+}
+static const char* schedule_name(int kind) {
+    static const char* const names[] = {"ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"};
+    return names[kind];
+}
+static const char* recompute_name(int mode) {
+    static const char* const names[] = {"none", "gelu", "attn", "layer", "sqrt"};
+    return names[mode];
+}
+
+// Edit distance, to suggest the option that was meant.
+static int name_distance(const char* a, const char* b) {
+    int row[64], n = (int)strlen(b);
+    if (n > 62) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int change = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            if (row[j - 1] + 1 < change) change = row[j - 1] + 1;
+            row[j] = row[j] + 1 < change ? row[j] + 1 : change;
+        }
+    }
+    return row[n];
+}
+
+static int option_unknown(Error* e, const char* name, const char* command) {
+    const Option* best = NULL;
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (!best || name_distance(name, OPTIONS[i].name) < name_distance(name, best->name)) best = &OPTIONS[i];
+    if (name_distance(name, best->name) <= 3) return fail(e, "unknown option --%s: did you mean --%s?", name, best->name);
+    return fail(e, "unknown option --%s: `train_gpt2_sp %s --help` lists them", name, command);
+}
+
+// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal; nothing after them.
+static int parse_number(const char* text, int whole, double* value) {
+    char* end;
+    errno = 0;
+    *value = whole ? (double)strtoll(text, &end, 10) : strtod(text, &end);
+    if (end == text || errno == ERANGE || !isfinite(*value)) return -1;
+    if (whole && (*end == 'k' || *end == 'K')) *value *= 1024, end++;
+    else if (whole && (*end == 'm' || *end == 'M')) *value *= 1024 * 1024, end++;
+    return *end == 0 ? 0 : -1;
+}
+
+// --model: GPT-2's four sizes by their number of layers.
+static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
+    static const struct { const char* name; int layers, heads, channels; } sizes[] = {
+        {"d12", 12, 12, 768}, {"d24", 24, 16, 1024}, {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
+    for (int i = 0; i < 4; i++)
+        if (strcmp(value, sizes[i].name) == 0) {
+            o->layers = sizes[i].layers, o->heads = sizes[i].heads, o->channels = sizes[i].channels;
+            return 0;
+        }
+    return fail(e, "--model %s: expected d12, d24, d36 or d48", value);
+}
+
+static int option_set(gpt2_sp_options* o, const Option* option, const char* value, Error* e) {
+    char* field = (char*)o + option->offset;
+    double number;
+    switch (option->kind) {
+    case OPTION_INT:
+    case OPTION_NUM:
+        if (parse_number(value, option->kind == OPTION_INT, &number) != 0)
+            return fail(e, "--%s %s: expected a %snumber", option->name, value, option->kind == OPTION_INT ? "whole " : "");
+        if (!(number >= option->low && number <= option->high))
+            return fail(e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
+        if (option->kind == OPTION_INT) *(int64_t*)(void*)field = (int64_t)number;
+        else *(double*)(void*)field = number;
+        return 0;
+    case OPTION_TXT:
+        if (strlen(value) >= GPT2_SP_TEXT) return fail(e, "--%s: %zu bytes, at most %d fit", option->name, strlen(value), GPT2_SP_TEXT - 1);
+        memcpy(field, value, strlen(value) + 1);
+        return strcmp(option->name, "model") == 0 ? option_model(o, value, e) : 0;
+    default: {
+        char word[32];
+        for (int i = 0; choice_word(option->text, i, word, sizeof word); i++)
+            if (strcmp(word, value) == 0) {
+                *(int*)(void*)field = i;
+                return 0;
+            }
+        return fail(e, "--%s %s: expected one of %s", option->name, value, option->text);
+    }
+    }
+}
+
+void gpt2_sp_defaults(gpt2_sp_options* o) {
+    memset(o, 0, sizeof *o);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        char* field = (char*)o + OPTIONS[i].offset;
+        switch (OPTIONS[i].kind) {
+        case OPTION_INT: *(int64_t*)(void*)field = (int64_t)OPTIONS[i].number; break;
+        case OPTION_NUM: *(double*)(void*)field = OPTIONS[i].number; break;
+        case OPTION_CHO: *(int*)(void*)field = (int)OPTIONS[i].number; break;
+        default: snprintf(field, GPT2_SP_TEXT, "%s", OPTIONS[i].text);
+        }
+    }
+}
+
+int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
+    Error e = {{0}};
+    const Option* option = option_find(name);
+    int status = option ? option_set(o, option, value, &e) : option_unknown(&e, name, "train");
+    if (error_size > 0) snprintf(error, error_size, "%s", e.text);
+    return status;
+}
+
+// An option's value as text, as the command line would spell it.
+static void option_print(const gpt2_sp_options* o, const Option* option, char* out, size_t out_size) {
+    const char* field = (const char*)o + option->offset;
+    switch (option->kind) {
+    case OPTION_INT: snprintf(out, out_size, "%lld", (long long)*(const int64_t*)(const void*)field); break;
+    case OPTION_NUM: snprintf(out, out_size, "%g", *(const double*)(const void*)field); break;
+    case OPTION_CHO: choice_word(option->text, *(const int*)(const void*)field, out, out_size); break;
+    default: snprintf(out, out_size, "%s", field);
+    }
+}
+
+// A config file: `name = value` lines, # starts a comment line. Options given after it override it.
+static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
+    FILE* file = fopen(path, "r");
+    if (!file) return fail(e, "--config %s: %s", path, strerror(errno));
+    char line[GPT2_SP_TEXT + 64];
+    int status = 0;
+    for (int number = 1; status == 0 && fgets(line, sizeof line, file); number++) {
+        char *name = line, *end = line + strlen(line);
+        while (end > line && isspace((unsigned char)end[-1])) *--end = 0;
+        while (isspace((unsigned char)*name)) name++;
+        if (*name == 0 || *name == '#') continue;
+        char* value = strchr(name, '=');
+        if (!value) { status = fail(e, "%s:%d: expected `name = value`", path, number); break; }
+        char* name_end = value++;
+        while (name_end > name && isspace((unsigned char)name_end[-1])) name_end--;
+        *name_end = 0;
+        while (isspace((unsigned char)*value)) value++;
+        const Option* option = option_find(name);
+        Error inner = {{0}};
+        if ((option ? option_set(o, option, value, &inner) : option_unknown(&inner, name, "train")) != 0)
+            status = fail(e, "%s:%d: %.900s", path, number, inner.text);
+    }
+    fclose(file);
+    return status;
+}
+
+typedef struct { const char** items; int count; } Positional;   // arguments that are no options
+
+// Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command takes
+// them. Options of other commands are refused by name. Gives 1 if --help was asked for.
+static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc, char** argv, Positional* inputs, Error* e) {
+    for (int i = 0; i < argc; i++) {
+        const char* argument = argv[i];
+        if (strncmp(argument, "--", 2) != 0) {
+            if (!inputs) return fail(e, "%s: `%s` is not an option (options begin with --)", command, argument);
+            inputs->items[inputs->count++] = argument;
+            continue;
+        }
+        char name[64];
+        const char* equals = strchr(argument, '=');
+        size_t length = equals ? (size_t)(equals - argument) - 2 : strlen(argument) - 2;
+        snprintf(name, sizeof name, "%.*s", (int)min_i64((int64_t)length, 63), argument + 2);
+        if (strcmp(name, "help") == 0) return 1;
+        const Option* option = option_find(name);
+        int config = strcmp(name, "config") == 0;
+        if (!option && !config) return option_unknown(e, name, command);
+        if (option && !strchr(option->commands, letter)) return fail(e, "--%s is not an option of `%s`", name, command);
+        const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+        int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
+        if (flag && !equals && (!value || (strcmp(value, "0") != 0 && strcmp(value, "1") != 0))) value = "1";
+        else if (!equals) i++;
+        if (!value) return fail(e, "--%s needs a value", name);
+        if (config ? options_file(o, value, e) : option_set(o, option, value, e)) return -1;
+    }
+    return 0;
+}
+
+static void options_help(char letter, const char* command, const char* what, const char* usage) {
+    printf("train_gpt2_sp %s: %s\n\nusage: ./train_gpt2_sp %s %s\n\n", command, what, command, usage);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const Option* option = &OPTIONS[i];
+        if (!strchr(option->commands, letter)) continue;
+        char left[64], value[64];
+        gpt2_sp_options defaults;
+        gpt2_sp_defaults(&defaults);
+        option_print(&defaults, option, value, sizeof value);
+        if (strcmp(value, "\n") == 0) snprintf(value, sizeof value, "a line break");
+        snprintf(left, sizeof left, "--%s %s", option->name, option->kind == OPTION_TXT ? "TEXT" : option->kind == OPTION_CHO ? "WORD" : option->kind == OPTION_INT ? "N" : "X");
+        printf("  %-24s %s", left, option->help);
+        if (option->kind == OPTION_CHO) printf(": %s", option->text);
+        if (value[0]) printf(" [%s]", value);
+        printf("\n");
+    }
+    printf("  %-24s %s\n", "--config FILE", "read options from `name = value` lines; # starts a comment");
+}
+
+// ===== 2. errors and files ======================================================================
+
+// A file that is written once, front to back, and must be whole on disk afterwards.
+typedef struct {
+    int fd;
+    char path[GPT2_SP_TEXT + 64];
+    uint64_t bytes;       // written so far
+    uint32_t crc;         // CRC-32 of them
+    size_t fill;          // bytes waiting in buffer
+    unsigned char buffer[1 << 16];
+} OutFile;
+
+static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
+    snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
+    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0), f->fill = 0;
+    f->fd = open(f->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    return f->fd < 0 ? fail(e, "cannot create %.900s: %s", f->path, strerror(errno)) : 0;
+}
+
+static int file_flush(OutFile* f, Error* e) {
+    for (size_t done = 0; done < f->fill;) {
+        ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail(e, "cannot write %.900s: %s", f->path, strerror(errno));
+        done += (size_t)n;
+    }
+    f->fill = 0;
+    return 0;
+}
+
+static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
+    const unsigned char* p = (const unsigned char*)data;
+    f->bytes += size;
+    while (size > 0) {
+        size_t n = sizeof f->buffer - f->fill < size ? sizeof f->buffer - f->fill : size;
+        memcpy(f->buffer + f->fill, p, n);
+        f->crc = (uint32_t)crc32(f->crc, p, (unsigned)n);
+        f->fill += n, p += n, size -= n;
+        if (f->fill == sizeof f->buffer && file_flush(f, e) != 0) return -1;
+    }
+    return 0;
+}
+
+// Closes the file; with `keep` only after everything is on the disk.
+static int file_close(OutFile* f, int keep, Error* e) {
+    int status = 0;
+    if (f->fd < 0) return 0;
+    if (keep && file_flush(f, e) != 0) status = -1;
+    if (keep && status == 0 && fsync(f->fd) != 0) status = fail(e, "cannot fsync %.900s: %s", f->path, strerror(errno));
+    if (close(f->fd) != 0 && keep && status == 0) status = fail(e, "cannot close %.900s: %s", f->path, strerror(errno));
+    f->fd = -1;
+    return status;
+}
+
+// Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
+static int folder_sync(const char* path, Error* e) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
+    int status = fsync(fd) != 0 && errno != EINVAL ? fail(e, "cannot fsync folder %.900s: %s", path, strerror(errno)) : 0;
+    close(fd);
+    return status;
+}
+
+static int folder_make(const char* path, Error* e) {
+    char partial[GPT2_SP_TEXT];
+    snprintf(partial, sizeof partial, "%s", path);
+    for (char* slash = partial + 1;; slash++) {
+        if (*slash != '/' && *slash != 0) continue;
+        char kept = *slash;
+        *slash = 0;
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST) return fail(e, "cannot make folder %.900s: %s", partial, strerror(errno));
+        *slash = kept;
+        if (kept == 0) break;
+    }
+    struct stat info;
+    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) return fail(e, "%.900s exists and is not a folder", path);
+    return 0;
+}
+
+// Removes a folder and the plain files in it; what is not there is no error.
+static int folder_remove(const char* path, Error* e) {
+    DIR* dir = opendir(path);
+    if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
+    int status = 0;
+    for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+        if (unlinkat(dirfd(dir), entry->d_name, 0) != 0) status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
+    }
+    closedir(dir);
+    if (status == 0 && rmdir(path) != 0) status = fail(e, "cannot remove %.900s: %s", path, strerror(errno));
+    return status;
+}
+
+// Reads a small text file whole (at most `limit` bytes); the caller frees it.
+static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat info;
+    if (fd < 0 || fstat(fd, &info) != 0) {
+        fail(e, "cannot open %.900s: %s", path, strerror(errno));
+        if (fd >= 0) close(fd);
+        return NULL;
+    }
+    char* text = NULL;
+    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > limit) fail(e, "%.900s: expected a file of at most %zu bytes", path, limit);
+    else if (!(text = (char*)malloc((size_t)info.st_size + 1))) fail(e, "%.900s: out of memory", path);
+    *size = 0;
+    while (text && *size < (size_t)info.st_size) {
+        ssize_t n = read(fd, text + *size, (size_t)info.st_size - *size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
+            free(text);
+            text = NULL;
+            break;
+        }
+        *size += (size_t)n;
+    }
+    if (text) text[*size] = 0;
+    close(fd);
+    return text;
+}
+
+// Length and CRC-32 of a file, in pieces.
+static int file_checksum(const char* path, uint64_t* bytes, uint32_t* crc, Error* e) {
+    unsigned char buffer[1 << 16];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return fail(e, "cannot open %.900s: %s", path, strerror(errno));
+    *bytes = 0, *crc = (uint32_t)crc32(0, NULL, 0);
+    for (;;) {
+        ssize_t n = read(fd, buffer, sizeof buffer);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            fail(e, "cannot read %.900s: %s", path, strerror(errno));
+            close(fd);
+            return -1;
+        }
+        if (n == 0) break;
+        *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
+    }
+    close(fd);
+    return 0;
+}
+
+// Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
+// weights, orders and samples do not depend on how the work is split.
+static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
+    uint64_t z = seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
+    for (int round = 0; round < 2; round++) {
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+        z ^= z >> 31;
+        z += 0x9E3779B97F4A7C15ull;
+    }
+    return z;
+}
+static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                // Box-Muller
+    double u = random_unit(random_bits(seed, stream, 2 * index)), v = random_unit(random_bits(seed, stream, 2 * index + 1));
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+// ===== 3. shards and loader =====================================================================
+
+// The token stream of a run: its shards one after the other.
+typedef struct {
+    tok_shard* shards;
+    tok_cursor* cursors;      // one reader: the loader's thread
+    uint64_t* first;          // (count + 1) where each shard begins in the stream
+    int count;
+    uint64_t tokens, text_bytes;
+    uint32_t tokenizer, vocab, eot;
+    uint64_t fingerprint;     // of the shards' contents in their order
+} Dataset;
+
+static void dataset_close(Dataset* d) {
+    for (int i = 0; i < d->count; i++) tok_cursor_free(&d->cursors[i]), tok_close(&d->shards[i]);
+    free(d->shards);
+    free(d->cursors);
+    free(d->first);
+    memset(d, 0, sizeof *d);
+}
+
+static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
+    void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
+    if (shards) d->shards = (tok_shard*)shards;
+    void* cursors = realloc(d->cursors, (size_t)(d->count + 1) * sizeof *d->cursors);
+    if (cursors) d->cursors = (tok_cursor*)cursors;
+    void* first = realloc(d->first, (size_t)(d->count + 2) * sizeof *d->first);
+    if (first) d->first = (uint64_t*)first;
+    if (!shards || !cursors || !first) return fail(e, "%.900s: out of memory", path);
+    tok_shard* s = &d->shards[d->count];
+    if (tok_open(s, path, raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0) return -1;
+    memset(&d->cursors[d->count], 0, sizeof *d->cursors);
+    d->first[d->count++] = d->tokens;
+    d->first[d->count] = d->tokens += s->tokens;
+    if (d->count == 1) d->tokenizer = s->tokenizer, d->vocab = s->vocab_size, d->eot = s->eot;
+    if (s->tokenizer != d->tokenizer || s->vocab_size != d->vocab)
+        return fail(e, "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path, s->tokenizer, s->vocab_size, d->tokenizer, d->vocab);
+    d->text_bytes += s->text_bytes;
+    d->fingerprint = random_bits(d->fingerprint, s->fingerprint, s->tokens);
+    return 0;
+}
+
+// Opens every shard of "a.tok,folder,b*.bin". Folders give their .tok and .bin files; order is by name.
+static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents, Error* e) {
+    memset(d, 0, sizeof *d);
+    int status = list[0] ? 0 : fail(e, "no token shards given: --data FILE[,FILE...]");
+    for (const char* item = list; status == 0 && *item; item += *item == ',') {
+        char pattern[GPT2_SP_TEXT + 16];
+        int length = (int)strcspn(item, ",");
+        snprintf(pattern, sizeof pattern, "%.*s", length, item);
+        item += length;
+        struct stat info;
+        glob_t found;
+        memset(&found, 0, sizeof found);
+        int folder = stat(pattern, &info) == 0 && S_ISDIR(info.st_mode);
+        if (folder) snprintf(pattern + length, sizeof pattern - (size_t)length, "/*.tok");
+        int code = glob(pattern, 0, NULL, &found);
+        if (folder && (code == 0 || code == GLOB_NOMATCH)) {
+            snprintf(pattern + length, sizeof pattern - (size_t)length, "/*.bin");
+            int more = glob(pattern, code == 0 ? GLOB_APPEND : 0, NULL, &found);
+            if (more == 0) code = 0;
+        }
+        if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
+        for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
+        globfree(&found);
+    }
+    for (int i = 0; status == 0 && documents && i < d->count; i++) status = tok_index_documents(&d->shards[i], e->text, sizeof e->text);
+    if (status != 0) dataset_close(d);
+    return status;
+}
+
+static int dataset_shard_at(const Dataset* d, uint64_t position) {
+    int low = 0, high = d->count - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (d->first[middle] <= position) low = middle;
+        else high = middle - 1;
+    }
+    return low;
+}
+
+static int dataset_read(Dataset* d, uint64_t position, uint64_t count, int32_t* out, Error* e) {
+    for (int s = dataset_shard_at(d, position); count > 0; s++) {
+        uint64_t local = position - d->first[s];
+        uint64_t n = d->shards[s].tokens - local < count ? d->shards[s].tokens - local : count;
+        if (tok_read(&d->shards[s], &d->cursors[s], local, n, out, e->text, sizeof e->text) != 0) return -1;
+        position += n, out += n, count -= n;
+    }
+    return 0;
+}
+
+// Where the document that holds `position` begins, and where the next one does, in the stream.
+static void dataset_document(const Dataset* d, uint64_t position, uint64_t* begin, uint64_t* end) {
+    int s = dataset_shard_at(d, position);
+    const uint64_t* start = d->shards[s].document_start;
+    uint64_t local = position - d->first[s], low = 0, high = d->shards[s].documents - 1;
+    while (low < high) {
+        uint64_t middle = (low + high + 1) / 2;
+        if (start[middle] <= local) low = middle;
+        else high = middle - 1;
+    }
+    *begin = d->first[s] + start[low];
+    *end = d->first[s] + start[low + 1];
+}
+
+// A permutation of 0..n-1, computed: four Feistel rounds on the smallest even number of bits that
+// holds n, walked along its cycle until it lands below n.
+static uint64_t permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoch) {
+    int half = 1;
+    while (half < 31 && (1ull << (2 * half)) < n) half++;
+    uint64_t mask = (1ull << half) - 1;
+    do {
+        uint64_t left = index >> half, right = index & mask;
+        for (uint64_t round = 0; round < 4; round++) {
+            uint64_t next = left ^ (random_bits(seed, epoch * 4 + round, right) & mask);
+            left = right;
+            right = next;
+        }
+        index = left << half | right;
+    } while (index >= n);
+    return index;
+}
+
+// Samples are windows of T tokens (and one more for the last label) of the stream: documents longer than
+// T are cut, shorter ones lie packed. The last window ends with the stream, so every token is seen.
+static uint64_t dataset_windows(const Dataset* d, int64_t T) { return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T; }
+
+static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
+    uint64_t n = dataset_windows(d, T), window = sample % n;
+    if (shuffled) window = permute(window, n, seed, sample / n);
+    uint64_t last = d->tokens - 1 - (uint64_t)T;
+    return window * (uint64_t)T < last ? window * (uint64_t)T : last;
+}
+
+// The tokens that a rank holds: one run of them, or two where the schedule pairs an early with a late one.
+typedef struct {
+    int count;                      // 1 or 2
+    int64_t begin[2], rows[2];      // in the sequence
+    int64_t total;                  // Tl
+} Segments;
+
+// What one rank is fed for one step. Labels are -1 where no loss is counted.
+typedef struct {
+    int32_t* tokens;       // (grad_accum, B, Tl)
+    int32_t* labels;       // (grad_accum, B, Tl)
+    int32_t* doc_start;    // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
+} RankBatch;
+
+typedef struct {
+    RankBatch* ranks;      // (dp * sp)
+    int64_t valid;         // tokens with a label, of all ranks and passes
+} Batch;
+
+// Fills one rank's slice of one sample that begins at `position` of the stream.
+static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg, int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
+    for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
+        if (seg->rows[s] == 0) continue;
+        int32_t last;   // the token after the slice: the label of its last one
+        uint64_t begin = position + (uint64_t)seg->begin[s], rows = (uint64_t)seg->rows[s];
+        if (dataset_read(d, begin, rows, tokens + at, e) != 0 || dataset_read(d, begin + rows, 1, &last, e) != 0) return -1;
+        memcpy(labels + at, tokens + at + 1, (rows - 1) * sizeof *labels);
+        labels[at + (int64_t)rows - 1] = last;
+    }
+    if (!doc_mask) return 0;
+    for (uint64_t t = 0; t < (uint64_t)T;) {
+        uint64_t begin, end;
+        dataset_document(d, position + t, &begin, &end);
+        int32_t start = begin > position ? (int32_t)(begin - position) : 0;
+        for (; t < (uint64_t)T && position + t < end; t++) doc_start[t] = start;
+        for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++)   // a document's last token predicts nothing
+            if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] && position + t == end)
+                labels[at + (int64_t)t - 1 - seg->begin[s]] = -1;
+    }
+    return 0;
+}
+
+// Tokens of a sample that have a label, from the document index alone: every rank gets the same number.
+static int64_t sample_valid(const Dataset* d, uint64_t position, int64_t T, int doc_mask) {
+    int64_t valid = T;
+    for (uint64_t t = position, begin, end; doc_mask && t < position + (uint64_t)T; t = end) {
+        dataset_document(d, t, &begin, &end);
+        if (end <= position + (uint64_t)T) valid--;
+    }
+    return valid;
+}
+
+// Reads the samples of a step ahead, on a thread of its own, while the step before it is computed.
+typedef struct {
+    Dataset* data;
+    int64_t T, B, passes;        // passes = grad_accum
+    int dp, sp, doc_mask, shuffled;
+    uint64_t seed;
+    uint64_t limit;              // samples from here on carry no labels (validation of an odd number)
+    const Segments* segments;    // (sp)
+    Batch batch[2];
+    int ready;                   // batch that the last request fills
+    uint64_t first;              // first sample of that request
+    pthread_t thread;
+    int running, status;
+    Error error;
+} Loader;
+
+static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
+    batch->valid = 0;
+    for (int64_t pass = 0; pass < l->passes; pass++)
+        for (int replica = 0; replica < l->dp; replica++)
+            for (int64_t b = 0; b < l->B; b++) {
+                uint64_t sample = first + (uint64_t)((pass * l->dp + replica) * l->B + b);
+                uint64_t position = sample_position(l->data, l->T, sample, l->shuffled, l->seed);
+                if (sample < l->limit) batch->valid += sample_valid(l->data, position, l->T, l->doc_mask);
+                for (int r = 0; r < l->sp; r++) {
+                    RankBatch* rank = &batch->ranks[replica * l->sp + r];
+                    int64_t at = (pass * l->B + b) * l->segments[r].total;
+                    int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
+                    if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at, rank->labels + at, doc_start, e) != 0) return -1;
+                    for (int64_t t = 0; sample >= l->limit && t < l->segments[r].total; t++) rank->labels[at + t] = -1;
+                }
+            }
+    return 0;
+}
+
+static void* loader_thread(void* argument) {
+    Loader* l = (Loader*)argument;
+    l->status = loader_fill(l, &l->batch[l->ready], l->first, &l->error);
+    return NULL;
+}
+
+// Starts reading the samples from `first` on.
+static void loader_request(Loader* l, uint64_t first) {
+    l->first = first;
+    l->running = pthread_create(&l->thread, NULL, loader_thread, l) == 0;
+    if (!l->running) loader_thread(l);   // no thread to be had: read now
+}
+
+// Waits for the requested batch, which stays valid until the request after the next.
+static Batch* loader_take(Loader* l, Error* e) {
+    if (l->running) pthread_join(l->thread, NULL);
+    l->running = 0;
+    if (l->status != 0) {
+        *e = l->error;
+        return NULL;
+    }
+    Batch* batch = &l->batch[l->ready];
+    l->ready = !l->ready;
+    return batch;
+}
+
+// ===== 4. transports ============================================================================
+
+// One piece of contiguous memory that goes to or comes from a peer.
+typedef struct { int peer; void* data; size_t bytes; } Piece;
+enum { MAX_PIECES = 4 };   // of one message
+
+// What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one
+// rank's abort, all calls of all ranks give -1, so nobody waits for ever.
+typedef struct Transport Transport;
+struct Transport {
+    int rank, world;
+    void* state;
+    // Opens the group of one step: what `sends` point to must stay as it is until the matching wait.
+    // Pieces between two ranks pair up in order.
+    int (*post)(Transport* t, const Piece* sends, int send_count, Error* e);
+    // Receives the group's pieces and waits until the own ones were taken.
+    int (*wait)(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
+    int (*all_reduce)(Transport* t, double* values, int count, Error* e);              // sums, in rank order: equal on all
+    int (*reduce_scatter)(Transport* t, real* buffer, int64_t slice, Error* e);        // (world * slice): own slice = sum of all ranks'
+    int (*all_gather)(Transport* t, real* buffer, int64_t slice, Error* e);            // (world * slice): own slice goes to all
+    int (*barrier)(Transport* t, Error* e);
+    void (*abort)(Transport* t, const Error* reason);
+};
+
+// --- thread ranks: shared memory ---
+
+typedef struct {
+    const Piece* pieces;     // the sender's list of the group, NULL while the box is empty
+    int count;
+} Mailbox;
+
+typedef struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    int world, arrived, aborted;
+    uint64_t generation;     // barriers passed
+    Error reason;            // of the abort
+    Mailbox* boxes;          // (world, world): from, to
+    void** shared;           // (world) what each rank shows the others during a collective
+} ThreadWorld;
+
+static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
+    if (w->aborted) *e = w->reason;
+    return w->aborted ? -1 : 0;
+}
+
+static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    for (int i = 0; i < send_count; i++) {
+        Mailbox* box = &w->boxes[t->rank * w->world + sends[i].peer];
+        box->pieces = sends, box->count = send_count;
+    }
+    if (send_count > 0) pthread_cond_broadcast(&w->changed);
+    int status = thread_aborted(w, e);
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+// Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
+static int thread_receive(Transport* t, int peer, const Piece* from, int from_count, const Piece* receives, int receive_count, Error* e) {
+    int sent = 0;
+    for (int i = 0; i < receive_count; i++) {
+        if (receives[i].peer != peer) continue;
+        while (sent < from_count && from[sent].peer != t->rank) sent++;
+        if (sent == from_count || from[sent].bytes != receives[i].bytes)
+            return fail(e, "rank %d expects %zu bytes of rank %d, which sends %zu", t->rank, receives[i].bytes, peer, sent == from_count ? (size_t)0 : from[sent].bytes);
+        memcpy(receives[i].data, from[sent++].data, receives[i].bytes);
+    }
+    return 0;
+}
+
+static int thread_wait(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    int status = 0;
+    for (int i = 0; status == 0 && i < receive_count; i++) {
+        int peer = receives[i].peer, seen = 0;
+        for (int j = 0; j < i; j++) seen |= receives[j].peer == peer;
+        if (seen) continue;
+        Mailbox* box = &w->boxes[peer * w->world + t->rank];
+        pthread_mutex_lock(&w->mutex);
+        while ((status = thread_aborted(w, e)) == 0 && !box->pieces) pthread_cond_wait(&w->changed, &w->mutex);
+        Mailbox mail = *box;
+        pthread_mutex_unlock(&w->mutex);
+        if (status == 0) status = thread_receive(t, peer, mail.pieces, mail.count, receives, receive_count, e);
+        pthread_mutex_lock(&w->mutex);
+        box->pieces = NULL;
+        pthread_cond_broadcast(&w->changed);
+        pthread_mutex_unlock(&w->mutex);
+    }
+    pthread_mutex_lock(&w->mutex);
+    for (int i = 0; status == 0 && i < send_count; i++)
+        while ((status = thread_aborted(w, e)) == 0 && w->boxes[t->rank * w->world + sends[i].peer].pieces) pthread_cond_wait(&w->changed, &w->mutex);
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+static int thread_barrier(Transport* t, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    uint64_t generation = w->generation;
+    if (++w->arrived == w->world) {
+        w->arrived = 0, w->generation++;
+        pthread_cond_broadcast(&w->changed);
+    }
+    while (w->generation == generation && !w->aborted) pthread_cond_wait(&w->changed, &w->mutex);
+    int status = thread_aborted(w, e);
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+static int thread_share(Transport* t, void* data, Error* e) {   // shows `data` to all and waits until all show theirs
+    ((ThreadWorld*)t->state)->shared[t->rank] = data;
+    return thread_barrier(t, e);
+}
+
+static int thread_all_reduce(Transport* t, double* values, int count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    double sum[64];
+    if (thread_share(t, values, e) != 0) return -1;
+    for (int i = 0; i < count; i++) {
+        sum[i] = 0;
+        for (int r = 0; r < w->world; r++) sum[i] += ((const double*)w->shared[r])[i];
+    }
+    if (thread_barrier(t, e) != 0) return -1;
+    memcpy(values, sum, (size_t)count * sizeof *values);
+    return thread_barrier(t, e);
+}
+
+static int thread_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    if (w->world == 1) return 0;
+    if (thread_share(t, buffer, e) != 0) return -1;
+    for (int64_t i = t->rank * slice; i < (t->rank + 1) * slice; i++) {   // nobody else reads this slice of this rank
+        real sum = ((const real*)w->shared[0])[i];
+        for (int r = 1; r < w->world; r++) sum += ((const real*)w->shared[r])[i];
+        buffer[i] = sum;
+    }
+    return thread_barrier(t, e);
+}
+
+static int thread_all_gather(Transport* t, real* buffer, int64_t slice, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    if (w->world == 1) return 0;
+    if (thread_share(t, buffer, e) != 0) return -1;
+    for (int r = 0; r < w->world; r++)
+        if (r != t->rank) memcpy(buffer + r * slice, (const real*)w->shared[r] + r * slice, (size_t)slice * sizeof(real));
+    return thread_barrier(t, e);
+}
+
+static void thread_abort(Transport* t, const Error* reason) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    if (!w->aborted) w->aborted = 1, w->reason = *reason;
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->mutex);
+}
+
+static int thread_world_init(ThreadWorld* w, int world, Error* e) {
+    memset(w, 0, sizeof *w);
+    w->world = world;
+    w->boxes = (Mailbox*)calloc((size_t)world * (size_t)world, sizeof *w->boxes);
+    w->shared = (void**)calloc((size_t)world, sizeof *w->shared);
+    if (!w->boxes || !w->shared) return fail(e, "out of memory for %d ranks", world);
+    pthread_mutex_init(&w->mutex, NULL);
+    pthread_cond_init(&w->changed, NULL);
+    return 0;
+}
+static void thread_world_free(ThreadWorld* w) {
+    if (w->world == 0) return;
+    pthread_mutex_destroy(&w->mutex);
+    pthread_cond_destroy(&w->changed);
+    free(w->boxes);
+    free(w->shared);
+    memset(w, 0, sizeof *w);
+}
+static Transport thread_transport(ThreadWorld* w, int rank) {
+    Transport t;
+    t.rank = rank, t.world = w->world, t.state = w;
+    t.post = thread_post, t.wait = thread_wait, t.all_reduce = thread_all_reduce;
+    t.reduce_scatter = thread_reduce_scatter, t.all_gather = thread_all_gather;
+    t.barrier = thread_barrier, t.abort = thread_abort;
+    return t;
+}
+
+// ===== 5. schedules =============================================================================
+//
+// A schedule is a table for one direction (forward or backward) of one layer's attention: which rank
+// computes which pair (query chunk, key chunk) at which step, and which items travel during that step.
+// An item is the rows of one rank `of`, for a range of heads:
+//     KV   keys and values   2C elements per row       QDO  q and dO (with LSE and delta)   2C
+//     Q    queries            C                        DQ   partial dQ                       C
+//     OUT  partial O and LSE  C                        DKV  partial dK and dV               2C
+// What arrives during step s can be used from step s + 1 on. Results (OUT, DQ, DKV) that reach the rank
+// `of` are merged into its own sums. Heads are split into `head_parts` equal parts (h0 <= part < h1).
+//
+// Volumes below are in C = a rank's query chunk, as received per rank on average (equal to what is sent).
+//     kind        makespan        forward       backward                         idea
+//     ring        P - 1/2         2(P-1)        2(P-1)(2P-1)/P                   Liu et al. 2023, causal blocks skipped
+//     dist        P/2             P-1           odd:  3m + m(m+1)/2P, m=(P-1)/2  Li et al. 2023 (DistFlashAttn), made whole
+//                                               even: 3m + m(m+1)/2P + 7/4, m=P/2-1
+//     dist-paper  (P+1)/2         P-1           3m + m(m+1)/2P + 2, m=P/2-1      its published table, even P
+//     zigzag      P/2             2(P-1)        4(P-1)                           ring over 2P chunks, rank r: r, 2P-1-r
+//     allgather   P/2             2(P-1)        4(P-1)                           Llama 3's, with zigzag's placement
+//     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
+
+enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
+static const int ITEM_WIDTH[ITEM_KINDS] = {1, 2, 1, 2, 1, 2};         // elements per row, in C
+static const int ITEM_ROW_STATS[ITEM_KINDS] = {0, 0, 2, 2, 0, 0};     // numbers per row and head beside them (m and l, LSE and delta)
+static inline int item_is_result(int kind) { return kind == ITEM_OUT || kind >= ITEM_DQ; }
+
+typedef struct { int kind, of, h0, h1; } Item;
+
+typedef struct {
+    int step, rank;          // when and by whom
+    int q, k;                // chunks
+    int h0, h1;              // head parts
+    int q_slot, kv_slot;     // where the operands lie; -1: they are the rank's own
+    int dq_slot, dkv_slot;   // where the results go (forward: OUT in dq_slot); -1: the rank's own sums
+} ScheduleOp;
+
+typedef struct {
+    int step, from, to;
+    Item item;
+    int src;                 // sender's slot; -1: its own rows
+    int dst;                 // receiver's slot
+    int merge;               // a result that is added on arrival: to slot `into`, or to the own sums if it is -1
+    int into;
+} ScheduleMessage;
+
+typedef struct {
+    int kind, P, backward;
+    int chunks;              // P, or 2P where a rank holds two
+    int head_parts;
+    int steps;               // the last ones may only carry results home
+    ScheduleOp* ops;
+    int op_count, op_room;
+    ScheduleMessage* messages;
+    int message_count, message_room;
+    int* slot_count;         // (P)
+    Item* slot_items;        // (P, MAX_SLOTS) the largest item that each slot holds
+    int failed;              // memory ran out while the table was made
+} Schedule;
+enum { MAX_SLOTS = 4 * 256 };
+
+static void schedule_free(Schedule* s) {
+    free(s->ops);
+    free(s->messages);
+    free(s->slot_count);
+    free(s->slot_items);
+    memset(s, 0, sizeof *s);
+}
+
+static int schedule_two_chunks(int kind) { return kind == GPT2_SP_ZIGZAG || kind == GPT2_SP_ALLGATHER; }
+static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
+static int64_t chunk_begin(int64_t T, int chunks, int chunk) { return T * chunk / chunks; }   // sizes differ by at most one token
+
+static Segments rank_segments(int kind, int P, int64_t T, int rank) {
+    Segments seg;
+    int two = schedule_two_chunks(kind), chunks = two ? 2 * P : P;
+    memset(&seg, 0, sizeof seg);
+    seg.count = two ? 2 : 1;
+    for (int i = 0; i < seg.count; i++) {
+        int chunk = i == 0 ? rank : 2 * P - 1 - rank;
+        seg.begin[i] = chunk_begin(T, chunks, chunk);
+        seg.rows[i] = chunk_begin(T, chunks, chunk + 1) - seg.begin[i];
+        seg.total += seg.rows[i];
+    }
+    return seg;
+}
+
+static void* grow(void* array, int count, int* room, size_t size, int* failed) {
+    if (count < *room) return array;
+    int wanted = *room ? 2 * *room : 64;
+    void* larger = realloc(array, (size_t)wanted * size);
+    if (!larger) *failed = 1;
+    else *room = wanted;
+    return larger ? larger : array;
+}
+
+static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
+    s->ops = (ScheduleOp*)grow(s->ops, s->op_count, &s->op_room, sizeof *s->ops, &s->failed);
+    if (s->failed) return;
+    ScheduleOp* op = &s->ops[s->op_count++];
+    op->step = step, op->rank = rank, op->q = q, op->k = k, op->h0 = h0, op->h1 = h1;
+    op->q_slot = op->kv_slot = op->dq_slot = op->dkv_slot = -1;
+}
+
+static void schedule_send(Schedule* s, int step, int from, int to, int kind, int of, int h0, int h1) {
+    s->messages = (ScheduleMessage*)grow(s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
+    if (s->failed) return;
+    ScheduleMessage* m = &s->messages[s->message_count++];
+    m->step = step, m->from = from, m->to = to;
+    m->item.kind = kind, m->item.of = of, m->item.h0 = h0, m->item.h1 = h1;
+    m->src = m->dst = m->into = -1, m->merge = 0;
+}
+
+// A pair (q, k) of other ranks' chunks computed at `step` by `rank`, which owns one side: the other side
+// comes during step - 1, the result of the side that is not owned goes home during step + 1.
+static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
+    schedule_op(s, step, rank, q, k, h0, h1);
+    if (rank == q) {
+        schedule_send(s, step - 1, k, rank, ITEM_KV, k, h0, h1);
+        if (s->backward) schedule_send(s, step + 1, rank, k, ITEM_DKV, k, h0, h1);
+    } else {
+        schedule_send(s, step - 1, q, rank, s->backward ? ITEM_QDO : ITEM_Q, q, h0, h1);
+        schedule_send(s, step + 1, rank, q, s->backward ? ITEM_DQ : ITEM_OUT, q, h0, h1);
+    }
+}
+
+enum { DIST_WHOLE, DIST_PAPER, DIST_LIGHTSEQ };   // what happens at the last step t = P/2
+
+// At step t rank r works on its own queries against the keys t ranks before it; the ranks r < t, which
+// have no such keys, help: queries of rank r - t + P against their own keys. The backward pass turns the
+// roles round (most pairs run at the keys' owner), as q, dO in and dQ out is less than k, v in and dK, dV out.
+// At even P both ends meet at t = P/2 in the same pair: each does half of its heads (DIST_WHOLE), or
+// the late rank does it and the early one idles (DIST_PAPER). DIST_LIGHTSEQ is the released code's
+// condition, which also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
+static void schedule_build_dist(Schedule* s, int variant) {
+    int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
+    for (int r = 0; r < P; r++) schedule_op(s, 0, r, r, r, 0, s->head_parts);
+    for (int t = 1; t <= P / 2; t++)
+        for (int r = 0; r < P; r++) {
+            int other = mirrored ? (r + t) % P : (r - t + P) % P;
+            int q = r > other ? r : other, k = r > other ? other : r;
+            int last = t == P / 2 && (P % 2 == 0 || variant == DIST_LIGHTSEQ);
+            if (!last) schedule_pair(s, t, r, q, k, 0, s->head_parts);
+            else if (variant == DIST_WHOLE) schedule_pair(s, t, r, q, k, r == q ? 1 : 0, r == q ? 2 : 1);
+            else if (r == q) schedule_pair(s, t, r, q, k, 0, s->head_parts);
+        }
+}
+
+// All chunks of `rank` against all of `other`, as far as they are not in the future.
+static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int h0, int h1, int worker) {
+    int per = s->chunks / s->P;
+    for (int i = 0; i < per; i++)
+        for (int j = 0; j < per; j++) {
+            int q = i == 0 ? rank : 2 * s->P - 1 - rank, k = j == 0 ? other : 2 * s->P - 1 - other;
+            if (k <= q) schedule_op(s, step, worker, q, k, h0, h1);
+        }
+}
+
+// Keys and values go round; in the backward pass their gradients follow one step behind and end at home.
+static void schedule_build_ring(Schedule* s) {
+    int P = s->P;
+    for (int t = 0; t < P; t++)
+        for (int r = 0; r < P; r++) {
+            int next = (r + 1) % P, held = (r - t + P) % P;
+            schedule_rank_pairs(s, t, r, held, 0, 1, r);
+            if (t < P - 1) schedule_send(s, t, r, next, ITEM_KV, held, 0, 1);
+            int used = s->chunks > P || held < P - 1;   // the last chunk's keys serve no other rank
+            if (s->backward && t > 0 && used) schedule_send(s, t + 1, r, next, ITEM_DKV, held, 0, 1);
+        }
+}
+
+static void schedule_build_allgather(Schedule* s) {
+    for (int r = 0; r < s->P; r++)
+        for (int o = 0; o < s->P; o++) {
+            schedule_rank_pairs(s, r == o ? 0 : 1, r, o, 0, 1, r);
+            if (r == o) continue;
+            schedule_send(s, 0, o, r, ITEM_KV, o, 0, 1);
+            if (s->backward) schedule_send(s, 2, r, o, ITEM_DKV, o, 0, 1);
+        }
+}
+
+// Every rank does all pairs of its share of the heads.
+static void schedule_build_ulysses(Schedule* s) {
+    for (int r = 0; r < s->P; r++)
+        for (int o = 0; o < s->P; o++) {
+            for (int k = 0; k <= o; k++) schedule_op(s, s->P > 1, r, o, k, r, r + 1);
+            if (r == o) continue;
+            schedule_send(s, 0, o, r, s->backward ? ITEM_QDO : ITEM_Q, o, r, r + 1);
+            schedule_send(s, 0, o, r, ITEM_KV, o, r, r + 1);
+            schedule_send(s, 2, r, o, s->backward ? ITEM_DQ : ITEM_OUT, o, r, r + 1);
+            if (s->backward) schedule_send(s, 2, r, o, ITEM_DKV, o, r, r + 1);
+        }
+}
+
+static int op_order(const void* a, const void* b) {
+    const ScheduleOp *x = (const ScheduleOp*)a, *y = (const ScheduleOp*)b;
+    return x->step != y->step ? x->step - y->step : x->rank != y->rank ? x->rank - y->rank : x->q != y->q ? x->q - y->q : x->k - y->k;
+}
+static int message_order(const void* a, const void* b) {
+    const ScheduleMessage *x = (const ScheduleMessage*)a, *y = (const ScheduleMessage*)b;
+    if (x->step != y->step) return x->step - y->step;
+    if (x->from != y->from) return x->from - y->from;
+    if (x->to != y->to) return x->to - y->to;
+    return x->item.kind != y->item.kind ? x->item.kind - y->item.kind : x->item.of - y->item.of;
+}
+
+// The time that an item of another rank lies in a rank's memory: from the step during which it arrives or
+// is first written, to the last during which it is read or sent.
+typedef struct { int first, last, slot, h0, h1; } Life;
+enum { STAGING = ITEM_KINDS, LIFE_KINDS = 2 * ITEM_KINDS };   // STAGING + kind: a result on arrival, until it is merged at the end of its step
+
+static Life* life_at(Life* lives, int P, int kind, int of) { return &lives[kind * P + of]; }
+static void life_extend(Life* life, int step, int h0, int h1) {
+    if (life->first < 0 || step < life->first) life->first = step;
+    if (step > life->last) life->last = step;
+    life->h0 = h0, life->h1 = h1;
+}
+
+// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
+static void rank_slots(Schedule* s, int rank, Life* lives) {
+    int P = s->P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
+    Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
+    if (!until) s->failed = 1;
+    for (int step = 0; until && step <= s->steps; step++)
+        for (int i = 0; i < LIFE_KINDS * P; i++) {
+            Life* life = &lives[i];
+            if (life->first != step) continue;
+            int best = -1;
+            Item item = {i / P % STAGING, i % P, life->h0, life->h1};
+            int size = ITEM_WIDTH[item.kind] * (life->h1 - life->h0);
+            for (int j = 0; j < s->slot_count[rank]; j++) {
+                int room = ITEM_WIDTH[slots[j].kind] * (slots[j].h1 - slots[j].h0);
+                int best_room = best < 0 ? 0 : ITEM_WIDTH[slots[best].kind] * (slots[best].h1 - slots[best].h0);
+                int stats_fit = ITEM_ROW_STATS[slots[j].kind] >= ITEM_ROW_STATS[item.kind];
+                if (until[j] < step && room >= size && stats_fit && (best < 0 || room < best_room)) best = j;
+            }
+            if (best < 0 && s->slot_count[rank] == MAX_SLOTS) s->failed = 1;
+            else if (best < 0) best = s->slot_count[rank]++, slots[best] = item;
+            if (best < 0) continue;
+            until[best] = life->last, life->slot = best;
+        }
+    free(until);
+}
+
+// Works out where every item lies. Two results never share a life with their staging, operands never
+// with what is received beside them: that is what the proof checks again, independently.
+static void schedule_assign_slots(Schedule* s) {
+    int P = s->P, kinds = LIFE_KINDS;
+    int q_kind = s->backward ? ITEM_QDO : ITEM_Q, result = s->backward ? ITEM_DQ : ITEM_OUT;
+    Life* lives = (Life*)malloc((size_t)kinds * (size_t)P * sizeof *lives);
+    s->slot_count = (int*)calloc((size_t)P, sizeof *s->slot_count);
+    s->slot_items = (Item*)calloc((size_t)P * MAX_SLOTS, sizeof *s->slot_items);
+    if (!lives || !s->slot_count || !s->slot_items) s->failed = 1;
+    for (int r = 0; !s->failed && r < P; r++) {
+        for (int i = 0; i < kinds * P; i++) lives[i].first = lives[i].last = lives[i].slot = -1;
+        for (int i = 0; i < s->op_count; i++) {
+            const ScheduleOp* op = &s->ops[i];
+            int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
+            if (op->rank != r) continue;
+            if (q != r) life_extend(life_at(lives, P, q_kind, q), op->step, op->h0, op->h1), life_extend(life_at(lives, P, result, q), op->step, op->h0, op->h1);
+            if (k != r) life_extend(life_at(lives, P, ITEM_KV, k), op->step, op->h0, op->h1);
+            if (k != r && s->backward) life_extend(life_at(lives, P, ITEM_DKV, k), op->step, op->h0, op->h1);
+        }
+        for (int i = 0; i < s->message_count; i++) {
+            ScheduleMessage* m = &s->messages[i];
+            Life* life = life_at(lives, P, m->item.kind, m->item.of);
+            if (m->from == r && m->item.of != r) life_extend(life, m->step, m->item.h0, m->item.h1);
+            if (m->to != r) continue;
+            // a result that is computed here too, or is at home, is added; another just lands
+            m->merge = item_is_result(m->item.kind) && (m->item.of == r || (life->first >= 0 && life->first <= m->step));
+            if (m->merge) life_extend(life_at(lives, P, STAGING + m->item.kind, m->from), m->step, m->item.h0, m->item.h1);
+            else life_extend(life, m->step, m->item.h0, m->item.h1);
+        }
+        rank_slots(s, r, lives);
+        for (int i = 0; i < s->op_count; i++) {
+            ScheduleOp* op = &s->ops[i];
+            int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
+            if (op->rank != r) continue;
+            if (q != r) op->q_slot = life_at(lives, P, q_kind, q)->slot, op->dq_slot = life_at(lives, P, result, q)->slot;
+            if (k != r) op->kv_slot = life_at(lives, P, ITEM_KV, k)->slot;
+            if (k != r && s->backward) op->dkv_slot = life_at(lives, P, ITEM_DKV, k)->slot;
+        }
+        for (int i = 0; i < s->message_count; i++) {
+            ScheduleMessage* m = &s->messages[i];
+            int slot = life_at(lives, P, m->item.kind, m->item.of)->slot;
+            if (m->from == r && m->item.of != r) m->src = slot;
+            if (m->to == r) m->dst = m->merge ? life_at(lives, P, STAGING + m->item.kind, m->from)->slot : slot;
+            if (m->to == r && m->merge && m->item.of != r) m->into = slot;
+        }
+    }
+    free(lives);
+}
+
+// Puts the table in order and works out the slots, after its ops and messages are in.
+static int schedule_finish(Schedule* s, Error* e) {
+    if (!s->failed) {
+        qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
+        if (s->message_count > 0) qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
+        for (int i = 0; i < s->op_count; i++) if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
+        for (int i = 0; i < s->message_count; i++) if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
+        schedule_assign_slots(s);
+    }
+    if (s->failed) {
+        int P = s->P;
+        schedule_free(s);
+        return fail(e, "out of memory for a schedule of %d ranks", P);
+    }
+    return 0;
+}
+
+static void schedule_begin(Schedule* s, int kind, int P, int backward) {
+    memset(s, 0, sizeof *s);
+    s->kind = kind, s->P = P, s->backward = backward;
+    s->chunks = schedule_two_chunks(kind) ? 2 * P : P;
+    s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P % 2 == 0 ? 2 : 1;
+}
+
+// Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
+static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
+    schedule_begin(s, kind, P, backward);
+    if (kind == GPT2_SP_DIST_PAPER && P % 2 == 1 && P > 1)
+        return fail(e, "--schedule dist-paper is published for even --sp only (found %d): --schedule dist takes any", P);
+    if (kind == GPT2_SP_ULYSSES && heads % P != 0)
+        return fail(e, "--schedule ulysses needs --heads divisible by --sp (found %lld and %d): --schedule dist takes any", (long long)heads, P);
+    switch (kind) {
+    case GPT2_SP_DIST: schedule_build_dist(s, DIST_WHOLE); break;
+    case GPT2_SP_DIST_PAPER: schedule_build_dist(s, DIST_PAPER); break;
+    case GPT2_SP_ALLGATHER: schedule_build_allgather(s); break;
+    case GPT2_SP_ULYSSES: schedule_build_ulysses(s); break;
+    default: schedule_build_ring(s);
+    }
+    return schedule_finish(s, e);
+}
+
+// Work of an op: a full off-diagonal pair of two ranks' chunks is 1, a diagonal one 0.5.
+static double op_units(const Schedule* s, const ScheduleOp* op) {
+    double side = (double)s->P / s->chunks;
+    return side * side * (op->q == op->k ? 0.5 : 1.0) * (op->h1 - op->h0) / s->head_parts;
+}
+static double item_units(const Schedule* s, Item item) { return (double)ITEM_WIDTH[item.kind] * (item.h1 - item.h0) / s->head_parts; }
+
+typedef struct {
+    int steps;                   // that compute anything
+    double makespan, ideal;      // units
+    double elements;             // received per rank on average, in C
+    double most_sent, most_received;
+} ScheduleCost;
+
+static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
+    int P = s->P;
+    memset(cost, 0, sizeof *cost);
+    double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);   // work (steps, P), sent (P), received (P)
+    if (!sums) return fail(e, "out of memory");
+    double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
+    for (int i = 0; i < s->op_count; i++) sums[s->ops[i].step * P + s->ops[i].rank] += op_units(s, &s->ops[i]);
+    for (int i = 0; i < s->message_count; i++) {
+        double units = item_units(s, s->messages[i].item);
+        sent[s->messages[i].from] += units, received[s->messages[i].to] += units, cost->elements += units / P;
+    }
+    for (int step = 0; step < s->steps; step++) {
+        double longest = 0;
+        for (int r = 0; r < P; r++) longest = fmax(longest, sums[step * P + r]);
+        cost->makespan += longest, cost->steps += longest > 0;
+    }
+    for (int r = 0; r < P; r++) cost->most_sent = fmax(cost->most_sent, sent[r]), cost->most_received = fmax(cost->most_received, received[r]);
+    cost->ideal = P / 2.0;
+    free(sums);
+    return 0;
+}
+
+// The closed forms of the table at the head of this section.
+static void schedule_closed_form(int kind, int P, int backward, double* makespan, double* elements) {
+    double p = P, m = kind == GPT2_SP_DIST && P % 2 == 1 ? (p - 1) / 2 : p / 2 - 1;
+    double dist = 3 * m + m * (m + 1) / (2 * p);
+    *makespan = kind == GPT2_SP_RING ? p - 0.5 : kind == GPT2_SP_DIST_PAPER && P > 1 ? (p + 1) / 2 : p / 2;
+    switch (kind) {
+    case GPT2_SP_DIST: *elements = !backward ? p - 1 : P % 2 == 1 ? dist : dist + 1.75; break;
+    case GPT2_SP_DIST_PAPER: *elements = !backward ? p - 1 : P == 1 ? 0 : 3 * m + m * (m + 1) / (2 * p) + 2; break;
+    case GPT2_SP_ULYSSES: *elements = (backward ? 7 : 4) * (p - 1) / p; break;
+    case GPT2_SP_RING: *elements = !backward ? 2 * (p - 1) : 2 * (p - 1) * (2 * p - 1) / p; break;
+    default: *elements = (backward ? 4 : 2) * (p - 1);
+    }
+}
+
+// The proof replays a table on pretend memory: every slot knows which item lies in it and, for results,
+// which ops' work is in it (a list of ops, `next` by op). Work is at home when its list reached the owner.
+typedef struct {
+    Item item;
+    int full;        // holds that item
+    int busy;        // last step that touched it, and how: 1 read, 2 written
+    int how;
+    int work[2];     // first op of the list: side 0 the queries', side 1 the keys'
+} ProofSlot;
+
+static int same_item(Item a, Item b) { return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1; }
+
+// Reads may share a step; a write may share it with nothing.
+static int proof_touch(ProofSlot* slot, int step, int write) {
+    if (slot->busy == step && (write || slot->how == 2)) return -1;
+    slot->busy = step, slot->how = write ? 2 : 1;
+    return 0;
+}
+
+static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, int* home, Error* e) {
+    const ScheduleOp* op = &s->ops[index];
+    int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
+    Item operands[2] = {{s->backward ? ITEM_QDO : ITEM_Q, q, op->h0, op->h1}, {ITEM_KV, k, op->h0, op->h1}};
+    Item results[2] = {{s->backward ? ITEM_DQ : ITEM_OUT, q, op->h0, op->h1}, {ITEM_DKV, k, op->h0, op->h1}};
+    int operand_slots[2] = {op->q_slot, op->kv_slot}, result_slots[2] = {op->dq_slot, op->dkv_slot};
+    for (int side = 0; side < 2; side++) {
+        int own = operands[side].of == op->rank;
+        if (own != (operand_slots[side] < 0)) return fail(e, "step %d rank %d: q%dk%d has an operand in the wrong place", op->step, op->rank, op->q, op->k);
+        if (!own) {
+            ProofSlot* slot = &slots[op->rank * MAX_SLOTS + operand_slots[side]];
+            if (!slot->full || !same_item(slot->item, operands[side])) return fail(e, "step %d rank %d: q%dk%d has no operand of rank %d", op->step, op->rank, op->q, op->k, operands[side].of);
+            if (proof_touch(slot, op->step, 0) != 0) return fail(e, "step %d rank %d: an operand of q%dk%d is overwritten while in use", op->step, op->rank, op->q, op->k);
+        }
+        if (side == 1 && !s->backward) continue;
+        if (own) { home[2 * index + side] = 1; continue; }
+        ProofSlot* slot = &slots[op->rank * MAX_SLOTS + result_slots[side]];
+        if (slot->full && !same_item(slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
+            if (item_is_result(slot->item.kind)) return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step, op->rank, op->q, op->k);
+            slot->full = 0;
+        }
+        if (slot->busy == op->step && slot->how == 1) return fail(e, "step %d rank %d: the result of q%dk%d overwrites what is in use", op->step, op->rank, op->q, op->k);
+        if (!slot->full) slot->work[0] = slot->work[1] = -1;
+        slot->full = 1, slot->item = results[side], slot->busy = op->step, slot->how = 2;
+        next[2 * index + side] = slot->work[side], slot->work[side] = index;
+    }
+    return 0;
+}
+
+static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // adds from's lists to to's
+    for (int side = 0; side < 2; side++) {
+        if (from->work[side] < 0) continue;
+        int last = from->work[side];
+        while (next[2 * last + side] >= 0) last = next[2 * last + side];
+        next[2 * last + side] = to->work[side], to->work[side] = from->work[side];
+    }
+}
+
+// What a message takes along when its step begins; results leave their slot.
+static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* cargo, Error* e) {
+    if (m->from == m->to) return fail(e, "step %d: rank %d sends to itself", m->step, m->from);
+    cargo->work[0] = cargo->work[1] = -1;
+    if ((m->item.of == m->from) != (m->src < 0)) return fail(e, "step %d: rank %d sends from the wrong place", m->step, m->from);
+    if (m->src < 0) return item_is_result(m->item.kind) ? fail(e, "step %d: rank %d sends its own sums away", m->step, m->from) : 0;
+    ProofSlot* slot = &slots[m->from * MAX_SLOTS + m->src];
+    if (!slot->full || !same_item(slot->item, m->item)) return fail(e, "step %d: rank %d does not have what it sends to rank %d", m->step, m->from, m->to);
+    if (proof_touch(slot, m->step, 0) != 0) return fail(e, "step %d: rank %d sends what is being written", m->step, m->from);
+    *cargo = *slot;
+    if (item_is_result(m->item.kind)) slot->full = 0;
+    return 0;
+}
+
+// What its arrival does, at the end of its step.
+static int proof_receive(const ScheduleMessage* m, ProofSlot* slots, const ProofSlot* cargo, int* next, int* home, Error* e) {
+    ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
+    if (m->dst < 0 || proof_touch(slot, m->step, 1) != 0) return fail(e, "step %d: rank %d receives into memory in use", m->step, m->to);
+    if (slot->full && item_is_result(slot->item.kind)) return fail(e, "step %d: rank %d receives over a result not yet sent", m->step, m->to);
+    slot->full = !m->merge, slot->item = m->item;
+    slot->work[0] = cargo->work[0], slot->work[1] = cargo->work[1];
+    if (!m->merge) return item_is_result(m->item.kind) && m->item.of == m->to ? fail(e, "step %d: rank %d does not add a result that came home", m->step, m->to) : 0;
+    if (m->into >= 0) {
+        ProofSlot* sum = &slots[m->to * MAX_SLOTS + m->into];
+        if (!sum->full || !same_item(sum->item, m->item)) return fail(e, "step %d: rank %d adds to what is not there", m->step, m->to);
+        if (sum->busy == m->step && sum->how == 1) return fail(e, "step %d: rank %d adds to what it is sending", m->step, m->to);
+        proof_join(sum, slot, next);
+        return 0;
+    }
+    if (m->item.of != m->to) return fail(e, "step %d: rank %d adds rank %d's result to its own", m->step, m->to, m->item.of);
+    for (int side = 0; side < 2; side++)
+        for (int op = slot->work[side]; op >= 0; op = next[2 * op + side]) home[2 * op + side] += 1;
+    return 0;
+}
+
+static int prove_coverage(const Schedule* s, const int* home, Error* e) {
+    int n = s->chunks, parts = s->head_parts, status = 0;
+    unsigned char* covered = (unsigned char*)calloc((size_t)n * (size_t)n * (size_t)parts, 1);
+    if (!covered) return fail(e, "out of memory");
+    for (int i = 0; status == 0 && i < s->op_count; i++) {
+        const ScheduleOp* op = &s->ops[i];
+        if (op->k > op->q || op->h0 < 0 || op->h1 > parts) status = fail(e, "step %d rank %d: q%dk%d is no causal pair", op->step, op->rank, op->q, op->k);
+        for (int h = op->h0; status == 0 && h < op->h1; h++)
+            if (covered[(op->q * n + op->k) * parts + h]++) status = fail(e, "q%dk%d is computed twice", op->q, op->k);
+        for (int side = 0; status == 0 && side <= s->backward; side++)
+            if (home[2 * i + side] != 1) status = fail(e, "the result of q%dk%d reaches its owner %d times", op->q, op->k, home[2 * i + side]);
+    }
+    for (int q = 0; status == 0 && q < n; q++)
+        for (int k = 0; status == 0 && k <= q; k++)
+            for (int h = 0; status == 0 && h < parts; h++)
+                if (!covered[(q * n + k) * parts + h]) status = fail(e, "q%dk%d is never computed", q, k);
+    free(covered);
+    return status;
+}
+
+// Every causal pair once, every operand there in time, nothing overwritten while live, every result home
+// once, makespan and volume as the closed forms say. 0, or -1 with the first violation.
+static int schedule_prove(const Schedule* s, Error* e) {
+    ProofSlot* slots = (ProofSlot*)calloc((size_t)s->P * MAX_SLOTS, sizeof *slots);
+    ProofSlot* cargo = (ProofSlot*)calloc((size_t)s->message_count + 1, sizeof *cargo);
+    int* next = (int*)calloc((size_t)s->op_count * 4 + 1, sizeof *next);
+    int status = slots && cargo && next ? 0 : fail(e, "out of memory"), *home = next ? next + 2 * s->op_count : NULL;
+    for (int i = 0; slots && i < s->P * MAX_SLOTS; i++) slots[i].busy = -1;
+    for (int step = 0, op = 0, message = 0; status == 0 && step < s->steps; step++) {
+        int first = message;
+        for (; status == 0 && message < s->message_count && s->messages[message].step == step; message++) status = proof_send(&s->messages[message], slots, &cargo[message], e);
+        for (; status == 0 && op < s->op_count && s->ops[op].step == step; op++) status = proof_op(s, slots, op, next, home, e);
+        for (int i = first; status == 0 && i < message; i++) status = proof_receive(&s->messages[i], slots, &cargo[i], next, home, e);
+    }
+    if (status == 0) status = prove_coverage(s, home, e);
+    ScheduleCost cost;
+    double makespan, elements;
+    if (status == 0) status = schedule_cost(s, &cost, e);
+    schedule_closed_form(s->kind, s->P, s->backward, &makespan, &elements);
+    if (status == 0 && fabs(cost.makespan - makespan) > 1e-9) status = fail(e, "makespan %g, closed form %g", cost.makespan, makespan);
+    if (status == 0 && fabs(cost.elements - elements) > 1e-9) status = fail(e, "%g C per rank, closed form %g", cost.elements, elements);
+    free(slots);
+    free(cargo);
+    free(next);
+    return status;
+}
+
+// With document masks: which ops some document spans, and which messages those still need. first_key[q]
+// is the earliest position that chunk q's first row may see. Every rank works this out alike.
+static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active, unsigned char* message_active, unsigned char* mark) {
+    int P = s->P;
+    memset(mark, 0, (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
+    for (int i = 0; i < s->op_count; i++) {
+        const ScheduleOp* op = &s->ops[i];
+        op_active[i] = first_key[op->q] < chunk_begin(T, s->chunks, op->k + 1);
+        if (!op_active[i]) continue;
+        mark[(op->rank * ITEM_KINDS + (s->backward ? ITEM_QDO : ITEM_Q)) * P + chunk_owner(s, op->q)] = 1;
+        mark[(op->rank * ITEM_KINDS + ITEM_KV) * P + chunk_owner(s, op->k)] = 1;
+        mark[(op->rank * ITEM_KINDS + (s->backward ? ITEM_DQ : ITEM_OUT)) * P + chunk_owner(s, op->q)] = 1;
+        if (s->backward) mark[(op->rank * ITEM_KINDS + ITEM_DKV) * P + chunk_owner(s, op->k)] = 1;
+    }
+    for (int i = s->message_count - 1; i >= 0; i--) {      // operands: from their last use back to their source
+        const ScheduleMessage* m = &s->messages[i];
+        if (item_is_result(m->item.kind)) continue;
+        message_active[i] = mark[(m->to * ITEM_KINDS + m->item.kind) * P + m->item.of];
+        if (message_active[i]) mark[(m->from * ITEM_KINDS + m->item.kind) * P + m->item.of] = 1;
+    }
+    for (int i = 0; i < s->message_count; i++) {           // results: from the first op on, home
+        const ScheduleMessage* m = &s->messages[i];
+        if (!item_is_result(m->item.kind)) continue;
+        message_active[i] = mark[(m->from * ITEM_KINDS + m->item.kind) * P + m->item.of];
+        if (message_active[i]) mark[(m->to * ITEM_KINDS + m->item.kind) * P + m->item.of] = 1;
+    }
+}
+
+// One number for a table, to see that all ranks run the same.
+static uint64_t schedule_hash(const Schedule* s) {
+    uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
+    for (int i = 0; i < s->op_count; i++) hash = random_bits(hash, (uint64_t)(s->ops[i].step * 65536 + s->ops[i].rank), (uint64_t)((s->ops[i].q * 1024 + s->ops[i].k) * 1024 + s->ops[i].h0));
+    for (int i = 0; i < s->message_count; i++) hash = random_bits(hash, (uint64_t)((s->messages[i].step * 1024 + s->messages[i].from) * 1024 + s->messages[i].to), (uint64_t)(s->messages[i].item.kind * 1024 + s->messages[i].item.of));
+    return hash;
+}
+
+// The table as a picture: a row a step, a column a rank.
+static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out) {
+    fprintf(out, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n", schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps, cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
+    fprintf(out, "  step  ");
+    for (int r = 0; r < s->P; r++) fprintf(out, " rank %-6d", r);
+    fprintf(out, "\n");
+    for (int step = 0; step < s->steps; step++) {
+        int computes = 0;
+        for (int i = 0; i < s->op_count; i++) computes |= s->ops[i].step == step;
+        if (!computes) continue;
+        fprintf(out, "  %4d  ", step);
+        for (int r = 0; r < s->P; r++) {
+            char cell[32] = "  idle";
+            int count = 0;
+            for (int i = 0; i < s->op_count; i++) {
+                const ScheduleOp* op = &s->ops[i];
+                if (op->step != step || op->rank != r || count++ > 0) continue;
+                snprintf(cell, sizeof cell, "q%dk%d%s", op->q, op->k, chunk_owner(s, op->q) == r ? "" : "*");
+                if (op->h1 - op->h0 < s->head_parts) snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " %d/%d", op->h1 - op->h0, s->head_parts);
+            }
+            if (count > 1) snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " +%d", count - 1);
+            fprintf(out, " %-11s", cell);
+        }
+        fprintf(out, "\n");
+    }
+    fprintf(out, "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; +n: n more pairs\n");
+}
+
+// ===== 6. parameters and memory plan ============================================================
+
+// What the model is, for one replica.
+typedef struct {
+    int64_t L, NH, HS, C, V, Vp;
+    int64_t T;       // tokens of a sequence, and rows of wpe
+    int64_t B;       // sequences of a pass
+} Shape;
+
+enum { UNIT_EMBED, UNIT_LAYER, UNIT_FINAL };                    // what is gathered and scattered as one piece
+enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };       // N(0, 0.02), the same / sqrt(2L), 0, 1
+
+// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
+// there (its Conv1D keeps (in, out)), decayed by AdamW, initial values. Matrices are (out, in).
+#define PARAMETERS(X) \
+    X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, INIT_NORMAL) \
+    X(wpe,      "wpe.weight",           UNIT_EMBED, s->T,     s->C,     0, 0, INIT_NORMAL) \
+    X(ln1w,     "ln_1.weight",          UNIT_LAYER, s->C,     0,        0, 0, INIT_ONE) \
+    X(ln1b,     "ln_1.bias",            UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
+    X(qkvw,     "attn.c_attn.weight",   UNIT_LAYER, 3 * s->C, s->C,     1, 1, INIT_NORMAL) \
+    X(qkvb,     "attn.c_attn.bias",     UNIT_LAYER, 3 * s->C, 0,        0, 0, INIT_ZERO) \
+    X(attprojw, "attn.c_proj.weight",   UNIT_LAYER, s->C,     s->C,     1, 1, INIT_RESIDUAL) \
+    X(attprojb, "attn.c_proj.bias",     UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
+    X(ln2w,     "ln_2.weight",          UNIT_LAYER, s->C,     0,        0, 0, INIT_ONE) \
+    X(ln2b,     "ln_2.bias",            UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
+    X(fcw,      "mlp.c_fc.weight",      UNIT_LAYER, 4 * s->C, s->C,     1, 1, INIT_NORMAL) \
+    X(fcb,      "mlp.c_fc.bias",        UNIT_LAYER, 4 * s->C, 0,        0, 0, INIT_ZERO) \
+    X(fcprojw,  "mlp.c_proj.weight",    UNIT_LAYER, s->C,     4 * s->C, 1, 1, INIT_RESIDUAL) \
+    X(fcprojb,  "mlp.c_proj.bias",      UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
+    X(lnfw,     "ln_f.weight",          UNIT_FINAL, s->C,     0,        0, 0, INIT_ONE) \
+    X(lnfb,     "ln_f.bias",            UNIT_FINAL, s->C,     0,        0, 0, INIT_ZERO)
+
+enum {
+#define X(name, hf, unit, rows, columns, transposed, decay, init) P_##name,
+    PARAMETERS(X)
+#undef X
+    PARAMETER_COUNT
+};
+typedef struct { const char* hf; int unit; int64_t rows, columns; int transposed, decay, init; } Parameter;
+
+static Parameter parameter(const Shape* s, int id) {
+    const Parameter table[] = {
+#define X(name, hf, unit, rows, columns, transposed, decay, init) {hf, unit, rows, columns, transposed, decay, init},
+        PARAMETERS(X)
+#undef X
+    };
+    return table[id];
+}
+static int64_t parameter_elements(const Parameter* p) { return p->rows * (p->columns ? p->columns : 1); }
+
+// Where a parameter begins in its unit.
+static int64_t parameter_offset(const Shape* s, int id) {
+    int64_t offset = 0;
+    int unit = parameter(s, id).unit;
+    for (int i = 0; i < id; i++) {
+        Parameter p = parameter(s, i);
+        if (p.unit == unit) offset += parameter_elements(&p);
+    }
+    return offset;
+}
+
+// Units in the order of the forward pass: embeddings, layers, final norm. Each is padded so that it
+// splits into `world` equal slices; slice w of every unit belongs to rank w.
+typedef struct {
+    int kind;
+    int64_t elements;        // without padding
+    int64_t slice;           // elements of one rank's slice
+    int64_t offset;          // of the unit in a buffer that holds all units
+    int64_t shard_offset;    // of a slice in a buffer that holds one rank's slices
+} Unit;
+
+typedef struct {
+    Unit* units;             // (L + 2)
+    int count;
+    int64_t elements;        // of all units, padded
+    int64_t shard;           // of one rank's slices
+    int64_t largest;         // unit, padded
+    int64_t parameters;      // that are trained, padding of the vocabulary left out
+    int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
+} Layout;
+
+static int layout_init(Layout* layout, const Shape* s, int world, Error* e) {
+    memset(layout, 0, sizeof *layout);
+    layout->count = (int)s->L + 2;
+    layout->units = (Unit*)calloc((size_t)layout->count, sizeof *layout->units);
+    if (!layout->units) return fail(e, "out of memory");
+    for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
+    for (int u = 0; u < layout->count; u++) {
+        Unit* unit = &layout->units[u];
+        unit->kind = u == 0 ? UNIT_EMBED : u <= s->L ? UNIT_LAYER : UNIT_FINAL;
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit == unit->kind) unit->elements += parameter_elements(&p);
+        }
+        unit->slice = round_up(ceil_div(unit->elements, world), 16);
+        unit->offset = layout->elements, unit->shard_offset = layout->shard;
+        layout->elements += unit->slice * world, layout->shard += unit->slice;
+        layout->largest = max_i64(layout->largest, unit->slice * world);
+        layout->parameters += unit->elements;
+    }
+    layout->parameters -= (s->Vp - s->V) * s->C;
+    return 0;
+}
+
+// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them
+// for every layer (the others compute them again in the backward pass).
+enum { KEEP_NONE = 1 << GPT2_SP_NONE, KEEP_GELU = 1 << GPT2_SP_GELU, KEEP_ATTN = 1 << GPT2_SP_ATTN, KEEP_LAYER = 1 << GPT2_SP_LAYER };
+#define ACTIVATIONS(X) \
+    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
+    X(ln1,   s->C,     KEEP_NONE) \
+    X(rstd1, 1,        KEEP_NONE)                                       /* 1 / root mean square */ \
+    X(q,     s->C,     KEEP_NONE | KEEP_GELU)                           /* (B, NH, Tl, HS) */ \
+    X(kv,    2 * s->C, KEEP_NONE | KEEP_GELU)                           /* (B, NH, 2, Tl, HS) */ \
+    X(atty,  s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* attention's output, (R, C) */ \
+    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp of the scores, (B, NH, Tl) */ \
+    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the residual stream after attention */ \
+    X(ln2,   s->C,     KEEP_NONE) \
+    X(rstd2, 1,        KEEP_NONE) \
+    X(fch,   4 * s->C, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU */ \
+    X(gelu,  4 * s->C, KEEP_NONE)
+
+enum {
+#define X(name, columns, keep) A_##name,
+    ACTIVATIONS(X)
+#undef X
+    ACTIVATION_COUNT
+};
+typedef struct { const char* name; int64_t columns; int keep; } Activation;
+static Activation activation(const Shape* s, int id) {
+    const Activation table[] = {
+#define X(name, columns, keep) {#name, columns, keep},
+        ACTIVATIONS(X)
+#undef X
+    };
+    return table[id];
+}
+static int activation_kept(int id, int mode) {
+    Shape none;
+    memset(&none, 0, sizeof none);
+    return activation(&none, id).keep >> mode & 1;
+}
+
+// --recompute sqrt keeps the input of every k-th layer and redoes k layers at a time; the others redo one.
+static int64_t segment_layers(const Shape* s, int mode) { return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1; }
+static int64_t activation_copies(const Shape* s, int id, int mode) { return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode)); }
+
+// What memory is for; a row of the plan each.
+#define MEMORY_GROUPS(X) \
+    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") X(KEPT, "activations kept") \
+    X(WORK, "work buffers") X(LOGITS, "logits chunk") X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
+enum {
+#define X(name, text) MEMORY_##name,
+    MEMORY_GROUPS(X)
+#undef X
+    MEMORY_GROUP_COUNT
+};
+static const char* const MEMORY_NAMES[] = {
+#define X(name, text) text,
+    MEMORY_GROUPS(X)
+#undef X
+};
+
+// One allocation for everything a rank needs. It is walked twice by the same function: first without
+// memory, to plan, then with it, to hand out pointers; so the plan cannot differ from what is used.
+typedef struct {
+    char* base;                            // NULL while planning
+    size_t used;
+    size_t group[MEMORY_GROUP_COUNT];      // bytes of each group
+} Arena;
+
+static void* arena_take(Arena* a, int group, int64_t elements, size_t size) {
+    size_t bytes = ((size_t)elements * size + 63) & ~(size_t)63;
+    void* p = a->base ? a->base + a->used : NULL;
+    a->used += bytes, a->group[group] += bytes;
+    return p;
+}
+static real* arena_reals(Arena* a, int group, int64_t elements) { return (real*)arena_take(a, group, elements, sizeof(real)); }
+
+// Heads of a range of parts: [part_head(h0), part_head(h1)).
+static int64_t part_head(int64_t NH, int parts, int part) { return NH * part / parts; }
+
+// How a run is split and what it keeps: all that the plan depends on.
+typedef struct {
+    Shape shape;
+    int dp, sp, world, zero, recompute, center, doc_mask, training;
+    int threads;                    // of a rank
+    int64_t passes, logits_chunk;
+    const Schedule* schedule;       // [2]: forward, backward
+} Mesh;
+
+// What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
+enum { BQ = 48, BK = 128, HS_MAX = 256 };
+typedef struct {
+    real keys[HS_MAX * BK];       // K^T of the block, in panels of columns
+    real values[HS_MAX * BK];     // forward: V (BK, HP); backward: V^T in panels
+    real rows[HS_MAX * BK];       // backward: K (BK, HP)
+    real dk[BK * HS_MAX], dv[BK * HS_MAX];
+    real scores[BQ * BK], dscores[BQ * BK];
+    real out[BQ * HS_MAX], in[BQ * HS_MAX];   // blocks of rows padded to HP columns
+} AttentionScratch;
+
+// One rank: its place, its memory, its part of the step. Pointers go into its arena.
+typedef struct {
+    int world_rank, dp_rank, sp_rank;
+    const Mesh* mesh;
+    const Layout* layout;
+    Transport transport;
+    Segments segments;                     // the rows of a sequence that it holds
+    int64_t Tl, R;                         // R = B * Tl
+    Arena arena;
+
+    real* weights;                         // all units; --zero 3: own slices
+    real* weights_unit;                    // --zero 3: the unit in use, gathered
+    int gathered;                          // which one; -1: none
+    real* gradients;                       // all units; --zero 2, 3: own slices
+    real* gradients_unit;                  // --zero 2, 3: the unit in backward, whole
+    real *m, *v;                           // AdamW's moments: all units; --zero 1, 2, 3: own slices
+
+    real* act[ACTIVATION_COUNT];           // (copies, R, columns)
+    real* checkpoints;                     // --recompute sqrt: inputs of every k-th layer
+    real* x_final;                         // (R, C) output of the last layer
+    real* lnf;                             // (R, C)
+    real* rstdf;                           // (R)
+    real* wide;                            // (R, 4C) QKV before it is split by heads; gradients of the MLP and of QKV
+    real* narrow;                          // (R, C) projections; gradients
+    real* narrow2;                         // (R, C) gradient of attention's output
+    real* dx;                              // (R, C) gradient of the residual stream
+    real *att_out, *att_m, *att_l;         // (NH, Tl, HS), (NH, Tl) x 2: the running softmax of one sequence
+    real *att_do, *att_delta;              // (NH, Tl, HS), (NH, Tl)
+    real *att_dq, *att_dkv;                // (NH, Tl, HS), (NH, 2, Tl, HS)
+    real** slots[2];                       // exchange buffers of the forward and the backward table
+    unsigned char* slot_filled;            // a result lies in the slot
+    Piece* pieces;                         // of one step: sends, then receives
+    unsigned char *op_active, *message_active, *mark;
+    int64_t* first_key;                    // (chunks)
+    AttentionScratch* scratch;             // one per thread
+    real* logits;                          // (logits_chunk, Vp)
+    real* token_loss;                      // (R)
+    unsigned char* token_hit;              // (R) evaluation: the likeliest token was right
+    RankBatch batches[3];                  // in use, read ahead, evaluation's
+    const RankBatch* batch;                // of the pass that runs
+    int learn;                             // it computes gradients
+
+    double loss_sum;                       // of the pass or step, not yet divided
+    int64_t valid_tokens;                  // of the whole step, over all ranks
+    int64_t layer_forwards, attention_forwards;   // how often they ran, recomputation included
+    uint64_t bytes_sent;                   // to other ranks by attention
+    Error error;
+} Rank;
+
+static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
+    int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
+    return heads * rows * (ITEM_WIDTH[item.kind] * mesh->shape.HS + ITEM_ROW_STATS[item.kind]);
+}
+
+// Walks through all memory of a rank (see Arena).
+static void rank_layout(Rank* r) {
+    const Mesh* mesh = r->mesh;
+    const Layout* layout = r->layout;
+    const Shape* s = &mesh->shape;
+    Arena* a = &r->arena;
+    int64_t whole = layout->elements, shard = layout->shard, R = r->R, C = s->C;
+    r->weights = arena_reals(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? shard : whole);
+    r->weights_unit = arena_reals(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->largest : 0);
+    if (mesh->training) {
+        r->gradients = arena_reals(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? shard : whole);
+        r->gradients_unit = arena_reals(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->largest : 0);
+        r->m = arena_reals(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? shard : whole);
+        r->v = arena_reals(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? shard : whole);
+    }
+    for (int id = 0; id < ACTIVATION_COUNT; id++) {
+        Activation act = activation(s, id);
+        int kept = mesh->training && activation_kept(id, mesh->recompute);
+        int64_t copies = mesh->training ? activation_copies(s, id, mesh->recompute) : 1;
+        r->act[id] = arena_reals(a, kept ? MEMORY_KEPT : MEMORY_WORK, copies * R * act.columns);
+    }
+    int sqrt_mode = mesh->training && mesh->recompute == GPT2_SP_SQRT;
+    r->checkpoints = arena_reals(a, MEMORY_KEPT, sqrt_mode ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0);
+    r->x_final = arena_reals(a, MEMORY_WORK, R * C);
+    r->lnf = arena_reals(a, MEMORY_WORK, R * C);
+    r->rstdf = arena_reals(a, MEMORY_WORK, R);
+    r->wide = arena_reals(a, MEMORY_WORK, R * 4 * C);
+    r->narrow = arena_reals(a, MEMORY_WORK, R * C);
+    r->att_out = arena_reals(a, MEMORY_WORK, r->Tl * C);
+    r->att_m = arena_reals(a, MEMORY_WORK, r->Tl * s->NH);
+    r->att_l = arena_reals(a, MEMORY_WORK, r->Tl * s->NH);
+    if (mesh->training) {
+        r->narrow2 = arena_reals(a, MEMORY_WORK, R * C);
+        r->dx = arena_reals(a, MEMORY_WORK, R * C);
+        r->att_do = arena_reals(a, MEMORY_WORK, r->Tl * C);
+        r->att_delta = arena_reals(a, MEMORY_WORK, r->Tl * s->NH);
+        r->att_dq = arena_reals(a, MEMORY_WORK, r->Tl * C);
+        r->att_dkv = arena_reals(a, MEMORY_WORK, r->Tl * 2 * C);
+    }
+    r->scratch = (AttentionScratch*)arena_take(a, MEMORY_WORK, mesh->threads, sizeof(AttentionScratch));
+    r->logits = arena_reals(a, MEMORY_LOGITS, min_i64(mesh->logits_chunk, R) * s->Vp);
+    r->token_loss = arena_reals(a, MEMORY_LOGITS, R);
+    r->token_hit = (unsigned char*)arena_take(a, MEMORY_LOGITS, R, 1);
+    int64_t most_rows = 0, most_slots = 0, most_ops = 0, most_messages = 0;
+    for (int i = 0; i < mesh->sp; i++) most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
+    size_t exchange = a->used, largest = 0, exchange_group = a->group[MEMORY_EXCHANGE];
+    for (int direction = 0; direction <= mesh->training; direction++) {   // both use the same memory, one after the other
+        const Schedule* table = &mesh->schedule[direction];
+        a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
+        int count = table->slot_count[r->sp_rank];
+        for (int i = 0; i < count; i++) {
+            real* slot = arena_reals(a, MEMORY_EXCHANGE, slot_elements(mesh, table, table->slot_items[(size_t)r->sp_rank * MAX_SLOTS + (size_t)i], most_rows));
+            if (r->slots[direction]) r->slots[direction][i] = slot;
+        }
+        if (a->used - exchange > largest) largest = a->used - exchange;
+        most_slots = max_i64(most_slots, count);
+        most_ops = max_i64(most_ops, table->op_count), most_messages = max_i64(most_messages, table->message_count);
+    }
+    a->used = exchange + largest, a->group[MEMORY_EXCHANGE] = exchange_group + largest;
+    r->slot_filled = (unsigned char*)arena_take(a, MEMORY_EXCHANGE, most_slots, 1);
+    r->pieces = (Piece*)arena_take(a, MEMORY_EXCHANGE, 2 * MAX_PIECES * (2 * mesh->sp + 2), sizeof(Piece));
+    r->op_active = (unsigned char*)arena_take(a, MEMORY_EXCHANGE, most_ops, 1);
+    r->message_active = (unsigned char*)arena_take(a, MEMORY_EXCHANGE, most_messages, 1);
+    r->mark = (unsigned char*)arena_take(a, MEMORY_EXCHANGE, (int64_t)mesh->sp * mesh->sp * ITEM_KINDS, 1);
+    r->first_key = (int64_t*)arena_take(a, MEMORY_EXCHANGE, mesh->schedule->chunks, sizeof(int64_t));
+    for (int i = 0; i < 3; i++) {
+        int64_t sequences = i == 2 ? s->B : mesh->training ? mesh->passes * s->B : 0;
+        r->batches[i].tokens = (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
+        r->batches[i].labels = (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
+        r->batches[i].doc_start = (int32_t*)arena_take(a, MEMORY_DATA, mesh->doc_mask ? sequences * s->T : 0, sizeof(int32_t));
+    }
+}
+
+static void rank_place(Rank* r, const Mesh* mesh, const Layout* layout, int world_rank) {
+    memset(r, 0, sizeof *r);
+    r->mesh = mesh, r->layout = layout, r->world_rank = world_rank, r->gathered = -1;
+    r->dp_rank = world_rank / mesh->sp, r->sp_rank = world_rank % mesh->sp;
+    r->segments = rank_segments(mesh->schedule->kind, mesh->sp, mesh->shape.T, r->sp_rank);
+    r->Tl = r->segments.total, r->R = mesh->shape.B * r->Tl;
+}
+
+// Plans one rank's memory without allocating any of it.
+static Arena rank_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
+    Rank r;
+    rank_place(&r, mesh, layout, world_rank);
+    rank_layout(&r);
+    return r.arena;
+}
+
+static int rank_allocate(Rank* r, Error* e) {
+    Arena plan = rank_plan(r->mesh, r->layout, r->world_rank);
+    for (int d = 0; d <= r->mesh->training; d++) {
+        size_t count = (size_t)r->mesh->schedule[d].slot_count[r->sp_rank];
+        r->slots[d] = (real**)calloc(count + 1, sizeof *r->slots[d]);
+        if (!r->slots[d]) return fail(e, "out of memory");
+    }
+    void* base = NULL;
+    if (posix_memalign(&base, 64, plan.used) != 0) return fail(e, "rank %d needs %.2f GiB, which cannot be had: see `plan`", r->world_rank, (double)plan.used / 1073741824);
+    memset(base, 0, plan.used);
+    r->arena.base = (char*)base;
+    rank_layout(r);
+    return 0;
+}
+
+static void rank_free(Rank* r) {
+    free(r->arena.base);
+    free(r->slots[0]);
+    free(r->slots[1]);
+}
+
+// Checks what no single option can: that the numbers fit together.
+static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
+    if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", (long long)s->C, (long long)s->NH);
+    if (s->HS > HS_MAX) return fail(e, "head size %lld (channels / heads): at most %d is supported; use at least %lld heads", (long long)s->HS, HS_MAX, (long long)ceil_div(s->C, HS_MAX));
+    int64_t chunks = schedule_two_chunks(o->schedule) ? 2 * o->sp : o->sp;
+    if (s->T < chunks) return fail(e, "--seq-len %lld is too short for %lld chunks (--sp %lld --schedule %s)", (long long)s->T, (long long)chunks, (long long)o->sp, schedule_name(o->schedule));
+    if (s->T * s->B > (int64_t)1 << 31) return fail(e, "--batch-size %lld x --seq-len %lld: more than 2^31 tokens in a pass", (long long)s->B, (long long)s->T);
+    return 0;
+}
+
+static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, Error* e) {
+    memset(mesh, 0, sizeof *mesh);
+    Shape* s = &mesh->shape;
+    s->L = o->layers, s->NH = o->heads, s->C = o->channels, s->HS = o->channels / o->heads;
+    s->V = vocab, s->Vp = round_up(vocab, 128), s->T = o->seq_len, s->B = o->batch_size;
+    mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
+    mesh->recompute = o->recompute, mesh->center = (int)o->center, mesh->doc_mask = (int)o->doc_mask;
+    mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
+    int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
+    mesh->threads = (int)(o->threads ? o->threads : max_i64(1, cores / mesh->world));
+#ifndef _OPENMP
+    mesh->threads = 1;
+#endif
+    if (shape_check(s, o, e) != 0) return -1;
+    if (schedule_build(&schedules[0], o->schedule, mesh->sp, 0, s->NH, e) != 0) return -1;
+    return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, s->NH, e);
+}
+
+// ===== 7. layers (forward, backward) ============================================================
+
+// --- matrix products ---
+//
+// All of them go through one micro-kernel: MR rows times NR columns of sums held in vector registers,
+// while k runs: one broadcast of A and NV vectors of B per row and step. 12 x 2 AVX-512 registers hold the
+// sums, 2 more a row of B (6 x 2 of 16 registers with AVX).
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, MR = 12 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, MR = 6 };
+#else
+enum { VECTOR_BYTES = 16, MR = 4 };
+#endif
+typedef real Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+enum { VECTOR = VECTOR_BYTES / (int)sizeof(real), NV = 2, NR = NV * VECTOR };
+#if defined(__CUDACC__) || defined(__clang__)
+#define UNROLL
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+// c (rows, NR) = or += a (rows, K) b (K, NR); `rows` is a constant where this is called.
+INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
+    const Vector zero = {0};
+    Vector sum[MR][NV];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int v = 0; v < NV; v++) sum[i][v] = zero;
+    for (int64_t k = 0; k < K; k++) {
+        Vector row[NV];
+        UNROLL for (int v = 0; v < NV; v++) row[v] = *(const Vector*)(b + k * b_row + v * VECTOR);
+        UNROLL for (int i = 0; i < rows; i++) {
+            real x = a[i * a_row + k * a_column];
+            UNROLL for (int v = 0; v < NV; v++) sum[i][v] += x * row[v];
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int v = 0; v < NV; v++) {
+            Vector* out = (Vector*)(c + i * c_row + v * VECTOR);
+            if (add) *out += sum[i][v];
+            else *out = sum[i][v];
+        }
+}
+
+// Any number of rows against one panel of NR columns.
+static void panel_product(int64_t rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
+    int64_t i = 0;
+    for (; i + MR <= rows; i += MR) micro_kernel(MR, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+    for (; i + 4 <= rows; i += 4) micro_kernel(4, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+    for (; i < rows; i++) micro_kernel(1, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+}
+
+enum { KC = 256, NC = 384, MC = 96 };   // blocks of k, columns and rows: B's block stays in the L2 cache
+                                        // (`make bench` prints the share of the peak that they reach)
+
+// Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
+static void pack_panels(real* out, const real* b, int64_t b_row, int64_t b_column, int64_t K, int64_t columns) {
+    for (int64_t j = 0; j < columns; j += NR, out += K * NR) {
+        int64_t n = min_i64(NR, columns - j);
+        if (n < NR) memset(out, 0, (size_t)(K * NR) * sizeof(real));
+        if (b_column == 1)
+            for (int64_t k = 0; k < K; k++) memcpy(out + k * NR, b + k * b_row + j, (size_t)n * sizeof(real));
+        else
+            for (int64_t k0 = 0; k0 < K; k0 += VECTOR)   // a cache line of each row of B at a time
+                for (int64_t i = 0; i < n; i++)
+                    for (int64_t k = k0; k < min_i64(k0 + VECTOR, K); k++) out[k * NR + i] = b[k * b_row + (j + i) * b_column];
+    }
+}
+
+// Copies a (rows, K) block of A so that the micro-kernel's broadcasts lie side by side.
+static void pack_rows(real* out, const real* a, int64_t a_row, int64_t a_column, int64_t rows, int64_t K) {
+    for (int64_t i = 0, n; i < rows; i += n) {
+        n = i + MR <= rows ? MR : i + 4 <= rows ? 4 : 1;
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t r = 0; r < n; r++) *out++ = a[(i + r) * a_row + k * a_column];
+    }
+}
+
+// One block of columns of C, all rows.
+static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
+    real panels[KC * NC] __attribute__((aligned(64)));
+    real packed[MC * KC] __attribute__((aligned(64)));
+    real edge[MC * NR] __attribute__((aligned(64)));
+    int pack = N >= NC / 2;   // copying A pays where many columns use it
+    if (!accumulate)
+        for (int64_t i = 0; i < M; i++) {
+            if (bias) memcpy(c + i * c_row, bias, (size_t)N * sizeof(real));
+            else memset(c + i * c_row, 0, (size_t)N * sizeof(real));
+        }
+    for (int64_t k0 = 0; k0 < K; k0 += KC) {
+        int64_t k = min_i64(KC, K - k0);
+        pack_panels(panels, b + k0 * b_row, b_row, b_column, k, N);
+        for (int64_t i0 = 0; i0 < M; i0 += MC) {
+            int64_t rows = min_i64(MC, M - i0);
+            const real* block = a + i0 * a_row + k0 * a_column;
+            if (pack) pack_rows(packed, block, a_row, a_column, rows, k);
+            for (int64_t j = 0; j < N; j += NR) {
+                int whole = j + NR <= N;
+                real* out = whole ? c + i0 * c_row + j : edge;
+                int64_t out_row = whole ? c_row : NR;
+                if (!pack) panel_product(rows, k, block, a_row, a_column, panels + j * k, NR, out, out_row, whole);
+                else {
+                    const real* tile = packed;
+                    for (int64_t i = 0, n; i < rows; i += n, tile += n * k) {
+                        n = i + MR <= rows ? MR : i + 4 <= rows ? 4 : 1;
+                        if (n == MR) micro_kernel(MR, k, tile, 1, MR, panels + j * k, NR, out + i * out_row, out_row, whole);
+                        else if (n == 4) micro_kernel(4, k, tile, 1, 4, panels + j * k, NR, out + i * out_row, out_row, whole);
+                        else micro_kernel(1, k, tile, 1, 1, panels + j * k, NR, out + i * out_row, out_row, whole);
+                    }
+                }
+                if (!whole)
+                    for (int64_t i = 0; i < rows; i++)
+                        for (int64_t n = j; n < N; n++) c[(i0 + i) * c_row + n] += edge[i * NR + n - j];
+            }
+        }
+    }
+}
+
+static int thread_count(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static int thread_index(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// C (M, N) = or += A B (+ bias), A(i, k) = a[i a_row + k a_column], B(k, j) = b[k b_row + j b_column].
+// Threads share the columns (the rows, if those are few), never a sum: their number changes no bit.
+static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
+    int64_t threads = thread_count(), by_rows = N < threads * 4 * NR && M > N;
+    int64_t width = by_rows ? N : round_up(ceil_div(N, threads * ceil_div(N, threads * NC)), NR);
+    if (width > NC) width = NC;
+    int64_t height = by_rows ? round_up(ceil_div(M, threads), MC) : M;
+    int64_t across = ceil_div(N, width), tasks = across * ceil_div(M, height);
+    PARALLEL_FOR
+    for (int64_t task = 0; task < tasks; task++) {
+        int64_t j = task % across * width, i = task / across * height;
+        gemm_columns(min_i64(height, M - i), min_i64(width, N - j), K, a + i * a_row, a_row, a_column, b + j * b_column, b_row, b_column, c + i * c_row + j, c_row, bias ? bias + j : NULL, accumulate);
+    }
+}
+
+// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC)
+static void cpu_matmul_forward(real* out, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C, int64_t OC) {
+    if (R > 2) {
+        gemm(R, OC, C, inp, C, 1, weight, 1, C, out, OC, bias, 0);
+        return;
+    }
+    for (int64_t t = 0; t < R; t++) {   // a row or two: read the weights once, in place
+        PARALLEL_FOR
+        for (int64_t block = 0; block < ceil_div(OC, 64); block++)
+            for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++) {
+                real sum = 0;
+                SIMD_SUM(sum)
+                for (int64_t c = 0; c < C; c++) sum += inp[t * C + c] * weight[o * C + c];
+                out[t * OC + o] = sum + (bias ? bias[o] : 0);
+            }
+    }
+}
+
+// dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout
+static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* weight, int64_t R, int64_t C, int64_t OC) {
+    gemm(R, C, OC, dout, OC, 1, weight, C, 1, dinp, C, NULL, 0);
+    gemm(OC, C, R, dout, 1, OC, inp, C, 1, dweight, C, NULL, 1);
+    if (!dbias) return;
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
+        real sum[64] = {0};
+        int64_t o = block * 64, n = min_i64(64, OC - o);
+        for (int64_t t = 0; t < R; t++)
+            for (int64_t i = 0; i < n; i++) sum[i] += dout[t * OC + o + i];
+        for (int64_t i = 0; i < n; i++) dbias[o + i] += sum[i];
+    }
+}
+
+// --- elementwise ---
+
+// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2e-7) that the
+// compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
+INLINE real exp_real(real x) {
+#if GPT2_SP_REAL_BYTES == 8
+    return exp(x);
+#else
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = x * 1.44269504f + 12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number
+    n -= 12582912.0f;
+    float r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+#endif
+}
+
+// out (R, C) = rows of inp without their mean
+static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            real mean = 0;
+            SIMD_SUM(mean)
+            for (int64_t c = 0; c < C; c++) mean += inp[t * C + c];
+            mean /= (real)C;
+            SIMD
+            for (int64_t c = 0; c < C; c++) out[t * C + c] = inp[t * C + c] - mean;
+        }
+}
+
+// x (R, C) = wte[token] + wpe[position], the row's mean subtracted if `center`.
+// position: of row t in the sequence, or in its document where doc_start (T) is given.
+static void cpu_embedding_forward(real* x, const int32_t* tokens, const Segments* seg, const int32_t* doc_start, const real* wte, const real* wpe, int center, int64_t C) {
+    for (int64_t s = 0, t = 0; s < seg->count; s++)
+        for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
+            int64_t position = seg->begin[s] + i;
+            if (doc_start) position -= doc_start[position];
+            for (int64_t c = 0; c < C; c++) x[t * C + c] = wte[tokens[t] * C + c] + wpe[position * C + c];
+        }
+    if (center) cpu_center_rows(x, x, seg->total, C);
+}
+
+// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
+static void cpu_embedding_backward(real* dwte, real* dwpe, real* dx, const int32_t* tokens, const Segments* seg, const int32_t* doc_start, int center, int64_t C) {
+    if (center) cpu_center_rows(dx, dx, seg->total, C);
+    for (int64_t s = 0, t = 0; s < seg->count; s++)
+        for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
+            int64_t position = seg->begin[s] + i;
+            if (doc_start) position -= doc_start[position];
+            for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c], dwpe[position * C + c] += dx[t * C + c];
+        }
+}
+
+// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5); rows of C (Zhang & Sennrich 2019, with a bias)
+static void cpu_rmsnorm_forward(real* out, real* rstd, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C) {
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            const real* x = inp + t * C;
+            real sum = 0;
+            SIMD_SUM(sum)
+            for (int64_t c = 0; c < C; c++) sum += x[c] * x[c];
+            real scale = 1 / (real)sqrt((double)(sum / (real)C) + 1e-5);
+            SIMD
+            for (int64_t c = 0; c < C; c++) out[t * C + c] = x[c] * scale * weight[c] + bias[c];
+            rstd[t] = scale;
+        }
+}
+
+// dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias += dout
+static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* rstd, const real* weight, int64_t R, int64_t C) {
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            const real *x = inp + t * C, *dy = dout + t * C;
+            real dot = 0, scale = rstd[t];
+            SIMD_SUM(dot)
+            for (int64_t c = 0; c < C; c++) dot += dy[c] * weight[c] * x[c];
+            real pull = dot / (real)C * scale * scale;
+            SIMD
+            for (int64_t c = 0; c < C; c++) dinp[t * C + c] += scale * (dy[c] * weight[c] - x[c] * pull);
+        }
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(C, 64); block++) {
+        real gain[64] = {0}, shift[64] = {0};
+        int64_t c = block * 64, n = min_i64(64, C - c);
+        for (int64_t t = 0; t < R; t++)
+            for (int64_t i = 0; i < n; i++) gain[i] += dout[t * C + c + i] * inp[t * C + c + i] * rstd[t], shift[i] += dout[t * C + c + i];
+        for (int64_t i = 0; i < n; i++) dweight[c + i] += gain[i], dbias[c + i] += shift[i];
+    }
+}
+
+#define GELU_SCALE ((real)0.7978845608028654)   // sqrt(2 / pi)
+#define GELU_CUBIC ((real)0.044715)
+
+// tanh(u) = 1 - 2 / (1 + e^2u), in the form that does not overflow
+INLINE real tanh_real(real u) {
+#if GPT2_SP_REAL_BYTES == 8
+    return tanh(u);
+#else
+    return 1 - 2 / (1 + exp_real(2 * u));
+#endif
+}
+
+// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016), n numbers
+static void cpu_gelu_forward(real* out, const real* inp, int64_t n) {
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
+        int64_t end = min_i64(n, block * 4096 + 4096);
+        SIMD
+        for (int64_t i = block * 4096; i < end; i++) {
+            real x = inp[i];
+            out[i] = (real)0.5 * x * (1 + tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+        }
+    }
+}
+
+// dinout *= gelu'(inp), n numbers
+static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
+        int64_t end = min_i64(n, block * 4096 + 4096);
+        SIMD
+        for (int64_t i = block * 4096; i < end; i++) {
+            real x = inp[i], th = tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+            real slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
+            dinout[i] *= (real)0.5 * (1 + th) + (real)0.5 * x * (1 - th * th) * slope;
+        }
+    }
+}
+
+// out (R, C) = x + y, the rows of y without their mean if `center` (this equals centring the projection's
+// weights and bias over their outputs; the gradient of a centred row is centred alike)
+static void cpu_residual_forward(real* out, const real* x, const real* y, int center, int64_t R, int64_t C) {
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            real mean = 0;
+            SIMD_SUM(mean)
+            for (int64_t c = 0; c < C; c++) mean += y[t * C + c];
+            mean = center ? mean / (real)C : 0;
+            SIMD
+            for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
+        }
+}
+
+// Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
+// hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
+// grad_scale * loss, in place.
+static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, const int32_t* labels, real grad_scale, int64_t R, int64_t V, int64_t Vp) {
+    PARALLEL_FOR
+    for (int64_t t = 0; t < R; t++) {
+        real *row = logits + t * Vp, most = row[0], sum = 0;
+        if (labels[t] < 0) {
+            losses[t] = 0, hits[t] = 0;
+            if (grad_scale != 0) memset(row, 0, (size_t)Vp * sizeof(real));
+            continue;
+        }
+        SIMD_MAX(most)
+        for (int64_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
+        real target = row[labels[t]];
+        SIMD_SUM(sum)
+        for (int64_t v = 0; v < V; v++) sum += row[v] = exp_real(row[v] - most);
+        losses[t] = (real)log((double)sum) + most - target;
+        hits[t] = target == most;
+        if (grad_scale == 0) continue;
+        real scale = grad_scale / sum;
+        SIMD
+        for (int64_t v = 0; v < V; v++) row[v] *= scale;
+        row[labels[t]] -= grad_scale;
+        memset(row + V, 0, (size_t)(Vp - V) * sizeof(real));
+    }
+}
+
+// --- flash attention of one head, one chunk of queries against one chunk of keys ---
+//
+// Rows of HS numbers; q_position and k_position are the absolute positions of the first rows. Key j is
+// visible to query i iff doc_start[i] <= j <= i, all absolute (doc_start, of the queries' rows, may be NULL).
+// Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
+// Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
+INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start, int64_t* low, int64_t* high) {
+    *low = doc_start && doc_start[i] > k0 ? doc_start[i] - k0 : 0;
+    *high = min_i64(n, q_position + i - k0 + 1);
+    if (*high < *low) *high = *low;
+}
+
+static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t in_columns, int64_t rows) {
+    int64_t n = min_i64(out_columns, in_columns);
+    for (int64_t i = 0; i < rows; i++) {
+        memcpy(out + i * out_columns, in + i * in_columns, (size_t)n * sizeof(real));
+        for (int64_t c = n; c < out_columns; c++) out[i * out_columns + c] = 0;
+    }
+}
+
+// Products with all panels of a block's columns.
+static void block_product(int64_t rows, int64_t columns, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t panel, int64_t b_row, real* c, int64_t c_row, int add) {
+    for (int64_t j = 0; j < columns; j += NR) panel_product(rows, K, a, a_row, a_column, b + j / NR * panel, b_row, c + j, c_row, add);
+}
+
+// (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys to the
+// next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
+static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q, const real* k, const real* v, int64_t nq, int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+    int64_t HP = round_up(HS, NR);
+    real scale = 1 / (real)sqrt((double)HS);
+    for (int64_t j0 = 0; j0 < nk; j0 += BK) {
+        int64_t nj = min_i64(BK, nk - j0), k0 = k_position + j0;
+        pack_panels(w->keys, k + j0 * HS, 1, HS, HS, nj);
+        copy_padded(w->values, HP, v + j0 * HS, HS, nj);
+        for (int64_t i0 = max_i64(0, k0 - q_position); i0 < nq; i0 += BQ) {
+            int64_t ni = min_i64(BQ, nq - i0), low, high;
+            if (doc_start && doc_start[i0] >= k0 + nj) break;                        // so are all later rows'
+            int64_t seen = min_i64(nj, q_position + i0 + ni - k0);                   // keys that the last row sees
+            block_product(ni, seen, HS, q + i0 * HS, HS, 1, w->keys, HS * NR, NR, w->scores, BK, 0);
+            real* out = HS == HP ? o + i0 * HS : w->out;
+            if (HS != HP) copy_padded(out, HP, o + i0 * HS, HS, ni);
+            for (int64_t i = 0; i < ni; i++) {
+                real *s = w->scores + i * BK, most = m[i0 + i], sum = 0;
+                visible_keys(i0 + i, q_position, k0, nj, doc_start, &low, &high);
+                SIMD_MAX(most)
+                for (int64_t j = low; j < high; j++) most = s[j] * scale > most ? s[j] * scale : most;
+                if (low == high) { memset(s, 0, (size_t)seen * sizeof(real)); continue; }
+                for (int64_t j = 0; j < low; j++) s[j] = 0;
+                SIMD_SUM(sum)
+                for (int64_t j = low; j < high; j++) sum += s[j] = exp_real(s[j] * scale - most);
+                for (int64_t j = high; j < seen; j++) s[j] = 0;
+                real shrink = l[i0 + i] > 0 ? exp_real(m[i0 + i] - most) : 0;
+                l[i0 + i] = l[i0 + i] * shrink + sum, m[i0 + i] = most;
+                if (shrink != 1)
+                    for (int64_t c = 0; c < HP; c++) out[i * HP + c] *= shrink;
+            }
+            block_product(ni, HP, seen, w->scores, BK, 1, w->values, NR, HP, out, HP, 1);
+            if (HS != HP) copy_padded(o + i0 * HS, HS, out, HP, ni);
+        }
+    }
+}
+
+// dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
+// P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
+static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real* q, const real* k, const real* v, const real* dout, const real* lse, const real* delta, int64_t nq, int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+    int64_t HP = round_up(HS, NR);
+    real scale = 1 / (real)sqrt((double)HS);
+    for (int64_t j0 = 0; j0 < nk; j0 += BK) {
+        int64_t nj = min_i64(BK, nk - j0), k0 = k_position + j0;
+        pack_panels(w->keys, k + j0 * HS, 1, HS, HS, nj);
+        pack_panels(w->values, v + j0 * HS, 1, HS, HS, nj);
+        copy_padded(w->rows, HP, k + j0 * HS, HS, nj);
+        memset(w->dk, 0, (size_t)(nj * HP) * sizeof(real));
+        memset(w->dv, 0, (size_t)(nj * HP) * sizeof(real));
+        for (int64_t i0 = max_i64(0, k0 - q_position); i0 < nq; i0 += BQ) {
+            int64_t ni = min_i64(BQ, nq - i0), low, high;
+            if (doc_start && doc_start[i0] >= k0 + nj) break;
+            int64_t seen = min_i64(nj, q_position + i0 + ni - k0);
+            block_product(ni, seen, HS, q + i0 * HS, HS, 1, w->keys, HS * NR, NR, w->scores, BK, 0);
+            block_product(ni, seen, HS, dout + i0 * HS, HS, 1, w->values, HS * NR, NR, w->dscores, BK, 0);
+            for (int64_t i = 0; i < ni; i++) {
+                real *s = w->scores + i * BK, *ds = w->dscores + i * BK, z = lse[i0 + i], d = delta[i0 + i];
+                visible_keys(i0 + i, q_position, k0, nj, doc_start, &low, &high);
+                for (int64_t j = 0; j < low; j++) s[j] = ds[j] = 0;
+                SIMD
+                for (int64_t j = low; j < high; j++) {
+                    s[j] = exp_real(s[j] * scale - z);
+                    ds[j] = s[j] * (ds[j] - d) * scale;
+                }
+                for (int64_t j = high; j < seen; j++) s[j] = ds[j] = 0;
+            }
+            const real *rows_do = dout + i0 * HS, *rows_q = q + i0 * HS;
+            if (HS != HP) copy_padded(w->in, HP, rows_do, HS, ni), rows_do = w->in;
+            block_product(seen, HP, ni, w->scores, 1, BK, rows_do, NR, HP, w->dv, HP, 1);
+            if (HS != HP) copy_padded(w->in, HP, rows_q, HS, ni), rows_q = w->in;
+            block_product(seen, HP, ni, w->dscores, 1, BK, rows_q, NR, HP, w->dk, HP, 1);
+            real* out = HS == HP ? dq + i0 * HS : w->out;
+            if (HS != HP) copy_padded(out, HP, dq + i0 * HS, HS, ni);
+            block_product(ni, HP, seen, w->dscores, BK, 1, w->rows, NR, HP, out, HP, 1);
+            if (HS != HP) copy_padded(dq + i0 * HS, HS, out, HP, ni);
+        }
+        for (int64_t j = 0; j < nj; j++)
+            for (int64_t c = 0; c < HS; c++) dk[(j0 + j) * HS + c] += w->dk[j * HP + c], dv[(j0 + j) * HS + c] += w->dv[j * HP + c];
+    }
+}
+
+// --- distributed attention: the executor of a schedule's table ---
+
+// What one run of a table works on: one sequence of one layer. Tensors are the rank's own rows.
+typedef struct {
+    const Schedule* table;
+    real** slots;
+    const real *q, *kv;           // (NH, Tl, HS), (NH, 2, Tl, HS)
+    const real *lse, *delta;      // backward: (NH, Tl)
+    const real* dout;             // backward: (NH, Tl, HS)
+    const int32_t* doc_start;     // (T), or NULL
+} AttentionRun;
+
+static int64_t rank_rows(const Rank* r, int of) { return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total; }
+
+// The contiguous pieces of an item: in the rank's own tensors (slot < 0), or in a slot, one behind the
+// other: Q | KV | OUT: o, m (and l, which stays here) | QDO: q, dO, lse, delta | DQ | DKV.
+static int item_pieces(const Rank* r, const AttentionRun* run, Item item, int slot, int peer, Piece* out) {
+    const Shape* s = &r->mesh->shape;
+    int64_t rows = rank_rows(r, item.of), h0 = part_head(s->NH, run->table->head_parts, item.h0);
+    int64_t heads = part_head(s->NH, run->table->head_parts, item.h1) - h0, tensor = heads * rows * s->HS, stat = heads * rows;
+    int64_t sizes[MAX_PIECES] = {ITEM_WIDTH[item.kind] * tensor, stat, 0, 0};
+    const real* own[MAX_PIECES] = {item.kind == ITEM_KV ? run->kv + h0 * 2 * rows * s->HS : run->q + h0 * rows * s->HS, NULL, NULL, NULL};
+    int count = item.kind == ITEM_OUT ? 2 : 1;
+    if (item.kind == ITEM_QDO) {
+        count = 4;
+        sizes[0] = sizes[1] = tensor, sizes[2] = sizes[3] = stat;
+        if (slot < 0) own[1] = run->dout + h0 * rows * s->HS, own[2] = run->lse + h0 * rows, own[3] = run->delta + h0 * rows;
+    }
+    real* at = slot < 0 ? NULL : run->slots[slot];
+    for (int i = 0; i < count; i++) {
+        out[i].peer = peer, out[i].bytes = (size_t)sizes[i] * sizeof(real);
+        out[i].data = slot < 0 ? (void*)own[i] : at;
+        if (at) at += sizes[i];
+    }
+    return count;
+}
+
+// Empties the rank's slot for a new result: no keys seen yet.
+static void result_clear(const Rank* r, const AttentionRun* run, int slot, int kind, int of, int64_t heads) {
+    int64_t rows = rank_rows(r, of), HS = r->mesh->shape.HS, tensor = ITEM_WIDTH[kind] * heads * rows * HS;
+    real* p = run->slots[slot];
+    memset(p, 0, (size_t)tensor * sizeof(real));
+    for (int64_t i = 0; kind == ITEM_OUT && i < heads * rows; i++) p[tensor + i] = -INFINITY, p[tensor + heads * rows + i] = 0;
+    r->slot_filled[slot] = 1;
+}
+
+// Computes one op, its heads shared among the rank's threads.
+static void run_op(Rank* r, const AttentionRun* run, const ScheduleOp* op) {
+    const Schedule* table = run->table;
+    const Shape* s = &r->mesh->shape;
+    int q_of = chunk_owner(table, op->q), k_of = chunk_owner(table, op->k);
+    int64_t HS = s->HS, q_rows = rank_rows(r, q_of), k_rows = rank_rows(r, k_of);
+    int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
+    Segments q_seg = rank_segments(table->kind, table->P, s->T, q_of), k_seg = rank_segments(table->kind, table->P, s->T, k_of);
+    int q_second = op->q >= table->P, k_second = op->k >= table->P;
+    int64_t q_at = q_second ? q_seg.rows[0] : 0, k_at = k_second ? k_seg.rows[0] : 0;   // first row of the chunk among the owner's
+    int64_t nq = q_seg.rows[q_second], nk = k_seg.rows[k_second], q_position = q_seg.begin[q_second], k_position = k_seg.begin[k_second];
+    if (op->dq_slot >= 0 && !r->slot_filled[op->dq_slot]) result_clear(r, run, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, q_of, heads);
+    if (op->dkv_slot >= 0 && !r->slot_filled[op->dkv_slot]) result_clear(r, run, op->dkv_slot, ITEM_DKV, k_of, heads);
+    PARALLEL_FOR
+    for (int64_t head = 0; head < heads; head++) {
+        AttentionScratch* scratch = &r->scratch[thread_index()];
+        int64_t h = h0 + head, tensor = heads * q_rows * HS, stat = heads * q_rows;
+        const real* q = op->q_slot < 0 ? run->q + h * q_rows * HS : run->slots[op->q_slot] + head * q_rows * HS;
+        const real* k = op->kv_slot < 0 ? run->kv + h * 2 * k_rows * HS : run->slots[op->kv_slot] + head * 2 * k_rows * HS;
+        const real* v = k + k_rows * HS;
+        const int32_t* doc_start = run->doc_start ? run->doc_start + q_position : NULL;
+        if (!table->backward) {
+            real* o = op->dq_slot < 0 ? r->att_out + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
+            real* m = op->dq_slot < 0 ? r->att_m + h * q_rows : run->slots[op->dq_slot] + tensor + head * q_rows;
+            real* l = op->dq_slot < 0 ? r->att_l + h * q_rows : run->slots[op->dq_slot] + tensor + stat + head * q_rows;
+            cpu_attention_forward_head(o + q_at * HS, m + q_at, l + q_at, q + q_at * HS, k + k_at * HS, v + k_at * HS, nq, nk, q_position, k_position, doc_start, HS, scratch);
+        } else {
+            const real* dout = op->q_slot < 0 ? run->dout + h * q_rows * HS : run->slots[op->q_slot] + tensor + head * q_rows * HS;
+            const real* lse = op->q_slot < 0 ? run->lse + h * q_rows : run->slots[op->q_slot] + 2 * tensor + head * q_rows;
+            const real* delta = op->q_slot < 0 ? run->delta + h * q_rows : run->slots[op->q_slot] + 2 * tensor + stat + head * q_rows;
+            real* dq = op->dq_slot < 0 ? r->att_dq + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
+            real* dk = op->dkv_slot < 0 ? r->att_dkv + h * 2 * k_rows * HS : run->slots[op->dkv_slot] + head * 2 * k_rows * HS;
+            real* dv = dk + k_rows * HS;
+            cpu_attention_backward_head(dq + q_at * HS, dk + k_at * HS, dv + k_at * HS, q + q_at * HS, k + k_at * HS, v + k_at * HS, dout + q_at * HS, lse + q_at, delta + q_at, nq, nk, q_position, k_position, doc_start, HS, scratch);
+        }
+    }
+}
+
+// Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
+static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t HS) {
+    for (int64_t i = 0; i < rows; i++) {
+        real inverse = l[i] > 0 ? 1 / l[i] : 0;
+        for (int64_t c = 0; c < HS; c++) o[i * HS + c] *= inverse;
+        m[i] = l[i] > 0 ? m[i] + (real)log((double)l[i]) : -(real)INFINITY;
+    }
+}
+
+// (o, m, l) of some rows merged with a partial (O, LSE), which counts as a key of score LSE and value O.
+static void output_merge(real* o, real* m, real* l, const real* other, const real* other_lse, int64_t rows, int64_t HS) {
+    for (int64_t i = 0; i < rows; i++) {
+        if (other_lse[i] == -(real)INFINITY) continue;
+        real most = m[i] > other_lse[i] ? m[i] : other_lse[i];
+        real mine = l[i] > 0 ? exp_real(m[i] - most) : 0, theirs = exp_real(other_lse[i] - most);
+        for (int64_t c = 0; c < HS; c++) o[i * HS + c] = o[i * HS + c] * mine + other[i * HS + c] * theirs;
+        l[i] = l[i] * mine + theirs, m[i] = most;
+    }
+}
+
+// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+static void run_merge(Rank* r, const AttentionRun* run, const ScheduleMessage* msg) {
+    const Shape* s = &r->mesh->shape;
+    int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, run->table->head_parts, msg->item.h0);
+    int64_t heads = part_head(s->NH, run->table->head_parts, msg->item.h1) - h0, tensor = ITEM_WIDTH[msg->item.kind] * heads * rows * s->HS;
+    const real* from = run->slots[msg->dst];
+    if (msg->into < 0 && msg->item.kind == ITEM_OUT) {
+        output_merge(r->att_out + h0 * rows * s->HS, r->att_m + h0 * rows, r->att_l + h0 * rows, from, from + tensor, heads * rows, s->HS);
+        return;
+    }
+    real* to = msg->into >= 0 ? run->slots[msg->into] : msg->item.kind == ITEM_DQ ? r->att_dq + h0 * rows * s->HS : r->att_dkv + h0 * 2 * rows * s->HS;
+    int add = msg->into < 0 || r->slot_filled[msg->into];
+    for (int64_t i = 0; i < tensor; i++) to[i] = add ? to[i] + from[i] : from[i];
+    if (msg->into >= 0) r->slot_filled[msg->into] = 1;
+}
+
+// Runs this rank's part of a table: at each step post what travels, compute, wait, merge what came home.
+static int run_table(Rank* r, const AttentionRun* run, Error* e) {
+    const Schedule* table = run->table;
+    Piece *sends = r->pieces, *receives = r->pieces + MAX_PIECES * (2 * r->mesh->sp + 2);
+    int replica = r->dp_rank * r->mesh->sp;   // first world rank of this sequence
+    memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
+    memset(r->op_active, 1, (size_t)table->op_count);
+    memset(r->message_active, 1, (size_t)table->message_count);
+    for (int c = 0; run->doc_start && c < table->chunks; c++) r->first_key[c] = run->doc_start[chunk_begin(r->mesh->shape.T, table->chunks, c)];
+    if (run->doc_start) schedule_prune(table, r->mesh->shape.T, r->first_key, r->op_active, r->message_active, r->mark);
+    for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
+        int send_count = 0, receive_count = 0, first = message;
+        for (; message < table->message_count && table->messages[message].step == step; message++) {
+            const ScheduleMessage* msg = &table->messages[message];
+            if (!r->message_active[message]) continue;
+            if (msg->to == r->sp_rank) receive_count += item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
+            if (msg->from != r->sp_rank) continue;
+            if (msg->item.kind == ITEM_OUT) {
+                int64_t heads = part_head(r->mesh->shape.NH, table->head_parts, msg->item.h1) - part_head(r->mesh->shape.NH, table->head_parts, msg->item.h0);
+                int64_t rows = heads * rank_rows(r, msg->item.of), HS = r->mesh->shape.HS;
+                real* o = run->slots[msg->src];
+                output_finish(o, o + rows * HS, o + rows * HS + rows, rows, HS);
+            }
+            int count = item_pieces(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
+            for (int i = 0; i < count; i++) r->bytes_sent += sends[send_count + i].bytes;
+            send_count += count;
+        }
+        if (r->transport.post(&r->transport, sends, send_count, e) != 0) return -1;
+        for (; op < table->op_count && table->ops[op].step == step; op++)
+            if (table->ops[op].rank == r->sp_rank && r->op_active[op]) run_op(r, run, &table->ops[op]);
+        if (r->transport.wait(&r->transport, sends, send_count, receives, receive_count, e) != 0) return -1;
+        for (int i = first; i < message; i++) {
+            const ScheduleMessage* msg = &table->messages[i];
+            if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
+            if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
+            if (msg->to == r->sp_rank && msg->merge) run_merge(r, run, msg);
+            else if (msg->to == r->sp_rank) r->slot_filled[msg->dst] = 1;
+        }
+    }
+    return 0;
+}
+
+// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, NH, 2, Tl, HS): then any range of heads of a sequence is one piece
+static void cpu_split_heads(real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
+    int64_t C = NH * HS;
+    PARALLEL_FOR
+    for (int64_t bh = 0; bh < B * NH; bh++)
+        for (int64_t t = 0; t < Tl; t++) {
+            const real* row = qkv + (bh / NH * Tl + t) * 3 * C + bh % NH * HS;
+            memcpy(q + (bh * Tl + t) * HS, row, (size_t)HS * sizeof(real));
+            memcpy(kv + (2 * bh * Tl + t) * HS, row + C, (size_t)HS * sizeof(real));
+            memcpy(kv + ((2 * bh + 1) * Tl + t) * HS, row + 2 * C, (size_t)HS * sizeof(real));
+        }
+}
+
+// atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
+static int cpu_attention_forward(Rank* r, real* atty, real* lse, const real* q, const real* kv, const int32_t* doc_start) {
+    const Shape* s = &r->mesh->shape;
+    int64_t Tl = r->Tl, NH = s->NH, HS = s->HS, C = s->C;
+    AttentionRun run;
+    memset(&run, 0, sizeof run);
+    run.table = &r->mesh->schedule[0], run.slots = r->slots[0];
+    r->attention_forwards++;
+    for (int64_t b = 0; b < s->B; b++) {
+        memset(r->att_out, 0, (size_t)(Tl * C) * sizeof(real));
+        for (int64_t i = 0; i < NH * Tl; i++) r->att_m[i] = -(real)INFINITY, r->att_l[i] = 0;
+        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.doc_start = doc_start ? doc_start + b * s->T : NULL;
+        if (run_table(r, &run, &r->error) != 0) return -1;
+        output_finish(r->att_out, r->att_m, r->att_l, NH * Tl, HS);
+        memcpy(lse + b * NH * Tl, r->att_m, (size_t)(NH * Tl) * sizeof(real));
+        for (int64_t h = 0; h < NH; h++)
+            for (int64_t t = 0; t < Tl; t++) memcpy(atty + (b * Tl + t) * C + h * HS, r->att_out + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+    }
+    return 0;
+}
+
+// dqkv (R, 3C) from datty (R, C) and what the forward pass left
+static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse, const real* q, const real* kv, const int32_t* doc_start) {
+    const Shape* s = &r->mesh->shape;
+    int64_t Tl = r->Tl, NH = s->NH, HS = s->HS, C = s->C;
+    AttentionRun run;
+    memset(&run, 0, sizeof run);
+    run.table = &r->mesh->schedule[1], run.slots = r->slots[1], run.dout = r->att_do, run.delta = r->att_delta;
+    for (int64_t b = 0; b < s->B; b++) {
+        PARALLEL_FOR
+        for (int64_t h = 0; h < NH; h++)
+            for (int64_t t = 0; t < Tl; t++) {
+                const real *dout = datty + (b * Tl + t) * C + h * HS, *out = atty + (b * Tl + t) * C + h * HS;
+                real delta = 0;
+                SIMD_SUM(delta)
+                for (int64_t c = 0; c < HS; c++) delta += dout[c] * out[c];
+                r->att_delta[h * Tl + t] = delta;
+                memcpy(r->att_do + (h * Tl + t) * HS, dout, (size_t)HS * sizeof(real));
+            }
+        memset(r->att_dq, 0, (size_t)(Tl * C) * sizeof(real));
+        memset(r->att_dkv, 0, (size_t)(Tl * 2 * C) * sizeof(real));
+        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.lse = lse + b * NH * Tl, run.doc_start = doc_start ? doc_start + b * s->T : NULL;
+        if (run_table(r, &run, &r->error) != 0) return -1;
+        PARALLEL_FOR
+        for (int64_t h = 0; h < NH; h++)
+            for (int64_t t = 0; t < Tl; t++) {
+                real* row = dqkv + (b * Tl + t) * 3 * C + h * HS;
+                memcpy(row, r->att_dq + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(row + C, r->att_dkv + (2 * h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(row + 2 * C, r->att_dkv + ((2 * h + 1) * Tl + t) * HS, (size_t)HS * sizeof(real));
+            }
+    }
+    return 0;
+}
+
+// ===== 8. model =================================================================================
+
+// A parameter of unit u (0 embeddings, 1..L layers, L+1 final norm); its gradient; layer l's activation.
+static real* weight(const Rank* r, int u, int id) {
+    real* base = r->mesh->zero >= 3 ? r->weights_unit : r->weights + r->layout->units[u].offset;
+    return base + r->layout->within[id];
+}
+static real* gradient(const Rank* r, int u, int id) {
+    real* base = r->mesh->zero >= 2 ? r->gradients_unit : r->gradients + r->layout->units[u].offset;
+    return base + r->layout->within[id];
+}
+static real* act(const Rank* r, int id, int64_t l) {
+    Activation a = activation(&r->mesh->shape, id);
+    int64_t copies = r->mesh->training ? activation_copies(&r->mesh->shape, id, r->mesh->recompute) : 1;
+    return r->act[id] + l % copies * r->R * a.columns;
+}
+
+// --zero 3: brings a unit's parameters together from the ranks' slices, where it is not there yet.
+static int unit_gather(Rank* r, int u) {
+    const Unit* unit = &r->layout->units[u];
+    if (r->mesh->zero < 3 || r->gathered == u) return 0;
+    memcpy(r->weights_unit + r->world_rank * unit->slice, r->weights + unit->shard_offset, (size_t)unit->slice * sizeof(real));
+    r->gathered = u;
+    return r->transport.all_gather(&r->transport, r->weights_unit, unit->slice, &r->error);
+}
+
+// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices.
+static void unit_gradient_begin(Rank* r, int u) {
+    const Unit* unit = &r->layout->units[u];
+    if (r->mesh->zero >= 2) memset(r->gradients_unit, 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
+}
+static int unit_gradient_end(Rank* r, int u) {
+    const Unit* unit = &r->layout->units[u];
+    if (r->mesh->zero < 2) return 0;
+    if (r->transport.reduce_scatter(&r->transport, r->gradients_unit, unit->slice, &r->error) != 0) return -1;
+    const real* slice = r->gradients_unit + r->world_rank * unit->slice;
+    for (int64_t i = 0; i < unit->slice; i++) r->gradients[unit->shard_offset + i] += slice[i];
+    return 0;
+}
+
+// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, and the
+// output only if `output`.
+static int layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
+    const Shape* s = &r->mesh->shape;
+    int64_t R = r->R, C = s->C;
+    int mode = r->mesh->recompute, u = (int)l + 1, center = r->mesh->center;
+    real *x = act(r, A_x, l), *ln1 = act(r, A_ln1, l), *q = act(r, A_q, l), *kv = act(r, A_kv, l);
+    real *atty = act(r, A_atty, l), *lse = act(r, A_lse, l), *x2 = act(r, A_x2, l), *ln2 = act(r, A_ln2, l);
+    real *fch = act(r, A_fch, l), *gelu = act(r, A_gelu, l);
+    real* next = l + 1 < s->L ? act(r, A_x, l + 1) : r->x_final;
+#define NEEDED(id) (!again || !activation_kept(id, mode))
+    if (unit_gather(r, u) != 0) return -1;
+    if (NEEDED(A_fch)) r->layer_forwards++;
+    if (NEEDED(A_ln1)) cpu_rmsnorm_forward(ln1, act(r, A_rstd1, l), x, weight(r, u, P_ln1w), weight(r, u, P_ln1b), R, C);
+    if (NEEDED(A_q)) {
+        cpu_matmul_forward(r->wide, ln1, weight(r, u, P_qkvw), weight(r, u, P_qkvb), R, C, 3 * C);
+        cpu_split_heads(q, kv, r->wide, s->B, r->Tl, s->NH, s->HS);
+    }
+    if (NEEDED(A_atty) && cpu_attention_forward(r, atty, lse, q, kv, doc_start) != 0) return -1;
+    if (NEEDED(A_x2)) {
+        cpu_matmul_forward(r->narrow, atty, weight(r, u, P_attprojw), weight(r, u, P_attprojb), R, C, C);
+        cpu_residual_forward(x2, x, r->narrow, center, R, C);
+    }
+    if (NEEDED(A_ln2)) cpu_rmsnorm_forward(ln2, act(r, A_rstd2, l), x2, weight(r, u, P_ln2w), weight(r, u, P_ln2b), R, C);
+    if (NEEDED(A_fch)) cpu_matmul_forward(fch, ln2, weight(r, u, P_fcw), weight(r, u, P_fcb), R, C, 4 * C);
+    if (NEEDED(A_gelu)) cpu_gelu_forward(gelu, fch, R * 4 * C);
+    if (!output) return 0;
+    cpu_matmul_forward(r->narrow, gelu, weight(r, u, P_fcprojw), weight(r, u, P_fcprojb), R, 4 * C, C);
+    cpu_residual_forward(next, x2, r->narrow, center, R, C);
+    return 0;
+#undef NEEDED
+}
+
+// The mirror: dx, the gradient of the layer's output, becomes that of its input.
+static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
+    const Shape* s = &r->mesh->shape;
+    int64_t R = r->R, C = s->C;
+    int u = (int)l + 1;
+    real *x = act(r, A_x, l), *x2 = act(r, A_x2, l), *dx = r->dx, *dy = r->narrow;
+    unit_gradient_begin(r, u);
+
+    if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
+    else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
+    cpu_matmul_backward(r->wide, gradient(r, u, P_fcprojw), gradient(r, u, P_fcprojb), dy, act(r, A_gelu, l), weight(r, u, P_fcprojw), R, 4 * C, C);
+    cpu_gelu_backward(r->wide, act(r, A_fch, l), R * 4 * C);
+    cpu_matmul_backward(r->narrow, gradient(r, u, P_fcw), gradient(r, u, P_fcb), r->wide, act(r, A_ln2, l), weight(r, u, P_fcw), R, C, 4 * C);
+    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln2w), gradient(r, u, P_ln2b), r->narrow, x2, act(r, A_rstd2, l), weight(r, u, P_ln2w), R, C);
+
+    if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
+    else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
+    cpu_matmul_backward(r->narrow2, gradient(r, u, P_attprojw), gradient(r, u, P_attprojb), dy, act(r, A_atty, l), weight(r, u, P_attprojw), R, C, C);
+    if (cpu_attention_backward(r, r->wide, r->narrow2, act(r, A_atty, l), act(r, A_lse, l), act(r, A_q, l), act(r, A_kv, l), doc_start) != 0) return -1;
+    cpu_matmul_backward(r->narrow, gradient(r, u, P_qkvw), gradient(r, u, P_qkvb), r->wide, act(r, A_ln1, l), weight(r, u, P_qkvw), R, C, 3 * C);
+    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln1w), gradient(r, u, P_ln1b), r->narrow, x, act(r, A_rstd1, l), weight(r, u, P_ln1w), R, C);
+    return unit_gradient_end(r, u);
+}
+
+// Final norm, logits and loss; in training also their gradients, at once, so that logits exist only for a
+// chunk of tokens: dx becomes the gradient of the last layer's output.
+static int head_forward_backward(Rank* r, const int32_t* labels) {
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C, last = s->L + 1;
+    int u = (int)last, training = r->learn;
+    real scale = training ? (real)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
+    if (unit_gather(r, u) != 0) return -1;
+    cpu_rmsnorm_forward(r->lnf, r->rstdf, r->x_final, weight(r, u, P_lnfw), weight(r, u, P_lnfb), r->R, C);
+    if (unit_gather(r, 0) != 0) return -1;
+    if (training) unit_gradient_begin(r, 0);
+    for (int64_t t = 0; t < r->R; t += r->mesh->logits_chunk) {
+        int64_t rows = min_i64(r->mesh->logits_chunk, r->R - t);
+        cpu_matmul_forward(r->logits, r->lnf + t * C, weight(r, 0, P_wte), NULL, rows, C, s->Vp);
+        cpu_crossentropy(r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
+        if (training) cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C, weight(r, 0, P_wte), rows, C, s->Vp);
+    }
+    for (int64_t t = 0; t < r->R; t++) r->loss_sum += (double)r->token_loss[t];
+    if (!training) return 0;
+    if (unit_gradient_end(r, 0) != 0 || unit_gather(r, u) != 0) return -1;
+    memset(r->dx, 0, (size_t)(r->R * C) * sizeof(real));
+    unit_gradient_begin(r, u);
+    cpu_rmsnorm_backward(r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final, r->rstdf, weight(r, u, P_lnfw), r->R, C);
+    return unit_gradient_end(r, u);
+}
+
+// One pass over B sequences: adds to loss_sum and, in training, to the gradients.
+static int model_forward_backward(Rank* r, int64_t pass) {
+    const Shape* s = &r->mesh->shape;
+    int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
+    const int32_t *tokens = r->batch->tokens + pass * r->R, *labels = r->batch->labels + pass * r->R;
+    const int32_t* doc_start = r->mesh->doc_mask ? r->batch->doc_start + pass * s->B * s->T : NULL;
+    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center;
+#define SEQUENCE_DOCS(b) (doc_start ? doc_start + (b) * s->T : NULL)
+
+    if (unit_gather(r, 0) != 0) return -1;
+    for (int64_t b = 0; b < s->B; b++)
+        cpu_embedding_forward(act(r, A_x, 0) + b * r->Tl * C, tokens + b * r->Tl, &r->segments, SEQUENCE_DOCS(b), weight(r, 0, P_wte), weight(r, 0, P_wpe), center, C);
+    for (int64_t l = 0; l < L; l++) {
+        if (mode == GPT2_SP_SQRT && l % k == 0) memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
+        if (layer_forward(r, l, 0, 1, doc_start) != 0) return -1;
+    }
+    if (head_forward_backward(r, labels) != 0) return -1;
+    if (!r->learn) return 0;
+
+    for (int64_t l = L - 1; l >= 0; l--) {
+        int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+            memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
+            for (int64_t j = first; j <= l; j++)
+                if (layer_forward(r, j, 1, j < l, doc_start) != 0) return -1;
+        } else if (mode != GPT2_SP_SQRT && layer_forward(r, l, 1, 0, doc_start) != 0) return -1;
+        if (unit_gather(r, (int)l + 1) != 0 || layer_backward(r, l, doc_start) != 0) return -1;
+    }
+    unit_gradient_begin(r, 0);
+    for (int64_t b = 0; b < s->B; b++)
+        cpu_embedding_backward(gradient(r, 0, P_wte), gradient(r, 0, P_wpe), r->dx + b * r->Tl * C, tokens + b * r->Tl, &r->segments, SEQUENCE_DOCS(b), center, C);
+    return unit_gradient_end(r, 0);
+#undef SEQUENCE_DOCS
+}
+
+// Initial weights: every element is a function of (seed, tensor, index), whatever rank makes it. Rows of
+// the padded vocabulary stay 0: they get no gradient.
+static void weights_init(Rank* r, uint64_t seed) {
+    const Shape* s = &r->mesh->shape;
+    for (int u = 0; u < r->layout->count; u++) {
+        const Unit* unit = &r->layout->units[u];
+        int sharded = r->mesh->zero >= 3;
+        int64_t begin = sharded ? r->world_rank * unit->slice : 0, end = sharded ? begin + unit->slice : unit->elements;
+        real* out = sharded ? r->weights + unit->shard_offset : r->weights + unit->offset;
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit != unit->kind) continue;
+            int64_t at = r->layout->within[id], filled = id == P_wte ? s->V * s->C : parameter_elements(&p);
+            double scale = p.init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * (double)s->L) : 0.02;
+            for (int64_t i = max_i64(begin, at); i < min_i64(end, at + filled); i++)
+                out[i - begin] = p.init == INIT_ZERO ? 0 : p.init == INIT_ONE ? 1 : (real)(scale * random_normal(seed, (uint64_t)(u * PARAMETER_COUNT + id), (uint64_t)(i - at)));
+        }
+    }
+}
+
+// ===== 9. optimizer =============================================================================
+
+// Learning rate of the step after `done` of `o->steps`: linear warmup, then the chosen course.
+static double learning_rate(const gpt2_sp_options* o, int64_t done) {
+    if (done < o->warmup) return o->lr * (double)(done + 1) / (double)o->warmup;
+    double span = (double)max_i64(1, o->steps - 1 - o->warmup), progress = (double)(done - o->warmup) / span;
+    if (progress > 1) progress = 1;
+    double low = o->lr * o->lr_final;
+    switch (o->lr_schedule) {
+    case GPT2_SP_COSINE: return low + 0.5 * (o->lr - low) * (1 + cos(3.141592653589793 * progress));
+    case GPT2_SP_LINEAR: return o->lr + (low - o->lr) * progress;
+    case GPT2_SP_WSD: {   // constant, then 1 - sqrt over the last part (Haegele et al. 2024)
+        double into = o->wsd_decay > 0 ? (progress - (1 - o->wsd_decay)) / o->wsd_decay : 0;
+        return into <= 0 ? o->lr : low + (o->lr - low) * (1 - sqrt(into));
+    }
+    default: return o->lr;
+    }
+}
+
+// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so
+// unit by unit). sums: [0] loss of the step, [1] square of the gradient's norm, alike on all ranks.
+static int gradients_reduce(Rank* r, double sums[2]) {
+    const Layout* layout = r->layout;
+    double square = 0;
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        real* whole = r->gradients + unit->offset;
+        if (r->mesh->zero < 2 && r->transport.reduce_scatter(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
+        if (r->mesh->zero == 0 && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
+        const real* slice = r->mesh->zero >= 2 ? r->gradients + unit->shard_offset : whole + r->world_rank * unit->slice;
+        for (int64_t i = 0; i < unit->slice; i += 4096) {
+            int64_t end = min_i64(unit->slice, i + 4096);
+            real part = 0;
+            SIMD_SUM(part)
+            for (int64_t j = i; j < end; j++) part += slice[j] * slice[j];
+            square += (double)part;
+        }
+    }
+    sums[0] = r->loss_sum / (double)max_i64(1, r->valid_tokens), sums[1] = square;
+    return r->transport.all_reduce(&r->transport, sums, 2, &r->error);
+}
+
+typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t step; } AdamW;
+
+// AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
+static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
+    real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
+    real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))), correct2 = (real)(1 / (1 - pow(a->beta2, (double)a->step)));
+    real lr = (real)a->lr, shrink = (real)(decay ? a->lr * a->weight_decay : 0);
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(n, 16384); block++) {
+        int64_t end = min_i64(n, block * 16384 + 16384);
+        SIMD
+        for (int64_t i = block * 16384; i < end; i++) {
+            real grad = g[i] * scale;
+            m[i] = b1 * m[i] + (1 - b1) * grad;
+            v[i] = b2 * v[i] + (1 - b2) * grad * grad;
+#if GPT2_SP_REAL_BYTES == 8
+            w[i] -= lr * (m[i] * correct1 / (sqrt(v[i] * correct2) + eps)) + shrink * w[i];
+#else
+            w[i] -= lr * (m[i] * correct1 / (sqrtf(v[i] * correct2) + eps)) + shrink * w[i];
+#endif
+        }
+    }
+}
+
+// One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
+static int weights_update(Rank* r, const AdamW* adamw) {
+    int zero = r->mesh->zero;
+    for (int u = 0; u < r->layout->count; u++) {
+        const Unit* unit = &r->layout->units[u];
+        int64_t begin = zero >= 1 ? r->world_rank * unit->slice : 0, end = zero >= 1 ? begin + unit->slice : unit->elements;
+        int64_t moment = zero >= 1 ? unit->shard_offset : unit->offset;
+        real* w = r->weights + (zero >= 3 ? unit->shard_offset : unit->offset + begin);
+        const real* g = r->gradients + (zero >= 2 ? unit->shard_offset : unit->offset + begin);
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&r->mesh->shape, id);
+            if (p.unit != unit->kind) continue;
+            int64_t first = max_i64(begin, r->layout->within[id]), last = min_i64(end, r->layout->within[id] + parameter_elements(&p)), at = first - begin;
+            if (first < last) cpu_adamw(w + at, r->m + moment + at, r->v + moment + at, g + at, last - first, adamw, p.decay);
+        }
+        if ((zero == 1 || zero == 2) && r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0) return -1;
+    }
+    r->gathered = -1;
+    return 0;
+}
+
+// ===== 10. checkpoints ==========================================================================
+//
+//     OUT/step_00000100/
+//         model.safetensors        weights in Hugging Face's names and layout (with --center 1 the folder
+//         config.json              opens in Transformers as it is)
+//         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
+//         state.json               step, next sample, tokens seen, and what the run was
+//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
+// It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
+// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends
+// on dp, sp or zero.
+
+// Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
+enum { POSITION_BUCKETS = 26 };
+typedef struct { double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS]; } Evaluation;
+
+struct gpt2_sp {
+    gpt2_sp_options options;
+    Error error;
+    Mesh mesh;
+    Schedule schedules[2];
+    Layout layout;
+    ThreadWorld world;
+    Rank* ranks;                   // (dp * sp)
+    Segments* segments;            // (sp)
+    RankBatch* batch_ranks;        // (2 or 4, dp * sp): the loaders' views of the ranks' token buffers
+    Dataset data, val_data;
+    Loader loader, val_loader;
+    int64_t step;                  // done
+    uint64_t next_sample;          // the loader's whole state
+    int64_t tokens_seen;
+    int64_t saved_step;            // newest checkpoint; -1: none
+    int64_t eot;                   // the tokenizer's end-of-text token
+    int lock_fd;                   // OUT/.lock, held while this trainer lives
+    AdamW adamw;                   // of the step that runs
+    double sums[2];                // loss and squared gradient norm of the step that ran
+    int updated;                   // it changed the weights
+    int skipped;                   // steps in a row that were not finite
+    Evaluation* evaluation;        // that rank_evaluate fills
+    real* collected;               // all weights, while generate needs them from --zero 3
+    const char* folder;            // that rank_load reads
+    int load_moments;              // and the moments too
+    OutFile *model_file, *optimizer_file;   // that rank_save writes
+};
+
+typedef int (*RankJob)(Rank* r, gpt2_sp* g);
+typedef struct { Rank* rank; gpt2_sp* g; RankJob job; int status; } RankCall;
+
+static void* rank_thread(void* argument) {
+    RankCall* call = (RankCall*)argument;
+#ifdef _OPENMP
+    omp_set_num_threads(call->g->mesh.threads);
+#endif
+    call->status = call->job(call->rank, call->g);
+    if (call->status != 0) call->rank->transport.abort(&call->rank->transport, &call->rank->error);
+    return NULL;
+}
+
+// Runs a job on every rank, each on a thread of its own, and waits. If any fails all stop, and the first
+// reason is the trainer's error.
+static int ranks_run(gpt2_sp* g, RankJob job) {
+    int world = g->mesh.world, status = 0;
+    RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
+    pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
+    if (!calls || !threads) status = fail(&g->error, "out of memory for %d ranks", world);
+    int started = 1;
+    for (int i = 0; status == 0 && i < world; i++) calls[i].rank = &g->ranks[i], calls[i].g = g, calls[i].job = job;
+    for (; status == 0 && started < world; started++)
+        if (pthread_create(&threads[started], NULL, rank_thread, &calls[started]) != 0) {
+            fail(&g->ranks[0].error, "cannot start a thread for rank %d", started);
+            g->ranks[0].transport.abort(&g->ranks[0].transport, &g->ranks[0].error);
+            break;
+        }
+    if (status == 0) rank_thread(&calls[0]);
+    for (int i = 1; status == 0 && i < started; i++) pthread_join(threads[i], NULL);
+    if (status == 0 && g->world.aborted) g->error = g->world.reason, status = -1;
+    free(calls);
+    free(threads);
+    return status;
+}
+
+// Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.", "").
+static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
+    if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
+    else snprintf(out, size, "%s%s", prefix, p->hf);
+}
+
+// A parameter's rows as files have them: without the padding of the vocabulary.
+static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) { return id == P_wte ? s->V : p->rows; }
+
+// Calls the safetensors header's maker for every tensor of a model, in the order of the data.
+static int tensors_declare(st_header* header, const gpt2_sp* g, const char* prefix, int hf_layout, Error* e) {
+    const Shape* s = &g->mesh.shape;
+    for (int u = 0; u < g->layout.count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit != g->layout.units[u].kind) continue;
+            char name[ST_NAME_MAX];
+            uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns, shape[2] = {rows, columns};
+            if (hf_layout && p.transposed) shape[0] = columns, shape[1] = rows;
+            tensor_name(name, sizeof name, prefix, &p, u);
+            if (st_header_add(header, name, REAL_DTYPE, columns ? 2 : 1, shape, e->text, sizeof e->text) != 0) return -1;
+        }
+    return 0;
+}
+
+static int header_write(OutFile* f, st_header* header, Error* e) {
+    unsigned char* bytes = NULL;
+    size_t size = 0;
+    int status = st_header_finish(header, "{\"format\":\"pt\"}", &bytes, &size, e->text, sizeof e->text);
+    if (status == 0) status = file_write(f, bytes, size, e);
+    free(bytes);
+    return status;
+}
+
+static int tensor_write(OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
+    if (!transposed) return file_write(f, data, (size_t)(rows * (columns ? columns : 1)) * sizeof(real), e);
+    real* strip = (real*)malloc((size_t)(16 * rows) * sizeof(real));   // 16 columns at a time, as rows
+    int status = strip ? 0 : fail(e, "out of memory");
+    for (int64_t c = 0; status == 0 && c < columns; c += 16) {
+        int64_t n = min_i64(16, columns - c);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < n; i++) strip[i * rows + r] = data[r * columns + c + i];
+        status = file_write(f, strip, (size_t)(n * rows) * sizeof(real), e);
+    }
+    free(strip);
+    return status;
+}
+
+enum { STATE_WEIGHTS, STATE_M, STATE_V, STATE_KINDS };
+
+// A buffer that holds one whole unit and is free between steps.
+static real* unit_scratch(const Rank* r) { return r->mesh->zero >= 2 ? r->gradients_unit : r->gradients; }
+
+// One unit of the weights or a moment, whole, wherever its slices are. All ranks call it together.
+static const real* unit_fetch(Rank* r, int kind, int u) {
+    const Unit* unit = &r->layout->units[u];
+    if (kind == STATE_WEIGHTS) {
+        if (unit_gather(r, u) != 0) return NULL;
+        return r->mesh->zero >= 3 ? r->weights_unit : r->weights + unit->offset;
+    }
+    const real* moments = kind == STATE_M ? r->m : r->v;
+    if (r->mesh->zero == 0) return moments + unit->offset;
+    real* scratch = unit_scratch(r);
+    memcpy(scratch + r->world_rank * unit->slice, moments + unit->shard_offset, (size_t)unit->slice * sizeof(real));
+    return r->transport.all_gather(&r->transport, scratch, unit->slice, &r->error) == 0 ? scratch : NULL;
+}
+
+// Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
+// g->error and stops the writing, not the ranks.
+static int rank_save(Rank* r, gpt2_sp* g) {
+    for (int kind = 0; kind < STATE_KINDS; kind++)
+        for (int u = 0; u < g->layout.count; u++) {
+            const real* unit = unit_fetch(r, kind, u);
+            if (!unit) return -1;
+            for (int id = 0; r->world_rank == 0 && id < PARAMETER_COUNT; id++) {
+                Parameter p = parameter(&g->mesh.shape, id);
+                if (p.unit != g->layout.units[u].kind || g->error.text[0]) continue;
+                OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+                tensor_write(file, unit + g->layout.within[id], tensor_rows(&g->mesh.shape, id, &p), p.columns, kind == STATE_WEIGHTS && p.transposed, &g->error);
+            }
+            if (r->mesh->zero >= 1 && r->transport.barrier(&r->transport, &r->error) != 0) return -1;   // rank 0 has read the unit
+        }
+    return 0;
+}
+
+// Writes printf text as a file of a checkpoint.
+static int checkpoint_text(const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
+    OutFile* f = (OutFile*)malloc(sizeof *f);
+    if (!f) return fail(e, "out of memory");
+    int status = file_create(f, e, folder, name);
+    if (status == 0) {
+        status = file_write(f, text, strlen(text), e);
+        if (file_close(f, status == 0, e) != 0) status = -1;
+        size_t used = strlen(manifest);
+        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", name, (unsigned long long)f->bytes, f->crc);
+    }
+    free(f);
+    return status;
+}
+
+static void config_text(const gpt2_sp* g, char* out, size_t size) {
+    const Shape* s = &g->mesh.shape;
+    // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
+    snprintf(out, size,
+        "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": %lld,\n  \"n_embd\": %lld,\n"
+        "  \"n_positions\": %lld,\n  \"n_ctx\": %lld,\n  \"vocab_size\": %lld,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
+        "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"torch_dtype\": \"%s\"\n}\n",
+        g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm", g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel", (long long)s->L, (long long)s->NH, (long long)s->C,
+        (long long)s->T, (long long)s->T, (long long)s->V, (long long)g->eot, (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
+}
+
+static void state_text(const gpt2_sp* g, char* out, size_t size) {
+    snprintf(out, size, "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, \"center\": %d, \"doc_mask\": %d, \"data\": \"%016llx\"}\n",
+        (long long)g->step, (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
+}
+
+static int save_tensors(gpt2_sp* g, const char* folder, char* manifest, size_t manifest_size) {
+    Error* e = &g->error;
+    OutFile* files = (OutFile*)calloc(2, sizeof *files);
+    if (!files) return fail(e, "out of memory");
+    st_header headers[2];
+    st_header_init(&headers[0]);
+    st_header_init(&headers[1]);
+    files[0].fd = files[1].fd = -1;
+    int status = tensors_declare(&headers[0], g, "transformer.", 1, e);
+    if (status == 0) status = tensors_declare(&headers[1], g, "m.transformer.", 0, e);
+    if (status == 0) status = tensors_declare(&headers[1], g, "v.transformer.", 0, e);
+    if (status == 0) status = file_create(&files[0], e, folder, "model.safetensors");
+    if (status == 0) status = file_create(&files[1], e, folder, "optimizer.safetensors");
+    if (status == 0) status = header_write(&files[0], &headers[0], e);
+    if (status == 0) status = header_write(&files[1], &headers[1], e);
+    g->model_file = &files[0], g->optimizer_file = &files[1];
+    if (status == 0) status = ranks_run(g, rank_save);
+    if (status == 0 && e->text[0]) status = -1;
+    static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
+    for (int i = 0; i < 2; i++) {
+        if (file_close(&files[i], status == 0, e) != 0) status = -1;
+        size_t used = strlen(manifest);
+        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", names[i], (unsigned long long)files[i].bytes, files[i].crc);
+        st_header_free(&headers[i]);
+    }
+    free(files);
+    return status;
+}
+
+// The checkpoints in a run's folder, newest first: their steps. The caller frees *steps.
+static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
+    int count = 0, room = 0, failed = 0;
+    *steps = NULL;
+    DIR* dir = opendir(out);
+    if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", out, strerror(errno));
+    for (struct dirent* entry; (entry = readdir(dir)) != NULL;) {
+        long long step;
+        int end = 0;
+        if (sscanf(entry->d_name, "step_%8lld%n", &step, &end) != 1 || entry->d_name[end] != 0) continue;
+        *steps = (int64_t*)grow(*steps, count, &room, sizeof **steps, &failed);
+        if (!failed) (*steps)[count++] = step;
+    }
+    closedir(dir);
+    for (int i = 1; i < count; i++)   // a handful: insertion sort
+        for (int j = i; j > 0 && (*steps)[j] > (*steps)[j - 1]; j--) {
+            int64_t t = (*steps)[j];
+            (*steps)[j] = (*steps)[j - 1], (*steps)[j - 1] = t;
+        }
+    if (failed) {
+        free(*steps);
+        *steps = NULL;
+        return fail(e, "out of memory");
+    }
+    return count;
+}
+
+// Removes what interrupted saves left, and whole checkpoints beyond the newest `keep`.
+static int checkpoint_clean(const char* out, int64_t keep, Error* e) {
+    int64_t* steps;
+    int count = checkpoint_list(out, &steps, e), status = count < 0 ? -1 : 0;
+    char path[GPT2_SP_TEXT + 300];
+    for (int64_t i = keep; status == 0 && i < count; i++) {
+        snprintf(path, sizeof path, "%.1000s/step_%08lld", out, (long long)steps[i]);
+        status = folder_remove(path, e);
+    }
+    free(steps);
+    DIR* dir = status == 0 ? opendir(out) : NULL;
+    for (struct dirent* entry; status == 0 && dir && (entry = readdir(dir)) != NULL;) {
+        size_t n = strlen(entry->d_name);
+        if (strncmp(entry->d_name, "step_", 5) != 0 || n < 4 || strcmp(entry->d_name + n - 4, ".tmp") != 0) continue;
+        snprintf(path, sizeof path, "%.1000s/%.255s", out, entry->d_name);
+        status = folder_remove(path, e);
+    }
+    if (dir) closedir(dir);
+    return status;
+}
+
+static int checkpoint_write(gpt2_sp* g, const char* folder) {
+    char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
+    Error* e = &g->error;
+    int status = mkdir(folder, 0777) != 0 ? fail(e, "cannot make folder %.900s: %s", folder, strerror(errno)) : 0;
+    if (status == 0) status = save_tensors(g, folder, manifest, sizeof manifest);
+    config_text(g, text, sizeof text);
+    if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
+    state_text(g, text, sizeof text);
+    if (status == 0) status = checkpoint_text(folder, "state.json", text, manifest, sizeof manifest, e);
+    size_t used = strlen(manifest);
+    snprintf(manifest + used, sizeof manifest - used, "crc %08x\n", (unsigned)crc32(0, (const unsigned char*)manifest, (unsigned)used));
+    char ignored[256] = "";
+    if (status == 0) status = checkpoint_text(folder, "manifest.txt", manifest, ignored, sizeof ignored, e);
+    if (status == 0) status = folder_sync(folder, e);
+    return status;
+}
+
+int gpt2_sp_save(gpt2_sp* g) {
+    const char* out = g->options.out;
+    char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
+    Error* e = &g->error;
+    e->text[0] = 0;
+    if (!out[0]) return fail(e, "no --out folder to save in");
+    if (g->saved_step == g->step) return 0;
+    snprintf(final, sizeof final, "%.1000s/step_%08lld", out, (long long)g->step);
+    snprintf(temporary, sizeof temporary, "%s.tmp", final);
+    snprintf(replaced, sizeof replaced, "%s.replaced.tmp", final);
+    if (checkpoint_clean(out, INT64_MAX, e) != 0) return -1;
+    int status = checkpoint_write(g, temporary);
+    if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT) status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
+    if (status == 0 && rename(temporary, final) != 0) status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
+    if (status == 0) status = folder_sync(out, e);
+    Error later = {{0}};
+    if (status != 0) {
+        folder_remove(temporary, &later);   // the first error is the one to tell
+        return -1;
+    }
+    g->saved_step = g->step;
+    return checkpoint_clean(out, g->options.keep, e);
+}
+
+// Checks a manifest and every file it names against their lengths and CRCs.
+static int checkpoint_verify(const char* folder, Error* e) {
+    char path[GPT2_SP_TEXT + 300];
+    size_t size;
+    snprintf(path, sizeof path, "%.1000s/manifest.txt", folder);
+    char* text = file_read_text(path, 65536, &size, e);
+    if (!text) return -1;
+    int version = 0, files = 0, status = 0;
+    char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
+    unsigned crc = 0;
+    char extra;
+    if (sscanf(text, "gpt2_sp checkpoint %d", &version) != 1 || strlen(text) != size) status = fail(e, "%.900s: not a checkpoint's manifest", path);
+    else if (version > 1) status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
+    else if (!last || sscanf(last + 1, "crc %8x%c", &crc, &extra) != 2 || extra != '\n' || strlen(last + 1) != 13 || (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) != crc)
+        status = fail(e, "%.900s: its own CRC does not match", path);
+    for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last; files++) {
+        char name[64];
+        unsigned long long bytes, found;
+        unsigned sum;
+        uint64_t found_bytes;
+        uint32_t found_sum;
+        line++;
+        if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3 || strchr(name, '/')) { status = fail(e, "%.900s: a line is not `file bytes crc`", path); break; }
+        char file[GPT2_SP_TEXT + 300];
+        snprintf(file, sizeof file, "%.1000s/%s", folder, name);
+        if (file_checksum(file, &found_bytes, &found_sum, e) != 0) { status = -1; break; }
+        found = found_bytes;
+        if (found != bytes) status = fail(e, "%.700s: %llu bytes, the manifest says %llu", file, found, bytes);
+        else if (found_sum != sum) status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
+    }
+    if (status == 0 && files != 4) status = fail(e, "%.900s: names %d files, expected 4", path, files);
+    free(text);
+    return status;
+}
+
+// Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
+// is whole, or the folder cannot be read. Passed-over ones are told on stderr.
+static int checkpoint_find(const char* out, char* folder, size_t size, Error* e) {
+    int64_t* steps;
+    int count = checkpoint_list(out, &steps, e), found = count < 0 ? -1 : 0;
+    Error why = {{0}};
+    for (int i = 0; found == 0 && i < count; i++) {
+        snprintf(folder, size, "%.1000s/step_%08lld", out, (long long)steps[i]);
+        if (checkpoint_verify(folder, &why) == 0) found = 1;
+        else fprintf(stderr, "%s is not whole (%s), trying an older one\n", folder, why.text);
+    }
+    free(steps);
+    if (found == 0 && count > 0) return fail(e, "none of the %d checkpoints in %.300s is whole; the oldest: %.600s", count, out, why.text);
+    return found;
+}
+
+static int st_read_real(const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
+#if GPT2_SP_REAL_BYTES == 8
+    return st_read_f64(f, t, first, count, out, e->text, sizeof e->text);
+#else
+    return st_read_f32(f, t, first, count, out, e->text, sizeof e->text);
+#endif
+}
+
+// Reads one parameter into out (rows, columns). wpe of another length fits too: a shorter one is repeated
+// (its rows stay what they were, so up to its length the model is the same), a longer one cut.
+static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout, real* out, Error* e) {
+    char name[ST_NAME_MAX];
+    Parameter p = parameter(s, id);
+    tensor_name(name, sizeof name, prefix, &p, u);
+    const st_tensor* t = st_find(f, name);
+    if (!t && strcmp(prefix, "transformer.") == 0) tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
+    if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
+    int swap = hf_layout && p.transposed;
+    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns, d0 = swap ? columns : rows, d1 = swap ? rows : columns;
+    int stretch = id == P_wpe && hf_layout && t->ndim == 2 && t->shape[0] > 0;
+    if (t->ndim != (columns ? 2 : 1) || (t->shape[0] != d0 && !stretch) || (columns && t->shape[1] != d1))
+        return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name, (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0), (unsigned long long)d0, (unsigned long long)d1);
+    if (stretch) {
+        for (uint64_t row = 0; row < rows; row += t->shape[0]) {
+            uint64_t n = rows - row < t->shape[0] ? rows - row : t->shape[0];
+            if (st_read_real(f, t, 0, n * columns, out + row * columns, e) != 0) return -1;
+        }
+        return 0;
+    }
+    if (!swap) return st_read_real(f, t, 0, rows * (columns ? columns : 1), out, e);
+    real* strip = (real*)malloc((size_t)rows * 16 * sizeof(real));
+    int status = strip ? 0 : fail(e, "out of memory");
+    for (uint64_t c = 0; status == 0 && c < columns; c += 16) {
+        uint64_t n = columns - c < 16 ? columns - c : 16;
+        status = st_read_real(f, t, c * rows, n * rows, strip, e);
+        for (uint64_t r = 0; status == 0 && r < rows; r++)
+            for (uint64_t i = 0; i < n; i++) out[r * columns + c + i] = strip[i * rows + r];
+    }
+    free(strip);
+    return status;
+}
+
+// Every tensor of a model file must be one of ours, or one that Hugging Face's files carry and nobody needs.
+static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
+    int known = 0;
+    for (int i = 0; i < f->count; i++) {
+        const char *name = f->tensors[i].name, *end = name + strlen(name);
+        if (end - name > 10 && strcmp(end - 10, ".attn.bias") == 0) continue;           // the causal mask
+        if (end - name > 17 && strcmp(end - 17, ".attn.masked_bias") == 0) continue;
+        if (strcmp(name, "lm_head.weight") == 0) continue;                               // tied to wte
+        known++;
+    }
+    int expected = 0;
+    for (int id = 0; id < PARAMETER_COUNT; id++) expected += parameter(&g->mesh.shape, id).unit == UNIT_LAYER ? (int)g->mesh.shape.L : 1;
+    return known == expected ? 0 : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers", f->path, known, expected, (long long)g->mesh.shape.L);
+}
+
+// Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
+static int rank_load(Rank* r, gpt2_sp* g) {
+    static const char* const prefixes[STATE_KINDS] = {"transformer.", "m.transformer.", "v.transformer."};
+    const Shape* s = &g->mesh.shape;
+    int status = 0;
+    for (int kind = 0; status == 0 && kind < (g->load_moments ? STATE_KINDS : 1); kind++) {
+        char path[GPT2_SP_TEXT + 64];
+        st_file file;
+        snprintf(path, sizeof path, "%.1000s/%s", g->folder, kind == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
+        if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
+        if (kind == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
+        for (int u = 0; status == 0 && u < g->layout.count; u++) {
+            const Unit* unit = &g->layout.units[u];
+            int sharded = kind == STATE_WEIGHTS ? r->mesh->zero >= 3 : r->mesh->zero >= 1;
+            real* slices = kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v;
+            real* whole = !sharded ? slices + unit->offset : kind == STATE_WEIGHTS ? r->weights_unit : unit_scratch(r);
+            memset(whole, 0, (size_t)unit->elements * sizeof(real));
+            for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++)
+                if (parameter(s, id).unit == unit->kind) status = tensor_read(&file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, whole + g->layout.within[id], &r->error);
+            int64_t begin = r->world_rank * unit->slice, n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
+            if (sharded) memcpy(slices + unit->shard_offset, whole + begin, (size_t)n * sizeof(real));
+        }
+        st_close(&file);
+    }
+    r->gathered = -1;
+    return status;
+}
+
+static int64_t json_need(const char* text, size_t size, const char* key, const char* path, Error* e) {
+    uint64_t value = 0;
+    if (json_get_u64(text, size, key, &value) != 1 || value > (uint64_t)1 << 53) {
+        fail(e, "%.800s: no whole number `%s`", path, key);
+        return -1;
+    }
+    return (int64_t)value;
+}
+
+// What config.json says of a model; every value is bounded as the options are.
+static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
+    char path[GPT2_SP_TEXT + 64], word[64], value[32];
+    size_t size;
+    snprintf(path, sizeof path, "%.1000s/config.json", folder);
+    char* text = file_read_text(path, 1 << 20, &size, e);
+    if (!text) return -1;
+    static const char* const keys[4] = {"n_layer", "n_head", "n_embd", "n_positions"};
+    static const char* const names[4] = {"layers", "heads", "channels", "seq-len"};
+    double epsilon = 1e-5;
+    int status = 0;
+    o->center = 1;
+    if (json_get_string(text, size, "model_type", word, sizeof word) != 1) status = fail(e, "%.900s: no `model_type`", path);
+    else if (strcmp(word, "gpt2_sp_rmsnorm") == 0) o->center = 0;
+    else if (strcmp(word, "gpt2") != 0) status = fail(e, "%.700s: model_type `%.60s`, expected gpt2", path, word);
+    if (status == 0 && json_get_string(text, size, "activation_function", word, sizeof word) == 1 && strcmp(word, "gelu_new") != 0 && strcmp(word, "gelu_pytorch_tanh") != 0)
+        status = fail(e, "%.700s: activation_function `%.60s`, expected gelu_new", path, word);
+    if (status == 0 && json_get_double(text, size, "layer_norm_epsilon", &epsilon) == 1 && fabs(epsilon - 1e-5) > 1e-12)
+        status = fail(e, "%.700s: layer_norm_epsilon %g, expected 1e-05", path, epsilon);
+    for (int i = 0; status == 0 && i < 4; i++) {
+        int64_t number = json_need(text, size, keys[i], path, e);
+        snprintf(value, sizeof value, "%lld", (long long)number);
+        Error inner = {{0}};
+        if (number < 0) status = -1;
+        else if (option_set(o, option_find(names[i]), value, &inner) != 0) status = fail(e, "%.600s: %s: %.300s", path, keys[i], inner.text);
+    }
+    *vocab = status == 0 ? json_need(text, size, "vocab_size", path, e) : -1;
+    if (status == 0 && (*vocab < 1 || *vocab > 1 << 20)) status = *vocab < 0 ? -1 : fail(e, "%.900s: vocab_size %lld", path, (long long)*vocab);
+    uint64_t end = 0;
+    *eot = json_get_u64(text, size, "eos_token_id", &end) == 1 ? (int64_t)end : *vocab - 1;
+    free(text);
+    return status;
+}
+
+// Refuses to resume a run as another one; both values are named.
+static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e) {
+    return saved == asked ? 0 : fail(e, "this run was made with --%s %lld, found %lld: use another --out, or the same value", what, (long long)saved, (long long)asked);
+}
+
+static int state_read(gpt2_sp* g, const char* folder) {
+    Error* e = &g->error;
+    char path[GPT2_SP_TEXT + 64], data[32], now[32];
+    size_t size;
+    gpt2_sp_options saved;
+    int64_t vocab, eot;
+    gpt2_sp_defaults(&saved);
+    if (config_read(folder, &saved, &vocab, &eot, e) != 0) return -1;
+    snprintf(path, sizeof path, "%.1000s/state.json", folder);
+    char* text = file_read_text(path, 1 << 20, &size, e);
+    if (!text) return -1;
+    int64_t version = json_need(text, size, "version", path, e), seed = json_need(text, size, "seed", path, e);
+    int status = version < 0 || seed < 0 ? -1 : version > 1 ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version) : 0;
+    g->step = json_need(text, size, "step", path, e);
+    g->tokens_seen = json_need(text, size, "tokens", path, e);
+    int64_t next = json_need(text, size, "next_sample", path, e);
+    g->next_sample = (uint64_t)next;
+    if (status == 0 && (g->step < 0 || g->tokens_seen < 0 || next < 0)) status = -1;
+    if (status == 0) status = resume_same("layers", saved.layers, g->options.layers, e);
+    if (status == 0) status = resume_same("heads", saved.heads, g->options.heads, e);
+    if (status == 0) status = resume_same("channels", saved.channels, g->options.channels, e);
+    if (status == 0) status = resume_same("seq-len", saved.seq_len, g->options.seq_len, e);
+    if (status == 0) status = resume_same("center", saved.center, g->options.center, e);
+    if (status == 0) status = resume_same("vocab", vocab, g->mesh.shape.V, e);
+    if (status == 0) status = resume_same("seed", seed, g->options.seed, e);
+    snprintf(now, sizeof now, "%016llx", (unsigned long long)g->data.fingerprint);
+    if (status == 0 && (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
+        status = fail(e, "the shards in --data are not those that this run was trained on: use another --out with --init-from %.700s", folder);
+    free(text);
+    return status;
+}
+
+// ===== 11. evaluation and sampling ==============================================================
+
+static int position_bucket(int64_t position) {
+    int bucket = 0;
+    while (position >> bucket) bucket++;
+    return bucket;
+}
+
+// One forward pass over the evaluation batch; sums over all ranks are added to g->evaluation.
+static int rank_evaluate(Rank* r, gpt2_sp* g) {
+    const Shape* s = &r->mesh->shape;
+    double sums[2 + 2 * POSITION_BUCKETS] = {0};
+    r->learn = 0, r->loss_sum = 0, r->batch = &r->batches[2];
+    if (model_forward_backward(r, 0) != 0) return -1;
+    for (int64_t b = 0, t = 0; b < s->B; b++)
+        for (int seg = 0; seg < r->segments.count; seg++)
+            for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
+                if (r->batch->labels[t] < 0) continue;
+                int64_t position = r->segments.begin[seg] + i;
+                if (r->mesh->doc_mask) position -= r->batch->doc_start[b * s->T + position];
+                int bucket = position_bucket(position);
+                sums[0] += (double)r->token_loss[t], sums[1] += 1;
+                sums[2 + bucket] += (double)r->token_loss[t], sums[2 + POSITION_BUCKETS + bucket] += 1;
+            }
+    if (r->transport.all_reduce(&r->transport, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0) return -1;
+    if (r->world_rank != 0) return 0;
+    g->evaluation->loss += sums[0], g->evaluation->count += sums[1];
+    for (int i = 0; i < POSITION_BUCKETS; i++) g->evaluation->bucket_loss[i] += sums[2 + i], g->evaluation->bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+    return 0;
+}
+
+// Evaluates the first `sequences` windows of the validation data, in order.
+static int evaluate_data(gpt2_sp* g, int64_t sequences, Evaluation* evaluation) {
+    Loader* l = &g->val_loader;
+    memset(evaluation, 0, sizeof *evaluation);
+    g->evaluation = evaluation;
+    l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
+    for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B))
+        if (loader_fill(l, &l->batch[0], first, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0) return -1;
+    return 0;
+}
+
+int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
+    Evaluation evaluation;
+    if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
+    if (evaluate_data(g, sequences, &evaluation) != 0) return -1;
+    *loss = evaluation.loss / evaluation.count;
+    return 0;
+}
+
+// The recall test: in fresh synthetic documents as long as the context, is every token of each answer the
+// likeliest? By the distance between a fact and its question: right[] of asked[], in buckets as above.
+static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
+    Rank* r = &g->ranks[0];
+    int64_t T = g->mesh.shape.T;
+    Evaluation ignored;
+    memset(&ignored, 0, sizeof ignored);
+    g->evaluation = &ignored;
+    for (int64_t d = 0; d < documents; d++) {
+        synth_doc doc;
+        if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T, (int)g->options.facts, (size_t)g->options.distance, &doc, g->error.text, sizeof g->error.text) != 0) return -1;
+        for (int64_t t = 0; t < T; t++) {
+            r->batches[2].tokens[t] = (unsigned char)doc.text[t];
+            r->batches[2].labels[t] = t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)g->eot;
+            if (g->mesh.doc_mask) r->batches[2].doc_start[t] = 0;
+        }
+        int status = ranks_run(g, rank_evaluate);
+        for (int f = 0; status == 0 && f < doc.fact_count; f++) {
+            int bucket = position_bucket((int64_t)(doc.facts[f].answer - doc.facts[f].statement)), hit = 1;
+            for (int i = 0; i < doc.facts[f].answer_length; i++) hit &= r->token_hit[(int64_t)doc.facts[f].answer - 1 + i];
+            asked[bucket] += 1, right[bucket] += hit;
+        }
+        synth_free(&doc);
+        if (status != 0) return -1;
+    }
+    return 0;
+}
+
+// --- sampling with a cache of keys and values ---
+
+enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
+
+typedef struct {
+    gpt2_sp* g;
+    const real* weights;      // all units, whole
+    int64_t capacity;         // tokens that fit in the cache
+    real* cache;              // (L, NH, 2, capacity, HS)
+    real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
+} Decoder;
+
+static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t capacity) {
+    const Shape* s = &g->mesh.shape;
+    int64_t n = DECODE_ROWS, C = s->C;
+    memset(d, 0, sizeof *d);
+    d->g = g, d->weights = weights, d->capacity = capacity;
+    real* memory = (real*)malloc((size_t)(s->L * 2 * capacity * C + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
+    if (!memory) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
+    d->cache = memory, d->x = memory + s->L * 2 * capacity * C, d->narrow = d->x + n * C, d->wide = d->narrow + n * C;
+    d->q = d->wide + n * 4 * C, d->kv = d->q + n * C, d->out = d->kv + n * 2 * C, d->m = d->out + n * 2 * C, d->l = d->m + n * s->NH, d->logits = d->l + n * s->NH;
+    return 0;
+}
+
+static const real* decoder_weight(const Decoder* d, int u, int id) { return d->weights + d->g->layout.units[u].offset + d->g->layout.within[id]; }
+
+// Attention of n new rows at positions p.. over everything cached; the new keys and values join the cache.
+static void decoder_attention(Decoder* d, int64_t l, int64_t n, int64_t p) {
+    const Shape* s = &d->g->mesh.shape;
+    int64_t HS = s->HS, NH = s->NH, C = s->C;
+    cpu_split_heads(d->q, d->kv, d->wide, 1, n, NH, HS);
+    PARALLEL_FOR
+    for (int64_t h = 0; h < NH; h++) {
+        real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
+        real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
+        memcpy(k + p * HS, d->kv + 2 * h * n * HS, (size_t)(n * HS) * sizeof(real));
+        memcpy(v + p * HS, d->kv + (2 * h + 1) * n * HS, (size_t)(n * HS) * sizeof(real));
+        memset(o, 0, (size_t)(n * HS) * sizeof(real));
+        for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
+        cpu_attention_forward_head(o, m, sum, d->q + h * n * HS, k, v, n, p + n, p, 0, NULL, HS, &d->g->ranks[0].scratch[thread_index()]);
+        output_finish(o, m, sum, n, HS);
+        for (int64_t i = 0; i < n; i++) memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
+    }
+}
+
+// Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
+static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p) {
+    const Shape* s = &d->g->mesh.shape;
+    int64_t C = s->C;
+    int center = d->g->mesh.center, last = (int)s->L + 1;
+    Segments place = {1, {p, 0}, {n, 0}, n};
+    real rstd[DECODE_ROWS];
+    cpu_embedding_forward(d->x, tokens, &place, NULL, decoder_weight(d, 0, P_wte), decoder_weight(d, 0, P_wpe), center, C);
+    for (int u = 1; u <= (int)s->L; u++) {
+        cpu_rmsnorm_forward(d->narrow, rstd, d->x, decoder_weight(d, u, P_ln1w), decoder_weight(d, u, P_ln1b), n, C);
+        cpu_matmul_forward(d->wide, d->narrow, decoder_weight(d, u, P_qkvw), decoder_weight(d, u, P_qkvb), n, C, 3 * C);
+        decoder_attention(d, u - 1, n, p);
+        cpu_matmul_forward(d->out, d->narrow, decoder_weight(d, u, P_attprojw), decoder_weight(d, u, P_attprojb), n, C, C);
+        cpu_residual_forward(d->x, d->x, d->out, center, n, C);
+        cpu_rmsnorm_forward(d->narrow, rstd, d->x, decoder_weight(d, u, P_ln2w), decoder_weight(d, u, P_ln2b), n, C);
+        cpu_matmul_forward(d->wide, d->narrow, decoder_weight(d, u, P_fcw), decoder_weight(d, u, P_fcb), n, C, 4 * C);
+        cpu_gelu_forward(d->wide, d->wide, n * 4 * C);
+        cpu_matmul_forward(d->out, d->wide, decoder_weight(d, u, P_fcprojw), decoder_weight(d, u, P_fcprojb), n, 4 * C, C);
+        cpu_residual_forward(d->x, d->x, d->out, center, n, C);
+    }
+    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, decoder_weight(d, last, P_lnfw), decoder_weight(d, last, P_lnfb), 1, C);
+    cpu_matmul_forward(d->logits, d->narrow, decoder_weight(d, 0, P_wte), NULL, 1, C, s->Vp);
+}
+
+typedef struct { real logit; int32_t token; } Candidate;
+static int candidate_order(const void* a, const void* b) {
+    const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
+    return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
+}
+
+// Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
+// probability p. `unit` is uniform in (0, 1). candidates: room for V.
+static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p, double unit, Candidate* candidates) {
+    int32_t best = 0;
+    for (int64_t v = 0; v < V; v++) {
+        candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
+        if (logits[v] > logits[best]) best = (int32_t)v;
+    }
+    if (temperature == 0) return best;
+    double most = (double)logits[best], sum = 0;
+    int64_t count = top_k > 0 && top_k < V ? top_k : V;
+    if (count < V || top_p < 1) qsort(candidates, (size_t)V, sizeof *candidates, candidate_order);
+    for (int64_t i = 0; i < count; i++) sum += exp(((double)candidates[i].logit - most) / temperature);
+    double kept = 0, target = top_p * sum;
+    int64_t cut = 0;
+    while (cut < count && (cut == 0 || kept < target)) kept += exp(((double)candidates[cut++].logit - most) / temperature);
+    double place = unit * kept;
+    for (int64_t i = 0; i < cut; i++) {
+        place -= exp(((double)candidates[i].logit - most) / temperature);
+        if (place <= 0) return candidates[i].token;
+    }
+    return candidates[cut - 1].token;
+}
+
+// --zero 3: every unit of the weights, brought together in g->collected.
+static int rank_collect(Rank* r, gpt2_sp* g) {
+    for (int u = 0; u < g->layout.count; u++) {
+        const real* unit = unit_fetch(r, STATE_WEIGHTS, u);
+        if (!unit) return -1;
+        if (r->world_rank == 0) memcpy(g->collected + g->layout.units[u].offset, unit, (size_t)g->layout.units[u].elements * sizeof(real));
+        if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
+    }
+    return 0;
+}
+
+int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
+    const Shape* s = &g->mesh.shape;
+    if (prompt_count < 1 || count < 0 || prompt_count + count > s->T)
+        return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all", (long long)prompt_count, (long long)count, (long long)s->T);
+    for (int64_t i = 0; i < prompt_count; i++)
+        if (prompt[i] < 0 || prompt[i] >= s->V) return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
+    if (g->mesh.zero >= 3) {
+        g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
+        if (!g->collected) return fail(&g->error, "out of memory for the whole weights");
+        if (ranks_run(g, rank_collect) != 0) return -1;
+    }
+    Decoder d;
+    Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
+    int64_t made = 0;
+    if (!candidates || decoder_init(&d, g, g->collected ? g->collected : g->ranks[0].weights, prompt_count + count) != 0) made = fail(&g->error, "out of memory");
+    else {
+        for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS) decoder_read(&d, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p);
+        for (; made < count; made++) {
+            out[made] = sample_token(d.logits, s->V, temperature, top_k, top_p, random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
+            if (out[made] == g->eot) break;
+            if (made + 1 < count) decoder_read(&d, &out[made], 1, prompt_count + made);
+        }
+        free(d.cache);
+    }
+    free(candidates);
+    free(g->collected);
+    g->collected = NULL;
+    return made;
+}
+
+// ===== 12. training loop ========================================================================
+
+static int rank_step(Rank* r, gpt2_sp* g) {
+    const Layout* layout = r->layout;
+    double sums[2];
+    r->learn = 1, r->loss_sum = 0;
+    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? layout->shard : layout->elements) * sizeof(real));
+    for (int64_t pass = 0; pass < r->mesh->passes; pass++)
+        if (model_forward_backward(r, pass) != 0) return -1;
+    if (gradients_reduce(r, sums) != 0) return -1;
+    int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
+    double norm = sqrt(sums[1]), clip = g->options.grad_clip;
+    AdamW adamw = g->adamw;
+    adamw.grad_scale = clip > 0 && norm > clip ? clip / norm : 1;
+    if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
+    return finite ? weights_update(r, &adamw) : 0;
+}
+
+int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+    double start = now_ms();
+    Batch* batch = loader_take(&g->loader, &g->error);
+    if (!batch) return -1;
+    for (int i = 0; i < g->mesh.world; i++) g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
+    uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
+    loader_request(&g->loader, g->next_sample + samples);
+    const gpt2_sp_options* o = &g->options;
+    g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
+    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
+    if (ranks_run(g, rank_step) != 0) return -1;
+    g->step++, g->next_sample += samples, g->tokens_seen += batch->valid;
+    g->skipped = g->updated ? 0 : g->skipped + 1;
+    stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
+    stats->tokens = g->tokens_seen, stats->ms = now_ms() - start, stats->updated = g->updated;
+    stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
+    if (g->skipped >= 10) return fail(&g->error, "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are those before them", (long long)g->step);
+    return 0;
+}
+
+int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
+const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
+
+void gpt2_sp_destroy(gpt2_sp* g) {
+    if (!g) return;
+    Error ignored;
+    if (g->loader.running) loader_take(&g->loader, &ignored);
+    for (int i = 0; g->ranks && i < g->mesh.world; i++) rank_free(&g->ranks[i]);
+    free(g->ranks);
+    free(g->segments);
+    free(g->batch_ranks);
+    free(g->layout.units);
+    schedule_free(&g->schedules[0]);
+    schedule_free(&g->schedules[1]);
+    thread_world_free(&g->world);
+    dataset_close(&g->data);
+    dataset_close(&g->val_data);
+    if (g->lock_fd >= 0) close(g->lock_fd);
+    free(g);
+}
+
+// Bytes that all ranks of this process need.
+static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
+    uint64_t bytes = 0;
+    for (int r = 0; r < mesh->sp; r++) bytes += (uint64_t)rank_plan(mesh, layout, r).used * (uint64_t)mesh->dp;
+    return bytes;
+}
+
+static uint64_t machine_bytes(void) { return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE); }
+
+// The longest context whose largest rank fits in `bytes`, all else equal; 0 if none does.
+static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, int training, uint64_t bytes) {
+    gpt2_sp_options o = *options;
+    int64_t fits = 0, low = 1, high = 1 << 24;
+    while (low <= high) {
+        Schedule schedules[2];
+        Mesh mesh;
+        Layout layout;
+        Error e;
+        memset(schedules, 0, sizeof schedules);
+        memset(&layout, 0, sizeof layout);
+        o.seq_len = (low + high) / 2;
+        size_t used = 0;
+        int possible = mesh_init(&mesh, schedules, &o, vocab, training, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
+        for (int r = 0; possible && r < mesh.sp; r++) {
+            size_t rank = rank_plan(&mesh, &layout, r).used;
+            used = rank > used ? rank : used;
+        }
+        int64_t chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
+        if (possible && used <= bytes) fits = o.seq_len, low = o.seq_len + 1;
+        else if (!possible && o.seq_len < chunks) low = o.seq_len + 1;
+        else high = o.seq_len - 1;
+        free(layout.units);
+        schedule_free(&schedules[0]);
+        schedule_free(&schedules[1]);
+    }
+    return fits;
+}
+
+// Ranks, memory, schedules: everything but data and weights.
+static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
+    Error* e = &g->error;
+    if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, e) != 0) return -1;
+    if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = machine_bytes();
+    if (bytes > machine)
+        return fail(e, "this needs %.2f GiB and the machine has %.2f: the longest context that fits is %lld (see `plan`)", (double)bytes / 1073741824, (double)machine / 1073741824,
+                    (long long)longest_context(&g->options, vocab, training, machine / (uint64_t)g->mesh.world));
+    if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
+    int world = g->mesh.world;
+    g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);
+    g->segments = (Segments*)calloc((size_t)g->mesh.sp, sizeof *g->segments);
+    g->batch_ranks = (RankBatch*)calloc((size_t)world * 3, sizeof *g->batch_ranks);
+    if (!g->ranks || !g->segments || !g->batch_ranks) return fail(e, "out of memory for %d ranks", world);
+    if (thread_world_init(&g->world, world, e) != 0) return -1;
+    for (int i = 0; i < g->mesh.sp; i++) g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
+    for (int i = 0; i < world; i++) {
+        Rank* r = &g->ranks[i];
+        rank_place(r, &g->mesh, &g->layout, i);
+        r->transport = thread_transport(&g->world, i);
+        if (rank_allocate(r, e) != 0) return -1;
+        for (int b = 0; b < 3; b++) g->batch_ranks[b * world + i] = r->batches[b];
+    }
+#ifdef _OPENMP
+    omp_set_num_threads(g->mesh.threads);
+#endif
+    return 0;
+}
+
+static Loader loader_make(gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
+    Loader l;
+    memset(&l, 0, sizeof l);
+    l.data = data, l.T = g->mesh.shape.T, l.B = g->mesh.shape.B, l.passes = passes;
+    l.dp = g->mesh.dp, l.sp = g->mesh.sp, l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
+    l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX, l.segments = g->segments;
+    l.batch[0].ranks = first, l.batch[1].ranks = second;
+    return l;
+}
+
+static int data_fits(const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
+    if (d->tokens < (uint64_t)o->seq_len + 1) return fail(e, "--%s has %llu tokens, one sequence needs %lld (--seq-len and one more)", option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
+    if (d->vocab > vocab) return fail(e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
+    return 0;
+}
+
+// Takes OUT for this trainer alone, as long as it lives.
+static int out_lock(gpt2_sp* g) {
+    char path[GPT2_SP_TEXT + 16];
+    if (folder_make(g->options.out, &g->error) != 0) return -1;
+    snprintf(path, sizeof path, "%s/.lock", g->options.out);
+    g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (g->lock_fd < 0) return fail(&g->error, "cannot open %.900s: %s", path, strerror(errno));
+    if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0) return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
+    return 0;
+}
+
+static int rank_weights_init(Rank* r, gpt2_sp* g) {
+    weights_init(r, (uint64_t)g->options.seed);
+    return 0;
+}
+
+// Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
+static int trainer_start(gpt2_sp* g) {
+    char folder[GPT2_SP_TEXT + 64];
+    int found = g->options.out[0] ? checkpoint_find(g->options.out, folder, sizeof folder, &g->error) : 0;
+    if (found < 0) return -1;
+    if (found) {
+        g->folder = folder, g->load_moments = 1;
+        if (state_read(g, folder) != 0 || ranks_run(g, rank_load) != 0) return -1;
+        g->saved_step = g->step;
+        return 0;
+    }
+    if (ranks_run(g, rank_weights_init) != 0) return -1;
+    if (!g->options.init_from[0]) return 0;
+    gpt2_sp_options saved = g->options;
+    int64_t vocab, eot;
+    if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
+    if (saved.layers != g->options.layers || saved.heads != g->options.heads || saved.channels != g->options.channels || vocab != g->mesh.shape.V)
+        return fail(&g->error, "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this run %lld, %lld, %lld and %lld", g->options.init_from, (long long)saved.layers, (long long)saved.heads,
+                    (long long)saved.channels, (long long)vocab, (long long)g->options.layers, (long long)g->options.heads, (long long)g->options.channels, (long long)g->mesh.shape.V);
+    if (saved.center != g->options.center) return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld", g->options.init_from, (long long)saved.center, (long long)g->options.center);
+    g->folder = g->options.init_from, g->load_moments = 0;
+    return ranks_run(g, rank_load);
+}
+
+static int trainer_create(gpt2_sp* g) {
+    const gpt2_sp_options* o = &g->options;
+    Error* e = &g->error;
+    if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
+    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
+    int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
+    g->eot = g->data.eot;
+    if (data_fits(&g->data, o, "data", vocab, e) != 0 || (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0)) return -1;
+    if (trainer_init(g, vocab, 1) != 0) return -1;
+    int world = g->mesh.world;
+    g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
+    g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
+    if (o->out[0] && out_lock(g) != 0) return -1;
+    if (trainer_start(g) != 0) return -1;
+    loader_request(&g->loader, g->next_sample);
+    return 0;
+}
+
+static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
+    gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
+    if (g) g->options = *options, g->lock_fd = -1, g->saved_step = -1;
+    return g;
+}
+
+// The trainer, or, where its making failed, NULL and the reason.
+static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t error_size) {
+    if (error_size > 0) snprintf(error, error_size, "%s", g ? g->error.text : "out of memory");
+    if (g && status != 0) {
+        gpt2_sp_destroy(g);
+        return NULL;
+    }
+    return g;
+}
+
+gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
+    gpt2_sp* g = trainer_new(options);
+    return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
+}
+
+// A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
+static int trainer_load(gpt2_sp* g) {
+    gpt2_sp_options* o = &g->options;
+    char folder[GPT2_SP_TEXT + 64], config[GPT2_SP_TEXT + 96];
+    int64_t vocab;
+    if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
+    snprintf(folder, sizeof folder, "%s", o->from);
+    snprintf(config, sizeof config, "%s/config.json", folder);
+    if (access(config, R_OK) == 0) {
+        snprintf(config, sizeof config, "%s/manifest.txt", folder);
+        if (access(config, R_OK) == 0 && checkpoint_verify(folder, &g->error) != 0) return -1;
+    } else {
+        int found = checkpoint_find(o->from, folder, sizeof folder, &g->error);
+        if (found < 0) return -1;
+        if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
+    }
+    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->zero = 0, o->schedule = GPT2_SP_DIST;
+    if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
+    g->folder = folder;
+    int status = ranks_run(g, rank_load);
+    g->folder = NULL;
+    return status;
+}
+
+// ===== 13. commands and main ====================================================================
+
+static volatile sig_atomic_t stop_signal;   // the only mutable global: which signal asked to stop
+
+static void on_signal(int number) {
+    if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
+    stop_signal = number;
+}
+static void catch_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN);   // a file that grows too large is a write error
+}
+
+// Columns of log.jsonl: name, printf format, value.
+#define LOG_COLUMNS(X) \
+    X("step", "%lld", (long long)stats->step) \
+    X("loss", "%s", loss) \
+    X("grad_norm", "%s", norm) \
+    X("lr", "%.8g", stats->lr) \
+    X("tokens", "%lld", (long long)stats->tokens) \
+    X("ms", "%.3f", stats->ms) \
+    X("tok_per_s", "%.1f", stats->tok_per_s) \
+    X("updated", "%d", stats->updated)
+
+static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
+    if (isfinite(x)) snprintf(out, size, "%.17g", x);
+    else snprintf(out, size, "null");
+}
+
+static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_loss) {
+    char loss[40], norm[40], val[40];
+    json_number(loss, sizeof loss, stats->loss);
+    json_number(norm, sizeof norm, stats->grad_norm);
+    const char* comma = "{";
+#define X(name, format, value) fprintf(log, "%s\"" name "\": " format, comma, value), comma = ", ";
+    LOG_COLUMNS(X)
+#undef X
+    if (val_loss) json_number(val, sizeof val, *val_loss), fprintf(log, ", \"val_loss\": %s", val);
+    fprintf(log, "}\n");
+    return fflush(log);
+}
+
+// Opens OUT/log.jsonl for appending, without the lines of steps that the resumed run will do again.
+static FILE* log_open(const char* out, int64_t step, Error* e) {
+    char path[GPT2_SP_TEXT + 16], line[4096];
+    snprintf(path, sizeof path, "%s/log.jsonl", out);
+    FILE* log = fopen(path, "a+");
+    if (!log) {
+        fail(e, "cannot open %.900s: %s", path, strerror(errno));
+        return NULL;
+    }
+    long kept = 0;
+    rewind(log);
+    while (fgets(line, sizeof line, log)) {
+        uint64_t logged;
+        if (json_get_u64(line, strlen(line), "step", &logged) != 1 || (int64_t)logged > step) break;
+        kept = ftell(log);
+    }
+    if (ftruncate(fileno(log), kept) != 0 || fseek(log, 0, SEEK_END) != 0) {
+        fail(e, "cannot shorten %.900s: %s", path, strerror(errno));
+        fclose(log);
+        return NULL;
+    }
+    return log;
+}
+
+// OUT/run.cfg: the run's options, as --config reads them.
+static int run_config_write(const gpt2_sp_options* o, Error* e) {
+    char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
+    snprintf(path, sizeof path, "%s/run.cfg", o->out);
+    FILE* f = fopen(path, "w");
+    if (!f) return fail(e, "cannot write %.900s: %s", path, strerror(errno));
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        option_print(o, &OPTIONS[i], value, sizeof value);
+        if (strchr(OPTIONS[i].commands, 'T') && value[0] && strcmp(OPTIONS[i].name, "model") != 0) fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
+    }
+    return fclose(f) == 0 ? 0 : fail(e, "cannot write %.900s: %s", path, strerror(errno));
+}
+
+static const char* human_bytes(double bytes, char* out, size_t size) {
+    static const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int unit = 0;
+    while (bytes >= 1024 && unit < 4) bytes /= 1024, unit++;
+    snprintf(out, size, unit ? "%.2f %s" : "%.0f %s", bytes, units[unit]);
+    return out;
+}
+
+static void train_header(const gpt2_sp* g) {
+    const Shape* s = &g->mesh.shape;
+    char memory[32];
+    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n", (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V, (double)g->layout.parameters / 1e6);
+    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n", (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s", (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T, g->mesh.doc_mask ? ", attention inside documents" : "");
+    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each\n", g->mesh.dp, g->mesh.sp, schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero, g->mesh.threads, g->mesh.threads == 1 ? "" : "s");
+    printf("memory    %s per rank, planned and allocated\n", human_bytes((double)g->ranks[0].arena.used, memory, sizeof memory));
+    printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
+    fflush(stdout);
+}
+
+// The loop: step, validate, log, save. A signal ends it after the step in hand.
+static int train_loop(gpt2_sp* g, FILE* log) {
+    const gpt2_sp_options* o = &g->options;
+    while (g->step < o->steps && !stop_signal) {
+        gpt2_sp_stats stats;
+        double val_loss = 0;
+        if (gpt2_sp_step(g, &stats) != 0) return -1;
+        int last = g->step == o->steps;
+        int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
+        if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return -1;
+        printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step, (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
+        if (validate) printf("  val %.4f", val_loss);
+        printf("%s\n", stats.updated ? "" : "  not finite: no update");
+        fflush(stdout);
+        if (log && log_step(log, &stats, validate ? &val_loss : NULL) != 0) return fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0)
+            fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step, g->error.text);
+    }
+    if (!o->out[0]) return 0;
+    if (gpt2_sp_save(g) != 0) return -1;
+    printf("%s%s/step_%08lld\n", stop_signal ? "stopped by a signal; saved " : "saved ", o->out, (long long)g->step);
+    return 0;
+}
+
+static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    catch_signals();
+    gpt2_sp* g = gpt2_sp_create(o, e->text, sizeof e->text);
+    if (!g) return -1;
+    FILE* log = NULL;
+    int status = 0;
+    train_header(g);
+    if (g->step >= o->steps) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
+    if (o->out[0] && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;
+    if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
+    if (log && fclose(log) != 0 && status == 0) status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+    gpt2_sp_destroy(g);
+    return status;
+}
+
+static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    const char* comma = "";
+    if (o->json) printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp), comma = ", ";
+    for (int backward = 0; backward < 2; backward++) {
+        Schedule s;
+        ScheduleCost cost;
+        if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
+        int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
+        if (status == 0 && o->json)
+            printf("%s\"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, \"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, \"hash\": \"%016llx\"}",
+                   comma, backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements, cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
+        else if (status == 0) schedule_draw(&s, &cost, stdout), printf("  proved: every pair once, every operand in time, nothing overwritten, every result home, volume as the closed form\n%s", backward ? "" : "\n");
+        schedule_free(&s);
+        if (status != 0) return -1;
+    }
+    if (o->json) printf("}\n");
+    return 0;
+}
+
+// Rates of this machine: a matrix product of the model's width, and copying memory.
+static void measure_rates(double* gflops, double* gbs, int threads) {
+    int64_t n = 768;
+    real* memory = (real*)calloc((size_t)(3 * n * n), sizeof(real));
+    *gflops = 10, *gbs = 5;
+    if (!memory) return;
+    for (int64_t i = 0; i < 2 * n * n; i++) memory[i] = (real)random_normal(1, 2, (uint64_t)i);
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+    (void)threads;
+    double best = 1e30, copy = 1e30;
+    for (int i = 0; i < 4; i++) {
+        double start = now_ms();
+        cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
+        best = fmin(best, now_ms() - start);
+        start = now_ms();
+        memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));
+        copy = fmin(copy, now_ms() - start);
+    }
+    *gflops = 2e-6 * (double)(n * n * n) / best;
+    *gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
+    free(memory);
+}
+
+// What a step costs one rank, from the shapes alone.
+typedef struct {
+    double matmul_flops, attention_flops;      // of the busiest rank, recomputation included
+    double attention_bytes, gradient_bytes;    // sent by a rank on average
+    double seconds, attention_seconds;         // projected
+} StepCost;
+
+// Projects one run of a table: at every step the slowest rank's work or exchange, whichever takes longer.
+static double schedule_seconds(const Schedule* s, double unit_seconds, double element_seconds, double* work) {
+    double total = 0;
+    for (int step = 0; step < s->steps; step++) {
+        double longest = 0;
+        for (int r = 0; r < s->P; r++) {
+            double units = 0, sent = 0, received = 0;
+            for (int i = 0; i < s->op_count; i++) if (s->ops[i].step == step && s->ops[i].rank == r) units += op_units(s, &s->ops[i]);
+            for (int i = 0; i < s->message_count; i++) {
+                if (s->messages[i].step != step) continue;
+                if (s->messages[i].from == r) sent += item_units(s, s->messages[i].item);
+                if (s->messages[i].to == r) received += item_units(s, s->messages[i].item);
+            }
+            work[r] += units;
+            longest = fmax(longest, fmax(units * unit_seconds, fmax(sent, received) * element_seconds));
+        }
+        total += longest;
+    }
+    return total;
+}
+
+static StepCost step_cost(const Mesh* mesh, const Layout* layout, double gflops, double gbs) {
+    const Shape* s = &mesh->shape;
+    StepCost cost;
+    memset(&cost, 0, sizeof cost);
+    double W = mesh->world, P = mesh->sp, sequences = (double)(mesh->passes * s->B), rows = (double)s->T / P, word = sizeof(real);
+    double layer = 2.0 * rows * 12 * (double)(s->C * s->C), head = 2.0 * rows * (double)(s->C * s->Vp);
+    // what runs again in the backward pass: all of a layer but the last projection, or nothing
+    double again = mesh->recompute >= GPT2_SP_ATTN ? 8.0 / 12 : 0, attention_runs = mesh->recompute >= GPT2_SP_LAYER ? 2 : 1;
+    cost.matmul_flops = sequences * ((double)s->L * layer * (3 + again) + 3 * head);
+    double chunk = rows * (double)s->C, unit_flops = 4 * rows * chunk;   // QK^T and PV of a full pair of chunks
+    double seconds[2], units = 0;
+    for (int d = 0; d < 2; d++) {
+        double work[256] = {0}, most = 0, flops = unit_flops * (d ? 2.5 : 1);
+        ScheduleCost table;
+        Error ignored;
+        memset(&table, 0, sizeof table);
+        seconds[d] = schedule_seconds(&mesh->schedule[d], flops / (gflops * 1e9), chunk * word / (gbs * 1e9), work);
+        for (int r = 0; r < mesh->sp; r++) most = fmax(most, work[r]);
+        units += most * (d ? 2.5 : attention_runs);
+        if (schedule_cost(&mesh->schedule[d], &table, &ignored) == 0) cost.attention_bytes += sequences * (double)s->L * table.elements * chunk * word * (d ? 1 : attention_runs);
+    }
+    cost.attention_flops = sequences * (double)s->L * units * unit_flops;
+    cost.attention_seconds = sequences * (double)s->L * (seconds[0] * attention_runs + seconds[1]);
+    double model = (double)layout->elements * word * (W - 1) / W;
+    double scatters = mesh->zero >= 2 ? (double)mesh->passes : 1, gathers = mesh->zero >= 3 ? 2 * (double)mesh->passes : 1;
+    cost.gradient_bytes = model * (scatters + gathers);
+    cost.seconds = cost.matmul_flops / (gflops * 1e9) + cost.attention_seconds + cost.gradient_bytes / (gbs * 1e9);
+    return cost;
+}
+
+static void plan_print(const Mesh* mesh, const Layout* layout, const Arena* arena, const gpt2_sp_options* o, const StepCost* cost, double gflops, double gbs, double memory, int64_t longest) {
+    const Shape* s = &mesh->shape;
+    double tokens = (double)(mesh->passes * mesh->dp * s->B * s->T);
+    char text[32];
+    if (o->json) {
+        printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, \"batch_size\": %lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", \"memory_bytes\": {",
+               (long long)layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B, mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule), recompute_name(mesh->recompute));
+        for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("\"%s\": %zu, ", MEMORY_NAMES[i], arena->group[i]);
+        printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, \"attention_flops_per_rank\": %.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, \"projected_seconds\": %.6g, \"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"link_gbs\": %.6g}, \"longest_seq_len\": %lld, \"memory_limit_bytes\": %.0f}\n",
+               arena->used, tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes, cost->gradient_bytes, cost->seconds, tokens / cost->seconds, gflops, gbs, (long long)longest, memory);
+        return;
+    }
+    printf("%lld layers, %lld heads, %lld channels, context %lld: %.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, zero %d\n\nmemory of the fullest rank\n",
+           (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)layout->parameters / 1e6, mesh->dp, mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)arena->group[i], text, sizeof text));
+    printf("  %-20s %12s\n", "total", human_bytes((double)arena->used, text, sizeof text));
+    printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the busiest rank\n", tokens, cost->matmul_flops, cost->attention_flops);
+    printf("  attention's exchange %12s sent per rank\n", human_bytes(cost->attention_bytes, text, sizeof text));
+    printf("  state's exchange     %12s sent per rank\n", human_bytes(cost->gradient_bytes, text, sizeof text));
+    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank and %.4g GB/s per link\n", cost->seconds, tokens / cost->seconds, gflops, gbs);
+    printf("\nthe longest context that fits in %s per rank: %lld\n", human_bytes(memory, text, sizeof text), (long long)longest);
+}
+
+static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    Schedule schedules[2];
+    Mesh mesh;
+    Layout layout;
+    memset(schedules, 0, sizeof schedules);
+    memset(&layout, 0, sizeof layout);
+    int64_t vocab = o->vocab ? o->vocab : 50257;
+    int status = mesh_init(&mesh, schedules, o, vocab, 1, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0 ? -1 : 0;
+    if (status == 0) {
+        Arena fullest = rank_plan(&mesh, &layout, 0);
+        for (int r = 1; r < mesh.sp; r++) {
+            Arena arena = rank_plan(&mesh, &layout, r);
+            if (arena.used > fullest.used) fullest = arena;
+        }
+        double gflops = o->gflops, gbs = o->link_gbs, measured_gflops = 0, measured_gbs = 0;
+        if (gflops == 0 || gbs == 0) measure_rates(&measured_gflops, &measured_gbs, mesh.threads);
+        if (gflops == 0) gflops = measured_gflops;
+        if (gbs == 0) gbs = measured_gbs;
+        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)machine_bytes() / mesh.world;
+        StepCost cost = step_cost(&mesh, &layout, gflops, gbs);
+        plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory, longest_context(o, vocab, 1, (uint64_t)memory));
+    }
+    free(layout.units);
+    schedule_free(&schedules[0]);
+    schedule_free(&schedules[1]);
+    return status;
+}
+
+static gpt2_sp* model_load(const gpt2_sp_options* o, Error* e) {
+    gpt2_sp* g = trainer_new(o);
+    return trainer_checked(g, g ? trainer_load(g) : -1, e->text, sizeof e->text);
+}
+
+// Mean per bucket of positions (or distances), a row each.
+static void buckets_print(int json, const char* name, const char* unit, const double* sums, const double* counts) {
+    const char* comma = "";
+    if (json) printf(", \"%s\": [", name);
+    for (int i = 0; i < POSITION_BUCKETS; i++) {
+        if (counts[i] == 0) continue;
+        long long low = i ? 1ll << (i - 1) : 0, high = i ? (1ll << i) - 1 : 0;
+        if (json) printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %.6f, \"count\": %.0f}", comma, low, high, sums[i] / counts[i], counts[i]), comma = ", ";
+        else printf("  %8lld .. %-8lld %8.4f   (%.0f %s)\n", low, high, sums[i] / counts[i], counts[i], unit);
+    }
+    if (json) printf("]");
+}
+
+static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    if (!o->data[0] && o->needle == 0) return fail(e, "eval: nothing to do: give --data, --needle or both");
+    gpt2_sp* g = model_load(o, e);
+    if (!g) return -1;
+    Evaluation evaluation;
+    double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
+    int status = 0;
+    memset(&evaluation, 0, sizeof evaluation);
+    if (o->data[0]) {
+        status = dataset_open(&g->val_data, o->data, (int)o->raw_u16, (int)o->doc_mask, &g->error);
+        if (status == 0) status = data_fits(&g->val_data, &g->options, "data", g->mesh.shape.V, &g->error);
+        g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
+        if (status == 0) status = evaluate_data(g, o->val_sequences, &evaluation);
+    }
+    if (status == 0 && o->needle > 0 && g->mesh.shape.V != 257) status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary 257, found %lld)", (long long)g->mesh.shape.V);
+    if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
+    for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
+    double loss = evaluation.loss / fmax(1, evaluation.count), bytes_per_token = o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
+    if (status == 0 && o->json) printf("{\"step_folder\": \"%s\"", o->from);
+    if (status == 0 && o->data[0]) {
+        if (o->json) printf(", \"loss\": %.17g, \"tokens\": %.0f", loss, evaluation.count);
+        else printf("loss %.4f over %.0f tokens", loss, evaluation.count);
+        if (bytes_per_token > 0) printf(o->json ? ", \"bits_per_byte\": %.6f" : ", %.4f bits per byte", loss / 0.6931471805599453 / bytes_per_token);
+        if (!o->json) printf("\nloss by position\n");
+        buckets_print((int)o->json, "loss_by_position", "tokens", evaluation.bucket_loss, evaluation.bucket_count);
+    }
+    if (status == 0 && o->needle > 0) {
+        if (o->json) printf(", \"needle\": %.6f, \"needle_asked\": %.0f", all_right / all_asked, all_asked);
+        else printf("recall %.1f %% of %.0f facts; by the bytes between fact and question\n", 100 * all_right / all_asked, all_asked);
+        buckets_print((int)o->json, "needle_by_distance", "facts", right, asked);
+    }
+    if (status == 0 && o->json) printf("}\n");
+    if (status != 0) *e = g->error;
+    gpt2_sp_destroy(g);
+    return status;
+}
+
+static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    gpt2_sp* g = model_load(o, e);
+    if (!g) return -1;
+    int64_t T = g->mesh.shape.T, prompt = (int64_t)strlen(o->prompt), length = o->length, made = -1;
+    int32_t* tokens = (int32_t*)malloc((size_t)(T + prompt + 2) * sizeof *tokens);
+    if (!tokens) fail(&g->error, "out of memory");
+    else if (g->mesh.shape.V != 257) fail(&g->error, "sample: --from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257", (long long)g->mesh.shape.V);
+    else if (prompt >= T) fail(&g->error, "--prompt has %lld tokens, the context holds %lld", (long long)prompt, (long long)T);
+    else {
+        if (prompt == 0) tokens[prompt++] = (int32_t)g->eot;   // nothing to continue: begin a document
+        else for (int64_t i = 0; i < prompt; i++) tokens[i] = (unsigned char)o->prompt[i];
+        length = min_i64(length, T - prompt);
+        made = gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k, o->top_p, (uint64_t)o->seed);
+    }
+    if (made >= 0) {
+        fputs(o->prompt, stdout);
+        for (int64_t i = 0; i < made; i++) putchar(tokens[prompt + i]);
+        printf("\n");
+        if (length < o->length && made == length) fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
+    } else *e = g->error;
+    free(tokens);
+    gpt2_sp_destroy(g);
+    return made < 0 ? -1 : 0;
+}
+
+typedef struct { tok_writer writer; uint64_t documents, bytes; Error* error; } Preparation;
+
+static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
+    Preparation* p = (Preparation*)user;
+    int32_t tokens[4096];
+    (void)path, (void)line;
+    if (length == 0) return 0;
+    for (size_t at = 0; at < length;) {
+        size_t n = length - at < 4096 ? length - at : 4096;
+        for (size_t i = 0; i < n; i++) tokens[i] = (unsigned char)bytes[at + i];
+        if (tok_writer_add(&p->writer, tokens, n, p->error->text, sizeof p->error->text) != 0) return -1;
+        at += n;
+    }
+    p->documents++, p->bytes += length;
+    return tok_writer_end_document(&p->writer, length, p->error->text, sizeof p->error->text);
+}
+
+static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    Preparation p;
+    Error callback = {{0}};
+    memset(&p, 0, sizeof p);
+    p.error = &callback;
+    if (inputs->count == 0) return fail(e, "prepare: no input: give .txt or .jsonl files or folders");
+    if (!o->out[0]) return fail(e, "prepare: no --out FILE.tok");
+    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, (uint32_t)o->block_tokens, e->text, sizeof e->text) != 0) return -1;
+    int status = 0;
+    for (int i = 0; status == 0 && i < inputs->count; i++) status = text_documents(inputs->items[i], prepare_document, &p, e->text, sizeof e->text);
+    if (callback.text[0]) *e = callback;
+    uint64_t tokens = p.writer.tokens;
+    if (status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
+    else tok_writer_abandon(&p.writer);
+    struct stat info;
+    if (status == 0 && stat(o->out, &info) == 0)
+        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out, (unsigned long long)p.documents, (unsigned long long)tokens, (unsigned long long)p.bytes, (long long)info.st_size);
+    return status;
+}
+
+// Writes synthetic documents: as shards, or as text in a .jsonl file with the places of their answers.
+static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    size_t n = strlen(o->out);
+    int jsonl = n > 6 && strcmp(o->out + n - 6, ".jsonl") == 0, status = 0;
+    if (!o->out[0]) return fail(e, "synth: no --out FILE.tok or FILE.jsonl");
+    Preparation p;
+    memset(&p, 0, sizeof p);
+    p.error = e;
+    FILE* text = jsonl ? fopen(o->out, "w") : NULL;
+    if (jsonl && !text) return fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+    if (!jsonl && tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0) return -1;
+    for (int64_t d = 0; status == 0 && d < o->docs; d++) {
+        synth_doc doc;
+        status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts, (size_t)o->distance, &doc, e->text, sizeof e->text);
+        if (status != 0) break;
+        if (!jsonl) status = prepare_document(&p, doc.text, doc.length, "", 0);
+        else {
+            fprintf(text, "{\"text\": ");
+            json_write_string(text, doc.text);
+            fprintf(text, ", \"facts\": [");
+            for (int i = 0; i < doc.fact_count; i++) fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "", doc.facts[i].statement, doc.facts[i].answer, doc.facts[i].answer_length);
+            if (fprintf(text, "]}\n") < 0) status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+        }
+        synth_free(&doc);
+    }
+    if (jsonl && fclose(text) != 0 && status == 0) status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+    if (!jsonl && status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
+    else if (!jsonl) tok_writer_abandon(&p.writer);
+    if (status == 0) printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs, (long long)o->doc_bytes, (long long)o->facts);
+    return status;
+}
+
+typedef struct {
+    const char* name;
+    char letter;              // in the options' table
+    int (*run)(gpt2_sp_options*, const Positional*, Error*);
+    int inputs;               // takes arguments that are no options
+    const char *what, *usage;
+} Command;
+
+static const Command COMMANDS[] = {
+    {"train", 'T', command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
+    {"plan", 'P', command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
+    {"schedule", 'S', command_schedule, 0, "draw and prove a schedule of distributed attention", "--schedule KIND --sp P [--json]"},
+    {"sample", 'A', command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
+    {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts", "--from RUN --data SHARDS [options]"},
+    {"prepare", 'R', command_prepare, 1, "turn text into token shards", "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
+    {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away", "--out FILE.tok [options]"},
+};
+enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
+
+static void usage(FILE* out) {
+    fprintf(out, "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./train_gpt2_sp [COMMAND] [--option value ...]\n\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) fprintf(out, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].what);
+    fprintf(out, "\n./train_gpt2_sp COMMAND --help lists a command's options. Without COMMAND: train.\n");
+}
+
+#ifndef GPT2_SP_NO_MAIN
+int main(int argc, char** argv) {
+    const Command* command = &COMMANDS[0];
+    int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+        usage(argc < 2 ? stderr : stdout);
+        return argc < 2;
+    }
+    for (int i = 0; !found && i < COMMAND_COUNT; i++)
+        if (strcmp(argv[1], COMMANDS[i].name) == 0) command = &COMMANDS[i], found = 1, first = 2;
+    if (!found) {
+        fprintf(stderr, "train_gpt2_sp: unknown command `%s`; `train_gpt2_sp --help` lists them\n", argv[1]);
+        return 1;
+    }
+    gpt2_sp_options options;
+    Error e = {{0}};
+    Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
+    gpt2_sp_defaults(&options);
+    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first, argv + first, command->inputs ? &inputs : NULL, &e) : fail(&e, "out of memory");
+    if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
+    else if (status == 0) status = command->run(&options, &inputs, &e);
+    if (status < 0) fprintf(stderr, "train_gpt2_sp %s: %s\n", command->name, e.text);
+    free(inputs.items);
+    return status < 0;
+}
+#endif
+
+#endif // GPT2_SP_HEADER_ONLY
