@@ -237,8 +237,21 @@ typedef float real;
 #endif
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(variable) GPT2_SP_PRAGMA(omp simd reduction(+ : variable))
+#ifdef __clang__   // does not vectorise a maximum that honours NaN, and warns
+#define SIMD_MAX(variable)
+#else
 #define SIMD_MAX(variable) GPT2_SP_PRAGMA(omp simd reduction(max : variable))
+#endif
+#if GPT2_SP_REAL_BYTES == 8   // loops that call exp or tanh: libm's have no vector form here
+#define SIMD_EXP
+#define SIMD_EXP_SUM(variable)
+#else
+#define SIMD_EXP SIMD
+#define SIMD_EXP_SUM(variable) SIMD_SUM(variable)
+#endif
 #define GPT2_SP_PRAGMA(text) _Pragma(#text)
+
+#define MAIN_ONLY __attribute__((unused))   // called by main, which GPT2_SP_NO_MAIN leaves out
 
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -450,7 +463,7 @@ typedef struct { const char** items; int count; } Positional;   // arguments tha
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command takes
 // them. Options of other commands are refused by name. Gives 1 if --help was asked for.
-static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc, char** argv, Positional* inputs, Error* e) {
+MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
@@ -477,7 +490,7 @@ static int options_parse(gpt2_sp_options* o, char letter, const char* command, i
     return 0;
 }
 
-static void options_help(char letter, const char* command, const char* what, const char* usage) {
+MAIN_ONLY static void options_help(char letter, const char* command, const char* what, const char* usage) {
     printf("train_gpt2_sp %s: %s\n\nusage: ./train_gpt2_sp %s %s\n\n", command, what, command, usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
@@ -2138,10 +2151,13 @@ static void pack_panels(real* out, const real* b, int64_t b_row, int64_t b_colum
     }
 }
 
+// Rows of the next tile when `left` are left.
+INLINE int64_t tile_rows(int64_t left) { return left >= MR ? (int64_t)MR : left >= 4 ? 4 : 1; }
+
 // Copies a (rows, K) block of A so that the micro-kernel's broadcasts lie side by side.
 static void pack_rows(real* out, const real* a, int64_t a_row, int64_t a_column, int64_t rows, int64_t K) {
     for (int64_t i = 0, n; i < rows; i += n) {
-        n = i + MR <= rows ? MR : i + 4 <= rows ? 4 : 1;
+        n = tile_rows(rows - i);
         for (int64_t k = 0; k < K; k++)
             for (int64_t r = 0; r < n; r++) *out++ = a[(i + r) * a_row + k * a_column];
     }
@@ -2168,12 +2184,12 @@ static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t
             for (int64_t j = 0; j < N; j += NR) {
                 int whole = j + NR <= N;
                 real* out = whole ? c + i0 * c_row + j : edge;
-                int64_t out_row = whole ? c_row : NR;
+                int64_t out_row = whole ? c_row : (int64_t)NR;
                 if (!pack) panel_product(rows, k, block, a_row, a_column, panels + j * k, NR, out, out_row, whole);
                 else {
                     const real* tile = packed;
                     for (int64_t i = 0, n; i < rows; i += n, tile += n * k) {
-                        n = i + MR <= rows ? MR : i + 4 <= rows ? 4 : 1;
+                        n = tile_rows(rows - i);
                         if (n == MR) micro_kernel(MR, k, tile, 1, MR, panels + j * k, NR, out + i * out_row, out_row, whole);
                         else if (n == 4) micro_kernel(4, k, tile, 1, 4, panels + j * k, NR, out + i * out_row, out_row, whole);
                         else micro_kernel(1, k, tile, 1, 1, panels + j * k, NR, out + i * out_row, out_row, whole);
@@ -2370,7 +2386,7 @@ static void cpu_gelu_forward(real* out, const real* inp, int64_t n) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
         int64_t end = min_i64(n, block * 4096 + 4096);
-        SIMD
+        SIMD_EXP
         for (int64_t i = block * 4096; i < end; i++) {
             real x = inp[i];
             out[i] = (real)0.5 * x * (1 + tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
@@ -2383,7 +2399,7 @@ static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
         int64_t end = min_i64(n, block * 4096 + 4096);
-        SIMD
+        SIMD_EXP
         for (int64_t i = block * 4096; i < end; i++) {
             real x = inp[i], th = tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
             real slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
@@ -2422,7 +2438,7 @@ static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, co
         SIMD_MAX(most)
         for (int64_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
         real target = row[labels[t]];
-        SIMD_SUM(sum)
+        SIMD_EXP_SUM(sum)
         for (int64_t v = 0; v < V; v++) sum += row[v] = exp_real(row[v] - most);
         losses[t] = (real)log((double)sum) + most - target;
         hits[t] = target == most;
@@ -2483,7 +2499,7 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
                 for (int64_t j = low; j < high; j++) most = s[j] * scale > most ? s[j] * scale : most;
                 if (low == high) { memset(s, 0, (size_t)seen * sizeof(real)); continue; }
                 for (int64_t j = 0; j < low; j++) s[j] = 0;
-                SIMD_SUM(sum)
+                SIMD_EXP_SUM(sum)
                 for (int64_t j = low; j < high; j++) sum += s[j] = exp_real(s[j] * scale - most);
                 for (int64_t j = high; j < seen; j++) s[j] = 0;
                 real shrink = l[i0 + i] > 0 ? exp_real(m[i0 + i] - most) : 0;
@@ -2519,7 +2535,7 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real
                 real *s = w->scores + i * BK, *ds = w->dscores + i * BK, z = lse[i0 + i], d = delta[i0 + i];
                 visible_keys(i0 + i, q_position, k0, nj, doc_start, &low, &high);
                 for (int64_t j = 0; j < low; j++) s[j] = ds[j] = 0;
-                SIMD
+                SIMD_EXP
                 for (int64_t j = low; j < high; j++) {
                     s[j] = exp_real(s[j] * scale - z);
                     ds[j] = s[j] * (ds[j] - d) * scale;
@@ -3074,7 +3090,7 @@ struct gpt2_sp {
     double sums[2];                // loss and squared gradient norm of the step that ran
     int updated;                   // it changed the weights
     int skipped;                   // steps in a row that were not finite
-    Evaluation* evaluation;        // that rank_evaluate fills
+    Evaluation evaluation;         // that rank_evaluate adds to
     real* collected;               // all weights, while generate needs them from --zero 3
     const char* folder;            // that rank_load reads
     int load_moments;              // and the moments too
@@ -3368,17 +3384,16 @@ static int checkpoint_verify(const char* folder, Error* e) {
         status = fail(e, "%.900s: its own CRC does not match", path);
     for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last; files++) {
         char name[64];
-        unsigned long long bytes, found;
+        unsigned long long bytes;
         unsigned sum;
-        uint64_t found_bytes;
-        uint32_t found_sum;
+        uint64_t found = 0;
+        uint32_t found_sum = 0;
         line++;
         if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3 || strchr(name, '/')) { status = fail(e, "%.900s: a line is not `file bytes crc`", path); break; }
         char file[GPT2_SP_TEXT + 300];
         snprintf(file, sizeof file, "%.1000s/%s", folder, name);
-        if (file_checksum(file, &found_bytes, &found_sum, e) != 0) { status = -1; break; }
-        found = found_bytes;
-        if (found != bytes) status = fail(e, "%.700s: %llu bytes, the manifest says %llu", file, found, bytes);
+        if (file_checksum(file, &found, &found_sum, e) != 0) { status = -1; break; }
+        if (found != bytes) status = fail(e, "%.700s: %llu bytes, the manifest says %llu", file, (unsigned long long)found, bytes);
         else if (found_sum != sum) status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
     }
     if (status == 0 && files != 4) status = fail(e, "%.900s: names %d files, expected 4", path, files);
@@ -3593,16 +3608,15 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
             }
     if (r->transport.all_reduce(&r->transport, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0) return -1;
     if (r->world_rank != 0) return 0;
-    g->evaluation->loss += sums[0], g->evaluation->count += sums[1];
-    for (int i = 0; i < POSITION_BUCKETS; i++) g->evaluation->bucket_loss[i] += sums[2 + i], g->evaluation->bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+    g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
+    for (int i = 0; i < POSITION_BUCKETS; i++) g->evaluation.bucket_loss[i] += sums[2 + i], g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
     return 0;
 }
 
 // Evaluates the first `sequences` windows of the validation data, in order.
-static int evaluate_data(gpt2_sp* g, int64_t sequences, Evaluation* evaluation) {
+static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     Loader* l = &g->val_loader;
-    memset(evaluation, 0, sizeof *evaluation);
-    g->evaluation = evaluation;
+    memset(&g->evaluation, 0, sizeof g->evaluation);
     l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
     for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B))
         if (loader_fill(l, &l->batch[0], first, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0) return -1;
@@ -3610,10 +3624,9 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences, Evaluation* evaluation) 
 }
 
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
-    Evaluation evaluation;
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
-    if (evaluate_data(g, sequences, &evaluation) != 0) return -1;
-    *loss = evaluation.loss / evaluation.count;
+    if (evaluate_data(g, sequences) != 0) return -1;
+    *loss = g->evaluation.loss / g->evaluation.count;
     return 0;
 }
 
@@ -3622,9 +3635,6 @@ int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
 static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
     Rank* r = &g->ranks[0];
     int64_t T = g->mesh.shape.T;
-    Evaluation ignored;
-    memset(&ignored, 0, sizeof ignored);
-    g->evaluation = &ignored;
     for (int64_t d = 0; d < documents; d++) {
         synth_doc doc;
         if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T, (int)g->options.facts, (size_t)g->options.distance, &doc, g->error.text, sizeof g->error.text) != 0) return -1;
@@ -4361,7 +4371,8 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         status = dataset_open(&g->val_data, o->data, (int)o->raw_u16, (int)o->doc_mask, &g->error);
         if (status == 0) status = data_fits(&g->val_data, &g->options, "data", g->mesh.shape.V, &g->error);
         g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
-        if (status == 0) status = evaluate_data(g, o->val_sequences, &evaluation);
+        if (status == 0) status = evaluate_data(g, o->val_sequences);
+        evaluation = g->evaluation;
     }
     if (status == 0 && o->needle > 0 && g->mesh.shape.V != 257) status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary 257, found %lld)", (long long)g->mesh.shape.V);
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
@@ -4501,7 +4512,7 @@ static const Command COMMANDS[] = {
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
-static void usage(FILE* out) {
+MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./train_gpt2_sp [COMMAND] [--option value ...]\n\n");
     for (int i = 0; i < COMMAND_COUNT; i++) fprintf(out, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].what);
     fprintf(out, "\n./train_gpt2_sp COMMAND --help lists a command's options. Without COMMAND: train.\n");

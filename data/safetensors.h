@@ -48,7 +48,7 @@ enum {
     ST_MAX_METADATA = 1024,  // entries
     ST_MAX_RANK = 8,
     ST_NAME_MAX = 256,  // bytes of a name with its final NUL; metadata keys too
-    ST_PATH_MAX = 1024
+    ST_PATH_MAX = 2048
 };
 
 // name and bytes of each element type; values can be read from the first four

@@ -1,0 +1,121 @@
+# gpt2_sp. `make` builds ./train_gpt2_sp and says what it found; `make help` lists the rest.
+#
+#     make                        the trainer in fp32, for the processor it is built on
+#     make REAL=double            the same in fp64, to prove the mathematics
+#     make CC=clang               another compiler
+#     make MARCH=x86-64-v3        for other processors than this one
+#     make CFLAGS='-O1 -g'        other optimisation; EXTRA=... adds to the flags instead
+#
+# Each combination of these is built in a folder of its own, build/<compiler>-<real>-<sum of the flags>,
+# so that they never mix; ./train_gpt2_sp is a copy of the one asked for last.
+
+REAL   ?= float
+MARCH  ?= native
+CFLAGS ?= -O3
+ifeq ($(origin CC),default)
+  CC := $(shell for c in gcc clang cc; do command -v $$c > /dev/null && echo $$c && break; done)
+endif
+
+# ===== what this machine has =====================================================================
+
+# $(call works,FLAGS,PROGRAM): does CC compile and link it?
+works = $(shell printf '%b\n' '$(2)' | $(CC) -x c - $(1) -o /dev/null > /dev/null 2>&1 && echo yes)
+
+ifneq ($(CC),)
+  HAS_CC     := $(call works,,int main(void) { return 0; })
+  HAS_MARCH  := $(call works,-march=$(MARCH),int main(void) { return 0; })
+  HAS_OPENMP := $(call works,-fopenmp,\0043include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; })
+  HAS_ZLIB   := $(call works,-lz,\0043include <zlib.h>\nint main(void) { return zlibVersion() == 0; })
+  IS_CLANG   := $(findstring clang,$(shell $(CC) --version 2> /dev/null))
+endif
+NVCC := $(shell command -v nvcc 2> /dev/null)
+
+# ===== flags =====================================================================================
+
+ifeq ($(filter $(REAL),float double),)
+  $(error REAL=$(REAL): expected float or double)
+endif
+FLAGS := -std=c11 $(CFLAGS) $(if $(HAS_MARCH),-march=$(MARCH)) -ffp-contract=fast -fno-math-errno \
+         $(if $(HAS_OPENMP),-fopenmp,-fopenmp-simd) -Wall -Wextra -Wpedantic
+FLAGS += $(if $(IS_CLANG),-Wno-pass-failed)   # a remark about speed, not about the program
+FLAGS += $(if $(filter double,$(REAL)),-DGPT2_SP_REAL_BYTES=8) $(EXTRA)
+FLAGS := $(strip $(FLAGS))
+LIBS  := -lz -lm -lpthread
+BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $(CC) --version; } 2> /dev/null | cksum | cut -d ' ' -f 1)
+
+# ===== programs and libraries ====================================================================
+
+.PHONY: all capabilities lib test bench lecture-table demo check fuzz clean help FORCE
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: capabilities train_gpt2_sp   ## the trainer (the default)
+
+capabilities:
+ifeq ($(HAS_CC),)
+	@echo '✗ no C compiler that works: install gcc or clang, for example with  apt-get install gcc'; exit 1
+else ifeq ($(HAS_ZLIB),)
+	@echo '✓ compiler   $(CC)'
+	@echo '✗ no zlib headers: install them, for example with  apt-get install zlib1g-dev'; exit 1
+else
+	@echo '✓ compiler   $(CC), $(REAL)$(if $(HAS_MARCH), for $(MARCH)), $(BUILD)'
+	@echo '✓ zlib'
+	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
+	@echo '$(if $(wildcard train_gpt2_sp.cu),$(if $(NVCC),✓ nvcc       $(NVCC): make train_gpt2_spcu,✗ nvcc       not found: no GPU program),- nvcc       $(if $(NVCC),found,not found), not needed: the GPU program is not part of this tree yet)'
+endif
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/library.o: train_gpt2_sp.c
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -MMD -MP -fPIC -DGPT2_SP_NO_MAIN -c $< -o $@
+
+$(BUILD)/%: $(BUILD)/%.o
+	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+
+$(BUILD)/libgpt2sp.a: $(BUILD)/library.o
+	rm -f $@ && $(AR) rcs $@ $<
+
+# Everything but the public functions is static in train_gpt2_sp.c, so these are all that it exports.
+$(BUILD)/libgpt2sp.so: $(BUILD)/library.o
+	$(CC) $(FLAGS) -shared -Wl,-soname,libgpt2sp.so $< -o $@ $(LIBS)
+
+-include $(wildcard $(BUILD)/*.d $(BUILD)/dev/*.d)
+
+# The names at the top of the tree: replaced in one move, so that a running program keeps its own.
+train_gpt2_sp test_gpt2_sp libgpt2sp.a libgpt2sp.so: %: $(BUILD)/% FORCE
+	@cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
+
+lib: libgpt2sp.a libgpt2sp.so   ## libgpt2sp.a and libgpt2sp.so, for programs that embed the trainer
+
+train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
+	$(NVCC) -O3 -std=c++17 -arch=native -Xcompiler -fopenmp $< -o $@ -lnccl $(LIBS)
+
+# ===== what to do with them ======================================================================
+
+demo:   ## from the sources and documents of this tree to a trained model, in two minutes
+	@sh scripts/demo.sh
+
+test:   ## all tests (about eight minutes on 2 cores); its last line is the total
+	@MAKE='$(MAKE)' sh dev/run_tests.sh
+
+check: train_gpt2_sp   ## only the fault injection into checkpoint writes (needs strace)
+	@sh dev/test_faults.sh ./train_gpt2_sp
+
+fuzz:   ## the fuzzers of the file readers, without libFuzzer: ROUNDS=1000000 for more
+	@MAKE='$(MAKE)' ROUNDS='$(ROUNDS)' sh dev/run_tests.sh fuzz
+
+bench: $(BUILD)/dev/bench_cpu   ## speed of the CPU program against the cores' peak
+	@$<
+
+lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls with checkpointing and sequence parallelism
+	@$<
+
+clean:   ## remove what was built; runs/ stays
+	rm -rf build/*-float-* build/*-double-* build/test build/demo
+	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu libgpt2sp.a libgpt2sp.so
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
