@@ -1118,7 +1118,7 @@ static Transport thread_transport(ThreadWorld* w, int rank) {
 //     ring        P - 1/2         2(P-1)        2(P-1)(2P-1)/P                   Liu et al. 2023, causal blocks skipped
 //     dist        P/2             P-1           odd:  3m + m(m+1)/2P, m=(P-1)/2  Li et al. 2023 (DistFlashAttn), made whole
 //                                               even: 3m + m(m+1)/2P + 7/4, m=P/2-1
-//     dist-paper  (P+1)/2         P-1           3m + m(m+1)/2P + 2, m=P/2-1      its published table, even P
+//     dist-paper  (P+1)/2         P-1           4m - m(m+1)/2P + 2, m=P/2-1      its published table, even P
 //     zigzag      P/2             2(P-1)        4(P-1)                           ring over 2P chunks, rank r: r, 2P-1-r
 //     allgather   P/2             2(P-1)        4(P-1)                           Llama 3's, with zigzag's placement
 //     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
@@ -1319,6 +1319,12 @@ static void life_extend(Life* life, int step, int h0, int h1) {
     life->h0 = h0, life->h1 = h1;
 }
 
+// Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
+// half of them for two tensors may be more than all of them for one.
+static int slot_fits(Item slot, Item item) {
+    return ITEM_WIDTH[slot.kind] >= ITEM_WIDTH[item.kind] && ITEM_ROW_STATS[slot.kind] >= ITEM_ROW_STATS[item.kind] && slot.h1 - slot.h0 >= item.h1 - item.h0;
+}
+
 // Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
 static void rank_slots(Schedule* s, int rank, Life* lives) {
     int P = s->P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
@@ -1330,12 +1336,10 @@ static void rank_slots(Schedule* s, int rank, Life* lives) {
             if (life->first != step) continue;
             int best = -1;
             Item item = {i / P % STAGING, i % P, life->h0, life->h1};
-            int size = ITEM_WIDTH[item.kind] * (life->h1 - life->h0);
             for (int j = 0; j < s->slot_count[rank]; j++) {
                 int room = ITEM_WIDTH[slots[j].kind] * (slots[j].h1 - slots[j].h0);
                 int best_room = best < 0 ? 0 : ITEM_WIDTH[slots[best].kind] * (slots[best].h1 - slots[best].h0);
-                int stats_fit = ITEM_ROW_STATS[slots[j].kind] >= ITEM_ROW_STATS[item.kind];
-                if (until[j] < step && room >= size && stats_fit && (best < 0 || room < best_room)) best = j;
+                if (until[j] < step && slot_fits(slots[j], item) && (best < 0 || room < best_room)) best = j;
             }
             if (best < 0 && s->slot_count[rank] == MAX_SLOTS) s->failed = 1;
             else if (best < 0) best = s->slot_count[rank]++, slots[best] = item;
@@ -1478,7 +1482,7 @@ static void schedule_closed_form(int kind, int P, int backward, double* makespan
     *makespan = kind == GPT2_SP_RING ? p - 0.5 : kind == GPT2_SP_DIST_PAPER && P > 1 ? (p + 1) / 2 : p / 2;
     switch (kind) {
     case GPT2_SP_DIST: *elements = !backward ? p - 1 : P % 2 == 1 ? dist : dist + 1.75; break;
-    case GPT2_SP_DIST_PAPER: *elements = !backward ? p - 1 : P == 1 ? 0 : 3 * m + m * (m + 1) / (2 * p) + 2; break;
+    case GPT2_SP_DIST_PAPER: *elements = !backward ? p - 1 : P == 1 ? 0 : 4 * m - m * (m + 1) / (2 * p) + 2; break;
     case GPT2_SP_ULYSSES: *elements = (backward ? 7 : 4) * (p - 1) / p; break;
     case GPT2_SP_RING: *elements = !backward ? 2 * (p - 1) : 2 * (p - 1) * (2 * p - 1) / p; break;
     default: *elements = (backward ? 4 : 2) * (p - 1);
@@ -1504,6 +1508,10 @@ static int proof_touch(ProofSlot* slot, int step, int write) {
     return 0;
 }
 
+static int proof_fits(const Schedule* s, int rank, int slot, Item item) {
+    return slot < s->slot_count[rank] && slot_fits(s->slot_items[(size_t)rank * MAX_SLOTS + (size_t)slot], item);
+}
+
 static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, int* home, Error* e) {
     const ScheduleOp* op = &s->ops[index];
     int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
@@ -1511,16 +1519,17 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
     Item results[2] = {{s->backward ? ITEM_DQ : ITEM_OUT, q, op->h0, op->h1}, {ITEM_DKV, k, op->h0, op->h1}};
     int operand_slots[2] = {op->q_slot, op->kv_slot}, result_slots[2] = {op->dq_slot, op->dkv_slot};
     for (int side = 0; side < 2; side++) {
-        int own = operands[side].of == op->rank;
-        if (own != (operand_slots[side] < 0)) return fail(e, "step %d rank %d: q%dk%d has an operand in the wrong place", op->step, op->rank, op->q, op->k);
+        int own = operands[side].of == op->rank, results_here = side == 0 || s->backward;
+        if (own != (operand_slots[side] < 0) || (results_here && own != (result_slots[side] < 0))) return fail(e, "step %d rank %d: q%dk%d has an operand or result in the wrong place", op->step, op->rank, op->q, op->k);
         if (!own) {
             ProofSlot* slot = &slots[op->rank * MAX_SLOTS + operand_slots[side]];
             if (!slot->full || !same_item(slot->item, operands[side])) return fail(e, "step %d rank %d: q%dk%d has no operand of rank %d", op->step, op->rank, op->q, op->k, operands[side].of);
             if (proof_touch(slot, op->step, 0) != 0) return fail(e, "step %d rank %d: an operand of q%dk%d is overwritten while in use", op->step, op->rank, op->q, op->k);
         }
-        if (side == 1 && !s->backward) continue;
+        if (!results_here) continue;
         if (own) { home[2 * index + side] = 1; continue; }
         ProofSlot* slot = &slots[op->rank * MAX_SLOTS + result_slots[side]];
+        if (!proof_fits(s, op->rank, result_slots[side], results[side])) return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step, op->rank, op->q, op->k);
         if (slot->full && !same_item(slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
             if (item_is_result(slot->item.kind)) return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step, op->rank, op->q, op->k);
             slot->full = 0;
@@ -1557,9 +1566,10 @@ static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* car
 }
 
 // What its arrival does, at the end of its step.
-static int proof_receive(const ScheduleMessage* m, ProofSlot* slots, const ProofSlot* cargo, int* next, int* home, Error* e) {
+static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot* slots, const ProofSlot* cargo, int* next, int* home, Error* e) {
     ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
     if (m->dst < 0 || proof_touch(slot, m->step, 1) != 0) return fail(e, "step %d: rank %d receives into memory in use", m->step, m->to);
+    if (!proof_fits(s, m->to, m->dst, m->item)) return fail(e, "step %d: rank %d receives what is larger than its slot", m->step, m->to);
     if (slot->full && item_is_result(slot->item.kind)) return fail(e, "step %d: rank %d receives over a result not yet sent", m->step, m->to);
     slot->full = !m->merge, slot->item = m->item;
     slot->work[0] = cargo->work[0], slot->work[1] = cargo->work[1];
@@ -1605,12 +1615,14 @@ static int schedule_prove(const Schedule* s, Error* e) {
     int* next = (int*)calloc((size_t)s->op_count * 4 + 1, sizeof *next);
     int status = slots && cargo && next ? 0 : fail(e, "out of memory"), *home = next ? next + 2 * s->op_count : NULL;
     for (int i = 0; slots && i < s->P * MAX_SLOTS; i++) slots[i].busy = -1;
-    for (int step = 0, op = 0, message = 0; status == 0 && step < s->steps; step++) {
+    int op = 0, message = 0;
+    for (int step = 0; status == 0 && step < s->steps; step++) {
         int first = message;
         for (; status == 0 && message < s->message_count && s->messages[message].step == step; message++) status = proof_send(&s->messages[message], slots, &cargo[message], e);
         for (; status == 0 && op < s->op_count && s->ops[op].step == step; op++) status = proof_op(s, slots, op, next, home, e);
-        for (int i = first; status == 0 && i < message; i++) status = proof_receive(&s->messages[i], slots, &cargo[i], next, home, e);
+        for (int i = first; status == 0 && i < message; i++) status = proof_receive(s, &s->messages[i], slots, &cargo[i], next, home, e);
     }
+    if (status == 0 && (op < s->op_count || message < s->message_count)) status = fail(e, "the table is not in the order of its steps");
     if (status == 0) status = prove_coverage(s, home, e);
     ScheduleCost cost;
     double makespan, elements;
@@ -1655,8 +1667,10 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
 // One number for a table, to see that all ranks run the same.
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
-    for (int i = 0; i < s->op_count; i++) hash = random_bits(hash, (uint64_t)(s->ops[i].step * 65536 + s->ops[i].rank), (uint64_t)((s->ops[i].q * 1024 + s->ops[i].k) * 1024 + s->ops[i].h0));
-    for (int i = 0; i < s->message_count; i++) hash = random_bits(hash, (uint64_t)((s->messages[i].step * 1024 + s->messages[i].from) * 1024 + s->messages[i].to), (uint64_t)(s->messages[i].item.kind * 1024 + s->messages[i].item.of));
+    const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
+    size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)), (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
+    for (int table = 0; table < 2; table++)
+        for (size_t i = 0; i < counts[table]; i++) hash = random_bits(hash, (uint64_t)table, (uint64_t)(int64_t)numbers[table][i]);
     return hash;
 }
 
@@ -2458,7 +2472,7 @@ static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, co
 // Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
 // Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
 INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start, int64_t* low, int64_t* high) {
-    *low = doc_start && doc_start[i] > k0 ? doc_start[i] - k0 : 0;
+    *low = doc_start && doc_start[i] > k0 ? min_i64(n, doc_start[i] - k0) : 0;
     *high = min_i64(n, q_position + i - k0 + 1);
     if (*high < *low) *high = *low;
 }
@@ -3376,11 +3390,11 @@ static int checkpoint_verify(const char* folder, Error* e) {
     if (!text) return -1;
     int version = 0, files = 0, status = 0;
     char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
-    unsigned crc = 0;
-    char extra;
+    char seal[16];
+    snprintf(seal, sizeof seal, "crc %08x\n", last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
     if (sscanf(text, "gpt2_sp checkpoint %d", &version) != 1 || strlen(text) != size) status = fail(e, "%.900s: not a checkpoint's manifest", path);
     else if (version > 1) status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
-    else if (!last || sscanf(last + 1, "crc %8x%c", &crc, &extra) != 2 || extra != '\n' || strlen(last + 1) != 13 || (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) != crc)
+    else if (!last || strcmp(last + 1, seal) != 0)
         status = fail(e, "%.900s: its own CRC does not match", path);
     for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last; files++) {
         char name[64];
@@ -3552,7 +3566,7 @@ static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e)
 
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
-    char path[GPT2_SP_TEXT + 64], data[32], now[32];
+    char path[GPT2_SP_TEXT + 64], data[32] = "none", now[32];
     size_t size;
     gpt2_sp_options saved;
     int64_t vocab, eot;
@@ -3561,8 +3575,8 @@ static int state_read(gpt2_sp* g, const char* folder) {
     snprintf(path, sizeof path, "%.1000s/state.json", folder);
     char* text = file_read_text(path, 1 << 20, &size, e);
     if (!text) return -1;
-    int64_t version = json_need(text, size, "version", path, e), seed = json_need(text, size, "seed", path, e);
-    int status = version < 0 || seed < 0 ? -1 : version > 1 ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version) : 0;
+    int64_t version = json_need(text, size, "version", path, e), seed = json_need(text, size, "seed", path, e), doc_mask = json_need(text, size, "doc_mask", path, e);
+    int status = version < 0 || seed < 0 || doc_mask < 0 ? -1 : version > 1 ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version) : 0;
     g->step = json_need(text, size, "step", path, e);
     g->tokens_seen = json_need(text, size, "tokens", path, e);
     int64_t next = json_need(text, size, "next_sample", path, e);
@@ -3575,9 +3589,10 @@ static int state_read(gpt2_sp* g, const char* folder) {
     if (status == 0) status = resume_same("center", saved.center, g->options.center, e);
     if (status == 0) status = resume_same("vocab", vocab, g->mesh.shape.V, e);
     if (status == 0) status = resume_same("seed", seed, g->options.seed, e);
+    if (status == 0) status = resume_same("doc-mask", doc_mask, g->options.doc_mask, e);
     snprintf(now, sizeof now, "%016llx", (unsigned long long)g->data.fingerprint);
     if (status == 0 && (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
-        status = fail(e, "the shards in --data are not those that this run was trained on: use another --out with --init-from %.700s", folder);
+        status = fail(e, "this run was made with the data %s, --data is %s: use another --out with --init-from %.700s, or the same shards", data, now, folder);
     free(text);
     return status;
 }
@@ -3767,15 +3782,22 @@ static int rank_collect(Rank* r, gpt2_sp* g) {
 
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
-    if (prompt_count < 1 || count < 0 || prompt_count + count > s->T)
+    if (prompt_count < 1 || count < 0 || count > s->T - prompt_count)
         return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all", (long long)prompt_count, (long long)count, (long long)s->T);
     for (int64_t i = 0; i < prompt_count; i++)
         if (prompt[i] < 0 || prompt[i] >= s->V) return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
     if (g->mesh.zero >= 3) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        if (!g->collected) return fail(&g->error, "out of memory for the whole weights");
-        if (ranks_run(g, rank_collect) != 0) return -1;
+        int status = g->collected ? ranks_run(g, rank_collect) : fail(&g->error, "out of memory for the whole weights");
+        if (status != 0) {
+            free(g->collected);
+            g->collected = NULL;
+            return -1;
+        }
     }
+#ifdef _OPENMP
+    omp_set_num_threads(g->mesh.threads);   // each has its scratch memory; the caller's thread may be set otherwise
+#endif
     Decoder d;
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     int64_t made = 0;
@@ -4151,7 +4173,12 @@ static int train_loop(gpt2_sp* g, FILE* log) {
     while (g->step < o->steps && !stop_signal) {
         gpt2_sp_stats stats;
         double val_loss = 0;
-        if (gpt2_sp_step(g, &stats) != 0) return -1;
+        if (gpt2_sp_step(g, &stats) != 0) {   // the weights are those of the last good step: keep them if the ranks still can
+            Error why = g->error;
+            if (o->out[0] && !g->world.aborted) gpt2_sp_save(g);
+            g->error = why;
+            return -1;
+        }
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
         if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return -1;
@@ -4163,7 +4190,7 @@ static int train_loop(gpt2_sp* g, FILE* log) {
         if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0)
             fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step, g->error.text);
     }
-    if (!o->out[0]) return 0;
+    if (!o->out[0] || g->saved_step == g->step) return 0;
     if (gpt2_sp_save(g) != 0) return -1;
     printf("%s%s/step_%08lld\n", stop_signal ? "stopped by a signal; saved " : "saved ", o->out, (long long)g->step);
     return 0;
@@ -4187,16 +4214,15 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
 
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    const char* comma = "";
-    if (o->json) printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp), comma = ", ";
     for (int backward = 0; backward < 2; backward++) {
         Schedule s;
         ScheduleCost cost;
         if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
         int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
+        if (status == 0 && o->json && !backward) printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
         if (status == 0 && o->json)
-            printf("%s\"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, \"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, \"hash\": \"%016llx\"}",
-                   comma, backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements, cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
+            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, \"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, \"hash\": \"%016llx\"}",
+                   backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements, cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
         else if (status == 0) schedule_draw(&s, &cost, stdout), printf("  proved: every pair once, every operand in time, nothing overwritten, every result home, volume as the closed form\n%s", backward ? "" : "\n");
         schedule_free(&s);
         if (status != 0) return -1;
