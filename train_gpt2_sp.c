@@ -81,7 +81,7 @@
     TXT(data, "data", "", "TE", "token shards: files, folders or patterns, separated by commas") \
     TXT(val_data, "val-data", "", "T", "token shards for the validation loss") \
     INT(raw_u16, "raw-u16", 0, 0, 1, "TE", "read --data as bare 16-bit token numbers") \
-    INT(doc_mask, "doc-mask", 0, 0, 1, "TE", "attention stays inside a document, positions restart at its start") \
+    INT(doc_mask, "doc-mask", 0, 0, 1, "TPE", "attention stays inside a document, positions restart at its start") \
     INT(seq_len, "seq-len", 1024, 1, 16777216, "TP", "tokens of a sequence, the context (T)") \
     INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
@@ -2283,7 +2283,7 @@ static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const re
 
 // --- elementwise ---
 
-// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2e-7) that the
+// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.4e-7) that the
 // compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
 INLINE real exp_real(real x) {
 #if GPT2_SP_REAL_BYTES == 8
@@ -3830,7 +3830,7 @@ static int rank_step(Rank* r, gpt2_sp* g) {
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = g->adamw;
-    adamw.grad_scale = clip > 0 && norm > clip ? clip / norm : 1;
+    adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
     if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
     return finite ? weights_update(r, &adamw) : 0;
 }
@@ -4158,11 +4158,13 @@ static const char* human_bytes(double bytes, char* out, size_t size) {
 
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
+    size_t fullest = 0;   // as `plan` has it
     char memory[32];
+    for (int i = 0; i < g->mesh.world; i++) fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
     printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n", (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V, (double)g->layout.parameters / 1e6);
     printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n", (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s", (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T, g->mesh.doc_mask ? ", attention inside documents" : "");
     printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each\n", g->mesh.dp, g->mesh.sp, schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero, g->mesh.threads, g->mesh.threads == 1 ? "" : "s");
-    printf("memory    %s per rank, planned and allocated\n", human_bytes((double)g->ranks[0].arena.used, memory, sizeof memory));
+    printf("memory    %s per rank, planned and allocated\n", human_bytes((double)fullest, memory, sizeof memory));
     printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
     fflush(stdout);
 }
@@ -4404,7 +4406,7 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
     double loss = evaluation.loss / fmax(1, evaluation.count), bytes_per_token = o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
-    if (status == 0 && o->json) printf("{\"step_folder\": \"%s\"", o->from);
+    if (status == 0 && o->json) printf("{\"from\": "), json_write_string(stdout, o->from);
     if (status == 0 && o->data[0]) {
         if (o->json) printf(", \"loss\": %.17g, \"tokens\": %.0f", loss, evaluation.count);
         else printf("loss %.4f over %.0f tokens", loss, evaluation.count);
@@ -4565,6 +4567,8 @@ int main(int argc, char** argv) {
     int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first, argv + first, command->inputs ? &inputs : NULL, &e) : fail(&e, "out of memory");
     if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
     else if (status == 0) status = command->run(&options, &inputs, &e);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0) status = fail(&e, "cannot write the output: %s", strerror(errno));
+    for (char* p = e.text; *p; p++) if ((unsigned char)*p < ' ') *p = '?';   // a name from outside may hold a line break
     if (status < 0) fprintf(stderr, "train_gpt2_sp %s: %s\n", command->name, e.text);
     free(inputs.items);
     return status < 0;

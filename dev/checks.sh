@@ -1,0 +1,25 @@
+# checks.sh: what the shell tests share; they read it with `. dev/checks.sh`. POSIX sh.
+#
+#     check NAME COMMAND...    counts a result: passed if the command succeeds; its output is the detail
+#     skip NAME REASON         counts a test that cannot be made here
+#     finish                   prints `N passed, N failed[, N skipped]` and exits, 1 if any failed
+passed=0 failed=0 skipped=0
+
+check() {
+    name=$1
+    shift
+    if detail=$("$@" 2>&1); then passed=$((passed + 1)) word=ok; else failed=$((failed + 1)) word=FAILED; fi
+    printf '%-6s  %s%s\n' "$word" "$name" "${detail:+: $detail}"
+}
+
+skip() {
+    skipped=$((skipped + 1))
+    printf 'skip    %s: %s\n' "$1" "$2"
+}
+
+finish() {
+    printf '%d passed, %d failed' "$passed" "$failed"
+    [ "$skipped" = 0 ] || printf ', %d skipped' "$skipped"
+    printf '\n'
+    exit "$((failed > 0))"
+}

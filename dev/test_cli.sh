@@ -1,0 +1,263 @@
+#!/bin/sh
+# The command line as a user meets it: every command, its refusals, its JSON, its signals, resuming.
+#
+#     sh dev/test_cli.sh [PROGRAM] [JSON_KEYS]      built by `make test`: ./train_gpt2_sp, dev/json_keys.c
+set -u
+program=$(realpath "${1:-./train_gpt2_sp}")
+json_keys=$(realpath "${2:-build/test/json_keys}")
+. "$(dirname "$0")/checks.sh"
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir" || exit 1
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+
+g() { "$program" "$@"; }
+tiny="--layers 2 --heads 2 --channels 32 --seq-len 64 --sp 2 --threads 1 --lr 3e-3"   # a model that takes a millisecond a step
+
+# Fails unless the command succeeds, says nothing on stderr, and its output matches the pattern.
+says() {
+    pattern=$1
+    shift
+    "$@" > out 2> err || { echo "exit status $?: $(cat err)"; return 1; }
+    [ ! -s err ] || { echo "stderr: $(cat err)"; return 1; }
+    grep -qe "$pattern" out || { echo "no \`$pattern\` in: $(tail -3 out)"; return 1; }
+}
+
+# Fails unless the command exits with 1 and one line on stderr that holds the word. Shows that line.
+refused() {
+    word=$1
+    shift
+    g "$@" > out 2> err
+    status=$?
+    cat err
+    [ $status = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -qe "$word" err || { echo "exit status $status, $(wc -l < err) lines, expected 1 with \`$word\`"; return 1; }
+}
+
+# Fails unless standard input is lines of JSON with these keys, by our own reader and by Python's if there is one.
+json() {
+    cat > json.txt
+    "$json_keys" "$@" < json.txt || return 1
+    command -v python3 > /dev/null || return 0
+    python3 -c 'import json, sys; [json.loads(line, parse_constant=lambda x: sys.exit("not JSON: " + x)) for line in open("json.txt")]'
+}
+
+# ----- text and data ------------------------------------------------------------------------------
+
+mkdir folder
+yes 'It was the best of times, it was the worst of times. 0123456789' | head -n 400 > book1.txt
+yes 'Call me Ishmael; some years ago, never mind how long precisely.' | head -n 300 > book2.txt
+printf '# A document\n\nof a few words\n' > folder/notes.md
+printf '{"text": "caf\\u00e9 au lait", "id": 1}\n{"text": "two\\nlines"}\n' > folder/lines.jsonl
+
+check "prepare: files and a folder" says '^books.tok: 5 documents' g prepare --tokenizer byte --out books.tok book1.txt book2.txt folder/
+check "prepare: --name=value" says 'documents' g prepare --tokenizer=byte --out=val.tok --block-tokens=4096 book2.txt
+check "synth: shard" says '8 documents of 2048 bytes' g synth --out synth.tok --docs 8 --doc-bytes 2048 --facts 2 --distance 512 --seed 3
+check "synth: text" says '2 documents' g synth --out synth.jsonl --docs 2 --doc-bytes 1024
+check "synth: every line is JSON" json text facts < synth.jsonl
+check "prepare: synth's text" says '2 documents' g prepare --out again.tok synth.jsonl
+check "prepare: no input" refused 'no input' prepare --out x.tok
+check "prepare: no --out" refused '--out' prepare book1.txt
+check "prepare: missing file" refused 'nowhere.txt' prepare --out x.tok nowhere.txt
+printf '{"text": "fine"}\n{"text": 3}\n' > bad.jsonl
+check "prepare: line that has no text" refused 'bad.jsonl:2' prepare --out x.tok bad.jsonl
+check "prepare: nothing left behind" test ! -e x.tok
+check "prepare: output that cannot be" refused 'no/such' prepare --out no/such/x.tok book1.txt
+check "synth: documents too small" refused 'bytes' synth --out x.tok --doc-bytes 256 --facts 1024
+
+# ----- help, options, config ----------------------------------------------------------------------
+
+check "--help" says 'train.*train or resume' g --help
+for command in train plan schedule sample eval prepare synth; do
+    check "$command --help" says "^usage: ./train_gpt2_sp $command" g $command --help
+done
+check "no arguments: usage, status 1" sh -c '"$0" > out 2> err; [ $? = 1 ] && [ ! -s out ] && grep -q usage err' "$program"
+check "unknown command" refused 'fry' fry
+check "unknown option, meant another" refused '--seq-len' train --seq-length 64
+check "unknown option" refused '--zzzzzzzzzz' train --zzzzzzzzzz 1
+check "option of another command" refused '--docs' train --docs 3
+check "argument that is no option" refused 'books.tok' train books.tok
+check "option without its value" refused '--layers' train --layers
+check "not a number" refused '--layers' plan --layers many
+check "a number with a tail" refused '--layers' plan --layers 3x
+check "not a whole number" refused '--layers' plan --layers 2.5
+check "below the range" refused '--layers' plan --layers 0
+check "above the range" refused '--sp' plan --sp 257
+check "nan" refused '--lr' train --lr nan
+check "infinity" refused '--lr' train --lr inf
+check "huge number" refused '--seq-len' plan --seq-len 99999999999999999999
+check "not a word of the choice" refused 'ring|dist' plan --schedule star
+check "unknown model size" refused 'd12' plan --model d13
+check "text that is too long" refused '--data' train --data "$(head -c 5000 /dev/zero | tr '\0' x)"
+check "32k is 32768" says '"seq_len": 32768' g plan --seq-len 32k --layers 1 --gflops 1 --link-gbs 1 --json
+check "flag without a value" says '"sp": 2' g schedule --json --sp 2
+check "heads do not divide channels" refused '--heads' plan --heads 3 --channels 64
+check "ulysses: heads do not divide by sp" refused 'ulysses' plan --schedule ulysses --sp 3 --heads 4
+check "more ranks than tokens" refused '--s' plan --seq-len 4 --sp 8
+check "dist-paper: odd P" refused 'dist-paper' schedule --schedule dist-paper --sp 5
+printf '# a comment\n\nlayers = 2\n  heads=2  \nchannels = 32\nseq-len = 64\nsp = 2\nthreads = 1\nlr = 3e-3\n' > run.cfg
+check "config file" says '^model *2 layers, 2 heads, 32 channels' g train --config run.cfg --data books.tok --steps 1
+check "config file, overridden after it" says '^model *1 layers' g train --config run.cfg --layers 1 --data books.tok --steps 1
+echo 'layer = 2' > bad.cfg
+check "config file: unknown option" refused 'bad.cfg:1.*--layers' train --config bad.cfg
+echo 'layers' > bad.cfg
+check "config file: no value" refused 'bad.cfg:1' train --config bad.cfg
+check "config file: missing" refused 'none.cfg' train --config none.cfg
+
+# ----- schedule and plan --------------------------------------------------------------------------
+
+for kind in ring dist dist-paper zigzag allgather ulysses; do
+    check "schedule $kind: drawn and proved" says 'proved' g schedule --schedule $kind --sp 8
+    g schedule --schedule $kind --sp 8 --json > out
+    check "schedule $kind --json" json schedule sp forward.steps forward.makespan forward.ideal forward.elements_per_rank backward.steps backward.makespan < out
+done
+check "schedule dist, 8 ranks: 5 steps, no idle half" says '"forward": {"steps": 5, "makespan": 4, "ideal": 4,' g schedule --schedule dist --sp 8 --json
+check "schedule dist-paper, 8 ranks: idle half" says '"forward": {"steps": 5, "makespan": 4.5, "ideal": 4,' g schedule --schedule dist-paper --sp 8 --json
+check "schedule dist, 256 ranks" says '"makespan": 128' g schedule --schedule dist --sp 256 --json
+check "schedule, 1 rank" says '"makespan": 0.5' g schedule --sp 1 --json
+g plan --layers 12 --heads 12 --channels 768 --seq-len 32768 --sp 8 --json > out
+check "plan --json" json parameters memory_bytes.total step.tokens step.projected_seconds longest_seq_len < out
+check "plan" says 'longest context' g plan $tiny --vocab 257
+
+# what train says that it allocated, in the same words as plan's total
+planned_is_allocated() {
+    planned=$(g plan "$@" --vocab 257 --gflops 1 --link-gbs 1 | sed -n 's/^ *total *//p')
+    allocated=$(g train "$@" --data books.tok --steps 0 | sed -n 's/^memory *\(.*\) per rank.*/\1/p')
+    echo "$planned"
+    [ "$planned" ] && [ "$planned" = "$allocated" ] || { echo "planned, $allocated allocated"; return 1; }
+}
+for recompute in none gelu attn layer sqrt; do
+    check "plan equals train's memory, recompute $recompute" planned_is_allocated --layers 3 --heads 2 --channels 64 --seq-len 256 --sp 2 --recompute $recompute
+done
+for zero in 1 2 3; do check "plan equals train's memory, zero $zero" planned_is_allocated --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 2 --dp 2 --zero $zero; done
+check "plan equals train's memory, allgather, documents, accumulation" planned_is_allocated --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 4 --schedule allgather --doc-mask 1 --grad-accum 3 --batch-size 2
+
+# ----- train, resume ------------------------------------------------------------------------------
+
+check "train, as the issue spells it" says 'saved runs/a/step_00000020' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --batch-size 1 --sp 3 --schedule dist --recompute attn --steps 20 --lr 3e-4 --seed 1
+check "log.jsonl" json step loss grad_norm lr tokens ms tok_per_s < runs/a/log.jsonl
+check "log.jsonl: a line per step" test "$(wc -l < runs/a/log.jsonl)" = 20
+check "the same command again: done already" says 'done already' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --sp 3 --steps 20
+check "without a command word" says 'step *1/1 ' g --data books.tok $tiny --steps 1
+check "the run's own run.cfg goes on with it" says 'done already' g train --config runs/a/run.cfg
+check "loss falls" sh -c 'sed -n "s/.*\"loss\": \([0-9.]*\).*/\1/p" runs/a/log.jsonl | awk "NR == 1 { first = \$1 } END { print first, \$1; exit !(\$1 < first) }"'
+
+losses() { sed 's/, "ms.*//' "$1/log.jsonl"; }
+g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/whole --steps 12 > out 2>&1
+g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/parts --steps 12 --save-every 5 > out 2>&1
+check "val_loss in log.jsonl" sh -c '[ "$(grep -c val_loss runs/whole/log.jsonl)" = 3 ]'
+rm -rf runs/parts/step_00000012
+losses runs/whole > whole
+check "resume: from step 10" says 'from step 10 to 12 (resumed)' g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/parts --steps 12 --save-every 5
+losses runs/parts > parts
+check "resume: log as of one run" cmp whole parts
+check "resume: weights as of one run" cmp runs/whole/step_00000012/model.safetensors runs/parts/step_00000012/model.safetensors
+check "resume: moments as of one run" cmp runs/whole/step_00000012/optimizer.safetensors runs/parts/step_00000012/optimizer.safetensors
+check "resume: more steps" says 'from step 12 to 14' g train $tiny --data books.tok --out runs/parts --steps 14
+check "resume: two checkpoints are kept" test "$(echo runs/parts/step_*)" = "runs/parts/step_00000012 runs/parts/step_00000014"
+check "resume: another shape" refused '--channels' train $tiny --channels 64 --data books.tok --out runs/parts --steps 16
+check "resume: another context" refused '--seq-len' train $tiny --seq-len 32 --data books.tok --out runs/parts --steps 16
+check "resume: other data" refused '--data' train $tiny --data val.tok --out runs/parts --steps 16
+check "resume: another P, dp and zero" says 'from step 14 to 16' g train --layers 2 --heads 2 --channels 32 --seq-len 64 --sp 3 --dp 2 --zero 3 --threads 1 --data books.tok --out runs/parts --steps 16
+check "--init-from" says 'saved runs/tuned' g train $tiny --seq-len 128 --data val.tok --init-from runs/parts/step_00000016 --out runs/tuned --steps 2
+check "--init-from: another shape" refused '--init-from' train $tiny --layers 3 --data val.tok --init-from runs/parts/step_00000016 --steps 1
+printf x | dd of=runs/parts/step_00000016/model.safetensors bs=1 seek=3000 conv=notrunc 2> /dev/null
+g train $tiny --data books.tok --out runs/parts --steps 16 > out 2> err
+check "a damaged checkpoint: told on one line, the older one used" sh -c '[ $(wc -l < err) = 1 ] && cat err && grep -q "step_00000016 is not whole" err && grep -q "from step 14" out'
+for file in runs/tuned/*/manifest.txt; do echo x >> "$file"; done
+check "no whole checkpoint: refused, not started afresh" sh -c '"$0" train --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 2 --data val.tok --out runs/tuned --steps 2 > out 2> err; [ $? = 1 ] && grep "none of the" err' "$program"
+
+# ----- data that cannot be ------------------------------------------------------------------------
+
+check "no --data" refused '--data' train --steps 1
+check "missing shard" refused 'nowhere.tok' train --data nowhere.tok
+check "empty folder" refused 'token shard' train --data runs
+head -c 4096 /dev/urandom > noise.tok
+check "garbage instead of a shard" refused 'noise.tok' train --data noise.tok
+: > empty.tok
+check "empty shard" refused 'empty.tok' train --data empty.tok
+head -c 700 books.tok > short.tok
+check "shard cut short" refused 'short.tok' train --data short.tok
+check "shard shorter than a sequence" refused '--seq-len' train --data books.tok --seq-len 1m --sp 2
+check "vocabulary too small" refused 'vocabulary' train $tiny --vocab 100 --data books.tok
+printf 'abcdefgh' > odd.bin; printf i >> odd.bin
+check "raw u16 of an odd length" refused 'odd.bin' train --data odd.bin --raw-u16 --seq-len 2
+head -c 8192 /dev/zero > zeros.bin
+check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --vocab 10 --steps 1
+check "context that no machine holds" refused 'longest context' train --layers 500 --channels 65536 --heads 256 --data books.tok --seq-len 64
+
+# ----- eval, sample -------------------------------------------------------------------------------
+
+check "eval" says 'loss by position' g eval --from runs/whole --data val.tok
+g eval --from runs/whole --data val.tok --needle 4 --facts 1 --json > out
+check "eval --needle --json" json loss tokens bits_per_byte loss_by_position needle needle_by_distance < out
+check "eval of one checkpoint folder" says 'bits per byte' g eval --from runs/whole/step_00000012 --data books.tok,val.tok --val-sequences 3
+check "eval --needle alone" says 'recall' g eval --from runs/a --needle 2 --facts 1
+check "eval: nothing to do" refused '--needle' eval --from runs/whole
+check "eval: no model" refused '--from' eval --from nowhere --data val.tok
+check "eval agrees with the run's last validation" sh -c '
+    logged=$(sed -n "\$s/.*\"val_loss\": \([0-9.]*\).*/\1/p" runs/whole/log.jsonl)
+    found=$("$0" eval --from runs/whole --data val.tok --val-sequences 2 --json | sed "s/.*\"loss\": \([0-9.]*\).*/\1/")
+    echo "$logged $found"; awk "BEGIN { d = $logged - $found; exit !(d < 1e-5 && d > -1e-5) }"' "$program"
+check "sample" says '^It was' g sample --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 --top-p 0.9
+check "sample: the same seed, the same text" sh -c '"$0" sample --from runs/whole --length 30 --seed 7 > one; "$0" sample --from runs/whole --length 30 --seed 7 > two; cmp one two' "$program"
+check "sample: greedy" says '^It' g sample --from runs/whole --prompt It --length 9 --temperature 0
+check "sample: prompt longer than the context" refused '--prompt' sample --from runs/whole --prompt "$(head -c 64 /dev/zero | tr '\0' x)"
+check "output that cannot be written" sh -c '[ -e /dev/full ] || exit 0; "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err; [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
+
+# ----- numbers that are not finite ----------------------------------------------------------------
+
+g train $tiny --data books.tok --out runs/nan --steps 30 --lr 10 --grad-clip 0 --eps 1e-16 --weight-decay 10 > out 2> err
+status=$?
+check "a run that diverges never crashes" sh -c '[ "$0" = 0 ] && echo "$(grep -c "no update" out) steps without an update" || { [ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err; }' $status
+check "its log.jsonl is JSON to the end" json step loss updated < runs/nan/log.jsonl
+
+# weights that are not finite from the start: every step reports that nothing was updated, and the run gives up
+cp -r runs/whole/step_00000012 poisoned && rm poisoned/manifest.txt
+size=$(wc -c < poisoned/model.safetensors)
+printf '\0\0\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$((size - 4)) conv=notrunc 2> /dev/null
+g train $tiny --data books.tok --init-from poisoned --out runs/poisoned --steps 30 > out 2> err
+status=$?
+check "not a number in the weights: no update, the run gives up with one line" sh -c 'cat err; [ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -q "not been finite" err && [ "$(grep -c "no update" out)" -ge 9 ]' $status
+check "its log.jsonl says null" sh -c 'grep -q "\"loss\": null" runs/poisoned/log.jsonl && ! grep -qi "nan" runs/poisoned/log.jsonl'
+check "its log.jsonl is JSON" json step loss updated < runs/poisoned/log.jsonl
+check "nothing of it was saved" test -z "$(find runs/poisoned -name 'step_*')"
+
+# ----- signals and locks --------------------------------------------------------------------------
+
+# Starts a run of a million steps in the background and waits until it trains.
+start() {
+    rm -rf "$1"
+    "$program" train $tiny --data books.tok --out "$1" --steps 1000000 > "$1.out" 2> "$1.err" &
+    pid=$!
+    tries=0
+    until [ -s "$1/log.jsonl" ] || [ $tries = 100 ]; do sleep 0.05; tries=$((tries + 1)); done
+}
+for signal in TERM INT USR1; do
+    start runs/signal
+    kill -$signal $pid
+    wait $pid
+    status=$?
+    check "SIG$signal: saves and exits with 0" sh -c '[ "$0" = 0 ] && grep "^stopped by a signal; saved" runs/signal.out && [ ! -s runs/signal.err ]' $status
+    step=$(sed -n '$s/.*"step": \([0-9]*\),.*/\1/p' runs/signal/log.jsonl)
+    check "SIG$signal: the same command goes on" says "from step $step to .*resumed" g train $tiny --data books.tok --out runs/signal --steps $((step + 1))
+done
+
+start runs/locked
+check "a second trainer in the same folder" refused 'another trainer' train $tiny --data books.tok --out runs/locked --steps 3
+kill -TERM $pid
+wait $pid
+check "the first one is none the worse" test $? = 0
+check "and the folder is free again" says 'resumed' g train $tiny --data books.tok --out runs/locked --steps 1000000000 --config /dev/null --steps 1
+
+# steps of about a second, so that the second signal finds the first step unfinished
+"$program" train --layers 8 --heads 8 --channels 512 --seq-len 1024 --sp 2 --threads 1 --data books.tok --out runs/slow --steps 1000 > slow.out 2> slow.err &
+pid=$!
+tries=0
+until [ -e runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+sleep 0.3
+kill -INT $pid; sleep 0.1; kill -INT $pid
+wait $pid
+status=$?
+check "a second SIGINT leaves at once" sh -c '[ "$0" = 130 ] && ! ls runs/slow/step_* 2> /dev/null' $status
+
+finish
