@@ -5,6 +5,7 @@
 #     make CC=clang               another compiler
 #     make MARCH=x86-64-v3        for other processors than this one
 #     make CFLAGS='-O1 -g'        other optimisation; EXTRA=... adds to the flags instead
+#     make HAS_OPENMP=            one thread per rank, whatever the compiler can do
 #
 # Each combination of these is built in a folder of its own, build/<compiler>-<real>-<sum of the flags>,
 # so that they never mix; ./train_gpt2_sp is a copy of the one asked for last.
@@ -45,7 +46,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities lib test bench lecture-table demo check fuzz clean help FORCE
+.PHONY: all capabilities path lib test bench lecture-table demo check fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -63,6 +64,9 @@ else
 	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
 	@echo '$(if $(wildcard train_gpt2_sp.cu),$(if $(NVCC),✓ nvcc       $(NVCC): make train_gpt2_spcu,✗ nvcc       not found: no GPU program),- nvcc       $(if $(NVCC),found,not found), not needed: the GPU program is not part of this tree yet)'
 endif
+
+path:   # where this combination of flags is built
+	@echo $(BUILD)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

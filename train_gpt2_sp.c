@@ -455,6 +455,7 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
         if ((option ? option_set(o, option, value, &inner) : option_unknown(&inner, name, "train")) != 0)
             status = fail(e, "%s:%d: %.900s", path, number, inner.text);
     }
+    if (status == 0 && ferror(file)) status = fail(e, "--config %s: %s", path, strerror(errno));
     fclose(file);
     return status;
 }
@@ -2283,15 +2284,15 @@ static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const re
 
 // --- elementwise ---
 
-// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.4e-7) that the
+// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.5e-7) that the
 // compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
 INLINE real exp_real(real x) {
 #if GPT2_SP_REAL_BYTES == 8
     return exp(x);
 #else
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = x * 1.44269504f + 12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number
-    n -= 12582912.0f;
+    float shifted = x * 1.44269504f + 12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    float n = shifted - 12582912.0f;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
     float p = 1.0f / 720;
     p = p * r + 1.0f / 120;
@@ -2300,8 +2301,10 @@ INLINE real exp_real(real x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits;
     float power;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23;   // 2^n; of a NaN anything, as p is a NaN then
     memcpy(&power, &bits, sizeof power);
     return p * power;
 #endif
@@ -3298,14 +3301,20 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     *steps = NULL;
     DIR* dir = opendir(out);
     if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", out, strerror(errno));
-    for (struct dirent* entry; (entry = readdir(dir)) != NULL;) {
+    for (struct dirent* entry; errno = 0, (entry = readdir(dir)) != NULL;) {
         long long step;
         int end = 0;
         if (sscanf(entry->d_name, "step_%8lld%n", &step, &end) != 1 || entry->d_name[end] != 0) continue;
         *steps = (int64_t*)grow(*steps, count, &room, sizeof **steps, &failed);
         if (!failed) (*steps)[count++] = step;
     }
+    int unread = errno;   // a folder that cannot be read to its end is not one without checkpoints
     closedir(dir);
+    if (unread) {
+        free(*steps);
+        *steps = NULL;
+        return fail(e, "cannot read folder %.900s: %s", out, strerror(unread));
+    }
     for (int i = 1; i < count; i++)   // a handful: insertion sort
         for (int j = i; j > 0 && (*steps)[j] > (*steps)[j - 1]; j--) {
             int64_t t = (*steps)[j];
@@ -4127,6 +4136,11 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
         if (json_get_u64(line, strlen(line), "step", &logged) != 1 || (int64_t)logged > step) break;
         kept = ftell(log);
     }
+    if (ferror(log)) {
+        fail(e, "cannot read %.900s: %s", path, strerror(errno));
+        fclose(log);
+        return NULL;
+    }
     if (ftruncate(fileno(log), kept) != 0 || fseek(log, 0, SEEK_END) != 0) {
         fail(e, "cannot shorten %.900s: %s", path, strerror(errno));
         fclose(log);
@@ -4380,7 +4394,9 @@ static void buckets_print(int json, const char* name, const char* unit, const do
     for (int i = 0; i < POSITION_BUCKETS; i++) {
         if (counts[i] == 0) continue;
         long long low = i ? 1ll << (i - 1) : 0, high = i ? (1ll << i) - 1 : 0;
-        if (json) printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %.6f, \"count\": %.0f}", comma, low, high, sums[i] / counts[i], counts[i]), comma = ", ";
+        char mean[40];
+        json_number(mean, sizeof mean, sums[i] / counts[i]);
+        if (json) printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %s, \"count\": %.0f}", comma, low, high, mean, counts[i]), comma = ", ";
         else printf("  %8lld .. %-8lld %8.4f   (%.0f %s)\n", low, high, sums[i] / counts[i], counts[i], unit);
     }
     if (json) printf("]");
@@ -4408,9 +4424,14 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     double loss = evaluation.loss / fmax(1, evaluation.count), bytes_per_token = o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
     if (status == 0 && o->json) printf("{\"from\": "), json_write_string(stdout, o->from);
     if (status == 0 && o->data[0]) {
-        if (o->json) printf(", \"loss\": %.17g, \"tokens\": %.0f", loss, evaluation.count);
+        char number[40];
+        json_number(number, sizeof number, loss);
+        if (o->json) printf(", \"loss\": %s, \"tokens\": %.0f", number, evaluation.count);
         else printf("loss %.4f over %.0f tokens", loss, evaluation.count);
-        if (bytes_per_token > 0) printf(o->json ? ", \"bits_per_byte\": %.6f" : ", %.4f bits per byte", loss / 0.6931471805599453 / bytes_per_token);
+        double bits = loss / 0.6931471805599453 / bytes_per_token;
+        json_number(number, sizeof number, bits);
+        if (bytes_per_token > 0 && o->json) printf(", \"bits_per_byte\": %s", number);
+        else if (bytes_per_token > 0) printf(", %.4f bits per byte", bits);
         if (!o->json) printf("\nloss by position\n");
         buckets_print((int)o->json, "loss_by_position", "tokens", evaluation.bucket_loss, evaluation.bucket_count);
     }

@@ -1,5 +1,6 @@
 # checks.sh: what the shell tests share; they read it with `. dev/checks.sh`. POSIX sh.
 #
+# shellcheck shell=sh
 #     check NAME COMMAND...    counts a result: passed if the command succeeds; its output is the detail
 #     skip NAME REASON         counts a test that cannot be made here
 #     finish                   prints `N passed, N failed[, N skipped]` and exits, 1 if any failed

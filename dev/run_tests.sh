@@ -1,0 +1,169 @@
+#!/bin/sh
+# `make test`: every test there is, two parts at a time. The last line is the total.
+#
+#     sh dev/run_tests.sh                  all parts
+#     sh dev/run_tests.sh cli faults       these
+#
+# A part is a function part_NAME below. It prints its lines and closes with `N passed, N failed[, N skipped]`; what it prints is also
+# in build/test/NAME.log.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+make=${MAKE:-make}
+unset MAKEFLAGS MFLAGS MAKELEVEL
+. dev/checks.sh
+work=build/test
+mkdir -p $work
+export OMP_WAIT_POLICY=passive   # ranks that wait leave the core to the other part
+
+warnings="-Wall -Wextra -Wpedantic -Werror -Wno-error=pass-failed"
+trial='#include <stdlib.h>\nint main(void) { return abs(0); }\n'
+
+# Does this compiler, with these flags, make a program that runs here?
+usable() { printf "$trial" | "$@" -x c - -o $work/usable.$$ > /dev/null 2>&1 && $work/usable.$$; }
+has() { command -v "$1" > /dev/null; }
+
+# Builds test_gpt2_sp with these arguments of make, and runs it.
+tests() {
+    arguments=$1
+    shift
+    eval "folder=\$($make -s path $arguments)"
+    eval "$make -s $arguments $folder/test_gpt2_sp" && "$folder/test_gpt2_sp" "$@"
+}
+
+part_float()  { tests ""; }
+part_double() { tests "REAL=double"; }
+
+part_asan() {
+    if usable cc -fsanitize=address,undefined; then
+        tests "CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined'"
+    else
+        skip "AddressSanitizer and UndefinedBehaviorSanitizer" "the compiler has none that run here"
+        finish
+    fi
+}
+
+# Without OpenMP, whose runtime ThreadSanitizer cannot see into: the threads are the ranks and the loader.
+part_tsan() {
+    if usable cc -fsanitize=thread; then
+        tests "HAS_OPENMP= CFLAGS='-O1 -g -fsanitize=thread'" quick schedules attention runs memory resume loader transport commands
+    else
+        skip "ThreadSanitizer" "the compiler has none that runs here"
+        finish
+    fi
+}
+
+part_cli()    { sh dev/test_cli.sh ./train_gpt2_sp $work/json_keys; }
+part_faults() { sh dev/test_faults.sh ./train_gpt2_sp; }
+
+# Every source with one family of compilers, as C11 and as C++17, without a warning.
+compilers() {
+    family=$1 cc=$2 cxx=$3 optimised=$4
+    if ! has "$cc"; then
+        skip "$family" "$cc is not installed"
+        finish
+    fi
+    for source in train_gpt2_sp.c test_gpt2_sp.c dev/example_embed.c dev/bench_cpu.c dev/lecture_table.c dev/json_keys.c; do
+        [ -e $source ] || continue
+        object=$work/$family.o
+        check "$cc, C11: $source" $cc -std=c11 $optimised $warnings -c $source -o $object
+        case $source in train*) check "$cc, C11, fp64: $source" $cc -std=c11 -O1 -fopenmp-simd -DGPT2_SP_REAL_BYTES=8 $warnings -c $source -o $object ;; esac
+        if has "$cxx"; then check "$cxx, C++17: $source" $cxx -x c++ -std=c++17 -O1 -fopenmp-simd $warnings -c $source -o $object
+        else skip "$cxx, C++17: $source" "$cxx is not installed"
+        fi
+    done
+    for how in HEADER_ONLY NO_MAIN; do
+        printf '#define GPT2_SP_%s\n#include "../../train_gpt2_sp.c"\nint main(void) { gpt2_sp_options o; gpt2_sp_defaults(&o); return (int)o.zero; }\n' $how > $work/$family-$how.c
+        check "$cc, C11: included with GPT2_SP_$how" $cc -std=c11 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
+        ! has "$cxx" || check "$cxx, C++17: included with GPT2_SP_$how" $cxx -x c++ -std=c++17 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
+    done
+    finish
+}
+part_gcc() {
+    warnings="-Wall -Wextra -Wpedantic -Werror"
+    openmp=-fopenmp-simd
+    ! usable gcc -fopenmp || openmp=-fopenmp
+    compilers gcc gcc g++ "-O2 $openmp"
+}
+part_clang() {
+    warnings="-Wall -Wextra -Wpedantic -Werror -Wno-pass-failed"   # a remark about speed, not about the program
+    compilers clang clang clang++ "-O1 -fopenmp-simd"
+}
+
+# The libraries, and a program that embeds them, as C and as C++.
+part_embed() {
+    check "make lib" $make -s lib
+    check "the library exports its public functions and nothing else" sh -c '
+        nm -D --defined-only libgpt2sp.so | sed -n "s/.* T //p" | sort > $0/exported
+        sed -n "/^extern/,/^}/s/^[a-z].*\(gpt2_sp_[a-z]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
+        wc -l < $0/exported && cmp $0/exported $0/declared' $work
+    rm -rf $work/embed && mkdir -p $work/embed
+    ./train_gpt2_sp prepare --out $work/embed/text.tok LICENSE data > /dev/null
+    ./train_gpt2_sp train --data $work/embed/text.tok --out $work/embed/base --layers 2 --heads 2 --channels 32 --seq-len 128 --steps 3 > /dev/null
+    openmp=
+    ! usable cc -fopenmp || openmp=-fopenmp
+    for language in "c11:cc -std=c11" "c++17:c++ -x c++ -std=c++17"; do
+        name=${language%%:*} compile=${language#*:}
+        has "${compile%% *}" || { skip "embedded in $name" "there is no ${compile%% *}"; continue; }
+        check "example as $name" $compile -O1 -Wall -Wextra -Wpedantic -Werror -c dev/example_embed.c -o $work/embed/$name.o
+        check "example as $name: linked with libgpt2sp.a" ${compile%% *} $work/embed/$name.o libgpt2sp.a $openmp -lz -lm -lpthread -o $work/embed/$name.static
+        check "example as $name: linked with libgpt2sp.so" ${compile%% *} $work/embed/$name.o -L. -lgpt2sp -o $work/embed/$name.shared
+        for kind in static shared; do
+            run="env LD_LIBRARY_PATH=. $work/embed/$name.$kind $work/embed/text.tok"
+            check "example as $name, $kind: fine-tunes" sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 5 | tail -n 1 | grep saved"
+            check "example as $name, $kind: goes on" sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 6 | grep -c '^step' | grep -x 1"
+        done
+        check "example as $name: an error is told" sh -c "! $work/embed/$name.static $work/embed/text.tok nowhere $work/embed/none 5 2>&1"
+    done
+    finish
+}
+
+part_fuzz() {
+    sanitize=
+    ! usable cc -fsanitize=address,undefined || sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    for name in tok safetensors; do
+        check "fuzz_$name builds" cc -std=c11 -D_GNU_SOURCE -g -O1 -DSTANDALONE $sanitize dev/fuzz_$name.c -o $work/fuzz_$name -lz -lm
+        check "fuzz_$name" $work/fuzz_$name ${ROUNDS:-20000}
+    done
+    finish
+}
+
+# ----- two at a time, the long ones first ---------------------------------------------------------
+
+parts=${*:-asan tsan gcc clang float double faults cli embed fuzz}
+for part in $parts; do
+    type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
+done
+start=$(date +%s)
+$make -s train_gpt2_sp || exit 1
+cc -O1 dev/json_keys.c -o $work/json_keys || exit 1
+
+rm -rf $work/taken $work/printing
+mkdir $work/taken
+worker() {
+    for part in $parts; do
+        mkdir "$work/taken/$part" 2> /dev/null || continue
+        began=$(date +%s)
+        (part_"$part") > "$work/$part.log" 2>&1
+        echo $? > "$work/taken/$part/status"
+        until mkdir $work/printing 2> /dev/null; do sleep 0.1; done
+        printf '\n==== %s, %d s\n' "$part" $(($(date +%s) - began))
+        cat "$work/$part.log"
+        rmdir $work/printing
+    done
+}
+worker &
+worker
+wait
+
+passed=0 failed=0 skipped=0
+printf '\n==== all parts, %d s\n' $(($(date +%s) - start))
+for part in $parts; do
+    line=$(tail -n 1 "$work/$part.log" | grep -E '^[0-9]+ passed, [0-9]+ failed(, [0-9]+ skipped)?$')
+    status=$(cat "$work/taken/$part/status")
+    # shellcheck disable=SC2046
+    set -- $(echo "${line:-0 passed, 0 failed}" | tr -c '0-9\n' ' ')
+    passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + ${3:-0}))
+    [ "$line" ] && [ $(("$2" > 0)) = $((status != 0)) ] || { failed=$((failed + 1)) line="FAILED: ended with status $status and without its closing line"; }
+    printf '  %-8s %s\n' "$part" "$line"
+done
+finish

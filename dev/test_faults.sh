@@ -1,0 +1,224 @@
+#!/bin/sh
+# What becomes of a run when the machine fails it while it writes a checkpoint.
+#
+#     sh dev/test_faults.sh [PROGRAM]
+#
+# strace makes the faults: it kills the program at a chosen system call, or lets the call fail. It counts calls by their name, so
+# every name is gone through on its own; the calls are those that a run without faults makes from the end of its last step on.
+# After each fault the same command must go on from the checkpoint before or from the new one, save again over what was left lying
+# about, and end with weights and moments that equal, byte for byte, those of a run that nothing happened to.
+# shellcheck disable=SC2086
+set -u
+program=$(realpath "${1:-./train_gpt2_sp}")
+. "$(dirname "$0")/checks.sh"
+dir=$(mktemp -d)
+trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT
+cd "$dir" || exit 1
+export OMP_NUM_THREADS=1
+
+yes 'the quick brown fox jumps over the lazy dog; 0123456789' | head -n 200 > text.txt
+"$program" prepare --out data.tok text.txt > prepared || exit 1
+# two ranks with sharded state: rank 0 (the first thread, the only one that strace sees) does all the writing
+shape="--data data.tok --out run --layers 1 --heads 1 --channels 64 --seq-len 32 --sp 2 --zero 1 --threads 1 --lr-schedule constant"
+train() { "$program" train $shape "$@"; }
+# base: checkpoints of steps 1 and 2. reference: what steps 3, 4 and 5 lead to.
+{ train --steps 1 && train --steps 2 && cp -r run base && train --steps 3 && train --steps 4 && train --steps 5 --keep 9 && mv run reference; } > out 2>&1 || { cat out; exit 1; }
+again() { rm -rf run && cp -r base run; }
+
+# The checkpoint of this step in run is the reference's, and nothing half done lies beside it.
+same() {
+    for file in model optimizer; do cmp -s run/$1/$file.safetensors reference/$1/$file.safetensors || return 1; done
+    [ "$(echo run/*.tmp)" = 'run/*.tmp' ]
+}
+
+# After a fault: runs the command to `steps`, which must resume at step 2 (the checkpoint before) or 3 (the new one).
+# Prints which: old, new, or what is wrong.
+resumed() {
+    train --steps "$1" > out 2> err || { echo "wrong: $(cat err)"; return; }
+    from=$(sed -n 's/^step .*from step \([0-9]*\) .*/\1/p' out)
+    if ! same "step_0000000$1"; then echo "wrong: step $1 differs, or debris: $(ls run)"
+    elif [ "$from" = 2 ]; then echo old
+    elif [ "$from" = 3 ]; then echo new
+    else echo "wrong: resumed at step $from"
+    fi
+}
+
+# ----- what needs no strace -----------------------------------------------------------------------
+
+again
+( ulimit -f 8; train --steps 4 --save-every 3 > out 2> err; echo $? > status )
+check "file size limit: the run goes on, ends with status 1" sh -c '[ "$(cat status)" = 1 ] && grep "step *4/4" out && grep -q "step 3 failed, training goes on: .*File too large" err && [ "$(wc -l < err)" = 2 ]'
+check "file size limit: the checkpoint before it serves" test "$(resumed 4)" = old
+
+again
+rm run/log.jsonl && ln -s /dev/full run/log.jsonl
+train --steps 4 > out 2> err
+status=$?
+check "a log that cannot be written: one line, status 1" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && grep -q log.jsonl err' $status
+rm run/log.jsonl
+check "a log that cannot be written: nothing is lost" test "$(resumed 4)" = old
+
+again
+"$program" train $shape --steps 1000000 > out 2> err &
+pid=$!
+tries=0
+until [ "$(wc -l < out)" -gt 7 ] || [ $tries = 500 ]; do sleep 0.02; tries=$((tries + 1)); done
+rm -rf run
+kill -TERM $pid
+wait $pid
+check "the run's folder removed while it runs: one line, status 1" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+
+: > file
+"$program" train --data data.tok --out file --steps 1 --seq-len 32 > out 2> err
+check "--out that is a file" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+"$program" train --data data.tok --out /dev/null/run --steps 1 --seq-len 32 > out 2> err
+check "--out under a file" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+
+if [ "$(id -u)" != 0 ]; then as=
+elif command -v setpriv > /dev/null && setpriv --reuid=65534 --regid=65534 --clear-groups "$program" --help > out 2>&1; then as="setpriv --reuid=65534 --regid=65534 --clear-groups"
+else as=no
+fi
+if [ "$as" = no ]; then skip "read-only folder" "root may write anywhere, and there is no setpriv to be someone else"
+else
+    again
+    chmod 777 . && chmod -R a+rX,a-w run && touch run/.lock && chmod 666 run/.lock run/run.cfg run/log.jsonl && chmod 555 run
+    $as "$program" train $shape --steps 4 > out 2> err
+    check "read-only folder: trains, then one line and status 1" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+    chmod -R u+w run
+    check "read-only folder: writable again, the run goes on" test "$(resumed 4)" = old
+fi
+
+# ----- strace -------------------------------------------------------------------------------------
+
+if ! command -v strace > /dev/null; then
+    skip "faults at every system call of a save" "there is no strace"
+    finish
+elif ! strace -o log true 2> err; then
+    skip "faults at every system call of a save" "strace may not trace here: $(head -n 1 err)"
+    finish
+fi
+
+# Runs the training command (with "$@") under strace, whose log is left in `log`.
+traced() {
+    options=$1
+    shift
+    strace -o log $options "$program" train $shape "$@" > out 2> err
+}
+
+# Prints "NAME FIRST LAST": the calls by name, numbered as strace counts them, between two lines of the log that match.
+calls() {
+    awk -v from="$1" -v to="$2" '
+        { name = $0; sub(/\(.*/, "", name) }
+        name ~ /^[a-z0-9_]+$/ { count[name]++; if (inside) { if (!(name in first)) first[name] = count[name]; last[name] = count[name] } }
+        $0 ~ from { inside = 1 }
+        $0 ~ to { inside = 0 }
+        END { for (name in first) print name, first[name], last[name] }' log | sort
+}
+
+# The order of a save: files and folders are on the disk before the rename, the rename before anything is removed.
+again
+traced -y --steps 3
+cp log order.log
+check "order: all is synced before the rename, the rename before older checkpoints go" awk '
+    function path(text) { match(text, /<[^>]*>/); return substr(text, RSTART + 1, RLENGTH - 2) }
+    /^(write|pwrite64)\([0-9]+<[^>]*\/step_[^>]*\.tmp\// { dirty[path($0)] = 1; writes++ }
+    /^openat.*step_[^"]*\.tmp\/[^"]*", O_WRONLY/ { folder = 1 }
+    /^fsync\([0-9]+<[^>]*\/step_[^>]*\.tmp>/ { folder = 0; syncs++ }
+    /^fsync\([0-9]+<[^>]*\.tmp\// { dirty[path($0)] = 0; syncs++ }
+    /^rename.*\.tmp", "run\/step_[0-9]*"\) += 0/ { renamed = 1; parent = 1; for (p in dirty) if (dirty[p]) bad = bad " unsynced " p; if (folder) bad = bad " unsynced folder" }
+    /^fsync\([0-9]+<[^>]*\/run>/ { parent = 0; syncs++ }
+    /^unlinkat\([0-9]+<[^>]*\/step_[0-9]*>/ { removed++; if (!renamed || parent) bad = bad " removed too early" }
+    END { print writes + 0 " writes, " syncs + 0 " fsyncs, " removed + 0 " files removed" bad; exit bad != "" || syncs != 7 || !renamed || !removed }' order.log
+
+# SIGKILL at every call from the last step on, whatever its name.
+total=0 total_old=0 total_new=0 total_wrong=0
+printf '\nSIGKILL at every system call after the last step (first .. last: its number by name)\n'
+printf '  %-16s %5s %5s %7s %5s %5s %6s\n' call first last kills old new wrong
+calls '^write.*step *3/3' 'never' > list
+while read -r name first last; do
+    [ "$name" != exit_group ] || continue
+    kills=0 old=0 new=0 wrong=0
+    number=$first
+    while [ "$number" -le "$last" ]; do
+        again
+        traced "-e inject=$name:signal=KILL:when=$number" --steps 3
+        if grep -q 'killed by SIGKILL' log; then
+            kills=$((kills + 1))
+            case $(resumed 4) in old) old=$((old + 1)) ;; new) new=$((new + 1)) ;; *) wrong=$((wrong + 1)) ;; esac
+        fi
+        number=$((number + 1))
+    done
+    printf '  %-16s %5d %5d %7d %5d %5d %6d\n' "$name" "$first" "$last" "$kills" "$old" "$new" "$wrong"
+    total=$((total + kills)) total_old=$((total_old + old)) total_new=$((total_new + new)) total_wrong=$((total_wrong + wrong))
+done < list
+check "SIGKILL at $total system calls: $total_old times the old checkpoint, $total_new times the new one, never neither or a mixture" test $total -ge 40 -a $total_wrong = 0 -a $total_old -gt 0 -a $total_new -gt 0
+
+# ENOSPC and EIO at every call of a save in the middle of the run that can fail: once, and from then on for ever.
+again
+traced "" --steps 4 --save-every 3
+calls '^write.*step *3/4' '^write.*step *4/4' | grep -E '^(openat|write|fsync|close|mkdir|mkdirat|rename|renameat|renameat2|unlink|unlinkat|rmdir|getdents64|newfstatat|fstat) ' > list
+printf '\na system call of a save fails\n'
+printf '  %-16s %-7s %6s %6s %10s %10s %6s\n' call error how points 'goes on' 'ends 1' wrong
+faults=0 faults_wrong=0
+: > details
+while read -r name first last; do
+    for error in ENOSPC EIO; do
+        for how in once ever; do
+            points=0 goes_on=0 ends=0 wrong=0
+            number=$first
+            while [ "$number" -le "$last" ]; do
+                again
+                plus=
+                [ $how = once ] || plus=+
+                traced "-e inject=$name:error=$error:when=$number$plus" --steps 4 --save-every 3
+                status=$?
+                points=$((points + 1))
+                lines=$(wc -l < err)
+                cp err said
+                # 0: trained to the end; what failed was told on one line, or did not matter (a close of a folder).
+                # 1: the end failed too, told on one line more (if lines can be written at all).
+                least=1
+                [ $name$how != writeever ] || least=0
+                if [ $status = 0 ] && [ "$lines" -le 1 ]; then goes_on=$((goes_on + 1))
+                elif [ $status = 1 ] && [ "$lines" -ge $least ] && [ "$lines" -le 2 ]; then ends=$((ends + 1))
+                else wrong=$((wrong + 1)); echo "$name $error $how $number: status $status, $lines lines: $(cat said)" >> details
+                fi
+                # the state left behind: the next run resumes at 2, 3 or 4 and ends at 5 as the reference does
+                result=$(train --steps 5 2>&1) || { wrong=$((wrong + 1)); echo "$name $error $how $number: resuming: $result" >> details; }
+                same step_00000005 || { wrong=$((wrong + 1)); echo "$name $error $how $number: step 5 differs, or debris: $(ls run)" >> details; }
+                number=$((number + 1))
+            done
+            printf '  %-16s %-7s %6s %6d %10d %10d %6d\n' "$name" $error $how $points $goes_on $ends $wrong
+            faults=$((faults + points)) faults_wrong=$((faults_wrong + wrong))
+        done
+    done
+done < list
+cat details
+check "ENOSPC and EIO at $faults points of a save: told, survived, and the next run is exact" test $faults -ge 100 -a $faults_wrong = 0
+
+# EIO while the run starts: it may refuse, or fall back to the checkpoint before and say so, but never start afresh.
+again
+traced "" --steps 3
+calls '^openat.*data.tok' '^write.*from step' | grep -E '^(openat|read|pread64|close|newfstatat|fstat|getdents64|lseek|flock|ftruncate|mmap|write|fsync) ' > list
+starts=0 starts_wrong=0 refused=0
+: > details
+while read -r name first last; do
+    number=$first
+    while [ "$number" -le "$last" ]; do
+        again
+        traced "-e inject=$name:error=EIO:when=$number" --steps 3
+        status=$?
+        starts=$((starts + 1))
+        if [ $status = 1 ] && [ "$(wc -l < err)" = 1 ]; then refused=$((refused + 1))
+        elif [ $status = 0 ] && grep -q 'from step [12] to' out && same step_00000003; then :
+        else
+            starts_wrong=$((starts_wrong + 1))
+            echo "$name $number: status $status: $(grep 'from step' out) $(cat err)" >> details
+        fi
+        number=$((number + 1))
+    done
+done < list
+cat details
+check "EIO at $starts points of a start: $refused times refused with one line, else resumed, never started afresh" test $starts -ge 40 -a $starts_wrong = 0
+
+finish
