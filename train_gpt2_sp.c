@@ -468,7 +468,7 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
-            if (!inputs) return fail(e, "%s: `%s` is not an option (options begin with --)", command, argument);
+            if (!inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
             inputs->items[inputs->count++] = argument;
             continue;
         }
@@ -733,6 +733,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
             int more = glob(pattern, code == 0 ? GLOB_APPEND : 0, NULL, &found);
             if (more == 0) code = 0;
         }
+        if (folder) pattern[length] = 0;   // what was asked for
         if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
         for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
         globfree(&found);
@@ -4404,7 +4405,7 @@ static void buckets_print(int json, const char* name, const char* unit, const do
 
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    if (!o->data[0] && o->needle == 0) return fail(e, "eval: nothing to do: give --data, --needle or both");
+    if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
     gpt2_sp* g = model_load(o, e);
     if (!g) return -1;
     Evaluation evaluation;
@@ -4453,7 +4454,7 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     int64_t T = g->mesh.shape.T, prompt = (int64_t)strlen(o->prompt), length = o->length, made = -1;
     int32_t* tokens = (int32_t*)malloc((size_t)(T + prompt + 2) * sizeof *tokens);
     if (!tokens) fail(&g->error, "out of memory");
-    else if (g->mesh.shape.V != 257) fail(&g->error, "sample: --from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257", (long long)g->mesh.shape.V);
+    else if (g->mesh.shape.V != 257) fail(&g->error, "--from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257", (long long)g->mesh.shape.V);
     else if (prompt >= T) fail(&g->error, "--prompt has %lld tokens, the context holds %lld", (long long)prompt, (long long)T);
     else {
         if (prompt == 0) tokens[prompt++] = (int32_t)g->eot;   // nothing to continue: begin a document
@@ -4494,8 +4495,8 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     Error callback = {{0}};
     memset(&p, 0, sizeof p);
     p.error = &callback;
-    if (inputs->count == 0) return fail(e, "prepare: no input: give .txt or .jsonl files or folders");
-    if (!o->out[0]) return fail(e, "prepare: no --out FILE.tok");
+    if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
+    if (!o->out[0]) return fail(e, "no --out FILE.tok");
     if (tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, (uint32_t)o->block_tokens, e->text, sizeof e->text) != 0) return -1;
     int status = 0;
     for (int i = 0; status == 0 && i < inputs->count; i++) status = text_documents(inputs->items[i], prepare_document, &p, e->text, sizeof e->text);
@@ -4514,7 +4515,7 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     (void)inputs;
     size_t n = strlen(o->out);
     int jsonl = n > 6 && strcmp(o->out + n - 6, ".jsonl") == 0, status = 0;
-    if (!o->out[0]) return fail(e, "synth: no --out FILE.tok or FILE.jsonl");
+    if (!o->out[0]) return fail(e, "no --out FILE.tok or FILE.jsonl");
     Preparation p;
     memset(&p, 0, sizeof p);
     p.error = e;

@@ -7,10 +7,10 @@
 passed=0 failed=0 skipped=0
 
 check() {
-    name=$1
+    checked=$1
     shift
-    if detail=$("$@" 2>&1); then passed=$((passed + 1)) word=ok; else failed=$((failed + 1)) word=FAILED; fi
-    printf '%-6s  %s%s\n' "$word" "$name" "${detail:+: $detail}"
+    if detail=$("$@" 2>&1); then passed=$((passed + 1)) verdict=ok; else failed=$((failed + 1)) verdict=FAILED; fi
+    printf '%-6s  %s%s\n' "$verdict" "$checked" "${detail:+: $detail}"
 }
 
 skip() {
