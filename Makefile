@@ -46,7 +46,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib test bench lecture-table demo check fuzz clean help FORCE
+.PHONY: all capabilities path lib test test-gpu bench bench-gpu lecture-table demo check fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -94,8 +94,22 @@ train_gpt2_sp test_gpt2_sp libgpt2sp.a libgpt2sp.so: %: $(BUILD)/% FORCE
 
 lib: libgpt2sp.a libgpt2sp.so   ## libgpt2sp.a and libgpt2sp.so, for programs that embed the trainer
 
-train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
-	$(NVCC) -O3 -std=c++17 -arch=native -Xcompiler -fopenmp $< -o $@ -lnccl $(LIBS)
+# The GPU program, for Hopper. A C75xx line of ptxas says that the matrix instructions of an attention kernel were put one after the
+# other, which would cost half of its speed in silence: that is an error here.
+NVCCFLAGS := -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
+train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)   ## the GPU program, for one Hopper GPU (needs nvcc)
+	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) 2> build/nvcc.log || { cat build/nvcc.log; exit 1; }
+	@if grep C75 build/nvcc.log; then rm -f $@; exit 1; fi
+
+build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS)
+
+test-gpu: build/dev/test_attention   ## the attention kernels against an fp64 oracle (needs a Hopper GPU)
+	@$<
+
+bench-gpu: build/dev/bench_attention   ## speed of the attention kernels; dev/peer_attention.py measures cuDNN's beside it
+	@$<
 
 # ===== what to do with them ======================================================================
 

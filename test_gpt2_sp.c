@@ -1729,7 +1729,7 @@ static size_t memory_at(gpt2_sp_options o, int64_t T) {
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     o.seq_len = T;
-    if (mesh_init(&mesh, schedules, &o, 257, 1, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0)
+    if (mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0)
         for (int w = 0; w < mesh.sp; w++) most = rank_plan(&mesh, &layout, w).used > most ? rank_plan(&mesh, &layout, w).used : most;
     free(layout.units);
     schedule_free(&schedules[0]);
@@ -1744,7 +1744,7 @@ static void memory_longest(void) {
         gpt2_sp_options o = options_of(shapes[i]);
         size_t room = (size_t)64 << 20;
         o.threads = 1;
-        int64_t T = longest_context(&o, 257, 1, room);
+        int64_t T = longest_context(&o, 257, 1, &CPU_DEVICE, room);
         check(T > 0 && memory_at(o, T) <= room && memory_at(o, T + 1) > room, "memory: the longest context that fits", "%s: %lld tokens need %zu bytes of %zu, one more %zu", shapes[i], (long long)T, memory_at(o, T), room, memory_at(o, T + 1));
     }
 }

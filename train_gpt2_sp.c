@@ -64,6 +64,9 @@
 // ===== public header ============================================================================
 
 #define GPT2_SP_TEXT 1024   // bytes of a text option, its end included
+#ifndef GPT2_SP_LOGITS_CHUNK
+#define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
+#endif
 
 // Every option once: INT, NUM and TXT options, and CHO, a choice of words.
 //   INT/NUM (field, name, default, lowest, highest, commands, help)
@@ -90,7 +93,10 @@
     CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", "what the backward pass computes again instead of keeping") \
     INT(zero, "zero", 0, 0, 3, "TP", "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
-    INT(logits_chunk, "logits-chunk", 1024, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
+    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
+    INT(deterministic, "deterministic", 0, 0, 1, "T", "GPU: the same bits in every run (the CPU program always gives them)") \
+    INT(verify, "verify", 0, 0, 1, "T", "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
+    INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
     INT(threads, "threads", 0, 0, 1024, "TPAE", "threads per rank; 0: the machine's cores divided by the ranks") \
     INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
     NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
@@ -232,8 +238,10 @@ typedef float real;
 
 #ifdef _OPENMP
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
+#define PARALLEL_STATIC _Pragma("omp parallel for schedule(static)")
 #else
 #define PARALLEL_FOR
+#define PARALLEL_STATIC
 #endif
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(variable) GPT2_SP_PRAGMA(omp simd reduction(+ : variable))
@@ -1885,14 +1893,35 @@ static real* arena_reals(Arena* a, int group, int64_t elements) { return (real*)
 // Heads of a range of parts: [part_head(h0), part_head(h1)).
 static int64_t part_head(int64_t NH, int parts, int part) { return NH * part / parts; }
 
-// How a run is split and what it keeps: all that the plan depends on.
+typedef struct Mesh Mesh;
+typedef struct Rank Rank;
+
+// What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run runs.
 typedef struct {
+    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
+    Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
+    uint64_t (*memory)(void);                              // bytes that the ranks of this process may take
+    int (*allocate)(Rank* r, Error* e);
+    void (*release)(Rank* r);
+    int (*init)(Rank* r, gpt2_sp* g);                      // jobs: fresh weights, reading and writing a checkpoint, a step
+    int (*load)(Rank* r, gpt2_sp* g);
+    int (*save)(Rank* r, gpt2_sp* g);
+    int (*step)(Rank* r, gpt2_sp* g);
+    int (*pass)(Rank* r, int64_t pass);                    // forward, and backward if r->learn; evaluation reads token_loss and token_hit
+    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed);
+    int (*verify)(gpt2_sp* g);                             // --verify
+    void (*rates)(double* gflops, double* gbs, int threads);
+} Device;
+
+// How a run is split and what it keeps: all that the plan depends on.
+struct Mesh {
+    const Device* device;
     Shape shape;
     int dp, sp, world, zero, recompute, center, doc_mask, training;
     int threads;                    // of a rank
     int64_t passes, logits_chunk;
     const Schedule* schedule;       // [2]: forward, backward
-} Mesh;
+};
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
@@ -1906,8 +1935,9 @@ typedef struct {
 } AttentionScratch;
 
 // One rank: its place, its memory, its part of the step. Pointers go into its arena.
-typedef struct {
+struct Rank {
     int world_rank, dp_rank, sp_rank;
+    void* device;                          // the GPU program's part
     const Mesh* mesh;
     const Layout* layout;
     Transport transport;
@@ -1952,7 +1982,7 @@ typedef struct {
     int64_t layer_forwards, attention_forwards;   // how often they ran, recomputation included
     uint64_t bytes_sent;                   // to other ranks by attention
     Error error;
-} Rank;
+};
 
 static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
     int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
@@ -2079,8 +2109,9 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
-static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, Error* e) {
+static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
+    mesh->device = device;
     Shape* s = &mesh->shape;
     s->L = o->layers, s->NH = o->heads, s->C = o->channels, s->HS = o->channels / o->heads;
     s->V = vocab, s->Vp = round_up(vocab, 128), s->T = o->seq_len, s->B = o->batch_size;
@@ -2092,7 +2123,7 @@ static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o
 #ifndef _OPENMP
     mesh->threads = 1;
 #endif
-    if (shape_check(s, o, e) != 0) return -1;
+    if (shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0) return -1;
     if (schedule_build(&schedules[0], o->schedule, mesh->sp, 0, s->NH, e) != 0) return -1;
     return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, s->NH, e);
 }
@@ -2977,7 +3008,9 @@ static void weights_init(Rank* r, uint64_t seed) {
             if (p.unit != unit->kind) continue;
             int64_t at = r->layout->within[id], filled = id == P_wte ? s->V * s->C : parameter_elements(&p);
             double scale = p.init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * (double)s->L) : 0.02;
-            for (int64_t i = max_i64(begin, at); i < min_i64(end, at + filled); i++)
+            int64_t stop = min_i64(end, at + filled);
+            PARALLEL_STATIC
+            for (int64_t i = max_i64(begin, at); i < stop; i++)
                 out[i - begin] = p.init == INIT_ZERO ? 0 : p.init == INIT_ONE ? 1 : (real)(scale * random_normal(seed, (uint64_t)(u * PARAMETER_COUNT + id), (uint64_t)(i - at)));
         }
     }
@@ -3088,6 +3121,7 @@ typedef struct { double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count
 
 struct gpt2_sp {
     gpt2_sp_options options;
+    const Device* device;
     Error error;
     Mesh mesh;
     Schedule schedules[2];
@@ -3283,7 +3317,7 @@ static int save_tensors(gpt2_sp* g, const char* folder, char* manifest, size_t m
     if (status == 0) status = header_write(&files[0], &headers[0], e);
     if (status == 0) status = header_write(&files[1], &headers[1], e);
     g->model_file = &files[0], g->optimizer_file = &files[1];
-    if (status == 0) status = ranks_run(g, rank_save);
+    if (status == 0) status = ranks_run(g, g->device->save);
     if (status == 0 && e->text[0]) status = -1;
     static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
     for (int i = 0; i < 2; i++) {
@@ -3305,7 +3339,7 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     for (struct dirent* entry; errno = 0, (entry = readdir(dir)) != NULL;) {
         long long step;
         int end = 0;
-        if (sscanf(entry->d_name, "step_%8lld%n", &step, &end) != 1 || entry->d_name[end] != 0) continue;
+        if (sscanf(entry->d_name, "step_%12lld%n", &step, &end) != 1 || entry->d_name[end] != 0) continue;
         *steps = (int64_t*)grow(*steps, count, &room, sizeof **steps, &failed);
         if (!failed) (*steps)[count++] = step;
     }
@@ -3620,7 +3654,7 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     const Shape* s = &r->mesh->shape;
     double sums[2 + 2 * POSITION_BUCKETS] = {0};
     r->learn = 0, r->loss_sum = 0, r->batch = &r->batches[2];
-    if (model_forward_backward(r, 0) != 0) return -1;
+    if (r->mesh->device->pass(r, 0) != 0) return -1;
     for (int64_t b = 0, t = 0; b < s->B; b++)
         for (int seg = 0; seg < r->segments.count; seg++)
             for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
@@ -3796,6 +3830,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all", (long long)prompt_count, (long long)count, (long long)s->T);
     for (int64_t i = 0; i < prompt_count; i++)
         if (prompt[i] < 0 || prompt[i] >= s->V) return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
+    if (g->device->generate) return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
     if (g->mesh.zero >= 3) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
         int status = g->collected ? ranks_run(g, rank_collect) : fail(&g->error, "out of memory for the whole weights");
@@ -3855,7 +3890,7 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     const gpt2_sp_options* o = &g->options;
     g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
     g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
-    if (ranks_run(g, rank_step) != 0) return -1;
+    if (ranks_run(g, g->device->step) != 0) return -1;
     g->step++, g->next_sample += samples, g->tokens_seen += batch->valid;
     g->skipped = g->updated ? 0 : g->skipped + 1;
     stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
@@ -3872,7 +3907,7 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
     Error ignored;
     if (g->loader.running) loader_take(&g->loader, &ignored);
-    for (int i = 0; g->ranks && i < g->mesh.world; i++) rank_free(&g->ranks[i]);
+    for (int i = 0; g->ranks && i < g->mesh.world; i++) g->device->release(&g->ranks[i]);
     free(g->ranks);
     free(g->segments);
     free(g->batch_ranks);
@@ -3889,14 +3924,14 @@ void gpt2_sp_destroy(gpt2_sp* g) {
 // Bytes that all ranks of this process need.
 static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     uint64_t bytes = 0;
-    for (int r = 0; r < mesh->sp; r++) bytes += (uint64_t)rank_plan(mesh, layout, r).used * (uint64_t)mesh->dp;
+    for (int r = 0; r < mesh->sp; r++) bytes += (uint64_t)mesh->device->plan(mesh, layout, r).used * (uint64_t)mesh->dp;
     return bytes;
 }
 
 static uint64_t machine_bytes(void) { return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE); }
 
 // The longest context whose largest rank fits in `bytes`, all else equal; 0 if none does.
-static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, int training, uint64_t bytes) {
+static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
     int64_t fits = 0, low = 1, high = 1 << 24;
     while (low <= high) {
@@ -3908,9 +3943,9 @@ static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, in
         memset(&layout, 0, sizeof layout);
         o.seq_len = (low + high) / 2;
         size_t used = 0;
-        int possible = mesh_init(&mesh, schedules, &o, vocab, training, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
+        int possible = mesh_init(&mesh, schedules, &o, vocab, training, device, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
         for (int r = 0; possible && r < mesh.sp; r++) {
-            size_t rank = rank_plan(&mesh, &layout, r).used;
+            size_t rank = device->plan(&mesh, &layout, r).used;
             used = rank > used ? rank : used;
         }
         int64_t chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
@@ -3927,12 +3962,14 @@ static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, in
 // Ranks, memory, schedules: everything but data and weights.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
-    if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, e) != 0) return -1;
+    if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
     if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
-    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = machine_bytes();
-    if (bytes > machine)
-        return fail(e, "this needs %.2f GiB and the machine has %.2f: the longest context that fits is %lld (see `plan`)", (double)bytes / 1073741824, (double)machine / 1073741824,
-                    (long long)longest_context(&g->options, vocab, training, machine / (uint64_t)g->mesh.world));
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = g->device->memory();
+    if (bytes > machine) {
+        int64_t fits = longest_context(&g->options, vocab, training, g->device, machine / (uint64_t)g->mesh.world);
+        if (fits == 0) return fail(e, "this needs %.2f GiB and the machine has %.2f: no context fits, take a smaller model or --zero (see `plan`)", (double)bytes / 1073741824, (double)machine / 1073741824);
+        return fail(e, "this needs %.2f GiB and the machine has %.2f: the longest context that fits is %lld (see `plan`)", (double)bytes / 1073741824, (double)machine / 1073741824, (long long)fits);
+    }
     if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
     int world = g->mesh.world;
     g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);
@@ -3945,7 +3982,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
         Rank* r = &g->ranks[i];
         rank_place(r, &g->mesh, &g->layout, i);
         r->transport = thread_transport(&g->world, i);
-        if (rank_allocate(r, e) != 0) return -1;
+        if (g->device->allocate(r, e) != 0) return -1;
         for (int b = 0; b < 3; b++) g->batch_ranks[b * world + i] = r->batches[b];
     }
 #ifdef _OPENMP
@@ -3993,11 +4030,11 @@ static int trainer_start(gpt2_sp* g) {
     if (found < 0) return -1;
     if (found) {
         g->folder = folder, g->load_moments = 1;
-        if (state_read(g, folder) != 0 || ranks_run(g, rank_load) != 0) return -1;
+        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
         g->saved_step = g->step;
         return 0;
     }
-    if (ranks_run(g, rank_weights_init) != 0) return -1;
+    if (ranks_run(g, g->device->init) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
     gpt2_sp_options saved = g->options;
     int64_t vocab, eot;
@@ -4007,7 +4044,7 @@ static int trainer_start(gpt2_sp* g) {
                     (long long)saved.channels, (long long)vocab, (long long)g->options.layers, (long long)g->options.heads, (long long)g->options.channels, (long long)g->mesh.shape.V);
     if (saved.center != g->options.center) return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld", g->options.init_from, (long long)saved.center, (long long)g->options.center);
     g->folder = g->options.init_from, g->load_moments = 0;
-    return ranks_run(g, rank_load);
+    return ranks_run(g, g->device->load);
 }
 
 static int trainer_create(gpt2_sp* g) {
@@ -4028,9 +4065,42 @@ static int trainer_create(gpt2_sp* g) {
     return 0;
 }
 
+static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
+    (void)mesh;
+    return o->verify || o->profile ? fail(e, "--%s: only the GPU program has it", o->verify ? "verify" : "profile") : 0;
+}
+
+// Rates of this machine: a matrix product of the model's width, and copying memory.
+static void measure_rates(double* gflops, double* gbs, int threads) {
+    int64_t n = 768;
+    real* memory = (real*)calloc((size_t)(3 * n * n), sizeof(real));
+    *gflops = 10, *gbs = 5;
+    if (!memory) return;
+    for (int64_t i = 0; i < 2 * n * n; i++) memory[i] = (real)random_normal(1, 2, (uint64_t)i);
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+    (void)threads;
+    double best = 1e30, copy = 1e30;
+    for (int i = 0; i < 4; i++) {
+        double start = now_ms();
+        cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
+        best = fmin(best, now_ms() - start);
+        start = now_ms();
+        memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));
+        copy = fmin(copy, now_ms() - start);
+    }
+    *gflops = 2e-6 * (double)(n * n * n) / best;
+    *gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
+    free(memory);
+}
+
+static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load, rank_save, rank_step, model_forward_backward, NULL, NULL, measure_rates};
+static const Device* gpt2_sp_device = &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
+
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
-    if (g) g->options = *options, g->lock_fd = -1, g->saved_step = -1;
+    if (g) g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1, g->saved_step = -1;
     return g;
 }
 
@@ -4068,14 +4138,14 @@ static int trainer_load(gpt2_sp* g) {
     o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
     g->folder = folder;
-    int status = ranks_run(g, rank_load);
+    int status = ranks_run(g, g->device->load);
     g->folder = NULL;
     return status;
 }
 
 // ===== 13. commands and main ====================================================================
 
-static volatile sig_atomic_t stop_signal;   // the only mutable global: which signal asked to stop
+static volatile sig_atomic_t stop_signal;   // which signal asked to stop
 
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
@@ -4221,6 +4291,12 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     FILE* log = NULL;
     int status = 0;
     train_header(g);
+    if (o->verify) {
+        status = g->device->verify(g);
+        if (status != 0) *e = g->error;
+        gpt2_sp_destroy(g);
+        return status;
+    }
     if (g->step >= o->steps) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
     if (o->out[0] && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;
     if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
@@ -4246,31 +4322,6 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
     }
     if (o->json) printf("}\n");
     return 0;
-}
-
-// Rates of this machine: a matrix product of the model's width, and copying memory.
-static void measure_rates(double* gflops, double* gbs, int threads) {
-    int64_t n = 768;
-    real* memory = (real*)calloc((size_t)(3 * n * n), sizeof(real));
-    *gflops = 10, *gbs = 5;
-    if (!memory) return;
-    for (int64_t i = 0; i < 2 * n * n; i++) memory[i] = (real)random_normal(1, 2, (uint64_t)i);
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#endif
-    (void)threads;
-    double best = 1e30, copy = 1e30;
-    for (int i = 0; i < 4; i++) {
-        double start = now_ms();
-        cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
-        best = fmin(best, now_ms() - start);
-        start = now_ms();
-        memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));
-        copy = fmin(copy, now_ms() - start);
-    }
-    *gflops = 2e-6 * (double)(n * n * n) / best;
-    *gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
-    free(memory);
 }
 
 // What a step costs one rank, from the shapes alone.
@@ -4362,20 +4413,20 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     int64_t vocab = o->vocab ? o->vocab : 50257;
-    int status = mesh_init(&mesh, schedules, o, vocab, 1, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0 ? -1 : 0;
+    int status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0 ? -1 : 0;
     if (status == 0) {
-        Arena fullest = rank_plan(&mesh, &layout, 0);
+        Arena fullest = gpt2_sp_device->plan(&mesh, &layout, 0);
         for (int r = 1; r < mesh.sp; r++) {
-            Arena arena = rank_plan(&mesh, &layout, r);
+            Arena arena = gpt2_sp_device->plan(&mesh, &layout, r);
             if (arena.used > fullest.used) fullest = arena;
         }
         double gflops = o->gflops, gbs = o->link_gbs, measured_gflops = 0, measured_gbs = 0;
-        if (gflops == 0 || gbs == 0) measure_rates(&measured_gflops, &measured_gbs, mesh.threads);
+        if (gflops == 0 || gbs == 0) gpt2_sp_device->rates(&measured_gflops, &measured_gbs, mesh.threads);
         if (gflops == 0) gflops = measured_gflops;
         if (gbs == 0) gbs = measured_gbs;
-        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)machine_bytes() / mesh.world;
+        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory() / mesh.world;
         StepCost cost = step_cost(&mesh, &layout, gflops, gbs);
-        plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory, longest_context(o, vocab, 1, (uint64_t)memory));
+        plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory, longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)memory));
     }
     free(layout.units);
     schedule_free(&schedules[0]);
@@ -4568,8 +4619,8 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./train_gpt2_sp COMMAND --help lists a command's options. Without COMMAND: train.\n");
 }
 
-#ifndef GPT2_SP_NO_MAIN
-int main(int argc, char** argv) {
+// All of the program but its name.
+MAIN_ONLY static int program(int argc, char** argv) {
     const Command* command = &COMMANDS[0];
     int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
@@ -4595,6 +4646,9 @@ int main(int argc, char** argv) {
     free(inputs.items);
     return status < 0;
 }
+
+#ifndef GPT2_SP_NO_MAIN
+int main(int argc, char** argv) { return program(argc, argv); }
 #endif
 
 #endif // GPT2_SP_HEADER_ONLY

@@ -104,7 +104,7 @@ static double planned_activations(int layers, int context, int recompute) {
     memset(&layout, 0, sizeof layout);
     gpt2_sp_defaults(&o);
     o.layers = layers, o.heads = HEADS, o.channels = CHANNELS, o.seq_len = context, o.recompute = recompute, o.threads = 1;
-    if (mesh_init(&mesh, schedules, &o, 257, 1, &e) == 0 && layout_init(&layout, &mesh.shape, 1, &e) == 0) {
+    if (mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) == 0 && layout_init(&layout, &mesh.shape, 1, &e) == 0) {
         Arena arena = rank_plan(&mesh, &layout, 0);
         bytes = arena_activations(&arena);
     }

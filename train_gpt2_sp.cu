@@ -1,0 +1,2600 @@
+/* gpt2_sp on the GPU: the same program as train_gpt2_sp.c, which it includes whole, with the model's work done by CUDA kernels.
+ *
+ *     make train_gpt2_spcu
+ *     ./train_gpt2_spcu train --data shards --out runs/a --model d12 --seq-len 32768 --recompute attn
+ *     ./train_gpt2_spcu train --data shards --model d12 --seq-len 1024 --verify 1      against the CPU reference
+ *
+ * Options, shards, schedules, checkpoints, evaluation, logs and commands are the .c's; here are the same numbered sections with what
+ * differs: where the memory is (6), the kernels (7), the order in which they run (8), and the optimizer (9). The table GPU_DEVICE at the
+ * end of section 12 is all that the .c knows of it.
+ *
+ * Numbers. Master weights, AdamW's moments and gradients are fp32, in the .c's layout of units; products run in bf16 from a bf16 copy of
+ * the weights with fp32 sums. The residual stream is bf16: each of the 2L additions happens in the product's fp32 epilogue and is rounded
+ * once, which halves what recomputation must keep and what the norms must read. Norm gains and biases and the embeddings are read in fp32.
+ * Log-sum-exp and the norms' 1/rms are fp32. Weight gradients are added in fp32 by the product itself (D = A B + D).
+ *
+ * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the same is done to the projection's weights and
+ * bias over their outputs when they are rounded to bf16, once a step, and to their gradients before the norm: equal mathematics, and no
+ * kernel of the step's inner part is longer for it. Only the embedding is centred by rows.
+ *
+ * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the logits of a
+ * chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its pre-GELU
+ * activations make room for the gradients of its attention.
+ */
+#include <cub/device/device_radix_sort.cuh>
+#include <cublasLt.h>
+#include <cuda.h>
+#include <cudaTypedefs.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#define GPT2_SP_NO_MAIN
+#define GPT2_SP_LOGITS_CHUNK 8192
+#include "train_gpt2_sp.c"
+
+// ===== 2. errors and files ======================================================================
+
+#define CUDA_TRY(e, call) do { cudaError_t status_ = (call); if (status_ != cudaSuccess) return fail(e, "%s: %s", #call, cudaGetErrorString(status_)); } while (0)
+#define LT_TRY(e, call) do { cublasStatus_t status_ = (call); if (status_ != CUBLAS_STATUS_SUCCESS) return fail(e, "%s: cuBLASLt status %d", #call, (int)status_); } while (0)
+
+// ===== 7a. attention kernels ====================================================================
+//
+// Exact attention for one chunk of queries against one chunk of keys, forward and backward, on Hopper (sm_90a).
+//
+// What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos + column:
+//     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
+//     O   = softmax over visible j of (scale * q_i . k_j)  times V          lse_i = ln sum over visible j of exp(scale * q_i . k_j)
+//     dV += P^T dO      dS = P * (dO V^T - delta)      dQ += dS K (unscaled, see below)      dK += scale * dS^T Q      delta_i = dO_i . O_i
+// Rows that see no key give O = 0 and lse = -inf, and add nothing to any gradient.
+//
+// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on different GPUs. The forward pass carries
+// (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j v_j, l = sum of p_j, p_j = 2^(s_j - m), s_j = scale * log2(e) * q.k_j, where m is
+// any number that keeps the powers in range (the row maximum or one within 8 of it), in base-2 units. The last launch divides and writes O and lse. The backward pass
+// takes the lse and delta of the whole row, so its launches only add: dQ, dK and dV accumulate in fp32.
+// dQ is kept without the factor `scale`, which attention_dq_finish applies once when it casts.
+//
+//     attention_forward(args, stream)      one (query chunk, key chunk) pair; carry in and out optional
+//     attention_merge(...)                 adds two carries of the same rows (computed at different places), or turns one into O and lse
+//     attention_delta(...)                 delta = rowsum(dO * O)
+//     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
+//     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
+//
+// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension (64) is contiguous. So the packed output
+// of a QKV GEMM (token stride 3C, head stride 64) and head-major tensors are both read in place. The tensor copy engine needs a base aligned
+// to 16 bytes and strides of a multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue.
+// doc_start (B, Tq): absolute position of the first token of each row's document, non-decreasing along a sequence.
+//
+// The letters: B batch, NH heads, HS = 64 head size, Tq / Tk rows of this chunk of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
+//
+// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and g+8 and columns 8j+2t, 8j+2t+1:
+// d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in pairs it is exactly the register A operand of the next wgmma.
+// Shared tiles are rows of 128 bytes in the 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)).
+//
+// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction), ThunderKittens (accumulators preloaded
+// with -lse). Build: nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means wgmma was serialised: treat it as an error.
+
+typedef __nv_bfloat16 bf16;
+
+// --- arguments ---
+struct AttnView {            // a (B, NH, T, 64) tensor in place
+    void *p;                 // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+    int64_t token, head, batch;
+};
+struct AttnRows {            // a (B, NH, T) fp32 tensor, contiguous along T
+    float *p;
+    int64_t head, batch;
+};
+struct AttnShape {
+    int B, NH, Tq, Tk;
+    int q_pos, k_pos;        // absolute position of query row 0 and key row 0
+    int causal;              // 1: key j is visible to query i only if j <= i
+    float scale;             // > 0, 1/sqrt(HS) as a rule
+    const int *doc_start;    // (B, Tq) absolute, or NULL
+    int64_t doc_batch;       // batch stride of doc_start
+};
+struct AttnForward {
+    AttnShape s;
+    AttnView q, k, v;        // bf16 (B, NH, Tq|Tk, 64)
+    AttnView o;              // bf16 out, or absent
+    AttnRows lse;            // out, natural log, or absent
+    AttnView acc;            // fp32 carry O~; with m and l, read if carry_in, written if carry_out
+    AttnRows m, l;           // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
+    int carry_in, carry_out;
+    int *work;               // >= 4 bytes of device memory: the tile counter
+};
+struct AttnBackward {
+    AttnShape s;
+    AttnView q, k, v, dout;  // bf16
+    AttnRows lse, delta;     // of the whole row, over all key chunks
+    AttnView dq;             // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
+    AttnView dk, dv;         // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
+    int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
+    int *work;               // >= attention_backward_work() bytes of device memory
+};
+
+// --- PTX in small pieces ---
+namespace attn {
+static const int HS = 64;
+static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+
+__device__ __forceinline__ uint32_t smem_of(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+__device__ __forceinline__ float log2_fast(float x) { float y; asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+// two floats to bf16x2, lo in the low half
+__device__ __forceinline__ uint32_t pack(float lo, float hi) { uint32_t y; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y; }
+
+__device__ __forceinline__ void bar_init(uint64_t *b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_of(b)), "r"(count)); }
+__device__ __forceinline__ void bar_arrive(uint64_t *b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_of(b)) : "memory"); }
+__device__ __forceinline__ void bar_expect(uint64_t *b, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void bar_wait(uint64_t *b, int parity) {
+    asm volatile(
+        "{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(smem_of(b)),
+        "r"(parity)
+        : "memory");
+}
+template <int ID, int N> __device__ __forceinline__ void named_sync() { asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(N) : "memory"); }
+template <int ID, int N> __device__ __forceinline__ void named_arrive() { asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(N) : "memory"); }
+
+static const uint64_t L2_FIRST = 0x12F0000000000000ull, L2_LAST = 0x14F0000000000000ull;  // evict_first, evict_last policies
+__device__ __forceinline__ void tma_load(void *dst, const CUtensorMap *map, uint64_t *bar, int row, int head, int batch, uint64_t hint) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(
+                     smem_of(dst)), "l"(map), "r"(0), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
+                 : "memory");
+}
+__device__ __forceinline__ void tma_store(const CUtensorMap *map, const void *src, int col, int row, int head, int batch) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col), "r"(row), "r"(head),
+                 "r"(batch), "r"(smem_of(src))
+                 : "memory");
+}
+__device__ __forceinline__ void tma_add(const CUtensorMap *map, const void *src, int col, int row, int head, int batch) {
+    asm volatile("cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col), "r"(row),
+                 "r"(head), "r"(batch), "r"(smem_of(src))
+                 : "memory");
+}
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+__device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// 0 for every x, NaN patterns too, but not to the compiler: a dependence on x that costs two instructions.
+__device__ __forceinline__ int opaque_zero(int x) { int y; asm volatile("popc.b32 %0, %1;" : "=r"(y) : "r"(x)); return y >> 6; }
+// Shared memory by its own address space: accesses through the aligned base pointer would be generic, several times slower.
+__device__ __forceinline__ float2 lds2(uint32_t a) { float2 v; asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(a) : "memory"); return v; }
+__device__ __forceinline__ int lds1(uint32_t a) { int v; asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a) : "memory"); return v; }
+__device__ __forceinline__ void sts2(uint32_t a, float x, float y) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory"); }
+__device__ __forceinline__ void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void stmatrix4_trans(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
+// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart (the high word is constant: 1024 / 16 and the
+// swizzle mode). K-major operands step 16 of K by +32 bytes (+2), M/N-major ones by 16 rows = +2048 bytes (+128).
+// lbo: distance to the next 64 columns, used by N-major operands wider than 64 only.
+__device__ __forceinline__ uint32_t desc_of(const void *p, uint32_t lbo = 16) { return (smem_of(p) & 0x3FFFF) >> 4 | (lbo >> 4) << 16; }
+__device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void mma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// keeps the compiler from moving uses of the accumulator across the asm around it
+template <int N> __device__ __forceinline__ void hold(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N> __device__ __forceinline__ void hold(uint32_t (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
+}
+template <int N> __device__ __forceinline__ void regs_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> __device__ __forceinline__ void regs_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+
+// The four wrappers below are printed by gen_wgmma.py.
+// d (64 x 128) = A (64 x 16, shared) * B (16 x 128, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
+template <int TA, int TB>
+__device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, 0x40000040};\nmov.b64 db, {%65, 0x40000040};\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, da, db, p, 1, 1, %67, %68;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
+}
+
+// d (64 x 64) = A (64 x 16, shared) * B (16 x 64, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
+template <int TA, int TB>
+__device__ __forceinline__ void wgmma_ss(float (&d)[32], uint32_t a, uint32_t b, int accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\nmov.b64 da, {%32, 0x40000040};\nmov.b64 db, {%33, 0x40000040};\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, da, db, p, 1, 1, %35, %36;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
+}
+
+// d (64 x 64) += A (64 x 16, registers) * B (16 x 64, shared).
+template <int TB>
+__device__ __forceinline__ void wgmma_rs(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%36, 0x40000040};\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, db, p, 1, 1, %37;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
+}
+
+// d (64 x 72) += A (64 x 16, registers) * B (16 x 72, shared).
+template <int TB>
+__device__ __forceinline__ void wgmma_rs(float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
+        "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
+}
+
+// --- forward ---
+// Features of the forward kernel, as bits of its template argument (the benchmark times them apart; ATTN_FWD_BEST is what attention_forward uses).
+enum {
+    F_TURNS = 1,   // the three warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
+    F_ONES = 2,    // the row sum comes out of the P V product, from a column of ones beside V
+    F_IMAX = 4,    // row maxima by three-input integer maximum
+    F_SPLIT = 8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
+};
+static const int FWD_ROWS = 192, FWD_COLS = 128, FWD_STAGES = 3;
+
+struct FwdSmem {
+    bf16 q[2][FWD_ROWS * HS];            // two tiles of queries: the next one loads while this one is used
+    bf16 k[FWD_STAGES][FWD_COLS * HS];
+    bf16 v[FWD_STAGES][FWD_COLS * HS];
+    bf16 ones[16 * HS];                  // the columns beside V for F_ONES, all 1
+    bf16 o[3][64 * HS];                  // staging of the output, one part per warpgroup
+    uint64_t q_full[2], q_empty[2], k_full[FWD_STAGES], k_empty[FWD_STAGES], v_full[FWD_STAGES], v_empty[FWD_STAGES];
+    int tile[2];                         // tile number that belongs to q[i], -1 = no more
+};
+struct FwdParams {
+    CUtensorMap q, k, v, o;
+    AttnForward a;
+    int tiles, row_tiles, section;       // section: heads whose K and V stay in L2 together
+};
+struct Tile { int row, head, batch; };   // row: number of the row tile
+
+// Tile number -> what to do: sections of heads one after the other, inside a section the longest (last) row tiles first.
+__device__ __forceinline__ Tile fwd_tile(const FwdParams &p, int t) {
+    int per = p.section * p.row_tiles, sec = t / per, r = t - sec * per;
+    int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
+    int row = r / heads, bh = sec * p.section + r - row * heads;
+    return {p.row_tiles - 1 - row, bh % p.a.s.NH, bh / p.a.s.NH};
+}
+// Blocks [lo, hi) of FWD_COLS keys that rows [r0, r1] of batch b see any of.
+__device__ __forceinline__ void fwd_range(const AttnShape &s, int b, int r0, int r1, int &lo, int &hi) {
+    int end = s.causal ? min(s.Tk, s.q_pos - s.k_pos + r1 + 1) : s.Tk;
+    hi = end > 0 ? (end + FWD_COLS - 1) / FWD_COLS : 0;
+    lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / FWD_COLS : 0;
+    lo = min(lo, hi);
+}
+
+__device__ __forceinline__ void take_turn(int wg) { asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory"); }
+__device__ __forceinline__ void pass_turn(int wg) { asm volatile("bar.arrive %0, 256;" ::"r"(wg == 2 ? 1 : 2 + wg) : "memory"); }
+
+// Largest of this thread's 32 scores of row r (0: g, 1: g + 8).
+__device__ __forceinline__ float max_of_row(const float (&s)[64], int r) {
+    float a = fmaxf(s[2 * r], s[2 * r + 1]), b = fmaxf(s[2 * r + 32], s[2 * r + 33]);
+#pragma unroll
+    for (int j = 1; j < 8; j++) {
+        a = fmaxf(a, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+        b = fmaxf(b, fmaxf(s[4 * j + 2 * r + 32], s[4 * j + 2 * r + 33]));
+    }
+    return fmaxf(a, b);
+}
+// The same by integer comparison (half the instructions): right if any score is >= 0, otherwise some value not above the maximum.
+__device__ __forceinline__ float imax_of_row(const float (&s)[64], int r) {
+    int u[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        u[h] = max(__float_as_int(s[2 * r + 32 * h]), __float_as_int(s[2 * r + 32 * h + 1]));
+#pragma unroll
+        for (int j = 1; j < 8; j++) u[h] = __vimax3_s32(u[h], __float_as_int(s[4 * j + 2 * r + 32 * h]), __float_as_int(s[4 * j + 2 * r + 32 * h + 1]));
+    }
+    return __int_as_float(max(u[0], u[1]));
+}
+// The exponent offsets m of a thread's two rows, and what follows from them.
+struct Offset {
+    float m[2];      // base 2, -inf = nothing seen yet
+    float minus[2];  // -m, 0 if m = -inf
+    float limit[2];  // scores above (m + 8) / c move m
+    int exact;       // some row of this warp has m < -64: find maxima by float comparison
+};
+__device__ __forceinline__ void offset_set(Offset &f, float inv_c) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        f.minus[r] = f.m[r] == -INFINITY ? 0.f : -f.m[r];
+        f.limit[r] = (f.m[r] + 8.f) * inv_c;
+    }
+    f.exact = __any_sync(~0u, fminf(f.m[0], f.m[1]) < -64.f);
+}
+// Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no exchange between lanes but one vote.
+// With integer maxima (m >= -64) a row whose scores are all negative may keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
+template <int F, int NO>
+__device__ __forceinline__ void offset_update(const float (&s)[64], float (&o)[NO], float (&l)[2], Offset &f, float c, float inv_c) {
+    float x[2];
+    if ((F & F_IMAX) && !f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
+    else x[0] = max_of_row(s, 0), x[1] = max_of_row(s, 1);
+    if (!__any_sync(~0u, x[0] > f.limit[0] || x[1] > f.limit[1])) return;
+    float alpha[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        x[r] = fmaxf(x[r], __shfl_xor_sync(~0u, x[r], 1));
+        x[r] = fmaxf(x[r], __shfl_xor_sync(~0u, x[r], 2)) * c;
+        float to = fmaxf(f.m[r], x[r]);
+        alpha[r] = to == -INFINITY ? 1.f : exp2_fast(f.m[r] - to);
+        f.m[r] = to;
+        l[r] *= alpha[r];
+    }
+#pragma unroll
+    for (int i = 0; i < NO; i++) o[i] *= alpha[(i >> 1) & 1];
+    offset_set(f, inv_c);
+}
+
+// The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that the producer announces.
+template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p, FwdSmem &sm, const int wg) {
+    const int NO = (F & F_ONES) ? 36 : 32, PARTS = 1 << (F / F_SPLIT);
+    const AttnShape &sh = p.a.s;
+    const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, wrow = (tid >> 5) * 16 + g;
+    const float c = sh.scale * LOG2E, inv_c = 1.f / c;
+    float s[64], o[NO], l[2];
+    Offset f;
+    int kst = 0, kph = 0, vst = 0, vph = 0;  // ring positions of the next K and the next V
+    if (wg == 2 && (F & F_TURNS)) pass_turn(2);
+    for (int it = 0;; it++) {
+        const int qs = it & 1;
+        bar_wait(&sm.q_full[qs], (it >> 1) & 1);
+        int number = __reduce_max_sync(~0u, sm.tile[qs]);  // a uniform register from here on
+        if (number < 0) break;
+        const Tile w = fwd_tile(p, number);
+        const int tr0 = w.row * FWD_ROWS, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
+        int lo, hi, mylo, myhi;
+        fwd_range(sh, w.batch, tr0, min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
+        mylo = myhi = lo;
+        if (r0 < sh.Tq) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
+        if (mylo >= myhi) mylo = myhi = lo;
+        lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo), myhi = __reduce_max_sync(~0u, myhi);
+        // keys below `whole` and at or above doc_last need no mask for any row of this warpgroup
+        const int rel = sh.q_pos - sh.k_pos;
+        const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk;
+        const int *doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
+        const int doc_last = doc && r0 < sh.Tq ? doc[r1] - sh.k_pos : 0;
+        // blocks n >= mask_from or n < mask_below need a mask
+        const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS), mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
+        const uint32_t dq = desc_of(sm.q[qs] + wg * 64 * HS);
+
+        const int row = r0 + wrow;
+        if (p.a.carry_in) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                bool in = row + 8 * r < sh.Tq;
+                const float *acc = (const float *)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head + (int64_t)(row + 8 * r) * p.a.acc.token;
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 x = in ? *(const float2 *)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
+                    o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
+                }
+                f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
+                l[r] = in && (t2 == 0 || (F & F_ONES)) ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] : 0.f;
+            }
+            if (F & F_ONES) o[NO - 4] = o[NO - 3] = l[0], o[NO - 2] = o[NO - 1] = l[1];
+        } else {
+#pragma unroll
+            for (int i = 0; i < NO; i++) o[i] = 0.f;
+            f.m[0] = f.m[1] = -INFINITY, l[0] = l[1] = 0.f;
+        }
+        offset_set(f, inv_c);
+
+        auto skip = [&]() {  // a block that only other warpgroups use: give it back, pass the turn
+            bar_wait(&sm.k_full[kst], kph);
+            bar_wait(&sm.v_full[vst], vph);
+            if (F & F_TURNS) take_turn(wg), pass_turn(wg);
+            if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
+            if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
+            if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
+        };
+        auto scores = [&]() {  // S = Q K^T, asynchronous
+            const uint32_t dk = desc_of(sm.k[kst]);
+#pragma unroll
+            for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(s, dq + 2 * kk, dk + 2 * kk, kk != 0);
+            mma_commit();
+        };
+        auto scores_done = [&]() {
+            if (tid == 0) bar_arrive(&sm.k_empty[kst]);
+            if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
+        };
+        // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is computed; then S of the next block if `more`.
+        auto block = [&](int n, bool more) {
+            if (n >= mask_from || n < mask_below) {
+                int k0 = n * FWD_COLS;
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int end = (sh.causal ? min(sh.Tk, rel + row + 8 * r + 1) : sh.Tk) - k0 - t2;
+                    int begin = doc ? doc[min(row + 8 * r, sh.Tq - 1)] - sh.k_pos - k0 - t2 : -1 << 30;
+#pragma unroll
+                    for (int j = 0; j < 16; j++)
+#pragma unroll
+                        for (int e = 0; e < 2; e++)
+                            if (8 * j + e >= end || 8 * j + e < begin) s[4 * j + 2 * r + e] = -INFINITY;
+                }
+            }
+            offset_update<F, NO>(s, o, l, f, c, inv_c);
+            bar_wait(&sm.v_full[vst], vph);
+            if (more) bar_wait(&sm.k_full[kst], kph);
+            const uint32_t lbo = (F & F_ONES) ? smem_of(sm.ones) - smem_of(sm.v[vst]) : 16, dv = desc_of(sm.v[vst], lbo);
+            uint32_t pr[32];
+            float sum[2] = {0.f, 0.f};
+            hold(o);
+#pragma unroll
+            for (int q = 0; q < PARTS; q++) {
+#pragma unroll
+                for (int e = 0; e < 64 / PARTS; e++) {
+                    const int i = q * (64 / PARTS) + e;
+                    s[i] = exp2_fast(fmaf(s[i], c, f.minus[(i >> 1) & 1]));
+                }
+#pragma unroll
+                for (int e = 0; e < 32 / PARTS; e++) {
+                    const int i = q * (32 / PARTS) + e;
+                    pr[i] = pack(s[2 * i], s[2 * i + 1]);
+                    if (!(F & F_ONES)) sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
+                }
+                if (q == PARTS - 1) {
+                    if (F & F_TURNS) take_turn(wg);
+                    hold(s);
+                }
+#pragma unroll
+                for (int e = 0; e < 32 / PARTS; e++) asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
+                mma_fence();
+#pragma unroll
+                for (int e = 0; e < 8 / PARTS; e++) {
+                    const int kk = q * (8 / PARTS) + e;
+                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], (F & F_ONES) ? dv + 128 * kk - (128u * kk << 16) : dv + 128 * kk);
+                }
+                mma_commit();
+            }
+            if (more) scores();
+            if (F & F_TURNS) pass_turn(wg);
+            if (!(F & F_ONES)) l[0] += sum[0], l[1] += sum[1];
+            if (more) {
+                mma_wait<1>();
+                if (tid == 0) bar_arrive(&sm.v_empty[vst]);
+            }
+            mma_wait<0>();
+            hold(s), hold(o);
+            if (more) scores_done();
+            else if (tid == 0) bar_arrive(&sm.v_empty[vst]);
+            if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
+        };
+
+#pragma unroll 1
+        for (int i = hi - myhi; i > 0; i--) skip();
+        if (mylo < myhi) {
+            bar_wait(&sm.k_full[kst], kph);
+            hold(s);
+            mma_fence();
+            scores();
+            mma_wait<0>();
+            hold(s);
+            scores_done();
+#pragma unroll 1
+            for (int n = myhi - 1; n > mylo; n--) block(n, true);
+            block(mylo, false);
+        }
+        if (tid == 0) bar_arrive(&sm.q_empty[qs]);
+        #pragma unroll 1
+        for (int i = mylo - lo; i > 0; i--) skip();
+
+        if (F & F_ONES) {
+            l[0] = o[NO - 4], l[1] = o[NO - 2];
+        } else {
+#pragma unroll
+            for (int r = 0; r < 2; r++) l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
+        }
+        if (p.a.carry_out) {
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                if (row + 8 * r < sh.Tq) {
+                    float *acc = (float *)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head + (int64_t)(row + 8 * r) * p.a.acc.token;
+#pragma unroll
+                    for (int j = 0; j < 8; j++) *(float2 *)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+                    if (t2 == 0) {
+                        p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] = f.m[r];
+                        p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] = l[r];
+                    }
+                }
+        }
+        if (p.a.lse.p && t2 == 0) {
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                if (row + 8 * r < sh.Tq)
+                    p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] = l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
+        }
+        if (p.a.o.p && r0 < sh.Tq) {
+            float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
+            if (tid == 0) bulk_wait_read();  // the previous tile has left the staging area
+            asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
+            // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1), (rows 8-15, piece 2j+1)
+            uint32_t base = smem_of(sm.o[wg]);
+            int r = (tid >> 5) * 16 + (lane & 15);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint32_t addr = base + r * 128 + (((2 * j + (lane >> 4)) ^ (r & 7)) << 4);
+                stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]), pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]),
+                          pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]), pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
+            }
+            proxy_fence();
+            asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
+            if (tid == 0) tma_store(&p.o, sm.o[wg], 0, r0, w.head, w.batch), bulk_commit();
+        }
+    }
+    if (wg == 0 && (F & F_TURNS)) take_turn(0);
+    if (tid == 0) bulk_wait();
+}
+
+// O = softmax(scale Q K^T + mask) V for tiles of 192 rows, keys from right to left.
+// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), warpgroups 1-3 own 64 rows each and skip blocks their rows do not see.
+// Work: 4*64 FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of heads).
+// From: FlashAttention-3 (three consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes out in quarters
+// while the next quarter is exponentiated, maxima by three-input integer compare, no exchange between lanes unless the maximum has moved.
+template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_kernel(const __grid_constant__ FwdParams p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ uint8_t raw[];
+    FwdSmem &sm = *(FwdSmem *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], 3);
+        for (int i = 0; i < FWD_STAGES; i++) bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], 3), bar_init(&sm.v_empty[i], 3);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    if (F & F_ONES)
+        for (int i = threadIdx.x; i < 16 * HS; i += 512) sm.ones[i] = __float2bfloat16(1.f);
+    proxy_fence();
+    __syncthreads();
+    if (threadIdx.x < 128) {
+        regs_down<32>();
+        if (threadIdx.x == 0) {
+            int st = 0, ph = 1, next = atomicAdd(p.a.work, 1);
+            for (int it = 0;; it++) {
+                int qs = it & 1, number = next;
+                bar_wait(&sm.q_empty[qs], ((it >> 1) & 1) ^ 1);
+                if (number >= p.tiles) {
+                    sm.tile[qs] = -1;
+                    bar_arrive(&sm.q_full[qs]);
+                    break;
+                }
+                sm.tile[qs] = number;
+                next = atomicAdd(p.a.work, 1);
+                const Tile w = fwd_tile(p, number);
+                int r0 = w.row * FWD_ROWS, lo, hi;
+                fwd_range(p.a.s, w.batch, r0, min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
+                bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
+                tma_load(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
+                // order K(n), K(n-1), V(n), K(n-2), V(n-1), ...: what the consumers need next
+                int vst = st, vph = ph;
+#pragma unroll 1
+                for (int n = hi - 1; n >= lo - 1; n--) {
+                    if (n >= lo) {
+                        bar_wait(&sm.k_empty[st], ph);
+                        bar_expect(&sm.k_full[st], sizeof sm.k[0]);
+                        tma_load(sm.k[st], &p.k, &sm.k_full[st], n * FWD_COLS, w.head, w.batch, L2_LAST);
+                        if (++st == FWD_STAGES) st = 0, ph ^= 1;
+                    }
+                    if (n < hi - 1) {
+                        bar_wait(&sm.v_empty[vst], vph);
+                        bar_expect(&sm.v_full[vst], sizeof sm.v[0]);
+                        tma_load(sm.v[vst], &p.v, &sm.v_full[vst], (n + 1) * FWD_COLS, w.head, w.batch, L2_LAST);
+                        if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
+                    }
+                }
+            }
+        }
+    } else {
+        regs_up<160>();
+        fwd_consumer<F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+    }
+#endif
+}
+
+// --- backward ---
+static const int BWD_ROWS = 128, BWD_COLS = 128;  // queries of one step, keys of one block
+static const int BWD_EARLY = 32;                  // exponentials (of 64 per thread) before dP is issued: the others run under it
+static const int BWD_Q = 3;                       // tiles of Q in shared memory: S runs one step ahead
+
+struct BwdSmem {
+    bf16 k[BWD_COLS * HS], v[BWD_COLS * HS];
+    bf16 q[BWD_Q][BWD_ROWS * HS], dout[2][BWD_ROWS * HS];
+    bf16 ds[2][2][BWD_ROWS * 64];        // dS (128 queries x 128 keys), key halves apart, two steps deep
+    float dq[2][2][64 * 32];             // staging of dQ: [warpgroup = 64 queries][half of the head dimension]
+    float nlse[BWD_Q][BWD_ROWS], ndelta[BWD_Q][BWD_ROWS];  // -lse/scale and -delta: the first values of the S and dP accumulators
+    int doc[BWD_Q][BWD_ROWS];                // first visible key column of each query
+    uint64_t kv_full, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
+    int number, m_lo, m_hi;
+    float c;                             // scale * log2(e)
+};
+struct BwdParams {
+    CUtensorMap q, k, v, dout, dq;
+    AttnBackward a;
+    int row_tiles, col_tiles, section;
+    int *turn;                           // (B*NH, row_tiles): blocks of keys that have added to this dQ tile, for the deterministic order
+};
+enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4 };  // named barriers, + warpgroup
+
+// First and one past the last row tile that sees any key of column tile n.
+__device__ __forceinline__ void bwd_range(const AttnShape &s, int b, int n, int &lo, int &hi) {
+    int k0 = n * BWD_COLS, k1 = min(k0 + BWD_COLS, s.Tk) - 1, end = s.Tq;
+    lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / BWD_ROWS : 0;
+    if (s.doc_start) {  // the first row whose document starts after key k1
+        const int *doc = s.doc_start + b * s.doc_batch;
+        int a = 0;
+        while (a < end) {
+            int mid = (a + end) >> 1;
+            if (doc[mid] > s.k_pos + k1) end = mid;
+            else a = mid + 1;
+        }
+    }
+    hi = max(lo, (end + BWD_ROWS - 1) / BWD_ROWS);
+}
+
+// Warpgroup wg (0, 1) of one block of keys: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
+__device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, const int wg, int n, int head, int batch) {
+    const AttnShape &sh = p.a.s;
+    const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
+    const float c = sh.scale * LOG2E;
+    const int lo = __reduce_max_sync(~0u, sm.m_lo), hi = __reduce_max_sync(~0u, sm.m_hi), k0 = n * BWD_COLS + wg * 64, rel = sh.q_pos - sh.k_pos;
+    const uint32_t da_k = desc_of(sm.k + wg * 64 * HS), da_v = desc_of(sm.v + wg * 64 * HS), db_k = desc_of(sm.k);
+    // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1, lanes 16-31 the next 8 queries
+    const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
+    const uint32_t dsoff = dsrow * 128 + ((dspiece ^ (lane & 7)) << 4);
+    const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + g) * 128 + (t2 & 2) * 4;
+    float dk[32], dv[32];
+#pragma unroll
+    for (int i = 0; i < 32; i++) dk[i] = dv[i] = 0.f;
+    // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something queued: dQ(m - 2) and
+    // dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
+    float s[64], dq[32];
+    int qst = 0, qph = 0;  // ring position of Q(m)
+    auto load_stats = [&](float (&x)[64], const float *stats) {
+        const uint32_t y = smem_of(stats) + t2 * 4;
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            float2 v = lds2(y + 32 * j);
+            x[4 * j] = x[4 * j + 2] = v.x, x[4 * j + 1] = x[4 * j + 3] = v.y;
+        }
+    };
+    auto scores = [&](int st) {  // S^T += K Q^T, asynchronous
+        const uint32_t db_q = desc_of(sm.q[st]);
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(s, da_k + 2 * kk, db_q + 2 * kk, 1);
+        mma_commit();
+    };
+    auto send_dq = [&]() {  // dQ to the staging area and on to warps 2 and 3
+        asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            uint32_t base = dqbase + (j >> 2) * 8192 + (((2 * (j & 3) + (t2 >> 2)) ^ g) << 4);
+            sts2(base, dq[4 * j], dq[4 * j + 1]);
+            sts2(base + 8 * 128, dq[4 * j + 2], dq[4 * j + 3]);
+        }
+        proxy_fence();
+        asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
+    };
+    auto weigh_keys = [&](int it) {  // dQ = dS K of step `it` with the dS of both warpgroups, asynchronous
+        bar_wait(&sm.ds_full[it & 1], (it >> 1) & 1);
+        const uint32_t da_ds = desc_of(sm.ds[it & 1][0] + wg * 64 * 64);
+        hold(dq);
+        mma_fence();
+#pragma unroll
+        for (int kk = 0; kk < 8; kk++) wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * 1024 + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
+        mma_commit();
+    };
+    auto step = [&](int m, bool first, bool more) {
+        const int it = m - lo, st = it & 1, ph = (it >> 1) & 1;
+        float dp[64];
+        const bool edge = sh.causal && m * BWD_ROWS + rel < k0 + 63;
+        if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][BWD_ROWS - 1])) > k0)) {
+#pragma unroll
+            for (int j = 0; j < 16; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    int col = 8 * j + t2 + e, key = k0 + warp * 16 + g;
+                    int end = sh.causal ? m * BWD_ROWS + col + rel : 0x7fffffff, begin = sh.doc_start ? lds1(smem_of(&sm.doc[qst][col])) : -1 << 30;
+                    if (key > end || key < begin) s[4 * j + e] = -INFINITY;
+                    if (key + 8 > end || key + 8 < begin) s[4 * j + e + 2] = -INFINITY;
+                }
+        }
+#pragma unroll
+        for (int i = 0; i < BWD_EARLY; i++) s[i] = exp2_fast(s[i] * c);
+        // ptxas would sink these exponentials below the wait for dQ; a zero that depends on them, in the parity, keeps them here
+        int bits = 0;
+#pragma unroll
+        for (int i = 0; i < BWD_EARLY; i++) bits |= __float_as_int(s[i]);
+        bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
+        mma_wait<0>();
+        hold(dq);
+        if (!first && it > 1) {
+            if (lane == 0) bar_arrive(&sm.ds_free[st]);
+            send_dq();
+        }
+        load_stats(dp, sm.ndelta[qst]);
+        const uint32_t db_do = desc_of(sm.dout[st]), db_q = desc_of(sm.q[qst]);
+        hold(dp);
+        mma_fence();
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(dp, da_v + 2 * kk, db_do + 2 * kk, 1);
+        mma_commit();
+        int nst = qst + 1, nph = qph;
+        if (nst == BWD_Q) nst = 0, nph ^= 1;
+        if (more) bar_wait(&sm.q_full[nst], nph);
+        else bar_wait(&sm.do_full[st], ph);
+        // the other half under dP: c again, from memory, so that ptxas cannot hoist them above the products, and the zero as before
+        float c2;
+        asm volatile("ld.volatile.shared.f32 %0, [%1];" : "=f"(c2) : "r"(smem_of(&sm.c)) : "memory");
+#pragma unroll
+        for (int i = BWD_EARLY; i < 64; i++) s[i] = exp2_fast(s[i] * c2), bits |= __float_as_int(s[i]);
+        if (BWD_EARLY < 64) bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
+        mma_wait<0>();
+        hold(dp);
+        uint32_t pr[32], ds[32];
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            pr[i] = pack(s[2 * i], s[2 * i + 1]);
+            ds[i] = pack(s[2 * i] * dp[2 * i], s[2 * i + 1] * dp[2 * i + 1]);
+        }
+        const uint32_t dsbase = smem_of(sm.ds[st][wg]) + dsoff;
+        if (it > 1) bar_wait(&sm.ds_free[st], ph ^ 1);  // both warpgroups are done with dS(m - 2)
+#pragma unroll
+        for (int j = 0; j < 8; j++) stmatrix4_trans(dsbase + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
+        if (more) load_stats(s, sm.nlse[nst]);
+        hold(dv), hold(pr), hold(dk), hold(ds), hold(s);
+        mma_fence();
+#pragma unroll
+        for (int kk = 0; kk < 8; kk++) wgmma_rs<1>(dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + 128 * kk);
+#pragma unroll
+        for (int kk = 0; kk < 8; kk++) wgmma_rs<1>(dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + 128 * kk);
+        mma_commit();
+        if (more) scores(nst);
+        proxy_fence();
+        __syncwarp();
+        if (lane == 0) bar_arrive(&sm.ds_full[st]);
+        if (more) mma_wait<1>();
+        else mma_wait<0>();
+        hold(dv), hold(pr), hold(dk), hold(ds);
+        if (tid == 0) bar_arrive(&sm.do_empty[st]), bar_arrive(&sm.q_empty[qst]);
+        if (!first) weigh_keys(it - 1);
+        if (more) {
+            if (first) mma_wait<0>();
+            else mma_wait<1>();
+        }
+        hold(s);
+        qst = nst, qph = nph;
+    };
+    if (lo < hi) {
+        bar_wait(&sm.kv_full, 0);
+        bar_wait(&sm.q_full[0], 0);
+        load_stats(s, sm.nlse[0]);
+        hold(s);
+        mma_fence();
+        scores(0);
+        mma_wait<0>();
+        hold(s);
+        if (hi - lo == 1) {
+            step(lo, true, false);
+        } else {
+            step(lo, true, true);
+#pragma unroll 1
+            for (int m = lo + 1; m < hi - 1; m++) step(m, false, true);
+            step(hi - 1, false, false);
+            mma_wait<0>();
+            hold(dq);
+            send_dq();
+        }
+        weigh_keys(hi - 1 - lo);
+        mma_wait<0>();
+        hold(dq);
+        send_dq();
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int key = k0 + warp * 16 + g + 8 * r;
+        if (key >= sh.Tk) continue;
+        int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token, ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
+        if (p.a.dkv_bf16) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                *(uint32_t *)((bf16 *)p.a.dk.p + ok + 8 * j + t2) = pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
+                *(uint32_t *)((bf16 *)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+            }
+        } else {
+            float *fk = (float *)p.a.dk.p + ok + t2, *fv = (float *)p.a.dv.p + ov + t2;
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale), y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                if (p.a.accumulate_dkv) {
+                    float2 a = *(float2 *)(fk + 8 * j), b = *(float2 *)(fv + 8 * j);
+                    x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
+                }
+                *(float2 *)(fk + 8 * j) = x;
+                *(float2 *)(fv + 8 * j) = y;
+            }
+        }
+    }
+}
+
+// dQ, dK, dV of one block of 128 keys against all tiles of 128 queries that see it, upwards from the diagonal.
+// Mapping: one block of threads per block of keys; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q and dO,
+// warp 1 the row statistics, warps 2 and 3 add the two halves of each dQ tile to memory with bulk reductions.
+// Work: 10*64 FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
+// From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction), ThunderKittens (-lse in the
+// accumulator; here -delta too). Its own: S runs a step ahead and dQ a step behind, so that the warpgroups drift apart and share the tensor cores.
+__global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ uint8_t raw[];
+    BwdSmem &sm = *(BwdSmem *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    const AttnShape &sh = p.a.s;
+    if (threadIdx.x == 0) {
+        bar_init(&sm.kv_full, 1);
+        for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 2), bar_init(&sm.q_empty[i], 2);
+        for (int i = 0; i < 2; i++) bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
+        int number = p.a.deterministic ? atomicAdd(p.a.work, 1) : blockIdx.x;
+        sm.number = number;
+        int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section), n = (number - sec * per) / heads;
+        int bh = sec * p.section + (number - sec * per) % heads;
+        bwd_range(sh, bh / sh.NH, n, sm.m_lo, sm.m_hi);
+        sm.c = sh.scale * LOG2E;
+    }
+    __syncthreads();
+    const int number = sm.number, per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section);
+    const int n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH, batch = bh / sh.NH;
+    const int lo = sm.m_lo, hi = sm.m_hi;
+    const int *doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
+    if (threadIdx.x < 128) {
+        regs_down<24>();
+        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        if (warp == 0) {
+            if (lane == 0 && lo < hi) {
+                bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
+                tma_load(sm.k, &p.k, &sm.kv_full, n * BWD_COLS, head, batch, L2_FIRST);
+                tma_load(sm.v, &p.v, &sm.kv_full, n * BWD_COLS, head, batch, L2_FIRST);
+                int qst = 0, qph = 1;
+#pragma unroll 1
+                for (int m = lo; m < hi; m++) {
+                    int it = m - lo, st = it & 1, ph = ((it >> 1) & 1) ^ 1;
+                    bar_wait(&sm.q_empty[qst], qph);
+                    bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
+                    tma_load(sm.q[qst], &p.q, &sm.q_full[qst], m * BWD_ROWS, head, batch, L2_LAST);
+                    if (++qst == BWD_Q) qst = 0, qph ^= 1;
+                    bar_wait(&sm.do_empty[st], ph);
+                    bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
+                    tma_load(sm.dout[st], &p.dout, &sm.do_full[st], m * BWD_ROWS, head, batch, L2_LAST);
+                }
+            }
+        } else if (warp == 1) {
+            const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head, *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
+            const float inv = 1.f / sh.scale;
+            int st = 0, ph = 1;
+#pragma unroll 1
+            for (int m = lo; m < hi; m++) {
+                float a[4], b[4];
+                int d[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int row = m * BWD_ROWS + 32 * i + lane;
+                    bool in = row < sh.Tq;
+                    float x = in ? lse[row] : -INFINITY;
+                    a[i] = x == -INFINITY ? -INFINITY : -x * inv;  // a row that sees nothing, or is not there: P = 0
+                    b[i] = in ? -delta[row] : 0.f;
+                    d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
+                }
+                bar_wait(&sm.q_empty[st], ph);
+#pragma unroll
+                for (int i = 0; i < 4; i++) sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
+                __syncwarp();
+                if (lane == 0) bar_arrive(&sm.q_full[st]);
+                if (++st == BWD_Q) st = 0, ph ^= 1;
+            }
+        } else {
+            const int wg = warp - 2;
+#pragma unroll 1
+            for (int m = lo; m < hi; m++) {
+                asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
+                asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
+                if (lane == 0) {
+                    int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
+                    if (p.a.deterministic) {
+                        // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
+                        turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
+                        mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
+                        int seen;
+                        do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
+                        while (seen != mine);
+                    }
+                    if (row < sh.Tq) {
+                        tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
+                        tma_add(&p.dq, sm.dq[wg][1], 32, row, head, batch);
+                        bulk_commit();
+                    }
+                    if (p.a.deterministic) {
+                        bulk_wait();
+                        asm volatile("fence.proxy.async;" ::: "memory");
+                        asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+                    } else bulk_wait_read();
+                }
+                __syncwarp();
+            }
+            if (lane == 0) bulk_wait();
+        }
+    } else {
+        regs_up<240>();
+        bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1), n, head, batch);
+    }
+#endif
+}
+
+// delta = rowsum(dO * O): 8 lanes per row, 16 bytes each; reads 4 HS bytes per row, writes 4.
+__global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta, int T) {
+    int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
+    float x = 0.f;
+    if (row < T) {
+        uint4 a = *(const uint4 *)((const bf16 *)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + part * 8);
+        uint4 b = *(const uint4 *)((const bf16 *)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + part * 8);
+        const uint32_t *u = &a.x, *w = &b.x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            x = fmaf(__uint_as_float(u[i] << 16), __uint_as_float(w[i] << 16), x);
+            x = fmaf(__uint_as_float(u[i] & 0xffff0000u), __uint_as_float(w[i] & 0xffff0000u), x);
+        }
+    }
+#pragma unroll
+    for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
+    if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
+}
+// Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With o, divides and writes O and lse instead.
+// 8 threads per row, 8 columns each; reads 2 x 264 bytes per row, writes 264 or 132.
+__global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T) {
+    int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
+    if (row >= T) return;
+    float *pa = (float *)acc.p + b * acc.batch + h * acc.head + row * acc.token + part * 8, x[8];
+    float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm, ll = *pl;
+    for (int i = 0; i < 8; i++) x[i] = pa[i];
+    if (acc_b.p) {
+        const float *pb = (const float *)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token + part * 8;
+        float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row], to = fmaxf(mm, mb);
+        float fa = to == -INFINITY ? 1.f : exp2_fast(mm - to), fb = to == -INFINITY ? 1.f : exp2_fast(mb - to);
+        for (int i = 0; i < 8; i++) x[i] = x[i] * fa + pb[i] * fb;
+        ll = ll * fa + lb * fb, mm = to;
+    }
+    __syncwarp(0xFFu << (threadIdx.x & 24));  // the 8 threads of the row have read m and l
+    if (o.p) {
+        float inv = ll > 0.f ? 1.f / ll : 0.f;
+        uint4 y = {pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv)};
+        *(uint4 *)((bf16 *)o.p + b * o.batch + h * o.head + row * o.token + part * 8) = y;
+        if (part == 0 && lse.p) lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
+    } else {
+        for (int i = 0; i < 8; i++) pa[i] = x[i];
+        if (part == 0) *pm = mm, *pl = ll;
+    }
+}
+// out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
+__global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T) {
+    int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
+    if (row >= T) return;
+    float4 *x = (float4 *)((float *)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + part * 8);
+    if (!out.p) {
+        x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
+        return;
+    }
+    float4 a = x[0], b = x[1];
+    uint4 y = {pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale)};
+    *(uint4 *)((bf16 *)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + part * 8) = y;
+}
+
+// --- launchers ---
+static const int ATTN_SECTION = 32 << 20;  // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
+// Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not written.
+static cudaError_t attn_map(CUtensorMap *map, const AttnView &v, int is_float, int T, int NH, int B, int cols, int rows) {
+    static PFN_cuTensorMapEncodeTiled_v12000 encode;
+    if (!encode) {
+        cudaDriverEntryPointQueryResult found;
+        void *f = NULL;
+        cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+        if (e != cudaSuccess) return e;
+        if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+        encode = (PFN_cuTensorMapEncodeTiled_v12000)f;
+    }
+    const int64_t size = is_float ? 4 : 2;
+    // a dimension of extent 1 is never stepped over: any legal stride will do
+    cuuint64_t dims[4] = {(cuuint64_t)HS, (cuuint64_t)T, (cuuint64_t)NH, (cuuint64_t)B};
+    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? HS : v.token) * size), (cuuint64_t)((NH == 1 ? HS : v.head) * size), (cuuint64_t)((B == 1 ? HS : v.batch) * size)};
+    cuuint32_t box[4] = {(cuuint32_t)cols, (cuuint32_t)rows, 1, 1}, step[4] = {1, 1, 1, 1};
+    CUresult r = encode(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, v.p, dims, strides, box, step,
+                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+static int attn_shape_ok(const AttnShape &s) { return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f; }
+// Accessed two elements at a time.
+static int attn_pairs_ok(const AttnView &v) { return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0; }
+// Heads whose rows of this many bytes stay in L2 together.
+static int attn_section(const AttnShape &s, int64_t bytes_per_row, int T, int64_t budget) {
+    int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
+    return (int)(heads < 1 ? 1 : heads > all ? all : heads);
+}
+static int attn_sms() {
+    static int n;
+    int dev;
+    if (!n && (cudaGetDevice(&dev) != cudaSuccess || cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, dev) != cudaSuccess)) n = 1;
+    return n;
+}
+#define ATTN_TRY(x) do { cudaError_t e_ = (x); if (e_ != cudaSuccess) return e_; } while (0)
+
+// Device bytes that args.work needs.
+static inline size_t attention_forward_work(void) { return 4; }
+static inline size_t attention_backward_work(const AttnShape &s) {
+    return 4 * (1 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
+}
+
+template <int F> static cudaError_t attention_forward_variant(const AttnForward &a, cudaStream_t stream) {
+    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.work) return cudaErrorInvalidValue;
+    if ((a.carry_in || a.carry_out) && (!a.acc.p || !a.m.p || !a.l.p)) return cudaErrorInvalidValue;
+    if ((a.carry_in || a.carry_out) && !attn_pairs_ok(a.acc)) return cudaErrorInvalidValue;
+    FwdParams p;
+    p.a = a;
+    ATTN_TRY(attn_map(&p.q, a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, FWD_ROWS));
+    ATTN_TRY(attn_map(&p.k, a.k, 0, a.s.Tk, a.s.NH, a.s.B, 64, FWD_COLS));
+    ATTN_TRY(attn_map(&p.v, a.v, 0, a.s.Tk, a.s.NH, a.s.B, 64, FWD_COLS));
+    ATTN_TRY(attn_map(&p.o, a.o.p ? a.o : a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, 64));
+    p.row_tiles = (a.s.Tq + FWD_ROWS - 1) / FWD_ROWS;
+    p.tiles = p.row_tiles * a.s.B * a.s.NH;
+    p.section = attn_section(a.s, 4 * HS, a.s.Tk, ATTN_SECTION);
+    const int bytes = sizeof(FwdSmem) + 1024;
+    ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    ATTN_TRY(cudaMemsetAsync(a.work, 0, 4, stream));
+    int grid = attn_sms();
+    attention_forward_kernel<F><<<grid < p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
+    return cudaGetLastError();
+}
+#ifndef ATTN_FWD_BEST
+#define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
+#endif
+// One chunk pair, see the top of the file. Asynchronous on `stream`.
+static inline cudaError_t attention_forward(const AttnForward &a, cudaStream_t stream) { return attention_forward_variant<ATTN_FWD_BEST>(a, stream); }
+
+// (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and leaves the carry as it was.
+static inline cudaError_t attention_merge(const AttnView &acc, const AttnRows &m, const AttnRows &l, const AttnView &acc_b, const AttnRows &m_b, const AttnRows &l_b,
+                                          const AttnView &o, const AttnRows &lse, int B, int NH, int T, cudaStream_t stream) {
+    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(acc, m, l, acc_b, m_b, l_b, o, lse, T);
+    return cudaGetLastError();
+}
+static inline cudaError_t attention_delta(const AttnView &dout, const AttnView &o, const AttnRows &delta, int B, int NH, int T, cudaStream_t stream) {
+    attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T);
+    return cudaGetLastError();
+}
+// dq (fp32) holds the sum over all launches; writes scale * dq in bf16.
+static inline cudaError_t attention_dq_finish(const AttnView &dq, const AttnView &out, float scale, int B, int NH, int T, cudaStream_t stream) {
+    attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T);
+    return cudaGetLastError();
+}
+static inline cudaError_t attention_backward(const AttnBackward &a, cudaStream_t stream) {
+    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p) return cudaErrorInvalidValue;
+    if ((a.deterministic && !a.work) || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
+    if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
+    BwdParams p;
+    p.a = a;
+    ATTN_TRY(attn_map(&p.q, a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, BWD_ROWS));
+    ATTN_TRY(attn_map(&p.k, a.k, 0, a.s.Tk, a.s.NH, a.s.B, 64, BWD_COLS));
+    ATTN_TRY(attn_map(&p.v, a.v, 0, a.s.Tk, a.s.NH, a.s.B, 64, BWD_COLS));
+    ATTN_TRY(attn_map(&p.dout, a.dout, 0, a.s.Tq, a.s.NH, a.s.B, 64, BWD_ROWS));
+    ATTN_TRY(attn_map(&p.dq, a.dq, 1, a.s.Tq, a.s.NH, a.s.B, 32, 64));
+    p.row_tiles = (a.s.Tq + BWD_ROWS - 1) / BWD_ROWS;
+    p.col_tiles = (a.s.Tk + BWD_COLS - 1) / BWD_COLS;
+    p.section = attn_section(a.s, 8 * HS, a.s.Tq, ATTN_SECTION);
+    p.turn = a.work + 1;
+    const int bytes = sizeof(BwdSmem) + 1024;
+    ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work, 0, attention_backward_work(a.s), stream));
+    if (!a.accumulate_dq) {
+        AttnView none = {NULL, 0, 0, 0};
+        attention_dq_kernel<<<dim3((a.s.Tq + 31) / 32, a.s.NH, a.s.B), 256, 0, stream>>>(a.dq, none, 1.f, a.s.Tq);
+        ATTN_TRY(cudaGetLastError());
+    }
+    attention_backward_kernel<<<p.col_tiles * a.s.B * a.s.NH, 384, bytes, stream>>>(p);
+    return cudaGetLastError();
+}
+}  // namespace attn
+
+// ===== 6. parameters and memory plan ============================================================
+
+// Activations of a layer: name, numbers per row, bytes of one, and the recompute modes that keep them for every layer.
+#define GPU_ACTIVATIONS(X) \
+    X(x,     s->C,     2, KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
+    X(ln1,   s->C,     2, KEEP_NONE) \
+    X(rstd1, 1,        4, KEEP_NONE) \
+    X(qkv,   3 * s->C, 2, KEEP_NONE | KEEP_GELU)                           /* (R, 3C): attention reads it in place */ \
+    X(atty,  s->C,     2, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
+    X(lse,   s->NH,    4, KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* (B, NH, T) */ \
+    X(x2,    s->C,     2, KEEP_NONE | KEEP_GELU) \
+    X(ln2,   s->C,     2, KEEP_NONE) \
+    X(rstd2, 1,        4, KEEP_NONE) \
+    X(fch,   4 * s->C, 2, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU; in backward, scratch after it */ \
+    X(gelu,  4 * s->C, 2, KEEP_NONE)                                       /* the others use `wide` */
+
+enum {
+#define X(name, columns, size, keep) G_##name,
+    GPU_ACTIVATIONS(X)
+#undef X
+    GPU_ACTIVATION_COUNT
+};
+typedef struct { const char* name; int64_t columns; size_t size; int keep; } GpuActivation;
+static GpuActivation gpu_activation(const Shape* s, int id) {
+    const GpuActivation table[] = {
+#define X(name, columns, size, keep) {#name, columns, size, keep},
+        GPU_ACTIVATIONS(X)
+#undef X
+    };
+    return table[id];
+}
+static int gpu_kept(const Mesh* mesh, int id) { return gpu_activation(&mesh->shape, id).keep >> mesh->recompute & 1; }
+static int64_t gpu_copies(const Mesh* mesh, int id) {
+    if (!mesh->training) return id != G_gelu;
+    if (gpu_kept(mesh, id)) return mesh->shape.L;
+    return id == G_gelu ? 0 : min_i64(mesh->shape.L, segment_layers(&mesh->shape, mesh->recompute));
+}
+
+enum { STAT_LOSS, STAT_SQUARE, STAT_SCALE, STAT_COUNT };   // of a step: sum of losses, square of the norm, what clipping leaves of the gradient (-1: not finite)
+enum { NORM_BLOCKS = 1056, NORM_ROWS = 4, SUM_BLOCKS = 192, SQUARE_BLOCKS = 1024, BUCKET_ROWS = 64 };   // blocks whose partial sums a second kernel adds
+enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
+static const size_t LT_WORKSPACE = 32 << 20;
+
+// A matrix product of one shape, with the algorithm that was chosen for it.
+typedef struct {
+    int64_t m, n, k;
+    int transposed_a, transposed_b, flags;
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algorithm;
+} MatmulPlan;
+
+// The GPU's part of a rank. Pointers go into its arena.
+typedef struct {
+    Arena arena;
+    int64_t B, R;                      // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
+    cudaStream_t stream;
+    cublasLtHandle_t lt;
+    MatmulPlan plans[MAX_PLANS];
+    int plan_count, tune;              // tune: new plans are chosen by timing
+    int rehearsed, deterministic;
+    cudaEvent_t timer[2];
+
+    float *weights, *gradients, *m, *v;   // fp32, all units
+    bf16* half;                        // bf16 copy of wte and of the layers
+    void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
+    bf16* checkpoints;                 // --recompute sqrt
+    bf16 *x_final, *lnf, *dx;          // (R, C)
+    float* rstdf;                      // (R)
+    bf16* wide;                        // (R, 4C)
+    float* delta;                      // (B, NH, T)
+    bf16* logits;                      // (logits_chunk, Vp)
+    float* partial;                    // partial sums of columns
+    double* squares;                   // (SQUARE_BLOCKS)
+    double* stats;                     // (STAT_COUNT)
+    int* attention_work;
+    void* workspace;                   // cuBLASLt's
+    int32_t *tokens, *labels, *doc_start;           // (B, T) of the pass
+    int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
+    void* sort_work;
+    size_t sort_bytes;
+    float* token_loss;                 // (R)
+    unsigned char* token_hit;          // (R)
+
+    double* host_stats;                // pinned
+    void* pinned;                      // batches, losses and hits of the host
+    int profile, mark_count, group_count;
+    cudaEvent_t* marks;                // (MAX_MARKS)
+    int mark_group[MAX_MARKS];
+    const char* groups[MAX_GROUPS];
+} Gpu;
+
+// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens: activations then
+// take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
+enum { MICRO_TOKENS = 32768 };
+static int64_t gpu_sequences(const Mesh* mesh) {
+    const Shape* s = &mesh->shape;
+    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
+        for (int64_t n = 1; n < s->B; n++)
+            if (s->B % n == 0 && n * s->T >= MICRO_TOKENS) return n;
+    return s->B;
+}
+
+static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) { return arena_take(a, group, (int64_t)round_up((int64_t)((size_t)elements * size), 256), 1); }
+
+static size_t embedding_sort_bytes(int64_t R) {
+    size_t bytes = 0;
+    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL, (const int32_t*)NULL, (int32_t*)NULL, (int)R, 0, 20) != cudaSuccess) {
+        (void)cudaGetLastError();   // no GPU here: a bound
+        bytes = (size_t)R * 2 + (1 << 20);
+    }
+    return bytes;
+}
+
+static AttnShape attention_shape(const Mesh* mesh, const int32_t* doc_start) {
+    const Shape* s = &mesh->shape;
+    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)s->T, (int)s->T, 0, 0, 1, 1 / sqrtf((float)s->HS), doc_start, s->T};
+    return a;
+}
+
+// bf16 copy: wte, then the layers' units as they are (wpe and the final norm are read in fp32 only).
+static int64_t half_offset(const Layout* layout, const Shape* s, int u) { return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128); }
+
+// Walks through all device memory of a rank (see Arena in the .c).
+static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout) {
+    const Shape* s = &mesh->shape;
+    int64_t C = s->C, R = gpu_sequences(mesh) * s->T;
+    d->B = gpu_sequences(mesh), d->R = R;
+    d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, layout->elements, 4);
+    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS, half_offset(layout, s, layout->count - 1), 2);
+    if (mesh->training) {
+        d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, layout->elements, 4);
+        d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->elements, 4);
+        d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->elements, 4);
+        d->checkpoints = (bf16*)gpu_take(a, MEMORY_KEPT, mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
+    }
+    d->x_final = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
+    d->rstdf = (float*)gpu_take(a, MEMORY_WORK, R, 4);
+    if (mesh->training) {
+        d->dx = d->x_final;   // its gradient takes its place, row by row
+        d->delta = (float*)gpu_take(a, MEMORY_WORK, R * s->NH, 4);
+        d->partial = (float*)gpu_take(a, MEMORY_WORK, max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
+        d->squares = (double*)gpu_take(a, MEMORY_WORK, SQUARE_BLOCKS, 8);
+        d->keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->sorted_keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->sorted_rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->sort_bytes = embedding_sort_bytes(R);
+        d->sort_work = gpu_take(a, MEMORY_WORK, (int64_t)d->sort_bytes, 1);
+    }
+    d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
+    d->attention_work = (int*)gpu_take(a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, NULL)), 1);
+    d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)LT_WORKSPACE, 1);
+    d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
+    d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
+    d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
+    d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
+    d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? R : 0, 4);
+    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // x outlives the head in every mode
+        GpuActivation act = gpu_activation(s, id);
+        int kept = mesh->training && gpu_kept(mesh, id);
+        if (kept) d->act[id] = gpu_take(a, MEMORY_KEPT, gpu_copies(mesh, id) * R * act.columns, act.size);
+    }
+    size_t shared = a->used, work = a->group[MEMORY_WORK];   // these and the logits are never alive together
+    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
+        GpuActivation act = gpu_activation(s, id);
+        if (!(mesh->training && gpu_kept(mesh, id))) d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
+    }
+    d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
+    size_t layers = a->used - shared;
+    a->used = shared;
+    d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
+    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, min_i64(mesh->logits_chunk, R) * s->Vp, 2);
+    size_t head = a->used - shared, most = head > layers ? head : layers;
+    a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
+    a->group[MEMORY_LOGITS] += most - layers;   // what the logits need beyond the layers' buffers
+}
+
+static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
+    (void)o;
+    if (mesh->world > 1) return fail(e, "--dp %d --sp %d: this GPU program runs one rank on one GPU; the CPU program runs more", mesh->dp, mesh->sp);
+    if (mesh->zero > 0) return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
+    if (mesh->shape.HS != 64) return fail(e, "head size %lld (channels / heads): the GPU's attention has 64 only; use --heads %lld", (long long)mesh->shape.HS, (long long)ceil_div(mesh->shape.C, 64));
+    if (mesh->shape.C > 2048) return fail(e, "--channels %lld: the GPU's norms take at most 2048", (long long)mesh->shape.C);
+    return 0;
+}
+
+static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    Arena a;
+    (void)world_rank;
+    memset(&a, 0, sizeof a);
+    if (d) gpu_layout(d, &a, mesh, layout);
+    free(d);
+    return a;
+}
+
+// Free memory of the GPU; where there is none, so that `plan` works anywhere, all of an H200's.
+static uint64_t gpu_memory(void) {
+    size_t free_bytes = 0, total = 0;
+    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? free_bytes : (uint64_t)143771 << 20;
+}
+
+// The rank's memory on the device, and on the host what data goes through: batches, token losses and hits.
+static int gpu_allocate(Rank* r, Error* e) {
+    const Mesh* mesh = r->mesh;
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    if (!d) return fail(e, "out of memory");
+    r->device = d;
+    Arena plan = gpu_plan(mesh, r->layout, 0);
+    void* base = NULL;
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
+    int device = 0, major = 0, minor = 0;
+    CUDA_TRY(e, cudaGetDevice(&device));
+    CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    if (major != 9) return fail(e, "this GPU has compute capability %d.%d: the attention of this program needs 9.0 (H100, H200)", major, minor);
+    CUDA_TRY(e, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+    LT_TRY(e, cublasLtCreate(&d->lt));
+    CUDA_TRY(e, cudaEventCreate(&d->timer[0]));
+    CUDA_TRY(e, cudaEventCreate(&d->timer[1]));
+    if (cudaMalloc(&base, plan.used) != cudaSuccess) return fail(e, "the GPU has no %.2f GiB in one piece: see `plan`", (double)plan.used / 1073741824);
+    d->arena.base = (char*)base;
+    gpu_layout(d, &d->arena, mesh, r->layout);
+    CUDA_TRY(e, cudaMemsetAsync(base, 0, plan.used, d->stream));
+    r->arena = d->arena, r->arena.base = NULL;
+    int64_t sequences = mesh->shape.B, T = mesh->shape.T, numbers = 0;
+    int32_t* at = NULL;
+    for (int walk = 0; walk < 2; walk++) {
+        if (walk == 1) CUDA_TRY(e, cudaMallocHost(&d->pinned, (size_t)(numbers * 4 + r->R * 5 + 256)));
+        at = (int32_t*)d->pinned;
+        for (int i = 0; i < 3; i++) {
+            int64_t n = (i == 2 ? sequences : mesh->training ? mesh->passes * sequences : 0) * T;
+            if (walk == 0) numbers += n * (mesh->doc_mask ? 3 : 2);
+            else {
+                r->batches[i].tokens = at, r->batches[i].labels = at + n, at += 2 * n;
+                if (mesh->doc_mask) r->batches[i].doc_start = at, at += n;
+            }
+        }
+    }
+    d->host_stats = (double*)(void*)(((uintptr_t)at + 63) & ~(uintptr_t)63);
+    r->token_loss = (real*)(d->host_stats + STAT_COUNT);
+    r->token_hit = (unsigned char*)(r->token_loss + r->R);
+    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+    return 0;
+}
+
+static void gpu_release(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    if (!d) return;
+    cudaDeviceSynchronize();
+    for (int i = 0; i < d->plan_count; i++) {
+        cublasLtMatmulDescDestroy(d->plans[i].operation);
+        cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b), cublasLtMatrixLayoutDestroy(d->plans[i].d);
+    }
+    for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
+    free(d->marks);
+    if (d->lt) cublasLtDestroy(d->lt);
+    if (d->stream) cudaStreamDestroy(d->stream);
+    for (int i = 0; i < 2; i++) if (d->timer[i]) cudaEventDestroy(d->timer[i]);
+    cudaFree(d->arena.base);
+    cudaFreeHost(d->pinned);
+    free(d);
+    r->device = NULL;
+}
+
+// --profile: the end of some work of a group. The time since the mark before it is the group's.
+static void mark(Gpu* d, const char* group) {
+    if (!d->marks || d->mark_count == MAX_MARKS) return;
+    int g = 0;
+    while (g < d->group_count && d->groups[g] != group) g++;
+    if (g == MAX_GROUPS) return;
+    if (g == d->group_count) d->groups[d->group_count++] = group;
+    d->mark_group[d->mark_count] = g;
+    cudaEventRecord(d->marks[d->mark_count++], d->stream);
+}
+
+// ===== 7. layers (forward, backward) ============================================================
+
+// --- matrix products: cuBLASLt, a plan per shape ---
+
+enum { MATMUL_FP32 = 1, MATMUL_BIAS = 2, MATMUL_ADD = 4, MATMUL_GELU = 8, MATMUL_GELU_AUX = 16, MATMUL_DGELU = 32 };   // fp32 result; + bias; + C; the GELU's epilogues
+
+static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
+    cudaDataType_t out = p->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
+    cublasOperation_t yes = CUBLAS_OP_T, no = CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    if (p->flags & MATMUL_BIAS) epilogue = p->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : p->flags & MATMUL_GELU ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+    if (p->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
+    LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, p->transposed_a ? &yes : &no, sizeof yes));
+    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, p->transposed_b ? &yes : &no, sizeof yes));
+    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (p->flags & (MATMUL_GELU_AUX | MATMUL_DGELU)) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->m, sizeof p->m));
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)(p->transposed_a ? p->k : p->m), (uint64_t)(p->transposed_a ? p->m : p->k), p->transposed_a ? p->k : p->m));
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)(p->transposed_b ? p->n : p->k), (uint64_t)(p->transposed_b ? p->k : p->n), p->transposed_b ? p->n : p->k));
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)p->m, (uint64_t)p->n, p->m));
+    return 0;
+}
+
+// D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL: no C.
+// The first use of a shape makes its plan; with d->tune the fastest of the library's first PROPOSALS on these very operands.
+static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c, const bf16* bias, const void* aux, int64_t m, int64_t n, int64_t k, int transposed_a, int transposed_b, int flags, Error* e) {
+    MatmulPlan* p = NULL;
+    float one = 1, zero = 0, *beta = flags & MATMUL_ADD ? &one : &zero;
+    for (int i = 0; i < d->plan_count && !p; i++) {
+        MatmulPlan* q = &d->plans[i];
+        if (q->m == m && q->n == n && q->k == k && q->transposed_a == transposed_a && q->transposed_b == transposed_b && q->flags == flags) p = q;
+    }
+    int fresh = !p;
+    if (fresh) {
+        if (d->plan_count == MAX_PLANS) return fail(e, "more than %d shapes of matrix products", MAX_PLANS);
+        p = &d->plans[d->plan_count];
+        memset(p, 0, sizeof *p);
+        p->m = m, p->n = n, p->k = k, p->transposed_a = transposed_a, p->transposed_b = transposed_b, p->flags = flags;
+        if (matmul_plan_make(d, p, e) != 0) return -1;
+        d->plan_count++;
+    }
+    if (bias) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (aux) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
+    if (fresh) {
+        cublasLtMatmulPreference_t preference;
+        cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+        int count = 0;
+        uint32_t alignment = 32;
+        LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment);
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment);
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment, sizeof alignment);
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment, sizeof alignment);
+        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, &count);
+        cublasLtMatmulPreferenceDestroy(preference);
+        if (status != CUBLAS_STATUS_SUCCESS || count == 0) return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)m, (long long)n, (long long)k, flags, (int)status);
+        p->algorithm = found[0].algo;
+        float best = INFINITY, first = 0;
+        int chosen = 0;
+        for (int i = 0; d->tune && i < count; i++) {
+            float ms = 0;
+            for (int j = 0; j < 4; j++) {
+                if (j == 1) cudaEventRecord(d->timer[0], d->stream);
+                if (cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d, &found[i].algo, d->workspace, LT_WORKSPACE, d->stream) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
+            }
+            cudaEventRecord(d->timer[1], d->stream);
+            CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
+            float elapsed = 0;
+            cudaEventElapsedTime(&elapsed, d->timer[0], d->timer[1]);
+            ms += elapsed / 3;
+            if (i == 0) first = ms;
+            if (ms < best) best = ms, p->algorithm = found[i].algo, chosen = i;
+        }
+        if (d->tune && d->profile)
+            printf("matmul %6lld x %6lld x %6lld flags %2d: proposal %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)\n", (long long)m, (long long)n, (long long)k, flags, chosen, count, best, 2e-9 * (double)m * (double)n * (double)k / best, first);
+    }
+    LT_TRY(e, cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d, &p->algorithm, d->workspace, LT_WORKSPACE, d->stream));
+    return 0;
+}
+
+// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]; below: its GELU, with the value before it in aux if given
+static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias, const bf16* add, int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(d, out, weight, inp, add, bias, NULL, OC, R, C, 1, 0, (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0), e);
+}
+static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight, const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(d, out, weight, inp, NULL, bias, aux, OC, R, C, 1, 0, MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU), e);
+}
+// dinp (R, C) = dout (R, OC) weight (OC, C) [times gelu'(aux)]
+static int matmul_backward_input(Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux, int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(d, dinp, weight, dout, NULL, NULL, aux, C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0, e);
+}
+// dweight (OC, C) += dout^T inp, in fp32
+static int matmul_backward_weight(Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(d, dweight, inp, dout, dweight, NULL, NULL, C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD, e);
+}
+
+// --- elementwise: 8 bf16 in 16 bytes per access ---
+
+__device__ __forceinline__ void unpack8(float (&f)[8], const uint4& u) {
+    const uint32_t w[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) f[2 * i] = __uint_as_float(w[i] << 16), f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+}
+__device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
+    return make_uint4(attn::pack(f[0], f[1]), attn::pack(f[2], f[3]), attn::pack(f[4], f[5]), attn::pack(f[6], f[7]));
+}
+__device__ __forceinline__ void load8(float (&f)[8], const float* p) {
+    float4 a = *(const float4*)p, b = *(const float4*)(p + 4);
+    f[0] = a.x, f[1] = a.y, f[2] = a.z, f[3] = a.w, f[4] = b.x, f[5] = b.y, f[6] = b.z, f[7] = b.w;
+}
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    return x;
+}
+
+// A row of C <= 2048 numbers belongs to one warp: lane l has columns 256 i + 8 l of piece i < NV = ceil(C / 256).
+#define BY_WIDTH(C, CALL) \
+    switch (ceil_div(C, 256)) { \
+    case 1: { constexpr int NV = 1; CALL; } break; \
+    case 2: { constexpr int NV = 2; CALL; } break; \
+    case 3: { constexpr int NV = 3; CALL; } break; \
+    case 4: { constexpr int NV = 4; CALL; } break; \
+    case 5: { constexpr int NV = 5; CALL; } break; \
+    case 6: { constexpr int NV = 6; CALL; } break; \
+    case 7: { constexpr int NV = 7; CALL; } break; \
+    default: { constexpr int NV = 8; CALL; } break; \
+    }
+#define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = i * 256 + lane * 8; c < C)
+
+// x = wte[token] + wpe[position], without the row's mean if `center`. A warp per row; reads 8 C bytes, writes 2 C.
+template <int NV>
+__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte, const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int C) {
+    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= R) return;
+    int64_t position = first + row % T;
+    if (doc_start) position -= doc_start[row];
+    if (position >= limit) position = limit - 1;   // rows that pad a prompt
+    const float *a = wte + (int64_t)tokens[row] * C, *b = wpe + position * C;
+    float f[NV][8], sum = 0;
+    EACH_PIECE(c) {
+        float g[8];
+        load8(f[i], a + c), load8(g, b + c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) f[i][j] += g[j], sum += f[i][j];
+    }
+    float mean = center ? warp_sum(sum) / (float)C : 0;
+    EACH_PIECE(c) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) f[i][j] -= mean;
+        *(uint4*)(x + row * C + c) = pack8(f[i]);
+    }
+}
+static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte, const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int64_t C) {
+    BY_WIDTH(C, (embedding_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(x, tokens, doc_start, wte, wpe, center, first, limit, R, T, (int)C)));
+}
+
+// dx without its rows' means, in place (a warp per row), and the keys by which rows are sorted: token and position.
+template <int NV>
+__global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, const int32_t* doc_start, int center, int64_t R, int64_t T, int C) {
+    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= R) return;
+    if (lane == 0) rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)(row % T) - doc_start[row];
+    if (!center) return;
+    float f[NV][8], sum = 0;
+    EACH_PIECE(c) {
+        unpack8(f[i], *(const uint4*)(dx + row * C + c));
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += f[i][j];
+    }
+    float mean = warp_sum(sum) / (float)C;
+    EACH_PIECE(c) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) f[i][j] -= mean;
+        *(uint4*)(dx + row * C + c) = pack8(f[i]);
+    }
+}
+
+__device__ __forceinline__ void add8(float* p, const float (&f)[8]) {
+    float4 a = *(float4*)p, b = *(float4*)(p + 4);
+    *(float4*)p = make_float4(a.x + f[0], a.y + f[1], a.z + f[2], a.w + f[3]);
+    *(float4*)(p + 4) = make_float4(b.x + f[4], b.y + f[5], b.z + f[6], b.w + f[7]);
+}
+
+// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS rows of the sorted list, a
+// thread 8 columns. Runs of a key that lie inside the block go straight to the gradient; what a run has in a block but not all of it goes
+// to partial (blocks, 2, C): [0] a run that began earlier, [1] a run that begins here and goes on.
+__global__ void embedding_backward_kernel(float* dweight, float* partial, const bf16* dx, const int32_t* keys, const int32_t* rows, int64_t R, int C) {
+    int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS, end = begin + BUCKET_ROWS < R ? begin + BUCKET_ROWS : R;
+    int c = threadIdx.x * 8;
+    float sum[8] = {0};
+    bool earlier = begin > 0 && keys[begin - 1] == keys[begin];
+    int32_t key = keys[begin];
+#pragma unroll 4
+    for (int64_t i = begin; i < end; i++) {
+        float f[8];
+        unpack8(f, *(const uint4*)(dx + (int64_t)rows[i] * C + c));
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += f[j];
+        int32_t next = i + 1 < R ? keys[i + 1] : -1;
+        if (next == key && i + 1 < end) continue;
+        if (!earlier && next != key) add8(dweight + (int64_t)key * C + c, sum);
+        else {
+            float* out = partial + ((int64_t)blockIdx.x * 2 + !earlier) * C + c;
+            *(float4*)out = make_float4(sum[0], sum[1], sum[2], sum[3]), *(float4*)(out + 4) = make_float4(sum[4], sum[5], sum[6], sum[7]);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] = 0;
+        earlier = false, key = next;
+    }
+}
+// The block in which a long run begins adds its pieces up.
+__global__ void embedding_backward_finish_kernel(float* dweight, const float* partial, const int32_t* keys, int64_t R, int C) {
+    int64_t block = blockIdx.x, begin = block * BUCKET_ROWS, end = begin + BUCKET_ROWS;
+    if (end >= R) return;
+    int32_t key = keys[end - 1];
+    if (keys[end] != key) return;                                   // the last run ends here
+    if (keys[begin] == key && begin > 0 && keys[begin - 1] == key) return;   // it began earlier
+    int c = threadIdx.x * 8;
+    float sum[8], f[8];
+    load8(sum, partial + (block * 2 + 1) * C + c);
+    for (int64_t b = block + 1; b * BUCKET_ROWS < R && keys[b * BUCKET_ROWS] == key; b++) {
+        load8(f, partial + b * 2 * C + c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += f[j];
+        if ((b + 1) * BUCKET_ROWS < R && keys[(b + 1) * BUCKET_ROWS - 1] != key) break;
+    }
+    add8(dweight + (int64_t)key * C + c, sum);
+}
+// dwpe[t] += sum over the sequences of dx[b, t]: a thread per 8 columns of a position.
+__global__ void position_backward_kernel(float* dwpe, const bf16* dx, int64_t B, int64_t T, int C) {
+    int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= T * C) return;
+    float sum[8] = {0};
+    for (int64_t b = 0; b < B; b++) {
+        float f[8];
+        unpack8(f, *(const uint4*)(dx + b * T * C + at));
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += f[j];
+    }
+    add8(dwpe + at, sum);
+}
+static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int64_t C, Error* e) {
+    int bits = 1;
+    while (bits < 31 && (1ll << bits) < keys) bits++;
+    size_t bytes = d->sort_bytes;
+    CUDA_TRY(e, cub::DeviceRadixSort::SortPairs(d->sort_work, bytes, d->keys, d->sorted_keys, d->rows, d->sorted_rows, (int)R, 0, bits, d->stream));
+    unsigned blocks = (unsigned)ceil_div(R, BUCKET_ROWS);
+    embedding_backward_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(dweight, d->partial, d->dx, d->sorted_keys, d->sorted_rows, R, (int)C);
+    embedding_backward_finish_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(dweight, d->partial, d->sorted_keys, R, (int)C);
+    return 0;
+}
+// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
+static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center, int64_t V, int64_t B, int64_t T, int64_t C, Error* e) {
+    int64_t R = B * T;
+    BY_WIDTH(C, (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, d->tokens, NULL, center, R, T, (int)C)));
+    if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
+    if (!doc_start) position_backward_kernel<<<(unsigned)ceil_div(T * C / 8, 256), 256, 0, d->stream>>>(dwpe, d->dx, B, T, (int)C);
+    else {
+        BY_WIDTH(C, (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, NULL, doc_start, 0, R, T, (int)C)));
+        if (sorted_backward(d, dwpe, T, R, C, e) != 0) return -1;
+    }
+    return 0;
+}
+
+// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5). A warp per row; 4 C bytes.
+template <int NV>
+__global__ void rmsnorm_forward_kernel(bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int C) {
+    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= R) return;
+    uint4 u[NV];
+    float sum = 0;
+    EACH_PIECE(c) u[i] = *(const uint4*)(inp + row * C + c);
+    EACH_PIECE(c) {
+        float f[8];
+        unpack8(f, u[i]);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += f[j] * f[j];
+    }
+    float scale = rsqrtf(warp_sum(sum) / (float)C + 1e-5f);
+    EACH_PIECE(c) {
+        float f[8], w[8], b[8];
+        unpack8(f, u[i]), load8(w, weight + c), load8(b, bias + c);
+#pragma unroll
+        for (int j = 0; j < 8; j++) f[j] = f[j] * scale * w[j] + b[j];
+        *(uint4*)(out + row * C + c) = pack8(f);
+    }
+    if (lane == 0) rstd[row] = scale;
+}
+static void rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int64_t C) {
+    BY_WIDTH(C, (rmsnorm_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
+}
+
+// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, NORM_ROWS at a time;
+// 8 C bytes a row, all loads of NORM_ROWS rows in flight together. dx may be inp.
+// Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight), dout (dbias), and the new dx, which is the
+// bias gradient of the projection that made this row of the residual stream.
+__global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int C) {
+    __shared__ float dots[2][NORM_ROWS][32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8, phase = 0;
+    bool mine = c < C;
+    float w[8] = {0}, gain[8] = {0}, shift[8] = {0}, bias[8] = {0};
+    if (mine) load8(w, weight + c);
+    for (int64_t first = (int64_t)blockIdx.x * NORM_ROWS; first < R; first += (int64_t)gridDim.x * NORM_ROWS, phase ^= 1) {
+        uint4 x[NORM_ROWS] = {}, y[NORM_ROWS] = {}, z[NORM_ROWS] = {};
+        float scale[NORM_ROWS];
+#pragma unroll
+        for (int k = 0; k < NORM_ROWS; k++) {
+            int64_t row = first + k < R ? first + k : R - 1, at = row * C + c;
+            scale[k] = rstd[row];
+            if (!mine) continue;
+            x[k] = *(const uint4*)(inp + at), y[k] = *(const uint4*)(dout + at);
+            if (add) z[k] = *(const uint4*)(dx + at);
+        }
+#pragma unroll
+        for (int k = 0; k < NORM_ROWS; k++) {
+            float f[8], g[8], dot = 0;
+            unpack8(f, x[k]), unpack8(g, y[k]);
+#pragma unroll
+            for (int j = 0; j < 8; j++) dot += g[j] * w[j] * f[j];
+            dot = warp_sum(dot);
+            if (lane == 0) dots[phase][k][warp] = dot;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < NORM_ROWS; k++) {
+            if (first + k >= R || !mine) continue;
+            float f[8], g[8], h[8], dot = 0;
+            for (int i = 0; i < warps; i++) dot += dots[phase][k][i];
+            float pull = dot / (float)C * scale[k] * scale[k];
+            unpack8(f, x[k]), unpack8(g, y[k]), unpack8(h, z[k]);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                gain[j] += g[j] * f[j] * scale[k], shift[j] += g[j];
+                h[j] += scale[k] * (g[j] * w[j] - f[j] * pull);
+                bias[j] += h[j];
+            }
+            *(uint4*)(dx + (first + k) * C + c) = pack8(h);
+        }
+    }
+    if (!mine) return;
+    float* out = partial + (int64_t)blockIdx.x * 3 * C + c;
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = gain[j], out[C + j] = shift[j], out[2 * C + j] = bias[j];
+}
+// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width` each; absent ones are skipped.
+typedef struct { float* to[3]; } ColumnTargets;
+__global__ void columns_finish_kernel(ColumnTargets targets, const float* partial, int blocks, int width, int N) {
+    __shared__ float sums[8][33];
+    int column = blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    if (column < N)
+        for (int b = threadIdx.y; b < blocks; b += 8) sum += partial[(int64_t)b * N + column];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || column >= N) return;
+    for (int i = 1; i < 8; i++) sum += sums[i][threadIdx.x];
+    float* to = targets.to[column / width];
+    if (to) to[column % width] += sum;
+}
+static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection, const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int64_t C) {
+    int threads = (int)round_up(C / 8, 32), fit = 1;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, rmsnorm_backward_kernel, threads, 0);
+    int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
+    rmsnorm_backward_kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
+    ColumnTargets targets = {{dweight, dbias, dprojection}};
+    columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, 8), 0, d->stream>>>(targets, d->partial, blocks, (int)C, (int)(3 * C));
+}
+
+__device__ __forceinline__ float tanh_fast(float x) { float y; asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), n numbers, 8 per thread.
+__global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
+    int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (at >= n) return;
+    float f[8];
+    unpack8(f, *(const uint4*)(inp + at));
+#pragma unroll
+    for (int j = 0; j < 8; j++) f[j] = 0.5f * f[j] * (1 + tanh_fast(0.7978845608f * (f[j] + 0.044715f * f[j] * f[j] * f[j])));
+    *(uint4*)(out + at) = pack8(f);
+}
+static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) { gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n); }
+
+// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With DQ first inp = scale * dq (R, N) fp32: the end of
+// attention's backward. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a row.
+template <int DQ>
+__global__ void columns_kernel(float* partial, bf16* inp, const float* dq, float scale, int64_t R, int N, int pitch, int all) {
+    __shared__ float sums[8][256];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 256 + lane * 8;
+    float sum[8] = {0};
+    if (c < N)
+#pragma unroll 4
+        for (int64_t row = blockIdx.y * 8 + warp; row < R; row += SUM_BLOCKS * 8) {
+            float f[8];
+            if (DQ) {
+                load8(f, dq + row * N + c);
+#pragma unroll
+                for (int j = 0; j < 8; j++) f[j] *= scale;
+                *(uint4*)(inp + row * pitch + c) = pack8(f);
+            } else unpack8(f, *(const uint4*)(inp + row * pitch + c));
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[j] += f[j];
+        }
+#pragma unroll
+    for (int j = 0; j < 8; j++) sums[warp][lane * 8 + j] = sum[j];
+    __syncthreads();
+    c = blockIdx.x * 256 + threadIdx.x;
+    if (c >= N) return;
+    float total = 0;
+    for (int w = 0; w < 8; w++) total += sums[w][threadIdx.x];
+    partial[(int64_t)blockIdx.y * all + c] = total;
+}
+static void columns_finish(Gpu* d, float* dbias, int64_t N) {
+    ColumnTargets targets = {{dbias, NULL, NULL}};
+    columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, 8), 0, d->stream>>>(targets, d->partial, SUM_BLOCKS, (int)N, (int)N);
+}
+// dbias += column sums of dout (R, N)
+static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
+    int n = (int)N;
+    columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, NULL, 0, R, n, n, n);
+    columns_finish(d, dbias, N);
+}
+// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C)
+static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const float* dq, float scale, int64_t R, int64_t C) {
+    int c = (int)C;
+    columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
+    columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
+    columns_finish(d, dbias, 3 * C);
+}
+
+// Piece i of a row of logits; -inf, so probability 0, in the vocabulary's padding.
+__device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, int V) {
+    unpack8(f, u);
+    if (i * 8 + 8 > V) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) f[j] = i * 8 + j < V ? f[j] : -INFINITY;
+    }
+}
+// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again from global memory where it
+// does not fit: `cached`), its maximum and sum are found, and the gradient overwrites it. 4 V bytes. NaN stays NaN through the sum.
+__global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
+    extern __shared__ uint4 row_cache[];
+    __shared__ float scratch[33];
+    int t = blockIdx.x, label = labels[t], lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    bf16* row = logits + (int64_t)t * Vp;
+    uint4* pieces = (uint4*)row;
+    if (label < 0) {
+        if (threadIdx.x == 0) losses[t] = 0, hits[t] = 0;
+        for (int i = threadIdx.x; grad_scale != 0 && i < Vp / 8; i += 512) pieces[i] = make_uint4(0, 0, 0, 0);
+        return;
+    }
+    float target = __bfloat162float(row[label]), most = -INFINITY, sum = 0;
+    const uint4* again = cached ? row_cache : pieces;
+    if (cached) {   // a thread reads back only what it copied: no barrier
+#pragma unroll 4
+        for (int i = threadIdx.x; i < Vp / 8; i += 512) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(attn::smem_of(&row_cache[i])), "l"(pieces + i) : "memory");
+        asm volatile("cp.async.wait_all;" ::: "memory");
+    }
+#pragma unroll 2
+    for (int i = threadIdx.x; i < Vp / 8; i += 512) {
+        float f[8];
+        logits8(f, again[i], i, V);
+#pragma unroll
+        for (int j = 0; j < 8; j++) most = fmaxf(most, f[j]);
+    }
+    most = warp_max(most);
+    if (lane == 0) scratch[warp] = most;
+    __syncthreads();
+    most = warp_max(lane < 16 ? scratch[lane] : -INFINITY);
+    __syncthreads();
+    float shift = most * attn::LOG2E;
+#pragma unroll 2
+    for (int i = threadIdx.x; i < Vp / 8; i += 512) {
+        float f[8];
+        logits8(f, again[i], i, V);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += attn::exp2_fast(fmaf(f[j], attn::LOG2E, -shift));
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) scratch[warp] = sum;
+    __syncthreads();
+    sum = warp_sum(lane < 16 ? scratch[lane] : 0.f);
+    if (threadIdx.x == 0) losses[t] = logf(sum) + most - target, hits[t] = target == most;
+    if (grad_scale == 0) return;
+    shift -= attn::log2_fast(grad_scale / sum);   // the factor goes into the exponent
+#pragma unroll 2
+    for (int i = threadIdx.x; i < Vp / 8; i += 512) {
+        float f[8];
+        logits8(f, again[i], i, V);
+#pragma unroll
+        for (int j = 0; j < 8; j++) f[j] = attn::exp2_fast(fmaf(f[j], attn::LOG2E, -shift));
+        if (i == label / 8) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) f[j] -= j == (label & 7) ? grad_scale : 0.f;
+        }
+        pieces[i] = pack8(f);
+    }
+}
+static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int64_t R, int64_t V, int64_t Vp, Error* e) {
+    int bytes = (int)min_i64(Vp * 2, 1 << 30), cached = bytes <= 200 * 1024;
+    if (!cached) bytes = 0;
+    CUDA_TRY(e, cudaFuncSetAttribute(crossentropy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    crossentropy_kernel<<<(unsigned)R, 512, bytes, d->stream>>>(losses, hits, logits, labels, grad_scale, (int)V, (int)Vp, cached);
+    return 0;
+}
+// stats[LOSS] += sum of n losses, in one block and one order
+__global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
+    __shared__ double sums[1024];
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < n; i += 1024) sum += losses[i];
+    sums[threadIdx.x] = sum;
+    for (int half = 512; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) stats[STAT_LOSS] += sums[0];
+}
+
+// --- attention: the kernels of section 7a on the packed QKV ---
+
+static AttnView view_of(void* p, int64_t token, int64_t T) {
+    AttnView v = {p, token, 64, token * T};
+    return v;
+}
+// atty (R, C), lse (B, NH, T) = attention of qkv (R, 3C)
+static int attention_forward(Gpu* d, const Mesh* mesh, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, Error* e) {
+    const Shape* s = &mesh->shape;
+    AttnForward a;
+    memset(&a, 0, sizeof a);
+    a.s = attention_shape(mesh, doc_start);
+    a.q = view_of(qkv, 3 * s->C, s->T), a.k = view_of(qkv + s->C, 3 * s->C, s->T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T);
+    a.o = view_of(atty, s->C, s->T);
+    a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
+    a.work = d->attention_work;
+    CUDA_TRY(e, attn::attention_forward(a, d->stream));
+    return 0;
+}
+// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch
+static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, Error* e) {
+    const Shape* s = &mesh->shape;
+    AttnBackward a;
+    memset(&a, 0, sizeof a);
+    a.s = attention_shape(mesh, doc_start);
+    a.q = view_of(qkv, 3 * s->C, s->T), a.k = view_of(qkv + s->C, 3 * s->C, s->T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T);
+    a.dout = view_of(datty, s->C, s->T);
+    a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
+    a.delta = a.lse, a.delta.p = d->delta;
+    a.dq = view_of(dq, s->C, s->T), a.dk = view_of(dqkv + s->C, 3 * s->C, s->T), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, s->T);
+    a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
+    CUDA_TRY(e, cudaMemsetAsync(dq, 0, (size_t)(d->R * s->C) * 4, d->stream));
+    CUDA_TRY(e, attn::attention_delta(a.dout, view_of(atty, s->C, s->T), a.delta, (int)d->B, (int)s->NH, (int)s->T, d->stream));
+    CUDA_TRY(e, attn::attention_backward(a, d->stream));
+    qkv_finish(d, dbias, dqkv, dq, a.s.scale, d->R, s->C);
+    return 0;
+}
+
+// ===== 8. model =================================================================================
+
+// A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation.
+static float* gpu_weight(const Rank* r, int u, int id) { return ((Gpu*)r->device)->weights + r->layout->units[u].offset + r->layout->within[id]; }
+static bf16* gpu_half(const Rank* r, int u, int id) { return ((Gpu*)r->device)->half + half_offset(r->layout, &r->mesh->shape, u) + r->layout->within[id]; }
+static float* gpu_gradient(const Rank* r, int u, int id) { return ((Gpu*)r->device)->gradients + r->layout->units[u].offset + r->layout->within[id]; }
+static void* gpu_act(const Rank* r, int id, int64_t l) {
+    GpuActivation a = gpu_activation(&r->mesh->shape, id);
+    return (char*)((Gpu*)r->device)->act[id] + (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
+}
+
+// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, and the
+// output only if `output`.
+static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    int64_t R = d->R, C = s->C;
+    int u = (int)l + 1, none = r->mesh->training && r->mesh->recompute == GPT2_SP_NONE;
+    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
+    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *gelu = none ? (bf16*)gpu_act(r, G_gelu, l) : d->wide;
+    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
+    bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
+    if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
+#define NEEDED(id) (!again || !gpu_kept(r->mesh, id))
+    if (NEEDED(G_fch)) r->layer_forwards++;
+    if (NEEDED(G_ln1)) rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C), mark(d, "norm forward");
+    if (NEEDED(G_qkv)) {
+        if (matmul_forward(d, qkv, ln1, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
+        mark(d, "qkv forward");
+    }
+    if (NEEDED(G_atty)) {
+        r->attention_forwards++;
+        if (!d->tune && attention_forward(d, r->mesh, atty, lse, qkv, doc_start, e) != 0) return -1;
+        mark(d, "attention forward");
+    }
+    if (NEEDED(G_x2)) {
+        if (matmul_forward(d, x2, atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), x, R, C, C, e) != 0) return -1;
+        mark(d, "attproj forward");
+    }
+    if (NEEDED(G_ln2)) rmsnorm_forward(d, ln2, rstd2, x2, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C), mark(d, "norm forward");
+    int keep = again || none || (r->mesh->training && gpu_kept(r->mesh, G_fch));   // somebody reads the MLP's values before the GELU
+    if (NEEDED(G_fch)) {
+        if (matmul_gelu_forward(d, gelu, keep ? fch : NULL, ln2, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), R, C, 4 * C, e) != 0) return -1;
+        mark(d, "fc forward");
+    } else if (!none) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
+    if (!output) return 0;
+    if (matmul_forward(d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0) return -1;
+    mark(d, "fcproj forward");
+    return 0;
+#undef NEEDED
+}
+
+// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a projection comes from the norm
+// that was differentiated before it, and the last one here is that of the layer below.
+static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    int64_t R = d->R, C = s->C;
+    int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE;
+    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
+    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx, *wide = d->wide;
+    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
+    bf16 *narrow = fch, *datty = fch + R * C;   // (R, C) each, once fch is done with
+    float* dq = (float*)(fch + 2 * R * C);
+
+    if (matmul_backward_weight(d, gpu_gradient(r, u, P_fcprojw), dx, none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0) return -1;
+    mark(d, "fcproj dweight");
+    if (matmul_backward_input(d, wide, dx, gpu_half(r, u, P_fcprojw), fch, R, 4 * C, C, e) != 0) return -1;
+    mark(d, "fcproj dinput");
+    columns_backward(d, gpu_gradient(r, u, P_fcb), wide, R, 4 * C);
+    mark(d, "fc dbias");
+    if (matmul_backward_weight(d, gpu_gradient(r, u, P_fcw), wide, ln2, R, C, 4 * C, e) != 0) return -1;
+    mark(d, "fc dweight");
+    if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_fcw), NULL, R, C, 4 * C, e) != 0) return -1;
+    mark(d, "fc dinput");
+    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln2w), gpu_gradient(r, u, P_ln2b), gpu_gradient(r, u, P_attprojb), narrow, x2, rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
+    mark(d, "norm backward");
+
+    if (matmul_backward_weight(d, gpu_gradient(r, u, P_attprojw), dx, atty, R, C, C, e) != 0) return -1;
+    mark(d, "attproj dweight");
+    if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
+    mark(d, "attproj dinput");
+    if (!d->tune && attention_backward(d, r->mesh, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, e) != 0) return -1;
+    mark(d, "attention backward");
+    if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
+    mark(d, "qkv dweight");
+    if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
+    mark(d, "qkv dinput");
+    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b), l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, narrow, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
+    mark(d, "norm backward");
+    return 0;
+}
+
+// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes the gradient of the last
+// layer's output. The gradient of the final norm's output overwrites that output, chunk by chunk.
+static int gpu_head(Rank* r) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    int64_t C = s->C;
+    int u = (int)s->L + 1;
+    float scale = r->learn ? (float)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
+    rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
+    mark(d, "norm forward");
+    for (int64_t t = 0; t < d->R; t += r->mesh->logits_chunk) {
+        int64_t rows = min_i64(r->mesh->logits_chunk, d->R - t);
+        if (matmul_forward(d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0) return -1;
+        mark(d, "head forward");
+        if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V, s->Vp, e) != 0) return -1;
+        mark(d, "cross-entropy");
+        if (!r->learn) continue;
+        if (matmul_backward_weight(d, gpu_gradient(r, 0, P_wte), d->logits, d->lnf + t * C, rows, C, s->Vp, e) != 0) return -1;
+        mark(d, "head dweight");
+        if (matmul_backward_input(d, d->lnf + t * C, d->logits, gpu_half(r, 0, P_wte), NULL, rows, C, s->Vp, e) != 0) return -1;
+        mark(d, "head dinput");
+    }
+    if (!r->learn) return 0;
+    loss_sum_kernel<<<1, 1024, 0, d->stream>>>(d->stats, d->token_loss, d->R);
+    rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb), gpu_gradient(r, u - 1, P_fcprojb), d->lnf, d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R, C);
+    mark(d, "norm backward");
+    return 0;
+}
+
+// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the gradients; nothing waits for the
+// device. Without learning the losses and hits of the tokens come to the host.
+static int gpu_piece(Rank* r, int64_t at) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    int64_t L = s->L, C = s->C, R = d->R, k = segment_layers(s, r->mesh->recompute);
+    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE;
+    size_t row = (size_t)R * sizeof(int32_t);
+    CUDA_TRY(e, cudaMemcpyAsync(d->tokens, r->batch->tokens + at, row, cudaMemcpyHostToDevice, d->stream));
+    CUDA_TRY(e, cudaMemcpyAsync(d->labels, r->batch->labels + at, row, cudaMemcpyHostToDevice, d->stream));
+    const int32_t* doc_start = r->mesh->doc_mask ? d->doc_start : NULL;
+    if (doc_start) CUDA_TRY(e, cudaMemcpyAsync(d->doc_start, r->batch->doc_start + at, row, cudaMemcpyHostToDevice, d->stream));
+    mark(d, "copies");
+
+    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, 0, s->T, R, s->T, C);
+    mark(d, "embedding forward");
+    for (int64_t l = 0; l < L; l++) {
+        if (mode == GPT2_SP_SQRT && l % k == 0) CUDA_TRY(e, cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
+        if (gpu_layer_forward(r, l, 0, 1, doc_start) != 0) return -1;
+    }
+    if (gpu_head(r) != 0) return -1;
+    if (!r->learn) {
+        CUDA_TRY(e, cudaMemcpyAsync(r->token_loss + at % r->R, d->token_loss, (size_t)R * 4, cudaMemcpyDeviceToHost, d->stream));
+        CUDA_TRY(e, cudaMemcpyAsync(r->token_hit + at % r->R, d->token_hit, (size_t)R, cudaMemcpyDeviceToHost, d->stream));
+        CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+        return 0;
+    }
+    for (int64_t l = L - 1; l >= 0; l--) {
+        int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+            CUDA_TRY(e, cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
+            for (int64_t j = first; j <= l; j++)
+                if (gpu_layer_forward(r, j, 1, j < l, doc_start) != 0) return -1;
+        } else if (mode == GPT2_SP_SQRT) gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
+        else if (mode != GPT2_SP_SQRT && gpu_layer_forward(r, l, 1, 0, doc_start) != 0) return -1;
+        if (gpu_layer_backward(r, l, doc_start) != 0) return -1;
+    }
+    if (embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, s->V, d->B, s->T, C, e) != 0) return -1;
+    mark(d, "embedding backward");
+    CUDA_TRY(e, cudaGetLastError());
+    return 0;
+}
+
+// One pass over B sequences, d->B at a time.
+static int gpu_pass(Rank* r, int64_t pass) {
+    for (int64_t at = pass * r->R; at < (pass + 1) * r->R; at += ((Gpu*)r->device)->R)
+        if (gpu_piece(r, at) != 0) return -1;
+    return 0;
+}
+
+// ===== 9. optimizer =============================================================================
+
+// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has 32 columns.
+template <typename Out>
+__global__ void center_columns_kernel(Out* out, const float* inp, int rows, int columns, int64_t out_stride, int64_t inp_stride) {
+    __shared__ float sums[8][33];
+    int column = blockIdx.x * 32 + threadIdx.x;
+    inp += blockIdx.y * inp_stride, out += blockIdx.y * out_stride;
+    float sum = 0;
+    for (int i = threadIdx.y; column < columns && i < rows; i += 8) sum += inp[(int64_t)i * columns + column];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    float mean = 0;
+    for (int i = 0; i < 8; i++) mean += sums[i][threadIdx.x];
+    mean /= (float)rows;
+    for (int i = threadIdx.y; column < columns && i < rows; i += 8) out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
+}
+// The projections of all layers, centred over their outputs: to their bf16 copies, or their gradients in place.
+static void projections_center(Rank* r, int gradients) {
+    static const int ids[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
+    Gpu* d = (Gpu*)r->device;
+    int64_t stride = r->layout->units[1].slice;
+    for (int i = 0; i < 4; i++) {
+        Parameter p = parameter(&r->mesh->shape, ids[i]);
+        int columns = (int)max_i64(1, p.columns);
+        dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)r->mesh->shape.L);
+        if (gradients) center_columns_kernel<float><<<grid, dim3(32, 8), 0, d->stream>>>(gpu_gradient(r, 1, ids[i]), gpu_gradient(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
+        else center_columns_kernel<bf16><<<grid, dim3(32, 8), 0, d->stream>>>(gpu_half(r, 1, ids[i]), gpu_weight(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
+    }
+}
+
+// Sum of squares of n gradients (n a multiple of 4), in two stages and one order.
+__global__ void squares_kernel(double* out, const float* g, int64_t n) {
+    __shared__ double sums[256];
+    float sum = 0;
+    for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 4; i < n; i += (int64_t)SQUARE_BLOCKS * 1024) {
+        float4 x = *(const float4*)(g + i);
+        sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+    }
+    sums[threadIdx.x] = sum;
+    for (int half = 128; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) out[blockIdx.x] = sums[0];
+}
+__global__ void squares_finish_kernel(double* stats, const double* parts, double clip) {
+    __shared__ double sums[SQUARE_BLOCKS];
+    sums[threadIdx.x] = parts[threadIdx.x];
+    for (int half = SQUARE_BLOCKS / 2; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x > 0) return;
+    double norm = sqrt(sums[0]);
+    stats[STAT_SQUARE] = sums[0];
+    stats[STAT_SCALE] = !isfinite(stats[STAT_LOSS]) || !isfinite(norm) ? -1 : clip > 0 && norm > clip ? clip / norm : 1;
+}
+// stats[SQUARE] and [SCALE] of the whole gradient, the projections' centred first if --center.
+static void gradients_finish(Rank* r, double clip) {
+    Gpu* d = (Gpu*)r->device;
+    if (r->mesh->center) projections_center(r, 1);
+    squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients, r->layout->elements);
+    squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares, clip);
+    mark(d, "gradient norm");
+}
+
+// What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
+typedef struct { int count; int64_t begin[PARAMETER_COUNT + 1]; unsigned char decay[PARAMETER_COUNT], copied[PARAMETER_COUNT]; } UnitTable;
+static UnitTable unit_table(const Rank* r, int kind) {
+    UnitTable t;
+    memset(&t, 0, sizeof t);
+    for (int id = 0; id < PARAMETER_COUNT; id++) {
+        Parameter p = parameter(&r->mesh->shape, id);
+        if (p.unit != kind) continue;
+        int centred = r->mesh->center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
+        t.begin[t.count] = r->layout->within[id], t.decay[t.count] = (unsigned char)p.decay;
+        t.copied[t.count] = (unsigned char)(id == P_wte || (kind == UNIT_LAYER && !centred));
+        t.begin[++t.count] = r->layout->within[id] + parameter_elements(&p);
+    }
+    return t;
+}
+
+typedef struct { float lr, beta1, beta2, eps, weight_decay, correct1, correct2; int update; } GpuAdamW;
+
+// AdamW (Loshchilov & Hutter 2019) on the units of one kind, 4 numbers a thread, and their bf16 copies; 30 bytes a parameter. Whether to
+// update and how far to clip is read from stats. update = 0: only the copies.
+__global__ void adamw_kernel(float* w, bf16* half, float* m, float* v, const float* g, const double* stats, UnitTable table, int64_t stride, GpuAdamW a) {
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, at = blockIdx.y * stride + i;
+    if (i >= table.begin[table.count]) return;
+    int id = 0;
+    while (i >= table.begin[id + 1]) id++;
+    float4 x = *(float4*)(w + at);
+    float* xs = &x.x;
+    if (a.update) {
+        float scale = (float)stats[STAT_SCALE];
+        if (scale < 0) return;
+        float4 grad = *(const float4*)(g + at), first = *(float4*)(m + at), second = *(float4*)(v + at);
+        float *gs = &grad.x, *ms = &first.x, *vs = &second.x;
+        float shrink = table.decay[id] ? a.lr * a.weight_decay : 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            float q = gs[j] * scale;
+            ms[j] = a.beta1 * ms[j] + (1 - a.beta1) * q;
+            vs[j] = a.beta2 * vs[j] + (1 - a.beta2) * q * q;
+            xs[j] -= a.lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
+        }
+        *(float4*)(w + at) = x, *(float4*)(m + at) = first, *(float4*)(v + at) = second;
+    }
+    if (table.copied[id]) *(uint2*)(half + at) = make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
+}
+// One update of everything, a == NULL: only the bf16 copies.
+static void gpu_weights_update(Rank* r, const AdamW* adamw) {
+    Gpu* d = (Gpu*)r->device;
+    GpuAdamW a;
+    memset(&a, 0, sizeof a);
+    if (adamw) {
+        a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps, a.weight_decay = (float)adamw->weight_decay;
+        a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))), a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
+        a.update = 1;
+    }
+    for (int kind = UNIT_EMBED; kind <= UNIT_FINAL; kind++) {
+        int u = kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : r->layout->count - 1;
+        const Unit* unit = &r->layout->units[u];
+        UnitTable table = unit_table(r, kind);
+        dim3 grid((unsigned)ceil_div(unit->elements / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
+        float* none = NULL;
+        int64_t o = unit->offset;
+        adamw_kernel<<<grid, 256, 0, d->stream>>>(d->weights + o, d->half + half_offset(r->layout, &r->mesh->shape, u), adamw ? d->m + o : none, adamw ? d->v + o : none, adamw ? d->gradients + o : none, d->stats, table, unit->slice, a);
+    }
+    if (r->mesh->center) projections_center(r, 0);
+    mark(d, "adamw");
+}
+
+// ===== 10. checkpoints ==========================================================================
+//
+// The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as that takes.
+
+static int host_begin(Rank* r, int kinds, int fetch) {
+    Gpu* d = (Gpu*)r->device;
+    real** host[3] = {&r->weights, &r->m, &r->v};
+    const float* device[3] = {d->weights, d->m, d->v};
+    size_t bytes = (size_t)r->layout->elements * sizeof(float);
+    for (int i = 0; i < kinds; i++) {
+        *host[i] = (real*)calloc((size_t)r->layout->elements, sizeof(real));
+        if (!*host[i]) return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
+        if (fetch) CUDA_TRY(&r->error, cudaMemcpyAsync(*host[i], device[i], bytes, cudaMemcpyDeviceToHost, d->stream));
+    }
+    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
+    return 0;
+}
+static int host_end(Rank* r, int kinds, int store) {
+    Gpu* d = (Gpu*)r->device;
+    real** host[3] = {&r->weights, &r->m, &r->v};
+    float* device[3] = {d->weights, d->m, d->v};
+    cudaError_t status = cudaSuccess;
+    for (int i = 0; i < 3; i++) {
+        if (store && i < kinds && *host[i] && status == cudaSuccess) status = cudaMemcpyAsync(device[i], *host[i], (size_t)r->layout->elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
+        if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
+        free(*host[i]);
+        *host[i] = NULL;
+    }
+    if (status == cudaSuccess && store) {
+        gpu_weights_update(r, NULL);
+        status = cudaStreamSynchronize(d->stream);
+    }
+    return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
+}
+static int gpu_init(Rank* r, gpt2_sp* g) {
+    Gpu* d = (Gpu*)r->device;
+    const gpt2_sp_options* o = &g->options;
+    d->deterministic = (int)o->deterministic, d->profile = (int)o->profile;
+    if (host_begin(r, 1, 0) != 0) return -1;
+    weights_init(r, (uint64_t)o->seed);
+    return host_end(r, 1, 1);
+}
+static int gpu_load(Rank* r, gpt2_sp* g) {
+    Gpu* d = (Gpu*)r->device;
+    int kinds = g->load_moments ? 3 : 1;
+    d->deterministic = (int)g->options.deterministic, d->profile = (int)g->options.profile;
+    int status = host_begin(r, kinds, 0) == 0 ? rank_load(r, g) : -1;
+    return host_end(r, kinds, status == 0) == 0 ? status : -1;
+}
+static int gpu_save(Rank* r, gpt2_sp* g) {
+    int status = host_begin(r, 3, 1) == 0 ? rank_save(r, g) : -1;
+    return host_end(r, 3, 0) == 0 ? status : -1;
+}
+
+// ===== 11. evaluation and sampling ==============================================================
+
+// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a time, then one by one.
+typedef struct {
+    Rank* r;
+    int64_t capacity;
+    bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
+    float *rstd, *lse;
+    int32_t* tokens;
+    bf16* host_logits;
+    void* memory;
+} GpuDecoder;
+
+static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
+    const Shape* s = &r->mesh->shape;
+    int64_t n = DECODE_ROWS, C = s->C;
+    memset(c, 0, sizeof *c);
+    c->r = r, c->capacity = round_up(capacity, n) + n;
+    for (int walk = 0; walk < 2; walk++) {
+        Arena a;
+        memset(&a, 0, sizeof a);
+        a.base = (char*)c->memory;
+        c->cache = (bf16*)gpu_take(&a, 0, s->L * c->capacity * 3 * C, 2);
+        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2), c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
+        c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
+        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4), c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess) return fail(&r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
+    }
+    c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
+    return c->host_logits ? 0 : fail(&r->error, "out of memory");
+}
+
+// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits after the last in `logits`.
+static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    Rank* r = c->r;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C, R = n == 1 ? 1 : (int64_t)DECODE_ROWS;
+    int last = (int)s->L + 1;
+    CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
+    CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
+    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, p, s->T, R, R, C);
+    for (int u = 1; u <= (int)s->L; u++) {
+        bf16 *layer = c->cache + (u - 1) * c->capacity * 3 * C, *row = layer + p * 3 * C;
+        rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C);
+        if (matmul_forward(d, row, c->ln, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
+        AttnForward a;
+        memset(&a, 0, sizeof a);
+        a.s = attention_shape(r->mesh, NULL);
+        a.s.B = 1, a.s.Tq = (int)R, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
+        a.q = view_of(row, 3 * C, R), a.k = view_of(layer + C, 3 * C, p + R), a.v = view_of(layer + 2 * C, 3 * C, p + R), a.o = view_of(c->atty, C, R);
+        a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work;
+        CUDA_TRY(e, attn::attention_forward(a, d->stream));
+        if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0) return -1;
+        rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C);
+        if (matmul_forward(d, c->wide, c->ln, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), NULL, R, C, 4 * C, e) != 0) return -1;
+        gelu_forward(d, c->wide, c->wide, R * 4 * C);
+        if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R, 4 * C, C, e) != 0) return -1;
+    }
+    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, gpu_weight(r, last, P_lnfw), gpu_weight(r, last, P_lnfb), 1, C);
+    if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0) return -1;
+    CUDA_TRY(e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+    CUDA_TRY(e, cudaGetLastError());
+    for (int64_t v = 0; v < s->V; v++) logits[v] = __bfloat162float(c->host_logits[v]);
+    return 0;
+}
+
+static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
+    const Shape* s = &g->mesh.shape;
+    Rank* r = &g->ranks[0];
+    GpuDecoder c;
+    Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
+    real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
+    int64_t made = 0;
+    int status = gpu_decoder_init(&c, r, prompt_count + count);
+    if (!candidates || !logits) status = fail(&r->error, "out of memory");
+    for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS) status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
+    for (; status == 0 && made < count; made++) {
+        out[made] = sample_token(logits, s->V, temperature, top_k, top_p, random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
+        if (out[made] == g->eot) break;
+        if (made + 1 < count) status = gpu_decoder_read(&c, &out[made], 1, prompt_count + made, logits);
+    }
+    cudaFree(c.memory);
+    free(c.host_logits);
+    free(candidates);
+    free(logits);
+    if (status != 0) g->error = r->error;
+    return status == 0 ? made : -1;
+}
+
+// ===== 12. training loop ========================================================================
+
+// Prints and clears the times of --profile.
+static void profile_print(Gpu* d) {
+    double ms[MAX_GROUPS] = {0}, total = 0;
+    int count[MAX_GROUPS] = {0};
+    for (int i = 1; i < d->mark_count; i++) {
+        float elapsed = 0;
+        cudaEventElapsedTime(&elapsed, d->marks[i - 1], d->marks[i]);
+        ms[d->mark_group[i]] += elapsed, count[d->mark_group[i]]++, total += elapsed;
+    }
+    for (int g = 0; g < d->group_count; g++) printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", d->groups[g], ms[g], 100 * ms[g] / total, count[g]);
+    printf("  %-26s %9.3f ms\n", "total", total);
+    d->mark_count = 0;
+}
+
+static int gpu_gradients_compute(Rank* r, double clip) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)r->layout->elements * 4, d->stream));
+    CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
+    for (int64_t pass = 0; pass < r->mesh->passes; pass++)
+        if (gpu_pass(r, pass) != 0) return -1;
+    gradients_finish(r, clip);
+    return 0;
+}
+
+// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the norm.
+// Before the first step its first pass is rehearsed without attention: there the plans of the matrix products are chosen by timing; what
+// it computes is thrown away.
+static int gpu_step(Rank* r, gpt2_sp* g) {
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    r->learn = 1;
+    if (!d->rehearsed) {
+        d->tune = !d->deterministic, d->rehearsed = 1;
+        if (gpu_piece(r, 0) != 0) return -1;
+        CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+        d->tune = 0;
+        if (d->profile) {
+            d->marks = (cudaEvent_t*)calloc(MAX_MARKS, sizeof *d->marks);
+            for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventCreate(&d->marks[i]);
+            if (!d->marks) return fail(e, "out of memory");
+        }
+    }
+    mark(d, "start");
+    if (gpu_gradients_compute(r, g->options.grad_clip) != 0) return -1;
+    gpu_weights_update(r, &g->adamw);
+    CUDA_TRY(e, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+    CUDA_TRY(e, cudaGetLastError());
+    g->sums[0] = d->host_stats[STAT_LOSS] / (double)max_i64(1, r->valid_tokens), g->sums[1] = d->host_stats[STAT_SQUARE];
+    g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
+    if (d->profile) profile_print(d);
+    return 0;
+}
+
+// --- --verify: the same batch through the CPU reference ---
+
+typedef struct { double worst; int rows; } Verification;
+
+// Prints |gpu - cpu| / |cpu| of a tensor; NaN anywhere is the worst.
+static void verify_row(Verification* v, const char* name, int64_t l, const real* cpu, const float* gpu, int64_t n) {
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) difference += ((double)gpu[i] - (double)cpu[i]) * ((double)gpu[i] - (double)cpu[i]), norm += (double)cpu[i] * (double)cpu[i];
+    double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+    if (!(error <= v->worst)) v->worst = error;   // NaN too
+    v->rows++;
+    printf("  %-12s %3lld  error %.3e   norm %.4e\n", name, (long long)l, error, sqrt(norm));
+}
+
+static int verify_activations(Verification* v, Rank* r, Rank* c) {
+    static const int ids[] = {G_x, G_ln1, G_atty, G_lse, G_x2, G_ln2, G_fch, G_gelu}, cpu_ids[] = {A_x, A_ln1, A_atty, A_lse, A_x2, A_ln2, A_fch, A_gelu};
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    float* values = (float*)malloc((size_t)(r->R * 4 * s->C) * 4);
+    bf16* halves = (bf16*)malloc((size_t)(r->R * 4 * s->C) * 2);
+    int status = values && halves ? 0 : fail(&r->error, "out of memory");
+    for (int i = 0; status == 0 && i < 8 && d->R == r->R; i++) {
+        GpuActivation a = gpu_activation(s, ids[i]);
+        int64_t n = r->R * a.columns;
+        for (int64_t l = 0; l < s->L && gpu_kept(r->mesh, ids[i]); l++) {
+            if (cudaMemcpy(a.size == 2 ? (void*)halves : (void*)values, gpu_act(r, ids[i], l), (size_t)n * a.size, cudaMemcpyDeviceToHost) != cudaSuccess) status = fail(&r->error, "cannot copy %s", a.name);
+            for (int64_t j = 0; a.size == 2 && j < n; j++) values[j] = __bfloat162float(halves[j]);
+            verify_row(v, a.name, l, act(c, cpu_ids[i], l), values, n);
+        }
+    }
+    bf16* tails[2] = {d->x_final, d->lnf};
+    const real* cpu_tails[2] = {c->x_final, c->lnf};
+    for (int i = 0; status == 0 && i < 2 && d->R == r->R; i++) {
+        if (cudaMemcpy(halves, tails[i], (size_t)(r->R * s->C) * 2, cudaMemcpyDeviceToHost) != cudaSuccess) status = fail(&r->error, "cannot copy");
+        for (int64_t j = 0; j < r->R * s->C; j++) values[j] = __bfloat162float(halves[j]);
+        verify_row(v, i ? "lnf" : "x_final", s->L, cpu_tails[i], values, r->R * s->C);
+    }
+    verify_row(v, "token_loss", 0, c->token_loss, r->token_loss, r->R);
+    free(values);
+    free(halves);
+    return status;
+}
+
+static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
+    Rank *r = &g->ranks[0], *c = &cpu->ranks[0];
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &g->error;
+    CUDA_TRY(e, cudaMemcpy(c->weights, d->weights, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost));
+    Batch* batch = loader_take(&g->loader, e);
+    if (!batch) return -1;
+    r->batch = c->batch = &batch->ranks[0], r->valid_tokens = c->valid_tokens = batch->valid;
+    printf("forward pass of the step's first batch: |GPU - CPU| / |CPU|\n");
+    r->learn = c->learn = 0;
+    if (gpu_pass(r, 0) != 0 || model_forward_backward(c, 0) != 0 || verify_activations(v, r, c) != 0) return *e = r->error, -1;
+    printf("gradients of the step\n");
+    r->learn = c->learn = 1, c->loss_sum = 0;
+    memset(c->gradients, 0, (size_t)c->layout->elements * sizeof(real));
+    d->tune = !d->deterministic, d->rehearsed = 1;
+    if (gpu_pass(r, 0) != 0) return *e = r->error, -1;
+    d->tune = 0;
+    if (gpu_gradients_compute(r, 0) != 0) return *e = r->error, -1;
+    for (int64_t pass = 0; pass < c->mesh->passes; pass++)
+        if (model_forward_backward(c, pass) != 0) return *e = c->error, -1;
+    float* values = (float*)malloc((size_t)r->layout->elements * 4);
+    if (!values) return fail(e, "out of memory");
+    double stats[STAT_COUNT], square = 0;
+    if (cudaMemcpyAsync(values, d->gradients, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost, d->stream) != cudaSuccess || cudaStreamSynchronize(d->stream) != cudaSuccess ||
+        cudaMemcpy(stats, d->stats, sizeof stats, cudaMemcpyDeviceToHost) != cudaSuccess) {
+        free(values);
+        return fail(e, "the GPU failed: %s", cudaGetErrorString(cudaGetLastError()));
+    }
+    for (int u = 0; u < r->layout->count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&r->mesh->shape, id);
+            if (p.unit == r->layout->units[u].kind) verify_row(v, p.hf, u - 1, gradient(c, u, id), values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
+        }
+    for (int64_t i = 0; i < c->layout->elements; i++) square += (double)c->gradients[i] * (double)c->gradients[i];
+    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_LOSS] / (double)batch->valid, c->loss_sum / (double)batch->valid, sqrt(stats[STAT_SQUARE]), sqrt(square));
+    free(values);
+    return 0;
+}
+
+static int gpu_verify(gpt2_sp* g) {
+    gpt2_sp_options o = g->options;
+    Verification v = {0, 0};
+    o.out[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = 0, o.init_from[0] = 0, o.logits_chunk = 1024;
+    gpt2_sp* cpu = trainer_new(&o);
+    if (!cpu) return fail(&g->error, "out of memory");
+    cpu->device = &CPU_DEVICE;
+    int status = trainer_create(cpu);
+    if (status != 0) g->error = cpu->error;
+    else status = gpu_verify_run(g, cpu, &v);
+    gpt2_sp_destroy(cpu);
+    if (status == 0) printf("%d tensors compared, the worst error %.3e\n", v.rows, v.worst);
+    if (status == 0 && !(v.worst <= 0.1)) return fail(&g->error, "--verify: an error of %.3e, expected at most 0.1", v.worst);
+    return status;
+}
+
+// What `plan` projects with: the rate of a product of the model's kind, and of copies between GPUs (an H200's link, where none is measured).
+static void gpu_rates(double* gflops, double* gbs, int threads) {
+    const int64_t n = 4096, m = 16384;
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    bf16* memory = NULL;
+    Error ignored;
+    (void)threads;
+    *gflops = 6e5, *gbs = 370;
+    if (d && cudaMalloc((void**)&memory, (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE) == cudaSuccess && cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
+        float ms = 0, *random = (float*)calloc((size_t)(m * n), 2);
+        for (int64_t i = 0; random && i < m * n / 2; i++) {   // two bf16 of -2 .. 2 at a time
+            uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
+            bits = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
+            memcpy(&random[i], &bits, 4);
+        }
+        if (random) cudaMemcpy(memory, random, (size_t)(m * n) * 2, cudaMemcpyHostToDevice), cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
+        d->workspace = memory + 2 * m * n + n * n;
+        cudaEventCreate(&d->timer[0]), cudaEventCreate(&d->timer[1]);
+        for (int i = 0; i < 5; i++) {
+            if (i == 1) cudaEventRecord(d->timer[0], 0);
+            (void)matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
+        }
+        cudaEventRecord(d->timer[1], 0);
+        if (cudaEventSynchronize(d->timer[1]) == cudaSuccess && cudaEventElapsedTime(&ms, d->timer[0], d->timer[1]) == cudaSuccess && ms > 0) *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
+        free(random);
+        cudaEventDestroy(d->timer[0]), cudaEventDestroy(d->timer[1]);
+        cublasLtDestroy(d->lt);
+    }
+    cudaFree(memory);
+    free(d);
+}
+
+static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save, gpu_step, gpu_pass, gpu_generate, gpu_verify, gpu_rates};
+__attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
+
+// ===== 13. commands and main ====================================================================
+
+#ifndef GPT2_SP_GPU_NO_MAIN
+int main(int argc, char** argv) { return program(argc, argv); }
+#endif
