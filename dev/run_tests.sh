@@ -33,11 +33,22 @@ tests() {
 part_float()  { tests ""; }
 part_double() { tests "REAL=double"; }
 
+# AddressSanitizer (leaks too) and UndefinedBehaviorSanitizer, over the tests and over the command line.
+sanitized="CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined'"
 part_asan() {
     if usable cc -fsanitize=address,undefined; then
-        tests "CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined'"
+        tests "$sanitized"
     else
         skip "AddressSanitizer and UndefinedBehaviorSanitizer" "the compiler has none that run here"
+        finish
+    fi
+}
+part_asan_cli() {
+    if usable cc -fsanitize=address,undefined; then
+        eval "folder=\$($make -s path $sanitized)"
+        eval "$make -s $sanitized $folder/train_gpt2_sp" && sh dev/test_cli.sh "$folder/train_gpt2_sp" $work/json_keys
+    else
+        skip "the command line with AddressSanitizer" "the compiler has none that runs here"
         finish
     fi
 }
@@ -128,7 +139,7 @@ part_fuzz() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gcc clang float double faults cli embed fuzz}
+parts=${*:-asan tsan gcc clang faults asan_cli double float cli embed fuzz}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
@@ -163,6 +174,6 @@ for part in $parts; do
     set -- $(echo "${line:-0 passed, 0 failed}" | tr -c '0-9\n' ' ')
     passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + ${3:-0}))
     [ "$line" ] && [ $(($2 > 0)) = $((status != 0)) ] || { failed=$((failed + 1)) line="FAILED: ended with status $status and without its closing line"; }
-    printf '  %-8s %s\n' "$part" "$line"
+    printf '  %-9s %s\n' "$part" "$line"
 done
 finish
