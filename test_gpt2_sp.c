@@ -27,8 +27,10 @@ static void memory_mark(void) { __atomic_store_n(&memory_peak, memory_now(), __A
 
 static void* counted(void* p) {
     if (!p) return p;
-    size_t live = __atomic_add_fetch(&memory_live, malloc_usable_size(p), __ATOMIC_RELAXED), peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED);
-    while (live > peak && !__atomic_compare_exchange_n(&memory_peak, &peak, live, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;
+    size_t live = __atomic_add_fetch(&memory_live, malloc_usable_size(p), __ATOMIC_RELAXED),
+           peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED);
+    while (live > peak && !__atomic_compare_exchange_n(&memory_peak, &peak, live, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        continue;
     return p;
 }
 static void counted_free(void* p) {
@@ -170,7 +172,10 @@ static void collect(const gpt2_sp* g, int kind, real* out) {
         const Unit* unit = &g->layout.units[u];
         for (int w = 0; w < g->mesh.world; w++) {
             const Rank* r = &g->ranks[w];
-            const real* from = kind == STATE_WEIGHTS ? r->weights : kind == COLLECT_GRADIENTS ? r->gradients : kind == STATE_M ? r->m : r->v;
+            const real* from = kind == STATE_WEIGHTS ? r->weights
+                : kind == COLLECT_GRADIENTS          ? r->gradients
+                : kind == STATE_M                    ? r->m
+                                                     : r->v;
             from += sharded ? unit->shard_offset : unit->offset + w * unit->slice;
             memcpy(out + unit->offset + w * unit->slice, from, (size_t)unit->slice * sizeof(real));
         }
@@ -197,17 +202,30 @@ static void schedules_proved(void) {
                 for (int i = 0; i + 1 < tables; i++) hashes += seen[i] == seen[tables - 1];
                 schedule_free(&s);
             }
-        check(wrong == 0 && hashes == 0, "schedules: proof", "%s, P 1..64, both directions: %d tables, %d violations, %d equal hashes %s", schedule_name(kind), tables, wrong, hashes, first.text);
+        check(wrong == 0 && hashes == 0, "schedules: proof",
+            "%s, P 1..64, both directions: %d tables, %d violations, %d equal hashes %s", schedule_name(kind), tables, wrong,
+            hashes, first.text);
     }
 }
 
 // Figures that papers and the lecture give, as literals.
 static void schedules_known(void) {
-    static const struct { int kind, P, backward, steps; double makespan, elements; } known[] = {
-        {GPT2_SP_DIST, 8, 0, 5, 4, 7},          {GPT2_SP_DIST, 8, 1, 5, 4, 3 * 3 + 3 * 4 / 16.0 + 1.75}, {GPT2_SP_DIST, 1, 0, 1, 0.5, 0},
-        {GPT2_SP_DIST, 7, 0, 4, 3.5, 6},        {GPT2_SP_DIST_PAPER, 8, 0, 5, 4.5, 7},                   {GPT2_SP_RING, 8, 0, 8, 7.5, 14},
-        {GPT2_SP_ZIGZAG, 8, 0, 8, 4, 14},       {GPT2_SP_ALLGATHER, 8, 1, 2, 4, 28},                     {GPT2_SP_ULYSSES, 8, 0, 1, 4, 3.5},
-        {GPT2_SP_DIST, 2, 0, 2, 1, 1},          {GPT2_SP_DIST, 3, 0, 2, 1.5, 2},                         {GPT2_SP_RING, 4, 1, 4, 3.5, 10.5},
+    static const struct {
+        int kind, P, backward, steps;
+        double makespan, elements;
+    } known[] = {
+        {GPT2_SP_DIST, 8, 0, 5, 4, 7},
+        {GPT2_SP_DIST, 8, 1, 5, 4, 3 * 3 + 3 * 4 / 16.0 + 1.75},
+        {GPT2_SP_DIST, 1, 0, 1, 0.5, 0},
+        {GPT2_SP_DIST, 7, 0, 4, 3.5, 6},
+        {GPT2_SP_DIST_PAPER, 8, 0, 5, 4.5, 7},
+        {GPT2_SP_RING, 8, 0, 8, 7.5, 14},
+        {GPT2_SP_ZIGZAG, 8, 0, 8, 4, 14},
+        {GPT2_SP_ALLGATHER, 8, 1, 2, 4, 28},
+        {GPT2_SP_ULYSSES, 8, 0, 1, 4, 3.5},
+        {GPT2_SP_DIST, 2, 0, 2, 1, 1},
+        {GPT2_SP_DIST, 3, 0, 2, 1.5, 2},
+        {GPT2_SP_RING, 4, 1, 4, 3.5, 10.5},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         Schedule s;
@@ -215,8 +233,10 @@ static void schedules_known(void) {
         Error e = {{0}};
         memset(&cost, 0, sizeof cost);
         if (schedule_build(&s, known[i].kind, known[i].P, known[i].backward, known[i].P, &e) == 0) schedule_cost(&s, &cost, &e);
-        check(cost.steps == known[i].steps && fabs(cost.makespan - known[i].makespan) < 1e-12 && fabs(cost.elements - known[i].elements) < 1e-12, "schedules: known figures",
-              "%s P=%d %s: %d steps, makespan %g, %g C", schedule_name(known[i].kind), known[i].P, known[i].backward ? "backward" : "forward", cost.steps, cost.makespan, cost.elements);
+        check(cost.steps == known[i].steps && fabs(cost.makespan - known[i].makespan) < 1e-12 &&
+                fabs(cost.elements - known[i].elements) < 1e-12,
+            "schedules: known figures", "%s P=%d %s: %d steps, makespan %g, %g C", schedule_name(known[i].kind), known[i].P,
+            known[i].backward ? "backward" : "forward", cost.steps, cost.makespan, cost.elements);
         schedule_free(&s);
     }
 }
@@ -229,13 +249,18 @@ static void schedules_lightseq(void) {
         schedule_begin(&s, GPT2_SP_DIST, P, 0);
         schedule_build_dist(&s, DIST_LIGHTSEQ);
         int built = schedule_finish(&s, &e), proved = built == 0 && schedule_prove(&s, &e) == 0;
-        if (P % 2 == 1) check(!proved && strstr(e.text, "is never computed"), "schedules: LightSeq's odd P", "P=%d: %s", P, e.text);
+        if (P % 2 == 1)
+            check(!proved && strstr(e.text, "is never computed"), "schedules: LightSeq's odd P", "P=%d: %s", P, e.text);
         schedule_free(&s);
     }
 }
 
 static void schedules_refused(void) {
-    static const struct { int kind, P, heads; const char* part; } refused[] = {{GPT2_SP_DIST_PAPER, 3, 4, "even --sp only (found 3)"}, {GPT2_SP_DIST_PAPER, 7, 4, "even --sp"}, {GPT2_SP_ULYSSES, 3, 4, "(found 4 and 3)"}, {GPT2_SP_ULYSSES, 8, 12, "(found 12 and 8)"}};
+    static const struct {
+        int kind, P, heads;
+        const char* part;
+    } refused[] = {{GPT2_SP_DIST_PAPER, 3, 4, "even --sp only (found 3)"}, {GPT2_SP_DIST_PAPER, 7, 4, "even --sp"},
+        {GPT2_SP_ULYSSES, 3, 4, "(found 4 and 3)"}, {GPT2_SP_ULYSSES, 8, 12, "(found 12 and 8)"}};
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         Schedule s;
         Error e = {{0}};
@@ -262,7 +287,8 @@ static void schedules_drawn(void) {
     char* text = NULL;
     size_t size = 0;
     FILE* out = open_memstream(&text, &size);
-    if (out && schedule_build(&s, GPT2_SP_DIST, 8, 0, 0, &e) == 0 && schedule_cost(&s, &cost, &e) == 0) schedule_draw(&s, &cost, out);
+    if (out && schedule_build(&s, GPT2_SP_DIST, 8, 0, 0, &e) == 0 && schedule_cost(&s, &cost, &e) == 0)
+        schedule_draw(&s, &cost, out);
     if (out) fclose(out);
     check(text && strcmp(text, PICTURE) == 0, "schedules: the lecture's picture", "dist P=8, %zu characters", size);
     if (text && strcmp(text, PICTURE) != 0) printf("%s", text);
@@ -290,7 +316,8 @@ static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int
     ScheduleOp* op = &s->ops[dice(71, 4 * draw, (uint64_t)s->op_count)];
     ScheduleMessage* m = s->message_count ? &s->messages[dice(71, 4 * draw + 1, (uint64_t)s->message_count)] : NULL;
     uint64_t roll = random_bits(20240607, 72, draw);
-    int slot_to = m && s->slot_count[m->to] ? (int)(roll % (uint64_t)s->slot_count[m->to]) : -1, slot_op = s->slot_count[op->rank] ? (int)(roll % (uint64_t)s->slot_count[op->rank]) : -1;
+    int slot_to = m && s->slot_count[m->to] ? (int)(roll % (uint64_t)s->slot_count[m->to]) : -1,
+        slot_op = s->slot_count[op->rank] ? (int)(roll % (uint64_t)s->slot_count[op->rank]) : -1;
     const char* name = NULL;
     int before;
     *always = mutation < 8;
@@ -299,26 +326,65 @@ static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int
     case 0: name = "a message dropped", *m = s->messages[--s->message_count]; break;
     case 1: name = "a block dropped", *op = s->ops[--s->op_count]; break;
     case 2: name = "a block twice", s->ops[s->op_count++] = *op; break;
-    case 3: name = "another key chunk", before = op->k, op->k = (int)(roll % (uint64_t)s->chunks); if (op->k == before) name = NULL; break;
-    case 4: name = "another sender", before = m->from, m->from = (int)(roll % (uint64_t)s->P); if (m->from == before) name = NULL; break;
-    case 5: name = "another receiver", before = m->to, m->to = (int)(roll % (uint64_t)s->P); if (m->to == before) name = NULL; break;
-    case 6: name = "another rank's item", before = m->item.of, m->item.of = (int)(roll % (uint64_t)s->P); if (m->item.of == before) name = NULL; break;
+    case 3:
+        name = "another key chunk", before = op->k, op->k = (int)(roll % (uint64_t)s->chunks);
+        if (op->k == before) name = NULL;
+        break;
+    case 4:
+        name = "another sender", before = m->from, m->from = (int)(roll % (uint64_t)s->P);
+        if (m->from == before) name = NULL;
+        break;
+    case 5:
+        name = "another receiver", before = m->to, m->to = (int)(roll % (uint64_t)s->P);
+        if (m->to == before) name = NULL;
+        break;
+    case 6:
+        name = "another rank's item", before = m->item.of, m->item.of = (int)(roll % (uint64_t)s->P);
+        if (m->item.of == before) name = NULL;
+        break;
     case 7: name = "added on arrival or not", m->merge = !m->merge; break;
     case 8: name = "a message one step later", m->step++; break;
-    case 9: name = "a message one step earlier", m->step--; if (m->step < 0) name = NULL; break;
-    case 10: name = "another slot to receive", before = m->dst, m->dst = slot_to; if (m->dst == before) name = NULL; break;
-    case 11: name = "another slot to send", before = m->src, m->src = s->slot_count[m->from] ? (int)(roll % (uint64_t)s->slot_count[m->from]) : -1; if (m->src == before) name = NULL; break;
-    case 12: name = "another slot to add to", before = m->into, m->into = roll % 3 ? slot_to : -1; if (m->into == before || !m->merge) name = NULL; break;
-    case 13: name = "another slot of an operand", before = op->kv_slot, op->kv_slot = roll % 5 ? slot_op : -1; if (op->kv_slot == before) name = NULL; break;
-    case 14: name = "another slot of a result", before = op->dq_slot, op->dq_slot = roll % 5 ? slot_op : -1; if (op->dq_slot == before) name = NULL; break;
-    case 15: name = "another share of the heads", before = op->h1, op->h1 = (int)(roll % (uint64_t)(s->head_parts + 1)); if (op->h1 == before || op->h1 <= op->h0) name = NULL; break;
+    case 9:
+        name = "a message one step earlier", m->step--;
+        if (m->step < 0) name = NULL;
+        break;
+    case 10:
+        name = "another slot to receive", before = m->dst, m->dst = slot_to;
+        if (m->dst == before) name = NULL;
+        break;
+    case 11:
+        name = "another slot to send", before = m->src,
+        m->src = s->slot_count[m->from] ? (int)(roll % (uint64_t)s->slot_count[m->from]) : -1;
+        if (m->src == before) name = NULL;
+        break;
+    case 12:
+        name = "another slot to add to", before = m->into, m->into = roll % 3 ? slot_to : -1;
+        if (m->into == before || !m->merge) name = NULL;
+        break;
+    case 13:
+        name = "another slot of an operand", before = op->kv_slot, op->kv_slot = roll % 5 ? slot_op : -1;
+        if (op->kv_slot == before) name = NULL;
+        break;
+    case 14:
+        name = "another slot of a result", before = op->dq_slot, op->dq_slot = roll % 5 ? slot_op : -1;
+        if (op->dq_slot == before) name = NULL;
+        break;
+    case 15:
+        name = "another share of the heads", before = op->h1, op->h1 = (int)(roll % (uint64_t)(s->head_parts + 1));
+        if (op->h1 == before || op->h1 <= op->h0) name = NULL;
+        break;
     case 16: name = "a block one step later", op->step++; break;
-    default: name = "another slot of dK, dV", before = op->dkv_slot, op->dkv_slot = roll % 5 ? slot_op : -1; if (op->dkv_slot == before || !s->backward) name = NULL; break;
+    default:
+        name = "another slot of dK, dV", before = op->dkv_slot, op->dkv_slot = roll % 5 ? slot_op : -1;
+        if (op->dkv_slot == before || !s->backward) name = NULL;
+        break;
     }
     qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
     if (s->message_count > 0) qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
-    for (int i = 0; i < s->op_count; i++) if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
-    for (int i = 0; i < s->message_count; i++) if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
+    for (int i = 0; i < s->op_count; i++)
+        if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
+    for (int i = 0; i < s->message_count; i++)
+        if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
     return name;
 }
 
@@ -335,12 +401,12 @@ static void test_schedules(void) {
 // One sequence of one layer: inputs, what plain attention makes of them in double, and what the ranks made.
 typedef struct {
     int64_t T, NH, HS;
-    real *q, *kv, *dout;           // (NH, T, HS), (NH, 2, T, HS), (NH, T, HS)
-    int32_t* doc_start;            // (T)
-    int docs;                      // it is used
-    double *expected[4];           // out, dq, dkv (NH, 2, T, HS), lse (NH, T)
-    real *found[4];
-    uint64_t sent[2];              // bytes, all ranks; forward, backward
+    real *q, *kv, *dout;   // (NH, T, HS), (NH, 2, T, HS), (NH, T, HS)
+    int32_t* doc_start;    // (T)
+    int docs;              // it is used
+    double* expected[4];   // out, dq, dkv (NH, 2, T, HS), lse (NH, T)
+    real* found[4];
+    uint64_t sent[2];   // bytes, all ranks; forward, backward
 } AttentionCase;
 static AttentionCase attention_case;   // the one that the ranks work on
 
@@ -352,7 +418,8 @@ static void attention_reference(AttentionCase* c) {
     memset(dkv, 0, (size_t)(c->NH * 2 * T * HS) * sizeof *dkv);
     for (int64_t h = 0; h < c->NH; h++)
         for (int64_t i = 0; i < T; i++) {
-            const real *q = c->q + (h * T + i) * HS, *k = c->kv + 2 * h * T * HS, *v = k + T * HS, *dout = c->dout + (h * T + i) * HS;
+            const real *q = c->q + (h * T + i) * HS, *k = c->kv + 2 * h * T * HS, *v = k + T * HS,
+                       *dout = c->dout + (h * T + i) * HS;
             double most = -INFINITY, sum = 0, delta = 0, *out = c->expected[0] + (h * T + i) * HS;
             int64_t first = c->docs ? c->doc_start[i] : 0;
             for (int64_t j = first; j <= i; j++) {
@@ -372,7 +439,8 @@ static void attention_reference(AttentionCase* c) {
                 double dp = 0, *dk = dkv + (2 * h * T + j) * HS, *dv = dk + T * HS;
                 for (int64_t n = 0; n < HS; n++) dp += (double)dout[n] * (double)v[j * HS + n], dv[n] += p[j] * (double)dout[n];
                 double ds = p[j] * (dp - delta) * scale;
-                for (int64_t n = 0; n < HS; n++) dq[(h * T + i) * HS + n] += ds * (double)k[j * HS + n], dk[n] += ds * (double)q[n];
+                for (int64_t n = 0; n < HS; n++)
+                    dq[(h * T + i) * HS + n] += ds * (double)k[j * HS + n], dk[n] += ds * (double)q[n];
             }
         }
     free(p);
@@ -405,13 +473,15 @@ static int rank_attention(Rank* r, gpt2_sp* g) {
     rows_copy(r, rows, c->found[0], NH, HS, 1);
     rows_copy(r, rows, c->dout, NH, HS, 0);
     for (int64_t h = 0; h < NH; h++)
-        for (int64_t t = 0; t < r->Tl; t++) memcpy(r->narrow2 + t * C + h * HS, rows + (h * r->Tl + t) * HS, (size_t)HS * sizeof(real));
+        for (int64_t t = 0; t < r->Tl; t++)
+            memcpy(r->narrow2 + t * C + h * HS, rows + (h * r->Tl + t) * HS, (size_t)HS * sizeof(real));
     r->bytes_sent = 0;
     if (cpu_attention_backward(r, dqkv, r->narrow2, atty, lse, q, kv, doc_start) != 0) return -1;
     __atomic_add_fetch(&c->sent[1], r->bytes_sent, __ATOMIC_RELAXED);
     for (int64_t part = 0; part < 3; part++)
         for (int64_t h = 0; h < NH; h++) {
-            for (int64_t t = 0; t < r->Tl; t++) memcpy(rows + t * HS, dqkv + t * 3 * C + part * C + h * HS, (size_t)HS * sizeof(real));
+            for (int64_t t = 0; t < r->Tl; t++)
+                memcpy(rows + t * HS, dqkv + t * 3 * C + part * C + h * HS, (size_t)HS * sizeof(real));
             rows_copy(r, rows, part == 0 ? c->found[1] + h * c->T * HS : c->found[2] + (2 * h + part - 1) * c->T * HS, 1, HS, 1);
         }
     return 0;
@@ -457,7 +527,8 @@ static void attention_documents(int P, int chunks, uint64_t stream) {
 
 static gpt2_sp* attention_trainer(int kind, int P) {
     gpt2_sp_options o = options_of("layers=1 threads=1 recompute=none");
-    o.heads = attention_case.NH, o.channels = attention_case.NH * attention_case.HS, o.seq_len = attention_case.T, o.sp = P, o.schedule = kind;
+    o.heads = attention_case.NH, o.channels = attention_case.NH * attention_case.HS, o.seq_len = attention_case.T, o.sp = P,
+    o.schedule = kind;
     return bare_trainer(&o, 128);
 }
 
@@ -492,7 +563,15 @@ static void attention_all(void) {
     int cases[GPT2_SP_SCHEDULES] = {0};
     for (int P = 1; P <= 9; P++)
         for (int variant = 0; variant < (quick ? 2 : 4); variant++) {
-            int64_t T = quick ? 167 : 331, NH = variant == 0 ? 3 : variant == 1 ? P : variant == 2 ? 1 : 2, HS = variant == 0 ? 20 : variant == 1 ? 12 : variant == 2 ? 64 : 32;
+            int64_t T = quick ? 167 : 331,
+                    NH = variant == 0 ? 3
+                : variant == 1        ? P
+                : variant == 2        ? 1
+                                      : 2,
+                    HS = variant == 0 ? 20
+                : variant == 1        ? 12
+                : variant == 2        ? 64
+                                      : 32;
             attention_begin(T, NH, HS);
             for (int docs = 0; docs < 2; docs++) {
                 attention_case.docs = docs;
@@ -502,15 +581,21 @@ static void attention_all(void) {
                 for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
                     if (!schedule_exists(kind, P) || (kind == GPT2_SP_ULYSSES && NH % P != 0)) continue;
                     double error = attention_error(kind, P);
-                    if (!(error <= limit)) printf("     %s P=%d T=%d heads %d x %d, documents %d: error %.3g\n", schedule_name(kind), P, (int)T, (int)NH, (int)HS, docs, error);
-                    most[kind] = worst(most[kind], error), growth[kind] = worst(growth[kind], (error - 2 * EPS) / alone), cases[kind]++;
+                    if (!(error <= limit))
+                        printf("     %s P=%d T=%d heads %d x %d, documents %d: error %.3g\n", schedule_name(kind), P, (int)T,
+                            (int)NH, (int)HS, docs, error);
+                    most[kind] = worst(most[kind], error), growth[kind] = worst(growth[kind], (error - 2 * EPS) / alone),
+                    cases[kind]++;
                 }
             }
             attention_end();
         }
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
-        check(most[kind] <= limit && cases[kind] > 0, "attention: against O(T^2)", "%s, P 1..9, documents off and on, %d cases: largest error %.3g, at most %.3g", schedule_name(kind), cases[kind], most[kind], limit);
-        check(growth[kind] <= 1.5, "attention: error does not grow with P", "%s: largest error(P) / error(1) %.3g, at most 1.5", schedule_name(kind), growth[kind]);
+        check(most[kind] <= limit && cases[kind] > 0, "attention: against O(T^2)",
+            "%s, P 1..9, documents off and on, %d cases: largest error %.3g, at most %.3g", schedule_name(kind), cases[kind],
+            most[kind], limit);
+        check(growth[kind] <= 1.5, "attention: error does not grow with P", "%s: largest error(P) / error(1) %.3g, at most 1.5",
+            schedule_name(kind), growth[kind]);
     }
 }
 
@@ -554,7 +639,10 @@ static void attention_bytes(void) {
                     stats += (double)(heads * 24 * (item.kind == ITEM_OUT ? 1 : item.kind == ITEM_QDO ? 2 : 0));
                 }
                 double bytes = (elements * P * 24 * (double)(NH * HS) + stats) * sizeof(real);
-                if (fabs(bytes - (double)whole[d]) > 0.5) wrong++, printf("     %s P=%d direction %d: %.0f bytes, expected %.0f\n", schedule_name(kind), P, d, (double)whole[d], bytes);
+                if (fabs(bytes - (double)whole[d]) > 0.5)
+                    wrong++,
+                        printf("     %s P=%d direction %d: %.0f bytes, expected %.0f\n", schedule_name(kind), P, d,
+                            (double)whole[d], bytes);
                 runs++;
             }
             attention_case.docs = 1;
@@ -569,13 +657,16 @@ static void attention_bytes(void) {
             attention_end();
         }
         check(wrong == 0, "attention: bytes", "%s: %d runs, %d unlike the closed form", schedule_name(kind), runs, wrong);
-        check(more == 0 && (fewer > 0 || kind == GPT2_SP_ULYSSES) && silent == runs / 2, "attention: bytes with documents", "%s: %d of %d runs send fewer, %d more; with a document per chunk %d of %d send nothing", schedule_name(kind), fewer, runs, more, silent, runs / 2);
+        check(more == 0 && (fewer > 0 || kind == GPT2_SP_ULYSSES) && silent == runs / 2, "attention: bytes with documents",
+            "%s: %d of %d runs send fewer, %d more; with a document per chunk %d of %d send nothing", schedule_name(kind), fewer,
+            runs, more, silent, runs / 2);
     }
 }
 
 // Random damage to tables: the proof refuses it, or it does no harm, which the same ranks show by running it.
 static void attention_mutations(void) {
-    int tried[MUTATIONS] = {0}, refused[MUTATIONS] = {0}, harmless[MUTATIONS] = {0}, harmful[MUTATIONS] = {0}, certain[MUTATIONS] = {0};
+    int tried[MUTATIONS] = {0}, refused[MUTATIONS] = {0}, harmless[MUTATIONS] = {0}, harmful[MUTATIONS] = {0},
+        certain[MUTATIONS] = {0};
     const char* names[MUTATIONS] = {0};
     for (int P = 2; P <= 8; P++)
         for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
@@ -589,13 +680,16 @@ static void attention_mutations(void) {
                     int always, mutation = i % MUTATIONS;
                     Error e = {{0}};
                     Schedule mutant = schedule_copy(&whole);
-                    const char* name = schedule_mutate(&mutant, mutation, (uint64_t)(((P * 8 + kind) * 2 + direction) * 1000 + i), &always);
+                    const char* name =
+                        schedule_mutate(&mutant, mutation, (uint64_t)(((P * 8 + kind) * 2 + direction) * 1000 + i), &always);
                     if (name) {
                         names[mutation] = name, certain[mutation] = always, tried[mutation]++;
                         g->schedules[direction] = mutant;
                         if (schedule_prove(&mutant, &e) != 0) refused[mutation]++;
                         else if (attention_run(g) <= (IS_DOUBLE ? 1e-12 : 1e-5)) harmless[mutation]++;
-                        else harmful[mutation]++, printf("     %s P=%d direction %d: %s is not refused\n", schedule_name(kind), P, direction, name);
+                        else
+                            harmful[mutation]++,
+                                printf("     %s P=%d direction %d: %s is not refused\n", schedule_name(kind), P, direction, name);
                         g->schedules[direction] = whole;
                     }
                     schedule_free(&mutant);
@@ -606,7 +700,9 @@ static void attention_mutations(void) {
             attention_end();
         }
     for (int i = 0; i < MUTATIONS; i++)
-        check(tried[i] > 0 && harmful[i] == 0 && (!certain[i] || harmless[i] == 0), "attention: damaged tables", "%s: %d, refused %d, not refused but right %d, wrong %d", names[i] ? names[i] : "?", tried[i], refused[i], harmless[i], harmful[i]);
+        check(tried[i] > 0 && harmful[i] == 0 && (!certain[i] || harmless[i] == 0), "attention: damaged tables",
+            "%s: %d, refused %d, not refused but right %d, wrong %d", names[i] ? names[i] : "?", tried[i], refused[i],
+            harmless[i], harmful[i]);
 }
 
 static void test_attention(void) {
@@ -624,14 +720,16 @@ static double* fixture_read(const st_file* f, const char* name, int64_t count) {
     double* out = doubles(count);
     char error[256];
     if (!t || (int64_t)st_elements(t) != count || st_read_f64(f, t, 0, (uint64_t)count, out, error, sizeof error) != 0) {
-        check(0, "fixture: tensor", "%s has %lld numbers, expected %lld", name, t ? (long long)st_elements(t) : 0ll, (long long)count);
+        check(0, "fixture: tensor", "%s has %lld numbers, expected %lld", name, t ? (long long)st_elements(t) : 0ll,
+            (long long)count);
         for (int64_t i = 0; i < count; i++) out[i] = NAN;
     }
     return out;
 }
 
 static gpt2_sp* fixture_trainer(const char* more) {
-    gpt2_sp_options o = options_of("layers=2 heads=2 channels=32 seq-len=24 batch-size=2 threads=1 lr=1e-2 beta1=0.9 beta2=0.95 eps=1e-8 weight-decay=0.1 grad-clip=1");
+    gpt2_sp_options o = options_of("layers=2 heads=2 channels=32 seq-len=24 batch-size=2 threads=1 lr=1e-2 beta1=0.9 beta2=0.95 "
+                                   "eps=1e-8 weight-decay=0.1 grad-clip=1");
     options_apply(&o, more);
     gpt2_sp* g = bare_trainer(&o, 67);
     if (!g) return NULL;
@@ -754,18 +852,23 @@ static void fixture_run(const char* file, const char* more) {
     int docs = st_find(&f, "doc_start") != NULL;
     gpt2_sp* g = fixture_trainer(more);
     double limit = 100 * EPS;
-    double *x = fixture_read(&f, "x", 48), *y = fixture_read(&f, "y", 48), *starts = docs ? fixture_read(&f, "doc_start", 48) : NULL;
-    double *logits = fixture_read(&f, "logits", 48 * 67), *loss = fixture_read(&f, "loss", 1), *norm = fixture_read(&f, "grad_norm", 1);
+    double *x = fixture_read(&f, "x", 48), *y = fixture_read(&f, "y", 48),
+           *starts = docs ? fixture_read(&f, "doc_start", 48) : NULL;
+    double *logits = fixture_read(&f, "logits", 48 * 67), *loss = fixture_read(&f, "loss", 1),
+           *norm = fixture_read(&f, "grad_norm", 1);
     if (g) {
         fixture_batch(g, x, y, starts);
         double found = trainer_loss(g), logit_error = fixture_logits(g, logits);
         check(logit_error <= limit, "fixture: logits", "%s: error %.3g, at most %.3g", label, logit_error, limit);
         check(fabs(found - loss[0]) <= limit * loss[0], "fixture: loss", "%s: %.12f, PyTorch %.12f", label, found, loss[0]);
-        g->adamw.beta1 = g->options.beta1, g->adamw.beta2 = g->options.beta2, g->adamw.eps = g->options.eps, g->adamw.weight_decay = g->options.weight_decay, g->adamw.lr = g->options.lr;
+        g->adamw.beta1 = g->options.beta1, g->adamw.beta2 = g->options.beta2, g->adamw.eps = g->options.eps,
+        g->adamw.weight_decay = g->options.weight_decay, g->adamw.lr = g->options.lr;
         int status = fixture_step(g, 1);
         double gradient_error = fixture_compare(g, COLLECT_GRADIENTS, &f, "grad.", 0), found_norm = sqrt(g->sums[1]);
-        check(status == 0 && gradient_error <= limit, "fixture: every gradient", "%s: largest error of a tensor %.3g, at most %.3g", label, gradient_error, limit);
-        check(fabs(found_norm - norm[0]) <= limit * norm[0] && fabs(g->sums[0] - loss[0]) <= limit * loss[0], "fixture: gradient norm", "%s: %.12f, PyTorch %.12f", label, found_norm, norm[0]);
+        check(status == 0 && gradient_error <= limit, "fixture: every gradient",
+            "%s: largest error of a tensor %.3g, at most %.3g", label, gradient_error, limit);
+        check(fabs(found_norm - norm[0]) <= limit * norm[0] && fabs(g->sums[0] - loss[0]) <= limit * loss[0],
+            "fixture: gradient norm", "%s: %.12f, PyTorch %.12f", label, found_norm, norm[0]);
         if (!docs) {
             double *losses = fixture_read(&f, "losses", 4), loss_error = 0, step_limit = 10 * limit;
             for (int step = 2; step <= 3; step++) {
@@ -774,7 +877,8 @@ static void fixture_run(const char* file, const char* more) {
             }
             loss_error = worst(loss_error, fabs(trainer_loss(g) - losses[3]) / losses[3]);
             double weight_error = fixture_compare(g, STATE_WEIGHTS, &f, "step3.", 1);
-            check(loss_error <= step_limit && weight_error <= step_limit, "fixture: three AdamW steps", "%s: losses %.3g, weights %.3g, at most %.3g", label, loss_error, weight_error, step_limit);
+            check(loss_error <= step_limit && weight_error <= step_limit, "fixture: three AdamW steps",
+                "%s: losses %.3g, weights %.3g, at most %.3g", label, loss_error, weight_error, step_limit);
             free(losses);
         }
     }
@@ -833,7 +937,7 @@ enum { RUN_STEPS = 20 };
 typedef struct {
     double loss[RUN_STEPS], norm[RUN_STEPS];
     int steps;
-    real* weights;           // at the end, all units without the padding of a world's slices
+    real* weights;   // at the end, all units without the padding of a world's slices
     int64_t parameters;
     int64_t layer_forwards, attention_forwards;   // of rank 0
     char error[GPT2_SP_TEXT];
@@ -863,7 +967,8 @@ static void run_finish(Run* run, const gpt2_sp* g) {
     collect(g, STATE_WEIGHTS, whole);
     run->weights = reals(g->layout.elements), run->parameters = 0;
     for (int u = 0; u < g->layout.count; u++) {
-        memcpy(run->weights + run->parameters, whole + g->layout.units[u].offset, (size_t)g->layout.units[u].elements * sizeof(real));
+        memcpy(run->weights + run->parameters, whole + g->layout.units[u].offset,
+            (size_t)g->layout.units[u].elements * sizeof(real));
         run->parameters += g->layout.units[u].elements;
     }
     run->layer_forwards = g->ranks[0].layer_forwards, run->attention_forwards = g->ranks[0].attention_forwards;
@@ -891,23 +996,28 @@ static Run run_steps(const char* more, int steps) {
 // Largest relative difference of losses and norms; NAN if one run is shorter.
 static double run_distance(const Run* a, const Run* b) {
     double most = a->steps == b->steps && a->steps > 0 ? 0 : NAN;
-    for (int i = 0; i < a->steps; i++) most = worst(most, worst(fabs(a->loss[i] - b->loss[i]) / b->loss[i], fabs(a->norm[i] - b->norm[i]) / b->norm[i]));
+    for (int i = 0; i < a->steps; i++)
+        most = worst(most, worst(fabs(a->loss[i] - b->loss[i]) / b->loss[i], fabs(a->norm[i] - b->norm[i]) / b->norm[i]));
     return most;
 }
 static int run_equal(const Run* a, const Run* b) {   // bit for bit
-    return a->steps == b->steps && a->steps > 0 && memcmp(a->loss, b->loss, sizeof a->loss) == 0 && memcmp(a->norm, b->norm, sizeof a->norm) == 0 && a->parameters == b->parameters &&
-           memcmp(a->weights, b->weights, (size_t)a->parameters * sizeof(real)) == 0;
+    return a->steps == b->steps && a->steps > 0 && memcmp(a->loss, b->loss, sizeof a->loss) == 0 &&
+        memcmp(a->norm, b->norm, sizeof a->norm) == 0 && a->parameters == b->parameters &&
+        memcmp(a->weights, b->weights, (size_t)a->parameters * sizeof(real)) == 0;
 }
 
 // A step's loss is a mean of 244 terms of a few EPS each, and what differs in the weights before it moves it by less than
 // that: 100 EPS leaves room for both over 20 steps. A token counted twice or lost would show as 4e-3.
 static void runs_splits(const char* common, int first, int stride) {
-    static const char* const splits[] = {
-        "batch-size=4 sp=2", "batch-size=4 sp=3", "batch-size=4 sp=4", "batch-size=2 dp=2", "batch-size=1 dp=4", "batch-size=2 dp=2 sp=2", "batch-size=1 dp=2 sp=3 grad-accum=2", "batch-size=1 grad-accum=4",
-        "batch-size=2 grad-accum=2 sp=2", "batch-size=4 threads=2",
-        "batch-size=4 sp=3 schedule=ring", "batch-size=4 sp=2 schedule=dist-paper", "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=zigzag", "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=4 schedule=ulysses",
-        "batch-size=4 sp=2 zero=1", "batch-size=4 sp=2 zero=2", "batch-size=4 sp=2 zero=3", "batch-size=2 dp=2 sp=2 zero=1", "batch-size=2 dp=2 sp=3 zero=2", "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none", "batch-size=2 dp=2 sp=2 zero=3", "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag",
-        "batch-size=4 sp=3 recompute=layer zero=3", "batch-size=4 sp=2 logits-chunk=7", "batch-size=4 sp=5 schedule=dist", "batch-size=4 sp=7 schedule=dist recompute=gelu"};
+    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=4 sp=3", "batch-size=4 sp=4", "batch-size=2 dp=2",
+        "batch-size=1 dp=4", "batch-size=2 dp=2 sp=2", "batch-size=1 dp=2 sp=3 grad-accum=2", "batch-size=1 grad-accum=4",
+        "batch-size=2 grad-accum=2 sp=2", "batch-size=4 threads=2", "batch-size=4 sp=3 schedule=ring",
+        "batch-size=4 sp=2 schedule=dist-paper", "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=zigzag",
+        "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=4 schedule=ulysses", "batch-size=4 sp=2 zero=1",
+        "batch-size=4 sp=2 zero=2", "batch-size=4 sp=2 zero=3", "batch-size=2 dp=2 sp=2 zero=1", "batch-size=2 dp=2 sp=3 zero=2",
+        "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none", "batch-size=2 dp=2 sp=2 zero=3",
+        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag", "batch-size=4 sp=3 recompute=layer zero=3",
+        "batch-size=4 sp=2 logits-chunk=7", "batch-size=4 sp=5 schedule=dist", "batch-size=4 sp=7 schedule=dist recompute=gelu"};
     double most = 0, limit = 100 * EPS;
     char text[256], worst_split[256] = "";
     int count = (int)(sizeof splits / sizeof splits[0]), steps = quick ? 4 : RUN_STEPS, runs = 0;
@@ -922,13 +1032,17 @@ static void runs_splits(const char* common, int first, int stride) {
         free(run.weights);
         runs++;
     }
-    check(most <= limit, "runs: losses and norms of every split", "%d splits x %d steps, %s: largest difference %.3g (%s), at most %.3g", runs, steps, common, most, worst_split, limit);
-    if (!quick) check(whole.loss[RUN_STEPS - 1] < 0.9 * whole.loss[0], "runs: the loss falls", "%s: %.4f -> %.4f", common, whole.loss[0], whole.loss[RUN_STEPS - 1]);
+    check(most <= limit, "runs: losses and norms of every split",
+        "%d splits x %d steps, %s: largest difference %.3g (%s), at most %.3g", runs, steps, common, most, worst_split, limit);
+    if (!quick)
+        check(whole.loss[RUN_STEPS - 1] < 0.9 * whole.loss[0], "runs: the loss falls", "%s: %.4f -> %.4f", common, whole.loss[0],
+            whole.loss[RUN_STEPS - 1]);
     free(whole.weights);
 }
 
 static void runs_recompute(void) {
-    static const char* const shapes[] = {"batch-size=2 layers=5", "batch-size=2 sp=3 layers=4 schedule=zigzag", "batch-size=1 sp=2 dp=2 zero=3 layers=3 grad-accum=2 doc-mask=1", "batch-size=2 layers=1 center=0"};
+    static const char* const shapes[] = {"batch-size=2 layers=5", "batch-size=2 sp=3 layers=4 schedule=zigzag",
+        "batch-size=1 sp=2 dp=2 zero=3 layers=3 grad-accum=2 doc-mask=1", "batch-size=2 layers=1 center=0"};
     static const char* const modes[] = {"gelu", "attn", "layer", "sqrt"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         char text[256];
@@ -948,16 +1062,19 @@ static void runs_recompute(void) {
 }
 
 static void runs_repeat(void) {
-    static const char* const shapes[] = {"batch-size=2 sp=3 dp=2 zero=2", "batch-size=4 sp=4 schedule=ring", "batch-size=2 sp=4 zero=3 doc-mask=1"};
+    static const char* const shapes[] = {
+        "batch-size=2 sp=3 dp=2 zero=2", "batch-size=4 sp=4 schedule=ring", "batch-size=2 sp=4 zero=3 doc-mask=1"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         Run a = run_steps(shapes[i], quick ? 2 : 8), b = run_steps(shapes[i], quick ? 2 : 8);
         check(run_equal(&a, &b), "runs: the same run twice", "%s: %d steps bit for bit", shapes[i], a.steps);
         free(a.weights);
         free(b.weights);
     }
-    Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8), two = run_steps("batch-size=4 threads=2", quick ? 2 : 8), other = run_steps("batch-size=4 seed=6", quick ? 2 : 8);
+    Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8), two = run_steps("batch-size=4 threads=2", quick ? 2 : 8),
+        other = run_steps("batch-size=4 seed=6", quick ? 2 : 8);
     check(run_equal(&one, &two), "runs: the number of threads", "1 and 2 threads: %d steps bit for bit", one.steps);
-    check(!run_equal(&one, &other) && run_distance(&other, &one) > 1e-3, "runs: another seed is another run", "difference %.3g", run_distance(&other, &one));
+    check(!run_equal(&one, &other) && run_distance(&other, &one) > 1e-3, "runs: another seed is another run", "difference %.3g",
+        run_distance(&other, &one));
     free(one.weights);
     free(two.weights);
     free(other.weights);
@@ -977,9 +1094,11 @@ static void runs_not_finite(void) {
         gpt2_sp_stats stats;
         memset(&stats, 0, sizeof stats);
         int status = gpt2_sp_step(g, &stats), updated = stats.updated, refused = 0, steps = 0;
-        for (int w = 0; w < g->mesh.world; w++) g->ranks[w].weights[7] = (real)1e30;   // a weight of wte: x^2 overflows in float, inf * 0 in double
+        for (int w = 0; w < g->mesh.world; w++)
+            g->ranks[w].weights[7] = (real)1e30;   // a weight of wte: x^2 overflows in float, inf * 0 in double
         for (int w = 0; IS_DOUBLE && w < g->mesh.world; w++) g->ranks[w].weights[7] = (real)1e300;
-        real *before = reals(g->layout.elements), *after = reals(g->layout.elements), *m = reals(g->layout.elements), *m2 = reals(g->layout.elements);
+        real *before = reals(g->layout.elements), *after = reals(g->layout.elements), *m = reals(g->layout.elements),
+             *m2 = reals(g->layout.elements);
         collect(g, STATE_WEIGHTS, before);
         collect(g, STATE_M, m);
         for (; status == 0 && steps < 12; steps++) {
@@ -988,8 +1107,11 @@ static void runs_not_finite(void) {
         }
         collect(g, STATE_WEIGHTS, after);
         collect(g, STATE_M, m2);
-        int same = memcmp(before, after, (size_t)g->layout.elements * sizeof(real)) == 0 && memcmp(m, m2, (size_t)g->layout.elements * sizeof(real)) == 0;
-        check(updated == 1 && refused == steps && steps == 10 && status == -1 && same, "runs: not finite, no update", "%s: %d of %d steps refused, weights and moments %s; then: %s", shapes[i], refused, steps, same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
+        int same = memcmp(before, after, (size_t)g->layout.elements * sizeof(real)) == 0 &&
+            memcmp(m, m2, (size_t)g->layout.elements * sizeof(real)) == 0;
+        check(updated == 1 && refused == steps && steps == 10 && status == -1 && same, "runs: not finite, no update",
+            "%s: %d of %d steps refused, weights and moments %s; then: %s", shapes[i], refused, steps,
+            same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
         free(before);
         free(after);
         free(m);
@@ -1051,7 +1173,8 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
     gpt2_sp_options again = run_options(then);
     memcpy(again.out, o.out, sizeof o.out);
     if (!run.error[0] && (g = gpt2_sp_create(&again, run.error, sizeof run.error)) != NULL) {
-        if (gpt2_sp_steps(g) != k) snprintf(run.error, sizeof run.error, "resumed at step %lld of %d", (long long)gpt2_sp_steps(g), k);
+        if (gpt2_sp_steps(g) != k)
+            snprintf(run.error, sizeof run.error, "resumed at step %lld of %d", (long long)gpt2_sp_steps(g), k);
         for (int i = k; i < steps; i++) run_step_into(&run, g);
         run_finish(&run, g);
         gpt2_sp_destroy(g);
@@ -1061,7 +1184,8 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
 }
 
 static void resume_exact(void) {
-    static const char* const shapes[] = {"batch-size=2", "batch-size=1 sp=2 dp=2 zero=3", "batch-size=2 sp=3 zero=0 grad-accum=2 doc-mask=1", "batch-size=2 sp=3 zero=1 center=0", "batch-size=2 sp=2 zero=2"};
+    static const char* const shapes[] = {"batch-size=2", "batch-size=1 sp=2 dp=2 zero=3",
+        "batch-size=2 sp=3 zero=0 grad-accum=2 doc-mask=1", "batch-size=2 sp=3 zero=1 center=0", "batch-size=2 sp=2 zero=2"};
     int steps = quick ? 3 : 5;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         Run whole = run_steps(shapes[i], steps);
@@ -1071,14 +1195,16 @@ static void resume_exact(void) {
             if (run.steps == steps && run.weights) equal += run_equal(&run, &whole);
             free(run.weights);
         }
-        check(equal == steps, "resume: bit for bit after every step", "%s: saved after each of %d steps, %d runs end with the same losses and weights", shapes[i], steps, equal);
+        check(equal == steps, "resume: bit for bit after every step",
+            "%s: saved after each of %d steps, %d runs end with the same losses and weights", shapes[i], steps, equal);
         free(whole.weights);
     }
 }
 
 static void resume_elsewhere(void) {
     static const char* const from = "batch-size=2 sp=2 zero=1";
-    static const char* const to[] = {"batch-size=2 sp=1", "batch-size=2 sp=3 zero=3", "batch-size=1 dp=2 sp=2 zero=2", "batch-size=1 grad-accum=2 dp=1 sp=4 schedule=ring", "batch-size=2 sp=2 zero=0 recompute=none schedule=zigzag"};
+    static const char* const to[] = {"batch-size=2 sp=1", "batch-size=2 sp=3 zero=3", "batch-size=1 dp=2 sp=2 zero=2",
+        "batch-size=1 grad-accum=2 dp=1 sp=4 schedule=ring", "batch-size=2 sp=2 zero=0 recompute=none schedule=zigzag"};
     int steps = quick ? 4 : 10;
     Run whole = run_steps(from, steps);
     double limit = 100 * EPS;   // as for the splits of a run
@@ -1109,16 +1235,20 @@ static gpt2_sp_options tiny_run(const char* name) {
 }
 
 static void resume_refused(void) {
-    static const struct { const char *change, *saved, *asked; } cases[] = {
-        {"layers=2", "--layers 1", "found 2"}, {"heads=2", "--heads 1", "found 2"}, {"channels=16", "--channels 8", "found 16"}, {"seq-len=17", "--seq-len 16", "found 17"}, {"seed=6", "--seed 5", "found 6"},
-        {"center=0", "--center 1", "found 0"}, {"vocab=300", "--vocab 257", "found 300"}, {"doc-mask=1", "--doc-mask 0", "found 1"}};
+    static const struct {
+        const char *change, *saved, *asked;
+    } cases[] = {{"layers=2", "--layers 1", "found 2"}, {"heads=2", "--heads 1", "found 2"},
+        {"channels=16", "--channels 8", "found 16"}, {"seq-len=17", "--seq-len 16", "found 17"},
+        {"seed=6", "--seed 5", "found 6"}, {"center=0", "--center 1", "found 0"}, {"vocab=300", "--vocab 257", "found 300"},
+        {"doc-mask=1", "--doc-mask 0", "found 1"}};
     gpt2_sp_options o = tiny_run("refused");
     char error[GPT2_SP_TEXT];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options changed = o;
         options_apply(&changed, cases[i].change);
         gpt2_sp* g = gpt2_sp_create(&changed, error, sizeof error);
-        check(!g && strstr(error, cases[i].saved) && strstr(error, cases[i].asked), "resume: refused", "%s", g ? "accepted" : error);
+        check(!g && strstr(error, cases[i].saved) && strstr(error, cases[i].asked), "resume: refused", "%s",
+            g ? "accepted" : error);
         gpt2_sp_destroy(g);
     }
     int32_t* tokens = stream_make(12, 3000, 40);
@@ -1127,11 +1257,13 @@ static void resume_refused(void) {
     stream_write(changed.data, tokens, 3000);
     free(tokens);
     gpt2_sp* g = gpt2_sp_create(&changed, error, sizeof error);
-    check(!g && strstr(error, "was made with the data ") && strstr(error, "--data is "), "resume: refused", "%s", g ? "accepted" : error);
+    check(!g && strstr(error, "was made with the data ") && strstr(error, "--data is "), "resume: refused", "%s",
+        g ? "accepted" : error);
     gpt2_sp_destroy(g);
     gpt2_sp* first = gpt2_sp_create(&o, error, sizeof error);
     g = gpt2_sp_create(&o, error, sizeof error);
-    check(first && !g && strstr(error, "another trainer is at work"), "resume: two trainers in one folder", "%s", g ? "accepted" : error);
+    check(first && !g && strstr(error, "another trainer is at work"), "resume: two trainers in one folder", "%s",
+        g ? "accepted" : error);
     gpt2_sp_destroy(first);
     gpt2_sp_destroy(g);
 }
@@ -1149,7 +1281,8 @@ static void file_flip(const char* path, long at, int mask) {
     close(fd);
 }
 
-static const char* const CHECKPOINT_FILES[] = {"model.safetensors", "optimizer.safetensors", "config.json", "state.json", "manifest.txt"};
+static const char* const CHECKPOINT_FILES[] = {
+    "model.safetensors", "optimizer.safetensors", "config.json", "state.json", "manifest.txt"};
 
 // Every byte of the small files, and many of the large ones, changed one at a time: never taken for whole.
 static void resume_flips(void) {
@@ -1180,7 +1313,8 @@ static void resume_flips(void) {
             free(text);
         }
         int whole = checkpoint_verify(folder, &e) == 0;
-        check(taken == 0 && tried > 0 && whole, "resume: damaged files are refused", "%s: %d changed bytes and %d lengths, %d taken for whole", CHECKPOINT_FILES[i], tried, cuts, taken);
+        check(taken == 0 && tried > 0 && whole, "resume: damaged files are refused",
+            "%s: %d changed bytes and %d lengths, %d taken for whole", CHECKPOINT_FILES[i], tried, cuts, taken);
     }
 }
 
@@ -1205,8 +1339,9 @@ static void resume_fallback(void) {
             told += strstr(said, "is not whole") != NULL && strstr(said, "trying an older one") != NULL;
             gpt2_sp_destroy(g);
         }
-        check(found[2] == 2 && found[1] == 1 && found[0] == -1 && told == 3 && strstr(error, "none of the 3 checkpoints"), "resume: falls back to the newest whole one", "%s %s at 3: resumes %lld, at 3 and 2: %lld, at all: %.60s...",
-              CHECKPOINT_FILES[i % 5], i == 5 ? "missing" : "damaged", found[2], found[1], error);
+        check(found[2] == 2 && found[1] == 1 && found[0] == -1 && told == 3 && strstr(error, "none of the 3 checkpoints"),
+            "resume: falls back to the newest whole one", "%s %s at 3: resumes %lld, at 3 and 2: %lld, at all: %.60s...",
+            CHECKPOINT_FILES[i % 5], i == 5 ? "missing" : "damaged", found[2], found[1], error);
     }
 }
 
@@ -1226,13 +1361,15 @@ static void resume_housekeeping(void) {
     stderr_show(said, sizeof said);
     int status = g && gpt2_sp_steps(g) == 2 && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? 0 : -1;
     snprintf(path, sizeof path, "%.1000s/step_00000003", o.out);
-    check(status == 0 && checkpoint_verify(path, &e) == 0, "resume: a damaged step is saved anew", "%s", g ? gpt2_sp_error(g) : error);
+    check(status == 0 && checkpoint_verify(path, &e) == 0, "resume: a damaged step is saved anew", "%s",
+        g ? gpt2_sp_error(g) : error);
     for (int i = 0; status == 0 && i < 3; i++) status = gpt2_sp_step(g, &stats) != 0 || gpt2_sp_save(g) != 0;
     int count = checkpoint_list(o.out, &steps, &e), others = 0;
     DIR* dir = opendir(o.out);
     for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;) others += strstr(entry->d_name, ".tmp") != NULL;
     if (dir) closedir(dir);
-    check(status == 0 && count == 3 && steps[0] == 6 && steps[2] == 4 && others == 0, "resume: --keep 3", "%d checkpoints, the newest %lld, %d leftovers", count, count > 0 ? (long long)steps[0] : -1ll, others);
+    check(status == 0 && count == 3 && steps[0] == 6 && steps[2] == 4 && others == 0, "resume: --keep 3",
+        "%d checkpoints, the newest %lld, %d leftovers", count, count > 0 ? (long long)steps[0] : -1ll, others);
     free(steps);
     gpt2_sp_destroy(g);
 }
@@ -1243,13 +1380,16 @@ static void resume_init_from(void) {
     char error[GPT2_SP_TEXT];
     snprintf(p.init_from, sizeof p.init_from, "%.1000s/step_00000003", o.out);
     gpt2_sp *a = gpt2_sp_create(&o, error, sizeof error), *b = gpt2_sp_create(&p, error, sizeof error);
-    int same = a && b && gpt2_sp_steps(b) == 0 && memcmp(a->ranks[0].weights, b->ranks[0].weights, (size_t)a->layout.elements * sizeof(real)) == 0;
+    int same = a && b && gpt2_sp_steps(b) == 0 &&
+        memcmp(a->ranks[0].weights, b->ranks[0].weights, (size_t)a->layout.elements * sizeof(real)) == 0;
     check(same, "resume: --init-from", "%s", same ? "the same weights at step 0" : error);
     gpt2_sp_destroy(b);
     p.seq_len = 40;
     b = gpt2_sp_create(&p, error, sizeof error);
     int stretched = a && b;
-    for (int64_t t = 0; stretched && t < 40; t++) stretched = memcmp(b->ranks[0].weights + b->layout.within[P_wpe] + t * 8, a->ranks[0].weights + a->layout.within[P_wpe] + t % 16 * 8, 8 * sizeof(real)) == 0;
+    for (int64_t t = 0; stretched && t < 40; t++)
+        stretched = memcmp(b->ranks[0].weights + b->layout.within[P_wpe] + t * 8,
+                        a->ranks[0].weights + a->layout.within[P_wpe] + t % 16 * 8, 8 * sizeof(real)) == 0;
     check(stretched, "resume: --init-from with a longer context", "%s", stretched ? "wpe is repeated: 16 -> 40 rows" : error);
     gpt2_sp_destroy(a);
     gpt2_sp_destroy(b);
@@ -1308,7 +1448,8 @@ static void formula_rmsnorm(double* out, double* const* in) {
     for (int64_t t = 0; t < LT_R; t++) {
         double sum = 0;
         for (int64_t c = 0; c < LT_C; c++) sum += in[0][t * LT_C + c] * in[0][t * LT_C + c];
-        for (int64_t c = 0; c < LT_C; c++) out[t * LT_C + c] = in[0][t * LT_C + c] / sqrt(sum / LT_C + 1e-5) * in[1][c] + in[2][c];
+        for (int64_t c = 0; c < LT_C; c++)
+            out[t * LT_C + c] = in[0][t * LT_C + c] / sqrt(sum / LT_C + 1e-5) * in[1][c] + in[2][c];
     }
 }
 static void program_rmsnorm(real* out, real* const* g, real* const* in, const real* dout) {
@@ -1357,7 +1498,8 @@ static void formula_embedding(double* out, double* const* in) {
     for (int64_t t = 0; t < 15; t++) {
         int64_t at = t < 9 ? 4 + t : 20 + t - 9;
         double mean = 0, *row = out + t * LT_C;
-        for (int64_t c = 0; c < LT_C; c++) row[c] = in[0][embedding_token(t) * LT_C + c] + in[1][(at - doc_start[at]) * LT_C + c], mean += row[c] / LT_C;
+        for (int64_t c = 0; c < LT_C; c++)
+            row[c] = in[0][embedding_token(t) * LT_C + c] + in[1][(at - doc_start[at]) * LT_C + c], mean += row[c] / LT_C;
         for (int64_t c = 0; c < LT_C; c++) row[c] -= mean;
     }
 }
@@ -1424,23 +1566,25 @@ static void program_head(real* out, real* const* g, real* const* in, const real*
         delta[i] = 0;
         for (int64_t c = 0; c < LT_HS; c++) delta[i] += dout[i * LT_HS + c] * out[i * LT_HS + c];
     }
-    cpu_attention_backward_head(g[0], g[1], g[2], in[0], in[1], in[2], dout, m, delta, LT_N, LT_N, LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
+    cpu_attention_backward_head(
+        g[0], g[1], g[2], in[0], in[1], in[2], dout, m, delta, LT_N, LT_N, LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
     free(scratch);
 }
 
 static const LayerTest LAYER_TESTS[] = {
-    {"matmul", {LT_R * LT_C, LT_OC * LT_C, LT_OC}, LT_R * LT_OC, 6, 1, formula_matmul, program_matmul},
-    {"matmul of two rows", {2 * LT_C, LT_OC * LT_C, LT_OC}, 2 * LT_OC, 6, 1, formula_matmul_two, program_matmul_two},
-    {"rmsnorm", {LT_R * LT_C, LT_C, LT_C}, LT_R * LT_C, 7, 1, formula_rmsnorm, program_rmsnorm},
-    {"gelu", {LT_R * LT_C, 0, 0}, LT_R * LT_C, 0, 2, formula_gelu, program_gelu},
-    {"residual, centred", {LT_R * LT_C, LT_R * LT_C, 0}, LT_R * LT_C, 0, 1, formula_residual, program_residual},
-    {"embedding, documents", {11 * LT_C, LT_T * LT_C, 0}, 15 * LT_C, 3, 1, formula_embedding, program_embedding},
+    {"matmul", {LT_R * LT_C, LT_OC* LT_C, LT_OC}, LT_R* LT_OC, 6, 1, formula_matmul, program_matmul},
+    {"matmul of two rows", {2 * LT_C, LT_OC* LT_C, LT_OC}, 2 * LT_OC, 6, 1, formula_matmul_two, program_matmul_two},
+    {"rmsnorm", {LT_R * LT_C, LT_C, LT_C}, LT_R* LT_C, 7, 1, formula_rmsnorm, program_rmsnorm},
+    {"gelu", {LT_R * LT_C, 0, 0}, LT_R* LT_C, 0, 2, formula_gelu, program_gelu},
+    {"residual, centred", {LT_R * LT_C, LT_R* LT_C, 0}, LT_R* LT_C, 0, 1, formula_residual, program_residual},
+    {"embedding, documents", {11 * LT_C, LT_T* LT_C, 0}, 15 * LT_C, 3, 1, formula_embedding, program_embedding},
     {"cross-entropy", {LT_R * LT_VP, 0, 0}, 1, 0, 2, formula_crossentropy, program_crossentropy},
-    {"attention head", {LT_N * LT_HS, LT_N * LT_HS, LT_N * LT_HS}, LT_N * LT_HS, 7, 1.5, formula_head, program_head},
+    {"attention head", {LT_N * LT_HS, LT_N* LT_HS, LT_N* LT_HS}, LT_N* LT_HS, 7, 1.5, formula_head, program_head},
 };
 
 // sum of dout * formula(in + h * direction of one input)
-static double layer_loss(const LayerTest* t, double* const* in, int input, const double* direction, double h, const real* dout, double* out) {
+static double layer_loss(
+    const LayerTest* t, double* const* in, int input, const double* direction, double h, const real* dout, double* out) {
     double sum = 0;
     for (int64_t i = 0; i < t->inputs[input]; i++) in[input][i] += h * direction[i];
     t->formula(out, in);
@@ -1450,8 +1594,10 @@ static double layer_loss(const LayerTest* t, double* const* in, int input, const
 }
 
 // The derivative along a direction by differences of fourth order: exact to about h^4 = 1e-12.
-static double layer_slope(const LayerTest* t, double* const* in, int input, const double* direction, const real* dout, double* out) {
-    double h = 1e-3, near = layer_loss(t, in, input, direction, h, dout, out) - layer_loss(t, in, input, direction, -h, dout, out);
+static double layer_slope(
+    const LayerTest* t, double* const* in, int input, const double* direction, const real* dout, double* out) {
+    double h = 1e-3,
+           near = layer_loss(t, in, input, direction, h, dout, out) - layer_loss(t, in, input, direction, -h, dout, out);
     double far = layer_loss(t, in, input, direction, 2 * h, dout, out) - layer_loss(t, in, input, direction, -2 * h, dout, out);
     return (8 * near - far) / (12 * h);
 }
@@ -1467,7 +1613,8 @@ static void layer_check(const LayerTest* t) {
     for (int i = 0; i < LAYER_INPUTS; i++) {
         in[i] = reals(t->inputs[i]), gradients[i] = reals(t->inputs[i]), in_double[i] = doubles(t->inputs[i]);
         noise_fill(in[i], t->inputs[i], (uint64_t)(41 + i), t->spread);
-        for (int64_t j = 0; j < t->inputs[i]; j++) in_double[i][j] = (double)in[i][j], gradients[i][j] = t->accumulates >> i & 1 ? 1 : NAN;
+        for (int64_t j = 0; j < t->inputs[i]; j++)
+            in_double[i][j] = (double)in[i][j], gradients[i][j] = t->accumulates >> i & 1 ? 1 : NAN;
     }
     t->program(out, gradients, in, dout);
     t->formula(expected, in_double);
@@ -1485,12 +1632,14 @@ static void layer_check(const LayerTest* t) {
             for (int64_t j = 0; j < n; j++) direction[j] = single ? 0 : noise((uint64_t)(50 + k), j);
             if (single) direction[dice(51, (uint64_t)(k * 10 + i), (uint64_t)n)] = 1;
             for (int64_t j = 0; j < n; j++) found += (double)gradients[i][j] * direction[j];
-            worst_slope = worst(worst_slope, fabs(found - layer_slope(t, in_double, i, direction, dout, expected)) / (single ? largest : sqrt(norm)));
+            worst_slope = worst(worst_slope,
+                fabs(found - layer_slope(t, in_double, i, direction, dout, expected)) / (single ? largest : sqrt(norm)));
         }
         free(direction);
     }
     check(forward <= 30 * EPS, "layers: forward", "%s: error %.3g, at most %.3g", t->name, forward, 30 * EPS);
-    check(worst_slope <= limit, "layers: backward by differences", "%s: %d derivatives, largest error %.3g, at most %.3g", t->name, slopes, worst_slope, limit);
+    check(worst_slope <= limit, "layers: backward by differences", "%s: %d derivatives, largest error %.3g, at most %.3g",
+        t->name, slopes, worst_slope, limit);
     for (int i = 0; i < LAYER_INPUTS; i++) free(in[i]), free(gradients[i]), free(in_double[i]);
     free(out);
     free(dout);
@@ -1500,13 +1649,18 @@ static void layer_check(const LayerTest* t) {
 // C = or += A B + bias, every layout that the layers use, sizes on both sides of every block of the kernel. A sum of K
 // products has an error of about sqrt(K) EPS / 3.
 static void layers_gemm(void) {
-    static const int64_t rows[] = {1, 3, 4, 5, MR - 1, MR, MR + 1, MC - 1, MC, MC + 1, 2 * MC + 5}, columns[] = {1, NR - 1, NR, NR + 1, NC / 2 - 1, NC / 2, NC - 1, NC, NC + 1, 2 * NC + NR + 3}, depths[] = {1, 2, 17, KC - 1, KC, KC + 1, 2 * KC + 9};
+    static const int64_t rows[] = {1, 3, 4, 5, MR - 1, MR, MR + 1, MC - 1, MC, MC + 1, 2 * MC + 5},
+                         columns[] = {1, NR - 1, NR, NR + 1, NC / 2 - 1, NC / 2, NC - 1, NC, NC + 1, 2 * NC + NR + 3},
+                         depths[] = {1, 2, 17, KC - 1, KC, KC + 1, 2 * KC + 9};
     int cases = quick ? 30 : 150, wrong = 0, unequal = 0, outside = 0;
     double most = 0;
     for (int i = 0; i < cases; i++) {
         uint64_t k = (uint64_t)i * 8;
-        int64_t M = rows[dice(80, k, sizeof rows / sizeof rows[0])], N = columns[dice(80, k + 1, sizeof columns / sizeof columns[0])], K = depths[dice(80, k + 2, sizeof depths / sizeof depths[0])];
-        int a_turned = (int)dice(80, k + 3, 2), b_turned = (int)dice(80, k + 4, 2), accumulate = (int)dice(80, k + 5, 2), biased = !accumulate && dice(80, k + 6, 2);
+        int64_t M = rows[dice(80, k, sizeof rows / sizeof rows[0])],
+                N = columns[dice(80, k + 1, sizeof columns / sizeof columns[0])],
+                K = depths[dice(80, k + 2, sizeof depths / sizeof depths[0])];
+        int a_turned = (int)dice(80, k + 3, 2), b_turned = (int)dice(80, k + 4, 2), accumulate = (int)dice(80, k + 5, 2),
+            biased = !accumulate && dice(80, k + 6, 2);
         int64_t c_row = N + 3;
         real *a = reals(M * K), *b = reals(K * N), *c = reals(M * c_row), *bias = reals(N), *again = reals(M * c_row);
         double* expected = doubles(M * N);
@@ -1517,7 +1671,8 @@ static void layers_gemm(void) {
         for (int64_t x = 0; x < M; x++)
             for (int64_t y = 0; y < N; y++) {
                 double sum = accumulate ? (double)c[x * c_row + y] : biased ? (double)bias[y] : 0;
-                for (int64_t z = 0; z < K; z++) sum += (double)a[a_turned ? z * M + x : x * K + z] * (double)b[b_turned ? y * K + z : z * N + y];
+                for (int64_t z = 0; z < K; z++)
+                    sum += (double)a[a_turned ? z * M + x : x * K + z] * (double)b[b_turned ? y * K + z : z * N + y];
                 expected[x * N + y] = sum;
             }
         memcpy(again, c, (size_t)(M * c_row) * sizeof(real));
@@ -1528,7 +1683,8 @@ static void layers_gemm(void) {
             omp_set_num_threads(threads);
 #endif
             if (threads == 3 && accumulate) continue;   // `again` holds the sum already
-            gemm(M, N, K, a, a_turned ? 1 : K, a_turned ? M : 1, b, b_turned ? 1 : N, b_turned ? K : 1, to, c_row, biased ? bias : NULL, accumulate);
+            gemm(M, N, K, a, a_turned ? 1 : K, a_turned ? M : 1, b, b_turned ? 1 : N, b_turned ? K : 1, to, c_row,
+                biased ? bias : NULL, accumulate);
             if (threads > 1) unequal += memcmp(c, again, (size_t)(M * c_row) * sizeof(real)) != 0;
         }
         outside += c[N] != first_gap;
@@ -1543,8 +1699,10 @@ static void layers_gemm(void) {
         free(again);
         free(expected);
     }
-    check(wrong == 0 && outside == 0, "layers: matrix products at every edge", "%d shapes: largest error / sqrt(K) %.3g, at most %.3g; %d wrote outside", cases, most, 2 * EPS, outside);
-    check(unequal == 0, "layers: matrix products, any number of threads", "%d of %d shapes differ in a bit between 1, 2 and 3 threads", unequal, cases);
+    check(wrong == 0 && outside == 0, "layers: matrix products at every edge",
+        "%d shapes: largest error / sqrt(K) %.3g, at most %.3g; %d wrote outside", cases, most, 2 * EPS, outside);
+    check(unequal == 0, "layers: matrix products, any number of threads",
+        "%d of %d shapes differ in a bit between 1, 2 and 3 threads", unequal, cases);
 #ifdef _OPENMP
     omp_set_num_threads(1);
 #endif
@@ -1558,10 +1716,13 @@ static void layers_exp(void) {
         double exact = exp((double)x), error = fabs((double)exp_real(x) - exact) / exact;
         if (!(error <= most)) most = worst(most, error), at = (double)x;
     }
-    check(most <= limit, "layers: exp", "%lld places from -87 to 88: largest relative error %.3g (at %g), at most %.3g", (long long)n, most, at, limit);
+    check(most <= limit, "layers: exp", "%lld places from -87 to 88: largest relative error %.3g (at %g), at most %.3g",
+        (long long)n, most, at, limit);
     volatile real not_a_number = (real)NAN;   // must come out again, or a loss could look finite that is not
     check(isnan(exp_real(not_a_number)) && isnan(tanh_real(not_a_number)), "layers: exp and tanh of NaN", "NaN");
-    check(exp_real(0) == 1 && exp_real(-1000) >= 0 && exp_real(-1000) < (real)1e-37 && tanh_real(40) == 1 && tanh_real(-40) == -1, "layers: exp and tanh at their ends", "e^0 %g, e^-1000 %.3g, tanh(40) %g", (double)exp_real(0), (double)exp_real(-1000), (double)tanh_real(40));
+    check(exp_real(0) == 1 && exp_real(-1000) >= 0 && exp_real(-1000) < (real)1e-37 && tanh_real(40) == 1 && tanh_real(-40) == -1,
+        "layers: exp and tanh at their ends", "e^0 %g, e^-1000 %.3g, tanh(40) %g", (double)exp_real(0), (double)exp_real(-1000),
+        (double)tanh_real(40));
 }
 
 static void test_layers(void) {
@@ -1583,7 +1744,8 @@ static void model_differences(const char* more) {
     char where[64] = "";
     for (int i = 0; i < 48; i++) {
         int t = i % 24, start = i < 24 ? (t < 9 ? 0 : t < 16 ? 9 : 16) : t < 8 ? 0 : 8;
-        x[i] = (double)dice(90, (uint64_t)i, 67), y[i] = i % 7 == 2 ? -1 : (double)dice(91, (uint64_t)i, 67), doc_start[i] = start;
+        x[i] = (double)dice(90, (uint64_t)i, 67), y[i] = i % 7 == 2 ? -1 : (double)dice(91, (uint64_t)i, 67),
+        doc_start[i] = start;
     }
     if (!g) return;
     fixture_batch(g, x, y, g->mesh.doc_mask ? doc_start : NULL);
@@ -1598,18 +1760,24 @@ static void model_differences(const char* more) {
             int64_t at = g->layout.units[u].offset + g->layout.within[id], n = id == P_wte ? 67 * 32 : parameter_elements(&p);
             double losses[4], h = 1e-4, found = 0, norm = 0;
             static const double steps[4] = {-2, -1, 1, 2};
-            for (int64_t j = 0; j < n; j++) found += (double)gradient[at + j] * noise((uint64_t)(1000 + u * 20 + id), j), norm += (double)gradient[at + j] * (double)gradient[at + j];
+            for (int64_t j = 0; j < n; j++)
+                found += (double)gradient[at + j] * noise((uint64_t)(1000 + u * 20 + id), j),
+                    norm += (double)gradient[at + j] * (double)gradient[at + j];
             for (int k = 0; k < 4; k++) {
                 for (int w = 0; w < g->mesh.world; w++)
-                    for (int64_t j = 0; j < n; j++) g->ranks[w].weights[at + j] = (real)((double)weights[at + j] + h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
+                    for (int64_t j = 0; j < n; j++)
+                        g->ranks[w].weights[at + j] =
+                            (real)((double)weights[at + j] + h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
                 losses[k] = trainer_loss(g);
             }
             for (int w = 0; w < g->mesh.world; w++) memcpy(g->ranks[w].weights + at, weights + at, (size_t)n * sizeof(real));
-            double numeric = (8 * (losses[2] - losses[1]) - (losses[3] - losses[0])) / (12 * h), error = fabs(numeric - found) / sqrt(norm);
+            double numeric = (8 * (losses[2] - losses[1]) - (losses[3] - losses[0])) / (12 * h),
+                   error = fabs(numeric - found) / sqrt(norm);
             if (!(error <= most)) most = worst(most, error), snprintf(where, sizeof where, "unit %d, %s", u, p.hf);
             slopes++;
         }
-    check(status == 0 && most < 1e-6, "model: gradient by differences", "%s: %d parameters, largest error %.3g (%s), below 1e-06", more, slopes, most, where);
+    check(status == 0 && most < 1e-6, "model: gradient by differences", "%s: %d parameters, largest error %.3g (%s), below 1e-06",
+        more, slopes, most, where);
     free(gradient);
     free(weights);
     gpt2_sp_destroy(g);
@@ -1617,10 +1785,12 @@ static void model_differences(const char* more) {
 
 static void test_model(void) {
     if (!IS_DOUBLE) {
-        skip("model: gradient by differences", "differences of losses need double: make test REAL=double (float is held by the groups fixture and layers)");
+        skip("model: gradient by differences",
+            "differences of losses need double: make test REAL=double (float is held by the groups fixture and layers)");
         return;
     }
-    static const char* const shapes[] = {"sp=3 center=1", "sp=3 center=0", "sp=3 center=1 doc-mask=1", "sp=3 center=0 doc-mask=1", "sp=2 doc-mask=1 schedule=zigzag recompute=sqrt", "sp=4 schedule=ring recompute=none logits-chunk=7"};
+    static const char* const shapes[] = {"sp=3 center=1", "sp=3 center=0", "sp=3 center=1 doc-mask=1", "sp=3 center=0 doc-mask=1",
+        "sp=2 doc-mask=1 schedule=zigzag recompute=sqrt", "sp=4 schedule=ring recompute=none logits-chunk=7"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) model_differences(shapes[i]);
 }
 
@@ -1631,7 +1801,11 @@ static int64_t bytes_of(int64_t elements) { return round_up(elements * (int64_t)
 // What is allocated is what was planned; what is allocated beside it (tables, data, book-keeping) is small, and a step
 // asks for nothing more. Slack: a schedule's table keeps room for 1024 slots of a rank, 2 x 16 KiB; each loader's block.
 static void memory_planned(void) {
-    static const char* const shapes[] = {"batch-size=2 layers=3 channels=64", "batch-size=1 dp=2 sp=2 zero=1", "batch-size=2 sp=3 zero=2 recompute=sqrt layers=5", "batch-size=1 sp=4 zero=3 schedule=zigzag recompute=none grad-accum=3", "batch-size=1 dp=2 sp=3 zero=3 doc-mask=1 schedule=dist recompute=layer", "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather"};
+    static const char* const shapes[] = {"batch-size=2 layers=3 channels=64", "batch-size=1 dp=2 sp=2 zero=1",
+        "batch-size=2 sp=3 zero=2 recompute=sqrt layers=5",
+        "batch-size=1 sp=4 zero=3 schedule=zigzag recompute=none grad-accum=3",
+        "batch-size=1 dp=2 sp=3 zero=3 doc-mask=1 schedule=dist recompute=layer",
+        "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
         char error[GPT2_SP_TEXT];
@@ -1646,18 +1820,23 @@ static void memory_planned(void) {
         for (int w = 0; w < g->mesh.world; w++) {
             Arena plan = rank_plan(&g->mesh, &g->layout, w);
             size_t sum = 0;
-            for (int k = 0; k < MEMORY_GROUP_COUNT; k++) sum += plan.group[k], differ += plan.group[k] != g->ranks[w].arena.group[k];
-            differ += sum != plan.used || plan.used != g->ranks[w].arena.used || malloc_usable_size(g->ranks[w].arena.base) < plan.used;
+            for (int k = 0; k < MEMORY_GROUP_COUNT; k++)
+                sum += plan.group[k], differ += plan.group[k] != g->ranks[w].arena.group[k];
+            differ +=
+                sum != plan.used || plan.used != g->ranks[w].arena.used || malloc_usable_size(g->ranks[w].arena.base) < plan.used;
             planned += plan.used;
         }
         differ += planned != mesh_bytes(&g->mesh, &g->layout);
         check(differ == 0, "memory: arenas are as planned", "%s: %d ranks, %zu bytes", shapes[i], g->mesh.world, planned);
-        check(live >= planned && live - planned <= slack, "memory: nothing beside the plan", "%s: %zu bytes more than the plan's %zu, at most %zu", shapes[i], live - planned, planned, slack);
+        check(live >= planned && live - planned <= slack, "memory: nothing beside the plan",
+            "%s: %zu bytes more than the plan's %zu, at most %zu", shapes[i], live - planned, planned, slack);
         memory_mark();
         int status = 0;
         for (int step = 0; step < 3 && status == 0; step++) status = gpt2_sp_step(g, &stats);
         size_t peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED) - before;   // since the mark
-        check(status == 0 && peak <= live + 64 * 1024, "memory: steps need no more", "%s: peak %zu bytes above what was there before them, at most %d", shapes[i], peak > live ? peak - live : (size_t)0, 64 * 1024);
+        check(status == 0 && peak <= live + 64 * 1024, "memory: steps need no more",
+            "%s: peak %zu bytes above what was there before them, at most %d", shapes[i], peak > live ? peak - live : (size_t)0,
+            64 * 1024);
         gpt2_sp_destroy(g);
         check(memory_now() == before, "memory: all of it is given back", "%lld bytes left", (long long)(memory_now() - before));
     }
@@ -1666,7 +1845,8 @@ static void memory_planned(void) {
 // State per rank by ZeRO stage: all of it, or a slice of W of each unit (padded to 16 numbers), and where gradients or
 // parameters are sharded one whole unit at a time. Counts of parameters are written out here: 12 C^2 + 13 C a layer.
 static void memory_zero(void) {
-    int64_t C = 96, L = 6, V = 384, T = 64, W = 8, units[3] = {(V + T) * C, 12 * C * C + 13 * C, 2 * C}, whole = 0, shard = 0, largest = 0;
+    int64_t C = 96, L = 6, V = 384, T = 64, W = 8, units[3] = {(V + T) * C, 12 * C * C + 13 * C, 2 * C}, whole = 0, shard = 0,
+            largest = 0;
     for (int i = 0; i < 3; i++) {
         int64_t slice = round_up(ceil_div(units[i], W), 16), copies = i == 1 ? L : 1;
         whole += copies * slice * W, shard += copies * slice, largest = max_i64(largest, slice * W);
@@ -1676,14 +1856,20 @@ static void memory_zero(void) {
         snprintf(text, sizeof text, "layers=6 heads=4 channels=96 seq-len=64 dp=2 sp=4 zero=%d threads=1", zero);
         gpt2_sp_options o = options_of(text);
         gpt2_sp* g = bare_trainer(&o, 257);
-        int64_t weights = zero >= 3 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole), gradients = zero >= 2 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole), optimizer = 2 * bytes_of(zero >= 1 ? shard : whole);
+        int64_t weights = zero >= 3 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole),
+                gradients = zero >= 2 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole),
+                optimizer = 2 * bytes_of(zero >= 1 ? shard : whole);
         int wrong = 0;
         for (int w = 0; g && w < g->mesh.world; w++) {
             const size_t* group = g->ranks[w].arena.group;
-            wrong += (int64_t)group[MEMORY_WEIGHTS] != weights || (int64_t)group[MEMORY_GRADIENTS] != gradients || (int64_t)group[MEMORY_OPTIMIZER] != optimizer;
+            wrong += (int64_t)group[MEMORY_WEIGHTS] != weights || (int64_t)group[MEMORY_GRADIENTS] != gradients ||
+                (int64_t)group[MEMORY_OPTIMIZER] != optimizer;
         }
-        check(g && wrong == 0, "memory: ZeRO's share", "zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of zero 0), %d ranks unlike the formula", zero, (long long)weights / 1024, (long long)gradients / 1024, (long long)optimizer / 1024,
-              100.0 * (double)(weights + gradients + optimizer) / (4.0 * (double)bytes_of(whole)), wrong);
+        check(g && wrong == 0, "memory: ZeRO's share",
+            "zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of zero 0), %d ranks unlike "
+            "the formula",
+            zero, (long long)weights / 1024, (long long)gradients / 1024, (long long)optimizer / 1024,
+            100.0 * (double)(weights + gradients + optimizer) / (4.0 * (double)bytes_of(whole)), wrong);
         gpt2_sp_destroy(g);
     }
 }
@@ -1696,11 +1882,16 @@ static void memory_recompute(void) {
         gpt2_sp_options o = options_of("layers=9 heads=4 channels=64 seq-len=61 batch-size=2 threads=1");
         o.recompute = mode;
         gpt2_sp* g = bare_trainer(&o, 257);
-        int64_t gelu = bytes_of(L * R * C) * 4 + bytes_of(L * R * 2 * C) + bytes_of(L * R * 4 * C) + bytes_of(L * R * NH);   // x q atty x2, kv, fch, lse
-        int64_t expected = mode == GPT2_SP_NONE ? gelu + 2 * bytes_of(L * R * C) + 2 * bytes_of(L * R) + bytes_of(L * R * 4 * C) : mode == GPT2_SP_GELU ? gelu
-                         : mode == GPT2_SP_ATTN ? 2 * bytes_of(L * R * C) + bytes_of(L * R * NH) : mode == GPT2_SP_LAYER ? bytes_of(L * R * C) : bytes_of(3 * R * C);
+        int64_t gelu = bytes_of(L * R * C) * 4 + bytes_of(L * R * 2 * C) + bytes_of(L * R * 4 * C) +
+            bytes_of(L * R * NH);   // x q atty x2, kv, fch, lse
+        int64_t expected = mode == GPT2_SP_NONE ? gelu + 2 * bytes_of(L * R * C) + 2 * bytes_of(L * R) + bytes_of(L * R * 4 * C)
+            : mode == GPT2_SP_GELU              ? gelu
+            : mode == GPT2_SP_ATTN              ? 2 * bytes_of(L * R * C) + bytes_of(L * R * NH)
+            : mode == GPT2_SP_LAYER             ? bytes_of(L * R * C)
+                                                : bytes_of(3 * R * C);
         int64_t found = g ? (int64_t)g->ranks[0].arena.group[MEMORY_KEPT] : -1;
-        check(found == expected && found < last, "memory: kept activations", "%s: %lld bytes, by the formula %lld", recompute_name(mode), (long long)found, (long long)expected);
+        check(found == expected && found < last, "memory: kept activations", "%s: %lld bytes, by the formula %lld",
+            recompute_name(mode), (long long)found, (long long)expected);
         last = found;
         gpt2_sp_destroy(g);
     }
@@ -1711,10 +1902,14 @@ static void memory_counts(void) {
     for (int mode = 0; mode < GPT2_SP_RECOMPUTES; mode++) {
         char text[128];
         int layers = 5, steps = 2, passes = 3;
-        snprintf(text, sizeof text, "batch-size=2 sp=2 layers=%d grad-accum=%d recompute=%s", layers, passes, recompute_name(mode));
+        snprintf(
+            text, sizeof text, "batch-size=2 sp=2 layers=%d grad-accum=%d recompute=%s", layers, passes, recompute_name(mode));
         Run run = run_steps(text, steps);
-        int64_t once = layers * steps * passes, layer = mode >= GPT2_SP_ATTN ? 2 * once : once, attention = mode >= GPT2_SP_LAYER ? 2 * once : once;
-        check(run.layer_forwards == layer && run.attention_forwards == attention, "memory: forward calls", "%s: layers %lld of %lld, attention %lld of %lld", recompute_name(mode), (long long)run.layer_forwards, (long long)layer, (long long)run.attention_forwards, (long long)attention);
+        int64_t once = layers * steps * passes, layer = mode >= GPT2_SP_ATTN ? 2 * once : once,
+                attention = mode >= GPT2_SP_LAYER ? 2 * once : once;
+        check(run.layer_forwards == layer && run.attention_forwards == attention, "memory: forward calls",
+            "%s: layers %lld of %lld, attention %lld of %lld", recompute_name(mode), (long long)run.layer_forwards,
+            (long long)layer, (long long)run.attention_forwards, (long long)attention);
         free(run.weights);
     }
 }
@@ -1730,7 +1925,8 @@ static size_t memory_at(gpt2_sp_options o, int64_t T) {
     memset(&layout, 0, sizeof layout);
     o.seq_len = T;
     if (mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0)
-        for (int w = 0; w < mesh.sp; w++) most = rank_plan(&mesh, &layout, w).used > most ? rank_plan(&mesh, &layout, w).used : most;
+        for (int w = 0; w < mesh.sp; w++)
+            most = rank_plan(&mesh, &layout, w).used > most ? rank_plan(&mesh, &layout, w).used : most;
     free(layout.units);
     schedule_free(&schedules[0]);
     schedule_free(&schedules[1]);
@@ -1739,13 +1935,16 @@ static size_t memory_at(gpt2_sp_options o, int64_t T) {
 
 // The longest context that is said to fit does, and one token more does not.
 static void memory_longest(void) {
-    static const char* const shapes[] = {"layers=2 heads=2 channels=64", "layers=2 heads=2 channels=64 sp=4", "layers=2 heads=2 channels=64 sp=5 dp=2 zero=3 schedule=zigzag recompute=layer"};
+    static const char* const shapes[] = {"layers=2 heads=2 channels=64", "layers=2 heads=2 channels=64 sp=4",
+        "layers=2 heads=2 channels=64 sp=5 dp=2 zero=3 schedule=zigzag recompute=layer"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         gpt2_sp_options o = options_of(shapes[i]);
         size_t room = (size_t)64 << 20;
         o.threads = 1;
         int64_t T = longest_context(&o, 257, 1, &CPU_DEVICE, room);
-        check(T > 0 && memory_at(o, T) <= room && memory_at(o, T + 1) > room, "memory: the longest context that fits", "%s: %lld tokens need %zu bytes of %zu, one more %zu", shapes[i], (long long)T, memory_at(o, T), room, memory_at(o, T + 1));
+        check(T > 0 && memory_at(o, T) <= room && memory_at(o, T + 1) > room, "memory: the longest context that fits",
+            "%s: %lld tokens need %zu bytes of %zu, one more %zu", shapes[i], (long long)T, memory_at(o, T), room,
+            memory_at(o, T + 1));
     }
 }
 
@@ -1773,7 +1972,8 @@ static void loader_permutation(void) {
         }
         if (n > 200 && same > n / 4) fixed++;   // another epoch is another order
     }
-    check(wrong == 0 && fixed == 0, "loader: a permutation", "%d sizes to 70000: %d places hit twice or outside, %d sizes where two epochs agree", sizes, wrong, fixed);
+    check(wrong == 0 && fixed == 0, "loader: a permutation",
+        "%d sizes to 70000: %d places hit twice or outside, %d sizes where two epochs agree", sizes, wrong, fixed);
     free(seen);
 }
 
@@ -1797,24 +1997,33 @@ static int32_t* loader_dataset(Dataset* d, Error* e) {
     return stream;
 }
 
-typedef struct { int dp, sp, kind, B, passes; } LoaderShape;
+typedef struct {
+    int dp, sp, kind, B, passes;
+} LoaderShape;
 enum { LOADER_T = 37, LOADER_SAMPLES = 12 };
-typedef struct { int32_t tokens[LOADER_SAMPLES * LOADER_T], labels[LOADER_SAMPLES * LOADER_T], doc_start[LOADER_SAMPLES * LOADER_T]; int64_t valid; int status; } Sequences;
+typedef struct {
+    int32_t tokens[LOADER_SAMPLES * LOADER_T], labels[LOADER_SAMPLES * LOADER_T], doc_start[LOADER_SAMPLES * LOADER_T];
+    int64_t valid;
+    int status;
+} Sequences;
 
 // The samples `first` .. of one step, put together from all ranks' slices; read directly or by the loader's thread.
-static Sequences loader_sequences(Dataset* d, LoaderShape shape, uint64_t first, int doc_mask, int thread, uint64_t limit, Error* e) {
+static Sequences loader_sequences(
+    Dataset* d, LoaderShape shape, uint64_t first, int doc_mask, int thread, uint64_t limit, Error* e) {
     Sequences out;
     RankBatch ranks[16];
     Segments segments[16];
     Loader l;
     memset(&out, 0, sizeof out);
     memset(&l, 0, sizeof l);
-    l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp, l.doc_mask = doc_mask, l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
+    l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp, l.doc_mask = doc_mask,
+    l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
     l.batch[0].ranks = l.batch[1].ranks = ranks;
     for (int r = 0; r < shape.sp; r++) segments[r] = rank_segments(shape.kind, shape.sp, LOADER_T, r);
     int64_t n = shape.passes * shape.B;
     for (int w = 0; w < shape.dp * shape.sp; w++) {
-        ranks[w].tokens = (int32_t*)need((size_t)(n * LOADER_T), 4), ranks[w].labels = (int32_t*)need((size_t)(n * LOADER_T), 4), ranks[w].doc_start = (int32_t*)need((size_t)(n * LOADER_T), 4);
+        ranks[w].tokens = (int32_t*)need((size_t)(n * LOADER_T), 4), ranks[w].labels = (int32_t*)need((size_t)(n * LOADER_T), 4),
+        ranks[w].doc_start = (int32_t*)need((size_t)(n * LOADER_T), 4);
     }
     if (thread) loader_request(&l, first);
     else out.status = loader_fill(&l, &l.batch[0], first, e);
@@ -1857,18 +2066,22 @@ static Sequences loader_expected(const Dataset* d, const int32_t* stream, uint64
 }
 
 static void loader_shapes(Dataset* d, const int32_t* stream) {
-    static const LoaderShape shapes[] = {{1, 1, GPT2_SP_DIST, 12, 1}, {1, 1, GPT2_SP_DIST, 1, 12}, {2, 1, GPT2_SP_DIST, 3, 2}, {1, 2, GPT2_SP_DIST, 4, 3}, {2, 3, GPT2_SP_RING, 2, 3}, {3, 4, GPT2_SP_ZIGZAG, 2, 2}, {1, 7, GPT2_SP_ZIGZAG, 12, 1}, {4, 2, GPT2_SP_ALLGATHER, 1, 3}, {1, 16, GPT2_SP_DIST, 6, 2}};
+    static const LoaderShape shapes[] = {{1, 1, GPT2_SP_DIST, 12, 1}, {1, 1, GPT2_SP_DIST, 1, 12}, {2, 1, GPT2_SP_DIST, 3, 2},
+        {1, 2, GPT2_SP_DIST, 4, 3}, {2, 3, GPT2_SP_RING, 2, 3}, {3, 4, GPT2_SP_ZIGZAG, 2, 2}, {1, 7, GPT2_SP_ZIGZAG, 12, 1},
+        {4, 2, GPT2_SP_ALLGATHER, 1, 3}, {1, 16, GPT2_SP_DIST, 6, 2}};
     int equal = 0, runs = 0;
     Error e = {{0}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int doc_mask = 0; doc_mask < 2; doc_mask++)
             for (uint64_t first = 0; first < 120; first += 41) {   // epochs have 42 windows
                 uint64_t limit = first == 41 ? 47 : UINT64_MAX;
-                Sequences found = loader_sequences(d, shapes[i], first, doc_mask, (int)(first % 2), limit, &e), expected = loader_expected(d, stream, first, doc_mask, limit);
+                Sequences found = loader_sequences(d, shapes[i], first, doc_mask, (int)(first % 2), limit, &e),
+                          expected = loader_expected(d, stream, first, doc_mask, limit);
                 equal += found.status == 0 && memcmp(&found, &expected, sizeof found) == 0;
                 runs++;
             }
-    check(equal == runs, "loader: tokens, labels and documents", "%d of %d splits over dp, sp, batch and passes give the same sequences as the stream itself %s", equal, runs, e.text);
+    check(equal == runs, "loader: tokens, labels and documents",
+        "%d of %d splits over dp, sp, batch and passes give the same sequences as the stream itself %s", equal, runs, e.text);
 }
 
 static void loader_epoch(Dataset* d) {
@@ -1883,15 +2096,20 @@ static void loader_epoch(Dataset* d) {
         }
         for (int t = 0; t < STREAM; t++) unseen += (t < STREAM - 1 && !input[t]) + (t > 0 && !label[t]);
     }
-    check(unseen == 0 && differ > 0, "loader: an epoch sees every token", "%llu windows of %d over %d tokens, 3 epochs: %d not seen; %d samples elsewhere than in the first epoch", (unsigned long long)n, LOADER_T, STREAM, unseen, differ);
+    check(unseen == 0 && differ > 0, "loader: an epoch sees every token",
+        "%llu windows of %d over %d tokens, 3 epochs: %d not seen; %d samples elsewhere than in the first epoch",
+        (unsigned long long)n, LOADER_T, STREAM, unseen, differ);
     int outside = 0;
     for (uint64_t T = 1; T < STREAM; T += 13)
-        for (uint64_t i = 0; i < dataset_windows(d, (int64_t)T); i++) outside += sample_position(d, (int64_t)T, i, 0, 0) + T + 1 > STREAM;
+        for (uint64_t i = 0; i < dataset_windows(d, (int64_t)T); i++)
+            outside += sample_position(d, (int64_t)T, i, 0, 0) + T + 1 > STREAM;
     check(outside == 0, "loader: windows of any length stay inside", "%d outside, T from 1 to %d", outside, STREAM - 1);
 }
 
 static void loader_refused(void) {
-    static const struct { const char *list, *part; } cases[] = {{"", "no token shards given"}, {"/nowhere/x.tok", "no token shard at /nowhere/x.tok"}};
+    static const struct {
+        const char *list, *part;
+    } cases[] = {{"", "no token shards given"}, {"/nowhere/x.tok", "no token shard at /nowhere/x.tok"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Dataset d;
         Error e = {{0}};
@@ -1937,13 +2155,22 @@ static void options_taken(void) {
     FILE* f = fopen(scratch("a.cfg"), "w");
     char line[600];
     if (f) fprintf(f, "# a comment\n\n  layers = 7\nheads=2\n\tdata =  a b.tok \nlr = 0.5\n"), fclose(f);
-    int status = options_line(&o, 'T', "train", "--seq-len 32k --lr=1e-3 --doc-mask --schedule ring --batch-size=2 --zero 3 --out=x=y --seed 1m", &e);
-    check(status == 0 && o.seq_len == 32768 && o.lr == 1e-3 && o.doc_mask == 1 && o.schedule == GPT2_SP_RING && o.batch_size == 2 && o.zero == 3 && strcmp(o.out, "x=y") == 0 && o.seed == 1048576, "options: spellings", "seq-len %lld, lr %g, doc-mask %lld, schedule %s %s", (long long)o.seq_len, o.lr, (long long)o.doc_mask, schedule_name(o.schedule), e.text);
+    int status = options_line(
+        &o, 'T', "train", "--seq-len 32k --lr=1e-3 --doc-mask --schedule ring --batch-size=2 --zero 3 --out=x=y --seed 1m", &e);
+    check(status == 0 && o.seq_len == 32768 && o.lr == 1e-3 && o.doc_mask == 1 && o.schedule == GPT2_SP_RING &&
+            o.batch_size == 2 && o.zero == 3 && strcmp(o.out, "x=y") == 0 && o.seed == 1048576,
+        "options: spellings", "seq-len %lld, lr %g, doc-mask %lld, schedule %s %s", (long long)o.seq_len, o.lr,
+        (long long)o.doc_mask, schedule_name(o.schedule), e.text);
     status = options_line(&o, 'T', "train", "--doc-mask 0 --center=0 --raw-u16 --model d24", &e);
-    check(status == 0 && o.doc_mask == 0 && o.center == 0 && o.raw_u16 == 1 && o.layers == 24 && o.heads == 16 && o.channels == 1024, "options: flags and models", "%lld layers, %lld heads, %lld channels %s", (long long)o.layers, (long long)o.heads, (long long)o.channels, e.text);
+    check(status == 0 && o.doc_mask == 0 && o.center == 0 && o.raw_u16 == 1 && o.layers == 24 && o.heads == 16 &&
+            o.channels == 1024,
+        "options: flags and models", "%lld layers, %lld heads, %lld channels %s", (long long)o.layers, (long long)o.heads,
+        (long long)o.channels, e.text);
     snprintf(line, sizeof line, "--layers 3 --config %s --heads 5", scratch("a.cfg"));
     status = options_line(&o, 'T', "train", line, &e);
-    check(status == 0 && o.layers == 7 && o.heads == 5 && strcmp(o.data, "a b.tok") == 0 && o.lr == 0.5, "options: a config file, and what follows it", "layers %lld, heads %lld, data `%s` %s", (long long)o.layers, (long long)o.heads, o.data, e.text);
+    check(status == 0 && o.layers == 7 && o.heads == 5 && strcmp(o.data, "a b.tok") == 0 && o.lr == 0.5,
+        "options: a config file, and what follows it", "layers %lld, heads %lld, data `%s` %s", (long long)o.layers,
+        (long long)o.heads, o.data, e.text);
     check(options_line(&o, 'T', "train", "--layers 3 --help", &e) == 1, "options: --help", "asks for help");
     int wrong = 0;
     gpt2_sp_options defaults, again;
@@ -1959,23 +2186,43 @@ static void options_taken(void) {
     for (int i = 0; i < GPT2_SP_SCHEDULES; i++) {   // the names elsewhere are the option's words
         char word[32];
         if (!choice_word(option_find("schedule")->text, i, word, sizeof word) || strcmp(word, schedule_name(i)) != 0) wrong++;
-        if (i < GPT2_SP_RECOMPUTES && (!choice_word(option_find("recompute")->text, i, word, sizeof word) || strcmp(word, recompute_name(i)) != 0)) wrong++;
+        if (i < GPT2_SP_RECOMPUTES &&
+            (!choice_word(option_find("recompute")->text, i, word, sizeof word) || strcmp(word, recompute_name(i)) != 0))
+            wrong++;
     }
     check(wrong == 0, "options: the table", "%d options, %d faults", OPTION_COUNT, wrong);
 }
 
 static void options_refused(void) {
-    static const struct { char letter; const char *command, *line, *part; } cases[] = {
-        {'T', "train", "--sequence-len 5", "unknown option --sequence-len"}, {'T', "train", "--seqlen 5", "did you mean --seq-len?"}, {'T', "train", "--lyers 5", "did you mean --layers?"}, {'T', "train", "--xxxxxxxxxxxx 5", "--help` lists them"},
-        {'T', "train", "--layers 0", "must be from 1 to 512"}, {'T', "train", "--layers 513", "must be from 1 to 512"}, {'T', "train", "--layers x", "expected a whole number"}, {'T', "train", "--layers 2.5", "expected a whole number"}, {'T', "train", "--layers", "needs a value"},
-        {'T', "train", "--layers 5x", "expected a whole number"}, {'T', "train", "--seq-len 99999999999999999999", "expected a whole number"}, {'T', "train", "--seq-len 9999999999", "must be from 1 to 16777216"}, {'T', "train", "--lr nan", "expected a number"}, {'T', "train", "--lr inf", "expected a number"}, {'T', "train", "--lr -1", "must be from 0 to 10"}, {'T', "train", "--lr 1e999", "expected a number"},
-        {'T', "train", "--schedule rang", "expected one of ring|dist|dist-paper|zigzag|allgather|ulysses"}, {'T', "train", "--recompute=", "expected one of none|"}, {'T', "train", "--model d13", "expected d12, d24, d36 or d48"}, {'T', "train", "--prompt x", "--prompt is not an option of `train`"}, {'S', "schedule", "--layers 2", "is not an option of `schedule`"},
-        {'T', "train", "layers 3", "`layers` is not an option"}, {'T', "train", "--doc-mask 2", "is not an option (options begin with --)"}, {'T', "train", "--doc-mask=2", "must be from 0 to 1"}, {'T', "train", "--config /nowhere/x.cfg", "--config /nowhere/x.cfg: No such file"}, {'T', "train", "--keep 1", "must be from 2"}};
+    static const struct {
+        char letter;
+        const char *command, *line, *part;
+    } cases[] = {{'T', "train", "--sequence-len 5", "unknown option --sequence-len"},
+        {'T', "train", "--seqlen 5", "did you mean --seq-len?"}, {'T', "train", "--lyers 5", "did you mean --layers?"},
+        {'T', "train", "--xxxxxxxxxxxx 5", "--help` lists them"}, {'T', "train", "--layers 0", "must be from 1 to 512"},
+        {'T', "train", "--layers 513", "must be from 1 to 512"}, {'T', "train", "--layers x", "expected a whole number"},
+        {'T', "train", "--layers 2.5", "expected a whole number"}, {'T', "train", "--layers", "needs a value"},
+        {'T', "train", "--layers 5x", "expected a whole number"},
+        {'T', "train", "--seq-len 99999999999999999999", "expected a whole number"},
+        {'T', "train", "--seq-len 9999999999", "must be from 1 to 16777216"}, {'T', "train", "--lr nan", "expected a number"},
+        {'T', "train", "--lr inf", "expected a number"}, {'T', "train", "--lr -1", "must be from 0 to 10"},
+        {'T', "train", "--lr 1e999", "expected a number"},
+        {'T', "train", "--schedule rang", "expected one of ring|dist|dist-paper|zigzag|allgather|ulysses"},
+        {'T', "train", "--recompute=", "expected one of none|"}, {'T', "train", "--model d13", "expected d12, d24, d36 or d48"},
+        {'T', "train", "--prompt x", "--prompt is not an option of `train`"},
+        {'S', "schedule", "--layers 2", "is not an option of `schedule`"},
+        {'T', "train", "layers 3", "`layers` is not an option"},
+        {'T', "train", "--doc-mask 2", "is not an option (options begin with --)"},
+        {'T', "train", "--doc-mask=2", "must be from 0 to 1"},
+        {'T', "train", "--config /nowhere/x.cfg", "--config /nowhere/x.cfg: No such file"},
+        {'T', "train", "--keep 1", "must be from 2"}};
     int told = 0, count = (int)(sizeof cases / sizeof cases[0]);
     gpt2_sp_options o;
     for (int i = 0; i < count; i++) {
         Error e = {{0}};
-        if (options_line(&o, cases[i].letter, cases[i].command, cases[i].line, &e) == -1 && strstr(e.text, cases[i].part) && !strchr(e.text, '\n')) told++;
+        if (options_line(&o, cases[i].letter, cases[i].command, cases[i].line, &e) == -1 && strstr(e.text, cases[i].part) &&
+            !strchr(e.text, '\n'))
+            told++;
         else printf("     `%s`: %s (expected: %s)\n", cases[i].line, e.text, cases[i].part);
     }
     check(told == count, "options: refusals", "%d of %d, each in one line that says what would do", told, count);
@@ -1984,14 +2231,20 @@ static void options_refused(void) {
     FILE* f = fopen(scratch("b.cfg"), "w");
     if (f) fprintf(f, "layers = 7\nlyers = 2\n"), fclose(f);
     snprintf(line, sizeof line, "--config %s", scratch("b.cfg"));
-    check(options_line(&o, 'T', "train", line, &e) == -1 && strstr(e.text, "b.cfg:2: unknown option --lyers: did you mean --layers?"), "options: a config file's line is named", "%s", e.text);
+    check(options_line(&o, 'T', "train", line, &e) == -1 &&
+            strstr(e.text, "b.cfg:2: unknown option --lyers: did you mean --layers?"),
+        "options: a config file's line is named", "%s", e.text);
 }
 
 // Combinations that do not fit are refused before anything runs.
 static void options_combinations(void) {
-    static const struct { const char *change, *part; } cases[] = {
-        {"heads=5", "--channels 32 is not divisible by --heads 5"}, {"channels=512 heads=1", "head size 512"}, {"sp=64 seq-len=61", "--seq-len 61 is too short for 64 chunks"}, {"sp=31 seq-len=61 schedule=zigzag", "too short for 62 chunks"}, {"sp=3 schedule=dist-paper", "even --sp only"}, {"sp=3 schedule=ulysses", "divisible by --sp (found 4 and 3)"},
-        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "the longest context that fits"}};
+    static const struct {
+        const char *change, *part;
+    } cases[] = {{"heads=5", "--channels 32 is not divisible by --heads 5"}, {"channels=512 heads=1", "head size 512"},
+        {"sp=64 seq-len=61", "--seq-len 61 is too short for 64 chunks"},
+        {"sp=31 seq-len=61 schedule=zigzag", "too short for 62 chunks"}, {"sp=3 schedule=dist-paper", "even --sp only"},
+        {"sp=3 schedule=ulysses", "divisible by --sp (found 4 and 3)"},
+        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "no context fits"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options o = run_options(cases[i].change);
         char error[GPT2_SP_TEXT];
@@ -2002,16 +2255,24 @@ static void options_combinations(void) {
 }
 
 static void options_learning_rate(void) {
-    static const struct { const char* change; int64_t done; double expected; } cases[] = {
-        {"lr-schedule=cosine", 0, 0.1}, {"lr-schedule=cosine", 9, 1}, {"lr-schedule=cosine", 10, 1}, {"lr-schedule=cosine", 60, 0.55}, {"lr-schedule=cosine", 110, 0.1}, {"lr-schedule=cosine", 500, 0.1},
-        {"lr-schedule=linear", 35, 0.775}, {"lr-schedule=linear", 60, 0.55}, {"lr-schedule=linear", 110, 0.1}, {"lr-schedule=constant", 60, 1}, {"lr-schedule=constant", 110, 1}, {"lr-schedule=constant", 4, 0.5},
-        {"lr-schedule=wsd", 60, 1}, {"lr-schedule=wsd", 90, 1}, {"lr-schedule=wsd", 95, 0.55}, {"lr-schedule=wsd", 110, 0.1}, {"lr-schedule=wsd wsd-decay=0", 110, 1}, {"warmup=0 steps=1", 0, 1}};
+    static const struct {
+        const char* change;
+        int64_t done;
+        double expected;
+    } cases[] = {{"lr-schedule=cosine", 0, 0.1}, {"lr-schedule=cosine", 9, 1}, {"lr-schedule=cosine", 10, 1},
+        {"lr-schedule=cosine", 60, 0.55}, {"lr-schedule=cosine", 110, 0.1}, {"lr-schedule=cosine", 500, 0.1},
+        {"lr-schedule=linear", 35, 0.775}, {"lr-schedule=linear", 60, 0.55}, {"lr-schedule=linear", 110, 0.1},
+        {"lr-schedule=constant", 60, 1}, {"lr-schedule=constant", 110, 1}, {"lr-schedule=constant", 4, 0.5},
+        {"lr-schedule=wsd", 60, 1}, {"lr-schedule=wsd", 90, 1}, {"lr-schedule=wsd", 95, 0.55}, {"lr-schedule=wsd", 110, 0.1},
+        {"lr-schedule=wsd wsd-decay=0", 110, 1}, {"warmup=0 steps=1", 0, 1}};
     double most = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options o = options_of("lr=1 lr-final=0.1 warmup=10 steps=111 wsd-decay=0.2");
         options_apply(&o, cases[i].change);
         double error = fabs(learning_rate(&o, cases[i].done) - cases[i].expected);
-        if (!(error < 1e-12)) printf("     %s after %d steps: %.12f, expected %g\n", cases[i].change, (int)cases[i].done, learning_rate(&o, cases[i].done), cases[i].expected);
+        if (!(error < 1e-12))
+            printf("     %s after %d steps: %.12f, expected %g\n", cases[i].change, (int)cases[i].done,
+                learning_rate(&o, cases[i].done), cases[i].expected);
         most = worst(most, error);
     }
     check_below(most, 1e-12, "options: learning rates", "18 values: largest error");
@@ -2032,14 +2293,25 @@ static void sampling_choice(void) {
     const double p[N] = {0.05, 0.4, 0.1, 0.25, 0.15, 0.05};
     real logits[N];
     Candidate candidates[N];
-    static const struct { double temperature; int64_t top_k; double top_p; const char* what; double expected[N]; } cases[] = {
-        {1, 0, 1, "all", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}}, {0, 0, 1, "temperature 0", {0, 1, 0, 0, 0, 0}}, {1, 1, 1, "top-k 1", {0, 1, 0, 0, 0, 0}}, {1, 3, 1, "top-k 3", {0, 0.5, 0, 0.3125, 0.1875, 0}}, {1, 100, 1, "top-k beyond the vocabulary", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}},
-        {1, 0, 0.6, "top-p 0.6", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}, {1, 0, 0, "top-p 0", {0, 1, 0, 0, 0, 0}}, {0.5, 2, 1, "temperature 0.5, top-k 2", {0, 0.16 / 0.2225, 0, 0.0625 / 0.2225, 0, 0}}, {1, 3, 0.7, "top-k 3, top-p 0.7", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}};
+    static const struct {
+        double temperature;
+        int64_t top_k;
+        double top_p;
+        const char* what;
+        double expected[N];
+    } cases[] = {{1, 0, 1, "all", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}}, {0, 0, 1, "temperature 0", {0, 1, 0, 0, 0, 0}},
+        {1, 1, 1, "top-k 1", {0, 1, 0, 0, 0, 0}}, {1, 3, 1, "top-k 3", {0, 0.5, 0, 0.3125, 0.1875, 0}},
+        {1, 100, 1, "top-k beyond the vocabulary", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}},
+        {1, 0, 0.6, "top-p 0.6", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}, {1, 0, 0, "top-p 0", {0, 1, 0, 0, 0, 0}},
+        {0.5, 2, 1, "temperature 0.5, top-k 2", {0, 0.16 / 0.2225, 0, 0.0625 / 0.2225, 0, 0}},
+        {1, 3, 0.7, "top-k 3, top-p 0.7", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}};
     for (int i = 0; i < N; i++) logits[i] = (real)(log(p[i]) + 3);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int counts[N] = {0};
         double most = 0;
-        for (int k = 0; k < DRAWS; k++) counts[sample_token(logits, N, cases[i].temperature, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)]++;
+        for (int k = 0; k < DRAWS; k++)
+            counts[sample_token(
+                logits, N, cases[i].temperature, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)]++;
         for (int v = 0; v < N; v++) most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
         check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
     }
@@ -2075,10 +2347,13 @@ static void sampling_cache(const char* more) {
         most = worst(most, distance(one.logits, expected, 131));
         int64_t ends[] = {0, 99, 100, 299 - 256, 299}, begins[] = {0, 1, 100, -1, -1};   // blocks of 1, 99, 1, and then 199
         for (int i = 0; i < 3; i++)
-            if (t == ends[i]) decoder_read(&many, tokens + begins[i], t - begins[i] + 1, begins[i]), blocks = worst(blocks, distance(many.logits, expected, 131));
+            if (t == ends[i])
+                decoder_read(&many, tokens + begins[i], t - begins[i] + 1, begins[i]),
+                    blocks = worst(blocks, distance(many.logits, expected, 131));
         if (t == 299) decoder_read(&many, tokens + 101, 199, 101), blocks = worst(blocks, distance(many.logits, expected, 131));
     }
-    check(isfinite(loss) && most <= 100 * EPS && blocks <= 100 * EPS, "sampling: cached keys and values", "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, blocks, 100 * EPS);
+    check(isfinite(loss) && most <= 100 * EPS && blocks <= 100 * EPS, "sampling: cached keys and values",
+        "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, blocks, 100 * EPS);
     free(one.cache);
     free(many.cache);
     free(logits);
@@ -2087,7 +2362,8 @@ static void sampling_cache(const char* more) {
 }
 
 static void sampling_generate(void) {
-    static const char* const shapes[] = {"batch-size=1", "batch-size=1 threads=2", "batch-size=1 sp=2 zero=3", "batch-size=1 dp=2 sp=2 zero=1"};
+    static const char* const shapes[] = {
+        "batch-size=1", "batch-size=1 threads=2", "batch-size=1 sp=2 zero=3", "batch-size=1 dp=2 sp=2 zero=1"};
     int32_t greedy[4][16], drawn[4][16], other[16], prompt[20];
     int64_t made[4] = {0};
     int same = 1, differ = 0;
@@ -2106,26 +2382,34 @@ static void sampling_generate(void) {
         gpt2_sp_generate(g, prompt, 20, drawn[i], 16, 1, 0, 1, 7);
         gpt2_sp_generate(g, prompt, 20, other, 16, 1, 0, 1, 8);
         differ += memcmp(other, drawn[i], sizeof other) != 0;
-        same &= made[i] == 16 && memcmp(greedy[i], greedy[0], sizeof greedy[0]) == 0 && memcmp(drawn[i], drawn[0], sizeof drawn[0]) == 0;
+        same &= made[i] == 16 && memcmp(greedy[i], greedy[0], sizeof greedy[0]) == 0 &&
+            memcmp(drawn[i], drawn[0], sizeof drawn[0]) == 0;
         if (i == 0) {
             g->eot = greedy[0][0];
             same &= gpt2_sp_generate(g, prompt, 20, other, 16, 0, 0, 1, 1) == 0;   // ends before the end-of-text token
-            if (gpt2_sp_generate(g, prompt, 20, other, 42, 0, 0, 1, 1) == -1) snprintf(refused[0], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
-            if (gpt2_sp_generate(g, prompt, 0, other, 4, 0, 0, 1, 1) == -1) snprintf(refused[1], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
+            if (gpt2_sp_generate(g, prompt, 20, other, 42, 0, 0, 1, 1) == -1)
+                snprintf(refused[0], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
+            if (gpt2_sp_generate(g, prompt, 0, other, 4, 0, 0, 1, 1) == -1)
+                snprintf(refused[1], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
             int32_t kept = prompt[3];
             prompt[3] = 257;
-            if (gpt2_sp_generate(g, prompt, 20, other, 4, 0, 0, 1, 1) == -1) snprintf(refused[2], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
+            if (gpt2_sp_generate(g, prompt, 20, other, 4, 0, 0, 1, 1) == -1)
+                snprintf(refused[2], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
             prompt[3] = kept;
         }
         gpt2_sp_destroy(g);
     }
-    check(same && differ == 4, "sampling: the same seed, the same text", "greedy and drawn, 4 shapes (threads, sp, zero 3): %s; another seed differs in %d of 4", same ? "equal" : "different", differ);
-    check(strstr(refused[0], "20 tokens and 42 more") && strstr(refused[1], "0 tokens") && strstr(refused[2], "token 257"), "sampling: refusals", "%s; %s; %s", refused[0], refused[1], refused[2]);
+    check(same && differ == 4, "sampling: the same seed, the same text",
+        "greedy and drawn, 4 shapes (threads, sp, zero 3): %s; another seed differs in %d of 4", same ? "equal" : "different",
+        differ);
+    check(strstr(refused[0], "20 tokens and 42 more") && strstr(refused[1], "0 tokens") && strstr(refused[2], "token 257"),
+        "sampling: refusals", "%s; %s; %s", refused[0], refused[1], refused[2]);
 }
 
 // Validation over 13 windows: the same for every split, equal to the sum of its buckets; buckets 0, 1, 2-3, 4-7, ...
 static void evaluation_splits(void) {
-    static const char* const shapes[] = {"batch-size=1", "batch-size=3", "batch-size=2 sp=3", "batch-size=1 dp=2 sp=2 zero=3 schedule=zigzag", "batch-size=5 sp=4 recompute=sqrt layers=2"};
+    static const char* const shapes[] = {"batch-size=1", "batch-size=3", "batch-size=2 sp=3",
+        "batch-size=1 dp=2 sp=2 zero=3 schedule=zigzag", "batch-size=5 sp=4 recompute=sqrt layers=2"};
     for (int doc_mask = 0; doc_mask < 2; doc_mask++) {
         double first = NAN, most = 0, sum_error = 0;
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -2143,13 +2427,18 @@ static void evaluation_splits(void) {
             for (int b = 0; b < POSITION_BUCKETS; b++) total += evaluation.bucket_loss[b], count += evaluation.bucket_count[b];
             most = worst(most, fabs(loss - first) / first);
             sum_error = worst(sum_error, fabs(total / count - loss) / loss + fabs(count - evaluation.count));
-            if (!doc_mask) sum_error += evaluation.count != 13 * 61 || evaluation.bucket_count[0] != 13 || evaluation.bucket_count[3] != 4 * 13 || evaluation.bucket_count[6] != 29 * 13;
+            if (!doc_mask)
+                sum_error += evaluation.count != 13 * 61 || evaluation.bucket_count[0] != 13 ||
+                    evaluation.bucket_count[3] != 4 * 13 || evaluation.bucket_count[6] != 29 * 13;
             gpt2_sp_destroy(g);
         }
-        check_below(most, 100 * EPS, "evaluation: the same loss for every split", doc_mask ? "documents, 5 splits: largest difference" : "5 splits: largest difference");
-        check_below(sum_error, 1e-12, "evaluation: buckets of positions add up", doc_mask ? "documents: difference" : "difference");
+        check_below(most, 100 * EPS, "evaluation: the same loss for every split",
+            doc_mask ? "documents, 5 splits: largest difference" : "5 splits: largest difference");
+        check_below(
+            sum_error, 1e-12, "evaluation: buckets of positions add up", doc_mask ? "documents: difference" : "difference");
     }
-    int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 || position_bucket(3) != 2 || position_bucket(4) != 3 || position_bucket(7) != 3 || position_bucket(8) != 4 || position_bucket((1 << 24) - 1) != 24;
+    int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 || position_bucket(3) != 2 ||
+        position_bucket(4) != 3 || position_bucket(7) != 3 || position_bucket(8) != 4 || position_bucket((1 << 24) - 1) != 24;
     check(wrong == 0, "evaluation: buckets of positions", "0, 1, 2-3, 4-7, 8-15 ...");
 }
 
@@ -2161,7 +2450,8 @@ static void evaluation_needle(void) {
     ranks_run(g, rank_noise);
     int status = evaluate_needle(g, 5, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
-    check(status == 0 && all_asked == 15 && all_right >= 0 && all_right <= 15, "evaluation: needle", "%g of %g facts by a model that knows nothing %s", all_right, all_asked, status ? gpt2_sp_error(g) : "");
+    check(status == 0 && all_asked == 15 && all_right >= 0 && all_right <= 15, "evaluation: needle",
+        "%g of %g facts by a model that knows nothing %s", all_right, all_asked, status ? gpt2_sp_error(g) : "");
     gpt2_sp_destroy(g);
 }
 
@@ -2220,15 +2510,19 @@ static int rank_exchange(Rank* r, gpt2_sp* g) {
             for (int w = 0; w < TRANSPORT_WORLD; w++) {
                 if (w == t->rank || (w + t->rank + round) % 3 == 0) continue;
                 for (int i = 0; i < 8; i++) sent[piece][w][i] = ((round * 10 + piece) * 10 + t->rank) * 10 + w;
-                Piece out = {w, sent[piece][w], (size_t)(4 * (piece + 2 + (t->rank + w) % 2))}, in = {w, received[piece][w], out.bytes};
+                Piece out = {w, sent[piece][w], (size_t)(4 * (piece + 2 + (t->rank + w) % 2))},
+                      in = {w, received[piece][w], out.bytes};
                 sends[send_count++] = out, receives[receive_count++] = in;
             }
-        if (t->post(t, sends, send_count, &r->error) != 0 || t->wait(t, sends, send_count, receives, receive_count, &r->error) != 0) return -1;
+        if (t->post(t, sends, send_count, &r->error) != 0 ||
+            t->wait(t, sends, send_count, receives, receive_count, &r->error) != 0)
+            return -1;
         for (int i = 0; i < receive_count; i++) {
-            int piece = (int)((int32_t(*)[TRANSPORT_WORLD][8])(void*)receives[i].data - received) , w = receives[i].peer;
+            int piece = (int)((int32_t(*)[TRANSPORT_WORLD][8])(void*)receives[i].data - received), w = receives[i].peer;
             const int32_t* got = (const int32_t*)receives[i].data;
             (void)piece;
-            for (size_t k = 0; k < receives[i].bytes / 4; k++) wrong += got[k] % 100 != w * 10 + t->rank || got[k] / 1000 != round;
+            for (size_t k = 0; k < receives[i].bytes / 4; k++)
+                wrong += got[k] % 100 != w * 10 + t->rank || got[k] / 1000 != round;
         }
         memset(sent, 0xEE, sizeof sent);   // taken: the sender may write there again
     }
@@ -2253,8 +2547,10 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     case 0: return t->barrier(t, &r->error);
     case 1: return t->all_reduce(t, &value, 1, &r->error);
     case 2: return t->all_gather(t, buffer, 1, &r->error);
-    case 3: return t->post(t, NULL, 0, &r->error) != 0 ? -1 : t->wait(t, NULL, 0, &piece, 1, &r->error);   // for what rank 2 sends
-    default: return t->post(t, &piece, 1, &r->error) != 0 ? -1 : t->wait(t, &piece, 1, NULL, 0, &r->error);   // until rank 2 takes it
+    case 3:
+        return t->post(t, NULL, 0, &r->error) != 0 ? -1 : t->wait(t, NULL, 0, &piece, 1, &r->error);   // for what rank 2 sends
+    default:
+        return t->post(t, &piece, 1, &r->error) != 0 ? -1 : t->wait(t, &piece, 1, NULL, 0, &r->error);   // until rank 2 takes it
     }
 }
 
@@ -2267,14 +2563,19 @@ static void test_transport(void) {
         memset(transport_wrong, -1, sizeof transport_wrong);
         int status = ranks_run(g, i == 0 ? rank_collectives : rank_exchange);
         for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
-        check(status == 0 && wrong == 0, i == 0 ? "transport: all-reduce, reduce-scatter, all-gather" : "transport: groups of messages", "%d ranks, %d rounds: %d numbers wrong %s", TRANSPORT_WORLD, i == 0 ? 20 : 50, wrong, status ? g->error.text : "");
+        check(status == 0 && wrong == 0,
+            i == 0 ? "transport: all-reduce, reduce-scatter, all-gather" : "transport: groups of messages",
+            "%d ranks, %d rounds: %d numbers wrong %s", TRANSPORT_WORLD, i == 0 ? 20 : 50, wrong, status ? g->error.text : "");
     }
     gpt2_sp_destroy(g);
     for (transport_case = 0; transport_case < 6; transport_case++) {
-        static const char* const waits[] = {"a barrier", "an all-reduce", "an all-gather", "a message", "a message's taking", "a message of another length"};
+        static const char* const waits[] = {
+            "a barrier", "an all-reduce", "an all-gather", "a message", "a message's taking", "a message of another length"};
         g = bare_trainer(&o, 128);
         int status = g ? ranks_run(g, rank_stops) : 0, again = g ? ranks_run(g, rank_collectives) : 0;
-        check(status == -1 && again == -1 && strstr(g->error.text, transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough"), "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case], g ? g->error.text : "");
+        check(status == -1 && again == -1 &&
+                strstr(g->error.text, transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough"),
+            "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case], g ? g->error.text : "");
         gpt2_sp_destroy(g);
     }
 }
@@ -2324,31 +2625,40 @@ static void test_commands(void) {
     snprintf(shard, sizeof shard, "%s", scratch("book.tok"));
     snprintf(run, sizeof run, "%s", scratch("book_run"));
     FILE* f = fopen(book, "w");
-    for (int i = 0; f && i < 600; i++) fprintf(f, "Line %d of a book that tells %llu things.\n", i, (unsigned long long)dice(99, (uint64_t)i, 1000));
+    for (int i = 0; f && i < 600; i++)
+        fprintf(f, "Line %d of a book that tells %llu things.\n", i, (unsigned long long)dice(99, (uint64_t)i, 1000));
     if (f) fclose(f);
     snprintf(line, sizeof line, "prepare --tokenizer byte --out %s %s", shard, book);
     check(command_run(line, out, SIZE) == 0 && strstr(out, "1 documents, "), "commands: prepare", "%s", out);
 
     int status = command_run("schedule --schedule dist --sp 8 --json", out, SIZE);
     json_span forward;
-    int found = json_get(out, strlen(out), "forward", &forward) == 1 && json_get_double(forward.s, forward.n, "makespan", &value) == 1;
+    int found =
+        json_get(out, strlen(out), "forward", &forward) == 1 && json_get_double(forward.s, forward.n, "makespan", &value) == 1;
     check(status == 0 && json_whole(out) && found && value == 4, "commands: schedule --json", "makespan %g", value);
     status = command_run("schedule --schedule dist-paper --sp 8", out, SIZE);
-    check(status == 0 && strstr(out, "makespan 4.5 units, ideal 4") && strstr(out, "idle"), "commands: schedule", "dist-paper P=8 %s", status ? out : "drawn, with its idle half step");
-    status = command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048 --sp 4 --json --gflops 50 --link-gbs 5", out, SIZE);
+    check(status == 0 && strstr(out, "makespan 4.5 units, ideal 4") && strstr(out, "idle"), "commands: schedule",
+        "dist-paper P=8 %s", status ? out : "drawn, with its idle half step");
+    status =
+        command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048 --sp 4 --json --gflops 50 --link-gbs 5", out, SIZE);
     json_span memory;
     found = json_get(out, strlen(out), "memory_bytes", &memory) == 1 && json_get_u64(memory.s, memory.n, "total", &total) == 1;
-    check(status == 0 && json_whole(out) && found && total > 0, "commands: plan --json", "%llu bytes a rank", (unsigned long long)total);
+    check(status == 0 && json_whole(out) && found && total > 0, "commands: plan --json", "%llu bytes a rank",
+        (unsigned long long)total);
     status = command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048", out, SIZE);
     check(status == 0 && strstr(out, "the longest context that fits"), "commands: plan", "%.60s...", out);
 
-    const char* small = "--layers 1 --heads 2 --channels 32 --seq-len 128 --threads 1 --lr 1e-2 --save-every 4 --val-every 3 --val-sequences 2";
-    snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --sp 3 --batch-size 2 --steps 6", shard, shard, run, small);
+    const char* small =
+        "--layers 1 --heads 2 --channels 32 --seq-len 128 --threads 1 --lr 1e-2 --save-every 4 --val-every 3 --val-sequences 2";
+    snprintf(
+        line, sizeof line, "train --data %s --val-data %s --out %s %s --sp 3 --batch-size 2 --steps 6", shard, shard, run, small);
     status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "step     6/6") && strstr(out, "saved"), "commands: train", "%s", status ? out : "6 steps, saved");
+    check(status == 0 && strstr(out, "step     6/6") && strstr(out, "saved"), "commands: train", "%s",
+        status ? out : "6 steps, saved");
     snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --dp 2 --zero 3 --steps 8", shard, shard, run, small);
     status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "(resumed)") && strstr(out, "step     7/8"), "commands: train, resumed at another shape", "%s", status ? out : "steps 7 and 8");
+    check(status == 0 && strstr(out, "(resumed)") && strstr(out, "step     7/8"), "commands: train, resumed at another shape",
+        "%s", status ? out : "steps 7 and 8");
     snprintf(line, sizeof line, "%s/log.jsonl", run);
     f = fopen(line, "r");
     int lines = 0, good = 0;
@@ -2365,17 +2675,26 @@ static void test_commands(void) {
 
     snprintf(line, sizeof line, "eval --from %s --data %s --val-sequences 3 --json --threads 1", run, shard);
     status = command_run(line, out, SIZE);
-    check(status == 0 && json_whole(out) && json_get_double(out, strlen(out), "bits_per_byte", &value) == 1 && value > 0 && value < 9, "commands: eval --json", "%.4f bits per byte %s", value, status ? out : "");
+    check(status == 0 && json_whole(out) && json_get_double(out, strlen(out), "bits_per_byte", &value) == 1 && value > 0 &&
+            value < 9,
+        "commands: eval --json", "%.4f bits per byte %s", value, status ? out : "");
     snprintf(line, sizeof line, "sample --from %s --prompt Line --length 12 --temperature 0 --threads 1", run);
     status = command_run(line, out, SIZE);
-    check(status == 0 && strncmp(out, "Line", 4) == 0, "commands: sample", "%.40s", status == 0 && strlen(out) > 4 ? "continues the prompt" : out);
+    check(status == 0 && strncmp(out, "Line", 4) == 0, "commands: sample", "%.40s",
+        status == 0 && strlen(out) > 4 ? "continues the prompt" : out);
     snprintf(line, sizeof line, "synth --out %s --docs 3 --doc-bytes 600 --facts 2", scratch("s.jsonl"));
     status = command_run(line, out, SIZE);
     check(status == 0 && file_length(scratch("s.jsonl")) > 1800, "commands: synth", "%s", out);
     snprintf(line, sizeof line, "prepare --out %s %s", scratch("s.tok"), scratch("s.jsonl"));
     check(command_run(line, out, SIZE) == 0 && strstr(out, "3 documents, "), "commands: prepare of .jsonl", "%s", out);
 
-    static const struct { const char *line, *part; } refused[] = {{"eval --from /nowhere --data x", "/nowhere: neither a checkpoint nor a run with one"}, {"eval", "nothing to do"}, {"sample", "no model given: --from RUN"}, {"prepare --out /tmp/x.tok", "no input"}, {"prepare x.txt", "no --out"}, {"synth", "no --out"}, {"train", "no token shards given"}, {"schedule --schedule dist-paper --sp 5", "even --sp only"}, {"plan --heads 3 --channels 64", "not divisible by --heads 3"}};
+    static const struct {
+        const char *line, *part;
+    } refused[] = {{"eval --from /nowhere --data x", "/nowhere: neither a checkpoint nor a run with one"},
+        {"eval", "nothing to do"}, {"sample", "no model given: --from RUN"}, {"prepare --out /tmp/x.tok", "no input"},
+        {"prepare x.txt", "no --out"}, {"synth", "no --out"}, {"train", "no token shards given"},
+        {"schedule --schedule dist-paper --sp 5", "even --sp only"},
+        {"plan --heads 3 --channels 64", "not divisible by --heads 3"}};
     int told = 0, count = (int)(sizeof refused / sizeof refused[0]);
     for (int i = 0; i < count; i++) {
         if (command_run(refused[i].line, out, SIZE) == -1 && strstr(out, refused[i].part)) told++;
@@ -2393,9 +2712,25 @@ static void test_commands(void) {
 
 // ===== groups ===================================================================================
 
-static const struct { const char* name; void (*run)(void); } GROUPS[] = {
-    {"data", test_data}, {"safetensors", test_safetensors}, {"schedules", test_schedules}, {"attention", test_attention}, {"layers", test_layers}, {"model", test_model}, {"fixture", test_fixture},
-    {"runs", test_runs}, {"memory", test_memory}, {"resume", test_resume}, {"loader", test_loader}, {"options", test_options}, {"sampling", test_sampling}, {"transport", test_transport}, {"commands", test_commands},
+static const struct {
+    const char* name;
+    void (*run)(void);
+} GROUPS[] = {
+    {"data", test_data},
+    {"safetensors", test_safetensors},
+    {"schedules", test_schedules},
+    {"attention", test_attention},
+    {"layers", test_layers},
+    {"model", test_model},
+    {"fixture", test_fixture},
+    {"runs", test_runs},
+    {"memory", test_memory},
+    {"resume", test_resume},
+    {"loader", test_loader},
+    {"options", test_options},
+    {"sampling", test_sampling},
+    {"transport", test_transport},
+    {"commands", test_commands},
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };
 

@@ -90,12 +90,15 @@
     INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
     INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
     INT(sp, "sp", 1, 1, 256, "TPS", "ranks that share one sequence (P)") \
-    CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", "who computes which block of attention when") \
-    CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", "what the backward pass computes again instead of keeping") \
+    CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", \
+        "who computes which block of attention when") \
+    CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", \
+        "what the backward pass computes again instead of keeping") \
     INT(zero, "zero", 0, 0, 3, "TP", "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
     INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
     INT(deterministic, "deterministic", 0, 0, 1, "T", "GPU: the same bits in every run (the CPU program always gives them)") \
-    INT(verify, "verify", 0, 0, 1, "T", "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
+    INT(verify, "verify", 0, 0, 1, "T", \
+        "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
     INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
     INT(threads, "threads", 0, 0, 1024, "TPAE", "threads per rank; 0: the machine's cores divided by the ranks") \
     INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
@@ -129,7 +132,8 @@
     INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, "Y", "bytes of a document") \
     INT(facts, "facts", 4, 1, 1024, "EY", "facts stated early and asked for late, per document") \
     INT(distance, "distance", 0, 0, 1073741824, "EY", "bytes between a fact and its question; 0: spread over the document") \
-    NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
+    NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", \
+        "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
     NUM(gflops, "gflops", 0, 0, 1e12, "P", "GFLOP/s of a rank, for the projected time; 0: measured now") \
     NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
     INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
@@ -152,14 +156,14 @@ typedef struct {
 
 // What one step did. The numbers do not depend on P, dp or the ZeRO stage (up to rounding).
 typedef struct {
-    int64_t step;          // optimizer steps done, this one included
-    double loss;           // mean over the step's valid tokens, in nats
-    double grad_norm;      // global norm before clipping
-    double lr;             // learning rate that was used
-    int64_t tokens;        // valid tokens seen since the run began
-    double ms;             // wall time of the step
-    double tok_per_s;      // tokens of the step per second
-    int updated;           // 0: the loss or the norm was not finite and no rank updated
+    int64_t step;       // optimizer steps done, this one included
+    double loss;        // mean over the step's valid tokens, in nats
+    double grad_norm;   // global norm before clipping
+    double lr;          // learning rate that was used
+    int64_t tokens;     // valid tokens seen since the run began
+    double ms;          // wall time of the step
+    double tok_per_s;   // tokens of the step per second
+    int updated;        // 0: the loss or the norm was not finite and no rank updated
 } gpt2_sp_stats;
 
 typedef struct gpt2_sp gpt2_sp;   // a trainer: ranks, memory, data; one user at a time
@@ -180,7 +184,8 @@ int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
 int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
 // Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their number, or -1.
-int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed);
+int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
+    double temperature, int64_t top_k, double top_p, uint64_t seed);
 // Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
 int gpt2_sp_save(gpt2_sp* trainer);
 // Steps done so far (a resumed trainer starts where its checkpoint stood).
@@ -192,7 +197,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #ifdef __cplusplus
 }
 #endif
-#endif // GPT2_SP_H
+#endif   // GPT2_SP_H
 
 // HEADER ENDS HERE
 #ifndef GPT2_SP_HEADER_ONLY
@@ -273,7 +278,9 @@ static double now_ms(void) {
 
 // ===== 1. options ===============================================================================
 
-typedef struct { char text[GPT2_SP_TEXT]; } Error;   // one line for the user; empty: no error
+typedef struct {
+    char text[GPT2_SP_TEXT];
+} Error;   // one line for the user; empty: no error
 
 // Writes the line and gives -1, so that a check reads `return fail(e, ...)`.
 static int fail(Error* e, const char* format, ...) __attribute__((format(printf, 2, 3)));
@@ -289,21 +296,24 @@ enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
 typedef struct {
     int kind;
     const char* name;
-    size_t offset;           // of the field in gpt2_sp_options
-    double low, high;        // range of INT and NUM
-    double number;           // default of INT, NUM, CHO
-    const char* text;        // default of TXT; the words of CHO
+    size_t offset;      // of the field in gpt2_sp_options
+    double low, high;   // range of INT and NUM
+    double number;      // default of INT, NUM, CHO
+    const char* text;   // default of TXT; the words of CHO
     const char* commands;
     const char* help;
 } Option;
 
 static const Option OPTIONS[] = {
-#define ROW_INT(field, name, value, low, high, commands, help) {OPTION_INT, name, offsetof(gpt2_sp_options, field), low, high, (double)(value), "", commands, help},
-#define ROW_NUM(field, name, value, low, high, commands, help) {OPTION_NUM, name, offsetof(gpt2_sp_options, field), low, high, value, "", commands, help},
-#define ROW_TXT(field, name, value, commands, help) {OPTION_TXT, name, offsetof(gpt2_sp_options, field), 0, 0, 0, value, commands, help},
-#define ROW_CHO(field, name, value, words, commands, help) {OPTION_CHO, name, offsetof(gpt2_sp_options, field), 0, 0, value, words, commands, help},
-    GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)
-};
+#define ROW_INT(field, name, value, low, high, commands, help) \
+    {OPTION_INT, name, offsetof(gpt2_sp_options, field), low, high, (double)(value), "", commands, help},
+#define ROW_NUM(field, name, value, low, high, commands, help) \
+    {OPTION_NUM, name, offsetof(gpt2_sp_options, field), low, high, value, "", commands, help},
+#define ROW_TXT(field, name, value, commands, help) \
+    {OPTION_TXT, name, offsetof(gpt2_sp_options, field), 0, 0, 0, value, commands, help},
+#define ROW_CHO(field, name, value, words, commands, help) \
+    {OPTION_CHO, name, offsetof(gpt2_sp_options, field), 0, 0, value, words, commands, help},
+    GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
 enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
 
 static const Option* option_find(const char* name) {
@@ -370,8 +380,10 @@ static int parse_number(const char* text, int whole, double* value) {
 
 // --model: GPT-2's four sizes by their number of layers.
 static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
-    static const struct { const char* name; int layers, heads, channels; } sizes[] = {
-        {"d12", 12, 12, 768}, {"d24", 24, 16, 1024}, {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
+    static const struct {
+        const char* name;
+        int layers, heads, channels;
+    } sizes[] = {{"d12", 12, 12, 768}, {"d24", 24, 16, 1024}, {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
     for (int i = 0; i < 4; i++)
         if (strcmp(value, sizes[i].name) == 0) {
             o->layers = sizes[i].layers, o->heads = sizes[i].heads, o->channels = sizes[i].channels;
@@ -394,7 +406,8 @@ static int option_set(gpt2_sp_options* o, const Option* option, const char* valu
         else *(double*)(void*)field = number;
         return 0;
     case OPTION_TXT:
-        if (strlen(value) >= GPT2_SP_TEXT) return fail(e, "--%s: %zu bytes, at most %d fit", option->name, strlen(value), GPT2_SP_TEXT - 1);
+        if (strlen(value) >= GPT2_SP_TEXT)
+            return fail(e, "--%s: %zu bytes, at most %d fit", option->name, strlen(value), GPT2_SP_TEXT - 1);
         memcpy(field, value, strlen(value) + 1);
         return strcmp(option->name, "model") == 0 ? option_model(o, value, e) : 0;
     default: {
@@ -453,7 +466,10 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
         while (isspace((unsigned char)*name)) name++;
         if (*name == 0 || *name == '#') continue;
         char* value = strchr(name, '=');
-        if (!value) { status = fail(e, "%s:%d: expected `name = value`", path, number); break; }
+        if (!value) {
+            status = fail(e, "%s:%d: expected `name = value`", path, number);
+            break;
+        }
         char* name_end = value++;
         while (name_end > name && isspace((unsigned char)name_end[-1])) name_end--;
         *name_end = 0;
@@ -468,11 +484,15 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
     return status;
 }
 
-typedef struct { const char** items; int count; } Positional;   // arguments that are no options
+typedef struct {
+    const char** items;
+    int count;
+} Positional;   // arguments that are no options
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command takes
 // them. Options of other commands are refused by name. Gives 1 if --help was asked for.
-MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc, char** argv, Positional* inputs, Error* e) {
+MAIN_ONLY static int options_parse(
+    gpt2_sp_options* o, char letter, const char* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
@@ -509,7 +529,11 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
         gpt2_sp_defaults(&defaults);
         option_print(&defaults, option, value, sizeof value);
         if (strcmp(value, "\n") == 0) snprintf(value, sizeof value, "a line break");
-        snprintf(left, sizeof left, "--%s %s", option->name, option->kind == OPTION_TXT ? "TEXT" : option->kind == OPTION_CHO ? "WORD" : option->kind == OPTION_INT ? "N" : "X");
+        snprintf(left, sizeof left, "--%s %s", option->name,
+            option->kind == OPTION_TXT       ? "TEXT"
+                : option->kind == OPTION_CHO ? "WORD"
+                : option->kind == OPTION_INT ? "N"
+                                             : "X");
         printf("  %-24s %s", left, option->help);
         if (option->kind == OPTION_CHO) printf(": %s", option->text);
         if (value[0]) printf(" [%s]", value);
@@ -524,9 +548,9 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
 typedef struct {
     int fd;
     char path[GPT2_SP_TEXT + 64];
-    uint64_t bytes;       // written so far
-    uint32_t crc;         // CRC-32 of them
-    size_t fill;          // bytes waiting in buffer
+    uint64_t bytes;   // written so far
+    uint32_t crc;     // CRC-32 of them
+    size_t fill;      // bytes waiting in buffer
     unsigned char buffer[1 << 16];
 } OutFile;
 
@@ -588,7 +612,8 @@ static int folder_make(const char* path, Error* e) {
         if (*slash != '/' && *slash != 0) continue;
         char kept = *slash;
         *slash = 0;
-        if (mkdir(partial, 0777) != 0 && errno != EEXIST) return fail(e, "cannot make folder %.900s: %s", partial, strerror(errno));
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
+            return fail(e, "cannot make folder %.900s: %s", partial, strerror(errno));
         *slash = kept;
         if (kept == 0) break;
     }
@@ -604,7 +629,8 @@ static int folder_remove(const char* path, Error* e) {
     int status = 0;
     for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        if (unlinkat(dirfd(dir), entry->d_name, 0) != 0) status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
+        if (unlinkat(dirfd(dir), entry->d_name, 0) != 0)
+            status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
     }
     closedir(dir);
     if (status == 0 && rmdir(path) != 0) status = fail(e, "cannot remove %.900s: %s", path, strerror(errno));
@@ -621,7 +647,8 @@ static char* file_read_text(const char* path, size_t limit, size_t* size, Error*
         return NULL;
     }
     char* text = NULL;
-    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > limit) fail(e, "%.900s: expected a file of at most %zu bytes", path, limit);
+    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > limit)
+        fail(e, "%.900s: expected a file of at most %zu bytes", path, limit);
     else if (!(text = (char*)malloc((size_t)info.st_size + 1))) fail(e, "%.900s: out of memory", path);
     *size = 0;
     while (text && *size < (size_t)info.st_size) {
@@ -674,7 +701,7 @@ static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     return z;
 }
 static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
-static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                // Box-Muller
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
     double u = random_unit(random_bits(seed, stream, 2 * index)), v = random_unit(random_bits(seed, stream, 2 * index + 1));
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
@@ -684,12 +711,12 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {   
 // The token stream of a run: its shards one after the other.
 typedef struct {
     tok_shard* shards;
-    tok_cursor* cursors;      // one reader: the loader's thread
-    uint64_t* first;          // (count + 1) where each shard begins in the stream
+    tok_cursor* cursors;   // one reader: the loader's thread
+    uint64_t* first;       // (count + 1) where each shard begins in the stream
     int count;
     uint64_t tokens, text_bytes;
     uint32_t tokenizer, vocab, eot;
-    uint64_t fingerprint;     // of the shards' contents in their order
+    uint64_t fingerprint;   // of the shards' contents in their order
 } Dataset;
 
 static void dataset_close(Dataset* d) {
@@ -715,7 +742,8 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     d->first[d->count] = d->tokens += s->tokens;
     if (d->count == 1) d->tokenizer = s->tokenizer, d->vocab = s->vocab_size, d->eot = s->eot;
     if (s->tokenizer != d->tokenizer || s->vocab_size != d->vocab)
-        return fail(e, "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path, s->tokenizer, s->vocab_size, d->tokenizer, d->vocab);
+        return fail(e, "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path,
+            s->tokenizer, s->vocab_size, d->tokenizer, d->vocab);
     d->text_bytes += s->text_bytes;
     d->fingerprint = random_bits(d->fingerprint, s->fingerprint, s->tokens);
     return 0;
@@ -746,7 +774,8 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
         for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
         globfree(&found);
     }
-    for (int i = 0; status == 0 && documents && i < d->count; i++) status = tok_index_documents(&d->shards[i], e->text, sizeof e->text);
+    for (int i = 0; status == 0 && documents && i < d->count; i++)
+        status = tok_index_documents(&d->shards[i], e->text, sizeof e->text);
     if (status != 0) dataset_close(d);
     return status;
 }
@@ -816,25 +845,26 @@ static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, in
 
 // The tokens that a rank holds: one run of them, or two where the schedule pairs an early with a late one.
 typedef struct {
-    int count;                      // 1 or 2
-    int64_t begin[2], rows[2];      // in the sequence
-    int64_t total;                  // Tl
+    int count;                   // 1 or 2
+    int64_t begin[2], rows[2];   // in the sequence
+    int64_t total;               // Tl
 } Segments;
 
 // What one rank is fed for one step. Labels are -1 where no loss is counted.
 typedef struct {
-    int32_t* tokens;       // (grad_accum, B, Tl)
-    int32_t* labels;       // (grad_accum, B, Tl)
-    int32_t* doc_start;    // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
+    int32_t* tokens;      // (grad_accum, B, Tl)
+    int32_t* labels;      // (grad_accum, B, Tl)
+    int32_t* doc_start;   // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
 } RankBatch;
 
 typedef struct {
-    RankBatch* ranks;      // (dp * sp)
-    int64_t valid;         // tokens with a label, of all ranks and passes
+    RankBatch* ranks;   // (dp * sp)
+    int64_t valid;      // tokens with a label, of all ranks and passes
 } Batch;
 
 // Fills one rank's slice of one sample that begins at `position` of the stream.
-static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg, int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
+static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg, int32_t* tokens,
+    int32_t* labels, int32_t* doc_start, Error* e) {
     for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
         if (seg->rows[s] == 0) continue;
         int32_t last;   // the token after the slice: the label of its last one
@@ -869,14 +899,14 @@ static int64_t sample_valid(const Dataset* d, uint64_t position, int64_t T, int 
 // Reads the samples of a step ahead, on a thread of its own, while the step before it is computed.
 typedef struct {
     Dataset* data;
-    int64_t T, B, passes;        // passes = grad_accum
+    int64_t T, B, passes;   // passes = grad_accum
     int dp, sp, doc_mask, shuffled;
     uint64_t seed;
-    uint64_t limit;              // samples from here on carry no labels (validation of an odd number)
-    const Segments* segments;    // (sp)
+    uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
+    const Segments* segments;   // (sp)
     Batch batch[2];
-    int ready;                   // batch that the last request fills
-    uint64_t first;              // first sample of that request
+    int ready;        // batch that the last request fills
+    uint64_t first;   // first sample of that request
     pthread_t thread;
     int running, status;
     Error error;
@@ -894,7 +924,9 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
                     RankBatch* rank = &batch->ranks[replica * l->sp + r];
                     int64_t at = (pass * l->B + b) * l->segments[r].total;
                     int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
-                    if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at, rank->labels + at, doc_start, e) != 0) return -1;
+                    if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at, rank->labels + at,
+                            doc_start, e) != 0)
+                        return -1;
                     for (int64_t t = 0; sample >= l->limit && t < l->segments[r].total; t++) rank->labels[at + t] = -1;
                 }
             }
@@ -930,7 +962,11 @@ static Batch* loader_take(Loader* l, Error* e) {
 // ===== 4. transports ============================================================================
 
 // One piece of contiguous memory that goes to or comes from a peer.
-typedef struct { int peer; void* data; size_t bytes; } Piece;
+typedef struct {
+    int peer;
+    void* data;
+    size_t bytes;
+} Piece;
 enum { MAX_PIECES = 4 };   // of one message
 
 // What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one
@@ -944,9 +980,10 @@ struct Transport {
     int (*post)(Transport* t, const Piece* sends, int send_count, Error* e);
     // Receives the group's pieces and waits until the own ones were taken.
     int (*wait)(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
-    int (*all_reduce)(Transport* t, double* values, int count, Error* e);              // sums, in rank order: equal on all
-    int (*reduce_scatter)(Transport* t, real* buffer, int64_t slice, Error* e);        // (world * slice): own slice = sum of all ranks'
-    int (*all_gather)(Transport* t, real* buffer, int64_t slice, Error* e);            // (world * slice): own slice goes to all
+    int (*all_reduce)(Transport* t, double* values, int count, Error* e);   // sums, in rank order: equal on all
+    int (*reduce_scatter)(
+        Transport* t, real* buffer, int64_t slice, Error* e);                 // (world * slice): own slice = sum of all ranks'
+    int (*all_gather)(Transport* t, real* buffer, int64_t slice, Error* e);   // (world * slice): own slice goes to all
     int (*barrier)(Transport* t, Error* e);
     void (*abort)(Transport* t, const Error* reason);
 };
@@ -954,7 +991,7 @@ struct Transport {
 // --- thread ranks: shared memory ---
 
 typedef struct {
-    const Piece* pieces;     // the sender's list of the group, NULL while the box is empty
+    const Piece* pieces;   // the sender's list of the group, NULL while the box is empty
     int count;
 } Mailbox;
 
@@ -962,10 +999,10 @@ typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     int world, arrived, aborted;
-    uint64_t generation;     // barriers passed
-    Error reason;            // of the abort
-    Mailbox* boxes;          // (world, world): from, to
-    void** shared;           // (world) what each rank shows the others during a collective
+    uint64_t generation;   // barriers passed
+    Error reason;          // of the abort
+    Mailbox* boxes;        // (world, world): from, to
+    void** shared;         // (world) what each rank shows the others during a collective
 } ThreadWorld;
 
 static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
@@ -987,13 +1024,15 @@ static int thread_post(Transport* t, const Piece* sends, int send_count, Error* 
 }
 
 // Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
-static int thread_receive(Transport* t, int peer, const Piece* from, int from_count, const Piece* receives, int receive_count, Error* e) {
+static int thread_receive(
+    Transport* t, int peer, const Piece* from, int from_count, const Piece* receives, int receive_count, Error* e) {
     int sent = 0;
     for (int i = 0; i < receive_count; i++) {
         if (receives[i].peer != peer) continue;
         while (sent < from_count && from[sent].peer != t->rank) sent++;
         if (sent == from_count || from[sent].bytes != receives[i].bytes)
-            return fail(e, "rank %d expects %zu bytes of rank %d, which sends %zu", t->rank, receives[i].bytes, peer, sent == from_count ? (size_t)0 : from[sent].bytes);
+            return fail(e, "rank %d expects %zu bytes of rank %d, which sends %zu", t->rank, receives[i].bytes, peer,
+                sent == from_count ? (size_t)0 : from[sent].bytes);
         memcpy(receives[i].data, from[sent++].data, receives[i].bytes);
     }
     return 0;
@@ -1019,7 +1058,8 @@ static int thread_wait(Transport* t, const Piece* sends, int send_count, const P
     }
     pthread_mutex_lock(&w->mutex);
     for (int i = 0; status == 0 && i < send_count; i++)
-        while ((status = thread_aborted(w, e)) == 0 && w->boxes[t->rank * w->world + sends[i].peer].pieces) pthread_cond_wait(&w->changed, &w->mutex);
+        while ((status = thread_aborted(w, e)) == 0 && w->boxes[t->rank * w->world + sends[i].peer].pieces)
+            pthread_cond_wait(&w->changed, &w->mutex);
     pthread_mutex_unlock(&w->mutex);
     return status;
 }
@@ -1134,11 +1174,14 @@ static Transport thread_transport(ThreadWorld* w, int rank) {
 //     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
-static const int ITEM_WIDTH[ITEM_KINDS] = {1, 2, 1, 2, 1, 2};         // elements per row, in C
-static const int ITEM_ROW_STATS[ITEM_KINDS] = {0, 0, 2, 2, 0, 0};     // numbers per row and head beside them (m and l, LSE and delta)
+static const int ITEM_WIDTH[ITEM_KINDS] = {1, 2, 1, 2, 1, 2};   // elements per row, in C
+static const int ITEM_ROW_STATS[ITEM_KINDS] = {
+    0, 0, 2, 2, 0, 0};   // numbers per row and head beside them (m and l, LSE and delta)
 static inline int item_is_result(int kind) { return kind == ITEM_OUT || kind >= ITEM_DQ; }
 
-typedef struct { int kind, of, h0, h1; } Item;
+typedef struct {
+    int kind, of, h0, h1;
+} Item;
 
 typedef struct {
     int step, rank;          // when and by whom
@@ -1151,24 +1194,24 @@ typedef struct {
 typedef struct {
     int step, from, to;
     Item item;
-    int src;                 // sender's slot; -1: its own rows
-    int dst;                 // receiver's slot
-    int merge;               // a result that is added on arrival: to slot `into`, or to the own sums if it is -1
+    int src;     // sender's slot; -1: its own rows
+    int dst;     // receiver's slot
+    int merge;   // a result that is added on arrival: to slot `into`, or to the own sums if it is -1
     int into;
 } ScheduleMessage;
 
 typedef struct {
     int kind, P, backward;
-    int chunks;              // P, or 2P where a rank holds two
+    int chunks;   // P, or 2P where a rank holds two
     int head_parts;
-    int steps;               // the last ones may only carry results home
+    int steps;   // the last ones may only carry results home
     ScheduleOp* ops;
     int op_count, op_room;
     ScheduleMessage* messages;
     int message_count, message_room;
-    int* slot_count;         // (P)
-    Item* slot_items;        // (P, MAX_SLOTS) the largest item that each slot holds
-    int failed;              // memory ran out while the table was made
+    int* slot_count;    // (P)
+    Item* slot_items;   // (P, MAX_SLOTS) the largest item that each slot holds
+    int failed;         // memory ran out while the table was made
 } Schedule;
 enum { MAX_SLOTS = 4 * 256 };
 
@@ -1307,7 +1350,10 @@ static void schedule_build_ulysses(Schedule* s) {
 
 static int op_order(const void* a, const void* b) {
     const ScheduleOp *x = (const ScheduleOp*)a, *y = (const ScheduleOp*)b;
-    return x->step != y->step ? x->step - y->step : x->rank != y->rank ? x->rank - y->rank : x->q != y->q ? x->q - y->q : x->k - y->k;
+    return x->step != y->step ? x->step - y->step
+        : x->rank != y->rank  ? x->rank - y->rank
+        : x->q != y->q        ? x->q - y->q
+                              : x->k - y->k;
 }
 static int message_order(const void* a, const void* b) {
     const ScheduleMessage *x = (const ScheduleMessage*)a, *y = (const ScheduleMessage*)b;
@@ -1319,8 +1365,13 @@ static int message_order(const void* a, const void* b) {
 
 // The time that an item of another rank lies in a rank's memory: from the step during which it arrives or
 // is first written, to the last during which it is read or sent.
-typedef struct { int first, last, slot, h0, h1; } Life;
-enum { STAGING = ITEM_KINDS, LIFE_KINDS = 2 * ITEM_KINDS };   // STAGING + kind: a result on arrival, until it is merged at the end of its step
+typedef struct {
+    int first, last, slot, h0, h1;
+} Life;
+enum {
+    STAGING = ITEM_KINDS,
+    LIFE_KINDS = 2 * ITEM_KINDS
+};   // STAGING + kind: a result on arrival, until it is merged at the end of its step
 
 static Life* life_at(Life* lives, int P, int kind, int of) { return &lives[kind * P + of]; }
 static void life_extend(Life* life, int step, int h0, int h1) {
@@ -1332,7 +1383,8 @@ static void life_extend(Life* life, int step, int h0, int h1) {
 // Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
 // half of them for two tensors may be more than all of them for one.
 static int slot_fits(Item slot, Item item) {
-    return ITEM_WIDTH[slot.kind] >= ITEM_WIDTH[item.kind] && ITEM_ROW_STATS[slot.kind] >= ITEM_ROW_STATS[item.kind] && slot.h1 - slot.h0 >= item.h1 - item.h0;
+    return ITEM_WIDTH[slot.kind] >= ITEM_WIDTH[item.kind] && ITEM_ROW_STATS[slot.kind] >= ITEM_ROW_STATS[item.kind] &&
+        slot.h1 - slot.h0 >= item.h1 - item.h0;
 }
 
 // Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
@@ -1374,7 +1426,9 @@ static void schedule_assign_slots(Schedule* s) {
             const ScheduleOp* op = &s->ops[i];
             int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
             if (op->rank != r) continue;
-            if (q != r) life_extend(life_at(lives, P, q_kind, q), op->step, op->h0, op->h1), life_extend(life_at(lives, P, result, q), op->step, op->h0, op->h1);
+            if (q != r)
+                life_extend(life_at(lives, P, q_kind, q), op->step, op->h0, op->h1),
+                    life_extend(life_at(lives, P, result, q), op->step, op->h0, op->h1);
             if (k != r) life_extend(life_at(lives, P, ITEM_KV, k), op->step, op->h0, op->h1);
             if (k != r && s->backward) life_extend(life_at(lives, P, ITEM_DKV, k), op->step, op->h0, op->h1);
         }
@@ -1413,8 +1467,10 @@ static int schedule_finish(Schedule* s, Error* e) {
     if (!s->failed) {
         qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
         if (s->message_count > 0) qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
-        for (int i = 0; i < s->op_count; i++) if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
-        for (int i = 0; i < s->message_count; i++) if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
+        for (int i = 0; i < s->op_count; i++)
+            if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
+        for (int i = 0; i < s->message_count; i++)
+            if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
         schedule_assign_slots(s);
     }
     if (s->failed) {
@@ -1438,7 +1494,8 @@ static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t he
     if (kind == GPT2_SP_DIST_PAPER && P % 2 == 1 && P > 1)
         return fail(e, "--schedule dist-paper is published for even --sp only (found %d): --schedule dist takes any", P);
     if (kind == GPT2_SP_ULYSSES && heads % P != 0)
-        return fail(e, "--schedule ulysses needs --heads divisible by --sp (found %lld and %d): --schedule dist takes any", (long long)heads, P);
+        return fail(e, "--schedule ulysses needs --heads divisible by --sp (found %lld and %d): --schedule dist takes any",
+            (long long)heads, P);
     switch (kind) {
     case GPT2_SP_DIST: schedule_build_dist(s, DIST_WHOLE); break;
     case GPT2_SP_DIST_PAPER: schedule_build_dist(s, DIST_PAPER); break;
@@ -1454,12 +1511,14 @@ static double op_units(const Schedule* s, const ScheduleOp* op) {
     double side = (double)s->P / s->chunks;
     return side * side * (op->q == op->k ? 0.5 : 1.0) * (op->h1 - op->h0) / s->head_parts;
 }
-static double item_units(const Schedule* s, Item item) { return (double)ITEM_WIDTH[item.kind] * (item.h1 - item.h0) / s->head_parts; }
+static double item_units(const Schedule* s, Item item) {
+    return (double)ITEM_WIDTH[item.kind] * (item.h1 - item.h0) / s->head_parts;
+}
 
 typedef struct {
-    int steps;                   // that compute anything
-    double makespan, ideal;      // units
-    double elements;             // received per rank on average, in C
+    int steps;                // that compute anything
+    double makespan, ideal;   // units
+    double elements;          // received per rank on average, in C
     double most_sent, most_received;
 } ScheduleCost;
 
@@ -1479,7 +1538,8 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
         for (int r = 0; r < P; r++) longest = fmax(longest, sums[step * P + r]);
         cost->makespan += longest, cost->steps += longest > 0;
     }
-    for (int r = 0; r < P; r++) cost->most_sent = fmax(cost->most_sent, sent[r]), cost->most_received = fmax(cost->most_received, received[r]);
+    for (int r = 0; r < P; r++)
+        cost->most_sent = fmax(cost->most_sent, sent[r]), cost->most_received = fmax(cost->most_received, received[r]);
     cost->ideal = P / 2.0;
     free(sums);
     return 0;
@@ -1503,10 +1563,10 @@ static void schedule_closed_form(int kind, int P, int backward, double* makespan
 // which ops' work is in it (a list of ops, `next` by op). Work is at home when its list reached the owner.
 typedef struct {
     Item item;
-    int full;        // holds that item
-    int busy;        // last step that touched it, and how: 1 read, 2 written
+    int full;   // holds that item
+    int busy;   // last step that touched it, and how: 1 read, 2 written
     int how;
-    int work[2];     // first op of the list: side 0 the queries', side 1 the keys'
+    int work[2];   // first op of the list: side 0 the queries', side 1 the keys'
 } ProofSlot;
 
 static int same_item(Item a, Item b) { return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1; }
@@ -1530,21 +1590,34 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
     int operand_slots[2] = {op->q_slot, op->kv_slot}, result_slots[2] = {op->dq_slot, op->dkv_slot};
     for (int side = 0; side < 2; side++) {
         int own = operands[side].of == op->rank, results_here = side == 0 || s->backward;
-        if (own != (operand_slots[side] < 0) || (results_here && own != (result_slots[side] < 0))) return fail(e, "step %d rank %d: q%dk%d has an operand or result in the wrong place", op->step, op->rank, op->q, op->k);
+        if (own != (operand_slots[side] < 0) || (results_here && own != (result_slots[side] < 0)))
+            return fail(
+                e, "step %d rank %d: q%dk%d has an operand or result in the wrong place", op->step, op->rank, op->q, op->k);
         if (!own) {
             ProofSlot* slot = &slots[op->rank * MAX_SLOTS + operand_slots[side]];
-            if (!slot->full || !same_item(slot->item, operands[side])) return fail(e, "step %d rank %d: q%dk%d has no operand of rank %d", op->step, op->rank, op->q, op->k, operands[side].of);
-            if (proof_touch(slot, op->step, 0) != 0) return fail(e, "step %d rank %d: an operand of q%dk%d is overwritten while in use", op->step, op->rank, op->q, op->k);
+            if (!slot->full || !same_item(slot->item, operands[side]))
+                return fail(
+                    e, "step %d rank %d: q%dk%d has no operand of rank %d", op->step, op->rank, op->q, op->k, operands[side].of);
+            if (proof_touch(slot, op->step, 0) != 0)
+                return fail(
+                    e, "step %d rank %d: an operand of q%dk%d is overwritten while in use", op->step, op->rank, op->q, op->k);
         }
         if (!results_here) continue;
-        if (own) { home[2 * index + side] = 1; continue; }
+        if (own) {
+            home[2 * index + side] = 1;
+            continue;
+        }
         ProofSlot* slot = &slots[op->rank * MAX_SLOTS + result_slots[side]];
-        if (!proof_fits(s, op->rank, result_slots[side], results[side])) return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step, op->rank, op->q, op->k);
+        if (!proof_fits(s, op->rank, result_slots[side], results[side]))
+            return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step, op->rank, op->q, op->k);
         if (slot->full && !same_item(slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
-            if (item_is_result(slot->item.kind)) return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step, op->rank, op->q, op->k);
+            if (item_is_result(slot->item.kind))
+                return fail(
+                    e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step, op->rank, op->q, op->k);
             slot->full = 0;
         }
-        if (slot->busy == op->step && slot->how == 1) return fail(e, "step %d rank %d: the result of q%dk%d overwrites what is in use", op->step, op->rank, op->q, op->k);
+        if (slot->busy == op->step && slot->how == 1)
+            return fail(e, "step %d rank %d: the result of q%dk%d overwrites what is in use", op->step, op->rank, op->q, op->k);
         if (!slot->full) slot->work[0] = slot->work[1] = -1;
         slot->full = 1, slot->item = results[side], slot->busy = op->step, slot->how = 2;
         next[2 * index + side] = slot->work[side], slot->work[side] = index;
@@ -1566,9 +1639,11 @@ static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* car
     if (m->from == m->to) return fail(e, "step %d: rank %d sends to itself", m->step, m->from);
     cargo->work[0] = cargo->work[1] = -1;
     if ((m->item.of == m->from) != (m->src < 0)) return fail(e, "step %d: rank %d sends from the wrong place", m->step, m->from);
-    if (m->src < 0) return item_is_result(m->item.kind) ? fail(e, "step %d: rank %d sends its own sums away", m->step, m->from) : 0;
+    if (m->src < 0)
+        return item_is_result(m->item.kind) ? fail(e, "step %d: rank %d sends its own sums away", m->step, m->from) : 0;
     ProofSlot* slot = &slots[m->from * MAX_SLOTS + m->src];
-    if (!slot->full || !same_item(slot->item, m->item)) return fail(e, "step %d: rank %d does not have what it sends to rank %d", m->step, m->from, m->to);
+    if (!slot->full || !same_item(slot->item, m->item))
+        return fail(e, "step %d: rank %d does not have what it sends to rank %d", m->step, m->from, m->to);
     if (proof_touch(slot, m->step, 0) != 0) return fail(e, "step %d: rank %d sends what is being written", m->step, m->from);
     *cargo = *slot;
     if (item_is_result(m->item.kind)) slot->full = 0;
@@ -1576,17 +1651,25 @@ static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* car
 }
 
 // What its arrival does, at the end of its step.
-static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot* slots, const ProofSlot* cargo, int* next, int* home, Error* e) {
+static int proof_receive(
+    const Schedule* s, const ScheduleMessage* m, ProofSlot* slots, const ProofSlot* cargo, int* next, int* home, Error* e) {
     ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
-    if (m->dst < 0 || proof_touch(slot, m->step, 1) != 0) return fail(e, "step %d: rank %d receives into memory in use", m->step, m->to);
-    if (!proof_fits(s, m->to, m->dst, m->item)) return fail(e, "step %d: rank %d receives what is larger than its slot", m->step, m->to);
-    if (slot->full && item_is_result(slot->item.kind)) return fail(e, "step %d: rank %d receives over a result not yet sent", m->step, m->to);
+    if (m->dst < 0 || proof_touch(slot, m->step, 1) != 0)
+        return fail(e, "step %d: rank %d receives into memory in use", m->step, m->to);
+    if (!proof_fits(s, m->to, m->dst, m->item))
+        return fail(e, "step %d: rank %d receives what is larger than its slot", m->step, m->to);
+    if (slot->full && item_is_result(slot->item.kind))
+        return fail(e, "step %d: rank %d receives over a result not yet sent", m->step, m->to);
     slot->full = !m->merge, slot->item = m->item;
     slot->work[0] = cargo->work[0], slot->work[1] = cargo->work[1];
-    if (!m->merge) return item_is_result(m->item.kind) && m->item.of == m->to ? fail(e, "step %d: rank %d does not add a result that came home", m->step, m->to) : 0;
+    if (!m->merge)
+        return item_is_result(m->item.kind) && m->item.of == m->to
+            ? fail(e, "step %d: rank %d does not add a result that came home", m->step, m->to)
+            : 0;
     if (m->into >= 0) {
         ProofSlot* sum = &slots[m->to * MAX_SLOTS + m->into];
-        if (!sum->full || !same_item(sum->item, m->item)) return fail(e, "step %d: rank %d adds to what is not there", m->step, m->to);
+        if (!sum->full || !same_item(sum->item, m->item))
+            return fail(e, "step %d: rank %d adds to what is not there", m->step, m->to);
         if (sum->busy == m->step && sum->how == 1) return fail(e, "step %d: rank %d adds to what it is sending", m->step, m->to);
         proof_join(sum, slot, next);
         return 0;
@@ -1603,11 +1686,13 @@ static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     if (!covered) return fail(e, "out of memory");
     for (int i = 0; status == 0 && i < s->op_count; i++) {
         const ScheduleOp* op = &s->ops[i];
-        if (op->k > op->q || op->h0 < 0 || op->h1 > parts) status = fail(e, "step %d rank %d: q%dk%d is no causal pair", op->step, op->rank, op->q, op->k);
+        if (op->k > op->q || op->h0 < 0 || op->h1 > parts)
+            status = fail(e, "step %d rank %d: q%dk%d is no causal pair", op->step, op->rank, op->q, op->k);
         for (int h = op->h0; status == 0 && h < op->h1; h++)
             if (covered[(op->q * n + op->k) * parts + h]++) status = fail(e, "q%dk%d is computed twice", op->q, op->k);
         for (int side = 0; status == 0 && side <= s->backward; side++)
-            if (home[2 * i + side] != 1) status = fail(e, "the result of q%dk%d reaches its owner %d times", op->q, op->k, home[2 * i + side]);
+            if (home[2 * i + side] != 1)
+                status = fail(e, "the result of q%dk%d reaches its owner %d times", op->q, op->k, home[2 * i + side]);
     }
     for (int q = 0; status == 0 && q < n; q++)
         for (int k = 0; status == 0 && k <= q; k++)
@@ -1628,18 +1713,23 @@ static int schedule_prove(const Schedule* s, Error* e) {
     int op = 0, message = 0;
     for (int step = 0; status == 0 && step < s->steps; step++) {
         int first = message;
-        for (; status == 0 && message < s->message_count && s->messages[message].step == step; message++) status = proof_send(&s->messages[message], slots, &cargo[message], e);
+        for (; status == 0 && message < s->message_count && s->messages[message].step == step; message++)
+            status = proof_send(&s->messages[message], slots, &cargo[message], e);
         for (; status == 0 && op < s->op_count && s->ops[op].step == step; op++) status = proof_op(s, slots, op, next, home, e);
-        for (int i = first; status == 0 && i < message; i++) status = proof_receive(s, &s->messages[i], slots, &cargo[i], next, home, e);
+        for (int i = first; status == 0 && i < message; i++)
+            status = proof_receive(s, &s->messages[i], slots, &cargo[i], next, home, e);
     }
-    if (status == 0 && (op < s->op_count || message < s->message_count)) status = fail(e, "the table is not in the order of its steps");
+    if (status == 0 && (op < s->op_count || message < s->message_count))
+        status = fail(e, "the table is not in the order of its steps");
     if (status == 0) status = prove_coverage(s, home, e);
     ScheduleCost cost;
     double makespan, elements;
     if (status == 0) status = schedule_cost(s, &cost, e);
     schedule_closed_form(s->kind, s->P, s->backward, &makespan, &elements);
-    if (status == 0 && fabs(cost.makespan - makespan) > 1e-9) status = fail(e, "makespan %g, closed form %g", cost.makespan, makespan);
-    if (status == 0 && fabs(cost.elements - elements) > 1e-9) status = fail(e, "%g C per rank, closed form %g", cost.elements, elements);
+    if (status == 0 && fabs(cost.makespan - makespan) > 1e-9)
+        status = fail(e, "makespan %g, closed form %g", cost.makespan, makespan);
+    if (status == 0 && fabs(cost.elements - elements) > 1e-9)
+        status = fail(e, "%g C per rank, closed form %g", cost.elements, elements);
     free(slots);
     free(cargo);
     free(next);
@@ -1648,7 +1738,8 @@ static int schedule_prove(const Schedule* s, Error* e) {
 
 // With document masks: which ops some document spans, and which messages those still need. first_key[q]
 // is the earliest position that chunk q's first row may see. Every rank works this out alike.
-static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active, unsigned char* message_active, unsigned char* mark) {
+static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active,
+    unsigned char* message_active, unsigned char* mark) {
     int P = s->P;
     memset(mark, 0, (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
     for (int i = 0; i < s->op_count; i++) {
@@ -1660,13 +1751,13 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
         mark[(op->rank * ITEM_KINDS + (s->backward ? ITEM_DQ : ITEM_OUT)) * P + chunk_owner(s, op->q)] = 1;
         if (s->backward) mark[(op->rank * ITEM_KINDS + ITEM_DKV) * P + chunk_owner(s, op->k)] = 1;
     }
-    for (int i = s->message_count - 1; i >= 0; i--) {      // operands: from their last use back to their source
+    for (int i = s->message_count - 1; i >= 0; i--) {   // operands: from their last use back to their source
         const ScheduleMessage* m = &s->messages[i];
         if (item_is_result(m->item.kind)) continue;
         message_active[i] = mark[(m->to * ITEM_KINDS + m->item.kind) * P + m->item.of];
         if (message_active[i]) mark[(m->from * ITEM_KINDS + m->item.kind) * P + m->item.of] = 1;
     }
-    for (int i = 0; i < s->message_count; i++) {           // results: from the first op on, home
+    for (int i = 0; i < s->message_count; i++) {   // results: from the first op on, home
         const ScheduleMessage* m = &s->messages[i];
         if (!item_is_result(m->item.kind)) continue;
         message_active[i] = mark[(m->from * ITEM_KINDS + m->item.kind) * P + m->item.of];
@@ -1678,15 +1769,19 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
     const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
-    size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)), (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
+    size_t counts[2] = {
+        (size_t)s->op_count * (sizeof *s->ops / sizeof(int)), (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
     for (int table = 0; table < 2; table++)
-        for (size_t i = 0; i < counts[table]; i++) hash = random_bits(hash, (uint64_t)table, (uint64_t)(int64_t)numbers[table][i]);
+        for (size_t i = 0; i < counts[table]; i++)
+            hash = random_bits(hash, (uint64_t)table, (uint64_t)(int64_t)numbers[table][i]);
     return hash;
 }
 
 // The table as a picture: a row a step, a column a rank.
 static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out) {
-    fprintf(out, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n", schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps, cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
+    fprintf(out, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n",
+        schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps, cost->makespan,
+        cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
     fprintf(out, "  step  ");
     for (int r = 0; r < s->P; r++) fprintf(out, " rank %-6d", r);
     fprintf(out, "\n");
@@ -1702,14 +1797,17 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
                 const ScheduleOp* op = &s->ops[i];
                 if (op->step != step || op->rank != r || count++ > 0) continue;
                 snprintf(cell, sizeof cell, "q%dk%d%s", op->q, op->k, chunk_owner(s, op->q) == r ? "" : "*");
-                if (op->h1 - op->h0 < s->head_parts) snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " %d/%d", op->h1 - op->h0, s->head_parts);
+                if (op->h1 - op->h0 < s->head_parts)
+                    snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " %d/%d", op->h1 - op->h0, s->head_parts);
             }
             if (count > 1) snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " +%d", count - 1);
             fprintf(out, " %-11s", cell);
         }
         fprintf(out, "\n");
     }
-    fprintf(out, "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; +n: n more pairs\n");
+    fprintf(out,
+        "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; +n: n more "
+        "pairs\n");
 }
 
 // ===== 6. parameters and memory plan ============================================================
@@ -1717,15 +1815,16 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
 // What the model is, for one replica.
 typedef struct {
     int64_t L, NH, HS, C, V, Vp;
-    int64_t T;       // tokens of a sequence, and rows of wpe
-    int64_t B;       // sequences of a pass
+    int64_t T;   // tokens of a sequence, and rows of wpe
+    int64_t B;   // sequences of a pass
 } Shape;
 
-enum { UNIT_EMBED, UNIT_LAYER, UNIT_FINAL };                    // what is gathered and scattered as one piece
-enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };       // N(0, 0.02), the same / sqrt(2L), 0, 1
+enum { UNIT_EMBED, UNIT_LAYER, UNIT_FINAL };                // what is gathered and scattered as one piece
+enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
 // Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
 // there (its Conv1D keeps (in, out)), decayed by AdamW, initial values. Matrices are (out, in).
+// clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, INIT_NORMAL) \
     X(wpe,      "wpe.weight",           UNIT_EMBED, s->T,     s->C,     0, 0, INIT_NORMAL) \
@@ -1743,14 +1842,20 @@ enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };       // N(0, 0.02), t
     X(fcprojb,  "mlp.c_proj.bias",      UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
     X(lnfw,     "ln_f.weight",          UNIT_FINAL, s->C,     0,        0, 0, INIT_ONE) \
     X(lnfb,     "ln_f.bias",            UNIT_FINAL, s->C,     0,        0, 0, INIT_ZERO)
+// clang-format on
 
 enum {
 #define X(name, hf, unit, rows, columns, transposed, decay, init) P_##name,
     PARAMETERS(X)
 #undef X
-    PARAMETER_COUNT
+        PARAMETER_COUNT
 };
-typedef struct { const char* hf; int unit; int64_t rows, columns; int transposed, decay, init; } Parameter;
+typedef struct {
+    const char* hf;
+    int unit;
+    int64_t rows, columns;
+    int transposed, decay, init;
+} Parameter;
 
 static Parameter parameter(const Shape* s, int id) {
     const Parameter table[] = {
@@ -1777,19 +1882,19 @@ static int64_t parameter_offset(const Shape* s, int id) {
 // splits into `world` equal slices; slice w of every unit belongs to rank w.
 typedef struct {
     int kind;
-    int64_t elements;        // without padding
-    int64_t slice;           // elements of one rank's slice
-    int64_t offset;          // of the unit in a buffer that holds all units
-    int64_t shard_offset;    // of a slice in a buffer that holds one rank's slices
+    int64_t elements;       // without padding
+    int64_t slice;          // elements of one rank's slice
+    int64_t offset;         // of the unit in a buffer that holds all units
+    int64_t shard_offset;   // of a slice in a buffer that holds one rank's slices
 } Unit;
 
 typedef struct {
-    Unit* units;             // (L + 2)
+    Unit* units;   // (L + 2)
     int count;
-    int64_t elements;        // of all units, padded
-    int64_t shard;           // of one rank's slices
-    int64_t largest;         // unit, padded
-    int64_t parameters;      // that are trained, padding of the vocabulary left out
+    int64_t elements;                  // of all units, padded
+    int64_t shard;                     // of one rank's slices
+    int64_t largest;                   // unit, padded
+    int64_t parameters;                // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
 } Layout;
 
@@ -1818,7 +1923,13 @@ static int layout_init(Layout* layout, const Shape* s, int world, Error* e) {
 
 // Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them
 // for every layer (the others compute them again in the backward pass).
-enum { KEEP_NONE = 1 << GPT2_SP_NONE, KEEP_GELU = 1 << GPT2_SP_GELU, KEEP_ATTN = 1 << GPT2_SP_ATTN, KEEP_LAYER = 1 << GPT2_SP_LAYER };
+enum {
+    KEEP_NONE = 1 << GPT2_SP_NONE,
+    KEEP_GELU = 1 << GPT2_SP_GELU,
+    KEEP_ATTN = 1 << GPT2_SP_ATTN,
+    KEEP_LAYER = 1 << GPT2_SP_LAYER
+};
+// clang-format off
 #define ACTIVATIONS(X) \
     X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
     X(ln1,   s->C,     KEEP_NONE) \
@@ -1832,14 +1943,19 @@ enum { KEEP_NONE = 1 << GPT2_SP_NONE, KEEP_GELU = 1 << GPT2_SP_GELU, KEEP_ATTN =
     X(rstd2, 1,        KEEP_NONE) \
     X(fch,   4 * s->C, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU */ \
     X(gelu,  4 * s->C, KEEP_NONE)
+// clang-format on
 
 enum {
 #define X(name, columns, keep) A_##name,
     ACTIVATIONS(X)
 #undef X
-    ACTIVATION_COUNT
+        ACTIVATION_COUNT
 };
-typedef struct { const char* name; int64_t columns; int keep; } Activation;
+typedef struct {
+    const char* name;
+    int64_t columns;
+    int keep;
+} Activation;
 static Activation activation(const Shape* s, int id) {
     const Activation table[] = {
 #define X(name, columns, keep) {#name, columns, keep},
@@ -1856,17 +1972,21 @@ static int activation_kept(int id, int mode) {
 
 // --recompute sqrt keeps the input of every k-th layer and redoes k layers at a time; the others redo one.
 static int64_t segment_layers(const Shape* s, int mode) { return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1; }
-static int64_t activation_copies(const Shape* s, int id, int mode) { return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode)); }
+static int64_t activation_copies(const Shape* s, int id, int mode) {
+    return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode));
+}
 
 // What memory is for; a row of the plan each.
+// clang-format off
 #define MEMORY_GROUPS(X) \
     X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") X(KEPT, "activations kept") \
     X(WORK, "work buffers") X(LOGITS, "logits chunk") X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
+// clang-format on
 enum {
 #define X(name, text) MEMORY_##name,
     MEMORY_GROUPS(X)
 #undef X
-    MEMORY_GROUP_COUNT
+        MEMORY_GROUP_COUNT
 };
 static const char* const MEMORY_NAMES[] = {
 #define X(name, text) text,
@@ -1877,9 +1997,9 @@ static const char* const MEMORY_NAMES[] = {
 // One allocation for everything a rank needs. It is walked twice by the same function: first without
 // memory, to plan, then with it, to hand out pointers; so the plan cannot differ from what is used.
 typedef struct {
-    char* base;                            // NULL while planning
+    char* base;   // NULL while planning
     size_t used;
-    size_t group[MEMORY_GROUP_COUNT];      // bytes of each group
+    size_t group[MEMORY_GROUP_COUNT];   // bytes of each group
 } Arena;
 
 static void* arena_take(Arena* a, int group, int64_t elements, size_t size) {
@@ -1900,16 +2020,17 @@ typedef struct Rank Rank;
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
-    uint64_t (*memory)(void);                              // bytes that the ranks of this process may take
+    uint64_t (*memory)(void);   // bytes that the ranks of this process may take
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
-    int (*init)(Rank* r, gpt2_sp* g);                      // jobs: fresh weights, reading and writing a checkpoint, a step
+    int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
     int (*load)(Rank* r, gpt2_sp* g);
     int (*save)(Rank* r, gpt2_sp* g);
     int (*step)(Rank* r, gpt2_sp* g);
-    int (*pass)(Rank* r, int64_t pass);                    // forward, and backward if r->learn; evaluation reads token_loss and token_hit
-    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed);
-    int (*verify)(gpt2_sp* g);                             // --verify
+    int (*pass)(Rank* r, int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
+    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature,
+        int64_t top_k, double top_p, uint64_t seed);
+    int (*verify)(gpt2_sp* g);   // --verify
     void (*rates)(double* gflops, double* gbs, int threads);
 } Device;
 
@@ -1918,17 +2039,17 @@ struct Mesh {
     const Device* device;
     Shape shape;
     int dp, sp, world, zero, recompute, center, doc_mask, training;
-    int threads;                    // of a rank
+    int threads;   // of a rank
     int64_t passes, logits_chunk;
-    const Schedule* schedule;       // [2]: forward, backward
+    const Schedule* schedule;   // [2]: forward, backward
 };
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
 typedef struct {
-    real keys[HS_MAX * BK];       // K^T of the block, in panels of columns
-    real values[HS_MAX * BK];     // forward: V (BK, HP); backward: V^T in panels
-    real rows[HS_MAX * BK];       // backward: K (BK, HP)
+    real keys[HS_MAX * BK];     // K^T of the block, in panels of columns
+    real values[HS_MAX * BK];   // forward: V (BK, HP); backward: V^T in panels
+    real rows[HS_MAX * BK];     // backward: K (BK, HP)
     real dk[BK * HS_MAX], dv[BK * HS_MAX];
     real scores[BQ * BK], dscores[BQ * BK];
     real out[BQ * HS_MAX], in[BQ * HS_MAX];   // blocks of rows padded to HP columns
@@ -1937,50 +2058,50 @@ typedef struct {
 // One rank: its place, its memory, its part of the step. Pointers go into its arena.
 struct Rank {
     int world_rank, dp_rank, sp_rank;
-    void* device;                          // the GPU program's part
+    void* device;   // the GPU program's part
     const Mesh* mesh;
     const Layout* layout;
     Transport transport;
-    Segments segments;                     // the rows of a sequence that it holds
-    int64_t Tl, R;                         // R = B * Tl
+    Segments segments;   // the rows of a sequence that it holds
+    int64_t Tl, R;       // R = B * Tl
     Arena arena;
 
-    real* weights;                         // all units; --zero 3: own slices
-    real* weights_unit;                    // --zero 3: the unit in use, gathered
-    int gathered;                          // which one; -1: none
-    real* gradients;                       // all units; --zero 2, 3: own slices
-    real* gradients_unit;                  // --zero 2, 3: the unit in backward, whole
-    real *m, *v;                           // AdamW's moments: all units; --zero 1, 2, 3: own slices
+    real* weights;          // all units; --zero 3: own slices
+    real* weights_unit;     // --zero 3: the unit in use, gathered
+    int gathered;           // which one; -1: none
+    real* gradients;        // all units; --zero 2, 3: own slices
+    real* gradients_unit;   // --zero 2, 3: the unit in backward, whole
+    real *m, *v;            // AdamW's moments: all units; --zero 1, 2, 3: own slices
 
-    real* act[ACTIVATION_COUNT];           // (copies, R, columns)
-    real* checkpoints;                     // --recompute sqrt: inputs of every k-th layer
-    real* x_final;                         // (R, C) output of the last layer
-    real* lnf;                             // (R, C)
-    real* rstdf;                           // (R)
-    real* wide;                            // (R, 4C) QKV before it is split by heads; gradients of the MLP and of QKV
-    real* narrow;                          // (R, C) projections; gradients
-    real* narrow2;                         // (R, C) gradient of attention's output
-    real* dx;                              // (R, C) gradient of the residual stream
-    real *att_out, *att_m, *att_l;         // (NH, Tl, HS), (NH, Tl) x 2: the running softmax of one sequence
-    real *att_do, *att_delta;              // (NH, Tl, HS), (NH, Tl)
-    real *att_dq, *att_dkv;                // (NH, Tl, HS), (NH, 2, Tl, HS)
-    real** slots[2];                       // exchange buffers of the forward and the backward table
-    unsigned char* slot_filled;            // a result lies in the slot
-    Piece* pieces;                         // of one step: sends, then receives
+    real* act[ACTIVATION_COUNT];     // (copies, R, columns)
+    real* checkpoints;               // --recompute sqrt: inputs of every k-th layer
+    real* x_final;                   // (R, C) output of the last layer
+    real* lnf;                       // (R, C)
+    real* rstdf;                     // (R)
+    real* wide;                      // (R, 4C) QKV before it is split by heads; gradients of the MLP and of QKV
+    real* narrow;                    // (R, C) projections; gradients
+    real* narrow2;                   // (R, C) gradient of attention's output
+    real* dx;                        // (R, C) gradient of the residual stream
+    real *att_out, *att_m, *att_l;   // (NH, Tl, HS), (NH, Tl) x 2: the running softmax of one sequence
+    real *att_do, *att_delta;        // (NH, Tl, HS), (NH, Tl)
+    real *att_dq, *att_dkv;          // (NH, Tl, HS), (NH, 2, Tl, HS)
+    real** slots[2];                 // exchange buffers of the forward and the backward table
+    unsigned char* slot_filled;      // a result lies in the slot
+    Piece* pieces;                   // of one step: sends, then receives
     unsigned char *op_active, *message_active, *mark;
-    int64_t* first_key;                    // (chunks)
-    AttentionScratch* scratch;             // one per thread
-    real* logits;                          // (logits_chunk, Vp)
-    real* token_loss;                      // (R)
-    unsigned char* token_hit;              // (R) evaluation: the likeliest token was right
-    RankBatch batches[3];                  // in use, read ahead, evaluation's
-    const RankBatch* batch;                // of the pass that runs
-    int learn;                             // it computes gradients
+    int64_t* first_key;          // (chunks)
+    AttentionScratch* scratch;   // one per thread
+    real* logits;                // (logits_chunk, Vp)
+    real* token_loss;            // (R)
+    unsigned char* token_hit;    // (R) evaluation: the likeliest token was right
+    RankBatch batches[3];        // in use, read ahead, evaluation's
+    const RankBatch* batch;      // of the pass that runs
+    int learn;                   // it computes gradients
 
-    double loss_sum;                       // of the pass or step, not yet divided
-    int64_t valid_tokens;                  // of the whole step, over all ranks
+    double loss_sum;                              // of the pass or step, not yet divided
+    int64_t valid_tokens;                         // of the whole step, over all ranks
     int64_t layer_forwards, attention_forwards;   // how often they ran, recomputation included
-    uint64_t bytes_sent;                   // to other ranks by attention
+    uint64_t bytes_sent;                          // to other ranks by attention
     Error error;
 };
 
@@ -2033,14 +2154,16 @@ static void rank_layout(Rank* r) {
     r->token_loss = arena_reals(a, MEMORY_LOGITS, R);
     r->token_hit = (unsigned char*)arena_take(a, MEMORY_LOGITS, R, 1);
     int64_t most_rows = 0, most_slots = 0, most_ops = 0, most_messages = 0;
-    for (int i = 0; i < mesh->sp; i++) most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
+    for (int i = 0; i < mesh->sp; i++)
+        most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
     size_t exchange = a->used, largest = 0, exchange_group = a->group[MEMORY_EXCHANGE];
     for (int direction = 0; direction <= mesh->training; direction++) {   // both use the same memory, one after the other
         const Schedule* table = &mesh->schedule[direction];
         a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
         int count = table->slot_count[r->sp_rank];
         for (int i = 0; i < count; i++) {
-            real* slot = arena_reals(a, MEMORY_EXCHANGE, slot_elements(mesh, table, table->slot_items[(size_t)r->sp_rank * MAX_SLOTS + (size_t)i], most_rows));
+            real* slot = arena_reals(a, MEMORY_EXCHANGE,
+                slot_elements(mesh, table, table->slot_items[(size_t)r->sp_rank * MAX_SLOTS + (size_t)i], most_rows));
             if (r->slots[direction]) r->slots[direction][i] = slot;
         }
         if (a->used - exchange > largest) largest = a->used - exchange;
@@ -2086,7 +2209,8 @@ static int rank_allocate(Rank* r, Error* e) {
         if (!r->slots[d]) return fail(e, "out of memory");
     }
     void* base = NULL;
-    if (posix_memalign(&base, 64, plan.used) != 0) return fail(e, "rank %d needs %.2f GiB, which cannot be had: see `plan`", r->world_rank, (double)plan.used / 1073741824);
+    if (posix_memalign(&base, 64, plan.used) != 0)
+        return fail(e, "rank %d needs %.2f GiB, which cannot be had: see `plan`", r->world_rank, (double)plan.used / 1073741824);
     memset(base, 0, plan.used);
     r->arena.base = (char*)base;
     rank_layout(r);
@@ -2102,14 +2226,20 @@ static void rank_free(Rank* r) {
 // Checks what no single option can: that the numbers fit together.
 static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", (long long)s->C, (long long)s->NH);
-    if (s->HS > HS_MAX) return fail(e, "head size %lld (channels / heads): at most %d is supported; use at least %lld heads", (long long)s->HS, HS_MAX, (long long)ceil_div(s->C, HS_MAX));
+    if (s->HS > HS_MAX)
+        return fail(e, "head size %lld (channels / heads): at most %d is supported; use at least %lld heads", (long long)s->HS,
+            HS_MAX, (long long)ceil_div(s->C, HS_MAX));
     int64_t chunks = schedule_two_chunks(o->schedule) ? 2 * o->sp : o->sp;
-    if (s->T < chunks) return fail(e, "--seq-len %lld is too short for %lld chunks (--sp %lld --schedule %s)", (long long)s->T, (long long)chunks, (long long)o->sp, schedule_name(o->schedule));
-    if (s->T * s->B > (int64_t)1 << 31) return fail(e, "--batch-size %lld x --seq-len %lld: more than 2^31 tokens in a pass", (long long)s->B, (long long)s->T);
+    if (s->T < chunks)
+        return fail(e, "--seq-len %lld is too short for %lld chunks (--sp %lld --schedule %s)", (long long)s->T,
+            (long long)chunks, (long long)o->sp, schedule_name(o->schedule));
+    if (s->T * s->B > (int64_t)1 << 31)
+        return fail(e, "--batch-size %lld x --seq-len %lld: more than 2^31 tokens in a pass", (long long)s->B, (long long)s->T);
     return 0;
 }
 
-static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
+static int mesh_init(
+    Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
     mesh->device = device;
     Shape* s = &mesh->shape;
@@ -2152,11 +2282,11 @@ enum { VECTOR = VECTOR_BYTES / (int)sizeof(real), NV = 2, NR = NV * VECTOR };
 #define INLINE static inline __attribute__((always_inline))
 
 // c (rows, NR) = or += a (rows, K) b (K, NR); `rows` is a constant where this is called.
-INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
+INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row,
+    real* c, int64_t c_row, int add) {
     const Vector zero = {0};
     Vector sum[MR][NV];
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < NV; v++) sum[i][v] = zero;
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < NV; v++) sum[i][v] = zero;
     for (int64_t k = 0; k < K; k++) {
         Vector row[NV];
         UNROLL for (int v = 0; v < NV; v++) row[v] = *(const Vector*)(b + k * b_row + v * VECTOR);
@@ -2165,24 +2295,28 @@ INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int6
             UNROLL for (int v = 0; v < NV; v++) sum[i][v] += x * row[v];
         }
     }
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < NV; v++) {
-            Vector* out = (Vector*)(c + i * c_row + v * VECTOR);
-            if (add) *out += sum[i][v];
-            else *out = sum[i][v];
-        }
+    UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < NV; v++) {
+        Vector* out = (Vector*)(c + i * c_row + v * VECTOR);
+        if (add) *out += sum[i][v];
+        else *out = sum[i][v];
+    }
 }
 
 // Any number of rows against one panel of NR columns.
-static void panel_product(int64_t rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
+static void panel_product(int64_t rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row,
+    real* c, int64_t c_row, int add) {
     int64_t i = 0;
     for (; i + MR <= rows; i += MR) micro_kernel(MR, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
     for (; i + 4 <= rows; i += 4) micro_kernel(4, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
     for (; i < rows; i++) micro_kernel(1, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
 }
 
-enum { KC = 256, NC = 384, MC = 96 };   // blocks of k, columns and rows: B's block stays in the L2 cache
-                                        // (`make bench` prints the share of the peak that they reach)
+enum {
+    KC = 256,
+    NC = 384,
+    MC = 96
+};   // blocks of k, columns and rows: B's block stays in the L2 cache
+     // (`make bench` prints the share of the peak that they reach)
 
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
 static void pack_panels(real* out, const real* b, int64_t b_row, int64_t b_column, int64_t K, int64_t columns) {
@@ -2211,7 +2345,8 @@ static void pack_rows(real* out, const real* a, int64_t a_row, int64_t a_column,
 }
 
 // One block of columns of C, all rows.
-static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
+static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
+    int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
     real panels[KC * NC] __attribute__((aligned(64)));
     real packed[MC * KC] __attribute__((aligned(64)));
     real edge[MC * NR] __attribute__((aligned(64)));
@@ -2268,50 +2403,54 @@ static int thread_index(void) {
 
 // C (M, N) = or += A B (+ bias), A(i, k) = a[i a_row + k a_column], B(k, j) = b[k b_row + j b_column].
 // Threads share the columns (the rows, if those are few), never a sum: their number changes no bit.
-static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
+static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row,
+    int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
     int64_t threads = thread_count(), by_rows = N < threads * 4 * NR && M > N;
     int64_t width = by_rows ? N : round_up(ceil_div(N, threads * ceil_div(N, threads * NC)), NR);
     if (width > NC) width = NC;
     int64_t height = by_rows ? round_up(ceil_div(M, threads), MC) : M;
     int64_t across = ceil_div(N, width), tasks = across * ceil_div(M, height);
     PARALLEL_FOR
-    for (int64_t task = 0; task < tasks; task++) {
-        int64_t j = task % across * width, i = task / across * height;
-        gemm_columns(min_i64(height, M - i), min_i64(width, N - j), K, a + i * a_row, a_row, a_column, b + j * b_column, b_row, b_column, c + i * c_row + j, c_row, bias ? bias + j : NULL, accumulate);
-    }
+        for (int64_t task = 0; task < tasks; task++) {
+            int64_t j = task % across * width, i = task / across * height;
+            gemm_columns(min_i64(height, M - i), min_i64(width, N - j), K, a + i * a_row, a_row, a_column, b + j * b_column,
+                b_row, b_column, c + i * c_row + j, c_row, bias ? bias + j : NULL, accumulate);
+        }
 }
 
 // out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC)
-static void cpu_matmul_forward(real* out, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C, int64_t OC) {
+static void cpu_matmul_forward(
+    real* out, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C, int64_t OC) {
     if (R > 2) {
         gemm(R, OC, C, inp, C, 1, weight, 1, C, out, OC, bias, 0);
         return;
     }
     for (int64_t t = 0; t < R; t++) {   // a row or two: read the weights once, in place
         PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(OC, 64); block++)
-            for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++) {
-                real sum = 0;
-                SIMD_SUM(sum)
-                for (int64_t c = 0; c < C; c++) sum += inp[t * C + c] * weight[o * C + c];
-                out[t * OC + o] = sum + (bias ? bias[o] : 0);
-            }
+            for (int64_t block = 0; block < ceil_div(OC, 64); block++)
+                for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++) {
+                    real sum = 0;
+                    SIMD_SUM(sum)
+                    for (int64_t c = 0; c < C; c++) sum += inp[t * C + c] * weight[o * C + c];
+                    out[t * OC + o] = sum + (bias ? bias[o] : 0);
+                }
     }
 }
 
 // dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout
-static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* weight, int64_t R, int64_t C, int64_t OC) {
+static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* weight,
+    int64_t R, int64_t C, int64_t OC) {
     gemm(R, C, OC, dout, OC, 1, weight, C, 1, dinp, C, NULL, 0);
     gemm(OC, C, R, dout, 1, OC, inp, C, 1, dweight, C, NULL, 1);
     if (!dbias) return;
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
-        real sum[64] = {0};
-        int64_t o = block * 64, n = min_i64(64, OC - o);
-        for (int64_t t = 0; t < R; t++)
-            for (int64_t i = 0; i < n; i++) sum[i] += dout[t * OC + o + i];
-        for (int64_t i = 0; i < n; i++) dbias[o + i] += sum[i];
-    }
+        for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
+            real sum[64] = {0};
+            int64_t o = block * 64, n = min_i64(64, OC - o);
+            for (int64_t t = 0; t < R; t++)
+                for (int64_t i = 0; i < n; i++) sum[i] += dout[t * OC + o + i];
+            for (int64_t i = 0; i < n; i++) dbias[o + i] += sum[i];
+        }
 }
 
 // --- elementwise ---
@@ -2345,20 +2484,21 @@ INLINE real exp_real(real x) {
 // out (R, C) = rows of inp without their mean
 static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(R, 64); block++)
-        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-            real mean = 0;
-            SIMD_SUM(mean)
-            for (int64_t c = 0; c < C; c++) mean += inp[t * C + c];
-            mean /= (real)C;
-            SIMD
-            for (int64_t c = 0; c < C; c++) out[t * C + c] = inp[t * C + c] - mean;
-        }
+        for (int64_t block = 0; block < ceil_div(R, 64); block++)
+            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+                real mean = 0;
+                SIMD_SUM(mean)
+                for (int64_t c = 0; c < C; c++) mean += inp[t * C + c];
+                mean /= (real)C;
+                SIMD
+                    for (int64_t c = 0; c < C; c++) out[t * C + c] = inp[t * C + c] - mean;
+            }
 }
 
 // x (R, C) = wte[token] + wpe[position], the row's mean subtracted if `center`.
 // position: of row t in the sequence, or in its document where doc_start (T) is given.
-static void cpu_embedding_forward(real* x, const int32_t* tokens, const Segments* seg, const int32_t* doc_start, const real* wte, const real* wpe, int center, int64_t C) {
+static void cpu_embedding_forward(real* x, const int32_t* tokens, const Segments* seg, const int32_t* doc_start, const real* wte,
+    const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
             int64_t position = seg->begin[s] + i;
@@ -2369,7 +2509,8 @@ static void cpu_embedding_forward(real* x, const int32_t* tokens, const Segments
 }
 
 // dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
-static void cpu_embedding_backward(real* dwte, real* dwpe, real* dx, const int32_t* tokens, const Segments* seg, const int32_t* doc_start, int center, int64_t C) {
+static void cpu_embedding_backward(real* dwte, real* dwpe, real* dx, const int32_t* tokens, const Segments* seg,
+    const int32_t* doc_start, int center, int64_t C) {
     if (center) cpu_center_rows(dx, dx, seg->total, C);
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
@@ -2380,42 +2521,45 @@ static void cpu_embedding_backward(real* dwte, real* dwpe, real* dx, const int32
 }
 
 // out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5); rows of C (Zhang & Sennrich 2019, with a bias)
-static void cpu_rmsnorm_forward(real* out, real* rstd, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C) {
+static void cpu_rmsnorm_forward(
+    real* out, real* rstd, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C) {
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(R, 64); block++)
-        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-            const real* x = inp + t * C;
-            real sum = 0;
-            SIMD_SUM(sum)
-            for (int64_t c = 0; c < C; c++) sum += x[c] * x[c];
-            real scale = 1 / (real)sqrt((double)(sum / (real)C) + 1e-5);
-            SIMD
-            for (int64_t c = 0; c < C; c++) out[t * C + c] = x[c] * scale * weight[c] + bias[c];
-            rstd[t] = scale;
-        }
+        for (int64_t block = 0; block < ceil_div(R, 64); block++)
+            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+                const real* x = inp + t * C;
+                real sum = 0;
+                SIMD_SUM(sum)
+                for (int64_t c = 0; c < C; c++) sum += x[c] * x[c];
+                real scale = 1 / (real)sqrt((double)(sum / (real)C) + 1e-5);
+                SIMD
+                    for (int64_t c = 0; c < C; c++) out[t * C + c] = x[c] * scale * weight[c] + bias[c];
+                rstd[t] = scale;
+            }
 }
 
 // dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias += dout
-static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* rstd, const real* weight, int64_t R, int64_t C) {
+static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* rstd,
+    const real* weight, int64_t R, int64_t C) {
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(R, 64); block++)
-        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-            const real *x = inp + t * C, *dy = dout + t * C;
-            real dot = 0, scale = rstd[t];
-            SIMD_SUM(dot)
-            for (int64_t c = 0; c < C; c++) dot += dy[c] * weight[c] * x[c];
-            real pull = dot / (real)C * scale * scale;
-            SIMD
-            for (int64_t c = 0; c < C; c++) dinp[t * C + c] += scale * (dy[c] * weight[c] - x[c] * pull);
+        for (int64_t block = 0; block < ceil_div(R, 64); block++)
+            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+                const real *x = inp + t * C, *dy = dout + t * C;
+                real dot = 0, scale = rstd[t];
+                SIMD_SUM(dot)
+                for (int64_t c = 0; c < C; c++) dot += dy[c] * weight[c] * x[c];
+                real pull = dot / (real)C * scale * scale;
+                SIMD
+                    for (int64_t c = 0; c < C; c++) dinp[t * C + c] += scale * (dy[c] * weight[c] - x[c] * pull);
+            }
+    PARALLEL_FOR
+        for (int64_t block = 0; block < ceil_div(C, 64); block++) {
+            real gain[64] = {0}, shift[64] = {0};
+            int64_t c = block * 64, n = min_i64(64, C - c);
+            for (int64_t t = 0; t < R; t++)
+                for (int64_t i = 0; i < n; i++)
+                    gain[i] += dout[t * C + c + i] * inp[t * C + c + i] * rstd[t], shift[i] += dout[t * C + c + i];
+            for (int64_t i = 0; i < n; i++) dweight[c + i] += gain[i], dbias[c + i] += shift[i];
         }
-    PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(C, 64); block++) {
-        real gain[64] = {0}, shift[64] = {0};
-        int64_t c = block * 64, n = min_i64(64, C - c);
-        for (int64_t t = 0; t < R; t++)
-            for (int64_t i = 0; i < n; i++) gain[i] += dout[t * C + c + i] * inp[t * C + c + i] * rstd[t], shift[i] += dout[t * C + c + i];
-        for (int64_t i = 0; i < n; i++) dweight[c + i] += gain[i], dbias[c + i] += shift[i];
-    }
 }
 
 #define GELU_SCALE ((real)0.7978845608028654)   // sqrt(2 / pi)
@@ -2433,71 +2577,72 @@ INLINE real tanh_real(real u) {
 // out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016), n numbers
 static void cpu_gelu_forward(real* out, const real* inp, int64_t n) {
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
-        int64_t end = min_i64(n, block * 4096 + 4096);
-        SIMD_EXP
-        for (int64_t i = block * 4096; i < end; i++) {
-            real x = inp[i];
-            out[i] = (real)0.5 * x * (1 + tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+        for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
+            int64_t end = min_i64(n, block * 4096 + 4096);
+            SIMD_EXP
+            for (int64_t i = block * 4096; i < end; i++) {
+                real x = inp[i];
+                out[i] = (real)0.5 * x * (1 + tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
+            }
         }
-    }
 }
 
 // dinout *= gelu'(inp), n numbers
 static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
-        int64_t end = min_i64(n, block * 4096 + 4096);
-        SIMD_EXP
-        for (int64_t i = block * 4096; i < end; i++) {
-            real x = inp[i], th = tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-            real slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
-            dinout[i] *= (real)0.5 * (1 + th) + (real)0.5 * x * (1 - th * th) * slope;
+        for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
+            int64_t end = min_i64(n, block * 4096 + 4096);
+            SIMD_EXP
+            for (int64_t i = block * 4096; i < end; i++) {
+                real x = inp[i], th = tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+                real slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
+                dinout[i] *= (real)0.5 * (1 + th) + (real)0.5 * x * (1 - th * th) * slope;
+            }
         }
-    }
 }
 
 // out (R, C) = x + y, the rows of y without their mean if `center` (this equals centring the projection's
 // weights and bias over their outputs; the gradient of a centred row is centred alike)
 static void cpu_residual_forward(real* out, const real* x, const real* y, int center, int64_t R, int64_t C) {
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(R, 64); block++)
-        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-            real mean = 0;
-            SIMD_SUM(mean)
-            for (int64_t c = 0; c < C; c++) mean += y[t * C + c];
-            mean = center ? mean / (real)C : 0;
-            SIMD
-            for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
-        }
+        for (int64_t block = 0; block < ceil_div(R, 64); block++)
+            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+                real mean = 0;
+                SIMD_SUM(mean)
+                for (int64_t c = 0; c < C; c++) mean += y[t * C + c];
+                mean = center ? mean / (real)C : 0;
+                SIMD
+                    for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
+            }
 }
 
 // Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
 // hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
 // grad_scale * loss, in place.
-static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, const int32_t* labels, real grad_scale, int64_t R, int64_t V, int64_t Vp) {
+static void cpu_crossentropy(
+    real* losses, unsigned char* hits, real* logits, const int32_t* labels, real grad_scale, int64_t R, int64_t V, int64_t Vp) {
     PARALLEL_FOR
-    for (int64_t t = 0; t < R; t++) {
-        real *row = logits + t * Vp, most = row[0], sum = 0;
-        if (labels[t] < 0) {
-            losses[t] = 0, hits[t] = 0;
-            if (grad_scale != 0) memset(row, 0, (size_t)Vp * sizeof(real));
-            continue;
+        for (int64_t t = 0; t < R; t++) {
+            real *row = logits + t * Vp, most = row[0], sum = 0;
+            if (labels[t] < 0) {
+                losses[t] = 0, hits[t] = 0;
+                if (grad_scale != 0) memset(row, 0, (size_t)Vp * sizeof(real));
+                continue;
+            }
+            SIMD_MAX(most)
+            for (int64_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
+            real target = row[labels[t]];
+            SIMD_EXP_SUM(sum)
+            for (int64_t v = 0; v < V; v++) sum += row[v] = exp_real(row[v] - most);
+            losses[t] = (real)log((double)sum) + most - target;
+            hits[t] = target == most;
+            if (grad_scale == 0) continue;
+            real scale = grad_scale / sum;
+            SIMD
+                for (int64_t v = 0; v < V; v++) row[v] *= scale;
+            row[labels[t]] -= grad_scale;
+            memset(row + V, 0, (size_t)(Vp - V) * sizeof(real));
         }
-        SIMD_MAX(most)
-        for (int64_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
-        real target = row[labels[t]];
-        SIMD_EXP_SUM(sum)
-        for (int64_t v = 0; v < V; v++) sum += row[v] = exp_real(row[v] - most);
-        losses[t] = (real)log((double)sum) + most - target;
-        hits[t] = target == most;
-        if (grad_scale == 0) continue;
-        real scale = grad_scale / sum;
-        SIMD
-        for (int64_t v = 0; v < V; v++) row[v] *= scale;
-        row[labels[t]] -= grad_scale;
-        memset(row + V, 0, (size_t)(Vp - V) * sizeof(real));
-    }
 }
 
 // --- flash attention of one head, one chunk of queries against one chunk of keys ---
@@ -2506,7 +2651,8 @@ static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, co
 // visible to query i iff doc_start[i] <= j <= i, all absolute (doc_start, of the queries' rows, may be NULL).
 // Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
 // Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
-INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start, int64_t* low, int64_t* high) {
+INLINE void visible_keys(
+    int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start, int64_t* low, int64_t* high) {
     *low = doc_start && doc_start[i] > k0 ? min_i64(n, doc_start[i] - k0) : 0;
     *high = min_i64(n, q_position + i - k0 + 1);
     if (*high < *low) *high = *low;
@@ -2521,13 +2667,16 @@ static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t 
 }
 
 // Products with all panels of a block's columns.
-static void block_product(int64_t rows, int64_t columns, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t panel, int64_t b_row, real* c, int64_t c_row, int add) {
-    for (int64_t j = 0; j < columns; j += NR) panel_product(rows, K, a, a_row, a_column, b + j / NR * panel, b_row, c + j, c_row, add);
+static void block_product(int64_t rows, int64_t columns, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
+    int64_t panel, int64_t b_row, real* c, int64_t c_row, int add) {
+    for (int64_t j = 0; j < columns; j += NR)
+        panel_product(rows, K, a, a_row, a_column, b + j / NR * panel, b_row, c + j, c_row, add);
 }
 
 // (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys to the
 // next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
-static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q, const real* k, const real* v, int64_t nq, int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q, const real* k, const real* v, int64_t nq,
+    int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
     int64_t HP = round_up(HS, NR);
     real scale = 1 / (real)sqrt((double)HS);
     for (int64_t j0 = 0; j0 < nk; j0 += BK) {
@@ -2536,8 +2685,8 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
         copy_padded(w->values, HP, v + j0 * HS, HS, nj);
         for (int64_t i0 = max_i64(0, k0 - q_position); i0 < nq; i0 += BQ) {
             int64_t ni = min_i64(BQ, nq - i0), low, high;
-            if (doc_start && doc_start[i0] >= k0 + nj) break;                        // so are all later rows'
-            int64_t seen = min_i64(nj, q_position + i0 + ni - k0);                   // keys that the last row sees
+            if (doc_start && doc_start[i0] >= k0 + nj) break;        // so are all later rows'
+            int64_t seen = min_i64(nj, q_position + i0 + ni - k0);   // keys that the last row sees
             block_product(ni, seen, HS, q + i0 * HS, HS, 1, w->keys, HS * NR, NR, w->scores, BK, 0);
             real* out = HS == HP ? o + i0 * HS : w->out;
             if (HS != HP) copy_padded(out, HP, o + i0 * HS, HS, ni);
@@ -2546,7 +2695,10 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
                 visible_keys(i0 + i, q_position, k0, nj, doc_start, &low, &high);
                 SIMD_MAX(most)
                 for (int64_t j = low; j < high; j++) most = s[j] * scale > most ? s[j] * scale : most;
-                if (low == high) { memset(s, 0, (size_t)seen * sizeof(real)); continue; }
+                if (low == high) {
+                    memset(s, 0, (size_t)seen * sizeof(real));
+                    continue;
+                }
                 for (int64_t j = 0; j < low; j++) s[j] = 0;
                 SIMD_EXP_SUM(sum)
                 for (int64_t j = low; j < high; j++) sum += s[j] = exp_real(s[j] * scale - most);
@@ -2564,7 +2716,9 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
 
 // dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
 // P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
-static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real* q, const real* k, const real* v, const real* dout, const real* lse, const real* delta, int64_t nq, int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real* q, const real* k, const real* v,
+    const real* dout, const real* lse, const real* delta, int64_t nq, int64_t nk, int64_t q_position, int64_t k_position,
+    const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
     int64_t HP = round_up(HS, NR);
     real scale = 1 / (real)sqrt((double)HS);
     for (int64_t j0 = 0; j0 < nk; j0 += BK) {
@@ -2602,7 +2756,8 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real
             if (HS != HP) copy_padded(dq + i0 * HS, HS, out, HP, ni);
         }
         for (int64_t j = 0; j < nj; j++)
-            for (int64_t c = 0; c < HS; c++) dk[(j0 + j) * HS + c] += w->dk[j * HP + c], dv[(j0 + j) * HS + c] += w->dv[j * HP + c];
+            for (int64_t c = 0; c < HS; c++)
+                dk[(j0 + j) * HS + c] += w->dk[j * HP + c], dv[(j0 + j) * HS + c] += w->dv[j * HP + c];
     }
 }
 
@@ -2612,13 +2767,15 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real
 typedef struct {
     const Schedule* table;
     real** slots;
-    const real *q, *kv;           // (NH, Tl, HS), (NH, 2, Tl, HS)
-    const real *lse, *delta;      // backward: (NH, Tl)
-    const real* dout;             // backward: (NH, Tl, HS)
-    const int32_t* doc_start;     // (T), or NULL
+    const real *q, *kv;         // (NH, Tl, HS), (NH, 2, Tl, HS)
+    const real *lse, *delta;    // backward: (NH, Tl)
+    const real* dout;           // backward: (NH, Tl, HS)
+    const int32_t* doc_start;   // (T), or NULL
 } AttentionRun;
 
-static int64_t rank_rows(const Rank* r, int of) { return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total; }
+static int64_t rank_rows(const Rank* r, int of) {
+    return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total;
+}
 
 // The contiguous pieces of an item: in the rank's own tensors (slot < 0), or in a slot, one behind the
 // other: Q | KV | OUT: o, m (and l, which stays here) | QDO: q, dO, lse, delta | DQ | DKV.
@@ -2627,7 +2784,8 @@ static int item_pieces(const Rank* r, const AttentionRun* run, Item item, int sl
     int64_t rows = rank_rows(r, item.of), h0 = part_head(s->NH, run->table->head_parts, item.h0);
     int64_t heads = part_head(s->NH, run->table->head_parts, item.h1) - h0, tensor = heads * rows * s->HS, stat = heads * rows;
     int64_t sizes[MAX_PIECES] = {ITEM_WIDTH[item.kind] * tensor, stat, 0, 0};
-    const real* own[MAX_PIECES] = {item.kind == ITEM_KV ? run->kv + h0 * 2 * rows * s->HS : run->q + h0 * rows * s->HS, NULL, NULL, NULL};
+    const real* own[MAX_PIECES] = {
+        item.kind == ITEM_KV ? run->kv + h0 * 2 * rows * s->HS : run->q + h0 * rows * s->HS, NULL, NULL, NULL};
     int count = item.kind == ITEM_OUT ? 2 : 1;
     if (item.kind == ITEM_QDO) {
         count = 4;
@@ -2661,33 +2819,42 @@ static void run_op(Rank* r, const AttentionRun* run, const ScheduleOp* op) {
     int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
     Segments q_seg = rank_segments(table->kind, table->P, s->T, q_of), k_seg = rank_segments(table->kind, table->P, s->T, k_of);
     int q_second = op->q >= table->P, k_second = op->k >= table->P;
-    int64_t q_at = q_second ? q_seg.rows[0] : 0, k_at = k_second ? k_seg.rows[0] : 0;   // first row of the chunk among the owner's
-    int64_t nq = q_seg.rows[q_second], nk = k_seg.rows[k_second], q_position = q_seg.begin[q_second], k_position = k_seg.begin[k_second];
-    if (op->dq_slot >= 0 && !r->slot_filled[op->dq_slot]) result_clear(r, run, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, q_of, heads);
+    int64_t q_at = q_second ? q_seg.rows[0] : 0,
+            k_at = k_second ? k_seg.rows[0] : 0;   // first row of the chunk among the owner's
+    int64_t nq = q_seg.rows[q_second], nk = k_seg.rows[k_second], q_position = q_seg.begin[q_second],
+            k_position = k_seg.begin[k_second];
+    if (op->dq_slot >= 0 && !r->slot_filled[op->dq_slot])
+        result_clear(r, run, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, q_of, heads);
     if (op->dkv_slot >= 0 && !r->slot_filled[op->dkv_slot]) result_clear(r, run, op->dkv_slot, ITEM_DKV, k_of, heads);
     PARALLEL_FOR
-    for (int64_t head = 0; head < heads; head++) {
-        AttentionScratch* scratch = &r->scratch[thread_index()];
-        int64_t h = h0 + head, tensor = heads * q_rows * HS, stat = heads * q_rows;
-        const real* q = op->q_slot < 0 ? run->q + h * q_rows * HS : run->slots[op->q_slot] + head * q_rows * HS;
-        const real* k = op->kv_slot < 0 ? run->kv + h * 2 * k_rows * HS : run->slots[op->kv_slot] + head * 2 * k_rows * HS;
-        const real* v = k + k_rows * HS;
-        const int32_t* doc_start = run->doc_start ? run->doc_start + q_position : NULL;
-        if (!table->backward) {
-            real* o = op->dq_slot < 0 ? r->att_out + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
-            real* m = op->dq_slot < 0 ? r->att_m + h * q_rows : run->slots[op->dq_slot] + tensor + head * q_rows;
-            real* l = op->dq_slot < 0 ? r->att_l + h * q_rows : run->slots[op->dq_slot] + tensor + stat + head * q_rows;
-            cpu_attention_forward_head(o + q_at * HS, m + q_at, l + q_at, q + q_at * HS, k + k_at * HS, v + k_at * HS, nq, nk, q_position, k_position, doc_start, HS, scratch);
-        } else {
-            const real* dout = op->q_slot < 0 ? run->dout + h * q_rows * HS : run->slots[op->q_slot] + tensor + head * q_rows * HS;
-            const real* lse = op->q_slot < 0 ? run->lse + h * q_rows : run->slots[op->q_slot] + 2 * tensor + head * q_rows;
-            const real* delta = op->q_slot < 0 ? run->delta + h * q_rows : run->slots[op->q_slot] + 2 * tensor + stat + head * q_rows;
-            real* dq = op->dq_slot < 0 ? r->att_dq + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
-            real* dk = op->dkv_slot < 0 ? r->att_dkv + h * 2 * k_rows * HS : run->slots[op->dkv_slot] + head * 2 * k_rows * HS;
-            real* dv = dk + k_rows * HS;
-            cpu_attention_backward_head(dq + q_at * HS, dk + k_at * HS, dv + k_at * HS, q + q_at * HS, k + k_at * HS, v + k_at * HS, dout + q_at * HS, lse + q_at, delta + q_at, nq, nk, q_position, k_position, doc_start, HS, scratch);
+        for (int64_t head = 0; head < heads; head++) {
+            AttentionScratch* scratch = &r->scratch[thread_index()];
+            int64_t h = h0 + head, tensor = heads * q_rows * HS, stat = heads * q_rows;
+            const real* q = op->q_slot < 0 ? run->q + h * q_rows * HS : run->slots[op->q_slot] + head * q_rows * HS;
+            const real* k = op->kv_slot < 0 ? run->kv + h * 2 * k_rows * HS : run->slots[op->kv_slot] + head * 2 * k_rows * HS;
+            const real* v = k + k_rows * HS;
+            const int32_t* doc_start = run->doc_start ? run->doc_start + q_position : NULL;
+            if (!table->backward) {
+                real* o = op->dq_slot < 0 ? r->att_out + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
+                real* m = op->dq_slot < 0 ? r->att_m + h * q_rows : run->slots[op->dq_slot] + tensor + head * q_rows;
+                real* l = op->dq_slot < 0 ? r->att_l + h * q_rows : run->slots[op->dq_slot] + tensor + stat + head * q_rows;
+                cpu_attention_forward_head(o + q_at * HS, m + q_at, l + q_at, q + q_at * HS, k + k_at * HS, v + k_at * HS, nq, nk,
+                    q_position, k_position, doc_start, HS, scratch);
+            } else {
+                const real* dout =
+                    op->q_slot < 0 ? run->dout + h * q_rows * HS : run->slots[op->q_slot] + tensor + head * q_rows * HS;
+                const real* lse = op->q_slot < 0 ? run->lse + h * q_rows : run->slots[op->q_slot] + 2 * tensor + head * q_rows;
+                const real* delta =
+                    op->q_slot < 0 ? run->delta + h * q_rows : run->slots[op->q_slot] + 2 * tensor + stat + head * q_rows;
+                real* dq = op->dq_slot < 0 ? r->att_dq + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
+                real* dk =
+                    op->dkv_slot < 0 ? r->att_dkv + h * 2 * k_rows * HS : run->slots[op->dkv_slot] + head * 2 * k_rows * HS;
+                real* dv = dk + k_rows * HS;
+                cpu_attention_backward_head(dq + q_at * HS, dk + k_at * HS, dv + k_at * HS, q + q_at * HS, k + k_at * HS,
+                    v + k_at * HS, dout + q_at * HS, lse + q_at, delta + q_at, nq, nk, q_position, k_position, doc_start, HS,
+                    scratch);
+            }
         }
-    }
 }
 
 // Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
@@ -2714,13 +2881,17 @@ static void output_merge(real* o, real* m, real* l, const real* other, const rea
 static void run_merge(Rank* r, const AttentionRun* run, const ScheduleMessage* msg) {
     const Shape* s = &r->mesh->shape;
     int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, run->table->head_parts, msg->item.h0);
-    int64_t heads = part_head(s->NH, run->table->head_parts, msg->item.h1) - h0, tensor = ITEM_WIDTH[msg->item.kind] * heads * rows * s->HS;
+    int64_t heads = part_head(s->NH, run->table->head_parts, msg->item.h1) - h0,
+            tensor = ITEM_WIDTH[msg->item.kind] * heads * rows * s->HS;
     const real* from = run->slots[msg->dst];
     if (msg->into < 0 && msg->item.kind == ITEM_OUT) {
-        output_merge(r->att_out + h0 * rows * s->HS, r->att_m + h0 * rows, r->att_l + h0 * rows, from, from + tensor, heads * rows, s->HS);
+        output_merge(
+            r->att_out + h0 * rows * s->HS, r->att_m + h0 * rows, r->att_l + h0 * rows, from, from + tensor, heads * rows, s->HS);
         return;
     }
-    real* to = msg->into >= 0 ? run->slots[msg->into] : msg->item.kind == ITEM_DQ ? r->att_dq + h0 * rows * s->HS : r->att_dkv + h0 * 2 * rows * s->HS;
+    real* to = msg->into >= 0       ? run->slots[msg->into]
+        : msg->item.kind == ITEM_DQ ? r->att_dq + h0 * rows * s->HS
+                                    : r->att_dkv + h0 * 2 * rows * s->HS;
     int add = msg->into < 0 || r->slot_filled[msg->into];
     for (int64_t i = 0; i < tensor; i++) to[i] = add ? to[i] + from[i] : from[i];
     if (msg->into >= 0) r->slot_filled[msg->into] = 1;
@@ -2734,17 +2905,20 @@ static int run_table(Rank* r, const AttentionRun* run, Error* e) {
     memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
     memset(r->op_active, 1, (size_t)table->op_count);
     memset(r->message_active, 1, (size_t)table->message_count);
-    for (int c = 0; run->doc_start && c < table->chunks; c++) r->first_key[c] = run->doc_start[chunk_begin(r->mesh->shape.T, table->chunks, c)];
+    for (int c = 0; run->doc_start && c < table->chunks; c++)
+        r->first_key[c] = run->doc_start[chunk_begin(r->mesh->shape.T, table->chunks, c)];
     if (run->doc_start) schedule_prune(table, r->mesh->shape.T, r->first_key, r->op_active, r->message_active, r->mark);
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
         int send_count = 0, receive_count = 0, first = message;
         for (; message < table->message_count && table->messages[message].step == step; message++) {
             const ScheduleMessage* msg = &table->messages[message];
             if (!r->message_active[message]) continue;
-            if (msg->to == r->sp_rank) receive_count += item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
+            if (msg->to == r->sp_rank)
+                receive_count += item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
             if (msg->from != r->sp_rank) continue;
             if (msg->item.kind == ITEM_OUT) {
-                int64_t heads = part_head(r->mesh->shape.NH, table->head_parts, msg->item.h1) - part_head(r->mesh->shape.NH, table->head_parts, msg->item.h0);
+                int64_t heads = part_head(r->mesh->shape.NH, table->head_parts, msg->item.h1) -
+                    part_head(r->mesh->shape.NH, table->head_parts, msg->item.h0);
                 int64_t rows = heads * rank_rows(r, msg->item.of), HS = r->mesh->shape.HS;
                 real* o = run->slots[msg->src];
                 output_finish(o, o + rows * HS, o + rows * HS + rows, rows, HS);
@@ -2772,13 +2946,13 @@ static int run_table(Rank* r, const AttentionRun* run, Error* e) {
 static void cpu_split_heads(real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
     int64_t C = NH * HS;
     PARALLEL_FOR
-    for (int64_t bh = 0; bh < B * NH; bh++)
-        for (int64_t t = 0; t < Tl; t++) {
-            const real* row = qkv + (bh / NH * Tl + t) * 3 * C + bh % NH * HS;
-            memcpy(q + (bh * Tl + t) * HS, row, (size_t)HS * sizeof(real));
-            memcpy(kv + (2 * bh * Tl + t) * HS, row + C, (size_t)HS * sizeof(real));
-            memcpy(kv + ((2 * bh + 1) * Tl + t) * HS, row + 2 * C, (size_t)HS * sizeof(real));
-        }
+        for (int64_t bh = 0; bh < B * NH; bh++)
+            for (int64_t t = 0; t < Tl; t++) {
+                const real* row = qkv + (bh / NH * Tl + t) * 3 * C + bh % NH * HS;
+                memcpy(q + (bh * Tl + t) * HS, row, (size_t)HS * sizeof(real));
+                memcpy(kv + (2 * bh * Tl + t) * HS, row + C, (size_t)HS * sizeof(real));
+                memcpy(kv + ((2 * bh + 1) * Tl + t) * HS, row + 2 * C, (size_t)HS * sizeof(real));
+            }
 }
 
 // atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
@@ -2797,13 +2971,15 @@ static int cpu_attention_forward(Rank* r, real* atty, real* lse, const real* q, 
         output_finish(r->att_out, r->att_m, r->att_l, NH * Tl, HS);
         memcpy(lse + b * NH * Tl, r->att_m, (size_t)(NH * Tl) * sizeof(real));
         for (int64_t h = 0; h < NH; h++)
-            for (int64_t t = 0; t < Tl; t++) memcpy(atty + (b * Tl + t) * C + h * HS, r->att_out + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+            for (int64_t t = 0; t < Tl; t++)
+                memcpy(atty + (b * Tl + t) * C + h * HS, r->att_out + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
     }
     return 0;
 }
 
 // dqkv (R, 3C) from datty (R, C) and what the forward pass left
-static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse, const real* q, const real* kv, const int32_t* doc_start) {
+static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse, const real* q,
+    const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
     int64_t Tl = r->Tl, NH = s->NH, HS = s->HS, C = s->C;
     AttentionRun run;
@@ -2811,27 +2987,28 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
     run.table = &r->mesh->schedule[1], run.slots = r->slots[1], run.dout = r->att_do, run.delta = r->att_delta;
     for (int64_t b = 0; b < s->B; b++) {
         PARALLEL_FOR
-        for (int64_t h = 0; h < NH; h++)
-            for (int64_t t = 0; t < Tl; t++) {
-                const real *dout = datty + (b * Tl + t) * C + h * HS, *out = atty + (b * Tl + t) * C + h * HS;
-                real delta = 0;
-                SIMD_SUM(delta)
-                for (int64_t c = 0; c < HS; c++) delta += dout[c] * out[c];
-                r->att_delta[h * Tl + t] = delta;
-                memcpy(r->att_do + (h * Tl + t) * HS, dout, (size_t)HS * sizeof(real));
-            }
+            for (int64_t h = 0; h < NH; h++)
+                for (int64_t t = 0; t < Tl; t++) {
+                    const real *dout = datty + (b * Tl + t) * C + h * HS, *out = atty + (b * Tl + t) * C + h * HS;
+                    real delta = 0;
+                    SIMD_SUM(delta)
+                    for (int64_t c = 0; c < HS; c++) delta += dout[c] * out[c];
+                    r->att_delta[h * Tl + t] = delta;
+                    memcpy(r->att_do + (h * Tl + t) * HS, dout, (size_t)HS * sizeof(real));
+                }
         memset(r->att_dq, 0, (size_t)(Tl * C) * sizeof(real));
         memset(r->att_dkv, 0, (size_t)(Tl * 2 * C) * sizeof(real));
-        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.lse = lse + b * NH * Tl, run.doc_start = doc_start ? doc_start + b * s->T : NULL;
+        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.lse = lse + b * NH * Tl,
+        run.doc_start = doc_start ? doc_start + b * s->T : NULL;
         if (run_table(r, &run, &r->error) != 0) return -1;
         PARALLEL_FOR
-        for (int64_t h = 0; h < NH; h++)
-            for (int64_t t = 0; t < Tl; t++) {
-                real* row = dqkv + (b * Tl + t) * 3 * C + h * HS;
-                memcpy(row, r->att_dq + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
-                memcpy(row + C, r->att_dkv + (2 * h * Tl + t) * HS, (size_t)HS * sizeof(real));
-                memcpy(row + 2 * C, r->att_dkv + ((2 * h + 1) * Tl + t) * HS, (size_t)HS * sizeof(real));
-            }
+            for (int64_t h = 0; h < NH; h++)
+                for (int64_t t = 0; t < Tl; t++) {
+                    real* row = dqkv + (b * Tl + t) * 3 * C + h * HS;
+                    memcpy(row, r->att_dq + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                    memcpy(row + C, r->att_dkv + (2 * h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                    memcpy(row + 2 * C, r->att_dkv + ((2 * h + 1) * Tl + t) * HS, (size_t)HS * sizeof(real));
+                }
     }
     return 0;
 }
@@ -2919,17 +3096,25 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
 
     if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
     else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
-    cpu_matmul_backward(r->wide, gradient(r, u, P_fcprojw), gradient(r, u, P_fcprojb), dy, act(r, A_gelu, l), weight(r, u, P_fcprojw), R, 4 * C, C);
+    cpu_matmul_backward(r->wide, gradient(r, u, P_fcprojw), gradient(r, u, P_fcprojb), dy, act(r, A_gelu, l),
+        weight(r, u, P_fcprojw), R, 4 * C, C);
     cpu_gelu_backward(r->wide, act(r, A_fch, l), R * 4 * C);
-    cpu_matmul_backward(r->narrow, gradient(r, u, P_fcw), gradient(r, u, P_fcb), r->wide, act(r, A_ln2, l), weight(r, u, P_fcw), R, C, 4 * C);
-    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln2w), gradient(r, u, P_ln2b), r->narrow, x2, act(r, A_rstd2, l), weight(r, u, P_ln2w), R, C);
+    cpu_matmul_backward(
+        r->narrow, gradient(r, u, P_fcw), gradient(r, u, P_fcb), r->wide, act(r, A_ln2, l), weight(r, u, P_fcw), R, C, 4 * C);
+    cpu_rmsnorm_backward(
+        dx, gradient(r, u, P_ln2w), gradient(r, u, P_ln2b), r->narrow, x2, act(r, A_rstd2, l), weight(r, u, P_ln2w), R, C);
 
     if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
     else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
-    cpu_matmul_backward(r->narrow2, gradient(r, u, P_attprojw), gradient(r, u, P_attprojb), dy, act(r, A_atty, l), weight(r, u, P_attprojw), R, C, C);
-    if (cpu_attention_backward(r, r->wide, r->narrow2, act(r, A_atty, l), act(r, A_lse, l), act(r, A_q, l), act(r, A_kv, l), doc_start) != 0) return -1;
-    cpu_matmul_backward(r->narrow, gradient(r, u, P_qkvw), gradient(r, u, P_qkvb), r->wide, act(r, A_ln1, l), weight(r, u, P_qkvw), R, C, 3 * C);
-    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln1w), gradient(r, u, P_ln1b), r->narrow, x, act(r, A_rstd1, l), weight(r, u, P_ln1w), R, C);
+    cpu_matmul_backward(r->narrow2, gradient(r, u, P_attprojw), gradient(r, u, P_attprojb), dy, act(r, A_atty, l),
+        weight(r, u, P_attprojw), R, C, C);
+    if (cpu_attention_backward(
+            r, r->wide, r->narrow2, act(r, A_atty, l), act(r, A_lse, l), act(r, A_q, l), act(r, A_kv, l), doc_start) != 0)
+        return -1;
+    cpu_matmul_backward(
+        r->narrow, gradient(r, u, P_qkvw), gradient(r, u, P_qkvb), r->wide, act(r, A_ln1, l), weight(r, u, P_qkvw), R, C, 3 * C);
+    cpu_rmsnorm_backward(
+        dx, gradient(r, u, P_ln1w), gradient(r, u, P_ln1b), r->narrow, x, act(r, A_rstd1, l), weight(r, u, P_ln1w), R, C);
     return unit_gradient_end(r, u);
 }
 
@@ -2948,14 +3133,17 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
         int64_t rows = min_i64(r->mesh->logits_chunk, r->R - t);
         cpu_matmul_forward(r->logits, r->lnf + t * C, weight(r, 0, P_wte), NULL, rows, C, s->Vp);
         cpu_crossentropy(r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
-        if (training) cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C, weight(r, 0, P_wte), rows, C, s->Vp);
+        if (training)
+            cpu_matmul_backward(
+                r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C, weight(r, 0, P_wte), rows, C, s->Vp);
     }
     for (int64_t t = 0; t < r->R; t++) r->loss_sum += (double)r->token_loss[t];
     if (!training) return 0;
     if (unit_gradient_end(r, 0) != 0 || unit_gather(r, u) != 0) return -1;
     memset(r->dx, 0, (size_t)(r->R * C) * sizeof(real));
     unit_gradient_begin(r, u);
-    cpu_rmsnorm_backward(r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final, r->rstdf, weight(r, u, P_lnfw), r->R, C);
+    cpu_rmsnorm_backward(
+        r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final, r->rstdf, weight(r, u, P_lnfw), r->R, C);
     return unit_gradient_end(r, u);
 }
 
@@ -2966,13 +3154,15 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     const int32_t *tokens = r->batch->tokens + pass * r->R, *labels = r->batch->labels + pass * r->R;
     const int32_t* doc_start = r->mesh->doc_mask ? r->batch->doc_start + pass * s->B * s->T : NULL;
     int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center;
-#define SEQUENCE_DOCS(b) (doc_start ? doc_start + (b) * s->T : NULL)
+#define SEQUENCE_DOCS(b) (doc_start ? doc_start + (b)*s->T : NULL)
 
     if (unit_gather(r, 0) != 0) return -1;
     for (int64_t b = 0; b < s->B; b++)
-        cpu_embedding_forward(act(r, A_x, 0) + b * r->Tl * C, tokens + b * r->Tl, &r->segments, SEQUENCE_DOCS(b), weight(r, 0, P_wte), weight(r, 0, P_wpe), center, C);
+        cpu_embedding_forward(act(r, A_x, 0) + b * r->Tl * C, tokens + b * r->Tl, &r->segments, SEQUENCE_DOCS(b),
+            weight(r, 0, P_wte), weight(r, 0, P_wpe), center, C);
     for (int64_t l = 0; l < L; l++) {
-        if (mode == GPT2_SP_SQRT && l % k == 0) memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
+        if (mode == GPT2_SP_SQRT && l % k == 0)
+            memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
         if (layer_forward(r, l, 0, 1, doc_start) != 0) return -1;
     }
     if (head_forward_backward(r, labels) != 0) return -1;
@@ -2989,7 +3179,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     }
     unit_gradient_begin(r, 0);
     for (int64_t b = 0; b < s->B; b++)
-        cpu_embedding_backward(gradient(r, 0, P_wte), gradient(r, 0, P_wpe), r->dx + b * r->Tl * C, tokens + b * r->Tl, &r->segments, SEQUENCE_DOCS(b), center, C);
+        cpu_embedding_backward(gradient(r, 0, P_wte), gradient(r, 0, P_wpe), r->dx + b * r->Tl * C, tokens + b * r->Tl,
+            &r->segments, SEQUENCE_DOCS(b), center, C);
     return unit_gradient_end(r, 0);
 #undef SEQUENCE_DOCS
 }
@@ -3011,7 +3202,10 @@ static void weights_init(Rank* r, uint64_t seed) {
             int64_t stop = min_i64(end, at + filled);
             PARALLEL_STATIC
             for (int64_t i = max_i64(begin, at); i < stop; i++)
-                out[i - begin] = p.init == INIT_ZERO ? 0 : p.init == INIT_ONE ? 1 : (real)(scale * random_normal(seed, (uint64_t)(u * PARAMETER_COUNT + id), (uint64_t)(i - at)));
+                out[i - begin] = p.init == INIT_ZERO ? 0
+                    : p.init == INIT_ONE
+                    ? 1
+                    : (real)(scale * random_normal(seed, (uint64_t)(u * PARAMETER_COUNT + id), (uint64_t)(i - at)));
         }
     }
 }
@@ -3058,7 +3252,10 @@ static int gradients_reduce(Rank* r, double sums[2]) {
     return r->transport.all_reduce(&r->transport, sums, 2, &r->error);
 }
 
-typedef struct { double lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t step; } AdamW;
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    int64_t step;
+} AdamW;
 
 // AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
@@ -3066,20 +3263,20 @@ static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const
     real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))), correct2 = (real)(1 / (1 - pow(a->beta2, (double)a->step)));
     real lr = (real)a->lr, shrink = (real)(decay ? a->lr * a->weight_decay : 0);
     PARALLEL_FOR
-    for (int64_t block = 0; block < ceil_div(n, 16384); block++) {
-        int64_t end = min_i64(n, block * 16384 + 16384);
-        SIMD
-        for (int64_t i = block * 16384; i < end; i++) {
-            real grad = g[i] * scale;
-            m[i] = b1 * m[i] + (1 - b1) * grad;
-            v[i] = b2 * v[i] + (1 - b2) * grad * grad;
+        for (int64_t block = 0; block < ceil_div(n, 16384); block++) {
+            int64_t end = min_i64(n, block * 16384 + 16384);
+            SIMD
+                for (int64_t i = block * 16384; i < end; i++) {
+                    real grad = g[i] * scale;
+                    m[i] = b1 * m[i] + (1 - b1) * grad;
+                    v[i] = b2 * v[i] + (1 - b2) * grad * grad;
 #if GPT2_SP_REAL_BYTES == 8
-            w[i] -= lr * (m[i] * correct1 / (sqrt(v[i] * correct2) + eps)) + shrink * w[i];
+                    w[i] -= lr * (m[i] * correct1 / (sqrt(v[i] * correct2) + eps)) + shrink * w[i];
 #else
-            w[i] -= lr * (m[i] * correct1 / (sqrtf(v[i] * correct2) + eps)) + shrink * w[i];
+                    w[i] -= lr * (m[i] * correct1 / (sqrtf(v[i] * correct2) + eps)) + shrink * w[i];
 #endif
+                }
         }
-    }
 }
 
 // One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
@@ -3094,10 +3291,13 @@ static int weights_update(Rank* r, const AdamW* adamw) {
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
             if (p.unit != unit->kind) continue;
-            int64_t first = max_i64(begin, r->layout->within[id]), last = min_i64(end, r->layout->within[id] + parameter_elements(&p)), at = first - begin;
+            int64_t first = max_i64(begin, r->layout->within[id]),
+                    last = min_i64(end, r->layout->within[id] + parameter_elements(&p)), at = first - begin;
             if (first < last) cpu_adamw(w + at, r->m + moment + at, r->v + moment + at, g + at, last - first, adamw, p.decay);
         }
-        if ((zero == 1 || zero == 2) && r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0) return -1;
+        if ((zero == 1 || zero == 2) &&
+            r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0)
+            return -1;
     }
     r->gathered = -1;
     return 0;
@@ -3117,7 +3317,9 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 
 // Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
 enum { POSITION_BUCKETS = 26 };
-typedef struct { double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS]; } Evaluation;
+typedef struct {
+    double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
+} Evaluation;
 
 struct gpt2_sp {
     gpt2_sp_options options;
@@ -3127,30 +3329,35 @@ struct gpt2_sp {
     Schedule schedules[2];
     Layout layout;
     ThreadWorld world;
-    Rank* ranks;                   // (dp * sp)
-    Segments* segments;            // (sp)
-    RankBatch* batch_ranks;        // (2 or 4, dp * sp): the loaders' views of the ranks' token buffers
+    Rank* ranks;              // (dp * sp)
+    Segments* segments;       // (sp)
+    RankBatch* batch_ranks;   // (2 or 4, dp * sp): the loaders' views of the ranks' token buffers
     Dataset data, val_data;
     Loader loader, val_loader;
-    int64_t step;                  // done
-    uint64_t next_sample;          // the loader's whole state
+    int64_t step;           // done
+    uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;            // newest checkpoint; -1: none
-    int64_t eot;                   // the tokenizer's end-of-text token
-    int lock_fd;                   // OUT/.lock, held while this trainer lives
-    AdamW adamw;                   // of the step that runs
-    double sums[2];                // loss and squared gradient norm of the step that ran
-    int updated;                   // it changed the weights
-    int skipped;                   // steps in a row that were not finite
-    Evaluation evaluation;         // that rank_evaluate adds to
-    real* collected;               // all weights, while generate needs them from --zero 3
-    const char* folder;            // that rank_load reads
-    int load_moments;              // and the moments too
+    int64_t saved_step;                     // newest checkpoint; -1: none
+    int64_t eot;                            // the tokenizer's end-of-text token
+    int lock_fd;                            // OUT/.lock, held while this trainer lives
+    AdamW adamw;                            // of the step that runs
+    double sums[2];                         // loss and squared gradient norm of the step that ran
+    int updated;                            // it changed the weights
+    int skipped;                            // steps in a row that were not finite
+    Evaluation evaluation;                  // that rank_evaluate adds to
+    real* collected;                        // all weights, while generate needs them from --zero 3
+    const char* folder;                     // that rank_load reads
+    int load_moments;                       // and the moments too
     OutFile *model_file, *optimizer_file;   // that rank_save writes
 };
 
 typedef int (*RankJob)(Rank* r, gpt2_sp* g);
-typedef struct { Rank* rank; gpt2_sp* g; RankJob job; int status; } RankCall;
+typedef struct {
+    Rank* rank;
+    gpt2_sp* g;
+    RankJob job;
+    int status;
+} RankCall;
 
 static void* rank_thread(void* argument) {
     RankCall* call = (RankCall*)argument;
@@ -3263,15 +3470,18 @@ static int rank_save(Rank* r, gpt2_sp* g) {
                 Parameter p = parameter(&g->mesh.shape, id);
                 if (p.unit != g->layout.units[u].kind || g->error.text[0]) continue;
                 OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
-                tensor_write(file, unit + g->layout.within[id], tensor_rows(&g->mesh.shape, id, &p), p.columns, kind == STATE_WEIGHTS && p.transposed, &g->error);
+                tensor_write(file, unit + g->layout.within[id], tensor_rows(&g->mesh.shape, id, &p), p.columns,
+                    kind == STATE_WEIGHTS && p.transposed, &g->error);
             }
-            if (r->mesh->zero >= 1 && r->transport.barrier(&r->transport, &r->error) != 0) return -1;   // rank 0 has read the unit
+            if (r->mesh->zero >= 1 && r->transport.barrier(&r->transport, &r->error) != 0)
+                return -1;   // rank 0 has read the unit
         }
     return 0;
 }
 
 // Writes printf text as a file of a checkpoint.
-static int checkpoint_text(const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
+static int checkpoint_text(
+    const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
     if (!f) return fail(e, "out of memory");
     int status = file_create(f, e, folder, name);
@@ -3289,16 +3499,23 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
     const Shape* s = &g->mesh.shape;
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
     snprintf(out, size,
-        "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": %lld,\n  \"n_embd\": %lld,\n"
-        "  \"n_positions\": %lld,\n  \"n_ctx\": %lld,\n  \"vocab_size\": %lld,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n"
-        "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"torch_dtype\": \"%s\"\n}\n",
-        g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm", g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel", (long long)s->L, (long long)s->NH, (long long)s->C,
-        (long long)s->T, (long long)s->T, (long long)s->V, (long long)g->eot, (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
+        "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": %lld,\n  \"n_embd\": "
+        "%lld,\n"
+        "  \"n_positions\": %lld,\n  \"n_ctx\": %lld,\n  \"vocab_size\": %lld,\n  \"activation_function\": \"gelu_new\",\n  "
+        "\"layer_norm_epsilon\": 1e-05,\n"
+        "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  "
+        "\"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"torch_dtype\": \"%s\"\n}\n",
+        g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm", g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V, (long long)g->eot,
+        (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
-    snprintf(out, size, "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, \"center\": %d, \"doc_mask\": %d, \"data\": \"%016llx\"}\n",
-        (long long)g->step, (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
+    snprintf(out, size,
+        "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, \"center\": %d, \"doc_mask\": "
+        "%d, \"data\": \"%016llx\"}\n",
+        (long long)g->step, (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed,
+        g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
 }
 
 static int save_tensors(gpt2_sp* g, const char* folder, char* manifest, size_t manifest_size) {
@@ -3323,7 +3540,8 @@ static int save_tensors(gpt2_sp* g, const char* folder, char* manifest, size_t m
     for (int i = 0; i < 2; i++) {
         if (file_close(&files[i], status == 0, e) != 0) status = -1;
         size_t used = strlen(manifest);
-        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", names[i], (unsigned long long)files[i].bytes, files[i].crc);
+        snprintf(
+            manifest + used, manifest_size - used, "%s %llu %08x\n", names[i], (unsigned long long)files[i].bytes, files[i].crc);
         st_header_free(&headers[i]);
     }
     free(files);
@@ -3394,7 +3612,8 @@ static int checkpoint_write(gpt2_sp* g, const char* folder) {
     state_text(g, text, sizeof text);
     if (status == 0) status = checkpoint_text(folder, "state.json", text, manifest, sizeof manifest, e);
     size_t used = strlen(manifest);
-    snprintf(manifest + used, sizeof manifest - used, "crc %08x\n", (unsigned)crc32(0, (const unsigned char*)manifest, (unsigned)used));
+    snprintf(manifest + used, sizeof manifest - used, "crc %08x\n",
+        (unsigned)crc32(0, (const unsigned char*)manifest, (unsigned)used));
     char ignored[256] = "";
     if (status == 0) status = checkpoint_text(folder, "manifest.txt", manifest, ignored, sizeof ignored, e);
     if (status == 0) status = folder_sync(folder, e);
@@ -3413,7 +3632,8 @@ int gpt2_sp_save(gpt2_sp* g) {
     snprintf(replaced, sizeof replaced, "%s.replaced.tmp", final);
     if (checkpoint_clean(out, INT64_MAX, e) != 0) return -1;
     int status = checkpoint_write(g, temporary);
-    if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT) status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
+    if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
+        status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
     if (status == 0 && rename(temporary, final) != 0) status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
     if (status == 0) status = folder_sync(out, e);
     Error later = {{0}};
@@ -3435,11 +3655,12 @@ static int checkpoint_verify(const char* folder, Error* e) {
     int version = 0, files = 0, status = 0;
     char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
     char seal[16];
-    snprintf(seal, sizeof seal, "crc %08x\n", last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
-    if (sscanf(text, "gpt2_sp checkpoint %d", &version) != 1 || strlen(text) != size) status = fail(e, "%.900s: not a checkpoint's manifest", path);
+    snprintf(
+        seal, sizeof seal, "crc %08x\n", last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
+    if (sscanf(text, "gpt2_sp checkpoint %d", &version) != 1 || strlen(text) != size)
+        status = fail(e, "%.900s: not a checkpoint's manifest", path);
     else if (version > 1) status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
-    else if (!last || strcmp(last + 1, seal) != 0)
-        status = fail(e, "%.900s: its own CRC does not match", path);
+    else if (!last || strcmp(last + 1, seal) != 0) status = fail(e, "%.900s: its own CRC does not match", path);
     for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last; files++) {
         char name[64];
         unsigned long long bytes;
@@ -3447,11 +3668,18 @@ static int checkpoint_verify(const char* folder, Error* e) {
         uint64_t found = 0;
         uint32_t found_sum = 0;
         line++;
-        if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3 || strchr(name, '/')) { status = fail(e, "%.900s: a line is not `file bytes crc`", path); break; }
+        if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3 || strchr(name, '/')) {
+            status = fail(e, "%.900s: a line is not `file bytes crc`", path);
+            break;
+        }
         char file[GPT2_SP_TEXT + 300];
         snprintf(file, sizeof file, "%.1000s/%s", folder, name);
-        if (file_checksum(file, &found, &found_sum, e) != 0) { status = -1; break; }
-        if (found != bytes) status = fail(e, "%.700s: %llu bytes, the manifest says %llu", file, (unsigned long long)found, bytes);
+        if (file_checksum(file, &found, &found_sum, e) != 0) {
+            status = -1;
+            break;
+        }
+        if (found != bytes)
+            status = fail(e, "%.700s: %llu bytes, the manifest says %llu", file, (unsigned long long)found, bytes);
         else if (found_sum != sum) status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
     }
     if (status == 0 && files != 4) status = fail(e, "%.900s: names %d files, expected 4", path, files);
@@ -3471,7 +3699,8 @@ static int checkpoint_find(const char* out, char* folder, size_t size, Error* e)
         else fprintf(stderr, "%s is not whole (%s), trying an older one\n", folder, why.text);
     }
     free(steps);
-    if (found == 0 && count > 0) return fail(e, "none of the %d checkpoints in %.300s is whole; the oldest: %.600s", count, out, why.text);
+    if (found == 0 && count > 0)
+        return fail(e, "none of the %d checkpoints in %.300s is whole; the oldest: %.600s", count, out, why.text);
     return found;
 }
 
@@ -3490,13 +3719,17 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     Parameter p = parameter(s, id);
     tensor_name(name, sizeof name, prefix, &p, u);
     const st_tensor* t = st_find(f, name);
-    if (!t && strcmp(prefix, "transformer.") == 0) tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
+    if (!t && strcmp(prefix, "transformer.") == 0)
+        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
-    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns, d0 = swap ? columns : rows, d1 = swap ? rows : columns;
+    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns, d0 = swap ? columns : rows,
+             d1 = swap ? rows : columns;
     int stretch = id == P_wpe && hf_layout && t->ndim == 2 && t->shape[0] > 0;
     if (t->ndim != (columns ? 2 : 1) || (t->shape[0] != d0 && !stretch) || (columns && t->shape[1] != d1))
-        return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name, (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0), (unsigned long long)d0, (unsigned long long)d1);
+        return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name,
+            (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0), (unsigned long long)d0,
+            (unsigned long long)d1);
     if (stretch) {
         for (uint64_t row = 0; row < rows; row += t->shape[0]) {
             uint64_t n = rows - row < t->shape[0] ? rows - row : t->shape[0];
@@ -3522,14 +3755,17 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
     int known = 0;
     for (int i = 0; i < f->count; i++) {
         const char *name = f->tensors[i].name, *end = name + strlen(name);
-        if (end - name > 10 && strcmp(end - 10, ".attn.bias") == 0) continue;           // the causal mask
+        if (end - name > 10 && strcmp(end - 10, ".attn.bias") == 0) continue;   // the causal mask
         if (end - name > 17 && strcmp(end - 17, ".attn.masked_bias") == 0) continue;
-        if (strcmp(name, "lm_head.weight") == 0) continue;                               // tied to wte
+        if (strcmp(name, "lm_head.weight") == 0) continue;   // tied to wte
         known++;
     }
     int expected = 0;
-    for (int id = 0; id < PARAMETER_COUNT; id++) expected += parameter(&g->mesh.shape, id).unit == UNIT_LAYER ? (int)g->mesh.shape.L : 1;
-    return known == expected ? 0 : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers", f->path, known, expected, (long long)g->mesh.shape.L);
+    for (int id = 0; id < PARAMETER_COUNT; id++)
+        expected += parameter(&g->mesh.shape, id).unit == UNIT_LAYER ? (int)g->mesh.shape.L : 1;
+    return known == expected ? 0
+                             : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers", f->path, known,
+                                   expected, (long long)g->mesh.shape.L);
 }
 
 // Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
@@ -3540,7 +3776,8 @@ static int rank_load(Rank* r, gpt2_sp* g) {
     for (int kind = 0; status == 0 && kind < (g->load_moments ? STATE_KINDS : 1); kind++) {
         char path[GPT2_SP_TEXT + 64];
         st_file file;
-        snprintf(path, sizeof path, "%.1000s/%s", g->folder, kind == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
+        snprintf(
+            path, sizeof path, "%.1000s/%s", g->folder, kind == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
         if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
         if (kind == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
@@ -3550,7 +3787,9 @@ static int rank_load(Rank* r, gpt2_sp* g) {
             real* whole = !sharded ? slices + unit->offset : kind == STATE_WEIGHTS ? r->weights_unit : unit_scratch(r);
             memset(whole, 0, (size_t)unit->elements * sizeof(real));
             for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++)
-                if (parameter(s, id).unit == unit->kind) status = tensor_read(&file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, whole + g->layout.within[id], &r->error);
+                if (parameter(s, id).unit == unit->kind)
+                    status = tensor_read(
+                        &file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, whole + g->layout.within[id], &r->error);
             int64_t begin = r->world_rank * unit->slice, n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
             if (sharded) memcpy(slices + unit->shard_offset, whole + begin, (size_t)n * sizeof(real));
         }
@@ -3584,7 +3823,8 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     if (json_get_string(text, size, "model_type", word, sizeof word) != 1) status = fail(e, "%.900s: no `model_type`", path);
     else if (strcmp(word, "gpt2_sp_rmsnorm") == 0) o->center = 0;
     else if (strcmp(word, "gpt2") != 0) status = fail(e, "%.700s: model_type `%.60s`, expected gpt2", path, word);
-    if (status == 0 && json_get_string(text, size, "activation_function", word, sizeof word) == 1 && strcmp(word, "gelu_new") != 0 && strcmp(word, "gelu_pytorch_tanh") != 0)
+    if (status == 0 && json_get_string(text, size, "activation_function", word, sizeof word) == 1 &&
+        strcmp(word, "gelu_new") != 0 && strcmp(word, "gelu_pytorch_tanh") != 0)
         status = fail(e, "%.700s: activation_function `%.60s`, expected gelu_new", path, word);
     if (status == 0 && json_get_double(text, size, "layer_norm_epsilon", &epsilon) == 1 && fabs(epsilon - 1e-5) > 1e-12)
         status = fail(e, "%.700s: layer_norm_epsilon %g, expected 1e-05", path, epsilon);
@@ -3593,10 +3833,12 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
         snprintf(value, sizeof value, "%lld", (long long)number);
         Error inner = {{0}};
         if (number < 0) status = -1;
-        else if (option_set(o, option_find(names[i]), value, &inner) != 0) status = fail(e, "%.600s: %s: %.300s", path, keys[i], inner.text);
+        else if (option_set(o, option_find(names[i]), value, &inner) != 0)
+            status = fail(e, "%.600s: %s: %.300s", path, keys[i], inner.text);
     }
     *vocab = status == 0 ? json_need(text, size, "vocab_size", path, e) : -1;
-    if (status == 0 && (*vocab < 1 || *vocab > 1 << 20)) status = *vocab < 0 ? -1 : fail(e, "%.900s: vocab_size %lld", path, (long long)*vocab);
+    if (status == 0 && (*vocab < 1 || *vocab > 1 << 20))
+        status = *vocab < 0 ? -1 : fail(e, "%.900s: vocab_size %lld", path, (long long)*vocab);
     uint64_t end = 0;
     *eot = json_get_u64(text, size, "eos_token_id", &end) == 1 ? (int64_t)end : *vocab - 1;
     free(text);
@@ -3605,7 +3847,9 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
 
 // Refuses to resume a run as another one; both values are named.
 static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e) {
-    return saved == asked ? 0 : fail(e, "this run was made with --%s %lld, found %lld: use another --out, or the same value", what, (long long)saved, (long long)asked);
+    return saved == asked ? 0
+                          : fail(e, "this run was made with --%s %lld, found %lld: use another --out, or the same value", what,
+                                (long long)saved, (long long)asked);
 }
 
 static int state_read(gpt2_sp* g, const char* folder) {
@@ -3619,8 +3863,11 @@ static int state_read(gpt2_sp* g, const char* folder) {
     snprintf(path, sizeof path, "%.1000s/state.json", folder);
     char* text = file_read_text(path, 1 << 20, &size, e);
     if (!text) return -1;
-    int64_t version = json_need(text, size, "version", path, e), seed = json_need(text, size, "seed", path, e), doc_mask = json_need(text, size, "doc_mask", path, e);
-    int status = version < 0 || seed < 0 || doc_mask < 0 ? -1 : version > 1 ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version) : 0;
+    int64_t version = json_need(text, size, "version", path, e), seed = json_need(text, size, "seed", path, e),
+            doc_mask = json_need(text, size, "doc_mask", path, e);
+    int status = version < 0 || seed < 0 || doc_mask < 0 ? -1
+        : version > 1 ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version)
+                      : 0;
     g->step = json_need(text, size, "step", path, e);
     g->tokens_seen = json_need(text, size, "tokens", path, e);
     int64_t next = json_need(text, size, "next_sample", path, e);
@@ -3636,7 +3883,9 @@ static int state_read(gpt2_sp* g, const char* folder) {
     if (status == 0) status = resume_same("doc-mask", doc_mask, g->options.doc_mask, e);
     snprintf(now, sizeof now, "%016llx", (unsigned long long)g->data.fingerprint);
     if (status == 0 && (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
-        status = fail(e, "this run was made with the data %s, --data is %s: use another --out with --init-from %.700s, or the same shards", data, now, folder);
+        status = fail(e,
+            "this run was made with the data %s, --data is %s: use another --out with --init-from %.700s, or the same shards",
+            data, now, folder);
     free(text);
     return status;
 }
@@ -3668,7 +3917,8 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     if (r->transport.all_reduce(&r->transport, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0) return -1;
     if (r->world_rank != 0) return 0;
     g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
-    for (int i = 0; i < POSITION_BUCKETS; i++) g->evaluation.bucket_loss[i] += sums[2 + i], g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+    for (int i = 0; i < POSITION_BUCKETS; i++)
+        g->evaluation.bucket_loss[i] += sums[2 + i], g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
     return 0;
 }
 
@@ -3696,7 +3946,9 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
     int64_t T = g->mesh.shape.T;
     for (int64_t d = 0; d < documents; d++) {
         synth_doc doc;
-        if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T, (int)g->options.facts, (size_t)g->options.distance, &doc, g->error.text, sizeof g->error.text) != 0) return -1;
+        if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T, (int)g->options.facts,
+                (size_t)g->options.distance, &doc, g->error.text, sizeof g->error.text) != 0)
+            return -1;
         for (int64_t t = 0; t < T; t++) {
             r->batches[2].tokens[t] = (unsigned char)doc.text[t];
             r->batches[2].labels[t] = t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)g->eot;
@@ -3720,9 +3972,9 @@ enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
 typedef struct {
     gpt2_sp* g;
-    const real* weights;      // all units, whole
-    int64_t capacity;         // tokens that fit in the cache
-    real* cache;              // (L, NH, 2, capacity, HS)
+    const real* weights;                                       // all units, whole
+    int64_t capacity;                                          // tokens that fit in the cache
+    real* cache;                                               // (L, NH, 2, capacity, HS)
     real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
 } Decoder;
 
@@ -3734,11 +3986,14 @@ static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t cap
     real* memory = (real*)malloc((size_t)(s->L * 2 * capacity * C + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
     if (!memory) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
     d->cache = memory, d->x = memory + s->L * 2 * capacity * C, d->narrow = d->x + n * C, d->wide = d->narrow + n * C;
-    d->q = d->wide + n * 4 * C, d->kv = d->q + n * C, d->out = d->kv + n * 2 * C, d->m = d->out + n * 2 * C, d->l = d->m + n * s->NH, d->logits = d->l + n * s->NH;
+    d->q = d->wide + n * 4 * C, d->kv = d->q + n * C, d->out = d->kv + n * 2 * C, d->m = d->out + n * 2 * C,
+    d->l = d->m + n * s->NH, d->logits = d->l + n * s->NH;
     return 0;
 }
 
-static const real* decoder_weight(const Decoder* d, int u, int id) { return d->weights + d->g->layout.units[u].offset + d->g->layout.within[id]; }
+static const real* decoder_weight(const Decoder* d, int u, int id) {
+    return d->weights + d->g->layout.units[u].offset + d->g->layout.within[id];
+}
 
 // Attention of n new rows at positions p.. over everything cached; the new keys and values join the cache.
 static void decoder_attention(Decoder* d, int64_t l, int64_t n, int64_t p) {
@@ -3746,17 +4001,18 @@ static void decoder_attention(Decoder* d, int64_t l, int64_t n, int64_t p) {
     int64_t HS = s->HS, NH = s->NH, C = s->C;
     cpu_split_heads(d->q, d->kv, d->wide, 1, n, NH, HS);
     PARALLEL_FOR
-    for (int64_t h = 0; h < NH; h++) {
-        real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
-        real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
-        memcpy(k + p * HS, d->kv + 2 * h * n * HS, (size_t)(n * HS) * sizeof(real));
-        memcpy(v + p * HS, d->kv + (2 * h + 1) * n * HS, (size_t)(n * HS) * sizeof(real));
-        memset(o, 0, (size_t)(n * HS) * sizeof(real));
-        for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
-        cpu_attention_forward_head(o, m, sum, d->q + h * n * HS, k, v, n, p + n, p, 0, NULL, HS, &d->g->ranks[0].scratch[thread_index()]);
-        output_finish(o, m, sum, n, HS);
-        for (int64_t i = 0; i < n; i++) memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
-    }
+        for (int64_t h = 0; h < NH; h++) {
+            real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
+            real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
+            memcpy(k + p * HS, d->kv + 2 * h * n * HS, (size_t)(n * HS) * sizeof(real));
+            memcpy(v + p * HS, d->kv + (2 * h + 1) * n * HS, (size_t)(n * HS) * sizeof(real));
+            memset(o, 0, (size_t)(n * HS) * sizeof(real));
+            for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
+            cpu_attention_forward_head(
+                o, m, sum, d->q + h * n * HS, k, v, n, p + n, p, 0, NULL, HS, &d->g->ranks[0].scratch[thread_index()]);
+            output_finish(o, m, sum, n, HS);
+            for (int64_t i = 0; i < n; i++) memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
+        }
 }
 
 // Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
@@ -3779,11 +4035,15 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
         cpu_matmul_forward(d->out, d->wide, decoder_weight(d, u, P_fcprojw), decoder_weight(d, u, P_fcprojb), n, 4 * C, C);
         cpu_residual_forward(d->x, d->x, d->out, center, n, C);
     }
-    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, decoder_weight(d, last, P_lnfw), decoder_weight(d, last, P_lnfb), 1, C);
+    cpu_rmsnorm_forward(
+        d->narrow, rstd, d->x + (n - 1) * C, decoder_weight(d, last, P_lnfw), decoder_weight(d, last, P_lnfb), 1, C);
     cpu_matmul_forward(d->logits, d->narrow, decoder_weight(d, 0, P_wte), NULL, 1, C, s->Vp);
 }
 
-typedef struct { real logit; int32_t token; } Candidate;
+typedef struct {
+    real logit;
+    int32_t token;
+} Candidate;
 static int candidate_order(const void* a, const void* b) {
     const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
@@ -3791,7 +4051,8 @@ static int candidate_order(const void* a, const void* b) {
 
 // Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
 // probability p. `unit` is uniform in (0, 1). candidates: room for V.
-static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p, double unit, Candidate* candidates) {
+static int32_t sample_token(
+    const real* logits, int64_t V, double temperature, int64_t top_k, double top_p, double unit, Candidate* candidates) {
     int32_t best = 0;
     for (int64_t v = 0; v < V; v++) {
         candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
@@ -3818,18 +4079,22 @@ static int rank_collect(Rank* r, gpt2_sp* g) {
     for (int u = 0; u < g->layout.count; u++) {
         const real* unit = unit_fetch(r, STATE_WEIGHTS, u);
         if (!unit) return -1;
-        if (r->world_rank == 0) memcpy(g->collected + g->layout.units[u].offset, unit, (size_t)g->layout.units[u].elements * sizeof(real));
+        if (r->world_rank == 0)
+            memcpy(g->collected + g->layout.units[u].offset, unit, (size_t)g->layout.units[u].elements * sizeof(real));
         if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
     }
     return 0;
 }
 
-int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
+int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature,
+    int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     if (prompt_count < 1 || count < 0 || count > s->T - prompt_count)
-        return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all", (long long)prompt_count, (long long)count, (long long)s->T);
+        return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all",
+            (long long)prompt_count, (long long)count, (long long)s->T);
     for (int64_t i = 0; i < prompt_count; i++)
-        if (prompt[i] < 0 || prompt[i] >= s->V) return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
+        if (prompt[i] < 0 || prompt[i] >= s->V)
+            return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
     if (g->device->generate) return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
     if (g->mesh.zero >= 3) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
@@ -3846,11 +4111,14 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     Decoder d;
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     int64_t made = 0;
-    if (!candidates || decoder_init(&d, g, g->collected ? g->collected : g->ranks[0].weights, prompt_count + count) != 0) made = fail(&g->error, "out of memory");
+    if (!candidates || decoder_init(&d, g, g->collected ? g->collected : g->ranks[0].weights, prompt_count + count) != 0)
+        made = fail(&g->error, "out of memory");
     else {
-        for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS) decoder_read(&d, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p);
+        for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
+            decoder_read(&d, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p);
         for (; made < count; made++) {
-            out[made] = sample_token(d.logits, s->V, temperature, top_k, top_p, random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
+            out[made] = sample_token(d.logits, s->V, temperature, top_k, top_p,
+                random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
             if (out[made] == g->eot) break;
             if (made + 1 < count) decoder_read(&d, &out[made], 1, prompt_count + made);
         }
@@ -3896,7 +4164,10 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
     stats->tokens = g->tokens_seen, stats->ms = now_ms() - start, stats->updated = g->updated;
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
-    if (g->skipped >= 10) return fail(&g->error, "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are those before them", (long long)g->step);
+    if (g->skipped >= 10)
+        return fail(&g->error,
+            "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are those before them",
+            (long long)g->step);
     return 0;
 }
 
@@ -3931,7 +4202,8 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
 static uint64_t machine_bytes(void) { return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE); }
 
 // The longest context whose largest rank fits in `bytes`, all else equal; 0 if none does.
-static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
+static int64_t longest_context(
+    const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
     int64_t fits = 0, low = 1, high = 1 << 24;
     while (low <= high) {
@@ -3943,7 +4215,8 @@ static int64_t longest_context(const gpt2_sp_options* options, int64_t vocab, in
         memset(&layout, 0, sizeof layout);
         o.seq_len = (low + high) / 2;
         size_t used = 0;
-        int possible = mesh_init(&mesh, schedules, &o, vocab, training, device, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
+        int possible = mesh_init(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
+            layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
         for (int r = 0; possible && r < mesh.sp; r++) {
             size_t rank = device->plan(&mesh, &layout, r).used;
             used = rank > used ? rank : used;
@@ -3967,8 +4240,12 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = g->device->memory();
     if (bytes > machine) {
         int64_t fits = longest_context(&g->options, vocab, training, g->device, machine / (uint64_t)g->mesh.world);
-        if (fits == 0) return fail(e, "this needs %.2f GiB and the machine has %.2f: no context fits, take a smaller model or --zero (see `plan`)", (double)bytes / 1073741824, (double)machine / 1073741824);
-        return fail(e, "this needs %.2f GiB and the machine has %.2f: the longest context that fits is %lld (see `plan`)", (double)bytes / 1073741824, (double)machine / 1073741824, (long long)fits);
+        if (fits == 0)
+            return fail(e,
+                "this needs %.2f GiB and the machine has %.2f: no context fits, take a smaller model or --zero (see `plan`)",
+                (double)bytes / 1073741824, (double)machine / 1073741824);
+        return fail(e, "this needs %.2f GiB and the machine has %.2f: the longest context that fits is %lld (see `plan`)",
+            (double)bytes / 1073741824, (double)machine / 1073741824, (long long)fits);
     }
     if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
     int world = g->mesh.world;
@@ -4002,8 +4279,11 @@ static Loader loader_make(gpt2_sp* g, Dataset* data, int64_t passes, int shuffle
 }
 
 static int data_fits(const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
-    if (d->tokens < (uint64_t)o->seq_len + 1) return fail(e, "--%s has %llu tokens, one sequence needs %lld (--seq-len and one more)", option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
-    if (d->vocab > vocab) return fail(e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
+    if (d->tokens < (uint64_t)o->seq_len + 1)
+        return fail(e, "--%s has %llu tokens, one sequence needs %lld (--seq-len and one more)", option,
+            (unsigned long long)d->tokens, (long long)o->seq_len + 1);
+    if (d->vocab > vocab)
+        return fail(e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
     return 0;
 }
 
@@ -4039,10 +4319,17 @@ static int trainer_start(gpt2_sp* g) {
     gpt2_sp_options saved = g->options;
     int64_t vocab, eot;
     if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
-    if (saved.layers != g->options.layers || saved.heads != g->options.heads || saved.channels != g->options.channels || vocab != g->mesh.shape.V)
-        return fail(&g->error, "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this run %lld, %lld, %lld and %lld", g->options.init_from, (long long)saved.layers, (long long)saved.heads,
-                    (long long)saved.channels, (long long)vocab, (long long)g->options.layers, (long long)g->options.heads, (long long)g->options.channels, (long long)g->mesh.shape.V);
-    if (saved.center != g->options.center) return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld", g->options.init_from, (long long)saved.center, (long long)g->options.center);
+    if (saved.layers != g->options.layers || saved.heads != g->options.heads || saved.channels != g->options.channels ||
+        vocab != g->mesh.shape.V)
+        return fail(&g->error,
+            "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this run %lld, %lld, %lld "
+            "and %lld",
+            g->options.init_from, (long long)saved.layers, (long long)saved.heads, (long long)saved.channels, (long long)vocab,
+            (long long)g->options.layers, (long long)g->options.heads, (long long)g->options.channels,
+            (long long)g->mesh.shape.V);
+    if (saved.center != g->options.center)
+        return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld", g->options.init_from,
+            (long long)saved.center, (long long)g->options.center);
     g->folder = g->options.init_from, g->load_moments = 0;
     return ranks_run(g, g->device->load);
 }
@@ -4054,7 +4341,9 @@ static int trainer_create(gpt2_sp* g) {
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
     g->eot = g->data.eot;
-    if (data_fits(&g->data, o, "data", vocab, e) != 0 || (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0)) return -1;
+    if (data_fits(&g->data, o, "data", vocab, e) != 0 ||
+        (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0))
+        return -1;
     if (trainer_init(g, vocab, 1) != 0) return -1;
     int world = g->mesh.world;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
@@ -4095,8 +4384,10 @@ static void measure_rates(double* gflops, double* gbs, int threads) {
     free(memory);
 }
 
-static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load, rank_save, rank_step, model_forward_backward, NULL, NULL, measure_rates};
-static const Device* gpt2_sp_device = &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
+static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load,
+    rank_save, rank_step, model_forward_backward, NULL, NULL, measure_rates};
+static const Device* gpt2_sp_device =
+    &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
 
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
@@ -4163,6 +4454,7 @@ static void catch_signals(void) {
 }
 
 // Columns of log.jsonl: name, printf format, value.
+// clang-format off
 #define LOG_COLUMNS(X) \
     X("step", "%lld", (long long)stats->step) \
     X("loss", "%s", loss) \
@@ -4172,6 +4464,7 @@ static void catch_signals(void) {
     X("ms", "%.3f", stats->ms) \
     X("tok_per_s", "%.1f", stats->tok_per_s) \
     X("updated", "%d", stats->updated)
+// clang-format on
 
 static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
     if (isfinite(x)) snprintf(out, size, "%.17g", x);
@@ -4228,7 +4521,8 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     if (!f) return fail(e, "cannot write %.900s: %s", path, strerror(errno));
     for (int i = 0; i < OPTION_COUNT; i++) {
         option_print(o, &OPTIONS[i], value, sizeof value);
-        if (strchr(OPTIONS[i].commands, 'T') && value[0] && strcmp(OPTIONS[i].name, "model") != 0) fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
+        if (strchr(OPTIONS[i].commands, 'T') && value[0] && strcmp(OPTIONS[i].name, "model") != 0)
+            fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
     return fclose(f) == 0 ? 0 : fail(e, "cannot write %.900s: %s", path, strerror(errno));
 }
@@ -4246,11 +4540,17 @@ static void train_header(const gpt2_sp* g) {
     size_t fullest = 0;   // as `plan` has it
     char memory[32];
     for (int i = 0; i < g->mesh.world; i++) fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
-    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n", (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V, (double)g->layout.parameters / 1e6);
-    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n", (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s", (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T, g->mesh.doc_mask ? ", attention inside documents" : "");
-    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each\n", g->mesh.dp, g->mesh.sp, schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero, g->mesh.threads, g->mesh.threads == 1 ? "" : "s");
+    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n", (long long)s->L,
+        (long long)s->NH, (long long)s->C, (long long)s->V, (double)g->layout.parameters / 1e6);
+    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n", (unsigned long long)g->data.tokens,
+        g->data.count, g->data.count == 1 ? "" : "s", (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
+        g->mesh.doc_mask ? ", attention inside documents" : "");
+    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each\n", g->mesh.dp, g->mesh.sp,
+        schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero, g->mesh.threads,
+        g->mesh.threads == 1 ? "" : "s");
     printf("memory    %s per rank, planned and allocated\n", human_bytes((double)fullest, memory, sizeof memory));
-    printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
+    printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T),
+        (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
     fflush(stdout);
 }
 
@@ -4269,11 +4569,13 @@ static int train_loop(gpt2_sp* g, FILE* log) {
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
         if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return -1;
-        printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step, (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
+        printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step,
+            (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
         if (validate) printf("  val %.4f", val_loss);
         printf("%s\n", stats.updated ? "" : "  not finite: no update");
         fflush(stdout);
-        if (log && log_step(log, &stats, validate ? &val_loss : NULL) != 0) return fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+        if (log && log_step(log, &stats, validate ? &val_loss : NULL) != 0)
+            return fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
         if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0)
             fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step, g->error.text);
     }
@@ -4312,11 +4614,18 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
         ScheduleCost cost;
         if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
         int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
-        if (status == 0 && o->json && !backward) printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
+        if (status == 0 && o->json && !backward)
+            printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
         if (status == 0 && o->json)
-            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, \"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, \"hash\": \"%016llx\"}",
-                   backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements, cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
-        else if (status == 0) schedule_draw(&s, &cost, stdout), printf("  proved: every pair once, every operand in time, nothing overwritten, every result home, volume as the closed form\n%s", backward ? "" : "\n");
+            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, "
+                   "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, \"hash\": \"%016llx\"}",
+                backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements, cost.most_sent,
+                cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
+        else if (status == 0)
+            schedule_draw(&s, &cost, stdout),
+                printf("  proved: every pair once, every operand in time, nothing overwritten, every result home, volume as the "
+                       "closed form\n%s",
+                    backward ? "" : "\n");
         schedule_free(&s);
         if (status != 0) return -1;
     }
@@ -4326,9 +4635,9 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
 
 // What a step costs one rank, from the shapes alone.
 typedef struct {
-    double matmul_flops, attention_flops;      // of the busiest rank, recomputation included
-    double attention_bytes, gradient_bytes;    // sent by a rank on average
-    double seconds, attention_seconds;         // projected
+    double matmul_flops, attention_flops;     // of the busiest rank, recomputation included
+    double attention_bytes, gradient_bytes;   // sent by a rank on average
+    double seconds, attention_seconds;        // projected
 } StepCost;
 
 // Projects one run of a table: at every step the slowest rank's work or exchange, whichever takes longer.
@@ -4338,7 +4647,8 @@ static double schedule_seconds(const Schedule* s, double unit_seconds, double el
         double longest = 0;
         for (int r = 0; r < s->P; r++) {
             double units = 0, sent = 0, received = 0;
-            for (int i = 0; i < s->op_count; i++) if (s->ops[i].step == step && s->ops[i].rank == r) units += op_units(s, &s->ops[i]);
+            for (int i = 0; i < s->op_count; i++)
+                if (s->ops[i].step == step && s->ops[i].rank == r) units += op_units(s, &s->ops[i]);
             for (int i = 0; i < s->message_count; i++) {
                 if (s->messages[i].step != step) continue;
                 if (s->messages[i].from == r) sent += item_units(s, s->messages[i].item);
@@ -4371,7 +4681,8 @@ static StepCost step_cost(const Mesh* mesh, const Layout* layout, double gflops,
         seconds[d] = schedule_seconds(&mesh->schedule[d], flops / (gflops * 1e9), chunk * word / (gbs * 1e9), work);
         for (int r = 0; r < mesh->sp; r++) most = fmax(most, work[r]);
         units += most * (d ? 2.5 : attention_runs);
-        if (schedule_cost(&mesh->schedule[d], &table, &ignored) == 0) cost.attention_bytes += sequences * (double)s->L * table.elements * chunk * word * (d ? 1 : attention_runs);
+        if (schedule_cost(&mesh->schedule[d], &table, &ignored) == 0)
+            cost.attention_bytes += sequences * (double)s->L * table.elements * chunk * word * (d ? 1 : attention_runs);
     }
     cost.attention_flops = sequences * (double)s->L * units * unit_flops;
     cost.attention_seconds = sequences * (double)s->L * (seconds[0] * attention_runs + seconds[1]);
@@ -4382,26 +4693,39 @@ static StepCost step_cost(const Mesh* mesh, const Layout* layout, double gflops,
     return cost;
 }
 
-static void plan_print(const Mesh* mesh, const Layout* layout, const Arena* arena, const gpt2_sp_options* o, const StepCost* cost, double gflops, double gbs, double memory, int64_t longest) {
+static void plan_print(const Mesh* mesh, const Layout* layout, const Arena* arena, const gpt2_sp_options* o, const StepCost* cost,
+    double gflops, double gbs, double memory, int64_t longest) {
     const Shape* s = &mesh->shape;
     double tokens = (double)(mesh->passes * mesh->dp * s->B * s->T);
     char text[32];
     if (o->json) {
-        printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, \"batch_size\": %lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", \"memory_bytes\": {",
-               (long long)layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B, mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule), recompute_name(mesh->recompute));
+        printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, \"batch_size\": "
+               "%lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", \"memory_bytes\": {",
+            (long long)layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B,
+            mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule), recompute_name(mesh->recompute));
         for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("\"%s\": %zu, ", MEMORY_NAMES[i], arena->group[i]);
-        printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, \"attention_flops_per_rank\": %.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, \"projected_seconds\": %.6g, \"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"link_gbs\": %.6g}, \"longest_seq_len\": %lld, \"memory_limit_bytes\": %.0f}\n",
-               arena->used, tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes, cost->gradient_bytes, cost->seconds, tokens / cost->seconds, gflops, gbs, (long long)longest, memory);
+        printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, \"attention_flops_per_rank\": "
+               "%.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, \"projected_seconds\": %.6g, "
+               "\"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"link_gbs\": %.6g}, \"longest_seq_len\": %lld, "
+               "\"memory_limit_bytes\": %.0f}\n",
+            arena->used, tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes, cost->gradient_bytes,
+            cost->seconds, tokens / cost->seconds, gflops, gbs, (long long)longest, memory);
         return;
     }
-    printf("%lld layers, %lld heads, %lld channels, context %lld: %.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, zero %d\n\nmemory of the fullest rank\n",
-           (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)layout->parameters / 1e6, mesh->dp, mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
-    for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)arena->group[i], text, sizeof text));
+    printf("%lld layers, %lld heads, %lld channels, context %lld: %.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, "
+           "zero %d\n\nmemory of the fullest rank\n",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)layout->parameters / 1e6, mesh->dp, mesh->sp,
+        schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
+        printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)arena->group[i], text, sizeof text));
     printf("  %-20s %12s\n", "total", human_bytes((double)arena->used, text, sizeof text));
-    printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the busiest rank\n", tokens, cost->matmul_flops, cost->attention_flops);
+    printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the "
+           "busiest rank\n",
+        tokens, cost->matmul_flops, cost->attention_flops);
     printf("  attention's exchange %12s sent per rank\n", human_bytes(cost->attention_bytes, text, sizeof text));
     printf("  state's exchange     %12s sent per rank\n", human_bytes(cost->gradient_bytes, text, sizeof text));
-    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank and %.4g GB/s per link\n", cost->seconds, tokens / cost->seconds, gflops, gbs);
+    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank and %.4g GB/s per link\n", cost->seconds,
+        tokens / cost->seconds, gflops, gbs);
     printf("\nthe longest context that fits in %s per rank: %lld\n", human_bytes(memory, text, sizeof text), (long long)longest);
 }
 
@@ -4413,7 +4737,10 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     int64_t vocab = o->vocab ? o->vocab : 50257;
-    int status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0 ? -1 : 0;
+    int status =
+        mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0
+        ? -1
+        : 0;
     if (status == 0) {
         Arena fullest = gpt2_sp_device->plan(&mesh, &layout, 0);
         for (int r = 1; r < mesh.sp; r++) {
@@ -4426,7 +4753,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (gbs == 0) gbs = measured_gbs;
         double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory() / mesh.world;
         StepCost cost = step_cost(&mesh, &layout, gflops, gbs);
-        plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory, longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)memory));
+        plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory,
+            longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)memory));
     }
     free(layout.units);
     schedule_free(&schedules[0]);
@@ -4448,7 +4776,9 @@ static void buckets_print(int json, const char* name, const char* unit, const do
         long long low = i ? 1ll << (i - 1) : 0, high = i ? (1ll << i) - 1 : 0;
         char mean[40];
         json_number(mean, sizeof mean, sums[i] / counts[i]);
-        if (json) printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %s, \"count\": %.0f}", comma, low, high, mean, counts[i]), comma = ", ";
+        if (json)
+            printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %s, \"count\": %.0f}", comma, low, high, mean, counts[i]),
+                comma = ", ";
         else printf("  %8lld .. %-8lld %8.4f   (%.0f %s)\n", low, high, sums[i] / counts[i], counts[i], unit);
     }
     if (json) printf("]");
@@ -4470,10 +4800,13 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (status == 0) status = evaluate_data(g, o->val_sequences);
         evaluation = g->evaluation;
     }
-    if (status == 0 && o->needle > 0 && g->mesh.shape.V != 257) status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary 257, found %lld)", (long long)g->mesh.shape.V);
+    if (status == 0 && o->needle > 0 && g->mesh.shape.V != 257)
+        status = fail(
+            &g->error, "--needle needs a model of the byte tokenizer (vocabulary 257, found %lld)", (long long)g->mesh.shape.V);
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
-    double loss = evaluation.loss / fmax(1, evaluation.count), bytes_per_token = o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
+    double loss = evaluation.loss / fmax(1, evaluation.count),
+           bytes_per_token = o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
     if (status == 0 && o->json) printf("{\"from\": "), json_write_string(stdout, o->from);
     if (status == 0 && o->data[0]) {
         char number[40];
@@ -4489,7 +4822,9 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     }
     if (status == 0 && o->needle > 0) {
         if (o->json) printf(", \"needle\": %.6f, \"needle_asked\": %.0f", all_right / all_asked, all_asked);
-        else printf("recall %.1f %% of %.0f facts; by the bytes between fact and question\n", 100 * all_right / all_asked, all_asked);
+        else
+            printf(
+                "recall %.1f %% of %.0f facts; by the bytes between fact and question\n", 100 * all_right / all_asked, all_asked);
         buckets_print((int)o->json, "needle_by_distance", "facts", right, asked);
     }
     if (status == 0 && o->json) printf("}\n");
@@ -4505,13 +4840,17 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     int64_t T = g->mesh.shape.T, prompt = (int64_t)strlen(o->prompt), length = o->length, made = -1;
     int32_t* tokens = (int32_t*)malloc((size_t)(T + prompt + 2) * sizeof *tokens);
     if (!tokens) fail(&g->error, "out of memory");
-    else if (g->mesh.shape.V != 257) fail(&g->error, "--from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257", (long long)g->mesh.shape.V);
+    else if (g->mesh.shape.V != 257)
+        fail(&g->error, "--from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257",
+            (long long)g->mesh.shape.V);
     else if (prompt >= T) fail(&g->error, "--prompt has %lld tokens, the context holds %lld", (long long)prompt, (long long)T);
     else {
         if (prompt == 0) tokens[prompt++] = (int32_t)g->eot;   // nothing to continue: begin a document
-        else for (int64_t i = 0; i < prompt; i++) tokens[i] = (unsigned char)o->prompt[i];
+        else
+            for (int64_t i = 0; i < prompt; i++) tokens[i] = (unsigned char)o->prompt[i];
         length = min_i64(length, T - prompt);
-        made = gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k, o->top_p, (uint64_t)o->seed);
+        made =
+            gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k, o->top_p, (uint64_t)o->seed);
     }
     if (made >= 0) {
         fputs(o->prompt, stdout);
@@ -4524,7 +4863,11 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     return made < 0 ? -1 : 0;
 }
 
-typedef struct { tok_writer writer; uint64_t documents, bytes; Error* error; } Preparation;
+typedef struct {
+    tok_writer writer;
+    uint64_t documents, bytes;
+    Error* error;
+} Preparation;
 
 static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
     Preparation* p = (Preparation*)user;
@@ -4548,16 +4891,19 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     p.error = &callback;
     if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
     if (!o->out[0]) return fail(e, "no --out FILE.tok");
-    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, (uint32_t)o->block_tokens, e->text, sizeof e->text) != 0) return -1;
+    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, (uint32_t)o->block_tokens, e->text, sizeof e->text) != 0)
+        return -1;
     int status = 0;
-    for (int i = 0; status == 0 && i < inputs->count; i++) status = text_documents(inputs->items[i], prepare_document, &p, e->text, sizeof e->text);
+    for (int i = 0; status == 0 && i < inputs->count; i++)
+        status = text_documents(inputs->items[i], prepare_document, &p, e->text, sizeof e->text);
     if (callback.text[0]) *e = callback;
     uint64_t tokens = p.writer.tokens;
     if (status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
     else tok_writer_abandon(&p.writer);
     struct stat info;
     if (status == 0 && stat(o->out, &info) == 0)
-        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out, (unsigned long long)p.documents, (unsigned long long)tokens, (unsigned long long)p.bytes, (long long)info.st_size);
+        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out, (unsigned long long)p.documents,
+            (unsigned long long)tokens, (unsigned long long)p.bytes, (long long)info.st_size);
     return status;
 }
 
@@ -4572,17 +4918,21 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     p.error = e;
     FILE* text = jsonl ? fopen(o->out, "w") : NULL;
     if (jsonl && !text) return fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
-    if (!jsonl && tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0) return -1;
+    if (!jsonl && tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0)
+        return -1;
     for (int64_t d = 0; status == 0 && d < o->docs; d++) {
         synth_doc doc;
-        status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts, (size_t)o->distance, &doc, e->text, sizeof e->text);
+        status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts, (size_t)o->distance, &doc,
+            e->text, sizeof e->text);
         if (status != 0) break;
         if (!jsonl) status = prepare_document(&p, doc.text, doc.length, "", 0);
         else {
             fprintf(text, "{\"text\": ");
             json_write_string(text, doc.text);
             fprintf(text, ", \"facts\": [");
-            for (int i = 0; i < doc.fact_count; i++) fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "", doc.facts[i].statement, doc.facts[i].answer, doc.facts[i].answer_length);
+            for (int i = 0; i < doc.fact_count; i++)
+                fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "", doc.facts[i].statement,
+                    doc.facts[i].answer, doc.facts[i].answer_length);
             if (fprintf(text, "]}\n") < 0) status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
         }
         synth_free(&doc);
@@ -4590,31 +4940,38 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     if (jsonl && fclose(text) != 0 && status == 0) status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
     if (!jsonl && status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
     else if (!jsonl) tok_writer_abandon(&p.writer);
-    if (status == 0) printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs, (long long)o->doc_bytes, (long long)o->facts);
+    if (status == 0)
+        printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs, (long long)o->doc_bytes,
+            (long long)o->facts);
     return status;
 }
 
 typedef struct {
     const char* name;
-    char letter;              // in the options' table
+    char letter;   // in the options' table
     int (*run)(gpt2_sp_options*, const Positional*, Error*);
-    int inputs;               // takes arguments that are no options
+    int inputs;   // takes arguments that are no options
     const char *what, *usage;
 } Command;
 
 static const Command COMMANDS[] = {
     {"train", 'T', command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
     {"plan", 'P', command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
-    {"schedule", 'S', command_schedule, 0, "draw and prove a schedule of distributed attention", "--schedule KIND --sp P [--json]"},
+    {"schedule", 'S', command_schedule, 0, "draw and prove a schedule of distributed attention",
+        "--schedule KIND --sp P [--json]"},
     {"sample", 'A', command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
-    {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts", "--from RUN --data SHARDS [options]"},
+    {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
+        "--from RUN --data SHARDS [options]"},
     {"prepare", 'R', command_prepare, 1, "turn text into token shards", "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
-    {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away", "--out FILE.tok [options]"},
+    {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away",
+        "--out FILE.tok [options]"},
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
 MAIN_ONLY static void usage(FILE* out) {
-    fprintf(out, "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./train_gpt2_sp [COMMAND] [--option value ...]\n\n");
+    fprintf(out,
+        "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./train_gpt2_sp [COMMAND] [--option value "
+        "...]\n\n");
     for (int i = 0; i < COMMAND_COUNT; i++) fprintf(out, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].what);
     fprintf(out, "\n./train_gpt2_sp COMMAND --help lists a command's options. Without COMMAND: train.\n");
 }
@@ -4637,11 +4994,14 @@ MAIN_ONLY static int program(int argc, char** argv) {
     Error e = {{0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     gpt2_sp_defaults(&options);
-    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first, argv + first, command->inputs ? &inputs : NULL, &e) : fail(&e, "out of memory");
+    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first, argv + first,
+                                    command->inputs ? &inputs : NULL, &e)
+                              : fail(&e, "out of memory");
     if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
     else if (status == 0) status = command->run(&options, &inputs, &e);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0) status = fail(&e, "cannot write the output: %s", strerror(errno));
-    for (char* p = e.text; *p; p++) if ((unsigned char)*p < ' ') *p = '?';   // a name from outside may hold a line break
+    for (char* p = e.text; *p; p++)
+        if ((unsigned char)*p < ' ') *p = '?';   // a name from outside may hold a line break
     if (status < 0) fprintf(stderr, "train_gpt2_sp %s: %s\n", command->name, e.text);
     free(inputs.items);
     return status < 0;
@@ -4651,4 +5011,4 @@ MAIN_ONLY static int program(int argc, char** argv) {
 int main(int argc, char** argv) { return program(argc, argv); }
 #endif
 
-#endif // GPT2_SP_HEADER_ONLY
+#endif   // GPT2_SP_HEADER_ONLY

@@ -34,8 +34,16 @@
 
 // ===== 2. errors and files ======================================================================
 
-#define CUDA_TRY(e, call) do { cudaError_t status_ = (call); if (status_ != cudaSuccess) return fail(e, "%s: %s", #call, cudaGetErrorString(status_)); } while (0)
-#define LT_TRY(e, call) do { cublasStatus_t status_ = (call); if (status_ != CUBLAS_STATUS_SUCCESS) return fail(e, "%s: cuBLASLt status %d", #call, (int)status_); } while (0)
+#define CUDA_TRY(e, call) \
+    do { \
+        cudaError_t status_ = (call); \
+        if (status_ != cudaSuccess) return fail(e, "%s: %s", #call, cudaGetErrorString(status_)); \
+    } while (0)
+#define LT_TRY(e, call) \
+    do { \
+        cublasStatus_t status_ = (call); \
+        if (status_ != CUBLAS_STATUS_SUCCESS) return fail(e, "%s: cuBLASLt status %d", #call, (int)status_); \
+    } while (0)
 
 // ===== 7a. attention kernels ====================================================================
 //
@@ -76,40 +84,40 @@
 typedef __nv_bfloat16 bf16;
 
 // --- arguments ---
-struct AttnView {            // a (B, NH, T, 64) tensor in place
-    void *p;                 // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+struct AttnView {   // a (B, NH, T, 64) tensor in place
+    void* p;        // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
     int64_t token, head, batch;
 };
-struct AttnRows {            // a (B, NH, T) fp32 tensor, contiguous along T
-    float *p;
+struct AttnRows {   // a (B, NH, T) fp32 tensor, contiguous along T
+    float* p;
     int64_t head, batch;
 };
 struct AttnShape {
     int B, NH, Tq, Tk;
-    int q_pos, k_pos;        // absolute position of query row 0 and key row 0
-    int causal;              // 1: key j is visible to query i only if j <= i
-    float scale;             // > 0, 1/sqrt(HS) as a rule
-    const int *doc_start;    // (B, Tq) absolute, or NULL
-    int64_t doc_batch;       // batch stride of doc_start
+    int q_pos, k_pos;       // absolute position of query row 0 and key row 0
+    int causal;             // 1: key j is visible to query i only if j <= i
+    float scale;            // > 0, 1/sqrt(HS) as a rule
+    const int* doc_start;   // (B, Tq) absolute, or NULL
+    int64_t doc_batch;      // batch stride of doc_start
 };
 struct AttnForward {
     AttnShape s;
-    AttnView q, k, v;        // bf16 (B, NH, Tq|Tk, 64)
-    AttnView o;              // bf16 out, or absent
-    AttnRows lse;            // out, natural log, or absent
-    AttnView acc;            // fp32 carry O~; with m and l, read if carry_in, written if carry_out
-    AttnRows m, l;           // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
+    AttnView q, k, v;   // bf16 (B, NH, Tq|Tk, 64)
+    AttnView o;         // bf16 out, or absent
+    AttnRows lse;       // out, natural log, or absent
+    AttnView acc;       // fp32 carry O~; with m and l, read if carry_in, written if carry_out
+    AttnRows m, l;      // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
     int carry_in, carry_out;
-    int *work;               // >= 4 bytes of device memory: the tile counter
+    int* work;   // >= 4 bytes of device memory: the tile counter
 };
 struct AttnBackward {
     AttnShape s;
-    AttnView q, k, v, dout;  // bf16
-    AttnRows lse, delta;     // of the whole row, over all key chunks
-    AttnView dq;             // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
-    AttnView dk, dv;         // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
+    AttnView q, k, v, dout;   // bf16
+    AttnRows lse, delta;      // of the whole row, over all key chunks
+    AttnView dq;              // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
+    AttnView dk, dv;          // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
-    int *work;               // >= attention_backward_work() bytes of device memory
+    int* work;   // >= attention_backward_work() bytes of device memory
 };
 
 // --- PTX in small pieces ---
@@ -117,40 +125,63 @@ namespace attn {
 static const int HS = 64;
 static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
-__device__ __forceinline__ uint32_t smem_of(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-__device__ __forceinline__ float log2_fast(float x) { float y; asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+__device__ __forceinline__ uint32_t smem_of(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float log2_fast(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 // two floats to bf16x2, lo in the low half
-__device__ __forceinline__ uint32_t pack(float lo, float hi) { uint32_t y; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y; }
+__device__ __forceinline__ uint32_t pack(float lo, float hi) {
+    uint32_t y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
+    return y;
+}
 
-__device__ __forceinline__ void bar_init(uint64_t *b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_of(b)), "r"(count)); }
-__device__ __forceinline__ void bar_arrive(uint64_t *b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_of(b)) : "memory"); }
-__device__ __forceinline__ void bar_expect(uint64_t *b, int bytes) {
+__device__ __forceinline__ void bar_init(uint64_t* b, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_of(b)), "r"(count));
+}
+__device__ __forceinline__ void bar_arrive(uint64_t* b) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_of(b)) : "memory");
+}
+__device__ __forceinline__ void bar_expect(uint64_t* b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void bar_wait(uint64_t *b, int parity) {
+__device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
     asm volatile(
-        "{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(smem_of(b)),
+        "{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::
+            "r"(smem_of(b)),
         "r"(parity)
         : "memory");
 }
-template <int ID, int N> __device__ __forceinline__ void named_sync() { asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(N) : "memory"); }
-template <int ID, int N> __device__ __forceinline__ void named_arrive() { asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(N) : "memory"); }
+template <int ID, int N> __device__ __forceinline__ void named_sync() {
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(N) : "memory");
+}
+template <int ID, int N> __device__ __forceinline__ void named_arrive() {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(N) : "memory");
+}
 
-static const uint64_t L2_FIRST = 0x12F0000000000000ull, L2_LAST = 0x14F0000000000000ull;  // evict_first, evict_last policies
-__device__ __forceinline__ void tma_load(void *dst, const CUtensorMap *map, uint64_t *bar, int row, int head, int batch, uint64_t hint) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(
-                     smem_of(dst)), "l"(map), "r"(0), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
+static const uint64_t L2_FIRST = 0x12F0000000000000ull, L2_LAST = 0x14F0000000000000ull;   // evict_first, evict_last policies
+__device__ __forceinline__ void tma_load(
+    void* dst, const CUtensorMap* map, uint64_t* bar, int row, int head, int batch, uint64_t hint) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, "
+                 "%4, %5}], [%6], %7;" ::"r"(smem_of(dst)),
+                 "l"(map), "r"(0), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
                  : "memory");
 }
-__device__ __forceinline__ void tma_store(const CUtensorMap *map, const void *src, int col, int row, int head, int batch) {
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col), "r"(row), "r"(head),
-                 "r"(batch), "r"(smem_of(src))
+__device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col),
+                 "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
                  : "memory");
 }
-__device__ __forceinline__ void tma_add(const CUtensorMap *map, const void *src, int col, int row, int head, int batch) {
-    asm volatile("cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col), "r"(row),
-                 "r"(head), "r"(batch), "r"(smem_of(src))
+__device__ __forceinline__ void tma_add(const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
+    asm volatile("cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map),
+                 "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
                  : "memory");
 }
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
@@ -159,25 +190,46 @@ __device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_g
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // 0 for every x, NaN patterns too, but not to the compiler: a dependence on x that costs two instructions.
-__device__ __forceinline__ int opaque_zero(int x) { int y; asm volatile("popc.b32 %0, %1;" : "=r"(y) : "r"(x)); return y >> 6; }
+__device__ __forceinline__ int opaque_zero(int x) {
+    int y;
+    asm volatile("popc.b32 %0, %1;" : "=r"(y) : "r"(x));
+    return y >> 6;
+}
 // Shared memory by its own address space: accesses through the aligned base pointer would be generic, several times slower.
-__device__ __forceinline__ float2 lds2(uint32_t a) { float2 v; asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(a) : "memory"); return v; }
-__device__ __forceinline__ int lds1(uint32_t a) { int v; asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a) : "memory"); return v; }
-__device__ __forceinline__ void sts2(uint32_t a, float x, float y) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory"); }
+__device__ __forceinline__ float2 lds2(uint32_t a) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(a) : "memory");
+    return v;
+}
+__device__ __forceinline__ int lds1(uint32_t a) {
+    int v;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a) : "memory");
+    return v;
+}
+__device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
 __device__ __forceinline__ void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
 }
 __device__ __forceinline__ void stmatrix4_trans(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d)
+        : "memory");
 }
 
 // Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart (the high word is constant: 1024 / 16 and the
 // swizzle mode). K-major operands step 16 of K by +32 bytes (+2), M/N-major ones by 16 rows = +2048 bytes (+128).
 // lbo: distance to the next 64 columns, used by N-major operands wider than 64 only.
-__device__ __forceinline__ uint32_t desc_of(const void *p, uint32_t lbo = 16) { return (smem_of(p) & 0x3FFFF) >> 4 | (lbo >> 4) << 16; }
+__device__ __forceinline__ uint32_t desc_of(const void* p, uint32_t lbo = 16) {
+    return (smem_of(p) & 0x3FFFF) >> 4 | (lbo >> 4) << 16;
+}
 __device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void mma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void mma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
 // keeps the compiler from moving uses of the accumulator across the asm around it
 template <int N> __device__ __forceinline__ void hold(float (&d)[N]) {
 #pragma unroll
@@ -192,43 +244,65 @@ template <int N> __device__ __forceinline__ void regs_down() { asm volatile("set
 
 // The four wrappers below are printed by gen_wgmma.py.
 // d (64 x 128) = A (64 x 16, shared) * B (16 x 128, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
-template <int TA, int TB>
-__device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, 0x40000040};\nmov.b64 db, {%65, 0x40000040};\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, da, db, p, 1, 1, %67, %68;\n}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
+template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, 0x40000040};\nmov.b64 db, {%65, "
+                 "0x40000040};\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+                 "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
+                 "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
+                 "%57, %58, %59, %60, %61, %62, %63}, da, db, p, 1, 1, %67, %68;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                 "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+                 "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+                 "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+                 "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+                 "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+                 "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+                 "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+                 : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
 }
 
 // d (64 x 64) = A (64 x 16, shared) * B (16 x 64, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
-template <int TA, int TB>
-__device__ __forceinline__ void wgmma_ss(float (&d)[32], uint32_t a, uint32_t b, int accumulate) {
+template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[32], uint32_t a, uint32_t b, int accumulate) {
     asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\nmov.b64 da, {%32, 0x40000040};\nmov.b64 db, {%33, 0x40000040};\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, da, db, p, 1, 1, %35, %36;\n}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        "{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\nmov.b64 da, {%32, 0x40000040};\nmov.b64 db, {%33, "
+        "0x40000040};\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, "
+        "%15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, da, db, p, 1, 1, %35, %36;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),
+        "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),
+        "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
         : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
 }
 
 // d (64 x 64) += A (64 x 16, registers) * B (16 x 64, shared).
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
-    asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%36, 0x40000040};\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, db, p, 1, 1, %37;\n}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
+    asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%36, 0x40000040};\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+                 "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, "
+                 "%34, %35}, db, p, 1, 1, %37;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                 "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+                 "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+                 "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
 // d (64 x 72) += A (64 x 16, registers) * B (16 x 72, shared).
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
-    asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
-        "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
+    asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
+                 "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+                 "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
+                 "%35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                 "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+                 "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+                 "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+                 "+f"(d[33]), "+f"(d[34]), "+f"(d[35])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
 // --- forward ---
@@ -242,30 +316,32 @@ enum {
 static const int FWD_ROWS = 192, FWD_COLS = 128, FWD_STAGES = 3;
 
 struct FwdSmem {
-    bf16 q[2][FWD_ROWS * HS];            // two tiles of queries: the next one loads while this one is used
+    bf16 q[2][FWD_ROWS * HS];   // two tiles of queries: the next one loads while this one is used
     bf16 k[FWD_STAGES][FWD_COLS * HS];
     bf16 v[FWD_STAGES][FWD_COLS * HS];
-    bf16 ones[16 * HS];                  // the columns beside V for F_ONES, all 1
-    bf16 o[3][64 * HS];                  // staging of the output, one part per warpgroup
+    bf16 ones[16 * HS];   // the columns beside V for F_ONES, all 1
+    bf16 o[3][64 * HS];   // staging of the output, one part per warpgroup
     uint64_t q_full[2], q_empty[2], k_full[FWD_STAGES], k_empty[FWD_STAGES], v_full[FWD_STAGES], v_empty[FWD_STAGES];
-    int tile[2];                         // tile number that belongs to q[i], -1 = no more
+    int tile[2];   // tile number that belongs to q[i], -1 = no more
 };
 struct FwdParams {
     CUtensorMap q, k, v, o;
     AttnForward a;
-    int tiles, row_tiles, section;       // section: heads whose K and V stay in L2 together
+    int tiles, row_tiles, section;   // section: heads whose K and V stay in L2 together
 };
-struct Tile { int row, head, batch; };   // row: number of the row tile
+struct Tile {
+    int row, head, batch;
+};   // row: number of the row tile
 
 // Tile number -> what to do: sections of heads one after the other, inside a section the longest (last) row tiles first.
-__device__ __forceinline__ Tile fwd_tile(const FwdParams &p, int t) {
+__device__ __forceinline__ Tile fwd_tile(const FwdParams& p, int t) {
     int per = p.section * p.row_tiles, sec = t / per, r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
     int row = r / heads, bh = sec * p.section + r - row * heads;
     return {p.row_tiles - 1 - row, bh % p.a.s.NH, bh / p.a.s.NH};
 }
 // Blocks [lo, hi) of FWD_COLS keys that rows [r0, r1] of batch b see any of.
-__device__ __forceinline__ void fwd_range(const AttnShape &s, int b, int r0, int r1, int &lo, int &hi) {
+__device__ __forceinline__ void fwd_range(const AttnShape& s, int b, int r0, int r1, int& lo, int& hi) {
     int end = s.causal ? min(s.Tk, s.q_pos - s.k_pos + r1 + 1) : s.Tk;
     hi = end > 0 ? (end + FWD_COLS - 1) / FWD_COLS : 0;
     lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / FWD_COLS : 0;
@@ -292,18 +368,19 @@ __device__ __forceinline__ float imax_of_row(const float (&s)[64], int r) {
     for (int h = 0; h < 2; h++) {
         u[h] = max(__float_as_int(s[2 * r + 32 * h]), __float_as_int(s[2 * r + 32 * h + 1]));
 #pragma unroll
-        for (int j = 1; j < 8; j++) u[h] = __vimax3_s32(u[h], __float_as_int(s[4 * j + 2 * r + 32 * h]), __float_as_int(s[4 * j + 2 * r + 32 * h + 1]));
+        for (int j = 1; j < 8; j++)
+            u[h] = __vimax3_s32(u[h], __float_as_int(s[4 * j + 2 * r + 32 * h]), __float_as_int(s[4 * j + 2 * r + 32 * h + 1]));
     }
     return __int_as_float(max(u[0], u[1]));
 }
 // The exponent offsets m of a thread's two rows, and what follows from them.
 struct Offset {
-    float m[2];      // base 2, -inf = nothing seen yet
-    float minus[2];  // -m, 0 if m = -inf
-    float limit[2];  // scores above (m + 8) / c move m
-    int exact;       // some row of this warp has m < -64: find maxima by float comparison
+    float m[2];       // base 2, -inf = nothing seen yet
+    float minus[2];   // -m, 0 if m = -inf
+    float limit[2];   // scores above (m + 8) / c move m
+    int exact;        // some row of this warp has m < -64: find maxima by float comparison
 };
-__device__ __forceinline__ void offset_set(Offset &f, float inv_c) {
+__device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         f.minus[r] = f.m[r] == -INFINITY ? 0.f : -f.m[r];
@@ -314,7 +391,8 @@ __device__ __forceinline__ void offset_set(Offset &f, float inv_c) {
 // Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no exchange between lanes but one vote.
 // With integer maxima (m >= -64) a row whose scores are all negative may keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
 template <int F, int NO>
-__device__ __forceinline__ void offset_update(const float (&s)[64], float (&o)[NO], float (&l)[2], Offset &f, float c, float inv_c) {
+__device__ __forceinline__ void offset_update(
+    const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
     float x[2];
     if ((F & F_IMAX) && !f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
     else x[0] = max_of_row(s, 0), x[1] = max_of_row(s, 1);
@@ -335,19 +413,19 @@ __device__ __forceinline__ void offset_update(const float (&s)[64], float (&o)[N
 }
 
 // The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that the producer announces.
-template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p, FwdSmem &sm, const int wg) {
+template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem& sm, const int wg) {
     const int NO = (F & F_ONES) ? 36 : 32, PARTS = 1 << (F / F_SPLIT);
-    const AttnShape &sh = p.a.s;
+    const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, wrow = (tid >> 5) * 16 + g;
     const float c = sh.scale * LOG2E, inv_c = 1.f / c;
     float s[64], o[NO], l[2];
     Offset f;
-    int kst = 0, kph = 0, vst = 0, vph = 0;  // ring positions of the next K and the next V
+    int kst = 0, kph = 0, vst = 0, vph = 0;   // ring positions of the next K and the next V
     if (wg == 2 && (F & F_TURNS)) pass_turn(2);
     for (int it = 0;; it++) {
         const int qs = it & 1;
         bar_wait(&sm.q_full[qs], (it >> 1) & 1);
-        int number = __reduce_max_sync(~0u, sm.tile[qs]);  // a uniform register from here on
+        int number = __reduce_max_sync(~0u, sm.tile[qs]);   // a uniform register from here on
         if (number < 0) break;
         const Tile w = fwd_tile(p, number);
         const int tr0 = w.row * FWD_ROWS, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
@@ -356,14 +434,16 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
         mylo = myhi = lo;
         if (r0 < sh.Tq) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
         if (mylo >= myhi) mylo = myhi = lo;
-        lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo), myhi = __reduce_max_sync(~0u, myhi);
+        lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo),
+        myhi = __reduce_max_sync(~0u, myhi);
         // keys below `whole` and at or above doc_last need no mask for any row of this warpgroup
         const int rel = sh.q_pos - sh.k_pos;
         const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk;
-        const int *doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
+        const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
         const int doc_last = doc && r0 < sh.Tq ? doc[r1] - sh.k_pos : 0;
         // blocks n >= mask_from or n < mask_below need a mask
-        const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS), mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
+        const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS),
+                  mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
         const uint32_t dq = desc_of(sm.q[qs] + wg * 64 * HS);
 
         const int row = r0 + wrow;
@@ -371,10 +451,11 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 bool in = row + 8 * r < sh.Tq;
-                const float *acc = (const float *)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head + (int64_t)(row + 8 * r) * p.a.acc.token;
+                const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
+                    (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
-                    float2 x = in ? *(const float2 *)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
+                    float2 x = in ? *(const float2*)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
                 f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
@@ -388,7 +469,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
         }
         offset_set(f, inv_c);
 
-        auto skip = [&]() {  // a block that only other warpgroups use: give it back, pass the turn
+        auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
             bar_wait(&sm.k_full[kst], kph);
             bar_wait(&sm.v_full[vst], vph);
             if (F & F_TURNS) take_turn(wg), pass_turn(wg);
@@ -396,7 +477,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
             if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
             if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
         };
-        auto scores = [&]() {  // S = Q K^T, asynchronous
+        auto scores = [&]() {   // S = Q K^T, asynchronous
             const uint32_t dk = desc_of(sm.k[kst]);
 #pragma unroll
             for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(s, dq + 2 * kk, dk + 2 * kk, kk != 0);
@@ -451,7 +532,8 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
 #pragma unroll
                 for (int e = 0; e < 8 / PARTS; e++) {
                     const int kk = q * (8 / PARTS) + e;
-                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], (F & F_ONES) ? dv + 128 * kk - (128u * kk << 16) : dv + 128 * kk);
+                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3],
+                        (F & F_ONES) ? dv + 128 * kk - (128u * kk << 16) : dv + 128 * kk);
                 }
                 mma_commit();
             }
@@ -484,7 +566,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
             block(mylo, false);
         }
         if (tid == 0) bar_arrive(&sm.q_empty[qs]);
-        #pragma unroll 1
+#pragma unroll 1
         for (int i = mylo - lo; i > 0; i--) skip();
 
         if (F & F_ONES) {
@@ -497,9 +579,11 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (row + 8 * r < sh.Tq) {
-                    float *acc = (float *)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head + (int64_t)(row + 8 * r) * p.a.acc.token;
+                    float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
+                        (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
-                    for (int j = 0; j < 8; j++) *(float2 *)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+                    for (int j = 0; j < 8; j++)
+                        *(float2*)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
                     if (t2 == 0) {
                         p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] = f.m[r];
                         p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] = l[r];
@@ -510,11 +594,12 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (row + 8 * r < sh.Tq)
-                    p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] = l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
+                    p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] =
+                        l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
         }
         if (p.a.o.p && r0 < sh.Tq) {
             float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
-            if (tid == 0) bulk_wait_read();  // the previous tile has left the staging area
+            if (tid == 0) bulk_wait_read();   // the previous tile has left the staging area
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
             // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1), (rows 8-15, piece 2j+1)
             uint32_t base = smem_of(sm.o[wg]);
@@ -522,8 +607,9 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 uint32_t addr = base + r * 128 + (((2 * j + (lane >> 4)) ^ (r & 7)) << 4);
-                stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]), pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]),
-                          pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]), pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
+                stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]),
+                    pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]), pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]),
+                    pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
             }
             proxy_fence();
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
@@ -542,10 +628,11 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams &p
 template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
-    FwdSmem &sm = *(FwdSmem *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    FwdSmem& sm = *(FwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], 3);
-        for (int i = 0; i < FWD_STAGES; i++) bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], 3), bar_init(&sm.v_empty[i], 3);
+        for (int i = 0; i < FWD_STAGES; i++)
+            bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], 3), bar_init(&sm.v_empty[i], 3);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     if (F & F_ONES)
@@ -598,35 +685,36 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
 }
 
 // --- backward ---
-static const int BWD_ROWS = 128, BWD_COLS = 128;  // queries of one step, keys of one block
-static const int BWD_EARLY = 32;                  // exponentials (of 64 per thread) before dP is issued: the others run under it
-static const int BWD_Q = 3;                       // tiles of Q in shared memory: S runs one step ahead
+static const int BWD_ROWS = 128, BWD_COLS = 128;   // queries of one step, keys of one block
+static const int BWD_EARLY = 32;                   // exponentials (of 64 per thread) before dP is issued: the others run under it
+static const int BWD_Q = 3;                        // tiles of Q in shared memory: S runs one step ahead
 
 struct BwdSmem {
     bf16 k[BWD_COLS * HS], v[BWD_COLS * HS];
     bf16 q[BWD_Q][BWD_ROWS * HS], dout[2][BWD_ROWS * HS];
-    bf16 ds[2][2][BWD_ROWS * 64];        // dS (128 queries x 128 keys), key halves apart, two steps deep
-    float dq[2][2][64 * 32];             // staging of dQ: [warpgroup = 64 queries][half of the head dimension]
-    float nlse[BWD_Q][BWD_ROWS], ndelta[BWD_Q][BWD_ROWS];  // -lse/scale and -delta: the first values of the S and dP accumulators
-    int doc[BWD_Q][BWD_ROWS];                // first visible key column of each query
+    bf16 ds[2][2][BWD_ROWS * 64];   // dS (128 queries x 128 keys), key halves apart, two steps deep
+    float dq[2][2][64 * 32];        // staging of dQ: [warpgroup = 64 queries][half of the head dimension]
+    float nlse[BWD_Q][BWD_ROWS],
+        ndelta[BWD_Q][BWD_ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
+    int doc[BWD_Q][BWD_ROWS];      // first visible key column of each query
     uint64_t kv_full, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
     int number, m_lo, m_hi;
-    float c;                             // scale * log2(e)
+    float c;   // scale * log2(e)
 };
 struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
     AttnBackward a;
     int row_tiles, col_tiles, section;
-    int *turn;                           // (B*NH, row_tiles): blocks of keys that have added to this dQ tile, for the deterministic order
+    int* turn;   // (B*NH, row_tiles): blocks of keys that have added to this dQ tile, for the deterministic order
 };
-enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4 };  // named barriers, + warpgroup
+enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4 };   // named barriers, + warpgroup
 
 // First and one past the last row tile that sees any key of column tile n.
-__device__ __forceinline__ void bwd_range(const AttnShape &s, int b, int n, int &lo, int &hi) {
+__device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
     int k0 = n * BWD_COLS, k1 = min(k0 + BWD_COLS, s.Tk) - 1, end = s.Tq;
     lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / BWD_ROWS : 0;
-    if (s.doc_start) {  // the first row whose document starts after key k1
-        const int *doc = s.doc_start + b * s.doc_batch;
+    if (s.doc_start) {   // the first row whose document starts after key k1
+        const int* doc = s.doc_start + b * s.doc_batch;
         int a = 0;
         while (a < end) {
             int mid = (a + end) >> 1;
@@ -638,11 +726,12 @@ __device__ __forceinline__ void bwd_range(const AttnShape &s, int b, int n, int 
 }
 
 // Warpgroup wg (0, 1) of one block of keys: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
-__device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, const int wg, int n, int head, int batch) {
-    const AttnShape &sh = p.a.s;
+__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg, int n, int head, int batch) {
+    const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
     const float c = sh.scale * LOG2E;
-    const int lo = __reduce_max_sync(~0u, sm.m_lo), hi = __reduce_max_sync(~0u, sm.m_hi), k0 = n * BWD_COLS + wg * 64, rel = sh.q_pos - sh.k_pos;
+    const int lo = __reduce_max_sync(~0u, sm.m_lo), hi = __reduce_max_sync(~0u, sm.m_hi), k0 = n * BWD_COLS + wg * 64,
+              rel = sh.q_pos - sh.k_pos;
     const uint32_t da_k = desc_of(sm.k + wg * 64 * HS), da_v = desc_of(sm.v + wg * 64 * HS), db_k = desc_of(sm.k);
     // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1, lanes 16-31 the next 8 queries
     const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
@@ -654,8 +743,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
     // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something queued: dQ(m - 2) and
     // dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
     float s[64], dq[32];
-    int qst = 0, qph = 0;  // ring position of Q(m)
-    auto load_stats = [&](float (&x)[64], const float *stats) {
+    int qst = 0, qph = 0;   // ring position of Q(m)
+    auto load_stats = [&](float(&x)[64], const float* stats) {
         const uint32_t y = smem_of(stats) + t2 * 4;
 #pragma unroll
         for (int j = 0; j < 16; j++) {
@@ -663,13 +752,13 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
             x[4 * j] = x[4 * j + 2] = v.x, x[4 * j + 1] = x[4 * j + 3] = v.y;
         }
     };
-    auto scores = [&](int st) {  // S^T += K Q^T, asynchronous
+    auto scores = [&](int st) {   // S^T += K Q^T, asynchronous
         const uint32_t db_q = desc_of(sm.q[st]);
 #pragma unroll
         for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(s, da_k + 2 * kk, db_q + 2 * kk, 1);
         mma_commit();
     };
-    auto send_dq = [&]() {  // dQ to the staging area and on to warps 2 and 3
+    auto send_dq = [&]() {   // dQ to the staging area and on to warps 2 and 3
         asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -680,7 +769,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
         proxy_fence();
         asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
     };
-    auto weigh_keys = [&](int it) {  // dQ = dS K of step `it` with the dS of both warpgroups, asynchronous
+    auto weigh_keys = [&](int it) {   // dQ = dS K of step `it` with the dS of both warpgroups, asynchronous
         bar_wait(&sm.ds_full[it & 1], (it >> 1) & 1);
         const uint32_t da_ds = desc_of(sm.ds[it & 1][0] + wg * 64 * 64);
         hold(dq);
@@ -699,7 +788,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     int col = 8 * j + t2 + e, key = k0 + warp * 16 + g;
-                    int end = sh.causal ? m * BWD_ROWS + col + rel : 0x7fffffff, begin = sh.doc_start ? lds1(smem_of(&sm.doc[qst][col])) : -1 << 30;
+                    int end = sh.causal ? m * BWD_ROWS + col + rel : 0x7fffffff,
+                        begin = sh.doc_start ? lds1(smem_of(&sm.doc[qst][col])) : -1 << 30;
                     if (key > end || key < begin) s[4 * j + e] = -INFINITY;
                     if (key + 8 > end || key + 8 < begin) s[4 * j + e + 2] = -INFINITY;
                 }
@@ -743,16 +833,18 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
             ds[i] = pack(s[2 * i] * dp[2 * i], s[2 * i + 1] * dp[2 * i + 1]);
         }
         const uint32_t dsbase = smem_of(sm.ds[st][wg]) + dsoff;
-        if (it > 1) bar_wait(&sm.ds_free[st], ph ^ 1);  // both warpgroups are done with dS(m - 2)
+        if (it > 1) bar_wait(&sm.ds_free[st], ph ^ 1);   // both warpgroups are done with dS(m - 2)
 #pragma unroll
         for (int j = 0; j < 8; j++) stmatrix4_trans(dsbase + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
         if (more) load_stats(s, sm.nlse[nst]);
         hold(dv), hold(pr), hold(dk), hold(ds), hold(s);
         mma_fence();
 #pragma unroll
-        for (int kk = 0; kk < 8; kk++) wgmma_rs<1>(dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + 128 * kk);
+        for (int kk = 0; kk < 8; kk++)
+            wgmma_rs<1>(dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + 128 * kk);
 #pragma unroll
-        for (int kk = 0; kk < 8; kk++) wgmma_rs<1>(dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + 128 * kk);
+        for (int kk = 0; kk < 8; kk++)
+            wgmma_rs<1>(dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + 128 * kk);
         mma_commit();
         if (more) scores(nst);
         proxy_fence();
@@ -799,24 +891,27 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
     for (int r = 0; r < 2; r++) {
         int key = k0 + warp * 16 + g + 8 * r;
         if (key >= sh.Tk) continue;
-        int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token, ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
+        int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token,
+                ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
         if (p.a.dkv_bf16) {
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                *(uint32_t *)((bf16 *)p.a.dk.p + ok + 8 * j + t2) = pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
-                *(uint32_t *)((bf16 *)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
+                    pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
+                *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
             }
         } else {
-            float *fk = (float *)p.a.dk.p + ok + t2, *fv = (float *)p.a.dv.p + ov + t2;
+            float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale), y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
+                       y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
                 if (p.a.accumulate_dkv) {
-                    float2 a = *(float2 *)(fk + 8 * j), b = *(float2 *)(fv + 8 * j);
+                    float2 a = *(float2*)(fk + 8 * j), b = *(float2*)(fv + 8 * j);
                     x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
                 }
-                *(float2 *)(fk + 8 * j) = x;
-                *(float2 *)(fv + 8 * j) = y;
+                *(float2*)(fk + 8 * j) = x;
+                *(float2*)(fv + 8 * j) = y;
             }
         }
     }
@@ -831,26 +926,30 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams &p, BwdSmem &sm, co
 __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
-    BwdSmem &sm = *(BwdSmem *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-    const AttnShape &sh = p.a.s;
+    BwdSmem& sm = *(BwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
         bar_init(&sm.kv_full, 1);
         for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 2), bar_init(&sm.q_empty[i], 2);
-        for (int i = 0; i < 2; i++) bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
+        for (int i = 0; i < 2; i++)
+            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
         int number = p.a.deterministic ? atomicAdd(p.a.work, 1) : blockIdx.x;
         sm.number = number;
-        int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section), n = (number - sec * per) / heads;
+        int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section),
+            n = (number - sec * per) / heads;
         int bh = sec * p.section + (number - sec * per) % heads;
         bwd_range(sh, bh / sh.NH, n, sm.m_lo, sm.m_hi);
         sm.c = sh.scale * LOG2E;
     }
     __syncthreads();
-    const int number = sm.number, per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section);
-    const int n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH, batch = bh / sh.NH;
+    const int number = sm.number, per = p.section * p.col_tiles, sec = number / per,
+              heads = min(p.section, sh.B * sh.NH - sec * p.section);
+    const int n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH,
+              batch = bh / sh.NH;
     const int lo = sm.m_lo, hi = sm.m_hi;
-    const int *doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
+    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
     if (threadIdx.x < 128) {
         regs_down<24>();
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -873,7 +972,8 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                 }
             }
         } else if (warp == 1) {
-            const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head, *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
+            const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
+                        *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
             const float inv = 1.f / sh.scale;
             int st = 0, ph = 1;
 #pragma unroll 1
@@ -885,13 +985,14 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     int row = m * BWD_ROWS + 32 * i + lane;
                     bool in = row < sh.Tq;
                     float x = in ? lse[row] : -INFINITY;
-                    a[i] = x == -INFINITY ? -INFINITY : -x * inv;  // a row that sees nothing, or is not there: P = 0
+                    a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
                     b[i] = in ? -delta[row] : 0.f;
                     d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
                 }
                 bar_wait(&sm.q_empty[st], ph);
 #pragma unroll
-                for (int i = 0; i < 4; i++) sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
+                for (int i = 0; i < 4; i++)
+                    sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
                 __syncwarp();
                 if (lane == 0) bar_arrive(&sm.q_full[st]);
                 if (++st == BWD_Q) st = 0, ph ^= 1;
@@ -939,8 +1040,9 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     if (row < T) {
-        uint4 a = *(const uint4 *)((const bf16 *)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + part * 8);
-        uint4 b = *(const uint4 *)((const bf16 *)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + part * 8);
+        uint4 a =
+            *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + part * 8);
+        uint4 b = *(const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + part * 8);
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -954,24 +1056,26 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
 }
 // Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With o, divides and writes O and lse instead.
 // 8 threads per row, 8 columns each; reads 2 x 264 bytes per row, writes 264 or 132.
-__global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T) {
+__global__ void attention_merge_kernel(
+    AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float *pa = (float *)acc.p + b * acc.batch + h * acc.head + row * acc.token + part * 8, x[8];
+    float *pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token + part * 8, x[8];
     float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm, ll = *pl;
     for (int i = 0; i < 8; i++) x[i] = pa[i];
     if (acc_b.p) {
-        const float *pb = (const float *)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token + part * 8;
+        const float* pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token + part * 8;
         float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row], to = fmaxf(mm, mb);
         float fa = to == -INFINITY ? 1.f : exp2_fast(mm - to), fb = to == -INFINITY ? 1.f : exp2_fast(mb - to);
         for (int i = 0; i < 8; i++) x[i] = x[i] * fa + pb[i] * fb;
         ll = ll * fa + lb * fb, mm = to;
     }
-    __syncwarp(0xFFu << (threadIdx.x & 24));  // the 8 threads of the row have read m and l
+    __syncwarp(0xFFu << (threadIdx.x & 24));   // the 8 threads of the row have read m and l
     if (o.p) {
         float inv = ll > 0.f ? 1.f / ll : 0.f;
-        uint4 y = {pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv)};
-        *(uint4 *)((bf16 *)o.p + b * o.batch + h * o.head + row * o.token + part * 8) = y;
+        uint4 y = {pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv),
+            pack(x[6] * inv, x[7] * inv)};
+        *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + part * 8) = y;
         if (part == 0 && lse.p) lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
     } else {
         for (int i = 0; i < 8; i++) pa[i] = x[i];
@@ -982,24 +1086,26 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
 __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     if (row >= T) return;
-    float4 *x = (float4 *)((float *)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + part * 8);
+    float4* x = (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + part * 8);
     if (!out.p) {
         x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
         return;
     }
     float4 a = x[0], b = x[1];
-    uint4 y = {pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale)};
-    *(uint4 *)((bf16 *)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + part * 8) = y;
+    uint4 y = {pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale),
+        pack(b.z * scale, b.w * scale)};
+    *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + part * 8) = y;
 }
 
 // --- launchers ---
-static const int ATTN_SECTION = 32 << 20;  // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
+static const int ATTN_SECTION =
+    32 << 20;   // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
 // Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not written.
-static cudaError_t attn_map(CUtensorMap *map, const AttnView &v, int is_float, int T, int NH, int B, int cols, int rows) {
+static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, int T, int NH, int B, int cols, int rows) {
     static PFN_cuTensorMapEncodeTiled_v12000 encode;
     if (!encode) {
         cudaDriverEntryPointQueryResult found;
-        void *f = NULL;
+        void* f = NULL;
         cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
         if (e != cudaSuccess) return e;
         if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
@@ -1008,35 +1114,45 @@ static cudaError_t attn_map(CUtensorMap *map, const AttnView &v, int is_float, i
     const int64_t size = is_float ? 4 : 2;
     // a dimension of extent 1 is never stepped over: any legal stride will do
     cuuint64_t dims[4] = {(cuuint64_t)HS, (cuuint64_t)T, (cuuint64_t)NH, (cuuint64_t)B};
-    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? HS : v.token) * size), (cuuint64_t)((NH == 1 ? HS : v.head) * size), (cuuint64_t)((B == 1 ? HS : v.batch) * size)};
+    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? HS : v.token) * size), (cuuint64_t)((NH == 1 ? HS : v.head) * size),
+        (cuuint64_t)((B == 1 ? HS : v.batch) * size)};
     cuuint32_t box[4] = {(cuuint32_t)cols, (cuuint32_t)rows, 1, 1}, step[4] = {1, 1, 1, 1};
-    CUresult r = encode(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, v.p, dims, strides, box, step,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult r = encode(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, v.p, dims, strides,
+        box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-static int attn_shape_ok(const AttnShape &s) { return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f; }
+static int attn_shape_ok(const AttnShape& s) { return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f; }
 // Accessed two elements at a time.
-static int attn_pairs_ok(const AttnView &v) { return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0; }
+static int attn_pairs_ok(const AttnView& v) {
+    return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0;
+}
 // Heads whose rows of this many bytes stay in L2 together.
-static int attn_section(const AttnShape &s, int64_t bytes_per_row, int T, int64_t budget) {
+static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_t budget) {
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
     return (int)(heads < 1 ? 1 : heads > all ? all : heads);
 }
 static int attn_sms() {
     static int n;
     int dev;
-    if (!n && (cudaGetDevice(&dev) != cudaSuccess || cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, dev) != cudaSuccess)) n = 1;
+    if (!n &&
+        (cudaGetDevice(&dev) != cudaSuccess || cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, dev) != cudaSuccess))
+        n = 1;
     return n;
 }
-#define ATTN_TRY(x) do { cudaError_t e_ = (x); if (e_ != cudaSuccess) return e_; } while (0)
+#define ATTN_TRY(x) \
+    do { \
+        cudaError_t e_ = (x); \
+        if (e_ != cudaSuccess) return e_; \
+    } while (0)
 
 // Device bytes that args.work needs.
 static inline size_t attention_forward_work(void) { return 4; }
-static inline size_t attention_backward_work(const AttnShape &s) {
+static inline size_t attention_backward_work(const AttnShape& s) {
     return 4 * (1 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
 }
 
-template <int F> static cudaError_t attention_forward_variant(const AttnForward &a, cudaStream_t stream) {
+template <int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
     if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.work) return cudaErrorInvalidValue;
     if ((a.carry_in || a.carry_out) && (!a.acc.p || !a.m.p || !a.l.p)) return cudaErrorInvalidValue;
     if ((a.carry_in || a.carry_out) && !attn_pairs_ok(a.acc)) return cudaErrorInvalidValue;
@@ -1053,32 +1169,37 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward 
     ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     ATTN_TRY(cudaMemsetAsync(a.work, 0, 4, stream));
     int grid = attn_sms();
-    attention_forward_kernel<F><<<grid < p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
+    attention_forward_kernel<F> < <<grid<p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 #ifndef ATTN_FWD_BEST
 #define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
 #endif
 // One chunk pair, see the top of the file. Asynchronous on `stream`.
-static inline cudaError_t attention_forward(const AttnForward &a, cudaStream_t stream) { return attention_forward_variant<ATTN_FWD_BEST>(a, stream); }
+static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
+    return attention_forward_variant<ATTN_FWD_BEST>(a, stream);
+}
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and leaves the carry as it was.
-static inline cudaError_t attention_merge(const AttnView &acc, const AttnRows &m, const AttnRows &l, const AttnView &acc_b, const AttnRows &m_b, const AttnRows &l_b,
-                                          const AttnView &o, const AttnRows &lse, int B, int NH, int T, cudaStream_t stream) {
+static inline cudaError_t attention_merge(const AttnView& acc, const AttnRows& m, const AttnRows& l, const AttnView& acc_b,
+    const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse, int B, int NH, int T, cudaStream_t stream) {
     attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(acc, m, l, acc_b, m_b, l_b, o, lse, T);
     return cudaGetLastError();
 }
-static inline cudaError_t attention_delta(const AttnView &dout, const AttnView &o, const AttnRows &delta, int B, int NH, int T, cudaStream_t stream) {
+static inline cudaError_t attention_delta(
+    const AttnView& dout, const AttnView& o, const AttnRows& delta, int B, int NH, int T, cudaStream_t stream) {
     attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T);
     return cudaGetLastError();
 }
 // dq (fp32) holds the sum over all launches; writes scale * dq in bf16.
-static inline cudaError_t attention_dq_finish(const AttnView &dq, const AttnView &out, float scale, int B, int NH, int T, cudaStream_t stream) {
+static inline cudaError_t attention_dq_finish(
+    const AttnView& dq, const AttnView& out, float scale, int B, int NH, int T, cudaStream_t stream) {
     attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T);
     return cudaGetLastError();
 }
-static inline cudaError_t attention_backward(const AttnBackward &a, cudaStream_t stream) {
-    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p) return cudaErrorInvalidValue;
+static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
+    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p)
+        return cudaErrorInvalidValue;
     if ((a.deterministic && !a.work) || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
     if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
     BwdParams p;
@@ -1103,11 +1224,12 @@ static inline cudaError_t attention_backward(const AttnBackward &a, cudaStream_t
     attention_backward_kernel<<<p.col_tiles * a.s.B * a.s.NH, 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
-}  // namespace attn
+}   // namespace attn
 
 // ===== 6. parameters and memory plan ============================================================
 
 // Activations of a layer: name, numbers per row, bytes of one, and the recompute modes that keep them for every layer.
+// clang-format off
 #define GPU_ACTIVATIONS(X) \
     X(x,     s->C,     2, KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
     X(ln1,   s->C,     2, KEEP_NONE) \
@@ -1120,14 +1242,20 @@ static inline cudaError_t attention_backward(const AttnBackward &a, cudaStream_t
     X(rstd2, 1,        4, KEEP_NONE) \
     X(fch,   4 * s->C, 2, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU; in backward, scratch after it */ \
     X(gelu,  4 * s->C, 2, KEEP_NONE)                                       /* the others use `wide` */
+// clang-format on
 
 enum {
 #define X(name, columns, size, keep) G_##name,
     GPU_ACTIVATIONS(X)
 #undef X
-    GPU_ACTIVATION_COUNT
+        GPU_ACTIVATION_COUNT
 };
-typedef struct { const char* name; int64_t columns; size_t size; int keep; } GpuActivation;
+typedef struct {
+    const char* name;
+    int64_t columns;
+    size_t size;
+    int keep;
+} GpuActivation;
 static GpuActivation gpu_activation(const Shape* s, int id) {
     const GpuActivation table[] = {
 #define X(name, columns, size, keep) {#name, columns, size, keep},
@@ -1143,8 +1271,19 @@ static int64_t gpu_copies(const Mesh* mesh, int id) {
     return id == G_gelu ? 0 : min_i64(mesh->shape.L, segment_layers(&mesh->shape, mesh->recompute));
 }
 
-enum { STAT_LOSS, STAT_SQUARE, STAT_SCALE, STAT_COUNT };   // of a step: sum of losses, square of the norm, what clipping leaves of the gradient (-1: not finite)
-enum { NORM_BLOCKS = 1056, NORM_ROWS = 4, SUM_BLOCKS = 192, SQUARE_BLOCKS = 1024, BUCKET_ROWS = 64 };   // blocks whose partial sums a second kernel adds
+enum {
+    STAT_LOSS,
+    STAT_SQUARE,
+    STAT_SCALE,
+    STAT_COUNT
+};   // of a step: sum of losses, square of the norm, what clipping leaves of the gradient (-1: not finite)
+enum {
+    NORM_BLOCKS = 1056,
+    NORM_ROWS = 4,
+    SUM_BLOCKS = 192,
+    SQUARE_BLOCKS = 1024,
+    BUCKET_ROWS = 64
+};   // blocks whose partial sums a second kernel adds
 enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
 static const size_t LT_WORKSPACE = 32 << 20;
 
@@ -1160,39 +1299,39 @@ typedef struct {
 // The GPU's part of a rank. Pointers go into its arena.
 typedef struct {
     Arena arena;
-    int64_t B, R;                      // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
+    int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
     cudaStream_t stream;
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
-    int plan_count, tune;              // tune: new plans are chosen by timing
+    int plan_count, tune;   // tune: new plans are chosen by timing
     int rehearsed, deterministic;
     cudaEvent_t timer[2];
 
     float *weights, *gradients, *m, *v;   // fp32, all units
-    bf16* half;                        // bf16 copy of wte and of the layers
-    void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
-    bf16* checkpoints;                 // --recompute sqrt
-    bf16 *x_final, *lnf, *dx;          // (R, C)
-    float* rstdf;                      // (R)
-    bf16* wide;                        // (R, 4C)
-    float* delta;                      // (B, NH, T)
-    bf16* logits;                      // (logits_chunk, Vp)
-    float* partial;                    // partial sums of columns
-    double* squares;                   // (SQUARE_BLOCKS)
-    double* stats;                     // (STAT_COUNT)
+    bf16* half;                           // bf16 copy of wte and of the layers
+    void* act[GPU_ACTIVATION_COUNT];      // (copies, R, columns)
+    bf16* checkpoints;                    // --recompute sqrt
+    bf16 *x_final, *lnf, *dx;             // (R, C)
+    float* rstdf;                         // (R)
+    bf16* wide;                           // (R, 4C)
+    float* delta;                         // (B, NH, T)
+    bf16* logits;                         // (logits_chunk, Vp)
+    float* partial;                       // partial sums of columns
+    double* squares;                      // (SQUARE_BLOCKS)
+    double* stats;                        // (STAT_COUNT)
     int* attention_work;
-    void* workspace;                   // cuBLASLt's
-    int32_t *tokens, *labels, *doc_start;           // (B, T) of the pass
+    void* workspace;                                    // cuBLASLt's
+    int32_t *tokens, *labels, *doc_start;               // (B, T) of the pass
     int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
     void* sort_work;
     size_t sort_bytes;
-    float* token_loss;                 // (R)
-    unsigned char* token_hit;          // (R)
+    float* token_loss;          // (R)
+    unsigned char* token_hit;   // (R)
 
-    double* host_stats;                // pinned
-    void* pinned;                      // batches, losses and hits of the host
+    double* host_stats;   // pinned
+    void* pinned;         // batches, losses and hits of the host
     int profile, mark_count, group_count;
-    cudaEvent_t* marks;                // (MAX_MARKS)
+    cudaEvent_t* marks;   // (MAX_MARKS)
     int mark_group[MAX_MARKS];
     const char* groups[MAX_GROUPS];
 } Gpu;
@@ -1208,11 +1347,14 @@ static int64_t gpu_sequences(const Mesh* mesh) {
     return s->B;
 }
 
-static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) { return arena_take(a, group, (int64_t)round_up((int64_t)((size_t)elements * size), 256), 1); }
+static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) {
+    return arena_take(a, group, (int64_t)round_up((int64_t)((size_t)elements * size), 256), 1);
+}
 
 static size_t embedding_sort_bytes(int64_t R) {
     size_t bytes = 0;
-    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL, (const int32_t*)NULL, (int32_t*)NULL, (int)R, 0, 20) != cudaSuccess) {
+    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL, (const int32_t*)NULL, (int32_t*)NULL,
+            (int)R, 0, 20) != cudaSuccess) {
         (void)cudaGetLastError();   // no GPU here: a bound
         bytes = (size_t)R * 2 + (1 << 20);
     }
@@ -1226,7 +1368,9 @@ static AttnShape attention_shape(const Mesh* mesh, const int32_t* doc_start) {
 }
 
 // bf16 copy: wte, then the layers' units as they are (wpe and the final norm are read in fp32 only).
-static int64_t half_offset(const Layout* layout, const Shape* s, int u) { return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128); }
+static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
+    return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
+}
 
 // Walks through all device memory of a rank (see Arena in the .c).
 static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout) {
@@ -1239,14 +1383,16 @@ static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout)
         d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, layout->elements, 4);
         d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->elements, 4);
         d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->elements, 4);
-        d->checkpoints = (bf16*)gpu_take(a, MEMORY_KEPT, mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
+        d->checkpoints = (bf16*)gpu_take(
+            a, MEMORY_KEPT, mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
     }
     d->x_final = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
     d->rstdf = (float*)gpu_take(a, MEMORY_WORK, R, 4);
     if (mesh->training) {
         d->dx = d->x_final;   // its gradient takes its place, row by row
         d->delta = (float*)gpu_take(a, MEMORY_WORK, R * s->NH, 4);
-        d->partial = (float*)gpu_take(a, MEMORY_WORK, max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
+        d->partial = (float*)gpu_take(
+            a, MEMORY_WORK, max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
         d->squares = (double*)gpu_take(a, MEMORY_WORK, SQUARE_BLOCKS, 8);
         d->keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
         d->sorted_keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
@@ -1271,7 +1417,8 @@ static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout)
     size_t shared = a->used, work = a->group[MEMORY_WORK];   // these and the logits are never alive together
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
         GpuActivation act = gpu_activation(s, id);
-        if (!(mesh->training && gpu_kept(mesh, id))) d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
+        if (!(mesh->training && gpu_kept(mesh, id)))
+            d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
     }
     d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
     size_t layers = a->used - shared;
@@ -1285,9 +1432,13 @@ static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout)
 
 static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)o;
-    if (mesh->world > 1) return fail(e, "--dp %d --sp %d: this GPU program runs one rank on one GPU; the CPU program runs more", mesh->dp, mesh->sp);
+    if (mesh->world > 1)
+        return fail(
+            e, "--dp %d --sp %d: this GPU program runs one rank on one GPU; the CPU program runs more", mesh->dp, mesh->sp);
     if (mesh->zero > 0) return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
-    if (mesh->shape.HS != 64) return fail(e, "head size %lld (channels / heads): the GPU's attention has 64 only; use --heads %lld", (long long)mesh->shape.HS, (long long)ceil_div(mesh->shape.C, 64));
+    if (mesh->shape.HS != 64)
+        return fail(e, "head size %lld (channels / heads): the GPU's attention has 64 only; use --heads %lld",
+            (long long)mesh->shape.HS, (long long)ceil_div(mesh->shape.C, 64));
     if (mesh->shape.C > 2048) return fail(e, "--channels %lld: the GPU's norms take at most 2048", (long long)mesh->shape.C);
     return 0;
 }
@@ -1322,12 +1473,15 @@ static int gpu_allocate(Rank* r, Error* e) {
     CUDA_TRY(e, cudaGetDevice(&device));
     CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-    if (major != 9) return fail(e, "this GPU has compute capability %d.%d: the attention of this program needs 9.0 (H100, H200)", major, minor);
+    if (major != 9)
+        return fail(
+            e, "this GPU has compute capability %d.%d: the attention of this program needs 9.0 (H100, H200)", major, minor);
     CUDA_TRY(e, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     LT_TRY(e, cublasLtCreate(&d->lt));
     CUDA_TRY(e, cudaEventCreate(&d->timer[0]));
     CUDA_TRY(e, cudaEventCreate(&d->timer[1]));
-    if (cudaMalloc(&base, plan.used) != cudaSuccess) return fail(e, "the GPU has no %.2f GiB in one piece: see `plan`", (double)plan.used / 1073741824);
+    if (cudaMalloc(&base, plan.used) != cudaSuccess)
+        return fail(e, "the GPU has no %.2f GiB in one piece: see `plan`", (double)plan.used / 1073741824);
     d->arena.base = (char*)base;
     gpu_layout(d, &d->arena, mesh, r->layout);
     CUDA_TRY(e, cudaMemsetAsync(base, 0, plan.used, d->stream));
@@ -1359,13 +1513,15 @@ static void gpu_release(Rank* r) {
     cudaDeviceSynchronize();
     for (int i = 0; i < d->plan_count; i++) {
         cublasLtMatmulDescDestroy(d->plans[i].operation);
-        cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b), cublasLtMatrixLayoutDestroy(d->plans[i].d);
+        cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b),
+            cublasLtMatrixLayoutDestroy(d->plans[i].d);
     }
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
     if (d->lt) cublasLtDestroy(d->lt);
     if (d->stream) cudaStreamDestroy(d->stream);
-    for (int i = 0; i < 2; i++) if (d->timer[i]) cudaEventDestroy(d->timer[i]);
+    for (int i = 0; i < 2; i++)
+        if (d->timer[i]) cudaEventDestroy(d->timer[i]);
     cudaFree(d->arena.base);
     cudaFreeHost(d->pinned);
     free(d);
@@ -1387,33 +1543,53 @@ static void mark(Gpu* d, const char* group) {
 
 // --- matrix products: cuBLASLt, a plan per shape ---
 
-enum { MATMUL_FP32 = 1, MATMUL_BIAS = 2, MATMUL_ADD = 4, MATMUL_GELU = 8, MATMUL_GELU_AUX = 16, MATMUL_DGELU = 32 };   // fp32 result; + bias; + C; the GELU's epilogues
+enum {
+    MATMUL_FP32 = 1,
+    MATMUL_BIAS = 2,
+    MATMUL_ADD = 4,
+    MATMUL_GELU = 8,
+    MATMUL_GELU_AUX = 16,
+    MATMUL_DGELU = 32
+};   // fp32 result; + bias; + C; the GELU's epilogues
 
 static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     cudaDataType_t out = p->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
     cublasOperation_t yes = CUBLAS_OP_T, no = CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    if (p->flags & MATMUL_BIAS) epilogue = p->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : p->flags & MATMUL_GELU ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+    if (p->flags & MATMUL_BIAS)
+        epilogue = p->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+            : p->flags & MATMUL_GELU          ? CUBLASLT_EPILOGUE_GELU_BIAS
+                                              : CUBLASLT_EPILOGUE_BIAS;
     if (p->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
     LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, p->transposed_a ? &yes : &no, sizeof yes));
-    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, p->transposed_b ? &yes : &no, sizeof yes));
+    LT_TRY(
+        e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, p->transposed_a ? &yes : &no, sizeof yes));
+    LT_TRY(
+        e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, p->transposed_b ? &yes : &no, sizeof yes));
     LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    if (p->flags & (MATMUL_GELU_AUX | MATMUL_DGELU)) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->m, sizeof p->m));
-    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)(p->transposed_a ? p->k : p->m), (uint64_t)(p->transposed_a ? p->m : p->k), p->transposed_a ? p->k : p->m));
-    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)(p->transposed_b ? p->n : p->k), (uint64_t)(p->transposed_b ? p->k : p->n), p->transposed_b ? p->n : p->k));
+    if (p->flags & (MATMUL_GELU_AUX | MATMUL_DGELU))
+        LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->m, sizeof p->m));
+    LT_TRY(e,
+        cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)(p->transposed_a ? p->k : p->m),
+            (uint64_t)(p->transposed_a ? p->m : p->k), p->transposed_a ? p->k : p->m));
+    LT_TRY(e,
+        cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)(p->transposed_b ? p->n : p->k),
+            (uint64_t)(p->transposed_b ? p->k : p->n), p->transposed_b ? p->n : p->k));
     LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)p->m, (uint64_t)p->n, p->m));
     return 0;
 }
 
 // D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL: no C.
 // The first use of a shape makes its plan; with d->tune the fastest of the library's first PROPOSALS on these very operands.
-static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c, const bf16* bias, const void* aux, int64_t m, int64_t n, int64_t k, int transposed_a, int transposed_b, int flags, Error* e) {
+static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c, const bf16* bias, const void* aux, int64_t m,
+    int64_t n, int64_t k, int transposed_a, int transposed_b, int flags, Error* e) {
     MatmulPlan* p = NULL;
     float one = 1, zero = 0, *beta = flags & MATMUL_ADD ? &one : &zero;
     for (int i = 0; i < d->plan_count && !p; i++) {
         MatmulPlan* q = &d->plans[i];
-        if (q->m == m && q->n == n && q->k == k && q->transposed_a == transposed_a && q->transposed_b == transposed_b && q->flags == flags) p = q;
+        if (q->m == m && q->n == n && q->k == k && q->transposed_a == transposed_a && q->transposed_b == transposed_b &&
+            q->flags == flags)
+            p = q;
     }
     int fresh = !p;
     if (fresh) {
@@ -1432,14 +1608,22 @@ static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c
         int count = 0;
         uint32_t alignment = 32;
         LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment);
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment);
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment, sizeof alignment);
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment, sizeof alignment);
-        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, &count);
+        cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
+        cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment);
+        cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment);
+        cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment, sizeof alignment);
+        cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment, sizeof alignment);
+        cublasStatus_t status =
+            cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, &count);
         cublasLtMatmulPreferenceDestroy(preference);
-        if (status != CUBLAS_STATUS_SUCCESS || count == 0) return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)m, (long long)n, (long long)k, flags, (int)status);
+        if (status != CUBLAS_STATUS_SUCCESS || count == 0)
+            return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)m,
+                (long long)n, (long long)k, flags, (int)status);
         p->algorithm = found[0].algo;
         float best = INFINITY, first = 0;
         int chosen = 0;
@@ -1447,7 +1631,9 @@ static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c
             float ms = 0;
             for (int j = 0; j < 4; j++) {
                 if (j == 1) cudaEventRecord(d->timer[0], d->stream);
-                if (cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d, &found[i].algo, d->workspace, LT_WORKSPACE, d->stream) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
+                if (cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d,
+                        &found[i].algo, d->workspace, LT_WORKSPACE, d->stream) != CUBLAS_STATUS_SUCCESS)
+                    ms = INFINITY;
             }
             cudaEventRecord(d->timer[1], d->stream);
             CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
@@ -1458,25 +1644,33 @@ static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c
             if (ms < best) best = ms, p->algorithm = found[i].algo, chosen = i;
         }
         if (d->tune && d->profile)
-            printf("matmul %6lld x %6lld x %6lld flags %2d: proposal %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)\n", (long long)m, (long long)n, (long long)k, flags, chosen, count, best, 2e-9 * (double)m * (double)n * (double)k / best, first);
+            printf("matmul %6lld x %6lld x %6lld flags %2d: proposal %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)\n",
+                (long long)m, (long long)n, (long long)k, flags, chosen, count, best,
+                2e-9 * (double)m * (double)n * (double)k / best, first);
     }
-    LT_TRY(e, cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d, &p->algorithm, d->workspace, LT_WORKSPACE, d->stream));
+    LT_TRY(e,
+        cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d, &p->algorithm,
+            d->workspace, LT_WORKSPACE, d->stream));
     return 0;
 }
 
 // out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]; below: its GELU, with the value before it in aux if given
-static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias, const bf16* add, int64_t R, int64_t C, int64_t OC, Error* e) {
+static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias, const bf16* add, int64_t R,
+    int64_t C, int64_t OC, Error* e) {
     return matmul(d, out, weight, inp, add, bias, NULL, OC, R, C, 1, 0, (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0), e);
 }
-static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight, const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
+static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight, const bf16* bias, int64_t R,
+    int64_t C, int64_t OC, Error* e) {
     return matmul(d, out, weight, inp, NULL, bias, aux, OC, R, C, 1, 0, MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU), e);
 }
 // dinp (R, C) = dout (R, OC) weight (OC, C) [times gelu'(aux)]
-static int matmul_backward_input(Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux, int64_t R, int64_t C, int64_t OC, Error* e) {
+static int matmul_backward_input(
+    Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux, int64_t R, int64_t C, int64_t OC, Error* e) {
     return matmul(d, dinp, weight, dout, NULL, NULL, aux, C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0, e);
 }
 // dweight (OC, C) += dout^T inp, in fp32
-static int matmul_backward_weight(Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
+static int matmul_backward_weight(
+    Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
     return matmul(d, dweight, inp, dout, dweight, NULL, NULL, C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD, e);
 }
 
@@ -1508,20 +1702,45 @@ __device__ __forceinline__ float warp_max(float x) {
 // A row of C <= 2048 numbers belongs to one warp: lane l has columns 256 i + 8 l of piece i < NV = ceil(C / 256).
 #define BY_WIDTH(C, CALL) \
     switch (ceil_div(C, 256)) { \
-    case 1: { constexpr int NV = 1; CALL; } break; \
-    case 2: { constexpr int NV = 2; CALL; } break; \
-    case 3: { constexpr int NV = 3; CALL; } break; \
-    case 4: { constexpr int NV = 4; CALL; } break; \
-    case 5: { constexpr int NV = 5; CALL; } break; \
-    case 6: { constexpr int NV = 6; CALL; } break; \
-    case 7: { constexpr int NV = 7; CALL; } break; \
-    default: { constexpr int NV = 8; CALL; } break; \
+    case 1: { \
+        constexpr int NV = 1; \
+        CALL; \
+    } break; \
+    case 2: { \
+        constexpr int NV = 2; \
+        CALL; \
+    } break; \
+    case 3: { \
+        constexpr int NV = 3; \
+        CALL; \
+    } break; \
+    case 4: { \
+        constexpr int NV = 4; \
+        CALL; \
+    } break; \
+    case 5: { \
+        constexpr int NV = 5; \
+        CALL; \
+    } break; \
+    case 6: { \
+        constexpr int NV = 6; \
+        CALL; \
+    } break; \
+    case 7: { \
+        constexpr int NV = 7; \
+        CALL; \
+    } break; \
+    default: { \
+        constexpr int NV = 8; \
+        CALL; \
+    } break; \
     }
 #define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = i * 256 + lane * 8; c < C)
 
 // x = wte[token] + wpe[position], without the row's mean if `center`. A warp per row; reads 8 C bytes, writes 2 C.
 template <int NV>
-__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte, const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int C) {
+__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
+    const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int C) {
     int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= R) return;
@@ -1543,13 +1762,17 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
         *(uint4*)(x + row * C + c) = pack8(f[i]);
     }
 }
-static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte, const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int64_t C) {
-    BY_WIDTH(C, (embedding_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(x, tokens, doc_start, wte, wpe, center, first, limit, R, T, (int)C)));
+static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
+    const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int64_t C) {
+    BY_WIDTH(C,
+        (embedding_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(
+            x, tokens, doc_start, wte, wpe, center, first, limit, R, T, (int)C)));
 }
 
 // dx without its rows' means, in place (a warp per row), and the keys by which rows are sorted: token and position.
 template <int NV>
-__global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, const int32_t* doc_start, int center, int64_t R, int64_t T, int C) {
+__global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, const int32_t* doc_start,
+    int center, int64_t R, int64_t T, int C) {
     int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= R) return;
@@ -1578,7 +1801,8 @@ __device__ __forceinline__ void add8(float* p, const float (&f)[8]) {
 // dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS rows of the sorted list, a
 // thread 8 columns. Runs of a key that lie inside the block go straight to the gradient; what a run has in a block but not all of it goes
 // to partial (blocks, 2, C): [0] a run that began earlier, [1] a run that begins here and goes on.
-__global__ void embedding_backward_kernel(float* dweight, float* partial, const bf16* dx, const int32_t* keys, const int32_t* rows, int64_t R, int C) {
+__global__ void embedding_backward_kernel(
+    float* dweight, float* partial, const bf16* dx, const int32_t* keys, const int32_t* rows, int64_t R, int C) {
     int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS, end = begin + BUCKET_ROWS < R ? begin + BUCKET_ROWS : R;
     int c = threadIdx.x * 8;
     float sum[8] = {0};
@@ -1595,7 +1819,8 @@ __global__ void embedding_backward_kernel(float* dweight, float* partial, const 
         if (!earlier && next != key) add8(dweight + (int64_t)key * C + c, sum);
         else {
             float* out = partial + ((int64_t)blockIdx.x * 2 + !earlier) * C + c;
-            *(float4*)out = make_float4(sum[0], sum[1], sum[2], sum[3]), *(float4*)(out + 4) = make_float4(sum[4], sum[5], sum[6], sum[7]);
+            *(float4*)out = make_float4(sum[0], sum[1], sum[2], sum[3]),
+            *(float4*)(out + 4) = make_float4(sum[4], sum[5], sum[6], sum[7]);
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) sum[j] = 0;
@@ -1607,7 +1832,7 @@ __global__ void embedding_backward_finish_kernel(float* dweight, const float* pa
     int64_t block = blockIdx.x, begin = block * BUCKET_ROWS, end = begin + BUCKET_ROWS;
     if (end >= R) return;
     int32_t key = keys[end - 1];
-    if (keys[end] != key) return;                                   // the last run ends here
+    if (keys[end] != key) return;                                            // the last run ends here
     if (keys[begin] == key && begin > 0 && keys[begin - 1] == key) return;   // it began earlier
     int c = threadIdx.x * 8;
     float sum[8], f[8];
@@ -1637,20 +1862,29 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
     int bits = 1;
     while (bits < 31 && (1ll << bits) < keys) bits++;
     size_t bytes = d->sort_bytes;
-    CUDA_TRY(e, cub::DeviceRadixSort::SortPairs(d->sort_work, bytes, d->keys, d->sorted_keys, d->rows, d->sorted_rows, (int)R, 0, bits, d->stream));
+    CUDA_TRY(e,
+        cub::DeviceRadixSort::SortPairs(
+            d->sort_work, bytes, d->keys, d->sorted_keys, d->rows, d->sorted_rows, (int)R, 0, bits, d->stream));
     unsigned blocks = (unsigned)ceil_div(R, BUCKET_ROWS);
-    embedding_backward_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(dweight, d->partial, d->dx, d->sorted_keys, d->sorted_rows, R, (int)C);
+    embedding_backward_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(
+        dweight, d->partial, d->dx, d->sorted_keys, d->sorted_rows, R, (int)C);
     embedding_backward_finish_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(dweight, d->partial, d->sorted_keys, R, (int)C);
     return 0;
 }
 // dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
-static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center, int64_t V, int64_t B, int64_t T, int64_t C, Error* e) {
+static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center, int64_t V, int64_t B,
+    int64_t T, int64_t C, Error* e) {
     int64_t R = B * T;
-    BY_WIDTH(C, (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, d->tokens, NULL, center, R, T, (int)C)));
+    BY_WIDTH(C,
+        (embedding_center_kernel<NV>
+            <<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, d->tokens, NULL, center, R, T, (int)C)));
     if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
-    if (!doc_start) position_backward_kernel<<<(unsigned)ceil_div(T * C / 8, 256), 256, 0, d->stream>>>(dwpe, d->dx, B, T, (int)C);
+    if (!doc_start)
+        position_backward_kernel<<<(unsigned)ceil_div(T * C / 8, 256), 256, 0, d->stream>>>(dwpe, d->dx, B, T, (int)C);
     else {
-        BY_WIDTH(C, (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, NULL, doc_start, 0, R, T, (int)C)));
+        BY_WIDTH(C,
+            (embedding_center_kernel<NV>
+                <<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, NULL, doc_start, 0, R, T, (int)C)));
         if (sorted_backward(d, dwpe, T, R, C, e) != 0) return -1;
     }
     return 0;
@@ -1658,7 +1892,8 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
 
 // out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5). A warp per row; 4 C bytes.
 template <int NV>
-__global__ void rmsnorm_forward_kernel(bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int C) {
+__global__ void rmsnorm_forward_kernel(
+    bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= R) return;
@@ -1681,15 +1916,18 @@ __global__ void rmsnorm_forward_kernel(bf16* out, float* rstd, const bf16* inp, 
     }
     if (lane == 0) rstd[row] = scale;
 }
-static void rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int64_t C) {
-    BY_WIDTH(C, (rmsnorm_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
+static void rmsnorm_forward(
+    Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int64_t C) {
+    BY_WIDTH(C,
+        (rmsnorm_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
 }
 
 // dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, NORM_ROWS at a time;
 // 8 C bytes a row, all loads of NORM_ROWS rows in flight together. dx may be inp.
 // Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight), dout (dbias), and the new dx, which is the
 // bias gradient of the projection that made this row of the residual stream.
-__global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int C) {
+__global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp, const float* rstd,
+    const float* weight, int add, int64_t R, int C) {
     __shared__ float dots[2][NORM_ROWS][32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8, phase = 0;
     bool mine = c < C;
@@ -1738,7 +1976,9 @@ __global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* do
     for (int j = 0; j < 8; j++) out[j] = gain[j], out[C + j] = shift[j], out[2 * C + j] = bias[j];
 }
 // to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width` each; absent ones are skipped.
-typedef struct { float* to[3]; } ColumnTargets;
+typedef struct {
+    float* to[3];
+} ColumnTargets;
 __global__ void columns_finish_kernel(ColumnTargets targets, const float* partial, int blocks, int width, int N) {
     __shared__ float sums[8][33];
     int column = blockIdx.x * 32 + threadIdx.x;
@@ -1752,16 +1992,22 @@ __global__ void columns_finish_kernel(ColumnTargets targets, const float* partia
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
-static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection, const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int64_t C) {
+static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection, const bf16* dout,
+    const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int64_t C) {
     int threads = (int)round_up(C / 8, 32), fit = 1;
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, rmsnorm_backward_kernel, threads, 0);
     int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
     rmsnorm_backward_kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
     ColumnTargets targets = {{dweight, dbias, dprojection}};
-    columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, 8), 0, d->stream>>>(targets, d->partial, blocks, (int)C, (int)(3 * C));
+    columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, 8), 0, d->stream>>>(
+        targets, d->partial, blocks, (int)C, (int)(3 * C));
 }
 
-__device__ __forceinline__ float tanh_fast(float x) { float y; asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+__device__ __forceinline__ float tanh_fast(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), n numbers, 8 per thread.
 __global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
@@ -1773,7 +2019,9 @@ __global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
     for (int j = 0; j < 8; j++) f[j] = 0.5f * f[j] * (1 + tanh_fast(0.7978845608f * (f[j] + 0.044715f * f[j] * f[j] * f[j])));
     *(uint4*)(out + at) = pack8(f);
 }
-static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) { gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n); }
+static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
+    gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n);
+}
 
 // Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With DQ first inp = scale * dq (R, N) fp32: the end of
 // attention's backward. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a row.
@@ -1806,7 +2054,8 @@ __global__ void columns_kernel(float* partial, bf16* inp, const float* dq, float
 }
 static void columns_finish(Gpu* d, float* dbias, int64_t N) {
     ColumnTargets targets = {{dbias, NULL, NULL}};
-    columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, 8), 0, d->stream>>>(targets, d->partial, SUM_BLOCKS, (int)N, (int)N);
+    columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, 8), 0, d->stream>>>(
+        targets, d->partial, SUM_BLOCKS, (int)N, (int)N);
 }
 // dbias += column sums of dout (R, N)
 static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
@@ -1817,8 +2066,10 @@ static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_
 // dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C)
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const float* dq, float scale, int64_t R, int64_t C) {
     int c = (int)C;
-    columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
-    columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
+    columns_kernel<1>
+        <<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
+    columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
+        d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
     columns_finish(d, dbias, 3 * C);
 }
 
@@ -1832,7 +2083,8 @@ __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, in
 }
 // Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again from global memory where it
 // does not fit: `cached`), its maximum and sum are found, and the gradient overwrites it. 4 V bytes. NaN stays NaN through the sum.
-__global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
+__global__ void __launch_bounds__(512) crossentropy_kernel(
+    float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
     extern __shared__ uint4 row_cache[];
     __shared__ float scratch[33];
     int t = blockIdx.x, label = labels[t], lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -1847,7 +2099,9 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsign
     const uint4* again = cached ? row_cache : pieces;
     if (cached) {   // a thread reads back only what it copied: no barrier
 #pragma unroll 4
-        for (int i = threadIdx.x; i < Vp / 8; i += 512) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(attn::smem_of(&row_cache[i])), "l"(pieces + i) : "memory");
+        for (int i = threadIdx.x; i < Vp / 8; i += 512)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(attn::smem_of(&row_cache[i])), "l"(pieces + i)
+                         : "memory");
         asm volatile("cp.async.wait_all;" ::: "memory");
     }
 #pragma unroll 2
@@ -1890,11 +2144,13 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsign
         pieces[i] = pack8(f);
     }
 }
-static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int64_t R, int64_t V, int64_t Vp, Error* e) {
+static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale,
+    int64_t R, int64_t V, int64_t Vp, Error* e) {
     int bytes = (int)min_i64(Vp * 2, 1 << 30), cached = bytes <= 200 * 1024;
     if (!cached) bytes = 0;
     CUDA_TRY(e, cudaFuncSetAttribute(crossentropy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    crossentropy_kernel<<<(unsigned)R, 512, bytes, d->stream>>>(losses, hits, logits, labels, grad_scale, (int)V, (int)Vp, cached);
+    crossentropy_kernel<<<(unsigned)R, 512, bytes, d->stream>>>(
+        losses, hits, logits, labels, grad_scale, (int)V, (int)Vp, cached);
     return 0;
 }
 // stats[LOSS] += sum of n losses, in one block and one order
@@ -1930,7 +2186,8 @@ static int attention_forward(Gpu* d, const Mesh* mesh, bf16* atty, float* lse, b
     return 0;
 }
 // dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch
-static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, Error* e) {
+static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse,
+    bf16* qkv, const int32_t* doc_start, Error* e) {
     const Shape* s = &mesh->shape;
     AttnBackward a;
     memset(&a, 0, sizeof a);
@@ -1951,9 +2208,15 @@ static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias
 // ===== 8. model =================================================================================
 
 // A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation.
-static float* gpu_weight(const Rank* r, int u, int id) { return ((Gpu*)r->device)->weights + r->layout->units[u].offset + r->layout->within[id]; }
-static bf16* gpu_half(const Rank* r, int u, int id) { return ((Gpu*)r->device)->half + half_offset(r->layout, &r->mesh->shape, u) + r->layout->within[id]; }
-static float* gpu_gradient(const Rank* r, int u, int id) { return ((Gpu*)r->device)->gradients + r->layout->units[u].offset + r->layout->within[id]; }
+static float* gpu_weight(const Rank* r, int u, int id) {
+    return ((Gpu*)r->device)->weights + r->layout->units[u].offset + r->layout->within[id];
+}
+static bf16* gpu_half(const Rank* r, int u, int id) {
+    return ((Gpu*)r->device)->half + half_offset(r->layout, &r->mesh->shape, u) + r->layout->within[id];
+}
+static float* gpu_gradient(const Rank* r, int u, int id) {
+    return ((Gpu*)r->device)->gradients + r->layout->units[u].offset + r->layout->within[id];
+}
 static void* gpu_act(const Rank* r, int id, int64_t l) {
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
     return (char*)((Gpu*)r->device)->act[id] + (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
@@ -1967,14 +2230,17 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     Error* e = &r->error;
     int64_t R = d->R, C = s->C;
     int u = (int)l + 1, none = r->mesh->training && r->mesh->recompute == GPT2_SP_NONE;
-    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
-    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *gelu = none ? (bf16*)gpu_act(r, G_gelu, l) : d->wide;
+    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l),
+         *atty = (bf16*)gpu_act(r, G_atty, l);
+    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l),
+         *gelu = none ? (bf16*)gpu_act(r, G_gelu, l) : d->wide;
     float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
     bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
     if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
 #define NEEDED(id) (!again || !gpu_kept(r->mesh, id))
     if (NEEDED(G_fch)) r->layer_forwards++;
-    if (NEEDED(G_ln1)) rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C), mark(d, "norm forward");
+    if (NEEDED(G_ln1))
+        rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C), mark(d, "norm forward");
     if (NEEDED(G_qkv)) {
         if (matmul_forward(d, qkv, ln1, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
         mark(d, "qkv forward");
@@ -1988,10 +2254,14 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
         if (matmul_forward(d, x2, atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), x, R, C, C, e) != 0) return -1;
         mark(d, "attproj forward");
     }
-    if (NEEDED(G_ln2)) rmsnorm_forward(d, ln2, rstd2, x2, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C), mark(d, "norm forward");
-    int keep = again || none || (r->mesh->training && gpu_kept(r->mesh, G_fch));   // somebody reads the MLP's values before the GELU
+    if (NEEDED(G_ln2))
+        rmsnorm_forward(d, ln2, rstd2, x2, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C), mark(d, "norm forward");
+    int keep =
+        again || none || (r->mesh->training && gpu_kept(r->mesh, G_fch));   // somebody reads the MLP's values before the GELU
     if (NEEDED(G_fch)) {
-        if (matmul_gelu_forward(d, gelu, keep ? fch : NULL, ln2, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), R, C, 4 * C, e) != 0) return -1;
+        if (matmul_gelu_forward(d, gelu, keep ? fch : NULL, ln2, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), R, C, 4 * C, e) !=
+            0)
+            return -1;
         mark(d, "fc forward");
     } else if (!none) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
     if (!output) return 0;
@@ -2009,13 +2279,17 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     Error* e = &r->error;
     int64_t R = d->R, C = s->C;
     int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE;
-    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
-    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx, *wide = d->wide;
+    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l),
+         *atty = (bf16*)gpu_act(r, G_atty, l);
+    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx,
+         *wide = d->wide;
     float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
     bf16 *narrow = fch, *datty = fch + R * C;   // (R, C) each, once fch is done with
     float* dq = (float*)(fch + 2 * R * C);
 
-    if (matmul_backward_weight(d, gpu_gradient(r, u, P_fcprojw), dx, none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0) return -1;
+    if (matmul_backward_weight(
+            d, gpu_gradient(r, u, P_fcprojw), dx, none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0)
+        return -1;
     mark(d, "fcproj dweight");
     if (matmul_backward_input(d, wide, dx, gpu_half(r, u, P_fcprojw), fch, R, 4 * C, C, e) != 0) return -1;
     mark(d, "fcproj dinput");
@@ -2025,20 +2299,24 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     mark(d, "fc dweight");
     if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_fcw), NULL, R, C, 4 * C, e) != 0) return -1;
     mark(d, "fc dinput");
-    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln2w), gpu_gradient(r, u, P_ln2b), gpu_gradient(r, u, P_attprojb), narrow, x2, rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
+    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln2w), gpu_gradient(r, u, P_ln2b), gpu_gradient(r, u, P_attprojb), narrow, x2,
+        rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
     mark(d, "norm backward");
 
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_attprojw), dx, atty, R, C, C, e) != 0) return -1;
     mark(d, "attproj dweight");
     if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
     mark(d, "attproj dinput");
-    if (!d->tune && attention_backward(d, r->mesh, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, e) != 0) return -1;
+    if (!d->tune &&
+        attention_backward(d, r->mesh, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, e) != 0)
+        return -1;
     mark(d, "attention backward");
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dweight");
     if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dinput");
-    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b), l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, narrow, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
+    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
+        l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, narrow, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
     mark(d, "norm backward");
     return 0;
 }
@@ -2058,7 +2336,8 @@ static int gpu_head(Rank* r) {
         int64_t rows = min_i64(r->mesh->logits_chunk, d->R - t);
         if (matmul_forward(d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0) return -1;
         mark(d, "head forward");
-        if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V, s->Vp, e) != 0) return -1;
+        if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V, s->Vp, e) != 0)
+            return -1;
         mark(d, "cross-entropy");
         if (!r->learn) continue;
         if (matmul_backward_weight(d, gpu_gradient(r, 0, P_wte), d->logits, d->lnf + t * C, rows, C, s->Vp, e) != 0) return -1;
@@ -2068,7 +2347,8 @@ static int gpu_head(Rank* r) {
     }
     if (!r->learn) return 0;
     loss_sum_kernel<<<1, 1024, 0, d->stream>>>(d->stats, d->token_loss, d->R);
-    rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb), gpu_gradient(r, u - 1, P_fcprojb), d->lnf, d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R, C);
+    rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb), gpu_gradient(r, u - 1, P_fcprojb), d->lnf,
+        d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R, C);
     mark(d, "norm backward");
     return 0;
 }
@@ -2088,10 +2368,14 @@ static int gpu_piece(Rank* r, int64_t at) {
     if (doc_start) CUDA_TRY(e, cudaMemcpyAsync(d->doc_start, r->batch->doc_start + at, row, cudaMemcpyHostToDevice, d->stream));
     mark(d, "copies");
 
-    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, 0, s->T, R, s->T, C);
+    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe),
+        r->mesh->center, 0, s->T, R, s->T, C);
     mark(d, "embedding forward");
     for (int64_t l = 0; l < L; l++) {
-        if (mode == GPT2_SP_SQRT && l % k == 0) CUDA_TRY(e, cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
+        if (mode == GPT2_SP_SQRT && l % k == 0)
+            CUDA_TRY(e,
+                cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice,
+                    d->stream));
         if (gpu_layer_forward(r, l, 0, 1, doc_start) != 0) return -1;
     }
     if (gpu_head(r) != 0) return -1;
@@ -2104,14 +2388,19 @@ static int gpu_piece(Rank* r, int64_t at) {
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
         if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
-            CUDA_TRY(e, cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
+            CUDA_TRY(e,
+                cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
+                    cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
                 if (gpu_layer_forward(r, j, 1, j < l, doc_start) != 0) return -1;
-        } else if (mode == GPT2_SP_SQRT) gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
+        } else if (mode == GPT2_SP_SQRT)
+            gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
         else if (mode != GPT2_SP_SQRT && gpu_layer_forward(r, l, 1, 0, doc_start) != 0) return -1;
         if (gpu_layer_backward(r, l, doc_start) != 0) return -1;
     }
-    if (embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, s->V, d->B, s->T, C, e) != 0) return -1;
+    if (embedding_backward(
+            d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, s->V, d->B, s->T, C, e) != 0)
+        return -1;
     mark(d, "embedding backward");
     CUDA_TRY(e, cudaGetLastError());
     return 0;
@@ -2139,7 +2428,8 @@ __global__ void center_columns_kernel(Out* out, const float* inp, int rows, int 
     float mean = 0;
     for (int i = 0; i < 8; i++) mean += sums[i][threadIdx.x];
     mean /= (float)rows;
-    for (int i = threadIdx.y; column < columns && i < rows; i += 8) out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
+    for (int i = threadIdx.y; column < columns && i < rows; i += 8)
+        out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
 // The projections of all layers, centred over their outputs: to their bf16 copies, or their gradients in place.
 static void projections_center(Rank* r, int gradients) {
@@ -2150,8 +2440,12 @@ static void projections_center(Rank* r, int gradients) {
         Parameter p = parameter(&r->mesh->shape, ids[i]);
         int columns = (int)max_i64(1, p.columns);
         dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)r->mesh->shape.L);
-        if (gradients) center_columns_kernel<float><<<grid, dim3(32, 8), 0, d->stream>>>(gpu_gradient(r, 1, ids[i]), gpu_gradient(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
-        else center_columns_kernel<bf16><<<grid, dim3(32, 8), 0, d->stream>>>(gpu_half(r, 1, ids[i]), gpu_weight(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
+        if (gradients)
+            center_columns_kernel<float><<<grid, dim3(32, 8), 0, d->stream>>>(
+                gpu_gradient(r, 1, ids[i]), gpu_gradient(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
+        else
+            center_columns_kernel<bf16><<<grid, dim3(32, 8), 0, d->stream>>>(
+                gpu_half(r, 1, ids[i]), gpu_weight(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
     }
 }
 
@@ -2192,7 +2486,11 @@ static void gradients_finish(Rank* r, double clip) {
 }
 
 // What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
-typedef struct { int count; int64_t begin[PARAMETER_COUNT + 1]; unsigned char decay[PARAMETER_COUNT], copied[PARAMETER_COUNT]; } UnitTable;
+typedef struct {
+    int count;
+    int64_t begin[PARAMETER_COUNT + 1];
+    unsigned char decay[PARAMETER_COUNT], copied[PARAMETER_COUNT];
+} UnitTable;
 static UnitTable unit_table(const Rank* r, int kind) {
     UnitTable t;
     memset(&t, 0, sizeof t);
@@ -2207,11 +2505,15 @@ static UnitTable unit_table(const Rank* r, int kind) {
     return t;
 }
 
-typedef struct { float lr, beta1, beta2, eps, weight_decay, correct1, correct2; int update; } GpuAdamW;
+typedef struct {
+    float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
+    int update;
+} GpuAdamW;
 
 // AdamW (Loshchilov & Hutter 2019) on the units of one kind, 4 numbers a thread, and their bf16 copies; 30 bytes a parameter. Whether to
 // update and how far to clip is read from stats. update = 0: only the copies.
-__global__ void adamw_kernel(float* w, bf16* half, float* m, float* v, const float* g, const double* stats, UnitTable table, int64_t stride, GpuAdamW a) {
+__global__ void adamw_kernel(
+    float* w, bf16* half, float* m, float* v, const float* g, const double* stats, UnitTable table, int64_t stride, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, at = blockIdx.y * stride + i;
     if (i >= table.begin[table.count]) return;
     int id = 0;
@@ -2241,8 +2543,10 @@ static void gpu_weights_update(Rank* r, const AdamW* adamw) {
     GpuAdamW a;
     memset(&a, 0, sizeof a);
     if (adamw) {
-        a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps, a.weight_decay = (float)adamw->weight_decay;
-        a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))), a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
+        a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps,
+        a.weight_decay = (float)adamw->weight_decay;
+        a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
+        a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
         a.update = 1;
     }
     for (int kind = UNIT_EMBED; kind <= UNIT_FINAL; kind++) {
@@ -2252,7 +2556,8 @@ static void gpu_weights_update(Rank* r, const AdamW* adamw) {
         dim3 grid((unsigned)ceil_div(unit->elements / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
         float* none = NULL;
         int64_t o = unit->offset;
-        adamw_kernel<<<grid, 256, 0, d->stream>>>(d->weights + o, d->half + half_offset(r->layout, &r->mesh->shape, u), adamw ? d->m + o : none, adamw ? d->v + o : none, adamw ? d->gradients + o : none, d->stats, table, unit->slice, a);
+        adamw_kernel<<<grid, 256, 0, d->stream>>>(d->weights + o, d->half + half_offset(r->layout, &r->mesh->shape, u),
+            adamw ? d->m + o : none, adamw ? d->v + o : none, adamw ? d->gradients + o : none, d->stats, table, unit->slice, a);
     }
     if (r->mesh->center) projections_center(r, 0);
     mark(d, "adamw");
@@ -2281,7 +2586,9 @@ static int host_end(Rank* r, int kinds, int store) {
     float* device[3] = {d->weights, d->m, d->v};
     cudaError_t status = cudaSuccess;
     for (int i = 0; i < 3; i++) {
-        if (store && i < kinds && *host[i] && status == cudaSuccess) status = cudaMemcpyAsync(device[i], *host[i], (size_t)r->layout->elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
+        if (store && i < kinds && *host[i] && status == cudaSuccess)
+            status = cudaMemcpyAsync(
+                device[i], *host[i], (size_t)r->layout->elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
         if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
         free(*host[i]);
         *host[i] = NULL;
@@ -2335,10 +2642,13 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
         memset(&a, 0, sizeof a);
         a.base = (char*)c->memory;
         c->cache = (bf16*)gpu_take(&a, 0, s->L * c->capacity * 3 * C, 2);
-        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2), c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
+        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2),
+        c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
-        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4), c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
-        if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess) return fail(&r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
+        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4),
+        c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
+            return fail(&r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
     }
     c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
@@ -2354,7 +2664,8 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     int last = (int)s->L + 1;
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
-    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, p, s->T, R, R, C);
+    embedding_forward(
+        d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, p, s->T, R, R, C);
     for (int u = 1; u <= (int)s->L; u++) {
         bf16 *layer = c->cache + (u - 1) * c->capacity * 3 * C, *row = layer + p * 3 * C;
         rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C);
@@ -2363,14 +2674,17 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
         memset(&a, 0, sizeof a);
         a.s = attention_shape(r->mesh, NULL);
         a.s.B = 1, a.s.Tq = (int)R, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
-        a.q = view_of(row, 3 * C, R), a.k = view_of(layer + C, 3 * C, p + R), a.v = view_of(layer + 2 * C, 3 * C, p + R), a.o = view_of(c->atty, C, R);
+        a.q = view_of(row, 3 * C, R), a.k = view_of(layer + C, 3 * C, p + R), a.v = view_of(layer + 2 * C, 3 * C, p + R),
+        a.o = view_of(c->atty, C, R);
         a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work;
         CUDA_TRY(e, attn::attention_forward(a, d->stream));
-        if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0) return -1;
+        if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0)
+            return -1;
         rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C);
         if (matmul_forward(d, c->wide, c->ln, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), NULL, R, C, 4 * C, e) != 0) return -1;
         gelu_forward(d, c->wide, c->wide, R * 4 * C);
-        if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R, 4 * C, C, e) != 0) return -1;
+        if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R, 4 * C, C, e) != 0)
+            return -1;
     }
     rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, gpu_weight(r, last, P_lnfw), gpu_weight(r, last, P_lnfb), 1, C);
     if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0) return -1;
@@ -2381,7 +2695,8 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     return 0;
 }
 
-static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
+static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
+    double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
     GpuDecoder c;
@@ -2390,9 +2705,11 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     int64_t made = 0;
     int status = gpu_decoder_init(&c, r, prompt_count + count);
     if (!candidates || !logits) status = fail(&r->error, "out of memory");
-    for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS) status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
+    for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS)
+        status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
     for (; status == 0 && made < count; made++) {
-        out[made] = sample_token(logits, s->V, temperature, top_k, top_p, random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
+        out[made] = sample_token(
+            logits, s->V, temperature, top_k, top_p, random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
         if (out[made] == g->eot) break;
         if (made + 1 < count) status = gpu_decoder_read(&c, &out[made], 1, prompt_count + made, logits);
     }
@@ -2415,7 +2732,8 @@ static void profile_print(Gpu* d) {
         cudaEventElapsedTime(&elapsed, d->marks[i - 1], d->marks[i]);
         ms[d->mark_group[i]] += elapsed, count[d->mark_group[i]]++, total += elapsed;
     }
-    for (int g = 0; g < d->group_count; g++) printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", d->groups[g], ms[g], 100 * ms[g] / total, count[g]);
+    for (int g = 0; g < d->group_count; g++)
+        printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", d->groups[g], ms[g], 100 * ms[g] / total, count[g]);
     printf("  %-26s %9.3f ms\n", "total", total);
     d->mark_count = 0;
 }
@@ -2462,12 +2780,17 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
 
 // --- --verify: the same batch through the CPU reference ---
 
-typedef struct { double worst; int rows; } Verification;
+typedef struct {
+    double worst;
+    int rows;
+} Verification;
 
 // Prints |gpu - cpu| / |cpu| of a tensor; NaN anywhere is the worst.
 static void verify_row(Verification* v, const char* name, int64_t l, const real* cpu, const float* gpu, int64_t n) {
     double difference = 0, norm = 0;
-    for (int64_t i = 0; i < n; i++) difference += ((double)gpu[i] - (double)cpu[i]) * ((double)gpu[i] - (double)cpu[i]), norm += (double)cpu[i] * (double)cpu[i];
+    for (int64_t i = 0; i < n; i++)
+        difference += ((double)gpu[i] - (double)cpu[i]) * ((double)gpu[i] - (double)cpu[i]),
+            norm += (double)cpu[i] * (double)cpu[i];
     double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
     if (!(error <= v->worst)) v->worst = error;   // NaN too
     v->rows++;
@@ -2475,7 +2798,8 @@ static void verify_row(Verification* v, const char* name, int64_t l, const real*
 }
 
 static int verify_activations(Verification* v, Rank* r, Rank* c) {
-    static const int ids[] = {G_x, G_ln1, G_atty, G_lse, G_x2, G_ln2, G_fch, G_gelu}, cpu_ids[] = {A_x, A_ln1, A_atty, A_lse, A_x2, A_ln2, A_fch, A_gelu};
+    static const int ids[] = {G_x, G_ln1, G_atty, G_lse, G_x2, G_ln2, G_fch, G_gelu},
+                     cpu_ids[] = {A_x, A_ln1, A_atty, A_lse, A_x2, A_ln2, A_fch, A_gelu};
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     float* values = (float*)malloc((size_t)(r->R * 4 * s->C) * 4);
@@ -2485,7 +2809,9 @@ static int verify_activations(Verification* v, Rank* r, Rank* c) {
         GpuActivation a = gpu_activation(s, ids[i]);
         int64_t n = r->R * a.columns;
         for (int64_t l = 0; l < s->L && gpu_kept(r->mesh, ids[i]); l++) {
-            if (cudaMemcpy(a.size == 2 ? (void*)halves : (void*)values, gpu_act(r, ids[i], l), (size_t)n * a.size, cudaMemcpyDeviceToHost) != cudaSuccess) status = fail(&r->error, "cannot copy %s", a.name);
+            if (cudaMemcpy(a.size == 2 ? (void*)halves : (void*)values, gpu_act(r, ids[i], l), (size_t)n * a.size,
+                    cudaMemcpyDeviceToHost) != cudaSuccess)
+                status = fail(&r->error, "cannot copy %s", a.name);
             for (int64_t j = 0; a.size == 2 && j < n; j++) values[j] = __bfloat162float(halves[j]);
             verify_row(v, a.name, l, act(c, cpu_ids[i], l), values, n);
         }
@@ -2493,7 +2819,8 @@ static int verify_activations(Verification* v, Rank* r, Rank* c) {
     bf16* tails[2] = {d->x_final, d->lnf};
     const real* cpu_tails[2] = {c->x_final, c->lnf};
     for (int i = 0; status == 0 && i < 2 && d->R == r->R; i++) {
-        if (cudaMemcpy(halves, tails[i], (size_t)(r->R * s->C) * 2, cudaMemcpyDeviceToHost) != cudaSuccess) status = fail(&r->error, "cannot copy");
+        if (cudaMemcpy(halves, tails[i], (size_t)(r->R * s->C) * 2, cudaMemcpyDeviceToHost) != cudaSuccess)
+            status = fail(&r->error, "cannot copy");
         for (int64_t j = 0; j < r->R * s->C; j++) values[j] = __bfloat162float(halves[j]);
         verify_row(v, i ? "lnf" : "x_final", s->L, cpu_tails[i], values, r->R * s->C);
     }
@@ -2526,7 +2853,9 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     float* values = (float*)malloc((size_t)r->layout->elements * 4);
     if (!values) return fail(e, "out of memory");
     double stats[STAT_COUNT], square = 0;
-    if (cudaMemcpyAsync(values, d->gradients, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost, d->stream) != cudaSuccess || cudaStreamSynchronize(d->stream) != cudaSuccess ||
+    if (cudaMemcpyAsync(values, d->gradients, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost, d->stream) !=
+            cudaSuccess ||
+        cudaStreamSynchronize(d->stream) != cudaSuccess ||
         cudaMemcpy(stats, d->stats, sizeof stats, cudaMemcpyDeviceToHost) != cudaSuccess) {
         free(values);
         return fail(e, "the GPU failed: %s", cudaGetErrorString(cudaGetLastError()));
@@ -2534,10 +2863,13 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     for (int u = 0; u < r->layout->count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
-            if (p.unit == r->layout->units[u].kind) verify_row(v, p.hf, u - 1, gradient(c, u, id), values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
+            if (p.unit == r->layout->units[u].kind)
+                verify_row(v, p.hf, u - 1, gradient(c, u, id), values + r->layout->units[u].offset + r->layout->within[id],
+                    parameter_elements(&p));
         }
     for (int64_t i = 0; i < c->layout->elements; i++) square += (double)c->gradients[i] * (double)c->gradients[i];
-    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_LOSS] / (double)batch->valid, c->loss_sum / (double)batch->valid, sqrt(stats[STAT_SQUARE]), sqrt(square));
+    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_LOSS] / (double)batch->valid,
+        c->loss_sum / (double)batch->valid, sqrt(stats[STAT_SQUARE]), sqrt(square));
     free(values);
     return 0;
 }
@@ -2566,14 +2898,17 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
     Error ignored;
     (void)threads;
     *gflops = 6e5, *gbs = 370;
-    if (d && cudaMalloc((void**)&memory, (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE) == cudaSuccess && cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
+    if (d && cudaMalloc((void**)&memory, (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE) == cudaSuccess &&
+        cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
         float ms = 0, *random = (float*)calloc((size_t)(m * n), 2);
         for (int64_t i = 0; random && i < m * n / 2; i++) {   // two bf16 of -2 .. 2 at a time
             uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
             bits = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
             memcpy(&random[i], &bits, 4);
         }
-        if (random) cudaMemcpy(memory, random, (size_t)(m * n) * 2, cudaMemcpyHostToDevice), cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
+        if (random)
+            cudaMemcpy(memory, random, (size_t)(m * n) * 2, cudaMemcpyHostToDevice),
+                cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
         d->workspace = memory + 2 * m * n + n * n;
         cudaEventCreate(&d->timer[0]), cudaEventCreate(&d->timer[1]);
         for (int i = 0; i < 5; i++) {
@@ -2581,7 +2916,9 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
             (void)matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
         }
         cudaEventRecord(d->timer[1], 0);
-        if (cudaEventSynchronize(d->timer[1]) == cudaSuccess && cudaEventElapsedTime(&ms, d->timer[0], d->timer[1]) == cudaSuccess && ms > 0) *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
+        if (cudaEventSynchronize(d->timer[1]) == cudaSuccess &&
+            cudaEventElapsedTime(&ms, d->timer[0], d->timer[1]) == cudaSuccess && ms > 0)
+            *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
         free(random);
         cudaEventDestroy(d->timer[0]), cudaEventDestroy(d->timer[1]);
         cublasLtDestroy(d->lt);
@@ -2590,7 +2927,8 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
     free(d);
 }
 
-static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save, gpu_step, gpu_pass, gpu_generate, gpu_verify, gpu_rates};
+static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
+    gpu_step, gpu_pass, gpu_generate, gpu_verify, gpu_rates};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

@@ -10,13 +10,13 @@ set -eu
 cd "$(dirname "$0")/.."
 new=$(mktemp)
 trap 'rm -f "$new"' EXIT
-inside=
+inside=no
 while IFS= read -r line; do
-    case $inside$line in
-    '```console') inside=1 ;;
-    '1```') inside= ;;
-    '1$ ./train_gpt2_sp '*) printf '%s\n' "$line"; sh -c "${line#??}" 2>&1 < /dev/null || :; continue ;;
-    1*) continue ;;
+    case $inside:$line in
+    no:'```console') inside=yes ;;
+    yes:'```') inside=no ;;
+    yes:'$ ./train_gpt2_sp '*) printf '%s\n' "$line"; sh -c "${line#??}" 2>&1 < /dev/null || :; continue ;;
+    yes:*) continue ;;
     esac
     printf '%s\n' "$line"
 done < README.md > "$new"

@@ -11,11 +11,12 @@ int main(int argc, char** argv) {
     gpt2_sp_options options;
     gpt2_sp_stats stats = {0, 0, 0, 0, 0, 0, 0, 0};
     if (argc != 5) return fprintf(stderr, "usage: %s SHARDS.tok CHECKPOINT RUN STEPS\n", argv[0]), 1;
-    const char* settings[][2] = {{"data", argv[1]}, {"val-data", argv[1]}, {"init-from", argv[2]}, {"out", argv[3]}, {"steps", argv[4]},
-                                 {"layers", "2"}, {"heads", "2"}, {"channels", "32"}, {"seq-len", "128"}, {"sp", "2"}, {"lr", "1e-3"}};
+    const char* settings[][2] = {{"data", argv[1]}, {"val-data", argv[1]}, {"init-from", argv[2]}, {"out", argv[3]},
+        {"steps", argv[4]}, {"layers", "2"}, {"heads", "2"}, {"channels", "32"}, {"seq-len", "128"}, {"sp", "2"}, {"lr", "1e-3"}};
     gpt2_sp_defaults(&options);
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
-        if (gpt2_sp_set(&options, settings[i][0], settings[i][1], error, sizeof error) != 0) return fprintf(stderr, "%s\n", error), 1;
+        if (gpt2_sp_set(&options, settings[i][0], settings[i][1], error, sizeof error) != 0)
+            return fprintf(stderr, "%s\n", error), 1;
     gpt2_sp* trainer = gpt2_sp_create(&options, error, sizeof error);
     if (!trainer) return fprintf(stderr, "%s\n", error), 1;
     int failed = 0;
@@ -25,7 +26,8 @@ int main(int argc, char** argv) {
     }
     double loss = 0;
     int32_t prompt[] = {'T', 'h', 'e', ' '}, text[32];
-    failed = failed || gpt2_sp_validate(trainer, 4, &loss) != 0 || gpt2_sp_generate(trainer, prompt, 4, text, 32, 0.8, 0, 1, 1) < 0 || gpt2_sp_save(trainer) != 0;
+    failed = failed || gpt2_sp_validate(trainer, 4, &loss) != 0 ||
+        gpt2_sp_generate(trainer, prompt, 4, text, 32, 0.8, 0, 1, 1) < 0 || gpt2_sp_save(trainer) != 0;
     if (failed) fprintf(stderr, "%s\n", gpt2_sp_error(trainer));
     else printf("validation loss %.4f, saved in %s\n", loss, options.out);
     gpt2_sp_destroy(trainer);

@@ -30,7 +30,8 @@ int main(int argc, char** argv) {
     long number = 0, length;
     while ((length = (long)getline(&line, &room, stdin)) > 0) {
         number++;
-        if (json_validate(line, (size_t)length, 16, &where) != 0) return printf("line %ld: not JSON at byte %zu\n", number, where), 1;
+        if (json_validate(line, (size_t)length, 16, &where) != 0)
+            return printf("line %ld: not JSON at byte %zu\n", number, where), 1;
         for (int i = 1; i < argc; i++) {
             json_span value = {line, (size_t)length};
             for (const char* key = argv[i]; *key;) {

@@ -11,7 +11,10 @@
 
 enum { LAYERS = 9, HEADS = 2, CHANNELS = 128, STEPS = 3, ROWS = 7, CONTEXTS = 4 };
 
-typedef struct { const char* name; int sp, recompute; } Row;
+typedef struct {
+    const char* name;
+    int sp, recompute;
+} Row;
 static const Row TABLE[ROWS] = {
     {"vanilla", 1, GPT2_SP_NONE},
     {"checkpointing (sqrt)", 1, GPT2_SP_SQRT},
@@ -24,11 +27,11 @@ static const Row TABLE[ROWS] = {
 static const int CONTEXT[CONTEXTS] = {1024, 2048, 4096, 8192};
 
 typedef struct {
-    double kept, held, planned;       // bytes of the fullest rank: activations kept, all of them, and by the plan
-    double grew;                      // bytes by which the process grew, all ranks, their weights and optimizer included
-    double arenas;                    // bytes of all ranks' arenas
+    double kept, held, planned;            // bytes of the fullest rank: activations kept, all of them, and by the plan
+    double grew;                           // bytes by which the process grew, all ranks, their weights and optimizer included
+    double arenas;                         // bytes of all ranks' arenas
     double layer_calls, attention_calls;   // per layer and step
-    double seconds;                   // of the fastest step: other work on the machine only makes one slower
+    double seconds;                        // of the fastest step: other work on the machine only makes one slower
 } Measure;
 
 static double arena_activations(const Arena* a) {
@@ -81,7 +84,8 @@ static int row_measure(const Row* row, int context, const char* data, Measure* m
     for (int i = 0; status == 0 && i < g->mesh.world; i++) {
         const Rank* r = &g->ranks[i];
         Arena plan = rank_plan(&g->mesh, &g->layout, i);
-        if (arena_activations(&r->arena) != arena_activations(&plan) || r->arena.used != plan.used) status = fail(e, "rank %d holds %zu bytes, the plan said %zu", i, r->arena.used, plan.used);
+        if (arena_activations(&r->arena) != arena_activations(&plan) || r->arena.used != plan.used)
+            status = fail(e, "rank %d holds %zu bytes, the plan said %zu", i, r->arena.used, plan.used);
         m->kept = fmax(m->kept, (double)r->arena.group[MEMORY_KEPT]);
         m->held = fmax(m->held, arena_activations(&r->arena)), m->planned = fmax(m->planned, arena_activations(&plan));
         m->arenas += (double)r->arena.used;
@@ -126,16 +130,22 @@ static int sqrt_wins_from(int mode) {
 
 static void explain(void) {
     static const int modes[] = {GPT2_SP_NONE, GPT2_SP_GELU, GPT2_SP_ATTN, GPT2_SP_LAYER, GPT2_SP_SQRT};
-    printf("\nact: all activation memory of the fullest rank (kept for the backward pass, work, logits and exchange buffers), as its\n"
-           "arena handed it out; plan: the same before anything ran. all: every rank's whole arena, weights and optimizer included;\n"
-           "grew: resident memory of the process, all ranks in it. calls: forward calls of a layer + of its attention, per layer and\n"
-           "step. This machine has %ld cores: ranks beyond that share them, so here the memory of a rank falls with P, the time does\n"
+    printf("\nact: all activation memory of the fullest rank (kept for the backward pass, work, logits and exchange buffers), as "
+           "its\n"
+           "arena handed it out; plan: the same before anything ran. all: every rank's whole arena, weights and optimizer "
+           "included;\n"
+           "grew: resident memory of the process, all ranks in it. calls: forward calls of a layer + of its attention, per layer "
+           "and\n"
+           "step. This machine has %ld cores: ranks beyond that share them, so here the memory of a rank falls with P, the time "
+           "does\n"
            "not; and each rank holds all weights and moments (--zero 0), so `all` grows with P.\n",
-           sysconf(_SC_NPROCESSORS_ONLN));
-    printf("\nThe lecture: vanilla keeps O(N L); checkpointing O(N sqrt(L)) for twice the forward calls; split over P ranks, a P-th of it.\n"
-           "`attn` runs a layer's forward twice but its attention, and so its exchange, once. `sqrt` needs a work space of sqrt(L)\n"
-           "whole layers, the others of one. By the plan it needs less than `attn` from %d layers on, than `layer` from %d.\n",
-           sqrt_wins_from(GPT2_SP_ATTN), sqrt_wins_from(GPT2_SP_LAYER));
+        sysconf(_SC_NPROCESSORS_ONLN));
+    printf(
+        "\nThe lecture: vanilla keeps O(N L); checkpointing O(N sqrt(L)) for twice the forward calls; split over P ranks, a P-th "
+        "of it.\n"
+        "`attn` runs a layer's forward twice but its attention, and so its exchange, once. `sqrt` needs a work space of sqrt(L)\n"
+        "whole layers, the others of one. By the plan it needs less than `attn` from %d layers on, than `layer` from %d.\n",
+        sqrt_wins_from(GPT2_SP_ATTN), sqrt_wins_from(GPT2_SP_LAYER));
     printf("\nplanned, one rank, N = 8192, same width, MiB of activations\n  layers ");
     for (int i = 0; i < 5; i++) printf("%9s", recompute_name(modes[i]));
     printf("\n");
@@ -152,15 +162,19 @@ int main(void) {
     int fd = mkstemp(path), status = fd < 0 ? fail(&e, "cannot make %s: %s", path, strerror(errno)) : 0;
     if (fd >= 0) close(fd);
     if (status == 0) status = data_write(path, &e);
-    if (status == 0) printf("%d layers, %d heads, %d channels, fp32, one sequence of N random tokens; the fastest of %d steps; MiB\n\n", LAYERS, HEADS, CHANNELS, STEPS);
+    if (status == 0)
+        printf("%d layers, %d heads, %d channels, fp32, one sequence of N random tokens; the fastest of %d steps; MiB\n\n",
+            LAYERS, HEADS, CHANNELS, STEPS);
     for (int c = 0; status == 0 && c < CONTEXTS; c++) {
-        printf("%s   N  what                     P     kept      act     plan      all     grew  calls  step s   tok/s\n", c ? "\n" : "");
+        printf("%s   N  what                     P     kept      act     plan      all     grew  calls  step s   tok/s\n",
+            c ? "\n" : "");
         for (int i = 0; status == 0 && i < ROWS; i++) {
             Measure m;
             status = row_measure(&TABLE[i], CONTEXT[c], path, &m, &e);
             if (status != 0) break;
-            printf("%4d  %-22s %3d %8.1f %8.1f %8.1f %8.1f %8.1f  %.0f + %.0f %7.3f %7.0f\n", CONTEXT[c], TABLE[i].name, TABLE[i].sp, m.kept / 1048576, m.held / 1048576,
-                   m.planned / 1048576, m.arenas / 1048576, m.grew / 1048576, m.layer_calls, m.attention_calls, m.seconds, CONTEXT[c] / m.seconds);
+            printf("%4d  %-22s %3d %8.1f %8.1f %8.1f %8.1f %8.1f  %.0f + %.0f %7.3f %7.0f\n", CONTEXT[c], TABLE[i].name,
+                TABLE[i].sp, m.kept / 1048576, m.held / 1048576, m.planned / 1048576, m.arenas / 1048576, m.grew / 1048576,
+                m.layer_calls, m.attention_calls, m.seconds, CONTEXT[c] / m.seconds);
             fflush(stdout);
         }
     }

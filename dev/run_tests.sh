@@ -127,6 +127,18 @@ part_embed() {
     finish
 }
 
+# The GPU program: that it compiles, its matrix instructions not put one after the other (ptxas C75xx). Running it needs a GPU.
+part_gpu() {
+    if has nvcc; then
+        check "make train_gpt2_spcu" $make -s train_gpt2_spcu
+        check "make the GPU tests" $make -s build/dev/test_attention
+        skip "make test-gpu" "needs one Hopper GPU"
+    else
+        skip "the GPU program" "nvcc is not installed"
+    fi
+    finish
+}
+
 part_fuzz() {
     sanitize=
     ! usable cc -fsanitize=address,undefined || sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined"

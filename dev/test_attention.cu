@@ -8,24 +8,33 @@
 #include <string.h>
 #include <vector>
 using namespace attn;
-#define CK(x) do { cudaError_t e_ = (x); if (e_ != cudaSuccess) { printf("FATAL %s: %s (line %d)\n", #x, cudaGetErrorString(e_), __LINE__); exit(2); } } while (0)
+#define CK(x) \
+    do { \
+        cudaError_t e_ = (x); \
+        if (e_ != cudaSuccess) { \
+            printf("FATAL %s: %s (line %d)\n", #x, cudaGetErrorString(e_), __LINE__); \
+            exit(2); \
+        } \
+    } while (0)
 
 // ---------------------------------------------------------------- oracle: one thread block per row, fp64 throughout
 struct Ora {
     AttnShape s;
     AttnView q, k, v, dout;
-    double *o, *lse;  // (B, NH, Tq, 64), (B, NH, Tq): exact
-    int plain;        // 1: the plain bf16 implementation
-    float *out, *dq, *dk, *dv;  // (B, NH, T, 64)
-    double *delta;
+    double *o, *lse;             // (B, NH, Tq, 64), (B, NH, Tq): exact
+    int plain;                   // 1: the plain bf16 implementation
+    float *out, *dq, *dk, *dv;   // (B, NH, T, 64)
+    double* delta;
 };
-__device__ double ld(const AttnView &v, int b, int h, int64_t t, int d) { return (double)__bfloat162float(((const bf16 *)v.p)[b * v.batch + h * v.head + t * v.token + d]); }
+__device__ double ld(const AttnView& v, int b, int h, int64_t t, int d) {
+    return (double)__bfloat162float(((const bf16*)v.p)[b * v.batch + h * v.head + t * v.token + d]);
+}
 __device__ double rnd(double x, int on) { return on ? (double)__bfloat162float(__float2bfloat16((float)x)) : x; }
-__device__ bool visible(const AttnShape &s, int b, int i, int j) {
+__device__ bool visible(const AttnShape& s, int b, int i, int j) {
     if (s.causal && s.k_pos + j > s.q_pos + i) return false;
     return !s.doc_start || s.k_pos + j >= s.doc_start[b * s.doc_batch + i];
 }
-__device__ double dot(const AttnView &x, const AttnView &y, int b, int h, int i, int j) {
+__device__ double dot(const AttnView& x, const AttnView& y, int b, int h, int i, int j) {
     double a = 0;
     for (int d = 0; d < 64; d++) a += ld(x, b, h, i, d) * ld(y, b, h, j, d);
     return a;
@@ -46,7 +55,8 @@ __global__ void ora_forward(Ora a) {
     int i = blockIdx.x, h = blockIdx.y, b = blockIdx.z, t = threadIdx.x;
     int64_t row = ((int64_t)b * a.s.NH + h) * a.s.Tq + i;
     double m = -INFINITY, l = 0;
-    for (int j = t; j < a.s.Tk; j += 128) p[j] = visible(a.s, b, i, j) ? dot(a.q, a.k, b, h, i, j) * a.s.scale : -INFINITY, m = fmax(m, p[j]);
+    for (int j = t; j < a.s.Tk; j += 128)
+        p[j] = visible(a.s, b, i, j) ? dot(a.q, a.k, b, h, i, j) * a.s.scale : -INFINITY, m = fmax(m, p[j]);
     m = reduce(m, 1);
     for (int j = t; j < a.s.Tk; j += 128) p[j] = m == -INFINITY ? 0 : exp(p[j] - m), l += p[j];
     l = reduce(l, 0);
@@ -54,22 +64,26 @@ __global__ void ora_forward(Ora a) {
     __syncthreads();
     if (t < 64) {
         double x = 0;
-        for (int j = 0; j < a.s.Tk; j++) if (p[j] != 0) x += p[j] * ld(a.v, b, h, j, t);
+        for (int j = 0; j < a.s.Tk; j++)
+            if (p[j] != 0) x += p[j] * ld(a.v, b, h, j, t);
         a.out[row * 64 + t] = (float)rnd(x, a.plain);
         if (!a.plain) a.o[row * 64 + t] = x;
     }
     if (t == 0 && !a.plain) a.lse[row] = l > 0 ? m + log(l) : -INFINITY;
 }
-__global__ void ora_delta(Ora a) {  // exact O, or O rounded to bf16
+__global__ void ora_delta(Ora a) {   // exact O, or O rounded to bf16
     int i = blockIdx.x, h = blockIdx.y, b = blockIdx.z;
     int64_t row = ((int64_t)b * a.s.NH + h) * a.s.Tq + i;
     double x = 0;
     for (int d = 0; d < 64; d++) x += ld(a.dout, b, h, i, d) * rnd(a.o[row * 64 + d], a.plain);
     a.delta[row] = x;
 }
-__device__ void grad(const Ora &a, int b, int h, int i, int j, double &p, double &ds) {
+__device__ void grad(const Ora& a, int b, int h, int i, int j, double& p, double& ds) {
     int64_t row = ((int64_t)b * a.s.NH + h) * a.s.Tq + i;
-    if (!visible(a.s, b, i, j)) { p = ds = 0; return; }
+    if (!visible(a.s, b, i, j)) {
+        p = ds = 0;
+        return;
+    }
     p = exp(dot(a.q, a.k, b, h, i, j) * a.s.scale - a.lse[row]);
     ds = rnd(p * (dot(a.dout, a.v, b, h, i, j) - a.delta[row]), a.plain);
     p = rnd(p, a.plain);
@@ -82,13 +96,14 @@ __global__ void ora_dq(Ora a) {
     __syncthreads();
     if (t >= 64) return;
     x = 0;
-    for (int j = 0; j < a.s.Tk; j++) if (p[j] != 0) x += p[j] * ld(a.k, b, h, j, t);
+    for (int j = 0; j < a.s.Tk; j++)
+        if (p[j] != 0) x += p[j] * ld(a.k, b, h, j, t);
     a.dq[(((int64_t)b * a.s.NH + h) * a.s.Tq + i) * 64 + t] = (float)rnd(x * a.s.scale, a.plain);
 }
 __global__ void ora_dkv(Ora a) {
     extern __shared__ double p[];
     int j = blockIdx.x, h = blockIdx.y, b = blockIdx.z, t = threadIdx.x;
-    double *ds = p + a.s.Tq;
+    double* ds = p + a.s.Tq;
     for (int i = t; i < a.s.Tq; i += 128) grad(a, b, h, i, j, p[i], ds[i]);
     __syncthreads();
     double x = 0;
@@ -103,67 +118,101 @@ __global__ void ora_dkv(Ora a) {
 
 // ---------------------------------------------------------------- buffers
 static uint64_t seed = 1;
-static float uniform() { seed = seed * 6364136223846793005ull + 1442695040888963407ull; return (float)(seed >> 40) / 16777216.f; }
+static float uniform() {
+    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+    return (float)(seed >> 40) / 16777216.f;
+}
 static float normal() { return (uniform() + uniform() + uniform() + uniform() - 2.f) * 1.7320508f; }
-static std::vector<void *> owned;
+static std::vector<void*> owned;
 static const size_t GUARD = 4096;
-struct Buf { void *p; size_t bytes; };
-static Buf poisoned(size_t bytes) {  // NaN everywhere, a guard behind
+struct Buf {
+    void* p;
+    size_t bytes;
+};
+static Buf poisoned(size_t bytes) {   // NaN everywhere, a guard behind
     Buf b = {NULL, bytes};
     CK(cudaMalloc(&b.p, bytes + GUARD));
     CK(cudaMemset(b.p, 0xFF, bytes + GUARD));
     owned.push_back(b.p);
     return b;
 }
-static int guard_ok(const Buf &b) {
+static int guard_ok(const Buf& b) {
     unsigned char g[GUARD];
-    CK(cudaMemcpy(g, (char *)b.p + b.bytes, GUARD, cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < GUARD; i++) if (g[i] != 0xFF) return 0;
+    CK(cudaMemcpy(g, (char*)b.p + b.bytes, GUARD, cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < GUARD; i++)
+        if (g[i] != 0xFF) return 0;
     return 1;
 }
 // layout 0 (B,NH,T,64), 1 (B,T,NH,64)
-static AttnView view_of(void *p, int layout, int NH, int T) {
+static AttnView view_of(void* p, int layout, int NH, int T) {
     AttnView v = {p, 64, (int64_t)T * 64, (int64_t)NH * T * 64};
     if (layout) v.token = NH * 64, v.head = 64;
     return v;
 }
-static AttnView rows_from(AttnView v, int64_t row, int elem) { v.p = (char *)v.p + row * v.token * elem; return v; }
-static AttnRows rows_from(AttnRows r, int64_t row) { r.p += row; return r; }
+static AttnView rows_from(AttnView v, int64_t row, int elem) {
+    v.p = (char*)v.p + row * v.token * elem;
+    return v;
+}
+static AttnRows rows_from(AttnRows r, int64_t row) {
+    r.p += row;
+    return r;
+}
 
-struct Case { const char *name; int B, NH, Tq, Tk, q_pos, k_pos, causal, doc, layout, cq, ck; float amp, bias; };
+struct Case {
+    const char* name;
+    int B, NH, Tq, Tk, q_pos, k_pos, causal, doc, layout, cq, ck;
+    float amp, bias;
+};
 static int passed, failed;
-static void verdict(int ok, const char *fmt, const char *name, const char *what, double a, double b, double c, double d) {
+static void verdict(int ok, const char* fmt, const char* name, const char* what, double a, double b, double c, double d) {
     printf("%s  ", ok ? "ok  " : "FAIL");
     printf(fmt, name, what, a, b, c, d);
     ok ? passed++ : failed++;
 }
-static std::vector<float> fetch(const Buf &b, int is_float, size_t n) {
+static std::vector<float> fetch(const Buf& b, int is_float, size_t n) {
     std::vector<float> f(n);
     if (is_float) CK(cudaMemcpy(f.data(), b.p, n * 4, cudaMemcpyDeviceToHost));
     else {
         std::vector<uint16_t> u(n);
         CK(cudaMemcpy(u.data(), b.p, n * 2, cudaMemcpyDeviceToHost));
-        for (size_t i = 0; i < n; i++) { uint32_t w = (uint32_t)u[i] << 16; memcpy(&f[i], &w, 4); }
+        for (size_t i = 0; i < n; i++) {
+            uint32_t w = (uint32_t)u[i] << 16;
+            memcpy(&f[i], &w, 4);
+        }
     }
     return f;
 }
-static float *alloc_f(size_t n) { float *p; CK(cudaMalloc(&p, n * 4)); owned.push_back(p); return p; }
-static double *alloc_d(size_t n) { double *p; CK(cudaMalloc(&p, n * 8)); owned.push_back(p); return p; }
+static float* alloc_f(size_t n) {
+    float* p;
+    CK(cudaMalloc(&p, n * 4));
+    owned.push_back(p);
+    return p;
+}
+static double* alloc_d(size_t n) {
+    double* p;
+    CK(cudaMalloc(&p, n * 8));
+    owned.push_back(p);
+    return p;
+}
 // compares a tensor in `layout` with the oracle's (B,NH,T,64)
-static void compare(const char *name, const char *what, const Buf &b, int is_float, int layout, int B, int NH, int T, float *exact, float *plain) {
+static void compare(const char* name, const char* what, const Buf& b, int is_float, int layout, int B, int NH, int T,
+    float* exact, float* plain) {
     size_t n = (size_t)B * NH * T * 64;
     std::vector<float> x = fetch(b, is_float, n), e(n), p(n);
     CK(cudaMemcpy(e.data(), exact, n * 4, cudaMemcpyDeviceToHost));
     CK(cudaMemcpy(p.data(), plain, n * 4, cudaMemcpyDeviceToHost));
     double me = 0, mp = 0, se = 0, sp = 0;
     int bad = 0;
-    for (int q = 0; q < B; q++) for (int h = 0; h < NH; h++) for (int t = 0; t < T; t++) for (int d = 0; d < 64; d++) {
-        size_t i = (((size_t)q * NH + h) * T + t) * 64 + d, j = layout ? (((size_t)q * T + t) * NH + h) * 64 + d : i;
-        double a = fabs((double)x[j] - e[i]), c = fabs((double)p[i] - e[i]);
-        if (!(a < 1e30)) bad++;
-        else me = fmax(me, a), se += a * a;
-        mp = fmax(mp, c), sp += c * c;
-    }
+    for (int q = 0; q < B; q++)
+        for (int h = 0; h < NH; h++)
+            for (int t = 0; t < T; t++)
+                for (int d = 0; d < 64; d++) {
+                    size_t i = (((size_t)q * NH + h) * T + t) * 64 + d, j = layout ? (((size_t)q * T + t) * NH + h) * 64 + d : i;
+                    double a = fabs((double)x[j] - e[i]), c = fabs((double)p[i] - e[i]);
+                    if (!(a < 1e30)) bad++;
+                    else me = fmax(me, a), se += a * a;
+                    mp = fmax(mp, c), sp += c * c;
+                }
     se = sqrt(se / n), sp = sqrt(sp / n);
     int ok = !bad && me <= 2 * mp + 1e-6 && se <= 2 * sp + 1e-7 && guard_ok(b);
     verdict(ok, "%-34s %-4s max %.2e (plain bf16 %.2e) rms %.2e (%.2e)", name, what, me, mp, se, sp);
@@ -172,25 +221,28 @@ static void compare(const char *name, const char *what, const Buf &b, int is_flo
     printf("\n");
 }
 
-typedef cudaError_t (*Forward)(const AttnForward &, cudaStream_t);
+typedef cudaError_t (*Forward)(const AttnForward&, cudaStream_t);
 static Forward forward = attention_forward;
 static float lse_tol = 1e-4f;
 static int only_forward;
 
-static void run_case(const Case &c) {
+static void run_case(const Case& c) {
     const int B = c.B, NH = c.NH, Tq = c.Tq, Tk = c.Tk;
     seed = 12345 + Tq * 7 + Tk;
     size_t nq = (size_t)B * NH * Tq * 64, nk = (size_t)B * NH * Tk * 64, nr = (size_t)B * NH * Tq;
     auto make = [&](size_t n, float amp, float bias) {
         std::vector<uint16_t> h(n);
-        for (size_t i = 0; i < n; i++) { __nv_bfloat16 x = __float2bfloat16(normal() * amp + bias); memcpy(&h[i], &x, 2); }
+        for (size_t i = 0; i < n; i++) {
+            __nv_bfloat16 x = __float2bfloat16(normal() * amp + bias);
+            memcpy(&h[i], &x, 2);
+        }
         Buf b = poisoned(n * 2);
         CK(cudaMemcpy(b.p, h.data(), n * 2, cudaMemcpyHostToDevice));
         return b;
     };
     Buf q = make(nq, c.amp, c.bias), k = make(nk, c.amp, -c.bias), v = make(nk, 1.f, 0.f), dout = make(nq, 1.f, 0.f);
-    int *doc = NULL;
-    if (c.doc) {  // documents of random length around c.doc, their edges on and beside tile edges too
+    int* doc = NULL;
+    if (c.doc) {   // documents of random length around c.doc, their edges on and beside tile edges too
         std::vector<int> d((size_t)B * Tq);
         for (int b = 0; b < B; b++) {
             int start = c.q_pos, next = c.q_pos + 1 + (int)(uniform() * c.doc);
@@ -210,16 +262,18 @@ static void run_case(const Case &c) {
     }
     Ora a;
     a.s = {B, NH, Tq, Tk, c.q_pos, c.k_pos, c.causal, 0.125f, doc, Tq};
-    a.q = view_of(q.p, c.layout, NH, Tq), a.k = view_of(k.p, c.layout, NH, Tk), a.v = view_of(v.p, c.layout, NH, Tk), a.dout = view_of(dout.p, c.layout, NH, Tq);
+    a.q = view_of(q.p, c.layout, NH, Tq), a.k = view_of(k.p, c.layout, NH, Tk), a.v = view_of(v.p, c.layout, NH, Tk),
+    a.dout = view_of(dout.p, c.layout, NH, Tq);
     a.o = alloc_d(nq), a.lse = alloc_d(nr), a.delta = alloc_d(nr);
-    float *res[2][4];
+    float* res[2][4];
     size_t sm = (size_t)(2 * Tq > Tk ? 2 * Tq : Tk) * 8;
     CK(cudaFuncSetAttribute(ora_forward, cudaFuncAttributeMaxDynamicSharedMemorySize, 200000));
     CK(cudaFuncSetAttribute(ora_dq, cudaFuncAttributeMaxDynamicSharedMemorySize, 200000));
     CK(cudaFuncSetAttribute(ora_dkv, cudaFuncAttributeMaxDynamicSharedMemorySize, 200000));
     for (int plain = 0; plain < 2; plain++) {
         a.plain = plain;
-        a.out = res[plain][0] = alloc_f(nq), a.dq = res[plain][1] = alloc_f(nq), a.dk = res[plain][2] = alloc_f(nk), a.dv = res[plain][3] = alloc_f(nk);
+        a.out = res[plain][0] = alloc_f(nq), a.dq = res[plain][1] = alloc_f(nq), a.dk = res[plain][2] = alloc_f(nk),
+        a.dv = res[plain][3] = alloc_f(nk);
         ora_forward<<<dim3(Tq, NH, B), 128, sm>>>(a);
         if (!only_forward) {
             ora_delta<<<dim3(Tq, NH, B), 1>>>(a);
@@ -231,9 +285,13 @@ static void run_case(const Case &c) {
     CK(cudaDeviceSynchronize());
 
     // forward: every chunk of queries over all chunks of keys, last to first, carried in fp32
-    Buf o = poisoned(nq * 2), lse = poisoned(nr * 4), acc = poisoned(nq * 4), m = poisoned(nr * 4), l = poisoned(nr * 4), work = poisoned(1 << 20);
-    auto cut = [](int T, int n, int i) { return i == n ? T : (int)((int64_t)T * i / n) / (n > 3 ? 1 : 8) * (n > 3 ? 1 : 8) + (i > 0 && n == 2 ? 3 : 0); };
-    AttnRows rl = {(float *)lse.p, Tq, (int64_t)NH * Tq}, rm = {(float *)m.p, Tq, (int64_t)NH * Tq}, rs = {(float *)l.p, Tq, (int64_t)NH * Tq};
+    Buf o = poisoned(nq * 2), lse = poisoned(nr * 4), acc = poisoned(nq * 4), m = poisoned(nr * 4), l = poisoned(nr * 4),
+        work = poisoned(1 << 20);
+    auto cut = [](int T, int n, int i) {
+        return i == n ? T : (int)((int64_t)T * i / n) / (n > 3 ? 1 : 8) * (n > 3 ? 1 : 8) + (i > 0 && n == 2 ? 3 : 0);
+    };
+    AttnRows rl = {(float*)lse.p, Tq, (int64_t)NH * Tq}, rm = {(float*)m.p, Tq, (int64_t)NH * Tq},
+             rs = {(float*)l.p, Tq, (int64_t)NH * Tq};
     for (int i = 0; i < c.cq; i++)
         for (int j = c.ck - 1; j >= 0; j--) {
             int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
@@ -243,9 +301,10 @@ static void run_case(const Case &c) {
             if (doc) f.s.doc_start = doc + q0;
             f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2);
             f.carry_in = j != c.ck - 1, f.carry_out = j != 0;
-            if (c.ck > 1) f.acc = rows_from(view_of(acc.p, c.layout, NH, Tq), q0, 4), f.m = rows_from(rm, q0), f.l = rows_from(rs, q0);
+            if (c.ck > 1)
+                f.acc = rows_from(view_of(acc.p, c.layout, NH, Tq), q0, 4), f.m = rows_from(rm, q0), f.l = rows_from(rs, q0);
             if (j == 0) f.o = rows_from(view_of(o.p, c.layout, NH, Tq), q0, 2), f.lse = rows_from(rl, q0);
-            f.work = (int *)work.p;
+            f.work = (int*)work.p;
             CK(forward(f, 0));
         }
     CK(cudaDeviceSynchronize());
@@ -256,23 +315,30 @@ static void run_case(const Case &c) {
     double worst = 0;
     int bad = 0, empty = 0;
     for (size_t i = 0; i < nr; i++) {
-        if (want[i] == -INFINITY) { empty++; bad += !(got[i] == -INFINITY); continue; }
+        if (want[i] == -INFINITY) {
+            empty++;
+            bad += !(got[i] == -INFINITY);
+            continue;
+        }
         double e = fabs(got[i] - want[i]) / fmax(1., fabs(want[i]));
         if (!(e < 1e30)) bad++;
         else worst = fmax(worst, e);
     }
-    verdict(!bad && worst <= lse_tol && guard_ok(lse) && guard_ok(acc) && guard_ok(m) && guard_ok(l), "%-34s %-4s max %.2e (bound %.0e), %.0f rows see nothing, %.0f wrong\n", c.name, "lse", worst, lse_tol, empty, bad);
-    if (c.ck > 1 && c.cq == 1) {  // the same from separate carries, merged
+    verdict(!bad && worst <= lse_tol && guard_ok(lse) && guard_ok(acc) && guard_ok(m) && guard_ok(l),
+        "%-34s %-4s max %.2e (bound %.0e), %.0f rows see nothing, %.0f wrong\n", c.name, "lse", worst, lse_tol, empty, bad);
+    if (c.ck > 1 && c.cq == 1) {   // the same from separate carries, merged
         Buf acc2 = poisoned(nq * 4), m2 = poisoned(nr * 4), l2 = poisoned(nr * 4), lse2 = poisoned(nr * 4);
-        AttnRows rm2 = {(float *)m2.p, Tq, (int64_t)NH * Tq}, rs2 = {(float *)l2.p, Tq, (int64_t)NH * Tq}, rl2 = {(float *)lse2.p, Tq, (int64_t)NH * Tq};
+        AttnRows rm2 = {(float*)m2.p, Tq, (int64_t)NH * Tq}, rs2 = {(float*)l2.p, Tq, (int64_t)NH * Tq},
+                 rl2 = {(float*)lse2.p, Tq, (int64_t)NH * Tq};
         AttnView va = view_of(acc.p, c.layout, NH, Tq), va2 = view_of(acc2.p, c.layout, NH, Tq), none = {NULL, 0, 0, 0};
         CK(cudaMemset(o.p, 0xFF, o.bytes));
         for (int j = 0; j < c.ck; j++) {
             int k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
             AttnForward f;
             memset(&f, 0, sizeof f);
-            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.q = a.q, f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
-            f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int *)work.p;
+            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.q = a.q, f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2),
+            f.carry_out = 1;
+            f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int*)work.p;
             CK(forward(f, 0));
             if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0));
         }
@@ -281,20 +347,21 @@ static void run_case(const Case &c) {
         compare(c.name, "Omrg", o, 0, c.layout, B, NH, Tq, res[0][0], res[1][0]);
         std::vector<float> x = fetch(lse, 1, nr), y = fetch(lse2, 1, nr);
         double w = 0;
-        for (size_t i = 0; i < nr; i++) if (!(x[i] == y[i])) w = fmax(w, fabs((double)x[i] - y[i]) < 1e30 ? fabs((double)x[i] - y[i]) : 1e30);
+        for (size_t i = 0; i < nr; i++)
+            if (!(x[i] == y[i])) w = fmax(w, fabs((double)x[i] - y[i]) < 1e30 ? fabs((double)x[i] - y[i]) : 1e30);
         verdict(w <= 1e-4, "%-34s %-4s merged and carried differ by %.2e\n", c.name, "lse", w, 0, 0, 0);
     }
     if (only_forward) goto done;
     {
         // backward: all pairs of chunks, twice in the deterministic mode; dK, dV once more as bf16 if in one piece
         Buf dq = poisoned(nq * 4), dqb = poisoned(nq * 2), dk = poisoned(nk * 4), dv = poisoned(nk * 4), delta = poisoned(nr * 4);
-        AttnRows rd = {(float *)delta.p, Tq, (int64_t)NH * Tq};
+        AttnRows rd = {(float*)delta.p, Tq, (int64_t)NH * Tq};
         CK(attention_delta(a.dout, view_of(o.p, c.layout, NH, Tq), rd, B, NH, Tq, 0));
         std::vector<float> first, second;
         for (int mode = 0; mode < 3 + (c.cq * c.ck == 1); mode++) {
             int b16 = mode == 3;
             if (b16) dk = poisoned(nk * 2), dv = poisoned(nk * 2);
-            for (Buf *b : {&dq, &dqb, &dk, &dv}) CK(cudaMemset(b->p, 0xFF, b->bytes));
+            for (Buf* b : {&dq, &dqb, &dk, &dv}) CK(cudaMemset(b->p, 0xFF, b->bytes));
             for (int i = 0; i < c.cq; i++)
                 for (int j = c.ck - 1; j >= 0; j--) {
                     int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
@@ -302,31 +369,37 @@ static void run_case(const Case &c) {
                     memset(&f, 0, sizeof f);
                     f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0;
                     if (doc) f.s.doc_start = doc + q0;
-                    f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2), f.dout = rows_from(a.dout, q0, 2);
+                    f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2),
+                    f.dout = rows_from(a.dout, q0, 2);
                     f.lse = rows_from(rl, q0), f.delta = rows_from(rd, q0);
                     f.dq = rows_from(view_of(dq.p, c.layout, NH, Tq), q0, 4);
-                    f.dk = rows_from(view_of(dk.p, c.layout, NH, Tk), k0, b16 ? 2 : 4), f.dv = rows_from(view_of(dv.p, c.layout, NH, Tk), k0, b16 ? 2 : 4);
+                    f.dk = rows_from(view_of(dk.p, c.layout, NH, Tk), k0, b16 ? 2 : 4),
+                    f.dv = rows_from(view_of(dv.p, c.layout, NH, Tk), k0, b16 ? 2 : 4);
                     f.dkv_bf16 = b16, f.accumulate_dq = j != c.ck - 1, f.accumulate_dkv = i != 0;
                     f.deterministic = mode == 1 || mode == 2;
-                    f.work = (int *)work.p;
+                    f.work = (int*)work.p;
                     CK(attention_backward(f, 0));
                 }
             CK(attention_dq_finish(view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), 0.125f, B, NH, Tq, 0));
             CK(cudaDeviceSynchronize());
-            const char *tag[] = {"", "+det", "", "bf16"};
+            const char* tag[] = {"", "+det", "", "bf16"};
             if (mode != 2) {
                 char what[3][8];
-                snprintf(what[0], 8, "dQ%s", tag[mode]), snprintf(what[1], 8, "dK%s", tag[mode]), snprintf(what[2], 8, "dV%s", tag[mode]);
+                snprintf(what[0], 8, "dQ%s", tag[mode]), snprintf(what[1], 8, "dK%s", tag[mode]),
+                    snprintf(what[2], 8, "dV%s", tag[mode]);
                 compare(c.name, what[0], dqb, 0, c.layout, B, NH, Tq, res[0][1], res[1][1]);
                 compare(c.name, what[1], dk, !b16, c.layout, B, NH, Tk, res[0][2], res[1][2]);
                 compare(c.name, what[2], dv, !b16, c.layout, B, NH, Tk, res[0][3], res[1][3]);
             }
             if (mode == 1) first = fetch(dq, 1, nq);
-            if (mode == 2) second = fetch(dq, 1, nq), verdict(!memcmp(first.data(), second.data(), nq * 4) && guard_ok(dq), "%-34s %-4s two deterministic runs give the same bits\n", c.name, "dQ", 0, 0, 0, 0);
+            if (mode == 2)
+                second = fetch(dq, 1, nq),
+                verdict(!memcmp(first.data(), second.data(), nq * 4) && guard_ok(dq),
+                    "%-34s %-4s two deterministic runs give the same bits\n", c.name, "dQ", 0, 0, 0, 0);
         }
     }
 done:
-    for (void *p : owned) cudaFree(p);
+    for (void* p : owned) cudaFree(p);
     owned.clear();
 }
 
@@ -336,47 +409,56 @@ static void run_nan() {
     size_t n = (size_t)T * 64;
     std::vector<uint16_t> h(n);
     auto make = [&](int row, uint16_t bad) {
-        for (size_t i = 0; i < n; i++) { __nv_bfloat16 x = __float2bfloat16(normal()); memcpy(&h[i], &x, 2); }
+        for (size_t i = 0; i < n; i++) {
+            __nv_bfloat16 x = __float2bfloat16(normal());
+            memcpy(&h[i], &x, 2);
+        }
         if (row >= 0) h[(size_t)row * 64 + 7] = bad;
         Buf b = poisoned(n * 2);
         CK(cudaMemcpy(b.p, h.data(), n * 2, cudaMemcpyHostToDevice));
         return b;
     };
-    Buf q = make(qrow, 0xFFC0), k = make(krow, 0x7FC0), v = make(-1, 0), dout = make(-1, 0), o = poisoned(n * 2), lse = poisoned(T * 4), delta = poisoned(T * 4);
+    Buf q = make(qrow, 0xFFC0), k = make(krow, 0x7FC0), v = make(-1, 0), dout = make(-1, 0), o = poisoned(n * 2),
+        lse = poisoned(T * 4), delta = poisoned(T * 4);
     Buf dq = poisoned(n * 4), dk = poisoned(n * 4), dv = poisoned(n * 4), work = poisoned(1 << 20);
     AttnForward f;
     memset(&f, 0, sizeof f);
     f.s = {1, NH, T, T, 0, 0, 1, 0.125f, NULL, 0};
     f.q = view_of(q.p, 0, NH, T), f.k = view_of(k.p, 0, NH, T), f.v = view_of(v.p, 0, NH, T), f.o = view_of(o.p, 0, NH, T);
-    f.lse = {(float *)lse.p, T, T}, f.work = (int *)work.p;
+    f.lse = {(float*)lse.p, T, T}, f.work = (int*)work.p;
     CK(forward(f, 0));
     AttnBackward g;
     memset(&g, 0, sizeof g);
-    g.s = f.s, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view_of(dout.p, 0, NH, T), g.lse = f.lse, g.delta = {(float *)delta.p, T, T};
+    g.s = f.s, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view_of(dout.p, 0, NH, T), g.lse = f.lse,
+    g.delta = {(float*)delta.p, T, T};
     g.dq = view_of(dq.p, 0, NH, T), g.dk = view_of(dk.p, 0, NH, T), g.dv = view_of(dv.p, 0, NH, T), g.work = f.work;
     CK(attention_delta(g.dout, f.o, g.delta, 1, NH, T, 0));
     CK(attention_backward(g, 0));
     CK(cudaDeviceSynchronize());
     std::vector<float> x = fetch(o, 0, n), y = fetch(dq, 1, n);
     int wrong = 0;
-    for (int r = 0; r < T; r++) for (int d = 0; d < 64; d++) {
-        bool sees = r == qrow || r >= krow;
-        wrong += isnan(x[r * 64 + d]) != sees;
-        wrong += sees ? !isnan(y[r * 64 + d]) : r < krow / 128 * 128 && isnan(y[r * 64 + d]);  // beside the NaN key, 0 x NaN in the product dS K
-    }
-    verdict(!wrong, "%-34s %-4s NaN where a row sees one and not in tiles that hold none, %.0f wrong\n", "700x700 with NaN", "O,dQ", wrong, 0, 0, 0);
-    for (void *p : owned) cudaFree(p);
+    for (int r = 0; r < T; r++)
+        for (int d = 0; d < 64; d++) {
+            bool sees = r == qrow || r >= krow;
+            wrong += isnan(x[r * 64 + d]) != sees;
+            wrong += sees ? !isnan(y[r * 64 + d])
+                          : r < krow / 128 * 128 && isnan(y[r * 64 + d]);   // beside the NaN key, 0 x NaN in the product dS K
+        }
+    verdict(!wrong, "%-34s %-4s NaN where a row sees one and not in tiles that hold none, %.0f wrong\n", "700x700 with NaN",
+        "O,dQ", wrong, 0, 0, 0);
+    for (void* p : owned) cudaFree(p);
     owned.clear();
 }
 
 #ifndef VARIANTS
 #define VARIANTS X(ATTN_FWD_BEST)
 #endif
-int main(int argc, char **argv) {
-    int quick = argc > 1 && !strcmp(argv[1], "quick");  // small cases only, for compute-sanitizer
+int main(int argc, char** argv) {
+    int quick = argc > 1 && !strcmp(argv[1], "quick");   // small cases only, for compute-sanitizer
     if (argc > 1 && !quick) {
         int f = atoi(argv[1]), found = 0;
-#define X(F) if (f == (F)) forward = attention_forward_variant<F>, found = 1;
+#define X(F) \
+    if (f == (F)) forward = attention_forward_variant<F>, found = 1;
         VARIANTS
 #undef X
         if (!found) return printf("no such variant\n"), 2;
@@ -408,7 +490,8 @@ int main(int argc, char **argv) {
         {"600x900 in 1x4 chunks, keys later", 1, 2, 600, 900, 100, 0, 1, 0, 1, 1, 4, 1, 0},
         {"777x777 in 4x5 chunks, documents", 1, 2, 777, 777, 0, 0, 1, 200, 1, 4, 5, 1, 0},
     };
-    for (const Case &c : cases) if (!quick || c.Tq * c.Tk <= 320 * 400) run_case(c);
+    for (const Case& c : cases)
+        if (!quick || c.Tq * c.Tk <= 320 * 400) run_case(c);
     if (!only_forward) run_nan();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
