@@ -151,7 +151,7 @@ part_fuzz() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gcc clang faults asan_cli double float cli embed fuzz}
+parts=${*:-asan tsan gpu gcc clang faults asan_cli double float cli embed fuzz}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
