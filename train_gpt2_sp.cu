@@ -1169,7 +1169,9 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
     ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     ATTN_TRY(cudaMemsetAsync(a.work, 0, 4, stream));
     int grid = attn_sms();
-    attention_forward_kernel<F> < <<grid<p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
+    // clang-format off
+    attention_forward_kernel<F><<<grid<p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
+    // clang-format on
     return cudaGetLastError();
 }
 #ifndef ATTN_FWD_BEST

@@ -18,8 +18,13 @@ case ${1:-} in
 *) echo "demo.sh: unknown option $1 (there is --short)" >&2; exit 1 ;;
 esac
 
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
-show() { printf '$ %s\n' "$*"; "$@"; }
+say() { printf '\n== %s\n' "$*"; }
+show() {   # prints a command as one would type it, and runs it
+    printf '$'
+    for word; do case $word in *[!A-Za-z0-9_./,=:+-]*) printf " '%s'" "$word" ;; *) printf ' %s' "$word" ;; esac; done
+    echo
+    "$@"
+}
 
 # ----- what it takes ------------------------------------------------------------------------------
 
