@@ -324,6 +324,7 @@ static const Option* option_find(const char* name) {
 
 // The index-th word of "a|b|c" in out; 0 if there is none.
 static int choice_word(const char* words, int index, char* out, size_t out_size) {
+    if (index < 0) return 0;
     for (; index > 0; index--) {
         words = strchr(words, '|');
         if (!words) return 0;
@@ -435,6 +436,27 @@ void gpt2_sp_defaults(gpt2_sp_options* o) {
     }
 }
 
+// The ranges again, for options that a program has set in the struct itself.
+static int options_check(const gpt2_sp_options* o, Error* e) {
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const Option* option = &OPTIONS[i];
+        const char* field = (const char*)o + option->offset;
+        char word[32];
+        double value = option->kind == OPTION_INT ? (double)*(const int64_t*)(const void*)field
+            : option->kind == OPTION_NUM          ? *(const double*)(const void*)field
+                                                  : option->low;
+        if (!(value >= option->low && value <= option->high))
+            return fail(e, "--%s %.16g: must be from %.16g to %.16g", option->name, value, option->low, option->high);
+        if (option->kind == OPTION_TXT && !memchr(field, 0, GPT2_SP_TEXT))
+            return fail(e, "--%s: a text without an end", option->name);
+        if (option->kind == OPTION_TXT && strlen(field) > 1000)
+            return fail(e, "--%s: %zu bytes, at most 1000 are supported", option->name, strlen(field));
+        if (option->kind == OPTION_CHO && !choice_word(option->text, *(const int*)(const void*)field, word, sizeof word))
+            return fail(e, "--%s: expected one of %s", option->name, option->text);
+    }
+    return 0;
+}
+
 int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
     Error e = {{0}};
     const Option* option = option_find(name);
@@ -448,7 +470,12 @@ static void option_print(const gpt2_sp_options* o, const Option* option, char* o
     const char* field = (const char*)o + option->offset;
     switch (option->kind) {
     case OPTION_INT: snprintf(out, out_size, "%lld", (long long)*(const int64_t*)(const void*)field); break;
-    case OPTION_NUM: snprintf(out, out_size, "%g", *(const double*)(const void*)field); break;
+    case OPTION_NUM:   // the shortest spelling that reads back the same
+        for (int digits = 6; digits <= 17; digits++) {
+            snprintf(out, out_size, "%.*g", digits, *(const double*)(const void*)field);
+            if (strtod(out, NULL) == *(const double*)(const void*)field) break;
+        }
+        break;
     case OPTION_CHO: choice_word(option->text, *(const int*)(const void*)field, out, out_size); break;
     default: snprintf(out, out_size, "%s", field);
     }
@@ -462,6 +489,10 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
     int status = 0;
     for (int number = 1; status == 0 && fgets(line, sizeof line, file); number++) {
         char *name = line, *end = line + strlen(line);
+        if (end == line + sizeof line - 1 && end[-1] != '\n') {
+            status = fail(e, "%s:%d: longer than %zu bytes", path, number, sizeof line - 2);
+            break;
+        }
         while (end > line && isspace((unsigned char)end[-1])) *--end = 0;
         while (isspace((unsigned char)*name)) name++;
         if (*name == 0 || *name == '#') continue;
@@ -763,6 +794,10 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
         memset(&found, 0, sizeof found);
         int folder = stat(pattern, &info) == 0 && S_ISDIR(info.st_mode);
         if (folder) snprintf(pattern + length, sizeof pattern - (size_t)length, "/*.tok");
+        if (!folder && stat(pattern, &info) == 0) {   // a file, whatever its name holds
+            status = dataset_add(d, pattern, raw_u16, e);
+            continue;
+        }
         int code = glob(pattern, 0, NULL, &found);
         if (folder && (code == 0 || code == GLOB_NOMATCH)) {
             snprintf(pattern + length, sizeof pattern - (size_t)length, "/*.bin");
@@ -3337,7 +3372,9 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;                     // newest checkpoint; -1: none
+    int64_t saved_step;     // newest checkpoint; -1: none
+    int64_t resumed_step;   // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
+    int64_t newest_step;
     int64_t eot;                            // the tokenizer's end-of-text token
     int lock_fd;                            // OUT/.lock, held while this trainer lives
     AdamW adamw;                            // of the step that runs
@@ -3581,20 +3618,14 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     return count;
 }
 
-// Removes what interrupted saves left, and whole checkpoints beyond the newest `keep`.
-static int checkpoint_clean(const char* out, int64_t keep, Error* e) {
-    int64_t* steps;
-    int count = checkpoint_list(out, &steps, e), status = count < 0 ? -1 : 0;
+// Removes what interrupted saves left.
+static int checkpoint_clean(const char* out, Error* e) {
     char path[GPT2_SP_TEXT + 300];
-    for (int64_t i = keep; status == 0 && i < count; i++) {
-        snprintf(path, sizeof path, "%.1000s/step_%08lld", out, (long long)steps[i]);
-        status = folder_remove(path, e);
-    }
-    free(steps);
-    DIR* dir = status == 0 ? opendir(out) : NULL;
+    int status = 0;
+    DIR* dir = opendir(out);
     for (struct dirent* entry; status == 0 && dir && (entry = readdir(dir)) != NULL;) {
         size_t n = strlen(entry->d_name);
-        if (strncmp(entry->d_name, "step_", 5) != 0 || n < 4 || strcmp(entry->d_name + n - 4, ".tmp") != 0) continue;
+        if (strncmp(entry->d_name, "step_", 5) != 0 || strcmp(entry->d_name + n - 4, ".tmp") != 0) continue;
         snprintf(path, sizeof path, "%.1000s/%.255s", out, entry->d_name);
         status = folder_remove(path, e);
     }
@@ -3618,31 +3649,6 @@ static int checkpoint_write(gpt2_sp* g, const char* folder) {
     if (status == 0) status = checkpoint_text(folder, "manifest.txt", manifest, ignored, sizeof ignored, e);
     if (status == 0) status = folder_sync(folder, e);
     return status;
-}
-
-int gpt2_sp_save(gpt2_sp* g) {
-    const char* out = g->options.out;
-    char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
-    Error* e = &g->error;
-    e->text[0] = 0;
-    if (!out[0]) return fail(e, "no --out folder to save in");
-    if (g->saved_step == g->step) return 0;
-    snprintf(final, sizeof final, "%.1000s/step_%08lld", out, (long long)g->step);
-    snprintf(temporary, sizeof temporary, "%s.tmp", final);
-    snprintf(replaced, sizeof replaced, "%s.replaced.tmp", final);
-    if (checkpoint_clean(out, INT64_MAX, e) != 0) return -1;
-    int status = checkpoint_write(g, temporary);
-    if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
-        status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
-    if (status == 0 && rename(temporary, final) != 0) status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
-    if (status == 0) status = folder_sync(out, e);
-    Error later = {{0}};
-    if (status != 0) {
-        folder_remove(temporary, &later);   // the first error is the one to tell
-        return -1;
-    }
-    g->saved_step = g->step;
-    return checkpoint_clean(out, g->options.keep, e);
 }
 
 // Checks a manifest and every file it names against their lengths and CRCs.
@@ -3685,6 +3691,49 @@ static int checkpoint_verify(const char* folder, Error* e) {
     if (status == 0 && files != 4) status = fail(e, "%.900s: names %d files, expected 4", path, files);
     free(text);
     return status;
+}
+
+// Removes whole checkpoints beyond the newest --keep. What the resumed run passed over as damaged does not count.
+static int checkpoint_retire(gpt2_sp* g, Error* e) {
+    int64_t *steps, kept = 0;
+    int count = checkpoint_list(g->options.out, &steps, e), status = count < 0 ? -1 : 0;
+    char path[GPT2_SP_TEXT + 300];
+    Error damage;
+    for (int i = 0; status == 0 && i < count; i++) {
+        snprintf(path, sizeof path, "%.1000s/step_%08lld", g->options.out, (long long)steps[i]);
+        int doubtful = steps[i] > g->resumed_step && steps[i] <= g->newest_step;
+        if (steps[i] > g->step || (doubtful && checkpoint_verify(path, &damage) != 0)) continue;
+        if (kept++ >= g->options.keep) status = folder_remove(path, e);
+    }
+    free(steps);
+    return status;
+}
+
+int gpt2_sp_save(gpt2_sp* g) {
+    const char* out = g->options.out;
+    char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
+    Error* e = &g->error;
+    e->text[0] = 0;
+    if (!out[0]) return fail(e, "no --out folder to save in");
+    if (g->saved_step == g->step) return 0;
+    snprintf(final, sizeof final, "%.1000s/step_%08lld", out, (long long)g->step);
+    snprintf(temporary, sizeof temporary, "%s.tmp", final);
+    snprintf(replaced, sizeof replaced, "%s.replaced.tmp", final);
+    if (checkpoint_clean(out, e) != 0) return -1;
+    int status = checkpoint_write(g, temporary);
+    if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
+        status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
+    if (status == 0 && rename(temporary, final) != 0) status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
+    if (status == 0) status = folder_sync(out, e);
+    Error later = {{0}};
+    if (status != 0) {
+        folder_remove(temporary, &later);   // the first error is the one to tell
+        return -1;
+    }
+    g->saved_step = g->step;
+    if (checkpoint_clean(out, &later) != 0 || checkpoint_retire(g, &later) != 0)
+        fprintf(stderr, "%s is saved, but an older one is left: %s\n", final, later.text);
+    return 0;
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
@@ -3828,6 +3877,15 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
         status = fail(e, "%.700s: activation_function `%.60s`, expected gelu_new", path, word);
     if (status == 0 && json_get_double(text, size, "layer_norm_epsilon", &epsilon) == 1 && fabs(epsilon - 1e-5) > 1e-12)
         status = fail(e, "%.700s: layer_norm_epsilon %g, expected 1e-05", path, epsilon);
+    static const struct {
+        const char* key;
+        int value;
+    } flags[] = {{"tie_word_embeddings", 1}, {"scale_attn_weights", 1}, {"scale_attn_by_inverse_layer_idx", 0}};
+    for (int i = 0; status == 0 && i < 3; i++) {
+        int flag = flags[i].value;
+        if (json_get_bool(text, size, flags[i].key, &flag) < 0 || flag != flags[i].value)
+            status = fail(e, "%.700s: %s must be %s", path, flags[i].key, flags[i].value ? "true" : "false");
+    }
     for (int i = 0; status == 0 && i < 4; i++) {
         int64_t number = json_need(text, size, keys[i], path, e);
         snprintf(value, sizeof value, "%lld", (long long)number);
@@ -3934,6 +3992,7 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
 
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
+    if (sequences < 1) return fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
     if (evaluate_data(g, sequences) != 0) return -1;
     *loss = g->evaluation.loss / g->evaluation.count;
     return 0;
@@ -4280,7 +4339,7 @@ static Loader loader_make(gpt2_sp* g, Dataset* data, int64_t passes, int shuffle
 
 static int data_fits(const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
     if (d->tokens < (uint64_t)o->seq_len + 1)
-        return fail(e, "--%s has %llu tokens, one sequence needs %lld (--seq-len and one more)", option,
+        return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)", option,
             (unsigned long long)d->tokens, (long long)o->seq_len + 1);
     if (d->vocab > vocab)
         return fail(e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
@@ -4294,13 +4353,21 @@ static int out_lock(gpt2_sp* g) {
     snprintf(path, sizeof path, "%s/.lock", g->options.out);
     g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (g->lock_fd < 0) return fail(&g->error, "cannot open %.900s: %s", path, strerror(errno));
-    if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0) return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
+    if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
     return 0;
 }
 
 static int rank_weights_init(Rank* r, gpt2_sp* g) {
     weights_init(r, (uint64_t)g->options.seed);
     return 0;
+}
+
+// A folder given by hand: with a manifest it must be whole, without one (Hugging Face's have none) it is taken as it is.
+static int folder_check(const char* folder, Error* e) {
+    char path[GPT2_SP_TEXT + 96];
+    snprintf(path, sizeof path, "%s/manifest.txt", folder);
+    return access(path, F_OK) == 0 ? checkpoint_verify(folder, e) : 0;
 }
 
 // Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
@@ -4311,13 +4378,19 @@ static int trainer_start(gpt2_sp* g) {
     if (found) {
         g->folder = folder, g->load_moments = 1;
         if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
-        g->saved_step = g->step;
-        return 0;
+        int64_t* steps;
+        int count = checkpoint_list(g->options.out, &steps, &g->error);
+        if (count > 0) g->newest_step = steps[0];
+        free(steps);
+        g->saved_step = g->resumed_step = g->step;
+        g->folder = NULL;
+        return count < 0 ? -1 : 0;
     }
     if (ranks_run(g, g->device->init) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
     gpt2_sp_options saved = g->options;
     int64_t vocab, eot;
+    if (folder_check(g->options.init_from, &g->error) != 0) return -1;
     if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
     if (saved.layers != g->options.layers || saved.heads != g->options.heads || saved.channels != g->options.channels ||
         vocab != g->mesh.shape.V)
@@ -4337,6 +4410,7 @@ static int trainer_start(gpt2_sp* g) {
 static int trainer_create(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
+    if (options_check(o, e) != 0) return -1;
     if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
@@ -4344,6 +4418,9 @@ static int trainer_create(gpt2_sp* g) {
     if (data_fits(&g->data, o, "data", vocab, e) != 0 ||
         (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0))
         return -1;
+    if (o->val_data[0] && (g->val_data.tokenizer != g->data.tokenizer || g->val_data.vocab != g->data.vocab))
+        return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u", g->val_data.tokenizer,
+            g->val_data.vocab, g->data.tokenizer, g->data.vocab);
     if (trainer_init(g, vocab, 1) != 0) return -1;
     int world = g->mesh.world;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
@@ -4391,7 +4468,8 @@ static const Device* gpt2_sp_device =
 
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
-    if (g) g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1, g->saved_step = -1;
+    if (g)
+        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1, g->saved_step = g->resumed_step = g->newest_step = -1;
     return g;
 }
 
@@ -4419,8 +4497,7 @@ static int trainer_load(gpt2_sp* g) {
     snprintf(folder, sizeof folder, "%s", o->from);
     snprintf(config, sizeof config, "%s/config.json", folder);
     if (access(config, R_OK) == 0) {
-        snprintf(config, sizeof config, "%s/manifest.txt", folder);
-        if (access(config, R_OK) == 0 && checkpoint_verify(folder, &g->error) != 0) return -1;
+        if (folder_check(folder, &g->error) != 0) return -1;
     } else {
         int found = checkpoint_find(o->from, folder, sizeof folder, &g->error);
         if (found < 0) return -1;
@@ -4446,6 +4523,7 @@ static void catch_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART;   // a write to a full pipe goes on, the loop sees the flag
     sigemptyset(&action.sa_mask);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
@@ -4554,28 +4632,33 @@ static void train_header(const gpt2_sp* g) {
     fflush(stdout);
 }
 
+// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks still can.
+static int train_stop(gpt2_sp* g) {
+    Error why = g->error;
+    if (g->options.out[0] && !g->world.aborted) gpt2_sp_save(g);
+    g->error = why;
+    return -1;
+}
+
 // The loop: step, validate, log, save. A signal ends it after the step in hand.
 static int train_loop(gpt2_sp* g, FILE* log) {
     const gpt2_sp_options* o = &g->options;
     while (g->step < o->steps && !stop_signal) {
         gpt2_sp_stats stats;
         double val_loss = 0;
-        if (gpt2_sp_step(g, &stats) != 0) {   // the weights are those of the last good step: keep them if the ranks still can
-            Error why = g->error;
-            if (o->out[0] && !g->world.aborted) gpt2_sp_save(g);
-            g->error = why;
-            return -1;
-        }
+        if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
-        if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return -1;
+        if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
         printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step,
             (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
         if (validate) printf("  val %.4f", val_loss);
         printf("%s\n", stats.updated ? "" : "  not finite: no update");
         fflush(stdout);
-        if (log && log_step(log, &stats, validate ? &val_loss : NULL) != 0)
-            return fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+        if (log && log_step(log, &stats, validate ? &val_loss : NULL) != 0) {
+            fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+            return train_stop(g);
+        }
         if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0)
             fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step, g->error.text);
     }
@@ -4587,6 +4670,9 @@ static int train_loop(gpt2_sp* g, FILE* log) {
 
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
+    if (o->save_every > 0 && !o->out[0])
+        return fail(e, "--save-every %lld needs --out, the run's folder", (long long)o->save_every);
+    if (o->val_every > 0 && !o->val_data[0]) return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
     catch_signals();
     gpt2_sp* g = gpt2_sp_create(o, e->text, sizeof e->text);
     if (!g) return -1;
@@ -4643,19 +4729,16 @@ typedef struct {
 // Projects one run of a table: at every step the slowest rank's work or exchange, whichever takes longer.
 static double schedule_seconds(const Schedule* s, double unit_seconds, double element_seconds, double* work) {
     double total = 0;
-    for (int step = 0; step < s->steps; step++) {
-        double longest = 0;
+    for (int step = 0, op = 0, message = 0; step < s->steps; step++) {
+        double units[256] = {0}, sent[256] = {0}, received[256] = {0}, longest = 0;   // of each rank
+        for (; op < s->op_count && s->ops[op].step == step; op++) units[s->ops[op].rank] += op_units(s, &s->ops[op]);
+        for (; message < s->message_count && s->messages[message].step == step; message++) {
+            double elements = item_units(s, s->messages[message].item);
+            sent[s->messages[message].from] += elements, received[s->messages[message].to] += elements;
+        }
         for (int r = 0; r < s->P; r++) {
-            double units = 0, sent = 0, received = 0;
-            for (int i = 0; i < s->op_count; i++)
-                if (s->ops[i].step == step && s->ops[i].rank == r) units += op_units(s, &s->ops[i]);
-            for (int i = 0; i < s->message_count; i++) {
-                if (s->messages[i].step != step) continue;
-                if (s->messages[i].from == r) sent += item_units(s, s->messages[i].item);
-                if (s->messages[i].to == r) received += item_units(s, s->messages[i].item);
-            }
-            work[r] += units;
-            longest = fmax(longest, fmax(units * unit_seconds, fmax(sent, received) * element_seconds));
+            work[r] += units[r];
+            longest = fmax(longest, fmax(units[r] * unit_seconds, fmax(sent[r], received[r]) * element_seconds));
         }
         total += longest;
     }
@@ -4796,6 +4879,9 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     if (o->data[0]) {
         status = dataset_open(&g->val_data, o->data, (int)o->raw_u16, (int)o->doc_mask, &g->error);
         if (status == 0) status = data_fits(&g->val_data, &g->options, "data", g->mesh.shape.V, &g->error);
+        if (status == 0 && g->val_data.eot != g->eot)
+            status = fail(&g->error, "--data ends its documents with token %u, the model with %lld: another tokenizer",
+                g->val_data.eot, (long long)g->eot);
         g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
         if (status == 0) status = evaluate_data(g, o->val_sequences);
         evaluation = g->evaluation;
@@ -4999,7 +5085,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
                               : fail(&e, "out of memory");
     if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
     else if (status == 0) status = command->run(&options, &inputs, &e);
-    if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0) status = fail(&e, "cannot write the output: %s", strerror(errno));
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0) status = fail(&e, "cannot write all of the output");
     for (char* p = e.text; *p; p++)
         if ((unsigned char)*p < ' ') *p = '?';   // a name from outside may hold a line break
     if (status < 0) fprintf(stderr, "train_gpt2_sp %s: %s\n", command->name, e.text);

@@ -62,7 +62,7 @@ again
 "$program" train $shape --steps 1000000 > out 2> err &
 pid=$!
 tries=0
-until [ "$(wc -l < out)" -gt 7 ] || [ $tries = 500 ]; do sleep 0.02; tries=$((tries + 1)); done
+until [ "$(wc -l < run/log.jsonl)" -gt 4 ] || [ $tries = 500 ]; do sleep 0.02; tries=$((tries + 1)); done
 rm -rf run
 kill -TERM $pid
 wait $pid

@@ -35,7 +35,8 @@ def running_mean(values, window):
 
 
 def name_of(path):
-    return os.path.basename(os.path.normpath(path))
+    name = os.path.basename(os.path.normpath(path))
+    return name[:-5] if name.endswith(".json") else name
 
 
 def draw_loss(axes, runs, labels):
