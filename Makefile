@@ -116,7 +116,7 @@ bench-gpu: build/dev/bench_attention   ## speed of the attention kernels; dev/pe
 demo:   ## from the sources and documents of this tree to a trained model, in two minutes
 	@sh scripts/demo.sh
 
-test:   ## all tests (about eight minutes on 2 cores); its last line is the total
+test:   ## all tests (about six minutes on 2 cores); its last line is the total
 	@MAKE='$(MAKE)' sh dev/run_tests.sh
 
 check: train_gpt2_sp   ## only the fault injection into checkpoint writes (needs strace)
