@@ -214,17 +214,17 @@ static void schedules_known(void) {
         int kind, P, backward, steps;
         double makespan, elements;
     } known[] = {
-        {GPT2_SP_DIST, 8, 0, 5, 4, 7},
-        {GPT2_SP_DIST, 8, 1, 5, 4, 3 * 3 + 3 * 4 / 16.0 + 1.75},
+        {GPT2_SP_DIST, 8, 0, 6, 4, 7},
+        {GPT2_SP_DIST, 8, 1, 6, 4, 3 * 3 + 3 * 4 / 16.0 + 1.75},
         {GPT2_SP_DIST, 1, 0, 1, 0.5, 0},
-        {GPT2_SP_DIST, 7, 0, 4, 3.5, 6},
+        {GPT2_SP_DIST, 7, 0, 5, 3.5, 6},
         {GPT2_SP_DIST_PAPER, 8, 0, 5, 4.5, 7},
         {GPT2_SP_RING, 8, 0, 8, 7.5, 14},
         {GPT2_SP_ZIGZAG, 8, 0, 8, 4, 14},
         {GPT2_SP_ALLGATHER, 8, 1, 2, 4, 28},
         {GPT2_SP_ULYSSES, 8, 0, 1, 4, 3.5},
-        {GPT2_SP_DIST, 2, 0, 2, 1, 1},
-        {GPT2_SP_DIST, 3, 0, 2, 1.5, 2},
+        {GPT2_SP_DIST, 2, 0, 3, 1, 1},
+        {GPT2_SP_DIST, 3, 0, 3, 1.5, 2},
         {GPT2_SP_RING, 4, 1, 4, 3.5, 10.5},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
@@ -271,13 +271,14 @@ static void schedules_refused(void) {
 }
 
 static const char* const PICTURE =
-    "dist, 8 ranks, forward: 5 steps, makespan 4 units, ideal 4 (100.0 %), 7 C received per rank\n"
+    "dist, 8 ranks, forward: 6 steps, makespan 4 units, ideal 4 (100.0 %), 7 C received per rank\n"
     "  step   rank 0      rank 1      rank 2      rank 3      rank 4      rank 5      rank 6      rank 7     \n"
-    "     0   q0k0        q1k1        q2k2        q3k3        q4k4        q5k5        q6k6        q7k7       \n"
+    "     0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   \n"
     "     1   q7k0*       q1k0        q2k1        q3k2        q4k3        q5k4        q6k5        q7k6       \n"
     "     2   q6k0*       q7k1*       q2k0        q3k1        q4k2        q5k3        q6k4        q7k5       \n"
     "     3   q5k0*       q6k1*       q7k2*       q3k0        q4k1        q5k2        q6k3        q7k4       \n"
     "     4   q4k0* 1/2   q5k1* 1/2   q6k2* 1/2   q7k3* 1/2   q4k0 1/2    q5k1 1/2    q6k2 1/2    q7k3 1/2   \n"
+    "     5   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   \n"
     "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; +n: n more pairs\n";
 
 static void schedules_drawn(void) {

@@ -100,6 +100,10 @@
     INT(verify, "verify", 0, 0, 1, "T", \
         "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
     INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
+    TXT(trace, "trace", "", "T", \
+        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print it") \
+    INT(check, "check", 0, 0, 1, "T", \
+        "before the first step, compare the loss and every gradient of its batch with those of one rank alone") \
     INT(threads, "threads", 0, 0, 1024, "TPAE", "threads per rank; 0: the machine's cores divided by the ranks") \
     INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
     NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
@@ -1329,7 +1333,11 @@ enum { DIST_WHOLE, DIST_PAPER, DIST_LIGHTSEQ };   // what happens at the last st
 // condition, which also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
 static void schedule_build_dist(Schedule* s, int variant) {
     int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
-    for (int r = 0; r < P; r++) schedule_op(s, 0, r, r, r, 0, s->head_parts);
+    int halves = variant == DIST_WHOLE && P > 1;   // the diagonal's second half hides the last results on their way home
+    for (int r = 0; r < P; r++) {
+        schedule_op(s, 0, r, r, r, 0, halves ? 1 : s->head_parts);
+        if (halves) schedule_op(s, P / 2 + 1, r, r, r, 1, 2);
+    }
     for (int t = 1; t <= P / 2; t++)
         for (int r = 0; r < P; r++) {
             int other = mirrored ? (r + t) % P : (r - t + P) % P;
@@ -1524,7 +1532,7 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     memset(s, 0, sizeof *s);
     s->kind = kind, s->P = P, s->backward = backward;
     s->chunks = schedule_two_chunks(kind) ? 2 * P : P;
-    s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P % 2 == 0 ? 2 : 1;
+    s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P > 1 ? 2 : 1;
 }
 
 // Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
@@ -2066,6 +2074,8 @@ typedef struct {
     int (*load)(Rank* r, gpt2_sp* g);
     int (*save)(Rank* r, gpt2_sp* g);
     int (*step)(Rank* r, gpt2_sp* g);
+    int (*gradients)(
+        Rank* r, gpt2_sp* g);   // of the ranks' batches, no update: each rank's slices to g->collected, the loss to g->sums
     int (*pass)(Rank* r, int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
     int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature,
         int64_t top_k, double top_p, uint64_t seed);
@@ -3386,7 +3396,7 @@ struct gpt2_sp {
     int updated;                            // it changed the weights
     int skipped;                            // steps in a row that were not finite
     Evaluation evaluation;                  // that rank_evaluate adds to
-    real* collected;                        // all weights, while generate needs them from --zero 3
+    real* collected;                        // all weights, while generate needs them from --zero 3; all gradients, during --check
     const char* folder;                     // that rank_load reads
     int load_moments;                       // and the moments too
     OutFile *model_file, *optimizer_file;   // that rank_save writes
@@ -4195,14 +4205,19 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 
 // ===== 12. training loop ========================================================================
 
-static int rank_step(Rank* r, gpt2_sp* g) {
+// The gradients of the step's batches, summed over the passes and all ranks.
+static int rank_gradients_sum(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
-    double sums[2];
     r->learn = 1, r->loss_sum = 0;
     memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? layout->shard : layout->elements) * sizeof(real));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (model_forward_backward(r, pass) != 0) return -1;
-    if (gradients_reduce(r, sums) != 0) return -1;
+    return gradients_reduce(r, sums);
+}
+
+static int rank_step(Rank* r, gpt2_sp* g) {
+    double sums[2];
+    if (rank_gradients_sum(r, sums) != 0) return -1;
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = g->adamw;
@@ -4211,11 +4226,32 @@ static int rank_step(Rank* r, gpt2_sp* g) {
     return finite ? weights_update(r, &adamw) : 0;
 }
 
+static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
+    const Layout* layout = r->layout;
+    double sums[2];
+    if (rank_gradients_sum(r, sums) != 0) return -1;
+    if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1];
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        int64_t at = unit->offset + r->world_rank * unit->slice;
+        memcpy(
+            g->collected + at, r->gradients + (r->mesh->zero >= 2 ? unit->shard_offset : at), (size_t)unit->slice * sizeof(real));
+    }
+    return 0;
+}
+
+// Takes the next batch, gives every rank its part, and has the one after it read.
+static Batch* batch_take(gpt2_sp* g) {
+    Batch* batch = loader_take(&g->loader, &g->error);
+    for (int i = 0; batch && i < g->mesh.world; i++)
+        g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
+    return batch;
+}
+
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
-    Batch* batch = loader_take(&g->loader, &g->error);
+    Batch* batch = batch_take(g);
     if (!batch) return -1;
-    for (int i = 0; i < g->mesh.world; i++) g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
@@ -4440,7 +4476,11 @@ static int trainer_create(gpt2_sp* g) {
 
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
-    return o->verify || o->profile ? fail(e, "--%s: only the GPU program has it", o->verify ? "verify" : "profile") : 0;
+    return o->verify || o->profile || o->trace[0] ? fail(e, "--%s: only the GPU program has it",
+                                                        o->verify        ? "verify"
+                                                            : o->profile ? "profile"
+                                                                         : "trace")
+                                                  : 0;
 }
 
 // Rates of this machine: a matrix product of the model's width, and copying memory.
@@ -4469,7 +4509,7 @@ static void measure_rates(double* gflops, double* gbs, int threads) {
 }
 
 static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load,
-    rank_save, rank_step, model_forward_backward, NULL, NULL, measure_rates};
+    rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates};
 static const Device* gpt2_sp_device =
     &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
 
@@ -4478,6 +4518,75 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     if (g)
         g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1, g->saved_step = g->resumed_step = g->newest_step = -1;
     return g;
+}
+
+// --- --check: the same batch on one rank alone ---
+
+// The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
+static int gradients_collect(gpt2_sp* g, uint64_t sample) {
+    loader_request(&g->loader, sample);
+    if (!batch_take(g)) return -1;
+    g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
+    if (!g->collected) return fail(&g->error, "out of memory for all gradients");
+    int status = ranks_run(g, g->device->gradients);
+    loader_request(&g->loader, sample);
+    return status;
+}
+
+// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is some 2^-24 per operation; in the GPU
+// program a sum that differs in its last bits now and then rounds to another bf16 number, 2^-8 away, in the residual stream of a layer and in the
+// gradients that pass through it. Such flips are rare and independent, so they add up like the square root of the layers they pass through: the
+// bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+static double check_bound(const gpt2_sp* g) {
+    return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
+}
+
+// Compares tensor by tensor: sqrt(sum of squared differences / sum of squares), NaN counts as too large.
+static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
+    double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
+    printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
+    for (int u = 0; u < g->layout.count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&g->mesh.shape, id);
+            if (p.unit != g->layout.units[u].kind) continue;
+            const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
+            const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
+            double difference = 0, square = 0;
+            char name[ST_NAME_MAX];
+            for (int64_t i = 0; i < parameter_elements(&p); i++)
+                difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]),
+                    square += (double)b[i] * (double)b[i];
+            double error = square > 0 ? sqrt(difference / square) : sqrt(difference);
+            if (!(error <= worst)) worst = error;
+            tensor_name(name, sizeof name, "", &p, u);
+            printf("  %-24s %.3e\n", name, error);
+        }
+    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
+    if (!(worst <= bound) || !(loss <= bound))
+        return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e", g->mesh.world,
+            worst, loss, bound);
+    return 0;
+}
+
+// Compares this run's first batch with a second trainer of one rank, with the same weights and samples.
+static int trainer_check_ranks(gpt2_sp* g) {
+    gpt2_sp_options o = g->options;
+    o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0, o.profile = 0;
+    if (g->resumed_step >= 0) snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
+    o.out[0] = 0, o.save_every = 0;
+    if (g->loader.running) loader_take(&g->loader, &g->error);   // it reads ahead
+    gpt2_sp* one = trainer_new(&o);
+    int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
+    if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
+    if (status == 0) status = gradients_collect(g, g->next_sample);
+    if (status == 0 && gradients_collect(one, g->next_sample) != 0)
+        status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
+    if (status == 0) status = gradients_compare(g, one);
+    if (one) free(one->collected);
+    free(g->collected);
+    g->collected = NULL;
+    gpt2_sp_destroy(one);
+    return status;
 }
 
 // The trainer, or, where its making failed, NULL and the reason.
@@ -4691,6 +4800,11 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         if (status != 0) *e = g->error;
         gpt2_sp_destroy(g);
         return status;
+    }
+    if (o->check && trainer_check_ranks(g) != 0) {
+        *e = g->error;
+        gpt2_sp_destroy(g);
+        return -1;
     }
     if (g->step >= o->steps) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
     if (o->out[0] && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;

@@ -1317,6 +1317,15 @@ enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
 enum { UNIT_BUFFERS = 4 };   // of the embeddings, of the final norm, and two that the layers take in turn
 static const size_t LT_WORKSPACE = 32 << 20;
 
+// --trace: something that a stream did in the traced step. Lanes are the rank's streams.
+enum { LANE_COMPUTE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
+typedef struct {
+    int lane;
+    char name[28];
+    cudaEvent_t begin, end;
+    float from, to;   // ms since the step began
+} Span;
+
 // A matrix product of one shape, with the algorithm that was chosen for it.
 typedef struct {
     int64_t m, n, k;
@@ -1374,7 +1383,8 @@ struct Gpu {
 
     double* host_stats;   // pinned
     void* pinned;         // batches, losses and hits of the host
-    int profile, mark_count, group_count;
+    int profile, tracing, mark_count, group_count, span_count, steps;
+    Span* spans;          // (MAX_SPANS)
     cudaEvent_t* marks;   // (MAX_MARKS)
     int mark_group[MAX_MARKS];
     const char* groups[MAX_GROUPS];
@@ -1737,6 +1747,9 @@ static void gpu_release(Rank* r) {
     }
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
+    for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
+        cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
+    free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
     cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
     for (int i = 0; i < 3; i++)
@@ -1758,15 +1771,35 @@ static void gpu_release(Rank* r) {
     r->device = NULL;
 }
 
-// --profile: the end of some work of a group. The time since the mark before it is the group's.
+// --profile and --trace: the end of some work of a group. The time since the mark before it is the group's.
 static void mark(Gpu* d, const char* group) {
-    if (!d->marks || d->mark_count == MAX_MARKS) return;
+    if (!d->marks || !(d->profile || d->tracing) || d->mark_count == MAX_MARKS) return;
     int g = 0;
     while (g < d->group_count && d->groups[g] != group) g++;
     if (g == MAX_GROUPS) return;
     if (g == d->group_count) d->groups[d->group_count++] = group;
     d->mark_group[d->mark_count] = g;
     cudaEventRecord(d->marks[d->mark_count++], d->stream);
+}
+
+// --trace: a span begins or ends with what is enqueued on its lane.
+static cudaStream_t lane_stream(const Gpu* d, int lane) {
+    return lane == LANE_COMPUTE ? d->stream : lane == LANE_COPY ? d->copies : d->gathers;
+}
+static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
+    if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
+    Span* span = &d->spans[d->span_count++];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(span->name, sizeof span->name, format, arguments);
+    va_end(arguments);
+    span->lane = lane;
+    if (!span->begin) cudaEventCreate(&span->begin), cudaEventCreate(&span->end);
+    cudaEventRecord(span->begin, lane_stream(d, lane));
+    return span;
+}
+static void span_end(Gpu* d, Span* span) {
+    if (span) cudaEventRecord(span->end, lane_stream(d, span->lane));
 }
 
 // ===== 7. layers (forward, backward) ============================================================
@@ -2457,6 +2490,7 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* rec
     Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
     int sent = 0;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, box->ready, 0));
+    Span* span = span_begin(d, LANE_COPY, "from rank %d", peer);
     for (int i = 0; i < receive_count; i++) {
         const GpuPiece *to = &receives[i], *from;
         if (to->peer != peer) continue;
@@ -2467,6 +2501,7 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* rec
         CUDA_TRY(&r->error,
             piece_copy(to->data, to->pitch, from->data, from->pitch, to->width, to->rows, d->ordinal, other->ordinal, d->copies));
     }
+    span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
     return 0;
 }
@@ -2625,11 +2660,34 @@ static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, in
     r->slot_filled[slot] = 1;
     return 0;
 }
-// The same for the rank's own sums.
-static int own_begin(Rank* r, GpuAttention* run, int second, int h0, int h1, int* there) {
+// p (rows, columns) = value, `stride` numbers between rows
+__global__ void rows_fill_kernel(float* p, int64_t stride, int64_t rows, int64_t columns, float value) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < rows * columns) p[i / columns * stride + i % columns] = value;
+}
+// The same for the rank's own sums of a chunk. Heads that have not begun are emptied if others of the range have.
+static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there) {
+    const Gpu* d = (const Gpu*)r->device;
+    const Schedule* table = run->table;
     uint64_t bits = part_bits(h0, h1), in = run->filled[second] & bits;
-    if (in != 0 && in != bits) return fail(&r->error, "this schedule adds to heads of which only some have begun");
-    run->filled[second] |= bits, *there = in != 0;
+    *there = in != 0, run->filled[second] |= bits;
+    Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
+    for (int part = h0; in != 0 && part < h1; part++) {
+        if (in >> part & 1) continue;
+        Item item = {kind, r->sp_rank, part, part + 1};
+        int64_t NH = r->mesh->shape.NH,
+                heads = part_head(NH, table->head_parts, part + 1) - part_head(NH, table->head_parts, part);
+        for (int i = 0; i < item_tensors(kind).count; i++) {
+            int tokens = item_tensors(kind).tokens[i];
+            ItemView v = item_view(r, run, item, -1, i);
+            // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun either
+            int64_t columns = heads * (tokens ? r->mesh->shape.HS : c.of_owner), rows = tokens ? c.rows : 1;
+            for (int64_t b = 0; b < d->B; b++)
+                rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256, 0, d->stream>>>(
+                    (float*)v.p + (tokens ? (b * c.of_owner + c.at) : b) * v.stride, v.stride, rows, columns,
+                    kind == ITEM_OUT && i == 1 ? -INFINITY : 0.f);
+        }
+    }
     return 0;
 }
 
@@ -2640,6 +2698,8 @@ static int run_op_gpu(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
     int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
+    if (heads == 0) return 0;   // fewer heads than parts
+    Span* span = span_begin((Gpu*)r->device, LANE_COMPUTE, "q%d k%d%s", op->q, op->k, run->table->backward ? " backward" : "");
     AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
         1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T};
     int there = 0;
@@ -2656,12 +2716,13 @@ static int run_op_gpu(Rank* r, GpuAttention* run, const ScheduleOp* op) {
         if (op->dq_slot >= 0) {
             if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there) != 0) return -1;
         } else {
-            if (own_begin(r, run, q.second, op->h0, op->h1, &there) != 0) return -1;
+            if (own_begin(r, run, ITEM_OUT, q.second, op->h0, op->h1, &there) != 0) return -1;
             if (contribution_is_last(run, q.second, op->h0, op->h1))
                 a.carry_out = 0, a.o = output_view(r, run, q.at, h0), a.lse = lse_view(r, run, q.at, h0);
         }
         a.carry_in = there;
         CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+        span_end(d, span);
         return 0;
     }
     Item dq = {ITEM_DQ, q.owner, op->h0, op->h1}, dkv = {ITEM_DKV, k.owner, op->h0, op->h1};
@@ -2676,10 +2737,11 @@ static int run_op_gpu(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     if (op->dq_slot >= 0 && result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there) != 0) return -1;
     a.accumulate_dq = op->dq_slot < 0 || there;   // the own sums begin at zero
     if (op->dkv_slot >= 0 ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there) != 0
-                          : own_begin(r, run, k.second, op->h0, op->h1, &there) != 0)
+                          : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there) != 0)
         return -1;
     a.accumulate_dkv = there;
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
+    span_end(d, span);
     return 0;
 }
 
@@ -2702,7 +2764,8 @@ static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
     if (own)
         for (int second = 0; second < table->chunks / table->P; second++) {
-            if (msg->item.kind != ITEM_DQ && own_begin(r, run, second, msg->item.h0, msg->item.h1, &there) != 0) return -1;
+            if (msg->item.kind != ITEM_DQ && own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there) != 0)
+                return -1;
             if (msg->item.kind == ITEM_OUT) last &= contribution_is_last(run, second, msg->item.h0, msg->item.h1);
         }
     else there = r->slot_filled[msg->into], r->slot_filled[msg->into] = 1;
@@ -2840,7 +2903,9 @@ static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, con
     a.o = view_of(atty, s->C, T);
     a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
     a.work = d->attention_work;
+    Span* span = span_begin(d, LANE_COMPUTE, "attention");
     CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+    span_end(d, span);
     return 0;
 }
 // dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch
@@ -2872,7 +2937,9 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     a.delta = delta;
     a.dq = view_of(dq, s->C, T), a.dk = view_of(dqkv + s->C, 3 * s->C, T), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T);
     a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
+    Span* span = span_begin(d, LANE_COMPUTE, "attention backward");
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
+    span_end(d, span);
     qkv_finish(d, dbias, dqkv, dq, NULL, scale, d->R, s->C);
     return 0;
 }
@@ -2987,6 +3054,7 @@ static int unit_prefetch(Rank* r, int u) {
     d->gathered[b] = u;
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_free[b], d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->unit_free[b], 0));
+    Span* span = span_begin(d, LANE_GATHER, "unit %d", u);
     for (int step = 0; step < r->mesh->world; step++) {
         int p = (r->world_rank + step) % r->mesh->world;
         CUDA_TRY(&r->error,
@@ -2994,6 +3062,7 @@ static int unit_prefetch(Rank* r, int u) {
                 d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
     }
     unit_cast(r, u, 1, d->unit_weights[b], 0, d->unit_half[b], d->gathers);
+    span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
     return 0;
 }
@@ -3659,7 +3728,79 @@ static void profile_print(Gpu* d) {
     for (int g = 0; g < d->group_count; g++)
         printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", d->groups[g], ms[g], 100 * ms[g] / total, count[g]);
     printf("  %-26s %9.3f ms\n", "total", total);
-    d->mark_count = 0;
+}
+
+// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute lane that hold the others.
+enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
+static int trace_times(Gpu* d, Error* e) {
+    for (int i = 0; i < d->span_count; i++) {
+        CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].from, d->marks[0], d->spans[i].begin));
+        CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].to, d->marks[0], d->spans[i].end));
+    }
+    return 0;
+}
+// Share of each of TRACE_COLUMNS equal parts of the step in which a lane works, as a digit of ten; * is all of it.
+static void trace_line(const Gpu* d, int lane, float length, char* out) {
+    double busy[TRACE_COLUMNS] = {0}, part = length / TRACE_COLUMNS;
+    for (int i = 0; i < d->span_count; i++) {
+        const Span* span = &d->spans[i];
+        for (int c = 0; span->lane == lane && c < TRACE_COLUMNS; c++)
+            busy[c] += fmax(0, fmin(span->to, (c + 1) * part) - fmax(span->from, c * part));
+    }
+    for (int c = 0; c < TRACE_COLUMNS; c++) {
+        int tenths = (int)(10 * busy[c] / part + 0.5);
+        out[c] = tenths >= 10 ? '*' : tenths > 0 ? (char)('0' + tenths) : busy[c] > 0 ? '.' : ' ';
+    }
+    out[TRACE_COLUMNS] = 0;
+}
+static double lane_overlap(const Gpu* d, const Span* copy) {   // ms of a copy during which this rank computes attention
+    double covered = 0;
+    for (int i = 0; i < d->span_count; i++)
+        if (d->spans[i].lane == LANE_COMPUTE)
+            covered += fmax(0, fmin(d->spans[i].to, copy->to) - fmax(d->spans[i].from, copy->from));
+    return covered;
+}
+static void trace_event(FILE* f, int rank, int lane, const char* name, double from, double to) {
+    fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n", rank, lane, name,
+        from * 1e3, (to - from) * 1e3);
+}
+static int trace_write(gpt2_sp* g, const char* path, Error* e) {
+    static const char* const lanes[LANES] = {"compute", "exchange", "gathers"};
+    FILE* f = fopen(path, "w");
+    if (!f) return fail(e, "cannot write --trace %.900s: %s", path, strerror(errno));
+    fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
+    for (int rank = 0; rank < g->mesh.world; rank++) {
+        const Gpu* d = (const Gpu*)g->ranks[rank].device;
+        float from = 0, to = 0;
+        double times[LANES] = {0}, hidden = 0, attention = 0;
+        fprintf(f, "{\"ph\": \"M\", \"pid\": %d, \"name\": \"process_name\", \"args\": {\"name\": \"rank %d, GPU %d\"}},\n", rank,
+            rank, d->ordinal);
+        for (int lane = 0; lane < LANES; lane++)
+            fprintf(f, "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"%s\"}},\n",
+                rank, lane, lanes[lane]);
+        for (int i = 1; i < d->mark_count; i++, from = to) {
+            CUDA_TRY(e, cudaEventElapsedTime(&to, d->marks[0], d->marks[i]));
+            trace_event(f, rank, LANE_COMPUTE, d->groups[d->mark_group[i]], from, to);
+            if (strncmp(d->groups[d->mark_group[i]], "attention", 9) == 0) attention += to - from;
+        }
+        for (int i = 0; i < d->span_count; i++) {
+            const Span* span = &d->spans[i];
+            trace_event(f, rank, span->lane, span->name, span->from, span->to);
+            times[span->lane] += span->to - span->from;
+            if (span->lane == LANE_COPY) hidden += lane_overlap(d, span);
+        }
+        printf("rank %d, GPU %d: step %.2f ms, attention %.2f ms (kernels %.2f), exchange %.2f ms (%.0f %% under kernels), "
+               "gathers %.2f ms\n",
+            rank, d->ordinal, to, attention, times[LANE_COMPUTE], times[LANE_COPY],
+            times[LANE_COPY] > 0 ? 100 * hidden / times[LANE_COPY] : 100.0, times[LANE_GATHER]);
+        for (int lane = 0; lane < LANES; lane++) {
+            char line[TRACE_COLUMNS + 1];
+            trace_line(d, lane, to, line);
+            printf("  %-9s |%s|\n", lane == LANE_COMPUTE ? "attention" : lanes[lane], line);
+        }
+    }
+    fprintf(f, "{\"ph\": \"M\", \"pid\": 0, \"name\": \"end\"}\n]}\n");
+    return fclose(f) == 0 ? 0 : fail(e, "cannot write --trace %.900s: %s", path, strerror(errno));
 }
 
 static int gpu_gradients_compute(Rank* r, double clip) {
@@ -3672,38 +3813,71 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     return gradients_finish(r, clip);
 }
 
-// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the norm.
 // Before the first step its first pass is rehearsed without attention: there the plans of the matrix products are chosen by timing; what
 // it computes is thrown away.
+static int gpu_rehearse(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    r->learn = 1;
+    if (d->rehearsed) return 0;
+    d->tune = !d->deterministic, d->rehearsed = 1;
+    if (gpu_piece(r, 0) != 0) return -1;
+    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
+    d->tune = 0;
+    return 0;
+}
+
+// Waits for the step's loss and norm.
+static int gpu_stats_read(Rank* r, gpt2_sp* g) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
+    CUDA_TRY(&r->error, cudaGetLastError());
+    if (r->world_rank != 0) return 0;
+    g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
+    g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
+    g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
+    return 0;
+}
+
+// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the norm.
 static int gpu_step(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
-    r->learn = 1;
-    if (gpu_enter(r) != 0) return -1;
-    if (!d->rehearsed) {
-        d->tune = !d->deterministic, d->rehearsed = 1;
-        if (gpu_piece(r, 0) != 0) return -1;
-        CUDA_TRY(e, cudaStreamSynchronize(d->stream));
-        d->tune = 0;
-        if (d->profile) {
-            d->marks = (cudaEvent_t*)calloc(MAX_MARKS, sizeof *d->marks);
-            for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventCreate(&d->marks[i]);
-            if (!d->marks) return fail(e, "out of memory");
-        }
+    const gpt2_sp_options* o = &g->options;
+    if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0) return -1;
+    d->tracing = o->trace[0] && ++d->steps == TRACED_STEP;
+    if ((d->profile || d->tracing) && !d->marks) {
+        d->marks = (cudaEvent_t*)calloc(MAX_MARKS, sizeof *d->marks);
+        d->spans = (Span*)calloc(MAX_SPANS, sizeof *d->spans);
+        if (!d->marks || !d->spans) return fail(e, "out of memory");
+        for (int i = 0; i < MAX_MARKS; i++) CUDA_TRY(e, cudaEventCreate(&d->marks[i]));
     }
+    d->mark_count = 0;
+    if (d->tracing && r->transport.barrier(&r->transport, e) != 0)
+        return -1;   // the ranks' clocks begin together, as far as hosts can
     mark(d, "start");
-    if (gpu_gradients_compute(r, g->options.grad_clip) != 0) return -1;
-    if (gpu_weights_update(r, &g->adamw) != 0) return -1;
-    CUDA_TRY(e, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
-    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
-    CUDA_TRY(e, cudaGetLastError());
-    if (r->world_rank == 0) {
-        g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
-        g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
-        g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
-    }
+    if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
+    if (gpu_stats_read(r, g) != 0) return -1;
     if (d->profile) profile_print(d);
-    return 0;
+    if (!d->tracing) return 0;
+    if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, e) != 0) return -1;
+    if (r->world_rank == 0 && trace_write(g, o->trace, e) != 0) return -1;
+    return r->transport.barrier(&r->transport, e);
+}
+
+// --check: the gradients of the step's batches, each rank's slices to g->collected.
+static int gpu_gradients(Rank* r, gpt2_sp* g) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0) return -1;
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        int64_t at = unit->offset + r->world_rank * unit->slice;
+        CUDA_TRY(&r->error,
+            cudaMemcpyAsync(g->collected + at, d->gradients + (r->mesh->zero >= 2 ? unit->shard_offset : at),
+                (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
+    }
+    return gpu_stats_read(r, g);
 }
 
 // --- --verify: the same batch through the CPU reference ---
@@ -3857,7 +4031,7 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
 }
 
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_pass, gpu_generate, gpu_verify, gpu_rates};
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

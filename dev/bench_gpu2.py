@@ -1,0 +1,142 @@
+"""Two GPUs against one and against PyTorch's context_parallel: one table and a JSON file. `make bench-gpu2` (needs two GPUs; PyTorch for its rows).
+
+    python3 dev/bench_gpu2.py [--program ./train_gpt2_spcu] [--json build/bench_gpu2.json] [--quick]
+
+GPT-2 124M on random tokens, whole training steps, medians. Rows that belong together run one after the other, so that the GPUs' clocks are alike.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+STEP = re.compile(r"^step +(\d+)/\d+ .*? +([0-9.]+) ms")
+TRACE = re.compile(r"^rank (\d+), GPU \d+: step ([0-9.]+) ms, attention ([0-9.]+) ms \(kernels [0-9.]+\), exchange ([0-9.]+) ms \((\d+) %")
+MEMORY = re.compile(r"^memory +([0-9.]+) (\w+) per rank")
+UNITS = {"MiB": 1 / 1024, "GiB": 1}
+
+
+def tokens_file(folder, count=2_200_000):
+    path = os.path.join(folder, "random.bin")
+    state, words = 1, bytearray()
+    try:
+        import numpy
+
+        numpy.random.default_rng(1).integers(0, 50257, count, dtype=numpy.uint16).tofile(path)
+    except ImportError:
+        for _ in range(count):
+            state = state * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
+            words += ((state >> 33) % 50257).to_bytes(2, "little")
+        open(path, "wb").write(words)
+    return path
+
+
+class Bench:
+    def __init__(self, options):
+        self.options, self.rows = options, []
+        self.folder = tempfile.TemporaryDirectory()
+        self.data = tokens_file(self.folder.name)
+
+    def ours(self, name, seq_len, gpus, *more, steps=9, trace=True):
+        command = [self.options.program, "train", "--data", self.data, "--raw-u16", "1", "--vocab", "50257", "--seq-len", str(seq_len),
+                   "--sp", str(gpus), "--steps", str(steps), *([] if "--model" in more else ["--model", "d12"]), *more]
+        if trace:
+            command += ["--trace", os.path.join(self.folder.name, "trace.json")]
+        visible = ",".join(str(i) for i in range(gpus))
+        environment = dict(os.environ, CUDA_VISIBLE_DEVICES=visible, NCCL_NVLS_ENABLE="0")
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        except subprocess.TimeoutExpired:
+            return self.failed(name, seq_len, gpus, "took more than 120 s")
+        if run.returncode != 0:
+            return self.failed(name, seq_len, gpus, (run.stderr.strip() or run.stdout.strip()).splitlines()[-1][:120])
+        row = {"name": name, "seq_len": seq_len, "gpus": gpus}
+        times = []
+        for line in run.stdout.splitlines():
+            if (found := STEP.match(line)) and int(found[1]) > (4 if trace else 2):   # the traced step pays for its events
+                times.append(float(found[2]))
+            if found := TRACE.match(line):
+                row.setdefault("attention_ms", []).append(float(found[3]))
+                row.setdefault("hidden_percent", []).append(int(found[5]))
+            if found := MEMORY.match(line):
+                row["gib"] = float(found[1]) * UNITS[found[2]]
+        row["ms"] = sorted(times)[len(times) // 2]
+        return self.add(row)
+
+    def pytorch(self, name, seq_len, *more):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_context_parallel.py")
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, "--seq-len", str(seq_len), *more]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=150, env=dict(os.environ, NCCL_NVLS_ENABLE="0"))
+        except subprocess.TimeoutExpired:
+            return self.failed(name, seq_len, 2, "took more than 150 s")
+        lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
+        if not lines:
+            return self.failed(name, seq_len, 2, (run.stderr.strip().splitlines() or ["nothing printed"])[-1][:120])
+        found = json.loads(lines[-1])
+        return self.add({"name": name, "seq_len": seq_len, "gpus": 2, "ms": found["ms"], "gib": found["peak_gib"]})
+
+    def failed(self, name, seq_len, gpus, why):
+        print(f"{name:34s} {seq_len:8d} {gpus:5d}   failed: {why}", flush=True)
+        self.rows.append({"name": name, "seq_len": seq_len, "gpus": gpus, "failed": why})
+
+    def add(self, row):
+        self.rows.append(row)
+        attention = "/".join(f"{ms:.1f}" for ms in row.get("attention_ms", []))
+        hidden = "/".join(f"{percent}" for percent in row.get("hidden_percent", [])) if row["gpus"] > 1 else ""
+        print(f"{row['name']:34s} {row['seq_len']:8d} {row['gpus']:5d} {row['ms']:9.1f} {row['seq_len'] / row['ms'] * 1e3:9.0f} "
+              f"{row.get('gib', float('nan')):8.2f} {attention:>15s} {hidden:>9s}", flush=True)
+        return row
+
+    def ratio(self, what, a, b, key, bar, aim):
+        if not a or not b:
+            return print(f"{what:62s} not measured")
+        value = key(a) / key(b)
+        self.rows.append({"ratio": what, "value": value, "bar": bar, "aim": aim})
+        print(f"{what:62s} {value:6.3f}   bar {bar}  aim {aim}   {'reached' if value >= bar else 'missed'}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--program", default="./train_gpt2_spcu")
+    parser.add_argument("--json", default="build/bench_gpu2.json")
+    parser.add_argument("--quick", action="store_true", help="32k only, no PyTorch")
+    options = parser.parse_args()
+    bench = Bench(options)
+    speed, attention = (lambda row: 1 / row["ms"]), (lambda row: 1 / max(row["attention_ms"]))
+    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'attention ms':>15s} {'% hidden':>9s}")
+    one, two, torch_rows = {}, {}, {}
+    for length in [32768] if options.quick else [32768, 131072]:
+        steps = 9 if length < 100000 else 7
+        one[length] = bench.ours("recompute attn", length, 1, "--recompute", "attn", steps=steps)
+        two[length] = bench.ours("recompute attn, dist", length, 2, "--recompute", "attn", steps=steps)
+        mode = "none"
+        two[length, mode] = bench.ours("recompute none, dist", length, 2, "--recompute", mode, steps=steps)
+        if not options.quick:
+            more = ["--compile"] if length < 100000 else ["--steps", "4"]
+            torch_rows[length] = bench.pytorch("PyTorch context_parallel" + (", compiled" if "--compile" in more else ""), length, *more)
+    for length in [32768] if options.quick else [8192, 32768, 131072]:
+        for schedule in ["ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"]:
+            if length == 131072 and schedule in ("dist-paper", "allgather"):
+                continue
+            bench.ours(schedule, length, 2, "--recompute", "attn", "--schedule", schedule, steps=6)
+    if not options.quick:
+        bench.ours("d48, --zero 3", 32768, 2, "--model", "d48", "--zero", "3", "--recompute", "attn", steps=5)
+    print()
+    for length in one:
+        k = f"{length // 1024}k"
+        bench.ratio(f"{k}: 2 GPUs against 1", two[length], one[length], speed, *((1.85, 1.95) if length == 32768 else (1.93, 1.98)))
+        bench.ratio(f"{k}: attention, share of half of one GPU's time", two[length], one[length], lambda row: attention(row) / row["gpus"],
+                    *((0.92, 0.97)))
+        if length in torch_rows:
+            bench.ratio(f"{k}: against PyTorch context_parallel", two[length, "none"], torch_rows[length], speed, 1.3, 1.5)
+    os.makedirs(os.path.dirname(options.json) or ".", exist_ok=True)
+    with open(options.json, "w") as f:
+        json.dump(bench.rows, f, indent=1)
+    print(f"\nwritten: {options.json}")
+
+
+if __name__ == "__main__":
+    main()
