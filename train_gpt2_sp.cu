@@ -108,7 +108,7 @@ struct AttnForward {
     AttnView acc;       // fp32 carry O~; with m and l, read if carry_in, written if carry_out
     AttnRows m, l;      // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
     int carry_in, carry_out;
-    int* work;   // >= 4 bytes of device memory: the tile counter
+    int* work;   // >= 4 bytes of device memory, zero before the first call; every call leaves them zero: the tile counter
 };
 struct AttnBackward {
     AttnShape s;
@@ -117,7 +117,7 @@ struct AttnBackward {
     AttnView dq;              // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
     AttnView dk, dv;          // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
-    int* work;   // >= attention_backward_work() bytes of device memory
+    int* work;   // >= attention_backward_work() bytes of device memory, work[0] as the forward pass has it
 };
 
 // --- PTX in small pieces ---
@@ -328,6 +328,7 @@ struct FwdParams {
     CUtensorMap q, k, v, o;
     AttnForward a;
     int tiles, row_tiles, section;   // section: heads whose K and V stay in L2 together
+    int before;                      // rows of the first tile that lie before row 0, a multiple of 64: the short tile is the one with the fewest keys
 };
 struct Tile {
     int row, head, batch;
@@ -428,11 +429,12 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         int number = __reduce_max_sync(~0u, sm.tile[qs]);   // a uniform register from here on
         if (number < 0) break;
         const Tile w = fwd_tile(p, number);
-        const int tr0 = w.row * FWD_ROWS, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
+        const int tr0 = w.row * FWD_ROWS - p.before, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
+        const bool rows = r0 >= 0 && r0 < sh.Tq;   // this warpgroup has any
         int lo, hi, mylo, myhi;
-        fwd_range(sh, w.batch, tr0, min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
+        fwd_range(sh, w.batch, max(tr0, 0), min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
         mylo = myhi = lo;
-        if (r0 < sh.Tq) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
+        if (rows) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
         if (mylo >= myhi) mylo = myhi = lo;
         lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo),
         myhi = __reduce_max_sync(~0u, myhi);
@@ -440,7 +442,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         const int rel = sh.q_pos - sh.k_pos;
         const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk;
         const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
-        const int doc_last = doc && r0 < sh.Tq ? doc[r1] - sh.k_pos : 0;
+        const int doc_last = doc && rows ? doc[r1] - sh.k_pos : 0;
         // blocks n >= mask_from or n < mask_below need a mask
         const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS),
                   mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
@@ -450,7 +452,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         if (p.a.carry_in) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                bool in = row + 8 * r < sh.Tq;
+                bool in = rows && row + 8 * r < sh.Tq;
                 const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
                     (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
@@ -578,7 +580,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         if (p.a.carry_out) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                if (row + 8 * r < sh.Tq) {
+                if (rows && row + 8 * r < sh.Tq) {
                     float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
                         (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
@@ -593,11 +595,11 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         if (p.a.lse.p && t2 == 0) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                if (row + 8 * r < sh.Tq)
+                if (rows && row + 8 * r < sh.Tq)
                     p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] =
                         l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
         }
-        if (p.a.o.p && r0 < sh.Tq) {
+        if (p.a.o.p && rows) {
             float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
             if (tid == 0) bulk_wait_read();   // the previous tile has left the staging area
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
@@ -647,6 +649,7 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                 int qs = it & 1, number = next;
                 bar_wait(&sm.q_empty[qs], ((it >> 1) & 1) ^ 1);
                 if (number >= p.tiles) {
+                    if (number == p.tiles + (int)gridDim.x - 1) *p.a.work = 0;   // the last of all tickets
                     sm.tile[qs] = -1;
                     bar_arrive(&sm.q_full[qs]);
                     break;
@@ -654,8 +657,8 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                 sm.tile[qs] = number;
                 next = atomicAdd(p.a.work, 1);
                 const Tile w = fwd_tile(p, number);
-                int r0 = w.row * FWD_ROWS, lo, hi;
-                fwd_range(p.a.s, w.batch, r0, min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
+                int r0 = w.row * FWD_ROWS - p.before, lo, hi;
+                fwd_range(p.a.s, w.batch, max(r0, 0), min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
                 bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
                 tma_load(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
                 // order K(n), K(n-1), V(n), K(n-2), V(n-1), ...: what the consumers need next
@@ -935,7 +938,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
             bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
-        int number = p.a.deterministic ? atomicAdd(p.a.work, 1) : blockIdx.x;
+        int number = p.a.deterministic ? atomicAdd(p.a.work + 1, 1) : blockIdx.x;
         sm.number = number;
         int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section),
             n = (number - sec * per) / heads;
@@ -1127,6 +1130,11 @@ static int attn_shape_ok(const AttnShape& s) { return s.B > 0 && s.NH > 0 && s.T
 static int attn_pairs_ok(const AttnView& v) {
     return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0;
 }
+// Whether the rows of queries lie without gaps, by heads or by tokens.
+static int attn_dense(const AttnView& v, const AttnShape& s) {
+    return v.batch == (int64_t)s.NH * s.Tq * HS &&
+        ((v.token == HS && v.head == (int64_t)s.Tq * HS) || (v.head == HS && v.token == (int64_t)s.NH * HS));
+}
 // Heads whose rows of this many bytes stay in L2 together.
 static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_t budget) {
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
@@ -1149,7 +1157,7 @@ static int attn_sms() {
 // Device bytes that args.work needs.
 static inline size_t attention_forward_work(void) { return 4; }
 static inline size_t attention_backward_work(const AttnShape& s) {
-    return 4 * (1 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
+    return 4 * (2 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
 }
 
 template <int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
@@ -1164,10 +1172,10 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
     ATTN_TRY(attn_map(&p.o, a.o.p ? a.o : a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, 64));
     p.row_tiles = (a.s.Tq + FWD_ROWS - 1) / FWD_ROWS;
     p.tiles = p.row_tiles * a.s.B * a.s.NH;
+    p.before = a.s.causal && a.s.Tq % 64 == 0 ? p.row_tiles * FWD_ROWS - a.s.Tq : 0;
     p.section = attn_section(a.s, 4 * HS, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    ATTN_TRY(cudaMemsetAsync(a.work, 0, 4, stream));
     int grid = attn_sms();
     // clang-format off
     attention_forward_kernel<F><<<grid<p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
@@ -1214,11 +1222,13 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
     p.row_tiles = (a.s.Tq + BWD_ROWS - 1) / BWD_ROWS;
     p.col_tiles = (a.s.Tk + BWD_COLS - 1) / BWD_COLS;
     p.section = attn_section(a.s, 8 * HS, a.s.Tq, ATTN_SECTION);
-    p.turn = a.work + 1;
+    p.turn = a.work + 2;
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work, 0, attention_backward_work(a.s), stream));
-    if (!a.accumulate_dq) {
+    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work + 1, 0, attention_backward_work(a.s) - 4, stream));
+    const int64_t rows = (int64_t)a.s.B * a.s.NH * a.s.Tq;
+    if (!a.accumulate_dq && attn_dense(a.dq, a.s)) ATTN_TRY(cudaMemsetAsync(a.dq.p, 0, rows * HS * 4, stream));
+    else if (!a.accumulate_dq) {
         AttnView none = {NULL, 0, 0, 0};
         attention_dq_kernel<<<dim3((a.s.Tq + 31) / 32, a.s.NH, a.s.B), 256, 0, stream>>>(a.dq, none, 1.f, a.s.Tq);
         ATTN_TRY(cudaGetLastError());
@@ -1286,6 +1296,7 @@ enum {
     SQUARE_BLOCKS = 1024,
     BUCKET_ROWS = 64
 };   // blocks whose partial sums a second kernel adds
+enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
 enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
 static const size_t LT_WORKSPACE = 32 << 20;
 
@@ -1318,6 +1329,7 @@ typedef struct {
     bf16* wide;                           // (R, 4C)
     float* delta;                         // (B, NH, T)
     bf16* logits;                         // (logits_chunk, Vp)
+    int64_t logits_chunk;
     float* partial;                       // partial sums of columns
     double* squares;                      // (SQUARE_BLOCKS)
     double* stats;                        // (STAT_COUNT)
@@ -1337,6 +1349,10 @@ typedef struct {
     int mark_group[MAX_MARKS];
     const char* groups[MAX_GROUPS];
 } Gpu;
+
+// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward pass: they are computed again
+// after that of the MLP, where the MLP's activations were.
+static int gpu_late(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
 // Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens: activations then
 // take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
@@ -1419,14 +1435,19 @@ static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout)
     size_t shared = a->used, work = a->group[MEMORY_WORK];   // these and the logits are never alive together
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
         GpuActivation act = gpu_activation(s, id);
-        if (!(mesh->training && gpu_kept(mesh, id)))
+        if (!(mesh->training && gpu_kept(mesh, id)) && !(gpu_late(mesh) && (id == G_ln1 || id == G_qkv)))
             d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
     }
     d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
+    if (gpu_late(mesh)) d->act[G_qkv] = d->act[G_fch], d->act[G_ln1] = (bf16*)d->act[G_fch] + 3 * R * C;
     size_t layers = a->used - shared;
     a->used = shared;
     d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
-    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, min_i64(mesh->logits_chunk, R) * s->Vp, 2);
+    // where memory is short, no more logits at a time than fit there, but enough for the speed of their products
+    d->logits_chunk = min_i64(mesh->logits_chunk, R);
+    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
+        while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers) d->logits_chunk /= 2;
+    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, d->logits_chunk * s->Vp, 2);
     size_t head = a->used - shared, most = head > layers ? head : layers;
     a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
     a->group[MEMORY_LOGITS] += most - layers;   // what the logits need beyond the layers' buffers
@@ -2199,8 +2220,7 @@ static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias
     a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
     a.delta = a.lse, a.delta.p = d->delta;
     a.dq = view_of(dq, s->C, s->T), a.dk = view_of(dqkv + s->C, 3 * s->C, s->T), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, s->T);
-    a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
-    CUDA_TRY(e, cudaMemsetAsync(dq, 0, (size_t)(d->R * s->C) * 4, d->stream));
+    a.dkv_bf16 = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
     CUDA_TRY(e, attn::attention_delta(a.dout, view_of(atty, s->C, s->T), a.delta, (int)d->B, (int)s->NH, (int)s->T, d->stream));
     CUDA_TRY(e, attn::attention_backward(a, d->stream));
     qkv_finish(d, dbias, dqkv, dq, a.s.scale, d->R, s->C);
@@ -2224,8 +2244,9 @@ static void* gpu_act(const Rank* r, int id, int64_t l) {
     return (char*)((Gpu*)r->device)->act[id] + (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
 }
 
-// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, and the
-// output only if `output`.
+// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of the rest or
+// both, and the output only if `output`.
+enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
 static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -2239,7 +2260,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
     bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
     if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
-#define NEEDED(id) (!again || !gpu_kept(r->mesh, id))
+#define NEEDED(id) (!again || (!gpu_kept(r->mesh, id) && again & (id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST)))
     if (NEEDED(G_fch)) r->layer_forwards++;
     if (NEEDED(G_ln1))
         rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C), mark(d, "norm forward");
@@ -2265,7 +2286,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
             0)
             return -1;
         mark(d, "fc forward");
-    } else if (!none) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
+    } else if (!none && again & AGAIN_REST) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
     if (!output) return 0;
     if (matmul_forward(d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0) return -1;
     mark(d, "fcproj forward");
@@ -2286,8 +2307,10 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx,
          *wide = d->wide;
     float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
-    bf16 *narrow = fch, *datty = fch + R * C;   // (R, C) each, once fch is done with
-    float* dq = (float*)(fch + 2 * R * C);
+    // (R, C) each, once what was there is done with
+    const int late = gpu_late(r->mesh);
+    bf16 *narrow = fch, *datty = wide + 3 * R * C, *dln1 = late ? x2 : fch;
+    float* dq = (float*)dln1;   // in attn mode over x2 and ln2, which are neighbours
 
     if (matmul_backward_weight(
             d, gpu_gradient(r, u, P_fcprojw), dx, none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0)
@@ -2309,16 +2332,17 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     mark(d, "attproj dweight");
     if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
     mark(d, "attproj dinput");
+    if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start) != 0) return -1;
     if (!d->tune &&
         attention_backward(d, r->mesh, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, e) != 0)
         return -1;
     mark(d, "attention backward");
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dweight");
-    if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
+    if (matmul_backward_input(d, dln1, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dinput");
     rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
-        l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, narrow, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
+        l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, dln1, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
     mark(d, "norm backward");
     return 0;
 }
@@ -2334,8 +2358,8 @@ static int gpu_head(Rank* r) {
     float scale = r->learn ? (float)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
     rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
     mark(d, "norm forward");
-    for (int64_t t = 0; t < d->R; t += r->mesh->logits_chunk) {
-        int64_t rows = min_i64(r->mesh->logits_chunk, d->R - t);
+    for (int64_t t = 0; t < d->R; t += d->logits_chunk) {
+        int64_t rows = min_i64(d->logits_chunk, d->R - t);
         if (matmul_forward(d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0) return -1;
         mark(d, "head forward");
         if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V, s->Vp, e) != 0)
@@ -2394,10 +2418,10 @@ static int gpu_piece(Rank* r, int64_t at) {
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
-                if (gpu_layer_forward(r, j, 1, j < l, doc_start) != 0) return -1;
+                if (gpu_layer_forward(r, j, AGAIN_ALL, j < l, doc_start) != 0) return -1;
         } else if (mode == GPT2_SP_SQRT)
             gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
-        else if (mode != GPT2_SP_SQRT && gpu_layer_forward(r, l, 1, 0, doc_start) != 0) return -1;
+        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start) != 0) return -1;
         if (gpu_layer_backward(r, l, doc_start) != 0) return -1;
     }
     if (embedding_backward(
