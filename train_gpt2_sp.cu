@@ -117,7 +117,7 @@ struct AttnBackward {
     AttnView dq;              // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
     AttnView dk, dv;          // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
-    int* work;   // >= attention_backward_work() bytes of device memory, work[0] as the forward pass has it
+    int* work;   // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
 };
 
 // --- PTX in small pieces ---
@@ -700,18 +700,27 @@ struct BwdSmem {
     float nlse[BWD_Q][BWD_ROWS],
         ndelta[BWD_Q][BWD_ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
     int doc[BWD_Q][BWD_ROWS];      // first visible key column of each query
-    uint64_t kv_full, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
-    int number, m_lo, m_hi;
-    float c;   // scale * log2(e)
+    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2], tile_full[2], tile_empty[2];
+    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps before, by which the rings of dO and
+    // dS go on; parity of kv_full.
+    int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
+    float c;                         // scale * log2(e)
 };
 struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
     AttnBackward a;
-    int row_tiles, col_tiles, section;
+    int row_tiles, col_tiles, section, tiles;
     int* turn;   // (B*NH, row_tiles): blocks of keys that have added to this dQ tile, for the deterministic order
 };
-enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4 };   // named barriers, + warpgroup
+enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
+// Tile number -> block of keys n of a head: sections of heads one after the other, inside a section the longest (first) blocks of keys first.
+__device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
+    int per = p.section * p.col_tiles, sec = t / per, r = t - sec * per;
+    int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
+    int n = r / heads, bh = sec * p.section + r - n * heads;
+    return {n, bh % p.a.s.NH, bh / p.a.s.NH};
+}
 // First and one past the last row tile that sees any key of column tile n.
 __device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
     int k0 = n * BWD_COLS, k1 = min(k0 + BWD_COLS, s.Tk) - 1, end = s.Tq;
@@ -728,21 +737,19 @@ __device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int&
     hi = max(lo, (end + BWD_ROWS - 1) / BWD_ROWS);
 }
 
-// Warpgroup wg (0, 1) of one block of keys: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
-__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg, int n, int head, int batch) {
+// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
+__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg) {
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
     const float c = sh.scale * LOG2E;
-    const int lo = __reduce_max_sync(~0u, sm.m_lo), hi = __reduce_max_sync(~0u, sm.m_hi), k0 = n * BWD_COLS + wg * 64,
-              rel = sh.q_pos - sh.k_pos;
+    const int rel = sh.q_pos - sh.k_pos;
     const uint32_t da_k = desc_of(sm.k + wg * 64 * HS), da_v = desc_of(sm.v + wg * 64 * HS), db_k = desc_of(sm.k);
     // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1, lanes 16-31 the next 8 queries
     const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
     const uint32_t dsoff = dsrow * 128 + ((dspiece ^ (lane & 7)) << 4);
     const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + g) * 128 + (t2 & 2) * 4;
     float dk[32], dv[32];
-#pragma unroll
-    for (int i = 0; i < 32; i++) dk[i] = dv[i] = 0.f;
+    int lo, hi, k0, shift;
     // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something queued: dQ(m - 2) and
     // dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
     float s[64], dq[32];
@@ -782,7 +789,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         mma_commit();
     };
     auto step = [&](int m, bool first, bool more) {
-        const int it = m - lo, st = it & 1, ph = (it >> 1) & 1;
+        const int it = m - shift, st = it & 1, ph = (it >> 1) & 1;
         float dp[64];
         const bool edge = sh.causal && m * BWD_ROWS + rel < k0 + 63;
         if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][BWD_ROWS - 1])) > k0)) {
@@ -806,7 +813,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
         mma_wait<0>();
         hold(dq);
-        if (!first && it > 1) {
+        if (!first && m - lo > 1) {
             if (lane == 0) bar_arrive(&sm.ds_free[st]);
             send_dq();
         }
@@ -865,63 +872,80 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         hold(s);
         qst = nst, qph = nph;
     };
-    if (lo < hi) {
-        bar_wait(&sm.kv_full, 0);
-        bar_wait(&sm.q_full[0], 0);
-        load_stats(s, sm.nlse[0]);
-        hold(s);
-        mma_fence();
-        scores(0);
-        mma_wait<0>();
-        hold(s);
-        if (hi - lo == 1) {
-            step(lo, true, false);
-        } else {
-            step(lo, true, true);
+    for (int t = 0;; t++) {
+        bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
+        const int number = __reduce_max_sync(~0u, sm.tile[t & 1]);
+        lo = __reduce_max_sync(~0u, sm.m_lo[t & 1]), hi = __reduce_max_sync(~0u, sm.m_hi[t & 1]);
+        shift = __reduce_max_sync(~0u, sm.shift[t & 1]);
+        if (number < 0) break;
+        k0 = __reduce_max_sync(~0u, bwd_tile(p, number).row * BWD_COLS + wg * 64);
+#pragma unroll
+        for (int i = 0; i < 32; i++) dk[i] = dv[i] = dq[i] = 0.f;
+        if (lo < hi) {
+            bar_wait(&sm.kv_full, lds1(smem_of(&sm.kv_parity[t & 1])));
+            bar_wait(&sm.q_full[qst], qph);
+            load_stats(s, sm.nlse[qst]);
+            hold(s);
+            mma_fence();
+            scores(qst);
+            mma_wait<0>();
+            hold(s);
+            if (hi - lo == 1) {
+                step(lo, true, false);
+            } else {
+                step(lo, true, true);
 #pragma unroll 1
-            for (int m = lo + 1; m < hi - 1; m++) step(m, false, true);
-            step(hi - 1, false, false);
+                for (int m = lo + 1; m < hi - 1; m++) step(m, false, true);
+                step(hi - 1, false, false);
+                mma_wait<0>();
+                hold(dq);
+                if (lane == 0) bar_arrive(&sm.ds_free[(hi - shift) & 1]);
+                send_dq();
+            }
+            weigh_keys(hi - 1 - shift);
             mma_wait<0>();
             hold(dq);
+            if (lane == 0) bar_arrive(&sm.ds_free[(hi - 1 - shift) & 1]);
+            if (tid == 0) bar_arrive(&sm.kv_empty);   // every warp of the warpgroup is past its wait in send_dq
             send_dq();
         }
-        weigh_keys(hi - 1 - lo);
-        mma_wait<0>();
-        hold(dq);
-        send_dq();
-    }
+        const Tile w = bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
+        const int head = w.head, batch = w.batch, k0 = w.row * BWD_COLS + wg * 64;
+        asm volatile("bar.sync %0, 128;" ::"r"(BAR_READ + wg) : "memory");
+        if (tid == 0) bar_arrive(&sm.tile_empty[t & 1]);
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int key = k0 + warp * 16 + g + 8 * r;
-        if (key >= sh.Tk) continue;
-        int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token,
-                ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
-        if (p.a.dkv_bf16) {
+        for (int r = 0; r < 2; r++) {
+            int key = k0 + warp * 16 + g + 8 * r;
+            if (key >= sh.Tk) continue;
+            int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token,
+                    ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
+            if (p.a.dkv_bf16) {
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
-                    pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
-                *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-            }
-        } else {
-            float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
-                       y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-                if (p.a.accumulate_dkv) {
-                    float2 a = *(float2*)(fk + 8 * j), b = *(float2*)(fv + 8 * j);
-                    x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
+                for (int j = 0; j < 8; j++) {
+                    *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
+                        pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
+                    *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
                 }
-                *(float2*)(fk + 8 * j) = x;
-                *(float2*)(fv + 8 * j) = y;
+            } else {
+                float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
+                           y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                    if (p.a.accumulate_dkv) {
+                        float2 a = *(float2*)(fk + 8 * j), b = *(float2*)(fv + 8 * j);
+                        x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
+                    }
+                    *(float2*)(fk + 8 * j) = x;
+                    *(float2*)(fv + 8 * j) = y;
+                }
             }
         }
     }
 }
 
 // dQ, dK, dV of one block of 128 keys against all tiles of 128 queries that see it, upwards from the diagonal.
-// Mapping: one block of threads per block of keys; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q and dO,
+// Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q and dO,
 // warp 1 the row statistics, warps 2 and 3 add the two halves of each dQ tile to memory with bulk reductions.
 // Work: 10*64 FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
 // From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction), ThunderKittens (-lse in the
@@ -932,53 +956,76 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
     BwdSmem& sm = *(BwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
-        bar_init(&sm.kv_full, 1);
+        bar_init(&sm.kv_full, 1), bar_init(&sm.kv_empty, 2);
         for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 2), bar_init(&sm.q_empty[i], 2);
         for (int i = 0; i < 2; i++)
-            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
+            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8),
+                bar_init(&sm.tile_full[i], 1), bar_init(&sm.tile_empty[i], 5);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
-        int number = p.a.deterministic ? atomicAdd(p.a.work + 1, 1) : blockIdx.x;
-        sm.number = number;
-        int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section),
-            n = (number - sec * per) / heads;
-        int bh = sec * p.section + (number - sec * per) % heads;
-        bwd_range(sh, bh / sh.NH, n, sm.m_lo, sm.m_hi);
         sm.c = sh.scale * LOG2E;
     }
     __syncthreads();
-    const int number = sm.number, per = p.section * p.col_tiles, sec = number / per,
-              heads = min(p.section, sh.B * sh.NH - sec * p.section);
-    const int n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH,
-              batch = bh / sh.NH;
-    const int lo = sm.m_lo, hi = sm.m_hi;
-    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
     if (threadIdx.x < 128) {
         regs_down<24>();
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        // the other warps' way through the tiles; false: no more
+        auto next_tile = [&](int t, Tile& w, int& lo, int& hi) {
+            bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
+            int number = sm.tile[t & 1];
+            lo = sm.m_lo[t & 1], hi = sm.m_hi[t & 1];
+            __syncwarp();
+            if (lane == 0) bar_arrive(&sm.tile_empty[t & 1]);
+            if (number >= 0) w = bwd_tile(p, number);
+            return number >= 0;
+        };
         if (warp == 0) {
-            if (lane == 0 && lo < hi) {
-                bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
-                tma_load(sm.k, &p.k, &sm.kv_full, n * BWD_COLS, head, batch, L2_FIRST);
-                tma_load(sm.v, &p.v, &sm.kv_full, n * BWD_COLS, head, batch, L2_FIRST);
-                int qst = 0, qph = 1;
+            if (lane == 0) {
+                int qst = 0, qph = 1, it = 0, kv_phase = 1, number, next = 0;
+                for (int t = 0;; t++) {
+                    // Tickets: a block may wait for lower ones, which are then surely worked on. They are taken a tile ahead, but in the
+                    // deterministic order only when the tile can begin, as higher ones wait for it.
+                    if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
+                    number = t > 0 && !p.a.deterministic ? next : atomicAdd(p.a.work + 1, 1);
+                    if (number < p.tiles && !p.a.deterministic) next = atomicAdd(p.a.work + 1, 1);
+                    int lo = 0, hi = 0;
+                    const Tile w = bwd_tile(p, min(number, p.tiles - 1));
+                    bwd_range(sh, w.batch, w.row, lo, hi);
+                    bar_wait(&sm.tile_empty[t & 1], ((t >> 1) & 1) ^ 1);
+                    sm.tile[t & 1] = number < p.tiles ? number : -1, sm.m_lo[t & 1] = lo, sm.m_hi[t & 1] = hi;
+                    sm.shift[t & 1] = lo - it, sm.kv_parity[t & 1] = kv_phase ^ 1;
+                    bar_arrive(&sm.tile_full[t & 1]);
+                    if (number >= p.tiles) {
+                        if (number == p.tiles + (int)gridDim.x - 1) p.a.work[1] = 0;   // the last of all tickets
+                        break;
+                    }
+                    if (lo < hi) {
+                        bar_wait(&sm.kv_empty, kv_phase);
+                        kv_phase ^= 1;
+                        bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
+                        tma_load(sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                        tma_load(sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                    }
 #pragma unroll 1
-                for (int m = lo; m < hi; m++) {
-                    int it = m - lo, st = it & 1, ph = ((it >> 1) & 1) ^ 1;
-                    bar_wait(&sm.q_empty[qst], qph);
-                    bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
-                    tma_load(sm.q[qst], &p.q, &sm.q_full[qst], m * BWD_ROWS, head, batch, L2_LAST);
-                    if (++qst == BWD_Q) qst = 0, qph ^= 1;
-                    bar_wait(&sm.do_empty[st], ph);
-                    bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
-                    tma_load(sm.dout[st], &p.dout, &sm.do_full[st], m * BWD_ROWS, head, batch, L2_LAST);
+                    for (int m = lo; m < hi; m++, it++) {
+                        int st = it & 1, ph = ((it >> 1) & 1) ^ 1;
+                        bar_wait(&sm.q_empty[qst], qph);
+                        bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
+                        tma_load(sm.q[qst], &p.q, &sm.q_full[qst], m * BWD_ROWS, w.head, w.batch, L2_LAST);
+                        if (++qst == BWD_Q) qst = 0, qph ^= 1;
+                        bar_wait(&sm.do_empty[st], ph);
+                        bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
+                        tma_load(sm.dout[st], &p.dout, &sm.do_full[st], m * BWD_ROWS, w.head, w.batch, L2_LAST);
+                    }
                 }
             }
         } else if (warp == 1) {
-            const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
-                        *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
             const float inv = 1.f / sh.scale;
-            int st = 0, ph = 1;
+            int st = 0, ph = 1, lo, hi;
+            Tile w;
+            for (int t = 0; next_tile(t, w, lo, hi); t++) {
+                const float *lse = p.a.lse.p + w.batch * p.a.lse.batch + w.head * p.a.lse.head,
+                            *delta = p.a.delta.p + w.batch * p.a.delta.batch + w.head * p.a.delta.head;
+                const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
             for (int m = lo; m < hi; m++) {
                 float a[4], b[4];
@@ -1000,8 +1047,14 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                 if (lane == 0) bar_arrive(&sm.q_full[st]);
                 if (++st == BWD_Q) st = 0, ph ^= 1;
             }
+            }
         } else {
             const int wg = warp - 2;
+            int lo, hi;
+            Tile w;
+            for (int t = 0; next_tile(t, w, lo, hi); t++) {
+                const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
+                const int bh = w.batch * sh.NH + w.head, head = w.head, batch = w.batch, n = w.row;
 #pragma unroll 1
             for (int m = lo; m < hi; m++) {
                 asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
@@ -1029,11 +1082,12 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                 }
                 __syncwarp();
             }
+            }
             if (lane == 0) bulk_wait();
         }
     } else {
         regs_up<240>();
-        bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1), n, head, batch);
+        bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #endif
 }
@@ -1210,7 +1264,7 @@ static inline cudaError_t attention_dq_finish(
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p)
         return cudaErrorInvalidValue;
-    if ((a.deterministic && !a.work) || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
+    if (!a.work || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
     if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
     BwdParams p;
     p.a = a;
@@ -1223,9 +1277,10 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
     p.col_tiles = (a.s.Tk + BWD_COLS - 1) / BWD_COLS;
     p.section = attn_section(a.s, 8 * HS, a.s.Tq, ATTN_SECTION);
     p.turn = a.work + 2;
+    p.tiles = p.col_tiles * a.s.B * a.s.NH;
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work + 1, 0, attention_backward_work(a.s) - 4, stream));
+    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, attention_backward_work(a.s) - 8, stream));
     const int64_t rows = (int64_t)a.s.B * a.s.NH * a.s.Tq;
     if (!a.accumulate_dq && attn_dense(a.dq, a.s)) ATTN_TRY(cudaMemsetAsync(a.dq.p, 0, rows * HS * 4, stream));
     else if (!a.accumulate_dq) {
@@ -1233,7 +1288,7 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
         attention_dq_kernel<<<dim3((a.s.Tq + 31) / 32, a.s.NH, a.s.B), 256, 0, stream>>>(a.dq, none, 1.f, a.s.Tq);
         ATTN_TRY(cudaGetLastError());
     }
-    attention_backward_kernel<<<p.col_tiles * a.s.B * a.s.NH, 384, bytes, stream>>>(p);
+    attention_backward_kernel<<<p.tiles < attn_sms() ? p.tiles : attn_sms(), 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 }   // namespace attn
