@@ -18,8 +18,8 @@
  * kernel of the step's inner part is longer for it. Only the embedding is centred by rows.
  *
  * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the logits of a
- * chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its pre-GELU
- * activations make room for the gradients of its attention.
+ * chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its activations make
+ * room for those of its attention (--recompute attn) and their gradients.
  */
 #include <cub/device/device_radix_sort.cuh>
 #include <cublasLt.h>
@@ -328,7 +328,7 @@ struct FwdParams {
     CUtensorMap q, k, v, o;
     AttnForward a;
     int tiles, row_tiles, section;   // section: heads whose K and V stay in L2 together
-    int before;                      // rows of the first tile that lie before row 0, a multiple of 64: the short tile is the one with the fewest keys
+    int before;   // rows of the first tile that lie before row 0, a multiple of 64: the tile with the fewest keys is the short one
 };
 struct Tile {
     int row, head, batch;
@@ -700,9 +700,10 @@ struct BwdSmem {
     float nlse[BWD_Q][BWD_ROWS],
         ndelta[BWD_Q][BWD_ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
     int doc[BWD_Q][BWD_ROWS];      // first visible key column of each query
-    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2], tile_full[2], tile_empty[2];
-    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps before, by which the rings of dO and
-    // dS go on; parity of kv_full.
+    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
+    uint64_t tile_full[2], tile_empty[2];
+    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by which the
+    // rings of dO and dS go on; parity of kv_full.
     int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
     float c;                         // scale * log2(e)
 };
@@ -714,7 +715,8 @@ struct BwdParams {
 };
 enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
-// Tile number -> block of keys n of a head: sections of heads one after the other, inside a section the longest (first) blocks of keys first.
+// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a section the longest (first)
+// blocks of keys first.
 __device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
     int per = p.section * p.col_tiles, sec = t / per, r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
@@ -906,7 +908,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
             mma_wait<0>();
             hold(dq);
             if (lane == 0) bar_arrive(&sm.ds_free[(hi - 1 - shift) & 1]);
-            if (tid == 0) bar_arrive(&sm.kv_empty);   // every warp of the warpgroup is past its wait in send_dq
+            if (tid == 0) bar_arrive(&sm.kv_empty);   // the next tile's keys load while this one's gradients are stored
             send_dq();
         }
         const Tile w = bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
@@ -1027,26 +1029,26 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                             *delta = p.a.delta.p + w.batch * p.a.delta.batch + w.head * p.a.delta.head;
                 const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
-            for (int m = lo; m < hi; m++) {
-                float a[4], b[4];
-                int d[4];
+                for (int m = lo; m < hi; m++) {
+                    float a[4], b[4];
+                    int d[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int row = m * BWD_ROWS + 32 * i + lane;
-                    bool in = row < sh.Tq;
-                    float x = in ? lse[row] : -INFINITY;
-                    a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
-                    b[i] = in ? -delta[row] : 0.f;
-                    d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
+                    for (int i = 0; i < 4; i++) {
+                        int row = m * BWD_ROWS + 32 * i + lane;
+                        bool in = row < sh.Tq;
+                        float x = in ? lse[row] : -INFINITY;
+                        a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
+                        b[i] = in ? -delta[row] : 0.f;
+                        d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
+                    }
+                    bar_wait(&sm.q_empty[st], ph);
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
+                    __syncwarp();
+                    if (lane == 0) bar_arrive(&sm.q_full[st]);
+                    if (++st == BWD_Q) st = 0, ph ^= 1;
                 }
-                bar_wait(&sm.q_empty[st], ph);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
-                __syncwarp();
-                if (lane == 0) bar_arrive(&sm.q_full[st]);
-                if (++st == BWD_Q) st = 0, ph ^= 1;
-            }
             }
         } else {
             const int wg = warp - 2;
@@ -1056,32 +1058,32 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                 const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
                 const int bh = w.batch * sh.NH + w.head, head = w.head, batch = w.batch, n = w.row;
 #pragma unroll 1
-            for (int m = lo; m < hi; m++) {
-                asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
-                asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
-                if (lane == 0) {
-                    int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
-                    if (p.a.deterministic) {
-                        // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
-                        turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
-                        mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
-                        int seen;
-                        do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-                        while (seen != mine);
+                for (int m = lo; m < hi; m++) {
+                    asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
+                    asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
+                    if (lane == 0) {
+                        int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
+                        if (p.a.deterministic) {
+                            // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
+                            turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
+                            mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
+                            int seen;
+                            do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
+                            while (seen != mine);
+                        }
+                        if (row < sh.Tq) {
+                            tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
+                            tma_add(&p.dq, sm.dq[wg][1], 32, row, head, batch);
+                            bulk_commit();
+                        }
+                        if (p.a.deterministic) {
+                            bulk_wait();
+                            asm volatile("fence.proxy.async;" ::: "memory");
+                            asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+                        } else bulk_wait_read();
                     }
-                    if (row < sh.Tq) {
-                        tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
-                        tma_add(&p.dq, sm.dq[wg][1], 32, row, head, batch);
-                        bulk_commit();
-                    }
-                    if (p.a.deterministic) {
-                        bulk_wait();
-                        asm volatile("fence.proxy.async;" ::: "memory");
-                        asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
-                    } else bulk_wait_read();
+                    __syncwarp();
                 }
-                __syncwarp();
-            }
             }
             if (lane == 0) bulk_wait();
         }
