@@ -1038,6 +1038,8 @@ typedef struct {
     Error reason;          // of the abort
     Mailbox* boxes;        // (world, world): from, to
     void** shared;         // (world) what each rank shows the others during a collective
+    void** devices;        // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
+    void* gpu_boxes;
 } ThreadWorld;
 
 static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
@@ -1176,6 +1178,8 @@ static void thread_world_free(ThreadWorld* w) {
     pthread_cond_destroy(&w->changed);
     free(w->boxes);
     free(w->shared);
+    free(w->devices);
+    free(w->gpu_boxes);
     memset(w, 0, sizeof *w);
 }
 static Transport thread_transport(ThreadWorld* w, int rank) {
@@ -2055,7 +2059,7 @@ typedef struct Rank Rank;
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
-    uint64_t (*memory)(void);   // bytes that the ranks of this process may take
+    uint64_t (*memory)(int world);   // bytes that this many ranks may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
     int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
@@ -4258,7 +4262,10 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     return bytes;
 }
 
-static uint64_t machine_bytes(void) { return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE); }
+static uint64_t machine_bytes(int world) {
+    (void)world;
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
 
 // The longest context whose largest rank fits in `bytes`, all else equal; 0 if none does.
 static int64_t longest_context(
@@ -4296,7 +4303,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
     if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
     if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
-    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = g->device->memory();
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = g->device->memory(g->mesh.world);
     if (bytes > machine) {
         int64_t fits = longest_context(&g->options, vocab, training, g->device, machine / (uint64_t)g->mesh.world);
         if (fits == 0)
@@ -4834,7 +4841,7 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (gflops == 0 || gbs == 0) gpt2_sp_device->rates(&measured_gflops, &measured_gbs, mesh.threads);
         if (gflops == 0) gflops = measured_gflops;
         if (gbs == 0) gbs = measured_gbs;
-        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory() / mesh.world;
+        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(mesh.world) / mesh.world;
         StepCost cost = step_cost(&mesh, &layout, gflops, gbs);
         plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory,
             longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)memory));

@@ -1295,6 +1295,31 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 }
 }   // namespace attn
 
+// ===== 4. transports ============================================================================
+//
+// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do (ThreadWorld),
+// and run ahead of the GPUs: what one GPU must know of another is an event. In a node every rank reads its peers' memory: operands come by the
+// copy engines, which take no multiprocessor's time, on a stream of their own; sums of gradients by a kernel that reads all peers' parts in the
+// order of the ranks, so that two GPUs give the same bits as two virtual ranks on one.
+
+// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart.
+typedef struct {
+    int peer;
+    char* data;
+    size_t pitch, width;
+    int64_t rows;
+} GpuPiece;
+enum { MAX_GPU_PIECES = 4, MAX_RANKS = 64 };   // of one message; of a process
+
+// What a rank offers a peer during a step: valid from `ready` on, read once `taken`. Empty while pieces is NULL.
+typedef struct {
+    const GpuPiece* pieces;
+    int count;
+    cudaEvent_t ready, taken;
+} GpuBox;
+
+struct Gpu;
+
 // ===== 6. parameters and memory plan ============================================================
 
 // Activations of a layer: name, numbers per row, bytes of one, and the recompute modes that keep them for every layer.
@@ -1344,8 +1369,10 @@ enum {
     STAT_LOSS,
     STAT_SQUARE,
     STAT_SCALE,
+    STAT_ALL_LOSS,
+    STAT_ALL_SQUARE,
     STAT_COUNT
-};   // of a step: sum of losses, square of the norm, what clipping leaves of the gradient (-1: not finite)
+};   // of a step: this rank's sum of losses and square of the norm; what clipping leaves of the gradient (-1: not finite); all ranks' sums
 enum {
     NORM_BLOCKS = 1056,
     NORM_ROWS = 4,
@@ -1355,6 +1382,7 @@ enum {
 };   // blocks whose partial sums a second kernel adds
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
 enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
+enum { UNIT_BUFFERS = 4 };   // of the embeddings, of the final norm, and two that the layers take in turn
 static const size_t LT_WORKSPACE = 32 << 20;
 
 // A matrix product of one shape, with the algorithm that was chosen for it.
@@ -1367,32 +1395,46 @@ typedef struct {
 } MatmulPlan;
 
 // The GPU's part of a rank. Pointers go into its arena.
-typedef struct {
+struct Gpu {
     Arena arena;
+    int ordinal;    // which GPU of the process
     int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream;
+    cudaStream_t stream, copies, gathers;
+    cudaEvent_t ready, done, arrived;   // of this rank's work that peers wait for; of a collective's end; of a step's operands
+    cudaEvent_t taken[MAX_RANKS];       // this rank has read what the peer offered
+    cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
+    GpuBox* boxes;   // (world, world): from, to; one array for all ranks
+    Gpu** peers;     // (world)
+    void* offered;   // what the peers read during a collective
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count, tune;   // tune: new plans are chosen by timing
     int rehearsed, deterministic;
     cudaEvent_t timer[2];
 
-    float *weights, *gradients, *m, *v;   // fp32, all units
+    float *weights, *gradients, *m, *v;   // fp32, all units, or own slices as --zero has it
     bf16* half;                           // bf16 copy of wte and of the layers
-    void* act[GPU_ACTIVATION_COUNT];      // (copies, R, columns)
-    bf16* checkpoints;                    // --recompute sqrt
-    bf16 *x_final, *lnf, *dx;             // (R, C)
-    float* rstdf;                         // (R)
-    bf16* wide;                           // (R, 4C)
-    float* delta;                         // (B, NH, T)
-    bf16* logits;                         // (logits_chunk, Vp)
+    float* unit_weights[UNIT_BUFFERS];    // --zero 3: units brought together (unit_buffer), and their bf16 copies
+    bf16* unit_half[UNIT_BUFFERS];
+    int gathered[UNIT_BUFFERS];            // which unit is there; -1: none
+    float* unit_gradients[UNIT_BUFFERS];   // --zero 2, 3: units in backward, whole
+    void* act[GPU_ACTIVATION_COUNT];       // (copies, R, columns)
+    bf16* checkpoints;                     // --recompute sqrt
+    bf16 *x_final, *lnf, *dx;              // (R, C)
+    float* rstdf;                          // (R)
+    bf16* wide;                            // (R, 4C)
+    float* delta;                          // (B, NH, Tl)
+    float* dkv;                            // (2, R, C) sums of dK and dV, with several ranks
+    char** slots[2];                       // exchange buffers of the forward and the backward table
+    GpuPiece* pieces;                      // of one step: sends, then receives
+    bf16* logits;                          // (logits_chunk, Vp)
     int64_t logits_chunk;
-    float* partial;                       // partial sums of columns
-    double* squares;                      // (SQUARE_BLOCKS)
-    double* stats;                        // (STAT_COUNT)
+    float* partial;                        // partial sums of columns
+    double* squares;                       // (SQUARE_BLOCKS)
+    double* stats;                         // (STAT_COUNT)
     int* attention_work;
     void* workspace;                                    // cuBLASLt's
-    int32_t *tokens, *labels, *doc_start;               // (B, T) of the pass
+    int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
     int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
     void* sort_work;
     size_t sort_bytes;
@@ -1405,20 +1447,20 @@ typedef struct {
     cudaEvent_t* marks;   // (MAX_MARKS)
     int mark_group[MAX_MARKS];
     const char* groups[MAX_GROUPS];
-} Gpu;
+};
 
 // --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward pass: they are computed again
 // after that of the MLP, where the MLP's activations were.
 static int gpu_late(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
-// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens: activations then
-// take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
+// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens of a rank: activations
+// then take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
 enum { MICRO_TOKENS = 32768 };
 static int64_t gpu_sequences(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
     if (mesh->training && mesh->recompute != GPT2_SP_NONE)
         for (int64_t n = 1; n < s->B; n++)
-            if (s->B % n == 0 && n * s->T >= MICRO_TOKENS) return n;
+            if (s->B % n == 0 && n * (s->T / mesh->sp) >= MICRO_TOKENS) return n;
     return s->B;
 }
 
@@ -1436,9 +1478,10 @@ static size_t embedding_sort_bytes(int64_t R) {
     return bytes;
 }
 
-static AttnShape attention_shape(const Mesh* mesh, const int32_t* doc_start) {
+// The whole of a rank's rows against themselves: with one rank of a sequence, all of its attention.
+static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* doc_start) {
     const Shape* s = &mesh->shape;
-    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)s->T, (int)s->T, 0, 0, 1, 1 / sqrtf((float)s->HS), doc_start, s->T};
+    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1, 1 / sqrtf((float)s->HS), doc_start, s->T};
     return a;
 }
 
@@ -1446,18 +1489,84 @@ static AttnShape attention_shape(const Mesh* mesh, const int32_t* doc_start) {
 static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
     return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
 }
+// Which of the buffers for single units a unit uses.
+static int unit_buffer(const Layout* layout, int u) { return u == 0 ? 0 : u == layout->count - 1 ? 1 : 2 + u % 2; }
+static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * (layout->elements / layout->shard); }
+
+// The tensors of an item in a slot, one behind the other: Q | K, V | O~, m, l | Q, dO, LSE, delta | dQ | dK, dV.
+// Operands are bf16, results and what belongs to rows fp32. Token tensors are (B, rows, heads * HS), the others (B, heads, rows).
+typedef struct {
+    int count, tokens[MAX_GPU_PIECES];   // whether it is one of the first kind
+    size_t size[MAX_GPU_PIECES];         // bytes of an element
+} ItemTensors;
+static ItemTensors item_tensors(int kind) {
+    static const ItemTensors table[ITEM_KINDS] = {
+        {1, {1}, {2}},                     // Q
+        {2, {1, 1}, {2, 2}},               // KV
+        {3, {1, 0, 0}, {4, 4, 4}},         // OUT
+        {4, {1, 1, 0, 0}, {2, 2, 4, 4}},   // QDO
+        {1, {1}, {4}},                     // DQ
+        {2, {1, 1}, {4, 4}},               // DKV
+    };
+    return table[kind];
+}
+static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
+    ItemTensors t = item_tensors(kind);
+    int64_t elements = gpu_sequences(mesh) * rows * heads * (t.tokens[i] ? mesh->shape.HS : 1);
+    return (size_t)round_up((int64_t)((size_t)elements * t.size[i]), 256);
+}
+// Bytes that each of a rank's slots needs for all that ever lies in it.
+static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0, int h1, int64_t rows) {
+    int64_t NH = mesh->shape.NH, heads = part_head(NH, table->head_parts, h1) - part_head(NH, table->head_parts, h0);
+    size_t need = 0;
+    for (int i = 0; i < item_tensors(kind).count; i++) need += item_tensor_bytes(mesh, kind, i, heads, rows);
+    if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
+}
+static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
+    for (int i = 0; i < table->op_count; i++) {
+        const ScheduleOp* op = &table->ops[i];
+        if (op->rank != rank) continue;
+        slot_grow(mesh, table, bytes, op->q_slot, table->backward ? ITEM_QDO : ITEM_Q, op->h0, op->h1, rows);
+        slot_grow(mesh, table, bytes, op->kv_slot, ITEM_KV, op->h0, op->h1, rows);
+        slot_grow(mesh, table, bytes, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, op->h0, op->h1, rows);
+        slot_grow(mesh, table, bytes, op->dkv_slot, ITEM_DKV, op->h0, op->h1, rows);
+    }
+    for (int i = 0; i < table->message_count; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        if (m->from == rank) slot_grow(mesh, table, bytes, m->src, m->item.kind, m->item.h0, m->item.h1, rows);
+        if (m->to == rank) slot_grow(mesh, table, bytes, m->dst, m->item.kind, m->item.h0, m->item.h1, rows);
+        if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
+    }
+}
+// Most rows of a sequence that a rank holds; they differ by a token or two.
+static int64_t most_rows(const Mesh* mesh) {
+    int64_t most = 0;
+    for (int i = 0; i < mesh->sp; i++)
+        most = max_i64(most, rank_segments(mesh->schedule->kind, mesh->sp, mesh->shape.T, i).total);
+    return most;
+}
 
 // Walks through all device memory of a rank (see Arena in the .c).
-static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout) {
+static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
+    const Mesh* mesh = r->mesh;
+    const Layout* layout = r->layout;
     const Shape* s = &mesh->shape;
-    int64_t C = s->C, R = gpu_sequences(mesh) * s->T;
+    int64_t C = s->C, R = gpu_sequences(mesh) * r->Tl;
     d->B = gpu_sequences(mesh), d->R = R;
-    d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, layout->elements, 4);
-    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS, half_offset(layout, s, layout->count - 1), 2);
+    d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->shard : layout->elements, 4);
+    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? 0 : half_offset(layout, s, layout->count - 1), 2);
+    for (int i = 0; i < UNIT_BUFFERS && mesh->zero >= 2; i++) {
+        int64_t whole = unit_whole(layout, i == 0 ? 0 : i == 1 ? layout->count - 1 : 1);
+        if (mesh->zero >= 3) {
+            d->unit_weights[i] = (float*)gpu_take(a, MEMORY_WEIGHTS, whole, 4);
+            d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, i == 0 ? s->Vp * C : i == 1 ? 0 : whole, 2);
+        }
+        if (mesh->training) d->unit_gradients[i] = (float*)gpu_take(a, MEMORY_GRADIENTS, whole, 4);
+    }
     if (mesh->training) {
-        d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, layout->elements, 4);
-        d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->elements, 4);
-        d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->elements, 4);
+        d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->elements, 4);
+        d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->elements, 4);
+        d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->elements, 4);
         d->checkpoints = (bf16*)gpu_take(
             a, MEMORY_KEPT, mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
     }
@@ -1477,13 +1586,30 @@ static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout)
         d->sort_work = gpu_take(a, MEMORY_WORK, (int64_t)d->sort_bytes, 1);
     }
     d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
-    d->attention_work = (int*)gpu_take(a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, NULL)), 1);
+    d->attention_work =
+        (int*)gpu_take(a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
     d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)LT_WORKSPACE, 1);
     d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
     d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
     d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
     d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
-    d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? R : 0, 4);
+    d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? d->B * s->T : 0, 4);
+    if (mesh->sp > 1) {
+        size_t exchange = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
+        for (int direction = 0; direction <= mesh->training; direction++) {   // both use the same memory, one after the other
+            const Schedule* table = &mesh->schedule[direction];
+            size_t bytes[MAX_SLOTS] = {0};
+            slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
+            a->used = exchange, a->group[MEMORY_EXCHANGE] = before;
+            if (direction == 1) d->dkv = (float*)gpu_take(a, MEMORY_EXCHANGE, R * 2 * C, 4);
+            for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
+                char* slot = (char*)gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes[i], 1);
+                if (d->slots[direction]) d->slots[direction][i] = slot;
+            }
+            if (a->used - exchange > largest) largest = a->used - exchange;
+        }
+        a->used = exchange + largest, a->group[MEMORY_EXCHANGE] = before + largest;
+    }
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // x outlives the head in every mode
         GpuActivation act = gpu_activation(s, id);
         int kept = mesh->training && gpu_kept(mesh, id);
@@ -1511,11 +1637,12 @@ static void gpu_layout(Gpu* d, Arena* a, const Mesh* mesh, const Layout* layout)
 }
 
 static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
-    (void)o;
-    if (mesh->world > 1)
-        return fail(
-            e, "--dp %d --sp %d: this GPU program runs one rank on one GPU; the CPU program runs more", mesh->dp, mesh->sp);
-    if (mesh->zero > 0) return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
+    if (mesh->world > MAX_RANKS)
+        return fail(e, "--dp %d --sp %d: a process of the GPU program holds at most %d ranks", mesh->dp, mesh->sp, MAX_RANKS);
+    if (mesh->zero > 0 && mesh->world == 1)
+        return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
+    if (o->verify && mesh->world > 1)
+        return fail(e, "--verify: compares one rank with the CPU; --check compares several with one");
     if (mesh->shape.HS != 64)
         return fail(e, "head size %lld (channels / heads): the GPU's attention has 64 only; use --heads %lld",
             (long long)mesh->shape.HS, (long long)ceil_div(mesh->shape.C, 64));
@@ -1525,18 +1652,106 @@ static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
 
 static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    Rank r;
     Arena a;
-    (void)world_rank;
     memset(&a, 0, sizeof a);
-    if (d) gpu_layout(d, &a, mesh, layout);
+    rank_place(&r, mesh, layout, world_rank);
+    if (d) gpu_layout(d, &a, &r);
     free(d);
     return a;
 }
 
-// Free memory of the GPU; where there is none, so that `plan` works anywhere, all of an H200's.
-static uint64_t gpu_memory(void) {
-    size_t free_bytes = 0, total = 0;
-    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? free_bytes : (uint64_t)143771 << 20;
+// GPUs of this process that `world` ranks use, and the one of a rank: neighbours in a sequence share where there are fewer than ranks.
+static int gpu_count(int world) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    return count < world ? count : world;
+}
+static int gpu_of(int world_rank, int world) { return (int)((int64_t)world_rank * gpu_count(world) / world); }
+
+// Bytes that `world` ranks may take; where there is no GPU, so that `plan` works anywhere, all of an H200's for each.
+static uint64_t gpu_memory(int world) {
+    int count = gpu_count(world), before = 0;
+    if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)world;
+    uint64_t least = UINT64_MAX;
+    cudaGetDevice(&before);
+    for (int i = 0; i < count; i++) {
+        size_t free_bytes = 0, total = 0;
+        if (cudaSetDevice(i) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) free_bytes = 0;
+        if (free_bytes < least) least = free_bytes;
+    }
+    cudaSetDevice(before);
+    return least / (uint64_t)ceil_div(world, count) * (uint64_t)world;
+}
+
+// Every job of a rank runs on a thread of its own: it begins by choosing the GPU.
+static int gpu_enter(Rank* r) {
+    CUDA_TRY(&r->error, cudaSetDevice(((Gpu*)r->device)->ordinal));
+    return 0;
+}
+
+// A stream whose work the GPU takes up before that of the others, as copies should be.
+static int stream_create(cudaStream_t* stream, int urgent, Error* e) {
+    int low = 0, high = 0;
+    CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
+    CUDA_TRY(e, cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking, urgent ? high : low));
+    return 0;
+}
+
+// The rank's streams and events, and the way to its peers' memory.
+static int gpu_connect(Rank* r, Error* e) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    cudaEvent_t* events[] = {&d->ready, &d->done, &d->arrived};
+    if (stream_create(&d->stream, 0, e) != 0 || stream_create(&d->copies, 1, e) != 0 || stream_create(&d->gathers, 1, e) != 0)
+        return -1;
+    for (int i = 0; i < 3; i++) CUDA_TRY(e, cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
+    for (int i = 0; i < w->world; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->taken[i], cudaEventDisableTiming));
+    for (int i = 0; i < UNIT_BUFFERS; i++) {
+        CUDA_TRY(e, cudaEventCreateWithFlags(&d->unit_there[i], cudaEventDisableTiming));
+        CUDA_TRY(e, cudaEventCreateWithFlags(&d->unit_free[i], cudaEventDisableTiming));
+        d->gathered[i] = -1;
+    }
+    for (int i = 0; i < gpu_count(w->world); i++) {
+        int can = 0;
+        if (i == d->ordinal) continue;
+        CUDA_TRY(e, cudaDeviceCanAccessPeer(&can, d->ordinal, i));
+        if (!can) return fail(e, "GPU %d cannot read the memory of GPU %d", d->ordinal, i);
+        cudaError_t status = cudaDeviceEnablePeerAccess(i, 0);
+        if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
+        else CUDA_TRY(e, status);
+    }
+    if (!w->devices) {   // the first rank makes what all share
+        w->devices = (void**)calloc((size_t)w->world, sizeof *w->devices);
+        w->gpu_boxes = calloc((size_t)w->world * (size_t)w->world, sizeof(GpuBox));
+        if (!w->devices || !w->gpu_boxes) return fail(e, "out of memory for %d ranks", w->world);
+    }
+    w->devices[r->world_rank] = d;
+    d->peers = (Gpu**)w->devices, d->boxes = (GpuBox*)w->gpu_boxes;
+    return 0;
+}
+
+// Host memory of the executor of schedules.
+static int gpu_tables(Rank* r, Error* e) {
+    const Mesh* mesh = r->mesh;
+    Gpu* d = (Gpu*)r->device;
+    int64_t slots = 1, ops = 1, messages = 1;
+    for (int i = 0; i <= mesh->training; i++) {
+        const Schedule* table = &mesh->schedule[i];
+        int count = table->slot_count[r->sp_rank];
+        d->slots[i] = (char**)calloc((size_t)count + 1, sizeof *d->slots[i]);
+        if (!d->slots[i]) return fail(e, "out of memory");
+        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count), messages = max_i64(messages, table->message_count);
+    }
+    d->pieces = (GpuPiece*)calloc((size_t)(2 * MAX_GPU_PIECES * (2 * mesh->sp + 2)), sizeof *d->pieces);
+    r->slot_filled = (unsigned char*)calloc((size_t)slots, 1);
+    r->op_active = (unsigned char*)calloc((size_t)ops, 1);
+    r->message_active = (unsigned char*)calloc((size_t)messages, 1);
+    r->mark = (unsigned char*)calloc((size_t)mesh->sp * (size_t)mesh->sp * ITEM_KINDS, 1);
+    r->first_key = (int64_t*)calloc((size_t)mesh->schedule->chunks, sizeof *r->first_key);
+    if (!d->pieces || !r->slot_filled || !r->op_active || !r->message_active || !r->mark || !r->first_key)
+        return fail(e, "out of memory");
+    return 0;
 }
 
 // The rank's memory on the device, and on the host what data goes through: batches, token losses and hits.
@@ -1545,38 +1760,39 @@ static int gpu_allocate(Rank* r, Error* e) {
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
     if (!d) return fail(e, "out of memory");
     r->device = d;
-    Arena plan = gpu_plan(mesh, r->layout, 0);
+    Arena plan = gpu_plan(mesh, r->layout, r->world_rank);
     void* base = NULL;
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
-    int device = 0, major = 0, minor = 0;
-    CUDA_TRY(e, cudaGetDevice(&device));
-    CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    if (gpu_count(mesh->world) == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
+    int major = 0, minor = 0;
+    d->ordinal = gpu_of(r->world_rank, mesh->world);
+    CUDA_TRY(e, cudaSetDevice(d->ordinal));
+    CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->ordinal));
+    CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, d->ordinal));
     if (major != 9)
         return fail(
             e, "this GPU has compute capability %d.%d: the attention of this program needs 9.0 (H100, H200)", major, minor);
-    CUDA_TRY(e, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+    if (gpu_connect(r, e) != 0 || gpu_tables(r, e) != 0) return -1;
     LT_TRY(e, cublasLtCreate(&d->lt));
     CUDA_TRY(e, cudaEventCreate(&d->timer[0]));
     CUDA_TRY(e, cudaEventCreate(&d->timer[1]));
     if (cudaMalloc(&base, plan.used) != cudaSuccess)
         return fail(e, "the GPU has no %.2f GiB in one piece: see `plan`", (double)plan.used / 1073741824);
     d->arena.base = (char*)base;
-    gpu_layout(d, &d->arena, mesh, r->layout);
+    gpu_layout(d, &d->arena, r);
     CUDA_TRY(e, cudaMemsetAsync(base, 0, plan.used, d->stream));
     r->arena = d->arena, r->arena.base = NULL;
-    int64_t sequences = mesh->shape.B, T = mesh->shape.T, numbers = 0;
+    int64_t sequences = mesh->shape.B, numbers = 0;
     int32_t* at = NULL;
     for (int walk = 0; walk < 2; walk++) {
         if (walk == 1) CUDA_TRY(e, cudaMallocHost(&d->pinned, (size_t)(numbers * 4 + r->R * 5 + 256)));
         at = (int32_t*)d->pinned;
         for (int i = 0; i < 3; i++) {
-            int64_t n = (i == 2 ? sequences : mesh->training ? mesh->passes * sequences : 0) * T;
-            if (walk == 0) numbers += n * (mesh->doc_mask ? 3 : 2);
+            int64_t count = i == 2 ? sequences : mesh->training ? mesh->passes * sequences : 0, n = count * r->Tl;
+            int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0;
+            if (walk == 0) numbers += 2 * n + docs;
             else {
                 r->batches[i].tokens = at, r->batches[i].labels = at + n, at += 2 * n;
-                if (mesh->doc_mask) r->batches[i].doc_start = at, at += n;
+                if (mesh->doc_mask) r->batches[i].doc_start = at, at += docs;
             }
         }
     }
@@ -1590,6 +1806,7 @@ static int gpu_allocate(Rank* r, Error* e) {
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     if (!d) return;
+    cudaSetDevice(d->ordinal);
     cudaDeviceSynchronize();
     for (int i = 0; i < d->plan_count; i++) {
         cublasLtMatmulDescDestroy(d->plans[i].operation);
@@ -1599,11 +1816,22 @@ static void gpu_release(Rank* r) {
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
     if (d->lt) cublasLtDestroy(d->lt);
-    if (d->stream) cudaStreamDestroy(d->stream);
-    for (int i = 0; i < 2; i++)
-        if (d->timer[i]) cudaEventDestroy(d->timer[i]);
+    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
+    for (int i = 0; i < 3; i++)
+        if (streams[i]) cudaStreamDestroy(streams[i]);
+    cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->done, d->arrived};
+    for (int i = 0; i < 5; i++)
+        if (events[i]) cudaEventDestroy(events[i]);
+    for (int i = 0; i < MAX_RANKS; i++)
+        if (d->taken[i]) cudaEventDestroy(d->taken[i]);
+    for (int i = 0; i < UNIT_BUFFERS; i++) {
+        if (d->unit_there[i]) cudaEventDestroy(d->unit_there[i]);
+        if (d->unit_free[i]) cudaEventDestroy(d->unit_free[i]);
+    }
     cudaFree(d->arena.base);
     cudaFreeHost(d->pinned);
+    free(d->slots[0]), free(d->slots[1]), free(d->pieces);
+    free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
     free(d);
     r->device = NULL;
 }
@@ -1817,16 +2045,35 @@ __device__ __forceinline__ float warp_max(float x) {
     }
 #define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = i * 256 + lane * 8; c < C)
 
+// Where a rank's rows of a sequence stand in it: one run of positions, or two (see Segments).
+typedef struct {
+    int64_t rows, first, begin, begin2,
+        T;   // rows of a sequence; the first run's, and where the runs begin; the sequence's length
+} RowPlaces;
+static RowPlaces row_places(const Rank* r) {
+    const Segments* g = &r->segments;
+    RowPlaces p = {r->Tl, g->rows[0], g->begin[0], g->begin[1] - g->rows[0], r->mesh->shape.T};
+    return p;
+}
+__device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
+    int64_t t = row % p.rows;
+    return t + (t < p.first ? p.begin : p.begin2);
+}
+// The position that counts: in the sequence, or in the document. doc_start (B, T).
+__device__ __forceinline__ int64_t wpe_row(const RowPlaces& p, const int32_t* doc_start, int64_t row) {
+    int64_t position = row_position(p, row);
+    return doc_start ? position - doc_start[row / p.rows * p.T + position] : position;
+}
+
 // x = wte[token] + wpe[position], without the row's mean if `center`. A warp per row; reads 8 C bytes, writes 2 C.
 template <int NV>
 __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
-    const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int C) {
+    const float* wpe, int center, RowPlaces places, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= R) return;
-    int64_t position = first + row % T;
-    if (doc_start) position -= doc_start[row];
-    if (position >= limit) position = limit - 1;   // rows that pad a prompt
+    int64_t position = wpe_row(places, doc_start, row);
+    if (position >= places.T) position = places.T - 1;   // rows that pad a prompt
     const float *a = wte + (int64_t)tokens[row] * C, *b = wpe + position * C;
     float f[NV][8], sum = 0;
     EACH_PIECE(c) {
@@ -1843,20 +2090,20 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
     }
 }
 static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
-    const float* wpe, int center, int64_t first, int64_t limit, int64_t R, int64_t T, int64_t C) {
+    const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
-        (embedding_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(
-            x, tokens, doc_start, wte, wpe, center, first, limit, R, T, (int)C)));
+        (embedding_forward_kernel<NV>
+            <<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(x, tokens, doc_start, wte, wpe, center, places, R, (int)C)));
 }
 
 // dx without its rows' means, in place (a warp per row), and the keys by which rows are sorted: token and position.
 template <int NV>
 __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, const int32_t* doc_start,
-    int center, int64_t R, int64_t T, int C) {
+    int center, RowPlaces places, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= R) return;
-    if (lane == 0) rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)(row % T) - doc_start[row];
+    if (lane == 0) rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)wpe_row(places, doc_start, row);
     if (!center) return;
     float f[NV][8], sum = 0;
     EACH_PIECE(c) {
@@ -1925,9 +2172,9 @@ __global__ void embedding_backward_finish_kernel(float* dweight, const float* pa
     }
     add8(dweight + (int64_t)key * C + c, sum);
 }
-// dwpe[t] += sum over the sequences of dx[b, t]: a thread per 8 columns of a position.
-__global__ void position_backward_kernel(float* dwpe, const bf16* dx, int64_t B, int64_t T, int C) {
-    int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+// dwpe[position of t] += sum over the sequences of dx[b, t]: a thread per 8 columns of a row.
+__global__ void position_backward_kernel(float* dwpe, const bf16* dx, RowPlaces places, int64_t B, int C) {
+    int64_t T = places.rows, at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= T * C) return;
     float sum[8] = {0};
     for (int64_t b = 0; b < B; b++) {
@@ -1936,7 +2183,7 @@ __global__ void position_backward_kernel(float* dwpe, const bf16* dx, int64_t B,
 #pragma unroll
         for (int j = 0; j < 8; j++) sum[j] += f[j];
     }
-    add8(dwpe + at, sum);
+    add8(dwpe + row_position(places, at / C) * C + at % C, sum);
 }
 static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int64_t C, Error* e) {
     int bits = 1;
@@ -1952,20 +2199,21 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
     return 0;
 }
 // dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
-static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center, int64_t V, int64_t B,
-    int64_t T, int64_t C, Error* e) {
-    int64_t R = B * T;
+static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center, RowPlaces places, int64_t V,
+    int64_t B, int64_t C, Error* e) {
+    int64_t R = B * places.rows;
     BY_WIDTH(C,
-        (embedding_center_kernel<NV>
-            <<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, d->tokens, NULL, center, R, T, (int)C)));
+        (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(
+            d->dx, d->keys, d->rows, d->tokens, NULL, center, places, R, (int)C)));
     if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
     if (!doc_start)
-        position_backward_kernel<<<(unsigned)ceil_div(T * C / 8, 256), 256, 0, d->stream>>>(dwpe, d->dx, B, T, (int)C);
+        position_backward_kernel<<<(unsigned)ceil_div(places.rows * C / 8, 256), 256, 0, d->stream>>>(
+            dwpe, d->dx, places, B, (int)C);
     else {
         BY_WIDTH(C,
-            (embedding_center_kernel<NV>
-                <<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, NULL, doc_start, 0, R, T, (int)C)));
-        if (sorted_backward(d, dwpe, T, R, C, e) != 0) return -1;
+            (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(
+                d->dx, d->keys, d->rows, NULL, doc_start, 0, places, R, (int)C)));
+        if (sorted_backward(d, dwpe, places.T, R, C, e) != 0) return -1;
     }
     return 0;
 }
@@ -2143,13 +2391,17 @@ static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_
     columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, NULL, 0, R, n, n, n);
     columns_finish(d, dbias, N);
 }
-// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C)
-static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const float* dq, float scale, int64_t R, int64_t C) {
+// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dkv (2, R, C) fp32, or NULL where dK and dV are there already.
+static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const float* dq, const float* dkv, float scale, int64_t R, int64_t C) {
     int c = (int)C;
-    columns_kernel<1>
-        <<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
-    columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
-        d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
+    dim3 grid((unsigned)ceil_div(C, 256), SUM_BLOCKS);
+    columns_kernel<1><<<grid, 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
+    for (int i = 0; dkv && i < 2; i++)
+        columns_kernel<1>
+            <<<grid, 256, 0, d->stream>>>(d->partial + (i + 1) * C, dqkv + (i + 1) * C, dkv + i * R * C, 1, R, c, 3 * c, 3 * c);
+    if (!dkv)
+        columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
+            d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
     columns_finish(d, dbias, 3 * C);
 }
 
@@ -2246,41 +2498,460 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
     if (threadIdx.x == 0) stats[STAT_LOSS] += sums[0];
 }
 
-// --- attention: the kernels of section 7a on the packed QKV ---
+// --- exchange: a step's operands and results, while the step computes ---
+
+// Offers the pieces to their peers: they are complete when what this rank has enqueued so far is done.
+static int gpu_post(Rank* r, const GpuPiece* sends, int count) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
+    pthread_mutex_lock(&w->mutex);
+    for (int i = 0; i < count; i++) {
+        GpuBox* box = &d->boxes[r->world_rank * w->world + sends[i].peer];
+        box->pieces = sends, box->count = count, box->ready = d->ready;
+    }
+    if (count > 0) pthread_cond_broadcast(&w->changed);
+    int status = thread_aborted(w, &r->error);
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+static cudaError_t piece_copy(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, int64_t rows,
+    int to_gpu, int from_gpu, cudaStream_t stream) {
+    if (to_pitch == width && from_pitch == width)
+        return cudaMemcpyPeerAsync(to, to_gpu, from, from_gpu, width * (size_t)rows, stream);
+    if (to_gpu == from_gpu)
+        return cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, (size_t)rows, cudaMemcpyDeviceToDevice, stream);
+    cudaMemcpy3DPeerParms copy;
+    memset(&copy, 0, sizeof copy);
+    copy.srcPtr = make_cudaPitchedPtr((void*)from, from_pitch, width, (size_t)rows), copy.srcDevice = from_gpu;
+    copy.dstPtr = make_cudaPitchedPtr(to, to_pitch, width, (size_t)rows), copy.dstDevice = to_gpu;
+    copy.extent = make_cudaExtent(width, (size_t)rows, 1);
+    return cudaMemcpy3DPeerAsync(&copy, stream);
+}
+
+// Enqueues the copies of all that a peer offers this rank.
+static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* receives, int receive_count) {
+    Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
+    int sent = 0;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, box->ready, 0));
+    for (int i = 0; i < receive_count; i++) {
+        const GpuPiece *to = &receives[i], *from;
+        if (to->peer != peer) continue;
+        while (sent < box->count && box->pieces[sent].peer != r->world_rank) sent++;
+        from = &box->pieces[sent];
+        if (sent++ == box->count || from->width != to->width || from->rows != to->rows)
+            return fail(&r->error, "rank %d expects other pieces than rank %d sends", r->world_rank, peer);
+        CUDA_TRY(&r->error,
+            piece_copy(to->data, to->pitch, from->data, from->pitch, to->width, to->rows, d->ordinal, other->ordinal, d->copies));
+    }
+    CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
+    return 0;
+}
+
+// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces. What the
+// receives overwrite was last used before the post.
+static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    int status = 0;
+    if (receive_count > 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
+    for (int i = 0; status == 0 && i < receive_count; i++) {
+        int peer = receives[i].peer, seen = 0;
+        for (int j = 0; j < i; j++) seen |= receives[j].peer == peer;
+        if (seen) continue;
+        GpuBox* box = &d->boxes[peer * w->world + r->world_rank];
+        pthread_mutex_lock(&w->mutex);
+        while ((status = thread_aborted(w, &r->error)) == 0 && !box->pieces) pthread_cond_wait(&w->changed, &w->mutex);
+        GpuBox offer = *box;
+        pthread_mutex_unlock(&w->mutex);
+        if (status == 0) status = gpu_receive(r, peer, &offer, receives, receive_count);
+        pthread_mutex_lock(&w->mutex);
+        box->pieces = NULL, box->taken = d->taken[peer];
+        pthread_cond_broadcast(&w->changed);
+        pthread_mutex_unlock(&w->mutex);
+    }
+    for (int i = 0; status == 0 && i < send_count; i++) {
+        GpuBox* box = &d->boxes[r->world_rank * w->world + sends[i].peer];
+        pthread_mutex_lock(&w->mutex);
+        while ((status = thread_aborted(w, &r->error)) == 0 && box->pieces) pthread_cond_wait(&w->changed, &w->mutex);
+        cudaEvent_t taken = box->taken;
+        pthread_mutex_unlock(&w->mutex);
+        if (status == 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, taken, 0));
+    }
+    if (status != 0 || receive_count == 0) return status;
+    CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->arrived, 0));
+    return 0;
+}
+
+// --- distributed attention: the executor of a schedule's table, on the kernels of section 7a ---
+
+// What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
+typedef struct {
+    const Schedule* table;
+    char** slots;
+    bf16 *qkv, *out, *dout;     // (R, 3C), read in place; forward: (R, C), the output; backward: (R, C)
+    float *lse, *delta;         // (B, NH, Tl)
+    float *acc, *m, *l;         // forward: (R, C), (B, NH, Tl) x 2, the running softmax
+    float *dq, *dkv;            // backward: (R, C), (2, R, C), sums
+    const int32_t* doc_start;   // (B, T), or NULL
+    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And what is still to come.
+    uint64_t filled[2], written[2];
+    int missing[2][MAX_RANKS];
+} GpuAttention;
+
+static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
+
+// A tensor of an item: where it begins, and elements between tokens (or, of those that belong to rows, between sequences).
+typedef struct {
+    char* p;
+    int64_t stride;
+} ItemView;
+static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
+    const Mesh* mesh = r->mesh;
+    const Gpu* d = (const Gpu*)r->device;
+    int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS, NH = mesh->shape.NH;
+    int64_t h0 = part_head(NH, run->table->head_parts, item.h0), heads = part_head(NH, run->table->head_parts, item.h1) - h0;
+    int tokens = item_tensors(item.kind).tokens[i];
+    ItemView v = {NULL, tokens ? heads * HS : heads * rows};
+    if (slot >= 0) {
+        v.p = run->slots[slot];
+        for (int j = 0; j < i; j++) v.p += item_tensor_bytes(mesh, item.kind, j, heads, rows);
+        return v;
+    }
+    bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
+    float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
+    float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv + i * d->R * C};
+    if (!tokens) v.p = (char*)(stats[item.kind] + h0 * rows), v.stride = NH * rows;
+    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + h0 * HS), v.stride = C;
+    else {
+        v.p = (char*)(operands[item.kind] + h0 * HS);
+        v.stride = item.kind == ITEM_QDO && i == 1 ? C : 3 * C;
+    }
+    return v;
+}
+static int item_pieces_gpu(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
+    const Shape* s = &r->mesh->shape;
+    ItemTensors t = item_tensors(item.kind);
+    int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of), parts = run->table->head_parts;
+    int64_t heads = part_head(s->NH, (int)parts, item.h1) - part_head(s->NH, (int)parts, item.h0);
+    for (int i = 0; i < t.count; i++) {
+        ItemView v = item_view(r, run, item, slot, i);
+        out[i].peer = peer, out[i].data = v.p, out[i].pitch = (size_t)v.stride * t.size[i];
+        out[i].width = (size_t)(heads * (t.tokens[i] ? s->HS : rows)) * t.size[i];
+        out[i].rows = t.tokens[i] ? B * rows : B;
+        if (out[i].rows == 1) out[i].pitch = out[i].width;
+    }
+    return t.count;
+}
+
+// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there and in the sequence.
+typedef struct {
+    int owner, second;
+    int64_t of_owner, at, rows, position;
+} Chunk;
+static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
+    Chunk c;
+    c.owner = chunk_owner(table, chunk), c.second = chunk >= table->P;
+    Segments g = rank_segments(table->kind, table->P, r->mesh->shape.T, c.owner);
+    c.of_owner = g.total, c.at = c.second ? g.rows[0] : 0, c.rows = g.rows[c.second], c.position = g.begin[c.second];
+    return c;
+}
+static AttnView chunk_tokens(const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
+    ItemView v = item_view(r, run, item, slot, i);
+    size_t size = item_tensors(item.kind).size[i];
+    AttnView view = {v.p + (size_t)(c->at * v.stride) * size, v.stride, r->mesh->shape.HS, v.stride * c->of_owner};
+    return view;
+}
+static AttnRows chunk_rows(const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
+    ItemView v = item_view(r, run, item, slot, i);
+    AttnRows rows = {(float*)v.p + c->at, c->of_owner, v.stride};
+    return rows;
+}
+
+// Whether nothing but what is about to be added is missing of the output of these heads; counts it.
+static int contribution_is_last(GpuAttention* run, int second, int h0, int h1) {
+    int last = 1;
+    for (int part = h0; part < h1; part++) last &= --run->missing[second][part] == 0;
+    if (last) run->written[second] |= part_bits(h0, h1);
+    return last;
+}
+static AttnView output_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t h0) {
+    const Shape* s = &r->mesh->shape;
+    AttnView v = {run->out + at * s->C + h0 * s->HS, s->C, s->HS, s->C * r->Tl};
+    return v;
+}
+static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t h0) {
+    AttnRows v = {run->lse + h0 * r->Tl + at, r->Tl, r->mesh->shape.NH * r->Tl};
+    return v;
+}
+
+// A result's place before its first addition: empty where the table's ops fill only one of its two chunks, else as it is. Tells whether
+// there is something to add to.
+static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1, int* there) {
+    *there = r->slot_filled[slot];
+    if (!*there && run->table->chunks > run->table->P) {
+        if (kind == ITEM_OUT) return fail(&r->error, "this schedule sends outputs of two chunks");
+        int64_t NH = r->mesh->shape.NH,
+                heads = part_head(NH, run->table->head_parts, h1) - part_head(NH, run->table->head_parts, h0);
+        size_t bytes = 0;
+        for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(r->mesh, kind, i, heads, rank_rows(r, of));
+        CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, ((Gpu*)r->device)->stream));
+        *there = 1;
+    }
+    r->slot_filled[slot] = 1;
+    return 0;
+}
+// The same for the rank's own sums.
+static int own_begin(Rank* r, GpuAttention* run, int second, int h0, int h1, int* there) {
+    uint64_t bits = part_bits(h0, h1), in = run->filled[second] & bits;
+    if (in != 0 && in != bits) return fail(&r->error, "this schedule adds to heads of which only some have begun");
+    run->filled[second] |= bits, *there = in != 0;
+    return 0;
+}
+
+static int run_op_gpu(Rank* r, GpuAttention* run, const ScheduleOp* op) {
+    const Schedule* table = run->table;
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
+    int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
+    Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
+    AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
+        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T};
+    int there = 0;
+    if (!table->backward) {
+        Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
+        AttnForward a;
+        memset(&a, 0, sizeof a);
+        a.s = shape, a.work = d->attention_work;
+        a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q);
+        a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
+        a.acc = chunk_tokens(r, run, result, op->dq_slot, 0, &q);
+        a.m = chunk_rows(r, run, result, op->dq_slot, 1, &q), a.l = chunk_rows(r, run, result, op->dq_slot, 2, &q);
+        a.carry_out = 1;
+        if (op->dq_slot >= 0) {
+            if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there) != 0) return -1;
+        } else {
+            if (own_begin(r, run, q.second, op->h0, op->h1, &there) != 0) return -1;
+            if (contribution_is_last(run, q.second, op->h0, op->h1))
+                a.carry_out = 0, a.o = output_view(r, run, q.at, h0), a.lse = lse_view(r, run, q.at, h0);
+        }
+        a.carry_in = there;
+        CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+        return 0;
+    }
+    Item dq = {ITEM_DQ, q.owner, op->h0, op->h1}, dkv = {ITEM_DKV, k.owner, op->h0, op->h1};
+    AttnBackward a;
+    memset(&a, 0, sizeof a);
+    a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work;
+    a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q), a.dout = chunk_tokens(r, run, rows, op->q_slot, 1, &q);
+    a.lse = chunk_rows(r, run, rows, op->q_slot, 2, &q), a.delta = chunk_rows(r, run, rows, op->q_slot, 3, &q);
+    a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
+    a.dq = chunk_tokens(r, run, dq, op->dq_slot, 0, &q);
+    a.dk = chunk_tokens(r, run, dkv, op->dkv_slot, 0, &k), a.dv = chunk_tokens(r, run, dkv, op->dkv_slot, 1, &k);
+    if (op->dq_slot >= 0 && result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there) != 0) return -1;
+    a.accumulate_dq = op->dq_slot < 0 || there;   // the own sums begin at zero
+    if (op->dkv_slot >= 0 ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there) != 0
+                          : own_begin(r, run, k.second, op->h0, op->h1, &there) != 0)
+        return -1;
+    a.accumulate_dkv = there;
+    CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
+    return 0;
+}
+
+// out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides.
+__global__ void rows_add_kernel(float* out, int64_t out_stride, const float* inp, int64_t inp_stride, int64_t rows, int columns) {
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, row = i / columns, column = i % columns;
+    if (row >= rows) return;
+    float4 a = *(float4*)(out + row * out_stride + column), b = *(const float4*)(inp + row * inp_stride + column);
+    *(float4*)(out + row * out_stride + column) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    const Schedule* table = run->table;
+    int own = msg->into < 0, there = 1, last = own && msg->item.kind == ITEM_OUT;
+    int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, table->head_parts, msg->item.h0);
+    int64_t heads = part_head(s->NH, table->head_parts, msg->item.h1) - h0;
+    Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
+    if (own)
+        for (int second = 0; second < table->chunks / table->P; second++) {
+            if (msg->item.kind != ITEM_DQ && own_begin(r, run, second, msg->item.h0, msg->item.h1, &there) != 0) return -1;
+            if (msg->item.kind == ITEM_OUT) last &= contribution_is_last(run, second, msg->item.h0, msg->item.h1);
+        }
+    else there = r->slot_filled[msg->into], r->slot_filled[msg->into] = 1;
+    if (msg->item.kind == ITEM_OUT && (there || last)) {
+        AttnView in = chunk_tokens(r, run, msg->item, msg->dst, 0, &whole), none = {NULL, 0, 0, 0}, o = none;
+        AttnRows in_m = chunk_rows(r, run, msg->item, msg->dst, 1, &whole),
+                 in_l = chunk_rows(r, run, msg->item, msg->dst, 2, &whole);
+        AttnRows absent = {NULL, 0, 0}, lse = absent;
+        if (last) o = output_view(r, run, 0, h0), lse = lse_view(r, run, 0, h0);
+        AttnView acc = there ? chunk_tokens(r, run, msg->item, msg->into, 0, &whole) : in;
+        AttnRows m = there ? chunk_rows(r, run, msg->item, msg->into, 1, &whole) : in_m;
+        AttnRows l = there ? chunk_rows(r, run, msg->item, msg->into, 2, &whole) : in_l;
+        CUDA_TRY(&r->error,
+            attn::attention_merge(acc, m, l, there ? in : none, there ? in_m : absent, there ? in_l : absent, o, lse, (int)d->B,
+                (int)heads, (int)rows, d->stream));
+        return 0;
+    }
+    GpuPiece to[MAX_GPU_PIECES], from[MAX_GPU_PIECES];
+    int count = item_pieces_gpu(r, run, msg->item, msg->into, 0, to);
+    item_pieces_gpu(r, run, msg->item, msg->dst, 0, from);
+    for (int i = 0; i < count; i++)
+        if (there)
+            rows_add_kernel<<<(unsigned)ceil_div(to[i].rows * (int64_t)to[i].width / 16, 256), 256, 0, d->stream>>>(
+                (float*)to[i].data, (int64_t)to[i].pitch / 4, (const float*)from[i].data, (int64_t)from[i].pitch / 4, to[i].rows,
+                (int)to[i].width / 4);
+        else
+            CUDA_TRY(&r->error,
+                piece_copy(to[i].data, to[i].pitch, from[i].data, from[i].pitch, to[i].width, to[i].rows, d->ordinal, d->ordinal,
+                    d->stream));
+    return 0;
+}
+
+// Which ops and messages of the table the sequences of the pass need, and how many additions each of the rank's outputs gets.
+static void run_begin(Rank* r, GpuAttention* run, const int32_t* host_docs) {
+    const Schedule* table = run->table;
+    int64_t T = r->mesh->shape.T, B = ((Gpu*)r->device)->B;
+    memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
+    memset(r->op_active, 1, (size_t)table->op_count);
+    memset(r->message_active, 1, (size_t)table->message_count);
+    for (int c = 0; host_docs && c < table->chunks; c++) {
+        r->first_key[c] = INT64_MAX;
+        for (int64_t b = 0; b < B; b++)
+            r->first_key[c] = min_i64(r->first_key[c], host_docs[b * T + chunk_begin(T, table->chunks, c)]);
+    }
+    if (host_docs) schedule_prune(table, T, r->first_key, r->op_active, r->message_active, r->mark);
+    for (int i = 0; i < table->op_count && !table->backward; i++) {
+        const ScheduleOp* op = &table->ops[i];
+        if (op->rank != r->sp_rank || !r->op_active[i] || op->dq_slot >= 0) continue;
+        for (int part = op->h0; part < op->h1; part++) run->missing[op->q >= table->P][part]++;
+    }
+    for (int i = 0; i < table->message_count && !table->backward; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        if (m->to != r->sp_rank || !r->message_active[i] || m->item.kind != ITEM_OUT || !m->merge || m->into >= 0) continue;
+        for (int second = 0; second < table->chunks / table->P; second++)
+            for (int part = m->item.h0; part < m->item.h1; part++) run->missing[second][part]++;
+    }
+}
+
+// The outputs whose last addition was not for all of their heads at once.
+static int outputs_finish(Rank* r, GpuAttention* run) {
+    const Schedule* table = run->table;
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    for (int second = 0; second < r->segments.count; second++)
+        for (int part = 0; part < table->head_parts; part++) {
+            if (run->written[second] >> part & 1) continue;
+            Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
+            Item item = {ITEM_OUT, r->sp_rank, part, part + 1};
+            int64_t h0 = part_head(s->NH, table->head_parts, part), heads = part_head(s->NH, table->head_parts, part + 1) - h0;
+            AttnView none = {NULL, 0, 0, 0};
+            AttnRows absent = {NULL, 0, 0};
+            CUDA_TRY(&r->error,
+                attn::attention_merge(chunk_tokens(r, run, item, -1, 0, &c), chunk_rows(r, run, item, -1, 1, &c),
+                    chunk_rows(r, run, item, -1, 2, &c), none, absent, absent, output_view(r, run, c.at, h0),
+                    lse_view(r, run, c.at, h0), (int)d->B, (int)heads, (int)c.rows, d->stream));
+        }
+    return 0;
+}
+
+// Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what came home. host_docs is the
+// host's copy of run->doc_start.
+static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
+    const Schedule* table = run->table;
+    Gpu* d = (Gpu*)r->device;
+    GpuPiece *sends = d->pieces, *receives = d->pieces + MAX_GPU_PIECES * (2 * r->mesh->sp + 2);
+    int replica = r->dp_rank * r->mesh->sp;   // first world rank of this sequence
+    run_begin(r, run, host_docs);
+    for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
+        int send_count = 0, receive_count = 0, first = message;
+        for (; message < table->message_count && table->messages[message].step == step; message++) {
+            const ScheduleMessage* msg = &table->messages[message];
+            if (!r->message_active[message]) continue;
+            if (msg->to == r->sp_rank)
+                receive_count += item_pieces_gpu(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
+            if (msg->from != r->sp_rank) continue;
+            int count = item_pieces_gpu(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
+            for (int i = 0; i < count; i++) r->bytes_sent += sends[send_count + i].width * (size_t)sends[send_count + i].rows;
+            send_count += count;
+        }
+        if (gpu_post(r, sends, send_count) != 0) return -1;
+        for (; op < table->op_count && table->ops[op].step == step; op++)
+            if (table->ops[op].rank == r->sp_rank && r->op_active[op] && run_op_gpu(r, run, &table->ops[op]) != 0) return -1;
+        if (gpu_wait(r, sends, send_count, receives, receive_count) != 0) return -1;
+        for (int i = first; i < message; i++) {
+            const ScheduleMessage* msg = &table->messages[i];
+            if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
+            if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
+            if (msg->to == r->sp_rank && msg->merge && run_merge_gpu(r, run, msg) != 0) return -1;
+            if (msg->to == r->sp_rank && !msg->merge) r->slot_filled[msg->dst] = 1;
+        }
+    }
+    return table->backward ? 0 : outputs_finish(r, run);
+}
 
 static AttnView view_of(void* p, int64_t token, int64_t T) {
     AttnView v = {p, token, 64, token * T};
     return v;
 }
-// atty (R, C), lse (B, NH, T) = attention of qkv (R, 3C)
-static int attention_forward(Gpu* d, const Mesh* mesh, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, Error* e) {
-    const Shape* s = &mesh->shape;
+// atty (R, C), lse (B, NH, Tl) = attention of qkv (R, 3C) over all ranks of the sequence. docs (B, T): the host's doc_start.
+static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, const int32_t* docs) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    int64_t T = r->Tl;
+    if (r->mesh->sp > 1) {
+        GpuAttention run;
+        memset(&run, 0, sizeof run);
+        run.table = &r->mesh->schedule[0], run.slots = d->slots[0], run.qkv = qkv, run.out = atty, run.lse = lse;
+        run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C, run.l = run.m + d->R * s->NH, run.doc_start = doc_start;
+        return run_table_gpu(r, &run, docs);
+    }
     AttnForward a;
     memset(&a, 0, sizeof a);
-    a.s = attention_shape(mesh, doc_start);
-    a.q = view_of(qkv, 3 * s->C, s->T), a.k = view_of(qkv + s->C, 3 * s->C, s->T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T);
-    a.o = view_of(atty, s->C, s->T);
-    a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
+    a.s = attention_shape(r->mesh, T, doc_start);
+    a.q = view_of(qkv, 3 * s->C, T), a.k = view_of(qkv + s->C, 3 * s->C, T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, T);
+    a.o = view_of(atty, s->C, T);
+    a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
     a.work = d->attention_work;
-    CUDA_TRY(e, attn::attention_forward(a, d->stream));
+    CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
     return 0;
 }
 // dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch
-static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse,
-    bf16* qkv, const int32_t* doc_start, Error* e) {
-    const Shape* s = &mesh->shape;
+static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse, bf16* qkv,
+    const int32_t* doc_start, const int32_t* docs) {
+    const Shape* s = &r->mesh->shape;
+    Gpu* d = (Gpu*)r->device;
+    int64_t T = r->Tl;
+    AttnRows delta = {d->delta, T, s->NH * T};
+    float scale = 1 / sqrtf((float)s->HS);
+    CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * s->C) * 4, d->stream));
+    CUDA_TRY(&r->error,
+        attn::attention_delta(view_of(datty, s->C, T), view_of(atty, s->C, T), delta, (int)d->B, (int)s->NH, (int)T, d->stream));
+    if (r->mesh->sp > 1) {
+        GpuAttention run;
+        memset(&run, 0, sizeof run);
+        run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty, run.lse = lse;
+        run.delta = d->delta, run.dq = dq, run.dkv = d->dkv, run.doc_start = doc_start;
+        if (run_table_gpu(r, &run, docs) != 0) return -1;
+        qkv_finish(d, dbias, dqkv, dq, d->dkv, scale, d->R, s->C);
+        return 0;
+    }
     AttnBackward a;
     memset(&a, 0, sizeof a);
-    a.s = attention_shape(mesh, doc_start);
-    a.q = view_of(qkv, 3 * s->C, s->T), a.k = view_of(qkv + s->C, 3 * s->C, s->T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T);
-    a.dout = view_of(datty, s->C, s->T);
-    a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
-    a.delta = a.lse, a.delta.p = d->delta;
-    a.dq = view_of(dq, s->C, s->T), a.dk = view_of(dqkv + s->C, 3 * s->C, s->T), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, s->T);
-    a.dkv_bf16 = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
-    CUDA_TRY(e, attn::attention_delta(a.dout, view_of(atty, s->C, s->T), a.delta, (int)d->B, (int)s->NH, (int)s->T, d->stream));
-    CUDA_TRY(e, attn::attention_backward(a, d->stream));
-    qkv_finish(d, dbias, dqkv, dq, a.s.scale, d->R, s->C);
+    a.s = attention_shape(r->mesh, T, doc_start);
+    a.q = view_of(qkv, 3 * s->C, T), a.k = view_of(qkv + s->C, 3 * s->C, T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, T);
+    a.dout = view_of(datty, s->C, T);
+    a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
+    a.delta = delta;
+    a.dq = view_of(dq, s->C, T), a.dk = view_of(dqkv + s->C, 3 * s->C, T), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T);
+    a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
+    CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
+    qkv_finish(d, dbias, dqkv, dq, NULL, scale, d->R, s->C);
     return 0;
 }
 
@@ -2288,23 +2959,158 @@ static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias
 
 // A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation.
 static float* gpu_weight(const Rank* r, int u, int id) {
-    return ((Gpu*)r->device)->weights + r->layout->units[u].offset + r->layout->within[id];
+    const Gpu* d = (const Gpu*)r->device;
+    float* unit = r->mesh->zero >= 3 ? d->unit_weights[unit_buffer(r->layout, u)] : d->weights + r->layout->units[u].offset;
+    return unit + r->layout->within[id];
 }
 static bf16* gpu_half(const Rank* r, int u, int id) {
-    return ((Gpu*)r->device)->half + half_offset(r->layout, &r->mesh->shape, u) + r->layout->within[id];
+    const Gpu* d = (const Gpu*)r->device;
+    bf16* unit =
+        r->mesh->zero >= 3 ? d->unit_half[unit_buffer(r->layout, u)] : d->half + half_offset(r->layout, &r->mesh->shape, u);
+    return unit + r->layout->within[id];
 }
 static float* gpu_gradient(const Rank* r, int u, int id) {
-    return ((Gpu*)r->device)->gradients + r->layout->units[u].offset + r->layout->within[id];
+    const Gpu* d = (const Gpu*)r->device;
+    float* unit = r->mesh->zero >= 2 ? d->unit_gradients[unit_buffer(r->layout, u)] : d->gradients + r->layout->units[u].offset;
+    return unit + r->layout->within[id];
 }
 static void* gpu_act(const Rank* r, int id, int64_t l) {
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
     return (char*)((Gpu*)r->device)->act[id] + (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
 }
 
+// --- collectives among the ranks of a process ---
+
+// Shows the peers some memory and lets what is enqueued from here on wait for all of theirs to be ready.
+static int gpu_meet(Rank* r, void* offered) {
+    Gpu* d = (Gpu*)r->device;
+    d->offered = offered;
+    CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
+    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
+    for (int i = 0; i < r->mesh->world; i++)
+        if (i != r->world_rank) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[i]->ready, 0));
+    return 0;
+}
+// Lets what is enqueued from here on wait until all peers have read what they were shown.
+static int gpu_part(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaEventRecord(d->done, d->stream));
+    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
+    for (int i = 0; i < r->mesh->world; i++)
+        if (i != r->world_rank) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[i]->done, 0));
+    return 0;
+}
+
+// What the ranks show, in their order.
+typedef struct {
+    const void* p[MAX_RANKS];
+} Offers;
+static Offers gpu_offers(const Rank* r) {
+    Offers o;
+    memset(&o, 0, sizeof o);
+    for (int i = 0; i < r->mesh->world; i++) o.p[i] = ((Gpu*)r->device)->peers[i]->offered;
+    return o;
+}
+
+// out (n4 x 4) = or += the ranks' numbers at `at`, added in the order of the ranks.
+__global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t at, int64_t n4, int add) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4; i += (int64_t)gridDim.x * blockDim.x) {
+        float4 sum = *((const float4*)((const float*)offers.p[0] + at) + i);
+#pragma unroll 4
+        for (int p = 1; p < world; p++) {
+            float4 x = *((const float4*)((const float*)offers.p[p] + at) + i);
+            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+        }
+        float4* to = (float4*)out + i;
+        if (add) {
+            float4 x = *to;
+            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+        }
+        *to = sum;
+    }
+}
+static void sum_ranks(Rank* r, float* out, int64_t at, int64_t n, int add) {
+    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0, ((Gpu*)r->device)->stream>>>(
+        out, gpu_offers(r), r->mesh->world, at, n / 4, add);
+}
+
+// Every unit of a buffer of all units from the slices of the ranks that own them.
+static int units_all_gather(Rank* r, float* units) {
+    Gpu* d = (Gpu*)r->device;
+    if (gpu_meet(r, units) != 0) return -1;
+    for (int step = 1; step < r->mesh->world; step++) {
+        int p = (r->world_rank + step) % r->mesh->world;   // not all from the same peer at once
+        for (int u = 0; u < r->layout->count; u++) {
+            const Unit* unit = &r->layout->units[u];
+            int64_t at = unit->offset + p * unit->slice;
+            CUDA_TRY(&r->error,
+                cudaMemcpyPeerAsync(units + at, d->ordinal, (const float*)d->peers[p]->offered + at, d->peers[p]->ordinal,
+                    (size_t)unit->slice * sizeof(float), d->stream));
+        }
+    }
+    return gpu_part(r);
+}
+
+// --- units of --zero 2 and 3 ---
+
+static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
+
+// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a stream of its own. The buffer's
+// last unit is done with when what is enqueued so far is. Slices change only at the end of a step, after which the hosts meet.
+static int unit_prefetch(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[u];
+    int b = unit_buffer(r->layout, u);
+    if (r->mesh->zero < 3 || d->gathered[b] == u) return 0;
+    d->gathered[b] = u;
+    CUDA_TRY(&r->error, cudaEventRecord(d->unit_free[b], d->stream));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->unit_free[b], 0));
+    for (int step = 0; step < r->mesh->world; step++) {
+        int p = (r->world_rank + step) % r->mesh->world;
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(d->unit_weights[b] + p * unit->slice, d->ordinal, d->peers[p]->weights + unit->shard_offset,
+                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
+    }
+    unit_cast(r, u, 1, d->unit_weights[b], 0, d->unit_half[b], d->gathers);
+    CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
+    return 0;
+}
+// What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
+static int gpu_unit_gather(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    if (r->mesh->zero < 3) return 0;
+    if (unit_prefetch(r, u) != 0) return -1;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->unit_there[unit_buffer(r->layout, u)], 0));
+    return 0;
+}
+
+// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices.
+static int gpu_unit_gradient_begin(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    if (r->mesh->zero < 2) return 0;
+    CUDA_TRY(&r->error,
+        cudaMemsetAsync(
+            d->unit_gradients[unit_buffer(r->layout, u)], 0, (size_t)unit_whole(r->layout, u) * sizeof(float), d->stream));
+    return 0;
+}
+template <typename Out>
+static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
+static int gpu_unit_gradient_end(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[u];
+    if (r->mesh->zero < 2) return 0;
+    float* whole = d->unit_gradients[unit_buffer(r->layout, u)];
+    if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, 1, whole, whole, 0, d->stream);
+    if (gpu_meet(r, whole) != 0) return -1;
+    sum_ranks(r, d->gradients + unit->shard_offset, r->world_rank * unit->slice, unit->slice, 1);
+    mark(d, "gradient sums");
+    return gpu_part(r);
+}
+
 // One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of the rest or
-// both, and the output only if `output`.
+// both, and the output only if `output`. doc_start and docs (B, T): the documents' on the device and on the host.
 enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
-static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
+static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -2318,6 +3124,8 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
     if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
 #define NEEDED(id) (!again || (!gpu_kept(r->mesh, id) && again & (id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST)))
+    if (gpu_unit_gather(r, u) != 0) return -1;
+    if (!again && l + 1 < s->L && unit_prefetch(r, u + 1) != 0) return -1;
     if (NEEDED(G_fch)) r->layer_forwards++;
     if (NEEDED(G_ln1))
         rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C), mark(d, "norm forward");
@@ -2327,7 +3135,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     }
     if (NEEDED(G_atty)) {
         r->attention_forwards++;
-        if (!d->tune && attention_forward(d, r->mesh, atty, lse, qkv, doc_start, e) != 0) return -1;
+        if (!d->tune && gpu_attention_forward(r, atty, lse, qkv, doc_start, docs) != 0) return -1;
         mark(d, "attention forward");
     }
     if (NEEDED(G_x2)) {
@@ -2353,7 +3161,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
 
 // The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a projection comes from the norm
 // that was differentiated before it, and the last one here is that of the layer below.
-static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
+static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -2368,6 +3176,8 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     const int late = gpu_late(r->mesh);
     bf16 *narrow = fch, *datty = wide + 3 * R * C, *dln1 = late ? x2 : fch;
     float* dq = (float*)dln1;   // in attn mode over x2 and ln2, which are neighbours
+    if (gpu_unit_gather(r, u) != 0 || (l > 0 && (unit_prefetch(r, u - 1) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0)))
+        return -1;
 
     if (matmul_backward_weight(
             d, gpu_gradient(r, u, P_fcprojw), dx, none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0)
@@ -2389,9 +3199,8 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     mark(d, "attproj dweight");
     if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
     mark(d, "attproj dinput");
-    if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start) != 0) return -1;
-    if (!d->tune &&
-        attention_backward(d, r->mesh, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, e) != 0)
+    if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start, docs) != 0) return -1;
+    if (!d->tune && gpu_attention_backward(r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
@@ -2401,7 +3210,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
         l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, dln1, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
     mark(d, "norm backward");
-    return 0;
+    return gpu_unit_gradient_end(r, u);
 }
 
 // Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes the gradient of the last
@@ -2413,6 +3222,10 @@ static int gpu_head(Rank* r) {
     int64_t C = s->C;
     int u = (int)s->L + 1;
     float scale = r->learn ? (float)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
+    if (gpu_unit_gather(r, u) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
+    if (r->learn &&
+        (gpu_unit_gradient_begin(r, 0) != 0 || gpu_unit_gradient_begin(r, u) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0))
+        return -1;
     rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
     mark(d, "norm forward");
     for (int64_t t = 0; t < d->R; t += d->logits_chunk) {
@@ -2433,7 +3246,7 @@ static int gpu_head(Rank* r) {
     rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb), gpu_gradient(r, u - 1, P_fcprojb), d->lnf,
         d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R, C);
     mark(d, "norm backward");
-    return 0;
+    return gpu_unit_gradient_end(r, u);
 }
 
 // The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the gradients; nothing waits for the
@@ -2447,19 +3260,23 @@ static int gpu_piece(Rank* r, int64_t at) {
     size_t row = (size_t)R * sizeof(int32_t);
     CUDA_TRY(e, cudaMemcpyAsync(d->tokens, r->batch->tokens + at, row, cudaMemcpyHostToDevice, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(d->labels, r->batch->labels + at, row, cudaMemcpyHostToDevice, d->stream));
-    const int32_t* doc_start = r->mesh->doc_mask ? d->doc_start : NULL;
-    if (doc_start) CUDA_TRY(e, cudaMemcpyAsync(d->doc_start, r->batch->doc_start + at, row, cudaMemcpyHostToDevice, d->stream));
+    const int32_t *doc_start = r->mesh->doc_mask ? d->doc_start : NULL,
+                  *docs = doc_start ? r->batch->doc_start + at / r->Tl * s->T : NULL;
+    if (doc_start)
+        CUDA_TRY(
+            e, cudaMemcpyAsync(d->doc_start, docs, (size_t)(d->B * s->T) * sizeof(int32_t), cudaMemcpyHostToDevice, d->stream));
     mark(d, "copies");
 
+    if (gpu_unit_gather(r, 0) != 0) return -1;
     embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe),
-        r->mesh->center, 0, s->T, R, s->T, C);
+        r->mesh->center, row_places(r), R, C);
     mark(d, "embedding forward");
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             CUDA_TRY(e,
                 cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice,
                     d->stream));
-        if (gpu_layer_forward(r, l, 0, 1, doc_start) != 0) return -1;
+        if (gpu_layer_forward(r, l, 0, 1, doc_start, docs) != 0) return -1;
     }
     if (gpu_head(r) != 0) return -1;
     if (!r->learn) {
@@ -2475,22 +3292,24 @@ static int gpu_piece(Rank* r, int64_t at) {
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
-                if (gpu_layer_forward(r, j, AGAIN_ALL, j < l, doc_start) != 0) return -1;
+                if (gpu_layer_forward(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
         } else if (mode == GPT2_SP_SQRT)
             gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
-        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start) != 0) return -1;
-        if (gpu_layer_backward(r, l, doc_start) != 0) return -1;
+        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0) return -1;
+        if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
-    if (embedding_backward(
-            d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, s->V, d->B, s->T, C, e) != 0)
+    if (embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, row_places(r),
+            s->V, d->B, C, e) != 0)
         return -1;
     mark(d, "embedding backward");
+    if (gpu_unit_gradient_end(r, 0) != 0) return -1;
     CUDA_TRY(e, cudaGetLastError());
     return 0;
 }
 
 // One pass over B sequences, d->B at a time.
 static int gpu_pass(Rank* r, int64_t pass) {
+    if (gpu_enter(r) != 0) return -1;
     for (int64_t at = pass * r->R; at < (pass + 1) * r->R; at += ((Gpu*)r->device)->R)
         if (gpu_piece(r, at) != 0) return -1;
     return 0;
@@ -2514,25 +3333,20 @@ __global__ void center_columns_kernel(Out* out, const float* inp, int rows, int 
     for (int i = threadIdx.y; column < columns && i < rows; i += 8)
         out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
-// The projections of all layers, centred over their outputs: to their bf16 copies, or their gradients in place.
-static void projections_center(Rank* r, int gradients) {
+// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in place or to their bf16 copies.
+template <typename Out>
+static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
     static const int ids[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
-    Gpu* d = (Gpu*)r->device;
-    int64_t stride = r->layout->units[1].slice;
     for (int i = 0; i < 4; i++) {
         Parameter p = parameter(&r->mesh->shape, ids[i]);
         int columns = (int)max_i64(1, p.columns);
-        dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)r->mesh->shape.L);
-        if (gradients)
-            center_columns_kernel<float><<<grid, dim3(32, 8), 0, d->stream>>>(
-                gpu_gradient(r, 1, ids[i]), gpu_gradient(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
-        else
-            center_columns_kernel<bf16><<<grid, dim3(32, 8), 0, d->stream>>>(
-                gpu_half(r, 1, ids[i]), gpu_weight(r, 1, ids[i]), (int)p.rows, columns, stride, stride);
+        int64_t at = r->layout->within[ids[i]];
+        dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)count);
+        center_columns_kernel<Out><<<grid, dim3(32, 8), 0, stream>>>(out + at, units + at, (int)p.rows, columns, stride, stride);
     }
 }
 
-// Sum of squares of n gradients (n a multiple of 4), in two stages and one order.
+// out += squares of n gradients (n a multiple of 4), a sum per block, always in one order.
 __global__ void squares_kernel(double* out, const float* g, int64_t n) {
     __shared__ double sums[256];
     float sum = 0;
@@ -2545,27 +3359,61 @@ __global__ void squares_kernel(double* out, const float* g, int64_t n) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) out[blockIdx.x] = sums[0];
+    if (threadIdx.x == 0) out[blockIdx.x] += sums[0];
 }
-__global__ void squares_finish_kernel(double* stats, const double* parts, double clip) {
+__global__ void squares_finish_kernel(double* stats, const double* parts) {
     __shared__ double sums[SQUARE_BLOCKS];
     sums[threadIdx.x] = parts[threadIdx.x];
     for (int half = SQUARE_BLOCKS / 2; half; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    if (threadIdx.x > 0) return;
-    double norm = sqrt(sums[0]);
-    stats[STAT_SQUARE] = sums[0];
-    stats[STAT_SCALE] = !isfinite(stats[STAT_LOSS]) || !isfinite(norm) ? -1 : clip > 0 && norm > clip ? clip / norm : 1;
+    if (threadIdx.x == 0) stats[STAT_SQUARE] = sums[0];
 }
-// stats[SQUARE] and [SCALE] of the whole gradient, the projections' centred first if --center.
-static void gradients_finish(Rank* r, double clip) {
+// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping leaves of the gradient. `whole`:
+// every rank's square is that of all already.
+__global__ void stats_finish_kernel(double* stats, Offers offers, int world, int whole, double clip) {
+    double loss = 0, square = 0;
+    for (int i = 0; i < world; i++) {
+        const double* other = (const double*)offers.p[i];
+        loss += other[STAT_LOSS], square = whole ? other[STAT_SQUARE] : square + other[STAT_SQUARE];
+    }
+    double norm = sqrt(square);
+    stats[STAT_ALL_LOSS] = loss, stats[STAT_ALL_SQUARE] = square;
+    stats[STAT_SCALE] = !isfinite(loss) || !isfinite(norm) ? -1 : clip > 0 && norm > clip ? clip / norm : 1;
+}
+
+// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit), the projections'
+// centred first if --center. Leaves the loss and the norm of the whole step in stats, alike on all ranks.
+static int gradients_finish(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
-    if (r->mesh->center) projections_center(r, 1);
-    squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients, r->layout->elements);
-    squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares, clip);
+    const Layout* layout = r->layout;
+    int zero = r->mesh->zero, world = r->mesh->world;
+    if (zero < 2 && r->mesh->center) {
+        float* layers = d->gradients + layout->units[1].offset;
+        projections_center(r, (int)r->mesh->shape.L, layers, layers, layout->units[1].slice * world, d->stream);
+    }
+    if (zero < 2 && world > 1) {
+        if (gpu_meet(r, d->gradients) != 0) return -1;
+        for (int u = 0; u < layout->count; u++) {
+            int64_t at = layout->units[u].offset + r->world_rank * layout->units[u].slice;
+            sum_ranks(r, d->gradients + at, at, layout->units[u].slice, 0);
+        }
+        if (gpu_part(r) != 0 || (zero == 0 && units_all_gather(r, d->gradients) != 0)) return -1;
+        mark(d, "gradient sums");
+    }
+    CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
+    for (int u = 0; zero == 1 && u < layout->count; u++)
+        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
+            d->squares, d->gradients + layout->units[u].offset + r->world_rank * layout->units[u].slice, layout->units[u].slice);
+    if (zero != 1)
+        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
+            d->squares, d->gradients, zero >= 2 ? layout->shard : layout->elements);
+    squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares);
+    if (gpu_meet(r, d->stats) != 0) return -1;
+    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, gpu_offers(r), world, zero == 0, clip);
     mark(d, "gradient norm");
+    return gpu_part(r);
 }
 
 // What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
@@ -2593,20 +3441,28 @@ typedef struct {
     int update;
 } GpuAdamW;
 
-// AdamW (Loshchilov & Hutter 2019) on the units of one kind, 4 numbers a thread, and their bf16 copies; 30 bytes a parameter. Whether to
-// update and how far to clip is read from stats. update = 0: only the copies.
-__global__ void adamw_kernel(
-    float* w, bf16* half, float* m, float* v, const float* g, const double* stats, UnitTable table, int64_t stride, GpuAdamW a) {
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, at = blockIdx.y * stride + i;
-    if (i >= table.begin[table.count]) return;
+// One array of the units of a kind, as AdamW goes through it: its first number and the distance to the next unit's.
+template <typename T> struct UnitArray {
+    T* p;
+    int64_t stride;
+};
+
+// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and their bf16 copies (absent: none);
+// 30 bytes a parameter. Whether to update and how far to clip is read from stats. update = 0: only the copies.
+__global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v, UnitArray<float> g,
+    const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
+    if (i >= n || in_unit >= table.begin[table.count]) return;
     int id = 0;
-    while (i >= table.begin[id + 1]) id++;
-    float4 x = *(float4*)(w + at);
+    while (in_unit >= table.begin[id + 1]) id++;
+    float4* weights = (float4*)(w.p + blockIdx.y * w.stride + i);
+    float4 x = *weights;
     float* xs = &x.x;
     if (a.update) {
         float scale = (float)stats[STAT_SCALE];
         if (scale < 0) return;
-        float4 grad = *(const float4*)(g + at), first = *(float4*)(m + at), second = *(float4*)(v + at);
+        float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i), *square = (float4*)(v.p + blockIdx.y * v.stride + i);
+        float4 grad = *(const float4*)(g.p + blockIdx.y * g.stride + i), first = *moment, second = *square;
         float *gs = &grad.x, *ms = &first.x, *vs = &second.x;
         float shrink = table.decay[id] ? a.lr * a.weight_decay : 0;
 #pragma unroll
@@ -2616,68 +3472,131 @@ __global__ void adamw_kernel(
             vs[j] = a.beta2 * vs[j] + (1 - a.beta2) * q * q;
             xs[j] -= a.lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
         }
-        *(float4*)(w + at) = x, *(float4*)(m + at) = first, *(float4*)(v + at) = second;
+        *weights = x, *moment = first, *square = second;
     }
-    if (table.copied[id]) *(uint2*)(half + at) = make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
+    if (half.p && table.copied[id])
+        *(uint2*)(half.p + blockIdx.y * half.stride + i) = make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
 }
-// One update of everything, a == NULL: only the bf16 copies.
-static void gpu_weights_update(Rank* r, const AdamW* adamw) {
-    Gpu* d = (Gpu*)r->device;
+
+// The bf16 copies of `count` units from unit u on, `stride` apart.
+static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream) {
+    const Unit* unit = &r->layout->units[u];
+    UnitArray<float> w = {(float*)weights, stride}, none = {NULL, 0};
+    UnitArray<bf16> h = {half, stride};
     GpuAdamW a;
     memset(&a, 0, sizeof a);
-    if (adamw) {
-        a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps,
-        a.weight_decay = (float)adamw->weight_decay;
-        a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
-        a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
-        a.update = 1;
-    }
+    if (unit->kind == UNIT_FINAL) return;   // read in fp32 only
+    adamw_kernel<<<dim3((unsigned)ceil_div(unit->elements / 4, 256), (unsigned)count), 256, 0, stream>>>(
+        w, h, none, none, none, NULL, unit_table(r, unit->kind), 0, unit->elements, a);
+    if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, count, weights, half, stride, stream);
+}
+// All bf16 copies of a rank that holds all weights.
+static void gpu_weights_cast(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    const Unit* units = r->layout->units;
+    int64_t stride = units[1].slice * r->mesh->world;
+    if (r->mesh->zero >= 3) return;
+    unit_cast(r, 0, 1, d->weights, 0, d->half, d->stream);
+    unit_cast(r, 1, (int)r->mesh->shape.L, d->weights + units[1].offset, stride,
+        d->half + half_offset(r->layout, &r->mesh->shape, 1), d->stream);
+}
+
+// One update of what this rank keeps moments for (all, or its slices), then the others' parameters and the bf16 copies.
+static int gpu_weights_update(Rank* r, const AdamW* adamw) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    int zero = r->mesh->zero, world = r->mesh->world;
+    GpuAdamW a;
+    a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps,
+    a.weight_decay = (float)adamw->weight_decay;
+    a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
+    a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
+    a.update = 1;
     for (int kind = UNIT_EMBED; kind <= UNIT_FINAL; kind++) {
-        int u = kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : r->layout->count - 1;
-        const Unit* unit = &r->layout->units[u];
-        UnitTable table = unit_table(r, kind);
-        dim3 grid((unsigned)ceil_div(unit->elements / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
-        float* none = NULL;
-        int64_t o = unit->offset;
-        adamw_kernel<<<grid, 256, 0, d->stream>>>(d->weights + o, d->half + half_offset(r->layout, &r->mesh->shape, u),
-            adamw ? d->m + o : none, adamw ? d->v + o : none, adamw ? d->gradients + o : none, d->stats, table, unit->slice, a);
+        int u = kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : layout->count - 1;
+        const Unit* unit = &layout->units[u];
+        int64_t whole = unit->slice * world, begin = zero >= 1 ? r->world_rank * unit->slice : 0,
+                n = zero >= 1 ? unit->slice : unit->elements;
+        int64_t at = unit->offset + begin, shard = unit->shard_offset;
+        UnitArray<float> w = {d->weights + (zero >= 3 ? shard : at), zero >= 3 ? unit->slice : whole};
+        UnitArray<float> m = {d->m + (zero >= 1 ? shard : at), zero >= 1 ? unit->slice : whole};
+        UnitArray<float> v = {d->v + (zero >= 1 ? shard : at), m.stride};
+        UnitArray<float> g = {d->gradients + (zero >= 2 ? shard : at), zero >= 2 ? unit->slice : whole};
+        UnitArray<bf16> half = {
+            zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
+        dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
+        adamw_kernel<<<grid, 256, 0, d->stream>>>(w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
     }
-    if (r->mesh->center) projections_center(r, 0);
+    if (zero == 0 && r->mesh->center)
+        projections_center(r, (int)r->mesh->shape.L, d->weights + layout->units[1].offset,
+            d->half + half_offset(layout, &r->mesh->shape, 1), layout->units[1].slice * world, d->stream);
     mark(d, "adamw");
+    if (zero == 1 || zero == 2) {
+        if (units_all_gather(r, d->weights) != 0) return -1;
+        gpu_weights_cast(r);
+        mark(d, "weights gathered");
+    }
+    for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
+    return 0;
 }
 
 // ===== 10. checkpoints ==========================================================================
 //
 // The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as that takes.
 
+typedef struct {
+    real** host;
+    float* device;
+    int64_t elements;
+} HostCopy;
+static void host_copies(Rank* r, HostCopy out[3]) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    HostCopy copies[3] = {{&r->weights, d->weights, r->mesh->zero >= 3 ? layout->shard : layout->elements},
+        {&r->m, d->m, r->mesh->zero >= 1 ? layout->shard : layout->elements},
+        {&r->v, d->v, r->mesh->zero >= 1 ? layout->shard : layout->elements}};
+    memcpy(out, copies, sizeof copies);
+}
 static int host_begin(Rank* r, int kinds, int fetch) {
     Gpu* d = (Gpu*)r->device;
-    real** host[3] = {&r->weights, &r->m, &r->v};
-    const float* device[3] = {d->weights, d->m, d->v};
-    size_t bytes = (size_t)r->layout->elements * sizeof(float);
+    HostCopy copies[3];
+    host_copies(r, copies);
+    if (gpu_enter(r) != 0) return -1;
     for (int i = 0; i < kinds; i++) {
-        *host[i] = (real*)calloc((size_t)r->layout->elements, sizeof(real));
-        if (!*host[i]) return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
-        if (fetch) CUDA_TRY(&r->error, cudaMemcpyAsync(*host[i], device[i], bytes, cudaMemcpyDeviceToHost, d->stream));
+        size_t bytes = (size_t)copies[i].elements * sizeof(float);
+        *copies[i].host = (real*)calloc((size_t)copies[i].elements, sizeof(real));
+        if (!*copies[i].host) return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
+        if (fetch)
+            CUDA_TRY(&r->error, cudaMemcpyAsync(*copies[i].host, copies[i].device, bytes, cudaMemcpyDeviceToHost, d->stream));
     }
+    if (r->mesh->zero >= 1) {   // a whole unit at a time comes together in these
+        r->weights_unit = (real*)calloc((size_t)r->layout->largest, sizeof(real));
+        r->gradients = r->gradients_unit = (real*)calloc((size_t)r->layout->largest, sizeof(real));
+        if (!r->weights_unit || !r->gradients) return fail(&r->error, "out of memory for a unit on the host");
+    }
+    r->gathered = -1;
     CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
     return 0;
 }
 static int host_end(Rank* r, int kinds, int store) {
     Gpu* d = (Gpu*)r->device;
-    real** host[3] = {&r->weights, &r->m, &r->v};
-    float* device[3] = {d->weights, d->m, d->v};
+    HostCopy copies[3];
     cudaError_t status = cudaSuccess;
+    host_copies(r, copies);
     for (int i = 0; i < 3; i++) {
-        if (store && i < kinds && *host[i] && status == cudaSuccess)
+        if (store && i < kinds && *copies[i].host && status == cudaSuccess)
             status = cudaMemcpyAsync(
-                device[i], *host[i], (size_t)r->layout->elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
+                copies[i].device, *copies[i].host, (size_t)copies[i].elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
         if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
-        free(*host[i]);
-        *host[i] = NULL;
+        free(*copies[i].host);
+        *copies[i].host = NULL;
     }
+    free(r->weights_unit);
+    free(r->gradients);
+    r->weights_unit = r->gradients = r->gradients_unit = NULL;
     if (status == cudaSuccess && store) {
-        gpu_weights_update(r, NULL);
+        gpu_weights_cast(r);
+        for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
         status = cudaStreamSynchronize(d->stream);
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
@@ -2685,7 +3604,7 @@ static int host_end(Rank* r, int kinds, int store) {
 static int gpu_init(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const gpt2_sp_options* o = &g->options;
-    d->deterministic = (int)o->deterministic, d->profile = (int)o->profile;
+    d->deterministic = (int)o->deterministic, d->profile = (int)o->profile && r->world_rank == 0;
     if (host_begin(r, 1, 0) != 0) return -1;
     weights_init(r, (uint64_t)o->seed);
     return host_end(r, 1, 1);
@@ -2693,11 +3612,12 @@ static int gpu_init(Rank* r, gpt2_sp* g) {
 static int gpu_load(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     int kinds = g->load_moments ? 3 : 1;
-    d->deterministic = (int)g->options.deterministic, d->profile = (int)g->options.profile;
+    d->deterministic = (int)g->options.deterministic, d->profile = (int)g->options.profile && r->world_rank == 0;
     int status = host_begin(r, kinds, 0) == 0 ? rank_load(r, g) : -1;
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g) {
+    if (r->mesh->zero == 0 && r->world_rank != 0) return 0;   // the first rank has all
     int status = host_begin(r, 3, 1) == 0 ? rank_save(r, g) : -1;
     return host_end(r, 3, 0) == 0 ? status : -1;
 }
@@ -2747,16 +3667,18 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     int last = (int)s->L + 1;
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
-    embedding_forward(
-        d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, p, s->T, R, R, C);
+    RowPlaces places = {R, R, p, p, s->T};
+    if (gpu_unit_gather(r, 0) != 0) return -1;
+    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, places, R, C);
     for (int u = 1; u <= (int)s->L; u++) {
+        if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
         bf16 *layer = c->cache + (u - 1) * c->capacity * 3 * C, *row = layer + p * 3 * C;
         rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C);
         if (matmul_forward(d, row, c->ln, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
         AttnForward a;
         memset(&a, 0, sizeof a);
-        a.s = attention_shape(r->mesh, NULL);
-        a.s.B = 1, a.s.Tq = (int)R, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
+        a.s = attention_shape(r->mesh, R, NULL);
+        a.s.B = 1, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
         a.q = view_of(row, 3 * C, R), a.k = view_of(layer + C, 3 * C, p + R), a.v = view_of(layer + 2 * C, 3 * C, p + R),
         a.o = view_of(c->atty, C, R);
         a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work;
@@ -2769,6 +3691,7 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
         if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R, 4 * C, C, e) != 0)
             return -1;
     }
+    if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
     rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, gpu_weight(r, last, P_lnfw), gpu_weight(r, last, P_lnfb), 1, C);
     if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0) return -1;
     CUDA_TRY(e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
@@ -2786,7 +3709,7 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
     int64_t made = 0;
-    int status = gpu_decoder_init(&c, r, prompt_count + count);
+    int status = gpu_enter(r) == 0 ? gpu_decoder_init(&c, r, prompt_count + count) : -1;
     if (!candidates || !logits) status = fail(&r->error, "out of memory");
     for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS)
         status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
@@ -2823,12 +3746,12 @@ static void profile_print(Gpu* d) {
 
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)r->layout->elements * 4, d->stream));
+    int64_t own = r->mesh->zero >= 2 ? r->layout->shard : r->layout->elements;
+    CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)own * sizeof(float), d->stream));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (gpu_pass(r, pass) != 0) return -1;
-    gradients_finish(r, clip);
-    return 0;
+    return gradients_finish(r, clip);
 }
 
 // A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the norm.
@@ -2838,6 +3761,7 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
     r->learn = 1;
+    if (gpu_enter(r) != 0) return -1;
     if (!d->rehearsed) {
         d->tune = !d->deterministic, d->rehearsed = 1;
         if (gpu_piece(r, 0) != 0) return -1;
@@ -2851,12 +3775,15 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     }
     mark(d, "start");
     if (gpu_gradients_compute(r, g->options.grad_clip) != 0) return -1;
-    gpu_weights_update(r, &g->adamw);
+    if (gpu_weights_update(r, &g->adamw) != 0) return -1;
     CUDA_TRY(e, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
     CUDA_TRY(e, cudaStreamSynchronize(d->stream));
     CUDA_TRY(e, cudaGetLastError());
-    g->sums[0] = d->host_stats[STAT_LOSS] / (double)max_i64(1, r->valid_tokens), g->sums[1] = d->host_stats[STAT_SQUARE];
-    g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
+    if (r->world_rank == 0) {
+        g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
+        g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
+        g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
+    }
     if (d->profile) profile_print(d);
     return 0;
 }
@@ -2951,8 +3878,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
                     parameter_elements(&p));
         }
     for (int64_t i = 0; i < c->layout->elements; i++) square += (double)c->gradients[i] * (double)c->gradients[i];
-    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_LOSS] / (double)batch->valid,
-        c->loss_sum / (double)batch->valid, sqrt(stats[STAT_SQUARE]), sqrt(square));
+    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_ALL_LOSS] / (double)batch->valid,
+        c->loss_sum / (double)batch->valid, sqrt(stats[STAT_ALL_SQUARE]), sqrt(square));
     free(values);
     return 0;
 }
@@ -2960,6 +3887,7 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
 static int gpu_verify(gpt2_sp* g) {
     gpt2_sp_options o = g->options;
     Verification v = {0, 0};
+    if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
     o.out[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = 0, o.init_from[0] = 0, o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);
     if (!cpu) return fail(&g->error, "out of memory");
