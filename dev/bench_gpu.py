@@ -3,12 +3,12 @@
 
     bench_gpu.py [--quick] [--only attention|steps] [--train PROGRAM] [--attention PROGRAM] [--json FILE]
 
-Each row is measured as ours, PyTorch, ours, so that both meet the same clocks; the medians count. PyTorch runs in processes that are
-started first and compile while nothing is timed; without torch ours are measured alone. Random tokens, random attention inputs.
+Each row is measured as ours, PyTorch, ours, so that both meet the same clocks; the medians count. PyTorch runs in processes that
+are started first and compile while nothing is timed; without torch ours are measured alone. Random tokens, random inputs.
 
-The peer of a step: GPT-2 with RMSNorm (gain only), learned positions, biases, tanh GELU and a tied head, vocabulary 50304, torch.compile,
-bf16 autocast over fp32 weights, cuDNN attention, gradients clipped to 1.0, fused AdamW; the `attn` rows with checkpointing of each layer.
-Ours does the same and has RMSNorm's biases and mean-free projections (--center 1) besides."""
+The peer of a step: GPT-2 with RMSNorm (gain only), learned positions, biases, tanh GELU and a tied head, vocabulary 50304,
+torch.compile, bf16 autocast over fp32 weights, cuDNN attention, gradients clipped to 1.0, fused AdamW; the `attn` rows with
+checkpointing of each layer. Ours does the same and has RMSNorm's biases and mean-free projections (--center 1) besides."""
 import argparse, array, importlib.util, json, os, random, re, statistics, subprocess, sys, tempfile, time
 
 HEADS, SIZE, TOKENS = 12, 64, 32768   # of the attention rows
@@ -53,7 +53,8 @@ def peer_attention():
                     with torch.no_grad():
                         result[name + '_forward_ms'] = timed(forward)
                     out = forward()
-                    result[name + '_backward_ms'] = timed(lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True))
+                    result[name + '_backward_ms'] = timed(
+                        lambda: torch.autograd.grad(out, (q, k, v), gradient, retain_graph=True))
             except RuntimeError as error:
                 result[name + '_error'] = str(error)[:200]
         answer(result)
@@ -193,8 +194,8 @@ def ours_attention(program, T, portable=False):
 
 def gpu_used():
     """MiB in use on the first GPU, by all processes."""
-    run = subprocess.run(['nvidia-smi', '--id=0', '--query-gpu=memory.used', '--format=csv,noheader,nounits'], capture_output=True,
-                         text=True)
+    run = subprocess.run(['nvidia-smi', '--id=0', '--query-gpu=memory.used', '--format=csv,noheader,nounits'],
+                         capture_output=True, text=True)
     return int(run.stdout) if run.returncode == 0 else 0
 
 
@@ -255,10 +256,10 @@ def attention_rows(program, quick):
             row['portable_ratio'] = row['portable'] and row['flash2'] and row['portable'] / row['flash2']
             row['reached'] = row['ratio'] and verdict(row['ratio'], bar, aim)
             rows.append(row)
-            number = lambda x, form: format(x, form) if x else '-'
-            print(f'{T:7} {direction:8} {number(row["ours"], ".0f"):>6} {number(row["portable"], ".0f"):>8} {number(row["cudnn"], ".0f"):>6} '
-                  f'{number(row["flash2"], ".0f"):>6} | {number(row["ratio"], ".2f"):>6} {bar:5.2f} {aim:5.2f}  {row["reached"] or "-":7}'
-                  f' {number(row["portable_ratio"], ".2f"):>13}', flush=True)
+            rates = [format(row[name], '.0f') if row[name] else '-' for name in ('ours', 'portable', 'cudnn', 'flash2')]
+            ratios = [format(row[name], '.2f') if row[name] else '-' for name in ('ratio', 'portable_ratio')]
+            print(f'{T:7} {direction:8} {rates[0]:>6} {rates[1]:>8} {rates[2]:>6} {rates[3]:>6} | {ratios[0]:>6} {bar:5.2f} '
+                  f'{aim:5.2f}  {row["reached"] or "-":7} {ratios[1]:>13}', flush=True)
     peer.end()
     return rows, versions
 
@@ -269,8 +270,8 @@ def step_rows(program, quick):
         wanted = [(*row[:3], max(2, row[3] // 3), *row[4:]) for row in wanted]
     peers = [Peer('steps', T, B, int(recompute == 'attn'), steps) for T, B, recompute, steps, _, _ in wanted]
     ready = [peer.answer() for peer in peers]
-    print('\nSteps: GPT-2 124M, thousand tokens/s, medians; memory in GiB: ours planned and used (with CUDA and cuBLAS), PyTorch\'s '
-          'allocated and reserved')
+    print('\nSteps: GPT-2 124M, thousand tokens/s, medians; memory in GiB: ours planned and used (with CUDA and cuBLAS), '
+          'PyTorch\'s allocated and reserved')
     if any(ready):
         print('PyTorch compiled in ' + ', '.join(f'{r["compile_s"]:.0f} s' if r else '-' for r in ready))
     print(f'{"T":>7} {"B":>3} {"recompute":9} {"ours":>7} {"PyTorch":>7} | {"ratio":>5} {"bar":>5} {"aim":>5}  reached | '
@@ -286,16 +287,19 @@ def step_rows(program, quick):
             peer.end()
             second = ours_steps(program, shard.name, T, B, recompute, steps)
             ms = statistics.median(first['ms'] + second['ms'])
-            row = {'T': T, 'B': B, 'recompute': recompute, 'ours_ms': ms, 'ours_tokens_per_s': B * T / ms * 1e3, 'bar': bar, 'aim': aim,
-                   'ours_all_ms': [first['ms'], second['ms']], 'planned_gib': first['planned'] / 2**30, 'used_gib': first['used'] / 2**30}
+            row = {'T': T, 'B': B, 'recompute': recompute, 'bar': bar, 'aim': aim, 'ours_ms': ms, 'ours_tokens_per_s': B * T / ms * 1e3,
+                   'ours_all_ms': [first['ms'], second['ms']], 'planned_gib': first['planned'] / 2**30,
+                   'used_gib': first['used'] / 2**30}
             if theirs:
                 peer_ms = statistics.median(theirs['ms'])
-                row.update(torch_ms=peer_ms, torch_tokens_per_s=B * T / peer_ms * 1e3, torch_all_ms=theirs['ms'], ratio=peer_ms / ms,
-                           torch_allocated_gib=theirs['allocated'] / 2**30, torch_reserved_gib=theirs['reserved'] / 2**30)
+                row.update(torch_ms=peer_ms, torch_tokens_per_s=B * T / peer_ms * 1e3, torch_all_ms=theirs['ms'],
+                           ratio=peer_ms / ms, torch_allocated_gib=theirs['allocated'] / 2**30,
+                           torch_reserved_gib=theirs['reserved'] / 2**30)
                 row['reached'] = verdict(row['ratio'], bar, aim)
             most, least = MEMORY.get((T, recompute), (0, 0))
             if most:
-                row.update(memory_bar_gib=most, memory_aim_gib=least, memory_reached=verdict(-row['planned_gib'], -most, -least))
+                row.update(memory_bar_gib=most, memory_aim_gib=least,
+                           memory_reached=verdict(-row['planned_gib'], -most, -least))
             rows.append(row)
             theirs_text = f'{row["torch_tokens_per_s"] / 1e3:7.1f} | {row["ratio"]:5.2f}' if theirs else f'{"-":>7} | {"-":>5}'
             memory_text = f'{row["torch_allocated_gib"]:6.2f} {row["torch_reserved_gib"]:6.2f}' if theirs else f'{"-":>6} {"-":>6}'
@@ -317,8 +321,8 @@ def main():
     if options.peer:
         return peer_attention() if options.peer[0] == 'attention' else peer_steps(*map(int, options.peer[1:]))
     begin = time.time()
-    name = subprocess.run(['nvidia-smi', '--id=0', '--query-gpu=name,driver_version', '--format=csv,noheader'], capture_output=True,
-                          text=True).stdout.strip()
+    name = subprocess.run(['nvidia-smi', '--id=0', '--query-gpu=name,driver_version', '--format=csv,noheader'],
+                          capture_output=True, text=True).stdout.strip()
     result = {'gpu': name, 'quick': options.quick}
     print(f'{name}; every row: ours, PyTorch, ours')
     if options.only != 'steps':
