@@ -108,8 +108,8 @@ build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wil
 test-gpu: build/dev/test_attention   ## the attention kernels against an fp64 oracle (needs a Hopper GPU)
 	@$<
 
-bench-gpu: build/dev/bench_attention   ## speed of the attention kernels; dev/peer_attention.py measures cuDNN's beside it
-	@$<
+bench-gpu: build/dev/bench_attention train_gpt2_spcu   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
+	@python3 dev/bench_gpu.py $(BENCH)
 
 # ===== what to do with them ======================================================================
 

@@ -18,8 +18,8 @@
  * kernel of the step's inner part is longer for it. Only the embedding is centred by rows.
  *
  * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the logits of a
- * chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its pre-GELU
- * activations make room for the gradients of its attention.
+ * chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its activations make
+ * room for those of its attention (--recompute attn) and their gradients.
  */
 #include <cub/device/device_radix_sort.cuh>
 #include <cublasLt.h>
@@ -108,7 +108,7 @@ struct AttnForward {
     AttnView acc;       // fp32 carry O~; with m and l, read if carry_in, written if carry_out
     AttnRows m, l;      // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
     int carry_in, carry_out;
-    int* work;   // >= 4 bytes of device memory: the tile counter
+    int* work;   // >= 4 bytes of device memory, zero before the first call; every call leaves them zero: the tile counter
 };
 struct AttnBackward {
     AttnShape s;
@@ -117,7 +117,7 @@ struct AttnBackward {
     AttnView dq;              // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
     AttnView dk, dv;          // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
-    int* work;   // >= attention_backward_work() bytes of device memory
+    int* work;   // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
 };
 
 // --- PTX in small pieces ---
@@ -328,6 +328,7 @@ struct FwdParams {
     CUtensorMap q, k, v, o;
     AttnForward a;
     int tiles, row_tiles, section;   // section: heads whose K and V stay in L2 together
+    int before;   // rows of the first tile that lie before row 0, a multiple of 64: the tile with the fewest keys is the short one
 };
 struct Tile {
     int row, head, batch;
@@ -428,11 +429,12 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         int number = __reduce_max_sync(~0u, sm.tile[qs]);   // a uniform register from here on
         if (number < 0) break;
         const Tile w = fwd_tile(p, number);
-        const int tr0 = w.row * FWD_ROWS, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
+        const int tr0 = w.row * FWD_ROWS - p.before, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
+        const bool rows = r0 >= 0 && r0 < sh.Tq;   // this warpgroup has any
         int lo, hi, mylo, myhi;
-        fwd_range(sh, w.batch, tr0, min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
+        fwd_range(sh, w.batch, max(tr0, 0), min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
         mylo = myhi = lo;
-        if (r0 < sh.Tq) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
+        if (rows) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
         if (mylo >= myhi) mylo = myhi = lo;
         lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo),
         myhi = __reduce_max_sync(~0u, myhi);
@@ -440,7 +442,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         const int rel = sh.q_pos - sh.k_pos;
         const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk;
         const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
-        const int doc_last = doc && r0 < sh.Tq ? doc[r1] - sh.k_pos : 0;
+        const int doc_last = doc && rows ? doc[r1] - sh.k_pos : 0;
         // blocks n >= mask_from or n < mask_below need a mask
         const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS),
                   mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
@@ -450,7 +452,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         if (p.a.carry_in) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                bool in = row + 8 * r < sh.Tq;
+                bool in = rows && row + 8 * r < sh.Tq;
                 const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
                     (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
@@ -578,7 +580,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         if (p.a.carry_out) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                if (row + 8 * r < sh.Tq) {
+                if (rows && row + 8 * r < sh.Tq) {
                     float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
                         (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
@@ -593,11 +595,11 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         if (p.a.lse.p && t2 == 0) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                if (row + 8 * r < sh.Tq)
+                if (rows && row + 8 * r < sh.Tq)
                     p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] =
                         l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
         }
-        if (p.a.o.p && r0 < sh.Tq) {
+        if (p.a.o.p && rows) {
             float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
             if (tid == 0) bulk_wait_read();   // the previous tile has left the staging area
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
@@ -647,6 +649,7 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                 int qs = it & 1, number = next;
                 bar_wait(&sm.q_empty[qs], ((it >> 1) & 1) ^ 1);
                 if (number >= p.tiles) {
+                    if (number == p.tiles + (int)gridDim.x - 1) *p.a.work = 0;   // the last of all tickets
                     sm.tile[qs] = -1;
                     bar_arrive(&sm.q_full[qs]);
                     break;
@@ -654,8 +657,8 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                 sm.tile[qs] = number;
                 next = atomicAdd(p.a.work, 1);
                 const Tile w = fwd_tile(p, number);
-                int r0 = w.row * FWD_ROWS, lo, hi;
-                fwd_range(p.a.s, w.batch, r0, min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
+                int r0 = w.row * FWD_ROWS - p.before, lo, hi;
+                fwd_range(p.a.s, w.batch, max(r0, 0), min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
                 bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
                 tma_load(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
                 // order K(n), K(n-1), V(n), K(n-2), V(n-1), ...: what the consumers need next
@@ -697,18 +700,29 @@ struct BwdSmem {
     float nlse[BWD_Q][BWD_ROWS],
         ndelta[BWD_Q][BWD_ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
     int doc[BWD_Q][BWD_ROWS];      // first visible key column of each query
-    uint64_t kv_full, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
-    int number, m_lo, m_hi;
-    float c;   // scale * log2(e)
+    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
+    uint64_t tile_full[2], tile_empty[2];
+    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by which the
+    // rings of dO and dS go on; parity of kv_full.
+    int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
+    float c;                         // scale * log2(e)
 };
 struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
     AttnBackward a;
-    int row_tiles, col_tiles, section;
+    int row_tiles, col_tiles, section, tiles;
     int* turn;   // (B*NH, row_tiles): blocks of keys that have added to this dQ tile, for the deterministic order
 };
-enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4 };   // named barriers, + warpgroup
+enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
+// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a section the longest (first)
+// blocks of keys first.
+__device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
+    int per = p.section * p.col_tiles, sec = t / per, r = t - sec * per;
+    int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
+    int n = r / heads, bh = sec * p.section + r - n * heads;
+    return {n, bh % p.a.s.NH, bh / p.a.s.NH};
+}
 // First and one past the last row tile that sees any key of column tile n.
 __device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
     int k0 = n * BWD_COLS, k1 = min(k0 + BWD_COLS, s.Tk) - 1, end = s.Tq;
@@ -725,21 +739,19 @@ __device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int&
     hi = max(lo, (end + BWD_ROWS - 1) / BWD_ROWS);
 }
 
-// Warpgroup wg (0, 1) of one block of keys: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
-__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg, int n, int head, int batch) {
+// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
+__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg) {
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
     const float c = sh.scale * LOG2E;
-    const int lo = __reduce_max_sync(~0u, sm.m_lo), hi = __reduce_max_sync(~0u, sm.m_hi), k0 = n * BWD_COLS + wg * 64,
-              rel = sh.q_pos - sh.k_pos;
+    const int rel = sh.q_pos - sh.k_pos;
     const uint32_t da_k = desc_of(sm.k + wg * 64 * HS), da_v = desc_of(sm.v + wg * 64 * HS), db_k = desc_of(sm.k);
     // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1, lanes 16-31 the next 8 queries
     const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
     const uint32_t dsoff = dsrow * 128 + ((dspiece ^ (lane & 7)) << 4);
     const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + g) * 128 + (t2 & 2) * 4;
     float dk[32], dv[32];
-#pragma unroll
-    for (int i = 0; i < 32; i++) dk[i] = dv[i] = 0.f;
+    int lo, hi, k0, shift;
     // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something queued: dQ(m - 2) and
     // dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
     float s[64], dq[32];
@@ -779,7 +791,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         mma_commit();
     };
     auto step = [&](int m, bool first, bool more) {
-        const int it = m - lo, st = it & 1, ph = (it >> 1) & 1;
+        const int it = m - shift, st = it & 1, ph = (it >> 1) & 1;
         float dp[64];
         const bool edge = sh.causal && m * BWD_ROWS + rel < k0 + 63;
         if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][BWD_ROWS - 1])) > k0)) {
@@ -803,7 +815,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
         mma_wait<0>();
         hold(dq);
-        if (!first && it > 1) {
+        if (!first && m - lo > 1) {
             if (lane == 0) bar_arrive(&sm.ds_free[st]);
             send_dq();
         }
@@ -862,63 +874,80 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         hold(s);
         qst = nst, qph = nph;
     };
-    if (lo < hi) {
-        bar_wait(&sm.kv_full, 0);
-        bar_wait(&sm.q_full[0], 0);
-        load_stats(s, sm.nlse[0]);
-        hold(s);
-        mma_fence();
-        scores(0);
-        mma_wait<0>();
-        hold(s);
-        if (hi - lo == 1) {
-            step(lo, true, false);
-        } else {
-            step(lo, true, true);
+    for (int t = 0;; t++) {
+        bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
+        const int number = __reduce_max_sync(~0u, sm.tile[t & 1]);
+        lo = __reduce_max_sync(~0u, sm.m_lo[t & 1]), hi = __reduce_max_sync(~0u, sm.m_hi[t & 1]);
+        shift = __reduce_max_sync(~0u, sm.shift[t & 1]);
+        if (number < 0) break;
+        k0 = __reduce_max_sync(~0u, bwd_tile(p, number).row * BWD_COLS + wg * 64);
+#pragma unroll
+        for (int i = 0; i < 32; i++) dk[i] = dv[i] = dq[i] = 0.f;
+        if (lo < hi) {
+            bar_wait(&sm.kv_full, lds1(smem_of(&sm.kv_parity[t & 1])));
+            bar_wait(&sm.q_full[qst], qph);
+            load_stats(s, sm.nlse[qst]);
+            hold(s);
+            mma_fence();
+            scores(qst);
+            mma_wait<0>();
+            hold(s);
+            if (hi - lo == 1) {
+                step(lo, true, false);
+            } else {
+                step(lo, true, true);
 #pragma unroll 1
-            for (int m = lo + 1; m < hi - 1; m++) step(m, false, true);
-            step(hi - 1, false, false);
+                for (int m = lo + 1; m < hi - 1; m++) step(m, false, true);
+                step(hi - 1, false, false);
+                mma_wait<0>();
+                hold(dq);
+                if (lane == 0) bar_arrive(&sm.ds_free[(hi - shift) & 1]);
+                send_dq();
+            }
+            weigh_keys(hi - 1 - shift);
             mma_wait<0>();
             hold(dq);
+            if (lane == 0) bar_arrive(&sm.ds_free[(hi - 1 - shift) & 1]);
+            if (tid == 0) bar_arrive(&sm.kv_empty);   // the next tile's keys load while this one's gradients are stored
             send_dq();
         }
-        weigh_keys(hi - 1 - lo);
-        mma_wait<0>();
-        hold(dq);
-        send_dq();
-    }
+        const Tile w = bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
+        const int head = w.head, batch = w.batch, k0 = w.row * BWD_COLS + wg * 64;
+        asm volatile("bar.sync %0, 128;" ::"r"(BAR_READ + wg) : "memory");
+        if (tid == 0) bar_arrive(&sm.tile_empty[t & 1]);
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int key = k0 + warp * 16 + g + 8 * r;
-        if (key >= sh.Tk) continue;
-        int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token,
-                ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
-        if (p.a.dkv_bf16) {
+        for (int r = 0; r < 2; r++) {
+            int key = k0 + warp * 16 + g + 8 * r;
+            if (key >= sh.Tk) continue;
+            int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token,
+                    ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
+            if (p.a.dkv_bf16) {
 #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
-                    pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
-                *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-            }
-        } else {
-            float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
-                       y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-                if (p.a.accumulate_dkv) {
-                    float2 a = *(float2*)(fk + 8 * j), b = *(float2*)(fv + 8 * j);
-                    x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
+                for (int j = 0; j < 8; j++) {
+                    *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
+                        pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
+                    *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
                 }
-                *(float2*)(fk + 8 * j) = x;
-                *(float2*)(fv + 8 * j) = y;
+            } else {
+                float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
+                           y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                    if (p.a.accumulate_dkv) {
+                        float2 a = *(float2*)(fk + 8 * j), b = *(float2*)(fv + 8 * j);
+                        x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
+                    }
+                    *(float2*)(fk + 8 * j) = x;
+                    *(float2*)(fv + 8 * j) = y;
+                }
             }
         }
     }
 }
 
 // dQ, dK, dV of one block of 128 keys against all tiles of 128 queries that see it, upwards from the diagonal.
-// Mapping: one block of threads per block of keys; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q and dO,
+// Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q and dO,
 // warp 1 the row statistics, warps 2 and 3 add the two halves of each dQ tile to memory with bulk reductions.
 // Work: 10*64 FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
 // From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction), ThunderKittens (-lse in the
@@ -929,108 +958,138 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
     BwdSmem& sm = *(BwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
-        bar_init(&sm.kv_full, 1);
+        bar_init(&sm.kv_full, 1), bar_init(&sm.kv_empty, 2);
         for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 2), bar_init(&sm.q_empty[i], 2);
         for (int i = 0; i < 2; i++)
-            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
+            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8),
+                bar_init(&sm.tile_full[i], 1), bar_init(&sm.tile_empty[i], 5);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
-        int number = p.a.deterministic ? atomicAdd(p.a.work, 1) : blockIdx.x;
-        sm.number = number;
-        int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section),
-            n = (number - sec * per) / heads;
-        int bh = sec * p.section + (number - sec * per) % heads;
-        bwd_range(sh, bh / sh.NH, n, sm.m_lo, sm.m_hi);
         sm.c = sh.scale * LOG2E;
     }
     __syncthreads();
-    const int number = sm.number, per = p.section * p.col_tiles, sec = number / per,
-              heads = min(p.section, sh.B * sh.NH - sec * p.section);
-    const int n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH,
-              batch = bh / sh.NH;
-    const int lo = sm.m_lo, hi = sm.m_hi;
-    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
     if (threadIdx.x < 128) {
         regs_down<24>();
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        // the other warps' way through the tiles; false: no more
+        auto next_tile = [&](int t, Tile& w, int& lo, int& hi) {
+            bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
+            int number = sm.tile[t & 1];
+            lo = sm.m_lo[t & 1], hi = sm.m_hi[t & 1];
+            __syncwarp();
+            if (lane == 0) bar_arrive(&sm.tile_empty[t & 1]);
+            if (number >= 0) w = bwd_tile(p, number);
+            return number >= 0;
+        };
         if (warp == 0) {
-            if (lane == 0 && lo < hi) {
-                bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
-                tma_load(sm.k, &p.k, &sm.kv_full, n * BWD_COLS, head, batch, L2_FIRST);
-                tma_load(sm.v, &p.v, &sm.kv_full, n * BWD_COLS, head, batch, L2_FIRST);
-                int qst = 0, qph = 1;
+            if (lane == 0) {
+                int qst = 0, qph = 1, it = 0, kv_phase = 1, number, next = 0;
+                for (int t = 0;; t++) {
+                    // Tickets: a block may wait for lower ones, which are then surely worked on. They are taken a tile ahead, but in the
+                    // deterministic order only when the tile can begin, as higher ones wait for it.
+                    if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
+                    number = t > 0 && !p.a.deterministic ? next : atomicAdd(p.a.work + 1, 1);
+                    if (number < p.tiles && !p.a.deterministic) next = atomicAdd(p.a.work + 1, 1);
+                    int lo = 0, hi = 0;
+                    const Tile w = bwd_tile(p, min(number, p.tiles - 1));
+                    bwd_range(sh, w.batch, w.row, lo, hi);
+                    bar_wait(&sm.tile_empty[t & 1], ((t >> 1) & 1) ^ 1);
+                    sm.tile[t & 1] = number < p.tiles ? number : -1, sm.m_lo[t & 1] = lo, sm.m_hi[t & 1] = hi;
+                    sm.shift[t & 1] = lo - it, sm.kv_parity[t & 1] = kv_phase ^ 1;
+                    bar_arrive(&sm.tile_full[t & 1]);
+                    if (number >= p.tiles) {
+                        if (number == p.tiles + (int)gridDim.x - 1) p.a.work[1] = 0;   // the last of all tickets
+                        break;
+                    }
+                    if (lo < hi) {
+                        bar_wait(&sm.kv_empty, kv_phase);
+                        kv_phase ^= 1;
+                        bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
+                        tma_load(sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                        tma_load(sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                    }
 #pragma unroll 1
-                for (int m = lo; m < hi; m++) {
-                    int it = m - lo, st = it & 1, ph = ((it >> 1) & 1) ^ 1;
-                    bar_wait(&sm.q_empty[qst], qph);
-                    bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
-                    tma_load(sm.q[qst], &p.q, &sm.q_full[qst], m * BWD_ROWS, head, batch, L2_LAST);
-                    if (++qst == BWD_Q) qst = 0, qph ^= 1;
-                    bar_wait(&sm.do_empty[st], ph);
-                    bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
-                    tma_load(sm.dout[st], &p.dout, &sm.do_full[st], m * BWD_ROWS, head, batch, L2_LAST);
+                    for (int m = lo; m < hi; m++, it++) {
+                        int st = it & 1, ph = ((it >> 1) & 1) ^ 1;
+                        bar_wait(&sm.q_empty[qst], qph);
+                        bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
+                        tma_load(sm.q[qst], &p.q, &sm.q_full[qst], m * BWD_ROWS, w.head, w.batch, L2_LAST);
+                        if (++qst == BWD_Q) qst = 0, qph ^= 1;
+                        bar_wait(&sm.do_empty[st], ph);
+                        bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
+                        tma_load(sm.dout[st], &p.dout, &sm.do_full[st], m * BWD_ROWS, w.head, w.batch, L2_LAST);
+                    }
                 }
             }
         } else if (warp == 1) {
-            const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
-                        *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
             const float inv = 1.f / sh.scale;
-            int st = 0, ph = 1;
+            int st = 0, ph = 1, lo, hi;
+            Tile w;
+            for (int t = 0; next_tile(t, w, lo, hi); t++) {
+                const float *lse = p.a.lse.p + w.batch * p.a.lse.batch + w.head * p.a.lse.head,
+                            *delta = p.a.delta.p + w.batch * p.a.delta.batch + w.head * p.a.delta.head;
+                const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
-            for (int m = lo; m < hi; m++) {
-                float a[4], b[4];
-                int d[4];
+                for (int m = lo; m < hi; m++) {
+                    float a[4], b[4];
+                    int d[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int row = m * BWD_ROWS + 32 * i + lane;
-                    bool in = row < sh.Tq;
-                    float x = in ? lse[row] : -INFINITY;
-                    a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
-                    b[i] = in ? -delta[row] : 0.f;
-                    d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
+                    for (int i = 0; i < 4; i++) {
+                        int row = m * BWD_ROWS + 32 * i + lane;
+                        bool in = row < sh.Tq;
+                        float x = in ? lse[row] : -INFINITY;
+                        a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
+                        b[i] = in ? -delta[row] : 0.f;
+                        d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
+                    }
+                    bar_wait(&sm.q_empty[st], ph);
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
+                    __syncwarp();
+                    if (lane == 0) bar_arrive(&sm.q_full[st]);
+                    if (++st == BWD_Q) st = 0, ph ^= 1;
                 }
-                bar_wait(&sm.q_empty[st], ph);
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
-                __syncwarp();
-                if (lane == 0) bar_arrive(&sm.q_full[st]);
-                if (++st == BWD_Q) st = 0, ph ^= 1;
             }
         } else {
             const int wg = warp - 2;
+            int lo, hi;
+            Tile w;
+            for (int t = 0; next_tile(t, w, lo, hi); t++) {
+                const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
+                const int bh = w.batch * sh.NH + w.head, head = w.head, batch = w.batch, n = w.row;
 #pragma unroll 1
-            for (int m = lo; m < hi; m++) {
-                asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
-                asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
-                if (lane == 0) {
-                    int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
-                    if (p.a.deterministic) {
-                        // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
-                        turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
-                        mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
-                        int seen;
-                        do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-                        while (seen != mine);
+                for (int m = lo; m < hi; m++) {
+                    asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
+                    asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
+                    if (lane == 0) {
+                        int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
+                        if (p.a.deterministic) {
+                            // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
+                            turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
+                            mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
+                            int seen;
+                            do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
+                            while (seen != mine);
+                        }
+                        if (row < sh.Tq) {
+                            tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
+                            tma_add(&p.dq, sm.dq[wg][1], 32, row, head, batch);
+                            bulk_commit();
+                        }
+                        if (p.a.deterministic) {
+                            bulk_wait();
+                            asm volatile("fence.proxy.async;" ::: "memory");
+                            asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+                        } else bulk_wait_read();
                     }
-                    if (row < sh.Tq) {
-                        tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
-                        tma_add(&p.dq, sm.dq[wg][1], 32, row, head, batch);
-                        bulk_commit();
-                    }
-                    if (p.a.deterministic) {
-                        bulk_wait();
-                        asm volatile("fence.proxy.async;" ::: "memory");
-                        asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
-                    } else bulk_wait_read();
+                    __syncwarp();
                 }
-                __syncwarp();
             }
             if (lane == 0) bulk_wait();
         }
     } else {
         regs_up<240>();
-        bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1), n, head, batch);
+        bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #endif
 }
@@ -1127,6 +1186,11 @@ static int attn_shape_ok(const AttnShape& s) { return s.B > 0 && s.NH > 0 && s.T
 static int attn_pairs_ok(const AttnView& v) {
     return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0;
 }
+// Whether the rows of queries lie without gaps, by heads or by tokens.
+static int attn_dense(const AttnView& v, const AttnShape& s) {
+    return v.batch == (int64_t)s.NH * s.Tq * HS &&
+        ((v.token == HS && v.head == (int64_t)s.Tq * HS) || (v.head == HS && v.token == (int64_t)s.NH * HS));
+}
 // Heads whose rows of this many bytes stay in L2 together.
 static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_t budget) {
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
@@ -1149,7 +1213,7 @@ static int attn_sms() {
 // Device bytes that args.work needs.
 static inline size_t attention_forward_work(void) { return 4; }
 static inline size_t attention_backward_work(const AttnShape& s) {
-    return 4 * (1 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
+    return 4 * (2 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
 }
 
 template <int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
@@ -1164,10 +1228,10 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
     ATTN_TRY(attn_map(&p.o, a.o.p ? a.o : a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, 64));
     p.row_tiles = (a.s.Tq + FWD_ROWS - 1) / FWD_ROWS;
     p.tiles = p.row_tiles * a.s.B * a.s.NH;
+    p.before = a.s.causal && a.s.Tq % 64 == 0 ? p.row_tiles * FWD_ROWS - a.s.Tq : 0;
     p.section = attn_section(a.s, 4 * HS, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    ATTN_TRY(cudaMemsetAsync(a.work, 0, 4, stream));
     int grid = attn_sms();
     // clang-format off
     attention_forward_kernel<F><<<grid<p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
@@ -1202,7 +1266,7 @@ static inline cudaError_t attention_dq_finish(
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p)
         return cudaErrorInvalidValue;
-    if ((a.deterministic && !a.work) || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
+    if (!a.work || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
     if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
     BwdParams p;
     p.a = a;
@@ -1214,16 +1278,19 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
     p.row_tiles = (a.s.Tq + BWD_ROWS - 1) / BWD_ROWS;
     p.col_tiles = (a.s.Tk + BWD_COLS - 1) / BWD_COLS;
     p.section = attn_section(a.s, 8 * HS, a.s.Tq, ATTN_SECTION);
-    p.turn = a.work + 1;
+    p.turn = a.work + 2;
+    p.tiles = p.col_tiles * a.s.B * a.s.NH;
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work, 0, attention_backward_work(a.s), stream));
-    if (!a.accumulate_dq) {
+    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, attention_backward_work(a.s) - 8, stream));
+    const int64_t rows = (int64_t)a.s.B * a.s.NH * a.s.Tq;
+    if (!a.accumulate_dq && attn_dense(a.dq, a.s)) ATTN_TRY(cudaMemsetAsync(a.dq.p, 0, rows * HS * 4, stream));
+    else if (!a.accumulate_dq) {
         AttnView none = {NULL, 0, 0, 0};
         attention_dq_kernel<<<dim3((a.s.Tq + 31) / 32, a.s.NH, a.s.B), 256, 0, stream>>>(a.dq, none, 1.f, a.s.Tq);
         ATTN_TRY(cudaGetLastError());
     }
-    attention_backward_kernel<<<p.col_tiles * a.s.B * a.s.NH, 384, bytes, stream>>>(p);
+    attention_backward_kernel<<<p.tiles < attn_sms() ? p.tiles : attn_sms(), 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 }   // namespace attn
@@ -1313,6 +1380,7 @@ enum {
     SQUARE_BLOCKS = 1024,
     BUCKET_ROWS = 64
 };   // blocks whose partial sums a second kernel adds
+enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
 enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
 enum { UNIT_BUFFERS = 4 };   // of the embeddings, of the final norm, and two that the layers take in turn
 static const size_t LT_WORKSPACE = 32 << 20;
@@ -1369,6 +1437,7 @@ struct Gpu {
     char** slots[2];                       // exchange buffers of the forward and the backward table
     GpuPiece* pieces;                      // of one step: sends, then receives
     bf16* logits;                          // (logits_chunk, Vp)
+    int64_t logits_chunk;
     float* partial;                        // partial sums of columns
     double* squares;                       // (SQUARE_BLOCKS)
     double* stats;                         // (STAT_COUNT)
@@ -1389,6 +1458,10 @@ struct Gpu {
     int mark_group[MAX_MARKS];
     const char* groups[MAX_GROUPS];
 };
+
+// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward pass: they are computed again
+// after that of the MLP, where the MLP's activations were.
+static int gpu_late(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
 // Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens of a rank: activations
 // then take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
@@ -1555,14 +1628,19 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     size_t shared = a->used, work = a->group[MEMORY_WORK];   // these and the logits are never alive together
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
         GpuActivation act = gpu_activation(s, id);
-        if (!(mesh->training && gpu_kept(mesh, id)))
+        if (!(mesh->training && gpu_kept(mesh, id)) && !(gpu_late(mesh) && (id == G_ln1 || id == G_qkv)))
             d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
     }
     d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
+    if (gpu_late(mesh)) d->act[G_qkv] = d->act[G_fch], d->act[G_ln1] = (bf16*)d->act[G_fch] + 3 * R * C;
     size_t layers = a->used - shared;
     a->used = shared;
     d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
-    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, min_i64(mesh->logits_chunk, R) * s->Vp, 2);
+    // where memory is short, no more logits at a time than fit there, but enough for the speed of their products
+    d->logits_chunk = min_i64(mesh->logits_chunk, R);
+    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
+        while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers) d->logits_chunk /= 2;
+    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, d->logits_chunk * s->Vp, 2);
     size_t head = a->used - shared, most = head > layers ? head : layers;
     a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
     a->group[MEMORY_LOGITS] += most - layers;   // what the logits need beyond the layers' buffers
@@ -3098,8 +3176,9 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     return gpu_part(r);
 }
 
-// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, and the
-// output only if `output`. doc_start and docs (B, T): the documents' on the device and on the host.
+// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of the rest or
+// both, and the output only if `output`. doc_start and docs (B, T): the documents' on the device and on the host.
+enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
 static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -3113,7 +3192,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
     bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
     if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
-#define NEEDED(id) (!again || !gpu_kept(r->mesh, id))
+#define NEEDED(id) (!again || (!gpu_kept(r->mesh, id) && again & (id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST)))
     if (gpu_unit_gather(r, u) != 0) return -1;
     if (!again && l + 1 < s->L && unit_prefetch(r, u + 1) != 0) return -1;
     if (NEEDED(G_fch)) r->layer_forwards++;
@@ -3141,7 +3220,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
             0)
             return -1;
         mark(d, "fc forward");
-    } else if (!none) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
+    } else if (!none && again & AGAIN_REST) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
     if (!output) return 0;
     if (matmul_forward(d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0) return -1;
     mark(d, "fcproj forward");
@@ -3162,8 +3241,10 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx,
          *wide = d->wide;
     float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
-    bf16 *narrow = fch, *datty = fch + R * C;   // (R, C) each, once fch is done with
-    float* dq = (float*)(fch + 2 * R * C);
+    // (R, C) each, once what was there is done with
+    const int late = gpu_late(r->mesh);
+    bf16 *narrow = fch, *datty = wide + 3 * R * C, *dln1 = late ? x2 : fch;
+    float* dq = (float*)dln1;   // in attn mode over x2 and ln2, which are neighbours
     if (gpu_unit_gather(r, u) != 0 || (l > 0 && (unit_prefetch(r, u - 1) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0)))
         return -1;
 
@@ -3187,15 +3268,16 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     mark(d, "attproj dweight");
     if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
     mark(d, "attproj dinput");
+    if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start, docs) != 0) return -1;
     if (!d->tune && gpu_attention_backward(r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dweight");
-    if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
+    if (matmul_backward_input(d, dln1, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dinput");
     rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
-        l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, narrow, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
+        l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, dln1, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
     mark(d, "norm backward");
     return gpu_unit_gradient_end(r, u);
 }
@@ -3215,8 +3297,8 @@ static int gpu_head(Rank* r) {
         return -1;
     rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
     mark(d, "norm forward");
-    for (int64_t t = 0; t < d->R; t += r->mesh->logits_chunk) {
-        int64_t rows = min_i64(r->mesh->logits_chunk, d->R - t);
+    for (int64_t t = 0; t < d->R; t += d->logits_chunk) {
+        int64_t rows = min_i64(d->logits_chunk, d->R - t);
         if (matmul_forward(d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0) return -1;
         mark(d, "head forward");
         if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V, s->Vp, e) != 0)
@@ -3279,10 +3361,10 @@ static int gpu_piece(Rank* r, int64_t at) {
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
-                if (gpu_layer_forward(r, j, 1, j < l, doc_start, docs) != 0) return -1;
+                if (gpu_layer_forward(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
         } else if (mode == GPT2_SP_SQRT)
             gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
-        else if (mode != GPT2_SP_SQRT && gpu_layer_forward(r, l, 1, 0, doc_start, docs) != 0) return -1;
+        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0) return -1;
         if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
     if (embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, row_places(r),

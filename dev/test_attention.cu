@@ -287,6 +287,7 @@ static void run_case(const Case& c) {
     // forward: every chunk of queries over all chunks of keys, last to first, carried in fp32
     Buf o = poisoned(nq * 2), lse = poisoned(nr * 4), acc = poisoned(nq * 4), m = poisoned(nr * 4), l = poisoned(nr * 4),
         work = poisoned(1 << 20);
+    CK(cudaMemset(work.p, 0, 8));
     auto cut = [](int T, int n, int i) {
         return i == n ? T : (int)((int64_t)T * i / n) / (n > 3 ? 1 : 8) * (n > 3 ? 1 : 8) + (i > 0 && n == 2 ? 3 : 0);
     };
@@ -421,6 +422,7 @@ static void run_nan() {
     Buf q = make(qrow, 0xFFC0), k = make(krow, 0x7FC0), v = make(-1, 0), dout = make(-1, 0), o = poisoned(n * 2),
         lse = poisoned(T * 4), delta = poisoned(T * 4);
     Buf dq = poisoned(n * 4), dk = poisoned(n * 4), dv = poisoned(n * 4), work = poisoned(1 << 20);
+    CK(cudaMemset(work.p, 0, 8));
     AttnForward f;
     memset(&f, 0, sizeof f);
     f.s = {1, NH, T, T, 0, 0, 1, 0.125f, NULL, 0};
