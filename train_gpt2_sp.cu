@@ -469,10 +469,14 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         }
         offset_set(f, inv_c);
 
+        // One thread gives a buffer back for its warpgroup. Where a product comes first, that has brought the four warps together; elsewhere
+        // this does, so that none is still waiting for a phase of a barrier when the next but one begins.
+        auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
         auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
             bar_wait(&sm.k_full[kst], kph);
             bar_wait(&sm.v_full[vst], vph);
             if (F & F_TURNS) take_turn(wg), pass_turn(wg);
+            together();
             if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
             if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
             if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
@@ -564,7 +568,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
 #pragma unroll 1
             for (int n = myhi - 1; n > mylo; n--) block(n, true);
             block(mylo, false);
-        }
+        } else together();
         if (tid == 0) bar_arrive(&sm.q_empty[qs]);
 #pragma unroll 1
         for (int i = mylo - lo; i > 0; i--) skip();
