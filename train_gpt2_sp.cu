@@ -159,6 +159,15 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
         "r"(parity)
         : "memory");
 }
+// One thread arrives for all that have read or written a buffer: behind __syncwarp for its warp, behind a product of its warpgroup (which
+// takes all four warps) or a named barrier for that. racecheck follows an mbarrier only from the threads that arrive on it themselves, so
+// for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find nothing.
+#ifdef ATTN_ALL_ARRIVE
+static const int WARP_ARRIVALS = 32, GROUP_ARRIVALS = 128;
+#else
+static const int WARP_ARRIVALS = 1, GROUP_ARRIVALS = 1;
+#endif
+__device__ __forceinline__ bool speaks(int thread) { return GROUP_ARRIVALS > 1 || thread == 0; }
 template <int ID, int N> __device__ __forceinline__ void named_sync() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(N) : "memory");
 }
@@ -569,7 +578,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
             for (int n = myhi - 1; n > mylo; n--) block(n, true);
             block(mylo, false);
         } else together();
-        if (tid == 0) bar_arrive(&sm.q_empty[qs]);
+        if (speaks(tid)) bar_arrive(&sm.q_empty[qs]);
 #pragma unroll 1
         for (int i = mylo - lo; i > 0; i--) skip();
 
@@ -634,7 +643,7 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
     extern __shared__ uint8_t raw[];
     FwdSmem& sm = *(FwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], 3);
+        for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], 3 * GROUP_ARRIVALS);
         for (int i = 0; i < FWD_STAGES; i++)
             bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], 3), bar_init(&sm.v_empty[i], 3);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -857,7 +866,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         if (more) mma_wait<1>();
         else mma_wait<0>();
         hold(dv), hold(pr), hold(dk), hold(ds);
-        if (tid == 0) bar_arrive(&sm.do_empty[st]), bar_arrive(&sm.q_empty[qst]);
+        if (tid == 0) bar_arrive(&sm.do_empty[st]);
+        if (speaks(tid)) bar_arrive(&sm.q_empty[qst]);
         if (!first) weigh_keys(it - 1);
         if (more) {
             if (first) mma_wait<0>();
@@ -934,7 +944,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
     const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
         bar_init(&sm.kv_full, 1);
-        for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 2), bar_init(&sm.q_empty[i], 2);
+        for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 1 + WARP_ARRIVALS), bar_init(&sm.q_empty[i], 2 * GROUP_ARRIVALS);
         for (int i = 0; i < 2; i++)
             bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -998,7 +1008,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                 for (int i = 0; i < 4; i++)
                     sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
                 __syncwarp();
-                if (lane == 0) bar_arrive(&sm.q_full[st]);
+                if (speaks(lane)) bar_arrive(&sm.q_full[st]);
                 if (++st == BWD_Q) st = 0, ph ^= 1;
             }
         } else {
