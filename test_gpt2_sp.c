@@ -178,7 +178,10 @@ static void collect(const gpt2_sp* g, int kind, real* out) {
 #ifdef GPT2_SP_GPU
     if (g->device == &GPU_DEVICE) {
         const Gpu* d = (const Gpu*)g->ranks[0].device;
-        const float* from = kind == STATE_WEIGHTS ? d->weights : kind == COLLECT_GRADIENTS ? d->gradients : kind == STATE_M ? d->m : d->v;
+        const float* from = kind == STATE_WEIGHTS ? d->weights
+            : kind == COLLECT_GRADIENTS           ? d->gradients
+            : kind == STATE_M                     ? d->m
+                                                  : d->v;
         if (cudaMemcpy(out, from, (size_t)g->layout.elements * sizeof *out, cudaMemcpyDeviceToHost) != cudaSuccess)
             check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
         return;

@@ -159,9 +159,10 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
         "r"(parity)
         : "memory");
 }
-// One thread arrives for all that have read or written a buffer: behind __syncwarp for its warp, behind a product of its warpgroup (which
-// takes all four warps) or a named barrier for that. racecheck follows an mbarrier only from the threads that arrive on it themselves, so
-// for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find nothing.
+// One thread arrives for all that have read or written a buffer: behind __syncwarp for its warp, behind a product of its
+// warpgroup (which takes all four warps) or a named barrier for that. racecheck follows an mbarrier only from the threads that
+// arrive on it themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find
+// nothing.
 #ifdef ATTN_ALL_ARRIVE
 static const int WARP_ARRIVALS = 32, GROUP_ARRIVALS = 128;
 #else
@@ -478,8 +479,8 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         }
         offset_set(f, inv_c);
 
-        // One thread gives a buffer back for its warpgroup. Where a product comes first, that has brought the four warps together; elsewhere
-        // this does, so that none is still waiting for a phase of a barrier when the next but one begins.
+        // One thread gives a buffer back for its warpgroup. Where a product comes first, that has brought the four warps
+        // together; elsewhere this does, so that none is still waiting for a phase of a barrier when the next but one begins.
         auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
         auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
             bar_wait(&sm.k_full[kst], kph);
@@ -2796,9 +2797,10 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
 
 // --- --verify: the same batch through the CPU reference ---
 
-// Each tensor's error is measured against what bf16 must cost it. Rounding a number to bf16 moves it by 2^-9 of itself at most, by 0.4 of
-// that in the rms over mantissas. Independent roundings add in quadrature, so a value with n of them behind it is off by about
-// 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a tensor may have VERIFY_SAFETY times that. The roundings behind it, counted:
+// Each tensor's error is measured against what bf16 must cost it. Rounding a number to bf16 moves it by 2^-9 of itself at most,
+// by 0.4 of that in the rms over mantissas. Independent roundings add in quadrature, so a value with n of them behind it is off
+// by about 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a tensor may have VERIFY_SAFETY times that. The roundings behind
+// it, counted:
 //     a layer forward   4 copies of weights, and ln1, qkv, P, atty, x2, ln2, fch or gelu, and the next x:       12
 //     the head          the copy of wte, lnf, the logits; backward their gradients and dx:                      3 and 3
 //     a layer backward  the 4 copies again, gelu', its product, narrow, dx, datty, P, dS, dqkv, narrow, dx and
@@ -2829,7 +2831,8 @@ static void verify_row(
     if (!isnan(v->worst) && !(error <= v->worst)) v->worst = error;   // once NaN, it stays NaN
     if (!isnan(v->share) && !(error / allowed <= v->share)) {
         v->share = error / allowed;
-        snprintf(v->what, sizeof v->what, "%s %lld has an error of %.3e, expected at most %.3e", name, (long long)l, error, allowed);
+        snprintf(
+            v->what, sizeof v->what, "%s %lld has an error of %.3e, expected at most %.3e", name, (long long)l, error, allowed);
     }
     v->rows++, v->wrong += !(error <= allowed);
     printf("  %-12s %3lld  error %.3e  of %.3e   norm %.4e\n", name, (long long)l, error, allowed, sqrt(norm));
@@ -2925,8 +2928,10 @@ static int gpu_verify(gpt2_sp* g) {
     else status = gpu_verify_run(g, cpu, &v);
     gpt2_sp_destroy(cpu);
     if (status != 0) return -1;
-    printf("%d tensors compared, the worst error %.3e; closest to its limit, at %.2f of it: %s\n", v.rows, v.worst, v.share, v.what);
-    return v.wrong ? fail(&g->error, "--verify: %d of %d tensors are too far from the reference; %s", v.wrong, v.rows, v.what) : 0;
+    printf(
+        "%d tensors compared, the worst error %.3e; closest to its limit, at %.2f of it: %s\n", v.rows, v.worst, v.share, v.what);
+    return v.wrong ? fail(&g->error, "--verify: %d of %d tensors are too far from the reference; %s", v.wrong, v.rows, v.what)
+                   : 0;
 }
 
 // What `plan` projects with: the rate of a product of the model's kind, and of copies between GPUs (an H200's link, where none is measured).
