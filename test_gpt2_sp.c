@@ -2797,6 +2797,7 @@ int main(int argc, char** argv) {
         double start = now_ms();
         GROUPS[j].run();
         printf("---- %s, %s: %.1f s\n", GROUPS[j].name, IS_DOUBLE ? "double" : "float", 1e-3 * (now_ms() - start));
+        fflush(stdout);
     }
     if (scratch_folder[0]) remove_tree(scratch_folder);
     printf("%d passed, %d failed", passed, failed);

@@ -159,10 +159,15 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
         "r"(parity)
         : "memory");
 }
-// One thread arrives for all that have read or written a buffer: behind __syncwarp for its warp, behind a product of its
-// warpgroup (which takes all four warps) or a named barrier for that. racecheck follows an mbarrier only from the threads that
-// arrive on it themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find
-// nothing.
+// One thread arrives on an mbarrier for all that have read or written the buffer that it guards:
+//     statistics of rows, backward   32 lanes write -> __syncwarp -> lane 0 arrives on q_full -> all wait for it -> 256 threads read
+//     and their buffer again         128 threads read -> products that need what they read, and the wait for these -> thread 0
+//                                    arrives on q_empty -> the 32 lanes wait for it -> write
+//     number of a tile, forward      one thread writes -> arrives on q_full -> all wait for it -> 384 threads read
+//     and its place again            128 threads read -> products and the wait for them, or a named barrier -> thread 0 arrives on
+//                                    q_empty -> the one thread waits for it -> writes
+// A warpgroup's product is of all four warps together. racecheck follows an mbarrier only from threads that arrive on it
+// themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find nothing.
 #ifdef ATTN_ALL_ARRIVE
 static const int WARP_ARRIVALS = 32, GROUP_ARRIVALS = 128;
 #else
