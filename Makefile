@@ -30,6 +30,7 @@ ifneq ($(CC),)
   IS_CLANG   := $(findstring clang,$(shell $(CC) --version 2> /dev/null))
 endif
 NVCC := $(shell command -v nvcc 2> /dev/null)
+comma := ,
 
 # ===== flags =====================================================================================
 
@@ -46,7 +47,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib test test-gpu bench bench-gpu lecture-table demo check fuzz clean help FORCE
+.PHONY: all capabilities path lib test test-gpu sanitize-gpu bench bench-gpu lecture-table demo check fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -105,8 +106,28 @@ build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wil
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS)
 
-test-gpu: build/dev/test_attention   ## the attention kernels against an fp64 oracle (needs a Hopper GPU)
-	@$<
+# The tests built against the GPU program. With ATTN_ALL_ARRIVE the attention kernels' threads each speak for themselves (section 7a),
+# which compute-sanitizer can follow; -diag-suppress: remarks of nvcc's C++ front end about tests that are C.
+TEST_GPU := $(NVCC) $(NVCCFLAGS) -diag-suppress 128,177,550 -x cu -DGPT2_SP_GPU
+TEST_GPU_SOURCES := test_gpt2_sp.c $(wildcard dev/test_*.h) dev/test_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
+test_gpt2_spcu: $(TEST_GPU_SOURCES)
+	$(TEST_GPU) $< -o $@ -lcublasLt $(LIBS)
+build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
+	@mkdir -p $(@D)
+	$(TEST_GPU) -lineinfo -DATTN_ALL_ARRIVE $< -o $@ -lcublasLt $(LIBS)
+
+test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a Hopper GPU)
+	@$(if $(NVCC),./$<,echo 'skip make test-gpu: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
+
+# The small suite under compute-sanitizer. racecheck takes the tests of the kernels alone: a whole step adds none but cuBLASLt's, with which
+# it takes minutes. Not initcheck: it does not see what the tensor copy engine writes, and by it cuBLASLt and the attention kernels write
+# their results; the tests poison every output instead.
+sanitize-gpu: build/test_gpt2_spcu-sanitize   ## the small suite of test-gpu under compute-sanitizer: memcheck, racecheck, synccheck
+	@for run in memcheck synccheck 'racecheck kernels oracle'; do \
+	    set -- $$run; tool=$$1; shift; echo "==== $$tool"; \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 ./$< quick "$$@" > build/sanitize-$$tool.log || status=1; \
+	    grep -a 'SUMMARY\|passed,\|^FAIL' build/sanitize-$$tool.log | tail -n 20; \
+	done; exit $${status:-0}
 
 bench-gpu: build/dev/bench_attention train_gpt2_spcu   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
 	@python3 dev/bench_gpu.py $(BENCH)
@@ -133,7 +154,7 @@ lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls wi
 
 clean:   ## remove what was built; runs/ stays
 	rm -rf build/*-float-* build/*-double-* build/test build/demo
-	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu libgpt2sp.a libgpt2sp.so
+	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24

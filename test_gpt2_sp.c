@@ -1,6 +1,7 @@
 /* test_gpt2_sp: the tests of gpt2_sp, built against the CPU program, which it includes whole.
  *
  *     make test                              builds and runs everything, in float and in double
+ *     make test-gpu                          built by nvcc with GPT2_SP_GPU against the GPU program: dev/test_gpu.h
  *     ./test_gpt2_sp                         all groups; `./test_gpt2_sp schedules resume` runs those two
  *     ./test_gpt2_sp quick                   fewer cases of each, for sanitizer builds (or GPT2_SP_QUICK=1)
  *
@@ -48,14 +49,21 @@ static int counted_memalign(void** p, size_t alignment, size_t size) {
     if (status == 0) counted(*p);
     return status;
 }
+#ifndef GPT2_SP_GPU   // CUDA's headers declare these names
 #define malloc(size) counted(malloc(size))
 #define calloc(count, size) counted(calloc(count, size))
 #define realloc(p, size) counted_realloc(p, size)
 #define posix_memalign(p, alignment, size) counted_memalign(p, alignment, size)
 #define free(p) counted_free(p)
+#endif
 
+#ifdef GPT2_SP_GPU
+#define GPT2_SP_GPU_NO_MAIN
+#include "train_gpt2_sp.cu"
+#else
 #define GPT2_SP_NO_MAIN
 #include "train_gpt2_sp.c"
+#endif
 
 // ===== results ==================================================================================
 
@@ -167,6 +175,18 @@ static gpt2_sp* bare_trainer(const gpt2_sp_options* o, int64_t vocab) {
 // All weights, gradients or moments of a trainer, whole, wherever its ranks keep them: (layout.elements).
 enum { COLLECT_GRADIENTS = STATE_KINDS };
 static void collect(const gpt2_sp* g, int kind, real* out) {
+#ifdef GPT2_SP_GPU
+    if (g->device == &GPU_DEVICE) {
+        const Gpu* d = (const Gpu*)g->ranks[0].device;
+        const float* from = kind == STATE_WEIGHTS ? d->weights
+            : kind == COLLECT_GRADIENTS           ? d->gradients
+            : kind == STATE_M                     ? d->m
+                                                  : d->v;
+        if (cudaMemcpy(out, from, (size_t)g->layout.elements * sizeof *out, cudaMemcpyDeviceToHost) != cudaSuccess)
+            check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
+        return;
+    }
+#endif
     int zero = g->mesh.zero, sharded = kind == STATE_WEIGHTS ? zero >= 3 : kind == COLLECT_GRADIENTS ? zero >= 2 : zero >= 1;
     for (int u = 0; u < g->layout.count; u++) {
         const Unit* unit = &g->layout.units[u];
@@ -1160,7 +1180,8 @@ static void run_step_into(Run* run, gpt2_sp* g) {
 }
 
 // `steps` steps of which the first k are one run, which saves, and the others the same command line again, with
-// other options if `then` says so.
+// other options if `then` says so, and on another device if resume_device does.
+static const Device* resume_device;
 static Run run_resumed(const char* first, const char* then, int k, int steps) {
     Run run;
     memset(&run, 0, sizeof run);
@@ -1173,6 +1194,7 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
     gpt2_sp_destroy(g);
     gpt2_sp_options again = run_options(then);
     memcpy(again.out, o.out, sizeof o.out);
+    if (resume_device) gpt2_sp_device = resume_device;
     if (!run.error[0] && (g = gpt2_sp_create(&again, run.error, sizeof run.error)) != NULL) {
         if (gpt2_sp_steps(g) != k)
             snprintf(run.error, sizeof run.error, "resumed at step %lld of %d", (long long)gpt2_sp_steps(g), k);
@@ -2245,7 +2267,9 @@ static void options_combinations(void) {
         {"sp=64 seq-len=61", "--seq-len 61 is too short for 64 chunks"},
         {"sp=31 seq-len=61 schedule=zigzag", "too short for 62 chunks"}, {"sp=3 schedule=dist-paper", "even --sp only"},
         {"sp=3 schedule=ulysses", "divisible by --sp (found 4 and 3)"},
-        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "no context fits"}};
+        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "no context fits"},
+        {"batch-size=60000 seq-len=5000 heads=1 channels=64", "with --batch-size 60000 the longest context that fits is "},
+        {"batch-size=60000 seq-len=5000 heads=1 channels=64", "with --seq-len 5000 the largest batch is "}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options o = run_options(cases[i].change);
         char error[GPT2_SP_TEXT];
@@ -2713,10 +2737,23 @@ static void test_commands(void) {
 
 // ===== groups ===================================================================================
 
+#ifdef GPT2_SP_GPU
+#include "dev/test_gpu.h"
+#endif
+
 static const struct {
     const char* name;
     void (*run)(void);
 } GROUPS[] = {
+#ifdef GPT2_SP_GPU
+    {"kernels", test_kernels},
+    {"oracle", test_oracle},
+    {"training", test_training},
+    {"resume", test_crossing},
+    {"sampling", test_gpu_sampling},
+    {"memory", test_gpu_memory},
+    {"verify", test_verify},
+#else
     {"data", test_data},
     {"safetensors", test_safetensors},
     {"schedules", test_schedules},
@@ -2732,6 +2769,7 @@ static const struct {
     {"sampling", test_sampling},
     {"transport", test_transport},
     {"commands", test_commands},
+#endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };
 
@@ -2750,6 +2788,9 @@ int main(int argc, char** argv) {
         fprintf(stderr, "\n");
         return 2;
     }
+#ifdef GPT2_SP_GPU
+    if (!gpu_here()) named = 1, argc = 1;   // no group
+#endif
     for (int j = 0; j < GROUP_COUNT; j++) {
         int wanted = named == 0;
         for (int i = 1; i < argc; i++) wanted |= strcmp(argv[i], GROUPS[j].name) == 0;
@@ -2757,6 +2798,7 @@ int main(int argc, char** argv) {
         double start = now_ms();
         GROUPS[j].run();
         printf("---- %s, %s: %.1f s\n", GROUPS[j].name, IS_DOUBLE ? "double" : "float", 1e-3 * (now_ms() - start));
+        fflush(stdout);
     }
     if (scratch_folder[0]) remove_tree(scratch_folder);
     printf("%d passed, %d failed", passed, failed);

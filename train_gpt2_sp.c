@@ -4303,11 +4303,11 @@ static uint64_t machine_bytes(int world) {
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-// The longest context whose largest rank fits in `bytes`, all else equal; 0 if none does.
-static int64_t longest_context(
-    const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
+// The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal; 0 if none does.
+static int64_t largest_fit(
+    const gpt2_sp_options* options, int batch, int64_t vocab, int training, const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    int64_t fits = 0, low = 1, high = 1 << 24;
+    int64_t fits = 0, low = 1, high = batch ? 65536 : 1 << 24, *asked = batch ? &o.batch_size : &o.seq_len;
     while (low <= high) {
         Schedule schedules[2];
         Mesh mesh;
@@ -4315,7 +4315,7 @@ static int64_t longest_context(
         Error e;
         memset(schedules, 0, sizeof schedules);
         memset(&layout, 0, sizeof layout);
-        o.seq_len = (low + high) / 2;
+        *asked = (low + high) / 2;
         size_t used = 0;
         int possible = mesh_init(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
             layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
@@ -4324,14 +4324,33 @@ static int64_t longest_context(
             used = rank > used ? rank : used;
         }
         int64_t chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
-        if (possible && used <= bytes) fits = o.seq_len, low = o.seq_len + 1;
-        else if (!possible && o.seq_len < chunks) low = o.seq_len + 1;
-        else high = o.seq_len - 1;
+        if (possible && used <= bytes) fits = *asked, low = *asked + 1;
+        else if (!possible && o.seq_len < chunks && !batch) low = *asked + 1;
+        else high = *asked - 1;
         free(layout.units);
         schedule_free(&schedules[0]);
         schedule_free(&schedules[1]);
     }
     return fits;
+}
+static int64_t longest_context(
+    const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
+    return largest_fit(options, 0, vocab, training, device, bytes);
+}
+
+// Why it does not fit, and what would.
+static int memory_refuse(const gpt2_sp* g, int64_t vocab, int training, uint64_t bytes, uint64_t machine, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    uint64_t rank = machine / (uint64_t)g->mesh.world;
+    int64_t context = longest_context(o, vocab, training, g->device, rank),
+            batch = context > 0 ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
+    char sizes[96], other[64] = "no batch fits";
+    snprintf(sizes, sizeof sizes, "this needs %.2f GiB and the machine has %.2f", (double)bytes / 1073741824,
+        (double)machine / 1073741824);
+    if (context == 0) return fail(e, "%s: no context fits, take a smaller model or --zero (see `plan`)", sizes);
+    if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
+    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s (see `plan`)", sizes,
+        (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
 // Ranks, memory, schedules: everything but data and weights.
@@ -4340,15 +4359,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
     if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
     uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = g->device->memory(g->mesh.world);
-    if (bytes > machine) {
-        int64_t fits = longest_context(&g->options, vocab, training, g->device, machine / (uint64_t)g->mesh.world);
-        if (fits == 0)
-            return fail(e,
-                "this needs %.2f GiB and the machine has %.2f: no context fits, take a smaller model or --zero (see `plan`)",
-                (double)bytes / 1073741824, (double)machine / 1073741824);
-        return fail(e, "this needs %.2f GiB and the machine has %.2f: the longest context that fits is %lld (see `plan`)",
-            (double)bytes / 1073741824, (double)machine / 1073741824, (long long)fits);
-    }
+    if (bytes > machine) return memory_refuse(g, vocab, training, bytes, machine, e);
     if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
     int world = g->mesh.world;
     g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);

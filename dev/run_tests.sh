@@ -131,7 +131,7 @@ part_embed() {
 part_gpu() {
     if has nvcc; then
         check "make train_gpt2_spcu" $make -s train_gpt2_spcu
-        check "make the GPU tests" $make -s build/dev/test_attention
+        check "make test_gpt2_spcu" $make -s test_gpt2_spcu
         skip "make test-gpu" "needs one Hopper GPU"
     else
         skip "the GPU program" "nvcc is not installed"

@@ -1,8 +1,10 @@
 /* Correctness of the attention kernels of train_gpt2_sp.cu against an fp64 oracle: test_attention [variant | quick]
    Every output is poisoned first, guards after each buffer must survive, a NaN fails. Bound: error <= 2 x the error of a plain bf16
    implementation (probabilities, dS and results rounded to bf16, everything else exact) on the same inputs, both as maximum and as rms. */
+#ifndef ATTENTION_TEST_NO_MAIN   // test_gpt2_sp.c includes this file after the program, inside a namespace
 #define GPT2_SP_GPU_NO_MAIN
 #include "../train_gpt2_sp.cu"
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -455,7 +457,7 @@ static void run_nan() {
 #ifndef VARIANTS
 #define VARIANTS X(ATTN_FWD_BEST)
 #endif
-int main(int argc, char** argv) {
+static int attention_tests(int argc, char** argv) {
     int quick = argc > 1 && !strcmp(argv[1], "quick");   // small cases only, for compute-sanitizer
     if (argc > 1 && !quick) {
         int f = atoi(argv[1]), found = 0;
@@ -498,3 +500,6 @@ int main(int argc, char** argv) {
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
+#ifndef ATTENTION_TEST_NO_MAIN
+int main(int argc, char** argv) { return attention_tests(argc, argv); }
+#endif

@@ -324,7 +324,7 @@ static void test_data_hostile(void) {
         {64, 8, 0, "do not fit"}, {64, 8, UINT64_MAX, "do not fit"}, {64, 8, UINT64_MAX - 63, "do not fit"},
         {72, 8, 0, "do not fit"},
         {72, 8, UINT64_MAX - 23, "do not fit"}, {72, 8, UINT64_MAX, "do not fit"}, {88, 4, 1, "not zero"}};
-    enum { LIES = sizeof lies / sizeof *lies };
+    const int LIES = (int)(sizeof lies / sizeof lies[0]);
     // at: a byte of the block index (16 per block) or, from 64 on, of the document index (8 per document)
     static const struct { int at, bytes; uint64_t value; const char* message; } index_lies[] = {
         {0, 8, 95, "block 0"}, {0, 8, 0, "block 0"}, {0, 8, UINT64_MAX, "block 0"}, {8, 4, 0, "block 0"},
@@ -332,7 +332,7 @@ static void test_data_hostile(void) {
         {8, 4, 1, "block 1"}, {16, 8, 96, "block 1"}, {16, 8, 4096, "block 1"}, {56, 4, 0, "block 3"}, {56, 4, 1, "blocks end"},
         {64, 8, 1, "document 0"}, {64, 8, UINT64_MAX, "document 0"}, {72, 8, 0, "document 1"}, {80, 8, 21, "document 2"},
         {80, 8, 53, "document 2"}, {80, 8, UINT64_MAX, "document 2"}};
-    enum { INDEX_LIES = sizeof index_lies / sizeof *index_lies };
+    const int INDEX_LIES = (int)(sizeof index_lies / sizeof index_lies[0]);
     static const int lengths[] = {20, 0, 30};
     static test_data_file f, g;
     const char* path = test_data_path("hostile.tok");
@@ -388,7 +388,7 @@ static void test_data_hostile(void) {
         {"the last token = vocab_size", 2 * N, N - 1, 257, 2, 0, 0, "token 65535 is 257"},
         {"the first token 65535", 2 * N, 0, 65535, 2, 0, 0, "token 0 is 65535"},
         {"a 4-byte token with its top bit set", 4 * N, 9, -1, 4, 0, 0, "token 9 is 4294967295"}};
-    enum { BLOCKS = sizeof blocks / sizeof *blocks };
+    const int BLOCKS = (int)(sizeof blocks / sizeof blocks[0]);
     refused = 0;
     for (int i = 0; i < BLOCKS; i++) {
         uLongf got = 1 << 18;
