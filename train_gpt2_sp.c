@@ -97,6 +97,8 @@
     INT(zero, "zero", 0, 0, 3, "TP", "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
     INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
     INT(deterministic, "deterministic", 0, 0, 1, "T", "GPU: the same bits in every run (the CPU program always gives them)") \
+    CHO(attention, "attention", 0, "auto|portable", "TAE", \
+        "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
     INT(verify, "verify", 0, 0, 1, "T", \
         "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
     INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
@@ -4487,11 +4489,8 @@ static int trainer_create(gpt2_sp* g) {
 
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
-    return o->verify || o->profile || o->trace[0] ? fail(e, "--%s: only the GPU program has it",
-                                                        o->verify        ? "verify"
-                                                            : o->profile ? "profile"
-                                                                         : "trace")
-                                                  : 0;
+    const char* name = o->verify ? "verify" : o->profile ? "profile" : o->attention ? "attention" : o->trace[0] ? "trace" : NULL;
+    return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
 // Rates of this machine: a matrix product of the model's width, and copying memory.

@@ -47,7 +47,8 @@
 
 // ===== 7a. attention kernels ====================================================================
 //
-// Exact attention for one chunk of queries against one chunk of keys, forward and backward, on Hopper (sm_90a).
+// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper (sm_90a) for head size 64, in 7b on every
+// GPU from sm_80 on for head sizes up to 128. attention_forward and attention_backward choose; carries of one are read by the other.
 //
 // What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos + column:
 //     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
@@ -66,13 +67,14 @@
 //     attention_delta(...)                 delta = rowsum(dO * O)
 //     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
 //     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
+// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device each may call them at the same time.
 //
-// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension (64) is contiguous. So the packed output
-// of a QKV GEMM (token stride 3C, head stride 64) and head-major tensors are both read in place. The tensor copy engine needs a base aligned
+// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension (HS) is contiguous. So the packed output
+// of a QKV GEMM (token stride 3C, head stride HS) and head-major tensors are both read in place. Copies into shared memory need a base aligned
 // to 16 bytes and strides of a multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue.
 // doc_start (B, Tq): absolute position of the first token of each row's document, non-decreasing along a sequence.
 //
-// The letters: B batch, NH heads, HS = 64 head size, Tq / Tk rows of this chunk of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
+// The letters: B batch, NH heads, HS head size (64 in this section), Tq / Tk rows of this chunk of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
 //
 // The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and g+8 and columns 8j+2t, 8j+2t+1:
 // d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in pairs it is exactly the register A operand of the next wgmma.
@@ -84,8 +86,9 @@
 typedef __nv_bfloat16 bf16;
 
 // --- arguments ---
-struct AttnView {   // a (B, NH, T, 64) tensor in place
-    void* p;        // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or those of 7b
+struct AttnView {                    // a (B, NH, T, HS) tensor in place
+    void* p;                         // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
     int64_t token, head, batch;
 };
 struct AttnRows {   // a (B, NH, T) fp32 tensor, contiguous along T
@@ -99,10 +102,12 @@ struct AttnShape {
     float scale;            // > 0, 1/sqrt(HS) as a rule
     const int* doc_start;   // (B, Tq) absolute, or NULL
     int64_t doc_batch;      // batch stride of doc_start
+    int HS = 64;            // head size: a multiple of 16 from 16 to 128
+    int path = ATTN_AUTO;   // or ATTN_PORTABLE
 };
 struct AttnForward {
     AttnShape s;
-    AttnView q, k, v;   // bf16 (B, NH, Tq|Tk, 64)
+    AttnView q, k, v;   // bf16 (B, NH, Tq|Tk, HS)
     AttnView o;         // bf16 out, or absent
     AttnRows lse;       // out, natural log, or absent
     AttnView acc;       // fp32 carry O~; with m and l, read if carry_in, written if carry_out
@@ -114,7 +119,7 @@ struct AttnBackward {
     AttnShape s;
     AttnView q, k, v, dout;   // bf16
     AttnRows lse, delta;      // of the whole row, over all key chunks
-    AttnView dq;              // fp32 (B, NH, Tq, 64), unscaled; always added to (zeroed first if !accumulate_dq)
+    AttnView dq;              // fp32 (B, NH, Tq, HS), unscaled; always added to (zeroed first if !accumulate_dq)
     AttnView dk, dv;          // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
     int* work;   // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
@@ -356,11 +361,11 @@ __device__ __forceinline__ Tile fwd_tile(const FwdParams& p, int t) {
     int row = r / heads, bh = sec * p.section + r - row * heads;
     return {p.row_tiles - 1 - row, bh % p.a.s.NH, bh / p.a.s.NH};
 }
-// Blocks [lo, hi) of FWD_COLS keys that rows [r0, r1] of batch b see any of.
-__device__ __forceinline__ void fwd_range(const AttnShape& s, int b, int r0, int r1, int& lo, int& hi) {
+// Blocks [lo, hi) of COLS keys that rows [r0, r1] of batch b see any of.
+template <int COLS> __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int r1, int& lo, int& hi) {
     int end = s.causal ? min(s.Tk, s.q_pos - s.k_pos + r1 + 1) : s.Tk;
-    hi = end > 0 ? (end + FWD_COLS - 1) / FWD_COLS : 0;
-    lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / FWD_COLS : 0;
+    hi = end > 0 ? (end + COLS - 1) / COLS : 0;
+    lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / COLS : 0;
     lo = min(lo, hi);
 }
 
@@ -447,9 +452,9 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         const int tr0 = w.row * FWD_ROWS - p.before, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
         const bool rows = r0 >= 0 && r0 < sh.Tq;   // this warpgroup has any
         int lo, hi, mylo, myhi;
-        fwd_range(sh, w.batch, max(tr0, 0), min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
+        key_range<FWD_COLS>(sh, w.batch, max(tr0, 0), min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
         mylo = myhi = lo;
-        if (rows) fwd_range(sh, w.batch, r0, r1, mylo, myhi);
+        if (rows) key_range<FWD_COLS>(sh, w.batch, r0, r1, mylo, myhi);
         if (mylo >= myhi) mylo = myhi = lo;
         lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo),
         myhi = __reduce_max_sync(~0u, myhi);
@@ -677,7 +682,7 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                 next = atomicAdd(p.a.work, 1);
                 const Tile w = fwd_tile(p, number);
                 int r0 = w.row * FWD_ROWS - p.before, lo, hi;
-                fwd_range(p.a.s, w.batch, max(r0, 0), min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
+                key_range<FWD_COLS>(p.a.s, w.batch, max(r0, 0), min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
                 bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
                 tma_load(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
                 // order K(n), K(n-1), V(n), K(n-2), V(n-1), ...: what the consumers need next
@@ -724,7 +729,7 @@ struct BwdSmem {
     // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by which the
     // rings of dO and dS go on; parity of kv_full.
     int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
-    float c;                         // scale * log2(e)
+    float c;   // scale * log2(e)
 };
 struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
@@ -742,10 +747,10 @@ __device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
     int n = r / heads, bh = sec * p.section + r - n * heads;
     return {n, bh % p.a.s.NH, bh / p.a.s.NH};
 }
-// First and one past the last row tile that sees any key of column tile n.
-__device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
-    int k0 = n * BWD_COLS, k1 = min(k0 + BWD_COLS, s.Tk) - 1, end = s.Tq;
-    lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / BWD_ROWS : 0;
+// First and one past the last tile of ROWS queries that sees any key of tile n of COLS keys.
+template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
+    int k0 = n * COLS, k1 = min(k0 + COLS, s.Tk) - 1, end = s.Tq;
+    lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / ROWS : 0;
     if (s.doc_start) {   // the first row whose document starts after key k1
         const int* doc = s.doc_start + b * s.doc_batch;
         int a = 0;
@@ -755,7 +760,7 @@ __device__ __forceinline__ void bwd_range(const AttnShape& s, int b, int n, int&
             else a = mid + 1;
         }
     }
-    hi = max(lo, (end + BWD_ROWS - 1) / BWD_ROWS);
+    hi = max(lo, (end + ROWS - 1) / ROWS);
 }
 
 // Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
@@ -812,14 +817,15 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
     auto step = [&](int m, bool first, bool more) {
         const int it = m - shift, st = it & 1, ph = (it >> 1) & 1;
         float dp[64];
-        const bool edge = sh.causal && m * BWD_ROWS + rel < k0 + 63;
+        // keys past Tk are zeros, whose exp(0 - lse) may overflow where lse is far below 0
+        const bool edge = (sh.causal && m * BWD_ROWS + rel < k0 + 63) || k0 + 64 > sh.Tk;
         if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][BWD_ROWS - 1])) > k0)) {
 #pragma unroll
             for (int j = 0; j < 16; j++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     int col = 8 * j + t2 + e, key = k0 + warp * 16 + g;
-                    int end = sh.causal ? m * BWD_ROWS + col + rel : 0x7fffffff,
+                    int end = sh.causal ? min(sh.Tk - 1, m * BWD_ROWS + col + rel) : sh.Tk - 1,
                         begin = sh.doc_start ? lds1(smem_of(&sm.doc[qst][col])) : -1 << 30;
                     if (key > end || key < begin) s[4 * j + e] = -INFINITY;
                     if (key + 8 > end || key + 8 < begin) s[4 * j + e + 2] = -INFINITY;
@@ -1011,7 +1017,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     if (number < p.tiles && !p.a.deterministic) next = atomicAdd(p.a.work + 1, 1);
                     int lo = 0, hi = 0;
                     const Tile w = bwd_tile(p, min(number, p.tiles - 1));
-                    bwd_range(sh, w.batch, w.row, lo, hi);
+                    query_range<BWD_ROWS, BWD_COLS>(sh, w.batch, w.row, lo, hi);
                     bar_wait(&sm.tile_empty[t & 1], ((t >> 1) & 1) ^ 1);
                     sm.tile[t & 1] = number < p.tiles ? number : -1, sm.m_lo[t & 1] = lo, sm.m_hi[t & 1] = hi;
                     sm.shift[t & 1] = lo - it, sm.kv_parity[t & 1] = kv_phase ^ 1;
@@ -1114,14 +1120,13 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
 #endif
 }
 
-// delta = rowsum(dO * O): 8 lanes per row, 16 bytes each; reads 4 HS bytes per row, writes 4.
-__global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta, int T) {
+// delta = rowsum(dO * O): 8 lanes per row, 16 bytes each, twice if HS > 64; reads 4 HS bytes per row, writes 4.
+__global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
-    if (row < T) {
-        uint4 a =
-            *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + part * 8);
-        uint4 b = *(const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + part * 8);
+    for (int c = part * 8; row < T && c < HS; c += 64) {
+        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + c);
+        uint4 b = *(const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -1134,46 +1139,50 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
 }
 // Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With o, divides and writes O and lse instead.
-// 8 threads per row, 8 columns each; reads 2 x 264 bytes per row, writes 264 or 132.
+// 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8) bytes per row, writes 4 HS + 8 or 2 HS + 4.
 __global__ void attention_merge_kernel(
-    AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T) {
+    AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float *pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token + part * 8, x[8];
+    float* pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
     float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm, ll = *pl;
-    for (int i = 0; i < 8; i++) x[i] = pa[i];
+    const float* pb = NULL;
+    float fa = 1.f, fb = 1.f;
     if (acc_b.p) {
-        const float* pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token + part * 8;
+        pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token;
         float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row], to = fmaxf(mm, mb);
-        float fa = to == -INFINITY ? 1.f : exp2_fast(mm - to), fb = to == -INFINITY ? 1.f : exp2_fast(mb - to);
-        for (int i = 0; i < 8; i++) x[i] = x[i] * fa + pb[i] * fb;
+        if (to != -INFINITY) fa = exp2_fast(mm - to), fb = exp2_fast(mb - to);
         ll = ll * fa + lb * fb, mm = to;
     }
     __syncwarp(0xFFu << (threadIdx.x & 24));   // the 8 threads of the row have read m and l
-    if (o.p) {
-        float inv = ll > 0.f ? 1.f / ll : 0.f;
-        uint4 y = {pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv),
-            pack(x[6] * inv, x[7] * inv)};
-        *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + part * 8) = y;
-        if (part == 0 && lse.p) lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
-    } else {
-        for (int i = 0; i < 8; i++) pa[i] = x[i];
-        if (part == 0) *pm = mm, *pl = ll;
+    const float inv = ll > 0.f ? 1.f / ll : 0.f;
+    for (int c = part * 8; c < HS; c += 64) {
+        float x[8];
+        for (int i = 0; i < 8; i++) x[i] = pb ? pa[c + i] * fa + pb[c + i] * fb : pa[c + i];
+        if (o.p)
+            *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + c) = make_uint4(pack(x[0] * inv, x[1] * inv),
+                pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
+        else
+            for (int i = 0; i < 8; i++) pa[c + i] = x[i];
     }
+    if (part > 0) return;
+    if (!o.p) *pm = mm, *pl = ll;
+    else if (lse.p) lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
 }
 // out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
-__global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T) {
+__global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
-    if (row >= T) return;
-    float4* x = (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + part * 8);
-    if (!out.p) {
-        x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
-        return;
+    for (int c = part * 8; row < T && c < HS; c += 64) {
+        float4* x = (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + c);
+        if (!out.p) {
+            x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
+            continue;
+        }
+        float4 a = x[0], b = x[1];
+        *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) =
+            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale),
+                pack(b.z * scale, b.w * scale));
     }
-    float4 a = x[0], b = x[1];
-    uint4 y = {pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale),
-        pack(b.z * scale, b.w * scale)};
-    *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + part * 8) = y;
 }
 
 // --- launchers ---
@@ -1181,15 +1190,13 @@ static const int ATTN_SECTION =
     32 << 20;   // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
 // Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not written.
 static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, int T, int NH, int B, int cols, int rows) {
-    static PFN_cuTensorMapEncodeTiled_v12000 encode;
-    if (!encode) {
+    static const PFN_cuTensorMapEncodeTiled_v12000 encode = []() {   // of the driver, the same for every device
         cudaDriverEntryPointQueryResult found;
         void* f = NULL;
-        cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
-        if (e != cudaSuccess) return e;
-        if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-        encode = (PFN_cuTensorMapEncodeTiled_v12000)f;
-    }
+        cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+        return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)f : NULL;
+    }();
+    if (!encode) return cudaErrorNotSupported;
     const int64_t size = is_float ? 4 : 2;
     // a dimension of extent 1 is never stepped over: any legal stride will do
     cuuint64_t dims[4] = {(cuuint64_t)HS, (cuuint64_t)T, (cuuint64_t)NH, (cuuint64_t)B};
@@ -1201,28 +1208,37 @@ static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, i
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
-static int attn_shape_ok(const AttnShape& s) { return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f; }
+static int attn_shape_ok(const AttnShape& s) {
+    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 16 && s.HS <= 128 && s.HS % 16 == 0;
+}
 // Accessed two elements at a time.
 static int attn_pairs_ok(const AttnView& v) {
     return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0;
 }
 // Whether the rows of queries lie without gaps, by heads or by tokens.
 static int attn_dense(const AttnView& v, const AttnShape& s) {
-    return v.batch == (int64_t)s.NH * s.Tq * HS &&
-        ((v.token == HS && v.head == (int64_t)s.Tq * HS) || (v.head == HS && v.token == (int64_t)s.NH * HS));
+    return v.batch == (int64_t)s.NH * s.Tq * s.HS &&
+        ((v.token == s.HS && v.head == (int64_t)s.Tq * s.HS) || (v.head == s.HS && v.token == (int64_t)s.NH * s.HS));
 }
 // Heads whose rows of this many bytes stay in L2 together.
 static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_t budget) {
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
     return (int)(heads < 1 ? 1 : heads > all ? all : heads);
 }
+struct AttnDevice {                 // the current device
+    int major, sms, shared_bytes;   // compute capability, multiprocessors, shared memory that a block may have
+};
+static cudaError_t attn_device(AttnDevice* d) {
+    int device;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->major, cudaDevAttrComputeCapabilityMajor, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->sms, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return e;
+}
 static int attn_sms() {
-    static int n;
-    int dev;
-    if (!n &&
-        (cudaGetDevice(&dev) != cudaSuccess || cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, dev) != cudaSuccess))
-        n = 1;
-    return n;
+    AttnDevice d;
+    return attn_device(&d) == cudaSuccess ? d.sms : 1;
 }
 #define ATTN_TRY(x) \
     do { \
@@ -1233,13 +1249,25 @@ static int attn_sms() {
 // Device bytes that args.work needs.
 static inline size_t attention_forward_work(void) { return 4; }
 static inline size_t attention_backward_work(const AttnShape& s) {
-    return 4 * (2 + (size_t)s.B * s.NH * ((s.Tq + BWD_ROWS - 1) / BWD_ROWS) * 2);
+    return 4 * (3 + (size_t)s.B * s.NH * ((s.Tq + 31) / 32) * 8);   // the most that any kernel's tiles make
 }
 
-template <int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
+static cudaError_t forward_check(const AttnForward& a) {
     if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.work) return cudaErrorInvalidValue;
     if ((a.carry_in || a.carry_out) && (!a.acc.p || !a.m.p || !a.l.p)) return cudaErrorInvalidValue;
     if ((a.carry_in || a.carry_out) && !attn_pairs_ok(a.acc)) return cudaErrorInvalidValue;
+    return cudaSuccess;
+}
+static cudaError_t backward_check(const AttnBackward& a) {
+    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p)
+        return cudaErrorInvalidValue;
+    if (!a.work || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
+    if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
+    return cudaSuccess;
+}
+
+template <int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
+    ATTN_TRY(forward_check(a));
     FwdParams p;
     p.a = a;
     ATTN_TRY(attn_map(&p.q, a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, FWD_ROWS));
@@ -1261,33 +1289,26 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
 #ifndef ATTN_FWD_BEST
 #define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
 #endif
-// One chunk pair, see the top of the file. Asynchronous on `stream`.
-static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
-    return attention_forward_variant<ATTN_FWD_BEST>(a, stream);
-}
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and leaves the carry as it was.
 static inline cudaError_t attention_merge(const AttnView& acc, const AttnRows& m, const AttnRows& l, const AttnView& acc_b,
-    const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse, int B, int NH, int T, cudaStream_t stream) {
-    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(acc, m, l, acc_b, m_b, l_b, o, lse, T);
+    const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse, int B, int NH, int T, cudaStream_t stream,
+    int HS = 64) {
+    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(acc, m, l, acc_b, m_b, l_b, o, lse, T, HS);
     return cudaGetLastError();
 }
 static inline cudaError_t attention_delta(
-    const AttnView& dout, const AttnView& o, const AttnRows& delta, int B, int NH, int T, cudaStream_t stream) {
-    attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T);
+    const AttnView& dout, const AttnView& o, const AttnRows& delta, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+    attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T, HS);
     return cudaGetLastError();
 }
-// dq (fp32) holds the sum over all launches; writes scale * dq in bf16.
+// dq (fp32) holds the sum over all launches; writes scale * dq in bf16, or zeroes dq if out is absent.
 static inline cudaError_t attention_dq_finish(
-    const AttnView& dq, const AttnView& out, float scale, int B, int NH, int T, cudaStream_t stream) {
-    attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T);
+    const AttnView& dq, const AttnView& out, float scale, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+    attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T, HS);
     return cudaGetLastError();
 }
-static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
-    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p)
-        return cudaErrorInvalidValue;
-    if (!a.work || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
-    if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
+static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
     BwdParams p;
     p.a = a;
     ATTN_TRY(attn_map(&p.q, a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, BWD_ROWS));
@@ -1302,16 +1323,679 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
     p.tiles = p.col_tiles * a.s.B * a.s.NH;
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, attention_backward_work(a.s) - 8, stream));
-    const int64_t rows = (int64_t)a.s.B * a.s.NH * a.s.Tq;
-    if (!a.accumulate_dq && attn_dense(a.dq, a.s)) ATTN_TRY(cudaMemsetAsync(a.dq.p, 0, rows * HS * 4, stream));
+    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
+    attention_backward_kernel < <<p.tiles<attn_sms() ? p.tiles : attn_sms(), 384, bytes, stream>>>(p);
+    return cudaGetLastError();
+}
+}   // namespace attn
+
+// ===== 7b. portable attention kernels ===========================================================
+//
+// The same contract as 7a with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU from A100 and RTX 30 on, and for any head
+// size HS <= 128 that is a multiple of 16. Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
+//
+// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and d[2], d[3] = row g+8. Two neighbouring
+// accumulators, rounded to bf16 in pairs, are the A operand of a product over their columns: P feeds P V without leaving registers.
+// Shared tiles are rows of D + 8 numbers: the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces lie in different banks
+// and every address is a constant away from one of the thread's own.
+//
+// Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers), FlashAttention-3 (S and dP transposed in the backward
+// pass), FlashAttention-4 (lazy rescaling).
+namespace attn {
+// 16 bytes from global to shared memory, or zeros.
+__device__ __forceinline__ void cp16(uint32_t dst, const void* src, bool in) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(in ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void cp4(uint32_t dst, const void* src, bool in) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(in ? 4 : 0) : "memory");
+}
+__device__ __forceinline__ void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+// Four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the rows of matrix i. The second: transposed.
+__device__ __forceinline__ void ldsm(uint32_t (&r)[4], uint32_t a) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
+}
+__device__ __forceinline__ void ldsm_trans(uint32_t (&r)[4], uint32_t a) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(a)
+                 : "memory");
+}
+__device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// p[0] += x, p[1] += y in memory.
+__device__ __forceinline__ void red2(float* p, float x, float y) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
+#else
+    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y) : "memory");
+#endif
+}
+// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros. THREADS threads together.
+template <int D, int ROWS, int THREADS>
+__device__ __forceinline__ void load_tile(uint32_t dst, const bf16* src, int64_t token, int row, int T, int HS) {
+    const int PIECES = D / 8, N = ROWS * PIECES;
+#pragma unroll
+    for (int i = 0; i < (N + THREADS - 1) / THREADS; i++) {
+        int at = i * THREADS + (int)threadIdx.x;
+        if (N % THREADS && at >= N) break;
+        int r = at / PIECES, c = at % PIECES;
+        bool in = row + r < T && c * 8 < HS;
+        cp16(dst + r * (D + 8) * 2 + c * 16, in ? src + (row + r) * token + c * 8 : src, in);
+    }
+}
+
+// --- forward ---
+struct PortableForward {
+    AttnForward a;
+    int row_tiles, section;
+};
+static const int PFWD_ROWS = 128,
+                 PFWD_THREADS = 128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
+template <int D> struct PortableForwardTile {
+    static const int COLS = D == 128 ? 32 : 64, PITCH = D + 8;
+    static const bool Q_IN_REGISTERS = D <= 64;   // Q then only passes through the buffers of V
+    static const int Q_BYTES = Q_IN_REGISTERS ? 0 : PFWD_ROWS * PITCH * 2, STAGE = COLS * PITCH * 2;
+    static const int BYTES = Q_BYTES + 4 * STAGE;
+    static_assert(!Q_IN_REGISTERS || 2 * STAGE >= PFWD_ROWS * PITCH * 2, "Q and O pass through the buffers of V");
+};
+
+// O = softmax(scale Q K^T + mask) V for a tile of 128 rows, keys from right to left in blocks of COLS.
+// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one barrier per block of keys.
+// Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of heads).
+template <int D>
+__global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const __grid_constant__ PortableForward p) {
+    typedef PortableForwardTile<D> Tl;
+    const int COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, NT = COLS / 8, DT = D / 8, KT = D / 16;
+    extern __shared__ __align__(16) uint8_t portable_smem[];
+    const AttnShape& sh = p.a.s;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2, HS = sh.HS;
+    const int per = p.section * p.row_tiles, sec = blockIdx.x / per, in_sec = blockIdx.x - sec * per,
+              heads = min(p.section, sh.B * sh.NH - sec * p.section), bh = sec * p.section + in_sec % heads;
+    const int head = bh % sh.NH, batch = bh / sh.NH, tr0 = (p.row_tiles - 1 - in_sec / heads) * PFWD_ROWS, r0 = tr0 + warp * 32;
+    const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
+                   sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
+    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
+               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
+               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head;
+    const float c = sh.scale * LOG2E;
+
+    int lo, hi, mylo = 0, myhi = 0;
+    key_range<COLS>(sh, batch, tr0, min(tr0 + PFWD_ROWS, sh.Tq) - 1, lo, hi);
+    if (r0 < sh.Tq) key_range<COLS>(sh, batch, r0, min(r0 + 31, sh.Tq - 1), mylo, myhi);
+    const int rel = sh.q_pos - sh.k_pos;
+    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
+    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,                   // keys below it and from doc_last on
+        doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos : 0;   // need no mask for any row of this warp
+
+    load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tr0, sh.Tq, HS);
+    if (lo < hi) {
+        load_tile<D, COLS, PFWD_THREADS>(sk, k, p.a.k.token, (hi - 1) * COLS, sh.Tk, HS);
+        if (!Tl::Q_IN_REGISTERS) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
+    }
+    cp_commit();
+    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie
+    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16;
+    const uint32_t q_at = sq_or_o + warp * 32 * PITCH2 + a_at;
+    uint32_t qf[Tl::Q_IN_REGISTERS ? KT : 1][2][4];
+    if (Tl::Q_IN_REGISTERS) {
+        cp_wait();
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < KT; kk++) ldsm(qf[kk][0], q_at + kk * 32), ldsm(qf[kk][1], q_at + 16 * PITCH2 + kk * 32);
+        __syncthreads();
+        if (lo < hi) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
+        cp_commit();
+    }
+
+    float o[2][DT][4], l[2][2], m[2][2], minus[2][2];   // rows r0 + 16 mt + 8 r + g
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = r0 + 16 * mt + 8 * r + g;
+            const bool in = p.a.carry_in && row < sh.Tq;
+            const float* acc = (const float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head + row * p.a.acc.token + t2;
+#pragma unroll
+            for (int j = 0; j < DT; j++) {
+                float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
+                o[mt][j][2 * r] = x.x, o[mt][j][2 * r + 1] = x.y;
+            }
+            m[mt][r] = in ? p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] : -INFINITY;
+            l[mt][r] = in && t2 == 0 ? p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] : 0.f;
+            minus[mt][r] = m[mt][r] == -INFINITY ? 0.f : -m[mt][r];
+        }
+
+#pragma unroll 1
+    for (int n = hi - 1; n >= lo; n--) {
+        const int st = (hi - 1 - n) & 1;
+        cp_wait();
+        __syncthreads();
+        if (n > lo) {
+            load_tile<D, COLS, PFWD_THREADS>(sk + (st ^ 1) * Tl::STAGE, k, p.a.k.token, (n - 1) * COLS, sh.Tk, HS);
+            load_tile<D, COLS, PFWD_THREADS>(sv + (st ^ 1) * Tl::STAGE, v, p.a.v.token, (n - 1) * COLS, sh.Tk, HS);
+            cp_commit();
+        }
+        if (n >= myhi || n < mylo) continue;
+        float s[2][NT][4];
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+            for (int j = 0; j < NT; j++) s[mt][j][0] = s[mt][j][1] = s[mt][j][2] = s[mt][j][3] = 0.f;
+        const uint32_t k_at = sk + st * Tl::STAGE + b_at, v_at = sv + st * Tl::STAGE + a_at;
+#pragma unroll
+        for (int kk = 0; kk < KT; kk++) {
+            uint32_t a[2][4];
+            if (!Tl::Q_IN_REGISTERS) ldsm(a[0], q_at + kk * 32), ldsm(a[1], q_at + 16 * PITCH2 + kk * 32);
+#pragma unroll
+            for (int j = 0; j < NT; j += 2) {
+                uint32_t b[4];
+                ldsm(b, k_at + j * 8 * PITCH2 + kk * 32);
+#pragma unroll
+                for (int mt = 0; mt < 2; mt++) {
+                    const uint32_t(&x)[4] = Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt];
+                    mma16816(s[mt][j], x, b[0], b[1]), mma16816(s[mt][j + 1], x, b[2], b[3]);
+                }
+            }
+        }
+        const int k0 = n * COLS;
+        if (k0 + COLS > whole || k0 < doc_last) {
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const int row = r0 + 16 * mt + 8 * r + g, end = (sh.causal ? min(sh.Tk, rel + row + 1) : sh.Tk) - k0 - t2,
+                              begin = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos - k0 - t2 : -1 << 30;
+#pragma unroll
+                    for (int j = 0; j < NT; j++)
+#pragma unroll
+                        for (int e = 0; e < 2; e++)
+                            if (8 * j + e >= end || 8 * j + e < begin) s[mt][j][2 * r + e] = -INFINITY;
+                }
+        }
+        // m moves only where a score exceeds it by more than 2^8: the common path has no exchange between lanes but one vote
+        float most[2][2];
+        bool moves = false;
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float x = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]), y = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
+#pragma unroll
+                for (int j = 2; j < NT; j += 2)
+                    x = fmaxf(x, fmaxf(s[mt][j][2 * r], s[mt][j][2 * r + 1])),
+                    y = fmaxf(y, fmaxf(s[mt][j + 1][2 * r], s[mt][j + 1][2 * r + 1]));
+                most[mt][r] = fmaxf(x, y) * c;
+                moves |= most[mt][r] > m[mt][r] + 8.f;
+            }
+        if (__any_sync(~0u, moves)) {
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    float x = most[mt][r];
+                    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+                    x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+                    const float to = fmaxf(m[mt][r], x), alpha = to == -INFINITY ? 1.f : exp2_fast(m[mt][r] - to);
+                    m[mt][r] = to, minus[mt][r] = to == -INFINITY ? 0.f : -to;
+                    l[mt][r] *= alpha;
+#pragma unroll
+                    for (int j = 0; j < DT; j++) o[mt][j][2 * r] *= alpha, o[mt][j][2 * r + 1] *= alpha;
+                }
+        }
+        // 16 keys at a time: their exponentials run under the products of the 16 before
+#pragma unroll
+        for (int j = 0; j < NT; j += 2) {
+            uint32_t pr[2][4];
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        float& x = s[mt][j + i][e];
+                        x = exp2_fast(fmaf(x, c, minus[mt][e >> 1]));
+                        l[mt][e >> 1] += x;
+                    }
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
+            }
+#pragma unroll
+            for (int d = 0; d < DT; d += 2) {
+                uint32_t b[4];
+                ldsm_trans(b, v_at + j * 8 * PITCH2 + d * 16);
+#pragma unroll
+                for (int mt = 0; mt < 2; mt++) mma16816(o[mt][d], pr[mt], b[0], b[1]), mma16816(o[mt][d + 1], pr[mt], b[2], b[3]);
+            }
+        }
+    }
+
+    __syncthreads();   // O goes through shared memory where Q or V was
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = r0 + 16 * mt + 8 * r + g;
+            float x = l[mt][r];
+            x += __shfl_xor_sync(~0u, x, 1);
+            x += __shfl_xor_sync(~0u, x, 2);
+            const float inv = x > 0.f ? 1.f / x : 0.f;
+            if (row < sh.Tq) {
+                if (p.a.carry_out) {
+                    float* acc = (float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head + row * p.a.acc.token + t2;
+#pragma unroll
+                    for (int j = 0; j < DT; j++)
+                        if (8 * j < HS) *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
+                    if (t2 == 0) {
+                        p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] = m[mt][r];
+                        p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] = x;
+                    }
+                }
+                if (p.a.lse.p && t2 == 0)
+                    p.a.lse.p[batch * p.a.lse.batch + head * p.a.lse.head + row] =
+                        x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
+            }
+            const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
+#pragma unroll
+            for (int j = 0; j < DT; j++)
+                asm volatile(
+                    "st.shared.b32 [%0], %1;" ::"r"(at + 16 * j), "r"(pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv))
+                    : "memory");
+        }
+    __syncwarp();
+    if (p.a.o.p)
+        for (int i = lane; i < 32 * (D / 8); i += 32) {
+            const int r = i / (D / 8), piece = i % (D / 8);
+            uint4 x;
+            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                         : "r"(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16)
+                         : "memory");
+            if (r0 + r < sh.Tq && piece * 8 < HS)
+                *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token + piece * 8) = x;
+        }
+}
+
+// --- backward ---
+struct PortableBackward {
+    AttnBackward a;
+    int row_tiles, col_tiles, section;
+    int* turn;   // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the deterministic order
+};
+static const int PBWD_THREADS = 256;
+// ROWS queries per step, 64; 32 for D = 128 where a block may have less than 128 KiB of shared memory.
+template <int D, int ROWS_> struct PortableBackwardTile {
+    static const int MT = D <= 64 ? 2 : 1, ROWS = ROWS_, COLS = 64 * MT, PITCH = D + 8,
+                     S_PITCH = ROWS + 8;   // a warp has 16 MT keys and half of the rows
+    static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2, S_BYTES = COLS * S_PITCH * 2;
+    static const int V_BYTES =
+        K_BYTES > S_BYTES ? K_BYTES : S_BYTES;   // V goes to registers; the second buffer of dS takes its place
+    static const int STATS = ROWS * 4 * 4;       // lse, delta, first visible key
+    static const int DS = K_BYTES + V_BYTES, Q = DS + S_BYTES, STAGE = 2 * Q_BYTES + STATS, USED = Q + 2 * STAGE,
+                     SUM = 8 * 16 * MT * D * 4;   // dK or dV of every warp, at the end
+    static const int BYTES = USED > SUM ? USED : SUM;
+};
+
+// dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the diagonal.
+// Mapping: a block of threads per block of keys; warp w has 16 MT keys (w / 2) and half of the queries (w % 2) of S^T, dP^T, dV and dK, whose two halves
+// are added at the end; dQ of a step is shared out among the warps a step later, so that one barrier per step is enough.
+// Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
+template <int D, int ROWS_>
+__global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(const __grid_constant__ PortableBackward p) {
+    typedef PortableBackwardTile<D, ROWS_> Tl;
+    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16,
+              DT = D / 8,
+              QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
+    extern __shared__ __align__(16) uint8_t portable_smem[];
+    __shared__ int ticket;
+    const AttnShape& sh = p.a.s;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2, HS = sh.HS;
+    int number = blockIdx.x;
+    if (p.a.deterministic) {   // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
+        if (threadIdx.x == 0) ticket = atomicAdd(p.a.work + 2, 1);
+        __syncthreads();
+        number = ticket;
+    }
+    const int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section),
+              n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH,
+              batch = bh / sh.NH;
+    int lo, hi;
+    query_range<ROWS, COLS>(sh, batch, n, lo, hi);
+    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
+    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
+               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
+               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head,
+               *dout = (const bf16*)p.a.dout.p + batch * p.a.dout.batch + head * p.a.dout.head;
+    const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
+                *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
+    float* dq = (float*)p.a.dq.p + batch * p.a.dq.batch + head * p.a.dq.head;
+    const float c = sh.scale * LOG2E;
+    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::K_BYTES, sds = sk + Tl::DS, sstage = sk + Tl::Q;
+    const int kw = (warp >> 1) * 16 * MT, qw = (warp & 1) * (ROWS / 2);   // this warp's keys and queries in the tile
+    const int rel = sh.q_pos - sh.k_pos, k0 = n * COLS;
+
+    auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
+        const uint32_t at = sstage + st * Tl::STAGE;
+        load_tile<D, ROWS, PBWD_THREADS>(at, q, p.a.q.token, m * ROWS, sh.Tq, HS);
+        load_tile<D, ROWS, PBWD_THREADS>(at + Tl::Q_BYTES, dout, p.a.dout.token, m * ROWS, sh.Tq, HS);
+        const int row = m * ROWS + (int)(threadIdx.x % ROWS), what = threadIdx.x / ROWS;
+        const uint32_t to = at + 2 * Tl::Q_BYTES + threadIdx.x * 4;
+        if (what == 0) cp4(to, row < sh.Tq ? lse + row : lse, row < sh.Tq);
+        if (what == 1) cp4(to, row < sh.Tq ? delta + row : delta, row < sh.Tq);
+        if (what == 2 && doc) cp4(to, doc + min(row, sh.Tq - 1), true);
+        cp_commit();
+    };
+    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie; transposed A operands
+    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16,
+                   ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH2 + ((lane >> 3) & 1) * 16;
+    float dk[MT][DT][4], dv[MT][DT][4];
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+        for (int j = 0; j < DT; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) dk[mt][j][e] = dv[mt][j][e] = 0.f;
+
+    // dQ of row tile m from dS of step `it`: 16 rows and D / CG columns per warp
+    auto add_dq = [&](int m, int it) {
+        const int RG = ROWS / 16, CG = 8 / RG, N = D / CG / 8, rg = warp % RG, col0 = warp / RG * (D / CG);
+        static_assert(N % 2 == 0, "");
+        float x[N][4];
+#pragma unroll
+        for (int j = 0; j < N; j++) x[j][0] = x[j][1] = x[j][2] = x[j][3] = 0.f;
+        const uint32_t ds_at = ((it & 1) ? sv : sds) + ta_at + rg * 32, k_at = sk + a_at + col0 * 2;
+#pragma unroll
+        for (int kk = 0; kk < COLS / 16; kk++) {
+            uint32_t a[4];
+            ldsm_trans(a, ds_at + kk * 16 * S_PITCH2);
+#pragma unroll
+            for (int j = 0; j < N; j += 2) {
+                uint32_t b[4];
+                ldsm_trans(b, k_at + kk * 16 * PITCH2 + j * 16);
+                mma16816(x[j], a, b[0], b[1]), mma16816(x[j + 1], a, b[2], b[3]);
+            }
+        }
+        int* turn = NULL;
+        if (p.a.deterministic) {   // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible key on
+            turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
+            const int mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / COLS : 0);
+            int seen;
+            do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
+            while (seen != mine);
+        }
+        const int row = m * ROWS + rg * 16 + g;
+        float* to = dq + row * p.a.dq.token + col0 + t2;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (col0 + 8 * j < HS) {
+                if (row < sh.Tq) red2(to + 8 * j, x[j][0], x[j][1]);
+                if (row + 8 < sh.Tq) red2(to + 8 * p.a.dq.token + 8 * j, x[j][2], x[j][3]);
+            }
+        if (p.a.deterministic) {
+            __threadfence();
+            __syncwarp();
+            if (lane == 0) asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+        }
+    };
+
+    if (lo < hi) {
+        load_tile<D, COLS, PBWD_THREADS>(sk, k, p.a.k.token, k0, sh.Tk, HS);
+        load_tile<D, COLS, PBWD_THREADS>(sv, v, p.a.v.token, k0, sh.Tk, HS);
+        load(lo, 0);
+        cp_wait();
+        __syncthreads();
+        uint32_t vf[MT][KT][4];
+#pragma unroll
+        for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+            for (int kk = 0; kk < KT; kk++) ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
+#pragma unroll 1
+        for (int m = lo; m < hi; m++) {
+            const int it = m - lo, st = it & 1;
+            cp_wait();
+            __syncthreads();
+            if (m + 1 < hi) load(m + 1, st ^ 1);
+            if (it > 0) add_dq(m - 1, it - 1);
+            const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES, stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
+            const uint32_t ds_to = ((it & 1) ? sv : sds) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
+            const int i0 = m * ROWS + qw, j0 = k0 + kw;        // first query and key of this warp
+            if (sh.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // it sees none of them
+#pragma unroll
+                for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                    for (int j = 0; j < QT; j++)
+#pragma unroll
+                        for (int r = 0; r < 2; r++)
+                            asm volatile("st.shared.b32 [%0], %1;" ::"r"(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16), "r"(0)
+                                         : "memory");
+                continue;
+            }
+            float s[MT][QT][4], dp[MT][QT][4];
+#pragma unroll
+            for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                for (int j = 0; j < QT; j++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) s[mt][j][e] = dp[mt][j][e] = 0.f;
+#pragma unroll
+            for (int kk = 0; kk < KT; kk++) {   // S^T = K Q^T
+                uint32_t a[MT][4];
+#pragma unroll
+                for (int mt = 0; mt < MT; mt++) ldsm(a[mt], sk + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
+#pragma unroll
+                for (int j = 0; j < QT; j += 2) {
+                    uint32_t b[4];
+                    ldsm(b, sq + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
+#pragma unroll
+                    for (int mt = 0; mt < MT; mt++)
+                        mma16816(s[mt][j], a[mt], b[0], b[1]), mma16816(s[mt][j + 1], a[mt], b[2], b[3]);
+                }
+            }
+#pragma unroll
+            for (int kk = 0; kk < KT; kk++)   // dP^T = V dO^T
+#pragma unroll
+                for (int j = 0; j < QT; j += 2) {
+                    uint32_t b[4];
+                    ldsm(b, sdo + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
+#pragma unroll
+                    for (int mt = 0; mt < MT; mt++)
+                        mma16816(dp[mt][j], vf[mt][kk], b[0], b[1]), mma16816(dp[mt][j + 1], vf[mt][kk], b[2], b[3]);
+                }
+#pragma unroll
+            for (int j = 0; j < QT; j++) {
+                const float2 y = lds2(stats + j * 32);
+#pragma unroll
+                for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? y.y : y.x) * LOG2E));
+            }
+            const bool edge = (sh.causal && i0 + rel < j0 + 16 * MT - 1) || j0 + 16 * MT > sh.Tk;
+            if (edge || (doc && lds1(sq + 2 * Tl::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - sh.k_pos > j0)) {
+#pragma unroll
+                for (int j = 0; j < QT; j++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const int end = sh.causal ? min(sh.Tk - 1, i0 + 8 * j + t2 + e + rel) : sh.Tk - 1,
+                                  begin = doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - sh.k_pos : -1 << 30;
+#pragma unroll
+                        for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                            for (int r = 0; r < 2; r++) {
+                                const int key = j0 + 16 * mt + 8 * r + g;
+                                if (key > end || key < begin) s[mt][j][2 * r + e] = 0.f;
+                            }
+                    }
+            }
+            uint32_t pr[MT][QT][2], ds[MT][QT][2];
+#pragma unroll
+            for (int j = 0; j < QT; j++) {
+                const float2 y = lds2(stats + ROWS * 4 + j * 32);
+#pragma unroll
+                for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                    for (int r = 0; r < 2; r++) {
+                        pr[mt][j][r] = pack(s[mt][j][2 * r], s[mt][j][2 * r + 1]);
+                        ds[mt][j][r] =
+                            pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x), s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
+                        asm volatile(
+                            "st.shared.b32 [%0], %1;" ::"r"(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16), "r"(ds[mt][j][r])
+                            : "memory");
+                    }
+            }
+#pragma unroll
+            for (int j = 0; j < QT; j += 2)   // dV += P^T dO
+#pragma unroll
+                for (int d = 0; d < DT; d += 2) {
+                    uint32_t b[4];
+                    ldsm_trans(b, sdo + (qw + 8 * j) * PITCH2 + a_at + d * 16);
+#pragma unroll
+                    for (int mt = 0; mt < MT; mt++) {
+                        const uint32_t a[4] = {pr[mt][j][0], pr[mt][j][1], pr[mt][j + 1][0], pr[mt][j + 1][1]};
+                        mma16816(dv[mt][d], a, b[0], b[1]), mma16816(dv[mt][d + 1], a, b[2], b[3]);
+                    }
+                }
+#pragma unroll
+            for (int j = 0; j < QT; j += 2)   // dK += dS^T Q
+#pragma unroll
+                for (int d = 0; d < DT; d += 2) {
+                    uint32_t b[4];
+                    ldsm_trans(b, sq + (qw + 8 * j) * PITCH2 + a_at + d * 16);
+#pragma unroll
+                    for (int mt = 0; mt < MT; mt++) {
+                        const uint32_t a[4] = {ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]};
+                        mma16816(dk[mt][d], a, b[0], b[1]), mma16816(dk[mt][d + 1], a, b[2], b[3]);
+                    }
+                }
+        }
+        __syncthreads();
+        add_dq(hi - 1, hi - 1 - lo);
+    }
+
+    // The two halves of the queries: even warps give away dK and finish dV, odd ones the other way round.
+    __syncthreads();
+    const bool odd = warp & 1;
+    float4* box = (float4*)portable_smem;
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+        for (int j = 0; j < DT; j++) {
+            float4 x;
+            x.x = odd ? dv[mt][j][0] : dk[mt][j][0], x.y = odd ? dv[mt][j][1] : dk[mt][j][1];
+            x.z = odd ? dv[mt][j][2] : dk[mt][j][2], x.w = odd ? dv[mt][j][3] : dk[mt][j][3];
+            box[((warp * MT + mt) * DT + j) * 32 + lane] = x;
+        }
+    __syncthreads();
+    const AttnView& view = odd ? p.a.dk : p.a.dv;
+    const float factor = odd ? sh.scale : 1.f;
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+        for (int j = 0; j < DT; j++) {
+            const float4 y = box[(((warp ^ 1) * MT + mt) * DT + j) * 32 + lane];
+            if (8 * j >= HS) continue;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const int key = k0 + kw + 16 * mt + 8 * r + g;
+                if (key >= sh.Tk) continue;
+                const int64_t at = batch * view.batch + head * view.head + key * view.token + 8 * j + t2;
+                float2 x = make_float2(((odd ? dk[mt][j][2 * r] : dv[mt][j][2 * r]) + (r ? y.z : y.x)) * factor,
+                    ((odd ? dk[mt][j][2 * r + 1] : dv[mt][j][2 * r + 1]) + (r ? y.w : y.y)) * factor);
+                if (p.a.dkv_bf16) *(uint32_t*)((bf16*)view.p + at) = pack(x.x, x.y);
+                else {
+                    float2* to = (float2*)((float*)view.p + at);
+                    if (p.a.accumulate_dkv) x.x += to->x, x.y += to->y;
+                    *to = x;
+                }
+            }
+        }
+}
+
+// --- launchers ---
+// Read in pieces of 16 bytes.
+static int attn_pieces_ok(const AttnView& v, const AttnShape& s) {
+    return (uintptr_t)v.p % 16 == 0 && v.token % 8 == 0 && (s.NH == 1 || v.head % 8 == 0) && (s.B == 1 || v.batch % 8 == 0);
+}
+template <int D> static cudaError_t portable_forward_of(const AttnForward& a, cudaStream_t stream) {
+    PortableForward p;
+    p.a = a;
+    p.row_tiles = (a.s.Tq + PFWD_ROWS - 1) / PFWD_ROWS;
+    p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
+    const int bytes = PortableForwardTile<D>::BYTES;
+    ATTN_TRY(cudaFuncSetAttribute(portable_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    // clang-format off
+    portable_forward_kernel<D><<<p.row_tiles * a.s.B * a.s.NH, PFWD_THREADS, bytes, stream>>>(p);
+    // clang-format on
+    return cudaGetLastError();
+}
+template <int D, int ROWS> static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
+    typedef PortableBackwardTile<D, ROWS> Tl;
+    PortableBackward p;
+    p.a = a;
+    p.row_tiles = (a.s.Tq + ROWS - 1) / ROWS;
+    p.col_tiles = (a.s.Tk + Tl::COLS - 1) / Tl::COLS;
+    p.section = attn_section(a.s, 8 * D, a.s.Tq, ATTN_SECTION);
+    p.turn = a.work + 3;
+    ATTN_TRY(
+        cudaFuncSetAttribute(portable_backward_kernel<D, ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)Tl::BYTES));
+    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work + 2, 0, 4 * (1 + (size_t)a.s.B * a.s.NH * p.row_tiles * 8), stream));
+    // clang-format off
+    portable_backward_kernel<D, ROWS><<<p.col_tiles * a.s.B * a.s.NH, PBWD_THREADS, Tl::BYTES, stream>>>(p);
+    // clang-format on
+    return cudaGetLastError();
+}
+static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
+    if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) ||
+        (a.o.p && !attn_pieces_ok(a.o, a.s)))
+        return cudaErrorInvalidValue;
+    switch ((a.s.HS + 31) / 32) {
+    case 1: return portable_forward_of<32>(a, stream);
+    case 2: return portable_forward_of<64>(a, stream);
+    case 3: return portable_forward_of<96>(a, stream);
+    default: return portable_forward_of<128>(a, stream);
+    }
+}
+static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cudaStream_t stream) {
+    if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) || !attn_pieces_ok(a.dout, a.s) ||
+        !attn_pairs_ok(a.dq))
+        return cudaErrorInvalidValue;
+    switch ((a.s.HS + 31) / 32) {
+    case 1: return portable_backward_of<32, 64>(a, stream);
+    case 2: return portable_backward_of<64, 64>(a, stream);
+    case 3: return portable_backward_of<96, 64>(a, stream);
+    default:
+        return shared_bytes >= PortableBackwardTile<128, 64>::BYTES ? portable_backward_of<128, 64>(a, stream)
+                                                                    : portable_backward_of<128, 32>(a, stream);
+    }
+}
+static int attn_hopper(const AttnShape& s, const AttnDevice& d) { return s.path == ATTN_AUTO && s.HS == 64 && d.major == 9; }
+
+// One chunk pair, see the top of section 7a. Asynchronous on `stream`, on the device that is current.
+static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
+    AttnDevice d;
+    ATTN_TRY(attn_device(&d));
+    ATTN_TRY(forward_check(a));
+    return attn_hopper(a.s, d) ? attention_forward_variant<ATTN_FWD_BEST>(a, stream) : portable_forward(a, stream);
+}
+static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
+    AttnDevice d;
+    ATTN_TRY(attn_device(&d));
+    ATTN_TRY(backward_check(a));
+    const size_t dq_bytes = (size_t)a.s.B * a.s.NH * a.s.Tq * a.s.HS * 4;
+    if (!a.accumulate_dq && attn_dense(a.dq, a.s)) ATTN_TRY(cudaMemsetAsync(a.dq.p, 0, dq_bytes, stream));
     else if (!a.accumulate_dq) {
         AttnView none = {NULL, 0, 0, 0};
-        attention_dq_kernel<<<dim3((a.s.Tq + 31) / 32, a.s.NH, a.s.B), 256, 0, stream>>>(a.dq, none, 1.f, a.s.Tq);
-        ATTN_TRY(cudaGetLastError());
+        ATTN_TRY(attention_dq_finish(a.dq, none, 1.f, a.s.B, a.s.NH, a.s.Tq, stream, a.s.HS));
     }
-    attention_backward_kernel<<<p.tiles < attn_sms() ? p.tiles : attn_sms(), 384, bytes, stream>>>(p);
-    return cudaGetLastError();
+    return attn_hopper(a.s, d) ? hopper_backward(a, stream) : portable_backward(a, d.shared_bytes, stream);
 }
 }   // namespace attn
 
@@ -1396,10 +2080,11 @@ enum {
 enum {
     NORM_BLOCKS = 1056,
     NORM_ROWS = 4,
+    MAX_CHANNELS = 8192,   // a thread of the norms has 8, a block at most 1024 threads
     SUM_BLOCKS = 192,
     SQUARE_BLOCKS = 1024,
     BUCKET_ROWS = 64
-};   // blocks whose partial sums a second kernel adds
+};                              // blocks whose partial sums a second kernel adds
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
 enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
 enum { UNIT_BUFFERS = 4 };   // of the embeddings, of the final norm, and two that the layers take in turn
@@ -1437,8 +2122,8 @@ struct Gpu {
     void* offered;   // what the peers read during a collective
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
-    int plan_count, tune;   // tune: new plans are chosen by timing
-    int rehearsed, deterministic;
+    int plan_count, tune;                      // tune: new plans are chosen by timing
+    int rehearsed, deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
     cudaEvent_t timer[2];
 
     float *weights, *gradients, *m, *v;   // fp32, all units, or own slices as --zero has it
@@ -1458,9 +2143,9 @@ struct Gpu {
     GpuPiece* pieces;                      // of one step: sends, then receives
     bf16* logits;                          // (logits_chunk, Vp)
     int64_t logits_chunk;
-    float* partial;                        // partial sums of columns
-    double* squares;                       // (SQUARE_BLOCKS)
-    double* stats;                         // (STAT_COUNT)
+    float* partial;    // partial sums of columns
+    double* squares;   // (SQUARE_BLOCKS)
+    double* stats;     // (STAT_COUNT)
     int* attention_work;
     void* workspace;                                    // cuBLASLt's
     int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
@@ -1511,7 +2196,8 @@ static size_t embedding_sort_bytes(int64_t R) {
 // The whole of a rank's rows against themselves: with one rank of a sequence, all of its attention.
 static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* doc_start) {
     const Shape* s = &mesh->shape;
-    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1, 1 / sqrtf((float)s->HS), doc_start, s->T};
+    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1, 1 / sqrtf((float)s->HS), doc_start, s->T,
+        (int)s->HS};
     return a;
 }
 
@@ -1673,10 +2359,13 @@ static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
         return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
     if (o->verify && mesh->world > 1)
         return fail(e, "--verify: compares one rank with the CPU; --check compares several with one");
-    if (mesh->shape.HS != 64)
-        return fail(e, "head size %lld (channels / heads): the GPU's attention has 64 only; use --heads %lld",
-            (long long)mesh->shape.HS, (long long)ceil_div(mesh->shape.C, 64));
-    if (mesh->shape.C > 2048) return fail(e, "--channels %lld: the GPU's norms take at most 2048", (long long)mesh->shape.C);
+    const Shape* s = &mesh->shape;
+    if (s->HS % 16 != 0 || s->HS < 32 || s->HS > 128)
+        return fail(e,
+            "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 from 32 to 128",
+            (long long)s->HS, (long long)s->C, (long long)s->NH);
+    if (s->C > MAX_CHANNELS)
+        return fail(e, "--channels %lld: the GPU's norms take at most %d", (long long)s->C, (int)MAX_CHANNELS);
     return 0;
 }
 
@@ -1798,9 +2487,12 @@ static int gpu_allocate(Rank* r, Error* e) {
     CUDA_TRY(e, cudaSetDevice(d->ordinal));
     CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->ordinal));
     CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, d->ordinal));
-    if (major != 9)
-        return fail(
-            e, "this GPU has compute capability %d.%d: the attention of this program needs 9.0 (H100, H200)", major, minor);
+    if (major < 8) {
+        cudaDeviceProp found;
+        CUDA_TRY(e, cudaGetDeviceProperties(&found, d->ordinal));
+        return fail(e, "this GPU is a %s of compute capability %d.%d: this program needs 8.0 (A100, RTX 30) or newer", found.name,
+            major, minor);
+    }
     if (gpu_connect(r, e) != 0 || gpu_tables(r, e) != 0) return -1;
     LT_TRY(e, cublasLtCreate(&d->lt));
     CUDA_TRY(e, cudaEventCreate(&d->timer[0]));
@@ -2060,43 +2752,39 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// A row of C <= 2048 numbers belongs to one warp: lane l has columns 256 i + 8 l of piece i < NV = ceil(C / 256).
+__device__ __forceinline__ float block_sum(float x) {   // of 256 threads, to all of them
+    __shared__ float sums[8];
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) x += sums[i];
+    return x;
+}
+template <int LANES> __device__ __forceinline__ float row_sum(float x) { return LANES == 32 ? warp_sum(x) : block_sum(x); }
+
+// A row of C <= 2048 numbers belongs to one warp, a longer one to a block of 256 threads: LANES = 32 or 256. Lane l has columns
+// 8 (i LANES + l) of piece i < NV.
+#define OF_WIDTH(N, L, CALL) \
+    { \
+        constexpr int NV = N, LANES = L; \
+        CALL; \
+    } \
+    break;
 #define BY_WIDTH(C, CALL) \
     switch (ceil_div(C, 256)) { \
-    case 1: { \
-        constexpr int NV = 1; \
-        CALL; \
-    } break; \
-    case 2: { \
-        constexpr int NV = 2; \
-        CALL; \
-    } break; \
-    case 3: { \
-        constexpr int NV = 3; \
-        CALL; \
-    } break; \
-    case 4: { \
-        constexpr int NV = 4; \
-        CALL; \
-    } break; \
-    case 5: { \
-        constexpr int NV = 5; \
-        CALL; \
-    } break; \
-    case 6: { \
-        constexpr int NV = 6; \
-        CALL; \
-    } break; \
-    case 7: { \
-        constexpr int NV = 7; \
-        CALL; \
-    } break; \
-    default: { \
-        constexpr int NV = 8; \
-        CALL; \
-    } break; \
+    case 1: OF_WIDTH(1, 32, CALL) \
+    case 2: OF_WIDTH(2, 32, CALL) \
+    case 3: OF_WIDTH(3, 32, CALL) \
+    case 4: OF_WIDTH(4, 32, CALL) \
+    case 5: OF_WIDTH(5, 32, CALL) \
+    case 6: OF_WIDTH(6, 32, CALL) \
+    case 7: OF_WIDTH(7, 32, CALL) \
+    case 8: OF_WIDTH(8, 32, CALL) \
+    default: OF_WIDTH(MAX_CHANNELS / 2048, 256, CALL) \
     }
-#define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = i * 256 + lane * 8; c < C)
+#define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = (i * LANES + lane) * 8; c < C)
 
 // Where a rank's rows of a sequence stand in it: one run of positions, or two (see Segments).
 typedef struct {
@@ -2118,12 +2806,12 @@ __device__ __forceinline__ int64_t wpe_row(const RowPlaces& p, const int32_t* do
     return doc_start ? position - doc_start[row / p.rows * p.T + position] : position;
 }
 
-// x = wte[token] + wpe[position], without the row's mean if `center`. A warp per row; reads 8 C bytes, writes 2 C.
-template <int NV>
+// x = wte[token] + wpe[position], without the row's mean if `center`. Reads 8 C bytes a row, writes 2 C.
+template <int NV, int LANES>
 __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
     const float* wpe, int center, RowPlaces places, int64_t R, int C) {
-    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
-    int lane = threadIdx.x % 32;
+    int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+    int lane = threadIdx.x % LANES;
     if (row >= R) return;
     int64_t position = wpe_row(places, doc_start, row);
     if (position >= places.T) position = places.T - 1;   // rows that pad a prompt
@@ -2135,7 +2823,7 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
 #pragma unroll
         for (int j = 0; j < 8; j++) f[i][j] += g[j], sum += f[i][j];
     }
-    float mean = center ? warp_sum(sum) / (float)C : 0;
+    float mean = center ? row_sum<LANES>(sum) / (float)C : 0;
     EACH_PIECE(c) {
 #pragma unroll
         for (int j = 0; j < 8; j++) f[i][j] -= mean;
@@ -2145,16 +2833,16 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
 static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
     const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
-        (embedding_forward_kernel<NV>
-            <<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(x, tokens, doc_start, wte, wpe, center, places, R, (int)C)));
+        (embedding_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
+            x, tokens, doc_start, wte, wpe, center, places, R, (int)C)));
 }
 
-// dx without its rows' means, in place (a warp per row), and the keys by which rows are sorted: token and position.
-template <int NV>
+// dx without its rows' means, in place, and the keys by which rows are sorted: token and position.
+template <int NV, int LANES>
 __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, const int32_t* doc_start,
     int center, RowPlaces places, int64_t R, int C) {
-    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
-    int lane = threadIdx.x % 32;
+    int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+    int lane = threadIdx.x % LANES;
     if (row >= R) return;
     if (lane == 0) rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)wpe_row(places, doc_start, row);
     if (!center) return;
@@ -2164,7 +2852,7 @@ __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, 
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += f[i][j];
     }
-    float mean = warp_sum(sum) / (float)C;
+    float mean = row_sum<LANES>(sum) / (float)C;
     EACH_PIECE(c) {
 #pragma unroll
         for (int j = 0; j < 8; j++) f[i][j] -= mean;
@@ -2256,7 +2944,7 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
     int64_t B, int64_t C, Error* e) {
     int64_t R = B * places.rows;
     BY_WIDTH(C,
-        (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(
+        (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
             d->dx, d->keys, d->rows, d->tokens, NULL, center, places, R, (int)C)));
     if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
     if (!doc_start)
@@ -2264,19 +2952,19 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
             dwpe, d->dx, places, B, (int)C);
     else {
         BY_WIDTH(C,
-            (embedding_center_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(
+            (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
                 d->dx, d->keys, d->rows, NULL, doc_start, 0, places, R, (int)C)));
         if (sorted_backward(d, dwpe, places.T, R, C, e) != 0) return -1;
     }
     return 0;
 }
 
-// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5). A warp per row; 4 C bytes.
-template <int NV>
+// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5). 4 C bytes a row.
+template <int NV, int LANES>
 __global__ void rmsnorm_forward_kernel(
     bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int C) {
-    int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / 32;
-    int lane = threadIdx.x % 32;
+    int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+    int lane = threadIdx.x % LANES;
     if (row >= R) return;
     uint4 u[NV];
     float sum = 0;
@@ -2287,7 +2975,7 @@ __global__ void rmsnorm_forward_kernel(
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += f[j] * f[j];
     }
-    float scale = rsqrtf(warp_sum(sum) / (float)C + 1e-5f);
+    float scale = rsqrtf(row_sum<LANES>(sum) / (float)C + 1e-5f);
     EACH_PIECE(c) {
         float f[8], w[8], b[8];
         unpack8(f, u[i]), load8(w, weight + c), load8(b, bias + c);
@@ -2300,25 +2988,27 @@ __global__ void rmsnorm_forward_kernel(
 static void rmsnorm_forward(
     Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int64_t C) {
     BY_WIDTH(C,
-        (rmsnorm_forward_kernel<NV><<<(unsigned)ceil_div(R, 8), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
+        (rmsnorm_forward_kernel<NV, LANES>
+            <<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
 }
 
-// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, NORM_ROWS at a time;
-// 8 C bytes a row, all loads of NORM_ROWS rows in flight together. dx may be inp.
+// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, ROWS at a time;
+// 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS: the most that a row takes.
 // Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight), dout (dbias), and the new dx, which is the
 // bias gradient of the projection that made this row of the residual stream.
-__global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp, const float* rstd,
-    const float* weight, int add, int64_t R, int C) {
-    __shared__ float dots[2][NORM_ROWS][32];
+template <int ROWS, int THREADS>
+__global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp,
+    const float* rstd, const float* weight, int add, int64_t R, int C) {
+    __shared__ float dots[2][ROWS][32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8, phase = 0;
     bool mine = c < C;
     float w[8] = {0}, gain[8] = {0}, shift[8] = {0}, bias[8] = {0};
     if (mine) load8(w, weight + c);
-    for (int64_t first = (int64_t)blockIdx.x * NORM_ROWS; first < R; first += (int64_t)gridDim.x * NORM_ROWS, phase ^= 1) {
-        uint4 x[NORM_ROWS] = {}, y[NORM_ROWS] = {}, z[NORM_ROWS] = {};
-        float scale[NORM_ROWS];
+    for (int64_t first = (int64_t)blockIdx.x * ROWS; first < R; first += (int64_t)gridDim.x * ROWS, phase ^= 1) {
+        uint4 x[ROWS] = {}, y[ROWS] = {}, z[ROWS] = {};
+        float scale[ROWS];
 #pragma unroll
-        for (int k = 0; k < NORM_ROWS; k++) {
+        for (int k = 0; k < ROWS; k++) {
             int64_t row = first + k < R ? first + k : R - 1, at = row * C + c;
             scale[k] = rstd[row];
             if (!mine) continue;
@@ -2326,7 +3016,7 @@ __global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* do
             if (add) z[k] = *(const uint4*)(dx + at);
         }
 #pragma unroll
-        for (int k = 0; k < NORM_ROWS; k++) {
+        for (int k = 0; k < ROWS; k++) {
             float f[8], g[8], dot = 0;
             unpack8(f, x[k]), unpack8(g, y[k]);
 #pragma unroll
@@ -2336,7 +3026,7 @@ __global__ void rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* do
         }
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < NORM_ROWS; k++) {
+        for (int k = 0; k < ROWS; k++) {
             if (first + k >= R || !mine) continue;
             float f[8], g[8], h[8], dot = 0;
             for (int i = 0; i < warps; i++) dot += dots[phase][k][i];
@@ -2376,9 +3066,10 @@ __global__ void columns_finish_kernel(ColumnTargets targets, const float* partia
 static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection, const bf16* dout,
     const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int64_t C) {
     int threads = (int)round_up(C / 8, 32), fit = 1;
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, rmsnorm_backward_kernel, threads, 0);
+    auto kernel = threads <= 512 ? rmsnorm_backward_kernel<NORM_ROWS, 512> : rmsnorm_backward_kernel<1, MAX_CHANNELS / 8>;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, threads, 0);
     int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
-    rmsnorm_backward_kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
+    kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
     ColumnTargets targets = {{dweight, dbias, dprojection}};
     columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, 8), 0, d->stream>>>(
         targets, d->partial, blocks, (int)C, (int)(3 * C));
@@ -2531,7 +3222,9 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(
 }
 static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale,
     int64_t R, int64_t V, int64_t Vp, Error* e) {
-    int bytes = (int)min_i64(Vp * 2, 1 << 30), cached = bytes <= 200 * 1024;
+    attn::AttnDevice device;
+    CUDA_TRY(e, attn::attn_device(&device));
+    int bytes = (int)min_i64(Vp * 2, 1 << 30), cached = bytes <= min_i64(200 * 1024, device.shared_bytes - 256);
     if (!cached) bytes = 0;
     CUDA_TRY(e, cudaFuncSetAttribute(crossentropy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     crossentropy_kernel<<<(unsigned)R, 512, bytes, d->stream>>>(
@@ -2799,7 +3492,7 @@ static int run_op_gpu(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     if (heads == 0) return 0;   // fewer heads than parts
     Span* span = span_begin((Gpu*)r->device, LANE_COMPUTE, "q%d k%d%s", op->q, op->k, run->table->backward ? " backward" : "");
     AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
-        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T};
+        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
     int there = 0;
     if (!table->backward) {
         Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
@@ -2878,7 +3571,7 @@ static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
         AttnRows l = there ? chunk_rows(r, run, msg->item, msg->into, 2, &whole) : in_l;
         CUDA_TRY(&r->error,
             attn::attention_merge(acc, m, l, there ? in : none, there ? in_m : absent, there ? in_l : absent, o, lse, (int)d->B,
-                (int)heads, (int)rows, d->stream));
+                (int)heads, (int)rows, d->stream, (int)s->HS));
         return 0;
     }
     GpuPiece to[MAX_GPU_PIECES], from[MAX_GPU_PIECES];
@@ -2938,7 +3631,7 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             CUDA_TRY(&r->error,
                 attn::attention_merge(chunk_tokens(r, run, item, -1, 0, &c), chunk_rows(r, run, item, -1, 1, &c),
                     chunk_rows(r, run, item, -1, 2, &c), none, absent, absent, output_view(r, run, c.at, h0),
-                    lse_view(r, run, c.at, h0), (int)d->B, (int)heads, (int)c.rows, d->stream));
+                    lse_view(r, run, c.at, h0), (int)d->B, (int)heads, (int)c.rows, d->stream, (int)s->HS));
         }
     return 0;
 }
@@ -2978,8 +3671,8 @@ static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     return table->backward ? 0 : outputs_finish(r, run);
 }
 
-static AttnView view_of(void* p, int64_t token, int64_t T) {
-    AttnView v = {p, token, 64, token * T};
+static AttnView view_of(void* p, int64_t token, int64_t T, int64_t HS) {
+    AttnView v = {p, token, HS, token * T};
     return v;
 }
 // atty (R, C), lse (B, NH, Tl) = attention of qkv (R, 3C) over all ranks of the sequence. docs (B, T): the host's doc_start.
@@ -2996,9 +3689,9 @@ static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, con
     }
     AttnForward a;
     memset(&a, 0, sizeof a);
-    a.s = attention_shape(r->mesh, T, doc_start);
-    a.q = view_of(qkv, 3 * s->C, T), a.k = view_of(qkv + s->C, 3 * s->C, T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, T);
-    a.o = view_of(atty, s->C, T);
+    a.s = attention_shape(r->mesh, T, doc_start), a.s.path = d->attention;
+    a.q = view_of(qkv, 3 * s->C, T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, T, s->HS);
+    a.v = view_of(qkv + 2 * s->C, 3 * s->C, T, s->HS), a.o = view_of(atty, s->C, T, s->HS);
     a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
     a.work = d->attention_work;
     Span* span = span_begin(d, LANE_COMPUTE, "attention");
@@ -3016,7 +3709,8 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     float scale = 1 / sqrtf((float)s->HS);
     CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * s->C) * 4, d->stream));
     CUDA_TRY(&r->error,
-        attn::attention_delta(view_of(datty, s->C, T), view_of(atty, s->C, T), delta, (int)d->B, (int)s->NH, (int)T, d->stream));
+        attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B, (int)s->NH, (int)T,
+            d->stream, (int)s->HS));
     if (r->mesh->sp > 1) {
         GpuAttention run;
         memset(&run, 0, sizeof run);
@@ -3028,12 +3722,13 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     }
     AttnBackward a;
     memset(&a, 0, sizeof a);
-    a.s = attention_shape(r->mesh, T, doc_start);
-    a.q = view_of(qkv, 3 * s->C, T), a.k = view_of(qkv + s->C, 3 * s->C, T), a.v = view_of(qkv + 2 * s->C, 3 * s->C, T);
-    a.dout = view_of(datty, s->C, T);
+    a.s = attention_shape(r->mesh, T, doc_start), a.s.path = d->attention;
+    a.q = view_of(qkv, 3 * s->C, T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, T, s->HS);
+    a.v = view_of(qkv + 2 * s->C, 3 * s->C, T, s->HS), a.dout = view_of(datty, s->C, T, s->HS);
     a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
     a.delta = delta;
-    a.dq = view_of(dq, s->C, T), a.dk = view_of(dqkv + s->C, 3 * s->C, T), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T);
+    a.dq = view_of(dq, s->C, T, s->HS), a.dk = view_of(dqkv + s->C, 3 * s->C, T, s->HS);
+    a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T, s->HS);
     a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
     Span* span = span_begin(d, LANE_COMPUTE, "attention backward");
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
@@ -3693,7 +4388,8 @@ static int host_end(Rank* r, int kinds, int store) {
 static int gpu_init(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const gpt2_sp_options* o = &g->options;
-    d->deterministic = (int)o->deterministic, d->profile = (int)o->profile && r->world_rank == 0;
+    d->deterministic = (int)o->deterministic, d->profile = (int)o->profile && r->world_rank == 0,
+    d->attention = (int)o->attention;
     if (host_begin(r, 1, 0) != 0) return -1;
     weights_init(r, (uint64_t)o->seed);
     return host_end(r, 1, 1);
@@ -3702,6 +4398,7 @@ static int gpu_load(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     int kinds = g->load_moments ? 3 : 1;
     d->deterministic = (int)g->options.deterministic, d->profile = (int)g->options.profile && r->world_rank == 0;
+    d->attention = (int)g->options.attention;
     int status = host_begin(r, kinds, 0) == 0 ? rank_load(r, g) : -1;
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
 }
@@ -3766,10 +4463,10 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
         if (matmul_forward(d, row, c->ln, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
         AttnForward a;
         memset(&a, 0, sizeof a);
-        a.s = attention_shape(r->mesh, R, NULL);
+        a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
         a.s.B = 1, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
-        a.q = view_of(row, 3 * C, R), a.k = view_of(layer + C, 3 * C, p + R), a.v = view_of(layer + 2 * C, 3 * C, p + R),
-        a.o = view_of(c->atty, C, R);
+        a.q = view_of(row, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
+        a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(c->atty, C, R, s->HS);
         a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work;
         CUDA_TRY(e, attn::attention_forward(a, d->stream));
         if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0)

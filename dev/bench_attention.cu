@@ -1,5 +1,5 @@
 /* Times the attention kernels of train_gpt2_sp.cu: causal, 12 heads of 64, 32768 random tokens in all, in sequences of T.
-       bench_attention T...      one line of JSON for each T
+       bench_attention [portable] T...      one line of JSON for each T; portable: the kernels of section 7b
    Median of single calls between events after warm-up; the inputs (150 MB) exceed the L2. `backward` is all that PyTorch's does: dQ zeroed,
    delta, the kernel, dQ rounded; `kernel` and `deterministic` are the kernel alone, adding to a dQ that is there, in any order or in one.
    TFLOP/s with 2 T T 64 FLOP forward per head, backward 2.5 times that. dev/bench_gpu.py runs it beside PyTorch. */
@@ -53,15 +53,17 @@ int main(int argc, char** argv) {
     CHECK(cudaMemset(work, 0, 1 << 22));
     uint32_t seed = 1;
     for (bf16* p : {q, k, v, dout}) fill<<<1024, 256>>>(p, seed++ * 0x9E3779B9u);
-    for (int i = 1; i < argc; i++) {
+    const int portable = argc > 1 && strcmp(argv[1], "portable") == 0;
+    for (int i = 1 + portable; i < argc; i++) {
         const int T = atoi(argv[i]), B = T > 0 ? TOKENS / T : 0;
-        if (B < 1) return printf("usage: bench_attention T...\n"), 1;
+        if (B < 1) return printf("usage: bench_attention [portable] T...\n"), 1;
         const double flop = 2.0 * B * HEADS * T * T * 64;
         // head-major, as PyTorch's attention gets it
         auto view = [&](auto* p) { return AttnView{p, 64, T * 64, (int64_t)HEADS * T * 64}; };
         auto rows = [&](float* p) { return AttnRows{p, T, HEADS * T}; };
         AttnForward f = {};
         f.s = {B, HEADS, T, T, 0, 0, 1, 0.125f, NULL, 0};
+        f.s.path = portable ? ATTN_PORTABLE : ATTN_AUTO;
         f.q = view(q), f.k = view(k), f.v = view(v), f.o = view(o), f.lse = rows(lse), f.work = work;
         AttnBackward g = {};
         g.s = f.s, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(dout), g.lse = f.lse, g.delta = rows(delta), g.dq = view(dq);
