@@ -71,7 +71,7 @@ else
 	@echo '✓ compiler   $(CC), $(REAL)$(if $(HAS_MARCH), for $(MARCH)), $(BUILD)'
 	@echo '✓ zlib'
 	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
-	@echo '$(if $(NVCC),$(if $(GPU),✓ nvcc       $(NVCC): the GPU program$(comma) for $(GPU_FOR) (about two minutes; make GPU= leaves it out),- nvcc       $(NVCC)$(comma) not used),✗ nvcc       not found: no GPU program)'
+	@echo '$(if $(NVCC),$(if $(GPU),✓ nvcc       $(NVCC): the GPU program$(comma) for $(GPU_FOR) (about a minute; make GPU= leaves it out),- nvcc       $(NVCC)$(comma) not used),✗ nvcc       not found: no GPU program)'
 endif
 
 path:   # where this combination of flags is built

@@ -88,7 +88,7 @@ typedef __nv_bfloat16 bf16;
 // --- arguments ---
 enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or those of 7b
 struct AttnView {                    // a (B, NH, T, HS) tensor in place
-    void* p;        // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+    void* p;                         // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
     int64_t token, head, batch;
 };
 struct AttnRows {   // a (B, NH, T) fp32 tensor, contiguous along T
@@ -213,6 +213,22 @@ __device__ __forceinline__ int lds1(uint32_t a) {
 }
 __device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ uint4 lds4(uint32_t a) {
+    uint4 v;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(a) : "memory");
+    return v;
+}
+__device__ __forceinline__ void sts1(uint32_t a, uint32_t x) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(x) : "memory");
+}
+__device__ __forceinline__ int load_acquire(const int* p) {
+    int v;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ void add_release(int* p, int x) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 __device__ __forceinline__ void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d)
@@ -715,8 +731,7 @@ struct BwdParams {
 enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4 };   // named barriers, + warpgroup
 
 // First and one past the last tile of ROWS queries that sees any key of tile n of COLS keys.
-template <int ROWS, int COLS>
-__device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
+template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
     int k0 = n * COLS, k1 = min(k0 + COLS, s.Tk) - 1, end = s.Tq;
     lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / ROWS : 0;
     if (s.doc_start) {   // the first row whose document starts after key k1
@@ -1016,9 +1031,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                         // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
                         turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
                         mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
-                        int seen;
-                        do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-                        while (seen != mine);
+                        while (load_acquire(turn) != mine) {}
                     }
                     if (row < sh.Tq) {
                         tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
@@ -1028,7 +1041,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     if (p.a.deterministic) {
                         bulk_wait();
                         asm volatile("fence.proxy.async;" ::: "memory");
-                        asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+                        add_release(turn, 1);
                     } else bulk_wait_read();
                 }
                 __syncwarp();
@@ -1047,8 +1060,7 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        uint4 a =
-            *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + c);
+        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + c);
         uint4 b = *(const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
@@ -1067,7 +1079,7 @@ __global__ void attention_merge_kernel(
     AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float *pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
+    float* pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
     float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm, ll = *pl;
     const float* pb = NULL;
     float fa = 1.f, fb = 1.f;
@@ -1102,8 +1114,9 @@ __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int 
             continue;
         }
         float4 a = x[0], b = x[1];
-        *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) = make_uint4(
-            pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
+        *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) =
+            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale),
+                pack(b.z * scale, b.w * scale));
     }
 }
 
@@ -1142,7 +1155,7 @@ static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
     return (int)(heads < 1 ? 1 : heads > all ? all : heads);
 }
-struct AttnDevice {   // the current device
+struct AttnDevice {                 // the current device
     int major, sms, shared_bytes;   // compute capability, multiprocessors, shared memory that a block may have
 };
 static cudaError_t attn_device(AttnDevice* d) {
@@ -1292,7 +1305,8 @@ __device__ __forceinline__ void mma16816_first(float (&d)[4], const uint32_t (&a
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
 }
 // d (16 x 16, two accumulators) += A B, or = if `first`, a constant after unrolling.
-__device__ __forceinline__ void mma_pair(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], bool first = false) {
+__device__ __forceinline__ void mma_pair(
+    float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], bool first = false) {
     if (first) mma16816_first(d0, a, b[0], b[1]), mma16816_first(d1, a, b[2], b[3]);
     else mma16816(d0, a, b[0], b[1]), mma16816(d1, a, b[2], b[3]);
 }
@@ -1302,14 +1316,6 @@ __device__ __forceinline__ void red2(float* p, float x, float y) {
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
 #else
     asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y) : "memory");
-#endif
-}
-// Four neighbours, 16-byte aligned.
-__device__ __forceinline__ void red4(float* p, float x, float y, float z, float w) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
-#else
-    red2(p, x, y), red2(p + 2, z, w);
 #endif
 }
 // ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros. THREADS threads together.
@@ -1331,7 +1337,8 @@ struct PortableForward {
     AttnForward a;
     int row_tiles, section;
 };
-static const int PFWD_ROWS = 128, PFWD_THREADS = 128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
+static const int PFWD_ROWS = 128,
+                 PFWD_THREADS = 128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
 template <int D> struct PortableForwardTile {
     static const int COLS = D == 128 ? 32 : 64, PITCH = D + 8;
     static const bool Q_IN_REGISTERS = D <= 64;   // Q then only passes through the buffers of V
@@ -1343,7 +1350,8 @@ template <int D> struct PortableForwardTile {
 // O = softmax(scale Q K^T + mask) V for a tile of 128 rows, keys from right to left in blocks of COLS.
 // Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one barrier per block of keys.
 // Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of heads).
-template <int D> __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const __grid_constant__ PortableForward p) {
+template <int D>
+__global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const __grid_constant__ PortableForward p) {
     typedef PortableForwardTile<D> Tl;
     const int COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, NT = COLS / 8, DT = D / 8, KT = D / 16;
     extern __shared__ __align__(16) uint8_t portable_smem[];
@@ -1364,8 +1372,8 @@ template <int D> __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_for
     if (r0 < sh.Tq) key_range<COLS>(sh, batch, r0, min(r0 + 31, sh.Tq - 1), mylo, myhi);
     const int rel = sh.q_pos - sh.k_pos;
     const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,                        // keys below it and from doc_last on
-              doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos : 0;   // need no mask for any row of this warp
+    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,                   // keys below it and from doc_last on
+        doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos : 0;   // need no mask for any row of this warp
 
     load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tr0, sh.Tq, HS);
     if (lo < hi) {
@@ -1374,7 +1382,8 @@ template <int D> __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_for
     }
     cp_commit();
     // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie
-    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16, b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16;
+    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16;
     const uint32_t q_at = sq_or_o + warp * 32 * PITCH2 + a_at;
     uint32_t qf[Tl::Q_IN_REGISTERS ? KT : 1][2][4];
     if (Tl::Q_IN_REGISTERS) {
@@ -1428,7 +1437,8 @@ template <int D> __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_for
                 ldsm(b, k_at + j * 8 * PITCH2 + kk * 32);
 #pragma unroll
                 for (int mt = 0; mt < 2; mt++)
-                    mma_pair(s[mt][j], s[mt][j + 1], Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
+                    mma_pair(
+                        s[mt][j], s[mt][j + 1], Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
             }
         }
         const int k0 = n * COLS;
@@ -1491,7 +1501,8 @@ template <int D> __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_for
                         l[mt][e >> 1] += x;
                     }
 #pragma unroll
-                for (int i = 0; i < 4; i++) pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
+                for (int i = 0; i < 4; i++)
+                    pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
             }
 #pragma unroll
             for (int d = 0; d < DT; d += 2) {
@@ -1530,29 +1541,18 @@ template <int D> __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_for
             }
             const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
 #pragma unroll
-            for (int j = 0; j < DT; j++)
-                asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 16 * j), "r"(pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv))
-                             : "memory");
+            for (int j = 0; j < DT; j++) sts1(at + 16 * j, pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv));
         }
     __syncwarp();
     if (p.a.o.p)
         for (int i = lane; i < 32 * (D / 8); i += 32) {
             const int r = i / (D / 8), piece = i % (D / 8);
-            uint4 x;
-            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                         : "r"(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16)
-                         : "memory");
+            const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
             if (r0 + r < sh.Tq && piece * 8 < HS)
                 *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token + piece * 8) = x;
         }
 }
 
-#ifndef XF
-#define XF 1
-#define XE 1
-#define XD 1
-#endif
 // --- backward ---
 struct PortableBackward {
     AttnBackward a;
@@ -1579,8 +1579,8 @@ template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct Port
 // Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
 template <int D, class Tl, int BLOCKS>
 __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(const __grid_constant__ PortableBackward p) {
-    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16, DT = D / 8,
-              THREADS = Tl::THREADS, QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
+    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16,
+              DT = D / 8, THREADS = Tl::THREADS, QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
     extern __shared__ __align__(16) uint8_t portable_smem[];
     __shared__ int ticket;
     const AttnShape& sh = p.a.s;
@@ -1624,7 +1624,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
         cp_commit();
     };
     // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie; transposed A operands
-    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16, b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16,
+    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16,
                    ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH2 + ((lane >> 3) & 1) * 16;
     float dk[MT][DT][4], dv[MT][DT][4];
 #pragma unroll
@@ -1634,7 +1635,6 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 #pragma unroll
             for (int e = 0; e < 4; e++) dk[mt][j][e] = dv[mt][j][e] = 0.f;
 
-    const bool late = warp >= THREADS / 64;
     // dQ of row tile m from dS of step `it`: 16 rows and D / CG columns per warp
     auto add_dq = [&](int m, int it) {
         const int RG = ROWS / 16, CG = THREADS / 32 / RG, N = D / CG / 8, rg = warp % RG, col0 = warp / RG * (D / CG);
@@ -1656,37 +1656,20 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
         if (p.a.deterministic) {   // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible key on
             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
             const int mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / COLS : 0);
-            int seen;
-            do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-            while (seen != mine);
+            while (load_acquire(turn) != mine) {}
         }
         const int row = m * ROWS + rg * 16 + g;
         float* to = dq + row * p.a.dq.token + col0 + t2;
-#if XE
-        const bool odd = lane & 1;
-#pragma unroll
-        for (int j = 0; j < N; j += 2)
-            if (col0 + 8 * j < HS)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {   // neighbours exchange so that each has 4 columns of one of two tiles
-                    const float y0 = __shfl_xor_sync(~0u, odd ? x[j][2 * r] : x[j + 1][2 * r], 1),
-                                y1 = __shfl_xor_sync(~0u, odd ? x[j][2 * r + 1] : x[j + 1][2 * r + 1], 1);
-                    if (row + 8 * r < sh.Tq)
-                        red4(to + 8 * r * p.a.dq.token + 8 * j + (odd ? 6 : 0), odd ? y0 : x[j][2 * r], odd ? y1 : x[j][2 * r + 1],
-                            odd ? x[j + 1][2 * r] : y0, odd ? x[j + 1][2 * r + 1] : y1);
-                }
-#else
 #pragma unroll
         for (int j = 0; j < N; j++)
             if (col0 + 8 * j < HS) {
                 if (row < sh.Tq) red2(to + 8 * j, x[j][0], x[j][1]);
                 if (row + 8 < sh.Tq) red2(to + 8 * p.a.dq.token + 8 * j, x[j][2], x[j][3]);
             }
-#endif
         if (p.a.deterministic) {
             __threadfence();
             __syncwarp();
-            if (lane == 0) asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+            if (lane == 0) add_release(turn, 1);
         }
     };
 
@@ -1700,26 +1683,25 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 #pragma unroll
         for (int mt = 0; mt < MT; mt++)
 #pragma unroll
-            for (int kk = 0; kk < (Tl::V_IN_REGISTERS ? KT : 0); kk++) ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
+            for (int kk = 0; kk < (Tl::V_IN_REGISTERS ? KT : 0); kk++)
+                ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
 #pragma unroll 1
         for (int m = lo; m < hi; m++) {
             const int it = m - lo, st = it & 1;
             cp_wait();
             __syncthreads();
             if (m + 1 < hi) load(m + 1, st ^ 1);
-            if (it > 0 && !(XF && late)) add_dq(m - 1, it - 1);
+            if (it > 0) add_dq(m - 1, it - 1);
             const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES, stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
             const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
-            const int i0 = m * ROWS + qw, j0 = k0 + kw;   // first query and key of this warp
+            const int i0 = m * ROWS + qw, j0 = k0 + kw;        // first query and key of this warp
             if (sh.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // it sees none of them
 #pragma unroll
                 for (int mt = 0; mt < MT; mt++)
 #pragma unroll
                     for (int j = 0; j < QT; j++)
 #pragma unroll
-                        for (int r = 0; r < 2; r++)
-                            asm volatile("st.shared.b32 [%0], %1;" ::"r"(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16), "r"(0) : "memory");
-                if (XF && late && it > 0) add_dq(m - 1, it - 1);
+                        for (int r = 0; r < 2; r++) sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, 0);
                 continue;
             }
             float s[MT][QT][4], dp[MT][QT][4];
@@ -1740,7 +1722,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
             for (int kk = 0; kk < KT; kk++) {   // dP^T = V dO^T
                 const int at = Tl::V_IN_REGISTERS ? kk : 0;
 #pragma unroll
-                for (int mt = 0; mt < (Tl::V_IN_REGISTERS ? 0 : MT); mt++) ldsm(vf[mt][0], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
+                for (int mt = 0; mt < (Tl::V_IN_REGISTERS ? 0 : MT); mt++)
+                    ldsm(vf[mt][0], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
 #pragma unroll
                 for (int j = 0; j < QT; j += 2) {
                     uint32_t b[4];
@@ -1783,20 +1766,11 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 #pragma unroll
                     for (int r = 0; r < 2; r++) {
                         pr[mt][j][r] = pack(s[mt][j][2 * r], s[mt][j][2 * r + 1]);
-                        ds[mt][j][r] = pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x), s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
-#if !(XD && __CUDA_ARCH__ >= 900)
-                        asm volatile("st.shared.b32 [%0], %1;" ::"r"(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16), "r"(ds[mt][j][r]) : "memory");
-#endif
+                        ds[mt][j][r] =
+                            pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x), s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
+                        sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, ds[mt][j][r]);
                     }
             }
-#if XD && __CUDA_ARCH__ >= 900
-            const uint32_t ds_rows = ((it & 1) ? sds1 : sds0) + (kw + (lane & 15)) * S_PITCH2 + (qw + (lane >> 4) * 8) * 2;
-#pragma unroll
-            for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                for (int j = 0; j < QT; j += 2)
-                    stmatrix4(ds_rows + 16 * mt * S_PITCH2 + j * 16, ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]);
-#endif
 #pragma unroll
             for (int j = 0; j < QT; j += 2)   // dV += P^T dO
 #pragma unroll
@@ -1821,7 +1795,6 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
                         mma_pair(dk[mt][d], dk[mt][d + 1], a, b);
                     }
                 }
-            if (XF && late && it > 0) add_dq(m - 1, it - 1);
         }
         __syncthreads();
         add_dq(hi - 1, hi - 1 - lo);
@@ -1898,7 +1871,8 @@ template <int D, class Tl, int BLOCKS> static cudaError_t portable_backward_of(c
     return cudaGetLastError();
 }
 static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
-    if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) || (a.o.p && !attn_pieces_ok(a.o, a.s)))
+    if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) ||
+        (a.o.p && !attn_pieces_ok(a.o, a.s)))
         return cudaErrorInvalidValue;
     switch ((a.s.HS + 31) / 32) {
     case 1: return portable_forward_of<32>(a, stream);
@@ -1909,7 +1883,7 @@ static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
 }
 static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cudaStream_t stream) {
     if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) || !attn_pieces_ok(a.dout, a.s) ||
-        (uintptr_t)a.dq.p % 16 || a.dq.token % 4 || a.dq.head % 4 || a.dq.batch % 4)
+        !attn_pairs_ok(a.dq))
         return cudaErrorInvalidValue;
     typedef PortableBackwardTile<64, 64, 2, 4, 0> Large64;   // of GPUs whose blocks may have more than 99 KiB of shared memory
     typedef PortableBackwardTile<128, 64, 1, 4, 1> Large128;
@@ -1921,7 +1895,7 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
     case 3: return portable_backward_of<96, PortableBackwardTile<96, 64, 1, 4, 1>, 1>(a, stream);
     default:
         return shared_bytes >= Large128::BYTES ? portable_backward_of<128, Large128, 1>(a, stream)
-                                            : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
+                                               : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
     }
 }
 static int attn_hopper(const AttnShape& s, const AttnDevice& d) { return s.path == ATTN_AUTO && s.HS == 64 && d.major == 9; }
@@ -2023,7 +1997,7 @@ typedef struct {
     cudaStream_t stream;
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
-    int plan_count, tune;   // tune: new plans are chosen by timing
+    int plan_count, tune;                      // tune: new plans are chosen by timing
     int rehearsed, deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
     cudaEvent_t timer[2];
 
@@ -2159,7 +2133,8 @@ static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     if (mesh->zero > 0) return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
     const Shape* s = &mesh->shape;
     if (s->HS % 16 != 0 || s->HS < 32 || s->HS > 128)
-        return fail(e, "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 from 32 to 128",
+        return fail(e,
+            "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 from 32 to 128",
             (long long)s->HS, (long long)s->C, (long long)s->NH);
     if (s->C > MAX_CHANNELS)
         return fail(e, "--channels %lld: the GPU's norms take at most %d", (long long)s->C, (int)MAX_CHANNELS);
@@ -2598,15 +2573,15 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
     int64_t T, int64_t C, Error* e) {
     int64_t R = B * T;
     BY_WIDTH(C,
-        (embedding_center_kernel<NV, LANES>
-            <<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, d->tokens, NULL, center, R, T, (int)C)));
+        (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
+            d->dx, d->keys, d->rows, d->tokens, NULL, center, R, T, (int)C)));
     if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
     if (!doc_start)
         position_backward_kernel<<<(unsigned)ceil_div(T * C / 8, 256), 256, 0, d->stream>>>(dwpe, d->dx, B, T, (int)C);
     else {
         BY_WIDTH(C,
-            (embedding_center_kernel<NV, LANES>
-                <<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(d->dx, d->keys, d->rows, NULL, doc_start, 0, R, T, (int)C)));
+            (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
+                d->dx, d->keys, d->rows, NULL, doc_start, 0, R, T, (int)C)));
         if (sorted_backward(d, dwpe, T, R, C, e) != 0) return -1;
     }
     return 0;
@@ -2641,7 +2616,8 @@ __global__ void rmsnorm_forward_kernel(
 static void rmsnorm_forward(
     Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int64_t C) {
     BY_WIDTH(C,
-        (rmsnorm_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
+        (rmsnorm_forward_kernel<NV, LANES>
+            <<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
 }
 
 // dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, ROWS at a time;
@@ -2649,8 +2625,8 @@ static void rmsnorm_forward(
 // Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight), dout (dbias), and the new dx, which is the
 // bias gradient of the projection that made this row of the residual stream.
 template <int ROWS, int THREADS>
-__global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp, const float* rstd,
-    const float* weight, int add, int64_t R, int C) {
+__global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp,
+    const float* rstd, const float* weight, int add, int64_t R, int C) {
     __shared__ float dots[2][ROWS][32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8, phase = 0;
     bool mine = c < C;
@@ -2904,7 +2880,8 @@ static int attention_forward(Gpu* d, const Mesh* mesh, bf16* atty, float* lse, b
     AttnForward a;
     memset(&a, 0, sizeof a);
     a.s = attention_shape(mesh, doc_start), a.s.path = d->attention;
-    a.q = view_of(qkv, 3 * s->C, s->T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, s->T, s->HS), a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T, s->HS);
+    a.q = view_of(qkv, 3 * s->C, s->T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, s->T, s->HS),
+    a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T, s->HS);
     a.o = view_of(atty, s->C, s->T, s->HS);
     a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
     a.work = d->attention_work;
@@ -2918,14 +2895,18 @@ static int attention_backward(Gpu* d, const Mesh* mesh, bf16* dqkv, float* dbias
     AttnBackward a;
     memset(&a, 0, sizeof a);
     a.s = attention_shape(mesh, doc_start), a.s.path = d->attention;
-    a.q = view_of(qkv, 3 * s->C, s->T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, s->T, s->HS), a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T, s->HS);
+    a.q = view_of(qkv, 3 * s->C, s->T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, s->T, s->HS),
+    a.v = view_of(qkv + 2 * s->C, 3 * s->C, s->T, s->HS);
     a.dout = view_of(datty, s->C, s->T, s->HS);
     a.lse.p = lse, a.lse.head = s->T, a.lse.batch = s->NH * s->T;
     a.delta = a.lse, a.delta.p = d->delta;
-    a.dq = view_of(dq, s->C, s->T, s->HS), a.dk = view_of(dqkv + s->C, 3 * s->C, s->T, s->HS), a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, s->T, s->HS);
+    a.dq = view_of(dq, s->C, s->T, s->HS), a.dk = view_of(dqkv + s->C, 3 * s->C, s->T, s->HS),
+    a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, s->T, s->HS);
     a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
     CUDA_TRY(e, cudaMemsetAsync(dq, 0, (size_t)(d->R * s->C) * 4, d->stream));
-    CUDA_TRY(e, attn::attention_delta(a.dout, view_of(atty, s->C, s->T, s->HS), a.delta, (int)d->B, (int)s->NH, (int)s->T, d->stream, (int)s->HS));
+    CUDA_TRY(e,
+        attn::attention_delta(
+            a.dout, view_of(atty, s->C, s->T, s->HS), a.delta, (int)d->B, (int)s->NH, (int)s->T, d->stream, (int)s->HS));
     CUDA_TRY(e, attn::attention_backward(a, d->stream));
     qkv_finish(d, dbias, dqkv, dq, a.s.scale, d->R, s->C);
     return 0;
@@ -3401,8 +3382,8 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
         memset(&a, 0, sizeof a);
         a.s = attention_shape(r->mesh, NULL), a.s.path = d->attention;
         a.s.B = 1, a.s.Tq = (int)R, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
-        a.q = view_of(row, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS), a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS),
-        a.o = view_of(c->atty, C, R, s->HS);
+        a.q = view_of(row, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS),
+        a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(c->atty, C, R, s->HS);
         a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work;
         CUDA_TRY(e, attn::attention_forward(a, d->stream));
         if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0)

@@ -10,7 +10,7 @@ set -eu
 awk '
 BEGIN {   # kernel (D: columns that the portable ones are made for), architecture: bytes of spill stores, as ptxas of CUDA 13.0 makes them and a little more
     most["attention_forward", "sm_90a"] = 0;       most["attention_forward", "sm_80"] = 0      # no body on sm_80
-    most["attention_backward", "sm_90a"] = 96;     most["attention_backward", "sm_80"] = 0
+    most["attention_backward", "sm_90a"] = 88;     most["attention_backward", "sm_80"] = 0
     most["portable_forward 32", "sm_90a"] = 0;     most["portable_forward 32", "sm_80"] = 0
     most["portable_forward 64", "sm_90a"] = 16;    most["portable_forward 64", "sm_80"] = 16
     most["portable_forward 96", "sm_90a"] = 48;    most["portable_forward 96", "sm_80"] = 64

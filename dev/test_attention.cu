@@ -144,7 +144,7 @@ static int guard_ok(const Buf& b) {
         if (g[i] != 0xFF) return 0;
     return 1;
 }
-static int head_size = 64;           // head size of the case that runs
+static int head_size = 64;     // head size of the case that runs
 static int path = ATTN_AUTO;   // its kernels; MIXED: by turns
 enum { MIXED = 2 };
 static int path_of(int turn) { return path == MIXED ? turn & 1 : path; }
@@ -344,8 +344,8 @@ static void run_case(const Case& c) {
             int k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
             AttnForward f;
             memset(&f, 0, sizeof f);
-            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.s.path = path_of(j), f.q = a.q, f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2),
-            f.carry_out = 1;
+            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.s.path = path_of(j), f.q = a.q, f.k = rows_from(a.k, k0, 2),
+            f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
             f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int*)work.p;
             CK(forward(f, 0));
             if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0, head_size));
@@ -388,7 +388,8 @@ static void run_case(const Case& c) {
                     f.work = (int*)work.p;
                     CK(attention_backward(f, 0));
                 }
-            CK(attention_dq_finish(view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), scale, B, NH, Tq, 0, head_size));
+            CK(attention_dq_finish(
+                view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), scale, B, NH, Tq, 0, head_size));
             CK(cudaDeviceSynchronize());
             const char* tag[] = {"", "+det", "", "bf16"};
             if (mode != 2) {
@@ -449,8 +450,9 @@ static void run_nan() {
         for (int d = 0; d < head_size; d++) {
             bool sees = r == qrow || r >= krow;
             wrong += isnan(x[r * head_size + d]) != sees;
-            wrong += sees ? !isnan(y[r * head_size + d])
-                          : r < krow / 128 * 128 && isnan(y[r * head_size + d]);   // beside the NaN key, 0 x NaN in the product dS K
+            wrong += sees
+                ? !isnan(y[r * head_size + d])
+                : r < krow / 128 * 128 && isnan(y[r * head_size + d]);   // beside the NaN key, 0 x NaN in the product dS K
         }
     verdict(!wrong, "%-34s %-4s NaN where a row sees one and not in tiles that hold none, %.0f wrong\n", "700x700 with NaN",
         "O,dQ", wrong, 0, 0, 0);
@@ -503,8 +505,8 @@ int attention_tests(int argc, char** argv) {
         int head_size, path;
         const char* name;
     } kinds[] = {{64, ATTN_AUTO, "the kernels for this GPU"}, {64, ATTN_PORTABLE, "portable"}, {64, MIXED, "by turns"},
-        {32, ATTN_PORTABLE, "portable"}, {48, ATTN_PORTABLE, "portable"}, {80, ATTN_PORTABLE, "portable"}, {96, ATTN_PORTABLE, "portable"},
-        {112, ATTN_PORTABLE, "portable"}, {128, ATTN_PORTABLE, "portable"}};
+        {32, ATTN_PORTABLE, "portable"}, {48, ATTN_PORTABLE, "portable"}, {80, ATTN_PORTABLE, "portable"},
+        {96, ATTN_PORTABLE, "portable"}, {112, ATTN_PORTABLE, "portable"}, {128, ATTN_PORTABLE, "portable"}};
     for (const auto& kind : kinds) {
         if (only_forward && kind.path != ATTN_AUTO) continue;
         head_size = kind.head_size, path = kind.path;
