@@ -102,7 +102,7 @@ struct AttnShape {
     float scale;            // > 0, 1/sqrt(HS) as a rule
     const int* doc_start;   // (B, Tq) absolute, or NULL
     int64_t doc_batch;      // batch stride of doc_start
-    int HS = 64;            // head size: a multiple of 16 from 16 to 128
+    int HS = 64;            // head size: a multiple of 16 from 32 to 128
     int path = ATTN_AUTO;   // or ATTN_PORTABLE
 };
 struct AttnForward {
@@ -1144,7 +1144,7 @@ static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, i
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 static int attn_shape_ok(const AttnShape& s) {
-    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 16 && s.HS <= 128 && s.HS % 16 == 0;
+    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 32 && s.HS <= 128 && s.HS % 16 == 0;
 }
 // Accessed two elements at a time.
 static int attn_pairs_ok(const AttnView& v) {
@@ -2868,7 +2868,7 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
     if (threadIdx.x == 0) stats[STAT_LOSS] += sums[0];
 }
 
-// --- attention: the kernels of section 7a on the packed QKV ---
+// --- attention: the kernels of sections 7a and 7b on the packed QKV ---
 
 static AttnView view_of(void* p, int64_t token, int64_t T, int64_t HS) {
     AttnView v = {p, token, HS, token * T};

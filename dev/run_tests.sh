@@ -129,7 +129,7 @@ part_embed() {
 
 # The GPU program: that it compiles for all its architectures, and that dev/check_ptxas.sh finds no fault in it and would find one. Running it
 # needs a GPU.
-spoiled() { sed "$1" build/nvcc.log > $work/spoiled.log && ! sh dev/check_ptxas.sh $work/spoiled.log; }
+spoiled() { sed "$1" build/nvcc.log > $work/spoiled.log && ! sh dev/check_ptxas.sh $work/spoiled.log > /dev/null; }
 part_gpu() {
     if has nvcc; then
         check "make train_gpt2_spcu" $make -s train_gpt2_spcu
