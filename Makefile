@@ -105,12 +105,15 @@ lib: libgpt2sp.a libgpt2sp.so   ## libgpt2sp.a and libgpt2sp.so, for programs th
 
 # The GPU program. dev/check_ptxas.sh makes an error of what ptxas only remarks upon: matrix instructions of an attention kernel that were put
 # one after the other (C75xx), which costs half of its speed in silence, and registers that spill beyond the kernel's figure.
-train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh   ## the GPU program (needs nvcc)
+build/nvcc.flags: FORCE   # changes when they do
 	@mkdir -p build
+	@echo '$(NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCCFLAGS)' > $@
+
+train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags   ## the GPU program (needs nvcc)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
 	@sh dev/check_ptxas.sh build/nvcc.log || { rm -f $@; exit 1; }
 
-build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
+build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
@@ -141,7 +144,7 @@ lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls wi
 	@$<
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/demo
+	rm -rf build/*-float-* build/*-double-* build/test build/demo build/dev build/nvcc.*
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:
