@@ -1,6 +1,8 @@
-# gpt2_sp. `make` builds ./train_gpt2_sp and says what it found; `make help` lists the rest.
+# gpt2_sp. `make` builds ./train_gpt2_sp and, where nvcc is, ./train_gpt2_spcu, and says what it found; `make help` lists the rest.
 #
-#     make                        the trainer in fp32, for the processor it is built on
+#     make                        the trainer in fp32, for the processor it is built on; the GPU program, for every GPU from sm_80 on
+#     make GPU=                   without the GPU program
+#     make GPU_ARCH=90a           the GPU program for one architecture only, in a third of the time
 #     make REAL=double            the same in fp64, to prove the mathematics
 #     make CC=clang               another compiler
 #     make MARCH=x86-64-v3        for other processors than this one
@@ -31,6 +33,7 @@ ifneq ($(CC),)
 endif
 NVCC := $(shell command -v nvcc 2> /dev/null)
 comma := ,
+GPU  ?= $(NVCC)
 
 # ===== flags =====================================================================================
 
@@ -43,6 +46,12 @@ FLAGS += $(if $(IS_CLANG),-Wno-pass-failed)   # a remark about speed, not about 
 FLAGS += $(if $(filter double,$(REAL)),-DGPT2_SP_REAL_BYTES=8) $(EXTRA)
 FLAGS := $(strip $(FLAGS))
 LIBS  := -lz -lm -lpthread
+comma := ,
+GPU_ARCH ?=
+GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
+NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(comma)code=sm_$(GPU_ARCH),--threads 2 \
+    -gencode=arch=compute_90a$(comma)code=sm_90a -gencode=arch=compute_80$(comma)code=[sm_80$(comma)compute_80]) \
+    -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
 BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $(CC) --version; } 2> /dev/null | cksum | cut -d ' ' -f 1)
 
 # ===== programs and libraries ====================================================================
@@ -51,7 +60,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 .DELETE_ON_ERROR:
 .SECONDARY:
 
-all: capabilities train_gpt2_sp   ## the trainer (the default)
+all: capabilities train_gpt2_sp $(if $(GPU),train_gpt2_spcu)   ## the trainer, and the GPU program where nvcc is (the default)
 
 capabilities:
 ifeq ($(HAS_CC),)
@@ -63,7 +72,7 @@ else
 	@echo '✓ compiler   $(CC), $(REAL)$(if $(HAS_MARCH), for $(MARCH)), $(BUILD)'
 	@echo '✓ zlib'
 	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
-	@echo '$(if $(wildcard train_gpt2_sp.cu),$(if $(NVCC),✓ nvcc       $(NVCC): make train_gpt2_spcu,✗ nvcc       not found: no GPU program),- nvcc       $(if $(NVCC),found,not found), not needed: the GPU program is not part of this tree yet)'
+	@echo '$(if $(NVCC),$(if $(GPU),✓ nvcc       $(NVCC): the GPU program$(comma) for $(GPU_FOR) (about a minute; make GPU= leaves it out),- nvcc       $(NVCC)$(comma) not used),✗ nvcc       not found: no GPU program)'
 endif
 
 path:   # where this combination of flags is built
@@ -95,16 +104,19 @@ train_gpt2_sp test_gpt2_sp libgpt2sp.a libgpt2sp.so: %: $(BUILD)/% FORCE
 
 lib: libgpt2sp.a libgpt2sp.so   ## libgpt2sp.a and libgpt2sp.so, for programs that embed the trainer
 
-# The GPU program, for Hopper. A C75xx line of ptxas says that the matrix instructions of an attention kernel were put one after the
-# other, which would cost half of its speed in silence: that is an error here.
-NVCCFLAGS := -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
-train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)   ## the GPU program, for one Hopper GPU (needs nvcc)
-	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) 2> build/nvcc.log || { cat build/nvcc.log; exit 1; }
-	@if grep C75 build/nvcc.log; then rm -f $@; exit 1; fi
+# The GPU program. dev/check_ptxas.sh makes an error of what ptxas only remarks upon: matrix instructions of an attention kernel that were put
+# one after the other (C75xx), which costs half of its speed in silence, and registers that spill beyond the kernel's figure.
+build/nvcc.flags: FORCE   # changes when they do
+	@mkdir -p build
+	@echo '$(NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCCFLAGS)' > $@
 
-build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
+train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags   ## the GPU program (needs nvcc)
+	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
+	@sh dev/check_ptxas.sh build/nvcc.log || { rm -f $@; exit 1; }
+
+build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS)
+	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
 # The tests built against the GPU program. With ATTN_ALL_ARRIVE the attention kernels' threads each speak for themselves (section 7a),
 # which compute-sanitizer can follow; -diag-suppress: remarks of nvcc's C++ front end about tests that are C.
@@ -153,7 +165,7 @@ lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls wi
 	@$<
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/demo
+	rm -rf build/*-float-* build/*-double-* build/test build/demo build/dev build/nvcc.*
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:

@@ -102,7 +102,7 @@ struct AttnShape {
     float scale;            // > 0, 1/sqrt(HS) as a rule
     const int* doc_start;   // (B, Tq) absolute, or NULL
     int64_t doc_batch;      // batch stride of doc_start
-    int HS = 64;            // head size: a multiple of 16 from 16 to 128
+    int HS = 64;            // head size: a multiple of 16 from 32 to 128
     int path = ATTN_AUTO;   // or ATTN_PORTABLE
 };
 struct AttnForward {
@@ -228,6 +228,22 @@ __device__ __forceinline__ int lds1(uint32_t a) {
 }
 __device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ uint4 lds4(uint32_t a) {
+    uint4 v;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(a) : "memory");
+    return v;
+}
+__device__ __forceinline__ void sts1(uint32_t a, uint32_t x) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(x) : "memory");
+}
+__device__ __forceinline__ int load_acquire(const int* p) {
+    int v;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ void add_release(int* p, int x) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 __device__ __forceinline__ void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d)
@@ -1093,9 +1109,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                             // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
                             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
                             mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
-                            int seen;
-                            do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-                            while (seen != mine);
+                            while (load_acquire(turn) != mine) {}
                         }
                         if (row < sh.Tq) {
                             tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
@@ -1105,7 +1119,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                         if (p.a.deterministic) {
                             bulk_wait();
                             asm volatile("fence.proxy.async;" ::: "memory");
-                            asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+                            add_release(turn, 1);
                         } else bulk_wait_read();
                     }
                     __syncwarp();
@@ -1209,7 +1223,7 @@ static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, i
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 static int attn_shape_ok(const AttnShape& s) {
-    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 16 && s.HS <= 128 && s.HS % 16 == 0;
+    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 32 && s.HS <= 128 && s.HS % 16 == 0;
 }
 // Accessed two elements at a time.
 static int attn_pairs_ok(const AttnView& v) {
@@ -1324,7 +1338,8 @@ static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
-    attention_backward_kernel < <<p.tiles<attn_sms() ? p.tiles : attn_sms(), 384, bytes, stream>>>(p);
+    const int blocks = min(p.tiles, attn_sms());
+    attention_backward_kernel<<<blocks, 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 }   // namespace attn
@@ -1368,6 +1383,18 @@ __device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], 
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The first of a sum: d = A B.
+__device__ __forceinline__ void mma16816_first(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
+}
+// d (16 x 16, two accumulators) += A B, or = if `first`, a constant after unrolling.
+__device__ __forceinline__ void mma_pair(
+    float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], bool first = false) {
+    if (first) mma16816_first(d0, a, b[0], b[1]), mma16816_first(d1, a, b[2], b[3]);
+    else mma16816(d0, a, b[0], b[1]), mma16816(d1, a, b[2], b[3]);
 }
 // p[0] += x, p[1] += y in memory.
 __device__ __forceinline__ void red2(float* p, float x, float y) {
@@ -1485,10 +1512,6 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
         }
         if (n >= myhi || n < mylo) continue;
         float s[2][NT][4];
-#pragma unroll
-        for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-            for (int j = 0; j < NT; j++) s[mt][j][0] = s[mt][j][1] = s[mt][j][2] = s[mt][j][3] = 0.f;
         const uint32_t k_at = sk + st * Tl::STAGE + b_at, v_at = sv + st * Tl::STAGE + a_at;
 #pragma unroll
         for (int kk = 0; kk < KT; kk++) {
@@ -1499,10 +1522,9 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
                 uint32_t b[4];
                 ldsm(b, k_at + j * 8 * PITCH2 + kk * 32);
 #pragma unroll
-                for (int mt = 0; mt < 2; mt++) {
-                    const uint32_t(&x)[4] = Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt];
-                    mma16816(s[mt][j], x, b[0], b[1]), mma16816(s[mt][j + 1], x, b[2], b[3]);
-                }
+                for (int mt = 0; mt < 2; mt++)
+                    mma_pair(
+                        s[mt][j], s[mt][j + 1], Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
             }
         }
         const int k0 = n * COLS;
@@ -1573,7 +1595,7 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
                 uint32_t b[4];
                 ldsm_trans(b, v_at + j * 8 * PITCH2 + d * 16);
 #pragma unroll
-                for (int mt = 0; mt < 2; mt++) mma16816(o[mt][d], pr[mt], b[0], b[1]), mma16816(o[mt][d + 1], pr[mt], b[2], b[3]);
+                for (int mt = 0; mt < 2; mt++) mma_pair(o[mt][d], o[mt][d + 1], pr[mt], b);
             }
         }
     }
@@ -1605,20 +1627,13 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
             }
             const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
 #pragma unroll
-            for (int j = 0; j < DT; j++)
-                asm volatile(
-                    "st.shared.b32 [%0], %1;" ::"r"(at + 16 * j), "r"(pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv))
-                    : "memory");
+            for (int j = 0; j < DT; j++) sts1(at + 16 * j, pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv));
         }
     __syncwarp();
     if (p.a.o.p)
         for (int i = lane; i < 32 * (D / 8); i += 32) {
             const int r = i / (D / 8), piece = i % (D / 8);
-            uint4 x;
-            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                         : "r"(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16)
-                         : "memory");
+            const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
             if (r0 + r < sh.Tq && piece * 8 < HS)
                 *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token + piece * 8) = x;
         }
@@ -1630,30 +1645,28 @@ struct PortableBackward {
     int row_tiles, col_tiles, section;
     int* turn;   // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the deterministic order
 };
-static const int PBWD_THREADS = 256;
-// ROWS queries per step, 64; 32 for D = 128 where a block may have less than 128 KiB of shared memory.
-template <int D, int ROWS_> struct PortableBackwardTile {
-    static const int MT = D <= 64 ? 2 : 1, ROWS = ROWS_, COLS = 64 * MT, PITCH = D + 8,
-                     S_PITCH = ROWS + 8;   // a warp has 16 MT keys and half of the rows
+// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two warps half of the queries each.
+// V_IN_REGISTERS: V only passes through shared memory, and the second buffer of dS takes its place.
+template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct PortableBackwardTile {
+    static const int MT = MT_, ROWS = ROWS_, COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_, PITCH = D + 8, S_PITCH = ROWS + 8;
+    static const int V_IN_REGISTERS = V_IN_REGISTERS_;
     static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2, S_BYTES = COLS * S_PITCH * 2;
-    static const int V_BYTES =
-        K_BYTES > S_BYTES ? K_BYTES : S_BYTES;   // V goes to registers; the second buffer of dS takes its place
-    static const int STATS = ROWS * 4 * 4;       // lse, delta, first visible key
-    static const int DS = K_BYTES + V_BYTES, Q = DS + S_BYTES, STAGE = 2 * Q_BYTES + STATS, USED = Q + 2 * STAGE,
-                     SUM = 8 * 16 * MT * D * 4;   // dK or dV of every warp, at the end
+    static const int STATS = ROWS * 3 * 4;   // lse, delta, first visible key
+    static const int V = K_BYTES, DS1 = V_IN_REGISTERS ? V : V + K_BYTES,
+                     DS0 = DS1 + (V_IN_REGISTERS && K_BYTES > S_BYTES ? K_BYTES : S_BYTES), Q = DS0 + S_BYTES,
+                     STAGE = 2 * Q_BYTES + STATS, USED = Q + 2 * STAGE;
+    static const int SUM = THREADS / 2 * MT * D * 4;   // dK or dV of every warp, at the end
     static const int BYTES = USED > SUM ? USED : SUM;
 };
 
 // dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the diagonal.
-// Mapping: a block of threads per block of keys; warp w has 16 MT keys (w / 2) and half of the queries (w % 2) of S^T, dP^T, dV and dK, whose two halves
+// Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the queries of S^T, dP^T, dV and dK, whose two halves
 // are added at the end; dQ of a step is shared out among the warps a step later, so that one barrier per step is enough.
 // Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
-template <int D, int ROWS_>
-__global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(const __grid_constant__ PortableBackward p) {
-    typedef PortableBackwardTile<D, ROWS_> Tl;
+template <int D, class Tl, int BLOCKS>
+__global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(const __grid_constant__ PortableBackward p) {
     const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16,
-              DT = D / 8,
-              QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
+              DT = D / 8, THREADS = Tl::THREADS, QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
     extern __shared__ __align__(16) uint8_t portable_smem[];
     __shared__ int ticket;
     const AttnShape& sh = p.a.s;
@@ -1678,19 +1691,22 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
                 *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
     float* dq = (float*)p.a.dq.p + batch * p.a.dq.batch + head * p.a.dq.head;
     const float c = sh.scale * LOG2E;
-    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::K_BYTES, sds = sk + Tl::DS, sstage = sk + Tl::Q;
+    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1, sstage = sk + Tl::Q;
     const int kw = (warp >> 1) * 16 * MT, qw = (warp & 1) * (ROWS / 2);   // this warp's keys and queries in the tile
     const int rel = sh.q_pos - sh.k_pos, k0 = n * COLS;
 
     auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
         const uint32_t at = sstage + st * Tl::STAGE;
-        load_tile<D, ROWS, PBWD_THREADS>(at, q, p.a.q.token, m * ROWS, sh.Tq, HS);
-        load_tile<D, ROWS, PBWD_THREADS>(at + Tl::Q_BYTES, dout, p.a.dout.token, m * ROWS, sh.Tq, HS);
-        const int row = m * ROWS + (int)(threadIdx.x % ROWS), what = threadIdx.x / ROWS;
-        const uint32_t to = at + 2 * Tl::Q_BYTES + threadIdx.x * 4;
-        if (what == 0) cp4(to, row < sh.Tq ? lse + row : lse, row < sh.Tq);
-        if (what == 1) cp4(to, row < sh.Tq ? delta + row : delta, row < sh.Tq);
-        if (what == 2 && doc) cp4(to, doc + min(row, sh.Tq - 1), true);
+        load_tile<D, ROWS, THREADS>(at, q, p.a.q.token, m * ROWS, sh.Tq, HS);
+        load_tile<D, ROWS, THREADS>(at + Tl::Q_BYTES, dout, p.a.dout.token, m * ROWS, sh.Tq, HS);
+#pragma unroll
+        for (int i = threadIdx.x; i < 3 * ROWS; i += THREADS) {
+            const int row = m * ROWS + i % ROWS;
+            const uint32_t to = at + 2 * Tl::Q_BYTES + i * 4;
+            if (i < ROWS) cp4(to, row < sh.Tq ? lse + row : lse, row < sh.Tq);
+            else if (i < 2 * ROWS) cp4(to, row < sh.Tq ? delta + row : delta, row < sh.Tq);
+            else if (doc) cp4(to, doc + min(row, sh.Tq - 1), true);
+        }
         cp_commit();
     };
     // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie; transposed A operands
@@ -1707,12 +1723,10 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
 
     // dQ of row tile m from dS of step `it`: 16 rows and D / CG columns per warp
     auto add_dq = [&](int m, int it) {
-        const int RG = ROWS / 16, CG = 8 / RG, N = D / CG / 8, rg = warp % RG, col0 = warp / RG * (D / CG);
+        const int RG = ROWS / 16, CG = THREADS / 32 / RG, N = D / CG / 8, rg = warp % RG, col0 = warp / RG * (D / CG);
         static_assert(N % 2 == 0, "");
         float x[N][4];
-#pragma unroll
-        for (int j = 0; j < N; j++) x[j][0] = x[j][1] = x[j][2] = x[j][3] = 0.f;
-        const uint32_t ds_at = ((it & 1) ? sv : sds) + ta_at + rg * 32, k_at = sk + a_at + col0 * 2;
+        const uint32_t ds_at = ((it & 1) ? sds1 : sds0) + ta_at + rg * 32, k_at = sk + a_at + col0 * 2;
 #pragma unroll
         for (int kk = 0; kk < COLS / 16; kk++) {
             uint32_t a[4];
@@ -1721,16 +1735,14 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
             for (int j = 0; j < N; j += 2) {
                 uint32_t b[4];
                 ldsm_trans(b, k_at + kk * 16 * PITCH2 + j * 16);
-                mma16816(x[j], a, b[0], b[1]), mma16816(x[j + 1], a, b[2], b[3]);
+                mma_pair(x[j], x[j + 1], a, b, kk == 0);
             }
         }
         int* turn = NULL;
         if (p.a.deterministic) {   // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible key on
             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
             const int mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / COLS : 0);
-            int seen;
-            do asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(seen) : "l"(turn) : "memory");
-            while (seen != mine);
+            while (load_acquire(turn) != mine) {}
         }
         const int row = m * ROWS + rg * 16 + g;
         float* to = dq + row * p.a.dq.token + col0 + t2;
@@ -1743,21 +1755,22 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
         if (p.a.deterministic) {
             __threadfence();
             __syncwarp();
-            if (lane == 0) asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+            if (lane == 0) add_release(turn, 1);
         }
     };
 
     if (lo < hi) {
-        load_tile<D, COLS, PBWD_THREADS>(sk, k, p.a.k.token, k0, sh.Tk, HS);
-        load_tile<D, COLS, PBWD_THREADS>(sv, v, p.a.v.token, k0, sh.Tk, HS);
+        load_tile<D, COLS, THREADS>(sk, k, p.a.k.token, k0, sh.Tk, HS);
+        load_tile<D, COLS, THREADS>(sv, v, p.a.v.token, k0, sh.Tk, HS);
         load(lo, 0);
         cp_wait();
         __syncthreads();
-        uint32_t vf[MT][KT][4];
+        uint32_t vf[MT][Tl::V_IN_REGISTERS ? KT : 1][4];
 #pragma unroll
         for (int mt = 0; mt < MT; mt++)
 #pragma unroll
-            for (int kk = 0; kk < KT; kk++) ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
+            for (int kk = 0; kk < (Tl::V_IN_REGISTERS ? KT : 0); kk++)
+                ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
 #pragma unroll 1
         for (int m = lo; m < hi; m++) {
             const int it = m - lo, st = it & 1;
@@ -1766,7 +1779,7 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
             if (m + 1 < hi) load(m + 1, st ^ 1);
             if (it > 0) add_dq(m - 1, it - 1);
             const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES, stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
-            const uint32_t ds_to = ((it & 1) ? sv : sds) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
+            const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
             const int i0 = m * ROWS + qw, j0 = k0 + kw;        // first query and key of this warp
             if (sh.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // it sees none of them
 #pragma unroll
@@ -1774,18 +1787,10 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
 #pragma unroll
                     for (int j = 0; j < QT; j++)
 #pragma unroll
-                        for (int r = 0; r < 2; r++)
-                            asm volatile("st.shared.b32 [%0], %1;" ::"r"(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16), "r"(0)
-                                         : "memory");
+                        for (int r = 0; r < 2; r++) sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, 0);
                 continue;
             }
             float s[MT][QT][4], dp[MT][QT][4];
-#pragma unroll
-            for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                for (int j = 0; j < QT; j++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) s[mt][j][e] = dp[mt][j][e] = 0.f;
 #pragma unroll
             for (int kk = 0; kk < KT; kk++) {   // S^T = K Q^T
                 uint32_t a[MT][4];
@@ -1796,20 +1801,23 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
                     uint32_t b[4];
                     ldsm(b, sq + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
 #pragma unroll
-                    for (int mt = 0; mt < MT; mt++)
-                        mma16816(s[mt][j], a[mt], b[0], b[1]), mma16816(s[mt][j + 1], a[mt], b[2], b[3]);
+                    for (int mt = 0; mt < MT; mt++) mma_pair(s[mt][j], s[mt][j + 1], a[mt], b, kk == 0);
                 }
             }
 #pragma unroll
-            for (int kk = 0; kk < KT; kk++)   // dP^T = V dO^T
+            for (int kk = 0; kk < KT; kk++) {   // dP^T = V dO^T
+                const int at = Tl::V_IN_REGISTERS ? kk : 0;
+#pragma unroll
+                for (int mt = 0; mt < (Tl::V_IN_REGISTERS ? 0 : MT); mt++)
+                    ldsm(vf[mt][0], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
 #pragma unroll
                 for (int j = 0; j < QT; j += 2) {
                     uint32_t b[4];
                     ldsm(b, sdo + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
 #pragma unroll
-                    for (int mt = 0; mt < MT; mt++)
-                        mma16816(dp[mt][j], vf[mt][kk], b[0], b[1]), mma16816(dp[mt][j + 1], vf[mt][kk], b[2], b[3]);
+                    for (int mt = 0; mt < MT; mt++) mma_pair(dp[mt][j], dp[mt][j + 1], vf[mt][at], b, kk == 0);
                 }
+            }
 #pragma unroll
             for (int j = 0; j < QT; j++) {
                 const float2 y = lds2(stats + j * 32);
@@ -1846,9 +1854,7 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
                         pr[mt][j][r] = pack(s[mt][j][2 * r], s[mt][j][2 * r + 1]);
                         ds[mt][j][r] =
                             pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x), s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
-                        asm volatile(
-                            "st.shared.b32 [%0], %1;" ::"r"(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16), "r"(ds[mt][j][r])
-                            : "memory");
+                        sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, ds[mt][j][r]);
                     }
             }
 #pragma unroll
@@ -1860,7 +1866,7 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
 #pragma unroll
                     for (int mt = 0; mt < MT; mt++) {
                         const uint32_t a[4] = {pr[mt][j][0], pr[mt][j][1], pr[mt][j + 1][0], pr[mt][j + 1][1]};
-                        mma16816(dv[mt][d], a, b[0], b[1]), mma16816(dv[mt][d + 1], a, b[2], b[3]);
+                        mma_pair(dv[mt][d], dv[mt][d + 1], a, b);
                     }
                 }
 #pragma unroll
@@ -1872,7 +1878,7 @@ __global__ void __launch_bounds__(PBWD_THREADS, 1) portable_backward_kernel(cons
 #pragma unroll
                     for (int mt = 0; mt < MT; mt++) {
                         const uint32_t a[4] = {ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]};
-                        mma16816(dk[mt][d], a, b[0], b[1]), mma16816(dk[mt][d + 1], a, b[2], b[3]);
+                        mma_pair(dk[mt][d], dk[mt][d + 1], a, b);
                     }
                 }
         }
@@ -1936,20 +1942,18 @@ template <int D> static cudaError_t portable_forward_of(const AttnForward& a, cu
     // clang-format on
     return cudaGetLastError();
 }
-template <int D, int ROWS> static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
-    typedef PortableBackwardTile<D, ROWS> Tl;
+template <int D, class Tl, int BLOCKS> static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
     PortableBackward p;
     p.a = a;
-    p.row_tiles = (a.s.Tq + ROWS - 1) / ROWS;
+    p.row_tiles = (a.s.Tq + Tl::ROWS - 1) / Tl::ROWS;
     p.col_tiles = (a.s.Tk + Tl::COLS - 1) / Tl::COLS;
     p.section = attn_section(a.s, 8 * D, a.s.Tq, ATTN_SECTION);
     p.turn = a.work + 3;
-    ATTN_TRY(
-        cudaFuncSetAttribute(portable_backward_kernel<D, ROWS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)Tl::BYTES));
+    auto kernel = portable_backward_kernel<D, Tl, BLOCKS>;
+    const int bytes = Tl::BYTES;
+    ATTN_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work + 2, 0, 4 * (1 + (size_t)a.s.B * a.s.NH * p.row_tiles * 8), stream));
-    // clang-format off
-    portable_backward_kernel<D, ROWS><<<p.col_tiles * a.s.B * a.s.NH, PBWD_THREADS, Tl::BYTES, stream>>>(p);
-    // clang-format on
+    kernel<<<p.col_tiles * a.s.B * a.s.NH, Tl::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
@@ -1967,13 +1971,17 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
     if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) || !attn_pieces_ok(a.dout, a.s) ||
         !attn_pairs_ok(a.dq))
         return cudaErrorInvalidValue;
+    typedef PortableBackwardTile<64, 64, 2, 4, 0> Large64;   // of GPUs whose blocks may have more than 99 KiB of shared memory
+    typedef PortableBackwardTile<128, 64, 1, 4, 1> Large128;
     switch ((a.s.HS + 31) / 32) {
-    case 1: return portable_backward_of<32, 64>(a, stream);
-    case 2: return portable_backward_of<64, 64>(a, stream);
-    case 3: return portable_backward_of<96, 64>(a, stream);
+    case 1: return portable_backward_of<32, PortableBackwardTile<32, 64, 2, 4, 1>, 1>(a, stream);
+    case 2:
+        return shared_bytes >= Large64::BYTES ? portable_backward_of<64, Large64, 1>(a, stream)
+                                              : portable_backward_of<64, PortableBackwardTile<64, 64, 2, 4, 1>, 1>(a, stream);
+    case 3: return portable_backward_of<96, PortableBackwardTile<96, 64, 1, 4, 1>, 1>(a, stream);
     default:
-        return shared_bytes >= PortableBackwardTile<128, 64>::BYTES ? portable_backward_of<128, 64>(a, stream)
-                                                                    : portable_backward_of<128, 32>(a, stream);
+        return shared_bytes >= Large128::BYTES ? portable_backward_of<128, Large128, 1>(a, stream)
+                                               : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
     }
 }
 static int attn_hopper(const AttnShape& s, const AttnDevice& d) { return s.path == ATTN_AUTO && s.HS == 64 && d.major == 9; }
@@ -4804,7 +4812,7 @@ static int gpu_verify(gpt2_sp* g) {
     Verification v;
     memset(&v, 0, sizeof v);
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
-    o.out[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = 0, o.init_from[0] = 0, o.logits_chunk = 1024;
+    o.out[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = o.attention = 0, o.init_from[0] = 0, o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);
     if (!cpu) return fail(&g->error, "out of memory");
     cpu->device = &CPU_DEVICE;

@@ -127,12 +127,17 @@ part_embed() {
     finish
 }
 
-# The GPU program: that it compiles, its matrix instructions not put one after the other (ptxas C75xx). Running it needs a GPU.
+# The GPU program: that it compiles for all its architectures, and that dev/check_ptxas.sh finds no fault in it and would find one. Running it
+# needs a GPU.
+spoiled() { sed "$1" build/nvcc.log > $work/spoiled.log && ! sh dev/check_ptxas.sh $work/spoiled.log > /dev/null; }
 part_gpu() {
     if has nvcc; then
         check "make train_gpt2_spcu" $make -s train_gpt2_spcu
+        check "ptxas: no attention kernel is serialised or spills too much" sh dev/check_ptxas.sh build/nvcc.log
+        check "ptxas: a serialised kernel is found" spoiled '$s/.*/ptxas info : (C7510) Potential Performance Loss/'
+        check "ptxas: a kernel that spills is found" spoiled 's/ [0-9]* bytes spill stores/ 4096 bytes spill stores/'
         check "make test_gpt2_spcu" $make -s test_gpt2_spcu
-        skip "make test-gpu" "needs one Hopper GPU"
+        skip "make test-gpu" "needs a GPU of compute capability 8.0 or more"
     else
         skip "the GPU program" "nvcc is not installed"
     fi

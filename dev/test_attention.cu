@@ -1,6 +1,8 @@
 /* Correctness of the attention kernels of train_gpt2_sp.cu against an fp64 oracle: test_attention [variant | quick]
-   Every output is poisoned first, guards after each buffer must survive, a NaN fails. Bound: error <= 2 x the error of a plain bf16
-   implementation (probabilities, dS and results rounded to bf16, everything else exact) on the same inputs, both as maximum and as rms. */
+   Head size 64 with the kernels chosen for this GPU, with the portable ones, and with both by turns (a carry of one is read by the other); the other
+   head sizes with the portable ones. Every output is poisoned first, guards after each buffer must survive, a NaN fails. Bound: the rms error is at
+   most 2 x, the largest 3 x that of a plain bf16 implementation (P, dS and results rounded to bf16, everything else exact) on the same inputs; the
+   largest hangs on how single numbers happen to round. */
 #ifndef ATTENTION_TEST_NO_MAIN   // test_gpt2_sp.c includes this file after the program, inside a namespace
 #define GPT2_SP_GPU_NO_MAIN
 #include "../train_gpt2_sp.cu"
@@ -23,9 +25,9 @@ using namespace attn;
 struct Ora {
     AttnShape s;
     AttnView q, k, v, dout;
-    double *o, *lse;             // (B, NH, Tq, 64), (B, NH, Tq): exact
+    double *o, *lse;             // (B, NH, Tq, HS), (B, NH, Tq): exact
     int plain;                   // 1: the plain bf16 implementation
-    float *out, *dq, *dk, *dv;   // (B, NH, T, 64)
+    float *out, *dq, *dk, *dv;   // (B, NH, T, HS)
     double* delta;
 };
 __device__ double ld(const AttnView& v, int b, int h, int64_t t, int d) {
@@ -36,9 +38,9 @@ __device__ bool visible(const AttnShape& s, int b, int i, int j) {
     if (s.causal && s.k_pos + j > s.q_pos + i) return false;
     return !s.doc_start || s.k_pos + j >= s.doc_start[b * s.doc_batch + i];
 }
-__device__ double dot(const AttnView& x, const AttnView& y, int b, int h, int i, int j) {
+__device__ double dot(const AttnView& x, const AttnView& y, int HS, int b, int h, int i, int j) {
     double a = 0;
-    for (int d = 0; d < 64; d++) a += ld(x, b, h, i, d) * ld(y, b, h, j, d);
+    for (int d = 0; d < HS; d++) a += ld(x, b, h, i, d) * ld(y, b, h, j, d);
     return a;
 }
 __device__ double reduce(double x, int op) {
@@ -58,18 +60,17 @@ __global__ void ora_forward(Ora a) {
     int64_t row = ((int64_t)b * a.s.NH + h) * a.s.Tq + i;
     double m = -INFINITY, l = 0;
     for (int j = t; j < a.s.Tk; j += 128)
-        p[j] = visible(a.s, b, i, j) ? dot(a.q, a.k, b, h, i, j) * a.s.scale : -INFINITY, m = fmax(m, p[j]);
+        p[j] = visible(a.s, b, i, j) ? dot(a.q, a.k, a.s.HS, b, h, i, j) * a.s.scale : -INFINITY, m = fmax(m, p[j]);
     m = reduce(m, 1);
-    for (int j = t; j < a.s.Tk; j += 128) p[j] = m == -INFINITY ? 0 : exp(p[j] - m), l += p[j];
-    l = reduce(l, 0);
-    for (int j = t; j < a.s.Tk; j += 128) p[j] = l > 0 ? rnd(p[j] / l, a.plain) : 0;
-    __syncthreads();
-    if (t < 64) {
+    for (int j = t; j < a.s.Tk; j += 128) p[j] = m == -INFINITY ? 0 : exp(p[j] - m), l += p[j], p[j] = rnd(p[j], a.plain);
+    l = reduce(l, 0);   // as in any online softmax, P is rounded before it is divided by the sum
+    if (t < a.s.HS) {
         double x = 0;
         for (int j = 0; j < a.s.Tk; j++)
             if (p[j] != 0) x += p[j] * ld(a.v, b, h, j, t);
-        a.out[row * 64 + t] = (float)rnd(x, a.plain);
-        if (!a.plain) a.o[row * 64 + t] = x;
+        x = l > 0 ? x / l : 0;
+        a.out[row * a.s.HS + t] = (float)rnd(x, a.plain);
+        if (!a.plain) a.o[row * a.s.HS + t] = x;
     }
     if (t == 0 && !a.plain) a.lse[row] = l > 0 ? m + log(l) : -INFINITY;
 }
@@ -77,7 +78,7 @@ __global__ void ora_delta(Ora a) {   // exact O, or O rounded to bf16
     int i = blockIdx.x, h = blockIdx.y, b = blockIdx.z;
     int64_t row = ((int64_t)b * a.s.NH + h) * a.s.Tq + i;
     double x = 0;
-    for (int d = 0; d < 64; d++) x += ld(a.dout, b, h, i, d) * rnd(a.o[row * 64 + d], a.plain);
+    for (int d = 0; d < a.s.HS; d++) x += ld(a.dout, b, h, i, d) * rnd(a.o[row * a.s.HS + d], a.plain);
     a.delta[row] = x;
 }
 __device__ void grad(const Ora& a, int b, int h, int i, int j, double& p, double& ds) {
@@ -86,8 +87,8 @@ __device__ void grad(const Ora& a, int b, int h, int i, int j, double& p, double
         p = ds = 0;
         return;
     }
-    p = exp(dot(a.q, a.k, b, h, i, j) * a.s.scale - a.lse[row]);
-    ds = rnd(p * (dot(a.dout, a.v, b, h, i, j) - a.delta[row]), a.plain);
+    p = exp(dot(a.q, a.k, a.s.HS, b, h, i, j) * a.s.scale - a.lse[row]);
+    ds = rnd(p * (dot(a.dout, a.v, a.s.HS, b, h, i, j) - a.delta[row]), a.plain);
     p = rnd(p, a.plain);
 }
 __global__ void ora_dq(Ora a) {
@@ -96,26 +97,26 @@ __global__ void ora_dq(Ora a) {
     double x;
     for (int j = t; j < a.s.Tk; j += 128) grad(a, b, h, i, j, x, p[j]);
     __syncthreads();
-    if (t >= 64) return;
+    if (t >= a.s.HS) return;
     x = 0;
     for (int j = 0; j < a.s.Tk; j++)
         if (p[j] != 0) x += p[j] * ld(a.k, b, h, j, t);
-    a.dq[(((int64_t)b * a.s.NH + h) * a.s.Tq + i) * 64 + t] = (float)rnd(x * a.s.scale, a.plain);
+    a.dq[(((int64_t)b * a.s.NH + h) * a.s.Tq + i) * a.s.HS + t] = (float)rnd(x * a.s.scale, a.plain);
 }
-__global__ void ora_dkv(Ora a) {
+__global__ void ora_dkv(Ora a) {   // 2 HS threads: one per column of dV, one per column of dK
     extern __shared__ double p[];
-    int j = blockIdx.x, h = blockIdx.y, b = blockIdx.z, t = threadIdx.x;
+    int j = blockIdx.x, h = blockIdx.y, b = blockIdx.z, HS = a.s.HS, t = threadIdx.x % HS, value = threadIdx.x < HS;
     double* ds = p + a.s.Tq;
-    for (int i = t; i < a.s.Tq; i += 128) grad(a, b, h, i, j, p[i], ds[i]);
+    for (int i = threadIdx.x; i < a.s.Tq; i += blockDim.x) grad(a, b, h, i, j, p[i], ds[i]);
     __syncthreads();
     double x = 0;
     for (int i = 0; i < a.s.Tq; i++) {
-        double w = t < 64 ? p[i] : ds[i];
-        if (w != 0) x += w * (t < 64 ? ld(a.dout, b, h, i, t) : ld(a.q, b, h, i, t - 64));
+        double w = value ? p[i] : ds[i];
+        if (w != 0) x += w * ld(value ? a.dout : a.q, b, h, i, t);
     }
-    int64_t at = (((int64_t)b * a.s.NH + h) * a.s.Tk + j) * 64;
-    if (t < 64) a.dv[at + t] = (float)rnd(x, a.plain);
-    else a.dk[at + t - 64] = (float)rnd(x * a.s.scale, a.plain);
+    int64_t at = (((int64_t)b * a.s.NH + h) * a.s.Tk + j) * HS + t;
+    if (value) a.dv[at] = (float)rnd(x, a.plain);
+    else a.dk[at] = (float)rnd(x * a.s.scale, a.plain);
 }
 
 // ---------------------------------------------------------------- buffers
@@ -145,10 +146,14 @@ static int guard_ok(const Buf& b) {
         if (g[i] != 0xFF) return 0;
     return 1;
 }
-// layout 0 (B,NH,T,64), 1 (B,T,NH,64)
+static int head_size = 64;     // head size of the case that runs
+static int path = ATTN_AUTO;   // its kernels; MIXED: by turns
+enum { MIXED = 2 };
+static int path_of(int turn) { return path == MIXED ? turn & 1 : path; }
+// layout 0 (B,NH,T,HS), 1 (B,T,NH,HS)
 static AttnView view_of(void* p, int layout, int NH, int T) {
-    AttnView v = {p, 64, (int64_t)T * 64, (int64_t)NH * T * 64};
-    if (layout) v.token = NH * 64, v.head = 64;
+    AttnView v = {p, head_size, (int64_t)T * head_size, (int64_t)NH * T * head_size};
+    if (layout) v.token = NH * head_size, v.head = head_size;
     return v;
 }
 static AttnView rows_from(AttnView v, int64_t row, int elem) {
@@ -196,10 +201,10 @@ static double* alloc_d(size_t n) {
     owned.push_back(p);
     return p;
 }
-// compares a tensor in `layout` with the oracle's (B,NH,T,64)
+// compares a tensor in `layout` with the oracle's (B,NH,T,HS)
 static void compare(const char* name, const char* what, const Buf& b, int is_float, int layout, int B, int NH, int T,
     float* exact, float* plain) {
-    size_t n = (size_t)B * NH * T * 64;
+    size_t n = (size_t)B * NH * T * head_size;
     std::vector<float> x = fetch(b, is_float, n), e(n), p(n);
     CK(cudaMemcpy(e.data(), exact, n * 4, cudaMemcpyDeviceToHost));
     CK(cudaMemcpy(p.data(), plain, n * 4, cudaMemcpyDeviceToHost));
@@ -208,15 +213,17 @@ static void compare(const char* name, const char* what, const Buf& b, int is_flo
     for (int q = 0; q < B; q++)
         for (int h = 0; h < NH; h++)
             for (int t = 0; t < T; t++)
-                for (int d = 0; d < 64; d++) {
-                    size_t i = (((size_t)q * NH + h) * T + t) * 64 + d, j = layout ? (((size_t)q * T + t) * NH + h) * 64 + d : i;
+                for (int d = 0; d < head_size; d++) {
+                    size_t i = (((size_t)q * NH + h) * T + t) * head_size + d,
+                           j = layout ? (((size_t)q * T + t) * NH + h) * head_size + d : i;
                     double a = fabs((double)x[j] - e[i]), c = fabs((double)p[i] - e[i]);
                     if (!(a < 1e30)) bad++;
                     else me = fmax(me, a), se += a * a;
                     mp = fmax(mp, c), sp += c * c;
                 }
     se = sqrt(se / n), sp = sqrt(sp / n);
-    int ok = !bad && me <= 2 * mp + 1e-6 && se <= 2 * sp + 1e-7 && guard_ok(b);
+    // where the exact result is 0, dP - delta leaves the rounding of two fp32 sums of head_size products
+    int ok = !bad && me <= 3 * mp + 1e-6 && se <= 2 * sp + head_size * 4e-9 && guard_ok(b);
     verdict(ok, "%-34s %-4s max %.2e (plain bf16 %.2e) rms %.2e (%.2e)", name, what, me, mp, se, sp);
     if (bad) printf("  %d NaN or missing", bad);
     if (!guard_ok(b)) printf("  guard overwritten");
@@ -231,7 +238,7 @@ static int only_forward;
 static void run_case(const Case& c) {
     const int B = c.B, NH = c.NH, Tq = c.Tq, Tk = c.Tk;
     seed = 12345 + Tq * 7 + Tk;
-    size_t nq = (size_t)B * NH * Tq * 64, nk = (size_t)B * NH * Tk * 64, nr = (size_t)B * NH * Tq;
+    size_t nq = (size_t)B * NH * Tq * head_size, nk = (size_t)B * NH * Tk * head_size, nr = (size_t)B * NH * Tq;
     auto make = [&](size_t n, float amp, float bias) {
         std::vector<uint16_t> h(n);
         for (size_t i = 0; i < n; i++) {
@@ -263,7 +270,8 @@ static void run_case(const Case& c) {
         CK(cudaMemcpy(doc, d.data(), d.size() * 4, cudaMemcpyHostToDevice));
     }
     Ora a;
-    a.s = {B, NH, Tq, Tk, c.q_pos, c.k_pos, c.causal, 0.125f, doc, Tq};
+    const float scale = 1.f / sqrtf((float)head_size);
+    a.s = {B, NH, Tq, Tk, c.q_pos, c.k_pos, c.causal, scale, doc, Tq, head_size, ATTN_AUTO};
     a.q = view_of(q.p, c.layout, NH, Tq), a.k = view_of(k.p, c.layout, NH, Tk), a.v = view_of(v.p, c.layout, NH, Tk),
     a.dout = view_of(dout.p, c.layout, NH, Tq);
     a.o = alloc_d(nq), a.lse = alloc_d(nr), a.delta = alloc_d(nr);
@@ -280,7 +288,7 @@ static void run_case(const Case& c) {
         if (!only_forward) {
             ora_delta<<<dim3(Tq, NH, B), 1>>>(a);
             ora_dq<<<dim3(Tq, NH, B), 128, sm>>>(a);
-            ora_dkv<<<dim3(Tk, NH, B), 128, sm>>>(a);
+            ora_dkv<<<dim3(Tk, NH, B), 2 * head_size, sm>>>(a);
         }
         CK(cudaGetLastError());
     }
@@ -300,7 +308,7 @@ static void run_case(const Case& c) {
             int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
             AttnForward f;
             memset(&f, 0, sizeof f);
-            f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0;
+            f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0, f.s.path = path_of(i + j);
             if (doc) f.s.doc_start = doc + q0;
             f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2);
             f.carry_in = j != c.ck - 1, f.carry_out = j != 0;
@@ -339,13 +347,13 @@ static void run_case(const Case& c) {
             int k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
             AttnForward f;
             memset(&f, 0, sizeof f);
-            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.q = a.q, f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2),
-            f.carry_out = 1;
+            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.s.path = path_of(j), f.q = a.q, f.k = rows_from(a.k, k0, 2),
+            f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
             f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int*)work.p;
             CK(forward(f, 0));
-            if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0));
+            if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0, head_size));
         }
-        CK(attention_merge(va, rm, rs, none, rm2, rs2, view_of(o.p, c.layout, NH, Tq), rl2, B, NH, Tq, 0));
+        CK(attention_merge(va, rm, rs, none, rm2, rs2, view_of(o.p, c.layout, NH, Tq), rl2, B, NH, Tq, 0, head_size));
         CK(cudaDeviceSynchronize());
         compare(c.name, "Omrg", o, 0, c.layout, B, NH, Tq, res[0][0], res[1][0]);
         std::vector<float> x = fetch(lse, 1, nr), y = fetch(lse2, 1, nr);
@@ -359,7 +367,7 @@ static void run_case(const Case& c) {
         // backward: all pairs of chunks, twice in the deterministic mode; dK, dV once more as bf16 if in one piece
         Buf dq = poisoned(nq * 4), dqb = poisoned(nq * 2), dk = poisoned(nk * 4), dv = poisoned(nk * 4), delta = poisoned(nr * 4);
         AttnRows rd = {(float*)delta.p, Tq, (int64_t)NH * Tq};
-        CK(attention_delta(a.dout, view_of(o.p, c.layout, NH, Tq), rd, B, NH, Tq, 0));
+        CK(attention_delta(a.dout, view_of(o.p, c.layout, NH, Tq), rd, B, NH, Tq, 0, head_size));
         std::vector<float> first, second;
         for (int mode = 0; mode < 3 + (c.cq * c.ck == 1); mode++) {
             int b16 = mode == 3;
@@ -370,7 +378,7 @@ static void run_case(const Case& c) {
                     int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
                     AttnBackward f;
                     memset(&f, 0, sizeof f);
-                    f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0;
+                    f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0, f.s.path = path_of(i + j);
                     if (doc) f.s.doc_start = doc + q0;
                     f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2),
                     f.dout = rows_from(a.dout, q0, 2);
@@ -383,7 +391,8 @@ static void run_case(const Case& c) {
                     f.work = (int*)work.p;
                     CK(attention_backward(f, 0));
                 }
-            CK(attention_dq_finish(view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), 0.125f, B, NH, Tq, 0));
+            CK(attention_dq_finish(
+                view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), scale, B, NH, Tq, 0, head_size));
             CK(cudaDeviceSynchronize());
             const char* tag[] = {"", "+det", "", "bf16"};
             if (mode != 2) {
@@ -409,14 +418,14 @@ done:
 // NaN of either sign in one query and one key row: everything still ends, and reaches exactly the rows that see it.
 static void run_nan() {
     const int T = 700, NH = 1, qrow = 300, krow = 500;
-    size_t n = (size_t)T * 64;
+    size_t n = (size_t)T * head_size;
     std::vector<uint16_t> h(n);
     auto make = [&](int row, uint16_t bad) {
         for (size_t i = 0; i < n; i++) {
             __nv_bfloat16 x = __float2bfloat16(normal());
             memcpy(&h[i], &x, 2);
         }
-        if (row >= 0) h[(size_t)row * 64 + 7] = bad;
+        if (row >= 0) h[(size_t)row * head_size + 7] = bad;
         Buf b = poisoned(n * 2);
         CK(cudaMemcpy(b.p, h.data(), n * 2, cudaMemcpyHostToDevice));
         return b;
@@ -427,7 +436,7 @@ static void run_nan() {
     CK(cudaMemset(work.p, 0, 8));
     AttnForward f;
     memset(&f, 0, sizeof f);
-    f.s = {1, NH, T, T, 0, 0, 1, 0.125f, NULL, 0};
+    f.s = {1, NH, T, T, 0, 0, 1, 0.125f, NULL, 0, head_size, path_of(1)};
     f.q = view_of(q.p, 0, NH, T), f.k = view_of(k.p, 0, NH, T), f.v = view_of(v.p, 0, NH, T), f.o = view_of(o.p, 0, NH, T);
     f.lse = {(float*)lse.p, T, T}, f.work = (int*)work.p;
     CK(forward(f, 0));
@@ -436,17 +445,18 @@ static void run_nan() {
     g.s = f.s, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view_of(dout.p, 0, NH, T), g.lse = f.lse,
     g.delta = {(float*)delta.p, T, T};
     g.dq = view_of(dq.p, 0, NH, T), g.dk = view_of(dk.p, 0, NH, T), g.dv = view_of(dv.p, 0, NH, T), g.work = f.work;
-    CK(attention_delta(g.dout, f.o, g.delta, 1, NH, T, 0));
+    CK(attention_delta(g.dout, f.o, g.delta, 1, NH, T, 0, head_size));
     CK(attention_backward(g, 0));
     CK(cudaDeviceSynchronize());
     std::vector<float> x = fetch(o, 0, n), y = fetch(dq, 1, n);
     int wrong = 0;
     for (int r = 0; r < T; r++)
-        for (int d = 0; d < 64; d++) {
+        for (int d = 0; d < head_size; d++) {
             bool sees = r == qrow || r >= krow;
-            wrong += isnan(x[r * 64 + d]) != sees;
-            wrong += sees ? !isnan(y[r * 64 + d])
-                          : r < krow / 128 * 128 && isnan(y[r * 64 + d]);   // beside the NaN key, 0 x NaN in the product dS K
+            wrong += isnan(x[r * head_size + d]) != sees;
+            wrong += sees
+                ? !isnan(y[r * head_size + d])
+                : r < krow / 128 * 128 && isnan(y[r * head_size + d]);   // beside the NaN key, 0 x NaN in the product dS K
         }
     verdict(!wrong, "%-34s %-4s NaN where a row sees one and not in tiles that hold none, %.0f wrong\n", "700x700 with NaN",
         "O,dQ", wrong, 0, 0, 0);
@@ -482,6 +492,7 @@ static int attention_tests(int argc, char** argv) {
         {"1000x1000", 2, 3, 1000, 1000, 0, 0, 1, 0, 1, 1, 1, 1, 0},
         {"1537x1537 sharp", 1, 2, 1537, 1537, 0, 0, 1, 0, 1, 1, 1, 3, 0},
         {"1000x1000 scores near -130", 1, 2, 1000, 1000, 0, 0, 1, 0, 1, 1, 1, 1, 4},
+        {"191x193 no mask, scores near -130", 2, 3, 191, 193, 0, 0, 0, 0, 0, 1, 1, 1, 4},
         {"300x400 far", 1, 2, 300, 400, 500, 0, 1, 0, 0, 1, 1, 1, 0},
         {"400x300 keys later", 1, 2, 400, 300, 0, 100, 1, 0, 1, 1, 1, 1, 0},
         {"200x300 all masked", 1, 2, 200, 300, 0, 1000, 1, 0, 1, 1, 1, 1, 0},
@@ -494,9 +505,20 @@ static int attention_tests(int argc, char** argv) {
         {"600x900 in 1x4 chunks, keys later", 1, 2, 600, 900, 100, 0, 1, 0, 1, 1, 4, 1, 0},
         {"777x777 in 4x5 chunks, documents", 1, 2, 777, 777, 0, 0, 1, 200, 1, 4, 5, 1, 0},
     };
-    for (const Case& c : cases)
-        if (!quick || c.Tq * c.Tk <= 320 * 400) run_case(c);
-    if (!only_forward) run_nan();
+    const struct {
+        int head_size, path;
+        const char* name;
+    } kinds[] = {{64, ATTN_AUTO, "the kernels for this GPU"}, {64, ATTN_PORTABLE, "portable"}, {64, MIXED, "by turns"},
+        {32, ATTN_PORTABLE, "portable"}, {48, ATTN_PORTABLE, "portable"}, {80, ATTN_PORTABLE, "portable"},
+        {96, ATTN_PORTABLE, "portable"}, {112, ATTN_PORTABLE, "portable"}, {128, ATTN_PORTABLE, "portable"}};
+    for (const auto& kind : kinds) {
+        if (only_forward && kind.path != ATTN_AUTO) continue;
+        head_size = kind.head_size, path = kind.path;
+        printf("head size %d, %s\n", head_size, kind.name);
+        for (const Case& c : cases)
+            if ((!quick || c.Tq * c.Tk <= 320 * 400) && (path != MIXED || c.cq * c.ck > 1)) run_case(c);
+        if (!only_forward && path != MIXED) run_nan();
+    }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }

@@ -98,6 +98,7 @@ check "dist-paper: odd P" refused 'dist-paper' schedule --schedule dist-paper --
 printf '# a comment\n\nlayers = 2\n  heads=2  \nchannels = 32\nseq-len = 64\nsp = 2\nthreads = 1\nlr = 3e-3\n' > run.cfg
 check "config file" says '^model *2 layers, 2 heads, 32 channels' g train --config run.cfg --data books.tok --steps 1
 check "config file, overridden after it" says '^model *1 layers' g train --config run.cfg --layers 1 --data books.tok --steps 1
+check "an option of the GPU program" refused 'attention: only the GPU program' train --config run.cfg --data books.tok --attention portable
 echo 'layer = 2' > bad.cfg
 check "config file: unknown option" refused 'bad.cfg:1.*--layers' train --config bad.cfg
 echo 'layers' > bad.cfg

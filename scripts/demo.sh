@@ -55,7 +55,7 @@ fi
 
 start=$(date +%s)
 say "building"
-show make --no-print-directory
+show make --no-print-directory GPU=
 
 # ----- text into token shards ---------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 [ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 1; }
 texts=$1 held_out=$2 run=${3:-runs/finetune}
 sp=${SP:-4} context=${CONTEXT:-8192} steps=${STEPS:-200}
-[ -x train_gpt2_sp ] || make
+[ -x train_gpt2_sp ] || make GPU=
 mkdir -p "$run"
 
 # 1. Text into token shards. Every file (every line of a .jsonl) is a document.
