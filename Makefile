@@ -51,7 +51,7 @@ GPU_ARCH ?=
 GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
 NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(comma)code=sm_$(GPU_ARCH),--threads 2 \
     -gencode=arch=compute_90a$(comma)code=sm_90a -gencode=arch=compute_80$(comma)code=[sm_80$(comma)compute_80]) \
-    -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
+    $(if $(filter-out 90a,$(GPU_ARCH)),-DATTN_HOPPER=0) -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
 BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $(CC) --version; } 2> /dev/null | cksum | cut -d ' ' -f 1)
 
 # ===== programs and libraries ====================================================================

@@ -724,6 +724,8 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
         regs_up<160>();
         fwd_consumer<F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
+#else
+    asm volatile("trap;");   // built without sm_90a and not told so
 #endif
 }
 
@@ -1131,6 +1133,8 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
         regs_up<240>();
         bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
+#else
+    asm volatile("trap;");
 #endif
 }
 
@@ -1984,7 +1988,12 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
                                                : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
     }
 }
-static int attn_hopper(const AttnShape& s, const AttnDevice& d) { return s.path == ATTN_AUTO && s.HS == 64 && d.major == 9; }
+#ifndef ATTN_HOPPER
+#define ATTN_HOPPER 1   // 0: a build without sm_90a, whose kernels of 7a are empty
+#endif
+static int attn_hopper(const AttnShape& s, const AttnDevice& d) {
+    return ATTN_HOPPER && s.path == ATTN_AUTO && s.HS == 64 && d.major == 9;
+}
 
 // One chunk pair, see the top of section 7a. Asynchronous on `stream`, on the device that is current.
 static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
