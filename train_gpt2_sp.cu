@@ -2649,78 +2649,110 @@ static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     return 0;
 }
 
-// D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL: no C.
-// The first use of a shape makes its plan; with d->tune the fastest of the library's first PROPOSALS on these very operands.
+// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL: no C.
+typedef struct {
+    void* out;
+    const bf16 *a, *b;
+    const void* c;
+} MatmulOperands;
+
+static int matmul_same(const MatmulPlan* p, const MatmulPlan* q) {
+    return p->m == q->m && p->n == q->n && p->k == q->k && p->transposed_a == q->transposed_a &&
+        p->transposed_b == q->transposed_b && p->flags == q->flags;
+}
+
+static cublasStatus_t matmul_run(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
+    float one = 1, zero = 0;
+    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b, p->flags & MATMUL_ADD ? &one : &zero,
+        x->c ? x->c : x->out, p->d, x->out, p->d, algorithm, d->workspace, LT_WORKSPACE, d->stream);
+}
+
+// The library's proposals for a plan, best first by its own estimate.
+static int matmul_proposals(
+    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+    static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    cublasLtMatmulPreference_t preference;
+    uint32_t alignment = 32;
+    LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
+    cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
+    for (int i = 0; i < 4; i++) cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment);
+    cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
+    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)p->m,
+        (long long)p->n, (long long)p->k, p->flags, (int)status);
+}
+
+// The fastest of the proposals on these very operands.
+static int matmul_tune(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+    float best = INFINITY, first = 0;
+    int count = 0, chosen = 0;
+    if (matmul_proposals(d, p, found, &count, e) != 0) return -1;
+    p->algorithm = found[0].algo;
+    for (int i = 0; d->tune && i < count; i++) {
+        float ms = 0, elapsed = 0;
+        for (int j = 0; j < 4; j++) {
+            if (j == 1) cudaEventRecord(d->timer[0], d->stream);
+            if (matmul_run(d, p, x, &found[i].algo) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
+        }
+        cudaEventRecord(d->timer[1], d->stream);
+        CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
+        cudaEventElapsedTime(&elapsed, d->timer[0], d->timer[1]);
+        ms += elapsed / 3;
+        if (i == 0) first = ms;
+        if (ms < best) best = ms, p->algorithm = found[i].algo, chosen = i;
+    }
+    if (d->tune && d->profile)
+        printf("matmul %6lld x %6lld x %6lld flags %2d: proposal %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)\n",
+            (long long)p->m, (long long)p->n, (long long)p->k, p->flags, chosen, count, best,
+            2e-9 * (double)p->m * (double)p->n * (double)p->k / best, first);
+    return 0;
+}
+
+// Choices by timing are made by one rank at a time, so that none disturbs another, and serve the others too: ranks with the same shapes
+// then compute with the same algorithms. The GPUs of a process are alike.
+static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    static MatmulPlan chosen[2 * MAX_PLANS];
+    static int count;
+    int known = -1, status = 0;
+    pthread_mutex_lock(&mutex);
+    for (int i = 0; d->tune && known < 0 && i < count; i++)
+        if (matmul_same(&chosen[i], p)) known = i;
+    if (known >= 0) p->algorithm = chosen[known].algorithm;
+    else status = matmul_tune(d, p, x, e);
+    if (status == 0 && d->tune && known < 0 && count < 2 * MAX_PLANS) chosen[count++] = *p;
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
+// The first use of a shape makes its plan; with d->tune by timing.
 static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c, const bf16* bias, const void* aux, int64_t m,
     int64_t n, int64_t k, int transposed_a, int transposed_b, int flags, Error* e) {
-    MatmulPlan* p = NULL;
-    float one = 1, zero = 0, *beta = flags & MATMUL_ADD ? &one : &zero;
-    for (int i = 0; i < d->plan_count && !p; i++) {
-        MatmulPlan* q = &d->plans[i];
-        if (q->m == m && q->n == n && q->k == k && q->transposed_a == transposed_a && q->transposed_b == transposed_b &&
-            q->flags == flags)
-            p = q;
-    }
+    MatmulOperands x = {out, a, b, c};
+    MatmulPlan wanted, *p = NULL;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.m = m, wanted.n = n, wanted.k = k, wanted.transposed_a = transposed_a, wanted.transposed_b = transposed_b,
+    wanted.flags = flags;
+    for (int i = 0; i < d->plan_count && !p; i++)
+        if (matmul_same(&d->plans[i], &wanted)) p = &d->plans[i];
     int fresh = !p;
     if (fresh) {
         if (d->plan_count == MAX_PLANS) return fail(e, "more than %d shapes of matrix products", MAX_PLANS);
         p = &d->plans[d->plan_count];
-        memset(p, 0, sizeof *p);
-        p->m = m, p->n = n, p->k = k, p->transposed_a = transposed_a, p->transposed_b = transposed_b, p->flags = flags;
+        *p = wanted;
         if (matmul_plan_make(d, p, e) != 0) return -1;
         d->plan_count++;
     }
     if (bias) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     if (aux) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
-    if (fresh) {
-        cublasLtMatmulPreference_t preference;
-        cublasLtMatmulHeuristicResult_t found[PROPOSALS];
-        int count = 0;
-        uint32_t alignment = 32;
-        LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
-        cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
-        cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment);
-        cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment);
-        cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment, sizeof alignment);
-        cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment, sizeof alignment);
-        cublasStatus_t status =
-            cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, &count);
-        cublasLtMatmulPreferenceDestroy(preference);
-        if (status != CUBLAS_STATUS_SUCCESS || count == 0)
-            return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)m,
-                (long long)n, (long long)k, flags, (int)status);
-        p->algorithm = found[0].algo;
-        float best = INFINITY, first = 0;
-        int chosen = 0;
-        for (int i = 0; d->tune && i < count; i++) {
-            float ms = 0;
-            for (int j = 0; j < 4; j++) {
-                if (j == 1) cudaEventRecord(d->timer[0], d->stream);
-                if (cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d,
-                        &found[i].algo, d->workspace, LT_WORKSPACE, d->stream) != CUBLAS_STATUS_SUCCESS)
-                    ms = INFINITY;
-            }
-            cudaEventRecord(d->timer[1], d->stream);
-            CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
-            float elapsed = 0;
-            cudaEventElapsedTime(&elapsed, d->timer[0], d->timer[1]);
-            ms += elapsed / 3;
-            if (i == 0) first = ms;
-            if (ms < best) best = ms, p->algorithm = found[i].algo, chosen = i;
-        }
-        if (d->tune && d->profile)
-            printf("matmul %6lld x %6lld x %6lld flags %2d: proposal %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)\n",
-                (long long)m, (long long)n, (long long)k, flags, chosen, count, best,
-                2e-9 * (double)m * (double)n * (double)k / best, first);
-    }
-    LT_TRY(e,
-        cublasLtMatmul(d->lt, p->operation, &one, a, p->a, b, p->b, beta, c ? c : out, p->d, out, p->d, &p->algorithm,
-            d->workspace, LT_WORKSPACE, d->stream));
+    if (fresh && matmul_choose(d, p, &x, e) != 0) return -1;
+    LT_TRY(e, matmul_run(d, p, &x, &p->algorithm));
     return 0;
 }
 

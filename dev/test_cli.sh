@@ -112,7 +112,7 @@ for kind in ring dist dist-paper zigzag allgather ulysses; do
     g schedule --schedule $kind --sp 8 --json > out
     check "schedule $kind --json" json schedule sp forward.steps forward.makespan forward.ideal forward.elements_per_rank backward.steps backward.makespan < out
 done
-check "schedule dist, 8 ranks: 5 steps, no idle half" says '"forward": {"steps": 5, "makespan": 4, "ideal": 4,' g schedule --schedule dist --sp 8 --json
+check "schedule dist, 8 ranks: 6 steps, no idle half" says '"forward": {"steps": 6, "makespan": 4, "ideal": 4,' g schedule --schedule dist --sp 8 --json
 check "schedule dist-paper, 8 ranks: idle half" says '"forward": {"steps": 5, "makespan": 4.5, "ideal": 4,' g schedule --schedule dist-paper --sp 8 --json
 check "schedule dist, 256 ranks" says '"makespan": 128' g schedule --schedule dist --sp 256 --json
 check "schedule, 1 rank" says '"makespan": 0.5' g schedule --sp 1 --json
