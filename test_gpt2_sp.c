@@ -2017,7 +2017,7 @@ static Sequences loader_sequences(
     memset(&out, 0, sizeof out);
     memset(&l, 0, sizeof l);
     l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp, l.doc_mask = doc_mask,
-    l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
+    l.local_ranks = shape.dp * shape.sp, l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
     l.batch[0].ranks = l.batch[1].ranks = ranks;
     for (int r = 0; r < shape.sp; r++) segments[r] = rank_segments(shape.kind, shape.sp, LOADER_T, r);
     int64_t n = shape.passes * shape.B;
