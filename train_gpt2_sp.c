@@ -1325,8 +1325,10 @@ static const char* link_read(Link* l) {
     pthread_mutex_lock(&w->mutex);
     if (f.kind == FRAME_ABORT) {
         Error reason;
-        snprintf(reason.text, sizeof reason.text, "process %d: %.*s", (int)(l - w->links), (int)min_i64((int64_t)f.bytes, 980),
-            (const char*)frame->data);
+        frame->data[f.bytes] = 0;
+        const char* said = (const char*)frame->data;
+        if (strncmp(said, "process ", 8) == 0) snprintf(reason.text, sizeof reason.text, "%.1000s", said);
+        else snprintf(reason.text, sizeof reason.text, "process %d: %.980s", (int)(l - w->links), said);
         world_stop(w, &reason);
         free(frame);
     } else {
@@ -5796,6 +5798,46 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
     return option_set(o, option_find("master"), text, e);
 }
 
+// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this one neither computes
+// on nor comes back, as in a GPU that waits for another for ever.
+typedef struct {
+    gpt2_sp* g;
+    pthread_t thread;
+    int running, done;   // done: the world's mutex guards it
+} Watch;
+
+static void* watch_thread(void* argument) {
+    Watch* watch = (Watch*)argument;
+    ThreadWorld* w = &watch->g->world;
+    double patience = w->timeout > 0 ? fmin(w->timeout, 30e3) : 30e3, since = 0;
+    Error why = {{0}};
+    pthread_mutex_lock(&w->mutex);
+    while (!watch->done) {
+        world_await(w, now_ms() + 200);
+        if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
+            for (int i = 0; i < w->processes && why.text[0] == 0; i++)
+                if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
+        if (since == 0 && why.text[0]) since = now_ms();
+        if (since == 0 || now_ms() - since < patience || watch->done) continue;
+        fprintf(stderr, "train_gpt2_sp train: %s, and a rank of process %d does not come back\n", why.text, w->process);
+        _exit(1);
+    }
+    pthread_mutex_unlock(&w->mutex);
+    return NULL;
+}
+static void watch_start(Watch* watch, gpt2_sp* g) {
+    watch->g = g, watch->done = 0;
+    watch->running = g->mesh.processes > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
+}
+static void watch_end(Watch* watch) {
+    if (!watch->running) return;
+    pthread_mutex_lock(&watch->g->world.mutex);
+    watch->done = 1;
+    pthread_cond_broadcast(&watch->g->world.changed);
+    pthread_mutex_unlock(&watch->g->world.mutex);
+    pthread_join(watch->thread, NULL);
+}
+
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (o->save_every > 0 && !o->out[0])
@@ -5816,8 +5858,11 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     }
     if (g->step >= o->steps && first) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
     if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;
+    Watch watch;
+    watch_start(&watch, g);
     status = processes_agree(&g->host, status, NULL, e);
     if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
+    watch_end(&watch);
     if (log && fclose(log) != 0 && status == 0) status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
     gpt2_sp_destroy(g);
     return status;
