@@ -2051,22 +2051,25 @@ static int processes_agree(Transport* t, int status, int* flag, Error* e) {
         int64_t status, flag;
         Error error;
     } mine, other;
+    int met = 0;
     if (w->processes < 2) return status;
     transport_begin(t, "an agreement");
     memset(&mine, 0, sizeof mine);
     mine.status = status, mine.flag = flag ? *flag : 0;
     if (status != 0) mine.error = *e;
-    for (int i = 1; i < w->processes; i++)
-        if (link_send(t, (w->process + i) % w->processes, HOST, FRAME_TEXT, &mine, sizeof mine, e) != 0) return -1;
-    for (int i = 0; i < w->processes; i++) {
+    for (int i = 1; met == 0 && i < w->processes; i++)
+        met = link_send(t, (w->process + i) % w->processes, HOST, FRAME_TEXT, &mine, sizeof mine, e);
+    for (int i = 0; met == 0 && i < w->processes; i++) {
         if (i == w->process) continue;
-        if (link_receive(t, i, HOST, FRAME_TEXT, &other, sizeof other, e) != 0) return -1;
+        met = link_receive(t, i, HOST, FRAME_TEXT, &other, sizeof other, e);
+        if (met != 0) break;
         other.error.text[sizeof other.error.text - 1] = 0;
         if (flag && other.flag > *flag) *flag = (int)other.flag;
         if (other.status != 0 && status == 0) status = fail(e, "process %d: %.980s", i, other.error.text);
     }
+    if (met != 0) t->abort(t, e);   // no agreement is possible any more
     if (mine.status != 0) *e = mine.error;
-    return status;
+    return met != 0 ? -1 : status;
 }
 
 // --- a world of ranks ---

@@ -29,6 +29,7 @@ start() {
     name=$1 world=$2
     shift 2
     port=$((port + 1)) i=0 pids=
+    rm -f $name.*.out $name.*.err
     while [ $i -lt $world ]; do
         eval "own=\${own_$i-}"
         "$program" train "$@" --rank $i --world ${of:-$world} --master 127.0.0.1:$port $own > $name.$i.out 2> $name.$i.err &
@@ -53,7 +54,7 @@ finished() {
 run() { start "$@"; finished; }
 trains() {   # waits until a run is at its fifth step
     tries=0
-    until [ "$(grep -c '^step  ' $name.0.out)" -ge 5 ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+    until [ "$(grep -c '^step  ' $name.0.out 2> /dev/null)" -ge 5 ] 2> /dev/null || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
 }
 
 # Fails unless the processes ended with these statuses.
@@ -288,5 +289,46 @@ check "mpirun's, MPICH" launched "PMI_RANK=0 PMI_SIZE=2 MPI_LOCALNRANKS=2 MASTER
 check "a batch script of Slurm is no task of a step" env SLURM_PROCID=0 SLURM_NTASKS=2 "$program" train $shape --steps 1
 check "a master that nobody names" sh -c '! OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_SIZE=2 "$0" train --data data.tok --sp 4 --steps 1 2>&1 | grep -v MASTER_ADDR' "$program"
 check "numbers that are none" sh -c 'RANK=x WORLD_SIZE=4 MASTER_ADDR=a "$0" train --data data.tok --steps 1 2>&1 | grep "RANK=x"' "$program"
+
+# the recipes, with stand-ins for torchrun, srun and ssh that do what those do here
+mkdir bin
+cat > bin/torchrun << 'END'
+#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in
+    --no-python) shift; continue ;;
+    --nproc-per-node) count=$2 ;;
+    --master-addr) MASTER_ADDR=$2 ;;
+    --master-port) MASTER_PORT=$2 ;;
+    --*) ;;
+    *) break ;;
+    esac
+    shift 2
+done
+export MASTER_ADDR MASTER_PORT WORLD_SIZE=$count TORCHELASTIC_USE_AGENT_STORE=True
+RANK=1 "$@" & RANK=0 "$@"; status=$?; wait $! && exit $status
+END
+cat > bin/srun << 'END'
+#!/bin/sh
+shift
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost
+SLURM_PROCID=1 "$@" & SLURM_PROCID=0 "$@"; status=$?; wait $! && exit $status
+END
+printf '#!/bin/sh\nshift\nexec sh -c "$*"\n' > bin/ssh
+chmod +x bin/*
+recipe() { env PATH="$dir/bin:$PATH" PROGRAM="$program" "$@" > recipe.out 2>&1 && grep '^step *3/3' recipe.out && grep 'in 2 processes' recipe.out || { cat recipe.out; return 1; }; }
+given="$shape --data $dir/data.tok --sp 2 --steps 3"
+port=$((port + 2))
+check "scripts/torchrun.sh" recipe PER_NODE=2 MASTER_PORT=$port sh "$scripts/torchrun.sh" $given
+check "scripts/slurm.sh" recipe SLURM_JOB_ID=$port sh "$scripts/slurm.sh" $given
+port=$((port + 2))
+check "scripts/ssh.sh" recipe SSH=ssh HOSTS="localhost localhost" PORT=$port sh "$scripts/ssh.sh" $given --out "$dir/it's quoted"
+check "... with its arguments as given" test -e "it's quoted/step_00000003"
+env PATH="$dir/bin:$PATH" PROGRAM="$program" SSH=ssh HOSTS="localhost localhost" PORT=$((port + 1)) sh "$scripts/ssh.sh" $given --steps 1000000 --out "$dir/stopped" > ssh.0.out 2>&1 &
+pids=" $!" name=ssh
+trains
+kill -TERM $pids
+finished
+check "scripts/ssh.sh stopped: saves, ends with 0" sh -c '[ "$0" = " 0" ] && grep "stopped by a signal; saved" ssh.0.out || { cat ssh.0.out; exit 1; }' "$statuses"
 
 finish
