@@ -1650,8 +1650,7 @@ static int address_parse(Address* a, const char* text, Error* e) {
 }
 
 static int host_is_loopback(const char* host) {
-    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 ||
-        strncmp(host, "::ffff:127.", 11) == 0;
+    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
 }
 
 static void socket_options(int fd) {
@@ -1693,9 +1692,10 @@ static void socket_name(int fd, int other, char* host, size_t host_size, char* p
     socklen_t size = sizeof name;
     host[0] = port[0] = 0;
     int code = other ? getpeername(fd, (struct sockaddr*)&name, &size) : getsockname(fd, (struct sockaddr*)&name, &size);
-    if (code == 0)
-        getnameinfo((struct sockaddr*)&name, size, host, (socklen_t)host_size, port, (socklen_t)port_size,
-            NI_NUMERICHOST | NI_NUMERICSERV);
+    if (code != 0) return;
+    getnameinfo(
+        (struct sockaddr*)&name, size, host, (socklen_t)host_size, port, (socklen_t)port_size, NI_NUMERICHOST | NI_NUMERICSERV);
+    if (strncmp(host, "::ffff:", 7) == 0 && strchr(host, '.')) memmove(host, host + 7, strlen(host + 7) + 1);   // IPv4 after all
 }
 
 // One attempt to connect, for at most a few seconds. The socket, or -1 and why.
@@ -1810,16 +1810,21 @@ static int caller_admit(ThreadWorld* w, Caller* c, int first, uint64_t cookie, H
     return 1;
 }
 
-// Accepts connections until every process from `first` on is linked.
+// Accepts connections until every process from `first` on is linked; one that leaves again ends it.
 static int links_accept(ThreadWorld* w, int listener, int first, uint64_t cookie, double deadline, Hello* hellos, Error* e) {
     enum { CALLERS = 256 };
     Caller* callers = (Caller*)calloc(CALLERS, sizeof *callers);
-    struct pollfd* ready = (struct pollfd*)calloc(CALLERS + 1, sizeof *ready);
+    struct pollfd* ready = (struct pollfd*)calloc(CALLERS + 1 + (size_t)w->processes, sizeof *ready);
     int count = 0, missing = w->processes - first, status = callers && ready ? 0 : fail(e, "out of memory");
     while (status == 0 && missing > 0) {
         ready[0].fd = listener, ready[0].events = POLLIN;
         for (int i = 0; i < count; i++) ready[i + 1].fd = callers[i].fd, ready[i + 1].events = POLLIN, ready[i + 1].revents = 0;
-        poll(ready, (nfds_t)count + 1, 100);
+        struct pollfd* linked = ready + 1 + count;
+        for (int i = 0; i < w->processes; i++) linked[i].fd = w->links[i].fd, linked[i].events = POLLRDHUP, linked[i].revents = 0;
+        poll(ready, (nfds_t)(count + 1 + w->processes), 100);
+        for (int i = 0; status == 0 && i < w->processes; i++)
+            if (linked[i].revents)
+                status = fail(e, "process %d: process %d is gone (connection closed) before all had met", w->process, i);
         for (int i = count - 1; status == 0 && i >= 0; i--) {   // from the last, so that removing one moves only those seen
             Caller* c = &callers[i];
             ssize_t n = 0;
@@ -5818,7 +5823,7 @@ static void* watch_thread(void* argument) {
     while (!watch->done) {
         world_await(w, now_ms() + 200);
         if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
-            for (int i = 0; i < w->processes && why.text[0] == 0; i++)
+            for (int i = 0; w->links && i < w->processes && why.text[0] == 0; i++)
                 if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
         if (since == 0 && why.text[0]) since = now_ms();
         if (since == 0 || now_ms() - since < patience || watch->done) continue;
@@ -5830,7 +5835,7 @@ static void* watch_thread(void* argument) {
 }
 static void watch_start(Watch* watch, gpt2_sp* g) {
     watch->g = g, watch->done = 0;
-    watch->running = g->mesh.processes > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
+    watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
 }
 static void watch_end(Watch* watch) {
     if (!watch->running) return;

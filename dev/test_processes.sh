@@ -203,6 +203,17 @@ else
     skip "strangers at the port" "there is no python3"
 fi
 
+# one of three that leaves, or is killed, before all have met
+for other in 0 1; do
+    of=3
+    start early 2 $shape --sp 3 --steps 3
+    of=
+    sleep 0.5
+    kill -9 $(pid $other)
+    finished
+    check "process $other killed before all have met" told $other "process $other .*is gone (connection closed) before all had met"
+done
+
 # ----- processes that die, hang, fail, are stopped -------------------------------------------------
 
 for zero in 0 3; do
