@@ -2040,7 +2040,7 @@ static Sequences loader_sequences(
     memset(&out, 0, sizeof out);
     memset(&l, 0, sizeof l);
     l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp, l.doc_mask = doc_mask,
-    l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
+    l.local_ranks = shape.dp * shape.sp, l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
     l.batch[0].ranks = l.batch[1].ranks = ranks;
     for (int r = 0; r < shape.sp; r++) segments[r] = rank_segments(shape.kind, shape.sp, LOADER_T, r);
     int64_t n = shape.passes * shape.B;
@@ -2489,9 +2489,41 @@ static void test_sampling(void) {
     evaluation_needle();
 }
 
+// Runs a command line as main does, stdout into `out`; its status, and the error's text behind the output.
+static int command_run(const char* line, char* out, size_t size) {
+    char text[2048], *words[48];
+    const char* inputs[48];
+    int count = 0, status = -1;
+    Positional positional = {inputs, 0};
+    gpt2_sp_options o;
+    Error e = {{0}};
+    snprintf(text, sizeof text, "%s", line);
+    for (char* at = strtok(text, " "); at && count < 48; at = strtok(NULL, " ")) words[count++] = at;
+    gpt2_sp_defaults(&o);
+    fflush(stdout);
+    int kept = dup(1), fd = open(scratch("stdout"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    dup2(fd, 1);
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        const Command* c = &COMMANDS[i];
+        if (strcmp(c->name, words[0]) != 0) continue;
+        status = options_parse(&o, c->letter, c->name, count - 1, words + 1, c->inputs ? &positional : NULL, &e);
+        if (status == 0) status = c->run(&o, &positional, &e);
+        else if (status == 1) options_help(c->letter, c->name, c->what, c->usage);
+    }
+    fflush(stdout);
+    dup2(kept, 1);
+    close(kept);
+    ssize_t n = pread(fd, out, size - 1, 0);
+    close(fd);
+    out[n > 0 ? n : 0] = 0;
+    snprintf(out + strlen(out), size - strlen(out), "%s", e.text);
+    return status;
+}
+
 // ===== transport ================================================================================
 
-enum { TRANSPORT_WORLD = 5, TRANSPORT_SLICE = 37 };
+enum { TRANSPORT_WORLD = 6, TRANSPORT_SLICE = 37 };
+static char scratch_shard[512];                                // what the processes of transport_not_finite read
 static int transport_wrong[TRANSPORT_WORLD], transport_case;   // of each rank; what rank_stops waits for
 
 static int rank_collectives(Rank* r, gpt2_sp* g) {
@@ -2504,7 +2536,7 @@ static int rank_collectives(Rank* r, gpt2_sp* g) {
         double values[4];
         for (int i = 0; i < 4; i++) values[i] = t->rank * 10 + i + round;
         if (t->all_reduce(t, values, 4, &r->error) != 0) return -1;
-        for (int i = 0; i < 4; i++) wrong += values[i] != 100 + 5 * (i + round);
+        for (int i = 0; i < 4; i++) wrong += values[i] != 150 + 6 * (i + round);
         for (int64_t i = 0; i < n; i++) buffer[i] = (real)(i * (t->rank + 1) % 64 + round);
         if (t->reduce_scatter(t, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
         for (int64_t i = t->rank * TRANSPORT_SLICE; i < (t->rank + 1) * TRANSPORT_SLICE; i++) {
@@ -2515,6 +2547,10 @@ static int rank_collectives(Rank* r, gpt2_sp* g) {
         for (int64_t i = 0; i < n; i++) buffer[i] = i / TRANSPORT_SLICE == t->rank ? (real)(i + round) : -1;
         if (t->all_gather(t, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
         for (int64_t i = 0; i < n; i++) wrong += buffer[i] != (real)(i + round);
+        int32_t shown[TRANSPORT_WORLD] = {0};
+        shown[t->rank] = t->rank * 100 + round;
+        if (t->share(t, shown, sizeof shown[0], &r->error) != 0) return -1;
+        for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += shown[w] != w * 100 + round;
         if (t->barrier(t, &r->error) != 0) return -1;
     }
     transport_wrong[t->rank] = wrong;
@@ -2562,7 +2598,7 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     double value = 1;
     real buffer[TRANSPORT_WORLD] = {0};
     int32_t word = 0;
-    Piece piece = {2, &word, 4}, longer = {(t->rank + 1) % 5, &word, 2}, from = {(t->rank + 4) % 5, &word, 4};
+    Piece piece = {2, &word, 4}, longer = {(t->rank + 1) % 6, &word, 2}, from = {(t->rank + 5) % 6, &word, 4};
     if (transport_case == 5) {   // a peer that sends what is not expected
         if (t->post(t, &longer, 1, &r->error) != 0) return -1;
         return t->wait(t, &longer, 1, &from, 1, &r->error);
@@ -2574,13 +2610,220 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     case 2: return t->all_gather(t, buffer, 1, &r->error);
     case 3:
         return t->post(t, NULL, 0, &r->error) != 0 ? -1 : t->wait(t, NULL, 0, &piece, 1, &r->error);   // for what rank 2 sends
-    default:
-        return t->post(t, &piece, 1, &r->error) != 0 ? -1 : t->wait(t, &piece, 1, NULL, 0, &r->error);   // until rank 2 takes it
+    default:   // until rank 2 takes it; where it is in another process, its link does, and the next barrier tells
+        if (t->post(t, &piece, 1, &r->error) != 0 || t->wait(t, &piece, 1, NULL, 0, &r->error) != 0) return -1;
+        return t->barrier(t, &r->error);
     }
 }
 
+// --- frames and links ---
+
+static void transport_frames(void) {
+    unsigned char header[FRAME_HEADER];
+    int wrong = 0, taken = 0;
+    Frame f, back;
+    memset(&f, 0, sizeof f);
+    f.kind = FRAME_SLICE, f.from = 3, f.to = HOST, f.operation = 1ull << 40, f.message = 1ull << 33, f.bytes = FRAME_BYTES;
+    frame_encode(header, &f);
+    wrong += frame_decode(&back, header) != 0 || back.kind != f.kind || back.from != 3 || back.to != HOST ||
+        back.operation != f.operation || back.message != f.message || back.bytes != f.bytes;
+    check(wrong == 0, "transport: a frame's header", "read back as written");
+    for (int bit = 0; bit < 8 * FRAME_HEADER; bit++) {
+        header[bit / 8] ^= (unsigned char)(1 << bit % 8);
+        taken += frame_decode(&back, header) == 0;
+        header[bit / 8] ^= (unsigned char)(1 << bit % 8);
+    }
+    check(taken == 0, "transport: a bit of a header turned", "%d of %d taken for a header", taken, 8 * FRAME_HEADER);
+    const struct {
+        int kind;
+        uint64_t message, bytes;
+        int good;
+    } limits[] = {{FRAME_PIECE, 0, 0, 1}, {FRAME_PIECE, FRAME_BYTES, FRAME_BYTES, 1}, {FRAME_PIECE, 1 << 21, FRAME_BYTES + 1, 0},
+        {FRAME_PIECE, UINT64_MAX, UINT64_MAX, 0}, {FRAME_PIECE, 4, 5, 0}, {FRAME_KINDS - 1, 8, 8, 1}, {FRAME_KINDS, 8, 8, 0},
+        {-1, 8, 8, 0}, {FRAME_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1}, {FRAME_ABORT, sizeof(Error), sizeof(Error), 0}};
+    int count = (int)(sizeof limits / sizeof limits[0]);
+    for (int i = 0; i < count; i++) {
+        f.kind = limits[i].kind, f.message = limits[i].message, f.bytes = (size_t)limits[i].bytes;
+        frame_encode(header, &f);
+        wrong += (frame_decode(&back, header) == 0) != limits[i].good;
+    }
+    check(wrong == 0, "transport: limits of a frame", "%d of %d", count - wrong, count);
+}
+
+// A link whose other end is this test: what bytes make of the queue, the world and the link.
+static void transport_link(void) {
+    static const char* const cases[] = {
+        "a frame", "noise", "half a header", "half a frame", "an abort", "an abort that names its process", "closed at once"};
+    for (int i = 0; i < 7; i++) {
+        ThreadWorld w;
+        Error e = {{0}};
+        int ends[2];
+        unsigned char bytes[FRAME_HEADER + 64];
+        const char* text = i == 5 ? "process 7: the disk is full" : "the disk is full";
+        memset(&w, 0, sizeof w);
+        if (world_open(&w, 100, &e) != 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) continue;
+        w.process = 0, w.processes = 2, w.links = (Link*)need(2, sizeof(Link));
+        memset(w.links, 0, 2 * sizeof(Link));
+        for (int l = 0; l < 2; l++) w.links[l].fd = -1, w.links[l].world = &w, pthread_mutex_init(&w.links[l].sending, NULL);
+        Link* link = &w.links[1];
+        link->fd = ends[0];
+        Frame f;
+        memset(&f, 0, sizeof f);
+        f.kind = i == 4 || i == 5 ? FRAME_ABORT : FRAME_TEXT, f.from = f.to = HOST, f.operation = 1;
+        f.message = f.bytes = strlen(text);
+        frame_encode(bytes, &f);
+        memcpy(bytes + FRAME_HEADER, text, f.bytes);
+        size_t size = i == 1 ? sizeof bytes : i == 2 ? 20 : i == 3 ? FRAME_HEADER + 5 : i == 6 ? 0 : FRAME_HEADER + f.bytes;
+        for (size_t k = 0; i == 1 && k < sizeof bytes; k++) bytes[k] = (unsigned char)dice(5, k, 256);
+        if (size > 0) (void)!write(ends[1], bytes, size);
+        close(ends[1]);
+        link->reading = pthread_create(&link->thread, NULL, link_thread, link) == 0;
+        Transport host = thread_transport(&w, HOST);
+        transport_begin(&host, "a test");
+        char taken[64] = "";
+        int status = link_receive(&host, 1, HOST, FRAME_TEXT, taken, f.bytes, &e);
+        const char* expected = i == 0 ? ""
+            : i == 1                  ? "process 1 is gone (it sent what is no frame), waited for in a test"
+            : i == 4                  ? "process 1: the disk is full"
+            : i == 5                  ? "process 7: the disk is full"
+                                      : "process 1 is gone (connection closed)";
+        check(i == 0 ? status == 0 && strcmp(taken, text) == 0 : status == -1 && strstr(e.text, expected),
+            "transport: a link brings", "%s: %s", cases[i], i == 0 ? taken : e.text);
+        thread_world_free(&w);
+    }
+}
+
+// --- processes, which here are threads of this one ---
+
+typedef struct {
+    int process, processes, port, what;   // what: 0 collectives, 1 exchange, 2 stops
+    int status, again;
+    Error error;
+} TransportProcess;
+
+static int free_port(void) {
+    struct sockaddr_in a;
+    socklen_t size = sizeof a;
+    memset(&a, 0, sizeof a);
+    a.sin_family = AF_INET, a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    int bound = bind(fd, (struct sockaddr*)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr*)&a, &size) == 0;
+    close(fd);
+    return bound ? ntohs(a.sin_port) : 0;
+}
+
+static void* transport_process(void* argument) {
+    TransportProcess* p = (TransportProcess*)argument;
+    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=6 threads=1 timeout=30");
+    o.rank = p->process, o.world = p->processes;
+    snprintf(o.master, sizeof o.master, "127.0.0.1:%d", p->port);
+    gpt2_sp* g = trainer_new(&o);
+    p->status = p->again = -1;   // another process may stop this one before its job begins
+    if (!g) return NULL;
+    int status = world_open(&g->world, 1e3 * o.timeout, &g->error);
+    g->host = thread_transport(&g->world, HOST);
+    if (status == 0 && processes_meet(g) == 0 && trainer_init(g, 128, 1) == 0) {
+        static const RankJob jobs[3] = {rank_collectives, rank_exchange, rank_stops};
+        p->status = ranks_run(g, jobs[p->what]);
+        if (p->what < 2) p->status |= processes_agree(&g->host, p->status, NULL, &g->error);
+        else p->again = ranks_run(g, rank_collectives);
+    }
+    p->error = g->error;
+    gpt2_sp_destroy(g);
+    return NULL;
+}
+
+// Starts them all and waits; how many did not end with this status.
+static int transport_processes(TransportProcess* p, int processes, int what, int status) {
+    pthread_t threads[TRANSPORT_WORLD];
+    int port = free_port(), wrong = 0;
+    memset(p, 0, sizeof *p * TRANSPORT_WORLD);
+    for (int i = 0; i < processes; i++) {
+        p[i].process = i, p[i].processes = processes, p[i].port = port, p[i].what = what;
+        pthread_create(&threads[i], NULL, transport_process, &p[i]);
+    }
+    for (int i = 0; i < processes; i++) pthread_join(threads[i], NULL), wrong += p[i].status != status;
+    return wrong;
+}
+
+static void transport_between_processes(void) {
+    TransportProcess p[TRANSPORT_WORLD];
+    static const int counts[] = {2, 3, 6};
+    for (int c = 0; c < 3; c++)
+        for (int what = 0; what < 2; what++) {
+            int wrong = 0;
+            memset(transport_wrong, -1, sizeof transport_wrong);
+            int failed = transport_processes(p, counts[c], what, 0);
+            for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
+            check(failed == 0 && wrong == 0,
+                what == 0 ? "transport: collectives between processes" : "transport: messages between processes",
+                "%d processes of %d ranks: %d numbers wrong %s", counts[c], TRANSPORT_WORLD / counts[c], wrong, p[0].error.text);
+        }
+    for (transport_case = 0; transport_case < 6; transport_case++) {
+        int failed = transport_processes(p, 3, 2, -1), untold = 0;
+        for (int i = 0; i < 3; i++)
+            untold +=
+                p[i].again != -1 || !strstr(p[i].error.text, transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough");
+        check(failed == 0 && untold == 0, "transport: one rank's end is told to all processes", "case %d: %s", transport_case,
+            p[0].error.text);
+    }
+}
+
+// Two processes of one rank: what only one of them meets, a weight that overflows, must stop the update of both.
+typedef struct {
+    int process, port, status, skipped;
+    double loss;
+    uint32_t before, after;   // sums over the weights
+} FiniteProcess;
+static void* finite_process(void* argument) {
+    FiniteProcess* p = (FiniteProcess*)argument;
+    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 sp=2 threads=1 timeout=30");
+    char error[GPT2_SP_TEXT];
+    gpt2_sp_stats stats;
+    memset(&stats, 0, sizeof stats);
+    o.rank = p->process, o.world = 2;
+    snprintf(o.master, sizeof o.master, "127.0.0.1:%d", p->port);
+    snprintf(o.data, sizeof o.data, "%s", scratch_shard);
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    p->status = -2;
+    if (!g) return NULL;
+    real* w = g->ranks[0].weights;
+    size_t bytes = (size_t)g->layout.elements * sizeof(real);
+    if (p->process == 1) w[g->layout.units[2].offset + g->layout.within[P_lnfw]] = (real)INFINITY;
+    p->before = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
+    p->status = gpt2_sp_step(g, &stats);
+    p->after = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
+    p->skipped = !stats.updated, p->loss = stats.loss;
+    gpt2_sp_destroy(g);
+    return NULL;
+}
+static void transport_not_finite(void) {
+    FiniteProcess p[2];
+    pthread_t thread;
+    memset(p, 0, sizeof p);
+    p[1].process = 1, p[0].port = p[1].port = free_port();
+    char out[1024], line[1200];
+    FILE* f = fopen(scratch("finite.txt"), "w");
+    for (int i = 0; f && i < 50; i++) fprintf(f, "line %d\n", i);
+    if (f) fclose(f);
+    snprintf(line, sizeof line, "prepare --out %s", scratch("finite.tok"));
+    snprintf(line + strlen(line), sizeof line - strlen(line), " %s", scratch("finite.txt"));
+    snprintf(scratch_shard, sizeof scratch_shard, "%s", scratch("finite.tok"));
+    if (command_run(line, out, sizeof out) != 0) printf("     %s\n", out);
+    pthread_create(&thread, NULL, finite_process, &p[1]);
+    finite_process(&p[0]);
+    pthread_join(thread, NULL);
+    check(p[0].status == 0 && p[1].status == 0 && p[0].skipped && p[1].skipped && p[0].before == p[0].after &&
+            p[1].before == p[1].after,
+        "transport: infinity on one process", "loss %g and %g; no update on either", p[0].loss, p[1].loss);
+}
+
 static void test_transport(void) {
-    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=5 threads=1");
+    transport_frames();
+    transport_link();
+    transport_between_processes();
+    transport_not_finite();
+    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=6 threads=1");
     gpt2_sp* g = bare_trainer(&o, 128);
     if (!g) return;
     for (int i = 0; i < 2; i++) {
@@ -2606,37 +2849,6 @@ static void test_transport(void) {
 }
 
 // ===== commands =================================================================================
-
-// Runs a command line as main does, stdout into `out`; its status, and the error's text behind the output.
-static int command_run(const char* line, char* out, size_t size) {
-    char text[2048], *words[48];
-    const char* inputs[48];
-    int count = 0, status = -1;
-    Positional positional = {inputs, 0};
-    gpt2_sp_options o;
-    Error e = {{0}};
-    snprintf(text, sizeof text, "%s", line);
-    for (char* at = strtok(text, " "); at && count < 48; at = strtok(NULL, " ")) words[count++] = at;
-    gpt2_sp_defaults(&o);
-    fflush(stdout);
-    int kept = dup(1), fd = open(scratch("stdout"), O_RDWR | O_CREAT | O_TRUNC, 0600);
-    dup2(fd, 1);
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        const Command* c = &COMMANDS[i];
-        if (strcmp(c->name, words[0]) != 0) continue;
-        status = options_parse(&o, c->letter, c->name, count - 1, words + 1, c->inputs ? &positional : NULL, &e);
-        if (status == 0) status = c->run(&o, &positional, &e);
-        else if (status == 1) options_help(c->letter, c->name, c->what, c->usage);
-    }
-    fflush(stdout);
-    dup2(kept, 1);
-    close(kept);
-    ssize_t n = pread(fd, out, size - 1, 0);
-    close(fd);
-    out[n > 0 ? n : 0] = 0;
-    snprintf(out + strlen(out), size - strlen(out), "%s", e.text);
-    return status;
-}
 
 static int json_whole(const char* text) { return json_validate(text, strlen(text), JSON_MAX_DEPTH, NULL) == 0; }
 

@@ -107,6 +107,10 @@
     INT(check, "check", 0, 0, 1, "T", \
         "before the first step, compare the loss and every gradient of its batch with those of one rank alone") \
     INT(threads, "threads", 0, 0, 1024, "TPAE", "threads per rank; 0: the machine's cores divided by the ranks") \
+    INT(rank, "rank", 0, 0, 4095, "T", "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
+    INT(world, "world", 0, 0, 4096, "T", "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
+    TXT(master, "master", "", "T", "HOST:PORT where process 0 listens for the others") \
+    NUM(timeout, "timeout", 600, 0, 1e6, "T", "seconds that a rank waits for another before the run ends; 0: for ever") \
     INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
     NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
     CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", "course of the learning rate after the warmup") \
@@ -214,6 +218,10 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <fcntl.h>
 #include <glob.h>
 #include <math.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -221,6 +229,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -725,6 +734,8 @@ static int file_checksum(const char* path, uint64_t* bytes, uint32_t* crc, Error
     return 0;
 }
 
+static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
+
 // Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
 // weights, orders and samples do not depend on how the work is split.
 static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
@@ -899,7 +910,7 @@ typedef struct {
 } RankBatch;
 
 typedef struct {
-    RankBatch* ranks;   // (dp * sp)
+    RankBatch* ranks;   // of the ranks of this process
     int64_t valid;      // tokens with a label, of all ranks and passes
 } Batch;
 
@@ -942,6 +953,7 @@ typedef struct {
     Dataset* data;
     int64_t T, B, passes;   // passes = grad_accum
     int dp, sp, doc_mask, shuffled;
+    int first_rank, local_ranks;   // whose batches are filled
     uint64_t seed;
     uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
     const Segments* segments;   // (sp)
@@ -962,7 +974,9 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
                 uint64_t position = sample_position(l->data, l->T, sample, l->shuffled, l->seed);
                 if (sample < l->limit) batch->valid += sample_valid(l->data, position, l->T, l->doc_mask);
                 for (int r = 0; r < l->sp; r++) {
-                    RankBatch* rank = &batch->ranks[replica * l->sp + r];
+                    int local = replica * l->sp + r - l->first_rank;
+                    if (local < 0 || local >= l->local_ranks) continue;
+                    RankBatch* rank = &batch->ranks[local];
                     int64_t at = (pass * l->B + b) * l->segments[r].total;
                     int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
                     if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at, rank->labels + at,
@@ -1001,6 +1015,20 @@ static Batch* loader_take(Loader* l, Error* e) {
 }
 
 // ===== 4. transports ============================================================================
+//
+// The ranks of a process are threads and meet in shared memory. Processes, on one machine or several, are joined by TCP: one
+// connection (a link) between each two. A rank calls the same function whoever its peers are; what sums does so in the order
+// of the ranks, so that the numbers do not depend on how ranks are spread over processes.
+//
+//     frame    magic, kind, from, to (ranks; HOST: the process itself), operation, message, bytes, crc of these; then the bytes
+//
+// A message is cut into frames of FRAME_BYTES and a rest. `operation` counts the calls that a rank has made: ranks that have
+// come apart are told from ranks that are late. A thread per link reads frames into a queue as they come, so that no two
+// processes ever wait for each other's sockets; memory is taken for what has a valid header and at most FRAME_BYTES.
+//
+// How processes find each other: process 0 listens at --master; the others connect, say who they are (Hello) and where they
+// listen; when all are there, each is told where (Welcome) and connects to those with lower numbers. Whatever else connects
+// is hung up on. There is no secret in this: the port belongs in a private network.
 
 // One piece of contiguous memory that goes to or comes from a peer.
 typedef struct {
@@ -1011,10 +1039,13 @@ typedef struct {
 enum { MAX_PIECES = 4 };   // of one message
 
 // What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one
-// rank's abort, all calls of all ranks give -1, so nobody waits for ever.
+// rank's abort, all calls of all ranks of all processes give -1, so nobody waits for ever; nor for longer than --timeout.
 typedef struct Transport Transport;
 struct Transport {
-    int rank, world;
+    int rank, world;      // HOST: the process itself, which only section 10 uses, between two jobs of its ranks
+    int64_t step;         // in hand, for the line that a failure leaves
+    uint64_t operation;   // calls so far: alike on all ranks
+    const char* doing;    // the call in hand
     void* state;
     // Opens the group of one step: what `sends` point to must stay as it is until the matching wait.
     // Pieces between two ranks pair up in order.
@@ -1025,6 +1056,7 @@ struct Transport {
     int (*reduce_scatter)(
         Transport* t, real* buffer, int64_t slice, Error* e);                 // (world * slice): own slice = sum of all ranks'
     int (*all_gather)(Transport* t, real* buffer, int64_t slice, Error* e);   // (world * slice): own slice goes to all
+    int (*share)(Transport* t, void* buffer, size_t bytes, Error* e);         // (world, bytes): own part goes to all
     int (*barrier)(Transport* t, Error* e);
     void (*abort)(Transport* t, const Error* reason);
 };
@@ -1036,34 +1068,88 @@ typedef struct {
     int count;
 } Mailbox;
 
+typedef struct Link Link;
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    int world, arrived, aborted;
+    int open;                             // the two above are
+    int first, world;                     // ranks of this process: [first, first + world)
+    int process, processes;               // this one, and all
+    int local_process, local_processes;   // among those of this machine
+    double timeout;                       // longest wait for another rank in ms; 0: for ever
+    int arrived, aborted;
     uint64_t generation;   // barriers passed
+    uint64_t* arrivals;    // (world) barriers that each rank has come to
     Error reason;          // of the abort
     Mailbox* boxes;        // (world, world): from, to
     void** shared;         // (world) what each rank shows the others during a collective
+    Link* links;           // (processes) to the others; NULL: there are none
     void** devices;        // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
+
+enum { HOST = -1 };
+enum {
+    LOCAL_PATIENCE = 2000
+};   // ms that a rank waits longer for its own process, so that the first to tell is who waits for another
 
 static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
     if (w->aborted) *e = w->reason;
     return w->aborted ? -1 : 0;
 }
 
-static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
+static int world_aborted(ThreadWorld* w, Error* e) {
     pthread_mutex_lock(&w->mutex);
-    for (int i = 0; i < send_count; i++) {
-        Mailbox* box = &w->boxes[t->rank * w->world + sends[i].peer];
-        box->pieces = sends, box->count = send_count;
-    }
-    if (send_count > 0) pthread_cond_broadcast(&w->changed);
     int status = thread_aborted(w, e);
     pthread_mutex_unlock(&w->mutex);
     return status;
+}
+
+// When a wait that begins now has taken too long; 0: never.
+static double world_deadline(const ThreadWorld* w, int remote) {
+    return w->timeout > 0 ? now_ms() + w->timeout + (remote || w->processes < 2 ? 0 : LOCAL_PATIENCE) : 0;
+}
+
+// Sleeps until something changes, with the mutex held. -1: the deadline has passed.
+static int world_await(ThreadWorld* w, double deadline) {
+    if (deadline <= 0) return pthread_cond_wait(&w->changed, &w->mutex), 0;
+    struct timespec until;
+    until.tv_sec = (time_t)(deadline / 1e3), until.tv_nsec = (long)((deadline - 1e3 * (double)until.tv_sec) * 1e6);
+    return pthread_cond_timedwait(&w->changed, &w->mutex, &until) == ETIMEDOUT ? -1 : 0;
+}
+
+static int world_process(const ThreadWorld* w, int rank) {
+    return w->world > 0 ? rank / w->world : 0;
+}   // the one that holds a rank
+static int world_local(const ThreadWorld* w, int rank) { return rank >= w->first && rank < w->first + w->world; }
+
+typedef struct {
+    char text[96];
+} Label;
+static Label process_label(const ThreadWorld* w, int process) {
+    Label l;
+    int first = process * w->world;
+    if (w->world < 1) snprintf(l.text, sizeof l.text, "process %d", process);
+    else if (w->world == 1) snprintf(l.text, sizeof l.text, "process %d (rank %d)", process, first);
+    else snprintf(l.text, sizeof l.text, "process %d (ranks %d-%d)", process, first, first + w->world - 1);
+    return l;
+}
+// Who waits, at which step: "rank 3, step 17".
+static Label transport_label(const Transport* t) {
+    Label l;
+    int n = t->rank == HOST ? snprintf(l.text, sizeof l.text, "process %d", ((const ThreadWorld*)t->state)->process)
+                            : snprintf(l.text, sizeof l.text, "rank %d", t->rank);
+    if (t->step > 0) snprintf(l.text + n, sizeof l.text - (size_t)n, ", step %lld", (long long)t->step);
+    return l;
+}
+static int transport_late(const Transport* t, const char* whom, Error* e) {
+    return fail(e, "%s: waited %g s for %s in %s", transport_label(t).text, ((const ThreadWorld*)t->state)->timeout / 1e3, whom,
+        t->doing);
+}
+static int transport_late_rank(const Transport* t, int peer, Error* e) {
+    char whom[32];
+    snprintf(whom, sizeof whom, "rank %d", peer);
+    return transport_late(t, whom, e);
 }
 
 // Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
@@ -1081,119 +1167,964 @@ static int thread_receive(
     return 0;
 }
 
-static int thread_wait(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
+static Mailbox* thread_box(ThreadWorld* w, int from, int to) { return &w->boxes[(from - w->first) * w->world + to - w->first]; }
+
+static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    for (int i = 0; i < send_count; i++) {
+        if (!world_local(w, sends[i].peer)) continue;
+        Mailbox* box = thread_box(w, t->rank, sends[i].peer);
+        box->pieces = sends, box->count = send_count;
+    }
+    if (send_count > 0) pthread_cond_broadcast(&w->changed);
+    int status = thread_aborted(w, e);
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+// Waits until a mailbox is full, or empty.
+static int thread_await_box(Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     int status = 0;
+    pthread_mutex_lock(&w->mutex);
+    while ((status = thread_aborted(w, e)) == 0 && (box->pieces != NULL) != full)
+        if (world_await(w, deadline) != 0 && !w->aborted && (box->pieces != NULL) != full) {
+            status = transport_late_rank(t, peer, e);
+            break;
+        }
+    *mail = *box;
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+static int thread_wait(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    double deadline = world_deadline(w, 0);
+    int status = 0;
+    Mailbox mail;
     for (int i = 0; status == 0 && i < receive_count; i++) {
-        int peer = receives[i].peer, seen = 0;
+        int peer = receives[i].peer, seen = !world_local(w, peer);
         for (int j = 0; j < i; j++) seen |= receives[j].peer == peer;
         if (seen) continue;
-        Mailbox* box = &w->boxes[peer * w->world + t->rank];
-        pthread_mutex_lock(&w->mutex);
-        while ((status = thread_aborted(w, e)) == 0 && !box->pieces) pthread_cond_wait(&w->changed, &w->mutex);
-        Mailbox mail = *box;
-        pthread_mutex_unlock(&w->mutex);
+        Mailbox* box = thread_box(w, peer, t->rank);
+        status = thread_await_box(t, box, 1, peer, deadline, &mail, e);
         if (status == 0) status = thread_receive(t, peer, mail.pieces, mail.count, receives, receive_count, e);
         pthread_mutex_lock(&w->mutex);
         box->pieces = NULL;
         pthread_cond_broadcast(&w->changed);
         pthread_mutex_unlock(&w->mutex);
     }
-    pthread_mutex_lock(&w->mutex);
     for (int i = 0; status == 0 && i < send_count; i++)
-        while ((status = thread_aborted(w, e)) == 0 && w->boxes[t->rank * w->world + sends[i].peer].pieces)
-            pthread_cond_wait(&w->changed, &w->mutex);
-    pthread_mutex_unlock(&w->mutex);
+        if (world_local(w, sends[i].peer))
+            status = thread_await_box(t, thread_box(w, t->rank, sends[i].peer), 0, sends[i].peer, deadline, &mail, e);
     return status;
 }
 
 static int thread_barrier(Transport* t, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
+    double deadline = world_deadline(w, 0);
     pthread_mutex_lock(&w->mutex);
     uint64_t generation = w->generation;
+    int late = 0, missing = 0;
+    w->arrivals[t->rank - w->first] = generation + 1;
     if (++w->arrived == w->world) {
         w->arrived = 0, w->generation++;
         pthread_cond_broadcast(&w->changed);
     }
-    while (w->generation == generation && !w->aborted) pthread_cond_wait(&w->changed, &w->mutex);
+    while (w->generation == generation && !w->aborted && !late) late = world_await(w, deadline) != 0;
     int status = thread_aborted(w, e);
+    if (status == 0 && w->generation == generation) {
+        while (missing + 1 < w->world && w->arrivals[missing] > generation) missing++;
+        status = transport_late_rank(t, w->first + missing, e);
+    }
     pthread_mutex_unlock(&w->mutex);
     return status;
 }
 
-static int thread_share(Transport* t, void* data, Error* e) {   // shows `data` to all and waits until all show theirs
-    ((ThreadWorld*)t->state)->shared[t->rank] = data;
+static int thread_share(
+    Transport* t, void* data, Error* e) {   // shows `data` to this process' ranks and waits until all show theirs
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    w->shared[t->rank - w->first] = data;
     return thread_barrier(t, e);
 }
 
-static int thread_all_reduce(Transport* t, double* values, int count, Error* e) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
-    double sum[64];
-    if (thread_share(t, values, e) != 0) return -1;
-    for (int i = 0; i < count; i++) {
-        sum[i] = 0;
-        for (int r = 0; r < w->world; r++) sum[i] += ((const double*)w->shared[r])[i];
-    }
-    if (thread_barrier(t, e) != 0) return -1;
-    memcpy(values, sum, (size_t)count * sizeof *values);
-    return thread_barrier(t, e);
+// --- links: the ranks of other processes ---
+
+enum { FRAME_BYTES = 1 << 20, FRAME_HEADER = 48, FRAME_MAGIC = 0x50533247 };   // "G2SP"
+enum { FRAME_PIECE, FRAME_SLICE, FRAME_SHARE, FRAME_BARRIER, FRAME_TEXT, FRAME_ABORT, FRAME_KINDS };
+enum { HOST_TEXT = 64 << 20 };   // longest text of a process about itself
+
+typedef struct Frame Frame;
+struct Frame {
+    Frame* next;
+    int kind, from, to;
+    uint64_t operation, message;   // message: bytes of all its frames
+    size_t bytes;                  // of this one
+    unsigned char* data;           // behind this struct
+};
+
+struct Link {
+    ThreadWorld* world;
+    int fd;
+    pthread_t thread;   // reads what comes
+    int reading;        // it runs
+    pthread_mutex_t sending;
+    int torn;                 // a frame was sent in part: nothing can follow it
+    Frame *oldest, *newest;   // come, but not taken; the world's mutex guards these two and `gone`
+    const char* gone;         // why nothing more will come
+};
+
+static size_t frame_bytes(size_t rest) { return rest < (size_t)FRAME_BYTES ? rest : (size_t)FRAME_BYTES; }
+
+static void frame_encode(unsigned char* h, const Frame* f) {
+    tok_put_le(h, FRAME_MAGIC, 4), tok_put_le(h + 4, (uint64_t)f->kind, 4);
+    tok_put_le(h + 8, (uint32_t)f->from, 4), tok_put_le(h + 12, (uint32_t)f->to, 4);
+    tok_put_le(h + 16, f->operation, 8), tok_put_le(h + 24, f->message, 8);
+    tok_put_le(h + 32, f->bytes, 8), tok_put_le(h + 40, 0, 4);
+    tok_put_le(h + 44, (uint64_t)crc32(0, h, FRAME_HEADER - 4), 4);
 }
 
-static int thread_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error* e) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
-    if (w->world == 1) return 0;
-    if (thread_share(t, buffer, e) != 0) return -1;
-    for (int64_t i = t->rank * slice; i < (t->rank + 1) * slice; i++) {   // nobody else reads this slice of this rank
-        real sum = ((const real*)w->shared[0])[i];
-        for (int r = 1; r < w->world; r++) sum += ((const real*)w->shared[r])[i];
-        buffer[i] = sum;
-    }
-    return thread_barrier(t, e);
+// Reads a header; -1 if it is none, or promises what no sender sends.
+static int frame_decode(Frame* f, const unsigned char* h) {
+    memset(f, 0, sizeof *f);
+    if (tok_get_le(h, 4) != FRAME_MAGIC || tok_get_le(h + 44, 4) != (uint64_t)crc32(0, h, FRAME_HEADER - 4)) return -1;
+    uint64_t kind = tok_get_le(h + 4, 4), bytes = tok_get_le(h + 32, 8);
+    if (kind >= FRAME_KINDS || bytes > FRAME_BYTES || (kind == FRAME_ABORT && bytes >= sizeof(Error))) return -1;
+    f->kind = (int)kind, f->from = (int32_t)tok_get_le(h + 8, 4), f->to = (int32_t)tok_get_le(h + 12, 4);
+    f->operation = tok_get_le(h + 16, 8), f->message = tok_get_le(h + 24, 8), f->bytes = (size_t)bytes;
+    return f->message >= bytes ? 0 : -1;
 }
 
-static int thread_all_gather(Transport* t, real* buffer, int64_t slice, Error* e) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
-    if (w->world == 1) return 0;
-    if (thread_share(t, buffer, e) != 0) return -1;
-    for (int r = 0; r < w->world; r++)
-        if (r != t->rank) memcpy(buffer + r * slice, (const real*)w->shared[r] + r * slice, (size_t)slice * sizeof(real));
-    return thread_barrier(t, e);
-}
-
-static void thread_abort(Transport* t, const Error* reason) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
-    pthread_mutex_lock(&w->mutex);
+static void world_stop(ThreadWorld* w, const Error* reason) {   // with the mutex held
     if (!w->aborted) w->aborted = 1, w->reason = *reason;
     pthread_cond_broadcast(&w->changed);
-    pthread_mutex_unlock(&w->mutex);
 }
 
-static int thread_world_init(ThreadWorld* w, int world, Error* e) {
-    memset(w, 0, sizeof *w);
-    w->world = world;
-    w->boxes = (Mailbox*)calloc((size_t)world * (size_t)world, sizeof *w->boxes);
-    w->shared = (void**)calloc((size_t)world, sizeof *w->shared);
-    if (!w->boxes || !w->shared) return fail(e, "out of memory for %d ranks", world);
-    pthread_mutex_init(&w->mutex, NULL);
-    pthread_cond_init(&w->changed, NULL);
+// Reads exactly `bytes`. 1; 0: the connection was closed before the first; -1: later, or broken.
+static int socket_read(int fd, void* out, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        ssize_t n = recv(fd, (char*)out + done, bytes - done, 0);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return n == 0 && done == 0 ? 0 : -1;
+        done += (size_t)n;
+    }
+    return 1;
+}
+
+// One frame off the link: into the queue, or, an abort, into the world.
+static const char* link_read(Link* l) {
+    static const char* const closed = "connection closed";
+    ThreadWorld* w = l->world;
+    unsigned char header[FRAME_HEADER];
+    Frame f;
+    if (socket_read(l->fd, header, sizeof header) != 1) return closed;
+    if (frame_decode(&f, header) != 0) return "it sent what is no frame";
+    Frame* frame = (Frame*)malloc(sizeof f + f.bytes + 1);
+    if (!frame) return "no memory for what it sends";
+    *frame = f;
+    frame->data = (unsigned char*)(frame + 1);
+    if (f.bytes > 0 && socket_read(l->fd, frame->data, f.bytes) != 1) {
+        free(frame);
+        return closed;
+    }
+    pthread_mutex_lock(&w->mutex);
+    if (f.kind == FRAME_ABORT) {
+        Error reason;
+        frame->data[f.bytes] = 0;
+        const char* said = (const char*)frame->data;
+        if (strncmp(said, "process ", 8) == 0) snprintf(reason.text, sizeof reason.text, "%.1000s", said);
+        else snprintf(reason.text, sizeof reason.text, "process %d: %.980s", (int)(l - w->links), said);
+        world_stop(w, &reason);
+        free(frame);
+    } else {
+        if (l->newest) l->newest->next = frame;
+        else l->oldest = frame;
+        l->newest = frame;
+        pthread_cond_broadcast(&w->changed);
+    }
+    pthread_mutex_unlock(&w->mutex);
+    return NULL;
+}
+
+static void* link_thread(void* argument) {
+    Link* l = (Link*)argument;
+    const char* why = NULL;
+    while (!why) why = link_read(l);
+    pthread_mutex_lock(&l->world->mutex);
+    l->gone = why;
+    pthread_cond_broadcast(&l->world->changed);
+    pthread_mutex_unlock(&l->world->mutex);
+    return NULL;
+}
+
+static int link_gone(const Transport* t, int process, const char* why, Error* e) {
+    return fail(e, "%s: %s is gone (%s), waited for in %s", transport_label(t).text,
+        process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
+}
+
+// Writes all of it, with the link's `sending` held: -1 with errno, ETIMEDOUT after the deadline, ECANCELED after an abort.
+static int link_write(Link* l, const void* data, size_t bytes, int more, double deadline, int even_aborted) {
+    Error ignored;
+    for (size_t done = 0; done < bytes;) {
+        ssize_t n = send(l->fd, (const char*)data + done, bytes - done, MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
+        if (n > 0) done += (size_t)n;
+        if (n > 0 || (n < 0 && errno == EINTR)) continue;
+        if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) return -1;
+        struct pollfd full = {l->fd, POLLOUT, 0};
+        poll(&full, 1, 100);
+        errno = ECANCELED;
+        if (!even_aborted && world_aborted(l->world, &ignored) != 0) return -1;
+        errno = ETIMEDOUT;
+        if (deadline > 0 && now_ms() > deadline) return -1;
+    }
     return 0;
 }
+
+static int link_frame_write(Link* l, const Frame* f, const void* data, double deadline, int even_aborted) {
+    unsigned char header[FRAME_HEADER];
+    frame_encode(header, f);
+    if (l->torn) return errno = EPIPE, -1;
+    l->torn = 1;
+    if (link_write(l, header, sizeof header, f->bytes > 0, deadline, even_aborted) != 0) return -1;
+    if (link_write(l, data, f->bytes, 0, deadline, even_aborted) != 0) return -1;
+    l->torn = 0;
+    return 0;
+}
+
+// Sends a message to rank `to` of another process, or to the process itself.
+static int link_send(Transport* t, int process, int to, int kind, const void* data, size_t bytes, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    Link* l = &w->links[process];
+    double deadline = world_deadline(w, 1);
+    Frame f;
+    memset(&f, 0, sizeof f);
+    f.kind = kind, f.from = t->rank, f.to = to, f.operation = t->operation, f.message = bytes;
+    for (size_t at = 0; at == 0 || at < bytes; at += FRAME_BYTES) {
+        f.bytes = frame_bytes(bytes - at);
+        pthread_mutex_lock(&l->sending);
+        int status = link_frame_write(l, &f, (const char*)data + at, deadline, 0), code = errno;
+        pthread_mutex_unlock(&l->sending);
+        if (status == 0) continue;
+        if (world_aborted(w, e) != 0) return -1;
+        if (code == ETIMEDOUT) return transport_late(t, process_label(w, process).text, e);
+        pthread_mutex_lock(&w->mutex);   // a peer that left has said why, if it could: what it said is read first
+        double patience = now_ms() + 1000;
+        while (!w->aborted && !l->gone && world_await(w, patience) == 0) {}
+        status = thread_aborted(w, e);
+        pthread_mutex_unlock(&w->mutex);
+        return status != 0 ? -1 : link_gone(t, process, "connection closed", e);
+    }
+    return 0;
+}
+
+// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it.
+static Frame* link_take(Transport* t, int process, int from, int kind, size_t bytes, size_t at, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    Link* l = &w->links[process];
+    double deadline = world_deadline(w, 1);
+    int status = 0, late = 0;
+    Frame *f = NULL, *before = NULL;
+    pthread_mutex_lock(&w->mutex);
+    for (;;) {
+        if ((status = thread_aborted(w, e)) != 0) break;
+        for (before = NULL, f = l->oldest; f && (f->from != from || f->to != t->rank); f = f->next) before = f;
+        if (f) break;
+        if (l->gone) status = link_gone(t, process, l->gone, e);
+        else if (late)
+            status = from == HOST ? transport_late(t, process_label(w, process).text, e) : transport_late_rank(t, from, e);
+        if (status != 0) break;
+        late = world_await(w, deadline) != 0;
+    }
+    if (status == 0) {
+        if (before) before->next = f->next;
+        else l->oldest = f->next;
+        if (l->newest == f) l->newest = before;
+    }
+    pthread_mutex_unlock(&w->mutex);
+    if (status != 0) return NULL;
+    size_t rest = frame_bytes(bytes - at);
+    if (f->kind == kind && f->operation == t->operation && f->message == bytes && f->bytes == rest) return f;
+    char whom[32];
+    snprintf(whom, sizeof whom, from == HOST ? "process %d" : "rank %d", from == HOST ? process : from);
+    if (f->kind == kind && f->operation == t->operation)
+        fail(e, "%s: expects %zu bytes of %s in %s, which sends %llu", transport_label(t).text, bytes, whom, t->doing,
+            (unsigned long long)f->message);
+    else
+        fail(e, "%s: its operation %llu is %s, %s has sent another (its operation %llu): they have come apart",
+            transport_label(t).text, (unsigned long long)t->operation, t->doing, whom, (unsigned long long)f->operation);
+    free(f);
+    return NULL;
+}
+
+static int link_receive(Transport* t, int process, int from, int kind, void* out, size_t bytes, Error* e) {
+    for (size_t at = 0; at == 0 || at < bytes; at += FRAME_BYTES) {
+        Frame* f = link_take(t, process, from, kind, bytes, at, e);
+        if (!f) return -1;
+        memcpy((char*)out + at, f->data, f->bytes);
+        free(f);
+    }
+    return 0;
+}
+
+// --- what a rank calls: shared memory and links together ---
+
+static void transport_begin(Transport* t, const char* doing) { t->operation++, t->doing = doing; }
+
+static int world_post(Transport* t, const Piece* sends, int send_count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    transport_begin(t, "an exchange");
+    if (thread_post(t, sends, send_count, e) != 0) return -1;
+    for (int i = 0; i < send_count; i++)
+        if (!world_local(w, sends[i].peer) &&
+            link_send(t, world_process(w, sends[i].peer), sends[i].peer, FRAME_PIECE, sends[i].data, sends[i].bytes, e) != 0)
+            return -1;
+    return 0;
+}
+
+static int world_wait(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    for (int i = 0; i < receive_count; i++)
+        if (!world_local(w, receives[i].peer) &&
+            link_receive(t, world_process(w, receives[i].peer), receives[i].peer, FRAME_PIECE, receives[i].data,
+                receives[i].bytes, e) != 0)
+            return -1;
+    return thread_wait(t, sends, send_count, receives, receive_count, e);
+}
+
+// Own part of buffer (world, bytes) to all. The k-th rank of each process sends to the k-th ranks of the others, so that a part
+// goes to each process once; then the ranks of a process copy from each other.
+static int world_gather(Transport* t, int kind, void* buffer, size_t bytes, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    char* parts = (char*)buffer;
+    int place = t->rank - w->first;
+    if (t->world == 1) return 0;
+    for (int i = 1; i < w->processes; i++) {
+        int process = (w->process + i) % w->processes;
+        if (link_send(t, process, process * w->world + place, kind, parts + (size_t)t->rank * bytes, bytes, e) != 0) return -1;
+    }
+    for (int process = 0; process < w->processes; process++) {
+        int from = process * w->world + place;
+        if (process != w->process && link_receive(t, process, from, kind, parts + (size_t)from * bytes, bytes, e) != 0) return -1;
+    }
+    if (thread_share(t, buffer, e) != 0) return -1;
+    for (int r = 0; r < t->world; r++)
+        if (r % w->world != place)
+            memcpy(parts + (size_t)r * bytes, (const char*)w->shared[r % w->world] + (size_t)r * bytes, bytes);
+    return thread_barrier(t, e);
+}
+
+static int world_share(Transport* t, void* buffer, size_t bytes, Error* e) {
+    transport_begin(t, "a share");
+    return world_gather(t, FRAME_SHARE, buffer, bytes, e);
+}
+
+static int world_all_gather(Transport* t, real* buffer, int64_t slice, Error* e) {
+    transport_begin(t, "an all-gather");
+    return world_gather(t, FRAME_SLICE, buffer, (size_t)slice * sizeof(real), e);
+}
+
+static int world_all_reduce(Transport* t, double* values, int count, Error* e) {
+    transport_begin(t, "an all-reduce");
+    if (t->world == 1) return 0;
+    double* all = (double*)malloc((size_t)t->world * (size_t)count * sizeof *all);
+    if (!all) return fail(e, "out of memory for %d ranks", t->world);
+    memcpy(all + (size_t)t->rank * (size_t)count, values, (size_t)count * sizeof *all);
+    int status = world_gather(t, FRAME_SLICE, all, (size_t)count * sizeof *all, e);
+    for (int i = 0; status == 0 && i < count; i++) {
+        values[i] = 0;
+        for (int r = 0; r < t->world; r++) values[i] += all[(size_t)r * (size_t)count + (size_t)i];
+    }
+    free(all);
+    return status;
+}
+
+// Every rank sends the others' slices to them and sums its own in the order of the ranks, a frame's worth at a time.
+static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    size_t bytes = (size_t)slice * sizeof(real);
+    int64_t most = FRAME_BYTES / (int64_t)sizeof(real);
+    transport_begin(t, "a reduce-scatter");
+    if (t->world == 1) return 0;
+    for (int i = w->world; i < t->world; i++) {
+        int to = (w->first + i) % t->world;
+        if (link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + to * slice, bytes, e) != 0) return -1;
+    }
+    const real** parts = (const real**)malloc((size_t)t->world * sizeof *parts);
+    Frame** frames = (Frame**)calloc((size_t)t->world, sizeof *frames);
+    int status = parts && frames ? thread_share(t, buffer, e) : fail(e, "out of memory for %d ranks", t->world);
+    for (int64_t at = 0; status == 0 && (at == 0 || at < slice); at += most) {
+        int64_t n = min_i64(most, slice - at);
+        real* own = buffer + t->rank * slice + at;   // nobody else reads this slice of this rank
+        for (int r = 0; status == 0 && r < t->world; r++) {
+            if (world_local(w, r)) {
+                parts[r] = (const real*)w->shared[r - w->first] + t->rank * slice + at;
+                continue;
+            }
+            frames[r] = link_take(t, world_process(w, r), r, FRAME_SLICE, bytes, (size_t)at * sizeof(real), e);
+            if (!frames[r]) status = -1;
+            else parts[r] = (const real*)(const void*)frames[r]->data;
+        }
+        for (int64_t i = 0; status == 0 && i < n; i++) {
+            real sum = parts[0][i];
+            for (int r = 1; r < t->world; r++) sum += parts[r][i];
+            own[i] = sum;
+        }
+        for (int r = 0; r < t->world; r++) free(frames[r]), frames[r] = NULL;
+    }
+    free(parts);
+    free(frames);
+    return status == 0 ? thread_barrier(t, e) : -1;
+}
+
+static int world_barrier(Transport* t, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    transport_begin(t, "a barrier");
+    if (thread_barrier(t, e) != 0) return -1;
+    if (w->processes < 2) return 0;
+    for (int i = 1; t->rank == w->first && i < w->processes; i++) {
+        int process = (w->process + i) % w->processes;
+        if (link_send(t, process, process * w->world, FRAME_BARRIER, NULL, 0, e) != 0) return -1;
+    }
+    for (int i = 1; t->rank == w->first && i < w->processes; i++) {
+        int process = (w->process + i) % w->processes;
+        if (link_receive(t, process, process * w->world, FRAME_BARRIER, NULL, 0, e) != 0) return -1;
+    }
+    return thread_barrier(t, e);
+}
+
+// Stops all ranks of all processes; the first reason counts.
+static void world_abort(Transport* t, const Error* reason) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    int told = w->aborted;
+    world_stop(w, reason);
+    pthread_mutex_unlock(&w->mutex);
+    for (int process = 0; !told && w->links && process < w->processes; process++) {
+        Link* l = &w->links[process];
+        struct timespec soon;
+        Frame f;
+        clock_gettime(CLOCK_REALTIME, &soon);
+        soon.tv_sec += 1;
+        if (l->fd < 0 || pthread_mutex_timedlock(&l->sending, &soon) != 0) continue;
+        memset(&f, 0, sizeof f);
+        f.kind = FRAME_ABORT, f.from = t->rank, f.to = HOST, f.message = f.bytes = strlen(reason->text);
+        (void)link_frame_write(
+            l, &f, reason->text, now_ms() + 1000, 1);   // one that cannot be told will see the connection close
+        pthread_mutex_unlock(&l->sending);
+    }
+}
+
+// --- how processes meet ---
+
+// What a process says on a new connection. The same machine word order on both sides is part of the magic.
+typedef struct {
+    uint64_t magic, cookie;   // cookie: 0 to process 0, to the others what process 0 gave out
+    uint32_t process, processes, port, crc;
+    char machine[96];
+} Hello;
+// What process 0 answers when all are there, or why it does not go on; `processes` Places follow.
+typedef struct {
+    uint64_t magic, cookie;
+    uint32_t processes, crc;   // crc: of this and the places
+    char refusal[512];
+} Welcome;
+typedef struct {
+    char address[64], machine[96];   // address empty: on the machine of process 0
+    uint32_t port, unused;
+} Place;
+#define HELLO_MAGIC 0x3148505332545047ull     // "GPT2SPH1"
+#define WELCOME_MAGIC 0x3157505332545047ull   // "GPT2SPW1"
+
+typedef struct {
+    char host[256], port[8];
+} Address;
+
+// "host:port", "[v6 address]:port".
+static int address_parse(Address* a, const char* text, Error* e) {
+    const char* colon = strrchr(text, ':');
+    size_t n = colon ? (size_t)(colon - text) : 0;
+    int bracket = n > 2 && text[0] == '[' && text[n - 1] == ']';
+    char* end = NULL;
+    long port = colon ? strtol(colon + 1, &end, 10) : 0;
+    if (!colon || n == 0 || n >= sizeof a->host || !isdigit((unsigned char)colon[1]) || *end || port < 1 || port > 65535 ||
+        (!bracket && memchr(text, ':', n)))
+        return fail(e, "--master %.300s: expected HOST:PORT", text);
+    snprintf(a->host, sizeof a->host, "%.*s", (int)(bracket ? n - 2 : n), text + bracket);
+    snprintf(a->port, sizeof a->port, "%ld", port);
+    return 0;
+}
+
+static int host_is_loopback(const char* host) {
+    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
+}
+
+static void socket_options(int fd) {
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+}
+
+// Listens at host:port ("": any address of this machine; port "0": any port). The socket, or -1.
+static int socket_listen(const char* host, const char* port, Error* e) {
+    struct addrinfo hints, *found = NULL, *a;
+    memset(&hints, 0, sizeof hints);
+    hints.ai_family = host[0] ? AF_UNSPEC : AF_INET6, hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+    int fd = -1, code = 0, on = 1, off = 0;
+    for (int family = 0; fd < 0 && family < (host[0] ? 1 : 2); family++) {   // any: IPv6 and IPv4 in one, or IPv4 alone
+        if (family == 1) hints.ai_family = AF_INET;
+        if (getaddrinfo(host[0] ? host : NULL, port, &hints, &found) != 0) continue;
+        for (a = found; fd < 0 && a; a = a->ai_next) {
+            fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+            if (fd < 0) continue;
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+            if (a->ai_family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+            if (bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0) break;
+            code = errno;
+            close(fd);
+            fd = -1;
+        }
+        freeaddrinfo(found);
+        if (code == EADDRINUSE) break;
+    }
+    if (fd < 0) fail(e, "cannot listen at %.200s:%s: %s", host[0] ? host : "*", port, code ? strerror(code) : "no such address");
+    return fd;
+}
+
+// The numeric address of a socket's own or other end.
+static void socket_name(int fd, int other, char* host, size_t host_size, char* port, size_t port_size) {
+    struct sockaddr_storage name;
+    socklen_t size = sizeof name;
+    host[0] = port[0] = 0;
+    int code = other ? getpeername(fd, (struct sockaddr*)&name, &size) : getsockname(fd, (struct sockaddr*)&name, &size);
+    if (code != 0) return;
+    getnameinfo(
+        (struct sockaddr*)&name, size, host, (socklen_t)host_size, port, (socklen_t)port_size, NI_NUMERICHOST | NI_NUMERICSERV);
+    if (strncmp(host, "::ffff:", 7) == 0 && strchr(host, '.')) memmove(host, host + 7, strlen(host + 7) + 1);   // IPv4 after all
+}
+
+// One attempt to connect, for at most a few seconds. The socket, or -1 and why.
+static int socket_connect(const char* host, const char* port, const char** why) {
+    struct addrinfo hints, *found = NULL;
+    memset(&hints, 0, sizeof hints);
+    hints.ai_family = AF_UNSPEC, hints.ai_socktype = SOCK_STREAM, hints.ai_flags = AI_NUMERICSERV;
+    int code = getaddrinfo(host, port, &hints, &found), fd = -1;
+    *why = gai_strerror(code);
+    if (code != 0) return -1;
+    for (struct addrinfo* a = found; fd < 0 && a; a = a->ai_next) {
+        fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0) continue;
+        int error = 0;
+        socklen_t size = sizeof error;
+        struct pollfd wait = {fd, POLLOUT, 0};
+        if (connect(fd, a->ai_addr, a->ai_addrlen) != 0) error = errno;
+        if (error == EINPROGRESS) {
+            if (poll(&wait, 1, 3000) != 1) error = ETIMEDOUT;
+            else getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+        }
+        char one[128], two[128], port_one[16], port_two[16];
+        socket_name(fd, 0, one, sizeof one, port_one, sizeof port_one);
+        socket_name(fd, 1, two, sizeof two, port_two, sizeof port_two);
+        // where nobody listens yet, a port of this machine may be connected to itself
+        if (error == 0 && strcmp(one, two) == 0 && strcmp(port_one, port_two) == 0) error = ECONNREFUSED;
+        *why = strerror(error);
+        if (error == 0) {
+            fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+            break;
+        }
+        close(fd);
+        fd = -1;
+    }
+    freeaddrinfo(found);
+    return fd;
+}
+
+// Reads exactly `bytes` before the deadline (0: none): 0 or -1.
+static int socket_read_until(int fd, void* out, size_t bytes, double deadline) {
+    for (size_t done = 0; done < bytes;) {
+        struct pollfd ready = {fd, POLLIN, 0};
+        if (stop_signal || (deadline > 0 && now_ms() > deadline)) return -1;
+        if (poll(&ready, 1, 100) <= 0) continue;
+        ssize_t n = recv(fd, (char*)out + done, bytes - done, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return -1;
+        if (n > 0) done += (size_t)n;
+    }
+    return 0;
+}
+
+static int socket_send(int fd, const void* data, size_t bytes) {   // small things, on connections without traffic
+    return send(fd, data, bytes, MSG_NOSIGNAL) == (ssize_t)bytes ? 0 : -1;
+}
+
+static uint32_t hello_crc(Hello h) {
+    h.crc = 0;
+    return (uint32_t)crc32(0, (const unsigned char*)&h, sizeof h);
+}
+static uint32_t welcome_crc(Welcome m, const Place* places, int count) {
+    m.crc = 0;
+    uLong crc = crc32(0, (const unsigned char*)&m, sizeof m);
+    return (uint32_t)crc32(crc, (const unsigned char*)places, (unsigned)((size_t)count * sizeof *places));
+}
+
+static Hello hello_make(const ThreadWorld* w, uint64_t cookie, int port) {
+    Hello h;
+    memset(&h, 0, sizeof h);
+    h.magic = HELLO_MAGIC, h.cookie = cookie, h.port = (uint32_t)port;
+    h.process = (uint32_t)w->process, h.processes = (uint32_t)w->processes;
+    FILE* boot = fopen("/proc/sys/kernel/random/boot_id", "r");   // machines may share a name
+    char name[48] = "", id[40] = "";
+    if (boot && !fgets(id, sizeof id, boot)) id[0] = 0;
+    if (boot) fclose(boot);
+    gethostname(name, sizeof name - 1);
+    snprintf(h.machine, sizeof h.machine, "%.47s %.36s", name, id);
+    h.crc = hello_crc(h);
+    return h;
+}
+
+// A connection that has not said yet who it is.
+typedef struct {
+    int fd;
+    size_t fill;
+    double until;
+    Hello hello;
+} Caller;
+
+static void welcome_refuse(int fd, const char* reason) {
+    Welcome m;
+    memset(&m, 0, sizeof m);
+    m.magic = WELCOME_MAGIC;
+    snprintf(m.refusal, sizeof m.refusal, "%.500s", reason);
+    m.crc = welcome_crc(m, NULL, 0);
+    (void)socket_send(fd, &m, sizeof m);
+}
+
+// A whole hello has come: 1 and the link is made, 0: it is none of ours, -1: the processes do not fit together.
+static int caller_admit(ThreadWorld* w, Caller* c, int first, uint64_t cookie, Hello* hellos, Error* e) {
+    const Hello* h = &c->hello;
+    if (h->magic != HELLO_MAGIC || h->crc != hello_crc(*h) || h->cookie != cookie) return 0;
+    if ((int)h->processes != w->processes)
+        return fail(e, "process %u was started with --world %u, process %d with --world %d", h->process, h->processes, w->process,
+            w->processes);
+    if ((int)h->process < first || (int)h->process >= w->processes)
+        return fail(e, "another process was started with --rank %u; there are %d, one each of 0 to %d", h->process, w->processes,
+            w->processes - 1);
+    if (w->links[h->process].fd >= 0) return fail(e, "two processes were started with --rank %u", h->process);
+    w->links[h->process].fd = c->fd;
+    hellos[h->process] = *h;
+    hellos[h->process].machine[sizeof h->machine - 1] = 0;
+    return 1;
+}
+
+// Accepts connections until every process from `first` on is linked; one that leaves again ends it.
+static int links_accept(ThreadWorld* w, int listener, int first, uint64_t cookie, double deadline, Hello* hellos, Error* e) {
+    enum { CALLERS = 256 };
+    Caller* callers = (Caller*)calloc(CALLERS, sizeof *callers);
+    struct pollfd* ready = (struct pollfd*)calloc(CALLERS + 1 + (size_t)w->processes, sizeof *ready);
+    int count = 0, missing = w->processes - first, status = callers && ready ? 0 : fail(e, "out of memory");
+    while (status == 0 && missing > 0) {
+        ready[0].fd = listener, ready[0].events = POLLIN;
+        for (int i = 0; i < count; i++) ready[i + 1].fd = callers[i].fd, ready[i + 1].events = POLLIN, ready[i + 1].revents = 0;
+        struct pollfd* linked = ready + 1 + count;
+        for (int i = 0; i < w->processes; i++) linked[i].fd = w->links[i].fd, linked[i].events = POLLRDHUP, linked[i].revents = 0;
+        poll(ready, (nfds_t)(count + 1 + w->processes), 100);
+        for (int i = 0; status == 0 && i < w->processes; i++)
+            if (linked[i].revents)
+                status = fail(e, "process %d: process %d is gone (connection closed) before all had met", w->process, i);
+        for (int i = count - 1; status == 0 && i >= 0; i--) {   // from the last, so that removing one moves only those seen
+            Caller* c = &callers[i];
+            ssize_t n = 0;
+            int verdict = now_ms() > c->until ? 0 : 2;   // 2: not all of it has come
+            if (ready[i + 1].revents) {
+                n = recv(c->fd, (char*)&c->hello + c->fill, sizeof c->hello - c->fill, MSG_DONTWAIT);
+                if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) verdict = 0;
+                if (n > 0) c->fill += (size_t)n;
+                if (c->fill >= sizeof c->hello.magic && c->hello.magic != HELLO_MAGIC) verdict = 0;
+                if (c->fill == sizeof c->hello) verdict = caller_admit(w, c, first, cookie, hellos, e);
+            }
+            if (verdict == 2) continue;
+            if (verdict < 0) status = -1, welcome_refuse(c->fd, e->text);
+            if (verdict == 1) missing--, socket_options(c->fd);
+            else close(c->fd);
+            *c = callers[--count];
+        }
+        if (status == 0 && (ready[0].revents & POLLIN) && count < CALLERS) {
+            int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+            if (fd >= 0) callers[count].fd = fd, callers[count].fill = 0, callers[count++].until = now_ms() + 5000;
+        }
+        int absent = first;
+        while (absent < w->processes && w->links[absent].fd >= 0) absent++;
+        if (status == 0 && missing > 0 && stop_signal)
+            status = fail(e, "process %d: stopped by a signal while it waited for process %d", w->process, absent);
+        if (status == 0 && missing > 0 && deadline > 0 && now_ms() > deadline)
+            status = fail(
+                e, "process %d: waited %g s for process %d of %d to connect", w->process, w->timeout / 1e3, absent, w->processes);
+    }
+    for (int i = 0; i < count; i++) close(callers[i].fd);
+    free(callers);
+    free(ready);
+    return status;
+}
+
+// Process 0: waits for all, then tells each where the others are.
+static int links_host(ThreadWorld* w, const Address* master, double deadline, Place* places, Error* e) {
+    Hello* hellos = (Hello*)calloc((size_t)w->processes, sizeof *hellos);
+    int listener =
+        hellos ? socket_listen(host_is_loopback(master->host) ? master->host : "", master->port, e) : fail(e, "out of memory");
+    if (listener < 0) {
+        free(hellos);
+        return -1;
+    }
+    int status = links_accept(w, listener, 1, 0, deadline, hellos, e);
+    close(listener);
+    Welcome m;
+    memset(&m, 0, sizeof m);
+    m.magic = WELCOME_MAGIC, m.processes = (uint32_t)w->processes;
+    m.cookie = random_bits((uint64_t)time(NULL), (uint64_t)getpid(), (uint64_t)(now_ms() * 1e6)) | 1;
+    hellos[0] = hello_make(w, 0, 0);
+    for (int i = 0; status == 0 && i < w->processes; i++) {
+        char port[16];
+        if (i > 0) socket_name(w->links[i].fd, 1, places[i].address, sizeof places[i].address, port, sizeof port);
+        if (host_is_loopback(places[i].address)) places[i].address[0] = 0;
+        places[i].port = hellos[i].port;
+        memcpy(places[i].machine, hellos[i].machine, sizeof places[i].machine);
+    }
+    m.crc = welcome_crc(m, places, w->processes);
+    for (int i = 1; i < w->processes; i++) {
+        if (status != 0 && w->links[i].fd >= 0) welcome_refuse(w->links[i].fd, e->text);
+        if (status == 0 &&
+            (socket_send(w->links[i].fd, &m, sizeof m) != 0 ||
+                socket_send(w->links[i].fd, places, (size_t)w->processes * sizeof *places) != 0))
+            status = fail(e, "process %d is gone (connection closed) before all had met", i);
+    }
+    free(hellos);
+    return status;
+}
+
+// The others: to process 0 first, then to those with lower numbers, then wait for those with higher ones.
+static int links_join(ThreadWorld* w, const Address* master, const char* text, double deadline, Place* places, Error* e) {
+    const char* why = "";
+    char host[128], port[16], from[128];
+    int fd = -1;
+    while (fd < 0) {
+        fd = socket_connect(master->host, master->port, &why);
+        if (fd >= 0) break;
+        if (stop_signal) return fail(e, "process %d: stopped by a signal while it looked for process 0", w->process);
+        if (deadline > 0 && now_ms() > deadline)
+            return fail(e, "process %d: waited %g s for process 0 at %.300s (%s)", w->process, w->timeout / 1e3, text, why);
+        struct timespec pause = {0, 100000000};
+        nanosleep(&pause, NULL);
+    }
+    w->links[0].fd = fd;
+    socket_options(fd);
+    socket_name(fd, 0, from, sizeof from, port, sizeof port);
+    int listener = socket_listen(host_is_loopback(from) && !host_is_loopback(master->host) ? "" : from, "0", e);
+    if (listener < 0) return -1;
+    socket_name(listener, 0, host, sizeof host, port, sizeof port);
+    Hello h = hello_make(w, 0, atoi(port));
+    Hello* hellos = (Hello*)calloc((size_t)w->processes, sizeof *hellos);
+    Welcome m;
+    int status = hellos ? 0 : fail(e, "out of memory");
+    if (status == 0 && (socket_send(fd, &h, sizeof h) != 0 || socket_read_until(fd, &m, sizeof m, deadline) != 0))
+        status = stop_signal ? fail(e, "process %d: stopped by a signal while it waited for the others", w->process)
+            : deadline > 0 && now_ms() > deadline
+            ? fail(e, "process %d: waited %g s at %.300s for all processes to meet", w->process, w->timeout / 1e3, text)
+            : fail(e, "process %d: process 0 at %.300s is gone (connection closed) before all had met", w->process, text);
+    if (status == 0 && m.magic != WELCOME_MAGIC) status = fail(e, "--master %.300s: what answers there is no process 0", text);
+    if (status == 0 && m.refusal[0]) {
+        m.refusal[sizeof m.refusal - 1] = 0;
+        status = fail(e, "process 0: %s", m.refusal);
+    }
+    if (status == 0 &&
+        ((int)m.processes != w->processes ||
+            socket_read_until(fd, places, (size_t)w->processes * sizeof *places, deadline) != 0 ||
+            m.crc != welcome_crc(m, places, w->processes)))
+        status = fail(e, "--master %.300s: what answers there is no process 0 of %d processes", text, w->processes);
+    char zero[128];
+    socket_name(fd, 1, zero, sizeof zero, port, sizeof port);
+    h = hello_make(w, m.cookie, 0);
+    for (int i = 1; status == 0 && i < w->process; i++) {
+        snprintf(port, sizeof port, "%u", places[i].port);
+        places[i].address[sizeof places[i].address - 1] = 0;
+        const char* where = places[i].address[0] ? places[i].address : zero;
+        w->links[i].fd = socket_connect(where, port, &why);
+        if (w->links[i].fd < 0 || socket_send(w->links[i].fd, &h, sizeof h) != 0)
+            status = fail(e, "process %d: cannot connect to process %d at %s:%s (%s)", w->process, i, where, port, why);
+        else socket_options(w->links[i].fd);
+    }
+    if (status == 0) status = links_accept(w, listener, w->process + 1, m.cookie, deadline, hellos, e);
+    close(listener);
+    free(hellos);
+    return status;
+}
+
+static void links_close(ThreadWorld* w) {
+    struct timespec pause = {0, 5000000};
+    Error ignored;
+    for (int i = 0; w->links && i < w->processes; i++)
+        if (w->links[i].fd >= 0) shutdown(w->links[i].fd, SHUT_WR);
+    double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 1000 : 5000);
+    for (int i = 0; w->links && i < w->processes; i++) {
+        Link* l = &w->links[i];
+        for (int gone = 0; l->reading && !gone && now_ms() < until;) {   // closing with bytes unread could take back bytes sent
+            pthread_mutex_lock(&w->mutex);
+            gone = l->gone != NULL;
+            pthread_mutex_unlock(&w->mutex);
+            if (!gone) nanosleep(&pause, NULL);
+        }
+        if (l->fd >= 0) shutdown(l->fd, SHUT_RDWR);
+        if (l->reading) pthread_join(l->thread, NULL);
+        if (l->fd >= 0) close(l->fd);
+        for (Frame* f = l->oldest; f; f = l->oldest) l->oldest = f->next, free(f);
+        pthread_mutex_destroy(&l->sending);
+    }
+    free(w->links);
+    w->links = NULL;
+}
+
+// Joins this process to the others of the run.
+static int links_open(ThreadWorld* w, int process, int processes, const char* master, Error* e) {
+    Address address;
+    if (address_parse(&address, master, e) != 0) return -1;
+    w->process = process, w->processes = processes, w->local_processes = 0;
+    w->links = (Link*)calloc((size_t)processes, sizeof *w->links);
+    Place* places = (Place*)calloc((size_t)processes, sizeof *places);
+    int status = w->links && places ? 0 : fail(e, "out of memory for %d processes", processes);
+    for (int i = 0; w->links && i < processes; i++)
+        w->links[i].fd = -1, w->links[i].world = w, pthread_mutex_init(&w->links[i].sending, NULL);
+    double deadline = world_deadline(w, 1);
+    if (status == 0)
+        status =
+            process == 0 ? links_host(w, &address, deadline, places, e) : links_join(w, &address, master, deadline, places, e);
+    for (int i = 0; status == 0 && i < processes; i++) {
+        if (i == process) w->local_process = w->local_processes;
+        w->local_processes += strncmp(places[i].machine, places[process].machine, sizeof places[i].machine) == 0;
+    }
+    for (int i = 0; status == 0 && i < processes; i++) {
+        if (i == process) continue;
+        w->links[i].reading = pthread_create(&w->links[i].thread, NULL, link_thread, &w->links[i]) == 0;
+        if (!w->links[i].reading) status = fail(e, "cannot start a thread for the link to process %d", i);
+    }
+    free(places);
+    return status;
+}
+
+// --- between jobs: the process itself speaks to the other processes ---
+
+// Sends a text to all processes and gives theirs; the caller frees texts[0 .. processes), NULL for its own.
+static int processes_texts(Transport* t, const char* mine, char** texts, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    uint64_t length = strlen(mine);
+    for (int i = 1; i < w->processes; i++) {
+        int process = (w->process + i) % w->processes;
+        if (link_send(t, process, HOST, FRAME_TEXT, &length, sizeof length, e) != 0 ||
+            link_send(t, process, HOST, FRAME_TEXT, mine, (size_t)length, e) != 0)
+            return -1;
+    }
+    for (int i = 0; i < w->processes; i++) {
+        if (i == w->process) continue;
+        if (link_receive(t, i, HOST, FRAME_TEXT, &length, sizeof length, e) != 0) return -1;
+        if (length > HOST_TEXT) return fail(e, "process %d says %llu bytes about itself", i, (unsigned long long)length);
+        texts[i] = (char*)calloc((size_t)length + 1, 1);
+        if (!texts[i]) return fail(e, "out of memory");
+        if (link_receive(t, i, HOST, FRAME_TEXT, texts[i], (size_t)length, e) != 0) return -1;
+    }
+    return 0;
+}
+
+// Refuses processes whose texts differ, naming the first line that does.
+static int processes_compare(Transport* t, const char* doing, const char* mine, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    if (w->processes < 2) return 0;
+    transport_begin(t, doing);
+    char** texts = (char**)calloc((size_t)w->processes, sizeof *texts);
+    int status = texts ? processes_texts(t, mine, texts, e) : fail(e, "out of memory");
+    for (int i = 1; status == 0 && i < w->processes; i++) {
+        const char *zero = w->process == 0 ? mine : texts[0], *one = w->process == i ? mine : texts[i];
+        size_t line = 0, at = 0;
+        for (; zero[at] == one[at] && zero[at]; at++)
+            if (zero[at] == '\n') line = at + 1;
+        if (zero[at] == one[at]) continue;
+        int zero_length = (int)strcspn(zero + line, "\n"), one_length = (int)strcspn(one + line, "\n");
+        status = fail(e, "process %d has `%.*s`, process 0 has `%.*s`: they must agree", i, one_length < 400 ? one_length : 400,
+            one + line, zero_length < 400 ? zero_length : 400, zero + line);
+    }
+    for (int i = 0; texts && i < w->processes; i++) free(texts[i]);
+    free(texts);
+    return status;
+}
+
+// All processes go on, or none: -1 on all, with its error, if one comes with a status that is not 0. flag (or NULL): the
+// largest of all.
+static int processes_agree(Transport* t, int status, int* flag, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    struct {
+        int64_t status, flag;
+        Error error;
+    } mine, other;
+    int met = 0;
+    if (w->processes < 2) return status;
+    transport_begin(t, "an agreement");
+    memset(&mine, 0, sizeof mine);
+    mine.status = status, mine.flag = flag ? *flag : 0;
+    if (status != 0) mine.error = *e;
+    for (int i = 1; met == 0 && i < w->processes; i++)
+        met = link_send(t, (w->process + i) % w->processes, HOST, FRAME_TEXT, &mine, sizeof mine, e);
+    for (int i = 0; met == 0 && i < w->processes; i++) {
+        if (i == w->process) continue;
+        met = link_receive(t, i, HOST, FRAME_TEXT, &other, sizeof other, e);
+        if (met != 0) break;
+        other.error.text[sizeof other.error.text - 1] = 0;
+        if (flag && other.flag > *flag) *flag = (int)other.flag;
+        if (other.status != 0 && status == 0) status = fail(e, "process %d: %.980s", i, other.error.text);
+    }
+    if (met != 0) t->abort(t, e);   // no agreement is possible any more
+    if (mine.status != 0) *e = mine.error;
+    return met != 0 ? -1 : status;
+}
+
+// --- a world of ranks ---
+
+static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
+    pthread_condattr_t clock;
+    if (w->open) return 0;
+    memset(w, 0, sizeof *w);
+    w->processes = w->local_processes = 1, w->timeout = timeout_ms;
+    if (pthread_condattr_init(&clock) != 0) return fail(e, "out of memory");
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);   // now_ms's
+    pthread_mutex_init(&w->mutex, NULL);
+    pthread_cond_init(&w->changed, &clock);
+    pthread_condattr_destroy(&clock);
+    w->open = 1;
+    return 0;
+}
+static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
+    if (world_open(w, 0, e) != 0) return -1;
+    w->first = first, w->world = world;
+    w->boxes = (Mailbox*)calloc((size_t)world * (size_t)world, sizeof *w->boxes);
+    w->shared = (void**)calloc((size_t)world, sizeof *w->shared);
+    w->arrivals = (uint64_t*)calloc((size_t)world, sizeof *w->arrivals);
+    return w->boxes && w->shared && w->arrivals ? 0 : fail(e, "out of memory for %d ranks", world);
+}
 static void thread_world_free(ThreadWorld* w) {
-    if (w->world == 0) return;
+    if (!w->open) return;
+    links_close(w);
     pthread_mutex_destroy(&w->mutex);
     pthread_cond_destroy(&w->changed);
     free(w->boxes);
     free(w->shared);
+    free(w->arrivals);
     free(w->devices);
     free(w->gpu_boxes);
     memset(w, 0, sizeof *w);
 }
-static Transport thread_transport(ThreadWorld* w, int rank) {
+static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this process, or HOST
     Transport t;
-    t.rank = rank, t.world = w->world, t.state = w;
-    t.post = thread_post, t.wait = thread_wait, t.all_reduce = thread_all_reduce;
-    t.reduce_scatter = thread_reduce_scatter, t.all_gather = thread_all_gather;
-    t.barrier = thread_barrier, t.abort = thread_abort;
+    memset(&t, 0, sizeof t);
+    t.rank = rank, t.world = w->world * w->processes, t.state = w, t.doing = "";
+    t.post = world_post, t.wait = world_wait, t.all_reduce = world_all_reduce;
+    t.reduce_scatter = world_reduce_scatter, t.all_gather = world_all_gather, t.share = world_share;
+    t.barrier = world_barrier, t.abort = world_abort;
     return t;
 }
 
@@ -2069,7 +3000,7 @@ typedef struct Rank Rank;
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
-    uint64_t (*memory)(int world);   // bytes that this many ranks may take together
+    uint64_t (*memory)(int world);   // bytes that this many ranks, all of this machine, may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
     int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
@@ -2083,6 +3014,7 @@ typedef struct {
         int64_t top_k, double top_p, uint64_t seed);
     int (*verify)(gpt2_sp* g);   // --verify
     void (*rates)(double* gflops, double* gbs, int threads);
+    int processes;   // its ranks may be in several
 } Device;
 
 // How a run is split and what it keeps: all that the plan depends on.
@@ -2090,7 +3022,10 @@ struct Mesh {
     const Device* device;
     Shape shape;
     int dp, sp, world, zero, recompute, center, doc_mask, training;
-    int threads;   // of a rank
+    int first_rank, local_ranks;          // world ranks that this process holds
+    int process, processes;               // this process, and all of the run
+    int local_process, local_processes;   // among those on this machine, in the order of their numbers: to choose GPUs by
+    int threads;                          // of a rank
     int64_t passes, logits_chunk;
     const Schedule* schedule;   // [2]: forward, backward
 };
@@ -2289,6 +3224,16 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
+#ifdef _OPENMP
+    int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return (int)(o->threads ? o->threads : max_i64(1, cores / (mesh->local_ranks * mesh->local_processes)));
+#else
+    (void)mesh, (void)o;
+    return 1;
+#endif
+}
+
 static int mesh_init(
     Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
@@ -2298,12 +3243,13 @@ static int mesh_init(
     s->V = vocab, s->Vp = round_up(vocab, 128), s->T = o->seq_len, s->B = o->batch_size;
     mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
     mesh->recompute = o->recompute, mesh->center = (int)o->center, mesh->doc_mask = (int)o->doc_mask;
+    mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world), mesh->local_processes = 1;
+    if (mesh->world % mesh->processes != 0)
+        return fail(e, "%d ranks (--dp %d x --sp %d) cannot be divided evenly over --world %d processes", mesh->world, mesh->dp,
+            mesh->sp, mesh->processes);
+    mesh->local_ranks = mesh->world / mesh->processes, mesh->first_rank = mesh->process * mesh->local_ranks;
     mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
-    int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
-    mesh->threads = (int)(o->threads ? o->threads : max_i64(1, cores / mesh->world));
-#ifndef _OPENMP
-    mesh->threads = 1;
-#endif
+    mesh->threads = mesh_threads(mesh, o);
     if (shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0) return -1;
     if (schedule_build(&schedules[0], o->schedule, mesh->sp, 0, s->NH, e) != 0) return -1;
     return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, s->NH, e);
@@ -3380,9 +4326,10 @@ struct gpt2_sp {
     Schedule schedules[2];
     Layout layout;
     ThreadWorld world;
-    Rank* ranks;              // (dp * sp)
+    Transport host;           // of the process itself
+    Rank* ranks;              // of this process: world rank mesh.first_rank first
     Segments* segments;       // (sp)
-    RankBatch* batch_ranks;   // (2 or 4, dp * sp): the loaders' views of the ranks' token buffers
+    RankBatch* batch_ranks;   // (3, local_ranks): the loaders' views of the ranks' token buffers
     Dataset data, val_data;
     Loader loader, val_loader;
     int64_t step;           // done
@@ -3425,12 +4372,15 @@ static void* rank_thread(void* argument) {
 // Runs a job on every rank, each on a thread of its own, and waits. If any fails all stop, and the first
 // reason is the trainer's error.
 static int ranks_run(gpt2_sp* g, RankJob job) {
-    int world = g->mesh.world, status = 0;
+    int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
     pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
     if (!calls || !threads) status = fail(&g->error, "out of memory for %d ranks", world);
     int started = 1;
-    for (int i = 0; status == 0 && i < world; i++) calls[i].rank = &g->ranks[i], calls[i].g = g, calls[i].job = job;
+    for (int i = 0; status == 0 && i < world; i++) {
+        calls[i].rank = &g->ranks[i], calls[i].g = g, calls[i].job = job;
+        g->ranks[i].transport.step = g->step + 1;
+    }
     for (; status == 0 && started < world; started++)
         if (pthread_create(&threads[started], NULL, rank_thread, &calls[started]) != 0) {
             fail(&g->ranks[0].error, "cannot start a thread for rank %d", started);
@@ -3439,7 +4389,7 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
         }
     if (status == 0) rank_thread(&calls[0]);
     for (int i = 1; status == 0 && i < started; i++) pthread_join(threads[i], NULL);
-    if (status == 0 && g->world.aborted) g->error = g->world.reason, status = -1;
+    if (status == 0) status = world_aborted(&g->world, &g->error);
     free(calls);
     free(threads);
     return status;
@@ -3571,15 +4521,20 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
         g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
 }
 
-static int save_tensors(gpt2_sp* g, const char* folder, char* manifest, size_t manifest_size) {
+// Process 0, the one with the folder, begins with its status so far; all processes bring their ranks' slices.
+static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
+    if (g->mesh.process != 0) return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save);
     OutFile* files = (OutFile*)calloc(2, sizeof *files);
-    if (!files) return fail(e, "out of memory");
+    if (!files) {
+        if (status == 0) fail(e, "out of memory");
+        return processes_agree(&g->host, -1, NULL, e);
+    }
     st_header headers[2];
     st_header_init(&headers[0]);
     st_header_init(&headers[1]);
     files[0].fd = files[1].fd = -1;
-    int status = tensors_declare(&headers[0], g, "transformer.", 1, e);
+    if (status == 0) status = tensors_declare(&headers[0], g, "transformer.", 1, e);
     if (status == 0) status = tensors_declare(&headers[1], g, "m.transformer.", 0, e);
     if (status == 0) status = tensors_declare(&headers[1], g, "v.transformer.", 0, e);
     if (status == 0) status = file_create(&files[0], e, folder, "model.safetensors");
@@ -3587,6 +4542,7 @@ static int save_tensors(gpt2_sp* g, const char* folder, char* manifest, size_t m
     if (status == 0) status = header_write(&files[0], &headers[0], e);
     if (status == 0) status = header_write(&files[1], &headers[1], e);
     g->model_file = &files[0], g->optimizer_file = &files[1];
+    status = processes_agree(&g->host, status, NULL, e);
     if (status == 0) status = ranks_run(g, g->device->save);
     if (status == 0 && e->text[0]) status = -1;
     static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
@@ -3649,11 +4605,11 @@ static int checkpoint_clean(const char* out, Error* e) {
     return status;
 }
 
-static int checkpoint_write(gpt2_sp* g, const char* folder) {
+static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
     Error* e = &g->error;
-    int status = mkdir(folder, 0777) != 0 ? fail(e, "cannot make folder %.900s: %s", folder, strerror(errno)) : 0;
-    if (status == 0) status = save_tensors(g, folder, manifest, sizeof manifest);
+    if (status == 0 && mkdir(folder, 0777) != 0) status = fail(e, "cannot make folder %.900s: %s", folder, strerror(errno));
+    status = save_tensors(g, folder, status, manifest, sizeof manifest);
     config_text(g, text, sizeof text);
     if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
     state_text(g, text, sizeof text);
@@ -3735,17 +4691,19 @@ int gpt2_sp_save(gpt2_sp* g) {
     snprintf(final, sizeof final, "%.1000s/step_%08lld", out, (long long)g->step);
     snprintf(temporary, sizeof temporary, "%s.tmp", final);
     snprintf(replaced, sizeof replaced, "%s.replaced.tmp", final);
-    if (checkpoint_clean(out, e) != 0) return -1;
-    int status = checkpoint_write(g, temporary);
+    if (g->mesh.process != 0) {
+        int saved = processes_agree(&g->host, save_tensors(g, "", 0, NULL, 0), NULL, e);
+        if (saved == 0) g->saved_step = g->step;
+        return saved;
+    }
+    int status = checkpoint_write(g, temporary, checkpoint_clean(out, e));
     if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
         status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
     if (status == 0 && rename(temporary, final) != 0) status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
     if (status == 0) status = folder_sync(out, e);
     Error later = {{0}};
-    if (status != 0) {
-        folder_remove(temporary, &later);   // the first error is the one to tell
-        return -1;
-    }
+    if (status != 0) folder_remove(temporary, &later);   // the first error is the one to tell
+    if (processes_agree(&g->host, status, NULL, e) != 0) return -1;
     g->saved_step = g->step;
     if (checkpoint_clean(out, &later) != 0 || checkpoint_retire(g, &later) != 0)
         fprintf(stderr, "%s is saved, but an older one is left: %s\n", final, later.text);
@@ -3753,15 +4711,15 @@ int gpt2_sp_save(gpt2_sp* g) {
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
-// is whole, or the folder cannot be read. Passed-over ones are told on stderr.
-static int checkpoint_find(const char* out, char* folder, size_t size, Error* e) {
+// is whole, or the folder cannot be read. Passed-over ones are told on stderr, if `tell`.
+static int checkpoint_find(const char* out, int tell, char* folder, size_t size, Error* e) {
     int64_t* steps;
     int count = checkpoint_list(out, &steps, e), found = count < 0 ? -1 : 0;
     Error why = {{0}};
     for (int i = 0; found == 0 && i < count; i++) {
         snprintf(folder, size, "%.1000s/step_%08lld", out, (long long)steps[i]);
         if (checkpoint_verify(folder, &why) == 0) found = 1;
-        else fprintf(stderr, "%s is not whole (%s), trying an older one\n", folder, why.text);
+        else if (tell) fprintf(stderr, "%s is not whole (%s), trying an older one\n", folder, why.text);
     }
     free(steps);
     if (found == 0 && count > 0)
@@ -3989,7 +4947,7 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
                 sums[2 + bucket] += (double)r->token_loss[t], sums[2 + POSITION_BUCKETS + bucket] += 1;
             }
     if (r->transport.all_reduce(&r->transport, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0) return -1;
-    if (r->world_rank != 0) return 0;
+    if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
     g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
     for (int i = 0; i < POSITION_BUCKETS; i++)
         g->evaluation.bucket_loss[i] += sums[2 + i], g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
@@ -4001,8 +4959,10 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     Loader* l = &g->val_loader;
     memset(&g->evaluation, 0, sizeof g->evaluation);
     l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
-    for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B))
-        if (loader_fill(l, &l->batch[0], first, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0) return -1;
+    for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B)) {
+        int status = loader_fill(l, &l->batch[0], first, &g->error);
+        if (processes_agree(&g->host, status, NULL, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0) return -1;
+    }
     return 0;
 }
 
@@ -4149,12 +5109,12 @@ static int32_t sample_token(
     return candidates[cut - 1].token;
 }
 
-// --zero 3: every unit of the weights, brought together in g->collected.
+// --zero 3: every unit of the weights, brought together in g->collected of each process.
 static int rank_collect(Rank* r, gpt2_sp* g) {
     for (int u = 0; u < g->layout.count; u++) {
         const real* unit = unit_fetch(r, STATE_WEIGHTS, u);
         if (!unit) return -1;
-        if (r->world_rank == 0)
+        if (r->world_rank == r->mesh->first_rank)
             memcpy(g->collected + g->layout.units[u].offset, unit, (size_t)g->layout.units[u].elements * sizeof(real));
         if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
     }
@@ -4224,7 +5184,7 @@ static int rank_step(Rank* r, gpt2_sp* g) {
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = g->adamw;
     adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
-    if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
+    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
     return finite ? weights_update(r, &adamw) : 0;
 }
 
@@ -4232,7 +5192,7 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
     const Layout* layout = r->layout;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
-    if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1];
+    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         int64_t at = unit->offset + r->world_rank * unit->slice;
@@ -4245,15 +5205,16 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
 // Takes the next batch, gives every rank its part, and has the one after it read.
 static Batch* batch_take(gpt2_sp* g) {
     Batch* batch = loader_take(&g->loader, &g->error);
-    for (int i = 0; batch && i < g->mesh.world; i++)
+    for (int i = 0; batch && i < g->mesh.local_ranks; i++)
         g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
     return batch;
 }
 
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
+    g->host.step = g->step + 1;
     Batch* batch = batch_take(g);
-    if (!batch) return -1;
+    if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
@@ -4279,7 +5240,7 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
     Error ignored;
     if (g->loader.running) loader_take(&g->loader, &ignored);
-    for (int i = 0; g->ranks && i < g->mesh.world; i++) g->device->release(&g->ranks[i]);
+    for (int i = 0; g->ranks && i < g->mesh.local_ranks; i++) g->device->release(&g->ranks[i]);
     free(g->ranks);
     free(g->segments);
     free(g->batch_ranks);
@@ -4296,7 +5257,11 @@ void gpt2_sp_destroy(gpt2_sp* g) {
 // Bytes that all ranks of this process need.
 static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     uint64_t bytes = 0;
-    for (int r = 0; r < mesh->sp; r++) bytes += (uint64_t)mesh->device->plan(mesh, layout, r).used * (uint64_t)mesh->dp;
+    for (int r = 0; r < mesh->sp; r++) {   // replicas are alike
+        uint64_t count = 0;
+        for (int i = mesh->first_rank; i < mesh->first_rank + mesh->local_ranks; i++) count += i % mesh->sp == r;
+        if (count > 0) bytes += (uint64_t)mesh->device->plan(mesh, layout, r).used * count;
+    }
     return bytes;
 }
 
@@ -4341,9 +5306,9 @@ static int64_t longest_context(
 }
 
 // Why it does not fit, and what would.
-static int memory_refuse(const gpt2_sp* g, int64_t vocab, int training, uint64_t bytes, uint64_t machine, Error* e) {
+static int memory_refuse(const gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
-    uint64_t rank = machine / (uint64_t)g->mesh.world;
+    uint64_t rank = machine / (uint64_t)sharing;
     int64_t context = longest_context(o, vocab, training, g->device, rank),
             batch = context > 0 ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
     char sizes[96], other[64] = "no batch fits";
@@ -4358,22 +5323,27 @@ static int memory_refuse(const gpt2_sp* g, int64_t vocab, int training, uint64_t
 // Ranks, memory, schedules: everything but data and weights.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
+    if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
+    if (!g->host.state) g->host = thread_transport(&g->world, HOST);
     if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
+    g->mesh.local_process = g->world.local_process, g->mesh.local_processes = g->world.local_processes;
+    g->mesh.threads = mesh_threads(&g->mesh, &g->options);
     if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
-    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout), machine = g->device->memory(g->mesh.world);
-    if (bytes > machine) return memory_refuse(g, vocab, training, bytes, machine, e);
+    int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes, machine = g->device->memory(sharing);
+    if (bytes > machine) return memory_refuse(g, vocab, training, sharing, bytes, machine, e);
     if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
-    int world = g->mesh.world;
+    int world = g->mesh.local_ranks;
     g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);
     g->segments = (Segments*)calloc((size_t)g->mesh.sp, sizeof *g->segments);
     g->batch_ranks = (RankBatch*)calloc((size_t)world * 3, sizeof *g->batch_ranks);
     if (!g->ranks || !g->segments || !g->batch_ranks) return fail(e, "out of memory for %d ranks", world);
-    if (thread_world_init(&g->world, world, e) != 0) return -1;
+    if (thread_world_init(&g->world, g->mesh.first_rank, world, e) != 0) return -1;
     for (int i = 0; i < g->mesh.sp; i++) g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
     for (int i = 0; i < world; i++) {
         Rank* r = &g->ranks[i];
-        rank_place(r, &g->mesh, &g->layout, i);
-        r->transport = thread_transport(&g->world, i);
+        rank_place(r, &g->mesh, &g->layout, g->mesh.first_rank + i);
+        r->transport = thread_transport(&g->world, r->world_rank);
         if (g->device->allocate(r, e) != 0) return -1;
         for (int b = 0; b < 3; b++) g->batch_ranks[b * world + i] = r->batches[b];
     }
@@ -4388,6 +5358,7 @@ static Loader loader_make(gpt2_sp* g, Dataset* data, int64_t passes, int shuffle
     memset(&l, 0, sizeof l);
     l.data = data, l.T = g->mesh.shape.T, l.B = g->mesh.shape.B, l.passes = passes;
     l.dp = g->mesh.dp, l.sp = g->mesh.sp, l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
+    l.first_rank = g->mesh.first_rank, l.local_ranks = g->mesh.local_ranks;
     l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX, l.segments = g->segments;
     l.batch[0].ranks = first, l.batch[1].ranks = second;
     return l;
@@ -4426,11 +5397,32 @@ static int folder_check(const char* folder, Error* e) {
     return access(path, F_OK) == 0 ? checkpoint_verify(folder, e) : 0;
 }
 
+// All processes must start from the same checkpoint, or from the same weights of --init-from.
+static int start_compare(gpt2_sp* g, const char* folder) {
+    char path[GPT2_SP_TEXT + 128], text[128] = "a fresh start: no checkpoint in --out\n";
+    uint64_t bytes = 0;
+    uint32_t crc = 0;
+    long long step = 0;
+    if (g->mesh.processes < 2) return 0;
+    if (folder) {
+        snprintf(path, sizeof path, "%s/manifest.txt", folder);
+        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
+        (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
+        snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
+    } else if (g->options.init_from[0]) {
+        snprintf(path, sizeof path, "%s/model.safetensors", g->options.init_from);
+        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
+        snprintf(text, sizeof text, "--init-from weights of %llu bytes, CRC %08x\n", (unsigned long long)bytes, crc);
+    }
+    return processes_compare(&g->host, "comparing where to start", text, &g->error);
+}
+
 // Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
 static int trainer_start(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64];
-    int found = g->options.out[0] ? checkpoint_find(g->options.out, folder, sizeof folder, &g->error) : 0;
+    int found = g->options.out[0] ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, sizeof folder, &g->error) : 0;
     if (found < 0) return -1;
+    if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
         g->folder = folder, g->load_moments = 1;
         if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
@@ -4463,10 +5455,77 @@ static int trainer_start(gpt2_sp* g) {
     return ranks_run(g, g->device->load);
 }
 
-static int trainer_create(gpt2_sp* g) {
+// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it has files must agree.
+static int option_is_own(const char* name) {
+    static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
+    for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
+        if (strcmp(own[i], name) == 0) return 1;
+    return 0;
+}
+static int option_is_place(const char* name) {
+    static const char* const places[] = {"data", "val-data", "out", "init-from"};
+    for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
+        if (strcmp(places[i], name) == 0) return 1;
+    return 0;
+}
+
+// Joins the other processes, if there are any, and compares options with them.
+static int processes_meet(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (options_check(o, e) != 0) return -1;
+    if (o->world < 2) return o->rank > 0 ? fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank) : 0;
+    if (o->rank >= o->world)
+        return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank, (long long)o->world,
+            (long long)o->world - 1);
+    if (!o->master[0]) return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
+    if (!g->device->processes) return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
+    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
+    char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
+    if (!text) return fail(e, "out of memory");
+    int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const Option* option = &OPTIONS[i];
+        if (!strchr(option->commands, 'T') || option_is_own(option->name)) continue;
+        option_print(o, option, value, sizeof value);
+        if (option_is_place(option->name))
+            snprintf(value, sizeof value, "%s", *((const char*)o + option->offset) ? "given" : "not given");
+        n += sprintf(text + n, "--%s %s\n", option->name, value);
+    }
+    int status = processes_compare(&g->host, "comparing options", text, e);
+    free(text);
+    return status;
+}
+
+static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
+    int n = 0;
+    for (int i = 0; i < d->count && n < (int)size; i++) {
+        const tok_shard* s = &d->shards[i];
+        const char* slash = strrchr(s->path, '/');
+        n += snprintf(text + n, size - (size_t)n, "--%s shard %d, %.255s, of %llu tokens, fingerprint %08x\n", option, i + 1,
+            slash ? slash + 1 : s->path, (unsigned long long)s->tokens, s->fingerprint);
+    }
+    return n;
+}
+
+// Shards, ranks and schedules must be the same in all processes.
+static int work_compare(gpt2_sp* g) {
+    size_t size = (size_t)(g->data.count + g->val_data.count) * 512 + 256;
+    if (g->mesh.processes < 2) return 0;
+    char* text = (char*)calloc(size, 1);
+    if (!text) return fail(&g->error, "out of memory");
+    int n = dataset_print(&g->data, "data", text, size);
+    n += dataset_print(&g->val_data, "val-data", text + n, size - (size_t)n);
+    for (int i = 0; i < 2; i++)
+        n += snprintf(text + n, size - (size_t)n, "%s schedule %016llx\n", i ? "backward" : "forward",
+            (unsigned long long)schedule_hash(&g->schedules[i]));
+    int status = processes_compare(&g->host, "comparing shards and schedules", text, &g->error);
+    free(text);
+    return status;
+}
+
+static int trainer_prepare(gpt2_sp* g) {
+    const gpt2_sp_options* o = &g->options;
+    Error* e = &g->error;
     if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
@@ -4478,13 +5537,24 @@ static int trainer_create(gpt2_sp* g) {
         return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u", g->val_data.tokenizer,
             g->val_data.vocab, g->data.tokenizer, g->data.vocab);
     if (trainer_init(g, vocab, 1) != 0) return -1;
-    int world = g->mesh.world;
+    int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
-    if (o->out[0] && out_lock(g) != 0) return -1;
+    if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
+    if (work_compare(g) != 0) return -1;   // from here on process 0 has the folder: the others may look into it
     if (trainer_start(g) != 0) return -1;
     loader_request(&g->loader, g->next_sample);
     return 0;
+}
+
+static int trainer_create(gpt2_sp* g) {
+    Error* e = &g->error;
+    if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
+    g->host = thread_transport(&g->world, HOST);
+    int status = processes_meet(g);
+    if (status == 0) status = trainer_prepare(g);
+    if (status != 0) g->host.abort(&g->host, e);   // whoever waits for this process is told why
+    return status;
 }
 
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
@@ -4519,7 +5589,7 @@ static void measure_rates(double* gflops, double* gbs, int threads) {
 }
 
 static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load,
-    rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates};
+    rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates, 1};
 static const Device* gpt2_sp_device =
     &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
 
@@ -4581,6 +5651,8 @@ static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
 // Compares this run's first batch with a second trainer of one rank, with the same weights and samples.
 static int trainer_check_ranks(gpt2_sp* g) {
     gpt2_sp_options o = g->options;
+    if (g->mesh.processes > 1)
+        return fail(&g->error, "--check compares the ranks of one process; this run has %d", g->mesh.processes);
     o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0, o.profile = 0;
     if (g->resumed_step >= 0) snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
     o.out[0] = 0, o.save_every = 0;
@@ -4625,11 +5697,11 @@ static int trainer_load(gpt2_sp* g) {
     if (access(config, R_OK) == 0) {
         if (folder_check(folder, &g->error) != 0) return -1;
     } else {
-        int found = checkpoint_find(o->from, folder, sizeof folder, &g->error);
+        int found = checkpoint_find(o->from, 1, folder, sizeof folder, &g->error);
         if (found < 0) return -1;
         if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
     }
-    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->zero = 0, o->schedule = GPT2_SP_DIST;
+    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0, o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
     g->folder = folder;
     int status = ranks_run(g, g->device->load);
@@ -4638,8 +5710,6 @@ static int trainer_load(gpt2_sp* g) {
 }
 
 // ===== 13. commands and main ====================================================================
-
-static volatile sig_atomic_t stop_signal;   // which signal asked to stop
 
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
@@ -4717,7 +5787,11 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
     return log;
 }
 
-// OUT/run.cfg: the run's options, as --config reads them.
+static int option_is_launch(const char* name) {
+    return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
+}
+
+// OUT/run.cfg: the run's options, as --config reads them; not how this once it was started.
 static int run_config_write(const gpt2_sp_options* o, Error* e) {
     char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
     snprintf(path, sizeof path, "%s/run.cfg", o->out);
@@ -4725,7 +5799,8 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     if (!f) return fail(e, "cannot write %.900s: %s", path, strerror(errno));
     for (int i = 0; i < OPTION_COUNT; i++) {
         option_print(o, &OPTIONS[i], value, sizeof value);
-        if (strchr(OPTIONS[i].commands, 'T') && value[0] && strcmp(OPTIONS[i].name, "model") != 0)
+        if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
+            strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
     return fclose(f) == 0 ? 0 : fail(e, "cannot write %.900s: %s", path, strerror(errno));
@@ -4743,15 +5818,17 @@ static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     size_t fullest = 0;   // as `plan` has it
     char memory[32];
-    for (int i = 0; i < g->mesh.world; i++) fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
+    for (int i = 0; i < g->mesh.local_ranks; i++) fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
     printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n", (long long)s->L,
         (long long)s->NH, (long long)s->C, (long long)s->V, (double)g->layout.parameters / 1e6);
     printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n", (unsigned long long)g->data.tokens,
         g->data.count, g->data.count == 1 ? "" : "s", (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
         g->mesh.doc_mask ? ", attention inside documents" : "");
-    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each\n", g->mesh.dp, g->mesh.sp,
+    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each", g->mesh.dp, g->mesh.sp,
         schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero, g->mesh.threads,
         g->mesh.threads == 1 ? "" : "s");
+    if (g->mesh.processes > 1) printf(", in %d processes", g->mesh.processes);
+    printf("\n");
     printf("memory    %s per rank, planned and allocated\n", human_bytes((double)fullest, memory, sizeof memory));
     printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T),
         (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
@@ -4760,38 +5837,134 @@ static void train_header(const gpt2_sp* g) {
 
 // Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks still can.
 static int train_stop(gpt2_sp* g) {
-    Error why = g->error;
-    if (g->options.out[0] && !g->world.aborted) gpt2_sp_save(g);
+    Error why = g->error, ignored;
+    if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
     g->error = why;
     return -1;
 }
 
-// The loop: step, validate, log, save. A signal ends it after the step in hand.
+// The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0 prints.
 static int train_loop(gpt2_sp* g, FILE* log) {
     const gpt2_sp_options* o = &g->options;
-    while (g->step < o->steps && !stop_signal) {
+    int first = g->mesh.process == 0, stop = 0, status = 0;
+    for (;;) {
+        stop = stop_signal;
+        if (processes_agree(&g->host, status, &stop, &g->error) != 0) return train_stop(g);
+        if (g->step >= o->steps || stop) break;
         gpt2_sp_stats stats;
         double val_loss = 0;
         if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
         if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
-        printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step,
-            (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
-        if (validate) printf("  val %.4f", val_loss);
-        printf("%s\n", stats.updated ? "" : "  not finite: no update");
-        fflush(stdout);
-        if (log && log_step(log, &stats, validate ? &val_loss : NULL) != 0) {
-            fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
-            return train_stop(g);
+        if (first) {
+            printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step,
+                (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
+            if (validate) printf("  val %.4f", val_loss);
+            printf("%s\n", stats.updated ? "" : "  not finite: no update");
+            fflush(stdout);
         }
-        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0)
+        int code = log && log_step(log, &stats, validate ? &val_loss : NULL) != 0 ? errno : 0;
+        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 && first)
             fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step, g->error.text);
+        if (code != 0) status = fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(code));
     }
     if (!o->out[0] || g->saved_step == g->step) return 0;
     if (gpt2_sp_save(g) != 0) return -1;
-    printf("%s%s/step_%08lld\n", stop_signal ? "stopped by a signal; saved " : "saved ", o->out, (long long)g->step);
+    if (first) printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out, (long long)g->step);
     return 0;
+}
+
+// How launchers tell a process its place among the others: torchrun, mpirun of Open MPI and of MPICH, srun. Those of mpirun come
+// before Slurm's: it may itself use srun, whose numbers its processes then see too.
+// clang-format off
+static const struct {
+    const char *rank, *world;
+    const char *local_world;   // processes on this machine: if that is all, the master may be missing
+    const char *mark;          // must be set too: a batch script has Slurm's numbers, but is no task of a step
+} LAUNCHERS[] = {
+    {"RANK",                 "WORLD_SIZE",           "LOCAL_WORLD_SIZE",           "MASTER_ADDR"},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
+    {"PMI_RANK",             "PMI_SIZE",             "MPI_LOCALNRANKS",            "PMI_RANK"},
+    {"SLURM_PROCID",         "SLURM_NTASKS",         "",                           "SLURM_STEP_NODELIST"},
+};
+// clang-format on
+
+// The first machine of "node[03-07,9],other" or of a plain list.
+static void nodelist_first(const char* list, char* out, size_t size) {
+    size_t prefix = strcspn(list, "[,"), first = list[prefix] == '[' ? strcspn(list + prefix + 1, "-,]") : 0;
+    snprintf(out, size, "%.*s%.*s", (int)min_i64((int64_t)prefix, 200), list, (int)min_i64((int64_t)first, 40),
+        list + prefix + (first > 0));
+}
+
+// --rank and --world from the environment, where the command line has neither, and --master, where it has none.
+static int launch_environment(gpt2_sp_options* o, Error* e) {
+    char host[256] = "", text[300];
+    int launcher = 0, count = (int)(sizeof LAUNCHERS / sizeof LAUNCHERS[0]);
+    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT"), *nodes = getenv("SLURM_STEP_NODELIST"),
+               *job = getenv("SLURM_JOB_ID"), *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    if (o->world > 0 || o->rank > 0) return 0;
+    while (launcher < count &&
+        !(getenv(LAUNCHERS[launcher].rank) && getenv(LAUNCHERS[launcher].world) && getenv(LAUNCHERS[launcher].mark)))
+        launcher++;
+    if (launcher == count) return 0;
+    if (option_set(o, option_find("rank"), getenv(LAUNCHERS[launcher].rank), e) != 0 ||
+        option_set(o, option_find("world"), getenv(LAUNCHERS[launcher].world), e) != 0) {
+        Error why = *e;
+        return fail(e, "%s=%.40s, %s=%.40s: %.800s", LAUNCHERS[launcher].rank, getenv(LAUNCHERS[launcher].rank),
+            LAUNCHERS[launcher].world, getenv(LAUNCHERS[launcher].world), why.text);
+    }
+    if (o->world < 2 || o->master[0]) return 0;
+    const char* local = getenv(LAUNCHERS[launcher].local_world);
+    if (address) snprintf(host, sizeof host, "%.255s", address);
+    else if (nodes) nodelist_first(nodes, host, sizeof host);
+    else if (local && strtoll(local, NULL, 10) == o->world) snprintf(host, sizeof host, "127.0.0.1");
+    else return fail(e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", LAUNCHERS[launcher].world, (long long)o->world);
+    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need two ports.
+    long long number = port ? strtoll(port, NULL, 10) : job ? 15000 + strtoll(job, NULL, 10) % 15000 : 29400;
+    number += port && store && strcmp(store, "True") == 0;
+    snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, number);
+    return option_set(o, option_find("master"), text, e);
+}
+
+// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this one neither computes
+// on nor comes back, as in a GPU that waits for another for ever.
+typedef struct {
+    gpt2_sp* g;
+    pthread_t thread;
+    int running, done;   // done: the world's mutex guards it
+} Watch;
+
+static void* watch_thread(void* argument) {
+    Watch* watch = (Watch*)argument;
+    ThreadWorld* w = &watch->g->world;
+    double patience = w->timeout > 0 ? fmin(w->timeout, 30e3) : 30e3, since = 0;
+    Error why = {{0}};
+    pthread_mutex_lock(&w->mutex);
+    while (!watch->done) {
+        world_await(w, now_ms() + 200);
+        if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
+            for (int i = 0; w->links && i < w->processes && why.text[0] == 0; i++)
+                if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
+        if (since == 0 && why.text[0]) since = now_ms();
+        if (since == 0 || now_ms() - since < patience || watch->done) continue;
+        fprintf(stderr, "train_gpt2_sp train: %s, and a rank of process %d does not come back\n", why.text, w->process);
+        _exit(1);
+    }
+    pthread_mutex_unlock(&w->mutex);
+    return NULL;
+}
+static void watch_start(Watch* watch, gpt2_sp* g) {
+    watch->g = g, watch->done = 0;
+    watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
+}
+static void watch_end(Watch* watch) {
+    if (!watch->running) return;
+    pthread_mutex_lock(&watch->g->world.mutex);
+    watch->done = 1;
+    pthread_cond_broadcast(&watch->g->world.changed);
+    pthread_mutex_unlock(&watch->g->world.mutex);
+    pthread_join(watch->thread, NULL);
 }
 
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
@@ -4799,12 +5972,13 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     if (o->save_every > 0 && !o->out[0])
         return fail(e, "--save-every %lld needs --out, the run's folder", (long long)o->save_every);
     if (o->val_every > 0 && !o->val_data[0]) return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
+    if (launch_environment(o, e) != 0) return -1;
     catch_signals();
     gpt2_sp* g = gpt2_sp_create(o, e->text, sizeof e->text);
     if (!g) return -1;
     FILE* log = NULL;
-    int status = 0;
-    train_header(g);
+    int status = 0, first = g->mesh.process == 0;
+    if (first) train_header(g);
     if (o->verify) {
         status = g->device->verify(g);
         if (status != 0) *e = g->error;
@@ -4816,9 +5990,13 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         gpt2_sp_destroy(g);
         return -1;
     }
-    if (g->step >= o->steps) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
-    if (o->out[0] && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;
+    if (g->step >= o->steps && first) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
+    if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;
+    Watch watch;
+    watch_start(&watch, g);
+    status = processes_agree(&g->host, status, NULL, e);
     if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
+    watch_end(&watch);
     if (log && fclose(log) != 0 && status == 0) status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
     gpt2_sp_destroy(g);
     return status;

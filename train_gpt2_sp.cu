@@ -2668,8 +2668,7 @@ static cublasStatus_t matmul_run(Gpu* d, const MatmulPlan* p, const MatmulOperan
 }
 
 // The library's proposals for a plan, best first by its own estimate.
-static int matmul_proposals(
-    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+static int matmul_proposals(Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
     static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
@@ -2683,8 +2682,8 @@ static int matmul_proposals(
         cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
-    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)p->m,
-        (long long)p->n, (long long)p->k, p->flags, (int)status);
+    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)p->m, (long long)p->n,
+        (long long)p->k, p->flags, (int)status);
 }
 
 // The fastest of the proposals on these very operands.
@@ -3346,22 +3345,36 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* rec
     return 0;
 }
 
+// Waits until a box is full, or empty.
+static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadline, GpuBox* out) {
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    int status = 0;
+    pthread_mutex_lock(&w->mutex);
+    while ((status = thread_aborted(w, &r->error)) == 0 && (box->pieces != NULL) != full)
+        if (world_await(w, deadline) != 0 && !w->aborted && (box->pieces != NULL) != full) {
+            status = transport_late_rank(&r->transport, peer, &r->error);
+            break;
+        }
+    *out = *box;
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
 // Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces. What the
 // receives overwrite was last used before the post.
 static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    double deadline = world_deadline(w, 0);
     int status = 0;
+    r->transport.doing = "the exchange of attention's operands";
     if (receive_count > 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
     for (int i = 0; status == 0 && i < receive_count; i++) {
         int peer = receives[i].peer, seen = 0;
         for (int j = 0; j < i; j++) seen |= receives[j].peer == peer;
         if (seen) continue;
-        GpuBox* box = &d->boxes[peer * w->world + r->world_rank];
-        pthread_mutex_lock(&w->mutex);
-        while ((status = thread_aborted(w, &r->error)) == 0 && !box->pieces) pthread_cond_wait(&w->changed, &w->mutex);
-        GpuBox offer = *box;
-        pthread_mutex_unlock(&w->mutex);
+        GpuBox *box = &d->boxes[peer * w->world + r->world_rank], offer;
+        status = gpu_await_box(r, box, 1, peer, deadline, &offer);
         if (status == 0) status = gpu_receive(r, peer, &offer, receives, receive_count);
         pthread_mutex_lock(&w->mutex);
         box->pieces = NULL, box->taken = d->taken[peer];
@@ -3369,12 +3382,9 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
         pthread_mutex_unlock(&w->mutex);
     }
     for (int i = 0; status == 0 && i < send_count; i++) {
-        GpuBox* box = &d->boxes[r->world_rank * w->world + sends[i].peer];
-        pthread_mutex_lock(&w->mutex);
-        while ((status = thread_aborted(w, &r->error)) == 0 && box->pieces) pthread_cond_wait(&w->changed, &w->mutex);
-        cudaEvent_t taken = box->taken;
-        pthread_mutex_unlock(&w->mutex);
-        if (status == 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, taken, 0));
+        GpuBox *box = &d->boxes[r->world_rank * w->world + sends[i].peer], taken;
+        status = gpu_await_box(r, box, 0, sends[i].peer, deadline, &taken);
+        if (status == 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, taken.taken, 0));
     }
     if (status != 0 || receive_count == 0) return status;
     CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
@@ -4680,7 +4690,7 @@ static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     CUDA_TRY(&r->error, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
     CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
     CUDA_TRY(&r->error, cudaGetLastError());
-    if (r->world_rank != 0) return 0;
+    if (r->world_rank != r->mesh->first_rank) return 0;
     g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
     g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
     g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
@@ -4906,7 +4916,7 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
 }
 
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates};
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, 0};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

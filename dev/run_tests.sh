@@ -64,6 +64,7 @@ part_tsan() {
 }
 
 part_cli()    { sh dev/test_cli.sh ./train_gpt2_sp $work/json_keys; }
+part_processes() { sh dev/test_processes.sh ./train_gpt2_sp; }
 part_faults() { sh dev/test_faults.sh ./train_gpt2_sp; }
 
 # Every source with one family of compilers, as C11 and as C++17, without a warning.
@@ -156,7 +157,7 @@ part_fuzz() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gpu gcc clang faults asan_cli double float cli embed fuzz}
+parts=${*:-asan tsan gpu gcc clang faults asan_cli double float cli processes embed fuzz}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
