@@ -7,6 +7,7 @@
 #     make CC=clang               another compiler
 #     make MARCH=x86-64-v3        for other processors than this one
 #     make CFLAGS='-O1 -g'        other optimisation; EXTRA=... adds to the flags instead
+#     make HAS_NCCL=              the GPU program without NCCL: the GPUs of one process only
 #     make HAS_OPENMP=            one thread per rank, whatever the compiler can do
 #
 # Each combination of these is built in a folder of its own, build/<compiler>-<real>-<sum of the flags>,
@@ -34,6 +35,11 @@ endif
 NVCC := $(shell command -v nvcc 2> /dev/null)
 comma := ,
 GPU  ?= $(NVCC)
+# NCCL, which joins the GPUs of several processes, where the toolkit or the system has it
+CUDA := $(patsubst %/bin/,%,$(dir $(NVCC)))
+ifneq ($(NVCC),)
+  HAS_NCCL := $(call works,-I$(CUDA)/include -L$(CUDA)/lib64 -L$(CUDA)/lib -lnccl,\0043include <nccl.h>\nint main(void) { int v; return ncclGetVersion(&v) != 0; })
+endif
 
 # ===== flags =====================================================================================
 
@@ -46,17 +52,17 @@ FLAGS += $(if $(IS_CLANG),-Wno-pass-failed)   # a remark about speed, not about 
 FLAGS += $(if $(filter double,$(REAL)),-DGPT2_SP_REAL_BYTES=8) $(EXTRA)
 FLAGS := $(strip $(FLAGS))
 LIBS  := -lz -lm -lpthread
-comma := ,
+GPU_LIBS := -lcublasLt $(if $(HAS_NCCL),-L$(CUDA)/lib64 -L$(CUDA)/lib -lnccl) $(LIBS)
 GPU_ARCH ?=
 GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
 NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(comma)code=sm_$(GPU_ARCH),--threads 2 \
     -gencode=arch=compute_90a$(comma)code=sm_90a -gencode=arch=compute_80$(comma)code=[sm_80$(comma)compute_80]) \
-    $(if $(filter-out 90a,$(GPU_ARCH)),-DATTN_HOPPER=0) -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
+    $(if $(filter-out 90a,$(GPU_ARCH)),-DATTN_HOPPER=0) $(if $(HAS_NCCL),-DGPT2_SP_NCCL) -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
 BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $(CC) --version; } 2> /dev/null | cksum | cut -d ' ' -f 1)
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib test test-gpu sanitize-gpu bench bench-gpu lecture-table demo check fuzz clean help FORCE
+.PHONY: all capabilities path lib test test-gpu sanitize-gpu bench bench-gpu bench-gpu2 lecture-table demo check fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -73,6 +79,7 @@ else
 	@echo '✓ zlib'
 	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
 	@echo '$(if $(NVCC),$(if $(GPU),✓ nvcc       $(NVCC): the GPU program$(comma) for $(GPU_FOR) (about a minute; make GPU= leaves it out),- nvcc       $(NVCC)$(comma) not used),✗ nvcc       not found: no GPU program)'
+	@echo '$(if $(NVCC),$(if $(HAS_NCCL),✓ NCCL,✗ NCCL       not found: GPUs of one process only))'
 endif
 
 path:   # where this combination of flags is built
@@ -111,22 +118,22 @@ build/nvcc.flags: FORCE   # changes when they do
 	@echo '$(NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCCFLAGS)' > $@
 
 train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags   ## the GPU program (needs nvcc)
-	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
+	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
 	@sh dev/check_ptxas.sh build/nvcc.log || { rm -f $@; exit 1; }
 
 build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) $< -o $@ -lcublasLt $(LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
+	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
 # The tests built against the GPU program. With ATTN_ALL_ARRIVE the attention kernels' threads each speak for themselves (section 7a),
 # which compute-sanitizer can follow; -diag-suppress: remarks of nvcc's C++ front end about tests that are C.
 TEST_GPU := $(NVCC) $(NVCCFLAGS) -diag-suppress 128,177,550 -x cu -DGPT2_SP_GPU
 TEST_GPU_SOURCES := test_gpt2_sp.c $(wildcard dev/test_*.h) dev/test_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
 test_gpt2_spcu: $(TEST_GPU_SOURCES)
-	$(TEST_GPU) $< -o $@ -lcublasLt $(LIBS)
+	$(TEST_GPU) $< -o $@ $(GPU_LIBS)
 build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
 	@mkdir -p $(@D)
-	$(TEST_GPU) -lineinfo -DATTN_ALL_ARRIVE $< -o $@ -lcublasLt $(LIBS)
+	$(TEST_GPU) -lineinfo -DATTN_ALL_ARRIVE $< -o $@ $(GPU_LIBS)
 
 test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a Hopper GPU)
 	@$(if $(NVCC),./$<,echo 'skip make test-gpu: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
@@ -143,6 +150,9 @@ sanitize-gpu: build/test_gpt2_spcu-sanitize   ## the small suite of test-gpu und
 
 bench-gpu: build/dev/bench_attention train_gpt2_spcu   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
 	@python3 dev/bench_gpu.py $(BENCH)
+
+bench-gpu2: train_gpt2_spcu   ## two GPUs against one and against PyTorch's context_parallel, five minutes (needs two GPUs): BENCH='--quick'
+	@python3 dev/bench_gpu2.py $(BENCH)
 
 # ===== what to do with them ======================================================================
 

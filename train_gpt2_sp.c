@@ -96,6 +96,8 @@
         "what the backward pass computes again instead of keeping") \
     INT(zero, "zero", 0, 0, 3, "TP", "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
     INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
+    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", "T", \
+        "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between processes)") \
     INT(deterministic, "deterministic", 0, 0, 1, "T", "GPU: the same bits in every run (the CPU program always gives them)") \
     CHO(attention, "attention", 0, "auto|portable", "TAE", \
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
@@ -150,6 +152,7 @@
 
 enum { GPT2_SP_RING, GPT2_SP_DIST, GPT2_SP_DIST_PAPER, GPT2_SP_ZIGZAG, GPT2_SP_ALLGATHER, GPT2_SP_ULYSSES, GPT2_SP_SCHEDULES };
 enum { GPT2_SP_NONE, GPT2_SP_GELU, GPT2_SP_ATTN, GPT2_SP_LAYER, GPT2_SP_SQRT, GPT2_SP_RECOMPUTES };
+enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
 typedef struct {
@@ -5559,7 +5562,12 @@ static int trainer_create(gpt2_sp* g) {
 
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
-    const char* name = o->verify ? "verify" : o->profile ? "profile" : o->attention ? "attention" : o->trace[0] ? "trace" : NULL;
+    const char* name = o->verify ? "verify"
+        : o->profile             ? "profile"
+        : o->attention           ? "attention"
+        : o->transport           ? "transport"
+        : o->trace[0]            ? "trace"
+                                 : NULL;
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 

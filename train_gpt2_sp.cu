@@ -28,6 +28,10 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#ifdef GPT2_SP_NCCL
+#include <nccl.h>
+#endif
+
 #define GPT2_SP_NO_MAIN
 #define GPT2_SP_LOGITS_CHUNK 8192
 #include "train_gpt2_sp.c"
@@ -2019,16 +2023,20 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 // ===== 4. transports ============================================================================
 //
 // The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do (ThreadWorld),
-// and run ahead of the GPUs: what one GPU must know of another is an event. In a node every rank reads its peers' memory: operands come by the
-// copy engines, which take no multiprocessor's time, on a stream of their own; sums of gradients by a kernel that reads all peers' parts in the
-// order of the ranks, so that two GPUs give the same bits as two virtual ranks on one.
+// and run ahead of the GPUs: what one GPU must know of another is an event. In a process every rank reads its peers' memory: operands come by
+// the copy engines, which take no multiprocessor's time, on a stream of their own; sums of gradients by a kernel that reads all peers' parts
+// in the order of the ranks, so that two GPUs give the same bits as two virtual ranks on one. Between processes NCCL does both, with one
+// communicator for what the compute stream waits for and one for the units of --zero 3, which come ahead of their use.
 
-// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart.
+// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart. What travels lies in one piece
+// (pitch == width); parts of wider rows are packed from `source` first.
 typedef struct {
     int peer;
     char* data;
     size_t pitch, width;
     int64_t rows;
+    const char* source;   // NULL: it lies at `data` already
+    size_t source_pitch;
 } GpuPiece;
 enum { MAX_GPU_PIECES = 4, MAX_RANKS = 64 };   // of one message; of a process
 
@@ -2116,6 +2124,14 @@ typedef struct {
     float from, to;   // ms since the step began
 } Span;
 
+// What a rank enqueues in a step, coarsely, so that one whose GPU does not come back can say where it is.
+typedef struct {
+    const char* what;
+    int64_t layer;   // -1: none
+    cudaEvent_t event;
+} Progress;
+enum { MAX_PROGRESS = 256 };
+
 // A matrix product of one shape, with the algorithm that was chosen for it.
 typedef struct {
     int64_t m, n, k;
@@ -2131,9 +2147,16 @@ struct Gpu {
     int ordinal;    // which GPU of the process
     int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
     cudaStream_t stream, copies, gathers;
-    cudaEvent_t ready, done, arrived;   // of this rank's work that peers wait for; of a collective's end; of a step's operands
-    cudaEvent_t taken[MAX_RANKS];       // this rank has read what the peer offered
+    cudaEvent_t ready, packing;     // what peers take is complete, before and after it is packed
+    cudaEvent_t done, arrived;      // the end of a collective; of what arrives during a step
+    cudaEvent_t taken[MAX_RANKS];   // this rank has read what the peer offered
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
+    Progress progress[MAX_PROGRESS];   // of the step: a ring
+    int64_t progress_count;
+    int nccl, stuck;   // ranks exchange through NCCL; the GPU did not come back in time
+#ifdef GPT2_SP_NCCL
+    ncclComm_t comms[2];   // for the streams `stream` and `copies`; for `gathers`
+#endif
     GpuBox* boxes;   // (world, world): from, to; one array for all ranks
     Gpu** peers;     // (world)
     void* offered;   // what the peers read during a collective
@@ -2157,12 +2180,13 @@ struct Gpu {
     float* delta;                          // (B, NH, Tl)
     float* dkv;                            // (2, R, C) sums of dK and dV, with several ranks
     char** slots[2];                       // exchange buffers of the forward and the backward table
+    char* packed[2];                       // what this rank sends of its own rows during a step of either table
     GpuPiece* pieces;                      // of one step: sends, then receives
     bf16* logits;                          // (logits_chunk, Vp)
     int64_t logits_chunk;
-    float* partial;    // partial sums of columns
-    double* squares;   // (SQUARE_BLOCKS)
-    double* stats;     // (STAT_COUNT)
+    float* partial;              // partial sums of columns
+    double* squares;             // (SQUARE_BLOCKS)
+    double *stats, *all_stats;   // (STAT_COUNT), (world, STAT_COUNT)
     int* attention_work;
     void* workspace;                                    // cuBLASLt's
     int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
@@ -2271,6 +2295,20 @@ static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int
         if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
     }
 }
+// Bytes that a rank sends of its own rows during one step, at most.
+static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, int64_t rows) {
+    size_t most = 0, bytes = 0;
+    for (int i = 0, step = -1; i < table->message_count; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        if (m->from != rank || m->src >= 0) continue;
+        if (m->step != step) bytes = 0, step = m->step;
+        int64_t NH = mesh->shape.NH;
+        int64_t heads = part_head(NH, table->head_parts, m->item.h1) - part_head(NH, table->head_parts, m->item.h0);
+        for (int j = 0; j < item_tensors(m->item.kind).count; j++) bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
 // Most rows of a sequence that a rank holds; they differ by a token or two.
 static int64_t most_rows(const Mesh* mesh) {
     int64_t most = 0;
@@ -2319,6 +2357,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
         d->sort_work = gpu_take(a, MEMORY_WORK, (int64_t)d->sort_bytes, 1);
     }
     d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
+    d->all_stats = (double*)gpu_take(a, MEMORY_WORK, mesh->world * STAT_COUNT, 8);
     d->attention_work =
         (int*)gpu_take(a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
     d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)LT_WORKSPACE, 1);
@@ -2335,6 +2374,8 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
             slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
             a->used = exchange, a->group[MEMORY_EXCHANGE] = before;
             if (direction == 1) d->dkv = (float*)gpu_take(a, MEMORY_EXCHANGE, R * 2 * C, 4);
+            d->packed[direction] =
+                (char*)gpu_take(a, MEMORY_EXCHANGE, (int64_t)packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)), 1);
             for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
                 char* slot = (char*)gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes[i], 1);
                 if (d->slots[direction]) d->slots[direction][i] = slot;
@@ -2374,6 +2415,11 @@ static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
         return fail(e, "--dp %d --sp %d: a process of the GPU program holds at most %d ranks", mesh->dp, mesh->sp, MAX_RANKS);
     if (mesh->zero > 0 && mesh->world == 1)
         return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
+    if (o->transport == GPT2_SP_PEER && mesh->processes > 1)
+        return fail(e, "--transport peer: copies go between the ranks of one process, this run has %d", mesh->processes);
+#ifndef GPT2_SP_NCCL
+    if (o->transport == GPT2_SP_NCCL_ONLY) return fail(e, "--transport nccl: this program was built without NCCL");
+#endif
     if (o->verify && mesh->world > 1)
         return fail(e, "--verify: compares one rank with the CPU; --check compares several with one");
     const Shape* s = &mesh->shape;
@@ -2397,13 +2443,18 @@ static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return a;
 }
 
-// GPUs of this process that `world` ranks use, and the one of a rank: neighbours in a sequence share where there are fewer than ranks.
-static int gpu_count(int world) {
+// GPUs that this process sees and `ranks` ranks of this machine use, and the one of a rank: neighbours in a sequence share one where there are
+// fewer than ranks.
+static int gpu_count(int ranks) {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-    return count < world ? count : world;
+    return count < ranks ? count : ranks;
 }
-static int gpu_of(int world_rank, int world) { return (int)((int64_t)world_rank * gpu_count(world) / world); }
+static int gpu_of(const Mesh* mesh, int world_rank) {
+    int64_t ranks = mesh->local_ranks * mesh->local_processes;
+    int64_t number = mesh->local_process * mesh->local_ranks + world_rank - mesh->first_rank;
+    return (int)(number * gpu_count((int)ranks) / ranks);
+}
 
 // Bytes that `world` ranks may take; where there is no GPU, so that `plan` works anywhere, all of an H200's for each.
 static uint64_t gpu_memory(int world) {
@@ -2438,31 +2489,23 @@ static int stream_create(cudaStream_t* stream, int urgent, Error* e) {
 static int gpu_connect(Rank* r, Error* e) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    cudaEvent_t* events[] = {&d->ready, &d->done, &d->arrived};
+    cudaEvent_t* events[] = {&d->ready, &d->packing, &d->done, &d->arrived};
     if (stream_create(&d->stream, 0, e) != 0 || stream_create(&d->copies, 1, e) != 0 || stream_create(&d->gathers, 1, e) != 0)
         return -1;
-    for (int i = 0; i < 3; i++) CUDA_TRY(e, cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
+    for (int i = 0; i < 4; i++) CUDA_TRY(e, cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
+    for (int i = 0; i < MAX_PROGRESS; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->progress[i].event, cudaEventDisableTiming));
     for (int i = 0; i < w->world; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->taken[i], cudaEventDisableTiming));
     for (int i = 0; i < UNIT_BUFFERS; i++) {
         CUDA_TRY(e, cudaEventCreateWithFlags(&d->unit_there[i], cudaEventDisableTiming));
         CUDA_TRY(e, cudaEventCreateWithFlags(&d->unit_free[i], cudaEventDisableTiming));
         d->gathered[i] = -1;
     }
-    for (int i = 0; i < gpu_count(w->world); i++) {
-        int can = 0;
-        if (i == d->ordinal) continue;
-        CUDA_TRY(e, cudaDeviceCanAccessPeer(&can, d->ordinal, i));
-        if (!can) return fail(e, "GPU %d cannot read the memory of GPU %d", d->ordinal, i);
-        cudaError_t status = cudaDeviceEnablePeerAccess(i, 0);
-        if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
-        else CUDA_TRY(e, status);
-    }
     if (!w->devices) {   // the first rank makes what all share
         w->devices = (void**)calloc((size_t)w->world, sizeof *w->devices);
         w->gpu_boxes = calloc((size_t)w->world * (size_t)w->world, sizeof(GpuBox));
         if (!w->devices || !w->gpu_boxes) return fail(e, "out of memory for %d ranks", w->world);
     }
-    w->devices[r->world_rank] = d;
+    w->devices[r->world_rank - w->first] = d;
     d->peers = (Gpu**)w->devices, d->boxes = (GpuBox*)w->gpu_boxes;
     return 0;
 }
@@ -2490,6 +2533,124 @@ static int gpu_tables(Rank* r, Error* e) {
     return 0;
 }
 
+// --- the way to the peers: their memory, or NCCL ---
+
+#ifdef GPT2_SP_NCCL
+// Waits until NCCL, which never blocks here, has taken a call up; ends it when another rank has failed, or at the time limit.
+static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    double deadline = world_deadline(w, 1);
+    int status = 0;
+    while (status == 0 && (result == ncclInProgress || result == ncclSuccess)) {
+        ncclResult_t state = ncclSuccess;
+        result = ncclCommGetAsyncError(d->comms[comm], &state);
+        if (result == ncclSuccess && state == ncclSuccess) return 0;
+        if (result == ncclSuccess) result = state;
+        status = world_aborted(w, &r->error);
+        r->transport.doing = doing;
+        if (status == 0 && deadline > 0 && now_ms() > deadline) status = transport_late(&r->transport, "NCCL", &r->error);
+        sched_yield();
+    }
+    if (status == 0) fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
+    ncclCommAbort(d->comms[comm]);
+    d->comms[comm] = NULL;
+    return -1;
+}
+#define NCCL_TRY(r, comm, call) \
+    do { \
+        ncclResult_t result_ = (call); \
+        if (result_ != ncclSuccess && nccl_settle(r, comm, result_, #call) != 0) return -1; \
+    } while (0)
+
+static int nccl_join(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    int world = r->mesh->world, status = 0;
+    ncclUniqueId* ids = (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);   // two of each rank; the first rank's count
+    if (!ids) return fail(&r->error, "out of memory");
+    for (int i = 0; r->world_rank == 0 && i < 2; i++)
+        if (ncclGetUniqueId(&ids[i]) != ncclSuccess) status = fail(&r->error, "NCCL: %s", ncclGetLastError(NULL));
+    if (status == 0) status = r->transport.share(&r->transport, ids, 2 * sizeof *ids, &r->error);
+    for (int i = 0; status == 0 && i < 2; i++) {
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        status = nccl_settle(
+            r, i, ncclCommInitRankConfig(&d->comms[i], world, ids[i], r->world_rank, &config), "the meeting of all ranks");
+    }
+    free(ids);
+    return status;
+}
+#endif
+
+// Opens the way to the other ranks, once, with all of them.
+static int gpu_join(Rank* r, const gpt2_sp_options* o) {
+    Gpu* d = (Gpu*)r->device;
+    const Mesh* mesh = r->mesh;
+    if (mesh->world == 1) return 0;
+#ifdef GPT2_SP_NCCL
+    d->nccl = o->transport == GPT2_SP_NCCL_ONLY || mesh->processes > 1;
+    if (d->nccl && gpu_count(mesh->local_ranks) < mesh->local_ranks)
+        return fail(&r->error, "NCCL needs a GPU for every rank: this process has %d ranks and %d GPUs", mesh->local_ranks,
+            gpu_count(mesh->local_ranks));
+    if (d->nccl) return d->comms[0] ? 0 : nccl_join(r);
+#endif
+    (void)o;
+    for (int i = 0; i < gpu_count(mesh->local_ranks); i++) {
+        int can = 0;
+        if (i == d->ordinal) continue;
+        CUDA_TRY(&r->error, cudaDeviceCanAccessPeer(&can, d->ordinal, i));
+        if (!can) return fail(&r->error, "GPU %d cannot read the memory of GPU %d: try --transport nccl", d->ordinal, i);
+        cudaError_t status = cudaDeviceEnablePeerAccess(i, 0);
+        if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
+        else CUDA_TRY(&r->error, status);
+    }
+    return r->transport.barrier(&r->transport, &r->error);   // nobody reads before all may
+}
+
+static void progress(Gpu* d, const char* what, int64_t layer) {
+    Progress* p = &d->progress[d->progress_count++ % MAX_PROGRESS];
+    p->what = what, p->layer = layer;
+    cudaEventRecord(p->event, d->stream);
+}
+// The line of a rank whose GPU does not come back: what it finished last.
+static int gpu_late(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    char last[64] = "nothing";
+    for (int64_t i = max_i64(0, d->progress_count - MAX_PROGRESS); i < d->progress_count; i++) {
+        const Progress* p = &d->progress[i % MAX_PROGRESS];
+        if (cudaEventQuery(p->event) != cudaSuccess) break;
+        if (p->layer >= 0) snprintf(last, sizeof last, "the %s of layer %lld", p->what, (long long)p->layer);
+        else snprintf(last, sizeof last, "the %s", p->what);
+    }
+    return fail(&r->error, "%s: GPU %d did not finish the step within %g s: the last it finished is %s, its copies are %s",
+        transport_label(&r->transport).text, d->ordinal, ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
+        cudaStreamQuery(d->copies) == cudaSuccess ? "done" : "under way");
+}
+// Waits for all that the rank has enqueued, but not for ever, nor when another rank has failed.
+static int gpu_finish(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    double deadline = world_deadline(w, 0), look = now_ms() + 1;
+    cudaError_t status;
+    while ((status = cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
+        sched_yield();
+        if (now_ms() < look) continue;
+        look = now_ms() + 1;
+        if (world_aborted(w, &r->error) != 0) return -1;
+#ifdef GPT2_SP_NCCL
+        for (int i = 0; d->nccl && i < 2; i++)
+            if (nccl_settle(r, i, ncclSuccess, "a step") != 0) return -1;
+#endif
+        if (deadline > 0 && now_ms() > deadline) {
+            d->stuck = 1;
+            return gpu_late(r);
+        }
+    }
+    CUDA_TRY(&r->error, status);
+    CUDA_TRY(&r->error, cudaGetLastError());
+    return 0;
+}
+
 // The rank's memory on the device, and on the host what data goes through: batches, token losses and hits.
 static int gpu_allocate(Rank* r, Error* e) {
     const Mesh* mesh = r->mesh;
@@ -2498,9 +2659,9 @@ static int gpu_allocate(Rank* r, Error* e) {
     r->device = d;
     Arena plan = gpu_plan(mesh, r->layout, r->world_rank);
     void* base = NULL;
-    if (gpu_count(mesh->world) == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
+    if (gpu_count(1) == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
     int major = 0, minor = 0;
-    d->ordinal = gpu_of(r->world_rank, mesh->world);
+    d->ordinal = gpu_of(mesh, r->world_rank);
     CUDA_TRY(e, cudaSetDevice(d->ordinal));
     CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->ordinal));
     CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, d->ordinal));
@@ -2545,8 +2706,13 @@ static int gpu_allocate(Rank* r, Error* e) {
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     if (!d) return;
+    if (d->stuck) return;   // whatever would be freed is in use
     cudaSetDevice(d->ordinal);
     cudaDeviceSynchronize();
+#ifdef GPT2_SP_NCCL
+    for (int i = 0; i < 2; i++)
+        if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
+#endif
     for (int i = 0; i < d->plan_count; i++) {
         cublasLtMatmulDescDestroy(d->plans[i].operation);
         cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b),
@@ -2561,11 +2727,13 @@ static void gpu_release(Rank* r) {
     cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
     for (int i = 0; i < 3; i++)
         if (streams[i]) cudaStreamDestroy(streams[i]);
-    cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->done, d->arrived};
-    for (int i = 0; i < 5; i++)
+    cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->packing, d->done, d->arrived};
+    for (int i = 0; i < 6; i++)
         if (events[i]) cudaEventDestroy(events[i]);
     for (int i = 0; i < MAX_RANKS; i++)
         if (d->taken[i]) cudaEventDestroy(d->taken[i]);
+    for (int i = 0; i < MAX_PROGRESS; i++)
+        if (d->progress[i].event) cudaEventDestroy(d->progress[i].event);
     for (int i = 0; i < UNIT_BUFFERS; i++) {
         if (d->unit_there[i]) cudaEventDestroy(d->unit_there[i]);
         if (d->unit_free[i]) cudaEventDestroy(d->unit_free[i]);
@@ -3294,34 +3462,58 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
 
 // --- exchange: a step's operands and results, while the step computes ---
 
-// Offers the pieces to their peers: they are complete when what this rank has enqueued so far is done.
-static int gpu_post(Rank* r, const GpuPiece* sends, int count) {
+// Packs what has to be, behind what this rank has enqueued so far: `copies` then runs behind both.
+static int gpu_pack(Rank* r, const GpuPiece* sends, int count) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
+    for (int i = 0; i < count; i++)
+        if (sends[i].source)
+            CUDA_TRY(&r->error,
+                cudaMemcpy2DAsync(sends[i].data, sends[i].pitch, sends[i].source, sends[i].source_pitch, sends[i].width,
+                    (size_t)sends[i].rows, cudaMemcpyDeviceToDevice, d->copies));
+    CUDA_TRY(&r->error, cudaEventRecord(d->packing, d->copies));
+    return 0;
+}
+
+#ifdef GPT2_SP_NCCL
+static int nccl_exchange(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
+    Gpu* d = (Gpu*)r->device;
+    Span* span = span_begin(d, LANE_COPY, "NCCL");
+    NCCL_TRY(r, 0, ncclGroupStart());
+    for (int i = 0; i < send_count; i++)
+        NCCL_TRY(r, 0,
+            ncclSend(sends[i].data, sends[i].width * (size_t)sends[i].rows, ncclInt8, sends[i].peer, d->comms[0], d->copies));
+    for (int i = 0; i < receive_count; i++)
+        NCCL_TRY(r, 0,
+            ncclRecv(receives[i].data, receives[i].width * (size_t)receives[i].rows, ncclInt8, receives[i].peer, d->comms[0],
+                d->copies));
+    NCCL_TRY(r, 0, ncclGroupEnd());
+    if (nccl_settle(r, 0, ncclSuccess, "the exchange of attention's operands") != 0) return -1;
+    span_end(d, span);
+    CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
+    return 0;
+}
+#endif
+
+// Opens the exchange of a step: what is sent is complete, and what is overwritten is done with, when what this rank has enqueued so far is.
+static int gpu_post(Rank* r, const GpuPiece* sends, int count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    if (count + receive_count == 0) return 0;
     CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
+    if (gpu_pack(r, sends, count) != 0) return -1;
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) return nccl_exchange(r, sends, count, receives, receive_count);
+#endif
     pthread_mutex_lock(&w->mutex);
     for (int i = 0; i < count; i++) {
         GpuBox* box = &d->boxes[r->world_rank * w->world + sends[i].peer];
-        box->pieces = sends, box->count = count, box->ready = d->ready;
+        box->pieces = sends, box->count = count, box->ready = d->packing;
     }
     if (count > 0) pthread_cond_broadcast(&w->changed);
     int status = thread_aborted(w, &r->error);
     pthread_mutex_unlock(&w->mutex);
     return status;
-}
-
-static cudaError_t piece_copy(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, int64_t rows,
-    int to_gpu, int from_gpu, cudaStream_t stream) {
-    if (to_pitch == width && from_pitch == width)
-        return cudaMemcpyPeerAsync(to, to_gpu, from, from_gpu, width * (size_t)rows, stream);
-    if (to_gpu == from_gpu)
-        return cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, (size_t)rows, cudaMemcpyDeviceToDevice, stream);
-    cudaMemcpy3DPeerParms copy;
-    memset(&copy, 0, sizeof copy);
-    copy.srcPtr = make_cudaPitchedPtr((void*)from, from_pitch, width, (size_t)rows), copy.srcDevice = from_gpu;
-    copy.dstPtr = make_cudaPitchedPtr(to, to_pitch, width, (size_t)rows), copy.dstDevice = to_gpu;
-    copy.extent = make_cudaExtent(width, (size_t)rows, 1);
-    return cudaMemcpy3DPeerAsync(&copy, stream);
 }
 
 // Enqueues the copies of all that a peer offers this rank.
@@ -3335,10 +3527,10 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* rec
         if (to->peer != peer) continue;
         while (sent < box->count && box->pieces[sent].peer != r->world_rank) sent++;
         from = &box->pieces[sent];
-        if (sent++ == box->count || from->width != to->width || from->rows != to->rows)
+        size_t bytes = to->width * (size_t)to->rows;
+        if (sent++ == box->count || from->width * (size_t)from->rows != bytes)
             return fail(&r->error, "rank %d expects other pieces than rank %d sends", r->world_rank, peer);
-        CUDA_TRY(&r->error,
-            piece_copy(to->data, to->pitch, from->data, from->pitch, to->width, to->rows, d->ordinal, other->ordinal, d->copies));
+        CUDA_TRY(&r->error, cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, bytes, d->copies));
     }
     span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
@@ -3368,7 +3560,12 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
     double deadline = world_deadline(w, 0);
     int status = 0;
     r->transport.doing = "the exchange of attention's operands";
-    if (receive_count > 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) {
+        if (send_count + receive_count > 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->arrived, 0));
+        return 0;
+    }
+#endif
     for (int i = 0; status == 0 && i < receive_count; i++) {
         int peer = receives[i].peer, seen = 0;
         for (int j = 0; j < i; j++) seen |= receives[j].peer == peer;
@@ -3447,7 +3644,7 @@ static int item_pieces_gpu(const Rank* r, const GpuAttention* run, Item item, in
         ItemView v = item_view(r, run, item, slot, i);
         out[i].peer = peer, out[i].data = v.p, out[i].pitch = (size_t)v.stride * t.size[i];
         out[i].width = (size_t)(heads * (t.tokens[i] ? s->HS : rows)) * t.size[i];
-        out[i].rows = t.tokens[i] ? B * rows : B;
+        out[i].rows = t.tokens[i] ? B * rows : B, out[i].source = NULL;
         if (out[i].rows == 1) out[i].pitch = out[i].width;
     }
     return t.count;
@@ -3643,8 +3840,8 @@ static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
                 (int)to[i].width / 4);
         else
             CUDA_TRY(&r->error,
-                piece_copy(to[i].data, to[i].pitch, from[i].data, from[i].pitch, to[i].width, to[i].rows, d->ordinal, d->ordinal,
-                    d->stream));
+                cudaMemcpy2DAsync(to[i].data, to[i].pitch, from[i].data, from[i].pitch, to[i].width, (size_t)to[i].rows,
+                    cudaMemcpyDeviceToDevice, d->stream));
     return 0;
 }
 
@@ -3695,6 +3892,14 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
     return 0;
 }
 
+// A part of wider rows gets a place to be packed to.
+static void pack_place(GpuPiece* piece, char** packed) {
+    if (piece->pitch == piece->width) return;
+    piece->source = piece->data, piece->source_pitch = piece->pitch;
+    piece->data = *packed, piece->pitch = piece->width;
+    *packed += round_up((int64_t)(piece->width * (size_t)piece->rows), 256);
+}
+
 // Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what came home. host_docs is the
 // host's copy of run->doc_start.
 static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
@@ -3705,6 +3910,7 @@ static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     run_begin(r, run, host_docs);
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
         int send_count = 0, receive_count = 0, first = message;
+        char* packed = d->packed[table->backward];
         for (; message < table->message_count && table->messages[message].step == step; message++) {
             const ScheduleMessage* msg = &table->messages[message];
             if (!r->message_active[message]) continue;
@@ -3712,10 +3918,11 @@ static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
                 receive_count += item_pieces_gpu(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
             if (msg->from != r->sp_rank) continue;
             int count = item_pieces_gpu(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
+            for (int i = 0; i < count; i++) pack_place(&sends[send_count + i], &packed);
             for (int i = 0; i < count; i++) r->bytes_sent += sends[send_count + i].width * (size_t)sends[send_count + i].rows;
             send_count += count;
         }
-        if (gpu_post(r, sends, send_count) != 0) return -1;
+        if (gpu_post(r, sends, send_count, receives, receive_count) != 0) return -1;
         for (; op < table->op_count && table->ops[op].step == step; op++)
             if (table->ops[op].rank == r->sp_rank && r->op_active[op] && run_op_gpu(r, run, &table->ops[op]) != 0) return -1;
         if (gpu_wait(r, sends, send_count, receives, receive_count) != 0) return -1;
@@ -3875,9 +4082,64 @@ static void sum_ranks(Rank* r, float* out, int64_t at, int64_t n, int add) {
         out, gpu_offers(r), r->mesh->world, at, n / 4, add);
 }
 
+// This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
+static int units_sum(Rank* r, float* units) {
+    const Layout* layout = r->layout;
+#ifdef GPT2_SP_NCCL
+    Gpu* d = (Gpu*)r->device;
+    if (d->nccl) {
+        NCCL_TRY(r, 0, ncclGroupStart());
+        for (int u = 0; u < layout->count; u++) {
+            float* whole = units + layout->units[u].offset;
+            size_t slice = (size_t)layout->units[u].slice;
+            NCCL_TRY(r, 0,
+                ncclReduceScatter(
+                    whole, whole + (size_t)r->world_rank * slice, slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
+        }
+        NCCL_TRY(r, 0, ncclGroupEnd());
+        return nccl_settle(r, 0, ncclSuccess, "the sums of gradients");
+    }
+#endif
+    if (gpu_meet(r, units) != 0) return -1;
+    for (int u = 0; u < layout->count; u++) {
+        int64_t at = layout->units[u].offset + r->world_rank * layout->units[u].slice;
+        sum_ranks(r, units + at, at, layout->units[u].slice, 0);
+    }
+    return gpu_part(r);
+}
+// out (a slice) += this rank's slice of the sum of all ranks' `whole`.
+static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
+#ifdef GPT2_SP_NCCL
+    Gpu* d = (Gpu*)r->device;
+    if (d->nccl) {
+        float* own = whole + r->world_rank * slice;
+        NCCL_TRY(r, 0, ncclReduceScatter(whole, own, (size_t)slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
+        if (nccl_settle(r, 0, ncclSuccess, "the sum of a unit's gradients") != 0) return -1;
+        rows_add_kernel<<<(unsigned)ceil_div(slice / 4, 256), 256, 0, d->stream>>>(out, slice, own, slice, slice / 16, 16);
+        return 0;
+    }
+#endif
+    if (gpu_meet(r, whole) != 0) return -1;
+    sum_ranks(r, out, r->world_rank * slice, slice, 1);
+    return gpu_part(r);
+}
+
 // Every unit of a buffer of all units from the slices of the ranks that own them.
 static int units_all_gather(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) {
+        NCCL_TRY(r, 0, ncclGroupStart());
+        for (int u = 0; u < r->layout->count; u++) {
+            float* whole = units + r->layout->units[u].offset;
+            size_t slice = (size_t)r->layout->units[u].slice;
+            NCCL_TRY(
+                r, 0, ncclAllGather(whole + (size_t)r->world_rank * slice, whole, slice, ncclFloat32, d->comms[0], d->stream));
+        }
+        NCCL_TRY(r, 0, ncclGroupEnd());
+        return nccl_settle(r, 0, ncclSuccess, "the gathering of all slices");
+    }
+#endif
     if (gpu_meet(r, units) != 0) return -1;
     for (int step = 1; step < r->mesh->world; step++) {
         int p = (r->world_rank + step) % r->mesh->world;   // not all from the same peer at once
@@ -3907,7 +4169,15 @@ static int unit_prefetch(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_free[b], d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->unit_free[b], 0));
     Span* span = span_begin(d, LANE_GATHER, "unit %d", u);
-    for (int step = 0; step < r->mesh->world; step++) {
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) {
+        NCCL_TRY(r, 1,
+            ncclAllGather(
+                d->weights + unit->shard_offset, d->unit_weights[b], (size_t)unit->slice, ncclFloat32, d->comms[1], d->gathers));
+        if (nccl_settle(r, 1, ncclSuccess, "the gathering of a unit") != 0) return -1;
+    }
+#endif
+    for (int step = 0; !d->nccl && step < r->mesh->world; step++) {
         int p = (r->world_rank + step) % r->mesh->world;
         CUDA_TRY(&r->error,
             cudaMemcpyPeerAsync(d->unit_weights[b] + p * unit->slice, d->ordinal, d->peers[p]->weights + unit->shard_offset,
@@ -3944,10 +4214,9 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     if (r->mesh->zero < 2) return 0;
     float* whole = d->unit_gradients[unit_buffer(r->layout, u)];
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, 1, whole, whole, 0, d->stream);
-    if (gpu_meet(r, whole) != 0) return -1;
-    sum_ranks(r, d->gradients + unit->shard_offset, r->world_rank * unit->slice, unit->slice, 1);
+    if (unit_sum(r, d->gradients + unit->shard_offset, whole, unit->slice) != 0) return -1;
     mark(d, "gradient sums");
-    return gpu_part(r);
+    return 0;
 }
 
 // One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of the rest or
@@ -3998,6 +4267,7 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     if (!output) return 0;
     if (matmul_forward(d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0) return -1;
     mark(d, "fcproj forward");
+    if (!again) progress(d, "forward pass", l);
     return 0;
 #undef NEEDED
 }
@@ -4052,7 +4322,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     mark(d, "qkv dinput");
     rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
         l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, dln1, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
-    mark(d, "norm backward");
+    mark(d, "norm backward"), progress(d, "backward pass", l);
     return gpu_unit_gradient_end(r, u);
 }
 
@@ -4226,6 +4496,21 @@ __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int
     stats[STAT_SCALE] = !isfinite(loss) || !isfinite(norm) ? -1 : clip > 0 ? fmin(1.0, clip / (norm + 1e-6)) : 1;
 }
 
+// Where every rank's stats can be read; without NCCL until they part.
+static int stats_share(Rank* r, Offers* offers) {
+    Gpu* d = (Gpu*)r->device;
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) {
+        NCCL_TRY(r, 0, ncclAllGather(d->stats, d->all_stats, STAT_COUNT, ncclFloat64, d->comms[0], d->stream));
+        for (int i = 0; i < r->mesh->world; i++) offers->p[i] = d->all_stats + i * STAT_COUNT;
+        return nccl_settle(r, 0, ncclSuccess, "the sum of the losses");
+    }
+#endif
+    if (gpu_meet(r, d->stats) != 0) return -1;
+    *offers = gpu_offers(r);
+    return 0;
+}
+
 // Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit), the projections'
 // centred first if --center. Leaves the loss and the norm of the whole step in stats, alike on all ranks.
 static int gradients_finish(Rank* r, double clip) {
@@ -4237,12 +4522,7 @@ static int gradients_finish(Rank* r, double clip) {
         projections_center(r, (int)r->mesh->shape.L, layers, layers, layout->units[1].slice * world, d->stream);
     }
     if (zero < 2 && world > 1) {
-        if (gpu_meet(r, d->gradients) != 0) return -1;
-        for (int u = 0; u < layout->count; u++) {
-            int64_t at = layout->units[u].offset + r->world_rank * layout->units[u].slice;
-            sum_ranks(r, d->gradients + at, at, layout->units[u].slice, 0);
-        }
-        if (gpu_part(r) != 0 || (zero == 0 && units_all_gather(r, d->gradients) != 0)) return -1;
+        if (units_sum(r, d->gradients) != 0 || (zero == 0 && units_all_gather(r, d->gradients) != 0)) return -1;
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
@@ -4253,10 +4533,11 @@ static int gradients_finish(Rank* r, double clip) {
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
             d->squares, d->gradients, zero >= 2 ? layout->shard : layout->elements);
     squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares);
-    if (gpu_meet(r, d->stats) != 0) return -1;
-    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, gpu_offers(r), world, zero == 0, clip);
-    mark(d, "gradient norm");
-    return gpu_part(r);
+    Offers offers;
+    if (stats_share(r, &offers) != 0) return -1;
+    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, offers, world, zero == 0, clip);
+    mark(d, "gradient norm"), progress(d, "gradient norm", -1);
+    return d->nccl ? 0 : gpu_part(r);
 }
 
 // What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
@@ -4373,7 +4654,7 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     if (zero == 0 && r->mesh->center)
         projections_center(r, (int)r->mesh->shape.L, d->weights + layout->units[1].offset,
             d->half + half_offset(layout, &r->mesh->shape, 1), layout->units[1].slice * world, d->stream);
-    mark(d, "adamw");
+    mark(d, "adamw"), progress(d, "update", -1);
     if (zero == 1 || zero == 2) {
         if (units_all_gather(r, d->weights) != 0) return -1;
         gpu_weights_cast(r);
@@ -4449,7 +4730,7 @@ static int gpu_init(Rank* r, gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     d->deterministic = (int)o->deterministic, d->profile = (int)o->profile && r->world_rank == 0,
     d->attention = (int)o->attention;
-    if (host_begin(r, 1, 0) != 0) return -1;
+    if (gpu_enter(r) != 0 || gpu_join(r, o) != 0 || host_begin(r, 1, 0) != 0) return -1;
     weights_init(r, (uint64_t)o->seed);
     return host_end(r, 1, 1);
 }
@@ -4458,6 +4739,7 @@ static int gpu_load(Rank* r, gpt2_sp* g) {
     int kinds = g->load_moments ? 3 : 1;
     d->deterministic = (int)g->options.deterministic, d->profile = (int)g->options.profile && r->world_rank == 0;
     d->attention = (int)g->options.attention;
+    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
     int status = host_begin(r, kinds, 0) == 0 ? rank_load(r, g) : -1;
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
 }
@@ -4550,6 +4832,8 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
+    if (((Gpu*)r->device)->nccl && g->mesh.zero >= 3)
+        return fail(&g->error, "sampling during a run with --zero 3 over NCCL: sample from a checkpoint instead");
     GpuDecoder c;
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
@@ -4627,8 +4911,9 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     FILE* f = fopen(path, "w");
     if (!f) return fail(e, "cannot write --trace %.900s: %s", path, strerror(errno));
     fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
-    for (int rank = 0; rank < g->mesh.world; rank++) {
-        const Gpu* d = (const Gpu*)g->ranks[rank].device;
+    for (int i = 0; i < g->mesh.local_ranks; i++) {
+        const Gpu* d = (const Gpu*)g->ranks[i].device;
+        int rank = g->ranks[i].world_rank;
         float from = 0, to = 0;
         double times[LANES] = {0}, hidden = 0, attention = 0;
         fprintf(f, "{\"ph\": \"M\", \"pid\": %d, \"name\": \"process_name\", \"args\": {\"name\": \"rank %d, GPU %d\"}},\n", rank,
@@ -4688,8 +4973,7 @@ static int gpu_rehearse(Rank* r) {
 static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
-    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
-    CUDA_TRY(&r->error, cudaGetLastError());
+    if (gpu_finish(r) != 0) return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;
     g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
     g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
@@ -4719,7 +5003,10 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     if (d->profile) profile_print(d);
     if (!d->tracing) return 0;
     if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, e) != 0) return -1;
-    if (r->world_rank == 0 && trace_write(g, o->trace, e) != 0) return -1;
+    char path[GPT2_SP_TEXT + 32];
+    if (g->mesh.processes == 1) snprintf(path, sizeof path, "%s", o->trace);
+    else snprintf(path, sizeof path, "%s.%d", o->trace, g->mesh.process);
+    if (r->world_rank == g->mesh.first_rank && trace_write(g, path, e) != 0) return -1;
     return r->transport.barrier(&r->transport, e);
 }
 
@@ -4915,8 +5202,13 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
     free(d);
 }
 
+#ifdef GPT2_SP_NCCL
+enum { GPU_PROCESSES = 1 };
+#else
+enum { GPU_PROCESSES = 0 };
+#endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, 0};
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, GPU_PROCESSES};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================
