@@ -1075,6 +1075,7 @@ typedef struct {
     uint64_t generation;   // barriers passed
     uint64_t* arrivals;    // (world) barriers that each rank has come to
     Error reason;          // of the abort
+    int64_t step;          // in hand
     Mailbox* boxes;        // (world, world): from, to
     void** shared;         // (world) what each rank shows the others during a collective
     Link* links;           // (processes) to the others; NULL: there are none
@@ -1573,16 +1574,17 @@ static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error
 
 static int world_barrier(Transport* t, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
+    char nothing = 0;
     transport_begin(t, "a barrier");
     if (thread_barrier(t, e) != 0) return -1;
     if (w->processes < 2) return 0;
     for (int i = 1; t->rank == w->first && i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
-        if (link_send(t, process, process * w->world, FRAME_BARRIER, NULL, 0, e) != 0) return -1;
+        if (link_send(t, process, process * w->world, FRAME_BARRIER, &nothing, 0, e) != 0) return -1;
     }
     for (int i = 1; t->rank == w->first && i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
-        if (link_receive(t, process, process * w->world, FRAME_BARRIER, NULL, 0, e) != 0) return -1;
+        if (link_receive(t, process, process * w->world, FRAME_BARRIER, &nothing, 0, e) != 0) return -1;
     }
     return thread_barrier(t, e);
 }
@@ -5174,6 +5176,9 @@ static int rank_step(Rank* r, gpt2_sp* g) {
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
     g->host.step = g->step + 1;
+    pthread_mutex_lock(&g->world.mutex);
+    g->world.step = g->step + 1;
+    pthread_mutex_unlock(&g->world.mutex);
     Batch* batch = loader_take(&g->loader, &g->error);
     if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
     for (int i = 0; i < g->mesh.local_ranks; i++) g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
@@ -5827,7 +5832,8 @@ static void* watch_thread(void* argument) {
                 if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
         if (since == 0 && why.text[0]) since = now_ms();
         if (since == 0 || now_ms() - since < patience || watch->done) continue;
-        fprintf(stderr, "train_gpt2_sp train: %s, and a rank of process %d does not come back\n", why.text, w->process);
+        fprintf(stderr, "train_gpt2_sp train: %s; a rank of %s does not come back from step %lld\n", why.text,
+            process_label(w, w->process).text, (long long)w->step);
         _exit(1);
     }
     pthread_mutex_unlock(&w->mutex);

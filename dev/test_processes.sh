@@ -98,7 +98,7 @@ for zero in 0 1 2 3; do check "2 processes, dp 2 x sp 2, zero $zero" equal zero 
 check "3 processes, 6 ranks, zero 3, documents, validation, checkpoints" equal three 3 --dp 2 --sp 3 --zero 3 --doc-mask 1 --val-data val.tok --val-every 2 --val-sequences 3 --save-every 2 --steps 5
 check "3 processes, 3 ranks, zero 1" equal three 3 --sp 3 --zero 1 --steps 4
 check "4 processes, a rank each" equal four 4 --sp 4 --batch-size 2 --steps 4
-check "messages longer than a frame" equal long 2 --layers 1 --channels 512 --heads 4 --seq-len 1024 --sp 2 --steps 2
+check "messages longer than a frame" equal long 2 --layers 1 --channels 384 --heads 4 --seq-len 768 --sp 2 --steps 2
 
 # ----- resuming -----------------------------------------------------------------------------------
 
