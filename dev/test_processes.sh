@@ -281,6 +281,14 @@ run bad 2 $shape --sp 2 --steps 100000 --out bad
 check "a shard of one process damaged: all stop and name it" told '' 'elsewhere/data.tok'
 check "... and the run is saved" sh -c 'ls -d bad/step_*'
 
+# the folder of process 0 vanishes: the checkpoint fails there, which all are told
+start lost 2 $shape --sp 2 --zero 1 --steps 1000000 --out lost
+trains
+rm -rf lost
+kill -TERM $(pid 1)
+finished
+check "a checkpoint that cannot be written: told on all" told '' 'lost'
+
 # a log that cannot be written, on the one process that writes it
 mkdir full && ln -s /dev/full full/log.jsonl
 if [ -e /dev/full ]; then
