@@ -1079,6 +1079,7 @@ typedef struct {
     Mailbox* boxes;        // (world, world): from, to
     void** shared;         // (world) what each rank shows the others during a collective
     Link* links;           // (processes) to the others; NULL: there are none
+    int told;              // they know of the abort
     void** devices;        // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
@@ -1393,6 +1394,7 @@ static int link_send(Transport* t, int process, int to, int kind, const void* da
     Link* l = &w->links[process];
     double deadline = world_deadline(w, 1);
     Frame f;
+    if (world_aborted(w, e) != 0) return -1;
     memset(&f, 0, sizeof f);
     f.kind = kind, f.from = t->rank, f.to = to, f.operation = t->operation, f.message = bytes;
     for (size_t at = 0; at == 0 || at < bytes; at += FRAME_BYTES) {
@@ -1589,12 +1591,13 @@ static int world_barrier(Transport* t, Error* e) {
     return thread_barrier(t, e);
 }
 
-// Stops all ranks of all processes; the first reason counts.
-static void world_abort(Transport* t, const Error* reason) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
+// Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds a connection closed
+// has heard why before, on that same connection.
+static void links_tell(ThreadWorld* w) {
     pthread_mutex_lock(&w->mutex);
-    int told = w->aborted;
-    world_stop(w, reason);
+    Error reason = w->reason;
+    int told = w->told;
+    w->told = 1;
     pthread_mutex_unlock(&w->mutex);
     for (int process = 0; !told && w->links && process < w->processes; process++) {
         Link* l = &w->links[process];
@@ -1604,11 +1607,19 @@ static void world_abort(Transport* t, const Error* reason) {
         soon.tv_sec += 1;
         if (l->fd < 0 || pthread_mutex_timedlock(&l->sending, &soon) != 0) continue;
         memset(&f, 0, sizeof f);
-        f.kind = FRAME_ABORT, f.from = t->rank, f.to = HOST, f.message = f.bytes = strlen(reason->text);
-        (void)link_frame_write(
-            l, &f, reason->text, now_ms() + 1000, 1);   // one that cannot be told will see the connection close
+        f.kind = FRAME_ABORT, f.from = f.to = HOST, f.message = f.bytes = strlen(reason.text);
+        (void)link_frame_write(l, &f, reason.text, now_ms() + 1000, 1);   // one that cannot be told will see the connection close
         pthread_mutex_unlock(&l->sending);
     }
+}
+
+// Stops all ranks of all processes; the first reason counts.
+static void world_abort(Transport* t, const Error* reason) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    world_stop(w, reason);
+    pthread_mutex_unlock(&w->mutex);
+    links_tell(w);
 }
 
 // --- how processes meet ---
@@ -1957,9 +1968,10 @@ static int links_join(ThreadWorld* w, const Address* master, const char* text, d
 static void links_close(ThreadWorld* w) {
     struct timespec pause = {0, 5000000};
     Error ignored;
+    if (w->links && world_aborted(w, &ignored) != 0) links_tell(w);
     for (int i = 0; w->links && i < w->processes; i++)
         if (w->links[i].fd >= 0) shutdown(w->links[i].fd, SHUT_WR);
-    double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 1000 : 5000);
+    double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 2000 : 5000);
     for (int i = 0; w->links && i < w->processes; i++) {
         Link* l = &w->links[i];
         for (int gone = 0; l->reading && !gone && now_ms() < until;) {   // closing with bytes unread could take back bytes sent
