@@ -2764,8 +2764,9 @@ static void transport_between_processes(void) {
         for (int i = 0; i < 3; i++)
             untold +=
                 p[i].again != -1 || !strstr(p[i].error.text, transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough");
-        check(failed == 0 && untold == 0, "transport: one rank's end is told to all processes", "case %d: %s", transport_case,
-            p[0].error.text);
+        check(failed == 0 && untold == 0, "transport: one rank's end is told to all processes",
+            "case %d, %d failed, %d untold: %s; %s; %s", transport_case, failed, untold, p[0].error.text, p[1].error.text,
+            p[2].error.text);
     }
 }
 

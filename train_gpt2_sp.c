@@ -1084,9 +1084,11 @@ typedef struct {
     uint64_t generation;   // barriers passed
     uint64_t* arrivals;    // (world) barriers that each rank has come to
     Error reason;          // of the abort
+    int64_t step;          // in hand
     Mailbox* boxes;        // (world, world): from, to
     void** shared;         // (world) what each rank shows the others during a collective
     Link* links;           // (processes) to the others; NULL: there are none
+    int told;              // they know of the abort
     void** devices;        // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
@@ -1401,6 +1403,7 @@ static int link_send(Transport* t, int process, int to, int kind, const void* da
     Link* l = &w->links[process];
     double deadline = world_deadline(w, 1);
     Frame f;
+    if (world_aborted(w, e) != 0) return -1;
     memset(&f, 0, sizeof f);
     f.kind = kind, f.from = t->rank, f.to = to, f.operation = t->operation, f.message = bytes;
     for (size_t at = 0; at == 0 || at < bytes; at += FRAME_BYTES) {
@@ -1582,26 +1585,28 @@ static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error
 
 static int world_barrier(Transport* t, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
+    char nothing = 0;
     transport_begin(t, "a barrier");
     if (thread_barrier(t, e) != 0) return -1;
     if (w->processes < 2) return 0;
     for (int i = 1; t->rank == w->first && i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
-        if (link_send(t, process, process * w->world, FRAME_BARRIER, NULL, 0, e) != 0) return -1;
+        if (link_send(t, process, process * w->world, FRAME_BARRIER, &nothing, 0, e) != 0) return -1;
     }
     for (int i = 1; t->rank == w->first && i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
-        if (link_receive(t, process, process * w->world, FRAME_BARRIER, NULL, 0, e) != 0) return -1;
+        if (link_receive(t, process, process * w->world, FRAME_BARRIER, &nothing, 0, e) != 0) return -1;
     }
     return thread_barrier(t, e);
 }
 
-// Stops all ranks of all processes; the first reason counts.
-static void world_abort(Transport* t, const Error* reason) {
-    ThreadWorld* w = (ThreadWorld*)t->state;
+// Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds a connection closed
+// has heard why before, on that same connection.
+static void links_tell(ThreadWorld* w) {
     pthread_mutex_lock(&w->mutex);
-    int told = w->aborted;
-    world_stop(w, reason);
+    Error reason = w->reason;
+    int told = w->told;
+    w->told = 1;
     pthread_mutex_unlock(&w->mutex);
     for (int process = 0; !told && w->links && process < w->processes; process++) {
         Link* l = &w->links[process];
@@ -1611,11 +1616,19 @@ static void world_abort(Transport* t, const Error* reason) {
         soon.tv_sec += 1;
         if (l->fd < 0 || pthread_mutex_timedlock(&l->sending, &soon) != 0) continue;
         memset(&f, 0, sizeof f);
-        f.kind = FRAME_ABORT, f.from = t->rank, f.to = HOST, f.message = f.bytes = strlen(reason->text);
-        (void)link_frame_write(
-            l, &f, reason->text, now_ms() + 1000, 1);   // one that cannot be told will see the connection close
+        f.kind = FRAME_ABORT, f.from = f.to = HOST, f.message = f.bytes = strlen(reason.text);
+        (void)link_frame_write(l, &f, reason.text, now_ms() + 1000, 1);   // one that cannot be told will see the connection close
         pthread_mutex_unlock(&l->sending);
     }
+}
+
+// Stops all ranks of all processes; the first reason counts.
+static void world_abort(Transport* t, const Error* reason) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    world_stop(w, reason);
+    pthread_mutex_unlock(&w->mutex);
+    links_tell(w);
 }
 
 // --- how processes meet ---
@@ -1964,9 +1977,10 @@ static int links_join(ThreadWorld* w, const Address* master, const char* text, d
 static void links_close(ThreadWorld* w) {
     struct timespec pause = {0, 5000000};
     Error ignored;
+    if (w->links && world_aborted(w, &ignored) != 0) links_tell(w);
     for (int i = 0; w->links && i < w->processes; i++)
         if (w->links[i].fd >= 0) shutdown(w->links[i].fd, SHUT_WR);
-    double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 1000 : 5000);
+    double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 2000 : 5000);
     for (int i = 0; w->links && i < w->processes; i++) {
         Link* l = &w->links[i];
         for (int gone = 0; l->reading && !gone && now_ms() < until;) {   // closing with bytes unread could take back bytes sent
@@ -5216,6 +5230,9 @@ static Batch* batch_take(gpt2_sp* g) {
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
     g->host.step = g->step + 1;
+    pthread_mutex_lock(&g->world.mutex);
+    g->world.step = g->step + 1;
+    pthread_mutex_unlock(&g->world.mutex);
     Batch* batch = batch_take(g);
     if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
@@ -5956,7 +5973,8 @@ static void* watch_thread(void* argument) {
                 if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
         if (since == 0 && why.text[0]) since = now_ms();
         if (since == 0 || now_ms() - since < patience || watch->done) continue;
-        fprintf(stderr, "train_gpt2_sp train: %s, and a rank of process %d does not come back\n", why.text, w->process);
+        fprintf(stderr, "train_gpt2_sp train: %s; a rank of %s does not come back from step %lld\n", why.text,
+            process_label(w, w->process).text, (long long)w->step);
         _exit(1);
     }
     pthread_mutex_unlock(&w->mutex);

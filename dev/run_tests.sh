@@ -64,6 +64,15 @@ part_tsan() {
 }
 
 part_cli()    { sh dev/test_cli.sh ./train_gpt2_sp $work/json_keys; }
+part_asan_procs() {
+    if usable cc -fsanitize=address,undefined; then
+        eval "folder=\$($make -s path $sanitized)"
+        eval "$make -s $sanitized $folder/train_gpt2_sp" && sh dev/test_processes.sh "$folder/train_gpt2_sp"
+    else
+        skip "several processes with AddressSanitizer" "the compiler has none that runs here"
+        finish
+    fi
+}
 part_processes() { sh dev/test_processes.sh ./train_gpt2_sp; }
 part_faults() { sh dev/test_faults.sh ./train_gpt2_sp; }
 
@@ -157,7 +166,7 @@ part_fuzz() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gpu gcc clang faults asan_cli double float cli processes embed fuzz}
+parts=${*:-asan tsan gpu gcc clang faults asan_cli asan_procs double float cli processes embed fuzz}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
@@ -192,6 +201,6 @@ for part in $parts; do
     set -- $(echo "${line:-0 passed, 0 failed}" | tr -c '0-9\n' ' ')
     passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + ${3:-0}))
     [ "$line" ] && [ $(($2 > 0)) = $((status != 0)) ] || { failed=$((failed + 1)) line="FAILED: ended with status $status and without its closing line"; }
-    printf '  %-9s %s\n' "$part" "$line"
+    printf '  %-10s %s\n' "$part" "$line"
 done
 finish

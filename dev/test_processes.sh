@@ -13,7 +13,7 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir" || exit 1
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT SLURM_PROCID OMPI_COMM_WORLD_RANK PMI_RANK
-port=$((20000 + $$ % 10000))   # below the range that the system gives out
+port=$((12000 + $$ * 97 % 18000)) free=$((port + 500)) held=$((port + 501))   # below the range that the system gives out
 
 yes 'It was the best of times, it was the worst of times. 0123456789' | head -n 400 > text1.txt
 yes 'Call me Ishmael; some years ago, never mind how long precisely.' | head -n 300 > text2.txt
@@ -98,7 +98,17 @@ for zero in 0 1 2 3; do check "2 processes, dp 2 x sp 2, zero $zero" equal zero 
 check "3 processes, 6 ranks, zero 3, documents, validation, checkpoints" equal three 3 --dp 2 --sp 3 --zero 3 --doc-mask 1 --val-data val.tok --val-every 2 --val-sequences 3 --save-every 2 --steps 5
 check "3 processes, 3 ranks, zero 1" equal three 3 --sp 3 --zero 1 --steps 4
 check "4 processes, a rank each" equal four 4 --sp 4 --batch-size 2 --steps 4
-check "messages longer than a frame" equal long 2 --layers 1 --channels 512 --heads 4 --seq-len 1024 --sp 2 --steps 2
+check "messages longer than a frame" equal long 2 --layers 1 --channels 384 --heads 4 --seq-len 768 --sp 2 --steps 2
+
+address=$(hostname -I 2> /dev/null | tr ' ' '\n' | grep -m 1 '[.]')
+by_address() {   # as between machines: not by the loopback interface
+    port=$((port + 1))
+    for i in 1 2; do "$program" train $shape --sp 3 --steps 4 --rank $i --world 3 --master $address:$port > address.$i 2>&1 & done
+    "$program" train $shape --sp 3 --steps 4 --rank 0 --world 3 --master "$address:$port" > address.0 2>&1 && wait && grep '^step *4/4' address.0
+}
+if [ "$address" ]; then check "3 processes by the machine's address" by_address
+else skip "3 processes by the machine's address" "it has none, or no hostname -I"
+fi
 
 # ----- resuming -----------------------------------------------------------------------------------
 
@@ -170,12 +180,12 @@ check "no --world" alone 'needs --world' --sp 2 --rank 1
 check "--rank beyond --world" alone 'processes 0 to 1' --sp 2 --rank 2 --world 2 --master 127.0.0.1:$port
 check "--master without a port" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost
 check "--master with a port that is none" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost:70000
-check "nobody listens" alone 'waited 1 s for process 0 at 127.0.0.1:19999' --sp 2 --rank 1 --world 2 --master 127.0.0.1:19999 --timeout 1
-check "nobody comes" alone 'waited 1 s for process 1 of 2 to connect' --sp 2 --rank 0 --world 2 --master 127.0.0.1:19999 --timeout 1
-"$program" train $shape --sp 2 --rank 0 --world 2 --master 127.0.0.1:19998 --timeout 4 > first.out 2> first.err &
+check "nobody listens" alone "waited 1 s for process 0 at 127.0.0.1:$free" --sp 2 --rank 1 --world 2 --master 127.0.0.1:$free --timeout 1
+check "nobody comes" alone 'waited 1 s for process 1 of 2 to connect' --sp 2 --rank 0 --world 2 --master 127.0.0.1:$free --timeout 1
+"$program" train $shape --sp 2 --rank 0 --world 2 --master 127.0.0.1:$held --timeout 4 > first.out 2> first.err &
 first=$!
 sleep 0.3
-check "a port in use" alone 'cannot listen at 127.0.0.1:19998: Address already in use' --sp 2 --rank 0 --world 2 --master 127.0.0.1:19998
+check "a port in use" alone "cannot listen at 127.0.0.1:$held: Address already in use" --sp 2 --rank 0 --world 2 --master 127.0.0.1:$held
 kill -TERM $first
 wait $first
 check "a signal while others are waited for" sh -c '[ $0 = 1 ] && grep "stopped by a signal" first.err' $?
@@ -270,6 +280,14 @@ own_0='--data whole.d/data.tok' own_1='--data elsewhere/data.tok'
 run bad 2 $shape --sp 2 --steps 100000 --out bad
 check "a shard of one process damaged: all stop and name it" told '' 'elsewhere/data.tok'
 check "... and the run is saved" sh -c 'ls -d bad/step_*'
+
+# the folder of process 0 vanishes: the checkpoint fails there, which all are told
+start lost 2 $shape --sp 2 --zero 1 --steps 1000000 --out lost
+trains
+rm -rf lost
+kill -TERM $(pid 1)
+finished
+check "a checkpoint that cannot be written: told on all" told '' 'lost'
 
 # a log that cannot be written, on the one process that writes it
 mkdir full && ln -s /dev/full full/log.jsonl
