@@ -2443,23 +2443,25 @@ static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return a;
 }
 
-// GPUs that this process sees and `ranks` ranks of this machine use, and the one of a rank: neighbours in a sequence share one where there are
-// fewer than ranks.
+// GPUs that this process sees and `ranks` ranks use.
 static int gpu_count(int ranks) {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
     return count < ranks ? count : ranks;
 }
+// Whether a launcher shows each process of this machine its own GPUs only.
+static int gpu_bound(int ranks, int local) { return local < ranks && gpu_count(ranks) == local; }
+// The GPU of a rank, among those that its process sees: neighbours in a sequence share one where there are fewer than ranks.
 static int gpu_of(const Mesh* mesh, int world_rank) {
-    int64_t ranks = mesh->local_ranks * mesh->local_processes;
-    int64_t number = mesh->local_process * mesh->local_ranks + world_rank - mesh->first_rank;
-    return (int)(number * gpu_count((int)ranks) / ranks);
+    int64_t ranks = mesh->local_ranks * mesh->local_processes, local = world_rank - mesh->first_rank;
+    if (gpu_bound((int)ranks, mesh->local_ranks)) return (int)local;
+    return (int)((mesh->local_process * mesh->local_ranks + local) * gpu_count((int)ranks) / ranks);
 }
 
-// Bytes that `world` ranks may take; where there is no GPU, so that `plan` works anywhere, all of an H200's for each.
-static uint64_t gpu_memory(int world) {
-    int count = gpu_count(world), before = 0;
-    if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)world;
+// Bytes that the ranks of this machine may take; where there is no GPU, so that `plan` works anywhere, all of an H200's for each.
+static uint64_t gpu_memory(int ranks, int local) {
+    int count = gpu_count(ranks), before = 0;
+    if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
     uint64_t least = UINT64_MAX;
     cudaGetDevice(&before);
     for (int i = 0; i < count; i++) {
@@ -2468,7 +2470,7 @@ static uint64_t gpu_memory(int world) {
         if (free_bytes < least) least = free_bytes;
     }
     cudaSetDevice(before);
-    return least / (uint64_t)ceil_div(world, count) * (uint64_t)world;
+    return (gpu_bound(ranks, local) ? least : least / (uint64_t)ceil_div(ranks, count)) * (uint64_t)ranks;
 }
 
 // Every job of a rank runs on a thread of its own: it begins by choosing the GPU.
