@@ -2708,8 +2708,10 @@ static int gpu_allocate(Rank* r, Error* e) {
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     if (!d) return;
-    if (d->stuck) return;   // whatever would be freed is in use
+    double until = now_ms() + (d->stuck ? 0 : 10e3);
     cudaSetDevice(d->ordinal);
+    while (d->stream && cudaStreamQuery(d->stream) == cudaErrorNotReady)
+        if (now_ms() > until) return;   // it may wait for a peer that failed: what would be freed is in use
     cudaDeviceSynchronize();
 #ifdef GPT2_SP_NCCL
     for (int i = 0; i < 2; i++)
