@@ -62,7 +62,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib test test-gpu sanitize-gpu bench bench-gpu bench-gpu2 lecture-table demo check fuzz clean help FORCE
+.PHONY: all capabilities path lib test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 lecture-table demo check fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -137,6 +137,9 @@ build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
 
 test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a Hopper GPU)
 	@$(if $(NVCC),./$<,echo 'skip make test-gpu: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
+
+test-gpu2: train_gpt2_spcu   ## the GPU program over two processes and NCCL (needs two GPUs)
+	@sh dev/test_gpu_processes.sh ./$<
 
 # The small suite under compute-sanitizer. racecheck takes the tests of the kernels alone: a whole step adds none but cuBLASLt's, with which
 # it takes minutes. Not initcheck: it does not see what the tensor copy engine writes, and by it cuBLASLt and the attention kernels write
