@@ -3812,6 +3812,7 @@ static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     int own = msg->into < 0, there = 1, last = own && msg->item.kind == ITEM_OUT;
     int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, table->head_parts, msg->item.h0);
     int64_t heads = part_head(s->NH, table->head_parts, msg->item.h1) - h0;
+    if (heads == 0) return 0;   // fewer heads than parts
     Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
     if (own)
         for (int second = 0; second < table->chunks / table->P; second++) {
@@ -3886,6 +3887,7 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
             Item item = {ITEM_OUT, r->sp_rank, part, part + 1};
             int64_t h0 = part_head(s->NH, table->head_parts, part), heads = part_head(s->NH, table->head_parts, part + 1) - h0;
+            if (heads == 0) continue;
             AttnView none = {NULL, 0, 0, 0};
             AttnRows absent = {NULL, 0, 0};
             CUDA_TRY(&r->error,
