@@ -3401,6 +3401,7 @@ static int item_pieces_gpu(const Rank* r, const GpuAttention* run, Item item, in
     ItemTensors t = item_tensors(item.kind);
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of), parts = run->table->head_parts;
     int64_t heads = part_head(s->NH, (int)parts, item.h1) - part_head(s->NH, (int)parts, item.h0);
+    if (heads == 0) return 0;   // fewer heads than parts: nothing travels
     for (int i = 0; i < t.count; i++) {
         ItemView v = item_view(r, run, item, slot, i);
         out[i].peer = peer, out[i].data = v.p, out[i].pitch = (size_t)v.stride * t.size[i];
@@ -3485,7 +3486,7 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
         Item item = {kind, r->sp_rank, part, part + 1};
         int64_t NH = r->mesh->shape.NH,
                 heads = part_head(NH, table->head_parts, part + 1) - part_head(NH, table->head_parts, part);
-        for (int i = 0; i < item_tensors(kind).count; i++) {
+        for (int i = 0; heads > 0 && i < item_tensors(kind).count; i++) {
             int tokens = item_tensors(kind).tokens[i];
             ItemView v = item_view(r, run, item, -1, i);
             // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun either
@@ -3570,6 +3571,7 @@ static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, table->head_parts, msg->item.h0);
     int64_t heads = part_head(s->NH, table->head_parts, msg->item.h1) - h0;
     Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
+    if (heads == 0) return 0;
     if (own)
         for (int second = 0; second < table->chunks / table->P; second++) {
             if (msg->item.kind != ITEM_DQ && own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there) != 0)
@@ -3643,6 +3645,7 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
             Item item = {ITEM_OUT, r->sp_rank, part, part + 1};
             int64_t h0 = part_head(s->NH, table->head_parts, part), heads = part_head(s->NH, table->head_parts, part + 1) - h0;
+            if (heads == 0) continue;
             AttnView none = {NULL, 0, 0, 0};
             AttnRows absent = {NULL, 0, 0};
             CUDA_TRY(&r->error,

@@ -86,7 +86,7 @@ static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
     wrong += item_pieces_gpu(&receiver->rank, &receiver->run, msg->item, msg->dst, msg->from, to) != count;
     wrong += item_pieces_gpu(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0, into) != count;
     for (int i = 0; i < count; i++) {
-        if (from[i].width == 0 && to[i].width == 0) continue;   // fewer heads than parts: the executor leaves it out
+        wrong += from[i].width == 0;   // such copies and launches are errors
         wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width || into[i].rows != to[i].rows;
         wrong += !region_holds(sender, &from[i]) + !region_holds(receiver, &to[i]) + !region_holds(receiver, &into[i]);
     }
