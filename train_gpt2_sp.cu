@@ -4511,7 +4511,7 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
-    GpuDecoder c;
+    GpuDecoder c = {0};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
     int64_t made = 0;
