@@ -58,8 +58,19 @@ static int counted_memalign(void** p, size_t alignment, size_t size) {
 #endif
 
 #ifdef GPT2_SP_GPU
+// The program asks for the number of GPUs in one place; the tests answer it, so that on two GPUs it can be made to take one.
+#include <cub/device/device_radix_sort.cuh>
+#include <cuda_runtime.h>
+static int gpus_shown = -1;   // -1: all there are
+static cudaError_t gpus_count(int* count) {
+    if (gpus_shown < 0) return cudaGetDeviceCount(count);
+    *count = gpus_shown;
+    return cudaSuccess;
+}
+#define cudaGetDeviceCount gpus_count
 #define GPT2_SP_GPU_NO_MAIN
 #include "train_gpt2_sp.cu"
+#undef cudaGetDeviceCount
 #else
 #define GPT2_SP_NO_MAIN
 #include "train_gpt2_sp.c"
@@ -175,29 +186,22 @@ static gpt2_sp* bare_trainer(const gpt2_sp_options* o, int64_t vocab) {
 // All weights, gradients or moments of a trainer, whole, wherever its ranks keep them: (layout.elements).
 enum { COLLECT_GRADIENTS = STATE_KINDS };
 static void collect(const gpt2_sp* g, int kind, real* out) {
-#ifdef GPT2_SP_GPU
-    if (g->device == &GPU_DEVICE) {
-        const Gpu* d = (const Gpu*)g->ranks[0].device;
-        const float* from = kind == STATE_WEIGHTS ? d->weights
-            : kind == COLLECT_GRADIENTS           ? d->gradients
-            : kind == STATE_M                     ? d->m
-                                                  : d->v;
-        if (cudaMemcpy(out, from, (size_t)g->layout.elements * sizeof *out, cudaMemcpyDeviceToHost) != cudaSuccess)
-            check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
-        return;
-    }
-#endif
     int zero = g->mesh.zero, sharded = kind == STATE_WEIGHTS ? zero >= 3 : kind == COLLECT_GRADIENTS ? zero >= 2 : zero >= 1;
     for (int u = 0; u < g->layout.count; u++) {
         const Unit* unit = &g->layout.units[u];
         for (int w = 0; w < g->mesh.world; w++) {
             const Rank* r = &g->ranks[w];
-            const real* from = kind == STATE_WEIGHTS ? r->weights
-                : kind == COLLECT_GRADIENTS          ? r->gradients
-                : kind == STATE_M                    ? r->m
-                                                     : r->v;
-            from += sharded ? unit->shard_offset : unit->offset + w * unit->slice;
-            memcpy(out + unit->offset + w * unit->slice, from, (size_t)unit->slice * sizeof(real));
+            const real* from[] = {r->weights, r->m, r->v, r->gradients};   // in the order of the kinds
+            int64_t at = sharded ? unit->shard_offset : unit->offset + w * unit->slice;
+            real* to = out + unit->offset + w * unit->slice;
+#ifdef GPT2_SP_GPU
+            const Gpu* d = (const Gpu*)r->device;
+            const float* there[] = {d ? d->weights : NULL, d ? d->m : NULL, d ? d->v : NULL, d ? d->gradients : NULL};
+            if (d && cudaMemcpy(to, there[kind] + at, (size_t)unit->slice * sizeof *to, cudaMemcpyDeviceToHost) != cudaSuccess)
+                check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
+            if (d) continue;
+#endif
+            memcpy(to, from[kind] + at, (size_t)unit->slice * sizeof(real));
         }
     }
 }
@@ -2959,6 +2963,7 @@ static const struct {
     void (*run)(void);
 } GROUPS[] = {
 #ifdef GPT2_SP_GPU
+    {"host", test_gpu_host},   // the only one that needs no GPU
     {"kernels", test_kernels},
     {"oracle", test_oracle},
     {"training", test_training},
@@ -2966,6 +2971,8 @@ static const struct {
     {"sampling", test_gpu_sampling},
     {"memory", test_gpu_memory},
     {"verify", test_verify},
+    {"ranks", test_ranks},
+    {"ranks-runs", test_ranks_runs},
 #else
     {"data", test_data},
     {"safetensors", test_safetensors},
@@ -3002,7 +3009,8 @@ int main(int argc, char** argv) {
         return 2;
     }
 #ifdef GPT2_SP_GPU
-    if (!gpu_here()) named = 1, argc = 1;   // no group
+    char host[] = "host", *host_only[] = {argv[0], host};
+    if (!gpu_here()) named = 1, argc = 2, argv = host_only;
 #endif
     for (int j = 0; j < GROUP_COUNT; j++) {
         int wanted = named == 0;

@@ -3644,6 +3644,7 @@ static int item_pieces_gpu(const Rank* r, const GpuAttention* run, Item item, in
     ItemTensors t = item_tensors(item.kind);
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of), parts = run->table->head_parts;
     int64_t heads = part_head(s->NH, (int)parts, item.h1) - part_head(s->NH, (int)parts, item.h0);
+    if (heads == 0) return 0;   // fewer heads than parts: nothing travels
     for (int i = 0; i < t.count; i++) {
         ItemView v = item_view(r, run, item, slot, i);
         out[i].peer = peer, out[i].data = v.p, out[i].pitch = (size_t)v.stride * t.size[i];
@@ -3728,7 +3729,7 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
         Item item = {kind, r->sp_rank, part, part + 1};
         int64_t NH = r->mesh->shape.NH,
                 heads = part_head(NH, table->head_parts, part + 1) - part_head(NH, table->head_parts, part);
-        for (int i = 0; i < item_tensors(kind).count; i++) {
+        for (int i = 0; heads > 0 && i < item_tensors(kind).count; i++) {
             int tokens = item_tensors(kind).tokens[i];
             ItemView v = item_view(r, run, item, -1, i);
             // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun either
@@ -4840,7 +4841,7 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     Rank* r = &g->ranks[0];
     if (((Gpu*)r->device)->nccl && g->mesh.zero >= 3)
         return fail(&g->error, "sampling during a run with --zero 3 over NCCL: sample from a checkpoint instead");
-    GpuDecoder c;
+    GpuDecoder c = {0};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
     int64_t made = 0;

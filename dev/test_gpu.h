@@ -13,6 +13,7 @@
 
 static int gpu_here(void) {
     int count = 0;
+    gpus_shown = 1;   // several ranks share it, unless a test takes more
     if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return 1;
     (void)cudaGetLastError();
     skip("make test-gpu", "it needs an NVIDIA GPU, and this machine has none");
@@ -134,12 +135,14 @@ static const double U = 1.0 / 16777216;   // 2^-24: a rounding of fp32, relative
 
 // ===== kernels ==================================================================================
 
-// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`.
+// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P > 0: the rows are those of a
+// rank of P with two chunks each, so two runs of positions of a sequence of T; then first = 0 and limit = T.
 typedef struct {
     const char* name;
     int64_t B, T, C, V;
     int doc, center, tokens;
     int64_t first, limit;
+    int P, rank;
 } EmbeddingCase;
 static const EmbeddingCase EMBEDDING_CASES[] = {
     {"embedding 1x1x64", 1, 1, 64, 5, 0, 1, 0, 0, 1},
@@ -150,12 +153,21 @@ static const EmbeddingCase EMBEDDING_CASES[] = {
     {"embedding 2x333x768, runs", 2, 333, 768, 40, 1, 0, 2, 0, 333},
     {"embedding 1x130x2048, runs", 1, 130, 2048, 300, 0, 1, 2, 0, 130},
     {"embedding 1x40x1088, a prompt's padding", 1, 40, 1088, 11, 0, 1, 0, 30, 51},
+    {"embedding 2x331x192, rank 1 of 3 with two runs", 2, 331, 192, 40, 0, 1, 0, 0, 331, 3, 1},
+    {"embedding 3x517x64, the last rank of 4 with two runs", 3, 517, 64, 9, 0, 0, 2, 0, 517, 4, 3},
+    {"embedding 2x517x128, rank 0 of 5 with two runs, documents", 2, 517, 128, 17, 1, 1, 2, 0, 517, 5, 0},
+    {"embedding 1x1031x320, rank 1 of 2 with two runs, documents", 1, 1031, 320, 300, 1, 0, 0, 0, 1031, 2, 1},
 };
 static void kernel_embedding(const EmbeddingCase* c) {
-    int64_t T = c->T, C = c->C, R = c->B * T, blocks = ceil_div(R, BUCKET_ROWS);
+    Segments g = rank_segments(GPT2_SP_ZIGZAG, c->P ? c->P : 1, c->T, c->rank);
+    int64_t T = c->P ? g.total : c->T, C = c->C, R = c->B * T, blocks = ceil_div(R, BUCKET_ROWS);
+    RowPlaces places = {T, T, c->first, c->first, c->limit};
+    if (c->P) places.first = g.rows[0], places.begin = g.begin[0], places.begin2 = g.begin[1] - g.rows[0];
     Gpu* d = gpu_bare();
-    int32_t *tokens = (int32_t*)need((size_t)R, 4), *docs = (int32_t*)need((size_t)R, 4),
+    int32_t *tokens = (int32_t*)need((size_t)R, 4), *docs = (int32_t*)need((size_t)(c->B * c->limit), 4),
             *position = (int32_t*)need((size_t)R, 4);
+    for (int64_t i = 0; i < c->B * c->limit; i++)
+        docs[i] = i % c->limit == 0 ? 0 : dice(302, (uint64_t)i, 25) == 0 ? (int32_t)(i % c->limit) : docs[i - 1];
     for (int64_t r = 0, left = 0; r < R; r++, left--) {
         if (left <= 0)
             left = c->tokens == 2 ? 1 + (int64_t)dice(300, (uint64_t)r, 200)
@@ -163,14 +175,12 @@ static void kernel_embedding(const EmbeddingCase* c) {
                                   : 1,
             tokens[r] = (int32_t)dice(301, (uint64_t)r, (uint64_t)c->V);
         else tokens[r] = tokens[r - 1];
-        int32_t t = (int32_t)(r % T);
-        docs[r] = !c->doc || t == 0 ? 0 : dice(302, (uint64_t)r, 25) == 0 ? t : docs[r - 1];
-        position[r] = (int32_t)min_i64(c->first + t - docs[r], c->limit - 1);
+        int64_t t = r % T, at = !c->P ? c->first + t : t < g.rows[0] ? g.begin[0] + t : g.begin[1] + t - g.rows[0];
+        position[r] = (int32_t)min_i64(c->doc ? at - docs[r / T * c->limit + at] : at, c->limit - 1);
     }
     Tensor wte = tensor_noise(c->V * C, 4, 310, 1, 0), wpe = tensor_noise(c->limit * C, 4, 311, 1, 0.5),
            x = tensor_poisoned(R * C, 2);
-    d->tokens = tensor_integers(tokens, R), d->doc_start = c->doc ? tensor_integers(docs, R) : NULL;
-    RowPlaces places = {T, T, c->first, c->first, c->limit};
+    d->tokens = tensor_integers(tokens, R), d->doc_start = c->doc ? tensor_integers(docs, c->B * c->limit) : NULL;
     embedding_forward(d, (bf16*)x.p, d->tokens, d->doc_start, (float*)wte.p, (float*)wpe.p, c->center, places, R, C);
     double *exact = host_zeros(R * C), *plain = host_zeros(R * C);
     for (int64_t r = 0; r < R; r++) {
@@ -304,7 +314,8 @@ static void kernel_gelu(int64_t n) {
     tensors_release(name);
 }
 
-// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N); else plain column sums of (R, N).
+// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet; 0: plain
+// column sums of (R, N).
 typedef struct {
     const char* name;
     int64_t R, N;
@@ -318,20 +329,26 @@ static const ColumnsCase COLUMNS_CASES[] = {
     {"qkv_finish 1x64", 1, 64, 1},
     {"qkv_finish 333x128", 333, 128, 1},
     {"qkv_finish 1545x320", 1545, 320, 1},
+    {"qkv_finish 1x64, sums of dK and dV", 1, 64, 2},
+    {"qkv_finish 333x512, sums of dK and dV", 333, 512, 2},
+    {"qkv_finish 1545x320, sums of dK and dV", 1545, 320, 2},
 };
 static void kernel_columns(const ColumnsCase* c) {
     int64_t R = c->R, N = c->N, width = c->qkv ? 3 * N : N;
     Gpu* d = gpu_bare();
-    Tensor dout = tensor_noise(R * width, 2, 340, 1, 0.1), dbias = tensor_noise(width, 4, 341, 1, 0),
-           dq = tensor_noise(c->qkv ? R * N : 8, 4, 342, 3, 0);
+    Tensor dout = c->qkv == 2 ? tensor_poisoned(R * width, 2) : tensor_noise(R * width, 2, 340, 1, 0.1),
+           dbias = tensor_noise(width, 4, 341, 1, 0), dq = tensor_noise(c->qkv ? R * N : 8, 4, 342, 3, 0),
+           dkv = tensor_noise(c->qkv == 2 ? 2 * R * N : 8, 4, 343, 0.5, 0.1);
     d->partial = (float*)tensor_poisoned(SUM_BLOCKS * width, 4).p;
-    if (c->qkv) qkv_finish(d, (float*)dbias.p, (bf16*)dout.p, (float*)dq.p, NULL, 0.125f, R, N);
+    if (c->qkv) qkv_finish(d, (float*)dbias.p, (bf16*)dout.p, (float*)dq.p, c->qkv == 2 ? (float*)dkv.p : NULL, 0.125f, R, N);
     else columns_backward(d, (float*)dbias.p, (bf16*)dout.p, R, N);
     double *exact = host_zeros(R * width), *plain = host_zeros(R * width), *sum = host_zeros(width), *bound = host_zeros(width);
     for (int64_t i = 0; i < width; i++) sum[i] = dbias.host[i], bound[i] = fabs(sum[i]);
     for (int64_t r = 0; r < R; r++)
         for (int64_t i = 0; i < width; i++) {
-            double x = c->qkv && i < N ? 0.125 * dq.host[r * N + i] : dout.host[r * width + i];
+            double x = c->qkv && i < N ? 0.125 * dq.host[r * N + i]
+                : c->qkv == 2          ? dkv.host[(i / N - 1) * R * N + r * N + i % N]
+                                       : dout.host[r * width + i];
             exact[r * width + i] = x, plain[r * width + i] = bf16_of(x), sum[i] += x, bound[i] += fabs(x);
         }
     for (int64_t i = 0; i < width; i++) bound[i] *= (double)(R + 16) * U;
@@ -522,62 +539,114 @@ static void kernel_loss_sum(int64_t n) {
     tensors_release(name);
 }
 
-// The end of a step on a whole model's parameters: centred gradients, norm, clipping, AdamW and the bf16 copies, each against
-// fp64. What fp32 may cost a gradient (its centring), then the moments, then the weight is followed through the formulas.
-static void optimizer_step(int center, double clip, const char* name) {
-    char text[128];
-    snprintf(text, sizeof text, "layers=3 heads=2 channels=128 seq-len=40 center=%d", center);
-    gpt2_sp_options o = options_of(text);
-    gpt2_sp* g = bare_trainer(&o, 131);
-    if (!g) return;
-    Rank* r = &g->ranks[0];
-    Gpu* d = (Gpu*)r->device;
-    int64_t n = g->layout.elements, halves = half_offset(&g->layout, &g->mesh.shape, g->layout.count - 1);
-    float* host = (float*)need((size_t)n, 4);
-    double* values[4];   // weights, gradients, m, v
-    float* device[4] = {d->weights, d->gradients, d->m, d->v};
-    static const double scales[4] = {0.1, 0.3, 0.2, 0};
-    for (int k = 0; k < 4; k++) {
-        values[k] = host_zeros(n);
-        for (int u = 0; u < g->layout.count; u++)
-            for (int64_t i = 0; i < g->layout.units[u].elements; i++) {
-                int64_t at = g->layout.units[u].offset + i;
-                values[k][at] = (double)(float)(k < 3 ? scales[k] * noise(390 + (uint64_t)k, at) + (k == 1 ? 0.1 : 0)
-                                                      : 0.01 + pow(0.1 * noise(393, at), 2));
-            }
-        for (int64_t i = 0; i < n; i++) host[i] = (float)values[k][i];
-        cuda_need(cudaMemcpy(device[k], host, (size_t)n * 4, cudaMemcpyHostToDevice), name);
+// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping, AdamW and the bf16 copies,
+// each against fp64, on every rank. What fp32 may cost a gradient (its sum over the ranks, its centring), then the moments, then the
+// weight is followed through the formulas.
+enum { STEP_WEIGHTS, STEP_GRADIENTS, STEP_M, STEP_V, STEP_KINDS };
+static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
+    if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
+    CUDA_TRY(&r->error, cudaStreamSynchronize(((Gpu*)r->device)->stream));
+    return 0;
+}
+// A rank's part, wherever --zero keeps it, of numbers in the layout of all units.
+static void state_write(const gpt2_sp* g, int w, int kind, const float* all) {
+    const Gpu* d = (const Gpu*)g->ranks[w].device;
+    float* const buffers[STEP_KINDS] = {d->weights, d->gradients, d->m, d->v};
+    static const int sharded_from[STEP_KINDS] = {3, 2, 1, 1};
+    int sharded = g->mesh.zero >= sharded_from[kind];
+    for (int u = 0; u < g->layout.count; u++) {
+        const Unit* unit = &g->layout.units[u];
+        int64_t from = unit->offset + (sharded ? w * unit->slice : 0), n = sharded ? unit->slice : unit_whole(&g->layout, u);
+        cuda_need(cudaMemcpy(buffers[kind] + (sharded ? unit->shard_offset : from), all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
+            "a rank's state");
     }
-    double stats[STAT_COUNT] = {2.5, NAN, NAN}, square = 0;
-    cuda_need(cudaMemcpy(d->stats, stats, sizeof stats, cudaMemcpyHostToDevice), name);
-    AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 7};
-    gradients_finish(r, clip);
-    gpu_weights_update(r, &a);
-    cuda_need(cudaStreamSynchronize(d->stream), name);
-    cuda_need(cudaMemcpy(stats, d->stats, sizeof stats, cudaMemcpyDeviceToHost), name);
-    double *slack = host_zeros(n), *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n),
-           *mb = host_zeros(n), *vb = host_zeros(n);
-    for (int64_t i = 0; i < n; i++) slack[i] = 0;
+}
+// A rank's bf16 copies as half_offset has them; with --zero 3 the units are brought together one by one.
+static void halves_read(gpt2_sp* g, int w, bf16* out) {
+    Rank* r = &g->ranks[w];
+    for (int u = 0; u <= g->mesh.shape.L; u++) {
+        int64_t n = u == 0 ? g->mesh.shape.Vp * g->mesh.shape.C : g->layout.units[u].elements;
+        if (gpu_enter(r) != 0 || gpu_unit_gather(r, u) != 0) check(0, "a test's unit", "%s", r->error.text);
+        cuda_need(cudaStreamSynchronize(((Gpu*)r->device)->stream), "a unit");
+        cuda_need(cudaMemcpy(out + half_offset(&g->layout, &g->mesh.shape, u), gpu_half(r, u, u == 0 ? P_wte : P_ln1w), (size_t)n * 2,
+                      cudaMemcpyDeviceToHost),
+            "a unit");
+    }
+}
+// The projections' gradients without the means of their columns; slack grows by what fp32 may cost that.
+static void values_center(const gpt2_sp* g, double* values, double* slack) {
     static const int projections[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
-    for (int l = 1; center && l <= 3; l++)
+    for (int l = 1; l <= g->mesh.shape.L; l++)
         for (int k = 0; k < 4; k++) {
             Parameter p = parameter(&g->mesh.shape, projections[k]);
             int64_t columns = max_i64(1, p.columns), at = g->layout.units[l].offset + g->layout.within[projections[k]];
             for (int64_t c = 0; c < columns; c++) {
-                double mean = 0, size = 0;
-                for (int64_t i = 0; i < p.rows; i++)
-                    mean += values[1][at + i * columns + c] / (double)p.rows,
-                        size += fabs(values[1][at + i * columns + c]) / (double)p.rows;
-                for (int64_t i = 0; i < p.rows; i++)
-                    slack[at + i * columns + c] = ((double)p.rows / 8 + 16) * U * (size + fabs(values[1][at + i * columns + c])),
-                                             values[1][at + i * columns + c] -= mean;
+                double mean = 0, size = 0, carried = 0;   // slack / U: no less than the sizes of what the ranks add
+                for (int64_t i = 0; i < p.rows; i++) {
+                    int64_t j = at + i * columns + c;
+                    mean += values[j] / (double)p.rows, size += (fabs(values[j]) + slack[j] / U) / (double)p.rows;
+                    carried += slack[j] / (double)p.rows;
+                }
+                for (int64_t i = 0; i < p.rows; i++) {
+                    int64_t j = at + i * columns + c;
+                    slack[j] += carried + ((double)p.rows / 8 + 16) * U * (size + fabs(values[j]) + slack[j] / U);
+                    values[j] -= mean;
+                }
             }
         }
-    for (int64_t i = 0; i < n; i++) square += values[1][i] * values[1][i];
+}
+static void optimizer_step(const char* split, int center, double clip, const char* name) {
+    char text[192];
+    snprintf(text, sizeof text, "layers=3 heads=2 channels=128 seq-len=40 center=%d %s", center, split);
+    gpt2_sp_options o = options_of(text);
+    gpt2_sp* g = bare_trainer(&o, 131);
+    if (!g) return;
+    int W = g->mesh.world, zero = g->mesh.zero;
+    int64_t n = g->layout.elements, halves = half_offset(&g->layout, &g->mesh.shape, g->layout.count - 1);
+    double *values[STEP_KINDS], *slack = host_zeros(n);
+    static const double scales[STEP_KINDS] = {0.1, 0.3, 0.2, 0};
+    for (int k = 0; k < STEP_KINDS; k++) {
+        int parts = k == STEP_GRADIENTS && zero < 2;   // every rank has gradients of its own; from --zero 2 on they are summed and centred
+        values[k] = host_zeros(n);
+        std::vector<float> host((size_t)n);
+        for (int w = 0; w < W; w++) {
+            for (int u = 0; (parts || w == 0) && u < g->layout.count; u++)
+                for (int64_t i = 0; i < g->layout.units[u].elements; i++) {
+                    int64_t at = g->layout.units[u].offset + i;
+                    host[(size_t)at] = (float)(k == STEP_V ? 0.01 + pow(0.1 * noise(393, at), 2)
+                                                           : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) +
+                                                                 (k == STEP_GRADIENTS ? 0.1 : 0));
+                    values[k][at] += (double)host[(size_t)at];
+                    if (parts && W > 1) slack[at] += W * U * fabs((double)host[(size_t)at]);
+                }
+            if (k == STEP_GRADIENTS && !parts && center && w == 0) {
+                values_center(g, values[k], slack);
+                for (int64_t i = 0; i < n; i++) host[(size_t)i] = (float)values[k][i], values[k][i] = host[(size_t)i], slack[i] = 0;
+            }
+            state_write(g, w, k, host.data());
+        }
+        if (parts && center) values_center(g, values[k], slack);
+    }
+    double stats[STAT_COUNT] = {2.5, NAN, NAN}, others[STAT_COUNT], square = 0;
+    for (int w = 0; w < W; w++)
+        cuda_need(cudaMemcpy(((Gpu*)g->ranks[w].device)->stats, stats, sizeof stats, cudaMemcpyHostToDevice), name);
+    AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 7};
+    g->adamw = a, g->options.grad_clip = clip;
+    if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
+    double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n), *mb = host_zeros(n), *vb = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) square += values[STEP_GRADIENTS][i] * values[STEP_GRADIENTS][i];
     double norm = sqrt(square), scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;
-    check(fabs(stats[STAT_SQUARE] - square) <= 64 * U * square && fabs(stats[STAT_SCALE] - scale) <= 64 * U * scale, name,
-        "square of the norm %.9g, expected %.9g; scale %.9g, expected %.9g", stats[STAT_SQUARE], square, stats[STAT_SCALE],
-        scale);
+    int alike = 0;
+    for (int k = W - 1; k >= 0; k--) {
+        cuda_need(cudaMemcpy(stats, ((Gpu*)g->ranks[k].device)->stats, sizeof stats, cudaMemcpyDeviceToHost), name);
+        if (k == W - 1) memcpy(others, stats, sizeof others);
+        alike += stats[STAT_ALL_LOSS] == 2.5 * W && stats[STAT_ALL_SQUARE] == others[STAT_ALL_SQUARE] &&
+            stats[STAT_SCALE] == others[STAT_SCALE];
+    }
+    check(alike == W && fabs(stats[STAT_ALL_SQUARE] - square) <= (64 + 8 * W) * U * square &&
+            fabs(stats[STAT_SCALE] - scale) <= (64 + 8 * W) * U * scale,
+        name, "square of the norm %.9g, expected %.9g; scale %.9g, expected %.9g; alike on %d of %d ranks", stats[STAT_ALL_SQUARE],
+        square, stats[STAT_SCALE], scale, alike, W);
     double c1 = 1 / (1 - pow(a.beta1, 7)), c2 = 1 / (1 - pow(a.beta2, 7));
     double *half_exact = host_zeros(n), *half_plain = host_zeros(n), *half_bound = host_zeros(n), *half_found = host_zeros(n);
     for (int u = 0; u < g->layout.count; u++)
@@ -585,7 +654,7 @@ static void optimizer_step(int center, double clip, const char* name) {
             Parameter p = parameter(&g->mesh.shape, id);
             for (int64_t i = 0; p.unit == g->layout.units[u].kind && i < parameter_elements(&p); i++) {
                 int64_t at = g->layout.units[u].offset + g->layout.within[id] + i;
-                double q = values[1][at] * scale, dq = slack[at] * scale + 66 * U * fabs(q);
+                double q = values[STEP_GRADIENTS][at] * scale, dq = slack[at] * scale + 66 * U * fabs(q);
                 m[at] = a.beta1 * values[2][at] + (1 - a.beta1) * q,
                 mb[at] = (1 - a.beta1) * dq + 4 * U * (fabs(values[2][at]) + fabs(q));
                 v[at] = a.beta2 * values[3][at] + (1 - a.beta2) * q * q,
@@ -599,60 +668,61 @@ static void optimizer_step(int center, double clip, const char* name) {
     for (int k = 0; k < 3; k++) {
         static const int which[3] = {STATE_WEIGHTS, STATE_M, STATE_V};
         static const char* const what[3] = {"weights", "m", "v"};
-        collect(g, which[k], host);
+        std::vector<float> host((size_t)n);
+        collect(g, which[k], host.data());
         double* found = host_zeros(n);
-        for (int64_t i = 0; i < n; i++) found[i] = host[i];
+        for (int64_t i = 0; i < n; i++) found[i] = host[(size_t)i];
         judge(name, what[k], found, k == 0 ? w : k == 1 ? m : v, NULL, k == 0 ? wb : k == 1 ? mb : vb, n);
     }
     std::vector<bf16> half((size_t)halves);
-    cuda_need(cudaMemcpy(half.data(), d->half, (size_t)halves * 2, cudaMemcpyDeviceToHost), name);
-    int64_t count = 0;
-    for (int u = 0; u <= 3; u++)
-        for (int id = 0; id < PARAMETER_COUNT; id++) {
-            Parameter p = parameter(&g->mesh.shape, id);
-            if (p.unit != g->layout.units[u].kind || id == P_wpe) continue;
-            int64_t columns = max_i64(1, p.columns), from = g->layout.units[u].offset + g->layout.within[id];
-            int centred = center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
-            for (int64_t c = 0; c < columns; c++) {
-                double mean = 0;
-                for (int64_t i = 0; centred && i < p.rows; i++) mean += w[from + i * columns + c] / (double)p.rows;
-                for (int64_t i = 0; i < p.rows; i++, count++) {
-                    int64_t at = from + i * columns + c;
-                    half_exact[count] = w[at] - mean, half_plain[count] = bf16_of(w[at] - mean), half_bound[count] = 2 * wb[at];
-                    half_found[count] = (double)__bfloat162float(
-                        half[(size_t)(half_offset(&g->layout, &g->mesh.shape, u) + g->layout.within[id] + i * columns + c)]);
+    for (int k = 0; k < W; k++) {
+        halves_read(g, k, half.data());
+        int64_t count = 0;
+        for (int u = 0; u <= 3; u++)
+            for (int id = 0; id < PARAMETER_COUNT; id++) {
+                Parameter p = parameter(&g->mesh.shape, id);
+                if (p.unit != g->layout.units[u].kind || id == P_wpe) continue;
+                int64_t columns = max_i64(1, p.columns), from = g->layout.units[u].offset + g->layout.within[id];
+                int centred = center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
+                for (int64_t c = 0; c < columns; c++) {
+                    double mean = 0;
+                    for (int64_t i = 0; centred && i < p.rows; i++) mean += w[from + i * columns + c] / (double)p.rows;
+                    for (int64_t i = 0; i < p.rows; i++, count++) {
+                        int64_t at = from + i * columns + c;
+                        half_exact[count] = w[at] - mean, half_plain[count] = bf16_of(w[at] - mean), half_bound[count] = 2 * wb[at];
+                        half_found[count] = (double)__bfloat162float(
+                            half[(size_t)(half_offset(&g->layout, &g->mesh.shape, u) + g->layout.within[id] + i * columns + c)]);
+                    }
                 }
             }
-        }
-    judge(name, "bf16 copies", half_found, half_exact, half_plain, half_bound, count);
-
-    // a gradient or a loss that is not finite: no number changes
-    static const double bad[3] = {INFINITY, NAN, NAN};
-    int64_t changed = 0, refused = 0;
-    float* before = (float*)need((size_t)n, 4);
-    for (int k = 0; k < 3; k++) {
-        float poison = (float)bad[k], kept = 0.5f;
-        double fresh[STAT_COUNT] = {k == 2 ? NAN : 2.5, 0, 0};
-        cuda_need(cudaMemcpy(d->gradients + 12345, k == 2 ? &kept : &poison, 4, cudaMemcpyHostToDevice), name);
-        cuda_need(cudaMemcpy(d->stats, fresh, sizeof fresh, cudaMemcpyHostToDevice), name);
-        for (int half_run = 0; half_run < 2; half_run++) {
-            if (half_run) gradients_finish(r, clip), gpu_weights_update(r, &a), cuda_need(cudaStreamSynchronize(d->stream), name);
-            for (int kind = 0; kind < 3; kind++) {
-                static const int which[3] = {STATE_WEIGHTS, STATE_M, STATE_V};
-                static std::vector<float> kept_values[3];
-                collect(g, which[kind], host);
-                if (half_run == 0) kept_values[kind].assign(host, host + n);
-                else changed += memcmp(kept_values[kind].data(), host, (size_t)n * 4) != 0;
-            }
-        }
-        cuda_need(cudaMemcpy(fresh, d->stats, sizeof fresh, cudaMemcpyDeviceToHost), name);
-        refused += fresh[STAT_SCALE] == -1;
+        judge(name, "bf16 copies", half_found, half_exact, half_plain, half_bound, count);
     }
-    check(changed == 0 && refused == 3, name,
-        "inf or NaN among the gradients, NaN for a loss: %lld of 3 updates refused, %lld arrays changed", (long long)refused,
-        (long long)changed);
-    free(before);
-    free(host);
+
+    // a gradient or a loss that is not finite, on one rank: no number changes on any
+    static const double bad[3] = {INFINITY, NAN, NAN};
+    static const int kinds[3] = {STATE_WEIGHTS, STATE_M, STATE_V};
+    int64_t changed = 0, refused = 0;
+    std::vector<float> kept[3], now((size_t)n);
+    for (int kind = 0; kind < 3; kind++) collect(g, kinds[kind], now.data()), kept[kind] = now;
+    for (int k = 0; k < 3; k++) {
+        for (int i = 0; i < W; i++) {
+            const Gpu* d = (const Gpu*)g->ranks[i].device;
+            float gradient = i == W - 1 && k < 2 ? (float)bad[k] : 0.5f;
+            double fresh[STAT_COUNT] = {i == W - 1 && k == 2 ? bad[k] : 2.5};
+            cuda_need(cudaMemcpy(d->gradients + 12345, &gradient, 4, cudaMemcpyHostToDevice), name);
+            cuda_need(cudaMemcpy(d->stats, fresh, sizeof fresh, cudaMemcpyHostToDevice), name);
+        }
+        if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
+        for (int i = 0; i < W; i++) {
+            cuda_need(cudaMemcpy(stats, ((Gpu*)g->ranks[i].device)->stats, sizeof stats, cudaMemcpyDeviceToHost), name);
+            refused += stats[STAT_SCALE] == -1;
+        }
+        for (int kind = 0; kind < 3; kind++)
+            collect(g, kinds[kind], now.data()), changed += memcmp(kept[kind].data(), now.data(), (size_t)n * 4) != 0;
+    }
+    check(changed == 0 && refused == 3 * W, name,
+        "inf or NaN among a rank's gradients, NaN for its loss: %lld of 3 updates refused on %d ranks, %lld arrays changed",
+        (long long)(refused / W), W, (long long)changed);
     gpt2_sp_destroy(g);
     tensors_release(name);
 }
@@ -675,10 +745,10 @@ static void test_kernels(void) {
     EACH_CASE(centres, i) kernel_center(centres[i][0], centres[i][1], centres[i][2]);
     static const int64_t sums[] = {1, 1023, 1024, 5000};
     EACH_CASE(sums, i) kernel_loss_sum(sums[i]);
-    optimizer_step(1, 1.0, "optimizer, centred, clipped");
+    optimizer_step("", 1, 1.0, "optimizer, centred, clipped");
     if (!quick)
-        optimizer_step(0, 0, "optimizer, not centred, not clipped"),
-            optimizer_step(1, 1e6, "optimizer, centred, far from clipping");
+        optimizer_step("", 0, 0, "optimizer, not centred, not clipped"),
+            optimizer_step("", 1, 1e6, "optimizer, centred, far from clipping");
 }
 
 // ===== the attention oracle =====================================================================
@@ -1027,11 +1097,11 @@ static void test_gpu_memory(void) {
 
 // ===== --verify =================================================================================
 
-static int verify_quietly(gpt2_sp* g, char* last, size_t size) {   // its status, and the last line that it prints
+static int quietly(int (*job)(gpt2_sp*), gpt2_sp* g, char* last, size_t size) {   // its status, and the last line that it prints
     fflush(stdout);
     int kept = dup(1), fd = open(scratch("verify"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     dup2(fd, 1);
-    int status = gpu_verify(g);
+    int status = job(g);
     fflush(stdout);
     dup2(kept, 1);
     close(kept);
@@ -1054,7 +1124,7 @@ static void test_verify(void) {
         snprintf(text, sizeof text, "%s %s verify=1", model(), shapes[i]);
         gpt2_sp_options o = run_options(text);
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        int status = g ? verify_quietly(g, last, sizeof last) : -1;
+        int status = g ? quietly(gpu_verify, g, last, sizeof last) : -1;
         check(
             status == 0, "--verify: a whole step", "%s: %s %s", shapes[i], g ? last : error, g && status ? gpt2_sp_error(g) : "");
         gpt2_sp_destroy(g);
@@ -1075,9 +1145,11 @@ static void test_verify(void) {
         cuda_need(cudaMemcpy(gpu_half(&g->ranks[0], planted[i].unit, planted[i].id) + planted[i].row * 128 + 5, &value, 2,
                       cudaMemcpyHostToDevice),
             "a weight");
-        int status = verify_quietly(g, last, sizeof last);
+        int status = quietly(gpu_verify, g, last, sizeof last);
         check(status == -1 && strstr(gpt2_sp_error(g), "are too far from the reference"), "--verify: one wrong weight", "%s: %s",
             planted[i].what, status ? gpt2_sp_error(g) : last);
         gpt2_sp_destroy(g);
     }
 }
+
+#include "test_gpu_ranks.h"
