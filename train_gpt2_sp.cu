@@ -2157,9 +2157,11 @@ struct Gpu {
 #ifdef GPT2_SP_NCCL
     ncclComm_t comms[2];   // for the streams `stream` and `copies`; for `gathers`
 #endif
-    GpuBox* boxes;   // (world, world): from, to; one array for all ranks
-    Gpu** peers;     // (world)
-    void* offered;   // what the peers read during a collective
+    GpuBox* boxes;                // (world, world): from, to; one array for all ranks
+    Gpu** peers;                  // (world)
+    void* offered;                // what the peers read during a collective
+    cudaEvent_t *made, *summed;   // (L + 2) this rank's gradient of a unit is whole; its slice is the sum of all ranks'
+    int closing;                  // the pass in hand completes the layers' gradients
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count, tune;                      // tune: new plans are chosen by timing
@@ -2172,6 +2174,7 @@ struct Gpu {
     bf16* unit_half[UNIT_BUFFERS];
     int gathered[UNIT_BUFFERS];            // which unit is there; -1: none
     float* unit_gradients[UNIT_BUFFERS];   // --zero 2, 3: units in backward, whole
+    float* staged;                         // --zero 0, 1: (world - 1, slice) the peers' parts of a layer's slice
     void* act[GPU_ACTIVATION_COUNT];       // (copies, R, columns)
     bf16* checkpoints;                     // --recompute sqrt
     bf16 *x_final, *lnf, *dx;              // (R, C)
@@ -2336,6 +2339,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     }
     if (mesh->training) {
         d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->elements, 4);
+        d->staged = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero < 2 ? (mesh->world - 1) * layout->units[1].slice : 0, 4);
         d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->elements, 4);
         d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->elements, 4);
         d->checkpoints = (bf16*)gpu_take(
@@ -2530,7 +2534,14 @@ static int gpu_tables(Rank* r, Error* e) {
     r->message_active = (unsigned char*)calloc((size_t)messages, 1);
     r->mark = (unsigned char*)calloc((size_t)mesh->sp * (size_t)mesh->sp * ITEM_KINDS, 1);
     r->first_key = (int64_t*)calloc((size_t)mesh->schedule->chunks, sizeof *r->first_key);
-    if (!d->pieces || !r->slot_filled || !r->op_active || !r->message_active || !r->mark || !r->first_key)
+    d->made = (cudaEvent_t*)calloc((size_t)r->layout->count, sizeof *d->made);
+    d->summed = (cudaEvent_t*)calloc((size_t)r->layout->count, sizeof *d->summed);
+    for (int u = 0; d->made && d->summed && u < r->layout->count; u++) {
+        CUDA_TRY(e, cudaEventCreateWithFlags(&d->made[u], cudaEventDisableTiming));
+        CUDA_TRY(e, cudaEventCreateWithFlags(&d->summed[u], cudaEventDisableTiming));
+    }
+    if (!d->made || !d->summed || !d->pieces || !r->slot_filled || !r->op_active || !r->message_active || !r->mark ||
+        !r->first_key)
         return fail(e, "out of memory");
     return 0;
 }
@@ -2744,6 +2755,11 @@ static void gpu_release(Rank* r) {
     }
     cudaFree(d->arena.base);
     cudaFreeHost(d->pinned);
+    for (int u = 0; d->made && d->summed && u < r->layout->count; u++) {
+        if (d->made[u]) cudaEventDestroy(d->made[u]);
+        if (d->summed[u]) cudaEventDestroy(d->summed[u]);
+    }
+    free(d->made), free(d->summed);
     free(d->slots[0]), free(d->slots[1]), free(d->pieces);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
     free(d);
@@ -4089,6 +4105,11 @@ static void sum_ranks(Rank* r, float* out, int64_t at, int64_t n, int add) {
         out, gpu_offers(r), r->mesh->world, at, n / 4, add);
 }
 
+// Whether a unit's gradients were summed already, while the layers below were differentiated.
+static int unit_closed(const Rank* r, int u) {
+    return ((const Gpu*)r->device)->closing && r->layout->units[u].kind == UNIT_LAYER;
+}
+
 // This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
 static int units_sum(Rank* r, float* units) {
     const Layout* layout = r->layout;
@@ -4109,6 +4130,7 @@ static int units_sum(Rank* r, float* units) {
 #endif
     if (gpu_meet(r, units) != 0) return -1;
     for (int u = 0; u < layout->count; u++) {
+        if (unit_closed(r, u)) continue;
         int64_t at = layout->units[u].offset + r->world_rank * layout->units[u].slice;
         sum_ranks(r, units + at, at, layout->units[u].slice, 0);
     }
@@ -4153,12 +4175,81 @@ static int units_all_gather(Rank* r, float* units) {
         for (int u = 0; u < r->layout->count; u++) {
             const Unit* unit = &r->layout->units[u];
             int64_t at = unit->offset + p * unit->slice;
+            if (unit_closed(r, u)) continue;
             CUDA_TRY(&r->error,
                 cudaMemcpyPeerAsync(units + at, d->ordinal, (const float*)d->peers[p]->offered + at, d->peers[p]->ordinal,
                     (size_t)unit->slice * sizeof(float), d->stream));
         }
     }
     return gpu_part(r);
+}
+
+// --- --zero 0 and 1 in one process: a layer's gradients are summed while those below it are made ---
+
+template <typename Out>
+static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
+
+// The peers' slices of a layer's gradients, each when its owner has summed it. All ranks have enqueued those sums.
+static int unit_slices_fetch(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[u];
+    for (int step = 1; step < r->mesh->world; step++) {
+        int p = (r->world_rank + step) % r->mesh->world;
+        int64_t at = unit->offset + p * unit->slice;
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->summed[u], 0));
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(d->gradients + at, d->ordinal, d->peers[p]->gradients + at, d->peers[p]->ordinal,
+                (size_t)unit->slice * sizeof(float), d->gathers));
+    }
+    return 0;
+}
+
+// The gradient of layer unit u is whole on this rank. Its own slice becomes the sum of all ranks' on a stream beside: the peers' parts come
+// by the copy engines, and what the multiprocessors do is short. With --zero 0 the slices of unit u + 1, which all ranks have begun to sum
+// when they meet here, are fetched too. Sums run in the order of the ranks, as in units_sum.
+static int unit_close(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[u];
+    float *whole = d->gradients + unit->offset, *own = whole + r->world_rank * unit->slice;
+    Offers parts;
+    if (!d->closing) return 0;
+    if (r->mesh->center) projections_center(r, 1, whole, whole, 0, d->stream);
+    CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->stream));
+    r->transport.doing = "the sums of gradients";
+    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
+    Span* span = span_begin(d, LANE_GATHER, "sum of unit %d", u);
+    memset(&parts, 0, sizeof parts);
+    parts.p[r->world_rank] = own;
+    for (int step = 1; step < r->mesh->world; step++) {
+        int p = (r->world_rank + step) % r->mesh->world;
+        float* part = d->staged + (step - 1) * unit->slice;
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->made[u], 0));
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(part, d->ordinal, d->peers[p]->gradients + unit->offset + r->world_rank * unit->slice,
+                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
+        parts.p[p] = part;
+    }
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->made[u], 0));
+    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(unit->slice / 4, 256), 1024), 256, 0, d->gathers>>>(
+        own, parts, r->mesh->world, 0, unit->slice / 4, 0);
+    CUDA_TRY(&r->error, cudaEventRecord(d->summed[u], d->gathers));
+    if (r->mesh->zero == 0 && u < r->mesh->shape.L && unit_slices_fetch(r, u + 1) != 0) return -1;
+    span_end(d, span);
+    return 0;
+}
+
+// The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits for all of it.
+static int units_close(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    if (units_sum(r, d->gradients) != 0) return -1;   // the ranks meet: all have begun to sum the first layer's
+    if (r->mesh->zero == 0 && d->closing && unit_slices_fetch(r, 1) != 0) return -1;
+    if (r->mesh->zero == 0 && units_all_gather(r, d->gradients) != 0) return -1;
+    if (d->closing) {
+        CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[0], d->gathers));
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->unit_there[0], 0));
+    }
+    d->closing = 0;
+    return 0;
 }
 
 // --- units of --zero 2 and 3 ---
@@ -4213,8 +4304,6 @@ static int gpu_unit_gradient_begin(Rank* r, int u) {
             d->unit_gradients[unit_buffer(r->layout, u)], 0, (size_t)unit_whole(r->layout, u) * sizeof(float), d->stream));
     return 0;
 }
-template <typename Out>
-static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
 static int gpu_unit_gradient_end(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -4330,7 +4419,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
         l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, dln1, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
     mark(d, "norm backward"), progress(d, "backward pass", l);
-    return gpu_unit_gradient_end(r, u);
+    return unit_close(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
 // Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes the gradient of the last
@@ -4429,9 +4518,14 @@ static int gpu_piece(Rank* r, int64_t at) {
 
 // One pass over B sequences, d->B at a time.
 static int gpu_pass(Rank* r, int64_t pass) {
+    Gpu* d = (Gpu*)r->device;
+    const Mesh* mesh = r->mesh;
     if (gpu_enter(r) != 0) return -1;
-    for (int64_t at = pass * r->R; at < (pass + 1) * r->R; at += ((Gpu*)r->device)->R)
+    for (int64_t at = pass * r->R, end = at + r->R; at < end; at += d->R) {
+        int last = r->learn && pass + 1 == mesh->passes && at + d->R == end;
+        d->closing = last && mesh->world > 1 && mesh->zero < 2 && !d->nccl;
         if (gpu_piece(r, at) != 0) return -1;
+    }
     return 0;
 }
 
@@ -4524,12 +4618,12 @@ static int gradients_finish(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     int zero = r->mesh->zero, world = r->mesh->world;
-    if (zero < 2 && r->mesh->center) {
+    if (zero < 2 && r->mesh->center && !d->closing) {
         float* layers = d->gradients + layout->units[1].offset;
         projections_center(r, (int)r->mesh->shape.L, layers, layers, layout->units[1].slice * world, d->stream);
     }
     if (zero < 2 && world > 1) {
-        if (units_sum(r, d->gradients) != 0 || (zero == 0 && units_all_gather(r, d->gradients) != 0)) return -1;
+        if (units_close(r) != 0) return -1;
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
