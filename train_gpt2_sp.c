@@ -4534,6 +4534,7 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
 static int gradients_collect(gpt2_sp* g, uint64_t sample) {
+    if (g->loader.running) loader_take(&g->loader, &g->error);   // it reads ahead
     loader_request(&g->loader, sample);
     if (!batch_take(g)) return -1;
     g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
@@ -4584,7 +4585,6 @@ static int trainer_check_ranks(gpt2_sp* g) {
     o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0, o.profile = 0;
     if (g->resumed_step >= 0) snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
     o.out[0] = 0, o.save_every = 0;
-    if (g->loader.running) loader_take(&g->loader, &g->error);   // it reads ahead
     gpt2_sp* one = trainer_new(&o);
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
     if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
