@@ -162,6 +162,10 @@ __device__ __forceinline__ void bar_expect(uint64_t* b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
+#ifdef ATTN_JITTER   // one wait in that many begins some microseconds late: no order of the warps may matter
+    uint32_t x = ((uint32_t)clock() + (threadIdx.x >> 5) * 0x9E3779B9u) * 0x85EBCA6Bu;
+    if ((x >> 8) % ATTN_JITTER == 0) __nanosleep(x >> 20);
+#endif
     asm volatile(
         "{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::
             "r"(smem_of(b)),
