@@ -1,13 +1,13 @@
 /* Several ranks of the GPU program: a leaf of dev/test_gpu.h. All ranks share one GPU unless a test takes two (gpus_shown).
  *
  * host         what of the executor needs no GPU: places in slots and peers' memory, plans, refusals. Runs on any machine.
- * ranks        the kernels that only several ranks launch, against fp64; the optimizer on slices; then the gradients and the loss of one
- *              batch for every schedule and number of ranks against the CPU reference.
+ * ranks        the kernels that only several ranks launch, against fp64; the optimizer on slices; then the gradients and the loss
+ *              of one batch for every schedule and number of ranks against the CPU reference.
  * ranks-runs   training, checkpoints, sampling, evaluation, memory, refused steps and --check; long sequences under a watchdog.
  *
- * The error of the gradients. Per tensor, |found - reference| / |reference| in the 2-norm; err is the sum of that over all tensors.
- * Splitting a sequence reorders fp32 sums but rounds to bf16 in the same places, so err(P) must be err(1) but for chance: at most
- * 1.05 times it.
+ * The error of the gradients. Per tensor, |found - reference| / |reference| in the 2-norm; err is the sum of that over all
+ * tensors. Splitting a sequence reorders fp32 sums but rounds to bf16 in the same places, so err(P) must be err(1) but for
+ * chance: at most 1.05 times it.
  */
 
 // ===== host =====================================================================================
@@ -87,15 +87,17 @@ static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
     wrong += item_pieces_gpu(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0, into) != count;
     for (int i = 0; i < count; i++) {
         wrong += from[i].width == 0;   // such copies and launches are errors
-        wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width || into[i].rows != to[i].rows;
+        wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width ||
+            into[i].rows != to[i].rows;
         wrong += !region_holds(sender, &from[i]) + !region_holds(receiver, &to[i]) + !region_holds(receiver, &into[i]);
     }
     return wrong;
 }
 
-// The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum of both of a rank's chunks
-// that arrives finds either none or both of them begun.
-static int bookkeeping_wrong(HostRank* ranks, const Schedule* s, const unsigned char* op_active, const unsigned char* message_active) {
+// The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum of both of a rank's
+// chunks that arrives finds either none or both of them begun.
+static int bookkeeping_wrong(
+    HostRank* ranks, const Schedule* s, const unsigned char* op_active, const unsigned char* message_active) {
     int wrong = 0;
     for (int w = 0; w < s->P; w++) memset(ranks[w].filled, 0, sizeof ranks[w].filled), ranks[w].own[0] = ranks[w].own[1] = 0;
     for (int step = 0, op = 0, first = 0, last = 0; step < s->steps; step++, first = last) {
@@ -149,10 +151,11 @@ static void host_exchange(void) {
                         mark((size_t)(P * P * ITEM_KINDS));
                     std::vector<int64_t> first_key((size_t)s->chunks);
                     for (int draw = 0; draw < (quick ? 5 : 40); draw++) {   // 0: all of the table
-                        for (int c = 0; c < s->chunks; c++) {   // where the document of the chunk's first row begins
+                        for (int c = 0; c < s->chunks; c++) {               // where the document of the chunk's first row begins
                             int64_t begin = chunk_begin(shapes[i].T, s->chunks, c), before = c ? first_key[(size_t)c - 1] : 0;
                             int same = dice(500, (uint64_t)(draw * 64 + c), 3) > 0;
-                            first_key[(size_t)c] = same || c == 0 ? before : begin - (int64_t)dice(501, (uint64_t)(draw * 64 + c), 2);
+                            first_key[(size_t)c] =
+                                same || c == 0 ? before : begin - (int64_t)dice(501, (uint64_t)(draw * 64 + c), 2);
                         }
                         if (draw > 0) schedule_prune(s, shapes[i].T, first_key.data(), ops.data(), sent.data(), mark.data());
                         lost += bookkeeping_wrong(ranks, s, ops.data(), sent.data()), prunings++;
@@ -172,10 +175,12 @@ static void host_items(void) {
     for (int kind = 0; kind < ITEM_KINDS; kind++) {
         ItemTensors t = item_tensors(kind);
         int tokens = 0;
-        for (int i = 0; i < t.count; i++) tokens += t.tokens[i], wrong += t.size[i] != (item_is_result(kind) || !t.tokens[i] ? 4 : 2);
+        for (int i = 0; i < t.count; i++)
+            tokens += t.tokens[i], wrong += t.size[i] != (item_is_result(kind) || !t.tokens[i] ? 4 : 2);
         wrong += tokens != ITEM_WIDTH[kind] || t.count - tokens != ITEM_ROW_STATS[kind] || t.count > MAX_GPU_PIECES;
     }
-    check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong", (int)ITEM_KINDS, wrong);
+    check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong", (int)ITEM_KINDS,
+        wrong);
     wrong = part_bits(0, 1) != 1 || part_bits(1, 3) != 6 || part_bits(0, 64) != ~0ull || part_bits(63, 64) != 1ull << 63;
     check(!wrong, "host: bits of head parts", "%d wrong", wrong);
 }
@@ -260,8 +265,8 @@ static void test_gpu_host(void) {
 
 // ===== the watchdog =============================================================================
 
-// Ranks that wait for each other wait for ever if one of them is wrong. What runs is noted here; if it takes longer than it may, a thread
-// says so, and how far ranks and streams are, and ends the program with status 3.
+// Ranks that wait for each other wait for ever if one of them is wrong. What runs is noted here; if it takes longer than it may,
+// a thread says so, and how far ranks and streams are, and ends the program with status 3.
 enum { WATCH_SECONDS = 60, WATCH_SECONDS_QUICK = 900 };   // quick: compute-sanitizer slows it down a hundred times
 static struct {
     pthread_mutex_t mutex;
@@ -272,8 +277,8 @@ static struct {
 } watch = {PTHREAD_MUTEX_INITIALIZER};
 
 static void watch_report(void) {
-    printf("FAIL watchdog: %s: not done after %d s; it was at step %d\n", watch.doing, quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS,
-        watch.step);
+    printf("FAIL watchdog: %s: not done after %d s; it was at step %d\n", watch.doing,
+        quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS, watch.step);
     fflush(stdout);
     alarm(10);   // should a question to the driver hang too
     const gpt2_sp* g = watch.g;
@@ -288,7 +293,10 @@ static void watch_report(void) {
         for (int i = 0; i < LANES; i++) {
             static const char* const names[LANES] = {"compute", "copies", "gathers"};
             cudaError_t status = cudaStreamQuery(streams[i]);
-            printf(" %s %s", names[i], status == cudaSuccess ? "idle" : status == cudaErrorNotReady ? "busy" : cudaGetErrorString(status));
+            printf(" %s %s", names[i],
+                status == cudaSuccess             ? "idle"
+                    : status == cudaErrorNotReady ? "busy"
+                                                  : cudaGetErrorString(status));
         }
         printf("\n");
         fflush(stdout);
@@ -352,8 +360,8 @@ typedef struct {
     int64_t at, n;
     int add, in_place;
 } SumCase;
-static const SumCase SUM_CASES[] = {{1, 0, 4, 0, 0}, {2, 128, 1024, 0, 1}, {3, 16, 4100, 1, 0}, {5, 0, 20000, 0, 1},
-    {8, 64, 777 * 4, 1, 0}, {64, 4, 516, 0, 0}};
+static const SumCase SUM_CASES[] = {
+    {1, 0, 4, 0, 0}, {2, 128, 1024, 0, 1}, {3, 16, 4100, 1, 0}, {5, 0, 20000, 0, 1}, {8, 64, 777 * 4, 1, 0}, {64, 4, 516, 0, 0}};
 static void kernel_sum_ranks(const SumCase* c) {
     char name[64];
     int64_t stride = c->at + c->n + 4;
@@ -384,7 +392,9 @@ static void kernel_sum_ranks(const SumCase* c) {
 static void kernel_stats(int world, int whole, double clip, int spoilt, int kind) {
     char name[96];
     snprintf(name, sizeof name, "stats of %d ranks%s, clip %g%s", world, whole ? ", whole" : "", clip,
-        spoilt < 0 ? "" : kind == 1 ? ", a loss is NaN" : ", a square is inf");
+        spoilt < 0      ? ""
+            : kind == 1 ? ", a loss is NaN"
+                        : ", a square is inf");
     std::vector<double> host((size_t)(world * STAT_COUNT)), found(host.size());
     double loss = 0, square = 0;
     for (int w = 0; w < world; w++) {
@@ -400,32 +410,40 @@ static void kernel_stats(int world, int whole, double clip, int spoilt, int kind
     int wrong = 0;
     double scale = spoilt >= 0 ? -1 : clip > 0 ? fmin(1, clip / (sqrt(square) + 1e-6)) : 1;
     cuda_need(cudaMemcpy(stats.p, host.data(), host.size() * 8, cudaMemcpyHostToDevice), name);
-    for (int w = 0; w < world; w++)
-        stats_finish_kernel<<<1, 1>>>((double*)stats.p + w * STAT_COUNT, offers, world, whole, clip);
+    for (int w = 0; w < world; w++) stats_finish_kernel<<<1, 1>>>((double*)stats.p + w * STAT_COUNT, offers, world, whole, clip);
     cuda_need(cudaDeviceSynchronize(), name);
     cuda_need(cudaMemcpy(found.data(), stats.p, found.size() * 8, cudaMemcpyDeviceToHost), name);
     for (int w = 0; w < world; w++) {
         const double *f = &found[(size_t)(w * STAT_COUNT)], *h = &host[(size_t)(w * STAT_COUNT)];
         wrong += memcmp(&f[STAT_LOSS], &h[STAT_LOSS], 8) != 0 || memcmp(&f[STAT_SQUARE], &h[STAT_SQUARE], 8) != 0;
         wrong += !(fabs(f[STAT_SCALE] - scale) <= 1e-14);
-        wrong += spoilt < 0 && !(fabs(f[STAT_ALL_LOSS] - loss) <= 1e-14 * loss && fabs(f[STAT_ALL_SQUARE] - square) <= 1e-14 * square);
+        wrong +=
+            spoilt < 0 && !(fabs(f[STAT_ALL_LOSS] - loss) <= 1e-14 * loss && fabs(f[STAT_ALL_SQUARE] - square) <= 1e-14 * square);
     }
     check(wrong == 0, name, "scale %.9g, loss %.9g, square %.9g: %d wrong", scale, loss, square, wrong);
     tensors_release(name);
 }
 
-// What the executor asks of attention_merge: heads h0.. of a rank's own sums, which are (B, Tl, C) and (B, NH, Tl), and a slot's, which
-// hold those heads only. Rows that have seen no key are in one, in the other, and in both.
-enum { MERGE_ADD, MERGE_LAST, MERGE_ALONE, MERGE_CHUNK, MERGE_FORMS };   // the end, of what arrives alone; of the own sums' second chunk
+// What the executor asks of attention_merge: heads h0.. of a rank's own sums, which are (B, Tl, C) and (B, NH, Tl), and a slot's,
+// which hold those heads only. Rows that have seen no key are in one, in the other, and in both.
+enum {
+    MERGE_ADD,
+    MERGE_LAST,
+    MERGE_ALONE,
+    MERGE_CHUNK,
+    MERGE_FORMS
+};   // the end, of what arrives alone; of the own sums' second chunk
 static void kernel_merge(int HS, int form) {
     static const char* const forms[] = {"added", "added, the output", "what arrives alone, the output", "a chunk's output"};
-    const int64_t B = 2, NH = 4, h0 = 1, heads = 2, T = 77, at = form == MERGE_CHUNK ? 45 : 0, rows = T - at, C = NH * HS, W = heads * HS;
+    const int64_t B = 2, NH = 4, h0 = 1, heads = 2, T = 77, at = form == MERGE_CHUNK ? 45 : 0, rows = T - at, C = NH * HS,
+                  W = heads * HS;
     char name[96];
     snprintf(name, sizeof name, "merge, head size %d, %s", HS, forms[form]);
     int has_own = form != MERGE_ALONE, has_slot = form == MERGE_ADD || form == MERGE_LAST || form == MERGE_ALONE;
-    Tensor acc = tensor_noise(B * T * C, 4, 630, 1, 0), m = tensor_noise(B * NH * T, 4, 631, 3, 0), l = tensor_noise(B * NH * T, 4, 632, 0, 0),
-           in = tensor_noise(B * T * W, 4, 633, 1, 0), in_m = tensor_noise(B * heads * T, 4, 634, 3, 0),
-           in_l = tensor_noise(B * heads * T, 4, 635, 0, 0), o = tensor_poisoned(B * T * C, 2), lse = tensor_poisoned(B * NH * T, 4);
+    Tensor acc = tensor_noise(B * T * C, 4, 630, 1, 0), m = tensor_noise(B * NH * T, 4, 631, 3, 0),
+           l = tensor_noise(B * NH * T, 4, 632, 0, 0), in = tensor_noise(B * T * W, 4, 633, 1, 0),
+           in_m = tensor_noise(B * heads * T, 4, 634, 3, 0), in_l = tensor_noise(B * heads * T, 4, 635, 0, 0),
+           o = tensor_poisoned(B * T * C, 2), lse = tensor_poisoned(B * NH * T, 4);
     Tensor sums[2] = {acc, in}, tops[2] = {m, in_m}, parts[2] = {l, in_l};
     for (int side = 0; side < 2; side++)
         for (int64_t b = 0, N = side ? heads : NH; b < B; b++)
@@ -438,7 +456,8 @@ static void kernel_merge(int HS, int form) {
                     for (int64_t c = 0; unseen && c < HS; c++) sums[side].host[((b * T + t) * N + h) * HS + c] = 0;
                 }
     for (int side = 0; side < 2; side++)
-        tensor_write(sums[side], sums[side].host), tensor_write(tops[side], tops[side].host), tensor_write(parts[side], parts[side].host);
+        tensor_write(sums[side], sums[side].host), tensor_write(tops[side], tops[side].host),
+            tensor_write(parts[side], parts[side].host);
     AttnView own = {(float*)acc.p + at * C + h0 * HS, C, HS, C * T}, slot = {in.p, W, HS, W * T}, none = {NULL, 0, 0, 0},
              out = {(bf16*)o.p + at * C + h0 * HS, C, HS, C * T};
     AttnRows own_m = {(float*)m.p + h0 * T + at, T, NH * T}, own_l = {(float*)l.p + h0 * T + at, T, NH * T},
@@ -462,7 +481,9 @@ static void kernel_merge(int HS, int form) {
                 double ma = has_own ? m.host[i] : -INFINITY, mb = has_slot ? in_m.host[j] : -INFINITY, to = fmax(ma, mb);
                 double fa = ma == -INFINITY ? 0 : exp2(ma - to), fb = mb == -INFINITY ? 0 : exp2(mb - to);
                 double sum = fa * l.host[i] + fb * in_l.host[j];
-                if (last) lse_exact[i] = sum > 0 ? (to + log2(sum)) * log(2.0) : -INFINITY, lse_bound[i] = 16 * U * (fabs(to) + fabs(log2(sum)) + 2);
+                if (last)
+                    lse_exact[i] = sum > 0 ? (to + log2(sum)) * log(2.0) : -INFINITY,
+                    lse_bound[i] = 16 * U * (fabs(to) + fabs(log2(sum)) + 2);
                 else m_exact[i] = to, l_exact[i] = sum, l_bound[i] = 32 * U * sum;
                 for (int64_t c = 0; c < HS; c++) {
                     int64_t k = (b * T + t) * C + (h0 + h) * HS + c;
@@ -483,8 +504,10 @@ static void kernel_merge(int HS, int form) {
         wrong += isnan(found_lse[i]) != isnan(lse_exact[i]) || (lse_exact[i] == -INFINITY && found_lse[i] != -INFINITY);
         if (!isfinite(lse_exact[i])) found_lse[i] = lse_exact[i] = lse_bound[i] = 0;
     }
-    check(wrong == 0, name, "%lld numbers beside the heads and rows asked for were written, or rows without keys are wrong", (long long)wrong);
-    if (last) judge(name, "output", found, exact, plain, bound, n), judge(name, "lse", found_lse, lse_exact, NULL, lse_bound, stats);
+    check(wrong == 0, name, "%lld numbers beside the heads and rows asked for were written, or rows without keys are wrong",
+        (long long)wrong);
+    if (last)
+        judge(name, "output", found, exact, plain, bound, n), judge(name, "lse", found_lse, lse_exact, NULL, lse_bound, stats);
     judge(name, "sum", tensor_read(acc), acc_exact, NULL, last ? NULL : bound, n);
     judge(name, "l", tensor_read(l), l_exact, NULL, l_bound, stats);
     judge_same(name, "m", tensor_read(m), m_exact, stats);
@@ -519,7 +542,8 @@ static void kernels_of_ranks(void) {
 
 // ===== gradients ================================================================================
 
-static const char* gradient_data(void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
+static const char* gradient_data(
+    void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
     static char path[512];
     if (!path[0]) {
         int32_t* tokens = stream_make(31, 9000, 200);
@@ -540,7 +564,8 @@ static gpt2_sp* gradients_of(const Device* device, const char* text) {
     gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
     gpt2_sp_device = &GPU_DEVICE;
     watch_note(g, text, 0);
-    if (!g || gradients_collect(g, g->next_sample) != 0) check(0, "a test's gradients", "%s: %s", text, g ? gpt2_sp_error(g) : error);
+    if (!g || gradients_collect(g, g->next_sample) != 0)
+        check(0, "a test's gradients", "%s: %s", text, g ? gpt2_sp_error(g) : error);
     watch_note(NULL, NULL, 0);
     return g;
 }
@@ -567,20 +592,21 @@ static GradientError gradients_error(const gpt2_sp* g, const gpt2_sp* reference)
             std::vector<double> expected(b, b + parameter_elements(&p));
             double error = distance(a, expected.data(), parameter_elements(&p));
             e.error += error, e.tensors++;
-            e.share = worst(e.share, error / (VERIFY_SAFETY * rounding_noise((double)roundings_of_gradient(g->mesh.shape.L, u - 1))));
+            e.share =
+                worst(e.share, error / (VERIFY_SAFETY * rounding_noise((double)roundings_of_gradient(g->mesh.shape.L, u - 1))));
         }
     e.loss = fabs(g->sums[0] - reference->sums[0]);
     return e;
 }
 
-// Every schedule with every number of ranks that it takes. strict: tensors are large enough for the 1.05; with 64 channels chance alone
-// moves the error of a tensor by a tenth, and timing may choose products that round otherwise.
+// Every schedule with every number of ranks that it takes. strict: tensors are large enough for the 1.05; with 64 channels chance
+// alone moves the error of a tensor by a tenth, and timing may choose products that round otherwise.
 static const char* const ALL_SPLITS[] = {"sp=2", "sp=3", "sp=4", "sp=5", "sp=8", "sp=2 schedule=ring", "sp=3 schedule=ring",
     "sp=4 schedule=ring", "sp=5 schedule=ring", "sp=8 schedule=ring", "sp=2 schedule=zigzag", "sp=3 schedule=zigzag",
     "sp=4 schedule=zigzag", "sp=5 schedule=zigzag", "sp=8 schedule=zigzag", "sp=2 schedule=allgather", "sp=3 schedule=allgather",
     "sp=4 schedule=allgather", "sp=5 schedule=allgather", "sp=8 schedule=allgather", "sp=2 schedule=dist-paper",
-    "sp=4 schedule=dist-paper", "sp=8 schedule=dist-paper", "sp=2 schedule=ulysses", "sp=4 schedule=ulysses", "sp=8 schedule=ulysses",
-    "sp=3 zero=2", "sp=5 schedule=zigzag zero=3", "sp=4 zero=1", NULL};
+    "sp=4 schedule=dist-paper", "sp=8 schedule=dist-paper", "sp=2 schedule=ulysses", "sp=4 schedule=ulysses",
+    "sp=8 schedule=ulysses", "sp=3 zero=2", "sp=5 schedule=zigzag zero=3", "sp=4 zero=1", NULL};
 static const char* const TWO_THREE[] = {"sp=2", "sp=3", NULL};
 static const char* const EVEN_SPLITS[] = {"sp=2", "sp=4", "sp=3 schedule=zigzag", "sp=4 schedule=dist-paper", NULL};
 static const char* const QUICK_SPLITS[] = {"sp=3", "sp=2 schedule=zigzag", "sp=2 schedule=ulysses", NULL};
@@ -597,7 +623,8 @@ static const GradientCase GRADIENT_CASES[] = {
     {"layers=2 heads=8 channels=640 seq-len=517 batch-size=2", "", TWO_THREE, 2, 640, 1, 0},
     {"layers=2 heads=8 channels=512 seq-len=333 batch-size=2", "attention=portable", TWO_THREE, 2, 512, 1, 0},
     {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2", "deterministic=0 recompute=layer", TWO_THREE, 2, 512, 0, 0},
-    {"layers=2 heads=1 channels=64 seq-len=301 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 64, 0, 1},   // halves of one head, of three
+    {"layers=2 heads=1 channels=64 seq-len=301 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 64, 0,
+        1},   // halves of one head, of three
     {"layers=2 heads=3 channels=192 seq-len=301 batch-size=1", "", EVEN_SPLITS, 2, 192, 0, 0},
 };
 static void ranks_gradients(const GradientCase* c) {
@@ -616,7 +643,8 @@ static void ranks_gradients(const GradientCase* c) {
         snprintf(text, sizeof text, "%s %s %s", c->options, c->gpu_options, c->splits[i]);
         gpt2_sp* g = gradients_of(&GPU_DEVICE, text);
         GradientError e = gradients_error(g, reference);
-        check(e.share <= 1 && e.loss <= loss_limit && (!c->strict || e.error <= 1.05 * e1.error), "gradients: as the CPU reference",
+        check(e.share <= 1 && e.loss <= loss_limit && (!c->strict || e.error <= 1.05 * e1.error),
+            "gradients: as the CPU reference",
             "%s: err %.5f = %.4f err(1)%s; the largest at %.3f of its limit; loss off by %.2e, at most %.2e", text, e.error,
             e.error / e1.error, c->strict ? ", at most 1.05" : "", e.share, e.loss, loss_limit);
         gradients_free(g);
@@ -673,11 +701,12 @@ static const char* const RANKS = "layers=3 heads=2 channels=128 threads=4 lr=1e-
 // 4 sequences a step, whatever they are split into, beside the CPU reference and beside one rank on the GPU.
 static void ranks_splits(void) {
     static const char* const common[] = {"doc-mask=0", "doc-mask=1 grad-clip=0.5", "center=0"};
-    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=2 dp=2 sp=2 zero=3", "batch-size=4 sp=3 zero=2 schedule=zigzag",
-        "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none", "batch-size=4 sp=3", "batch-size=4 sp=4 schedule=ring zero=1",
-        "batch-size=1 dp=4 zero=1", "batch-size=2 dp=2", "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag",
-        "batch-size=4 sp=2 recompute=layer zero=3", "batch-size=4 sp=5 recompute=gelu", "batch-size=4 sp=2 schedule=ulysses zero=1",
-        "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=2 recompute=sqrt",
+    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=2 dp=2 sp=2 zero=3",
+        "batch-size=4 sp=3 zero=2 schedule=zigzag", "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none",
+        "batch-size=4 sp=3", "batch-size=4 sp=4 schedule=ring zero=1", "batch-size=1 dp=4 zero=1", "batch-size=2 dp=2",
+        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag", "batch-size=4 sp=2 recompute=layer zero=3",
+        "batch-size=4 sp=5 recompute=gelu", "batch-size=4 sp=2 schedule=ulysses zero=1", "batch-size=4 sp=4 schedule=dist-paper",
+        "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=2 recompute=sqrt",
         "batch-size=2 grad-accum=2 sp=2 zero=1 logits-chunk=50", "batch-size=4 sp=8 zero=3", "batch-size=4 sp=3 deterministic=0",
         "batch-size=2 dp=2 sp=2 zero=3 deterministic=0 recompute=none", "batch-size=4 sp=2 attention=portable"};
     int steps = quick ? 2 : RUN_STEPS, count = (int)(sizeof splits / sizeof splits[0]);
@@ -691,8 +720,8 @@ static void ranks_splits(void) {
             Run run = run_watched(text, NULL, steps);
             double share = training_share(&run, &reference, 3, 128, &at), beside = training_share(&run, &one, 3, 128, &at);
             check(share <= 1 && beside <= 1, "ranks: training as the CPU reference and as one rank",
-                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, beside one rank %.3f", common[k], splits[i],
-                run.steps, run.loss[0], run.loss[steps - 1], share, beside);
+                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, beside one rank %.3f", common[k],
+                splits[i], run.steps, run.loss[0], run.loss[steps - 1], share, beside);
             free(run.weights);
         }
         free(reference.weights);
@@ -700,10 +729,11 @@ static void ranks_splits(void) {
     }
 }
 
-// The same sums in the same order whatever --zero is, with one pass and no clipping: the norm's own sum is taken by slices from 1 on, so
-// a clipped step differs in its last bits.
+// The same sums in the same order whatever --zero is, with one pass and no clipping: the norm's own sum is taken by slices from 1
+// on, so a clipped step differs in its last bits.
 static void ranks_zero_equal(void) {
-    static const char* const shapes[] = {"batch-size=2 dp=2 sp=2", "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0"};
+    static const char* const shapes[] = {
+        "batch-size=2 dp=2 sp=2", "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0"};
     int steps = quick ? 2 : 8;
     for (int i = 0; i < (quick ? 1 : 3); i++) {
         Run first;
@@ -719,8 +749,9 @@ static void ranks_zero_equal(void) {
             for (int j = 0; j < steps; j++) norms = worst(norms, fabs(run.norm[j] / first.norm[j] - 1));
             int same = run.steps == steps && first.steps == steps && memcmp(run.loss, first.loss, sizeof run.loss) == 0 &&
                 memcmp(run.weights, first.weights, (size_t)first.parameters * sizeof(real)) == 0;
-            check(same && norms <= 1e-6, "ranks: --zero gives the same bits", "%s: --zero %d as 0, %d steps, %lld weights; norms within %.1e",
-                shapes[i], zero, run.steps, (long long)run.parameters, norms);
+            check(same && norms <= 1e-6, "ranks: --zero gives the same bits",
+                "%s: --zero %d as 0, %d steps, %lld weights; norms within %.1e", shapes[i], zero, run.steps,
+                (long long)run.parameters, norms);
             free(run.weights);
         }
         free(first.weights);
@@ -738,16 +769,16 @@ static void ranks_repeat(void) {
         char text[256];
         snprintf(text, sizeof text, "%s seq-len=700 %s", RANKS, shapes[i]);
         Run a = run_watched(text, NULL, steps), b = run_watched(text, NULL, steps);
-        check(run_equal(&a, &b), "ranks: --deterministic 1", "%s: %d steps, losses, norms and %lld weights bit for bit", shapes[i], a.steps,
-            (long long)a.parameters);
+        check(run_equal(&a, &b), "ranks: --deterministic 1", "%s: %d steps, losses, norms and %lld weights bit for bit",
+            shapes[i], a.steps, (long long)a.parameters);
         free(b.weights);
         if (gpus >= 2) {
             gpus_shown = 2;
             b = run_watched(text, NULL, steps);
             gpus_shown = 1;
             cuda_need(cudaSetDevice(0), "the first GPU");
-            check(run_equal(&a, &b), "ranks: two GPUs give the bits of one", "%s: %d steps, losses, norms and %lld weights", shapes[i],
-                b.steps, (long long)b.parameters);
+            check(run_equal(&a, &b), "ranks: two GPUs give the bits of one", "%s: %d steps, losses, norms and %lld weights",
+                shapes[i], b.steps, (long long)b.parameters);
             free(b.weights);
         }
         free(a.weights);
@@ -777,7 +808,8 @@ static void ranks_resume(void) {
     free(whole.weights);
 }
 
-// The same checkpoint with one rank and with two that share everything: validation, and what is generated, before and after a step.
+// The same checkpoint with one rank and with two that share everything: validation, and what is generated, before and after a
+// step.
 static void ranks_sampling(void) {
     char text[256], error[GPT2_SP_TEXT];
     snprintf(text, sizeof text, "%s seq-len=600 batch-size=2", RANKS);
@@ -814,12 +846,14 @@ static void ranks_sampling(void) {
                 if (gpt2_sp_generate(both[i], prompt, lengths[k], out[i][k], 16, k == 1 ? 0.8 : 0, 0, 1, 7) != 16) status = -1;
             if (status != 0) check(0, "ranks: sampling", "%s", gpt2_sp_error(both[i]));
         }
-        int counts = memcmp(both[0]->evaluation.bucket_count, both[1]->evaluation.bucket_count, sizeof both[0]->evaluation.bucket_count) == 0;
+        int counts = memcmp(both[0]->evaluation.bucket_count, both[1]->evaluation.bucket_count,
+                         sizeof both[0]->evaluation.bucket_count) == 0;
         check(counts && fabs(loss[1] - loss[0]) <= limit * loss[0], "ranks: evaluation as one rank's",
-            "--sp 2 --zero 3%s: %.6f, one rank %.6f, at most %.2g of it apart; %s", round ? ", a step later" : "", loss[1], loss[0], limit,
-            counts ? "the same tokens" : "OTHER TOKENS");
+            "--sp 2 --zero 3%s: %.6f, one rank %.6f, at most %.2g of it apart; %s", round ? ", a step later" : "", loss[1],
+            loss[0], limit, counts ? "the same tokens" : "OTHER TOKENS");
         if (round == 0)   // a step later the weights differ in their last bits
-            check(memcmp(out[0], out[1], sizeof out[0]) == 0, "ranks: sampling as one rank's", "prompts of 1, 257 and 300: 16 tokens each");
+            check(memcmp(out[0], out[1], sizeof out[0]) == 0, "ranks: sampling as one rank's",
+                "prompts of 1, 257 and 300: 16 tokens each");
     }
     watch_note(NULL, NULL, 0);
     gpt2_sp_destroy(both[0]);
@@ -853,13 +887,13 @@ static void ranks_memory(void) {
             watch_note(NULL, NULL, 0);
             gpt2_sp_destroy(g);
         }
-        check(wrong == 0, "ranks: memory as planned", "%s, --zero 0 to 3: %zu bytes in all; %zu plans or steps took others", splits[i], bytes,
-            wrong);
+        check(wrong == 0, "ranks: memory as planned", "%s, --zero 0 to 3: %zu bytes in all; %zu plans or steps took others",
+            splits[i], bytes, wrong);
     }
 }
 
-// One rank's gain of the final norm is NaN: its loss is, and no rank updates. Once it is mended all go on. With --zero 1 and 2 the gather
-// after the refused step mends it, since another rank owns that gain; with 3 there is only one, which all read.
+// One rank's gain of the final norm is NaN: its loss is, and no rank updates. Once it is mended all go on. With --zero 1 and 2
+// the gather after the refused step mends it, since another rank owns that gain; with 3 there is only one, which all read.
 static void ranks_not_finite(void) {
     static const char* const splits[] = {"sp=2", "sp=3 zero=1", "dp=2 sp=2 zero=2", "sp=2 zero=3", "dp=2 schedule=zigzag"};
     for (int i = 0; i < 5; i += quick ? 3 : 1) {
@@ -895,8 +929,9 @@ static void ranks_not_finite(void) {
         updated[2] = stats.updated;
         int differ = replicas_differ(g);
         check(status == 0 && updated[0] == 1 && updated[1] == 0 && updated[2] == 1 && isfinite(stats.loss) && !changed && !differ,
-            "ranks: not finite on one rank", "%s: updates %d, then %d with %d arrays changed, mended %d, loss %.4f; %d replicas differ",
-            splits[i], updated[0], updated[1], changed, updated[2], stats.loss, differ);
+            "ranks: not finite on one rank",
+            "%s: updates %d, then %d with %d arrays changed, mended %d, loss %.4f; %d replicas differ", splits[i], updated[0],
+            updated[1], changed, updated[2], stats.loss, differ);
         watch_note(NULL, NULL, 0);
         gpt2_sp_destroy(g);
     }
@@ -922,10 +957,14 @@ static void ranks_check(void) {
         }
         bf16 wrong = __float2bfloat16(4);
         if (cases[i].planted)
-            cuda_need(cudaMemcpy(gpu_half(&g->ranks[g->mesh.world - 1], 2, P_fcw) + 3 * 128 + 5, &wrong, 2, cudaMemcpyHostToDevice), "a weight");
-        int status = quietly(trainer_check_ranks, g, last, sizeof last), said = strstr(gpt2_sp_error(g), "ranks differ from one by") != NULL;
-        if (cases[i].planted) check(status == -1 && said, "ranks: --check, one rank's weight is wrong", "%s: %s", cases[i].split,
-            status ? gpt2_sp_error(g) : last);
+            cuda_need(
+                cudaMemcpy(gpu_half(&g->ranks[g->mesh.world - 1], 2, P_fcw) + 3 * 128 + 5, &wrong, 2, cudaMemcpyHostToDevice),
+                "a weight");
+        int status = quietly(trainer_check_ranks, g, last, sizeof last),
+            said = strstr(gpt2_sp_error(g), "ranks differ from one by") != NULL;
+        if (cases[i].planted)
+            check(status == -1 && said, "ranks: --check, one rank's weight is wrong", "%s: %s", cases[i].split,
+                status ? gpt2_sp_error(g) : last);
         else {
             int stepped = status == 0 && gpt2_sp_step(g, &stats) == 0 && stats.updated == 1;
             check(stepped, "ranks: --check", "%s: %s %s", cases[i].split, last, stepped ? "" : gpt2_sp_error(g));
@@ -935,8 +974,8 @@ static void ranks_check(void) {
     }
 }
 
-// GPT-2's width and long sequences, where kernels fill the GPU that the ranks share and copies are long: what would wait for ever does so
-// here. Not deterministic, so that nothing but the schedule orders the work.
+// GPT-2's width and long sequences, where kernels fill the GPU that the ranks share and copies are long: what would wait for ever
+// does so here. Not deterministic, so that nothing but the schedule orders the work.
 static void ranks_stress(void) {
     static const char* const splits[] = {"", "sp=2", "sp=2 schedule=zigzag zero=3 recompute=none", "sp=4 zero=2 schedule=ring"};
     char path[512], text[256];
@@ -953,8 +992,8 @@ static void ranks_stress(void) {
         Run run = run_watched(text, path, steps);
         double seconds = 1e-3 * (now_ms() - start), share = i ? training_share(&run, &one, 2, 768, &at) : 0;
         check(run.steps > 0 && share <= 1, "ranks: long sequences",
-            "%s: %d steps in %.1f s, loss %.4f -> %.4f; largest share of the tolerance beside one rank %.3f", text, steps, seconds,
-            run.loss[0], run.loss[run.steps > 0 ? run.steps - 1 : 0], share);
+            "%s: %d steps in %.1f s, loss %.4f -> %.4f; largest share of the tolerance beside one rank %.3f", text, steps,
+            seconds, run.loss[0], run.loss[run.steps > 0 ? run.steps - 1 : 0], share);
         if (i == 0) one = run;
         else free(run.weights);
     }
