@@ -135,8 +135,8 @@ static const double U = 1.0 / 16777216;   // 2^-24: a rounding of fp32, relative
 
 // ===== kernels ==================================================================================
 
-// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P > 0: the rows are those of a
-// rank of P with two chunks each, so two runs of positions of a sequence of T; then first = 0 and limit = T.
+// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P > 0: the rows are
+// those of a rank of P with two chunks each, so two runs of positions of a sequence of T; then first = 0 and limit = T.
 typedef struct {
     const char* name;
     int64_t B, T, C, V;
@@ -314,8 +314,8 @@ static void kernel_gelu(int64_t n) {
     tensors_release(name);
 }
 
-// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet; 0: plain
-// column sums of (R, N).
+// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet; 0:
+// plain column sums of (R, N).
 typedef struct {
     const char* name;
     int64_t R, N;
@@ -539,9 +539,9 @@ static void kernel_loss_sum(int64_t n) {
     tensors_release(name);
 }
 
-// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping, AdamW and the bf16 copies,
-// each against fp64, on every rank. What fp32 may cost a gradient (its sum over the ranks, its centring), then the moments, then the
-// weight is followed through the formulas.
+// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping, AdamW and the bf16
+// copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over the ranks, its centring), then the
+// moments, then the weight is followed through the formulas.
 enum { STEP_WEIGHTS, STEP_GRADIENTS, STEP_M, STEP_V, STEP_KINDS };
 static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
     if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
