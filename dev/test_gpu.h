@@ -135,8 +135,8 @@ static const double U = 1.0 / 16777216;   // 2^-24: a rounding of fp32, relative
 
 // ===== kernels ==================================================================================
 
-// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P > 0: the rows are those of a
-// rank of P with two chunks each, so two runs of positions of a sequence of T; then first = 0 and limit = T.
+// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P > 0: the rows are
+// those of a rank of P with two chunks each, so two runs of positions of a sequence of T; then first = 0 and limit = T.
 typedef struct {
     const char* name;
     int64_t B, T, C, V;
@@ -314,8 +314,8 @@ static void kernel_gelu(int64_t n) {
     tensors_release(name);
 }
 
-// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet; 0: plain
-// column sums of (R, N).
+// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet; 0:
+// plain column sums of (R, N).
 typedef struct {
     const char* name;
     int64_t R, N;
@@ -539,9 +539,9 @@ static void kernel_loss_sum(int64_t n) {
     tensors_release(name);
 }
 
-// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping, AdamW and the bf16 copies,
-// each against fp64, on every rank. What fp32 may cost a gradient (its sum over the ranks, its centring), then the moments, then the
-// weight is followed through the formulas.
+// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping, AdamW and the bf16
+// copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over the ranks, its centring), then the
+// moments, then the weight is followed through the formulas.
 enum { STEP_WEIGHTS, STEP_GRADIENTS, STEP_M, STEP_V, STEP_KINDS };
 static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
     if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
@@ -557,7 +557,8 @@ static void state_write(const gpt2_sp* g, int w, int kind, const float* all) {
     for (int u = 0; u < g->layout.count; u++) {
         const Unit* unit = &g->layout.units[u];
         int64_t from = unit->offset + (sharded ? w * unit->slice : 0), n = sharded ? unit->slice : unit_whole(&g->layout, u);
-        cuda_need(cudaMemcpy(buffers[kind] + (sharded ? unit->shard_offset : from), all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
+        cuda_need(
+            cudaMemcpy(buffers[kind] + (sharded ? unit->shard_offset : from), all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
             "a rank's state");
     }
 }
@@ -568,8 +569,8 @@ static void halves_read(gpt2_sp* g, int w, bf16* out) {
         int64_t n = u == 0 ? g->mesh.shape.Vp * g->mesh.shape.C : g->layout.units[u].elements;
         if (gpu_enter(r) != 0 || gpu_unit_gather(r, u) != 0) check(0, "a test's unit", "%s", r->error.text);
         cuda_need(cudaStreamSynchronize(((Gpu*)r->device)->stream), "a unit");
-        cuda_need(cudaMemcpy(out + half_offset(&g->layout, &g->mesh.shape, u), gpu_half(r, u, u == 0 ? P_wte : P_ln1w), (size_t)n * 2,
-                      cudaMemcpyDeviceToHost),
+        cuda_need(cudaMemcpy(out + half_offset(&g->layout, &g->mesh.shape, u), gpu_half(r, u, u == 0 ? P_wte : P_ln1w),
+                      (size_t)n * 2, cudaMemcpyDeviceToHost),
             "a unit");
     }
 }
@@ -606,22 +607,24 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     double *values[STEP_KINDS], *slack = host_zeros(n);
     static const double scales[STEP_KINDS] = {0.1, 0.3, 0.2, 0};
     for (int k = 0; k < STEP_KINDS; k++) {
-        int parts = k == STEP_GRADIENTS && zero < 2;   // every rank has gradients of its own; from --zero 2 on they are summed and centred
+        int parts = k == STEP_GRADIENTS &&
+            zero < 2;   // every rank has gradients of its own; from --zero 2 on they are summed and centred
         values[k] = host_zeros(n);
         std::vector<float> host((size_t)n);
         for (int w = 0; w < W; w++) {
             for (int u = 0; (parts || w == 0) && u < g->layout.count; u++)
                 for (int64_t i = 0; i < g->layout.units[u].elements; i++) {
                     int64_t at = g->layout.units[u].offset + i;
-                    host[(size_t)at] = (float)(k == STEP_V ? 0.01 + pow(0.1 * noise(393, at), 2)
-                                                           : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) +
-                                                                 (k == STEP_GRADIENTS ? 0.1 : 0));
+                    host[(size_t)at] = (float)(k == STEP_V
+                            ? 0.01 + pow(0.1 * noise(393, at), 2)
+                            : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) + (k == STEP_GRADIENTS ? 0.1 : 0));
                     values[k][at] += (double)host[(size_t)at];
                     if (parts && W > 1) slack[at] += W * U * fabs((double)host[(size_t)at]);
                 }
             if (k == STEP_GRADIENTS && !parts && center && w == 0) {
                 values_center(g, values[k], slack);
-                for (int64_t i = 0; i < n; i++) host[(size_t)i] = (float)values[k][i], values[k][i] = host[(size_t)i], slack[i] = 0;
+                for (int64_t i = 0; i < n; i++)
+                    host[(size_t)i] = (float)values[k][i], values[k][i] = host[(size_t)i], slack[i] = 0;
             }
             state_write(g, w, k, host.data());
         }
@@ -633,7 +636,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 7};
     g->adamw = a, g->options.grad_clip = clip;
     if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
-    double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n), *mb = host_zeros(n), *vb = host_zeros(n);
+    double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n), *mb = host_zeros(n),
+           *vb = host_zeros(n);
     for (int64_t i = 0; i < n; i++) square += values[STEP_GRADIENTS][i] * values[STEP_GRADIENTS][i];
     double norm = sqrt(square), scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;
     int alike = 0;
@@ -645,8 +649,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     }
     check(alike == W && fabs(stats[STAT_ALL_SQUARE] - square) <= (64 + 8 * W) * U * square &&
             fabs(stats[STAT_SCALE] - scale) <= (64 + 8 * W) * U * scale,
-        name, "square of the norm %.9g, expected %.9g; scale %.9g, expected %.9g; alike on %d of %d ranks", stats[STAT_ALL_SQUARE],
-        square, stats[STAT_SCALE], scale, alike, W);
+        name, "square of the norm %.9g, expected %.9g; scale %.9g, expected %.9g; alike on %d of %d ranks",
+        stats[STAT_ALL_SQUARE], square, stats[STAT_SCALE], scale, alike, W);
     double c1 = 1 / (1 - pow(a.beta1, 7)), c2 = 1 / (1 - pow(a.beta2, 7));
     double *half_exact = host_zeros(n), *half_plain = host_zeros(n), *half_bound = host_zeros(n), *half_found = host_zeros(n);
     for (int u = 0; u < g->layout.count; u++)
@@ -689,7 +693,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
                     for (int64_t i = 0; centred && i < p.rows; i++) mean += w[from + i * columns + c] / (double)p.rows;
                     for (int64_t i = 0; i < p.rows; i++, count++) {
                         int64_t at = from + i * columns + c;
-                        half_exact[count] = w[at] - mean, half_plain[count] = bf16_of(w[at] - mean), half_bound[count] = 2 * wb[at];
+                        half_exact[count] = w[at] - mean, half_plain[count] = bf16_of(w[at] - mean),
+                        half_bound[count] = 2 * wb[at];
                         half_found[count] = (double)__bfloat162float(
                             half[(size_t)(half_offset(&g->layout, &g->mesh.shape, u) + g->layout.within[id] + i * columns + c)]);
                     }

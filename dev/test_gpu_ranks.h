@@ -1,13 +1,13 @@
 /* Several ranks of the GPU program: a leaf of dev/test_gpu.h. All ranks share one GPU unless a test takes two (gpus_shown).
  *
  * host         what of the executor needs no GPU: places in slots and peers' memory, plans, refusals. Runs on any machine.
- * ranks        the kernels that only several ranks launch, against fp64; the optimizer on slices; then the gradients and the loss of one
- *              batch for every schedule and number of ranks against the CPU reference.
+ * ranks        the kernels that only several ranks launch, against fp64; the optimizer on slices; then the gradients and the loss
+ *              of one batch for every schedule and number of ranks against the CPU reference.
  * ranks-runs   training, checkpoints, sampling, evaluation, memory, refused steps and --check; long sequences under a watchdog.
  *
- * The error of the gradients. Per tensor, |found - reference| / |reference| in the 2-norm; err is the sum of that over all tensors.
- * Splitting a sequence reorders fp32 sums but rounds to bf16 in the same places, so err(P) must be err(1) but for chance: at most
- * 1.05 times it.
+ * The error of the gradients. Per tensor, |found - reference| / |reference| in the 2-norm; err is the sum of that over all
+ * tensors. Splitting a sequence reorders fp32 sums but rounds to bf16 in the same places, so err(P) must be err(1) but for
+ * chance: at most 1.05 times it.
  */
 
 // ===== host =====================================================================================
@@ -87,15 +87,17 @@ static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
     wrong += item_pieces_gpu(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0, into) != count;
     for (int i = 0; i < count; i++) {
         wrong += from[i].width == 0;   // such copies and launches are errors
-        wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width || into[i].rows != to[i].rows;
+        wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width ||
+            into[i].rows != to[i].rows;
         wrong += !region_holds(sender, &from[i]) + !region_holds(receiver, &to[i]) + !region_holds(receiver, &into[i]);
     }
     return wrong;
 }
 
-// The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum of both of a rank's chunks
-// that arrives finds either none or both of them begun.
-static int bookkeeping_wrong(HostRank* ranks, const Schedule* s, const unsigned char* op_active, const unsigned char* message_active) {
+// The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum of both of a rank's
+// chunks that arrives finds either none or both of them begun.
+static int bookkeeping_wrong(
+    HostRank* ranks, const Schedule* s, const unsigned char* op_active, const unsigned char* message_active) {
     int wrong = 0;
     for (int w = 0; w < s->P; w++) memset(ranks[w].filled, 0, sizeof ranks[w].filled), ranks[w].own[0] = ranks[w].own[1] = 0;
     for (int step = 0, op = 0, first = 0, last = 0; step < s->steps; step++, first = last) {
@@ -149,10 +151,11 @@ static void host_exchange(void) {
                         mark((size_t)(P * P * ITEM_KINDS));
                     std::vector<int64_t> first_key((size_t)s->chunks);
                     for (int draw = 0; draw < (quick ? 5 : 40); draw++) {   // 0: all of the table
-                        for (int c = 0; c < s->chunks; c++) {   // where the document of the chunk's first row begins
+                        for (int c = 0; c < s->chunks; c++) {               // where the document of the chunk's first row begins
                             int64_t begin = chunk_begin(shapes[i].T, s->chunks, c), before = c ? first_key[(size_t)c - 1] : 0;
                             int same = dice(500, (uint64_t)(draw * 64 + c), 3) > 0;
-                            first_key[(size_t)c] = same || c == 0 ? before : begin - (int64_t)dice(501, (uint64_t)(draw * 64 + c), 2);
+                            first_key[(size_t)c] =
+                                same || c == 0 ? before : begin - (int64_t)dice(501, (uint64_t)(draw * 64 + c), 2);
                         }
                         if (draw > 0) schedule_prune(s, shapes[i].T, first_key.data(), ops.data(), sent.data(), mark.data());
                         lost += bookkeeping_wrong(ranks, s, ops.data(), sent.data()), prunings++;
@@ -172,10 +175,12 @@ static void host_items(void) {
     for (int kind = 0; kind < ITEM_KINDS; kind++) {
         ItemTensors t = item_tensors(kind);
         int tokens = 0;
-        for (int i = 0; i < t.count; i++) tokens += t.tokens[i], wrong += t.size[i] != (item_is_result(kind) || !t.tokens[i] ? 4 : 2);
+        for (int i = 0; i < t.count; i++)
+            tokens += t.tokens[i], wrong += t.size[i] != (item_is_result(kind) || !t.tokens[i] ? 4 : 2);
         wrong += tokens != ITEM_WIDTH[kind] || t.count - tokens != ITEM_ROW_STATS[kind] || t.count > MAX_GPU_PIECES;
     }
-    check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong", (int)ITEM_KINDS, wrong);
+    check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong", (int)ITEM_KINDS,
+        wrong);
     wrong = part_bits(0, 1) != 1 || part_bits(1, 3) != 6 || part_bits(0, 64) != ~0ull || part_bits(63, 64) != 1ull << 63;
     check(!wrong, "host: bits of head parts", "%d wrong", wrong);
 }
@@ -258,5 +263,751 @@ static void test_gpu_host(void) {
     host_refusals();
 }
 
-static void test_ranks(void) {}
-static void test_ranks_runs(void) {}
+// ===== the watchdog =============================================================================
+
+// Ranks that wait for each other wait for ever if one of them is wrong. What runs is noted here; if it takes longer than it may,
+// a thread says so, and how far ranks and streams are, and ends the program with status 3.
+enum { WATCH_SECONDS = 60, WATCH_SECONDS_QUICK = 900 };   // quick: compute-sanitizer slows it down a hundred times
+static struct {
+    pthread_mutex_t mutex;
+    const gpt2_sp* g;   // NULL: not to be looked into
+    char doing[256];
+    int step, started;
+    double deadline;   // ms; 0: nothing runs
+} watch = {PTHREAD_MUTEX_INITIALIZER};
+
+static void watch_report(void) {
+    printf("FAIL watchdog: %s: not done after %d s; it was at step %d\n", watch.doing,
+        quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS, watch.step);
+    fflush(stdout);
+    alarm(10);   // should a question to the driver hang too
+    const gpt2_sp* g = watch.g;
+    if (g) printf("     %d of %d hosts at a barrier%s\n", g->world.arrived, g->mesh.world, g->world.aborted ? ", aborted" : "");
+    for (int w = 0; g && w < g->mesh.world; w++) {
+        const Gpu* d = (const Gpu*)g->ranks[w].device;
+        const cudaStream_t streams[LANES] = {d->stream, d->copies, d->gathers};
+        printf("     rank %d, GPU %d:", w, d->ordinal);
+        for (int p = 0; p < g->mesh.world; p++)
+            if (d->boxes[w * g->mesh.world + p].pieces) printf(" rank %d has not taken its offer;", p);
+        fflush(stdout);
+        for (int i = 0; i < LANES; i++) {
+            static const char* const names[LANES] = {"compute", "copies", "gathers"};
+            cudaError_t status = cudaStreamQuery(streams[i]);
+            printf(" %s %s", names[i],
+                status == cudaSuccess             ? "idle"
+                    : status == cudaErrorNotReady ? "busy"
+                                                  : cudaGetErrorString(status));
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+}
+static void* watch_thread(void* unused) {
+    for (;; usleep(200000)) {
+        pthread_mutex_lock(&watch.mutex);
+        if (watch.deadline > 0 && now_ms() > watch.deadline) watch_report(), _exit(3);
+        pthread_mutex_unlock(&watch.mutex);
+    }
+    return unused;
+}
+static void watch_note(const gpt2_sp* g, const char* doing, int step) {   // doing == NULL: nothing runs
+    pthread_t thread;
+    pthread_mutex_lock(&watch.mutex);
+    if (!watch.started && pthread_create(&thread, NULL, watch_thread, NULL) == 0) watch.started = 1, pthread_detach(thread);
+    watch.g = g, watch.step = step, watch.deadline = doing ? now_ms() + 1e3 * (quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS) : 0;
+    if (doing) snprintf(watch.doing, sizeof watch.doing, "%s", doing);
+    pthread_mutex_unlock(&watch.mutex);
+}
+
+// ===== kernels of several ranks =================================================================
+
+// Numbers that must be the very same; two NaN are.
+static void judge_same(const char* name, const char* what, const double* found, const double* exact, int64_t n) {
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < n; i++) wrong += !(found[i] == exact[i] || (isnan(found[i]) && isnan(exact[i])));
+    check(wrong == 0, name, "%s: %lld of %lld numbers differ", what, (long long)wrong, (long long)n);
+}
+
+static const int64_t ROWS_CASES[][4] = {   // rows, columns, strides of the sum and of what is added
+    {1, 64, 64, 64}, {77, 64, 192, 64}, {333, 320, 320, 960}, {5, 4, 12, 8}, {1031, 128, 512, 256}};
+static void kernel_rows(const int64_t c[4]) {
+    int64_t rows = c[0], columns = c[1], n = rows * c[2];
+    char name[64];
+    snprintf(name, sizeof name, "rows %lldx%lld", (long long)rows, (long long)columns);
+    Tensor out = tensor_noise(n, 4, 600, 1, 0), inp = tensor_noise(rows * c[3], 4, 601, 1, 0), filled = tensor_poisoned(n, 4),
+           empty = tensor_poisoned(n, 4);
+    rows_add_kernel<<<(unsigned)ceil_div(rows * columns / 4, 256), 256>>>(
+        (float*)out.p, c[2], (const float*)inp.p, c[3], rows, (int)columns);
+    rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256>>>((float*)filled.p, c[2], rows, columns, -INFINITY);
+    rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256>>>((float*)empty.p, c[2], rows, columns, 0);
+    cuda_need(cudaGetLastError(), name);
+    double *sum = host_zeros(n), *low = host_zeros(n), *zero = host_zeros(n);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = i / c[2], column = i % c[2];
+        sum[i] = out.host[i], low[i] = zero[i] = NAN;
+        if (column >= columns) continue;
+        sum[i] = (double)((float)out.host[i] + (float)inp.host[row * c[3] + column]), low[i] = -INFINITY, zero[i] = 0;
+    }
+    judge_same(name, "added", tensor_read(out), sum, n);
+    judge_same(name, "filled with -inf", tensor_read(filled), low, n);
+    judge_same(name, "filled with 0", tensor_read(empty), zero, n);
+    tensors_release(name);
+}
+
+// The ranks' numbers lie in one buffer; in place: the sum goes where one of them lies, as it does with --zero 0 and 1.
+typedef struct {
+    int world;
+    int64_t at, n;
+    int add, in_place;
+} SumCase;
+static const SumCase SUM_CASES[] = {
+    {1, 0, 4, 0, 0}, {2, 128, 1024, 0, 1}, {3, 16, 4100, 1, 0}, {5, 0, 20000, 0, 1}, {8, 64, 777 * 4, 1, 0}, {64, 4, 516, 0, 0}};
+static void kernel_sum_ranks(const SumCase* c) {
+    char name[64];
+    int64_t stride = c->at + c->n + 4;
+    snprintf(name, sizeof name, "sum of %d ranks%s%s", c->world, c->add ? ", added" : "", c->in_place ? ", in place" : "");
+    Tensor parts = tensor_noise(c->world * stride, 4, 610, 1, 0.1), out = tensor_noise(c->n, 4, 611, 1, 0);
+    int own = c->world / 2;
+    Offers offers;
+    memset(&offers, 0, sizeof offers);
+    for (int i = 0; i < c->world; i++) offers.p[i] = (float*)parts.p + i * stride;
+    float* to = c->in_place ? (float*)parts.p + own * stride + c->at : (float*)out.p;
+    sum_ranks_kernel<<<3, 256>>>(to, offers, c->world, c->at, c->n / 4, c->add);
+    cuda_need(cudaGetLastError(), name);
+    double *all = host_zeros(parts.n), *exact = host_zeros(c->n);
+    for (int64_t i = 0; i < parts.n; i++) all[i] = parts.host[i];
+    for (int64_t i = 0; i < c->n; i++) {
+        float sum = (float)parts.host[c->at + i];
+        for (int p = 1; p < c->world; p++) sum += (float)parts.host[p * stride + c->at + i];
+        if (c->add) sum += (float)out.host[i];
+        exact[i] = c->in_place ? out.host[i] : sum;
+        if (c->in_place) all[own * stride + c->at + i] = sum;
+    }
+    judge_same(name, "the ranks' numbers", tensor_read(parts), all, parts.n);
+    judge_same(name, "the sum", tensor_read(out), exact, c->n);
+    tensors_release(name);
+}
+
+// spoilt: the rank whose loss (kind 1) or square (kind 2) is not finite; -1: none.
+static void kernel_stats(int world, int whole, double clip, int spoilt, int kind) {
+    char name[96];
+    snprintf(name, sizeof name, "stats of %d ranks%s, clip %g%s", world, whole ? ", whole" : "", clip,
+        spoilt < 0      ? ""
+            : kind == 1 ? ", a loss is NaN"
+                        : ", a square is inf");
+    std::vector<double> host((size_t)(world * STAT_COUNT)), found(host.size());
+    double loss = 0, square = 0;
+    for (int w = 0; w < world; w++) {
+        double* s = &host[(size_t)(w * STAT_COUNT)];
+        s[STAT_LOSS] = 5 + noise(620, w), s[STAT_SQUARE] = whole ? 3.25 : 1 + w, s[STAT_SCALE] = NAN;
+        if (w == spoilt) s[kind == 1 ? STAT_LOSS : STAT_SQUARE] = kind == 1 ? NAN : INFINITY;
+        loss += s[STAT_LOSS], square = whole ? s[STAT_SQUARE] : square + s[STAT_SQUARE];
+    }
+    Tensor stats = tensor_poisoned(2 * world * STAT_COUNT, 4);
+    Offers offers;
+    memset(&offers, 0, sizeof offers);
+    for (int w = 0; w < world; w++) offers.p[w] = (double*)stats.p + w * STAT_COUNT;
+    int wrong = 0;
+    double scale = spoilt >= 0 ? -1 : clip > 0 ? fmin(1, clip / (sqrt(square) + 1e-6)) : 1;
+    cuda_need(cudaMemcpy(stats.p, host.data(), host.size() * 8, cudaMemcpyHostToDevice), name);
+    for (int w = 0; w < world; w++) stats_finish_kernel<<<1, 1>>>((double*)stats.p + w * STAT_COUNT, offers, world, whole, clip);
+    cuda_need(cudaDeviceSynchronize(), name);
+    cuda_need(cudaMemcpy(found.data(), stats.p, found.size() * 8, cudaMemcpyDeviceToHost), name);
+    for (int w = 0; w < world; w++) {
+        const double *f = &found[(size_t)(w * STAT_COUNT)], *h = &host[(size_t)(w * STAT_COUNT)];
+        wrong += memcmp(&f[STAT_LOSS], &h[STAT_LOSS], 8) != 0 || memcmp(&f[STAT_SQUARE], &h[STAT_SQUARE], 8) != 0;
+        wrong += !(fabs(f[STAT_SCALE] - scale) <= 1e-14);
+        wrong +=
+            spoilt < 0 && !(fabs(f[STAT_ALL_LOSS] - loss) <= 1e-14 * loss && fabs(f[STAT_ALL_SQUARE] - square) <= 1e-14 * square);
+    }
+    check(wrong == 0, name, "scale %.9g, loss %.9g, square %.9g: %d wrong", scale, loss, square, wrong);
+    tensors_release(name);
+}
+
+// What the executor asks of attention_merge: heads h0.. of a rank's own sums, which are (B, Tl, C) and (B, NH, Tl), and a slot's,
+// which hold those heads only. Rows that have seen no key are in one, in the other, and in both.
+enum {
+    MERGE_ADD,
+    MERGE_LAST,
+    MERGE_ALONE,
+    MERGE_CHUNK,
+    MERGE_FORMS
+};   // the end, of what arrives alone; of the own sums' second chunk
+static void kernel_merge(int HS, int form) {
+    static const char* const forms[] = {"added", "added, the output", "what arrives alone, the output", "a chunk's output"};
+    const int64_t B = 2, NH = 4, h0 = 1, heads = 2, T = 77, at = form == MERGE_CHUNK ? 45 : 0, rows = T - at, C = NH * HS,
+                  W = heads * HS;
+    char name[96];
+    snprintf(name, sizeof name, "merge, head size %d, %s", HS, forms[form]);
+    int has_own = form != MERGE_ALONE, has_slot = form == MERGE_ADD || form == MERGE_LAST || form == MERGE_ALONE;
+    Tensor acc = tensor_noise(B * T * C, 4, 630, 1, 0), m = tensor_noise(B * NH * T, 4, 631, 3, 0),
+           l = tensor_noise(B * NH * T, 4, 632, 0, 0), in = tensor_noise(B * T * W, 4, 633, 1, 0),
+           in_m = tensor_noise(B * heads * T, 4, 634, 3, 0), in_l = tensor_noise(B * heads * T, 4, 635, 0, 0),
+           o = tensor_poisoned(B * T * C, 2), lse = tensor_poisoned(B * NH * T, 4);
+    Tensor sums[2] = {acc, in}, tops[2] = {m, in_m}, parts[2] = {l, in_l};
+    for (int side = 0; side < 2; side++)
+        for (int64_t b = 0, N = side ? heads : NH; b < B; b++)
+            for (int64_t h = 0; h < N; h++)
+                for (int64_t t = 0; t < T; t++) {
+                    int64_t i = (b * N + h) * T + t;
+                    int unseen = t % (side ? 7 : 5) == 3;
+                    parts[side].host[i] = unseen ? 0 : (double)(float)exp(noise(636, i + side * 100000));
+                    if (unseen) tops[side].host[i] = -INFINITY;
+                    for (int64_t c = 0; unseen && c < HS; c++) sums[side].host[((b * T + t) * N + h) * HS + c] = 0;
+                }
+    for (int side = 0; side < 2; side++)
+        tensor_write(sums[side], sums[side].host), tensor_write(tops[side], tops[side].host),
+            tensor_write(parts[side], parts[side].host);
+    AttnView own = {(float*)acc.p + at * C + h0 * HS, C, HS, C * T}, slot = {in.p, W, HS, W * T}, none = {NULL, 0, 0, 0},
+             out = {(bf16*)o.p + at * C + h0 * HS, C, HS, C * T};
+    AttnRows own_m = {(float*)m.p + h0 * T + at, T, NH * T}, own_l = {(float*)l.p + h0 * T + at, T, NH * T},
+             slot_m = {(float*)in_m.p, T, heads * T}, slot_l = {(float*)in_l.p, T, heads * T}, absent = {NULL, 0, 0},
+             out_lse = {(float*)lse.p + h0 * T + at, T, NH * T};
+    int last = form != MERGE_ADD, both = has_own && has_slot;
+    cuda_need(attn::attention_merge(has_own ? own : slot, has_own ? own_m : slot_m, has_own ? own_l : slot_l, both ? slot : none,
+                  both ? slot_m : absent, both ? slot_l : absent, last ? out : none, last ? out_lse : absent, (int)B, (int)heads,
+                  (int)rows, 0, HS),
+        name);
+    int64_t n = B * T * C, stats = B * NH * T;
+    double *exact = host_zeros(n), *plain = host_zeros(n), *bound = host_zeros(n), *lse_exact = host_zeros(stats),
+           *lse_bound = host_zeros(stats), *acc_exact = host_zeros(n), *m_exact = host_zeros(stats), *l_exact = host_zeros(stats),
+           *l_bound = host_zeros(stats), *found = tensor_read(o), *found_lse = tensor_read(lse);
+    for (int64_t i = 0; i < n; i++) exact[i] = NAN, acc_exact[i] = acc.host[i];
+    for (int64_t i = 0; i < stats; i++) lse_exact[i] = NAN, m_exact[i] = m.host[i], l_exact[i] = l.host[i];
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t t = at; t < T; t++) {
+                int64_t i = (b * NH + h0 + h) * T + t, j = (b * heads + h) * T + t;
+                double ma = has_own ? m.host[i] : -INFINITY, mb = has_slot ? in_m.host[j] : -INFINITY, to = fmax(ma, mb);
+                double fa = ma == -INFINITY ? 0 : exp2(ma - to), fb = mb == -INFINITY ? 0 : exp2(mb - to);
+                double sum = fa * l.host[i] + fb * in_l.host[j];
+                if (last)
+                    lse_exact[i] = sum > 0 ? (to + log2(sum)) * log(2.0) : -INFINITY,
+                    lse_bound[i] = 16 * U * (fabs(to) + fabs(log2(sum)) + 2);
+                else m_exact[i] = to, l_exact[i] = sum, l_bound[i] = 32 * U * sum;
+                for (int64_t c = 0; c < HS; c++) {
+                    int64_t k = (b * T + t) * C + (h0 + h) * HS + c;
+                    double x = fa * acc.host[k], y = fb * in.host[(b * T + t) * W + h * HS + c];
+                    if (last) {
+                        exact[k] = sum > 0 ? (x + y) / sum : 0, plain[k] = bf16_of(exact[k]);
+                        bound[k] = sum > 0 ? 64 * U * (fabs(x) + fabs(y)) / sum : 0;
+                    } else acc_exact[k] = x + y, bound[k] = 32 * U * (fabs(x) + fabs(y));
+                }
+            }
+    // where NaN or -inf must be it is, and counts for nothing in the comparison of numbers
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < n; i++) {
+        wrong += isnan(found[i]) != isnan(exact[i]);
+        if (isnan(exact[i])) found[i] = exact[i] = plain[i] = 0;
+    }
+    for (int64_t i = 0; i < stats; i++) {
+        wrong += isnan(found_lse[i]) != isnan(lse_exact[i]) || (lse_exact[i] == -INFINITY && found_lse[i] != -INFINITY);
+        if (!isfinite(lse_exact[i])) found_lse[i] = lse_exact[i] = lse_bound[i] = 0;
+    }
+    check(wrong == 0, name, "%lld numbers beside the heads and rows asked for were written, or rows without keys are wrong",
+        (long long)wrong);
+    if (last)
+        judge(name, "output", found, exact, plain, bound, n), judge(name, "lse", found_lse, lse_exact, NULL, lse_bound, stats);
+    judge(name, "sum", tensor_read(acc), acc_exact, NULL, last ? NULL : bound, n);
+    judge(name, "l", tensor_read(l), l_exact, NULL, l_bound, stats);
+    judge_same(name, "m", tensor_read(m), m_exact, stats);
+    judge_same(name, "what arrived", tensor_read(in), in.host, in.n);
+    tensors_release(name);
+}
+
+static void kernels_of_ranks(void) {
+    EACH_CASE(ROWS_CASES, i) kernel_rows(ROWS_CASES[i]);
+    EACH_CASE(SUM_CASES, i) kernel_sum_ranks(&SUM_CASES[i]);
+    static const int worlds[] = {1, 2, 7, 64};
+    EACH_CASE(worlds, i) {
+        int world = worlds[i];
+        kernel_stats(world, 0, 1, -1, 0), kernel_stats(world, 1, 0, -1, 0), kernel_stats(world, 0, 1e6, -1, 0);
+        kernel_stats(world, 0, 1, world - 1, 1), kernel_stats(world, 0, 0, world / 2, 2), kernel_stats(world, 1, 1, world - 1, 2);
+    }
+    static const int sizes[] = {64, 32, 80, 128};
+    EACH_CASE(sizes, i) for (int form = 0; form < MERGE_FORMS; form++) kernel_merge(sizes[i], form);
+    static const struct {
+        const char *split, *name;
+        int center;
+        double clip;
+    } steps[] = {{"sp=3 zero=3", "optimizer, 3 ranks, --zero 3", 1, 1}, {"sp=3", "optimizer, 3 ranks", 1, 1},
+        {"dp=3 zero=1", "optimizer, 3 ranks, --zero 1", 1, 1}, {"sp=3 zero=2", "optimizer, 3 ranks, --zero 2", 1, 1},
+        {"dp=2 zero=3", "optimizer, 2 ranks, --zero 3, not centred, not clipped", 0, 0}};
+    EACH_CASE(steps, i) {
+        watch_note(NULL, steps[i].name, 0);
+        optimizer_step(steps[i].split, steps[i].center, steps[i].clip, steps[i].name);
+        watch_note(NULL, NULL, 0);
+    }
+}
+
+// ===== gradients ================================================================================
+
+static const char* gradient_data(
+    void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
+    static char path[512];
+    if (!path[0]) {
+        int32_t* tokens = stream_make(31, 9000, 200);
+        snprintf(path, sizeof path, "%s", scratch("gradients.tok"));
+        stream_write(path, tokens, 9000);
+        free(tokens);
+    }
+    return path;
+}
+// A trainer with the gradients of its first batch in g->collected and their loss in g->sums.
+static gpt2_sp* gradients_of(const Device* device, const char* text) {
+    char error[GPT2_SP_TEXT];
+    gpt2_sp_options o = run_options("threads=4 seed=5 deterministic=1");
+    options_apply(&o, text);
+    snprintf(o.data, sizeof o.data, "%s", gradient_data());
+    gpt2_sp_device = device;
+    watch_note(NULL, text, -1);
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp_device = &GPU_DEVICE;
+    watch_note(g, text, 0);
+    if (!g || gradients_collect(g, g->next_sample) != 0)
+        check(0, "a test's gradients", "%s: %s", text, g ? gpt2_sp_error(g) : error);
+    watch_note(NULL, NULL, 0);
+    return g;
+}
+static void gradients_free(gpt2_sp* g) {
+    if (g) free(g->collected);
+    gpt2_sp_destroy(g);
+}
+
+typedef struct {
+    double error;   // sum over all tensors of |found - reference| / |reference|
+    double share;   // the largest of them, in what --verify allows it
+    double loss;    // |found - reference|
+    int tensors;
+} GradientError;
+static GradientError gradients_error(const gpt2_sp* g, const gpt2_sp* reference) {
+    GradientError e = {0, 0, NAN, 0};
+    if (!g || !g->collected || !reference->collected) return e.error = e.share = NAN, e;
+    for (int u = 0; u < g->layout.count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&g->mesh.shape, id);
+            if (p.unit != g->layout.units[u].kind) continue;
+            const real *a = g->collected + g->layout.units[u].offset + g->layout.within[id],
+                       *b = reference->collected + reference->layout.units[u].offset + reference->layout.within[id];
+            std::vector<double> expected(b, b + parameter_elements(&p));
+            double error = distance(a, expected.data(), parameter_elements(&p));
+            e.error += error, e.tensors++;
+            e.share =
+                worst(e.share, error / (VERIFY_SAFETY * rounding_noise((double)roundings_of_gradient(g->mesh.shape.L, u - 1))));
+        }
+    e.loss = fabs(g->sums[0] - reference->sums[0]);
+    return e;
+}
+
+// Every schedule with every number of ranks that it takes. strict: tensors are large enough for the 1.05; with 64 channels chance
+// alone moves the error of a tensor by a tenth, and timing may choose products that round otherwise.
+static const char* const ALL_SPLITS[] = {"sp=2", "sp=3", "sp=4", "sp=5", "sp=8", "sp=2 schedule=ring", "sp=3 schedule=ring",
+    "sp=4 schedule=ring", "sp=5 schedule=ring", "sp=8 schedule=ring", "sp=2 schedule=zigzag", "sp=3 schedule=zigzag",
+    "sp=4 schedule=zigzag", "sp=5 schedule=zigzag", "sp=8 schedule=zigzag", "sp=2 schedule=allgather", "sp=3 schedule=allgather",
+    "sp=4 schedule=allgather", "sp=5 schedule=allgather", "sp=8 schedule=allgather", "sp=2 schedule=dist-paper",
+    "sp=4 schedule=dist-paper", "sp=8 schedule=dist-paper", "sp=2 schedule=ulysses", "sp=4 schedule=ulysses",
+    "sp=8 schedule=ulysses", "sp=3 zero=2", "sp=5 schedule=zigzag zero=3", "sp=4 zero=1", NULL};
+static const char* const TWO_THREE[] = {"sp=2", "sp=3", NULL};
+static const char* const EVEN_SPLITS[] = {"sp=2", "sp=4", "sp=3 schedule=zigzag", "sp=4 schedule=dist-paper", NULL};
+static const char* const QUICK_SPLITS[] = {"sp=3", "sp=2 schedule=zigzag", "sp=2 schedule=ulysses", NULL};
+typedef struct {
+    const char *options, *gpu_options;
+    const char* const* splits;
+    int L, C, strict, quick;
+} GradientCase;
+static const GradientCase GRADIENT_CASES[] = {
+    {"layers=1 heads=2 channels=128 seq-len=133 batch-size=2 doc-mask=1", "", QUICK_SPLITS, 1, 128, 0, 1},
+    {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2", "", ALL_SPLITS, 2, 512, 1, 0},
+    {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", ALL_SPLITS, 2, 512, 1, 0},
+    {"layers=2 heads=16 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", TWO_THREE, 2, 512, 1, 0},
+    {"layers=2 heads=8 channels=640 seq-len=517 batch-size=2", "", TWO_THREE, 2, 640, 1, 0},
+    {"layers=2 heads=8 channels=512 seq-len=333 batch-size=2", "attention=portable", TWO_THREE, 2, 512, 1, 0},
+    {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2", "deterministic=0 recompute=layer", TWO_THREE, 2, 512, 0, 0},
+    {"layers=2 heads=1 channels=64 seq-len=301 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 64, 0,
+        1},   // halves of one head, of three
+    {"layers=2 heads=3 channels=192 seq-len=301 batch-size=1", "", EVEN_SPLITS, 2, 192, 0, 0},
+};
+static void ranks_gradients(const GradientCase* c) {
+    char text[256];
+    gpt2_sp* reference = gradients_of(&CPU_DEVICE, c->options);
+    if (!reference) return;
+    snprintf(text, sizeof text, "%s %s", c->options, c->gpu_options);
+    gpt2_sp* one = gradients_of(&GPU_DEVICE, text);
+    GradientError e1 = gradients_error(one, reference);
+    double loss_limit = training_tolerance(NULL, 0, c->L, c->C);
+    check(e1.share <= 1 && e1.loss <= loss_limit, "gradients: one rank",
+        "%s: err(1) %.5f over %d tensors, the largest at %.3f of its limit; loss %.6f off by %.2e, at most %.2e", text, e1.error,
+        e1.tensors, e1.share, reference->sums[0], e1.loss, loss_limit);
+    gradients_free(one);
+    for (int i = 0; c->splits[i]; i++) {
+        snprintf(text, sizeof text, "%s %s %s", c->options, c->gpu_options, c->splits[i]);
+        gpt2_sp* g = gradients_of(&GPU_DEVICE, text);
+        GradientError e = gradients_error(g, reference);
+        check(e.share <= 1 && e.loss <= loss_limit && (!c->strict || e.error <= 1.05 * e1.error),
+            "gradients: as the CPU reference",
+            "%s: err %.5f = %.4f err(1)%s; the largest at %.3f of its limit; loss off by %.2e, at most %.2e", text, e.error,
+            e.error / e1.error, c->strict ? ", at most 1.05" : "", e.share, e.loss, loss_limit);
+        gradients_free(g);
+    }
+    gradients_free(reference);
+}
+
+static void test_ranks(void) {
+    kernels_of_ranks();
+    for (size_t i = 0; i < sizeof GRADIENT_CASES / sizeof GRADIENT_CASES[0]; i++)
+        if (!quick || GRADIENT_CASES[i].quick) ranks_gradients(&GRADIENT_CASES[i]);
+}
+
+// ===== training =================================================================================
+
+// Weights that all ranks hold whole (--zero 0 to 2) and are not the first rank's, bit for bit.
+static int replicas_differ(const gpt2_sp* g) {
+    std::vector<float> first((size_t)g->layout.elements), other((size_t)g->layout.elements);
+    int differ = 0;
+    for (int w = 0; g->mesh.zero < 3 && w < g->mesh.world; w++) {
+        std::vector<float>& to = w ? other : first;
+        cuda_need(cudaMemcpy(to.data(), ((Gpu*)g->ranks[w].device)->weights, to.size() * 4, cudaMemcpyDeviceToHost), "weights");
+        differ += w > 0 && memcmp(first.data(), other.data(), first.size() * 4) != 0;
+    }
+    return differ;
+}
+// run_steps on the GPU, watched. With `data` other tokens than the runs'. Losses and norms of the first RUN_STEPS steps are kept.
+static Run run_watched(const char* text, const char* data, int steps) {
+    Run run;
+    memset(&run, 0, sizeof run);
+    gpt2_sp_options o = run_options(text);
+    gpt2_sp_stats stats;
+    o.steps = steps > RUN_STEPS ? steps : RUN_STEPS;
+    if (data) snprintf(o.data, sizeof o.data, "%s", data);
+    watch_note(NULL, text, -1);
+    gpt2_sp* g = gpt2_sp_create(&o, run.error, sizeof run.error);
+    int status = g ? 0 : -1, done = 0;
+    for (; status == 0 && done < steps; done++) {
+        watch_note(g, text, done);
+        status = gpt2_sp_step(g, &stats);
+        if (status == 0 && done < RUN_STEPS) run.loss[done] = stats.loss, run.norm[done] = stats.grad_norm, run.steps++;
+    }
+    watch_note(NULL, NULL, 0);
+    if (status == 0 && replicas_differ(g)) snprintf(run.error, sizeof run.error, "the ranks' weights differ"), status = -1;
+    else if (status != 0 && g) snprintf(run.error, sizeof run.error, "%s", gpt2_sp_error(g));
+    if (status == 0) run_finish(&run, g);
+    else run.steps = 0, printf("     %s: %s\n", text, run.error);
+    gpt2_sp_destroy(g);
+    return run;
+}
+
+static const char* const RANKS = "layers=3 heads=2 channels=128 threads=4 lr=1e-3 seq-len=150 deterministic=1";
+
+// 4 sequences a step, whatever they are split into, beside the CPU reference and beside one rank on the GPU.
+static void ranks_splits(void) {
+    static const char* const common[] = {"doc-mask=0", "doc-mask=1 grad-clip=0.5", "center=0"};
+    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=2 dp=2 sp=2 zero=3",
+        "batch-size=4 sp=3 zero=2 schedule=zigzag", "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none",
+        "batch-size=4 sp=3", "batch-size=4 sp=4 schedule=ring zero=1", "batch-size=1 dp=4 zero=1", "batch-size=2 dp=2",
+        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag", "batch-size=4 sp=2 recompute=layer zero=3",
+        "batch-size=4 sp=5 recompute=gelu", "batch-size=4 sp=2 schedule=ulysses zero=1", "batch-size=4 sp=4 schedule=dist-paper",
+        "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=2 recompute=sqrt",
+        "batch-size=2 grad-accum=2 sp=2 zero=1 logits-chunk=50", "batch-size=4 sp=8 zero=3", "batch-size=4 sp=3 deterministic=0",
+        "batch-size=2 dp=2 sp=2 zero=3 deterministic=0 recompute=none", "batch-size=4 sp=2 attention=portable"};
+    int steps = quick ? 2 : RUN_STEPS, count = (int)(sizeof splits / sizeof splits[0]);
+    for (int k = 0; k < (quick ? 1 : 3); k++) {
+        char text[256];
+        int at = 0;
+        snprintf(text, sizeof text, "%s %s batch-size=4", RANKS, common[k]);
+        Run reference = run_on(&CPU_DEVICE, text, steps), one = run_watched(text, NULL, steps);
+        for (int i = k; i < count; i += quick ? 7 : k + 1) {
+            snprintf(text, sizeof text, "%s %s %s", RANKS, common[k], splits[i]);
+            Run run = run_watched(text, NULL, steps);
+            double share = training_share(&run, &reference, 3, 128, &at), beside = training_share(&run, &one, 3, 128, &at);
+            check(share <= 1 && beside <= 1, "ranks: training as the CPU reference and as one rank",
+                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, beside one rank %.3f", common[k],
+                splits[i], run.steps, run.loss[0], run.loss[steps - 1], share, beside);
+            free(run.weights);
+        }
+        free(reference.weights);
+        free(one.weights);
+    }
+}
+
+// The same sums in the same order whatever --zero is, with one pass and no clipping: the norm's own sum is taken by slices from 1
+// on, so a clipped step differs in its last bits.
+static void ranks_zero_equal(void) {
+    static const char* const shapes[] = {
+        "batch-size=2 dp=2 sp=2", "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0"};
+    int steps = quick ? 2 : 8;
+    for (int i = 0; i < (quick ? 1 : 3); i++) {
+        Run first;
+        char text[256];
+        for (int zero = 0; zero < 4; zero++) {
+            snprintf(text, sizeof text, "%s %s grad-clip=0 zero=%d", RANKS, shapes[i], zero);
+            Run run = run_watched(text, NULL, steps);
+            if (zero == 0) {
+                first = run;
+                continue;
+            }
+            double norms = 0;
+            for (int j = 0; j < steps; j++) norms = worst(norms, fabs(run.norm[j] / first.norm[j] - 1));
+            int same = run.steps == steps && first.steps == steps && memcmp(run.loss, first.loss, sizeof run.loss) == 0 &&
+                memcmp(run.weights, first.weights, (size_t)first.parameters * sizeof(real)) == 0;
+            check(same && norms <= 1e-6, "ranks: --zero gives the same bits",
+                "%s: --zero %d as 0, %d steps, %lld weights; norms within %.1e", shapes[i], zero, run.steps,
+                (long long)run.parameters, norms);
+            free(run.weights);
+        }
+        free(first.weights);
+    }
+}
+
+// The same run twice on one GPU, and on two.
+static void ranks_repeat(void) {
+    static const char* const shapes[] = {"batch-size=2 sp=2", "batch-size=2 sp=2 schedule=zigzag zero=3 doc-mask=1",
+        "batch-size=1 dp=2 sp=2 zero=2 schedule=ring", "batch-size=2 sp=4 schedule=dist zero=1 recompute=none"};
+    int gpus = 0, steps = quick ? 2 : 8;
+    cuda_need(cudaGetDeviceCount(&gpus), "counting GPUs");
+    if (gpus < 2) skip("ranks: two GPUs give the bits of one", "only one GPU is visible");
+    for (int i = 0; i < (quick ? 1 : 4); i++) {
+        char text[256];
+        snprintf(text, sizeof text, "%s seq-len=700 %s", RANKS, shapes[i]);
+        Run a = run_watched(text, NULL, steps), b = run_watched(text, NULL, steps);
+        check(run_equal(&a, &b), "ranks: --deterministic 1", "%s: %d steps, losses, norms and %lld weights bit for bit",
+            shapes[i], a.steps, (long long)a.parameters);
+        free(b.weights);
+        if (gpus >= 2) {
+            gpus_shown = 2;
+            b = run_watched(text, NULL, steps);
+            gpus_shown = 1;
+            cuda_need(cudaSetDevice(0), "the first GPU");
+            check(run_equal(&a, &b), "ranks: two GPUs give the bits of one", "%s: %d steps, losses, norms and %lld weights",
+                shapes[i], b.steps, (long long)b.parameters);
+            free(b.weights);
+        }
+        free(a.weights);
+    }
+}
+
+// Saved by two ranks that share everything, and gone on with elsewhere.
+static void ranks_resume(void) {
+    static const char* const from = "batch-size=2 sp=2 zero=3";
+    static const char* const to[] = {"batch-size=2 sp=2 zero=3", "batch-size=2 sp=1", "batch-size=2 sp=4 schedule=zigzag",
+        "batch-size=1 dp=2 zero=1", "batch-size=1 dp=2 sp=2 zero=2"};
+    int steps = quick ? 2 : 12, at = 0;
+    char text[256], then[256];
+    snprintf(text, sizeof text, "%s %s", RANKS, from);
+    Run whole = run_watched(text, NULL, steps);
+    for (int i = 0; i < 5; i += quick ? 2 : 1) {
+        snprintf(then, sizeof then, "%s %s", RANKS, to[i]);
+        watch_note(NULL, then, -1);
+        Run run = run_resumed(text, then, steps / 2, steps);
+        watch_note(NULL, NULL, 0);
+        double share = training_share(&run, &whole, 3, 128, &at);
+        check(share <= 1 && (i > 0 || run_equal(&run, &whole)), "ranks: resumed at another shape",
+            "%s -> %s: saved at step %d of %d, largest share of the tolerance %.3f%s", from, to[i], steps / 2, steps, share,
+            i == 0 ? ", and bit for bit" : "");
+        free(run.weights);
+    }
+    free(whole.weights);
+}
+
+// The same checkpoint with one rank and with two that share everything: validation, and what is generated, before and after a
+// step.
+static void ranks_sampling(void) {
+    char text[256], error[GPT2_SP_TEXT];
+    snprintf(text, sizeof text, "%s seq-len=600 batch-size=2", RANKS);
+    gpt2_sp_options o = run_options(text);
+    gpt2_sp_stats stats;
+    snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
+    snprintf(o.out, sizeof o.out, "%s", scratch("ranks_sampling"));
+    watch_note(NULL, "sampling with several ranks", -1);
+    gpt2_sp *g = gpt2_sp_create(&o, error, sizeof error), *both[2] = {NULL, NULL};
+    int status = g ? 0 : -1, steps = quick ? 2 : 10;
+    for (int i = 0; status == 0 && i < steps; i++) status = gpt2_sp_step(g, &stats);
+    if (status == 0) status = gpt2_sp_save(g);
+    gpt2_sp_destroy(g);
+    snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08d", o.out, steps);
+    o.out[0] = 0;
+    for (int i = 0; status == 0 && i < 2; i++) {
+        if (i == 1) options_apply(&o, "sp=2 zero=3");
+        both[i] = gpt2_sp_create(&o, error, sizeof error);
+        if (both[i]) both[i]->eot = -1;
+        else status = -1;
+    }
+    if (status != 0) check(0, "ranks: sampling", "%s", error);
+    double limit = VERIFY_SAFETY * rounding_noise((double)roundings_of_loss(3));
+    for (int round = 0; status == 0 && round < 2; round++) {
+        double loss[2] = {NAN, NAN};
+        int32_t prompt[300], out[2][3][16];
+        static const int64_t lengths[3] = {1, 257, 300};
+        for (int64_t i = 0; i < 300; i++) prompt[i] = (int32_t)dice(97, (uint64_t)i, 64);
+        for (int i = 0; i < 2; i++) {
+            watch_note(both[i], i ? "sampling with --sp 2 --zero 3" : "sampling with one rank", round);
+            if (round == 1 && gpt2_sp_step(both[i], &stats) != 0) status = -1;
+            if (gpt2_sp_validate(both[i], 5, &loss[i]) != 0) status = -1;
+            for (int k = 0; k < 3; k++)
+                if (gpt2_sp_generate(both[i], prompt, lengths[k], out[i][k], 16, k == 1 ? 0.8 : 0, 0, 1, 7) != 16) status = -1;
+            if (status != 0) check(0, "ranks: sampling", "%s", gpt2_sp_error(both[i]));
+        }
+        int counts = memcmp(both[0]->evaluation.bucket_count, both[1]->evaluation.bucket_count,
+                         sizeof both[0]->evaluation.bucket_count) == 0;
+        check(counts && fabs(loss[1] - loss[0]) <= limit * loss[0], "ranks: evaluation as one rank's",
+            "--sp 2 --zero 3%s: %.6f, one rank %.6f, at most %.2g of it apart; %s", round ? ", a step later" : "", loss[1],
+            loss[0], limit, counts ? "the same tokens" : "OTHER TOKENS");
+        if (round == 0)   // a step later the weights differ in their last bits
+            check(memcmp(out[0], out[1], sizeof out[0]) == 0, "ranks: sampling as one rank's",
+                "prompts of 1, 257 and 300: 16 tokens each");
+    }
+    watch_note(NULL, NULL, 0);
+    gpt2_sp_destroy(both[0]);
+    gpt2_sp_destroy(both[1]);
+}
+
+static void ranks_memory(void) {
+    static const char* const splits[] = {"sp=3", "sp=2 schedule=ring", "sp=4 schedule=zigzag", "sp=3 schedule=allgather",
+        "sp=4 schedule=dist-paper", "sp=2 schedule=ulysses", "dp=2", "dp=2 sp=2"};
+    for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i += quick ? 5 : 1) {
+        size_t wrong = 0, bytes = 0, before = 0, after = 0, total = 0;
+        for (int zero = 0; zero < 4; zero++) {
+            char text[256];
+            gpt2_sp_stats stats;
+            snprintf(text, sizeof text, "%s heads=4 batch-size=2 doc-mask=1 %s zero=%d", RANKS, splits[i], zero);
+            gpt2_sp_options o = run_options(text);
+            Error e = {{0}};
+            watch_note(NULL, text, -1);
+            gpt2_sp* g = gpt2_sp_create(&o, e.text, sizeof e.text);
+            for (int w = 0; g && w < g->mesh.world; w++) {
+                Arena plan = gpu_plan(&g->mesh, &g->layout, w), *arena = &((Gpu*)g->ranks[w].device)->arena;
+                for (int k = 0; k < MEMORY_GROUP_COUNT; k++) wrong += plan.group[k] != arena->group[k];
+                wrong += plan.used != arena->used, bytes += arena->used;
+            }
+            int status = g ? gpt2_sp_step(g, &stats) : -1;
+            cudaMemGetInfo(&before, &total);
+            for (int k = 0; k < 2 && status == 0; k++) status = gpt2_sp_step(g, &stats);
+            cudaMemGetInfo(&after, &total);
+            wrong += status != 0 || before != after;
+            if (status != 0) printf("     %s: %s\n", text, g ? gpt2_sp_error(g) : e.text);
+            watch_note(NULL, NULL, 0);
+            gpt2_sp_destroy(g);
+        }
+        check(wrong == 0, "ranks: memory as planned", "%s, --zero 0 to 3: %zu bytes in all; %zu plans or steps took others",
+            splits[i], bytes, wrong);
+    }
+}
+
+// One rank's gain of the final norm is NaN: its loss is, and no rank updates. Once it is mended all go on. With --zero 1 and 2
+// the gather after the refused step mends it, since another rank owns that gain; with 3 there is only one, which all read.
+static void ranks_not_finite(void) {
+    static const char* const splits[] = {"sp=2", "sp=3 zero=1", "dp=2 sp=2 zero=2", "sp=2 zero=3", "dp=2 schedule=zigzag"};
+    for (int i = 0; i < 5; i += quick ? 3 : 1) {
+        char text[256], error[GPT2_SP_TEXT];
+        snprintf(text, sizeof text, "%s batch-size=2 %s", RANKS, splits[i]);
+        gpt2_sp_options o = run_options(text);
+        watch_note(NULL, text, -1);
+        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        if (!g) {
+            check(0, "ranks: not finite on one rank", "%s", error);
+            continue;
+        }
+        gpt2_sp_stats stats;
+        const Unit* last = &g->layout.units[g->layout.count - 1];
+        int zero = g->mesh.zero, victim = zero >= 3 ? 0 : g->mesh.world - 1, updated[3] = {-1, -1, -1};
+        float* gain = ((Gpu*)g->ranks[victim].device)->weights + (zero >= 3 ? last->shard_offset : last->offset) + 3;
+        float nan_value = NAN, kept = 0;
+        int status = gpt2_sp_step(g, &stats);
+        updated[0] = stats.updated;
+        std::vector<real> before[2], after((size_t)g->layout.elements);
+        cuda_need(cudaMemcpy(&kept, gain, 4, cudaMemcpyDeviceToHost), "a gain");
+        if (zero >= 3) cuda_need(cudaMemcpy(gain, &nan_value, 4, cudaMemcpyHostToDevice), "a gain");
+        for (int k = 0; k < 2; k++) collect(g, k ? STATE_M : STATE_WEIGHTS, after.data()), before[k] = after;
+        if (zero < 3) cuda_need(cudaMemcpy(gain, &nan_value, 4, cudaMemcpyHostToDevice), "a gain");
+        if (status == 0) status = gpt2_sp_step(g, &stats);
+        updated[1] = stats.updated;
+        int changed = 0;
+        for (int k = 0; k < 2; k++)
+            collect(g, k ? STATE_M : STATE_WEIGHTS, after.data()),
+                changed += memcmp(after.data(), before[k].data(), after.size() * sizeof(real)) != 0;
+        cuda_need(cudaMemcpy(gain, &kept, 4, cudaMemcpyHostToDevice), "a gain");
+        if (status == 0) status = gpt2_sp_step(g, &stats);
+        updated[2] = stats.updated;
+        int differ = replicas_differ(g);
+        check(status == 0 && updated[0] == 1 && updated[1] == 0 && updated[2] == 1 && isfinite(stats.loss) && !changed && !differ,
+            "ranks: not finite on one rank",
+            "%s: updates %d, then %d with %d arrays changed, mended %d, loss %.4f; %d replicas differ", splits[i], updated[0],
+            updated[1], changed, updated[2], stats.loss, differ);
+        watch_note(NULL, NULL, 0);
+        gpt2_sp_destroy(g);
+    }
+}
+
+// --check: passes, and the run goes on; a weight that is wrong on one rank is found.
+static void ranks_check(void) {
+    static const struct {
+        const char* split;
+        int planted;
+    } cases[] = {{"sp=2", 0}, {"sp=2", 1}, {"sp=3 zero=3 doc-mask=1", 0}, {"dp=2 sp=2 zero=2 schedule=zigzag grad-accum=2", 0},
+        {"dp=2 zero=1", 1}, {"sp=4 schedule=ring", 1}};
+    for (int i = 0; i < (quick ? 2 : 6); i++) {
+        char text[256], error[GPT2_SP_TEXT], last[512] = "";
+        snprintf(text, sizeof text, "%s batch-size=2 %s", RANKS, cases[i].split);
+        gpt2_sp_options o = run_options(text);
+        gpt2_sp_stats stats;
+        watch_note(NULL, text, -1);
+        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        if (!g) {
+            check(0, "ranks: --check", "%s", error);
+            continue;
+        }
+        bf16 wrong = __float2bfloat16(4);
+        if (cases[i].planted)
+            cuda_need(
+                cudaMemcpy(gpu_half(&g->ranks[g->mesh.world - 1], 2, P_fcw) + 3 * 128 + 5, &wrong, 2, cudaMemcpyHostToDevice),
+                "a weight");
+        int status = quietly(trainer_check_ranks, g, last, sizeof last),
+            said = strstr(gpt2_sp_error(g), "ranks differ from one by") != NULL;
+        if (cases[i].planted)
+            check(status == -1 && said, "ranks: --check, one rank's weight is wrong", "%s: %s", cases[i].split,
+                status ? gpt2_sp_error(g) : last);
+        else {
+            int stepped = status == 0 && gpt2_sp_step(g, &stats) == 0 && stats.updated == 1;
+            check(stepped, "ranks: --check", "%s: %s %s", cases[i].split, last, stepped ? "" : gpt2_sp_error(g));
+        }
+        watch_note(NULL, NULL, 0);
+        gpt2_sp_destroy(g);
+    }
+}
+
+// GPT-2's width and long sequences, where kernels fill the GPU that the ranks share and copies are long: what would wait for ever
+// does so here. Not deterministic, so that nothing but the schedule orders the work.
+static void ranks_stress(void) {
+    static const char* const splits[] = {"", "sp=2", "sp=2 schedule=zigzag zero=3 recompute=none", "sp=4 zero=2 schedule=ring"};
+    char path[512], text[256];
+    int32_t* tokens = stream_make(41, 60000, 4000);
+    int steps = quick ? 2 : 30, at = 0;
+    snprintf(path, sizeof path, "%s", scratch("stress.tok"));
+    stream_write(path, tokens, 60000);
+    free(tokens);
+    Run one;
+    for (int i = 0; i < (quick ? 2 : 4); i++) {
+        snprintf(text, sizeof text, "layers=2 heads=12 channels=768 seq-len=%d batch-size=1 threads=4 lr=3e-4 deterministic=0 %s",
+            quick ? 1500 : 16384, splits[i]);
+        double start = now_ms();
+        Run run = run_watched(text, path, steps);
+        double seconds = 1e-3 * (now_ms() - start), share = i ? training_share(&run, &one, 2, 768, &at) : 0;
+        check(run.steps > 0 && share <= 1, "ranks: long sequences",
+            "%s: %d steps in %.1f s, loss %.4f -> %.4f; largest share of the tolerance beside one rank %.3f", text, steps,
+            seconds, run.loss[0], run.loss[run.steps > 0 ? run.steps - 1 : 0], share);
+        if (i == 0) one = run;
+        else free(run.weights);
+    }
+    free(one.weights);
+}
+
+static void test_ranks_runs(void) {
+    ranks_splits();
+    ranks_zero_equal();
+    ranks_repeat();
+    ranks_resume();
+    ranks_sampling();
+    ranks_memory();
+    ranks_not_finite();
+    ranks_check();
+    ranks_stress();
+}
