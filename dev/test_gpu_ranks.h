@@ -226,7 +226,10 @@ static void host_plan(void) {
     wrong = 0;
     for (size_t i = 0; i < sizeof placed / sizeof placed[0]; i++) {
         gpus_shown = placed[i].gpus;
-        for (int w = 0; w < placed[i].world; w++, ranks++) wrong += gpu_of(w, placed[i].world) != placed[i].of[w];
+        Mesh mesh;
+        memset(&mesh, 0, sizeof mesh);
+        mesh.world = mesh.local_ranks = placed[i].world, mesh.processes = mesh.local_processes = 1;
+        for (int w = 0; w < placed[i].world; w++, ranks++) wrong += gpu_of(&mesh, w) != placed[i].of[w];
     }
     gpus_shown = kept;
     check(wrong == 0, "host: which GPU a rank takes", "%d ranks: %d wrong", ranks, wrong);
@@ -302,7 +305,7 @@ static void watch_report(void) {
         fflush(stdout);
     }
 }
-static void* watch_thread(void* unused) {
+static void* limit_thread(void* unused) {
     for (;; usleep(200000)) {
         pthread_mutex_lock(&watch.mutex);
         if (watch.deadline > 0 && now_ms() > watch.deadline) watch_report(), _exit(3);
@@ -313,7 +316,7 @@ static void* watch_thread(void* unused) {
 static void watch_note(const gpt2_sp* g, const char* doing, int step) {   // doing == NULL: nothing runs
     pthread_t thread;
     pthread_mutex_lock(&watch.mutex);
-    if (!watch.started && pthread_create(&thread, NULL, watch_thread, NULL) == 0) watch.started = 1, pthread_detach(thread);
+    if (!watch.started && pthread_create(&thread, NULL, limit_thread, NULL) == 0) watch.started = 1, pthread_detach(thread);
     watch.g = g, watch.step = step, watch.deadline = doing ? now_ms() + 1e3 * (quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS) : 0;
     if (doing) snprintf(watch.doing, sizeof watch.doing, "%s", doing);
     pthread_mutex_unlock(&watch.mutex);
