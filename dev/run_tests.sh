@@ -140,6 +140,13 @@ part_embed() {
 # The GPU program: that it compiles for all its architectures, and that dev/check_ptxas.sh finds no fault in it and would find one. Running it
 # needs a GPU.
 spoiled() { sed "$1" build/nvcc.log > $work/spoiled.log && ! sh dev/check_ptxas.sh $work/spoiled.log > /dev/null; }
+tests_gpu() {
+    ./test_gpt2_spcu > build/test-gpu.log 2>&1
+    status=$?
+    grep '^FAIL' build/test-gpu.log
+    tail -n 1 build/test-gpu.log
+    return $status
+}
 part_gpu() {
     if has nvcc; then
         check "make train_gpt2_spcu" $make -s train_gpt2_spcu
@@ -147,7 +154,8 @@ part_gpu() {
         check "ptxas: a serialised kernel is found" spoiled '$s/.*/ptxas info : (C7510) Potential Performance Loss/'
         check "ptxas: a kernel that spills is found" spoiled 's/ [0-9]* bytes spill stores/ 4096 bytes spill stores/'
         check "make test_gpt2_spcu" $make -s test_gpt2_spcu
-        skip "make test-gpu" "needs a GPU of compute capability 8.0 or more"
+        check "the GPU program's tests, without a GPU those of its host" tests_gpu
+        nvidia-smi -L > /dev/null 2>&1 || skip "make test-gpu" "needs a GPU of compute capability 8.0 or more"
     else
         skip "the GPU program" "nvcc is not installed"
     fi
