@@ -2630,7 +2630,7 @@ static void progress(Gpu* d, const char* what, int64_t layer) {
     cudaEventRecord(p->event, d->stream);
 }
 // The line of a rank whose GPU does not come back: what it finished last.
-static int gpu_late(Rank* r) {
+static int gpu_overdue(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     char last[64] = "nothing";
     for (int64_t i = max_i64(0, d->progress_count - MAX_PROGRESS); i < d->progress_count; i++) {
@@ -2660,7 +2660,7 @@ static int gpu_finish(Rank* r) {
 #endif
         if (deadline > 0 && now_ms() > deadline) {
             d->stuck = 1;
-            return gpu_late(r);
+            return gpu_overdue(r);
         }
     }
     CUDA_TRY(&r->error, status);
@@ -3659,7 +3659,7 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     }
     return v;
 }
-static int item_pieces_gpu(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
+static int gpu_item_pieces(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
     const Shape* s = &r->mesh->shape;
     ItemTensors t = item_tensors(item.kind);
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of), parts = run->table->head_parts;
@@ -3763,7 +3763,7 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
     return 0;
 }
 
-static int run_op_gpu(Rank* r, GpuAttention* run, const ScheduleOp* op) {
+static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     const Schedule* table = run->table;
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -3826,7 +3826,7 @@ __global__ void rows_add_kernel(float* out, int64_t out_stride, const float* inp
 }
 
 // Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
-static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
+static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
@@ -3857,8 +3857,8 @@ static int run_merge_gpu(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
         return 0;
     }
     GpuPiece to[MAX_GPU_PIECES], from[MAX_GPU_PIECES];
-    int count = item_pieces_gpu(r, run, msg->item, msg->into, 0, to);
-    item_pieces_gpu(r, run, msg->item, msg->dst, 0, from);
+    int count = gpu_item_pieces(r, run, msg->item, msg->into, 0, to);
+    gpu_item_pieces(r, run, msg->item, msg->dst, 0, from);
     for (int i = 0; i < count; i++)
         if (there)
             rows_add_kernel<<<(unsigned)ceil_div(to[i].rows * (int64_t)to[i].width / 16, 256), 256, 0, d->stream>>>(
@@ -3929,7 +3929,7 @@ static void pack_place(GpuPiece* piece, char** packed) {
 
 // Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what came home. host_docs is the
 // host's copy of run->doc_start.
-static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
+static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     const Schedule* table = run->table;
     Gpu* d = (Gpu*)r->device;
     GpuPiece *sends = d->pieces, *receives = d->pieces + MAX_GPU_PIECES * (2 * r->mesh->sp + 2);
@@ -3942,22 +3942,22 @@ static int run_table_gpu(Rank* r, GpuAttention* run, const int32_t* host_docs) {
             const ScheduleMessage* msg = &table->messages[message];
             if (!r->message_active[message]) continue;
             if (msg->to == r->sp_rank)
-                receive_count += item_pieces_gpu(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
+                receive_count += gpu_item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
             if (msg->from != r->sp_rank) continue;
-            int count = item_pieces_gpu(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
+            int count = gpu_item_pieces(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
             for (int i = 0; i < count; i++) pack_place(&sends[send_count + i], &packed);
             for (int i = 0; i < count; i++) r->bytes_sent += sends[send_count + i].width * (size_t)sends[send_count + i].rows;
             send_count += count;
         }
         if (gpu_post(r, sends, send_count, receives, receive_count) != 0) return -1;
         for (; op < table->op_count && table->ops[op].step == step; op++)
-            if (table->ops[op].rank == r->sp_rank && r->op_active[op] && run_op_gpu(r, run, &table->ops[op]) != 0) return -1;
+            if (table->ops[op].rank == r->sp_rank && r->op_active[op] && gpu_run_op(r, run, &table->ops[op]) != 0) return -1;
         if (gpu_wait(r, sends, send_count, receives, receive_count) != 0) return -1;
         for (int i = first; i < message; i++) {
             const ScheduleMessage* msg = &table->messages[i];
             if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
             if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
-            if (msg->to == r->sp_rank && msg->merge && run_merge_gpu(r, run, msg) != 0) return -1;
+            if (msg->to == r->sp_rank && msg->merge && gpu_run_merge(r, run, msg) != 0) return -1;
             if (msg->to == r->sp_rank && !msg->merge) r->slot_filled[msg->dst] = 1;
         }
     }
@@ -3978,7 +3978,7 @@ static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, con
         memset(&run, 0, sizeof run);
         run.table = &r->mesh->schedule[0], run.slots = d->slots[0], run.qkv = qkv, run.out = atty, run.lse = lse;
         run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C, run.l = run.m + d->R * s->NH, run.doc_start = doc_start;
-        return run_table_gpu(r, &run, docs);
+        return gpu_run_table(r, &run, docs);
     }
     AttnForward a;
     memset(&a, 0, sizeof a);
@@ -4009,7 +4009,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
         memset(&run, 0, sizeof run);
         run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty, run.lse = lse;
         run.delta = d->delta, run.dq = dq, run.dkv = d->dkv, run.doc_start = doc_start;
-        if (run_table_gpu(r, &run, docs) != 0) return -1;
+        if (gpu_run_table(r, &run, docs) != 0) return -1;
         qkv_finish(d, dbias, dqkv, dq, d->dkv, scale, d->R, s->C);
         return 0;
     }

@@ -82,9 +82,9 @@ static void host_rank(HostRank* h, const HostMesh* m, int w, int direction) {
 static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
     GpuPiece from[MAX_GPU_PIECES], to[MAX_GPU_PIECES], into[MAX_GPU_PIECES];
     const HostRank *sender = &ranks[msg->from], *receiver = &ranks[msg->to];
-    int count = item_pieces_gpu(&sender->rank, &sender->run, msg->item, msg->src, msg->to, from), wrong = 0;
-    wrong += item_pieces_gpu(&receiver->rank, &receiver->run, msg->item, msg->dst, msg->from, to) != count;
-    wrong += item_pieces_gpu(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0, into) != count;
+    int count = gpu_item_pieces(&sender->rank, &sender->run, msg->item, msg->src, msg->to, from), wrong = 0;
+    wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->dst, msg->from, to) != count;
+    wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0, into) != count;
     for (int i = 0; i < count; i++) {
         wrong += from[i].width == 0;   // such copies and launches are errors
         wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width ||
