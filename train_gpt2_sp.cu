@@ -2042,7 +2042,7 @@ typedef struct {
     const char* source;   // NULL: it lies at `data` already
     size_t source_pitch;
 } GpuPiece;
-enum { MAX_GPU_PIECES = 4, MAX_RANKS = 64 };   // of one message; of a process
+enum { MAX_GPU_PIECES = 4, MAX_RANKS = 64 };   // of one message; of a run
 
 // What a rank offers a peer during a step: valid from `ready` on, read once `taken`. Empty while pieces is NULL.
 typedef struct {
@@ -2420,7 +2420,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
 
 static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     if (mesh->world > MAX_RANKS)
-        return fail(e, "--dp %d --sp %d: a process of the GPU program holds at most %d ranks", mesh->dp, mesh->sp, MAX_RANKS);
+        return fail(e, "--dp %d --sp %d: a run of the GPU program has at most %d ranks", mesh->dp, mesh->sp, MAX_RANKS);
     if (mesh->zero > 0 && mesh->world == 1)
         return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
     if (o->transport == GPT2_SP_PEER && mesh->processes > 1)

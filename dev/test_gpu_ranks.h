@@ -238,7 +238,7 @@ static void host_plan(void) {
 static void host_refusals(void) {
     static const struct {
         const char *options, *part;
-    } refused[] = {{"sp=65", "a process of the GPU program holds at most 64 ranks"}, {"dp=9 sp=8", "--dp 9 --sp 8: a process"},
+    } refused[] = {{"sp=65", "a run of the GPU program has at most 64 ranks"}, {"dp=9 sp=8", "--dp 9 --sp 8: a run"},
         {"zero=1", "--zero 1: one rank has nothing to share"}, {"zero=3", "--zero 3: one rank"},
         {"sp=2 verify=1", "--check compares several with one"}, {"dp=2 verify=1", "--check compares several"},
         {"sp=3 schedule=dist-paper", "even --sp only (found 3)"}, {"sp=3 schedule=ulysses", "(found 8 and 3)"},
