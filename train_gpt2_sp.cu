@@ -4495,8 +4495,7 @@ static int gpu_piece(Rank* r, int64_t at) {
     if (!r->learn) {
         CUDA_TRY(e, cudaMemcpyAsync(r->token_loss + at % r->R, d->token_loss, (size_t)R * 4, cudaMemcpyDeviceToHost, d->stream));
         CUDA_TRY(e, cudaMemcpyAsync(r->token_hit + at % r->R, d->token_hit, (size_t)R, cudaMemcpyDeviceToHost, d->stream));
-        CUDA_TRY(e, cudaStreamSynchronize(d->stream));
-        return 0;
+        return gpu_finish(r);
     }
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
@@ -5068,8 +5067,7 @@ static int gpu_rehearse(Rank* r) {
     r->learn = 1;
     if (d->rehearsed) return 0;
     d->tune = !d->deterministic, d->rehearsed = 1;
-    if (gpu_piece(r, 0) != 0) return -1;
-    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
+    if (gpu_piece(r, 0) != 0 || gpu_finish(r) != 0) return -1;
     d->tune = 0;
     return 0;
 }
@@ -5119,7 +5117,7 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
 static int gpu_gradients(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0) return -1;
+    if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0 || gpu_finish(r) != 0) return -1;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         int64_t at = unit->offset + r->world_rank * unit->slice;
