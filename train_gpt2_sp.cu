@@ -2722,12 +2722,19 @@ static int gpu_allocate(Rank* r, Error* e) {
 
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
     if (!d) return;
-    double until = now_ms() + (d->stuck ? 0 : 10e3);
+    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
+    double until = now_ms() + 10e3;
     cudaSetDevice(d->ordinal);
-    while (d->stream && cudaStreamQuery(d->stream) == cudaErrorNotReady)
-        if (now_ms() > until) return;   // it may wait for a peer that failed: what would be freed is in use
-    cudaDeviceSynchronize();
+    for (int i = 0; w->devices && i < w->world; i++)
+        if (w->devices[i] && ((const Gpu*)w->devices[i])->stuck) d->stuck = 1;
+    for (int i = 0; i < 3; i++)
+        while (!d->stuck && streams[i] && cudaStreamQuery(streams[i]) == cudaErrorNotReady) d->stuck = now_ms() > until;
+    // A GPU that does not come back may wait for a peer that failed: what would be freed is in use, and to free memory is to wait for
+    // the GPU. So it is with all ranks of the process: they read each other's memory, and may share a GPU.
+    if (d->stuck) return;
+    if (w->devices) w->devices[r->world_rank - w->first] = NULL;
 #ifdef GPT2_SP_NCCL
     for (int i = 0; i < 2; i++)
         if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
@@ -2743,7 +2750,6 @@ static void gpu_release(Rank* r) {
         cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
     free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
-    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
     for (int i = 0; i < 3; i++)
         if (streams[i]) cudaStreamDestroy(streams[i]);
     cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->packing, d->done, d->arrived};
