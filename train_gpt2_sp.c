@@ -588,7 +588,7 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
         if (value[0]) printf(" [%s]", value);
         printf("\n");
     }
-    printf("  %-24s %s\n", "--config FILE", "read options from `name = value` lines; # starts a comment");
+    printf("  %-24s %s\n", "--config FILE", "read options from `name = value` lines; # begins a line of comment");
 }
 
 // ===== 2. errors and files ======================================================================
@@ -5477,7 +5477,8 @@ static int trainer_start(gpt2_sp* g) {
     return ranks_run(g, g->device->load);
 }
 
-// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it has files must agree.
+// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it has files must
+// agree.
 static int option_is_own(const char* name) {
     static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
     for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
@@ -5641,10 +5642,10 @@ static int gradients_collect(gpt2_sp* g, uint64_t sample) {
     return status;
 }
 
-// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is some 2^-24 per operation; in the GPU
-// program a sum that differs in its last bits now and then rounds to another bf16 number, 2^-8 away, in the residual stream of a layer and in the
-// gradients that pass through it. Such flips are rare and independent, so they add up like the square root of the layers they pass through: the
-// bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is some 2^-24 per
+// operation; in the GPU program a sum that differs in its last bits now and then rounds to another bf16 number, 2^-8 away, in
+// the residual stream of a layer and in the gradients that pass through it. Such flips are rare and independent, so they add up
+// like the square root of the layers they pass through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
 static double check_bound(const gpt2_sp* g) {
     return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
 }
