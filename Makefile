@@ -79,7 +79,7 @@ else
 	@echo '✓ zlib'
 	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
 	@echo '$(if $(NVCC),$(if $(GPU),✓ nvcc       $(NVCC): the GPU program$(comma) for $(GPU_FOR) (about a minute; make GPU= leaves it out),- nvcc       $(NVCC)$(comma) not used),✗ nvcc       not found: no GPU program)'
-	@echo '$(if $(NVCC),$(if $(HAS_NCCL),✓ NCCL,✗ NCCL       not found: GPUs of one process only))'
+	$(if $(and $(NVCC),$(GPU)),@echo '$(if $(HAS_NCCL),✓ NCCL       GPUs of several processes,✗ NCCL       not found: GPUs of one process only)')
 endif
 
 path:   # where this combination of flags is built
@@ -162,7 +162,7 @@ bench-gpu2: train_gpt2_spcu   ## two GPUs against one and against PyTorch's cont
 demo:   ## from the sources and documents of this tree to a trained model, in two minutes
 	@sh scripts/demo.sh
 
-test:   ## all tests (about six minutes on 2 cores); its last line is the total
+test:   ## all tests (about eight minutes on 2 cores); its last line is the total
 	@MAKE='$(MAKE)' sh dev/run_tests.sh
 
 check: train_gpt2_sp   ## only the fault injection into checkpoint writes (needs strace)

@@ -5,8 +5,8 @@
  *     ./train_gpt2_spcu train --data shards --model d12 --seq-len 1024 --verify 1      against the CPU reference
  *
  * Options, shards, schedules, checkpoints, evaluation, logs and commands are the .c's; here are the same numbered sections with what
- * differs: where the memory is (6), the kernels (7), the order in which they run (8), and the optimizer (9). The table GPU_DEVICE at the
- * end of section 12 is all that the .c knows of it.
+ * differs: how ranks reach each other (4), where the memory is (6), the kernels (7), the order in which they run (8), and the optimizer
+ * (9). The table GPU_DEVICE at the end of section 12 is all that the .c knows of it.
  *
  * Numbers. Master weights, AdamW's moments and gradients are fp32, in the .c's layout of units; products run in bf16 from a bf16 copy of
  * the weights with fp32 sums. The residual stream is bf16: each of the 2L additions happens in the product's fp32 epilogue and is rounded
