@@ -3017,8 +3017,7 @@ typedef struct Rank Rank;
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
-    uint64_t (*memory)(
-        int ranks, int local);   // bytes that the ranks of this machine, `local` of this process, may take together
+    uint64_t (*memory)(const Mesh* mesh);   // bytes that the ranks of this machine may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
     int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
@@ -5286,8 +5285,8 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     return bytes;
 }
 
-static uint64_t machine_bytes(int ranks, int local) {
-    (void)ranks, (void)local;
+static uint64_t machine_bytes(const Mesh* mesh) {
+    (void)mesh;
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
@@ -5351,8 +5350,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     g->mesh.threads = mesh_threads(&g->mesh, &g->options);
     if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
     int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
-    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes,
-             machine = g->device->memory(sharing, g->mesh.local_ranks);
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes, machine = g->device->memory(&g->mesh);
     if (bytes > machine) return memory_refuse(g, vocab, training, sharing, bytes, machine, e);
     if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
     int world = g->mesh.local_ranks;
@@ -6172,8 +6170,7 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (gflops == 0 || gbs == 0) gpt2_sp_device->rates(&measured_gflops, &measured_gbs, mesh.threads);
         if (gflops == 0) gflops = measured_gflops;
         if (gbs == 0) gbs = measured_gbs;
-        double memory =
-            o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(mesh.world, mesh.world) / mesh.world;
+        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
         StepCost cost = step_cost(&mesh, &layout, gflops, gbs);
         plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory,
             longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)memory));

@@ -2440,17 +2440,6 @@ static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
-static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
-    Gpu* d = (Gpu*)calloc(1, sizeof *d);
-    Rank r;
-    Arena a;
-    memset(&a, 0, sizeof a);
-    rank_place(&r, mesh, layout, world_rank);
-    if (d) gpu_layout(d, &a, &r);
-    free(d);
-    return a;
-}
-
 // GPUs that this process sees and `ranks` ranks use.
 static int gpu_count(int ranks) {
     int count = 0;
@@ -2466,19 +2455,33 @@ static int gpu_of(const Mesh* mesh, int world_rank) {
     return (int)((mesh->local_process * mesh->local_ranks + local) * gpu_count((int)ranks) / ranks);
 }
 
-// Bytes that the ranks of this machine may take; where there is no GPU, so that `plan` works anywhere, all of an H200's for each.
-static uint64_t gpu_memory(int ranks, int local) {
-    int count = gpu_count(ranks), before = 0;
+static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    Rank r;
+    Arena a;
+    memset(&a, 0, sizeof a);
+    // CUB asks a GPU for its bytes: one of this process, if there is any
+    if (cudaSetDevice(gpu_of(mesh, mesh->first_rank)) != cudaSuccess) (void)cudaGetLastError();
+    rank_place(&r, mesh, layout, world_rank);
+    if (d) gpu_layout(d, &a, &r);
+    free(d);
+    return a;
+}
+
+// Bytes that the ranks of this machine may take, by the GPUs of this process' ranks; where there is no GPU, so that `plan` works anywhere,
+// all of an H200's for each. A process asks no other GPU: that would take memory there for good.
+static uint64_t gpu_memory(const Mesh* mesh) {
+    int ranks = mesh->local_ranks * mesh->local_processes, count = gpu_count(ranks), before = 0;
     if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
     uint64_t least = UINT64_MAX;
     cudaGetDevice(&before);
-    for (int i = 0; i < count; i++) {
+    for (int i = gpu_of(mesh, mesh->first_rank); i <= gpu_of(mesh, mesh->first_rank + mesh->local_ranks - 1); i++) {
         size_t free_bytes = 0, total = 0;
         if (cudaSetDevice(i) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) free_bytes = 0;
         if (free_bytes < least) least = free_bytes;
     }
     cudaSetDevice(before);
-    return (gpu_bound(ranks, local) ? least : least / (uint64_t)ceil_div(ranks, count)) * (uint64_t)ranks;
+    return (gpu_bound(ranks, mesh->local_ranks) ? least : least / (uint64_t)ceil_div(ranks, count)) * (uint64_t)ranks;
 }
 
 // Every job of a rank runs on a thread of its own: it begins by choosing the GPU.
