@@ -2720,6 +2720,15 @@ static int gpu_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+static void matmul_plans_release(Gpu* d) {
+    for (int i = 0; i < d->plan_count; i++) {
+        MatmulPlan* p = &d->plans[i];
+        cublasLtMatmulDescDestroy(p->operation);
+        cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+    }
+    d->plan_count = 0;
+}
+
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     if (!d) return;
@@ -2732,11 +2741,7 @@ static void gpu_release(Rank* r) {
     for (int i = 0; i < 2; i++)
         if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
 #endif
-    for (int i = 0; i < d->plan_count; i++) {
-        cublasLtMatmulDescDestroy(d->plans[i].operation);
-        cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b),
-            cublasLtMatrixLayoutDestroy(d->plans[i].d);
-    }
+    matmul_plans_release(d);
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
     for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
@@ -5301,6 +5306,7 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
             *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
         free(random);
         cudaEventDestroy(d->timer[0]), cudaEventDestroy(d->timer[1]);
+        matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
     cudaFree(memory);

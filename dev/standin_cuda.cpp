@@ -3,8 +3,8 @@
  *     sh dev/test_standin.sh                                   builds it, runs its table of configurations (also: run_tests.sh standin)
  *     STANDIN_GPUS=2 build/standin/train train --sp 2 ...      one run; its last line is what the stand-in saw
  *
- * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is zero. What is real is the order
- * of things. A stream is a sequence of operations in one of STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue
+ * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is bytes of 1: small positive
+ * numbers of every type. What is real is the order of things. A stream is a sequence of operations in one of STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue
  * holds STANDIN_DEPTH operations, and a call that finds it full waits with the lock of the GPU's context held, as the driver does, so that no
  * other call of that GPU gets through. A copy between GPUs takes both contexts' locks. A wait refers to what its event had last recorded when
  * the wait was called. When nothing moves for some seconds the heads of all queues are printed, and the exit status is 99.
@@ -104,6 +104,8 @@ static std::deque<Stream> streams;                       // never freed: what is
 static std::deque<Event> events;
 static Stream* null_stream[MAX_GPUS];
 static int streams_of[MAX_GPUS];
+static std::thread worker;
+static bool ended;
 static u64 calls, times_full, waits, operations;
 static size_t most_pending;
 static std::map<std::string, long> made;                  // what was made less what was given back
@@ -372,6 +374,7 @@ static void work() {
         bool progress = false, timed = false, pending = false;
         {
             std::lock_guard<std::mutex> lock(state);
+            if (ended) return;
             auto now = Time::now();
             for (Queue& q : queues)
                 for (int i = 0; i < 64 && !q.ops.empty(); i++) {
@@ -407,7 +410,11 @@ static void work() {
 }
 
 static void report() {
-    std::unique_lock<std::mutex> lock(state);
+    {
+        std::lock_guard<std::mutex> lock(state);
+        ended = true;
+    }
+    worker.join();
     long leaks = 0, races = 0, other = 0;
     for (auto& x : made) {
         if (x.second) fprintf(stderr, "standin: %s: %ld not given back\n", x.first.c_str(), x.second);
@@ -434,7 +441,7 @@ static void start() {
     std::call_once(once, [] {
         queues.resize((size_t)(GPUS * QUEUES));
         for (int i = 0; i < GPUS; i++) null_stream[i] = stream_new(i, 0);
-        std::thread(work).detach();
+        worker = std::thread(work);
         atexit(report);
     });
 }
@@ -502,14 +509,6 @@ static void count(const char* what, long n) {
 }
 static void copy_touches(Touches& t, void* to, const void* from, size_t width, size_t rows, size_t to_pitch, size_t from_pitch) {
     t.reads(from, width, rows, from_pitch), t.writes(to, width, rows, to_pitch);
-}
-// What arrives on the host is zero. Memory of the device cannot be touched, and pinned memory is zero from the start.
-static void zero_on_host(void* to, size_t bytes) {
-    {
-        std::lock_guard<std::mutex> lock(state);
-        if (memory_of((u64)to)) return;
-    }
-    memset(to, 0, bytes);
 }
 #define SITE ((u64)__builtin_return_address(0))
 
@@ -668,14 +667,14 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind
     Touches t = {"a copy", {}};
     copy_touches(t, to, from, n, 1, n, n);
     push(s, Op::WORK, NULL, &t, -1, SITE);
-    if (kind == cudaMemcpyDeviceToHost) zero_on_host(to, n);
+    if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind) {
     Touches t = {"a blocking copy", {}};
     copy_touches(t, to, from, n, 1, n, n);
     push(0, Op::WORK, NULL, &t, -1, SITE);
-    if (kind == cudaMemcpyDeviceToHost) zero_on_host(to, n);
+    if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
     return cudaStreamSynchronize(0);
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
