@@ -2729,13 +2729,30 @@ static void matmul_plans_release(Gpu* d) {
     d->plan_count = 0;
 }
 
+// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's copies, which a rank that failed left
+// behind, read this rank's memory too. The ranks that are released already are absent from `peers`.
+static int gpu_quiet(Rank* r) {
+    const Gpu* d = (const Gpu*)r->device;
+    const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
+    double until = now_ms() + 10e3;
+    for (int i = 0; d->peers && i < w->world; i++)
+        if (d->peers[i] && d->peers[i]->stuck) until = 0;
+    for (int i = 0; d->peers && i < w->world; i++) {
+        if (!d->peers[i]) continue;
+        cudaStream_t streams[] = {d->peers[i]->stream, d->peers[i]->copies, d->peers[i]->gathers};
+        cudaSetDevice(d->peers[i]->ordinal);
+        for (int j = 0; j < 3; j++)
+            while (streams[j] && cudaStreamQuery(streams[j]) == cudaErrorNotReady)
+                if (now_ms() > until) return 0;
+    }
+    return 1;
+}
+
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     if (!d) return;
-    double until = now_ms() + (d->stuck ? 0 : 10e3);
+    if (!gpu_quiet(r)) return;   // it may wait for a peer that failed: what would be freed is in use
     cudaSetDevice(d->ordinal);
-    while (d->stream && cudaStreamQuery(d->stream) == cudaErrorNotReady)
-        if (now_ms() > until) return;   // it may wait for a peer that failed: what would be freed is in use
     cudaDeviceSynchronize();
 #ifdef GPT2_SP_NCCL
     for (int i = 0; i < 2; i++)
@@ -2769,6 +2786,7 @@ static void gpu_release(Rank* r) {
         if (d->summed[u]) cudaEventDestroy(d->summed[u]);
     }
     free(d->made), free(d->summed);
+    if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
     free(d->slots[0]), free(d->slots[1]), free(d->pieces);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
     free(d);
