@@ -4850,6 +4850,7 @@ static int host_end(Rank* r, int kinds, int store) {
         gpu_weights_cast(r);
         for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
         status = cudaStreamSynchronize(d->stream);
+        if (status == cudaSuccess) status = cudaGetLastError();
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }

@@ -23,7 +23,8 @@
  * Also counted: streams, events, handles, descriptions and memory that are not given back at exit, and use of those that were. Status 97.
  *
  * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on average half),
- * STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks).
+ * STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
+ * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails).
  * To see that the checker sees: STANDIN_SITES=1 prints where the program waits and records; STANDIN_DROP=ADDRESS ignores what is called
  * there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn by waiting.
  */
@@ -62,6 +63,7 @@ static const unsigned SLOW = (unsigned)setting("STANDIN_SLOW", 3), HOST = (unsig
                       SEED = (unsigned)setting("STANDIN_SEED", 1);
 static const bool ORDER = setting("STANDIN_ORDER", 1), LIST_SITES = setting("STANDIN_SITES", 0),
                   DROP_SYNC = setting("STANDIN_DROP_SYNC", 0);
+static const u64 FAIL = setting("STANDIN_FAIL", 0);
 static const u64 DROP = setting("STANDIN_DROP", 0), DROP_EVERY = setting("STANDIN_DROP_EVERY", 0);
 enum { MAX_GPUS = 64, STATUS_LEAK = 97, STATUS_RACE = 98, STATUS_STUCK = 99 };
 
@@ -112,6 +114,7 @@ static std::map<std::string, long> made;                  // what was made less 
 static std::map<std::string, long> complaints;
 static std::map<u64, std::pair<const char*, long>> sites;   // where the program waits and records
 static thread_local int current;
+static thread_local cudaError_t last_error;
 static thread_local Clock host;   // what this host thread knows to be done
 
 static void complain(const std::string& what) {
@@ -452,7 +455,7 @@ static Stream* stream_of(cudaStream_t s) {   // with the lock
 }
 
 // Enqueues an operation, with what it touches.
-static void push(cudaStream_t s, int kind, Event* event, Touches* touches, int other, u64 site) {
+static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches, int other, u64 site) {
     start();
     static thread_local std::mt19937 random((unsigned)(uintptr_t)&random + SEED);
     if (HOST && random() % 400 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
@@ -466,13 +469,13 @@ static void push(cudaStream_t s, int kind, Event* event, Touches* touches, int o
     std::unique_lock<std::mutex> lock(state);
     Stream* stream = stream_of(s);
     Queue* q = stream->queue;
-    calls++;
+    if (++calls == FAIL) return last_error = cudaErrorLaunchFailure;
     if (event && !event->alive) complain("an event is used after its end");
     if (kind != Op::WORK) {
         auto& entry = sites[site];
         entry.first = kind == Op::WAIT ? "wait" : "record", entry.second++;
-        if (site == DROP) return;
-        if (kind == Op::WAIT && DROP_EVERY && ++waits % DROP_EVERY == 0) return;
+        if (site == DROP) return cudaSuccess;
+        if (kind == Op::WAIT && DROP_EVERY && ++waits % DROP_EVERY == 0) return cudaSuccess;
     }
     if (q->ops.size() >= DEPTH) times_full++;
     while (q->ops.size() >= DEPTH) moved.wait(lock);
@@ -493,6 +496,7 @@ static void push(cudaStream_t s, int kind, Event* event, Touches* touches, int o
         }
     q->ops.push_back({(decltype(Op::kind))kind, event, version});
     q->in++, most_pending = std::max(most_pending, q->ops.size());
+    return cudaSuccess;
 }
 static void learn(const Clock& clock) {
     if (!DROP_SYNC && ORDER) join(host, clock);
@@ -547,8 +551,11 @@ cudaError_t cudaGetDriverEntryPointByVersion(
     return *f = (void*)tensor_map_encode, *found = cudaDriverEntryPointSuccess, cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() {
+    cudaError_t status = last_error;
+    return last_error = cudaSuccess, status;
+}
+cudaError_t cudaPeekAtLastError() { return last_error; }
 
 // --- streams and events ---
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
@@ -600,9 +607,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
     made["events"]--;
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE), cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
-    return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE), cudaSuccess;
+    return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE);
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     std::lock_guard<std::mutex> lock(state);
@@ -666,9 +673,9 @@ cudaError_t cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t s) {
     Touches t = {"a copy", {}};
     copy_touches(t, to, from, n, 1, n, n);
-    push(s, Op::WORK, NULL, &t, -1, SITE);
+    cudaError_t status = push(s, Op::WORK, NULL, &t, -1, SITE);
     if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
-    return cudaSuccess;
+    return status;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind) {
     Touches t = {"a blocking copy", {}};
@@ -681,17 +688,17 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     cudaMemcpyKind, cudaStream_t s) {
     Touches t = {"a copy of rows", {}};
     copy_touches(t, to, from, width, rows, to_pitch, from_pitch);
-    return push(s, Op::WORK, NULL, &t, -1, SITE), cudaSuccess;
+    return push(s, Op::WORK, NULL, &t, -1, SITE);
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int other, size_t n, cudaStream_t s) {
     Touches t = {"a copy from a peer", {}};
     copy_touches(t, to, from, n, 1, n, n);
-    return push(s, Op::WORK, NULL, &t, other, SITE), cudaSuccess;
+    return push(s, Op::WORK, NULL, &t, other, SITE);
 }
 cudaError_t cudaMemsetAsync(void* p, int, size_t n, cudaStream_t s) {
     Touches t = {"a fill", {}};
     t.writes(p, n);
-    return push(s, Op::WORK, NULL, &t, -1, SITE), cudaSuccess;
+    return push(s, Op::WORK, NULL, &t, -1, SITE);
 }
 
 // --- kernels: how nvcc's host code registers and launches them ---
@@ -699,7 +706,7 @@ static cudaError_t launch(const void* function, dim3 grid, void** arguments, cud
     Kernel& k = kernels()[function];
     Touches t = {k.name ? k.name : "an unknown kernel", {}};
     if (k.decode && ORDER) k.decode(t, {arguments, grid, k.mangled});
-    return push(s, Op::WORK, NULL, &t, -1, site), cudaSuccess;
+    return push(s, Op::WORK, NULL, &t, -1, site);
 }
 cudaError_t __cudaGetKernel(cudaKernel_t* k, const void* f) { return *k = (cudaKernel_t)f, cudaSuccess; }
 cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3, void** arguments, size_t, cudaStream_t s) {
@@ -807,7 +814,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
         t.reads(x->bias, out->ld * 2);
     if (x->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || x->epilogue == CUBLASLT_EPILOGUE_DGELU)
         t.add(x->aux, x->aux_ld * out->columns * 2, x->epilogue != CUBLASLT_EPILOGUE_DGELU);
-    return push(s, Op::WORK, NULL, &t, -1, SITE), CUBLAS_STATUS_SUCCESS;
+    return push(s, Op::WORK, NULL, &t, -1, SITE) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 // ===== host threads ==============================================================================
