@@ -2720,36 +2720,52 @@ static int gpu_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+static void matmul_plans_release(Gpu* d) {
+    for (int i = 0; i < d->plan_count; i++) {
+        MatmulPlan* p = &d->plans[i];
+        cublasLtMatmulDescDestroy(p->operation);
+        cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+    }
+    d->plan_count = 0;
+}
+
+// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's copies, which a rank that failed left
+// behind, read this rank's memory too. The ranks that are released already are absent from `peers`.
+static int gpu_quiet(Rank* r) {
+    const Gpu* d = (const Gpu*)r->device;
+    const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
+    double until = now_ms() + 10e3;
+    for (int i = 0; d->peers && i < w->world; i++)
+        if (d->peers[i] && d->peers[i]->stuck) until = 0;
+    for (int i = 0; d->peers && i < w->world; i++) {
+        if (!d->peers[i]) continue;
+        cudaStream_t streams[] = {d->peers[i]->stream, d->peers[i]->copies, d->peers[i]->gathers};
+        cudaSetDevice(d->peers[i]->ordinal);
+        for (int j = 0; j < 3; j++)
+            while (streams[j] && cudaStreamQuery(streams[j]) == cudaErrorNotReady)
+                if (now_ms() > until) return 0;
+    }
+    return 1;
+}
+
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
     if (!d) return;
-    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
-    double until = now_ms() + 10e3;
+    if (!gpu_quiet(r)) return;   // it may wait for a peer that failed: what would be freed is in use
     cudaSetDevice(d->ordinal);
-    for (int i = 0; w->devices && i < w->world; i++)
-        if (w->devices[i] && ((const Gpu*)w->devices[i])->stuck) d->stuck = 1;
-    for (int i = 0; i < 3; i++)
-        while (!d->stuck && streams[i] && cudaStreamQuery(streams[i]) == cudaErrorNotReady) d->stuck = now_ms() > until;
-    // A GPU that does not come back may wait for a peer that failed: what would be freed is in use, and to free memory is to wait for
-    // the GPU. So it is with all ranks of the process: they read each other's memory, and may share a GPU.
-    if (d->stuck) return;
-    if (w->devices) w->devices[r->world_rank - w->first] = NULL;
+    cudaDeviceSynchronize();
 #ifdef GPT2_SP_NCCL
     for (int i = 0; i < 2; i++)
         if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
 #endif
-    for (int i = 0; i < d->plan_count; i++) {
-        cublasLtMatmulDescDestroy(d->plans[i].operation);
-        cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b),
-            cublasLtMatrixLayoutDestroy(d->plans[i].d);
-    }
+    matmul_plans_release(d);
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
     for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
         cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
     free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
+    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
     for (int i = 0; i < 3; i++)
         if (streams[i]) cudaStreamDestroy(streams[i]);
     cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->packing, d->done, d->arrived};
@@ -2770,6 +2786,7 @@ static void gpu_release(Rank* r) {
         if (d->summed[u]) cudaEventDestroy(d->summed[u]);
     }
     free(d->made), free(d->summed);
+    if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
     free(d->slots[0]), free(d->slots[1]), free(d->pieces);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
     free(d);
@@ -4832,6 +4849,7 @@ static int host_end(Rank* r, int kinds, int store) {
         gpu_weights_cast(r);
         for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
         status = cudaStreamSynchronize(d->stream);
+        if (status == cudaSuccess) status = cudaGetLastError();
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
@@ -5305,6 +5323,7 @@ static void gpu_rates(double* gflops, double* gbs, int threads) {
             *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
         free(random);
         cudaEventDestroy(d->timer[0]), cudaEventDestroy(d->timer[1]);
+        matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
     cudaFree(memory);
