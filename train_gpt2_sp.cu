@@ -5292,41 +5292,87 @@ static int gpu_verify(gpt2_sp* g) {
                    : 0;
 }
 
-// What `plan` projects with: the rate of a product of the model's kind, and of copies between GPUs (an H200's link, where none is measured).
-static void gpu_rates(double* gflops, double* gbs, int threads) {
-    const int64_t n = 4096, m = 16384;
+// Milliseconds that `count` calls take on stream 0, after one that is not counted; 0 if they fail.
+template <typename Call> static float gpu_timed(int count, Call call) {
+    cudaEvent_t from = NULL, to = NULL;
+    float ms = 0;
+    int status = cudaEventCreate(&from) != cudaSuccess || cudaEventCreate(&to) != cudaSuccess;
+    for (int i = 0; status == 0 && i <= count; i++) {
+        if (i == 1) status = cudaEventRecord(from, 0) != cudaSuccess;
+        if (status == 0) status = call();
+    }
+    if (status != 0 || cudaEventRecord(to, 0) != cudaSuccess || cudaEventSynchronize(to) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, from, to) != cudaSuccess)
+        ms = 0;
+    if (from) cudaEventDestroy(from);
+    if (to) cudaEventDestroy(to);
+    return ms;
+}
+
+// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and of memory. What cannot be
+// measured, and the link between GPUs, is an H200's.
+static void gpu_rates(Rates* rates, const Mesh* mesh) {
+    const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
+    // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
+    AttnShape shape = {1, (int)NH, (int)T, (int)T, 0, 0, 1, 1 / sqrtf((float)HS), NULL, 0, (int)HS};
+    const size_t work_bytes = attn::attention_backward_work(shape),
+                 attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
+    const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE;
+    const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes, random_bytes = (size_t)(m * n) * 2;
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    uint32_t* random = (uint32_t*)malloc(random_bytes);
     bf16* memory = NULL;
     Error ignored;
-    (void)threads;
-    *gflops = 6e5, *gbs = 370;
-    if (d && cudaMalloc((void**)&memory, (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE) == cudaSuccess &&
-        cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
-        float ms = 0, *random = (float*)calloc((size_t)(m * n), 2);
-        for (int64_t i = 0; random && i < m * n / 2; i++) {   // two bf16 of -2 .. 2 at a time
-            uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
-            bits = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
-            memcpy(&random[i], &bits, 4);
-        }
-        if (random)
-            cudaMemcpy(memory, random, (size_t)(m * n) * 2, cudaMemcpyHostToDevice),
-                cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
+    float ms = 0;
+    rates->gflops = 6e5, rates->attention_gflops = 5e5, rates->link_gbs = 370, rates->copy_gbs = 4000;
+    for (size_t i = 0; random && i < random_bytes / 4; i++) {   // two bf16 of -2 .. 2 at a time
+        uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
+        random[i] = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
+    }
+    if (d && random && cudaMalloc((void**)&memory, bytes) == cudaSuccess && cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
+        cudaMemcpy(memory, random, random_bytes, cudaMemcpyHostToDevice);
+        cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
         d->workspace = memory + 2 * m * n + n * n;
-        cudaEventCreate(&d->timer[0]), cudaEventCreate(&d->timer[1]);
-        for (int i = 0; i < 5; i++) {
-            if (i == 1) cudaEventRecord(d->timer[0], 0);
-            (void)matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
-        }
-        cudaEventRecord(d->timer[1], 0);
-        if (cudaEventSynchronize(d->timer[1]) == cudaSuccess &&
-            cudaEventElapsedTime(&ms, d->timer[0], d->timer[1]) == cudaSuccess && ms > 0)
-            *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
-        free(random);
-        cudaEventDestroy(d->timer[0]), cudaEventDestroy(d->timer[1]);
+        ms = gpu_timed(
+            4, [&] { return matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored); });
+        if (ms > 0) rates->gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
+        ms = gpu_timed(4, [&] {
+            return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) != cudaSuccess ? -1 : 0;
+        });
+        if (ms > 0) rates->copy_gbs = 4e-6 * (double)random_bytes / ms;   // half of it, read and written
         matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
+    if (memory && T * C * 10 <= (int64_t)bytes) {   // q, k, v, dO begin with the numbers that are there; the rest with zeros
+        char* at = (char*)memory + T * C * 8;
+        for (int i = 0; i < 4; i++)
+            for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
+                cudaMemcpy((char*)memory + i * T * C * 2 + j, random, (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j),
+                    cudaMemcpyHostToDevice);
+        cudaMemset(at, 0, attention_bytes - (size_t)(T * C * 8));
+        bf16* x[7];   // q, k, v, dO, O, dK, dV
+        for (int i = 0; i < 7; i++) x[i] = memory + i * T * C;
+        float *dq = (float*)(x[6] + T * C), *lse = dq + T * C, *delta = lse + T * NH;
+        auto view = [&](void* p) { return view_of(p, C, T, HS); };
+        AttnRows lse_rows = {lse, T, NH * T}, delta_rows = {delta, T, NH * T};
+        AttnForward f = {};
+        f.s = shape, f.q = view(x[0]), f.k = view(x[1]), f.v = view(x[2]), f.o = view(x[4]), f.lse = lse_rows;
+        f.work = (int*)(delta + T * NH);
+        AttnBackward g = {};
+        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows, g.delta = delta_rows,
+        g.dq = view(dq);
+        g.dk = view(x[5]), g.dv = view(x[6]), g.dkv_bf16 = 1, g.accumulate_dq = 1, g.work = f.work;
+        ms = gpu_timed(4, [&] {
+            return attn::attention_forward(f, 0) != cudaSuccess ||
+                    attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) != cudaSuccess ||
+                    attn::attention_backward(g, 0) != cudaSuccess
+                ? -1
+                : 0;
+        });
+        if (ms > 0) rates->attention_gflops = 4 * 3.5 * 2e-6 * (double)T * (double)T * (double)C / ms;
+    }
     cudaFree(memory);
+    free(random);
     free(d);
 }
 
@@ -5336,7 +5382,8 @@ enum { GPU_PROCESSES = 1 };
 enum { GPU_PROCESSES = 0 };
 #endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, GPU_PROCESSES};
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4},
+    GPU_PROCESSES};   // bytes as in item_tensors
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================
