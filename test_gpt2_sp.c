@@ -321,6 +321,81 @@ static void schedules_drawn(void) {
     free(text);
 }
 
+// Seconds of a table if a unit of work takes `unit`, an element of C on the way `link`, and adding one `merge`.
+static double schedule_timed(const Schedule* s, double unit, double link, double merge) {
+    double* seconds = (double*)need((size_t)(s->op_count + 2 * s->message_count) + 1, sizeof *seconds);
+    for (int i = 0; i < s->op_count; i++) seconds[i] = unit * op_units(s, &s->ops[i]);
+    for (int i = 0; i < s->message_count; i++) {
+        double units = item_units(s, s->messages[i].item);
+        seconds[s->op_count + i] = link * units;
+        seconds[s->op_count + s->message_count + i] = item_is_result(s->messages[i].item.kind) ? merge * units : 0;
+    }
+    double time = schedule_play(s, seconds, seconds + s->op_count, seconds + s->op_count + s->message_count);
+    free(seconds);
+    return time;
+}
+
+// Played by the clock, a table without exchange takes its makespan (no more than that, and at least the busiest rank's work), one without
+// work at least what a rank receives, and both together no less than either and no more than their sum.
+static void schedules_timed(void) {
+    for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
+        int tables = 0, wrong = 0;
+        for (int P = 1; P <= 17; P++)
+            for (int backward = 0; backward < 2 && schedule_exists(kind, P); backward++) {
+                Schedule s;
+                ScheduleCost cost;
+                Error e = {{0}};
+                double busiest = 0, makespan, elements, near = 1e-9;
+                if (schedule_outline(&s, kind, P, backward, P, &e) != 0 || schedule_cost(&s, &cost, &e) != 0) {
+                    wrong++;
+                    continue;
+                }
+                schedule_closed_form(kind, P, backward, &makespan, &elements);
+                for (int r = 0; r < P; r++) {
+                    double units = 0;
+                    for (int i = 0; i < s.op_count; i++) units += s.ops[i].rank == r ? op_units(&s, &s.ops[i]) : 0;
+                    busiest = fmax(busiest, units);
+                }
+                double work = schedule_timed(&s, 1, 0, 0), link = schedule_timed(&s, 0, 1, 0), both = schedule_timed(&s, 1, 1, 0);
+                double all = schedule_timed(&s, 1, 1, 1);
+                wrong += !(work <= makespan + near && work >= busiest - near && link >= cost.most_received - near &&
+                    both >= fmax(work, link) - near && both <= work + link + near && all >= both - near);
+                tables++;
+                schedule_free(&s);
+            }
+        check(wrong == 0, "schedules: played by the clock", "%s, P 1..17, both directions: %d tables, %d out of bounds",
+            schedule_name(kind), tables, wrong);
+    }
+    Schedule s;
+    Error e = {{0}};
+    double hidden = -1, shown = -1;
+    if (schedule_build(&s, GPT2_SP_RING, 2, 0, 2, &e) == 0)
+        hidden = schedule_timed(&s, 1, 0.2, 0), shown = schedule_timed(&s, 1, 0.4, 0);
+    schedule_free(&s);   // 2C of keys and values travel beside half a unit of work, then rank 1 has one more
+    check(fabs(hidden - 1.5) < 1e-12 && fabs(shown - 1.8) < 1e-12, "schedules: exchange behind work", "ring P=2: %g, %g s",
+        hidden, shown);
+    gpt2_sp_options o;
+    Schedule schedules[2];
+    Mesh mesh;
+    TableCost closed, played;
+    Rates rates = {1, 1, 1, 1};
+    double worst = 0;
+    gpt2_sp_defaults(&o);
+    o.heads = 8, o.channels = 64, o.seq_len = 512, o.schedule = GPT2_SP_ULYSSES, o.sp = 8;
+    memset(schedules, 0, sizeof schedules);
+    int status = mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e);
+    for (int backward = 0; status == 0 && backward < 2; backward++) {
+        status = table_project(&closed, &mesh.shape, GPT2_SP_ULYSSES, 8, backward, &CPU_DEVICE, &rates, &e);
+        if (status == 0) status = table_play(&played, &mesh.shape, &schedules[backward], &CPU_DEVICE, &rates, &e);
+        if (status == 0)
+            worst = fmax(worst, fmax(fabs(closed.seconds / played.seconds - 1), fabs(closed.bytes / played.bytes - 1)));
+    }
+    check(status == 0 && worst < 1e-9, "schedules: ulysses' time in closed form",
+        "P=8, relative difference to the played table %.1e", worst);
+    schedule_free(&schedules[0]);
+    schedule_free(&schedules[1]);
+}
+
 static Schedule schedule_copy(const Schedule* s) {
     Schedule c = *s;
     c.ops = (ScheduleOp*)need((size_t)s->op_count + 2, sizeof *c.ops), c.op_room = s->op_count + 2;
@@ -419,6 +494,7 @@ static void test_schedules(void) {
     schedules_lightseq();
     schedules_refused();
     schedules_drawn();
+    schedules_timed();
 }
 
 // ===== attention ================================================================================
@@ -2887,6 +2963,22 @@ static void test_commands(void) {
     found = json_get(out, strlen(out), "memory_bytes", &memory) == 1 && json_get_u64(memory.s, memory.n, "total", &total) == 1;
     check(status == 0 && json_whole(out) && found && total > 0, "commands: plan --json", "%llu bytes a rank",
         (unsigned long long)total);
+    // eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank has no room it must be split
+    const char* plans =
+        "plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --gflops 1000 --link-gbs 1 --copy-gbs 10";
+    snprintf(line, sizeof line, "%s --sp 8 --batch-size 8", plans);
+    status = command_run(line, out, SIZE);
+    check(status == 0 && strstr(out, "--dp 8 --sp 1 would give") && strstr(out, "sequences of 4096 fit one rank"),
+        "commands: plan advises data parallelism", "%s", status ? out : "--dp 8 --sp 1");
+    snprintf(line, sizeof line, "%s --sp 8 --memory-gb 0.15 --json", plans);
+    status = command_run(line, out, SIZE);
+    double best_sp = 0, speedup = 0;
+    json_span best;
+    found = json_get(out, strlen(out), "best_split", &best) == 1 && json_get_double(best.s, best.n, "sp", &best_sp) == 1 &&
+        json_get_double(best.s, best.n, "speedup", &speedup) == 1;
+    check(status == 0 && json_whole(out) && found && best_sp > 1 && speedup >= 1, "commands: plan, one rank has no room",
+        "--sp %g is the best, %.3f x", best_sp, speedup);
+    check(strstr(out, "\"sp\": 512, \"seconds\"") != NULL, "commands: plan projects up to 512 ranks", "%.40s", out);
     status = command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048", out, SIZE);
     check(status == 0 && strstr(out, "the longest context that fits"), "commands: plan", "%.60s...", out);
 

@@ -146,8 +146,12 @@
     INT(distance, "distance", 0, 0, 1073741824, "EY", "bytes between a fact and its question; 0: spread over the document") \
     NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", \
         "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
-    NUM(gflops, "gflops", 0, 0, 1e12, "P", "GFLOP/s of a rank, for the projected time; 0: measured now") \
+    NUM(gflops, "gflops", 0, 0, 1e12, "P", "GFLOP/s of a rank's matrix products, for projected times; 0: measured now") \
+    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, "P", \
+        "GFLOP/s of a rank's attention, forward and backward together; 0: as --gflops if that is given, else measured now") \
     NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
+    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, "P", \
+        "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
 
 enum { GPT2_SP_RING, GPT2_SP_DIST, GPT2_SP_DIST_PAPER, GPT2_SP_ZIGZAG, GPT2_SP_ALLGATHER, GPT2_SP_ULYSSES, GPT2_SP_SCHEDULES };
@@ -2386,25 +2390,31 @@ static int slot_fits(Item slot, Item item) {
 
 // Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
 static void rank_slots(Schedule* s, int rank, Life* lives) {
-    int P = s->P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
+    int P = s->P, count = LIFE_KINDS * P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
+    int* first = (int*)calloc((size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
+    int* order = first + s->steps + 2;
     Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
-    if (!until) s->failed = 1;
-    for (int step = 0; until && step <= s->steps; step++)
-        for (int i = 0; i < LIFE_KINDS * P; i++) {
-            Life* life = &lives[i];
-            if (life->first != step) continue;
-            int best = -1;
-            Item item = {i / P % STAGING, i % P, life->h0, life->h1};
-            for (int j = 0; j < s->slot_count[rank]; j++) {
-                int room = ITEM_WIDTH[slots[j].kind] * (slots[j].h1 - slots[j].h0);
-                int best_room = best < 0 ? 0 : ITEM_WIDTH[slots[best].kind] * (slots[best].h1 - slots[best].h0);
-                if (until[j] < step && slot_fits(slots[j], item) && (best < 0 || room < best_room)) best = j;
-            }
-            if (best < 0 && s->slot_count[rank] == MAX_SLOTS) s->failed = 1;
-            else if (best < 0) best = s->slot_count[rank]++, slots[best] = item;
-            if (best < 0) continue;
-            until[best] = life->last, life->slot = best;
+    if (!until || !first) s->failed = 1;
+    for (int i = 0; !s->failed && i < count; i++)
+        if (lives[i].first >= 0) first[lives[i].first + 2]++;
+    for (int step = 0; !s->failed && step < s->steps; step++) first[step + 2] += first[step + 1];
+    for (int i = 0; !s->failed && i < count; i++)
+        if (lives[i].first >= 0) order[first[lives[i].first + 1]++] = i;
+    for (int n = 0; until && first && n < first[s->steps]; n++) {
+        int i = order[n], best = -1;
+        Life* life = &lives[i];
+        Item item = {i / P % STAGING, i % P, life->h0, life->h1};
+        for (int j = 0; j < s->slot_count[rank]; j++) {
+            int room = ITEM_WIDTH[slots[j].kind] * (slots[j].h1 - slots[j].h0);
+            int best_room = best < 0 ? 0 : ITEM_WIDTH[slots[best].kind] * (slots[best].h1 - slots[best].h0);
+            if (until[j] < life->first && slot_fits(slots[j], item) && (best < 0 || room < best_room)) best = j;
         }
+        if (best < 0 && s->slot_count[rank] == MAX_SLOTS) s->failed = 1;
+        else if (best < 0) best = s->slot_count[rank]++, slots[best] = item;
+        if (best < 0) continue;
+        until[best] = life->last, life->slot = best;
+    }
+    free(first);
     free(until);
 }
 
@@ -2459,15 +2469,19 @@ static void schedule_assign_slots(Schedule* s) {
     free(lives);
 }
 
+static void schedule_steps(Schedule* s) {
+    for (int i = 0; i < s->op_count; i++)
+        if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
+    for (int i = 0; i < s->message_count; i++)
+        if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
+}
+
 // Puts the table in order and works out the slots, after its ops and messages are in.
 static int schedule_finish(Schedule* s, Error* e) {
     if (!s->failed) {
+        schedule_steps(s);
         qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
         if (s->message_count > 0) qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
-        for (int i = 0; i < s->op_count; i++)
-            if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
-        for (int i = 0; i < s->message_count; i++)
-            if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
         schedule_assign_slots(s);
     }
     if (s->failed) {
@@ -2485,8 +2499,8 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P > 1 ? 2 : 1;
 }
 
-// Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
-static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
+// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time, also where P is large.
+static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (kind == GPT2_SP_DIST_PAPER && P % 2 == 1 && P > 1)
         return fail(e, "--schedule dist-paper is published for even --sp only (found %d): --schedule dist takes any", P);
@@ -2500,6 +2514,15 @@ static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t he
     case GPT2_SP_ULYSSES: schedule_build_ulysses(s); break;
     default: schedule_build_ring(s);
     }
+    schedule_steps(s);
+    if (!s->failed) return 0;
+    schedule_free(s);
+    return fail(e, "out of memory for a schedule of %d ranks", P);
+}
+
+// Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
+static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
+    if (schedule_outline(s, kind, P, backward, heads, e) != 0) return -1;
     return schedule_finish(s, e);
 }
 
@@ -2540,6 +2563,49 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     cost->ideal = P / 2.0;
     free(sums);
     return 0;
+}
+
+// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages travel, waits for those that it
+// receives and until those that it sends are taken, then adds the results that came to its sums. A message travels once both its ranks
+// have come to the step; a rank sends and receives at the same time, one message after the other each way. Given are the seconds of
+// every op, of every message on the way and (merge_seconds) of adding it. Gives the seconds until the last rank is done; -1: no memory.
+static double schedule_play(
+    const Schedule* s, const double* op_seconds, const double* message_seconds, const double* merge_seconds) {
+    int P = s->P;
+    size_t cells = (size_t)s->steps * (size_t)P;
+    double* work = (double*)calloc(2 * cells + 5 * (size_t)P, sizeof *work);   // (steps, P)
+    int* first =
+        (int*)calloc((size_t)s->steps + 2 + (size_t)s->message_count, sizeof *first);   // messages of each step in `order`
+    double *adds = work + cells, *ready = adds + cells, *begin = ready + P, *out = begin + P, *in = out + P, *link = in + P,
+           last = -1;
+    int* order = first + s->steps + 2;
+    for (int i = 0; work && first && i < s->op_count; i++) work[s->ops[i].step * P + s->ops[i].rank] += op_seconds[i];
+    for (int i = 0; work && first && i < s->message_count; i++) {
+        adds[s->messages[i].step * P + s->messages[i].to] += merge_seconds[i];
+        first[s->messages[i].step + 2]++;
+    }
+    for (int step = 0; first && step < s->steps; step++) first[step + 2] += first[step + 1];
+    for (int i = 0; first && i < s->message_count; i++) order[first[s->messages[i].step + 1]++] = i;
+    for (int step = 0; work && first && step < s->steps; step++) {
+        for (int r = 0; r < P; r++) begin[r] = ready[r], out[r] = in[r] = 0;
+        for (int i = first[step]; i < first[step + 1]; i++) {
+            const ScheduleMessage* m = &s->messages[order[i]];
+            begin[m->from] = fmax(begin[m->from], ready[m->to]), begin[m->to] = fmax(begin[m->to], ready[m->from]);
+            out[m->from] += message_seconds[order[i]], in[m->to] += message_seconds[order[i]];
+        }
+        for (int r = 0; r < P; r++) {
+            link[r] = out[r] + in[r] > 0 ? begin[r] + fmax(out[r], in[r]) : 0;
+            ready[r] = fmax(ready[r] + work[step * P + r], link[r]);
+        }
+        for (int i = first[step]; i < first[step + 1]; i++) {
+            const ScheduleMessage* m = &s->messages[order[i]];
+            if (message_seconds[order[i]] > 0) ready[m->from] = fmax(ready[m->from], link[m->to]);
+        }
+        for (int r = 0; r < P; r++) ready[r] += adds[step * P + r], last = fmax(last, ready[r]);
+    }
+    free(work);
+    free(first);
+    return last;
 }
 
 // The closed forms of the table at the head of this section.
@@ -3013,6 +3079,12 @@ static int64_t part_head(int64_t NH, int parts, int part) { return NH * part / p
 typedef struct Mesh Mesh;
 typedef struct Rank Rank;
 
+// What a rank does in a second, for projected times.
+typedef struct {
+    double gflops, attention_gflops;   // of matrix products; of attention, forward and backward together
+    double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
+} Rates;
+
 // What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run runs.
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
@@ -3029,9 +3101,10 @@ typedef struct {
     int (*pass)(Rank* r, int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
     int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature,
         int64_t top_k, double top_p, uint64_t seed);
-    int (*verify)(gpt2_sp* g);   // --verify
-    void (*rates)(double* gflops, double* gbs, int threads);
-    int processes;   // its ranks may be in several
+    int (*verify)(gpt2_sp* g);                       // --verify
+    void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
+    int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
+    int processes;                                   // its ranks may be in several
 } Device;
 
 // How a run is split and what it keeps: all that the plan depends on.
@@ -3251,7 +3324,8 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #endif
 }
 
-static int mesh_init(
+// All of a mesh but its schedules, which are made by mesh_init, or were for another length.
+static int mesh_shape(
     Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
     mesh->device = device;
@@ -3267,9 +3341,14 @@ static int mesh_init(
     mesh->local_ranks = mesh->world / mesh->processes, mesh->first_rank = mesh->process * mesh->local_ranks;
     mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
-    if (shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0) return -1;
-    if (schedule_build(&schedules[0], o->schedule, mesh->sp, 0, s->NH, e) != 0) return -1;
-    return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, s->NH, e);
+    return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
+}
+
+static int mesh_init(
+    Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
+    if (mesh_shape(mesh, schedules, o, vocab, training, device, e) != 0) return -1;
+    if (schedule_build(&schedules[0], o->schedule, mesh->sp, 0, mesh->shape.NH, e) != 0) return -1;
+    return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, mesh->shape.NH, e);
 }
 
 // ===== 7. layers (forward, backward) ============================================================
@@ -5295,16 +5374,18 @@ static int64_t largest_fit(
     const gpt2_sp_options* options, int batch, int64_t vocab, int training, const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
     int64_t fits = 0, low = 1, high = batch ? 65536 : 1 << 24, *asked = batch ? &o.batch_size : &o.seq_len;
+    Schedule schedules[2];   // the same for every length
+    Error e;
+    memset(schedules, 0, sizeof schedules);
+    for (int d = 0; d < 2; d++)
+        if (schedule_build(&schedules[d], o.schedule, (int)o.sp, d, o.heads, &e) != 0) high = 0;
     while (low <= high) {
-        Schedule schedules[2];
         Mesh mesh;
         Layout layout;
-        Error e;
-        memset(schedules, 0, sizeof schedules);
         memset(&layout, 0, sizeof layout);
         *asked = (low + high) / 2;
         size_t used = 0;
-        int possible = mesh_init(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
+        int possible = mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
             layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
         for (int r = 0; possible && r < mesh.sp; r++) {
             size_t rank = device->plan(&mesh, &layout, r).used;
@@ -5315,9 +5396,9 @@ static int64_t largest_fit(
         else if (!possible && o.seq_len < chunks && !batch) low = *asked + 1;
         else high = *asked - 1;
         free(layout.units);
-        schedule_free(&schedules[0]);
-        schedule_free(&schedules[1]);
     }
+    schedule_free(&schedules[0]);
+    schedule_free(&schedules[1]);
     return fits;
 }
 static int64_t longest_context(
@@ -5589,19 +5670,20 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
-// Rates of this machine: a matrix product of the model's width, and copying memory.
-static void measure_rates(double* gflops, double* gbs, int threads) {
-    int64_t n = 768;
-    real* memory = (real*)calloc((size_t)(3 * n * n), sizeof(real));
-    *gflops = 10, *gbs = 5;
-    if (!memory) return;
-    for (int64_t i = 0; i < 2 * n * n; i++) memory[i] = (real)random_normal(1, 2, (uint64_t)i);
+// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and copying memory. The fastest of a
+// few: other work on the machine only makes one slower.
+static void measure_rates(Rates* rates, const Mesh* mesh) {
+    int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
+    real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
+    AttentionScratch* scratch =
+        (AttentionScratch*)aligned_alloc(64, (size_t)round_up((int64_t)sizeof *scratch, 64) * (size_t)heads);
+    rates->gflops = rates->attention_gflops = 10, rates->link_gbs = rates->copy_gbs = 5;
+    for (int64_t i = 0; memory && i < 2 * n * n; i++) memory[i] = (real)random_normal(1, 2, (uint64_t)i);
 #ifdef _OPENMP
-    omp_set_num_threads(threads);
+    omp_set_num_threads(mesh->threads);
 #endif
-    (void)threads;
-    double best = 1e30, copy = 1e30;
-    for (int i = 0; i < 4; i++) {
+    double best = 1e30, copy = 1e30, attention = 1e30;
+    for (int i = 0; memory && i < 4; i++) {
         double start = now_ms();
         cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
         best = fmin(best, now_ms() - start);
@@ -5609,13 +5691,31 @@ static void measure_rates(double* gflops, double* gbs, int threads) {
         memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));
         copy = fmin(copy, now_ms() - start);
     }
-    *gflops = 2e-6 * (double)(n * n * n) / best;
-    *gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
+    if (memory) memset(memory, 0, (size_t)(heads * (8 * head + 3 * T)) * sizeof(real));
+    for (int i = 0; memory && scratch && i < 3; i++) {
+        double start = now_ms();
+        PARALLEL_STATIC
+        for (int64_t h = 0; h < heads; h++) {   // memory: q, k, v, O, dO, dq, dk, dv (T, HS), m, l, delta (T)
+            real *q = memory + h * (8 * head + 3 * T), *o = q + 3 * head, *dq = o + 2 * head, *m = dq + 3 * head, *l = m + T;
+            for (int64_t j = 0; j < T; j++) m[j] = -(real)INFINITY, l[j] = 0;
+            cpu_attention_forward_head(o, m, l, q, q + head, q + 2 * head, T, T, 0, 0, NULL, HS, &scratch[h]);
+            output_finish(o, m, l, T, HS);
+            cpu_attention_backward_head(
+                dq, dq + head, dq + 2 * head, q, q + head, q + 2 * head, o + head, m, l + T, T, T, 0, 0, NULL, HS, &scratch[h]);
+        }
+        attention = fmin(attention, now_ms() - start);
+    }
+    if (memory) rates->gflops = 2e-6 * (double)(n * n * n) / best;
+    if (memory) rates->link_gbs = rates->copy_gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
+    if (memory && scratch)
+        rates->attention_gflops = 3.5 * 2e-6 * (double)(heads * T * head) / attention;   // backward: 2.5 forwards
     free(memory);
+    free(scratch);
 }
 
 static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load,
-    rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates, 1};
+    rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates,
+    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)}, 1};
 static const Device* gpt2_sp_device =
     &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
 
@@ -6055,97 +6155,304 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
     return 0;
 }
 
+// One run of a table, for one layer of one sequence.
+typedef struct {
+    double seconds, work_seconds;   // projected: of the run, and of the busiest rank's computing alone
+    double units;                   // of the busiest rank
+    double bytes;                   // sent by a rank on average
+} TableCost;
+
+// Bytes of each whole item on the wire, rows / P tokens of it; seconds of a full pair of chunks.
+static double item_costs(
+    double item_bytes[ITEM_KINDS], const Shape* s, int P, int backward, const Device* device, const Rates* rates) {
+    double rows = (double)s->T / P, chunk = rows * (double)s->C;
+    for (int i = 0; i < ITEM_KINDS; i++)
+        item_bytes[i] = chunk * ITEM_WIDTH[i] * device->item_bytes[i] + rows * (double)s->NH * ITEM_ROW_STATS[i] * sizeof(real);
+    return 4 * rows * chunk * (backward ? 2.5 : 1) / (rates->attention_gflops * 1e9);   // QK^T and PV
+}
+
+// Plays a table, with or without slots. A result that arrives is added, which reads two numbers and writes one.
+static int table_play(TableCost* c, const Shape* s, const Schedule* table, const Device* device, const Rates* rates, Error* e) {
+    double item_bytes[ITEM_KINDS], unit_seconds = item_costs(item_bytes, s, table->P, table->backward, device, rates);
+    size_t ops = (size_t)table->op_count, messages = (size_t)table->message_count;
+    double* seconds = (double*)calloc(ops + 2 * messages + (size_t)table->P + 1, sizeof *seconds);
+    memset(c, 0, sizeof *c);
+    for (size_t i = 0; seconds && i < ops; i++) {
+        double units = op_units(table, &table->ops[i]), *rank = &seconds[ops + 2 * messages + (size_t)table->ops[i].rank];
+        seconds[i] = units * unit_seconds;
+        *rank += units, c->units = fmax(c->units, *rank);
+    }
+    for (size_t i = 0; seconds && i < messages; i++) {
+        Item item = table->messages[i].item;
+        double bytes = item_bytes[item.kind] * (item.h1 - item.h0) / table->head_parts;
+        seconds[ops + i] = bytes / (rates->link_gbs * 1e9), c->bytes += bytes / table->P;
+        if (item_is_result(item.kind)) seconds[ops + messages + i] = 3 * bytes / (rates->copy_gbs * 1e9);
+    }
+    c->work_seconds = c->units * unit_seconds;
+    c->seconds = seconds ? schedule_play(table, seconds, seconds + ops, seconds + ops + messages) : -1;
+    free(seconds);
+    return c->seconds < 0 ? fail(e, "out of memory for a schedule of %d ranks", table->P) : 0;
+}
+
+// The time of a kind's table for P ranks, which may be more than a run can have. -1 where there is no such table.
+static int table_project(
+    TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device, const Rates* rates, Error* e) {
+    Schedule table;
+    if (kind == GPT2_SP_ULYSSES &&
+        s->NH % P == 0) {   // all ranks do the same: everything in, all pairs of some heads, everything out
+        double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates), share = (P - 1.0) / P;
+        double in = share * (bytes[ITEM_KV] + bytes[backward ? ITEM_QDO : ITEM_Q]);
+        double out = share * (backward ? bytes[ITEM_DQ] + bytes[ITEM_DKV] : bytes[ITEM_OUT]);
+        c->units = P / 2.0, c->work_seconds = c->units * unit_seconds, c->bytes = in + out;
+        c->seconds = c->work_seconds + c->bytes / (rates->link_gbs * 1e9) + 3 * out / (rates->copy_gbs * 1e9);
+        return 0;
+    }
+    if (schedule_outline(&table, kind, P, backward, s->NH, e) != 0) return -1;
+    int status = table_play(c, s, &table, device, rates, e);
+    schedule_free(&table);
+    return status;
+}
+
+// How ranks share the sequences of a step.
+typedef struct {
+    int dp, sp;
+    int64_t batch, passes;   // sequences of a replica: batch x passes
+} Split;
+
 // What a step costs one rank, from the shapes alone.
 typedef struct {
+    double tokens;                            // of all ranks
     double matmul_flops, attention_flops;     // of the busiest rank, recomputation included
     double attention_bytes, gradient_bytes;   // sent by a rank on average
     double seconds, attention_seconds;        // projected
+    double exposed_seconds;                   // of attention's: more than the busiest rank's computing
 } StepCost;
 
-// Projects one run of a table: at every step the slowest rank's work or exchange, whichever takes longer.
-static double schedule_seconds(const Schedule* s, double unit_seconds, double element_seconds, double* work) {
-    double total = 0;
-    for (int step = 0, op = 0, message = 0; step < s->steps; step++) {
-        double units[256] = {0}, sent[256] = {0}, received[256] = {0}, longest = 0;   // of each rank
-        for (; op < s->op_count && s->ops[op].step == step; op++) units[s->ops[op].rank] += op_units(s, &s->ops[op]);
-        for (; message < s->message_count && s->messages[message].step == step; message++) {
-            double elements = item_units(s, s->messages[message].item);
-            sent[s->messages[message].from] += elements, received[s->messages[message].to] += elements;
-        }
-        for (int r = 0; r < s->P; r++) {
-            work[r] += units[r];
-            longest = fmax(longest, fmax(units[r] * unit_seconds, fmax(sent[r], received[r]) * element_seconds));
-        }
-        total += longest;
-    }
-    return total;
-}
-
-static StepCost step_cost(const Mesh* mesh, const Layout* layout, double gflops, double gbs) {
+static int step_cost(
+    StepCost* cost, const Mesh* mesh, const Layout* layout, Split split, int kind, const Rates* rates, Error* e) {
     const Shape* s = &mesh->shape;
-    StepCost cost;
-    memset(&cost, 0, sizeof cost);
-    double W = mesh->world, P = mesh->sp, sequences = (double)(mesh->passes * s->B), rows = (double)s->T / P, word = sizeof(real);
+    memset(cost, 0, sizeof *cost);
+    double W = (double)split.dp * split.sp, sequences = (double)(split.passes * split.batch), word = sizeof(real);
+    double rows = (double)s->T / split.sp, layers = sequences * (double)s->L;
     double layer = 2.0 * rows * 12 * (double)(s->C * s->C), head = 2.0 * rows * (double)(s->C * s->Vp);
     // what runs again in the backward pass: all of a layer but the last projection, or nothing
     double again = mesh->recompute >= GPT2_SP_ATTN ? 8.0 / 12 : 0, attention_runs = mesh->recompute >= GPT2_SP_LAYER ? 2 : 1;
-    cost.matmul_flops = sequences * ((double)s->L * layer * (3 + again) + 3 * head);
-    double chunk = rows * (double)s->C, unit_flops = 4 * rows * chunk;   // QK^T and PV of a full pair of chunks
-    double seconds[2], units = 0;
+    cost->tokens = sequences * split.dp * (double)s->T;
+    cost->matmul_flops = layers * layer * (3 + again) + sequences * 3 * head;
     for (int d = 0; d < 2; d++) {
-        double work[256] = {0}, most = 0, flops = unit_flops * (d ? 2.5 : 1);
-        ScheduleCost table;
-        Error ignored;
-        memset(&table, 0, sizeof table);
-        seconds[d] = schedule_seconds(&mesh->schedule[d], flops / (gflops * 1e9), chunk * word / (gbs * 1e9), work);
-        for (int r = 0; r < mesh->sp; r++) most = fmax(most, work[r]);
-        units += most * (d ? 2.5 : attention_runs);
-        if (schedule_cost(&mesh->schedule[d], &table, &ignored) == 0)
-            cost.attention_bytes += sequences * (double)s->L * table.elements * chunk * word * (d ? 1 : attention_runs);
+        TableCost table;
+        double runs = layers * (d ? 1 : attention_runs);
+        if (table_project(&table, s, kind, split.sp, d, mesh->device, rates, e) != 0) return -1;
+        cost->attention_flops += runs * table.units * (d ? 2.5 : 1) * 4 * rows * rows * (double)s->C;
+        cost->attention_bytes += runs * table.bytes;
+        cost->attention_seconds += runs * table.seconds, cost->exposed_seconds += runs * (table.seconds - table.work_seconds);
     }
-    cost.attention_flops = sequences * (double)s->L * units * unit_flops;
-    cost.attention_seconds = sequences * (double)s->L * (seconds[0] * attention_runs + seconds[1]);
     double model = (double)layout->elements * word * (W - 1) / W;
-    double scatters = mesh->zero >= 2 ? (double)mesh->passes : 1, gathers = mesh->zero >= 3 ? 2 * (double)mesh->passes : 1;
-    cost.gradient_bytes = model * (scatters + gathers);
-    cost.seconds = cost.matmul_flops / (gflops * 1e9) + cost.attention_seconds + cost.gradient_bytes / (gbs * 1e9);
-    return cost;
+    double scatters = mesh->zero >= 2 ? (double)split.passes : 1, gathers = mesh->zero >= 3 ? 2 * (double)split.passes : 1;
+    cost->gradient_bytes = model * (scatters + gathers);
+    cost->seconds =
+        cost->matmul_flops / (rates->gflops * 1e9) + cost->attention_seconds + cost->gradient_bytes / (rates->link_gbs * 1e9);
+    return 0;
 }
 
-static void plan_print(const Mesh* mesh, const Layout* layout, const Arena* arena, const gpt2_sp_options* o, const StepCost* cost,
-    double gflops, double gbs, double memory, int64_t longest) {
-    const Shape* s = &mesh->shape;
-    double tokens = (double)(mesh->passes * mesh->dp * s->B * s->T);
-    char text[32];
-    if (o->json) {
-        printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, \"batch_size\": "
-               "%lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", \"memory_bytes\": {",
-            (long long)layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B,
-            mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule), recompute_name(mesh->recompute));
-        for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("\"%s\": %zu, ", MEMORY_NAMES[i], arena->group[i]);
-        printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, \"attention_flops_per_rank\": "
-               "%.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, \"projected_seconds\": %.6g, "
-               "\"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"link_gbs\": %.6g}, \"longest_seq_len\": %lld, "
-               "\"memory_limit_bytes\": %.0f}\n",
-            arena->used, tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes, cost->gradient_bytes,
-            cost->seconds, tokens / cost->seconds, gflops, gbs, (long long)longest, memory);
-        return;
+// Everything that `plan` says.
+enum { PLAN_SPLITS = 64, PLAN_RANKS = 10, PLAN_MOST_RANKS = 512 };
+typedef struct {
+    Split split;
+    StepCost cost;
+    size_t bytes;   // of the fullest rank
+    int possible;   // there is such a schedule, and it fits
+} PlanSplit;
+typedef struct {
+    const Mesh* mesh;
+    const Layout* layout;
+    Rates rates;
+    Arena fullest;
+    StepCost cost;
+    double memory;                   // bytes that a rank may take
+    int64_t longest;                 // context that fits
+    PlanSplit splits[PLAN_SPLITS];   // of as many ranks into dp x sp
+    int split_count, asked, best;
+    int ranks[PLAN_RANKS], rank_count;   // that the asked schedule and length are projected to, with the asked dp
+    StepCost at[PLAN_RANKS];
+} Plan;
+
+static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
+    Arena fullest = mesh->device->plan(mesh, layout, 0);
+    for (int r = 1; r < mesh->sp; r++) {
+        Arena arena = mesh->device->plan(mesh, layout, r);
+        if (arena.used > fullest.used) fullest = arena;
     }
+    return fullest;
+}
+
+// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the asked batch if it divides
+// them.
+static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vocab, int sp) {
+    PlanSplit* p = &plan->splits[plan->split_count];
+    int dp = plan->mesh->world / sp;
+    int64_t sequences = ceil_div(options->dp * options->batch_size * options->grad_accum, dp);
+    int64_t batch = sequences % options->batch_size == 0 ? options->batch_size : 1;
+    gpt2_sp_options o = *options;
+    Schedule schedules[2];
+    Mesh mesh;
+    Layout layout;
+    Error e;
+    memset(schedules, 0, sizeof schedules);
+    memset(&layout, 0, sizeof layout);
+    memset(p, 0, sizeof *p);
+    p->split.dp = dp, p->split.sp = sp, p->split.batch = batch, p->split.passes = sequences / batch;
+    if (sp == options->sp)
+        p->split.batch = options->batch_size, p->split.passes = options->grad_accum, plan->asked = plan->split_count;
+    o.dp = dp, o.sp = sp, o.batch_size = p->split.batch, o.grad_accum = p->split.passes;
+    if (mesh_init(&mesh, schedules, &o, vocab, 1, plan->mesh->device, &e) == 0 &&
+        layout_init(&layout, &mesh.shape, mesh.world, &e) == 0 &&
+        step_cost(&p->cost, &mesh, &layout, p->split, o.schedule, &plan->rates, &e) == 0) {
+        p->bytes = fullest_rank(&mesh, &layout).used;
+        p->possible = (double)p->bytes <= plan->memory;
+    }
+    free(layout.units);
+    schedule_free(&schedules[0]);
+    schedule_free(&schedules[1]);
+    plan->split_count++;
+}
+
+static double plan_speed(const StepCost* c) { return c->tokens / c->seconds; }
+
+// All splits of the asked ranks, the fastest that fits, and the asked one at other numbers of ranks.
+static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
+    int world = plan->mesh->world;
+    for (int sp = 1; sp <= 256 && sp <= world && plan->split_count < PLAN_SPLITS; sp++)
+        if (world % sp == 0 && world / sp <= 256) split_project(plan, o, vocab, sp);
+    plan->best = plan->asked;
+    for (int i = 0; i < plan->split_count; i++) {
+        const PlanSplit *best = &plan->splits[plan->best], *p = &plan->splits[i];
+        // no other is advised for less than a hundredth; none but the asked may be too large
+        double least = best->possible ? plan_speed(&best->cost) * (plan->best == plan->asked ? 1.01 : 1) : 0;
+        if (p->possible && plan_speed(&p->cost) > least) plan->best = i;
+    }
+    int64_t per = schedule_two_chunks(o->schedule) ? 2 : 1;
+    for (int P = 1; P <= PLAN_MOST_RANKS && P * per <= o->seq_len; P *= 2) {
+        Error e;
+        Split split = {(int)o->dp, P, o->batch_size, o->grad_accum};
+        plan->ranks[plan->rank_count] = P;
+        if (step_cost(&plan->at[plan->rank_count], plan->mesh, plan->layout, split, o->schedule, &plan->rates, &e) == 0)
+            plan->rank_count++;
+    }
+}
+
+static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
+    const Mesh* mesh = plan->mesh;
+    const Shape* s = &mesh->shape;
+    const StepCost* cost = &plan->cost;
+    printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, \"batch_size\": "
+           "%lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", \"memory_bytes\": {",
+        (long long)plan->layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B,
+        mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule), recompute_name(mesh->recompute));
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("\"%s\": %zu, ", MEMORY_NAMES[i], plan->fullest.group[i]);
+    printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, \"attention_flops_per_rank\": "
+           "%.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, \"projected_seconds\": %.6g, "
+           "\"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"attention_gflops\": %.6g, \"link_gbs\": %.6g, "
+           "\"copy_gbs\": %.6g}, \"longest_seq_len\": %lld, \"memory_limit_bytes\": %.0f",
+        plan->fullest.used, cost->tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes, cost->gradient_bytes,
+        cost->seconds, plan_speed(cost), plan->rates.gflops, plan->rates.attention_gflops, plan->rates.link_gbs,
+        plan->rates.copy_gbs, (long long)plan->longest, plan->memory);
+    printf(", \"projected_splits\": [");
+    for (int i = 0; i < plan->split_count; i++) {
+        const PlanSplit* p = &plan->splits[i];
+        printf("%s{\"dp\": %d, \"sp\": %d, \"batch_size\": %lld, \"grad_accum\": %lld, \"fits\": %s", i ? ", " : "", p->split.dp,
+            p->split.sp, (long long)p->split.batch, (long long)p->split.passes, p->possible ? "true" : "false");
+        if (p->bytes > 0)
+            printf(", \"memory_bytes\": %zu, \"seconds\": %.6g, \"tok_per_s\": %.6g", p->bytes, p->cost.seconds,
+                plan_speed(&p->cost));
+        printf("}");
+    }
+    const PlanSplit* best = &plan->splits[plan->best];
+    printf("], \"best_split\": {\"dp\": %d, \"sp\": %d, \"speedup\": %.6g}, \"projected_ranks\": [", best->split.dp,
+        best->split.sp, plan_speed(&best->cost) / plan_speed(cost));
+    for (int i = 0; i < plan->rank_count; i++) {
+        const StepCost* c = &plan->at[i];
+        printf("%s{\"sp\": %d, \"seconds\": %.6g, \"tok_per_s\": %.6g, \"attention_seconds\": %.6g, \"exposed_seconds\": %.6g, "
+               "\"attention_bytes_per_rank\": %.6g}",
+            i ? ", " : "", plan->ranks[i], c->seconds, plan_speed(c), c->attention_seconds, c->exposed_seconds,
+            c->attention_bytes);
+    }
+    printf("]}\n");
+}
+
+// The splits of the ranks, a row each, and which to take.
+static void plan_print_splits(const Plan* plan) {
+    const PlanSplit *asked = &plan->splits[plan->asked], *best = &plan->splits[plan->best];
+    char text[32];
+    int least = 0;
+    printf("\nthe same %d ranks split otherwise, projected\n    dp x sp   sequences       a rank      s a step     tokens/s\n",
+        plan->mesh->world);
+    for (int i = 0; i < plan->split_count; i++) {
+        const PlanSplit* p = &plan->splits[i];
+        printf("  %4d x %-4d %9lld", p->split.dp, p->split.sp, (long long)(p->split.dp * p->split.batch * p->split.passes));
+        if (p->bytes == 0) printf("   no such schedule\n");
+        else
+            printf(" %12s  %12.4g %12.4g%s\n", human_bytes((double)p->bytes, text, sizeof text), p->cost.seconds,
+                plan_speed(&p->cost), p->possible ? "" : "   does not fit");
+        if (p->possible && !least) least = p->split.sp;
+    }
+    if (plan->best != plan->asked)
+        printf("--dp %d --sp %d would %s%.2f x the tokens per second (projected)", best->split.dp, best->split.sp,
+            asked->possible ? "give " : "fit, with ", plan_speed(&best->cost) / plan_speed(&asked->cost));
+    else if (!asked->possible) printf("no split fits");
+    else printf("no other split is faster than --dp %d --sp %d by a hundredth (projected)", best->split.dp, best->split.sp);
+    if (best->cost.tokens > asked->cost.tokens)
+        printf(", with %.0f sequences a step instead of %.0f", best->cost.tokens / (double)plan->mesh->shape.T,
+            asked->cost.tokens / (double)plan->mesh->shape.T);
+    if (least == 1) printf("; sequences of %lld fit one rank\n", (long long)plan->mesh->shape.T);
+    else if (least > 1) printf("; sequences of %lld need --sp %d at least\n", (long long)plan->mesh->shape.T, least);
+    else printf("\n");
+}
+
+static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
+    const Mesh* mesh = plan->mesh;
+    const Shape* s = &mesh->shape;
+    const StepCost* cost = &plan->cost;
+    char text[32];
     printf("%lld layers, %lld heads, %lld channels, context %lld: %.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, "
            "zero %d\n\nmemory of the fullest rank\n",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)layout->parameters / 1e6, mesh->dp, mesh->sp,
-        schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)plan->layout->parameters / 1e6, mesh->dp,
+        mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
     for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
-        printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)arena->group[i], text, sizeof text));
-    printf("  %-20s %12s\n", "total", human_bytes((double)arena->used, text, sizeof text));
+        printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)plan->fullest.group[i], text, sizeof text));
+    printf("  %-20s %12s\n", "total", human_bytes((double)plan->fullest.used, text, sizeof text));
     printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the "
            "busiest rank\n",
-        tokens, cost->matmul_flops, cost->attention_flops);
+        cost->tokens, cost->matmul_flops, cost->attention_flops);
     printf("  attention's exchange %12s sent per rank\n", human_bytes(cost->attention_bytes, text, sizeof text));
     printf("  state's exchange     %12s sent per rank\n", human_bytes(cost->gradient_bytes, text, sizeof text));
-    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank and %.4g GB/s per link\n", cost->seconds,
-        tokens / cost->seconds, gflops, gbs);
-    printf("\nthe longest context that fits in %s per rank: %lld\n", human_bytes(memory, text, sizeof text), (long long)longest);
+    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank (attention %.4g), %.4g GB/s per link "
+           "and %.4g GB/s of memory\n",
+        cost->seconds, plan_speed(cost), plan->rates.gflops, plan->rates.attention_gflops, plan->rates.link_gbs,
+        plan->rates.copy_gbs);
+    if (plan->split_count > 1) plan_print_splits(plan);
+    printf("\nthe asked schedule on other numbers of ranks, projected from these rates (not measured; latencies are left out)\n"
+           "   dp x P        s a step     tokens/s  speed-up  attention s   of it waiting  sent per rank\n");
+    for (int i = 0; i < plan->rank_count; i++) {
+        const StepCost* c = &plan->at[i];
+        printf("  %3d x %-4d %12.4g %12.4g  %7.2fx %12.4g %14.1f%% %14s\n", mesh->dp, plan->ranks[i], c->seconds, plan_speed(c),
+            plan_speed(c) / plan_speed(&plan->at[0]), c->attention_seconds, 100 * c->exposed_seconds / c->attention_seconds,
+            human_bytes(c->attention_bytes, text, sizeof text));
+    }
+    printf("\nthe longest context that fits in %s per rank: %lld\n", human_bytes(plan->memory, text, sizeof text),
+        (long long)plan->longest);
+}
+
+// The rates that were given; those that were not are measured, unless another stands for them.
+static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
+    Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs, o->copy_gbs}, measured;
+    if (r.gflops > 0 && r.attention_gflops > 0 && r.link_gbs > 0 && r.copy_gbs > 0) return r;
+    mesh->device->rates(&measured, mesh);
+    if (r.gflops == 0) r.gflops = measured.gflops;
+    if (r.attention_gflops == 0) r.attention_gflops = measured.attention_gflops;
+    if (r.link_gbs == 0) r.link_gbs = measured.link_gbs;
+    if (r.copy_gbs == 0) r.copy_gbs = measured.copy_gbs;
+    return r;
 }
 
 static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) {
@@ -6153,28 +6460,27 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     Schedule schedules[2];
     Mesh mesh;
     Layout layout;
+    Plan* plan = (Plan*)calloc(1, sizeof *plan);
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     int64_t vocab = o->vocab ? o->vocab : 50257;
-    int status =
-        mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0
-        ? -1
-        : 0;
+    int status = plan ? 0 : fail(e, "out of memory");
+    if (status == 0) status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e);
+    if (status == 0) status = layout_init(&layout, &mesh.shape, mesh.world, e);
     if (status == 0) {
-        Arena fullest = gpt2_sp_device->plan(&mesh, &layout, 0);
-        for (int r = 1; r < mesh.sp; r++) {
-            Arena arena = gpt2_sp_device->plan(&mesh, &layout, r);
-            if (arena.used > fullest.used) fullest = arena;
-        }
-        double gflops = o->gflops, gbs = o->link_gbs, measured_gflops = 0, measured_gbs = 0;
-        if (gflops == 0 || gbs == 0) gpt2_sp_device->rates(&measured_gflops, &measured_gbs, mesh.threads);
-        if (gflops == 0) gflops = measured_gflops;
-        if (gbs == 0) gbs = measured_gbs;
-        double memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
-        StepCost cost = step_cost(&mesh, &layout, gflops, gbs);
-        plan_print(&mesh, &layout, &fullest, o, &cost, gflops, gbs, memory,
-            longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)memory));
+        Split asked = {mesh.dp, mesh.sp, mesh.shape.B, mesh.passes};
+        plan->mesh = &mesh, plan->layout = &layout, plan->rates = plan_rates(o, &mesh),
+        plan->fullest = fullest_rank(&mesh, &layout);
+        plan->memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
+        status = step_cost(&plan->cost, &mesh, &layout, asked, o->schedule, &plan->rates, e);
     }
+    if (status == 0) {
+        plan->longest = longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)plan->memory);
+        plan_project(plan, o, vocab);
+        if (o->json) plan_print_json(plan, o);
+        else plan_print(plan, o);
+    }
+    free(plan);
     free(layout.units);
     schedule_free(&schedules[0]);
     schedule_free(&schedules[1]);

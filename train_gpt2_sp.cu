@@ -2723,36 +2723,52 @@ static int gpu_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+static void matmul_plans_release(Gpu* d) {
+    for (int i = 0; i < d->plan_count; i++) {
+        MatmulPlan* p = &d->plans[i];
+        cublasLtMatmulDescDestroy(p->operation);
+        cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+    }
+    d->plan_count = 0;
+}
+
+// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's copies, which a rank that failed left
+// behind, read this rank's memory too. The ranks that are released already are absent from `peers`.
+static int gpu_quiet(Rank* r) {
+    const Gpu* d = (const Gpu*)r->device;
+    const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
+    double until = now_ms() + 10e3;
+    for (int i = 0; d->peers && i < w->world; i++)
+        if (d->peers[i] && d->peers[i]->stuck) until = 0;
+    for (int i = 0; d->peers && i < w->world; i++) {
+        if (!d->peers[i]) continue;
+        cudaStream_t streams[] = {d->peers[i]->stream, d->peers[i]->copies, d->peers[i]->gathers};
+        cudaSetDevice(d->peers[i]->ordinal);
+        for (int j = 0; j < 3; j++)
+            while (streams[j] && cudaStreamQuery(streams[j]) == cudaErrorNotReady)
+                if (now_ms() > until) return d->peers[i]->stuck = 1, 0;   // the ranks released after this one do not wait again
+    }
+    return 1;
+}
+
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
     if (!d) return;
-    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
-    double until = now_ms() + 10e3;
+    if (!gpu_quiet(r)) return;   // it may wait for a peer that failed: what would be freed is in use
     cudaSetDevice(d->ordinal);
-    for (int i = 0; w->devices && i < w->world; i++)
-        if (w->devices[i] && ((const Gpu*)w->devices[i])->stuck) d->stuck = 1;
-    for (int i = 0; i < 3; i++)
-        while (!d->stuck && streams[i] && cudaStreamQuery(streams[i]) == cudaErrorNotReady) d->stuck = now_ms() > until;
-    // A GPU that does not come back may wait for a peer that failed: what would be freed is in use, and to free memory is to wait for
-    // the GPU. So it is with all ranks of the process: they read each other's memory, and may share a GPU.
-    if (d->stuck) return;
-    if (w->devices) w->devices[r->world_rank - w->first] = NULL;
+    cudaDeviceSynchronize();
 #ifdef GPT2_SP_NCCL
     for (int i = 0; i < 2; i++)
         if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
 #endif
-    for (int i = 0; i < d->plan_count; i++) {
-        cublasLtMatmulDescDestroy(d->plans[i].operation);
-        cublasLtMatrixLayoutDestroy(d->plans[i].a), cublasLtMatrixLayoutDestroy(d->plans[i].b),
-            cublasLtMatrixLayoutDestroy(d->plans[i].d);
-    }
+    matmul_plans_release(d);
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
     for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
         cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
     free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
+    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
     for (int i = 0; i < 3; i++)
         if (streams[i]) cudaStreamDestroy(streams[i]);
     cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->packing, d->done, d->arrived};
@@ -2773,6 +2789,7 @@ static void gpu_release(Rank* r) {
         if (d->summed[u]) cudaEventDestroy(d->summed[u]);
     }
     free(d->made), free(d->summed);
+    if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
     free(d->slots[0]), free(d->slots[1]), free(d->pieces);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
     free(d);
@@ -4835,6 +4852,7 @@ static int host_end(Rank* r, int kinds, int store) {
         gpu_weights_cast(r);
         for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
         status = cudaStreamSynchronize(d->stream);
+        if (status == cudaSuccess) status = cudaGetLastError();
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
@@ -5277,40 +5295,87 @@ static int gpu_verify(gpt2_sp* g) {
                    : 0;
 }
 
-// What `plan` projects with: the rate of a product of the model's kind, and of copies between GPUs (an H200's link, where none is measured).
-static void gpu_rates(double* gflops, double* gbs, int threads) {
-    const int64_t n = 4096, m = 16384;
+// Milliseconds that `count` calls take on stream 0, after one that is not counted; 0 if they fail.
+template <typename Call> static float gpu_timed(int count, Call call) {
+    cudaEvent_t from = NULL, to = NULL;
+    float ms = 0;
+    int status = cudaEventCreate(&from) != cudaSuccess || cudaEventCreate(&to) != cudaSuccess;
+    for (int i = 0; status == 0 && i <= count; i++) {
+        if (i == 1) status = cudaEventRecord(from, 0) != cudaSuccess;
+        if (status == 0) status = call();
+    }
+    if (status != 0 || cudaEventRecord(to, 0) != cudaSuccess || cudaEventSynchronize(to) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, from, to) != cudaSuccess)
+        ms = 0;
+    if (from) cudaEventDestroy(from);
+    if (to) cudaEventDestroy(to);
+    return ms;
+}
+
+// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and of memory. What cannot be
+// measured, and the link between GPUs, is an H200's.
+static void gpu_rates(Rates* rates, const Mesh* mesh) {
+    const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
+    // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
+    AttnShape shape = {1, (int)NH, (int)T, (int)T, 0, 0, 1, 1 / sqrtf((float)HS), NULL, 0, (int)HS};
+    const size_t work_bytes = attn::attention_backward_work(shape),
+                 attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
+    const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE;
+    const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes, random_bytes = (size_t)(m * n) * 2;
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    uint32_t* random = (uint32_t*)malloc(random_bytes);
     bf16* memory = NULL;
     Error ignored;
-    (void)threads;
-    *gflops = 6e5, *gbs = 370;
-    if (d && cudaMalloc((void**)&memory, (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE) == cudaSuccess &&
-        cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
-        float ms = 0, *random = (float*)calloc((size_t)(m * n), 2);
-        for (int64_t i = 0; random && i < m * n / 2; i++) {   // two bf16 of -2 .. 2 at a time
-            uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
-            bits = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
-            memcpy(&random[i], &bits, 4);
-        }
-        if (random)
-            cudaMemcpy(memory, random, (size_t)(m * n) * 2, cudaMemcpyHostToDevice),
-                cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
+    float ms = 0;
+    rates->gflops = 6e5, rates->attention_gflops = 5e5, rates->link_gbs = 370, rates->copy_gbs = 4000;
+    for (size_t i = 0; random && i < random_bytes / 4; i++) {   // two bf16 of -2 .. 2 at a time
+        uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
+        random[i] = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
+    }
+    if (d && random && cudaMalloc((void**)&memory, bytes) == cudaSuccess && cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
+        cudaMemcpy(memory, random, random_bytes, cudaMemcpyHostToDevice);
+        cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
         d->workspace = memory + 2 * m * n + n * n;
-        cudaEventCreate(&d->timer[0]), cudaEventCreate(&d->timer[1]);
-        for (int i = 0; i < 5; i++) {
-            if (i == 1) cudaEventRecord(d->timer[0], 0);
-            (void)matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
-        }
-        cudaEventRecord(d->timer[1], 0);
-        if (cudaEventSynchronize(d->timer[1]) == cudaSuccess &&
-            cudaEventElapsedTime(&ms, d->timer[0], d->timer[1]) == cudaSuccess && ms > 0)
-            *gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
-        free(random);
-        cudaEventDestroy(d->timer[0]), cudaEventDestroy(d->timer[1]);
+        ms = gpu_timed(
+            4, [&] { return matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored); });
+        if (ms > 0) rates->gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
+        ms = gpu_timed(4, [&] {
+            return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) != cudaSuccess ? -1 : 0;
+        });
+        if (ms > 0) rates->copy_gbs = 4e-6 * (double)random_bytes / ms;   // half of it, read and written
+        matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
+    if (memory && T * C * 10 <= (int64_t)bytes) {   // q, k, v, dO begin with the numbers that are there; the rest with zeros
+        char* at = (char*)memory + T * C * 8;
+        for (int i = 0; i < 4; i++)
+            for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
+                cudaMemcpy((char*)memory + i * T * C * 2 + j, random, (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j),
+                    cudaMemcpyHostToDevice);
+        cudaMemset(at, 0, attention_bytes - (size_t)(T * C * 8));
+        bf16* x[7];   // q, k, v, dO, O, dK, dV
+        for (int i = 0; i < 7; i++) x[i] = memory + i * T * C;
+        float *dq = (float*)(x[6] + T * C), *lse = dq + T * C, *delta = lse + T * NH;
+        auto view = [&](void* p) { return view_of(p, C, T, HS); };
+        AttnRows lse_rows = {lse, T, NH * T}, delta_rows = {delta, T, NH * T};
+        AttnForward f = {};
+        f.s = shape, f.q = view(x[0]), f.k = view(x[1]), f.v = view(x[2]), f.o = view(x[4]), f.lse = lse_rows;
+        f.work = (int*)(delta + T * NH);
+        AttnBackward g = {};
+        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows, g.delta = delta_rows,
+        g.dq = view(dq);
+        g.dk = view(x[5]), g.dv = view(x[6]), g.dkv_bf16 = 1, g.accumulate_dq = 1, g.work = f.work;
+        ms = gpu_timed(4, [&] {
+            return attn::attention_forward(f, 0) != cudaSuccess ||
+                    attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) != cudaSuccess ||
+                    attn::attention_backward(g, 0) != cudaSuccess
+                ? -1
+                : 0;
+        });
+        if (ms > 0) rates->attention_gflops = 4 * 3.5 * 2e-6 * (double)T * (double)T * (double)C / ms;
+    }
     cudaFree(memory);
+    free(random);
     free(d);
 }
 
@@ -5320,7 +5385,8 @@ enum { GPU_PROCESSES = 1 };
 enum { GPU_PROCESSES = 0 };
 #endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, GPU_PROCESSES};
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4},
+    GPU_PROCESSES};   // bytes as in item_tensors
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

@@ -117,7 +117,15 @@ check "schedule dist-paper, 8 ranks: idle half" says '"forward": {"steps": 5, "m
 check "schedule dist, 256 ranks" says '"makespan": 128' g schedule --schedule dist --sp 256 --json
 check "schedule, 1 rank" says '"makespan": 0.5' g schedule --sp 1 --json
 g plan --layers 12 --heads 12 --channels 768 --seq-len 32768 --sp 8 --json > out
-check "plan --json" json parameters memory_bytes.total step.tokens step.projected_seconds longest_seq_len < out
+check "plan --json" json parameters memory_bytes.total step.tokens step.projected_seconds longest_seq_len rates.attention_gflops best_split.speedup projected_splits projected_ranks < out
+known="--gflops 100 --attention-gflops 200 --link-gbs 10 --copy-gbs 20"
+check "plan at 256 ranks, projected to 512" says ' 1 x 512 ' g plan --seq-len 32k --sp 256 $known
+check "plan: a length too short for 512 ranks" says '1 x 64 ' g plan --seq-len 100 $known
+check "plan, attention's own rate" says '(attention 200)' g plan $known
+check "plan advises data parallelism" says '--dp 8 --sp 1 would give' g plan --layers 2 --seq-len 4096 --sp 8 --gflops 1000 --link-gbs 1 --copy-gbs 20
+check "plan: no room on one rank" says 'need --sp 2 at least' g plan --model d12 --seq-len 64k --sp 8 --memory-gb 8 $known
+check "plan: no split has room" says 'no split fits' g plan --model d12 --seq-len 64k --sp 2 --memory-gb 1 $known
+check "plan, ulysses: splits without a table" says 'no such schedule' g plan --schedule ulysses --heads 4 --sp 4 --dp 2 --seq-len 4096 $known
 check "plan" says 'longest context' g plan $shape --vocab 257
 
 # what train says that it allocated, in the same words as plan's total

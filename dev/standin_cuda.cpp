@@ -1,0 +1,876 @@
+/* standin_cuda.cpp: a stand-in for the CUDA runtime and cuBLASLt, under which the whole host side of the GPU program runs without a GPU.
+ *
+ *     sh dev/test_standin.sh                                   builds it, runs its table of configurations (also: run_tests.sh standin)
+ *     STANDIN_GPUS=2 build/standin/train train --sp 2 ...      one run; its last line is what the stand-in saw
+ *
+ * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is bytes of 1: small positive
+ * numbers of every type. What is real is the order of things. A stream is a sequence of operations in one of STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue
+ * holds STANDIN_DEPTH operations, and a call that finds it full waits with the lock of the GPU's context held, as the driver does, so that no
+ * other call of that GPU gets through. A copy between GPUs takes both contexts' locks. A wait refers to what its event had last recorded when
+ * the wait was called. When nothing moves for some seconds the heads of all queues are printed, and the exit status is 99.
+ *
+ * Order. Every operation has a vector clock with a place for each stream. An operation follows those before it in its stream, those that a
+ * wait for an event brought into it, and those that the host thread that enqueued it has waited for (synchronise, or a query that said
+ * "done"); a host thread learns what another knows by taking a mutex that the other had, or by being created or joined. Hardware queues add
+ * no order: that two streams share one is luck. For every operation the bytes that it reads and writes are known: of copies and fills from
+ * the call, of matrix products from their layouts, of the program's kernels from their arguments, found by the kernel's registered name.
+ * Two that overlap, one of them a write, and that nothing puts in order are a race, whatever happened in this run. Status 98.
+ *
+ * Not seen: what the host itself reads and writes, pageable host memory, CUB's radix sort, which rows of the embedding's gradient a kernel
+ * adds to (its first stands for all), and anything inside a kernel. Order between hosts is that of their mutexes in this run: it can hide a
+ * race at the end of a step, where hosts have waited for their GPUs, and nowhere else.
+ *
+ * Also counted: streams, events, handles, descriptions and memory that are not given back at exit, and use of those that were. Status 97.
+ *
+ * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on average half),
+ * STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
+ * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails).
+ * To see that the checker sees: STANDIN_SITES=1 prints where the program waits and records; STANDIN_DROP=ADDRESS ignores what is called
+ * there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn by waiting.
+ */
+#include <cublasLt.h>
+#include <cuda.h>
+#include <cuda_runtime.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "standin_arguments.h"   // the structures between "--- arguments ---" and "--- PTX" of train_gpt2_sp.cu
+
+typedef uint64_t u64;
+static u64 setting(const char* name, u64 otherwise) {
+    const char* s = getenv(name);
+    return s ? strtoull(s, NULL, 0) : otherwise;
+}
+static const int GPUS = (int)setting("STANDIN_GPUS", 2), QUEUES = (int)setting("STANDIN_QUEUES", 8);
+static const size_t DEPTH = setting("STANDIN_DEPTH", 1024);
+static const unsigned SLOW = (unsigned)setting("STANDIN_SLOW", 3), HOST = (unsigned)setting("STANDIN_HOST", 0),
+                      SEED = (unsigned)setting("STANDIN_SEED", 1);
+static const bool ORDER = setting("STANDIN_ORDER", 1), LIST_SITES = setting("STANDIN_SITES", 0),
+                  DROP_SYNC = setting("STANDIN_DROP_SYNC", 0);
+static const u64 FAIL = setting("STANDIN_FAIL", 0);
+static const u64 DROP = setting("STANDIN_DROP", 0), DROP_EVERY = setting("STANDIN_DROP_EVERY", 0);
+enum { MAX_GPUS = 64, STATUS_LEAK = 97, STATUS_RACE = 98, STATUS_STUCK = 99 };
+
+// ===== clocks ====================================================================================
+
+typedef std::vector<unsigned> Clock;   // of stream i: how many of its operations are known to be done; missing: 0
+static void join(Clock& a, const Clock& b) {
+    if (a.size() < b.size()) a.resize(b.size());
+    for (size_t i = 0; i < b.size(); i++) a[i] = std::max(a[i], b[i]);
+}
+
+struct Event {
+    u64 recorded, done;   // records that were called; that the GPU has come to
+    Clock clock;          // at the last record
+    bool alive;
+};
+struct Op {
+    enum { WORK, RECORD, WAIT } kind;
+    Event* event;
+    u64 version;
+};
+struct Queue {
+    std::deque<Op> ops;
+    u64 in, out;
+    std::chrono::steady_clock::time_point busy;   // the head is under way until then
+};
+struct Stream {
+    int gpu, id;
+    Queue* queue;
+    Clock clock;
+    bool alive;
+};
+
+// One lock for all that is below. The contexts' locks, which a call may hold while it waits, are taken before it.
+static std::mutex state;
+static std::mutex context[MAX_GPUS];
+static std::condition_variable moved;
+static std::vector<Queue> queues;                        // (GPUS, QUEUES)
+static std::deque<Stream> streams;                       // never freed: what is used after its end can be told
+static std::deque<Event> events;
+static Stream* null_stream[MAX_GPUS];
+static int streams_of[MAX_GPUS];
+static std::thread worker;
+static bool ended;
+static u64 calls, times_full, waits, operations;
+static size_t most_pending;
+static std::map<std::string, long> made;                  // what was made less what was given back
+static std::map<std::string, long> complaints;
+static std::map<u64, std::pair<const char*, long>> sites;   // where the program waits and records
+static thread_local int current;
+static thread_local cudaError_t last_error;
+static thread_local Clock host;   // what this host thread knows to be done
+
+static void complain(const std::string& what) {
+    if (complaints[what]++ == 0 && complaints.size() < 20) fprintf(stderr, "standin: %s\n", what.c_str());
+}
+
+// ===== who touches what ==========================================================================
+
+// `rows` rows of `width` bytes, `pitch` apart, that operation `count` of a stream reads or writes.
+struct Access {
+    u64 begin, end, pitch, width, rows;
+    int stream;
+    unsigned count;
+    bool write;
+    const char* name;
+    u64 site;
+};
+struct Memory {   // an allocation: accesses that nothing later stands for
+    u64 begin, end;
+    std::vector<Access> accesses;
+};
+static std::map<u64, Memory> memory;   // by its end
+static Memory* memory_of(u64 address) {
+    auto it = memory.upper_bound(address);
+    return it != memory.end() && address >= it->second.begin ? &it->second : NULL;
+}
+
+static bool row_meets(const Access& a, u64 begin, u64 end) {   // whether any row of a meets [begin, end)
+    if (begin >= a.end || end <= a.begin) return false;
+    u64 row = begin <= a.begin ? 0 : (begin - a.begin) / a.pitch;
+    for (; row < a.rows && a.begin + row * a.pitch < end; row++)
+        if (a.begin + row * a.pitch + a.width > begin) return true;
+    return false;
+}
+static bool overlap(const Access& a, const Access& b) {
+    if (a.begin >= b.end || b.begin >= a.end) return false;
+    const Access &few = a.rows <= b.rows ? a : b, &many = a.rows <= b.rows ? b : a;
+    if (a.pitch == b.pitch && a.rows > 1 && b.rows > 1) {   // columns of the same matrix
+        u64 apart = (many.begin + many.pitch - few.begin % many.pitch) % many.pitch;
+        return apart < few.width || apart + many.width > many.pitch;
+    }
+    for (u64 row = 0; row < few.rows; row++)
+        if (row_meets(many, few.begin + row * few.pitch, few.begin + row * few.pitch + few.width)) return true;
+    return false;
+}
+static bool covers(const Access& a, const Access& b) {
+    if (a.rows == 1) return a.begin <= b.begin && b.end <= a.end;
+    return a.begin == b.begin && a.pitch == b.pitch && a.width >= b.width && a.rows >= b.rows;
+}
+static const char* stream_name(int id) {
+    static thread_local char text[2][40];
+    static thread_local int next;
+    char* s = text[next++ % 2];
+    snprintf(s, sizeof *text, "stream %d of GPU %d", id, streams[(size_t)id].gpu);
+    return s;
+}
+
+// Compares an access with those before it. Those that come before it in order and that it covers need not be kept: what is not in order
+// with them is not in order with it.
+static void touch(Access x, const Clock& clock) {
+    Memory* m = memory_of(x.begin);
+    if (!m || !ORDER || x.rows == 0 || x.width == 0) return;
+    if (x.pitch == x.width || x.rows == 1) x.width += (x.rows - 1) * x.pitch, x.rows = 1, x.pitch = x.width;
+    x.end = x.begin + (x.rows - 1) * x.pitch + x.width;
+    if (x.end > m->end) complain(std::string(x.name) + " goes beyond its allocation");
+    size_t kept = 0;
+    for (Access& y : m->accesses) {
+        bool keep = true;
+        if (x.begin < y.end && y.begin < x.end) {
+            bool ordered = (size_t)y.stream < clock.size() && clock[(size_t)y.stream] >= y.count;
+            if (ordered) keep = !((x.write || !y.write) && covers(x, y));
+            else if ((x.write || y.write) && overlap(x, y)) {
+                char text[400];
+                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads", y.name, y.write ? "writes" : "reads");
+                if (!complaints.count(text))
+                    fprintf(stderr, "standin: bytes %llu..%llu of an arena on %s (0x%llx), %llu..%llu on %s (0x%llx):\n",
+                        (unsigned long long)(x.begin - m->begin), (unsigned long long)(x.end - m->begin), stream_name(x.stream),
+                        (unsigned long long)x.site, (unsigned long long)(y.begin - m->begin), (unsigned long long)(y.end - m->begin),
+                        stream_name(y.stream), (unsigned long long)y.site);
+                complain(text);
+            }
+        }
+        if (keep) m->accesses[kept++] = y;
+    }
+    m->accesses.resize(kept);
+    m->accesses.push_back(x);
+}
+
+// What one operation touches, collected before it is enqueued.
+struct Touches {
+    const char* name;
+    std::vector<Access> list;
+    void add(const void* p, u64 width, bool write, u64 rows = 1, u64 pitch = 0) {
+        if (p) list.push_back({(u64)p, 0, pitch ? pitch : width, width, rows, 0, 0, write, name, 0});
+    }
+    void reads(const void* p, u64 width, u64 rows = 1, u64 pitch = 0) { add(p, width, false, rows, pitch); }
+    void writes(const void* p, u64 width, u64 rows = 1, u64 pitch = 0) { add(p, width, true, rows, pitch); }
+    // heads of a (B, NH, T, HS) view whose heads are neighbours, as all of the program's are
+    void view(const AttnView& v, u64 size, bool write, u64 B, u64 NH, u64 T, u64 HS) {
+        for (u64 b = 0; b < B && v.p; b++)
+            for (u64 h = 0; h < (v.head == (int64_t)HS ? 1 : NH); h++)
+                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size, (v.head == (int64_t)HS ? NH : 1) * HS * size, write, T,
+                    (u64)v.token * size);
+    }
+    void rows(const AttnRows& v, bool write, u64 B, u64 NH, u64 T) {
+        for (u64 b = 0; b < B && v.p; b++) add(v.p + b * (u64)v.batch, T * 4, write, NH, (u64)v.head * 4);
+    }
+};
+
+// ----- the program's kernels: their arguments are listed where they are defined
+
+struct Launch {
+    void** arguments;
+    dim3 grid;
+    const char* mangled;
+    template <typename T> const T& at(int i) const { return *(const T*)arguments[i]; }
+    u64 n(int i) const { return (u64)at<int64_t>(i); }   // of an int64_t
+    u64 k(int i) const { return (u64)at<int>(i); }       // of an int
+    char* p(int i) const { return at<char*>(i); }
+};
+static void forward_touches(Touches& t, const AttnForward& a) {
+    const AttnShape& s = a.s;
+    u64 B = (u64)s.B, NH = (u64)s.NH, Tq = (u64)s.Tq, Tk = (u64)s.Tk, HS = (u64)s.HS;
+    t.view(a.q, 2, false, B, NH, Tq, HS), t.view(a.k, 2, false, B, NH, Tk, HS), t.view(a.v, 2, false, B, NH, Tk, HS);
+    t.reads(s.doc_start, Tq * 4, B, (u64)s.doc_batch * 4), t.writes(a.work, 4);
+    for (int write = 0; write < 2; write++)
+        if (write ? a.carry_out : a.carry_in)
+            t.view(a.acc, 4, write, B, NH, Tq, HS), t.rows(a.m, write, B, NH, Tq), t.rows(a.l, write, B, NH, Tq);
+    if (!a.carry_out) t.view(a.o, 2, true, B, NH, Tq, HS), t.rows(a.lse, true, B, NH, Tq);
+}
+static void backward_touches(Touches& t, const AttnBackward& a) {
+    const AttnShape& s = a.s;
+    u64 B = (u64)s.B, NH = (u64)s.NH, Tq = (u64)s.Tq, Tk = (u64)s.Tk, HS = (u64)s.HS, out = a.dkv_bf16 ? 2 : 4;
+    t.view(a.q, 2, false, B, NH, Tq, HS), t.view(a.k, 2, false, B, NH, Tk, HS), t.view(a.v, 2, false, B, NH, Tk, HS);
+    t.view(a.dout, 2, false, B, NH, Tq, HS), t.rows(a.lse, false, B, NH, Tq), t.rows(a.delta, false, B, NH, Tq);
+    t.reads(s.doc_start, Tq * 4, B, (u64)s.doc_batch * 4), t.writes(a.work, 8);
+    t.view(a.dq, 4, true, B, NH, Tq, HS), t.view(a.dk, out, true, B, NH, Tk, HS), t.view(a.dv, out, true, B, NH, Tk, HS);
+}
+struct HopperForward {
+    CUtensorMap maps[4];   // q, k, v, o
+    AttnForward a;
+};
+struct HopperBackward {
+    CUtensorMap maps[5];   // q, k, v, dout, dq
+    AttnBackward a;
+};
+struct Units {   // UnitArray
+    char* p;
+    int64_t stride;
+};
+struct Places {   // RowPlaces
+    int64_t rows, first, begin, begin2, T;
+};
+enum { SUM_BLOCKS = 192, SQUARE_BLOCKS = 1024, BUCKET_ROWS = 64 };   // as in section 6 of the program
+
+typedef void (*Decoder)(Touches& t, const Launch& x);
+// clang-format off
+static const struct { const char* name; Decoder decode; } decoders[] = {
+    {"attention_forward_kernel",  [](Touches& t, const Launch& x) { forward_touches(t, x.at<HopperForward>(0).a); }},
+    {"portable_forward_kernel",   [](Touches& t, const Launch& x) { forward_touches(t, x.at<AttnForward>(0)); }},
+    {"attention_backward_kernel", [](Touches& t, const Launch& x) { backward_touches(t, x.at<HopperBackward>(0).a); }},
+    {"portable_backward_kernel",  [](Touches& t, const Launch& x) { backward_touches(t, x.at<AttnBackward>(0)); }},
+    {"attention_delta_kernel", [](Touches& t, const Launch& x) {   // dout, o, delta, T, HS
+        u64 B = x.grid.z, NH = x.grid.y, T = x.k(3), HS = x.k(4);
+        for (int i = 0; i < 2; i++) t.view(x.at<AttnView>(i), 2, false, B, NH, T, HS);
+        t.rows(x.at<AttnRows>(2), true, B, NH, T); }},
+    {"attention_merge_kernel", [](Touches& t, const Launch& x) {   // acc, m, l, those of the other, o, lse, T, HS
+        u64 B = x.grid.z, NH = x.grid.y, T = x.k(8), HS = x.k(9);
+        bool ends = x.at<AttnView>(6).p != NULL;
+        t.view(x.at<AttnView>(0), 4, !ends, B, NH, T, HS), t.view(x.at<AttnView>(3), 4, false, B, NH, T, HS);
+        for (int i : {1, 2}) t.rows(x.at<AttnRows>(i), !ends, B, NH, T);
+        for (int i : {4, 5}) t.rows(x.at<AttnRows>(i), false, B, NH, T);
+        t.view(x.at<AttnView>(6), 2, true, B, NH, T, HS), t.rows(x.at<AttnRows>(7), true, B, NH, T); }},
+    {"attention_dq_kernel", [](Touches& t, const Launch& x) {   // dq, out, scale, T, HS
+        u64 B = x.grid.z, NH = x.grid.y, T = x.k(3), HS = x.k(4);
+        t.view(x.at<AttnView>(0), 4, !x.at<AttnView>(1).p, B, NH, T, HS), t.view(x.at<AttnView>(1), 2, true, B, NH, T, HS); }},
+    {"rows_fill_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(3) * 4, x.n(2), x.n(1) * 4); }},
+    {"rows_add_kernel", [](Touches& t, const Launch& x) {   // out, its stride, inp, its stride, rows, columns
+        t.writes(x.p(0), x.k(5) * 4, x.n(4), x.n(1) * 4), t.reads(x.p(2), x.k(5) * 4, x.n(4), x.n(3) * 4); }},
+    {"sum_ranks_kernel", [](Touches& t, const Launch& x) {   // out, offers, world, at, n4, add
+        for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i] + x.n(3) * 4, x.n(4) * 16);
+        t.writes(x.p(0), x.n(4) * 16); }},
+    {"center_columns_kernel", [](Touches& t, const Launch& x) {   // out, inp, rows, columns, out's stride, inp's
+        u64 size = strstr(x.mangled, "kernelIf") ? 4 : 2, n = x.k(2) * x.k(3);
+        for (u64 y = 0; y < x.grid.y; y++) t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
+    {"squares_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), SQUARE_BLOCKS * 8), t.reads(x.p(1), x.n(2) * 4); }},
+    {"squares_finish_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0) + 8, 8), t.reads(x.p(1), SQUARE_BLOCKS * 8); }},
+    {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world; reads the first two of each, writes the others
+        for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], 16);
+        t.writes(x.p(0) + 16, 24); }},
+    {"adamw_kernel", [](Touches& t, const Launch& x) {   // w, half, m, v, g, stats, table, begin, n, a; a.update is its last
+        bool update = ((const int*)x.arguments[9])[7];
+        for (u64 y = 0; y < x.grid.y; y++) {
+            for (int i : {0, 2, 3, 4}) {
+                const Units& u = x.at<Units>(i);
+                if (u.p) t.add(u.p + y * (u64)u.stride * 4, x.n(8) * 4, update && i != 4);
+            }
+            const Units& half = x.at<Units>(1);
+            if (half.p) t.writes(half.p + y * (u64)half.stride * 2, x.n(8) * 2);
+        }
+        if (update) t.reads(x.p(5) + 16, 8); }},
+    {"loss_sum_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), 8), t.reads(x.p(1), x.n(2) * 4); }},
+    {"crossentropy_kernel", [](Touches& t, const Launch& x) {   // losses, hits, logits, labels, scale, V, Vp
+        u64 R = x.grid.x;
+        t.writes(x.p(0), R * 4), t.writes(x.p(1), R), t.writes(x.p(2), R * x.k(6) * 2), t.reads(x.p(3), R * 4); }},
+    {"columns_kernel", [](Touches& t, const Launch& x) {   // partial, inp, dq, scale, R, N, pitch, all
+        t.writes(x.p(0), x.k(5) * 4, SUM_BLOCKS, x.k(7) * 4), t.reads(x.p(2), x.n(4) * x.k(5) * 4);
+        t.add(x.p(1), x.k(5) * 2, x.p(2) != NULL, x.n(4), x.k(6) * 2); }},
+    {"columns_finish_kernel", [](Touches& t, const Launch& x) {   // targets, partial, blocks, width, N
+        t.reads(x.p(1), x.k(2) * x.k(4) * 4);
+        for (u64 i = 0; i * x.k(3) < x.k(4); i++) t.writes((&x.at<char*>(0))[i], x.k(3) * 4); }},
+    {"gelu_forward_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(2) * 2), t.reads(x.p(1), x.n(2) * 2); }},
+    {"rmsnorm_forward_kernel", [](Touches& t, const Launch& x) {   // out, rstd, inp, weight, bias, R, C
+        u64 R = x.n(5), C = x.k(6);
+        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), R * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), C * 4), t.reads(x.p(4), C * 4); }},
+    {"rmsnorm_backward_kernel", [](Touches& t, const Launch& x) {   // dx, partial, dout, inp, rstd, weight, add, R, C
+        u64 R = x.n(7), C = x.k(8);
+        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), x.grid.x * 3 * C * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), R * C * 2);
+        t.reads(x.p(4), R * 4), t.reads(x.p(5), C * 4); }},
+    {"embedding_forward_kernel", [](Touches& t, const Launch& x) {   // x, tokens, doc_start, wte, wpe, center, places, R, C
+        const Places& places = x.at<Places>(6);
+        u64 R = x.n(7), C = x.k(8), T = (u64)places.T;
+        t.writes(x.p(0), R * C * 2), t.reads(x.p(1), R * 4), t.reads(x.p(2), R / (u64)places.rows * T * 4);
+        t.reads(x.p(3), x.p(4) > x.p(3) ? (u64)(x.p(4) - x.p(3)) : C * 4), t.reads(x.p(4), T * C * 4); }},
+    {"embedding_center_kernel", [](Touches& t, const Launch& x) {   // dx, keys, rows, key_of, doc_start, center, places, R, C
+        u64 R = x.n(7);
+        t.add(x.p(0), R * x.k(8) * 2, x.k(5)), t.writes(x.p(1), R * 4), t.writes(x.p(2), R * 4), t.reads(x.p(3), R * 4); }},
+    {"embedding_backward_kernel", [](Touches& t, const Launch& x) {   // dweight, partial, dx, keys, rows, R, C
+        u64 R = x.n(5), C = x.k(6);
+        t.writes(x.p(0), C * 4), t.writes(x.p(1), x.grid.x * 2 * C * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), R * 4);
+        t.reads(x.p(4), R * 4); }},
+    {"embedding_backward_finish_kernel", [](Touches& t, const Launch& x) {   // dweight, partial, keys, R, C
+        t.writes(x.p(0), x.k(4) * 4), t.reads(x.p(1), x.grid.x * 2 * x.k(4) * 4), t.reads(x.p(2), x.n(3) * 4); }},
+    {"position_backward_kernel", [](Touches& t, const Launch& x) {   // dwpe, dx, places, B, C
+        const Places& p = x.at<Places>(2);
+        u64 row = x.k(4) * 4;
+        t.reads(x.p(1), x.n(3) * (u64)p.rows * x.k(4) * 2), t.writes(x.p(0) + (u64)p.begin * row, (u64)p.first * row);
+        if (p.rows > p.first) t.writes(x.p(0) + (u64)(p.begin2 + p.first) * row, (u64)(p.rows - p.first) * row); }},
+};
+// clang-format on
+struct Kernel {
+    const char *mangled, *name;
+    Decoder decode;
+    u64 launches;
+};
+static std::map<const void*, Kernel>& kernels() {   // by the host's function; filled before main
+    static std::map<const void*, Kernel> all;
+    return all;
+}
+
+// ===== the GPUs ==================================================================================
+
+// Takes operations from the heads of the queues, for all GPUs. It naps while nothing moves, so that queues fill.
+static void work() {
+    typedef std::chrono::steady_clock Time;
+    std::mt19937 random(SEED);
+    u64 seen = 0;
+    auto last = Time::now();
+    for (;;) {
+        bool progress = false, timed = false, pending = false;
+        {
+            std::lock_guard<std::mutex> lock(state);
+            if (ended) return;
+            auto now = Time::now();
+            for (Queue& q : queues)
+                for (int i = 0; i < 64 && !q.ops.empty(); i++) {
+                    Op& op = q.ops.front();
+                    if (q.busy > now) {
+                        timed = true;
+                        break;
+                    }
+                    if (op.kind == Op::WAIT && op.event->done < op.version) break;
+                    if (op.kind == Op::RECORD) op.event->done = std::max(op.event->done, op.version);
+                    if (op.kind == Op::WORK && SLOW && random() % 64 == 0)
+                        q.busy = now + std::chrono::microseconds(random() % (SLOW * 64));
+                    q.ops.pop_front();
+                    q.out++, progress = true;
+                }
+            for (Queue& q : queues) pending |= !q.ops.empty();
+            if (progress || timed || !pending || calls != seen) last = now, seen = calls;
+            if (now - last > std::chrono::seconds(5)) {
+                fprintf(stderr, "standin: nothing moves after %llu calls\n", (unsigned long long)calls);
+                for (size_t i = 0; i < queues.size(); i++) {
+                    if (queues[i].ops.empty()) continue;
+                    const Op& op = queues[i].ops.front();
+                    fprintf(stderr, "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at %llu of %llu\n",
+                        i / (size_t)QUEUES, i % (size_t)QUEUES, queues[i].ops.size(), (unsigned long long)op.version,
+                        (unsigned long long)(op.event ? op.event->done : 0), (unsigned long long)(op.event ? op.event->recorded : 0));
+                }
+                _exit(STATUS_STUCK);
+            }
+        }
+        if (progress) moved.notify_all();
+        else std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+}
+
+static void report() {
+    {
+        std::lock_guard<std::mutex> lock(state);
+        ended = true;
+    }
+    worker.join();
+    long leaks = 0, races = 0, other = 0;
+    for (auto& x : made) {
+        if (x.second) fprintf(stderr, "standin: %s: %ld not given back\n", x.first.c_str(), x.second);
+        leaks += x.second != 0;
+    }
+    for (auto& x : complaints) (x.first.compare(0, 4, "RACE") ? other : races) += x.second;
+    if (LIST_SITES)
+        for (auto& x : sites) fprintf(stderr, "standin: site 0x%llx %s %ld\n", (unsigned long long)x.first, x.second.first, x.second.second);
+    fprintf(stderr, "standin: %llu calls, %llu operations, %llu times a queue was full, at most %zu pending, %ld kinds of races, %ld leaks\n",
+        (unsigned long long)calls, (unsigned long long)operations, (unsigned long long)times_full, most_pending,
+        (long)std::count_if(complaints.begin(), complaints.end(), [](const std::pair<const std::string, long>& x) {
+            return x.first.compare(0, 4, "RACE") == 0; }), leaks);
+    fflush(NULL);
+    if (races) _exit(STATUS_RACE);
+    if (leaks || other) _exit(STATUS_LEAK);
+}
+
+static Stream* stream_new(int gpu, int queue) {   // with the lock
+    streams.push_back({gpu, (int)streams.size(), &queues[(size_t)(gpu * QUEUES + queue)], Clock(), true});
+    return &streams.back();
+}
+static void start() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        queues.resize((size_t)(GPUS * QUEUES));
+        for (int i = 0; i < GPUS; i++) null_stream[i] = stream_new(i, 0);
+        worker = std::thread(work);
+        atexit(report);
+    });
+}
+static Stream* stream_of(cudaStream_t s) {   // with the lock
+    Stream* stream = s ? (Stream*)s : null_stream[current];
+    if (!stream->alive) complain("a stream is used after its end");
+    return stream;
+}
+
+// Enqueues an operation, with what it touches.
+static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches, int other, u64 site) {
+    start();
+    static thread_local std::mt19937 random((unsigned)(uintptr_t)&random + SEED);
+    if (HOST && random() % 400 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+    int a, b;
+    {
+        std::lock_guard<std::mutex> lock(state);
+        a = stream_of(s)->gpu, b = other < 0 ? a : other;
+    }
+    std::unique_lock<std::mutex> first(context[std::min(a, b)]), second;
+    if (a != b) second = std::unique_lock<std::mutex>(context[std::max(a, b)]);
+    std::unique_lock<std::mutex> lock(state);
+    Stream* stream = stream_of(s);
+    Queue* q = stream->queue;
+    if (++calls == FAIL) return last_error = cudaErrorLaunchFailure;
+    if (event && !event->alive) complain("an event is used after its end");
+    if (kind != Op::WORK) {
+        auto& entry = sites[site];
+        entry.first = kind == Op::WAIT ? "wait" : "record", entry.second++;
+        if (site == DROP) return cudaSuccess;
+        if (kind == Op::WAIT && DROP_EVERY && ++waits % DROP_EVERY == 0) return cudaSuccess;
+    }
+    if (q->ops.size() >= DEPTH) times_full++;
+    while (q->ops.size() >= DEPTH) moved.wait(lock);
+    operations++;
+    size_t id = (size_t)stream->id;
+    if (ORDER) {
+        if (stream->clock.size() <= id) stream->clock.resize(id + 1);
+        join(stream->clock, host);
+        stream->clock[id]++;
+    }
+    u64 version = 0;
+    if (kind == Op::RECORD) version = ++event->recorded, event->clock = stream->clock;
+    if (kind == Op::WAIT) version = event->recorded, join(stream->clock, event->clock);
+    if (touches && ORDER)
+        for (Access& x : touches->list) {
+            x.stream = stream->id, x.count = stream->clock[id], x.site = site;
+            touch(x, stream->clock);
+        }
+    q->ops.push_back({(decltype(Op::kind))kind, event, version});
+    q->in++, most_pending = std::max(most_pending, q->ops.size());
+    return cudaSuccess;
+}
+static void learn(const Clock& clock) {
+    if (!DROP_SYNC && ORDER) join(host, clock);
+}
+static void drain(std::unique_lock<std::mutex>& lock, Stream* s) {   // waits for what is in the stream's queue now
+    u64 to = s->queue->in;
+    Clock clock = s->clock;
+    while (s->queue->out < to) moved.wait(lock);
+    learn(clock);
+}
+static void count(const char* what, long n) {
+    std::lock_guard<std::mutex> lock(state);
+    made[what] += n;
+}
+static void copy_touches(Touches& t, void* to, const void* from, size_t width, size_t rows, size_t to_pitch, size_t from_pitch) {
+    t.reads(from, width, rows, from_pitch), t.writes(to, width, rows, to_pitch);
+}
+#define SITE ((u64)__builtin_return_address(0))
+
+// ===== the runtime's functions ===================================================================
+
+extern "C" {
+cudaError_t cudaSetDevice(int d) { return current = d, cudaSuccess; }
+cudaError_t cudaGetDevice(int* d) { return *d = current, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* n) { return *n = GPUS, cudaSuccess; }
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 1, cudaSuccess; }
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {   // a Hopper
+    *value = a == cudaDevAttrComputeCapabilityMajor ? 9
+        : a == cudaDevAttrComputeCapabilityMinor    ? 0
+        : a == cudaDevAttrMultiProcessorCount       ? 132
+        : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
+        : a == cudaDevAttrMaxSharedMemoryPerBlock   ? 49152
+        : a == cudaDevAttrMaxGridDimX               ? 2147483647
+                                                    : 1;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return memset(p, 0, sizeof *p), cudaSuccess; }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) { return *low = 0, *high = -1, cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
+    memset(a, 0, sizeof *a);
+    a->ptxVersion = a->binaryVersion = 80;
+    return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const void*, int, size_t, unsigned) {
+    return *n = 1, cudaSuccess;
+}
+static CUresult tensor_map_encode(...) { return CUDA_SUCCESS; }
+cudaError_t cudaGetDriverEntryPointByVersion(
+    const char*, void** f, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+    return *f = (void*)tensor_map_encode, *found = cudaDriverEntryPointSuccess, cudaSuccess;
+}
+const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
+cudaError_t cudaGetLastError() {
+    cudaError_t status = last_error;
+    return last_error = cudaSuccess, status;
+}
+cudaError_t cudaPeekAtLastError() { return last_error; }
+
+// --- streams and events ---
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
+    start();
+    std::lock_guard<std::mutex> in(context[current]), lock(state);
+    *s = (cudaStream_t)stream_new(current, streams_of[current]++ % QUEUES);
+    made["streams"]++;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    std::lock_guard<std::mutex> lock(state);
+    stream_of(s)->alive = false;
+    made["streams"]--;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+    start();
+    std::lock_guard<std::mutex> lock(state);
+    Stream* stream = stream_of(s);
+    if (!stream->queue->ops.empty()) return cudaErrorNotReady;
+    learn(stream->clock);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    start();
+    std::unique_lock<std::mutex> lock(state);
+    drain(lock, stream_of(s));
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+    start();
+    std::unique_lock<std::mutex> lock(state);
+    for (size_t i = 0; i < streams.size(); i++)
+        if (streams[i].gpu == current) drain(lock, &streams[i]);
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
+    std::lock_guard<std::mutex> lock(state);
+    events.push_back({0, 0, Clock(), true});
+    *e = (cudaEvent_t)&events.back();
+    made["events"]++;
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    std::lock_guard<std::mutex> lock(state);
+    if (!((Event*)e)->alive) complain("an event is used after its end");
+    ((Event*)e)->alive = false;
+    made["events"]--;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE); }
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE);
+}
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    std::lock_guard<std::mutex> lock(state);
+    if (((Event*)e)->done < ((Event*)e)->recorded) return cudaErrorNotReady;
+    learn(((Event*)e)->clock);
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    std::unique_lock<std::mutex> lock(state);
+    Clock clock = ((Event*)e)->clock;
+    u64 to = ((Event*)e)->recorded;
+    while (((Event*)e)->done < to) moved.wait(lock);
+    learn(clock);
+    return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 0.01f, cudaSuccess; }
+
+// --- memory ---
+static void memory_add(void* p, size_t bytes, const char* what) {
+    std::lock_guard<std::mutex> lock(state);
+    memory[(u64)p + bytes] = {(u64)p, (u64)p + bytes, {}};
+    made[what]++;
+}
+// Freed memory must be done with, as far as the host that frees it knows.
+static size_t memory_remove(void* p, const char* what) {
+    std::lock_guard<std::mutex> lock(state);
+    Memory* m = memory_of((u64)p);
+    if (!m) return complain("memory is freed that was not allocated"), (size_t)0;
+    for (const Access& x : m->accesses)
+        if (host.size() <= (size_t)x.stream || host[(size_t)x.stream] < x.count)
+            complain(std::string("RACE: memory is freed that ") + x.name + (x.write ? " writes" : " reads"));
+    size_t bytes = m->end - m->begin;
+    memory.erase(m->end);
+    made[what]--;
+    return bytes;
+}
+cudaError_t cudaMalloc(void** p, size_t n) {
+    start();
+    *p = mmap(0, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (*p == MAP_FAILED) return cudaErrorMemoryAllocation;
+    memory_add(*p, n, "device memory");
+    return cudaSuccess;
+}
+cudaError_t cudaFree(void* p) {
+    if (!p) return cudaSuccess;
+    size_t bytes = memory_remove(p, "device memory");
+    if (bytes) munmap(p, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** p, size_t n) {
+    *p = calloc(n, 1);
+    memory_add(*p, n, "pinned memory");
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* p) {
+    if (p && memory_remove(p, "pinned memory")) free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total = (size_t)140 << 30, cudaSuccess; }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t s) {
+    Touches t = {"a copy", {}};
+    copy_touches(t, to, from, n, 1, n, n);
+    cudaError_t status = push(s, Op::WORK, NULL, &t, -1, SITE);
+    if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
+    return status;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind) {
+    Touches t = {"a blocking copy", {}};
+    copy_touches(t, to, from, n, 1, n, n);
+    push(0, Op::WORK, NULL, &t, -1, SITE);
+    if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
+    return cudaStreamSynchronize(0);
+}
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
+    cudaMemcpyKind, cudaStream_t s) {
+    Touches t = {"a copy of rows", {}};
+    copy_touches(t, to, from, width, rows, to_pitch, from_pitch);
+    return push(s, Op::WORK, NULL, &t, -1, SITE);
+}
+cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int other, size_t n, cudaStream_t s) {
+    Touches t = {"a copy from a peer", {}};
+    copy_touches(t, to, from, n, 1, n, n);
+    return push(s, Op::WORK, NULL, &t, other, SITE);
+}
+cudaError_t cudaMemsetAsync(void* p, int, size_t n, cudaStream_t s) {
+    Touches t = {"a fill", {}};
+    t.writes(p, n);
+    return push(s, Op::WORK, NULL, &t, -1, SITE);
+}
+
+// --- kernels: how nvcc's host code registers and launches them ---
+static cudaError_t launch(const void* function, dim3 grid, void** arguments, cudaStream_t s, u64 site) {
+    Kernel& k = kernels()[function];
+    Touches t = {k.name ? k.name : "an unknown kernel", {}};
+    if (k.decode && ORDER) k.decode(t, {arguments, grid, k.mangled});
+    return push(s, Op::WORK, NULL, &t, -1, site);
+}
+cudaError_t __cudaGetKernel(cudaKernel_t* k, const void* f) { return *k = (cudaKernel_t)f, cudaSuccess; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3, void** arguments, size_t, cudaStream_t s) {
+    return launch((const void*)k, grid, arguments, s, SITE);
+}
+cudaError_t cudaLaunchKernel(const void* f, dim3 grid, dim3, void** arguments, size_t, cudaStream_t s) {
+    return launch(f, grid, arguments, s, SITE);
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void** arguments) {
+    return launch(f, c->gridDim, arguments, c->stream, SITE);
+}
+static thread_local struct {
+    dim3 grid, block;
+    size_t bytes;
+    cudaStream_t stream;
+} configured;
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t bytes, cudaStream_t s) {
+    return configured.grid = grid, configured.block = block, configured.bytes = bytes, configured.stream = s, 0;
+}
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* bytes, void* s) {
+    *grid = configured.grid, *block = configured.block, *bytes = configured.bytes, *(cudaStream_t*)s = configured.stream;
+    return cudaSuccess;
+}
+void** __cudaRegisterFatBinary(void*) {
+    static void* handle;
+    return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+char __cudaInitModule(void**) { return 1; }
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+void __cudaRegisterFunction(void**, const char* host_function, char*, const char* mangled, int, void*, void*, void*, void*, int*) {
+    Kernel k = {mangled, NULL, NULL, 0};
+    size_t longest = 0;
+    for (auto& d : decoders)   // the name with its length, as it is mangled: one name may end with another
+        if (strstr(mangled, (std::to_string(strlen(d.name)) + d.name).c_str()) && strlen(d.name) > longest)
+            k.name = d.name, k.decode = d.decode, longest = strlen(d.name);
+    kernels()[(const void*)host_function] = k;
+}
+
+// --- cuBLASLt ---
+struct Layout {
+    u64 columns, ld, size;
+};
+struct Product {
+    u64 aux_ld;
+    void *bias, *aux;
+    cublasLtEpilogue_t epilogue;
+};
+#undef cublasLtCreate
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* h) {
+    return *h = (cublasLtHandle_t)8, count("cuBLASLt handles", 1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return count("cuBLASLt handles", -1), CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* l, cudaDataType type, uint64_t, uint64_t columns, int64_t ld) {
+    *l = (cublasLtMatrixLayout_t) new Layout{columns, (u64)ld, type == CUDA_R_32F ? 4ull : 2ull};
+    return count("matrix layouts", 1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
+    delete (Layout*)l;
+    return count("matrix layouts", -1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, cublasComputeType_t, cudaDataType_t) {
+    *d = (cublasLtMatmulDesc_t) new Product{0, NULL, NULL, CUBLASLT_EPILOGUE_DEFAULT};
+    return count("matrix products", 1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
+    delete (Product*)d;
+    return count("matrix products", -1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void* p, size_t n) {
+    Product* x = (Product*)d;
+    void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER         ? (void*)&x->bias
+        : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER ? (void*)&x->aux
+        : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD      ? (void*)&x->aux_ld
+        : a == CUBLASLT_MATMUL_DESC_EPILOGUE             ? (void*)&x->epilogue
+                                                         : NULL;
+    if (to) memcpy(to, p, n);
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
+    return *p = (cublasLtMatmulPreference_t)8, count("preferences", 1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return count("preferences", -1), CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
+    cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void*, size_t) {
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* found, int* n) {
+    memset(found, 0, 2 * sizeof *found);
+    return *n = 2, CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a, cublasLtMatrixLayout_t la,
+    const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c, cublasLtMatrixLayout_t lc, void* d,
+    cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes, cudaStream_t s) {
+    const Product* x = (const Product*)operation;
+    const Layout* out = (const Layout*)ld;
+    Touches t = {"a matrix product", {}};
+    auto extent = [](cublasLtMatrixLayout_t l) { return ((const Layout*)l)->columns * ((const Layout*)l)->ld * ((const Layout*)l)->size; };
+    t.reads(a, extent(la)), t.reads(b, extent(lb)), t.writes(d, extent(ld)), t.writes(workspace, bytes);
+    if (*(const float*)beta != 0) t.reads(c, extent(lc));
+    if (x->epilogue == CUBLASLT_EPILOGUE_BIAS || x->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS ||
+        x->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
+        t.reads(x->bias, out->ld * 2);
+    if (x->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || x->epilogue == CUBLASLT_EPILOGUE_DGELU)
+        t.add(x->aux, x->aux_ld * out->columns * 2, x->epilogue != CUBLASLT_EPILOGUE_DGELU);
+    return push(s, Op::WORK, NULL, &t, -1, SITE) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
+}
+
+// ===== host threads ==============================================================================
+//
+// objcopy gives the program's calls of these names the prefix standin_.
+
+static std::map<const void*, Clock> passed;   // what a mutex, or a thread that ended, has to tell; under the lock
+static void tell(const void* to) {
+    std::lock_guard<std::mutex> lock(state);
+    join(passed[to], host);
+}
+static void hear(const void* from) {
+    std::lock_guard<std::mutex> lock(state);
+    auto it = passed.find(from);
+    if (it != passed.end()) join(host, it->second);
+}
+int standin_pthread_mutex_lock(pthread_mutex_t* m) {
+    int status = pthread_mutex_lock(m);
+    return hear(m), status;
+}
+int standin_pthread_mutex_timedlock(pthread_mutex_t* m, const struct timespec* until) {
+    int status = pthread_mutex_timedlock(m, until);
+    if (status == 0) hear(m);
+    return status;
+}
+int standin_pthread_mutex_unlock(pthread_mutex_t* m) { return tell(m), pthread_mutex_unlock(m); }
+int standin_pthread_cond_wait(pthread_cond_t* c, pthread_mutex_t* m) {
+    tell(m);
+    int status = pthread_cond_wait(c, m);
+    return hear(m), status;
+}
+int standin_pthread_cond_timedwait(pthread_cond_t* c, pthread_mutex_t* m, const struct timespec* until) {
+    tell(m);
+    int status = pthread_cond_timedwait(c, m, until);
+    return hear(m), status;
+}
+struct Thread {
+    void* (*function)(void*);
+    void* argument;
+    Clock host;
+};
+static void* thread_main(void* p) {
+    Thread* t = (Thread*)p;
+    void* (*function)(void*) = t->function;
+    void* argument = t->argument;
+    host = t->host;
+    delete t;
+    void* result = function(argument);
+    tell((const void*)pthread_self());
+    return result;
+}
+int standin_pthread_create(pthread_t* thread, const pthread_attr_t* a, void* (*function)(void*), void* argument) {
+    return pthread_create(thread, a, thread_main, new Thread{function, argument, host});
+}
+int standin_pthread_join(pthread_t thread, void** result) {
+    int status = pthread_join(thread, result);
+    return hear((const void*)thread), status;
+}
+}
