@@ -1272,8 +1272,7 @@ static int attn_sms() {
         if (e_ != cudaSuccess) return e_; \
     } while (0)
 
-// Device bytes that args.work needs.
-static inline size_t attention_forward_work(void) { return 4; }
+// Device bytes that AttnBackward.work needs.
 static inline size_t attention_backward_work(const AttnShape& s) {
     return 4 * (3 + (size_t)s.B * s.NH * ((s.Tq + 31) / 32) * 8);   // the most that any kernel's tiles make
 }
