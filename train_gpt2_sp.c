@@ -1152,8 +1152,8 @@ static Label transport_label(const Transport* t) {
     return l;
 }
 static int transport_late(const Transport* t, const char* whom, Error* e) {
-    return fail(e, "%s: waited %g s for %s in %s", transport_label(t).text, ((const ThreadWorld*)t->state)->timeout / 1e3, whom,
-        t->doing);
+    return fail(e, "%s: waited %g s for %s in %s (--timeout)", transport_label(t).text,
+        ((const ThreadWorld*)t->state)->timeout / 1e3, whom, t->doing);
 }
 static int transport_late_rank(const Transport* t, int peer, Error* e) {
     char whom[32];
