@@ -2572,6 +2572,7 @@ static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing
         sched_yield();
     }
     if (status == 0) fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
+    r->transport.abort(&r->transport, &r->error);   // told first: ending NCCL may wait for what runs on the other communicator
     ncclCommAbort(d->comms[comm]);
     d->comms[comm] = NULL;
     return -1;
