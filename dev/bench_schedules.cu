@@ -3,8 +3,8 @@
    For GPT-2 124M's attention (heads of 64, one sequence of T = 8k, 32k, 128k tokens, P = 2, 4, 8 ranks) every different op of a table is timed
    alone: its rows, heads, causal or whole, with operands and sums as the executor (run_op_gpu) has them, own or in a slot, carried in and out.
    So is every addition of a result that comes home. Then the table is played by the clock (schedule_play): a rank computes while its messages
-   travel, waits for those that are late, and adds. A message takes the latency and its bytes at the link's rate; both defaults are those of
-   copies between two H200s by NVLink. Left out: packing of parts of rows, which rides along with an op, and whatever the ops of a rank would
+   travel, waits for those that are late, and adds. A tensor of a message takes the latency and its bytes at the link's rate; both defaults are
+   those of copies between two H200s by NVLink. Left out: packing of parts of rows, which rides along with an op, and whatever the ops of a rank would
    lose to the copies of its neighbours. One GPU's time, a single launch for the whole sequence, divided by P is the ideal.
    Times are medians over batches of calls; random data; the GPU is otherwise idle. */
 #define GPT2_SP_GPU_NO_MAIN
@@ -206,7 +206,7 @@ static double table_seconds(const Mesh* mesh, const Schedule* s, double link_gbs
         double bytes = 0;
         for (int j = 0; j < item_tensors(msg->item.kind).count; j++)
             bytes += (double)item_tensor_bytes(mesh, msg->item.kind, j, heads, rows);
-        message[i] = latency + bytes / (link_gbs * 1e9), *bytes_sent += bytes / s->P;
+        message[i] = latency * item_tensors(msg->item.kind).count + bytes / (link_gbs * 1e9), *bytes_sent += bytes / s->P;
         if (msg->merge) merge[i] = merge_seconds(msg->item.kind, heads, rows);
     }
     return schedule_play(s, op.data(), message.data(), merge.data());
@@ -255,7 +255,7 @@ int main(int argc, char** argv) {
     memory_take(LENGTHS[quick ? 1 : 2]);
     cudaDeviceProp device;
     CHECK(cudaGetDeviceProperties(&device, 0));
-    printf("projected from per-op times on one GPU (%s), %d heads of %d; links of %g GB/s each way, %g us per message\n"
+    printf("projected from per-op times on one GPU (%s), %d heads of %d; links of %g GB/s each way, %g us per tensor\n"
            "attention of one layer, ms; ideal: one GPU's time / P; sent and exchange buffers in MiB per rank, forward and "
            "backward\n",
         device.name, NH, (int)HEAD, link_gbs, latency_us);
