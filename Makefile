@@ -62,7 +62,8 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 lecture-table demo check fuzz clean help FORCE
+.PHONY: all capabilities path lib test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 bench-schedules lecture-table \
+        lecture-table-gpu demo check fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -121,7 +122,7 @@ train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
 	@sh dev/check_ptxas.sh build/nvcc.log || { rm -f $@; exit 1; }
 
-build/dev/%_attention: dev/%_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
+build/dev/bench_%: dev/bench_%.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
@@ -154,6 +155,9 @@ sanitize-gpu: build/test_gpt2_spcu-sanitize   ## the small suite of test-gpu und
 bench-gpu: build/dev/bench_attention train_gpt2_spcu   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
 	@python3 dev/bench_gpu.py $(BENCH)
 
+bench-schedules: build/dev/bench_schedules   ## all schedules at 2, 4, 8 ranks, projected from the times of their ops on one GPU: BENCH='--link-gbs 50'
+	@$< --json build/bench_schedules.json $(BENCH)
+
 bench-gpu2: train_gpt2_spcu   ## two GPUs against one and against PyTorch's context_parallel, five minutes (needs two GPUs): BENCH='--quick'
 	@python3 dev/bench_gpu2.py $(BENCH)
 
@@ -175,7 +179,14 @@ bench: $(BUILD)/dev/bench_cpu   ## speed of the CPU program against the cores' p
 	@$<
 
 lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls with checkpointing and sequence parallelism
-	@$<
+	@$< $(BENCH)
+
+build/dev/lecture_table_gpu: dev/lecture_table.c train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -diag-suppress 177 -x cu -DGPT2_SP_GPU $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
+
+lecture-table-gpu: build/dev/lecture_table_gpu   ## the same on one GPU or two, GPT-2 124M at 8k and 32k: BENCH='--quick'
+	@$< --json build/lecture_table_gpu.json $(BENCH)
 
 clean:   ## remove what was built; runs/ stays
 	rm -rf build/*-float-* build/*-double-* build/test build/demo build/dev build/nvcc.*

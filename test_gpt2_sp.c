@@ -335,8 +335,8 @@ static double schedule_timed(const Schedule* s, double unit, double link, double
     return time;
 }
 
-// Played by the clock, a table without exchange takes its makespan (no more than that, and at least the busiest rank's work), one without
-// work at least what a rank receives, and both together no less than either and no more than their sum.
+// Played by the clock, a table without exchange takes its makespan (no more than that, and at least the busiest rank's work),
+// one without work at least what a rank receives, and both together no less than either and no more than their sum.
 static void schedules_timed(void) {
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
         int tables = 0, wrong = 0;

@@ -2392,7 +2392,7 @@ static int slot_fits(Item slot, Item item) {
 static void rank_slots(Schedule* s, int rank, Life* lives) {
     int P = s->P, count = LIFE_KINDS * P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
     int* first = (int*)calloc((size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
-    int* order = first + s->steps + 2;
+    int* order = first ? first + s->steps + 2 : NULL;
     Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
     if (!until || !first) s->failed = 1;
     for (int i = 0; !s->failed && i < count; i++)
@@ -2565,43 +2565,45 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     return 0;
 }
 
-// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages travel, waits for those that it
-// receives and until those that it sends are taken, then adds the results that came to its sums. A message travels once both its ranks
-// have come to the step; a rank sends and receives at the same time, one message after the other each way. Given are the seconds of
-// every op, of every message on the way and (merge_seconds) of adding it. Gives the seconds until the last rank is done; -1: no memory.
+// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages travel, waits for
+// those that it receives and until those that it sends are taken, then adds the results that came to its sums. A message
+// travels once both its ranks have come to the step; a rank sends and receives at the same time, one message after the other
+// each way. Given are the seconds of every op, of every message on the way and (merge_seconds) of adding it. Gives the
+// seconds until the last rank is done; -1: no memory.
 static double schedule_play(
     const Schedule* s, const double* op_seconds, const double* message_seconds, const double* merge_seconds) {
-    int P = s->P;
+    int P = s->P, *first = (int*)calloc((size_t)(s->steps + 2 + s->message_count), sizeof *first);
     size_t cells = (size_t)s->steps * (size_t)P;
-    double* work = (double*)calloc(2 * cells + 5 * (size_t)P, sizeof *work);   // (steps, P)
-    int* first =
-        (int*)calloc((size_t)s->steps + 2 + (size_t)s->message_count, sizeof *first);   // messages of each step in `order`
-    double *adds = work + cells, *ready = adds + cells, *begin = ready + P, *out = begin + P, *in = out + P, *link = in + P,
-           last = -1;
-    int* order = first + s->steps + 2;
-    for (int i = 0; work && first && i < s->op_count; i++) work[s->ops[i].step * P + s->ops[i].rank] += op_seconds[i];
-    for (int i = 0; work && first && i < s->message_count; i++) {
-        adds[s->messages[i].step * P + s->messages[i].to] += merge_seconds[i];
-        first[s->messages[i].step + 2]++;
-    }
-    for (int step = 0; first && step < s->steps; step++) first[step + 2] += first[step + 1];
-    for (int i = 0; first && i < s->message_count; i++) order[first[s->messages[i].step + 1]++] = i;
-    for (int step = 0; work && first && step < s->steps; step++) {
-        for (int r = 0; r < P; r++) begin[r] = ready[r], out[r] = in[r] = 0;
-        for (int i = first[step]; i < first[step + 1]; i++) {
-            const ScheduleMessage* m = &s->messages[order[i]];
-            begin[m->from] = fmax(begin[m->from], ready[m->to]), begin[m->to] = fmax(begin[m->to], ready[m->from]);
-            out[m->from] += message_seconds[order[i]], in[m->to] += message_seconds[order[i]];
+    double *work = (double*)calloc(2 * cells + 5 * (size_t)P, sizeof *work), last = first && work ? 0 : -1;
+    if (last == 0) {
+        double *adds = work + cells, *ready = adds + cells,
+               *begin = ready + P;   // work, adds (steps, P); the others of each rank
+        double *out = begin + P, *in = out + P, *link = in + P;
+        int* order = first + s->steps + 2;   // messages by step: those of a step from first[step] on
+        for (int i = 0; i < s->op_count; i++) work[s->ops[i].step * P + s->ops[i].rank] += op_seconds[i];
+        for (int i = 0; i < s->message_count; i++) {
+            adds[s->messages[i].step * P + s->messages[i].to] += merge_seconds[i];
+            first[s->messages[i].step + 2]++;
         }
-        for (int r = 0; r < P; r++) {
-            link[r] = out[r] + in[r] > 0 ? begin[r] + fmax(out[r], in[r]) : 0;
-            ready[r] = fmax(ready[r] + work[step * P + r], link[r]);
+        for (int step = 0; step < s->steps; step++) first[step + 2] += first[step + 1];
+        for (int i = 0; i < s->message_count; i++) order[first[s->messages[i].step + 1]++] = i;
+        for (int step = 0; step < s->steps; step++) {
+            for (int r = 0; r < P; r++) begin[r] = ready[r], out[r] = in[r] = 0;
+            for (int i = first[step]; i < first[step + 1]; i++) {
+                const ScheduleMessage* m = &s->messages[order[i]];
+                begin[m->from] = fmax(begin[m->from], ready[m->to]), begin[m->to] = fmax(begin[m->to], ready[m->from]);
+                out[m->from] += message_seconds[order[i]], in[m->to] += message_seconds[order[i]];
+            }
+            for (int r = 0; r < P; r++) {
+                link[r] = out[r] + in[r] > 0 ? begin[r] + fmax(out[r], in[r]) : 0;
+                ready[r] = fmax(ready[r] + work[step * P + r], link[r]);
+            }
+            for (int i = first[step]; i < first[step + 1]; i++) {
+                const ScheduleMessage* m = &s->messages[order[i]];
+                if (message_seconds[order[i]] > 0) ready[m->from] = fmax(ready[m->from], link[m->to]);
+            }
+            for (int r = 0; r < P; r++) ready[r] += adds[step * P + r], last = fmax(last, ready[r]);
         }
-        for (int i = first[step]; i < first[step + 1]; i++) {
-            const ScheduleMessage* m = &s->messages[order[i]];
-            if (message_seconds[order[i]] > 0) ready[m->from] = fmax(ready[m->from], link[m->to]);
-        }
-        for (int r = 0; r < P; r++) ready[r] += adds[step * P + r], last = fmax(last, ready[r]);
     }
     free(work);
     free(first);
@@ -5670,8 +5672,8 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
-// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and copying memory. The fastest of a
-// few: other work on the machine only makes one slower.
+// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and copying memory. The
+// fastest of a few: other work on the machine only makes one slower.
 static void measure_rates(Rates* rates, const Mesh* mesh) {
     int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
     real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
@@ -6286,8 +6288,8 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
     return fullest;
 }
 
-// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the asked batch if it divides
-// them.
+// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the asked batch if
+// it divides them.
 static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vocab, int sp) {
     PlanSplit* p = &plan->splits[plan->split_count];
     int dp = plan->mesh->world / sp;

@@ -52,7 +52,7 @@ class Bench:
             return self.failed(name, seq_len, gpus, "took more than 120 s")
         if run.returncode != 0:
             return self.failed(name, seq_len, gpus, (run.stderr.strip() or run.stdout.strip()).splitlines()[-1][:120])
-        row = {"name": name, "seq_len": seq_len, "gpus": gpus}
+        row = {"name": name, "seq_len": seq_len, "gpus": gpus, **(self.plan(seq_len, gpus, *more) if gpus > 1 else {})}
         times = []
         for line in run.stdout.splitlines():
             if (found := STEP.match(line)) and int(found[1]) > (4 if trace else 2):   # the traced step pays for its events
@@ -64,6 +64,16 @@ class Bench:
                 row["gib"] = float(found[1]) * UNITS[found[2]]
         row["ms"] = sorted(times)[len(times) // 2]
         return self.add(row)
+
+    def plan(self, seq_len, gpus, *more):
+        """What attention sends per rank and step, and the exchange buffers, by the plan, which is what is allocated."""
+        command = [self.options.program, "plan", "--vocab", "50257", "--seq-len", str(seq_len), "--sp", str(gpus), "--json", "--gflops", "6e5",
+                   "--attention-gflops", "5e5", "--link-gbs", "370", "--copy-gbs", "4000", *([] if "--model" in more else ["--model", "d12"]), *more]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if run.returncode != 0:
+            return {}
+        plan = json.loads(run.stdout)
+        return {"sent_mib": plan["step"]["attention_bytes_per_rank"] / 2**20, "exchange_mib": plan["memory_bytes"]["exchange buffers"] / 2**20}
 
     def pytorch(self, name, seq_len, *more):
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer_context_parallel.py")
@@ -86,8 +96,9 @@ class Bench:
         self.rows.append(row)
         attention = "/".join(f"{ms:.1f}" for ms in row.get("attention_ms", []))
         hidden = "/".join(f"{percent}" for percent in row.get("hidden_percent", [])) if row["gpus"] > 1 else ""
+        planned = lambda key: f"{row[key]:9.1f}" if key in row else " " * 9
         print(f"{row['name']:34s} {row['seq_len']:8d} {row['gpus']:5d} {row['ms']:9.1f} {row['seq_len'] / row['ms'] * 1e3:9.0f} "
-              f"{row.get('gib', float('nan')):8.2f} {attention:>15s} {hidden:>9s}", flush=True)
+              f"{row.get('gib', float('nan')):8.2f} {attention:>15s} {hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
         return row
 
     def ratio(self, what, a, b, key, bar, aim):
@@ -106,7 +117,8 @@ def main():
     options = parser.parse_args()
     bench = Bench(options)
     speed, attention = (lambda row: 1 / row["ms"]), (lambda row: 1 / max(row["attention_ms"]))
-    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'attention ms':>15s} {'% hidden':>9s}")
+    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'attention ms':>15s} {'% hidden':>9s} "
+          f"{'sent MiB':>9s} {'exch. MiB':>9s}")
     one, two, torch_rows = {}, {}, {}
     for length in [32768] if options.quick else [32768, 131072]:
         steps = 9 if length < 100000 else 7
