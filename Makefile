@@ -178,7 +178,7 @@ lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls wi
 	@$<
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/demo build/dev build/nvcc.*
+	rm -rf build/*-float-* build/*-double-* build/test build/standin build/demo build/dev build/nvcc.*
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:
