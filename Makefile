@@ -189,7 +189,7 @@ lecture-table-gpu: build/dev/lecture_table_gpu   ## the same on one GPU or two, 
 	@$< --json build/lecture_table_gpu.json $(BENCH)
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/demo build/dev build/nvcc.*
+	rm -rf build/*-float-* build/*-double-* build/test build/standin build/demo build/dev build/nvcc.*
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:

@@ -4174,7 +4174,7 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
         float* own = whole + r->world_rank * slice;
         NCCL_TRY(r, 0, ncclReduceScatter(whole, own, (size_t)slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
         if (nccl_settle(r, 0, ncclSuccess, "the sum of a unit's gradients") != 0) return -1;
-        rows_add_kernel<<<(unsigned)ceil_div(slice / 4, 256), 256, 0, d->stream>>>(out, slice, own, slice, slice / 16, 16);
+        rows_add_kernel<<<(unsigned)ceil_div(slice / 4, 256), 256, 0, d->stream>>>(out, 16, own, 16, slice / 16, 16);
         return 0;
     }
 #endif

@@ -162,6 +162,16 @@ part_gpu() {
     finish
 }
 
+# The host side of the GPU program, several ranks and all, on a stand-in for the CUDA runtime.
+part_standin() {
+    if has nvcc && has objcopy; then
+        sh dev/test_standin.sh
+    else
+        skip "the host side of the GPU program" "nvcc or objcopy is not installed"
+        finish
+    fi
+}
+
 part_fuzz() {
     sanitize=
     ! usable cc -fsanitize=address,undefined || sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
@@ -174,7 +184,7 @@ part_fuzz() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gpu gcc clang faults asan_cli asan_procs double float cli processes embed fuzz}
+parts=${*:-asan tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done

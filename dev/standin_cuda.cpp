@@ -20,12 +20,13 @@
  * adds to (its first stands for all), and anything inside a kernel. Order between hosts is that of their mutexes in this run: it can hide a
  * race at the end of a step, where hosts have waited for their GPUs, and nowhere else.
  *
- * Also counted: streams, events, handles, descriptions and memory that are not given back at exit, and use of those that were. Status 97.
+ * Also counted: streams, events, handles, descriptions and memory that are not given back at exit, use of those that were, and
+ * kernels of the program that this file does not know. Status 97.
  *
  * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on average half),
  * STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
  * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails).
- * To see that the checker sees: STANDIN_SITES=1 prints where the program waits and records; STANDIN_DROP=ADDRESS ignores what is called
+ * To see that the checker sees: STANDIN_SITES=1 prints where the program waits, and records what is waited for; STANDIN_DROP=ADDRESS ignores what is called
  * there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn by waiting.
  */
 #include <cublasLt.h>
@@ -78,6 +79,7 @@ static void join(Clock& a, const Clock& b) {
 struct Event {
     u64 recorded, done;   // records that were called; that the GPU has come to
     Clock clock;          // at the last record
+    u64 site;             // that called it
     bool alive;
 };
 struct Op {
@@ -109,10 +111,13 @@ static int streams_of[MAX_GPUS];
 static std::thread worker;
 static bool ended;
 static u64 calls, times_full, waits, operations;
-static size_t most_pending;
 static std::map<std::string, long> made;                  // what was made less what was given back
 static std::map<std::string, long> complaints;
-static std::map<u64, std::pair<const char*, long>> sites;   // where the program waits and records
+struct Site {
+    const char* kind;
+    long calls, used;   // used: waits, and records that a stream waited for
+};
+static std::map<u64, Site> sites;   // where the program waits and records
 static thread_local int current;
 static thread_local cudaError_t last_error;
 static thread_local Clock host;   // what this host thread knows to be done
@@ -128,7 +133,7 @@ struct Access {
     u64 begin, end, pitch, width, rows;
     int stream;
     unsigned count;
-    bool write;
+    bool write, pageable;   // pageable: it may be memory of the host that CUDA does not know
     const char* name;
     u64 site;
 };
@@ -176,7 +181,11 @@ static const char* stream_name(int id) {
 // with them is not in order with it.
 static void touch(Access x, const Clock& clock) {
     Memory* m = memory_of(x.begin);
-    if (!m || !ORDER || x.rows == 0 || x.width == 0) return;
+    if (!ORDER || x.rows == 0 || x.width == 0) return;
+    if (!m) {
+        if (!x.pageable) complain(std::string(x.name) + " goes where nothing is allocated");
+        return;
+    }
     if (x.pitch == x.width || x.rows == 1) x.width += (x.rows - 1) * x.pitch, x.rows = 1, x.pitch = x.width;
     x.end = x.begin + (x.rows - 1) * x.pitch + x.width;
     if (x.end > m->end) complain(std::string(x.name) + " goes beyond its allocation");
@@ -207,8 +216,9 @@ static void touch(Access x, const Clock& clock) {
 struct Touches {
     const char* name;
     std::vector<Access> list;
+    bool pageable;
     void add(const void* p, u64 width, bool write, u64 rows = 1, u64 pitch = 0) {
-        if (p) list.push_back({(u64)p, 0, pitch ? pitch : width, width, rows, 0, 0, write, name, 0});
+        if (p) list.push_back({(u64)p, 0, pitch ? pitch : width, width, rows, 0, 0, write, pageable, name, 0});
     }
     void reads(const void* p, u64 width, u64 rows = 1, u64 pitch = 0) { add(p, width, false, rows, pitch); }
     void writes(const void* p, u64 width, u64 rows = 1, u64 pitch = 0) { add(p, width, true, rows, pitch); }
@@ -358,7 +368,6 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
 struct Kernel {
     const char *mangled, *name;
     Decoder decode;
-    u64 launches;
 };
 static std::map<const void*, Kernel>& kernels() {   // by the host's function; filled before main
     static std::map<const void*, Kernel> all;
@@ -418,21 +427,20 @@ static void report() {
         ended = true;
     }
     worker.join();
-    long leaks = 0, races = 0, other = 0;
+    long leaks = 0, races = 0, others = 0;
     for (auto& x : made) {
         if (x.second) fprintf(stderr, "standin: %s: %ld not given back\n", x.first.c_str(), x.second);
         leaks += x.second != 0;
     }
-    for (auto& x : complaints) (x.first.compare(0, 4, "RACE") ? other : races) += x.second;
-    if (LIST_SITES)
-        for (auto& x : sites) fprintf(stderr, "standin: site 0x%llx %s %ld\n", (unsigned long long)x.first, x.second.first, x.second.second);
-    fprintf(stderr, "standin: %llu calls, %llu operations, %llu times a queue was full, at most %zu pending, %ld kinds of races, %ld leaks\n",
-        (unsigned long long)calls, (unsigned long long)operations, (unsigned long long)times_full, most_pending,
-        (long)std::count_if(complaints.begin(), complaints.end(), [](const std::pair<const std::string, long>& x) {
-            return x.first.compare(0, 4, "RACE") == 0; }), leaks);
+    for (auto& x : complaints) (x.first.compare(0, 4, "RACE") ? others : races)++;
+    for (auto& x : sites)
+        if (LIST_SITES && x.second.used)
+            fprintf(stderr, "standin: site 0x%llx %s %ld\n", (unsigned long long)x.first, x.second.kind, x.second.calls);
+    fprintf(stderr, "standin: %llu operations, %llu times a queue was full, %ld kinds of races, %ld leaks, %ld other faults\n",
+        (unsigned long long)operations, (unsigned long long)times_full, races, leaks, others);
     fflush(NULL);
     if (races) _exit(STATUS_RACE);
-    if (leaks || other) _exit(STATUS_LEAK);
+    if (leaks || others) _exit(STATUS_LEAK);
 }
 
 static Stream* stream_new(int gpu, int queue) {   // with the lock
@@ -472,8 +480,9 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
     if (++calls == FAIL) return last_error = cudaErrorLaunchFailure;
     if (event && !event->alive) complain("an event is used after its end");
     if (kind != Op::WORK) {
-        auto& entry = sites[site];
-        entry.first = kind == Op::WAIT ? "wait" : "record", entry.second++;
+        Site& called = sites[site];
+        called.kind = kind == Op::WAIT ? "wait" : "record", called.calls++, called.used += kind == Op::WAIT;
+        if (kind == Op::WAIT && event->recorded) sites[event->site].used++;
         if (site == DROP) return cudaSuccess;
         if (kind == Op::WAIT && DROP_EVERY && ++waits % DROP_EVERY == 0) return cudaSuccess;
     }
@@ -487,7 +496,7 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
         stream->clock[id]++;
     }
     u64 version = 0;
-    if (kind == Op::RECORD) version = ++event->recorded, event->clock = stream->clock;
+    if (kind == Op::RECORD) version = ++event->recorded, event->clock = stream->clock, event->site = site;
     if (kind == Op::WAIT) version = event->recorded, join(stream->clock, event->clock);
     if (touches && ORDER)
         for (Access& x : touches->list) {
@@ -495,7 +504,7 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
             touch(x, stream->clock);
         }
     q->ops.push_back({(decltype(Op::kind))kind, event, version});
-    q->in++, most_pending = std::max(most_pending, q->ops.size());
+    q->in++;
     return cudaSuccess;
 }
 static void learn(const Clock& clock) {
@@ -594,7 +603,7 @@ cudaError_t cudaDeviceSynchronize() {
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
     std::lock_guard<std::mutex> lock(state);
-    events.push_back({0, 0, Clock(), true});
+    events.push_back({0, 0, Clock(), 0, true});
     *e = (cudaEvent_t)&events.back();
     made["events"]++;
     return cudaSuccess;
@@ -671,14 +680,14 @@ cudaError_t cudaFreeHost(void* p) {
 cudaError_t cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total = (size_t)140 << 30, cudaSuccess; }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t s) {
-    Touches t = {"a copy", {}};
+    Touches t = {"a copy", {}, true};
     copy_touches(t, to, from, n, 1, n, n);
     cudaError_t status = push(s, Op::WORK, NULL, &t, -1, SITE);
     if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
     return status;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind) {
-    Touches t = {"a blocking copy", {}};
+    Touches t = {"a blocking copy", {}, true};
     copy_touches(t, to, from, n, 1, n, n);
     push(0, Op::WORK, NULL, &t, -1, SITE);
     if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
@@ -686,17 +695,17 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
     cudaMemcpyKind, cudaStream_t s) {
-    Touches t = {"a copy of rows", {}};
+    Touches t = {"a copy of rows", {}, false};
     copy_touches(t, to, from, width, rows, to_pitch, from_pitch);
     return push(s, Op::WORK, NULL, &t, -1, SITE);
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int other, size_t n, cudaStream_t s) {
-    Touches t = {"a copy from a peer", {}};
+    Touches t = {"a copy from a peer", {}, false};
     copy_touches(t, to, from, n, 1, n, n);
     return push(s, Op::WORK, NULL, &t, other, SITE);
 }
 cudaError_t cudaMemsetAsync(void* p, int, size_t n, cudaStream_t s) {
-    Touches t = {"a fill", {}};
+    Touches t = {"a fill", {}, false};
     t.writes(p, n);
     return push(s, Op::WORK, NULL, &t, -1, SITE);
 }
@@ -704,7 +713,11 @@ cudaError_t cudaMemsetAsync(void* p, int, size_t n, cudaStream_t s) {
 // --- kernels: how nvcc's host code registers and launches them ---
 static cudaError_t launch(const void* function, dim3 grid, void** arguments, cudaStream_t s, u64 site) {
     Kernel& k = kernels()[function];
-    Touches t = {k.name ? k.name : "an unknown kernel", {}};
+    Touches t = {k.name ? k.name : "an unknown kernel", {}, false};
+    if (!k.decode && !(k.mangled && strstr(k.mangled, "cub"))) {
+        std::lock_guard<std::mutex> lock(state);
+        complain(std::string("a kernel is not in the table of decoders: ") + (k.mangled ? k.mangled : "?"));
+    }
     if (k.decode && ORDER) k.decode(t, {arguments, grid, k.mangled});
     return push(s, Op::WORK, NULL, &t, -1, site);
 }
@@ -739,7 +752,7 @@ void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 void __cudaRegisterFunction(void**, const char* host_function, char*, const char* mangled, int, void*, void*, void*, void*, int*) {
-    Kernel k = {mangled, NULL, NULL, 0};
+    Kernel k = {mangled, NULL, NULL};
     size_t longest = 0;
     for (auto& d : decoders)   // the name with its length, as it is mangled: one name may end with another
         if (strstr(mangled, (std::to_string(strlen(d.name)) + d.name).c_str()) && strlen(d.name) > longest)
@@ -805,7 +818,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
     cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes, cudaStream_t s) {
     const Product* x = (const Product*)operation;
     const Layout* out = (const Layout*)ld;
-    Touches t = {"a matrix product", {}};
+    Touches t = {"a matrix product", {}, false};
     auto extent = [](cublasLtMatrixLayout_t l) { return ((const Layout*)l)->columns * ((const Layout*)l)->ld * ((const Layout*)l)->size; };
     t.reads(a, extent(la)), t.reads(b, extent(lb)), t.writes(d, extent(ld)), t.writes(workspace, bytes);
     if (*(const float*)beta != 0) t.reads(c, extent(lc));
