@@ -5352,7 +5352,7 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
             for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
                 cudaMemcpy((char*)memory + i * T * C * 2 + j, random, (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j),
                     cudaMemcpyHostToDevice);
-        cudaMemset(at, 0, attention_bytes - (size_t)(T * C * 8));
+        cudaMemsetAsync(at, 0, attention_bytes - (size_t)(T * C * 8), 0);
         bf16* x[7];   // q, k, v, dO, O, dK, dV
         for (int i = 0; i < 7; i++) x[i] = memory + i * T * C;
         float *dq = (float*)(x[6] + T * C), *lse = dq + T * C, *delta = lse + T * NH;
