@@ -5188,7 +5188,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
     const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
     // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
     AttnShape shape = {1, (int)NH, (int)T, (int)T, 0, 0, 1, 1 / sqrtf((float)HS), NULL, 0, (int)HS};
-    const size_t work_bytes = attn::attention_backward_work(shape), attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
+    const size_t work_bytes = attn::attention_backward_work(shape),
+                 attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
     const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE;
     const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes, random_bytes = (size_t)(m * n) * 2;
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
@@ -5205,7 +5206,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         cudaMemcpy(memory, random, random_bytes, cudaMemcpyHostToDevice);
         cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
         d->workspace = memory + 2 * m * n + n * n;
-        ms = gpu_timed(4, [&] { return matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored); });
+        ms = gpu_timed(
+            4, [&] { return matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored); });
         if (ms > 0) rates->gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
         ms = gpu_timed(4, [&] {
             return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) != cudaSuccess ? -1 : 0;
@@ -5229,7 +5231,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         f.s = shape, f.q = view(x[0]), f.k = view(x[1]), f.v = view(x[2]), f.o = view(x[4]), f.lse = lse_rows;
         f.work = (int*)(delta + T * NH);
         AttnBackward g = {};
-        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows, g.delta = delta_rows, g.dq = view(dq);
+        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows, g.delta = delta_rows,
+        g.dq = view(dq);
         g.dk = view(x[5]), g.dv = view(x[6]), g.dkv_bf16 = 1, g.accumulate_dq = 1, g.work = f.work;
         ms = gpu_timed(4, [&] {
             return attn::attention_forward(f, 0) != cudaSuccess ||
