@@ -1,12 +1,13 @@
 /* `make bench-schedules`: all schedules side by side, projected from the times of their ops on one GPU.
        bench_schedules [--quick] [--link-gbs 370] [--latency-us 3] [--heads 12] [--json FILE]
-   For GPT-2 124M's attention (heads of 64, one sequence of T = 8k, 32k, 128k tokens, P = 2, 4, 8 ranks) every different op of a table is timed
-   alone: its rows, heads, causal or whole, with operands and sums as the executor (run_op_gpu) has them, own or in a slot, carried in and out.
-   So is every addition of a result that comes home. Then the table is played by the clock (schedule_play): a rank computes while its messages
-   travel, waits for those that are late, and adds. A tensor of a message takes the latency and its bytes at the link's rate; both defaults are
-   those of copies between two H200s by NVLink. Left out: packing of parts of rows, which rides along with an op, and whatever the ops of a rank would
-   lose to the copies of its neighbours. One GPU's time, a single launch for the whole sequence, divided by P is the ideal.
-   Times are medians over batches of calls; random data; the GPU is otherwise idle. */
+   For GPT-2 124M's attention (heads of 64, one sequence of T = 8k, 32k, 128k tokens, P = 2, 4, 8 ranks) every different op of
+   a table is timed alone: its rows, heads, causal or whole, with operands and sums as the executor (run_op_gpu) has them, own
+   or in a slot, carried in and out. So is every addition of a result that comes home. Then the table is played by the clock
+   (schedule_play): a rank computes while its messages travel, waits for those that are late, and adds. A tensor of a message
+   takes the latency and its bytes at the link's rate; both defaults are those of copies between two H200s by NVLink. Left out:
+   packing of parts of rows, which rides along with an op, and whatever the ops of a rank would lose to the copies of its
+   neighbours. One GPU's time, a single launch for the whole sequence, divided by P is the ideal. Times are medians over
+   batches of calls; random data; the GPU is otherwise idle. */
 #define GPT2_SP_GPU_NO_MAIN
 #include "../train_gpt2_sp.cu"
 #include <algorithm>
@@ -23,8 +24,8 @@ enum { HEAD = 64 };
 static int NH = 12;
 static const int LENGTHS[] = {8192, 32768, 131072}, RANKS[] = {2, 4, 8};
 
-// One sequence's tensors, of which an op takes as many rows and heads as it needs: queries and sums from the front, keys from row 0 or, if they
-// are others, the queries from the row behind the keys.
+// One sequence's tensors, of which an op takes as many rows and heads as it needs: queries and sums from the front, keys from
+// row 0 or, if they are others, the queries from the row behind the keys.
 static bf16 *qkv, *dout, *out;          // (T, 3C), (T, C), (T, C)
 static float *acc, *dq, *dkv, *other;   // (T, C), (T, C), (2, T, C), (T, C): a result that has arrived
 static float *m, *l, *lse, *delta;      // (NH, T)
