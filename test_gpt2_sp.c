@@ -2963,7 +2963,8 @@ static void test_commands(void) {
     found = json_get(out, strlen(out), "memory_bytes", &memory) == 1 && json_get_u64(memory.s, memory.n, "total", &total) == 1;
     check(status == 0 && json_whole(out) && found && total > 0, "commands: plan --json", "%llu bytes a rank",
         (unsigned long long)total);
-    // eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank has no room it must be split
+    // eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank has no room it must
+    // be split
     const char* plans =
         "plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --gflops 1000 --link-gbs 1 --copy-gbs 10";
     snprintf(line, sizeof line, "%s --sp 8 --batch-size 8", plans);

@@ -2499,7 +2499,8 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P > 1 ? 2 : 1;
 }
 
-// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time, also where P is large.
+// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time, also where P is
+// large.
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (kind == GPT2_SP_DIST_PAPER && P % 2 == 1 && P > 1)

@@ -4,22 +4,23 @@
  *     ./train_gpt2_spcu train --data shards --out runs/a --model d12 --seq-len 32768 --recompute attn
  *     ./train_gpt2_spcu train --data shards --model d12 --seq-len 1024 --verify 1      against the CPU reference
  *
- * Options, shards, schedules, checkpoints, evaluation, logs and commands are the .c's; here are the same numbered sections with what
- * differs: how ranks reach each other (4), where the memory is (6), the kernels (7), the order in which they run (8), and the optimizer
- * (9). The table GPU_DEVICE at the end of section 12 is all that the .c knows of it.
+ * Options, shards, schedules, checkpoints, evaluation, logs and commands are the .c's; here are the same numbered sections with
+ * what differs: how ranks reach each other (4), where the memory is (6), the kernels (7), the order in which they run (8), and
+ * the optimizer (9). The table GPU_DEVICE at the end of section 12 is all that the .c knows of it.
  *
- * Numbers. Master weights, AdamW's moments and gradients are fp32, in the .c's layout of units; products run in bf16 from a bf16 copy of
- * the weights with fp32 sums. The residual stream is bf16: each of the 2L additions happens in the product's fp32 epilogue and is rounded
- * once, which halves what recomputation must keep and what the norms must read. Norm gains and biases and the embeddings are read in fp32.
+ * Numbers. Master weights, AdamW's moments and gradients are fp32, in the .c's layout of units; products run in bf16 from a bf16
+ * copy of the weights with fp32 sums. The residual stream is bf16: each of the 2L additions happens in the product's fp32
+ * epilogue and is rounded once, which halves what recomputation must keep and what the norms must read. Norm gains and biases and
+ * the embeddings are read in fp32.
  * Log-sum-exp and the norms' 1/rms are fp32. Weight gradients are added in fp32 by the product itself (D = A B + D).
  *
- * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the same is done to the projection's weights and
- * bias over their outputs when they are rounded to bf16, once a step, and to their gradients before the norm: equal mathematics, and no
- * kernel of the step's inner part is longer for it. Only the embedding is centred by rows.
+ * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the same is done to the projection's
+ * weights and bias over their outputs when they are rounded to bf16, once a step, and to their gradients before the norm: equal
+ * mathematics, and no kernel of the step's inner part is longer for it. Only the embedding is centred by rows.
  *
- * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the logits of a
- * chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its activations make
- * room for those of its attention (--recompute attn) and their gradients.
+ * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the
+ * logits of a chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its
+ * activations make room for those of its attention (--recompute attn) and their gradients.
  */
 #include <cub/device/device_radix_sort.cuh>
 #include <cublasLt.h>
@@ -51,8 +52,9 @@
 
 // ===== 7a. attention kernels ====================================================================
 //
-// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper (sm_90a) for head size 64, in 7b on every
-// GPU from sm_80 on for head sizes up to 128. attention_forward and attention_backward choose; carries of one are read by the other.
+// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper (sm_90a) for head size
+// 64, in 7b on every GPU from sm_80 on for head sizes up to 128. attention_forward and attention_backward choose; carries of one
+// are read by the other.
 //
 // What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos + column:
 //     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
@@ -60,10 +62,11 @@
 //     dV += P^T dO      dS = P * (dO V^T - delta)      dQ += dS K (unscaled, see below)      dK += scale * dS^T Q      delta_i = dO_i . O_i
 // Rows that see no key give O = 0 and lse = -inf, and add nothing to any gradient.
 //
-// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on different GPUs. The forward pass carries
-// (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j v_j, l = sum of p_j, p_j = 2^(s_j - m), s_j = scale * log2(e) * q.k_j, where m is
-// any number that keeps the powers in range (the row maximum or one within 8 of it), in base-2 units. The last launch divides and writes O and lse. The backward pass
-// takes the lse and delta of the whole row, so its launches only add: dQ, dK and dV accumulate in fp32.
+// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on different GPUs. The
+// forward pass carries (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j v_j, l = sum of p_j, p_j = 2^(s_j - m),
+// s_j = scale * log2(e) * q.k_j, where m is any number that keeps the powers in range (the row maximum or one within 8 of it), in
+// base-2 units. The last launch divides and writes O and lse. The backward pass takes the lse and delta of the whole row, so its
+// launches only add: dQ, dK and dV accumulate in fp32.
 // dQ is kept without the factor `scale`, which attention_dq_finish applies once when it casts.
 //
 //     attention_forward(args, stream)      one (query chunk, key chunk) pair; carry in and out optional
@@ -71,21 +74,27 @@
 //     attention_delta(...)                 delta = rowsum(dO * O)
 //     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
 //     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
-// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device each may call them at the same time.
+// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device each may call them at
+// the same time.
 //
-// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension (HS) is contiguous. So the packed output
-// of a QKV GEMM (token stride 3C, head stride HS) and head-major tensors are both read in place. Copies into shared memory need a base aligned
-// to 16 bytes and strides of a multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue.
+// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension (HS) is contiguous.
+// So the packed output of a QKV GEMM (token stride 3C, head stride HS) and head-major tensors are both read in place. Copies into
+// shared memory need a base aligned to 16 bytes and strides of a multiple of 16 bytes; anything else is refused with
+// cudaErrorInvalidValue.
 // doc_start (B, Tq): absolute position of the first token of each row's document, non-decreasing along a sequence.
 //
-// The letters: B batch, NH heads, HS head size (64 in this section), Tq / Tk rows of this chunk of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
+// The letters: B batch, NH heads, HS head size (64 in this section), Tq / Tk rows of this chunk of queries / keys, g = lane / 4
+// and t = lane % 4 of a thread.
 //
-// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and g+8 and columns 8j+2t, 8j+2t+1:
-// d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in pairs it is exactly the register A operand of the next wgmma.
+// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and g+8 and columns
+// 8j+2t, 8j+2t+1:
+// d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in pairs it is exactly the register A operand of the next
+// wgmma.
 // Shared tiles are rows of 128 bytes in the 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)).
 //
-// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction), ThunderKittens (accumulators preloaded
-// with -lse). Build: nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means wgmma was serialised: treat it as an error.
+// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction), ThunderKittens
+// (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas
+// means wgmma was serialised: treat it as an error.
 
 typedef __nv_bfloat16 bf16;
 
@@ -263,8 +272,9 @@ __device__ __forceinline__ void stmatrix4_trans(uint32_t addr, uint32_t a, uint3
         : "memory");
 }
 
-// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart (the high word is constant: 1024 / 16 and the
-// swizzle mode). K-major operands step 16 of K by +32 bytes (+2), M/N-major ones by 16 rows = +2048 bytes (+128).
+// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart (the high word is
+// constant: 1024 / 16 and the swizzle mode). K-major operands step 16 of K by +32 bytes (+2), M/N-major ones by 16 rows = +2048
+// bytes (+128).
 // lbo: distance to the next 64 columns, used by N-major operands wider than 64 only.
 __device__ __forceinline__ uint32_t desc_of(const void* p, uint32_t lbo = 16) {
     return (smem_of(p) & 0x3FFFF) >> 4 | (lbo >> 4) << 16;
@@ -350,7 +360,8 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[36], uint32_t a0, uint32_t a
 }
 
 // --- forward ---
-// Features of the forward kernel, as bits of its template argument (the benchmark times them apart; ATTN_FWD_BEST is what attention_forward uses).
+// Features of the forward kernel, as bits of its template argument (the benchmark times them apart; ATTN_FWD_BEST is what
+// attention_forward uses).
 enum {
     F_TURNS = 1,   // the three warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
     F_ONES = 2,    // the row sum comes out of the P V product, from a column of ones beside V
@@ -433,8 +444,10 @@ __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
     }
     f.exact = __any_sync(~0u, fminf(f.m[0], f.m[1]) < -64.f);
 }
-// Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no exchange between lanes but one vote.
-// With integer maxima (m >= -64) a row whose scores are all negative may keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
+// Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no exchange between
+// lanes but one vote.
+// With integer maxima (m >= -64) a row whose scores are all negative may keep an m that they exceed by less than 2^64: in range
+// for bf16 and fp32.
 template <int F, int NO>
 __device__ __forceinline__ void offset_update(
     const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
@@ -457,7 +470,8 @@ __device__ __forceinline__ void offset_update(
     offset_set(f, inv_c);
 }
 
-// The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that the producer announces.
+// The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that the producer
+// announces.
 template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem& sm, const int wg) {
     const int NO = (F & F_ONES) ? 36 : 32, PARTS = 1 << (F / F_SPLIT);
     const AttnShape& sh = p.a.s;
@@ -537,7 +551,8 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
             if (tid == 0) bar_arrive(&sm.k_empty[kst]);
             if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
         };
-        // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is computed; then S of the next block if `more`.
+        // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is computed; then S of the
+        // next block if `more`.
         auto block = [&](int n, bool more) {
             if (n >= mask_from || n < mask_below) {
                 int k0 = n * FWD_COLS;
@@ -651,7 +666,8 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
             float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
             if (tid == 0) bulk_wait_read();   // the previous tile has left the staging area
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
-            // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1), (rows 8-15, piece 2j+1)
+            // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1), (rows 8-15, piece
+            // 2j+1)
             uint32_t base = smem_of(sm.o[wg]);
             int r = (tid >> 5) * 16 + (lane & 15);
 #pragma unroll
@@ -671,10 +687,13 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
 }
 
 // O = softmax(scale Q K^T + mask) V for tiles of 192 rows, keys from right to left.
-// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), warpgroups 1-3 own 64 rows each and skip blocks their rows do not see.
-// Work: 4*64 FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of heads).
-// From: FlashAttention-3 (three consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes out in quarters
-// while the next quarter is exponentiated, maxima by three-input integer compare, no exchange between lanes unless the maximum has moved.
+// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), warpgroups 1-3 own 64 rows each and skip blocks their
+// rows do not see.
+// Work: 4*64 FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of
+// heads).
+// From: FlashAttention-3 (three consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its
+// own: P V goes out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
+// between lanes unless the maximum has moved.
 template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
@@ -752,8 +771,8 @@ struct BwdSmem {
     int doc[BWD_Q][BWD_ROWS];      // first visible key column of each query
     uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
     uint64_t tile_full[2], tile_empty[2];
-    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by which the
-    // rings of dO and dS go on; parity of kv_full.
+    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by
+    // which the rings of dO and dS go on; parity of kv_full.
     int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
     float c;   // scale * log2(e)
 };
@@ -765,8 +784,8 @@ struct BwdParams {
 };
 enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
-// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a section the longest (first)
-// blocks of keys first.
+// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a section the longest
+// (first) blocks of keys first.
 __device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
     int per = p.section * p.col_tiles, sec = t / per, r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
@@ -789,21 +808,24 @@ template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const 
     hi = max(lo, (end + ROWS - 1) / ROWS);
 }
 
-// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128 queries of dQ.
+// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128
+// queries of dQ.
 __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg) {
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
     const float c = sh.scale * LOG2E;
     const int rel = sh.q_pos - sh.k_pos;
     const uint32_t da_k = desc_of(sm.k + wg * 64 * HS), da_v = desc_of(sm.v + wg * 64 * HS), db_k = desc_of(sm.k);
-    // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1, lanes 16-31 the next 8 queries
+    // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1,
+    // lanes 16-31 the next 8 queries
     const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
     const uint32_t dsoff = dsrow * 128 + ((dspiece ^ (lane & 7)) << 4);
     const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + g) * 128 + (t2 & 2) * 4;
     float dk[32], dv[32];
     int lo, hi, k0, shift;
-    // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something queued: dQ(m - 2) and
-    // dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
+    // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something
+    // queued: dQ(m - 2) and dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so
+    // that the warpgroups need not be in step.
     float s[64], dq[32];
     int qst = 0, qph = 0;   // ring position of Q(m)
     auto load_stats = [&](float(&x)[64], const float* stats) {
@@ -881,7 +903,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         if (nst == BWD_Q) nst = 0, nph ^= 1;
         if (more) bar_wait(&sm.q_full[nst], nph);
         else bar_wait(&sm.do_full[st], ph);
-        // the other half under dP: c again, from memory, so that ptxas cannot hoist them above the products, and the zero as before
+        // the other half under dP: c again, from memory, so that ptxas cannot hoist them above the products, and the zero as
+        // before
         float c2;
         asm volatile("ld.volatile.shared.f32 %0, [%1];" : "=f"(c2) : "r"(smem_of(&sm.c)) : "memory");
 #pragma unroll
@@ -999,11 +1022,12 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
 }
 
 // dQ, dK, dV of one block of 128 keys against all tiles of 128 queries that see it, upwards from the diagonal.
-// Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q and dO,
-// warp 1 the row statistics, warps 2 and 3 add the two halves of each dQ tile to memory with bulk reductions.
+// Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q
+// and dO, warp 1 the row statistics, warps 2 and 3 add the two halves of each dQ tile to memory with bulk reductions.
 // Work: 10*64 FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
-// From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction), ThunderKittens (-lse in the
-// accumulator; here -delta too). Its own: S runs a step ahead and dQ a step behind, so that the warpgroups drift apart and share the tensor cores.
+// From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction),
+// ThunderKittens (-lse in the accumulator; here -delta too). Its own: S runs a step ahead and dQ a step behind, so that the
+// warpgroups drift apart and share the tensor cores.
 __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
@@ -1036,8 +1060,8 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
             if (lane == 0) {
                 int qst = 0, qph = 1, it = 0, kv_phase = 1, number, next = 0;
                 for (int t = 0;; t++) {
-                    // Tickets: a block may wait for lower ones, which are then surely worked on. They are taken a tile ahead, but in the
-                    // deterministic order only when the tile can begin, as higher ones wait for it.
+                    // Tickets: a block may wait for lower ones, which are then surely worked on. They are taken a tile ahead, but
+                    // in the deterministic order only when the tile can begin, as higher ones wait for it.
                     if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
                     number = t > 0 && !p.a.deterministic ? next : atomicAdd(p.a.work + 1, 1);
                     if (number < p.tiles && !p.a.deterministic) next = atomicAdd(p.a.work + 1, 1);
@@ -1116,7 +1140,8 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     if (lane == 0) {
                         int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
                         if (p.a.deterministic) {
-                            // column tiles add to a row tile in the order of their numbers; the first one is the one that holds the first row's first key
+                            // column tiles add to a row tile in the order of their numbers; the first one is the one that holds
+                            // the first row's first key
                             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
                             mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
                             while (load_acquire(turn) != mine) {}
@@ -1164,7 +1189,8 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
     if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
 }
-// Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With o, divides and writes O and lse instead.
+// Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With o, divides and
+// writes O and lse instead.
 // 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8) bytes per row, writes 4 HS + 8 or 2 HS + 4.
 __global__ void attention_merge_kernel(
     AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
@@ -1214,7 +1240,8 @@ __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int 
 // --- launchers ---
 static const int ATTN_SECTION =
     32 << 20;   // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
-// Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not written.
+// Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not
+// written.
 static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, int T, int NH, int B, int cols, int rows) {
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = []() {   // of the driver, the same for every device
         cudaDriverEntryPointQueryResult found;
@@ -1315,7 +1342,8 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
 #define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
 #endif
 
-// (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and leaves the carry as it was.
+// (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and
+// leaves the carry as it was.
 static inline cudaError_t attention_merge(const AttnView& acc, const AttnRows& m, const AttnRows& l, const AttnView& acc_b,
     const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse, int B, int NH, int T, cudaStream_t stream,
     int HS = 64) {
@@ -1357,16 +1385,18 @@ static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
 
 // ===== 7b. portable attention kernels ===========================================================
 //
-// The same contract as 7a with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU from A100 and RTX 30 on, and for any head
-// size HS <= 128 that is a multiple of 16. Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
+// The same contract as 7a with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU from A100 and RTX 30
+// on, and for any head size HS <= 128 that is a multiple of 16. Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is
+// filled up with zeros in shared memory.
 //
-// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and d[2], d[3] = row g+8. Two neighbouring
-// accumulators, rounded to bf16 in pairs, are the A operand of a product over their columns: P feeds P V without leaving registers.
-// Shared tiles are rows of D + 8 numbers: the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces lie in different banks
-// and every address is a constant away from one of the thread's own.
+// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and d[2], d[3] = row g+8.
+// Two neighbouring accumulators, rounded to bf16 in pairs, are the A operand of a product over their columns: P feeds P V without
+// leaving registers.
+// Shared tiles are rows of D + 8 numbers: the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces
+// lie in different banks and every address is a constant away from one of the thread's own.
 //
-// Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers), FlashAttention-3 (S and dP transposed in the backward
-// pass), FlashAttention-4 (lazy rescaling).
+// Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers), FlashAttention-3 (S and dP
+// transposed in the backward pass), FlashAttention-4 (lazy rescaling).
 namespace attn {
 // 16 bytes from global to shared memory, or zeros.
 __device__ __forceinline__ void cp16(uint32_t dst, const void* src, bool in) {
@@ -1415,7 +1445,8 @@ __device__ __forceinline__ void red2(float* p, float x, float y) {
     asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y) : "memory");
 #endif
 }
-// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros. THREADS threads together.
+// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros. THREADS threads
+// together.
 template <int D, int ROWS, int THREADS>
 __device__ __forceinline__ void load_tile(uint32_t dst, const bf16* src, int64_t token, int row, int T, int HS) {
     const int PIECES = D / 8, N = ROWS * PIECES;
@@ -1445,8 +1476,10 @@ template <int D> struct PortableForwardTile {
 };
 
 // O = softmax(scale Q K^T + mask) V for a tile of 128 rows, keys from right to left in blocks of COLS.
-// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one barrier per block of keys.
-// Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of heads).
+// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one barrier per block of
+// keys.
+// Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of
+// heads).
 template <int D>
 __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const __grid_constant__ PortableForward p) {
     typedef PortableForwardTile<D> Tl;
@@ -1656,7 +1689,8 @@ struct PortableBackward {
     int row_tiles, col_tiles, section;
     int* turn;   // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the deterministic order
 };
-// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two warps half of the queries each.
+// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two warps half of the
+// queries each.
 // V_IN_REGISTERS: V only passes through shared memory, and the second buffer of dS takes its place.
 template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct PortableBackwardTile {
     static const int MT = MT_, ROWS = ROWS_, COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_, PITCH = D + 8, S_PITCH = ROWS + 8;
@@ -1671,8 +1705,9 @@ template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct Port
 };
 
 // dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the diagonal.
-// Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the queries of S^T, dP^T, dV and dK, whose two halves
-// are added at the end; dQ of a step is shared out among the warps a step later, so that one barrier per step is enough.
+// Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the queries of S^T, dP^T, dV and
+// dK, whose two halves are added at the end; dQ of a step is shared out among the warps a step later, so that one barrier per
+// step is enough.
 // Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
 template <int D, class Tl, int BLOCKS>
 __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(const __grid_constant__ PortableBackward p) {
@@ -2025,14 +2060,15 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 
 // ===== 4. transports ============================================================================
 //
-// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do (ThreadWorld),
-// and run ahead of the GPUs: what one GPU must know of another is an event. In a process every rank reads its peers' memory: operands come by
-// the copy engines, which take no multiprocessor's time, on a stream of their own; sums of gradients by a kernel that reads all peers' parts
-// in the order of the ranks, so that two GPUs give the same bits as two virtual ranks on one. Between processes NCCL does both, with one
-// communicator for what the compute stream waits for and one for the units of --zero 3, which come ahead of their use.
+// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do
+// (ThreadWorld), and run ahead of the GPUs: what one GPU must know of another is an event. In a process every rank reads its
+// peers' memory: operands come by the copy engines, which take no multiprocessor's time, on a stream of their own; sums of
+// gradients by a kernel that reads all peers' parts in the order of the ranks, so that two GPUs give the same bits as two virtual
+// ranks on one. Between processes NCCL does both, with one communicator for what the compute stream waits for and one for the
+// units of --zero 3, which come ahead of their use.
 
-// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart. What travels lies in one piece
-// (pitch == width); parts of wider rows are packed from `source` first.
+// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart. What travels lies
+// in one piece (pitch == width); parts of wider rows are packed from `source` first.
 typedef struct {
     int peer;
     char* data;
@@ -2211,12 +2247,12 @@ struct Gpu {
     const char* groups[MAX_GROUPS];
 };
 
-// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward pass: they are computed again
-// after that of the MLP, where the MLP's activations were.
+// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward pass: they are
+// computed again after that of the MLP, where the MLP's activations were.
 static int gpu_late(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
-// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens of a rank: activations
-// then take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
+// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens of a rank:
+// activations then take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
 enum { MICRO_TOKENS = 32768 };
 static int64_t gpu_sequences(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
@@ -2467,8 +2503,8 @@ static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return a;
 }
 
-// Bytes that the ranks of this machine may take, by the GPUs of this process' ranks; where there is no GPU, so that `plan` works anywhere,
-// all of an H200's for each. A process asks no other GPU: that would take memory there for good.
+// Bytes that the ranks of this machine may take, by the GPUs of this process' ranks; where there is no GPU, so that `plan` works
+// anywhere, all of an H200's for each. A process asks no other GPU: that would take memory there for good.
 static uint64_t gpu_memory(const Mesh* mesh) {
     int ranks = mesh->local_ranks * mesh->local_processes, count = gpu_count(ranks), before = 0;
     if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
@@ -2732,8 +2768,8 @@ static void matmul_plans_release(Gpu* d) {
     d->plan_count = 0;
 }
 
-// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's copies, which a rank that failed left
-// behind, read this rank's memory too. The ranks that are released already are absent from `peers`.
+// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's copies, which a rank that
+// failed left behind, read this rank's memory too. The ranks that are released already are absent from `peers`.
 static int gpu_quiet(Rank* r) {
     const Gpu* d = (const Gpu*)r->device;
     const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
@@ -2867,7 +2903,8 @@ static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     return 0;
 }
 
-// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL: no C.
+// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL:
+// no C.
 typedef struct {
     void* out;
     const bf16 *a, *b;
@@ -2931,8 +2968,8 @@ static int matmul_tune(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e)
     return 0;
 }
 
-// Choices by timing are made by one rank at a time, so that none disturbs another, and serve the others too: ranks with the same shapes
-// then compute with the same algorithms. The GPUs of a process are alike.
+// Choices by timing are made by one rank at a time, so that none disturbs another, and serve the others too: ranks with the same
+// shapes then compute with the same algorithms. The GPUs of a process are alike.
 static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     static MatmulPlan chosen[2 * MAX_PLANS];
@@ -2973,7 +3010,8 @@ static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c
     return 0;
 }
 
-// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]; below: its GELU, with the value before it in aux if given
+// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]; below: its GELU, with the value before it in aux if
+// given
 static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias, const bf16* add, int64_t R,
     int64_t C, int64_t OC, Error* e) {
     return matmul(d, out, weight, inp, add, bias, NULL, OC, R, C, 1, 0, (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0), e);
@@ -3132,9 +3170,9 @@ __device__ __forceinline__ void add8(float* p, const float (&f)[8]) {
     *(float4*)(p + 4) = make_float4(b.x + f[4], b.y + f[5], b.z + f[6], b.w + f[7]);
 }
 
-// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS rows of the sorted list, a
-// thread 8 columns. Runs of a key that lie inside the block go straight to the gradient; what a run has in a block but not all of it goes
-// to partial (blocks, 2, C): [0] a run that began earlier, [1] a run that begins here and goes on.
+// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS rows of the sorted
+// list, a thread 8 columns. Runs of a key that lie inside the block go straight to the gradient; what a run has in a block but
+// not all of it goes to partial (blocks, 2, C): [0] a run that began earlier, [1] a run that begins here and goes on.
 __global__ void embedding_backward_kernel(
     float* dweight, float* partial, const bf16* dx, const int32_t* keys, const int32_t* rows, int64_t R, int C) {
     int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS, end = begin + BUCKET_ROWS < R ? begin + BUCKET_ROWS : R;
@@ -3258,8 +3296,8 @@ static void rmsnorm_forward(
             <<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
 }
 
-// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, ROWS at a time;
-// 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS: the most that a row takes.
+// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, ROWS at a
+// time; 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS: the most that a row takes.
 // Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight), dout (dbias), and the new dx, which is the
 // bias gradient of the projection that made this row of the residual stream.
 template <int ROWS, int THREADS>
@@ -3312,7 +3350,8 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, flo
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = gain[j], out[C + j] = shift[j], out[2 * C + j] = bias[j];
 }
-// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width` each; absent ones are skipped.
+// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width` each; absent ones
+// are skipped.
 typedef struct {
     float* to[3];
 } ColumnTargets;
@@ -3361,8 +3400,9 @@ static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n);
 }
 
-// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With DQ first inp = scale * dq (R, N) fp32: the end of
-// attention's backward. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a row.
+// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With DQ first inp = scale * dq (R, N) fp32:
+// the end of attention's backward. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6
+// N bytes a row.
 template <int DQ>
 __global__ void columns_kernel(float* partial, bf16* inp, const float* dq, float scale, int64_t R, int N, int pitch, int all) {
     __shared__ float sums[8][256];
@@ -3401,7 +3441,8 @@ static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_
     columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, NULL, 0, R, n, n, n);
     columns_finish(d, dbias, N);
 }
-// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dkv (2, R, C) fp32, or NULL where dK and dV are there already.
+// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dkv (2, R, C) fp32, or NULL where dK and dV are there
+// already.
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const float* dq, const float* dkv, float scale, int64_t R, int64_t C) {
     int c = (int)C;
     dim3 grid((unsigned)ceil_div(C, 256), SUM_BLOCKS);
@@ -3423,8 +3464,9 @@ __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, in
         for (int j = 0; j < 8; j++) f[j] = i * 8 + j < V ? f[j] : -INFINITY;
     }
 }
-// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again from global memory where it
-// does not fit: `cached`), its maximum and sum are found, and the gradient overwrites it. 4 V bytes. NaN stays NaN through the sum.
+// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again from global memory
+// where it does not fit: `cached`), its maximum and sum are found, and the gradient overwrites it. 4 V bytes. NaN stays NaN
+// through the sum.
 __global__ void __launch_bounds__(512) crossentropy_kernel(
     float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
     extern __shared__ uint4 row_cache[];
@@ -3545,7 +3587,8 @@ static int nccl_exchange(Rank* r, const GpuPiece* sends, int send_count, const G
 }
 #endif
 
-// Opens the exchange of a step: what is sent is complete, and what is overwritten is done with, when what this rank has enqueued so far is.
+// Opens the exchange of a step: what is sent is complete, and what is overwritten is done with, when what this rank has enqueued
+// so far is.
 static int gpu_post(Rank* r, const GpuPiece* sends, int count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
@@ -3602,8 +3645,8 @@ static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadli
     return status;
 }
 
-// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces. What the
-// receives overwrite was last used before the post.
+// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces.
+// What the receives overwrite was last used before the post.
 static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
@@ -3650,7 +3693,8 @@ typedef struct {
     float *acc, *m, *l;         // forward: (R, C), (B, NH, Tl) x 2, the running softmax
     float *dq, *dkv;            // backward: (R, C), (2, R, C), sums
     const int32_t* doc_start;   // (B, T), or NULL
-    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And what is still to come.
+    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And what is still to
+    // come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
 } GpuAttention;
@@ -3742,8 +3786,8 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
     return v;
 }
 
-// A result's place before its first addition: empty where the table's ops fill only one of its two chunks, else as it is. Tells whether
-// there is something to add to.
+// A result's place before its first addition: empty where the table's ops fill only one of its two chunks, else as it is. Tells
+// whether there is something to add to.
 static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1, int* there) {
     *there = r->slot_filled[slot];
     if (!*there && run->table->chunks > run->table->P) {
@@ -3953,8 +3997,8 @@ static void pack_place(GpuPiece* piece, char** packed) {
     *packed += round_up((int64_t)(piece->width * (size_t)piece->rows), 256);
 }
 
-// Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what came home. host_docs is the
-// host's copy of run->doc_start.
+// Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what came home. host_docs
+// is the host's copy of run->doc_start.
 static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     const Schedule* table = run->table;
     Gpu* d = (Gpu*)r->device;
@@ -4234,9 +4278,9 @@ static int unit_slices_fetch(Rank* r, int u) {
     return 0;
 }
 
-// The gradient of layer unit u is whole on this rank. Its own slice becomes the sum of all ranks' on a stream beside: the peers' parts come
-// by the copy engines, and what the multiprocessors do is short. With --zero 0 the slices of unit u + 1, which all ranks have begun to sum
-// when they meet here, are fetched too. Sums run in the order of the ranks, as in units_sum.
+// The gradient of layer unit u is whole on this rank. Its own slice becomes the sum of all ranks' on a stream beside: the peers'
+// parts come by the copy engines, and what the multiprocessors do is short. With --zero 0 the slices of unit u + 1, which all
+// ranks have begun to sum when they meet here, are fetched too. Sums run in the order of the ranks, as in units_sum.
 static int unit_close(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -4286,8 +4330,9 @@ static int units_close(Rank* r) {
 
 static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
 
-// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a stream of its own. The buffer's
-// last unit is done with when what is enqueued so far is. Slices change only at the end of a step, after which the hosts meet.
+// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a stream of its own. The
+// buffer's last unit is done with when what is enqueued so far is. Slices change only at the end of a step, after which the hosts
+// meet.
 static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -4345,8 +4390,8 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of the rest or
-// both, and the output only if `output`. doc_start and docs (B, T): the documents' on the device and on the host.
+// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of
+// the rest or both, and the output only if `output`. doc_start and docs (B, T): the documents' on the device and on the host.
 enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
 static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
@@ -4398,8 +4443,8 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
 #undef NEEDED
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a projection comes from the norm
-// that was differentiated before it, and the last one here is that of the layer below.
+// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a projection comes from
+// the norm that was differentiated before it, and the last one here is that of the layer below.
 static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -4452,8 +4497,8 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     return unit_close(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes the gradient of the last
-// layer's output. The gradient of the final norm's output overwrites that output, chunk by chunk.
+// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes the gradient of the
+// last layer's output. The gradient of the final norm's output overwrites that output, chunk by chunk.
 static int gpu_head(Rank* r) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -4488,8 +4533,8 @@ static int gpu_head(Rank* r) {
     return gpu_unit_gradient_end(r, u);
 }
 
-// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the gradients; nothing waits for the
-// device. Without learning the losses and hits of the tokens come to the host.
+// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the gradients; nothing waits
+// for the device. Without learning the losses and hits of the tokens come to the host.
 static int gpu_piece(Rank* r, int64_t at) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -4576,7 +4621,8 @@ __global__ void center_columns_kernel(Out* out, const float* inp, int rows, int 
     for (int i = threadIdx.y; column < columns && i < rows; i += 8)
         out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
-// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in place or to their bf16 copies.
+// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in place or to their bf16
+// copies.
 template <typename Out>
 static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
     static const int ids[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
@@ -4613,7 +4659,8 @@ __global__ void squares_finish_kernel(double* stats, const double* parts) {
     }
     if (threadIdx.x == 0) stats[STAT_SQUARE] = sums[0];
 }
-// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping leaves of the gradient. `whole`:
+// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping leaves of the gradient.
+// `whole`:
 // every rank's square is that of all already.
 __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int whole, double clip) {
     double loss = 0, square = 0;
@@ -4641,8 +4688,8 @@ static int stats_share(Rank* r, Offers* offers) {
     return 0;
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit), the projections'
-// centred first if --center. Leaves the loss and the norm of the whole step in stats, alike on all ranks.
+// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit), the
+// projections' centred first if --center. Leaves the loss and the norm of the whole step in stats, alike on all ranks.
 static int gradients_finish(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -4701,8 +4748,8 @@ template <typename T> struct UnitArray {
     int64_t stride;
 };
 
-// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and their bf16 copies (absent: none);
-// 30 bytes a parameter. Whether to update and how far to clip is read from stats. update = 0: only the copies.
+// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and their bf16 copies
+// (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from stats. update = 0: only the copies.
 __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v, UnitArray<float> g,
     const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
@@ -4882,7 +4929,8 @@ static int gpu_save(Rank* r, gpt2_sp* g) {
 
 // ===== 11. evaluation and sampling ==============================================================
 
-// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a time, then one by one.
+// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a time, then one by
+// one.
 typedef struct {
     Rank* r;
     int64_t capacity;
@@ -4915,7 +4963,8 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
 }
 
-// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits after the last in `logits`.
+// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits after the last in
+// `logits`.
 static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -5003,7 +5052,8 @@ static void profile_print(Gpu* d) {
     printf("  %-26s %9.3f ms\n", "total", total);
 }
 
-// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute lane that hold the others.
+// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute lane that hold the
+// others.
 enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
 static int trace_times(Gpu* d, Error* e) {
     for (int i = 0; i < d->span_count; i++) {
@@ -5087,8 +5137,8 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     return gradients_finish(r, clip);
 }
 
-// Before the first step its first pass is rehearsed without attention: there the plans of the matrix products are chosen by timing; what
-// it computes is thrown away.
+// Before the first step its first pass is rehearsed without attention: there the plans of the matrix products are chosen by
+// timing; what it computes is thrown away.
 static int gpu_rehearse(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     r->learn = 1;
@@ -5111,7 +5161,8 @@ static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the norm.
+// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the
+// norm.
 static int gpu_step(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5312,8 +5363,8 @@ template <typename Call> static float gpu_timed(int count, Call call) {
     return ms;
 }
 
-// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and of memory. What cannot be
-// measured, and the link between GPUs, is an H200's.
+// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and of memory. What
+// cannot be measured, and the link between GPUs, is an H200's.
 static void gpu_rates(Rates* rates, const Mesh* mesh) {
     const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
     // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
