@@ -230,6 +230,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -3319,8 +3320,11 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
 
 static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #ifdef _OPENMP
+    cpu_set_t own;
     int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return (int)(o->threads ? o->threads : max_i64(1, cores / (mesh->local_ranks * mesh->local_processes)));
+    int64_t usable = sched_getaffinity(0, sizeof own, &own) == 0 ? CPU_COUNT(&own) : cores;
+    int sharing = usable < cores ? 1 : mesh->local_processes;   // a launcher has bound each process to cores of its own
+    return (int)(o->threads ? o->threads : max_i64(1, usable / (mesh->local_ranks * sharing)));
 #else
     (void)mesh, (void)o;
     return 1;
