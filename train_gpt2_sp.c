@@ -1115,8 +1115,9 @@ static int world_aborted(ThreadWorld* w, Error* e) {
     return status;
 }
 
-// When a wait that begins now has taken too long; 0: never.
+// When a wait that begins now has taken too long; 0: never. Threads of one CPU process cannot lose each other, however slow they are.
 static double world_deadline(const ThreadWorld* w, int remote) {
+    if (w->processes < 2 && !w->devices) return 0;
     return w->timeout > 0 ? now_ms() + w->timeout + (remote || w->processes < 2 ? 0 : LOCAL_PATIENCE) : 0;
 }
 
