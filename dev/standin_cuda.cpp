@@ -32,6 +32,9 @@
 #include <cublasLt.h>
 #include <cuda.h>
 #include <cuda_runtime.h>
+#ifdef GPT2_SP_NCCL
+#include <nccl.h>
+#endif
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -83,7 +86,7 @@ struct Event {
     bool alive;
 };
 struct Op {
-    enum { WORK, RECORD, WAIT } kind;
+    enum { WORK, RECORD, WAIT, WAIT_BLINDLY } kind;   // blindly: waits, but promises no order
     Event* event;
     u64 version;
 };
@@ -395,7 +398,7 @@ static void work() {
                         timed = true;
                         break;
                     }
-                    if (op.kind == Op::WAIT && op.event->done < op.version) break;
+                    if (op.kind >= Op::WAIT && op.event->done < op.version) break;
                     if (op.kind == Op::RECORD) op.event->done = std::max(op.event->done, op.version);
                     if (op.kind == Op::WORK && SLOW && random() % 64 == 0)
                         q.busy = now + std::chrono::microseconds(random() % (SLOW * 64));
@@ -479,10 +482,10 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
     Queue* q = stream->queue;
     if (++calls == FAIL) return last_error = cudaErrorLaunchFailure;
     if (event && !event->alive) complain("an event is used after its end");
-    if (kind != Op::WORK) {
+    if (kind != Op::WORK && site) {
         Site& called = sites[site];
         called.kind = kind == Op::WAIT ? "wait" : "record", called.calls++, called.used += kind == Op::WAIT;
-        if (kind == Op::WAIT && event->recorded) sites[event->site].used++;
+        if (kind == Op::WAIT && event->recorded && event->site) sites[event->site].used++;
         if (site == DROP) return cudaSuccess;
         if (kind == Op::WAIT && DROP_EVERY && ++waits % DROP_EVERY == 0) return cudaSuccess;
     }
@@ -497,7 +500,8 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
     }
     u64 version = 0;
     if (kind == Op::RECORD) version = ++event->recorded, event->clock = stream->clock, event->site = site;
-    if (kind == Op::WAIT) version = event->recorded, join(stream->clock, event->clock);
+    if (kind >= Op::WAIT) version = event->recorded;
+    if (kind == Op::WAIT) join(stream->clock, event->clock);
     if (touches && ORDER)
         for (Access& x : touches->list) {
             x.stream = stream->id, x.count = stream->clock[id], x.site = site;
@@ -830,10 +834,162 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
     return push(s, Op::WORK, NULL, &t, -1, SITE) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
+// --- NCCL, among the ranks of this process ---
+//
+// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they have all come
+// to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since what is small is buffered.
+#ifdef GPT2_SP_NCCL
+struct Call {
+    enum { SEND, RECEIVE, GATHER, REDUCE } kind;
+    int peer;
+    const void* from;
+    void* to;
+    u64 bytes;   // that one rank has, or gets
+};
+struct Group {
+    std::vector<Call> calls;
+    Event* start;
+    cudaStream_t stream;
+    u64 site;
+};
+typedef std::pair<Event*, u64> Post;   // the start of a group, and the bytes of the call
+struct Meeting {
+    int world;
+    std::map<std::pair<int, int>, std::deque<Post>> sends, receives;   // by from and to
+    std::vector<std::deque<Post>> collectives;                         // of each rank
+};
+struct Comm {
+    Meeting* meeting;
+    int rank;
+    std::deque<Group> pending;
+    u64 seen;                                            // collectives that went through
+    std::map<std::pair<int, int>, u64> sent, received;   // by from and to
+};
+static std::map<std::string, Meeting*> meetings;
+static thread_local int group_depth;
+static thread_local Comm* group_comm;
+static thread_local Group group;
+
+// The posts of all that a group concerns, if they are all there. Posts stay where they are: each side finds them by number.
+static bool group_ready(Comm* c, const Group& g, std::vector<std::pair<Event*, bool>>& waits_for) {
+    Meeting* m = c->meeting;
+    u64 seen = c->seen;
+    auto sent = c->sent, received = c->received;
+    for (const Call& call : g.calls) {
+        if (call.kind == Call::SEND || call.kind == Call::RECEIVE) {
+            bool send = call.kind == Call::SEND;
+            std::pair<int, int> way = send ? std::make_pair(c->rank, call.peer) : std::make_pair(call.peer, c->rank);
+            std::deque<Post>& others = send ? m->receives[way] : m->sends[way];
+            u64& number = send ? sent[way] : received[way];
+            if (others.size() <= number) return false;
+            if (others[number].second != call.bytes) complain("NCCL: a receive of other bytes than the send has");
+            waits_for.push_back({others[number++].first, !send});
+            continue;
+        }
+        for (int i = 0; i < m->world; i++) {
+            if (m->collectives[(size_t)i].size() <= seen) return false;
+            if (m->collectives[(size_t)i][seen].second != call.bytes * 2 + (call.kind == Call::REDUCE))
+                complain("NCCL: the ranks differ in what they gather or reduce");
+            if (i != c->rank) waits_for.push_back({m->collectives[(size_t)i][seen].first, true});
+        }
+        seen++;
+    }
+    c->seen = seen, c->sent = sent, c->received = received;
+    return true;
+}
+static ncclResult_t group_post(Comm* c, Group& g) {
+    {
+        std::lock_guard<std::mutex> lock(state);
+        events.push_back({0, 0, Clock(), 0, true});
+        g.start = &events.back();
+    }
+    if (push(g.stream, Op::RECORD, g.start, NULL, -1, 0) != cudaSuccess) return ncclUnhandledCudaError;
+    std::lock_guard<std::mutex> lock(state);
+    Meeting* m = c->meeting;
+    for (const Call& call : g.calls)
+        if (call.kind == Call::SEND) m->sends[{c->rank, call.peer}].push_back({g.start, call.bytes});
+        else if (call.kind == Call::RECEIVE) m->receives[{call.peer, c->rank}].push_back({g.start, call.bytes});
+        else m->collectives[(size_t)c->rank].push_back({g.start, call.bytes * 2 + (call.kind == Call::REDUCE)});
+    c->pending.push_back(g);
+    g = Group();
+    return ncclInProgress;
+}
+static ncclResult_t group_add(Comm* c, Call call, cudaStream_t stream, u64 site) {
+    group.calls.push_back(call), group.stream = stream, group.site = site;
+    group_comm = c;
+    return group_depth ? ncclSuccess : group_post(c, group);
+}
+static u64 size_of(ncclDataType_t type) { return type == ncclInt8 ? 1 : type == ncclFloat64 ? 8 : 4; }
+ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
+    static std::atomic<int> number;
+    memset(id, 0, sizeof *id);
+    snprintf((char*)id, sizeof *id, "meeting %d", ++number);
+    return ncclSuccess;
+}
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int world, ncclUniqueId id, int rank, ncclConfig_t*) {
+    std::lock_guard<std::mutex> lock(state);
+    Meeting*& m = meetings[(const char*)&id];
+    if (!m) m = new Meeting(), m->world = world, m->collectives.resize((size_t)world);
+    Comm* c = new Comm();
+    c->meeting = m, c->rank = rank;
+    *comm = (ncclComm_t)c;
+    made["communicators"]++;
+    return ncclInProgress;
+}
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+    std::lock_guard<std::mutex> lock(state);
+    delete (Comm*)comm;
+    made["communicators"]--;
+    return ncclSuccess;
+}
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* result) {
+    Comm* c = (Comm*)comm;
+    *result = ncclSuccess;
+    while (!c->pending.empty()) {
+        Group& g = c->pending.front();
+        std::vector<std::pair<Event*, bool>> waits_for;
+        {
+            std::lock_guard<std::mutex> lock(state);
+            if (!group_ready(c, g, waits_for)) return *result = ncclInProgress, ncclSuccess;
+        }
+        Touches t = {"NCCL", {}, false};
+        u64 world = (u64)c->meeting->world;
+        for (const Call& call : g.calls)
+            t.reads(call.from, call.bytes * (call.kind == Call::REDUCE ? world : 1)),
+                t.writes(call.to, call.bytes * (call.kind == Call::GATHER ? world : 1));
+        for (auto& other : waits_for) push(g.stream, other.second ? Op::WAIT : Op::WAIT_BLINDLY, other.first, NULL, -1, 0);
+        if (push(g.stream, Op::WORK, NULL, &t, -1, g.site) != cudaSuccess) *result = ncclUnhandledCudaError;
+        c->pending.pop_front();
+    }
+    return ncclSuccess;
+}
+ncclResult_t ncclGroupStart() { return group_depth++, ncclSuccess; }
+ncclResult_t ncclGroupEnd() {
+    if (--group_depth > 0 || group.calls.empty()) return ncclSuccess;
+    return group_post(group_comm, group);
+}
+ncclResult_t ncclSend(const void* p, size_t n, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::SEND, peer, p, NULL, n * size_of(type)}, s, SITE);
+}
+ncclResult_t ncclRecv(void* p, size_t n, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::RECEIVE, peer, NULL, p, n * size_of(type)}, s, SITE);
+}
+ncclResult_t ncclAllGather(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::GATHER, -1, from, to, n * size_of(type)}, s, SITE);
+}
+ncclResult_t ncclReduceScatter(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::REDUCE, -1, from, to, n * size_of(type)}, s, SITE);
+}
+const char* ncclGetErrorString(ncclResult_t) { return "an error of the stand-in"; }
+const char* ncclGetLastError(ncclComm_t) { return "an error of the stand-in"; }
+#endif
+}
+
 // ===== host threads ==============================================================================
 //
 // objcopy gives the program's calls of these names the prefix standin_.
 
+extern "C" {
 static std::map<const void*, Clock> passed;   // what a mutex, or a thread that ended, has to tell; under the lock
 static void tell(const void* to) {
     std::lock_guard<std::mutex> lock(state);

@@ -14,9 +14,9 @@ export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
 # What is compiled is the host code and no more of the device's than nvcc insists on. Calls of these go through the stand-in, which follows
 # what host threads learn from each other.
-build() {   # name, flags of the host compiler
-    nvcc -O1 -g -w -std=c++17 -gencode=arch=compute_80,code=compute_80 -Xcicc -O0 -Xcompiler "-w,-g,$2" -c train_gpt2_sp.cu -o $folder/$1.o &&
-        nvcc -O1 -g -std=c++17 -I$folder -Xcompiler "-Wall,-Wextra,$2" -c dev/standin_cuda.cpp -o $folder/$1-standin.o
+build() {   # name, flags of the host compiler, optimisation
+    nvcc $nccl $3 -g -w -std=c++17 -gencode=arch=compute_80,code=compute_80 -Xcicc -O0 -Xcompiler "-w,-g,$2" -c train_gpt2_sp.cu -o $folder/$1.o &&
+        nvcc $nccl -O1 -g -std=c++17 -I$folder -Xcompiler "-Wall,-Wextra,$2" -c dev/standin_cuda.cpp -o $folder/$1-standin.o
 }
 redirect() {
     for name in mutex_lock mutex_timedlock mutex_unlock cond_wait cond_timedwait create join; do
@@ -25,19 +25,46 @@ redirect() {
     objcopy "$@"
 }
 sed -n '/^\/\/ --- arguments ---/,/^\/\/ --- PTX/p' train_gpt2_sp.cu > $folder/standin_arguments.h
-tsan=
+tsan= nccl=
+! printf '#include <nccl.h>\n' | nvcc -x cu - -E -o $folder/usable.i > /dev/null 2>&1 || nccl=-DGPT2_SP_NCCL   # its header is enough
 ! printf 'int main(void) { return 0; }' | c++ -x c++ - -fsanitize=thread -o $folder/usable > /dev/null 2>&1 || ! $folder/usable || tsan=yes
-[ -z "$tsan" ] || (build tsan -fsanitize=thread > $folder/tsan.log 2>&1) &
-check "the program compiles" build program -fopenmp
+# -O1: what nvcc puts before a launch otherwise writes to a variable of all threads that nobody reads
+[ -z "$tsan" ] || build tsan -fsanitize=thread -O1 > $folder/tsan.log 2>&1 &
+compiling=$!
+check "the program compiles" build program -fopenmp -O0
 link() {
     redirect $folder/program.o $folder/linked.o &&
         c++ -no-pie $folder/linked.o $folder/program-standin.o -o $folder/train -fopenmp -lz -lm -lpthread
 }
 check "it links with the stand-in" link
-wait
 text=$folder/text.tok
 ./train_gpt2_sp prepare --out $text LICENSE data README.md train_gpt2_sp.c > /dev/null || exit 1
-small="--data $text --layers 3 --heads 4 --channels 256 --seq-len 512 --steps 4 --timeout 30"   # step 4 is the one that is traced
+small="--data $text --layers 3 --heads 4 --channels 256 --seq-len 512 --steps 3 --timeout 30"
+
+# ----- order that is taken away: beside the other tests, judged below --------------------------------
+
+# Every place of these runs where a stream waits, or where is recorded what one waits for. A place is an address; what is found missing at
+# it in one of the runs is seen.
+sites() {   # GPUs, arguments
+    gpus=$1
+    shift
+    STANDIN_GPUS=$gpus STANDIN_SITES=1 $folder/train train $small --steps 2 "$@" 2>&1 | sed -n 's/^standin: site \([^ ]*\) \([^ ]*\) .*/\1 \2/p' |
+        while read -r site kind; do
+            grep -q "$site $kind seen" $folder/sites && continue
+            STANDIN_GPUS=$gpus STANDIN_DROP=$site timeout 60 $folder/train train $small --steps 2 "$@" > $folder/sites.log 2>&1
+            if [ $? = 98 ]; then echo "$site $kind seen"; else echo "$site $kind not"; fi >> $folder/sites
+        done
+}
+mutate() {
+    : > $folder/sites
+    sites 2 --sp 3 --grad-accum 2 --zero 0
+    sites 2 --dp 2 --sp 2 --zero 3 --grad-accum 2
+    sites 2 --sp 2 --zero 1
+    [ -z "$nccl" ] || sites 4 --sp 3 --zero 3 --transport nccl
+    [ -z "$nccl" ] || sites 4 --dp 2 --sp 2 --zero 0 --transport nccl
+}
+mutate &
+mutating=$!
 
 # ----- runs that must end well --------------------------------------------------------------------
 
@@ -93,12 +120,27 @@ done << END
 2 8 1024  --sp 3 --zero 3 --val-every 1 --val-data $text --val-sequences 3 --doc-mask 1
 2 1 6     --sp 2 --check 1
 2 8 1024  --sp 3 --zero 3 --check 1 --grad-accum 2
-2 1 6     --sp 2 --zero 0 --trace $folder/trace.json
-4 3 8     --dp 2 --sp 2 --zero 3 --trace $folder/trace.json
+2 1 6     --sp 2 --zero 0 --trace $folder/trace.json --steps 4
+4 3 8     --dp 2 --sp 2 --zero 3 --trace $folder/trace.json --steps 4
 END
+if [ "$nccl" ]; then   # a GPU for each rank
+    while read -r queues depth arguments; do
+        # shellcheck disable=SC2086
+        check "NCCL, $queues queues of $depth: $arguments" run 6 $queues $depth train $small --transport nccl $arguments
+    done << END
+8 1024  --sp 2 --doc-mask 1
+1 6     --dp 2 --sp 2 --zero 1 --grad-accum 2
+3 8     --dp 2 --sp 3 --zero 2 --schedule zigzag --doc-mask 1
+1 6     --sp 4 --zero 3 --schedule ulysses
+1 6     --sp 5 --zero 0 --heads 1 --channels 64
+2 16    --sp 3 --zero 3 --grad-accum 2 --val-every 1 --val-data $text --val-sequences 3
+END
+else
+    skip "NCCL" "there is no nccl.h"
+fi
 rm -rf $folder/run
 for zero in 0 1 2 3; do   # each goes on from what the one before it saved
-    check "--zero $zero, saved and resumed" run 2 1 6 train $small --sp 2 --zero $zero --out $folder/run --save-every 2 --steps $((4 + 2 * zero))
+    check "--zero $zero, saved and resumed" run 2 1 6 train $small --sp 2 --zero $zero --out $folder/run --save-every 2 --steps $((3 + 2 * zero))
 done
 check "sample" run 1 1 6 sample --from $folder/run --length 20
 check "eval" run 1 1 6 eval --from $folder/run --data $text --val-sequences 3
@@ -128,20 +170,8 @@ failing() {
 check "a call that fails ends the run: the first ones" failing 1 1 16
 check "a call that fails ends the run: here and there" failing 17 53 1500
 
-# ----- order that is taken away -------------------------------------------------------------------
+# ----- order that was taken away ------------------------------------------------------------------
 
-# Every place of these runs where a stream waits, or where is recorded what one waits for. A place is an address; what is found missing at
-# it in one of the runs is seen.
-sites() {   # GPUs, arguments
-    gpus=$1
-    shift
-    STANDIN_GPUS=$gpus STANDIN_SITES=1 $folder/train train $small --steps 2 "$@" 2>&1 | sed -n 's/^standin: site \([^ ]*\) \([^ ]*\) .*/\1 \2/p' |
-        while read -r site kind; do
-            grep -q "$site $kind seen" $folder/sites && continue
-            STANDIN_GPUS=$gpus STANDIN_DROP=$site timeout 60 $folder/train train $small --steps 2 "$@" > $folder/run.log 2>&1
-            if [ $? = 98 ]; then echo "$site $kind seen"; else echo "$site $kind not"; fi >> $folder/sites
-        done
-}
 judged() {   # waits or records: all must have been seen
     seen=$(grep "$1 seen" $folder/sites | sort -u | wc -l) unseen=
     for site in $(grep "$1 not" $folder/sites | cut -d ' ' -f 1 | sort -u); do
@@ -150,10 +180,7 @@ judged() {   # waits or records: all must have been seen
     echo "$seen seen, unseen:${unseen:- none}"
     [ -z "$unseen" ] && [ "$seen" -ge 8 ]
 }
-: > $folder/sites
-sites 2 --sp 3 --grad-accum 2 --zero 0
-sites 2 --dp 2 --sp 2 --zero 3 --grad-accum 2
-sites 2 --sp 2 --zero 1
+wait $mutating
 check "a missing wait is seen, by place" judged wait
 check "a missing record is seen, by place" judged record
 missing() { STANDIN_GPUS=2 timeout 60 env "$1" $folder/train train $small --layers 2 --dp 2 --sp 2 --zero "$2" > $folder/run.log 2>&1; [ $? = 98 ] && grep -a -c RACE $folder/run.log; }
@@ -165,9 +192,10 @@ check "hosts that do not wait are seen" missing STANDIN_DROP_SYNC=1 3
 # ----- host threads -------------------------------------------------------------------------------
 
 threads() { STANDIN_GPUS=2 STANDIN_ORDER=0 timeout 120 $folder/train_tsan train $small --layers 2 "$@" > $folder/tsan-run.log 2>&1 || { grep -a -A 30 WARNING $folder/tsan-run.log | head -n 60; false; }; }
+wait $compiling
 if [ "$tsan" ] && c++ -no-pie -fsanitize=thread $folder/tsan.o $folder/tsan-standin.o -o $folder/train_tsan -lz -lm -lpthread; then
     check "ThreadSanitizer: overlapped sums" threads --dp 2 --sp 2 --zero 0 --val-every 2 --val-data $text --val-sequences 2
-    check "ThreadSanitizer: --zero 3" threads --sp 3 --zero 3 --grad-accum 2 --trace $folder/trace.json
+    check "ThreadSanitizer: --zero 3" threads --sp 3 --zero 3 --grad-accum 2 --trace $folder/trace.json --steps 4
 else
     skip "ThreadSanitizer" "the compiler has none that runs here"
 fi
