@@ -1,33 +1,37 @@
-/* standin_cuda.cpp: a stand-in for the CUDA runtime and cuBLASLt, under which the whole host side of the GPU program runs without a GPU.
+/* standin_cuda.cpp: a stand-in for the CUDA runtime, cuBLASLt and NCCL, under which the whole host side of the GPU program runs without
+ * a GPU.
  *
- *     sh dev/test_standin.sh                                   builds it, runs its table of configurations (also: run_tests.sh standin)
+ *     sh dev/test_standin.sh                                   builds it and runs the tests (part standin of make test)
  *     STANDIN_GPUS=2 build/standin/train train --sp 2 ...      one run; its last line is what the stand-in saw
  *
- * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is bytes of 1: small positive
- * numbers of every type. What is real is the order of things. A stream is a sequence of operations in one of STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue
- * holds STANDIN_DEPTH operations, and a call that finds it full waits with the lock of the GPU's context held, as the driver does, so that no
- * other call of that GPU gets through. A copy between GPUs takes both contexts' locks. A wait refers to what its event had last recorded when
- * the wait was called. When nothing moves for some seconds the heads of all queues are printed, and the exit status is 99.
+ * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is bytes of 1: small
+ * positive numbers of every type. What is real is the order of things. A stream is a sequence of operations in one of
+ * STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue holds STANDIN_DEPTH operations, and a call that
+ * finds it full waits with the lock of the GPU's context held, as the driver does, so that no other call of that GPU gets
+ * through. A copy between GPUs takes both contexts' locks. A wait refers to what its event had last recorded when the wait was
+ * called. When nothing moves for some seconds the heads of all queues are printed, and the exit status is 99.
  *
- * Order. Every operation has a vector clock with a place for each stream. An operation follows those before it in its stream, those that a
- * wait for an event brought into it, and those that the host thread that enqueued it has waited for (synchronise, or a query that said
- * "done"); a host thread learns what another knows by taking a mutex that the other had, or by being created or joined. Hardware queues add
- * no order: that two streams share one is luck. For every operation the bytes that it reads and writes are known: of copies and fills from
- * the call, of matrix products from their layouts, of the program's kernels from their arguments, found by the kernel's registered name.
- * Two that overlap, one of them a write, and that nothing puts in order are a race, whatever happened in this run. Status 98.
+ * Order. Every operation has a vector clock with a place for each stream. An operation follows those before it in its stream,
+ * those that a wait for an event brought into it, and those that the host thread that enqueued it has waited for (synchronise, or
+ * a query that said "done"); a host thread learns what another knows by taking a mutex that the other had, or by being created or
+ * joined. Hardware queues add no order: that two streams share one is luck. For every operation the bytes that it reads and
+ * writes are known: of copies and fills from the call, of matrix products from their layouts, of the program's kernels from their
+ * arguments, found by the kernel's registered name. Two that overlap, one of them a write, and that nothing puts in order are a
+ * race, whatever happened in this run. Status 98.
  *
- * Not seen: what the host itself reads and writes, pageable host memory, CUB's radix sort, which rows of the embedding's gradient a kernel
- * adds to (its first stands for all), and anything inside a kernel. Order between hosts is that of their mutexes in this run: it can hide a
- * race at the end of a step, where hosts have waited for their GPUs, and nowhere else.
+ * Not seen: what the host itself reads and writes, pageable host memory, CUB's radix sort, which rows of the embedding's gradient
+ * a kernel adds to (its first stands for all), and anything inside a kernel. Order between hosts is that of their mutexes in this
+ * run: it can hide a race at the end of a step, where hosts have waited for their GPUs, and nowhere else.
  *
  * Also counted: streams, events, handles, descriptions and memory that are not given back at exit, use of those that were, and
  * kernels of the program that this file does not know. Status 97.
  *
- * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on average half),
- * STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
- * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails).
- * To see that the checker sees: STANDIN_SITES=1 prints where the program waits, and records what is waited for; STANDIN_DROP=ADDRESS ignores what is called
- * there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn by waiting.
+ * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on
+ * average half), STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
+ * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails), STANDIN_LOSE 0 (K: a queue never gets beyond the K-th record).
+ * To see that the checker sees: STANDIN_SITES=1 prints where the program waits, and records what is waited for;
+ * STANDIN_DROP=ADDRESS ignores what is called there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn
+ * by waiting.
  */
 #include <cublasLt.h>
 #include <cuda.h>
@@ -68,6 +72,7 @@ static const unsigned SLOW = (unsigned)setting("STANDIN_SLOW", 3), HOST = (unsig
 static const bool ORDER = setting("STANDIN_ORDER", 1), LIST_SITES = setting("STANDIN_SITES", 0),
                   DROP_SYNC = setting("STANDIN_DROP_SYNC", 0);
 static const u64 FAIL = setting("STANDIN_FAIL", 0);
+static const u64 LOSE = setting("STANDIN_LOSE", 0);
 static const u64 DROP = setting("STANDIN_DROP", 0), DROP_EVERY = setting("STANDIN_DROP_EVERY", 0);
 enum { MAX_GPUS = 64, STATUS_LEAK = 97, STATUS_RACE = 98, STATUS_STUCK = 99 };
 
@@ -106,15 +111,15 @@ struct Stream {
 static std::mutex state;
 static std::mutex context[MAX_GPUS];
 static std::condition_variable moved;
-static std::vector<Queue> queues;                        // (GPUS, QUEUES)
-static std::deque<Stream> streams;                       // never freed: what is used after its end can be told
+static std::vector<Queue> queues;    // (GPUS, QUEUES)
+static std::deque<Stream> streams;   // never freed: what is used after its end can be told
 static std::deque<Event> events;
 static Stream* null_stream[MAX_GPUS];
 static int streams_of[MAX_GPUS];
 static std::thread worker;
 static bool ended;
 static u64 calls, times_full, waits, operations;
-static std::map<std::string, long> made;                  // what was made less what was given back
+static std::map<std::string, long> made;   // what was made less what was given back
 static std::map<std::string, long> complaints;
 struct Site {
     const char* kind;
@@ -180,8 +185,8 @@ static const char* stream_name(int id) {
     return s;
 }
 
-// Compares an access with those before it. Those that come before it in order and that it covers need not be kept: what is not in order
-// with them is not in order with it.
+// Compares an access with those before it. Those that come before it in order and that it covers need not be kept: what is not in
+// order with them is not in order with it.
 static void touch(Access x, const Clock& clock) {
     Memory* m = memory_of(x.begin);
     if (!ORDER || x.rows == 0 || x.width == 0) return;
@@ -200,12 +205,13 @@ static void touch(Access x, const Clock& clock) {
             if (ordered) keep = !((x.write || !y.write) && covers(x, y));
             else if ((x.write || y.write) && overlap(x, y)) {
                 char text[400];
-                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads", y.name, y.write ? "writes" : "reads");
+                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads", y.name,
+                    y.write ? "writes" : "reads");
                 if (!complaints.count(text))
                     fprintf(stderr, "standin: bytes %llu..%llu of an arena on %s (0x%llx), %llu..%llu on %s (0x%llx):\n",
                         (unsigned long long)(x.begin - m->begin), (unsigned long long)(x.end - m->begin), stream_name(x.stream),
-                        (unsigned long long)x.site, (unsigned long long)(y.begin - m->begin), (unsigned long long)(y.end - m->begin),
-                        stream_name(y.stream), (unsigned long long)y.site);
+                        (unsigned long long)x.site, (unsigned long long)(y.begin - m->begin),
+                        (unsigned long long)(y.end - m->begin), stream_name(y.stream), (unsigned long long)y.site);
                 complain(text);
             }
         }
@@ -229,8 +235,8 @@ struct Touches {
     void view(const AttnView& v, u64 size, bool write, u64 B, u64 NH, u64 T, u64 HS) {
         for (u64 b = 0; b < B && v.p; b++)
             for (u64 h = 0; h < (v.head == (int64_t)HS ? 1 : NH); h++)
-                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size, (v.head == (int64_t)HS ? NH : 1) * HS * size, write, T,
-                    (u64)v.token * size);
+                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size, (v.head == (int64_t)HS ? NH : 1) * HS * size, write,
+                    T, (u64)v.token * size);
     }
     void rows(const AttnRows& v, bool write, u64 B, u64 NH, u64 T) {
         for (u64 b = 0; b < B && v.p; b++) add(v.p + b * (u64)v.batch, T * 4, write, NH, (u64)v.head * 4);
@@ -312,10 +318,11 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         t.writes(x.p(0), x.n(4) * 16); }},
     {"center_columns_kernel", [](Touches& t, const Launch& x) {   // out, inp, rows, columns, out's stride, inp's
         u64 size = strstr(x.mangled, "kernelIf") ? 4 : 2, n = x.k(2) * x.k(3);
-        for (u64 y = 0; y < x.grid.y; y++) t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
+        for (u64 y = 0; y < x.grid.y; y++)
+            t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
     {"squares_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), SQUARE_BLOCKS * 8), t.reads(x.p(1), x.n(2) * 4); }},
     {"squares_finish_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0) + 8, 8), t.reads(x.p(1), SQUARE_BLOCKS * 8); }},
-    {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world; reads the first two of each, writes the others
+    {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world: two of each, three sums
         for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], 16);
         t.writes(x.p(0) + 16, 24); }},
     {"adamw_kernel", [](Touches& t, const Launch& x) {   // w, half, m, v, g, stats, table, begin, n, a; a.update is its last
@@ -342,11 +349,12 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"gelu_forward_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(2) * 2), t.reads(x.p(1), x.n(2) * 2); }},
     {"rmsnorm_forward_kernel", [](Touches& t, const Launch& x) {   // out, rstd, inp, weight, bias, R, C
         u64 R = x.n(5), C = x.k(6);
-        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), R * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), C * 4), t.reads(x.p(4), C * 4); }},
+        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), R * 4), t.reads(x.p(2), R * C * 2);
+        t.reads(x.p(3), C * 4), t.reads(x.p(4), C * 4); }},
     {"rmsnorm_backward_kernel", [](Touches& t, const Launch& x) {   // dx, partial, dout, inp, rstd, weight, add, R, C
         u64 R = x.n(7), C = x.k(8);
-        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), x.grid.x * 3 * C * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), R * C * 2);
-        t.reads(x.p(4), R * 4), t.reads(x.p(5), C * 4); }},
+        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), x.grid.x * 3 * C * 4), t.reads(x.p(2), R * C * 2);
+        t.reads(x.p(3), R * C * 2), t.reads(x.p(4), R * 4), t.reads(x.p(5), C * 4); }},
     {"embedding_forward_kernel", [](Touches& t, const Launch& x) {   // x, tokens, doc_start, wte, wpe, center, places, R, C
         const Places& places = x.at<Places>(6);
         u64 R = x.n(7), C = x.k(8), T = (u64)places.T;
@@ -383,7 +391,7 @@ static std::map<const void*, Kernel>& kernels() {   // by the host's function; f
 static void work() {
     typedef std::chrono::steady_clock Time;
     std::mt19937 random(SEED);
-    u64 seen = 0;
+    u64 seen = 0, records = 0;
     auto last = Time::now();
     for (;;) {
         bool progress = false, timed = false, pending = false;
@@ -395,10 +403,14 @@ static void work() {
                 for (int i = 0; i < 64 && !q.ops.empty(); i++) {
                     Op& op = q.ops.front();
                     if (q.busy > now) {
-                        timed = true;
+                        timed |= q.busy != Time::time_point::max();
                         break;
                     }
                     if (op.kind >= Op::WAIT && op.event->done < op.version) break;
+                    if (op.kind == Op::RECORD && ++records == LOSE) {
+                        q.busy = Time::time_point::max();
+                        break;
+                    }
                     if (op.kind == Op::RECORD) op.event->done = std::max(op.event->done, op.version);
                     if (op.kind == Op::WORK && SLOW && random() % 64 == 0)
                         q.busy = now + std::chrono::microseconds(random() % (SLOW * 64));
@@ -407,14 +419,16 @@ static void work() {
                 }
             for (Queue& q : queues) pending |= !q.ops.empty();
             if (progress || timed || !pending || calls != seen) last = now, seen = calls;
-            if (now - last > std::chrono::seconds(5)) {
+            if (now - last > std::chrono::seconds(3)) {
                 fprintf(stderr, "standin: nothing moves after %llu calls\n", (unsigned long long)calls);
                 for (size_t i = 0; i < queues.size(); i++) {
                     if (queues[i].ops.empty()) continue;
                     const Op& op = queues[i].ops.front();
-                    fprintf(stderr, "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at %llu of %llu\n",
+                    fprintf(stderr,
+                        "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at %llu of %llu\n",
                         i / (size_t)QUEUES, i % (size_t)QUEUES, queues[i].ops.size(), (unsigned long long)op.version,
-                        (unsigned long long)(op.event ? op.event->done : 0), (unsigned long long)(op.event ? op.event->recorded : 0));
+                        (unsigned long long)(op.event ? op.event->done : 0),
+                        (unsigned long long)(op.event ? op.event->recorded : 0));
                 }
                 _exit(STATUS_STUCK);
             }
@@ -538,13 +552,13 @@ cudaError_t cudaGetDeviceCount(int* n) { return *n = GPUS, cudaSuccess; }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 1, cudaSuccess; }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {   // a Hopper
-    *value = a == cudaDevAttrComputeCapabilityMajor ? 9
-        : a == cudaDevAttrComputeCapabilityMinor    ? 0
-        : a == cudaDevAttrMultiProcessorCount       ? 132
+    *value = a == cudaDevAttrComputeCapabilityMajor    ? 9
+        : a == cudaDevAttrComputeCapabilityMinor       ? 0
+        : a == cudaDevAttrMultiProcessorCount          ? 132
         : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
-        : a == cudaDevAttrMaxSharedMemoryPerBlock   ? 49152
-        : a == cudaDevAttrMaxGridDimX               ? 2147483647
-                                                    : 1;
+        : a == cudaDevAttrMaxSharedMemoryPerBlock      ? 49152
+        : a == cudaDevAttrMaxGridDimX                  ? 2147483647
+                                                       : 1;
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return memset(p, 0, sizeof *p), cudaSuccess; }
@@ -621,9 +635,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
-    return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE);
-}
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) { return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE); }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     std::lock_guard<std::mutex> lock(state);
     if (((Event*)e)->done < ((Event*)e)->recorded) return cudaErrorNotReady;
@@ -697,8 +709,8 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind
     if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
     return cudaStreamSynchronize(0);
 }
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
-    cudaMemcpyKind, cudaStream_t s) {
+cudaError_t cudaMemcpy2DAsync(
+    void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind, cudaStream_t s) {
     Touches t = {"a copy of rows", {}, false};
     copy_touches(t, to, from, width, rows, to_pitch, from_pitch);
     return push(s, Op::WORK, NULL, &t, -1, SITE);
@@ -755,7 +767,8 @@ void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
-void __cudaRegisterFunction(void**, const char* host_function, char*, const char* mangled, int, void*, void*, void*, void*, int*) {
+void __cudaRegisterFunction(
+    void**, const char* host_function, char*, const char* mangled, int, void*, void*, void*, void*, int*) {
     Kernel k = {mangled, NULL, NULL};
     size_t longest = 0;
     for (auto& d : decoders)   // the name with its length, as it is mangled: one name may end with another
@@ -796,7 +809,7 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
 }
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void* p, size_t n) {
     Product* x = (Product*)d;
-    void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER         ? (void*)&x->bias
+    void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER    ? (void*)&x->bias
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER ? (void*)&x->aux
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD      ? (void*)&x->aux_ld
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE             ? (void*)&x->epilogue
@@ -807,23 +820,29 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMa
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
     return *p = (cublasLtMatmulPreference_t)8, count("preferences", 1), CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return count("preferences", -1), CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) {
+    return count("preferences", -1), CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
     cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void*, size_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* found, int* n) {
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
+    cublasLtMatmulHeuristicResult_t* found, int* n) {
     memset(found, 0, 2 * sizeof *found);
     return *n = 2, CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a, cublasLtMatrixLayout_t la,
-    const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c, cublasLtMatrixLayout_t lc, void* d,
-    cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes, cudaStream_t s) {
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a,
+    cublasLtMatrixLayout_t la, const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c,
+    cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes,
+    cudaStream_t s) {
     const Product* x = (const Product*)operation;
     const Layout* out = (const Layout*)ld;
     Touches t = {"a matrix product", {}, false};
-    auto extent = [](cublasLtMatrixLayout_t l) { return ((const Layout*)l)->columns * ((const Layout*)l)->ld * ((const Layout*)l)->size; };
+    auto extent = [](cublasLtMatrixLayout_t l) {
+        return ((const Layout*)l)->columns * ((const Layout*)l)->ld * ((const Layout*)l)->size;
+    };
     t.reads(a, extent(la)), t.reads(b, extent(lb)), t.writes(d, extent(ld)), t.writes(workspace, bytes);
     if (*(const float*)beta != 0) t.reads(c, extent(lc));
     if (x->epilogue == CUBLASLT_EPILOGUE_BIAS || x->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS ||
@@ -836,8 +855,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
 
 // --- NCCL, among the ranks of this process ---
 //
-// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they have all come
-// to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since what is small is buffered.
+// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they have
+// all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since what is
+// small is buffered.
 #ifdef GPT2_SP_NCCL
 struct Call {
     enum { SEND, RECEIVE, GATHER, REDUCE } kind;
@@ -977,7 +997,8 @@ ncclResult_t ncclRecv(void* p, size_t n, ncclDataType_t type, int peer, ncclComm
 ncclResult_t ncclAllGather(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t c, cudaStream_t s) {
     return group_add((Comm*)c, {Call::GATHER, -1, from, to, n * size_of(type)}, s, SITE);
 }
-ncclResult_t ncclReduceScatter(const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t, ncclComm_t c, cudaStream_t s) {
+ncclResult_t ncclReduceScatter(
+    const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t, ncclComm_t c, cudaStream_t s) {
     return group_add((Comm*)c, {Call::REDUCE, -1, from, to, n * size_of(type)}, s, SITE);
 }
 const char* ncclGetErrorString(ncclResult_t) { return "an error of the stand-in"; }
