@@ -1,5 +1,5 @@
-/* standin_cuda.cpp: a stand-in for the CUDA runtime, cuBLASLt and NCCL, under which the whole host side of the GPU program runs without
- * a GPU.
+/* standin_cuda.cpp: a stand-in for the CUDA runtime, cuBLASLt and NCCL, under which the whole host side of the GPU program runs
+ * without a GPU.
  *
  *     sh dev/test_standin.sh                                   builds it and runs the tests (part standin of make test)
  *     STANDIN_GPUS=2 build/standin/train train --sp 2 ...      one run; its last line is what the stand-in saw
@@ -855,8 +855,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
 
 // --- NCCL, among the ranks of this process ---
 //
-// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they have
-// all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since what is
+// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they
+// have all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since what is
 // small is buffered.
 #ifdef GPT2_SP_NCCL
 struct Call {

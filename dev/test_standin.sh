@@ -65,7 +65,6 @@ mutate() {
     sites 2 --dp 2 --sp 2 --zero 3 --grad-accum 2
     sites 2 --sp 2 --zero 1
     [ -z "$nccl" ] || sites 4 --sp 3 --zero 3 --transport nccl
-    [ -z "$nccl" ] || sites 4 --dp 2 --sp 2 --zero 0 --transport nccl
 }
 mutate &
 mutating=$!
@@ -182,8 +181,8 @@ stopped() {   # time limit, text
 check "a GPU that stops is told by the program" stopped 2 "did not finish the step within .*"
 check "a GPU that stops is told by the stand-in" stopped 0 "nothing moves after .* calls"
 check "a call that fails ends the run: the first ones" failing 1 1 16
-check "a call that fails ends the run: here and there" failing 17 53 1500
-[ -z "$nccl" ] || check "a call that fails ends the run: NCCL" failing 18 97 1900 --transport nccl
+check "a call that fails ends the run: here and there" failing 17 89 1500
+[ -z "$nccl" ] || check "a call that fails ends the run: NCCL" failing 18 197 1900 --transport nccl
 
 # ----- order that was taken away ------------------------------------------------------------------
 
