@@ -856,8 +856,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
 // --- NCCL, among the ranks of this process ---
 //
 // A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they
-// have all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since what is
-// small is buffered.
+// have all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since
+// what is small is buffered.
 #ifdef GPT2_SP_NCCL
 struct Call {
     enum { SEND, RECEIVE, GATHER, REDUCE } kind;
