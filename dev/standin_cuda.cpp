@@ -1,37 +1,44 @@
-/* standin_cuda.cpp: a stand-in for the CUDA runtime and cuBLASLt, under which the whole host side of the GPU program runs without a GPU.
+/* standin_cuda.cpp: a stand-in for the CUDA runtime, cuBLASLt and NCCL, under which the whole host side of the GPU program runs
+ * without a GPU.
  *
- *     sh dev/test_standin.sh                                   builds it, runs its table of configurations (also: run_tests.sh standin)
+ *     sh dev/test_standin.sh                                   builds it and runs the tests (part standin of make test)
  *     STANDIN_GPUS=2 build/standin/train train --sp 2 ...      one run; its last line is what the stand-in saw
  *
- * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is bytes of 1: small positive
- * numbers of every type. What is real is the order of things. A stream is a sequence of operations in one of STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue
- * holds STANDIN_DEPTH operations, and a call that finds it full waits with the lock of the GPU's context held, as the driver does, so that no
- * other call of that GPU gets through. A copy between GPUs takes both contexts' locks. A wait refers to what its event had last recorded when
- * the wait was called. When nothing moves for some seconds the heads of all queues are printed, and the exit status is 99.
+ * Kernels do nothing, device memory is address space that nobody may touch, and what is copied to the host is bytes of 1: small
+ * positive numbers of every type. What is real is the order of things. A stream is a sequence of operations in one of
+ * STANDIN_QUEUES hardware queues of its GPU, which streams share in turn; a queue holds STANDIN_DEPTH operations, and a call that
+ * finds it full waits with the lock of the GPU's context held, as the driver does, so that no other call of that GPU gets
+ * through. A copy between GPUs takes both contexts' locks. A wait refers to what its event had last recorded when the wait was
+ * called. When nothing moves for some seconds the heads of all queues are printed, and the exit status is 99.
  *
- * Order. Every operation has a vector clock with a place for each stream. An operation follows those before it in its stream, those that a
- * wait for an event brought into it, and those that the host thread that enqueued it has waited for (synchronise, or a query that said
- * "done"); a host thread learns what another knows by taking a mutex that the other had, or by being created or joined. Hardware queues add
- * no order: that two streams share one is luck. For every operation the bytes that it reads and writes are known: of copies and fills from
- * the call, of matrix products from their layouts, of the program's kernels from their arguments, found by the kernel's registered name.
- * Two that overlap, one of them a write, and that nothing puts in order are a race, whatever happened in this run. Status 98.
+ * Order. Every operation has a vector clock with a place for each stream. An operation follows those before it in its stream,
+ * those that a wait for an event brought into it, and those that the host thread that enqueued it has waited for (synchronise, or
+ * a query that said "done"); a host thread learns what another knows by taking a mutex that the other had, or by being created or
+ * joined. Hardware queues add no order: that two streams share one is luck. For every operation the bytes that it reads and
+ * writes are known: of copies and fills from the call, of matrix products from their layouts, of the program's kernels from their
+ * arguments, found by the kernel's registered name. Two that overlap, one of them a write, and that nothing puts in order are a
+ * race, whatever happened in this run. Status 98.
  *
- * Not seen: what the host itself reads and writes, pageable host memory, CUB's radix sort, which rows of the embedding's gradient a kernel
- * adds to (its first stands for all), and anything inside a kernel. Order between hosts is that of their mutexes in this run: it can hide a
- * race at the end of a step, where hosts have waited for their GPUs, and nowhere else.
+ * Not seen: what the host itself reads and writes, pageable host memory, CUB's radix sort, which rows of the embedding's gradient
+ * a kernel adds to (its first stands for all), and anything inside a kernel. Order between hosts is that of their mutexes in this
+ * run: it can hide a race at the end of a step, where hosts have waited for their GPUs, and nowhere else.
  *
  * Also counted: streams, events, handles, descriptions and memory that are not given back at exit, use of those that were, and
  * kernels of the program that this file does not know. Status 97.
  *
- * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on average half),
- * STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
- * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails).
- * To see that the checker sees: STANDIN_SITES=1 prints where the program waits, and records what is waited for; STANDIN_DROP=ADDRESS ignores what is called
- * there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn by waiting.
+ * Environment: STANDIN_GPUS 2, STANDIN_QUEUES 8, STANDIN_DEPTH 1024; STANDIN_SLOW 3 (us that an operation takes at most, on
+ * average half), STANDIN_HOST 0 (1: host threads are held up at random), STANDIN_SEED 1, STANDIN_ORDER 1 (0: no clocks),
+ * STANDIN_FAIL 0 (K: the K-th call that enqueues something fails), STANDIN_LOSE 0 (K: a queue never gets beyond the K-th record).
+ * To see that the checker sees: STANDIN_SITES=1 prints where the program waits, and records what is waited for;
+ * STANDIN_DROP=ADDRESS ignores what is called there, STANDIN_DROP_EVERY=K every K-th wait, STANDIN_DROP_SYNC=1 what hosts learn
+ * by waiting.
  */
 #include <cublasLt.h>
 #include <cuda.h>
 #include <cuda_runtime.h>
+#ifdef GPT2_SP_NCCL
+#include <nccl.h>
+#endif
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -65,6 +72,7 @@ static const unsigned SLOW = (unsigned)setting("STANDIN_SLOW", 3), HOST = (unsig
 static const bool ORDER = setting("STANDIN_ORDER", 1), LIST_SITES = setting("STANDIN_SITES", 0),
                   DROP_SYNC = setting("STANDIN_DROP_SYNC", 0);
 static const u64 FAIL = setting("STANDIN_FAIL", 0);
+static const u64 LOSE = setting("STANDIN_LOSE", 0);
 static const u64 DROP = setting("STANDIN_DROP", 0), DROP_EVERY = setting("STANDIN_DROP_EVERY", 0);
 enum { MAX_GPUS = 64, STATUS_LEAK = 97, STATUS_RACE = 98, STATUS_STUCK = 99 };
 
@@ -83,7 +91,7 @@ struct Event {
     bool alive;
 };
 struct Op {
-    enum { WORK, RECORD, WAIT } kind;
+    enum { WORK, RECORD, WAIT, WAIT_BLINDLY } kind;   // blindly: waits, but promises no order
     Event* event;
     u64 version;
 };
@@ -103,15 +111,15 @@ struct Stream {
 static std::mutex state;
 static std::mutex context[MAX_GPUS];
 static std::condition_variable moved;
-static std::vector<Queue> queues;                        // (GPUS, QUEUES)
-static std::deque<Stream> streams;                       // never freed: what is used after its end can be told
+static std::vector<Queue> queues;    // (GPUS, QUEUES)
+static std::deque<Stream> streams;   // never freed: what is used after its end can be told
 static std::deque<Event> events;
 static Stream* null_stream[MAX_GPUS];
 static int streams_of[MAX_GPUS];
 static std::thread worker;
 static bool ended;
 static u64 calls, times_full, waits, operations;
-static std::map<std::string, long> made;                  // what was made less what was given back
+static std::map<std::string, long> made;   // what was made less what was given back
 static std::map<std::string, long> complaints;
 struct Site {
     const char* kind;
@@ -177,8 +185,8 @@ static const char* stream_name(int id) {
     return s;
 }
 
-// Compares an access with those before it. Those that come before it in order and that it covers need not be kept: what is not in order
-// with them is not in order with it.
+// Compares an access with those before it. Those that come before it in order and that it covers need not be kept: what is not in
+// order with them is not in order with it.
 static void touch(Access x, const Clock& clock) {
     Memory* m = memory_of(x.begin);
     if (!ORDER || x.rows == 0 || x.width == 0) return;
@@ -197,12 +205,13 @@ static void touch(Access x, const Clock& clock) {
             if (ordered) keep = !((x.write || !y.write) && covers(x, y));
             else if ((x.write || y.write) && overlap(x, y)) {
                 char text[400];
-                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads", y.name, y.write ? "writes" : "reads");
+                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads", y.name,
+                    y.write ? "writes" : "reads");
                 if (!complaints.count(text))
                     fprintf(stderr, "standin: bytes %llu..%llu of an arena on %s (0x%llx), %llu..%llu on %s (0x%llx):\n",
                         (unsigned long long)(x.begin - m->begin), (unsigned long long)(x.end - m->begin), stream_name(x.stream),
-                        (unsigned long long)x.site, (unsigned long long)(y.begin - m->begin), (unsigned long long)(y.end - m->begin),
-                        stream_name(y.stream), (unsigned long long)y.site);
+                        (unsigned long long)x.site, (unsigned long long)(y.begin - m->begin),
+                        (unsigned long long)(y.end - m->begin), stream_name(y.stream), (unsigned long long)y.site);
                 complain(text);
             }
         }
@@ -226,8 +235,8 @@ struct Touches {
     void view(const AttnView& v, u64 size, bool write, u64 B, u64 NH, u64 T, u64 HS) {
         for (u64 b = 0; b < B && v.p; b++)
             for (u64 h = 0; h < (v.head == (int64_t)HS ? 1 : NH); h++)
-                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size, (v.head == (int64_t)HS ? NH : 1) * HS * size, write, T,
-                    (u64)v.token * size);
+                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size, (v.head == (int64_t)HS ? NH : 1) * HS * size, write,
+                    T, (u64)v.token * size);
     }
     void rows(const AttnRows& v, bool write, u64 B, u64 NH, u64 T) {
         for (u64 b = 0; b < B && v.p; b++) add(v.p + b * (u64)v.batch, T * 4, write, NH, (u64)v.head * 4);
@@ -309,10 +318,11 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         t.writes(x.p(0), x.n(4) * 16); }},
     {"center_columns_kernel", [](Touches& t, const Launch& x) {   // out, inp, rows, columns, out's stride, inp's
         u64 size = strstr(x.mangled, "kernelIf") ? 4 : 2, n = x.k(2) * x.k(3);
-        for (u64 y = 0; y < x.grid.y; y++) t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
+        for (u64 y = 0; y < x.grid.y; y++)
+            t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
     {"squares_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), SQUARE_BLOCKS * 8), t.reads(x.p(1), x.n(2) * 4); }},
     {"squares_finish_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0) + 8, 8), t.reads(x.p(1), SQUARE_BLOCKS * 8); }},
-    {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world; reads the first two of each, writes the others
+    {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world: two of each, three sums
         for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], 16);
         t.writes(x.p(0) + 16, 24); }},
     {"adamw_kernel", [](Touches& t, const Launch& x) {   // w, half, m, v, g, stats, table, begin, n, a; a.update is its last
@@ -339,11 +349,12 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"gelu_forward_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(2) * 2), t.reads(x.p(1), x.n(2) * 2); }},
     {"rmsnorm_forward_kernel", [](Touches& t, const Launch& x) {   // out, rstd, inp, weight, bias, R, C
         u64 R = x.n(5), C = x.k(6);
-        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), R * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), C * 4), t.reads(x.p(4), C * 4); }},
+        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), R * 4), t.reads(x.p(2), R * C * 2);
+        t.reads(x.p(3), C * 4), t.reads(x.p(4), C * 4); }},
     {"rmsnorm_backward_kernel", [](Touches& t, const Launch& x) {   // dx, partial, dout, inp, rstd, weight, add, R, C
         u64 R = x.n(7), C = x.k(8);
-        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), x.grid.x * 3 * C * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), R * C * 2);
-        t.reads(x.p(4), R * 4), t.reads(x.p(5), C * 4); }},
+        t.writes(x.p(0), R * C * 2), t.writes(x.p(1), x.grid.x * 3 * C * 4), t.reads(x.p(2), R * C * 2);
+        t.reads(x.p(3), R * C * 2), t.reads(x.p(4), R * 4), t.reads(x.p(5), C * 4); }},
     {"embedding_forward_kernel", [](Touches& t, const Launch& x) {   // x, tokens, doc_start, wte, wpe, center, places, R, C
         const Places& places = x.at<Places>(6);
         u64 R = x.n(7), C = x.k(8), T = (u64)places.T;
@@ -380,7 +391,7 @@ static std::map<const void*, Kernel>& kernels() {   // by the host's function; f
 static void work() {
     typedef std::chrono::steady_clock Time;
     std::mt19937 random(SEED);
-    u64 seen = 0;
+    u64 seen = 0, records = 0;
     auto last = Time::now();
     for (;;) {
         bool progress = false, timed = false, pending = false;
@@ -392,10 +403,14 @@ static void work() {
                 for (int i = 0; i < 64 && !q.ops.empty(); i++) {
                     Op& op = q.ops.front();
                     if (q.busy > now) {
-                        timed = true;
+                        timed |= q.busy != Time::time_point::max();
                         break;
                     }
-                    if (op.kind == Op::WAIT && op.event->done < op.version) break;
+                    if (op.kind >= Op::WAIT && op.event->done < op.version) break;
+                    if (op.kind == Op::RECORD && ++records == LOSE) {
+                        q.busy = Time::time_point::max();
+                        break;
+                    }
                     if (op.kind == Op::RECORD) op.event->done = std::max(op.event->done, op.version);
                     if (op.kind == Op::WORK && SLOW && random() % 64 == 0)
                         q.busy = now + std::chrono::microseconds(random() % (SLOW * 64));
@@ -404,14 +419,16 @@ static void work() {
                 }
             for (Queue& q : queues) pending |= !q.ops.empty();
             if (progress || timed || !pending || calls != seen) last = now, seen = calls;
-            if (now - last > std::chrono::seconds(5)) {
+            if (now - last > std::chrono::seconds(3)) {
                 fprintf(stderr, "standin: nothing moves after %llu calls\n", (unsigned long long)calls);
                 for (size_t i = 0; i < queues.size(); i++) {
                     if (queues[i].ops.empty()) continue;
                     const Op& op = queues[i].ops.front();
-                    fprintf(stderr, "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at %llu of %llu\n",
+                    fprintf(stderr,
+                        "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at %llu of %llu\n",
                         i / (size_t)QUEUES, i % (size_t)QUEUES, queues[i].ops.size(), (unsigned long long)op.version,
-                        (unsigned long long)(op.event ? op.event->done : 0), (unsigned long long)(op.event ? op.event->recorded : 0));
+                        (unsigned long long)(op.event ? op.event->done : 0),
+                        (unsigned long long)(op.event ? op.event->recorded : 0));
                 }
                 _exit(STATUS_STUCK);
             }
@@ -479,10 +496,10 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
     Queue* q = stream->queue;
     if (++calls == FAIL) return last_error = cudaErrorLaunchFailure;
     if (event && !event->alive) complain("an event is used after its end");
-    if (kind != Op::WORK) {
+    if (kind != Op::WORK && site) {
         Site& called = sites[site];
         called.kind = kind == Op::WAIT ? "wait" : "record", called.calls++, called.used += kind == Op::WAIT;
-        if (kind == Op::WAIT && event->recorded) sites[event->site].used++;
+        if (kind == Op::WAIT && event->recorded && event->site) sites[event->site].used++;
         if (site == DROP) return cudaSuccess;
         if (kind == Op::WAIT && DROP_EVERY && ++waits % DROP_EVERY == 0) return cudaSuccess;
     }
@@ -497,7 +514,8 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
     }
     u64 version = 0;
     if (kind == Op::RECORD) version = ++event->recorded, event->clock = stream->clock, event->site = site;
-    if (kind == Op::WAIT) version = event->recorded, join(stream->clock, event->clock);
+    if (kind >= Op::WAIT) version = event->recorded;
+    if (kind == Op::WAIT) join(stream->clock, event->clock);
     if (touches && ORDER)
         for (Access& x : touches->list) {
             x.stream = stream->id, x.count = stream->clock[id], x.site = site;
@@ -534,13 +552,13 @@ cudaError_t cudaGetDeviceCount(int* n) { return *n = GPUS, cudaSuccess; }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 1, cudaSuccess; }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {   // a Hopper
-    *value = a == cudaDevAttrComputeCapabilityMajor ? 9
-        : a == cudaDevAttrComputeCapabilityMinor    ? 0
-        : a == cudaDevAttrMultiProcessorCount       ? 132
+    *value = a == cudaDevAttrComputeCapabilityMajor    ? 9
+        : a == cudaDevAttrComputeCapabilityMinor       ? 0
+        : a == cudaDevAttrMultiProcessorCount          ? 132
         : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
-        : a == cudaDevAttrMaxSharedMemoryPerBlock   ? 49152
-        : a == cudaDevAttrMaxGridDimX               ? 2147483647
-                                                    : 1;
+        : a == cudaDevAttrMaxSharedMemoryPerBlock      ? 49152
+        : a == cudaDevAttrMaxGridDimX                  ? 2147483647
+                                                       : 1;
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return memset(p, 0, sizeof *p), cudaSuccess; }
@@ -617,9 +635,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
-    return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE);
-}
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) { return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE); }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     std::lock_guard<std::mutex> lock(state);
     if (((Event*)e)->done < ((Event*)e)->recorded) return cudaErrorNotReady;
@@ -693,8 +709,8 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind
     if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
     return cudaStreamSynchronize(0);
 }
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows,
-    cudaMemcpyKind, cudaStream_t s) {
+cudaError_t cudaMemcpy2DAsync(
+    void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind, cudaStream_t s) {
     Touches t = {"a copy of rows", {}, false};
     copy_touches(t, to, from, width, rows, to_pitch, from_pitch);
     return push(s, Op::WORK, NULL, &t, -1, SITE);
@@ -751,7 +767,8 @@ void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
-void __cudaRegisterFunction(void**, const char* host_function, char*, const char* mangled, int, void*, void*, void*, void*, int*) {
+void __cudaRegisterFunction(
+    void**, const char* host_function, char*, const char* mangled, int, void*, void*, void*, void*, int*) {
     Kernel k = {mangled, NULL, NULL};
     size_t longest = 0;
     for (auto& d : decoders)   // the name with its length, as it is mangled: one name may end with another
@@ -792,7 +809,7 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
 }
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void* p, size_t n) {
     Product* x = (Product*)d;
-    void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER         ? (void*)&x->bias
+    void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER    ? (void*)&x->bias
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER ? (void*)&x->aux
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD      ? (void*)&x->aux_ld
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE             ? (void*)&x->epilogue
@@ -803,23 +820,29 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMa
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
     return *p = (cublasLtMatmulPreference_t)8, count("preferences", 1), CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) { return count("preferences", -1), CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t) {
+    return count("preferences", -1), CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
     cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void*, size_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t* found, int* n) {
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
+    cublasLtMatmulHeuristicResult_t* found, int* n) {
     memset(found, 0, 2 * sizeof *found);
     return *n = 2, CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a, cublasLtMatrixLayout_t la,
-    const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c, cublasLtMatrixLayout_t lc, void* d,
-    cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes, cudaStream_t s) {
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a,
+    cublasLtMatrixLayout_t la, const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c,
+    cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes,
+    cudaStream_t s) {
     const Product* x = (const Product*)operation;
     const Layout* out = (const Layout*)ld;
     Touches t = {"a matrix product", {}, false};
-    auto extent = [](cublasLtMatrixLayout_t l) { return ((const Layout*)l)->columns * ((const Layout*)l)->ld * ((const Layout*)l)->size; };
+    auto extent = [](cublasLtMatrixLayout_t l) {
+        return ((const Layout*)l)->columns * ((const Layout*)l)->ld * ((const Layout*)l)->size;
+    };
     t.reads(a, extent(la)), t.reads(b, extent(lb)), t.writes(d, extent(ld)), t.writes(workspace, bytes);
     if (*(const float*)beta != 0) t.reads(c, extent(lc));
     if (x->epilogue == CUBLASLT_EPILOGUE_BIAS || x->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS ||
@@ -830,10 +853,164 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
     return push(s, Op::WORK, NULL, &t, -1, SITE) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
+// --- NCCL, among the ranks of this process ---
+//
+// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they
+// have all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since
+// what is small is buffered.
+#ifdef GPT2_SP_NCCL
+struct Call {
+    enum { SEND, RECEIVE, GATHER, REDUCE } kind;
+    int peer;
+    const void* from;
+    void* to;
+    u64 bytes;   // that one rank has, or gets
+};
+struct Group {
+    std::vector<Call> calls;
+    Event* start;
+    cudaStream_t stream;
+    u64 site;
+};
+typedef std::pair<Event*, u64> Post;   // the start of a group, and the bytes of the call
+struct Meeting {
+    int world;
+    std::map<std::pair<int, int>, std::deque<Post>> sends, receives;   // by from and to
+    std::vector<std::deque<Post>> collectives;                         // of each rank
+};
+struct Comm {
+    Meeting* meeting;
+    int rank;
+    std::deque<Group> pending;
+    u64 seen;                                            // collectives that went through
+    std::map<std::pair<int, int>, u64> sent, received;   // by from and to
+};
+static std::map<std::string, Meeting*> meetings;
+static thread_local int group_depth;
+static thread_local Comm* group_comm;
+static thread_local Group group;
+
+// The posts of all that a group concerns, if they are all there. Posts stay where they are: each side finds them by number.
+static bool group_ready(Comm* c, const Group& g, std::vector<std::pair<Event*, bool>>& waits_for) {
+    Meeting* m = c->meeting;
+    u64 seen = c->seen;
+    auto sent = c->sent, received = c->received;
+    for (const Call& call : g.calls) {
+        if (call.kind == Call::SEND || call.kind == Call::RECEIVE) {
+            bool send = call.kind == Call::SEND;
+            std::pair<int, int> way = send ? std::make_pair(c->rank, call.peer) : std::make_pair(call.peer, c->rank);
+            std::deque<Post>& others = send ? m->receives[way] : m->sends[way];
+            u64& number = send ? sent[way] : received[way];
+            if (others.size() <= number) return false;
+            if (others[number].second != call.bytes) complain("NCCL: a receive of other bytes than the send has");
+            waits_for.push_back({others[number++].first, !send});
+            continue;
+        }
+        for (int i = 0; i < m->world; i++) {
+            if (m->collectives[(size_t)i].size() <= seen) return false;
+            if (m->collectives[(size_t)i][seen].second != call.bytes * 2 + (call.kind == Call::REDUCE))
+                complain("NCCL: the ranks differ in what they gather or reduce");
+            if (i != c->rank) waits_for.push_back({m->collectives[(size_t)i][seen].first, true});
+        }
+        seen++;
+    }
+    c->seen = seen, c->sent = sent, c->received = received;
+    return true;
+}
+static ncclResult_t group_post(Comm* c, Group& g) {
+    {
+        std::lock_guard<std::mutex> lock(state);
+        events.push_back({0, 0, Clock(), 0, true});
+        g.start = &events.back();
+    }
+    if (push(g.stream, Op::RECORD, g.start, NULL, -1, 0) != cudaSuccess) return ncclUnhandledCudaError;
+    std::lock_guard<std::mutex> lock(state);
+    Meeting* m = c->meeting;
+    for (const Call& call : g.calls)
+        if (call.kind == Call::SEND) m->sends[{c->rank, call.peer}].push_back({g.start, call.bytes});
+        else if (call.kind == Call::RECEIVE) m->receives[{call.peer, c->rank}].push_back({g.start, call.bytes});
+        else m->collectives[(size_t)c->rank].push_back({g.start, call.bytes * 2 + (call.kind == Call::REDUCE)});
+    c->pending.push_back(g);
+    g = Group();
+    return ncclInProgress;
+}
+static ncclResult_t group_add(Comm* c, Call call, cudaStream_t stream, u64 site) {
+    group.calls.push_back(call), group.stream = stream, group.site = site;
+    group_comm = c;
+    return group_depth ? ncclSuccess : group_post(c, group);
+}
+static u64 size_of(ncclDataType_t type) { return type == ncclInt8 ? 1 : type == ncclFloat64 ? 8 : 4; }
+ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
+    static std::atomic<int> number;
+    memset(id, 0, sizeof *id);
+    snprintf((char*)id, sizeof *id, "meeting %d", ++number);
+    return ncclSuccess;
+}
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int world, ncclUniqueId id, int rank, ncclConfig_t*) {
+    std::lock_guard<std::mutex> lock(state);
+    Meeting*& m = meetings[(const char*)&id];
+    if (!m) m = new Meeting(), m->world = world, m->collectives.resize((size_t)world);
+    Comm* c = new Comm();
+    c->meeting = m, c->rank = rank;
+    *comm = (ncclComm_t)c;
+    made["communicators"]++;
+    return ncclInProgress;
+}
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+    std::lock_guard<std::mutex> lock(state);
+    delete (Comm*)comm;
+    made["communicators"]--;
+    return ncclSuccess;
+}
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* result) {
+    Comm* c = (Comm*)comm;
+    *result = ncclSuccess;
+    while (!c->pending.empty()) {
+        Group& g = c->pending.front();
+        std::vector<std::pair<Event*, bool>> waits_for;
+        {
+            std::lock_guard<std::mutex> lock(state);
+            if (!group_ready(c, g, waits_for)) return *result = ncclInProgress, ncclSuccess;
+        }
+        Touches t = {"NCCL", {}, false};
+        u64 world = (u64)c->meeting->world;
+        for (const Call& call : g.calls)
+            t.reads(call.from, call.bytes * (call.kind == Call::REDUCE ? world : 1)),
+                t.writes(call.to, call.bytes * (call.kind == Call::GATHER ? world : 1));
+        for (auto& other : waits_for) push(g.stream, other.second ? Op::WAIT : Op::WAIT_BLINDLY, other.first, NULL, -1, 0);
+        if (push(g.stream, Op::WORK, NULL, &t, -1, g.site) != cudaSuccess) *result = ncclUnhandledCudaError;
+        c->pending.pop_front();
+    }
+    return ncclSuccess;
+}
+ncclResult_t ncclGroupStart() { return group_depth++, ncclSuccess; }
+ncclResult_t ncclGroupEnd() {
+    if (--group_depth > 0 || group.calls.empty()) return ncclSuccess;
+    return group_post(group_comm, group);
+}
+ncclResult_t ncclSend(const void* p, size_t n, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::SEND, peer, p, NULL, n * size_of(type)}, s, SITE);
+}
+ncclResult_t ncclRecv(void* p, size_t n, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::RECEIVE, peer, NULL, p, n * size_of(type)}, s, SITE);
+}
+ncclResult_t ncclAllGather(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::GATHER, -1, from, to, n * size_of(type)}, s, SITE);
+}
+ncclResult_t ncclReduceScatter(
+    const void* from, void* to, size_t n, ncclDataType_t type, ncclRedOp_t, ncclComm_t c, cudaStream_t s) {
+    return group_add((Comm*)c, {Call::REDUCE, -1, from, to, n * size_of(type)}, s, SITE);
+}
+const char* ncclGetErrorString(ncclResult_t) { return "an error of the stand-in"; }
+const char* ncclGetLastError(ncclComm_t) { return "an error of the stand-in"; }
+#endif
+}
+
 // ===== host threads ==============================================================================
 //
 // objcopy gives the program's calls of these names the prefix standin_.
 
+extern "C" {
 static std::map<const void*, Clock> passed;   // what a mutex, or a thread that ended, has to tell; under the lock
 static void tell(const void* to) {
     std::lock_guard<std::mutex> lock(state);
