@@ -122,7 +122,7 @@ train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
 	@sh dev/check_ptxas.sh build/nvcc.log || { rm -f $@; exit 1; }
 
-build/dev/bench_%: dev/bench_%.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
+build/dev/bench_%: dev/bench_%.cu dev/bench_gpu.h train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 

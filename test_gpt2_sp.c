@@ -1044,15 +1044,19 @@ typedef struct {
     char error[GPT2_SP_TEXT];
 } Run;
 
-static const char* run_data(void) {
-    static char path[512];
+// A shard of random documents, written at its first use.
+static const char* stream_once(char path[512], const char* name, uint64_t seed, int count, int document) {
     if (!path[0]) {
-        int32_t* tokens = stream_make(11, 6000, 40);
-        snprintf(path, sizeof path, "%s", scratch("run.tok"));
-        stream_write(path, tokens, 6000);
+        int32_t* tokens = stream_make(seed, count, document);
+        snprintf(path, 512, "%s", scratch(name));
+        stream_write(path, tokens, count);
         free(tokens);
     }
     return path;
+}
+static const char* run_data(void) {
+    static char path[512];
+    return stream_once(path, "run.tok", 11, 6000, 40);
 }
 
 static gpt2_sp_options run_options(const char* more) {
@@ -2028,8 +2032,7 @@ static size_t memory_at(gpt2_sp_options o, int64_t T) {
     memset(&layout, 0, sizeof layout);
     o.seq_len = T;
     if (mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0)
-        for (int w = 0; w < mesh.sp; w++)
-            most = rank_plan(&mesh, &layout, w).used > most ? rank_plan(&mesh, &layout, w).used : most;
+        most = fullest_rank(&mesh, &layout).used;
     free(layout.units);
     schedule_free(&schedules[0]);
     schedule_free(&schedules[1]);

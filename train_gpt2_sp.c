@@ -5377,6 +5377,16 @@ static uint64_t machine_bytes(const Mesh* mesh) {
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+// The plan of the rank of a sequence that needs most.
+static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
+    Arena fullest = mesh->device->plan(mesh, layout, 0);
+    for (int r = 1; r < mesh->sp; r++) {
+        Arena arena = mesh->device->plan(mesh, layout, r);
+        if (arena.used > fullest.used) fullest = arena;
+    }
+    return fullest;
+}
+
 // The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal; 0 if none does.
 static int64_t largest_fit(
     const gpt2_sp_options* options, int batch, int64_t vocab, int training, const Device* device, uint64_t bytes) {
@@ -5392,15 +5402,10 @@ static int64_t largest_fit(
         Layout layout;
         memset(&layout, 0, sizeof layout);
         *asked = (low + high) / 2;
-        size_t used = 0;
         int possible = mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
             layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
-        for (int r = 0; possible && r < mesh.sp; r++) {
-            size_t rank = device->plan(&mesh, &layout, r).used;
-            used = rank > used ? rank : used;
-        }
         int64_t chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
-        if (possible && used <= bytes) fits = *asked, low = *asked + 1;
+        if (possible && fullest_rank(&mesh, &layout).used <= bytes) fits = *asked, low = *asked + 1;
         else if (!possible && o.seq_len < chunks && !batch) low = *asked + 1;
         else high = *asked - 1;
         free(layout.units);
@@ -5756,7 +5761,18 @@ static double check_bound(const gpt2_sp* g) {
     return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
 }
 
-// Compares tensor by tensor: sqrt(sum of squared differences / sum of squares), NaN counts as too large.
+// sqrt(sum of squared differences / sum of squares) of n numbers; where all should be 0, the difference itself. size: sqrt(sum of squares).
+static double relative_error(const real* found, const real* exact, int64_t n, double* size) {
+    double difference = 0, square = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)found[i] - (double)exact[i];
+        difference += d * d, square += (double)exact[i] * (double)exact[i];
+    }
+    *size = sqrt(square);
+    return square > 0 ? sqrt(difference / square) : sqrt(difference);
+}
+
+// Compares tensor by tensor; NaN counts as too large, and stays the worst.
 static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
     double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
     printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
@@ -5766,13 +5782,9 @@ static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
             if (p.unit != g->layout.units[u].kind) continue;
             const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
             const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
-            double difference = 0, square = 0;
+            double size, error = relative_error(a, b, parameter_elements(&p), &size);
             char name[ST_NAME_MAX];
-            for (int64_t i = 0; i < parameter_elements(&p); i++)
-                difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]),
-                    square += (double)b[i] * (double)b[i];
-            double error = square > 0 ? sqrt(difference / square) : sqrt(difference);
-            if (!(error <= worst)) worst = error;
+            if (!isnan(worst) && !(error <= worst)) worst = error;
             tensor_name(name, sizeof name, "", &p, u);
             printf("  %-24s %.3e\n", name, error);
         }
@@ -6284,15 +6296,6 @@ typedef struct {
     int ranks[PLAN_RANKS], rank_count;   // that the asked schedule and length are projected to, with the asked dp
     StepCost at[PLAN_RANKS];
 } Plan;
-
-static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
-    Arena fullest = mesh->device->plan(mesh, layout, 0);
-    for (int r = 1; r < mesh->sp; r++) {
-        Arena arena = mesh->device->plan(mesh, layout, r);
-        if (arena.used > fullest.used) fullest = arena;
-    }
-    return fullest;
-}
 
 // Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the asked batch if
 // it divides them.

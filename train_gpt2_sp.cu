@@ -2244,6 +2244,7 @@ struct Gpu {
     Span* spans;          // (MAX_SPANS)
     cudaEvent_t* marks;   // (MAX_MARKS)
     int mark_group[MAX_MARKS];
+    float mark_time[MAX_MARKS];   // --trace: ms since the first
     const char* groups[MAX_GROUPS];
 };
 
@@ -2314,11 +2315,15 @@ static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads
     int64_t elements = gpu_sequences(mesh) * rows * heads * (t.tokens[i] ? mesh->shape.HS : 1);
     return (size_t)round_up((int64_t)((size_t)elements * t.size[i]), 256);
 }
+static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int64_t rows) {   // of all, as they lie in a slot
+    size_t bytes = 0;
+    for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
+    return bytes;
+}
 // Bytes that each of a rank's slots needs for all that ever lies in it.
 static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0, int h1, int64_t rows) {
     int64_t NH = mesh->shape.NH, heads = part_head(NH, table->head_parts, h1) - part_head(NH, table->head_parts, h0);
-    size_t need = 0;
-    for (int i = 0; i < item_tensors(kind).count; i++) need += item_tensor_bytes(mesh, kind, i, heads, rows);
+    size_t need = item_tensors_bytes(mesh, kind, heads, rows);
     if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
 }
 static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
@@ -2346,7 +2351,7 @@ static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, in
         if (m->step != step) bytes = 0, step = m->step;
         int64_t NH = mesh->shape.NH;
         int64_t heads = part_head(NH, table->head_parts, m->item.h1) - part_head(NH, table->head_parts, m->item.h0);
-        for (int j = 0; j < item_tensors(m->item.kind).count; j++) bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
+        bytes += item_tensors_bytes(mesh, m->item.kind, heads, rows);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -3794,8 +3799,7 @@ static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, in
         if (kind == ITEM_OUT) return fail(&r->error, "this schedule sends outputs of two chunks");
         int64_t NH = r->mesh->shape.NH,
                 heads = part_head(NH, run->table->head_parts, h1) - part_head(NH, run->table->head_parts, h0);
-        size_t bytes = 0;
-        for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(r->mesh, kind, i, heads, rank_rows(r, of));
+        size_t bytes = item_tensors_bytes(r->mesh, kind, heads, rank_rows(r, of));
         CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, ((Gpu*)r->device)->stream));
         *there = 1;
     }
@@ -3841,7 +3845,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
     if (heads == 0) return 0;   // fewer heads than parts
-    Span* span = span_begin((Gpu*)r->device, LANE_COMPUTE, "q%d k%d%s", op->q, op->k, run->table->backward ? " backward" : "");
+    Span* span = span_begin(d, LANE_COMPUTE, "q%d k%d%s", op->q, op->k, run->table->backward ? " backward" : "");
     AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
         1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
     int there = 0;
@@ -4660,8 +4664,7 @@ __global__ void squares_finish_kernel(double* stats, const double* parts) {
     if (threadIdx.x == 0) stats[STAT_SQUARE] = sums[0];
 }
 // The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping leaves of the gradient.
-// `whole`:
-// every rank's square is that of all already.
+// `whole`: every rank's square is that of all already.
 __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int whole, double clip) {
     double loss = 0, square = 0;
     for (int i = 0; i < world; i++) {
@@ -5056,6 +5059,7 @@ static void profile_print(Gpu* d) {
 // others.
 enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
 static int trace_times(Gpu* d, Error* e) {
+    for (int i = 1; i < d->mark_count; i++) CUDA_TRY(e, cudaEventElapsedTime(&d->mark_time[i], d->marks[0], d->marks[i]));
     for (int i = 0; i < d->span_count; i++) {
         CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].from, d->marks[0], d->spans[i].begin));
         CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].to, d->marks[0], d->spans[i].end));
@@ -5102,13 +5106,13 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
         for (int lane = 0; lane < LANES; lane++)
             fprintf(f, "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"%s\"}},\n",
                 rank, lane, lanes[lane]);
-        for (int i = 1; i < d->mark_count; i++, from = to) {
-            CUDA_TRY(e, cudaEventElapsedTime(&to, d->marks[0], d->marks[i]));
-            trace_event(f, rank, LANE_COMPUTE, d->groups[d->mark_group[i]], from, to);
-            if (strncmp(d->groups[d->mark_group[i]], "attention", 9) == 0) attention += to - from;
+        for (int j = 1; j < d->mark_count; j++, from = to) {
+            to = d->mark_time[j];
+            trace_event(f, rank, LANE_COMPUTE, d->groups[d->mark_group[j]], from, to);
+            if (strncmp(d->groups[d->mark_group[j]], "attention", 9) == 0) attention += to - from;
         }
-        for (int i = 0; i < d->span_count; i++) {
-            const Span* span = &d->spans[i];
+        for (int j = 0; j < d->span_count; j++) {
+            const Span* span = &d->spans[j];
             trace_event(f, rank, span->lane, span->name, span->from, span->to);
             times[span->lane] += span->to - span->from;
             if (span->lane == LANE_COPY) hidden += lane_overlap(d, span);
@@ -5234,11 +5238,7 @@ typedef struct {
 // Prints |gpu - cpu| / |cpu| of a tensor with that many roundings behind it; NaN anywhere is the worst.
 static void verify_row(
     Verification* v, const char* name, int64_t l, int64_t roundings, const real* cpu, const float* gpu, int64_t n) {
-    double difference = 0, norm = 0, allowed = VERIFY_SAFETY * rounding_noise((double)roundings);
-    for (int64_t i = 0; i < n; i++)
-        difference += ((double)gpu[i] - (double)cpu[i]) * ((double)gpu[i] - (double)cpu[i]),
-            norm += (double)cpu[i] * (double)cpu[i];
-    double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+    double norm, error = relative_error(gpu, cpu, n, &norm), allowed = VERIFY_SAFETY * rounding_noise((double)roundings);
     if (!isnan(v->worst) && !(error <= v->worst)) v->worst = error;   // once NaN, it stays NaN
     if (!isnan(v->share) && !(error / allowed <= v->share)) {
         v->share = error / allowed;
@@ -5246,7 +5246,7 @@ static void verify_row(
             v->what, sizeof v->what, "%s %lld has an error of %.3e, expected at most %.3e", name, (long long)l, error, allowed);
     }
     v->rows++, v->wrong += !(error <= allowed);
-    printf("  %-12s %3lld  error %.3e  of %.3e   norm %.4e\n", name, (long long)l, error, allowed, sqrt(norm));
+    printf("  %-12s %3lld  error %.3e  of %.3e   norm %.4e\n", name, (long long)l, error, allowed, norm);
 }
 
 static int verify_activations(Verification* v, Rank* r, Rank* c) {

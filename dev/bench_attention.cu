@@ -3,27 +3,11 @@
    Median of single calls between events after warm-up; the inputs (150 MB) exceed the L2. `backward` is all that PyTorch's does: dQ zeroed,
    delta, the kernel, dQ rounded; `kernel` and `deterministic` are the kernel alone, adding to a dQ that is there, in any order or in one.
    TFLOP/s with 2 T T 64 FLOP forward per head, backward 2.5 times that. dev/bench_gpu.py runs it beside PyTorch. */
-#define GPT2_SP_GPU_NO_MAIN
-#include "../train_gpt2_sp.cu"
+#include "bench_gpu.h"
 #include <algorithm>
 #include <vector>
-#define CHECK(call) \
-    do { \
-        cudaError_t status_ = (call); \
-        if (status_ != cudaSuccess) printf("%s: %s (line %d)\n", #call, cudaGetErrorString(status_), __LINE__), exit(2); \
-    } while (0)
 
 enum { TOKENS = 32768, HEADS = 12, NUMBERS = TOKENS * HEADS * 64 };
-
-__global__ void fill(bf16* p, uint32_t seed) {   // sum of two uniforms, unit variance
-    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < NUMBERS; i += gridDim.x * blockDim.x) {
-        uint32_t x = i * 2654435761u + seed;
-        x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
-        uint32_t y = x * 747796405u + 2891336453u;
-        y ^= y >> 15;
-        p[i] = __float2bfloat16(((x >> 8) * 0x1p-24f + (y >> 8) * 0x1p-24f - 1) * 2.4494897f);
-    }
-}
 
 template <typename Call> static float median(Call call) {
     enum { WARM = 3, TIMED = 15 };
@@ -52,7 +36,7 @@ int main(int argc, char** argv) {
     CHECK(cudaMalloc(&work, 1 << 22));
     CHECK(cudaMemset(work, 0, 1 << 22));
     uint32_t seed = 1;
-    for (bf16* p : {q, k, v, dout}) fill<<<1024, 256>>>(p, seed++ * 0x9E3779B9u);
+    for (bf16* p : {q, k, v, dout}) fill<<<1024, 256>>>(p, NUMBERS, seed++ * 0x9E3779B9u);
     const int portable = argc > 1 && strcmp(argv[1], "portable") == 0;
     for (int i = 1 + portable; i < argc; i++) {
         const int T = atoi(argv[i]), B = T > 0 ? TOKENS / T : 0;

@@ -8,17 +8,11 @@
    packing of parts of rows, which rides along with an op, and whatever the ops of a rank would lose to the copies of its
    neighbours. One GPU's time, a single launch for the whole sequence, divided by P is the ideal. Times are medians over
    batches of calls; random data; the GPU is otherwise idle. */
-#define GPT2_SP_GPU_NO_MAIN
-#include "../train_gpt2_sp.cu"
+#include "bench_gpu.h"
 #include <algorithm>
 #include <map>
 #include <tuple>
 #include <vector>
-#define CHECK(call) \
-    do { \
-        cudaError_t status_ = (call); \
-        if (status_ != cudaSuccess) printf("%s: %s (line %d)\n", #call, cudaGetErrorString(status_), __LINE__), exit(2); \
-    } while (0)
 
 enum { HEAD = 64 };
 static int NH = 12;
@@ -31,15 +25,6 @@ static float *acc, *dq, *dkv, *other;   // (T, C), (T, C), (2, T, C), (T, C): a 
 static float *m, *l, *lse, *delta;      // (NH, T)
 static int* work;
 
-__global__ void fill(bf16* p, int64_t n, uint32_t seed) {   // sum of two uniforms, unit variance
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
-        uint32_t x = (uint32_t)i * 2654435761u + seed;
-        x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
-        uint32_t y = x * 747796405u + 2891336453u;
-        y ^= y >> 15;
-        p[i] = __float2bfloat16(((x >> 8) * 0x1p-24f + (y >> 8) * 0x1p-24f - 1) * 2.4494897f);
-    }
-}
 __global__ void fill_float(float* p, int64_t n, float value) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) p[i] = value;
 }

@@ -3,6 +3,7 @@
 # shellcheck shell=sh
 #     check NAME COMMAND...    counts a result: passed if the command succeeds; its output is the detail
 #     skip NAME REASON         counts a test that cannot be made here
+#     finished                 waits for the processes $pids, at most $patience seconds: $statuses of all, $seconds that it took
 #     finish                   prints `N passed, N failed[, N skipped]` and exits, 1 if any failed
 passed=0 failed=0 skipped=0
 
@@ -16,6 +17,20 @@ check() {
 skip() {
     skipped=$((skipped + 1))
     printf 'skip    %s: %s\n' "$1" "$2"
+}
+
+# shellcheck disable=SC2086,SC2034
+finished() {
+    statuses='' began=$(date +%s)
+    ( sleep $patience && kill -9 $pids ) > /dev/null 2>&1 &
+    guard=$!
+    for p in $pids; do
+        wait $p 2> /dev/null
+        statuses="$statuses $?"
+    done
+    kill $guard 2> /dev/null
+    wait $guard 2> /dev/null
+    seconds=$(($(date +%s) - began))
 }
 
 finish() {

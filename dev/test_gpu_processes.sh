@@ -36,19 +36,7 @@ start() {
         pids="$pids $!"
     done
 }
-# Waits for both, at most a minute: $statuses and $seconds.
-finished() {
-    statuses='' began=$(date +%s)
-    ( sleep 60 && kill -9 $pids ) > /dev/null 2>&1 &
-    guard=$!
-    for p in $pids; do
-        wait $p 2> /dev/null
-        statuses="$statuses $?"
-    done
-    kill $guard 2> /dev/null
-    wait $guard 2> /dev/null
-    seconds=$(($(date +%s) - began))
-}
+patience=60
 losses() { sed -n 's/.*"loss": \([-0-9.e]*\).*/\1/p' "$1/log.jsonl"; }
 # Fails unless two logs have as many losses, each pair within BOUND. Shows the largest difference.
 close() {

@@ -545,16 +545,9 @@ static void kernels_of_ranks(void) {
 
 // ===== gradients ================================================================================
 
-static const char* gradient_data(
-    void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
+static const char* gradient_data(void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
     static char path[512];
-    if (!path[0]) {
-        int32_t* tokens = stream_make(31, 9000, 200);
-        snprintf(path, sizeof path, "%s", scratch("gradients.tok"));
-        stream_write(path, tokens, 9000);
-        free(tokens);
-    }
-    return path;
+    return stream_once(path, "gradients.tok", 31, 9000, 200);
 }
 // A trainer with the gradients of its first batch in g->collected and their loss in g->sums.
 static gpt2_sp* gradients_of(const Device* device, const char* text) {

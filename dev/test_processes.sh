@@ -38,19 +38,7 @@ start() {
     own_0='' own_1='' own_2=''
 }
 pid() { echo $pids | cut -d ' ' -f $(($1 + 1)); }
-# Waits for the processes, at most 30 seconds: $statuses of all, and the $seconds that it took.
-finished() {
-    statuses='' began=$(date +%s)
-    ( sleep 30 && kill -9 $pids ) > /dev/null 2>&1 &
-    guard=$!
-    for p in $pids; do
-        wait $p 2> /dev/null
-        statuses="$statuses $?"
-    done
-    kill $guard 2> /dev/null
-    wait $guard 2> /dev/null
-    seconds=$(($(date +%s) - began))
-}
+patience=30
 run() { start "$@"; finished; }
 trains() {   # waits until a run is at its fifth step
     tries=0
