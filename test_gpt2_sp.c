@@ -170,6 +170,7 @@ static void options_apply(gpt2_sp_options* o, const char* text) {
 static gpt2_sp_options options_of(const char* text) {
     gpt2_sp_options o;
     gpt2_sp_defaults(&o);
+    o.sp = 1;   // not all GPUs there are
     options_apply(&o, text);
     return o;
 }

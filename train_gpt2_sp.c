@@ -89,7 +89,7 @@
     INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
     INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
-    INT(sp, "sp", 1, 1, 256, "TPS", "ranks that share one sequence (P)") \
+    INT(sp, "sp", 0, 0, 256, "TPS", "ranks that share one sequence (P); 0: every GPU there is, divided by --dp (CPU program: 1)") \
     CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", \
         "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", \
@@ -2291,8 +2291,9 @@ static void schedule_build_dist(Schedule* s, int variant) {
     int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
     int halves = variant == DIST_WHOLE && P > 1;   // the diagonal's second half hides the last results on their way home
     for (int r = 0; r < P; r++) {
-        schedule_op(s, 0, r, r, r, 0, halves ? 1 : s->head_parts);
-        if (halves) schedule_op(s, P / 2 + 1, r, r, r, 1, 2);
+        int late = halves && P % 2 == 0 && r >= P / 2;   // its heads of step P/2 are the others: the two last ops never meet
+        schedule_op(s, 0, r, r, r, late, halves ? late + 1 : s->head_parts);
+        if (halves) schedule_op(s, P / 2 + 1, r, r, r, !late, !late + 1);
     }
     for (int t = 1; t <= P / 2; t++)
         for (int r = 0; r < P; r++) {
@@ -3109,6 +3110,7 @@ typedef struct {
     int (*verify)(gpt2_sp* g);                       // --verify
     void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
     int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
+    int (*count)(int ranks);                         // how many of `ranks` can have a device of their own, for --sp 0; NULL: 1
     int processes;                                   // its ranks may be in several
 } Device;
 
@@ -3330,6 +3332,19 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
     (void)mesh, (void)o;
     return 1;
 #endif
+}
+
+// --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a machine share its devices
+// evenly; one that is shown fewer than there are processes has one.
+static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_processes, Error* e) {
+    if (o->sp > 0) return 0;
+    int64_t devices = device->count && !o->verify ? device->count(256 * local_processes) : 1;
+    int64_t ranks = max_i64(1, devices / local_processes) * max_i64(1, o->world);
+    o->sp = max_i64(1, ranks / o->dp);
+    if (ranks > o->dp && ranks % o->dp != 0)
+        return fail(e, "--dp %lld: %lld GPUs cannot be divided evenly among the replicas; say how many ranks share a sequence with --sp",
+            (long long)o->dp, (long long)ranks);
+    return 0;
 }
 
 // All of a mesh but its schedules, which are made by mesh_init, or were for another length.
@@ -5586,15 +5601,17 @@ static int option_is_place(const char* name) {
 
 // Joins the other processes, if there are any, and compares options with them.
 static int processes_meet(gpt2_sp* g) {
-    const gpt2_sp_options* o = &g->options;
+    gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (o->world < 2) return o->rank > 0 ? fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank) : 0;
+    if (o->world < 2 && o->rank > 0) return fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank);
+    if (o->world < 2) return ranks_choose(o, g->device, 1, e);
     if (o->rank >= o->world)
         return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank, (long long)o->world,
             (long long)o->world - 1);
     if (!o->master[0]) return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
     if (!g->device->processes) return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
     if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
+    if (ranks_choose(o, g->device, g->world.local_processes, e) != 0) return -1;
     char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
     if (!text) return fail(e, "out of memory");
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
@@ -5728,7 +5745,7 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
 
 static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load,
     rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates,
-    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)}, 1};
+    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)}, NULL, 1};
 static const Device* gpt2_sp_device =
     &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
 
@@ -6151,6 +6168,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
 
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
+    if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
     for (int backward = 0; backward < 2; backward++) {
         Schedule s;
         ScheduleCost cost;
@@ -6475,7 +6493,7 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     int64_t vocab = o->vocab ? o->vocab : 50257;
-    int status = plan ? 0 : fail(e, "out of memory");
+    int status = plan ? ranks_choose(o, gpt2_sp_device, 1, e) : fail(e, "out of memory");
     if (status == 0) status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e);
     if (status == 0) status = layout_init(&layout, &mesh.shape, mesh.world, e);
     if (status == 0) {

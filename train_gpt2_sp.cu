@@ -117,6 +117,7 @@ struct AttnShape {
     int64_t doc_batch;      // batch stride of doc_start
     int HS = 64;            // head size: a multiple of 16 from 32 to 128
     int path = ATTN_AUTO;   // or ATTN_PORTABLE
+    int spare = 0;          // multiprocessors left to others, of kernels whose blocks stay to the end
 };
 struct AttnForward {
     AttnShape s;
@@ -188,6 +189,9 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
 //     number of a tile, forward      one thread writes -> arrives on q_full -> all wait for it -> 384 threads read
 //     and its place again            128 threads read -> products and the wait for them, or a named barrier -> thread 0 arrives on
 //                                    q_empty -> the one thread waits for it -> writes
+//     the same, backward             one thread writes -> arrives on tile_full -> all wait for it -> 352 threads read
+//     and its place again            128 threads read -> named barrier, or 32 -> __syncwarp -> the first of them arrives on
+//                                    tile_empty -> the one thread waits for it -> writes
 // A warpgroup's product is of all four warps together. racecheck follows an mbarrier only from threads that arrive on it
 // themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find nothing.
 #ifdef ATTN_ALL_ARRIVE
@@ -253,6 +257,14 @@ __device__ __forceinline__ uint4 lds4(uint32_t a) {
 }
 __device__ __forceinline__ void sts1(uint32_t a, uint32_t x) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(x) : "memory");
+}
+// p[0] += x, p[1] += y in memory.
+__device__ __forceinline__ void red2(float* p, float x, float y) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
+#else
+    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y) : "memory");
+#endif
 }
 __device__ __forceinline__ int load_acquire(const int* p) {
     int v;
@@ -989,7 +1001,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         const Tile w = bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
         const int head = w.head, batch = w.batch, k0 = w.row * BWD_COLS + wg * 64;
         asm volatile("bar.sync %0, 128;" ::"r"(BAR_READ + wg) : "memory");
-        if (tid == 0) bar_arrive(&sm.tile_empty[t & 1]);
+        if (speaks(tid)) bar_arrive(&sm.tile_empty[t & 1]);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int key = k0 + warp * 16 + g + 8 * r;
@@ -1009,12 +1021,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
                 for (int j = 0; j < 8; j++) {
                     float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
                            y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-                    if (p.a.accumulate_dkv) {
-                        float2 a = *(float2*)(fk + 8 * j), b = *(float2*)(fv + 8 * j);
-                        x.x += a.x, x.y += a.y, y.x += b.x, y.y += b.y;
-                    }
-                    *(float2*)(fk + 8 * j) = x;
-                    *(float2*)(fv + 8 * j) = y;
+                    if (p.a.accumulate_dkv) red2(fk + 8 * j, x.x, x.y), red2(fv + 8 * j, y.x, y.y);   // nobody waits for memory
+                    else *(float2*)(fk + 8 * j) = x, *(float2*)(fv + 8 * j) = y;
                 }
             }
         }
@@ -1038,7 +1046,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
         for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 1 + WARP_ARRIVALS), bar_init(&sm.q_empty[i], 2 * GROUP_ARRIVALS);
         for (int i = 0; i < 2; i++)
             bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8),
-                bar_init(&sm.tile_full[i], 1), bar_init(&sm.tile_empty[i], 5);
+                bar_init(&sm.tile_full[i], 1), bar_init(&sm.tile_empty[i], 2 * GROUP_ARRIVALS + 3 * WARP_ARRIVALS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         sm.c = sh.scale * LOG2E;
     }
@@ -1052,7 +1060,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
             int number = sm.tile[t & 1];
             lo = sm.m_lo[t & 1], hi = sm.m_hi[t & 1];
             __syncwarp();
-            if (lane == 0) bar_arrive(&sm.tile_empty[t & 1]);
+            if (speaks(lane)) bar_arrive(&sm.tile_empty[t & 1]);
             if (number >= 0) w = bwd_tile(p, number);
             return number >= 0;
         };
@@ -1332,9 +1340,9 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
     p.section = attn_section(a.s, 4 * HS, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    int grid = attn_sms();
+    int grid = min(p.tiles, max(1, attn_sms() - a.s.spare));
     // clang-format off
-    attention_forward_kernel<F><<<grid<p.tiles ? grid : p.tiles, 512, bytes, stream>>>(p);
+    attention_forward_kernel<F><<<grid, 512, bytes, stream>>>(p);
     // clang-format on
     return cudaGetLastError();
 }
@@ -1377,7 +1385,7 @@ static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
-    const int blocks = min(p.tiles, attn_sms());
+    const int blocks = min(p.tiles, max(1, attn_sms() - a.s.spare));
     attention_backward_kernel<<<blocks, 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
@@ -1436,14 +1444,6 @@ __device__ __forceinline__ void mma_pair(
     float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], bool first = false) {
     if (first) mma16816_first(d0, a, b[0], b[1]), mma16816_first(d1, a, b[2], b[3]);
     else mma16816(d0, a, b[0], b[1]), mma16816(d1, a, b[2], b[3]);
-}
-// p[0] += x, p[1] += y in memory.
-__device__ __forceinline__ void red2(float* p, float x, float y) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
-#else
-    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y) : "memory");
-#endif
 }
 // ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros. THREADS threads
 // together.
@@ -1644,6 +1644,7 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
         }
     }
 
+    cp_wait();         // of Q, where no row sees any key
     __syncthreads();   // O goes through shared memory where Q or V was
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
@@ -2155,7 +2156,7 @@ enum { UNIT_BUFFERS = 4 };   // of the embeddings, of the final norm, and two th
 static const size_t LT_WORKSPACE = 32 << 20;
 
 // --trace: something that a stream did in the traced step. Lanes are the rank's streams.
-enum { LANE_COMPUTE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
+enum { LANE_COMPUTE, LANE_BESIDE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
 typedef struct {
     int lane;
     char name[28];
@@ -2185,9 +2186,11 @@ struct Gpu {
     Arena arena;
     int ordinal;    // which GPU of the process
     int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream, copies, gathers;
-    cudaEvent_t ready, packing;     // what peers take is complete, before and after it is packed
-    cudaEvent_t done, arrived;      // the end of a collective; of what arrives during a step
+    cudaStream_t stream, beside, copies, gathers;   // beside: every other op of a schedule's table
+    cudaEvent_t ready, beside_ready, complete;      // what peers take is complete on `stream`, on `beside`; on both
+    cudaEvent_t launched[2];                        // the last op on either can begin
+    cudaEvent_t done, arrived;                      // the end of a collective; of what arrives during a step
+    cudaEvent_t whole;                              // a unit's gradient is, on `stream`
     cudaEvent_t taken[MAX_RANKS];   // this rank has read what the peer offered
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
     Progress progress[MAX_PROGRESS];   // of the step: a ring
@@ -2220,7 +2223,7 @@ struct Gpu {
     float* rstdf;                          // (R)
     bf16* wide;                            // (R, 4C)
     float* delta;                          // (B, NH, Tl)
-    float* dkv;                            // (2, R, C) sums of dK and dV, with several ranks
+    float* dkv[2];                         // (R, C) each: sums of dK and dV, with several ranks
     char** slots[2];                       // exchange buffers of the forward and the backward table
     char* packed[2];                       // what this rank sends of its own rows during a step of either table
     GpuPiece* pieces;                      // of one step: sends, then receives
@@ -2229,7 +2232,7 @@ struct Gpu {
     float* partial;              // partial sums of columns
     double* squares;             // (SQUARE_BLOCKS)
     double *stats, *all_stats;   // (STAT_COUNT), (world, STAT_COUNT)
-    int* attention_work;
+    int* attention_work[2];      // of kernels on `stream`, on `beside`
     void* workspace;                                    // cuBLASLt's
     int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
     int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
@@ -2364,6 +2367,65 @@ static int64_t most_rows(const Mesh* mesh) {
     return most;
 }
 
+// Memory that is free while a layer's attention runs over the ranks.
+typedef struct {
+    char* p;
+    size_t bytes;
+} Room;
+// The rooms of a direction: the parts of `wide` that hold nothing (forward the running softmax lies there, backward dO; dqkv comes
+// later), and in the modes with buffers of one layer only those of the MLP, where attention's inputs or dQ are not.
+static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[3]) {
+    const Shape* s = &mesh->shape;
+    size_t bf16s = (size_t)(d->R * s->C) * 2, kept = (size_t)round_up((int64_t)(2 * bf16s) + d->R * s->NH * 8, 256);
+    int layer = mesh->training && mesh->recompute == GPT2_SP_LAYER, count = 0;
+    Room wide = {(char*)d->wide + (backward ? 0 : kept), backward ? 3 * bf16s : kept < 4 * bf16s ? 4 * bf16s - kept : 0};
+    rooms[count++] = wide;
+    if (layer || (gpu_late(mesh) && !backward)) {
+        Room between = {(char*)d->act[G_x2], 2 * bf16s};   // x2 and ln2 are neighbours
+        rooms[count++] = between;
+    }
+    if (layer) {
+        size_t dq = backward ? (size_t)round_up((int64_t)(2 * bf16s), 256) : 0;
+        Room mlp = {(char*)d->act[G_fch] + dq, 4 * bf16s > dq ? 4 * bf16s - dq : 0};
+        rooms[count++] = mlp;
+    }
+    return count;
+}
+// In the first room that is large enough, else of its own.
+static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
+    bytes = (size_t)round_up((int64_t)bytes, 256);
+    for (int i = 0; i < count; i++) {
+        char* p = rooms[i].p;
+        if (bytes > rooms[i].bytes) continue;
+        rooms[i].p += bytes, rooms[i].bytes -= bytes;
+        return p;
+    }
+    return gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes, 1);
+}
+// The buffers of the forward and the backward table, which are never in use at the same time.
+static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
+    const Mesh* mesh = r->mesh;
+    size_t begin = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
+    for (int direction = 0; direction <= mesh->training; direction++) {
+        const Schedule* table = &mesh->schedule[direction];
+        size_t bytes[MAX_SLOTS] = {0};
+        Room rooms[3];
+        int count = exchange_rooms(d, mesh, direction, rooms);
+        slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
+        a->used = begin, a->group[MEMORY_EXCHANGE] = before;
+        for (int i = 0; direction == 1 && i < 2; i++)
+            d->dkv[i] = (float*)exchange_take(a, rooms, count, (size_t)(d->R * mesh->shape.C) * 4);
+        d->packed[direction] =
+            (char*)exchange_take(a, rooms, count, packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)));
+        for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
+            char* slot = (char*)exchange_take(a, rooms, count, bytes[i]);
+            if (d->slots[direction]) d->slots[direction][i] = slot;
+        }
+        if (a->used - begin > largest) largest = a->used - begin;
+    }
+    a->used = begin + largest, a->group[MEMORY_EXCHANGE] = before + largest;
+}
+
 // Walks through all device memory of a rank (see Arena in the .c).
 static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     const Mesh* mesh = r->mesh;
@@ -2406,32 +2468,15 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     }
     d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
     d->all_stats = (double*)gpu_take(a, MEMORY_WORK, mesh->world * STAT_COUNT, 8);
-    d->attention_work =
-        (int*)gpu_take(a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
+    for (int i = 0; i < (mesh->sp > 1 ? 2 : 1); i++)
+        d->attention_work[i] = (int*)gpu_take(
+            a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
     d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)LT_WORKSPACE, 1);
     d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
     d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
     d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
     d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
     d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? d->B * s->T : 0, 4);
-    if (mesh->sp > 1) {
-        size_t exchange = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
-        for (int direction = 0; direction <= mesh->training; direction++) {   // both use the same memory, one after the other
-            const Schedule* table = &mesh->schedule[direction];
-            size_t bytes[MAX_SLOTS] = {0};
-            slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
-            a->used = exchange, a->group[MEMORY_EXCHANGE] = before;
-            if (direction == 1) d->dkv = (float*)gpu_take(a, MEMORY_EXCHANGE, R * 2 * C, 4);
-            d->packed[direction] =
-                (char*)gpu_take(a, MEMORY_EXCHANGE, (int64_t)packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)), 1);
-            for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
-                char* slot = (char*)gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes[i], 1);
-                if (d->slots[direction]) d->slots[direction][i] = slot;
-            }
-            if (a->used - exchange > largest) largest = a->used - exchange;
-        }
-        a->used = exchange + largest, a->group[MEMORY_EXCHANGE] = before + largest;
-    }
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // x outlives the head in every mode
         GpuActivation act = gpu_activation(s, id);
         int kept = mesh->training && gpu_kept(mesh, id);
@@ -2456,6 +2501,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     size_t head = a->used - shared, most = head > layers ? head : layers;
     a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
     a->group[MEMORY_LOGITS] += most - layers;   // what the logits need beyond the layers' buffers
+    if (mesh->sp > 1) exchange_layout(d, a, r);
 }
 
 static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
@@ -2542,10 +2588,12 @@ static int stream_create(cudaStream_t* stream, int urgent, Error* e) {
 static int gpu_connect(Rank* r, Error* e) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    cudaEvent_t* events[] = {&d->ready, &d->packing, &d->done, &d->arrived};
-    if (stream_create(&d->stream, 0, e) != 0 || stream_create(&d->copies, 1, e) != 0 || stream_create(&d->gathers, 1, e) != 0)
+    cudaEvent_t* events[] = {
+        &d->ready, &d->beside_ready, &d->complete, &d->launched[0], &d->launched[1], &d->done, &d->arrived, &d->whole};
+    if (stream_create(&d->stream, 0, e) != 0 || stream_create(&d->copies, 1, e) != 0 || stream_create(&d->gathers, 1, e) != 0 ||
+        stream_create(&d->beside, 0, e) != 0)
         return -1;
-    for (int i = 0; i < 4; i++) CUDA_TRY(e, cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
+    for (int i = 0; i < 8; i++) CUDA_TRY(e, cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
     for (int i = 0; i < MAX_PROGRESS; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->progress[i].event, cudaEventDisableTiming));
     for (int i = 0; i < w->world; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->taken[i], cudaEventDisableTiming));
     for (int i = 0; i < UNIT_BUFFERS; i++) {
@@ -2783,9 +2831,9 @@ static int gpu_quiet(Rank* r) {
         if (d->peers[i] && d->peers[i]->stuck) until = 0;
     for (int i = 0; d->peers && i < w->world; i++) {
         if (!d->peers[i]) continue;
-        cudaStream_t streams[] = {d->peers[i]->stream, d->peers[i]->copies, d->peers[i]->gathers};
+        cudaStream_t streams[] = {d->peers[i]->stream, d->peers[i]->beside, d->peers[i]->copies, d->peers[i]->gathers};
         cudaSetDevice(d->peers[i]->ordinal);
-        for (int j = 0; j < 3; j++)
+        for (int j = 0; j < 4; j++)
             while (streams[j] && cudaStreamQuery(streams[j]) == cudaErrorNotReady)
                 if (now_ms() > until) return d->peers[i]->stuck = 1, 0;   // the ranks released after this one do not wait again
     }
@@ -2809,11 +2857,12 @@ static void gpu_release(Rank* r) {
         cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
     free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
-    cudaStream_t streams[] = {d->stream, d->copies, d->gathers};
-    for (int i = 0; i < 3; i++)
+    cudaStream_t streams[] = {d->stream, d->beside, d->copies, d->gathers};
+    for (int i = 0; i < 4; i++)
         if (streams[i]) cudaStreamDestroy(streams[i]);
-    cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->packing, d->done, d->arrived};
-    for (int i = 0; i < 6; i++)
+    cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->beside_ready, d->complete, d->launched[0], d->launched[1],
+        d->done, d->arrived, d->whole};
+    for (int i = 0; i < 10; i++)
         if (events[i]) cudaEventDestroy(events[i]);
     for (int i = 0; i < MAX_RANKS; i++)
         if (d->taken[i]) cudaEventDestroy(d->taken[i]);
@@ -2850,7 +2899,8 @@ static void mark(Gpu* d, const char* group) {
 
 // --trace: a span begins or ends with what is enqueued on its lane.
 static cudaStream_t lane_stream(const Gpu* d, int lane) {
-    return lane == LANE_COMPUTE ? d->stream : lane == LANE_COPY ? d->copies : d->gathers;
+    const cudaStream_t streams[LANES] = {d->stream, d->beside, d->copies, d->gathers};
+    return streams[lane];
 }
 static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
     if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
@@ -3446,16 +3496,18 @@ static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_
     columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, NULL, 0, R, n, n, n);
     columns_finish(d, dbias, N);
 }
-// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dkv (2, R, C) fp32, or NULL where dK and dV are there
+// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dk, dv (R, C) fp32, or NULL where they are there
 // already.
-static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const float* dq, const float* dkv, float scale, int64_t R, int64_t C) {
+static void qkv_finish(
+    Gpu* d, float* dbias, bf16* dqkv, const float* dq, const float* dk, const float* dv, float scale, int64_t R, int64_t C) {
+    const float* sums[2] = {dk, dv};
     int c = (int)C;
     dim3 grid((unsigned)ceil_div(C, 256), SUM_BLOCKS);
     columns_kernel<1><<<grid, 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
-    for (int i = 0; dkv && i < 2; i++)
+    for (int i = 0; dk && i < 2; i++)
         columns_kernel<1>
-            <<<grid, 256, 0, d->stream>>>(d->partial + (i + 1) * C, dqkv + (i + 1) * C, dkv + i * R * C, 1, R, c, 3 * c, 3 * c);
-    if (!dkv)
+            <<<grid, 256, 0, d->stream>>>(d->partial + (i + 1) * C, dqkv + (i + 1) * C, sums[i], 1, R, c, 3 * c, 3 * c);
+    if (!dk)
         columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
             d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
     columns_finish(d, dbias, 3 * C);
@@ -3559,17 +3611,35 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
 
 // --- exchange: a step's operands and results, while the step computes ---
 
-// Packs what has to be, behind what this rank has enqueued so far: `copies` then runs behind both.
-static int gpu_pack(Rank* r, const GpuPiece* sends, int count) {
-    Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
-    for (int i = 0; i < count; i++)
-        if (sends[i].source)
-            CUDA_TRY(&r->error,
-                cudaMemcpy2DAsync(sends[i].data, sends[i].pitch, sends[i].source, sends[i].source_pitch, sends[i].width,
-                    (size_t)sends[i].rows, cudaMemcpyDeviceToDevice, d->copies));
-    CUDA_TRY(&r->error, cudaEventRecord(d->packing, d->copies));
-    return 0;
+// Parts of wider rows, to places where they lie in one piece: blockIdx.y is the piece. 16 bytes a thread, or 4 where the rows of
+// numbers that belong to tokens have odd lengths.
+enum { PACK_PIECES = 8, PACK_BLOCKS = 512 };
+typedef struct {
+    GpuPiece piece[PACK_PIECES];
+} PackPieces;
+template <typename Word> __device__ __forceinline__ void piece_pack(const GpuPiece& x) {
+    uint32_t words = (uint32_t)(x.width / sizeof(Word));
+    int64_t all = x.rows * words;
+    for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < all; i += (int64_t)gridDim.x * 256) {
+        int64_t row = all >> 32 ? i / words : (int64_t)((uint32_t)i / words);
+        *((Word*)x.data + i) = *((const Word*)(x.source + row * (int64_t)x.source_pitch) + (i - row * words));
+    }
+}
+__global__ void rows_pack_kernel(PackPieces pieces) {
+    const GpuPiece& x = pieces.piece[blockIdx.y];
+    if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) piece_pack<uint4>(x);
+    else piece_pack<uint32_t>(x);
+}
+// Packs what has to be on the compute stream, where it takes some microseconds: on one beside it would wait for the
+// multiprocessors until the step's attention, whose blocks stay, has ended.
+static void gpu_pack(Gpu* d, const GpuPiece* sends, int count) {
+    PackPieces pack;
+    for (int i = 0; i < count;) {
+        int n = 0;
+        for (; i < count && n < PACK_PIECES; i++)
+            if (sends[i].source) pack.piece[n++] = sends[i];
+        if (n > 0) rows_pack_kernel<<<dim3(PACK_BLOCKS, (unsigned)n), 256, 0, d->stream>>>(pack);
+    }
 }
 
 #ifdef GPT2_SP_NCCL
@@ -3598,15 +3668,19 @@ static int gpu_post(Rank* r, const GpuPiece* sends, int count, const GpuPiece* r
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     if (count + receive_count == 0) return 0;
+    gpu_pack(d, sends, count);
     CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
-    if (gpu_pack(r, sends, count) != 0) return -1;
+    CUDA_TRY(&r->error, cudaEventRecord(d->beside_ready, d->beside));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->beside_ready, 0));
+    CUDA_TRY(&r->error, cudaEventRecord(d->complete, d->copies));
 #ifdef GPT2_SP_NCCL
     if (d->nccl) return nccl_exchange(r, sends, count, receives, receive_count);
 #endif
     pthread_mutex_lock(&w->mutex);
     for (int i = 0; i < count; i++) {
         GpuBox* box = &d->boxes[r->world_rank * w->world + sends[i].peer];
-        box->pieces = sends, box->count = count, box->ready = d->packing;
+        box->pieces = sends, box->count = count, box->ready = d->complete;
     }
     if (count > 0) pthread_cond_broadcast(&w->changed);
     int status = thread_aborted(w, &r->error);
@@ -3650,6 +3724,14 @@ static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadli
     return status;
 }
 
+// Lets both streams of ops wait for an event.
+static int ops_wait(Rank* r, cudaEvent_t event) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, event, 0));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->beside, event, 0));
+    return 0;
+}
+
 // Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces.
 // What the receives overwrite was last used before the post.
 static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
@@ -3659,10 +3741,7 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
     int status = 0;
     r->transport.doing = "the exchange of attention's operands";
 #ifdef GPT2_SP_NCCL
-    if (d->nccl) {
-        if (send_count + receive_count > 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->arrived, 0));
-        return 0;
-    }
+    if (d->nccl) return send_count + receive_count > 0 ? ops_wait(r, d->arrived) : 0;
 #endif
     for (int i = 0; status == 0 && i < receive_count; i++) {
         int peer = receives[i].peer, seen = 0;
@@ -3679,16 +3758,17 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
     for (int i = 0; status == 0 && i < send_count; i++) {
         GpuBox *box = &d->boxes[r->world_rank * w->world + sends[i].peer], taken;
         status = gpu_await_box(r, box, 0, sends[i].peer, deadline, &taken);
-        if (status == 0) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, taken.taken, 0));
+        if (status == 0) status = ops_wait(r, taken.taken);
     }
     if (status != 0 || receive_count == 0) return status;
     CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->arrived, 0));
-    return 0;
+    return ops_wait(r, d->arrived);
 }
 
 // --- distributed attention: the executor of a schedule's table, on the kernels of section 7a ---
 
+enum { MAX_UNSEEN = 4 };
+enum { NCCL_SPARE = 8 };   // multiprocessors for NCCL's sends and receives while attention computes
 // What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
 typedef struct {
     const Schedule* table;
@@ -3696,12 +3776,16 @@ typedef struct {
     bf16 *qkv, *out, *dout;     // (R, 3C), read in place; forward: (R, C), the output; backward: (R, C)
     float *lse, *delta;         // (B, NH, Tl)
     float *acc, *m, *l;         // forward: (R, C), (B, NH, Tl) x 2, the running softmax
-    float *dq, *dkv;            // backward: (R, C), (2, R, C), sums
+    float *dq, *dkv[2];         // backward: (R, C) each, sums
     const int32_t* doc_start;   // (B, T), or NULL
     // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And what is still to
     // come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
+    // Ops run on `stream` (0) or `beside` (1). The last one; of each stream those that the other has not waited for; and whether
+    // `stream` has added what arrived since `beside` last waited.
+    const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
+    int ops, side, unseen_count[2], merged;
 } GpuAttention;
 
 static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
@@ -3725,7 +3809,7 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     }
     bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
     float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
-    float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv + i * d->R * C};
+    float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};
     if (!tokens) v.p = (char*)(stats[item.kind] + h0 * rows), v.stride = NH * rows;
     else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + h0 * HS), v.stride = C;
     else {
@@ -3791,16 +3875,17 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
     return v;
 }
 
-// A result's place before its first addition: empty where the table's ops fill only one of its two chunks, else as it is. Tells
-// whether there is something to add to.
-static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1, int* there) {
+// A result's place before its first addition: zero where it is added to from the first on (dQ), or where the table's ops fill only
+// one of its two chunks; else as it is. Tells whether there is something to add to.
+static int result_begin(
+    Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1, int* there, cudaStream_t stream) {
     *there = r->slot_filled[slot];
-    if (!*there && run->table->chunks > run->table->P) {
+    if (!*there && (kind == ITEM_DQ || run->table->chunks > run->table->P)) {
         if (kind == ITEM_OUT) return fail(&r->error, "this schedule sends outputs of two chunks");
         int64_t NH = r->mesh->shape.NH,
                 heads = part_head(NH, run->table->head_parts, h1) - part_head(NH, run->table->head_parts, h0);
         size_t bytes = item_tensors_bytes(r->mesh, kind, heads, rank_rows(r, of));
-        CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, ((Gpu*)r->device)->stream));
+        CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, stream));
         *there = 1;
     }
     r->slot_filled[slot] = 1;
@@ -3812,7 +3897,7 @@ __global__ void rows_fill_kernel(float* p, int64_t stride, int64_t rows, int64_t
     if (i < rows * columns) p[i / columns * stride + i % columns] = value;
 }
 // The same for the rank's own sums of a chunk. Heads that have not begun are emptied if others of the range have.
-static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there) {
+static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there, cudaStream_t stream) {
     const Gpu* d = (const Gpu*)r->device;
     const Schedule* table = run->table;
     uint64_t bits = part_bits(h0, h1), in = run->filled[second] & bits;
@@ -3829,11 +3914,60 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
             // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun either
             int64_t columns = heads * (tokens ? r->mesh->shape.HS : c.of_owner), rows = tokens ? c.rows : 1;
             for (int64_t b = 0; b < d->B; b++)
-                rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256, 0, d->stream>>>(
+                rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256, 0, stream>>>(
                     (float*)v.p + (tokens ? (b * c.of_owner + c.at) : b) * v.stride, v.stride, rows, columns,
                     kind == ITEM_OUT && i == 1 ? -INFINITY : 0.f);
         }
     }
+    return 0;
+}
+
+// Lets one of the two streams of ops wait for all that is on the other.
+static int ops_follow(Rank* r, GpuAttention* run, int beside) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaEventRecord(beside ? d->ready : d->beside_ready, beside ? d->stream : d->beside));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(beside ? d->beside : d->stream, beside ? d->ready : d->beside_ready, 0));
+    run->unseen_count[!beside] = 0;
+    if (beside) run->merged = 0;
+    return 0;
+}
+// Whether an op uses a slot that another writes, or both add to the same of the rank's own sums.
+static int op_uses(const ScheduleOp* op, int slot) {
+    return slot >= 0 && (slot == op->q_slot || slot == op->kv_slot || slot == op->dq_slot || slot == op->dkv_slot);
+}
+static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
+    int heads = a->h0 < b->h1 && b->h0 < a->h1;
+    return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) || op_uses(b, a->dkv_slot) ||
+        (heads && ((a->dq_slot < 0 && b->dq_slot < 0) || (backward && a->dkv_slot < 0 && b->dkv_slot < 0)));
+}
+// The stream of the next op, 1: beside. Where it adds to what the op before it adds to, it comes after it on the same one. Two ops
+// that have nothing to do with each other are on different streams: the blocks of the second start where those of the first end,
+// one multiprocessor after the other.
+static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op, int* beside) {
+    int backward = run->table->backward, before = run->side;
+    int side = run->ops == 0 ? 0 : ops_meet(op, run->last, backward) ? before : !before, meet = side && run->merged;
+    for (int i = 0; i < run->unseen_count[!side]; i++) meet |= ops_meet(op, run->unseen[!side][i], backward);
+    if (meet && ops_follow(r, run, side) != 0) return -1;
+    if (run->unseen_count[side] == MAX_UNSEEN && ops_follow(r, run, !side) != 0) return -1;
+    run->unseen[side][run->unseen_count[side]++] = op;
+    run->ops++, run->last = op, run->side = *beside = side;
+    return 0;
+}
+// Some microseconds of one thread.
+__global__ void pause_kernel() {
+    for (int64_t until = clock64() + 12000; clock64() < until;) {}
+}
+// Lets an op ask for multiprocessors after the one before it, where that is on the other stream: who asks first gets them, and
+// results travel under the op that comes after theirs. When that can begin is known, not when it has: hence the pause. Of the
+// first two the second waits for operands anyway. No memory depends on this.
+static int op_turn(Rank* r, const GpuAttention* run, int before) {
+    Gpu* d = (Gpu*)r->device;
+    cudaStream_t stream = run->side ? d->beside : d->stream;
+    if (run->ops > 2 && run->side != before) {
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(stream, d->launched[before], 0));
+        pause_kernel<<<1, 1, 0, stream>>>();
+    }
+    CUDA_TRY(&r->error, cudaEventRecord(d->launched[run->side], stream));
     return 0;
 }
 
@@ -3844,49 +3978,57 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
     int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
+    int before = run->side, beside = 0, there = 0;
     if (heads == 0) return 0;   // fewer heads than parts
-    Span* span = span_begin(d, LANE_COMPUTE, "q%d k%d%s", op->q, op->k, run->table->backward ? " backward" : "");
+    if (op_begin(r, run, op, &beside) != 0) return -1;
+    cudaStream_t stream = beside ? d->beside : d->stream;
+    int lane = beside ? LANE_BESIDE : LANE_COMPUTE;
+    Span* span = NULL;
     AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
-        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
-    int there = 0;
+        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention,
+        d->nccl ? NCCL_SPARE : 0};
     if (!table->backward) {
         Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
         AttnForward a;
         memset(&a, 0, sizeof a);
-        a.s = shape, a.work = d->attention_work;
+        a.s = shape, a.work = d->attention_work[beside];
         a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q);
         a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
         a.acc = chunk_tokens(r, run, result, op->dq_slot, 0, &q);
         a.m = chunk_rows(r, run, result, op->dq_slot, 1, &q), a.l = chunk_rows(r, run, result, op->dq_slot, 2, &q);
         a.carry_out = 1;
         if (op->dq_slot >= 0) {
-            if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there) != 0) return -1;
+            if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there, stream) != 0) return -1;
         } else {
-            if (own_begin(r, run, ITEM_OUT, q.second, op->h0, op->h1, &there) != 0) return -1;
+            if (own_begin(r, run, ITEM_OUT, q.second, op->h0, op->h1, &there, stream) != 0) return -1;
             if (contribution_is_last(run, q.second, op->h0, op->h1))
                 a.carry_out = 0, a.o = output_view(r, run, q.at, h0), a.lse = lse_view(r, run, q.at, h0);
         }
         a.carry_in = there;
-        CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+        if (op_turn(r, run, before) != 0) return -1;
+        span = span_begin(d, lane, "q%d k%d", op->q, op->k);
+        CUDA_TRY(&r->error, attn::attention_forward(a, stream));
         span_end(d, span);
         return 0;
     }
     Item dq = {ITEM_DQ, q.owner, op->h0, op->h1}, dkv = {ITEM_DKV, k.owner, op->h0, op->h1};
     AttnBackward a;
     memset(&a, 0, sizeof a);
-    a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work;
+    a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work[beside];
     a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q), a.dout = chunk_tokens(r, run, rows, op->q_slot, 1, &q);
     a.lse = chunk_rows(r, run, rows, op->q_slot, 2, &q), a.delta = chunk_rows(r, run, rows, op->q_slot, 3, &q);
     a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
     a.dq = chunk_tokens(r, run, dq, op->dq_slot, 0, &q);
     a.dk = chunk_tokens(r, run, dkv, op->dkv_slot, 0, &k), a.dv = chunk_tokens(r, run, dkv, op->dkv_slot, 1, &k);
-    if (op->dq_slot >= 0 && result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there) != 0) return -1;
-    a.accumulate_dq = op->dq_slot < 0 || there;   // the own sums begin at zero
-    if (op->dkv_slot >= 0 ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there) != 0
-                          : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there) != 0)
+    if (op->dq_slot >= 0 && result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0) return -1;
+    a.accumulate_dq = 1;   // the own sums begin at zero
+    if (op->dkv_slot >= 0 ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
+                          : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there, stream) != 0)
         return -1;
     a.accumulate_dkv = there;
-    CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
+    if (op_turn(r, run, before) != 0) return -1;
+    span = span_begin(d, lane, "q%d k%d backward", op->q, op->k);
+    CUDA_TRY(&r->error, attn::attention_backward(a, stream));
     span_end(d, span);
     return 0;
 }
@@ -3908,10 +4050,12 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, table->head_parts, msg->item.h0);
     int64_t heads = part_head(s->NH, table->head_parts, msg->item.h1) - h0;
     if (heads == 0) return 0;   // fewer heads than parts
+    if (ops_follow(r, run, 0) != 0) return -1;
+    run->merged = 1;
     Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
     if (own)
         for (int second = 0; second < table->chunks / table->P; second++) {
-            if (msg->item.kind != ITEM_DQ && own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there) != 0)
+            if (msg->item.kind != ITEM_DQ && own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there, d->stream) != 0)
                 return -1;
             if (msg->item.kind == ITEM_OUT) last &= contribution_is_last(run, second, msg->item.h0, msg->item.h1);
         }
@@ -4009,6 +4153,7 @@ static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     GpuPiece *sends = d->pieces, *receives = d->pieces + MAX_GPU_PIECES * (2 * r->mesh->sp + 2);
     int replica = r->dp_rank * r->mesh->sp;   // first world rank of this sequence
     run_begin(r, run, host_docs);
+    if (ops_follow(r, run, 1) != 0) return -1;
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
         int send_count = 0, receive_count = 0, first = message;
         char* packed = d->packed[table->backward];
@@ -4035,6 +4180,7 @@ static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
             if (msg->to == r->sp_rank && !msg->merge) r->slot_filled[msg->dst] = 1;
         }
     }
+    if (ops_follow(r, run, 0) != 0) return -1;
     return table->backward ? 0 : outputs_finish(r, run);
 }
 
@@ -4060,7 +4206,7 @@ static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, con
     a.q = view_of(qkv, 3 * s->C, T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, T, s->HS);
     a.v = view_of(qkv + 2 * s->C, 3 * s->C, T, s->HS), a.o = view_of(atty, s->C, T, s->HS);
     a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
-    a.work = d->attention_work;
+    a.work = d->attention_work[0];
     Span* span = span_begin(d, LANE_COMPUTE, "attention");
     CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
     span_end(d, span);
@@ -4082,9 +4228,9 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
         GpuAttention run;
         memset(&run, 0, sizeof run);
         run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty, run.lse = lse;
-        run.delta = d->delta, run.dq = dq, run.dkv = d->dkv, run.doc_start = doc_start;
+        run.delta = d->delta, run.dq = dq, run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1], run.doc_start = doc_start;
         if (gpu_run_table(r, &run, docs) != 0) return -1;
-        qkv_finish(d, dbias, dqkv, dq, d->dkv, scale, d->R, s->C);
+        qkv_finish(d, dbias, dqkv, dq, d->dkv[0], d->dkv[1], scale, d->R, s->C);
         return 0;
     }
     AttnBackward a;
@@ -4096,11 +4242,11 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     a.delta = delta;
     a.dq = view_of(dq, s->C, T, s->HS), a.dk = view_of(dqkv + s->C, 3 * s->C, T, s->HS);
     a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T, s->HS);
-    a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work;
+    a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work[0];
     Span* span = span_begin(d, LANE_COMPUTE, "attention backward");
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
     span_end(d, span);
-    qkv_finish(d, dbias, dqkv, dq, NULL, scale, d->R, s->C);
+    qkv_finish(d, dbias, dqkv, dq, NULL, NULL, scale, d->R, s->C);
     return 0;
 }
 
@@ -4291,8 +4437,10 @@ static int unit_close(Rank* r, int u) {
     float *whole = d->gradients + unit->offset, *own = whole + r->world_rank * unit->slice;
     Offers parts;
     if (!d->closing) return 0;
-    if (r->mesh->center) projections_center(r, 1, whole, whole, 0, d->stream);
-    CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->stream));
+    CUDA_TRY(&r->error, cudaEventRecord(d->whole, d->stream));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->whole, 0));
+    if (r->mesh->center) projections_center(r, 1, whole, whole, 0, d->gathers);
+    CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->gathers));
     r->transport.doing = "the sums of gradients";
     if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
     Span* span = span_begin(d, LANE_GATHER, "sum of unit %d", u);
@@ -4307,7 +4455,6 @@ static int unit_close(Rank* r, int u) {
                 d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
         parts.p[p] = part;
     }
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->made[u], 0));
     sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(unit->slice / 4, 256), 1024), 256, 0, d->gathers>>>(
         own, parts, r->mesh->world, 0, unit->slice / 4, 0);
     CUDA_TRY(&r->error, cudaEventRecord(d->summed[u], d->gathers));
@@ -4609,20 +4756,22 @@ static int gpu_pass(Rank* r, int64_t pass) {
 
 // ===== 9. optimizer =============================================================================
 
-// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has 32 columns.
+// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has 32 columns and 32
+// threads for each.
+enum { CENTER_ROWS = 32 };
 template <typename Out>
 __global__ void center_columns_kernel(Out* out, const float* inp, int rows, int columns, int64_t out_stride, int64_t inp_stride) {
-    __shared__ float sums[8][33];
+    __shared__ float sums[CENTER_ROWS][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     inp += blockIdx.y * inp_stride, out += blockIdx.y * out_stride;
     float sum = 0;
-    for (int i = threadIdx.y; column < columns && i < rows; i += 8) sum += inp[(int64_t)i * columns + column];
+    for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS) sum += inp[(int64_t)i * columns + column];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     float mean = 0;
-    for (int i = 0; i < 8; i++) mean += sums[i][threadIdx.x];
+    for (int i = 0; i < CENTER_ROWS; i++) mean += sums[i][threadIdx.x];
     mean /= (float)rows;
-    for (int i = threadIdx.y; column < columns && i < rows; i += 8)
+    for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS)
         out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
 // The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in place or to their bf16
@@ -4635,7 +4784,7 @@ static void projections_center(Rank* r, int count, const float* units, Out* out,
         int columns = (int)max_i64(1, p.columns);
         int64_t at = r->layout->within[ids[i]];
         dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)count);
-        center_columns_kernel<Out><<<grid, dim3(32, 8), 0, stream>>>(out + at, units + at, (int)p.rows, columns, stride, stride);
+        center_columns_kernel<Out><<<grid, dim3(32, CENTER_ROWS), 0, stream>>>(out + at, units + at, (int)p.rows, columns, stride, stride);
     }
 }
 
@@ -4991,7 +5140,7 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
         a.s.B = 1, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
         a.q = view_of(row, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
         a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(c->atty, C, R, s->HS);
-        a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work;
+        a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work[0];
         CUDA_TRY(e, attn::attention_forward(a, d->stream));
         if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0)
             return -1;
@@ -5080,11 +5229,18 @@ static void trace_line(const Gpu* d, int lane, float length, char* out) {
     }
     out[TRACE_COLUMNS] = 0;
 }
-static double lane_overlap(const Gpu* d, const Span* copy) {   // ms of a copy during which this rank computes attention
+// ms between two times in which ops of attention are under way. Those of a lane follow each other; those of the other lane begin
+// in the trace when they could, which may be before any multiprocessor is free: what both cover counts once.
+static double attention_within(const Gpu* d, double from, double to) {
     double covered = 0;
-    for (int i = 0; i < d->span_count; i++)
-        if (d->spans[i].lane == LANE_COMPUTE)
-            covered += fmax(0, fmin(d->spans[i].to, copy->to) - fmax(d->spans[i].from, copy->from));
+    for (int i = 0; i < d->span_count; i++) {
+        const Span *a = &d->spans[i], *b;
+        double begin = fmax(a->from, from), end = fmin(a->to, to);
+        if ((a->lane != LANE_COMPUTE && a->lane != LANE_BESIDE) || end <= begin) continue;
+        covered += end - begin;
+        for (int j = 0; a->lane == LANE_COMPUTE && j < d->span_count; j++)
+            if ((b = &d->spans[j])->lane == LANE_BESIDE) covered -= fmax(0, fmin(end, b->to) - fmax(begin, b->from));
+    }
     return covered;
 }
 static void trace_event(FILE* f, int rank, int lane, const char* name, double from, double to) {
@@ -5092,7 +5248,7 @@ static void trace_event(FILE* f, int rank, int lane, const char* name, double fr
         from * 1e3, (to - from) * 1e3);
 }
 static int trace_write(gpt2_sp* g, const char* path, Error* e) {
-    static const char* const lanes[LANES] = {"compute", "exchange", "gathers"};
+    static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
     FILE* f = fopen(path, "w");
     if (!f) return fail(e, "cannot write --trace %.900s: %s", path, strerror(errno));
     fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
@@ -5115,11 +5271,11 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
             const Span* span = &d->spans[j];
             trace_event(f, rank, span->lane, span->name, span->from, span->to);
             times[span->lane] += span->to - span->from;
-            if (span->lane == LANE_COPY) hidden += lane_overlap(d, span);
+            if (span->lane == LANE_COPY) hidden += attention_within(d, span->from, span->to);
         }
         printf("rank %d, GPU %d: step %.2f ms, attention %.2f ms (kernels %.2f), exchange %.2f ms (%.0f %% under kernels), "
                "gathers %.2f ms\n",
-            rank, d->ordinal, to, attention, times[LANE_COMPUTE], times[LANE_COPY],
+            rank, d->ordinal, to, attention, attention_within(d, 0, to), times[LANE_COPY],
             times[LANE_COPY] > 0 ? 100 * hidden / times[LANE_COPY] : 100.0, times[LANE_GATHER]);
         for (int lane = 0; lane < LANES; lane++) {
             char line[TRACE_COLUMNS + 1];
@@ -5437,7 +5593,7 @@ enum { GPU_PROCESSES = 0 };
 #endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
     gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4},
-    GPU_PROCESSES};   // bytes as in item_tensors
+    gpu_count, GPU_PROCESSES};   // bytes as in item_tensors
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

@@ -2,7 +2,8 @@
 
     python3 dev/bench_gpu2.py [--program ./train_gpt2_spcu] [--json build/bench_gpu2.json] [--quick]
 
-GPT-2 124M on random tokens, whole training steps, medians. Rows that belong together run one after the other, so that the GPUs' clocks are alike.
+GPT-2 124M on random tokens, whole training steps, medians of the second half of a run's, when the clocks have settled under the load. Rows that
+belong together run one after the other. One GPU: each of the two alone, and the mean, since no two cards are equally fast.
 """
 import argparse
 import json
@@ -39,12 +40,13 @@ class Bench:
         self.folder = tempfile.TemporaryDirectory()
         self.data = tokens_file(self.folder.name)
 
-    def ours(self, name, seq_len, gpus, *more, steps=9, trace=True):
+    def ours(self, name, seq_len, gpus, *more, steps=12, trace=True, first=0):
+        """`gpus` ranks on as many GPUs, from number `first` on."""
         command = [self.options.program, "train", "--data", self.data, "--raw-u16", "1", "--vocab", "50257", "--seq-len", str(seq_len),
                    "--sp", str(gpus), "--steps", str(steps), *([] if "--model" in more else ["--model", "d12"]), *more]
         if trace:
             command += ["--trace", os.path.join(self.folder.name, "trace.json")]
-        visible = ",".join(str(i) for i in range(gpus))
+        visible = ",".join(str(first + i) for i in range(gpus))
         environment = dict(os.environ, CUDA_VISIBLE_DEVICES=visible, NCCL_NVLS_ENABLE="0")
         try:
             run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -55,7 +57,7 @@ class Bench:
         row = {"name": name, "seq_len": seq_len, "gpus": gpus, **(self.plan(seq_len, gpus, *more) if gpus > 1 else {})}
         times = []
         for line in run.stdout.splitlines():
-            if (found := STEP.match(line)) and int(found[1]) > (4 if trace else 2):   # the traced step pays for its events
+            if (found := STEP.match(line)) and int(found[1]) > max(4, steps // 2):   # the traced step, the fourth, pays for its events
                 times.append(float(found[2]))
             if found := TRACE.match(line):
                 row.setdefault("attention_ms", []).append(float(found[3]))
@@ -64,6 +66,13 @@ class Bench:
                 row["gib"] = float(found[1]) * UNITS[found[2]]
         row["ms"] = sorted(times)[len(times) // 2]
         return self.add(row)
+
+    def one(self, seq_len, *more, steps):
+        rows = [self.ours(f"recompute attn, GPU {i}", seq_len, 1, *more, steps=steps, first=i) for i in range(2)]
+        if not all(rows):
+            return None
+        mean = {key: sum(row[key] for row in rows) / 2 for key in ("ms", "gib")}
+        return {**mean, "attention_ms": [sum(row["attention_ms"][0] for row in rows) / 2], "gpus": 1}
 
     def plan(self, seq_len, gpus, *more):
         """What attention sends per rank and step, and the exchange buffers, by the plan, which is what is allocated."""
@@ -121,9 +130,9 @@ def main():
           f"{'sent MiB':>9s} {'exch. MiB':>9s}")
     one, two, torch_rows = {}, {}, {}
     for length in [32768] if options.quick else [32768, 131072]:
-        steps = 9 if length < 100000 else 7
-        one[length] = bench.ours("recompute attn", length, 1, "--recompute", "attn", steps=steps)
-        two[length] = bench.ours("recompute attn, dist", length, 2, "--recompute", "attn", steps=steps)
+        steps = 24 if length < 100000 else 6
+        one[length] = bench.one(length, "--recompute", "attn", steps=steps)
+        two[length] = bench.ours("recompute attn, dist", length, 2, "--recompute", "attn", steps=2 * steps)
         mode = "none"
         two[length, mode] = bench.ours("recompute none, dist", length, 2, "--recompute", mode, steps=steps)
         if not options.quick:
@@ -131,9 +140,7 @@ def main():
             torch_rows[length] = bench.pytorch("PyTorch context_parallel" + (", compiled" if "--compile" in more else ""), length, *more)
     for length in [32768] if options.quick else [8192, 32768, 131072]:
         for schedule in ["ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"]:
-            if length == 131072 and schedule in ("dist-paper", "allgather"):
-                continue
-            bench.ours(schedule, length, 2, "--recompute", "attn", "--schedule", schedule, steps=6)
+            bench.ours(schedule, length, 2, "--recompute", "attn", "--schedule", schedule, steps=12 if length < 100000 else 6)
     if not options.quick:
         bench.ours("d48, --zero 3", 32768, 2, "--model", "d48", "--zero", "3", "--recompute", "attn", steps=5)
     print()

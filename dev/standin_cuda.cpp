@@ -284,6 +284,14 @@ struct Units {   // UnitArray
     char* p;
     int64_t stride;
 };
+struct Piece {   // GpuPiece
+    int peer;
+    char* data;
+    u64 pitch, width;
+    int64_t rows;
+    const char* source;
+    u64 source_pitch;
+};
 struct Places {   // RowPlaces
     int64_t rows, first, begin, begin2, T;
 };
@@ -311,6 +319,12 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         u64 B = x.grid.z, NH = x.grid.y, T = x.k(3), HS = x.k(4);
         t.view(x.at<AttnView>(0), 4, !x.at<AttnView>(1).p, B, NH, T, HS), t.view(x.at<AttnView>(1), 2, true, B, NH, T, HS); }},
     {"rows_fill_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(3) * 4, x.n(2), x.n(1) * 4); }},
+    {"pause_kernel", [](Touches&, const Launch&) {}},
+    {"rows_pack_kernel", [](Touches& t, const Launch& x) {   // pieces, of which grid.y are there
+        for (u64 i = 0; i < x.grid.y; i++) {
+            const Piece& p = (&x.at<Piece>(0))[i];
+            t.writes(p.data, p.width * (u64)p.rows), t.reads(p.source, p.width, (u64)p.rows, p.source_pitch);
+        } }},
     {"rows_add_kernel", [](Touches& t, const Launch& x) {   // out, its stride, inp, its stride, rows, columns
         t.writes(x.p(0), x.k(5) * 4, x.n(4), x.n(1) * 4), t.reads(x.p(2), x.k(5) * 4, x.n(4), x.n(3) * 4); }},
     {"sum_ranks_kernel", [](Touches& t, const Launch& x) {   // out, offers, world, at, n4, add

@@ -24,7 +24,7 @@ if [ "$(nvidia-smi -L 2> /dev/null | grep -c '^GPU')" -lt 2 ]; then
 fi
 yes 'It was the best of times, it was the worst of times. 0123456789' | head -n 400 > text.txt
 "$program" prepare --out data.tok text.txt > out || exit 1
-shape="--data data.tok --layers 2 --heads 4 --channels 256 --seq-len 1003 --lr 3e-4 --steps 8 --sp 2"
+shape="--data data.tok --layers 2 --heads 4 --channels 256 --seq-len 1003 --lr 3e-4 --lr-schedule constant --steps 20 --sp 2"
 
 # start NAME ARGUMENTS...: two processes, a rank and a GPU each.
 start() {
@@ -69,7 +69,7 @@ sockets() { export NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1; matches sockets --zero
 check "two processes through sockets" sockets
 resumes() {   # what two processes saved goes on in one, as two virtual ranks
     rm -rf two
-    start two $shape --zero 3 --steps 4 --out two
+    start two $shape --zero 3 --steps 8 --out two
     finished
     [ "$statuses" = ' 0 0' ] || { cat two.*.err; return 1; }
     "$program" train $shape --out two > one.out 2> one.err || { cat one.err; return 1; }

@@ -36,7 +36,7 @@ typedef struct {
     uintptr_t begin;
     size_t bytes;
 } Region;
-enum { OWN_REGIONS = 10, HOST_RANKS = 8 };
+enum { OWN_REGIONS = 11, HOST_RANKS = 8 };
 typedef struct {
     Rank rank;
     Gpu gpu;
@@ -73,7 +73,8 @@ static void host_rank(HostRank* h, const HostMesh* m, int w, int direction) {
     run->dout = (bf16*)region_add(h, &next, R * C * 2), run->dq = (float*)region_add(h, &next, R * C * 4);
     run->lse = (float*)region_add(h, &next, stats), run->delta = (float*)region_add(h, &next, stats);
     run->acc = (float*)region_add(h, &next, R * C * 4), run->m = (float*)region_add(h, &next, stats);
-    run->l = (float*)region_add(h, &next, stats), run->dkv = (float*)region_add(h, &next, R * 2 * C * 4);
+    run->l = (float*)region_add(h, &next, stats), run->dkv[0] = (float*)region_add(h, &next, R * C * 4),
+    run->dkv[1] = (float*)region_add(h, &next, R * C * 4);
     slots_measure(&m->mesh, table, w, most_rows(&m->mesh), bytes);
     for (int i = 0; i < table->slot_count[w]; i++) h->slots[i] = region_add(h, &next, bytes[i]);
 }
@@ -288,13 +289,13 @@ static void watch_report(void) {
     if (g) printf("     %d of %d hosts at a barrier%s\n", g->world.arrived, g->mesh.world, g->world.aborted ? ", aborted" : "");
     for (int w = 0; g && w < g->mesh.world; w++) {
         const Gpu* d = (const Gpu*)g->ranks[w].device;
-        const cudaStream_t streams[LANES] = {d->stream, d->copies, d->gathers};
+        const cudaStream_t streams[LANES] = {d->stream, d->beside, d->copies, d->gathers};
         printf("     rank %d, GPU %d:", w, d->ordinal);
         for (int p = 0; p < g->mesh.world; p++)
             if (d->boxes[w * g->mesh.world + p].pieces) printf(" rank %d has not taken its offer;", p);
         fflush(stdout);
         for (int i = 0; i < LANES; i++) {
-            static const char* const names[LANES] = {"compute", "copies", "gathers"};
+            static const char* const names[LANES] = {"compute", "beside", "copies", "gathers"};
             cudaError_t status = cudaStreamQuery(streams[i]);
             printf(" %s %s", names[i],
                 status == cudaSuccess             ? "idle"
