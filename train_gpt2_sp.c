@@ -89,7 +89,8 @@
     INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
     INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
-    INT(sp, "sp", 0, 0, 256, "TPS", "ranks that share one sequence (P); 0: every GPU there is, divided by --dp (CPU program: 1)") \
+    INT(sp, "sp", 0, 0, 256, "TPS", \
+        "ranks that share one sequence (P); 0: every GPU there is, divided by --dp (CPU program: 1)") \
     CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", \
         "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", \
@@ -3342,7 +3343,8 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     int64_t ranks = max_i64(1, devices / local_processes) * max_i64(1, o->world);
     o->sp = max_i64(1, ranks / o->dp);
     if (ranks > o->dp && ranks % o->dp != 0)
-        return fail(e, "--dp %lld: %lld GPUs cannot be divided evenly among the replicas; say how many ranks share a sequence with --sp",
+        return fail(e,
+            "--dp %lld: %lld GPUs cannot be divided evenly among the replicas; say how many ranks share a sequence with --sp",
             (long long)o->dp, (long long)ranks);
     return 0;
 }

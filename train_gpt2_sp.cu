@@ -2184,14 +2184,14 @@ typedef struct {
 // The GPU's part of a rank. Pointers go into its arena.
 struct Gpu {
     Arena arena;
-    int ordinal;    // which GPU of the process
-    int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
+    int ordinal;                                    // which GPU of the process
+    int64_t B, R;                                   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
     cudaStream_t stream, beside, copies, gathers;   // beside: every other op of a schedule's table
     cudaEvent_t ready, beside_ready, complete;      // what peers take is complete on `stream`, on `beside`; on both
     cudaEvent_t launched[2];                        // the last op on either can begin
     cudaEvent_t done, arrived;                      // the end of a collective; of what arrives during a step
     cudaEvent_t whole;                              // a unit's gradient is, on `stream`
-    cudaEvent_t taken[MAX_RANKS];   // this rank has read what the peer offered
+    cudaEvent_t taken[MAX_RANKS];                   // this rank has read what the peer offered
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
     Progress progress[MAX_PROGRESS];   // of the step: a ring
     int64_t progress_count;
@@ -2229,10 +2229,10 @@ struct Gpu {
     GpuPiece* pieces;                      // of one step: sends, then receives
     bf16* logits;                          // (logits_chunk, Vp)
     int64_t logits_chunk;
-    float* partial;              // partial sums of columns
-    double* squares;             // (SQUARE_BLOCKS)
-    double *stats, *all_stats;   // (STAT_COUNT), (world, STAT_COUNT)
-    int* attention_work[2];      // of kernels on `stream`, on `beside`
+    float* partial;                                     // partial sums of columns
+    double* squares;                                    // (SQUARE_BLOCKS)
+    double *stats, *all_stats;                          // (STAT_COUNT), (world, STAT_COUNT)
+    int* attention_work[2];                             // of kernels on `stream`, on `beside`
     void* workspace;                                    // cuBLASLt's
     int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
     int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
@@ -2415,8 +2415,7 @@ static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
         a->used = begin, a->group[MEMORY_EXCHANGE] = before;
         for (int i = 0; direction == 1 && i < 2; i++)
             d->dkv[i] = (float*)exchange_take(a, rooms, count, (size_t)(d->R * mesh->shape.C) * 4);
-        d->packed[direction] =
-            (char*)exchange_take(a, rooms, count, packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)));
+        d->packed[direction] = (char*)exchange_take(a, rooms, count, packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)));
         for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
             char* slot = (char*)exchange_take(a, rooms, count, bytes[i]);
             if (d->slots[direction]) d->slots[direction][i] = slot;
@@ -3455,20 +3454,27 @@ static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n);
 }
 
-// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With DQ first inp = scale * dq (R, N) fp32:
-// the end of attention's backward. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6
-// N bytes a row.
-template <int DQ>
-__global__ void columns_kernel(float* partial, bf16* inp, const float* dq, float scale, int64_t R, int N, int pitch, int all) {
+// Matrices (R, N) of fp32, and what each is multiplied by.
+typedef struct {
+    const float* p[3];
+    float scale[3];
+} WideRows;
+// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With WIDE they are made first, from fp32: the
+// end of attention's backward; blockIdx.z is the matrix, N columns from the one before it. A thread has 8 columns, a block 256
+// columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a row.
+template <int WIDE>
+__global__ void columns_kernel(float* partial, bf16* inp, WideRows wide, int64_t R, int N, int pitch, int all) {
     __shared__ float sums[8][256];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 256 + lane * 8;
+    const float *from = WIDE ? wide.p[blockIdx.z] : NULL, scale = WIDE ? wide.scale[blockIdx.z] : 1;
+    inp += blockIdx.z * N, partial += blockIdx.z * N;
     float sum[8] = {0};
     if (c < N)
 #pragma unroll 4
         for (int64_t row = blockIdx.y * 8 + warp; row < R; row += SUM_BLOCKS * 8) {
             float f[8];
-            if (DQ) {
-                load8(f, dq + row * N + c);
+            if (WIDE) {
+                load8(f, from + row * N + c);
 #pragma unroll
                 for (int j = 0; j < 8; j++) f[j] *= scale;
                 *(uint4*)(inp + row * pitch + c) = pack8(f);
@@ -3492,24 +3498,22 @@ static void columns_finish(Gpu* d, float* dbias, int64_t N) {
 }
 // dbias += column sums of dout (R, N)
 static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
+    WideRows none = {{NULL, NULL, NULL}, {1, 1, 1}};
     int n = (int)N;
-    columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, NULL, 0, R, n, n, n);
+    columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, none, R, n, n, n);
     columns_finish(d, dbias, N);
 }
 // dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dk, dv (R, C) fp32, or NULL where they are there
 // already.
 static void qkv_finish(
     Gpu* d, float* dbias, bf16* dqkv, const float* dq, const float* dk, const float* dv, float scale, int64_t R, int64_t C) {
-    const float* sums[2] = {dk, dv};
+    WideRows wide = {{dq, dk, dv}, {scale, 1, 1}};
     int c = (int)C;
-    dim3 grid((unsigned)ceil_div(C, 256), SUM_BLOCKS);
-    columns_kernel<1><<<grid, 256, 0, d->stream>>>(d->partial, dqkv, dq, scale, R, c, 3 * c, 3 * c);
-    for (int i = 0; dk && i < 2; i++)
-        columns_kernel<1>
-            <<<grid, 256, 0, d->stream>>>(d->partial + (i + 1) * C, dqkv + (i + 1) * C, sums[i], 1, R, c, 3 * c, 3 * c);
+    columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, dk ? 3 : 1), 256, 0, d->stream>>>(
+        d->partial, dqkv, wide, R, c, 3 * c, 3 * c);
     if (!dk)
         columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
-            d->partial + C, dqkv + C, NULL, 0, R, 2 * c, 3 * c, 3 * c);
+            d->partial + C, dqkv + C, wide, R, 2 * c, 3 * c, 3 * c);
     columns_finish(d, dbias, 3 * C);
 }
 
@@ -3922,11 +3926,16 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
     return 0;
 }
 
-// Lets one of the two streams of ops wait for all that is on the other.
-static int ops_follow(Rank* r, GpuAttention* run, int beside) {
+// Lets `stream`, or `beside`, wait for all that is on the other.
+static int stream_follow(Rank* r, int beside) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(beside ? d->ready : d->beside_ready, beside ? d->stream : d->beside));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(beside ? d->beside : d->stream, beside ? d->ready : d->beside_ready, 0));
+    return 0;
+}
+// The same among ops.
+static int ops_follow(Rank* r, GpuAttention* run, int beside) {
+    if (stream_follow(r, beside) != 0) return -1;
     run->unseen_count[!beside] = 0;
     if (beside) run->merged = 0;
     return 0;
@@ -4035,7 +4044,8 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
 
 // out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides.
 __global__ void rows_add_kernel(float* out, int64_t out_stride, const float* inp, int64_t inp_stride, int64_t rows, int columns) {
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, row = i / columns, column = i % columns;
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = i >> 32 ? i / (columns / 4) : (uint32_t)i / (columns / 4u);
+    int column = (int)(i - row * (columns / 4)) * 4;
     if (row >= rows) return;
     float4 a = *(float4*)(out + row * out_stride + column), b = *(const float4*)(inp + row * inp_stride + column);
     *(float4*)(out + row * out_stride + column) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
@@ -4055,7 +4065,8 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
     if (own)
         for (int second = 0; second < table->chunks / table->P; second++) {
-            if (msg->item.kind != ITEM_DQ && own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there, d->stream) != 0)
+            if (msg->item.kind != ITEM_DQ &&
+                own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there, d->stream) != 0)
                 return -1;
             if (msg->item.kind == ITEM_OUT) last &= contribution_is_last(run, second, msg->item.h0, msg->item.h1);
         }
@@ -4212,7 +4223,14 @@ static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, con
     span_end(d, span);
     return 0;
 }
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch
+// dQ (R, C) fp32 begins at zero, which is made beside the products that come before attention.
+static int gpu_attention_clear(Rank* r, float* dq) {
+    Gpu* d = (Gpu*)r->device;
+    if (stream_follow(r, 1) != 0) return -1;
+    CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * r->mesh->shape.C) * 4, d->beside));
+    return 0;
+}
+// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch, cleared
 static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse, bf16* qkv,
     const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
@@ -4220,7 +4238,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     int64_t T = r->Tl;
     AttnRows delta = {d->delta, T, s->NH * T};
     float scale = 1 / sqrtf((float)s->HS);
-    CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * s->C) * 4, d->stream));
+    if (stream_follow(r, 0) != 0) return -1;   // dq
     CUDA_TRY(&r->error,
         attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B, (int)s->NH, (int)T,
             d->stream, (int)s->HS));
@@ -4630,6 +4648,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
         rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
     mark(d, "norm backward");
 
+    if (!d->tune && gpu_attention_clear(r, dq) != 0) return -1;
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_attprojw), dx, atty, R, C, C, e) != 0) return -1;
     mark(d, "attproj dweight");
     if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
@@ -4784,7 +4803,8 @@ static void projections_center(Rank* r, int count, const float* units, Out* out,
         int columns = (int)max_i64(1, p.columns);
         int64_t at = r->layout->within[ids[i]];
         dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)count);
-        center_columns_kernel<Out><<<grid, dim3(32, CENTER_ROWS), 0, stream>>>(out + at, units + at, (int)p.rows, columns, stride, stride);
+        center_columns_kernel<Out>
+            <<<grid, dim3(32, CENTER_ROWS), 0, stream>>>(out + at, units + at, (int)p.rows, columns, stride, stride);
     }
 }
 
@@ -5592,8 +5612,8 @@ enum { GPU_PROCESSES = 1 };
 enum { GPU_PROCESSES = 0 };
 #endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4},
-    gpu_count, GPU_PROCESSES};   // bytes as in item_tensors
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4}, gpu_count,
+    GPU_PROCESSES};   // bytes as in item_tensors
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

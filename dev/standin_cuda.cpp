@@ -354,9 +354,13 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"crossentropy_kernel", [](Touches& t, const Launch& x) {   // losses, hits, logits, labels, scale, V, Vp
         u64 R = x.grid.x;
         t.writes(x.p(0), R * 4), t.writes(x.p(1), R), t.writes(x.p(2), R * x.k(6) * 2), t.reads(x.p(3), R * 4); }},
-    {"columns_kernel", [](Touches& t, const Launch& x) {   // partial, inp, dq, scale, R, N, pitch, all
-        t.writes(x.p(0), x.k(5) * 4, SUM_BLOCKS, x.k(7) * 4), t.reads(x.p(2), x.n(4) * x.k(5) * 4);
-        t.add(x.p(1), x.k(5) * 2, x.p(2) != NULL, x.n(4), x.k(6) * 2); }},
+    {"columns_kernel", [](Touches& t, const Launch& x) {   // partial, inp, wide: pointers and factors, R, N, pitch, all
+        bool wide = !strstr(x.mangled, "kernelILi0");
+        for (u64 z = 0; z < x.grid.z; z++) {
+            t.writes(x.p(0) + z * x.k(4) * 4, x.k(4) * 4, SUM_BLOCKS, x.k(6) * 4);
+            if (wide) t.reads((&x.at<char*>(2))[z], x.n(3) * x.k(4) * 4);
+            t.add(x.p(1) + z * x.k(4) * 2, x.k(4) * 2, wide, x.n(3), x.k(5) * 2);
+        } }},
     {"columns_finish_kernel", [](Touches& t, const Launch& x) {   // targets, partial, blocks, width, N
         t.reads(x.p(1), x.k(2) * x.k(4) * 4);
         for (u64 i = 0; i * x.k(3) < x.k(4); i++) t.writes((&x.at<char*>(0))[i], x.k(3) * 4); }},

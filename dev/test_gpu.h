@@ -503,7 +503,8 @@ static void kernel_center(int64_t rows, int64_t columns, int64_t matrices) {
     center_columns_kernel<bf16><<<grid, dim3(32, CENTER_ROWS)>>>((bf16*)half.p, (float*)inp.p, (int)rows, (int)columns, gap, gap);
     cuda_need(cudaGetLastError(), name);
     double* rounded_half = tensor_read(half);
-    center_columns_kernel<float><<<grid, dim3(32, CENTER_ROWS)>>>((float*)inp.p, (float*)inp.p, (int)rows, (int)columns, gap, gap);
+    center_columns_kernel<float>
+        <<<grid, dim3(32, CENTER_ROWS)>>>((float*)inp.p, (float*)inp.p, (int)rows, (int)columns, gap, gap);
     cuda_need(cudaGetLastError(), name);
     double *found = tensor_read(inp), *exact = host_zeros(inp.n), *plain = host_zeros(inp.n), *bound = host_zeros(inp.n);
     int64_t untouched = 0;

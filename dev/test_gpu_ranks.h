@@ -546,7 +546,8 @@ static void kernels_of_ranks(void) {
 
 // ===== gradients ================================================================================
 
-static const char* gradient_data(void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
+static const char* gradient_data(
+    void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
     static char path[512];
     return stream_once(path, "gradients.tok", 31, 9000, 200);
 }
