@@ -90,7 +90,7 @@
     INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
     INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
     INT(sp, "sp", 0, 0, 256, "TPS", \
-        "ranks that share one sequence (P); 0: every GPU there is, divided by --dp (CPU program: 1)") \
+        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by --dp") \
     CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", \
         "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", \
@@ -3336,7 +3336,7 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 }
 
 // --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a machine share its devices
-// evenly; one that is shown fewer than there are processes has one.
+// evenly; one that is shown fewer than there are processes has one rank. The CPU program counts one device a process.
 static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_processes, Error* e) {
     if (o->sp > 0) return 0;
     int64_t devices = device->count && !o->verify ? device->count(256 * local_processes) : 1;
@@ -3344,7 +3344,9 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     o->sp = max_i64(1, ranks / o->dp);
     if (ranks > o->dp && ranks % o->dp != 0)
         return fail(e,
-            "--dp %lld: %lld GPUs cannot be divided evenly among the replicas; say how many ranks share a sequence with --sp",
+            "--dp %lld: %lld ranks, one for each GPU, cannot be divided evenly among the replicas: say how many share a "
+            "sequence, "
+            "with --sp",
             (long long)o->dp, (long long)ranks);
     return 0;
 }

@@ -20,7 +20,8 @@
  *
  * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the
  * logits of a chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its
- * activations make room for those of its attention (--recompute attn) and their gradients.
+ * activations make room for those of its attention (--recompute attn) and their gradients; what ranks exchange lies where the
+ * layer has nothing while they do.
  */
 #include <cub/device/device_radix_sort.cuh>
 #include <cublasLt.h>
@@ -2063,7 +2064,8 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 //
 // The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do
 // (ThreadWorld), and run ahead of the GPUs: what one GPU must know of another is an event. In a process every rank reads its
-// peers' memory: operands come by the copy engines, which take no multiprocessor's time, on a stream of their own; sums of
+// peers' memory: operands come by the copy engines, which take no multiprocessor's time, on a stream of their own, while blocks of
+// attention are computed on two others; sums of
 // gradients by a kernel that reads all peers' parts in the order of the ranks, so that two GPUs give the same bits as two virtual
 // ranks on one. Between processes NCCL does both, with one communicator for what the compute stream waits for and one for the
 // units of --zero 3, which come ahead of their use.
@@ -2186,11 +2188,11 @@ struct Gpu {
     Arena arena;
     int ordinal;                                    // which GPU of the process
     int64_t B, R;                                   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream, beside, copies, gathers;   // beside: every other op of a schedule's table
+    cudaStream_t stream, beside, copies, gathers;   // beside: ops that do not meet those of `stream`, dQ's clearing
     cudaEvent_t ready, beside_ready, complete;      // what peers take is complete on `stream`, on `beside`; on both
     cudaEvent_t launched[2];                        // the last op on either can begin
     cudaEvent_t done, arrived;                      // the end of a collective; of what arrives during a step
-    cudaEvent_t whole;                              // a unit's gradient is, on `stream`
+    cudaEvent_t differentiated;                     // a layer, on `stream`
     cudaEvent_t taken[MAX_RANKS];                   // this rank has read what the peer offered
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
     Progress progress[MAX_PROGRESS];   // of the step: a ring
@@ -2372,21 +2374,27 @@ typedef struct {
     char* p;
     size_t bytes;
 } Room;
-// The rooms of a direction: the parts of `wide` that hold nothing (forward the running softmax lies there, backward dO; dqkv comes
-// later), and in the modes with buffers of one layer only those of the MLP, where attention's inputs or dQ are not.
-static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[3]) {
+// The rooms of a direction. First the part of `wide` that holds nothing until attention is done: forward all but the running
+// softmax, backward all but dO (dqkv is written there afterwards, from dkv, which therefore lies elsewhere). Then, in the modes
+// whose MLP has buffers of one layer only, those of them where neither attention's inputs nor dQ are.
+enum { ROOMS = 3 };
+static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
-    size_t bf16s = (size_t)(d->R * s->C) * 2, kept = (size_t)round_up((int64_t)(2 * bf16s) + d->R * s->NH * 8, 256);
+    size_t matrix = (size_t)(d->R * s->C) * 2;   // of (R, C) bf16
+    size_t softmax = (size_t)round_up((int64_t)(2 * matrix) + d->R * s->NH * 8, 256),
+           dq = (size_t)round_up((int64_t)(2 * matrix), 256);
     int layer = mesh->training && mesh->recompute == GPT2_SP_LAYER, count = 0;
-    Room wide = {(char*)d->wide + (backward ? 0 : kept), backward ? 3 * bf16s : kept < 4 * bf16s ? 4 * bf16s - kept : 0};
+    Room wide = {(char*)d->wide + (backward ? 0 : softmax),
+        backward                   ? 3 * matrix
+            : softmax < 4 * matrix ? 4 * matrix - softmax
+                                   : 0};
     rooms[count++] = wide;
     if (layer || (gpu_late(mesh) && !backward)) {
-        Room between = {(char*)d->act[G_x2], 2 * bf16s};   // x2 and ln2 are neighbours
-        rooms[count++] = between;
+        Room norm = {(char*)d->act[G_x2], 2 * matrix};   // x2 and ln2 are neighbours
+        rooms[count++] = norm;
     }
     if (layer) {
-        size_t dq = backward ? (size_t)round_up((int64_t)(2 * bf16s), 256) : 0;
-        Room mlp = {(char*)d->act[G_fch] + dq, 4 * bf16s > dq ? 4 * bf16s - dq : 0};
+        Room mlp = {(char*)d->act[G_fch] + (backward ? dq : 0), backward ? 4 * matrix - dq : 4 * matrix};
         rooms[count++] = mlp;
     }
     return count;
@@ -2409,12 +2417,12 @@ static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
     for (int direction = 0; direction <= mesh->training; direction++) {
         const Schedule* table = &mesh->schedule[direction];
         size_t bytes[MAX_SLOTS] = {0};
-        Room rooms[3];
+        Room rooms[ROOMS];
         int count = exchange_rooms(d, mesh, direction, rooms);
         slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
         a->used = begin, a->group[MEMORY_EXCHANGE] = before;
         for (int i = 0; direction == 1 && i < 2; i++)
-            d->dkv[i] = (float*)exchange_take(a, rooms, count, (size_t)(d->R * mesh->shape.C) * 4);
+            d->dkv[i] = (float*)exchange_take(a, rooms + 1, count - 1, (size_t)(d->R * mesh->shape.C) * 4);
         d->packed[direction] = (char*)exchange_take(a, rooms, count, packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)));
         for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
             char* slot = (char*)exchange_take(a, rooms, count, bytes[i]);
@@ -2588,7 +2596,7 @@ static int gpu_connect(Rank* r, Error* e) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     cudaEvent_t* events[] = {
-        &d->ready, &d->beside_ready, &d->complete, &d->launched[0], &d->launched[1], &d->done, &d->arrived, &d->whole};
+        &d->ready, &d->beside_ready, &d->complete, &d->launched[0], &d->launched[1], &d->done, &d->arrived, &d->differentiated};
     if (stream_create(&d->stream, 0, e) != 0 || stream_create(&d->copies, 1, e) != 0 || stream_create(&d->gathers, 1, e) != 0 ||
         stream_create(&d->beside, 0, e) != 0)
         return -1;
@@ -2860,7 +2868,7 @@ static void gpu_release(Rank* r) {
     for (int i = 0; i < 4; i++)
         if (streams[i]) cudaStreamDestroy(streams[i]);
     cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->beside_ready, d->complete, d->launched[0], d->launched[1],
-        d->done, d->arrived, d->whole};
+        d->done, d->arrived, d->differentiated};
     for (int i = 0; i < 10; i++)
         if (events[i]) cudaEventDestroy(events[i]);
     for (int i = 0; i < MAX_RANKS; i++)
@@ -3615,9 +3623,9 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
 
 // --- exchange: a step's operands and results, while the step computes ---
 
-// Parts of wider rows, to places where they lie in one piece: blockIdx.y is the piece. 16 bytes a thread, or 4 where the rows of
-// numbers that belong to tokens have odd lengths.
-enum { PACK_PIECES = 8, PACK_BLOCKS = 512 };
+// Parts of wider rows, to places (aligned to 256 bytes) where they lie in one piece: blockIdx.y is the piece. Every byte is read
+// and written once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not aligned to more.
+enum { PACK_PIECES = 8, PACK_BLOCKS = 512 };   // of a launch; blocks of a piece, some four for each multiprocessor
 typedef struct {
     GpuPiece piece[PACK_PIECES];
 } PackPieces;
@@ -3634,8 +3642,8 @@ __global__ void rows_pack_kernel(PackPieces pieces) {
     if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) piece_pack<uint4>(x);
     else piece_pack<uint32_t>(x);
 }
-// Packs what has to be on the compute stream, where it takes some microseconds: on one beside it would wait for the
-// multiprocessors until the step's attention, whose blocks stay, has ended.
+// Packs, on the compute stream, where it takes some microseconds: on `copies` it would wait for multiprocessors until the step's
+// attention, whose blocks stay, has ended.
 static void gpu_pack(Gpu* d, const GpuPiece* sends, int count) {
     PackPieces pack;
     for (int i = 0; i < count;) {
@@ -3772,7 +3780,7 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
 // --- distributed attention: the executor of a schedule's table, on the kernels of section 7a ---
 
 enum { MAX_UNSEEN = 4 };
-enum { NCCL_SPARE = 8 };   // multiprocessors for NCCL's sends and receives while attention computes
+enum { NCCL_SPARE = 8 };   // multiprocessors that a launch leaves to NCCL's sends and receives, which need some
 // What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
 typedef struct {
     const Schedule* table;
@@ -3813,7 +3821,7 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     }
     bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
     float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
-    float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};
+    float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};   // i < 2 where it counts
     if (!tokens) v.p = (char*)(stats[item.kind] + h0 * rows), v.stride = NH * rows;
     else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + h0 * HS), v.stride = C;
     else {
@@ -3926,7 +3934,7 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
     return 0;
 }
 
-// Lets `stream`, or `beside`, wait for all that is on the other.
+// Lets `stream` (0) or `beside` (1) wait for all that is on the other.
 static int stream_follow(Rank* r, int beside) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(beside ? d->ready : d->beside_ready, beside ? d->stream : d->beside));
@@ -3940,10 +3948,10 @@ static int ops_follow(Rank* r, GpuAttention* run, int beside) {
     if (beside) run->merged = 0;
     return 0;
 }
-// Whether an op uses a slot that another writes, or both add to the same of the rank's own sums.
 static int op_uses(const ScheduleOp* op, int slot) {
     return slot >= 0 && (slot == op->q_slot || slot == op->kv_slot || slot == op->dq_slot || slot == op->dkv_slot);
 }
+// Whether an op uses a slot that another writes, or both add to the same of the rank's own sums.
 static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
     int heads = a->h0 < b->h1 && b->h0 < a->h1;
     return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) || op_uses(b, a->dkv_slot) ||
@@ -3962,13 +3970,13 @@ static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op, int* besid
     run->ops++, run->last = op, run->side = *beside = side;
     return 0;
 }
-// Some microseconds of one thread.
+// Some 7 microseconds of one thread: twice what a launch took to follow an event on its stream, by --trace.
 __global__ void pause_kernel() {
     for (int64_t until = clock64() + 12000; clock64() < until;) {}
 }
 // Lets an op ask for multiprocessors after the one before it, where that is on the other stream: who asks first gets them, and
-// results travel under the op that comes after theirs. When that can begin is known, not when it has: hence the pause. Of the
-// first two the second waits for operands anyway. No memory depends on this.
+// results travel under the op that comes after theirs. When that can begin is known, not when it has: hence the pause. The order
+// of the first two is free: neither's results are waited for before the third. No memory depends on this.
 static int op_turn(Rank* r, const GpuAttention* run, int before) {
     Gpu* d = (Gpu*)r->device;
     cudaStream_t stream = run->side ? d->beside : d->stream;
@@ -4446,8 +4454,8 @@ static int unit_slices_fetch(Rank* r, int u) {
     return 0;
 }
 
-// The gradient of layer unit u is whole on this rank. Its own slice becomes the sum of all ranks' on a stream beside: the peers'
-// parts come by the copy engines, and what the multiprocessors do is short. With --zero 0 the slices of unit u + 1, which all
+// The gradient of layer unit u is whole on this rank. On the stream `gathers` its projections are centred, and its own slice
+// becomes the sum of all ranks': the peers' parts come by the copy engines, and what the multiprocessors do is short. With --zero 0 the slices of unit u + 1, which all
 // ranks have begun to sum when they meet here, are fetched too. Sums run in the order of the ranks, as in units_sum.
 static int unit_close(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
@@ -4455,8 +4463,8 @@ static int unit_close(Rank* r, int u) {
     float *whole = d->gradients + unit->offset, *own = whole + r->world_rank * unit->slice;
     Offers parts;
     if (!d->closing) return 0;
-    CUDA_TRY(&r->error, cudaEventRecord(d->whole, d->stream));
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->whole, 0));
+    CUDA_TRY(&r->error, cudaEventRecord(d->differentiated, d->stream));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->differentiated, 0));
     if (r->mesh->center) projections_center(r, 1, whole, whole, 0, d->gathers);
     CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->gathers));
     r->transport.doing = "the sums of gradients";
@@ -5612,8 +5620,8 @@ enum { GPU_PROCESSES = 1 };
 enum { GPU_PROCESSES = 0 };
 #endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4}, gpu_count,
-    GPU_PROCESSES};   // bytes as in item_tensors
+    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4} /* as in item_tensors */,
+    gpu_count, GPU_PROCESSES};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

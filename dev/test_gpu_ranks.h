@@ -236,6 +236,68 @@ static void host_plan(void) {
     check(wrong == 0, "host: which GPU a rank takes", "%d ranks: %d wrong", ranks, wrong);
 }
 
+// What is used at the same time as a table's exchange buffers must not share bytes with them, nor dK and dV's sums with what is
+// made of them: the places of every mode, as gpu_layout gives them out for memory that begins at a made-up address.
+static void host_places(void) {
+    static const char* const splits[] = {
+        "sp=2", "sp=3", "sp=4 schedule=zigzag", "sp=2 schedule=ulysses", "dp=2 sp=5 zero=3", "sp=4 schedule=ring", "sp=8"};
+    static const char* const modes[] = {"none", "gelu", "attn", "layer", "sqrt"};
+    int places = 0, wrong = 0;
+    for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
+        for (int k = 0; k < 5; k++) {
+            char text[256];
+            HostMesh m;
+            Rank r;
+            Gpu* d = (Gpu*)need(1, sizeof *d);
+            Arena a;
+            snprintf(
+                text, sizeof text, "layers=4 heads=8 channels=256 seq-len=331 batch-size=2 %s recompute=%s", splits[i], modes[k]);
+            if (host_mesh(&m, text) != 0) {
+                wrong++, free(d);
+                continue;
+            }
+            rank_place(&r, &m.mesh, &m.layout, m.mesh.sp / 2);
+            for (int b = 0; b < 2; b++) d->slots[b] = (char**)need(MAX_SLOTS, sizeof *d->slots[b]);
+            memset(&a, 0, sizeof a);
+            a.base = (char*)(1ll << 40);
+            gpu_layout(d, &a, &r);
+            size_t matrix = (size_t)(d->R * m.mesh.shape.C) * 2, stats = (size_t)(d->R * m.mesh.shape.NH) * 4;
+            int late = gpu_late(&m.mesh);
+            char *wide = (char*)d->wide, *dq = (char*)(late ? d->act[G_x2] : d->act[G_fch]);
+            for (int backward = 0; backward < 2; backward++) {
+                const Region alive[] = {{(uintptr_t)d->act[G_x], matrix}, {(uintptr_t)d->act[G_qkv], 3 * matrix},
+                    {(uintptr_t)d->act[G_atty], matrix}, {(uintptr_t)d->act[G_lse], stats}, {(uintptr_t)d->act[G_ln1], matrix},
+                    backward ? Region{(uintptr_t)wide + 3 * matrix, matrix} : Region{(uintptr_t)wide, 2 * matrix + 2 * stats},
+                    backward ? Region{(uintptr_t)dq, 2 * matrix} : Region{0, 0},
+                    backward ? Region{(uintptr_t)d->dx, matrix} : Region{0, 0},
+                    backward ? Region{(uintptr_t)d->delta, stats} : Region{0, 0}};
+                const int count = (int)(sizeof alive / sizeof alive[0]), sums = backward ? 2 : 0;
+                size_t bytes[MAX_SLOTS] = {0};
+                std::vector<Region> taken;
+                slots_measure(&m.mesh, &m.schedules[backward], r.sp_rank, most_rows(&m.mesh), bytes);
+                for (int j = 0; j < sums; j++) taken.push_back({(uintptr_t)d->dkv[j], 2 * matrix});
+                taken.push_back({(uintptr_t)d->packed[backward],
+                    packed_bytes(&m.mesh, &m.schedules[backward], r.sp_rank, most_rows(&m.mesh))});
+                for (int j = 0; j < m.schedules[backward].slot_count[r.sp_rank]; j++)
+                    taken.push_back({(uintptr_t)d->slots[backward][j], bytes[j]});
+                auto meet = [](const Region& x, const Region& y) {
+                    return x.bytes && y.bytes && x.begin < y.begin + y.bytes && y.begin < x.begin + x.bytes;
+                };
+                for (size_t j = 0; j < taken.size(); j++, places++) {
+                    for (int l = 0; l < count; l++) wrong += meet(taken[j], alive[l]);
+                    for (size_t l = 0; l < j; l++) wrong += meet(taken[j], taken[l]);
+                    wrong += taken[j].begin + taken[j].bytes > (uintptr_t)a.base + a.used || taken[j].begin % 256 != 0;
+                    if ((int)j < sums) wrong += meet(taken[j], {(uintptr_t)wide, 3 * matrix});   // dqkv is made of them
+                }
+            }
+            free(d->slots[0]);
+            free(d->slots[1]);
+            free(d);
+            host_mesh_free(&m);
+        }
+    check(wrong == 0, "host: exchange buffers share no bytes with what is in use", "%d places: %d wrong", places, wrong);
+}
+
 static void host_refusals(void) {
     static const struct {
         const char *options, *part;
@@ -264,6 +326,7 @@ static void test_gpu_host(void) {
     host_items();
     host_exchange();
     host_plan();
+    host_places();
     host_refusals();
 }
 
@@ -546,8 +609,8 @@ static void kernels_of_ranks(void) {
 
 // ===== gradients ================================================================================
 
-static const char* gradient_data(
-    void) {   // documents of 200 tokens on average: some within a rank's rows, some over several ranks'
+// Documents of 200 tokens on average: some within a rank's rows, some over several ranks'.
+static const char* gradient_data(void) {
     static char path[512];
     return stream_once(path, "gradients.tok", 31, 9000, 200);
 }
