@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 
 STEP = re.compile(r"^step +(\d+)/\d+ .*? +([0-9.]+) ms")
 TRACE = re.compile(r"^rank (\d+), GPU \d+: step ([0-9.]+) ms, attention ([0-9.]+) ms \(kernels [0-9.]+\), exchange ([0-9.]+) ms \((\d+) %")
@@ -34,6 +35,12 @@ def tokens_file(folder, count=2_200_000):
     return path
 
 
+def used_gib():
+    """What is in use on each GPU of the machine, by all processes."""
+    run = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+    return [int(line) / 1024 for line in run.stdout.split()]
+
+
 class Bench:
     def __init__(self, options):
         self.options, self.rows = options, []
@@ -48,15 +55,15 @@ class Bench:
             command += ["--trace", os.path.join(self.folder.name, "trace.json")]
         visible = ",".join(str(first + i) for i in range(gpus))
         environment = dict(os.environ, CUDA_VISIBLE_DEVICES=visible, NCCL_NVLS_ENABLE="0")
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-        except subprocess.TimeoutExpired:
-            return self.failed(name, seq_len, gpus, "took more than 120 s")
-        if run.returncode != 0:
-            return self.failed(name, seq_len, gpus, (run.stderr.strip() or run.stdout.strip()).splitlines()[-1][:120])
         row = {"name": name, "seq_len": seq_len, "gpus": gpus, **(self.plan(seq_len, gpus, *more) if gpus > 1 else {})}
-        times = []
-        for line in run.stdout.splitlines():
+        before, times, lines = used_gib(), [], []
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        ends = threading.Timer(120, run.kill)
+        ends.start()
+        for line in run.stdout:
+            lines.append(line.strip())
+            if line.startswith("step ") and "used_gib" not in row and "/" in line.split()[1]:   # all memory is taken by then
+                row["used_gib"] = max(after - b for after, b in zip(used_gib(), before))
             if (found := STEP.match(line)) and int(found[1]) > max(4, steps // 2):   # the traced step, the fourth, pays for its events
                 times.append(float(found[2]))
             if found := TRACE.match(line):
@@ -64,6 +71,9 @@ class Bench:
                 row.setdefault("hidden_percent", []).append(int(found[5]))
             if found := MEMORY.match(line):
                 row["gib"] = float(found[1]) * UNITS[found[2]]
+        ends.cancel()
+        if run.wait() != 0 or not times:
+            return self.failed(name, seq_len, gpus, (lines or ["nothing printed, or more than 120 s"])[-1][:120])
         row["ms"] = sorted(times)[len(times) // 2]
         return self.add(row)
 
@@ -71,7 +81,7 @@ class Bench:
         rows = [self.ours(f"recompute attn, GPU {i}", seq_len, 1, *more, steps=steps, first=i) for i in range(2)]
         if not all(rows):
             return None
-        mean = {key: sum(row[key] for row in rows) / 2 for key in ("ms", "gib")}
+        mean = {"ms": sum(row["ms"] for row in rows) / 2}
         return {**mean, "attention_ms": [sum(row["attention_ms"][0] for row in rows) / 2], "gpus": 1}
 
     def plan(self, seq_len, gpus, *more):
@@ -107,7 +117,7 @@ class Bench:
         hidden = "/".join(f"{percent}" for percent in row.get("hidden_percent", [])) if row["gpus"] > 1 else ""
         planned = lambda key: f"{row[key]:9.1f}" if key in row else " " * 9
         print(f"{row['name']:34s} {row['seq_len']:8d} {row['gpus']:5d} {row['ms']:9.1f} {row['seq_len'] / row['ms'] * 1e3:9.0f} "
-              f"{row.get('gib', float('nan')):8.2f} {attention:>15s} {hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
+              f"{row.get('gib', float('nan')):8.2f} {row.get('used_gib', float('nan')):8.2f} {attention:>15s} {hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
         return row
 
     def ratio(self, what, a, b, key, bar, aim):
@@ -126,7 +136,7 @@ def main():
     options = parser.parse_args()
     bench = Bench(options)
     speed, attention = (lambda row: 1 / row["ms"]), (lambda row: 1 / max(row["attention_ms"]))
-    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'attention ms':>15s} {'% hidden':>9s} "
+    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'used':>8s} {'attention ms':>15s} {'% hidden':>9s} "
           f"{'sent MiB':>9s} {'exch. MiB':>9s}")
     one, two, torch_rows = {}, {}, {}
     for length in [32768] if options.quick else [32768, 131072]:
@@ -138,6 +148,7 @@ def main():
         if not options.quick:
             more = ["--compile"] if length < 100000 else ["--steps", "4"]
             torch_rows[length] = bench.pytorch("PyTorch context_parallel" + (", compiled" if "--compile" in more else ""), length, *more)
+    bench.ours("recompute attn, dist, NCCL", 32768, 2, "--recompute", "attn", "--transport", "nccl", steps=24)
     for length in [32768] if options.quick else [8192, 32768, 131072]:
         for schedule in ["ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"]:
             bench.ours(schedule, length, 2, "--recompute", "attn", "--schedule", schedule, steps=12 if length < 100000 else 6)
