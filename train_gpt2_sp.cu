@@ -118,7 +118,6 @@ struct AttnShape {
     int64_t doc_batch;      // batch stride of doc_start
     int HS = 64;            // head size: a multiple of 16 from 32 to 128
     int path = ATTN_AUTO;   // or ATTN_PORTABLE
-    int spare = 0;          // multiprocessors left to others, of kernels whose blocks stay to the end
 };
 struct AttnForward {
     AttnShape s;
@@ -1341,7 +1340,7 @@ template <int F> static cudaError_t attention_forward_variant(const AttnForward&
     p.section = attn_section(a.s, 4 * HS, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    int grid = min(p.tiles, max(1, attn_sms() - a.s.spare));
+    int grid = min(p.tiles, attn_sms());
     // clang-format off
     attention_forward_kernel<F><<<grid, 512, bytes, stream>>>(p);
     // clang-format on
@@ -1386,7 +1385,7 @@ static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
     const int bytes = sizeof(BwdSmem) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
-    const int blocks = min(p.tiles, max(1, attn_sms() - a.s.spare));
+    const int blocks = min(p.tiles, attn_sms());
     attention_backward_kernel<<<blocks, 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
@@ -3780,7 +3779,6 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
 // --- distributed attention: the executor of a schedule's table, on the kernels of section 7a ---
 
 enum { MAX_UNSEEN = 4 };
-enum { NCCL_SPARE = 8 };   // multiprocessors that a launch leaves to NCCL's sends and receives, which need some
 // What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
 typedef struct {
     const Schedule* table;
@@ -4002,8 +4000,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int lane = beside ? LANE_BESIDE : LANE_COMPUTE;
     Span* span = NULL;
     AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
-        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention,
-        d->nccl ? NCCL_SPARE : 0};
+        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
     if (!table->backward) {
         Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
         AttnForward a;
