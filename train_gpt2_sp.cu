@@ -2415,17 +2415,24 @@ static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
     size_t begin = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
     for (int direction = 0; direction <= mesh->training; direction++) {
         const Schedule* table = &mesh->schedule[direction];
-        size_t bytes[MAX_SLOTS] = {0};
+        size_t bytes[MAX_SLOTS + 1] = {0};
         Room rooms[ROOMS];
         int count = exchange_rooms(d, mesh, direction, rooms);
         slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
         a->used = begin, a->group[MEMORY_EXCHANGE] = before;
         for (int i = 0; direction == 1 && i < 2; i++)
             d->dkv[i] = (float*)exchange_take(a, rooms + 1, count - 1, (size_t)(d->R * mesh->shape.C) * 4);
-        d->packed[direction] = (char*)exchange_take(a, rooms, count, packed_bytes(mesh, table, r->sp_rank, most_rows(mesh)));
-        for (int i = 0; i < table->slot_count[r->sp_rank]; i++) {
-            char* slot = (char*)exchange_take(a, rooms, count, bytes[i]);
-            if (d->slots[direction]) d->slots[direction][i] = slot;
+        int slots = table->slot_count[r->sp_rank];
+        bytes[slots] = packed_bytes(mesh, table, r->sp_rank, most_rows(mesh));
+        for (;;) {   // the largest first
+            int i = 0;
+            for (int k = 1; k <= slots; k++)
+                if (bytes[k] > bytes[i]) i = k;
+            if (bytes[i] == 0) break;
+            char* p = (char*)exchange_take(a, rooms, count, bytes[i]);
+            if (i == slots) d->packed[direction] = p;
+            else if (d->slots[direction]) d->slots[direction][i] = p;
+            bytes[i] = 0;
         }
         if (a->used - begin > largest) largest = a->used - begin;
     }
