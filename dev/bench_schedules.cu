@@ -5,8 +5,8 @@
    or in a slot, carried in and out. So is every addition of a result that comes home. Then the table is played by the clock
    (schedule_play): a rank computes while its messages travel, waits for those that are late, and adds. A tensor of a message
    takes the latency and its bytes at the link's rate; both defaults are those of copies between two H200s by NVLink. Left out:
-   packing of parts of rows, which rides along with an op, and whatever the ops of a rank would lose to the copies of its
-   neighbours. One GPU's time, a single launch for the whole sequence, divided by P is the ideal. Times are medians over
+   packing of parts of rows, what ops gain that run side by side, and whatever the ops of a rank would lose to the copies of
+   its neighbours. One GPU's time, a single launch for the whole sequence, divided by P is the ideal. Times are medians over
    batches of calls; random data; the GPU is otherwise idle. */
 #include "bench_gpu.h"
 #include <algorithm>
