@@ -574,8 +574,10 @@ MAIN_ONLY static int options_parse(
     return 0;
 }
 
+MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
+
 MAIN_ONLY static void options_help(char letter, const char* command, const char* what, const char* usage) {
-    printf("train_gpt2_sp %s: %s\n\nusage: ./train_gpt2_sp %s %s\n\n", command, what, command, usage);
+    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command, what, program_name, command, usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
         if (!strchr(option->commands, letter)) continue;
@@ -3344,9 +3346,8 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     o->sp = max_i64(1, ranks / o->dp);
     if (ranks > o->dp && ranks % o->dp != 0)
         return fail(e,
-            "--dp %lld: %lld ranks, one for each GPU, cannot be divided evenly among the replicas: say how many share a "
-            "sequence, "
-            "with --sp",
+            "--dp %lld: %lld ranks (--sp 0: one for each GPU, or process of the CPU program) cannot be divided evenly among the "
+            "replicas",
             (long long)o->dp, (long long)ranks);
     return 0;
 }
@@ -5615,7 +5616,8 @@ static int processes_meet(gpt2_sp* g) {
     if (!o->master[0]) return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
     if (!g->device->processes) return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
     if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
-    if (ranks_choose(o, g->device, g->world.local_processes, e) != 0) return -1;
+    Error unfit;
+    int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
     char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
     if (!text) return fail(e, "out of memory");
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
@@ -5629,7 +5631,7 @@ static int processes_meet(gpt2_sp* g) {
     }
     int status = processes_compare(&g->host, "comparing options", text, e);
     free(text);
-    return status;
+    return status != 0 || fits ? status : fail(e, "%s", unfit.text);
 }
 
 static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
@@ -5686,6 +5688,7 @@ static int trainer_prepare(gpt2_sp* g) {
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
+    if (g->device->count && g->device->count(1) == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
     if (status == 0) status = trainer_prepare(g);
@@ -6072,8 +6075,11 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
                *job = getenv("SLURM_JOB_ID"), *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
     if (o->world > 0 || o->rank > 0) return 0;
     while (launcher < count &&
-        !(getenv(LAUNCHERS[launcher].rank) && getenv(LAUNCHERS[launcher].world) && getenv(LAUNCHERS[launcher].mark)))
+        !(getenv(LAUNCHERS[launcher].rank) && getenv(LAUNCHERS[launcher].world) &&
+            (getenv(LAUNCHERS[launcher].mark) || (launcher == 0 && o->master[0]))))
         launcher++;
+    if (launcher == count && o->master[0])
+        return fail(e, "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them", o->master);
     if (launcher == count) return 0;
     if (option_set(o, option_find("rank"), getenv(LAUNCHERS[launcher].rank), e) != 0 ||
         option_set(o, option_find("world"), getenv(LAUNCHERS[launcher].world), e) != 0) {
@@ -6115,7 +6121,7 @@ static void* watch_thread(void* argument) {
                 if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
         if (since == 0 && why.text[0]) since = now_ms();
         if (since == 0 || now_ms() - since < patience || watch->done) continue;
-        fprintf(stderr, "train_gpt2_sp train: %s; a rank of %s does not come back from step %lld\n", why.text,
+        fprintf(stderr, "%s train: %s; a rank of %s does not come back from step %lld\n", program_name, why.text,
             process_label(w, w->process).text, (long long)w->step);
         _exit(1);
     }
@@ -6730,17 +6736,17 @@ static const Command COMMANDS[] = {
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
 MAIN_ONLY static void usage(FILE* out) {
-    fprintf(out,
-        "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./train_gpt2_sp [COMMAND] [--option value "
-        "...]\n\n");
+    fprintf(out, "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./%s [COMMAND] [--option value ...]\n\n",
+        program_name);
     for (int i = 0; i < COMMAND_COUNT; i++) fprintf(out, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].what);
-    fprintf(out, "\n./train_gpt2_sp COMMAND --help lists a command's options. Without COMMAND: train.\n");
+    fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
 // All of the program but its name.
 MAIN_ONLY static int program(int argc, char** argv) {
     const Command* command = &COMMANDS[0];
     int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
+    if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2;
@@ -6748,7 +6754,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
     for (int i = 0; !found && i < COMMAND_COUNT; i++)
         if (strcmp(argv[1], COMMANDS[i].name) == 0) command = &COMMANDS[i], found = 1, first = 2;
     if (!found) {
-        fprintf(stderr, "train_gpt2_sp: unknown command `%s`; `train_gpt2_sp --help` lists them\n", argv[1]);
+        fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1], program_name);
         return 1;
     }
     gpt2_sp_options options;
@@ -6763,7 +6769,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
     if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0) status = fail(&e, "cannot write all of the output");
     for (char* p = e.text; *p; p++)
         if ((unsigned char)*p < ' ') *p = '?';   // a name from outside may hold a line break
-    if (status < 0) fprintf(stderr, "train_gpt2_sp %s: %s\n", command->name, e.text);
+    if (status < 0) fprintf(stderr, "%s %s: %s\n", program_name, command->name, e.text);
     free(inputs.items);
     return status < 0;
 }

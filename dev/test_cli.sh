@@ -143,7 +143,7 @@ check "plan equals train's memory, allgather, documents, accumulation" planned_i
 
 # ----- train, resume ------------------------------------------------------------------------------
 
-check "train, as the issue spells it" says 'saved runs/a/step_00000020' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --batch-size 1 --sp 3 --schedule dist --recompute attn --steps 20 --lr 3e-4 --seed 1
+check "train on three ranks" says 'saved runs/a/step_00000020' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --batch-size 1 --sp 3 --schedule dist --recompute attn --steps 20 --lr 3e-4 --seed 1
 check "log.jsonl" json step loss grad_norm lr tokens ms tok_per_s < runs/a/log.jsonl
 check "log.jsonl: a line per step" test "$(wc -l < runs/a/log.jsonl)" = 20
 check "the same command again: done already" says 'done already' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --sp 3 --steps 20

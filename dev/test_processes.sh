@@ -155,6 +155,9 @@ check "the same --rank twice: named" told '' 'two processes were started with --
 run uneven 2 $shape --sp 3 --steps 3
 check "ranks that do not divide evenly" told '' '3 ranks .* cannot be divided evenly over --world 2'
 
+run unchosen 3 $shape --dp 2 --steps 3
+check "--sp 0 that does not divide by --dp" told '' '3 ranks .* cannot be divided evenly among the replicas'
+
 alone() {   # a single process is refused with this
     pattern=$1
     shift
@@ -165,6 +168,7 @@ alone() {   # a single process is refused with this
 }
 check "no --master" alone 'needs --master' --sp 2 --rank 0 --world 2
 check "no --world" alone 'needs --world' --sp 2 --rank 1
+check "no --world and no --rank" alone 'needs --world' --sp 2 --master 127.0.0.1:$port
 check "--rank beyond --world" alone 'processes 0 to 1' --sp 2 --rank 2 --world 2 --master 127.0.0.1:$port
 check "--master without a port" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost
 check "--master with a port that is none" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost:70000
@@ -297,6 +301,13 @@ launched() {
 }
 port=$((port + 1))
 check "torchrun's environment" launched "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port" "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port"
+port=$((port + 1))
+named() {   # the numbers by environment, the master by hand
+    RANK=1 WORLD_SIZE=2 "$program" train $shape --steps 3 --master 127.0.0.1:$port > env.1 2>&1 &
+    RANK=0 WORLD_SIZE=2 "$program" train $shape --steps 3 --master 127.0.0.1:$port > env.0 2>&1 && wait $! && grep 'dp 1 x sp 2' env.0
+}
+check "RANK and WORLD_SIZE beside --master, and --sp by the number of processes" named
+port=$((port + 1))
 check "torchrun's, whose store has the port" launched "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=$port TORCHELASTIC_USE_AGENT_STORE=True" "RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=$port TORCHELASTIC_USE_AGENT_STORE=True"
 port=$((port + 2))
 check "srun's" launched "SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$port" "SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$port"
