@@ -43,7 +43,7 @@ def used_gib():
 
 class Bench:
     def __init__(self, options):
-        self.options, self.rows = options, []
+        self.options, self.rows, self.alone = options, [], {}   # alone: by length, attention of a step on one GPU, ms
         self.folder = tempfile.TemporaryDirectory()
         self.data = tokens_file(self.folder.name)
 
@@ -75,14 +75,16 @@ class Bench:
         if run.wait() != 0 or not times:
             return self.failed(name, seq_len, gpus, (lines or ["nothing printed, or more than 120 s"])[-1][:120])
         row["ms"] = sorted(times)[len(times) // 2]
+        if gpus > 1 and seq_len in self.alone:
+            row["attention_share"] = self.alone[seq_len] / gpus / max(row["attention_ms"])
         return self.add(row)
 
     def one(self, seq_len, *more, steps):
         rows = [self.ours(f"recompute attn, GPU {i}", seq_len, 1, *more, steps=steps, first=i) for i in range(2)]
         if not all(rows):
             return None
-        mean = {"ms": sum(row["ms"] for row in rows) / 2}
-        return {**mean, "attention_ms": [sum(row["attention_ms"][0] for row in rows) / 2], "gpus": 1}
+        self.alone[seq_len] = sum(row["attention_ms"][0] for row in rows) / 2
+        return {"ms": sum(row["ms"] for row in rows) / 2, "attention_ms": [self.alone[seq_len]], "gpus": 1}
 
     def plan(self, seq_len, gpus, *more):
         """What attention sends per rank and step, and the exchange buffers, by the plan, which is what is allocated."""
@@ -114,10 +116,11 @@ class Bench:
     def add(self, row):
         self.rows.append(row)
         attention = "/".join(f"{ms:.1f}" for ms in row.get("attention_ms", []))
+        share = f"{100 * row['attention_share']:5.1f}" if "attention_share" in row else ""
         hidden = "/".join(f"{percent}" for percent in row.get("hidden_percent", [])) if row["gpus"] > 1 else ""
         planned = lambda key: f"{row[key]:9.1f}" if key in row else " " * 9
         print(f"{row['name']:34s} {row['seq_len']:8d} {row['gpus']:5d} {row['ms']:9.1f} {row['seq_len'] / row['ms'] * 1e3:9.0f} "
-              f"{row.get('gib', float('nan')):8.2f} {row.get('used_gib', float('nan')):8.2f} {attention:>15s} {hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
+              f"{row.get('gib', float('nan')):8.2f} {row.get('used_gib', float('nan')):8.2f} {attention:>15s} {share:>7s} {hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
         return row
 
     def ratio(self, what, a, b, key, bar, aim):
@@ -136,7 +139,7 @@ def main():
     options = parser.parse_args()
     bench = Bench(options)
     speed, attention = (lambda row: 1 / row["ms"]), (lambda row: 1 / max(row["attention_ms"]))
-    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'used':>8s} {'attention ms':>15s} {'% hidden':>9s} "
+    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'used':>8s} {'attention ms':>15s} {'% ideal':>7s} {'% hidden':>9s} "
           f"{'sent MiB':>9s} {'exch. MiB':>9s}")
     one, two, torch_rows = {}, {}, {}
     for length in [32768] if options.quick else [32768, 131072]:
@@ -148,6 +151,8 @@ def main():
         if not options.quick:
             more = ["--compile"] if length < 100000 else ["--steps", "4"]
             torch_rows[length] = bench.pytorch("PyTorch context_parallel" + (", compiled" if "--compile" in more else ""), length, *more)
+    if not options.quick:
+        bench.one(8192, "--recompute", "attn", steps=40)
     bench.ours("recompute attn, dist, NCCL", 32768, 2, "--recompute", "attn", "--transport", "nccl", steps=24)
     for length in [32768] if options.quick else [8192, 32768, 131072]:
         for schedule in ["ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"]:
