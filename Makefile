@@ -166,7 +166,7 @@ bench-gpu2: train_gpt2_spcu   ## two GPUs against one and against PyTorch's cont
 demo:   ## from the sources and documents of this tree to a trained model, in two minutes
 	@sh scripts/demo.sh
 
-test:   ## all tests (about seven minutes on 2 cores); its last line is the total
+test:   ## all tests (seven to twelve minutes on 2 cores); its last line is the total
 	@MAKE='$(MAKE)' sh dev/run_tests.sh
 
 check: train_gpt2_sp   ## only the fault injection into checkpoint writes (needs strace)
