@@ -2064,10 +2064,9 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 // The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do
 // (ThreadWorld), and run ahead of the GPUs: what one GPU must know of another is an event. In a process every rank reads its
 // peers' memory: operands come by the copy engines, which take no multiprocessor's time, on a stream of their own, while blocks of
-// attention are computed on two others; sums of
-// gradients by a kernel that reads all peers' parts in the order of the ranks, so that two GPUs give the same bits as two virtual
-// ranks on one. Between processes NCCL does both, with one communicator for what the compute stream waits for and one for the
-// units of --zero 3, which come ahead of their use.
+// attention are computed on two others; sums of gradients by a kernel that adds all ranks' parts in the order of the ranks, so
+// that two GPUs give the same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for what
+// the compute stream waits for and one for the units of --zero 3, which come ahead of their use.
 
 // A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart. What travels lies
 // in one piece (pitch == width); parts of wider rows are packed from `source` first.
@@ -3814,7 +3813,6 @@ typedef struct {
 } ItemView;
 static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
-    const Gpu* d = (const Gpu*)r->device;
     int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS, NH = mesh->shape.NH;
     int64_t h0 = part_head(NH, run->table->head_parts, item.h0), heads = part_head(NH, run->table->head_parts, item.h1) - h0;
     int tokens = item_tensors(item.kind).tokens[i];
@@ -4459,8 +4457,9 @@ static int unit_slices_fetch(Rank* r, int u) {
 }
 
 // The gradient of layer unit u is whole on this rank. On the stream `gathers` its projections are centred, and its own slice
-// becomes the sum of all ranks': the peers' parts come by the copy engines, and what the multiprocessors do is short. With --zero 0 the slices of unit u + 1, which all
-// ranks have begun to sum when they meet here, are fetched too. Sums run in the order of the ranks, as in units_sum.
+// becomes the sum of all ranks': the peers' parts come by the copy engines, and what the multiprocessors do is short. With --zero
+// 0 the slices of unit u + 1, which all ranks have begun to sum when they meet here, are fetched too. Sums run in the order of the
+// ranks, as in units_sum.
 static int unit_close(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];

@@ -193,18 +193,17 @@ def ours_attention(program, T, portable=False):
     return json.loads(run.stdout)
 
 
-def gpu_used():
-    """MiB in use on the first GPU, by all processes."""
-    run = subprocess.run(['nvidia-smi', '--id=0', '--query-gpu=memory.used', '--format=csv,noheader,nounits'],
-                         capture_output=True, text=True)
-    return int(run.stdout) if run.returncode == 0 else 0
+def gpus_used():
+    """MiB in use on each GPU of the machine, by all processes."""
+    run = subprocess.run(['nvidia-smi', '--query-gpu=memory.used', '--format=csv,noheader,nounits'], capture_output=True, text=True)
+    return [int(line) for line in run.stdout.split()] if run.returncode == 0 else [0]
 
 
 def ours_steps(program, shard, T, B, recompute, steps):
     """Milliseconds of the steps after the first three, and the memory as planned and as the driver sees it."""
-    before, warm = gpu_used(), 3 if T < 100000 else 1
-    command = [program, 'train', '--data', shard, '--raw-u16', '1', '--vocab', '50257', '--model', 'd12', '--sp', '1', '--seq-len', str(T),
-               '--batch-size', str(B), '--recompute', recompute, '--lr', '1e-4', '--steps', str(warm + steps)]
+    before, warm = gpus_used()[0], 3 if T < 100000 else 1
+    command = [program, 'train', '--data', shard, '--raw-u16', '1', '--vocab', '50257', '--model', 'd12', '--sp', '1',
+               '--seq-len', str(T), '--batch-size', str(B), '--recompute', recompute, '--lr', '1e-4', '--steps', str(warm + steps)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     times, planned, used = [], 0, 0
     for line in process.stdout:
@@ -215,7 +214,7 @@ def ours_steps(program, shard, T, B, recompute, steps):
         if step:
             times.append(float(step[1]))
             if len(times) == 1:   # all memory is taken by then
-                used = (gpu_used() - before) * 2**20
+                used = (gpus_used()[0] - before) * 2**20
     if process.wait() != 0:
         sys.exit(f'{" ".join(command)}: {process.stderr.read().strip()}')
     return {'ms': times[warm:], 'planned': planned, 'used': used}

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import threading
 
+from bench_gpu import gpus_used
+
 STEP = re.compile(r"^step +(\d+)/\d+ .*? +([0-9.]+) ms")
 TRACE = re.compile(r"^rank (\d+), GPU \d+: step ([0-9.]+) ms, attention ([0-9.]+) ms \(kernels [0-9.]+\), exchange ([0-9.]+) ms \((\d+) %")
 MEMORY = re.compile(r"^memory +([0-9.]+) (\w+) per rank")
@@ -35,35 +37,28 @@ def tokens_file(folder, count=2_200_000):
     return path
 
 
-def used_gib():
-    """What is in use on each GPU of the machine, by all processes."""
-    run = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True)
-    return [int(line) / 1024 for line in run.stdout.split()]
-
-
 class Bench:
     def __init__(self, options):
         self.options, self.rows, self.alone = options, [], {}   # alone: by length, attention of a step on one GPU, ms
         self.folder = tempfile.TemporaryDirectory()
         self.data = tokens_file(self.folder.name)
 
-    def ours(self, name, seq_len, gpus, *more, steps=12, trace=True, first=0):
+    def ours(self, name, seq_len, gpus, *more, steps=12, first=0):
         """`gpus` ranks on as many GPUs, from number `first` on."""
         command = [self.options.program, "train", "--data", self.data, "--raw-u16", "1", "--vocab", "50257", "--seq-len", str(seq_len),
-                   "--sp", str(gpus), "--steps", str(steps), *([] if "--model" in more else ["--model", "d12"]), *more]
-        if trace:
-            command += ["--trace", os.path.join(self.folder.name, "trace.json")]
+                   "--sp", str(gpus), "--steps", str(steps), "--trace", os.path.join(self.folder.name, "trace.json"),
+                   *([] if "--model" in more else ["--model", "d12"]), *more]
         visible = ",".join(str(first + i) for i in range(gpus))
         environment = dict(os.environ, CUDA_VISIBLE_DEVICES=visible, NCCL_NVLS_ENABLE="0")
         row = {"name": name, "seq_len": seq_len, "gpus": gpus, **(self.plan(seq_len, gpus, *more) if gpus > 1 else {})}
-        before, times, lines = used_gib(), [], []
+        before, times, lines = gpus_used(), [], []
         run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
         ends = threading.Timer(120, run.kill)
         ends.start()
         for line in run.stdout:
             lines.append(line.strip())
             if line.startswith("step ") and "used_gib" not in row and "/" in line.split()[1]:   # all memory is taken by then
-                row["used_gib"] = max(after - b for after, b in zip(used_gib(), before))
+                row["used_gib"] = max(after - b for after, b in zip(gpus_used(), before)) / 1024
             if (found := STEP.match(line)) and int(found[1]) > max(4, steps // 2):   # the traced step, the fourth, pays for its events
                 times.append(float(found[2]))
             if found := TRACE.match(line):
@@ -120,7 +115,8 @@ class Bench:
         hidden = "/".join(f"{percent}" for percent in row.get("hidden_percent", [])) if row["gpus"] > 1 else ""
         planned = lambda key: f"{row[key]:9.1f}" if key in row else " " * 9
         print(f"{row['name']:34s} {row['seq_len']:8d} {row['gpus']:5d} {row['ms']:9.1f} {row['seq_len'] / row['ms'] * 1e3:9.0f} "
-              f"{row.get('gib', float('nan')):8.2f} {row.get('used_gib', float('nan')):8.2f} {attention:>15s} {share:>7s} {hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
+              f"{row.get('gib', float('nan')):8.2f} {row.get('used_gib', float('nan')):8.2f} {attention:>15s} {share:>7s} "
+              f"{hidden:>9s} {planned('sent_mib')} {planned('exchange_mib')}".rstrip(), flush=True)
         return row
 
     def ratio(self, what, a, b, key, bar, aim):
@@ -139,8 +135,8 @@ def main():
     options = parser.parse_args()
     bench = Bench(options)
     speed, attention = (lambda row: 1 / row["ms"]), (lambda row: 1 / max(row["attention_ms"]))
-    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'used':>8s} {'attention ms':>15s} {'% ideal':>7s} {'% hidden':>9s} "
-          f"{'sent MiB':>9s} {'exch. MiB':>9s}")
+    print(f"{'whole training step':34s} {'tokens':>8s} {'GPUs':>5s} {'ms':>9s} {'tok/s':>9s} {'GiB':>8s} {'used':>8s} "
+          f"{'attention ms':>15s} {'% ideal':>7s} {'% hidden':>9s} {'sent MiB':>9s} {'exch. MiB':>9s}")
     one, two, torch_rows = {}, {}, {}
     for length in [32768] if options.quick else [32768, 131072]:
         steps = 24 if length < 100000 else 6
