@@ -1066,13 +1066,13 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
         };
         if (warp == 0) {
             if (lane == 0) {
-                int qst = 0, qph = 1, it = 0, kv_phase = 1, number, next = 0;
+                int qst = 0, qph = 1, it = 0, kv_phase = 1;
                 for (int t = 0;; t++) {
-                    // Tickets: a block may wait for lower ones, which are then surely worked on. They are taken a tile ahead, but
-                    // in the deterministic order only when the tile can begin, as higher ones wait for it.
+                    // Tickets: a block may wait for lower ones, which are then surely worked on. This thread is some steps ahead of
+                    // those who compute: early enough for the loads, and late enough that the longest tiles come first. In the
+                    // deterministic order a ticket is taken when its tile can begin, as higher ones wait for it.
                     if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
-                    number = t > 0 && !p.a.deterministic ? next : atomicAdd(p.a.work + 1, 1);
-                    if (number < p.tiles && !p.a.deterministic) next = atomicAdd(p.a.work + 1, 1);
+                    const int number = atomicAdd(p.a.work + 1, 1);
                     int lo = 0, hi = 0;
                     const Tile w = bwd_tile(p, min(number, p.tiles - 1));
                     query_range<BWD_ROWS, BWD_COLS>(sh, w.batch, w.row, lo, hi);
