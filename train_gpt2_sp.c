@@ -2891,7 +2891,7 @@ typedef struct {
     int64_t B;   // sequences of a pass
 } Shape;
 
-enum { UNIT_EMBED, UNIT_LAYER, UNIT_FINAL };                // what is gathered and scattered as one piece
+enum { UNIT_EMBED, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };    // what is gathered and scattered as one piece
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
 // Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed

@@ -29,6 +29,7 @@
 #include <cudaTypedefs.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <vector>
 
 #ifdef GPT2_SP_NCCL
 #include <nccl.h>
@@ -2186,11 +2187,12 @@ struct Gpu {
     Arena arena;
     int ordinal;                                    // which GPU of the process
     int64_t B, R;                                   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream, beside, copies, gathers;   // beside: ops that do not meet those of `stream`, dQ's clearing
+    cudaStream_t stream, beside, copies, gathers;   // beside: ops that do not meet those of `stream`, clearing
     cudaEvent_t ready, beside_ready, complete;      // what peers take is complete on `stream`, on `beside`; on both
     cudaEvent_t launched[2];                        // the last op on either can begin
     cudaEvent_t done, arrived;                      // the end of a collective; of what arrives during a step
-    cudaEvent_t differentiated;                     // a layer, on `stream`
+    cudaEvent_t differentiated, staged_there;       // a layer, on `stream`; the peers' parts of its gradients
+    cudaEvent_t updated[UNIT_KINDS];                // this rank's part of the units of a kind
     cudaEvent_t taken[MAX_RANKS];                   // this rank has read what the peer offered
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
     Progress progress[MAX_PROGRESS];   // of the step: a ring
@@ -2199,11 +2201,13 @@ struct Gpu {
 #ifdef GPT2_SP_NCCL
     ncclComm_t comms[2];   // for the streams `stream` and `copies`; for `gathers`
 #endif
-    GpuBox* boxes;                // (world, world): from, to; one array for all ranks
-    Gpu** peers;                  // (world)
-    void* offered;                // what the peers read during a collective
-    cudaEvent_t *made, *summed;   // (L + 2) this rank's gradient of a unit is whole; its slice is the sum of all ranks'
-    int closing;                  // the pass in hand completes the layers' gradients
+    GpuBox* boxes;   // (world, world): from, to; one array for all ranks
+    Gpu** peers;     // (world)
+    void* offered;   // what the peers read during a collective
+    // (L + 2) this rank's gradient of a unit is whole; its slice is the sum of all ranks'; its weights are those of all
+    cudaEvent_t *made, *summed, *together;
+    unsigned char* spread;   // (L + 2) --zero 1, 2: a unit's weights come together since its bf16 copy was made
+    int closing;             // the pass in hand completes the layers' gradients
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count, tune;                      // tune: new plans are chosen by timing
@@ -2588,31 +2592,45 @@ static int gpu_enter(Rank* r) {
     return 0;
 }
 
-// A stream whose work the GPU takes up before that of the others, as copies should be.
-static int stream_create(cudaStream_t* stream, int urgent, Error* e) {
-    int low = 0, high = 0;
-    CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
-    CUDA_TRY(e, cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking, urgent ? high : low));
-    return 0;
+// The stream of a lane.
+static cudaStream_t* gpu_stream(Gpu* d, int lane) {
+    cudaStream_t* const streams[LANES] = {&d->stream, &d->beside, &d->copies, &d->gathers};
+    return streams[lane];
+}
+static cudaStream_t lane_stream(const Gpu* d, int lane) { return *gpu_stream((Gpu*)d, lane); }
+
+// The rank's events that tell no time.
+static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
+    std::vector<cudaEvent_t*> events = {&d->ready, &d->beside_ready, &d->complete, &d->launched[0], &d->launched[1], &d->done,
+        &d->arrived, &d->differentiated, &d->staged_there};
+    for (cudaEvent_t& event : d->updated) events.push_back(&event);
+    for (cudaEvent_t& event : d->taken) events.push_back(&event);
+    for (cudaEvent_t& event : d->unit_there) events.push_back(&event);
+    for (cudaEvent_t& event : d->unit_free) events.push_back(&event);
+    for (Progress& p : d->progress) events.push_back(&p.event);
+    for (cudaEvent_t* of_units : {d->made, d->summed, d->together})
+        for (int u = 0; of_units && u < units; u++) events.push_back(&of_units[u]);
+    return events;
 }
 
 // The rank's streams and events, and the way to its peers' memory.
 static int gpu_connect(Rank* r, Error* e) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    cudaEvent_t* events[] = {
-        &d->ready, &d->beside_ready, &d->complete, &d->launched[0], &d->launched[1], &d->done, &d->arrived, &d->differentiated};
-    if (stream_create(&d->stream, 0, e) != 0 || stream_create(&d->copies, 1, e) != 0 || stream_create(&d->gathers, 1, e) != 0 ||
-        stream_create(&d->beside, 0, e) != 0)
-        return -1;
-    for (int i = 0; i < 8; i++) CUDA_TRY(e, cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
-    for (int i = 0; i < MAX_PROGRESS; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->progress[i].event, cudaEventDisableTiming));
-    for (int i = 0; i < w->world; i++) CUDA_TRY(e, cudaEventCreateWithFlags(&d->taken[i], cudaEventDisableTiming));
-    for (int i = 0; i < UNIT_BUFFERS; i++) {
-        CUDA_TRY(e, cudaEventCreateWithFlags(&d->unit_there[i], cudaEventDisableTiming));
-        CUDA_TRY(e, cudaEventCreateWithFlags(&d->unit_free[i], cudaEventDisableTiming));
-        d->gathered[i] = -1;
+    int units = r->layout->count, low = 0, high = 0;
+    CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
+    for (int lane = 0; lane < LANES; lane++)   // what copies and gathers have to do the GPU takes up before the rest
+        CUDA_TRY(e,
+            cudaStreamCreateWithPriority(
+                gpu_stream(d, lane), cudaStreamNonBlocking, lane == LANE_COPY || lane == LANE_GATHER ? high : low));
+    for (cudaEvent_t** of_units : {&d->made, &d->summed, &d->together}) {
+        *of_units = (cudaEvent_t*)calloc((size_t)units, sizeof **of_units);
+        if (!*of_units) return fail(e, "out of memory");
     }
+    d->spread = (unsigned char*)calloc((size_t)units, 1);
+    if (!d->spread) return fail(e, "out of memory");
+    for (cudaEvent_t* event : gpu_events(d, units)) CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    for (int i = 0; i < UNIT_BUFFERS; i++) d->gathered[i] = -1;
     if (!w->devices) {   // the first rank makes what all share
         w->devices = (void**)calloc((size_t)w->world, sizeof *w->devices);
         w->gpu_boxes = calloc((size_t)w->world * (size_t)w->world, sizeof(GpuBox));
@@ -2641,14 +2659,7 @@ static int gpu_tables(Rank* r, Error* e) {
     r->message_active = (unsigned char*)calloc((size_t)messages, 1);
     r->mark = (unsigned char*)calloc((size_t)mesh->sp * (size_t)mesh->sp * ITEM_KINDS, 1);
     r->first_key = (int64_t*)calloc((size_t)mesh->schedule->chunks, sizeof *r->first_key);
-    d->made = (cudaEvent_t*)calloc((size_t)r->layout->count, sizeof *d->made);
-    d->summed = (cudaEvent_t*)calloc((size_t)r->layout->count, sizeof *d->summed);
-    for (int u = 0; d->made && d->summed && u < r->layout->count; u++) {
-        CUDA_TRY(e, cudaEventCreateWithFlags(&d->made[u], cudaEventDisableTiming));
-        CUDA_TRY(e, cudaEventCreateWithFlags(&d->summed[u], cudaEventDisableTiming));
-    }
-    if (!d->made || !d->summed || !d->pieces || !r->slot_filled || !r->op_active || !r->message_active || !r->mark ||
-        !r->first_key)
+    if (!d->pieces || !r->slot_filled || !r->op_active || !r->message_active || !r->mark || !r->first_key)
         return fail(e, "out of memory");
     return 0;
 }
@@ -2843,11 +2854,12 @@ static int gpu_quiet(Rank* r) {
         if (d->peers[i] && d->peers[i]->stuck) until = 0;
     for (int i = 0; d->peers && i < w->world; i++) {
         if (!d->peers[i]) continue;
-        cudaStream_t streams[] = {d->peers[i]->stream, d->peers[i]->beside, d->peers[i]->copies, d->peers[i]->gathers};
         cudaSetDevice(d->peers[i]->ordinal);
-        for (int j = 0; j < 4; j++)
-            while (streams[j] && cudaStreamQuery(streams[j]) == cudaErrorNotReady)
+        for (int lane = 0; lane < LANES; lane++) {
+            cudaStream_t stream = lane_stream(d->peers[i], lane);
+            while (stream && cudaStreamQuery(stream) == cudaErrorNotReady)
                 if (now_ms() > until) return d->peers[i]->stuck = 1, 0;   // the ranks released after this one do not wait again
+        }
     }
     return 1;
 }
@@ -2869,28 +2881,15 @@ static void gpu_release(Rank* r) {
         cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
     free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
-    cudaStream_t streams[] = {d->stream, d->beside, d->copies, d->gathers};
-    for (int i = 0; i < 4; i++)
-        if (streams[i]) cudaStreamDestroy(streams[i]);
-    cudaEvent_t events[] = {d->timer[0], d->timer[1], d->ready, d->beside_ready, d->complete, d->launched[0], d->launched[1],
-        d->done, d->arrived, d->differentiated};
-    for (int i = 0; i < 10; i++)
-        if (events[i]) cudaEventDestroy(events[i]);
-    for (int i = 0; i < MAX_RANKS; i++)
-        if (d->taken[i]) cudaEventDestroy(d->taken[i]);
-    for (int i = 0; i < MAX_PROGRESS; i++)
-        if (d->progress[i].event) cudaEventDestroy(d->progress[i].event);
-    for (int i = 0; i < UNIT_BUFFERS; i++) {
-        if (d->unit_there[i]) cudaEventDestroy(d->unit_there[i]);
-        if (d->unit_free[i]) cudaEventDestroy(d->unit_free[i]);
-    }
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane_stream(d, lane)) cudaStreamDestroy(lane_stream(d, lane));
+    for (cudaEvent_t* event : gpu_events(d, r->layout->count))
+        if (*event) cudaEventDestroy(*event);
+    for (cudaEvent_t timer : d->timer)
+        if (timer) cudaEventDestroy(timer);
     cudaFree(d->arena.base);
     cudaFreeHost(d->pinned);
-    for (int u = 0; d->made && d->summed && u < r->layout->count; u++) {
-        if (d->made[u]) cudaEventDestroy(d->made[u]);
-        if (d->summed[u]) cudaEventDestroy(d->summed[u]);
-    }
-    free(d->made), free(d->summed);
+    free(d->made), free(d->summed), free(d->together), free(d->spread);
     if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
     free(d->slots[0]), free(d->slots[1]), free(d->pieces);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
@@ -2910,10 +2909,6 @@ static void mark(Gpu* d, const char* group) {
 }
 
 // --trace: a span begins or ends with what is enqueued on its lane.
-static cudaStream_t lane_stream(const Gpu* d, int lane) {
-    const cudaStream_t streams[LANES] = {d->stream, d->beside, d->copies, d->gathers};
-    return streams[lane];
-}
 static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
     if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
     Span* span = &d->spans[d->span_count++];
@@ -3749,6 +3744,12 @@ static int ops_wait(Rank* r, cudaEvent_t event) {
     return 0;
 }
 
+// Whether a piece before number i goes to or comes from the same peer.
+static int peer_seen(const GpuPiece* pieces, int i) {
+    int seen = 0;
+    for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
+    return seen;
+}
 // Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces.
 // What the receives overwrite was last used before the post.
 static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
@@ -3761,9 +3762,8 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
     if (d->nccl) return send_count + receive_count > 0 ? ops_wait(r, d->arrived) : 0;
 #endif
     for (int i = 0; status == 0 && i < receive_count; i++) {
-        int peer = receives[i].peer, seen = 0;
-        for (int j = 0; j < i; j++) seen |= receives[j].peer == peer;
-        if (seen) continue;
+        int peer = receives[i].peer;
+        if (peer_seen(receives, i)) continue;
         GpuBox *box = &d->boxes[peer * w->world + r->world_rank], offer;
         status = gpu_await_box(r, box, 1, peer, deadline, &offer);
         if (status == 0) status = gpu_receive(r, peer, &offer, receives, receive_count);
@@ -3773,6 +3773,7 @@ static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPie
         pthread_mutex_unlock(&w->mutex);
     }
     for (int i = 0; status == 0 && i < send_count; i++) {
+        if (peer_seen(sends, i)) continue;
         GpuBox *box = &d->boxes[r->world_rank * w->world + sends[i].peer], taken;
         status = gpu_await_box(r, box, 0, sends[i].peer, deadline, &taken);
         if (status == 0) status = ops_wait(r, taken.taken);
@@ -3798,8 +3799,8 @@ typedef struct {
     // come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
-    // Ops run on `stream` (0) or `beside` (1). The last one; of each stream those that the other has not waited for; and whether
-    // `stream` has added what arrived since `beside` last waited.
+    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each stream those that the
+    // other has not waited for; and whether the first has added what arrived since the second last waited.
     const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
     int ops, side, unseen_count[2], merged;
 } GpuAttention;
@@ -3960,17 +3961,17 @@ static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
     return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) || op_uses(b, a->dkv_slot) ||
         (heads && ((a->dq_slot < 0 && b->dq_slot < 0) || (backward && a->dkv_slot < 0 && b->dkv_slot < 0)));
 }
-// The stream of the next op, 1: beside. Where it adds to what the op before it adds to, it comes after it on the same one. Two ops
+// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes after it on the same one. Two ops
 // that have nothing to do with each other are on different streams: the blocks of the second start where those of the first end,
 // one multiprocessor after the other.
-static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op, int* beside) {
+static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int backward = run->table->backward, before = run->side;
     int side = run->ops == 0 ? 0 : ops_meet(op, run->last, backward) ? before : !before, meet = side && run->merged;
     for (int i = 0; i < run->unseen_count[!side]; i++) meet |= ops_meet(op, run->unseen[!side][i], backward);
     if (meet && ops_follow(r, run, side) != 0) return -1;
     if (run->unseen_count[side] == MAX_UNSEEN && ops_follow(r, run, !side) != 0) return -1;
     run->unseen[side][run->unseen_count[side]++] = op;
-    run->ops++, run->last = op, run->side = *beside = side;
+    run->ops++, run->last = op, run->side = side;
     return 0;
 }
 // Some 7 microseconds of one thread: twice what a launch took to follow an event on its stream, by --trace.
@@ -3982,7 +3983,7 @@ __global__ void pause_kernel() {
 // of the first two is free: neither's results are waited for before the third. No memory depends on this.
 static int op_turn(Rank* r, const GpuAttention* run, int before) {
     Gpu* d = (Gpu*)r->device;
-    cudaStream_t stream = run->side ? d->beside : d->stream;
+    cudaStream_t stream = lane_stream(d, run->side);
     if (run->ops > 2 && run->side != before) {
         CUDA_TRY(&r->error, cudaStreamWaitEvent(stream, d->launched[before], 0));
         pause_kernel<<<1, 1, 0, stream>>>();
@@ -3998,11 +3999,10 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
     int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
-    int before = run->side, beside = 0, there = 0;
+    int before = run->side, there = 0;
     if (heads == 0) return 0;   // fewer heads than parts
-    if (op_begin(r, run, op, &beside) != 0) return -1;
-    cudaStream_t stream = beside ? d->beside : d->stream;
-    int lane = beside ? LANE_BESIDE : LANE_COMPUTE;
+    if (op_begin(r, run, op) != 0) return -1;
+    cudaStream_t stream = lane_stream(d, run->side);
     Span* span = NULL;
     AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
         1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
@@ -4010,7 +4010,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
         Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
         AttnForward a;
         memset(&a, 0, sizeof a);
-        a.s = shape, a.work = d->attention_work[beside];
+        a.s = shape, a.work = d->attention_work[run->side];
         a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q);
         a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
         a.acc = chunk_tokens(r, run, result, op->dq_slot, 0, &q);
@@ -4025,7 +4025,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
         }
         a.carry_in = there;
         if (op_turn(r, run, before) != 0) return -1;
-        span = span_begin(d, lane, "q%d k%d", op->q, op->k);
+        span = span_begin(d, run->side, "q%d k%d", op->q, op->k);
         CUDA_TRY(&r->error, attn::attention_forward(a, stream));
         span_end(d, span);
         return 0;
@@ -4033,7 +4033,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     Item dq = {ITEM_DQ, q.owner, op->h0, op->h1}, dkv = {ITEM_DKV, k.owner, op->h0, op->h1};
     AttnBackward a;
     memset(&a, 0, sizeof a);
-    a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work[beside];
+    a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work[run->side];
     a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q), a.dout = chunk_tokens(r, run, rows, op->q_slot, 1, &q);
     a.lse = chunk_rows(r, run, rows, op->q_slot, 2, &q), a.delta = chunk_rows(r, run, rows, op->q_slot, 3, &q);
     a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
@@ -4046,7 +4046,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
         return -1;
     a.accumulate_dkv = there;
     if (op_turn(r, run, before) != 0) return -1;
-    span = span_begin(d, lane, "q%d k%d backward", op->q, op->k);
+    span = span_begin(d, run->side, "q%d k%d backward", op->q, op->k);
     CUDA_TRY(&r->error, attn::attention_backward(a, stream));
     span_end(d, span);
     return 0;
@@ -4352,9 +4352,9 @@ __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t a
         *to = sum;
     }
 }
-static void sum_ranks(Rank* r, float* out, int64_t at, int64_t n, int add) {
+static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int64_t n, int add) {
     sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0, ((Gpu*)r->device)->stream>>>(
-        out, gpu_offers(r), r->mesh->world, at, n / 4, add);
+        out, offers, r->mesh->world, at, n / 4, add);
 }
 
 // Whether a unit's gradients were summed already, while the layers below were differentiated.
@@ -4384,7 +4384,7 @@ static int units_sum(Rank* r, float* units) {
     for (int u = 0; u < layout->count; u++) {
         if (unit_closed(r, u)) continue;
         int64_t at = layout->units[u].offset + r->world_rank * layout->units[u].slice;
-        sum_ranks(r, units + at, at, layout->units[u].slice, 0);
+        sum_ranks(r, units + at, gpu_offers(r), at, layout->units[u].slice, 0);
     }
     return gpu_part(r);
 }
@@ -4401,7 +4401,7 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
     }
 #endif
     if (gpu_meet(r, whole) != 0) return -1;
-    sum_ranks(r, out, r->world_rank * slice, slice, 1);
+    sum_ranks(r, out, gpu_offers(r), r->world_rank * slice, slice, 1);
     return gpu_part(r);
 }
 
@@ -4456,15 +4456,14 @@ static int unit_slices_fetch(Rank* r, int u) {
     return 0;
 }
 
-// The gradient of layer unit u is whole on this rank. On the stream `gathers` its projections are centred, and its own slice
-// becomes the sum of all ranks': the peers' parts come by the copy engines, and what the multiprocessors do is short. With --zero
-// 0 the slices of unit u + 1, which all ranks have begun to sum when they meet here, are fetched too. Sums run in the order of the
-// ranks, as in units_sum.
+// The gradient of layer unit u is whole on this rank: its projections are centred, and the peers' parts of this rank's slice come
+// to `staged`. With --zero 0 the slices of unit u + 1, which all ranks have begun to sum when they meet here, come too. All of it
+// is on `gathers`, by the copy engines but for the centring, which can begin at once: a kernel there that waits for a peer waits
+// for the multiprocessors of this rank's attention next, and the copies of `copies` behind it.
 static int unit_close(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    float *whole = d->gradients + unit->offset, *own = whole + r->world_rank * unit->slice;
-    Offers parts;
+    float* whole = d->gradients + unit->offset;
     if (!d->closing) return 0;
     CUDA_TRY(&r->error, cudaEventRecord(d->differentiated, d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->differentiated, 0));
@@ -4472,36 +4471,48 @@ static int unit_close(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->gathers));
     r->transport.doing = "the sums of gradients";
     if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
-    Span* span = span_begin(d, LANE_GATHER, "sum of unit %d", u);
-    memset(&parts, 0, sizeof parts);
-    parts.p[r->world_rank] = own;
+    Span* span = span_begin(d, LANE_GATHER, "parts of unit %d", u);
     for (int step = 1; step < r->mesh->world; step++) {
         int p = (r->world_rank + step) % r->mesh->world;
-        float* part = d->staged + (step - 1) * unit->slice;
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->made[u], 0));
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(part, d->ordinal, d->peers[p]->gradients + unit->offset + r->world_rank * unit->slice,
-                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
-        parts.p[p] = part;
+            cudaMemcpyPeerAsync(d->staged + (step - 1) * unit->slice, d->ordinal,
+                d->peers[p]->gradients + unit->offset + r->world_rank * unit->slice, d->peers[p]->ordinal,
+                (size_t)unit->slice * sizeof(float), d->gathers));
     }
-    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(unit->slice / 4, 256), 1024), 256, 0, d->gathers>>>(
-        own, parts, r->mesh->world, 0, unit->slice / 4, 0);
-    CUDA_TRY(&r->error, cudaEventRecord(d->summed[u], d->gathers));
+    CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));
     if (r->mesh->zero == 0 && u < r->mesh->shape.L && unit_slices_fetch(r, u + 1) != 0) return -1;
     span_end(d, span);
+    return 0;
+}
+// This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the sum of all ranks', in
+// their order as in units_sum.
+static int unit_add(Rank* r, int u) {
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[u];
+    float* own = d->gradients + unit->offset + r->world_rank * unit->slice;
+    Offers parts;
+    if (!unit_closed(r, u)) return 0;
+    memset(&parts, 0, sizeof parts);
+    parts.p[r->world_rank] = own;
+    for (int step = 1; step < r->mesh->world; step++)
+        parts.p[(r->world_rank + step) % r->mesh->world] = d->staged + (step - 1) * unit->slice;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
+    sum_ranks(r, own, parts, 0, unit->slice, 0);
+    CUDA_TRY(&r->error, cudaEventRecord(d->summed[u], d->stream));
     return 0;
 }
 
 // The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits for all of it.
 static int units_close(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (units_sum(r, d->gradients) != 0) return -1;   // the ranks meet: all have begun to sum the first layer's
-    if (r->mesh->zero == 0 && d->closing && unit_slices_fetch(r, 1) != 0) return -1;
-    if (r->mesh->zero == 0 && units_all_gather(r, d->gradients) != 0) return -1;
-    if (d->closing) {
-        CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[0], d->gathers));
-        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->unit_there[0], 0));
+    if (unit_add(r, 1) != 0 || units_sum(r, d->gradients) != 0) return -1;   // the ranks meet: all have begun to sum
+    if (r->mesh->zero == 0 && d->closing) {
+        if (unit_slices_fetch(r, 1) != 0) return -1;
+        CUDA_TRY(&r->error, cudaEventRecord(d->summed[0], d->gathers));
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->summed[0], 0));
     }
+    if (r->mesh->zero == 0 && units_all_gather(r, d->gradients) != 0) return -1;
     d->closing = 0;
     return 0;
 }
@@ -4544,7 +4555,14 @@ static int unit_prefetch(Rank* r, int u) {
 // What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
 static int gpu_unit_gather(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
-    if (r->mesh->zero < 3) return 0;
+    if (r->mesh->zero < 3) {
+        if (!d->spread[u]) return 0;
+        d->spread[u] = 0;
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->together[u], 0));
+        unit_cast(
+            r, u, 1, d->weights + r->layout->units[u].offset, 0, d->half + half_offset(r->layout, &r->mesh->shape, u), d->stream);
+        return 0;
+    }
     if (unit_prefetch(r, u) != 0) return -1;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->unit_there[unit_buffer(r->layout, u)], 0));
     return 0;
@@ -4668,6 +4686,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     if (!d->tune && gpu_attention_backward(r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
+    if (unit_add(r, u + 1) != 0) return -1;
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
     mark(d, "qkv dweight");
     if (matmul_backward_input(d, dln1, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
@@ -4689,7 +4708,8 @@ static int gpu_head(Rank* r) {
     float scale = r->learn ? (float)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
     if (gpu_unit_gather(r, u) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
     if (r->learn &&
-        (gpu_unit_gradient_begin(r, 0) != 0 || gpu_unit_gradient_begin(r, u) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0))
+        (stream_follow(r, 0) != 0 || gpu_unit_gradient_begin(r, 0) != 0 || gpu_unit_gradient_begin(r, u) != 0 ||
+            gpu_unit_gradient_begin(r, u - 1) != 0))
         return -1;
     rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
     mark(d, "norm forward");
@@ -4985,6 +5005,32 @@ static void gpu_weights_cast(Rank* r) {
         d->half + half_offset(r->layout, &r->mesh->shape, 1), d->stream);
 }
 
+// --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by unit, in the order in
+// which the next forward pass waits for them and makes their bf16 copies (gpu_unit_gather). No slice is updated again before all
+// ranks have differentiated that pass.
+static int weights_spread(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    r->transport.doing = "the spreading of weights";
+    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;   // all have enqueued their updates
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        Span* span = span_begin(d, LANE_GATHER, "weights of unit %d", u);
+        for (int step = 1; step < r->mesh->world; step++) {
+            int p = (r->world_rank + step) % r->mesh->world;
+            int64_t at = unit->offset + p * unit->slice;
+            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->updated[unit->kind], 0));
+            CUDA_TRY(&r->error,
+                cudaMemcpyPeerAsync(d->weights + at, d->ordinal, d->peers[p]->weights + at, d->peers[p]->ordinal,
+                    (size_t)unit->slice * sizeof(float), d->gathers));
+        }
+        CUDA_TRY(&r->error, cudaEventRecord(d->together[u], d->gathers));
+        span_end(d, span);
+        d->spread[u] = 1;
+    }
+    return 0;
+}
+
 // One update of what this rank keeps moments for (all, or its slices), then the others' parameters and the bf16 copies.
 static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     Gpu* d = (Gpu*)r->device;
@@ -5010,12 +5056,14 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
             zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
         dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
         adamw_kernel<<<grid, 256, 0, d->stream>>>(w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
+        CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));
     }
     if (zero == 0 && r->mesh->center)
         projections_center(r, (int)r->mesh->shape.L, d->weights + layout->units[1].offset,
             d->half + half_offset(layout, &r->mesh->shape, 1), layout->units[1].slice * world, d->stream);
     mark(d, "adamw"), progress(d, "update", -1);
-    if (zero == 1 || zero == 2) {
+    if ((zero == 1 || zero == 2) && !d->nccl && weights_spread(r) != 0) return -1;
+    if ((zero == 1 || zero == 2) && d->nccl) {
         if (units_all_gather(r, d->weights) != 0) return -1;
         gpu_weights_cast(r);
         mark(d, "weights gathered");
@@ -5046,6 +5094,8 @@ static int host_begin(Rank* r, int kinds, int fetch) {
     HostCopy copies[3];
     host_copies(r, copies);
     if (gpu_enter(r) != 0) return -1;
+    for (int u = 0; u < r->layout->count && r->mesh->zero < 3; u++)
+        if (gpu_unit_gather(r, u) != 0) return -1;
     for (int i = 0; i < kinds; i++) {
         size_t bytes = (size_t)copies[i].elements * sizeof(float);
         *copies[i].host = (real*)calloc((size_t)copies[i].elements, sizeof(real));
@@ -5239,6 +5289,7 @@ static void profile_print(Gpu* d) {
 // others.
 enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
 static int trace_times(Gpu* d, Error* e) {
+    for (int lane = 0; lane < LANES; lane++) CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
     for (int i = 1; i < d->mark_count; i++) CUDA_TRY(e, cudaEventElapsedTime(&d->mark_time[i], d->marks[0], d->marks[i]));
     for (int i = 0; i < d->span_count; i++) {
         CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].from, d->marks[0], d->spans[i].begin));
@@ -5321,7 +5372,8 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     int64_t own = r->mesh->zero >= 2 ? r->layout->shard : r->layout->elements;
-    CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)own * sizeof(float), d->stream));
+    if (stream_follow(r, 1) != 0) return -1;   // beside the forward pass, once the last step's gradients are done with
+    CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)own * sizeof(float), d->beside));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (gpu_pass(r, pass) != 0) return -1;

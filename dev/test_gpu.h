@@ -553,7 +553,7 @@ static void kernel_loss_sum(int64_t n) {
 enum { STEP_WEIGHTS, STEP_GRADIENTS, STEP_M, STEP_V, STEP_KINDS };
 static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
     if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
-    CUDA_TRY(&r->error, cudaStreamSynchronize(((Gpu*)r->device)->stream));
+    CUDA_TRY(&r->error, cudaDeviceSynchronize());
     return 0;
 }
 // A rank's part, wherever --zero keeps it, of numbers in the layout of all units.
@@ -576,7 +576,7 @@ static void halves_read(gpt2_sp* g, int w, bf16* out) {
     for (int u = 0; u <= g->mesh.shape.L; u++) {
         int64_t n = u == 0 ? g->mesh.shape.Vp * g->mesh.shape.C : g->layout.units[u].elements;
         if (gpu_enter(r) != 0 || gpu_unit_gather(r, u) != 0) check(0, "a test's unit", "%s", r->error.text);
-        cuda_need(cudaStreamSynchronize(((Gpu*)r->device)->stream), "a unit");
+        cuda_need(cudaDeviceSynchronize(), "a unit");
         cuda_need(cudaMemcpy(out + half_offset(&g->layout, &g->mesh.shape, u), gpu_half(r, u, u == 0 ? P_wte : P_ln1w),
                       (size_t)n * 2, cudaMemcpyDeviceToHost),
             "a unit");

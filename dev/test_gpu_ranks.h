@@ -352,14 +352,13 @@ static void watch_report(void) {
     if (g) printf("     %d of %d hosts at a barrier%s\n", g->world.arrived, g->mesh.world, g->world.aborted ? ", aborted" : "");
     for (int w = 0; g && w < g->mesh.world; w++) {
         const Gpu* d = (const Gpu*)g->ranks[w].device;
-        const cudaStream_t streams[LANES] = {d->stream, d->beside, d->copies, d->gathers};
         printf("     rank %d, GPU %d:", w, d->ordinal);
         for (int p = 0; p < g->mesh.world; p++)
             if (d->boxes[w * g->mesh.world + p].pieces) printf(" rank %d has not taken its offer;", p);
         fflush(stdout);
         for (int i = 0; i < LANES; i++) {
             static const char* const names[LANES] = {"compute", "beside", "copies", "gathers"};
-            cudaError_t status = cudaStreamQuery(streams[i]);
+            cudaError_t status = cudaStreamQuery(lane_stream(d, i));
             printf(" %s %s", names[i],
                 status == cudaSuccess             ? "idle"
                     : status == cudaErrorNotReady ? "busy"
@@ -721,8 +720,16 @@ static void test_ranks(void) {
 
 // ===== training =================================================================================
 
+// Waits until the ranks' copies to each other are done, which may go on when a step has ended.
+static void ranks_settle(const gpt2_sp* g) {
+    for (int w = 0; w < g->mesh.world; w++) {
+        cuda_need(cudaSetDevice(((Gpu*)g->ranks[w].device)->ordinal), "a rank's GPU");
+        cuda_need(cudaDeviceSynchronize(), "a rank's copies");
+    }
+}
 // Weights that all ranks hold whole (--zero 0 to 2) and are not the first rank's, bit for bit.
 static int replicas_differ(const gpt2_sp* g) {
+    ranks_settle(g);
     std::vector<float> first((size_t)g->layout.elements), other((size_t)g->layout.elements);
     int differ = 0;
     for (int w = 0; g->mesh.zero < 3 && w < g->mesh.world; w++) {
@@ -974,6 +981,7 @@ static void ranks_not_finite(void) {
         float nan_value = NAN, kept = 0;
         int status = gpt2_sp_step(g, &stats);
         updated[0] = stats.updated;
+        ranks_settle(g);
         std::vector<real> before[2], after((size_t)g->layout.elements);
         cuda_need(cudaMemcpy(&kept, gain, 4, cudaMemcpyDeviceToHost), "a gain");
         if (zero >= 3) cuda_need(cudaMemcpy(gain, &nan_value, 4, cudaMemcpyHostToDevice), "a gain");

@@ -61,6 +61,7 @@ sites() {   # GPUs, arguments
 }
 mutate() {
     : > $folder/sites
+    sites 1 --sp 1
     sites 2 --sp 3 --grad-accum 2 --zero 0
     sites 2 --dp 2 --sp 2 --zero 3 --grad-accum 2
     sites 2 --sp 4 --zero 1
