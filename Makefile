@@ -120,7 +120,7 @@ build/nvcc.flags: FORCE   # changes when they do
 
 train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags   ## the GPU program (needs nvcc)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
-	@sh dev/check_ptxas.sh build/nvcc.log || { rm -f $@; exit 1; }
+	@sh dev/check_ptxas.sh build/nvcc.log $$($(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') || { rm -f $@; exit 1; }
 
 build/dev/bench_%: dev/bench_%.cu dev/bench_gpu.h train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)

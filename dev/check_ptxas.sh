@@ -1,13 +1,15 @@
 #!/bin/sh
 # Reads what nvcc printed with -Xptxas -v and fails where a kernel is not what it should be.
 #
-#     sh dev/check_ptxas.sh build/nvcc.log
+#     sh dev/check_ptxas.sh build/nvcc.log [release of CUDA]
 #
 # 1. A C75xx line: the wgmma instructions of a kernel were put one after the other, which costs half of its speed in silence.
 # 2. An attention kernel that spills more bytes of registers than the table below allows, or that is not in it.
 # 3. No attention kernel at all: this is not such a log.
+#
+# The ptxas of CUDA before 12.8 does worse than the table whatever the source: there 1 and 2 are said and are no error.
 set -eu
-awk '
+awk -v release="${2:-13.0}" '
 BEGIN {   # kernel (D: columns that the portable ones are made for), architecture: bytes of spill stores, as ptxas of CUDA 13.0 makes them and a little more
     most["attention_forward", "sm_90a"] = 0;       most["attention_forward", "sm_80"] = 0      # no body on sm_80
     most["attention_backward", "sm_90a"] = 128;    most["attention_backward", "sm_80"] = 0
@@ -39,5 +41,10 @@ BEGIN {   # kernel (D: columns that the portable ones are made for), architectur
 }
 END {
     if (!seen) print "no attention kernel in this log"
+    split(release, part, ".")
+    if (bad && part[1] * 100 + part[2] < 1208) {
+        print "CUDA " release " makes slower attention kernels than CUDA 12.8 and later ones"
+        bad = 0
+    }
     exit bad || !seen
 }' "$1"

@@ -591,8 +591,12 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const
     return *n = 1, cudaSuccess;
 }
 static CUresult tensor_map_encode(...) { return CUDA_SUCCESS; }
+#if CUDART_VERSION >= 12050
 cudaError_t cudaGetDriverEntryPointByVersion(
     const char*, void** f, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+#else
+cudaError_t cudaGetDriverEntryPoint(const char*, void** f, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+#endif
     return *f = (void*)tensor_map_encode, *found = cudaDriverEntryPointSuccess, cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
