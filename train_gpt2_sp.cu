@@ -1255,7 +1255,11 @@ static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, i
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = []() {   // of the driver, the same for every device
         cudaDriverEntryPointQueryResult found;
         void* f = NULL;
+#if CUDART_VERSION >= 12050
         cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+#else   // CUDA 13 has only the one above, CUDA 12.4 and before only this one
+        cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
+#endif
         return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)f : NULL;
     }();
     if (!encode) return cudaErrorNotSupported;
@@ -2296,6 +2300,10 @@ static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* 
 static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
     return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
 }
+// The first unit of a kind.
+static const Unit* kind_unit(const Layout* layout, int kind) {
+    return &layout->units[kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : layout->count - 1];
+}
 // Which of the buffers for single units a unit uses.
 static int unit_buffer(const Layout* layout, int u) { return u == 0 ? 0 : u == layout->count - 1 ? 1 : 2 + u % 2; }
 static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * (layout->elements / layout->shard); }
@@ -2412,6 +2420,16 @@ static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
     }
     return gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes, 1);
 }
+// Whether a slot of a backward table holds what arrives last for the rank's own sums. It lies outside `wide`, where the end of the
+// sums writes, so that this adds it; not with --recompute layer, which is there to save memory.
+static int slot_is_last(const Mesh* mesh, const Schedule* table, int rank, int slot) {
+    int last = 0;
+    for (int i = 0; i < table->message_count && table->backward && mesh->recompute != GPT2_SP_LAYER; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        last |= m->step == table->steps - 1 && m->to == rank && m->merge && m->into < 0 && m->dst == slot;
+    }
+    return last;
+}
 // The buffers of the forward and the backward table, which are never in use at the same time.
 static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
     const Mesh* mesh = r->mesh;
@@ -2432,7 +2450,8 @@ static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
             for (int k = 1; k <= slots; k++)
                 if (bytes[k] > bytes[i]) i = k;
             if (bytes[i] == 0) break;
-            char* p = (char*)exchange_take(a, rooms, count, bytes[i]);
+            int outside = i < slots && slot_is_last(mesh, table, r->sp_rank, i);
+            char* p = (char*)exchange_take(a, rooms + outside, count - outside, bytes[i]);
             if (i == slots) d->packed[direction] = p;
             else if (d->slots[direction]) d->slots[direction][i] = p;
             bytes[i] = 0;
@@ -3462,9 +3481,11 @@ static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n);
 }
 
-// Matrices (R, N) of fp32, and what each is multiplied by.
+// Matrices (R, N) of fp32; what is still to be added to their columns begin to end - 1, from rows `stride` apart (absent: nothing);
+// and what the sums are multiplied by.
 typedef struct {
-    const float* p[3];
+    const float *p[3], *add[3];
+    int64_t stride[3], begin[3], end[3];
     float scale[3];
 } WideRows;
 // Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With WIDE they are made first, from fp32: the
@@ -3474,7 +3495,10 @@ template <int WIDE>
 __global__ void columns_kernel(float* partial, bf16* inp, WideRows wide, int64_t R, int N, int pitch, int all) {
     __shared__ float sums[8][256];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 256 + lane * 8;
-    const float *from = WIDE ? wide.p[blockIdx.z] : NULL, scale = WIDE ? wide.scale[blockIdx.z] : 1;
+    const float *from = WIDE ? wide.p[blockIdx.z] : NULL, *add = WIDE ? wide.add[blockIdx.z] : NULL,
+                scale = WIDE ? wide.scale[blockIdx.z] : 1;
+    if (add && (c < wide.begin[blockIdx.z] || c >= wide.end[blockIdx.z])) add = NULL;
+    if (add) add += c - wide.begin[blockIdx.z];
     inp += blockIdx.z * N, partial += blockIdx.z * N;
     float sum[8] = {0};
     if (c < N)
@@ -3483,6 +3507,12 @@ __global__ void columns_kernel(float* partial, bf16* inp, WideRows wide, int64_t
             float f[8];
             if (WIDE) {
                 load8(f, from + row * N + c);
+                if (add) {
+                    float more[8];
+                    load8(more, add + row * wide.stride[blockIdx.z]);
+#pragma unroll
+                    for (int j = 0; j < 8; j++) f[j] += more[j];
+                }
 #pragma unroll
                 for (int j = 0; j < 8; j++) f[j] *= scale;
                 *(uint4*)(inp + row * pitch + c) = pack8(f);
@@ -3506,20 +3536,18 @@ static void columns_finish(Gpu* d, float* dbias, int64_t N) {
 }
 // dbias += column sums of dout (R, N)
 static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
-    WideRows none = {{NULL, NULL, NULL}, {1, 1, 1}};
+    WideRows none;
+    memset(&none, 0, sizeof none);
     int n = (int)N;
     columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, none, R, n, n, n);
     columns_finish(d, dbias, N);
 }
-// dqkv[:, :C] = scale * dq, and dbias (3C) += column sums of dqkv (R, 3C). dk, dv (R, C) fp32, or NULL where they are there
-// already.
-static void qkv_finish(
-    Gpu* d, float* dbias, bf16* dqkv, const float* dq, const float* dk, const float* dv, float scale, int64_t R, int64_t C) {
-    WideRows wide = {{dq, dk, dv}, {scale, 1, 1}};
-    int c = (int)C;
-    columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, dk ? 3 : 1), 256, 0, d->stream>>>(
+// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Absent dK and dV are there already.
+static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, int64_t R, int64_t C) {
+    int c = (int)C, matrices = wide.p[1] ? 3 : 1;
+    columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, matrices), 256, 0, d->stream>>>(
         d->partial, dqkv, wide, R, c, 3 * c, 3 * c);
-    if (!dk)
+    if (matrices == 1)
         columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
             d->partial + C, dqkv + C, wide, R, 2 * c, 3 * c, 3 * c);
     columns_finish(d, dbias, 3 * C);
@@ -3794,6 +3822,7 @@ typedef struct {
     float *lse, *delta;         // (B, NH, Tl)
     float *acc, *m, *l;         // forward: (R, C), (B, NH, Tl) x 2, the running softmax
     float *dq, *dkv[2];         // backward: (R, C) each, sums
+    WideRows* sums;             // their end, which also adds what arrives last
     const int32_t* doc_start;   // (B, T), or NULL
     // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And what is still to
     // come.
@@ -4061,6 +4090,23 @@ __global__ void rows_add_kernel(float* out, int64_t out_stride, const float* inp
     *(float4*)(out + row * out_stride + column) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
+// Leaves the addition of a result that arrived last to the end of the rank's own sums, where that reads it. 0: not possible.
+static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
+    const Gpu* d = (const Gpu*)r->device;
+    int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = item_tensors(msg->item.kind).count;
+    int64_t HS = r->mesh->shape.HS, NH = r->mesh->shape.NH;
+    const char* slot = run->slots[msg->dst];
+    if (msg->step != run->table->steps - 1 || !run->table->backward || run->sums->add[first]) return 0;
+    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C)) return 0;   // the end writes there
+    for (int i = 0; i < count; i++) {
+        ItemView v = item_view(r, run, msg->item, msg->dst, i);
+        run->sums->add[first + i] = (const float*)v.p, run->sums->stride[first + i] = v.stride;
+        run->sums->begin[first + i] = part_head(NH, run->table->head_parts, msg->item.h0) * HS;
+        run->sums->end[first + i] = part_head(NH, run->table->head_parts, msg->item.h1) * HS;
+    }
+    return 1;
+}
+
 // Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
 static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Shape* s = &r->mesh->shape;
@@ -4095,6 +4141,7 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
                 (int)heads, (int)rows, d->stream, (int)s->HS));
         return 0;
     }
+    if (own && there && leave_to_end(r, run, msg)) return 0;
     GpuPiece to[MAX_GPU_PIECES], from[MAX_GPU_PIECES];
     int count = gpu_item_pieces(r, run, msg->item, msg->into, 0, to);
     gpu_item_pieces(r, run, msg->item, msg->dst, 0, from);
@@ -4247,7 +4294,9 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     Gpu* d = (Gpu*)r->device;
     int64_t T = r->Tl;
     AttnRows delta = {d->delta, T, s->NH * T};
-    float scale = 1 / sqrtf((float)s->HS);
+    WideRows sums;
+    memset(&sums, 0, sizeof sums);
+    sums.p[0] = dq, sums.scale[0] = 1 / sqrtf((float)s->HS), sums.scale[1] = sums.scale[2] = 1;
     if (stream_follow(r, 0) != 0) return -1;   // dq
     CUDA_TRY(&r->error,
         attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B, (int)s->NH, (int)T,
@@ -4257,8 +4306,9 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
         memset(&run, 0, sizeof run);
         run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty, run.lse = lse;
         run.delta = d->delta, run.dq = dq, run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1], run.doc_start = doc_start;
+        run.sums = &sums, sums.p[1] = d->dkv[0], sums.p[2] = d->dkv[1];
         if (gpu_run_table(r, &run, docs) != 0) return -1;
-        qkv_finish(d, dbias, dqkv, dq, d->dkv[0], d->dkv[1], scale, d->R, s->C);
+        qkv_finish(d, dbias, dqkv, sums, d->R, s->C);
         return 0;
     }
     AttnBackward a;
@@ -4274,7 +4324,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     Span* span = span_begin(d, LANE_COMPUTE, "attention backward");
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
     span_end(d, span);
-    qkv_finish(d, dbias, dqkv, dq, NULL, NULL, scale, d->R, s->C);
+    qkv_finish(d, dbias, dqkv, sums, d->R, s->C);
     return 0;
 }
 
@@ -4556,11 +4606,14 @@ static int unit_prefetch(Rank* r, int u) {
 static int gpu_unit_gather(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (r->mesh->zero < 3) {
+        // all layers but the first at once: the centring of one fills no GPU
+        int count = u < 2 || u > r->mesh->shape.L ? 1 : (int)r->mesh->shape.L + 1 - u;
         if (!d->spread[u]) return 0;
-        d->spread[u] = 0;
-        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->together[u], 0));
-        unit_cast(
-            r, u, 1, d->weights + r->layout->units[u].offset, 0, d->half + half_offset(r->layout, &r->mesh->shape, u), d->stream);
+        memset(d->spread + u, 0, (size_t)count);
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->together[u + count - 1], 0));
+        const Unit* unit = &r->layout->units[u];
+        unit_cast(r, u, count, d->weights + unit->offset, unit->slice * r->mesh->world,
+            d->half + half_offset(r->layout, &r->mesh->shape, u), d->stream);
         return 0;
     }
     if (unit_prefetch(r, u) != 0) return -1;
@@ -4839,15 +4892,19 @@ static void projections_center(Rank* r, int count, const float* units, Out* out,
     }
 }
 
-// out += squares of n gradients (n a multiple of 4), a sum per block, always in one order.
-__global__ void squares_kernel(double* out, const float* g, int64_t n) {
+// out += squares of `count` times n gradients (n a multiple of 4), `stride` apart, a sum per block, always in one order.
+__global__ void squares_kernel(double* out, const float* g, int64_t n, int count, int64_t stride) {
     __shared__ double sums[256];
-    float sum = 0;
-    for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 4; i < n; i += (int64_t)SQUARE_BLOCKS * 1024) {
-        float4 x = *(const float4*)(g + i);
-        sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+    double all = 0;
+    for (int unit = 0; unit < count; unit++, g += stride) {
+        float sum = 0;
+        for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 4; i < n; i += (int64_t)SQUARE_BLOCKS * 1024) {
+            float4 x = *(const float4*)(g + i);
+            sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        }
+        all += sum;
     }
-    sums[threadIdx.x] = sum;
+    sums[threadIdx.x] = all;
     for (int half = 128; half; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
@@ -4906,12 +4963,15 @@ static int gradients_finish(Rank* r, double clip) {
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
-    for (int u = 0; zero == 1 && u < layout->count; u++)
-        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
-            d->squares, d->gradients + layout->units[u].offset + r->world_rank * layout->units[u].slice, layout->units[u].slice);
+    for (int kind = UNIT_EMBED; zero == 1 && kind < UNIT_KINDS; kind++) {   // this rank's slices
+        const Unit* unit = kind_unit(layout, kind);
+        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares,
+            d->gradients + unit->offset + r->world_rank * unit->slice, unit->slice, kind == UNIT_LAYER ? layout->count - 2 : 1,
+            unit->slice * world);
+    }
     if (zero != 1)
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
-            d->squares, d->gradients, zero >= 2 ? layout->shard : layout->elements);
+            d->squares, d->gradients, zero >= 2 ? layout->shard : layout->elements, 1, 0);
     squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares);
     Offers offers;
     if (stats_share(r, &offers) != 0) return -1;
@@ -5042,9 +5102,8 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
     a.update = 1;
-    for (int kind = UNIT_EMBED; kind <= UNIT_FINAL; kind++) {
-        int u = kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : layout->count - 1;
-        const Unit* unit = &layout->units[u];
+    for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
+        const Unit* unit = kind_unit(layout, kind);
         int64_t whole = unit->slice * world, begin = zero >= 1 ? r->world_rank * unit->slice : 0,
                 n = zero >= 1 ? unit->slice : unit->elements;
         int64_t at = unit->offset + begin, shard = unit->shard_offset;
@@ -5053,7 +5112,8 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
         UnitArray<float> v = {d->v + (zero >= 1 ? shard : at), m.stride};
         UnitArray<float> g = {d->gradients + (zero >= 2 ? shard : at), zero >= 2 ? unit->slice : whole};
         UnitArray<bf16> half = {
-            zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
+            zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, (int)(unit - layout->units)) : NULL,
+            whole};
         dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
         adamw_kernel<<<grid, 256, 0, d->stream>>>(w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
         CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));

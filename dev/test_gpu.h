@@ -320,8 +320,8 @@ static void kernel_gelu(int64_t n) {
     tensors_release(name);
 }
 
-// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet; 0:
-// plain column sums of (R, N).
+// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet, 3: and
+// with something to add to some columns of each; 0: plain column sums of (R, N).
 typedef struct {
     const char* name;
     int64_t R, N;
@@ -338,24 +338,37 @@ static const ColumnsCase COLUMNS_CASES[] = {
     {"qkv_finish 1x64, sums of dK and dV", 1, 64, 2},
     {"qkv_finish 333x512, sums of dK and dV", 333, 512, 2},
     {"qkv_finish 1545x320, sums of dK and dV", 1545, 320, 2},
+    {"qkv_finish 333x512, sums with additions", 333, 512, 3},
+    {"qkv_finish 1545x320, sums with additions", 1545, 320, 3},
 };
 static void kernel_columns(const ColumnsCase* c) {
     int64_t R = c->R, N = c->N, width = c->qkv ? 3 * N : N;
     Gpu* d = gpu_bare();
-    Tensor dout = c->qkv == 2 ? tensor_poisoned(R * width, 2) : tensor_noise(R * width, 2, 340, 1, 0.1),
+    const int wide = c->qkv >= 2;
+    Tensor dout = wide ? tensor_poisoned(R * width, 2) : tensor_noise(R * width, 2, 340, 1, 0.1),
            dbias = tensor_noise(width, 4, 341, 1, 0), dq = tensor_noise(c->qkv ? R * N : 8, 4, 342, 3, 0),
-           dkv = tensor_noise(c->qkv == 2 ? 2 * R * N : 8, 4, 343, 0.5, 0.1);
+           dkv = tensor_noise(wide ? 2 * R * N : 8, 4, 343, 0.5, 0.1), more = tensor_noise(R * N, 4, 344, 2, 0);
     d->partial = (float*)tensor_poisoned(SUM_BLOCKS * width, 4).p;
-    float *dk = c->qkv == 2 ? (float*)dkv.p : NULL, *dv = dk ? dk + R * N : NULL;
-    if (c->qkv) qkv_finish(d, (float*)dbias.p, (bf16*)dout.p, (float*)dq.p, dk, dv, 0.125f, R, N);
+    WideRows sums;
+    memset(&sums, 0, sizeof sums);
+    sums.p[0] = (float*)dq.p, sums.scale[0] = 0.125f, sums.scale[1] = sums.scale[2] = 1;
+    if (wide) sums.p[1] = (float*)dkv.p, sums.p[2] = sums.p[1] + R * N;
+    for (int i = 0; c->qkv == 3 && i < 3; i++)   // columns 16 (i + 1) to N - 48, from narrower rows
+        sums.add[i] = (float*)more.p, sums.begin[i] = 16 * (i + 1), sums.end[i] = N - 48,
+        sums.stride[i] = sums.end[i] - sums.begin[i];
+    if (c->qkv) qkv_finish(d, (float*)dbias.p, (bf16*)dout.p, sums, R, N);
     else columns_backward(d, (float*)dbias.p, (bf16*)dout.p, R, N);
     double *exact = host_zeros(R * width), *plain = host_zeros(R * width), *sum = host_zeros(width), *bound = host_zeros(width);
     for (int64_t i = 0; i < width; i++) sum[i] = dbias.host[i], bound[i] = fabs(sum[i]);
     for (int64_t r = 0; r < R; r++)
         for (int64_t i = 0; i < width; i++) {
-            double x = c->qkv && i < N ? 0.125 * dq.host[r * N + i]
-                : c->qkv == 2          ? dkv.host[(i / N - 1) * R * N + r * N + i % N]
-                                       : dout.host[r * width + i];
+            int64_t matrix = i / N, column = i % N;
+            double x = !c->qkv || (matrix > 0 && !wide) ? dout.host[r * width + i]
+                : matrix == 0                           ? dq.host[r * N + column]
+                                                        : dkv.host[(matrix - 1) * R * N + r * N + column];
+            if (c->qkv && sums.add[matrix] && column >= sums.begin[matrix] && column < sums.end[matrix])
+                x += more.host[r * sums.stride[matrix] + column - sums.begin[matrix]];
+            if (c->qkv && matrix == 0) x *= 0.125;
             exact[r * width + i] = x, plain[r * width + i] = bf16_of(x), sum[i] += x, bound[i] += fabs(x);
         }
     for (int64_t i = 0; i < width; i++) bound[i] *= (double)(R + 16) * U;
