@@ -399,7 +399,7 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[64], uint32_t a0, uint32_t a
 
 // --- forward ---
 // Features of the forward kernel, as bits of its template argument (the benchmark times them apart; ATTN_FWD_BEST is what
-// attention_forward uses).
+// attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
 enum {
     F_TURNS = 1,   // the warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
     F_ONES = 2,    // head size 64: the row sum comes out of the P V product, from a column of ones beside V
@@ -1417,6 +1417,7 @@ template <int D, int F> static cudaError_t attention_forward_variant(const AttnF
 #ifndef ATTN_FWD_BEST
 #define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
 #endif
+static const int ATTN_FWD_BEST_128 = F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and
 // leaves the carry as it was.
@@ -2114,7 +2115,7 @@ static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t s
     ATTN_TRY(forward_check(a));
     if (!attn_hopper(a.s, d)) return portable_forward(a, stream);
     return a.s.HS == 64 ? attention_forward_variant<64, ATTN_FWD_BEST>(a, stream)
-                        : attention_forward_variant<128, ATTN_FWD_BEST>(a, stream);
+                        : attention_forward_variant<128, ATTN_FWD_BEST_128>(a, stream);
 }
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     AttnDevice d;
