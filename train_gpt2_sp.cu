@@ -54,8 +54,8 @@
 
 // ===== 7a. attention kernels ====================================================================
 //
-// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper (sm_90a) for head size
-// 64, in 7b on every GPU from sm_80 on for head sizes up to 128. attention_forward and attention_backward choose; carries of one
+// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper (sm_90a) for head sizes
+// 64 and 128, in 7b on every GPU from sm_80 on for all up to 128. attention_forward and attention_backward choose; carries of one
 // are read by the other.
 //
 // What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos + column:
@@ -85,14 +85,15 @@
 // cudaErrorInvalidValue.
 // doc_start (B, Tq): absolute position of the first token of each row's document, non-decreasing along a sequence.
 //
-// The letters: B batch, NH heads, HS head size (64 in this section), Tq / Tk rows of this chunk of queries / keys, g = lane / 4
-// and t = lane % 4 of a thread.
+// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq / Tk rows of this chunk of queries / keys,
+// g = lane / 4 and t = lane % 4 of a thread.
 //
 // The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and g+8 and columns
 // 8j+2t, 8j+2t+1:
 // d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in pairs it is exactly the register A operand of the next
 // wgmma.
-// Shared tiles are rows of 128 bytes in the 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)).
+// Shared tiles are rows of 128 bytes in the 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)). Head
+// size 128 takes two tiles, one for each 64 columns, the second right after the first.
 //
 // Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction), ThunderKittens
 // (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas
@@ -142,7 +143,6 @@ struct AttnBackward {
 
 // --- PTX in small pieces ---
 namespace attn {
-static const int HS = 64;
 static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 __device__ __forceinline__ uint32_t smem_of(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
@@ -187,7 +187,7 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
 //     statistics of rows, backward   32 lanes write -> __syncwarp -> lane 0 arrives on q_full -> all wait for it -> 256 threads read
 //     and their buffer again         128 threads read -> products that need what they read, and the wait for these -> thread 0
 //                                    arrives on q_empty -> the 32 lanes wait for it -> write
-//     number of a tile, forward      one thread writes -> arrives on q_full -> all wait for it -> 384 threads read
+//     number of a tile, forward      one thread writes -> arrives on q_full -> all wait for it -> all consumers read
 //     and its place again            128 threads read -> products and the wait for them, or a named barrier -> thread 0 arrives on
 //                                    q_empty -> the one thread waits for it -> writes
 //     the same, backward             one thread writes -> arrives on tile_full -> all wait for it -> 352 threads read
@@ -210,11 +210,18 @@ template <int ID, int N> __device__ __forceinline__ void named_arrive() {
 
 static const uint64_t L2_FIRST = 0x12F0000000000000ull, L2_LAST = 0x14F0000000000000ull;   // evict_first, evict_last policies
 __device__ __forceinline__ void tma_load(
-    void* dst, const CUtensorMap* map, uint64_t* bar, int row, int head, int batch, uint64_t hint) {
+    void* dst, const CUtensorMap* map, uint64_t* bar, int col, int row, int head, int batch, uint64_t hint) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, "
                  "%4, %5}], [%6], %7;" ::"r"(smem_of(dst)),
-                 "l"(map), "r"(0), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
+                 "l"(map), "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
                  : "memory");
+}
+// ROWS tokens of a head of D numbers, its columns 64 at a time: tiles of 64 columns one after the other.
+template <int D, int ROWS>
+__device__ __forceinline__ void tma_load_tile(
+    bf16* dst, const CUtensorMap* map, uint64_t* bar, int row, int head, int batch, uint64_t hint) {
+#pragma unroll
+    for (int col = 0; col < D; col += 64) tma_load(dst + ROWS * col, map, bar, col, row, head, batch, hint);
 }
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
     asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col),
@@ -309,7 +316,7 @@ template <int N> __device__ __forceinline__ void hold(uint32_t (&d)[N]) {
 template <int N> __device__ __forceinline__ void regs_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> __device__ __forceinline__ void regs_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
-// The four wrappers below are printed by gen_wgmma.py.
+// The five wrappers below differ in the sizes and in where A lies.
 // d (64 x 128) = A (64 x 16, shared) * B (16 x 128, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
 template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
     asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, 0x40000040};\nmov.b64 db, {%65, "
@@ -372,24 +379,49 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[36], uint32_t a0, uint32_t a
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
+// d (64 x 128) += A (64 x 16, registers) * B (16 x 128, shared).
+template <int TB>
+__device__ __forceinline__ void wgmma_rs(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%68, 0x40000040};\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+                 "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
+                 "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
+                 "%57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, db, p, 1, 1, %69;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+                 "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+                 "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+                 "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+                 "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+                 "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+                 "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+                 "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
+}
+
 // --- forward ---
 // Features of the forward kernel, as bits of its template argument (the benchmark times them apart; ATTN_FWD_BEST is what
-// attention_forward uses).
+// attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
 enum {
-    F_TURNS = 1,   // the three warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
-    F_ONES = 2,    // the row sum comes out of the P V product, from a column of ones beside V
+    F_TURNS = 1,   // the warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
+    F_ONES = 2,    // head size 64: the row sum comes out of the P V product, from a column of ones beside V
     F_IMAX = 4,    // row maxima by three-input integer maximum
     F_SPLIT = 8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
 };
-static const int FWD_ROWS = 192, FWD_COLS = 128, FWD_STAGES = 3;
+static const int FWD_COLS = 128;
+// What head size D leaves room for: the accumulators S and O take 64 + D / 2 registers of a consumer thread.
+template <int D> struct FwdTile {
+    static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2, THREADS = 128 + 128 * GROUPS;
+    static const int REGS_LOAD = D == 64 ? 32 : 24, REGS = D == 64 ? 160 : 240;
+};
 
-struct FwdSmem {
-    bf16 q[2][FWD_ROWS * HS];   // two tiles of queries: the next one loads while this one is used
-    bf16 k[FWD_STAGES][FWD_COLS * HS];
-    bf16 v[FWD_STAGES][FWD_COLS * HS];
-    bf16 ones[16 * HS];   // the columns beside V for F_ONES, all 1
-    bf16 o[3][64 * HS];   // staging of the output, one part per warpgroup
-    uint64_t q_full[2], q_empty[2], k_full[FWD_STAGES], k_empty[FWD_STAGES], v_full[FWD_STAGES], v_empty[FWD_STAGES];
+template <int D> struct FwdSmem {
+    static const int STAGES = FwdTile<D>::STAGES;
+    bf16 q[2][FwdTile<D>::ROWS * D];   // two tiles of queries: the next one loads while this one is used
+    bf16 k[STAGES][FWD_COLS * D];
+    bf16 v[STAGES][FWD_COLS * D];
+    bf16 ones[D == 64 ? 16 * 64 : 512];   // the columns beside V for F_ONES, all 1
+    bf16 o[FwdTile<D>::GROUPS][64 * D];   // staging of the output, one part per warpgroup
+    uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     int tile[2];   // tile number that belongs to q[i], -1 = no more
 };
 struct FwdParams {
@@ -418,7 +450,9 @@ template <int COLS> __device__ __forceinline__ void key_range(const AttnShape& s
 }
 
 __device__ __forceinline__ void take_turn(int wg) { asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory"); }
-__device__ __forceinline__ void pass_turn(int wg) { asm volatile("bar.arrive %0, 256;" ::"r"(wg == 2 ? 1 : 2 + wg) : "memory"); }
+template <int GROUPS> __device__ __forceinline__ void pass_turn(int wg) {
+    asm volatile("bar.arrive %0, 256;" ::"r"(wg == GROUPS - 1 ? 1 : 2 + wg) : "memory");
+}
 
 // Largest of this thread's 32 scores of row r (0: g, 1: g + 8).
 __device__ __forceinline__ float max_of_row(const float (&s)[64], int r) {
@@ -485,25 +519,27 @@ __device__ __forceinline__ void offset_update(
 
 // The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that the producer
 // announces.
-template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem& sm, const int wg) {
-    const int NO = (F & F_ONES) ? 36 : 32, PARTS = 1 << (F / F_SPLIT);
+template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
+    const int NO = (F & F_ONES) ? 36 : D / 2, PARTS = 1 << (F / F_SPLIT);
+    const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
+    static_assert(!(F & F_ONES) || D == 64, "a column of ones fits beside 64 columns of V");
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, wrow = (tid >> 5) * 16 + g;
     const float c = sh.scale * LOG2E, inv_c = 1.f / c;
     float s[64], o[NO], l[2];
     Offset f;
     int kst = 0, kph = 0, vst = 0, vph = 0;   // ring positions of the next K and the next V
-    if (wg == 2 && (F & F_TURNS)) pass_turn(2);
+    if (wg == GROUPS - 1 && (F & F_TURNS)) pass_turn<GROUPS>(wg);
     for (int it = 0;; it++) {
         const int qs = it & 1;
         bar_wait(&sm.q_full[qs], (it >> 1) & 1);
         int number = __reduce_max_sync(~0u, sm.tile[qs]);   // a uniform register from here on
         if (number < 0) break;
         const Tile w = fwd_tile(p, number);
-        const int tr0 = w.row * FWD_ROWS - p.before, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
+        const int tr0 = w.row * ROWS - p.before, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
         const bool rows = r0 >= 0 && r0 < sh.Tq;   // this warpgroup has any
         int lo, hi, mylo, myhi;
-        key_range<FWD_COLS>(sh, w.batch, max(tr0, 0), min(tr0 + FWD_ROWS, sh.Tq) - 1, lo, hi);
+        key_range<FWD_COLS>(sh, w.batch, max(tr0, 0), min(tr0 + ROWS, sh.Tq) - 1, lo, hi);
         mylo = myhi = lo;
         if (rows) key_range<FWD_COLS>(sh, w.batch, r0, r1, mylo, myhi);
         if (mylo >= myhi) mylo = myhi = lo;
@@ -517,7 +553,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         // blocks n >= mask_from or n < mask_below need a mask
         const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS),
                   mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
-        const uint32_t dq = desc_of(sm.q[qs] + wg * 64 * HS);
+        const uint32_t dq = desc_of(sm.q[qs] + wg * 64 * 64);
 
         const int row = r0 + wrow;
         if (p.a.carry_in) {
@@ -527,7 +563,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
                 const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
                     (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
-                for (int j = 0; j < 8; j++) {
+                for (int j = 0; j < D / 8; j++) {
                     float2 x = in ? *(const float2*)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
@@ -548,21 +584,23 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
         auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
             bar_wait(&sm.k_full[kst], kph);
             bar_wait(&sm.v_full[vst], vph);
-            if (F & F_TURNS) take_turn(wg), pass_turn(wg);
+            if (F & F_TURNS) take_turn(wg), pass_turn<GROUPS>(wg);
             together();
             if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
-            if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
-            if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
+            if (++kst == STAGES) kst = 0, kph ^= 1;
+            if (++vst == STAGES) vst = 0, vph ^= 1;
         };
         auto scores = [&]() {   // S = Q K^T, asynchronous
             const uint32_t dk = desc_of(sm.k[kst]);
 #pragma unroll
-            for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(s, dq + 2 * kk, dk + 2 * kk, kk != 0);
+            for (int kk = 0; kk < D / 16; kk++)
+                wgmma_ss<0, 0>(
+                    s, dq + (kk >> 2) * 8 * ROWS + (kk & 3) * 2, dk + (kk >> 2) * 8 * FWD_COLS + (kk & 3) * 2, kk != 0);
             mma_commit();
         };
         auto scores_done = [&]() {
             if (tid == 0) bar_arrive(&sm.k_empty[kst]);
-            if (++kst == FWD_STAGES) kst = 0, kph ^= 1;
+            if (++kst == STAGES) kst = 0, kph ^= 1;
         };
         // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is computed; then S of the
         // next block if `more`.
@@ -583,7 +621,10 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
             offset_update<F, NO>(s, o, l, f, c, inv_c);
             bar_wait(&sm.v_full[vst], vph);
             if (more) bar_wait(&sm.k_full[kst], kph);
-            const uint32_t lbo = (F & F_ONES) ? smem_of(sm.ones) - smem_of(sm.v[vst]) : 16, dv = desc_of(sm.v[vst], lbo);
+            const uint32_t lbo = (F & F_ONES) ? smem_of(sm.ones) - smem_of(sm.v[vst])
+                : D > 64                      ? FWD_COLS * 128
+                                              : 16,
+                           dv = desc_of(sm.v[vst], lbo);
             uint32_t pr[32];
             float sum[2] = {0.f, 0.f};
             hold(o);
@@ -616,7 +657,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
                 mma_commit();
             }
             if (more) scores();
-            if (F & F_TURNS) pass_turn(wg);
+            if (F & F_TURNS) pass_turn<GROUPS>(wg);
             if (!(F & F_ONES)) l[0] += sum[0], l[1] += sum[1];
             if (more) {
                 mma_wait<1>();
@@ -626,7 +667,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
             hold(s), hold(o);
             if (more) scores_done();
             else if (tid == 0) bar_arrive(&sm.v_empty[vst]);
-            if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
+            if (++vst == STAGES) vst = 0, vph ^= 1;
         };
 
 #pragma unroll 1
@@ -660,7 +701,7 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
                     float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
                         (int64_t)(row + 8 * r) * p.a.acc.token;
 #pragma unroll
-                    for (int j = 0; j < 8; j++)
+                    for (int j = 0; j < D / 8; j++)
                         *(float2*)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
                     if (t2 == 0) {
                         p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] = f.m[r];
@@ -684,45 +725,52 @@ template <int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p
             uint32_t base = smem_of(sm.o[wg]);
             int r = (tid >> 5) * 16 + (lane & 15);
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                uint32_t addr = base + r * 128 + (((2 * j + (lane >> 4)) ^ (r & 7)) << 4);
+            for (int j = 0; j < D / 16; j++) {
+                uint32_t addr = base + (j >> 2) * 8192 + r * 128 + (((2 * (j & 3) + (lane >> 4)) ^ (r & 7)) << 4);
                 stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]),
                     pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]), pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]),
                     pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
             }
             proxy_fence();
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
-            if (tid == 0) tma_store(&p.o, sm.o[wg], 0, r0, w.head, w.batch), bulk_commit();
+            if (tid == 0) {
+#pragma unroll
+                for (int col = 0; col < D; col += 64) tma_store(&p.o, sm.o[wg] + 64 * col, col, r0, w.head, w.batch);
+                bulk_commit();
+            }
         }
     }
     if (wg == 0 && (F & F_TURNS)) take_turn(0);
     if (tid == 0) bulk_wait();
 }
 
-// O = softmax(scale Q K^T + mask) V for tiles of 192 rows, keys from right to left.
-// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), warpgroups 1-3 own 64 rows each and skip blocks their
-// rows do not see.
-// Work: 4*64 FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of
+// O = softmax(scale Q K^T + mask) V for tiles of 192 rows (128 with head size 128), keys from right to left.
+// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), the other three (two) own 64 rows each and skip blocks
+// their rows do not see.
+// Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of
 // heads).
 // From: FlashAttention-3 (three consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its
 // own: P V goes out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
 // between lanes unless the maximum has moved.
-template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_kernel(const __grid_constant__ FwdParams p) {
+template <int D, int F>
+__global__ void __launch_bounds__(FwdTile<D>::THREADS, 1) attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
-    FwdSmem& sm = *(FwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    FwdSmem<D>& sm = *(FwdSmem<D>*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], 3 * GROUP_ARRIVALS);
-        for (int i = 0; i < FWD_STAGES; i++)
-            bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], 3), bar_init(&sm.v_empty[i], 3);
+        for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], GROUPS * GROUP_ARRIVALS);
+        for (int i = 0; i < STAGES; i++)
+            bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], GROUPS),
+                bar_init(&sm.v_empty[i], GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     if (F & F_ONES)
-        for (int i = threadIdx.x; i < 16 * HS; i += 512) sm.ones[i] = __float2bfloat16(1.f);
+        for (int i = threadIdx.x; i < 16 * 64; i += FwdTile<D>::THREADS) sm.ones[i] = __float2bfloat16(1.f);
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < 128) {
-        regs_down<32>();
+        regs_down<FwdTile<D>::REGS_LOAD>();
         if (threadIdx.x == 0) {
             int st = 0, ph = 1, next = atomicAdd(p.a.work, 1);
             for (int it = 0;; it++) {
@@ -737,10 +785,10 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                 sm.tile[qs] = number;
                 next = atomicAdd(p.a.work, 1);
                 const Tile w = fwd_tile(p, number);
-                int r0 = w.row * FWD_ROWS - p.before, lo, hi;
-                key_range<FWD_COLS>(p.a.s, w.batch, max(r0, 0), min(r0 + FWD_ROWS, p.a.s.Tq) - 1, lo, hi);
+                int r0 = w.row * ROWS - p.before, lo, hi;
+                key_range<FWD_COLS>(p.a.s, w.batch, max(r0, 0), min(r0 + ROWS, p.a.s.Tq) - 1, lo, hi);
                 bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
-                tma_load(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
+                tma_load_tile<D, ROWS>(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
                 // order K(n), K(n-1), V(n), K(n-2), V(n-1), ...: what the consumers need next
                 int vst = st, vph = ph;
 #pragma unroll 1
@@ -748,21 +796,22 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
                     if (n >= lo) {
                         bar_wait(&sm.k_empty[st], ph);
                         bar_expect(&sm.k_full[st], sizeof sm.k[0]);
-                        tma_load(sm.k[st], &p.k, &sm.k_full[st], n * FWD_COLS, w.head, w.batch, L2_LAST);
-                        if (++st == FWD_STAGES) st = 0, ph ^= 1;
+                        tma_load_tile<D, FWD_COLS>(sm.k[st], &p.k, &sm.k_full[st], n * FWD_COLS, w.head, w.batch, L2_LAST);
+                        if (++st == STAGES) st = 0, ph ^= 1;
                     }
                     if (n < hi - 1) {
                         bar_wait(&sm.v_empty[vst], vph);
                         bar_expect(&sm.v_full[vst], sizeof sm.v[0]);
-                        tma_load(sm.v[vst], &p.v, &sm.v_full[vst], (n + 1) * FWD_COLS, w.head, w.batch, L2_LAST);
-                        if (++vst == FWD_STAGES) vst = 0, vph ^= 1;
+                        tma_load_tile<D, FWD_COLS>(
+                            sm.v[vst], &p.v, &sm.v_full[vst], (n + 1) * FWD_COLS, w.head, w.batch, L2_LAST);
+                        if (++vst == STAGES) vst = 0, vph ^= 1;
                     }
                 }
             }
         }
     } else {
-        regs_up<160>();
-        fwd_consumer<F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        regs_up<FwdTile<D>::REGS>();
+        fwd_consumer<D, F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #else
     asm volatile("trap;");   // built without sm_90a and not told so
@@ -770,18 +819,24 @@ template <int F> __global__ void __launch_bounds__(512, 1) attention_forward_ker
 }
 
 // --- backward ---
-static const int BWD_ROWS = 128, BWD_COLS = 128;   // queries of one step, keys of one block
-static const int BWD_EARLY = 32;                   // exponentials (of 64 per thread) before dP is issued: the others run under it
-static const int BWD_Q = 3;                        // tiles of Q in shared memory: S runs one step ahead
+static const int BWD_COLS = 128;   // keys of one block
+static const int BWD_Q = 3;        // tiles of Q in shared memory: S runs one step ahead
+// Head size 128 has steps of half the queries, so that a step's products, tiles and registers are as large as with 64: S and dP
+// give up what dK and dV need.
+template <int D> struct BwdTile {
+    static const int ROWS = D == 64 ? 128 : 64;   // queries of one step
+    static const int EARLY = ROWS / 4;   // exponentials (of ROWS / 2 per thread) before dP is issued: the others run under it
+    static const bool BY_QUERIES = D == 64;   // dQ falls to the two warpgroups by 64 queries, or else by 64 columns of the head
+};
 
-struct BwdSmem {
-    bf16 k[BWD_COLS * HS], v[BWD_COLS * HS];
-    bf16 q[BWD_Q][BWD_ROWS * HS], dout[2][BWD_ROWS * HS];
-    bf16 ds[2][2][BWD_ROWS * 64];   // dS (128 queries x 128 keys), key halves apart, two steps deep
-    float dq[2][2][64 * 32];        // staging of dQ: [warpgroup = 64 queries][half of the head dimension]
-    float nlse[BWD_Q][BWD_ROWS],
-        ndelta[BWD_Q][BWD_ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
-    int doc[BWD_Q][BWD_ROWS];      // first visible key column of each query
+template <int D> struct BwdSmem {
+    static const int ROWS = BwdTile<D>::ROWS;
+    bf16 k[BWD_COLS * D], v[BWD_COLS * D];
+    bf16 q[BWD_Q][ROWS * D], dout[2][ROWS * D];
+    bf16 ds[2][2][ROWS * 64];                       // dS (ROWS queries x 128 keys), key halves apart, two steps deep
+    float dq[2][2][64 * 32];                        // staging of dQ: [part = warpgroup][half of its 64 columns]
+    float nlse[BWD_Q][ROWS], ndelta[BWD_Q][ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
+    int doc[BWD_Q][ROWS];                           // first visible key column of each query
     uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
     uint64_t tile_full[2], tile_empty[2];
     // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by
@@ -821,30 +876,34 @@ template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const 
     hi = max(lo, (end + ROWS - 1) / ROWS);
 }
 
-// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and 64 of the 128
-// queries of dQ.
-__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, const int wg) {
+// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and its part of dQ.
+template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem<D>& sm, const int wg) {
+    const int ROWS = BwdTile<D>::ROWS, EARLY = BwdTile<D>::EARLY, NS = ROWS / 2;
+    const bool BY_QUERIES = BwdTile<D>::BY_QUERIES;
+    // Descriptors of products over the head dimension step to its second 64 columns; those across it find them by themselves.
+    const int KEYS_ON = 8 * BWD_COLS, ROWS_ON = 8 * ROWS, ACROSS = D > 64 ? (ROWS_ON - 1) << 16 : 0;
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
     const float c = sh.scale * LOG2E;
     const int rel = sh.q_pos - sh.k_pos;
-    const uint32_t da_k = desc_of(sm.k + wg * 64 * HS), da_v = desc_of(sm.v + wg * 64 * HS), db_k = desc_of(sm.k);
+    const uint32_t da_k = desc_of(sm.k + wg * 64 * 64), da_v = desc_of(sm.v + wg * 64 * 64),
+                   db_k = desc_of(sm.k + (BY_QUERIES ? 0 : wg * BWD_COLS * 64));
     // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1,
     // lanes 16-31 the next 8 queries
     const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
     const uint32_t dsoff = dsrow * 128 + ((dspiece ^ (lane & 7)) << 4);
     const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + g) * 128 + (t2 & 2) * 4;
-    float dk[32], dv[32];
+    float dk[D / 2], dv[D / 2];
     int lo, hi, k0, shift;
     // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something
     // queued: dQ(m - 2) and dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so
     // that the warpgroups need not be in step.
-    float s[64], dq[32];
+    float s[NS], dq[32];
     int qst = 0, qph = 0;   // ring position of Q(m)
-    auto load_stats = [&](float(&x)[64], const float* stats) {
+    auto load_stats = [&](float(&x)[NS], const float* stats) {
         const uint32_t y = smem_of(stats) + t2 * 4;
 #pragma unroll
-        for (int j = 0; j < 16; j++) {
+        for (int j = 0; j < ROWS / 8; j++) {
             float2 v = lds2(y + 32 * j);
             x[4 * j] = x[4 * j + 2] = v.x, x[4 * j + 1] = x[4 * j + 3] = v.y;
         }
@@ -852,7 +911,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
     auto scores = [&](int st) {   // S^T += K Q^T, asynchronous
         const uint32_t db_q = desc_of(sm.q[st]);
 #pragma unroll
-        for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(s, da_k + 2 * kk, db_q + 2 * kk, 1);
+        for (int kk = 0; kk < D / 16; kk++)
+            wgmma_ss<0, 0>(s, da_k + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_q + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
         mma_commit();
     };
     auto send_dq = [&]() {   // dQ to the staging area and on to warps 2 and 3
@@ -868,36 +928,36 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
     };
     auto weigh_keys = [&](int it) {   // dQ = dS K of step `it` with the dS of both warpgroups, asynchronous
         bar_wait(&sm.ds_full[it & 1], (it >> 1) & 1);
-        const uint32_t da_ds = desc_of(sm.ds[it & 1][0] + wg * 64 * 64);
+        const uint32_t da_ds = desc_of(sm.ds[it & 1][0] + (BY_QUERIES ? wg * 64 * 64 : 0));
         hold(dq);
         mma_fence();
 #pragma unroll
-        for (int kk = 0; kk < 8; kk++) wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * 1024 + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
+        for (int kk = 0; kk < 8; kk++) wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * ROWS_ON + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
         mma_commit();
     };
     auto step = [&](int m, bool first, bool more) {
         const int it = m - shift, st = it & 1, ph = (it >> 1) & 1;
-        float dp[64];
+        float dp[NS];
         // keys past Tk are zeros, whose exp(0 - lse) may overflow where lse is far below 0
-        const bool edge = (sh.causal && m * BWD_ROWS + rel < k0 + 63) || k0 + 64 > sh.Tk;
-        if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][BWD_ROWS - 1])) > k0)) {
+        const bool edge = (sh.causal && m * ROWS + rel < k0 + 63) || k0 + 64 > sh.Tk;
+        if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][ROWS - 1])) > k0)) {
 #pragma unroll
-            for (int j = 0; j < 16; j++)
+            for (int j = 0; j < ROWS / 8; j++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     int col = 8 * j + t2 + e, key = k0 + warp * 16 + g;
-                    int end = sh.causal ? min(sh.Tk - 1, m * BWD_ROWS + col + rel) : sh.Tk - 1,
+                    int end = sh.causal ? min(sh.Tk - 1, m * ROWS + col + rel) : sh.Tk - 1,
                         begin = sh.doc_start ? lds1(smem_of(&sm.doc[qst][col])) : -1 << 30;
                     if (key > end || key < begin) s[4 * j + e] = -INFINITY;
                     if (key + 8 > end || key + 8 < begin) s[4 * j + e + 2] = -INFINITY;
                 }
         }
 #pragma unroll
-        for (int i = 0; i < BWD_EARLY; i++) s[i] = exp2_fast(s[i] * c);
+        for (int i = 0; i < EARLY; i++) s[i] = exp2_fast(s[i] * c);
         // ptxas would sink these exponentials below the wait for dQ; a zero that depends on them, in the parity, keeps them here
         int bits = 0;
 #pragma unroll
-        for (int i = 0; i < BWD_EARLY; i++) bits |= __float_as_int(s[i]);
+        for (int i = 0; i < EARLY; i++) bits |= __float_as_int(s[i]);
         bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
         mma_wait<0>();
         hold(dq);
@@ -910,7 +970,8 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         hold(dp);
         mma_fence();
 #pragma unroll
-        for (int kk = 0; kk < 4; kk++) wgmma_ss<0, 0>(dp, da_v + 2 * kk, db_do + 2 * kk, 1);
+        for (int kk = 0; kk < D / 16; kk++)
+            wgmma_ss<0, 0>(dp, da_v + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_do + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
         mma_commit();
         int nst = qst + 1, nph = qph;
         if (nst == BWD_Q) nst = 0, nph ^= 1;
@@ -921,29 +982,30 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         float c2;
         asm volatile("ld.volatile.shared.f32 %0, [%1];" : "=f"(c2) : "r"(smem_of(&sm.c)) : "memory");
 #pragma unroll
-        for (int i = BWD_EARLY; i < 64; i++) s[i] = exp2_fast(s[i] * c2), bits |= __float_as_int(s[i]);
-        if (BWD_EARLY < 64) bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
+        for (int i = EARLY; i < NS; i++) s[i] = exp2_fast(s[i] * c2), bits |= __float_as_int(s[i]);
+        if (EARLY < NS) bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
         mma_wait<0>();
         hold(dp);
-        uint32_t pr[32], ds[32];
+        uint32_t pr[NS / 2], ds[NS / 2];
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
+        for (int i = 0; i < NS / 2; i++) {
             pr[i] = pack(s[2 * i], s[2 * i + 1]);
             ds[i] = pack(s[2 * i] * dp[2 * i], s[2 * i + 1] * dp[2 * i + 1]);
         }
         const uint32_t dsbase = smem_of(sm.ds[st][wg]) + dsoff;
         if (it > 1) bar_wait(&sm.ds_free[st], ph ^ 1);   // both warpgroups are done with dS(m - 2)
 #pragma unroll
-        for (int j = 0; j < 8; j++) stmatrix4_trans(dsbase + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
+        for (int j = 0; j < ROWS / 16; j++)
+            stmatrix4_trans(dsbase + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
         if (more) load_stats(s, sm.nlse[nst]);
         hold(dv), hold(pr), hold(dk), hold(ds), hold(s);
         mma_fence();
 #pragma unroll
-        for (int kk = 0; kk < 8; kk++)
-            wgmma_rs<1>(dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + 128 * kk);
+        for (int kk = 0; kk < ROWS / 16; kk++)
+            wgmma_rs<1>(dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + ACROSS + 128 * kk);
 #pragma unroll
-        for (int kk = 0; kk < 8; kk++)
-            wgmma_rs<1>(dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + 128 * kk);
+        for (int kk = 0; kk < ROWS / 16; kk++)
+            wgmma_rs<1>(dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + ACROSS + 128 * kk);
         mma_commit();
         if (more) scores(nst);
         proxy_fence();
@@ -970,7 +1032,9 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
         if (number < 0) break;
         k0 = __reduce_max_sync(~0u, bwd_tile(p, number).row * BWD_COLS + wg * 64);
 #pragma unroll
-        for (int i = 0; i < 32; i++) dk[i] = dv[i] = dq[i] = 0.f;
+        for (int i = 0; i < D / 2; i++) dk[i] = dv[i] = 0.f;
+#pragma unroll
+        for (int i = 0; i < 32; i++) dq[i] = 0.f;
         if (lo < hi) {
             bar_wait(&sm.kv_full, lds1(smem_of(&sm.kv_parity[t & 1])));
             bar_wait(&sm.q_full[qst], qph);
@@ -1011,7 +1075,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
                     ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
             if (p.a.dkv_bf16) {
 #pragma unroll
-                for (int j = 0; j < 8; j++) {
+                for (int j = 0; j < D / 8; j++) {
                     *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
                         pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
                     *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
@@ -1019,7 +1083,7 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
             } else {
                 float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
 #pragma unroll
-                for (int j = 0; j < 8; j++) {
+                for (int j = 0; j < D / 8; j++) {
                     float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
                            y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
                     if (p.a.accumulate_dkv) red2(fk + 8 * j, x.x, x.y), red2(fv + 8 * j, y.x, y.y);   // nobody waits for memory
@@ -1030,17 +1094,19 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem& sm, co
     }
 }
 
-// dQ, dK, dV of one block of 128 keys against all tiles of 128 queries that see it, upwards from the diagonal.
+// dQ, dK, dV of one block of 128 keys against all tiles of 128 queries (64 with head size 128) that see it, upwards from the
+// diagonal.
 // Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q
-// and dO, warp 1 the row statistics, warps 2 and 3 add the two halves of each dQ tile to memory with bulk reductions.
-// Work: 10*64 FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
+// and dO, warp 1 the row statistics, warps 2 and 3 add the two parts of each dQ tile to memory with bulk reductions.
+// Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
 // From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction),
 // ThunderKittens (-lse in the accumulator; here -delta too). Its own: S runs a step ahead and dQ a step behind, so that the
 // warpgroups drift apart and share the tensor cores.
-__global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
+template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
-    BwdSmem& sm = *(BwdSmem*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    BwdSmem<D>& sm = *(BwdSmem<D>*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+    const int ROWS = BwdTile<D>::ROWS;
     const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
         bar_init(&sm.kv_full, 1), bar_init(&sm.kv_empty, 2);
@@ -1076,7 +1142,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     const int number = atomicAdd(p.a.work + 1, 1);
                     int lo = 0, hi = 0;
                     const Tile w = bwd_tile(p, min(number, p.tiles - 1));
-                    query_range<BWD_ROWS, BWD_COLS>(sh, w.batch, w.row, lo, hi);
+                    query_range<ROWS, BWD_COLS>(sh, w.batch, w.row, lo, hi);
                     bar_wait(&sm.tile_empty[t & 1], ((t >> 1) & 1) ^ 1);
                     sm.tile[t & 1] = number < p.tiles ? number : -1, sm.m_lo[t & 1] = lo, sm.m_hi[t & 1] = hi;
                     sm.shift[t & 1] = lo - it, sm.kv_parity[t & 1] = kv_phase ^ 1;
@@ -1089,19 +1155,19 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                         bar_wait(&sm.kv_empty, kv_phase);
                         kv_phase ^= 1;
                         bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
-                        tma_load(sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
-                        tma_load(sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                        tma_load_tile<D, BWD_COLS>(sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                        tma_load_tile<D, BWD_COLS>(sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
                     }
 #pragma unroll 1
                     for (int m = lo; m < hi; m++, it++) {
                         int st = it & 1, ph = ((it >> 1) & 1) ^ 1;
                         bar_wait(&sm.q_empty[qst], qph);
                         bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
-                        tma_load(sm.q[qst], &p.q, &sm.q_full[qst], m * BWD_ROWS, w.head, w.batch, L2_LAST);
+                        tma_load_tile<D, ROWS>(sm.q[qst], &p.q, &sm.q_full[qst], m * ROWS, w.head, w.batch, L2_LAST);
                         if (++qst == BWD_Q) qst = 0, qph ^= 1;
                         bar_wait(&sm.do_empty[st], ph);
                         bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
-                        tma_load(sm.dout[st], &p.dout, &sm.do_full[st], m * BWD_ROWS, w.head, w.batch, L2_LAST);
+                        tma_load_tile<D, ROWS>(sm.dout[st], &p.dout, &sm.do_full[st], m * ROWS, w.head, w.batch, L2_LAST);
                     }
                 }
             }
@@ -1115,11 +1181,11 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                 const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
                 for (int m = lo; m < hi; m++) {
-                    float a[4], b[4];
-                    int d[4];
+                    float a[ROWS / 32], b[ROWS / 32];
+                    int d[ROWS / 32];
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int row = m * BWD_ROWS + 32 * i + lane;
+                    for (int i = 0; i < ROWS / 32; i++) {
+                        int row = m * ROWS + 32 * i + lane;
                         bool in = row < sh.Tq;
                         float x = in ? lse[row] : -INFINITY;
                         a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
@@ -1128,7 +1194,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     }
                     bar_wait(&sm.q_empty[st], ph);
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
+                    for (int i = 0; i < ROWS / 32; i++)
                         sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
                     __syncwarp();
                     if (speaks(lane)) bar_arrive(&sm.q_full[st]);
@@ -1147,17 +1213,18 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
                     asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
                     asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
                     if (lane == 0) {
-                        int row = m * BWD_ROWS + wg * 64, *turn = NULL, mine = 0;
+                        const bool by_queries = BwdTile<D>::BY_QUERIES;
+                        int row = m * ROWS + (by_queries ? wg * 64 : 0), col = by_queries ? 0 : wg * 64, *turn = NULL, mine = 0;
                         if (p.a.deterministic) {
                             // column tiles add to a row tile in the order of their numbers; the first one is the one that holds
                             // the first row's first key
                             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
-                            mine = n - (doc ? max(0, doc[m * BWD_ROWS] - sh.k_pos) / BWD_COLS : 0);
+                            mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / BWD_COLS : 0);
                             while (load_acquire(turn) != mine) {}
                         }
                         if (row < sh.Tq) {
-                            tma_add(&p.dq, sm.dq[wg][0], 0, row, head, batch);
-                            tma_add(&p.dq, sm.dq[wg][1], 32, row, head, batch);
+                            tma_add(&p.dq, sm.dq[wg][0], col, row, head, batch);
+                            tma_add(&p.dq, sm.dq[wg][1], col + 32, row, head, batch);
                             bulk_commit();
                         }
                         if (p.a.deterministic) {
@@ -1173,7 +1240,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
         }
     } else {
         regs_up<240>();
-        bwd_consumer(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        bwd_consumer<D>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #else
     asm volatile("trap;");
@@ -1251,7 +1318,7 @@ static const int ATTN_SECTION =
     32 << 20;   // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
 // Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not
 // written.
-static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, int T, int NH, int B, int cols, int rows) {
+static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, const AttnShape& s, int T, int cols, int rows) {
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = []() {   // of the driver, the same for every device
         cudaDriverEntryPointQueryResult found;
         void* f = NULL;
@@ -1265,9 +1332,9 @@ static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, i
     if (!encode) return cudaErrorNotSupported;
     const int64_t size = is_float ? 4 : 2;
     // a dimension of extent 1 is never stepped over: any legal stride will do
-    cuuint64_t dims[4] = {(cuuint64_t)HS, (cuuint64_t)T, (cuuint64_t)NH, (cuuint64_t)B};
-    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? HS : v.token) * size), (cuuint64_t)((NH == 1 ? HS : v.head) * size),
-        (cuuint64_t)((B == 1 ? HS : v.batch) * size)};
+    cuuint64_t dims[4] = {(cuuint64_t)s.HS, (cuuint64_t)T, (cuuint64_t)s.NH, (cuuint64_t)s.B};
+    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? s.HS : v.token) * size), (cuuint64_t)((s.NH == 1 ? s.HS : v.head) * size),
+        (cuuint64_t)((s.B == 1 ? s.HS : v.batch) * size)};
     cuuint32_t box[4] = {(cuuint32_t)cols, (cuuint32_t)rows, 1, 1}, step[4] = {1, 1, 1, 1};
     CUresult r = encode(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, v.p, dims, strides,
         box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -1331,29 +1398,31 @@ static cudaError_t backward_check(const AttnBackward& a) {
     return cudaSuccess;
 }
 
-template <int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
+template <int D, int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
     ATTN_TRY(forward_check(a));
+    const int ROWS = FwdTile<D>::ROWS;
     FwdParams p;
     p.a = a;
-    ATTN_TRY(attn_map(&p.q, a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, FWD_ROWS));
-    ATTN_TRY(attn_map(&p.k, a.k, 0, a.s.Tk, a.s.NH, a.s.B, 64, FWD_COLS));
-    ATTN_TRY(attn_map(&p.v, a.v, 0, a.s.Tk, a.s.NH, a.s.B, 64, FWD_COLS));
-    ATTN_TRY(attn_map(&p.o, a.o.p ? a.o : a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, 64));
-    p.row_tiles = (a.s.Tq + FWD_ROWS - 1) / FWD_ROWS;
+    ATTN_TRY(attn_map(&p.q, a.q, 0, a.s, a.s.Tq, 64, ROWS));
+    ATTN_TRY(attn_map(&p.k, a.k, 0, a.s, a.s.Tk, 64, FWD_COLS));
+    ATTN_TRY(attn_map(&p.v, a.v, 0, a.s, a.s.Tk, 64, FWD_COLS));
+    ATTN_TRY(attn_map(&p.o, a.o.p ? a.o : a.q, 0, a.s, a.s.Tq, 64, 64));
+    p.row_tiles = (a.s.Tq + ROWS - 1) / ROWS;
     p.tiles = p.row_tiles * a.s.B * a.s.NH;
-    p.before = a.s.causal && a.s.Tq % 64 == 0 ? p.row_tiles * FWD_ROWS - a.s.Tq : 0;
-    p.section = attn_section(a.s, 4 * HS, a.s.Tk, ATTN_SECTION);
-    const int bytes = sizeof(FwdSmem) + 1024;
-    ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    p.before = a.s.causal && a.s.Tq % 64 == 0 ? p.row_tiles * ROWS - a.s.Tq : 0;
+    p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
+    const int bytes = sizeof(FwdSmem<D>) + 1024;
+    ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<D, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     int grid = min(p.tiles, attn_sms());
     // clang-format off
-    attention_forward_kernel<F><<<grid, 512, bytes, stream>>>(p);
+    attention_forward_kernel<D, F><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
     // clang-format on
     return cudaGetLastError();
 }
 #ifndef ATTN_FWD_BEST
 #define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
 #endif
+static const int ATTN_FWD_BEST_128 = F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and
 // leaves the carry as it was.
@@ -1374,24 +1443,25 @@ static inline cudaError_t attention_dq_finish(
     attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T, HS);
     return cudaGetLastError();
 }
-static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
+template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
+    const int ROWS = BwdTile<D>::ROWS;
     BwdParams p;
     p.a = a;
-    ATTN_TRY(attn_map(&p.q, a.q, 0, a.s.Tq, a.s.NH, a.s.B, 64, BWD_ROWS));
-    ATTN_TRY(attn_map(&p.k, a.k, 0, a.s.Tk, a.s.NH, a.s.B, 64, BWD_COLS));
-    ATTN_TRY(attn_map(&p.v, a.v, 0, a.s.Tk, a.s.NH, a.s.B, 64, BWD_COLS));
-    ATTN_TRY(attn_map(&p.dout, a.dout, 0, a.s.Tq, a.s.NH, a.s.B, 64, BWD_ROWS));
-    ATTN_TRY(attn_map(&p.dq, a.dq, 1, a.s.Tq, a.s.NH, a.s.B, 32, 64));
-    p.row_tiles = (a.s.Tq + BWD_ROWS - 1) / BWD_ROWS;
+    ATTN_TRY(attn_map(&p.q, a.q, 0, a.s, a.s.Tq, 64, ROWS));
+    ATTN_TRY(attn_map(&p.k, a.k, 0, a.s, a.s.Tk, 64, BWD_COLS));
+    ATTN_TRY(attn_map(&p.v, a.v, 0, a.s, a.s.Tk, 64, BWD_COLS));
+    ATTN_TRY(attn_map(&p.dout, a.dout, 0, a.s, a.s.Tq, 64, ROWS));
+    ATTN_TRY(attn_map(&p.dq, a.dq, 1, a.s, a.s.Tq, 32, 64));
+    p.row_tiles = (a.s.Tq + ROWS - 1) / ROWS;
     p.col_tiles = (a.s.Tk + BWD_COLS - 1) / BWD_COLS;
-    p.section = attn_section(a.s, 8 * HS, a.s.Tq, ATTN_SECTION);
+    p.section = attn_section(a.s, 8 * D, a.s.Tq, ATTN_SECTION);
     p.turn = a.work + 2;
     p.tiles = p.col_tiles * a.s.B * a.s.NH;
-    const int bytes = sizeof(BwdSmem) + 1024;
-    ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    const int bytes = sizeof(BwdSmem<D>) + 1024;
+    ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
     const int blocks = min(p.tiles, attn_sms());
-    attention_backward_kernel<<<blocks, 384, bytes, stream>>>(p);
+    attention_backward_kernel<D><<<blocks, 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 }   // namespace attn
@@ -2040,7 +2110,7 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
 #define ATTN_HOPPER 1   // 0: a build without sm_90a, whose kernels of 7a are empty
 #endif
 static int attn_hopper(const AttnShape& s, const AttnDevice& d) {
-    return ATTN_HOPPER && s.path == ATTN_AUTO && s.HS == 64 && d.major == 9;
+    return ATTN_HOPPER && s.path == ATTN_AUTO && (s.HS == 64 || s.HS == 128) && d.major == 9;
 }
 
 // One chunk pair, see the top of section 7a. Asynchronous on `stream`, on the device that is current.
@@ -2048,7 +2118,9 @@ static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t s
     AttnDevice d;
     ATTN_TRY(attn_device(&d));
     ATTN_TRY(forward_check(a));
-    return attn_hopper(a.s, d) ? attention_forward_variant<ATTN_FWD_BEST>(a, stream) : portable_forward(a, stream);
+    if (!attn_hopper(a.s, d)) return portable_forward(a, stream);
+    return a.s.HS == 64 ? attention_forward_variant<64, ATTN_FWD_BEST>(a, stream)
+                        : attention_forward_variant<128, ATTN_FWD_BEST_128>(a, stream);
 }
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     AttnDevice d;
@@ -2060,7 +2132,8 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
         AttnView none = {NULL, 0, 0, 0};
         ATTN_TRY(attention_dq_finish(a.dq, none, 1.f, a.s.B, a.s.NH, a.s.Tq, stream, a.s.HS));
     }
-    return attn_hopper(a.s, d) ? hopper_backward(a, stream) : portable_backward(a, d.shared_bytes, stream);
+    if (!attn_hopper(a.s, d)) return portable_backward(a, d.shared_bytes, stream);
+    return a.s.HS == 64 ? hopper_backward<64>(a, stream) : hopper_backward<128>(a, stream);
 }
 }   // namespace attn
 

@@ -1,7 +1,7 @@
 /* The forward attention kernel as a rank of several launches it, over and over: the diagonal of a long chunk, which adds to a carry and leaves
    one (in), leaves one (out) or ends it (done). Warps then meet no barrier between tiles, so that they drift apart as in no other use.
        nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fopenmp,-w dev/soak_attention.cu -o soak -lcublasLt -lz -lm -lpthread
-       ./soak 20000 16384 12
+       ./soak 20000 16384 12 64      launches, tokens, heads, head size
    -DATTN_JITTER delays warps at random; -DSOURCE='"FILE"' takes the kernels of another version. Stops with 3 when launches do not come to an
    end, and with 1 when two launches over the same operands differ. */
 #ifndef SOURCE
@@ -23,7 +23,8 @@ __global__ void numbers_kernel(bf16* p, int64_t n) {
 }
 int main(int argc, char** argv) {
     int launches = argc > 1 ? atoi(argv[1]) : 20000, T = argc > 2 ? atoi(argv[2]) : 16384, NH = argc > 3 ? atoi(argv[3]) : 12;
-    int64_t C = 64 * NH, n = (int64_t)T * C;
+    int HS = argc > 4 ? atoi(argv[4]) : 64;
+    int64_t C = HS * NH, n = (int64_t)T * C;
     bf16 *qkv, *o[2];
     float *acc, *lse[2];
     int* work;
@@ -43,10 +44,10 @@ int main(int argc, char** argv) {
     memset(&a, 0, sizeof a);
     a.s.B = 1, a.s.NH = NH, a.s.Tq = a.s.Tk = T, a.s.q_pos = a.s.k_pos = T, a.s.causal = 1, a.s.scale = 0.125f;
 #ifndef SOURCE_WITHOUT_HS
-    a.s.HS = 64;
+    a.s.HS = HS;
 #endif
-    AttnView q = {qkv, 3 * C, 64, 3 * n}, k = {qkv + C, 3 * C, 64, 3 * n}, v = {qkv + 2 * C, 3 * C, 64, 3 * n};
-    AttnView sum = {acc, C, 64, n};
+    AttnView q = {qkv, 3 * C, HS, 3 * n}, k = {qkv + C, 3 * C, HS, 3 * n}, v = {qkv + 2 * C, 3 * C, HS, 3 * n};
+    AttnView sum = {acc, C, HS, n};
     AttnRows m = {acc + n, T, (int64_t)NH * T}, l = {acc + n + NH * T, T, (int64_t)NH * T};
     a.q = q, a.k = k, a.v = v, a.acc = sum, a.m = m, a.l = l, a.work = work;
     for (int i = 0; i < launches; i++) {
@@ -54,7 +55,7 @@ int main(int argc, char** argv) {
         a.carry_in = step > 0, a.carry_out = step < 2;
         a.o.p = NULL, a.lse.p = NULL;
         if (step == 2) {
-            AttnView out = {o[twin], C, 64, n};
+            AttnView out = {o[twin], C, HS, n};
             AttnRows rows = {lse[twin], T, (int64_t)NH * T};
             a.o = out, a.lse = rows;
         }

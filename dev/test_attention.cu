@@ -1,8 +1,8 @@
 /* Correctness of the attention kernels of train_gpt2_sp.cu against an fp64 oracle: test_attention [variant | quick]
-   Head size 64 with the kernels chosen for this GPU, with the portable ones, and with both by turns (a carry of one is read by the other); the other
-   head sizes with the portable ones. Every output is poisoned first, guards after each buffer must survive, a NaN fails. Bound: the rms error is at
-   most 2 x, the largest 3 x that of a plain bf16 implementation (P, dS and results rounded to bf16, everything else exact) on the same inputs; the
-   largest hangs on how single numbers happen to round. */
+   Head sizes 64 and 128 with the kernels chosen for this GPU, with the portable ones, and with both by turns (a carry of one is read by the other);
+   the other head sizes with the portable ones. Which of them ran is tested too. Every output is poisoned first, guards after each buffer must
+   survive, a NaN fails. Bound: the rms error is at most 2 x, the largest 3 x that of a plain bf16 implementation (P, dS and results rounded to bf16,
+   everything else exact) on the same inputs; the largest hangs on how single numbers happen to round. */
 #ifndef ATTENTION_TEST_NO_MAIN   // test_gpt2_sp.c includes this file after the program, inside a namespace
 #define GPT2_SP_GPU_NO_MAIN
 #include "../train_gpt2_sp.cu"
@@ -415,6 +415,39 @@ done:
     owned.clear();
 }
 
+// Which kernels run: those of sm_90a take their tiles by counters in `work`, find no tile once the counters are past the last one, and leave what was
+// there; the portable ones have no such counters.
+static void run_which() {
+    const int T = 64;
+    const size_t n = (size_t)T * head_size;
+    auto zeros = [&](size_t bytes) {
+        Buf b = poisoned(bytes);
+        CK(cudaMemset(b.p, 0, bytes));
+        return b;
+    };
+    Buf x = zeros(n * 2), rows = zeros(T * 4), dq = zeros(n * 4), o = poisoned(n * 2), dk = poisoned(n * 4), dv = poisoned(n * 4),
+        work = zeros(1 << 20);
+    const int past[2] = {1 << 20, 1 << 20};
+    CK(cudaMemcpy(work.p, past, sizeof past, cudaMemcpyHostToDevice));
+    AttnForward f = {};
+    f.s = {1, 1, T, T, 0, 0, 1, 0.125f, NULL, 0, head_size, path};
+    f.q = f.k = f.v = view_of(x.p, 0, 1, T), f.o = view_of(o.p, 0, 1, T), f.work = (int*)work.p;
+    CK(forward(f, 0));
+    AttnBackward g = {};
+    g.s = f.s, g.q = g.k = g.v = g.dout = f.q, g.lse = g.delta = {(float*)rows.p, T, T}, g.work = f.work;
+    g.dq = view_of(dq.p, 0, 1, T), g.dk = view_of(dk.p, 0, 1, T), g.dv = view_of(dv.p, 0, 1, T);
+    CK(attention_backward(g, 0));
+    CK(cudaDeviceSynchronize());
+    AttnDevice device;
+    CK(attn_device(&device));
+    const int left = isnan(fetch(o, 0, n)[0]) + isnan(fetch(dk, 1, n)[0]),
+              want = ATTN_HOPPER && device.major == 9 && path == ATTN_AUTO && (head_size == 64 || head_size == 128) ? 2 : 0;
+    verdict(left == want, "%-34s %-4s %.0f of forward and backward ran the kernels of sm_90a, %.0f should\n", "64x64", "path",
+        left, want, 0, 0);
+    for (void* p : owned) cudaFree(p);
+    owned.clear();
+}
+
 // NaN of either sign in one query and one key row: everything still ends, and reaches exactly the rows that see it.
 static void run_nan() {
     const int T = 700, NH = 1, qrow = 300, krow = 500;
@@ -472,7 +505,7 @@ static int attention_tests(int argc, char** argv) {
     if (argc > 1 && !quick) {
         int f = atoi(argv[1]), found = 0;
 #define X(F) \
-    if (f == (F)) forward = attention_forward_variant<F>, found = 1;
+    if (f == (F)) forward = attention_forward_variant<64, F>, found = 1;
         VARIANTS
 #undef X
         if (!found) return printf("no such variant\n"), 2;
@@ -510,14 +543,15 @@ static int attention_tests(int argc, char** argv) {
         const char* name;
     } kinds[] = {{64, ATTN_AUTO, "the kernels for this GPU"}, {64, ATTN_PORTABLE, "portable"}, {64, MIXED, "by turns"},
         {32, ATTN_PORTABLE, "portable"}, {48, ATTN_PORTABLE, "portable"}, {80, ATTN_PORTABLE, "portable"},
-        {96, ATTN_PORTABLE, "portable"}, {112, ATTN_PORTABLE, "portable"}, {128, ATTN_PORTABLE, "portable"}};
+        {96, ATTN_PORTABLE, "portable"}, {112, ATTN_PORTABLE, "portable"}, {128, ATTN_AUTO, "the kernels for this GPU"},
+        {128, ATTN_PORTABLE, "portable"}, {128, MIXED, "by turns"}};
     for (const auto& kind : kinds) {
-        if (only_forward && kind.path != ATTN_AUTO) continue;
+        if (only_forward && (kind.path != ATTN_AUTO || kind.head_size != 64)) continue;
         head_size = kind.head_size, path = kind.path;
         printf("head size %d, %s\n", head_size, kind.name);
         for (const Case& c : cases)
             if ((!quick || c.Tq * c.Tk <= 320 * 400) && (path != MIXED || c.cq * c.ck > 1)) run_case(c);
-        if (!only_forward && path != MIXED) run_nan();
+        if (!only_forward && path != MIXED) run_which(), run_nan();
     }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

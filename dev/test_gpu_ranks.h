@@ -681,6 +681,7 @@ static const GradientCase GRADIENT_CASES[] = {
     {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", ALL_SPLITS, 2, 512, 1, 0},
     {"layers=2 heads=16 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", TWO_THREE, 2, 512, 1, 0},
     {"layers=2 heads=8 channels=640 seq-len=517 batch-size=2", "", TWO_THREE, 2, 640, 1, 0},
+    {"layers=2 heads=4 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 512, 1, 0},   // heads of 128
     {"layers=2 heads=8 channels=512 seq-len=333 batch-size=2", "attention=portable", TWO_THREE, 2, 512, 1, 0},
     {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2", "deterministic=0 recompute=layer", TWO_THREE, 2, 512, 0, 0},
     {"layers=2 heads=1 channels=64 seq-len=301 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 64, 0,
