@@ -4463,6 +4463,7 @@ struct gpt2_sp {
     int64_t resumed_step;   // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
     int64_t newest_step;
     int64_t eot;                            // the tokenizer's end-of-text token
+    int refused;                            // its memory: the mesh and the layout are whole, the ranks were not made
     int lock_fd;                            // OUT/.lock, held while this trainer lives
     AdamW adamw;                            // of the step that runs
     double sums[2];                         // loss and squared gradient norm of the step that ran
@@ -5440,17 +5441,22 @@ static int64_t longest_context(
 }
 
 // Why it does not fit, and what would.
-static int memory_refuse(const gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
+static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
+    g->refused = 1;
     uint64_t rank = machine / (uint64_t)sharing;
     int64_t context = longest_context(o, vocab, training, g->device, rank),
             batch = context > 0 ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
-    char sizes[96], other[64] = "no batch fits";
-    snprintf(sizes, sizeof sizes, "this needs %.2f GiB and the machine has %.2f", (double)bytes / 1073741824,
+    char who[32] = "this needs", sizes[96], other[64] = "no batch fits";
+    if (sharing > 1) snprintf(who, sizeof who, "%d ranks need", sharing);
+    snprintf(sizes, sizeof sizes, "%s %.2f GiB and the machine has %.2f", who, (double)bytes / 1073741824,
         (double)machine / 1073741824);
-    if (context == 0) return fail(e, "%s: no context fits, take a smaller model or --zero (see `plan`)", sizes);
+    if (context == 0) return fail(e, "%s: no context fits, take a smaller model%s", sizes, training ? " or --zero" : "");
+    if (!training)
+        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes, (long long)o->seq_len,
+            (long long)context);
     if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
-    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s (see `plan`)", sizes,
+    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s", sizes,
         (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
@@ -5984,6 +5990,32 @@ static const char* human_bytes(double bytes, char* out, size_t size) {
     return out;
 }
 
+// The plan's table: what is asked for, and the memory of the rank that needs most.
+static void memory_print(FILE* out, const Mesh* mesh, const Layout* layout, const gpt2_sp_options* o, const Arena* fullest) {
+    const Shape* s = &mesh->shape;
+    char text[32];
+    fprintf(out,
+        "%lld layers, %lld heads, %lld channels, context %lld, batch %lld: %.2fM parameters; dp %d x sp %d, schedule %s, "
+        "recompute %s, zero %d\n\nmemory of the fullest rank\n",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B, (double)layout->parameters / 1e6,
+        mesh->dp, mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
+        fprintf(out, "  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)fullest->group[i], text, sizeof text));
+    fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
+}
+
+// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the first process prints the plan's
+// table above the line that the command ends with.
+static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
+    gpt2_sp* g = trainer_new(o);
+    int status = g ? make(g) : -1;
+    if (status != 0 && g && g->refused && g->mesh.process == 0) {
+        Arena fullest = fullest_rank(&g->mesh, &g->layout);
+        memory_print(stderr, &g->mesh, &g->layout, &g->options, &fullest);
+    }
+    return trainer_checked(g, status, e->text, sizeof e->text);
+}
+
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     size_t fullest = 0;   // as `plan` has it
@@ -6148,7 +6180,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     if (o->val_every > 0 && !o->val_data[0]) return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
     if (launch_environment(o, e) != 0) return -1;
     catch_signals();
-    gpt2_sp* g = gpt2_sp_create(o, e->text, sizeof e->text);
+    gpt2_sp* g = trainer_make(o, trainer_create, e);
     if (!g) return -1;
     FILE* log = NULL;
     int status = 0, first = g->mesh.process == 0;
@@ -6450,16 +6482,9 @@ static void plan_print_splits(const Plan* plan) {
 
 static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
-    const Shape* s = &mesh->shape;
     const StepCost* cost = &plan->cost;
     char text[32];
-    printf("%lld layers, %lld heads, %lld channels, context %lld: %.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, "
-           "zero %d\n\nmemory of the fullest rank\n",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)plan->layout->parameters / 1e6, mesh->dp,
-        mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
-    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
-        printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)plan->fullest.group[i], text, sizeof text));
-    printf("  %-20s %12s\n", "total", human_bytes((double)plan->fullest.used, text, sizeof text));
+    memory_print(stdout, mesh, plan->layout, o, &plan->fullest);
     printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the "
            "busiest rank\n",
         cost->tokens, cost->matmul_flops, cost->attention_flops);
@@ -6526,11 +6551,6 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
-static gpt2_sp* model_load(const gpt2_sp_options* o, Error* e) {
-    gpt2_sp* g = trainer_new(o);
-    return trainer_checked(g, g ? trainer_load(g) : -1, e->text, sizeof e->text);
-}
-
 // Mean per bucket of positions (or distances), a row each.
 static void buckets_print(int json, const char* name, const char* unit, const double* sums, const double* counts) {
     const char* comma = "";
@@ -6551,7 +6571,7 @@ static void buckets_print(int json, const char* name, const char* unit, const do
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
-    gpt2_sp* g = model_load(o, e);
+    gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
     Evaluation evaluation;
     double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
@@ -6602,7 +6622,7 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
 
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    gpt2_sp* g = model_load(o, e);
+    gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
     int64_t T = g->mesh.shape.T, prompt = (int64_t)strlen(o->prompt), length = o->length, made = -1;
     int32_t* tokens = (int32_t*)malloc((size_t)(T + prompt + 2) * sizeof *tokens);

@@ -34,6 +34,20 @@ refused() {
     [ $status = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -qe "$word" err || { echo "exit status $status, $(wc -l < err) lines, expected 1 with \`$word\`"; return 1; }
 }
 
+# Fails unless the command exits with 1 and, on stderr, the table of `plan $asked` above one line that holds the word. Shows that line.
+short_of_memory() {
+    word=$1
+    shift
+    g "$@" > out 2> err
+    status=$?
+    tail -n 1 err
+    [ $status = 1 ] && [ ! -s out ] && tail -n 1 err | grep -qe "$word" || { echo "exit status $status, expected 1 with \`$word\`: $(cat err)"; return 1; }
+    sed '$d' err > table
+    if [ "$asked" ]; then g plan $asked --gflops 1 --link-gbs 1 --copy-gbs 1 | sed '/^  total/q' | cmp - table
+    else grep -q '^  total ' table && grep -q '^  gradients  *0 B$' table
+    fi
+}
+
 # Fails unless standard input is lines of JSON with these keys, by our own reader and by Python's if there is one.
 json() {
     cat > json.txt
@@ -194,7 +208,20 @@ printf 'abcdefgh' > odd.bin; printf i >> odd.bin
 check "raw u16 of an odd length" refused 'odd.bin' train --data odd.bin --raw-u16 --seq-len 2
 head -c 8192 /dev/zero > zeros.bin
 check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1
-check "context that no machine holds" refused 'the machine has' train --layers 500 --channels 65536 --heads 256 --data books.tok --seq-len 64
+
+# ----- memory that is short -----------------------------------------------------------------------
+
+asked="--layers 500 --channels 65536 --heads 256 --seq-len 64 --vocab 257"
+check "a model that no machine holds: the plan, and a line" short_of_memory 'this needs .* GiB and the machine has .*: no context fits' train $asked --data books.tok
+asked="--layers 2 --channels 64 --heads 1 --seq-len 5000 --batch-size 60000 --sp 2 --vocab 257"
+check "a batch that no machine holds: and what would fit" short_of_memory '2 ranks need .* the longest context that fits is [0-9]*, with --seq-len 5000 the largest batch is [0-9]' train $asked --data books.tok
+# a model whose context is longer than any machine holds, trained elsewhere
+asked=
+mkdir huge
+sed 's/"n_layer": [0-9]*/"n_layer": 2/; s/"n_head": [0-9]*/"n_head": 256/; s/"n_embd": [0-9]*/"n_embd": 4096/; s/"n_\(positions\|ctx\)": [0-9]*/"n_\1": 16777216/g' runs/whole/step_00000012/config.json > huge/config.json
+for command in "sample" "eval --data books.tok"; do
+    check "$command: a context that no machine holds" short_of_memory "of the model's context of 16777216 no more than [1-9][0-9]* would fit" $command --from huge
+done
 
 # a shard that goes bad on the disk: the run reaches the damage, names the shard, and what it learnt so far is kept
 g prepare --out long.tok --block-tokens 1024 book1.txt book2.txt > out
