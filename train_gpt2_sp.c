@@ -5691,10 +5691,16 @@ static int trainer_prepare(gpt2_sp* g) {
     return 0;
 }
 
+// Told before anything else: before the processes meet, before a checkpoint is read.
+static int device_found(gpt2_sp* g) {
+    if (!g->device->count || g->device->count(1) > 0) return 0;
+    return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
+}
+
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
-    if (g->device->count && g->device->count(1) == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
+    if (device_found(g) != 0) return -1;
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
     if (status == 0) status = trainer_prepare(g);
@@ -5868,6 +5874,7 @@ static int trainer_load(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64], config[GPT2_SP_TEXT + 96];
     int64_t vocab;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
+    if (device_found(g) != 0) return -1;
     snprintf(folder, sizeof folder, "%s", o->from);
     snprintf(config, sizeof config, "%s/config.json", folder);
     if (access(config, R_OK) == 0) {
