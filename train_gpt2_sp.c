@@ -133,7 +133,9 @@
     INT(val_every, "val-every", 0, 0, 2147483647, "T", "steps between validations; 0: only after the last step") \
     INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", "sequences of a validation, from the front of the data") \
     TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
-    TXT(prompt, "prompt", "\n", "A", "text to continue") \
+    TXT(prompt, "prompt", "\n", "A", "text to continue, for models of the byte tokenizer; empty: begin a document") \
+    TXT(prompt_tokens, "prompt-tokens", "", "A", \
+        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers too") \
     INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
     NUM(temperature, "temperature", 0.8, 0, 100, "A", "0: always the likeliest token") \
     INT(top_k, "top-k", 0, 0, 1048576, "A", "sample among the k likeliest; 0: all") \
@@ -5201,7 +5203,7 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
 }
 
 typedef struct {
-    real logit;
+    real logit, weight;   // weight: in proportion to its probability
     int32_t token;
 } Candidate;
 static int candidate_order(const void* a, const void* b) {
@@ -5209,8 +5211,27 @@ static int candidate_order(const void* a, const void* b) {
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
 }
 
+// Puts the n that come first in candidate_order in front, in any order (quickselect).
+static void candidates_select(Candidate* c, int64_t V, int64_t n) {
+    for (int64_t low = 0, high = V - 1; n < V && low < high;) {
+        Candidate pivot = c[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (candidate_order(&c[i], &pivot) < 0) i++;
+            while (candidate_order(&c[j], &pivot) > 0) j--;
+            if (i > j) break;
+            Candidate other = c[i];
+            c[i++] = c[j], c[j--] = other;
+        }
+        if (n <= j + 1) high = j;
+        else if (n > i) low = i;
+        else return;
+    }
+}
+
 // Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
-// probability p. `unit` is uniform in (0, 1). candidates: room for V.
+// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted whole: that would take
+// longer than the model.
 static int32_t sample_token(
     const real* logits, int64_t V, double temperature, int64_t top_k, double top_p, double unit, Candidate* candidates) {
     int32_t best = 0;
@@ -5219,16 +5240,27 @@ static int32_t sample_token(
         if (logits[v] > logits[best]) best = (int32_t)v;
     }
     if (temperature == 0) return best;
-    double most = (double)logits[best], sum = 0;
+    real most = logits[best], scale = (real)fmin(1 / temperature, 1e30);
+    double sum = 0;
     int64_t count = top_k > 0 && top_k < V ? top_k : V;
-    if (count < V || top_p < 1) qsort(candidates, (size_t)V, sizeof *candidates, candidate_order);
-    for (int64_t i = 0; i < count; i++) sum += exp(((double)candidates[i].logit - most) / temperature);
-    double kept = 0, target = top_p * sum;
-    int64_t cut = 0;
-    while (cut < count && (cut == 0 || kept < target)) kept += exp(((double)candidates[cut++].logit - most) / temperature);
+    candidates_select(candidates, V, count);
+    SIMD_EXP
+    for (int64_t i = 0; i < count; i++) candidates[i].weight = exp_real((candidates[i].logit - most) * scale);
+    for (int64_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
+    double kept = top_p < 1 ? 0 : sum;
+    int64_t cut = top_p < 1 ? 0 : count, sorted = 0;
+    while (cut < count && (cut == 0 || kept < top_p * sum)) {
+        if (cut == sorted) {   // the next likeliest; of even odds soon all
+            int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
+            candidates_select(candidates + sorted, count - sorted, more);
+            qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
+            sorted += more;
+        }
+        kept += (double)candidates[cut++].weight;
+    }
     double place = unit * kept;
     for (int64_t i = 0; i < cut; i++) {
-        place -= exp(((double)candidates[i].logit - most) / temperature);
+        place -= (double)candidates[i].weight;
         if (place <= 0) return candidates[i].token;
     }
     return candidates[cut - 1].token;
@@ -5893,6 +5925,8 @@ static int trainer_load(gpt2_sp* g) {
 }
 
 // ===== 13. commands and main ====================================================================
+
+enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };   // the byte tokenizer: the bytes, and the token that ends a document
 
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
@@ -6594,9 +6628,9 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (status == 0) status = evaluate_data(g, o->val_sequences);
         evaluation = g->evaluation;
     }
-    if (status == 0 && o->needle > 0 && g->mesh.shape.V != 257)
-        status = fail(
-            &g->error, "--needle needs a model of the byte tokenizer (vocabulary 257, found %lld)", (long long)g->mesh.shape.V);
+    if (status == 0 && o->needle > 0 && g->mesh.shape.V != BYTE_VOCAB)
+        status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)", BYTE_VOCAB,
+            (long long)g->mesh.shape.V);
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
     double loss = evaluation.loss / fmax(1, evaluation.count),
@@ -6627,29 +6661,66 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
+// "464,3290,318" as tokens of a vocabulary: their number, or -1 with a line in e.
+static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Error* e) {
+    for (int64_t count = 0;; text++) {
+        char* end;
+        long long token = strtoll(text, &end, 10);
+        if (end == text || (*end && *end != ','))
+            return fail(e, "--prompt-tokens: expected token numbers separated by commas at `%.40s`", text);
+        if (token < 0 || token >= vocab)
+            return fail(e, "--prompt-tokens: %.*s is no token of the model's vocabulary, 0 to %lld", (int)min_i64(end - text, 40),
+                text, (long long)vocab - 1);
+        tokens[count++] = (int32_t)token;
+        if (!*end) return count;
+        text = end;
+    }
+}
+
+// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the prompt is empty, or the
+// model's tokens are not bytes and none was given, a document begins: after the token that ended the one before.
+static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    int64_t V = g->mesh.shape.V, count = (int64_t)strlen(o->prompt);
+    int given = strcmp(o->prompt, option_find("prompt")->text) != 0;
+    if (o->prompt_tokens[0] && given) return fail(e, "--prompt and --prompt-tokens: give one of them");
+    if (o->prompt_tokens[0]) return tokens_parse(o->prompt_tokens, V, tokens, e);
+    if (V != BYTE_VOCAB && given && count > 0)
+        return fail(e,
+            "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: give --prompt-tokens",
+            BYTE_VOCAB, (long long)V);
+    if (V != BYTE_VOCAB || count == 0) count = 1, tokens[0] = (int32_t)g->eot;
+    else
+        for (int64_t i = 0; i < count; i++) tokens[i] = (unsigned char)o->prompt[i];
+    return count;
+}
+
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
-    int64_t T = g->mesh.shape.T, prompt = (int64_t)strlen(o->prompt), length = o->length, made = -1;
-    int32_t* tokens = (int32_t*)malloc((size_t)(T + prompt + 2) * sizeof *tokens);
-    if (!tokens) fail(&g->error, "out of memory");
-    else if (g->mesh.shape.V != 257)
-        fail(&g->error, "--from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257",
-            (long long)g->mesh.shape.V);
-    else if (prompt >= T) fail(&g->error, "--prompt has %lld tokens, the context holds %lld", (long long)prompt, (long long)T);
-    else {
-        if (prompt == 0) tokens[prompt++] = (int32_t)g->eot;   // nothing to continue: begin a document
-        else
-            for (int64_t i = 0; i < prompt; i++) tokens[i] = (unsigned char)o->prompt[i];
+    int64_t T = g->mesh.shape.T, length = o->length, made = -1;
+    int as_text = g->mesh.shape.V == BYTE_VOCAB && !o->prompt_tokens[0];
+    int32_t* tokens = (int32_t*)malloc((size_t)(T + GPT2_SP_TEXT) * sizeof *tokens);
+    int64_t prompt = tokens ? prompt_read(g, tokens, &g->error) : fail(&g->error, "out of memory");
+    double start = now_ms();
+    if (prompt >= T)
+        fail(&g->error, "--prompt%s has %lld tokens, the context holds %lld", o->prompt_tokens[0] ? "-tokens" : "",
+            (long long)prompt, (long long)T);
+    else if (prompt > 0) {
         length = min_i64(length, T - prompt);
         made =
             gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k, o->top_p, (uint64_t)o->seed);
     }
+    double seconds = (now_ms() - start) / 1e3;
     if (made >= 0) {
-        fputs(o->prompt, stdout);
-        for (int64_t i = 0; i < made; i++) putchar(tokens[prompt + i]);
+        if (as_text) fputs(o->prompt, stdout);
+        for (int64_t i = 0; i < made; i++)
+            if (as_text) putchar(tokens[prompt + i]);
+            else printf(i ? ",%d" : "%d", tokens[prompt + i]);
         printf("\n");
+        fflush(stdout);
+        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s\n", (long long)made, seconds, (double)made / seconds);
         if (length < o->length && made == length) fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
     } else *e = g->error;
     free(tokens);
@@ -6685,7 +6756,8 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     p.error = &callback;
     if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
     if (!o->out[0]) return fail(e, "no --out FILE.tok");
-    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, (uint32_t)o->block_tokens, e->text, sizeof e->text) != 0)
+    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens, e->text, sizeof e->text) !=
+        0)
         return -1;
     int status = 0;
     for (int i = 0; status == 0 && i < inputs->count; i++)
@@ -6712,7 +6784,8 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     p.error = e;
     FILE* text = jsonl ? fopen(o->out, "w") : NULL;
     if (jsonl && !text) return fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
-    if (!jsonl && tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0)
+    if (!jsonl &&
+        tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0)
         return -1;
     for (int64_t d = 0; status == 0 && d < o->docs; d++) {
         synth_doc doc;

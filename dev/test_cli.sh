@@ -48,6 +48,16 @@ short_of_memory() {
     fi
 }
 
+# Fails unless `sample` succeeds, says its speed on stderr, and its output matches the pattern.
+samples() {
+    pattern=$1
+    shift
+    g sample "$@" > out 2> err || { echo "exit status $?: $(cat err)"; return 1; }
+    cat err
+    grep -qxe 'sample: [0-9]* tokens in [0-9.]* s, [0-9]* tok/s' err && [ "$(wc -l < err)" = 1 ] || return 1
+    grep -qEe "$pattern" out || { echo "no \`$pattern\` in: $(tail -3 out)"; return 1; }
+}
+
 # Fails unless standard input is lines of JSON with these keys, by our own reader and by Python's if there is one.
 json() {
     cat > json.txt
@@ -207,7 +217,7 @@ check "vocabulary too small" refused 'vocabulary' train $tiny --vocab 100 --data
 printf 'abcdefgh' > odd.bin; printf i >> odd.bin
 check "raw u16 of an odd length" refused 'odd.bin' train --data odd.bin --raw-u16 --seq-len 2
 head -c 8192 /dev/zero > zeros.bin
-check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1
+check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1 --out runs/numbers
 
 # ----- memory that is short -----------------------------------------------------------------------
 
@@ -244,9 +254,21 @@ check "eval agrees with the run's last validation" sh -c '
     logged=$(sed -n "\$s/.*\"val_loss\": \([0-9.]*\).*/\1/p" runs/whole/log.jsonl)
     found=$("$0" eval --from runs/whole --data val.tok --val-sequences 2 --json | sed "s/.*\"loss\": \([0-9.]*\).*/\1/")
     echo "$logged $found"; awk "BEGIN { d = $logged - $found; exit !(d < 1e-5 && d > -1e-5) }"' "$program"
-check "sample" says '^It was' g sample --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 --top-p 0.9
-check "sample: the same seed, the same text" sh -c '"$0" sample --from runs/whole --length 30 --seed 7 > one; "$0" sample --from runs/whole --length 30 --seed 7 > two; cmp one two' "$program"
-check "sample: greedy" says '^It' g sample --from runs/whole --prompt It --length 9 --temperature 0
+check "sample" samples '^It was' --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 --top-p 0.9
+check "sample: the same seed, the same text" sh -c '"$0" sample --from runs/whole --length 30 --seed 7 > one 2> err; "$0" sample --from runs/whole --length 30 --seed 7 > two 2> err; cmp one two' "$program"
+check "sample: greedy" samples '^It' --from runs/whole --prompt It --length 9 --temperature 0
+check "sample: the same by numbers" sh -c '
+    "$0" sample --from runs/whole --prompt It --length 9 --temperature 1 2> err | tail -c +3 | head -c 9 | od -A n -v -t u1 | tr -s " " , | sed "s/^,//" > text
+    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 9 --temperature 1 2> err | tee numbers; cmp text numbers' "$program"
+check "sample: GPT-2's vocabulary, by numbers" samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --prompt-tokens 464,3290,318 --length 12
+check "sample: GPT-2's vocabulary, a document begins" samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --length 12 --top-k 100
+check "sample: text for GPT-2's vocabulary" refused '50257: give --prompt-tokens' sample --from runs/numbers --prompt It
+check "sample: text and numbers" refused 'one of them' sample --from runs/whole --prompt It --prompt-tokens 73
+check "sample: a number beyond the vocabulary" refused '50257 is no token .*, 0 to 50256' sample --from runs/numbers --prompt-tokens 1,50257
+check "sample: a number beyond the byte tokenizer's" refused '257 is no token .*, 0 to 256' sample --from runs/whole --prompt-tokens 257
+check "sample: a number below 0" refused '[-]1 is no token' sample --from runs/numbers --prompt-tokens=-1,2
+for numbers in 12,x 12x ,12 12, 12,,13; do check "sample: numbers that are none, $numbers" refused 'expected token numbers' sample --from runs/numbers --prompt-tokens $numbers; done
+check "sample: more numbers than the context holds" refused '--prompt-tokens has 64 tokens' sample --from runs/numbers --prompt-tokens "$(yes 7 | head -n 64 | paste -s -d , -)"
 check "sample: prompt longer than the context" refused '--prompt' sample --from runs/whole --prompt "$(head -c 64 /dev/zero | tr '\0' x)"
 check "output that cannot be written" sh -c '[ -e /dev/full ] || exit 0; "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err; [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
 
