@@ -2412,6 +2412,7 @@ static void sampling_choice(void) {
         {1, 1, 1, "top-k 1", {0, 1, 0, 0, 0, 0}}, {1, 3, 1, "top-k 3", {0, 0.5, 0, 0.3125, 0.1875, 0}},
         {1, 100, 1, "top-k beyond the vocabulary", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}},
         {1, 0, 0.6, "top-p 0.6", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}, {1, 0, 0, "top-p 0", {0, 1, 0, 0, 0, 0}},
+        {1e-300, 0, 1, "temperature near 0", {0, 1, 0, 0, 0, 0}},
         {0.5, 2, 1, "temperature 0.5, top-k 2", {0, 0.16 / 0.2225, 0, 0.0625 / 0.2225, 0, 0}},
         {1, 3, 0.7, "top-k 3, top-p 0.7", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}};
     for (int i = 0; i < N; i++) logits[i] = (real)(log(p[i]) + 3);
@@ -2424,6 +2425,37 @@ static void sampling_choice(void) {
         for (int v = 0; v < N; v++) most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
         check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
     }
+}
+
+// The same for a vocabulary that is not sorted whole, against one that is.
+static void sampling_vocabulary(void) {
+    enum { N = 9000, DRAWS = 1000 };
+    static const struct {
+        int64_t top_k;
+        double top_p;
+        const char* what;
+    } cases[] = {{700, 1, "top-k 700 of 9000"}, {0, 0.3, "top-p 0.3 of 9000"}, {0, 0.97, "top-p 0.97 of 9000"},
+        {5000, 0.9, "top-k 5000, top-p 0.9 of 9000"}};
+    real* logits = reals(N);
+    double* expected = doubles(N);
+    Candidate *sorted = (Candidate*)need(N, sizeof *sorted), *candidates = (Candidate*)need(N, sizeof *candidates);
+    for (int v = 0; v < N; v++) {
+        logits[v] = (real)(2 * random_normal(96, 1, (uint64_t)v / 2));   // every value twice
+        sorted[v].logit = logits[v], sorted[v].token = v;
+    }
+    qsort(sorted, N, sizeof *sorted, candidate_order);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        double sum = 0, kept = 0, most = 0;
+        int count = cases[i].top_k ? (int)cases[i].top_k : N, cut = 0;
+        for (int k = 0; k < count; k++) sum += exp((double)sorted[k].logit);
+        while (cut < count && kept < cases[i].top_p * sum) kept += exp((double)sorted[cut++].logit);
+        for (int k = 0; k < N; k++) expected[sorted[k].token] = k < cut ? exp((double)sorted[k].logit) / kept : 0;
+        for (int k = 0; k < DRAWS; k++)
+            expected[sample_token(logits, N, 1, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)] -= 1.0 / DRAWS;
+        for (int v = 0; v < N; v++) most = worst(most, fabs(expected[v]));
+        check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
+    }
+    free(logits), free(expected), free(sorted), free(candidates);
 }
 
 static int rank_noise(Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
@@ -2566,6 +2598,7 @@ static void evaluation_needle(void) {
 
 static void test_sampling(void) {
     sampling_choice();
+    sampling_vocabulary();
     sampling_cache("center=1");
     sampling_cache("center=0 heads=1");
     sampling_generate();

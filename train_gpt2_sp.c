@@ -133,7 +133,9 @@
     INT(val_every, "val-every", 0, 0, 2147483647, "T", "steps between validations; 0: only after the last step") \
     INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", "sequences of a validation, from the front of the data") \
     TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
-    TXT(prompt, "prompt", "\n", "A", "text to continue") \
+    TXT(prompt, "prompt", "\n", "A", "text to continue, for models of the byte tokenizer; empty: begin a document") \
+    TXT(prompt_tokens, "prompt-tokens", "", "A", \
+        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers too") \
     INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
     NUM(temperature, "temperature", 0.8, 0, 100, "A", "0: always the likeliest token") \
     INT(top_k, "top-k", 0, 0, 1048576, "A", "sample among the k likeliest; 0: all") \
@@ -4463,6 +4465,7 @@ struct gpt2_sp {
     int64_t resumed_step;   // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
     int64_t newest_step;
     int64_t eot;                            // the tokenizer's end-of-text token
+    int refused;                            // its memory: the mesh and the layout are whole, the ranks were not made
     int lock_fd;                            // OUT/.lock, held while this trainer lives
     AdamW adamw;                            // of the step that runs
     double sums[2];                         // loss and squared gradient norm of the step that ran
@@ -5200,7 +5203,7 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
 }
 
 typedef struct {
-    real logit;
+    real logit, weight;   // weight: in proportion to its probability
     int32_t token;
 } Candidate;
 static int candidate_order(const void* a, const void* b) {
@@ -5208,8 +5211,27 @@ static int candidate_order(const void* a, const void* b) {
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
 }
 
+// Puts the n that come first in candidate_order in front, in any order (quickselect).
+static void candidates_select(Candidate* c, int64_t V, int64_t n) {
+    for (int64_t low = 0, high = V - 1; n < V && low < high;) {
+        Candidate pivot = c[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (candidate_order(&c[i], &pivot) < 0) i++;
+            while (candidate_order(&c[j], &pivot) > 0) j--;
+            if (i > j) break;
+            Candidate other = c[i];
+            c[i++] = c[j], c[j--] = other;
+        }
+        if (n <= j + 1) high = j;
+        else if (n > i) low = i;
+        else return;
+    }
+}
+
 // Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
-// probability p. `unit` is uniform in (0, 1). candidates: room for V.
+// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted whole: that would take
+// longer than the model.
 static int32_t sample_token(
     const real* logits, int64_t V, double temperature, int64_t top_k, double top_p, double unit, Candidate* candidates) {
     int32_t best = 0;
@@ -5218,16 +5240,27 @@ static int32_t sample_token(
         if (logits[v] > logits[best]) best = (int32_t)v;
     }
     if (temperature == 0) return best;
-    double most = (double)logits[best], sum = 0;
+    real most = logits[best], scale = (real)fmin(1 / temperature, 1e30);
+    double sum = 0;
     int64_t count = top_k > 0 && top_k < V ? top_k : V;
-    if (count < V || top_p < 1) qsort(candidates, (size_t)V, sizeof *candidates, candidate_order);
-    for (int64_t i = 0; i < count; i++) sum += exp(((double)candidates[i].logit - most) / temperature);
-    double kept = 0, target = top_p * sum;
-    int64_t cut = 0;
-    while (cut < count && (cut == 0 || kept < target)) kept += exp(((double)candidates[cut++].logit - most) / temperature);
+    candidates_select(candidates, V, count);
+    SIMD_EXP
+    for (int64_t i = 0; i < count; i++) candidates[i].weight = exp_real((candidates[i].logit - most) * scale);
+    for (int64_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
+    double kept = top_p < 1 ? 0 : sum;
+    int64_t cut = top_p < 1 ? 0 : count, sorted = 0;
+    while (cut < count && (cut == 0 || kept < top_p * sum)) {
+        if (cut == sorted) {   // the next likeliest; of even odds soon all
+            int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
+            candidates_select(candidates + sorted, count - sorted, more);
+            qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
+            sorted += more;
+        }
+        kept += (double)candidates[cut++].weight;
+    }
     double place = unit * kept;
     for (int64_t i = 0; i < cut; i++) {
-        place -= exp(((double)candidates[i].logit - most) / temperature);
+        place -= (double)candidates[i].weight;
         if (place <= 0) return candidates[i].token;
     }
     return candidates[cut - 1].token;
@@ -5440,17 +5473,22 @@ static int64_t longest_context(
 }
 
 // Why it does not fit, and what would.
-static int memory_refuse(const gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
+static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
+    g->refused = 1;
     uint64_t rank = machine / (uint64_t)sharing;
     int64_t context = longest_context(o, vocab, training, g->device, rank),
             batch = context > 0 ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
-    char sizes[96], other[64] = "no batch fits";
-    snprintf(sizes, sizeof sizes, "this needs %.2f GiB and the machine has %.2f", (double)bytes / 1073741824,
+    char who[32] = "this needs", sizes[96], other[64] = "no batch fits";
+    if (sharing > 1) snprintf(who, sizeof who, "%d ranks need", sharing);
+    snprintf(sizes, sizeof sizes, "%s %.2f GiB and the machine has %.2f", who, (double)bytes / 1073741824,
         (double)machine / 1073741824);
-    if (context == 0) return fail(e, "%s: no context fits, take a smaller model or --zero (see `plan`)", sizes);
+    if (context == 0) return fail(e, "%s: no context fits, take a smaller model%s", sizes, training ? " or --zero" : "");
+    if (!training)
+        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes, (long long)o->seq_len,
+            (long long)context);
     if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
-    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s (see `plan`)", sizes,
+    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s", sizes,
         (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
@@ -5685,10 +5723,16 @@ static int trainer_prepare(gpt2_sp* g) {
     return 0;
 }
 
+// Told before anything else: before the processes meet, before a checkpoint is read.
+static int device_found(gpt2_sp* g) {
+    if (!g->device->count || g->device->count(1) > 0) return 0;
+    return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
+}
+
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
-    if (g->device->count && g->device->count(1) == 0) return fail(e, "no GPU found: the CPU program is train_gpt2_sp");
+    if (device_found(g) != 0) return -1;
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
     if (status == 0) status = trainer_prepare(g);
@@ -5862,6 +5906,7 @@ static int trainer_load(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64], config[GPT2_SP_TEXT + 96];
     int64_t vocab;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
+    if (device_found(g) != 0) return -1;
     snprintf(folder, sizeof folder, "%s", o->from);
     snprintf(config, sizeof config, "%s/config.json", folder);
     if (access(config, R_OK) == 0) {
@@ -5880,6 +5925,8 @@ static int trainer_load(gpt2_sp* g) {
 }
 
 // ===== 13. commands and main ====================================================================
+
+enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };   // the byte tokenizer: the bytes, and the token that ends a document
 
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
@@ -5982,6 +6029,32 @@ static const char* human_bytes(double bytes, char* out, size_t size) {
     while (bytes >= 1024 && unit < 4) bytes /= 1024, unit++;
     snprintf(out, size, unit ? "%.2f %s" : "%.0f %s", bytes, units[unit]);
     return out;
+}
+
+// The plan's table: what is asked for, and the memory of the rank that needs most.
+static void memory_print(FILE* out, const Mesh* mesh, const Layout* layout, const gpt2_sp_options* o, const Arena* fullest) {
+    const Shape* s = &mesh->shape;
+    char text[32];
+    fprintf(out,
+        "%lld layers, %lld heads, %lld channels, context %lld, batch %lld: %.2fM parameters; dp %d x sp %d, schedule %s, "
+        "recompute %s, zero %d\n\nmemory of the fullest rank\n",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B, (double)layout->parameters / 1e6,
+        mesh->dp, mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
+        fprintf(out, "  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)fullest->group[i], text, sizeof text));
+    fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
+}
+
+// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the first process prints the plan's
+// table above the line that the command ends with.
+static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
+    gpt2_sp* g = trainer_new(o);
+    int status = g ? make(g) : -1;
+    if (status != 0 && g && g->refused && g->mesh.process == 0) {
+        Arena fullest = fullest_rank(&g->mesh, &g->layout);
+        memory_print(stderr, &g->mesh, &g->layout, &g->options, &fullest);
+    }
+    return trainer_checked(g, status, e->text, sizeof e->text);
 }
 
 static void train_header(const gpt2_sp* g) {
@@ -6148,7 +6221,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     if (o->val_every > 0 && !o->val_data[0]) return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
     if (launch_environment(o, e) != 0) return -1;
     catch_signals();
-    gpt2_sp* g = gpt2_sp_create(o, e->text, sizeof e->text);
+    gpt2_sp* g = trainer_make(o, trainer_create, e);
     if (!g) return -1;
     FILE* log = NULL;
     int status = 0, first = g->mesh.process == 0;
@@ -6450,16 +6523,9 @@ static void plan_print_splits(const Plan* plan) {
 
 static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
-    const Shape* s = &mesh->shape;
     const StepCost* cost = &plan->cost;
     char text[32];
-    printf("%lld layers, %lld heads, %lld channels, context %lld: %.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, "
-           "zero %d\n\nmemory of the fullest rank\n",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (double)plan->layout->parameters / 1e6, mesh->dp,
-        mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
-    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
-        printf("  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)plan->fullest.group[i], text, sizeof text));
-    printf("  %-20s %12s\n", "total", human_bytes((double)plan->fullest.used, text, sizeof text));
+    memory_print(stdout, mesh, plan->layout, o, &plan->fullest);
     printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the "
            "busiest rank\n",
         cost->tokens, cost->matmul_flops, cost->attention_flops);
@@ -6526,11 +6592,6 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
-static gpt2_sp* model_load(const gpt2_sp_options* o, Error* e) {
-    gpt2_sp* g = trainer_new(o);
-    return trainer_checked(g, g ? trainer_load(g) : -1, e->text, sizeof e->text);
-}
-
 // Mean per bucket of positions (or distances), a row each.
 static void buckets_print(int json, const char* name, const char* unit, const double* sums, const double* counts) {
     const char* comma = "";
@@ -6551,7 +6612,7 @@ static void buckets_print(int json, const char* name, const char* unit, const do
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
-    gpt2_sp* g = model_load(o, e);
+    gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
     Evaluation evaluation;
     double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
@@ -6567,9 +6628,9 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (status == 0) status = evaluate_data(g, o->val_sequences);
         evaluation = g->evaluation;
     }
-    if (status == 0 && o->needle > 0 && g->mesh.shape.V != 257)
-        status = fail(
-            &g->error, "--needle needs a model of the byte tokenizer (vocabulary 257, found %lld)", (long long)g->mesh.shape.V);
+    if (status == 0 && o->needle > 0 && g->mesh.shape.V != BYTE_VOCAB)
+        status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)", BYTE_VOCAB,
+            (long long)g->mesh.shape.V);
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
     double loss = evaluation.loss / fmax(1, evaluation.count),
@@ -6600,29 +6661,66 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
+// "464,3290,318" as tokens of a vocabulary: their number, or -1 with a line in e.
+static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Error* e) {
+    for (int64_t count = 0;; text++) {
+        char* end;
+        long long token = strtoll(text, &end, 10);
+        if (end == text || (*end && *end != ','))
+            return fail(e, "--prompt-tokens: expected token numbers separated by commas at `%.40s`", text);
+        if (token < 0 || token >= vocab)
+            return fail(e, "--prompt-tokens: %.*s is no token of the model's vocabulary, 0 to %lld", (int)min_i64(end - text, 40),
+                text, (long long)vocab - 1);
+        tokens[count++] = (int32_t)token;
+        if (!*end) return count;
+        text = end;
+    }
+}
+
+// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the prompt is empty, or the
+// model's tokens are not bytes and none was given, a document begins: after the token that ended the one before.
+static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    int64_t V = g->mesh.shape.V, count = (int64_t)strlen(o->prompt);
+    int given = strcmp(o->prompt, option_find("prompt")->text) != 0;
+    if (o->prompt_tokens[0] && given) return fail(e, "--prompt and --prompt-tokens: give one of them");
+    if (o->prompt_tokens[0]) return tokens_parse(o->prompt_tokens, V, tokens, e);
+    if (V != BYTE_VOCAB && given && count > 0)
+        return fail(e,
+            "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: give --prompt-tokens",
+            BYTE_VOCAB, (long long)V);
+    if (V != BYTE_VOCAB || count == 0) count = 1, tokens[0] = (int32_t)g->eot;
+    else
+        for (int64_t i = 0; i < count; i++) tokens[i] = (unsigned char)o->prompt[i];
+    return count;
+}
+
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    gpt2_sp* g = model_load(o, e);
+    gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
-    int64_t T = g->mesh.shape.T, prompt = (int64_t)strlen(o->prompt), length = o->length, made = -1;
-    int32_t* tokens = (int32_t*)malloc((size_t)(T + prompt + 2) * sizeof *tokens);
-    if (!tokens) fail(&g->error, "out of memory");
-    else if (g->mesh.shape.V != 257)
-        fail(&g->error, "--from has a vocabulary of %lld, this program writes text of the byte tokenizer's 257",
-            (long long)g->mesh.shape.V);
-    else if (prompt >= T) fail(&g->error, "--prompt has %lld tokens, the context holds %lld", (long long)prompt, (long long)T);
-    else {
-        if (prompt == 0) tokens[prompt++] = (int32_t)g->eot;   // nothing to continue: begin a document
-        else
-            for (int64_t i = 0; i < prompt; i++) tokens[i] = (unsigned char)o->prompt[i];
+    int64_t T = g->mesh.shape.T, length = o->length, made = -1;
+    int as_text = g->mesh.shape.V == BYTE_VOCAB && !o->prompt_tokens[0];
+    int32_t* tokens = (int32_t*)malloc((size_t)(T + GPT2_SP_TEXT) * sizeof *tokens);
+    int64_t prompt = tokens ? prompt_read(g, tokens, &g->error) : fail(&g->error, "out of memory");
+    double start = now_ms();
+    if (prompt >= T)
+        fail(&g->error, "--prompt%s has %lld tokens, the context holds %lld", o->prompt_tokens[0] ? "-tokens" : "",
+            (long long)prompt, (long long)T);
+    else if (prompt > 0) {
         length = min_i64(length, T - prompt);
         made =
             gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k, o->top_p, (uint64_t)o->seed);
     }
+    double seconds = (now_ms() - start) / 1e3;
     if (made >= 0) {
-        fputs(o->prompt, stdout);
-        for (int64_t i = 0; i < made; i++) putchar(tokens[prompt + i]);
+        if (as_text) fputs(o->prompt, stdout);
+        for (int64_t i = 0; i < made; i++)
+            if (as_text) putchar(tokens[prompt + i]);
+            else printf(i ? ",%d" : "%d", tokens[prompt + i]);
         printf("\n");
+        fflush(stdout);
+        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s\n", (long long)made, seconds, (double)made / seconds);
         if (length < o->length && made == length) fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
     } else *e = g->error;
     free(tokens);
@@ -6658,7 +6756,8 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     p.error = &callback;
     if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
     if (!o->out[0]) return fail(e, "no --out FILE.tok");
-    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, (uint32_t)o->block_tokens, e->text, sizeof e->text) != 0)
+    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens, e->text, sizeof e->text) !=
+        0)
         return -1;
     int status = 0;
     for (int i = 0; status == 0 && i < inputs->count; i++)
@@ -6685,7 +6784,8 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     p.error = e;
     FILE* text = jsonl ? fopen(o->out, "w") : NULL;
     if (jsonl && !text) return fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
-    if (!jsonl && tok_writer_open(&p.writer, o->out, TOK_BYTE, 257, 256, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0)
+    if (!jsonl &&
+        tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0)
         return -1;
     for (int64_t d = 0; status == 0 && d < o->docs; d++) {
         synth_doc doc;

@@ -34,6 +34,30 @@ refused() {
     [ $status = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -qe "$word" err || { echo "exit status $status, $(wc -l < err) lines, expected 1 with \`$word\`"; return 1; }
 }
 
+# Fails unless the command exits with 1 and, on stderr, the table of `plan $asked` above one line that holds the word. Shows that line.
+short_of_memory() {
+    word=$1
+    shift
+    g "$@" > out 2> err
+    status=$?
+    tail -n 1 err
+    [ $status = 1 ] && [ ! -s out ] && tail -n 1 err | grep -qe "$word" || { echo "exit status $status, expected 1 with \`$word\`: $(cat err)"; return 1; }
+    sed '$d' err > table
+    if [ "$asked" ]; then g plan $asked --gflops 1 --link-gbs 1 --copy-gbs 1 | sed '/^  total/q' | cmp - table
+    else grep -q '^  total ' table && grep -q '^  gradients  *0 B$' table
+    fi
+}
+
+# Fails unless `sample` succeeds, says its speed on stderr, and its output matches the pattern.
+samples() {
+    pattern=$1
+    shift
+    g sample "$@" > out 2> err || { echo "exit status $?: $(cat err)"; return 1; }
+    cat err
+    grep -qxe 'sample: [0-9]* tokens in [0-9.]* s, [0-9]* tok/s' err && [ "$(wc -l < err)" = 1 ] || return 1
+    grep -qEe "$pattern" out || { echo "no \`$pattern\` in: $(tail -3 out)"; return 1; }
+}
+
 # Fails unless standard input is lines of JSON with these keys, by our own reader and by Python's if there is one.
 json() {
     cat > json.txt
@@ -193,8 +217,21 @@ check "vocabulary too small" refused 'vocabulary' train $tiny --vocab 100 --data
 printf 'abcdefgh' > odd.bin; printf i >> odd.bin
 check "raw u16 of an odd length" refused 'odd.bin' train --data odd.bin --raw-u16 --seq-len 2
 head -c 8192 /dev/zero > zeros.bin
-check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1
-check "context that no machine holds" refused 'the machine has' train --layers 500 --channels 65536 --heads 256 --data books.tok --seq-len 64
+check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1 --out runs/numbers
+
+# ----- memory that is short -----------------------------------------------------------------------
+
+asked="--layers 500 --channels 65536 --heads 256 --seq-len 64 --vocab 257"
+check "a model that no machine holds: the plan, and a line" short_of_memory 'this needs .* GiB and the machine has .*: no context fits' train $asked --data books.tok
+asked="--layers 2 --channels 64 --heads 1 --seq-len 5000 --batch-size 60000 --sp 2 --vocab 257"
+check "a batch that no machine holds: and what would fit" short_of_memory '2 ranks need .* the longest context that fits is [0-9]*, with --seq-len 5000 the largest batch is [0-9]' train $asked --data books.tok
+# a model whose context is longer than any machine holds, trained elsewhere
+asked=
+mkdir huge
+sed 's/"n_layer": [0-9]*/"n_layer": 2/; s/"n_head": [0-9]*/"n_head": 256/; s/"n_embd": [0-9]*/"n_embd": 4096/; s/"n_\(positions\|ctx\)": [0-9]*/"n_\1": 16777216/g' runs/whole/step_00000012/config.json > huge/config.json
+for command in "sample" "eval --data books.tok"; do
+    check "$command: a context that no machine holds" short_of_memory "of the model's context of 16777216 no more than [1-9][0-9]* would fit" $command --from huge
+done
 
 # a shard that goes bad on the disk: the run reaches the damage, names the shard, and what it learnt so far is kept
 g prepare --out long.tok --block-tokens 1024 book1.txt book2.txt > out
@@ -217,9 +254,21 @@ check "eval agrees with the run's last validation" sh -c '
     logged=$(sed -n "\$s/.*\"val_loss\": \([0-9.]*\).*/\1/p" runs/whole/log.jsonl)
     found=$("$0" eval --from runs/whole --data val.tok --val-sequences 2 --json | sed "s/.*\"loss\": \([0-9.]*\).*/\1/")
     echo "$logged $found"; awk "BEGIN { d = $logged - $found; exit !(d < 1e-5 && d > -1e-5) }"' "$program"
-check "sample" says '^It was' g sample --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 --top-p 0.9
-check "sample: the same seed, the same text" sh -c '"$0" sample --from runs/whole --length 30 --seed 7 > one; "$0" sample --from runs/whole --length 30 --seed 7 > two; cmp one two' "$program"
-check "sample: greedy" says '^It' g sample --from runs/whole --prompt It --length 9 --temperature 0
+check "sample" samples '^It was' --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 --top-p 0.9
+check "sample: the same seed, the same text" sh -c '"$0" sample --from runs/whole --length 30 --seed 7 > one 2> err; "$0" sample --from runs/whole --length 30 --seed 7 > two 2> err; cmp one two' "$program"
+check "sample: greedy" samples '^It' --from runs/whole --prompt It --length 9 --temperature 0
+check "sample: the same by numbers" sh -c '
+    "$0" sample --from runs/whole --prompt It --length 9 --temperature 1 2> err | tail -c +3 | head -c 9 | od -A n -v -t u1 | tr -s " " , | sed "s/^,//" > text
+    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 9 --temperature 1 2> err | tee numbers; cmp text numbers' "$program"
+check "sample: GPT-2's vocabulary, by numbers" samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --prompt-tokens 464,3290,318 --length 12
+check "sample: GPT-2's vocabulary, a document begins" samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --length 12 --top-k 100
+check "sample: text for GPT-2's vocabulary" refused '50257: give --prompt-tokens' sample --from runs/numbers --prompt It
+check "sample: text and numbers" refused 'one of them' sample --from runs/whole --prompt It --prompt-tokens 73
+check "sample: a number beyond the vocabulary" refused '50257 is no token .*, 0 to 50256' sample --from runs/numbers --prompt-tokens 1,50257
+check "sample: a number beyond the byte tokenizer's" refused '257 is no token .*, 0 to 256' sample --from runs/whole --prompt-tokens 257
+check "sample: a number below 0" refused '[-]1 is no token' sample --from runs/numbers --prompt-tokens=-1,2
+for numbers in 12,x 12x ,12 12, 12,,13; do check "sample: numbers that are none, $numbers" refused 'expected token numbers' sample --from runs/numbers --prompt-tokens $numbers; done
+check "sample: more numbers than the context holds" refused '--prompt-tokens has 64 tokens' sample --from runs/numbers --prompt-tokens "$(yes 7 | head -n 64 | paste -s -d , -)"
 check "sample: prompt longer than the context" refused '--prompt' sample --from runs/whole --prompt "$(head -c 64 /dev/zero | tr '\0' x)"
 check "output that cannot be written" sh -c '[ -e /dev/full ] || exit 0; "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err; [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
 

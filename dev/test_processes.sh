@@ -158,6 +158,10 @@ check "ranks that do not divide evenly" told '' '3 ranks .* cannot be divided ev
 run unchosen 3 $shape --dp 2 --steps 3
 check "--sp 0 that does not divide by --dp" told '' '3 ranks .* cannot be divided evenly among the replicas'
 
+run short 2 $shape --sp 2 --steps 3 --layers 500 --channels 65536 --heads 256
+check "memory that is short: a line from each" told 0 '2 ranks need .* and the machine has'
+check "... and the plan from the first" sh -c 'grep "^  total" short.0.err && tail -n 1 short.0.err | grep "and the machine has"'
+
 alone() {   # a single process is refused with this
     pattern=$1
     shift

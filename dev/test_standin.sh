@@ -148,8 +148,18 @@ for zero in 0 1 2 3; do   # each goes on from what the one before it saved
         --steps $((3 + 2 * zero))
 done
 check "sample" run 1 1 6 sample --from $folder/run --length 20
+check "sample, by numbers" run 1 1 6 sample --from $folder/run --length 20 --prompt-tokens 73,116
 check "eval" run 1 1 6 eval --from $folder/run --data $text --val-sequences 3
 check "plan" run 2 8 1024 plan --sp 2 --seq-len 1024
+
+# more than the GPUs have: the plan's table, a line that says what would fit, and nothing else
+short_of_memory() {
+    STANDIN_GPUS=2 timeout 60 $folder/train train $small --sp 2 --recompute none --batch-size 65536 > $folder/run.log 2>&1
+    status=$?
+    grep -a '^train train: ' $folder/run.log
+    [ $status = 1 ] && [ "$(grep -a -c '^  total  ' $folder/run.log)" = 1 ] && grep -a -q '^train train: 2 ranks need .* the largest batch is [0-9]' $folder/run.log
+}
+check "memory that is short" short_of_memory
 
 # host threads held up at random
 for seed in 1 4; do
