@@ -141,14 +141,15 @@ def main():
     for length in [32768] if options.quick else [32768, 131072]:
         steps = 24 if length < 100000 else 6
         one[length] = bench.one(length, "--recompute", "attn", steps=steps)
-        two[length] = bench.ours("recompute attn, dist", length, 2, "--recompute", "attn", steps=2 * steps)
+        two[length] = bench.ours("recompute attn, dist, zero 1", length, 2, "--recompute", "attn", "--zero", "1", steps=2 * steps)
         mode = "none"
-        two[length, mode] = bench.ours("recompute none, dist", length, 2, "--recompute", mode, steps=steps)
+        two[length, mode] = bench.ours("recompute none, dist, zero 1", length, 2, "--recompute", mode, "--zero", "1", steps=steps)
         if not options.quick:
             more = ["--compile"] if length < 100000 else ["--steps", "4"]
             torch_rows[length] = bench.pytorch("PyTorch context_parallel" + (", compiled" if "--compile" in more else ""), length, *more)
     if not options.quick:
         bench.one(8192, "--recompute", "attn", steps=40)
+    bench.ours("recompute attn, dist, zero 0", 32768, 2, "--recompute", "attn", steps=24)
     bench.ours("recompute attn, dist, NCCL", 32768, 2, "--recompute", "attn", "--transport", "nccl", steps=24)
     for length in [32768] if options.quick else [8192, 32768, 131072]:
         for schedule in ["ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"]:
