@@ -2408,10 +2408,18 @@ static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int6
     for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
     return bytes;
 }
+// The heads of parts h0 to h1 - 1 of a table.
+typedef struct {
+    int64_t first, count;
+} Heads;
+static Heads part_heads(const Mesh* mesh, const Schedule* table, int h0, int h1) {
+    int64_t first = part_head(mesh->shape.NH, table->head_parts, h0);
+    Heads heads = {first, part_head(mesh->shape.NH, table->head_parts, h1) - first};
+    return heads;
+}
 // Bytes that each of a rank's slots needs for all that ever lies in it.
 static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0, int h1, int64_t rows) {
-    int64_t NH = mesh->shape.NH, heads = part_head(NH, table->head_parts, h1) - part_head(NH, table->head_parts, h0);
-    size_t need = item_tensors_bytes(mesh, kind, heads, rows);
+    size_t need = item_tensors_bytes(mesh, kind, part_heads(mesh, table, h0, h1).count, rows);
     if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
 }
 static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
@@ -2437,9 +2445,7 @@ static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, in
         const ScheduleMessage* m = &table->messages[i];
         if (m->from != rank || m->src >= 0) continue;
         if (m->step != step) bytes = 0, step = m->step;
-        int64_t NH = mesh->shape.NH;
-        int64_t heads = part_head(NH, table->head_parts, m->item.h1) - part_head(NH, table->head_parts, m->item.h0);
-        bytes += item_tensors_bytes(mesh, m->item.kind, heads, rows);
+        bytes += item_tensors_bytes(mesh, m->item.kind, part_heads(mesh, table, m->item.h0, m->item.h1).count, rows);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -3916,21 +3922,21 @@ typedef struct {
 static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
     int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS, NH = mesh->shape.NH;
-    int64_t h0 = part_head(NH, run->table->head_parts, item.h0), heads = part_head(NH, run->table->head_parts, item.h1) - h0;
+    Heads heads = part_heads(mesh, run->table, item.h0, item.h1);
     int tokens = item_tensors(item.kind).tokens[i];
-    ItemView v = {NULL, tokens ? heads * HS : heads * rows};
+    ItemView v = {NULL, tokens ? heads.count * HS : heads.count * rows};
     if (slot >= 0) {
         v.p = run->slots[slot];
-        for (int j = 0; j < i; j++) v.p += item_tensor_bytes(mesh, item.kind, j, heads, rows);
+        for (int j = 0; j < i; j++) v.p += item_tensor_bytes(mesh, item.kind, j, heads.count, rows);
         return v;
     }
     bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
     float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
     float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};   // i < 2 where it counts
-    if (!tokens) v.p = (char*)(stats[item.kind] + h0 * rows), v.stride = NH * rows;
-    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + h0 * HS), v.stride = C;
+    if (!tokens) v.p = (char*)(stats[item.kind] + heads.first * rows), v.stride = NH * rows;
+    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + heads.first * HS), v.stride = C;
     else {
-        v.p = (char*)(operands[item.kind] + h0 * HS);
+        v.p = (char*)(operands[item.kind] + heads.first * HS);
         v.stride = item.kind == ITEM_QDO && i == 1 ? C : 3 * C;
     }
     return v;
@@ -3938,8 +3944,8 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
 static int gpu_item_pieces(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
     const Shape* s = &r->mesh->shape;
     ItemTensors t = item_tensors(item.kind);
-    int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of), parts = run->table->head_parts;
-    int64_t heads = part_head(s->NH, (int)parts, item.h1) - part_head(s->NH, (int)parts, item.h0);
+    int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of);
+    int64_t heads = part_heads(r->mesh, run->table, item.h0, item.h1).count;
     if (heads == 0) return 0;   // fewer heads than parts: nothing travels
     for (int i = 0; i < t.count; i++) {
         ItemView v = item_view(r, run, item, slot, i);
@@ -3982,13 +3988,13 @@ static int contribution_is_last(GpuAttention* run, int second, int h0, int h1) {
     if (last) run->written[second] |= part_bits(h0, h1);
     return last;
 }
-static AttnView output_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t h0) {
+static AttnView output_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t head) {
     const Shape* s = &r->mesh->shape;
-    AttnView v = {run->out + at * s->C + h0 * s->HS, s->C, s->HS, s->C * r->Tl};
+    AttnView v = {run->out + at * s->C + head * s->HS, s->C, s->HS, s->C * r->Tl};
     return v;
 }
-static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t h0) {
-    AttnRows v = {run->lse + h0 * r->Tl + at, r->Tl, r->mesh->shape.NH * r->Tl};
+static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t head) {
+    AttnRows v = {run->lse + head * r->Tl + at, r->Tl, r->mesh->shape.NH * r->Tl};
     return v;
 }
 
@@ -3999,9 +4005,7 @@ static int result_begin(
     *there = r->slot_filled[slot];
     if (!*there && (kind == ITEM_DQ || run->table->chunks > run->table->P)) {
         if (kind == ITEM_OUT) return fail(&r->error, "this schedule sends outputs of two chunks");
-        int64_t NH = r->mesh->shape.NH,
-                heads = part_head(NH, run->table->head_parts, h1) - part_head(NH, run->table->head_parts, h0);
-        size_t bytes = item_tensors_bytes(r->mesh, kind, heads, rank_rows(r, of));
+        size_t bytes = item_tensors_bytes(r->mesh, kind, part_heads(r->mesh, run->table, h0, h1).count, rank_rows(r, of));
         CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, stream));
         *there = 1;
     }
@@ -4023,8 +4027,7 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
     for (int part = h0; in != 0 && part < h1; part++) {
         if (in >> part & 1) continue;
         Item item = {kind, r->sp_rank, part, part + 1};
-        int64_t NH = r->mesh->shape.NH,
-                heads = part_head(NH, table->head_parts, part + 1) - part_head(NH, table->head_parts, part);
+        int64_t heads = part_heads(r->mesh, table, part, part + 1).count;
         for (int i = 0; heads > 0 && i < item_tensors(kind).count; i++) {
             int tokens = item_tensors(kind).tokens[i];
             ItemView v = item_view(r, run, item, -1, i);
@@ -4098,14 +4101,14 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
-    int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
+    Heads heads = part_heads(r->mesh, table, op->h0, op->h1);
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
     int before = run->side, there = 0;
-    if (heads == 0) return 0;   // fewer heads than parts
+    if (heads.count == 0) return 0;   // fewer heads than parts
     if (op_begin(r, run, op) != 0) return -1;
     cudaStream_t stream = lane_stream(d, run->side);
     Span* span = NULL;
-    AttnShape shape = {(int)d->B, (int)heads, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
+    AttnShape shape = {(int)d->B, (int)heads.count, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
         1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
     if (!table->backward) {
         Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
@@ -4122,7 +4125,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
         } else {
             if (own_begin(r, run, ITEM_OUT, q.second, op->h0, op->h1, &there, stream) != 0) return -1;
             if (contribution_is_last(run, q.second, op->h0, op->h1))
-                a.carry_out = 0, a.o = output_view(r, run, q.at, h0), a.lse = lse_view(r, run, q.at, h0);
+                a.carry_out = 0, a.o = output_view(r, run, q.at, heads.first), a.lse = lse_view(r, run, q.at, heads.first);
         }
         a.carry_in = there;
         if (op_turn(r, run, before) != 0) return -1;
@@ -4166,15 +4169,15 @@ __global__ void rows_add_kernel(float* out, int64_t out_stride, const float* inp
 static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Gpu* d = (const Gpu*)r->device;
     int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = item_tensors(msg->item.kind).count;
-    int64_t HS = r->mesh->shape.HS, NH = r->mesh->shape.NH;
+    Heads heads = part_heads(r->mesh, run->table, msg->item.h0, msg->item.h1);
     const char* slot = run->slots[msg->dst];
     if (msg->step != run->table->steps - 1 || !run->table->backward || run->sums->add[first]) return 0;
     if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C)) return 0;   // the end writes there
     for (int i = 0; i < count; i++) {
         ItemView v = item_view(r, run, msg->item, msg->dst, i);
         run->sums->add[first + i] = (const float*)v.p, run->sums->stride[first + i] = v.stride;
-        run->sums->begin[first + i] = part_head(NH, run->table->head_parts, msg->item.h0) * HS;
-        run->sums->end[first + i] = part_head(NH, run->table->head_parts, msg->item.h1) * HS;
+        run->sums->begin[first + i] = heads.first * r->mesh->shape.HS;
+        run->sums->end[first + i] = (heads.first + heads.count) * r->mesh->shape.HS;
     }
     return 1;
 }
@@ -4185,9 +4188,9 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
     int own = msg->into < 0, there = 1, last = own && msg->item.kind == ITEM_OUT;
-    int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, table->head_parts, msg->item.h0);
-    int64_t heads = part_head(s->NH, table->head_parts, msg->item.h1) - h0;
-    if (heads == 0) return 0;   // fewer heads than parts
+    int64_t rows = rank_rows(r, msg->item.of);
+    Heads heads = part_heads(r->mesh, table, msg->item.h0, msg->item.h1);
+    if (heads.count == 0) return 0;   // fewer heads than parts
     if (ops_follow(r, run, 0) != 0) return -1;
     run->merged = 1;
     Chunk whole = {msg->item.of, 0, rows, 0, rows, 0};
@@ -4204,13 +4207,13 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
         AttnRows in_m = chunk_rows(r, run, msg->item, msg->dst, 1, &whole),
                  in_l = chunk_rows(r, run, msg->item, msg->dst, 2, &whole);
         AttnRows absent = {NULL, 0, 0}, lse = absent;
-        if (last) o = output_view(r, run, 0, h0), lse = lse_view(r, run, 0, h0);
+        if (last) o = output_view(r, run, 0, heads.first), lse = lse_view(r, run, 0, heads.first);
         AttnView acc = there ? chunk_tokens(r, run, msg->item, msg->into, 0, &whole) : in;
         AttnRows m = there ? chunk_rows(r, run, msg->item, msg->into, 1, &whole) : in_m;
         AttnRows l = there ? chunk_rows(r, run, msg->item, msg->into, 2, &whole) : in_l;
         CUDA_TRY(&r->error,
             attn::attention_merge(acc, m, l, there ? in : none, there ? in_m : absent, there ? in_l : absent, o, lse, (int)d->B,
-                (int)heads, (int)rows, d->stream, (int)s->HS));
+                (int)heads.count, (int)rows, d->stream, (int)s->HS));
         return 0;
     }
     if (own && there && leave_to_end(r, run, msg)) return 0;
@@ -4265,14 +4268,14 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             if (run->written[second] >> part & 1) continue;
             Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
             Item item = {ITEM_OUT, r->sp_rank, part, part + 1};
-            int64_t h0 = part_head(s->NH, table->head_parts, part), heads = part_head(s->NH, table->head_parts, part + 1) - h0;
-            if (heads == 0) continue;
+            Heads heads = part_heads(r->mesh, table, part, part + 1);
+            if (heads.count == 0) continue;
             AttnView none = {NULL, 0, 0, 0};
             AttnRows absent = {NULL, 0, 0};
             CUDA_TRY(&r->error,
                 attn::attention_merge(chunk_tokens(r, run, item, -1, 0, &c), chunk_rows(r, run, item, -1, 1, &c),
-                    chunk_rows(r, run, item, -1, 2, &c), none, absent, absent, output_view(r, run, c.at, h0),
-                    lse_view(r, run, c.at, h0), (int)d->B, (int)heads, (int)c.rows, d->stream, (int)s->HS));
+                    chunk_rows(r, run, item, -1, 2, &c), none, absent, absent, output_view(r, run, c.at, heads.first),
+                    lse_view(r, run, c.at, heads.first), (int)d->B, (int)heads.count, (int)c.rows, d->stream, (int)s->HS));
         }
     return 0;
 }
