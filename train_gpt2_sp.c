@@ -4999,7 +4999,11 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     if (status == 0 && (*vocab < 1 || *vocab > 1 << 20))
         status = *vocab < 0 ? -1 : fail(e, "%.900s: vocab_size %lld", path, (long long)*vocab);
     uint64_t end = 0;
-    *eot = json_get_u64(text, size, "eos_token_id", &end) == 1 ? (int64_t)end : *vocab - 1;
+    *eot = *vocab - 1;
+    if (status == 0 && json_get_u64(text, size, "eos_token_id", &end) == 1) {
+        *eot = (int64_t)end;
+        if (end >= (uint64_t)*vocab) status = fail(e, "%.900s: eos_token_id %llu", path, (unsigned long long)end);
+    }
     free(text);
     return status;
 }
@@ -6045,8 +6049,8 @@ static void memory_print(FILE* out, const Mesh* mesh, const Layout* layout, cons
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
 }
 
-// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the first process prints the plan's
-// table above the line that the command ends with.
+// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table comes above the line
+// that the command ends with; of several processes the first prints it, if it was refused.
 static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
     gpt2_sp* g = trainer_new(o);
     int status = g ? make(g) : -1;

@@ -419,7 +419,8 @@ template <int D> struct FwdSmem {
     bf16 q[2][FwdTile<D>::ROWS * D];   // two tiles of queries: the next one loads while this one is used
     bf16 k[STAGES][FWD_COLS * D];
     bf16 v[STAGES][FWD_COLS * D];
-    bf16 ones[D == 64 ? 16 * 64 : 512];   // the columns beside V for F_ONES, all 1
+    bf16 ones[D == 64 ? 16 * 64
+                      : 512];   // the columns beside V for F_ONES, all 1; without it `o` is aligned to 1024 bytes all the same
     bf16 o[FwdTile<D>::GROUPS][64 * D];   // staging of the output, one part per warpgroup
     uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     int tile[2];   // tile number that belongs to q[i], -1 = no more
@@ -848,7 +849,7 @@ struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
     AttnBackward a;
     int row_tiles, col_tiles, section, tiles;
-    int* turn;   // (B*NH, row_tiles): blocks of keys that have added to this dQ tile, for the deterministic order
+    int* turn;   // (B*NH, row_tiles, 2): blocks of keys that have added to this dQ tile, for the deterministic order
 };
 enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
@@ -2374,8 +2375,8 @@ static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
     return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
 }
 // The first unit of a kind.
-static const Unit* kind_unit(const Layout* layout, int kind) {
-    return &layout->units[kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : layout->count - 1];
+static int kind_unit(const Layout* layout, int kind) {
+    return kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : layout->count - 1;
 }
 // Which of the buffers for single units a unit uses.
 static int unit_buffer(const Layout* layout, int u) { return u == 0 ? 0 : u == layout->count - 1 ? 1 : 2 + u % 2; }
@@ -4065,9 +4066,9 @@ static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
     return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) || op_uses(b, a->dkv_slot) ||
         (heads && ((a->dq_slot < 0 && b->dq_slot < 0) || (backward && a->dkv_slot < 0 && b->dkv_slot < 0)));
 }
-// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes after it on the same one. Two ops
-// that have nothing to do with each other are on different streams: the blocks of the second start where those of the first end,
-// one multiprocessor after the other.
+// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes after it on the same one.
+// Two ops that have nothing to do with each other are on different streams: the blocks of the second start where those of the first
+// end, one multiprocessor after the other.
 static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int backward = run->table->backward, before = run->side;
     int side = run->ops == 0 ? 0 : ops_meet(op, run->last, backward) ? before : !before, meet = side && run->merged;
@@ -4625,6 +4626,7 @@ static int unit_add(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
     sum_ranks(r, own, parts, 0, unit->slice, 0);
     CUDA_TRY(&r->error, cudaEventRecord(d->summed[u], d->stream));
+    mark(d, "gradient sums");
     return 0;
 }
 
@@ -4634,15 +4636,15 @@ static int units_close(Rank* r) {
     if (unit_add(r, 1) != 0 || units_sum(r, d->gradients) != 0) return -1;   // the ranks meet: all have begun to sum
     if (r->mesh->zero == 0 && d->closing) {
         if (unit_slices_fetch(r, 1) != 0) return -1;
-        CUDA_TRY(&r->error, cudaEventRecord(d->summed[0], d->gathers));
-        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->summed[0], 0));
+        CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));   // all of `gathers`
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
     }
     if (r->mesh->zero == 0 && units_all_gather(r, d->gradients) != 0) return -1;
     d->closing = 0;
     return 0;
 }
 
-// --- units of --zero 2 and 3 ---
+// --- units that come together from the ranks' slices, and gradients that go to them ---
 
 static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
 
@@ -4689,6 +4691,7 @@ static int gpu_unit_gather(Rank* r, int u) {
         const Unit* unit = &r->layout->units[u];
         unit_cast(r, u, count, d->weights + unit->offset, unit->slice * r->mesh->world,
             d->half + half_offset(r->layout, &r->mesh->shape, u), d->stream);
+        mark(d, "weights gathered");
         return 0;
     }
     if (unit_prefetch(r, u) != 0) return -1;
@@ -5039,7 +5042,7 @@ static int gradients_finish(Rank* r, double clip) {
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
     for (int kind = UNIT_EMBED; zero == 1 && kind < UNIT_KINDS; kind++) {   // this rank's slices
-        const Unit* unit = kind_unit(layout, kind);
+        const Unit* unit = &layout->units[kind_unit(layout, kind)];
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares,
             d->gradients + unit->offset + r->world_rank * unit->slice, unit->slice, kind == UNIT_LAYER ? layout->count - 2 : 1,
             unit->slice * world);
@@ -5141,8 +5144,8 @@ static void gpu_weights_cast(Rank* r) {
 }
 
 // --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by unit, in the order in
-// which the next forward pass waits for them and makes their bf16 copies (gpu_unit_gather). No slice is updated again before all
-// ranks have differentiated that pass.
+// which the next forward pass waits for them and makes their bf16 copies (gpu_unit_gather). No slice is updated again before the
+// compute streams of all ranks, which waited for all units, have met in the sums of gradients.
 static int weights_spread(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -5178,7 +5181,8 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
     a.update = 1;
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
-        const Unit* unit = kind_unit(layout, kind);
+        int u = kind_unit(layout, kind);
+        const Unit* unit = &layout->units[u];
         int64_t whole = unit->slice * world, begin = zero >= 1 ? r->world_rank * unit->slice : 0,
                 n = zero >= 1 ? unit->slice : unit->elements;
         int64_t at = unit->offset + begin, shard = unit->shard_offset;
@@ -5187,8 +5191,7 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
         UnitArray<float> v = {d->v + (zero >= 1 ? shard : at), m.stride};
         UnitArray<float> g = {d->gradients + (zero >= 2 ? shard : at), zero >= 2 ? unit->slice : whole};
         UnitArray<bf16> half = {
-            zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, (int)(unit - layout->units)) : NULL,
-            whole};
+            zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
         dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
         adamw_kernel<<<grid, 256, 0, d->stream>>>(w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
         CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));
@@ -5229,8 +5232,9 @@ static int host_begin(Rank* r, int kinds, int fetch) {
     HostCopy copies[3];
     host_copies(r, copies);
     if (gpu_enter(r) != 0) return -1;
-    for (int u = 0; u < r->layout->count && r->mesh->zero < 3; u++)
-        if (gpu_unit_gather(r, u) != 0) return -1;
+    if (r->mesh->zero < 3)   // weights may still be on their way from the peers
+        for (int u = 0; u < r->layout->count; u++)
+            if (gpu_unit_gather(r, u) != 0) return -1;
     for (int i = 0; i < kinds; i++) {
         size_t bytes = (size_t)copies[i].elements * sizeof(float);
         *copies[i].host = (real*)calloc((size_t)copies[i].elements, sizeof(real));

@@ -334,7 +334,8 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         u64 size = strstr(x.mangled, "kernelIf") ? 4 : 2, n = x.k(2) * x.k(3);
         for (u64 y = 0; y < x.grid.y; y++)
             t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
-    {"squares_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), SQUARE_BLOCKS * 8), t.reads(x.p(1), x.n(2) * 4); }},
+    {"squares_kernel", [](Touches& t, const Launch& x) {   // out, g, n, count, stride
+        t.writes(x.p(0), SQUARE_BLOCKS * 8), t.reads(x.p(1), x.n(2) * 4, x.k(3), x.n(4) * 4); }},
     {"squares_finish_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0) + 8, 8), t.reads(x.p(1), SQUARE_BLOCKS * 8); }},
     {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world: two of each, three sums
         for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], 16);
@@ -358,7 +359,13 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         bool wide = !strstr(x.mangled, "kernelILi0");
         for (u64 z = 0; z < x.grid.z; z++) {
             t.writes(x.p(0) + z * x.k(4) * 4, x.k(4) * 4, SUM_BLOCKS, x.k(6) * 4);
-            if (wide) t.reads((&x.at<char*>(2))[z], x.n(3) * x.k(4) * 4);
+            if (wide) {   // sums, what is to be added, its stride, its first column and the end: three of each
+                const char* const* sums = &x.at<char*>(2);
+                const int64_t* of_added = (const int64_t*)(sums + 6);
+                t.reads(sums[z], x.n(3) * x.k(4) * 4);
+                if (sums[3 + z])
+                    t.reads(sums[3 + z], (u64)(of_added[6 + z] - of_added[3 + z]) * 4, x.n(3), (u64)of_added[z] * 4);
+            }
             t.add(x.p(1) + z * x.k(4) * 2, x.k(4) * 2, wide, x.n(3), x.k(5) * 2);
         } }},
     {"columns_finish_kernel", [](Touches& t, const Launch& x) {   // targets, partial, blocks, width, N

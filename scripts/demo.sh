@@ -85,7 +85,7 @@ if [ -s "$out/run.cfg" ]; then
     set -- --config "$out/run.cfg"
 else
     set -- --data "$out/train.tok" --val-data "$out/val.tok" --layers 2 --heads 2 --channels 128 --seq-len 4096 --sp 4 --schedule dist \
-        --recompute attn --lr 2e-3 --warmup 10
+        --recompute attn --lr 1.5e-3 --warmup 20
     # as many steps as fit into the time, from how long the fourth one takes here
     ms=$(./train_gpt2_sp train "$@" --steps 4 | sed -n 's/^step *4.* \([0-9]*\)\.[0-9]* ms .*/\1/p')
     steps=$((seconds * 1000 / (ms + 1)))
