@@ -268,9 +268,9 @@ check "sample: a number beyond the vocabulary" refused '50257 is no token .*, 0 
 check "sample: a number beyond the byte tokenizer's" refused '257 is no token .*, 0 to 256' sample --from runs/whole --prompt-tokens 257
 check "sample: a number below 0" refused '[-]1 is no token' sample --from runs/numbers --prompt-tokens=-1,2
 for numbers in 12,x 12x ,12 12, 12,,13; do check "sample: numbers that are none, $numbers" refused 'expected token numbers' sample --from runs/numbers --prompt-tokens $numbers; done
-cp -r runs/numbers runs/noend
-sed -i 's/"eos_token_id": [0-9]*/"eos_token_id": 4294967301/' runs/noend/step_*/config.json
-check "sample: an end token beyond the vocabulary" refused 'config.json: eos_token_id 4294967301' sample --from runs/noend --prompt-tokens 1
+mkdir noend
+sed 's/"eos_token_id": [0-9]*/"eos_token_id": 4294967301/' runs/numbers/step_*/config.json > noend/config.json
+check "sample: an end token beyond the vocabulary" refused 'config.json: eos_token_id 4294967301' sample --from noend --prompt-tokens 1
 check "sample: more numbers than the context holds" refused '--prompt-tokens has 64 tokens' sample --from runs/numbers --prompt-tokens "$(yes 7 | head -n 64 | paste -s -d , -)"
 check "sample: prompt longer than the context" refused '--prompt' sample --from runs/whole --prompt "$(head -c 64 /dev/zero | tr '\0' x)"
 check "output that cannot be written" sh -c '[ -e /dev/full ] || exit 0; "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err; [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
