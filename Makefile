@@ -58,6 +58,9 @@ GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
 NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(comma)code=sm_$(GPU_ARCH),--threads 2 \
     -gencode=arch=compute_90a$(comma)code=sm_90a -gencode=arch=compute_80$(comma)code=[sm_80$(comma)compute_80]) \
     $(if $(filter-out 90a,$(GPU_ARCH)),-DATTN_HOPPER=0) $(if $(HAS_NCCL),-DGPT2_SP_NCCL) -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
+# GPUs here, where a goal needs them; and what a target that needs so many lacks: then it is skipped, with the reason, before anything is built.
+GPUS  := $(if $(filter %-gpu bench-gpu2 bench-schedules,$(MAKECMDGOALS)),$(shell nvidia-smi -L 2> /dev/null | grep -c '^GPU'))
+lacks  = $(if $(NVCC),$(if $(filter-out $(wordlist 1,$(1),0 1),$(GPUS)),,it needs $(word $(1),one two) GPU$(if $(filter 2,$(1)),s)$(comma) nvidia-smi lists $(GPUS)),nvcc is not installed)
 BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $(CC) --version; } 2> /dev/null | cksum | cut -d ' ' -f 1)
 
 # ===== programs and libraries ====================================================================
@@ -119,6 +122,7 @@ build/nvcc.flags: FORCE   # changes when they do
 	@echo '$(NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCCFLAGS)' > $@
 
 train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags   ## the GPU program (needs nvcc)
+	@$(if $(NVCC),:,echo '$@ needs nvcc$(comma) which is not installed' >&2; exit 1)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
 	@sh dev/check_ptxas.sh build/nvcc.log $$($(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') || { rm -f $@; exit 1; }
 
@@ -130,36 +134,36 @@ build/dev/bench_%: dev/bench_%.cu dev/bench_gpu.h train_gpt2_sp.cu train_gpt2_sp
 # which compute-sanitizer can follow; -diag-suppress: remarks of nvcc's C++ front end about tests that are C.
 TEST_GPU := $(NVCC) $(NVCCFLAGS) -diag-suppress 128,177,550 -x cu -DGPT2_SP_GPU
 TEST_GPU_SOURCES := test_gpt2_sp.c $(wildcard dev/test_*.h) dev/test_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
-test_gpt2_spcu: $(TEST_GPU_SOURCES)
-	$(TEST_GPU) $< -o $@ $(GPU_LIBS)
-build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
-	@mkdir -p $(@D)
-	$(TEST_GPU) -lineinfo -DATTN_ALL_ARRIVE $< -o $@ $(GPU_LIBS)
+test_gpt2_spcu build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
+	@mkdir -p build
+	$(TEST_GPU) $(if $(findstring sanitize,$@),-lineinfo -DATTN_ALL_ARRIVE) $< -o $@ $(GPU_LIBS) > build/nvcc-test.log 2>&1 || { cat build/nvcc-test.log; exit 1; }
 
-test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a Hopper GPU)
+test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a GPU)
 	@$(if $(NVCC),./$<,echo 'skip make test-gpu: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
 
-test-gpu2: train_gpt2_spcu   ## the GPU program over two processes and NCCL (needs two GPUs)
-	@sh dev/test_gpu_processes.sh ./$<
+test-gpu2: $(if $(NVCC),train_gpt2_spcu)   ## the GPU program over two processes and NCCL (needs two GPUs)
+	@$(if $(NVCC),sh dev/test_gpu_processes.sh ./$<,echo 'skip make test-gpu2: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
 
 # The small suite under compute-sanitizer. racecheck takes the tests of the kernels alone: a whole step adds none but cuBLASLt's, with which
 # it takes minutes. Not initcheck: it does not see what the tensor copy engine writes, and by it cuBLASLt and the attention kernels write
 # their results; the tests poison every output instead.
-sanitize-gpu: build/test_gpt2_spcu-sanitize   ## the small suite of test-gpu under compute-sanitizer: memcheck, racecheck, synccheck
-	@for run in memcheck synccheck 'racecheck kernels oracle'; do \
+sanitize-gpu: $(if $(call lacks,1),,build/test_gpt2_spcu-sanitize)   ## the small suite of test-gpu under compute-sanitizer: memcheck, racecheck, synccheck
+	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)'; exit 0;) \
+	command -v compute-sanitizer > /dev/null || { echo 'skip make $@: compute-sanitizer is not on PATH'; exit 0; }; \
+	for run in memcheck synccheck 'racecheck kernels oracle'; do \
 	    set -- $$run; tool=$$1; shift; echo "==== $$tool"; \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 ./$< quick "$$@" > build/sanitize-$$tool.log || status=1; \
 	    grep -a 'SUMMARY\|passed,\|^FAIL' build/sanitize-$$tool.log | tail -n 20; \
 	done; exit $${status:-0}
 
-bench-gpu: build/dev/bench_attention train_gpt2_spcu   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
-	@python3 dev/bench_gpu.py $(BENCH)
+bench-gpu: $(if $(call lacks,1),,build/dev/bench_attention train_gpt2_spcu)   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
+	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)',python3 dev/bench_gpu.py $(BENCH))
 
-bench-schedules: build/dev/bench_schedules   ## all schedules at 2, 4, 8 ranks, projected from the times of their ops on one GPU: BENCH='--link-gbs 50'
-	@$< --json build/bench_schedules.json $(BENCH)
+bench-schedules: $(if $(call lacks,1),,build/dev/bench_schedules)   ## all schedules at 2, 4, 8 ranks, projected from the times of their ops on one GPU: BENCH='--link-gbs 50'
+	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)',$< --json build/bench_schedules.json $(BENCH))
 
-bench-gpu2: train_gpt2_spcu   ## two GPUs against one and against PyTorch's context_parallel, five minutes (needs two GPUs): BENCH='--quick'
-	@python3 dev/bench_gpu2.py $(BENCH)
+bench-gpu2: $(if $(call lacks,2),,train_gpt2_spcu)   ## two GPUs against one and against PyTorch's context_parallel, five minutes (needs two GPUs): BENCH='--quick'
+	@$(if $(call lacks,2),echo 'skip make $@: $(call lacks,2)',python3 dev/bench_gpu2.py $(BENCH))
 
 # ===== what to do with them ======================================================================
 
@@ -185,12 +189,12 @@ build/dev/lecture_table_gpu: dev/lecture_table.c train_gpt2_sp.cu train_gpt2_sp.
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -diag-suppress 177 -x cu -DGPT2_SP_GPU $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
-lecture-table-gpu: build/dev/lecture_table_gpu   ## the same on one GPU or two, GPT-2 124M at 8k and 32k: BENCH='--quick'
-	@$< --json build/lecture_table_gpu.json $(BENCH)
+lecture-table-gpu: $(if $(call lacks,1),,build/dev/lecture_table_gpu)   ## the same on one GPU or two, GPT-2 124M at 8k and 32k: BENCH='--quick'
+	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)',$< --json build/lecture_table_gpu.json $(BENCH))
 
 clean:   ## remove what was built; runs/ stays
 	rm -rf build/*-float-* build/*-double-* build/test build/standin build/demo build/dev build/nvcc.*
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z0-9_-]*\):.*## /  make \1\t/p' Makefile | expand -t 24

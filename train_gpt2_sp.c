@@ -568,7 +568,8 @@ MAIN_ONLY static int options_parse(
         if (option && !strchr(option->commands, letter)) return fail(e, "--%s is not an option of `%s`", name, command);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
         int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
-        if (flag && !equals && (!value || (strcmp(value, "0") != 0 && strcmp(value, "1") != 0))) value = "1";
+        int other = !value || (strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
+        if (flag && !equals && other && (!value || inputs || strncmp(value, "--", 2) == 0)) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
         if (config ? options_file(o, value, e) : option_set(o, option, value, e)) return -1;
@@ -3354,6 +3355,13 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     return 0;
 }
 
+static int world_divides(const gpt2_sp_options* o, Error* e) {
+    int64_t ranks = o->dp * o->sp;
+    if (ranks % max_i64(1, o->world) == 0) return 0;
+    return fail(e, "%lld ranks (--dp %lld x --sp %lld) cannot be divided evenly over --world %lld processes", (long long)ranks,
+        (long long)o->dp, (long long)o->sp, (long long)o->world);
+}
+
 // All of a mesh but its schedules, which are made by mesh_init, or were for another length.
 static int mesh_shape(
     Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
@@ -3365,9 +3373,7 @@ static int mesh_shape(
     mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
     mesh->recompute = o->recompute, mesh->center = (int)o->center, mesh->doc_mask = (int)o->doc_mask;
     mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world), mesh->local_processes = 1;
-    if (mesh->world % mesh->processes != 0)
-        return fail(e, "%d ranks (--dp %d x --sp %d) cannot be divided evenly over --world %d processes", mesh->world, mesh->dp,
-            mesh->sp, mesh->processes);
+    if (world_divides(o, e) != 0) return -1;
     mesh->local_ranks = mesh->world / mesh->processes, mesh->first_rank = mesh->process * mesh->local_ranks;
     mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
@@ -5482,16 +5488,19 @@ static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, u
     g->refused = 1;
     uint64_t rank = machine / (uint64_t)sharing;
     int64_t context = longest_context(o, vocab, training, g->device, rank),
-            batch = context > 0 ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
+            batch = training ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
     char who[32] = "this needs", sizes[96], other[64] = "no batch fits";
     if (sharing > 1) snprintf(who, sizeof who, "%d ranks need", sharing);
     snprintf(sizes, sizeof sizes, "%s %.2f GiB and the machine has %.2f", who, (double)bytes / 1073741824,
         (double)machine / 1073741824);
-    if (context == 0) return fail(e, "%s: no context fits, take a smaller model%s", sizes, training ? " or --zero" : "");
+    if (context == 0 && batch == 0)
+        return fail(e, "%s: no context fits, take a smaller model%s", sizes,
+            training && g->mesh.world > 1 && g->mesh.zero < 3 ? " or --zero 3" : "");
     if (!training)
         return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes, (long long)o->seq_len,
             (long long)context);
     if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
+    if (context == 0) return fail(e, "%s: with --seq-len %lld %s", sizes, (long long)o->seq_len, other);
     return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s", sizes,
         (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
@@ -5499,6 +5508,7 @@ static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, u
 // Ranks, memory, schedules: everything but data and weights.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
+    if (g->options.sp > 0 && world_divides(&g->options, e) != 0) return -1;   // before the processes wait for each other
     if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
     if (!g->host.state) g->host = thread_transport(&g->world, HOST);
     if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
@@ -6077,6 +6087,7 @@ static void train_header(const gpt2_sp* g) {
     if (g->mesh.processes > 1) printf(", in %d processes", g->mesh.processes);
     printf("\n");
     printf("memory    %s per rank, planned and allocated\n", human_bytes((double)fullest, memory, sizeof memory));
+    if (!g->options.out[0]) printf("saved     nothing: there is no --out\n");
     printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T),
         (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
     fflush(stdout);
@@ -6548,8 +6559,11 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
             plan_speed(c) / plan_speed(&plan->at[0]), c->attention_seconds, 100 * c->exposed_seconds / c->attention_seconds,
             human_bytes(c->attention_bytes, text, sizeof text));
     }
-    printf("\nthe longest context that fits in %s per rank: %lld\n", human_bytes(plan->memory, text, sizeof text),
-        (long long)plan->longest);
+    human_bytes(plan->memory, text, sizeof text);
+    if (plan->longest == 0) printf("\nno context fits in %s per rank\n", text);
+    else
+        printf("\n%sthe longest context that fits in %s per rank: %lld\n",
+            (double)plan->fullest.used > plan->memory ? "this does not fit; " : "", text, (long long)plan->longest);
 }
 
 // The rates that were given; those that were not are measured, unless another stands for them.
