@@ -2319,7 +2319,7 @@ static void options_refused(void) {
         {'T', "train", "--prompt x", "--prompt is not an option of `train`"},
         {'S', "schedule", "--layers 2", "is not an option of `schedule`"},
         {'T', "train", "layers 3", "`layers` is not an option"},
-        {'T', "train", "--doc-mask 2", "is not an option (options begin with --)"},
+        {'T', "train", "--doc-mask 2", "--doc-mask 2: must be from 0 to 1"},
         {'T', "train", "--doc-mask=2", "must be from 0 to 1"},
         {'T', "train", "--config /nowhere/x.cfg", "--config /nowhere/x.cfg: No such file"},
         {'T', "train", "--keep 1", "must be from 2"}};
@@ -2351,7 +2351,7 @@ static void options_combinations(void) {
         {"sp=64 seq-len=61", "--seq-len 61 is too short for 64 chunks"},
         {"sp=31 seq-len=61 schedule=zigzag", "too short for 62 chunks"}, {"sp=3 schedule=dist-paper", "even --sp only"},
         {"sp=3 schedule=ulysses", "divisible by --sp (found 4 and 3)"},
-        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "no context fits"},
+        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "with --seq-len 5000 the largest batch is "},
         {"batch-size=60000 seq-len=5000 heads=1 channels=64", "with --batch-size 60000 the longest context that fits is "},
         {"batch-size=60000 seq-len=5000 heads=1 channels=64", "with --seq-len 5000 the largest batch is "}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

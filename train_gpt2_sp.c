@@ -5508,7 +5508,6 @@ static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, u
 // Ranks, memory, schedules: everything but data and weights.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
-    if (g->options.sp > 0 && world_divides(&g->options, e) != 0) return -1;   // before the processes wait for each other
     if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
     if (!g->host.state) g->host = thread_transport(&g->world, HOST);
     if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
@@ -5667,6 +5666,7 @@ static int processes_meet(gpt2_sp* g) {
             (long long)o->world - 1);
     if (!o->master[0]) return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
     if (!g->device->processes) return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
+    if (o->sp > 0 && world_divides(o, e) != 0) return -1;   // else known when all have met
     if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
     Error unfit;
     int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
