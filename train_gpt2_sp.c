@@ -3355,13 +3355,6 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     return 0;
 }
 
-static int world_divides(const gpt2_sp_options* o, Error* e) {
-    int64_t ranks = o->dp * o->sp;
-    if (ranks % max_i64(1, o->world) == 0) return 0;
-    return fail(e, "%lld ranks (--dp %lld x --sp %lld) cannot be divided evenly over --world %lld processes", (long long)ranks,
-        (long long)o->dp, (long long)o->sp, (long long)o->world);
-}
-
 // All of a mesh but its schedules, which are made by mesh_init, or were for another length.
 static int mesh_shape(
     Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
@@ -3373,7 +3366,9 @@ static int mesh_shape(
     mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
     mesh->recompute = o->recompute, mesh->center = (int)o->center, mesh->doc_mask = (int)o->doc_mask;
     mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world), mesh->local_processes = 1;
-    if (world_divides(o, e) != 0) return -1;
+    if (mesh->world % mesh->processes != 0)
+        return fail(e, "%d ranks (--dp %d x --sp %d) cannot be divided evenly over --world %d processes", mesh->world, mesh->dp,
+            mesh->sp, mesh->processes);
     mesh->local_ranks = mesh->world / mesh->processes, mesh->first_rank = mesh->process * mesh->local_ranks;
     mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
@@ -5666,7 +5661,6 @@ static int processes_meet(gpt2_sp* g) {
             (long long)o->world - 1);
     if (!o->master[0]) return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
     if (!g->device->processes) return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
-    if (o->sp > 0 && world_divides(o, e) != 0) return -1;   // else known when all have met
     if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
     Error unfit;
     int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met

@@ -154,7 +154,6 @@ check "plan" says 'longest context' g plan $shape --vocab 257
 check "plan: what does not fit" says 'this does not fit; the longest context that fits in .*: [1-9]' g plan --model d12 --seq-len 32k --memory-gb 4 --gflops 100 --link-gbs 1 --copy-gbs 1
 check "plan: no context fits" says 'no context fits in 1' g plan --model d48 --memory-gb 16 --gflops 100 --link-gbs 1 --copy-gbs 1
 check "a flag's value that is neither 0 nor 1" refused '--center 2: must be from 0 to 1' plan --center 2
-check "ranks that --world does not divide, at once" refused '2 ranks .* cannot be divided evenly over --world 3' train --world 3 --rank 0 --master 127.0.0.1:1 --sp 2 --data train.tok
 
 # what train says that it allocated, in the same words as plan's total
 planned_is_allocated() {
