@@ -568,8 +568,8 @@ MAIN_ONLY static int options_parse(
         if (option && !strchr(option->commands, letter)) return fail(e, "--%s is not an option of `%s`", name, command);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
         int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
-        int other = !value || (strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
-        if (flag && !equals && other && (!value || inputs || strncmp(value, "--", 2) == 0)) value = "1";
+        int alone = !value || strncmp(value, "--", 2) == 0 || (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
+        if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
         if (config ? options_file(o, value, e) : option_set(o, option, value, e)) return -1;
