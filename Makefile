@@ -61,6 +61,10 @@ NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(
 # GPUs here, where a goal needs them; and what a target that needs so many lacks: then it is skipped, with the reason, before anything is built.
 GPUS  := $(if $(filter %-gpu bench-gpu2 bench-schedules,$(MAKECMDGOALS)),$(shell nvidia-smi -L 2> /dev/null | grep -c '^GPU'))
 lacks  = $(if $(NVCC),$(if $(filter-out $(wordlist 1,$(1),0 1),$(GPUS)),,it needs $(word $(1),one two) GPU$(if $(filter 2,$(1)),s)$(comma) nvidia-smi lists $(GPUS)),nvcc is not installed)
+# A command where so many GPUs are, else the line that says why not.
+with_gpus = $(if $(call lacks,$(1)),echo 'skip make $@: $(call lacks,$(1))',$(2))
+# The same for tests, which look for GPUs themselves.
+with_nvcc = $(if $(NVCC),$(1),echo 'skip make $@: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
 BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $(CC) --version; } 2> /dev/null | cksum | cut -d ' ' -f 1)
 
 # ===== programs and libraries ====================================================================
@@ -136,19 +140,19 @@ TEST_GPU := $(NVCC) $(NVCCFLAGS) -diag-suppress 128,177,550 -x cu -DGPT2_SP_GPU
 TEST_GPU_SOURCES := test_gpt2_sp.c $(wildcard dev/test_*.h) dev/test_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)
 test_gpt2_spcu build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
 	@mkdir -p build
-	$(TEST_GPU) $(if $(findstring sanitize,$@),-lineinfo -DATTN_ALL_ARRIVE) $< -o $@ $(GPU_LIBS) > build/nvcc-test.log 2>&1 || { cat build/nvcc-test.log; exit 1; }
+	$(TEST_GPU) $(if $(findstring sanitize,$@),-lineinfo -DATTN_ALL_ARRIVE) $< -o $@ $(GPU_LIBS) > build/nvcc.$(@F).log 2>&1 || { cat build/nvcc.$(@F).log; exit 1; }
 
 test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a GPU)
-	@$(if $(NVCC),./$<,echo 'skip make test-gpu: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
+	@$(call with_nvcc,./$<)
 
 test-gpu2: $(if $(NVCC),train_gpt2_spcu)   ## the GPU program over two processes and NCCL (needs two GPUs)
-	@$(if $(NVCC),sh dev/test_gpu_processes.sh ./$<,echo 'skip make test-gpu2: nvcc is not installed'; echo '0 passed$(comma) 0 failed$(comma) 1 skipped')
+	@$(call with_nvcc,sh dev/test_gpu_processes.sh ./$<)
 
 # The small suite under compute-sanitizer. racecheck takes the tests of the kernels alone: a whole step adds none but cuBLASLt's, with which
 # it takes minutes. Not initcheck: it does not see what the tensor copy engine writes, and by it cuBLASLt and the attention kernels write
 # their results; the tests poison every output instead.
 sanitize-gpu: $(if $(call lacks,1),,build/test_gpt2_spcu-sanitize)   ## the small suite of test-gpu under compute-sanitizer: memcheck, racecheck, synccheck
-	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)'; exit 0;) \
+	@$(if $(call lacks,1),$(call with_gpus,1); exit 0;) \
 	command -v compute-sanitizer > /dev/null || { echo 'skip make $@: compute-sanitizer is not on PATH'; exit 0; }; \
 	for run in memcheck synccheck 'racecheck kernels oracle'; do \
 	    set -- $$run; tool=$$1; shift; echo "==== $$tool"; \
@@ -157,13 +161,13 @@ sanitize-gpu: $(if $(call lacks,1),,build/test_gpt2_spcu-sanitize)   ## the smal
 	done; exit $${status:-0}
 
 bench-gpu: $(if $(call lacks,1),,build/dev/bench_attention train_gpt2_spcu)   ## attention, steps and memory beside PyTorch, three minutes: BENCH='--quick --only steps'
-	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)',python3 dev/bench_gpu.py $(BENCH))
+	@$(call with_gpus,1,python3 dev/bench_gpu.py $(BENCH))
 
 bench-schedules: $(if $(call lacks,1),,build/dev/bench_schedules)   ## all schedules at 2, 4, 8 ranks, projected from the times of their ops on one GPU: BENCH='--link-gbs 50'
-	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)',$< --json build/bench_schedules.json $(BENCH))
+	@$(call with_gpus,1,$< --json build/bench_schedules.json $(BENCH))
 
 bench-gpu2: $(if $(call lacks,2),,train_gpt2_spcu)   ## two GPUs against one and against PyTorch's context_parallel, five minutes (needs two GPUs): BENCH='--quick'
-	@$(if $(call lacks,2),echo 'skip make $@: $(call lacks,2)',python3 dev/bench_gpu2.py $(BENCH))
+	@$(call with_gpus,2,python3 dev/bench_gpu2.py $(BENCH))
 
 # ===== what to do with them ======================================================================
 
@@ -190,7 +194,7 @@ build/dev/lecture_table_gpu: dev/lecture_table.c train_gpt2_sp.cu train_gpt2_sp.
 	$(NVCC) $(NVCCFLAGS) -diag-suppress 177 -x cu -DGPT2_SP_GPU $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
 lecture-table-gpu: $(if $(call lacks,1),,build/dev/lecture_table_gpu)   ## the same on one GPU or two, GPT-2 124M at 8k and 32k: BENCH='--quick'
-	@$(if $(call lacks,1),echo 'skip make $@: $(call lacks,1)',$< --json build/lecture_table_gpu.json $(BENCH))
+	@$(call with_gpus,1,$< --json build/lecture_table_gpu.json $(BENCH))
 
 clean:   ## remove what was built; runs/ stays
 	rm -rf build/*-float-* build/*-double-* build/test build/standin build/demo build/dev build/nvcc.*
