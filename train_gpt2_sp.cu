@@ -184,8 +184,9 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
         : "memory");
 }
 // One thread arrives on an mbarrier for all that have read or written the buffer that it guards:
-//     statistics of rows, backward   32 lanes write -> __syncwarp -> lane 0 arrives on q_full -> all wait for it -> 256 threads read
-//     and their buffer again         128 threads read -> products that need what they read, and the wait for these -> thread 0
+//     statistics of rows, backward   32 lanes write -> proxy_fence, __syncwarp -> lane 0 arrives on q_full -> all wait for it ->
+//                                    products and, of `doc`, 256 threads read
+//     and their buffer again         the products, or others after what 128 threads read, and the wait for these -> thread 0
 //                                    arrives on q_empty -> the 32 lanes wait for it -> write
 //     number of a tile, forward      one thread writes -> arrives on q_full -> all wait for it -> all consumers read
 //     and its place again            128 threads read -> products and the wait for them, or a named barrier -> thread 0 arrives on
@@ -257,6 +258,9 @@ __device__ __forceinline__ int lds1(uint32_t a) {
 }
 __device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ void sts4(uint32_t a, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
 __device__ __forceinline__ uint4 lds4(uint32_t a) {
     uint4 v;
@@ -345,6 +349,22 @@ template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[32
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31 "}, da, db, p, 1, 1, %35, %36;\n}\n"
                  : ACC_32(d, 0)
                  : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
+}
+
+// d = A (64 x 16) * B (16 x N), both shared, K-major and not swizzled: core matrices of 8 rows of 16 bytes, B's of 8 columns each
+// one after the other (128 / 16 in the descriptor's high word). A has the same core matrix in all its rows (0 there).
+__device__ __forceinline__ void wgmma_pick(float (&d)[64], uint32_t a, uint32_t b) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%64, 0};\nmov.b64 db, {%65, 8};\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ACC_0_31 ", " ACC_32_63
+                 "}, da, db, p, 1, 1, 0, 0;\n}\n"
+                 : ACC_32(d, 0), ACC_32(d, 32)
+                 : "r"(a), "r"(b));
+}
+__device__ __forceinline__ void wgmma_pick(float (&d)[32], uint32_t a, uint32_t b) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%32, 0};\nmov.b64 db, {%33, 8};\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31 "}, da, db, p, 1, 1, 0, 0;\n}\n"
+                 : ACC_32(d, 0)
+                 : "r"(a), "r"(b));
 }
 
 // d (64 x 64) += A (64 x 16, registers) * B (16 x 64, shared).
@@ -805,7 +825,7 @@ static const int BWD_Q = 3;        // tiles of Q in shared memory: S runs one st
 // give up what dK and dV need.
 template <int D> struct BwdTile {
     static const int ROWS = D == 64 ? 128 : 64;   // queries of one step
-    static const int EARLY = ROWS / 4;   // exponentials (of ROWS / 2 per thread) before dP is issued: the others run under it
+    static const int EARLY = ROWS * 3 / 8;   // exponentials (of ROWS / 2 per thread) before dP is issued: the others run under it
     static const bool BY_QUERIES = D == 64;   // dQ falls to the two warpgroups by 64 queries, or else by 64 columns of the head
 };
 
@@ -813,10 +833,13 @@ template <int D> struct BwdSmem {
     static const int ROWS = BwdTile<D>::ROWS;
     bf16 k[BWD_COLS * D], v[BWD_COLS * D];
     bf16 q[BWD_Q][ROWS * D], dout[2][ROWS * D];
-    bf16 ds[2][2][ROWS * 64];                       // dS (ROWS queries x 128 keys), key halves apart, two steps deep
-    float dq[2][2][64 * 32];                        // staging of dQ: [part = warpgroup][half of its 64 columns]
-    float nlse[BWD_Q][ROWS], ndelta[BWD_Q][ROWS];   // -lse/scale and -delta: the first values of the S and dP accumulators
-    int doc[BWD_Q][ROWS];                           // first visible key column of each query
+    bf16 ds[2][2][ROWS * 64];   // dS (ROWS queries x 128 keys), key halves apart, two steps deep
+    float dq[2][2][64 * 32];    // staging of dQ: [part = warpgroup][half of its 64 columns]
+    // What S and dP begin with: -lse/scale and -delta of each query, each as the sum of three bf16 numbers; and two zeros. A
+    // product with `pick` spreads them over the accumulators, where loads would write every register through shared memory.
+    bf16 stats[BWD_Q][ROWS * 8];
+    bf16 pick[4][64];       // core matrices: ones for the three numbers of lse, zeros for K 8 to 15, the same for delta
+    int doc[BWD_Q][ROWS];   // first visible key column of each query
     uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
     uint64_t tile_full[2], tile_empty[2];
     // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by
@@ -840,6 +863,19 @@ __device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
     int n = r / heads, bh = sec * p.section + r - n * heads;
     return {n, bh % p.a.s.NH, bh / p.a.s.NH};
 }
+// At p: a as the sum of three bf16 numbers, each the rounded rest of those before it (3 x 8 bits: all of fp32's 24), and b.
+__device__ __forceinline__ void store_stats(bf16* p, float a, float b) {
+    float rest[2] = {a, b};
+    uint32_t part[3];
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        part[i] = pack(rest[0], rest[1]);
+        rest[0] -= __uint_as_float(part[i] << 16), rest[1] -= __uint_as_float(part[i] & 0xFFFF0000u);
+    }
+    sts4(smem_of(p), __byte_perm(part[0], part[1], 0x5410), __byte_perm(part[2], part[0], 0x7610),
+        __byte_perm(part[1], part[2], 0x7632), 0);
+}
+
 // First and one past the last tile of ROWS queries that sees any key of tile n of COLS keys.
 template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
     int k0 = n * COLS, k1 = min(k0 + COLS, s.Tk) - 1, end = s.Tq;
@@ -868,28 +904,26 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
     const int rel = sh.q_pos - sh.k_pos;
     const uint32_t da_k = desc_of(sm.k + wg * 64 * 64), da_v = desc_of(sm.v + wg * 64 * 64),
                    db_k = desc_of(sm.k + (BY_QUERIES ? 0 : wg * BWD_COLS * 64));
+    // The 8 queries 0 to 7 of a core matrix of dS lie in its rows 0, 4, 1, 5, 2, 6, 3, 7, so that lane group g of dQ = dS K holds
+    // query `gq`: 0, 2, 4, 6, 1, 3, 5, 7. The lanes that store together then hold every other row of the staging area, whose
+    // swizzled pieces fall into different banks.
+    const int gq = (g & 3) * 2 + (g >> 2), dsq = (lane & 1) * 4 + ((lane & 7) >> 1);
     // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1,
     // lanes 16-31 the next 8 queries
-    const int dsrow = (lane & 7) + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
-    const uint32_t dsoff = dsrow * 128 + ((dspiece ^ (lane & 7)) << 4);
-    const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + g) * 128 + (t2 & 2) * 4;
+    const int dsrow = dsq + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
+    const uint32_t dsoff = dsrow * 128 + ((dspiece ^ dsq) << 4);
+    const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + gq) * 128 + (t2 & 2) * 4;
     float dk[D / 2], dv[D / 2];
     int lo, hi, k0, shift;
     // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something
     // queued: dQ(m - 2) and dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so
     // that the warpgroups need not be in step.
     float s[NS], dq[32];
-    int qst = 0, qph = 0;   // ring position of Q(m)
-    auto load_stats = [&](float(&x)[NS], const float* stats) {
-        const uint32_t y = smem_of(stats) + t2 * 4;
-#pragma unroll
-        for (int j = 0; j < ROWS / 8; j++) {
-            float2 v = lds2(y + 32 * j);
-            x[4 * j] = x[4 * j + 2] = v.x, x[4 * j + 1] = x[4 * j + 3] = v.y;
-        }
-    };
-    auto scores = [&](int st) {   // S^T += K Q^T, asynchronous
+    int qst = 0, qph = 0;                                                                    // ring position of Q(m)
+    const uint32_t da_lse = desc_of(sm.pick[0], 128), da_delta = desc_of(sm.pick[2], 128);   // K 8 to 15: 128 bytes on, zeros
+    auto scores = [&](int st) {   // S^T = K Q^T - lse / scale, asynchronous
         const uint32_t db_q = desc_of(sm.q[st]);
+        wgmma_pick(s, da_lse, desc_of(sm.stats[st], 0));   // 0: K 8 to 15, times zeros, are K 0 to 7 again
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++)
             wgmma_ss<0, 0>(s, da_k + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_q + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
@@ -899,7 +933,7 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
         asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            uint32_t base = dqbase + (j >> 2) * 8192 + (((2 * (j & 3) + (t2 >> 2)) ^ g) << 4);
+            uint32_t base = dqbase + (j >> 2) * 8192 + (((2 * (j & 3) + (t2 >> 2)) ^ gq) << 4);
             sts2(base, dq[4 * j], dq[4 * j + 1]);
             sts2(base + 8 * 128, dq[4 * j + 2], dq[4 * j + 3]);
         }
@@ -945,10 +979,10 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
             if (lane == 0) bar_arrive(&sm.ds_free[st]);
             send_dq();
         }
-        load_stats(dp, sm.ndelta[qst]);
         const uint32_t db_do = desc_of(sm.dout[st]), db_q = desc_of(sm.q[qst]);
         hold(dp);
         mma_fence();
+        wgmma_pick(dp, da_delta, desc_of(sm.stats[qst], 0));
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++)
             wgmma_ss<0, 0>(dp, da_v + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_do + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
@@ -977,7 +1011,6 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
 #pragma unroll
         for (int j = 0; j < ROWS / 16; j++)
             stmatrix4_trans(dsbase + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
-        if (more) load_stats(s, sm.nlse[nst]);
         hold(dv), hold(pr), hold(dk), hold(ds), hold(s);
         mma_fence();
 #pragma unroll
@@ -1018,7 +1051,6 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
         if (lo < hi) {
             bar_wait(&sm.kv_full, lds1(smem_of(&sm.kv_parity[t & 1])));
             bar_wait(&sm.q_full[qst], qph);
-            load_stats(s, sm.nlse[qst]);
             hold(s);
             mma_fence();
             scores(qst);
@@ -1080,8 +1112,8 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
 // and dO, warp 1 the row statistics, warps 2 and 3 add the two parts of each dQ tile to memory with bulk reductions.
 // Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
 // From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction),
-// ThunderKittens (-lse in the accumulator; here -delta too). Its own: S runs a step ahead and dQ a step behind, so that the
-// warpgroups drift apart and share the tensor cores.
+// ThunderKittens (-lse in the accumulator; here -delta too). Its own: a product brings both there; S runs a step ahead and dQ a step
+// behind, so that the warpgroups drift apart and share the tensor cores.
 template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
@@ -1097,6 +1129,11 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         sm.c = sh.scale * LOG2E;
     }
+    if (threadIdx.x < 4 * 64) {   // in each row of `pick` ones where the three parts are
+        int at = threadIdx.x >> 6, column = threadIdx.x & 7;
+        sm.pick[at][threadIdx.x & 63] = __float2bfloat16(at % 2 == 0 && column / 3 == at / 2 ? 1.f : 0.f);
+    }
+    proxy_fence();
     __syncthreads();
     if (threadIdx.x < 128) {
         regs_down<24>();
@@ -1168,14 +1205,15 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
                         int row = m * ROWS + 32 * i + lane;
                         bool in = row < sh.Tq;
                         float x = in ? lse[row] : -INFINITY;
-                        a[i] = x == -INFINITY ? -INFINITY : -x * inv;   // a row that sees nothing, or is not there: P = 0
+                        a[i] = x == -INFINITY ? -3e38f : -x * inv;   // a row that sees nothing, or is not there: P = 0
                         b[i] = in ? -delta[row] : 0.f;
                         d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
                     }
                     bar_wait(&sm.q_empty[st], ph);
 #pragma unroll
                     for (int i = 0; i < ROWS / 32; i++)
-                        sm.nlse[st][32 * i + lane] = a[i], sm.ndelta[st][32 * i + lane] = b[i], sm.doc[st][32 * i + lane] = d[i];
+                        sm.doc[st][32 * i + lane] = d[i], store_stats(sm.stats[st] + (32 * i + lane) * 8, a[i], b[i]);
+                    proxy_fence();
                     __syncwarp();
                     if (speaks(lane)) bar_arrive(&sm.q_full[st]);
                     if (++st == BWD_Q) st = 0, ph ^= 1;
