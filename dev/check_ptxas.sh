@@ -13,8 +13,8 @@ awk -v release="${2:-13.0}" '
 BEGIN {   # kernel (D: columns that it is made for), architecture: bytes of spill stores, as ptxas of CUDA 13.0 makes them and a little more
     most["attention_forward 64", "sm_90a"] = 0;    most["attention_forward 64", "sm_80"] = 0   # no body on sm_80
     most["attention_forward 128", "sm_90a"] = 0;   most["attention_forward 128", "sm_80"] = 0
-    most["attention_backward 64", "sm_90a"] = 128; most["attention_backward 64", "sm_80"] = 0
-    most["attention_backward 128", "sm_90a"] = 64; most["attention_backward 128", "sm_80"] = 0
+    most["attention_backward 64", "sm_90a"] = 96;  most["attention_backward 64", "sm_80"] = 0
+    most["attention_backward 128", "sm_90a"] = 72; most["attention_backward 128", "sm_80"] = 0
     most["portable_forward 32", "sm_90a"] = 0;     most["portable_forward 32", "sm_80"] = 0
     most["portable_forward 64", "sm_90a"] = 16;    most["portable_forward 64", "sm_80"] = 16
     most["portable_forward 96", "sm_90a"] = 48;    most["portable_forward 96", "sm_80"] = 64
