@@ -162,7 +162,7 @@ static double planned_activations(int count, int context, int recompute) {
     memset(&layout, 0, sizeof layout);
     gpt2_sp_defaults(&o);
     o.layers = count, o.heads = HEADS, o.channels = CHANNELS, o.seq_len = context, o.recompute = recompute, o.sp = o.threads = 1;
-    if (mesh_init(&mesh, schedules, &o, VOCAB, 1, gpt2_sp_device, &e) == 0 && layout_init(&layout, &mesh.shape, 1, &e) == 0) {
+    if (mesh_init(&mesh, schedules, &o, VOCAB, 1, gpt2_sp_device, &e) == 0 && layout_init(&layout, &mesh, &e) == 0) {
         Arena arena = gpt2_sp_device->plan(&mesh, &layout, 0);
         bytes = arena_activations(&arena);
     }
