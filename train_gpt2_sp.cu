@@ -2396,6 +2396,17 @@ static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int6
     for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
     return bytes;
 }
+// Elements between tokens of a rank's own, or, of what belongs to rows, between sequences: Q, K and V are parts of qkv.
+static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
+    if (!item_tensors(kind).tokens[i]) return mesh->shape.NH * rows;
+    return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
+}
+// Whether so many heads of it do not lie in one piece.
+static int own_apart(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
+    int tokens = item_tensors(kind).tokens[i];
+    return gpu_sequences(mesh) * (tokens ? rows : 1) > 1 &&
+        own_stride(mesh, kind, i, rows) != heads * (tokens ? mesh->shape.HS : rows);
+}
 // The heads of parts h0 to h1 - 1 of a table.
 typedef struct {
     int64_t first, count;
@@ -2426,14 +2437,16 @@ static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int
         if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
     }
 }
-// Bytes that a rank sends of its own rows during one step, at most.
+// Bytes that a rank packs of its own rows during one step, at most.
 static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, int64_t rows) {
     size_t most = 0, bytes = 0;
     for (int i = 0, step = -1; i < table->message_count; i++) {
         const ScheduleMessage* m = &table->messages[i];
         if (m->from != rank || m->src >= 0) continue;
         if (m->step != step) bytes = 0, step = m->step;
-        bytes += item_tensors_bytes(mesh, m->item.kind, part_heads(mesh, table, m->item.h0, m->item.h1).count, rows);
+        int64_t heads = part_heads(mesh, table, m->item.h0, m->item.h1).count;
+        for (int j = 0; j < item_tensors(m->item.kind).count; j++)
+            if (own_apart(mesh, m->item.kind, j, heads, rows)) bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -2453,8 +2466,10 @@ typedef struct {
 } Room;
 // The rooms of a direction. First the part of `wide` that holds nothing until attention is done: forward all but the running
 // softmax, backward all but dO (dqkv is written there afterwards, from dkv, which therefore lies elsewhere). Then, in the modes
-// whose MLP has buffers of one layer only, those of them where neither attention's inputs nor dQ are.
-enum { ROOMS = 3 };
+// whose MLP has buffers of one layer only, those of them where neither attention's inputs nor dQ are. Last, backward in layer mode,
+// attention's output: delta has been made of it on the compute stream, for which the first copy of a table waits (gpu_post) and so
+// does the other stream of ops; what reads it next is the next layer, which computes its own again.
+enum { ROOMS = 4 };
 static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
     size_t matrix = (size_t)(d->R * s->C) * 2;   // of (R, C) bf16
@@ -2473,6 +2488,10 @@ static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room roo
     if (layer) {
         Room mlp = {(char*)d->act[G_fch] + (backward ? dq : 0), backward ? 4 * matrix - dq : 4 * matrix};
         rooms[count++] = mlp;
+    }
+    if (layer && backward) {
+        Room output = {(char*)d->act[G_atty], matrix};
+        rooms[count++] = output;
     }
     return count;
 }
@@ -3913,7 +3932,7 @@ typedef struct {
 } ItemView;
 static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
-    int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS, NH = mesh->shape.NH;
+    int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS;
     Heads heads = part_heads(mesh, run->table, item.h0, item.h1);
     int tokens = item_tensors(item.kind).tokens[i];
     ItemView v = {NULL, tokens ? heads.count * HS : heads.count * rows};
@@ -3925,12 +3944,10 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
     float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
     float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};   // i < 2 where it counts
-    if (!tokens) v.p = (char*)(stats[item.kind] + heads.first * rows), v.stride = NH * rows;
-    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + heads.first * HS), v.stride = C;
-    else {
-        v.p = (char*)(operands[item.kind] + heads.first * HS);
-        v.stride = item.kind == ITEM_QDO && i == 1 ? C : 3 * C;
-    }
+    v.stride = own_stride(mesh, item.kind, i, rows);
+    if (!tokens) v.p = (char*)(stats[item.kind] + heads.first * rows);
+    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + heads.first * HS);
+    else v.p = (char*)(operands[item.kind] + heads.first * HS);
     return v;
 }
 static int gpu_item_pieces(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {

@@ -95,6 +95,26 @@ static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
     return wrong;
 }
 
+// A rank's pieces of a step that do not lie in one piece: no more than there is room for.
+static int packed_wrong(const HostRank* ranks, const HostMesh* m, const Schedule* s) {
+    int wrong = 0;
+    for (int w = 0; w < s->P; w++) {
+        size_t room = packed_bytes(&m->mesh, s, w, most_rows(&m->mesh));
+        char* const begin = (char*)(1ll << 50);
+        char* packed = begin;
+        for (int i = 0, step = -1; i < s->message_count; i++) {
+            const ScheduleMessage* msg = &s->messages[i];
+            GpuPiece pieces[MAX_GPU_PIECES];
+            if (msg->step != step) packed = begin, step = msg->step;
+            if (msg->from != w) continue;
+            int count = gpu_item_pieces(&ranks[w].rank, &ranks[w].run, msg->item, msg->src, msg->to, pieces);
+            for (int k = 0; k < count; k++) pack_place(&pieces[k], &packed);
+            wrong += (size_t)(packed - begin) > room;
+        }
+    }
+    return wrong;
+}
+
 // The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum of both of a rank's
 // chunks that arrives finds either none or both of them begun.
 static int bookkeeping_wrong(
@@ -147,6 +167,7 @@ static void host_exchange(void) {
                     const Schedule* s = &m.schedules[direction];
                     for (int w = 0; w < P; w++) host_rank(&ranks[w], &m, w, direction);
                     for (int j = 0; j < s->message_count; j++) wrong += message_wrong(ranks, &s->messages[j]);
+                    wrong += packed_wrong(ranks, &m, s);
                     tables++, messages += s->message_count;
                     std::vector<unsigned char> ops((size_t)s->op_count, 1), sent((size_t)s->message_count + 1, 1),
                         mark((size_t)(P * P * ITEM_KINDS));
@@ -266,7 +287,8 @@ static void host_places(void) {
             char *wide = (char*)d->wide, *dq = (char*)(late ? d->act[G_x2] : d->act[G_fch]);
             for (int backward = 0; backward < 2; backward++) {
                 const Region alive[] = {{(uintptr_t)d->act[G_x], matrix}, {(uintptr_t)d->act[G_qkv], 3 * matrix},
-                    {(uintptr_t)d->act[G_atty], matrix}, {(uintptr_t)d->act[G_lse], stats}, {(uintptr_t)d->act[G_ln1], matrix},
+                    backward && m.mesh.recompute == GPT2_SP_LAYER ? Region{0, 0} : Region{(uintptr_t)d->act[G_atty], matrix},
+                    {(uintptr_t)d->act[G_lse], stats}, {(uintptr_t)d->act[G_ln1], matrix},
                     backward ? Region{(uintptr_t)wide + 3 * matrix, matrix} : Region{(uintptr_t)wide, 2 * matrix + 2 * stats},
                     backward ? Region{(uintptr_t)dq, 2 * matrix} : Region{0, 0},
                     backward ? Region{(uintptr_t)d->dx, matrix} : Region{0, 0},
@@ -296,6 +318,12 @@ static void host_places(void) {
             host_mesh_free(&m);
         }
     check(wrong == 0, "host: exchange buffers share no bytes with what is in use", "%d places: %d wrong", places, wrong);
+    HostMesh m;
+    size_t bytes = 0;
+    wrong = host_mesh(&m, "layers=4 heads=8 channels=256 seq-len=4096 sp=2 recompute=layer");
+    for (int w = 0; wrong == 0 && w < 2; w++) bytes += gpu_plan(&m.mesh, &m.layout, w).group[MEMORY_EXCHANGE];
+    check(wrong == 0 && bytes == 0, "host: two ranks in layer mode exchange through what is free", "%zu bytes beside it", bytes);
+    host_mesh_free(&m);
 }
 
 static void host_refusals(void) {
