@@ -1545,8 +1545,18 @@ static void resume_init_from(void) {
         stretched = memcmp(weight(&b->ranks[0], positions_unit(&b->layout), P_wpe) + t * 8,
                         weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
     check(stretched, "resume: --init-from with a longer context", "%s", stretched ? "wpe is repeated: 16 -> 40 rows" : error);
+    gpt2_sp_destroy(b);
+    p.sp = 2;   // each rank reads its own 20 rows
+    b = gpt2_sp_create(&p, error, sizeof error);
+    stretched = a && b && b->layout.units[positions_unit(&b->layout)].own;
+    for (int64_t t = 0; stretched && t < 40; t++)
+        stretched = memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
+                        weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
+    check(stretched, "resume: --init-from with a longer context, two ranks", "%s",
+        stretched ? "wpe is repeated: 16 -> 2 x 20 rows" : error);
     gpt2_sp_destroy(a);
     gpt2_sp_destroy(b);
+    p.sp = 1;
     options_apply(&p, "heads=2");
     b = gpt2_sp_create(&p, error, sizeof error);
     check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape", "%s", b ? "accepted" : error);

@@ -3180,7 +3180,6 @@ struct Rank {
     real* gradients;        // all units; --zero 2, 3: own slices
     real* gradients_unit;   // --zero 2, 3: the unit in backward, whole
     real *m, *v;            // AdamW's moments: all units; --zero 1, 2, 3: own slices
-    real* own_unit;         // an own unit, whole, while somebody needs it (unit_fetch); NULL otherwise
 
     real* act[ACTIVATION_COUNT];     // (copies, R, columns)
     real* checkpoints;               // --recompute sqrt: inputs of every k-th layer
@@ -3336,7 +3335,6 @@ static int rank_allocate(Rank* r, Error* e) {
 
 static void rank_free(Rank* r) {
     free(r->arena.base);
-    free(r->own_unit);
     free(r->slots[0]);
     free(r->slots[1]);
 }
@@ -4625,53 +4623,77 @@ static int tensor_write(OutFile* f, const real* data, int64_t rows, int64_t colu
 
 enum { STATE_WEIGHTS, STATE_M, STATE_V, STATE_KINDS };
 
-// A buffer for one whole unit of a kind of state that ranks have slices of: one that is free between steps, or, since none is as
-// large as an own unit, one that is there until unit_release. NULL: out of memory.
-static real* unit_scratch(Rank* r, int kind, const Unit* unit) {
-    if (unit->own && !r->own_unit) r->own_unit = (real*)malloc((size_t)(unit->slice * r->mesh->world) * sizeof(real));
-    if (unit->own && !r->own_unit) fail(&r->error, "out of memory for the positions of all ranks");
-    if (unit->own) return r->own_unit;
-    return kind == STATE_WEIGHTS ? r->weights_unit : r->mesh->zero >= 2 ? r->gradients_unit : r->gradients;
-}
-static void unit_release(Rank* r) {
-    free(r->own_unit);
-    r->own_unit = NULL;
-}
-
 // What a rank holds of a kind of state, and from which --zero on that is slices.
 static real* state_of(const Rank* r, int kind) { return kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v; }
 static int state_sharded_from(int kind) { return kind == STATE_WEIGHTS ? 3 : 1; }
 
-// One unit of the weights or a moment, whole, wherever its slices are. All ranks call it together.
+// A buffer that holds one whole unit, not an own one, and is free between steps.
+static real* unit_scratch(const Rank* r, int kind) {
+    return kind == STATE_WEIGHTS ? r->weights_unit : r->mesh->zero >= 2 ? r->gradients_unit : r->gradients;
+}
+
+// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it together.
 static const real* unit_fetch(Rank* r, int kind, int u) {
     const Unit* unit = &r->layout->units[u];
     int from = state_sharded_from(kind);
     if (!unit_sharded(r, unit, from)) return state_of(r, kind) + unit->offset;
-    real* whole = unit_scratch(r, kind, unit);
-    if (!whole) return NULL;
-    if (whole == r->weights_unit) r->gathered = u;
+    real* whole = unit_scratch(r, kind);
+    if (kind == STATE_WEIGHTS) r->gathered = u;
     memcpy(whole + r->world_rank * unit->slice, state_of(r, kind) + slice_at(r, unit, from), (size_t)unit->slice * sizeof(real));
     return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) == 0 ? whole : NULL;
 }
 
+// What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
+typedef void (*UnitTaker)(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n);
+
+// A unit of a kind of state to the first rank of each of the first `takers` processes. All ranks call it together. Of an own unit
+// one slice is there at a time: whole, it is the largest of all.
+static int unit_bring(Rank* r, gpt2_sp* g, int kind, int u, int takers, UnitTaker take) {
+    const Unit* unit = &r->layout->units[u];
+    int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers, status = 0;
+    if (!unit->own) {
+        const real* whole = unit_fetch(r, kind, u);
+        if (!whole) return -1;
+        if (takes) take(g, kind, u, whole, 0, unit->elements);
+        int brought = unit_sharded(r, unit, state_sharded_from(kind));   // where it has not been, the others need not be here
+        return brought ? r->transport.barrier(&r->transport, &r->error) : 0;
+    }
+    size_t bytes = (size_t)unit->slice * sizeof(real);
+    real *own = state_of(r, kind) + slice_at(r, unit, state_sharded_from(kind)), *room = takes ? (real*)malloc(bytes) : NULL;
+    Piece* sends = (Piece*)calloc((size_t)takers, sizeof *sends);
+    if (!sends || (takes && !room)) status = fail(&r->error, "out of memory for another rank's positions");
+    for (int w = 0; status == 0 && w < r->mesh->world; w++) {
+        Piece receive = {w, room, bytes};
+        int sent = 0, received = takes && w != r->world_rank;
+        for (int i = 0; w == r->world_rank && i < takers; i++)
+            if (i * local != w) sends[sent].peer = i * local, sends[sent].data = own, sends[sent++].bytes = bytes;
+        if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
+            r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
+            status = -1;
+        else if (takes) take(g, kind, u, received ? room : own, w * unit->slice, unit->slice);
+    }
+    free(sends);
+    free(room);
+    return status;
+}
+
 // Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
 // g->error and stops the writing, not the ranks.
+static void unit_write(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
+    const Unit* unit = &g->layout.units[u];
+    (void)begin;   // an own unit is one parameter, whose rows come in their order
+    for (int id = 0; id < PARAMETER_COUNT; id++) {
+        Parameter p = parameter(&g->mesh.shape, id);
+        if (p.unit != unit->kind || g->error.text[0]) continue;
+        OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+        int64_t rows = unit->own ? n / p.columns : tensor_rows(&g->mesh.shape, id, &p);
+        tensor_write(file, part + g->layout.within[id], rows, p.columns, kind == STATE_WEIGHTS && p.transposed, &g->error);
+    }
+}
 static int rank_save(Rank* r, gpt2_sp* g) {
     for (int kind = 0; kind < STATE_KINDS; kind++)
-        for (int u = 0; u < g->layout.count; u++) {
-            const real* unit = unit_fetch(r, kind, u);
-            if (!unit) return -1;
-            for (int id = 0; r->world_rank == 0 && id < PARAMETER_COUNT; id++) {
-                Parameter p = parameter(&g->mesh.shape, id);
-                if (p.unit != g->layout.units[u].kind || g->error.text[0]) continue;
-                OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
-                tensor_write(file, unit + g->layout.within[id], tensor_rows(&g->mesh.shape, id, &p), p.columns,
-                    kind == STATE_WEIGHTS && p.transposed, &g->error);
-            }
-            if (unit_sharded(r, &g->layout.units[u], 1) && r->transport.barrier(&r->transport, &r->error) != 0)
-                return -1;   // rank 0 has read the unit
-        }
-    unit_release(r);
+        for (int u = 0; u < g->layout.count; u++)
+            if (unit_bring(r, g, kind, u, 1, unit_write) != 0) return -1;
     return 0;
 }
 
@@ -4928,9 +4950,11 @@ static int st_read_real(const st_file* f, const st_tensor* t, uint64_t first, ui
 #endif
 }
 
-// Reads one parameter into out (rows, columns). wpe of another length fits too: a shorter one is repeated
-// (its rows stay what they were, so up to its length the model is the same), a longer one cut.
-static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout, real* out, Error* e) {
+// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored transposed all. wpe of
+// another length fits too: a shorter one is repeated (its rows stay what they were, so up to its length the model is the same), a
+// longer one cut.
+static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout, int64_t first,
+    int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
     Parameter p = parameter(s, id);
     tensor_name(name, sizeof name, prefix, &p, u);
@@ -4947,13 +4971,15 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
             (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0), (unsigned long long)d0,
             (unsigned long long)d1);
     if (stretch) {
-        for (uint64_t row = 0; row < rows; row += t->shape[0]) {
-            uint64_t n = rows - row < t->shape[0] ? rows - row : t->shape[0];
-            if (st_read_real(f, t, 0, n * columns, out + row * columns, e) != 0) return -1;
+        for (uint64_t row = 0, n; row < (uint64_t)count; row += n) {
+            uint64_t at = ((uint64_t)first + row) % t->shape[0], left = (uint64_t)count - row;
+            n = left < t->shape[0] - at ? left : t->shape[0] - at;
+            if (st_read_real(f, t, at * columns, n * columns, out + row * columns, e) != 0) return -1;
         }
         return 0;
     }
-    if (!swap) return st_read_real(f, t, 0, rows * (columns ? columns : 1), out, e);
+    uint64_t width = columns ? columns : 1;
+    if (!swap) return st_read_real(f, t, (uint64_t)first * width, (uint64_t)count * width, out, e);
     real* strip = (real*)malloc((size_t)rows * 16 * sizeof(real));
     int status = strip ? 0 : fail(e, "out of memory");
     for (uint64_t c = 0; status == 0 && c < columns; c += 16) {
@@ -4999,22 +5025,22 @@ static int rank_load(Rank* r, gpt2_sp* g) {
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
             int from = state_sharded_from(kind), sharded = unit_sharded(r, unit, from);
-            real* whole = sharded ? unit_scratch(r, kind, unit) : state_of(r, kind) + unit->offset;
-            if (!whole) {
-                status = -1;
-                break;
+            real* slice = state_of(r, kind) + slice_at(r, unit, from);
+            real* out = unit->own ? slice : sharded ? unit_scratch(r, kind) : state_of(r, kind) + unit->offset;
+            if (!unit->own) memset(out, 0, (size_t)unit->elements * sizeof(real));
+            for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++) {
+                Parameter p = parameter(s, id);
+                if (p.unit != unit->kind) continue;
+                int64_t rows = unit->own ? unit->slice / p.columns : tensor_rows(s, id, &p),
+                        first = unit->own ? r->world_rank * rows : 0;
+                status = tensor_read(
+                    &file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, first, rows, out + g->layout.within[id], &r->error);
             }
-            memset(whole, 0, (size_t)unit->elements * sizeof(real));
-            for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++)
-                if (parameter(s, id).unit == unit->kind)
-                    status = tensor_read(
-                        &file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, whole + g->layout.within[id], &r->error);
             int64_t begin = r->world_rank * unit->slice, n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
-            if (sharded) memcpy(state_of(r, kind) + slice_at(r, unit, from), whole + begin, (size_t)n * sizeof(real));
+            if (sharded && !unit->own) memcpy(slice, out + begin, (size_t)n * sizeof(real));
         }
         st_close(&file);
     }
-    unit_release(r);
     r->gathered = -1;
     return status;
 }
@@ -5342,15 +5368,13 @@ static int32_t sample_token(
 }
 
 // --zero 3 and own positions: every unit of the weights, brought together in g->collected of each process.
+static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
+    (void)kind;
+    memcpy(g->collected + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
+}
 static int rank_collect(Rank* r, gpt2_sp* g) {
-    for (int u = 0; u < g->layout.count; u++) {
-        const real* unit = unit_fetch(r, STATE_WEIGHTS, u);
-        if (!unit) return -1;
-        if (r->world_rank == r->mesh->first_rank)
-            memcpy(g->collected + g->layout.units[u].offset, unit, (size_t)g->layout.units[u].elements * sizeof(real));
-        if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
-    }
-    unit_release(r);
+    for (int u = 0; u < g->layout.count; u++)
+        if (unit_bring(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
     return 0;
 }
 

@@ -5283,7 +5283,6 @@ static int host_end(Rank* r, int kinds, int store) {
         free(*copies[i].host);
         *copies[i].host = NULL;
     }
-    unit_release(r);
     free(r->weights_unit);
     free(r->gradients);
     r->weights_unit = r->gradients = r->gradients_unit = NULL;

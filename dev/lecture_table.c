@@ -208,7 +208,7 @@ static void explain(void) {
            "and\n"
            "step. This machine has %ld cores: ranks beyond that share them, so here the memory of a rank falls with P, the time "
            "does\n"
-           "not; and each rank holds all weights and moments (--zero 0), so `all` grows with P.\n",
+           "not; and each rank holds all weights and moments but the positions' (--zero 0), so `all` grows with P.\n",
         sysconf(_SC_NPROCESSORS_ONLN));
 #endif
     printf(
