@@ -187,13 +187,13 @@ static gpt2_sp* bare_trainer(const gpt2_sp_options* o, int64_t vocab) {
 // All weights, gradients or moments of a trainer, whole, wherever its ranks keep them: (layout.elements).
 enum { COLLECT_GRADIENTS = STATE_KINDS };
 static void collect(const gpt2_sp* g, int kind, real* out) {
-    int zero = g->mesh.zero, sharded = kind == STATE_WEIGHTS ? zero >= 3 : kind == COLLECT_GRADIENTS ? zero >= 2 : zero >= 1;
+    int from_zero = kind == COLLECT_GRADIENTS ? 2 : state_sharded_from(kind);
     for (int u = 0; u < g->layout.count; u++) {
         const Unit* unit = &g->layout.units[u];
         for (int w = 0; w < g->mesh.world; w++) {
             const Rank* r = &g->ranks[w];
             const real* from[] = {r->weights, r->m, r->v, r->gradients};   // in the order of the kinds
-            int64_t at = sharded ? unit->shard_offset : unit->offset + w * unit->slice;
+            int64_t at = slice_at(r, unit, from_zero);
             real* to = out + unit->offset + w * unit->slice;
 #ifdef GPT2_SP_GPU
             const Gpu* d = (const Gpu*)r->device;
@@ -927,7 +927,7 @@ static double fixture_logits(gpt2_sp* g, const double* expected) {
 static int rank_gradients(Rank* r, gpt2_sp* g) {   // summed gradients of pass 0; g->sums as after a step
     double sums[2];
     r->learn = 1, r->loss_sum = 0;
-    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? r->layout->shard : r->layout->elements) * sizeof(real));
+    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? r->layout->shard : r->layout->held) * sizeof(real));
     if (model_forward_backward(r, 0) != 0 || gradients_reduce(r, sums) != 0) return -1;
     if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1];
     return 0;
@@ -1167,6 +1167,47 @@ static void runs_recompute(void) {
     }
 }
 
+// Which splits leave every rank its own rows of wpe alone; and the same steps whatever --zero is, with such and without.
+static void runs_positions(void) {
+    static const struct {
+        const char* split;
+        int own;
+    } cases[] = {{"sp=1 seq-len=60", 0}, {"sp=2 seq-len=60", 1}, {"sp=2 seq-len=61", 0}, {"sp=5 seq-len=60", 1},
+        {"sp=7 seq-len=60", 0}, {"sp=2 seq-len=60 doc-mask=1", 0}, {"dp=2 sp=2 seq-len=60", 0}, {"dp=2 sp=1 seq-len=60", 0},
+        {"sp=3 seq-len=60 schedule=ring", 1}, {"sp=3 seq-len=60 schedule=allgather", 0}, {"sp=2 seq-len=60 schedule=ulysses", 1},
+        {"sp=2 seq-len=60 schedule=dist-paper", 1}, {"sp=2 seq-len=60 schedule=zigzag", 0},
+        {"sp=4 seq-len=60 channels=12 heads=1", 0}};   // 180 numbers a rank: no multiple of 16
+    int count = (int)(sizeof cases / sizeof cases[0]), right = 0;
+    for (int i = 0; i < count; i++) {
+        for (int zero = 0; zero < 4; zero++) {
+            char text[256];
+            snprintf(text, sizeof text, "%s batch-size=2 %s zero=%d", RUN, cases[i].split, zero);
+            gpt2_sp_options o = options_of(text);
+            gpt2_sp* g = bare_trainer(&o, 67);
+            const Unit* unit = g ? &g->layout.units[positions_unit(&g->layout)] : NULL;
+            if (g && unit->own == cases[i].own) right++;
+            else printf("     %s: %s\n", text, !g ? "no trainer" : unit->own ? "own" : "not own");
+            gpt2_sp_destroy(g);
+        }
+    }
+    check(right == 4 * count, "runs: which ranks have their own positions", "%d of %d splits, --zero 0 to 3", right, 4 * count);
+    static const char* const shapes[] = {"batch-size=2 sp=2 seq-len=60 grad-accum=2", "batch-size=4 sp=3 seq-len=60 center=0",
+        "batch-size=4 sp=2 seq-len=60 schedule=ulysses", "batch-size=4 sp=3 seq-len=61"};
+    for (int i = 0; i < 4; i++) {
+        Run run[4];
+        int steps = quick ? 2 : 8;
+        for (int zero = 0; zero < 4; zero++) {
+            char text[256];
+            snprintf(text, sizeof text, "%s grad-clip=0.5 zero=%d", shapes[i], zero);
+            run[zero] = run_steps(text, steps);
+        }
+        double error = run_distance(&run[2], &run[0]);   // wte's gradient is summed over ranks by parts
+        check(run_equal(&run[1], &run[0]) && run_equal(&run[3], &run[2]) && error <= 100 * EPS, "runs: --zero 1 as 0, 3 as 2",
+            "%s: %d steps bit for bit; 2 and 0 %.3g apart, at most %.3g", shapes[i], steps, error, 100 * EPS);
+        for (int zero = 0; zero < 4; zero++) free(run[zero].weights);
+    }
+}
+
 static void runs_repeat(void) {
     static const char* const shapes[] = {
         "batch-size=2 sp=3 dp=2 zero=2", "batch-size=4 sp=4 schedule=ring", "batch-size=2 sp=4 zero=3 doc-mask=1"};
@@ -1230,6 +1271,8 @@ static void test_runs(void) {
     runs_splits("doc-mask=0", 0, 1);
     runs_splits("doc-mask=1 grad-clip=0.5", 0, 2);
     runs_splits("center=0", 2, 4);
+    runs_splits("seq-len=60", 0, 2);   // the ranks' rows of wpe are their own
+    runs_positions();
     runs_recompute();
     runs_repeat();
     runs_not_finite();
@@ -1293,7 +1336,8 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
 
 static void resume_exact(void) {
     static const char* const shapes[] = {"batch-size=2", "batch-size=1 sp=2 dp=2 zero=3",
-        "batch-size=2 sp=3 zero=0 grad-accum=2 doc-mask=1", "batch-size=2 sp=3 zero=1 center=0", "batch-size=2 sp=2 zero=2"};
+        "batch-size=2 sp=3 zero=0 grad-accum=2 doc-mask=1", "batch-size=2 sp=3 zero=1 center=0", "batch-size=2 sp=2 zero=2",
+        "batch-size=2 sp=2 seq-len=60 zero=0", "batch-size=2 sp=3 seq-len=60 zero=2", "batch-size=2 sp=2 seq-len=60 zero=3"};
     int steps = quick ? 3 : 5;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         Run whole = run_steps(shapes[i], steps);
@@ -1309,11 +1353,13 @@ static void resume_exact(void) {
     }
 }
 
-static void resume_elsewhere(void) {
-    static const char* const from = "batch-size=2 sp=2 zero=1";
-    static const char* const to[] = {"batch-size=2 sp=1", "batch-size=2 sp=3 zero=3", "batch-size=1 dp=2 sp=2 zero=2",
-        "batch-size=1 grad-accum=2 dp=1 sp=4 schedule=ring", "batch-size=2 sp=2 zero=0 recompute=none schedule=zigzag"};
+static void resume_elsewhere(const char* from, const char* also) {
+    static const char* const shapes[] = {"batch-size=2 sp=1", "batch-size=2 sp=3 zero=3", "batch-size=1 dp=2 sp=2 zero=2",
+        "batch-size=1 grad-accum=2 dp=1 sp=4 schedule=ring", "batch-size=2 sp=2 zero=0 recompute=none schedule=zigzag",
+        "batch-size=2 sp=2 zero=0"};
+    char to[sizeof shapes / sizeof shapes[0]][128];
     int steps = quick ? 4 : 10;
+    for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) snprintf(to[i], sizeof to[i], "%s %s", shapes[i], also);
     Run whole = run_steps(from, steps);
     double limit = 100 * EPS;   // as for the splits of a run
     for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) {
@@ -1496,11 +1542,21 @@ static void resume_init_from(void) {
     b = gpt2_sp_create(&p, error, sizeof error);
     int stretched = a && b;
     for (int64_t t = 0; stretched && t < 40; t++)
-        stretched = memcmp(b->ranks[0].weights + b->layout.within[P_wpe] + t * 8,
-                        a->ranks[0].weights + a->layout.within[P_wpe] + t % 16 * 8, 8 * sizeof(real)) == 0;
+        stretched = memcmp(weight(&b->ranks[0], positions_unit(&b->layout), P_wpe) + t * 8,
+                        weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
     check(stretched, "resume: --init-from with a longer context", "%s", stretched ? "wpe is repeated: 16 -> 40 rows" : error);
+    gpt2_sp_destroy(b);
+    p.sp = 2;   // each rank reads its own 20 rows
+    b = gpt2_sp_create(&p, error, sizeof error);
+    stretched = a && b && b->layout.units[positions_unit(&b->layout)].own;
+    for (int64_t t = 0; stretched && t < 40; t++)
+        stretched = memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
+                        weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
+    check(stretched, "resume: --init-from with a longer context, two ranks", "%s",
+        stretched ? "wpe is repeated: 16 -> 2 x 20 rows" : error);
     gpt2_sp_destroy(a);
     gpt2_sp_destroy(b);
+    p.sp = 1;
     options_apply(&p, "heads=2");
     b = gpt2_sp_create(&p, error, sizeof error);
     check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape", "%s", b ? "accepted" : error);
@@ -1509,7 +1565,10 @@ static void resume_init_from(void) {
 
 static void test_resume(void) {
     resume_exact();
-    resume_elsewhere();
+    resume_elsewhere("batch-size=2 sp=2 zero=1", "");
+    resume_elsewhere("batch-size=2 sp=2 zero=1 seq-len=60", "seq-len=60");   // from own positions, to those and to shared ones
+    resume_elsewhere("batch-size=2 sp=3 zero=0 seq-len=60", "seq-len=60");
+    resume_elsewhere("batch-size=1 dp=2 zero=2 seq-len=60", "seq-len=60");   // to own positions
     resume_refused();
     resume_flips();
     resume_fallback();
@@ -1617,9 +1676,11 @@ static void program_embedding(real* out, real* const* g, real* const* in, const 
     real dx[15 * LT_C];
     embedding_docs(doc_start);
     for (int64_t t = 0; t < 15; t++) tokens[t] = embedding_token(t);
-    cpu_embedding_forward(out, tokens, &seg, doc_start, in[0], in[1], 1, LT_C);
+    cpu_embedding_forward(out, tokens, in[0], 15, LT_C);
+    cpu_position_forward(out, &seg, doc_start, in[1], 1, LT_C);
     memcpy(dx, dout, sizeof dx);
-    cpu_embedding_backward(g[0], g[1], dx, tokens, &seg, doc_start, 1, LT_C);
+    cpu_embedding_backward(g[0], dx, tokens, 1, 15, LT_C);
+    cpu_position_backward(g[1], dx, &seg, doc_start, LT_C);
 }
 
 static int32_t crossentropy_label(int64_t t) { return t % 5 == 3 ? -1 : (int32_t)(t * 13 % LT_V); }
@@ -1844,6 +1905,13 @@ static void test_layers(void) {
 
 // ===== model ====================================================================================
 
+// The first n numbers of a parameter of unit u, as far as the rank holds them (--zero 0 to 2).
+static void weights_put(Rank* r, int u, int id, const real* values, int64_t n) {
+    const Unit* unit = &r->layout->units[u];
+    if (unit->own) values += r->world_rank * unit->slice, n = unit->slice;
+    memcpy(weight(r, u, id), values, (size_t)n * sizeof(real));
+}
+
 // The whole model's loss along random directions of every parameter, against its gradient: differences as above.
 static void model_differences(const char* more) {
     gpt2_sp* g = fixture_trainer(more);
@@ -1857,7 +1925,7 @@ static void model_differences(const char* more) {
     }
     if (!g) return;
     fixture_batch(g, x, y, g->mesh.doc_mask ? doc_start : NULL);
-    real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements);
+    real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements), *moved = reals(g->layout.elements);
     int status = ranks_run(g, rank_gradients);
     collect(g, COLLECT_GRADIENTS, gradient);
     collect(g, STATE_WEIGHTS, weights);
@@ -1872,13 +1940,12 @@ static void model_differences(const char* more) {
                 found += (double)gradient[at + j] * noise((uint64_t)(1000 + u * 20 + id), j),
                     norm += (double)gradient[at + j] * (double)gradient[at + j];
             for (int k = 0; k < 4; k++) {
-                for (int w = 0; w < g->mesh.world; w++)
-                    for (int64_t j = 0; j < n; j++)
-                        g->ranks[w].weights[at + j] =
-                            (real)((double)weights[at + j] + h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
+                for (int64_t j = 0; j < n; j++)
+                    moved[j] = (real)((double)weights[at + j] + h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
+                for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, moved, n);
                 losses[k] = trainer_loss(g);
             }
-            for (int w = 0; w < g->mesh.world; w++) memcpy(g->ranks[w].weights + at, weights + at, (size_t)n * sizeof(real));
+            for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, weights + at, n);
             double numeric = (8 * (losses[2] - losses[1]) - (losses[3] - losses[0])) / (12 * h),
                    error = fabs(numeric - found) / sqrt(norm);
             if (!(error <= most)) most = worst(most, error), snprintf(where, sizeof where, "unit %d, %s", u, p.hf);
@@ -1888,6 +1955,7 @@ static void model_differences(const char* more) {
         more, slopes, most, where);
     free(gradient);
     free(weights);
+    free(moved);
     gpt2_sp_destroy(g);
 }
 
@@ -1913,7 +1981,8 @@ static void memory_planned(void) {
         "batch-size=2 sp=3 zero=2 recompute=sqrt layers=5",
         "batch-size=1 sp=4 zero=3 schedule=zigzag recompute=none grad-accum=3",
         "batch-size=1 dp=2 sp=3 zero=3 doc-mask=1 schedule=dist recompute=layer",
-        "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather"};
+        "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather",
+        "batch-size=1 sp=2 seq-len=60", "batch-size=2 sp=3 zero=1 seq-len=60", "batch-size=1 sp=4 zero=3 seq-len=60"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
         char error[GPT2_SP_TEXT];
@@ -1951,17 +2020,19 @@ static void memory_planned(void) {
 }
 
 // State per rank by ZeRO stage: all of it, or a slice of W of each unit (padded to 16 numbers), and where gradients or
-// parameters are sharded one whole unit at a time. Counts of parameters are written out here: 12 C^2 + 13 C a layer.
-static void memory_zero(void) {
-    int64_t C = 96, L = 6, V = 384, T = 64, W = 8, units[3] = {(V + T) * C, 12 * C * C + 13 * C, 2 * C}, whole = 0, shard = 0,
+// parameters are sharded one whole unit at a time. With own positions, the rank's rows of them in every stage. Counts of parameters
+// are written out here: 12 C^2 + 13 C a layer.
+static void memory_zero(int T, const char* split, int own) {
+    int64_t C = 96, L = 6, V = 384, W = 8, units[4] = {V * C, 12 * C * C + 13 * C, 2 * C, T * C}, whole = 0, shard = 0,
             largest = 0;
-    for (int i = 0; i < 3; i++) {
-        int64_t slice = round_up(ceil_div(units[i], W), 16), copies = i == 1 ? L : 1;
-        whole += copies * slice * W, shard += copies * slice, largest = max_i64(largest, slice * W);
+    for (int i = 0; i < 4; i++) {
+        int64_t slice = round_up(ceil_div(units[i], W), 16), copies = i == 1 ? L : 1, alone = i == 3 && own;
+        whole += copies * slice * (alone ? 1 : W), shard += copies * slice;
+        if (!alone) largest = max_i64(largest, slice * W);
     }
     for (int zero = 0; zero <= 3; zero++) {
         char text[160];
-        snprintf(text, sizeof text, "layers=6 heads=4 channels=96 seq-len=64 dp=2 sp=4 zero=%d threads=1", zero);
+        snprintf(text, sizeof text, "layers=6 heads=4 channels=96 seq-len=%d %s zero=%d threads=1", T, split, zero);
         gpt2_sp_options o = options_of(text);
         gpt2_sp* g = bare_trainer(&o, 257);
         int64_t weights = zero >= 3 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole),
@@ -1974,9 +2045,10 @@ static void memory_zero(void) {
                 (int64_t)group[MEMORY_OPTIMIZER] != optimizer;
         }
         check(g && wrong == 0, "memory: ZeRO's share",
-            "zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of zero 0), %d ranks unlike "
+            "%s, zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of zero 0), %d ranks "
+            "unlike "
             "the formula",
-            zero, (long long)weights / 1024, (long long)gradients / 1024, (long long)optimizer / 1024,
+            split, zero, (long long)weights / 1024, (long long)gradients / 1024, (long long)optimizer / 1024,
             100.0 * (double)(weights + gradients + optimizer) / (4.0 * (double)bytes_of(whole)), wrong);
         gpt2_sp_destroy(g);
     }
@@ -2032,7 +2104,7 @@ static size_t memory_at(gpt2_sp_options o, int64_t T) {
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     o.seq_len = T;
-    if (mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) == 0 && layout_init(&layout, &mesh.shape, mesh.world, &e) == 0)
+    if (mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) == 0 && layout_init(&layout, &mesh, &e) == 0)
         most = fullest_rank(&mesh, &layout).used;
     free(layout.units);
     schedule_free(&schedules[0]);
@@ -2058,7 +2130,10 @@ static void memory_longest(void) {
 static void test_memory(void) {
     run_data();
     memory_planned();
-    memory_zero();
+    memory_zero(64, "dp=2 sp=4", 0);
+    memory_zero(2048, "sp=8", 1);
+    memory_zero(2048, "sp=8 doc-mask=1", 0);
+    memory_zero(2052, "sp=8", 0);
     memory_recompute();
     memory_counts();
     memory_longest();
@@ -2461,7 +2536,7 @@ static void sampling_vocabulary(void) {
 static int rank_noise(Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
     (void)g;
     weights_init(r, 17);
-    for (int64_t i = 0; i < r->layout->elements && r->mesh->zero < 3; i++) r->weights[i] *= r->weights[i] == 1 ? 1 : 8;
+    for (int64_t i = 0; i < r->layout->held && r->mesh->zero < 3; i++) r->weights[i] *= r->weights[i] == 1 ? 1 : 8;
     return 0;
 }
 
@@ -2503,10 +2578,11 @@ static void sampling_cache(const char* more) {
 }
 
 static void sampling_generate(void) {
-    static const char* const shapes[] = {
-        "batch-size=1", "batch-size=1 threads=2", "batch-size=1 sp=2 zero=3", "batch-size=1 dp=2 sp=2 zero=1"};
-    int32_t greedy[4][16], drawn[4][16], other[16], prompt[20];
-    int64_t made[4] = {0};
+    static const char* const shapes[] = {"batch-size=1", "batch-size=1 threads=2", "batch-size=1 sp=2 zero=3",
+        "batch-size=1 dp=2 sp=2 zero=1", "batch-size=1 sp=2 seq-len=60", "batch-size=1 sp=3 seq-len=60 zero=3"};
+    enum { SHAPES = sizeof shapes / sizeof shapes[0] };
+    int32_t greedy[SHAPES][16], drawn[SHAPES][16], other[16], prompt[20];
+    int64_t made[SHAPES] = {0};
     int same = 1, differ = 0;
     char error[GPT2_SP_TEXT], refused[3][GPT2_SP_TEXT];
     for (int i = 0; i < 20; i++) prompt[i] = (int32_t)dice(96, (uint64_t)i, 64);
@@ -2514,7 +2590,7 @@ static void sampling_generate(void) {
     memset(drawn, 0, sizeof drawn);
     memset(other, 0, sizeof other);
     memset(refused, 0, sizeof refused);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < SHAPES; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
         if (!g) continue;
@@ -2540,9 +2616,9 @@ static void sampling_generate(void) {
         }
         gpt2_sp_destroy(g);
     }
-    check(same && differ == 4, "sampling: the same seed, the same text",
-        "greedy and drawn, 4 shapes (threads, sp, zero 3): %s; another seed differs in %d of 4", same ? "equal" : "different",
-        differ);
+    check(same && differ == SHAPES, "sampling: the same seed, the same text",
+        "greedy and drawn, %d shapes (threads, sp, zero 3, own positions): %s; another seed differs in %d", (int)SHAPES,
+        same ? "equal" : "different", differ);
     check(strstr(refused[0], "20 tokens and 42 more") && strstr(refused[1], "0 tokens") && strstr(refused[2], "token 257"),
         "sampling: refusals", "%s; %s; %s", refused[0], refused[1], refused[2]);
 }
@@ -2551,13 +2627,15 @@ static void sampling_generate(void) {
 static void evaluation_splits(void) {
     static const char* const shapes[] = {"batch-size=1", "batch-size=3", "batch-size=2 sp=3",
         "batch-size=1 dp=2 sp=2 zero=3 schedule=zigzag", "batch-size=5 sp=4 recompute=sqrt layers=2"};
-    for (int doc_mask = 0; doc_mask < 2; doc_mask++) {
+    static const char* const what[] = {"5 splits", "documents, 5 splits", "60 tokens, 5 splits"};   // 60: own positions
+    for (int kind = 0; kind < 3; kind++) {
+        int doc_mask = kind == 1, T = kind == 2 ? 60 : 61;
         double first = NAN, most = 0, sum_error = 0;
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
             gpt2_sp_options o = run_options(shapes[i]);
             char error[GPT2_SP_TEXT];
             Evaluation evaluation;
-            o.doc_mask = doc_mask;
+            o.doc_mask = doc_mask, o.seq_len = T;
             snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
             gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
             double loss = NAN, total = 0, count = 0;
@@ -2569,14 +2647,12 @@ static void evaluation_splits(void) {
             most = worst(most, fabs(loss - first) / first);
             sum_error = worst(sum_error, fabs(total / count - loss) / loss + fabs(count - evaluation.count));
             if (!doc_mask)
-                sum_error += evaluation.count != 13 * 61 || evaluation.bucket_count[0] != 13 ||
-                    evaluation.bucket_count[3] != 4 * 13 || evaluation.bucket_count[6] != 29 * 13;
+                sum_error += evaluation.count != 13 * T || evaluation.bucket_count[0] != 13 ||
+                    evaluation.bucket_count[3] != 4 * 13 || evaluation.bucket_count[6] != (T - 32) * 13;
             gpt2_sp_destroy(g);
         }
-        check_below(most, 100 * EPS, "evaluation: the same loss for every split",
-            doc_mask ? "documents, 5 splits: largest difference" : "5 splits: largest difference");
-        check_below(
-            sum_error, 1e-12, "evaluation: buckets of positions add up", doc_mask ? "documents: difference" : "difference");
+        check_below(most, 100 * EPS, "evaluation: the same loss for every split", what[kind]);
+        check_below(sum_error, 1e-12, "evaluation: buckets of positions add up", what[kind]);
     }
     int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 || position_bucket(3) != 2 ||
         position_bucket(4) != 3 || position_bucket(7) != 3 || position_bucket(8) != 4 || position_bucket((1 << 24) - 1) != 24;
@@ -2906,7 +2982,7 @@ static void* finite_process(void* argument) {
     p->status = -2;
     if (!g) return NULL;
     real* w = g->ranks[0].weights;
-    size_t bytes = (size_t)g->layout.elements * sizeof(real);
+    size_t bytes = (size_t)g->layout.held * sizeof(real);
     if (p->process == 1) w[g->layout.units[2].offset + g->layout.within[P_lnfw]] = (real)INFINITY;
     p->before = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
     p->status = gpt2_sp_step(g, &stats);

@@ -203,7 +203,8 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
 int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
 int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
-// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their number, or -1.
+// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their number, or -1. Where
+// ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own) all processes call it.
 int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     double temperature, int64_t top_k, double top_p, uint64_t seed);
 // Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
@@ -2894,7 +2895,8 @@ typedef struct {
     int64_t B;   // sequences of a pass
 } Shape;
 
-enum { UNIT_EMBED, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };    // what is gathered and scattered as one piece
+// What is gathered and scattered as one piece, in the order in which the next step's forward pass wants it.
+enum { UNIT_EMBED, UNIT_POSITIONS, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
 // Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
@@ -2902,7 +2904,7 @@ enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the s
 // clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, INIT_NORMAL) \
-    X(wpe,      "wpe.weight",           UNIT_EMBED, s->T,     s->C,     0, 0, INIT_NORMAL) \
+    X(wpe,      "wpe.weight",           UNIT_POSITIONS, s->T, s->C,     0, 0, INIT_NORMAL) \
     X(ln1w,     "ln_1.weight",          UNIT_LAYER, s->C,     0,        0, 0, INIT_ONE) \
     X(ln1b,     "ln_1.bias",            UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
     X(qkvw,     "attn.c_attn.weight",   UNIT_LAYER, 3 * s->C, s->C,     1, 1, INIT_NORMAL) \
@@ -2953,48 +2955,29 @@ static int64_t parameter_offset(const Shape* s, int id) {
     return offset;
 }
 
-// Units in the order of the forward pass: embeddings, layers, final norm. Each is padded so that it
-// splits into `world` equal slices; slice w of every unit belongs to rank w.
+enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
+
+// Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal slices; slice w of every
+// unit belongs to rank w. Where the ranks' rows of wpe are slices (layout_init), the positions are `own`: whatever --zero is, a
+// rank holds its slice alone, since no other rank reads those rows or has a gradient for them.
 typedef struct {
-    int kind;
+    int kind, own;
     int64_t elements;       // without padding
     int64_t slice;          // elements of one rank's slice
-    int64_t offset;         // of the unit in a buffer that holds all units
+    int64_t offset;         // of the unit, or of an own slice, in a buffer of all units
     int64_t shard_offset;   // of a slice in a buffer that holds one rank's slices
 } Unit;
 
 typedef struct {
-    Unit* units;   // (L + 2)
+    Unit* units;   // (L + 3)
     int count;
     int64_t elements;                  // of all units, padded
+    int64_t held;                      // of a rank's buffer of all units: an own slice in place of its unit
     int64_t shard;                     // of one rank's slices
-    int64_t largest;                   // unit, padded
+    int64_t largest;                   // unit, padded, that is ever brought together for a step
     int64_t parameters;                // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
 } Layout;
-
-static int layout_init(Layout* layout, const Shape* s, int world, Error* e) {
-    memset(layout, 0, sizeof *layout);
-    layout->count = (int)s->L + 2;
-    layout->units = (Unit*)calloc((size_t)layout->count, sizeof *layout->units);
-    if (!layout->units) return fail(e, "out of memory");
-    for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
-    for (int u = 0; u < layout->count; u++) {
-        Unit* unit = &layout->units[u];
-        unit->kind = u == 0 ? UNIT_EMBED : u <= s->L ? UNIT_LAYER : UNIT_FINAL;
-        for (int id = 0; id < PARAMETER_COUNT; id++) {
-            Parameter p = parameter(s, id);
-            if (p.unit == unit->kind) unit->elements += parameter_elements(&p);
-        }
-        unit->slice = round_up(ceil_div(unit->elements, world), 16);
-        unit->offset = layout->elements, unit->shard_offset = layout->shard;
-        layout->elements += unit->slice * world, layout->shard += unit->slice;
-        layout->largest = max_i64(layout->largest, unit->slice * world);
-        layout->parameters += unit->elements;
-    }
-    layout->parameters -= (s->Vp - s->V) * s->C;
-    return 0;
-}
 
 // Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them
 // for every layer (the others compute them again in the backward pass).
@@ -3133,6 +3116,42 @@ struct Mesh {
     const Schedule* schedule;   // [2]: forward, backward
 };
 
+// Whether every rank's rows of a sequence are one slice of the rows of wpe, the same rows in every sequence, and nobody else's:
+// not with replicas, with positions that restart in documents, or where a rank has rows of both ends (zigzag, allgather).
+static int positions_own(const Mesh* mesh) {
+    const Shape* s = &mesh->shape;
+    return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !mesh->doc_mask && s->T % mesh->sp == 0 &&
+        s->T / mesh->sp * s->C % SLICE_PADDING == 0 && rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
+}
+
+static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
+    const Shape* s = &mesh->shape;
+    memset(layout, 0, sizeof *layout);
+    layout->count = (int)s->L + 3;
+    layout->units = (Unit*)calloc((size_t)layout->count, sizeof *layout->units);
+    if (!layout->units) return fail(e, "out of memory");
+    for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
+    for (int u = 0; u < layout->count; u++) {
+        Unit* unit = &layout->units[u];
+        unit->kind = u == 0 ? UNIT_EMBED : u <= s->L ? UNIT_LAYER : u == s->L + 1 ? UNIT_FINAL : UNIT_POSITIONS;
+        unit->own = unit->kind == UNIT_POSITIONS && positions_own(mesh);
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit == unit->kind) unit->elements += parameter_elements(&p);
+        }
+        unit->slice = round_up(ceil_div(unit->elements, mesh->world), SLICE_PADDING);
+        int64_t whole = unit->slice * mesh->world;
+        unit->offset = layout->held, unit->shard_offset = layout->shard;
+        layout->elements += whole, layout->held += unit->own ? unit->slice : whole, layout->shard += unit->slice;
+        if (!unit->own) layout->largest = max_i64(layout->largest, whole);
+        layout->parameters += unit->elements;
+    }
+    layout->parameters -= (s->Vp - s->V) * s->C;
+    return 0;
+}
+// The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of it.
+static int positions_unit(const Layout* layout) { return layout->count - 1; }
+
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
 typedef struct {
@@ -3199,13 +3218,21 @@ static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int
     return heads * rows * (ITEM_WIDTH[item.kind] * mesh->shape.HS + ITEM_ROW_STATS[item.kind]);
 }
 
+// Whether a rank has no more than its slice of a unit in a buffer that holds slices from --zero `from` on (weights 3, gradients 2,
+// moments 1), and where its slice begins there.
+static int unit_sharded(const Rank* r, const Unit* unit, int from) { return r->mesh->zero >= from || unit->own; }
+static int64_t slice_at(const Rank* r, const Unit* unit, int from) {
+    if (r->mesh->zero >= from) return unit->shard_offset;
+    return unit->offset + (unit->own ? 0 : r->world_rank * unit->slice);
+}
+
 // Walks through all memory of a rank (see Arena).
 static void rank_layout(Rank* r) {
     const Mesh* mesh = r->mesh;
     const Layout* layout = r->layout;
     const Shape* s = &mesh->shape;
     Arena* a = &r->arena;
-    int64_t whole = layout->elements, shard = layout->shard, R = r->R, C = s->C;
+    int64_t whole = layout->held, shard = layout->shard, R = r->R, C = s->C;
     r->weights = arena_reals(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? shard : whole);
     r->weights_unit = arena_reals(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->largest : 0);
     if (mesh->training) {
@@ -3619,28 +3646,37 @@ static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
             }
 }
 
-// x (R, C) = wte[token] + wpe[position], the row's mean subtracted if `center`.
+// x (R, C) = wte[token]
+static void cpu_embedding_forward(real* x, const int32_t* tokens, const real* wte, int64_t R, int64_t C) {
+    for (int64_t t = 0; t < R; t++) memcpy(x + t * C, wte + tokens[t] * C, (size_t)C * sizeof(real));
+}
+
+// dwte[token] += dx, which is centred in place first if `center`.
+static void cpu_embedding_backward(real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
+    if (center) cpu_center_rows(dx, dx, R, C);
+    for (int64_t t = 0; t < R; t++)
+        for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c];
+}
+
+// x (R, C) += wpe[position], then the row's mean is subtracted if `center`.
 // position: of row t in the sequence, or in its document where doc_start (T) is given.
-static void cpu_embedding_forward(real* x, const int32_t* tokens, const Segments* seg, const int32_t* doc_start, const real* wte,
-    const real* wpe, int center, int64_t C) {
+static void cpu_position_forward(real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
             int64_t position = seg->begin[s] + i;
             if (doc_start) position -= doc_start[position];
-            for (int64_t c = 0; c < C; c++) x[t * C + c] = wte[tokens[t] * C + c] + wpe[position * C + c];
+            for (int64_t c = 0; c < C; c++) x[t * C + c] += wpe[position * C + c];
         }
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
-static void cpu_embedding_backward(real* dwte, real* dwpe, real* dx, const int32_t* tokens, const Segments* seg,
-    const int32_t* doc_start, int center, int64_t C) {
-    if (center) cpu_center_rows(dx, dx, seg->total, C);
+// dwpe[position] += dx, which cpu_embedding_backward has centred
+static void cpu_position_backward(real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
             int64_t position = seg->begin[s] + i;
             if (doc_start) position -= doc_start[position];
-            for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c], dwpe[position * C + c] += dx[t * C + c];
+            for (int64_t c = 0; c < C; c++) dwpe[position * C + c] += dx[t * C + c];
         }
 }
 
@@ -4139,14 +4175,23 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 
 // ===== 8. model =================================================================================
 
-// A parameter of unit u (0 embeddings, 1..L layers, L+1 final norm); its gradient; layer l's activation.
+// A parameter of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2 positions); its gradient; layer l's activation.
+// Of an own unit: the rank's rows of it.
 static real* weight(const Rank* r, int u, int id) {
-    real* base = r->mesh->zero >= 3 ? r->weights_unit : r->weights + r->layout->units[u].offset;
-    return base + r->layout->within[id];
+    const Unit* unit = &r->layout->units[u];
+    if (unit->own) return r->weights + slice_at(r, unit, 3);
+    return (r->mesh->zero >= 3 ? r->weights_unit : r->weights + unit->offset) + r->layout->within[id];
 }
 static real* gradient(const Rank* r, int u, int id) {
-    real* base = r->mesh->zero >= 2 ? r->gradients_unit : r->gradients + r->layout->units[u].offset;
-    return base + r->layout->within[id];
+    const Unit* unit = &r->layout->units[u];
+    if (unit->own) return r->gradients + slice_at(r, unit, 2);
+    return (r->mesh->zero >= 2 ? r->gradients_unit : r->gradients + unit->offset) + r->layout->within[id];
+}
+// The rank's rows as `weight` has those of wpe: in an own unit they begin at its first.
+static Segments position_rows(const Rank* r) {
+    Segments rows = r->segments;
+    if (r->layout->units[positions_unit(r->layout)].own) rows.begin[0] = 0;
+    return rows;
 }
 static real* act(const Rank* r, int id, int64_t l) {
     Activation a = activation(&r->mesh->shape, id);
@@ -4154,23 +4199,24 @@ static real* act(const Rank* r, int id, int64_t l) {
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
-// --zero 3: brings a unit's parameters together from the ranks' slices, where it is not there yet.
+// --zero 3: brings a unit's parameters together from the ranks' slices, where it is not there yet; not those of an own unit.
 static int unit_gather(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero < 3 || r->gathered == u) return 0;
+    if (r->mesh->zero < 3 || unit->own || r->gathered == u) return 0;
     memcpy(r->weights_unit + r->world_rank * unit->slice, r->weights + unit->shard_offset, (size_t)unit->slice * sizeof(real));
     r->gathered = u;
     return r->transport.all_gather(&r->transport, r->weights_unit, unit->slice, &r->error);
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices.
+// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices. Every rank adds
+// straight to its slice of an own unit.
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero >= 2) memset(r->gradients_unit, 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
+    if (r->mesh->zero >= 2 && !unit->own) memset(r->gradients_unit, 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
 }
 static int unit_gradient_end(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero < 2) return 0;
+    if (r->mesh->zero < 2 || unit->own) return 0;
     if (r->transport.reduce_scatter(&r->transport, r->gradients_unit, unit->slice, &r->error) != 0) return -1;
     const real* slice = r->gradients_unit + r->world_rank * unit->slice;
     for (int64_t i = 0; i < unit->slice; i++) r->gradients[unit->shard_offset + i] += slice[i];
@@ -4277,13 +4323,15 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
     const int32_t *tokens = r->batch->tokens + pass * r->R, *labels = r->batch->labels + pass * r->R;
     const int32_t* doc_start = r->mesh->doc_mask ? r->batch->doc_start + pass * s->B * s->T : NULL;
-    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center;
+    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center, positions = positions_unit(r->layout);
+    Segments rows = position_rows(r);
 #define SEQUENCE_DOCS(b) (doc_start ? doc_start + (b)*s->T : NULL)
 
     if (unit_gather(r, 0) != 0) return -1;
+    cpu_embedding_forward(act(r, A_x, 0), tokens, weight(r, 0, P_wte), r->R, C);
+    if (unit_gather(r, positions) != 0) return -1;
     for (int64_t b = 0; b < s->B; b++)
-        cpu_embedding_forward(act(r, A_x, 0) + b * r->Tl * C, tokens + b * r->Tl, &r->segments, SEQUENCE_DOCS(b),
-            weight(r, 0, P_wte), weight(r, 0, P_wpe), center, C);
+        cpu_position_forward(act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), weight(r, positions, P_wpe), center, C);
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
@@ -4302,10 +4350,12 @@ static int model_forward_backward(Rank* r, int64_t pass) {
         if (unit_gather(r, (int)l + 1) != 0 || layer_backward(r, l, doc_start) != 0) return -1;
     }
     unit_gradient_begin(r, 0);
+    cpu_embedding_backward(gradient(r, 0, P_wte), r->dx, tokens, center, r->R, C);
+    if (unit_gradient_end(r, 0) != 0) return -1;
+    unit_gradient_begin(r, positions);
     for (int64_t b = 0; b < s->B; b++)
-        cpu_embedding_backward(gradient(r, 0, P_wte), gradient(r, 0, P_wpe), r->dx + b * r->Tl * C, tokens + b * r->Tl,
-            &r->segments, SEQUENCE_DOCS(b), center, C);
-    return unit_gradient_end(r, 0);
+        cpu_position_backward(gradient(r, positions, P_wpe), r->dx + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), C);
+    return unit_gradient_end(r, positions);
 #undef SEQUENCE_DOCS
 }
 
@@ -4315,9 +4365,10 @@ static void weights_init(Rank* r, uint64_t seed) {
     const Shape* s = &r->mesh->shape;
     for (int u = 0; u < r->layout->count; u++) {
         const Unit* unit = &r->layout->units[u];
-        int sharded = r->mesh->zero >= 3;
+        int sharded = unit_sharded(r, unit, 3);
         int64_t begin = sharded ? r->world_rank * unit->slice : 0, end = sharded ? begin + unit->slice : unit->elements;
-        real* out = sharded ? r->weights + unit->shard_offset : r->weights + unit->offset;
+        real* out = r->weights + (sharded ? slice_at(r, unit, 3) : unit->offset);
+        uint64_t stream = (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
             if (p.unit != unit->kind) continue;
@@ -4327,9 +4378,8 @@ static void weights_init(Rank* r, uint64_t seed) {
             PARALLEL_STATIC
             for (int64_t i = max_i64(begin, at); i < stop; i++)
                 out[i - begin] = p.init == INIT_ZERO ? 0
-                    : p.init == INIT_ONE
-                    ? 1
-                    : (real)(scale * random_normal(seed, (uint64_t)(u * PARAMETER_COUNT + id), (uint64_t)(i - at)));
+                    : p.init == INIT_ONE             ? 1
+                                         : (real)(scale * random_normal(seed, stream + (uint64_t)id, (uint64_t)(i - at)));
         }
     }
 }
@@ -4354,16 +4404,17 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
 }
 
 // Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so
-// unit by unit). sums: [0] loss of the step, [1] square of the gradient's norm, alike on all ranks.
+// unit by unit); those of an own unit are sums already. sums: [0] loss of the step, [1] square of the gradient's norm, alike on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         real* whole = r->gradients + unit->offset;
-        if (r->mesh->zero < 2 && r->transport.reduce_scatter(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
-        if (r->mesh->zero == 0 && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
-        const real* slice = r->mesh->zero >= 2 ? r->gradients + unit->shard_offset : whole + r->world_rank * unit->slice;
+        int sum = r->mesh->zero < 2 && !unit->own, gather = r->mesh->zero == 0 && !unit->own;
+        if (sum && r->transport.reduce_scatter(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
+        if (gather && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
+        const real* slice = r->gradients + slice_at(r, unit, 2);
         for (int64_t i = 0; i < unit->slice; i += 4096) {
             int64_t end = min_i64(unit->slice, i + 4096);
             real part = 0;
@@ -4408,10 +4459,11 @@ static int weights_update(Rank* r, const AdamW* adamw) {
     int zero = r->mesh->zero;
     for (int u = 0; u < r->layout->count; u++) {
         const Unit* unit = &r->layout->units[u];
-        int64_t begin = zero >= 1 ? r->world_rank * unit->slice : 0, end = zero >= 1 ? begin + unit->slice : unit->elements;
-        int64_t moment = zero >= 1 ? unit->shard_offset : unit->offset;
-        real* w = r->weights + (zero >= 3 ? unit->shard_offset : unit->offset + begin);
-        const real* g = r->gradients + (zero >= 2 ? unit->shard_offset : unit->offset + begin);
+        int sharded = unit_sharded(r, unit, 1), gather = (zero == 1 || zero == 2) && !unit->own;
+        int64_t begin = sharded ? r->world_rank * unit->slice : 0, end = sharded ? begin + unit->slice : unit->elements;
+        int64_t moment = sharded ? slice_at(r, unit, 1) : unit->offset;
+        real* w = r->weights + (sharded ? slice_at(r, unit, 3) : unit->offset);
+        const real* g = r->gradients + (sharded ? slice_at(r, unit, 2) : unit->offset);
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
             if (p.unit != unit->kind) continue;
@@ -4419,9 +4471,7 @@ static int weights_update(Rank* r, const AdamW* adamw) {
                     last = min_i64(end, r->layout->within[id] + parameter_elements(&p)), at = first - begin;
             if (first < last) cpu_adamw(w + at, r->m + moment + at, r->v + moment + at, g + at, last - first, adamw, p.decay);
         }
-        if ((zero == 1 || zero == 2) &&
-            r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0)
-            return -1;
+        if (gather && r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0) return -1;
     }
     r->gathered = -1;
     return 0;
@@ -4473,7 +4523,7 @@ struct gpt2_sp {
     int updated;                            // it changed the weights
     int skipped;                            // steps in a row that were not finite
     Evaluation evaluation;                  // that rank_evaluate adds to
-    real* collected;                        // all weights, while generate needs them from --zero 3; all gradients, during --check
+    real* collected;                        // all weights, while generate needs them whole; all gradients, during --check
     const char* folder;                     // that rank_load reads
     int load_moments;                       // and the moments too
     OutFile *model_file, *optimizer_file;   // that rank_save writes
@@ -4573,40 +4623,77 @@ static int tensor_write(OutFile* f, const real* data, int64_t rows, int64_t colu
 
 enum { STATE_WEIGHTS, STATE_M, STATE_V, STATE_KINDS };
 
-// A buffer that holds one whole unit and is free between steps.
-static real* unit_scratch(const Rank* r) { return r->mesh->zero >= 2 ? r->gradients_unit : r->gradients; }
+// What a rank holds of a kind of state, and from which --zero on that is slices.
+static real* state_of(const Rank* r, int kind) { return kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v; }
+static int state_sharded_from(int kind) { return kind == STATE_WEIGHTS ? 3 : 1; }
 
-// One unit of the weights or a moment, whole, wherever its slices are. All ranks call it together.
+// A buffer that holds one whole unit, not an own one, and is free between steps.
+static real* unit_scratch(const Rank* r, int kind) {
+    return kind == STATE_WEIGHTS ? r->weights_unit : r->mesh->zero >= 2 ? r->gradients_unit : r->gradients;
+}
+
+// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it together.
 static const real* unit_fetch(Rank* r, int kind, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (kind == STATE_WEIGHTS) {
-        if (unit_gather(r, u) != 0) return NULL;
-        return r->mesh->zero >= 3 ? r->weights_unit : r->weights + unit->offset;
+    int from = state_sharded_from(kind);
+    if (!unit_sharded(r, unit, from)) return state_of(r, kind) + unit->offset;
+    real* whole = unit_scratch(r, kind);
+    if (kind == STATE_WEIGHTS) r->gathered = u;
+    memcpy(whole + r->world_rank * unit->slice, state_of(r, kind) + slice_at(r, unit, from), (size_t)unit->slice * sizeof(real));
+    return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) == 0 ? whole : NULL;
+}
+
+// What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
+typedef void (*UnitTaker)(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n);
+
+// A unit of a kind of state to the first rank of each of the first `takers` processes. All ranks call it together. Of an own unit
+// one slice is there at a time: whole, it is the largest of all.
+static int unit_bring(Rank* r, gpt2_sp* g, int kind, int u, int takers, UnitTaker take) {
+    const Unit* unit = &r->layout->units[u];
+    int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers, status = 0;
+    if (!unit->own) {
+        const real* whole = unit_fetch(r, kind, u);
+        if (!whole) return -1;
+        if (takes) take(g, kind, u, whole, 0, unit->elements);
+        int brought = unit_sharded(r, unit, state_sharded_from(kind));   // where it has not been, the others need not be here
+        return brought ? r->transport.barrier(&r->transport, &r->error) : 0;
     }
-    const real* moments = kind == STATE_M ? r->m : r->v;
-    if (r->mesh->zero == 0) return moments + unit->offset;
-    real* scratch = unit_scratch(r);
-    memcpy(scratch + r->world_rank * unit->slice, moments + unit->shard_offset, (size_t)unit->slice * sizeof(real));
-    return r->transport.all_gather(&r->transport, scratch, unit->slice, &r->error) == 0 ? scratch : NULL;
+    size_t bytes = (size_t)unit->slice * sizeof(real);
+    real *own = state_of(r, kind) + slice_at(r, unit, state_sharded_from(kind)), *room = takes ? (real*)malloc(bytes) : NULL;
+    Piece* sends = (Piece*)calloc((size_t)takers, sizeof *sends);
+    if (!sends || (takes && !room)) status = fail(&r->error, "out of memory for another rank's positions");
+    for (int w = 0; status == 0 && w < r->mesh->world; w++) {
+        Piece receive = {w, room, bytes};
+        int sent = 0, received = takes && w != r->world_rank;
+        for (int i = 0; w == r->world_rank && i < takers; i++)
+            if (i * local != w) sends[sent].peer = i * local, sends[sent].data = own, sends[sent++].bytes = bytes;
+        if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
+            r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
+            status = -1;
+        else if (takes) take(g, kind, u, received ? room : own, w * unit->slice, unit->slice);
+    }
+    free(sends);
+    free(room);
+    return status;
 }
 
 // Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
 // g->error and stops the writing, not the ranks.
+static void unit_write(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
+    const Unit* unit = &g->layout.units[u];
+    (void)begin;   // an own unit is one parameter, whose rows come in their order
+    for (int id = 0; id < PARAMETER_COUNT; id++) {
+        Parameter p = parameter(&g->mesh.shape, id);
+        if (p.unit != unit->kind || g->error.text[0]) continue;
+        OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+        int64_t rows = unit->own ? n / p.columns : tensor_rows(&g->mesh.shape, id, &p);
+        tensor_write(file, part + g->layout.within[id], rows, p.columns, kind == STATE_WEIGHTS && p.transposed, &g->error);
+    }
+}
 static int rank_save(Rank* r, gpt2_sp* g) {
     for (int kind = 0; kind < STATE_KINDS; kind++)
-        for (int u = 0; u < g->layout.count; u++) {
-            const real* unit = unit_fetch(r, kind, u);
-            if (!unit) return -1;
-            for (int id = 0; r->world_rank == 0 && id < PARAMETER_COUNT; id++) {
-                Parameter p = parameter(&g->mesh.shape, id);
-                if (p.unit != g->layout.units[u].kind || g->error.text[0]) continue;
-                OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
-                tensor_write(file, unit + g->layout.within[id], tensor_rows(&g->mesh.shape, id, &p), p.columns,
-                    kind == STATE_WEIGHTS && p.transposed, &g->error);
-            }
-            if (r->mesh->zero >= 1 && r->transport.barrier(&r->transport, &r->error) != 0)
-                return -1;   // rank 0 has read the unit
-        }
+        for (int u = 0; u < g->layout.count; u++)
+            if (unit_bring(r, g, kind, u, 1, unit_write) != 0) return -1;
     return 0;
 }
 
@@ -4863,9 +4950,11 @@ static int st_read_real(const st_file* f, const st_tensor* t, uint64_t first, ui
 #endif
 }
 
-// Reads one parameter into out (rows, columns). wpe of another length fits too: a shorter one is repeated
-// (its rows stay what they were, so up to its length the model is the same), a longer one cut.
-static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout, real* out, Error* e) {
+// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored transposed all. wpe of
+// another length fits too: a shorter one is repeated (its rows stay what they were, so up to its length the model is the same), a
+// longer one cut.
+static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout, int64_t first,
+    int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
     Parameter p = parameter(s, id);
     tensor_name(name, sizeof name, prefix, &p, u);
@@ -4882,13 +4971,15 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
             (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0), (unsigned long long)d0,
             (unsigned long long)d1);
     if (stretch) {
-        for (uint64_t row = 0; row < rows; row += t->shape[0]) {
-            uint64_t n = rows - row < t->shape[0] ? rows - row : t->shape[0];
-            if (st_read_real(f, t, 0, n * columns, out + row * columns, e) != 0) return -1;
+        for (uint64_t row = 0, n; row < (uint64_t)count; row += n) {
+            uint64_t at = ((uint64_t)first + row) % t->shape[0], left = (uint64_t)count - row;
+            n = left < t->shape[0] - at ? left : t->shape[0] - at;
+            if (st_read_real(f, t, at * columns, n * columns, out + row * columns, e) != 0) return -1;
         }
         return 0;
     }
-    if (!swap) return st_read_real(f, t, 0, rows * (columns ? columns : 1), out, e);
+    uint64_t width = columns ? columns : 1;
+    if (!swap) return st_read_real(f, t, (uint64_t)first * width, (uint64_t)count * width, out, e);
     real* strip = (real*)malloc((size_t)rows * 16 * sizeof(real));
     int status = strip ? 0 : fail(e, "out of memory");
     for (uint64_t c = 0; status == 0 && c < columns; c += 16) {
@@ -4933,16 +5024,20 @@ static int rank_load(Rank* r, gpt2_sp* g) {
         if (kind == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
-            int sharded = kind == STATE_WEIGHTS ? r->mesh->zero >= 3 : r->mesh->zero >= 1;
-            real* slices = kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v;
-            real* whole = !sharded ? slices + unit->offset : kind == STATE_WEIGHTS ? r->weights_unit : unit_scratch(r);
-            memset(whole, 0, (size_t)unit->elements * sizeof(real));
-            for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++)
-                if (parameter(s, id).unit == unit->kind)
-                    status = tensor_read(
-                        &file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, whole + g->layout.within[id], &r->error);
+            int from = state_sharded_from(kind), sharded = unit_sharded(r, unit, from);
+            real* slice = state_of(r, kind) + slice_at(r, unit, from);
+            real* out = unit->own ? slice : sharded ? unit_scratch(r, kind) : state_of(r, kind) + unit->offset;
+            if (!unit->own) memset(out, 0, (size_t)unit->elements * sizeof(real));
+            for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++) {
+                Parameter p = parameter(s, id);
+                if (p.unit != unit->kind) continue;
+                int64_t rows = unit->own ? unit->slice / p.columns : tensor_rows(s, id, &p),
+                        first = unit->own ? r->world_rank * rows : 0;
+                status = tensor_read(
+                    &file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, first, rows, out + g->layout.within[id], &r->error);
+            }
             int64_t begin = r->world_rank * unit->slice, n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
-            if (sharded) memcpy(slices + unit->shard_offset, whole + begin, (size_t)n * sizeof(real));
+            if (sharded && !unit->own) memcpy(slice, out + begin, (size_t)n * sizeof(real));
         }
         st_close(&file);
     }
@@ -5189,7 +5284,8 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
     int center = d->g->mesh.center, last = (int)s->L + 1;
     Segments place = {1, {p, 0}, {n, 0}, n};
     real rstd[DECODE_ROWS];
-    cpu_embedding_forward(d->x, tokens, &place, NULL, decoder_weight(d, 0, P_wte), decoder_weight(d, 0, P_wpe), center, C);
+    cpu_embedding_forward(d->x, tokens, decoder_weight(d, 0, P_wte), n, C);
+    cpu_position_forward(d->x, &place, NULL, decoder_weight(d, positions_unit(&d->g->layout), P_wpe), center, C);
     for (int u = 1; u <= (int)s->L; u++) {
         cpu_rmsnorm_forward(d->narrow, rstd, d->x, decoder_weight(d, u, P_ln1w), decoder_weight(d, u, P_ln1b), n, C);
         cpu_matmul_forward(d->wide, d->narrow, decoder_weight(d, u, P_qkvw), decoder_weight(d, u, P_qkvb), n, C, 3 * C);
@@ -5271,15 +5367,14 @@ static int32_t sample_token(
     return candidates[cut - 1].token;
 }
 
-// --zero 3: every unit of the weights, brought together in g->collected of each process.
+// --zero 3 and own positions: every unit of the weights, brought together in g->collected of each process.
+static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
+    (void)kind;
+    memcpy(g->collected + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
+}
 static int rank_collect(Rank* r, gpt2_sp* g) {
-    for (int u = 0; u < g->layout.count; u++) {
-        const real* unit = unit_fetch(r, STATE_WEIGHTS, u);
-        if (!unit) return -1;
-        if (r->world_rank == r->mesh->first_rank)
-            memcpy(g->collected + g->layout.units[u].offset, unit, (size_t)g->layout.units[u].elements * sizeof(real));
-        if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
-    }
+    for (int u = 0; u < g->layout.count; u++)
+        if (unit_bring(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
     return 0;
 }
 
@@ -5293,7 +5388,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         if (prompt[i] < 0 || prompt[i] >= s->V)
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
     if (g->device->generate) return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
-    if (g->mesh.zero >= 3) {
+    if (g->mesh.zero >= 3 || g->layout.units[positions_unit(&g->layout)].own) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
         int status = g->collected ? ranks_run(g, rank_collect) : fail(&g->error, "out of memory for the whole weights");
         if (status != 0) {
@@ -5333,7 +5428,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 static int rank_gradients_sum(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     r->learn = 1, r->loss_sum = 0;
-    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? layout->shard : layout->elements) * sizeof(real));
+    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? layout->shard : layout->held) * sizeof(real));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (model_forward_backward(r, pass) != 0) return -1;
     return gradients_reduce(r, sums);
@@ -5357,9 +5452,8 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
     if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
-        int64_t at = unit->offset + r->world_rank * unit->slice;
-        memcpy(
-            g->collected + at, r->gradients + (r->mesh->zero >= 2 ? unit->shard_offset : at), (size_t)unit->slice * sizeof(real));
+        memcpy(g->collected + unit->offset + r->world_rank * unit->slice, r->gradients + slice_at(r, unit, 2),
+            (size_t)unit->slice * sizeof(real));
     }
     return 0;
 }
@@ -5449,24 +5543,32 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
 static int64_t largest_fit(
     const gpt2_sp_options* options, int batch, int64_t vocab, int training, const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    int64_t fits = 0, low = 1, high = batch ? 65536 : 1 << 24, *asked = batch ? &o.batch_size : &o.seq_len;
+    // Lengths that the ranks share evenly may need less memory than those between them (positions_own): the longest of those
+    // first, then those beyond it.
+    int64_t fits = 0, even = batch ? 1 : o.sp * SLICE_PADDING, most = batch ? 65536 : 1 << 24, chunks,
+            *asked = batch ? &o.batch_size : &o.seq_len;
     Schedule schedules[2];   // the same for every length
     Error e;
+    chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
     memset(schedules, 0, sizeof schedules);
     for (int d = 0; d < 2; d++)
-        if (schedule_build(&schedules[d], o.schedule, (int)o.sp, d, o.heads, &e) != 0) high = 0;
-    while (low <= high) {
-        Mesh mesh;
-        Layout layout;
-        memset(&layout, 0, sizeof layout);
-        *asked = (low + high) / 2;
-        int possible = mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
-            layout_init(&layout, &mesh.shape, mesh.world, &e) == 0;
-        int64_t chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
-        if (possible && fullest_rank(&mesh, &layout).used <= bytes) fits = *asked, low = *asked + 1;
-        else if (!possible && o.seq_len < chunks && !batch) low = *asked + 1;
-        else high = *asked - 1;
-        free(layout.units);
+        if (schedule_build(&schedules[d], o.schedule, (int)o.sp, d, o.heads, &e) != 0) most = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        int64_t step = pass == 0 ? even : 1, low = fits / step + 1,
+                high = pass == 0 ? most / step : min_i64(most, fits + even - 1);
+        while (low <= high) {
+            Mesh mesh;
+            Layout layout;
+            memset(&layout, 0, sizeof layout);
+            int64_t middle = (low + high) / 2;
+            *asked = middle * step;
+            int possible =
+                mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 && layout_init(&layout, &mesh, &e) == 0;
+            if (possible && fullest_rank(&mesh, &layout).used <= bytes) fits = *asked, low = middle + 1;
+            else if (!possible && o.seq_len < chunks && !batch) low = middle + 1;
+            else high = middle - 1;
+            free(layout.units);
+        }
     }
     schedule_free(&schedules[0]);
     schedule_free(&schedules[1]);
@@ -5508,7 +5610,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
     g->mesh.local_process = g->world.local_process, g->mesh.local_processes = g->world.local_processes;
     g->mesh.threads = mesh_threads(&g->mesh, &g->options);
-    if (layout_init(&g->layout, &g->mesh.shape, g->mesh.world, e) != 0) return -1;
+    if (layout_init(&g->layout, &g->mesh, e) != 0) return -1;
     int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
     uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes, machine = g->device->memory(&g->mesh);
     if (bytes > machine) return memory_refuse(g, vocab, training, sharing, bytes, machine, e);
@@ -6377,7 +6479,9 @@ static int step_cost(
         cost->attention_bytes += runs * table.bytes;
         cost->attention_seconds += runs * table.seconds, cost->exposed_seconds += runs * (table.seconds - table.work_seconds);
     }
-    double model = (double)layout->elements * word * (W - 1) / W;
+    const Unit* positions = &layout->units[positions_unit(layout)];
+    double shared = (double)(layout->elements - (positions->own ? positions->slice * mesh->world : 0));
+    double model = shared * word * (W - 1) / W;
     double scatters = mesh->zero >= 2 ? (double)split.passes : 1, gathers = mesh->zero >= 3 ? 2 * (double)split.passes : 1;
     cost->gradient_bytes = model * (scatters + gathers);
     cost->seconds =
@@ -6426,8 +6530,7 @@ static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vo
     if (sp == options->sp)
         p->split.batch = options->batch_size, p->split.passes = options->grad_accum, plan->asked = plan->split_count;
     o.dp = dp, o.sp = sp, o.batch_size = p->split.batch, o.grad_accum = p->split.passes;
-    if (mesh_init(&mesh, schedules, &o, vocab, 1, plan->mesh->device, &e) == 0 &&
-        layout_init(&layout, &mesh.shape, mesh.world, &e) == 0 &&
+    if (mesh_init(&mesh, schedules, &o, vocab, 1, plan->mesh->device, &e) == 0 && layout_init(&layout, &mesh, &e) == 0 &&
         step_cost(&p->cost, &mesh, &layout, p->split, o.schedule, &plan->rates, &e) == 0) {
         p->bytes = fullest_rank(&mesh, &layout).used;
         p->possible = (double)p->bytes <= plan->memory;
@@ -6583,7 +6686,7 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     int64_t vocab = o->vocab ? o->vocab : 50257;
     int status = plan ? ranks_choose(o, gpt2_sp_device, 1, e) : fail(e, "out of memory");
     if (status == 0) status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e);
-    if (status == 0) status = layout_init(&layout, &mesh.shape, mesh.world, e);
+    if (status == 0) status = layout_init(&layout, &mesh, e);
     if (status == 0) {
         Split asked = {mesh.dp, mesh.sp, mesh.shape.B, mesh.passes};
         plan->mesh = &mesh, plan->layout = &layout, plan->rates = plan_rates(o, &mesh),

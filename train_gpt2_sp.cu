@@ -2248,7 +2248,7 @@ enum {
 };                              // blocks whose partial sums a second kernel adds
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
 enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
-enum { UNIT_BUFFERS = 4 };   // of the embeddings, of the final norm, and two that the layers take in turn
+enum { UNIT_BUFFERS = 5 };   // of the embeddings, of the final norm, of the positions, and two that the layers take in turn
 static const size_t LT_WORKSPACE = 32 << 20;
 
 // --trace: something that a stream did in the traced step. Lanes are the rank's streams.
@@ -2299,9 +2299,9 @@ struct Gpu {
     GpuBox* boxes;   // (world, world): from, to; one array for all ranks
     Gpu** peers;     // (world)
     void* offered;   // what the peers read during a collective
-    // (L + 2) this rank's gradient of a unit is whole; its slice is the sum of all ranks'; its weights are those of all
+    // (L + 3) this rank's gradient of a unit is whole; its slice is the sum of all ranks'; its weights are those of all
     cudaEvent_t *made, *summed, *together;
-    unsigned char* spread;   // (L + 2) --zero 1, 2: a unit's weights come together since its bf16 copy was made
+    unsigned char* spread;   // (L + 3) --zero 1, 2: a unit's weights come together since its bf16 copy was made
     int closing;             // the pass in hand completes the layers' gradients
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
@@ -2393,10 +2393,18 @@ static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
 }
 // The first unit of a kind.
 static int kind_unit(const Layout* layout, int kind) {
-    return kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : layout->count - 1;
+    return kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : kind == UNIT_POSITIONS ? positions_unit(layout) : layout->count - 2;
 }
 // Which of the buffers for single units a unit uses.
-static int unit_buffer(const Layout* layout, int u) { return u == 0 ? 0 : u == layout->count - 1 ? 1 : 2 + u % 2; }
+static int unit_buffer(const Layout* layout, int u) {
+    int kind = layout->units[u].kind;
+    return kind == UNIT_EMBED ? 0 : kind == UNIT_FINAL ? 1 : kind == UNIT_POSITIONS ? 2 : 3 + u % 2;
+}
+// The first unit that uses a buffer: none that does is larger.
+static int buffer_unit(const Layout* layout, int b) {
+    static const int kinds[UNIT_BUFFERS] = {UNIT_EMBED, UNIT_FINAL, UNIT_POSITIONS, UNIT_LAYER, UNIT_LAYER};
+    return kind_unit(layout, kinds[b]);
+}
 static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * (layout->elements / layout->shard); }
 
 // The tensors of an item in a slot, one behind the other: Q | K, V | O~, m, l | Q, dO, LSE, delta | dQ | dK, dV.
@@ -2425,6 +2433,17 @@ static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int6
     size_t bytes = 0;
     for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
     return bytes;
+}
+// Elements between tokens of a rank's own, or, of what belongs to rows, between sequences: Q, K and V are parts of qkv.
+static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
+    if (!item_tensors(kind).tokens[i]) return mesh->shape.NH * rows;
+    return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
+}
+// Whether so many heads of it do not lie in one piece.
+static int own_apart(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
+    int tokens = item_tensors(kind).tokens[i];
+    return gpu_sequences(mesh) * (tokens ? rows : 1) > 1 &&
+        own_stride(mesh, kind, i, rows) != heads * (tokens ? mesh->shape.HS : rows);
 }
 // The heads of parts h0 to h1 - 1 of a table.
 typedef struct {
@@ -2456,14 +2475,16 @@ static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int
         if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
     }
 }
-// Bytes that a rank sends of its own rows during one step, at most.
+// Bytes that a rank packs of its own rows during one step, at most.
 static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, int64_t rows) {
     size_t most = 0, bytes = 0;
     for (int i = 0, step = -1; i < table->message_count; i++) {
         const ScheduleMessage* m = &table->messages[i];
         if (m->from != rank || m->src >= 0) continue;
         if (m->step != step) bytes = 0, step = m->step;
-        bytes += item_tensors_bytes(mesh, m->item.kind, part_heads(mesh, table, m->item.h0, m->item.h1).count, rows);
+        int64_t heads = part_heads(mesh, table, m->item.h0, m->item.h1).count;
+        for (int j = 0; j < item_tensors(m->item.kind).count; j++)
+            if (own_apart(mesh, m->item.kind, j, heads, rows)) bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -2483,8 +2504,10 @@ typedef struct {
 } Room;
 // The rooms of a direction. First the part of `wide` that holds nothing until attention is done: forward all but the running
 // softmax, backward all but dO (dqkv is written there afterwards, from dkv, which therefore lies elsewhere). Then, in the modes
-// whose MLP has buffers of one layer only, those of them where neither attention's inputs nor dQ are.
-enum { ROOMS = 3 };
+// whose MLP has buffers of one layer only, those of them where neither attention's inputs nor dQ are. Last, backward in layer mode,
+// attention's output: delta has been made of it on the compute stream, for which the first copy of a table waits (gpu_post) and so
+// does the other stream of ops; what reads it next is the next layer, which computes its own again.
+enum { ROOMS = 4 };
 static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
     size_t matrix = (size_t)(d->R * s->C) * 2;   // of (R, C) bf16
@@ -2503,6 +2526,10 @@ static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room roo
     if (layer) {
         Room mlp = {(char*)d->act[G_fch] + (backward ? dq : 0), backward ? 4 * matrix - dq : 4 * matrix};
         rooms[count++] = mlp;
+    }
+    if (layer && backward) {
+        Room output = {(char*)d->act[G_atty], matrix};
+        rooms[count++] = output;
     }
     return count;
 }
@@ -2565,21 +2592,23 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     const Shape* s = &mesh->shape;
     int64_t C = s->C, R = gpu_sequences(mesh) * r->Tl;
     d->B = gpu_sequences(mesh), d->R = R;
-    d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->shard : layout->elements, 4);
-    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? 0 : half_offset(layout, s, layout->count - 1), 2);
+    d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->shard : layout->held, 4);
+    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
     for (int i = 0; i < UNIT_BUFFERS && mesh->zero >= 2; i++) {
-        int64_t whole = unit_whole(layout, i == 0 ? 0 : i == 1 ? layout->count - 1 : 1);
+        int u = buffer_unit(layout, i);
+        int64_t whole = layout->units[u].own ? 0 : unit_whole(layout, u);
         if (mesh->zero >= 3) {
+            int halved = layout->units[u].kind == UNIT_LAYER || layout->units[u].kind == UNIT_EMBED;
             d->unit_weights[i] = (float*)gpu_take(a, MEMORY_WEIGHTS, whole, 4);
-            d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, i == 0 ? s->Vp * C : i == 1 ? 0 : whole, 2);
+            d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, halved ? whole : 0, 2);
         }
         if (mesh->training) d->unit_gradients[i] = (float*)gpu_take(a, MEMORY_GRADIENTS, whole, 4);
     }
     if (mesh->training) {
-        d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->elements, 4);
+        d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->held, 4);
         d->staged = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero < 2 ? (mesh->world - 1) * layout->units[1].slice : 0, 4);
-        d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->elements, 4);
-        d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->elements, 4);
+        d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->held, 4);
+        d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->held, 4);
         d->checkpoints = (bf16*)gpu_take(
             a, MEMORY_KEPT, mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
     }
@@ -3267,14 +3296,16 @@ template <int LANES> __device__ __forceinline__ float row_sum(float x) { return 
     }
 #define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = (i * LANES + lane) * 8; c < C)
 
-// Where a rank's rows of a sequence stand in it: one run of positions, or two (see Segments).
+// Where a rank's rows of a sequence stand in it, or, with own positions, in the rows of wpe that it has: one run of positions, or
+// two (see Segments).
 typedef struct {
     int64_t rows, first, begin, begin2,
-        T;   // rows of a sequence; the first run's, and where the runs begin; the sequence's length
+        T;   // rows of a sequence; the first run's, and where the runs begin; the sequence's length, or the rows of wpe
 } RowPlaces;
 static RowPlaces row_places(const Rank* r) {
-    const Segments* g = &r->segments;
-    RowPlaces p = {r->Tl, g->rows[0], g->begin[0], g->begin[1] - g->rows[0], r->mesh->shape.T};
+    const Segments g = position_rows(r);
+    int own = r->layout->units[positions_unit(r->layout)].own;
+    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], own ? r->Tl : r->mesh->shape.T};
     return p;
 }
 __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
@@ -3939,7 +3970,7 @@ typedef struct {
 } ItemView;
 static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
-    int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS, NH = mesh->shape.NH;
+    int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS;
     Heads heads = part_heads(mesh, run->table, item.h0, item.h1);
     int tokens = item_tensors(item.kind).tokens[i];
     ItemView v = {NULL, tokens ? heads.count * HS : heads.count * rows};
@@ -3951,12 +3982,10 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
     float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
     float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};   // i < 2 where it counts
-    if (!tokens) v.p = (char*)(stats[item.kind] + heads.first * rows), v.stride = NH * rows;
-    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + heads.first * HS), v.stride = C;
-    else {
-        v.p = (char*)(operands[item.kind] + heads.first * HS);
-        v.stride = item.kind == ITEM_QDO && i == 1 ? C : 3 * C;
-    }
+    v.stride = own_stride(mesh, item.kind, i, rows);
+    if (!tokens) v.p = (char*)(stats[item.kind] + heads.first * rows);
+    else if (item_is_result(item.kind)) v.p = (char*)(results[item.kind] + heads.first * HS);
+    else v.p = (char*)(operands[item.kind] + heads.first * HS);
     return v;
 }
 static int gpu_item_pieces(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
@@ -4423,11 +4452,12 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
 
 // ===== 8. model =================================================================================
 
-// A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation.
+// A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation. Of an own unit: the rank's rows of it.
 static float* gpu_weight(const Rank* r, int u, int id) {
     const Gpu* d = (const Gpu*)r->device;
-    float* unit = r->mesh->zero >= 3 ? d->unit_weights[unit_buffer(r->layout, u)] : d->weights + r->layout->units[u].offset;
-    return unit + r->layout->within[id];
+    const Unit* unit = &r->layout->units[u];
+    if (unit->own) return d->weights + slice_at(r, unit, 3);
+    return (r->mesh->zero >= 3 ? d->unit_weights[unit_buffer(r->layout, u)] : d->weights + unit->offset) + r->layout->within[id];
 }
 static bf16* gpu_half(const Rank* r, int u, int id) {
     const Gpu* d = (const Gpu*)r->device;
@@ -4437,8 +4467,10 @@ static bf16* gpu_half(const Rank* r, int u, int id) {
 }
 static float* gpu_gradient(const Rank* r, int u, int id) {
     const Gpu* d = (const Gpu*)r->device;
-    float* unit = r->mesh->zero >= 2 ? d->unit_gradients[unit_buffer(r->layout, u)] : d->gradients + r->layout->units[u].offset;
-    return unit + r->layout->within[id];
+    const Unit* unit = &r->layout->units[u];
+    if (unit->own) return d->gradients + slice_at(r, unit, 2);
+    return (r->mesh->zero >= 2 ? d->unit_gradients[unit_buffer(r->layout, u)] : d->gradients + unit->offset) +
+        r->layout->within[id];
 }
 static void* gpu_act(const Rank* r, int id, int64_t l) {
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
@@ -4500,9 +4532,10 @@ static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int
         out, offers, r->mesh->world, at, n / 4, add);
 }
 
-// Whether a unit's gradients were summed already, while the layers below were differentiated.
+// Whether a unit's gradients are summed already: while the layers below were differentiated, or since no other rank has any.
 static int unit_closed(const Rank* r, int u) {
-    return ((const Gpu*)r->device)->closing && r->layout->units[u].kind == UNIT_LAYER;
+    const Unit* unit = &r->layout->units[u];
+    return unit->own || (((const Gpu*)r->device)->closing && unit->kind == UNIT_LAYER);
 }
 
 // This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
@@ -4515,6 +4548,7 @@ static int units_sum(Rank* r, float* units) {
         for (int u = 0; u < layout->count; u++) {
             float* whole = units + layout->units[u].offset;
             size_t slice = (size_t)layout->units[u].slice;
+            if (unit_closed(r, u)) continue;
             NCCL_TRY(r, 0,
                 ncclReduceScatter(
                     whole, whole + (size_t)r->world_rank * slice, slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
@@ -4548,7 +4582,7 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
     return gpu_part(r);
 }
 
-// Every unit of a buffer of all units from the slices of the ranks that own them.
+// Every unit of a buffer of all units, but an own one, from the slices of the ranks that own them.
 static int units_all_gather(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -4557,6 +4591,7 @@ static int units_all_gather(Rank* r, float* units) {
         for (int u = 0; u < r->layout->count; u++) {
             float* whole = units + r->layout->units[u].offset;
             size_t slice = (size_t)r->layout->units[u].slice;
+            if (unit_closed(r, u)) continue;
             NCCL_TRY(
                 r, 0, ncclAllGather(whole + (size_t)r->world_rank * slice, whole, slice, ncclFloat32, d->comms[0], d->stream));
         }
@@ -4672,7 +4707,7 @@ static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
     int b = unit_buffer(r->layout, u);
-    if (r->mesh->zero < 3 || d->gathered[b] == u) return 0;
+    if (r->mesh->zero < 3 || unit->own || d->gathered[b] == u) return 0;
     d->gathered[b] = u;
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_free[b], d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->unit_free[b], 0));
@@ -4711,15 +4746,17 @@ static int gpu_unit_gather(Rank* r, int u) {
         mark(d, "weights gathered");
         return 0;
     }
+    if (r->layout->units[u].own) return 0;
     if (unit_prefetch(r, u) != 0) return -1;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->unit_there[unit_buffer(r->layout, u)], 0));
     return 0;
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices.
+// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices; every rank adds
+// straight to its slice of an own unit.
 static int gpu_unit_gradient_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
-    if (r->mesh->zero < 2) return 0;
+    if (r->mesh->zero < 2 || r->layout->units[u].own) return 0;
     CUDA_TRY(&r->error,
         cudaMemsetAsync(
             d->unit_gradients[unit_buffer(r->layout, u)], 0, (size_t)unit_whole(r->layout, u) * sizeof(float), d->stream));
@@ -4728,7 +4765,7 @@ static int gpu_unit_gradient_begin(Rank* r, int u) {
 static int gpu_unit_gradient_end(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero < 2) return 0;
+    if (r->mesh->zero < 2 || unit->own) return 0;
     float* whole = d->unit_gradients[unit_buffer(r->layout, u)];
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, 1, whole, whole, 0, d->stream);
     if (unit_sum(r, d->gradients + unit->shard_offset, whole, unit->slice) != 0) return -1;
@@ -4889,7 +4926,7 @@ static int gpu_piece(Rank* r, int64_t at) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
     int64_t L = s->L, C = s->C, R = d->R, k = segment_layers(s, r->mesh->recompute);
-    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE;
+    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, positions = positions_unit(r->layout);
     size_t row = (size_t)R * sizeof(int32_t);
     CUDA_TRY(e, cudaMemcpyAsync(d->tokens, r->batch->tokens + at, row, cudaMemcpyHostToDevice, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(d->labels, r->batch->labels + at, row, cudaMemcpyHostToDevice, d->stream));
@@ -4900,9 +4937,9 @@ static int gpu_piece(Rank* r, int64_t at) {
             e, cudaMemcpyAsync(d->doc_start, docs, (size_t)(d->B * s->T) * sizeof(int32_t), cudaMemcpyHostToDevice, d->stream));
     mark(d, "copies");
 
-    if (gpu_unit_gather(r, 0) != 0) return -1;
-    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe),
-        r->mesh->center, row_places(r), R, C);
+    if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
+    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte),
+        gpu_weight(r, positions, P_wpe), r->mesh->center, row_places(r), R, C);
     mark(d, "embedding forward");
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
@@ -4930,11 +4967,12 @@ static int gpu_piece(Rank* r, int64_t at) {
         else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0) return -1;
         if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
-    if (embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, 0, P_wpe), doc_start, r->mesh->center, row_places(r),
-            s->V, d->B, C, e) != 0)
+    if (gpu_unit_gradient_begin(r, positions) != 0 ||
+        embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, positions, P_wpe), doc_start, r->mesh->center,
+            row_places(r), s->V, d->B, C, e) != 0)
         return -1;
     mark(d, "embedding backward");
-    if (gpu_unit_gradient_end(r, 0) != 0) return -1;
+    if (gpu_unit_gradient_end(r, 0) != 0 || gpu_unit_gradient_end(r, positions) != 0) return -1;
     CUDA_TRY(e, cudaGetLastError());
     return 0;
 }
@@ -5058,19 +5096,20 @@ static int gradients_finish(Rank* r, double clip) {
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
-    for (int kind = UNIT_EMBED; zero == 1 && kind < UNIT_KINDS; kind++) {   // this rank's slices
+    // every rank's square is that of all where each has all gradients; otherwise each has its slices', and they are added
+    int whole = zero == 0 && !layout->units[positions_unit(layout)].own;
+    for (int kind = UNIT_EMBED; zero < 2 && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
         const Unit* unit = &layout->units[kind_unit(layout, kind)];
-        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares,
-            d->gradients + unit->offset + r->world_rank * unit->slice, unit->slice, kind == UNIT_LAYER ? layout->count - 2 : 1,
-            unit->slice * world);
+        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients + slice_at(r, unit, 2), unit->slice,
+            kind == UNIT_LAYER ? (int)r->mesh->shape.L : 1, unit->slice * world);
     }
-    if (zero != 1)
+    if (zero >= 2 || whole)
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
-            d->squares, d->gradients, zero >= 2 ? layout->shard : layout->elements, 1, 0);
+            d->squares, d->gradients, whole ? layout->elements : layout->shard, 1, 0);
     squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares);
     Offers offers;
     if (stats_share(r, &offers) != 0) return -1;
-    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, offers, world, zero == 0, clip);
+    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, offers, world, whole, clip);
     mark(d, "gradient norm"), progress(d, "gradient norm", -1);
     return d->nccl ? 0 : gpu_part(r);
 }
@@ -5144,7 +5183,7 @@ static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t s
     UnitArray<bf16> h = {half, stride};
     GpuAdamW a;
     memset(&a, 0, sizeof a);
-    if (unit->kind == UNIT_FINAL) return;   // read in fp32 only
+    if (unit->kind == UNIT_FINAL || unit->kind == UNIT_POSITIONS) return;   // read in fp32 only
     adamw_kernel<<<dim3((unsigned)ceil_div(unit->elements / 4, 256), (unsigned)count), 256, 0, stream>>>(
         w, h, none, none, none, NULL, unit_table(r, unit->kind), 0, unit->elements, a);
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, count, weights, half, stride, stream);
@@ -5168,8 +5207,10 @@ static int weights_spread(Rank* r) {
     const Layout* layout = r->layout;
     r->transport.doing = "the spreading of weights";
     if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;   // all have enqueued their updates
-    for (int u = 0; u < layout->count; u++) {
+    for (int i = 0; i < layout->count; i++) {
+        int u = i == 0 ? 0 : i == 1 ? positions_unit(layout) : i - 1;   // both are wanted first
         const Unit* unit = &layout->units[u];
+        if (unit->own) continue;
         Span* span = span_begin(d, LANE_GATHER, "weights of unit %d", u);
         for (int step = 1; step < r->mesh->world; step++) {
             int p = (r->world_rank + step) % r->mesh->world;
@@ -5200,15 +5241,14 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
         int u = kind_unit(layout, kind);
         const Unit* unit = &layout->units[u];
-        int64_t whole = unit->slice * world, begin = zero >= 1 ? r->world_rank * unit->slice : 0,
-                n = zero >= 1 ? unit->slice : unit->elements;
-        int64_t at = unit->offset + begin, shard = unit->shard_offset;
-        UnitArray<float> w = {d->weights + (zero >= 3 ? shard : at), zero >= 3 ? unit->slice : whole};
-        UnitArray<float> m = {d->m + (zero >= 1 ? shard : at), zero >= 1 ? unit->slice : whole};
-        UnitArray<float> v = {d->v + (zero >= 1 ? shard : at), m.stride};
-        UnitArray<float> g = {d->gradients + (zero >= 2 ? shard : at), zero >= 2 ? unit->slice : whole};
-        UnitArray<bf16> half = {
-            zero == 0 && kind != UNIT_FINAL ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
+        int sharded = unit_sharded(r, unit, 1), halved = kind == UNIT_EMBED || kind == UNIT_LAYER;
+        int64_t whole = unit->slice * world, begin = sharded ? r->world_rank * unit->slice : 0,
+                n = sharded ? unit->slice : unit->elements, at = unit->offset;
+        UnitArray<float> w = {d->weights + (sharded ? slice_at(r, unit, 3) : at), zero >= 3 ? unit->slice : whole};
+        UnitArray<float> m = {d->m + (sharded ? slice_at(r, unit, 1) : at), zero >= 1 ? unit->slice : whole};
+        UnitArray<float> v = {d->v + (m.p - d->m), m.stride};
+        UnitArray<float> g = {d->gradients + (sharded ? slice_at(r, unit, 2) : at), zero >= 2 ? unit->slice : whole};
+        UnitArray<bf16> half = {zero == 0 && halved ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
         dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
         adamw_kernel<<<grid, 256, 0, d->stream>>>(w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
         CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));
@@ -5239,9 +5279,9 @@ typedef struct {
 static void host_copies(Rank* r, HostCopy out[3]) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    HostCopy copies[3] = {{&r->weights, d->weights, r->mesh->zero >= 3 ? layout->shard : layout->elements},
-        {&r->m, d->m, r->mesh->zero >= 1 ? layout->shard : layout->elements},
-        {&r->v, d->v, r->mesh->zero >= 1 ? layout->shard : layout->elements}};
+    HostCopy copies[3] = {{&r->weights, d->weights, r->mesh->zero >= 3 ? layout->shard : layout->held},
+        {&r->m, d->m, r->mesh->zero >= 1 ? layout->shard : layout->held},
+        {&r->v, d->v, r->mesh->zero >= 1 ? layout->shard : layout->held}};
     memcpy(out, copies, sizeof copies);
 }
 static int host_begin(Rank* r, int kinds, int fetch) {
@@ -5311,7 +5351,8 @@ static int gpu_load(Rank* r, gpt2_sp* g) {
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g) {
-    if (r->mesh->zero == 0 && r->world_rank != 0) return 0;   // the first rank has all
+    if (r->mesh->zero == 0 && r->world_rank != 0 && !r->layout->units[positions_unit(r->layout)].own)
+        return 0;   // the first rank has all
     int status = host_begin(r, 3, 1) == 0 ? rank_save(r, g) : -1;
     return host_end(r, 3, 0) == 0 ? status : -1;
 }
@@ -5325,6 +5366,7 @@ typedef struct {
     int64_t capacity;
     bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
     float *rstd, *lse;
+    float* wpe;   // (DECODE_ROWS, C): rows of positions that the ranks have of their own
     int32_t* tokens;
     bf16* host_logits;
     void* memory;
@@ -5344,12 +5386,30 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
         c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
         c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4),
+        c->wpe = (float*)gpu_take(&a, 0, r->layout->units[positions_unit(r->layout)].own ? n * C : 0, 4),
         c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
             return fail(&r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
     }
     c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
+}
+
+// Where own positions are not in one place: rows p to p + n - 1 of wpe from the ranks that have them. They come like a unit of
+// --zero 3: the peers wait for this rank, and change no weights meanwhile.
+static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
+    Rank* r = c->r;
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[positions_unit(r->layout)];
+    int64_t C = r->mesh->shape.C, rows = unit->slice / C;
+    for (int64_t i = 0, count; i < n; i += count) {
+        int owner = (int)((p + i) / rows);
+        count = min_i64(n - i, (owner + 1) * rows - (p + i));
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(c->wpe + i * C, d->ordinal, d->peers[owner]->weights + slice_at(r, unit, 3) + (p + i) % rows * C,
+                d->peers[owner]->ordinal, (size_t)(count * C) * sizeof(float), d->stream));
+    }
+    return 0;
 }
 
 // Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits after the last in
@@ -5363,9 +5423,12 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     int last = (int)s->L + 1;
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
-    RowPlaces places = {R, R, p, p, s->T};
-    if (gpu_unit_gather(r, 0) != 0) return -1;
-    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), gpu_weight(r, 0, P_wpe), r->mesh->center, places, R, C);
+    RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
+    int positions = positions_unit(r->layout), own = r->layout->units[positions].own;
+    if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
+    if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
+    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), own ? c->wpe : gpu_weight(r, positions, P_wpe),
+        r->mesh->center, own ? fetched : places, R, C);
     for (int u = 1; u <= (int)s->L; u++) {
         if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
         bf16 *layer = c->cache + (u - 1) * c->capacity * 3 * C, *row = layer + p * 3 * C;
@@ -5401,8 +5464,9 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
-    if (((Gpu*)r->device)->nccl && g->mesh.zero >= 3)
-        return fail(&g->error, "sampling during a run with --zero 3 over NCCL: sample from a checkpoint instead");
+    if (((Gpu*)r->device)->nccl && (g->mesh.zero >= 3 || g->layout.units[positions_unit(&g->layout)].own))
+        return fail(&g->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
+            g->mesh.zero >= 3 ? "--zero 3" : "--sp, whose ranks have the positions of their own rows only");
     GpuDecoder c = {0};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
@@ -5527,7 +5591,7 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
 
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
-    int64_t own = r->mesh->zero >= 2 ? r->layout->shard : r->layout->elements;
+    int64_t own = r->mesh->zero >= 2 ? r->layout->shard : r->layout->held;
     if (stream_follow(r, 1) != 0) return -1;   // beside the forward pass, once the last step's gradients are done with
     CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)own * sizeof(float), d->beside));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
@@ -5597,9 +5661,8 @@ static int gpu_gradients(Rank* r, gpt2_sp* g) {
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0 || gpu_finish(r) != 0) return -1;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
-        int64_t at = unit->offset + r->world_rank * unit->slice;
         CUDA_TRY(&r->error,
-            cudaMemcpyAsync(g->collected + at, d->gradients + (r->mesh->zero >= 2 ? unit->shard_offset : at),
+            cudaMemcpyAsync(g->collected + unit->offset + r->world_rank * unit->slice, d->gradients + slice_at(r, unit, 2),
                 (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
     return gpu_stats_read(r, g);
@@ -5623,6 +5686,7 @@ static int64_t roundings_of_loss(int64_t L) { return VERIFY_FORWARD * L + VERIFY
 static int64_t roundings_of_gradient(int64_t L, int64_t l) {   // of layer l; -1: the embeddings, L: the final norm
     return roundings_of_loss(L) + VERIFY_HEAD + VERIFY_BACKWARD * (L - max_i64(l, 0));
 }
+static int64_t unit_layer(const Layout* layout, int u) { return u == positions_unit(layout) ? -1 : u - 1; }   // the same numbers
 
 typedef struct {
     int rows, wrong;       // tensors compared; with more error than they may have
@@ -5711,8 +5775,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
             if (p.unit == r->layout->units[u].kind)
-                verify_row(v, p.hf, u - 1, roundings_of_gradient(r->mesh->shape.L, u - 1), gradient(c, u, id),
-                    values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
+                verify_row(v, p.hf, unit_layer(r->layout, u), roundings_of_gradient(r->mesh->shape.L, unit_layer(r->layout, u)),
+                    gradient(c, u, id), values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
         }
     for (int64_t i = 0; i < c->layout->elements; i++) square += (double)c->gradients[i] * (double)c->gradients[i];
     printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_ALL_LOSS] / (double)batch->valid,

@@ -209,10 +209,7 @@ static int schedule_project(Result* r, int kind, int64_t T, int P, double link_g
     memset(&layout, 0, sizeof layout);
     gpt2_sp_defaults(&o);
     o.layers = 12, o.heads = NH, o.channels = NH * HEAD, o.seq_len = T, o.sp = P, o.schedule = kind;
-    int status =
-        mesh_init(&mesh, schedules, &o, 50257, 1, &GPU_DEVICE, e) != 0 || layout_init(&layout, &mesh.shape, mesh.world, e) != 0
-        ? -1
-        : 0;
+    int status = mesh_init(&mesh, schedules, &o, 50257, 1, &GPU_DEVICE, e) != 0 || layout_init(&layout, &mesh, e) != 0 ? -1 : 0;
     for (int rank = 0; status == 0 && rank < P; rank++)
         r->exchange = fmax(r->exchange, (double)gpu_plan(&mesh, &layout, rank).group[MEMORY_EXCHANGE]);
     for (int d = 0; status == 0 && d < 2; d++) r->seconds[d] = table_seconds(&mesh, &schedules[d], link_gbs, latency, &r->bytes);

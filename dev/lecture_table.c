@@ -162,7 +162,7 @@ static double planned_activations(int count, int context, int recompute) {
     memset(&layout, 0, sizeof layout);
     gpt2_sp_defaults(&o);
     o.layers = count, o.heads = HEADS, o.channels = CHANNELS, o.seq_len = context, o.recompute = recompute, o.sp = o.threads = 1;
-    if (mesh_init(&mesh, schedules, &o, VOCAB, 1, gpt2_sp_device, &e) == 0 && layout_init(&layout, &mesh.shape, 1, &e) == 0) {
+    if (mesh_init(&mesh, schedules, &o, VOCAB, 1, gpt2_sp_device, &e) == 0 && layout_init(&layout, &mesh, &e) == 0) {
         Arena arena = gpt2_sp_device->plan(&mesh, &layout, 0);
         bytes = arena_activations(&arena);
     }
@@ -208,7 +208,7 @@ static void explain(void) {
            "and\n"
            "step. This machine has %ld cores: ranks beyond that share them, so here the memory of a rank falls with P, the time "
            "does\n"
-           "not; and each rank holds all weights and moments (--zero 0), so `all` grows with P.\n",
+           "not; and each rank holds all weights and moments but the positions' (--zero 0), so `all` grows with P.\n",
         sysconf(_SC_NPROCESSORS_ONLN));
 #endif
     printf(

@@ -384,7 +384,7 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         const Places& places = x.at<Places>(6);
         u64 R = x.n(7), C = x.k(8), T = (u64)places.T;
         t.writes(x.p(0), R * C * 2), t.reads(x.p(1), R * 4), t.reads(x.p(2), R / (u64)places.rows * T * 4);
-        t.reads(x.p(3), x.p(4) > x.p(3) ? (u64)(x.p(4) - x.p(3)) : C * 4), t.reads(x.p(4), T * C * 4); }},
+        t.reads(x.p(3), C * 4), t.reads(x.p(4), T * C * 4); }},   // of wte one row: which ones the tokens say
     {"embedding_center_kernel", [](Touches& t, const Launch& x) {   // dx, keys, rows, key_of, doc_start, center, places, R, C
         u64 R = x.n(7);
         t.add(x.p(0), R * x.k(8) * 2, x.k(5)), t.writes(x.p(1), R * 4), t.writes(x.p(2), R * 4), t.reads(x.p(3), R * 4); }},

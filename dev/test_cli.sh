@@ -190,6 +190,7 @@ check "resume: log as of one run" cmp whole parts
 check "resume: weights as of one run" cmp runs/whole/step_00000012/model.safetensors runs/parts/step_00000012/model.safetensors
 check "resume: moments as of one run" cmp runs/whole/step_00000012/optimizer.safetensors runs/parts/step_00000012/optimizer.safetensors
 check "--check: four ranks against one" says 'the worst gradient' g train $tiny --data books.tok --dp 2 --sp 2 --zero 3 --check 1 --steps 2
+for zero in 0 1 2 3; do check "--check: two ranks with their own positions, zero $zero" says 'the worst gradient' g train $tiny --data books.tok --zero $zero --check 1 --steps 2; done
 check "resume: more steps" says 'from step 12 to 14' g train $tiny --data books.tok --out runs/parts --steps 14
 check "resume: two checkpoints are kept" test "$(echo runs/parts/step_*)" = "runs/parts/step_00000012 runs/parts/step_00000014"
 check "resume: another shape" refused '--channels' train $tiny --channels 64 --data books.tok --out runs/parts --steps 16

@@ -574,13 +574,13 @@ static void state_write(const gpt2_sp* g, int w, int kind, const float* all) {
     const Gpu* d = (const Gpu*)g->ranks[w].device;
     float* const buffers[STEP_KINDS] = {d->weights, d->gradients, d->m, d->v};
     static const int sharded_from[STEP_KINDS] = {3, 2, 1, 1};
-    int sharded = g->mesh.zero >= sharded_from[kind];
     for (int u = 0; u < g->layout.count; u++) {
+        const Rank* r = &g->ranks[w];
         const Unit* unit = &g->layout.units[u];
+        int sharded = unit_sharded(r, unit, sharded_from[kind]);
         int64_t from = unit->offset + (sharded ? w * unit->slice : 0), n = sharded ? unit->slice : unit_whole(&g->layout, u);
-        cuda_need(
-            cudaMemcpy(buffers[kind] + (sharded ? unit->shard_offset : from), all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
-            "a rank's state");
+        int64_t to = sharded ? slice_at(r, unit, sharded_from[kind]) : from;
+        cuda_need(cudaMemcpy(buffers[kind] + to, all + from, (size_t)n * 4, cudaMemcpyHostToDevice), "a rank's state");
     }
 }
 // A rank's bf16 copies as half_offset has them; with --zero 3 the units are brought together one by one.
@@ -624,7 +624,7 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     gpt2_sp* g = bare_trainer(&o, 131);
     if (!g) return;
     int W = g->mesh.world, zero = g->mesh.zero;
-    int64_t n = g->layout.elements, halves = half_offset(&g->layout, &g->mesh.shape, g->layout.count - 1);
+    int64_t n = g->layout.elements, halves = half_offset(&g->layout, &g->mesh.shape, kind_unit(&g->layout, UNIT_FINAL));
     double *values[STEP_KINDS], *slack = host_zeros(n);
     static const double scales[STEP_KINDS] = {0.1, 0.3, 0.2, 0};
     for (int k = 0; k < STEP_KINDS; k++) {
@@ -635,12 +635,14 @@ static void optimizer_step(const char* split, int center, double clip, const cha
         for (int w = 0; w < W; w++) {
             for (int u = 0; (parts || w == 0) && u < g->layout.count; u++)
                 for (int64_t i = 0; i < g->layout.units[u].elements; i++) {
-                    int64_t at = g->layout.units[u].offset + i;
+                    const Unit* unit = &g->layout.units[u];
+                    int64_t at = unit->offset + i;
                     host[(size_t)at] = (float)(k == STEP_V
                             ? 0.01 + pow(0.1 * noise(393, at), 2)
                             : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) + (k == STEP_GRADIENTS ? 0.1 : 0));
+                    if (parts && unit->own && i / unit->slice != w) continue;   // not this rank's: it has no place for it
                     values[k][at] += (double)host[(size_t)at];
-                    if (parts && W > 1) slack[at] += W * U * fabs((double)host[(size_t)at]);
+                    if (parts && !unit->own && W > 1) slack[at] += W * U * fabs((double)host[(size_t)at]);
                 }
             if (k == STEP_GRADIENTS && !parts && center && w == 0) {
                 values_center(g, values[k], slack);

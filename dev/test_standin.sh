@@ -65,6 +65,7 @@ mutate() {
     sites 2 --sp 3 --grad-accum 2 --zero 0
     sites 2 --dp 2 --sp 2 --zero 3 --grad-accum 2
     sites 2 --sp 4 --zero 1
+    sites 2 --sp 2 --recompute layer
     [ -z "$nccl" ] || sites 4 --sp 3 --zero 3 --transport nccl
 }
 mutate &
@@ -114,6 +115,12 @@ done << END
 2 1 6     --sp 2 --schedule ulysses --doc-mask 1
 2 8 1024  --sp 3 --zero 3 --grad-accum 2
 2 1 6     --sp 7 --zero 2
+# the ranks' own positions, beside those above that divide 512: state and gradients shared too, gathers, one GPU
+2 1 6     --sp 4 --zero 2 --grad-accum 2
+2 8 1024  --sp 2 --zero 3 --recompute layer
+2 1 6     --sp 2 --zero 1 --recompute layer
+4 3 8     --sp 4 --recompute layer --schedule ring --batch-size 2
+1 2 20    --sp 4 --zero 0 --center 0
 8 2 16    --dp 2 --sp 4 --zero 0 --grad-accum 3
 # fewer heads than ranks, head sizes and kernels
 2 1 6     --sp 5 --heads 1 --channels 64
