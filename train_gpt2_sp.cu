@@ -2247,7 +2247,7 @@ enum {
     BUCKET_ROWS = 64
 };                              // blocks whose partial sums a second kernel adds
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
-enum { MAX_PLANS = 128, PROPOSALS = 24, MAX_MARKS = 8192, MAX_GROUPS = 40 };
+enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192, MAX_GROUPS = 40 };
 enum { UNIT_BUFFERS = 5 };   // of the embeddings, of the final norm, of the positions, and two that the layers take in turn
 static const size_t LT_WORKSPACE = 32 << 20;
 
@@ -2979,12 +2979,12 @@ static int gpu_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+static void matmul_plan_free(MatmulPlan* p) {
+    cublasLtMatmulDescDestroy(p->operation);
+    cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+}
 static void matmul_plans_release(Gpu* d) {
-    for (int i = 0; i < d->plan_count; i++) {
-        MatmulPlan* p = &d->plans[i];
-        cublasLtMatmulDescDestroy(p->operation);
-        cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
-    }
+    for (int i = 0; i < d->plan_count; i++) matmul_plan_free(&d->plans[i]);
     d->plan_count = 0;
 }
 
@@ -3147,6 +3147,30 @@ static int matmul_proposals(Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristic
         (long long)p->k, p->flags, (int)status);
 }
 
+// Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at most, and for another
+// size often one that is faster here.
+static int matmul_propose_more(
+    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+    static const int halves[] = {1, 4, 8};   // of the size
+    for (int i = 0; i < 3; i++) {
+        cublasLtMatmulHeuristicResult_t more[PROPOSALS];
+        MatmulPlan other = *p;
+        int64_t* rows = p->flags & MATMUL_FP32 ? &other.k : &other.n;   // the gradient of a weight sums over them
+        int extra = 0;
+        *rows = round_up(*rows * halves[i] / 2, 16);
+        if (matmul_plan_make(d, &other, e) != 0) return -1;
+        Error none;
+        if (matmul_proposals(d, &other, more, &extra, &none) != 0) extra = 0;
+        matmul_plan_free(&other);
+        for (int k = 0; k < extra && *count < PROPOSALS; k++) {
+            int known = 0;
+            for (int j = 0; j < *count; j++) known |= memcmp(&found[j].algo, &more[k].algo, sizeof more[k].algo) == 0;
+            if (!known) found[(*count)++] = more[k];
+        }
+    }
+    return 0;
+}
+
 // The fastest of the proposals on these very operands.
 static int matmul_tune(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     cublasLtMatmulHeuristicResult_t found[PROPOSALS];
@@ -3154,6 +3178,7 @@ static int matmul_tune(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e)
     int count = 0, chosen = 0;
     if (matmul_proposals(d, p, found, &count, e) != 0) return -1;
     p->algorithm = found[0].algo;
+    if (d->tune && matmul_propose_more(d, p, found, &count, e) != 0) return -1;
     for (int i = 0; d->tune && i < count; i++) {
         float ms = 0, elapsed = 0;
         for (int j = 0; j < 4; j++) {
@@ -3563,16 +3588,18 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, flo
 typedef struct {
     float* to[3];
 } ColumnTargets;
+enum { FINISHERS = 32 };   // of a column: few blocks run, so that each thread's chain of additions is what takes time
 __global__ void columns_finish_kernel(ColumnTargets targets, const float* partial, int blocks, int width, int N) {
-    __shared__ float sums[8][33];
+    __shared__ float sums[FINISHERS][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
     if (column < N)
-        for (int b = threadIdx.y; b < blocks; b += 8) sum += partial[(int64_t)b * N + column];
+#pragma unroll 4
+        for (int b = threadIdx.y; b < blocks; b += FINISHERS) sum += partial[(int64_t)b * N + column];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y > 0 || column >= N) return;
-    for (int i = 1; i < 8; i++) sum += sums[i][threadIdx.x];
+    for (int i = 1; i < FINISHERS; i++) sum += sums[i][threadIdx.x];
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
@@ -3584,7 +3611,7 @@ static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, flo
     int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
     kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
     ColumnTargets targets = {{dweight, dbias, dprojection}};
-    columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, 8), 0, d->stream>>>(
+    columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, FINISHERS), 0, d->stream>>>(
         targets, d->partial, blocks, (int)C, (int)(3 * C));
 }
 
@@ -3658,7 +3685,7 @@ __global__ void columns_kernel(float* partial, bf16* inp, WideRows wide, int64_t
 }
 static void columns_finish(Gpu* d, float* dbias, int64_t N) {
     ColumnTargets targets = {{dbias, NULL, NULL}};
-    columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, 8), 0, d->stream>>>(
+    columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, FINISHERS), 0, d->stream>>>(
         targets, d->partial, SUM_BLOCKS, (int)N, (int)N);
 }
 // dbias += column sums of dout (R, N)
@@ -5136,7 +5163,6 @@ static UnitTable unit_table(const Rank* r, int kind) {
 
 typedef struct {
     float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
-    int update;
 } GpuAdamW;
 
 // One array of the units of a kind, as AdamW goes through it: its first number and the distance to the next unit's.
@@ -5146,7 +5172,7 @@ template <typename T> struct UnitArray {
 };
 
 // AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and their bf16 copies
-// (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from stats. update = 0: only the copies.
+// (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from stats.
 __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v, UnitArray<float> g,
     const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
@@ -5156,36 +5182,43 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
     float4* weights = (float4*)(w.p + blockIdx.y * w.stride + i);
     float4 x = *weights;
     float* xs = &x.x;
-    if (a.update) {
-        float scale = (float)stats[STAT_SCALE];
-        if (scale < 0) return;
-        float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i), *square = (float4*)(v.p + blockIdx.y * v.stride + i);
-        float4 grad = *(const float4*)(g.p + blockIdx.y * g.stride + i), first = *moment, second = *square;
-        float *gs = &grad.x, *ms = &first.x, *vs = &second.x;
-        float shrink = table.decay[id] ? a.lr * a.weight_decay : 0;
+    float scale = (float)stats[STAT_SCALE];
+    if (scale < 0) return;
+    float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i), *square = (float4*)(v.p + blockIdx.y * v.stride + i);
+    float4 grad = *(const float4*)(g.p + blockIdx.y * g.stride + i), first = *moment, second = *square;
+    float *gs = &grad.x, *ms = &first.x, *vs = &second.x;
+    float shrink = table.decay[id] ? a.lr * a.weight_decay : 0;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float q = gs[j] * scale;
-            ms[j] = a.beta1 * ms[j] + (1 - a.beta1) * q;
-            vs[j] = a.beta2 * vs[j] + (1 - a.beta2) * q * q;
-            xs[j] -= a.lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
-        }
-        *weights = x, *moment = first, *square = second;
+    for (int j = 0; j < 4; j++) {
+        float q = gs[j] * scale;
+        ms[j] = a.beta1 * ms[j] + (1 - a.beta1) * q;
+        vs[j] = a.beta2 * vs[j] + (1 - a.beta2) * q * q;
+        xs[j] -= a.lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
     }
+    *weights = x, *moment = first, *square = second;
     if (half.p && table.copied[id])
         *(uint2*)(half.p + blockIdx.y * half.stride + i) = make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
+}
+
+// The bf16 copies of units of one kind with n numbers each, 8 a thread, so that enough loads are under way; 6 bytes a parameter.
+__global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable table, int64_t n) {
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (i >= n) return;
+    float f[8];
+    load8(f, w.p + blockIdx.y * w.stride + i);
+    int id = 0;
+    while (i >= table.begin[id + 1]) id++;   // parameters are multiples of 16 numbers
+    if (table.copied[id]) *(uint4*)(half.p + blockIdx.y * half.stride + i) = pack8(f);
 }
 
 // The bf16 copies of `count` units from unit u on, `stride` apart.
 static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream) {
     const Unit* unit = &r->layout->units[u];
-    UnitArray<float> w = {(float*)weights, stride}, none = {NULL, 0};
+    UnitArray<float> w = {(float*)weights, stride};
     UnitArray<bf16> h = {half, stride};
-    GpuAdamW a;
-    memset(&a, 0, sizeof a);
     if (unit->kind == UNIT_FINAL || unit->kind == UNIT_POSITIONS) return;   // read in fp32 only
-    adamw_kernel<<<dim3((unsigned)ceil_div(unit->elements / 4, 256), (unsigned)count), 256, 0, stream>>>(
-        w, h, none, none, none, NULL, unit_table(r, unit->kind), 0, unit->elements, a);
+    cast_kernel<<<dim3((unsigned)ceil_div(unit->elements / 8, 256), (unsigned)count), 256, 0, stream>>>(
+        h, w, unit_table(r, unit->kind), unit->elements);
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, count, weights, half, stride, stream);
 }
 // All bf16 copies of a rank that holds all weights.
@@ -5237,7 +5270,6 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     a.weight_decay = (float)adamw->weight_decay;
     a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
-    a.update = 1;
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
         int u = kind_unit(layout, kind);
         const Unit* unit = &layout->units[u];
