@@ -2958,7 +2958,7 @@ static int64_t parameter_offset(const Shape* s, int id) {
 enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
 
 // Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal slices; slice w of every
-// unit belongs to rank w. Where the ranks' rows of wpe are slices (layout_init), the positions are `own`: whatever --zero is, a
+// unit belongs to rank w. Where the ranks' rows of wpe are slices (positions_own), the positions are `own`: whatever --zero is, a
 // rank holds its slice alone, since no other rank reads those rows or has a gradient for them.
 typedef struct {
     int kind, own;
