@@ -4726,6 +4726,7 @@ static int units_close(Rank* r) {
 // --- units that come together from the ranks' slices, and gradients that go to them ---
 
 static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
+static void units_cast(Rank* r, int u, int count, cudaStream_t stream);
 
 // --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a stream of its own. The
 // buffer's last unit is done with when what is enqueued so far is. Slices change only at the end of a step, after which the hosts
@@ -4758,18 +4759,19 @@ static int unit_prefetch(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
     return 0;
 }
+// --zero 1, 2: units that the next forward pass needs at once. Their bf16 copies are made where their slices come together, on
+// `gathers`, while the hosts go from one step to the next (weights_spread).
+static int unit_is_first(int u) { return u <= 1; }
 // What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
 static int gpu_unit_gather(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (r->mesh->zero < 3) {
         // all layers but the first at once: the centring of one fills no GPU
-        int count = u < 2 || u > r->mesh->shape.L ? 1 : (int)r->mesh->shape.L + 1 - u;
+        int count = unit_is_first(u) || u > r->mesh->shape.L ? 1 : (int)r->mesh->shape.L + 1 - u;
         if (!d->spread[u]) return 0;
         memset(d->spread + u, 0, (size_t)count);
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->together[u + count - 1], 0));
-        const Unit* unit = &r->layout->units[u];
-        unit_cast(r, u, count, d->weights + unit->offset, unit->slice * r->mesh->world,
-            d->half + half_offset(r->layout, &r->mesh->shape, u), d->stream);
+        if (!unit_is_first(u)) units_cast(r, u, count, d->stream);
         mark(d, "weights gathered");
         return 0;
     }
@@ -5221,20 +5223,22 @@ static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t s
         h, w, unit_table(r, unit->kind), unit->elements);
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, count, weights, half, stride, stream);
 }
-// All bf16 copies of a rank that holds all weights.
-static void gpu_weights_cast(Rank* r) {
+// The same of a rank that holds all weights; all of them.
+static void units_cast(Rank* r, int u, int count, cudaStream_t stream) {
     Gpu* d = (Gpu*)r->device;
-    const Unit* units = r->layout->units;
-    int64_t stride = units[1].slice * r->mesh->world;
+    const Unit* unit = &r->layout->units[u];
+    unit_cast(r, u, count, d->weights + unit->offset, unit->slice * r->mesh->world,
+        d->half + half_offset(r->layout, &r->mesh->shape, u), stream);
+}
+static void gpu_weights_cast(Rank* r) {
     if (r->mesh->zero >= 3) return;
-    unit_cast(r, 0, 1, d->weights, 0, d->half, d->stream);
-    unit_cast(r, 1, (int)r->mesh->shape.L, d->weights + units[1].offset, stride,
-        d->half + half_offset(r->layout, &r->mesh->shape, 1), d->stream);
+    units_cast(r, 0, 1, ((Gpu*)r->device)->stream);
+    units_cast(r, 1, (int)r->mesh->shape.L, ((Gpu*)r->device)->stream);
 }
 
 // --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by unit, in the order in
-// which the next forward pass waits for them and makes their bf16 copies (gpu_unit_gather). No slice is updated again before the
-// compute streams of all ranks, which waited for all units, have met in the sums of gradients.
+// which the next forward pass waits for them and makes their bf16 copies (gpu_unit_gather; those of the first are made here). No
+// slice is updated again before the compute streams of all ranks, which waited for all units, have met in the sums of gradients.
 static int weights_spread(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -5252,6 +5256,10 @@ static int weights_spread(Rank* r) {
             CUDA_TRY(&r->error,
                 cudaMemcpyPeerAsync(d->weights + at, d->ordinal, d->peers[p]->weights + at, d->peers[p]->ordinal,
                     (size_t)unit->slice * sizeof(float), d->gathers));
+        }
+        if (unit_is_first(u)) {
+            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->updated[unit->kind], 0));
+            units_cast(r, u, 1, d->gathers);
         }
         CUDA_TRY(&r->error, cudaEventRecord(d->together[u], d->gathers));
         span_end(d, span);

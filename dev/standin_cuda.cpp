@@ -340,17 +340,21 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world: two of each, three sums
         for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], 16);
         t.writes(x.p(0) + 16, 24); }},
-    {"adamw_kernel", [](Touches& t, const Launch& x) {   // w, half, m, v, g, stats, table, begin, n, a; a.update is its last
-        bool update = ((const int*)x.arguments[9])[7];
+    {"adamw_kernel", [](Touches& t, const Launch& x) {   // w, half, m, v, g, stats, table, begin, n, a
         for (u64 y = 0; y < x.grid.y; y++) {
             for (int i : {0, 2, 3, 4}) {
                 const Units& u = x.at<Units>(i);
-                if (u.p) t.add(u.p + y * (u64)u.stride * 4, x.n(8) * 4, update && i != 4);
+                t.add(u.p + y * (u64)u.stride * 4, x.n(8) * 4, i != 4);
             }
             const Units& half = x.at<Units>(1);
             if (half.p) t.writes(half.p + y * (u64)half.stride * 2, x.n(8) * 2);
         }
-        if (update) t.reads(x.p(5) + 16, 8); }},
+        t.reads(x.p(5) + 16, 8); }},
+    {"cast_kernel", [](Touches& t, const Launch& x) {   // half, w, table, n
+        for (u64 y = 0; y < x.grid.y; y++) {
+            const Units &half = x.at<Units>(0), &w = x.at<Units>(1);
+            t.writes(half.p + y * (u64)half.stride * 2, x.n(3) * 2), t.reads(w.p + y * (u64)w.stride * 4, x.n(3) * 4);
+        } }},
     {"loss_sum_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), 8), t.reads(x.p(1), x.n(2) * 4); }},
     {"crossentropy_kernel", [](Touches& t, const Launch& x) {   // losses, hits, logits, labels, scale, V, Vp
         u64 R = x.grid.x;
