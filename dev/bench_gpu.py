@@ -194,8 +194,10 @@ def ours_attention(program, T, portable=False):
 
 
 def gpus_used():
-    """MiB in use on each GPU of the machine, by all processes."""
-    run = subprocess.run(['nvidia-smi', '--query-gpu=memory.used', '--format=csv,noheader,nounits'], capture_output=True, text=True)
+    """MiB in use, by all processes, on each GPU that CUDA_VISIBLE_DEVICES leaves: without it, of the machine."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    run = subprocess.run(['nvidia-smi', *(['--id=' + visible] if visible else []), '--query-gpu=memory.used',
+                          '--format=csv,noheader,nounits'], capture_output=True, text=True)
     return [int(line) for line in run.stdout.split()] if run.returncode == 0 else [0]
 
 
