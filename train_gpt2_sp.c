@@ -204,7 +204,8 @@ int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
 int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
 // Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their number, or -1. Where
-// ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own) all processes call it.
+// ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own) all processes call it; on
+// GPUs over NCCL it is refused there.
 int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     double temperature, int64_t top_k, double top_p, uint64_t seed);
 // Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
@@ -4403,8 +4404,8 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so
-// unit by unit); those of an own unit are sums already. sums: [0] loss of the step, [1] square of the gradient's norm, alike on all ranks.
+// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit); those of an
+// own unit are sums already. sums: [0] loss of the step, [1] square of the gradient's norm, alike on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -5543,10 +5544,11 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
 static int64_t largest_fit(
     const gpt2_sp_options* options, int batch, int64_t vocab, int training, const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    // Lengths that the ranks share evenly may need less memory than those between them (positions_own): the longest of those
-    // first, then those beyond it.
-    int64_t fits = 0, even = batch ? 1 : o.sp * SLICE_PADDING, most = batch ? 65536 : 1 << 24, chunks,
-            *asked = batch ? &o.batch_size : &o.seq_len;
+    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them (positions_own): the
+    // longest of those first, then those beyond it.
+    int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks, *asked = batch ? &o.batch_size : &o.seq_len;
+    while (o.channels % common != 0) common /= 2;   // the greatest common divisor with the padding, a power of 2
+    int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
     Schedule schedules[2];   // the same for every length
     Error e;
     chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;

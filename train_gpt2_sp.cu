@@ -836,7 +836,8 @@ template <int D> struct BwdSmem {
     bf16 ds[2][2][ROWS * 64];   // dS (ROWS queries x 128 keys), key halves apart, two steps deep
     float dq[2][2][64 * 32];    // staging of dQ: [part = warpgroup][half of its 64 columns]
     // What S and dP begin with: -lse/scale and -delta of each query, each as the sum of three bf16 numbers; and two zeros. A
-    // product with `pick` spreads them over the accumulators, where loads would write every register through shared memory.
+    // product with `pick` spreads them over the accumulators, where loads would write every register through shared memory. Where
+    // one of a query's numbers is not finite, all that comes of the query is NaN.
     bf16 stats[BWD_Q][ROWS * 8];
     bf16 pick[4][64];       // core matrices: ones for the three numbers of lse, zeros for K 8 to 15, the same for delta
     int doc[BWD_Q][ROWS];   // first visible key column of each query
@@ -3151,7 +3152,7 @@ static int matmul_proposals(Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristic
 // size often one that is faster here.
 static int matmul_propose_more(
     Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    static const int halves[] = {1, 4, 8};   // of the size
+    static const int halves[] = {1, 4, 8};   // rows to ask for, in halves of the product's: half as many, twice, four times
     for (int i = 0; i < 3; i++) {
         cublasLtMatmulHeuristicResult_t more[PROPOSALS];
         MatmulPlan other = *p;
@@ -4609,7 +4610,8 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
     return gpu_part(r);
 }
 
-// Every unit of a buffer of all units, but an own one, from the slices of the ranks that own them.
+// Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there already, or that
+// nobody else has (unit_closed).
 static int units_all_gather(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -5332,12 +5334,16 @@ static int host_begin(Rank* r, int kinds, int fetch) {
     if (r->mesh->zero < 3)   // weights may still be on their way from the peers
         for (int u = 0; u < r->layout->count; u++)
             if (gpu_unit_gather(r, u) != 0) return -1;
+    // with --zero 0 the first rank has all but the others' own positions; what is left out here takes no memory of the host either
+    int64_t from = r->mesh->zero == 0 && r->world_rank != 0 ? r->layout->units[positions_unit(r->layout)].offset : 0;
     for (int i = 0; i < kinds; i++) {
         size_t bytes = (size_t)copies[i].elements * sizeof(float);
         *copies[i].host = (real*)calloc((size_t)copies[i].elements, sizeof(real));
         if (!*copies[i].host) return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
         if (fetch)
-            CUDA_TRY(&r->error, cudaMemcpyAsync(*copies[i].host, copies[i].device, bytes, cudaMemcpyDeviceToHost, d->stream));
+            CUDA_TRY(&r->error,
+                cudaMemcpyAsync(*copies[i].host + from, copies[i].device + from, bytes - (size_t)from * sizeof(float),
+                    cudaMemcpyDeviceToHost, d->stream));
     }
     if (r->mesh->zero >= 1) {   // a whole unit at a time comes together in these
         r->weights_unit = (real*)calloc((size_t)r->layout->largest, sizeof(real));

@@ -57,6 +57,7 @@ matches() {
     close one two
 }
 for zero in 0 1 2 3; do check "two processes, zero $zero" matches zero --zero $zero; done
+for zero in 0 1 2 3; do check "two processes, zero $zero, positions by rank" matches own --zero $zero --seq-len 1004; done
 for kind in ring dist zigzag allgather ulysses; do check "two processes, $kind" matches $kind --schedule $kind; done
 check "two processes, documents, layer mode, two passes" matches docs --doc-mask 1 --recompute layer --grad-accum 2
 inside() {

@@ -837,7 +837,7 @@ static void ranks_splits(void) {
 }
 
 // The same sums in the same order whatever --zero is, with one pass and no clipping: the norm's own sum is taken by slices from 1
-// on, so a clipped step differs in its last bits.
+// on, or by own ones, so a clipped step differs in its last bits.
 static void ranks_zero_equal(void) {
     static const char* const shapes[] = {"batch-size=2 sp=2", "batch-size=2 dp=2 sp=2",
         "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0", "batch-size=2 sp=3 schedule=ring",

@@ -129,6 +129,8 @@ done << END
 # evaluation, --check, --trace, checkpoints
 2 1 6     --sp 2 --val-every 2 --val-data $text --val-sequences 3
 2 8 1024  --sp 3 --zero 3 --val-every 1 --val-data $text --val-sequences 3 --doc-mask 1
+2 1 6     --sp 2 --zero 1 --val-every 1 --val-data $text --val-sequences 3
+4 3 8     --dp 2 --sp 2 --zero 2 --val-every 1 --val-data $text --val-sequences 3
 2 1 6     --sp 2 --check 1
 2 8 1024  --sp 3 --zero 3 --check 1 --grad-accum 2
 2 1 6     --sp 2 --zero 0 --trace $folder/trace.json --steps 4
@@ -140,6 +142,9 @@ if [ "$nccl" ]; then   # a GPU for each rank
         check "NCCL, $queues queues of $depth: $arguments" run 6 $queues $depth train $small --transport nccl $arguments
     done << END
 8 1024  --sp 2 --doc-mask 1
+1 6     --sp 4 --zero 0 --grad-accum 2 --out $folder/nccl
+3 8     --sp 4 --zero 1 --val-every 1 --val-data $text --val-sequences 3
+1 6     --sp 4 --zero 2
 1 6     --dp 2 --sp 2 --zero 1 --grad-accum 2
 3 8     --dp 2 --sp 3 --zero 2 --schedule zigzag --doc-mask 1
 1 6     --sp 4 --zero 3 --schedule ulysses
@@ -149,7 +154,7 @@ END
 else
     skip "NCCL" "there is no nccl.h"
 fi
-rm -rf $folder/run
+rm -rf $folder/run $folder/nccl
 for zero in 0 1 2 3; do   # each goes on from what the one before it saved
     check "--zero $zero, saved and resumed" run 2 1 6 train $small --sp 2 --zero $zero --out $folder/run --save-every 2 \
         --steps $((3 + 2 * zero))
