@@ -19,7 +19,7 @@ mkdir -p "$run"
 [ -s "$run/val.tok" ] || ./train_gpt2_sp prepare --out "$run/val.tok" "$held_out"
 
 # 2. What it will need: the memory of a rank, the time of a step, the longest context that fits. With too little memory: more ranks,
-#    --recompute layer, --zero 1 to 3, in this order of what they cost.
+#    --recompute layer, --zero 1 to 3, in this order of what they cost (`plan` tells what each spares).
 set -- --layers 4 --heads 4 --channels 128 --seq-len "$context"
 ./train_gpt2_sp plan "$@" --vocab 257 --sp "$sp"
 
@@ -36,4 +36,4 @@ set -- "$@" --data "$run/train.tok" --val-data "$run/val.tok" --lr 1e-3 --warmup
 
 # 5. What it learned: the loss by position in the context, on text it has not seen, and a sample.
 ./train_gpt2_sp eval --from "$run/model" --data "$run/val.tok" --val-sequences 16
-./train_gpt2_sp sample --from "$run/model" --prompt "It was " --length 400 --temperature 0.8 --top-p 0.95
+./train_gpt2_sp sample --from "$run/model" --prompt "It was " --length 400 --temperature 0.8 --top-p 0.95 --threads 1
