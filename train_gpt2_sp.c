@@ -6155,11 +6155,6 @@ static void memory_print(FILE* out, const Mesh* mesh, const Layout* layout, cons
     for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
         fprintf(out, "  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)fullest->group[i], text, sizeof text));
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
-    Mesh even = *mesh;   // a length, some tokens shorter, that its ranks share evenly
-    even.shape.T -= s->T % (mesh->sp * SLICE_PADDING);
-    if (even.shape.T > 0 && positions_own(&even) && !positions_own(mesh))
-        fprintf(out, "  (with --seq-len %lld a rank would hold the learned positions of its own rows alone, not all)\n",
-            (long long)even.shape.T);
 }
 
 // A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table comes above the line
