@@ -1548,7 +1548,7 @@ static void resume_init_from(void) {
     gpt2_sp_destroy(b);
     p.sp = 2;   // each rank reads its own 20 rows
     b = gpt2_sp_create(&p, error, sizeof error);
-    stretched = a && b && b->layout.units[positions_unit(&b->layout)].own;
+    stretched = a && b && !positions_shared(&b->layout);
     for (int64_t t = 0; stretched && t < 40; t++)
         stretched = memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
                         weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;

@@ -3152,6 +3152,8 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
 }
 // The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of it.
 static int positions_unit(const Layout* layout) { return layout->count - 1; }
+// Whether that is a unit like all others, not the ranks' own.
+static int positions_shared(const Layout* layout) { return !layout->units[positions_unit(layout)].own; }
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
@@ -4191,7 +4193,7 @@ static real* gradient(const Rank* r, int u, int id) {
 // The rank's rows as `weight` has those of wpe: in an own unit they begin at its first.
 static Segments position_rows(const Rank* r) {
     Segments rows = r->segments;
-    if (r->layout->units[positions_unit(r->layout)].own) rows.begin[0] = 0;
+    if (!positions_shared(r->layout)) rows.begin[0] = 0;
     return rows;
 }
 static real* act(const Rank* r, int id, int64_t l) {
@@ -5389,7 +5391,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         if (prompt[i] < 0 || prompt[i] >= s->V)
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
     if (g->device->generate) return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
-    if (g->mesh.zero >= 3 || g->layout.units[positions_unit(&g->layout)].own) {
+    if (g->mesh.zero >= 3 || !positions_shared(&g->layout)) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
         int status = g->collected ? ranks_run(g, rank_collect) : fail(&g->error, "out of memory for the whole weights");
         if (status != 0) {

@@ -3330,8 +3330,7 @@ typedef struct {
 } RowPlaces;
 static RowPlaces row_places(const Rank* r) {
     const Segments g = position_rows(r);
-    int own = r->layout->units[positions_unit(r->layout)].own;
-    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], own ? r->Tl : r->mesh->shape.T};
+    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], positions_shared(r->layout) ? r->mesh->shape.T : r->Tl};
     return p;
 }
 __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
@@ -5128,7 +5127,7 @@ static int gradients_finish(Rank* r, double clip) {
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
     // every rank's square is that of all where each has all gradients; otherwise each has its slices', and they are added
-    int whole = zero == 0 && !layout->units[positions_unit(layout)].own;
+    int whole = zero == 0 && positions_shared(layout);
     for (int kind = UNIT_EMBED; zero < 2 && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
         const Unit* unit = &layout->units[kind_unit(layout, kind)];
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients + slice_at(r, unit, 2), unit->slice,
@@ -5397,8 +5396,7 @@ static int gpu_load(Rank* r, gpt2_sp* g) {
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g) {
-    if (r->mesh->zero == 0 && r->world_rank != 0 && !r->layout->units[positions_unit(r->layout)].own)
-        return 0;   // the first rank has all
+    if (r->mesh->zero == 0 && r->world_rank != 0 && positions_shared(r->layout)) return 0;   // the first rank has all
     int status = host_begin(r, 3, 1) == 0 ? rank_save(r, g) : -1;
     return host_end(r, 3, 0) == 0 ? status : -1;
 }
@@ -5432,8 +5430,7 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
         c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
         c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4),
-        c->wpe = (float*)gpu_take(&a, 0, r->layout->units[positions_unit(r->layout)].own ? n * C : 0, 4),
-        c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        c->wpe = (float*)gpu_take(&a, 0, positions_shared(r->layout) ? 0 : n * C, 4), c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
             return fail(&r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
     }
@@ -5470,7 +5467,7 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
     RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
-    int positions = positions_unit(r->layout), own = r->layout->units[positions].own;
+    int positions = positions_unit(r->layout), own = !positions_shared(r->layout);
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
     if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
     embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), own ? c->wpe : gpu_weight(r, positions, P_wpe),
@@ -5510,7 +5507,7 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
-    if (((Gpu*)r->device)->nccl && (g->mesh.zero >= 3 || g->layout.units[positions_unit(&g->layout)].own))
+    if (((Gpu*)r->device)->nccl && (g->mesh.zero >= 3 || !positions_shared(&g->layout)))
         return fail(&g->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
             g->mesh.zero >= 3 ? "--zero 3" : "--sp, whose ranks have the positions of their own rows only");
     GpuDecoder c = {0};
