@@ -3172,6 +3172,7 @@ static const struct {
 #ifdef GPT2_SP_GPU
     {"host", test_gpu_host},   // the only one that needs no GPU
     {"kernels", test_kernels},
+    {"products", test_products},
     {"oracle", test_oracle},
     {"training", test_training},
     {"resume", test_crossing},

@@ -100,6 +100,8 @@
     CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", "T", \
         "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between processes)") \
     INT(deterministic, "deterministic", 0, 0, 1, "T", "GPU: the same bits in every run (the CPU program always gives them)") \
+    TXT(products, "products", "", "T", \
+        "GPU: take the algorithms of the matrix products from this file, and add to it those that it has not") \
     CHO(attention, "attention", 0, "auto|portable", "TAE", \
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
     INT(verify, "verify", 0, 0, 1, "T", \
@@ -5861,6 +5863,7 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
         : o->attention           ? "attention"
         : o->transport           ? "transport"
         : o->trace[0]            ? "trace"
+        : o->products[0]         ? "products"
                                  : NULL;
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }

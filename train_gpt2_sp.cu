@@ -2269,14 +2269,32 @@ typedef struct {
 } Progress;
 enum { MAX_PROGRESS = 256 };
 
-// A matrix product of one shape, with the algorithm that was chosen for it.
+// A matrix product D (m, n) = A (m, k) B (k, n), the algorithm that was chosen for it, and what the library needs to run it.
 typedef struct {
     int64_t m, n, k;
-    int transposed_a, transposed_b, flags;
+    int transposed_a, transposed_b, flags;   // MATMUL_...
+} MatmulShape;
+typedef struct {
+    MatmulShape shape;
+    cublasLtMatmulAlgo_t algorithm;
+} MatmulChoice;
+typedef struct {
+    MatmulShape shape;
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algorithm;
 } MatmulPlan;
+
+// A place of D at which algorithms are compared with fp64.
+typedef struct {
+    int64_t at;           // in D, by columns
+    double sum, square;   // of the terms of A B, and of their squares
+    double before;        // what C holds there
+} MatmulSample;
+enum { MATMUL_SAMPLES = 16384, MATMUL_LEAST_SAMPLES = 1024 };
+static const int64_t MATMUL_SAMPLED_TERMS = 1 << 28;   // of all samples together, where that leaves enough of them
+// cuBLASLt's workspace, and behind it the samples and the two figures of a comparison.
+static const size_t MATMUL_WORKSPACE = LT_WORKSPACE + MATMUL_SAMPLES * sizeof(MatmulSample) + 2 * sizeof(double);
 
 // The GPU's part of a rank. Pointers go into its arena.
 struct Gpu {
@@ -2306,8 +2324,11 @@ struct Gpu {
     int closing;             // the pass in hand completes the layers' gradients
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
-    int plan_count, tune;                      // tune: new plans are chosen by timing
-    int rehearsed, deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
+    int plan_count;
+    char products[GPT2_SP_TEXT + 16];   // --products of this process; "": none
+    int products_shown;                 // --profile: which algorithms were taken, and which not and why
+    int rehearsing, rehearsed;          // a step without attention, thrown away: new plans are chosen by timing
+    int deterministic, attention;       // attention: ATTN_AUTO or ATTN_PORTABLE
     cudaEvent_t timer[2];
 
     float *weights, *gradients, *m, *v;   // fp32, all units, or own slices as --zero has it
@@ -2333,7 +2354,7 @@ struct Gpu {
     double* squares;                                    // (SQUARE_BLOCKS)
     double *stats, *all_stats;                          // (STAT_COUNT), (world, STAT_COUNT)
     int* attention_work[2];                             // of kernels on `stream`, on `beside`
-    void* workspace;                                    // cuBLASLt's
+    void* workspace;                                    // (MATMUL_WORKSPACE bytes)
     int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
     int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
     void* sort_work;
@@ -2633,7 +2654,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     for (int i = 0; i < (mesh->sp > 1 ? 2 : 1); i++)
         d->attention_work[i] = (int*)gpu_take(
             a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
-    d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)LT_WORKSPACE, 1);
+    d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)MATMUL_WORKSPACE, 1);
     d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
     d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
     d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
@@ -3073,60 +3094,107 @@ static void span_end(Gpu* d, Span* span) {
 // ===== 7. layers (forward, backward) ============================================================
 
 // --- matrix products: cuBLASLt, a plan per shape ---
+//
+// When a shape is first met, the library is asked for algorithms. It proposes some that do not compute the product: cuBLASLt 13.1
+// splits sums of K numbers whose last tile is not full (K = 1,154 in tiles of 64, three parts of six tiles) and leaves that tile
+// out, among its own first proposals too, and cublasLtMatmulAlgoCheck allows it. In the gradient of a weight K is the number of
+// rows: the last tokens would be missing from it. So a proposal is taken only if all of this holds:
+//     the library allows it for this very product, in the workspace there is;
+//     partial sums are added in fp32;
+//     where the sum is split, its length is a multiple of the tile;
+//     its result on the operands at hand agrees with sums in fp64 at sampled places.
+// Of those the fastest is chosen while a step is rehearsed, else (and with --deterministic 1) the first.
 
-enum {
-    MATMUL_FP32 = 1,
-    MATMUL_BIAS = 2,
-    MATMUL_ADD = 4,
-    MATMUL_GELU = 8,
-    MATMUL_GELU_AUX = 16,
-    MATMUL_DGELU = 32
-};   // fp32 result; + bias; + C; the GELU's epilogues
+enum {                      // what a product has beside A B
+    MATMUL_FP32 = 1,        // the result is fp32, not bf16
+    MATMUL_BIAS = 2,        // + bias, one number a row of D
+    MATMUL_ADD = 4,         // + C
+    MATMUL_GELU = 8,        // the GELU of all that
+    MATMUL_GELU_AUX = 16,   // the same, and what it is of goes to aux
+    MATMUL_DGELU = 32       // times the GELU's slope at aux
+};
 
-static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
-    cudaDataType_t out = p->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
-    cublasOperation_t yes = CUBLAS_OP_T, no = CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    if (p->flags & MATMUL_BIAS)
-        epilogue = p->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
-            : p->flags & MATMUL_GELU          ? CUBLASLT_EPILOGUE_GELU_BIAS
-                                              : CUBLASLT_EPILOGUE_BIAS;
-    if (p->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
-    LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    LT_TRY(
-        e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, p->transposed_a ? &yes : &no, sizeof yes));
-    LT_TRY(
-        e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, p->transposed_b ? &yes : &no, sizeof yes));
-    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    if (p->flags & (MATMUL_GELU_AUX | MATMUL_DGELU))
-        LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->m, sizeof p->m));
-    LT_TRY(e,
-        cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)(p->transposed_a ? p->k : p->m),
-            (uint64_t)(p->transposed_a ? p->m : p->k), p->transposed_a ? p->k : p->m));
-    LT_TRY(e,
-        cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)(p->transposed_b ? p->n : p->k),
-            (uint64_t)(p->transposed_b ? p->k : p->n), p->transposed_b ? p->n : p->k));
-    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)p->m, (uint64_t)p->n, p->m));
-    return 0;
-}
-
-// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. c == NULL:
-// no C.
+// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. NULL: none.
 typedef struct {
     void* out;
     const bf16 *a, *b;
     const void* c;
+    const bf16* bias;
+    void* aux;   // (m, n) bf16
 } MatmulOperands;
 
-static int matmul_same(const MatmulPlan* p, const MatmulPlan* q) {
+static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
+    const MatmulShape* s = &p->shape;
+    cudaDataType_t out = s->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
+    cublasOperation_t yes = CUBLAS_OP_T, no = CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    if (s->flags & MATMUL_BIAS)
+        epilogue = s->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+            : s->flags & MATMUL_GELU          ? CUBLASLT_EPILOGUE_GELU_BIAS
+                                              : CUBLASLT_EPILOGUE_BIAS;
+    if (s->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
+    (void)d;
+    LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+#define SET(attribute, value) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, attribute, &(value), sizeof(value)))
+    SET(CUBLASLT_MATMUL_DESC_TRANSA, s->transposed_a ? yes : no);
+    SET(CUBLASLT_MATMUL_DESC_TRANSB, s->transposed_b ? yes : no);
+    SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    if (s->flags & (MATMUL_GELU_AUX | MATMUL_DGELU)) SET(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s->m);
+#undef SET
+    int64_t a_rows = s->transposed_a ? s->k : s->m, b_rows = s->transposed_b ? s->n : s->k;
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)a_rows, (uint64_t)(s->m * s->k / a_rows), a_rows));
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)b_rows, (uint64_t)(s->n * s->k / b_rows), b_rows));
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s->m, (uint64_t)s->n, s->m));
+    return 0;
+}
+
+static int matmul_same(const MatmulShape* p, const MatmulShape* q) {
     return p->m == q->m && p->n == q->n && p->k == q->k && p->transposed_a == q->transposed_a &&
         p->transposed_b == q->transposed_b && p->flags == q->flags;
 }
 
+static size_t matmul_bytes(const MatmulShape* s) { return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2); }   // of D
+
 static cublasStatus_t matmul_run(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
     float one = 1, zero = 0;
-    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b, p->flags & MATMUL_ADD ? &one : &zero,
+    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b, p->shape.flags & MATMUL_ADD ? &one : &zero,
         x->c ? x->c : x->out, p->d, x->out, p->d, algorithm, d->workspace, LT_WORKSPACE, d->stream);
+}
+
+// --- what the library proposes ---
+
+// The settings of an algorithm that matter here.
+typedef struct {
+    int32_t id, splits;   // parts of the sum; 1 or 0: it is not split
+    uint32_t tile, stages, reduction;
+} MatmulSettings;
+static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
+    MatmulSettings s = {-1, 1, 0, 0, 0};
+    size_t written = 0;
+    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_ID, &s.id, sizeof s.id, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s.splits, sizeof s.splits, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &s.tile, sizeof s.tile, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &s.stages, sizeof s.stages, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &s.reduction, sizeof s.reduction, &written);
+    return s;
+}
+// Numbers of the sum in a tile, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is 64xAUTO). Unknown: no tile is longer.
+static int64_t matmul_tile_depth(uint32_t stages) {
+    static const struct {
+        uint32_t first, last;
+        int depth;
+    } known[] = {{1, 6, 16}, {7, 12, 32}, {13, 18, 64}, {19, 24, 128}, {25, 25, 32}, {26, 26, 8}, {27, 27, 16}, {28, 28, 8},
+        {31, 31, 8}, {32, 32, 8}, {33, 33, 16}, {34, 34, 32}, {35, 35, 64}, {36, 36, 128}, {37, 37, 256}};
+    for (auto& k : known)
+        if (stages >= k.first && stages <= k.last) return k.depth;
+    return 768;
+}
+
+// Partial sums may be added in the type of the result (in place or not) only where that is fp32.
+static uint32_t matmul_reductions(const MatmulShape* s) {
+    return CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
+        (s->flags & MATMUL_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE : 0);
 }
 
 // The library's proposals for a plan, best first by its own estimate.
@@ -3134,18 +3202,20 @@ static int matmul_proposals(Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristic
     static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const MatmulShape* s = &p->shape;
     cublasLtMatmulPreference_t preference;
-    uint32_t alignment = 32;
+    uint32_t alignment = 32, reductions = matmul_reductions(s);
     LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
     cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
+    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
     for (int i = 0; i < 4; i++) cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment);
     cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
-    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)p->m, (long long)p->n,
-        (long long)p->k, p->flags, (int)status);
+    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)s->m, (long long)s->n,
+        (long long)s->k, s->flags, (int)status);
 }
 
 // Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at most, and for another
@@ -3156,9 +3226,10 @@ static int matmul_propose_more(
     for (int i = 0; i < 3; i++) {
         cublasLtMatmulHeuristicResult_t more[PROPOSALS];
         MatmulPlan other = *p;
-        int64_t* rows = p->flags & MATMUL_FP32 ? &other.k : &other.n;   // the gradient of a weight sums over them
+        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k : &other.shape.n;   // a weight's gradient sums over them
         int extra = 0;
         *rows = round_up(*rows * halves[i] / 2, 16);
+        if (*rows == 0) continue;
         if (matmul_plan_make(d, &other, e) != 0) return -1;
         Error none;
         if (matmul_proposals(d, &other, more, &extra, &none) != 0) extra = 0;
@@ -3172,95 +3243,359 @@ static int matmul_propose_more(
     return 0;
 }
 
-// The fastest of the proposals on these very operands.
-static int matmul_tune(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+// --- which of them compute the product ---
+
+static int matmul_samples(const MatmulShape* s) {
+    int64_t most = min_i64(MATMUL_SAMPLES, max_i64(MATMUL_LEAST_SAMPLES, MATMUL_SAMPLED_TERMS / s->k));
+    return (int)min_i64(most, s->m * s->n);
+}
+
+// A warp a sample: one place in every 1 / count of D, at random there, and the sum of its terms in fp64.
+__global__ void matmul_sample_kernel(MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
+    int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
+    if (i >= count) return;
+    int64_t from = s.m * s.n * i / count, to = s.m * s.n * (i + 1) / count;
+    uint32_t hash = (uint32_t)i * 2654435761u;
+    hash ^= hash >> 15, hash *= 0x846ca68bu, hash ^= hash >> 16;
+    int64_t at = from + hash % (to - from), row = at % s.m, column = at / s.m;
+    double sum = 0, square = 0;
+    for (int64_t l = lane; l < s.k; l += 32) {
+        double x = __bfloat162float(s.transposed_a ? a[l + row * s.k] : a[row + l * s.m]),
+               y = __bfloat162float(s.transposed_b ? b[column + l * s.n] : b[l + column * s.k]);
+        sum += x * y, square += x * y * x * y;
+    }
+    for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
+    if (lane == 0) samples[i].at = at, samples[i].sum = sum, samples[i].square = square;
+}
+// What C holds at the samples, before D, which may be C, is written.
+__global__ void matmul_before_kernel(MatmulSample* samples, int count, const void* c, int fp32) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= count) return;
+    int64_t at = samples[i].at;
+    samples[i].before = !c ? 0 : fp32 ? (double)((const float*)c)[at] : (double)__bfloat162float(((const bf16*)c)[at]);
+}
+
+__device__ __forceinline__ double gelu_exact(double x) {
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+__device__ __forceinline__ double gelu_slope_exact(double x) {
+    double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+}
+
+// Compares D with the samples. out[0]: the largest share of its tolerance that an error has; out[1]: the errors' rms in that of the
+// tolerances. NaN where D is not a number and should be one. One block of 1024 threads.
+//
+// The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms, to fp32: 2^-23 of what
+// the sum has grown to, k / 8 times. That is about the larger of the sum and the root of its terms' squares. C and the bias are
+// added likewise. A result is rounded once more: 2^-24 of it in fp32, 2^-8 in bf16. The GELU's slope is below 1.13, the hardware's
+// tanh good to 2^-11 of itself, which the GELU weighs with x / 2, its slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
+__global__ void matmul_compare_kernel(double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
+    __shared__ double most[32], errors[32], tolerances[32];
+    double largest = 0, error_square = 0, tolerance_square = 0;
+    for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
+        int64_t at = samples[i].at;
+        double bias = s.flags & MATMUL_BIAS ? (double)__bfloat162float(x.bias[at % s.m]) : 0;
+        double expected = samples[i].sum + samples[i].before + bias;
+        double size = fmax(fabs(samples[i].sum), sqrt(samples[i].square)) + fabs(samples[i].before) + fabs(bias);
+        double tolerance = 0x1p-23 * ((double)s.k / 8 + 8) * size + 1e-36;
+        double found =
+            s.flags & MATMUL_FP32 ? (double)((const float*)x.out)[at] : (double)__bfloat162float(((const bf16*)x.out)[at]);
+        double rounding = s.flags & MATMUL_FP32 ? 0x1p-24 : 0x1p-8;
+        if (!(size < 1e30)) continue;   // operands that are not finite, or nearly: nothing can be said
+        if (s.flags & MATMUL_GELU_AUX) {
+            double error = fabs((double)__bfloat162float(((const bf16*)x.aux)[at]) - expected);
+            double share = error / (tolerance + rounding * fabs(expected));
+            largest = share <= largest ? largest : share;   // a NaN stays
+        }
+        if (s.flags & (MATMUL_GELU | MATMUL_GELU_AUX))
+            tolerance = 1.13 * tolerance + 0x1p-12 * fabs(expected), expected = gelu_exact(expected);
+        if (s.flags & MATMUL_DGELU) {
+            double y = (double)__bfloat162float(((const bf16*)x.aux)[at]);
+            tolerance = 1.13 * tolerance + 0x1p-11 * fabs(expected) * (0.5 + fabs(y) * (0.8 + 0.11 * y * y));
+            expected *= gelu_slope_exact(y);
+        }
+        tolerance += rounding * fabs(expected);
+        double error = fabs(found - expected), share = error / tolerance;
+        largest = share <= largest ? largest : share;
+        error_square += error * error, tolerance_square += tolerance * tolerance;
+    }
+    for (int step = 16; step; step >>= 1) {
+        double other = __shfl_xor_sync(~0u, largest, step);
+        largest = other <= largest ? largest : other;
+        error_square += __shfl_xor_sync(~0u, error_square, step);
+        tolerance_square += __shfl_xor_sync(~0u, tolerance_square, step);
+    }
+    int warp = (int)threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0) most[warp] = largest, errors[warp] = error_square, tolerances[warp] = tolerance_square;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int i = 1; i < 32; i++) {
+        largest = most[i] <= largest ? largest : most[i];
+        error_square += errors[i], tolerance_square += tolerances[i];
+    }
+    out[0] = largest, out[1] = tolerance_square > 0 ? sqrt(error_square / tolerance_square) : 0;
+}
+static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // what the two may be
+
+static MatmulSample* matmul_sample_memory(const Gpu* d) { return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE); }
+
+// Why an algorithm is not to be taken for a product by what is known of it; "" if nothing is.
+static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
+    MatmulSettings settings = matmul_settings(algorithm);
+    cublasLtMatmulHeuristicResult_t result;
+    Error why = {{0}};
+    int64_t depth = matmul_tile_depth(settings.stages), k = p->shape.k;
+    cublasStatus_t status = cublasLtMatmulAlgoCheck(d->lt, p->operation, p->a, p->b, p->d, p->d, algorithm, &result);
+    if (status != CUBLAS_STATUS_SUCCESS) fail(&why, "the library does not allow it here: status %d", (int)status);
+    else if (result.workspaceSize > LT_WORKSPACE) fail(&why, "it needs a workspace of %zu bytes", result.workspaceSize);
+    else if (settings.reduction & ~matmul_reductions(&p->shape)) fail(&why, "it adds partial sums in bf16");
+    else if (settings.splits != 0 && settings.splits != 1 && k % depth != 0)
+        fail(&why, "it splits a sum of %lld numbers, no multiple of its tile of %lld", (long long)k, (long long)depth);
+    return why;
+}
+
+// Runs an algorithm on the operands and compares the result at the samples, whose sums are there. 0, or -1 with a line.
+static int matmul_agrees(
+    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
+    const MatmulShape* s = &p->shape;
+    MatmulSample* samples = matmul_sample_memory(d);
+    double* out = (double*)(samples + MATMUL_SAMPLES);
+    int count = matmul_samples(s);
+    matmul_before_kernel<<<(unsigned)ceil_div(count, 256), 256, 0, d->stream>>>(samples, count, x->c, s->flags & MATMUL_FP32);
+    cublasStatus_t status = matmul_run(d, p, x, algorithm);
+    if (status != CUBLAS_STATUS_SUCCESS) return fail(why, "the library refuses it: status %d", (int)status);
+    matmul_compare_kernel<<<1, 1024, 0, d->stream>>>(out, samples, count, *x, *s);
+    CUDA_TRY(why, cudaMemcpyAsync(shares, out, 2 * sizeof *shares, cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(why, cudaStreamSynchronize(d->stream));
+    if (shares[0] <= MATMUL_LARGEST && shares[1] <= MATMUL_RMS) return 0;
+    return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms", shares[0], shares[1]);
+}
+static void matmul_sample(Gpu* d, const MatmulShape* s, const MatmulOperands* x) {
+    int count = matmul_samples(s);
+    matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(matmul_sample_memory(d), count, x->a, x->b, *s);
+}
+
+static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, const char* text) {
+    MatmulSettings a = matmul_settings(algorithm);
+    printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n", (long long)s->m,
+        (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
+}
+
+// The proposals that compute the product, `wanted` at most; more of them are asked for if a step is rehearsed.
+static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
+    cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
     cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+    Error why = {{0}};
+    int proposed = 0;
+    *count = 0;
+    if (matmul_proposals(d, p, found, &proposed, e) != 0) return -1;
+    if (wanted > 1 && matmul_propose_more(d, p, found, &proposed, e) != 0) return -1;
+    matmul_sample(d, &p->shape, x);
+    for (int i = 0; i < proposed && *count < wanted; i++) {
+        double shares[2];
+        why = matmul_objection(d, p, &found[i].algo);
+        int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
+        if (!bad) good[(*count)++] = found[i].algo;
+        else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
+        if (bad && x->c == x->out)   // what it left there, perhaps not finite, would spoil the comparison of the next
+            CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
+    }
+    CUDA_TRY(e, cudaGetLastError());
+    if (*count > 0) return 0;
+    return fail(e,
+        "cuBLASLt proposes %d algorithms for the product %lld x %lld x %lld (flags %d), none to be taken; the last: %s", proposed,
+        (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags, why.text);
+}
+
+// The fastest of the candidates on these very operands.
+static int matmul_fastest(
+    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
     float best = INFINITY, first = 0;
-    int count = 0, chosen = 0;
-    if (matmul_proposals(d, p, found, &count, e) != 0) return -1;
-    p->algorithm = found[0].algo;
-    if (d->tune && matmul_propose_more(d, p, found, &count, e) != 0) return -1;
-    for (int i = 0; d->tune && i < count; i++) {
+    *chosen = 0;
+    for (int i = 0; i < count; i++) {
         float ms = 0, elapsed = 0;
         for (int j = 0; j < 4; j++) {
             if (j == 1) cudaEventRecord(d->timer[0], d->stream);
-            if (matmul_run(d, p, x, &found[i].algo) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
+            if (matmul_run(d, p, x, &good[i]) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
         }
         cudaEventRecord(d->timer[1], d->stream);
         CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
         cudaEventElapsedTime(&elapsed, d->timer[0], d->timer[1]);
         ms += elapsed / 3;
         if (i == 0) first = ms;
-        if (ms < best) best = ms, p->algorithm = found[i].algo, chosen = i;
+        if (ms < best) best = ms, *chosen = i;
     }
-    if (d->tune && d->profile)
-        printf("matmul %6lld x %6lld x %6lld flags %2d: proposal %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)\n",
-            (long long)p->m, (long long)p->n, (long long)p->k, p->flags, chosen, count, best,
-            2e-9 * (double)p->m * (double)p->n * (double)p->k / best, first);
+    char text[128];
+    snprintf(text, sizeof text, "chosen, %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)", *chosen + 1, count, best,
+        2e-9 * (double)p->shape.m * (double)p->shape.n * (double)p->shape.k / best, first);
+    if (d->products_shown) matmul_report(&p->shape, &good[*chosen], text);
     return 0;
 }
 
-// Choices by timing are made by one rank at a time, so that none disturbs another, and serve the others too: ranks with the same
-// shapes then compute with the same algorithms. The GPUs of a process are alike.
+// --- choices that are kept ---
+
+// --products FILE. Its first line names the library and the GPU; each other one is a product: m n k, whether A and B are
+// transposed, flags, the eight words of the algorithm in hexadecimal, and for the reader what they say.
+static int products_header(char* line, size_t size, Error* e) {
+    cudaDeviceProp gpu;
+    int device = 0;
+    CUDA_TRY(e, cudaGetDevice(&device));
+    CUDA_TRY(e, cudaGetDeviceProperties(&gpu, device));
+    snprintf(line, size, "gpt2_sp products 1, cuBLASLt %zu, %s\n", cublasLtGetVersion(), gpu.name);
+    return 0;
+}
+// 1: the file has the product, and `algorithm` is its choice; 0: it has not, or there is no such file; -1: it is not for here.
+static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
+    char expected[320], line[512];
+    int found = 0, number = 1;
+    if (products_header(expected, sizeof expected, e) != 0) return -1;
+    FILE* f = fopen(path, "r");
+    if (!f) return errno == ENOENT ? 0 : fail(e, "cannot open --products %.900s: %s", path, strerror(errno));
+    if (!fgets(line, sizeof line, f) || strcmp(line, expected) != 0) {
+        fclose(f);
+        expected[strcspn(expected, "\n")] = line[strcspn(line, "\n")] = 0;
+        return fail(e, "--products %.400s: its first line is '%.100s', this program's would be '%.160s'", path, line, expected);
+    }
+    while (found == 0 && fgets(line, sizeof line, f)) {
+        MatmulShape t;
+        long long m, n, k;
+        unsigned long long word[8];
+        number++;
+        int read = sscanf(line, "%lld %lld %lld %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &m, &n, &k, &t.transposed_a,
+            &t.transposed_b, &t.flags, &word[0], &word[1], &word[2], &word[3], &word[4], &word[5], &word[6], &word[7]);
+        t.m = m, t.n = n, t.k = k;
+        if (read != 14 || !strchr(line, '\n')) found = fail(e, "--products %.900s: line %d is no product", path, number);
+        else if (matmul_same(&t, s)) {
+            for (int i = 0; i < 8; i++) algorithm->data[i] = word[i];
+            found = 1;
+        }
+    }
+    fclose(f);
+    return found;
+}
+static int products_append(const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
+    char header[320];
+    MatmulSettings a = matmul_settings(algorithm);
+    if (products_header(header, sizeof header, e) != 0) return -1;
+    FILE* f = fopen(path, "a");
+    if (!f) return fail(e, "cannot write --products %.900s: %s", path, strerror(errno));
+    if (fseek(f, 0, SEEK_END) == 0 && ftell(f) == 0) fputs(header, f);
+    fprintf(f, "%lld %lld %lld %d %d %d", (long long)s->m, (long long)s->n, (long long)s->k, s->transposed_a, s->transposed_b,
+        s->flags);
+    for (int i = 0; i < 8; i++) fprintf(f, " %llx", (unsigned long long)algorithm->data[i]);
+    fprintf(f, "   algorithm %d, tile %u, stages %u, split %d\n", a.id, a.tile, a.stages, a.splits);
+    int bad = ferror(f);
+    if (fclose(f) != 0 || bad) return fail(e, "cannot write --products %.900s: %s", path, strerror(errno));
+    return 0;
+}
+
+// The file's choice must pass as any other does.
+static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    Error why = {{0}};
+    double shares[2];
+    int found = products_find(d->products, &p->shape, &p->algorithm, e);
+    if (found != 1) return found;
+    why = matmul_objection(d, p, &p->algorithm);
+    matmul_sample(d, &p->shape, x);
+    if (why.text[0] || matmul_agrees(d, p, x, &p->algorithm, shares, &why) != 0)
+        return fail(e, "--products %.400s: its algorithm for %lld x %lld x %lld (flags %d) is not to be taken: %.300s",
+            d->products, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags, why.text);
+    return 1;
+}
+
+// Choices by timing serve all ranks of the process, so that those with the same shapes compute with the same algorithms; its GPUs
+// are alike. matmul_forced >= 0 (tests): that one of the candidates, counted around.
+static MatmulChoice matmul_chosen[2 * MAX_PLANS];
+static int matmul_chosen_count, matmul_forced = -1;
+static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    int timed = d->rehearsing && !d->deterministic, count = 0, best = 0;
+    cublasLtMatmulAlgo_t good[PROPOSALS];
+    int found = d->products[0] ? products_take(d, p, x, e) : 0;
+    if (found != 0) return found < 0 ? -1 : 0;
+    for (int i = 0; timed && matmul_forced < 0 && i < matmul_chosen_count && !found; i++)
+        if (matmul_same(&matmul_chosen[i].shape, &p->shape)) p->algorithm = matmul_chosen[i].algorithm, found = 1;
+    if (!found) {
+        if (matmul_candidates(d, p, x, timed || matmul_forced >= 0 ? PROPOSALS : 1, good, &count, e) != 0) return -1;
+        if (matmul_forced >= 0) best = matmul_forced % count;
+        else if (timed && matmul_fastest(d, p, x, good, count, &best, e) != 0) return -1;
+        p->algorithm = good[best];
+        if (timed && matmul_forced < 0 && matmul_chosen_count < 2 * MAX_PLANS)
+            matmul_chosen[matmul_chosen_count++] = {p->shape, p->algorithm};
+    }
+    return d->products[0] ? products_append(d->products, &p->shape, &p->algorithm, e) : 0;
+}
+
+// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying them leaves the result changed where
+// it is added to: a rehearsal throws it away, elsewhere it is put back.
 static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-    static MatmulPlan chosen[2 * MAX_PLANS];
-    static int count;
-    int known = -1, status = 0;
+    size_t bytes = matmul_bytes(&p->shape);
+    void* kept = NULL;
+    int keep = x->c == x->out && !d->rehearsing;
+    if (keep) {
+        CUDA_TRY(e, cudaMalloc(&kept, bytes));
+        CUDA_TRY(e, cudaMemcpyAsync(kept, x->out, bytes, cudaMemcpyDeviceToDevice, d->stream));
+    }
     pthread_mutex_lock(&mutex);
-    for (int i = 0; d->tune && known < 0 && i < count; i++)
-        if (matmul_same(&chosen[i], p)) known = i;
-    if (known >= 0) p->algorithm = chosen[known].algorithm;
-    else status = matmul_tune(d, p, x, e);
-    if (status == 0 && d->tune && known < 0 && count < 2 * MAX_PLANS) chosen[count++] = *p;
+    int status = matmul_decide(d, p, x, e);
     pthread_mutex_unlock(&mutex);
+    if (!keep) return status;
+    cudaError_t back = cudaMemcpyAsync(x->out, kept, bytes, cudaMemcpyDeviceToDevice, d->stream);
+    if (back == cudaSuccess) back = cudaStreamSynchronize(d->stream);
+    cudaFree(kept);
+    if (status == 0) CUDA_TRY(e, back);
     return status;
 }
 
-// The first use of a shape makes its plan; with d->tune by timing.
-static int matmul(Gpu* d, void* out, const bf16* a, const bf16* b, const void* c, const bf16* bias, const void* aux, int64_t m,
-    int64_t n, int64_t k, int transposed_a, int transposed_b, int flags, Error* e) {
-    MatmulOperands x = {out, a, b, c};
-    MatmulPlan wanted, *p = NULL;
-    memset(&wanted, 0, sizeof wanted);
-    wanted.m = m, wanted.n = n, wanted.k = k, wanted.transposed_a = transposed_a, wanted.transposed_b = transposed_b,
-    wanted.flags = flags;
+// D = A B as its shape and operands say. The first use of a shape makes its plan.
+static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Error* e) {
+    MatmulPlan* p = NULL;
     for (int i = 0; i < d->plan_count && !p; i++)
-        if (matmul_same(&d->plans[i], &wanted)) p = &d->plans[i];
+        if (matmul_same(&d->plans[i].shape, &shape)) p = &d->plans[i];
     int fresh = !p;
     if (fresh) {
         if (d->plan_count == MAX_PLANS) return fail(e, "more than %d shapes of matrix products", MAX_PLANS);
         p = &d->plans[d->plan_count];
-        *p = wanted;
+        memset(p, 0, sizeof *p);
+        p->shape = shape;
         if (matmul_plan_make(d, p, e) != 0) return -1;
         d->plan_count++;
     }
-    if (bias) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    if (aux) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux, sizeof aux));
-    if (fresh && matmul_choose(d, p, &x, e) != 0) return -1;
+    if (x.bias)
+        LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias));
+    if (x.aux)
+        LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
+    if (fresh && matmul_choose(d, p, &x, e) != 0) {
+        matmul_plan_free(p);   // so that the shape is met anew, not run with no algorithm
+        d->plan_count--;
+        return -1;
+    }
     LT_TRY(e, matmul_run(d, p, &x, &p->algorithm));
     return 0;
 }
 
-// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]; below: its GELU, with the value before it in aux if
-// given
+// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]
 static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias, const bf16* add, int64_t R,
     int64_t C, int64_t OC, Error* e) {
-    return matmul(d, out, weight, inp, add, bias, NULL, OC, R, C, 1, 0, (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0), e);
+    int flags = (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0);
+    return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, add, bias, NULL}, e);
 }
+// The same and its GELU, with the value before it in aux if given
 static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight, const bf16* bias, int64_t R,
     int64_t C, int64_t OC, Error* e) {
-    return matmul(d, out, weight, inp, NULL, bias, aux, OC, R, C, 1, 0, MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU), e);
+    int flags = MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU);
+    return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, NULL, bias, aux}, e);
 }
 // dinp (R, C) = dout (R, OC) weight (OC, C) [times gelu'(aux)]
 static int matmul_backward_input(
     Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux, int64_t R, int64_t C, int64_t OC, Error* e) {
-    return matmul(d, dinp, weight, dout, NULL, NULL, aux, C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0, e);
+    return matmul(d, {C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0}, {dinp, weight, dout, NULL, NULL, (void*)aux}, e);
 }
 // dweight (OC, C) += dout^T inp, in fp32
 static int matmul_backward_weight(
     Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
-    return matmul(d, dweight, inp, dout, dweight, NULL, NULL, C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD, e);
+    return matmul(d, {C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD}, {dweight, inp, dout, dweight, NULL, NULL}, e);
 }
 
 // --- elementwise: 8 bf16 in 16 bytes per access ---
@@ -4831,7 +5166,9 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
     }
     if (NEEDED(G_atty)) {
         r->attention_forwards++;
-        if (!d->tune && gpu_attention_forward(r, atty, lse, qkv, doc_start, docs) != 0) return -1;
+        if (d->rehearsing)   // its input in place of attention's output: numbers of the same kind
+            CUDA_TRY(e, cudaMemcpyAsync(atty, ln1, (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
+        else if (gpu_attention_forward(r, atty, lse, qkv, doc_start, docs) != 0) return -1;
         mark(d, "attention forward");
     }
     if (NEEDED(G_x2)) {
@@ -4892,13 +5229,14 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
         rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
     mark(d, "norm backward");
 
-    if (!d->tune && gpu_attention_clear(r, dq) != 0) return -1;
+    if (!d->rehearsing && gpu_attention_clear(r, dq) != 0) return -1;
     if (matmul_backward_weight(d, gpu_gradient(r, u, P_attprojw), dx, atty, R, C, C, e) != 0) return -1;
     mark(d, "attproj dweight");
     if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
     mark(d, "attproj dinput");
     if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start, docs) != 0) return -1;
-    if (!d->tune && gpu_attention_backward(r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
+    if (!d->rehearsing &&
+        gpu_attention_backward(r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
     if (unit_add(r, u + 1) != 0) return -1;
@@ -5377,20 +5715,30 @@ static int host_end(Rank* r, int kinds, int store) {
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
-static int gpu_init(Rank* r, gpt2_sp* g) {
+// A file that each process of a run writes for itself: the name that was given, where there are several with the process' number.
+static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
+    if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
+    else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
+}
+// What the options say of this rank's GPU.
+static void gpu_settings(Rank* r, const gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const gpt2_sp_options* o = &g->options;
-    d->deterministic = (int)o->deterministic, d->profile = (int)o->profile && r->world_rank == 0,
+    d->deterministic = (int)o->deterministic;
     d->attention = (int)o->attention;
-    if (gpu_enter(r) != 0 || gpu_join(r, o) != 0 || host_begin(r, 1, 0) != 0) return -1;
-    weights_init(r, (uint64_t)o->seed);
+    d->products_shown = (int)o->profile;
+    d->profile = (int)o->profile && r->world_rank == 0;
+    process_path(d->products, g, o->products);
+}
+static int gpu_init(Rank* r, gpt2_sp* g) {
+    gpu_settings(r, g);
+    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
+    weights_init(r, (uint64_t)g->options.seed);
     return host_end(r, 1, 1);
 }
 static int gpu_load(Rank* r, gpt2_sp* g) {
-    Gpu* d = (Gpu*)r->device;
     int kinds = g->load_moments ? 3 : 1;
-    d->deterministic = (int)g->options.deterministic, d->profile = (int)g->options.profile && r->world_rank == 0;
-    d->attention = (int)g->options.attention;
+    gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
     int status = host_begin(r, kinds, 0) == 0 ? rank_load(r, g) : -1;
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
@@ -5643,15 +5991,15 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     return gradients_finish(r, clip);
 }
 
-// Before the first step its first pass is rehearsed without attention: there the plans of the matrix products are chosen by
-// timing; what it computes is thrown away.
+// Before the first step its first pass is rehearsed without attention: there the algorithms of the matrix products are chosen; what
+// it computes is thrown away.
 static int gpu_rehearse(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     r->learn = 1;
     if (d->rehearsed) return 0;
-    d->tune = !d->deterministic, d->rehearsed = 1;
+    d->rehearsing = d->rehearsed = 1;
     if (gpu_piece(r, 0) != 0 || gpu_finish(r) != 0) return -1;
-    d->tune = 0;
+    d->rehearsing = 0;
     return 0;
 }
 
@@ -5690,9 +6038,8 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     if (d->profile) profile_print(d);
     if (!d->tracing) return 0;
     if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, e) != 0) return -1;
-    char path[GPT2_SP_TEXT + 32];
-    if (g->mesh.processes == 1) snprintf(path, sizeof path, "%s", o->trace);
-    else snprintf(path, sizeof path, "%s.%d", o->trace, g->mesh.process);
+    char path[GPT2_SP_TEXT + 16];
+    process_path(path, g, o->trace);
     if (r->world_rank == g->mesh.first_rank && trace_write(g, path, e) != 0) return -1;
     return r->transport.barrier(&r->transport, e);
 }
@@ -5798,9 +6145,9 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     printf("gradients of the step\n");
     r->learn = c->learn = 1, c->loss_sum = 0;
     memset(c->gradients, 0, (size_t)c->layout->elements * sizeof(real));
-    d->tune = !d->deterministic, d->rehearsed = 1;
+    d->rehearsing = d->rehearsed = 1;
     if (gpu_pass(r, 0) != 0) return *e = r->error, -1;
-    d->tune = 0;
+    d->rehearsing = 0;
     if (gpu_gradients_compute(r, 0) != 0) return *e = r->error, -1;
     for (int64_t pass = 0; pass < c->mesh->passes; pass++)
         if (model_forward_backward(c, pass) != 0) return *e = c->error, -1;
@@ -5833,7 +6180,8 @@ static int gpu_verify(gpt2_sp* g) {
     Verification v;
     memset(&v, 0, sizeof v);
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
-    o.out[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = o.attention = 0, o.init_from[0] = 0, o.logits_chunk = 1024;
+    o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = o.attention = 0, o.init_from[0] = 0,
+    o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);
     if (!cpu) return fail(&g->error, "out of memory");
     cpu->device = &CPU_DEVICE;
@@ -5873,7 +6221,7 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
     AttnShape shape = {1, (int)NH, (int)T, (int)T, 0, 0, 1, 1 / sqrtf((float)HS), NULL, 0, (int)HS};
     const size_t work_bytes = attn::attention_backward_work(shape),
                  attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
-    const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + LT_WORKSPACE;
+    const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + MATMUL_WORKSPACE;
     const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes, random_bytes = (size_t)(m * n) * 2;
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
     uint32_t* random = (uint32_t*)malloc(random_bytes);

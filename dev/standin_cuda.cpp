@@ -280,6 +280,13 @@ struct HopperBackward {
     CUtensorMap maps[5];   // q, k, v, dout, dq
     AttnBackward a;
 };
+struct Product {   // MatmulOperands, MatmulShape
+    char *out, *a, *b, *c, *bias, *aux;
+};
+struct ProductShape {
+    int64_t m, n, k;
+    int transposed_a, transposed_b, flags;
+};
 struct Units {   // UnitArray
     char* p;
     int64_t stride;
@@ -318,6 +325,18 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"attention_dq_kernel", [](Touches& t, const Launch& x) {   // dq, out, scale, T, HS
         u64 B = x.grid.z, NH = x.grid.y, T = x.k(3), HS = x.k(4);
         t.view(x.at<AttnView>(0), 4, !x.at<AttnView>(1).p, B, NH, T, HS), t.view(x.at<AttnView>(1), 2, true, B, NH, T, HS); }},
+    {"matmul_sample_kernel", [](Touches& t, const Launch& x) {   // samples, count, a, b, shape
+        const ProductShape& s = x.at<ProductShape>(4);
+        t.writes(x.p(0), x.k(1) * 32), t.reads(x.p(2), (u64)(s.m * s.k) * 2), t.reads(x.p(3), (u64)(s.k * s.n) * 2); }},
+    {"matmul_before_kernel", [](Touches& t, const Launch& x) {   // samples, count, c: its first number stands for all, fp32
+        t.writes(x.p(0), x.k(1) * 32);
+        if (x.p(2)) t.reads(x.p(2), 2); }},
+    {"matmul_compare_kernel", [](Touches& t, const Launch& x) {   // out, samples, count, operands, shape
+        const Product& p = x.at<Product>(3);
+        const ProductShape& s = x.at<ProductShape>(4);
+        t.writes(x.p(0), 16), t.reads(x.p(1), x.k(2) * 32), t.reads(p.out, (u64)(s.m * s.n) * (s.flags & 1 ? 4 : 2));
+        if (p.bias) t.reads(p.bias, (u64)s.m * 2);
+        if (p.aux) t.reads(p.aux, (u64)(s.m * s.n) * 2); }},
     {"rows_fill_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(3) * 4, x.n(2), x.n(1) * 4); }},
     {"pause_kernel", [](Touches&, const Launch&) {}},
     {"rows_pack_kernel", [](Touches& t, const Launch& x) {   // pieces, of which grid.y are there
@@ -814,7 +833,7 @@ void __cudaRegisterFunction(
 struct Layout {
     u64 columns, ld, size;
 };
-struct Product {
+struct Description {
     u64 aux_ld;
     void *bias, *aux;
     cublasLtEpilogue_t epilogue;
@@ -833,15 +852,15 @@ cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
     return count("matrix layouts", -1), CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* d, cublasComputeType_t, cudaDataType_t) {
-    *d = (cublasLtMatmulDesc_t) new Product{0, NULL, NULL, CUBLASLT_EPILOGUE_DEFAULT};
+    *d = (cublasLtMatmulDesc_t) new Description{0, NULL, NULL, CUBLASLT_EPILOGUE_DEFAULT};
     return count("matrix products", 1), CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
-    delete (Product*)d;
+    delete (Description*)d;
     return count("matrix products", -1), CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void* p, size_t n) {
-    Product* x = (Product*)d;
+    Description* x = (Description*)d;
     void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER    ? (void*)&x->bias
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER ? (void*)&x->aux
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD      ? (void*)&x->aux_ld
@@ -866,11 +885,21 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     memset(found, 0, 2 * sizeof *found);
     return *n = 2, CUBLAS_STATUS_SUCCESS;
 }
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t*, cublasLtMatmulHeuristicResult_t* result) {
+    memset(result, 0, sizeof *result);
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(
+    const cublasLtMatmulAlgo_t*, cublasLtMatmulAlgoConfigAttributes_t, void*, size_t, size_t* written) {
+    return *written = 0, CUBLAS_STATUS_SUCCESS;   // the caller's own numbers: a sum that is not split
+}
+size_t cublasLtGetVersion(void) { return 1; }
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a,
     cublasLtMatrixLayout_t la, const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c,
     cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes,
     cudaStream_t s) {
-    const Product* x = (const Product*)operation;
+    const Description* x = (const Description*)operation;
     const Layout* out = (const Layout*)ld;
     Touches t = {"a matrix product", {}, false};
     auto extent = [](cublasLtMatrixLayout_t l) {

@@ -126,7 +126,7 @@ static Gpu* gpu_bare(void) {   // what kernels ask of a rank: scratch, as large 
     static Gpu* d;
     if (d) return d;
     d = (Gpu*)need(1, sizeof *d);
-    cuda_need(cudaMalloc(&d->workspace, LT_WORKSPACE), "the workspace");
+    cuda_need(cudaMalloc(&d->workspace, MATMUL_WORKSPACE), "the workspace");
     if (cublasLtCreate(&d->lt) != CUBLAS_STATUS_SUCCESS) exit(1);
     cudaEventCreate(&d->timer[0]), cudaEventCreate(&d->timer[1]);
     return d;
@@ -462,9 +462,9 @@ static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) 
                                     : tensor_poisoned(n, 2),
            aux = tensor_poisoned(R * OC, 2);
     bf16 *x = (bf16*)inp.p, *w = (bf16*)weight.p, *g = (bf16*)dout.p, *b = (bf16*)bias.p, *o = (bf16*)out.p, *a = (bf16*)add.p;
-    if (tune) d->plan_count = 0, d->tune = 1;
+    if (tune) d->plan_count = 0, d->rehearsing = 1;
     int64_t again =
-        tune && kind == MM_DWEIGHT;   // a plan is tuned on its operands, which are added to: only the next call counts
+        tune && kind == MM_DWEIGHT;   // an algorithm is chosen on its operands, which are added to: only the next call counts
     for (int64_t i = 0; i <= again; i++) {
         if (i == 1) tensor_write(out, out.host);
         switch (kind) {
@@ -478,7 +478,7 @@ static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) 
                 d, o, x, w, kind == MM_PLAIN ? NULL : b, kind == MM_ADD || kind == MM_IN_PLACE ? a : NULL, R, C, OC, &e);
         }
     }
-    d->tune = 0;
+    d->rehearsing = 0;
     if (status != 0) check(0, name, "%s", e.text);
     double *exact = host_zeros(n), *plain = host_zeros(n), *bound = host_zeros(n), *aux_exact = host_zeros(R * OC),
            *aux_plain = host_zeros(R * OC);
@@ -1181,3 +1181,5 @@ static void test_verify(void) {
 }
 
 #include "test_gpu_ranks.h"
+
+#include "test_gpu_products.h"
