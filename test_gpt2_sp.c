@@ -24,13 +24,16 @@
 static size_t memory_live, memory_peak;   // bytes
 
 static size_t memory_now(void) { return __atomic_load_n(&memory_live, __ATOMIC_RELAXED); }
-static void memory_mark(void) { __atomic_store_n(&memory_peak, memory_now(), __ATOMIC_RELAXED); }   // the peak counts from here
+static void memory_mark(void) {
+    __atomic_store_n(&memory_peak, memory_now(), __ATOMIC_RELAXED);
+}   // the peak counts from here
 
 static void* counted(void* p) {
     if (!p) return p;
     size_t live = __atomic_add_fetch(&memory_live, malloc_usable_size(p), __ATOMIC_RELAXED),
            peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED);
-    while (live > peak && !__atomic_compare_exchange_n(&memory_peak, &peak, live, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+    while (live > peak &&
+        !__atomic_compare_exchange_n(&memory_peak, &peak, live, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
         continue;
     return p;
 }
@@ -58,7 +61,8 @@ static int counted_memalign(void** p, size_t alignment, size_t size) {
 #endif
 
 #ifdef GPT2_SP_GPU
-// The program asks for the number of GPUs in one place; the tests answer it, so that on two GPUs it can be made to take one.
+// The program asks for the number of GPUs in one place; the tests answer it, so that on two GPUs it can be
+// made to take one.
 #include <cub/device/device_radix_sort.cuh>
 #include <cuda_runtime.h>
 static int gpus_shown = -1;   // -1: all there are
@@ -125,7 +129,9 @@ static double distance(const real* found, const double* expected, int64_t n) {
 
 // The k-th number of a stream of its own, N(0, 1).
 static double noise(uint64_t stream, int64_t k) { return random_normal(20240607, stream, (uint64_t)k); }
-static uint64_t dice(uint64_t stream, uint64_t k, uint64_t sides) { return random_bits(20240607, stream, k) % sides; }
+static uint64_t dice(uint64_t stream, uint64_t k, uint64_t sides) {
+    return random_bits(20240607, stream, k) % sides;
+}
 static void noise_fill(real* out, int64_t n, uint64_t stream, double scale) {
     for (int64_t i = 0; i < n; i++) out[i] = (real)(scale * noise(stream, i));
 }
@@ -148,7 +154,8 @@ static const char* scratch(const char* name) {
     static int next;
     if (!scratch_folder[0]) {
         const char* parent = getenv("TMPDIR");
-        snprintf(scratch_folder, sizeof scratch_folder, "%.200s/gpt2_sp_test_XXXXXX", parent && parent[0] ? parent : "/tmp");
+        snprintf(scratch_folder, sizeof scratch_folder, "%.200s/gpt2_sp_test_XXXXXX",
+            parent && parent[0] ? parent : "/tmp");
         if (!mkdtemp(scratch_folder)) {
             perror(scratch_folder);
             exit(1);
@@ -197,8 +204,11 @@ static void collect(const gpt2_sp* g, int kind, real* out) {
             real* to = out + unit->offset + w * unit->slice;
 #ifdef GPT2_SP_GPU
             const Gpu* d = (const Gpu*)r->device;
-            const float* there[] = {d ? d->weights : NULL, d ? d->m : NULL, d ? d->v : NULL, d ? d->gradients : NULL};
-            if (d && cudaMemcpy(to, there[kind] + at, (size_t)unit->slice * sizeof *to, cudaMemcpyDeviceToHost) != cudaSuccess)
+            const float* there[] = {
+                d ? d->weights : NULL, d ? d->m : NULL, d ? d->v : NULL, d ? d->gradients : NULL};
+            if (d &&
+                cudaMemcpy(to, there[kind] + at, (size_t)unit->slice * sizeof *to, cudaMemcpyDeviceToHost) !=
+                    cudaSuccess)
                 check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
             if (d) continue;
 #endif
@@ -228,8 +238,8 @@ static void schedules_proved(void) {
                 schedule_free(&s);
             }
         check(wrong == 0 && hashes == 0, "schedules: proof",
-            "%s, P 1..64, both directions: %d tables, %d violations, %d equal hashes %s", schedule_name(kind), tables, wrong,
-            hashes, first.text);
+            "%s, P 1..64, both directions: %d tables, %d violations, %d equal hashes %s", schedule_name(kind),
+            tables, wrong, hashes, first.text);
     }
 }
 
@@ -257,11 +267,13 @@ static void schedules_known(void) {
         ScheduleCost cost;
         Error e = {{0}};
         memset(&cost, 0, sizeof cost);
-        if (schedule_build(&s, known[i].kind, known[i].P, known[i].backward, known[i].P, &e) == 0) schedule_cost(&s, &cost, &e);
+        if (schedule_build(&s, known[i].kind, known[i].P, known[i].backward, known[i].P, &e) == 0)
+            schedule_cost(&s, &cost, &e);
         check(cost.steps == known[i].steps && fabs(cost.makespan - known[i].makespan) < 1e-12 &&
                 fabs(cost.elements - known[i].elements) < 1e-12,
-            "schedules: known figures", "%s P=%d %s: %d steps, makespan %g, %g C", schedule_name(known[i].kind), known[i].P,
-            known[i].backward ? "backward" : "forward", cost.steps, cost.makespan, cost.elements);
+            "schedules: known figures", "%s P=%d %s: %d steps, makespan %g, %g C",
+            schedule_name(known[i].kind), known[i].P, known[i].backward ? "backward" : "forward", cost.steps,
+            cost.makespan, cost.elements);
         schedule_free(&s);
     }
 }
@@ -275,7 +287,8 @@ static void schedules_lightseq(void) {
         schedule_build_dist(&s, DIST_LIGHTSEQ);
         int built = schedule_finish(&s, &e), proved = built == 0 && schedule_prove(&s, &e) == 0;
         if (P % 2 == 1)
-            check(!proved && strstr(e.text, "is never computed"), "schedules: LightSeq's odd P", "P=%d: %s", P, e.text);
+            check(!proved && strstr(e.text, "is never computed"), "schedules: LightSeq's odd P", "P=%d: %s",
+                P, e.text);
         schedule_free(&s);
     }
 }
@@ -284,8 +297,9 @@ static void schedules_refused(void) {
     static const struct {
         int kind, P, heads;
         const char* part;
-    } refused[] = {{GPT2_SP_DIST_PAPER, 3, 4, "even --sp only (found 3)"}, {GPT2_SP_DIST_PAPER, 7, 4, "even --sp"},
-        {GPT2_SP_ULYSSES, 3, 4, "(found 4 and 3)"}, {GPT2_SP_ULYSSES, 8, 12, "(found 12 and 8)"}};
+    } refused[] = {{GPT2_SP_DIST_PAPER, 3, 4, "even --sp only (found 3)"},
+        {GPT2_SP_DIST_PAPER, 7, 4, "even --sp"}, {GPT2_SP_ULYSSES, 3, 4, "(found 4 and 3)"},
+        {GPT2_SP_ULYSSES, 8, 12, "(found 12 and 8)"}};
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         Schedule s;
         Error e = {{0}};
@@ -297,14 +311,22 @@ static void schedules_refused(void) {
 
 static const char* const PICTURE =
     "dist, 8 ranks, forward: 6 steps, makespan 4 units, ideal 4 (100.0 %), 7 C received per rank\n"
-    "  step   rank 0      rank 1      rank 2      rank 3      rank 4      rank 5      rank 6      rank 7     \n"
-    "     0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   \n"
-    "     1   q7k0*       q1k0        q2k1        q3k2        q4k3        q5k4        q6k5        q7k6       \n"
-    "     2   q6k0*       q7k1*       q2k0        q3k1        q4k2        q5k3        q6k4        q7k5       \n"
-    "     3   q5k0*       q6k1*       q7k2*       q3k0        q4k1        q5k2        q6k3        q7k4       \n"
-    "     4   q4k0* 1/2   q5k1* 1/2   q6k2* 1/2   q7k3* 1/2   q4k0 1/2    q5k1 1/2    q6k2 1/2    q7k3 1/2   \n"
-    "     5   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   \n"
-    "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; +n: n more pairs\n";
+    "  step   rank 0      rank 1      rank 2      rank 3      rank 4      rank 5      rank 6      rank 7     "
+    "\n"
+    "     0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   "
+    "\n"
+    "     1   q7k0*       q1k0        q2k1        q3k2        q4k3        q5k4        q6k5        q7k6       "
+    "\n"
+    "     2   q6k0*       q7k1*       q2k0        q3k1        q4k2        q5k3        q6k4        q7k5       "
+    "\n"
+    "     3   q5k0*       q6k1*       q7k2*       q3k0        q4k1        q5k2        q6k3        q7k4       "
+    "\n"
+    "     4   q4k0* 1/2   q5k1* 1/2   q6k2* 1/2   q7k3* 1/2   q4k0 1/2    q5k1 1/2    q6k2 1/2    q7k3 1/2   "
+    "\n"
+    "     5   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   "
+    "\n"
+    "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; "
+    "+n: n more pairs\n";
 
 static void schedules_drawn(void) {
     Schedule s;
@@ -316,28 +338,32 @@ static void schedules_drawn(void) {
     if (out && schedule_build(&s, GPT2_SP_DIST, 8, 0, 0, &e) == 0 && schedule_cost(&s, &cost, &e) == 0)
         schedule_draw(&s, &cost, out);
     if (out) fclose(out);
-    check(text && strcmp(text, PICTURE) == 0, "schedules: the lecture's picture", "dist P=8, %zu characters", size);
+    check(text && strcmp(text, PICTURE) == 0, "schedules: the lecture's picture", "dist P=8, %zu characters",
+        size);
     if (text && strcmp(text, PICTURE) != 0) printf("%s", text);
     schedule_free(&s);
     free(text);
 }
 
-// Seconds of a table if a unit of work takes `unit`, an element of C on the way `link`, and adding one `merge`.
+// Seconds of a table if a unit of work takes `unit`, an element of C on the way `link`, and adding one
+// `merge`.
 static double schedule_timed(const Schedule* s, double unit, double link, double merge) {
     double* seconds = (double*)need((size_t)(s->op_count + 2 * s->message_count) + 1, sizeof *seconds);
     for (int i = 0; i < s->op_count; i++) seconds[i] = unit * op_units(s, &s->ops[i]);
     for (int i = 0; i < s->message_count; i++) {
         double units = item_units(s, s->messages[i].item);
         seconds[s->op_count + i] = link * units;
-        seconds[s->op_count + s->message_count + i] = item_is_result(s->messages[i].item.kind) ? merge * units : 0;
+        seconds[s->op_count + s->message_count + i] =
+            item_is_result(s->messages[i].item.kind) ? merge * units : 0;
     }
     double time = schedule_play(s, seconds, seconds + s->op_count, seconds + s->op_count + s->message_count);
     free(seconds);
     return time;
 }
 
-// Played by the clock, a table without exchange takes its makespan (no more than that, and at least the busiest rank's work),
-// one without work at least what a rank receives, and both together no less than either and no more than their sum.
+// Played by the clock, a table without exchange takes its makespan (no more than that, and at least the
+// busiest rank's work), one without work at least what a rank receives, and both together no less than either
+// and no more than their sum.
 static void schedules_timed(void) {
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
         int tables = 0, wrong = 0;
@@ -347,25 +373,29 @@ static void schedules_timed(void) {
                 ScheduleCost cost;
                 Error e = {{0}};
                 double busiest = 0, makespan, elements, near = 1e-9;
-                if (schedule_outline(&s, kind, P, backward, P, &e) != 0 || schedule_cost(&s, &cost, &e) != 0) {
+                if (schedule_outline(&s, kind, P, backward, P, &e) != 0 ||
+                    schedule_cost(&s, &cost, &e) != 0) {
                     wrong++;
                     continue;
                 }
                 schedule_closed_form(kind, P, backward, &makespan, &elements);
                 for (int r = 0; r < P; r++) {
                     double units = 0;
-                    for (int i = 0; i < s.op_count; i++) units += s.ops[i].rank == r ? op_units(&s, &s.ops[i]) : 0;
+                    for (int i = 0; i < s.op_count; i++)
+                        units += s.ops[i].rank == r ? op_units(&s, &s.ops[i]) : 0;
                     busiest = fmax(busiest, units);
                 }
-                double work = schedule_timed(&s, 1, 0, 0), link = schedule_timed(&s, 0, 1, 0), both = schedule_timed(&s, 1, 1, 0);
+                double work = schedule_timed(&s, 1, 0, 0), link = schedule_timed(&s, 0, 1, 0),
+                       both = schedule_timed(&s, 1, 1, 0);
                 double all = schedule_timed(&s, 1, 1, 1);
-                wrong += !(work <= makespan + near && work >= busiest - near && link >= cost.most_received - near &&
-                    both >= fmax(work, link) - near && both <= work + link + near && all >= both - near);
+                wrong += !(work <= makespan + near && work >= busiest - near &&
+                    link >= cost.most_received - near && both >= fmax(work, link) - near &&
+                    both <= work + link + near && all >= both - near);
                 tables++;
                 schedule_free(&s);
             }
-        check(wrong == 0, "schedules: played by the clock", "%s, P 1..17, both directions: %d tables, %d out of bounds",
-            schedule_name(kind), tables, wrong);
+        check(wrong == 0, "schedules: played by the clock",
+            "%s, P 1..17, both directions: %d tables, %d out of bounds", schedule_name(kind), tables, wrong);
     }
     Schedule s;
     Error e = {{0}};
@@ -373,8 +403,8 @@ static void schedules_timed(void) {
     if (schedule_build(&s, GPT2_SP_RING, 2, 0, 2, &e) == 0)
         hidden = schedule_timed(&s, 1, 0.2, 0), shown = schedule_timed(&s, 1, 0.4, 0);
     schedule_free(&s);   // 2C of keys and values travel beside half a unit of work, then rank 1 has one more
-    check(fabs(hidden - 1.5) < 1e-12 && fabs(shown - 1.8) < 1e-12, "schedules: exchange behind work", "ring P=2: %g, %g s",
-        hidden, shown);
+    check(fabs(hidden - 1.5) < 1e-12 && fabs(shown - 1.8) < 1e-12, "schedules: exchange behind work",
+        "ring P=2: %g, %g s", hidden, shown);
     gpt2_sp_options o;
     Schedule schedules[2];
     Mesh mesh;
@@ -387,9 +417,11 @@ static void schedules_timed(void) {
     int status = mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e);
     for (int backward = 0; status == 0 && backward < 2; backward++) {
         status = table_project(&closed, &mesh.shape, GPT2_SP_ULYSSES, 8, backward, &CPU_DEVICE, &rates, &e);
-        if (status == 0) status = table_play(&played, &mesh.shape, &schedules[backward], &CPU_DEVICE, &rates, &e);
         if (status == 0)
-            worst = fmax(worst, fmax(fabs(closed.seconds / played.seconds - 1), fabs(closed.bytes / played.bytes - 1)));
+            status = table_play(&played, &mesh.shape, &schedules[backward], &CPU_DEVICE, &rates, &e);
+        if (status == 0)
+            worst = fmax(worst,
+                fmax(fabs(closed.seconds / played.seconds - 1), fabs(closed.bytes / played.bytes - 1)));
     }
     check(status == 0 && worst < 1e-9, "schedules: ulysses' time in closed form",
         "P=8, relative difference to the played table %.1e", worst);
@@ -400,7 +432,8 @@ static void schedules_timed(void) {
 static Schedule schedule_copy(const Schedule* s) {
     Schedule c = *s;
     c.ops = (ScheduleOp*)need((size_t)s->op_count + 2, sizeof *c.ops), c.op_room = s->op_count + 2;
-    c.messages = (ScheduleMessage*)need((size_t)s->message_count + 2, sizeof *c.messages), c.message_room = s->message_count + 2;
+    c.messages = (ScheduleMessage*)need((size_t)s->message_count + 2, sizeof *c.messages),
+    c.message_room = s->message_count + 2;
     c.slot_count = (int*)need((size_t)s->P, sizeof *c.slot_count);
     c.slot_items = (Item*)need((size_t)s->P * MAX_SLOTS, sizeof *c.slot_items);
     memcpy(c.ops, s->ops, (size_t)s->op_count * sizeof *c.ops);
@@ -410,12 +443,13 @@ static Schedule schedule_copy(const Schedule* s) {
     return c;
 }
 
-// Damages a table at random; what the damage is called, or NULL if it left all as it was. `always`: no table so
-// damaged can be right (the others may by chance only be late, or use another slot that is free).
+// Damages a table at random; what the damage is called, or NULL if it left all as it was. `always`: no table
+// so damaged can be right (the others may by chance only be late, or use another slot that is free).
 enum { MUTATIONS = 18 };
 static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int* always) {
     ScheduleOp* op = &s->ops[dice(71, 4 * draw, (uint64_t)s->op_count)];
-    ScheduleMessage* m = s->message_count ? &s->messages[dice(71, 4 * draw + 1, (uint64_t)s->message_count)] : NULL;
+    ScheduleMessage* m =
+        s->message_count ? &s->messages[dice(71, 4 * draw + 1, (uint64_t)s->message_count)] : NULL;
     uint64_t roll = random_bits(20240607, 72, draw);
     int slot_to = m && s->slot_count[m->to] ? (int)(roll % (uint64_t)s->slot_count[m->to]) : -1,
         slot_op = s->slot_count[op->rank] ? (int)(roll % (uint64_t)s->slot_count[op->rank]) : -1;
@@ -471,7 +505,8 @@ static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int
         if (op->dq_slot == before) name = NULL;
         break;
     case 15:
-        name = "another share of the heads", before = op->h1, op->h1 = (int)(roll % (uint64_t)(s->head_parts + 1));
+        name = "another share of the heads", before = op->h1,
+        op->h1 = (int)(roll % (uint64_t)(s->head_parts + 1));
         if (op->h1 == before || op->h1 <= op->h0) name = NULL;
         break;
     case 16: name = "a block one step later", op->step++; break;
@@ -481,7 +516,8 @@ static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int
         break;
     }
     qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
-    if (s->message_count > 0) qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
+    if (s->message_count > 0)
+        qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
     for (int i = 0; i < s->op_count; i++)
         if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
     for (int i = 0; i < s->message_count; i++)
@@ -539,7 +575,8 @@ static void attention_reference(AttentionCase* c) {
             for (int64_t n = 0; n < HS; n++) delta += (double)dout[n] * out[n];
             for (int64_t j = first; j <= i; j++) {
                 double dp = 0, *dk = dkv + (2 * h * T + j) * HS, *dv = dk + T * HS;
-                for (int64_t n = 0; n < HS; n++) dp += (double)dout[n] * (double)v[j * HS + n], dv[n] += p[j] * (double)dout[n];
+                for (int64_t n = 0; n < HS; n++)
+                    dp += (double)dout[n] * (double)v[j * HS + n], dv[n] += p[j] * (double)dout[n];
                 double ds = p[j] * (dp - delta) * scale;
                 for (int64_t n = 0; n < HS; n++)
                     dq[(h * T + i) * HS + n] += ds * (double)k[j * HS + n], dk[n] += ds * (double)q[n];
@@ -562,7 +599,8 @@ static int rank_attention(Rank* r, gpt2_sp* g) {
     (void)g;
     AttentionCase* c = &attention_case;
     int64_t NH = c->NH, HS = c->HS, C = NH * HS;
-    real *q = r->act[A_q], *kv = r->act[A_kv], *atty = r->act[A_atty], *lse = r->act[A_lse], *dqkv = r->wide, *rows = r->narrow;
+    real *q = r->act[A_q], *kv = r->act[A_kv], *atty = r->act[A_atty], *lse = r->act[A_lse], *dqkv = r->wide,
+         *rows = r->narrow;
     const int32_t* doc_start = c->docs ? c->doc_start : NULL;
     rows_copy(r, q, c->q, NH, HS, 0);
     rows_copy(r, kv, c->kv, 2 * NH, HS, 0);
@@ -571,7 +609,8 @@ static int rank_attention(Rank* r, gpt2_sp* g) {
     __atomic_add_fetch(&c->sent[0], r->bytes_sent, __ATOMIC_RELAXED);
     rows_copy(r, lse, c->found[3], NH, 1, 1);
     for (int64_t h = 0; h < NH; h++)
-        for (int64_t t = 0; t < r->Tl; t++) memcpy(rows + (h * r->Tl + t) * HS, atty + t * C + h * HS, (size_t)HS * sizeof(real));
+        for (int64_t t = 0; t < r->Tl; t++)
+            memcpy(rows + (h * r->Tl + t) * HS, atty + t * C + h * HS, (size_t)HS * sizeof(real));
     rows_copy(r, rows, c->found[0], NH, HS, 1);
     rows_copy(r, rows, c->dout, NH, HS, 0);
     for (int64_t h = 0; h < NH; h++)
@@ -584,7 +623,9 @@ static int rank_attention(Rank* r, gpt2_sp* g) {
         for (int64_t h = 0; h < NH; h++) {
             for (int64_t t = 0; t < r->Tl; t++)
                 memcpy(rows + t * HS, dqkv + t * 3 * C + part * C + h * HS, (size_t)HS * sizeof(real));
-            rows_copy(r, rows, part == 0 ? c->found[1] + h * c->T * HS : c->found[2] + (2 * h + part - 1) * c->T * HS, 1, HS, 1);
+            rows_copy(r, rows,
+                part == 0 ? c->found[1] + h * c->T * HS : c->found[2] + (2 * h + part - 1) * c->T * HS, 1, HS,
+                1);
         }
     return 0;
 }
@@ -594,7 +635,8 @@ static void attention_begin(int64_t T, int64_t NH, int64_t HS) {
     memset(c, 0, sizeof *c);
     int64_t n = NH * T * HS;
     c->T = T, c->NH = NH, c->HS = HS;
-    c->q = reals(n), c->kv = reals(2 * n), c->dout = reals(n), c->doc_start = (int32_t*)need((size_t)T, sizeof(int32_t));
+    c->q = reals(n), c->kv = reals(2 * n), c->dout = reals(n),
+    c->doc_start = (int32_t*)need((size_t)T, sizeof(int32_t));
     for (int i = 0; i < 4; i++) c->expected[i] = doubles(2 * n), c->found[i] = reals(2 * n);
     noise_fill(c->q, n, 1, 2);   // scores with a spread of 2: neither flat nor a single peak
     noise_fill(c->kv, 2 * n, 2, 1);
@@ -609,7 +651,8 @@ static void attention_end(void) {
     for (int i = 0; i < 4; i++) free(c->expected[i]), free(c->found[i]);
 }
 
-// Documents that begin on, one before and one behind the edges of 2P chunks, and some within; or one per chunk.
+// Documents that begin on, one before and one behind the edges of 2P chunks, and some within; or one per
+// chunk.
 static void attention_documents(int P, int chunks, uint64_t stream) {
     AttentionCase* c = &attention_case;
     unsigned char* begins = (unsigned char*)need((size_t)c->T + 2, 1);
@@ -629,8 +672,8 @@ static void attention_documents(int P, int chunks, uint64_t stream) {
 
 static gpt2_sp* attention_trainer(int kind, int P) {
     gpt2_sp_options o = options_of("layers=1 threads=1 recompute=none");
-    o.heads = attention_case.NH, o.channels = attention_case.NH * attention_case.HS, o.seq_len = attention_case.T, o.sp = P,
-    o.schedule = kind;
+    o.heads = attention_case.NH, o.channels = attention_case.NH * attention_case.HS,
+    o.seq_len = attention_case.T, o.sp = P, o.schedule = kind;
     return bare_trainer(&o, 128);
 }
 
@@ -658,8 +701,9 @@ static double attention_error(int kind, int P) {
     return error;
 }
 
-// Every kind x P x documents x heads against plain attention; and not worse than one rank alone. The limits are the
-// contract's; the 1.5 leaves room for the luck of rounding, the 2 EPS for errors that are all below the spacing.
+// Every kind x P x documents x heads against plain attention; and not worse than one rank alone. The limits
+// are the contract's; the 1.5 leaves room for the luck of rounding, the 2 EPS for errors that are all below
+// the spacing.
 static void attention_all(void) {
     double most[GPT2_SP_SCHEDULES] = {0}, growth[GPT2_SP_SCHEDULES] = {0}, limit = IS_DOUBLE ? 1e-12 : 1e-5;
     int cases[GPT2_SP_SCHEDULES] = {0};
@@ -684,20 +728,20 @@ static void attention_all(void) {
                     if (!schedule_exists(kind, P) || (kind == GPT2_SP_ULYSSES && NH % P != 0)) continue;
                     double error = attention_error(kind, P);
                     if (!(error <= limit))
-                        printf("     %s P=%d T=%d heads %d x %d, documents %d: error %.3g\n", schedule_name(kind), P, (int)T,
-                            (int)NH, (int)HS, docs, error);
-                    most[kind] = worst(most[kind], error), growth[kind] = worst(growth[kind], (error - 2 * EPS) / alone),
-                    cases[kind]++;
+                        printf("     %s P=%d T=%d heads %d x %d, documents %d: error %.3g\n",
+                            schedule_name(kind), P, (int)T, (int)NH, (int)HS, docs, error);
+                    most[kind] = worst(most[kind], error),
+                    growth[kind] = worst(growth[kind], (error - 2 * EPS) / alone), cases[kind]++;
                 }
             }
             attention_end();
         }
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
         check(most[kind] <= limit && cases[kind] > 0, "attention: against O(T^2)",
-            "%s, P 1..9, documents off and on, %d cases: largest error %.3g, at most %.3g", schedule_name(kind), cases[kind],
-            most[kind], limit);
-        check(growth[kind] <= 1.5, "attention: error does not grow with P", "%s: largest error(P) / error(1) %.3g, at most 1.5",
-            schedule_name(kind), growth[kind]);
+            "%s, P 1..9, documents off and on, %d cases: largest error %.3g, at most %.3g",
+            schedule_name(kind), cases[kind], most[kind], limit);
+        check(growth[kind] <= 1.5, "attention: error does not grow with P",
+            "%s: largest error(P) / error(1) %.3g, at most 1.5", schedule_name(kind), growth[kind]);
     }
 }
 
@@ -713,7 +757,8 @@ static void attention_long(void) {
             attention_case.doc_start[t] = (int32_t)start;
         }
         attention_reference(&attention_case);
-        for (int P = 1; P <= 2; P++) most = worst(most, attention_error(P == 1 ? GPT2_SP_DIST : GPT2_SP_ZIGZAG, P));
+        for (int P = 1; P <= 2; P++)
+            most = worst(most, attention_error(P == 1 ? GPT2_SP_DIST : GPT2_SP_ZIGZAG, P));
     }
     attention_end();
     check_below(most, IS_DOUBLE ? 1e-12 : 1e-5, "attention: many blocks, documents", "largest error");
@@ -737,20 +782,25 @@ static void attention_bytes(void) {
                 schedule_closed_form(kind, P, d, &makespan, &elements);
                 for (int i = 0; i < s->message_count; i++) {   // of l nothing travels: LSE = m + log l
                     Item item = s->messages[i].item;
-                    int64_t heads = part_head(NH, s->head_parts, item.h1) - part_head(NH, s->head_parts, item.h0);
-                    stats += (double)(heads * 24 * (item.kind == ITEM_OUT ? 1 : item.kind == ITEM_QDO ? 2 : 0));
+                    int64_t heads =
+                        part_head(NH, s->head_parts, item.h1) - part_head(NH, s->head_parts, item.h0);
+                    stats += (double)(heads * 24 *
+                        (item.kind == ITEM_OUT          ? 1
+                                : item.kind == ITEM_QDO ? 2
+                                                        : 0));
                 }
                 double bytes = (elements * P * 24 * (double)(NH * HS) + stats) * sizeof(real);
                 if (fabs(bytes - (double)whole[d]) > 0.5)
                     wrong++,
-                        printf("     %s P=%d direction %d: %.0f bytes, expected %.0f\n", schedule_name(kind), P, d,
-                            (double)whole[d], bytes);
+                        printf("     %s P=%d direction %d: %.0f bytes, expected %.0f\n", schedule_name(kind),
+                            P, d, (double)whole[d], bytes);
                 runs++;
             }
             attention_case.docs = 1;
             attention_documents(P, 0, 300);
             attention_run(g);
-            for (int d = 0; d < 2; d++) more += attention_case.sent[d] > whole[d], fewer += attention_case.sent[d] < whole[d];
+            for (int d = 0; d < 2; d++)
+                more += attention_case.sent[d] > whole[d], fewer += attention_case.sent[d] < whole[d];
             attention_documents(P, g->schedules[0].chunks, 0);
             attention_run(g);
             silent += attention_case.sent[0] == 0 && attention_case.sent[1] == 0;
@@ -758,10 +808,12 @@ static void attention_bytes(void) {
             gpt2_sp_destroy(g);
             attention_end();
         }
-        check(wrong == 0, "attention: bytes", "%s: %d runs, %d unlike the closed form", schedule_name(kind), runs, wrong);
-        check(more == 0 && (fewer > 0 || kind == GPT2_SP_ULYSSES) && silent == runs / 2, "attention: bytes with documents",
-            "%s: %d of %d runs send fewer, %d more; with a document per chunk %d of %d send nothing", schedule_name(kind), fewer,
-            runs, more, silent, runs / 2);
+        check(wrong == 0, "attention: bytes", "%s: %d runs, %d unlike the closed form", schedule_name(kind),
+            runs, wrong);
+        check(more == 0 && (fewer > 0 || kind == GPT2_SP_ULYSSES) && silent == runs / 2,
+            "attention: bytes with documents",
+            "%s: %d of %d runs send fewer, %d more; with a document per chunk %d of %d send nothing",
+            schedule_name(kind), fewer, runs, more, silent, runs / 2);
     }
 }
 
@@ -782,8 +834,8 @@ static void attention_mutations(void) {
                     int always, mutation = i % MUTATIONS;
                     Error e = {{0}};
                     Schedule mutant = schedule_copy(&whole);
-                    const char* name =
-                        schedule_mutate(&mutant, mutation, (uint64_t)(((P * 8 + kind) * 2 + direction) * 1000 + i), &always);
+                    const char* name = schedule_mutate(
+                        &mutant, mutation, (uint64_t)(((P * 8 + kind) * 2 + direction) * 1000 + i), &always);
                     if (name) {
                         names[mutation] = name, certain[mutation] = always, tried[mutation]++;
                         g->schedules[direction] = mutant;
@@ -791,20 +843,22 @@ static void attention_mutations(void) {
                         else if (attention_run(g) <= (IS_DOUBLE ? 1e-12 : 1e-5)) harmless[mutation]++;
                         else
                             harmful[mutation]++,
-                                printf("     %s P=%d direction %d: %s is not refused\n", schedule_name(kind), P, direction, name);
+                                printf("     %s P=%d direction %d: %s is not refused\n", schedule_name(kind),
+                                    P, direction, name);
                         g->schedules[direction] = whole;
                     }
                     schedule_free(&mutant);
-                    if (harmful[mutation] && g->world.aborted) i = 1 << 20;   // these ranks have stopped for good
+                    if (harmful[mutation] && g->world.aborted)
+                        i = 1 << 20;   // these ranks have stopped for good
                 }
             }
             gpt2_sp_destroy(g);
             attention_end();
         }
     for (int i = 0; i < MUTATIONS; i++)
-        check(tried[i] > 0 && harmful[i] == 0 && (!certain[i] || harmless[i] == 0), "attention: damaged tables",
-            "%s: %d, refused %d, not refused but right %d, wrong %d", names[i] ? names[i] : "?", tried[i], refused[i],
-            harmless[i], harmful[i]);
+        check(tried[i] > 0 && harmful[i] == 0 && (!certain[i] || harmless[i] == 0),
+            "attention: damaged tables", "%s: %d, refused %d, not refused but right %d, wrong %d",
+            names[i] ? names[i] : "?", tried[i], refused[i], harmless[i], harmful[i]);
 }
 
 static void test_attention(void) {
@@ -821,17 +875,19 @@ static double* fixture_read(const st_file* f, const char* name, int64_t count) {
     const st_tensor* t = st_find(f, name);
     double* out = doubles(count);
     char error[256];
-    if (!t || (int64_t)st_elements(t) != count || st_read_f64(f, t, 0, (uint64_t)count, out, error, sizeof error) != 0) {
-        check(0, "fixture: tensor", "%s has %lld numbers, expected %lld", name, t ? (long long)st_elements(t) : 0ll,
-            (long long)count);
+    if (!t || (int64_t)st_elements(t) != count ||
+        st_read_f64(f, t, 0, (uint64_t)count, out, error, sizeof error) != 0) {
+        check(0, "fixture: tensor", "%s has %lld numbers, expected %lld", name,
+            t ? (long long)st_elements(t) : 0ll, (long long)count);
         for (int64_t i = 0; i < count; i++) out[i] = NAN;
     }
     return out;
 }
 
 static gpt2_sp* fixture_trainer(const char* more) {
-    gpt2_sp_options o = options_of("layers=2 heads=2 channels=32 seq-len=24 batch-size=2 threads=1 lr=1e-2 beta1=0.9 beta2=0.95 "
-                                   "eps=1e-8 weight-decay=0.1 grad-clip=1");
+    gpt2_sp_options o = options_of(
+        "layers=2 heads=2 channels=32 seq-len=24 batch-size=2 threads=1 lr=1e-2 beta1=0.9 beta2=0.95 "
+        "eps=1e-8 weight-decay=0.1 grad-clip=1");
     options_apply(&o, more);
     gpt2_sp* g = bare_trainer(&o, 67);
     if (!g) return NULL;
@@ -853,9 +909,11 @@ static void fixture_batch(gpt2_sp* g, const double* x, const double* y, const do
             for (int seg = 0; seg < r->segments.count; seg++)
                 for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
                     int64_t at = b * s->T + r->segments.begin[seg] + i;
-                    r->batches[0].tokens[t] = (int32_t)x[at], r->batches[0].labels[t] = y[at] < 0 ? -1 : (int32_t)y[at];
+                    r->batches[0].tokens[t] = (int32_t)x[at],
+                    r->batches[0].labels[t] = y[at] < 0 ? -1 : (int32_t)y[at];
                 }
-        for (int64_t i = 0; doc_start && i < s->B * s->T; i++) r->batches[0].doc_start[i] = (int32_t)doc_start[i];
+        for (int64_t i = 0; doc_start && i < s->B * s->T; i++)
+            r->batches[0].doc_start[i] = (int32_t)doc_start[i];
         r->batch = &r->batches[0], r->valid_tokens = valid;
     }
 }
@@ -873,7 +931,8 @@ static double trainer_loss(gpt2_sp* g) {
 }
 
 // Largest error of a kind of tensors against the file's "<prefix>transformer.<name>", each in its norm.
-static double fixture_compare(const gpt2_sp* g, int kind, const st_file* f, const char* prefix, int without_key_bias) {
+static double fixture_compare(
+    const gpt2_sp* g, int kind, const st_file* f, const char* prefix, int without_key_bias) {
     const Shape* s = &g->mesh.shape;
     real *whole = reals(g->layout.elements), *rows = reals(4 * s->C * s->C * 4);
     double most = 0;
@@ -889,7 +948,8 @@ static double fixture_compare(const gpt2_sp* g, int kind, const st_file* f, cons
             double* expected = fixture_read(f, full, R * columns);
             const real* found = whole + g->layout.units[u].offset + g->layout.within[id];
             for (int64_t i = 0; i < R; i++)
-                for (int64_t c = 0; c < columns; c++) rows[p.transposed ? c * R + i : i * columns + c] = found[i * columns + c];
+                for (int64_t c = 0; c < columns; c++)
+                    rows[p.transposed ? c * R + i : i * columns + c] = found[i * columns + c];
             if (id == P_qkvb && without_key_bias)
                 for (int64_t i = s->C; i < 2 * s->C; i++) rows[i] = (real)expected[i];
             double error = distance(rows, expected, R * columns);
@@ -915,8 +975,10 @@ static double fixture_logits(gpt2_sp* g, const double* expected) {
         for (int64_t b = 0, t = 0; b < s->B; b++)
             for (int seg = 0; seg < r->segments.count; seg++)
                 for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
-                    cpu_matmul_forward(logits, r->lnf + t * s->C, weights + g->layout.within[P_wte], NULL, 1, s->C, s->Vp);
-                    most = worst(most, distance(logits, expected + (b * s->T + r->segments.begin[seg] + i) * s->V, s->V));
+                    cpu_matmul_forward(
+                        logits, r->lnf + t * s->C, weights + g->layout.within[P_wte], NULL, 1, s->C, s->Vp);
+                    most = worst(most,
+                        distance(logits, expected + (b * s->T + r->segments.begin[seg] + i) * s->V, s->V));
                 }
     }
     free(logits);
@@ -938,9 +1000,10 @@ static int fixture_step(gpt2_sp* g, int64_t step) {
     return ranks_run(g, rank_step);
 }
 
-// Float: logits and gradients go through about 20 products of up to 128 terms, each with an error of a few EPS: 100 EPS
-// bounds them. Adam divides a gradient by its own size, so where that is near 0 a step of 1e-2 is only as good as the
-// gradient's relative error there: ten times that limit for the weights after three steps, in the norm.
+// Float: logits and gradients go through about 20 products of up to 128 terms, each with an error of a few
+// EPS: 100 EPS bounds them. Adam divides a gradient by its own size, so where that is near 0 a step of 1e-2
+// is only as good as the gradient's relative error there: ten times that limit for the weights after three
+// steps, in the norm.
 static void fixture_run(const char* file, const char* more) {
     char path[64], label[96];
     st_file f;
@@ -961,12 +1024,15 @@ static void fixture_run(const char* file, const char* more) {
     if (g) {
         fixture_batch(g, x, y, starts);
         double found = trainer_loss(g), logit_error = fixture_logits(g, logits);
-        check(logit_error <= limit, "fixture: logits", "%s: error %.3g, at most %.3g", label, logit_error, limit);
-        check(fabs(found - loss[0]) <= limit * loss[0], "fixture: loss", "%s: %.12f, PyTorch %.12f", label, found, loss[0]);
+        check(logit_error <= limit, "fixture: logits", "%s: error %.3g, at most %.3g", label, logit_error,
+            limit);
+        check(fabs(found - loss[0]) <= limit * loss[0], "fixture: loss", "%s: %.12f, PyTorch %.12f", label,
+            found, loss[0]);
         g->adamw.beta1 = g->options.beta1, g->adamw.beta2 = g->options.beta2, g->adamw.eps = g->options.eps,
         g->adamw.weight_decay = g->options.weight_decay, g->adamw.lr = g->options.lr;
         int status = fixture_step(g, 1);
-        double gradient_error = fixture_compare(g, COLLECT_GRADIENTS, &f, "grad.", 0), found_norm = sqrt(g->sums[1]);
+        double gradient_error = fixture_compare(g, COLLECT_GRADIENTS, &f, "grad.", 0),
+               found_norm = sqrt(g->sums[1]);
         check(status == 0 && gradient_error <= limit, "fixture: every gradient",
             "%s: largest error of a tensor %.3g, at most %.3g", label, gradient_error, limit);
         check(fabs(found_norm - norm[0]) <= limit * norm[0] && fabs(g->sums[0] - loss[0]) <= limit * loss[0],
@@ -1014,7 +1080,9 @@ static int32_t* stream_make(uint64_t stream, int64_t count, int document) {
     int32_t last = 0;
     for (int64_t i = 0; i < count; i++) {
         last = (last * 5 + 1 + (int32_t)dice(stream, (uint64_t)i, 2)) % 64;
-        tokens[i] = i == count - 1 || (document && dice(stream + 1, (uint64_t)i, (uint64_t)document) == 0) ? 256 : last;
+        tokens[i] = i == count - 1 || (document && dice(stream + 1, (uint64_t)i, (uint64_t)document) == 0)
+            ? 256
+            : last;
     }
     return tokens;
 }
@@ -1025,7 +1093,8 @@ static void stream_write(const char* path, const int32_t* tokens, int64_t count)
     int status = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 64, error, sizeof error);
     for (int64_t i = 0, begin = 0; status == 0 && i < count; i++) {
         if (tokens[i] != 256) continue;
-        if (i > begin) status = tok_writer_add(&w, tokens + begin, (uint64_t)(i - begin), error, sizeof error);
+        if (i > begin)
+            status = tok_writer_add(&w, tokens + begin, (uint64_t)(i - begin), error, sizeof error);
         if (status == 0) status = tok_writer_end_document(&w, (uint64_t)(i - begin), error, sizeof error);
         begin = i + 1;
     }
@@ -1077,7 +1146,8 @@ static void run_finish(Run* run, const gpt2_sp* g) {
             (size_t)g->layout.units[u].elements * sizeof(real));
         run->parameters += g->layout.units[u].elements;
     }
-    run->layer_forwards = g->ranks[0].layer_forwards, run->attention_forwards = g->ranks[0].attention_forwards;
+    run->layer_forwards = g->ranks[0].layer_forwards,
+    run->attention_forwards = g->ranks[0].attention_forwards;
     free(whole);
 }
 
@@ -1103,7 +1173,8 @@ static Run run_steps(const char* more, int steps) {
 static double run_distance(const Run* a, const Run* b) {
     double most = a->steps == b->steps && a->steps > 0 ? 0 : NAN;
     for (int i = 0; i < a->steps; i++)
-        most = worst(most, worst(fabs(a->loss[i] - b->loss[i]) / b->loss[i], fabs(a->norm[i] - b->norm[i]) / b->norm[i]));
+        most = worst(most,
+            worst(fabs(a->loss[i] - b->loss[i]) / b->loss[i], fabs(a->norm[i] - b->norm[i]) / b->norm[i]));
     return most;
 }
 static int run_equal(const Run* a, const Run* b) {   // bit for bit
@@ -1112,18 +1183,22 @@ static int run_equal(const Run* a, const Run* b) {   // bit for bit
         memcmp(a->weights, b->weights, (size_t)a->parameters * sizeof(real)) == 0;
 }
 
-// A step's loss is a mean of 244 terms of a few EPS each, and what differs in the weights before it moves it by less than
-// that: 100 EPS leaves room for both over 20 steps. A token counted twice or lost would show as 4e-3.
+// A step's loss is a mean of 244 terms of a few EPS each, and what differs in the weights before it moves it
+// by less than that: 100 EPS leaves room for both over 20 steps. A token counted twice or lost would show as
+// 4e-3.
 static void runs_splits(const char* common, int first, int stride) {
-    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=4 sp=3", "batch-size=4 sp=4", "batch-size=2 dp=2",
-        "batch-size=1 dp=4", "batch-size=2 dp=2 sp=2", "batch-size=1 dp=2 sp=3 grad-accum=2", "batch-size=1 grad-accum=4",
-        "batch-size=2 grad-accum=2 sp=2", "batch-size=4 threads=2", "batch-size=4 sp=3 schedule=ring",
-        "batch-size=4 sp=2 schedule=dist-paper", "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=zigzag",
-        "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=4 schedule=ulysses", "batch-size=4 sp=2 zero=1",
-        "batch-size=4 sp=2 zero=2", "batch-size=4 sp=2 zero=3", "batch-size=2 dp=2 sp=2 zero=1", "batch-size=2 dp=2 sp=3 zero=2",
+    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=4 sp=3", "batch-size=4 sp=4",
+        "batch-size=2 dp=2", "batch-size=1 dp=4", "batch-size=2 dp=2 sp=2",
+        "batch-size=1 dp=2 sp=3 grad-accum=2", "batch-size=1 grad-accum=4", "batch-size=2 grad-accum=2 sp=2",
+        "batch-size=4 threads=2", "batch-size=4 sp=3 schedule=ring", "batch-size=4 sp=2 schedule=dist-paper",
+        "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=zigzag",
+        "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=4 schedule=ulysses",
+        "batch-size=4 sp=2 zero=1", "batch-size=4 sp=2 zero=2", "batch-size=4 sp=2 zero=3",
+        "batch-size=2 dp=2 sp=2 zero=1", "batch-size=2 dp=2 sp=3 zero=2",
         "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none", "batch-size=2 dp=2 sp=2 zero=3",
-        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag", "batch-size=4 sp=3 recompute=layer zero=3",
-        "batch-size=4 sp=2 logits-chunk=7", "batch-size=4 sp=5 schedule=dist", "batch-size=4 sp=7 schedule=dist recompute=gelu"};
+        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag",
+        "batch-size=4 sp=3 recompute=layer zero=3", "batch-size=4 sp=2 logits-chunk=7",
+        "batch-size=4 sp=5 schedule=dist", "batch-size=4 sp=7 schedule=dist recompute=gelu"};
     double most = 0, limit = 100 * EPS;
     char text[256], worst_split[256] = "";
     int count = (int)(sizeof splits / sizeof splits[0]), steps = quick ? 4 : RUN_STEPS, runs = 0;
@@ -1133,21 +1208,24 @@ static void runs_splits(const char* common, int first, int stride) {
         snprintf(text, sizeof text, "%s %s", splits[i], common);
         Run run = run_steps(text, steps);
         double error = run_distance(&run, &whole);
-        if (!(error <= most)) most = worst(most, error), snprintf(worst_split, sizeof worst_split, "%s", splits[i]);
+        if (!(error <= most))
+            most = worst(most, error), snprintf(worst_split, sizeof worst_split, "%s", splits[i]);
         if (!(error <= limit)) printf("     %s: %.3g\n", text, error);
         free(run.weights);
         runs++;
     }
     check(most <= limit, "runs: losses and norms of every split",
-        "%d splits x %d steps, %s: largest difference %.3g (%s), at most %.3g", runs, steps, common, most, worst_split, limit);
+        "%d splits x %d steps, %s: largest difference %.3g (%s), at most %.3g", runs, steps, common, most,
+        worst_split, limit);
     if (!quick)
-        check(whole.loss[RUN_STEPS - 1] < 0.9 * whole.loss[0], "runs: the loss falls", "%s: %.4f -> %.4f", common, whole.loss[0],
-            whole.loss[RUN_STEPS - 1]);
+        check(whole.loss[RUN_STEPS - 1] < 0.9 * whole.loss[0], "runs: the loss falls", "%s: %.4f -> %.4f",
+            common, whole.loss[0], whole.loss[RUN_STEPS - 1]);
     free(whole.weights);
 }
 
 static void runs_recompute(void) {
-    static const char* const shapes[] = {"batch-size=2 layers=5", "batch-size=2 sp=3 layers=4 schedule=zigzag",
+    static const char* const shapes[] = {"batch-size=2 layers=5",
+        "batch-size=2 sp=3 layers=4 schedule=zigzag",
         "batch-size=1 sp=2 dp=2 zero=3 layers=3 grad-accum=2 doc-mask=1", "batch-size=2 layers=1 center=0"};
     static const char* const modes[] = {"gelu", "attn", "layer", "sqrt"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -1162,19 +1240,22 @@ static void runs_recompute(void) {
             else printf("     %s differs\n", text);
             free(run.weights);
         }
-        check(equal == 4, "runs: recompute modes equal none bit for bit", "%s: %d of 4 over %d steps", shapes[i], equal, steps);
+        check(equal == 4, "runs: recompute modes equal none bit for bit", "%s: %d of 4 over %d steps",
+            shapes[i], equal, steps);
         free(none.weights);
     }
 }
 
-// Which splits leave every rank its own rows of wpe alone; and the same steps whatever --zero is, with such and without.
+// Which splits leave every rank its own rows of wpe alone; and the same steps whatever --zero is, with such
+// and without.
 static void runs_positions(void) {
     static const struct {
         const char* split;
         int own;
-    } cases[] = {{"sp=1 seq-len=60", 0}, {"sp=2 seq-len=60", 1}, {"sp=2 seq-len=61", 0}, {"sp=5 seq-len=60", 1},
-        {"sp=7 seq-len=60", 0}, {"sp=2 seq-len=60 doc-mask=1", 0}, {"dp=2 sp=2 seq-len=60", 0}, {"dp=2 sp=1 seq-len=60", 0},
-        {"sp=3 seq-len=60 schedule=ring", 1}, {"sp=3 seq-len=60 schedule=allgather", 0}, {"sp=2 seq-len=60 schedule=ulysses", 1},
+    } cases[] = {{"sp=1 seq-len=60", 0}, {"sp=2 seq-len=60", 1}, {"sp=2 seq-len=61", 0},
+        {"sp=5 seq-len=60", 1}, {"sp=7 seq-len=60", 0}, {"sp=2 seq-len=60 doc-mask=1", 0},
+        {"dp=2 sp=2 seq-len=60", 0}, {"dp=2 sp=1 seq-len=60", 0}, {"sp=3 seq-len=60 schedule=ring", 1},
+        {"sp=3 seq-len=60 schedule=allgather", 0}, {"sp=2 seq-len=60 schedule=ulysses", 1},
         {"sp=2 seq-len=60 schedule=dist-paper", 1}, {"sp=2 seq-len=60 schedule=zigzag", 0},
         {"sp=4 seq-len=60 channels=12 heads=1", 0}};   // 180 numbers a rank: no multiple of 16
     int count = (int)(sizeof cases / sizeof cases[0]), right = 0;
@@ -1190,9 +1271,11 @@ static void runs_positions(void) {
             gpt2_sp_destroy(g);
         }
     }
-    check(right == 4 * count, "runs: which ranks have their own positions", "%d of %d splits, --zero 0 to 3", right, 4 * count);
-    static const char* const shapes[] = {"batch-size=2 sp=2 seq-len=60 grad-accum=2", "batch-size=4 sp=3 seq-len=60 center=0",
-        "batch-size=4 sp=2 seq-len=60 schedule=ulysses", "batch-size=4 sp=3 seq-len=61"};
+    check(right == 4 * count, "runs: which ranks have their own positions", "%d of %d splits, --zero 0 to 3",
+        right, 4 * count);
+    static const char* const shapes[] = {"batch-size=2 sp=2 seq-len=60 grad-accum=2",
+        "batch-size=4 sp=3 seq-len=60 center=0", "batch-size=4 sp=2 seq-len=60 schedule=ulysses",
+        "batch-size=4 sp=3 seq-len=61"};
     for (int i = 0; i < 4; i++) {
         Run run[4];
         int steps = quick ? 2 : 8;
@@ -1202,26 +1285,29 @@ static void runs_positions(void) {
             run[zero] = run_steps(text, steps);
         }
         double error = run_distance(&run[2], &run[0]);   // wte's gradient is summed over ranks by parts
-        check(run_equal(&run[1], &run[0]) && run_equal(&run[3], &run[2]) && error <= 100 * EPS, "runs: --zero 1 as 0, 3 as 2",
-            "%s: %d steps bit for bit; 2 and 0 %.3g apart, at most %.3g", shapes[i], steps, error, 100 * EPS);
+        check(run_equal(&run[1], &run[0]) && run_equal(&run[3], &run[2]) && error <= 100 * EPS,
+            "runs: --zero 1 as 0, 3 as 2", "%s: %d steps bit for bit; 2 and 0 %.3g apart, at most %.3g",
+            shapes[i], steps, error, 100 * EPS);
         for (int zero = 0; zero < 4; zero++) free(run[zero].weights);
     }
 }
 
 static void runs_repeat(void) {
-    static const char* const shapes[] = {
-        "batch-size=2 sp=3 dp=2 zero=2", "batch-size=4 sp=4 schedule=ring", "batch-size=2 sp=4 zero=3 doc-mask=1"};
+    static const char* const shapes[] = {"batch-size=2 sp=3 dp=2 zero=2", "batch-size=4 sp=4 schedule=ring",
+        "batch-size=2 sp=4 zero=3 doc-mask=1"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         Run a = run_steps(shapes[i], quick ? 2 : 8), b = run_steps(shapes[i], quick ? 2 : 8);
         check(run_equal(&a, &b), "runs: the same run twice", "%s: %d steps bit for bit", shapes[i], a.steps);
         free(a.weights);
         free(b.weights);
     }
-    Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8), two = run_steps("batch-size=4 threads=2", quick ? 2 : 8),
+    Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8),
+        two = run_steps("batch-size=4 threads=2", quick ? 2 : 8),
         other = run_steps("batch-size=4 seed=6", quick ? 2 : 8);
-    check(run_equal(&one, &two), "runs: the number of threads", "1 and 2 threads: %d steps bit for bit", one.steps);
-    check(!run_equal(&one, &other) && run_distance(&other, &one) > 1e-3, "runs: another seed is another run", "difference %.3g",
-        run_distance(&other, &one));
+    check(run_equal(&one, &two), "runs: the number of threads", "1 and 2 threads: %d steps bit for bit",
+        one.steps);
+    check(!run_equal(&one, &other) && run_distance(&other, &one) > 1e-3, "runs: another seed is another run",
+        "difference %.3g", run_distance(&other, &one));
     free(one.weights);
     free(two.weights);
     free(other.weights);
@@ -1229,7 +1315,8 @@ static void runs_repeat(void) {
 
 // A step whose loss or gradient is not finite changes nothing, on no rank; ten in a row end the run.
 static void runs_not_finite(void) {
-    static const char* const shapes[] = {"batch-size=2 sp=2 dp=2 zero=0", "batch-size=2 sp=3 zero=1", "batch-size=2 sp=3 zero=3"};
+    static const char* const shapes[] = {
+        "batch-size=2 sp=2 dp=2 zero=0", "batch-size=2 sp=3 zero=1", "batch-size=2 sp=3 zero=3"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
         char error[GPT2_SP_TEXT];
@@ -1242,10 +1329,11 @@ static void runs_not_finite(void) {
         memset(&stats, 0, sizeof stats);
         int status = gpt2_sp_step(g, &stats), updated = stats.updated, refused = 0, steps = 0;
         for (int w = 0; w < g->mesh.world; w++)
-            g->ranks[w].weights[7] = (real)1e30;   // a weight of wte: x^2 overflows in float, inf * 0 in double
+            g->ranks[w].weights[7] =
+                (real)1e30;   // a weight of wte: x^2 overflows in float, inf * 0 in double
         for (int w = 0; IS_DOUBLE && w < g->mesh.world; w++) g->ranks[w].weights[7] = (real)1e300;
-        real *before = reals(g->layout.elements), *after = reals(g->layout.elements), *m = reals(g->layout.elements),
-             *m2 = reals(g->layout.elements);
+        real *before = reals(g->layout.elements), *after = reals(g->layout.elements),
+             *m = reals(g->layout.elements), *m2 = reals(g->layout.elements);
         collect(g, STATE_WEIGHTS, before);
         collect(g, STATE_M, m);
         for (; status == 0 && steps < 12; steps++) {
@@ -1256,9 +1344,9 @@ static void runs_not_finite(void) {
         collect(g, STATE_M, m2);
         int same = memcmp(before, after, (size_t)g->layout.elements * sizeof(real)) == 0 &&
             memcmp(m, m2, (size_t)g->layout.elements * sizeof(real)) == 0;
-        check(updated == 1 && refused == steps && steps == 10 && status == -1 && same, "runs: not finite, no update",
-            "%s: %d of %d steps refused, weights and moments %s; then: %s", shapes[i], refused, steps,
-            same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
+        check(updated == 1 && refused == steps && steps == 10 && status == -1 && same,
+            "runs: not finite, no update", "%s: %d of %d steps refused, weights and moments %s; then: %s",
+            shapes[i], refused, steps, same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
         free(before);
         free(after);
         free(m);
@@ -1307,8 +1395,8 @@ static void run_step_into(Run* run, gpt2_sp* g) {
     run->loss[stats.step - 1] = stats.loss, run->norm[stats.step - 1] = stats.grad_norm, run->steps++;
 }
 
-// `steps` steps of which the first k are one run, which saves, and the others the same command line again, with
-// other options if `then` says so, and on another device if resume_device does.
+// `steps` steps of which the first k are one run, which saves, and the others the same command line again,
+// with other options if `then` says so, and on another device if resume_device does.
 static const Device* resume_device;
 static Run run_resumed(const char* first, const char* then, int k, int steps) {
     Run run;
@@ -1325,7 +1413,8 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
     if (resume_device) gpt2_sp_device = resume_device;
     if (!run.error[0] && (g = gpt2_sp_create(&again, run.error, sizeof run.error)) != NULL) {
         if (gpt2_sp_steps(g) != k)
-            snprintf(run.error, sizeof run.error, "resumed at step %lld of %d", (long long)gpt2_sp_steps(g), k);
+            snprintf(
+                run.error, sizeof run.error, "resumed at step %lld of %d", (long long)gpt2_sp_steps(g), k);
         for (int i = k; i < steps; i++) run_step_into(&run, g);
         run_finish(&run, g);
         gpt2_sp_destroy(g);
@@ -1336,8 +1425,9 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
 
 static void resume_exact(void) {
     static const char* const shapes[] = {"batch-size=2", "batch-size=1 sp=2 dp=2 zero=3",
-        "batch-size=2 sp=3 zero=0 grad-accum=2 doc-mask=1", "batch-size=2 sp=3 zero=1 center=0", "batch-size=2 sp=2 zero=2",
-        "batch-size=2 sp=2 seq-len=60 zero=0", "batch-size=2 sp=3 seq-len=60 zero=2", "batch-size=2 sp=2 seq-len=60 zero=3"};
+        "batch-size=2 sp=3 zero=0 grad-accum=2 doc-mask=1", "batch-size=2 sp=3 zero=1 center=0",
+        "batch-size=2 sp=2 zero=2", "batch-size=2 sp=2 seq-len=60 zero=0",
+        "batch-size=2 sp=3 seq-len=60 zero=2", "batch-size=2 sp=2 seq-len=60 zero=3"};
     int steps = quick ? 3 : 5;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         Run whole = run_steps(shapes[i], steps);
@@ -1348,30 +1438,34 @@ static void resume_exact(void) {
             free(run.weights);
         }
         check(equal == steps, "resume: bit for bit after every step",
-            "%s: saved after each of %d steps, %d runs end with the same losses and weights", shapes[i], steps, equal);
+            "%s: saved after each of %d steps, %d runs end with the same losses and weights", shapes[i],
+            steps, equal);
         free(whole.weights);
     }
 }
 
 static void resume_elsewhere(const char* from, const char* also) {
-    static const char* const shapes[] = {"batch-size=2 sp=1", "batch-size=2 sp=3 zero=3", "batch-size=1 dp=2 sp=2 zero=2",
-        "batch-size=1 grad-accum=2 dp=1 sp=4 schedule=ring", "batch-size=2 sp=2 zero=0 recompute=none schedule=zigzag",
-        "batch-size=2 sp=2 zero=0"};
+    static const char* const shapes[] = {"batch-size=2 sp=1", "batch-size=2 sp=3 zero=3",
+        "batch-size=1 dp=2 sp=2 zero=2", "batch-size=1 grad-accum=2 dp=1 sp=4 schedule=ring",
+        "batch-size=2 sp=2 zero=0 recompute=none schedule=zigzag", "batch-size=2 sp=2 zero=0"};
     char to[sizeof shapes / sizeof shapes[0]][128];
     int steps = quick ? 4 : 10;
-    for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) snprintf(to[i], sizeof to[i], "%s %s", shapes[i], also);
+    for (size_t i = 0; i < sizeof to / sizeof to[0]; i++)
+        snprintf(to[i], sizeof to[i], "%s %s", shapes[i], also);
     Run whole = run_steps(from, steps);
     double limit = 100 * EPS;   // as for the splits of a run
     for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) {
         Run run = run_resumed(from, to[i], steps / 2, steps);
         double error = run_distance(&run, &whole);
-        check(error <= limit, "resume: at another shape", "%s -> %s: difference %.3g, at most %.3g", from, to[i], error, limit);
+        check(error <= limit, "resume: at another shape", "%s -> %s: difference %.3g, at most %.3g", from,
+            to[i], error, limit);
         free(run.weights);
     }
     free(whole.weights);
 }
 
-static const char* const TINY = "layers=1 heads=1 channels=8 seq-len=16 batch-size=2 threads=1 keep=3 steps=5";
+static const char* const TINY =
+    "layers=1 heads=1 channels=8 seq-len=16 batch-size=2 threads=1 keep=3 steps=5";
 
 // Makes a run of the tiny model in `name` with checkpoints at steps 1, 2 and 3.
 static gpt2_sp_options tiny_run(const char* name) {
@@ -1393,8 +1487,8 @@ static void resume_refused(void) {
         const char *change, *saved, *asked;
     } cases[] = {{"layers=2", "--layers 1", "found 2"}, {"heads=2", "--heads 1", "found 2"},
         {"channels=16", "--channels 8", "found 16"}, {"seq-len=17", "--seq-len 16", "found 17"},
-        {"seed=6", "--seed 5", "found 6"}, {"center=0", "--center 1", "found 0"}, {"vocab=300", "--vocab 257", "found 300"},
-        {"doc-mask=1", "--doc-mask 0", "found 1"}};
+        {"seed=6", "--seed 5", "found 6"}, {"center=0", "--center 1", "found 0"},
+        {"vocab=300", "--vocab 257", "found 300"}, {"doc-mask=1", "--doc-mask 0", "found 1"}};
     gpt2_sp_options o = tiny_run("refused");
     char error[GPT2_SP_TEXT];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -1411,13 +1505,13 @@ static void resume_refused(void) {
     stream_write(changed.data, tokens, 3000);
     free(tokens);
     gpt2_sp* g = gpt2_sp_create(&changed, error, sizeof error);
-    check(!g && strstr(error, "was made with the data ") && strstr(error, "--data is "), "resume: refused", "%s",
-        g ? "accepted" : error);
+    check(!g && strstr(error, "was made with the data ") && strstr(error, "--data is "), "resume: refused",
+        "%s", g ? "accepted" : error);
     gpt2_sp_destroy(g);
     gpt2_sp* first = gpt2_sp_create(&o, error, sizeof error);
     g = gpt2_sp_create(&o, error, sizeof error);
-    check(first && !g && strstr(error, "another trainer is at work"), "resume: two trainers in one folder", "%s",
-        g ? "accepted" : error);
+    check(first && !g && strstr(error, "another trainer is at work"), "resume: two trainers in one folder",
+        "%s", g ? "accepted" : error);
     gpt2_sp_destroy(first);
     gpt2_sp_destroy(g);
 }
@@ -1454,7 +1548,8 @@ static void resume_flips(void) {
                 file_flip(path, at, masks[m]);
                 int status = checkpoint_verify(folder, &e);
                 tried++, taken += status == 0;
-                if (status == 0) printf("     %s, byte %ld ^ 0x%x\n", CHECKPOINT_FILES[i], at, (unsigned)masks[m]);
+                if (status == 0)
+                    printf("     %s, byte %ld ^ 0x%x\n", CHECKPOINT_FILES[i], at, (unsigned)masks[m]);
                 file_flip(path, at, masks[m]);
             }
         int cuts = 0;
@@ -1468,12 +1563,13 @@ static void resume_flips(void) {
         }
         int whole = checkpoint_verify(folder, &e) == 0;
         check(taken == 0 && tried > 0 && whole, "resume: damaged files are refused",
-            "%s: %d changed bytes and %d lengths, %d taken for whole", CHECKPOINT_FILES[i], tried, cuts, taken);
+            "%s: %d changed bytes and %d lengths, %d taken for whole", CHECKPOINT_FILES[i], tried, cuts,
+            taken);
     }
 }
 
-// Damage to the newest checkpoint, in each file: the trainer falls back to the one before and says so; then to the
-// first; with all damaged it refuses.
+// Damage to the newest checkpoint, in each file: the trainer falls back to the one before and says so; then
+// to the first; with all damaged it refuses.
 static void resume_fallback(void) {
     for (int i = 0; i < 6; i++) {
         gpt2_sp_options o = tiny_run("fallback");
@@ -1484,7 +1580,8 @@ static void resume_fallback(void) {
             char* at = path[step - 1];
             snprintf(at, sizeof path[0], "%.1000s/step_%08d/%s", o.out, step, CHECKPOINT_FILES[i % 5]);
             if (i == 5 && unlink(at) != 0) check(0, "a test's file", "%s", at);
-            else if (i < 5 && step == 2 && truncate(at, file_length(at) - 1) != 0) check(0, "a test's file", "%s", at);
+            else if (i < 5 && step == 2 && truncate(at, file_length(at) - 1) != 0)
+                check(0, "a test's file", "%s", at);
             else if (i < 5 && step != 2) file_flip(at, file_length(at) / 2, 4);
             stderr_hide();
             gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
@@ -1493,13 +1590,16 @@ static void resume_fallback(void) {
             told += strstr(said, "is not whole") != NULL && strstr(said, "trying an older one") != NULL;
             gpt2_sp_destroy(g);
         }
-        check(found[2] == 2 && found[1] == 1 && found[0] == -1 && told == 3 && strstr(error, "none of the 3 checkpoints"),
-            "resume: falls back to the newest whole one", "%s %s at 3: resumes %lld, at 3 and 2: %lld, at all: %.60s...",
-            CHECKPOINT_FILES[i % 5], i == 5 ? "missing" : "damaged", found[2], found[1], error);
+        check(found[2] == 2 && found[1] == 1 && found[0] == -1 && told == 3 &&
+                strstr(error, "none of the 3 checkpoints"),
+            "resume: falls back to the newest whole one",
+            "%s %s at 3: resumes %lld, at 3 and 2: %lld, at all: %.60s...", CHECKPOINT_FILES[i % 5],
+            i == 5 ? "missing" : "damaged", found[2], found[1], error);
     }
 }
 
-// A damaged newest checkpoint is made again in its place; old ones go, at least `keep` stay; leftovers of a save go.
+// A damaged newest checkpoint is made again in its place; old ones go, at least `keep` stay; leftovers of a
+// save go.
 static void resume_housekeeping(void) {
     gpt2_sp_options o = tiny_run("housekeeping");
     char path[GPT2_SP_TEXT + 64], error[GPT2_SP_TEXT], said[64];
@@ -1520,10 +1620,12 @@ static void resume_housekeeping(void) {
     for (int i = 0; status == 0 && i < 3; i++) status = gpt2_sp_step(g, &stats) != 0 || gpt2_sp_save(g) != 0;
     int count = checkpoint_list(o.out, &steps, &e), others = 0;
     DIR* dir = opendir(o.out);
-    for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;) others += strstr(entry->d_name, ".tmp") != NULL;
+    for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;)
+        others += strstr(entry->d_name, ".tmp") != NULL;
     if (dir) closedir(dir);
     check(status == 0 && count == 3 && steps[0] == 6 && steps[2] == 4 && others == 0, "resume: --keep 3",
-        "%d checkpoints, the newest %lld, %d leftovers", count, count > 0 ? (long long)steps[0] : -1ll, others);
+        "%d checkpoints, the newest %lld, %d leftovers", count, count > 0 ? (long long)steps[0] : -1ll,
+        others);
     free(steps);
     gpt2_sp_destroy(g);
 }
@@ -1542,16 +1644,19 @@ static void resume_init_from(void) {
     b = gpt2_sp_create(&p, error, sizeof error);
     int stretched = a && b;
     for (int64_t t = 0; stretched && t < 40; t++)
-        stretched = memcmp(weight(&b->ranks[0], positions_unit(&b->layout), P_wpe) + t * 8,
-                        weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
-    check(stretched, "resume: --init-from with a longer context", "%s", stretched ? "wpe is repeated: 16 -> 40 rows" : error);
+        stretched =
+            memcmp(weight(&b->ranks[0], positions_unit(&b->layout), P_wpe) + t * 8,
+                weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
+    check(stretched, "resume: --init-from with a longer context", "%s",
+        stretched ? "wpe is repeated: 16 -> 40 rows" : error);
     gpt2_sp_destroy(b);
     p.sp = 2;   // each rank reads its own 20 rows
     b = gpt2_sp_create(&p, error, sizeof error);
     stretched = a && b && !positions_shared(&b->layout);
     for (int64_t t = 0; stretched && t < 40; t++)
-        stretched = memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
-                        weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
+        stretched =
+            memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
+                weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
     check(stretched, "resume: --init-from with a longer context, two ranks", "%s",
         stretched ? "wpe is repeated: 16 -> 2 x 20 rows" : error);
     gpt2_sp_destroy(a);
@@ -1559,14 +1664,16 @@ static void resume_init_from(void) {
     p.sp = 1;
     options_apply(&p, "heads=2");
     b = gpt2_sp_create(&p, error, sizeof error);
-    check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape", "%s", b ? "accepted" : error);
+    check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape", "%s",
+        b ? "accepted" : error);
     gpt2_sp_destroy(b);
 }
 
 static void test_resume(void) {
     resume_exact();
     resume_elsewhere("batch-size=2 sp=2 zero=1", "");
-    resume_elsewhere("batch-size=2 sp=2 zero=1 seq-len=60", "seq-len=60");   // from own positions, to those and to shared ones
+    resume_elsewhere("batch-size=2 sp=2 zero=1 seq-len=60",
+        "seq-len=60");   // from own positions, to those and to shared ones
     resume_elsewhere("batch-size=2 sp=3 zero=0 seq-len=60", "seq-len=60");
     resume_elsewhere("batch-size=1 dp=2 zero=2 seq-len=60", "seq-len=60");   // to own positions
     resume_refused();
@@ -1578,8 +1685,9 @@ static void test_resume(void) {
 
 // ===== layers ===================================================================================
 
-// A layer: its formula in double, written plainly, and the program's forward and backward. The formula is the oracle
-// of both: of the forward directly, of the backward by central differences along random directions and single inputs.
+// A layer: its formula in double, written plainly, and the program's forward and backward. The formula is the
+// oracle of both: of the forward directly, of the backward by central differences along random directions and
+// single inputs.
 enum { LAYER_INPUTS = 3 };
 typedef struct {
     const char* name;
@@ -1590,7 +1698,17 @@ typedef struct {
     void (*program)(real* out, real* const* gradients, real* const* in, const real* dout);
 } LayerTest;
 
-enum { LT_R = 37, LT_C = 50, LT_OC = 71, LT_V = 67, LT_VP = 128, LT_T = 30, LT_HS = 20, LT_N = 150, LT_POSITION = 100 };
+enum {
+    LT_R = 37,
+    LT_C = 50,
+    LT_OC = 71,
+    LT_V = 67,
+    LT_VP = 128,
+    LT_T = 30,
+    LT_HS = 20,
+    LT_N = 150,
+    LT_POSITION = 100
+};
 
 static void formula_matmul_rows(double* out, double* const* in, int64_t R) {
     for (int64_t t = 0; t < R; t++)
@@ -1641,7 +1759,8 @@ static void formula_residual(double* out, double* const* in) {
     for (int64_t t = 0; t < LT_R; t++) {
         double mean = 0;
         for (int64_t c = 0; c < LT_C; c++) mean += in[1][t * LT_C + c] / LT_C;
-        for (int64_t c = 0; c < LT_C; c++) out[t * LT_C + c] = in[0][t * LT_C + c] + in[1][t * LT_C + c] - mean;
+        for (int64_t c = 0; c < LT_C; c++)
+            out[t * LT_C + c] = in[0][t * LT_C + c] + in[1][t * LT_C + c] - mean;
     }
 }
 static void program_residual(real* out, real* const* g, real* const* in, const real* dout) {
@@ -1666,7 +1785,8 @@ static void formula_embedding(double* out, double* const* in) {
         int64_t at = t < 9 ? 4 + t : 20 + t - 9;
         double mean = 0, *row = out + t * LT_C;
         for (int64_t c = 0; c < LT_C; c++)
-            row[c] = in[0][embedding_token(t) * LT_C + c] + in[1][(at - doc_start[at]) * LT_C + c], mean += row[c] / LT_C;
+            row[c] = in[0][embedding_token(t) * LT_C + c] + in[1][(at - doc_start[at]) * LT_C + c],
+            mean += row[c] / LT_C;
         for (int64_t c = 0; c < LT_C; c++) row[c] -= mean;
     }
 }
@@ -1705,7 +1825,8 @@ static void program_crossentropy(real* out, real* const* g, real* const* in, con
 
 // A diagonal block of one head in the middle of a sequence, documents beginning before and in it.
 static void head_docs(int32_t* doc_start) {
-    for (int32_t i = 0; i < LT_N; i++) doc_start[i] = i < 60 ? 40 : i < 135 ? LT_POSITION + 60 : LT_POSITION + 135;
+    for (int32_t i = 0; i < LT_N; i++)
+        doc_start[i] = i < 60 ? 40 : i < 135 ? LT_POSITION + 60 : LT_POSITION + 135;
 }
 static void formula_head(double* out, double* const* in) {
     int32_t doc_start[LT_N];
@@ -1729,31 +1850,35 @@ static void program_head(real* out, real* const* g, real* const* in, const real*
     head_docs(doc_start);
     memset(out, 0, LT_N * LT_HS * sizeof(real));
     for (int64_t i = 0; i < LT_N; i++) m[i] = -(real)INFINITY, l[i] = 0;
-    cpu_attention_forward_head(out, m, l, in[0], in[1], in[2], LT_N, LT_N, LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
+    cpu_attention_forward_head(
+        out, m, l, in[0], in[1], in[2], LT_N, LT_N, LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
     output_finish(out, m, l, LT_N, LT_HS);
     for (int64_t i = 0; i < LT_N; i++) {
         delta[i] = 0;
         for (int64_t c = 0; c < LT_HS; c++) delta[i] += dout[i * LT_HS + c] * out[i * LT_HS + c];
     }
-    cpu_attention_backward_head(
-        g[0], g[1], g[2], in[0], in[1], in[2], dout, m, delta, LT_N, LT_N, LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
+    cpu_attention_backward_head(g[0], g[1], g[2], in[0], in[1], in[2], dout, m, delta, LT_N, LT_N,
+        LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
     free(scratch);
 }
 
 static const LayerTest LAYER_TESTS[] = {
     {"matmul", {LT_R * LT_C, LT_OC* LT_C, LT_OC}, LT_R* LT_OC, 6, 1, formula_matmul, program_matmul},
-    {"matmul of two rows", {2 * LT_C, LT_OC* LT_C, LT_OC}, 2 * LT_OC, 6, 1, formula_matmul_two, program_matmul_two},
+    {"matmul of two rows", {2 * LT_C, LT_OC* LT_C, LT_OC}, 2 * LT_OC, 6, 1, formula_matmul_two,
+        program_matmul_two},
     {"rmsnorm", {LT_R * LT_C, LT_C, LT_C}, LT_R* LT_C, 7, 1, formula_rmsnorm, program_rmsnorm},
     {"gelu", {LT_R * LT_C, 0, 0}, LT_R* LT_C, 0, 2, formula_gelu, program_gelu},
     {"residual, centred", {LT_R * LT_C, LT_R* LT_C, 0}, LT_R* LT_C, 0, 1, formula_residual, program_residual},
-    {"embedding, documents", {11 * LT_C, LT_T* LT_C, 0}, 15 * LT_C, 3, 1, formula_embedding, program_embedding},
+    {"embedding, documents", {11 * LT_C, LT_T* LT_C, 0}, 15 * LT_C, 3, 1, formula_embedding,
+        program_embedding},
     {"cross-entropy", {LT_R * LT_VP, 0, 0}, 1, 0, 2, formula_crossentropy, program_crossentropy},
-    {"attention head", {LT_N * LT_HS, LT_N* LT_HS, LT_N* LT_HS}, LT_N* LT_HS, 7, 1.5, formula_head, program_head},
+    {"attention head", {LT_N * LT_HS, LT_N* LT_HS, LT_N* LT_HS}, LT_N* LT_HS, 7, 1.5, formula_head,
+        program_head},
 };
 
 // sum of dout * formula(in + h * direction of one input)
-static double layer_loss(
-    const LayerTest* t, double* const* in, int input, const double* direction, double h, const real* dout, double* out) {
+static double layer_loss(const LayerTest* t, double* const* in, int input, const double* direction, double h,
+    const real* dout, double* out) {
     double sum = 0;
     for (int64_t i = 0; i < t->inputs[input]; i++) in[input][i] += h * direction[i];
     t->formula(out, in);
@@ -1763,17 +1888,20 @@ static double layer_loss(
 }
 
 // The derivative along a direction by differences of fourth order: exact to about h^4 = 1e-12.
-static double layer_slope(
-    const LayerTest* t, double* const* in, int input, const double* direction, const real* dout, double* out) {
+static double layer_slope(const LayerTest* t, double* const* in, int input, const double* direction,
+    const real* dout, double* out) {
     double h = 1e-3,
-           near = layer_loss(t, in, input, direction, h, dout, out) - layer_loss(t, in, input, direction, -h, dout, out);
-    double far = layer_loss(t, in, input, direction, 2 * h, dout, out) - layer_loss(t, in, input, direction, -2 * h, dout, out);
+           near = layer_loss(t, in, input, direction, h, dout, out) -
+        layer_loss(t, in, input, direction, -h, dout, out);
+    double far = layer_loss(t, in, input, direction, 2 * h, dout, out) -
+        layer_loss(t, in, input, direction, -2 * h, dout, out);
     return (8 * near - far) / (12 * h);
 }
 
-// Forward: sums of up to 150 terms and one exponential: 30 EPS. Backward: a chain of four of those: 100 EPS in float; in
-// double 1e-8 is what the differences can show (the contract asks for 1e-6). The error of a derivative is taken
-// relative to the gradient's norm (along a random direction of unit normals) or its largest element (of one input).
+// Forward: sums of up to 150 terms and one exponential: 30 EPS. Backward: a chain of four of those: 100 EPS
+// in float; in double 1e-8 is what the differences can show (the contract asks for 1e-6). The error of a
+// derivative is taken relative to the gradient's norm (along a random direction of unit normals) or its
+// largest element (of one input).
 static void layer_check(const LayerTest* t) {
     real *in[LAYER_INPUTS], *gradients[LAYER_INPUTS], *out = reals(t->outputs), *dout = reals(t->outputs);
     double *in_double[LAYER_INPUTS], *expected = doubles(t->outputs), worst_slope = 0;
@@ -1793,7 +1921,8 @@ static void layer_check(const LayerTest* t) {
         int64_t n = t->inputs[i];
         for (int64_t j = 0; j < n; j++) {
             gradients[i][j] -= (real)(t->accumulates >> i & 1);
-            norm += (double)gradients[i][j] * (double)gradients[i][j], largest = worst(largest, fabs((double)gradients[i][j]));
+            norm += (double)gradients[i][j] * (double)gradients[i][j],
+                largest = worst(largest, fabs((double)gradients[i][j]));
         }
         for (int k = 0; k < 12; k++, slopes++) {
             int single = k >= 6;
@@ -1802,24 +1931,26 @@ static void layer_check(const LayerTest* t) {
             if (single) direction[dice(51, (uint64_t)(k * 10 + i), (uint64_t)n)] = 1;
             for (int64_t j = 0; j < n; j++) found += (double)gradients[i][j] * direction[j];
             worst_slope = worst(worst_slope,
-                fabs(found - layer_slope(t, in_double, i, direction, dout, expected)) / (single ? largest : sqrt(norm)));
+                fabs(found - layer_slope(t, in_double, i, direction, dout, expected)) /
+                    (single ? largest : sqrt(norm)));
         }
         free(direction);
     }
     check(forward <= 30 * EPS, "layers: forward", "%s: error %.3g, at most %.3g", t->name, forward, 30 * EPS);
-    check(worst_slope <= limit, "layers: backward by differences", "%s: %d derivatives, largest error %.3g, at most %.3g",
-        t->name, slopes, worst_slope, limit);
+    check(worst_slope <= limit, "layers: backward by differences",
+        "%s: %d derivatives, largest error %.3g, at most %.3g", t->name, slopes, worst_slope, limit);
     for (int i = 0; i < LAYER_INPUTS; i++) free(in[i]), free(gradients[i]), free(in_double[i]);
     free(out);
     free(dout);
     free(expected);
 }
 
-// C = or += A B + bias, every layout that the layers use, sizes on both sides of every block of the kernel. A sum of K
-// products has an error of about sqrt(K) EPS / 3.
+// C = or += A B + bias, every layout that the layers use, sizes on both sides of every block of the kernel. A
+// sum of K products has an error of about sqrt(K) EPS / 3.
 static void layers_gemm(void) {
     static const int64_t rows[] = {1, 3, 4, 5, MR - 1, MR, MR + 1, MC - 1, MC, MC + 1, 2 * MC + 5},
-                         columns[] = {1, NR - 1, NR, NR + 1, NC / 2 - 1, NC / 2, NC - 1, NC, NC + 1, 2 * NC + NR + 3},
+                         columns[] = {1, NR - 1, NR, NR + 1, NC / 2 - 1, NC / 2, NC - 1, NC, NC + 1,
+                             2 * NC + NR + 3},
                          depths[] = {1, 2, 17, KC - 1, KC, KC + 1, 2 * KC + 9};
     int cases = quick ? 30 : 150, wrong = 0, unequal = 0, outside = 0;
     double most = 0;
@@ -1828,10 +1959,11 @@ static void layers_gemm(void) {
         int64_t M = rows[dice(80, k, sizeof rows / sizeof rows[0])],
                 N = columns[dice(80, k + 1, sizeof columns / sizeof columns[0])],
                 K = depths[dice(80, k + 2, sizeof depths / sizeof depths[0])];
-        int a_turned = (int)dice(80, k + 3, 2), b_turned = (int)dice(80, k + 4, 2), accumulate = (int)dice(80, k + 5, 2),
-            biased = !accumulate && dice(80, k + 6, 2);
+        int a_turned = (int)dice(80, k + 3, 2), b_turned = (int)dice(80, k + 4, 2),
+            accumulate = (int)dice(80, k + 5, 2), biased = !accumulate && dice(80, k + 6, 2);
         int64_t c_row = N + 3;
-        real *a = reals(M * K), *b = reals(K * N), *c = reals(M * c_row), *bias = reals(N), *again = reals(M * c_row);
+        real *a = reals(M * K), *b = reals(K * N), *c = reals(M * c_row), *bias = reals(N),
+             *again = reals(M * c_row);
         double* expected = doubles(M * N);
         noise_fill(a, M * K, 81, 1);
         noise_fill(b, K * N, 82, 1);
@@ -1841,7 +1973,8 @@ static void layers_gemm(void) {
             for (int64_t y = 0; y < N; y++) {
                 double sum = accumulate ? (double)c[x * c_row + y] : biased ? (double)bias[y] : 0;
                 for (int64_t z = 0; z < K; z++)
-                    sum += (double)a[a_turned ? z * M + x : x * K + z] * (double)b[b_turned ? y * K + z : z * N + y];
+                    sum += (double)a[a_turned ? z * M + x : x * K + z] *
+                        (double)b[b_turned ? y * K + z : z * N + y];
                 expected[x * N + y] = sum;
             }
         memcpy(again, c, (size_t)(M * c_row) * sizeof(real));
@@ -1852,8 +1985,8 @@ static void layers_gemm(void) {
             omp_set_num_threads(threads);
 #endif
             if (threads == 3 && accumulate) continue;   // `again` holds the sum already
-            gemm(M, N, K, a, a_turned ? 1 : K, a_turned ? M : 1, b, b_turned ? 1 : N, b_turned ? K : 1, to, c_row,
-                biased ? bias : NULL, accumulate);
+            gemm(M, N, K, a, a_turned ? 1 : K, a_turned ? M : 1, b, b_turned ? 1 : N, b_turned ? K : 1, to,
+                c_row, biased ? bias : NULL, accumulate);
             if (threads > 1) unequal += memcmp(c, again, (size_t)(M * c_row) * sizeof(real)) != 0;
         }
         outside += c[N] != first_gap;
@@ -1869,7 +2002,8 @@ static void layers_gemm(void) {
         free(expected);
     }
     check(wrong == 0 && outside == 0, "layers: matrix products at every edge",
-        "%d shapes: largest error / sqrt(K) %.3g, at most %.3g; %d wrote outside", cases, most, 2 * EPS, outside);
+        "%d shapes: largest error / sqrt(K) %.3g, at most %.3g; %d wrote outside", cases, most, 2 * EPS,
+        outside);
     check(unequal == 0, "layers: matrix products, any number of threads",
         "%d of %d shapes differ in a bit between 1, 2 and 3 threads", unequal, cases);
 #ifdef _OPENMP
@@ -1885,13 +2019,16 @@ static void layers_exp(void) {
         double exact = exp((double)x), error = fabs((double)exp_real(x) - exact) / exact;
         if (!(error <= most)) most = worst(most, error), at = (double)x;
     }
-    check(most <= limit, "layers: exp", "%lld places from -87 to 88: largest relative error %.3g (at %g), at most %.3g",
-        (long long)n, most, at, limit);
+    check(most <= limit, "layers: exp",
+        "%lld places from -87 to 88: largest relative error %.3g (at %g), at most %.3g", (long long)n, most,
+        at, limit);
     volatile real not_a_number = (real)NAN;   // must come out again, or a loss could look finite that is not
-    check(isnan(exp_real(not_a_number)) && isnan(tanh_real(not_a_number)), "layers: exp and tanh of NaN", "NaN");
-    check(exp_real(0) == 1 && exp_real(-1000) >= 0 && exp_real(-1000) < (real)1e-37 && tanh_real(40) == 1 && tanh_real(-40) == -1,
-        "layers: exp and tanh at their ends", "e^0 %g, e^-1000 %.3g, tanh(40) %g", (double)exp_real(0), (double)exp_real(-1000),
-        (double)tanh_real(40));
+    check(isnan(exp_real(not_a_number)) && isnan(tanh_real(not_a_number)), "layers: exp and tanh of NaN",
+        "NaN");
+    check(exp_real(0) == 1 && exp_real(-1000) >= 0 && exp_real(-1000) < (real)1e-37 && tanh_real(40) == 1 &&
+            tanh_real(-40) == -1,
+        "layers: exp and tanh at their ends", "e^0 %g, e^-1000 %.3g, tanh(40) %g", (double)exp_real(0),
+        (double)exp_real(-1000), (double)tanh_real(40));
 }
 
 static void test_layers(void) {
@@ -1912,7 +2049,8 @@ static void weights_put(Rank* r, int u, int id, const real* values, int64_t n) {
     memcpy(weight(r, u, id), values, (size_t)n * sizeof(real));
 }
 
-// The whole model's loss along random directions of every parameter, against its gradient: differences as above.
+// The whole model's loss along random directions of every parameter, against its gradient: differences as
+// above.
 static void model_differences(const char* more) {
     gpt2_sp* g = fixture_trainer(more);
     double x[48], y[48], doc_start[48], most = 0;
@@ -1925,7 +2063,8 @@ static void model_differences(const char* more) {
     }
     if (!g) return;
     fixture_batch(g, x, y, g->mesh.doc_mask ? doc_start : NULL);
-    real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements), *moved = reals(g->layout.elements);
+    real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements),
+         *moved = reals(g->layout.elements);
     int status = ranks_run(g, rank_gradients);
     collect(g, COLLECT_GRADIENTS, gradient);
     collect(g, STATE_WEIGHTS, weights);
@@ -1933,7 +2072,8 @@ static void model_differences(const char* more) {
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
-            int64_t at = g->layout.units[u].offset + g->layout.within[id], n = id == P_wte ? 67 * 32 : parameter_elements(&p);
+            int64_t at = g->layout.units[u].offset + g->layout.within[id],
+                    n = id == P_wte ? 67 * 32 : parameter_elements(&p);
             double losses[4], h = 1e-4, found = 0, norm = 0;
             static const double steps[4] = {-2, -1, 1, 2};
             for (int64_t j = 0; j < n; j++)
@@ -1941,18 +2081,20 @@ static void model_differences(const char* more) {
                     norm += (double)gradient[at + j] * (double)gradient[at + j];
             for (int k = 0; k < 4; k++) {
                 for (int64_t j = 0; j < n; j++)
-                    moved[j] = (real)((double)weights[at + j] + h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
+                    moved[j] = (real)((double)weights[at + j] +
+                        h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
                 for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, moved, n);
                 losses[k] = trainer_loss(g);
             }
             for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, weights + at, n);
             double numeric = (8 * (losses[2] - losses[1]) - (losses[3] - losses[0])) / (12 * h),
                    error = fabs(numeric - found) / sqrt(norm);
-            if (!(error <= most)) most = worst(most, error), snprintf(where, sizeof where, "unit %d, %s", u, p.hf);
+            if (!(error <= most))
+                most = worst(most, error), snprintf(where, sizeof where, "unit %d, %s", u, p.hf);
             slopes++;
         }
-    check(status == 0 && most < 1e-6, "model: gradient by differences", "%s: %d parameters, largest error %.3g (%s), below 1e-06",
-        more, slopes, most, where);
+    check(status == 0 && most < 1e-6, "model: gradient by differences",
+        "%s: %d parameters, largest error %.3g (%s), below 1e-06", more, slopes, most, where);
     free(gradient);
     free(weights);
     free(moved);
@@ -1962,27 +2104,33 @@ static void model_differences(const char* more) {
 static void test_model(void) {
     if (!IS_DOUBLE) {
         skip("model: gradient by differences",
-            "differences of losses need double: make test REAL=double (float is held by the groups fixture and layers)");
+            "differences of losses need double: make test REAL=double (float is held by the groups fixture "
+            "and layers)");
         return;
     }
-    static const char* const shapes[] = {"sp=3 center=1", "sp=3 center=0", "sp=3 center=1 doc-mask=1", "sp=3 center=0 doc-mask=1",
-        "sp=2 doc-mask=1 schedule=zigzag recompute=sqrt", "sp=4 schedule=ring recompute=none logits-chunk=7"};
+    static const char* const shapes[] = {"sp=3 center=1", "sp=3 center=0", "sp=3 center=1 doc-mask=1",
+        "sp=3 center=0 doc-mask=1", "sp=2 doc-mask=1 schedule=zigzag recompute=sqrt",
+        "sp=4 schedule=ring recompute=none logits-chunk=7"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) model_differences(shapes[i]);
 }
 
 // ===== memory ===================================================================================
 
-static int64_t bytes_of(int64_t elements) { return round_up(elements * (int64_t)sizeof(real), 64); }   // an arena's piece
+static int64_t bytes_of(int64_t elements) {
+    return round_up(elements * (int64_t)sizeof(real), 64);
+}   // an arena's piece
 
-// What is allocated is what was planned; what is allocated beside it (tables, data, book-keeping) is small, and a step
-// asks for nothing more. Slack: a schedule's table keeps room for 1024 slots of a rank, 2 x 16 KiB; each loader's block.
+// What is allocated is what was planned; what is allocated beside it (tables, data, book-keeping) is small,
+// and a step asks for nothing more. Slack: a schedule's table keeps room for 1024 slots of a rank, 2 x 16
+// KiB; each loader's block.
 static void memory_planned(void) {
     static const char* const shapes[] = {"batch-size=2 layers=3 channels=64", "batch-size=1 dp=2 sp=2 zero=1",
         "batch-size=2 sp=3 zero=2 recompute=sqrt layers=5",
         "batch-size=1 sp=4 zero=3 schedule=zigzag recompute=none grad-accum=3",
         "batch-size=1 dp=2 sp=3 zero=3 doc-mask=1 schedule=dist recompute=layer",
         "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather",
-        "batch-size=1 sp=2 seq-len=60", "batch-size=2 sp=3 zero=1 seq-len=60", "batch-size=1 sp=4 zero=3 seq-len=60"};
+        "batch-size=1 sp=2 seq-len=60", "batch-size=2 sp=3 zero=1 seq-len=60",
+        "batch-size=1 sp=4 zero=3 seq-len=60"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
         char error[GPT2_SP_TEXT];
@@ -1993,18 +2141,20 @@ static void memory_planned(void) {
             check(0, "memory: trainer", "%s", error);
             continue;
         }
-        size_t planned = 0, differ = 0, live = memory_now() - before, slack = (size_t)g->mesh.sp * 80 * 1024 + 512 * 1024;
+        size_t planned = 0, differ = 0, live = memory_now() - before,
+               slack = (size_t)g->mesh.sp * 80 * 1024 + 512 * 1024;
         for (int w = 0; w < g->mesh.world; w++) {
             Arena plan = rank_plan(&g->mesh, &g->layout, w);
             size_t sum = 0;
             for (int k = 0; k < MEMORY_GROUP_COUNT; k++)
                 sum += plan.group[k], differ += plan.group[k] != g->ranks[w].arena.group[k];
-            differ +=
-                sum != plan.used || plan.used != g->ranks[w].arena.used || malloc_usable_size(g->ranks[w].arena.base) < plan.used;
+            differ += sum != plan.used || plan.used != g->ranks[w].arena.used ||
+                malloc_usable_size(g->ranks[w].arena.base) < plan.used;
             planned += plan.used;
         }
         differ += planned != mesh_bytes(&g->mesh, &g->layout);
-        check(differ == 0, "memory: arenas are as planned", "%s: %d ranks, %zu bytes", shapes[i], g->mesh.world, planned);
+        check(differ == 0, "memory: arenas are as planned", "%s: %d ranks, %zu bytes", shapes[i],
+            g->mesh.world, planned);
         check(live >= planned && live - planned <= slack, "memory: nothing beside the plan",
             "%s: %zu bytes more than the plan's %zu, at most %zu", shapes[i], live - planned, planned, slack);
         memory_mark();
@@ -2012,19 +2162,20 @@ static void memory_planned(void) {
         for (int step = 0; step < 3 && status == 0; step++) status = gpt2_sp_step(g, &stats);
         size_t peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED) - before;   // since the mark
         check(status == 0 && peak <= live + 64 * 1024, "memory: steps need no more",
-            "%s: peak %zu bytes above what was there before them, at most %d", shapes[i], peak > live ? peak - live : (size_t)0,
-            64 * 1024);
+            "%s: peak %zu bytes above what was there before them, at most %d", shapes[i],
+            peak > live ? peak - live : (size_t)0, 64 * 1024);
         gpt2_sp_destroy(g);
-        check(memory_now() == before, "memory: all of it is given back", "%lld bytes left", (long long)(memory_now() - before));
+        check(memory_now() == before, "memory: all of it is given back", "%lld bytes left",
+            (long long)(memory_now() - before));
     }
 }
 
-// State per rank by ZeRO stage: all of it, or a slice of W of each unit (padded to 16 numbers), and where gradients or
-// parameters are sharded one whole unit at a time. With own positions, the rank's rows of them in every stage. Counts of parameters
-// are written out here: 12 C^2 + 13 C a layer.
+// State per rank by ZeRO stage: all of it, or a slice of W of each unit (padded to 16 numbers), and where
+// gradients or parameters are sharded one whole unit at a time. With own positions, the rank's rows of them
+// in every stage. Counts of parameters are written out here: 12 C^2 + 13 C a layer.
 static void memory_zero(int T, const char* split, int own) {
-    int64_t C = 96, L = 6, V = 384, W = 8, units[4] = {V * C, 12 * C * C + 13 * C, 2 * C, T * C}, whole = 0, shard = 0,
-            largest = 0;
+    int64_t C = 96, L = 6, V = 384, W = 8, units[4] = {V * C, 12 * C * C + 13 * C, 2 * C, T * C}, whole = 0,
+            shard = 0, largest = 0;
     for (int i = 0; i < 4; i++) {
         int64_t slice = round_up(ceil_div(units[i], W), 16), copies = i == 1 ? L : 1, alone = i == 3 && own;
         whole += copies * slice * (alone ? 1 : W), shard += copies * slice;
@@ -2032,7 +2183,8 @@ static void memory_zero(int T, const char* split, int own) {
     }
     for (int zero = 0; zero <= 3; zero++) {
         char text[160];
-        snprintf(text, sizeof text, "layers=6 heads=4 channels=96 seq-len=%d %s zero=%d threads=1", T, split, zero);
+        snprintf(text, sizeof text, "layers=6 heads=4 channels=96 seq-len=%d %s zero=%d threads=1", T, split,
+            zero);
         gpt2_sp_options o = options_of(text);
         gpt2_sp* g = bare_trainer(&o, 257);
         int64_t weights = zero >= 3 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole),
@@ -2041,11 +2193,13 @@ static void memory_zero(int T, const char* split, int own) {
         int wrong = 0;
         for (int w = 0; g && w < g->mesh.world; w++) {
             const size_t* group = g->ranks[w].arena.group;
-            wrong += (int64_t)group[MEMORY_WEIGHTS] != weights || (int64_t)group[MEMORY_GRADIENTS] != gradients ||
+            wrong += (int64_t)group[MEMORY_WEIGHTS] != weights ||
+                (int64_t)group[MEMORY_GRADIENTS] != gradients ||
                 (int64_t)group[MEMORY_OPTIMIZER] != optimizer;
         }
         check(g && wrong == 0, "memory: ZeRO's share",
-            "%s, zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of zero 0), %d ranks "
+            "%s, zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of "
+            "zero 0), %d ranks "
             "unlike "
             "the formula",
             split, zero, (long long)weights / 1024, (long long)gradients / 1024, (long long)optimizer / 1024,
@@ -2054,8 +2208,8 @@ static void memory_zero(int T, const char* split, int own) {
     }
 }
 
-// Kept activations by mode, numbers per token and layer written out: all; without the norms and GELU; the layer's
-// input, attention's output and LSE; the input; every k-th input.
+// Kept activations by mode, numbers per token and layer written out: all; without the norms and GELU; the
+// layer's input, attention's output and LSE; the input; every k-th input.
 static void memory_recompute(void) {
     int64_t C = 64, NH = 4, L = 9, R = 2 * 61, last = INT64_MAX;
     for (int mode = 0; mode < GPT2_SP_RECOMPUTES; mode++) {
@@ -2064,14 +2218,16 @@ static void memory_recompute(void) {
         gpt2_sp* g = bare_trainer(&o, 257);
         int64_t gelu = bytes_of(L * R * C) * 4 + bytes_of(L * R * 2 * C) + bytes_of(L * R * 4 * C) +
             bytes_of(L * R * NH);   // x q atty x2, kv, fch, lse
-        int64_t expected = mode == GPT2_SP_NONE ? gelu + 2 * bytes_of(L * R * C) + 2 * bytes_of(L * R) + bytes_of(L * R * 4 * C)
-            : mode == GPT2_SP_GELU              ? gelu
-            : mode == GPT2_SP_ATTN              ? 2 * bytes_of(L * R * C) + bytes_of(L * R * NH)
-            : mode == GPT2_SP_LAYER             ? bytes_of(L * R * C)
-                                                : bytes_of(3 * R * C);
+        int64_t expected = mode == GPT2_SP_NONE
+            ? gelu + 2 * bytes_of(L * R * C) + 2 * bytes_of(L * R) + bytes_of(L * R * 4 * C)
+            : mode == GPT2_SP_GELU  ? gelu
+            : mode == GPT2_SP_ATTN  ? 2 * bytes_of(L * R * C) + bytes_of(L * R * NH)
+            : mode == GPT2_SP_LAYER ? bytes_of(L * R * C)
+                                    : bytes_of(3 * R * C);
         int64_t found = g ? (int64_t)g->ranks[0].arena.group[MEMORY_KEPT] : -1;
-        check(found == expected && found < last, "memory: kept activations", "%s: %lld bytes, by the formula %lld",
-            recompute_name(mode), (long long)found, (long long)expected);
+        check(found == expected && found < last, "memory: kept activations",
+            "%s: %lld bytes, by the formula %lld", recompute_name(mode), (long long)found,
+            (long long)expected);
         last = found;
         gpt2_sp_destroy(g);
     }
@@ -2082,14 +2238,15 @@ static void memory_counts(void) {
     for (int mode = 0; mode < GPT2_SP_RECOMPUTES; mode++) {
         char text[128];
         int layers = 5, steps = 2, passes = 3;
-        snprintf(
-            text, sizeof text, "batch-size=2 sp=2 layers=%d grad-accum=%d recompute=%s", layers, passes, recompute_name(mode));
+        snprintf(text, sizeof text, "batch-size=2 sp=2 layers=%d grad-accum=%d recompute=%s", layers, passes,
+            recompute_name(mode));
         Run run = run_steps(text, steps);
         int64_t once = layers * steps * passes, layer = mode >= GPT2_SP_ATTN ? 2 * once : once,
                 attention = mode >= GPT2_SP_LAYER ? 2 * once : once;
         check(run.layer_forwards == layer && run.attention_forwards == attention, "memory: forward calls",
-            "%s: layers %lld of %lld, attention %lld of %lld", recompute_name(mode), (long long)run.layer_forwards,
-            (long long)layer, (long long)run.attention_forwards, (long long)attention);
+            "%s: layers %lld of %lld, attention %lld of %lld", recompute_name(mode),
+            (long long)run.layer_forwards, (long long)layer, (long long)run.attention_forwards,
+            (long long)attention);
         free(run.weights);
     }
 }
@@ -2121,10 +2278,12 @@ static void memory_longest(void) {
         size_t room = (size_t)64 << 20;
         o.threads = 1;
         int64_t T = longest_context(&o, 257, 1, &CPU_DEVICE, room);
-        int64_t even = T - T % o.sp + o.sp;   // the next length that the ranks share evenly, which may need less than T + 1
+        int64_t even = T - T % o.sp +
+            o.sp;   // the next length that the ranks share evenly, which may need less than T + 1
         check(T > 0 && memory_at(o, T) <= room && memory_at(o, T + 1) > room && memory_at(o, even) > room,
-            "memory: the longest context that fits", "%s: %lld tokens need %zu bytes of %zu, one more %zu, %lld %zu", shapes[i],
-            (long long)T, memory_at(o, T), room, memory_at(o, T + 1), (long long)even, memory_at(o, even));
+            "memory: the longest context that fits",
+            "%s: %lld tokens need %zu bytes of %zu, one more %zu, %lld %zu", shapes[i], (long long)T,
+            memory_at(o, T), room, memory_at(o, T + 1), (long long)even, memory_at(o, even));
     }
 }
 
@@ -2156,7 +2315,8 @@ static void loader_permutation(void) {
         if (n > 200 && same > n / 4) fixed++;   // another epoch is another order
     }
     check(wrong == 0 && fixed == 0, "loader: a permutation",
-        "%d sizes to 70000: %d places hit twice or outside, %d sizes where two epochs agree", sizes, wrong, fixed);
+        "%d sizes to 70000: %d places hit twice or outside, %d sizes where two epochs agree", sizes, wrong,
+        fixed);
     free(seen);
 }
 
@@ -2185,12 +2345,14 @@ typedef struct {
 } LoaderShape;
 enum { LOADER_T = 37, LOADER_SAMPLES = 12 };
 typedef struct {
-    int32_t tokens[LOADER_SAMPLES * LOADER_T], labels[LOADER_SAMPLES * LOADER_T], doc_start[LOADER_SAMPLES * LOADER_T];
+    int32_t tokens[LOADER_SAMPLES * LOADER_T], labels[LOADER_SAMPLES * LOADER_T],
+        doc_start[LOADER_SAMPLES * LOADER_T];
     int64_t valid;
     int status;
 } Sequences;
 
-// The samples `first` .. of one step, put together from all ranks' slices; read directly or by the loader's thread.
+// The samples `first` .. of one step, put together from all ranks' slices; read directly or by the loader's
+// thread.
 static Sequences loader_sequences(
     Dataset* d, LoaderShape shape, uint64_t first, int doc_mask, int thread, uint64_t limit, Error* e) {
     Sequences out;
@@ -2199,13 +2361,15 @@ static Sequences loader_sequences(
     Loader l;
     memset(&out, 0, sizeof out);
     memset(&l, 0, sizeof l);
-    l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp, l.doc_mask = doc_mask,
-    l.local_ranks = shape.dp * shape.sp, l.shuffled = 1, l.seed = 9, l.limit = limit, l.segments = segments;
+    l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp,
+    l.doc_mask = doc_mask, l.local_ranks = shape.dp * shape.sp, l.shuffled = 1, l.seed = 9, l.limit = limit,
+    l.segments = segments;
     l.batch[0].ranks = l.batch[1].ranks = ranks;
     for (int r = 0; r < shape.sp; r++) segments[r] = rank_segments(shape.kind, shape.sp, LOADER_T, r);
     int64_t n = shape.passes * shape.B;
     for (int w = 0; w < shape.dp * shape.sp; w++) {
-        ranks[w].tokens = (int32_t*)need((size_t)(n * LOADER_T), 4), ranks[w].labels = (int32_t*)need((size_t)(n * LOADER_T), 4),
+        ranks[w].tokens = (int32_t*)need((size_t)(n * LOADER_T), 4),
+        ranks[w].labels = (int32_t*)need((size_t)(n * LOADER_T), 4),
         ranks[w].doc_start = (int32_t*)need((size_t)(n * LOADER_T), 4);
     }
     if (thread) loader_request(&l, first);
@@ -2220,18 +2384,24 @@ static Sequences loader_sequences(
                     const RankBatch* rank = &ranks[replica * shape.sp + r];
                     int64_t from = (pass * shape.B + b) * segments[r].total;
                     for (int s = 0; s < segments[r].count; from += segments[r].rows[s], s++) {
-                        memcpy(out.tokens + to + segments[r].begin[s], rank->tokens + from, (size_t)segments[r].rows[s] * 4);
-                        memcpy(out.labels + to + segments[r].begin[s], rank->labels + from, (size_t)segments[r].rows[s] * 4);
+                        memcpy(out.tokens + to + segments[r].begin[s], rank->tokens + from,
+                            (size_t)segments[r].rows[s] * 4);
+                        memcpy(out.labels + to + segments[r].begin[s], rank->labels + from,
+                            (size_t)segments[r].rows[s] * 4);
                     }
-                    if (doc_mask) memcpy(out.doc_start + to, rank->doc_start + (pass * shape.B + b) * LOADER_T, LOADER_T * 4);
+                    if (doc_mask)
+                        memcpy(out.doc_start + to, rank->doc_start + (pass * shape.B + b) * LOADER_T,
+                            LOADER_T * 4);
                 }
             }
-    for (int w = 0; w < shape.dp * shape.sp; w++) free(ranks[w].tokens), free(ranks[w].labels), free(ranks[w].doc_start);
+    for (int w = 0; w < shape.dp * shape.sp; w++)
+        free(ranks[w].tokens), free(ranks[w].labels), free(ranks[w].doc_start);
     return out;
 }
 
 // The same from the stream itself, without any of the loader's code but the sample's position.
-static Sequences loader_expected(const Dataset* d, const int32_t* stream, uint64_t first, int doc_mask, uint64_t limit) {
+static Sequences loader_expected(
+    const Dataset* d, const int32_t* stream, uint64_t first, int doc_mask, uint64_t limit) {
     Sequences out;
     memset(&out, 0, sizeof out);
     for (uint64_t i = 0; i < LOADER_SAMPLES; i++) {
@@ -2240,7 +2410,9 @@ static Sequences loader_expected(const Dataset* d, const int32_t* stream, uint64
             int64_t at = (int64_t)i * LOADER_T + t;
             if (t > 0 && stream[position + t - 1] == 256) start = t;
             out.tokens[at] = stream[position + t];
-            out.labels[at] = (doc_mask && stream[position + t] == 256) || first + i >= limit ? -1 : stream[position + t + 1];
+            out.labels[at] = (doc_mask && stream[position + t] == 256) || first + i >= limit
+                ? -1
+                : stream[position + t + 1];
             out.doc_start[at] = doc_mask ? (int32_t)start : 0;
             out.valid += out.labels[at] >= 0;
         }
@@ -2249,22 +2421,25 @@ static Sequences loader_expected(const Dataset* d, const int32_t* stream, uint64
 }
 
 static void loader_shapes(Dataset* d, const int32_t* stream) {
-    static const LoaderShape shapes[] = {{1, 1, GPT2_SP_DIST, 12, 1}, {1, 1, GPT2_SP_DIST, 1, 12}, {2, 1, GPT2_SP_DIST, 3, 2},
-        {1, 2, GPT2_SP_DIST, 4, 3}, {2, 3, GPT2_SP_RING, 2, 3}, {3, 4, GPT2_SP_ZIGZAG, 2, 2}, {1, 7, GPT2_SP_ZIGZAG, 12, 1},
-        {4, 2, GPT2_SP_ALLGATHER, 1, 3}, {1, 16, GPT2_SP_DIST, 6, 2}};
+    static const LoaderShape shapes[] = {{1, 1, GPT2_SP_DIST, 12, 1}, {1, 1, GPT2_SP_DIST, 1, 12},
+        {2, 1, GPT2_SP_DIST, 3, 2}, {1, 2, GPT2_SP_DIST, 4, 3}, {2, 3, GPT2_SP_RING, 2, 3},
+        {3, 4, GPT2_SP_ZIGZAG, 2, 2}, {1, 7, GPT2_SP_ZIGZAG, 12, 1}, {4, 2, GPT2_SP_ALLGATHER, 1, 3},
+        {1, 16, GPT2_SP_DIST, 6, 2}};
     int equal = 0, runs = 0;
     Error e = {{0}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int doc_mask = 0; doc_mask < 2; doc_mask++)
             for (uint64_t first = 0; first < 120; first += 41) {   // epochs have 42 windows
                 uint64_t limit = first == 41 ? 47 : UINT64_MAX;
-                Sequences found = loader_sequences(d, shapes[i], first, doc_mask, (int)(first % 2), limit, &e),
+                Sequences found =
+                              loader_sequences(d, shapes[i], first, doc_mask, (int)(first % 2), limit, &e),
                           expected = loader_expected(d, stream, first, doc_mask, limit);
                 equal += found.status == 0 && memcmp(&found, &expected, sizeof found) == 0;
                 runs++;
             }
     check(equal == runs, "loader: tokens, labels and documents",
-        "%d of %d splits over dp, sp, batch and passes give the same sequences as the stream itself %s", equal, runs, e.text);
+        "%d of %d splits over dp, sp, batch and passes give the same sequences as the stream itself %s",
+        equal, runs, e.text);
 }
 
 static void loader_epoch(Dataset* d) {
@@ -2280,13 +2455,15 @@ static void loader_epoch(Dataset* d) {
         for (int t = 0; t < STREAM; t++) unseen += (t < STREAM - 1 && !input[t]) + (t > 0 && !label[t]);
     }
     check(unseen == 0 && differ > 0, "loader: an epoch sees every token",
-        "%llu windows of %d over %d tokens, 3 epochs: %d not seen; %d samples elsewhere than in the first epoch",
+        "%llu windows of %d over %d tokens, 3 epochs: %d not seen; %d samples elsewhere than in the first "
+        "epoch",
         (unsigned long long)n, LOADER_T, STREAM, unseen, differ);
     int outside = 0;
     for (uint64_t T = 1; T < STREAM; T += 13)
         for (uint64_t i = 0; i < dataset_windows(d, (int64_t)T); i++)
             outside += sample_position(d, (int64_t)T, i, 0, 0) + T + 1 > STREAM;
-    check(outside == 0, "loader: windows of any length stay inside", "%d outside, T from 1 to %d", outside, STREAM - 1);
+    check(outside == 0, "loader: windows of any length stay inside", "%d outside, T from 1 to %d", outside,
+        STREAM - 1);
 }
 
 static void loader_refused(void) {
@@ -2296,16 +2473,19 @@ static void loader_refused(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Dataset d;
         Error e = {{0}};
-        check(dataset_open(&d, cases[i].list, 0, 0, &e) == -1 && strstr(e.text, cases[i].part), "loader: refusal", "%s", e.text);
+        check(dataset_open(&d, cases[i].list, 0, 0, &e) == -1 && strstr(e.text, cases[i].part),
+            "loader: refusal", "%s", e.text);
     }
     gpt2_sp_options o = run_options("seq-len=6000");
     char error[GPT2_SP_TEXT];
     gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-    check(!g && strstr(error, "6000 tokens, one sequence needs 6001"), "loader: refusal", "%s", g ? "accepted" : error);
+    check(!g && strstr(error, "6000 tokens, one sequence needs 6001"), "loader: refusal", "%s",
+        g ? "accepted" : error);
     gpt2_sp_destroy(g);
     o = run_options("seq-len=5999 vocab=256");
     g = gpt2_sp_create(&o, error, sizeof error);
-    check(!g && strstr(error, "vocabulary of 257, the model one of 256"), "loader: refusal", "%s", g ? "accepted" : error);
+    check(!g && strstr(error, "vocabulary of 257, the model one of 256"), "loader: refusal", "%s",
+        g ? "accepted" : error);
     gpt2_sp_destroy(g);
 }
 
@@ -2338,27 +2518,29 @@ static void options_taken(void) {
     FILE* f = fopen(scratch("a.cfg"), "w");
     char line[600];
     if (f) fprintf(f, "# a comment\n\n  layers = 7\nheads=2\n\tdata =  a b.tok \nlr = 0.5\n"), fclose(f);
-    int status = options_line(
-        &o, 'T', "train", "--seq-len 32k --lr=1e-3 --doc-mask --schedule ring --batch-size=2 --zero 3 --out=x=y --seed 1m", &e);
-    check(status == 0 && o.seq_len == 32768 && o.lr == 1e-3 && o.doc_mask == 1 && o.schedule == GPT2_SP_RING &&
-            o.batch_size == 2 && o.zero == 3 && strcmp(o.out, "x=y") == 0 && o.seed == 1048576,
-        "options: spellings", "seq-len %lld, lr %g, doc-mask %lld, schedule %s %s", (long long)o.seq_len, o.lr,
-        (long long)o.doc_mask, schedule_name(o.schedule), e.text);
+    int status = options_line(&o, 'T', "train",
+        "--seq-len 32k --lr=1e-3 --doc-mask --schedule ring --batch-size=2 --zero 3 --out=x=y --seed 1m", &e);
+    check(status == 0 && o.seq_len == 32768 && o.lr == 1e-3 && o.doc_mask == 1 &&
+            o.schedule == GPT2_SP_RING && o.batch_size == 2 && o.zero == 3 && strcmp(o.out, "x=y") == 0 &&
+            o.seed == 1048576,
+        "options: spellings", "seq-len %lld, lr %g, doc-mask %lld, schedule %s %s", (long long)o.seq_len,
+        o.lr, (long long)o.doc_mask, schedule_name(o.schedule), e.text);
     status = options_line(&o, 'T', "train", "--doc-mask 0 --center=0 --raw-u16 --model d24", &e);
-    check(status == 0 && o.doc_mask == 0 && o.center == 0 && o.raw_u16 == 1 && o.layers == 24 && o.heads == 16 &&
-            o.channels == 1024,
-        "options: flags and models", "%lld layers, %lld heads, %lld channels %s", (long long)o.layers, (long long)o.heads,
-        (long long)o.channels, e.text);
+    check(status == 0 && o.doc_mask == 0 && o.center == 0 && o.raw_u16 == 1 && o.layers == 24 &&
+            o.heads == 16 && o.channels == 1024,
+        "options: flags and models", "%lld layers, %lld heads, %lld channels %s", (long long)o.layers,
+        (long long)o.heads, (long long)o.channels, e.text);
     snprintf(line, sizeof line, "--layers 3 --config %s --heads 5", scratch("a.cfg"));
     status = options_line(&o, 'T', "train", line, &e);
     check(status == 0 && o.layers == 7 && o.heads == 5 && strcmp(o.data, "a b.tok") == 0 && o.lr == 0.5,
-        "options: a config file, and what follows it", "layers %lld, heads %lld, data `%s` %s", (long long)o.layers,
-        (long long)o.heads, o.data, e.text);
+        "options: a config file, and what follows it", "layers %lld, heads %lld, data `%s` %s",
+        (long long)o.layers, (long long)o.heads, o.data, e.text);
     check(options_line(&o, 'T', "train", "--layers 3 --help", &e) == 1, "options: --help", "asks for help");
     int wrong = 0;
     gpt2_sp_options defaults, again;
     gpt2_sp_defaults(&defaults);
-    for (int i = 0; i < OPTION_COUNT; i++) {   // every default is in its range and survives being printed and read
+    for (int i = 0; i < OPTION_COUNT;
+         i++) {   // every default is in its range and survives being printed and read
         char value[GPT2_SP_TEXT];
         again = defaults;
         option_print(&defaults, &OPTIONS[i], value, sizeof value);
@@ -2368,9 +2550,12 @@ static void options_taken(void) {
     }
     for (int i = 0; i < GPT2_SP_SCHEDULES; i++) {   // the names elsewhere are the option's words
         char word[32];
-        if (!choice_word(option_find("schedule")->text, i, word, sizeof word) || strcmp(word, schedule_name(i)) != 0) wrong++;
+        if (!choice_word(option_find("schedule")->text, i, word, sizeof word) ||
+            strcmp(word, schedule_name(i)) != 0)
+            wrong++;
         if (i < GPT2_SP_RECOMPUTES &&
-            (!choice_word(option_find("recompute")->text, i, word, sizeof word) || strcmp(word, recompute_name(i)) != 0))
+            (!choice_word(option_find("recompute")->text, i, word, sizeof word) ||
+                strcmp(word, recompute_name(i)) != 0))
             wrong++;
     }
     check(wrong == 0, "options: the table", "%d options, %d faults", OPTION_COUNT, wrong);
@@ -2381,17 +2566,21 @@ static void options_refused(void) {
         char letter;
         const char *command, *line, *part;
     } cases[] = {{'T', "train", "--sequence-len 5", "unknown option --sequence-len"},
-        {'T', "train", "--seqlen 5", "did you mean --seq-len?"}, {'T', "train", "--lyers 5", "did you mean --layers?"},
-        {'T', "train", "--xxxxxxxxxxxx 5", "--help` lists them"}, {'T', "train", "--layers 0", "must be from 1 to 512"},
-        {'T', "train", "--layers 513", "must be from 1 to 512"}, {'T', "train", "--layers x", "expected a whole number"},
-        {'T', "train", "--layers 2.5", "expected a whole number"}, {'T', "train", "--layers", "needs a value"},
-        {'T', "train", "--layers 5x", "expected a whole number"},
+        {'T', "train", "--seqlen 5", "did you mean --seq-len?"},
+        {'T', "train", "--lyers 5", "did you mean --layers?"},
+        {'T', "train", "--xxxxxxxxxxxx 5", "--help` lists them"},
+        {'T', "train", "--layers 0", "must be from 1 to 512"},
+        {'T', "train", "--layers 513", "must be from 1 to 512"},
+        {'T', "train", "--layers x", "expected a whole number"},
+        {'T', "train", "--layers 2.5", "expected a whole number"},
+        {'T', "train", "--layers", "needs a value"}, {'T', "train", "--layers 5x", "expected a whole number"},
         {'T', "train", "--seq-len 99999999999999999999", "expected a whole number"},
-        {'T', "train", "--seq-len 9999999999", "must be from 1 to 16777216"}, {'T', "train", "--lr nan", "expected a number"},
-        {'T', "train", "--lr inf", "expected a number"}, {'T', "train", "--lr -1", "must be from 0 to 10"},
-        {'T', "train", "--lr 1e999", "expected a number"},
+        {'T', "train", "--seq-len 9999999999", "must be from 1 to 16777216"},
+        {'T', "train", "--lr nan", "expected a number"}, {'T', "train", "--lr inf", "expected a number"},
+        {'T', "train", "--lr -1", "must be from 0 to 10"}, {'T', "train", "--lr 1e999", "expected a number"},
         {'T', "train", "--schedule rang", "expected one of ring|dist|dist-paper|zigzag|allgather|ulysses"},
-        {'T', "train", "--recompute=", "expected one of none|"}, {'T', "train", "--model d13", "expected d12, d24, d36 or d48"},
+        {'T', "train", "--recompute=", "expected one of none|"},
+        {'T', "train", "--model d13", "expected d12, d24, d36 or d48"},
         {'T', "train", "--prompt x", "--prompt is not an option of `train`"},
         {'S', "schedule", "--layers 2", "is not an option of `schedule`"},
         {'T', "train", "layers 3", "`layers` is not an option"},
@@ -2403,12 +2592,13 @@ static void options_refused(void) {
     gpt2_sp_options o;
     for (int i = 0; i < count; i++) {
         Error e = {{0}};
-        if (options_line(&o, cases[i].letter, cases[i].command, cases[i].line, &e) == -1 && strstr(e.text, cases[i].part) &&
-            !strchr(e.text, '\n'))
+        if (options_line(&o, cases[i].letter, cases[i].command, cases[i].line, &e) == -1 &&
+            strstr(e.text, cases[i].part) && !strchr(e.text, '\n'))
             told++;
         else printf("     `%s`: %s (expected: %s)\n", cases[i].line, e.text, cases[i].part);
     }
-    check(told == count, "options: refusals", "%d of %d, each in one line that says what would do", told, count);
+    check(told == count, "options: refusals", "%d of %d, each in one line that says what would do", told,
+        count);
     Error e = {{0}};
     char line[600];
     FILE* f = fopen(scratch("b.cfg"), "w");
@@ -2423,18 +2613,23 @@ static void options_refused(void) {
 static void options_combinations(void) {
     static const struct {
         const char *change, *part;
-    } cases[] = {{"heads=5", "--channels 32 is not divisible by --heads 5"}, {"channels=512 heads=1", "head size 512"},
+    } cases[] = {{"heads=5", "--channels 32 is not divisible by --heads 5"},
+        {"channels=512 heads=1", "head size 512"},
         {"sp=64 seq-len=61", "--seq-len 61 is too short for 64 chunks"},
-        {"sp=31 seq-len=61 schedule=zigzag", "too short for 62 chunks"}, {"sp=3 schedule=dist-paper", "even --sp only"},
+        {"sp=31 seq-len=61 schedule=zigzag", "too short for 62 chunks"},
+        {"sp=3 schedule=dist-paper", "even --sp only"},
         {"sp=3 schedule=ulysses", "divisible by --sp (found 4 and 3)"},
-        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512", "with --seq-len 5000 the largest batch is "},
-        {"batch-size=60000 seq-len=5000 heads=1 channels=64", "with --batch-size 60000 the longest context that fits is "},
+        {"batch-size=65536 seq-len=5000 grad-accum=65536 layers=512",
+            "with --seq-len 5000 the largest batch is "},
+        {"batch-size=60000 seq-len=5000 heads=1 channels=64",
+            "with --batch-size 60000 the longest context that fits is "},
         {"batch-size=60000 seq-len=5000 heads=1 channels=64", "with --seq-len 5000 the largest batch is "}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options o = run_options(cases[i].change);
         char error[GPT2_SP_TEXT];
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        check(!g && strstr(error, cases[i].part), "options: combinations", "%s: %s", cases[i].change, g ? "accepted" : error);
+        check(!g && strstr(error, cases[i].part), "options: combinations", "%s: %s", cases[i].change,
+            g ? "accepted" : error);
         gpt2_sp_destroy(g);
     }
 }
@@ -2448,8 +2643,8 @@ static void options_learning_rate(void) {
         {"lr-schedule=cosine", 60, 0.55}, {"lr-schedule=cosine", 110, 0.1}, {"lr-schedule=cosine", 500, 0.1},
         {"lr-schedule=linear", 35, 0.775}, {"lr-schedule=linear", 60, 0.55}, {"lr-schedule=linear", 110, 0.1},
         {"lr-schedule=constant", 60, 1}, {"lr-schedule=constant", 110, 1}, {"lr-schedule=constant", 4, 0.5},
-        {"lr-schedule=wsd", 60, 1}, {"lr-schedule=wsd", 90, 1}, {"lr-schedule=wsd", 95, 0.55}, {"lr-schedule=wsd", 110, 0.1},
-        {"lr-schedule=wsd wsd-decay=0", 110, 1}, {"warmup=0 steps=1", 0, 1}};
+        {"lr-schedule=wsd", 60, 1}, {"lr-schedule=wsd", 90, 1}, {"lr-schedule=wsd", 95, 0.55},
+        {"lr-schedule=wsd", 110, 0.1}, {"lr-schedule=wsd wsd-decay=0", 110, 1}, {"warmup=0 steps=1", 0, 1}};
     double most = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options o = options_of("lr=1 lr-final=0.1 warmup=10 steps=111 wsd-decay=0.2");
@@ -2472,7 +2667,8 @@ static void test_options(void) {
 
 // ===== sampling and evaluation ==================================================================
 
-// Draws at 10000 evenly spread places of (0, 1): each token's share is its probability, to one draw per boundary.
+// Draws at 10000 evenly spread places of (0, 1): each token's share is its probability, to one draw per
+// boundary.
 static void sampling_choice(void) {
     enum { N = 6, DRAWS = 10000 };
     const double p[N] = {0.05, 0.4, 0.1, 0.25, 0.15, 0.05};
@@ -2484,11 +2680,12 @@ static void sampling_choice(void) {
         double top_p;
         const char* what;
         double expected[N];
-    } cases[] = {{1, 0, 1, "all", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}}, {0, 0, 1, "temperature 0", {0, 1, 0, 0, 0, 0}},
-        {1, 1, 1, "top-k 1", {0, 1, 0, 0, 0, 0}}, {1, 3, 1, "top-k 3", {0, 0.5, 0, 0.3125, 0.1875, 0}},
+    } cases[] = {{1, 0, 1, "all", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}},
+        {0, 0, 1, "temperature 0", {0, 1, 0, 0, 0, 0}}, {1, 1, 1, "top-k 1", {0, 1, 0, 0, 0, 0}},
+        {1, 3, 1, "top-k 3", {0, 0.5, 0, 0.3125, 0.1875, 0}},
         {1, 100, 1, "top-k beyond the vocabulary", {0.05, 0.4, 0.1, 0.25, 0.15, 0.05}},
-        {1, 0, 0.6, "top-p 0.6", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}, {1, 0, 0, "top-p 0", {0, 1, 0, 0, 0, 0}},
-        {1e-300, 0, 1, "temperature near 0", {0, 1, 0, 0, 0, 0}},
+        {1, 0, 0.6, "top-p 0.6", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}},
+        {1, 0, 0, "top-p 0", {0, 1, 0, 0, 0, 0}}, {1e-300, 0, 1, "temperature near 0", {0, 1, 0, 0, 0, 0}},
         {0.5, 2, 1, "temperature 0.5, top-k 2", {0, 0.16 / 0.2225, 0, 0.0625 / 0.2225, 0, 0}},
         {1, 3, 0.7, "top-k 3, top-p 0.7", {0, 0.4 / 0.65, 0, 0.25 / 0.65, 0, 0}}};
     for (int i = 0; i < N; i++) logits[i] = (real)(log(p[i]) + 3);
@@ -2496,9 +2693,10 @@ static void sampling_choice(void) {
         int counts[N] = {0};
         double most = 0;
         for (int k = 0; k < DRAWS; k++)
-            counts[sample_token(
-                logits, N, cases[i].temperature, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)]++;
-        for (int v = 0; v < N; v++) most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
+            counts[sample_token(logits, N, cases[i].temperature, cases[i].top_k, cases[i].top_p,
+                (k + 0.5) / DRAWS, candidates)]++;
+        for (int v = 0; v < N; v++)
+            most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
         check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
     }
 }
@@ -2510,11 +2708,12 @@ static void sampling_vocabulary(void) {
         int64_t top_k;
         double top_p;
         const char* what;
-    } cases[] = {{700, 1, "top-k 700 of 9000"}, {0, 0.3, "top-p 0.3 of 9000"}, {0, 0.97, "top-p 0.97 of 9000"},
-        {5000, 0.9, "top-k 5000, top-p 0.9 of 9000"}};
+    } cases[] = {{700, 1, "top-k 700 of 9000"}, {0, 0.3, "top-p 0.3 of 9000"},
+        {0, 0.97, "top-p 0.97 of 9000"}, {5000, 0.9, "top-k 5000, top-p 0.9 of 9000"}};
     real* logits = reals(N);
     double* expected = doubles(N);
-    Candidate *sorted = (Candidate*)need(N, sizeof *sorted), *candidates = (Candidate*)need(N, sizeof *candidates);
+    Candidate *sorted = (Candidate*)need(N, sizeof *sorted),
+              *candidates = (Candidate*)need(N, sizeof *candidates);
     for (int v = 0; v < N; v++) {
         logits[v] = (real)(2 * random_normal(96, 1, (uint64_t)v / 2));   // every value twice
         sorted[v].logit = logits[v], sorted[v].token = v;
@@ -2525,19 +2724,23 @@ static void sampling_vocabulary(void) {
         int count = cases[i].top_k ? (int)cases[i].top_k : N, cut = 0;
         for (int k = 0; k < count; k++) sum += exp((double)sorted[k].logit);
         while (cut < count && kept < cases[i].top_p * sum) kept += exp((double)sorted[cut++].logit);
-        for (int k = 0; k < N; k++) expected[sorted[k].token] = k < cut ? exp((double)sorted[k].logit) / kept : 0;
+        for (int k = 0; k < N; k++)
+            expected[sorted[k].token] = k < cut ? exp((double)sorted[k].logit) / kept : 0;
         for (int k = 0; k < DRAWS; k++)
-            expected[sample_token(logits, N, 1, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)] -= 1.0 / DRAWS;
+            expected[sample_token(
+                logits, N, 1, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)] -= 1.0 / DRAWS;
         for (int v = 0; v < N; v++) most = worst(most, fabs(expected[v]));
         check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
     }
     free(logits), free(expected), free(sorted), free(candidates);
 }
 
-static int rank_noise(Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
+static int rank_noise(
+    Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
     (void)g;
     weights_init(r, 17);
-    for (int64_t i = 0; i < r->layout->held && r->mesh->zero < 3; i++) r->weights[i] *= r->weights[i] == 1 ? 1 : 8;
+    for (int64_t i = 0; i < r->layout->held && r->mesh->zero < 3; i++)
+        r->weights[i] *= r->weights[i] == 1 ? 1 : 8;
     return 0;
 }
 
@@ -2550,27 +2753,33 @@ static void sampling_cache(const char* more) {
     Rank* r = &g->ranks[0];
     int64_t C = 48, Vp = g->mesh.shape.Vp;
     ranks_run(g, rank_noise);
-    for (int64_t t = 0; t < 300; t++) r->batches[0].tokens[t] = (int32_t)dice(95, (uint64_t)t, 131), r->batches[0].labels[t] = 0;
+    for (int64_t t = 0; t < 300; t++)
+        r->batches[0].tokens[t] = (int32_t)dice(95, (uint64_t)t, 131), r->batches[0].labels[t] = 0;
     r->batch = &r->batches[0], r->valid_tokens = 300;
     double loss = trainer_loss(g), most = 0, blocks = 0, *expected = doubles(Vp);
     real* logits = reals(300 * Vp);
     const int32_t* tokens = r->batches[0].tokens;
     cpu_matmul_forward(logits, r->lnf, r->weights + g->layout.within[P_wte], NULL, 300, C, Vp);
     Decoder one, many;
-    if (decoder_init(&one, g, r->weights, 300) != 0 || decoder_init(&many, g, r->weights, 300) != 0) loss = NAN;
+    if (decoder_init(&one, g, r->weights, 300) != 0 || decoder_init(&many, g, r->weights, 300) != 0)
+        loss = NAN;
     for (int64_t t = 0; t < 300; t++) {
         for (int64_t v = 0; v < Vp; v++) expected[v] = (double)logits[t * Vp + v];
         decoder_read(&one, tokens + t, 1, t);
         most = worst(most, distance(one.logits, expected, 131));
-        int64_t ends[] = {0, 99, 100, 299 - 256, 299}, begins[] = {0, 1, 100, -1, -1};   // blocks of 1, 99, 1, and then 199
+        int64_t ends[] = {0, 99, 100, 299 - 256, 299},
+                begins[] = {0, 1, 100, -1, -1};   // blocks of 1, 99, 1, and then 199
         for (int i = 0; i < 3; i++)
             if (t == ends[i])
                 decoder_read(&many, tokens + begins[i], t - begins[i] + 1, begins[i]),
                     blocks = worst(blocks, distance(many.logits, expected, 131));
-        if (t == 299) decoder_read(&many, tokens + 101, 199, 101), blocks = worst(blocks, distance(many.logits, expected, 131));
+        if (t == 299)
+            decoder_read(&many, tokens + 101, 199, 101),
+                blocks = worst(blocks, distance(many.logits, expected, 131));
     }
     check(isfinite(loss) && most <= 100 * EPS && blocks <= 100 * EPS, "sampling: cached keys and values",
-        "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, blocks, 100 * EPS);
+        "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, blocks,
+        100 * EPS);
     free(one.cache);
     free(many.cache);
     free(logits);
@@ -2580,7 +2789,8 @@ static void sampling_cache(const char* more) {
 
 static void sampling_generate(void) {
     static const char* const shapes[] = {"batch-size=1", "batch-size=1 threads=2", "batch-size=1 sp=2 zero=3",
-        "batch-size=1 dp=2 sp=2 zero=1", "batch-size=1 sp=2 seq-len=60", "batch-size=1 sp=3 seq-len=60 zero=3"};
+        "batch-size=1 dp=2 sp=2 zero=1", "batch-size=1 sp=2 seq-len=60",
+        "batch-size=1 sp=3 seq-len=60 zero=3"};
     enum { SHAPES = sizeof shapes / sizeof shapes[0] };
     int32_t greedy[SHAPES][16], drawn[SHAPES][16], other[16], prompt[20];
     int64_t made[SHAPES] = {0};
@@ -2604,7 +2814,8 @@ static void sampling_generate(void) {
             memcmp(drawn[i], drawn[0], sizeof drawn[0]) == 0;
         if (i == 0) {
             g->eot = greedy[0][0];
-            same &= gpt2_sp_generate(g, prompt, 20, other, 16, 0, 0, 1, 1) == 0;   // ends before the end-of-text token
+            same &= gpt2_sp_generate(g, prompt, 20, other, 16, 0, 0, 1, 1) ==
+                0;   // ends before the end-of-text token
             if (gpt2_sp_generate(g, prompt, 20, other, 42, 0, 0, 1, 1) == -1)
                 snprintf(refused[0], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
             if (gpt2_sp_generate(g, prompt, 0, other, 4, 0, 0, 1, 1) == -1)
@@ -2618,17 +2829,20 @@ static void sampling_generate(void) {
         gpt2_sp_destroy(g);
     }
     check(same && differ == SHAPES, "sampling: the same seed, the same text",
-        "greedy and drawn, %d shapes (threads, sp, zero 3, own positions): %s; another seed differs in %d", (int)SHAPES,
-        same ? "equal" : "different", differ);
-    check(strstr(refused[0], "20 tokens and 42 more") && strstr(refused[1], "0 tokens") && strstr(refused[2], "token 257"),
+        "greedy and drawn, %d shapes (threads, sp, zero 3, own positions): %s; another seed differs in %d",
+        (int)SHAPES, same ? "equal" : "different", differ);
+    check(strstr(refused[0], "20 tokens and 42 more") && strstr(refused[1], "0 tokens") &&
+            strstr(refused[2], "token 257"),
         "sampling: refusals", "%s; %s; %s", refused[0], refused[1], refused[2]);
 }
 
-// Validation over 13 windows: the same for every split, equal to the sum of its buckets; buckets 0, 1, 2-3, 4-7, ...
+// Validation over 13 windows: the same for every split, equal to the sum of its buckets; buckets 0, 1, 2-3,
+// 4-7, ...
 static void evaluation_splits(void) {
     static const char* const shapes[] = {"batch-size=1", "batch-size=3", "batch-size=2 sp=3",
         "batch-size=1 dp=2 sp=2 zero=3 schedule=zigzag", "batch-size=5 sp=4 recompute=sqrt layers=2"};
-    static const char* const what[] = {"5 splits", "documents, 5 splits", "60 tokens, 5 splits"};   // 60: own positions
+    static const char* const what[] = {
+        "5 splits", "documents, 5 splits", "60 tokens, 5 splits"};   // 60: own positions
     for (int kind = 0; kind < 3; kind++) {
         int doc_mask = kind == 1, T = kind == 2 ? 60 : 61;
         double first = NAN, most = 0, sum_error = 0;
@@ -2644,7 +2858,8 @@ static void evaluation_splits(void) {
             if (!g || gpt2_sp_validate(g, 13, &loss) != 0) printf("     %s\n", g ? gpt2_sp_error(g) : error);
             else evaluation = g->evaluation;
             if (i == 0) first = loss;
-            for (int b = 0; b < POSITION_BUCKETS; b++) total += evaluation.bucket_loss[b], count += evaluation.bucket_count[b];
+            for (int b = 0; b < POSITION_BUCKETS; b++)
+                total += evaluation.bucket_loss[b], count += evaluation.bucket_count[b];
             most = worst(most, fabs(loss - first) / first);
             sum_error = worst(sum_error, fabs(total / count - loss) / loss + fabs(count - evaluation.count));
             if (!doc_mask)
@@ -2655,8 +2870,9 @@ static void evaluation_splits(void) {
         check_below(most, 100 * EPS, "evaluation: the same loss for every split", what[kind]);
         check_below(sum_error, 1e-12, "evaluation: buckets of positions add up", what[kind]);
     }
-    int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 || position_bucket(3) != 2 ||
-        position_bucket(4) != 3 || position_bucket(7) != 3 || position_bucket(8) != 4 || position_bucket((1 << 24) - 1) != 24;
+    int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 ||
+        position_bucket(3) != 2 || position_bucket(4) != 3 || position_bucket(7) != 3 ||
+        position_bucket(8) != 4 || position_bucket((1 << 24) - 1) != 24;
     check(wrong == 0, "evaluation: buckets of positions", "0, 1, 2-3, 4-7, 8-15 ...");
 }
 
@@ -2669,7 +2885,8 @@ static void evaluation_needle(void) {
     int status = evaluate_needle(g, 5, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
     check(status == 0 && all_asked == 15 && all_right >= 0 && all_right <= 15, "evaluation: needle",
-        "%g of %g facts by a model that knows nothing %s", all_right, all_asked, status ? gpt2_sp_error(g) : "");
+        "%g of %g facts by a model that knows nothing %s", all_right, all_asked,
+        status ? gpt2_sp_error(g) : "");
     gpt2_sp_destroy(g);
 }
 
@@ -2700,7 +2917,8 @@ static int command_run(const char* line, char* out, size_t size) {
     for (int i = 0; i < COMMAND_COUNT; i++) {
         const Command* c = &COMMANDS[i];
         if (strcmp(c->name, words[0]) != 0) continue;
-        status = options_parse(&o, c->letter, c->name, count - 1, words + 1, c->inputs ? &positional : NULL, &e);
+        status =
+            options_parse(&o, c->letter, c->name, count - 1, words + 1, c->inputs ? &positional : NULL, &e);
         if (status == 0) status = c->run(&o, &positional, &e);
         else if (status == 1) options_help(c->letter, c->name, c->what, c->usage);
     }
@@ -2717,7 +2935,7 @@ static int command_run(const char* line, char* out, size_t size) {
 // ===== transport ================================================================================
 
 enum { TRANSPORT_WORLD = 6, TRANSPORT_SLICE = 37 };
-static char scratch_shard[512];                                // what the processes of transport_not_finite read
+static char scratch_shard[512];   // what the processes of transport_not_finite read
 static int transport_wrong[TRANSPORT_WORLD], transport_case;   // of each rank; what rank_stops waits for
 
 static int rank_collectives(Rank* r, gpt2_sp* g) {
@@ -2764,7 +2982,8 @@ static int rank_exchange(Rank* r, gpt2_sp* g) {
         for (int piece = 0; piece < 3; piece++)
             for (int w = 0; w < TRANSPORT_WORLD; w++) {
                 if (w == t->rank || (w + t->rank + round) % 3 == 0) continue;
-                for (int i = 0; i < 8; i++) sent[piece][w][i] = ((round * 10 + piece) * 10 + t->rank) * 10 + w;
+                for (int i = 0; i < 8; i++)
+                    sent[piece][w][i] = ((round * 10 + piece) * 10 + t->rank) * 10 + w;
                 Piece out = {w, sent[piece][w], (size_t)(4 * (piece + 2 + (t->rank + w) % 2))},
                       in = {w, received[piece][w], out.bytes};
                 sends[send_count++] = out, receives[receive_count++] = in;
@@ -2773,7 +2992,8 @@ static int rank_exchange(Rank* r, gpt2_sp* g) {
             t->wait(t, sends, send_count, receives, receive_count, &r->error) != 0)
             return -1;
         for (int i = 0; i < receive_count; i++) {
-            int piece = (int)((int32_t(*)[TRANSPORT_WORLD][8])(void*)receives[i].data - received), w = receives[i].peer;
+            int piece = (int)((int32_t(*)[TRANSPORT_WORLD][8])(void*)receives[i].data - received),
+                w = receives[i].peer;
             const int32_t* got = (const int32_t*)receives[i].data;
             (void)piece;
             for (size_t k = 0; k < receives[i].bytes / 4; k++)
@@ -2803,9 +3023,13 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     case 1: return t->all_reduce(t, &value, 1, &r->error);
     case 2: return t->all_gather(t, buffer, 1, &r->error);
     case 3:
-        return t->post(t, NULL, 0, &r->error) != 0 ? -1 : t->wait(t, NULL, 0, &piece, 1, &r->error);   // for what rank 2 sends
-    default:   // until rank 2 takes it; where it is in another process, its link does, and the next barrier tells
-        if (t->post(t, &piece, 1, &r->error) != 0 || t->wait(t, &piece, 1, NULL, 0, &r->error) != 0) return -1;
+        return t->post(t, NULL, 0, &r->error) != 0
+            ? -1
+            : t->wait(t, NULL, 0, &piece, 1, &r->error);   // for what rank 2 sends
+    // until rank 2 takes it; where it is in another process, its link does, and the next barrier tells
+    default:
+        if (t->post(t, &piece, 1, &r->error) != 0 || t->wait(t, &piece, 1, NULL, 0, &r->error) != 0)
+            return -1;
         return t->barrier(t, &r->error);
     }
 }
@@ -2817,7 +3041,8 @@ static void transport_frames(void) {
     int wrong = 0, taken = 0;
     Frame f, back;
     memset(&f, 0, sizeof f);
-    f.kind = FRAME_SLICE, f.from = 3, f.to = HOST, f.operation = 1ull << 40, f.message = 1ull << 33, f.bytes = FRAME_BYTES;
+    f.kind = FRAME_SLICE, f.from = 3, f.to = HOST, f.operation = 1ull << 40, f.message = 1ull << 33,
+    f.bytes = FRAME_BYTES;
     frame_encode(header, &f);
     wrong += frame_decode(&back, header) != 0 || back.kind != f.kind || back.from != 3 || back.to != HOST ||
         back.operation != f.operation || back.message != f.message || back.bytes != f.bytes;
@@ -2827,14 +3052,17 @@ static void transport_frames(void) {
         taken += frame_decode(&back, header) == 0;
         header[bit / 8] ^= (unsigned char)(1 << bit % 8);
     }
-    check(taken == 0, "transport: a bit of a header turned", "%d of %d taken for a header", taken, 8 * FRAME_HEADER);
+    check(taken == 0, "transport: a bit of a header turned", "%d of %d taken for a header", taken,
+        8 * FRAME_HEADER);
     const struct {
         int kind;
         uint64_t message, bytes;
         int good;
-    } limits[] = {{FRAME_PIECE, 0, 0, 1}, {FRAME_PIECE, FRAME_BYTES, FRAME_BYTES, 1}, {FRAME_PIECE, 1 << 21, FRAME_BYTES + 1, 0},
-        {FRAME_PIECE, UINT64_MAX, UINT64_MAX, 0}, {FRAME_PIECE, 4, 5, 0}, {FRAME_KINDS - 1, 8, 8, 1}, {FRAME_KINDS, 8, 8, 0},
-        {-1, 8, 8, 0}, {FRAME_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1}, {FRAME_ABORT, sizeof(Error), sizeof(Error), 0}};
+    } limits[] = {{FRAME_PIECE, 0, 0, 1}, {FRAME_PIECE, FRAME_BYTES, FRAME_BYTES, 1},
+        {FRAME_PIECE, 1 << 21, FRAME_BYTES + 1, 0}, {FRAME_PIECE, UINT64_MAX, UINT64_MAX, 0},
+        {FRAME_PIECE, 4, 5, 0}, {FRAME_KINDS - 1, 8, 8, 1}, {FRAME_KINDS, 8, 8, 0}, {-1, 8, 8, 0},
+        {FRAME_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1},
+        {FRAME_ABORT, sizeof(Error), sizeof(Error), 0}};
     int count = (int)(sizeof limits / sizeof limits[0]);
     for (int i = 0; i < count; i++) {
         f.kind = limits[i].kind, f.message = limits[i].message, f.bytes = (size_t)limits[i].bytes;
@@ -2846,8 +3074,8 @@ static void transport_frames(void) {
 
 // A link whose other end is this test: what bytes make of the queue, the world and the link.
 static void transport_link(void) {
-    static const char* const cases[] = {
-        "a frame", "noise", "half a header", "half a frame", "an abort", "an abort that names its process", "closed at once"};
+    static const char* const cases[] = {"a frame", "noise", "half a header", "half a frame", "an abort",
+        "an abort that names its process", "closed at once"};
     for (int i = 0; i < 7; i++) {
         ThreadWorld w;
         Error e = {{0}};
@@ -2858,7 +3086,8 @@ static void transport_link(void) {
         if (world_open(&w, 100, &e) != 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) continue;
         w.process = 0, w.processes = 2, w.links = (Link*)need(2, sizeof(Link));
         memset(w.links, 0, 2 * sizeof(Link));
-        for (int l = 0; l < 2; l++) w.links[l].fd = -1, w.links[l].world = &w, pthread_mutex_init(&w.links[l].sending, NULL);
+        for (int l = 0; l < 2; l++)
+            w.links[l].fd = -1, w.links[l].world = &w, pthread_mutex_init(&w.links[l].sending, NULL);
         Link* link = &w.links[1];
         link->fd = ends[0];
         Frame f;
@@ -2867,7 +3096,11 @@ static void transport_link(void) {
         f.message = f.bytes = strlen(text);
         frame_encode(bytes, &f);
         memcpy(bytes + FRAME_HEADER, text, f.bytes);
-        size_t size = i == 1 ? sizeof bytes : i == 2 ? 20 : i == 3 ? FRAME_HEADER + 5 : i == 6 ? 0 : FRAME_HEADER + f.bytes;
+        size_t size = i == 1 ? sizeof bytes
+            : i == 2         ? 20
+            : i == 3         ? FRAME_HEADER + 5
+            : i == 6         ? 0
+                             : FRAME_HEADER + f.bytes;
         for (size_t k = 0; i == 1 && k < sizeof bytes; k++) bytes[k] = (unsigned char)dice(5, k, 256);
         if (size > 0) (void)!write(ends[1], bytes, size);
         close(ends[1]);
@@ -2901,7 +3134,8 @@ static int free_port(void) {
     memset(&a, 0, sizeof a);
     a.sin_family = AF_INET, a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    int bound = bind(fd, (struct sockaddr*)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr*)&a, &size) == 0;
+    int bound =
+        bind(fd, (struct sockaddr*)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr*)&a, &size) == 0;
     close(fd);
     return bound ? ntohs(a.sin_port) : 0;
 }
@@ -2950,21 +3184,24 @@ static void transport_between_processes(void) {
             int failed = transport_processes(p, counts[c], what, 0);
             for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
             check(failed == 0 && wrong == 0,
-                what == 0 ? "transport: collectives between processes" : "transport: messages between processes",
-                "%d processes of %d ranks: %d numbers wrong %s", counts[c], TRANSPORT_WORLD / counts[c], wrong, p[0].error.text);
+                what == 0 ? "transport: collectives between processes"
+                          : "transport: messages between processes",
+                "%d processes of %d ranks: %d numbers wrong %s", counts[c], TRANSPORT_WORLD / counts[c],
+                wrong, p[0].error.text);
         }
     for (transport_case = 0; transport_case < 6; transport_case++) {
         int failed = transport_processes(p, 3, 2, -1), untold = 0;
         for (int i = 0; i < 3; i++)
-            untold +=
-                p[i].again != -1 || !strstr(p[i].error.text, transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough");
+            untold += p[i].again != -1 ||
+                !strstr(p[i].error.text, transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough");
         check(failed == 0 && untold == 0, "transport: one rank's end is told to all processes",
-            "case %d, %d failed, %d untold: %s; %s; %s", transport_case, failed, untold, p[0].error.text, p[1].error.text,
-            p[2].error.text);
+            "case %d, %d failed, %d untold: %s; %s; %s", transport_case, failed, untold, p[0].error.text,
+            p[1].error.text, p[2].error.text);
     }
 }
 
-// Two processes of one rank: what only one of them meets, a weight that overflows, must stop the update of both.
+// Two processes of one rank: what only one of them meets, a weight that overflows, must stop the update of
+// both.
 typedef struct {
     int process, port, status, skipped;
     double loss;
@@ -3028,24 +3265,28 @@ static void test_transport(void) {
         for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
         check(status == 0 && wrong == 0,
             i == 0 ? "transport: all-reduce, reduce-scatter, all-gather" : "transport: groups of messages",
-            "%d ranks, %d rounds: %d numbers wrong %s", TRANSPORT_WORLD, i == 0 ? 20 : 50, wrong, status ? g->error.text : "");
+            "%d ranks, %d rounds: %d numbers wrong %s", TRANSPORT_WORLD, i == 0 ? 20 : 50, wrong,
+            status ? g->error.text : "");
     }
     gpt2_sp_destroy(g);
     for (transport_case = 0; transport_case < 6; transport_case++) {
-        static const char* const waits[] = {
-            "a barrier", "an all-reduce", "an all-gather", "a message", "a message's taking", "a message of another length"};
+        static const char* const waits[] = {"a barrier", "an all-reduce", "an all-gather", "a message",
+            "a message's taking", "a message of another length"};
         g = bare_trainer(&o, 128);
         int status = g ? ranks_run(g, rank_stops) : 0, again = g ? ranks_run(g, rank_collectives) : 0;
         check(status == -1 && again == -1 &&
                 strstr(g->error.text, transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough"),
-            "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case], g ? g->error.text : "");
+            "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case],
+            g ? g->error.text : "");
         gpt2_sp_destroy(g);
     }
 }
 
 // ===== commands =================================================================================
 
-static int json_whole(const char* text) { return json_validate(text, strlen(text), JSON_MAX_DEPTH, NULL) == 0; }
+static int json_whole(const char* text) {
+    return json_validate(text, strlen(text), JSON_MAX_DEPTH, NULL) == 0;
+}
 
 // The commands in the order in which a user meets them, on a text of 30 KB.
 static void test_commands(void) {
@@ -3058,56 +3299,64 @@ static void test_commands(void) {
     snprintf(run, sizeof run, "%s", scratch("book_run"));
     FILE* f = fopen(book, "w");
     for (int i = 0; f && i < 600; i++)
-        fprintf(f, "Line %d of a book that tells %llu things.\n", i, (unsigned long long)dice(99, (uint64_t)i, 1000));
+        fprintf(f, "Line %d of a book that tells %llu things.\n", i,
+            (unsigned long long)dice(99, (uint64_t)i, 1000));
     if (f) fclose(f);
     snprintf(line, sizeof line, "prepare --tokenizer byte --out %s %s", shard, book);
     check(command_run(line, out, SIZE) == 0 && strstr(out, "1 documents, "), "commands: prepare", "%s", out);
 
     int status = command_run("schedule --schedule dist --sp 8 --json", out, SIZE);
     json_span forward;
-    int found =
-        json_get(out, strlen(out), "forward", &forward) == 1 && json_get_double(forward.s, forward.n, "makespan", &value) == 1;
-    check(status == 0 && json_whole(out) && found && value == 4, "commands: schedule --json", "makespan %g", value);
+    int found = json_get(out, strlen(out), "forward", &forward) == 1 &&
+        json_get_double(forward.s, forward.n, "makespan", &value) == 1;
+    check(status == 0 && json_whole(out) && found && value == 4, "commands: schedule --json", "makespan %g",
+        value);
     status = command_run("schedule --schedule dist-paper --sp 8", out, SIZE);
-    check(status == 0 && strstr(out, "makespan 4.5 units, ideal 4") && strstr(out, "idle"), "commands: schedule",
-        "dist-paper P=8 %s", status ? out : "drawn, with its idle half step");
-    status =
-        command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048 --sp 4 --json --gflops 50 --link-gbs 5", out, SIZE);
+    check(status == 0 && strstr(out, "makespan 4.5 units, ideal 4") && strstr(out, "idle"),
+        "commands: schedule", "dist-paper P=8 %s", status ? out : "drawn, with its idle half step");
+    status = command_run(
+        "plan --layers 2 --heads 2 --channels 64 --seq-len 2048 --sp 4 --json --gflops 50 --link-gbs 5", out,
+        SIZE);
     json_span memory;
-    found = json_get(out, strlen(out), "memory_bytes", &memory) == 1 && json_get_u64(memory.s, memory.n, "total", &total) == 1;
+    found = json_get(out, strlen(out), "memory_bytes", &memory) == 1 &&
+        json_get_u64(memory.s, memory.n, "total", &total) == 1;
     check(status == 0 && json_whole(out) && found && total > 0, "commands: plan --json", "%llu bytes a rank",
         (unsigned long long)total);
-    // eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank has no room it must
-    // be split
-    const char* plans =
-        "plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --gflops 1000 --link-gbs 1 --copy-gbs 10";
+    // eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank
+    // has no room it must be split
+    const char* plans = "plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --gflops 1000 "
+                        "--link-gbs 1 --copy-gbs 10";
     snprintf(line, sizeof line, "%s --sp 8 --batch-size 8", plans);
     status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "--dp 8 --sp 1 would give") && strstr(out, "sequences of 4096 fit one rank"),
+    check(status == 0 && strstr(out, "--dp 8 --sp 1 would give") &&
+            strstr(out, "sequences of 4096 fit one rank"),
         "commands: plan advises data parallelism", "%s", status ? out : "--dp 8 --sp 1");
     snprintf(line, sizeof line, "%s --sp 8 --memory-gb 0.15 --json", plans);
     status = command_run(line, out, SIZE);
     double best_sp = 0, speedup = 0;
     json_span best;
-    found = json_get(out, strlen(out), "best_split", &best) == 1 && json_get_double(best.s, best.n, "sp", &best_sp) == 1 &&
+    found = json_get(out, strlen(out), "best_split", &best) == 1 &&
+        json_get_double(best.s, best.n, "sp", &best_sp) == 1 &&
         json_get_double(best.s, best.n, "speedup", &speedup) == 1;
-    check(status == 0 && json_whole(out) && found && best_sp > 1 && speedup >= 1, "commands: plan, one rank has no room",
-        "--sp %g is the best, %.3f x", best_sp, speedup);
-    check(strstr(out, "\"sp\": 512, \"seconds\"") != NULL, "commands: plan projects up to 512 ranks", "%.40s", out);
+    check(status == 0 && json_whole(out) && found && best_sp > 1 && speedup >= 1,
+        "commands: plan, one rank has no room", "--sp %g is the best, %.3f x", best_sp, speedup);
+    check(strstr(out, "\"sp\": 512, \"seconds\"") != NULL, "commands: plan projects up to 512 ranks", "%.40s",
+        out);
     status = command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048", out, SIZE);
     check(status == 0 && strstr(out, "the longest context that fits"), "commands: plan", "%.60s...", out);
 
-    const char* small =
-        "--layers 1 --heads 2 --channels 32 --seq-len 128 --threads 1 --lr 1e-2 --save-every 4 --val-every 3 --val-sequences 2";
-    snprintf(
-        line, sizeof line, "train --data %s --val-data %s --out %s %s --sp 3 --batch-size 2 --steps 6", shard, shard, run, small);
+    const char* small = "--layers 1 --heads 2 --channels 32 --seq-len 128 --threads 1 --lr 1e-2 --save-every "
+                        "4 --val-every 3 --val-sequences 2";
+    snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --sp 3 --batch-size 2 --steps 6",
+        shard, shard, run, small);
     status = command_run(line, out, SIZE);
     check(status == 0 && strstr(out, "step     6/6") && strstr(out, "saved"), "commands: train", "%s",
         status ? out : "6 steps, saved");
-    snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --dp 2 --zero 3 --steps 8", shard, shard, run, small);
+    snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --dp 2 --zero 3 --steps 8", shard,
+        shard, run, small);
     status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "(resumed)") && strstr(out, "step     7/8"), "commands: train, resumed at another shape",
-        "%s", status ? out : "steps 7 and 8");
+    check(status == 0 && strstr(out, "(resumed)") && strstr(out, "step     7/8"),
+        "commands: train, resumed at another shape", "%s", status ? out : "steps 7 and 8");
     snprintf(line, sizeof line, "%s/log.jsonl", run);
     f = fopen(line, "r");
     int lines = 0, good = 0;
@@ -3116,18 +3365,21 @@ static void test_commands(void) {
         int whole = json_whole(text);
         for (int i = 0; i < 7; i++) whole &= json_get_double(text, strlen(text), keys[i], &value) == 1;
         whole &= json_get_double(text, strlen(text), "step", &value) == 1 && value == lines + 1;
-        whole &= json_get_double(text, strlen(text), "val_loss", &value) == ((lines + 1) % 3 == 0 || lines == 7 || lines == 5);
+        whole &= json_get_double(text, strlen(text), "val_loss", &value) ==
+            ((lines + 1) % 3 == 0 || lines == 7 || lines == 5);
         good += whole;
     }
     if (f) fclose(f);
-    check(lines == 8 && good == 8, "commands: log.jsonl", "%d lines, %d of them one JSON object with all columns", lines, good);
+    check(lines == 8 && good == 8, "commands: log.jsonl",
+        "%d lines, %d of them one JSON object with all columns", lines, good);
 
     snprintf(line, sizeof line, "eval --from %s --data %s --val-sequences 3 --json --threads 1", run, shard);
     status = command_run(line, out, SIZE);
-    check(status == 0 && json_whole(out) && json_get_double(out, strlen(out), "bits_per_byte", &value) == 1 && value > 0 &&
-            value < 9,
+    check(status == 0 && json_whole(out) && json_get_double(out, strlen(out), "bits_per_byte", &value) == 1 &&
+            value > 0 && value < 9,
         "commands: eval --json", "%.4f bits per byte %s", value, status ? out : "");
-    snprintf(line, sizeof line, "sample --from %s --prompt Line --length 12 --temperature 0 --threads 1", run);
+    snprintf(
+        line, sizeof line, "sample --from %s --prompt Line --length 12 --temperature 0 --threads 1", run);
     status = command_run(line, out, SIZE);
     check(status == 0 && strncmp(out, "Line", 4) == 0, "commands: sample", "%.40s",
         status == 0 && strlen(out) > 4 ? "continues the prompt" : out);
@@ -3135,14 +3387,15 @@ static void test_commands(void) {
     status = command_run(line, out, SIZE);
     check(status == 0 && file_length(scratch("s.jsonl")) > 1800, "commands: synth", "%s", out);
     snprintf(line, sizeof line, "prepare --out %s %s", scratch("s.tok"), scratch("s.jsonl"));
-    check(command_run(line, out, SIZE) == 0 && strstr(out, "3 documents, "), "commands: prepare of .jsonl", "%s", out);
+    check(command_run(line, out, SIZE) == 0 && strstr(out, "3 documents, "), "commands: prepare of .jsonl",
+        "%s", out);
 
     static const struct {
         const char *line, *part;
     } refused[] = {{"eval --from /nowhere --data x", "/nowhere: neither a checkpoint nor a run with one"},
-        {"eval", "nothing to do"}, {"sample", "no model given: --from RUN"}, {"prepare --out /tmp/x.tok", "no input"},
-        {"prepare x.txt", "no --out"}, {"synth", "no --out"}, {"train", "no token shards given"},
-        {"schedule --schedule dist-paper --sp 5", "even --sp only"},
+        {"eval", "nothing to do"}, {"sample", "no model given: --from RUN"},
+        {"prepare --out /tmp/x.tok", "no input"}, {"prepare x.txt", "no --out"}, {"synth", "no --out"},
+        {"train", "no token shards given"}, {"schedule --schedule dist-paper --sp 5", "even --sp only"},
         {"plan --heads 3 --channels 64", "not divisible by --heads 3"}};
     int told = 0, count = (int)(sizeof refused / sizeof refused[0]);
     for (int i = 0; i < count; i++) {
@@ -3153,7 +3406,8 @@ static void test_commands(void) {
     int helped = 0;
     for (int i = 0; i < COMMAND_COUNT; i++) {
         snprintf(line, sizeof line, "%s --help", COMMANDS[i].name);
-        helped += command_run(line, out, SIZE) == 1 && strstr(out, "usage: ./train_gpt2_sp") && strstr(out, "--config FILE");
+        helped += command_run(line, out, SIZE) == 1 && strstr(out, "usage: ./train_gpt2_sp") &&
+            strstr(out, "--config FILE");
     }
     check(helped == COMMAND_COUNT, "commands: --help", "%d of %d commands", helped, COMMAND_COUNT);
     free(out);
@@ -3226,7 +3480,8 @@ int main(int argc, char** argv) {
         if (!wanted) continue;
         double start = now_ms();
         GROUPS[j].run();
-        printf("---- %s, %s: %.1f s\n", GROUPS[j].name, IS_DOUBLE ? "double" : "float", 1e-3 * (now_ms() - start));
+        printf("---- %s, %s: %.1f s\n", GROUPS[j].name, IS_DOUBLE ? "double" : "float",
+            1e-3 * (now_ms() - start));
         fflush(stdout);
     }
     if (scratch_folder[0]) remove_tree(scratch_folder);

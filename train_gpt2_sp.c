@@ -80,28 +80,36 @@
     INT(heads, "heads", 4, 1, 256, "TP", "attention heads (NH); must divide channels") \
     INT(channels, "channels", 256, 1, 65536, "TP", "width of the residual stream (C)") \
     INT(vocab, "vocab", 0, 0, 1048576, "TP", "vocabulary; 0: the one of --data (plan: 50257)") \
-    INT(center, "center", 1, 0, 1, "TP", "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
+    INT(center, "center", 1, 0, 1, "TP", \
+        "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
     TXT(data, "data", "", "TE", "token shards: files, folders or patterns, separated by commas") \
     TXT(val_data, "val-data", "", "T", "token shards for the validation loss") \
     INT(raw_u16, "raw-u16", 0, 0, 1, "TE", "read --data as bare 16-bit token numbers") \
-    INT(doc_mask, "doc-mask", 0, 0, 1, "TPE", "attention stays inside a document, positions restart at its start") \
+    INT(doc_mask, "doc-mask", 0, 0, 1, "TPE", \
+        "attention stays inside a document, positions restart at its start") \
     INT(seq_len, "seq-len", 1024, 1, 16777216, "TP", "tokens of a sequence, the context (T)") \
     INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
     INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
     INT(sp, "sp", 0, 0, 256, "TPS", \
-        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by --dp") \
+        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by " \
+        "--dp") \
     CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", \
         "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", \
         "what the backward pass computes again instead of keeping") \
-    INT(zero, "zero", 0, 0, 3, "TP", "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
-    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", "tokens whose logits exist at a time") \
+    INT(zero, "zero", 0, 0, 3, "TP", \
+        "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
+    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", \
+        "tokens whose logits exist at a time") \
     CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", "T", \
-        "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between processes)") \
-    INT(deterministic, "deterministic", 0, 0, 1, "T", "GPU: the same bits in every run (the CPU program always gives them)") \
+        "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between " \
+        "processes)") \
+    INT(deterministic, "deterministic", 0, 0, 1, "T", \
+        "GPU: the same bits in every run (the CPU program always gives them)") \
     TXT(products, "products", "", "T", \
-        "GPU: take the algorithms of the matrix products from this file, and add to it those that it has not") \
+        "GPU: take the algorithms of the matrix products from this file, and add to it those that it has " \
+        "not") \
     CHO(attention, "attention", 0, "auto|portable", "TAE", \
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
     INT(verify, "verify", 0, 0, 1, "T", \
@@ -110,15 +118,21 @@
     TXT(trace, "trace", "", "T", \
         "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print it") \
     INT(check, "check", 0, 0, 1, "T", \
-        "before the first step, compare the loss and every gradient of its batch with those of one rank alone") \
-    INT(threads, "threads", 0, 0, 1024, "TPAE", "threads per rank; 0: the machine's cores divided by the ranks") \
-    INT(rank, "rank", 0, 0, 4095, "T", "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
-    INT(world, "world", 0, 0, 4096, "T", "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
+        "before the first step, compare the loss and every gradient of its batch with those of one rank " \
+        "alone") \
+    INT(threads, "threads", 0, 0, 1024, "TPAE", \
+        "threads per rank; 0: the machine's cores divided by the ranks") \
+    INT(rank, "rank", 0, 0, 4095, "T", \
+        "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
+    INT(world, "world", 0, 0, 4096, "T", \
+        "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
     TXT(master, "master", "", "T", "HOST:PORT where process 0 listens for the others") \
-    NUM(timeout, "timeout", 600, 0, 1e6, "T", "seconds that a rank waits for another before the run ends; 0: for ever") \
+    NUM(timeout, "timeout", 600, 0, 1e6, "T", \
+        "seconds that a rank waits for another before the run ends; 0: for ever") \
     INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
     NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
-    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", "course of the learning rate after the warmup") \
+    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", \
+        "course of the learning rate after the warmup") \
     NUM(lr_final, "lr-final", 0.1, 0, 1, "T", "learning rate at the last step, as a fraction of the peak") \
     INT(warmup, "warmup", 0, 0, 2147483647, "T", "steps of linear warmup") \
     NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, "T", "wsd: fraction of the steps that decay") \
@@ -127,15 +141,20 @@
     NUM(beta2, "beta2", 0.95, 0, 0.999999, "T", "AdamW's second moment decay") \
     NUM(eps, "eps", 1e-8, 1e-16, 1, "T", "AdamW's epsilon") \
     NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, "T", "largest global gradient norm; 0: no clipping") \
-    INT(seed, "seed", 1, 0, 9007199254740991, "TAEY", "seed of the initial weights, the order of samples, sampling and synth") \
+    INT(seed, "seed", 1, 0, 9007199254740991, "TAEY", \
+        "seed of the initial weights, the order of samples, sampling and synth") \
     TXT(out, "out", "", "TRY", "train: the run's folder; prepare, synth: the file to write") \
     TXT(init_from, "init-from", "", "T", "start from the weights of this checkpoint folder") \
-    INT(save_every, "save-every", 0, 0, 2147483647, "T", "steps between checkpoints; 0: only at the end and on a signal") \
+    INT(save_every, "save-every", 0, 0, 2147483647, "T", \
+        "steps between checkpoints; 0: only at the end and on a signal") \
     INT(keep, "keep", 2, 2, 1000000, "T", "checkpoints to keep, at least 2") \
-    INT(val_every, "val-every", 0, 0, 2147483647, "T", "steps between validations; 0: only after the last step") \
-    INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", "sequences of a validation, from the front of the data") \
+    INT(val_every, "val-every", 0, 0, 2147483647, "T", \
+        "steps between validations; 0: only after the last step") \
+    INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", \
+        "sequences of a validation, from the front of the data") \
     TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
-    TXT(prompt, "prompt", "\n", "A", "text to continue, for models of the byte tokenizer; empty: begin a document") \
+    TXT(prompt, "prompt", "\n", "A", \
+        "text to continue, for models of the byte tokenizer; empty: begin a document") \
     TXT(prompt_tokens, "prompt-tokens", "", "A", \
         "token numbers to continue instead, separated by commas; what is sampled is printed as numbers too") \
     INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
@@ -148,18 +167,29 @@
     INT(docs, "docs", 16, 1, 100000000, "Y", "documents to write") \
     INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, "Y", "bytes of a document") \
     INT(facts, "facts", 4, 1, 1024, "EY", "facts stated early and asked for late, per document") \
-    INT(distance, "distance", 0, 0, 1073741824, "EY", "bytes between a fact and its question; 0: spread over the document") \
+    INT(distance, "distance", 0, 0, 1073741824, "EY", \
+        "bytes between a fact and its question; 0: spread over the document") \
     NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", \
         "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
-    NUM(gflops, "gflops", 0, 0, 1e12, "P", "GFLOP/s of a rank's matrix products, for projected times; 0: measured now") \
+    NUM(gflops, "gflops", 0, 0, 1e12, "P", \
+        "GFLOP/s of a rank's matrix products, for projected times; 0: measured now") \
     NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, "P", \
-        "GFLOP/s of a rank's attention, forward and backward together; 0: as --gflops if that is given, else measured now") \
+        "GFLOP/s of a rank's attention, forward and backward together; 0: as --gflops if that is given, " \
+        "else measured now") \
     NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
     NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, "P", \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
 
-enum { GPT2_SP_RING, GPT2_SP_DIST, GPT2_SP_DIST_PAPER, GPT2_SP_ZIGZAG, GPT2_SP_ALLGATHER, GPT2_SP_ULYSSES, GPT2_SP_SCHEDULES };
+enum {
+    GPT2_SP_RING,
+    GPT2_SP_DIST,
+    GPT2_SP_DIST_PAPER,
+    GPT2_SP_ZIGZAG,
+    GPT2_SP_ALLGATHER,
+    GPT2_SP_ULYSSES,
+    GPT2_SP_SCHEDULES
+};
 enum { GPT2_SP_NONE, GPT2_SP_GELU, GPT2_SP_ATTN, GPT2_SP_LAYER, GPT2_SP_SQRT, GPT2_SP_RECOMPUTES };
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
@@ -197,7 +227,8 @@ extern "C" {
 // Fills in every default.
 void gpt2_sp_defaults(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096"). 0, or -1 with a line in error.
-int gpt2_sp_set(gpt2_sp_options* options, const char* name, const char* value, char* error, size_t error_size);
+int gpt2_sp_set(
+    gpt2_sp_options* options, const char* name, const char* value, char* error, size_t error_size);
 // Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
 // newest whole checkpoint in options->out. NULL, with a line in error, if anything does not fit.
 gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size);
@@ -205,11 +236,11 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
 int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
 int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
-// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their number, or -1. Where
-// ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own) all processes call it; on
-// GPUs over NCCL it is refused there.
-int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
-    double temperature, int64_t top_k, double top_p, uint64_t seed);
+// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their
+// number, or -1. Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions
+// of their own) all processes call it; on GPUs over NCCL it is refused there.
+int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out,
+    int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed);
 // Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
 int gpt2_sp_save(gpt2_sp* trainer);
 // Steps done so far (a resumed trainer starts where its checkpoint stood).
@@ -393,12 +424,15 @@ static int name_distance(const char* a, const char* b) {
 static int option_unknown(Error* e, const char* name, const char* command) {
     const Option* best = NULL;
     for (int i = 0; i < OPTION_COUNT; i++)
-        if (!best || name_distance(name, OPTIONS[i].name) < name_distance(name, best->name)) best = &OPTIONS[i];
-    if (name_distance(name, best->name) <= 3) return fail(e, "unknown option --%s: did you mean --%s?", name, best->name);
+        if (!best || name_distance(name, OPTIONS[i].name) < name_distance(name, best->name))
+            best = &OPTIONS[i];
+    if (name_distance(name, best->name) <= 3)
+        return fail(e, "unknown option --%s: did you mean --%s?", name, best->name);
     return fail(e, "unknown option --%s: `train_gpt2_sp %s --help` lists them", name, command);
 }
 
-// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal; nothing after them.
+// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal; nothing after
+// them.
 static int parse_number(const char* text, int whole, double* value) {
     char* end;
     errno = 0;
@@ -430,9 +464,11 @@ static int option_set(gpt2_sp_options* o, const Option* option, const char* valu
     case OPTION_INT:
     case OPTION_NUM:
         if (parse_number(value, option->kind == OPTION_INT, &number) != 0)
-            return fail(e, "--%s %s: expected a %snumber", option->name, value, option->kind == OPTION_INT ? "whole " : "");
+            return fail(e, "--%s %s: expected a %snumber", option->name, value,
+                option->kind == OPTION_INT ? "whole " : "");
         if (!(number >= option->low && number <= option->high))
-            return fail(e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
+            return fail(
+                e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
         if (option->kind == OPTION_INT) *(int64_t*)(void*)field = (int64_t)number;
         else *(double*)(void*)field = number;
         return 0;
@@ -476,12 +512,14 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
             : option->kind == OPTION_NUM          ? *(const double*)(const void*)field
                                                   : option->low;
         if (!(value >= option->low && value <= option->high))
-            return fail(e, "--%s %.16g: must be from %.16g to %.16g", option->name, value, option->low, option->high);
+            return fail(
+                e, "--%s %.16g: must be from %.16g to %.16g", option->name, value, option->low, option->high);
         if (option->kind == OPTION_TXT && !memchr(field, 0, GPT2_SP_TEXT))
             return fail(e, "--%s: a text without an end", option->name);
         if (option->kind == OPTION_TXT && strlen(field) > 1000)
             return fail(e, "--%s: %zu bytes, at most 1000 are supported", option->name, strlen(field));
-        if (option->kind == OPTION_CHO && !choice_word(option->text, *(const int*)(const void*)field, word, sizeof word))
+        if (option->kind == OPTION_CHO &&
+            !choice_word(option->text, *(const int*)(const void*)field, word, sizeof word))
             return fail(e, "--%s: expected one of %s", option->name, option->text);
     }
     return 0;
@@ -550,10 +588,10 @@ typedef struct {
     int count;
 } Positional;   // arguments that are no options
 
-// Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command takes
-// them. Options of other commands are refused by name. Gives 1 if --help was asked for.
-MAIN_ONLY static int options_parse(
-    gpt2_sp_options* o, char letter, const char* command, int argc, char** argv, Positional* inputs, Error* e) {
+// Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command
+// takes them. Options of other commands are refused by name. Gives 1 if --help was asked for.
+MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc,
+    char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
@@ -569,10 +607,12 @@ MAIN_ONLY static int options_parse(
         const Option* option = option_find(name);
         int config = strcmp(name, "config") == 0;
         if (!option && !config) return option_unknown(e, name, command);
-        if (option && !strchr(option->commands, letter)) return fail(e, "--%s is not an option of `%s`", name, command);
+        if (option && !strchr(option->commands, letter))
+            return fail(e, "--%s is not an option of `%s`", name, command);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
         int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
-        int alone = !value || strncmp(value, "--", 2) == 0 || (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
+        int alone = !value || strncmp(value, "--", 2) == 0 ||
+            (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
         if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
@@ -603,7 +643,8 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
         if (value[0]) printf(" [%s]", value);
         printf("\n");
     }
-    printf("  %-24s %s\n", "--config FILE", "read options from `name = value` lines; # begins a line of comment");
+    printf("  %-24s %s\n", "--config FILE",
+        "read options from `name = value` lines; # begins a line of comment");
 }
 
 // ===== 2. errors and files ======================================================================
@@ -654,8 +695,10 @@ static int file_close(OutFile* f, int keep, Error* e) {
     int status = 0;
     if (f->fd < 0) return 0;
     if (keep && file_flush(f, e) != 0) status = -1;
-    if (keep && status == 0 && fsync(f->fd) != 0) status = fail(e, "cannot fsync %.900s: %s", f->path, strerror(errno));
-    if (close(f->fd) != 0 && keep && status == 0) status = fail(e, "cannot close %.900s: %s", f->path, strerror(errno));
+    if (keep && status == 0 && fsync(f->fd) != 0)
+        status = fail(e, "cannot fsync %.900s: %s", f->path, strerror(errno));
+    if (close(f->fd) != 0 && keep && status == 0)
+        status = fail(e, "cannot close %.900s: %s", f->path, strerror(errno));
     f->fd = -1;
     return status;
 }
@@ -664,7 +707,9 @@ static int file_close(OutFile* f, int keep, Error* e) {
 static int folder_sync(const char* path, Error* e) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
-    int status = fsync(fd) != 0 && errno != EINVAL ? fail(e, "cannot fsync folder %.900s: %s", path, strerror(errno)) : 0;
+    int status = fsync(fd) != 0 && errno != EINVAL
+        ? fail(e, "cannot fsync folder %.900s: %s", path, strerror(errno))
+        : 0;
     close(fd);
     return status;
 }
@@ -682,7 +727,8 @@ static int folder_make(const char* path, Error* e) {
         if (kept == 0) break;
     }
     struct stat info;
-    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) return fail(e, "%.900s exists and is not a folder", path);
+    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
+        return fail(e, "%.900s exists and is not a folder", path);
     return 0;
 }
 
@@ -757,7 +803,8 @@ static volatile sig_atomic_t stop_signal;   // which signal asked the program to
 // Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
 // weights, orders and samples do not depend on how the work is split.
 static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint64_t z = seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
+    uint64_t z =
+        seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
     for (int round = 0; round < 2; round++) {
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
         z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
@@ -768,7 +815,8 @@ static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
 }
 static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
 static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
-    double u = random_unit(random_bits(seed, stream, 2 * index)), v = random_unit(random_bits(seed, stream, 2 * index + 1));
+    double u = random_unit(random_bits(seed, stream, 2 * index)),
+           v = random_unit(random_bits(seed, stream, 2 * index + 1));
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
@@ -802,13 +850,15 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     if (first) d->first = (uint64_t*)first;
     if (!shards || !cursors || !first) return fail(e, "%.900s: out of memory", path);
     tok_shard* s = &d->shards[d->count];
-    if (tok_open(s, path, raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0) return -1;
+    if (tok_open(s, path, raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0)
+        return -1;
     memset(&d->cursors[d->count], 0, sizeof *d->cursors);
     d->first[d->count++] = d->tokens;
     d->first[d->count] = d->tokens += s->tokens;
     if (d->count == 1) d->tokenizer = s->tokenizer, d->vocab = s->vocab_size, d->eot = s->eot;
     if (s->tokenizer != d->tokenizer || s->vocab_size != d->vocab)
-        return fail(e, "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path,
+        return fail(e,
+            "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path,
             s->tokenizer, s->vocab_size, d->tokenizer, d->vocab);
     d->text_bytes += s->text_bytes;
     d->fingerprint = random_bits(d->fingerprint, s->fingerprint, s->tokens);
@@ -841,7 +891,8 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
         }
         if (folder) pattern[length] = 0;   // what was asked for
         if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
-        for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
+        for (size_t i = 0; status == 0 && i < found.gl_pathc; i++)
+            status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
         globfree(&found);
     }
     for (int i = 0; status == 0 && documents && i < d->count; i++)
@@ -904,7 +955,9 @@ static uint64_t permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoc
 
 // Samples are windows of T tokens (and one more for the last label) of the stream: documents longer than
 // T are cut, shorter ones lie packed. The last window ends with the stream, so every token is seen.
-static uint64_t dataset_windows(const Dataset* d, int64_t T) { return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T; }
+static uint64_t dataset_windows(const Dataset* d, int64_t T) {
+    return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T;
+}
 
 static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
     uint64_t n = dataset_windows(d, T), window = sample % n;
@@ -933,13 +986,15 @@ typedef struct {
 } Batch;
 
 // Fills one rank's slice of one sample that begins at `position` of the stream.
-static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg, int32_t* tokens,
-    int32_t* labels, int32_t* doc_start, Error* e) {
+static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg,
+    int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
     for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
         if (seg->rows[s] == 0) continue;
         int32_t last;   // the token after the slice: the label of its last one
         uint64_t begin = position + (uint64_t)seg->begin[s], rows = (uint64_t)seg->rows[s];
-        if (dataset_read(d, begin, rows, tokens + at, e) != 0 || dataset_read(d, begin + rows, 1, &last, e) != 0) return -1;
+        if (dataset_read(d, begin, rows, tokens + at, e) != 0 ||
+            dataset_read(d, begin + rows, 1, &last, e) != 0)
+            return -1;
         memcpy(labels + at, tokens + at + 1, (rows - 1) * sizeof *labels);
         labels[at + (int64_t)rows - 1] = last;
     }
@@ -949,8 +1004,10 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
         dataset_document(d, position + t, &begin, &end);
         int32_t start = begin > position ? (int32_t)(begin - position) : 0;
         for (; t < (uint64_t)T && position + t < end; t++) doc_start[t] = start;
-        for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++)   // a document's last token predicts nothing
-            if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] && position + t == end)
+        for (int s = 0, at = 0; s < seg->count;
+             at += (int)seg->rows[s], s++)   // a document's last token predicts nothing
+            if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] &&
+                position + t == end)
                 labels[at + (int64_t)t - 1 - seg->begin[s]] = -1;
     }
     return 0;
@@ -997,10 +1054,11 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
                     RankBatch* rank = &batch->ranks[local];
                     int64_t at = (pass * l->B + b) * l->segments[r].total;
                     int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
-                    if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at, rank->labels + at,
-                            doc_start, e) != 0)
+                    if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at,
+                            rank->labels + at, doc_start, e) != 0)
                         return -1;
-                    for (int64_t t = 0; sample >= l->limit && t < l->segments[r].total; t++) rank->labels[at + t] = -1;
+                    for (int64_t t = 0; sample >= l->limit && t < l->segments[r].total; t++)
+                        rank->labels[at + t] = -1;
                 }
             }
     return 0;
@@ -1034,19 +1092,22 @@ static Batch* loader_take(Loader* l, Error* e) {
 
 // ===== 4. transports ============================================================================
 //
-// The ranks of a process are threads and meet in shared memory. Processes, on one machine or several, are joined by TCP: one
-// connection (a link) between each two. A rank calls the same function whoever its peers are; what sums does so in the order
-// of the ranks, so that the numbers do not depend on how ranks are spread over processes.
+// The ranks of a process are threads and meet in shared memory. Processes, on one machine or several, are
+// joined by TCP: one connection (a link) between each two. A rank calls the same function whoever its peers
+// are; what sums does so in the order of the ranks, so that the numbers do not depend on how ranks are spread
+// over processes.
 //
 //     frame    magic, kind, from, to (ranks; HOST: the process itself), operation, message, bytes, crc of these; then the bytes
 //
-// A message is cut into frames of FRAME_BYTES and a rest. `operation` counts the calls that a rank has made: ranks that have
-// come apart are told from ranks that are late. A thread per link reads frames into a queue as they come, so that no two
-// processes ever wait for each other's sockets; memory is taken for what has a valid header and at most FRAME_BYTES.
+// A message is cut into frames of FRAME_BYTES and a rest. `operation` counts the calls that a rank has made:
+// ranks that have come apart are told from ranks that are late. A thread per link reads frames into a queue
+// as they come, so that no two processes ever wait for each other's sockets; memory is taken for what has a
+// valid header and at most FRAME_BYTES.
 //
-// How processes find each other: process 0 listens at --master; the others connect, say who they are (Hello) and where they
-// listen; when all are there, each is told where (Welcome) and connects to those with lower numbers. Whatever else connects
-// is hung up on. There is no secret in this: the port belongs in a private network.
+// How processes find each other: process 0 listens at --master; the others connect, say who they are (Hello)
+// and where they listen; when all are there, each is told where (Welcome) and connects to those with lower
+// numbers. Whatever else connects is hung up on. There is no secret in this: the port belongs in a private
+// network.
 
 // One piece of contiguous memory that goes to or comes from a peer.
 typedef struct {
@@ -1056,12 +1117,13 @@ typedef struct {
 } Piece;
 enum { MAX_PIECES = 4 };   // of one message
 
-// What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one
-// rank's abort, all calls of all ranks of all processes give -1, so nobody waits for ever; nor for longer than --timeout.
+// What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one rank's
+// abort, all calls of all ranks of all processes give -1, so nobody waits for ever; nor for longer than
+// --timeout.
 typedef struct Transport Transport;
 struct Transport {
-    int rank, world;      // HOST: the process itself, which only section 10 uses, between two jobs of its ranks
-    int64_t step;         // in hand, for the line that a failure leaves
+    int rank, world;   // HOST: the process itself, which only section 10 uses, between two jobs of its ranks
+    int64_t step;      // in hand, for the line that a failure leaves
     uint64_t operation;   // calls so far: alike on all ranks
     const char* doing;    // the call in hand
     void* state;
@@ -1069,12 +1131,16 @@ struct Transport {
     // Pieces between two ranks pair up in order.
     int (*post)(Transport* t, const Piece* sends, int send_count, Error* e);
     // Receives the group's pieces and waits until the own ones were taken.
-    int (*wait)(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
-    int (*all_reduce)(Transport* t, double* values, int count, Error* e);   // sums, in rank order: equal on all
-    int (*reduce_scatter)(
-        Transport* t, real* buffer, int64_t slice, Error* e);                 // (world * slice): own slice = sum of all ranks'
-    int (*all_gather)(Transport* t, real* buffer, int64_t slice, Error* e);   // (world * slice): own slice goes to all
-    int (*share)(Transport* t, void* buffer, size_t bytes, Error* e);         // (world, bytes): own part goes to all
+    int (*wait)(
+        Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
+    int (*all_reduce)(
+        Transport* t, double* values, int count, Error* e);   // sums, in rank order: equal on all
+    int (*reduce_scatter)(Transport* t, real* buffer, int64_t slice,
+        Error* e);   // (world * slice): own slice = sum of all ranks'
+    int (*all_gather)(
+        Transport* t, real* buffer, int64_t slice, Error* e);   // (world * slice): own slice goes to all
+    int (*share)(
+        Transport* t, void* buffer, size_t bytes, Error* e);   // (world, bytes): own part goes to all
     int (*barrier)(Transport* t, Error* e);
     void (*abort)(Transport* t, const Error* reason);
 };
@@ -1104,7 +1170,7 @@ typedef struct {
     void** shared;         // (world) what each rank shows the others during a collective
     Link* links;           // (processes) to the others; NULL: there are none
     int told;              // they know of the abort
-    void** devices;        // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
+    void** devices;   // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
 
@@ -1125,7 +1191,8 @@ static int world_aborted(ThreadWorld* w, Error* e) {
     return status;
 }
 
-// When a wait that begins now has taken too long; 0: never. Threads of one CPU process cannot lose each other, however slow they are.
+// When a wait that begins now has taken too long; 0: never. Threads of one CPU process cannot lose each
+// other, however slow they are.
 static double world_deadline(const ThreadWorld* w, int remote) {
     if (w->processes < 2 && !w->devices) return 0;
     return w->timeout > 0 ? now_ms() + w->timeout + (remote || w->processes < 2 ? 0 : LOCAL_PATIENCE) : 0;
@@ -1135,14 +1202,17 @@ static double world_deadline(const ThreadWorld* w, int remote) {
 static int world_await(ThreadWorld* w, double deadline) {
     if (deadline <= 0) return pthread_cond_wait(&w->changed, &w->mutex), 0;
     struct timespec until;
-    until.tv_sec = (time_t)(deadline / 1e3), until.tv_nsec = (long)((deadline - 1e3 * (double)until.tv_sec) * 1e6);
+    until.tv_sec = (time_t)(deadline / 1e3),
+    until.tv_nsec = (long)((deadline - 1e3 * (double)until.tv_sec) * 1e6);
     return pthread_cond_timedwait(&w->changed, &w->mutex, &until) == ETIMEDOUT ? -1 : 0;
 }
 
 static int world_process(const ThreadWorld* w, int rank) {
     return w->world > 0 ? rank / w->world : 0;
 }   // the one that holds a rank
-static int world_local(const ThreadWorld* w, int rank) { return rank >= w->first && rank < w->first + w->world; }
+static int world_local(const ThreadWorld* w, int rank) {
+    return rank >= w->first && rank < w->first + w->world;
+}
 
 typedef struct {
     char text[96];
@@ -1158,8 +1228,9 @@ static Label process_label(const ThreadWorld* w, int process) {
 // Who waits, at which step: "rank 3, step 17".
 static Label transport_label(const Transport* t) {
     Label l;
-    int n = t->rank == HOST ? snprintf(l.text, sizeof l.text, "process %d", ((const ThreadWorld*)t->state)->process)
-                            : snprintf(l.text, sizeof l.text, "rank %d", t->rank);
+    int n = t->rank == HOST
+        ? snprintf(l.text, sizeof l.text, "process %d", ((const ThreadWorld*)t->state)->process)
+        : snprintf(l.text, sizeof l.text, "rank %d", t->rank);
     if (t->step > 0) snprintf(l.text + n, sizeof l.text - (size_t)n, ", step %lld", (long long)t->step);
     return l;
 }
@@ -1174,21 +1245,23 @@ static int transport_late_rank(const Transport* t, int peer, Error* e) {
 }
 
 // Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
-static int thread_receive(
-    Transport* t, int peer, const Piece* from, int from_count, const Piece* receives, int receive_count, Error* e) {
+static int thread_receive(Transport* t, int peer, const Piece* from, int from_count, const Piece* receives,
+    int receive_count, Error* e) {
     int sent = 0;
     for (int i = 0; i < receive_count; i++) {
         if (receives[i].peer != peer) continue;
         while (sent < from_count && from[sent].peer != t->rank) sent++;
         if (sent == from_count || from[sent].bytes != receives[i].bytes)
-            return fail(e, "rank %d expects %zu bytes of rank %d, which sends %zu", t->rank, receives[i].bytes, peer,
-                sent == from_count ? (size_t)0 : from[sent].bytes);
+            return fail(e, "rank %d expects %zu bytes of rank %d, which sends %zu", t->rank,
+                receives[i].bytes, peer, sent == from_count ? (size_t)0 : from[sent].bytes);
         memcpy(receives[i].data, from[sent++].data, receives[i].bytes);
     }
     return 0;
 }
 
-static Mailbox* thread_box(ThreadWorld* w, int from, int to) { return &w->boxes[(from - w->first) * w->world + to - w->first]; }
+static Mailbox* thread_box(ThreadWorld* w, int from, int to) {
+    return &w->boxes[(from - w->first) * w->world + to - w->first];
+}
 
 static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1205,7 +1278,8 @@ static int thread_post(Transport* t, const Piece* sends, int send_count, Error* 
 }
 
 // Waits until a mailbox is full, or empty.
-static int thread_await_box(Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
+static int thread_await_box(
+    Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     int status = 0;
     pthread_mutex_lock(&w->mutex);
@@ -1219,7 +1293,8 @@ static int thread_await_box(Transport* t, Mailbox* box, int full, int peer, doub
     return status;
 }
 
-static int thread_wait(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
+static int thread_wait(
+    Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     double deadline = world_deadline(w, 0);
     int status = 0;
@@ -1230,7 +1305,8 @@ static int thread_wait(Transport* t, const Piece* sends, int send_count, const P
         if (seen) continue;
         Mailbox* box = thread_box(w, peer, t->rank);
         status = thread_await_box(t, box, 1, peer, deadline, &mail, e);
-        if (status == 0) status = thread_receive(t, peer, mail.pieces, mail.count, receives, receive_count, e);
+        if (status == 0)
+            status = thread_receive(t, peer, mail.pieces, mail.count, receives, receive_count, e);
         pthread_mutex_lock(&w->mutex);
         box->pieces = NULL;
         pthread_cond_broadcast(&w->changed);
@@ -1238,7 +1314,8 @@ static int thread_wait(Transport* t, const Piece* sends, int send_count, const P
     }
     for (int i = 0; status == 0 && i < send_count; i++)
         if (world_local(w, sends[i].peer))
-            status = thread_await_box(t, thread_box(w, t->rank, sends[i].peer), 0, sends[i].peer, deadline, &mail, e);
+            status = thread_await_box(
+                t, thread_box(w, t->rank, sends[i].peer), 0, sends[i].peer, deadline, &mail, e);
     return status;
 }
 
@@ -1263,8 +1340,8 @@ static int thread_barrier(Transport* t, Error* e) {
     return status;
 }
 
-static int thread_share(
-    Transport* t, void* data, Error* e) {   // shows `data` to this process' ranks and waits until all show theirs
+static int thread_share(Transport* t, void* data,
+    Error* e) {   // shows `data` to this process' ranks and waits until all show theirs
     ThreadWorld* w = (ThreadWorld*)t->state;
     w->shared[t->rank - w->first] = data;
     return thread_barrier(t, e);
@@ -1309,9 +1386,11 @@ static void frame_encode(unsigned char* h, const Frame* f) {
 // Reads a header; -1 if it is none, or promises what no sender sends.
 static int frame_decode(Frame* f, const unsigned char* h) {
     memset(f, 0, sizeof *f);
-    if (tok_get_le(h, 4) != FRAME_MAGIC || tok_get_le(h + 44, 4) != (uint64_t)crc32(0, h, FRAME_HEADER - 4)) return -1;
+    if (tok_get_le(h, 4) != FRAME_MAGIC || tok_get_le(h + 44, 4) != (uint64_t)crc32(0, h, FRAME_HEADER - 4))
+        return -1;
     uint64_t kind = tok_get_le(h + 4, 4), bytes = tok_get_le(h + 32, 8);
-    if (kind >= FRAME_KINDS || bytes > FRAME_BYTES || (kind == FRAME_ABORT && bytes >= sizeof(Error))) return -1;
+    if (kind >= FRAME_KINDS || bytes > FRAME_BYTES || (kind == FRAME_ABORT && bytes >= sizeof(Error)))
+        return -1;
     f->kind = (int)kind, f->from = (int32_t)tok_get_le(h + 8, 4), f->to = (int32_t)tok_get_le(h + 12, 4);
     f->operation = tok_get_le(h + 16, 8), f->message = tok_get_le(h + 24, 8), f->bytes = (size_t)bytes;
     return f->message >= bytes ? 0 : -1;
@@ -1384,11 +1463,13 @@ static int link_gone(const Transport* t, int process, const char* why, Error* e)
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
-// Writes all of it, with the link's `sending` held: -1 with errno, ETIMEDOUT after the deadline, ECANCELED after an abort.
+// Writes all of it, with the link's `sending` held: -1 with errno, ETIMEDOUT after the deadline, ECANCELED
+// after an abort.
 static int link_write(Link* l, const void* data, size_t bytes, int more, double deadline, int even_aborted) {
     Error ignored;
     for (size_t done = 0; done < bytes;) {
-        ssize_t n = send(l->fd, (const char*)data + done, bytes - done, MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
+        ssize_t n = send(l->fd, (const char*)data + done, bytes - done,
+            MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
         if (n > 0) done += (size_t)n;
         if (n > 0 || (n < 0 && errno == EINTR)) continue;
         if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) return -1;
@@ -1430,7 +1511,8 @@ static int link_send(Transport* t, int process, int to, int kind, const void* da
         if (status == 0) continue;
         if (world_aborted(w, e) != 0) return -1;
         if (code == ETIMEDOUT) return transport_late(t, process_label(w, process).text, e);
-        pthread_mutex_lock(&w->mutex);   // a peer that left has said why, if it could: what it said is read first
+        pthread_mutex_lock(
+            &w->mutex);   // a peer that left has said why, if it could: what it said is read first
         double patience = now_ms() + 1000;
         while (!w->aborted && !l->gone && world_await(w, patience) == 0) {}
         status = thread_aborted(w, e);
@@ -1450,11 +1532,13 @@ static Frame* link_take(Transport* t, int process, int from, int kind, size_t by
     pthread_mutex_lock(&w->mutex);
     for (;;) {
         if ((status = thread_aborted(w, e)) != 0) break;
-        for (before = NULL, f = l->oldest; f && (f->from != from || f->to != t->rank); f = f->next) before = f;
+        for (before = NULL, f = l->oldest; f && (f->from != from || f->to != t->rank); f = f->next)
+            before = f;
         if (f) break;
         if (l->gone) status = link_gone(t, process, l->gone, e);
         else if (late)
-            status = from == HOST ? transport_late(t, process_label(w, process).text, e) : transport_late_rank(t, from, e);
+            status = from == HOST ? transport_late(t, process_label(w, process).text, e)
+                                  : transport_late_rank(t, from, e);
         if (status != 0) break;
         late = world_await(w, deadline) != 0;
     }
@@ -1470,11 +1554,13 @@ static Frame* link_take(Transport* t, int process, int from, int kind, size_t by
     char whom[32];
     snprintf(whom, sizeof whom, from == HOST ? "process %d" : "rank %d", from == HOST ? process : from);
     if (f->kind == kind && f->operation == t->operation)
-        fail(e, "%s: expects %zu bytes of %s in %s, which sends %llu", transport_label(t).text, bytes, whom, t->doing,
-            (unsigned long long)f->message);
+        fail(e, "%s: expects %zu bytes of %s in %s, which sends %llu", transport_label(t).text, bytes, whom,
+            t->doing, (unsigned long long)f->message);
     else
-        fail(e, "%s: its operation %llu is %s, %s has sent another (its operation %llu): they have come apart",
-            transport_label(t).text, (unsigned long long)t->operation, t->doing, whom, (unsigned long long)f->operation);
+        fail(e,
+            "%s: its operation %llu is %s, %s has sent another (its operation %llu): they have come apart",
+            transport_label(t).text, (unsigned long long)t->operation, t->doing, whom,
+            (unsigned long long)f->operation);
     free(f);
     return NULL;
 }
@@ -1499,23 +1585,25 @@ static int world_post(Transport* t, const Piece* sends, int send_count, Error* e
     if (thread_post(t, sends, send_count, e) != 0) return -1;
     for (int i = 0; i < send_count; i++)
         if (!world_local(w, sends[i].peer) &&
-            link_send(t, world_process(w, sends[i].peer), sends[i].peer, FRAME_PIECE, sends[i].data, sends[i].bytes, e) != 0)
+            link_send(t, world_process(w, sends[i].peer), sends[i].peer, FRAME_PIECE, sends[i].data,
+                sends[i].bytes, e) != 0)
             return -1;
     return 0;
 }
 
-static int world_wait(Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
+static int world_wait(
+    Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     for (int i = 0; i < receive_count; i++)
         if (!world_local(w, receives[i].peer) &&
-            link_receive(t, world_process(w, receives[i].peer), receives[i].peer, FRAME_PIECE, receives[i].data,
-                receives[i].bytes, e) != 0)
+            link_receive(t, world_process(w, receives[i].peer), receives[i].peer, FRAME_PIECE,
+                receives[i].data, receives[i].bytes, e) != 0)
             return -1;
     return thread_wait(t, sends, send_count, receives, receive_count, e);
 }
 
-// Own part of buffer (world, bytes) to all. The k-th rank of each process sends to the k-th ranks of the others, so that a part
-// goes to each process once; then the ranks of a process copy from each other.
+// Own part of buffer (world, bytes) to all. The k-th rank of each process sends to the k-th ranks of the
+// others, so that a part goes to each process once; then the ranks of a process copy from each other.
 static int world_gather(Transport* t, int kind, void* buffer, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char* parts = (char*)buffer;
@@ -1523,16 +1611,21 @@ static int world_gather(Transport* t, int kind, void* buffer, size_t bytes, Erro
     if (t->world == 1) return 0;
     for (int i = 1; i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
-        if (link_send(t, process, process * w->world + place, kind, parts + (size_t)t->rank * bytes, bytes, e) != 0) return -1;
+        if (link_send(
+                t, process, process * w->world + place, kind, parts + (size_t)t->rank * bytes, bytes, e) != 0)
+            return -1;
     }
     for (int process = 0; process < w->processes; process++) {
         int from = process * w->world + place;
-        if (process != w->process && link_receive(t, process, from, kind, parts + (size_t)from * bytes, bytes, e) != 0) return -1;
+        if (process != w->process &&
+            link_receive(t, process, from, kind, parts + (size_t)from * bytes, bytes, e) != 0)
+            return -1;
     }
     if (thread_share(t, buffer, e) != 0) return -1;
     for (int r = 0; r < t->world; r++)
         if (r % w->world != place)
-            memcpy(parts + (size_t)r * bytes, (const char*)w->shared[r % w->world] + (size_t)r * bytes, bytes);
+            memcpy(
+                parts + (size_t)r * bytes, (const char*)w->shared[r % w->world] + (size_t)r * bytes, bytes);
     return thread_barrier(t, e);
 }
 
@@ -1561,7 +1654,8 @@ static int world_all_reduce(Transport* t, double* values, int count, Error* e) {
     return status;
 }
 
-// Every rank sends the others' slices to them and sums its own in the order of the ranks, a frame's worth at a time.
+// Every rank sends the others' slices to them and sums its own in the order of the ranks, a frame's worth at
+// a time.
 static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
@@ -1570,11 +1664,13 @@ static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error
     if (t->world == 1) return 0;
     for (int i = w->world; i < t->world; i++) {
         int to = (w->first + i) % t->world;
-        if (link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + to * slice, bytes, e) != 0) return -1;
+        if (link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + to * slice, bytes, e) != 0)
+            return -1;
     }
     const real** parts = (const real**)malloc((size_t)t->world * sizeof *parts);
     Frame** frames = (Frame**)calloc((size_t)t->world, sizeof *frames);
-    int status = parts && frames ? thread_share(t, buffer, e) : fail(e, "out of memory for %d ranks", t->world);
+    int status =
+        parts && frames ? thread_share(t, buffer, e) : fail(e, "out of memory for %d ranks", t->world);
     for (int64_t at = 0; status == 0 && (at == 0 || at < slice); at += most) {
         int64_t n = min_i64(most, slice - at);
         real* own = buffer + t->rank * slice + at;   // nobody else reads this slice of this rank
@@ -1583,7 +1679,8 @@ static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error
                 parts[r] = (const real*)w->shared[r - w->first] + t->rank * slice + at;
                 continue;
             }
-            frames[r] = link_take(t, world_process(w, r), r, FRAME_SLICE, bytes, (size_t)at * sizeof(real), e);
+            frames[r] =
+                link_take(t, world_process(w, r), r, FRAME_SLICE, bytes, (size_t)at * sizeof(real), e);
             if (!frames[r]) status = -1;
             else parts[r] = (const real*)(const void*)frames[r]->data;
         }
@@ -1616,8 +1713,8 @@ static int world_barrier(Transport* t, Error* e) {
     return thread_barrier(t, e);
 }
 
-// Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds a connection closed
-// has heard why before, on that same connection.
+// Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds
+// a connection closed has heard why before, on that same connection.
 static void links_tell(ThreadWorld* w) {
     pthread_mutex_lock(&w->mutex);
     Error reason = w->reason;
@@ -1633,7 +1730,8 @@ static void links_tell(ThreadWorld* w) {
         if (l->fd < 0 || pthread_mutex_timedlock(&l->sending, &soon) != 0) continue;
         memset(&f, 0, sizeof f);
         f.kind = FRAME_ABORT, f.from = f.to = HOST, f.message = f.bytes = strlen(reason.text);
-        (void)link_frame_write(l, &f, reason.text, now_ms() + 1000, 1);   // one that cannot be told will see the connection close
+        (void)link_frame_write(l, &f, reason.text, now_ms() + 1000,
+            1);   // one that cannot be told will see the connection close
         pthread_mutex_unlock(&l->sending);
     }
 }
@@ -1679,8 +1777,8 @@ static int address_parse(Address* a, const char* text, Error* e) {
     int bracket = n > 2 && text[0] == '[' && text[n - 1] == ']';
     char* end = NULL;
     long port = colon ? strtol(colon + 1, &end, 10) : 0;
-    if (!colon || n == 0 || n >= sizeof a->host || !isdigit((unsigned char)colon[1]) || *end || port < 1 || port > 65535 ||
-        (!bracket && memchr(text, ':', n)))
+    if (!colon || n == 0 || n >= sizeof a->host || !isdigit((unsigned char)colon[1]) || *end || port < 1 ||
+        port > 65535 || (!bracket && memchr(text, ':', n)))
         return fail(e, "--master %.300s: expected HOST:PORT", text);
     snprintf(a->host, sizeof a->host, "%.*s", (int)(bracket ? n - 2 : n), text + bracket);
     snprintf(a->port, sizeof a->port, "%ld", port);
@@ -1704,7 +1802,8 @@ static int socket_listen(const char* host, const char* port, Error* e) {
     hints.ai_family = host[0] ? AF_UNSPEC : AF_INET6, hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
     int fd = -1, code = 0, on = 1, off = 0;
-    for (int family = 0; fd < 0 && family < (host[0] ? 1 : 2); family++) {   // any: IPv6 and IPv4 in one, or IPv4 alone
+    for (int family = 0; fd < 0 && family < (host[0] ? 1 : 2);
+         family++) {   // any: IPv6 and IPv4 in one, or IPv4 alone
         if (family == 1) hints.ai_family = AF_INET;
         if (getaddrinfo(host[0] ? host : NULL, port, &hints, &found) != 0) continue;
         for (a = found; fd < 0 && a; a = a->ai_next) {
@@ -1720,7 +1819,9 @@ static int socket_listen(const char* host, const char* port, Error* e) {
         freeaddrinfo(found);
         if (code == EADDRINUSE) break;
     }
-    if (fd < 0) fail(e, "cannot listen at %.200s:%s: %s", host[0] ? host : "*", port, code ? strerror(code) : "no such address");
+    if (fd < 0)
+        fail(e, "cannot listen at %.200s:%s: %s", host[0] ? host : "*", port,
+            code ? strerror(code) : "no such address");
     return fd;
 }
 
@@ -1729,11 +1830,13 @@ static void socket_name(int fd, int other, char* host, size_t host_size, char* p
     struct sockaddr_storage name;
     socklen_t size = sizeof name;
     host[0] = port[0] = 0;
-    int code = other ? getpeername(fd, (struct sockaddr*)&name, &size) : getsockname(fd, (struct sockaddr*)&name, &size);
+    int code = other ? getpeername(fd, (struct sockaddr*)&name, &size)
+                     : getsockname(fd, (struct sockaddr*)&name, &size);
     if (code != 0) return;
-    getnameinfo(
-        (struct sockaddr*)&name, size, host, (socklen_t)host_size, port, (socklen_t)port_size, NI_NUMERICHOST | NI_NUMERICSERV);
-    if (strncmp(host, "::ffff:", 7) == 0 && strchr(host, '.')) memmove(host, host + 7, strlen(host + 7) + 1);   // IPv4 after all
+    getnameinfo((struct sockaddr*)&name, size, host, (socklen_t)host_size, port, (socklen_t)port_size,
+        NI_NUMERICHOST | NI_NUMERICSERV);
+    if (strncmp(host, "::ffff:", 7) == 0 && strchr(host, '.'))
+        memmove(host, host + 7, strlen(host + 7) + 1);   // IPv4 after all
 }
 
 // One attempt to connect, for at most a few seconds. The socket, or -1 and why.
@@ -1785,7 +1888,8 @@ static int socket_read_until(int fd, void* out, size_t bytes, double deadline) {
     return 0;
 }
 
-static int socket_send(int fd, const void* data, size_t bytes) {   // small things, on connections without traffic
+static int socket_send(
+    int fd, const void* data, size_t bytes) {   // small things, on connections without traffic
     return send(fd, data, bytes, MSG_NOSIGNAL) == (ssize_t)bytes ? 0 : -1;
 }
 
@@ -1831,16 +1935,17 @@ static void welcome_refuse(int fd, const char* reason) {
     (void)socket_send(fd, &m, sizeof m);
 }
 
-// A whole hello has come: 1 and the link is made, 0: it is none of ours, -1: the processes do not fit together.
+// A whole hello has come: 1 and the link is made, 0: it is none of ours, -1: the processes do not fit
+// together.
 static int caller_admit(ThreadWorld* w, Caller* c, int first, uint64_t cookie, Hello* hellos, Error* e) {
     const Hello* h = &c->hello;
     if (h->magic != HELLO_MAGIC || h->crc != hello_crc(*h) || h->cookie != cookie) return 0;
     if ((int)h->processes != w->processes)
-        return fail(e, "process %u was started with --world %u, process %d with --world %d", h->process, h->processes, w->process,
-            w->processes);
+        return fail(e, "process %u was started with --world %u, process %d with --world %d", h->process,
+            h->processes, w->process, w->processes);
     if ((int)h->process < first || (int)h->process >= w->processes)
-        return fail(e, "another process was started with --rank %u; there are %d, one each of 0 to %d", h->process, w->processes,
-            w->processes - 1);
+        return fail(e, "another process was started with --rank %u; there are %d, one each of 0 to %d",
+            h->process, w->processes, w->processes - 1);
     if (w->links[h->process].fd >= 0) return fail(e, "two processes were started with --rank %u", h->process);
     w->links[h->process].fd = c->fd;
     hellos[h->process] = *h;
@@ -1849,21 +1954,26 @@ static int caller_admit(ThreadWorld* w, Caller* c, int first, uint64_t cookie, H
 }
 
 // Accepts connections until every process from `first` on is linked; one that leaves again ends it.
-static int links_accept(ThreadWorld* w, int listener, int first, uint64_t cookie, double deadline, Hello* hellos, Error* e) {
+static int links_accept(
+    ThreadWorld* w, int listener, int first, uint64_t cookie, double deadline, Hello* hellos, Error* e) {
     enum { CALLERS = 256 };
     Caller* callers = (Caller*)calloc(CALLERS, sizeof *callers);
     struct pollfd* ready = (struct pollfd*)calloc(CALLERS + 1 + (size_t)w->processes, sizeof *ready);
     int count = 0, missing = w->processes - first, status = callers && ready ? 0 : fail(e, "out of memory");
     while (status == 0 && missing > 0) {
         ready[0].fd = listener, ready[0].events = POLLIN;
-        for (int i = 0; i < count; i++) ready[i + 1].fd = callers[i].fd, ready[i + 1].events = POLLIN, ready[i + 1].revents = 0;
+        for (int i = 0; i < count; i++)
+            ready[i + 1].fd = callers[i].fd, ready[i + 1].events = POLLIN, ready[i + 1].revents = 0;
         struct pollfd* linked = ready + 1 + count;
-        for (int i = 0; i < w->processes; i++) linked[i].fd = w->links[i].fd, linked[i].events = POLLRDHUP, linked[i].revents = 0;
+        for (int i = 0; i < w->processes; i++)
+            linked[i].fd = w->links[i].fd, linked[i].events = POLLRDHUP, linked[i].revents = 0;
         poll(ready, (nfds_t)(count + 1 + w->processes), 100);
         for (int i = 0; status == 0 && i < w->processes; i++)
             if (linked[i].revents)
-                status = fail(e, "process %d: process %d is gone (connection closed) before all had met", w->process, i);
-        for (int i = count - 1; status == 0 && i >= 0; i--) {   // from the last, so that removing one moves only those seen
+                status = fail(e, "process %d: process %d is gone (connection closed) before all had met",
+                    w->process, i);
+        for (int i = count - 1; status == 0 && i >= 0;
+             i--) {   // from the last, so that removing one moves only those seen
             Caller* c = &callers[i];
             ssize_t n = 0;
             int verdict = now_ms() > c->until ? 0 : 2;   // 2: not all of it has come
@@ -1882,15 +1992,17 @@ static int links_accept(ThreadWorld* w, int listener, int first, uint64_t cookie
         }
         if (status == 0 && (ready[0].revents & POLLIN) && count < CALLERS) {
             int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-            if (fd >= 0) callers[count].fd = fd, callers[count].fill = 0, callers[count++].until = now_ms() + 5000;
+            if (fd >= 0)
+                callers[count].fd = fd, callers[count].fill = 0, callers[count++].until = now_ms() + 5000;
         }
         int absent = first;
         while (absent < w->processes && w->links[absent].fd >= 0) absent++;
         if (status == 0 && missing > 0 && stop_signal)
-            status = fail(e, "process %d: stopped by a signal while it waited for process %d", w->process, absent);
+            status =
+                fail(e, "process %d: stopped by a signal while it waited for process %d", w->process, absent);
         if (status == 0 && missing > 0 && deadline > 0 && now_ms() > deadline)
-            status = fail(
-                e, "process %d: waited %g s for process %d of %d to connect", w->process, w->timeout / 1e3, absent, w->processes);
+            status = fail(e, "process %d: waited %g s for process %d of %d to connect", w->process,
+                w->timeout / 1e3, absent, w->processes);
     }
     for (int i = 0; i < count; i++) close(callers[i].fd);
     free(callers);
@@ -1901,8 +2013,8 @@ static int links_accept(ThreadWorld* w, int listener, int first, uint64_t cookie
 // Process 0: waits for all, then tells each where the others are.
 static int links_host(ThreadWorld* w, const Address* master, double deadline, Place* places, Error* e) {
     Hello* hellos = (Hello*)calloc((size_t)w->processes, sizeof *hellos);
-    int listener =
-        hellos ? socket_listen(host_is_loopback(master->host) ? master->host : "", master->port, e) : fail(e, "out of memory");
+    int listener = hellos ? socket_listen(host_is_loopback(master->host) ? master->host : "", master->port, e)
+                          : fail(e, "out of memory");
     if (listener < 0) {
         free(hellos);
         return -1;
@@ -1916,7 +2028,8 @@ static int links_host(ThreadWorld* w, const Address* master, double deadline, Pl
     hellos[0] = hello_make(w, 0, 0);
     for (int i = 0; status == 0 && i < w->processes; i++) {
         char port[16];
-        if (i > 0) socket_name(w->links[i].fd, 1, places[i].address, sizeof places[i].address, port, sizeof port);
+        if (i > 0)
+            socket_name(w->links[i].fd, 1, places[i].address, sizeof places[i].address, port, sizeof port);
         if (host_is_loopback(places[i].address)) places[i].address[0] = 0;
         places[i].port = hellos[i].port;
         memcpy(places[i].machine, hellos[i].machine, sizeof places[i].machine);
@@ -1934,35 +2047,44 @@ static int links_host(ThreadWorld* w, const Address* master, double deadline, Pl
 }
 
 // The others: to process 0 first, then to those with lower numbers, then wait for those with higher ones.
-static int links_join(ThreadWorld* w, const Address* master, const char* text, double deadline, Place* places, Error* e) {
+static int links_join(
+    ThreadWorld* w, const Address* master, const char* text, double deadline, Place* places, Error* e) {
     const char* why = "";
     char host[128], port[16], from[128];
     int fd = -1;
     while (fd < 0) {
         fd = socket_connect(master->host, master->port, &why);
         if (fd >= 0) break;
-        if (stop_signal) return fail(e, "process %d: stopped by a signal while it looked for process 0", w->process);
+        if (stop_signal)
+            return fail(e, "process %d: stopped by a signal while it looked for process 0", w->process);
         if (deadline > 0 && now_ms() > deadline)
-            return fail(e, "process %d: waited %g s for process 0 at %.300s (%s)", w->process, w->timeout / 1e3, text, why);
+            return fail(e, "process %d: waited %g s for process 0 at %.300s (%s)", w->process,
+                w->timeout / 1e3, text, why);
         struct timespec pause = {0, 100000000};
         nanosleep(&pause, NULL);
     }
     w->links[0].fd = fd;
     socket_options(fd);
     socket_name(fd, 0, from, sizeof from, port, sizeof port);
-    int listener = socket_listen(host_is_loopback(from) && !host_is_loopback(master->host) ? "" : from, "0", e);
+    int listener =
+        socket_listen(host_is_loopback(from) && !host_is_loopback(master->host) ? "" : from, "0", e);
     if (listener < 0) return -1;
     socket_name(listener, 0, host, sizeof host, port, sizeof port);
     Hello h = hello_make(w, 0, atoi(port));
     Hello* hellos = (Hello*)calloc((size_t)w->processes, sizeof *hellos);
     Welcome m;
     int status = hellos ? 0 : fail(e, "out of memory");
-    if (status == 0 && (socket_send(fd, &h, sizeof h) != 0 || socket_read_until(fd, &m, sizeof m, deadline) != 0))
-        status = stop_signal ? fail(e, "process %d: stopped by a signal while it waited for the others", w->process)
+    if (status == 0 &&
+        (socket_send(fd, &h, sizeof h) != 0 || socket_read_until(fd, &m, sizeof m, deadline) != 0))
+        status = stop_signal
+            ? fail(e, "process %d: stopped by a signal while it waited for the others", w->process)
             : deadline > 0 && now_ms() > deadline
-            ? fail(e, "process %d: waited %g s at %.300s for all processes to meet", w->process, w->timeout / 1e3, text)
-            : fail(e, "process %d: process 0 at %.300s is gone (connection closed) before all had met", w->process, text);
-    if (status == 0 && m.magic != WELCOME_MAGIC) status = fail(e, "--master %.300s: what answers there is no process 0", text);
+            ? fail(e, "process %d: waited %g s at %.300s for all processes to meet", w->process,
+                  w->timeout / 1e3, text)
+            : fail(e, "process %d: process 0 at %.300s is gone (connection closed) before all had met",
+                  w->process, text);
+    if (status == 0 && m.magic != WELCOME_MAGIC)
+        status = fail(e, "--master %.300s: what answers there is no process 0", text);
     if (status == 0 && m.refusal[0]) {
         m.refusal[sizeof m.refusal - 1] = 0;
         status = fail(e, "process 0: %s", m.refusal);
@@ -1971,7 +2093,8 @@ static int links_join(ThreadWorld* w, const Address* master, const char* text, d
         ((int)m.processes != w->processes ||
             socket_read_until(fd, places, (size_t)w->processes * sizeof *places, deadline) != 0 ||
             m.crc != welcome_crc(m, places, w->processes)))
-        status = fail(e, "--master %.300s: what answers there is no process 0 of %d processes", text, w->processes);
+        status = fail(
+            e, "--master %.300s: what answers there is no process 0 of %d processes", text, w->processes);
     char zero[128];
     socket_name(fd, 1, zero, sizeof zero, port, sizeof port);
     h = hello_make(w, m.cookie, 0);
@@ -1981,7 +2104,8 @@ static int links_join(ThreadWorld* w, const Address* master, const char* text, d
         const char* where = places[i].address[0] ? places[i].address : zero;
         w->links[i].fd = socket_connect(where, port, &why);
         if (w->links[i].fd < 0 || socket_send(w->links[i].fd, &h, sizeof h) != 0)
-            status = fail(e, "process %d: cannot connect to process %d at %s:%s (%s)", w->process, i, where, port, why);
+            status = fail(
+                e, "process %d: cannot connect to process %d at %s:%s (%s)", w->process, i, where, port, why);
         else socket_options(w->links[i].fd);
     }
     if (status == 0) status = links_accept(w, listener, w->process + 1, m.cookie, deadline, hellos, e);
@@ -1999,7 +2123,8 @@ static void links_close(ThreadWorld* w) {
     double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 2000 : 5000);
     for (int i = 0; w->links && i < w->processes; i++) {
         Link* l = &w->links[i];
-        for (int gone = 0; l->reading && !gone && now_ms() < until;) {   // closing with bytes unread could take back bytes sent
+        for (int gone = 0; l->reading && !gone &&
+             now_ms() < until;) {   // closing with bytes unread could take back bytes sent
             pthread_mutex_lock(&w->mutex);
             gone = l->gone != NULL;
             pthread_mutex_unlock(&w->mutex);
@@ -2027,11 +2152,12 @@ static int links_open(ThreadWorld* w, int process, int processes, const char* ma
         w->links[i].fd = -1, w->links[i].world = w, pthread_mutex_init(&w->links[i].sending, NULL);
     double deadline = world_deadline(w, 1);
     if (status == 0)
-        status =
-            process == 0 ? links_host(w, &address, deadline, places, e) : links_join(w, &address, master, deadline, places, e);
+        status = process == 0 ? links_host(w, &address, deadline, places, e)
+                              : links_join(w, &address, master, deadline, places, e);
     for (int i = 0; status == 0 && i < processes; i++) {
         if (i == process) w->local_process = w->local_processes;
-        w->local_processes += strncmp(places[i].machine, places[process].machine, sizeof places[i].machine) == 0;
+        w->local_processes +=
+            strncmp(places[i].machine, places[process].machine, sizeof places[i].machine) == 0;
     }
     for (int i = 0; status == 0 && i < processes; i++) {
         if (i == process) continue;
@@ -2057,7 +2183,8 @@ static int processes_texts(Transport* t, const char* mine, char** texts, Error* 
     for (int i = 0; i < w->processes; i++) {
         if (i == w->process) continue;
         if (link_receive(t, i, HOST, FRAME_TEXT, &length, sizeof length, e) != 0) return -1;
-        if (length > HOST_TEXT) return fail(e, "process %d says %llu bytes about itself", i, (unsigned long long)length);
+        if (length > HOST_TEXT)
+            return fail(e, "process %d says %llu bytes about itself", i, (unsigned long long)length);
         texts[i] = (char*)calloc((size_t)length + 1, 1);
         if (!texts[i]) return fail(e, "out of memory");
         if (link_receive(t, i, HOST, FRAME_TEXT, texts[i], (size_t)length, e) != 0) return -1;
@@ -2079,16 +2206,17 @@ static int processes_compare(Transport* t, const char* doing, const char* mine, 
             if (zero[at] == '\n') line = at + 1;
         if (zero[at] == one[at]) continue;
         int zero_length = (int)strcspn(zero + line, "\n"), one_length = (int)strcspn(one + line, "\n");
-        status = fail(e, "process %d has `%.*s`, process 0 has `%.*s`: they must agree", i, one_length < 400 ? one_length : 400,
-            one + line, zero_length < 400 ? zero_length : 400, zero + line);
+        status = fail(e, "process %d has `%.*s`, process 0 has `%.*s`: they must agree", i,
+            one_length < 400 ? one_length : 400, one + line, zero_length < 400 ? zero_length : 400,
+            zero + line);
     }
     for (int i = 0; texts && i < w->processes; i++) free(texts[i]);
     free(texts);
     return status;
 }
 
-// All processes go on, or none: -1 on all, with its error, if one comes with a status that is not 0. flag (or NULL): the
-// largest of all.
+// All processes go on, or none: -1 on all, with its error, if one comes with a status that is not 0. flag (or
+// NULL): the largest of all.
 static int processes_agree(Transport* t, int status, int* flag, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     struct {
@@ -2163,14 +2291,14 @@ static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this 
 
 // ===== 5. schedules =============================================================================
 //
-// A schedule is a table for one direction (forward or backward) of one layer's attention: which rank
-// computes which pair (query chunk, key chunk) at which step, and which items travel during that step.
-// An item is the rows of one rank `of`, for a range of heads:
+// A schedule is a table for one direction (forward or backward) of one layer's attention: which rank computes
+// which pair (query chunk, key chunk) at which step, and which items travel during that step. An item is the
+// rows of one rank `of`, for a range of heads:
 //     KV   keys and values   2C elements per row       QDO  q and dO (with LSE and delta)   2C
 //     Q    queries            C                        DQ   partial dQ                       C
 //     OUT  partial O and LSE  C                        DKV  partial dK and dV               2C
-// What arrives during step s can be used from step s + 1 on. Results (OUT, DQ, DKV) that reach the rank
-// `of` are merged into its own sums. Heads are split into `head_parts` equal parts (h0 <= part < h1).
+// What arrives during step s can be used from step s + 1 on. Results (OUT, DQ, DKV) that reach the rank `of`
+// are merged into its own sums. Heads are split into `head_parts` equal parts (h0 <= part < h1).
 //
 // Volumes below are in C = a rank's query chunk, as received per rank on average (equal to what is sent).
 //     kind        makespan        forward       backward                         idea
@@ -2234,7 +2362,9 @@ static void schedule_free(Schedule* s) {
 
 static int schedule_two_chunks(int kind) { return kind == GPT2_SP_ZIGZAG || kind == GPT2_SP_ALLGATHER; }
 static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
-static int64_t chunk_begin(int64_t T, int chunks, int chunk) { return T * chunk / chunks; }   // sizes differ by at most one token
+static int64_t chunk_begin(int64_t T, int chunks, int chunk) {
+    return T * chunk / chunks;
+}   // sizes differ by at most one token
 
 static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     Segments seg;
@@ -2268,7 +2398,8 @@ static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, i
 }
 
 static void schedule_send(Schedule* s, int step, int from, int to, int kind, int of, int h0, int h1) {
-    s->messages = (ScheduleMessage*)grow(s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
+    s->messages = (ScheduleMessage*)grow(
+        s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
     if (s->failed) return;
     ScheduleMessage* m = &s->messages[s->message_count++];
     m->step = step, m->from = from, m->to = to;
@@ -2291,17 +2422,19 @@ static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0,
 
 enum { DIST_WHOLE, DIST_PAPER, DIST_LIGHTSEQ };   // what happens at the last step t = P/2
 
-// At step t rank r works on its own queries against the keys t ranks before it; the ranks r < t, which
-// have no such keys, help: queries of rank r - t + P against their own keys. The backward pass turns the
-// roles round (most pairs run at the keys' owner), as q, dO in and dQ out is less than k, v in and dK, dV out.
-// At even P both ends meet at t = P/2 in the same pair: each does half of its heads (DIST_WHOLE), or
-// the late rank does it and the early one idles (DIST_PAPER). DIST_LIGHTSEQ is the released code's
-// condition, which also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
+// At step t rank r works on its own queries against the keys t ranks before it; the ranks r < t, which have
+// no such keys, help: queries of rank r - t + P against their own keys. The backward pass turns the roles
+// round (most pairs run at the keys' owner), as q, dO in and dQ out is less than k, v in and dK, dV out. At
+// even P both ends meet at t = P/2 in the same pair: each does half of its heads (DIST_WHOLE), or the late
+// rank does it and the early one idles (DIST_PAPER). DIST_LIGHTSEQ is the released code's condition, which
+// also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
 static void schedule_build_dist(Schedule* s, int variant) {
     int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
-    int halves = variant == DIST_WHOLE && P > 1;   // the diagonal's second half hides the last results on their way home
+    int halves = variant == DIST_WHOLE &&
+        P > 1;   // the diagonal's second half hides the last results on their way home
     for (int r = 0; r < P; r++) {
-        int late = halves && P % 2 == 0 && r >= P / 2;   // its heads of step P/2 are the others: the two last ops never meet
+        int late = halves && P % 2 == 0 &&
+            r >= P / 2;   // its heads of step P/2 are the others: the two last ops never meet
         schedule_op(s, 0, r, r, r, late, halves ? late + 1 : s->head_parts);
         if (halves) schedule_op(s, P / 2 + 1, r, r, r, !late, !late + 1);
     }
@@ -2397,14 +2530,16 @@ static void life_extend(Life* life, int step, int h0, int h1) {
 // Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
 // half of them for two tensors may be more than all of them for one.
 static int slot_fits(Item slot, Item item) {
-    return ITEM_WIDTH[slot.kind] >= ITEM_WIDTH[item.kind] && ITEM_ROW_STATS[slot.kind] >= ITEM_ROW_STATS[item.kind] &&
-        slot.h1 - slot.h0 >= item.h1 - item.h0;
+    return ITEM_WIDTH[slot.kind] >= ITEM_WIDTH[item.kind] &&
+        ITEM_ROW_STATS[slot.kind] >= ITEM_ROW_STATS[item.kind] && slot.h1 - slot.h0 >= item.h1 - item.h0;
 }
 
 // Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
 static void rank_slots(Schedule* s, int rank, Life* lives) {
-    int P = s->P, count = LIFE_KINDS * P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
-    int* first = (int*)calloc((size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
+    int P = s->P, count = LIFE_KINDS * P,
+        *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
+    int* first = (int*)calloc(
+        (size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
     int* order = first ? first + s->steps + 2 : NULL;
     Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
     if (!until || !first) s->failed = 1;
@@ -2420,7 +2555,8 @@ static void rank_slots(Schedule* s, int rank, Life* lives) {
         for (int j = 0; j < s->slot_count[rank]; j++) {
             int room = ITEM_WIDTH[slots[j].kind] * (slots[j].h1 - slots[j].h0);
             int best_room = best < 0 ? 0 : ITEM_WIDTH[slots[best].kind] * (slots[best].h1 - slots[best].h0);
-            if (until[j] < life->first && slot_fits(slots[j], item) && (best < 0 || room < best_room)) best = j;
+            if (until[j] < life->first && slot_fits(slots[j], item) && (best < 0 || room < best_room))
+                best = j;
         }
         if (best < 0 && s->slot_count[rank] == MAX_SLOTS) s->failed = 1;
         else if (best < 0) best = s->slot_count[rank]++, slots[best] = item;
@@ -2458,8 +2594,11 @@ static void schedule_assign_slots(Schedule* s) {
             if (m->from == r && m->item.of != r) life_extend(life, m->step, m->item.h0, m->item.h1);
             if (m->to != r) continue;
             // a result that is computed here too, or is at home, is added; another just lands
-            m->merge = item_is_result(m->item.kind) && (m->item.of == r || (life->first >= 0 && life->first <= m->step));
-            if (m->merge) life_extend(life_at(lives, P, STAGING + m->item.kind, m->from), m->step, m->item.h0, m->item.h1);
+            m->merge = item_is_result(m->item.kind) &&
+                (m->item.of == r || (life->first >= 0 && life->first <= m->step));
+            if (m->merge)
+                life_extend(
+                    life_at(lives, P, STAGING + m->item.kind, m->from), m->step, m->item.h0, m->item.h1);
             else life_extend(life, m->step, m->item.h0, m->item.h1);
         }
         rank_slots(s, r, lives);
@@ -2467,7 +2606,9 @@ static void schedule_assign_slots(Schedule* s) {
             ScheduleOp* op = &s->ops[i];
             int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
             if (op->rank != r) continue;
-            if (q != r) op->q_slot = life_at(lives, P, q_kind, q)->slot, op->dq_slot = life_at(lives, P, result, q)->slot;
+            if (q != r)
+                op->q_slot = life_at(lives, P, q_kind, q)->slot,
+                op->dq_slot = life_at(lives, P, result, q)->slot;
             if (k != r) op->kv_slot = life_at(lives, P, ITEM_KV, k)->slot;
             if (k != r && s->backward) op->dkv_slot = life_at(lives, P, ITEM_DKV, k)->slot;
         }
@@ -2475,7 +2616,8 @@ static void schedule_assign_slots(Schedule* s) {
             ScheduleMessage* m = &s->messages[i];
             int slot = life_at(lives, P, m->item.kind, m->item.of)->slot;
             if (m->from == r && m->item.of != r) m->src = slot;
-            if (m->to == r) m->dst = m->merge ? life_at(lives, P, STAGING + m->item.kind, m->from)->slot : slot;
+            if (m->to == r)
+                m->dst = m->merge ? life_at(lives, P, STAGING + m->item.kind, m->from)->slot : slot;
             if (m->to == r && m->merge && m->item.of != r) m->into = slot;
         }
     }
@@ -2494,7 +2636,8 @@ static int schedule_finish(Schedule* s, Error* e) {
     if (!s->failed) {
         schedule_steps(s);
         qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
-        if (s->message_count > 0) qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
+        if (s->message_count > 0)
+            qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
         schedule_assign_slots(s);
     }
     if (s->failed) {
@@ -2512,14 +2655,17 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P > 1 ? 2 : 1;
 }
 
-// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time, also where P is
-// large.
+// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time,
+// also where P is large.
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (kind == GPT2_SP_DIST_PAPER && P % 2 == 1 && P > 1)
-        return fail(e, "--schedule dist-paper is published for even --sp only (found %d): --schedule dist takes any", P);
+        return fail(e,
+            "--schedule dist-paper is published for even --sp only (found %d): --schedule dist takes any", P);
     if (kind == GPT2_SP_ULYSSES && heads % P != 0)
-        return fail(e, "--schedule ulysses needs --heads divisible by --sp (found %lld and %d): --schedule dist takes any",
+        return fail(e,
+            "--schedule ulysses needs --heads divisible by --sp (found %lld and %d): --schedule dist takes "
+            "any",
             (long long)heads, P);
     switch (kind) {
     case GPT2_SP_DIST: schedule_build_dist(s, DIST_WHOLE); break;
@@ -2559,10 +2705,12 @@ typedef struct {
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
-    double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);   // work (steps, P), sent (P), received (P)
+    double* sums = (double*)calloc(
+        (size_t)(s->steps + 2) * (size_t)P, sizeof *sums);   // work (steps, P), sent (P), received (P)
     if (!sums) return fail(e, "out of memory");
     double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
-    for (int i = 0; i < s->op_count; i++) sums[s->ops[i].step * P + s->ops[i].rank] += op_units(s, &s->ops[i]);
+    for (int i = 0; i < s->op_count; i++)
+        sums[s->ops[i].step * P + s->ops[i].rank] += op_units(s, &s->ops[i]);
     for (int i = 0; i < s->message_count; i++) {
         double units = item_units(s, s->messages[i].item);
         sent[s->messages[i].from] += units, received[s->messages[i].to] += units, cost->elements += units / P;
@@ -2573,17 +2721,19 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
         cost->makespan += longest, cost->steps += longest > 0;
     }
     for (int r = 0; r < P; r++)
-        cost->most_sent = fmax(cost->most_sent, sent[r]), cost->most_received = fmax(cost->most_received, received[r]);
+        cost->most_sent = fmax(cost->most_sent, sent[r]),
+        cost->most_received = fmax(cost->most_received, received[r]);
     cost->ideal = P / 2.0;
     free(sums);
     return 0;
 }
 
-// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages travel, waits for
-// those that it receives and until those that it sends are taken, then adds the results that came to its sums. A message
-// travels once both its ranks have come to the step; a rank sends and receives at the same time, one message after the other
-// each way. Given are the seconds of every op, of every message on the way and (merge_seconds) of adding it. Gives the
-// seconds until the last rank is done; -1: no memory.
+// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages
+// travel, waits for those that it receives and until those that it sends are taken, then adds the results
+// that came to its sums. A message travels once both its ranks have come to the step; a rank sends and
+// receives at the same time, one message after the other each way. Given are the seconds of every op, of
+// every message on the way and (merge_seconds) of adding it. Gives the seconds until the last rank is done;
+// -1: no memory.
 static double schedule_play(
     const Schedule* s, const double* op_seconds, const double* message_seconds, const double* merge_seconds) {
     int P = s->P, *first = (int*)calloc((size_t)(s->steps + 2 + s->message_count), sizeof *first);
@@ -2605,7 +2755,8 @@ static double schedule_play(
             for (int r = 0; r < P; r++) begin[r] = ready[r], out[r] = in[r] = 0;
             for (int i = first[step]; i < first[step + 1]; i++) {
                 const ScheduleMessage* m = &s->messages[order[i]];
-                begin[m->from] = fmax(begin[m->from], ready[m->to]), begin[m->to] = fmax(begin[m->to], ready[m->from]);
+                begin[m->from] = fmax(begin[m->from], ready[m->to]),
+                begin[m->to] = fmax(begin[m->to], ready[m->from]);
                 out[m->from] += message_seconds[order[i]], in[m->to] += message_seconds[order[i]];
             }
             for (int r = 0; r < P; r++) {
@@ -2631,7 +2782,9 @@ static void schedule_closed_form(int kind, int P, int backward, double* makespan
     *makespan = kind == GPT2_SP_RING ? p - 0.5 : kind == GPT2_SP_DIST_PAPER && P > 1 ? (p + 1) / 2 : p / 2;
     switch (kind) {
     case GPT2_SP_DIST: *elements = !backward ? p - 1 : P % 2 == 1 ? dist : dist + 1.75; break;
-    case GPT2_SP_DIST_PAPER: *elements = !backward ? p - 1 : P == 1 ? 0 : 4 * m - m * (m + 1) / (2 * p) + 2; break;
+    case GPT2_SP_DIST_PAPER:
+        *elements = !backward ? p - 1 : P == 1 ? 0 : 4 * m - m * (m + 1) / (2 * p) + 2;
+        break;
     case GPT2_SP_ULYSSES: *elements = (backward ? 7 : 4) * (p - 1) / p; break;
     case GPT2_SP_RING: *elements = !backward ? 2 * (p - 1) : 2 * (p - 1) * (2 * p - 1) / p; break;
     default: *elements = (backward ? 4 : 2) * (p - 1);
@@ -2648,7 +2801,9 @@ typedef struct {
     int work[2];   // first op of the list: side 0 the queries', side 1 the keys'
 } ProofSlot;
 
-static int same_item(Item a, Item b) { return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1; }
+static int same_item(Item a, Item b) {
+    return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1;
+}
 
 // Reads may share a step; a write may share it with nothing.
 static int proof_touch(ProofSlot* slot, int step, int write) {
@@ -2658,7 +2813,8 @@ static int proof_touch(ProofSlot* slot, int step, int write) {
 }
 
 static int proof_fits(const Schedule* s, int rank, int slot, Item item) {
-    return slot < s->slot_count[rank] && slot_fits(s->slot_items[(size_t)rank * MAX_SLOTS + (size_t)slot], item);
+    return slot < s->slot_count[rank] &&
+        slot_fits(s->slot_items[(size_t)rank * MAX_SLOTS + (size_t)slot], item);
 }
 
 static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, int* home, Error* e) {
@@ -2670,16 +2826,16 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
     for (int side = 0; side < 2; side++) {
         int own = operands[side].of == op->rank, results_here = side == 0 || s->backward;
         if (own != (operand_slots[side] < 0) || (results_here && own != (result_slots[side] < 0)))
-            return fail(
-                e, "step %d rank %d: q%dk%d has an operand or result in the wrong place", op->step, op->rank, op->q, op->k);
+            return fail(e, "step %d rank %d: q%dk%d has an operand or result in the wrong place", op->step,
+                op->rank, op->q, op->k);
         if (!own) {
             ProofSlot* slot = &slots[op->rank * MAX_SLOTS + operand_slots[side]];
             if (!slot->full || !same_item(slot->item, operands[side]))
-                return fail(
-                    e, "step %d rank %d: q%dk%d has no operand of rank %d", op->step, op->rank, op->q, op->k, operands[side].of);
+                return fail(e, "step %d rank %d: q%dk%d has no operand of rank %d", op->step, op->rank, op->q,
+                    op->k, operands[side].of);
             if (proof_touch(slot, op->step, 0) != 0)
-                return fail(
-                    e, "step %d rank %d: an operand of q%dk%d is overwritten while in use", op->step, op->rank, op->q, op->k);
+                return fail(e, "step %d rank %d: an operand of q%dk%d is overwritten while in use", op->step,
+                    op->rank, op->q, op->k);
         }
         if (!results_here) continue;
         if (own) {
@@ -2688,15 +2844,19 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
         }
         ProofSlot* slot = &slots[op->rank * MAX_SLOTS + result_slots[side]];
         if (!proof_fits(s, op->rank, result_slots[side], results[side]))
-            return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step, op->rank, op->q, op->k);
-        if (slot->full && !same_item(slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
+            return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step,
+                op->rank, op->q, op->k);
+        if (slot->full &&
+            !same_item(
+                slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
             if (item_is_result(slot->item.kind))
-                return fail(
-                    e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step, op->rank, op->q, op->k);
+                return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step,
+                    op->rank, op->q, op->k);
             slot->full = 0;
         }
         if (slot->busy == op->step && slot->how == 1)
-            return fail(e, "step %d rank %d: the result of q%dk%d overwrites what is in use", op->step, op->rank, op->q, op->k);
+            return fail(e, "step %d rank %d: the result of q%dk%d overwrites what is in use", op->step,
+                op->rank, op->q, op->k);
         if (!slot->full) slot->work[0] = slot->work[1] = -1;
         slot->full = 1, slot->item = results[side], slot->busy = op->step, slot->how = 2;
         next[2 * index + side] = slot->work[side], slot->work[side] = index;
@@ -2717,21 +2877,25 @@ static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // a
 static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* cargo, Error* e) {
     if (m->from == m->to) return fail(e, "step %d: rank %d sends to itself", m->step, m->from);
     cargo->work[0] = cargo->work[1] = -1;
-    if ((m->item.of == m->from) != (m->src < 0)) return fail(e, "step %d: rank %d sends from the wrong place", m->step, m->from);
+    if ((m->item.of == m->from) != (m->src < 0))
+        return fail(e, "step %d: rank %d sends from the wrong place", m->step, m->from);
     if (m->src < 0)
-        return item_is_result(m->item.kind) ? fail(e, "step %d: rank %d sends its own sums away", m->step, m->from) : 0;
+        return item_is_result(m->item.kind)
+            ? fail(e, "step %d: rank %d sends its own sums away", m->step, m->from)
+            : 0;
     ProofSlot* slot = &slots[m->from * MAX_SLOTS + m->src];
     if (!slot->full || !same_item(slot->item, m->item))
         return fail(e, "step %d: rank %d does not have what it sends to rank %d", m->step, m->from, m->to);
-    if (proof_touch(slot, m->step, 0) != 0) return fail(e, "step %d: rank %d sends what is being written", m->step, m->from);
+    if (proof_touch(slot, m->step, 0) != 0)
+        return fail(e, "step %d: rank %d sends what is being written", m->step, m->from);
     *cargo = *slot;
     if (item_is_result(m->item.kind)) slot->full = 0;
     return 0;
 }
 
 // What its arrival does, at the end of its step.
-static int proof_receive(
-    const Schedule* s, const ScheduleMessage* m, ProofSlot* slots, const ProofSlot* cargo, int* next, int* home, Error* e) {
+static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot* slots,
+    const ProofSlot* cargo, int* next, int* home, Error* e) {
     ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
     if (m->dst < 0 || proof_touch(slot, m->step, 1) != 0)
         return fail(e, "step %d: rank %d receives into memory in use", m->step, m->to);
@@ -2749,11 +2913,13 @@ static int proof_receive(
         ProofSlot* sum = &slots[m->to * MAX_SLOTS + m->into];
         if (!sum->full || !same_item(sum->item, m->item))
             return fail(e, "step %d: rank %d adds to what is not there", m->step, m->to);
-        if (sum->busy == m->step && sum->how == 1) return fail(e, "step %d: rank %d adds to what it is sending", m->step, m->to);
+        if (sum->busy == m->step && sum->how == 1)
+            return fail(e, "step %d: rank %d adds to what it is sending", m->step, m->to);
         proof_join(sum, slot, next);
         return 0;
     }
-    if (m->item.of != m->to) return fail(e, "step %d: rank %d adds rank %d's result to its own", m->step, m->to, m->item.of);
+    if (m->item.of != m->to)
+        return fail(e, "step %d: rank %d adds rank %d's result to its own", m->step, m->to, m->item.of);
     for (int side = 0; side < 2; side++)
         for (int op = slot->work[side]; op >= 0; op = next[2 * op + side]) home[2 * op + side] += 1;
     return 0;
@@ -2768,10 +2934,12 @@ static int prove_coverage(const Schedule* s, const int* home, Error* e) {
         if (op->k > op->q || op->h0 < 0 || op->h1 > parts)
             status = fail(e, "step %d rank %d: q%dk%d is no causal pair", op->step, op->rank, op->q, op->k);
         for (int h = op->h0; status == 0 && h < op->h1; h++)
-            if (covered[(op->q * n + op->k) * parts + h]++) status = fail(e, "q%dk%d is computed twice", op->q, op->k);
+            if (covered[(op->q * n + op->k) * parts + h]++)
+                status = fail(e, "q%dk%d is computed twice", op->q, op->k);
         for (int side = 0; status == 0 && side <= s->backward; side++)
             if (home[2 * i + side] != 1)
-                status = fail(e, "the result of q%dk%d reaches its owner %d times", op->q, op->k, home[2 * i + side]);
+                status = fail(
+                    e, "the result of q%dk%d reaches its owner %d times", op->q, op->k, home[2 * i + side]);
     }
     for (int q = 0; status == 0 && q < n; q++)
         for (int k = 0; status == 0 && k <= q; k++)
@@ -2787,14 +2955,16 @@ static int schedule_prove(const Schedule* s, Error* e) {
     ProofSlot* slots = (ProofSlot*)calloc((size_t)s->P * MAX_SLOTS, sizeof *slots);
     ProofSlot* cargo = (ProofSlot*)calloc((size_t)s->message_count + 1, sizeof *cargo);
     int* next = (int*)calloc((size_t)s->op_count * 4 + 1, sizeof *next);
-    int status = slots && cargo && next ? 0 : fail(e, "out of memory"), *home = next ? next + 2 * s->op_count : NULL;
+    int status = slots && cargo && next ? 0 : fail(e, "out of memory"),
+        *home = next ? next + 2 * s->op_count : NULL;
     for (int i = 0; slots && i < s->P * MAX_SLOTS; i++) slots[i].busy = -1;
     int op = 0, message = 0;
     for (int step = 0; status == 0 && step < s->steps; step++) {
         int first = message;
         for (; status == 0 && message < s->message_count && s->messages[message].step == step; message++)
             status = proof_send(&s->messages[message], slots, &cargo[message], e);
-        for (; status == 0 && op < s->op_count && s->ops[op].step == step; op++) status = proof_op(s, slots, op, next, home, e);
+        for (; status == 0 && op < s->op_count && s->ops[op].step == step; op++)
+            status = proof_op(s, slots, op, next, home, e);
         for (int i = first; status == 0 && i < message; i++)
             status = proof_receive(s, &s->messages[i], slots, &cargo[i], next, home, e);
     }
@@ -2820,7 +2990,8 @@ static int schedule_prove(const Schedule* s, Error* e) {
 static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active,
     unsigned char* message_active, unsigned char* mark) {
     int P = s->P;
-    memset(mark, 0, (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
+    memset(mark, 0,
+        (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
     for (int i = 0; i < s->op_count; i++) {
         const ScheduleOp* op = &s->ops[i];
         op_active[i] = first_key[op->q] < chunk_begin(T, s->chunks, op->k + 1);
@@ -2847,9 +3018,10 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
 // One number for a table, to see that all ranks run the same.
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
-    const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
-    size_t counts[2] = {
-        (size_t)s->op_count * (sizeof *s->ops / sizeof(int)), (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
+    const int* numbers[2] = {
+        (const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
+    size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)),
+        (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
     for (int table = 0; table < 2; table++)
         for (size_t i = 0; i < counts[table]; i++)
             hash = random_bits(hash, (uint64_t)table, (uint64_t)(int64_t)numbers[table][i]);
@@ -2858,9 +3030,10 @@ static uint64_t schedule_hash(const Schedule* s) {
 
 // The table as a picture: a row a step, a column a rank.
 static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out) {
-    fprintf(out, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n",
-        schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps, cost->makespan,
-        cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
+    fprintf(out,
+        "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n",
+        schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps,
+        cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
     fprintf(out, "  step  ");
     for (int r = 0; r < s->P; r++) fprintf(out, " rank %-6d", r);
     fprintf(out, "\n");
@@ -2877,7 +3050,8 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
                 if (op->step != step || op->rank != r || count++ > 0) continue;
                 snprintf(cell, sizeof cell, "q%dk%d%s", op->q, op->k, chunk_owner(s, op->q) == r ? "" : "*");
                 if (op->h1 - op->h0 < s->head_parts)
-                    snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " %d/%d", op->h1 - op->h0, s->head_parts);
+                    snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " %d/%d", op->h1 - op->h0,
+                        s->head_parts);
             }
             if (count > 1) snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " +%d", count - 1);
             fprintf(out, " %-11s", cell);
@@ -2885,7 +3059,8 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
         fprintf(out, "\n");
     }
     fprintf(out,
-        "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; +n: n more "
+        "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the "
+        "heads; +n: n more "
         "pairs\n");
 }
 
@@ -2939,7 +3114,8 @@ typedef struct {
 
 static Parameter parameter(const Shape* s, int id) {
     const Parameter table[] = {
-#define X(name, hf, unit, rows, columns, transposed, decay, init) {hf, unit, rows, columns, transposed, decay, init},
+#define X(name, hf, unit, rows, columns, transposed, decay, init) \
+    {hf, unit, rows, columns, transposed, decay, init},
         PARAMETERS(X)
 #undef X
     };
@@ -2960,9 +3136,10 @@ static int64_t parameter_offset(const Shape* s, int id) {
 
 enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
 
-// Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal slices; slice w of every
-// unit belongs to rank w. Where the ranks' rows of wpe are slices (positions_own), the positions are `own`: whatever --zero is, a
-// rank holds its slice alone, since no other rank reads those rows or has a gradient for them.
+// Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal
+// slices; slice w of every unit belongs to rank w. Where the ranks' rows of wpe are slices (positions_own),
+// the positions are `own`: whatever --zero is, a rank holds its slice alone, since no other rank reads those
+// rows or has a gradient for them.
 typedef struct {
     int kind, own;
     int64_t elements;       // without padding
@@ -3032,7 +3209,9 @@ static int activation_kept(int id, int mode) {
 }
 
 // --recompute sqrt keeps the input of every k-th layer and redoes k layers at a time; the others redo one.
-static int64_t segment_layers(const Shape* s, int mode) { return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1; }
+static int64_t segment_layers(const Shape* s, int mode) {
+    return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1;
+}
 static int64_t activation_copies(const Shape* s, int id, int mode) {
     return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode));
 }
@@ -3069,7 +3248,9 @@ static void* arena_take(Arena* a, int group, int64_t elements, size_t size) {
     a->used += bytes, a->group[group] += bytes;
     return p;
 }
-static real* arena_reals(Arena* a, int group, int64_t elements) { return (real*)arena_take(a, group, elements, sizeof(real)); }
+static real* arena_reals(Arena* a, int group, int64_t elements) {
+    return (real*)arena_take(a, group, elements, sizeof(real));
+}
 
 // Heads of a range of parts: [part_head(h0), part_head(h1)).
 static int64_t part_head(int64_t NH, int parts, int part) { return NH * part / parts; }
@@ -3083,7 +3264,8 @@ typedef struct {
     double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
 } Rates;
 
-// What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run runs.
+// What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run
+// runs.
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
@@ -3094,16 +3276,18 @@ typedef struct {
     int (*load)(Rank* r, gpt2_sp* g);
     int (*save)(Rank* r, gpt2_sp* g);
     int (*step)(Rank* r, gpt2_sp* g);
-    int (*gradients)(
-        Rank* r, gpt2_sp* g);   // of the ranks' batches, no update: each rank's slices to g->collected, the loss to g->sums
-    int (*pass)(Rank* r, int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
-    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature,
-        int64_t top_k, double top_p, uint64_t seed);
+    int (*gradients)(Rank* r,
+        gpt2_sp*
+            g);   // of the ranks' batches, no update: each rank's slices to g->collected, the loss to g->sums
+    int (*pass)(Rank* r,
+        int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
+    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
+        double temperature, int64_t top_k, double top_p, uint64_t seed);
     int (*verify)(gpt2_sp* g);                       // --verify
     void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
     int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
-    int (*count)(int ranks);                         // how many of `ranks` can have a device of their own, for --sp 0; NULL: 1
-    int processes;                                   // its ranks may be in several
+    int (*count)(int ranks);   // how many of `ranks` can have a device of their own, for --sp 0; NULL: 1
+    int processes;             // its ranks may be in several
 } Device;
 
 // How a run is split and what it keeps: all that the plan depends on.
@@ -3111,20 +3295,23 @@ struct Mesh {
     const Device* device;
     Shape shape;
     int dp, sp, world, zero, recompute, center, doc_mask, training;
-    int first_rank, local_ranks;          // world ranks that this process holds
-    int process, processes;               // this process, and all of the run
-    int local_process, local_processes;   // among those on this machine, in the order of their numbers: to choose GPUs by
-    int threads;                          // of a rank
+    int first_rank, local_ranks;   // world ranks that this process holds
+    int process, processes;        // this process, and all of the run
+    int local_process,
+        local_processes;   // among those on this machine, in the order of their numbers: to choose GPUs by
+    int threads;           // of a rank
     int64_t passes, logits_chunk;
     const Schedule* schedule;   // [2]: forward, backward
 };
 
-// Whether every rank's rows of a sequence are one slice of the rows of wpe, the same rows in every sequence, and nobody else's:
-// not with replicas, with positions that restart in documents, or where a rank has rows of both ends (zigzag, allgather).
+// Whether every rank's rows of a sequence are one slice of the rows of wpe, the same rows in every sequence,
+// and nobody else's: not with replicas, with positions that restart in documents, or where a rank has rows of
+// both ends (zigzag, allgather).
 static int positions_own(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
     return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !mesh->doc_mask && s->T % mesh->sp == 0 &&
-        s->T / mesh->sp * s->C % SLICE_PADDING == 0 && rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
+        s->T / mesh->sp * s->C % SLICE_PADDING == 0 &&
+        rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
 }
 
 static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
@@ -3136,7 +3323,10 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
     for (int u = 0; u < layout->count; u++) {
         Unit* unit = &layout->units[u];
-        unit->kind = u == 0 ? UNIT_EMBED : u <= s->L ? UNIT_LAYER : u == s->L + 1 ? UNIT_FINAL : UNIT_POSITIONS;
+        unit->kind = u == 0 ? UNIT_EMBED
+            : u <= s->L     ? UNIT_LAYER
+            : u == s->L + 1 ? UNIT_FINAL
+                            : UNIT_POSITIONS;
         unit->own = unit->kind == UNIT_POSITIONS && positions_own(mesh);
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
@@ -3145,14 +3335,16 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
         unit->slice = round_up(ceil_div(unit->elements, mesh->world), SLICE_PADDING);
         int64_t whole = unit->slice * mesh->world;
         unit->offset = layout->held, unit->shard_offset = layout->shard;
-        layout->elements += whole, layout->held += unit->own ? unit->slice : whole, layout->shard += unit->slice;
+        layout->elements += whole, layout->held += unit->own ? unit->slice : whole,
+            layout->shard += unit->slice;
         if (!unit->own) layout->largest = max_i64(layout->largest, whole);
         layout->parameters += unit->elements;
     }
     layout->parameters -= (s->Vp - s->V) * s->C;
     return 0;
 }
-// The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of it.
+// The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of
+// it.
 static int positions_unit(const Layout* layout) { return layout->count - 1; }
 // Whether that is a unit like all others, not the ranks' own.
 static int positions_shared(const Layout* layout) { return !layout->units[positions_unit(layout)].own; }
@@ -3186,15 +3378,15 @@ struct Rank {
     real* gradients_unit;   // --zero 2, 3: the unit in backward, whole
     real *m, *v;            // AdamW's moments: all units; --zero 1, 2, 3: own slices
 
-    real* act[ACTIVATION_COUNT];     // (copies, R, columns)
-    real* checkpoints;               // --recompute sqrt: inputs of every k-th layer
-    real* x_final;                   // (R, C) output of the last layer
-    real* lnf;                       // (R, C)
-    real* rstdf;                     // (R)
-    real* wide;                      // (R, 4C) QKV before it is split by heads; gradients of the MLP and of QKV
-    real* narrow;                    // (R, C) projections; gradients
-    real* narrow2;                   // (R, C) gradient of attention's output
-    real* dx;                        // (R, C) gradient of the residual stream
+    real* act[ACTIVATION_COUNT];   // (copies, R, columns)
+    real* checkpoints;             // --recompute sqrt: inputs of every k-th layer
+    real* x_final;                 // (R, C) output of the last layer
+    real* lnf;                     // (R, C)
+    real* rstdf;                   // (R)
+    real* wide;                    // (R, 4C) QKV before it is split by heads; gradients of the MLP and of QKV
+    real* narrow;                  // (R, C) projections; gradients
+    real* narrow2;                 // (R, C) gradient of attention's output
+    real* dx;                      // (R, C) gradient of the residual stream
     real *att_out, *att_m, *att_l;   // (NH, Tl, HS), (NH, Tl) x 2: the running softmax of one sequence
     real *att_do, *att_delta;        // (NH, Tl, HS), (NH, Tl)
     real *att_dq, *att_dkv;          // (NH, Tl, HS), (NH, 2, Tl, HS)
@@ -3223,9 +3415,11 @@ static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int
     return heads * rows * (ITEM_WIDTH[item.kind] * mesh->shape.HS + ITEM_ROW_STATS[item.kind]);
 }
 
-// Whether a rank has no more than its slice of a unit in a buffer that holds slices from --zero `from` on (weights 3, gradients 2,
-// moments 1), and where its slice begins there.
-static int unit_sharded(const Rank* r, const Unit* unit, int from) { return r->mesh->zero >= from || unit->own; }
+// Whether a rank has no more than its slice of a unit in a buffer that holds slices from --zero `from` on
+// (weights 3, gradients 2, moments 1), and where its slice begins there.
+static int unit_sharded(const Rank* r, const Unit* unit, int from) {
+    return r->mesh->zero >= from || unit->own;
+}
 static int64_t slice_at(const Rank* r, const Unit* unit, int from) {
     if (r->mesh->zero >= from) return unit->shard_offset;
     return unit->offset + (unit->own ? 0 : r->world_rank * unit->slice);
@@ -3253,7 +3447,8 @@ static void rank_layout(Rank* r) {
         r->act[id] = arena_reals(a, kept ? MEMORY_KEPT : MEMORY_WORK, copies * R * act.columns);
     }
     int sqrt_mode = mesh->training && mesh->recompute == GPT2_SP_SQRT;
-    r->checkpoints = arena_reals(a, MEMORY_KEPT, sqrt_mode ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0);
+    r->checkpoints =
+        arena_reals(a, MEMORY_KEPT, sqrt_mode ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0);
     r->x_final = arena_reals(a, MEMORY_WORK, R * C);
     r->lnf = arena_reals(a, MEMORY_WORK, R * C);
     r->rstdf = arena_reals(a, MEMORY_WORK, R);
@@ -3278,18 +3473,21 @@ static void rank_layout(Rank* r) {
     for (int i = 0; i < mesh->sp; i++)
         most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
     size_t exchange = a->used, largest = 0, exchange_group = a->group[MEMORY_EXCHANGE];
-    for (int direction = 0; direction <= mesh->training; direction++) {   // both use the same memory, one after the other
+    for (int direction = 0; direction <= mesh->training;
+         direction++) {   // both use the same memory, one after the other
         const Schedule* table = &mesh->schedule[direction];
         a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
         int count = table->slot_count[r->sp_rank];
         for (int i = 0; i < count; i++) {
             real* slot = arena_reals(a, MEMORY_EXCHANGE,
-                slot_elements(mesh, table, table->slot_items[(size_t)r->sp_rank * MAX_SLOTS + (size_t)i], most_rows));
+                slot_elements(
+                    mesh, table, table->slot_items[(size_t)r->sp_rank * MAX_SLOTS + (size_t)i], most_rows));
             if (r->slots[direction]) r->slots[direction][i] = slot;
         }
         if (a->used - exchange > largest) largest = a->used - exchange;
         most_slots = max_i64(most_slots, count);
-        most_ops = max_i64(most_ops, table->op_count), most_messages = max_i64(most_messages, table->message_count);
+        most_ops = max_i64(most_ops, table->op_count),
+        most_messages = max_i64(most_messages, table->message_count);
     }
     a->used = exchange + largest, a->group[MEMORY_EXCHANGE] = exchange_group + largest;
     r->slot_filled = (unsigned char*)arena_take(a, MEMORY_EXCHANGE, most_slots, 1);
@@ -3302,7 +3500,8 @@ static void rank_layout(Rank* r) {
         int64_t sequences = i == 2 ? s->B : mesh->training ? mesh->passes * s->B : 0;
         r->batches[i].tokens = (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
         r->batches[i].labels = (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
-        r->batches[i].doc_start = (int32_t*)arena_take(a, MEMORY_DATA, mesh->doc_mask ? sequences * s->T : 0, sizeof(int32_t));
+        r->batches[i].doc_start =
+            (int32_t*)arena_take(a, MEMORY_DATA, mesh->doc_mask ? sequences * s->T : 0, sizeof(int32_t));
     }
 }
 
@@ -3331,7 +3530,8 @@ static int rank_allocate(Rank* r, Error* e) {
     }
     void* base = NULL;
     if (posix_memalign(&base, 64, plan.used) != 0)
-        return fail(e, "rank %d needs %.2f GiB, which cannot be had: see `plan`", r->world_rank, (double)plan.used / 1073741824);
+        return fail(e, "rank %d needs %.2f GiB, which cannot be had: see `plan`", r->world_rank,
+            (double)plan.used / 1073741824);
     memset(base, 0, plan.used);
     r->arena.base = (char*)base;
     rank_layout(r);
@@ -3346,16 +3546,18 @@ static void rank_free(Rank* r) {
 
 // Checks what no single option can: that the numbers fit together.
 static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
-    if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", (long long)s->C, (long long)s->NH);
+    if (s->C % s->NH != 0)
+        return fail(e, "--channels %lld is not divisible by --heads %lld", (long long)s->C, (long long)s->NH);
     if (s->HS > HS_MAX)
-        return fail(e, "head size %lld (channels / heads): at most %d is supported; use at least %lld heads", (long long)s->HS,
-            HS_MAX, (long long)ceil_div(s->C, HS_MAX));
+        return fail(e, "head size %lld (channels / heads): at most %d is supported; use at least %lld heads",
+            (long long)s->HS, HS_MAX, (long long)ceil_div(s->C, HS_MAX));
     int64_t chunks = schedule_two_chunks(o->schedule) ? 2 * o->sp : o->sp;
     if (s->T < chunks)
-        return fail(e, "--seq-len %lld is too short for %lld chunks (--sp %lld --schedule %s)", (long long)s->T,
-            (long long)chunks, (long long)o->sp, schedule_name(o->schedule));
+        return fail(e, "--seq-len %lld is too short for %lld chunks (--sp %lld --schedule %s)",
+            (long long)s->T, (long long)chunks, (long long)o->sp, schedule_name(o->schedule));
     if (s->T * s->B > (int64_t)1 << 31)
-        return fail(e, "--batch-size %lld x --seq-len %lld: more than 2^31 tokens in a pass", (long long)s->B, (long long)s->T);
+        return fail(e, "--batch-size %lld x --seq-len %lld: more than 2^31 tokens in a pass", (long long)s->B,
+            (long long)s->T);
     return 0;
 }
 
@@ -3364,7 +3566,8 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
     cpu_set_t own;
     int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t usable = sched_getaffinity(0, sizeof own, &own) == 0 ? CPU_COUNT(&own) : cores;
-    int sharing = usable < cores ? 1 : mesh->local_processes;   // a launcher has bound each process to cores of its own
+    int sharing =
+        usable < cores ? 1 : mesh->local_processes;   // a launcher has bound each process to cores of its own
     return (int)(o->threads ? o->threads : max_i64(1, usable / (mesh->local_ranks * sharing)));
 #else
     (void)mesh, (void)o;
@@ -3372,8 +3575,9 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #endif
 }
 
-// --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a machine share its devices
-// evenly; one that is shown fewer than there are processes has one rank. The CPU program counts one device a process.
+// --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a
+// machine share its devices evenly; one that is shown fewer than there are processes has one rank. The CPU
+// program counts one device a process.
 static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_processes, Error* e) {
     if (o->sp > 0) return 0;
     int64_t devices = device->count && !o->verify ? device->count(256 * local_processes) : 1;
@@ -3381,34 +3585,37 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     o->sp = max_i64(1, ranks / o->dp);
     if (ranks > o->dp && ranks % o->dp != 0)
         return fail(e,
-            "--dp %lld: %lld ranks (--sp 0: one for each GPU, or process of the CPU program) cannot be divided evenly among the "
+            "--dp %lld: %lld ranks (--sp 0: one for each GPU, or process of the CPU program) cannot be "
+            "divided evenly among the "
             "replicas",
             (long long)o->dp, (long long)ranks);
     return 0;
 }
 
 // All of a mesh but its schedules, which are made by mesh_init, or were for another length.
-static int mesh_shape(
-    Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
+static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab,
+    int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
     mesh->device = device;
     Shape* s = &mesh->shape;
     s->L = o->layers, s->NH = o->heads, s->C = o->channels, s->HS = o->channels / o->heads;
     s->V = vocab, s->Vp = round_up(vocab, 128), s->T = o->seq_len, s->B = o->batch_size;
-    mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
+    mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp,
+    mesh->zero = (int)o->zero;
     mesh->recompute = o->recompute, mesh->center = (int)o->center, mesh->doc_mask = (int)o->doc_mask;
     mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world), mesh->local_processes = 1;
     if (mesh->world % mesh->processes != 0)
-        return fail(e, "%d ranks (--dp %d x --sp %d) cannot be divided evenly over --world %d processes", mesh->world, mesh->dp,
-            mesh->sp, mesh->processes);
+        return fail(e, "%d ranks (--dp %d x --sp %d) cannot be divided evenly over --world %d processes",
+            mesh->world, mesh->dp, mesh->sp, mesh->processes);
     mesh->local_ranks = mesh->world / mesh->processes, mesh->first_rank = mesh->process * mesh->local_ranks;
-    mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
+    mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk,
+    mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
     return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
 }
 
-static int mesh_init(
-    Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training, const Device* device, Error* e) {
+static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training,
+    const Device* device, Error* e) {
     if (mesh_shape(mesh, schedules, o, vocab, training, device, e) != 0) return -1;
     if (schedule_build(&schedules[0], o->schedule, mesh->sp, 0, mesh->shape.NH, e) != 0) return -1;
     return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, mesh->shape.NH, e);
@@ -3438,8 +3645,8 @@ enum { VECTOR = VECTOR_BYTES / (int)sizeof(real), NV = 2, NR = NV * VECTOR };
 #define INLINE static inline __attribute__((always_inline))
 
 // c (rows, NR) = or += a (rows, K) b (K, NR); `rows` is a constant where this is called.
-INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row,
-    real* c, int64_t c_row, int add) {
+INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
+    int64_t b_row, real* c, int64_t c_row, int add) {
     const Vector zero = {0};
     Vector sum[MR][NV];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int v = 0; v < NV; v++) sum[i][v] = zero;
@@ -3459,12 +3666,15 @@ INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int6
 }
 
 // Any number of rows against one panel of NR columns.
-static void panel_product(int64_t rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row,
-    real* c, int64_t c_row, int add) {
+static void panel_product(int64_t rows, int64_t K, const real* a, int64_t a_row, int64_t a_column,
+    const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
     int64_t i = 0;
-    for (; i + MR <= rows; i += MR) micro_kernel(MR, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
-    for (; i + 4 <= rows; i += 4) micro_kernel(4, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
-    for (; i < rows; i++) micro_kernel(1, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+    for (; i + MR <= rows; i += MR)
+        micro_kernel(MR, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+    for (; i + 4 <= rows; i += 4)
+        micro_kernel(4, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+    for (; i < rows; i++)
+        micro_kernel(1, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
 }
 
 enum {
@@ -3475,7 +3685,8 @@ enum {
      // (`make bench` prints the share of the peak that they reach)
 
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
-static void pack_panels(real* out, const real* b, int64_t b_row, int64_t b_column, int64_t K, int64_t columns) {
+static void pack_panels(
+    real* out, const real* b, int64_t b_row, int64_t b_column, int64_t K, int64_t columns) {
     for (int64_t j = 0; j < columns; j += NR, out += K * NR) {
         int64_t n = min_i64(NR, columns - j);
         if (n < NR) memset(out, 0, (size_t)(K * NR) * sizeof(real));
@@ -3484,7 +3695,8 @@ static void pack_panels(real* out, const real* b, int64_t b_row, int64_t b_colum
         else
             for (int64_t k0 = 0; k0 < K; k0 += VECTOR)   // a cache line of each row of B at a time
                 for (int64_t i = 0; i < n; i++)
-                    for (int64_t k = k0; k < min_i64(k0 + VECTOR, K); k++) out[k * NR + i] = b[k * b_row + (j + i) * b_column];
+                    for (int64_t k = k0; k < min_i64(k0 + VECTOR, K); k++)
+                        out[k * NR + i] = b[k * b_row + (j + i) * b_column];
     }
 }
 
@@ -3501,8 +3713,9 @@ static void pack_rows(real* out, const real* a, int64_t a_row, int64_t a_column,
 }
 
 // One block of columns of C, all rows.
-static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
-    int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
+static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column,
+    const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias,
+    int accumulate) {
     real panels[KC * NC] __attribute__((aligned(64)));
     real packed[MC * KC] __attribute__((aligned(64)));
     real edge[MC * NR] __attribute__((aligned(64)));
@@ -3523,14 +3736,21 @@ static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t
                 int whole = j + NR <= N;
                 real* out = whole ? c + i0 * c_row + j : edge;
                 int64_t out_row = whole ? c_row : (int64_t)NR;
-                if (!pack) panel_product(rows, k, block, a_row, a_column, panels + j * k, NR, out, out_row, whole);
+                if (!pack)
+                    panel_product(rows, k, block, a_row, a_column, panels + j * k, NR, out, out_row, whole);
                 else {
                     const real* tile = packed;
                     for (int64_t i = 0, n; i < rows; i += n, tile += n * k) {
                         n = tile_rows(rows - i);
-                        if (n == MR) micro_kernel(MR, k, tile, 1, MR, panels + j * k, NR, out + i * out_row, out_row, whole);
-                        else if (n == 4) micro_kernel(4, k, tile, 1, 4, panels + j * k, NR, out + i * out_row, out_row, whole);
-                        else micro_kernel(1, k, tile, 1, 1, panels + j * k, NR, out + i * out_row, out_row, whole);
+                        if (n == MR)
+                            micro_kernel(
+                                MR, k, tile, 1, MR, panels + j * k, NR, out + i * out_row, out_row, whole);
+                        else if (n == 4)
+                            micro_kernel(
+                                4, k, tile, 1, 4, panels + j * k, NR, out + i * out_row, out_row, whole);
+                        else
+                            micro_kernel(
+                                1, k, tile, 1, 1, panels + j * k, NR, out + i * out_row, out_row, whole);
                     }
                 }
                 if (!whole)
@@ -3559,19 +3779,20 @@ static int thread_index(void) {
 
 // C (M, N) = or += A B (+ bias), A(i, k) = a[i a_row + k a_column], B(k, j) = b[k b_row + j b_column].
 // Threads share the columns (the rows, if those are few), never a sum: their number changes no bit.
-static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b, int64_t b_row,
-    int64_t b_column, real* c, int64_t c_row, const real* bias, int accumulate) {
+static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column,
+    const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias,
+    int accumulate) {
     int64_t threads = thread_count(), by_rows = N < threads * 4 * NR && M > N;
     int64_t width = by_rows ? N : round_up(ceil_div(N, threads * ceil_div(N, threads * NC)), NR);
     if (width > NC) width = NC;
     int64_t height = by_rows ? round_up(ceil_div(M, threads), MC) : M;
     int64_t across = ceil_div(N, width), tasks = across * ceil_div(M, height);
     PARALLEL_FOR
-        for (int64_t task = 0; task < tasks; task++) {
-            int64_t j = task % across * width, i = task / across * height;
-            gemm_columns(min_i64(height, M - i), min_i64(width, N - j), K, a + i * a_row, a_row, a_column, b + j * b_column,
-                b_row, b_column, c + i * c_row + j, c_row, bias ? bias + j : NULL, accumulate);
-        }
+    for (int64_t task = 0; task < tasks; task++) {
+        int64_t j = task % across * width, i = task / across * height;
+        gemm_columns(min_i64(height, M - i), min_i64(width, N - j), K, a + i * a_row, a_row, a_column,
+            b + j * b_column, b_row, b_column, c + i * c_row + j, c_row, bias ? bias + j : NULL, accumulate);
+    }
 }
 
 // out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC)
@@ -3583,42 +3804,43 @@ static void cpu_matmul_forward(
     }
     for (int64_t t = 0; t < R; t++) {   // a row or two: read the weights once, in place
         PARALLEL_FOR
-            for (int64_t block = 0; block < ceil_div(OC, 64); block++)
-                for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++) {
-                    real sum = 0;
-                    SIMD_SUM(sum)
-                    for (int64_t c = 0; c < C; c++) sum += inp[t * C + c] * weight[o * C + c];
-                    out[t * OC + o] = sum + (bias ? bias[o] : 0);
-                }
+        for (int64_t block = 0; block < ceil_div(OC, 64); block++)
+            for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++) {
+                real sum = 0;
+                SIMD_SUM(sum)
+                for (int64_t c = 0; c < C; c++) sum += inp[t * C + c] * weight[o * C + c];
+                out[t * OC + o] = sum + (bias ? bias[o] : 0);
+            }
     }
 }
 
 // dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout
-static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* weight,
-    int64_t R, int64_t C, int64_t OC) {
+static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
+    const real* weight, int64_t R, int64_t C, int64_t OC) {
     gemm(R, C, OC, dout, OC, 1, weight, C, 1, dinp, C, NULL, 0);
     gemm(OC, C, R, dout, 1, OC, inp, C, 1, dweight, C, NULL, 1);
     if (!dbias) return;
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
-            real sum[64] = {0};
-            int64_t o = block * 64, n = min_i64(64, OC - o);
-            for (int64_t t = 0; t < R; t++)
-                for (int64_t i = 0; i < n; i++) sum[i] += dout[t * OC + o + i];
-            for (int64_t i = 0; i < n; i++) dbias[o + i] += sum[i];
-        }
+    for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
+        real sum[64] = {0};
+        int64_t o = block * 64, n = min_i64(64, OC - o);
+        for (int64_t t = 0; t < R; t++)
+            for (int64_t i = 0; i < n; i++) sum[i] += dout[t * OC + o + i];
+        for (int64_t i = 0; i < n; i++) dbias[o + i] += sum[i];
+    }
 }
 
 // --- elementwise ---
 
-// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.5e-7) that the
-// compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
+// e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.5e-7) that
+// the compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
 INLINE real exp_real(real x) {
 #if GPT2_SP_REAL_BYTES == 8
     return exp(x);
 #else
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f + 12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    float shifted = x * 1.44269504f +
+        12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
     float n = shifted - 12582912.0f;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
     float p = 1.0f / 720;
@@ -3640,15 +3862,15 @@ INLINE real exp_real(real x) {
 // out (R, C) = rows of inp without their mean
 static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(R, 64); block++)
-            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-                real mean = 0;
-                SIMD_SUM(mean)
-                for (int64_t c = 0; c < C; c++) mean += inp[t * C + c];
-                mean /= (real)C;
-                SIMD
-                    for (int64_t c = 0; c < C; c++) out[t * C + c] = inp[t * C + c] - mean;
-            }
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            real mean = 0;
+            SIMD_SUM(mean)
+            for (int64_t c = 0; c < C; c++) mean += inp[t * C + c];
+            mean /= (real)C;
+            SIMD
+            for (int64_t c = 0; c < C; c++) out[t * C + c] = inp[t * C + c] - mean;
+        }
 }
 
 // x (R, C) = wte[token]
@@ -3657,7 +3879,8 @@ static void cpu_embedding_forward(real* x, const int32_t* tokens, const real* wt
 }
 
 // dwte[token] += dx, which is centred in place first if `center`.
-static void cpu_embedding_backward(real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
+static void cpu_embedding_backward(
+    real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dx, dx, R, C);
     for (int64_t t = 0; t < R; t++)
         for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c];
@@ -3665,7 +3888,8 @@ static void cpu_embedding_backward(real* dwte, real* dx, const int32_t* tokens, 
 
 // x (R, C) += wpe[position], then the row's mean is subtracted if `center`.
 // position: of row t in the sequence, or in its document where doc_start (T) is given.
-static void cpu_position_forward(real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
+static void cpu_position_forward(
+    real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
             int64_t position = seg->begin[s] + i;
@@ -3676,7 +3900,8 @@ static void cpu_position_forward(real* x, const Segments* seg, const int32_t* do
 }
 
 // dwpe[position] += dx, which cpu_embedding_backward has centred
-static void cpu_position_backward(real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
+static void cpu_position_backward(
+    real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
             int64_t position = seg->begin[s] + i;
@@ -3685,46 +3910,49 @@ static void cpu_position_backward(real* dwpe, const real* dx, const Segments* se
         }
 }
 
-// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5); rows of C (Zhang & Sennrich 2019, with a bias)
+// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5); rows of C (Zhang & Sennrich 2019,
+// with a bias)
 static void cpu_rmsnorm_forward(
     real* out, real* rstd, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C) {
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(R, 64); block++)
-            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-                const real* x = inp + t * C;
-                real sum = 0;
-                SIMD_SUM(sum)
-                for (int64_t c = 0; c < C; c++) sum += x[c] * x[c];
-                real scale = 1 / (real)sqrt((double)(sum / (real)C) + 1e-5);
-                SIMD
-                    for (int64_t c = 0; c < C; c++) out[t * C + c] = x[c] * scale * weight[c] + bias[c];
-                rstd[t] = scale;
-            }
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            const real* x = inp + t * C;
+            real sum = 0;
+            SIMD_SUM(sum)
+            for (int64_t c = 0; c < C; c++) sum += x[c] * x[c];
+            real scale = 1 / (real)sqrt((double)(sum / (real)C) + 1e-5);
+            SIMD
+            for (int64_t c = 0; c < C; c++) out[t * C + c] = x[c] * scale * weight[c] + bias[c];
+            rstd[t] = scale;
+        }
 }
 
-// dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias += dout
-static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* rstd,
-    const real* weight, int64_t R, int64_t C) {
+// dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias
+// += dout
+static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
+    const real* rstd, const real* weight, int64_t R, int64_t C) {
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(R, 64); block++)
-            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-                const real *x = inp + t * C, *dy = dout + t * C;
-                real dot = 0, scale = rstd[t];
-                SIMD_SUM(dot)
-                for (int64_t c = 0; c < C; c++) dot += dy[c] * weight[c] * x[c];
-                real pull = dot / (real)C * scale * scale;
-                SIMD
-                    for (int64_t c = 0; c < C; c++) dinp[t * C + c] += scale * (dy[c] * weight[c] - x[c] * pull);
-            }
-    PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(C, 64); block++) {
-            real gain[64] = {0}, shift[64] = {0};
-            int64_t c = block * 64, n = min_i64(64, C - c);
-            for (int64_t t = 0; t < R; t++)
-                for (int64_t i = 0; i < n; i++)
-                    gain[i] += dout[t * C + c + i] * inp[t * C + c + i] * rstd[t], shift[i] += dout[t * C + c + i];
-            for (int64_t i = 0; i < n; i++) dweight[c + i] += gain[i], dbias[c + i] += shift[i];
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            const real *x = inp + t * C, *dy = dout + t * C;
+            real dot = 0, scale = rstd[t];
+            SIMD_SUM(dot)
+            for (int64_t c = 0; c < C; c++) dot += dy[c] * weight[c] * x[c];
+            real pull = dot / (real)C * scale * scale;
+            SIMD
+            for (int64_t c = 0; c < C; c++) dinp[t * C + c] += scale * (dy[c] * weight[c] - x[c] * pull);
         }
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(C, 64); block++) {
+        real gain[64] = {0}, shift[64] = {0};
+        int64_t c = block * 64, n = min_i64(64, C - c);
+        for (int64_t t = 0; t < R; t++)
+            for (int64_t i = 0; i < n; i++)
+                gain[i] += dout[t * C + c + i] * inp[t * C + c + i] * rstd[t],
+                    shift[i] += dout[t * C + c + i];
+        for (int64_t i = 0; i < n; i++) dweight[c + i] += gain[i], dbias[c + i] += shift[i];
+    }
 }
 
 #define GELU_SCALE ((real)0.7978845608028654)   // sqrt(2 / pi)
@@ -3742,72 +3970,72 @@ INLINE real tanh_real(real u) {
 // out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016), n numbers
 static void cpu_gelu_forward(real* out, const real* inp, int64_t n) {
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
-            int64_t end = min_i64(n, block * 4096 + 4096);
-            SIMD_EXP
-            for (int64_t i = block * 4096; i < end; i++) {
-                real x = inp[i];
-                out[i] = (real)0.5 * x * (1 + tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
-            }
+    for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
+        int64_t end = min_i64(n, block * 4096 + 4096);
+        SIMD_EXP
+        for (int64_t i = block * 4096; i < end; i++) {
+            real x = inp[i];
+            out[i] = (real)0.5 * x * (1 + tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x)));
         }
+    }
 }
 
 // dinout *= gelu'(inp), n numbers
 static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
-            int64_t end = min_i64(n, block * 4096 + 4096);
-            SIMD_EXP
-            for (int64_t i = block * 4096; i < end; i++) {
-                real x = inp[i], th = tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-                real slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
-                dinout[i] *= (real)0.5 * (1 + th) + (real)0.5 * x * (1 - th * th) * slope;
-            }
+    for (int64_t block = 0; block < ceil_div(n, 4096); block++) {
+        int64_t end = min_i64(n, block * 4096 + 4096);
+        SIMD_EXP
+        for (int64_t i = block * 4096; i < end; i++) {
+            real x = inp[i], th = tanh_real(GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+            real slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x);
+            dinout[i] *= (real)0.5 * (1 + th) + (real)0.5 * x * (1 - th * th) * slope;
         }
+    }
 }
 
 // out (R, C) = x + y, the rows of y without their mean if `center` (this equals centring the projection's
 // weights and bias over their outputs; the gradient of a centred row is centred alike)
 static void cpu_residual_forward(real* out, const real* x, const real* y, int center, int64_t R, int64_t C) {
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(R, 64); block++)
-            for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
-                real mean = 0;
-                SIMD_SUM(mean)
-                for (int64_t c = 0; c < C; c++) mean += y[t * C + c];
-                mean = center ? mean / (real)C : 0;
-                SIMD
-                    for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
-            }
+    for (int64_t block = 0; block < ceil_div(R, 64); block++)
+        for (int64_t t = block * 64; t < min_i64(R, block * 64 + 64); t++) {
+            real mean = 0;
+            SIMD_SUM(mean)
+            for (int64_t c = 0; c < C; c++) mean += y[t * C + c];
+            mean = center ? mean / (real)C : 0;
+            SIMD
+            for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
+        }
 }
 
 // Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
 // hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
 // grad_scale * loss, in place.
-static void cpu_crossentropy(
-    real* losses, unsigned char* hits, real* logits, const int32_t* labels, real grad_scale, int64_t R, int64_t V, int64_t Vp) {
+static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, const int32_t* labels,
+    real grad_scale, int64_t R, int64_t V, int64_t Vp) {
     PARALLEL_FOR
-        for (int64_t t = 0; t < R; t++) {
-            real *row = logits + t * Vp, most = row[0], sum = 0;
-            if (labels[t] < 0) {
-                losses[t] = 0, hits[t] = 0;
-                if (grad_scale != 0) memset(row, 0, (size_t)Vp * sizeof(real));
-                continue;
-            }
-            SIMD_MAX(most)
-            for (int64_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
-            real target = row[labels[t]];
-            SIMD_EXP_SUM(sum)
-            for (int64_t v = 0; v < V; v++) sum += row[v] = exp_real(row[v] - most);
-            losses[t] = (real)log((double)sum) + most - target;
-            hits[t] = target == most;
-            if (grad_scale == 0) continue;
-            real scale = grad_scale / sum;
-            SIMD
-                for (int64_t v = 0; v < V; v++) row[v] *= scale;
-            row[labels[t]] -= grad_scale;
-            memset(row + V, 0, (size_t)(Vp - V) * sizeof(real));
+    for (int64_t t = 0; t < R; t++) {
+        real *row = logits + t * Vp, most = row[0], sum = 0;
+        if (labels[t] < 0) {
+            losses[t] = 0, hits[t] = 0;
+            if (grad_scale != 0) memset(row, 0, (size_t)Vp * sizeof(real));
+            continue;
         }
+        SIMD_MAX(most)
+        for (int64_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
+        real target = row[labels[t]];
+        SIMD_EXP_SUM(sum)
+        for (int64_t v = 0; v < V; v++) sum += row[v] = exp_real(row[v] - most);
+        losses[t] = (real)log((double)sum) + most - target;
+        hits[t] = target == most;
+        if (grad_scale == 0) continue;
+        real scale = grad_scale / sum;
+        SIMD
+        for (int64_t v = 0; v < V; v++) row[v] *= scale;
+        row[labels[t]] -= grad_scale;
+        memset(row + V, 0, (size_t)(Vp - V) * sizeof(real));
+    }
 }
 
 // --- flash attention of one head, one chunk of queries against one chunk of keys ---
@@ -3816,8 +4044,8 @@ static void cpu_crossentropy(
 // visible to query i iff doc_start[i] <= j <= i, all absolute (doc_start, of the queries' rows, may be NULL).
 // Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
 // Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
-INLINE void visible_keys(
-    int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start, int64_t* low, int64_t* high) {
+INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start,
+    int64_t* low, int64_t* high) {
     *low = doc_start && doc_start[i] > k0 ? min_i64(n, doc_start[i] - k0) : 0;
     *high = min_i64(n, q_position + i - k0 + 1);
     if (*high < *low) *high = *low;
@@ -3832,16 +4060,17 @@ static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t 
 }
 
 // Products with all panels of a block's columns.
-static void block_product(int64_t rows, int64_t columns, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
-    int64_t panel, int64_t b_row, real* c, int64_t c_row, int add) {
+static void block_product(int64_t rows, int64_t columns, int64_t K, const real* a, int64_t a_row,
+    int64_t a_column, const real* b, int64_t panel, int64_t b_row, real* c, int64_t c_row, int add) {
     for (int64_t j = 0; j < columns; j += NR)
         panel_product(rows, K, a, a_row, a_column, b + j / NR * panel, b_row, c + j, c_row, add);
 }
 
-// (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys to the
-// next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
-static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q, const real* k, const real* v, int64_t nq,
-    int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+// (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys
+// to the next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
+static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q, const real* k, const real* v,
+    int64_t nq, int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS,
+    AttentionScratch* w) {
     int64_t HP = round_up(HS, NR);
     real scale = 1 / (real)sqrt((double)HS);
     for (int64_t j0 = 0; j0 < nk; j0 += BK) {
@@ -3881,9 +4110,9 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
 
 // dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
 // P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
-static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real* q, const real* k, const real* v,
-    const real* dout, const real* lse, const real* delta, int64_t nq, int64_t nk, int64_t q_position, int64_t k_position,
-    const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real* q, const real* k,
+    const real* v, const real* dout, const real* lse, const real* delta, int64_t nq, int64_t nk,
+    int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
     int64_t HP = round_up(HS, NR);
     real scale = 1 / (real)sqrt((double)HS);
     for (int64_t j0 = 0; j0 < nk; j0 += BK) {
@@ -3947,15 +4176,19 @@ static int64_t rank_rows(const Rank* r, int of) {
 static int item_pieces(const Rank* r, const AttentionRun* run, Item item, int slot, int peer, Piece* out) {
     const Shape* s = &r->mesh->shape;
     int64_t rows = rank_rows(r, item.of), h0 = part_head(s->NH, run->table->head_parts, item.h0);
-    int64_t heads = part_head(s->NH, run->table->head_parts, item.h1) - h0, tensor = heads * rows * s->HS, stat = heads * rows;
+    int64_t heads = part_head(s->NH, run->table->head_parts, item.h1) - h0, tensor = heads * rows * s->HS,
+            stat = heads * rows;
     int64_t sizes[MAX_PIECES] = {ITEM_WIDTH[item.kind] * tensor, stat, 0, 0};
     const real* own[MAX_PIECES] = {
-        item.kind == ITEM_KV ? run->kv + h0 * 2 * rows * s->HS : run->q + h0 * rows * s->HS, NULL, NULL, NULL};
+        item.kind == ITEM_KV ? run->kv + h0 * 2 * rows * s->HS : run->q + h0 * rows * s->HS, NULL, NULL,
+        NULL};
     int count = item.kind == ITEM_OUT ? 2 : 1;
     if (item.kind == ITEM_QDO) {
         count = 4;
         sizes[0] = sizes[1] = tensor, sizes[2] = sizes[3] = stat;
-        if (slot < 0) own[1] = run->dout + h0 * rows * s->HS, own[2] = run->lse + h0 * rows, own[3] = run->delta + h0 * rows;
+        if (slot < 0)
+            own[1] = run->dout + h0 * rows * s->HS, own[2] = run->lse + h0 * rows,
+            own[3] = run->delta + h0 * rows;
     }
     real* at = slot < 0 ? NULL : run->slots[slot];
     for (int i = 0; i < count; i++) {
@@ -3971,7 +4204,8 @@ static void result_clear(const Rank* r, const AttentionRun* run, int slot, int k
     int64_t rows = rank_rows(r, of), HS = r->mesh->shape.HS, tensor = ITEM_WIDTH[kind] * heads * rows * HS;
     real* p = run->slots[slot];
     memset(p, 0, (size_t)tensor * sizeof(real));
-    for (int64_t i = 0; kind == ITEM_OUT && i < heads * rows; i++) p[tensor + i] = -INFINITY, p[tensor + heads * rows + i] = 0;
+    for (int64_t i = 0; kind == ITEM_OUT && i < heads * rows; i++)
+        p[tensor + i] = -INFINITY, p[tensor + heads * rows + i] = 0;
     r->slot_filled[slot] = 1;
 }
 
@@ -3981,8 +4215,10 @@ static void run_op(Rank* r, const AttentionRun* run, const ScheduleOp* op) {
     const Shape* s = &r->mesh->shape;
     int q_of = chunk_owner(table, op->q), k_of = chunk_owner(table, op->k);
     int64_t HS = s->HS, q_rows = rank_rows(r, q_of), k_rows = rank_rows(r, k_of);
-    int64_t h0 = part_head(s->NH, table->head_parts, op->h0), heads = part_head(s->NH, table->head_parts, op->h1) - h0;
-    Segments q_seg = rank_segments(table->kind, table->P, s->T, q_of), k_seg = rank_segments(table->kind, table->P, s->T, k_of);
+    int64_t h0 = part_head(s->NH, table->head_parts, op->h0),
+            heads = part_head(s->NH, table->head_parts, op->h1) - h0;
+    Segments q_seg = rank_segments(table->kind, table->P, s->T, q_of),
+             k_seg = rank_segments(table->kind, table->P, s->T, k_of);
     int q_second = op->q >= table->P, k_second = op->k >= table->P;
     int64_t q_at = q_second ? q_seg.rows[0] : 0,
             k_at = k_second ? k_seg.rows[0] : 0;   // first row of the chunk among the owner's
@@ -3990,36 +4226,44 @@ static void run_op(Rank* r, const AttentionRun* run, const ScheduleOp* op) {
             k_position = k_seg.begin[k_second];
     if (op->dq_slot >= 0 && !r->slot_filled[op->dq_slot])
         result_clear(r, run, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, q_of, heads);
-    if (op->dkv_slot >= 0 && !r->slot_filled[op->dkv_slot]) result_clear(r, run, op->dkv_slot, ITEM_DKV, k_of, heads);
+    if (op->dkv_slot >= 0 && !r->slot_filled[op->dkv_slot])
+        result_clear(r, run, op->dkv_slot, ITEM_DKV, k_of, heads);
     PARALLEL_FOR
-        for (int64_t head = 0; head < heads; head++) {
-            AttentionScratch* scratch = &r->scratch[thread_index()];
-            int64_t h = h0 + head, tensor = heads * q_rows * HS, stat = heads * q_rows;
-            const real* q = op->q_slot < 0 ? run->q + h * q_rows * HS : run->slots[op->q_slot] + head * q_rows * HS;
-            const real* k = op->kv_slot < 0 ? run->kv + h * 2 * k_rows * HS : run->slots[op->kv_slot] + head * 2 * k_rows * HS;
-            const real* v = k + k_rows * HS;
-            const int32_t* doc_start = run->doc_start ? run->doc_start + q_position : NULL;
-            if (!table->backward) {
-                real* o = op->dq_slot < 0 ? r->att_out + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
-                real* m = op->dq_slot < 0 ? r->att_m + h * q_rows : run->slots[op->dq_slot] + tensor + head * q_rows;
-                real* l = op->dq_slot < 0 ? r->att_l + h * q_rows : run->slots[op->dq_slot] + tensor + stat + head * q_rows;
-                cpu_attention_forward_head(o + q_at * HS, m + q_at, l + q_at, q + q_at * HS, k + k_at * HS, v + k_at * HS, nq, nk,
-                    q_position, k_position, doc_start, HS, scratch);
-            } else {
-                const real* dout =
-                    op->q_slot < 0 ? run->dout + h * q_rows * HS : run->slots[op->q_slot] + tensor + head * q_rows * HS;
-                const real* lse = op->q_slot < 0 ? run->lse + h * q_rows : run->slots[op->q_slot] + 2 * tensor + head * q_rows;
-                const real* delta =
-                    op->q_slot < 0 ? run->delta + h * q_rows : run->slots[op->q_slot] + 2 * tensor + stat + head * q_rows;
-                real* dq = op->dq_slot < 0 ? r->att_dq + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
-                real* dk =
-                    op->dkv_slot < 0 ? r->att_dkv + h * 2 * k_rows * HS : run->slots[op->dkv_slot] + head * 2 * k_rows * HS;
-                real* dv = dk + k_rows * HS;
-                cpu_attention_backward_head(dq + q_at * HS, dk + k_at * HS, dv + k_at * HS, q + q_at * HS, k + k_at * HS,
-                    v + k_at * HS, dout + q_at * HS, lse + q_at, delta + q_at, nq, nk, q_position, k_position, doc_start, HS,
-                    scratch);
-            }
+    for (int64_t head = 0; head < heads; head++) {
+        AttentionScratch* scratch = &r->scratch[thread_index()];
+        int64_t h = h0 + head, tensor = heads * q_rows * HS, stat = heads * q_rows;
+        const real* q =
+            op->q_slot < 0 ? run->q + h * q_rows * HS : run->slots[op->q_slot] + head * q_rows * HS;
+        const real* k = op->kv_slot < 0 ? run->kv + h * 2 * k_rows * HS
+                                        : run->slots[op->kv_slot] + head * 2 * k_rows * HS;
+        const real* v = k + k_rows * HS;
+        const int32_t* doc_start = run->doc_start ? run->doc_start + q_position : NULL;
+        if (!table->backward) {
+            real* o =
+                op->dq_slot < 0 ? r->att_out + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
+            real* m =
+                op->dq_slot < 0 ? r->att_m + h * q_rows : run->slots[op->dq_slot] + tensor + head * q_rows;
+            real* l = op->dq_slot < 0 ? r->att_l + h * q_rows
+                                      : run->slots[op->dq_slot] + tensor + stat + head * q_rows;
+            cpu_attention_forward_head(o + q_at * HS, m + q_at, l + q_at, q + q_at * HS, k + k_at * HS,
+                v + k_at * HS, nq, nk, q_position, k_position, doc_start, HS, scratch);
+        } else {
+            const real* dout = op->q_slot < 0 ? run->dout + h * q_rows * HS
+                                              : run->slots[op->q_slot] + tensor + head * q_rows * HS;
+            const real* lse =
+                op->q_slot < 0 ? run->lse + h * q_rows : run->slots[op->q_slot] + 2 * tensor + head * q_rows;
+            const real* delta = op->q_slot < 0 ? run->delta + h * q_rows
+                                               : run->slots[op->q_slot] + 2 * tensor + stat + head * q_rows;
+            real* dq =
+                op->dq_slot < 0 ? r->att_dq + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
+            real* dk = op->dkv_slot < 0 ? r->att_dkv + h * 2 * k_rows * HS
+                                        : run->slots[op->dkv_slot] + head * 2 * k_rows * HS;
+            real* dv = dk + k_rows * HS;
+            cpu_attention_backward_head(dq + q_at * HS, dk + k_at * HS, dv + k_at * HS, q + q_at * HS,
+                k + k_at * HS, v + k_at * HS, dout + q_at * HS, lse + q_at, delta + q_at, nq, nk, q_position,
+                k_position, doc_start, HS, scratch);
         }
+    }
 }
 
 // Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
@@ -4032,7 +4276,8 @@ static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t
 }
 
 // (o, m, l) of some rows merged with a partial (O, LSE), which counts as a key of score LSE and value O.
-static void output_merge(real* o, real* m, real* l, const real* other, const real* other_lse, int64_t rows, int64_t HS) {
+static void output_merge(
+    real* o, real* m, real* l, const real* other, const real* other_lse, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
         if (other_lse[i] == -(real)INFINITY) continue;
         real most = m[i] > other_lse[i] ? m[i] : other_lse[i];
@@ -4050,8 +4295,8 @@ static void run_merge(Rank* r, const AttentionRun* run, const ScheduleMessage* m
             tensor = ITEM_WIDTH[msg->item.kind] * heads * rows * s->HS;
     const real* from = run->slots[msg->dst];
     if (msg->into < 0 && msg->item.kind == ITEM_OUT) {
-        output_merge(
-            r->att_out + h0 * rows * s->HS, r->att_m + h0 * rows, r->att_l + h0 * rows, from, from + tensor, heads * rows, s->HS);
+        output_merge(r->att_out + h0 * rows * s->HS, r->att_m + h0 * rows, r->att_l + h0 * rows, from,
+            from + tensor, heads * rows, s->HS);
         return;
     }
     real* to = msg->into >= 0       ? run->slots[msg->into]
@@ -4072,14 +4317,16 @@ static int run_table(Rank* r, const AttentionRun* run, Error* e) {
     memset(r->message_active, 1, (size_t)table->message_count);
     for (int c = 0; run->doc_start && c < table->chunks; c++)
         r->first_key[c] = run->doc_start[chunk_begin(r->mesh->shape.T, table->chunks, c)];
-    if (run->doc_start) schedule_prune(table, r->mesh->shape.T, r->first_key, r->op_active, r->message_active, r->mark);
+    if (run->doc_start)
+        schedule_prune(table, r->mesh->shape.T, r->first_key, r->op_active, r->message_active, r->mark);
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
         int send_count = 0, receive_count = 0, first = message;
         for (; message < table->message_count && table->messages[message].step == step; message++) {
             const ScheduleMessage* msg = &table->messages[message];
             if (!r->message_active[message]) continue;
             if (msg->to == r->sp_rank)
-                receive_count += item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
+                receive_count +=
+                    item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
             if (msg->from != r->sp_rank) continue;
             if (msg->item.kind == ITEM_OUT) {
                 int64_t heads = part_head(r->mesh->shape.NH, table->head_parts, msg->item.h1) -
@@ -4108,20 +4355,22 @@ static int run_table(Rank* r, const AttentionRun* run, Error* e) {
 }
 
 // qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, NH, 2, Tl, HS): then any range of heads of a sequence is one piece
-static void cpu_split_heads(real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
+static void cpu_split_heads(
+    real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
     int64_t C = NH * HS;
     PARALLEL_FOR
-        for (int64_t bh = 0; bh < B * NH; bh++)
-            for (int64_t t = 0; t < Tl; t++) {
-                const real* row = qkv + (bh / NH * Tl + t) * 3 * C + bh % NH * HS;
-                memcpy(q + (bh * Tl + t) * HS, row, (size_t)HS * sizeof(real));
-                memcpy(kv + (2 * bh * Tl + t) * HS, row + C, (size_t)HS * sizeof(real));
-                memcpy(kv + ((2 * bh + 1) * Tl + t) * HS, row + 2 * C, (size_t)HS * sizeof(real));
-            }
+    for (int64_t bh = 0; bh < B * NH; bh++)
+        for (int64_t t = 0; t < Tl; t++) {
+            const real* row = qkv + (bh / NH * Tl + t) * 3 * C + bh % NH * HS;
+            memcpy(q + (bh * Tl + t) * HS, row, (size_t)HS * sizeof(real));
+            memcpy(kv + (2 * bh * Tl + t) * HS, row + C, (size_t)HS * sizeof(real));
+            memcpy(kv + ((2 * bh + 1) * Tl + t) * HS, row + 2 * C, (size_t)HS * sizeof(real));
+        }
 }
 
 // atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
-static int cpu_attention_forward(Rank* r, real* atty, real* lse, const real* q, const real* kv, const int32_t* doc_start) {
+static int cpu_attention_forward(
+    Rank* r, real* atty, real* lse, const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
     int64_t Tl = r->Tl, NH = s->NH, HS = s->HS, C = s->C;
     AttentionRun run;
@@ -4131,57 +4380,60 @@ static int cpu_attention_forward(Rank* r, real* atty, real* lse, const real* q, 
     for (int64_t b = 0; b < s->B; b++) {
         memset(r->att_out, 0, (size_t)(Tl * C) * sizeof(real));
         for (int64_t i = 0; i < NH * Tl; i++) r->att_m[i] = -(real)INFINITY, r->att_l[i] = 0;
-        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.doc_start = doc_start ? doc_start + b * s->T : NULL;
+        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C,
+        run.doc_start = doc_start ? doc_start + b * s->T : NULL;
         if (run_table(r, &run, &r->error) != 0) return -1;
         output_finish(r->att_out, r->att_m, r->att_l, NH * Tl, HS);
         memcpy(lse + b * NH * Tl, r->att_m, (size_t)(NH * Tl) * sizeof(real));
         for (int64_t h = 0; h < NH; h++)
             for (int64_t t = 0; t < Tl; t++)
-                memcpy(atty + (b * Tl + t) * C + h * HS, r->att_out + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(atty + (b * Tl + t) * C + h * HS, r->att_out + (h * Tl + t) * HS,
+                    (size_t)HS * sizeof(real));
     }
     return 0;
 }
 
 // dqkv (R, 3C) from datty (R, C) and what the forward pass left
-static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse, const real* q,
-    const real* kv, const int32_t* doc_start) {
+static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse,
+    const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
     int64_t Tl = r->Tl, NH = s->NH, HS = s->HS, C = s->C;
     AttentionRun run;
     memset(&run, 0, sizeof run);
-    run.table = &r->mesh->schedule[1], run.slots = r->slots[1], run.dout = r->att_do, run.delta = r->att_delta;
+    run.table = &r->mesh->schedule[1], run.slots = r->slots[1], run.dout = r->att_do,
+    run.delta = r->att_delta;
     for (int64_t b = 0; b < s->B; b++) {
         PARALLEL_FOR
-            for (int64_t h = 0; h < NH; h++)
-                for (int64_t t = 0; t < Tl; t++) {
-                    const real *dout = datty + (b * Tl + t) * C + h * HS, *out = atty + (b * Tl + t) * C + h * HS;
-                    real delta = 0;
-                    SIMD_SUM(delta)
-                    for (int64_t c = 0; c < HS; c++) delta += dout[c] * out[c];
-                    r->att_delta[h * Tl + t] = delta;
-                    memcpy(r->att_do + (h * Tl + t) * HS, dout, (size_t)HS * sizeof(real));
-                }
+        for (int64_t h = 0; h < NH; h++)
+            for (int64_t t = 0; t < Tl; t++) {
+                const real *dout = datty + (b * Tl + t) * C + h * HS, *out = atty + (b * Tl + t) * C + h * HS;
+                real delta = 0;
+                SIMD_SUM(delta)
+                for (int64_t c = 0; c < HS; c++) delta += dout[c] * out[c];
+                r->att_delta[h * Tl + t] = delta;
+                memcpy(r->att_do + (h * Tl + t) * HS, dout, (size_t)HS * sizeof(real));
+            }
         memset(r->att_dq, 0, (size_t)(Tl * C) * sizeof(real));
         memset(r->att_dkv, 0, (size_t)(Tl * 2 * C) * sizeof(real));
         run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.lse = lse + b * NH * Tl,
         run.doc_start = doc_start ? doc_start + b * s->T : NULL;
         if (run_table(r, &run, &r->error) != 0) return -1;
         PARALLEL_FOR
-            for (int64_t h = 0; h < NH; h++)
-                for (int64_t t = 0; t < Tl; t++) {
-                    real* row = dqkv + (b * Tl + t) * 3 * C + h * HS;
-                    memcpy(row, r->att_dq + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
-                    memcpy(row + C, r->att_dkv + (2 * h * Tl + t) * HS, (size_t)HS * sizeof(real));
-                    memcpy(row + 2 * C, r->att_dkv + ((2 * h + 1) * Tl + t) * HS, (size_t)HS * sizeof(real));
-                }
+        for (int64_t h = 0; h < NH; h++)
+            for (int64_t t = 0; t < Tl; t++) {
+                real* row = dqkv + (b * Tl + t) * 3 * C + h * HS;
+                memcpy(row, r->att_dq + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(row + C, r->att_dkv + (2 * h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(row + 2 * C, r->att_dkv + ((2 * h + 1) * Tl + t) * HS, (size_t)HS * sizeof(real));
+            }
     }
     return 0;
 }
 
 // ===== 8. model =================================================================================
 
-// A parameter of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2 positions); its gradient; layer l's activation.
-// Of an own unit: the rank's rows of it.
+// A parameter of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2 positions); its gradient; layer l's
+// activation. Of an own unit: the rank's rows of it.
 static real* weight(const Rank* r, int u, int id) {
     const Unit* unit = &r->layout->units[u];
     if (unit->own) return r->weights + slice_at(r, unit, 3);
@@ -4204,20 +4456,23 @@ static real* act(const Rank* r, int id, int64_t l) {
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
-// --zero 3: brings a unit's parameters together from the ranks' slices, where it is not there yet; not those of an own unit.
+// --zero 3: brings a unit's parameters together from the ranks' slices, where it is not there yet; not those
+// of an own unit.
 static int unit_gather(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (r->mesh->zero < 3 || unit->own || r->gathered == u) return 0;
-    memcpy(r->weights_unit + r->world_rank * unit->slice, r->weights + unit->shard_offset, (size_t)unit->slice * sizeof(real));
+    memcpy(r->weights_unit + r->world_rank * unit->slice, r->weights + unit->shard_offset,
+        (size_t)unit->slice * sizeof(real));
     r->gathered = u;
     return r->transport.all_gather(&r->transport, r->weights_unit, unit->slice, &r->error);
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices. Every rank adds
-// straight to its slice of an own unit.
+// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices.
+// Every rank adds straight to its slice of an own unit.
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero >= 2 && !unit->own) memset(r->gradients_unit, 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
+    if (r->mesh->zero >= 2 && !unit->own)
+        memset(r->gradients_unit, 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
 }
 static int unit_gradient_end(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
@@ -4241,7 +4496,8 @@ static int layer_forward(Rank* r, int64_t l, int again, int output, const int32_
 #define NEEDED(id) (!again || !activation_kept(id, mode))
     if (unit_gather(r, u) != 0) return -1;
     if (NEEDED(A_fch)) r->layer_forwards++;
-    if (NEEDED(A_ln1)) cpu_rmsnorm_forward(ln1, act(r, A_rstd1, l), x, weight(r, u, P_ln1w), weight(r, u, P_ln1b), R, C);
+    if (NEEDED(A_ln1))
+        cpu_rmsnorm_forward(ln1, act(r, A_rstd1, l), x, weight(r, u, P_ln1w), weight(r, u, P_ln1b), R, C);
     if (NEEDED(A_q)) {
         cpu_matmul_forward(r->wide, ln1, weight(r, u, P_qkvw), weight(r, u, P_qkvb), R, C, 3 * C);
         cpu_split_heads(q, kv, r->wide, s->B, r->Tl, s->NH, s->HS);
@@ -4251,7 +4507,8 @@ static int layer_forward(Rank* r, int64_t l, int again, int output, const int32_
         cpu_matmul_forward(r->narrow, atty, weight(r, u, P_attprojw), weight(r, u, P_attprojb), R, C, C);
         cpu_residual_forward(x2, x, r->narrow, center, R, C);
     }
-    if (NEEDED(A_ln2)) cpu_rmsnorm_forward(ln2, act(r, A_rstd2, l), x2, weight(r, u, P_ln2w), weight(r, u, P_ln2b), R, C);
+    if (NEEDED(A_ln2))
+        cpu_rmsnorm_forward(ln2, act(r, A_rstd2, l), x2, weight(r, u, P_ln2w), weight(r, u, P_ln2b), R, C);
     if (NEEDED(A_fch)) cpu_matmul_forward(fch, ln2, weight(r, u, P_fcw), weight(r, u, P_fcb), R, C, 4 * C);
     if (NEEDED(A_gelu)) cpu_gelu_forward(gelu, fch, R * 4 * C);
     if (!output) return 0;
@@ -4274,22 +4531,22 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     cpu_matmul_backward(r->wide, gradient(r, u, P_fcprojw), gradient(r, u, P_fcprojb), dy, act(r, A_gelu, l),
         weight(r, u, P_fcprojw), R, 4 * C, C);
     cpu_gelu_backward(r->wide, act(r, A_fch, l), R * 4 * C);
-    cpu_matmul_backward(
-        r->narrow, gradient(r, u, P_fcw), gradient(r, u, P_fcb), r->wide, act(r, A_ln2, l), weight(r, u, P_fcw), R, C, 4 * C);
-    cpu_rmsnorm_backward(
-        dx, gradient(r, u, P_ln2w), gradient(r, u, P_ln2b), r->narrow, x2, act(r, A_rstd2, l), weight(r, u, P_ln2w), R, C);
+    cpu_matmul_backward(r->narrow, gradient(r, u, P_fcw), gradient(r, u, P_fcb), r->wide, act(r, A_ln2, l),
+        weight(r, u, P_fcw), R, C, 4 * C);
+    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln2w), gradient(r, u, P_ln2b), r->narrow, x2,
+        act(r, A_rstd2, l), weight(r, u, P_ln2w), R, C);
 
     if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
     else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
-    cpu_matmul_backward(r->narrow2, gradient(r, u, P_attprojw), gradient(r, u, P_attprojb), dy, act(r, A_atty, l),
-        weight(r, u, P_attprojw), R, C, C);
-    if (cpu_attention_backward(
-            r, r->wide, r->narrow2, act(r, A_atty, l), act(r, A_lse, l), act(r, A_q, l), act(r, A_kv, l), doc_start) != 0)
+    cpu_matmul_backward(r->narrow2, gradient(r, u, P_attprojw), gradient(r, u, P_attprojb), dy,
+        act(r, A_atty, l), weight(r, u, P_attprojw), R, C, C);
+    if (cpu_attention_backward(r, r->wide, r->narrow2, act(r, A_atty, l), act(r, A_lse, l), act(r, A_q, l),
+            act(r, A_kv, l), doc_start) != 0)
         return -1;
-    cpu_matmul_backward(
-        r->narrow, gradient(r, u, P_qkvw), gradient(r, u, P_qkvb), r->wide, act(r, A_ln1, l), weight(r, u, P_qkvw), R, C, 3 * C);
-    cpu_rmsnorm_backward(
-        dx, gradient(r, u, P_ln1w), gradient(r, u, P_ln1b), r->narrow, x, act(r, A_rstd1, l), weight(r, u, P_ln1w), R, C);
+    cpu_matmul_backward(r->narrow, gradient(r, u, P_qkvw), gradient(r, u, P_qkvb), r->wide, act(r, A_ln1, l),
+        weight(r, u, P_qkvw), R, C, 3 * C);
+    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln1w), gradient(r, u, P_ln1b), r->narrow, x, act(r, A_rstd1, l),
+        weight(r, u, P_ln1w), R, C);
     return unit_gradient_end(r, u);
 }
 
@@ -4307,18 +4564,19 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     for (int64_t t = 0; t < r->R; t += r->mesh->logits_chunk) {
         int64_t rows = min_i64(r->mesh->logits_chunk, r->R - t);
         cpu_matmul_forward(r->logits, r->lnf + t * C, weight(r, 0, P_wte), NULL, rows, C, s->Vp);
-        cpu_crossentropy(r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
+        cpu_crossentropy(
+            r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
         if (training)
-            cpu_matmul_backward(
-                r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C, weight(r, 0, P_wte), rows, C, s->Vp);
+            cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C,
+                weight(r, 0, P_wte), rows, C, s->Vp);
     }
     for (int64_t t = 0; t < r->R; t++) r->loss_sum += (double)r->token_loss[t];
     if (!training) return 0;
     if (unit_gradient_end(r, 0) != 0 || unit_gather(r, u) != 0) return -1;
     memset(r->dx, 0, (size_t)(r->R * C) * sizeof(real));
     unit_gradient_begin(r, u);
-    cpu_rmsnorm_backward(
-        r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final, r->rstdf, weight(r, u, P_lnfw), r->R, C);
+    cpu_rmsnorm_backward(r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final,
+        r->rstdf, weight(r, u, P_lnfw), r->R, C);
     return unit_gradient_end(r, u);
 }
 
@@ -4328,7 +4586,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
     const int32_t *tokens = r->batch->tokens + pass * r->R, *labels = r->batch->labels + pass * r->R;
     const int32_t* doc_start = r->mesh->doc_mask ? r->batch->doc_start + pass * s->B * s->T : NULL;
-    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center, positions = positions_unit(r->layout);
+    int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center,
+        positions = positions_unit(r->layout);
     Segments rows = position_rows(r);
 #define SEQUENCE_DOCS(b) (doc_start ? doc_start + (b)*s->T : NULL)
 
@@ -4336,7 +4595,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     cpu_embedding_forward(act(r, A_x, 0), tokens, weight(r, 0, P_wte), r->R, C);
     if (unit_gather(r, positions) != 0) return -1;
     for (int64_t b = 0; b < s->B; b++)
-        cpu_position_forward(act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), weight(r, positions, P_wpe), center, C);
+        cpu_position_forward(
+            act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), weight(r, positions, P_wpe), center, C);
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
@@ -4347,7 +4607,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
 
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        if (mode == GPT2_SP_SQRT &&
+            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
             memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
                 if (layer_forward(r, j, 1, j < l, doc_start) != 0) return -1;
@@ -4359,7 +4620,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     if (unit_gradient_end(r, 0) != 0) return -1;
     unit_gradient_begin(r, positions);
     for (int64_t b = 0; b < s->B; b++)
-        cpu_position_backward(gradient(r, positions, P_wpe), r->dx + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), C);
+        cpu_position_backward(
+            gradient(r, positions, P_wpe), r->dx + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), C);
     return unit_gradient_end(r, positions);
 #undef SEQUENCE_DOCS
 }
@@ -4371,9 +4633,11 @@ static void weights_init(Rank* r, uint64_t seed) {
     for (int u = 0; u < r->layout->count; u++) {
         const Unit* unit = &r->layout->units[u];
         int sharded = unit_sharded(r, unit, 3);
-        int64_t begin = sharded ? r->world_rank * unit->slice : 0, end = sharded ? begin + unit->slice : unit->elements;
+        int64_t begin = sharded ? r->world_rank * unit->slice : 0,
+                end = sharded ? begin + unit->slice : unit->elements;
         real* out = r->weights + (sharded ? slice_at(r, unit, 3) : unit->offset);
-        uint64_t stream = (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
+        uint64_t stream =
+            (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
             if (p.unit != unit->kind) continue;
@@ -4383,8 +4647,9 @@ static void weights_init(Rank* r, uint64_t seed) {
             PARALLEL_STATIC
             for (int64_t i = max_i64(begin, at); i < stop; i++)
                 out[i - begin] = p.init == INIT_ZERO ? 0
-                    : p.init == INIT_ONE             ? 1
-                                         : (real)(scale * random_normal(seed, stream + (uint64_t)id, (uint64_t)(i - at)));
+                    : p.init == INIT_ONE
+                    ? 1
+                    : (real)(scale * random_normal(seed, stream + (uint64_t)id, (uint64_t)(i - at)));
         }
     }
 }
@@ -4408,8 +4673,9 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit); those of an
-// own unit are sums already. sums: [0] loss of the step, [1] square of the gradient's norm, alike on all ranks.
+// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit
+// by unit); those of an own unit are sums already. sums: [0] loss of the step, [1] square of the gradient's
+// norm, alike on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -4440,23 +4706,24 @@ typedef struct {
 // AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
     real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
-    real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))), correct2 = (real)(1 / (1 - pow(a->beta2, (double)a->step)));
+    real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))),
+         correct2 = (real)(1 / (1 - pow(a->beta2, (double)a->step)));
     real lr = (real)a->lr, shrink = (real)(decay ? a->lr * a->weight_decay : 0);
     PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(n, 16384); block++) {
-            int64_t end = min_i64(n, block * 16384 + 16384);
-            SIMD
-                for (int64_t i = block * 16384; i < end; i++) {
-                    real grad = g[i] * scale;
-                    m[i] = b1 * m[i] + (1 - b1) * grad;
-                    v[i] = b2 * v[i] + (1 - b2) * grad * grad;
+    for (int64_t block = 0; block < ceil_div(n, 16384); block++) {
+        int64_t end = min_i64(n, block * 16384 + 16384);
+        SIMD
+        for (int64_t i = block * 16384; i < end; i++) {
+            real grad = g[i] * scale;
+            m[i] = b1 * m[i] + (1 - b1) * grad;
+            v[i] = b2 * v[i] + (1 - b2) * grad * grad;
 #if GPT2_SP_REAL_BYTES == 8
-                    w[i] -= lr * (m[i] * correct1 / (sqrt(v[i] * correct2) + eps)) + shrink * w[i];
+            w[i] -= lr * (m[i] * correct1 / (sqrt(v[i] * correct2) + eps)) + shrink * w[i];
 #else
-                    w[i] -= lr * (m[i] * correct1 / (sqrtf(v[i] * correct2) + eps)) + shrink * w[i];
+            w[i] -= lr * (m[i] * correct1 / (sqrtf(v[i] * correct2) + eps)) + shrink * w[i];
 #endif
-                }
         }
+    }
 }
 
 // One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
@@ -4465,7 +4732,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
     for (int u = 0; u < r->layout->count; u++) {
         const Unit* unit = &r->layout->units[u];
         int sharded = unit_sharded(r, unit, 1), gather = (zero == 1 || zero == 2) && !unit->own;
-        int64_t begin = sharded ? r->world_rank * unit->slice : 0, end = sharded ? begin + unit->slice : unit->elements;
+        int64_t begin = sharded ? r->world_rank * unit->slice : 0,
+                end = sharded ? begin + unit->slice : unit->elements;
         int64_t moment = sharded ? slice_at(r, unit, 1) : unit->offset;
         real* w = r->weights + (sharded ? slice_at(r, unit, 3) : unit->offset);
         const real* g = r->gradients + (sharded ? slice_at(r, unit, 2) : unit->offset);
@@ -4474,9 +4742,13 @@ static int weights_update(Rank* r, const AdamW* adamw) {
             if (p.unit != unit->kind) continue;
             int64_t first = max_i64(begin, r->layout->within[id]),
                     last = min_i64(end, r->layout->within[id] + parameter_elements(&p)), at = first - begin;
-            if (first < last) cpu_adamw(w + at, r->m + moment + at, r->v + moment + at, g + at, last - first, adamw, p.decay);
+            if (first < last)
+                cpu_adamw(
+                    w + at, r->m + moment + at, r->v + moment + at, g + at, last - first, adamw, p.decay);
         }
-        if (gather && r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0) return -1;
+        if (gather &&
+            r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0)
+            return -1;
     }
     r->gathered = -1;
     return 0;
@@ -4491,8 +4763,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 //         state.json               step, next sample, tokens seen, and what the run was
 //         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
 // It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
-// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends
-// on dp, sp or zero.
+// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
+// dp, sp or zero.
 
 // Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
 enum { POSITION_BUCKETS = 26 };
@@ -4517,20 +4789,22 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;     // newest checkpoint; -1: none
-    int64_t resumed_step;   // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
+    int64_t saved_step;   // newest checkpoint; -1: none
+    int64_t
+        // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
+        resumed_step;
     int64_t newest_step;
-    int64_t eot;                            // the tokenizer's end-of-text token
-    int refused;                            // its memory: the mesh and the layout are whole, the ranks were not made
-    int lock_fd;                            // OUT/.lock, held while this trainer lives
-    AdamW adamw;                            // of the step that runs
-    double sums[2];                         // loss and squared gradient norm of the step that ran
-    int updated;                            // it changed the weights
-    int skipped;                            // steps in a row that were not finite
-    Evaluation evaluation;                  // that rank_evaluate adds to
-    real* collected;                        // all weights, while generate needs them whole; all gradients, during --check
-    const char* folder;                     // that rank_load reads
-    int load_moments;                       // and the moments too
+    int64_t eot;             // the tokenizer's end-of-text token
+    int refused;             // its memory: the mesh and the layout are whole, the ranks were not made
+    int lock_fd;             // OUT/.lock, held while this trainer lives
+    AdamW adamw;             // of the step that runs
+    double sums[2];          // loss and squared gradient norm of the step that ran
+    int updated;             // it changed the weights
+    int skipped;             // steps in a row that were not finite
+    Evaluation evaluation;   // that rank_evaluate adds to
+    real* collected;         // all weights, while generate needs them whole; all gradients, during --check
+    const char* folder;      // that rank_load reads
+    int load_moments;        // and the moments too
     OutFile *model_file, *optimizer_file;   // that rank_save writes
 };
 
@@ -4578,14 +4852,17 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     return status;
 }
 
-// Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.", "").
+// Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.",
+// "").
 static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
     if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
     else snprintf(out, size, "%s%s", prefix, p->hf);
 }
 
 // A parameter's rows as files have them: without the padding of the vocabulary.
-static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) { return id == P_wte ? s->V : p->rows; }
+static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) {
+    return id == P_wte ? s->V : p->rows;
+}
 
 // Calls the safetensors header's maker for every tensor of a model, in the order of the data.
 static int tensors_declare(st_header* header, const gpt2_sp* g, const char* prefix, int hf_layout, Error* e) {
@@ -4595,10 +4872,12 @@ static int tensors_declare(st_header* header, const gpt2_sp* g, const char* pref
             Parameter p = parameter(s, id);
             if (p.unit != g->layout.units[u].kind) continue;
             char name[ST_NAME_MAX];
-            uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns, shape[2] = {rows, columns};
+            uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
+                     shape[2] = {rows, columns};
             if (hf_layout && p.transposed) shape[0] = columns, shape[1] = rows;
             tensor_name(name, sizeof name, prefix, &p, u);
-            if (st_header_add(header, name, REAL_DTYPE, columns ? 2 : 1, shape, e->text, sizeof e->text) != 0) return -1;
+            if (st_header_add(header, name, REAL_DTYPE, columns ? 2 : 1, shape, e->text, sizeof e->text) != 0)
+                return -1;
         }
     return 0;
 }
@@ -4612,7 +4891,8 @@ static int header_write(OutFile* f, st_header* header, Error* e) {
     return status;
 }
 
-static int tensor_write(OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
+static int tensor_write(
+    OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
     if (!transposed) return file_write(f, data, (size_t)(rows * (columns ? columns : 1)) * sizeof(real), e);
     real* strip = (real*)malloc((size_t)(16 * rows) * sizeof(real));   // 16 columns at a time, as rows
     int status = strip ? 0 : fail(e, "out of memory");
@@ -4629,7 +4909,9 @@ static int tensor_write(OutFile* f, const real* data, int64_t rows, int64_t colu
 enum { STATE_WEIGHTS, STATE_M, STATE_V, STATE_KINDS };
 
 // What a rank holds of a kind of state, and from which --zero on that is slices.
-static real* state_of(const Rank* r, int kind) { return kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v; }
+static real* state_of(const Rank* r, int kind) {
+    return kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v;
+}
 static int state_sharded_from(int kind) { return kind == STATE_WEIGHTS ? 3 : 1; }
 
 // A buffer that holds one whole unit, not an own one, and is free between steps.
@@ -4637,41 +4919,47 @@ static real* unit_scratch(const Rank* r, int kind) {
     return kind == STATE_WEIGHTS ? r->weights_unit : r->mesh->zero >= 2 ? r->gradients_unit : r->gradients;
 }
 
-// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it together.
+// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it
+// together.
 static const real* unit_fetch(Rank* r, int kind, int u) {
     const Unit* unit = &r->layout->units[u];
     int from = state_sharded_from(kind);
     if (!unit_sharded(r, unit, from)) return state_of(r, kind) + unit->offset;
     real* whole = unit_scratch(r, kind);
     if (kind == STATE_WEIGHTS) r->gathered = u;
-    memcpy(whole + r->world_rank * unit->slice, state_of(r, kind) + slice_at(r, unit, from), (size_t)unit->slice * sizeof(real));
+    memcpy(whole + r->world_rank * unit->slice, state_of(r, kind) + slice_at(r, unit, from),
+        (size_t)unit->slice * sizeof(real));
     return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) == 0 ? whole : NULL;
 }
 
 // What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
 typedef void (*UnitTaker)(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n);
 
-// A unit of a kind of state to the first rank of each of the first `takers` processes. All ranks call it together. Of an own unit
-// one slice is there at a time: whole, it is the largest of all.
+// A unit of a kind of state to the first rank of each of the first `takers` processes. All ranks call it
+// together. Of an own unit one slice is there at a time: whole, it is the largest of all.
 static int unit_bring(Rank* r, gpt2_sp* g, int kind, int u, int takers, UnitTaker take) {
     const Unit* unit = &r->layout->units[u];
-    int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers, status = 0;
+    int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
+        status = 0;
     if (!unit->own) {
         const real* whole = unit_fetch(r, kind, u);
         if (!whole) return -1;
         if (takes) take(g, kind, u, whole, 0, unit->elements);
-        int brought = unit_sharded(r, unit, state_sharded_from(kind));   // where it has not been, the others need not be here
+        int brought = unit_sharded(
+            r, unit, state_sharded_from(kind));   // where it has not been, the others need not be here
         return brought ? r->transport.barrier(&r->transport, &r->error) : 0;
     }
     size_t bytes = (size_t)unit->slice * sizeof(real);
-    real *own = state_of(r, kind) + slice_at(r, unit, state_sharded_from(kind)), *room = takes ? (real*)malloc(bytes) : NULL;
+    real *own = state_of(r, kind) + slice_at(r, unit, state_sharded_from(kind)),
+         *room = takes ? (real*)malloc(bytes) : NULL;
     Piece* sends = (Piece*)calloc((size_t)takers, sizeof *sends);
     if (!sends || (takes && !room)) status = fail(&r->error, "out of memory for another rank's positions");
     for (int w = 0; status == 0 && w < r->mesh->world; w++) {
         Piece receive = {w, room, bytes};
         int sent = 0, received = takes && w != r->world_rank;
         for (int i = 0; w == r->world_rank && i < takers; i++)
-            if (i * local != w) sends[sent].peer = i * local, sends[sent].data = own, sends[sent++].bytes = bytes;
+            if (i * local != w)
+                sends[sent].peer = i * local, sends[sent].data = own, sends[sent++].bytes = bytes;
         if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
             r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
             status = -1;
@@ -4692,7 +4980,8 @@ static void unit_write(gpt2_sp* g, int kind, int u, const real* part, int64_t be
         if (p.unit != unit->kind || g->error.text[0]) continue;
         OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
         int64_t rows = unit->own ? n / p.columns : tensor_rows(&g->mesh.shape, id, &p);
-        tensor_write(file, part + g->layout.within[id], rows, p.columns, kind == STATE_WEIGHTS && p.transposed, &g->error);
+        tensor_write(file, part + g->layout.within[id], rows, p.columns,
+            kind == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
 static int rank_save(Rank* r, gpt2_sp* g) {
@@ -4712,7 +5001,8 @@ static int checkpoint_text(
         status = file_write(f, text, strlen(text), e);
         if (file_close(f, status == 0, e) != 0) status = -1;
         size_t used = strlen(manifest);
-        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", name, (unsigned long long)f->bytes, f->crc);
+        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", name, (unsigned long long)f->bytes,
+            f->crc);
     }
     free(f);
     return status;
@@ -4722,29 +5012,36 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
     const Shape* s = &g->mesh.shape;
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
     snprintf(out, size,
-        "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": %lld,\n  \"n_embd\": "
+        "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": "
+        "%lld,\n  \"n_embd\": "
         "%lld,\n"
-        "  \"n_positions\": %lld,\n  \"n_ctx\": %lld,\n  \"vocab_size\": %lld,\n  \"activation_function\": \"gelu_new\",\n  "
+        "  \"n_positions\": %lld,\n  \"n_ctx\": %lld,\n  \"vocab_size\": %lld,\n  \"activation_function\": "
+        "\"gelu_new\",\n  "
         "\"layer_norm_epsilon\": 1e-05,\n"
-        "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  "
+        "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  "
+        "\"resid_pdrop\": 0.0,\n  "
         "\"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"torch_dtype\": \"%s\"\n}\n",
-        g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm", g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V, (long long)g->eot,
+        g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm",
+        g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel", (long long)s->L, (long long)s->NH,
+        (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V, (long long)g->eot,
         (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
     snprintf(out, size,
-        "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, \"center\": %d, \"doc_mask\": "
+        "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, "
+        "\"center\": %d, \"doc_mask\": "
         "%d, \"data\": \"%016llx\"}\n",
-        (long long)g->step, (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed,
-        g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
+        (long long)g->step, (unsigned long long)g->next_sample, (long long)g->tokens_seen,
+        (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask,
+        (unsigned long long)g->data.fingerprint);
 }
 
 // Process 0, the one with the folder, begins with its status so far; all processes bring their ranks' slices.
 static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
-    if (g->mesh.process != 0) return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save);
+    if (g->mesh.process != 0)
+        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save);
     OutFile* files = (OutFile*)calloc(2, sizeof *files);
     if (!files) {
         if (status == 0) fail(e, "out of memory");
@@ -4769,8 +5066,8 @@ static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manife
     for (int i = 0; i < 2; i++) {
         if (file_close(&files[i], status == 0, e) != 0) status = -1;
         size_t used = strlen(manifest);
-        snprintf(
-            manifest + used, manifest_size - used, "%s %llu %08x\n", names[i], (unsigned long long)files[i].bytes, files[i].crc);
+        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", names[i],
+            (unsigned long long)files[i].bytes, files[i].crc);
         st_header_free(&headers[i]);
     }
     free(files);
@@ -4828,7 +5125,8 @@ static int checkpoint_clean(const char* out, Error* e) {
 static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
     Error* e = &g->error;
-    if (status == 0 && mkdir(folder, 0777) != 0) status = fail(e, "cannot make folder %.900s: %s", folder, strerror(errno));
+    if (status == 0 && mkdir(folder, 0777) != 0)
+        status = fail(e, "cannot make folder %.900s: %s", folder, strerror(errno));
     status = save_tensors(g, folder, status, manifest, sizeof manifest);
     config_text(g, text, sizeof text);
     if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
@@ -4853,12 +5151,14 @@ static int checkpoint_verify(const char* folder, Error* e) {
     int version = 0, files = 0, status = 0;
     char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
     char seal[16];
-    snprintf(
-        seal, sizeof seal, "crc %08x\n", last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
+    snprintf(seal, sizeof seal, "crc %08x\n",
+        last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
     if (sscanf(text, "gpt2_sp checkpoint %d", &version) != 1 || strlen(text) != size)
         status = fail(e, "%.900s: not a checkpoint's manifest", path);
-    else if (version > 1) status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
-    else if (!last || strcmp(last + 1, seal) != 0) status = fail(e, "%.900s: its own CRC does not match", path);
+    else if (version > 1)
+        status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
+    else if (!last || strcmp(last + 1, seal) != 0)
+        status = fail(e, "%.900s: its own CRC does not match", path);
     for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last; files++) {
         char name[64];
         unsigned long long bytes;
@@ -4877,15 +5177,18 @@ static int checkpoint_verify(const char* folder, Error* e) {
             break;
         }
         if (found != bytes)
-            status = fail(e, "%.700s: %llu bytes, the manifest says %llu", file, (unsigned long long)found, bytes);
-        else if (found_sum != sum) status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
+            status =
+                fail(e, "%.700s: %llu bytes, the manifest says %llu", file, (unsigned long long)found, bytes);
+        else if (found_sum != sum)
+            status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
     }
     if (status == 0 && files != 4) status = fail(e, "%.900s: names %d files, expected 4", path, files);
     free(text);
     return status;
 }
 
-// Removes whole checkpoints beyond the newest --keep. What the resumed run passed over as damaged does not count.
+// Removes whole checkpoints beyond the newest --keep. What the resumed run passed over as damaged does not
+// count.
 static int checkpoint_retire(gpt2_sp* g, Error* e) {
     int64_t *steps, kept = 0;
     int count = checkpoint_list(g->options.out, &steps, e), status = count < 0 ? -1 : 0;
@@ -4919,7 +5222,8 @@ int gpt2_sp_save(gpt2_sp* g) {
     int status = checkpoint_write(g, temporary, checkpoint_clean(out, e));
     if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
         status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
-    if (status == 0 && rename(temporary, final) != 0) status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
+    if (status == 0 && rename(temporary, final) != 0)
+        status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
     if (status == 0) status = folder_sync(out, e);
     Error later = {{0}};
     if (status != 0) folder_remove(temporary, &later);   // the first error is the one to tell
@@ -4943,11 +5247,13 @@ static int checkpoint_find(const char* out, int tell, char* folder, size_t size,
     }
     free(steps);
     if (found == 0 && count > 0)
-        return fail(e, "none of the %d checkpoints in %.300s is whole; the oldest: %.600s", count, out, why.text);
+        return fail(
+            e, "none of the %d checkpoints in %.300s is whole; the oldest: %.600s", count, out, why.text);
     return found;
 }
 
-static int st_read_real(const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
+static int st_read_real(
+    const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
 #if GPT2_SP_REAL_BYTES == 8
     return st_read_f64(f, t, first, count, out, e->text, sizeof e->text);
 #else
@@ -4955,11 +5261,11 @@ static int st_read_real(const st_file* f, const st_tensor* t, uint64_t first, ui
 #endif
 }
 
-// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored transposed all. wpe of
-// another length fits too: a shorter one is repeated (its rows stay what they were, so up to its length the model is the same), a
-// longer one cut.
-static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout, int64_t first,
-    int64_t count, real* out, Error* e) {
+// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored
+// transposed all. wpe of another length fits too: a shorter one is repeated (its rows stay what they were, so
+// up to its length the model is the same), a longer one cut.
+static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout,
+    int64_t first, int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
     Parameter p = parameter(s, id);
     tensor_name(name, sizeof name, prefix, &p, u);
@@ -4968,13 +5274,13 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
         tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
-    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns, d0 = swap ? columns : rows,
-             d1 = swap ? rows : columns;
+    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
+             d0 = swap ? columns : rows, d1 = swap ? rows : columns;
     int stretch = id == P_wpe && hf_layout && t->ndim == 2 && t->shape[0] > 0;
     if (t->ndim != (columns ? 2 : 1) || (t->shape[0] != d0 && !stretch) || (columns && t->shape[1] != d1))
         return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name,
-            (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0), (unsigned long long)d0,
-            (unsigned long long)d1);
+            (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0),
+            (unsigned long long)d0, (unsigned long long)d1);
     if (stretch) {
         for (uint64_t row = 0, n; row < (uint64_t)count; row += n) {
             uint64_t at = ((uint64_t)first + row) % t->shape[0], left = (uint64_t)count - row;
@@ -5011,8 +5317,8 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
     for (int id = 0; id < PARAMETER_COUNT; id++)
         expected += parameter(&g->mesh.shape, id).unit == UNIT_LAYER ? (int)g->mesh.shape.L : 1;
     return known == expected ? 0
-                             : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers", f->path, known,
-                                   expected, (long long)g->mesh.shape.L);
+                             : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers",
+                                   f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
 // Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
@@ -5023,25 +5329,28 @@ static int rank_load(Rank* r, gpt2_sp* g) {
     for (int kind = 0; status == 0 && kind < (g->load_moments ? STATE_KINDS : 1); kind++) {
         char path[GPT2_SP_TEXT + 64];
         st_file file;
-        snprintf(
-            path, sizeof path, "%.1000s/%s", g->folder, kind == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
+        snprintf(path, sizeof path, "%.1000s/%s", g->folder,
+            kind == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
         if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
         if (kind == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
             int from = state_sharded_from(kind), sharded = unit_sharded(r, unit, from);
             real* slice = state_of(r, kind) + slice_at(r, unit, from);
-            real* out = unit->own ? slice : sharded ? unit_scratch(r, kind) : state_of(r, kind) + unit->offset;
+            real* out = unit->own ? slice
+                : sharded         ? unit_scratch(r, kind)
+                                  : state_of(r, kind) + unit->offset;
             if (!unit->own) memset(out, 0, (size_t)unit->elements * sizeof(real));
             for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++) {
                 Parameter p = parameter(s, id);
                 if (p.unit != unit->kind) continue;
                 int64_t rows = unit->own ? unit->slice / p.columns : tensor_rows(s, id, &p),
                         first = unit->own ? r->world_rank * rows : 0;
-                status = tensor_read(
-                    &file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, first, rows, out + g->layout.within[id], &r->error);
+                status = tensor_read(&file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, first, rows,
+                    out + g->layout.within[id], &r->error);
             }
-            int64_t begin = r->world_rank * unit->slice, n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
+            int64_t begin = r->world_rank * unit->slice,
+                    n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
             if (sharded && !unit->own) memcpy(slice, out + begin, (size_t)n * sizeof(real));
         }
         st_close(&file);
@@ -5071,18 +5380,22 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     double epsilon = 1e-5;
     int status = 0;
     o->center = 1;
-    if (json_get_string(text, size, "model_type", word, sizeof word) != 1) status = fail(e, "%.900s: no `model_type`", path);
+    if (json_get_string(text, size, "model_type", word, sizeof word) != 1)
+        status = fail(e, "%.900s: no `model_type`", path);
     else if (strcmp(word, "gpt2_sp_rmsnorm") == 0) o->center = 0;
-    else if (strcmp(word, "gpt2") != 0) status = fail(e, "%.700s: model_type `%.60s`, expected gpt2", path, word);
+    else if (strcmp(word, "gpt2") != 0)
+        status = fail(e, "%.700s: model_type `%.60s`, expected gpt2", path, word);
     if (status == 0 && json_get_string(text, size, "activation_function", word, sizeof word) == 1 &&
         strcmp(word, "gelu_new") != 0 && strcmp(word, "gelu_pytorch_tanh") != 0)
         status = fail(e, "%.700s: activation_function `%.60s`, expected gelu_new", path, word);
-    if (status == 0 && json_get_double(text, size, "layer_norm_epsilon", &epsilon) == 1 && fabs(epsilon - 1e-5) > 1e-12)
+    if (status == 0 && json_get_double(text, size, "layer_norm_epsilon", &epsilon) == 1 &&
+        fabs(epsilon - 1e-5) > 1e-12)
         status = fail(e, "%.700s: layer_norm_epsilon %g, expected 1e-05", path, epsilon);
     static const struct {
         const char* key;
         int value;
-    } flags[] = {{"tie_word_embeddings", 1}, {"scale_attn_weights", 1}, {"scale_attn_by_inverse_layer_idx", 0}};
+    } flags[] = {
+        {"tie_word_embeddings", 1}, {"scale_attn_weights", 1}, {"scale_attn_by_inverse_layer_idx", 0}};
     for (int i = 0; status == 0 && i < 3; i++) {
         int flag = flags[i].value;
         if (json_get_bool(text, size, flags[i].key, &flag) < 0 || flag != flags[i].value)
@@ -5103,7 +5416,8 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     *eot = *vocab - 1;
     if (status == 0 && json_get_u64(text, size, "eos_token_id", &end) == 1) {
         *eot = (int64_t)end;
-        if (end >= (uint64_t)*vocab) status = fail(e, "%.900s: eos_token_id %llu", path, (unsigned long long)end);
+        if (end >= (uint64_t)*vocab)
+            status = fail(e, "%.900s: eos_token_id %llu", path, (unsigned long long)end);
     }
     free(text);
     return status;
@@ -5111,9 +5425,10 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
 
 // Refuses to resume a run as another one; both values are named.
 static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e) {
-    return saved == asked ? 0
-                          : fail(e, "this run was made with --%s %lld, found %lld: use another --out, or the same value", what,
-                                (long long)saved, (long long)asked);
+    return saved == asked
+        ? 0
+        : fail(e, "this run was made with --%s %lld, found %lld: use another --out, or the same value", what,
+              (long long)saved, (long long)asked);
 }
 
 static int state_read(gpt2_sp* g, const char* folder) {
@@ -5127,11 +5442,13 @@ static int state_read(gpt2_sp* g, const char* folder) {
     snprintf(path, sizeof path, "%.1000s/state.json", folder);
     char* text = file_read_text(path, 1 << 20, &size, e);
     if (!text) return -1;
-    int64_t version = json_need(text, size, "version", path, e), seed = json_need(text, size, "seed", path, e),
+    int64_t version = json_need(text, size, "version", path, e),
+            seed = json_need(text, size, "seed", path, e),
             doc_mask = json_need(text, size, "doc_mask", path, e);
     int status = version < 0 || seed < 0 || doc_mask < 0 ? -1
-        : version > 1 ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version)
-                      : 0;
+        : version > 1
+        ? fail(e, "%.800s: version %lld, made by a newer version of this program", path, (long long)version)
+        : 0;
     g->step = json_need(text, size, "step", path, e);
     g->tokens_seen = json_need(text, size, "tokens", path, e);
     int64_t next = json_need(text, size, "next_sample", path, e);
@@ -5146,9 +5463,11 @@ static int state_read(gpt2_sp* g, const char* folder) {
     if (status == 0) status = resume_same("seed", seed, g->options.seed, e);
     if (status == 0) status = resume_same("doc-mask", doc_mask, g->options.doc_mask, e);
     snprintf(now, sizeof now, "%016llx", (unsigned long long)g->data.fingerprint);
-    if (status == 0 && (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
+    if (status == 0 &&
+        (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
         status = fail(e,
-            "this run was made with the data %s, --data is %s: use another --out with --init-from %.700s, or the same shards",
+            "this run was made with the data %s, --data is %s: use another --out with --init-from %.700s, or "
+            "the same shards",
             data, now, folder);
     free(text);
     return status;
@@ -5182,7 +5501,8 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
     g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
     for (int i = 0; i < POSITION_BUCKETS; i++)
-        g->evaluation.bucket_loss[i] += sums[2 + i], g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+        g->evaluation.bucket_loss[i] += sums[2 + i],
+            g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
     return 0;
 }
 
@@ -5193,14 +5513,16 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
     for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B)) {
         int status = loader_fill(l, &l->batch[0], first, &g->error);
-        if (processes_agree(&g->host, status, NULL, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0) return -1;
+        if (processes_agree(&g->host, status, NULL, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0)
+            return -1;
     }
     return 0;
 }
 
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
-    if (sequences < 1) return fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
+    if (sequences < 1)
+        return fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
     if (evaluate_data(g, sequences) != 0) return -1;
     *loss = g->evaluation.loss / g->evaluation.count;
     return 0;
@@ -5213,8 +5535,9 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
     int64_t T = g->mesh.shape.T;
     for (int64_t d = 0; d < documents; d++) {
         synth_doc doc;
-        if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T, (int)g->options.facts,
-                (size_t)g->options.distance, &doc, g->error.text, sizeof g->error.text) != 0)
+        if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T,
+                (int)g->options.facts, (size_t)g->options.distance, &doc, g->error.text,
+                sizeof g->error.text) != 0)
             return -1;
         for (int64_t t = 0; t < T; t++) {
             r->batches[2].tokens[t] = (unsigned char)doc.text[t];
@@ -5224,7 +5547,8 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
         int status = ranks_run(g, rank_evaluate);
         for (int f = 0; status == 0 && f < doc.fact_count; f++) {
             int bucket = position_bucket((int64_t)(doc.facts[f].answer - doc.facts[f].statement)), hit = 1;
-            for (int i = 0; i < doc.facts[f].answer_length; i++) hit &= r->token_hit[(int64_t)doc.facts[f].answer - 1 + i];
+            for (int i = 0; i < doc.facts[f].answer_length; i++)
+                hit &= r->token_hit[(int64_t)doc.facts[f].answer - 1 + i];
             asked[bucket] += 1, right[bucket] += hit;
         }
         synth_free(&doc);
@@ -5250,9 +5574,11 @@ static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t cap
     int64_t n = DECODE_ROWS, C = s->C;
     memset(d, 0, sizeof *d);
     d->g = g, d->weights = weights, d->capacity = capacity;
-    real* memory = (real*)malloc((size_t)(s->L * 2 * capacity * C + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
+    real* memory =
+        (real*)malloc((size_t)(s->L * 2 * capacity * C + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
     if (!memory) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
-    d->cache = memory, d->x = memory + s->L * 2 * capacity * C, d->narrow = d->x + n * C, d->wide = d->narrow + n * C;
+    d->cache = memory, d->x = memory + s->L * 2 * capacity * C, d->narrow = d->x + n * C,
+    d->wide = d->narrow + n * C;
     d->q = d->wide + n * 4 * C, d->kv = d->q + n * C, d->out = d->kv + n * 2 * C, d->m = d->out + n * 2 * C,
     d->l = d->m + n * s->NH, d->logits = d->l + n * s->NH;
     return 0;
@@ -5268,18 +5594,19 @@ static void decoder_attention(Decoder* d, int64_t l, int64_t n, int64_t p) {
     int64_t HS = s->HS, NH = s->NH, C = s->C;
     cpu_split_heads(d->q, d->kv, d->wide, 1, n, NH, HS);
     PARALLEL_FOR
-        for (int64_t h = 0; h < NH; h++) {
-            real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
-            real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
-            memcpy(k + p * HS, d->kv + 2 * h * n * HS, (size_t)(n * HS) * sizeof(real));
-            memcpy(v + p * HS, d->kv + (2 * h + 1) * n * HS, (size_t)(n * HS) * sizeof(real));
-            memset(o, 0, (size_t)(n * HS) * sizeof(real));
-            for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
-            cpu_attention_forward_head(
-                o, m, sum, d->q + h * n * HS, k, v, n, p + n, p, 0, NULL, HS, &d->g->ranks[0].scratch[thread_index()]);
-            output_finish(o, m, sum, n, HS);
-            for (int64_t i = 0; i < n; i++) memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
-        }
+    for (int64_t h = 0; h < NH; h++) {
+        real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
+        real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
+        memcpy(k + p * HS, d->kv + 2 * h * n * HS, (size_t)(n * HS) * sizeof(real));
+        memcpy(v + p * HS, d->kv + (2 * h + 1) * n * HS, (size_t)(n * HS) * sizeof(real));
+        memset(o, 0, (size_t)(n * HS) * sizeof(real));
+        for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
+        cpu_attention_forward_head(o, m, sum, d->q + h * n * HS, k, v, n, p + n, p, 0, NULL, HS,
+            &d->g->ranks[0].scratch[thread_index()]);
+        output_finish(o, m, sum, n, HS);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
+    }
 }
 
 // Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
@@ -5290,21 +5617,28 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
     Segments place = {1, {p, 0}, {n, 0}, n};
     real rstd[DECODE_ROWS];
     cpu_embedding_forward(d->x, tokens, decoder_weight(d, 0, P_wte), n, C);
-    cpu_position_forward(d->x, &place, NULL, decoder_weight(d, positions_unit(&d->g->layout), P_wpe), center, C);
+    cpu_position_forward(
+        d->x, &place, NULL, decoder_weight(d, positions_unit(&d->g->layout), P_wpe), center, C);
     for (int u = 1; u <= (int)s->L; u++) {
-        cpu_rmsnorm_forward(d->narrow, rstd, d->x, decoder_weight(d, u, P_ln1w), decoder_weight(d, u, P_ln1b), n, C);
-        cpu_matmul_forward(d->wide, d->narrow, decoder_weight(d, u, P_qkvw), decoder_weight(d, u, P_qkvb), n, C, 3 * C);
+        cpu_rmsnorm_forward(
+            d->narrow, rstd, d->x, decoder_weight(d, u, P_ln1w), decoder_weight(d, u, P_ln1b), n, C);
+        cpu_matmul_forward(
+            d->wide, d->narrow, decoder_weight(d, u, P_qkvw), decoder_weight(d, u, P_qkvb), n, C, 3 * C);
         decoder_attention(d, u - 1, n, p);
-        cpu_matmul_forward(d->out, d->narrow, decoder_weight(d, u, P_attprojw), decoder_weight(d, u, P_attprojb), n, C, C);
+        cpu_matmul_forward(
+            d->out, d->narrow, decoder_weight(d, u, P_attprojw), decoder_weight(d, u, P_attprojb), n, C, C);
         cpu_residual_forward(d->x, d->x, d->out, center, n, C);
-        cpu_rmsnorm_forward(d->narrow, rstd, d->x, decoder_weight(d, u, P_ln2w), decoder_weight(d, u, P_ln2b), n, C);
-        cpu_matmul_forward(d->wide, d->narrow, decoder_weight(d, u, P_fcw), decoder_weight(d, u, P_fcb), n, C, 4 * C);
+        cpu_rmsnorm_forward(
+            d->narrow, rstd, d->x, decoder_weight(d, u, P_ln2w), decoder_weight(d, u, P_ln2b), n, C);
+        cpu_matmul_forward(
+            d->wide, d->narrow, decoder_weight(d, u, P_fcw), decoder_weight(d, u, P_fcb), n, C, 4 * C);
         cpu_gelu_forward(d->wide, d->wide, n * 4 * C);
-        cpu_matmul_forward(d->out, d->wide, decoder_weight(d, u, P_fcprojw), decoder_weight(d, u, P_fcprojb), n, 4 * C, C);
+        cpu_matmul_forward(
+            d->out, d->wide, decoder_weight(d, u, P_fcprojw), decoder_weight(d, u, P_fcprojb), n, 4 * C, C);
         cpu_residual_forward(d->x, d->x, d->out, center, n, C);
     }
-    cpu_rmsnorm_forward(
-        d->narrow, rstd, d->x + (n - 1) * C, decoder_weight(d, last, P_lnfw), decoder_weight(d, last, P_lnfb), 1, C);
+    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, decoder_weight(d, last, P_lnfw),
+        decoder_weight(d, last, P_lnfb), 1, C);
     cpu_matmul_forward(d->logits, d->narrow, decoder_weight(d, 0, P_wte), NULL, 1, C, s->Vp);
 }
 
@@ -5336,10 +5670,10 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
 }
 
 // Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
-// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted whole: that would take
-// longer than the model.
-static int32_t sample_token(
-    const real* logits, int64_t V, double temperature, int64_t top_k, double top_p, double unit, Candidate* candidates) {
+// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted
+// whole: that would take longer than the model.
+static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p,
+    double unit, Candidate* candidates) {
     int32_t best = 0;
     for (int64_t v = 0; v < V; v++) {
         candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
@@ -5383,19 +5717,22 @@ static int rank_collect(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count, double temperature,
-    int64_t top_k, double top_p, uint64_t seed) {
+int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
+    double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     if (prompt_count < 1 || count < 0 || count > s->T - prompt_count)
         return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all",
             (long long)prompt_count, (long long)count, (long long)s->T);
     for (int64_t i = 0; i < prompt_count; i++)
         if (prompt[i] < 0 || prompt[i] >= s->V)
-            return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i], (long long)s->V);
-    if (g->device->generate) return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
+            return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
+                (long long)s->V);
+    if (g->device->generate)
+        return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
     if (g->mesh.zero >= 3 || !positions_shared(&g->layout)) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        int status = g->collected ? ranks_run(g, rank_collect) : fail(&g->error, "out of memory for the whole weights");
+        int status = g->collected ? ranks_run(g, rank_collect)
+                                  : fail(&g->error, "out of memory for the whole weights");
         if (status != 0) {
             free(g->collected);
             g->collected = NULL;
@@ -5403,12 +5740,14 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         }
     }
 #ifdef _OPENMP
-    omp_set_num_threads(g->mesh.threads);   // each has its scratch memory; the caller's thread may be set otherwise
+    omp_set_num_threads(
+        g->mesh.threads);   // each has its scratch memory; the caller's thread may be set otherwise
 #endif
     Decoder d;
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     int64_t made = 0;
-    if (!candidates || decoder_init(&d, g, g->collected ? g->collected : g->ranks[0].weights, prompt_count + count) != 0)
+    if (!candidates ||
+        decoder_init(&d, g, g->collected ? g->collected : g->ranks[0].weights, prompt_count + count) != 0)
         made = fail(&g->error, "out of memory");
     else {
         for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
@@ -5483,16 +5822,19 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
     g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
-    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
+    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps,
+    g->adamw.weight_decay = o->weight_decay;
     if (ranks_run(g, g->device->step) != 0) return -1;
     g->step++, g->next_sample += samples, g->tokens_seen += batch->valid;
     g->skipped = g->updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
+    stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]),
+    stats->lr = g->adamw.lr;
     stats->tokens = g->tokens_seen, stats->ms = now_ms() - start, stats->updated = g->updated;
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
         return fail(&g->error,
-            "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are those before them",
+            "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are "
+            "those before them",
             (long long)g->step);
     return 0;
 }
@@ -5523,7 +5865,8 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     uint64_t bytes = 0;
     for (int r = 0; r < mesh->sp; r++) {   // replicas are alike
         uint64_t count = 0;
-        for (int i = mesh->first_rank; i < mesh->first_rank + mesh->local_ranks; i++) count += i % mesh->sp == r;
+        for (int i = mesh->first_rank; i < mesh->first_rank + mesh->local_ranks; i++)
+            count += i % mesh->sp == r;
         if (count > 0) bytes += (uint64_t)mesh->device->plan(mesh, layout, r).used * count;
     }
     return bytes;
@@ -5544,14 +5887,17 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
     return fullest;
 }
 
-// The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal; 0 if none does.
-static int64_t largest_fit(
-    const gpt2_sp_options* options, int batch, int64_t vocab, int training, const Device* device, uint64_t bytes) {
+// The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal;
+// 0 if none does.
+static int64_t largest_fit(const gpt2_sp_options* options, int batch, int64_t vocab, int training,
+    const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them (positions_own): the
-    // longest of those first, then those beyond it.
-    int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks, *asked = batch ? &o.batch_size : &o.seq_len;
-    while (o.channels % common != 0) common /= 2;   // the greatest common divisor with the padding, a power of 2
+    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them
+    // (positions_own): the longest of those first, then those beyond it.
+    int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks,
+            *asked = batch ? &o.batch_size : &o.seq_len;
+    while (o.channels % common != 0)
+        common /= 2;   // the greatest common divisor with the padding, a power of 2
     int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
     Schedule schedules[2];   // the same for every length
     Error e;
@@ -5568,8 +5914,8 @@ static int64_t largest_fit(
             memset(&layout, 0, sizeof layout);
             int64_t middle = (low + high) / 2;
             *asked = middle * step;
-            int possible =
-                mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 && layout_init(&layout, &mesh, &e) == 0;
+            int possible = mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
+                layout_init(&layout, &mesh, &e) == 0;
             if (possible && fullest_rank(&mesh, &layout).used <= bytes) fits = *asked, low = middle + 1;
             else if (!possible && o.seq_len < chunks && !batch) low = middle + 1;
             else high = middle - 1;
@@ -5586,7 +5932,8 @@ static int64_t longest_context(
 }
 
 // Why it does not fit, and what would.
-static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
+static int memory_refuse(
+    gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
     g->refused = 1;
     uint64_t rank = machine / (uint64_t)sharing;
@@ -5600,12 +5947,12 @@ static int memory_refuse(gpt2_sp* g, int64_t vocab, int training, int sharing, u
         return fail(e, "%s: no context fits, take a smaller model%s", sizes,
             training && g->mesh.world > 1 && g->mesh.zero < 3 ? " or --zero 3" : "");
     if (!training)
-        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes, (long long)o->seq_len,
-            (long long)context);
+        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes,
+            (long long)o->seq_len, (long long)context);
     if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
     if (context == 0) return fail(e, "%s: with --seq-len %lld %s", sizes, (long long)o->seq_len, other);
-    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s", sizes,
-        (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
+    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s",
+        sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
 // Ranks, memory, schedules: everything but data and weights.
@@ -5618,7 +5965,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     g->mesh.threads = mesh_threads(&g->mesh, &g->options);
     if (layout_init(&g->layout, &g->mesh, e) != 0) return -1;
     int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
-    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes, machine = g->device->memory(&g->mesh);
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes,
+             machine = g->device->memory(&g->mesh);
     if (bytes > machine) return memory_refuse(g, vocab, training, sharing, bytes, machine, e);
     if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
     int world = g->mesh.local_ranks;
@@ -5627,7 +5975,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     g->batch_ranks = (RankBatch*)calloc((size_t)world * 3, sizeof *g->batch_ranks);
     if (!g->ranks || !g->segments || !g->batch_ranks) return fail(e, "out of memory for %d ranks", world);
     if (thread_world_init(&g->world, g->mesh.first_rank, world, e) != 0) return -1;
-    for (int i = 0; i < g->mesh.sp; i++) g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
+    for (int i = 0; i < g->mesh.sp; i++)
+        g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
     for (int i = 0; i < world; i++) {
         Rank* r = &g->ranks[i];
         rank_place(r, &g->mesh, &g->layout, g->mesh.first_rank + i);
@@ -5641,7 +5990,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     return 0;
 }
 
-static Loader loader_make(gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
+static Loader loader_make(
+    gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
     Loader l;
     memset(&l, 0, sizeof l);
     l.data = data, l.T = g->mesh.shape.T, l.B = g->mesh.shape.B, l.passes = passes;
@@ -5652,12 +6002,14 @@ static Loader loader_make(gpt2_sp* g, Dataset* data, int64_t passes, int shuffle
     return l;
 }
 
-static int data_fits(const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
+static int data_fits(
+    const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
     if (d->tokens < (uint64_t)o->seq_len + 1)
-        return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)", option,
-            (unsigned long long)d->tokens, (long long)o->seq_len + 1);
+        return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)",
+            option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
     if (d->vocab > vocab)
-        return fail(e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
+        return fail(
+            e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
     return 0;
 }
 
@@ -5678,7 +6030,8 @@ static int rank_weights_init(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// A folder given by hand: with a manifest it must be whole, without one (Hugging Face's have none) it is taken as it is.
+// A folder given by hand: with a manifest it must be whole, without one (Hugging Face's have none) it is
+// taken as it is.
 static int folder_check(const char* folder, Error* e) {
     char path[GPT2_SP_TEXT + 96];
     snprintf(path, sizeof path, "%s/manifest.txt", folder);
@@ -5700,7 +6053,8 @@ static int start_compare(gpt2_sp* g, const char* folder) {
     } else if (g->options.init_from[0]) {
         snprintf(path, sizeof path, "%s/model.safetensors", g->options.init_from);
         if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
-        snprintf(text, sizeof text, "--init-from weights of %llu bytes, CRC %08x\n", (unsigned long long)bytes, crc);
+        snprintf(text, sizeof text, "--init-from weights of %llu bytes, CRC %08x\n",
+            (unsigned long long)bytes, crc);
     }
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
 }
@@ -5708,7 +6062,9 @@ static int start_compare(gpt2_sp* g, const char* folder) {
 // Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
 static int trainer_start(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64];
-    int found = g->options.out[0] ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, sizeof folder, &g->error) : 0;
+    int found = g->options.out[0]
+        ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, sizeof folder, &g->error)
+        : 0;
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
@@ -5728,23 +6084,24 @@ static int trainer_start(gpt2_sp* g) {
     int64_t vocab, eot;
     if (folder_check(g->options.init_from, &g->error) != 0) return -1;
     if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
-    if (saved.layers != g->options.layers || saved.heads != g->options.heads || saved.channels != g->options.channels ||
-        vocab != g->mesh.shape.V)
+    if (saved.layers != g->options.layers || saved.heads != g->options.heads ||
+        saved.channels != g->options.channels || vocab != g->mesh.shape.V)
         return fail(&g->error,
-            "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this run %lld, %lld, %lld "
+            "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this "
+            "run %lld, %lld, %lld "
             "and %lld",
-            g->options.init_from, (long long)saved.layers, (long long)saved.heads, (long long)saved.channels, (long long)vocab,
-            (long long)g->options.layers, (long long)g->options.heads, (long long)g->options.channels,
-            (long long)g->mesh.shape.V);
+            g->options.init_from, (long long)saved.layers, (long long)saved.heads, (long long)saved.channels,
+            (long long)vocab, (long long)g->options.layers, (long long)g->options.heads,
+            (long long)g->options.channels, (long long)g->mesh.shape.V);
     if (saved.center != g->options.center)
-        return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld", g->options.init_from,
-            (long long)saved.center, (long long)g->options.center);
+        return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
+            g->options.init_from, (long long)saved.center, (long long)g->options.center);
     g->folder = g->options.init_from, g->load_moments = 0;
     return ranks_run(g, g->device->load);
 }
 
-// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it has files must
-// agree.
+// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
+// has files must agree.
 static int option_is_own(const char* name) {
     static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
     for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
@@ -5762,13 +6119,16 @@ static int option_is_place(const char* name) {
 static int processes_meet(gpt2_sp* g) {
     gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (o->world < 2 && o->rank > 0) return fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank);
+    if (o->world < 2 && o->rank > 0)
+        return fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank);
     if (o->world < 2) return ranks_choose(o, g->device, 1, e);
     if (o->rank >= o->world)
-        return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank, (long long)o->world,
-            (long long)o->world - 1);
-    if (!o->master[0]) return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
-    if (!g->device->processes) return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
+        return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank,
+            (long long)o->world, (long long)o->world - 1);
+    if (!o->master[0])
+        return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
+    if (!g->device->processes)
+        return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
     if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
     Error unfit;
     int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
@@ -5793,8 +6153,8 @@ static int dataset_print(const Dataset* d, const char* option, char* text, size_
     for (int i = 0; i < d->count && n < (int)size; i++) {
         const tok_shard* s = &d->shards[i];
         const char* slash = strrchr(s->path, '/');
-        n += snprintf(text + n, size - (size_t)n, "--%s shard %d, %.255s, of %llu tokens, fingerprint %08x\n", option, i + 1,
-            slash ? slash + 1 : s->path, (unsigned long long)s->tokens, s->fingerprint);
+        n += snprintf(text + n, size - (size_t)n, "--%s shard %d, %.255s, of %llu tokens, fingerprint %08x\n",
+            option, i + 1, slash ? slash + 1 : s->path, (unsigned long long)s->tokens, s->fingerprint);
     }
     return n;
 }
@@ -5819,21 +6179,23 @@ static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
     if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
-    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
+    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0)
+        return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
     g->eot = g->data.eot;
     if (data_fits(&g->data, o, "data", vocab, e) != 0 ||
         (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0))
         return -1;
     if (o->val_data[0] && (g->val_data.tokenizer != g->data.tokenizer || g->val_data.vocab != g->data.vocab))
-        return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u", g->val_data.tokenizer,
-            g->val_data.vocab, g->data.tokenizer, g->data.vocab);
+        return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u",
+            g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab);
     if (trainer_init(g, vocab, 1) != 0) return -1;
     int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
     if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
-    if (work_compare(g) != 0) return -1;   // from here on process 0 has the folder: the others may look into it
+    if (work_compare(g) != 0)
+        return -1;   // from here on process 0 has the folder: the others may look into it
     if (trainer_start(g) != 0) return -1;
     loader_request(&g->loader, g->next_sample);
     return 0;
@@ -5847,7 +6209,8 @@ static int device_found(gpt2_sp* g) {
 
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
-    if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
+    if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
+        return -1;
     if (device_found(g) != 0) return -1;
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
@@ -5868,8 +6231,8 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
-// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and copying memory. The
-// fastest of a few: other work on the machine only makes one slower.
+// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and
+// copying memory. The fastest of a few: other work on the machine only makes one slower.
 static void measure_rates(Rates* rates, const Mesh* mesh) {
     int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
     real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
@@ -5894,33 +6257,37 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
         double start = now_ms();
         PARALLEL_STATIC
         for (int64_t h = 0; h < heads; h++) {   // memory: q, k, v, O, dO, dq, dk, dv (T, HS), m, l, delta (T)
-            real *q = memory + h * (8 * head + 3 * T), *o = q + 3 * head, *dq = o + 2 * head, *m = dq + 3 * head, *l = m + T;
+            real *q = memory + h * (8 * head + 3 * T), *o = q + 3 * head, *dq = o + 2 * head,
+                 *m = dq + 3 * head, *l = m + T;
             for (int64_t j = 0; j < T; j++) m[j] = -(real)INFINITY, l[j] = 0;
             cpu_attention_forward_head(o, m, l, q, q + head, q + 2 * head, T, T, 0, 0, NULL, HS, &scratch[h]);
             output_finish(o, m, l, T, HS);
-            cpu_attention_backward_head(
-                dq, dq + head, dq + 2 * head, q, q + head, q + 2 * head, o + head, m, l + T, T, T, 0, 0, NULL, HS, &scratch[h]);
+            cpu_attention_backward_head(dq, dq + head, dq + 2 * head, q, q + head, q + 2 * head, o + head, m,
+                l + T, T, T, 0, 0, NULL, HS, &scratch[h]);
         }
         attention = fmin(attention, now_ms() - start);
     }
     if (memory) rates->gflops = 2e-6 * (double)(n * n * n) / best;
     if (memory) rates->link_gbs = rates->copy_gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
     if (memory && scratch)
-        rates->attention_gflops = 3.5 * 2e-6 * (double)(heads * T * head) / attention;   // backward: 2.5 forwards
+        rates->attention_gflops =
+            3.5 * 2e-6 * (double)(heads * T * head) / attention;   // backward: 2.5 forwards
     free(memory);
     free(scratch);
 }
 
-static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load,
-    rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL, NULL, measure_rates,
-    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)}, NULL, 1};
+static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free,
+    rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
+    NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
+    NULL, 1};
 static const Device* gpt2_sp_device =
     &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
 
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
     if (g)
-        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1, g->saved_step = g->resumed_step = g->newest_step = -1;
+        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1,
+        g->saved_step = g->resumed_step = g->newest_step = -1;
     return g;
 }
 
@@ -5938,15 +6305,17 @@ static int gradients_collect(gpt2_sp* g, uint64_t sample) {
     return status;
 }
 
-// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is some 2^-24 per
-// operation; in the GPU program a sum that differs in its last bits now and then rounds to another bf16 number, 2^-8 away, in
-// the residual stream of a layer and in the gradients that pass through it. Such flips are rare and independent, so they add up
-// like the square root of the layers they pass through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is
+// some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and then rounds to
+// another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that pass through
+// it. Such flips are rare and independent, so they add up like the square root of the layers they pass
+// through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
 static double check_bound(const gpt2_sp* g) {
     return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
 }
 
-// sqrt(sum of squared differences / sum of squares) of n numbers; where all should be 0, the difference itself. size: sqrt(sum of squares).
+// sqrt(sum of squared differences / sum of squares) of n numbers; where all should be 0, the difference
+// itself. size: sqrt(sum of squares).
 static double relative_error(const real* found, const real* exact, int64_t n, double* size) {
     double difference = 0, square = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -5975,8 +6344,8 @@ static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
         }
     printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
     if (!(worst <= bound) || !(loss <= bound))
-        return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e", g->mesh.world,
-            worst, loss, bound);
+        return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e",
+            g->mesh.world, worst, loss, bound);
     return 0;
 }
 
@@ -5984,9 +6353,12 @@ static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
 static int trainer_check_ranks(gpt2_sp* g) {
     gpt2_sp_options o = g->options;
     if (g->mesh.processes > 1)
-        return fail(&g->error, "--check compares the ranks of one process; this run has %d", g->mesh.processes);
-    o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0, o.profile = 0;
-    if (g->resumed_step >= 0) snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
+        return fail(
+            &g->error, "--check compares the ranks of one process; this run has %d", g->mesh.processes);
+    o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0,
+                          o.profile = 0;
+    if (g->resumed_step >= 0)
+        snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
     o.out[0] = 0, o.save_every = 0;
     gpt2_sp* one = trainer_new(&o);
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
@@ -6033,7 +6405,8 @@ static int trainer_load(gpt2_sp* g) {
         if (found < 0) return -1;
         if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
     }
-    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0, o->zero = 0, o->schedule = GPT2_SP_DIST;
+    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0, o->zero = 0,
+    o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
     g->folder = folder;
     int status = ranks_run(g, g->device->load);
@@ -6043,7 +6416,10 @@ static int trainer_load(gpt2_sp* g) {
 
 // ===== 13. commands and main ====================================================================
 
-enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };   // the byte tokenizer: the bytes, and the token that ends a document
+enum {
+    BYTE_VOCAB = 257,
+    BYTE_EOT = 256
+};   // the byte tokenizer: the bytes, and the token that ends a document
 
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
@@ -6149,21 +6525,26 @@ static const char* human_bytes(double bytes, char* out, size_t size) {
 }
 
 // The plan's table: what is asked for, and the memory of the rank that needs most.
-static void memory_print(FILE* out, const Mesh* mesh, const Layout* layout, const gpt2_sp_options* o, const Arena* fullest) {
+static void memory_print(
+    FILE* out, const Mesh* mesh, const Layout* layout, const gpt2_sp_options* o, const Arena* fullest) {
     const Shape* s = &mesh->shape;
     char text[32];
     fprintf(out,
-        "%lld layers, %lld heads, %lld channels, context %lld, batch %lld: %.2fM parameters; dp %d x sp %d, schedule %s, "
+        "%lld layers, %lld heads, %lld channels, context %lld, batch %lld: %.2fM parameters; dp %d x sp %d, "
+        "schedule %s, "
         "recompute %s, zero %d\n\nmemory of the fullest rank\n",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B, (double)layout->parameters / 1e6,
-        mesh->dp, mesh->sp, schedule_name(o->schedule), recompute_name(mesh->recompute), mesh->zero);
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B,
+        (double)layout->parameters / 1e6, mesh->dp, mesh->sp, schedule_name(o->schedule),
+        recompute_name(mesh->recompute), mesh->zero);
     for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
-        fprintf(out, "  %-20s %12s\n", MEMORY_NAMES[i], human_bytes((double)fullest->group[i], text, sizeof text));
+        fprintf(out, "  %-20s %12s\n", MEMORY_NAMES[i],
+            human_bytes((double)fullest->group[i], text, sizeof text));
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
 }
 
-// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table comes above the line
-// that the command ends with; of several processes the first prints it, if it was refused.
+// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
+// comes above the line that the command ends with; of several processes the first prints it, if it was
+// refused.
 static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
     gpt2_sp* g = trainer_new(o);
     int status = g ? make(g) : -1;
@@ -6178,25 +6559,31 @@ static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     size_t fullest = 0;   // as `plan` has it
     char memory[32];
-    for (int i = 0; i < g->mesh.local_ranks; i++) fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
-    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n", (long long)s->L,
-        (long long)s->NH, (long long)s->C, (long long)s->V, (double)g->layout.parameters / 1e6);
-    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n", (unsigned long long)g->data.tokens,
-        g->data.count, g->data.count == 1 ? "" : "s", (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
+    for (int i = 0; i < g->mesh.local_ranks; i++)
+        fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
+    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V,
+        (double)g->layout.parameters / 1e6);
+    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n",
+        (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s",
+        (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
         g->mesh.doc_mask ? ", attention inside documents" : "");
-    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each", g->mesh.dp, g->mesh.sp,
-        schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero, g->mesh.threads,
-        g->mesh.threads == 1 ? "" : "s");
+    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each", g->mesh.dp,
+        g->mesh.sp, schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero,
+        g->mesh.threads, g->mesh.threads == 1 ? "" : "s");
     if (g->mesh.processes > 1) printf(", in %d processes", g->mesh.processes);
     printf("\n");
-    printf("memory    %s per rank, planned and allocated\n", human_bytes((double)fullest, memory, sizeof memory));
+    printf("memory    %s per rank, planned and allocated\n",
+        human_bytes((double)fullest, memory, sizeof memory));
     if (!g->options.out[0]) printf("saved     nothing: there is no --out\n");
-    printf("step      %lld tokens; from step %lld to %lld%s\n", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T),
-        (long long)g->step, (long long)g->options.steps, g->step ? " (resumed)" : "");
+    printf("step      %lld tokens; from step %lld to %lld%s\n",
+        (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step,
+        (long long)g->options.steps, g->step ? " (resumed)" : "");
     fflush(stdout);
 }
 
-// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks still can.
+// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks
+// still can.
 static int train_stop(gpt2_sp* g) {
     Error why = g->error, ignored;
     if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
@@ -6204,7 +6591,8 @@ static int train_stop(gpt2_sp* g) {
     return -1;
 }
 
-// The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0 prints.
+// The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0
+// prints.
 static int train_loop(gpt2_sp* g, FILE* log) {
     const gpt2_sp_options* o = &g->options;
     int first = g->mesh.process == 0, stop = 0, status = 0;
@@ -6219,30 +6607,36 @@ static int train_loop(gpt2_sp* g, FILE* log) {
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
         if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
         if (first) {
-            printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s", (long long)stats.step,
-                (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms, stats.tok_per_s);
+            printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s",
+                (long long)stats.step, (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms,
+                stats.tok_per_s);
             if (validate) printf("  val %.4f", val_loss);
             printf("%s\n", stats.updated ? "" : "  not finite: no update");
             fflush(stdout);
         }
         int code = log && log_step(log, &stats, validate ? &val_loss : NULL) != 0 ? errno : 0;
-        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 && first)
-            fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step, g->error.text);
+        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 &&
+            first)
+            fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step,
+                g->error.text);
         if (code != 0) status = fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(code));
     }
     if (!o->out[0] || g->saved_step == g->step) return 0;
     if (gpt2_sp_save(g) != 0) return -1;
-    if (first) printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out, (long long)g->step);
+    if (first)
+        printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out,
+            (long long)g->step);
     return 0;
 }
 
-// How launchers tell a process its place among the others: torchrun, mpirun of Open MPI and of MPICH, srun. Those of mpirun come
-// before Slurm's: it may itself use srun, whose numbers its processes then see too.
+// How launchers tell a process its place among the others: torchrun, mpirun of Open MPI and of MPICH, srun.
+// Those of mpirun come before Slurm's: it may itself use srun, whose numbers its processes then see too.
 // clang-format off
 static const struct {
     const char *rank, *world;
     const char *local_world;   // processes on this machine: if that is all, the master may be missing
-    const char *mark;          // must be set too: a batch script has Slurm's numbers, but is no task of a step
+    // must be set too: a batch script has Slurm's numbers, but is no task of a step
+    const char *mark;
 } LAUNCHERS[] = {
     {"RANK",                 "WORLD_SIZE",           "LOCAL_WORLD_SIZE",           "MASTER_ADDR"},
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
@@ -6254,45 +6648,53 @@ static const struct {
 // The first machine of "node[03-07,9],other" or of a plain list.
 static void nodelist_first(const char* list, char* out, size_t size) {
     size_t prefix = strcspn(list, "[,"), first = list[prefix] == '[' ? strcspn(list + prefix + 1, "-,]") : 0;
-    snprintf(out, size, "%.*s%.*s", (int)min_i64((int64_t)prefix, 200), list, (int)min_i64((int64_t)first, 40),
-        list + prefix + (first > 0));
+    snprintf(out, size, "%.*s%.*s", (int)min_i64((int64_t)prefix, 200), list,
+        (int)min_i64((int64_t)first, 40), list + prefix + (first > 0));
 }
 
-// --rank and --world from the environment, where the command line has neither, and --master, where it has none.
+// --rank and --world from the environment, where the command line has neither, and --master, where it has
+// none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
     char host[256] = "", text[300];
     int launcher = 0, count = (int)(sizeof LAUNCHERS / sizeof LAUNCHERS[0]);
-    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT"), *nodes = getenv("SLURM_STEP_NODELIST"),
-               *job = getenv("SLURM_JOB_ID"), *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT"),
+               *nodes = getenv("SLURM_STEP_NODELIST"), *job = getenv("SLURM_JOB_ID"),
+               *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
     if (o->world > 0 || o->rank > 0) return 0;
     while (launcher < count &&
         !(getenv(LAUNCHERS[launcher].rank) && getenv(LAUNCHERS[launcher].world) &&
             (getenv(LAUNCHERS[launcher].mark) || (launcher == 0 && o->master[0]))))
         launcher++;
     if (launcher == count && o->master[0])
-        return fail(e, "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them", o->master);
+        return fail(e,
+            "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
+            o->master);
     if (launcher == count) return 0;
     if (option_set(o, option_find("rank"), getenv(LAUNCHERS[launcher].rank), e) != 0 ||
         option_set(o, option_find("world"), getenv(LAUNCHERS[launcher].world), e) != 0) {
         Error why = *e;
-        return fail(e, "%s=%.40s, %s=%.40s: %.800s", LAUNCHERS[launcher].rank, getenv(LAUNCHERS[launcher].rank),
-            LAUNCHERS[launcher].world, getenv(LAUNCHERS[launcher].world), why.text);
+        return fail(e, "%s=%.40s, %s=%.40s: %.800s", LAUNCHERS[launcher].rank,
+            getenv(LAUNCHERS[launcher].rank), LAUNCHERS[launcher].world, getenv(LAUNCHERS[launcher].world),
+            why.text);
     }
     if (o->world < 2 || o->master[0]) return 0;
     const char* local = getenv(LAUNCHERS[launcher].local_world);
     if (address) snprintf(host, sizeof host, "%.255s", address);
     else if (nodes) nodelist_first(nodes, host, sizeof host);
     else if (local && strtoll(local, NULL, 10) == o->world) snprintf(host, sizeof host, "127.0.0.1");
-    else return fail(e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", LAUNCHERS[launcher].world, (long long)o->world);
-    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need two ports.
+    else
+        return fail(e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", LAUNCHERS[launcher].world,
+            (long long)o->world);
+    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need
+    // two ports.
     long long number = port ? strtoll(port, NULL, 10) : job ? 15000 + strtoll(job, NULL, 10) % 15000 : 29400;
     number += port && store && strcmp(store, "True") == 0;
     snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, number);
     return option_set(o, option_find("master"), text, e);
 }
 
-// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this one neither computes
-// on nor comes back, as in a GPU that waits for another for ever.
+// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
+// one neither computes on nor comes back, as in a GPU that waits for another for ever.
 typedef struct {
     gpt2_sp* g;
     pthread_t thread;
@@ -6309,11 +6711,12 @@ static void* watch_thread(void* argument) {
         world_await(w, now_ms() + 200);
         if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
             for (int i = 0; w->links && i < w->processes && why.text[0] == 0; i++)
-                if (w->links[i].gone) fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
+                if (w->links[i].gone)
+                    fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
         if (since == 0 && why.text[0]) since = now_ms();
         if (since == 0 || now_ms() - since < patience || watch->done) continue;
-        fprintf(stderr, "%s train: %s; a rank of %s does not come back from step %lld\n", program_name, why.text,
-            process_label(w, w->process).text, (long long)w->step);
+        fprintf(stderr, "%s train: %s; a rank of %s does not come back from step %lld\n", program_name,
+            why.text, process_label(w, w->process).text, (long long)w->step);
         _exit(1);
     }
     pthread_mutex_unlock(&w->mutex);
@@ -6336,7 +6739,8 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     (void)inputs;
     if (o->save_every > 0 && !o->out[0])
         return fail(e, "--save-every %lld needs --out, the run's folder", (long long)o->save_every);
-    if (o->val_every > 0 && !o->val_data[0]) return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
+    if (o->val_every > 0 && !o->val_data[0])
+        return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
     if (launch_environment(o, e) != 0) return -1;
     catch_signals();
     gpt2_sp* g = trainer_make(o, trainer_create, e);
@@ -6355,14 +6759,17 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         gpt2_sp_destroy(g);
         return -1;
     }
-    if (g->step >= o->steps && first) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
-    if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e)))) status = -1;
+    if (g->step >= o->steps && first)
+        printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
+    if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e))))
+        status = -1;
     Watch watch;
     watch_start(&watch, g);
     status = processes_agree(&g->host, status, NULL, e);
     if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
     watch_end(&watch);
-    if (log && fclose(log) != 0 && status == 0) status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+    if (log && fclose(log) != 0 && status == 0)
+        status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
     gpt2_sp_destroy(g);
     return status;
 }
@@ -6378,13 +6785,16 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
         if (status == 0 && o->json && !backward)
             printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
         if (status == 0 && o->json)
-            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, "
-                   "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, \"hash\": \"%016llx\"}",
-                backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements, cost.most_sent,
-                cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
+            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": "
+                   "%.10g, "
+                   "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
+                   "\"hash\": \"%016llx\"}",
+                backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
+                cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
         else if (status == 0)
             schedule_draw(&s, &cost, stdout),
-                printf("  proved: every pair once, every operand in time, nothing overwritten, every result home, volume as the "
+                printf("  proved: every pair once, every operand in time, nothing overwritten, every result "
+                       "home, volume as the "
                        "closed form\n%s",
                     backward ? "" : "\n");
         schedule_free(&s);
@@ -6402,22 +6812,27 @@ typedef struct {
 } TableCost;
 
 // Bytes of each whole item on the wire, rows / P tokens of it; seconds of a full pair of chunks.
-static double item_costs(
-    double item_bytes[ITEM_KINDS], const Shape* s, int P, int backward, const Device* device, const Rates* rates) {
+static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, int backward,
+    const Device* device, const Rates* rates) {
     double rows = (double)s->T / P, chunk = rows * (double)s->C;
     for (int i = 0; i < ITEM_KINDS; i++)
-        item_bytes[i] = chunk * ITEM_WIDTH[i] * device->item_bytes[i] + rows * (double)s->NH * ITEM_ROW_STATS[i] * sizeof(real);
+        item_bytes[i] = chunk * ITEM_WIDTH[i] * device->item_bytes[i] +
+            rows * (double)s->NH * ITEM_ROW_STATS[i] * sizeof(real);
     return 4 * rows * chunk * (backward ? 2.5 : 1) / (rates->attention_gflops * 1e9);   // QK^T and PV
 }
 
-// Plays a table, with or without slots. A result that arrives is added, which reads two numbers and writes one.
-static int table_play(TableCost* c, const Shape* s, const Schedule* table, const Device* device, const Rates* rates, Error* e) {
-    double item_bytes[ITEM_KINDS], unit_seconds = item_costs(item_bytes, s, table->P, table->backward, device, rates);
+// Plays a table, with or without slots. A result that arrives is added, which reads two numbers and writes
+// one.
+static int table_play(
+    TableCost* c, const Shape* s, const Schedule* table, const Device* device, const Rates* rates, Error* e) {
+    double item_bytes[ITEM_KINDS],
+        unit_seconds = item_costs(item_bytes, s, table->P, table->backward, device, rates);
     size_t ops = (size_t)table->op_count, messages = (size_t)table->message_count;
     double* seconds = (double*)calloc(ops + 2 * messages + (size_t)table->P + 1, sizeof *seconds);
     memset(c, 0, sizeof *c);
     for (size_t i = 0; seconds && i < ops; i++) {
-        double units = op_units(table, &table->ops[i]), *rank = &seconds[ops + 2 * messages + (size_t)table->ops[i].rank];
+        double units = op_units(table, &table->ops[i]),
+               *rank = &seconds[ops + 2 * messages + (size_t)table->ops[i].rank];
         seconds[i] = units * unit_seconds;
         *rank += units, c->units = fmax(c->units, *rank);
     }
@@ -6433,13 +6848,15 @@ static int table_play(TableCost* c, const Shape* s, const Schedule* table, const
     return c->seconds < 0 ? fail(e, "out of memory for a schedule of %d ranks", table->P) : 0;
 }
 
-// The time of a kind's table for P ranks, which may be more than a run can have. -1 where there is no such table.
-static int table_project(
-    TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device, const Rates* rates, Error* e) {
+// The time of a kind's table for P ranks, which may be more than a run can have. -1 where there is no such
+// table.
+static int table_project(TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device,
+    const Rates* rates, Error* e) {
     Schedule table;
     if (kind == GPT2_SP_ULYSSES &&
         s->NH % P == 0) {   // all ranks do the same: everything in, all pairs of some heads, everything out
-        double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates), share = (P - 1.0) / P;
+        double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates),
+                                  share = (P - 1.0) / P;
         double in = share * (bytes[ITEM_KV] + bytes[backward ? ITEM_QDO : ITEM_Q]);
         double out = share * (backward ? bytes[ITEM_DQ] + bytes[ITEM_DKV] : bytes[ITEM_OUT]);
         c->units = P / 2.0, c->work_seconds = c->units * unit_seconds, c->bytes = in + out;
@@ -6467,15 +6884,17 @@ typedef struct {
     double exposed_seconds;                   // of attention's: more than the busiest rank's computing
 } StepCost;
 
-static int step_cost(
-    StepCost* cost, const Mesh* mesh, const Layout* layout, Split split, int kind, const Rates* rates, Error* e) {
+static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Split split, int kind,
+    const Rates* rates, Error* e) {
     const Shape* s = &mesh->shape;
     memset(cost, 0, sizeof *cost);
-    double W = (double)split.dp * split.sp, sequences = (double)(split.passes * split.batch), word = sizeof(real);
+    double W = (double)split.dp * split.sp, sequences = (double)(split.passes * split.batch),
+           word = sizeof(real);
     double rows = (double)s->T / split.sp, layers = sequences * (double)s->L;
     double layer = 2.0 * rows * 12 * (double)(s->C * s->C), head = 2.0 * rows * (double)(s->C * s->Vp);
     // what runs again in the backward pass: all of a layer but the last projection, or nothing
-    double again = mesh->recompute >= GPT2_SP_ATTN ? 8.0 / 12 : 0, attention_runs = mesh->recompute >= GPT2_SP_LAYER ? 2 : 1;
+    double again = mesh->recompute >= GPT2_SP_ATTN ? 8.0 / 12 : 0,
+           attention_runs = mesh->recompute >= GPT2_SP_LAYER ? 2 : 1;
     cost->tokens = sequences * split.dp * (double)s->T;
     cost->matmul_flops = layers * layer * (3 + again) + sequences * 3 * head;
     for (int d = 0; d < 2; d++) {
@@ -6484,15 +6903,17 @@ static int step_cost(
         if (table_project(&table, s, kind, split.sp, d, mesh->device, rates, e) != 0) return -1;
         cost->attention_flops += runs * table.units * (d ? 2.5 : 1) * 4 * rows * rows * (double)s->C;
         cost->attention_bytes += runs * table.bytes;
-        cost->attention_seconds += runs * table.seconds, cost->exposed_seconds += runs * (table.seconds - table.work_seconds);
+        cost->attention_seconds += runs * table.seconds,
+            cost->exposed_seconds += runs * (table.seconds - table.work_seconds);
     }
     const Unit* positions = &layout->units[positions_unit(layout)];
     double shared = (double)(layout->elements - (positions->own ? positions->slice * mesh->world : 0));
     double model = shared * word * (W - 1) / W;
-    double scatters = mesh->zero >= 2 ? (double)split.passes : 1, gathers = mesh->zero >= 3 ? 2 * (double)split.passes : 1;
+    double scatters = mesh->zero >= 2 ? (double)split.passes : 1,
+           gathers = mesh->zero >= 3 ? 2 * (double)split.passes : 1;
     cost->gradient_bytes = model * (scatters + gathers);
-    cost->seconds =
-        cost->matmul_flops / (rates->gflops * 1e9) + cost->attention_seconds + cost->gradient_bytes / (rates->link_gbs * 1e9);
+    cost->seconds = cost->matmul_flops / (rates->gflops * 1e9) + cost->attention_seconds +
+        cost->gradient_bytes / (rates->link_gbs * 1e9);
     return 0;
 }
 
@@ -6514,12 +6935,13 @@ typedef struct {
     int64_t longest;                 // context that fits
     PlanSplit splits[PLAN_SPLITS];   // of as many ranks into dp x sp
     int split_count, asked, best;
-    int ranks[PLAN_RANKS], rank_count;   // that the asked schedule and length are projected to, with the asked dp
+    int ranks[PLAN_RANKS],
+        rank_count;   // that the asked schedule and length are projected to, with the asked dp
     StepCost at[PLAN_RANKS];
 } Plan;
 
-// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the asked batch if
-// it divides them.
+// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the
+// asked batch if it divides them.
 static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vocab, int sp) {
     PlanSplit* p = &plan->splits[plan->split_count];
     int dp = plan->mesh->world / sp;
@@ -6535,9 +6957,11 @@ static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vo
     memset(p, 0, sizeof *p);
     p->split.dp = dp, p->split.sp = sp, p->split.batch = batch, p->split.passes = sequences / batch;
     if (sp == options->sp)
-        p->split.batch = options->batch_size, p->split.passes = options->grad_accum, plan->asked = plan->split_count;
+        p->split.batch = options->batch_size, p->split.passes = options->grad_accum,
+        plan->asked = plan->split_count;
     o.dp = dp, o.sp = sp, o.batch_size = p->split.batch, o.grad_accum = p->split.passes;
-    if (mesh_init(&mesh, schedules, &o, vocab, 1, plan->mesh->device, &e) == 0 && layout_init(&layout, &mesh, &e) == 0 &&
+    if (mesh_init(&mesh, schedules, &o, vocab, 1, plan->mesh->device, &e) == 0 &&
+        layout_init(&layout, &mesh, &e) == 0 &&
         step_cost(&p->cost, &mesh, &layout, p->split, o.schedule, &plan->rates, &e) == 0) {
         p->bytes = fullest_rank(&mesh, &layout).used;
         p->possible = (double)p->bytes <= plan->memory;
@@ -6567,7 +6991,8 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
         Error e;
         Split split = {(int)o->dp, P, o->batch_size, o->grad_accum};
         plan->ranks[plan->rank_count] = P;
-        if (step_cost(&plan->at[plan->rank_count], plan->mesh, plan->layout, split, o->schedule, &plan->rates, &e) == 0)
+        if (step_cost(&plan->at[plan->rank_count], plan->mesh, plan->layout, split, o->schedule, &plan->rates,
+                &e) == 0)
             plan->rank_count++;
     }
 }
@@ -6576,37 +7001,47 @@ static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const Shape* s = &mesh->shape;
     const StepCost* cost = &plan->cost;
-    printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, \"batch_size\": "
-           "%lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", \"memory_bytes\": {",
-        (long long)plan->layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B,
-        mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule), recompute_name(mesh->recompute));
-    for (int i = 0; i < MEMORY_GROUP_COUNT; i++) printf("\"%s\": %zu, ", MEMORY_NAMES[i], plan->fullest.group[i]);
-    printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, \"attention_flops_per_rank\": "
-           "%.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, \"projected_seconds\": %.6g, "
-           "\"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"attention_gflops\": %.6g, \"link_gbs\": %.6g, "
+    printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, "
+           "\"batch_size\": "
+           "%lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", "
+           "\"memory_bytes\": {",
+        (long long)plan->layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C,
+        (long long)s->T, (long long)s->B, mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule),
+        recompute_name(mesh->recompute));
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
+        printf("\"%s\": %zu, ", MEMORY_NAMES[i], plan->fullest.group[i]);
+    printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, "
+           "\"attention_flops_per_rank\": "
+           "%.6g, \"attention_bytes_per_rank\": %.6g, \"gradient_bytes_per_rank\": %.6g, "
+           "\"projected_seconds\": %.6g, "
+           "\"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"attention_gflops\": %.6g, "
+           "\"link_gbs\": %.6g, "
            "\"copy_gbs\": %.6g}, \"longest_seq_len\": %lld, \"memory_limit_bytes\": %.0f",
-        plan->fullest.used, cost->tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes, cost->gradient_bytes,
-        cost->seconds, plan_speed(cost), plan->rates.gflops, plan->rates.attention_gflops, plan->rates.link_gbs,
-        plan->rates.copy_gbs, (long long)plan->longest, plan->memory);
+        plan->fullest.used, cost->tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes,
+        cost->gradient_bytes, cost->seconds, plan_speed(cost), plan->rates.gflops,
+        plan->rates.attention_gflops, plan->rates.link_gbs, plan->rates.copy_gbs, (long long)plan->longest,
+        plan->memory);
     printf(", \"projected_splits\": [");
     for (int i = 0; i < plan->split_count; i++) {
         const PlanSplit* p = &plan->splits[i];
-        printf("%s{\"dp\": %d, \"sp\": %d, \"batch_size\": %lld, \"grad_accum\": %lld, \"fits\": %s", i ? ", " : "", p->split.dp,
-            p->split.sp, (long long)p->split.batch, (long long)p->split.passes, p->possible ? "true" : "false");
+        printf("%s{\"dp\": %d, \"sp\": %d, \"batch_size\": %lld, \"grad_accum\": %lld, \"fits\": %s",
+            i ? ", " : "", p->split.dp, p->split.sp, (long long)p->split.batch, (long long)p->split.passes,
+            p->possible ? "true" : "false");
         if (p->bytes > 0)
-            printf(", \"memory_bytes\": %zu, \"seconds\": %.6g, \"tok_per_s\": %.6g", p->bytes, p->cost.seconds,
-                plan_speed(&p->cost));
+            printf(", \"memory_bytes\": %zu, \"seconds\": %.6g, \"tok_per_s\": %.6g", p->bytes,
+                p->cost.seconds, plan_speed(&p->cost));
         printf("}");
     }
     const PlanSplit* best = &plan->splits[plan->best];
-    printf("], \"best_split\": {\"dp\": %d, \"sp\": %d, \"speedup\": %.6g}, \"projected_ranks\": [", best->split.dp,
-        best->split.sp, plan_speed(&best->cost) / plan_speed(cost));
+    printf("], \"best_split\": {\"dp\": %d, \"sp\": %d, \"speedup\": %.6g}, \"projected_ranks\": [",
+        best->split.dp, best->split.sp, plan_speed(&best->cost) / plan_speed(cost));
     for (int i = 0; i < plan->rank_count; i++) {
         const StepCost* c = &plan->at[i];
-        printf("%s{\"sp\": %d, \"seconds\": %.6g, \"tok_per_s\": %.6g, \"attention_seconds\": %.6g, \"exposed_seconds\": %.6g, "
+        printf("%s{\"sp\": %d, \"seconds\": %.6g, \"tok_per_s\": %.6g, \"attention_seconds\": %.6g, "
+               "\"exposed_seconds\": %.6g, "
                "\"attention_bytes_per_rank\": %.6g}",
-            i ? ", " : "", plan->ranks[i], c->seconds, plan_speed(c), c->attention_seconds, c->exposed_seconds,
-            c->attention_bytes);
+            i ? ", " : "", plan->ranks[i], c->seconds, plan_speed(c), c->attention_seconds,
+            c->exposed_seconds, c->attention_bytes);
     }
     printf("]}\n");
 }
@@ -6616,27 +7051,34 @@ static void plan_print_splits(const Plan* plan) {
     const PlanSplit *asked = &plan->splits[plan->asked], *best = &plan->splits[plan->best];
     char text[32];
     int least = 0;
-    printf("\nthe same %d ranks split otherwise, projected\n    dp x sp   sequences       a rank      s a step     tokens/s\n",
+    printf("\nthe same %d ranks split otherwise, projected\n    dp x sp   sequences       a rank      s a "
+           "step     tokens/s\n",
         plan->mesh->world);
     for (int i = 0; i < plan->split_count; i++) {
         const PlanSplit* p = &plan->splits[i];
-        printf("  %4d x %-4d %9lld", p->split.dp, p->split.sp, (long long)(p->split.dp * p->split.batch * p->split.passes));
+        printf("  %4d x %-4d %9lld", p->split.dp, p->split.sp,
+            (long long)(p->split.dp * p->split.batch * p->split.passes));
         if (p->bytes == 0) printf("   no such schedule\n");
         else
-            printf(" %12s  %12.4g %12.4g%s\n", human_bytes((double)p->bytes, text, sizeof text), p->cost.seconds,
-                plan_speed(&p->cost), p->possible ? "" : "   does not fit");
+            printf(" %12s  %12.4g %12.4g%s\n", human_bytes((double)p->bytes, text, sizeof text),
+                p->cost.seconds, plan_speed(&p->cost), p->possible ? "" : "   does not fit");
         if (p->possible && !least) least = p->split.sp;
     }
     if (plan->best != plan->asked)
-        printf("--dp %d --sp %d would %s%.2f x the tokens per second (projected)", best->split.dp, best->split.sp,
-            asked->possible ? "give " : "fit, with ", plan_speed(&best->cost) / plan_speed(&asked->cost));
+        printf("--dp %d --sp %d would %s%.2f x the tokens per second (projected)", best->split.dp,
+            best->split.sp, asked->possible ? "give " : "fit, with ",
+            plan_speed(&best->cost) / plan_speed(&asked->cost));
     else if (!asked->possible) printf("no split fits");
-    else printf("no other split is faster than --dp %d --sp %d by a hundredth (projected)", best->split.dp, best->split.sp);
+    else
+        printf("no other split is faster than --dp %d --sp %d by a hundredth (projected)", best->split.dp,
+            best->split.sp);
     if (best->cost.tokens > asked->cost.tokens)
-        printf(", with %.0f sequences a step instead of %.0f", best->cost.tokens / (double)plan->mesh->shape.T,
+        printf(", with %.0f sequences a step instead of %.0f",
+            best->cost.tokens / (double)plan->mesh->shape.T,
             asked->cost.tokens / (double)plan->mesh->shape.T);
     if (least == 1) printf("; sequences of %lld fit one rank\n", (long long)plan->mesh->shape.T);
-    else if (least > 1) printf("; sequences of %lld need --sp %d at least\n", (long long)plan->mesh->shape.T, least);
+    else if (least > 1)
+        printf("; sequences of %lld need --sp %d at least\n", (long long)plan->mesh->shape.T, least);
     else printf("\n");
 }
 
@@ -6645,34 +7087,43 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     const StepCost* cost = &plan->cost;
     char text[32];
     memory_print(stdout, mesh, plan->layout, o, &plan->fullest);
-    printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            %12.4g FLOP on the "
+    printf("\na step of %.0f tokens\n  matrix products      %12.4g FLOP per rank\n  attention            "
+           "%12.4g FLOP on the "
            "busiest rank\n",
         cost->tokens, cost->matmul_flops, cost->attention_flops);
-    printf("  attention's exchange %12s sent per rank\n", human_bytes(cost->attention_bytes, text, sizeof text));
-    printf("  state's exchange     %12s sent per rank\n", human_bytes(cost->gradient_bytes, text, sizeof text));
-    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank (attention %.4g), %.4g GB/s per link "
+    printf(
+        "  attention's exchange %12s sent per rank\n", human_bytes(cost->attention_bytes, text, sizeof text));
+    printf(
+        "  state's exchange     %12s sent per rank\n", human_bytes(cost->gradient_bytes, text, sizeof text));
+    printf("  projected            %12.4g s = %.4g tokens/s, at %.4g GFLOP/s per rank (attention %.4g), %.4g "
+           "GB/s per link "
            "and %.4g GB/s of memory\n",
-        cost->seconds, plan_speed(cost), plan->rates.gflops, plan->rates.attention_gflops, plan->rates.link_gbs,
-        plan->rates.copy_gbs);
+        cost->seconds, plan_speed(cost), plan->rates.gflops, plan->rates.attention_gflops,
+        plan->rates.link_gbs, plan->rates.copy_gbs);
     if (plan->split_count > 1) plan_print_splits(plan);
-    printf("\nthe asked schedule on other numbers of ranks, projected from these rates (not measured; latencies are left out)\n"
+    printf("\nthe asked schedule on other numbers of ranks, projected from these rates (not measured; "
+           "latencies are left out)\n"
            "   dp x P        s a step     tokens/s  speed-up  attention s   of it waiting  sent per rank\n");
     for (int i = 0; i < plan->rank_count; i++) {
         const StepCost* c = &plan->at[i];
-        printf("  %3d x %-4d %12.4g %12.4g  %7.2fx %12.4g %14.1f%% %14s\n", mesh->dp, plan->ranks[i], c->seconds, plan_speed(c),
-            plan_speed(c) / plan_speed(&plan->at[0]), c->attention_seconds, 100 * c->exposed_seconds / c->attention_seconds,
+        printf("  %3d x %-4d %12.4g %12.4g  %7.2fx %12.4g %14.1f%% %14s\n", mesh->dp, plan->ranks[i],
+            c->seconds, plan_speed(c), plan_speed(c) / plan_speed(&plan->at[0]), c->attention_seconds,
+            100 * c->exposed_seconds / c->attention_seconds,
             human_bytes(c->attention_bytes, text, sizeof text));
     }
     human_bytes(plan->memory, text, sizeof text);
     if (plan->longest == 0) printf("\nno context fits in %s per rank\n", text);
     else
         printf("\n%sthe longest context that fits in %s per rank: %lld\n",
-            (double)plan->fullest.used > plan->memory ? "this does not fit; " : "", text, (long long)plan->longest);
+            (double)plan->fullest.used > plan->memory ? "this does not fit; " : "", text,
+            (long long)plan->longest);
 }
 
 // The rates that were given; those that were not are measured, unless another stands for them.
 static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
-    Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs, o->copy_gbs}, measured;
+    Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs,
+              o->copy_gbs},
+          measured;
     if (r.gflops > 0 && r.attention_gflops > 0 && r.link_gbs > 0 && r.copy_gbs > 0) return r;
     mesh->device->rates(&measured, mesh);
     if (r.gflops == 0) r.gflops = measured.gflops;
@@ -6698,7 +7149,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         Split asked = {mesh.dp, mesh.sp, mesh.shape.B, mesh.passes};
         plan->mesh = &mesh, plan->layout = &layout, plan->rates = plan_rates(o, &mesh),
         plan->fullest = fullest_rank(&mesh, &layout);
-        plan->memory = o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
+        plan->memory =
+            o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
         status = step_cost(&plan->cost, &mesh, &layout, asked, o->schedule, &plan->rates, e);
     }
     if (status == 0) {
@@ -6715,7 +7167,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
 }
 
 // Mean per bucket of positions (or distances), a row each.
-static void buckets_print(int json, const char* name, const char* unit, const double* sums, const double* counts) {
+static void buckets_print(
+    int json, const char* name, const char* unit, const double* sums, const double* counts) {
     const char* comma = "";
     if (json) printf(", \"%s\": [", name);
     for (int i = 0; i < POSITION_BUCKETS; i++) {
@@ -6724,7 +7177,8 @@ static void buckets_print(int json, const char* name, const char* unit, const do
         char mean[40];
         json_number(mean, sizeof mean, sums[i] / counts[i]);
         if (json)
-            printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %s, \"count\": %.0f}", comma, low, high, mean, counts[i]),
+            printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %s, \"count\": %.0f}", comma, low, high, mean,
+                counts[i]),
                 comma = ", ";
         else printf("  %8lld .. %-8lld %8.4f   (%.0f %s)\n", low, high, sums[i] / counts[i], counts[i], unit);
     }
@@ -6744,19 +7198,21 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         status = dataset_open(&g->val_data, o->data, (int)o->raw_u16, (int)o->doc_mask, &g->error);
         if (status == 0) status = data_fits(&g->val_data, &g->options, "data", g->mesh.shape.V, &g->error);
         if (status == 0 && g->val_data.eot != g->eot)
-            status = fail(&g->error, "--data ends its documents with token %u, the model with %lld: another tokenizer",
+            status = fail(&g->error,
+                "--data ends its documents with token %u, the model with %lld: another tokenizer",
                 g->val_data.eot, (long long)g->eot);
         g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
         if (status == 0) status = evaluate_data(g, o->val_sequences);
         evaluation = g->evaluation;
     }
     if (status == 0 && o->needle > 0 && g->mesh.shape.V != BYTE_VOCAB)
-        status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)", BYTE_VOCAB,
-            (long long)g->mesh.shape.V);
+        status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)",
+            BYTE_VOCAB, (long long)g->mesh.shape.V);
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
     double loss = evaluation.loss / fmax(1, evaluation.count),
-           bytes_per_token = o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
+           bytes_per_token =
+               o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
     if (status == 0 && o->json) printf("{\"from\": "), json_write_string(stdout, o->from);
     if (status == 0 && o->data[0]) {
         char number[40];
@@ -6768,13 +7224,14 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         if (bytes_per_token > 0 && o->json) printf(", \"bits_per_byte\": %s", number);
         else if (bytes_per_token > 0) printf(", %.4f bits per byte", bits);
         if (!o->json) printf("\nloss by position\n");
-        buckets_print((int)o->json, "loss_by_position", "tokens", evaluation.bucket_loss, evaluation.bucket_count);
+        buckets_print(
+            (int)o->json, "loss_by_position", "tokens", evaluation.bucket_loss, evaluation.bucket_count);
     }
     if (status == 0 && o->needle > 0) {
         if (o->json) printf(", \"needle\": %.6f, \"needle_asked\": %.0f", all_right / all_asked, all_asked);
         else
-            printf(
-                "recall %.1f %% of %.0f facts; by the bytes between fact and question\n", 100 * all_right / all_asked, all_asked);
+            printf("recall %.1f %% of %.0f facts; by the bytes between fact and question\n",
+                100 * all_right / all_asked, all_asked);
         buckets_print((int)o->json, "needle_by_distance", "facts", right, asked);
     }
     if (status == 0 && o->json) printf("}\n");
@@ -6791,16 +7248,17 @@ static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Er
         if (end == text || (*end && *end != ','))
             return fail(e, "--prompt-tokens: expected token numbers separated by commas at `%.40s`", text);
         if (token < 0 || token >= vocab)
-            return fail(e, "--prompt-tokens: %.*s is no token of the model's vocabulary, 0 to %lld", (int)min_i64(end - text, 40),
-                text, (long long)vocab - 1);
+            return fail(e, "--prompt-tokens: %.*s is no token of the model's vocabulary, 0 to %lld",
+                (int)min_i64(end - text, 40), text, (long long)vocab - 1);
         tokens[count++] = (int32_t)token;
         if (!*end) return count;
         text = end;
     }
 }
 
-// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the prompt is empty, or the
-// model's tokens are not bytes and none was given, a document begins: after the token that ended the one before.
+// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the
+// prompt is empty, or the model's tokens are not bytes and none was given, a document begins: after the token
+// that ended the one before.
 static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     const gpt2_sp_options* o = &g->options;
     int64_t V = g->mesh.shape.V, count = (int64_t)strlen(o->prompt);
@@ -6809,7 +7267,8 @@ static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     if (o->prompt_tokens[0]) return tokens_parse(o->prompt_tokens, V, tokens, e);
     if (V != BYTE_VOCAB && given && count > 0)
         return fail(e,
-            "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: give --prompt-tokens",
+            "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: give "
+            "--prompt-tokens",
             BYTE_VOCAB, (long long)V);
     if (V != BYTE_VOCAB || count == 0) count = 1, tokens[0] = (int32_t)g->eot;
     else
@@ -6827,12 +7286,12 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     int64_t prompt = tokens ? prompt_read(g, tokens, &g->error) : fail(&g->error, "out of memory");
     double start = now_ms();
     if (prompt >= T)
-        fail(&g->error, "--prompt%s has %lld tokens, the context holds %lld", o->prompt_tokens[0] ? "-tokens" : "",
-            (long long)prompt, (long long)T);
+        fail(&g->error, "--prompt%s has %lld tokens, the context holds %lld",
+            o->prompt_tokens[0] ? "-tokens" : "", (long long)prompt, (long long)T);
     else if (prompt > 0) {
         length = min_i64(length, T - prompt);
-        made =
-            gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k, o->top_p, (uint64_t)o->seed);
+        made = gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k,
+            o->top_p, (uint64_t)o->seed);
     }
     double seconds = (now_ms() - start) / 1e3;
     if (made >= 0) {
@@ -6842,8 +7301,10 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
             else printf(i ? ",%d" : "%d", tokens[prompt + i]);
         printf("\n");
         fflush(stdout);
-        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s\n", (long long)made, seconds, (double)made / seconds);
-        if (length < o->length && made == length) fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
+        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s\n", (long long)made, seconds,
+            (double)made / seconds);
+        if (length < o->length && made == length)
+            fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
     } else *e = g->error;
     free(tokens);
     gpt2_sp_destroy(g);
@@ -6878,8 +7339,8 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     p.error = &callback;
     if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
     if (!o->out[0]) return fail(e, "no --out FILE.tok");
-    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens, e->text, sizeof e->text) !=
-        0)
+    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens, e->text,
+            sizeof e->text) != 0)
         return -1;
     int status = 0;
     for (int i = 0; status == 0 && i < inputs->count; i++)
@@ -6890,8 +7351,9 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     else tok_writer_abandon(&p.writer);
     struct stat info;
     if (status == 0 && stat(o->out, &info) == 0)
-        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out, (unsigned long long)p.documents,
-            (unsigned long long)tokens, (unsigned long long)p.bytes, (long long)info.st_size);
+        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out,
+            (unsigned long long)p.documents, (unsigned long long)tokens, (unsigned long long)p.bytes,
+            (long long)info.st_size);
     return status;
 }
 
@@ -6907,12 +7369,13 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     FILE* text = jsonl ? fopen(o->out, "w") : NULL;
     if (jsonl && !text) return fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
     if (!jsonl &&
-        tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text, sizeof e->text) != 0)
+        tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text,
+            sizeof e->text) != 0)
         return -1;
     for (int64_t d = 0; status == 0 && d < o->docs; d++) {
         synth_doc doc;
-        status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts, (size_t)o->distance, &doc,
-            e->text, sizeof e->text);
+        status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts,
+            (size_t)o->distance, &doc, e->text, sizeof e->text);
         if (status != 0) break;
         if (!jsonl) status = prepare_document(&p, doc.text, doc.length, "", 0);
         else {
@@ -6920,18 +7383,20 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
             json_write_string(text, doc.text);
             fprintf(text, ", \"facts\": [");
             for (int i = 0; i < doc.fact_count; i++)
-                fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "", doc.facts[i].statement,
-                    doc.facts[i].answer, doc.facts[i].answer_length);
-            if (fprintf(text, "]}\n") < 0) status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+                fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "",
+                    doc.facts[i].statement, doc.facts[i].answer, doc.facts[i].answer_length);
+            if (fprintf(text, "]}\n") < 0)
+                status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
         }
         synth_free(&doc);
     }
-    if (jsonl && fclose(text) != 0 && status == 0) status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+    if (jsonl && fclose(text) != 0 && status == 0)
+        status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
     if (!jsonl && status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
     else if (!jsonl) tok_writer_abandon(&p.writer);
     if (status == 0)
-        printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs, (long long)o->doc_bytes,
-            (long long)o->facts);
+        printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs,
+            (long long)o->doc_bytes, (long long)o->facts);
     return status;
 }
 
@@ -6951,14 +7416,17 @@ static const Command COMMANDS[] = {
     {"sample", 'A', command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
     {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
         "--from RUN --data SHARDS [options]"},
-    {"prepare", 'R', command_prepare, 1, "turn text into token shards", "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
+    {"prepare", 'R', command_prepare, 1, "turn text into token shards",
+        "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
     {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away",
         "--out FILE.tok [options]"},
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
 MAIN_ONLY static void usage(FILE* out) {
-    fprintf(out, "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./%s [COMMAND] [--option value ...]\n\n",
+    fprintf(out,
+        "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./%s [COMMAND] [--option "
+        "value ...]\n\n",
         program_name);
     for (int i = 0; i < COMMAND_COUNT; i++) fprintf(out, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].what);
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
@@ -6976,19 +7444,21 @@ MAIN_ONLY static int program(int argc, char** argv) {
     for (int i = 0; !found && i < COMMAND_COUNT; i++)
         if (strcmp(argv[1], COMMANDS[i].name) == 0) command = &COMMANDS[i], found = 1, first = 2;
     if (!found) {
-        fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1], program_name);
+        fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1],
+            program_name);
         return 1;
     }
     gpt2_sp_options options;
     Error e = {{0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     gpt2_sp_defaults(&options);
-    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first, argv + first,
-                                    command->inputs ? &inputs : NULL, &e)
+    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first,
+                                    argv + first, command->inputs ? &inputs : NULL, &e)
                               : fail(&e, "out of memory");
     if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
     else if (status == 0) status = command->run(&options, &inputs, &e);
-    if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0) status = fail(&e, "cannot write all of the output");
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0)
+        status = fail(&e, "cannot write all of the output");
     for (char* p = e.text; *p; p++)
         if ((unsigned char)*p < ' ') *p = '?';   // a name from outside may hold a line break
     if (status < 0) fprintf(stderr, "%s %s: %s\n", program_name, command->name, e.text);

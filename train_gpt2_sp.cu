@@ -54,50 +54,52 @@
 
 // ===== 7a. attention kernels ====================================================================
 //
-// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper (sm_90a) for head sizes
-// 64 and 128, in 7b on every GPU from sm_80 on for all up to 128. attention_forward and attention_backward choose; carries of one
-// are read by the other.
+// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper
+// (sm_90a) for head sizes 64 and 128, in 7b on every GPU from sm_80 on for all up to 128. attention_forward
+// and attention_backward choose; carries of one are read by the other.
 //
-// What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos + column:
+// What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos +
+// column:
 //     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
 //     O   = softmax over visible j of (scale * q_i . k_j)  times V          lse_i = ln sum over visible j of exp(scale * q_i . k_j)
 //     dV += P^T dO      dS = P * (dO V^T - delta)      dQ += dS K (unscaled, see below)      dK += scale * dS^T Q      delta_i = dO_i . O_i
 // Rows that see no key give O = 0 and lse = -inf, and add nothing to any gradient.
 //
-// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on different GPUs. The
-// forward pass carries (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j v_j, l = sum of p_j, p_j = 2^(s_j - m),
-// s_j = scale * log2(e) * q.k_j, where m is any number that keeps the powers in range (the row maximum or one within 8 of it), in
-// base-2 units. The last launch divides and writes O and lse. The backward pass takes the lse and delta of the whole row, so its
-// launches only add: dQ, dK and dV accumulate in fp32.
-// dQ is kept without the factor `scale`, which attention_dq_finish applies once when it casts.
+// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on
+// different GPUs. The forward pass carries (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j
+// v_j, l = sum of p_j, p_j = 2^(s_j - m), s_j = scale * log2(e) * q.k_j, where m is any number that keeps the
+// powers in range (the row maximum or one within 8 of it), in base-2 units. The last launch divides and
+// writes O and lse. The backward pass takes the lse and delta of the whole row, so its launches only add: dQ,
+// dK and dV accumulate in fp32. dQ is kept without the factor `scale`, which attention_dq_finish applies once
+// when it casts.
 //
 //     attention_forward(args, stream)      one (query chunk, key chunk) pair; carry in and out optional
 //     attention_merge(...)                 adds two carries of the same rows (computed at different places), or turns one into O and lse
 //     attention_delta(...)                 delta = rowsum(dO * O)
 //     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
 //     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
-// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device each may call them at
-// the same time.
+// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device
+// each may call them at the same time.
 //
-// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension (HS) is contiguous.
-// So the packed output of a QKV GEMM (token stride 3C, head stride HS) and head-major tensors are both read in place. Copies into
-// shared memory need a base aligned to 16 bytes and strides of a multiple of 16 bytes; anything else is refused with
-// cudaErrorInvalidValue.
-// doc_start (B, Tq): absolute position of the first token of each row's document, non-decreasing along a sequence.
+// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension
+// (HS) is contiguous. So the packed output of a QKV GEMM (token stride 3C, head stride HS) and head-major
+// tensors are both read in place. Copies into shared memory need a base aligned to 16 bytes and strides of a
+// multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue. doc_start (B, Tq): absolute
+// position of the first token of each row's document, non-decreasing along a sequence.
 //
-// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq / Tk rows of this chunk of queries / keys,
-// g = lane / 4 and t = lane % 4 of a thread.
+// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq / Tk rows of this chunk
+// of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
 //
-// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and g+8 and columns
-// 8j+2t, 8j+2t+1:
-// d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in pairs it is exactly the register A operand of the next
-// wgmma.
-// Shared tiles are rows of 128 bytes in the 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)). Head
-// size 128 takes two tiles, one for each 64 columns, the second right after the first.
+// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and
+// g+8 and columns 8j+2t, 8j+2t+1: d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in
+// pairs it is exactly the register A operand of the next wgmma. Shared tiles are rows of 128 bytes in the
+// 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)). Head size 128 takes two tiles,
+// one for each 64 columns, the second right after the first.
 //
-// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction), ThunderKittens
-// (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas
-// means wgmma was serialised: treat it as an error.
+// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction),
+// ThunderKittens (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17
+// -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means wgmma was serialised: treat it as an
+// error.
 
 typedef __nv_bfloat16 bf16;
 
@@ -129,16 +131,21 @@ struct AttnForward {
     AttnView acc;       // fp32 carry O~; with m and l, read if carry_in, written if carry_out
     AttnRows m, l;      // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
     int carry_in, carry_out;
-    int* work;   // >= 4 bytes of device memory, zero before the first call; every call leaves them zero: the tile counter
+    int*
+        // >= 4 bytes of device memory, zero before the first call; every call leaves them zero: the tile
+        // counter
+        work;
 };
 struct AttnBackward {
     AttnShape s;
     AttnView q, k, v, dout;   // bf16
     AttnRows lse, delta;      // of the whole row, over all key chunks
-    AttnView dq;              // fp32 (B, NH, Tq, HS), unscaled; always added to (zeroed first if !accumulate_dq)
-    AttnView dk, dv;          // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
+    AttnView dq;       // fp32 (B, NH, Tq, HS), unscaled; always added to (zeroed first if !accumulate_dq)
+    AttnView dk, dv;   // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
-    int* work;   // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
+    int*
+        // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
+        work;
 };
 
 // --- PTX in small pieces ---
@@ -170,18 +177,18 @@ __device__ __forceinline__ void bar_arrive(uint64_t* b) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_of(b)) : "memory");
 }
 __device__ __forceinline__ void bar_expect(uint64_t* b, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes)
+                 : "memory");
 }
 __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
 #ifdef ATTN_JITTER   // one wait in that many begins some microseconds late: no order of the warps may matter
     uint32_t x = ((uint32_t)clock() + (threadIdx.x >> 5) * 0x9E3779B9u) * 0x85EBCA6Bu;
     if ((x >> 8) % ATTN_JITTER == 0) __nanosleep(x >> 20);
 #endif
-    asm volatile(
-        "{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::
-            "r"(smem_of(b)),
-        "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra "
+                 "DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(smem_of(b)),
+                 "r"(parity)
+                 : "memory");
 }
 // One thread arrives on an mbarrier for all that have read or written the buffer that it guards:
 //     statistics of rows, backward   32 lanes write -> proxy_fence, __syncwarp -> lane 0 arrives on q_full -> all wait for it ->
@@ -194,8 +201,9 @@ __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
 //     the same, backward             one thread writes -> arrives on tile_full -> all wait for it -> 352 threads read
 //     and its place again            128 threads read -> named barrier, or 32 -> __syncwarp -> the first of them arrives on
 //                                    tile_empty -> the one thread waits for it -> writes
-// A warpgroup's product is of all four warps together. racecheck follows an mbarrier only from threads that arrive on it
-// themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then it must find nothing.
+// A warpgroup's product is of all four warps together. racecheck follows an mbarrier only from threads that
+// arrive on it themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then
+// it must find nothing.
 #ifdef ATTN_ALL_ARRIVE
 static const int WARP_ARRIVALS = 32, GROUP_ARRIVALS = 128;
 #else
@@ -209,10 +217,12 @@ template <int ID, int N> __device__ __forceinline__ void named_arrive() {
     asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(N) : "memory");
 }
 
-static const uint64_t L2_FIRST = 0x12F0000000000000ull, L2_LAST = 0x14F0000000000000ull;   // evict_first, evict_last policies
+static const uint64_t L2_FIRST = 0x12F0000000000000ull,
+                      L2_LAST = 0x14F0000000000000ull;   // evict_first, evict_last policies
 __device__ __forceinline__ void tma_load(
     void* dst, const CUtensorMap* map, uint64_t* bar, int col, int row, int head, int batch, uint64_t hint) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, "
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, "
                  "%4, %5}], [%6], %7;" ::"r"(smem_of(dst)),
                  "l"(map), "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
                  : "memory");
@@ -224,18 +234,25 @@ __device__ __forceinline__ void tma_load_tile(
 #pragma unroll
     for (int col = 0; col < D; col += 64) tma_load(dst + ROWS * col, map, bar, col, row, head, batch, hint);
 }
-__device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map), "r"(col),
-                 "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
-                 : "memory");
+__device__ __forceinline__ void tma_store(
+    const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map),
+        "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
+        : "memory");
 }
-__device__ __forceinline__ void tma_add(const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
-    asm volatile("cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(map),
-                 "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
-                 : "memory");
+__device__ __forceinline__ void tma_add(
+    const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::
+            "l"(map),
+        "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
+        : "memory");
 }
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
 __device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -245,7 +262,8 @@ __device__ __forceinline__ int opaque_zero(int x) {
     asm volatile("popc.b32 %0, %1;" : "=r"(y) : "r"(x));
     return y >> 6;
 }
-// Shared memory by its own address space: accesses through the aligned base pointer would be generic, several times slower.
+// Shared memory by its own address space: accesses through the aligned base pointer would be generic, several
+// times slower.
 __device__ __forceinline__ float2 lds2(uint32_t a) {
     float2 v;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(a) : "memory");
@@ -260,11 +278,15 @@ __device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
 }
 __device__ __forceinline__ void sts4(uint32_t a, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
 }
 __device__ __forceinline__ uint4 lds4(uint32_t a) {
     uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(a) : "memory");
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(a)
+                 : "memory");
     return v;
 }
 __device__ __forceinline__ void sts1(uint32_t a, uint32_t x) {
@@ -275,7 +297,8 @@ __device__ __forceinline__ void red2(float* p, float x, float y) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
 #else
-    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y) : "memory");
+    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y)
+                 : "memory");
 #endif
 }
 __device__ __forceinline__ int load_acquire(const int* p) {
@@ -287,24 +310,28 @@ __device__ __forceinline__ void add_release(int* p, int x) {
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 __device__ __forceinline__ void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
                  : "memory");
 }
-__device__ __forceinline__ void stmatrix4_trans(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-    asm volatile(
-        "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c), "r"(d)
-        : "memory");
+__device__ __forceinline__ void stmatrix4_trans(
+    uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a),
+                 "r"(b), "r"(c), "r"(d)
+                 : "memory");
 }
 
-// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart (the high word is
-// constant: 1024 / 16 and the swizzle mode). K-major operands step 16 of K by +32 bytes (+2), M/N-major ones by 16 rows = +2048
-// bytes (+128).
-// lbo: distance to the next 64 columns, used by N-major operands wider than 64 only.
+// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart
+// (the high word is constant: 1024 / 16 and the swizzle mode). K-major operands step 16 of K by +32 bytes
+// (+2), M/N-major ones by 16 rows = +2048 bytes (+128). lbo: distance to the next 64 columns, used by N-major
+// operands wider than 64 only.
 __device__ __forceinline__ uint32_t desc_of(const void* p, uint32_t lbo = 16) {
     return (smem_of(p) & 0x3FFFF) >> 4 | (lbo >> 4) << 16;
 }
 __device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void mma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 template <int N> __device__ __forceinline__ void mma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
@@ -317,24 +344,33 @@ template <int N> __device__ __forceinline__ void hold(uint32_t (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
-template <int N> __device__ __forceinline__ void regs_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
-template <int N> __device__ __forceinline__ void regs_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> __device__ __forceinline__ void regs_up() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void regs_down() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
 
 // The accumulators of the wrappers below come first: as operands, and as they are called in the instruction.
 #define ACC_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ACC_32(d, i) \
-    ACC_4(d, i), ACC_4(d, i + 4), ACC_4(d, i + 8), ACC_4(d, i + 12), ACC_4(d, i + 16), ACC_4(d, i + 20), ACC_4(d, i + 24), \
-        ACC_4(d, i + 28)
+    ACC_4(d, i), ACC_4(d, i + 4), ACC_4(d, i + 8), ACC_4(d, i + 12), ACC_4(d, i + 16), ACC_4(d, i + 20), \
+        ACC_4(d, i + 24), ACC_4(d, i + 28)
 #define ACC_0_31 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, " \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23, %24, %25, " \
     "%26, %27, %28, %29, %30, %31"
 #define ACC_32_63 \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+    "%52, %53, %54, %55, " \
     "%56, %57, %58, %59, %60, %61, %62, %63"
 
-// d (64 x 128) = A (64 x 16, shared) * B (16 x 128, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
-template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, 0x40000040};\nmov.b64 db, {%65, "
+// d (64 x 128) = A (64 x 16, shared) * B (16 x 128, shared) + (accumulate ? d : 0); TA/TB = 1: that operand
+// is M/N-major.
+template <int TA, int TB>
+__device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, "
+                 "0x40000040};\nmov.b64 db, {%65, "
                  "0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ACC_0_31 ", " ACC_32_63
                  "}, da, db, p, 1, 1, %67, %68;\n}\n"
@@ -342,34 +378,43 @@ template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[64
                  : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
 }
 
-// d (64 x 64) = A (64 x 16, shared) * B (16 x 64, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is M/N-major.
-template <int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[32], uint32_t a, uint32_t b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\nmov.b64 da, {%32, 0x40000040};\nmov.b64 db, {%33, "
+// d (64 x 64) = A (64 x 16, shared) * B (16 x 64, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is
+// M/N-major.
+template <int TA, int TB>
+__device__ __forceinline__ void wgmma_ss(float (&d)[32], uint32_t a, uint32_t b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\nmov.b64 da, {%32, "
+                 "0x40000040};\nmov.b64 db, {%33, "
                  "0x40000040};\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31 "}, da, db, p, 1, 1, %35, %36;\n}\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31
+                 "}, da, db, p, 1, 1, %35, %36;\n}\n"
                  : ACC_32(d, 0)
                  : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
 }
 
-// d = A (64 x 16) * B (16 x N), both shared, K-major and not swizzled: core matrices of 8 rows of 16 bytes, B's of 8 columns each
-// one after the other (128 / 16 in the descriptor's high word). A has the same core matrix in all its rows (0 there).
+// d = A (64 x 16) * B (16 x N), both shared, K-major and not swizzled: core matrices of 8 rows of 16 bytes,
+// B's of 8 columns each one after the other (128 / 16 in the descriptor's high word). A has the same core
+// matrix in all its rows (0 there).
 __device__ __forceinline__ void wgmma_pick(float (&d)[64], uint32_t a, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%64, 0};\nmov.b64 db, {%65, 8};\n"
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%64, 0};\nmov.b64 "
+                 "db, {%65, 8};\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ACC_0_31 ", " ACC_32_63
                  "}, da, db, p, 1, 1, 0, 0;\n}\n"
                  : ACC_32(d, 0), ACC_32(d, 32)
                  : "r"(a), "r"(b));
 }
 __device__ __forceinline__ void wgmma_pick(float (&d)[32], uint32_t a, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%32, 0};\nmov.b64 db, {%33, 8};\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31 "}, da, db, p, 1, 1, 0, 0;\n}\n"
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%32, 0};\nmov.b64 "
+                 "db, {%33, 8};\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31
+                 "}, da, db, p, 1, 1, 0, 0;\n}\n"
                  : ACC_32(d, 0)
                  : "r"(a), "r"(b));
 }
 
 // d (64 x 64) += A (64 x 16, registers) * B (16 x 64, shared).
 template <int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+__device__ __forceinline__ void wgmma_rs(
+    float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
     asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%36, 0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31
                  "}, {%32, %33, %34, %35}, db, p, 1, 1, %37;\n}\n"
@@ -379,7 +424,8 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[32], uint32_t a0, uint32_t a
 
 // d (64 x 72) += A (64 x 16, registers) * B (16 x 72, shared).
 template <int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+__device__ __forceinline__ void wgmma_rs(
+    float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
     asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {" ACC_0_31
                  ", %32, %33, %34, %35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
@@ -389,7 +435,8 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[36], uint32_t a0, uint32_t a
 
 // d (64 x 128) += A (64 x 16, registers) * B (16 x 128, shared).
 template <int TB>
-__device__ __forceinline__ void wgmma_rs(float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+__device__ __forceinline__ void wgmma_rs(
+    float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
     asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%68, 0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ACC_0_31 ", " ACC_32_63
                  "}, {%64, %65, %66, %67}, db, p, 1, 1, %69;\n}\n"
@@ -397,19 +444,20 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[64], uint32_t a0, uint32_t a
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// --- forward ---
-// Features of the forward kernel, as bits of its template argument (the benchmark times them apart; ATTN_FWD_BEST is what
-// attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
+// --- forward --- Features of the forward kernel, as bits of its template argument (the benchmark times them
+// apart; ATTN_FWD_BEST is what attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
 enum {
     F_TURNS = 1,   // the warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
     F_ONES = 2,    // head size 64: the row sum comes out of the P V product, from a column of ones beside V
     F_IMAX = 4,    // row maxima by three-input integer maximum
-    F_SPLIT = 8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
+    F_SPLIT =
+        8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
 };
 static const int FWD_COLS = 128;
 // What head size D leaves room for: the accumulators S and O take 64 + D / 2 registers of a consumer thread.
 template <int D> struct FwdTile {
-    static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2, THREADS = 128 + 128 * GROUPS;
+    static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2,
+                     THREADS = 128 + 128 * GROUPS;
     static const int REGS_LOAD = D == 64 ? 32 : 24, REGS = D == 64 ? 160 : 240;
 };
 
@@ -428,13 +476,16 @@ struct FwdParams {
     CUtensorMap q, k, v, o;
     AttnForward a;
     int tiles, row_tiles, section;   // section: heads whose K and V stay in L2 together
-    int before;   // rows of the first tile that lie before row 0, a multiple of 64: the tile with the fewest keys is the short one
+    // rows of the first tile that lie before row 0, a multiple of 64: the tile with the fewest keys is the
+    // short one
+    int before;
 };
 struct Tile {
     int row, head, batch;
 };   // row: number of the row tile
 
-// Tile number -> what to do: sections of heads one after the other, inside a section the longest (last) row tiles first.
+// Tile number -> what to do: sections of heads one after the other, inside a section the longest (last) row
+// tiles first.
 __device__ __forceinline__ Tile fwd_tile(const FwdParams& p, int t) {
     int per = p.section * p.row_tiles, sec = t / per, r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
@@ -442,14 +493,17 @@ __device__ __forceinline__ Tile fwd_tile(const FwdParams& p, int t) {
     return {p.row_tiles - 1 - row, bh % p.a.s.NH, bh / p.a.s.NH};
 }
 // Blocks [lo, hi) of COLS keys that rows [r0, r1] of batch b see any of.
-template <int COLS> __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int r1, int& lo, int& hi) {
+template <int COLS>
+__device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int r1, int& lo, int& hi) {
     int end = s.causal ? min(s.Tk, s.q_pos - s.k_pos + r1 + 1) : s.Tk;
     hi = end > 0 ? (end + COLS - 1) / COLS : 0;
     lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / COLS : 0;
     lo = min(lo, hi);
 }
 
-__device__ __forceinline__ void take_turn(int wg) { asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory"); }
+__device__ __forceinline__ void take_turn(int wg) {
+    asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory");
+}
 template <int GROUPS> __device__ __forceinline__ void pass_turn(int wg) {
     asm volatile("bar.arrive %0, 256;" ::"r"(wg == GROUPS - 1 ? 1 : 2 + wg) : "memory");
 }
@@ -464,7 +518,8 @@ __device__ __forceinline__ float max_of_row(const float (&s)[64], int r) {
     }
     return fmaxf(a, b);
 }
-// The same by integer comparison (half the instructions): right if any score is >= 0, otherwise some value not above the maximum.
+// The same by integer comparison (half the instructions): right if any score is >= 0, otherwise some value
+// not above the maximum.
 __device__ __forceinline__ float imax_of_row(const float (&s)[64], int r) {
     int u[2];
 #pragma unroll
@@ -472,7 +527,8 @@ __device__ __forceinline__ float imax_of_row(const float (&s)[64], int r) {
         u[h] = max(__float_as_int(s[2 * r + 32 * h]), __float_as_int(s[2 * r + 32 * h + 1]));
 #pragma unroll
         for (int j = 1; j < 8; j++)
-            u[h] = __vimax3_s32(u[h], __float_as_int(s[4 * j + 2 * r + 32 * h]), __float_as_int(s[4 * j + 2 * r + 32 * h + 1]));
+            u[h] = __vimax3_s32(u[h], __float_as_int(s[4 * j + 2 * r + 32 * h]),
+                __float_as_int(s[4 * j + 2 * r + 32 * h + 1]));
     }
     return __int_as_float(max(u[0], u[1]));
 }
@@ -491,10 +547,9 @@ __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
     }
     f.exact = __any_sync(~0u, fminf(f.m[0], f.m[1]) < -64.f);
 }
-// Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no exchange between
-// lanes but one vote.
-// With integer maxima (m >= -64) a row whose scores are all negative may keep an m that they exceed by less than 2^64: in range
-// for bf16 and fp32.
+// Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no
+// exchange between lanes but one vote. With integer maxima (m >= -64) a row whose scores are all negative may
+// keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
 template <int F, int NO>
 __device__ __forceinline__ void offset_update(
     const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
@@ -517,14 +572,16 @@ __device__ __forceinline__ void offset_update(
     offset_set(f, inv_c);
 }
 
-// The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that the producer
-// announces.
-template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
+// The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that
+// the producer announces.
+template <int D, int F>
+__device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
     const int NO = (F & F_ONES) ? 36 : D / 2, PARTS = 1 << (F / F_SPLIT);
     const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
     static_assert(!(F & F_ONES) || D == 64, "a column of ones fits beside 64 columns of V");
     const AttnShape& sh = p.a.s;
-    const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, wrow = (tid >> 5) * 16 + g;
+    const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2,
+              wrow = (tid >> 5) * 16 + g;
     const float c = sh.scale * LOG2E, inv_c = 1.f / c;
     float s[64], o[NO], l[2];
     Offset f;
@@ -568,7 +625,9 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
                 f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
-                l[r] = in && (t2 == 0 || (F & F_ONES)) ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] : 0.f;
+                l[r] = in && (t2 == 0 || (F & F_ONES))
+                    ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r]
+                    : 0.f;
             }
             if (F & F_ONES) o[NO - 4] = o[NO - 3] = l[0], o[NO - 2] = o[NO - 1] = l[1];
         } else {
@@ -578,8 +637,9 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
         }
         offset_set(f, inv_c);
 
-        // One thread gives a buffer back for its warpgroup. Where a product comes first, that has brought the four warps
-        // together; elsewhere this does, so that none is still waiting for a phase of a barrier when the next but one begins.
+        // One thread gives a buffer back for its warpgroup. Where a product comes first, that has brought the
+        // four warps together; elsewhere this does, so that none is still waiting for a phase of a barrier
+        // when the next but one begins.
         auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
         auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
             bar_wait(&sm.k_full[kst], kph);
@@ -594,16 +654,16 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
             const uint32_t dk = desc_of(sm.k[kst]);
 #pragma unroll
             for (int kk = 0; kk < D / 16; kk++)
-                wgmma_ss<0, 0>(
-                    s, dq + (kk >> 2) * 8 * ROWS + (kk & 3) * 2, dk + (kk >> 2) * 8 * FWD_COLS + (kk & 3) * 2, kk != 0);
+                wgmma_ss<0, 0>(s, dq + (kk >> 2) * 8 * ROWS + (kk & 3) * 2,
+                    dk + (kk >> 2) * 8 * FWD_COLS + (kk & 3) * 2, kk != 0);
             mma_commit();
         };
         auto scores_done = [&]() {
             if (tid == 0) bar_arrive(&sm.k_empty[kst]);
             if (++kst == STAGES) kst = 0, kph ^= 1;
         };
-        // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is computed; then S of the
-        // next block if `more`.
+        // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is
+        // computed; then S of the next block if `more`.
         auto block = [&](int n, bool more) {
             if (n >= mask_from || n < mask_below) {
                 int k0 = n * FWD_COLS;
@@ -646,7 +706,8 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
                     hold(s);
                 }
 #pragma unroll
-                for (int e = 0; e < 32 / PARTS; e++) asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
+                for (int e = 0; e < 32 / PARTS; e++)
+                    asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
                 mma_fence();
 #pragma unroll
                 for (int e = 0; e < 8 / PARTS; e++) {
@@ -692,7 +753,8 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
             l[0] = o[NO - 4], l[1] = o[NO - 2];
         } else {
 #pragma unroll
-            for (int r = 0; r < 2; r++) l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
+            for (int r = 0; r < 2; r++)
+                l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
         }
         if (p.a.carry_out) {
 #pragma unroll
@@ -720,22 +782,25 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
             float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
             if (tid == 0) bulk_wait_read();   // the previous tile has left the staging area
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
-            // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1), (rows 8-15, piece
-            // 2j+1)
+            // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1),
+            // (rows 8-15, piece 2j+1)
             uint32_t base = smem_of(sm.o[wg]);
             int r = (tid >> 5) * 16 + (lane & 15);
 #pragma unroll
             for (int j = 0; j < D / 16; j++) {
-                uint32_t addr = base + (j >> 2) * 8192 + r * 128 + (((2 * (j & 3) + (lane >> 4)) ^ (r & 7)) << 4);
+                uint32_t addr =
+                    base + (j >> 2) * 8192 + r * 128 + (((2 * (j & 3) + (lane >> 4)) ^ (r & 7)) << 4);
                 stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]),
-                    pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]), pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]),
+                    pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]),
+                    pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]),
                     pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
             }
             proxy_fence();
             asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
             if (tid == 0) {
 #pragma unroll
-                for (int col = 0; col < D; col += 64) tma_store(&p.o, sm.o[wg] + 64 * col, col, r0, w.head, w.batch);
+                for (int col = 0; col < D; col += 64)
+                    tma_store(&p.o, sm.o[wg] + 64 * col, col, r0, w.head, w.batch);
                 bulk_commit();
             }
         }
@@ -745,21 +810,22 @@ template <int D, int F> __device__ __forceinline__ void fwd_consumer(const FwdPa
 }
 
 // O = softmax(scale Q K^T + mask) V for tiles of 192 rows (128 with head size 128), keys from right to left.
-// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), the other three (two) own 64 rows each and skip blocks
-// their rows do not see.
-// Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of
-// heads).
-// From: FlashAttention-3 (three consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its
-// own: P V goes out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
+// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), the other three (two) own 64 rows
+// each and skip blocks their rows do not see. Work: 4 D FLOP and one exponential per visible (row, key);
+// reads Q, O once, K and V once per row tile (from L2: sections of heads). From: FlashAttention-3 (three
+// consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes
+// out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
 // between lanes unless the maximum has moved.
 template <int D, int F>
-__global__ void __launch_bounds__(FwdTile<D>::THREADS, 1) attention_forward_kernel(const __grid_constant__ FwdParams p) {
+__global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
+    attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
     FwdSmem<D>& sm = *(FwdSmem<D>*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
     const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++) bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], GROUPS * GROUP_ARRIVALS);
+        for (int i = 0; i < 2; i++)
+            bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], GROUPS * GROUP_ARRIVALS);
         for (int i = 0; i < STAGES; i++)
             bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], GROUPS),
                 bar_init(&sm.v_empty[i], GROUPS);
@@ -796,7 +862,8 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1) attention_forward_kern
                     if (n >= lo) {
                         bar_wait(&sm.k_empty[st], ph);
                         bar_expect(&sm.k_full[st], sizeof sm.k[0]);
-                        tma_load_tile<D, FWD_COLS>(sm.k[st], &p.k, &sm.k_full[st], n * FWD_COLS, w.head, w.batch, L2_LAST);
+                        tma_load_tile<D, FWD_COLS>(
+                            sm.k[st], &p.k, &sm.k_full[st], n * FWD_COLS, w.head, w.batch, L2_LAST);
                         if (++st == STAGES) st = 0, ph ^= 1;
                     }
                     if (n < hi - 1) {
@@ -821,12 +888,14 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1) attention_forward_kern
 // --- backward ---
 static const int BWD_COLS = 128;   // keys of one block
 static const int BWD_Q = 3;        // tiles of Q in shared memory: S runs one step ahead
-// Head size 128 has steps of half the queries, so that a step's products, tiles and registers are as large as with 64: S and dP
-// give up what dK and dV need.
+// Head size 128 has steps of half the queries, so that a step's products, tiles and registers are as large as
+// with 64: S and dP give up what dK and dV need.
 template <int D> struct BwdTile {
     static const int ROWS = D == 64 ? 128 : 64;   // queries of one step
-    static const int EARLY = ROWS * 3 / 8;   // exponentials (of ROWS / 2 per thread) before dP is issued: the others run under it
-    static const bool BY_QUERIES = D == 64;   // dQ falls to the two warpgroups by 64 queries, or else by 64 columns of the head
+    static const int EARLY =
+        ROWS * 3 / 8;   // exponentials (of ROWS / 2 per thread) before dP is issued: the others run under it
+    static const bool BY_QUERIES =
+        D == 64;   // dQ falls to the two warpgroups by 64 queries, or else by 64 columns of the head
 };
 
 template <int D> struct BwdSmem {
@@ -835,16 +904,20 @@ template <int D> struct BwdSmem {
     bf16 q[BWD_Q][ROWS * D], dout[2][ROWS * D];
     bf16 ds[2][2][ROWS * 64];   // dS (ROWS queries x 128 keys), key halves apart, two steps deep
     float dq[2][2][64 * 32];    // staging of dQ: [part = warpgroup][half of its 64 columns]
-    // What S and dP begin with: -lse/scale and -delta of each query, each as the sum of three bf16 numbers; and two zeros. A
-    // product with `pick` spreads them over the accumulators, where loads would write every register through shared memory. Where
-    // one of a query's numbers is not finite, all that comes of the query is NaN.
+    // What S and dP begin with: -lse/scale and -delta of each query, each as the sum of three bf16 numbers;
+    // and two zeros. A product with `pick` spreads them over the accumulators, where loads would write every
+    // register through shared memory. Where one of a query's numbers is not finite, all that comes of the
+    // query is NaN.
     bf16 stats[BWD_Q][ROWS * 8];
-    bf16 pick[4][64];       // core matrices: ones for the three numbers of lse, zeros for K 8 to 15, the same for delta
+    bf16 pick
+        [4]
+        [64];   // core matrices: ones for the three numbers of lse, zeros for K 8 to 15, the same for delta
     int doc[BWD_Q][ROWS];   // first visible key column of each query
-    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2], ds_free[2];
+    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2],
+        ds_free[2];
     uint64_t tile_full[2], tile_empty[2];
-    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of all tiles before, by
-    // which the rings of dO and dS go on; parity of kv_full.
+    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of
+    // all tiles before, by which the rings of dO and dS go on; parity of kv_full.
     int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
     float c;   // scale * log2(e)
 };
@@ -852,19 +925,22 @@ struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
     AttnBackward a;
     int row_tiles, col_tiles, section, tiles;
-    int* turn;   // (B*NH, row_tiles, 2): blocks of keys that have added to this dQ tile, for the deterministic order
+    int*
+        // (B*NH, row_tiles, 2): blocks of keys that have added to this dQ tile, for the deterministic order
+        turn;
 };
 enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
-// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a section the longest
-// (first) blocks of keys first.
+// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a
+// section the longest (first) blocks of keys first.
 __device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
     int per = p.section * p.col_tiles, sec = t / per, r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
     int n = r / heads, bh = sec * p.section + r - n * heads;
     return {n, bh % p.a.s.NH, bh / p.a.s.NH};
 }
-// At p: a as the sum of three bf16 numbers, each the rounded rest of those before it (3 x 8 bits: all of fp32's 24), and b.
+// At p: a as the sum of three bf16 numbers, each the rounded rest of those before it (3 x 8 bits: all of
+// fp32's 24), and b.
 __device__ __forceinline__ void store_stats(bf16* p, float a, float b) {
     float rest[2] = {a, b};
     uint32_t part[3];
@@ -878,7 +954,8 @@ __device__ __forceinline__ void store_stats(bf16* p, float a, float b) {
 }
 
 // First and one past the last tile of ROWS queries that sees any key of tile n of COLS keys.
-template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
+template <int ROWS, int COLS>
+__device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
     int k0 = n * COLS, k1 = min(k0 + COLS, s.Tk) - 1, end = s.Tq;
     lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / ROWS : 0;
     if (s.doc_start) {   // the first row whose document starts after key k1
@@ -893,11 +970,14 @@ template <int ROWS, int COLS> __device__ __forceinline__ void query_range(const 
     hi = max(lo, (end + ROWS - 1) / ROWS);
 }
 
-// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and its part of dQ.
-template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem<D>& sm, const int wg) {
+// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and
+// its part of dQ.
+template <int D>
+__device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem<D>& sm, const int wg) {
     const int ROWS = BwdTile<D>::ROWS, EARLY = BwdTile<D>::EARLY, NS = ROWS / 2;
     const bool BY_QUERIES = BwdTile<D>::BY_QUERIES;
-    // Descriptors of products over the head dimension step to its second 64 columns; those across it find them by themselves.
+    // Descriptors of products over the head dimension step to its second 64 columns; those across it find
+    // them by themselves.
     const int KEYS_ON = 8 * BWD_COLS, ROWS_ON = 8 * ROWS, ACROSS = D > 64 ? (ROWS_ON - 1) << 16 : 0;
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
@@ -905,29 +985,31 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
     const int rel = sh.q_pos - sh.k_pos;
     const uint32_t da_k = desc_of(sm.k + wg * 64 * 64), da_v = desc_of(sm.v + wg * 64 * 64),
                    db_k = desc_of(sm.k + (BY_QUERIES ? 0 : wg * BWD_COLS * 64));
-    // The 8 queries 0 to 7 of a core matrix of dS lie in its rows 0, 4, 1, 5, 2, 6, 3, 7, so that lane group g of dQ = dS K holds
-    // query `gq`: 0, 2, 4, 6, 1, 3, 5, 7. The lanes that store together then hold every other row of the staging area, whose
-    // swizzled pieces fall into different banks.
+    // The 8 queries 0 to 7 of a core matrix of dS lie in its rows 0, 4, 1, 5, 2, 6, 3, 7, so that lane group
+    // g of dQ = dS K holds query `gq`: 0, 2, 4, 6, 1, 3, 5, 7. The lanes that store together then hold every
+    // other row of the staging area, whose swizzled pieces fall into different banks.
     const int gq = (g & 3) * 2 + (g >> 2), dsq = (lane & 1) * 4 + ((lane & 7) >> 1);
-    // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key pieces 2w and 2w+1,
-    // lanes 16-31 the next 8 queries
+    // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key
+    // pieces 2w and 2w+1, lanes 16-31 the next 8 queries
     const int dsrow = dsq + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
     const uint32_t dsoff = dsrow * 128 + ((dspiece ^ dsq) << 4);
     const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + gq) * 128 + (t2 & 2) * 4;
     float dk[D / 2], dv[D / 2];
     int lo, hi, k0, shift;
-    // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always have something
-    // queued: dQ(m - 2) and dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and dQ(m - 1). dQ lags by a step so
-    // that the warpgroups need not be in step.
+    // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always
+    // have something queued: dQ(m - 2) and dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and
+    // dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
     float s[NS], dq[32];
-    int qst = 0, qph = 0;                                                                    // ring position of Q(m)
-    const uint32_t da_lse = desc_of(sm.pick[0], 128), da_delta = desc_of(sm.pick[2], 128);   // K 8 to 15: 128 bytes on, zeros
-    auto scores = [&](int st) {   // S^T = K Q^T - lse / scale, asynchronous
+    int qst = 0, qph = 0;   // ring position of Q(m)
+    const uint32_t da_lse = desc_of(sm.pick[0], 128),
+                   da_delta = desc_of(sm.pick[2], 128);   // K 8 to 15: 128 bytes on, zeros
+    auto scores = [&](int st) {                           // S^T = K Q^T - lse / scale, asynchronous
         const uint32_t db_q = desc_of(sm.q[st]);
         wgmma_pick(s, da_lse, desc_of(sm.stats[st], 0));   // 0: K 8 to 15, times zeros, are K 0 to 7 again
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++)
-            wgmma_ss<0, 0>(s, da_k + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_q + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
+            wgmma_ss<0, 0>(
+                s, da_k + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_q + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
         mma_commit();
     };
     auto send_dq = [&]() {   // dQ to the staging area and on to warps 2 and 3
@@ -947,7 +1029,8 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
         hold(dq);
         mma_fence();
 #pragma unroll
-        for (int kk = 0; kk < 8; kk++) wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * ROWS_ON + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
+        for (int kk = 0; kk < 8; kk++)
+            wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * ROWS_ON + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
         mma_commit();
     };
     auto step = [&](int m, bool first, bool more) {
@@ -969,7 +1052,8 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
         }
 #pragma unroll
         for (int i = 0; i < EARLY; i++) s[i] = exp2_fast(s[i] * c);
-        // ptxas would sink these exponentials below the wait for dQ; a zero that depends on them, in the parity, keeps them here
+        // ptxas would sink these exponentials below the wait for dQ; a zero that depends on them, in the
+        // parity, keeps them here
         int bits = 0;
 #pragma unroll
         for (int i = 0; i < EARLY; i++) bits |= __float_as_int(s[i]);
@@ -986,14 +1070,15 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
         wgmma_pick(dp, da_delta, desc_of(sm.stats[qst], 0));
 #pragma unroll
         for (int kk = 0; kk < D / 16; kk++)
-            wgmma_ss<0, 0>(dp, da_v + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_do + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
+            wgmma_ss<0, 0>(
+                dp, da_v + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_do + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
         mma_commit();
         int nst = qst + 1, nph = qph;
         if (nst == BWD_Q) nst = 0, nph ^= 1;
         if (more) bar_wait(&sm.q_full[nst], nph);
         else bar_wait(&sm.do_full[st], ph);
-        // the other half under dP: c again, from memory, so that ptxas cannot hoist them above the products, and the zero as
-        // before
+        // the other half under dP: c again, from memory, so that ptxas cannot hoist them above the products,
+        // and the zero as before
         float c2;
         asm volatile("ld.volatile.shared.f32 %0, [%1];" : "=f"(c2) : "r"(smem_of(&sm.c)) : "memory");
 #pragma unroll
@@ -1016,10 +1101,12 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
         mma_fence();
 #pragma unroll
         for (int kk = 0; kk < ROWS / 16; kk++)
-            wgmma_rs<1>(dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + ACROSS + 128 * kk);
+            wgmma_rs<1>(
+                dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + ACROSS + 128 * kk);
 #pragma unroll
         for (int kk = 0; kk < ROWS / 16; kk++)
-            wgmma_rs<1>(dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + ACROSS + 128 * kk);
+            wgmma_rs<1>(
+                dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + ACROSS + 128 * kk);
         mma_commit();
         if (more) scores(nst);
         proxy_fence();
@@ -1073,10 +1160,12 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
             mma_wait<0>();
             hold(dq);
             if (lane == 0) bar_arrive(&sm.ds_free[(hi - 1 - shift) & 1]);
-            if (tid == 0) bar_arrive(&sm.kv_empty);   // the next tile's keys load while this one's gradients are stored
+            if (tid == 0)
+                bar_arrive(&sm.kv_empty);   // the next tile's keys load while this one's gradients are stored
             send_dq();
         }
-        const Tile w = bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
+        const Tile w =
+            bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
         const int head = w.head, batch = w.batch, k0 = w.row * BWD_COLS + wg * 64;
         asm volatile("bar.sync %0, 128;" ::"r"(BAR_READ + wg) : "memory");
         if (speaks(tid)) bar_arrive(&sm.tile_empty[t & 1]);
@@ -1091,7 +1180,8 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
                 for (int j = 0; j < D / 8; j++) {
                     *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
                         pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
-                    *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) = pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                    *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) =
+                        pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
                 }
             } else {
                 float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
@@ -1099,7 +1189,8 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
                 for (int j = 0; j < D / 8; j++) {
                     float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
                            y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-                    if (p.a.accumulate_dkv) red2(fk + 8 * j, x.x, x.y), red2(fv + 8 * j, y.x, y.y);   // nobody waits for memory
+                    if (p.a.accumulate_dkv)
+                        red2(fk + 8 * j, x.x, x.y), red2(fv + 8 * j, y.x, y.y);   // nobody waits for memory
                     else *(float2*)(fk + 8 * j) = x, *(float2*)(fv + 8 * j) = y;
                 }
             }
@@ -1107,15 +1198,16 @@ template <int D> __device__ __forceinline__ void bwd_consumer(const BwdParams& p
     }
 }
 
-// dQ, dK, dV of one block of 128 keys against all tiles of 128 queries (64 with head size 128) that see it, upwards from the
-// diagonal.
-// Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV stay in registers); warpgroup 0: warp 0 loads Q
-// and dO, warp 1 the row statistics, warps 2 and 3 add the two parts of each dQ tile to memory with bulk reductions.
-// Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
-// From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction),
-// ThunderKittens (-lse in the accumulator; here -delta too). Its own: a product brings both there; S runs a step ahead and dQ a step
+// dQ, dK, dV of one block of 128 keys against all tiles of 128 queries (64 with head size 128) that see it,
+// upwards from the diagonal. Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV
+// stay in registers); warpgroup 0: warp 0 loads Q and dO, warp 1 the row statistics, warps 2 and 3 add the
+// two parts of each dQ tile to memory with bulk reductions. Work: 10 D FLOP and one exponential per visible
+// pair; Q, dO read and dQ added to once per block of keys (L2). From: FlashAttention-3 (transposed S and dP,
+// so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction), ThunderKittens (-lse in the
+// accumulator; here -delta too). Its own: a product brings both there; S runs a step ahead and dQ a step
 // behind, so that the warpgroups drift apart and share the tensor cores.
-template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
+template <int D>
+__global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
     BwdSmem<D>& sm = *(BwdSmem<D>*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
@@ -1123,10 +1215,12 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
     const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
         bar_init(&sm.kv_full, 1), bar_init(&sm.kv_empty, 2);
-        for (int i = 0; i < BWD_Q; i++) bar_init(&sm.q_full[i], 1 + WARP_ARRIVALS), bar_init(&sm.q_empty[i], 2 * GROUP_ARRIVALS);
+        for (int i = 0; i < BWD_Q; i++)
+            bar_init(&sm.q_full[i], 1 + WARP_ARRIVALS), bar_init(&sm.q_empty[i], 2 * GROUP_ARRIVALS);
         for (int i = 0; i < 2; i++)
-            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8),
-                bar_init(&sm.tile_full[i], 1), bar_init(&sm.tile_empty[i], 2 * GROUP_ARRIVALS + 3 * WARP_ARRIVALS);
+            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8),
+                bar_init(&sm.ds_free[i], 8), bar_init(&sm.tile_full[i], 1),
+                bar_init(&sm.tile_empty[i], 2 * GROUP_ARRIVALS + 3 * WARP_ARRIVALS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         sm.c = sh.scale * LOG2E;
     }
@@ -1153,9 +1247,10 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
             if (lane == 0) {
                 int qst = 0, qph = 1, it = 0, kv_phase = 1;
                 for (int t = 0;; t++) {
-                    // Tickets: a block may wait for lower ones, which are then surely worked on. This thread is some steps ahead of
-                    // those who compute: early enough for the loads, and late enough that the longest tiles come first. In the
-                    // deterministic order a ticket is taken when its tile can begin, as higher ones wait for it.
+                    // Tickets: a block may wait for lower ones, which are then surely worked on. This thread
+                    // is some steps ahead of those who compute: early enough for the loads, and late enough
+                    // that the longest tiles come first. In the deterministic order a ticket is taken when
+                    // its tile can begin, as higher ones wait for it.
                     if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
                     const int number = atomicAdd(p.a.work + 1, 1);
                     int lo = 0, hi = 0;
@@ -1166,26 +1261,31 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
                     sm.shift[t & 1] = lo - it, sm.kv_parity[t & 1] = kv_phase ^ 1;
                     bar_arrive(&sm.tile_full[t & 1]);
                     if (number >= p.tiles) {
-                        if (number == p.tiles + (int)gridDim.x - 1) p.a.work[1] = 0;   // the last of all tickets
+                        if (number == p.tiles + (int)gridDim.x - 1)
+                            p.a.work[1] = 0;   // the last of all tickets
                         break;
                     }
                     if (lo < hi) {
                         bar_wait(&sm.kv_empty, kv_phase);
                         kv_phase ^= 1;
                         bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
-                        tma_load_tile<D, BWD_COLS>(sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
-                        tma_load_tile<D, BWD_COLS>(sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                        tma_load_tile<D, BWD_COLS>(
+                            sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+                        tma_load_tile<D, BWD_COLS>(
+                            sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
                     }
 #pragma unroll 1
                     for (int m = lo; m < hi; m++, it++) {
                         int st = it & 1, ph = ((it >> 1) & 1) ^ 1;
                         bar_wait(&sm.q_empty[qst], qph);
                         bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
-                        tma_load_tile<D, ROWS>(sm.q[qst], &p.q, &sm.q_full[qst], m * ROWS, w.head, w.batch, L2_LAST);
+                        tma_load_tile<D, ROWS>(
+                            sm.q[qst], &p.q, &sm.q_full[qst], m * ROWS, w.head, w.batch, L2_LAST);
                         if (++qst == BWD_Q) qst = 0, qph ^= 1;
                         bar_wait(&sm.do_empty[st], ph);
                         bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
-                        tma_load_tile<D, ROWS>(sm.dout[st], &p.dout, &sm.do_full[st], m * ROWS, w.head, w.batch, L2_LAST);
+                        tma_load_tile<D, ROWS>(
+                            sm.dout[st], &p.dout, &sm.do_full[st], m * ROWS, w.head, w.batch, L2_LAST);
                     }
                 }
             }
@@ -1206,14 +1306,16 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
                         int row = m * ROWS + 32 * i + lane;
                         bool in = row < sh.Tq;
                         float x = in ? lse[row] : -INFINITY;
-                        a[i] = x == -INFINITY ? -3e38f : -x * inv;   // a row that sees nothing, or is not there: P = 0
+                        a[i] = x == -INFINITY ? -3e38f
+                                              : -x * inv;   // a row that sees nothing, or is not there: P = 0
                         b[i] = in ? -delta[row] : 0.f;
                         d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
                     }
                     bar_wait(&sm.q_empty[st], ph);
 #pragma unroll
                     for (int i = 0; i < ROWS / 32; i++)
-                        sm.doc[st][32 * i + lane] = d[i], store_stats(sm.stats[st] + (32 * i + lane) * 8, a[i], b[i]);
+                        sm.doc[st][32 * i + lane] = d[i],
+                                            store_stats(sm.stats[st] + (32 * i + lane) * 8, a[i], b[i]);
                     proxy_fence();
                     __syncwarp();
                     if (speaks(lane)) bar_arrive(&sm.q_full[st]);
@@ -1233,10 +1335,11 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
                     asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
                     if (lane == 0) {
                         const bool by_queries = BwdTile<D>::BY_QUERIES;
-                        int row = m * ROWS + (by_queries ? wg * 64 : 0), col = by_queries ? 0 : wg * 64, *turn = NULL, mine = 0;
+                        int row = m * ROWS + (by_queries ? wg * 64 : 0), col = by_queries ? 0 : wg * 64,
+                            *turn = NULL, mine = 0;
                         if (p.a.deterministic) {
-                            // column tiles add to a row tile in the order of their numbers; the first one is the one that holds
-                            // the first row's first key
+                            // column tiles add to a row tile in the order of their numbers; the first one is
+                            // the one that holds the first row's first key
                             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
                             mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / BWD_COLS : 0);
                             while (load_acquire(turn) != mine) {}
@@ -1266,13 +1369,16 @@ template <int D> __global__ void __launch_bounds__(384, 1) attention_backward_ke
 #endif
 }
 
-// delta = rowsum(dO * O): 8 lanes per row, 16 bytes each, twice if HS > 64; reads 4 HS bytes per row, writes 4.
+// delta = rowsum(dO * O): 8 lanes per row, 16 bytes each, twice if HS > 64; reads 4 HS bytes per row, writes
+// 4.
 __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head + row * dout.token + c);
-        uint4 b = *(const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
+        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head +
+            row * dout.token + c);
+        uint4 b = *(
+            const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -1284,20 +1390,22 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
     if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
 }
-// Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With o, divides and
-// writes O and lse instead.
-// 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8) bytes per row, writes 4 HS + 8 or 2 HS + 4.
-__global__ void attention_merge_kernel(
-    AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b, AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
+// Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With
+// o, divides and writes O and lse instead. 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8)
+// bytes per row, writes 4 HS + 8 or 2 HS + 4.
+__global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b,
+    AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
     float* pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
-    float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm, ll = *pl;
+    float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm,
+          ll = *pl;
     const float* pb = NULL;
     float fa = 1.f, fb = 1.f;
     if (acc_b.p) {
         pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token;
-        float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row], to = fmaxf(mm, mb);
+        float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row],
+              to = fmaxf(mm, mb);
         if (to != -INFINITY) fa = exp2_fast(mm - to), fb = exp2_fast(mb - to);
         ll = ll * fa + lb * fb, mm = to;
     }
@@ -1307,61 +1415,71 @@ __global__ void attention_merge_kernel(
         float x[8];
         for (int i = 0; i < 8; i++) x[i] = pb ? pa[c + i] * fa + pb[c + i] * fb : pa[c + i];
         if (o.p)
-            *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + c) = make_uint4(pack(x[0] * inv, x[1] * inv),
-                pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
+            *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + c) =
+                make_uint4(pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv),
+                    pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
         else
             for (int i = 0; i < 8; i++) pa[c + i] = x[i];
     }
     if (part > 0) return;
     if (!o.p) *pm = mm, *pl = ll;
-    else if (lse.p) lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
+    else if (lse.p)
+        lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
 }
 // out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
 __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        float4* x = (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + c);
+        float4* x =
+            (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + c);
         if (!out.p) {
             x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
             continue;
         }
         float4 a = x[0], b = x[1];
         *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) =
-            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale),
-                pack(b.z * scale, b.w * scale));
+            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale),
+                pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
     }
 }
 
 // --- launchers ---
 static const int ATTN_SECTION =
     32 << 20;   // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
-// Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T read as zero and not
-// written.
-static cudaError_t attn_map(CUtensorMap* map, const AttnView& v, int is_float, const AttnShape& s, int T, int cols, int rows) {
-    static const PFN_cuTensorMapEncodeTiled_v12000 encode = []() {   // of the driver, the same for every device
-        cudaDriverEntryPointQueryResult found;
-        void* f = NULL;
+// Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T
+// read as zero and not written.
+static cudaError_t attn_map(
+    CUtensorMap* map, const AttnView& v, int is_float, const AttnShape& s, int T, int cols, int rows) {
+    static const PFN_cuTensorMapEncodeTiled_v12000 encode =
+        []() {   // of the driver, the same for every device
+            cudaDriverEntryPointQueryResult found;
+            void* f = NULL;
 #if CUDART_VERSION >= 12050
-        cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+            cudaError_t status = cudaGetDriverEntryPointByVersion(
+                "cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
 #else   // CUDA 13 has only the one above, CUDA 12.4 and before only this one
-        cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
+            cudaError_t status =
+                cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
 #endif
-        return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)f : NULL;
-    }();
+            return status == cudaSuccess && found == cudaDriverEntryPointSuccess
+                ? (PFN_cuTensorMapEncodeTiled_v12000)f
+                : NULL;
+        }();
     if (!encode) return cudaErrorNotSupported;
     const int64_t size = is_float ? 4 : 2;
     // a dimension of extent 1 is never stepped over: any legal stride will do
     cuuint64_t dims[4] = {(cuuint64_t)s.HS, (cuuint64_t)T, (cuuint64_t)s.NH, (cuuint64_t)s.B};
-    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? s.HS : v.token) * size), (cuuint64_t)((s.NH == 1 ? s.HS : v.head) * size),
-        (cuuint64_t)((s.B == 1 ? s.HS : v.batch) * size)};
+    cuuint64_t strides[3] = {(cuuint64_t)((T == 1 ? s.HS : v.token) * size),
+        (cuuint64_t)((s.NH == 1 ? s.HS : v.head) * size), (cuuint64_t)((s.B == 1 ? s.HS : v.batch) * size)};
     cuuint32_t box[4] = {(cuuint32_t)cols, (cuuint32_t)rows, 1, 1}, step[4] = {1, 1, 1, 1};
-    CUresult r = encode(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, v.p, dims, strides,
-        box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult r = encode(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+        v.p, dims, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 static int attn_shape_ok(const AttnShape& s) {
-    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 32 && s.HS <= 128 && s.HS % 16 == 0;
+    return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 32 && s.HS <= 128 &&
+        s.HS % 16 == 0;
 }
 // Accessed two elements at a time.
 static int attn_pairs_ok(const AttnView& v) {
@@ -1370,22 +1488,25 @@ static int attn_pairs_ok(const AttnView& v) {
 // Whether the rows of queries lie without gaps, by heads or by tokens.
 static int attn_dense(const AttnView& v, const AttnShape& s) {
     return v.batch == (int64_t)s.NH * s.Tq * s.HS &&
-        ((v.token == s.HS && v.head == (int64_t)s.Tq * s.HS) || (v.head == s.HS && v.token == (int64_t)s.NH * s.HS));
+        ((v.token == s.HS && v.head == (int64_t)s.Tq * s.HS) ||
+            (v.head == s.HS && v.token == (int64_t)s.NH * s.HS));
 }
 // Heads whose rows of this many bytes stay in L2 together.
 static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_t budget) {
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
     return (int)(heads < 1 ? 1 : heads > all ? all : heads);
 }
-struct AttnDevice {                 // the current device
-    int major, sms, shared_bytes;   // compute capability, multiprocessors, shared memory that a block may have
+struct AttnDevice {   // the current device
+    int major, sms,
+        shared_bytes;   // compute capability, multiprocessors, shared memory that a block may have
 };
 static cudaError_t attn_device(AttnDevice* d) {
     int device;
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->major, cudaDevAttrComputeCapabilityMajor, device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->sms, cudaDevAttrMultiProcessorCount, device);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&d->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&d->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     return e;
 }
 static int attn_sms() {
@@ -1410,14 +1531,16 @@ static cudaError_t forward_check(const AttnForward& a) {
     return cudaSuccess;
 }
 static cudaError_t backward_check(const AttnBackward& a) {
-    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p || !a.dk.p || !a.dv.p)
+    if (!attn_shape_ok(a.s) || !a.q.p || !a.k.p || !a.v.p || !a.dout.p || !a.lse.p || !a.delta.p || !a.dq.p ||
+        !a.dk.p || !a.dv.p)
         return cudaErrorInvalidValue;
     if (!a.work || (a.dkv_bf16 && a.accumulate_dkv)) return cudaErrorInvalidValue;
     if (!attn_pairs_ok(a.dk) || !attn_pairs_ok(a.dv)) return cudaErrorInvalidValue;
     return cudaSuccess;
 }
 
-template <int D, int F> static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
+template <int D, int F>
+static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
     ATTN_TRY(forward_check(a));
     const int ROWS = FwdTile<D>::ROWS;
     FwdParams p;
@@ -1431,7 +1554,8 @@ template <int D, int F> static cudaError_t attention_forward_variant(const AttnF
     p.before = a.s.causal && a.s.Tq % 64 == 0 ? p.row_tiles * ROWS - a.s.Tq : 0;
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem<D>) + 1024;
-    ATTN_TRY(cudaFuncSetAttribute(attention_forward_kernel<D, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    ATTN_TRY(cudaFuncSetAttribute(
+        attention_forward_kernel<D, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     int grid = min(p.tiles, attn_sms());
     // clang-format off
     attention_forward_kernel<D, F><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
@@ -1441,24 +1565,26 @@ template <int D, int F> static cudaError_t attention_forward_variant(const AttnF
 #ifndef ATTN_FWD_BEST
 #define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
 #endif
-static const int ATTN_FWD_BEST_128 = F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
+static const int ATTN_FWD_BEST_128 =
+    F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
 
-// (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present, writes O and lse and
-// leaves the carry as it was.
-static inline cudaError_t attention_merge(const AttnView& acc, const AttnRows& m, const AttnRows& l, const AttnView& acc_b,
-    const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse, int B, int NH, int T, cudaStream_t stream,
-    int HS = 64) {
-    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(acc, m, l, acc_b, m_b, l_b, o, lse, T, HS);
+// (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present,
+// writes O and lse and leaves the carry as it was.
+static inline cudaError_t attention_merge(const AttnView& acc, const AttnRows& m, const AttnRows& l,
+    const AttnView& acc_b, const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse,
+    int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(
+        acc, m, l, acc_b, m_b, l_b, o, lse, T, HS);
     return cudaGetLastError();
 }
-static inline cudaError_t attention_delta(
-    const AttnView& dout, const AttnView& o, const AttnRows& delta, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+static inline cudaError_t attention_delta(const AttnView& dout, const AttnView& o, const AttnRows& delta,
+    int B, int NH, int T, cudaStream_t stream, int HS = 64) {
     attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T, HS);
     return cudaGetLastError();
 }
 // dq (fp32) holds the sum over all launches; writes scale * dq in bf16, or zeroes dq if out is absent.
-static inline cudaError_t attention_dq_finish(
-    const AttnView& dq, const AttnView& out, float scale, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+static inline cudaError_t attention_dq_finish(const AttnView& dq, const AttnView& out, float scale, int B,
+    int NH, int T, cudaStream_t stream, int HS = 64) {
     attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T, HS);
     return cudaGetLastError();
 }
@@ -1477,8 +1603,10 @@ template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaS
     p.turn = a.work + 2;
     p.tiles = p.col_tiles * a.s.B * a.s.NH;
     const int bytes = sizeof(BwdSmem<D>) + 1024;
-    ATTN_TRY(cudaFuncSetAttribute(attention_backward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
+    ATTN_TRY(cudaFuncSetAttribute(
+        attention_backward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    if (a.deterministic)
+        ATTN_TRY(cudaMemsetAsync(p.turn, 0, 4 * ((size_t)a.s.B * a.s.NH * p.row_tiles * 2), stream));
     const int blocks = min(p.tiles, attn_sms());
     attention_backward_kernel<D><<<blocks, 384, bytes, stream>>>(p);
     return cudaGetLastError();
@@ -1487,25 +1615,27 @@ template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaS
 
 // ===== 7b. portable attention kernels ===========================================================
 //
-// The same contract as 7a with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU from A100 and RTX 30
-// on, and for any head size HS <= 128 that is a multiple of 16. Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is
-// filled up with zeros in shared memory.
+// The same contract as 7a with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU
+// from A100 and RTX 30 on, and for any head size HS <= 128 that is a multiple of 16. Kernels are made for D =
+// 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
 //
-// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and d[2], d[3] = row g+8.
-// Two neighbouring accumulators, rounded to bf16 in pairs, are the A operand of a product over their columns: P feeds P V without
-// leaving registers.
-// Shared tiles are rows of D + 8 numbers: the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces
-// lie in different banks and every address is a constant away from one of the thread's own.
+// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and
+// d[2], d[3] = row g+8. Two neighbouring accumulators, rounded to bf16 in pairs, are the A operand of a
+// product over their columns: P feeds P V without leaving registers. Shared tiles are rows of D + 8 numbers:
+// the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces lie in different banks
+// and every address is a constant away from one of the thread's own.
 //
-// Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers), FlashAttention-3 (S and dP
-// transposed in the backward pass), FlashAttention-4 (lazy rescaling).
+// Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers),
+// FlashAttention-3 (S and dP transposed in the backward pass), FlashAttention-4 (lazy rescaling).
 namespace attn {
 // 16 bytes from global to shared memory, or zeros.
 __device__ __forceinline__ void cp16(uint32_t dst, const void* src, bool in) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(in ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(in ? 16 : 0)
+                 : "memory");
 }
 __device__ __forceinline__ void cp4(uint32_t dst, const void* src, bool in) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(in ? 4 : 0) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(in ? 4 : 0)
+                 : "memory");
 }
 __device__ __forceinline__ void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void cp_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
@@ -1523,13 +1653,16 @@ __device__ __forceinline__ void ldsm_trans(uint32_t (&r)[4], uint32_t a) {
                  : "memory");
 }
 __device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // The first of a sum: d = A B.
-__device__ __forceinline__ void mma16816_first(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+__device__ __forceinline__ void mma16816_first(
+    float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %10, %10, %10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
 }
@@ -1539,10 +1672,11 @@ __device__ __forceinline__ void mma_pair(
     if (first) mma16816_first(d0, a, b[0], b[1]), mma16816_first(d1, a, b[2], b[3]);
     else mma16816(d0, a, b[0], b[1]), mma16816(d1, a, b[2], b[3]);
 }
-// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros. THREADS threads
-// together.
+// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros.
+// THREADS threads together.
 template <int D, int ROWS, int THREADS>
-__device__ __forceinline__ void load_tile(uint32_t dst, const bf16* src, int64_t token, int row, int T, int HS) {
+__device__ __forceinline__ void load_tile(
+    uint32_t dst, const bf16* src, int64_t token, int row, int T, int HS) {
     const int PIECES = D / 8, N = ROWS * PIECES;
 #pragma unroll
     for (int i = 0; i < (N + THREADS - 1) / THREADS; i++) {
@@ -1560,30 +1694,34 @@ struct PortableForward {
     int row_tiles, section;
 };
 static const int PFWD_ROWS = 128,
-                 PFWD_THREADS = 128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
+                 PFWD_THREADS =
+                     128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
 template <int D> struct PortableForwardTile {
     static const int COLS = D == 128 ? 32 : 64, PITCH = D + 8;
     static const bool Q_IN_REGISTERS = D <= 64;   // Q then only passes through the buffers of V
     static const int Q_BYTES = Q_IN_REGISTERS ? 0 : PFWD_ROWS * PITCH * 2, STAGE = COLS * PITCH * 2;
     static const int BYTES = Q_BYTES + 4 * STAGE;
-    static_assert(!Q_IN_REGISTERS || 2 * STAGE >= PFWD_ROWS * PITCH * 2, "Q and O pass through the buffers of V");
+    static_assert(
+        !Q_IN_REGISTERS || 2 * STAGE >= PFWD_ROWS * PITCH * 2, "Q and O pass through the buffers of V");
 };
 
 // O = softmax(scale Q K^T + mask) V for a tile of 128 rows, keys from right to left in blocks of COLS.
-// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one barrier per block of
-// keys.
-// Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K and V once per row tile (from L2: sections of
-// heads).
+// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one
+// barrier per block of keys. Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K
+// and V once per row tile (from L2: sections of heads).
 template <int D>
-__global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const __grid_constant__ PortableForward p) {
+__global__ void __launch_bounds__(PFWD_THREADS, 2)
+    portable_forward_kernel(const __grid_constant__ PortableForward p) {
     typedef PortableForwardTile<D> Tl;
     const int COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, NT = COLS / 8, DT = D / 8, KT = D / 16;
     extern __shared__ __align__(16) uint8_t portable_smem[];
     const AttnShape& sh = p.a.s;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2, HS = sh.HS;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2,
+              HS = sh.HS;
     const int per = p.section * p.row_tiles, sec = blockIdx.x / per, in_sec = blockIdx.x - sec * per,
               heads = min(p.section, sh.B * sh.NH - sec * p.section), bh = sec * p.section + in_sec % heads;
-    const int head = bh % sh.NH, batch = bh / sh.NH, tr0 = (p.row_tiles - 1 - in_sec / heads) * PFWD_ROWS, r0 = tr0 + warp * 32;
+    const int head = bh % sh.NH, batch = bh / sh.NH, tr0 = (p.row_tiles - 1 - in_sec / heads) * PFWD_ROWS,
+              r0 = tr0 + warp * 32;
     const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
                    sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
     const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
@@ -1596,13 +1734,15 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
     if (r0 < sh.Tq) key_range<COLS>(sh, batch, r0, min(r0 + 31, sh.Tq - 1), mylo, myhi);
     const int rel = sh.q_pos - sh.k_pos;
     const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,                   // keys below it and from doc_last on
-        doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos : 0;   // need no mask for any row of this warp
+    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,   // keys below it and from doc_last on
+        doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos
+                                     : 0;   // need no mask for any row of this warp
 
     load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tr0, sh.Tq, HS);
     if (lo < hi) {
         load_tile<D, COLS, PFWD_THREADS>(sk, k, p.a.k.token, (hi - 1) * COLS, sh.Tk, HS);
-        if (!Tl::Q_IN_REGISTERS) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
+        if (!Tl::Q_IN_REGISTERS)
+            load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
     }
     cp_commit();
     // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie
@@ -1614,7 +1754,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
         cp_wait();
         __syncthreads();
 #pragma unroll
-        for (int kk = 0; kk < KT; kk++) ldsm(qf[kk][0], q_at + kk * 32), ldsm(qf[kk][1], q_at + 16 * PITCH2 + kk * 32);
+        for (int kk = 0; kk < KT; kk++)
+            ldsm(qf[kk][0], q_at + kk * 32), ldsm(qf[kk][1], q_at + 16 * PITCH2 + kk * 32);
         __syncthreads();
         if (lo < hi) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
         cp_commit();
@@ -1627,7 +1768,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
         for (int r = 0; r < 2; r++) {
             const int row = r0 + 16 * mt + 8 * r + g;
             const bool in = p.a.carry_in && row < sh.Tq;
-            const float* acc = (const float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head + row * p.a.acc.token + t2;
+            const float* acc = (const float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
+                row * p.a.acc.token + t2;
 #pragma unroll
             for (int j = 0; j < DT; j++) {
                 float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
@@ -1644,8 +1786,10 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
         cp_wait();
         __syncthreads();
         if (n > lo) {
-            load_tile<D, COLS, PFWD_THREADS>(sk + (st ^ 1) * Tl::STAGE, k, p.a.k.token, (n - 1) * COLS, sh.Tk, HS);
-            load_tile<D, COLS, PFWD_THREADS>(sv + (st ^ 1) * Tl::STAGE, v, p.a.v.token, (n - 1) * COLS, sh.Tk, HS);
+            load_tile<D, COLS, PFWD_THREADS>(
+                sk + (st ^ 1) * Tl::STAGE, k, p.a.k.token, (n - 1) * COLS, sh.Tk, HS);
+            load_tile<D, COLS, PFWD_THREADS>(
+                sv + (st ^ 1) * Tl::STAGE, v, p.a.v.token, (n - 1) * COLS, sh.Tk, HS);
             cp_commit();
         }
         if (n >= myhi || n < mylo) continue;
@@ -1661,8 +1805,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
                 ldsm(b, k_at + j * 8 * PITCH2 + kk * 32);
 #pragma unroll
                 for (int mt = 0; mt < 2; mt++)
-                    mma_pair(
-                        s[mt][j], s[mt][j + 1], Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
+                    mma_pair(s[mt][j], s[mt][j + 1],
+                        Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
             }
         }
         const int k0 = n * COLS;
@@ -1671,7 +1815,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
             for (int mt = 0; mt < 2; mt++)
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
-                    const int row = r0 + 16 * mt + 8 * r + g, end = (sh.causal ? min(sh.Tk, rel + row + 1) : sh.Tk) - k0 - t2,
+                    const int row = r0 + 16 * mt + 8 * r + g,
+                              end = (sh.causal ? min(sh.Tk, rel + row + 1) : sh.Tk) - k0 - t2,
                               begin = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos - k0 - t2 : -1 << 30;
 #pragma unroll
                     for (int j = 0; j < NT; j++)
@@ -1680,14 +1825,16 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
                             if (8 * j + e >= end || 8 * j + e < begin) s[mt][j][2 * r + e] = -INFINITY;
                 }
         }
-        // m moves only where a score exceeds it by more than 2^8: the common path has no exchange between lanes but one vote
+        // m moves only where a score exceeds it by more than 2^8: the common path has no exchange between
+        // lanes but one vote
         float most[2][2];
         bool moves = false;
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                float x = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]), y = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
+                float x = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]),
+                      y = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
 #pragma unroll
                 for (int j = 2; j < NT; j += 2)
                     x = fmaxf(x, fmaxf(s[mt][j][2 * r], s[mt][j][2 * r + 1])),
@@ -1703,7 +1850,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
                     float x = most[mt][r];
                     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
                     x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-                    const float to = fmaxf(m[mt][r], x), alpha = to == -INFINITY ? 1.f : exp2_fast(m[mt][r] - to);
+                    const float to = fmaxf(m[mt][r], x),
+                                alpha = to == -INFINITY ? 1.f : exp2_fast(m[mt][r] - to);
                     m[mt][r] = to, minus[mt][r] = to == -INFINITY ? 0.f : -to;
                     l[mt][r] *= alpha;
 #pragma unroll
@@ -1751,10 +1899,12 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
             const float inv = x > 0.f ? 1.f / x : 0.f;
             if (row < sh.Tq) {
                 if (p.a.carry_out) {
-                    float* acc = (float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head + row * p.a.acc.token + t2;
+                    float* acc = (float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
+                        row * p.a.acc.token + t2;
 #pragma unroll
                     for (int j = 0; j < DT; j++)
-                        if (8 * j < HS) *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
+                        if (8 * j < HS)
+                            *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
                     if (t2 == 0) {
                         p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] = m[mt][r];
                         p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] = x;
@@ -1766,7 +1916,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
             }
             const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
 #pragma unroll
-            for (int j = 0; j < DT; j++) sts1(at + 16 * j, pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv));
+            for (int j = 0; j < DT; j++)
+                sts1(at + 16 * j, pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv));
         }
     __syncwarp();
     if (p.a.o.p)
@@ -1774,7 +1925,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
             const int r = i / (D / 8), piece = i % (D / 8);
             const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
             if (r0 + r < sh.Tq && piece * 8 < HS)
-                *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token + piece * 8) = x;
+                *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token +
+                    piece * 8) = x;
         }
 }
 
@@ -1782,13 +1934,17 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2) portable_forward_kernel(const
 struct PortableBackward {
     AttnBackward a;
     int row_tiles, col_tiles, section;
-    int* turn;   // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the deterministic order
+    int*
+        // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the
+        // deterministic order
+        turn;
 };
-// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two warps half of the
-// queries each.
-// V_IN_REGISTERS: V only passes through shared memory, and the second buffer of dS takes its place.
+// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two
+// warps half of the queries each. V_IN_REGISTERS: V only passes through shared memory, and the second buffer
+// of dS takes its place.
 template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct PortableBackwardTile {
-    static const int MT = MT_, ROWS = ROWS_, COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_, PITCH = D + 8, S_PITCH = ROWS + 8;
+    static const int MT = MT_, ROWS = ROWS_, COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_, PITCH = D + 8,
+                     S_PITCH = ROWS + 8;
     static const int V_IN_REGISTERS = V_IN_REGISTERS_;
     static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2, S_BYTES = COLS * S_PITCH * 2;
     static const int STATS = ROWS * 3 * 4;   // lse, delta, first visible key
@@ -1799,28 +1955,32 @@ template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct Port
     static const int BYTES = USED > SUM ? USED : SUM;
 };
 
-// dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the diagonal.
-// Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the queries of S^T, dP^T, dV and
-// dK, whose two halves are added at the end; dQ of a step is shared out among the warps a step later, so that one barrier per
-// step is enough.
-// Work: 10 D FLOP and one exponential per visible pair; Q, dO read and dQ added to once per block of keys (L2).
+// dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the
+// diagonal. Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the
+// queries of S^T, dP^T, dV and dK, whose two halves are added at the end; dQ of a step is shared out among
+// the warps a step later, so that one barrier per step is enough. Work: 10 D FLOP and one exponential per
+// visible pair; Q, dO read and dQ added to once per block of keys (L2).
 template <int D, class Tl, int BLOCKS>
-__global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(const __grid_constant__ PortableBackward p) {
-    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16,
-              DT = D / 8, THREADS = Tl::THREADS, QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
+__global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
+    portable_backward_kernel(const __grid_constant__ PortableBackward p) {
+    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2,
+              S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16, DT = D / 8, THREADS = Tl::THREADS,
+              QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
     extern __shared__ __align__(16) uint8_t portable_smem[];
     __shared__ int ticket;
     const AttnShape& sh = p.a.s;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2, HS = sh.HS;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2,
+              HS = sh.HS;
     int number = blockIdx.x;
-    if (p.a.deterministic) {   // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
+    // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
+    if (p.a.deterministic) {
         if (threadIdx.x == 0) ticket = atomicAdd(p.a.work + 2, 1);
         __syncthreads();
         number = ticket;
     }
-    const int per = p.section * p.col_tiles, sec = number / per, heads = min(p.section, sh.B * sh.NH - sec * p.section),
-              n = (number - sec * per) / heads, bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH,
-              batch = bh / sh.NH;
+    const int per = p.section * p.col_tiles, sec = number / per,
+              heads = min(p.section, sh.B * sh.NH - sec * p.section), n = (number - sec * per) / heads,
+              bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH, batch = bh / sh.NH;
     int lo, hi;
     query_range<ROWS, COLS>(sh, batch, n, lo, hi);
     const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
@@ -1832,8 +1992,10 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
                 *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
     float* dq = (float*)p.a.dq.p + batch * p.a.dq.batch + head * p.a.dq.head;
     const float c = sh.scale * LOG2E;
-    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1, sstage = sk + Tl::Q;
-    const int kw = (warp >> 1) * 16 * MT, qw = (warp & 1) * (ROWS / 2);   // this warp's keys and queries in the tile
+    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1,
+                   sstage = sk + Tl::Q;
+    const int kw = (warp >> 1) * 16 * MT,
+              qw = (warp & 1) * (ROWS / 2);   // this warp's keys and queries in the tile
     const int rel = sh.q_pos - sh.k_pos, k0 = n * COLS;
 
     auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
@@ -1850,7 +2012,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
         }
         cp_commit();
     };
-    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie; transposed A operands
+    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie;
+    // transposed A operands
     const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
                    b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16,
                    ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH2 + ((lane >> 3) & 1) * 16;
@@ -1864,7 +2027,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 
     // dQ of row tile m from dS of step `it`: 16 rows and D / CG columns per warp
     auto add_dq = [&](int m, int it) {
-        const int RG = ROWS / 16, CG = THREADS / 32 / RG, N = D / CG / 8, rg = warp % RG, col0 = warp / RG * (D / CG);
+        const int RG = ROWS / 16, CG = THREADS / 32 / RG, N = D / CG / 8, rg = warp % RG,
+                  col0 = warp / RG * (D / CG);
         static_assert(N % 2 == 0, "");
         float x[N][4];
         const uint32_t ds_at = ((it & 1) ? sds1 : sds0) + ta_at + rg * 32, k_at = sk + a_at + col0 * 2;
@@ -1880,7 +2044,9 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
             }
         }
         int* turn = NULL;
-        if (p.a.deterministic) {   // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible key on
+        // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible
+        // key on
+        if (p.a.deterministic) {
             turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
             const int mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / COLS : 0);
             while (load_acquire(turn) != mine) {}
@@ -1919,7 +2085,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
             __syncthreads();
             if (m + 1 < hi) load(m + 1, st ^ 1);
             if (it > 0) add_dq(m - 1, it - 1);
-            const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES, stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
+            const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES,
+                           stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
             const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
             const int i0 = m * ROWS + qw, j0 = k0 + kw;        // first query and key of this warp
             if (sh.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // it sees none of them
@@ -1956,7 +2123,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
                     uint32_t b[4];
                     ldsm(b, sdo + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
 #pragma unroll
-                    for (int mt = 0; mt < MT; mt++) mma_pair(dp[mt][j], dp[mt][j + 1], vf[mt][at], b, kk == 0);
+                    for (int mt = 0; mt < MT; mt++)
+                        mma_pair(dp[mt][j], dp[mt][j + 1], vf[mt][at], b, kk == 0);
                 }
             }
 #pragma unroll
@@ -1965,16 +2133,19 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 #pragma unroll
                 for (int mt = 0; mt < MT; mt++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? y.y : y.x) * LOG2E));
+                    for (int e = 0; e < 4; e++)
+                        s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? y.y : y.x) * LOG2E));
             }
             const bool edge = (sh.causal && i0 + rel < j0 + 16 * MT - 1) || j0 + 16 * MT > sh.Tk;
-            if (edge || (doc && lds1(sq + 2 * Tl::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - sh.k_pos > j0)) {
+            if (edge ||
+                (doc && lds1(sq + 2 * Tl::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - sh.k_pos > j0)) {
 #pragma unroll
                 for (int j = 0; j < QT; j++)
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         const int end = sh.causal ? min(sh.Tk - 1, i0 + 8 * j + t2 + e + rel) : sh.Tk - 1,
-                                  begin = doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - sh.k_pos : -1 << 30;
+                                  begin =
+                                      doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - sh.k_pos : -1 << 30;
 #pragma unroll
                         for (int mt = 0; mt < MT; mt++)
 #pragma unroll
@@ -1993,8 +2164,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 #pragma unroll
                     for (int r = 0; r < 2; r++) {
                         pr[mt][j][r] = pack(s[mt][j][2 * r], s[mt][j][2 * r + 1]);
-                        ds[mt][j][r] =
-                            pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x), s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
+                        ds[mt][j][r] = pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x),
+                            s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
                         sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, ds[mt][j][r]);
                     }
             }
@@ -2006,7 +2177,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
                     ldsm_trans(b, sdo + (qw + 8 * j) * PITCH2 + a_at + d * 16);
 #pragma unroll
                     for (int mt = 0; mt < MT; mt++) {
-                        const uint32_t a[4] = {pr[mt][j][0], pr[mt][j][1], pr[mt][j + 1][0], pr[mt][j + 1][1]};
+                        const uint32_t a[4] = {
+                            pr[mt][j][0], pr[mt][j][1], pr[mt][j + 1][0], pr[mt][j + 1][1]};
                         mma_pair(dv[mt][d], dv[mt][d + 1], a, b);
                     }
                 }
@@ -2018,7 +2190,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
                     ldsm_trans(b, sq + (qw + 8 * j) * PITCH2 + a_at + d * 16);
 #pragma unroll
                     for (int mt = 0; mt < MT; mt++) {
-                        const uint32_t a[4] = {ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]};
+                        const uint32_t a[4] = {
+                            ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]};
                         mma_pair(dk[mt][d], dk[mt][d + 1], a, b);
                     }
                 }
@@ -2054,8 +2227,9 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
                 const int key = k0 + kw + 16 * mt + 8 * r + g;
                 if (key >= sh.Tk) continue;
                 const int64_t at = batch * view.batch + head * view.head + key * view.token + 8 * j + t2;
-                float2 x = make_float2(((odd ? dk[mt][j][2 * r] : dv[mt][j][2 * r]) + (r ? y.z : y.x)) * factor,
-                    ((odd ? dk[mt][j][2 * r + 1] : dv[mt][j][2 * r + 1]) + (r ? y.w : y.y)) * factor);
+                float2 x =
+                    make_float2(((odd ? dk[mt][j][2 * r] : dv[mt][j][2 * r]) + (r ? y.z : y.x)) * factor,
+                        ((odd ? dk[mt][j][2 * r + 1] : dv[mt][j][2 * r + 1]) + (r ? y.w : y.y)) * factor);
                 if (p.a.dkv_bf16) *(uint32_t*)((bf16*)view.p + at) = pack(x.x, x.y);
                 else {
                     float2* to = (float2*)((float*)view.p + at);
@@ -2069,7 +2243,8 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS) portable_backward_kernel(
 // --- launchers ---
 // Read in pieces of 16 bytes.
 static int attn_pieces_ok(const AttnView& v, const AttnShape& s) {
-    return (uintptr_t)v.p % 16 == 0 && v.token % 8 == 0 && (s.NH == 1 || v.head % 8 == 0) && (s.B == 1 || v.batch % 8 == 0);
+    return (uintptr_t)v.p % 16 == 0 && v.token % 8 == 0 && (s.NH == 1 || v.head % 8 == 0) &&
+        (s.B == 1 || v.batch % 8 == 0);
 }
 template <int D> static cudaError_t portable_forward_of(const AttnForward& a, cudaStream_t stream) {
     PortableForward p;
@@ -2077,13 +2252,15 @@ template <int D> static cudaError_t portable_forward_of(const AttnForward& a, cu
     p.row_tiles = (a.s.Tq + PFWD_ROWS - 1) / PFWD_ROWS;
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
     const int bytes = PortableForwardTile<D>::BYTES;
-    ATTN_TRY(cudaFuncSetAttribute(portable_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    ATTN_TRY(
+        cudaFuncSetAttribute(portable_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     // clang-format off
     portable_forward_kernel<D><<<p.row_tiles * a.s.B * a.s.NH, PFWD_THREADS, bytes, stream>>>(p);
     // clang-format on
     return cudaGetLastError();
 }
-template <int D, class Tl, int BLOCKS> static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
+template <int D, class Tl, int BLOCKS>
+static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
     PortableBackward p;
     p.a = a;
     p.row_tiles = (a.s.Tq + Tl::ROWS - 1) / Tl::ROWS;
@@ -2093,7 +2270,8 @@ template <int D, class Tl, int BLOCKS> static cudaError_t portable_backward_of(c
     auto kernel = portable_backward_kernel<D, Tl, BLOCKS>;
     const int bytes = Tl::BYTES;
     ATTN_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic) ATTN_TRY(cudaMemsetAsync(a.work + 2, 0, 4 * (1 + (size_t)a.s.B * a.s.NH * p.row_tiles * 8), stream));
+    if (a.deterministic)
+        ATTN_TRY(cudaMemsetAsync(a.work + 2, 0, 4 * (1 + (size_t)a.s.B * a.s.NH * p.row_tiles * 8), stream));
     kernel<<<p.col_tiles * a.s.B * a.s.NH, Tl::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
@@ -2109,20 +2287,23 @@ static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
     }
 }
 static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cudaStream_t stream) {
-    if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) || !attn_pieces_ok(a.dout, a.s) ||
-        !attn_pairs_ok(a.dq))
+    if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) ||
+        !attn_pieces_ok(a.dout, a.s) || !attn_pairs_ok(a.dq))
         return cudaErrorInvalidValue;
-    typedef PortableBackwardTile<64, 64, 2, 4, 0> Large64;   // of GPUs whose blocks may have more than 99 KiB of shared memory
+    typedef PortableBackwardTile<64, 64, 2, 4, 0>
+        Large64;   // of GPUs whose blocks may have more than 99 KiB of shared memory
     typedef PortableBackwardTile<128, 64, 1, 4, 1> Large128;
     switch ((a.s.HS + 31) / 32) {
     case 1: return portable_backward_of<32, PortableBackwardTile<32, 64, 2, 4, 1>, 1>(a, stream);
     case 2:
-        return shared_bytes >= Large64::BYTES ? portable_backward_of<64, Large64, 1>(a, stream)
-                                              : portable_backward_of<64, PortableBackwardTile<64, 64, 2, 4, 1>, 1>(a, stream);
+        return shared_bytes >= Large64::BYTES
+            ? portable_backward_of<64, Large64, 1>(a, stream)
+            : portable_backward_of<64, PortableBackwardTile<64, 64, 2, 4, 1>, 1>(a, stream);
     case 3: return portable_backward_of<96, PortableBackwardTile<96, 64, 1, 4, 1>, 1>(a, stream);
     default:
-        return shared_bytes >= Large128::BYTES ? portable_backward_of<128, Large128, 1>(a, stream)
-                                               : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
+        return shared_bytes >= Large128::BYTES
+            ? portable_backward_of<128, Large128, 1>(a, stream)
+            : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
     }
 }
 #ifndef ATTN_HOPPER
@@ -2158,15 +2339,16 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 
 // ===== 4. transports ============================================================================
 //
-// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as the CPU program's do
-// (ThreadWorld), and run ahead of the GPUs: what one GPU must know of another is an event. In a process every rank reads its
-// peers' memory: operands come by the copy engines, which take no multiprocessor's time, on a stream of their own, while blocks of
-// attention are computed on two others; sums of gradients by a kernel that adds all ranks' parts in the order of the ranks, so
-// that two GPUs give the same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for what
-// the compute stream waits for and one for the units of --zero 3, which come ahead of their use.
+// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as
+// the CPU program's do (ThreadWorld), and run ahead of the GPUs: what one GPU must know of another is an
+// event. In a process every rank reads its peers' memory: operands come by the copy engines, which take no
+// multiprocessor's time, on a stream of their own, while blocks of attention are computed on two others; sums
+// of gradients by a kernel that adds all ranks' parts in the order of the ranks, so that two GPUs give the
+// same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for what the
+// compute stream waits for and one for the units of --zero 3, which come ahead of their use.
 
-// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart. What travels lies
-// in one piece (pitch == width); parts of wider rows are packed from `source` first.
+// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart.
+// What travels lies in one piece (pitch == width); parts of wider rows are packed from `source` first.
 typedef struct {
     int peer;
     char* data;
@@ -2177,7 +2359,8 @@ typedef struct {
 } GpuPiece;
 enum { MAX_GPU_PIECES = 4, MAX_RANKS = 64 };   // of one message; of a run
 
-// What a rank offers a peer during a step: valid from `ready` on, read once `taken`. Empty while pieces is NULL.
+// What a rank offers a peer during a step: valid from `ready` on, read once `taken`. Empty while pieces is
+// NULL.
 typedef struct {
     const GpuPiece* pieces;
     int count;
@@ -2188,20 +2371,21 @@ struct Gpu;
 
 // ===== 6. parameters and memory plan ============================================================
 
-// Activations of a layer: name, numbers per row, bytes of one, and the recompute modes that keep them for every layer.
-// clang-format off
+// Activations of a layer: name, numbers per row, bytes of one, and the recompute modes that keep them for
+// every layer. clang-format off
 #define GPU_ACTIVATIONS(X) \
-    X(x,     s->C,     2, KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
-    X(ln1,   s->C,     2, KEEP_NONE) \
-    X(rstd1, 1,        4, KEEP_NONE) \
-    X(qkv,   3 * s->C, 2, KEEP_NONE | KEEP_GELU)                           /* (R, 3C): attention reads it in place */ \
-    X(atty,  s->C,     2, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
-    X(lse,   s->NH,    4, KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* (B, NH, T) */ \
-    X(x2,    s->C,     2, KEEP_NONE | KEEP_GELU) \
-    X(ln2,   s->C,     2, KEEP_NONE) \
-    X(rstd2, 1,        4, KEEP_NONE) \
-    X(fch,   4 * s->C, 2, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU; in backward, scratch after it */ \
-    X(gelu,  4 * s->C, 2, KEEP_NONE)                                       /* the others use `wide` */
+    X(x, s->C, 2, \
+        KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input: the residual stream */ \
+    X(ln1, s->C, 2, KEEP_NONE) \
+    X(rstd1, 1, 4, KEEP_NONE) \
+    X(qkv, 3 * s->C, 2, KEEP_NONE | KEEP_GELU) /* (R, 3C): attention reads it in place */ \
+    X(atty, s->C, 2, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
+    X(lse, s->NH, 4, KEEP_NONE | KEEP_GELU | KEEP_ATTN) /* (B, NH, T) */ \
+    X(x2, s->C, 2, KEEP_NONE | KEEP_GELU) \
+    X(ln2, s->C, 2, KEEP_NONE) \
+    X(rstd2, 1, 4, KEEP_NONE) \
+    X(fch, 4 * s->C, 2, KEEP_NONE | KEEP_GELU) /* MLP before the GELU; in backward, scratch after it */ \
+    X(gelu, 4 * s->C, 2, KEEP_NONE)            /* the others use `wide` */
 // clang-format on
 
 enum {
@@ -2224,7 +2408,9 @@ static GpuActivation gpu_activation(const Shape* s, int id) {
     };
     return table[id];
 }
-static int gpu_kept(const Mesh* mesh, int id) { return gpu_activation(&mesh->shape, id).keep >> mesh->recompute & 1; }
+static int gpu_kept(const Mesh* mesh, int id) {
+    return gpu_activation(&mesh->shape, id).keep >> mesh->recompute & 1;
+}
 static int64_t gpu_copies(const Mesh* mesh, int id) {
     if (!mesh->training) return id != G_gelu;
     if (gpu_kept(mesh, id)) return mesh->shape.L;
@@ -2249,7 +2435,9 @@ enum {
 };                              // blocks whose partial sums a second kernel adds
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
 enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192, MAX_GROUPS = 40 };
-enum { UNIT_BUFFERS = 5 };   // of the embeddings, of the final norm, of the positions, and two that the layers take in turn
+enum {
+    UNIT_BUFFERS = 5
+};   // of the embeddings, of the final norm, of the positions, and two that the layers take in turn
 static const size_t LT_WORKSPACE = 32 << 20;
 
 // --trace: something that a stream did in the traced step. Lanes are the rank's streams.
@@ -2269,7 +2457,8 @@ typedef struct {
 } Progress;
 enum { MAX_PROGRESS = 256 };
 
-// A matrix product D (m, n) = A (m, k) B (k, n), the algorithm that was chosen for it, and what the library needs to run it.
+// A matrix product D (m, n) = A (m, k) B (k, n), the algorithm that was chosen for it, and what the library
+// needs to run it.
 typedef struct {
     int64_t m, n, k;
     int transposed_a, transposed_b, flags;   // MATMUL_...
@@ -2292,22 +2481,26 @@ typedef struct {
     double before;        // what C holds there
 } MatmulSample;
 enum { MATMUL_SAMPLES = 16384, MATMUL_LEAST_SAMPLES = 1024 };
-static const int64_t MATMUL_SAMPLED_TERMS = 1 << 28;   // of all samples together, where that leaves enough of them
+static const int64_t MATMUL_SAMPLED_TERMS = 1
+    << 28;   // of all samples together, where that leaves enough of them
 // cuBLASLt's workspace, and behind it the samples and the two figures of a comparison.
-static const size_t MATMUL_WORKSPACE = LT_WORKSPACE + MATMUL_SAMPLES * sizeof(MatmulSample) + 2 * sizeof(double);
+static const size_t MATMUL_WORKSPACE =
+    LT_WORKSPACE + MATMUL_SAMPLES * sizeof(MatmulSample) + 2 * sizeof(double);
 
 // The GPU's part of a rank. Pointers go into its arena.
 struct Gpu {
     Arena arena;
-    int ordinal;                                    // which GPU of the process
-    int64_t B, R;                                   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream, beside, copies, gathers;   // beside: ops that do not meet those of `stream`, clearing
-    cudaEvent_t ready, beside_ready, complete;      // what peers take is complete on `stream`, on `beside`; on both
-    cudaEvent_t launched[2];                        // the last op on either can begin
-    cudaEvent_t done, arrived;                      // the end of a collective; of what arrives during a step
-    cudaEvent_t differentiated, staged_there;       // a layer, on `stream`; the peers' parts of its gradients
-    cudaEvent_t updated[UNIT_KINDS];                // this rank's part of the units of a kind
-    cudaEvent_t taken[MAX_RANKS];                   // this rank has read what the peer offered
+    int ordinal;    // which GPU of the process
+    int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
+    cudaStream_t stream, beside, copies,
+        gathers;   // beside: ops that do not meet those of `stream`, clearing
+    cudaEvent_t ready, beside_ready,
+        complete;                // what peers take is complete on `stream`, on `beside`; on both
+    cudaEvent_t launched[2];     // the last op on either can begin
+    cudaEvent_t done, arrived;   // the end of a collective; of what arrives during a step
+    cudaEvent_t differentiated, staged_there;   // a layer, on `stream`; the peers' parts of its gradients
+    cudaEvent_t updated[UNIT_KINDS];            // this rank's part of the units of a kind
+    cudaEvent_t taken[MAX_RANKS];               // this rank has read what the peer offered
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
     Progress progress[MAX_PROGRESS];   // of the step: a ring
     int64_t progress_count;
@@ -2318,37 +2511,40 @@ struct Gpu {
     GpuBox* boxes;   // (world, world): from, to; one array for all ranks
     Gpu** peers;     // (world)
     void* offered;   // what the peers read during a collective
-    // (L + 3) this rank's gradient of a unit is whole; its slice is the sum of all ranks'; its weights are those of all
+    // (L + 3) this rank's gradient of a unit is whole; its slice is the sum of all ranks'; its weights are
+    // those of all
     cudaEvent_t *made, *summed, *together;
-    unsigned char* spread;   // (L + 3) --zero 1, 2: a unit's weights come together since its bf16 copy was made
-    int closing;             // the pass in hand completes the layers' gradients
+    unsigned char*
+        spread;    // (L + 3) --zero 1, 2: a unit's weights come together since its bf16 copy was made
+    int closing;   // the pass in hand completes the layers' gradients
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count;
     char products[GPT2_SP_TEXT + 16];   // --products of this process; "": none
     int products_shown;                 // --profile: which algorithms were taken, and which not and why
-    int rehearsing, rehearsed;          // a step without attention, thrown away: new plans are chosen by timing
-    int deterministic, attention;       // attention: ATTN_AUTO or ATTN_PORTABLE
+    int rehearsing, rehearsed;      // a step without attention, thrown away: new plans are chosen by timing
+    int deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
     cudaEvent_t timer[2];
 
     float *weights, *gradients, *m, *v;   // fp32, all units, or own slices as --zero has it
     bf16* half;                           // bf16 copy of wte and of the layers
-    float* unit_weights[UNIT_BUFFERS];    // --zero 3: units brought together (unit_buffer), and their bf16 copies
+    float*
+        unit_weights[UNIT_BUFFERS];   // --zero 3: units brought together (unit_buffer), and their bf16 copies
     bf16* unit_half[UNIT_BUFFERS];
     int gathered[UNIT_BUFFERS];            // which unit is there; -1: none
     float* unit_gradients[UNIT_BUFFERS];   // --zero 2, 3: units in backward, whole
-    float* staged;                         // --zero 0, 1: (world - 1, slice) the peers' parts of a layer's slice
-    void* act[GPU_ACTIVATION_COUNT];       // (copies, R, columns)
-    bf16* checkpoints;                     // --recompute sqrt
-    bf16 *x_final, *lnf, *dx;              // (R, C)
-    float* rstdf;                          // (R)
-    bf16* wide;                            // (R, 4C)
-    float* delta;                          // (B, NH, Tl)
-    float* dkv[2];                         // (R, C) each: sums of dK and dV, with several ranks
-    char** slots[2];                       // exchange buffers of the forward and the backward table
-    char* packed[2];                       // what this rank sends of its own rows during a step of either table
-    GpuPiece* pieces;                      // of one step: sends, then receives
-    bf16* logits;                          // (logits_chunk, Vp)
+    float* staged;                     // --zero 0, 1: (world - 1, slice) the peers' parts of a layer's slice
+    void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
+    bf16* checkpoints;                 // --recompute sqrt
+    bf16 *x_final, *lnf, *dx;          // (R, C)
+    float* rstdf;                      // (R)
+    bf16* wide;                        // (R, 4C)
+    float* delta;                      // (B, NH, Tl)
+    float* dkv[2];                     // (R, C) each: sums of dK and dV, with several ranks
+    char** slots[2];                   // exchange buffers of the forward and the backward table
+    char* packed[2];                   // what this rank sends of its own rows during a step of either table
+    GpuPiece* pieces;                  // of one step: sends, then receives
+    bf16* logits;                      // (logits_chunk, Vp)
     int64_t logits_chunk;
     float* partial;                                     // partial sums of columns
     double* squares;                                    // (SQUARE_BLOCKS)
@@ -2372,12 +2568,13 @@ struct Gpu {
     const char* groups[MAX_GROUPS];
 };
 
-// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward pass: they are
-// computed again after that of the MLP, where the MLP's activations were.
+// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward
+// pass: they are computed again after that of the MLP, where the MLP's activations were.
 static int gpu_late(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
-// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS tokens of a rank:
-// activations then take the memory of those only, at the speed of the whole, and the gradients add up as they do over passes.
+// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS
+// tokens of a rank: activations then take the memory of those only, at the speed of the whole, and the
+// gradients add up as they do over passes.
 enum { MICRO_TOKENS = 32768 };
 static int64_t gpu_sequences(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
@@ -2393,8 +2590,8 @@ static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) {
 
 static size_t embedding_sort_bytes(int64_t R) {
     size_t bytes = 0;
-    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL, (const int32_t*)NULL, (int32_t*)NULL,
-            (int)R, 0, 20) != cudaSuccess) {
+    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL,
+            (const int32_t*)NULL, (int32_t*)NULL, (int)R, 0, 20) != cudaSuccess) {
         (void)cudaGetLastError();   // no GPU here: a bound
         bytes = (size_t)R * 2 + (1 << 20);
     }
@@ -2404,8 +2601,8 @@ static size_t embedding_sort_bytes(int64_t R) {
 // The whole of a rank's rows against themselves: with one rank of a sequence, all of its attention.
 static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* doc_start) {
     const Shape* s = &mesh->shape;
-    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1, 1 / sqrtf((float)s->HS), doc_start, s->T,
-        (int)s->HS};
+    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1,
+        1 / sqrtf((float)s->HS), doc_start, s->T, (int)s->HS};
     return a;
 }
 
@@ -2415,7 +2612,10 @@ static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
 }
 // The first unit of a kind.
 static int kind_unit(const Layout* layout, int kind) {
-    return kind == UNIT_EMBED ? 0 : kind == UNIT_LAYER ? 1 : kind == UNIT_POSITIONS ? positions_unit(layout) : layout->count - 2;
+    return kind == UNIT_EMBED    ? 0
+        : kind == UNIT_LAYER     ? 1
+        : kind == UNIT_POSITIONS ? positions_unit(layout)
+                                 : layout->count - 2;
 }
 // Which of the buffers for single units a unit uses.
 static int unit_buffer(const Layout* layout, int u) {
@@ -2427,10 +2627,13 @@ static int buffer_unit(const Layout* layout, int b) {
     static const int kinds[UNIT_BUFFERS] = {UNIT_EMBED, UNIT_FINAL, UNIT_POSITIONS, UNIT_LAYER, UNIT_LAYER};
     return kind_unit(layout, kinds[b]);
 }
-static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * (layout->elements / layout->shard); }
+static int64_t unit_whole(const Layout* layout, int u) {
+    return layout->units[u].slice * (layout->elements / layout->shard);
+}
 
-// The tensors of an item in a slot, one behind the other: Q | K, V | O~, m, l | Q, dO, LSE, delta | dQ | dK, dV.
-// Operands are bf16, results and what belongs to rows fp32. Token tensors are (B, rows, heads * HS), the others (B, heads, rows).
+// The tensors of an item in a slot, one behind the other: Q | K, V | O~, m, l | Q, dO, LSE, delta | dQ | dK,
+// dV. Operands are bf16, results and what belongs to rows fp32. Token tensors are (B, rows, heads * HS), the
+// others (B, heads, rows).
 typedef struct {
     int count, tokens[MAX_GPU_PIECES];   // whether it is one of the first kind
     size_t size[MAX_GPU_PIECES];         // bytes of an element
@@ -2451,12 +2654,14 @@ static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads
     int64_t elements = gpu_sequences(mesh) * rows * heads * (t.tokens[i] ? mesh->shape.HS : 1);
     return (size_t)round_up((int64_t)((size_t)elements * t.size[i]), 256);
 }
-static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int64_t rows) {   // of all, as they lie in a slot
+static size_t item_tensors_bytes(
+    const Mesh* mesh, int kind, int64_t heads, int64_t rows) {   // of all, as they lie in a slot
     size_t bytes = 0;
     for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
     return bytes;
 }
-// Elements between tokens of a rank's own, or, of what belongs to rows, between sequences: Q, K and V are parts of qkv.
+// Elements between tokens of a rank's own, or, of what belongs to rows, between sequences: Q, K and V are
+// parts of qkv.
 static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
     if (!item_tensors(kind).tokens[i]) return mesh->shape.NH * rows;
     return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
@@ -2477,7 +2682,8 @@ static Heads part_heads(const Mesh* mesh, const Schedule* table, int h0, int h1)
     return heads;
 }
 // Bytes that each of a rank's slots needs for all that ever lies in it.
-static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0, int h1, int64_t rows) {
+static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0,
+    int h1, int64_t rows) {
     size_t need = item_tensors_bytes(mesh, kind, part_heads(mesh, table, h0, h1).count, rows);
     if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
 }
@@ -2487,12 +2693,14 @@ static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int
         if (op->rank != rank) continue;
         slot_grow(mesh, table, bytes, op->q_slot, table->backward ? ITEM_QDO : ITEM_Q, op->h0, op->h1, rows);
         slot_grow(mesh, table, bytes, op->kv_slot, ITEM_KV, op->h0, op->h1, rows);
-        slot_grow(mesh, table, bytes, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, op->h0, op->h1, rows);
+        slot_grow(
+            mesh, table, bytes, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, op->h0, op->h1, rows);
         slot_grow(mesh, table, bytes, op->dkv_slot, ITEM_DKV, op->h0, op->h1, rows);
     }
     for (int i = 0; i < table->message_count; i++) {
         const ScheduleMessage* m = &table->messages[i];
-        if (m->from == rank) slot_grow(mesh, table, bytes, m->src, m->item.kind, m->item.h0, m->item.h1, rows);
+        if (m->from == rank)
+            slot_grow(mesh, table, bytes, m->src, m->item.kind, m->item.h0, m->item.h1, rows);
         if (m->to == rank) slot_grow(mesh, table, bytes, m->dst, m->item.kind, m->item.h0, m->item.h1, rows);
         if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
     }
@@ -2506,7 +2714,8 @@ static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, in
         if (m->step != step) bytes = 0, step = m->step;
         int64_t heads = part_heads(mesh, table, m->item.h0, m->item.h1).count;
         for (int j = 0; j < item_tensors(m->item.kind).count; j++)
-            if (own_apart(mesh, m->item.kind, j, heads, rows)) bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
+            if (own_apart(mesh, m->item.kind, j, heads, rows))
+                bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
         if (bytes > most) most = bytes;
     }
     return most;
@@ -2524,11 +2733,12 @@ typedef struct {
     char* p;
     size_t bytes;
 } Room;
-// The rooms of a direction. First the part of `wide` that holds nothing until attention is done: forward all but the running
-// softmax, backward all but dO (dqkv is written there afterwards, from dkv, which therefore lies elsewhere). Then, in the modes
-// whose MLP has buffers of one layer only, those of them where neither attention's inputs nor dQ are. Last, backward in layer mode,
-// attention's output: delta has been made of it on the compute stream, for which the first copy of a table waits (gpu_post) and so
-// does the other stream of ops; what reads it next is the next layer, which computes its own again.
+// The rooms of a direction. First the part of `wide` that holds nothing until attention is done: forward all
+// but the running softmax, backward all but dO (dqkv is written there afterwards, from dkv, which therefore
+// lies elsewhere). Then, in the modes whose MLP has buffers of one layer only, those of them where neither
+// attention's inputs nor dQ are. Last, backward in layer mode, attention's output: delta has been made of it
+// on the compute stream, for which the first copy of a table waits (gpu_post) and so does the other stream of
+// ops; what reads it next is the next layer, which computes its own again.
 enum { ROOMS = 4 };
 static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
@@ -2566,8 +2776,9 @@ static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
     }
     return gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes, 1);
 }
-// Whether a slot of a backward table holds what arrives last for the rank's own sums. It lies outside `wide`, where the end of the
-// sums writes, so that this adds it; not with --recompute layer, which is there to save memory.
+// Whether a slot of a backward table holds what arrives last for the rank's own sums. It lies outside `wide`,
+// where the end of the sums writes, so that this adds it; not with --recompute layer, which is there to save
+// memory.
 static int slot_is_last(const Mesh* mesh, const Schedule* table, int rank, int slot) {
     int last = 0;
     for (int i = 0; i < table->message_count && table->backward && mesh->recompute != GPT2_SP_LAYER; i++) {
@@ -2615,7 +2826,8 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     int64_t C = s->C, R = gpu_sequences(mesh) * r->Tl;
     d->B = gpu_sequences(mesh), d->R = R;
     d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->shard : layout->held, 4);
-    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
+    d->half = (bf16*)gpu_take(
+        a, MEMORY_WEIGHTS, mesh->zero >= 3 ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
     for (int i = 0; i < UNIT_BUFFERS && mesh->zero >= 2; i++) {
         int u = buffer_unit(layout, i);
         int64_t whole = layout->units[u].own ? 0 : unit_whole(layout, u);
@@ -2627,20 +2839,22 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
         if (mesh->training) d->unit_gradients[i] = (float*)gpu_take(a, MEMORY_GRADIENTS, whole, 4);
     }
     if (mesh->training) {
-        d->gradients = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->held, 4);
-        d->staged = (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero < 2 ? (mesh->world - 1) * layout->units[1].slice : 0, 4);
+        d->gradients =
+            (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->held, 4);
+        d->staged = (float*)gpu_take(
+            a, MEMORY_GRADIENTS, mesh->zero < 2 ? (mesh->world - 1) * layout->units[1].slice : 0, 4);
         d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->held, 4);
         d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->held, 4);
-        d->checkpoints = (bf16*)gpu_take(
-            a, MEMORY_KEPT, mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
+        d->checkpoints = (bf16*)gpu_take(a, MEMORY_KEPT,
+            mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
     }
     d->x_final = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
     d->rstdf = (float*)gpu_take(a, MEMORY_WORK, R, 4);
     if (mesh->training) {
         d->dx = d->x_final;   // its gradient takes its place, row by row
         d->delta = (float*)gpu_take(a, MEMORY_WORK, R * s->NH, 4);
-        d->partial = (float*)gpu_take(
-            a, MEMORY_WORK, max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
+        d->partial = (float*)gpu_take(a, MEMORY_WORK,
+            max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
         d->squares = (double*)gpu_take(a, MEMORY_WORK, SQUARE_BLOCKS, 8);
         d->keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
         d->sorted_keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
@@ -2652,8 +2866,8 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
     d->all_stats = (double*)gpu_take(a, MEMORY_WORK, mesh->world * STAT_COUNT, 8);
     for (int i = 0; i < (mesh->sp > 1 ? 2 : 1); i++)
-        d->attention_work[i] = (int*)gpu_take(
-            a, MEMORY_WORK, (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
+        d->attention_work[i] = (int*)gpu_take(a, MEMORY_WORK,
+            (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
     d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)MATMUL_WORKSPACE, 1);
     d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
     d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
@@ -2676,10 +2890,12 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     size_t layers = a->used - shared;
     a->used = shared;
     d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
-    // where memory is short, no more logits at a time than fit there, but enough for the speed of their products
+    // where memory is short, no more logits at a time than fit there, but enough for the speed of their
+    // products
     d->logits_chunk = min_i64(mesh->logits_chunk, R);
     if (mesh->training && mesh->recompute != GPT2_SP_NONE)
-        while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers) d->logits_chunk /= 2;
+        while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers)
+            d->logits_chunk /= 2;
     d->logits = (bf16*)gpu_take(a, MEMORY_WORK, d->logits_chunk * s->Vp, 2);
     size_t head = a->used - shared, most = head > layers ? head : layers;
     a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
@@ -2689,23 +2905,28 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
 
 static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     if (mesh->world > MAX_RANKS)
-        return fail(e, "--dp %d --sp %d: a run of the GPU program has at most %d ranks", mesh->dp, mesh->sp, MAX_RANKS);
+        return fail(e, "--dp %d --sp %d: a run of the GPU program has at most %d ranks", mesh->dp, mesh->sp,
+            MAX_RANKS);
     if (mesh->zero > 0 && mesh->world == 1)
         return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
     if (o->transport == GPT2_SP_PEER && mesh->processes > 1)
-        return fail(e, "--transport peer: copies go between the ranks of one process, this run has %d", mesh->processes);
+        return fail(e, "--transport peer: copies go between the ranks of one process, this run has %d",
+            mesh->processes);
 #ifndef GPT2_SP_NCCL
-    if (o->transport == GPT2_SP_NCCL_ONLY) return fail(e, "--transport nccl: this program was built without NCCL");
+    if (o->transport == GPT2_SP_NCCL_ONLY)
+        return fail(e, "--transport nccl: this program was built without NCCL");
 #endif
     if (o->verify && mesh->world > 1)
         return fail(e, "--verify: compares one rank with the CPU; --check compares several with one");
     const Shape* s = &mesh->shape;
     if (s->HS % 16 != 0 || s->HS < 32 || s->HS > 128)
         return fail(e,
-            "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 from 32 to 128",
+            "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 "
+            "from 32 to 128",
             (long long)s->HS, (long long)s->C, (long long)s->NH);
     if (s->C > MAX_CHANNELS)
-        return fail(e, "--channels %lld: the GPU's norms take at most %d", (long long)s->C, (int)MAX_CHANNELS);
+        return fail(
+            e, "--channels %lld: the GPU's norms take at most %d", (long long)s->C, (int)MAX_CHANNELS);
     return 0;
 }
 
@@ -2717,7 +2938,8 @@ static int gpu_count(int ranks) {
 }
 // Whether a launcher shows each process of this machine its own GPUs only.
 static int gpu_bound(int ranks, int local) { return local < ranks && gpu_count(ranks) == local; }
-// The GPU of a rank, among those that its process sees: neighbours in a sequence share one where there are fewer than ranks.
+// The GPU of a rank, among those that its process sees: neighbours in a sequence share one where there are
+// fewer than ranks.
 static int gpu_of(const Mesh* mesh, int world_rank) {
     int64_t ranks = mesh->local_ranks * mesh->local_processes, local = world_rank - mesh->first_rank;
     if (gpu_bound((int)ranks, mesh->local_ranks)) return (int)local;
@@ -2737,20 +2959,24 @@ static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return a;
 }
 
-// Bytes that the ranks of this machine may take, by the GPUs of this process' ranks; where there is no GPU, so that `plan` works
-// anywhere, all of an H200's for each. A process asks no other GPU: that would take memory there for good.
+// Bytes that the ranks of this machine may take, by the GPUs of this process' ranks; where there is no GPU,
+// so that `plan` works anywhere, all of an H200's for each. A process asks no other GPU: that would take
+// memory there for good.
 static uint64_t gpu_memory(const Mesh* mesh) {
     int ranks = mesh->local_ranks * mesh->local_processes, count = gpu_count(ranks), before = 0;
     if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
     uint64_t least = UINT64_MAX;
     cudaGetDevice(&before);
-    for (int i = gpu_of(mesh, mesh->first_rank); i <= gpu_of(mesh, mesh->first_rank + mesh->local_ranks - 1); i++) {
+    for (int i = gpu_of(mesh, mesh->first_rank); i <= gpu_of(mesh, mesh->first_rank + mesh->local_ranks - 1);
+         i++) {
         size_t free_bytes = 0, total = 0;
-        if (cudaSetDevice(i) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) free_bytes = 0;
+        if (cudaSetDevice(i) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess)
+            free_bytes = 0;
         if (free_bytes < least) least = free_bytes;
     }
     cudaSetDevice(before);
-    return (gpu_bound(ranks, mesh->local_ranks) ? least : least / (uint64_t)ceil_div(ranks, count)) * (uint64_t)ranks;
+    return (gpu_bound(ranks, mesh->local_ranks) ? least : least / (uint64_t)ceil_div(ranks, count)) *
+        (uint64_t)ranks;
 }
 
 // Every job of a rank runs on a thread of its own: it begins by choosing the GPU.
@@ -2768,8 +2994,8 @@ static cudaStream_t lane_stream(const Gpu* d, int lane) { return *gpu_stream((Gp
 
 // The rank's events that tell no time.
 static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
-    std::vector<cudaEvent_t*> events = {&d->ready, &d->beside_ready, &d->complete, &d->launched[0], &d->launched[1], &d->done,
-        &d->arrived, &d->differentiated, &d->staged_there};
+    std::vector<cudaEvent_t*> events = {&d->ready, &d->beside_ready, &d->complete, &d->launched[0],
+        &d->launched[1], &d->done, &d->arrived, &d->differentiated, &d->staged_there};
     for (cudaEvent_t& event : d->updated) events.push_back(&event);
     for (cudaEvent_t& event : d->taken) events.push_back(&event);
     for (cudaEvent_t& event : d->unit_there) events.push_back(&event);
@@ -2786,17 +3012,19 @@ static int gpu_connect(Rank* r, Error* e) {
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     int units = r->layout->count, low = 0, high = 0;
     CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
-    for (int lane = 0; lane < LANES; lane++)   // what copies and gathers have to do the GPU takes up before the rest
+    for (int lane = 0; lane < LANES;
+         lane++)   // what copies and gathers have to do the GPU takes up before the rest
         CUDA_TRY(e,
-            cudaStreamCreateWithPriority(
-                gpu_stream(d, lane), cudaStreamNonBlocking, lane == LANE_COPY || lane == LANE_GATHER ? high : low));
+            cudaStreamCreateWithPriority(gpu_stream(d, lane), cudaStreamNonBlocking,
+                lane == LANE_COPY || lane == LANE_GATHER ? high : low));
     for (cudaEvent_t** of_units : {&d->made, &d->summed, &d->together}) {
         *of_units = (cudaEvent_t*)calloc((size_t)units, sizeof **of_units);
         if (!*of_units) return fail(e, "out of memory");
     }
     d->spread = (unsigned char*)calloc((size_t)units, 1);
     if (!d->spread) return fail(e, "out of memory");
-    for (cudaEvent_t* event : gpu_events(d, units)) CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    for (cudaEvent_t* event : gpu_events(d, units))
+        CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
     for (int i = 0; i < UNIT_BUFFERS; i++) d->gathered[i] = -1;
     if (!w->devices) {   // the first rank makes what all share
         w->devices = (void**)calloc((size_t)w->world, sizeof *w->devices);
@@ -2818,7 +3046,8 @@ static int gpu_tables(Rank* r, Error* e) {
         int count = table->slot_count[r->sp_rank];
         d->slots[i] = (char**)calloc((size_t)count + 1, sizeof *d->slots[i]);
         if (!d->slots[i]) return fail(e, "out of memory");
-        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count), messages = max_i64(messages, table->message_count);
+        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count),
+        messages = max_i64(messages, table->message_count);
     }
     d->pieces = (GpuPiece*)calloc((size_t)(2 * MAX_GPU_PIECES * (2 * mesh->sp + 2)), sizeof *d->pieces);
     r->slot_filled = (unsigned char*)calloc((size_t)slots, 1);
@@ -2834,7 +3063,8 @@ static int gpu_tables(Rank* r, Error* e) {
 // --- the way to the peers: their memory, or NCCL ---
 
 #ifdef GPT2_SP_NCCL
-// Waits until NCCL, which never blocks here, has taken a call up; ends it when another rank has failed, or at the time limit.
+// Waits until NCCL, which never blocks here, has taken a call up; ends it when another rank has failed, or at
+// the time limit.
 static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
@@ -2847,11 +3077,14 @@ static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing
         if (result == ncclSuccess) result = state;
         status = world_aborted(w, &r->error);
         r->transport.doing = doing;
-        if (status == 0 && deadline > 0 && now_ms() > deadline) status = transport_late(&r->transport, "NCCL", &r->error);
+        if (status == 0 && deadline > 0 && now_ms() > deadline)
+            status = transport_late(&r->transport, "NCCL", &r->error);
         sched_yield();
     }
-    if (status == 0) fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
-    r->transport.abort(&r->transport, &r->error);   // told first: ending NCCL may wait for what runs on the other communicator
+    if (status == 0)
+        fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
+    r->transport.abort(&r->transport,
+        &r->error);   // told first: ending NCCL may wait for what runs on the other communicator
     ncclCommAbort(d->comms[comm]);
     d->comms[comm] = NULL;
     return -1;
@@ -2865,16 +3098,19 @@ static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing
 static int nccl_join(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     int world = r->mesh->world, status = 0;
-    ncclUniqueId* ids = (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);   // two of each rank; the first rank's count
+    ncclUniqueId* ids =
+        (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);   // two of each rank; the first rank's count
     if (!ids) return fail(&r->error, "out of memory");
     for (int i = 0; r->world_rank == 0 && i < 2; i++)
-        if (ncclGetUniqueId(&ids[i]) != ncclSuccess) status = fail(&r->error, "NCCL: %s", ncclGetLastError(NULL));
+        if (ncclGetUniqueId(&ids[i]) != ncclSuccess)
+            status = fail(&r->error, "NCCL: %s", ncclGetLastError(NULL));
     if (status == 0) status = r->transport.share(&r->transport, ids, 2 * sizeof *ids, &r->error);
     for (int i = 0; status == 0 && i < 2; i++) {
         ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
         config.blocking = 0;
-        status = nccl_settle(
-            r, i, ncclCommInitRankConfig(&d->comms[i], world, ids[i], r->world_rank, &config), "the meeting of all ranks");
+        status =
+            nccl_settle(r, i, ncclCommInitRankConfig(&d->comms[i], world, ids[i], r->world_rank, &config),
+                "the meeting of all ranks");
     }
     free(ids);
     return status;
@@ -2889,8 +3125,8 @@ static int gpu_join(Rank* r, const gpt2_sp_options* o) {
 #ifdef GPT2_SP_NCCL
     d->nccl = o->transport == GPT2_SP_NCCL_ONLY || mesh->processes > 1;
     if (d->nccl && gpu_count(mesh->local_ranks) < mesh->local_ranks)
-        return fail(&r->error, "NCCL needs a GPU for every rank: this process has %d ranks and %d GPUs", mesh->local_ranks,
-            gpu_count(mesh->local_ranks));
+        return fail(&r->error, "NCCL needs a GPU for every rank: this process has %d ranks and %d GPUs",
+            mesh->local_ranks, gpu_count(mesh->local_ranks));
     if (d->nccl) return d->comms[0] ? 0 : nccl_join(r);
 #endif
     (void)o;
@@ -2898,7 +3134,9 @@ static int gpu_join(Rank* r, const gpt2_sp_options* o) {
         int can = 0;
         if (i == d->ordinal) continue;
         CUDA_TRY(&r->error, cudaDeviceCanAccessPeer(&can, d->ordinal, i));
-        if (!can) return fail(&r->error, "GPU %d cannot read the memory of GPU %d: try --transport nccl", d->ordinal, i);
+        if (!can)
+            return fail(
+                &r->error, "GPU %d cannot read the memory of GPU %d: try --transport nccl", d->ordinal, i);
         cudaError_t status = cudaDeviceEnablePeerAccess(i, 0);
         if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
         else CUDA_TRY(&r->error, status);
@@ -2921,15 +3159,18 @@ static int gpu_overdue(Rank* r) {
         if (p->layer >= 0) snprintf(last, sizeof last, "the %s of layer %lld", p->what, (long long)p->layer);
         else snprintf(last, sizeof last, "the %s", p->what);
     }
-    return fail(&r->error, "%s: GPU %d did not finish the step within %g s: the last it finished is %s, its copies are %s",
-        transport_label(&r->transport).text, d->ordinal, ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
+    return fail(&r->error,
+        "%s: GPU %d did not finish the step within %g s: the last it finished is %s, its copies are %s",
+        transport_label(&r->transport).text, d->ordinal,
+        ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
         cudaStreamQuery(d->copies) == cudaSuccess ? "done" : "under way");
 }
 // Waits for all that the rank has enqueued, but not for ever, nor when another rank has failed.
 static int gpu_finish(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0, look = now_ms() + 1;   // one rank waits for nobody
+    double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0,
+           look = now_ms() + 1;   // one rank waits for nobody
     cudaError_t status;
     while ((status = cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
         sched_yield();
@@ -2966,8 +3207,9 @@ static int gpu_allocate(Rank* r, Error* e) {
     if (major < 8) {
         cudaDeviceProp found;
         CUDA_TRY(e, cudaGetDeviceProperties(&found, d->ordinal));
-        return fail(e, "this GPU is a %s of compute capability %d.%d: this program needs 8.0 (A100, RTX 30) or newer", found.name,
-            major, minor);
+        return fail(e,
+            "this GPU is a %s of compute capability %d.%d: this program needs 8.0 (A100, RTX 30) or newer",
+            found.name, major, minor);
     }
     if (gpu_connect(r, e) != 0 || gpu_tables(r, e) != 0) return -1;
     LT_TRY(e, cublasLtCreate(&d->lt));
@@ -2985,7 +3227,10 @@ static int gpu_allocate(Rank* r, Error* e) {
         if (walk == 1) CUDA_TRY(e, cudaMallocHost(&d->pinned, (size_t)(numbers * 4 + r->R * 5 + 256)));
         at = (int32_t*)d->pinned;
         for (int i = 0; i < 3; i++) {
-            int64_t count = i == 2 ? sequences : mesh->training ? mesh->passes * sequences : 0, n = count * r->Tl;
+            int64_t count = i == 2 ? sequences
+                : mesh->training   ? mesh->passes * sequences
+                                   : 0,
+                    n = count * r->Tl;
             int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0;
             if (walk == 0) numbers += 2 * n + docs;
             else {
@@ -3010,8 +3255,9 @@ static void matmul_plans_release(Gpu* d) {
     d->plan_count = 0;
 }
 
-// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's copies, which a rank that
-// failed left behind, read this rank's memory too. The ranks that are released already are absent from `peers`.
+// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's
+// copies, which a rank that failed left behind, read this rank's memory too. The ranks that are released
+// already are absent from `peers`.
 static int gpu_quiet(Rank* r) {
     const Gpu* d = (const Gpu*)r->device;
     const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
@@ -3024,7 +3270,8 @@ static int gpu_quiet(Rank* r) {
         for (int lane = 0; lane < LANES; lane++) {
             cudaStream_t stream = lane_stream(d->peers[i], lane);
             while (stream && cudaStreamQuery(stream) == cudaErrorNotReady)
-                if (now_ms() > until) return d->peers[i]->stuck = 1, 0;   // the ranks released after this one do not wait again
+                if (now_ms() > until)
+                    return d->peers[i]->stuck = 1, 0;   // the ranks released after this one do not wait again
         }
     }
     return 1;
@@ -3095,10 +3342,11 @@ static void span_end(Gpu* d, Span* span) {
 
 // --- matrix products: cuBLASLt, a plan per shape ---
 //
-// When a shape is first met, the library is asked for algorithms. It proposes some that do not compute the product: cuBLASLt 13.1
-// splits sums of K numbers whose last tile is not full (K = 1,154 in tiles of 64, three parts of six tiles) and leaves that tile
-// out, among its own first proposals too, and cublasLtMatmulAlgoCheck allows it. In the gradient of a weight K is the number of
-// rows: the last tokens would be missing from it. So a proposal is taken only if all of this holds:
+// When a shape is first met, the library is asked for algorithms. It proposes some that do not compute the
+// product: cuBLASLt 13.1 splits sums of K numbers whose last tile is not full (K = 1,154 in tiles of 64,
+// three parts of six tiles) and leaves that tile out, among its own first proposals too, and
+// cublasLtMatmulAlgoCheck allows it. In the gradient of a weight K is the number of rows: the last tokens
+// would be missing from it. So a proposal is taken only if all of this holds:
 //     the library allows it for this very product, in the workspace there is;
 //     partial sums are added in fp32;
 //     where the sum is split, its length is a multiple of the tile;
@@ -3114,7 +3362,8 @@ enum {                      // what a product has beside A B
     MATMUL_DGELU = 32       // times the GELU's slope at aux
 };
 
-// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T by rows. NULL: none.
+// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T
+// by rows. NULL: none.
 typedef struct {
     void* out;
     const bf16 *a, *b;
@@ -3135,15 +3384,20 @@ static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     if (s->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
     (void)d;
     LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-#define SET(attribute, value) LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, attribute, &(value), sizeof(value)))
+#define SET(attribute, value) \
+    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, attribute, &(value), sizeof(value)))
     SET(CUBLASLT_MATMUL_DESC_TRANSA, s->transposed_a ? yes : no);
     SET(CUBLASLT_MATMUL_DESC_TRANSB, s->transposed_b ? yes : no);
     SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
     if (s->flags & (MATMUL_GELU_AUX | MATMUL_DGELU)) SET(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s->m);
 #undef SET
     int64_t a_rows = s->transposed_a ? s->k : s->m, b_rows = s->transposed_b ? s->n : s->k;
-    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, (uint64_t)a_rows, (uint64_t)(s->m * s->k / a_rows), a_rows));
-    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, (uint64_t)b_rows, (uint64_t)(s->n * s->k / b_rows), b_rows));
+    LT_TRY(e,
+        cublasLtMatrixLayoutCreate(
+            &p->a, CUDA_R_16BF, (uint64_t)a_rows, (uint64_t)(s->m * s->k / a_rows), a_rows));
+    LT_TRY(e,
+        cublasLtMatrixLayoutCreate(
+            &p->b, CUDA_R_16BF, (uint64_t)b_rows, (uint64_t)(s->n * s->k / b_rows), b_rows));
     LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s->m, (uint64_t)s->n, s->m));
     return 0;
 }
@@ -3153,12 +3407,16 @@ static int matmul_same(const MatmulShape* p, const MatmulShape* q) {
         p->transposed_b == q->transposed_b && p->flags == q->flags;
 }
 
-static size_t matmul_bytes(const MatmulShape* s) { return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2); }   // of D
+static size_t matmul_bytes(const MatmulShape* s) {
+    return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2);
+}   // of D
 
-static cublasStatus_t matmul_run(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
+static cublasStatus_t matmul_run(
+    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
     float one = 1, zero = 0;
-    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b, p->shape.flags & MATMUL_ADD ? &one : &zero,
-        x->c ? x->c : x->out, p->d, x->out, p->d, algorithm, d->workspace, LT_WORKSPACE, d->stream);
+    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b,
+        p->shape.flags & MATMUL_ADD ? &one : &zero, x->c ? x->c : x->out, p->d, x->out, p->d, algorithm,
+        d->workspace, LT_WORKSPACE, d->stream);
 }
 
 // --- what the library proposes ---
@@ -3172,20 +3430,25 @@ static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
     MatmulSettings s = {-1, 1, 0, 0, 0};
     size_t written = 0;
     cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_ID, &s.id, sizeof s.id, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s.splits, sizeof s.splits, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &s.tile, sizeof s.tile, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &s.stages, sizeof s.stages, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s.splits, sizeof s.splits, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &s.tile, sizeof s.tile, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &s.stages, sizeof s.stages, &written);
     cublasLtMatmulAlgoConfigGetAttribute(
         algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &s.reduction, sizeof s.reduction, &written);
     return s;
 }
-// Numbers of the sum in a tile, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is 64xAUTO). Unknown: no tile is longer.
+// Numbers of the sum in a tile, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is 64xAUTO).
+// Unknown: no tile is longer.
 static int64_t matmul_tile_depth(uint32_t stages) {
     static const struct {
         uint32_t first, last;
         int depth;
-    } known[] = {{1, 6, 16}, {7, 12, 32}, {13, 18, 64}, {19, 24, 128}, {25, 25, 32}, {26, 26, 8}, {27, 27, 16}, {28, 28, 8},
-        {31, 31, 8}, {32, 32, 8}, {33, 33, 16}, {34, 34, 32}, {35, 35, 64}, {36, 36, 128}, {37, 37, 256}};
+    } known[] = {{1, 6, 16}, {7, 12, 32}, {13, 18, 64}, {19, 24, 128}, {25, 25, 32}, {26, 26, 8},
+        {27, 27, 16}, {28, 28, 8}, {31, 31, 8}, {32, 32, 8}, {33, 33, 16}, {34, 34, 32}, {35, 35, 64},
+        {36, 36, 128}, {37, 37, 256}};
     for (auto& k : known)
         if (stages >= k.first && stages <= k.last) return k.depth;
     return 768;
@@ -3194,39 +3457,45 @@ static int64_t matmul_tile_depth(uint32_t stages) {
 // Partial sums may be added in the type of the result (in place or not) only where that is fp32.
 static uint32_t matmul_reductions(const MatmulShape* s) {
     return CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
-        (s->flags & MATMUL_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE : 0);
+        (s->flags & MATMUL_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
+                                : 0);
 }
 
 // The library's proposals for a plan, best first by its own estimate.
-static int matmul_proposals(Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+static int matmul_proposals(
+    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+    static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     const MatmulShape* s = &p->shape;
     cublasLtMatmulPreference_t preference;
     uint32_t alignment = 32, reductions = matmul_reductions(s);
     LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
     cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
-    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
-    for (int i = 0; i < 4; i++) cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment);
-    cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
+    cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
+    for (int i = 0; i < 4; i++)
+        cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
     cublasLtMatmulPreferenceDestroy(preference);
     if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
-    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d", (long long)s->m, (long long)s->n,
-        (long long)s->k, s->flags, (int)status);
+    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d",
+        (long long)s->m, (long long)s->n, (long long)s->k, s->flags, (int)status);
 }
 
-// Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at most, and for another
-// size often one that is faster here.
+// Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at
+// most, and for another size often one that is faster here.
 static int matmul_propose_more(
     Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    static const int halves[] = {1, 4, 8};   // rows to ask for, in halves of the product's: half as many, twice, four times
+    static const int halves[] = {
+        1, 4, 8};   // rows to ask for, in halves of the product's: half as many, twice, four times
     for (int i = 0; i < 3; i++) {
         cublasLtMatmulHeuristicResult_t more[PROPOSALS];
         MatmulPlan other = *p;
-        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k : &other.shape.n;   // a weight's gradient sums over them
+        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k
+                                                     : &other.shape.n;   // a weight's gradient sums over them
         int extra = 0;
         *rows = round_up(*rows * halves[i] / 2, 16);
         if (*rows == 0) continue;
@@ -3236,7 +3505,8 @@ static int matmul_propose_more(
         matmul_plan_free(&other);
         for (int k = 0; k < extra && *count < PROPOSALS; k++) {
             int known = 0;
-            for (int j = 0; j < *count; j++) known |= memcmp(&found[j].algo, &more[k].algo, sizeof more[k].algo) == 0;
+            for (int j = 0; j < *count; j++)
+                known |= memcmp(&found[j].algo, &more[k].algo, sizeof more[k].algo) == 0;
             if (!known) found[(*count)++] = more[k];
         }
     }
@@ -3251,7 +3521,8 @@ static int matmul_samples(const MatmulShape* s) {
 }
 
 // A warp a sample: one place in every 1 / count of D, at random there, and the sum of its terms in fp64.
-__global__ void matmul_sample_kernel(MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
+__global__ void matmul_sample_kernel(
+    MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
     int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
     if (i >= count) return;
     int64_t from = s.m * s.n * i / count, to = s.m * s.n * (i + 1) / count;
@@ -3264,7 +3535,8 @@ __global__ void matmul_sample_kernel(MatmulSample* samples, int count, const bf1
                y = __bfloat162float(s.transposed_b ? b[column + l * s.n] : b[l + column * s.k]);
         sum += x * y, square += x * y * x * y;
     }
-    for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
+    for (int step = 16; step; step >>= 1)
+        sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
     if (lane == 0) samples[i].at = at, samples[i].sum = sum, samples[i].square = square;
 }
 // What C holds at the samples, before D, which may be C, is written.
@@ -3272,7 +3544,9 @@ __global__ void matmul_before_kernel(MatmulSample* samples, int count, const voi
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
     int64_t at = samples[i].at;
-    samples[i].before = !c ? 0 : fp32 ? (double)((const float*)c)[at] : (double)__bfloat162float(((const bf16*)c)[at]);
+    samples[i].before = !c ? 0
+        : fp32             ? (double)((const float*)c)[at]
+                           : (double)__bfloat162float(((const bf16*)c)[at]);
 }
 
 __device__ __forceinline__ double gelu_exact(double x) {
@@ -3283,24 +3557,28 @@ __device__ __forceinline__ double gelu_slope_exact(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
 }
 
-// Compares D with the samples. out[0]: the largest share of its tolerance that an error has; out[1]: the errors' rms in that of the
-// tolerances. NaN where D is not a number and should be one. One block of 1024 threads.
+// Compares D with the samples. out[0]: the largest share of its tolerance that an error has; out[1]: the
+// errors' rms in that of the tolerances. NaN where D is not a number and should be one. One block of 1024
+// threads.
 //
-// The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms, to fp32: 2^-23 of what
-// the sum has grown to, k / 8 times. That is about the larger of the sum and the root of its terms' squares. C and the bias are
-// added likewise. A result is rounded once more: 2^-24 of it in fp32, 2^-8 in bf16. The GELU's slope is below 1.13, the hardware's
-// tanh good to 2^-11 of itself, which the GELU weighs with x / 2, its slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
-__global__ void matmul_compare_kernel(double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
+// The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms,
+// to fp32: 2^-23 of what the sum has grown to, k / 8 times. That is about the larger of the sum and the root
+// of its terms' squares. C and the bias are added likewise. A result is rounded once more: 2^-24 of it in
+// fp32, 2^-8 in bf16. The GELU's slope is below 1.13, the hardware's tanh good to 2^-11 of itself, which the
+// GELU weighs with x / 2, its slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
+__global__ void matmul_compare_kernel(
+    double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
     __shared__ double most[32], errors[32], tolerances[32];
     double largest = 0, error_square = 0, tolerance_square = 0;
     for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
         int64_t at = samples[i].at;
         double bias = s.flags & MATMUL_BIAS ? (double)__bfloat162float(x.bias[at % s.m]) : 0;
         double expected = samples[i].sum + samples[i].before + bias;
-        double size = fmax(fabs(samples[i].sum), sqrt(samples[i].square)) + fabs(samples[i].before) + fabs(bias);
+        double size =
+            fmax(fabs(samples[i].sum), sqrt(samples[i].square)) + fabs(samples[i].before) + fabs(bias);
         double tolerance = 0x1p-23 * ((double)s.k / 8 + 8) * size + 1e-36;
-        double found =
-            s.flags & MATMUL_FP32 ? (double)((const float*)x.out)[at] : (double)__bfloat162float(((const bf16*)x.out)[at]);
+        double found = s.flags & MATMUL_FP32 ? (double)((const float*)x.out)[at]
+                                             : (double)__bfloat162float(((const bf16*)x.out)[at]);
         double rounding = s.flags & MATMUL_FP32 ? 0x1p-24 : 0x1p-8;
         if (!(size < 1e30)) continue;   // operands that are not finite, or nearly: nothing can be said
         if (s.flags & MATMUL_GELU_AUX) {
@@ -3327,7 +3605,8 @@ __global__ void matmul_compare_kernel(double* out, const MatmulSample* samples, 
         tolerance_square += __shfl_xor_sync(~0u, tolerance_square, step);
     }
     int warp = (int)threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0) most[warp] = largest, errors[warp] = error_square, tolerances[warp] = tolerance_square;
+    if (threadIdx.x % 32 == 0)
+        most[warp] = largest, errors[warp] = error_square, tolerances[warp] = tolerance_square;
     __syncthreads();
     if (threadIdx.x != 0) return;
     for (int i = 1; i < 32; i++) {
@@ -3338,7 +3617,9 @@ __global__ void matmul_compare_kernel(double* out, const MatmulSample* samples, 
 }
 static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // what the two may be
 
-static MatmulSample* matmul_sample_memory(const Gpu* d) { return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE); }
+static MatmulSample* matmul_sample_memory(const Gpu* d) {
+    return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE);
+}
 
 // Why an algorithm is not to be taken for a product by what is known of it; "" if nothing is.
 static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
@@ -3346,43 +3627,52 @@ static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulA
     cublasLtMatmulHeuristicResult_t result;
     Error why = {{0}};
     int64_t depth = matmul_tile_depth(settings.stages), k = p->shape.k;
-    cublasStatus_t status = cublasLtMatmulAlgoCheck(d->lt, p->operation, p->a, p->b, p->d, p->d, algorithm, &result);
-    if (status != CUBLAS_STATUS_SUCCESS) fail(&why, "the library does not allow it here: status %d", (int)status);
-    else if (result.workspaceSize > LT_WORKSPACE) fail(&why, "it needs a workspace of %zu bytes", result.workspaceSize);
+    cublasStatus_t status =
+        cublasLtMatmulAlgoCheck(d->lt, p->operation, p->a, p->b, p->d, p->d, algorithm, &result);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fail(&why, "the library does not allow it here: status %d", (int)status);
+    else if (result.workspaceSize > LT_WORKSPACE)
+        fail(&why, "it needs a workspace of %zu bytes", result.workspaceSize);
     else if (settings.reduction & ~matmul_reductions(&p->shape)) fail(&why, "it adds partial sums in bf16");
     else if (settings.splits != 0 && settings.splits != 1 && k % depth != 0)
-        fail(&why, "it splits a sum of %lld numbers, no multiple of its tile of %lld", (long long)k, (long long)depth);
+        fail(&why, "it splits a sum of %lld numbers, no multiple of its tile of %lld", (long long)k,
+            (long long)depth);
     return why;
 }
 
-// Runs an algorithm on the operands and compares the result at the samples, whose sums are there. 0, or -1 with a line.
-static int matmul_agrees(
-    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
+// Runs an algorithm on the operands and compares the result at the samples, whose sums are there. 0, or -1
+// with a line.
+static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
+    const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
     const MatmulShape* s = &p->shape;
     MatmulSample* samples = matmul_sample_memory(d);
     double* out = (double*)(samples + MATMUL_SAMPLES);
     int count = matmul_samples(s);
-    matmul_before_kernel<<<(unsigned)ceil_div(count, 256), 256, 0, d->stream>>>(samples, count, x->c, s->flags & MATMUL_FP32);
+    matmul_before_kernel<<<(unsigned)ceil_div(count, 256), 256, 0, d->stream>>>(
+        samples, count, x->c, s->flags & MATMUL_FP32);
     cublasStatus_t status = matmul_run(d, p, x, algorithm);
     if (status != CUBLAS_STATUS_SUCCESS) return fail(why, "the library refuses it: status %d", (int)status);
     matmul_compare_kernel<<<1, 1024, 0, d->stream>>>(out, samples, count, *x, *s);
     CUDA_TRY(why, cudaMemcpyAsync(shares, out, 2 * sizeof *shares, cudaMemcpyDeviceToHost, d->stream));
     CUDA_TRY(why, cudaStreamSynchronize(d->stream));
     if (shares[0] <= MATMUL_LARGEST && shares[1] <= MATMUL_RMS) return 0;
-    return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms", shares[0], shares[1]);
+    return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms",
+        shares[0], shares[1]);
 }
 static void matmul_sample(Gpu* d, const MatmulShape* s, const MatmulOperands* x) {
     int count = matmul_samples(s);
-    matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(matmul_sample_memory(d), count, x->a, x->b, *s);
+    matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(
+        matmul_sample_memory(d), count, x->a, x->b, *s);
 }
 
 static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, const char* text) {
     MatmulSettings a = matmul_settings(algorithm);
-    printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n", (long long)s->m,
-        (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
+    printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n",
+        (long long)s->m, (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
 }
 
-// The proposals that compute the product, `wanted` at most; more of them are asked for if a step is rehearsed.
+// The proposals that compute the product, `wanted` at most; more of them are asked for if a step is
+// rehearsed.
 static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
     cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
     cublasLtMatmulHeuristicResult_t found[PROPOSALS];
@@ -3398,19 +3688,23 @@ static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* 
         int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
         if (!bad) good[(*count)++] = found[i].algo;
         else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
-        if (bad && x->c == x->out)   // what it left there, perhaps not finite, would spoil the comparison of the next
+        if (bad &&
+            x->c ==
+                x->out)   // what it left there, perhaps not finite, would spoil the comparison of the next
             CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
     }
     CUDA_TRY(e, cudaGetLastError());
     if (*count > 0) return 0;
     return fail(e,
-        "cuBLASLt proposes %d algorithms for the product %lld x %lld x %lld (flags %d), none to be taken; the last: %s", proposed,
-        (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags, why.text);
+        "cuBLASLt proposes %d algorithms for the product %lld x %lld x %lld (flags %d), none to be taken; "
+        "the last: %s",
+        proposed, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
+        why.text);
 }
 
 // The fastest of the candidates on these very operands.
-static int matmul_fastest(
-    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
+static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
+    const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
     float best = INFINITY, first = 0;
     *chosen = 0;
     for (int i = 0; i < count; i++) {
@@ -3427,16 +3721,17 @@ static int matmul_fastest(
         if (ms < best) best = ms, *chosen = i;
     }
     char text[128];
-    snprintf(text, sizeof text, "chosen, %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)", *chosen + 1, count, best,
-        2e-9 * (double)p->shape.m * (double)p->shape.n * (double)p->shape.k / best, first);
+    snprintf(text, sizeof text, "chosen, %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)", *chosen + 1,
+        count, best, 2e-9 * (double)p->shape.m * (double)p->shape.n * (double)p->shape.k / best, first);
     if (d->products_shown) matmul_report(&p->shape, &good[*chosen], text);
     return 0;
 }
 
 // --- choices that are kept ---
 
-// --products FILE. Its first line names the library and the GPU; each other one is a product: m n k, whether A and B are
-// transposed, flags, the eight words of the algorithm in hexadecimal, and for the reader what they say.
+// --products FILE. Its first line names the library and the GPU; each other one is a product: m n k, whether
+// A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and for the reader what
+// they say.
 static int products_header(char* line, size_t size, Error* e) {
     cudaDeviceProp gpu;
     int device = 0;
@@ -3445,7 +3740,8 @@ static int products_header(char* line, size_t size, Error* e) {
     snprintf(line, size, "gpt2_sp products 1, cuBLASLt %zu, %s\n", cublasLtGetVersion(), gpu.name);
     return 0;
 }
-// 1: the file has the product, and `algorithm` is its choice; 0: it has not, or there is no such file; -1: it is not for here.
+// 1: the file has the product, and `algorithm` is its choice; 0: it has not, or there is no such file; -1: it
+// is not for here.
 static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
     char expected[320], line[512];
     int found = 0, number = 1;
@@ -3455,17 +3751,20 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
     if (!fgets(line, sizeof line, f) || strcmp(line, expected) != 0) {
         fclose(f);
         expected[strcspn(expected, "\n")] = line[strcspn(line, "\n")] = 0;
-        return fail(e, "--products %.400s: its first line is '%.100s', this program's would be '%.160s'", path, line, expected);
+        return fail(e, "--products %.400s: its first line is '%.100s', this program's would be '%.160s'",
+            path, line, expected);
     }
     while (found == 0 && fgets(line, sizeof line, f)) {
         MatmulShape t;
         long long m, n, k;
         unsigned long long word[8];
         number++;
-        int read = sscanf(line, "%lld %lld %lld %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &m, &n, &k, &t.transposed_a,
-            &t.transposed_b, &t.flags, &word[0], &word[1], &word[2], &word[3], &word[4], &word[5], &word[6], &word[7]);
+        int read = sscanf(line, "%lld %lld %lld %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &m, &n, &k,
+            &t.transposed_a, &t.transposed_b, &t.flags, &word[0], &word[1], &word[2], &word[3], &word[4],
+            &word[5], &word[6], &word[7]);
         t.m = m, t.n = n, t.k = k;
-        if (read != 14 || !strchr(line, '\n')) found = fail(e, "--products %.900s: line %d is no product", path, number);
+        if (read != 14 || !strchr(line, '\n'))
+            found = fail(e, "--products %.900s: line %d is no product", path, number);
         else if (matmul_same(&t, s)) {
             for (int i = 0; i < 8; i++) algorithm->data[i] = word[i];
             found = 1;
@@ -3474,15 +3773,16 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
     fclose(f);
     return found;
 }
-static int products_append(const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
+static int products_append(
+    const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
     char header[320];
     MatmulSettings a = matmul_settings(algorithm);
     if (products_header(header, sizeof header, e) != 0) return -1;
     FILE* f = fopen(path, "a");
     if (!f) return fail(e, "cannot write --products %.900s: %s", path, strerror(errno));
     if (fseek(f, 0, SEEK_END) == 0 && ftell(f) == 0) fputs(header, f);
-    fprintf(f, "%lld %lld %lld %d %d %d", (long long)s->m, (long long)s->n, (long long)s->k, s->transposed_a, s->transposed_b,
-        s->flags);
+    fprintf(f, "%lld %lld %lld %d %d %d", (long long)s->m, (long long)s->n, (long long)s->k, s->transposed_a,
+        s->transposed_b, s->flags);
     for (int i = 0; i < 8; i++) fprintf(f, " %llx", (unsigned long long)algorithm->data[i]);
     fprintf(f, "   algorithm %d, tile %u, stages %u, split %d\n", a.id, a.tile, a.stages, a.splits);
     int bad = ferror(f);
@@ -3499,13 +3799,15 @@ static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     why = matmul_objection(d, p, &p->algorithm);
     matmul_sample(d, &p->shape, x);
     if (why.text[0] || matmul_agrees(d, p, x, &p->algorithm, shares, &why) != 0)
-        return fail(e, "--products %.400s: its algorithm for %lld x %lld x %lld (flags %d) is not to be taken: %.300s",
-            d->products, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags, why.text);
+        return fail(e,
+            "--products %.400s: its algorithm for %lld x %lld x %lld (flags %d) is not to be taken: %.300s",
+            d->products, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
+            why.text);
     return 1;
 }
 
-// Choices by timing serve all ranks of the process, so that those with the same shapes compute with the same algorithms; its GPUs
-// are alike. matmul_forced >= 0 (tests): that one of the candidates, counted around.
+// Choices by timing serve all ranks of the process, so that those with the same shapes compute with the same
+// algorithms; its GPUs are alike. matmul_forced >= 0 (tests): that one of the candidates, counted around.
 static MatmulChoice matmul_chosen[2 * MAX_PLANS];
 static int matmul_chosen_count, matmul_forced = -1;
 static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
@@ -3514,9 +3816,11 @@ static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     int found = d->products[0] ? products_take(d, p, x, e) : 0;
     if (found != 0) return found < 0 ? -1 : 0;
     for (int i = 0; timed && matmul_forced < 0 && i < matmul_chosen_count && !found; i++)
-        if (matmul_same(&matmul_chosen[i].shape, &p->shape)) p->algorithm = matmul_chosen[i].algorithm, found = 1;
+        if (matmul_same(&matmul_chosen[i].shape, &p->shape))
+            p->algorithm = matmul_chosen[i].algorithm, found = 1;
     if (!found) {
-        if (matmul_candidates(d, p, x, timed || matmul_forced >= 0 ? PROPOSALS : 1, good, &count, e) != 0) return -1;
+        if (matmul_candidates(d, p, x, timed || matmul_forced >= 0 ? PROPOSALS : 1, good, &count, e) != 0)
+            return -1;
         if (matmul_forced >= 0) best = matmul_forced % count;
         else if (timed && matmul_fastest(d, p, x, good, count, &best, e) != 0) return -1;
         p->algorithm = good[best];
@@ -3526,8 +3830,8 @@ static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return d->products[0] ? products_append(d->products, &p->shape, &p->algorithm, e) : 0;
 }
 
-// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying them leaves the result changed where
-// it is added to: a rehearsal throws it away, elsewhere it is put back.
+// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying them leaves
+// the result changed where it is added to: a rehearsal throws it away, elsewhere it is put back.
 static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     size_t bytes = matmul_bytes(&p->shape);
@@ -3563,9 +3867,13 @@ static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Err
         d->plan_count++;
     }
     if (x.bias)
-        LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias));
+        LT_TRY(e,
+            cublasLtMatmulDescSetAttribute(
+                p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias));
     if (x.aux)
-        LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
+        LT_TRY(e,
+            cublasLtMatmulDescSetAttribute(
+                p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
     if (fresh && matmul_choose(d, p, &x, e) != 0) {
         matmul_plan_free(p);   // so that the shape is met anew, not run with no algorithm
         d->plan_count--;
@@ -3576,26 +3884,28 @@ static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Err
 }
 
 // out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]
-static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias, const bf16* add, int64_t R,
-    int64_t C, int64_t OC, Error* e) {
+static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias,
+    const bf16* add, int64_t R, int64_t C, int64_t OC, Error* e) {
     int flags = (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0);
     return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, add, bias, NULL}, e);
 }
 // The same and its GELU, with the value before it in aux if given
-static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight, const bf16* bias, int64_t R,
-    int64_t C, int64_t OC, Error* e) {
+static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight,
+    const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
     int flags = MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU);
     return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, NULL, bias, aux}, e);
 }
 // dinp (R, C) = dout (R, OC) weight (OC, C) [times gelu'(aux)]
-static int matmul_backward_input(
-    Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux, int64_t R, int64_t C, int64_t OC, Error* e) {
-    return matmul(d, {C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0}, {dinp, weight, dout, NULL, NULL, (void*)aux}, e);
+static int matmul_backward_input(Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux,
+    int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(
+        d, {C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0}, {dinp, weight, dout, NULL, NULL, (void*)aux}, e);
 }
 // dweight (OC, C) += dout^T inp, in fp32
 static int matmul_backward_weight(
     Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
-    return matmul(d, {C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD}, {dweight, inp, dout, dweight, NULL, NULL}, e);
+    return matmul(
+        d, {C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD}, {dweight, inp, dout, dweight, NULL, NULL}, e);
 }
 
 // --- elementwise: 8 bf16 in 16 bytes per access ---
@@ -3603,10 +3913,12 @@ static int matmul_backward_weight(
 __device__ __forceinline__ void unpack8(float (&f)[8], const uint4& u) {
     const uint32_t w[4] = {u.x, u.y, u.z, u.w};
 #pragma unroll
-    for (int i = 0; i < 4; i++) f[2 * i] = __uint_as_float(w[i] << 16), f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+    for (int i = 0; i < 4; i++)
+        f[2 * i] = __uint_as_float(w[i] << 16), f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
 }
 __device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
-    return make_uint4(attn::pack(f[0], f[1]), attn::pack(f[2], f[3]), attn::pack(f[4], f[5]), attn::pack(f[6], f[7]));
+    return make_uint4(
+        attn::pack(f[0], f[1]), attn::pack(f[2], f[3]), attn::pack(f[4], f[5]), attn::pack(f[6], f[7]));
 }
 __device__ __forceinline__ void load8(float (&f)[8], const float* p) {
     float4 a = *(const float4*)p, b = *(const float4*)(p + 4);
@@ -3633,10 +3945,12 @@ __device__ __forceinline__ float block_sum(float x) {   // of 256 threads, to al
     for (int i = 0; i < 8; i++) x += sums[i];
     return x;
 }
-template <int LANES> __device__ __forceinline__ float row_sum(float x) { return LANES == 32 ? warp_sum(x) : block_sum(x); }
+template <int LANES> __device__ __forceinline__ float row_sum(float x) {
+    return LANES == 32 ? warp_sum(x) : block_sum(x);
+}
 
-// A row of C <= 2048 numbers belongs to one warp, a longer one to a block of 256 threads: LANES = 32 or 256. Lane l has columns
-// 8 (i LANES + l) of piece i < NV.
+// A row of C <= 2048 numbers belongs to one warp, a longer one to a block of 256 threads: LANES = 32 or 256.
+// Lane l has columns 8 (i LANES + l) of piece i < NV.
 #define OF_WIDTH(N, L, CALL) \
     { \
         constexpr int NV = N, LANES = L; \
@@ -3655,17 +3969,21 @@ template <int LANES> __device__ __forceinline__ float row_sum(float x) { return 
     case 8: OF_WIDTH(8, 32, CALL) \
     default: OF_WIDTH(MAX_CHANNELS / 2048, 256, CALL) \
     }
-#define EACH_PIECE(c) _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = (i * LANES + lane) * 8; c < C)
+#define EACH_PIECE(c) \
+    _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = (i * LANES + lane) * 8; c < C)
 
-// Where a rank's rows of a sequence stand in it, or, with own positions, in the rows of wpe that it has: one run of positions, or
-// two (see Segments).
+// Where a rank's rows of a sequence stand in it, or, with own positions, in the rows of wpe that it has: one
+// run of positions, or two (see Segments).
 typedef struct {
     int64_t rows, first, begin, begin2,
-        T;   // rows of a sequence; the first run's, and where the runs begin; the sequence's length, or the rows of wpe
+        // rows of a sequence; the first run's, and where the runs begin; the sequence's length, or the rows
+        // of wpe
+        T;
 } RowPlaces;
 static RowPlaces row_places(const Rank* r) {
     const Segments g = position_rows(r);
-    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], positions_shared(r->layout) ? r->mesh->shape.T : r->Tl};
+    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0],
+        positions_shared(r->layout) ? r->mesh->shape.T : r->Tl};
     return p;
 }
 __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
@@ -3680,8 +3998,8 @@ __device__ __forceinline__ int64_t wpe_row(const RowPlaces& p, const int32_t* do
 
 // x = wte[token] + wpe[position], without the row's mean if `center`. Reads 8 C bytes a row, writes 2 C.
 template <int NV, int LANES>
-__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
-    const float* wpe, int center, RowPlaces places, int64_t R, int C) {
+__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start,
+    const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
     if (row >= R) return;
@@ -3702,8 +4020,8 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
         *(uint4*)(x + row * C + c) = pack8(f[i]);
     }
 }
-static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start, const float* wte,
-    const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
+static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start,
+    const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
         (embedding_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
             x, tokens, doc_start, wte, wpe, center, places, R, (int)C)));
@@ -3711,12 +4029,13 @@ static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int3
 
 // dx without its rows' means, in place, and the keys by which rows are sorted: token and position.
 template <int NV, int LANES>
-__global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, const int32_t* doc_start,
-    int center, RowPlaces places, int64_t R, int C) {
+__global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of,
+    const int32_t* doc_start, int center, RowPlaces places, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
     if (row >= R) return;
-    if (lane == 0) rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)wpe_row(places, doc_start, row);
+    if (lane == 0)
+        rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)wpe_row(places, doc_start, row);
     if (!center) return;
     float f[NV][8], sum = 0;
     EACH_PIECE(c) {
@@ -3738,12 +4057,14 @@ __device__ __forceinline__ void add8(float* p, const float (&f)[8]) {
     *(float4*)(p + 4) = make_float4(b.x + f[4], b.y + f[5], b.z + f[6], b.w + f[7]);
 }
 
-// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS rows of the sorted
-// list, a thread 8 columns. Runs of a key that lie inside the block go straight to the gradient; what a run has in a block but
-// not all of it goes to partial (blocks, 2, C): [0] a run that began earlier, [1] a run that begins here and goes on.
-__global__ void embedding_backward_kernel(
-    float* dweight, float* partial, const bf16* dx, const int32_t* keys, const int32_t* rows, int64_t R, int C) {
-    int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS, end = begin + BUCKET_ROWS < R ? begin + BUCKET_ROWS : R;
+// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS
+// rows of the sorted list, a thread 8 columns. Runs of a key that lie inside the block go straight to the
+// gradient; what a run has in a block but not all of it goes to partial (blocks, 2, C): [0] a run that began
+// earlier, [1] a run that begins here and goes on.
+__global__ void embedding_backward_kernel(float* dweight, float* partial, const bf16* dx, const int32_t* keys,
+    const int32_t* rows, int64_t R, int C) {
+    int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS,
+            end = begin + BUCKET_ROWS < R ? begin + BUCKET_ROWS : R;
     int c = threadIdx.x * 8;
     float sum[8] = {0};
     bool earlier = begin > 0 && keys[begin - 1] == keys[begin];
@@ -3768,7 +4089,8 @@ __global__ void embedding_backward_kernel(
     }
 }
 // The block in which a long run begins adds its pieces up.
-__global__ void embedding_backward_finish_kernel(float* dweight, const float* partial, const int32_t* keys, int64_t R, int C) {
+__global__ void embedding_backward_finish_kernel(
+    float* dweight, const float* partial, const int32_t* keys, int64_t R, int C) {
     int64_t block = blockIdx.x, begin = block * BUCKET_ROWS, end = begin + BUCKET_ROWS;
     if (end >= R) return;
     int32_t key = keys[end - 1];
@@ -3803,17 +4125,18 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
     while (bits < 31 && (1ll << bits) < keys) bits++;
     size_t bytes = d->sort_bytes;
     CUDA_TRY(e,
-        cub::DeviceRadixSort::SortPairs(
-            d->sort_work, bytes, d->keys, d->sorted_keys, d->rows, d->sorted_rows, (int)R, 0, bits, d->stream));
+        cub::DeviceRadixSort::SortPairs(d->sort_work, bytes, d->keys, d->sorted_keys, d->rows, d->sorted_rows,
+            (int)R, 0, bits, d->stream));
     unsigned blocks = (unsigned)ceil_div(R, BUCKET_ROWS);
     embedding_backward_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(
         dweight, d->partial, d->dx, d->sorted_keys, d->sorted_rows, R, (int)C);
-    embedding_backward_finish_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(dweight, d->partial, d->sorted_keys, R, (int)C);
+    embedding_backward_finish_kernel<<<blocks, (unsigned)(C / 8), 0, d->stream>>>(
+        dweight, d->partial, d->sorted_keys, R, (int)C);
     return 0;
 }
 // dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
-static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center, RowPlaces places, int64_t V,
-    int64_t B, int64_t C, Error* e) {
+static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center,
+    RowPlaces places, int64_t V, int64_t B, int64_t C, Error* e) {
     int64_t R = B * places.rows;
     BY_WIDTH(C,
         (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
@@ -3857,26 +4180,29 @@ __global__ void rmsnorm_forward_kernel(
     }
     if (lane == 0) rstd[row] = scale;
 }
-static void rmsnorm_forward(
-    Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int64_t C) {
+static void rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight,
+    const float* bias, int64_t R, int64_t C) {
     BY_WIDTH(C,
-        (rmsnorm_forward_kernel<NV, LANES>
-            <<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(out, rstd, inp, weight, bias, R, (int)C)));
+        (rmsnorm_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
+            out, rstd, inp, weight, bias, R, (int)C)));
 }
 
-// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole rows, ROWS at a
-// time; 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS: the most that a row takes.
-// Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight), dout (dbias), and the new dx, which is the
-// bias gradient of the projection that made this row of the residual stream.
+// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole
+// rows, ROWS at a time; 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS:
+// the most that a row takes. Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight),
+// dout (dbias), and the new dx, which is the bias gradient of the projection that made this row of the
+// residual stream.
 template <int ROWS, int THREADS>
-__global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout, const bf16* inp,
-    const float* rstd, const float* weight, int add, int64_t R, int C) {
+__global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout,
+    const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int C) {
     __shared__ float dots[2][ROWS][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8, phase = 0;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8,
+        phase = 0;
     bool mine = c < C;
     float w[8] = {0}, gain[8] = {0}, shift[8] = {0}, bias[8] = {0};
     if (mine) load8(w, weight + c);
-    for (int64_t first = (int64_t)blockIdx.x * ROWS; first < R; first += (int64_t)gridDim.x * ROWS, phase ^= 1) {
+    for (int64_t first = (int64_t)blockIdx.x * ROWS; first < R;
+         first += (int64_t)gridDim.x * ROWS, phase ^= 1) {
         uint4 x[ROWS] = {}, y[ROWS] = {}, z[ROWS] = {};
         float scale[ROWS];
 #pragma unroll
@@ -3918,13 +4244,16 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, flo
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = gain[j], out[C + j] = shift[j], out[2 * C + j] = bias[j];
 }
-// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width` each; absent ones
-// are skipped.
+// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width`
+// each; absent ones are skipped.
 typedef struct {
     float* to[3];
 } ColumnTargets;
-enum { FINISHERS = 32 };   // of a column: few blocks run, so that each thread's chain of additions is what takes time
-__global__ void columns_finish_kernel(ColumnTargets targets, const float* partial, int blocks, int width, int N) {
+enum {
+    FINISHERS = 32
+};   // of a column: few blocks run, so that each thread's chain of additions is what takes time
+__global__ void columns_finish_kernel(
+    ColumnTargets targets, const float* partial, int blocks, int width, int N) {
     __shared__ float sums[FINISHERS][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
@@ -3938,12 +4267,15 @@ __global__ void columns_finish_kernel(ColumnTargets targets, const float* partia
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
-static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection, const bf16* dout,
-    const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int64_t C) {
+static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection,
+    const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R,
+    int64_t C) {
     int threads = (int)round_up(C / 8, 32), fit = 1;
-    auto kernel = threads <= 512 ? rmsnorm_backward_kernel<NORM_ROWS, 512> : rmsnorm_backward_kernel<1, MAX_CHANNELS / 8>;
+    auto kernel = threads <= 512 ? rmsnorm_backward_kernel<NORM_ROWS, 512>
+                                 : rmsnorm_backward_kernel<1, MAX_CHANNELS / 8>;
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, threads, 0);
-    int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
+    int blocks = (int)min_i64(
+        min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
     kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
     ColumnTargets targets = {{dweight, dbias, dprojection}};
     columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, FINISHERS), 0, d->stream>>>(
@@ -3963,25 +4295,28 @@ __global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
     float f[8];
     unpack8(f, *(const uint4*)(inp + at));
 #pragma unroll
-    for (int j = 0; j < 8; j++) f[j] = 0.5f * f[j] * (1 + tanh_fast(0.7978845608f * (f[j] + 0.044715f * f[j] * f[j] * f[j])));
+    for (int j = 0; j < 8; j++)
+        f[j] = 0.5f * f[j] * (1 + tanh_fast(0.7978845608f * (f[j] + 0.044715f * f[j] * f[j] * f[j])));
     *(uint4*)(out + at) = pack8(f);
 }
 static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n);
 }
 
-// Matrices (R, N) of fp32; what is still to be added to their columns begin to end - 1, from rows `stride` apart (absent: nothing);
-// and what the sums are multiplied by.
+// Matrices (R, N) of fp32; what is still to be added to their columns begin to end - 1, from rows `stride`
+// apart (absent: nothing); and what the sums are multiplied by.
 typedef struct {
     const float *p[3], *add[3];
     int64_t stride[3], begin[3], end[3];
     float scale[3];
 } WideRows;
-// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With WIDE they are made first, from fp32: the
-// end of attention's backward; blockIdx.z is the matrix, N columns from the one before it. A thread has 8 columns, a block 256
-// columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a row.
+// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With WIDE they are made
+// first, from fp32: the end of attention's backward; blockIdx.z is the matrix, N columns from the one before
+// it. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a
+// row.
 template <int WIDE>
-__global__ void columns_kernel(float* partial, bf16* inp, WideRows wide, int64_t R, int N, int pitch, int all) {
+__global__ void columns_kernel(
+    float* partial, bf16* inp, WideRows wide, int64_t R, int N, int pitch, int all) {
     __shared__ float sums[8][256];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 256 + lane * 8;
     const float *from = WIDE ? wide.p[blockIdx.z] : NULL, *add = WIDE ? wide.add[blockIdx.z] : NULL,
@@ -4028,10 +4363,12 @@ static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_
     WideRows none;
     memset(&none, 0, sizeof none);
     int n = (int)N;
-    columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(d->partial, dout, none, R, n, n, n);
+    columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
+        d->partial, dout, none, R, n, n, n);
     columns_finish(d, dbias, N);
 }
-// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Absent dK and dV are there already.
+// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Absent dK and dV are
+// there already.
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, int64_t R, int64_t C) {
     int c = (int)C, matrices = wide.p[1] ? 3 : 1;
     columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, matrices), 256, 0, d->stream>>>(
@@ -4050,11 +4387,11 @@ __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, in
         for (int j = 0; j < 8; j++) f[j] = i * 8 + j < V ? f[j] : -INFINITY;
     }
 }
-// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again from global memory
-// where it does not fit: `cached`), its maximum and sum are found, and the gradient overwrites it. 4 V bytes. NaN stays NaN
-// through the sum.
-__global__ void __launch_bounds__(512) crossentropy_kernel(
-    float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
+// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again
+// from global memory where it does not fit: `cached`), its maximum and sum are found, and the gradient
+// overwrites it. 4 V bytes. NaN stays NaN through the sum.
+__global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsigned char* hits, bf16* logits,
+    const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
     extern __shared__ uint4 row_cache[];
     __shared__ float scratch[33];
     int t = blockIdx.x, label = labels[t], lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -4070,7 +4407,8 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(
     if (cached) {   // a thread reads back only what it copied: no barrier
 #pragma unroll 4
         for (int i = threadIdx.x; i < Vp / 8; i += 512)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(attn::smem_of(&row_cache[i])), "l"(pieces + i)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(attn::smem_of(&row_cache[i])),
+                         "l"(pieces + i)
                          : "memory");
         asm volatile("cp.async.wait_all;" ::: "memory");
     }
@@ -4114,13 +4452,15 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(
         pieces[i] = pack8(f);
     }
 }
-static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels, float grad_scale,
-    int64_t R, int64_t V, int64_t Vp, Error* e) {
+static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels,
+    float grad_scale, int64_t R, int64_t V, int64_t Vp, Error* e) {
     attn::AttnDevice device;
     CUDA_TRY(e, attn::attn_device(&device));
-    int bytes = (int)min_i64(Vp * 2, 1 << 30), cached = bytes <= min_i64(200 * 1024, device.shared_bytes - 256);
+    int bytes = (int)min_i64(Vp * 2, 1 << 30),
+        cached = bytes <= min_i64(200 * 1024, device.shared_bytes - 256);
     if (!cached) bytes = 0;
-    CUDA_TRY(e, cudaFuncSetAttribute(crossentropy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    CUDA_TRY(
+        e, cudaFuncSetAttribute(crossentropy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     crossentropy_kernel<<<(unsigned)R, 512, bytes, d->stream>>>(
         losses, hits, logits, labels, grad_scale, (int)V, (int)Vp, cached);
     return 0;
@@ -4140,9 +4480,13 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
 
 // --- exchange: a step's operands and results, while the step computes ---
 
-// Parts of wider rows, to places (aligned to 256 bytes) where they lie in one piece: blockIdx.y is the piece. Every byte is read
-// and written once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not aligned to more.
-enum { PACK_PIECES = 8, PACK_BLOCKS = 512 };   // of a launch; blocks of a piece, some four for each multiprocessor
+// Parts of wider rows, to places (aligned to 256 bytes) where they lie in one piece: blockIdx.y is the piece.
+// Every byte is read and written once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not
+// aligned to more.
+enum {
+    PACK_PIECES = 8,
+    PACK_BLOCKS = 512
+};   // of a launch; blocks of a piece, some four for each multiprocessor
 typedef struct {
     GpuPiece piece[PACK_PIECES];
 } PackPieces;
@@ -4159,8 +4503,8 @@ __global__ void rows_pack_kernel(PackPieces pieces) {
     if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) piece_pack<uint4>(x);
     else piece_pack<uint32_t>(x);
 }
-// Packs, on the compute stream, where it takes some microseconds: on `copies` it would wait for multiprocessors until the step's
-// attention, whose blocks stay, has ended.
+// Packs, on the compute stream, where it takes some microseconds: on `copies` it would wait for
+// multiprocessors until the step's attention, whose blocks stay, has ended.
 static void gpu_pack(Gpu* d, const GpuPiece* sends, int count) {
     PackPieces pack;
     for (int i = 0; i < count;) {
@@ -4172,17 +4516,19 @@ static void gpu_pack(Gpu* d, const GpuPiece* sends, int count) {
 }
 
 #ifdef GPT2_SP_NCCL
-static int nccl_exchange(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
+static int nccl_exchange(
+    Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     Span* span = span_begin(d, LANE_COPY, "NCCL");
     NCCL_TRY(r, 0, ncclGroupStart());
     for (int i = 0; i < send_count; i++)
         NCCL_TRY(r, 0,
-            ncclSend(sends[i].data, sends[i].width * (size_t)sends[i].rows, ncclInt8, sends[i].peer, d->comms[0], d->copies));
+            ncclSend(sends[i].data, sends[i].width * (size_t)sends[i].rows, ncclInt8, sends[i].peer,
+                d->comms[0], d->copies));
     for (int i = 0; i < receive_count; i++)
         NCCL_TRY(r, 0,
-            ncclRecv(receives[i].data, receives[i].width * (size_t)receives[i].rows, ncclInt8, receives[i].peer, d->comms[0],
-                d->copies));
+            ncclRecv(receives[i].data, receives[i].width * (size_t)receives[i].rows, ncclInt8,
+                receives[i].peer, d->comms[0], d->copies));
     NCCL_TRY(r, 0, ncclGroupEnd());
     if (nccl_settle(r, 0, ncclSuccess, "the exchange of attention's operands") != 0) return -1;
     span_end(d, span);
@@ -4191,8 +4537,8 @@ static int nccl_exchange(Rank* r, const GpuPiece* sends, int send_count, const G
 }
 #endif
 
-// Opens the exchange of a step: what is sent is complete, and what is overwritten is done with, when what this rank has enqueued
-// so far is.
+// Opens the exchange of a step: what is sent is complete, and what is overwritten is done with, when what
+// this rank has enqueued so far is.
 static int gpu_post(Rank* r, const GpuPiece* sends, int count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
@@ -4231,7 +4577,8 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* rec
         size_t bytes = to->width * (size_t)to->rows;
         if (sent++ == box->count || from->width * (size_t)from->rows != bytes)
             return fail(&r->error, "rank %d expects other pieces than rank %d sends", r->world_rank, peer);
-        CUDA_TRY(&r->error, cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, bytes, d->copies));
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, bytes, d->copies));
     }
     span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
@@ -4267,9 +4614,10 @@ static int peer_seen(const GpuPiece* pieces, int i) {
     for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
     return seen;
 }
-// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that take its own pieces.
-// What the receives overwrite was last used before the post.
-static int gpu_wait(Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
+// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that
+// take its own pieces. What the receives overwrite was last used before the post.
+static int gpu_wait(
+    Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     double deadline = world_deadline(w, 0);
@@ -4313,19 +4661,21 @@ typedef struct {
     float *dq, *dkv[2];         // backward: (R, C) each, sums
     WideRows* sums;             // their end, which also adds what arrives last
     const int32_t* doc_start;   // (B, T), or NULL
-    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And what is still to
-    // come.
+    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And
+    // what is still to come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
-    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each stream those that the
-    // other has not waited for; and whether the first has added what arrived since the second last waited.
+    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each
+    // stream those that the other has not waited for; and whether the first has added what arrived since the
+    // second last waited.
     const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
     int ops, side, unseen_count[2], merged;
 } GpuAttention;
 
 static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
 
-// A tensor of an item: where it begins, and elements between tokens (or, of those that belong to rows, between sequences).
+// A tensor of an item: where it begins, and elements between tokens (or, of those that belong to rows,
+// between sequences).
 typedef struct {
     char* p;
     int64_t stride;
@@ -4341,7 +4691,8 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
         for (int j = 0; j < i; j++) v.p += item_tensor_bytes(mesh, item.kind, j, heads.count, rows);
         return v;
     }
-    bf16* operands[] = {run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
+    bf16* operands[] = {
+        run->qkv, i == 0 ? run->qkv + C : run->qkv + 2 * C, NULL, i == 0 ? run->qkv : run->dout};
     float* stats[] = {NULL, NULL, i == 1 ? run->m : run->l, i == 2 ? run->lse : run->delta};
     float* results[] = {NULL, NULL, run->acc, NULL, run->dq, run->dkv[i & 1]};   // i < 2 where it counts
     v.stride = own_stride(mesh, item.kind, i, rows);
@@ -4350,7 +4701,8 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     else v.p = (char*)(operands[item.kind] + heads.first * HS);
     return v;
 }
-static int gpu_item_pieces(const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
+static int gpu_item_pieces(
+    const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
     const Shape* s = &r->mesh->shape;
     ItemTensors t = item_tensors(item.kind);
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of);
@@ -4366,7 +4718,8 @@ static int gpu_item_pieces(const Rank* r, const GpuAttention* run, Item item, in
     return t.count;
 }
 
-// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there and in the sequence.
+// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there
+// and in the sequence.
 typedef struct {
     int owner, second;
     int64_t of_owner, at, rows, position;
@@ -4375,16 +4728,20 @@ static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     Chunk c;
     c.owner = chunk_owner(table, chunk), c.second = chunk >= table->P;
     Segments g = rank_segments(table->kind, table->P, r->mesh->shape.T, c.owner);
-    c.of_owner = g.total, c.at = c.second ? g.rows[0] : 0, c.rows = g.rows[c.second], c.position = g.begin[c.second];
+    c.of_owner = g.total, c.at = c.second ? g.rows[0] : 0, c.rows = g.rows[c.second],
+    c.position = g.begin[c.second];
     return c;
 }
-static AttnView chunk_tokens(const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
+static AttnView chunk_tokens(
+    const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
     ItemView v = item_view(r, run, item, slot, i);
     size_t size = item_tensors(item.kind).size[i];
-    AttnView view = {v.p + (size_t)(c->at * v.stride) * size, v.stride, r->mesh->shape.HS, v.stride * c->of_owner};
+    AttnView view = {
+        v.p + (size_t)(c->at * v.stride) * size, v.stride, r->mesh->shape.HS, v.stride * c->of_owner};
     return view;
 }
-static AttnRows chunk_rows(const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
+static AttnRows chunk_rows(
+    const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
     ItemView v = item_view(r, run, item, slot, i);
     AttnRows rows = {(float*)v.p + c->at, c->of_owner, v.stride};
     return rows;
@@ -4407,14 +4764,15 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
     return v;
 }
 
-// A result's place before its first addition: zero where it is added to from the first on (dQ), or where the table's ops fill only
-// one of its two chunks; else as it is. Tells whether there is something to add to.
-static int result_begin(
-    Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1, int* there, cudaStream_t stream) {
+// A result's place before its first addition: zero where it is added to from the first on (dQ), or where the
+// table's ops fill only one of its two chunks; else as it is. Tells whether there is something to add to.
+static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1,
+    int* there, cudaStream_t stream) {
     *there = r->slot_filled[slot];
     if (!*there && (kind == ITEM_DQ || run->table->chunks > run->table->P)) {
         if (kind == ITEM_OUT) return fail(&r->error, "this schedule sends outputs of two chunks");
-        size_t bytes = item_tensors_bytes(r->mesh, kind, part_heads(r->mesh, run->table, h0, h1).count, rank_rows(r, of));
+        size_t bytes = item_tensors_bytes(
+            r->mesh, kind, part_heads(r->mesh, run->table, h0, h1).count, rank_rows(r, of));
         CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, stream));
         *there = 1;
     }
@@ -4426,8 +4784,10 @@ __global__ void rows_fill_kernel(float* p, int64_t stride, int64_t rows, int64_t
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < rows * columns) p[i / columns * stride + i % columns] = value;
 }
-// The same for the rank's own sums of a chunk. Heads that have not begun are emptied if others of the range have.
-static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there, cudaStream_t stream) {
+// The same for the rank's own sums of a chunk. Heads that have not begun are emptied if others of the range
+// have.
+static int own_begin(
+    Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there, cudaStream_t stream) {
     const Gpu* d = (const Gpu*)r->device;
     const Schedule* table = run->table;
     uint64_t bits = part_bits(h0, h1), in = run->filled[second] & bits;
@@ -4440,7 +4800,8 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
         for (int i = 0; heads > 0 && i < item_tensors(kind).count; i++) {
             int tokens = item_tensors(kind).tokens[i];
             ItemView v = item_view(r, run, item, -1, i);
-            // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun either
+            // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun
+            // either
             int64_t columns = heads * (tokens ? r->mesh->shape.HS : c.of_owner), rows = tokens ? c.rows : 1;
             for (int64_t b = 0; b < d->B; b++)
                 rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256, 0, stream>>>(
@@ -4455,7 +4816,8 @@ static int own_begin(Rank* r, GpuAttention* run, int kind, int second, int h0, i
 static int stream_follow(Rank* r, int beside) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(beside ? d->ready : d->beside_ready, beside ? d->stream : d->beside));
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(beside ? d->beside : d->stream, beside ? d->ready : d->beside_ready, 0));
+    CUDA_TRY(&r->error,
+        cudaStreamWaitEvent(beside ? d->beside : d->stream, beside ? d->ready : d->beside_ready, 0));
     return 0;
 }
 // The same among ops.
@@ -4466,20 +4828,25 @@ static int ops_follow(Rank* r, GpuAttention* run, int beside) {
     return 0;
 }
 static int op_uses(const ScheduleOp* op, int slot) {
-    return slot >= 0 && (slot == op->q_slot || slot == op->kv_slot || slot == op->dq_slot || slot == op->dkv_slot);
+    return slot >= 0 &&
+        (slot == op->q_slot || slot == op->kv_slot || slot == op->dq_slot || slot == op->dkv_slot);
 }
 // Whether an op uses a slot that another writes, or both add to the same of the rank's own sums.
 static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
     int heads = a->h0 < b->h1 && b->h0 < a->h1;
-    return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) || op_uses(b, a->dkv_slot) ||
+    return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) ||
+        op_uses(b, a->dkv_slot) ||
         (heads && ((a->dq_slot < 0 && b->dq_slot < 0) || (backward && a->dkv_slot < 0 && b->dkv_slot < 0)));
 }
-// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes after it on the same one.
-// Two ops that have nothing to do with each other are on different streams: the blocks of the second start where those of the first
-// end, one multiprocessor after the other.
+// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes
+// after it on the same one. Two ops that have nothing to do with each other are on different streams: the
+// blocks of the second start where those of the first end, one multiprocessor after the other.
 static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int backward = run->table->backward, before = run->side;
-    int side = run->ops == 0 ? 0 : ops_meet(op, run->last, backward) ? before : !before, meet = side && run->merged;
+    int side = run->ops == 0                ? 0
+        : ops_meet(op, run->last, backward) ? before
+                                            : !before,
+        meet = side && run->merged;
     for (int i = 0; i < run->unseen_count[!side]; i++) meet |= ops_meet(op, run->unseen[!side][i], backward);
     if (meet && ops_follow(r, run, side) != 0) return -1;
     if (run->unseen_count[side] == MAX_UNSEEN && ops_follow(r, run, !side) != 0) return -1;
@@ -4491,9 +4858,10 @@ static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
 __global__ void pause_kernel() {
     for (int64_t until = clock64() + 12000; clock64() < until;) {}
 }
-// Lets an op ask for multiprocessors after the one before it, where that is on the other stream: who asks first gets them, and
-// results travel under the op that comes after theirs. When that can begin is known, not when it has: hence the pause. The order
-// of the first two is free: neither's results are waited for before the third. No memory depends on this.
+// Lets an op ask for multiprocessors after the one before it, where that is on the other stream: who asks
+// first gets them, and results travel under the op that comes after theirs. When that can begin is known, not
+// when it has: hence the pause. The order of the first two is free: neither's results are waited for before
+// the third. No memory depends on this.
 static int op_turn(Rank* r, const GpuAttention* run, int before) {
     Gpu* d = (Gpu*)r->device;
     cudaStream_t stream = lane_stream(d, run->side);
@@ -4511,30 +4879,36 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     Gpu* d = (Gpu*)r->device;
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
     Heads heads = part_heads(r->mesh, table, op->h0, op->h1);
-    Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1}, keys = {ITEM_KV, k.owner, op->h0, op->h1};
+    Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1},
+         keys = {ITEM_KV, k.owner, op->h0, op->h1};
     int before = run->side, there = 0;
     if (heads.count == 0) return 0;   // fewer heads than parts
     if (op_begin(r, run, op) != 0) return -1;
     cudaStream_t stream = lane_stream(d, run->side);
     Span* span = NULL;
-    AttnShape shape = {(int)d->B, (int)heads.count, (int)q.rows, (int)k.rows, (int)q.position, (int)k.position, 1,
-        1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL, s->T, (int)s->HS, d->attention};
+    AttnShape shape = {(int)d->B, (int)heads.count, (int)q.rows, (int)k.rows, (int)q.position,
+        (int)k.position, 1, 1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL,
+        s->T, (int)s->HS, d->attention};
     if (!table->backward) {
         Item result = {ITEM_OUT, q.owner, op->h0, op->h1};
         AttnForward a;
         memset(&a, 0, sizeof a);
         a.s = shape, a.work = d->attention_work[run->side];
         a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q);
-        a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
+        a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k),
+        a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
         a.acc = chunk_tokens(r, run, result, op->dq_slot, 0, &q);
-        a.m = chunk_rows(r, run, result, op->dq_slot, 1, &q), a.l = chunk_rows(r, run, result, op->dq_slot, 2, &q);
+        a.m = chunk_rows(r, run, result, op->dq_slot, 1, &q),
+        a.l = chunk_rows(r, run, result, op->dq_slot, 2, &q);
         a.carry_out = 1;
         if (op->dq_slot >= 0) {
-            if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there, stream) != 0) return -1;
+            if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there, stream) != 0)
+                return -1;
         } else {
             if (own_begin(r, run, ITEM_OUT, q.second, op->h0, op->h1, &there, stream) != 0) return -1;
             if (contribution_is_last(run, q.second, op->h0, op->h1))
-                a.carry_out = 0, a.o = output_view(r, run, q.at, heads.first), a.lse = lse_view(r, run, q.at, heads.first);
+                a.carry_out = 0, a.o = output_view(r, run, q.at, heads.first),
+                a.lse = lse_view(r, run, q.at, heads.first);
         }
         a.carry_in = there;
         if (op_turn(r, run, before) != 0) return -1;
@@ -4547,15 +4921,22 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     AttnBackward a;
     memset(&a, 0, sizeof a);
     a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work[run->side];
-    a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q), a.dout = chunk_tokens(r, run, rows, op->q_slot, 1, &q);
-    a.lse = chunk_rows(r, run, rows, op->q_slot, 2, &q), a.delta = chunk_rows(r, run, rows, op->q_slot, 3, &q);
-    a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k), a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
+    a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q),
+    a.dout = chunk_tokens(r, run, rows, op->q_slot, 1, &q);
+    a.lse = chunk_rows(r, run, rows, op->q_slot, 2, &q),
+    a.delta = chunk_rows(r, run, rows, op->q_slot, 3, &q);
+    a.k = chunk_tokens(r, run, keys, op->kv_slot, 0, &k),
+    a.v = chunk_tokens(r, run, keys, op->kv_slot, 1, &k);
     a.dq = chunk_tokens(r, run, dq, op->dq_slot, 0, &q);
-    a.dk = chunk_tokens(r, run, dkv, op->dkv_slot, 0, &k), a.dv = chunk_tokens(r, run, dkv, op->dkv_slot, 1, &k);
-    if (op->dq_slot >= 0 && result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0) return -1;
+    a.dk = chunk_tokens(r, run, dkv, op->dkv_slot, 0, &k),
+    a.dv = chunk_tokens(r, run, dkv, op->dkv_slot, 1, &k);
+    if (op->dq_slot >= 0 &&
+        result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0)
+        return -1;
     a.accumulate_dq = 1;   // the own sums begin at zero
-    if (op->dkv_slot >= 0 ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
-                          : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there, stream) != 0)
+    if (op->dkv_slot >= 0
+            ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
+            : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there, stream) != 0)
         return -1;
     a.accumulate_dkv = there;
     if (op_turn(r, run, before) != 0) return -1;
@@ -4566,22 +4947,27 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
 }
 
 // out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides.
-__global__ void rows_add_kernel(float* out, int64_t out_stride, const float* inp, int64_t inp_stride, int64_t rows, int columns) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = i >> 32 ? i / (columns / 4) : (uint32_t)i / (columns / 4u);
+__global__ void rows_add_kernel(
+    float* out, int64_t out_stride, const float* inp, int64_t inp_stride, int64_t rows, int columns) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x,
+            row = i >> 32 ? i / (columns / 4) : (uint32_t)i / (columns / 4u);
     int column = (int)(i - row * (columns / 4)) * 4;
     if (row >= rows) return;
-    float4 a = *(float4*)(out + row * out_stride + column), b = *(const float4*)(inp + row * inp_stride + column);
+    float4 a = *(float4*)(out + row * out_stride + column),
+           b = *(const float4*)(inp + row * inp_stride + column);
     *(float4*)(out + row * out_stride + column) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// Leaves the addition of a result that arrived last to the end of the rank's own sums, where that reads it. 0: not possible.
+// Leaves the addition of a result that arrived last to the end of the rank's own sums, where that reads it.
+// 0: not possible.
 static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Gpu* d = (const Gpu*)r->device;
     int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = item_tensors(msg->item.kind).count;
     Heads heads = part_heads(r->mesh, run->table, msg->item.h0, msg->item.h1);
     const char* slot = run->slots[msg->dst];
     if (msg->step != run->table->steps - 1 || !run->table->backward || run->sums->add[first]) return 0;
-    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C)) return 0;   // the end writes there
+    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C))
+        return 0;   // the end writes there
     for (int i = 0; i < count; i++) {
         ItemView v = item_view(r, run, msg->item, msg->dst, i);
         run->sums->add[first + i] = (const float*)v.p, run->sums->stride[first + i] = v.stride;
@@ -4608,7 +4994,8 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
             if (msg->item.kind != ITEM_DQ &&
                 own_begin(r, run, msg->item.kind, second, msg->item.h0, msg->item.h1, &there, d->stream) != 0)
                 return -1;
-            if (msg->item.kind == ITEM_OUT) last &= contribution_is_last(run, second, msg->item.h0, msg->item.h1);
+            if (msg->item.kind == ITEM_OUT)
+                last &= contribution_is_last(run, second, msg->item.h0, msg->item.h1);
         }
     else there = r->slot_filled[msg->into], r->slot_filled[msg->into] = 1;
     if (msg->item.kind == ITEM_OUT && (there || last)) {
@@ -4621,8 +5008,8 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
         AttnRows m = there ? chunk_rows(r, run, msg->item, msg->into, 1, &whole) : in_m;
         AttnRows l = there ? chunk_rows(r, run, msg->item, msg->into, 2, &whole) : in_l;
         CUDA_TRY(&r->error,
-            attn::attention_merge(acc, m, l, there ? in : none, there ? in_m : absent, there ? in_l : absent, o, lse, (int)d->B,
-                (int)heads.count, (int)rows, d->stream, (int)s->HS));
+            attn::attention_merge(acc, m, l, there ? in : none, there ? in_m : absent, there ? in_l : absent,
+                o, lse, (int)d->B, (int)heads.count, (int)rows, d->stream, (int)s->HS));
         return 0;
     }
     if (own && there && leave_to_end(r, run, msg)) return 0;
@@ -4631,17 +5018,18 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     gpu_item_pieces(r, run, msg->item, msg->dst, 0, from);
     for (int i = 0; i < count; i++)
         if (there)
-            rows_add_kernel<<<(unsigned)ceil_div(to[i].rows * (int64_t)to[i].width / 16, 256), 256, 0, d->stream>>>(
-                (float*)to[i].data, (int64_t)to[i].pitch / 4, (const float*)from[i].data, (int64_t)from[i].pitch / 4, to[i].rows,
-                (int)to[i].width / 4);
+            rows_add_kernel<<<(unsigned)ceil_div(to[i].rows * (int64_t)to[i].width / 16, 256), 256, 0,
+                d->stream>>>((float*)to[i].data, (int64_t)to[i].pitch / 4, (const float*)from[i].data,
+                (int64_t)from[i].pitch / 4, to[i].rows, (int)to[i].width / 4);
         else
             CUDA_TRY(&r->error,
-                cudaMemcpy2DAsync(to[i].data, to[i].pitch, from[i].data, from[i].pitch, to[i].width, (size_t)to[i].rows,
-                    cudaMemcpyDeviceToDevice, d->stream));
+                cudaMemcpy2DAsync(to[i].data, to[i].pitch, from[i].data, from[i].pitch, to[i].width,
+                    (size_t)to[i].rows, cudaMemcpyDeviceToDevice, d->stream));
     return 0;
 }
 
-// Which ops and messages of the table the sequences of the pass need, and how many additions each of the rank's outputs gets.
+// Which ops and messages of the table the sequences of the pass need, and how many additions each of the
+// rank's outputs gets.
 static void run_begin(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     const Schedule* table = run->table;
     int64_t T = r->mesh->shape.T, B = ((Gpu*)r->device)->B;
@@ -4661,7 +5049,9 @@ static void run_begin(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     }
     for (int i = 0; i < table->message_count && !table->backward; i++) {
         const ScheduleMessage* m = &table->messages[i];
-        if (m->to != r->sp_rank || !r->message_active[i] || m->item.kind != ITEM_OUT || !m->merge || m->into >= 0) continue;
+        if (m->to != r->sp_rank || !r->message_active[i] || m->item.kind != ITEM_OUT || !m->merge ||
+            m->into >= 0)
+            continue;
         for (int second = 0; second < table->chunks / table->P; second++)
             for (int part = m->item.h0; part < m->item.h1; part++) run->missing[second][part]++;
     }
@@ -4682,9 +5072,10 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             AttnView none = {NULL, 0, 0, 0};
             AttnRows absent = {NULL, 0, 0};
             CUDA_TRY(&r->error,
-                attn::attention_merge(chunk_tokens(r, run, item, -1, 0, &c), chunk_rows(r, run, item, -1, 1, &c),
-                    chunk_rows(r, run, item, -1, 2, &c), none, absent, absent, output_view(r, run, c.at, heads.first),
-                    lse_view(r, run, c.at, heads.first), (int)d->B, (int)heads.count, (int)c.rows, d->stream, (int)s->HS));
+                attn::attention_merge(chunk_tokens(r, run, item, -1, 0, &c),
+                    chunk_rows(r, run, item, -1, 1, &c), chunk_rows(r, run, item, -1, 2, &c), none, absent,
+                    absent, output_view(r, run, c.at, heads.first), lse_view(r, run, c.at, heads.first),
+                    (int)d->B, (int)heads.count, (int)c.rows, d->stream, (int)s->HS));
         }
     return 0;
 }
@@ -4697,8 +5088,8 @@ static void pack_place(GpuPiece* piece, char** packed) {
     *packed += round_up((int64_t)(piece->width * (size_t)piece->rows), 256);
 }
 
-// Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what came home. host_docs
-// is the host's copy of run->doc_start.
+// Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what
+// came home. host_docs is the host's copy of run->doc_start.
 static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     const Schedule* table = run->table;
     Gpu* d = (Gpu*)r->device;
@@ -4713,16 +5104,20 @@ static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
             const ScheduleMessage* msg = &table->messages[message];
             if (!r->message_active[message]) continue;
             if (msg->to == r->sp_rank)
-                receive_count += gpu_item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
+                receive_count += gpu_item_pieces(
+                    r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
             if (msg->from != r->sp_rank) continue;
             int count = gpu_item_pieces(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
             for (int i = 0; i < count; i++) pack_place(&sends[send_count + i], &packed);
-            for (int i = 0; i < count; i++) r->bytes_sent += sends[send_count + i].width * (size_t)sends[send_count + i].rows;
+            for (int i = 0; i < count; i++)
+                r->bytes_sent += sends[send_count + i].width * (size_t)sends[send_count + i].rows;
             send_count += count;
         }
         if (gpu_post(r, sends, send_count, receives, receive_count) != 0) return -1;
         for (; op < table->op_count && table->ops[op].step == step; op++)
-            if (table->ops[op].rank == r->sp_rank && r->op_active[op] && gpu_run_op(r, run, &table->ops[op]) != 0) return -1;
+            if (table->ops[op].rank == r->sp_rank && r->op_active[op] &&
+                gpu_run_op(r, run, &table->ops[op]) != 0)
+                return -1;
         if (gpu_wait(r, sends, send_count, receives, receive_count) != 0) return -1;
         for (int i = first; i < message; i++) {
             const ScheduleMessage* msg = &table->messages[i];
@@ -4740,16 +5135,20 @@ static AttnView view_of(void* p, int64_t token, int64_t T, int64_t HS) {
     AttnView v = {p, token, HS, token * T};
     return v;
 }
-// atty (R, C), lse (B, NH, Tl) = attention of qkv (R, 3C) over all ranks of the sequence. docs (B, T): the host's doc_start.
-static int gpu_attention_forward(Rank* r, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, const int32_t* docs) {
+// atty (R, C), lse (B, NH, Tl) = attention of qkv (R, 3C) over all ranks of the sequence. docs (B, T): the
+// host's doc_start.
+static int gpu_attention_forward(
+    Rank* r, bf16* atty, float* lse, bf16* qkv, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     int64_t T = r->Tl;
     if (r->mesh->sp > 1) {
         GpuAttention run;
         memset(&run, 0, sizeof run);
-        run.table = &r->mesh->schedule[0], run.slots = d->slots[0], run.qkv = qkv, run.out = atty, run.lse = lse;
-        run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C, run.l = run.m + d->R * s->NH, run.doc_start = doc_start;
+        run.table = &r->mesh->schedule[0], run.slots = d->slots[0], run.qkv = qkv, run.out = atty,
+        run.lse = lse;
+        run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C, run.l = run.m + d->R * s->NH,
+        run.doc_start = doc_start;
         return gpu_run_table(r, &run, docs);
     }
     AttnForward a;
@@ -4771,9 +5170,10 @@ static int gpu_attention_clear(Rank* r, float* dq) {
     CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * r->mesh->shape.C) * 4, d->beside));
     return 0;
 }
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is scratch, cleared
-static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty, float* lse, bf16* qkv,
-    const int32_t* doc_start, const int32_t* docs) {
+// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is
+// scratch, cleared
+static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty,
+    float* lse, bf16* qkv, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     int64_t T = r->Tl;
@@ -4783,13 +5183,15 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     sums.p[0] = dq, sums.scale[0] = 1 / sqrtf((float)s->HS), sums.scale[1] = sums.scale[2] = 1;
     if (stream_follow(r, 0) != 0) return -1;   // dq
     CUDA_TRY(&r->error,
-        attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B, (int)s->NH, (int)T,
-            d->stream, (int)s->HS));
+        attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B,
+            (int)s->NH, (int)T, d->stream, (int)s->HS));
     if (r->mesh->sp > 1) {
         GpuAttention run;
         memset(&run, 0, sizeof run);
-        run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty, run.lse = lse;
-        run.delta = d->delta, run.dq = dq, run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1], run.doc_start = doc_start;
+        run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty,
+        run.lse = lse;
+        run.delta = d->delta, run.dq = dq, run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1],
+        run.doc_start = doc_start;
         run.sums = &sums, sums.p[1] = d->dkv[0], sums.p[2] = d->dkv[1];
         if (gpu_run_table(r, &run, docs) != 0) return -1;
         qkv_finish(d, dbias, dqkv, sums, d->R, s->C);
@@ -4814,17 +5216,19 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
 
 // ===== 8. model =================================================================================
 
-// A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation. Of an own unit: the rank's rows of it.
+// A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation. Of an own unit: the
+// rank's rows of it.
 static float* gpu_weight(const Rank* r, int u, int id) {
     const Gpu* d = (const Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
     if (unit->own) return d->weights + slice_at(r, unit, 3);
-    return (r->mesh->zero >= 3 ? d->unit_weights[unit_buffer(r->layout, u)] : d->weights + unit->offset) + r->layout->within[id];
+    return (r->mesh->zero >= 3 ? d->unit_weights[unit_buffer(r->layout, u)] : d->weights + unit->offset) +
+        r->layout->within[id];
 }
 static bf16* gpu_half(const Rank* r, int u, int id) {
     const Gpu* d = (const Gpu*)r->device;
-    bf16* unit =
-        r->mesh->zero >= 3 ? d->unit_half[unit_buffer(r->layout, u)] : d->half + half_offset(r->layout, &r->mesh->shape, u);
+    bf16* unit = r->mesh->zero >= 3 ? d->unit_half[unit_buffer(r->layout, u)]
+                                    : d->half + half_offset(r->layout, &r->mesh->shape, u);
     return unit + r->layout->within[id];
 }
 static float* gpu_gradient(const Rank* r, int u, int id) {
@@ -4836,7 +5240,8 @@ static float* gpu_gradient(const Rank* r, int u, int id) {
 }
 static void* gpu_act(const Rank* r, int id, int64_t l) {
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
-    return (char*)((Gpu*)r->device)->act[id] + (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
+    return (char*)((Gpu*)r->device)->act[id] +
+        (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
 }
 
 // --- collectives among the ranks of a process ---
@@ -4874,7 +5279,8 @@ static Offers gpu_offers(const Rank* r) {
 
 // out (n4 x 4) = or += the ranks' numbers at `at`, added in the order of the ranks.
 __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t at, int64_t n4, int add) {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4; i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4;
+         i += (int64_t)gridDim.x * blockDim.x) {
         float4 sum = *((const float4*)((const float*)offers.p[0] + at) + i);
 #pragma unroll 4
         for (int p = 1; p < world; p++) {
@@ -4890,11 +5296,12 @@ __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t a
     }
 }
 static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int64_t n, int add) {
-    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0, ((Gpu*)r->device)->stream>>>(
-        out, offers, r->mesh->world, at, n / 4, add);
+    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0,
+        ((Gpu*)r->device)->stream>>>(out, offers, r->mesh->world, at, n / 4, add);
 }
 
-// Whether a unit's gradients are summed already: while the layers below were differentiated, or since no other rank has any.
+// Whether a unit's gradients are summed already: while the layers below were differentiated, or since no
+// other rank has any.
 static int unit_closed(const Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     return unit->own || (((const Gpu*)r->device)->closing && unit->kind == UNIT_LAYER);
@@ -4912,8 +5319,8 @@ static int units_sum(Rank* r, float* units) {
             size_t slice = (size_t)layout->units[u].slice;
             if (unit_closed(r, u)) continue;
             NCCL_TRY(r, 0,
-                ncclReduceScatter(
-                    whole, whole + (size_t)r->world_rank * slice, slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
+                ncclReduceScatter(whole, whole + (size_t)r->world_rank * slice, slice, ncclFloat32, ncclSum,
+                    d->comms[0], d->stream));
         }
         NCCL_TRY(r, 0, ncclGroupEnd());
         return nccl_settle(r, 0, ncclSuccess, "the sums of gradients");
@@ -4933,9 +5340,11 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
     Gpu* d = (Gpu*)r->device;
     if (d->nccl) {
         float* own = whole + r->world_rank * slice;
-        NCCL_TRY(r, 0, ncclReduceScatter(whole, own, (size_t)slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
+        NCCL_TRY(
+            r, 0, ncclReduceScatter(whole, own, (size_t)slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
         if (nccl_settle(r, 0, ncclSuccess, "the sum of a unit's gradients") != 0) return -1;
-        rows_add_kernel<<<(unsigned)ceil_div(slice / 4, 256), 256, 0, d->stream>>>(out, 16, own, 16, slice / 16, 16);
+        rows_add_kernel<<<(unsigned)ceil_div(slice / 4, 256), 256, 0, d->stream>>>(
+            out, 16, own, 16, slice / 16, 16);
         return 0;
     }
 #endif
@@ -4944,8 +5353,8 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
     return gpu_part(r);
 }
 
-// Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there already, or that
-// nobody else has (unit_closed).
+// Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there
+// already, or that nobody else has (unit_closed).
 static int units_all_gather(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -4955,8 +5364,9 @@ static int units_all_gather(Rank* r, float* units) {
             float* whole = units + r->layout->units[u].offset;
             size_t slice = (size_t)r->layout->units[u].slice;
             if (unit_closed(r, u)) continue;
-            NCCL_TRY(
-                r, 0, ncclAllGather(whole + (size_t)r->world_rank * slice, whole, slice, ncclFloat32, d->comms[0], d->stream));
+            NCCL_TRY(r, 0,
+                ncclAllGather(whole + (size_t)r->world_rank * slice, whole, slice, ncclFloat32, d->comms[0],
+                    d->stream));
         }
         NCCL_TRY(r, 0, ncclGroupEnd());
         return nccl_settle(r, 0, ncclSuccess, "the gathering of all slices");
@@ -4970,8 +5380,8 @@ static int units_all_gather(Rank* r, float* units) {
             int64_t at = unit->offset + p * unit->slice;
             if (unit_closed(r, u)) continue;
             CUDA_TRY(&r->error,
-                cudaMemcpyPeerAsync(units + at, d->ordinal, (const float*)d->peers[p]->offered + at, d->peers[p]->ordinal,
-                    (size_t)unit->slice * sizeof(float), d->stream));
+                cudaMemcpyPeerAsync(units + at, d->ordinal, (const float*)d->peers[p]->offered + at,
+                    d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->stream));
         }
     }
     return gpu_part(r);
@@ -4980,9 +5390,11 @@ static int units_all_gather(Rank* r, float* units) {
 // --- --zero 0 and 1 in one process: a layer's gradients are summed while those below it are made ---
 
 template <typename Out>
-static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
+static void projections_center(
+    Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
 
-// The peers' slices of a layer's gradients, each when its owner has summed it. All ranks have enqueued those sums.
+// The peers' slices of a layer's gradients, each when its owner has summed it. All ranks have enqueued those
+// sums.
 static int unit_slices_fetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -4991,16 +5403,17 @@ static int unit_slices_fetch(Rank* r, int u) {
         int64_t at = unit->offset + p * unit->slice;
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->summed[u], 0));
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(d->gradients + at, d->ordinal, d->peers[p]->gradients + at, d->peers[p]->ordinal,
-                (size_t)unit->slice * sizeof(float), d->gathers));
+            cudaMemcpyPeerAsync(d->gradients + at, d->ordinal, d->peers[p]->gradients + at,
+                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
     }
     return 0;
 }
 
-// The gradient of layer unit u is whole on this rank: its projections are centred, and the peers' parts of this rank's slice come
-// to `staged`. With --zero 0 the slices of unit u + 1, which all ranks have begun to sum when they meet here, come too. All of it
-// is on `gathers`, by the copy engines but for the centring, which can begin at once: a kernel there that waits for a peer waits
-// for the multiprocessors of this rank's attention next, and the copies of `copies` behind it.
+// The gradient of layer unit u is whole on this rank: its projections are centred, and the peers' parts of
+// this rank's slice come to `staged`. With --zero 0 the slices of unit u + 1, which all ranks have begun to
+// sum when they meet here, come too. All of it is on `gathers`, by the copy engines but for the centring,
+// which can begin at once: a kernel there that waits for a peer waits for the multiprocessors of this rank's
+// attention next, and the copies of `copies` behind it.
 static int unit_close(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5026,8 +5439,8 @@ static int unit_close(Rank* r, int u) {
     span_end(d, span);
     return 0;
 }
-// This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the sum of all ranks', in
-// their order as in units_sum.
+// This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the
+// sum of all ranks', in their order as in units_sum.
 static int unit_add(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5045,10 +5458,12 @@ static int unit_add(Rank* r, int u) {
     return 0;
 }
 
-// The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits for all of it.
+// The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits
+// for all of it.
 static int units_close(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (unit_add(r, 1) != 0 || units_sum(r, d->gradients) != 0) return -1;   // the ranks meet: all have begun to sum
+    if (unit_add(r, 1) != 0 || units_sum(r, d->gradients) != 0)
+        return -1;   // the ranks meet: all have begun to sum
     if (r->mesh->zero == 0 && d->closing) {
         if (unit_slices_fetch(r, 1) != 0) return -1;
         CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));   // all of `gathers`
@@ -5061,12 +5476,13 @@ static int units_close(Rank* r) {
 
 // --- units that come together from the ranks' slices, and gradients that go to them ---
 
-static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
+static void unit_cast(
+    Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream);
 
-// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a stream of its own. The
-// buffer's last unit is done with when what is enqueued so far is. Slices change only at the end of a step, after which the hosts
-// meet.
+// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a
+// stream of its own. The buffer's last unit is done with when what is enqueued so far is. Slices change only
+// at the end of a step, after which the hosts meet.
 static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5079,24 +5495,25 @@ static int unit_prefetch(Rank* r, int u) {
 #ifdef GPT2_SP_NCCL
     if (d->nccl) {
         NCCL_TRY(r, 1,
-            ncclAllGather(
-                d->weights + unit->shard_offset, d->unit_weights[b], (size_t)unit->slice, ncclFloat32, d->comms[1], d->gathers));
+            ncclAllGather(d->weights + unit->shard_offset, d->unit_weights[b], (size_t)unit->slice,
+                ncclFloat32, d->comms[1], d->gathers));
         if (nccl_settle(r, 1, ncclSuccess, "the gathering of a unit") != 0) return -1;
     }
 #endif
     for (int step = 0; !d->nccl && step < r->mesh->world; step++) {
         int p = (r->world_rank + step) % r->mesh->world;
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(d->unit_weights[b] + p * unit->slice, d->ordinal, d->peers[p]->weights + unit->shard_offset,
-                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
+            cudaMemcpyPeerAsync(d->unit_weights[b] + p * unit->slice, d->ordinal,
+                d->peers[p]->weights + unit->shard_offset, d->peers[p]->ordinal,
+                (size_t)unit->slice * sizeof(float), d->gathers));
     }
     unit_cast(r, u, 1, d->unit_weights[b], 0, d->unit_half[b], d->gathers);
     span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
     return 0;
 }
-// --zero 1, 2: units that the next forward pass needs at once. Their bf16 copies are made where their slices come together, on
-// `gathers`, while the hosts go from one step to the next (weights_spread).
+// --zero 1, 2: units that the next forward pass needs at once. Their bf16 copies are made where their slices
+// come together, on `gathers`, while the hosts go from one step to the next (weights_spread).
 static int unit_is_first(int u) { return u <= 1; }
 // What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
 static int gpu_unit_gather(Rank* r, int u) {
@@ -5117,14 +5534,14 @@ static int gpu_unit_gather(Rank* r, int u) {
     return 0;
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices; every rank adds
-// straight to its slice of an own unit.
+// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices;
+// every rank adds straight to its slice of an own unit.
 static int gpu_unit_gradient_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (r->mesh->zero < 2 || r->layout->units[u].own) return 0;
     CUDA_TRY(&r->error,
-        cudaMemsetAsync(
-            d->unit_gradients[unit_buffer(r->layout, u)], 0, (size_t)unit_whole(r->layout, u) * sizeof(float), d->stream));
+        cudaMemsetAsync(d->unit_gradients[unit_buffer(r->layout, u)], 0,
+            (size_t)unit_whole(r->layout, u) * sizeof(float), d->stream));
     return 0;
 }
 static int gpu_unit_gradient_end(Rank* r, int u) {
@@ -5138,30 +5555,37 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of attention's inputs or of
-// the rest or both, and the output only if `output`. doc_start and docs (B, T): the documents' on the device and on the host.
+// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of
+// attention's inputs or of the rest or both, and the output only if `output`. doc_start and docs (B, T): the
+// documents' on the device and on the host.
 enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
-static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
+static int gpu_layer_forward(
+    Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
     int64_t R = d->R, C = s->C;
     int u = (int)l + 1, none = r->mesh->training && r->mesh->recompute == GPT2_SP_NONE;
-    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l),
-         *atty = (bf16*)gpu_act(r, G_atty, l);
-    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l),
-         *gelu = none ? (bf16*)gpu_act(r, G_gelu, l) : d->wide;
-    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
+    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l),
+         *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
+    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l),
+         *fch = (bf16*)gpu_act(r, G_fch, l), *gelu = none ? (bf16*)gpu_act(r, G_gelu, l) : d->wide;
+    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l),
+          *lse = (float*)gpu_act(r, G_lse, l);
     bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
     if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
-#define NEEDED(id) (!again || (!gpu_kept(r->mesh, id) && again & (id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST)))
+#define NEEDED(id) \
+    (!again || (!gpu_kept(r->mesh, id) && again & (id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST)))
     if (gpu_unit_gather(r, u) != 0) return -1;
     if (!again && l + 1 < s->L && unit_prefetch(r, u + 1) != 0) return -1;
     if (NEEDED(G_fch)) r->layer_forwards++;
     if (NEEDED(G_ln1))
-        rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C), mark(d, "norm forward");
+        rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C),
+            mark(d, "norm forward");
     if (NEEDED(G_qkv)) {
-        if (matmul_forward(d, qkv, ln1, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
+        if (matmul_forward(
+                d, qkv, ln1, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0)
+            return -1;
         mark(d, "qkv forward");
     }
     if (NEEDED(G_atty)) {
@@ -5172,49 +5596,57 @@ static int gpu_layer_forward(Rank* r, int64_t l, int again, int output, const in
         mark(d, "attention forward");
     }
     if (NEEDED(G_x2)) {
-        if (matmul_forward(d, x2, atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), x, R, C, C, e) != 0) return -1;
+        if (matmul_forward(
+                d, x2, atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), x, R, C, C, e) != 0)
+            return -1;
         mark(d, "attproj forward");
     }
     if (NEEDED(G_ln2))
-        rmsnorm_forward(d, ln2, rstd2, x2, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C), mark(d, "norm forward");
-    int keep =
-        again || none || (r->mesh->training && gpu_kept(r->mesh, G_fch));   // somebody reads the MLP's values before the GELU
+        rmsnorm_forward(d, ln2, rstd2, x2, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C),
+            mark(d, "norm forward");
+    int keep = again || none ||
+        (r->mesh->training && gpu_kept(r->mesh, G_fch));   // somebody reads the MLP's values before the GELU
     if (NEEDED(G_fch)) {
-        if (matmul_gelu_forward(d, gelu, keep ? fch : NULL, ln2, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), R, C, 4 * C, e) !=
-            0)
+        if (matmul_gelu_forward(d, gelu, keep ? fch : NULL, ln2, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb),
+                R, C, 4 * C, e) != 0)
             return -1;
         mark(d, "fc forward");
     } else if (!none && again & AGAIN_REST) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
     if (!output) return 0;
-    if (matmul_forward(d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0) return -1;
+    if (matmul_forward(
+            d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0)
+        return -1;
     mark(d, "fcproj forward");
     if (!again) progress(d, "forward pass", l);
     return 0;
 #undef NEEDED
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a projection comes from
-// the norm that was differentiated before it, and the last one here is that of the layer below.
+// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a
+// projection comes from the norm that was differentiated before it, and the last one here is that of the
+// layer below.
 static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
     int64_t R = d->R, C = s->C;
     int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE;
-    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l), *qkv = (bf16*)gpu_act(r, G_qkv, l),
-         *atty = (bf16*)gpu_act(r, G_atty, l);
-    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l), *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx,
-         *wide = d->wide;
-    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l), *lse = (float*)gpu_act(r, G_lse, l);
+    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l),
+         *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
+    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l),
+         *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx, *wide = d->wide;
+    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l),
+          *lse = (float*)gpu_act(r, G_lse, l);
     // (R, C) each, once what was there is done with
     const int late = gpu_late(r->mesh);
     bf16 *narrow = fch, *datty = wide + 3 * R * C, *dln1 = late ? x2 : fch;
     float* dq = (float*)dln1;   // in attn mode over x2 and ln2, which are neighbours
-    if (gpu_unit_gather(r, u) != 0 || (l > 0 && (unit_prefetch(r, u - 1) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0)))
+    if (gpu_unit_gather(r, u) != 0 ||
+        (l > 0 && (unit_prefetch(r, u - 1) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0)))
         return -1;
 
-    if (matmul_backward_weight(
-            d, gpu_gradient(r, u, P_fcprojw), dx, none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0)
+    if (matmul_backward_weight(d, gpu_gradient(r, u, P_fcprojw), dx,
+            none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0)
         return -1;
     mark(d, "fcproj dweight");
     if (matmul_backward_input(d, wide, dx, gpu_half(r, u, P_fcprojw), fch, R, 4 * C, C, e) != 0) return -1;
@@ -5225,8 +5657,8 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     mark(d, "fc dweight");
     if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_fcw), NULL, R, C, 4 * C, e) != 0) return -1;
     mark(d, "fc dinput");
-    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln2w), gpu_gradient(r, u, P_ln2b), gpu_gradient(r, u, P_attprojb), narrow, x2,
-        rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
+    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln2w), gpu_gradient(r, u, P_ln2b),
+        gpu_gradient(r, u, P_attprojb), narrow, x2, rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
     mark(d, "norm backward");
 
     if (!d->rehearsing && gpu_attention_clear(r, dq) != 0) return -1;
@@ -5236,7 +5668,8 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     mark(d, "attproj dinput");
     if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start, docs) != 0) return -1;
     if (!d->rehearsing &&
-        gpu_attention_backward(r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
+        gpu_attention_backward(
+            r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
     if (unit_add(r, u + 1) != 0) return -1;
@@ -5250,8 +5683,9 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     return unit_close(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes the gradient of the
-// last layer's output. The gradient of the final norm's output overwrites that output, chunk by chunk.
+// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes
+// the gradient of the last layer's output. The gradient of the final norm's output overwrites that output,
+// chunk by chunk.
 static int gpu_head(Rank* r) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -5261,34 +5695,44 @@ static int gpu_head(Rank* r) {
     float scale = r->learn ? (float)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
     if (gpu_unit_gather(r, u) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
     if (r->learn &&
-        (stream_follow(r, 0) != 0 || gpu_unit_gradient_begin(r, 0) != 0 || gpu_unit_gradient_begin(r, u) != 0 ||
-            gpu_unit_gradient_begin(r, u - 1) != 0))
+        (stream_follow(r, 0) != 0 || gpu_unit_gradient_begin(r, 0) != 0 ||
+            gpu_unit_gradient_begin(r, u) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0))
         return -1;
-    rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
+    rmsnorm_forward(
+        d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
     mark(d, "norm forward");
     for (int64_t t = 0; t < d->R; t += d->logits_chunk) {
         int64_t rows = min_i64(d->logits_chunk, d->R - t);
-        if (matmul_forward(d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0) return -1;
+        if (matmul_forward(
+                d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0)
+            return -1;
         mark(d, "head forward");
-        if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V, s->Vp, e) != 0)
+        if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V,
+                s->Vp, e) != 0)
             return -1;
         mark(d, "cross-entropy");
         if (!r->learn) continue;
-        if (matmul_backward_weight(d, gpu_gradient(r, 0, P_wte), d->logits, d->lnf + t * C, rows, C, s->Vp, e) != 0) return -1;
+        if (matmul_backward_weight(
+                d, gpu_gradient(r, 0, P_wte), d->logits, d->lnf + t * C, rows, C, s->Vp, e) != 0)
+            return -1;
         mark(d, "head dweight");
-        if (matmul_backward_input(d, d->lnf + t * C, d->logits, gpu_half(r, 0, P_wte), NULL, rows, C, s->Vp, e) != 0) return -1;
+        if (matmul_backward_input(
+                d, d->lnf + t * C, d->logits, gpu_half(r, 0, P_wte), NULL, rows, C, s->Vp, e) != 0)
+            return -1;
         mark(d, "head dinput");
     }
     if (!r->learn) return 0;
     loss_sum_kernel<<<1, 1024, 0, d->stream>>>(d->stats, d->token_loss, d->R);
-    rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb), gpu_gradient(r, u - 1, P_fcprojb), d->lnf,
-        d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R, C);
+    rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb),
+        gpu_gradient(r, u - 1, P_fcprojb), d->lnf, d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R,
+        C);
     mark(d, "norm backward");
     return gpu_unit_gradient_end(r, u);
 }
 
-// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the gradients; nothing waits
-// for the device. Without learning the losses and hits of the tokens come to the host.
+// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the
+// gradients; nothing waits for the device. Without learning the losses and hits of the tokens come to the
+// host.
 static int gpu_piece(Rank* r, int64_t at) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -5301,8 +5745,9 @@ static int gpu_piece(Rank* r, int64_t at) {
     const int32_t *doc_start = r->mesh->doc_mask ? d->doc_start : NULL,
                   *docs = doc_start ? r->batch->doc_start + at / r->Tl * s->T : NULL;
     if (doc_start)
-        CUDA_TRY(
-            e, cudaMemcpyAsync(d->doc_start, docs, (size_t)(d->B * s->T) * sizeof(int32_t), cudaMemcpyHostToDevice, d->stream));
+        CUDA_TRY(e,
+            cudaMemcpyAsync(d->doc_start, docs, (size_t)(d->B * s->T) * sizeof(int32_t),
+                cudaMemcpyHostToDevice, d->stream));
     mark(d, "copies");
 
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
@@ -5312,32 +5757,39 @@ static int gpu_piece(Rank* r, int64_t at) {
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             CUDA_TRY(e,
-                cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice,
-                    d->stream));
+                cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2,
+                    cudaMemcpyDeviceToDevice, d->stream));
         if (gpu_layer_forward(r, l, 0, 1, doc_start, docs) != 0) return -1;
     }
     if (gpu_head(r) != 0) return -1;
     if (!r->learn) {
-        CUDA_TRY(e, cudaMemcpyAsync(r->token_loss + at % r->R, d->token_loss, (size_t)R * 4, cudaMemcpyDeviceToHost, d->stream));
-        CUDA_TRY(e, cudaMemcpyAsync(r->token_hit + at % r->R, d->token_hit, (size_t)R, cudaMemcpyDeviceToHost, d->stream));
+        CUDA_TRY(e,
+            cudaMemcpyAsync(
+                r->token_loss + at % r->R, d->token_loss, (size_t)R * 4, cudaMemcpyDeviceToHost, d->stream));
+        CUDA_TRY(e,
+            cudaMemcpyAsync(
+                r->token_hit + at % r->R, d->token_hit, (size_t)R, cudaMemcpyDeviceToHost, d->stream));
         return gpu_finish(r);
     }
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        if (mode == GPT2_SP_SQRT &&
+            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
             CUDA_TRY(e,
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
                 if (gpu_layer_forward(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
         } else if (mode == GPT2_SP_SQRT)
-            gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
-        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0) return -1;
+            gelu_forward(
+                d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
+        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
+            return -1;
         if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
     if (gpu_unit_gradient_begin(r, positions) != 0 ||
-        embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, positions, P_wpe), doc_start, r->mesh->center,
-            row_places(r), s->V, d->B, C, e) != 0)
+        embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, positions, P_wpe), doc_start,
+            r->mesh->center, row_places(r), s->V, d->B, C, e) != 0)
         return -1;
     mark(d, "embedding backward");
     if (gpu_unit_gradient_end(r, 0) != 0 || gpu_unit_gradient_end(r, positions) != 0) return -1;
@@ -5360,16 +5812,18 @@ static int gpu_pass(Rank* r, int64_t pass) {
 
 // ===== 9. optimizer =============================================================================
 
-// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has 32 columns and 32
-// threads for each.
+// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has
+// 32 columns and 32 threads for each.
 enum { CENTER_ROWS = 32 };
 template <typename Out>
-__global__ void center_columns_kernel(Out* out, const float* inp, int rows, int columns, int64_t out_stride, int64_t inp_stride) {
+__global__ void center_columns_kernel(
+    Out* out, const float* inp, int rows, int columns, int64_t out_stride, int64_t inp_stride) {
     __shared__ float sums[CENTER_ROWS][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     inp += blockIdx.y * inp_stride, out += blockIdx.y * out_stride;
     float sum = 0;
-    for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS) sum += inp[(int64_t)i * columns + column];
+    for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS)
+        sum += inp[(int64_t)i * columns + column];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     float mean = 0;
@@ -5378,28 +5832,31 @@ __global__ void center_columns_kernel(Out* out, const float* inp, int rows, int 
     for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS)
         out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
-// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in place or to their bf16
-// copies.
+// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in
+// place or to their bf16 copies.
 template <typename Out>
-static void projections_center(Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
+static void projections_center(
+    Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
     static const int ids[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
     for (int i = 0; i < 4; i++) {
         Parameter p = parameter(&r->mesh->shape, ids[i]);
         int columns = (int)max_i64(1, p.columns);
         int64_t at = r->layout->within[ids[i]];
         dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)count);
-        center_columns_kernel<Out>
-            <<<grid, dim3(32, CENTER_ROWS), 0, stream>>>(out + at, units + at, (int)p.rows, columns, stride, stride);
+        center_columns_kernel<Out><<<grid, dim3(32, CENTER_ROWS), 0, stream>>>(
+            out + at, units + at, (int)p.rows, columns, stride, stride);
     }
 }
 
-// out += squares of `count` times n gradients (n a multiple of 4), `stride` apart, a sum per block, always in one order.
+// out += squares of `count` times n gradients (n a multiple of 4), `stride` apart, a sum per block, always in
+// one order.
 __global__ void squares_kernel(double* out, const float* g, int64_t n, int count, int64_t stride) {
     __shared__ double sums[256];
     double all = 0;
     for (int unit = 0; unit < count; unit++, g += stride) {
         float sum = 0;
-        for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 4; i < n; i += (int64_t)SQUARE_BLOCKS * 1024) {
+        for (int64_t i = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 4; i < n;
+             i += (int64_t)SQUARE_BLOCKS * 1024) {
             float4 x = *(const float4*)(g + i);
             sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         }
@@ -5421,8 +5878,8 @@ __global__ void squares_finish_kernel(double* stats, const double* parts) {
     }
     if (threadIdx.x == 0) stats[STAT_SQUARE] = sums[0];
 }
-// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping leaves of the gradient.
-// `whole`: every rank's square is that of all already.
+// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping
+// leaves of the gradient. `whole`: every rank's square is that of all already.
 __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int whole, double clip) {
     double loss = 0, square = 0;
     for (int i = 0; i < world; i++) {
@@ -5431,7 +5888,9 @@ __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int
     }
     double norm = sqrt(square);
     stats[STAT_ALL_LOSS] = loss, stats[STAT_ALL_SQUARE] = square;
-    stats[STAT_SCALE] = !isfinite(loss) || !isfinite(norm) ? -1 : clip > 0 ? fmin(1.0, clip / (norm + 1e-6)) : 1;
+    stats[STAT_SCALE] = !isfinite(loss) || !isfinite(norm) ? -1
+        : clip > 0                                         ? fmin(1.0, clip / (norm + 1e-6))
+                                                           : 1;
 }
 
 // Where every rank's stats can be read; without NCCL until they part.
@@ -5439,7 +5898,8 @@ static int stats_share(Rank* r, Offers* offers) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
     if (d->nccl) {
-        NCCL_TRY(r, 0, ncclAllGather(d->stats, d->all_stats, STAT_COUNT, ncclFloat64, d->comms[0], d->stream));
+        NCCL_TRY(
+            r, 0, ncclAllGather(d->stats, d->all_stats, STAT_COUNT, ncclFloat64, d->comms[0], d->stream));
         for (int i = 0; i < r->mesh->world; i++) offers->p[i] = d->all_stats + i * STAT_COUNT;
         return nccl_settle(r, 0, ncclSuccess, "the sum of the losses");
     }
@@ -5449,27 +5909,30 @@ static int stats_share(Rank* r, Offers* offers) {
     return 0;
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit by unit), the
-// projections' centred first if --center. Leaves the loss and the norm of the whole step in stats, alike on all ranks.
+// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit
+// by unit), the projections' centred first if --center. Leaves the loss and the norm of the whole step in
+// stats, alike on all ranks.
 static int gradients_finish(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     int zero = r->mesh->zero, world = r->mesh->world;
     if (zero < 2 && r->mesh->center && !d->closing) {
         float* layers = d->gradients + layout->units[1].offset;
-        projections_center(r, (int)r->mesh->shape.L, layers, layers, layout->units[1].slice * world, d->stream);
+        projections_center(
+            r, (int)r->mesh->shape.L, layers, layers, layout->units[1].slice * world, d->stream);
     }
     if (zero < 2 && world > 1) {
         if (units_close(r) != 0) return -1;
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
-    // every rank's square is that of all where each has all gradients; otherwise each has its slices', and they are added
+    // every rank's square is that of all where each has all gradients; otherwise each has its slices', and
+    // they are added
     int whole = zero == 0 && positions_shared(layout);
     for (int kind = UNIT_EMBED; zero < 2 && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
         const Unit* unit = &layout->units[kind_unit(layout, kind)];
-        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients + slice_at(r, unit, 2), unit->slice,
-            kind == UNIT_LAYER ? (int)r->mesh->shape.L : 1, unit->slice * world);
+        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients + slice_at(r, unit, 2),
+            unit->slice, kind == UNIT_LAYER ? (int)r->mesh->shape.L : 1, unit->slice * world);
     }
     if (zero >= 2 || whole)
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
@@ -5494,7 +5957,8 @@ static UnitTable unit_table(const Rank* r, int kind) {
     for (int id = 0; id < PARAMETER_COUNT; id++) {
         Parameter p = parameter(&r->mesh->shape, id);
         if (p.unit != kind) continue;
-        int centred = r->mesh->center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
+        int centred =
+            r->mesh->center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
         t.begin[t.count] = r->layout->within[id], t.decay[t.count] = (unsigned char)p.decay;
         t.copied[t.count] = (unsigned char)(id == P_wte || (kind == UNIT_LAYER && !centred));
         t.begin[++t.count] = r->layout->within[id] + parameter_elements(&p);
@@ -5506,16 +5970,18 @@ typedef struct {
     float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
 } GpuAdamW;
 
-// One array of the units of a kind, as AdamW goes through it: its first number and the distance to the next unit's.
+// One array of the units of a kind, as AdamW goes through it: its first number and the distance to the next
+// unit's.
 template <typename T> struct UnitArray {
     T* p;
     int64_t stride;
 };
 
-// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and their bf16 copies
-// (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from stats.
-__global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v, UnitArray<float> g,
-    const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
+// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and
+// their bf16 copies (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from
+// stats.
+__global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v,
+    UnitArray<float> g, const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
     if (i >= n || in_unit >= table.begin[table.count]) return;
     int id = 0;
@@ -5525,7 +5991,8 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
     float* xs = &x.x;
     float scale = (float)stats[STAT_SCALE];
     if (scale < 0) return;
-    float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i), *square = (float4*)(v.p + blockIdx.y * v.stride + i);
+    float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i),
+           *square = (float4*)(v.p + blockIdx.y * v.stride + i);
     float4 grad = *(const float4*)(g.p + blockIdx.y * g.stride + i), first = *moment, second = *square;
     float *gs = &grad.x, *ms = &first.x, *vs = &second.x;
     float shrink = table.decay[id] ? a.lr * a.weight_decay : 0;
@@ -5538,10 +6005,12 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
     }
     *weights = x, *moment = first, *square = second;
     if (half.p && table.copied[id])
-        *(uint2*)(half.p + blockIdx.y * half.stride + i) = make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
+        *(uint2*)(half.p + blockIdx.y * half.stride + i) =
+            make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
 }
 
-// The bf16 copies of units of one kind with n numbers each, 8 a thread, so that enough loads are under way; 6 bytes a parameter.
+// The bf16 copies of units of one kind with n numbers each, 8 a thread, so that enough loads are under way; 6
+// bytes a parameter.
 __global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable table, int64_t n) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= n) return;
@@ -5553,14 +6022,16 @@ __global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable 
 }
 
 // The bf16 copies of `count` units from unit u on, `stride` apart.
-static void unit_cast(Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream) {
+static void unit_cast(
+    Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream) {
     const Unit* unit = &r->layout->units[u];
     UnitArray<float> w = {(float*)weights, stride};
     UnitArray<bf16> h = {half, stride};
     if (unit->kind == UNIT_FINAL || unit->kind == UNIT_POSITIONS) return;   // read in fp32 only
     cast_kernel<<<dim3((unsigned)ceil_div(unit->elements / 8, 256), (unsigned)count), 256, 0, stream>>>(
         h, w, unit_table(r, unit->kind), unit->elements);
-    if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, count, weights, half, stride, stream);
+    if (r->mesh->center && unit->kind == UNIT_LAYER)
+        projections_center(r, count, weights, half, stride, stream);
 }
 // The same of a rank that holds all weights; all of them.
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream) {
@@ -5575,9 +6046,10 @@ static void gpu_weights_cast(Rank* r) {
     units_cast(r, 1, (int)r->mesh->shape.L, ((Gpu*)r->device)->stream);
 }
 
-// --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by unit, in the order in
-// which the next forward pass waits for them and makes their bf16 copies (gpu_unit_gather; those of the first are made here). No
-// slice is updated again before the compute streams of all ranks, which waited for all units, have met in the sums of gradients.
+// --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by
+// unit, in the order in which the next forward pass waits for them and makes their bf16 copies
+// (gpu_unit_gather; those of the first are made here). No slice is updated again before the compute streams
+// of all ranks, which waited for all units, have met in the sums of gradients.
 static int weights_spread(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -5593,8 +6065,8 @@ static int weights_spread(Rank* r) {
             int64_t at = unit->offset + p * unit->slice;
             CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->updated[unit->kind], 0));
             CUDA_TRY(&r->error,
-                cudaMemcpyPeerAsync(d->weights + at, d->ordinal, d->peers[p]->weights + at, d->peers[p]->ordinal,
-                    (size_t)unit->slice * sizeof(float), d->gathers));
+                cudaMemcpyPeerAsync(d->weights + at, d->ordinal, d->peers[p]->weights + at,
+                    d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
         }
         if (unit_is_first(u)) {
             CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->updated[unit->kind], 0));
@@ -5607,14 +6079,15 @@ static int weights_spread(Rank* r) {
     return 0;
 }
 
-// One update of what this rank keeps moments for (all, or its slices), then the others' parameters and the bf16 copies.
+// One update of what this rank keeps moments for (all, or its slices), then the others' parameters and the
+// bf16 copies.
 static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     int zero = r->mesh->zero, world = r->mesh->world;
     GpuAdamW a;
-    a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps,
-    a.weight_decay = (float)adamw->weight_decay;
+    a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2,
+    a.eps = (float)adamw->eps, a.weight_decay = (float)adamw->weight_decay;
     a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
@@ -5623,13 +6096,17 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
         int sharded = unit_sharded(r, unit, 1), halved = kind == UNIT_EMBED || kind == UNIT_LAYER;
         int64_t whole = unit->slice * world, begin = sharded ? r->world_rank * unit->slice : 0,
                 n = sharded ? unit->slice : unit->elements, at = unit->offset;
-        UnitArray<float> w = {d->weights + (sharded ? slice_at(r, unit, 3) : at), zero >= 3 ? unit->slice : whole};
+        UnitArray<float> w = {
+            d->weights + (sharded ? slice_at(r, unit, 3) : at), zero >= 3 ? unit->slice : whole};
         UnitArray<float> m = {d->m + (sharded ? slice_at(r, unit, 1) : at), zero >= 1 ? unit->slice : whole};
         UnitArray<float> v = {d->v + (m.p - d->m), m.stride};
-        UnitArray<float> g = {d->gradients + (sharded ? slice_at(r, unit, 2) : at), zero >= 2 ? unit->slice : whole};
-        UnitArray<bf16> half = {zero == 0 && halved ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
+        UnitArray<float> g = {
+            d->gradients + (sharded ? slice_at(r, unit, 2) : at), zero >= 2 ? unit->slice : whole};
+        UnitArray<bf16> half = {
+            zero == 0 && halved ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
         dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
-        adamw_kernel<<<grid, 256, 0, d->stream>>>(w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
+        adamw_kernel<<<grid, 256, 0, d->stream>>>(
+            w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
         CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));
     }
     if (zero == 0 && r->mesh->center)
@@ -5648,7 +6125,8 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. checkpoints ==========================================================================
 //
-// The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as that takes.
+// The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as
+// that takes.
 
 typedef struct {
     real** host;
@@ -5671,16 +6149,19 @@ static int host_begin(Rank* r, int kinds, int fetch) {
     if (r->mesh->zero < 3)   // weights may still be on their way from the peers
         for (int u = 0; u < r->layout->count; u++)
             if (gpu_unit_gather(r, u) != 0) return -1;
-    // with --zero 0 the first rank has all but the others' own positions; what is left out here takes no memory of the host either
-    int64_t from = r->mesh->zero == 0 && r->world_rank != 0 ? r->layout->units[positions_unit(r->layout)].offset : 0;
+    // with --zero 0 the first rank has all but the others' own positions; what is left out here takes no
+    // memory of the host either
+    int64_t from =
+        r->mesh->zero == 0 && r->world_rank != 0 ? r->layout->units[positions_unit(r->layout)].offset : 0;
     for (int i = 0; i < kinds; i++) {
         size_t bytes = (size_t)copies[i].elements * sizeof(float);
         *copies[i].host = (real*)calloc((size_t)copies[i].elements, sizeof(real));
-        if (!*copies[i].host) return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
+        if (!*copies[i].host)
+            return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
         if (fetch)
             CUDA_TRY(&r->error,
-                cudaMemcpyAsync(*copies[i].host + from, copies[i].device + from, bytes - (size_t)from * sizeof(float),
-                    cudaMemcpyDeviceToHost, d->stream));
+                cudaMemcpyAsync(*copies[i].host + from, copies[i].device + from,
+                    bytes - (size_t)from * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
     if (r->mesh->zero >= 1) {   // a whole unit at a time comes together in these
         r->weights_unit = (real*)calloc((size_t)r->layout->largest, sizeof(real));
@@ -5698,8 +6179,8 @@ static int host_end(Rank* r, int kinds, int store) {
     host_copies(r, copies);
     for (int i = 0; i < 3; i++) {
         if (store && i < kinds && *copies[i].host && status == cudaSuccess)
-            status = cudaMemcpyAsync(
-                copies[i].device, *copies[i].host, (size_t)copies[i].elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
+            status = cudaMemcpyAsync(copies[i].device, *copies[i].host,
+                (size_t)copies[i].elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
         if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
         free(*copies[i].host);
         *copies[i].host = NULL;
@@ -5715,7 +6196,8 @@ static int host_end(Rank* r, int kinds, int store) {
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
-// A file that each process of a run writes for itself: the name that was given, where there are several with the process' number.
+// A file that each process of a run writes for itself: the name that was given, where there are several with
+// the process' number.
 static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
     if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
     else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
@@ -5744,15 +6226,16 @@ static int gpu_load(Rank* r, gpt2_sp* g) {
     return host_end(r, kinds, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g) {
-    if (r->mesh->zero == 0 && r->world_rank != 0 && positions_shared(r->layout)) return 0;   // the first rank has all
+    if (r->mesh->zero == 0 && r->world_rank != 0 && positions_shared(r->layout))
+        return 0;   // the first rank has all
     int status = host_begin(r, 3, 1) == 0 ? rank_save(r, g) : -1;
     return host_end(r, 3, 0) == 0 ? status : -1;
 }
 
 // ===== 11. evaluation and sampling ==============================================================
 
-// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a time, then one by
-// one.
+// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a
+// time, then one by one.
 typedef struct {
     Rank* r;
     int64_t capacity;
@@ -5778,16 +6261,18 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
         c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
         c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4),
-        c->wpe = (float*)gpu_take(&a, 0, positions_shared(r->layout) ? 0 : n * C, 4), c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        c->wpe = (float*)gpu_take(&a, 0, positions_shared(r->layout) ? 0 : n * C, 4),
+        c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
-            return fail(&r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
+            return fail(
+                &r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
     }
     c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
 }
 
-// Where own positions are not in one place: rows p to p + n - 1 of wpe from the ranks that have them. They come like a unit of
-// --zero 3: the peers wait for this rank, and change no weights meanwhile.
+// Where own positions are not in one place: rows p to p + n - 1 of wpe from the ranks that have them. They
+// come like a unit of --zero 3: the peers wait for this rank, and change no weights meanwhile.
 static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -5797,14 +6282,15 @@ static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
         int owner = (int)((p + i) / rows);
         count = min_i64(n - i, (owner + 1) * rows - (p + i));
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(c->wpe + i * C, d->ordinal, d->peers[owner]->weights + slice_at(r, unit, 3) + (p + i) % rows * C,
+            cudaMemcpyPeerAsync(c->wpe + i * C, d->ordinal,
+                d->peers[owner]->weights + slice_at(r, unit, 3) + (p + i) % rows * C,
                 d->peers[owner]->ordinal, (size_t)(count * C) * sizeof(float), d->stream));
     }
     return 0;
 }
 
-// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits after the last in
-// `logits`.
+// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits
+// after the last in `logits`.
 static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -5818,13 +6304,15 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     int positions = positions_unit(r->layout), own = !positions_shared(r->layout);
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
     if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
-    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte), own ? c->wpe : gpu_weight(r, positions, P_wpe),
-        r->mesh->center, own ? fetched : places, R, C);
+    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte),
+        own ? c->wpe : gpu_weight(r, positions, P_wpe), r->mesh->center, own ? fetched : places, R, C);
     for (int u = 1; u <= (int)s->L; u++) {
         if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
         bf16 *layer = c->cache + (u - 1) * c->capacity * 3 * C, *row = layer + p * 3 * C;
         rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C);
-        if (matmul_forward(d, row, c->ln, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0) return -1;
+        if (matmul_forward(
+                d, row, c->ln, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0)
+            return -1;
         AttnForward a;
         memset(&a, 0, sizeof a);
         a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
@@ -5833,26 +6321,33 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
         a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(c->atty, C, R, s->HS);
         a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work[0];
         CUDA_TRY(e, attn::attention_forward(a, d->stream));
-        if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R, C, C, e) != 0)
+        if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R,
+                C, C, e) != 0)
             return -1;
         rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C);
-        if (matmul_forward(d, c->wide, c->ln, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), NULL, R, C, 4 * C, e) != 0) return -1;
+        if (matmul_forward(
+                d, c->wide, c->ln, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), NULL, R, C, 4 * C, e) != 0)
+            return -1;
         gelu_forward(d, c->wide, c->wide, R * 4 * C);
-        if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R, 4 * C, C, e) != 0)
+        if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R,
+                4 * C, C, e) != 0)
             return -1;
     }
     if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
-    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, gpu_weight(r, last, P_lnfw), gpu_weight(r, last, P_lnfb), 1, C);
-    if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0) return -1;
-    CUDA_TRY(e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
+    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, gpu_weight(r, last, P_lnfw),
+        gpu_weight(r, last, P_lnfb), 1, C);
+    if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0)
+        return -1;
+    CUDA_TRY(
+        e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
     CUDA_TRY(e, cudaStreamSynchronize(d->stream));
     CUDA_TRY(e, cudaGetLastError());
     for (int64_t v = 0; v < s->V; v++) logits[v] = __bfloat162float(c->host_logits[v]);
     return 0;
 }
 
-static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
-    double temperature, int64_t top_k, double top_p, uint64_t seed) {
+static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out,
+    int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
     if (((Gpu*)r->device)->nccl && (g->mesh.zero >= 3 || !positions_shared(&g->layout)))
@@ -5867,8 +6362,8 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS)
         status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
     for (; status == 0 && made < count; made++) {
-        out[made] = sample_token(
-            logits, s->V, temperature, top_k, top_p, random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
+        out[made] = sample_token(logits, s->V, temperature, top_k, top_p,
+            random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
         if (out[made] == g->eot) break;
         if (made + 1 < count) status = gpu_decoder_read(&c, &out[made], 1, prompt_count + made, logits);
     }
@@ -5896,19 +6391,21 @@ static void profile_print(Gpu* d) {
     printf("  %-26s %9.3f ms\n", "total", total);
 }
 
-// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute lane that hold the
-// others.
+// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute
+// lane that hold the others.
 enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
 static int trace_times(Gpu* d, Error* e) {
     for (int lane = 0; lane < LANES; lane++) CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
-    for (int i = 1; i < d->mark_count; i++) CUDA_TRY(e, cudaEventElapsedTime(&d->mark_time[i], d->marks[0], d->marks[i]));
+    for (int i = 1; i < d->mark_count; i++)
+        CUDA_TRY(e, cudaEventElapsedTime(&d->mark_time[i], d->marks[0], d->marks[i]));
     for (int i = 0; i < d->span_count; i++) {
         CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].from, d->marks[0], d->spans[i].begin));
         CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].to, d->marks[0], d->spans[i].end));
     }
     return 0;
 }
-// Share of each of TRACE_COLUMNS equal parts of the step in which a lane works, as a digit of ten; * is all of it.
+// Share of each of TRACE_COLUMNS equal parts of the step in which a lane works, as a digit of ten; * is all
+// of it.
 static void trace_line(const Gpu* d, int lane, float length, char* out) {
     double busy[TRACE_COLUMNS] = {0}, part = length / TRACE_COLUMNS;
     for (int i = 0; i < d->span_count; i++) {
@@ -5922,8 +6419,9 @@ static void trace_line(const Gpu* d, int lane, float length, char* out) {
     }
     out[TRACE_COLUMNS] = 0;
 }
-// ms between two times in which ops of attention are under way. Those of a lane follow each other; those of the other lane begin
-// in the trace when they could, which may be before any multiprocessor is free: what both cover counts once.
+// ms between two times in which ops of attention are under way. Those of a lane follow each other; those of
+// the other lane begin in the trace when they could, which may be before any multiprocessor is free: what
+// both cover counts once.
 static double attention_within(const Gpu* d, double from, double to) {
     double covered = 0;
     for (int i = 0; i < d->span_count; i++) {
@@ -5932,13 +6430,14 @@ static double attention_within(const Gpu* d, double from, double to) {
         if ((a->lane != LANE_COMPUTE && a->lane != LANE_BESIDE) || end <= begin) continue;
         covered += end - begin;
         for (int j = 0; a->lane == LANE_COMPUTE && j < d->span_count; j++)
-            if ((b = &d->spans[j])->lane == LANE_BESIDE) covered -= fmax(0, fmin(end, b->to) - fmax(begin, b->from));
+            if ((b = &d->spans[j])->lane == LANE_BESIDE)
+                covered -= fmax(0, fmin(end, b->to) - fmax(begin, b->from));
     }
     return covered;
 }
 static void trace_event(FILE* f, int rank, int lane, const char* name, double from, double to) {
-    fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n", rank, lane, name,
-        from * 1e3, (to - from) * 1e3);
+    fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n",
+        rank, lane, name, from * 1e3, (to - from) * 1e3);
 }
 static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
@@ -5950,10 +6449,14 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
         int rank = g->ranks[i].world_rank;
         float from = 0, to = 0;
         double times[LANES] = {0}, hidden = 0, attention = 0;
-        fprintf(f, "{\"ph\": \"M\", \"pid\": %d, \"name\": \"process_name\", \"args\": {\"name\": \"rank %d, GPU %d\"}},\n", rank,
-            rank, d->ordinal);
+        fprintf(f,
+            "{\"ph\": \"M\", \"pid\": %d, \"name\": \"process_name\", \"args\": {\"name\": \"rank %d, GPU "
+            "%d\"}},\n",
+            rank, rank, d->ordinal);
         for (int lane = 0; lane < LANES; lane++)
-            fprintf(f, "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"%s\"}},\n",
+            fprintf(f,
+                "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
+                "\"%s\"}},\n",
                 rank, lane, lanes[lane]);
         for (int j = 1; j < d->mark_count; j++, from = to) {
             to = d->mark_time[j];
@@ -5966,7 +6469,8 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
             times[span->lane] += span->to - span->from;
             if (span->lane == LANE_COPY) hidden += attention_within(d, span->from, span->to);
         }
-        printf("rank %d, GPU %d: step %.2f ms, attention %.2f ms (kernels %.2f), exchange %.2f ms (%.0f %% under kernels), "
+        printf("rank %d, GPU %d: step %.2f ms, attention %.2f ms (kernels %.2f), exchange %.2f ms (%.0f %% "
+               "under kernels), "
                "gathers %.2f ms\n",
             rank, d->ordinal, to, attention, attention_within(d, 0, to), times[LANE_COPY],
             times[LANE_COPY] > 0 ? 100 * hidden / times[LANE_COPY] : 100.0, times[LANE_GATHER]);
@@ -5983,7 +6487,8 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     int64_t own = r->mesh->zero >= 2 ? r->layout->shard : r->layout->held;
-    if (stream_follow(r, 1) != 0) return -1;   // beside the forward pass, once the last step's gradients are done with
+    if (stream_follow(r, 1) != 0)
+        return -1;   // beside the forward pass, once the last step's gradients are done with
     CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)own * sizeof(float), d->beside));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
@@ -5991,8 +6496,8 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     return gradients_finish(r, clip);
 }
 
-// Before the first step its first pass is rehearsed without attention: there the algorithms of the matrix products are chosen; what
-// it computes is thrown away.
+// Before the first step its first pass is rehearsed without attention: there the algorithms of the matrix
+// products are chosen; what it computes is thrown away.
 static int gpu_rehearse(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     r->learn = 1;
@@ -6006,7 +6511,9 @@ static int gpu_rehearse(Rank* r) {
 // Waits for the step's loss and norm.
 static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error, cudaMemcpyAsync(d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(&r->error,
+        cudaMemcpyAsync(
+            d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
     if (gpu_finish(r) != 0) return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;
     g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
@@ -6015,8 +6522,8 @@ static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for the loss and the
-// norm.
+// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for
+// the loss and the norm.
 static int gpu_step(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -6048,22 +6555,24 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
 static int gpu_gradients(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0 || gpu_finish(r) != 0) return -1;
+    if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0 || gpu_finish(r) != 0)
+        return -1;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         CUDA_TRY(&r->error,
-            cudaMemcpyAsync(g->collected + unit->offset + r->world_rank * unit->slice, d->gradients + slice_at(r, unit, 2),
-                (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
+            cudaMemcpyAsync(g->collected + unit->offset + r->world_rank * unit->slice,
+                d->gradients + slice_at(r, unit, 2), (size_t)unit->slice * sizeof(float),
+                cudaMemcpyDeviceToHost, d->stream));
     }
     return gpu_stats_read(r, g);
 }
 
 // --- --verify: the same batch through the CPU reference ---
 
-// Each tensor's error is measured against what bf16 must cost it. Rounding a number to bf16 moves it by 2^-9 of itself at most,
-// by 0.4 of that in the rms over mantissas. Independent roundings add in quadrature, so a value with n of them behind it is off
-// by about 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a tensor may have VERIFY_SAFETY times that. The roundings behind
-// it, counted:
+// Each tensor's error is measured against what bf16 must cost it. Rounding a number to bf16 moves it by 2^-9
+// of itself at most, by 0.4 of that in the rms over mantissas. Independent roundings add in quadrature, so a
+// value with n of them behind it is off by about 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a
+// tensor may have VERIFY_SAFETY times that. The roundings behind it, counted:
 //     a layer forward   4 copies of weights, and ln1, qkv, P, atty, x2, ln2, fch or gelu, and the next x:       12
 //     the head          the copy of wte, lnf, the logits; backward their gradients and dx:                      3 and 3
 //     a layer backward  the 4 copies again, gelu', its product, narrow, dx, datty, P, dS, dqkv, narrow, dx and
@@ -6071,12 +6580,17 @@ static int gpu_gradients(Rank* r, gpt2_sp* g) {
 enum { VERIFY_FORWARD = 12, VERIFY_HEAD = 3, VERIFY_BACKWARD = 16 };
 static const double VERIFY_SAFETY = 4;
 static double rounding_noise(double roundings) { return 0.4 / 512 * sqrt(roundings); }
-static int64_t roundings_of_activation(int64_t l) { return VERIFY_FORWARD * (l + 1); }   // of layer l, its output included
+static int64_t roundings_of_activation(int64_t l) {
+    return VERIFY_FORWARD * (l + 1);
+}   // of layer l, its output included
 static int64_t roundings_of_loss(int64_t L) { return VERIFY_FORWARD * L + VERIFY_HEAD; }
-static int64_t roundings_of_gradient(int64_t L, int64_t l) {   // of layer l; -1: the embeddings, L: the final norm
+static int64_t roundings_of_gradient(
+    int64_t L, int64_t l) {   // of layer l; -1: the embeddings, L: the final norm
     return roundings_of_loss(L) + VERIFY_HEAD + VERIFY_BACKWARD * (L - max_i64(l, 0));
 }
-static int64_t unit_layer(const Layout* layout, int u) { return u == positions_unit(layout) ? -1 : u - 1; }   // the same numbers
+static int64_t unit_layer(const Layout* layout, int u) {
+    return u == positions_unit(layout) ? -1 : u - 1;
+}   // the same numbers
 
 typedef struct {
     int rows, wrong;       // tensors compared; with more error than they may have
@@ -6085,14 +6599,15 @@ typedef struct {
 } Verification;
 
 // Prints |gpu - cpu| / |cpu| of a tensor with that many roundings behind it; NaN anywhere is the worst.
-static void verify_row(
-    Verification* v, const char* name, int64_t l, int64_t roundings, const real* cpu, const float* gpu, int64_t n) {
-    double norm, error = relative_error(gpu, cpu, n, &norm), allowed = VERIFY_SAFETY * rounding_noise((double)roundings);
+static void verify_row(Verification* v, const char* name, int64_t l, int64_t roundings, const real* cpu,
+    const float* gpu, int64_t n) {
+    double norm, error = relative_error(gpu, cpu, n, &norm),
+                 allowed = VERIFY_SAFETY * rounding_noise((double)roundings);
     if (!isnan(v->worst) && !(error <= v->worst)) v->worst = error;   // once NaN, it stays NaN
     if (!isnan(v->share) && !(error / allowed <= v->share)) {
         v->share = error / allowed;
-        snprintf(
-            v->what, sizeof v->what, "%s %lld has an error of %.3e, expected at most %.3e", name, (long long)l, error, allowed);
+        snprintf(v->what, sizeof v->what, "%s %lld has an error of %.3e, expected at most %.3e", name,
+            (long long)l, error, allowed);
     }
     v->rows++, v->wrong += !(error <= allowed);
     printf("  %-12s %3lld  error %.3e  of %.3e   norm %.4e\n", name, (long long)l, error, allowed, norm);
@@ -6110,8 +6625,8 @@ static int verify_activations(Verification* v, Rank* r, Rank* c) {
         GpuActivation a = gpu_activation(s, ids[i]);
         int64_t n = r->R * a.columns;
         for (int64_t l = 0; l < s->L && gpu_kept(r->mesh, ids[i]); l++) {
-            if (cudaMemcpy(a.size == 2 ? (void*)halves : (void*)values, gpu_act(r, ids[i], l), (size_t)n * a.size,
-                    cudaMemcpyDeviceToHost) != cudaSuccess)
+            if (cudaMemcpy(a.size == 2 ? (void*)halves : (void*)values, gpu_act(r, ids[i], l),
+                    (size_t)n * a.size, cudaMemcpyDeviceToHost) != cudaSuccess)
                 status = fail(&r->error, "cannot copy %s", a.name);
             for (int64_t j = 0; a.size == 2 && j < n; j++) values[j] = __bfloat162float(halves[j]);
             verify_row(v, a.name, l, roundings_of_activation(l), act(c, cpu_ids[i], l), values, n);
@@ -6123,7 +6638,8 @@ static int verify_activations(Verification* v, Rank* r, Rank* c) {
         if (cudaMemcpy(halves, tails[i], (size_t)(r->R * s->C) * 2, cudaMemcpyDeviceToHost) != cudaSuccess)
             status = fail(&r->error, "cannot copy");
         for (int64_t j = 0; j < r->R * s->C; j++) values[j] = __bfloat162float(halves[j]);
-        verify_row(v, i ? "lnf" : "x_final", s->L, roundings_of_loss(s->L), cpu_tails[i], values, r->R * s->C);
+        verify_row(
+            v, i ? "lnf" : "x_final", s->L, roundings_of_loss(s->L), cpu_tails[i], values, r->R * s->C);
     }
     verify_row(v, "token_loss", 0, roundings_of_loss(s->L), c->token_loss, r->token_loss, r->R);
     free(values);
@@ -6141,7 +6657,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     r->batch = c->batch = &batch->ranks[0], r->valid_tokens = c->valid_tokens = batch->valid;
     printf("forward pass of the step's first batch: |GPU - CPU| / |CPU|\n");
     r->learn = c->learn = 0;
-    if (gpu_pass(r, 0) != 0 || model_forward_backward(c, 0) != 0 || verify_activations(v, r, c) != 0) return *e = r->error, -1;
+    if (gpu_pass(r, 0) != 0 || model_forward_backward(c, 0) != 0 || verify_activations(v, r, c) != 0)
+        return *e = r->error, -1;
     printf("gradients of the step\n");
     r->learn = c->learn = 1, c->loss_sum = 0;
     memset(c->gradients, 0, (size_t)c->layout->elements * sizeof(real));
@@ -6154,8 +6671,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     float* values = (float*)malloc((size_t)r->layout->elements * 4);
     if (!values) return fail(e, "out of memory");
     double stats[STAT_COUNT], square = 0;
-    if (cudaMemcpyAsync(values, d->gradients, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost, d->stream) !=
-            cudaSuccess ||
+    if (cudaMemcpyAsync(values, d->gradients, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost,
+            d->stream) != cudaSuccess ||
         cudaStreamSynchronize(d->stream) != cudaSuccess ||
         cudaMemcpy(stats, d->stats, sizeof stats, cudaMemcpyDeviceToHost) != cudaSuccess) {
         free(values);
@@ -6165,12 +6682,15 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
             if (p.unit == r->layout->units[u].kind)
-                verify_row(v, p.hf, unit_layer(r->layout, u), roundings_of_gradient(r->mesh->shape.L, unit_layer(r->layout, u)),
-                    gradient(c, u, id), values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
+                verify_row(v, p.hf, unit_layer(r->layout, u),
+                    roundings_of_gradient(r->mesh->shape.L, unit_layer(r->layout, u)), gradient(c, u, id),
+                    values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
         }
-    for (int64_t i = 0; i < c->layout->elements; i++) square += (double)c->gradients[i] * (double)c->gradients[i];
-    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n", stats[STAT_ALL_LOSS] / (double)batch->valid,
-        c->loss_sum / (double)batch->valid, sqrt(stats[STAT_ALL_SQUARE]), sqrt(square));
+    for (int64_t i = 0; i < c->layout->elements; i++)
+        square += (double)c->gradients[i] * (double)c->gradients[i];
+    printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n",
+        stats[STAT_ALL_LOSS] / (double)batch->valid, c->loss_sum / (double)batch->valid,
+        sqrt(stats[STAT_ALL_SQUARE]), sqrt(square));
     free(values);
     return 0;
 }
@@ -6180,8 +6700,8 @@ static int gpu_verify(gpt2_sp* g) {
     Verification v;
     memset(&v, 0, sizeof v);
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
-    o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = o.attention = 0, o.init_from[0] = 0,
-    o.logits_chunk = 1024;
+    o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = o.attention = 0,
+    o.init_from[0] = 0, o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);
     if (!cpu) return fail(&g->error, "out of memory");
     cpu->device = &CPU_DEVICE;
@@ -6190,9 +6710,10 @@ static int gpu_verify(gpt2_sp* g) {
     else status = gpu_verify_run(g, cpu, &v);
     gpt2_sp_destroy(cpu);
     if (status != 0) return -1;
-    printf(
-        "%d tensors compared, the worst error %.3e; closest to its limit, at %.2f of it: %s\n", v.rows, v.worst, v.share, v.what);
-    return v.wrong ? fail(&g->error, "--verify: %d of %d tensors are too far from the reference; %s", v.wrong, v.rows, v.what)
+    printf("%d tensors compared, the worst error %.3e; closest to its limit, at %.2f of it: %s\n", v.rows,
+        v.worst, v.share, v.what);
+    return v.wrong ? fail(&g->error, "--verify: %d of %d tensors are too far from the reference; %s", v.wrong,
+                         v.rows, v.what)
                    : 0;
 }
 
@@ -6213,8 +6734,8 @@ template <typename Call> static float gpu_timed(int count, Call call) {
     return ms;
 }
 
-// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and of memory. What
-// cannot be measured, and the link between GPUs, is an H200's.
+// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and
+// of memory. What cannot be measured, and the link between GPUs, is an H200's.
 static void gpu_rates(Rates* rates, const Mesh* mesh) {
     const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
     // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
@@ -6222,7 +6743,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
     const size_t work_bytes = attn::attention_backward_work(shape),
                  attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
     const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + MATMUL_WORKSPACE;
-    const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes, random_bytes = (size_t)(m * n) * 2;
+    const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes,
+                 random_bytes = (size_t)(m * n) * 2;
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
     uint32_t* random = (uint32_t*)malloc(random_bytes);
     bf16* memory = NULL;
@@ -6233,26 +6755,34 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
         random[i] = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
     }
-    if (d && random && cudaMalloc((void**)&memory, bytes) == cudaSuccess && cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
+    if (d && random && cudaMalloc((void**)&memory, bytes) == cudaSuccess &&
+        cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
         cudaMemcpy(memory, random, random_bytes, cudaMemcpyHostToDevice);
         cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
         d->workspace = memory + 2 * m * n + n * n;
-        ms = gpu_timed(
-            4, [&] { return matmul_forward(d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored); });
+        ms = gpu_timed(4, [&] {
+            return matmul_forward(
+                d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
+        });
         if (ms > 0) rates->gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
         ms = gpu_timed(4, [&] {
-            return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) != cudaSuccess ? -1 : 0;
+            return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) !=
+                    cudaSuccess
+                ? -1
+                : 0;
         });
         if (ms > 0) rates->copy_gbs = 4e-6 * (double)random_bytes / ms;   // half of it, read and written
         matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
-    if (memory && T * C * 10 <= (int64_t)bytes) {   // q, k, v, dO begin with the numbers that are there; the rest with zeros
+    if (memory &&
+        T * C * 10 <=
+            (int64_t)bytes) {   // q, k, v, dO begin with the numbers that are there; the rest with zeros
         char* at = (char*)memory + T * C * 8;
         for (int i = 0; i < 4; i++)
             for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
-                cudaMemcpy((char*)memory + i * T * C * 2 + j, random, (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j),
-                    cudaMemcpyHostToDevice);
+                cudaMemcpy((char*)memory + i * T * C * 2 + j, random,
+                    (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j), cudaMemcpyHostToDevice);
         cudaMemsetAsync(at, 0, attention_bytes - (size_t)(T * C * 8), 0);
         bf16* x[7];   // q, k, v, dO, O, dK, dV
         for (int i = 0; i < 7; i++) x[i] = memory + i * T * C;
@@ -6263,12 +6793,13 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         f.s = shape, f.q = view(x[0]), f.k = view(x[1]), f.v = view(x[2]), f.o = view(x[4]), f.lse = lse_rows;
         f.work = (int*)(delta + T * NH);
         AttnBackward g = {};
-        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows, g.delta = delta_rows,
-        g.dq = view(dq);
+        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows,
+        g.delta = delta_rows, g.dq = view(dq);
         g.dk = view(x[5]), g.dv = view(x[6]), g.dkv_bf16 = 1, g.accumulate_dq = 1, g.work = f.work;
         ms = gpu_timed(4, [&] {
             return attn::attention_forward(f, 0) != cudaSuccess ||
-                    attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) != cudaSuccess ||
+                    attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) !=
+                        cudaSuccess ||
                     attn::attention_backward(g, 0) != cudaSuccess
                 ? -1
                 : 0;
@@ -6285,9 +6816,9 @@ enum { GPU_PROCESSES = 1 };
 #else
 enum { GPU_PROCESSES = 0 };
 #endif
-static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init, gpu_load, gpu_save,
-    gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates, {2, 2, 4, 2, 4, 4} /* as in item_tensors */,
-    gpu_count, GPU_PROCESSES};
+static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init,
+    gpu_load, gpu_save, gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates,
+    {2, 2, 4, 2, 4, 4} /* as in item_tensors */, gpu_count, GPU_PROCESSES};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

@@ -1,8 +1,9 @@
 // json.h: a strict JSON reader over text in memory, and a string writer.
 //
-// For the small JSON a trainer meets: safetensors headers, config.json, state.json, vocab.json, lines of a .jsonl file.
-// It follows RFC 8259 to the letter (no comments, no trailing commas, no NaN, no leading zeros, no lone surrogates, no bytes
-// that are not UTF-8), allocates nothing and keeps no state: a value is a span of the text it was found in.
+// For the small JSON a trainer meets: safetensors headers, config.json, state.json, vocab.json, lines of a
+// .jsonl file. It follows RFC 8259 to the letter (no comments, no trailing commas, no NaN, no leading zeros,
+// no lone surrogates, no bytes that are not UTF-8), allocates nothing and keeps no state: a value is a span
+// of the text it was found in.
 //
 //     uint64_t layers;                                             // one number of a flat document:
 //     if (json_get_u64(text, len, "n_layer", &layers) != 1) ...    // 1 found, 0 absent, -1 malformed or of another type
@@ -13,8 +14,9 @@
 //     while (more >= 0 && (more = json_next(&it, &key, &value)) == 1) ...
 //     if (more < 0) ...                                            // malformed at it.p
 //
-// A walk checks all that it passes over, nested values too, so a walk that ends with 0 has validated the whole span.
-// Walks do not look for duplicate keys (that would need memory); the json_get functions refuse a key that is there twice.
+// A walk checks all that it passes over, nested values too, so a walk that ends with 0 has validated the
+// whole span. Walks do not look for duplicate keys (that would need memory); the json_get functions refuse a
+// key that is there twice.
 
 #ifndef GPT2_SP_JSON_H
 #define GPT2_SP_JSON_H
@@ -30,30 +32,36 @@
 #define GPT2_SP_LEAF static __attribute__((unused))
 #endif
 
-enum { JSON_MAX_DEPTH = 64, JSON_MAX_NUMBER = 127 };  // levels of nesting; characters of a number read as a double
+enum {
+    JSON_MAX_DEPTH = 64,
+    JSON_MAX_NUMBER = 127
+};   // levels of nesting; characters of a number read as a double
 
 typedef struct {
-    const char* s;  // first character; strings keep their quotes and escapes
-    size_t n;       // bytes
+    const char* s;   // first character; strings keep their quotes and escapes
+    size_t n;        // bytes
 } json_span;
 
 typedef struct {
-    const char* p;    // next unread character; after an error, where it is
-    const char* end;  // of the span walked
-    char close;       // '}' or ']'
-    char first;       // nothing read yet, so no comma is due
-    int depth;        // levels that may still open below
+    const char* p;     // next unread character; after an error, where it is
+    const char* end;   // of the span walked
+    char close;        // '}' or ']'
+    char first;        // nothing read yet, so no comma is due
+    int depth;         // levels that may still open below
 } json_iter;
 
 // ---------------------------------------------------------------------------
 // the grammar
 
-// Returns the length (1..4) of the UTF-8 character at s, or 0 when the bytes there are none: cut short, longer than needed,
-// a surrogate, or above U+10FFFF. s < end.
+// Returns the length (1..4) of the UTF-8 character at s, or 0 when the bytes there are none: cut short,
+// longer than needed, a surrogate, or above U+10FFFF. s < end.
 GPT2_SP_LEAF int json_utf8(const char* s, const char* end) {
     const unsigned char* p = (const unsigned char*)s;
     if (p[0] < 0x80) return 1;
-    int n = p[0] >= 0xC2 && p[0] <= 0xDF ? 2 : (p[0] & 0xF0) == 0xE0 ? 3 : p[0] >= 0xF0 && p[0] <= 0xF4 ? 4 : 0;
+    int n = p[0] >= 0xC2 && p[0] <= 0xDF ? 2
+        : (p[0] & 0xF0) == 0xE0          ? 3
+        : p[0] >= 0xF0 && p[0] <= 0xF4   ? 4
+                                         : 0;
     if (n == 0 || end - s < n) return 0;
     for (int i = 1; i < n; i++)
         if ((p[i] & 0xC0) != 0x80) return 0;
@@ -98,7 +106,10 @@ GPT2_SP_LEAF int json_char(const char** at, const char* end, char* out) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char* p = *at;
     if (p == end || (unsigned char)*p < 0x20) return -1;
-    if (*p == '"') { *at = p + 1; return 0; }
+    if (*p == '"') {
+        *at = p + 1;
+        return 0;
+    }
     if (*p != '\\') {
         int n = json_utf8(p, end);
         if (n == 0) return -1;
@@ -108,12 +119,16 @@ GPT2_SP_LEAF int json_char(const char** at, const char* end, char* out) {
     }
     if (++p == end) return -1;
     const char* simple = (const char*)memchr(from, *p, 8);
-    if (simple) { out[0] = to[simple - from]; *at = p + 1; return 1; }
+    if (simple) {
+        out[0] = to[simple - from];
+        *at = p + 1;
+        return 1;
+    }
     if (*p != 'u') return -1;
     int c = json_hex4(p + 1, end);
     if (c < 0) return -1;
     p += 5;
-    if (c >= 0xD800 && c <= 0xDFFF) {  // half of a pair: the other half must follow
+    if (c >= 0xD800 && c <= 0xDFFF) {   // half of a pair: the other half must follow
         int low = c <= 0xDBFF && end - p >= 6 && p[0] == '\\' && p[1] == 'u' ? json_hex4(p + 2, end) : -1;
         if (low < 0xDC00 || low > 0xDFFF) return -1;
         c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
@@ -127,13 +142,17 @@ GPT2_SP_LEAF int json_char(const char** at, const char* end, char* out) {
     return n;
 }
 
-GPT2_SP_LEAF int json_skip(const char** at, const char* end, int depth);  // it and json_step call each other
+GPT2_SP_LEAF int json_skip(const char** at, const char* end, int depth);   // it and json_step call each other
 
-// Moves to the next member or element. Returns 1, 0 past the closing bracket, -1 when the text is malformed at it->p.
+// Moves to the next member or element. Returns 1, 0 past the closing bracket, -1 when the text is malformed
+// at it->p.
 GPT2_SP_LEAF int json_step(json_iter* it, json_span* key, json_span* value) {
     it->p = json_space(it->p, it->end);
     if (it->p == it->end) return -1;
-    if (*it->p == it->close) { it->p++; return 0; }  // stands right after the opening bracket, or where a comma would
+    if (*it->p == it->close) {
+        it->p++;
+        return 0;
+    }   // stands right after the opening bracket, or where a comma would
     if (!it->first) {
         if (*it->p != ',') return -1;
         it->p = json_space(it->p + 1, it->end);
@@ -175,9 +194,12 @@ GPT2_SP_LEAF int json_skip(const char** at, const char* end, int depth) {
     static const char* const word[] = {"true", "false", "null"};
     for (int i = 0; i < 3; i++) {
         size_t n = strlen(word[i]);
-        if ((size_t)(end - p) >= n && memcmp(p, word[i], n) == 0) { *at = p + n; return 0; }
+        if ((size_t)(end - p) >= n && memcmp(p, word[i], n) == 0) {
+            *at = p + n;
+            return 0;
+        }
     }
-    if (*p == '-') p++;  // what is left can only be a number
+    if (*p == '-') p++;   // what is left can only be a number
     const char* digits = p;
     p = p < end && *p == '0' ? p + 1 : json_digits(p, end);
     if (p == digits) return -1;
@@ -195,8 +217,8 @@ GPT2_SP_LEAF int json_skip(const char** at, const char* end, int depth) {
     return 0;
 }
 
-// Checks that the text is one JSON value with nothing but white space around it. Returns 0, or -1 with the offset of the
-// fault in *where (which may be NULL).
+// Checks that the text is one JSON value with nothing but white space around it. Returns 0, or -1 with the
+// offset of the fault in *where (which may be NULL).
 GPT2_SP_LEAF int json_validate(const char* text, size_t len, int max_depth, size_t* where) {
     const char *end = text + len, *p = json_space(text, end);
     int bad = json_skip(&p, end, max_depth);
@@ -219,12 +241,13 @@ GPT2_SP_LEAF int json_open(json_span v, json_iter* it, char open, char close) {
     return ok ? 0 : -1;
 }
 
-// Starts a walk over the members of an object, or the elements of an array. Returns 0, or -1 when v is something else.
+// Starts a walk over the members of an object, or the elements of an array. Returns 0, or -1 when v is
+// something else.
 GPT2_SP_LEAF int json_object(json_span v, json_iter* it) { return json_open(v, it, '{', '}'); }
 GPT2_SP_LEAF int json_array(json_span v, json_iter* it) { return json_open(v, it, '[', ']'); }
 
-// Next member (key, value) or element (value; key may be NULL). Returns 1, 0 at the end of the span, -1 when malformed:
-// also when something other than white space follows the closing bracket.
+// Next member (key, value) or element (value; key may be NULL). Returns 1, 0 at the end of the span, -1 when
+// malformed: also when something other than white space follows the closing bracket.
 GPT2_SP_LEAF int json_next(json_iter* it, json_span* key, json_span* value) {
     int more = json_step(it, key, value);
     if (more == 0) {
@@ -234,8 +257,8 @@ GPT2_SP_LEAF int json_next(json_iter* it, json_span* key, json_span* value) {
     return more;
 }
 
-// Unescapes a string value into out, with a final NUL. Returns its length, or -1 when v is not a string, does not fit in size
-// bytes, or holds a NUL character.
+// Unescapes a string value into out, with a final NUL. Returns its length, or -1 when v is not a string, does
+// not fit in size bytes, or holds a NUL character.
 GPT2_SP_LEAF long json_string(json_span v, char* out, size_t size) {
     if (v.n < 2 || *v.s != '"' || size == 0) return -1;
     const char *p = v.s + 1, *end = v.s + v.n;
@@ -264,7 +287,8 @@ GPT2_SP_LEAF int json_equal(json_span v, const char* text) {
     return n == 0 && p == end && *text == 0;
 }
 
-// Reads an unsigned integer: digits only, exact. Returns 0, or -1 for a sign, fraction, exponent, leading zero or 2^64 and up.
+// Reads an unsigned integer: digits only, exact. Returns 0, or -1 for a sign, fraction, exponent, leading
+// zero or 2^64 and up.
 GPT2_SP_LEAF int json_u64(json_span v, uint64_t* out) {
     const char *p = v.s, *end = v.s + v.n;
     uint64_t x = 0;
@@ -289,7 +313,8 @@ GPT2_SP_LEAF int json_i64(json_span v, int64_t* out) {
     return 0;
 }
 
-// Reads any JSON number, to nearest. Returns 0, or -1 for another type, more than JSON_MAX_NUMBER characters, or overflow.
+// Reads any JSON number, to nearest. Returns 0, or -1 for another type, more than JSON_MAX_NUMBER characters,
+// or overflow.
 GPT2_SP_LEAF int json_double(json_span v, double* out) {
     char buf[JSON_MAX_NUMBER + 1];
     const char* p = v.s;
@@ -298,7 +323,8 @@ GPT2_SP_LEAF int json_double(json_span v, double* out) {
     memcpy(buf, v.s, v.n);
     buf[v.n] = 0;
     char* point = strchr(buf, '.');
-    if (point) *point = localeconv()->decimal_point[0];  // strtod follows the locale of the program around us
+    if (point)
+        *point = localeconv()->decimal_point[0];   // strtod follows the locale of the program around us
     double x = strtod(buf, NULL);
     if (!isfinite(x)) return -1;
     *out = x;
@@ -360,8 +386,8 @@ GPT2_SP_LEAF int json_get_string(const char* text, size_t len, const char* name,
 // ---------------------------------------------------------------------------
 // writing strings
 
-// Encodes the character at *s for the inside of a JSON string (at most 6 bytes) and moves *s past it. Returns the number of
-// bytes. A byte that is not UTF-8 becomes U+FFFD, so that what is written can always be read.
+// Encodes the character at *s for the inside of a JSON string (at most 6 bytes) and moves *s past it. Returns
+// the number of bytes. A byte that is not UTF-8 becomes U+FFFD, so that what is written can always be read.
 GPT2_SP_LEAF int json_escape(const char** s, const char* end, char* out) {
     static const char to[] = "\"\\bfnrt", from[] = "\"\\\b\f\n\r\t", hex[] = "0123456789abcdef";
     unsigned char c = (unsigned char)**s;
@@ -369,9 +395,14 @@ GPT2_SP_LEAF int json_escape(const char** s, const char* end, char* out) {
     int n = json_utf8(*s, end);
     *s += n > 0 ? n : 1;
     if (n == 0) memcpy(out, "\xEF\xBF\xBD", 3);
-    else if (simple) { out[0] = '\\'; out[1] = to[simple - from]; }
-    else if (c < 0x20) { memcpy(out, "\\u00", 4); out[4] = hex[c >> 4]; out[5] = hex[c & 15]; }
-    else memcpy(out, *s - n, (size_t)n);
+    else if (simple) {
+        out[0] = '\\';
+        out[1] = to[simple - from];
+    } else if (c < 0x20) {
+        memcpy(out, "\\u00", 4);
+        out[4] = hex[c >> 4];
+        out[5] = hex[c & 15];
+    } else memcpy(out, *s - n, (size_t)n);
     return n == 0 ? 3 : simple ? 2 : c < 0x20 ? 6 : n;
 }
 
@@ -388,13 +419,14 @@ GPT2_SP_LEAF int json_write_string(FILE* f, const char* s) {
     return ferror(f) ? -1 : 0;
 }
 
-// Appends s as a JSON string at buf[*at], keeping a final NUL. Returns 0, or -1 with buf[*at] = 0 again when size is too small.
+// Appends s as a JSON string at buf[*at], keeping a final NUL. Returns 0, or -1 with buf[*at] = 0 again when
+// size is too small.
 GPT2_SP_LEAF int json_append_string(char* buf, size_t size, size_t* at, const char* s) {
     const char* end = s + strlen(s);
     char out[8];
     size_t i = *at, n = 1;
     for (out[0] = '"';; n = (size_t)json_escape(&s, end, out)) {
-        if (i >= size || n + 2 > size - i) {  // what comes now, the closing quote and the NUL
+        if (i >= size || n + 2 > size - i) {   // what comes now, the closing quote and the NUL
             if (*at < size) buf[*at] = 0;
             return -1;
         }

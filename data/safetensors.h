@@ -6,8 +6,8 @@
 //                    "__metadata__": {"any": "string"}} and spaces; begins with '{'
 //     8+n            the tensors' data, row-major, little-endian; offsets count from here
 //
-// A file is taken only if all of this holds, so that one file has one meaning and no header can ask for memory or a read that
-// the file itself does not back:
+// A file is taken only if all of this holds, so that one file has one meaning and no header can ask for
+// memory or a read that the file itself does not back:
 //   the header's length is at most ST_MAX_HEADER and inside the file, checked before anything is allocated;
 //   it is strict UTF-8 JSON (json.h) with no key twice and no key but the three above, metadata being strings only;
 //   shape product times element size, multiplied with overflow checks, equals end - begin;
@@ -18,16 +18,18 @@
 //           const st_tensor* t = st_find(&f, "wte.weight");
 //           if (!t || st_read_f32(&f, t, 0, st_elements(t), out, err, sizeof(err))) ...
 //           st_close(&f);
-// Writing:  st_header h; st_header_init(&h); st_header_add(&h, ...) for each tensor; st_header_finish(&h, ...) gives the bytes of
+// Writing:  st_header h; st_header_init(&h); st_header_add(&h, ...) for each tensor; st_header_finish(&h,
+// ...) gives the bytes of
 //           the header; write them, then the data of each tensor in the order of adding; st_header_free(&h).
-// Functions return 0, or -1 with one line in err: the file, the tensor, what was found, what was expected. Nothing is global; several
-// threads may read one open file. POSIX, little-endian; include it before the system's headers when compiling with -std=c11.
+// Functions return 0, or -1 with one line in err: the file, the tensor, what was found, what was expected.
+// Nothing is global; several threads may read one open file. POSIX, little-endian; include it before the
+// system's headers when compiling with -std=c11.
 
 #ifndef GPT2_SP_SAFETENSORS_H
 #define GPT2_SP_SAFETENSORS_H
 
 #ifndef _DEFAULT_SOURCE
-#define _DEFAULT_SOURCE 1  // pread under -std=c11
+#define _DEFAULT_SOURCE 1   // pread under -std=c11
 #endif
 #include <errno.h>
 #include <fcntl.h>
@@ -43,47 +45,49 @@
 #endif
 
 enum {
-    ST_MAX_HEADER = 100000000,  // bytes, the limit of the reference implementation
+    ST_MAX_HEADER = 100000000,   // bytes, the limit of the reference implementation
     ST_MAX_TENSORS = 65536,
-    ST_MAX_METADATA = 1024,  // entries
+    ST_MAX_METADATA = 1024,   // entries
     ST_MAX_RANK = 8,
-    ST_NAME_MAX = 256,  // bytes of a name with its final NUL; metadata keys too
+    ST_NAME_MAX = 256,   // bytes of a name with its final NUL; metadata keys too
     ST_PATH_MAX = 2048
 };
 
 // name and bytes of each element type; values can be read from the first four
 #define ST_DTYPES(X) \
-    X(F64, 8) X(F32, 4) X(F16, 2) X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) \
-    X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) X(BOOL, 1) X(F8_E4M3, 1) X(F8_E5M2, 1)
+    X(F64, 8) \
+    X(F32, 4) \
+    X(F16, 2) X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) \
+        X(BOOL, 1) X(F8_E4M3, 1) X(F8_E5M2, 1)
 #define ST_ENUM(name, bytes) ST_##name,
 #define ST_NAME(name, bytes) #name,
 #define ST_SIZE(name, bytes) bytes,
 enum { ST_DTYPES(ST_ENUM) ST_DTYPE_COUNT };
 
 typedef struct {
-    char name[ST_NAME_MAX];       // UTF-8
-    int dtype;                    // ST_F32, ...
-    int ndim;                     // 0 for a single number
-    uint64_t shape[ST_MAX_RANK];  // (shape[0], ..., shape[ndim-1]), row-major
-    uint64_t begin, end;          // bytes, counted from data_start
+    char name[ST_NAME_MAX];        // UTF-8
+    int dtype;                     // ST_F32, ...
+    int ndim;                      // 0 for a single number
+    uint64_t shape[ST_MAX_RANK];   // (shape[0], ..., shape[ndim-1]), row-major
+    uint64_t begin, end;           // bytes, counted from data_start
 } st_tensor;
 
 typedef struct {
-    int fd;                  // -1 when closed
-    char path[ST_PATH_MAX];  // for messages
-    st_tensor* tensors;      // sorted by name
+    int fd;                   // -1 when closed
+    char path[ST_PATH_MAX];   // for messages
+    st_tensor* tensors;       // sorted by name
     int count;
     int capacity;
-    uint64_t data_start;  // offset of the data in the file
+    uint64_t data_start;   // offset of the data in the file
     uint64_t data_bytes;
-    char* metadata;  // JSON text of __metadata__, for json_get_string; "{}" when absent
+    char* metadata;   // JSON text of __metadata__, for json_get_string; "{}" when absent
 } st_file;
 
 typedef struct {
-    st_tensor* tensors;  // in order of adding
+    st_tensor* tensors;   // in order of adding
     int count;
     int capacity;
-    uint64_t data_bytes;  // so far
+    uint64_t data_bytes;   // so far
 } st_header;
 
 GPT2_SP_LEAF const char* st_dtype_name(int dtype) {
@@ -97,10 +101,13 @@ GPT2_SP_LEAF uint64_t st_dtype_bytes(int dtype) {
 }
 
 // Number of elements of a tensor that st_open or st_header_add accepted.
-GPT2_SP_LEAF uint64_t st_elements(const st_tensor* t) { return (t->end - t->begin) / st_dtype_bytes(t->dtype); }
+GPT2_SP_LEAF uint64_t st_elements(const st_tensor* t) {
+    return (t->end - t->begin) / st_dtype_bytes(t->dtype);
+}
 
 // Writes a message and returns -1. Control characters are replaced: names and paths come from outside.
-__attribute__((format(printf, 3, 4))) GPT2_SP_LEAF int st_fail(char* err, size_t err_size, const char* format, ...) {
+__attribute__((format(printf, 3, 4))) GPT2_SP_LEAF int st_fail(
+    char* err, size_t err_size, const char* format, ...) {
     if (err == NULL || err_size == 0) return -1;
     va_list args;
     va_start(args, format);
@@ -126,7 +133,8 @@ GPT2_SP_LEAF int st_bytes(int dtype, int ndim, const uint64_t* shape, uint64_t* 
 GPT2_SP_LEAF st_tensor* st_append(st_tensor** list, int* count, int* capacity) {
     if (*count == *capacity) {
         int more = *capacity ? 2 * *capacity : 64;
-        st_tensor* p = more <= ST_MAX_TENSORS ? (st_tensor*)realloc(*list, (size_t)more * sizeof(st_tensor)) : NULL;
+        st_tensor* p =
+            more <= ST_MAX_TENSORS ? (st_tensor*)realloc(*list, (size_t)more * sizeof(st_tensor)) : NULL;
         if (p == NULL) return NULL;
         *list = p;
         *capacity = more;
@@ -152,7 +160,8 @@ GPT2_SP_LEAF int st_pread(int fd, void* out, uint64_t n, uint64_t offset) {
     return 0;
 }
 
-// Reads an array of at most max unsigned integers. Returns how many, max + 1 when there are more, -1 when it is none.
+// Reads an array of at most max unsigned integers. Returns how many, max + 1 when there are more, -1 when it
+// is none.
 GPT2_SP_LEAF int st_numbers(json_span v, uint64_t* out, int max) {
     json_iter it;
     json_span x;
@@ -172,18 +181,23 @@ GPT2_SP_LEAF const char* st_parse_tensor(st_tensor* t, json_span v) {
     int seen = 0, more = json_object(v, &it);
     if (more < 0) return "is not an object";
     while ((more = json_next(&it, &key, &x)) == 1) {
-        int which = json_equal(key, "dtype") ? 1 : json_equal(key, "shape") ? 2 : json_equal(key, "data_offsets") ? 4 : 0;
+        int which = json_equal(key, "dtype")  ? 1
+            : json_equal(key, "shape")        ? 2
+            : json_equal(key, "data_offsets") ? 4
+                                              : 0;
         if (which == 0) return "has a key other than dtype, shape and data_offsets";
         if (seen & which) return "has a duplicate key";
         seen |= which;
         if (which == 1) {
-            for (t->dtype = 0; t->dtype < ST_DTYPE_COUNT && !json_equal(x, st_dtype_name(t->dtype));) t->dtype++;
+            for (t->dtype = 0; t->dtype < ST_DTYPE_COUNT && !json_equal(x, st_dtype_name(t->dtype));)
+                t->dtype++;
             if (t->dtype == ST_DTYPE_COUNT) return "has an unknown dtype";
         } else if (which == 2) {
             t->ndim = st_numbers(x, t->shape, ST_MAX_RANK);
             if (t->ndim < 0) return "has a shape that is not an array of unsigned integers";
             if (t->ndim > ST_MAX_RANK) return "has more than 8 dimensions (ST_MAX_RANK)";
-        } else if (st_numbers(x, offsets, 2) != 2) return "has data_offsets that are not two unsigned integers";
+        } else if (st_numbers(x, offsets, 2) != 2)
+            return "has data_offsets that are not two unsigned integers";
     }
     if (more < 0 || seen != 7) return "lacks one of dtype, shape, data_offsets";
     t->begin = offsets[0];
@@ -203,7 +217,8 @@ GPT2_SP_LEAF const char* st_parse_metadata(json_span v) {
     if (more < 0) return "is not an object";
     while ((more = json_next(&it, &key, &x)) == 1) {
         if (*x.s != '"') return "holds a value that is not a string";
-        if (json_string(key, name, sizeof(name)) < 0) return "has a key with a NUL or of 256 bytes or more (ST_NAME_MAX)";
+        if (json_string(key, name, sizeof(name)) < 0)
+            return "has a key with a NUL or of 256 bytes or more (ST_NAME_MAX)";
         if (n == ST_MAX_METADATA) return "has more than 1024 entries (ST_MAX_METADATA)";
         for (int i = 0; i < n; i++)
             if (json_equal(keys[i], name)) return "has a duplicate key";
@@ -229,7 +244,8 @@ GPT2_SP_LEAF int st_parse(st_file* f, const char* text, size_t len, char* err, s
     const char* wrong;
     uint64_t at = 0;
     int more, metadata = 0;
-    if (len == 0 || text[0] != '{') return st_fail(err, err_size, "%s: the header does not begin with '{'", f->path);
+    if (len == 0 || text[0] != '{')
+        return st_fail(err, err_size, "%s: the header does not begin with '{'", f->path);
     size_t utf8 = (size_t)(json_utf8_check(text, text + len) - text);
     if (utf8 < len) return st_fail(err, err_size, "%s: the header is not UTF-8 at byte %zu", f->path, utf8);
     if ((f->metadata = (char*)calloc(1, 3)) == NULL) return st_fail(err, err_size, "%s: no memory", f->path);
@@ -241,40 +257,49 @@ GPT2_SP_LEAF int st_parse(st_file* f, const char* text, size_t len, char* err, s
             if (wrong) return st_fail(err, err_size, "%s: __metadata__ %s", f->path, wrong);
             free(f->metadata);
             f->metadata = (char*)calloc(1, v.n + 1);
-            if (f->metadata == NULL) return st_fail(err, err_size, "%s: no memory for %zu bytes of metadata", f->path, v.n);
+            if (f->metadata == NULL)
+                return st_fail(err, err_size, "%s: no memory for %zu bytes of metadata", f->path, v.n);
             memcpy(f->metadata, v.s, v.n);
             continue;
         }
         if (f->count == ST_MAX_TENSORS)
-            return st_fail(err, err_size, "%s: more than %d tensors (ST_MAX_TENSORS)", f->path, ST_MAX_TENSORS);
+            return st_fail(
+                err, err_size, "%s: more than %d tensors (ST_MAX_TENSORS)", f->path, ST_MAX_TENSORS);
         st_tensor* t = st_append(&f->tensors, &f->count, &f->capacity);
         if (t == NULL) return st_fail(err, err_size, "%s: no memory for tensor %d", f->path, f->count);
         if (json_string(key, t->name, sizeof(t->name)) < 0)
-            return st_fail(err, err_size, "%s: the name of tensor %d holds a NUL or more than %d bytes (ST_NAME_MAX)", f->path,
-                           f->count - 1, ST_NAME_MAX - 1);
+            return st_fail(err, err_size,
+                "%s: the name of tensor %d holds a NUL or more than %d bytes (ST_NAME_MAX)", f->path,
+                f->count - 1, ST_NAME_MAX - 1);
         wrong = st_parse_tensor(t, v);
         if (wrong)
-            return st_fail(err, err_size, "%s: tensor %s %s: %.*s", f->path, t->name, wrong, v.n < 200 ? (int)v.n : 200, v.s);
+            return st_fail(err, err_size, "%s: tensor %s %s: %.*s", f->path, t->name, wrong,
+                v.n < 200 ? (int)v.n : 200, v.s);
     }
-    if (more < 0) return st_fail(err, err_size, "%s: the header is not strict JSON at byte %zu", f->path, (size_t)(it.p - text));
+    if (more < 0)
+        return st_fail(
+            err, err_size, "%s: the header is not strict JSON at byte %zu", f->path, (size_t)(it.p - text));
 
     if (f->count) qsort(f->tensors, (size_t)f->count, sizeof(st_tensor), st_by_offset);
     for (int i = 0; i < f->count; i++) {
         const st_tensor* t = &f->tensors[i];
         if (t->begin != at)
-            return st_fail(err, err_size, "%s: tensor %s begins at %" PRIu64 ", expected %" PRIu64 " (%s)", f->path, t->name, t->begin,
-                           at, t->begin < at ? "overlap" : "hole");
+            return st_fail(err, err_size, "%s: tensor %s begins at %" PRIu64 ", expected %" PRIu64 " (%s)",
+                f->path, t->name, t->begin, at, t->begin < at ? "overlap" : "hole");
         at = t->end;
         if (at > f->data_bytes)
-            return st_fail(err, err_size, "%s: tensor %s ends at %" PRIu64 ", but the file holds %" PRIu64 " bytes of data", f->path,
-                           t->name, at, f->data_bytes);
+            return st_fail(err, err_size,
+                "%s: tensor %s ends at %" PRIu64 ", but the file holds %" PRIu64 " bytes of data", f->path,
+                t->name, at, f->data_bytes);
     }
     if (at != f->data_bytes)
-        return st_fail(err, err_size, "%s: %" PRIu64 " bytes after the last tensor, expected none", f->path, f->data_bytes - at);
+        return st_fail(err, err_size, "%s: %" PRIu64 " bytes after the last tensor, expected none", f->path,
+            f->data_bytes - at);
     if (f->count) qsort(f->tensors, (size_t)f->count, sizeof(st_tensor), st_by_name);
     for (int i = 1; i < f->count; i++)
         if (st_by_name(&f->tensors[i - 1], &f->tensors[i]) == 0)
-            return st_fail(err, err_size, "%s: duplicate key: tensor %s is there twice", f->path, f->tensors[i].name);
+            return st_fail(
+                err, err_size, "%s: duplicate key: tensor %s is there twice", f->path, f->tensors[i].name);
     return 0;
 }
 
@@ -295,20 +320,25 @@ GPT2_SP_LEAF int st_open(st_file* f, const char* path, char* err, size_t err_siz
     int bad = -1;
     memset(f, 0, sizeof(*f));
     snprintf(f->path, sizeof(f->path), "%s", path);
-    f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // not to wait for the other end if it is a pipe
+    f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // not to wait for the other end if it is a pipe
     if (f->fd < 0 || fstat(f->fd, &s)) st_fail(err, err_size, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(s.st_mode)) st_fail(err, err_size, "%s: not a regular file", path);
-    else if ((size = (uint64_t)s.st_size) < 8) st_fail(err, err_size, "%s: %" PRIu64 " bytes, expected at least 8", path, size);
+    else if ((size = (uint64_t)s.st_size) < 8)
+        st_fail(err, err_size, "%s: %" PRIu64 " bytes, expected at least 8", path, size);
     else if (st_pread(f->fd, &n, 8, 0))
-        st_fail(err, err_size, "%s: reading the header: %s", path, errno ? strerror(errno) : "the file ends early");
+        st_fail(err, err_size, "%s: reading the header: %s", path,
+            errno ? strerror(errno) : "the file ends early");
     else if (n > ST_MAX_HEADER)
-        st_fail(err, err_size, "%s: header of %" PRIu64 " bytes, expected at most %d (ST_MAX_HEADER)", path, n, ST_MAX_HEADER);
+        st_fail(err, err_size, "%s: header of %" PRIu64 " bytes, expected at most %d (ST_MAX_HEADER)", path,
+            n, ST_MAX_HEADER);
     else if (n > size - 8)
-        st_fail(err, err_size, "%s: header of %" PRIu64 " bytes in a file with %" PRIu64 " after its length", path, n, size - 8);
+        st_fail(err, err_size, "%s: header of %" PRIu64 " bytes in a file with %" PRIu64 " after its length",
+            path, n, size - 8);
     else if ((text = (char*)malloc((size_t)n + 1)) == NULL)
         st_fail(err, err_size, "%s: no memory for a header of %" PRIu64 " bytes", path, n);
     else if (st_pread(f->fd, text, n, 8))
-        st_fail(err, err_size, "%s: reading the header: %s", path, errno ? strerror(errno) : "the file ends early");
+        st_fail(err, err_size, "%s: reading the header: %s", path,
+            errno ? strerror(errno) : "the file ends early");
     else {
         f->data_start = 8 + n;
         f->data_bytes = size - 8 - n;
@@ -338,7 +368,7 @@ GPT2_SP_LEAF const st_tensor* st_find(const st_file* f, const char* name) {
 GPT2_SP_LEAF float st_from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h >> 15) << 31, exponent = (h >> 10) & 31u, fraction = h & 1023u, bits;
     float x;
-    if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
+    if (exponent == 0) {   // zero or subnormal: fraction * 2^-24
         x = (float)fraction * 0x1p-24f;
         return sign ? -x : x;
     }
@@ -355,25 +385,27 @@ GPT2_SP_LEAF float st_from_bf16(uint16_t h) {
     return x;
 }
 
-// Reads count elements from first_element on, into float (out64 NULL) or double. What the file stores in the type asked for
-// comes bit for bit; F64 to float rounds to nearest; the rest is exact.
-GPT2_SP_LEAF int st_read(const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, float* out32, double* out64, char* err,
-                         size_t err_size) {
+// Reads count elements from first_element on, into float (out64 NULL) or double. What the file stores in the
+// type asked for comes bit for bit; F64 to float rounds to nearest; the rest is exact.
+GPT2_SP_LEAF int st_read(const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, float* out32,
+    double* out64, char* err, size_t err_size) {
     uint64_t bytes = st_dtype_bytes(t->dtype), total = st_elements(t), piece = 0, at;
     unsigned char buf[16384];
     if (t->dtype > ST_BF16)
-        return st_fail(err, err_size, "%s: tensor %s is %s, expected F64, F32, F16 or BF16", f->path, t->name, st_dtype_name(t->dtype));
+        return st_fail(err, err_size, "%s: tensor %s is %s, expected F64, F32, F16 or BF16", f->path, t->name,
+            st_dtype_name(t->dtype));
     if (first > total || count > total - first)
-        return st_fail(err, err_size, "%s: tensor %s has %" PRIu64 " elements, asked for %" PRIu64 " from %" PRIu64, f->path, t->name, total,
-                       count, first);
+        return st_fail(err, err_size,
+            "%s: tensor %s has %" PRIu64 " elements, asked for %" PRIu64 " from %" PRIu64, f->path, t->name,
+            total, count, first);
     int direct = t->dtype == (out64 ? ST_F64 : ST_F32);
     for (uint64_t done = 0; done < count; done += piece) {
         piece = direct || count - done < sizeof(buf) / bytes ? count - done : sizeof(buf) / bytes;
         at = f->data_start + t->begin + (first + done) * bytes;
         void* into = !direct ? (void*)buf : out64 ? (void*)out64 : (void*)out32;
         if (st_pread(f->fd, into, piece * bytes, at))
-            return st_fail(err, err_size, "%s: reading tensor %s at byte %" PRIu64 ": %s", f->path, t->name, at,
-                           errno ? strerror(errno) : "the file ends early");
+            return st_fail(err, err_size, "%s: reading tensor %s at byte %" PRIu64 ": %s", f->path, t->name,
+                at, errno ? strerror(errno) : "the file ends early");
         for (uint64_t i = 0; i < piece && !direct; i++) {
             double wide = 0;
             float x = 0;
@@ -391,13 +423,13 @@ GPT2_SP_LEAF int st_read(const st_file* f, const st_tensor* t, uint64_t first, u
     return 0;
 }
 
-GPT2_SP_LEAF int st_read_f32(const st_file* f, const st_tensor* t, uint64_t first_element, uint64_t count, float* out, char* err,
-                             size_t err_size) {
+GPT2_SP_LEAF int st_read_f32(const st_file* f, const st_tensor* t, uint64_t first_element, uint64_t count,
+    float* out, char* err, size_t err_size) {
     return st_read(f, t, first_element, count, out, NULL, err, err_size);
 }
 
-GPT2_SP_LEAF int st_read_f64(const st_file* f, const st_tensor* t, uint64_t first_element, uint64_t count, double* out, char* err,
-                             size_t err_size) {
+GPT2_SP_LEAF int st_read_f64(const st_file* f, const st_tensor* t, uint64_t first_element, uint64_t count,
+    double* out, char* err, size_t err_size) {
     return st_read(f, t, first_element, count, NULL, out, err, err_size);
 }
 
@@ -412,17 +444,23 @@ GPT2_SP_LEAF void st_header_free(st_header* h) {
 }
 
 // Adds a tensor; its data follows that of the tensor added before.
-GPT2_SP_LEAF int st_header_add(st_header* h, const char* name, int dtype, int ndim, const uint64_t* shape, char* err, size_t err_size) {
+GPT2_SP_LEAF int st_header_add(
+    st_header* h, const char* name, int dtype, int ndim, const uint64_t* shape, char* err, size_t err_size) {
     uint64_t bytes = 0;
     const char* end = name + strlen(name);
-    if (json_utf8_check(name, end) != end) return st_fail(err, err_size, "safetensors header: tensor %s: its name is not UTF-8", name);
+    if (json_utf8_check(name, end) != end)
+        return st_fail(err, err_size, "safetensors header: tensor %s: its name is not UTF-8", name);
     if (strlen(name) >= ST_NAME_MAX || ndim < 0 || ndim > ST_MAX_RANK || st_dtype_bytes(dtype) == 0)
-        return st_fail(err, err_size, "safetensors header: tensor %s: name of %zu bytes, dtype %d, rank %d; expected at most %d, a known one, 0..%d",
-                       name, strlen(name), dtype, ndim, ST_NAME_MAX - 1, ST_MAX_RANK);
+        return st_fail(err, err_size,
+            "safetensors header: tensor %s: name of %zu bytes, dtype %d, rank %d; expected at most %d, a "
+            "known one, 0..%d",
+            name, strlen(name), dtype, ndim, ST_NAME_MAX - 1, ST_MAX_RANK);
     if (st_bytes(dtype, ndim, shape, &bytes) || bytes > UINT64_MAX - h->data_bytes)
         return st_fail(err, err_size, "safetensors header: tensor %s: its size overflows 64 bits", name);
     st_tensor* t = st_append(&h->tensors, &h->count, &h->capacity);
-    if (t == NULL) return st_fail(err, err_size, "safetensors header: tensor %s: no memory, or more than %d tensors", name, ST_MAX_TENSORS);
+    if (t == NULL)
+        return st_fail(err, err_size, "safetensors header: tensor %s: no memory, or more than %d tensors",
+            name, ST_MAX_TENSORS);
     snprintf(t->name, sizeof(t->name), "%s", name);
     t->dtype = dtype;
     t->ndim = ndim;
@@ -432,12 +470,15 @@ GPT2_SP_LEAF int st_header_add(st_header* h, const char* name, int dtype, int nd
     return 0;
 }
 
-// Makes the head of the file: the 8 bytes of length and the JSON, padded with spaces to a multiple of 8. The metadata is the text of a
-// JSON object of strings, e.g. {"format":"pt"}, or NULL. *bytes is the caller's to free. The result has passed st_parse, so
-// duplicate names, bad metadata and too long a header are refused here and not by the next reader.
-GPT2_SP_LEAF int st_header_finish(st_header* h, const char* metadata_json, unsigned char** bytes, size_t* n, char* err, size_t err_size) {
+// Makes the head of the file: the 8 bytes of length and the JSON, padded with spaces to a multiple of 8. The
+// metadata is the text of a JSON object of strings, e.g. {"format":"pt"}, or NULL. *bytes is the caller's to
+// free. The result has passed st_parse, so duplicate names, bad metadata and too long a header are refused
+// here and not by the next reader.
+GPT2_SP_LEAF int st_header_finish(
+    st_header* h, const char* metadata_json, unsigned char** bytes, size_t* n, char* err, size_t err_size) {
     size_t size = 64 + (metadata_json ? strlen(metadata_json) : 0), at = 8;
-    for (int i = 0; i < h->count; i++) size += 6 * strlen(h->tensors[i].name) + 320;  // escapes; 10 numbers of up to 20 digits, keys
+    for (int i = 0; i < h->count; i++)
+        size += 6 * strlen(h->tensors[i].name) + 320;   // escapes; 10 numbers of up to 20 digits, keys
     char* text = (char*)malloc(size);
     st_file check;
     memset(&check, 0, sizeof(check));
@@ -450,21 +491,27 @@ GPT2_SP_LEAF int st_header_finish(st_header* h, const char* metadata_json, unsig
         st_fail(err, err_size, "safetensors header: the metadata is not JSON: %s", metadata_json);
     else {
         text[at++] = '{';
-        if (metadata_json) at += (size_t)snprintf(text + at, size - at, "\"__metadata__\":%s%s", metadata_json, h->count ? "," : "");
+        if (metadata_json)
+            at += (size_t)snprintf(
+                text + at, size - at, "\"__metadata__\":%s%s", metadata_json, h->count ? "," : "");
         for (int i = 0; i < h->count; i++) {
             const st_tensor* t = &h->tensors[i];
             json_append_string(text, size, &at, t->name);
-            at += (size_t)snprintf(text + at, size - at, ":{\"dtype\":\"%s\",\"shape\":[", st_dtype_name(t->dtype));
-            for (int d = 0; d < t->ndim; d++) at += (size_t)snprintf(text + at, size - at, "%s%" PRIu64, d ? "," : "", t->shape[d]);
-            at += (size_t)snprintf(text + at, size - at, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}%s", t->begin, t->end,
-                                   i + 1 < h->count ? "," : "");
+            at += (size_t)snprintf(
+                text + at, size - at, ":{\"dtype\":\"%s\",\"shape\":[", st_dtype_name(t->dtype));
+            for (int d = 0; d < t->ndim; d++)
+                at += (size_t)snprintf(text + at, size - at, "%s%" PRIu64, d ? "," : "", t->shape[d]);
+            at += (size_t)snprintf(text + at, size - at, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}%s",
+                t->begin, t->end, i + 1 < h->count ? "," : "");
         }
         text[at++] = '}';
         while (at % 8) text[at++] = ' ';
         uint64_t length = at - 8;
         memcpy(text, &length, 8);
         if (length > ST_MAX_HEADER)
-            st_fail(err, err_size, "safetensors header: %" PRIu64 " bytes, expected at most %d (ST_MAX_HEADER)", length, ST_MAX_HEADER);
+            st_fail(err, err_size,
+                "safetensors header: %" PRIu64 " bytes, expected at most %d (ST_MAX_HEADER)", length,
+                ST_MAX_HEADER);
         else bad = st_parse(&check, text + 8, (size_t)length, err, err_size);
     }
     st_close(&check);

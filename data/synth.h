@@ -7,14 +7,15 @@
 //
 // A document is filler sentences, and among them, for each fact, a statement and, later, its question:
 //     The code of <key> is <value>.   ...   What is the code of <key>? It is <value>.
-// Keys ("the first amber falcon") are distinct within a document, values (4 to 6 digits or capital letters) are random
-// and distinct: nothing but the statement tells the answer. Between the two, where there is room, one more statement with
-// another key distracts; it is never asked for. All is a function of (seed, index, bytes, facts, distance), in integers,
-// the same on every machine.
+// Keys ("the first amber falcon") are distinct within a document, values (4 to 6 digits or capital letters)
+// are random and distinct: nothing but the statement tells the answer. Between the two, where there is room,
+// one more statement with another key distracts; it is never asked for. All is a function of (seed, index,
+// bytes, facts, distance), in integers, the same on every machine.
 //
-// distance = byte of the answer's value - first byte of its statement. Given, it holds exactly for every fact; 0 draws
-// each fact's from a log-uniform law between the shortest possible and what the document allows. The length is exactly
-// `bytes`. Both are exact since filler can be made of any length (1 to 3 bytes are line breaks).
+// distance = byte of the answer's value - first byte of its statement. Given, it holds exactly for every
+// fact; 0 draws each fact's from a log-uniform law between the shortest possible and what the document
+// allows. The length is exactly `bytes`. Both are exact since filler can be made of any length (1 to 3 bytes
+// are line breaks).
 #ifndef GPT2_SP_SYNTH_H
 #define GPT2_SP_SYNTH_H
 
@@ -30,26 +31,27 @@
 enum { SYNTH_MIN_BYTES = 64, SYNTH_MAX_BYTES = 1 << 30, SYNTH_MAX_FACTS = 1024 };
 
 typedef struct {
-    size_t statement;  // byte where "The code of" starts
-    size_t answer;     // byte where the value starts, in "It is <value>."
-    int answer_length; // bytes of the value
+    size_t statement;    // byte where "The code of" starts
+    size_t answer;       // byte where the value starts, in "It is <value>."
+    int answer_length;   // bytes of the value
 } synth_fact;
 
 typedef struct {
-    char* text;        // `length` bytes and a NUL
+    char* text;   // `length` bytes and a NUL
     size_t length;
-    synth_fact* facts; // in the order of their questions
+    synth_fact* facts;   // in the order of their questions
     int fact_count;
 } synth_doc;
 
-typedef struct {       // a sentence with its place
+typedef struct {   // a sentence with its place
     size_t at;
-    int length;        // with the space behind it
+    int length;   // with the space behind it
     char text[96];
 } synth_sentence;
 
 // Leaves one line in err and returns -1.
-__attribute__((format(printf, 3, 4))) GPT2_SP_LEAF int synth_error(char* err, size_t err_size, const char* format, ...) {
+__attribute__((format(printf, 3, 4))) GPT2_SP_LEAF int synth_error(
+    char* err, size_t err_size, const char* format, ...) {
     va_list args;
     va_start(args, format);
     if (err && err_size) vsnprintf(err, err_size, format, args);
@@ -66,9 +68,7 @@ GPT2_SP_LEAF uint64_t synth_random(uint64_t* state) {
 }
 
 // Below n. The bias of the remainder is under n / 2^64.
-GPT2_SP_LEAF size_t synth_below(uint64_t* state, size_t n) {
-    return (size_t)(synth_random(state) % n);
-}
+GPT2_SP_LEAF size_t synth_below(uint64_t* state, size_t n) { return (size_t)(synth_random(state) % n); }
 
 // log2(x) in 1/65536: exact at powers of two and linear between, so that it needs no libm and no rounding.
 GPT2_SP_LEAF size_t synth_log2(size_t x) {
@@ -84,19 +84,22 @@ GPT2_SP_LEAF size_t synth_log_uniform(uint64_t* state, size_t least, size_t most
     return x < least ? least : x > most ? most : x;
 }
 
-static const char* const synth_adjectives[32] = {
-    "amber", "bitter", "calm", "dusty", "early", "faint", "gentle", "hollow", "icy", "jagged", "keen", "lonely", "mossy",
-    "narrow", "old", "pale", "quiet", "rusty", "silver", "tall", "upper", "velvet", "warm", "young", "bright", "crooked",
-    "distant", "famous", "golden", "heavy", "little", "modern"};
-static const char* const synth_nouns[32] = {
-    "anchor", "bridge", "candle", "dragon", "engine", "falcon", "garden", "harbor", "island", "jacket", "kettle", "ladder",
-    "mirror", "needle", "orchard", "piano", "quarry", "river", "saddle", "tower", "umbrella", "valley", "window", "yard",
-    "barrel", "castle", "desert", "forest", "hammer", "lantern", "market", "temple"};
-static const char* const synth_verbs[8] = {"follows", "watches", "passes", "guards", "finds", "leaves", "faces", "reaches"};
+static const char* const synth_adjectives[32] = {"amber", "bitter", "calm", "dusty", "early", "faint",
+    "gentle", "hollow", "icy", "jagged", "keen", "lonely", "mossy", "narrow", "old", "pale", "quiet", "rusty",
+    "silver", "tall", "upper", "velvet", "warm", "young", "bright", "crooked", "distant", "famous", "golden",
+    "heavy", "little", "modern"};
+static const char* const synth_nouns[32] = {"anchor", "bridge", "candle", "dragon", "engine", "falcon",
+    "garden", "harbor", "island", "jacket", "kettle", "ladder", "mirror", "needle", "orchard", "piano",
+    "quarry", "river", "saddle", "tower", "umbrella", "valley", "window", "yard", "barrel", "castle",
+    "desert", "forest", "hammer", "lantern", "market", "temple"};
+static const char* const synth_verbs[8] = {
+    "follows", "watches", "passes", "guards", "finds", "leaves", "faces", "reaches"};
 // By length, 2 to 9 letters, to end a sentence at any byte.
-static const char* const synth_fillers[8] = {"so", "now", "here", "again", "slowly", "forever", "silently", "yesterday"};
+static const char* const synth_fillers[8] = {
+    "so", "now", "here", "again", "slowly", "forever", "silently", "yesterday"};
 
-// Writes exactly n bytes of filler: sentences, the last one made of words that fit; fewer than 4 bytes are line breaks.
+// Writes exactly n bytes of filler: sentences, the last one made of words that fit; fewer than 4 bytes are
+// line breaks.
 GPT2_SP_LEAF void synth_fill(uint64_t* state, char* out, size_t n) {
     char s[128];
     if (n < 4) {
@@ -105,15 +108,17 @@ GPT2_SP_LEAF void synth_fill(uint64_t* state, char* out, size_t n) {
     }
     while (n > 0) {
         uint64_t x = synth_random(state);
-        int length = snprintf(s, sizeof s, "The %s %s %s the %s %s. ", synth_adjectives[x & 31], synth_nouns[x >> 5 & 31],
-                              synth_verbs[x >> 10 & 7], synth_adjectives[x >> 13 & 31], synth_nouns[x >> 18 & 31]);
+        int length = snprintf(s, sizeof s, "The %s %s %s the %s %s. ", synth_adjectives[x & 31],
+            synth_nouns[x >> 5 & 31], synth_verbs[x >> 10 & 7], synth_adjectives[x >> 13 & 31],
+            synth_nouns[x >> 18 & 31]);
         if ((size_t)length == n || (size_t)length + 4 <= n) {
             memcpy(out, s, (size_t)length);
             out += length;
             n -= (size_t)length;
             continue;
         }
-        for (size_t left = n - 2; left > 0;) { // words and spaces; a word of w leaves nothing, or a space and 2 letters
+        for (size_t left = n - 2;
+             left > 0;) {   // words and spaces; a word of w leaves nothing, or a space and 2 letters
             size_t w = left <= 9 ? left : 2 + synth_below(state, left - 5 < 8 ? left - 5 : 8);
             memcpy(out, synth_fillers[w - 2], w);
             if (left == n - 2) out[0] = (char)(out[0] - 'a' + 'A');
@@ -158,18 +163,20 @@ GPT2_SP_LEAF int synth_value(uint64_t* state, char (*values)[8], int count) {
     }
 }
 
-// Makes the sentences of the next fact: its statement, its question, and the statement that distracts from it. Keys go
-// through all 2048 of them with an odd step. Returns the bytes of the answer.
-GPT2_SP_LEAF int synth_sentences(uint64_t* state, size_t* key, size_t step, char (*values)[8], int* used, synth_sentence* q) {
+// Makes the sentences of the next fact: its statement, its question, and the statement that distracts from
+// it. Keys go through all 2048 of them with an odd step. Returns the bytes of the answer.
+GPT2_SP_LEAF int synth_sentences(
+    uint64_t* state, size_t* key, size_t step, char (*values)[8], int* used, synth_sentence* q) {
     int answer = 0;
     for (int k = 0; k < 3; k += 2) {
         char name[40];
-        snprintf(name, sizeof name, "the %s %s %s", *key & 1 ? "first" : "last", synth_adjectives[*key >> 1 & 31],
-                 synth_nouns[*key >> 6 & 31]);
+        snprintf(name, sizeof name, "the %s %s %s", *key & 1 ? "first" : "last",
+            synth_adjectives[*key >> 1 & 31], synth_nouns[*key >> 6 & 31]);
         int length = synth_value(state, values, *used);
         q[k].length = snprintf(q[k].text, sizeof q[k].text, "The code of %s is %s. ", name, values[*used]);
         if (k == 0) {
-            q[1].length = snprintf(q[1].text, sizeof q[1].text, "What is the code of %s? It is %s. ", name, values[*used]);
+            q[1].length = snprintf(
+                q[1].text, sizeof q[1].text, "What is the code of %s? It is %s. ", name, values[*used]);
             answer = length;
         }
         ++*used;
@@ -178,14 +185,15 @@ GPT2_SP_LEAF int synth_sentences(uint64_t* state, size_t* key, size_t step, char
     return answer;
 }
 
-// Chooses places for statement q[0] and, `distance` bytes on, for the value at byte `inside` of question q[1]: tries 64 at
-// random and then, with `all`, every place in turn. 0 if there is none.
-GPT2_SP_LEAF int synth_place(uint64_t* state, const synth_sentence* s, int count, size_t bytes, synth_sentence* q,
-                             size_t inside, size_t distance, int all) {
-    size_t places = bytes - distance - ((size_t)q[1].length - inside) + 1; // for the statement
+// Chooses places for statement q[0] and, `distance` bytes on, for the value at byte `inside` of question
+// q[1]: tries 64 at random and then, with `all`, every place in turn. 0 if there is none.
+GPT2_SP_LEAF int synth_place(uint64_t* state, const synth_sentence* s, int count, size_t bytes,
+    synth_sentence* q, size_t inside, size_t distance, int all) {
+    size_t places = bytes - distance - ((size_t)q[1].length - inside) + 1;   // for the statement
     for (size_t i = 0; i < 64 + (all ? places : 0); i++) {
         size_t at = i < 64 ? synth_below(state, places) : i - 64, question = at + distance - inside;
-        if (!synth_is_free(s, count, at, (size_t)q[0].length) || !synth_is_free(s, count, question, (size_t)q[1].length))
+        if (!synth_is_free(s, count, at, (size_t)q[0].length) ||
+            !synth_is_free(s, count, question, (size_t)q[1].length))
             continue;
         q[0].at = at;
         q[1].at = question;
@@ -194,16 +202,17 @@ GPT2_SP_LEAF int synth_place(uint64_t* state, const synth_sentence* s, int count
     return 0;
 }
 
-// Places all facts, then the distractors: each between its fact's statement and answer, where there is room. s has space
-// for three sentences per fact, values for two. Returns how many sentences were placed, or -1.
-GPT2_SP_LEAF int synth_plan(uint64_t* state, size_t bytes, int facts, size_t distance, synth_sentence* s, char (*values)[8],
-                            synth_fact* fact, char* err, size_t err_size) {
+// Places all facts, then the distractors: each between its fact's statement and answer, where there is room.
+// s has space for three sentences per fact, values for two. Returns how many sentences were placed, or -1.
+GPT2_SP_LEAF int synth_plan(uint64_t* state, size_t bytes, int facts, size_t distance, synth_sentence* s,
+    char (*values)[8], synth_fact* fact, char* err, size_t err_size) {
     size_t key = synth_below(state, 2048), step = 2 * synth_below(state, 1024) + 1;
     int count = 0, used = 0;
     for (int f = 0; f < facts; f++) {
         synth_sentence q[3];
         fact[f].answer_length = synth_sentences(state, &key, step, values, &used, q);
-        size_t tail = (size_t)fact[f].answer_length + 2, inside = (size_t)q[1].length - tail; // tail: the value, '.' and ' '
+        size_t tail = (size_t)fact[f].answer_length + 2,
+               inside = (size_t)q[1].length - tail;   // tail: the value, '.' and ' '
         size_t least = (size_t)q[0].length + inside, most = bytes - tail, d = distance;
         int placed = 0;
         for (int attempt = 0; !placed && attempt < (distance ? 1 : 64); attempt++) {
@@ -213,14 +222,14 @@ GPT2_SP_LEAF int synth_plan(uint64_t* state, size_t bytes, int facts, size_t dis
         }
         if (!placed)
             return synth_error(err, err_size,
-                               "synthetic document of %zu bytes: no room for fact %d of %d at distance %zu, expected "
-                               "%zu to %zu or 0, and more bytes or fewer facts",
-                               bytes, f + 1, facts, distance, least, most);
+                "synthetic document of %zu bytes: no room for fact %d of %d at distance %zu, expected "
+                "%zu to %zu or 0, and more bytes or fewer facts",
+                bytes, f + 1, facts, distance, least, most);
         fact[f].statement = q[0].at;
         fact[f].answer = q[1].at + inside;
         s[count++] = q[0];
         s[count++] = q[1];
-        s[2 * facts + f] = q[2]; // waits behind the others until all of these are placed
+        s[2 * facts + f] = q[2];   // waits behind the others until all of these are placed
     }
     for (int f = 0; f < facts; f++) {
         synth_sentence d = s[2 * facts + f];
@@ -235,19 +244,21 @@ GPT2_SP_LEAF int synth_plan(uint64_t* state, size_t bytes, int facts, size_t dis
 }
 
 // Makes document `index` of the series `seed`. Returns 0, or -1 with one line in err and nothing to free.
-GPT2_SP_LEAF int synth_document(uint64_t seed, uint64_t index, size_t bytes, int facts, size_t distance, synth_doc* out,
-                                char* err, size_t err_size) {
+GPT2_SP_LEAF int synth_document(uint64_t seed, uint64_t index, size_t bytes, int facts, size_t distance,
+    synth_doc* out, char* err, size_t err_size) {
     memset(out, 0, sizeof *out);
-    if (bytes < SYNTH_MIN_BYTES || bytes > SYNTH_MAX_BYTES || facts < 0 || facts > SYNTH_MAX_FACTS || distance > bytes)
+    if (bytes < SYNTH_MIN_BYTES || bytes > SYNTH_MAX_BYTES || facts < 0 || facts > SYNTH_MAX_FACTS ||
+        distance > bytes)
         return synth_error(err, err_size,
-                           "synthetic document of %zu bytes with %d facts at distance %zu, expected %d..%d bytes, "
-                           "0..%d facts and a distance within the document",
-                           bytes, facts, distance, (int)SYNTH_MIN_BYTES, (int)SYNTH_MAX_BYTES, (int)SYNTH_MAX_FACTS);
+            "synthetic document of %zu bytes with %d facts at distance %zu, expected %d..%d bytes, "
+            "0..%d facts and a distance within the document",
+            bytes, facts, distance, (int)SYNTH_MIN_BYTES, (int)SYNTH_MAX_BYTES, (int)SYNTH_MAX_FACTS);
     uint64_t state = seed;
-    state = synth_random(&state) ^ index; // mixed one after the other: (1, 2) and (2, 1) have nothing in common
+    state =
+        synth_random(&state) ^ index;   // mixed one after the other: (1, 2) and (2, 1) have nothing in common
     size_t n = (size_t)facts + 1, at = 0;
     synth_sentence* s = (synth_sentence*)calloc(3 * n, sizeof *s);
-    char (*values)[8] = (char (*)[8])calloc(2 * n, 8);
+    char(*values)[8] = (char(*)[8])calloc(2 * n, 8);
     out->facts = (synth_fact*)calloc(n, sizeof *out->facts);
     out->text = (char*)malloc(bytes + 1);
     int count = -1;
@@ -263,7 +274,7 @@ GPT2_SP_LEAF int synth_document(uint64_t seed, uint64_t index, size_t bytes, int
             at = s[i].at + (size_t)s[i].length;
         }
         synth_fill(&state, out->text + at, bytes - at);
-        out->text[bytes - 1] = '\n'; // in place of a space
+        out->text[bytes - 1] = '\n';   // in place of a space
         out->text[bytes] = 0;
         out->length = bytes;
         out->fact_count = facts;

@@ -10,17 +10,18 @@
 //     any other    the whole file, whatever its name, if it was named; it must be a regular file without NUL bytes
 //     a folder     its files of the kinds in text_kinds, and its folders' down to TEXT_MAX_DEPTH, in the order of their
 //                  names' bytes; hidden entries are left out, links to files are read, links to folders are not followed
-// A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A document of no
-// bytes holds nothing to learn and is passed over. A folder without any document is an error.
+// A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A
+// document of no bytes holds nothing to learn and is passed over. A folder without any document is an error.
 //
-// Memory: one document, or one line, at a time, at most TEXT_MAX_DOCUMENT bytes each; longer ones are refused.
+// Memory: one document, or one line, at a time, at most TEXT_MAX_DOCUMENT bytes each; longer ones are
+// refused.
 //
-// The bytes given to the callback are its to read until it returns, and are not NUL-terminated; line counts from 1 (1 for
-// a whole file). A callback that returns non-zero ends it all: text_documents then returns -1, with the callback's own
-// message if it put one in the same err.
+// The bytes given to the callback are its to read until it returns, and are not NUL-terminated; line counts
+// from 1 (1 for a whole file). A callback that returns non-zero ends it all: text_documents then returns -1,
+// with the callback's own message if it put one in the same err.
 //
-// text_documents returns 0, or -1 with one line in err. Needs libc and POSIX; under -std=c11 define _GNU_SOURCE before
-// the first include.
+// text_documents returns 0, or -1 with one line in err. Needs libc and POSIX; under -std=c11 define
+// _GNU_SOURCE before the first include.
 #ifndef GPT2_SP_TEXT_H
 #define GPT2_SP_TEXT_H
 
@@ -43,16 +44,16 @@
 #define GPT2_SP_LEAF static __attribute__((unused))
 #endif
 #ifndef TEXT_MAX_DOCUMENT
-#define TEXT_MAX_DOCUMENT ((size_t)1 << 30) // bytes of a document, and of a line of JSON
+#define TEXT_MAX_DOCUMENT ((size_t)1 << 30)   // bytes of a document, and of a line of JSON
 #endif
 enum {
-    TEXT_MAX_DEPTH = 64, // folders inside folders
-    TEXT_MAX_NESTING = 64 // arrays and objects inside each other, in a line of JSON
+    TEXT_MAX_DEPTH = 64,    // folders inside folders
+    TEXT_MAX_NESTING = 64   // arrays and objects inside each other, in a line of JSON
 };
 
 typedef int (*text_callback)(void* user, const char* bytes, size_t length, const char* path, uint64_t line);
 
-typedef struct {          // what is handed down from call to call
+typedef struct {   // what is handed down from call to call
     text_callback cb;
     void* user;
     uint64_t documents;   // given to cb so far
@@ -61,7 +62,8 @@ typedef struct {          // what is handed down from call to call
 } text_reader;
 
 // Leaves one line in err and returns -1.
-__attribute__((format(printf, 2, 3))) GPT2_SP_LEAF int text_error(const text_reader* r, const char* format, ...) {
+__attribute__((format(printf, 2, 3))) GPT2_SP_LEAF int text_error(
+    const text_reader* r, const char* format, ...) {
     va_list args;
     va_start(args, format);
     if (r->err && r->err_size) vsnprintf(r->err, r->err_size, format, args);
@@ -70,7 +72,8 @@ __attribute__((format(printf, 2, 3))) GPT2_SP_LEAF int text_error(const text_rea
 }
 
 // Hands one document to the callback.
-GPT2_SP_LEAF int text_give(text_reader* r, const char* bytes, size_t length, const char* path, uint64_t line) {
+GPT2_SP_LEAF int text_give(
+    text_reader* r, const char* bytes, size_t length, const char* path, uint64_t line) {
     if (length == 0) return 0;
     r->documents++;
     if (r->err && r->err_size) r->err[0] = 0;
@@ -79,9 +82,9 @@ GPT2_SP_LEAF int text_give(text_reader* r, const char* bytes, size_t length, con
     return text_error(r, "%s:%" PRIu64 ": stopped at this document", path, line);
 }
 
-// ================================================================================
-// JSON: one value at a time from a line [p, end). Functions return the place behind what they read, or NULL with what
-// was expected in j->expected and where in j->at.
+// ================================================================================ JSON: one value at a time
+// from a line [p, end). Functions return the place behind what they read, or NULL with what was expected in
+// j->expected and where in j->at.
 
 typedef struct {
     char* end;
@@ -109,7 +112,9 @@ GPT2_SP_LEAF long text_json_hex(const text_json* j, const char* p) {
     for (int i = 0; i < 4; i++) {
         char c = p[i];
         int digit = c >= '0' && c <= '9' ? c - '0'
-                  : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+            : c >= 'a' && c <= 'f'       ? c - 'a' + 10
+            : c >= 'A' && c <= 'F'       ? c - 'A' + 10
+                                         : -1;
         if (digit < 0) return -1;
         value = value * 16 + digit;
     }
@@ -159,7 +164,8 @@ GPT2_SP_LEAF char* text_json_string(text_json* j, char* p, char** text, size_t* 
         if (u < 0) return text_json_error(j, p, "one of \\\" \\\\ \\/ \\b \\f \\n \\r \\t \\uXXXX");
         p += 6;
         if (u >= 0xD800 && u <= 0xDFFF) {
-            long low = u <= 0xDBFF && j->end - p >= 6 && p[0] == '\\' && p[1] == 'u' ? text_json_hex(j, p + 2) : -1;
+            long low =
+                u <= 0xDBFF && j->end - p >= 6 && p[0] == '\\' && p[1] == 'u' ? text_json_hex(j, p + 2) : -1;
             if (low >= 0xDC00 && low <= 0xDFFF) {
                 u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
                 p += 6;
@@ -192,8 +198,8 @@ GPT2_SP_LEAF char* text_json_number(text_json* j, char* p) {
     return p;
 }
 
-// Any value at nesting `depth`. Of the outermost object, the place and length of "text" go to *text, *length; its own
-// members are at depth 1.
+// Any value at nesting `depth`. Of the outermost object, the place and length of "text" go to *text, *length;
+// its own members are at depth 1.
 GPT2_SP_LEAF char* text_json_value(text_json* j, char* p, int depth, char** text, size_t* length) {
     static const char* const words[] = {"true", "false", "null"};
     if (p >= j->end) return text_json_error(j, p, "a value");
@@ -244,7 +250,8 @@ GPT2_SP_LEAF int text_line(text_reader* r, char* line, size_t length, const char
     if (p == j.end) return 0;
     if (*p != '{') p = text_json_error(&j, p, "an object");
     else p = text_json_value(&j, p, 0, &text, &text_length);
-    if (p && text_json_space(&j, p) != j.end) p = text_json_error(&j, text_json_space(&j, p), "the end of the line");
+    if (p && text_json_space(&j, p) != j.end)
+        p = text_json_error(&j, text_json_space(&j, p), "the end of the line");
     if (p && !text) p = text_json_error(&j, line, "a field \"text\"");
     if (p) return text_give(r, text, text_length, path, number);
     char found[16] = "the end";
@@ -252,26 +259,28 @@ GPT2_SP_LEAF int text_line(text_reader* r, char* line, size_t length, const char
         unsigned char c = (unsigned char)*j.at;
         snprintf(found, sizeof found, c > 32 && c < 127 ? "'%c'" : "byte %02x", c);
     }
-    return text_error(r, "%s:%" PRIu64 ": column %zu: found %s, expected %s", path, number, (size_t)(j.at - line) + 1, found,
-                      j.expected);
+    return text_error(r, "%s:%" PRIu64 ": column %zu: found %s, expected %s", path, number,
+        (size_t)(j.at - line) + 1, found, j.expected);
 }
 
 // ================================================================================
 // files
 
-// Adds what is left of fd, up to `limit` bytes in all, to a growing buffer of *length bytes. With `line`, stops as soon
-// as a newline is among the new bytes. Returns 1 at the end of the file, 0 before it, -1 on error.
-GPT2_SP_LEAF int text_fill(const text_reader* r, int fd, char** buffer, size_t* capacity, size_t* length, int line,
-                           const char* path) {
+// Adds what is left of fd, up to `limit` bytes in all, to a growing buffer of *length bytes. With `line`,
+// stops as soon as a newline is among the new bytes. Returns 1 at the end of the file, 0 before it, -1 on
+// error.
+GPT2_SP_LEAF int text_fill(const text_reader* r, int fd, char** buffer, size_t* capacity, size_t* length,
+    int line, const char* path) {
     for (;;) {
         if (*length == *capacity) {
-            // One byte over the limit is read, so that a document of exactly the limit is told from a longer one.
+            // One byte over the limit is read, so that a document of exactly the limit is told from a longer
+            // one.
             size_t wanted = *capacity ? *capacity * 2 : 1 << 16;
             if (wanted > TEXT_MAX_DOCUMENT + 1) wanted = TEXT_MAX_DOCUMENT + 1;
             char* grown = wanted > *capacity ? (char*)realloc(*buffer, wanted) : NULL;
             if (!grown)
-                return text_error(r, "%s: %s longer than %zu bytes, or no memory", path, line ? "a line" : "a document",
-                                  wanted > *capacity ? *capacity : TEXT_MAX_DOCUMENT);
+                return text_error(r, "%s: %s longer than %zu bytes, or no memory", path,
+                    line ? "a line" : "a document", wanted > *capacity ? *capacity : TEXT_MAX_DOCUMENT);
             *buffer = grown;
             *capacity = wanted;
         }
@@ -296,7 +305,9 @@ GPT2_SP_LEAF int text_lines(text_reader* r, int fd, char** buffer, const char* p
         end = text_fill(r, fd, buffer, &capacity, &length, 1, path);
         if (end < 0) return -1;
         size_t at = number == 0 ? text_mark(*buffer, length) : 0;
-        while (at < length) { // the whole lines that are there, and at the end of the file a last one without newline
+        while (at <
+            // the whole lines that are there, and at the end of the file a last one without newline
+            length) {
             char* newline = (char*)memchr(*buffer + at, '\n', length - at);
             if (!newline && !end) break;
             size_t n = newline ? (size_t)(newline - *buffer) - at : length - at;
@@ -312,8 +323,10 @@ GPT2_SP_LEAF int text_lines(text_reader* r, int fd, char** buffer, const char* p
 // A whole file as one document.
 GPT2_SP_LEAF int text_whole(text_reader* r, int fd, char** buffer, uint64_t size, const char* path) {
     if (size > TEXT_MAX_DOCUMENT)
-        return text_error(r, "%s: a document of %" PRIu64 " bytes, expected at most %zu", path, size, TEXT_MAX_DOCUMENT);
-    size_t capacity = (size_t)size + 1, length = 0; // should the file grow while it is read, text_fill bounds that
+        return text_error(
+            r, "%s: a document of %" PRIu64 " bytes, expected at most %zu", path, size, TEXT_MAX_DOCUMENT);
+    size_t capacity = (size_t)size + 1,
+           length = 0;   // should the file grow while it is read, text_fill bounds that
     *buffer = (char*)malloc(capacity);
     if (!*buffer) return text_error(r, "%s: no memory for %" PRIu64 " bytes", path, size);
     if (text_fill(r, fd, buffer, &capacity, &length, 0, path) < 0) return -1;
@@ -324,7 +337,8 @@ GPT2_SP_LEAF int text_whole(text_reader* r, int fd, char** buffer, uint64_t size
 }
 
 // The kinds of files taken from folders: endings, and one whole name.
-static const char* const text_kinds[] = {".txt", ".jsonl", ".md", ".rst", ".tex", ".c", ".h", ".cu", ".cuh", ".py", ".sh"};
+static const char* const text_kinds[] = {
+    ".txt", ".jsonl", ".md", ".rst", ".tex", ".c", ".h", ".cu", ".cuh", ".py", ".sh"};
 
 GPT2_SP_LEAF int text_has_ending(const char* path, const char* ending) {
     size_t n = strlen(path), m = strlen(ending);
@@ -340,7 +354,8 @@ GPT2_SP_LEAF int text_is_kind(const char* name) {
 GPT2_SP_LEAF int text_file(text_reader* r, const char* path) {
     struct stat st;
     char* buffer = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), rc; // NONBLOCK: a pipe is refused, not waited for
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK),
+        rc;   // NONBLOCK: a pipe is refused, not waited for
     if (fd < 0) return text_error(r, "%s: %s", path, strerror(errno));
     if (fstat(fd, &st)) rc = text_error(r, "%s: %s", path, strerror(errno));
     else if (!S_ISREG(st.st_mode)) rc = text_error(r, "%s: neither a regular file nor a folder", path);
@@ -358,10 +373,11 @@ GPT2_SP_LEAF int text_by_name(const void* a, const void* b) {
     return strcmp(*(char* const*)a, *(char* const*)b);
 }
 
-// The paths of a folder's entries that are not hidden, sorted, to *paths (to be freed one by one, also on error).
+// The paths of a folder's entries that are not hidden, sorted, to *paths (to be freed one by one, also on
+// error).
 GPT2_SP_LEAF int text_list(const text_reader* r, const char* path, char*** paths, size_t* count) {
     size_t capacity = 0, length = strlen(path);
-    while (length > 1 && path[length - 1] == '/') length--; // "a//" and "b" -> "a/b"
+    while (length > 1 && path[length - 1] == '/') length--;   // "a//" and "b" -> "a/b"
     DIR* folder = opendir(path);
     if (!folder) return text_error(r, "%s: %s", path, strerror(errno));
     int rc = 0;
@@ -377,7 +393,8 @@ GPT2_SP_LEAF int text_list(const text_reader* r, const char* path, char*** paths
         size_t bytes = length + strlen(entry->d_name) + 2;
         char* child = (char*)malloc(bytes);
         if (!child) break;
-        snprintf(child, bytes, "%.*s%s%s", (int)length, path, path[length - 1] == '/' ? "" : "/", entry->d_name);
+        snprintf(
+            child, bytes, "%.*s%s%s", (int)length, path, path[length - 1] == '/' ? "" : "/", entry->d_name);
         (*paths)[(*count)++] = child;
     }
     if (entry || errno) rc = text_error(r, "%s: listing: %s", path, entry ? "no memory" : strerror(errno));
@@ -389,14 +406,16 @@ GPT2_SP_LEAF int text_list(const text_reader* r, const char* path, char*** paths
 GPT2_SP_LEAF int text_folder(text_reader* r, const char* path, int depth) {
     char** paths = NULL;
     size_t count = 0;
-    if (depth > TEXT_MAX_DEPTH) return text_error(r, "%s: more than %d folders inside each other", path, (int)TEXT_MAX_DEPTH);
+    if (depth > TEXT_MAX_DEPTH)
+        return text_error(r, "%s: more than %d folders inside each other", path, (int)TEXT_MAX_DEPTH);
     int rc = text_list(r, path, &paths, &count);
     for (size_t i = 0; i < count; i++) {
         struct stat st;
         const char* name = strrchr(paths[i], '/') + 1;
         if (rc == 0 && lstat(paths[i], &st)) rc = text_error(r, "%s: %s", paths[i], strerror(errno));
         int link = rc == 0 && S_ISLNK(st.st_mode);
-        if (link && text_is_kind(name) && stat(paths[i], &st)) rc = text_error(r, "%s: %s (a link)", paths[i], strerror(errno));
+        if (link && text_is_kind(name) && stat(paths[i], &st))
+            rc = text_error(r, "%s: %s (a link)", paths[i], strerror(errno));
         if (rc == 0 && !link && S_ISDIR(st.st_mode)) rc = text_folder(r, paths[i], depth + 1);
         if (rc == 0 && S_ISREG(st.st_mode) && text_is_kind(name)) rc = text_file(r, paths[i]);
         free(paths[i]);
@@ -413,7 +432,8 @@ GPT2_SP_LEAF int text_documents(const char* path, text_callback cb, void* user, 
     if (!S_ISDIR(st.st_mode)) return text_file(&r, path);
     if (text_folder(&r, path, 0)) return -1;
     if (r.documents == 0)
-        return text_error(&r, "%s: no documents in this folder, expected .txt, .jsonl, .md or source files with text", path);
+        return text_error(&r,
+            "%s: no documents in this folder, expected .txt, .jsonl, .md or source files with text", path);
     return 0;
 }
 

@@ -32,23 +32,25 @@
 //     block_index ..     16 bytes per block: offset (8), compressed bytes (4), CRC-32 of the compressed bytes (4)
 //     document_index ..  8 bytes per document: its first token. The file ends with the last entry
 //
-// Valid means: the parts touch, so that no byte is without a check; blocks lie in order; each inflates to exactly its
-// tokens, uses up its bytes and has at most n + n/4 + 64 of them for n bytes inflated; documents start at token 0 and
-// strictly increase below `tokens`; each ends with eot.
+// Valid means: the parts touch, so that no byte is without a check; blocks lie in order; each inflates to
+// exactly its tokens, uses up its bytes and has at most n + n/4 + 64 of them for n bytes inflated; documents
+// start at token 0 and strictly increase below `tokens`; each ends with eot.
 //
-// The CRC of a block covers the compressed bytes: damage is found before zlib sees it, and also where it would not
-// change the result (spare bits of a stream). The inflated bytes have zlib's own Adler-32. The header's CRC covers the
-// indexes' CRCs, and those the blocks': that one number stands for the whole content and is the shard's fingerprint.
+// The CRC of a block covers the compressed bytes: damage is found before zlib sees it, and also where it
+// would not change the result (spare bits of a stream). The inflated bytes have zlib's own Adler-32. The
+// header's CRC covers the indexes' CRCs, and those the blocks': that one number stands for the whole content
+// and is the shard's fingerprint.
 //
-// Sizes are believed only as far as the file's real size and the limits above allow, before anything is allocated; a
-// block inflates into a buffer of its known size, so a bomb ends there.
+// Sizes are believed only as far as the file's real size and the limits above allow, before anything is
+// allocated; a block inflates into a buffer of its known size, so a bomb ends there.
 //
-// The other two formats carry no CRC. Both are GPT-2 tokens, 2 bytes each, and an eot *precedes* each document:
+// The other two formats carry no CRC. Both are GPT-2 tokens, 2 bytes each, and an eot *precedes* each
+// document:
 //     llm.c .bin   1024-byte header of i32: 20240520, 1, tokens, 0 ...; the size must be 1024 + 2*tokens exactly
 //     raw u16      no header. Neither magic above is a pair of GPT-2 tokens (53204, 55432 >= 50257), so asking for raw
 //                  only says what a file without a magic is: lists may mix all three
-// Their documents are found by a scan when asked for (tok_index_documents): one starts at token 0 and at every eot.
-// Their fingerprint is the CRC of the size and of 64 pieces of 4 KiB spread over the file.
+// Their documents are found by a scan when asked for (tok_index_documents): one starts at token 0 and at
+// every eot. Their fingerprint is the CRC of the size and of 64 pieces of 4 KiB spread over the file.
 //
 // Functions return 0, or -1 with one line in err that names the file, what was found and what was expected.
 #ifndef GPT2_SP_TOK_H
@@ -73,53 +75,53 @@
 #define GPT2_SP_LEAF static __attribute__((unused))
 #endif
 
-enum { TOK_BYTE = 1, TOK_GPT2 = 2 };                  // tokenizer ids
-enum { TOK_FORMAT_AUTO = 0, TOK_FORMAT_RAW_U16 = 1 }; // what a file without a magic is: refused, or raw u16
+enum { TOK_BYTE = 1, TOK_GPT2 = 2 };                    // tokenizer ids
+enum { TOK_FORMAT_AUTO = 0, TOK_FORMAT_RAW_U16 = 1 };   // what a file without a magic is: refused, or raw u16
 enum {
     TOK_VERSION = 1,
-    TOK_HEADER = 96,               // bytes
-    TOK_BIN_HEADER = 1024,         // bytes of llm.c's
-    TOK_BLOCK_TOKENS = 65536,      // the default: 128 KiB of tokens, about a millisecond to inflate
-    TOK_MAX_BLOCK_TOKENS = 1 << 20 // so a reader needs at most 12 MiB
+    TOK_HEADER = 96,                 // bytes
+    TOK_BIN_HEADER = 1024,           // bytes of llm.c's
+    TOK_BLOCK_TOKENS = 65536,        // the default: 128 KiB of tokens, about a millisecond to inflate
+    TOK_MAX_BLOCK_TOKENS = 1 << 20   // so a reader needs at most 12 MiB
 };
 #define TOK_MAX_TOKENS ((uint64_t)1 << 48)
 #define TOK_MAGIC "\xD4\xCF\xCBgpt2\n"
 
 typedef struct {
-    uint64_t offset;              // in the file
-    uint32_t bytes, crc;          // compressed
+    uint64_t offset;       // in the file
+    uint32_t bytes, crc;   // compressed
 } tok_block;
 
 typedef struct {
-    char* path;                   // own copy, for messages; NULL = not open
+    char* path;   // own copy, for messages; NULL = not open
     int fd;
     uint32_t tokenizer, vocab_size, eot;
-    uint32_t width, block_tokens; // bytes of a token; tokens of a block (0 = flat: .bin and raw)
-    uint32_t fingerprint;         // CRC-32 of what identifies the content
-    uint64_t tokens, documents, text_bytes; // text_bytes 0 = not known
-    const uint64_t* document_start; // documents + 1 entries, the last = tokens; NULL = not indexed yet
-    tok_block* block;             // the block index; NULL when flat
-    uint64_t data;                // where the tokens of a flat file start
+    uint32_t width, block_tokens;             // bytes of a token; tokens of a block (0 = flat: .bin and raw)
+    uint32_t fingerprint;                     // CRC-32 of what identifies the content
+    uint64_t tokens, documents, text_bytes;   // text_bytes 0 = not known
+    const uint64_t* document_start;   // documents + 1 entries, the last = tokens; NULL = not indexed yet
+    tok_block* block;                 // the block index; NULL when flat
+    uint64_t data;                    // where the tokens of a flat file start
 } tok_shard;
 
-typedef struct {                  // the block last inflated by one reader; start from zeros
-    unsigned char* memory;        // block_tokens int32, then the block inflated, then the block as in the file
-    size_t capacity;              // bytes of memory
-    int valid;                    // memory holds the block (of shard) described by the next three
+typedef struct {             // the block last inflated by one reader; start from zeros
+    unsigned char* memory;   // block_tokens int32, then the block inflated, then the block as in the file
+    size_t capacity;         // bytes of memory
+    int valid;               // memory holds the block (of shard) described by the next three
     uint32_t fingerprint;
     uint64_t index;
     tok_block block;
 } tok_cursor;
 
-typedef struct {                  // writes PATH.tmp; any error abandons it
-    char *path, *tmp;             // path NULL = not open
+typedef struct {        // writes PATH.tmp; any error abandons it
+    char *path, *tmp;   // path NULL = not open
     int fd;
     uint32_t tokenizer, vocab_size, eot, width, block_tokens;
-    uint32_t fill;                // tokens in raw
-    unsigned char *raw, *packed;  // the block being filled, and compressed
+    uint32_t fill;                 // tokens in raw
+    unsigned char *raw, *packed;   // the block being filled, and compressed
     uint64_t tokens, documents, blocks, text_bytes, offset;
-    uint64_t document;            // first token of the current document
-    tok_block* block;             // the indexes so far
+    uint64_t document;   // first token of the current document
+    tok_block* block;    // the indexes so far
     uint64_t* document_start;
     uint64_t block_capacity, document_capacity;
 } tok_writer;
@@ -128,7 +130,8 @@ typedef struct {                  // writes PATH.tmp; any error abandons it
 // bytes, files, messages
 
 // Leaves one line in err and returns -1.
-__attribute__((format(printf, 3, 4))) GPT2_SP_LEAF int tok_error(char* err, size_t err_size, const char* format, ...) {
+__attribute__((format(printf, 3, 4))) GPT2_SP_LEAF int tok_error(
+    char* err, size_t err_size, const char* format, ...) {
     va_list args;
     va_start(args, format);
     if (err && err_size) vsnprintf(err, err_size, format, args);
@@ -162,12 +165,12 @@ GPT2_SP_LEAF void* tok_malloc(uint64_t count, size_t each) {
     return count > SIZE_MAX / each ? NULL : malloc(count ? (size_t)count * each : 1);
 }
 
-// The most bytes a block of `bytes` may have compressed. Not zlib's compressBound: that is not the same in all zlibs.
-GPT2_SP_LEAF uint64_t tok_bound(uint64_t bytes) {
-    return bytes + bytes / 4 + 64;
-}
+// The most bytes a block of `bytes` may have compressed. Not zlib's compressBound: that is not the same in
+// all zlibs.
+GPT2_SP_LEAF uint64_t tok_bound(uint64_t bytes) { return bytes + bytes / 4 + 64; }
 
-// Room for `count` elements in a growing array: returns the (moved) array, or NULL with the old one untouched.
+// Room for `count` elements in a growing array: returns the (moved) array, or NULL with the old one
+// untouched.
 GPT2_SP_LEAF void* tok_grow(void* array, uint64_t* capacity, uint64_t count, size_t each) {
     if (array && count <= *capacity) return array;
     uint64_t wanted = *capacity * 2 > count ? *capacity * 2 : count + 64;
@@ -177,16 +180,17 @@ GPT2_SP_LEAF void* tok_grow(void* array, uint64_t* capacity, uint64_t count, siz
 }
 
 // Reads exactly bytes at offset; `what` is for the message.
-GPT2_SP_LEAF int tok_pread(const tok_shard* s, void* out, uint64_t bytes, uint64_t offset, const char* what, char* err,
-                           size_t err_size) {
+GPT2_SP_LEAF int tok_pread(const tok_shard* s, void* out, uint64_t bytes, uint64_t offset, const char* what,
+    char* err, size_t err_size) {
     unsigned char* p = (unsigned char*)out;
     while (bytes > 0) {
         ssize_t n = pread(s->fd, p, bytes < (1u << 30) ? (size_t)bytes : (size_t)1 << 30, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return tok_error(err, err_size, "%s: reading %s: %s", s->path, what, strerror(errno));
         if (n == 0)
-            return tok_error(err, err_size, "%s: reading %s: the file ends at byte %" PRIu64 ", expected %" PRIu64 " more",
-                             s->path, what, offset, bytes);
+            return tok_error(err, err_size,
+                "%s: reading %s: the file ends at byte %" PRIu64 ", expected %" PRIu64 " more", s->path, what,
+                offset, bytes);
         p += n;
         offset += (uint64_t)n;
         bytes -= (uint64_t)n;
@@ -195,22 +199,23 @@ GPT2_SP_LEAF int tok_pread(const tok_shard* s, void* out, uint64_t bytes, uint64
 }
 
 // What the header fields that reader and writer share must satisfy.
-GPT2_SP_LEAF int tok_check_shape(const char* path, uint32_t tokenizer, uint32_t vocab_size, uint32_t eot, uint32_t width,
-                                 uint32_t block_tokens, char* err, size_t err_size) {
+GPT2_SP_LEAF int tok_check_shape(const char* path, uint32_t tokenizer, uint32_t vocab_size, uint32_t eot,
+    uint32_t width, uint32_t block_tokens, char* err, size_t err_size) {
     if (width != 2 && width != 4)
         return tok_error(err, err_size, "%s: token width is %" PRIu32 ", expected 2 or 4", path, width);
     if (vocab_size < 1 || vocab_size > (width == 2 ? 65536u : 0x7FFFFFFFu) || eot >= vocab_size)
         return tok_error(err, err_size,
-                         "%s: vocabulary of %" PRIu32 " with eot %" PRIu32 ", expected 1..%s and an eot below it", path,
-                         vocab_size, eot, width == 2 ? "65536" : "2147483647");
+            "%s: vocabulary of %" PRIu32 " with eot %" PRIu32 ", expected 1..%s and an eot below it", path,
+            vocab_size, eot, width == 2 ? "65536" : "2147483647");
     uint32_t known = tokenizer == TOK_BYTE ? 257 : tokenizer == TOK_GPT2 ? 50257 : vocab_size;
     if (tokenizer == 0 || vocab_size != known || (tokenizer <= TOK_GPT2 && eot != known - 1))
-        return tok_error(err, err_size, "%s: tokenizer %" PRIu32 " with vocabulary %" PRIu32 " and eot %" PRIu32
-                         ", expected 1 (bytes: 257, 256), 2 (GPT-2: 50257, 50256) or another id above 2",
-                         path, tokenizer, vocab_size, eot);
+        return tok_error(err, err_size,
+            "%s: tokenizer %" PRIu32 " with vocabulary %" PRIu32 " and eot %" PRIu32
+            ", expected 1 (bytes: 257, 256), 2 (GPT-2: 50257, 50256) or another id above 2",
+            path, tokenizer, vocab_size, eot);
     if (block_tokens < 1 || block_tokens > TOK_MAX_BLOCK_TOKENS)
-        return tok_error(err, err_size, "%s: blocks of %" PRIu32 " tokens, expected 1..%d", path, block_tokens,
-                         (int)TOK_MAX_BLOCK_TOKENS);
+        return tok_error(err, err_size, "%s: blocks of %" PRIu32 " tokens, expected 1..%d", path,
+            block_tokens, (int)TOK_MAX_BLOCK_TOKENS);
     return 0;
 }
 
@@ -224,8 +229,8 @@ GPT2_SP_LEAF uint32_t tok_block_length(const tok_shard* s, uint64_t i) {
 }
 
 // Reads one index into a new buffer and checks its CRC. NULL on error.
-GPT2_SP_LEAF unsigned char* tok_read_index(const tok_shard* s, uint64_t entries, size_t each, uint64_t offset, uint64_t crc,
-                                           const char* what, char* err, size_t err_size) {
+GPT2_SP_LEAF unsigned char* tok_read_index(const tok_shard* s, uint64_t entries, size_t each, uint64_t offset,
+    uint64_t crc, const char* what, char* err, size_t err_size) {
     unsigned char* raw = (unsigned char*)tok_malloc(entries, each);
     if (!raw) {
         tok_error(err, err_size, "%s: no memory for the %s of %" PRIu64 " entries", s->path, what, entries);
@@ -234,8 +239,8 @@ GPT2_SP_LEAF unsigned char* tok_read_index(const tok_shard* s, uint64_t entries,
     if (tok_pread(s, raw, entries * each, offset, what, err, err_size) == 0) {
         uint32_t found = tok_crc(0, raw, entries * each);
         if (found == crc) return raw;
-        tok_error(err, err_size, "%s: %s at byte %" PRIu64 ": CRC-32 is %08" PRIx32 ", expected %08" PRIx64, s->path, what,
-                  offset, found, crc);
+        tok_error(err, err_size, "%s: %s at byte %" PRIu64 ": CRC-32 is %08" PRIx32 ", expected %08" PRIx64,
+            s->path, what, offset, found, crc);
     }
     free(raw);
     return NULL;
@@ -244,19 +249,23 @@ GPT2_SP_LEAF unsigned char* tok_read_index(const tok_shard* s, uint64_t entries,
 // A .tok file of `size` bytes: its header, then both indexes.
 GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err_size) {
     unsigned char h[TOK_HEADER];
-    if (size < 12) return tok_error(err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has 96", s->path, size);
+    if (size < 12)
+        return tok_error(err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has 96", s->path, size);
     if (tok_pread(s, h, size < sizeof h ? size : sizeof h, 0, "header", err, err_size)) return -1;
     uint32_t version = (uint32_t)tok_get_le(h + 8, 4);
     if (version > TOK_VERSION)
-        return tok_error(err, err_size, "%s: made by a newer version: format %" PRIu32 ", this program reads %d", s->path,
-                         version, (int)TOK_VERSION);
+        return tok_error(err, err_size,
+            "%s: made by a newer version: format %" PRIu32 ", this program reads %d", s->path, version,
+            (int)TOK_VERSION);
     if (version < TOK_VERSION)
-        return tok_error(err, err_size, "%s: format version is %" PRIu32 ", expected %d", s->path, version, (int)TOK_VERSION);
-    if (size < sizeof h) return tok_error(err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has 96", s->path, size);
+        return tok_error(err, err_size, "%s: format version is %" PRIu32 ", expected %d", s->path, version,
+            (int)TOK_VERSION);
+    if (size < sizeof h)
+        return tok_error(err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has 96", s->path, size);
     s->fingerprint = tok_crc(0, h, 92);
     if (s->fingerprint != tok_get_le(h + 92, 4))
-        return tok_error(err, err_size, "%s: header: CRC-32 is %08" PRIx32 ", expected %08" PRIx64, s->path, s->fingerprint,
-                         tok_get_le(h + 92, 4));
+        return tok_error(err, err_size, "%s: header: CRC-32 is %08" PRIx32 ", expected %08" PRIx64, s->path,
+            s->fingerprint, tok_get_le(h + 92, 4));
     s->width = (uint32_t)tok_get_le(h + 12, 4);
     s->tokenizer = (uint32_t)tok_get_le(h + 16, 4);
     s->vocab_size = (uint32_t)tok_get_le(h + 20, 4);
@@ -265,49 +274,60 @@ GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err
     s->tokens = tok_get_le(h + 32, 8);
     s->documents = tok_get_le(h + 40, 8);
     s->text_bytes = tok_get_le(h + 56, 8);
-    uint64_t blocks = tok_get_le(h + 48, 8), block_index = tok_get_le(h + 64, 8), document_index = tok_get_le(h + 72, 8);
-    if (tok_check_shape(s->path, s->tokenizer, s->vocab_size, s->eot, s->width, s->block_tokens, err, err_size)) return -1;
-    if (tok_get_le(h + 88, 4) != 0) return tok_error(err, err_size, "%s: header byte 88..91 is not zero", s->path);
+    uint64_t blocks = tok_get_le(h + 48, 8), block_index = tok_get_le(h + 64, 8),
+             document_index = tok_get_le(h + 72, 8);
+    if (tok_check_shape(
+            s->path, s->tokenizer, s->vocab_size, s->eot, s->width, s->block_tokens, err, err_size))
+        return -1;
+    if (tok_get_le(h + 88, 4) != 0)
+        return tok_error(err, err_size, "%s: header byte 88..91 is not zero", s->path);
     if (s->tokens < 1 || s->tokens > TOK_MAX_TOKENS || s->documents < 1 || s->documents > s->tokens)
-        return tok_error(err, err_size, "%s: %" PRIu64 " tokens in %" PRIu64 " documents, expected 1..2^48 and 1..tokens",
-                         s->path, s->tokens, s->documents);
+        return tok_error(err, err_size,
+            "%s: %" PRIu64 " tokens in %" PRIu64 " documents, expected 1..2^48 and 1..tokens", s->path,
+            s->tokens, s->documents);
     if (blocks != (s->tokens + s->block_tokens - 1) / s->block_tokens)
-        return tok_error(err, err_size, "%s: %" PRIu64 " blocks, expected %" PRIu64 " for %" PRIu64 " tokens", s->path, blocks,
-                         (s->tokens + s->block_tokens - 1) / s->block_tokens, s->tokens);
-    // Every count is now held against the bytes that are there: entries <= size / entry bytes, so nothing overflows.
+        return tok_error(err, err_size, "%s: %" PRIu64 " blocks, expected %" PRIu64 " for %" PRIu64 " tokens",
+            s->path, blocks, (s->tokens + s->block_tokens - 1) / s->block_tokens, s->tokens);
+    // Every count is now held against the bytes that are there: entries <= size / entry bytes, so nothing
+    // overflows.
     if (blocks > size / 16 || s->documents > size / 8 || document_index > size ||
         document_index + 8 * s->documents != size || block_index > size || block_index < TOK_HEADER ||
         block_index + 16 * blocks != document_index)
-        return tok_error(err, err_size, "%s: %" PRIu64 " bytes do not fit the header: %" PRIu64 " blocks indexed at %" PRIu64
-                         ", %" PRIu64 " documents indexed at %" PRIu64 " to the end (truncated, or bytes added)",
-                         s->path, size, blocks, block_index, s->documents, document_index);
+        return tok_error(err, err_size,
+            "%s: %" PRIu64 " bytes do not fit the header: %" PRIu64 " blocks indexed at %" PRIu64 ", %" PRIu64
+            " documents indexed at %" PRIu64 " to the end (truncated, or bytes added)",
+            s->path, size, blocks, block_index, s->documents, document_index);
 
-    unsigned char* raw = tok_read_index(s, blocks, 16, block_index, tok_get_le(h + 80, 4), "block index", err, err_size);
+    unsigned char* raw =
+        tok_read_index(s, blocks, 16, block_index, tok_get_le(h + 80, 4), "block index", err, err_size);
     if (!raw) return -1;
     s->block = (tok_block*)tok_malloc(blocks, sizeof *s->block);
     if (!s->block) {
         free(raw);
         return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", s->path, blocks);
     }
-    uint64_t at = TOK_HEADER; // where the next block has to start
+    uint64_t at = TOK_HEADER;   // where the next block has to start
     for (uint64_t i = 0; i < blocks; i++) {
         tok_block b = {tok_get_le(raw + 16 * i, 8), (uint32_t)tok_get_le(raw + 16 * i + 8, 4),
-                       (uint32_t)tok_get_le(raw + 16 * i + 12, 4)};
+            (uint32_t)tok_get_le(raw + 16 * i + 12, 4)};
         uint64_t most = tok_bound((uint64_t)tok_block_length(s, i) * s->width);
         if (b.offset != at || b.bytes < 1 || b.bytes > most || b.bytes > block_index - at) {
             free(raw);
-            return tok_error(err, err_size, "%s: block %" PRIu64 ": %" PRIu32 " bytes at byte %" PRIu64 ", expected 1..%" PRIu64
-                             " bytes at byte %" PRIu64 " and before byte %" PRIu64, s->path, i, b.bytes, b.offset, most, at,
-                             block_index);
+            return tok_error(err, err_size,
+                "%s: block %" PRIu64 ": %" PRIu32 " bytes at byte %" PRIu64 ", expected 1..%" PRIu64
+                " bytes at byte %" PRIu64 " and before byte %" PRIu64,
+                s->path, i, b.bytes, b.offset, most, at, block_index);
         }
         s->block[i] = b;
         at += b.bytes;
     }
     free(raw);
     if (at != block_index)
-        return tok_error(err, err_size, "%s: blocks end at byte %" PRIu64 ", expected %" PRIu64, s->path, at, block_index);
+        return tok_error(
+            err, err_size, "%s: blocks end at byte %" PRIu64 ", expected %" PRIu64, s->path, at, block_index);
 
-    raw = tok_read_index(s, s->documents, 8, document_index, tok_get_le(h + 84, 4), "document index", err, err_size);
+    raw = tok_read_index(
+        s, s->documents, 8, document_index, tok_get_le(h + 84, 4), "document index", err, err_size);
     if (!raw) return -1;
     uint64_t* start = (uint64_t*)tok_malloc(s->documents + 1, sizeof *start);
     s->document_start = start;
@@ -315,12 +335,14 @@ GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err
         start[i] = tok_get_le(raw + 8 * i, 8);
         if (i == 0 ? start[i] != 0 : start[i] <= start[i - 1] || start[i] >= s->tokens) {
             free(raw);
-            return tok_error(err, err_size, "%s: document %" PRIu64 " at token %" PRIu64 ", expected %s and below %" PRIu64,
-                             s->path, i, start[i], i == 0 ? "0" : "more than the one before", s->tokens);
+            return tok_error(err, err_size,
+                "%s: document %" PRIu64 " at token %" PRIu64 ", expected %s and below %" PRIu64, s->path, i,
+                start[i], i == 0 ? "0" : "more than the one before", s->tokens);
         }
     }
     free(raw);
-    if (!start) return tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", s->path, s->documents);
+    if (!start)
+        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", s->path, s->documents);
     start[s->documents] = s->tokens;
     return 0;
 }
@@ -371,34 +393,40 @@ GPT2_SP_LEAF int tok_open_any(tok_shard* s, int format, char* err, size_t err_si
     uint64_t tokens = tok_get_le(h + 8, 4);
     if (size >= 4 && magic == 20240520) {
         if (size < sizeof h || version != 1)
-            return tok_error(err, err_size, "%s: llm.c shard of version %" PRIu32 " and %" PRIu64 " bytes, expected version 1",
-                             s->path, version, size);
+            return tok_error(err, err_size,
+                "%s: llm.c shard of version %" PRIu32 " and %" PRIu64 " bytes, expected version 1", s->path,
+                version, size);
         if (tokens < 1 || tokens > 0x7FFFFFFF || size != TOK_BIN_HEADER + 2 * tokens)
-            return tok_error(err, err_size, "%s: llm.c shard of %" PRIu64 " tokens has %" PRIu64 " bytes, expected %" PRIu64
-                             " and at least one token", s->path, tokens, size, TOK_BIN_HEADER + 2 * tokens);
+            return tok_error(err, err_size,
+                "%s: llm.c shard of %" PRIu64 " tokens has %" PRIu64 " bytes, expected %" PRIu64
+                " and at least one token",
+                s->path, tokens, size, TOK_BIN_HEADER + 2 * tokens);
         s->data = TOK_BIN_HEADER;
         return tok_open_flat(s, size, err, err_size);
     }
     if (size >= 4 && (magic == 20240801 || magic == 20240522))
         return tok_error(err, err_size,
-                         "%s: llm.c file with magic %" PRIu32 " (Llama 3 tokens or eval data), expected 20240520", s->path,
-                         magic);
+            "%s: llm.c file with magic %" PRIu32 " (Llama 3 tokens or eval data), expected 20240520", s->path,
+            magic);
     if (format != TOK_FORMAT_RAW_U16)
-        return tok_error(err, err_size, "%s: starts with bytes %02x %02x %02x %02x, expected a .tok or llm.c .bin token shard",
-                         s->path, h[0], h[1], h[2], h[3]);
-    if (size % 2) return tok_error(err, err_size, "%s: %" PRIu64 " bytes, expected an even number for raw u16", s->path, size);
+        return tok_error(err, err_size,
+            "%s: starts with bytes %02x %02x %02x %02x, expected a .tok or llm.c .bin token shard", s->path,
+            h[0], h[1], h[2], h[3]);
+    if (size % 2)
+        return tok_error(
+            err, err_size, "%s: %" PRIu64 " bytes, expected an even number for raw u16", s->path, size);
     return tok_open_flat(s, size, err, err_size);
 }
 
-// Opens a shard and reads its indexes. On error *s holds nothing to close. The shard may then be read by any number of
-// threads at once.
+// Opens a shard and reads its indexes. On error *s holds nothing to close. The shard may then be read by any
+// number of threads at once.
 GPT2_SP_LEAF int tok_open(tok_shard* s, const char* path, int format, char* err, size_t err_size) {
     memset(s, 0, sizeof *s);
     s->fd = -1;
     s->path = (char*)tok_malloc(strlen(path) + 1, 1);
     if (!s->path) return tok_error(err, err_size, "%s: no memory", path);
     memcpy(s->path, path, strlen(path) + 1);
-    s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // NONBLOCK: a pipe is refused, not waited for
+    s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // NONBLOCK: a pipe is refused, not waited for
     if (s->fd < 0) tok_error(err, err_size, "%s: %s", path, strerror(errno));
     if (s->fd >= 0 && tok_open_any(s, format, err, err_size) == 0) return 0;
     tok_close(s);
@@ -416,10 +444,12 @@ GPT2_SP_LEAF int tok_load(const tok_shard* s, tok_cursor* c, uint64_t index, cha
         return 0;
     c->valid = 0;
     size_t length = tok_block_length(s, index), bytes = length * s->width;
-    size_t need = length * 4 + bytes + b->bytes; // at most 4 + 4 + 4 bytes per token of a bounded block, and a little
+    size_t need =
+        length * 4 + bytes + b->bytes;   // at most 4 + 4 + 4 bytes per token of a bounded block, and a little
     if (c->capacity < need) {
         unsigned char* grown = (unsigned char*)realloc(c->memory, need);
-        if (!grown) return tok_error(err, err_size, "%s: no memory for a block of %zu tokens", s->path, length);
+        if (!grown)
+            return tok_error(err, err_size, "%s: no memory for a block of %zu tokens", s->path, length);
         c->memory = grown;
         c->capacity = need;
     }
@@ -429,22 +459,22 @@ GPT2_SP_LEAF int tok_load(const tok_shard* s, tok_cursor* c, uint64_t index, cha
     uint32_t crc = tok_crc(0, packed, b->bytes);
     if (crc != b->crc)
         return tok_error(err, err_size,
-                         "%s: block %" PRIu64 " at byte %" PRIu64 ": CRC-32 is %08" PRIx32 ", expected %08" PRIx32, s->path,
-                         index, b->offset, crc, b->crc);
+            "%s: block %" PRIu64 " at byte %" PRIu64 ": CRC-32 is %08" PRIx32 ", expected %08" PRIx32,
+            s->path, index, b->offset, crc, b->crc);
     uLongf got = (uLongf)bytes;
     uLong used = b->bytes;
     int rc = uncompress2(raw, &got, packed, &used);
     if (rc != Z_OK || got != bytes || used != b->bytes)
         return tok_error(err, err_size,
-                         "%s: block %" PRIu64 " at byte %" PRIu64 ": zlib %s, %lu bytes from %lu, expected "
-                         "%zu from %" PRIu32,
-                         s->path, index, b->offset, rc == Z_BUF_ERROR ? "stream of another size" : zError(rc),
-                         (unsigned long)got, (unsigned long)used, bytes, b->bytes);
+            "%s: block %" PRIu64 " at byte %" PRIu64 ": zlib %s, %lu bytes from %lu, expected "
+            "%zu from %" PRIu32,
+            s->path, index, b->offset, rc == Z_BUF_ERROR ? "stream of another size" : zError(rc),
+            (unsigned long)got, (unsigned long)used, bytes, b->bytes);
     for (size_t i = 0; i < length; i++) {
         uint32_t token = (uint32_t)tok_get_le(raw + i * s->width, (int)s->width);
         if (token >= s->vocab_size)
-            return tok_error(err, err_size, "%s: token %" PRIu64 " is %" PRIu32 ", expected below %" PRIu32, s->path,
-                             index * s->block_tokens + i, token, s->vocab_size);
+            return tok_error(err, err_size, "%s: token %" PRIu64 " is %" PRIu32 ", expected below %" PRIu32,
+                s->path, index * s->block_tokens + i, token, s->vocab_size);
         tokens[i] = (int32_t)token;
     }
     c->valid = 1;
@@ -454,13 +484,14 @@ GPT2_SP_LEAF int tok_load(const tok_shard* s, tok_cursor* c, uint64_t index, cha
     return 0;
 }
 
-// Copies tokens first .. first+count-1 to out. Any number of threads may read one shard, each with its own cursor; a
-// cursor may serve several shards. On error what is in out is not to be used.
-GPT2_SP_LEAF int tok_read(const tok_shard* s, tok_cursor* c, uint64_t first, uint64_t count, int32_t* out, char* err,
-                          size_t err_size) {
+// Copies tokens first .. first+count-1 to out. Any number of threads may read one shard, each with its own
+// cursor; a cursor may serve several shards. On error what is in out is not to be used.
+GPT2_SP_LEAF int tok_read(const tok_shard* s, tok_cursor* c, uint64_t first, uint64_t count, int32_t* out,
+    char* err, size_t err_size) {
     if (first > s->tokens || count > s->tokens - first)
-        return tok_error(err, err_size, "%s: %" PRIu64 " tokens from token %" PRIu64 " on asked for, it has %" PRIu64,
-                         s->path, count, first, s->tokens);
+        return tok_error(err, err_size,
+            "%s: %" PRIu64 " tokens from token %" PRIu64 " on asked for, it has %" PRIu64, s->path, count,
+            first, s->tokens);
     while (count > 0) {
         uint64_t n;
         if (s->block_tokens) {
@@ -476,8 +507,9 @@ GPT2_SP_LEAF int tok_read(const tok_shard* s, tok_cursor* c, uint64_t first, uin
             for (uint64_t i = 0; i < n; i++) {
                 out[i] = (int32_t)tok_get_le(raw + 2 * i, 2);
                 if ((uint32_t)out[i] >= s->vocab_size)
-                    return tok_error(err, err_size, "%s: token %" PRIu64 " is %" PRId32 ", expected below %" PRIu32, s->path,
-                                     first + i, out[i], s->vocab_size);
+                    return tok_error(err, err_size,
+                        "%s: token %" PRIu64 " is %" PRId32 ", expected below %" PRIu32, s->path, first + i,
+                        out[i], s->vocab_size);
             }
         }
         first += n;
@@ -492,11 +524,12 @@ GPT2_SP_LEAF void tok_cursor_free(tok_cursor* c) {
     memset(c, 0, sizeof *c);
 }
 
-// Gives a flat file its document_start by one scan; nothing to do where there is one. Call before sharing the shard.
+// Gives a flat file its document_start by one scan; nothing to do where there is one. Call before sharing the
+// shard.
 GPT2_SP_LEAF int tok_index_documents(tok_shard* s, char* err, size_t err_size) {
     if (s->document_start) return 0;
     int32_t chunk[4096];
-    tok_cursor none = {NULL, 0, 0, 0, 0, {0, 0, 0}}; // flat files need no block
+    tok_cursor none = {NULL, 0, 0, 0, 0, {0, 0, 0}};   // flat files need no block
     uint64_t documents = 1, capacity = 0;
     uint64_t* start = (uint64_t*)tok_grow(NULL, &capacity, 2, sizeof *start);
     if (start) start[0] = 0;
@@ -511,7 +544,8 @@ GPT2_SP_LEAF int tok_index_documents(tok_shard* s, char* err, size_t err_size) {
             uint64_t* grown = (uint64_t*)tok_grow(start, &capacity, documents + 2, sizeof *start);
             if (!grown) {
                 free(start);
-                return tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", s->path, documents);
+                return tok_error(
+                    err, err_size, "%s: no memory for %" PRIu64 " documents", s->path, documents);
             }
             start = grown;
             start[documents++] = at + i;
@@ -543,13 +577,15 @@ GPT2_SP_LEAF void tok_writer_abandon(tok_writer* w) {
 }
 
 // Appends to PATH.tmp.
-GPT2_SP_LEAF int tok_writer_append(tok_writer* w, const unsigned char* p, uint64_t bytes, char* err, size_t err_size) {
+GPT2_SP_LEAF int tok_writer_append(
+    tok_writer* w, const unsigned char* p, uint64_t bytes, char* err, size_t err_size) {
     for (uint64_t done = 0; done < bytes;) {
         size_t n = bytes - done < (1u << 30) ? (size_t)(bytes - done) : (size_t)1 << 30;
         ssize_t written = pwrite(w->fd, p + done, n, (off_t)(w->offset + done));
         if (written < 0 && errno == EINTR) continue;
         if (written <= 0)
-            return tok_error(err, err_size, "%s: writing: %s", w->tmp, written < 0 ? strerror(errno) : "no progress");
+            return tok_error(
+                err, err_size, "%s: writing: %s", w->tmp, written < 0 ? strerror(errno) : "no progress");
         done += (uint64_t)written;
     }
     w->offset += bytes;
@@ -562,7 +598,8 @@ GPT2_SP_LEAF int tok_writer_flush(tok_writer* w, char* err, size_t err_size) {
     int rc = compress2(w->packed, &bytes, w->raw, (uLong)w->fill * w->width, 6);
     if (rc != Z_OK) return tok_error(err, err_size, "%s: zlib: %s", w->tmp, zError(rc));
     tok_block* grown = (tok_block*)tok_grow(w->block, &w->block_capacity, w->blocks + 1, sizeof *grown);
-    if (!grown) return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", w->tmp, w->blocks + 1);
+    if (!grown)
+        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", w->tmp, w->blocks + 1);
     w->block = grown;
     tok_block b = {w->offset, (uint32_t)bytes, tok_crc(0, w->packed, bytes)};
     w->block[w->blocks++] = b;
@@ -585,8 +622,8 @@ GPT2_SP_LEAF int tok_writer_fail(tok_writer* w) {
 }
 
 // Starts PATH.tmp. Tokens take 2 bytes where the vocabulary allows it. block_tokens 0 = the default.
-GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t tokenizer, uint32_t vocab_size, uint32_t eot,
-                                 uint32_t block_tokens, char* err, size_t err_size) {
+GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t tokenizer, uint32_t vocab_size,
+    uint32_t eot, uint32_t block_tokens, char* err, size_t err_size) {
     memset(w, 0, sizeof *w);
     w->fd = -1;
     w->tokenizer = tokenizer;
@@ -595,7 +632,8 @@ GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t token
     w->width = vocab_size <= 65536 ? 2 : 4;
     w->block_tokens = block_tokens ? block_tokens : (uint32_t)TOK_BLOCK_TOKENS;
     w->offset = TOK_HEADER;
-    if (tok_check_shape(path, tokenizer, vocab_size, eot, w->width, w->block_tokens, err, err_size)) return -1;
+    if (tok_check_shape(path, tokenizer, vocab_size, eot, w->width, w->block_tokens, err, err_size))
+        return -1;
     size_t length = strlen(path), bytes = (size_t)w->block_tokens * w->width;
     w->path = (char*)tok_malloc(length + 1, 1);
     w->tmp = (char*)tok_malloc(length + 5, 1);
@@ -620,12 +658,14 @@ GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t token
 }
 
 // Adds tokens to the current document. An eot among them is refused: only tok_writer_end_document writes it.
-GPT2_SP_LEAF int tok_writer_add(tok_writer* w, const int32_t* tokens, uint64_t count, char* err, size_t err_size) {
+GPT2_SP_LEAF int tok_writer_add(
+    tok_writer* w, const int32_t* tokens, uint64_t count, char* err, size_t err_size) {
     if (!w->path) return tok_error(err, err_size, "token shard writer is not open");
     for (uint64_t i = 0; i < count; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= w->vocab_size || (uint32_t)tokens[i] == w->eot) {
-            tok_error(err, err_size, "%s: token %" PRIu64 " is %" PRId32 ", expected 0..%" PRIu32 " and not eot %" PRIu32,
-                      w->path, w->tokens, tokens[i], w->vocab_size - 1, w->eot);
+            tok_error(err, err_size,
+                "%s: token %" PRIu64 " is %" PRId32 ", expected 0..%" PRIu32 " and not eot %" PRIu32, w->path,
+                w->tokens, tokens[i], w->vocab_size - 1, w->eot);
             return tok_writer_fail(w);
         }
         if (tok_writer_token(w, (uint32_t)tokens[i], err, err_size)) return tok_writer_fail(w);
@@ -636,7 +676,8 @@ GPT2_SP_LEAF int tok_writer_add(tok_writer* w, const int32_t* tokens, uint64_t c
 // Ends the current document with an eot and records where it began; text_bytes is the size of its text.
 GPT2_SP_LEAF int tok_writer_end_document(tok_writer* w, uint64_t text_bytes, char* err, size_t err_size) {
     if (!w->path) return tok_error(err, err_size, "token shard writer is not open");
-    uint64_t* grown = (uint64_t*)tok_grow(w->document_start, &w->document_capacity, w->documents + 1, sizeof *grown);
+    uint64_t* grown =
+        (uint64_t*)tok_grow(w->document_start, &w->document_capacity, w->documents + 1, sizeof *grown);
     if (!grown) {
         tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", w->tmp, w->documents + 1);
         return tok_writer_fail(w);
@@ -671,7 +712,7 @@ GPT2_SP_LEAF int tok_writer_index(tok_writer* w, int documents, uint32_t* crc, c
 // Makes the rename last: fsync of the folder that holds path. File systems that cannot do it say EINVAL.
 GPT2_SP_LEAF int tok_sync_parent(const char* path, char* err, size_t err_size) {
     const char* slash = strrchr(path, '/');
-    size_t length = slash ? (size_t)(slash - path) + 1 : 1; // "a/b" -> "a/", "/b" -> "/", "b" -> "."
+    size_t length = slash ? (size_t)(slash - path) + 1 : 1;   // "a/b" -> "a/", "/b" -> "/", "b" -> "."
     char* folder = (char*)tok_malloc(length + 1, 1);
     if (!folder) return tok_error(err, err_size, "%s: no memory", path);
     memcpy(folder, slash ? path : ".", length);
@@ -688,7 +729,8 @@ GPT2_SP_LEAF int tok_sync_parent(const char* path, char* err, size_t err_size) {
 GPT2_SP_LEAF int tok_writer_complete(tok_writer* w, char* err, size_t err_size) {
     if (w->document != w->tokens)
         return tok_error(err, err_size, "%s: document %" PRIu64 " was not ended", w->path, w->documents);
-    if (w->documents == 0) return tok_error(err, err_size, "%s: no documents, expected at least one", w->path);
+    if (w->documents == 0)
+        return tok_error(err, err_size, "%s: no documents, expected at least one", w->path);
     if (w->fill && tok_writer_flush(w, err, err_size)) return -1;
     unsigned char h[TOK_HEADER] = {0};
     uint32_t block_crc, document_crc;
@@ -712,7 +754,7 @@ GPT2_SP_LEAF int tok_writer_complete(tok_writer* w, char* err, size_t err_size) 
     tok_put_le(h + 80, block_crc, 4);
     tok_put_le(h + 84, document_crc, 4);
     tok_put_le(h + 92, tok_crc(0, h, 92), 4);
-    w->offset = 0; // the header comes last: until now the file starts with zeros and is no shard
+    w->offset = 0;   // the header comes last: until now the file starts with zeros and is no shard
     if (tok_writer_append(w, h, sizeof h, err, err_size)) return -1;
     if (fsync(w->fd)) return tok_error(err, err_size, "%s: fsync: %s", w->tmp, strerror(errno));
     return 0;
@@ -730,7 +772,7 @@ GPT2_SP_LEAF int tok_writer_finish(tok_writer* w, char* err, size_t err_size) {
         return tok_writer_fail(w);
     }
     rc = tok_sync_parent(w->path, err, err_size);
-    tok_writer_abandon(w); // only frees: the file is closed and has its name
+    tok_writer_abandon(w);   // only frees: the file is closed and has its name
     return rc;
 }
 

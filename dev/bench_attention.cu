@@ -54,7 +54,8 @@ int main(int argc, char** argv) {
         f.s = {B, HEADS, T, T, 0, 0, 1, scale, NULL, 0, HS};
         f.q = view(q), f.k = view(k), f.v = view(v), f.o = view(o), f.lse = rows(lse), f.work = work;
         AttnBackward g = {};
-        g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(dout), g.lse = f.lse, g.delta = rows(delta), g.dq = view(dq);
+        g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(dout), g.lse = f.lse, g.delta = rows(delta),
+        g.dq = view(dq);
         g.dk = view(dk), g.dv = view(dv), g.dkv_bf16 = 1, g.work = work;
         float ms[2][4];
         for (int path = from; path <= to; path++) {
@@ -72,14 +73,16 @@ int main(int argc, char** argv) {
             g.deterministic = 1;
             x[3] = median([&] { CHECK(attn::attention_backward(g, 0)); });
             auto rate = [&](double flops, float ms) { return flops / ms / 1e9; };
-            printf("{\"T\": %d, \"head_size\": %d, \"portable\": %d, \"forward_ms\": %.4f, \"backward_ms\": %.4f, "
+            printf("{\"T\": %d, \"head_size\": %d, \"portable\": %d, \"forward_ms\": %.4f, \"backward_ms\": "
+                   "%.4f, "
                    "\"forward\": %.1f, \"backward\": %.1f, \"kernel\": %.1f, \"deterministic\": %.1f}\n",
-                T, HS, path == ATTN_PORTABLE, x[0], x[1], rate(flop, x[0]), rate(2.5 * flop, x[1]), rate(2.5 * flop, x[2]),
-                rate(2.5 * flop, x[3]));
+                T, HS, path == ATTN_PORTABLE, x[0], x[1], rate(flop, x[0]), rate(2.5 * flop, x[1]),
+                rate(2.5 * flop, x[2]), rate(2.5 * flop, x[3]));
             fflush(stdout);
         }
         if (from != to)
-            printf("{\"T\": %d, \"head_size\": %d, \"portable_takes\": {\"forward\": %.2f, \"backward\": %.2f, \"kernel\": %.2f, "
+            printf("{\"T\": %d, \"head_size\": %d, \"portable_takes\": {\"forward\": %.2f, \"backward\": "
+                   "%.2f, \"kernel\": %.2f, "
                    "\"deterministic\": %.2f}}\n",
                 T, HS, ms[1][0] / ms[0][0], ms[1][1] / ms[0][1], ms[1][2] / ms[0][2], ms[1][3] / ms[0][3]);
     }

@@ -12,7 +12,8 @@
 
 static real* random_reals(int64_t n, double scale) {
     real* p = (real*)malloc((size_t)n * sizeof(real));
-    for (int64_t i = 0; p && i < n; i++) p[i] = (real)(scale * (random_unit(random_bits(1, 2, (uint64_t)i)) - 0.5));
+    for (int64_t i = 0; p && i < n; i++)
+        p[i] = (real)(scale * (random_unit(random_bits(1, 2, (uint64_t)i)) - 0.5));
     return p;
 }
 
@@ -25,14 +26,15 @@ static double peak_gflops(void) {
     for (int repeat = 0; repeat < 5; repeat++) {
         double start = now_ms();
         PARALLEL_FOR
-            for (int64_t thread = 0; thread < thread_count(); thread++) {
-                Vector sum[12], factor, term;
-                for (int i = 0; i < VECTOR; i++) factor[i] = (real)0.999, term[i] = (real)1e-3;
-                for (int i = 0; i < 12; i++) sum[i] = term * (real)i;
-                for (int64_t k = 0; k < rounds; k++) UNROLL for (int i = 0; i < 12; i++) sum[i] = sum[i] * factor + term;
-                for (int i = 1; i < 12; i++) sum[0] += sum[i];
-                peak_sink = sum[0][0];
-            }
+        for (int64_t thread = 0; thread < thread_count(); thread++) {
+            Vector sum[12], factor, term;
+            for (int i = 0; i < VECTOR; i++) factor[i] = (real)0.999, term[i] = (real)1e-3;
+            for (int i = 0; i < 12; i++) sum[i] = term * (real)i;
+            for (int64_t k = 0; k < rounds; k++)
+                UNROLL for (int i = 0; i < 12; i++) sum[i] = sum[i] * factor + term;
+            for (int i = 1; i < 12; i++) sum[0] += sum[i];
+            peak_sink = sum[0][0];
+        }
         double gflops = 2e-6 * 12 * VECTOR * (double)(rounds * thread_count()) / (now_ms() - start);
         if (gflops > best) best = gflops;
     }
@@ -61,46 +63,52 @@ static double matmul_bench(double peak) {
         }
         double weight = i == 4 ? 1 : 12;
         total_flops += 3 * flops * weight, total_ms += (ms[0] + ms[1] + ms[2]) * weight;
-        printf("matmul %-8s %5lld -> %5lld  forward %5.1f %%   dinput %5.1f %%   dweight %5.1f %% of the peak\n", names[i],
-            (long long)C, (long long)OC, 100e-6 * flops / ms[0] / peak, 100e-6 * flops / ms[1] / peak,
-            100e-6 * flops / ms[2] / peak);
+        printf(
+            "matmul %-8s %5lld -> %5lld  forward %5.1f %%   dinput %5.1f %%   dweight %5.1f %% of the peak\n",
+            names[i], (long long)C, (long long)OC, 100e-6 * flops / ms[0] / peak,
+            100e-6 * flops / ms[1] / peak, 100e-6 * flops / ms[2] / peak);
     }
     double rate = 1e-6 * total_flops / total_ms;
-    printf("matmul all of GPT-2 124M's, weighted: %.1f GFLOP/s, %.1f %% of the peak\n", rate, 100 * rate / peak);
+    printf(
+        "matmul all of GPT-2 124M's, weighted: %.1f GFLOP/s, %.1f %% of the peak\n", rate, 100 * rate / peak);
     free(w), free(dw), free(x), free(dx), free(y);
     return rate;
 }
 
 static void attention_bench(double matmul) {
     int64_t T = 8192, NH = 12, HS = 64, n = T * NH * HS;
-    real *q = random_reals(n, 2), *kv = random_reals(2 * n, 2), *o = random_reals(n, 1), *dout = random_reals(n, 1),
-         *dq = random_reals(n, 1), *dkv = random_reals(2 * n, 1);
+    real *q = random_reals(n, 2), *kv = random_reals(2 * n, 2), *o = random_reals(n, 1),
+         *dout = random_reals(n, 1), *dq = random_reals(n, 1), *dkv = random_reals(2 * n, 1);
     real *m = random_reals(NH * T, 1), *l = random_reals(NH * T, 1), *delta = random_reals(NH * T, 1);
-    AttentionScratch* scratch = (AttentionScratch*)aligned_alloc(64, round_up((int64_t)sizeof *scratch, 64) * thread_count());
+    AttentionScratch* scratch =
+        (AttentionScratch*)aligned_alloc(64, round_up((int64_t)sizeof *scratch, 64) * thread_count());
     double flops = 2.0 * (double)(T * T) * (double)(NH * HS), forward = 1e30, backward = 1e30;
     for (int repeat = 0; repeat < 4; repeat++) {
         double t0 = now_ms();
         PARALLEL_FOR
-            for (int64_t h = 0; h < NH; h++) {
-                memset(o + h * T * HS, 0, (size_t)(T * HS) * sizeof(real));
-                for (int64_t t = 0; t < T; t++) m[h * T + t] = -(real)INFINITY, l[h * T + t] = 0;
-                const real* k = kv + 2 * h * T * HS;
-                cpu_attention_forward_head(o + h * T * HS, m + h * T, l + h * T, q + h * T * HS, k, k + T * HS, T, T, 0, 0, NULL,
-                    HS, &scratch[thread_index()]);
-                output_finish(o + h * T * HS, m + h * T, l + h * T, T, HS);
-            }
+        for (int64_t h = 0; h < NH; h++) {
+            memset(o + h * T * HS, 0, (size_t)(T * HS) * sizeof(real));
+            for (int64_t t = 0; t < T; t++) m[h * T + t] = -(real)INFINITY, l[h * T + t] = 0;
+            const real* k = kv + 2 * h * T * HS;
+            cpu_attention_forward_head(o + h * T * HS, m + h * T, l + h * T, q + h * T * HS, k, k + T * HS, T,
+                T, 0, 0, NULL, HS, &scratch[thread_index()]);
+            output_finish(o + h * T * HS, m + h * T, l + h * T, T, HS);
+        }
         double t1 = now_ms();
         PARALLEL_FOR
-            for (int64_t h = 0; h < NH; h++) {
-                const real* k = kv + 2 * h * T * HS;
-                cpu_attention_backward_head(dq + h * T * HS, dkv + 2 * h * T * HS, dkv + (2 * h + 1) * T * HS, q + h * T * HS, k,
-                    k + T * HS, dout + h * T * HS, m + h * T, delta + h * T, T, T, 0, 0, NULL, HS, &scratch[thread_index()]);
-            }
+        for (int64_t h = 0; h < NH; h++) {
+            const real* k = kv + 2 * h * T * HS;
+            cpu_attention_backward_head(dq + h * T * HS, dkv + 2 * h * T * HS, dkv + (2 * h + 1) * T * HS,
+                q + h * T * HS, k, k + T * HS, dout + h * T * HS, m + h * T, delta + h * T, T, T, 0, 0, NULL,
+                HS, &scratch[thread_index()]);
+        }
         double t2 = now_ms();
         forward = fmin(forward, t1 - t0), backward = fmin(backward, t2 - t1);
     }
-    double f = 1e-6 * flops / forward, b = 2.5e-6 * flops / backward, both = 3.5e-6 * flops / (forward + backward);
-    printf("attention T=8192  forward %.1f GFLOP/s (%.0f %% of the matmul rate)   backward %.1f (%.0f %%)   together %.1f (%.0f "
+    double f = 1e-6 * flops / forward, b = 2.5e-6 * flops / backward,
+           both = 3.5e-6 * flops / (forward + backward);
+    printf("attention T=8192  forward %.1f GFLOP/s (%.0f %% of the matmul rate)   backward %.1f (%.0f %%)   "
+           "together %.1f (%.0f "
            "%%)\n",
         f, 100 * f / matmul, b, 100 * b / matmul, both, 100 * both / matmul);
     free(q), free(kv), free(o), free(dout), free(dq), free(dkv), free(m), free(l), free(delta), free(scratch);
@@ -139,14 +147,16 @@ static int step_bench(double matmul) {
         printf("step   %d  loss %.4f  %.0f ms\n", i + 1, stats.loss, stats.ms);
     }
     double flops = 6.0 * 256 * (12.0 * 12 * 768 * 768 + 768.0 * 50304);
-    printf("step   GPT-2 124M, B=4 T=64: %.2f s, %.1f tokens/s; its matrix products alone would take %.2f s\n", best / 1e3,
-        256e3 / best, 1e-9 * flops / matmul);
+    printf(
+        "step   GPT-2 124M, B=4 T=64: %.2f s, %.1f tokens/s; its matrix products alone would take %.2f s\n",
+        best / 1e3, 256e3 / best, 1e-9 * flops / matmul);
     gpt2_sp_destroy(g);
     return 0;
 }
 
 int main(void) {
-    printf("%d threads, %d-byte reals, vectors of %d bytes\n", thread_count(), (int)sizeof(real), VECTOR_BYTES);
+    printf(
+        "%d threads, %d-byte reals, vectors of %d bytes\n", thread_count(), (int)sizeof(real), VECTOR_BYTES);
     double peak = peak_gflops();
     printf("peak   %.1f GFLOP/s\n", peak);
     double matmul = matmul_bench(peak);

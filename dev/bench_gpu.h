@@ -1,14 +1,17 @@
-// bench_gpu.h: what the benchmarks of the GPU program's kernels share: the program itself, its errors, random numbers.
+// bench_gpu.h: what the benchmarks of the GPU program's kernels share: the program itself, its errors, random
+// numbers.
 #define GPT2_SP_GPU_NO_MAIN
 #include "../train_gpt2_sp.cu"
 #define CHECK(call) \
     do { \
         cudaError_t status_ = (call); \
-        if (status_ != cudaSuccess) printf("%s: %s (line %d)\n", #call, cudaGetErrorString(status_), __LINE__), exit(2); \
+        if (status_ != cudaSuccess) \
+            printf("%s: %s (line %d)\n", #call, cudaGetErrorString(status_), __LINE__), exit(2); \
     } while (0)
 
 __global__ void fill(bf16* p, int64_t n, uint32_t seed) {   // sum of two uniforms, unit variance
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
         uint32_t x = (uint32_t)i * 2654435761u + seed;
         x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
         uint32_t y = x * 747796405u + 2891336453u;

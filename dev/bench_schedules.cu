@@ -18,15 +18,17 @@ enum { HEAD = 64 };
 static int NH = 12;
 static const int LENGTHS[] = {8192, 32768, 131072}, RANKS[] = {2, 4, 8};
 
-// One sequence's tensors, of which an op takes as many rows and heads as it needs: queries and sums from the front, keys from
-// row 0 or, if they are others, the queries from the row behind the keys.
+// One sequence's tensors, of which an op takes as many rows and heads as it needs: queries and sums from the
+// front, keys from row 0 or, if they are others, the queries from the row behind the keys.
 static bf16 *qkv, *dout, *out;          // (T, 3C), (T, C), (T, C)
 static float *acc, *dq, *dkv, *other;   // (T, C), (T, C), (2, T, C), (T, C): a result that has arrived
 static float *m, *l, *lse, *delta;      // (NH, T)
 static int* work;
 
 __global__ void fill_float(float* p, int64_t n, float value) {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) p[i] = value;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        p[i] = value;
 }
 
 static void memory_take(int64_t T) {
@@ -50,7 +52,8 @@ static void memory_take(int64_t T) {
     CHECK(cudaDeviceSynchronize());
 }
 
-// Seconds of a call: median over batches of calls, each behind one that keeps the GPU busy while the host enqueues them.
+// Seconds of a call: median over batches of calls, each behind one that keeps the GPU busy while the host
+// enqueues them.
 template <typename Call> static double median_seconds(Call call) {
     enum { BATCHES = 7 };
     cudaEvent_t from, to;
@@ -67,7 +70,9 @@ template <typename Call> static double median_seconds(Call call) {
         CHECK(cudaEventSynchronize(to));
         CHECK(cudaEventElapsedTime(&ms, from, to));
         if (i >= 0) times.push_back(ms / count);
-        else count = std::max(1, std::min(32, (int)(1 / (ms / count + 1e-6f))));   // about a millisecond a batch
+        else
+            count =
+                std::max(1, std::min(32, (int)(1 / (ms / count + 1e-6f))));   // about a millisecond a batch
     }
     CHECK(cudaEventDestroy(from));
     CHECK(cudaEventDestroy(to));
@@ -80,7 +85,7 @@ typedef struct {
     int backward, heads, q_rows, k_rows, diagonal;
     int q_own, k_own;   // operands and sums are the rank's own: parts of wider rows
     int add_q, add_k;   // it adds to its queries' sums (forward: carry in), to its keys'
-    int last;           // forward: writes the output, no carry out; backward: all keys' gradients at once, in bf16
+    int last;   // forward: writes the output, no carry out; backward: all keys' gradients at once, in bf16
 } Op;
 
 static AttnView view(void* p, int64_t token, int rows) {
@@ -99,7 +104,8 @@ static double op_time(const Op& o) {
     AttnForward f = {};
     f.s = {1, o.heads, n, k, at, 0, 1, 0.125f, NULL, 0};
     f.work = work, f.q = view(qkv + at * q_token, q_token, n);
-    f.k = view(qkv + (o.k_own ? C : 0), k_token, k), f.v = view(qkv + (o.k_own ? 2 * C : k * k_wide), k_token, k);
+    f.k = view(qkv + (o.k_own ? C : 0), k_token, k),
+    f.v = view(qkv + (o.k_own ? 2 * C : k * k_wide), k_token, k);
     if (!o.backward) {
         f.carry_in = o.add_q, f.carry_out = !o.last, f.acc = view(acc, wide, n);
         f.m = statistics(m, o.heads, n), f.l = statistics(l, o.heads, n);
@@ -107,7 +113,8 @@ static double op_time(const Op& o) {
         return median_seconds([&] { CHECK(attn::attention_forward(f, 0)); });
     }
     AttnBackward g = {};
-    g.s = f.s, g.work = work, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(dout, wide, n), g.dq = view(dq, wide, n);
+    g.s = f.s, g.work = work, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(dout, wide, n),
+    g.dq = view(dq, wide, n);
     g.lse = statistics(lse, o.heads, n), g.delta = statistics(delta, o.heads, n);
     g.dkv_bf16 = o.last, g.accumulate_dq = o.add_q, g.accumulate_dkv = o.add_k;
     if (o.last) g.dk = view((bf16*)dkv, k_token, k), g.dv = view((bf16*)dkv + C, k_token, k);
@@ -122,9 +129,9 @@ static double merge_time(int kind, int heads, int rows) {
         AttnRows absent = {NULL, 0, 0};
         AttnView none = {NULL, 0, 0, 0};
         return median_seconds([&] {
-            CHECK(attn::attention_merge(view(acc, C, rows), statistics(m, heads, rows), statistics(l, heads, rows),
-                view(other, wide, rows), statistics(delta, heads, rows), statistics(lse, heads, rows), none, absent, 1, heads,
-                rows, 0, HEAD));
+            CHECK(attn::attention_merge(view(acc, C, rows), statistics(m, heads, rows),
+                statistics(l, heads, rows), view(other, wide, rows), statistics(delta, heads, rows),
+                statistics(lse, heads, rows), none, absent, 1, heads, rows, 0, HEAD));
         });
     }
     return median_seconds([&] {
@@ -154,14 +161,17 @@ static int heads_of(const Schedule* s, int h0, int h1) {
 }
 static int overlap(int a0, int a1, int b0, int b1) { return a0 < b1 && b0 < a1; }
 
-// The op as the executor runs it: whether there is something in the sums before it, and something to come after.
+// The op as the executor runs it: whether there is something in the sums before it, and something to come
+// after.
 static Op op_of(const Schedule* s, int64_t T, int index) {
     const ScheduleOp* op = &s->ops[index];
     int rows = (int)(T / s->chunks), later = 0;
-    Op o = {s->backward, heads_of(s, op->h0, op->h1), rows, rows, op->q == op->k, op->q_slot < 0, op->kv_slot < 0, 0, 0, 0};
+    Op o = {s->backward, heads_of(s, op->h0, op->h1), rows, rows, op->q == op->k, op->q_slot < 0,
+        op->kv_slot < 0, 0, 0, 0};
     for (int i = 0; i < s->op_count; i++) {
         const ScheduleOp* other_op = &s->ops[i];
-        if (i == index || other_op->rank != op->rank || !overlap(op->h0, op->h1, other_op->h0, other_op->h1)) continue;
+        if (i == index || other_op->rank != op->rank || !overlap(op->h0, op->h1, other_op->h0, other_op->h1))
+            continue;
         if (other_op->q == op->q) o.add_q |= i<index, later |= i> index;
         if (other_op->k == op->k) o.add_k |= i < index;
     }
@@ -170,7 +180,8 @@ static Op op_of(const Schedule* s, int64_t T, int index) {
         int mine = msg->to == op->rank && overlap(op->h0, op->h1, msg->item.h0, msg->item.h1);
         if (mine && msg->item.kind == ITEM_OUT && msg->item.of == chunk_owner(s, op->q))
             o.add_q |= msg->step < op->step, later |= msg->step >= op->step;
-        if (mine && msg->item.kind == ITEM_DKV && msg->item.of == chunk_owner(s, op->k)) o.add_k |= msg->step < op->step;
+        if (mine && msg->item.kind == ITEM_DKV && msg->item.of == chunk_owner(s, op->k))
+            o.add_k |= msg->step < op->step;
     }
     if (s->backward) o.add_q |= o.q_own;   // the own sums begin at zero
     else o.add_k = 0, o.last = o.q_own && !later;
@@ -182,24 +193,28 @@ typedef struct {
 } Result;
 
 // One direction of a table; bytes sent per rank are added.
-static double table_seconds(const Mesh* mesh, const Schedule* s, double link_gbs, double latency, double* bytes_sent) {
+static double table_seconds(
+    const Mesh* mesh, const Schedule* s, double link_gbs, double latency, double* bytes_sent) {
     const int64_t T = mesh->shape.T;
     std::vector<double> op(s->op_count + 1), message(s->message_count + 1), merge(s->message_count + 1);
-    for (int i = 0; i < s->op_count; i++) op[i] = heads_of(s, s->ops[i].h0, s->ops[i].h1) ? op_seconds(op_of(s, T, i)) : 0;
+    for (int i = 0; i < s->op_count; i++)
+        op[i] = heads_of(s, s->ops[i].h0, s->ops[i].h1) ? op_seconds(op_of(s, T, i)) : 0;
     for (int i = 0; i < s->message_count; i++) {
         const ScheduleMessage* msg = &s->messages[i];
         const int heads = heads_of(s, msg->item.h0, msg->item.h1), rows = (int)(T / s->P);
         double bytes = 0;
         for (int j = 0; j < item_tensors(msg->item.kind).count; j++)
             bytes += (double)item_tensor_bytes(mesh, msg->item.kind, j, heads, rows);
-        message[i] = latency * item_tensors(msg->item.kind).count + bytes / (link_gbs * 1e9), *bytes_sent += bytes / s->P;
+        message[i] = latency * item_tensors(msg->item.kind).count + bytes / (link_gbs * 1e9),
+        *bytes_sent += bytes / s->P;
         if (msg->merge) merge[i] = merge_seconds(msg->item.kind, heads, rows);
     }
     return schedule_play(s, op.data(), message.data(), merge.data());
 }
 
 // -1, with a line, where there is no such table.
-static int schedule_project(Result* r, int kind, int64_t T, int P, double link_gbs, double latency, Error* e) {
+static int schedule_project(
+    Result* r, int kind, int64_t T, int P, double link_gbs, double latency, Error* e) {
     gpt2_sp_options o;
     Schedule schedules[2];
     Mesh mesh;
@@ -209,10 +224,14 @@ static int schedule_project(Result* r, int kind, int64_t T, int P, double link_g
     memset(&layout, 0, sizeof layout);
     gpt2_sp_defaults(&o);
     o.layers = 12, o.heads = NH, o.channels = NH * HEAD, o.seq_len = T, o.sp = P, o.schedule = kind;
-    int status = mesh_init(&mesh, schedules, &o, 50257, 1, &GPU_DEVICE, e) != 0 || layout_init(&layout, &mesh, e) != 0 ? -1 : 0;
+    int status =
+        mesh_init(&mesh, schedules, &o, 50257, 1, &GPU_DEVICE, e) != 0 || layout_init(&layout, &mesh, e) != 0
+        ? -1
+        : 0;
     for (int rank = 0; status == 0 && rank < P; rank++)
         r->exchange = fmax(r->exchange, (double)gpu_plan(&mesh, &layout, rank).group[MEMORY_EXCHANGE]);
-    for (int d = 0; status == 0 && d < 2; d++) r->seconds[d] = table_seconds(&mesh, &schedules[d], link_gbs, latency, &r->bytes);
+    for (int d = 0; status == 0 && d < 2; d++)
+        r->seconds[d] = table_seconds(&mesh, &schedules[d], link_gbs, latency, &r->bytes);
     free(layout.units);
     schedule_free(&schedules[0]);
     schedule_free(&schedules[1]);
@@ -232,24 +251,31 @@ int main(int argc, char** argv) {
         else wrong = 1;
     }
     if (wrong || link_gbs <= 0 || latency_us < 0 || NH < 1 || NH > 64)
-        return fprintf(stderr, "usage: bench_schedules [--quick] [--link-gbs N] [--latency-us N] [--heads N] [--json FILE]\n"), 1;
+        return fprintf(stderr,
+                   "usage: bench_schedules [--quick] [--link-gbs N] [--latency-us N] [--heads N] [--json "
+                   "FILE]\n"),
+               1;
     FILE* json = path ? fopen(path, "w") : NULL;
-    if (path && !json) return fprintf(stderr, "bench_schedules: cannot write %s: %s\n", path, strerror(errno)), 1;
+    if (path && !json)
+        return fprintf(stderr, "bench_schedules: cannot write %s: %s\n", path, strerror(errno)), 1;
     memory_take(LENGTHS[quick ? 1 : 2]);
     cudaDeviceProp device;
     CHECK(cudaGetDeviceProperties(&device, 0));
-    printf("projected from per-op times on one GPU (%s), %d heads of %d; links of %g GB/s each way, %g us per tensor\n"
-           "attention of one layer, ms; ideal: one GPU's time / P; sent and exchange buffers in MiB per rank, forward and "
+    printf("projected from per-op times on one GPU (%s), %d heads of %d; links of %g GB/s each way, %g us "
+           "per tensor\n"
+           "attention of one layer, ms; ideal: one GPU's time / P; sent and exchange buffers in MiB per "
+           "rank, forward and "
            "backward\n",
         device.name, NH, (int)HEAD, link_gbs, latency_us);
     const char* comma = "";
     if (json) fprintf(json, "[");
     for (int t = quick ? 1 : 0; t < (quick ? 2 : 3); t++) {
         const int T = LENGTHS[t];
-        Op whole[2] = {
-            {0, NH, T, T, 1, 1, 1, 0, 0, 1}, {1, NH, T, T, 1, 1, 1, 1, 0, 1}};   // own operands, nothing to add to, one launch
+        Op whole[2] = {{0, NH, T, T, 1, 1, 1, 0, 0, 1},
+            {1, NH, T, T, 1, 1, 1, 1, 0, 1}};   // own operands, nothing to add to, one launch
         const double one[2] = {op_seconds(whole[0]), op_seconds(whole[1])};
-        printf("\n      T  P  schedule      forward  backward    together  of ideal      sent  exchange\n%7d  1  %-10s %10.3f "
+        printf("\n      T  P  schedule      forward  backward    together  of ideal      sent  exchange\n%7d "
+               " 1  %-10s %10.3f "
                "%9.3f %11.3f\n",
             T, "one GPU", 1e3 * one[0], 1e3 * one[1], 1e3 * (one[0] + one[1]));
         for (int P : RANKS)
@@ -261,18 +287,21 @@ int main(int argc, char** argv) {
                     continue;
                 }
                 const double both = r.seconds[0] + r.seconds[1], share = (one[0] + one[1]) / P / both;
-                printf("%7d %2d  %-10s %10.3f %9.3f %11.3f %8.1f%% %9.1f %9.1f\n", T, P, schedule_name(kind), 1e3 * r.seconds[0],
-                    1e3 * r.seconds[1], 1e3 * both, 100 * share, r.bytes / 1048576, r.exchange / 1048576);
+                printf("%7d %2d  %-10s %10.3f %9.3f %11.3f %8.1f%% %9.1f %9.1f\n", T, P, schedule_name(kind),
+                    1e3 * r.seconds[0], 1e3 * r.seconds[1], 1e3 * both, 100 * share, r.bytes / 1048576,
+                    r.exchange / 1048576);
                 fflush(stdout);
                 if (!json) continue;
                 fprintf(json,
-                    "%s\n{\"projected\": true, \"seq_len\": %d, \"sp\": %d, \"schedule\": \"%s\", \"forward_ms\": %.6g, "
+                    "%s\n{\"projected\": true, \"seq_len\": %d, \"sp\": %d, \"schedule\": \"%s\", "
+                    "\"forward_ms\": %.6g, "
                     "\"backward_ms\": %.6g, "
-                    "\"one_gpu_forward_ms\": %.6g, \"one_gpu_backward_ms\": %.6g, \"share_of_ideal\": %.6g, \"sent_bytes\": "
+                    "\"one_gpu_forward_ms\": %.6g, \"one_gpu_backward_ms\": %.6g, \"share_of_ideal\": %.6g, "
+                    "\"sent_bytes\": "
                     "%.0f, "
                     "\"exchange_bytes\": %.0f, \"link_gbs\": %g, \"latency_us\": %g, \"heads\": %d}",
-                    comma, T, P, schedule_name(kind), 1e3 * r.seconds[0], 1e3 * r.seconds[1], 1e3 * one[0], 1e3 * one[1], share,
-                    r.bytes, r.exchange, link_gbs, latency_us, NH);
+                    comma, T, P, schedule_name(kind), 1e3 * r.seconds[0], 1e3 * r.seconds[1], 1e3 * one[0],
+                    1e3 * one[1], share, r.bytes, r.exchange, link_gbs, latency_us, NH);
                 comma = ",";
             }
     }

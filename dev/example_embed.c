@@ -11,8 +11,9 @@ int main(int argc, char** argv) {
     gpt2_sp_options options;
     gpt2_sp_stats stats = {0, 0, 0, 0, 0, 0, 0, 0};
     if (argc != 5) return fprintf(stderr, "usage: %s SHARDS.tok CHECKPOINT RUN STEPS\n", argv[0]), 1;
-    const char* settings[][2] = {{"data", argv[1]}, {"val-data", argv[1]}, {"init-from", argv[2]}, {"out", argv[3]},
-        {"steps", argv[4]}, {"layers", "2"}, {"heads", "2"}, {"channels", "32"}, {"seq-len", "128"}, {"sp", "2"}, {"lr", "1e-3"}};
+    const char* settings[][2] = {{"data", argv[1]}, {"val-data", argv[1]}, {"init-from", argv[2]},
+        {"out", argv[3]}, {"steps", argv[4]}, {"layers", "2"}, {"heads", "2"}, {"channels", "32"},
+        {"seq-len", "128"}, {"sp", "2"}, {"lr", "1e-3"}};
     gpt2_sp_defaults(&options);
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
         if (gpt2_sp_set(&options, settings[i][0], settings[i][1], error, sizeof error) != 0)

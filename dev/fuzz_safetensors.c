@@ -4,8 +4,9 @@
 //   build/fuzz_safetensors -max_total_time=120 build/corpus
 //   cc -g -O1 -fsanitize=address,undefined -DSTANDALONE dev/fuzz_safetensors.c -o build/fuzz_safetensors -lm && build/fuzz_safetensors [mutations [seed]]
 //
-// An input whose first byte is odd is a header: the target puts its length in front and, after it, as many bytes of data as the second
-// byte says, so that the JSON is reached. Any other input is a whole file after its first byte. Beyond memory errors it aborts when
+// An input whose first byte is odd is a header: the target puts its length in front and, after it, as many
+// bytes of data as the second byte says, so that the JSON is reached. Any other input is a whole file after
+// its first byte. Beyond memory errors it aborts when
 //   validating a text and walking it disagree, or a value read from valid text breaks its own rules;
 //   an accepted file is not consistent: sizes, order, lookup, reading every value;
 //   the header of an accepted file, written anew, is not read back the same.
@@ -26,7 +27,7 @@
         } \
     } while (0)
 
-static char path[ST_PATH_MAX];  // the file under test, made once
+static char path[ST_PATH_MAX];   // the file under test, made once
 static int fd = -1;
 static long accepted;
 
@@ -39,7 +40,8 @@ static void put_file(const void* a, size_t a_size, const void* b, size_t b_size,
         fd = mkstemp(path);
         MUST(fd >= 0 && atexit(remove_file) == 0);
     }
-    MUST(pwrite(fd, a, a_size, 0) == (ssize_t)a_size && pwrite(fd, b, b_size, (off_t)a_size) == (ssize_t)b_size);
+    MUST(pwrite(fd, a, a_size, 0) == (ssize_t)a_size &&
+        pwrite(fd, b, b_size, (off_t)a_size) == (ssize_t)b_size);
     MUST(ftruncate(fd, (off_t)total) == 0);
 }
 
@@ -53,12 +55,13 @@ static void read_value(json_span v, int depth) {
     json_span key, inner;
     int is_u = json_u64(v, &u) == 0, is_i = json_i64(v, &i) == 0, is_d = json_double(v, &d) == 0, more;
     long length = json_string(v, text, sizeof(text)), whole = json_string(v, copy, v.n + 1);
-    MUST(length <= (long)sizeof(text) - 1 && (length < 0 || (length == whole && strcmp(text, copy) == 0 && json_equal(v, copy))));
+    MUST(length <= (long)sizeof(text) - 1 &&
+        (length < 0 || (length == whole && strcmp(text, copy) == 0 && json_equal(v, copy))));
     MUST(!is_u || v.n > JSON_MAX_NUMBER || is_d);
     MUST(!(is_u && is_i) || (uint64_t)i == u);
     MUST(!is_i || d == (double)i);
     MUST(!is_d || isfinite(d));
-    if (whole >= 0) {  // what is read can be written and read again
+    if (whole >= 0) {   // what is read can be written and read again
         size_t at = 0, size = 6 * (size_t)whole + 3;
         char* quoted = (char*)malloc(size);
         MUST(json_append_string(quoted, size, &at, copy) == 0);
@@ -104,7 +107,8 @@ static void fuzz_file(void) {
     uint64_t total = 0, bytes = 0;
     for (int i = 0; i < f.count; i++) {
         const st_tensor* t = &f.tensors[i];
-        MUST(st_bytes(t->dtype, t->ndim, t->shape, &bytes) == 0 && bytes == t->end - t->begin && t->end <= f.data_bytes);
+        MUST(st_bytes(t->dtype, t->ndim, t->shape, &bytes) == 0 && bytes == t->end - t->begin &&
+            t->end <= f.data_bytes);
         MUST(st_find(&f, t->name) == t && (i == 0 || strcmp(t[-1].name, t->name) < 0));
         uint64_t n = st_elements(t);
         float* out = (float*)malloc(n * 4 + 1);
@@ -121,10 +125,12 @@ static void fuzz_file(void) {
     size_t n = 0;
     st_header_init(&h);
     for (int i = 0; i < f.count; i++)
-        MUST(st_header_add(&h, sorted[i].name, sorted[i].dtype, sorted[i].ndim, sorted[i].shape, err, sizeof(err)) == 0);
+        MUST(st_header_add(&h, sorted[i].name, sorted[i].dtype, sorted[i].ndim, sorted[i].shape, err,
+                 sizeof(err)) == 0);
     MUST(st_header_finish(&h, f.metadata, &head, &n, err, sizeof(err)) == 0 && n % 8 == 0);
     put_file(head, n, "", 0, n + total);
-    MUST(st_open(&g, path, err, sizeof(err)) == 0 && g.count == f.count && strcmp(g.metadata, f.metadata) == 0);
+    MUST(st_open(&g, path, err, sizeof(err)) == 0 && g.count == f.count &&
+        strcmp(g.metadata, f.metadata) == 0);
     for (int i = 0; i < f.count; i++) MUST(memcmp(&f.tensors[i], &g.tensors[i], sizeof(st_tensor)) == 0);
     free(head);
     free(sorted);
@@ -159,29 +165,34 @@ static size_t below(size_t n) {
     return (size_t)((state * 0x2545F4914F6CDD1Du) >> 33) % n;
 }
 
-// One change of the text in buf: a byte, a token put in, a piece taken out, a piece doubled, a number replaced.
+// One change of the text in buf: a byte, a token put in, a piece taken out, a piece doubled, a number
+// replaced.
 static size_t mutate(uint8_t* buf, size_t n, size_t max) {
-    static const char* const tokens[] = {"{", "}", "[", "]", ",", ":", "\"", "\\u0000", "\\ud800", "\\\"", "0", "-1", "1e9", "18446744073709551615",
-                                         "18446744073709551616", "4294967296", "\"dtype\"", "\"shape\"", "\"data_offsets\"", "\"__metadata__\"", "\"F64\"", "\"F8_E4M3\"",
-                                         "\"a\"", "null", "true", " ", "\xC3\xA9", "\xED\xA0\x80", "\xFF", "[[[[[[[[", "{\"a\":{\"a\":", "[0,0]"};
+    static const char* const tokens[] = {"{", "}", "[", "]", ",", ":", "\"", "\\u0000", "\\ud800", "\\\"",
+        "0", "-1", "1e9", "18446744073709551615", "18446744073709551616", "4294967296", "\"dtype\"",
+        "\"shape\"", "\"data_offsets\"", "\"__metadata__\"", "\"F64\"", "\"F8_E4M3\"", "\"a\"", "null",
+        "true", " ", "\xC3\xA9", "\xED\xA0\x80", "\xFF", "[[[[[[[[", "{\"a\":{\"a\":", "[0,0]"};
     size_t at = n ? below(n) : 0, len = 0;
     const char* token = tokens[below(sizeof(tokens) / sizeof(tokens[0]))];
     switch (below(5)) {
-        case 0:
-            if (n) buf[at] = (uint8_t)(below(2) ? below(256) : buf[at] ^ (1u << below(8)));
-            return n;
-        case 1: len = 0; break;
-        case 2: token = ""; len = n ? below(n - at < 16 ? n - at : 16) + 1 : 0; break;
-        case 3:
-            len = n ? below(n - at) + 1 : 0;
-            if (n + len > max) return n;
-            memmove(buf + at + len, buf + at, n - at);
-            return n + len;
-        default:  // the number at or after this place
-            while (at < n && (buf[at] < '0' || buf[at] > '9')) at++;
-            while (at + len < n && buf[at + len] >= '0' && buf[at + len] <= '9') len++;
-            token = tokens[10 + below(6)];
-            break;
+    case 0:
+        if (n) buf[at] = (uint8_t)(below(2) ? below(256) : buf[at] ^ (1u << below(8)));
+        return n;
+    case 1: len = 0; break;
+    case 2:
+        token = "";
+        len = n ? below(n - at < 16 ? n - at : 16) + 1 : 0;
+        break;
+    case 3:
+        len = n ? below(n - at) + 1 : 0;
+        if (n + len > max) return n;
+        memmove(buf + at + len, buf + at, n - at);
+        return n + len;
+    default:   // the number at or after this place
+        while (at < n && (buf[at] < '0' || buf[at] > '9')) at++;
+        while (at + len < n && buf[at + len] >= '0' && buf[at + len] <= '9') len++;
+        token = tokens[10 + below(6)];
+        break;
     }
     size_t put = strlen(token);
     if (len > n - at) len = n - at;
@@ -192,8 +203,10 @@ static size_t mutate(uint8_t* buf, size_t n, size_t max) {
 }
 
 int main(int argc, char** argv) {
-    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[16,28]},"
-                                 "\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]},\"c\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[28,36]}}  ";
+    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":["
+                                 "2,3],\"data_offsets\":[16,28]},"
+                                 "\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]},\"c\":{"
+                                 "\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[28,36]}}  ";
     long count = argc > 1 ? atol(argv[1]) : 20000, i;
     uint8_t buf[2048];
     state = argc > 2 ? strtoull(argv[2], NULL, 10) * 2 + 1 : 1;
@@ -203,7 +216,7 @@ int main(int argc, char** argv) {
         for (; changes > 0; changes--) n = mutate(buf + 2, n, sizeof(buf) - 2);
         buf[0] = 1;
         buf[1] = (uint8_t)(below(8) ? 36 : below(256));
-        if (i % 16 == 15) {  // a whole file whose length field, or whose end, is off
+        if (i % 16 == 15) {   // a whole file whose length field, or whose end, is off
             uint64_t length = n + (below(2) ? below(64) : 0) - (below(2) ? below(64) : 0);
             if (below(8) == 0) length ^= (uint64_t)1 << below(64);
             memmove(buf + 9, buf + 2, n = n < sizeof(buf) - 9 - 36 ? n : sizeof(buf) - 9 - 36);

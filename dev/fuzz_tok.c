@@ -3,12 +3,12 @@
 //     clang -g -O1 -fsanitize=fuzzer,address,undefined dev/fuzz_tok.c -o build/fuzz_tok -lz && build/fuzz_tok -max_len=4096
 //     cc -g -O1 -DSTANDALONE -fsanitize=address,undefined dev/fuzz_tok.c -o build/fuzz_tok -lz && build/fuzz_tok [rounds]
 //
-// The second needs no libFuzzer: it makes a fixed series of mutations of valid files, by default 20000 rounds, and exits
-// with 1 if a damaged .tok was read without an error. Both abort at the first wrong result.
+// The second needs no libFuzzer: it makes a fixed series of mutations of valid files, by default 20000
+// rounds, and exits with 1 if a damaged .tok was read without an error. Both abort at the first wrong result.
 //
-// The first byte of an input says what the rest is: bit 0 JSON lines (else a shard), bit 1 make all CRCs of the shard
-// right again, so that the damage gets past them, bit 2 take a file without magic for raw u16.
-#define TEXT_MAX_DOCUMENT ((size_t)4096) // so that the limit is met
+// The first byte of an input says what the rest is: bit 0 JSON lines (else a shard), bit 1 make all CRCs of
+// the shard right again, so that the damage gets past them, bit 2 take a file without magic for raw u16.
+#define TEXT_MAX_DOCUMENT ((size_t)4096)   // so that the limit is met
 #include "../data/tok.h"
 #include "../data/text.h"
 #ifdef __linux__
@@ -30,8 +30,9 @@ static int fuzz_file(const unsigned char* bytes, size_t length, char* path, size
     snprintf(path, path_size, "/tmp/fuzz_tok_XXXXXX");
     int fd = mkstemp(path);
 #endif
-    demand(fd >= 0 && (length == 0 || write(fd, bytes, length) == (ssize_t)length) && lseek(fd, 0, SEEK_SET) == 0,
-           "no file to work with");
+    demand(fd >= 0 && (length == 0 || write(fd, bytes, length) == (ssize_t)length) &&
+            lseek(fd, 0, SEEK_SET) == 0,
+        "no file to work with");
     return fd;
 }
 
@@ -46,8 +47,8 @@ static void fuzz_file_close(int fd, const char* path) {
 // Makes the CRCs right of whatever blocks and indexes the header points to inside the file.
 static void fuzz_fix(unsigned char* b, uint64_t size) {
     if (size < TOK_HEADER || memcmp(b, TOK_MAGIC, 8) != 0) return;
-    uint64_t documents = tok_get_le(b + 40, 8), blocks = tok_get_le(b + 48, 8), block_index = tok_get_le(b + 64, 8),
-             document_index = tok_get_le(b + 72, 8);
+    uint64_t documents = tok_get_le(b + 40, 8), blocks = tok_get_le(b + 48, 8),
+             block_index = tok_get_le(b + 64, 8), document_index = tok_get_le(b + 72, 8);
     if (block_index <= size && blocks <= (size - block_index) / 16) {
         for (uint64_t i = 0; i < blocks; i++) {
             unsigned char* e = b + block_index + 16 * i;
@@ -78,14 +79,17 @@ static int fuzz_shard(const unsigned char* bytes, size_t length, int format) {
         rc = tok_read(&s, &c, first, n, all, err, sizeof err);
         if (rc == 0) rc = tok_index_documents(&s, err, sizeof err);
         if (rc == 0) {
-            demand(s.documents >= 1 && s.document_start[0] == 0 && s.document_start[s.documents] == s.tokens, "document index");
+            demand(s.documents >= 1 && s.document_start[0] == 0 && s.document_start[s.documents] == s.tokens,
+                "document index");
             for (uint64_t i = 0; i < s.documents; i++)
                 demand(s.document_start[i] < s.document_start[i + 1], "document index order");
-            for (uint64_t i = 0; i < n; i++) demand(all[i] >= 0 && (uint32_t)all[i] < s.vocab_size, "token out of range");
+            for (uint64_t i = 0; i < n; i++)
+                demand(all[i] >= 0 && (uint32_t)all[i] < s.vocab_size, "token out of range");
             for (uint64_t step = 1 + n / 7, at = 0; at < n; at += step) {
-                uint64_t from = n - at < step ? 0 : n - at - step; // from behind
+                uint64_t from = n - at < step ? 0 : n - at - step;   // from behind
                 demand(tok_read(&s, &d, first + from, n - at - from, part, err, sizeof err) == 0 &&
-                       memcmp(part, all + from, (n - at - from) * sizeof *part) == 0, "two ways of reading differ");
+                        memcmp(part, all + from, (n - at - from) * sizeof *part) == 0,
+                    "two ways of reading differ");
             }
         }
         free(all);
@@ -124,7 +128,8 @@ static int fuzz_json(const unsigned char* bytes, size_t length) {
 #ifdef __cplusplus
 extern "C"
 #endif
-int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size);
+    int
+    LLVMFuzzerTestOneInput(const unsigned char* data, size_t size);
 
 int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
     if (size == 0) return 0;
@@ -154,20 +159,27 @@ static uint64_t fuzz_random(uint64_t below) {
 
 // Changes 1 to 4 things; the buffer has space for 64 bytes more. Returns the new length.
 static size_t fuzz_mutate(unsigned char* b, size_t length) {
-    static const uint64_t values[] = {0, 1, 2, 4, 16, 255, 256, 257, 65535, 65536, 1 << 20, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
-                                      (uint64_t)1 << 48, (uint64_t)1 << 60, (uint64_t)1 << 63, UINT64_MAX - 15, UINT64_MAX};
+    static const uint64_t values[] = {0, 1, 2, 4, 16, 255, 256, 257, 65535, 65536, 1 << 20, 0x7FFFFFFF,
+        0x80000000, 0xFFFFFFFF, (uint64_t)1 << 48, (uint64_t)1 << 60, (uint64_t)1 << 63, UINT64_MAX - 15,
+        UINT64_MAX};
     for (uint64_t k = 1 + fuzz_random(4); k > 0 && length > 8; k--) {
         uint64_t at = fuzz_random(length), bytes = fuzz_random(2) ? 8 : 4;
         switch (fuzz_random(8)) {
         case 0: b[at] ^= (unsigned char)(1 << fuzz_random(8)); break;
         case 1: b[at] = (unsigned char)fuzz_random(256); break;
-        case 2: if (at > 8) length = at; break;
-        case 3: memmove(b + at + 1, b + at, length - at); length++; break;
+        case 2:
+            if (at > 8) length = at;
+            break;
+        case 3:
+            memmove(b + at + 1, b + at, length - at);
+            length++;
+            break;
         case 4: b[at] = (unsigned char)"\"\\u{}[]:,\nD8\xFF"[fuzz_random(13)]; break;
-        default: // a number of the header or of an index, at its place
+        default:   // a number of the header or of an index, at its place
             at &= ~(uint64_t)3;
             if (at + bytes > length) break;
-            if (fuzz_random(2)) tok_put_le(b + at, values[fuzz_random(sizeof values / sizeof *values)], (int)bytes);
+            if (fuzz_random(2))
+                tok_put_le(b + at, values[fuzz_random(sizeof values / sizeof *values)], (int)bytes);
             else tok_put_le(b + at, tok_get_le(b + at, (int)bytes) + fuzz_random(9) - 4, (int)bytes);
         }
     }
@@ -184,23 +196,24 @@ static size_t fuzz_slurp(const char* path, unsigned char* bytes, size_t size) {
 }
 
 int main(int argc, char** argv) {
-    static const char json[] =
-        "{\"a\": [1, -2.5e3, {\"b\": null}], \"text\": \"caf\\u00e9 \\ud83d\\ude00 \\\"q\\\"\\n\", \"c\": true}\n\n"
-        "{\"text\": \"two\"}\r\n{\"t\\u0065xt\": \"\xC3\xA9 three \\\\ \\/ \\ud83d\", \"d\": {\"text\": 0}}\n";
+    static const char json[] = "{\"a\": [1, -2.5e3, {\"b\": null}], \"text\": \"caf\\u00e9 \\ud83d\\ude00 "
+                               "\\\"q\\\"\\n\", \"c\": true}\n\n"
+                               "{\"text\": \"two\"}\r\n{\"t\\u0065xt\": \"\xC3\xA9 three \\\\ \\/ \\ud83d\", "
+                               "\"d\": {\"text\": 0}}\n";
     long rounds = argc > 1 ? atol(argv[1]) : 20000;
     char path[64] = "/tmp/fuzz_tok_XXXXXX", err[512];
     unsigned char seed[3][4096], b[8192];
     size_t length[3];
-    for (int k = 0; k < 2; k++) { // two valid shards, of 2 and of 4 bytes per token
+    for (int k = 0; k < 2; k++) {   // two valid shards, of 2 and of 4 bytes per token
         int32_t tokens[40];
         tok_writer w;
         int fd = mkstemp(path),
             rc = fd < 0 || close(fd) ||
-                 tok_writer_open(&w, path, k ? 3 : 1, k ? 70000 : 257, k ? 69999 : 256, 16, err, sizeof err);
+            tok_writer_open(&w, path, k ? 3 : 1, k ? 70000 : 257, k ? 69999 : 256, 16, err, sizeof err);
         for (int d = 0; rc == 0 && d < 4; d++) {
             for (int i = 0; i < 40; i++) tokens[i] = (int32_t)fuzz_random(k ? 69999 : 256);
             rc = tok_writer_add(&w, tokens, 10 * (uint64_t)d, err, sizeof err) ||
-                 tok_writer_end_document(&w, 100, err, sizeof err);
+                tok_writer_end_document(&w, 100, err, sizeof err);
         }
         demand(rc == 0 && tok_writer_finish(&w, err, sizeof err) == 0, "writing a shard");
         length[k] = fuzz_slurp(path, seed[k], sizeof seed[k]);
@@ -210,12 +223,14 @@ int main(int argc, char** argv) {
     memcpy(seed[2], json, length[2] = sizeof json - 1);
     demand(fuzz_json(seed[2], length[2]) == 0, "the lines as written");
 
-    for (size_t n = 4090; n <= 4100; n++) { // the longest line, with and without its newline: the limit, and beyond
+    for (size_t n = 4090; n <= 4100;
+         n++) {   // the longest line, with and without its newline: the limit, and beyond
         memset(b, ' ', sizeof b);
         memcpy(b + n - 12, "{\"text\":\"x\"}", 12);
         b[n] = '\n';
-        demand((fuzz_json(b, n) == 0) == (n <= TEXT_MAX_DOCUMENT) && (fuzz_json(b, n + 1) == 0) == (n <= TEXT_MAX_DOCUMENT),
-               "the limit of a line");
+        demand((fuzz_json(b, n) == 0) == (n <= TEXT_MAX_DOCUMENT) &&
+                (fuzz_json(b, n + 1) == 0) == (n <= TEXT_MAX_DOCUMENT),
+            "the limit of a line");
     }
 
     long silent = 0, same = 0, fixed = 0, fixed_whole = 0, refused = 0, lines = 0, lines_whole = 0;
@@ -238,9 +253,11 @@ int main(int argc, char** argv) {
             silent += rc == 0;
         }
     }
-    printf("fuzz_tok: %ld damaged shards: %ld refused, %ld accepted; %ld with CRCs made right: %ld refused, %ld whole; "
-           "%ld files of JSON lines: %ld refused, %ld whole\n", rounds - same - fixed - lines, refused, silent, fixed,
-           fixed - fixed_whole, fixed_whole, lines, lines - lines_whole, lines_whole);
+    printf("fuzz_tok: %ld damaged shards: %ld refused, %ld accepted; %ld with CRCs made right: %ld refused, "
+           "%ld whole; "
+           "%ld files of JSON lines: %ld refused, %ld whole\n",
+        rounds - same - fixed - lines, refused, silent, fixed, fixed - fixed_whole, fixed_whole, lines,
+        lines - lines_whole, lines_whole);
     return silent != 0;
 }
 #endif

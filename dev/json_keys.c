@@ -1,4 +1,5 @@
-// json_keys.c: reads lines of standard input; each must be one JSON object with these keys ("a.b": b inside a).
+// json_keys.c: reads lines of standard input; each must be one JSON object with these keys ("a.b": b inside
+// a).
 //
 //     ./train_gpt2_sp plan --json | build/json_keys parameters memory_bytes.total
 //     build/json_keys step loss < runs/a/log.jsonl

@@ -14,7 +14,8 @@
 #define CK(call) \
     do { \
         cudaError_t status_ = (call); \
-        if (status_ != cudaSuccess) return fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(status_)), 2; \
+        if (status_ != cudaSuccess) \
+            return fprintf(stderr, "%s: %s\n", #call, cudaGetErrorString(status_)), 2; \
     } while (0)
 
 __global__ void numbers_kernel(bf16* p, int64_t n) {
@@ -22,7 +23,8 @@ __global__ void numbers_kernel(bf16* p, int64_t n) {
     if (i < n) p[i] = __float2bfloat16((float)((i * 2654435761u >> 12) % 2048) / 1024.f - 1.f);
 }
 int main(int argc, char** argv) {
-    int launches = argc > 1 ? atoi(argv[1]) : 20000, T = argc > 2 ? atoi(argv[2]) : 16384, NH = argc > 3 ? atoi(argv[3]) : 12;
+    int launches = argc > 1 ? atoi(argv[1]) : 20000, T = argc > 2 ? atoi(argv[2]) : 16384,
+        NH = argc > 3 ? atoi(argv[3]) : 12;
     int HS = argc > 4 ? atoi(argv[4]) : 64;
     int64_t C = HS * NH, n = (int64_t)T * C;
     bf16 *qkv, *o[2];
@@ -42,11 +44,13 @@ int main(int argc, char** argv) {
     numbers_kernel<<<(unsigned)((3 * n + 255) / 256), 256>>>(qkv, 3 * n);
     AttnForward a;
     memset(&a, 0, sizeof a);
-    a.s.B = 1, a.s.NH = NH, a.s.Tq = a.s.Tk = T, a.s.q_pos = a.s.k_pos = T, a.s.causal = 1, a.s.scale = 0.125f;
+    a.s.B = 1, a.s.NH = NH, a.s.Tq = a.s.Tk = T, a.s.q_pos = a.s.k_pos = T, a.s.causal = 1,
+    a.s.scale = 0.125f;
 #ifndef SOURCE_WITHOUT_HS
     a.s.HS = HS;
 #endif
-    AttnView q = {qkv, 3 * C, HS, 3 * n}, k = {qkv + C, 3 * C, HS, 3 * n}, v = {qkv + 2 * C, 3 * C, HS, 3 * n};
+    AttnView q = {qkv, 3 * C, HS, 3 * n}, k = {qkv + C, 3 * C, HS, 3 * n},
+             v = {qkv + 2 * C, 3 * C, HS, 3 * n};
     AttnView sum = {acc, C, HS, n};
     AttnRows m = {acc + n, T, (int64_t)NH * T}, l = {acc + n + NH * T, T, (int64_t)NH * T};
     a.q = q, a.k = k, a.v = v, a.acc = sum, a.m = m, a.l = l, a.work = work;

@@ -67,7 +67,8 @@ static u64 setting(const char* name, u64 otherwise) {
 }
 static const int GPUS = (int)setting("STANDIN_GPUS", 2), QUEUES = (int)setting("STANDIN_QUEUES", 8);
 static const size_t DEPTH = setting("STANDIN_DEPTH", 1024);
-static const unsigned SLOW = (unsigned)setting("STANDIN_SLOW", 3), HOST = (unsigned)setting("STANDIN_HOST", 0),
+static const unsigned SLOW = (unsigned)setting("STANDIN_SLOW", 3),
+                      HOST = (unsigned)setting("STANDIN_HOST", 0),
                       SEED = (unsigned)setting("STANDIN_SEED", 1);
 static const bool ORDER = setting("STANDIN_ORDER", 1), LIST_SITES = setting("STANDIN_SITES", 0),
                   DROP_SYNC = setting("STANDIN_DROP_SYNC", 0);
@@ -78,7 +79,8 @@ enum { MAX_GPUS = 64, STATUS_LEAK = 97, STATUS_RACE = 98, STATUS_STUCK = 99 };
 
 // ===== clocks ====================================================================================
 
-typedef std::vector<unsigned> Clock;   // of stream i: how many of its operations are known to be done; missing: 0
+typedef std::vector<unsigned>
+    Clock;   // of stream i: how many of its operations are known to be done; missing: 0
 static void join(Clock& a, const Clock& b) {
     if (a.size() < b.size()) a.resize(b.size());
     for (size_t i = 0; i < b.size(); i++) a[i] = std::max(a[i], b[i]);
@@ -107,7 +109,8 @@ struct Stream {
     bool alive;
 };
 
-// One lock for all that is below. The contexts' locks, which a call may hold while it waits, are taken before it.
+// One lock for all that is below. The contexts' locks, which a call may hold while it waits, are taken before
+// it.
 static std::mutex state;
 static std::mutex context[MAX_GPUS];
 static std::condition_variable moved;
@@ -170,7 +173,8 @@ static bool overlap(const Access& a, const Access& b) {
         return apart < few.width || apart + many.width > many.pitch;
     }
     for (u64 row = 0; row < few.rows; row++)
-        if (row_meets(many, few.begin + row * few.pitch, few.begin + row * few.pitch + few.width)) return true;
+        if (row_meets(many, few.begin + row * few.pitch, few.begin + row * few.pitch + few.width))
+            return true;
     return false;
 }
 static bool covers(const Access& a, const Access& b) {
@@ -185,8 +189,8 @@ static const char* stream_name(int id) {
     return s;
 }
 
-// Compares an access with those before it. Those that come before it in order and that it covers need not be kept: what is not in
-// order with them is not in order with it.
+// Compares an access with those before it. Those that come before it in order and that it covers need not be
+// kept: what is not in order with them is not in order with it.
 static void touch(Access x, const Clock& clock) {
     Memory* m = memory_of(x.begin);
     if (!ORDER || x.rows == 0 || x.width == 0) return;
@@ -205,13 +209,15 @@ static void touch(Access x, const Clock& clock) {
             if (ordered) keep = !((x.write || !y.write) && covers(x, y));
             else if ((x.write || y.write) && overlap(x, y)) {
                 char text[400];
-                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads", y.name,
-                    y.write ? "writes" : "reads");
+                snprintf(text, sizeof text, "RACE: %s %s what %s %s", x.name, x.write ? "writes" : "reads",
+                    y.name, y.write ? "writes" : "reads");
                 if (!complaints.count(text))
-                    fprintf(stderr, "standin: bytes %llu..%llu of an arena on %s (0x%llx), %llu..%llu on %s (0x%llx):\n",
-                        (unsigned long long)(x.begin - m->begin), (unsigned long long)(x.end - m->begin), stream_name(x.stream),
-                        (unsigned long long)x.site, (unsigned long long)(y.begin - m->begin),
-                        (unsigned long long)(y.end - m->begin), stream_name(y.stream), (unsigned long long)y.site);
+                    fprintf(stderr,
+                        "standin: bytes %llu..%llu of an arena on %s (0x%llx), %llu..%llu on %s (0x%llx):\n",
+                        (unsigned long long)(x.begin - m->begin), (unsigned long long)(x.end - m->begin),
+                        stream_name(x.stream), (unsigned long long)x.site,
+                        (unsigned long long)(y.begin - m->begin), (unsigned long long)(y.end - m->begin),
+                        stream_name(y.stream), (unsigned long long)y.site);
                 complain(text);
             }
         }
@@ -227,7 +233,8 @@ struct Touches {
     std::vector<Access> list;
     bool pageable;
     void add(const void* p, u64 width, bool write, u64 rows = 1, u64 pitch = 0) {
-        if (p) list.push_back({(u64)p, 0, pitch ? pitch : width, width, rows, 0, 0, write, pageable, name, 0});
+        if (p)
+            list.push_back({(u64)p, 0, pitch ? pitch : width, width, rows, 0, 0, write, pageable, name, 0});
     }
     void reads(const void* p, u64 width, u64 rows = 1, u64 pitch = 0) { add(p, width, false, rows, pitch); }
     void writes(const void* p, u64 width, u64 rows = 1, u64 pitch = 0) { add(p, width, true, rows, pitch); }
@@ -235,8 +242,8 @@ struct Touches {
     void view(const AttnView& v, u64 size, bool write, u64 B, u64 NH, u64 T, u64 HS) {
         for (u64 b = 0; b < B && v.p; b++)
             for (u64 h = 0; h < (v.head == (int64_t)HS ? 1 : NH); h++)
-                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size, (v.head == (int64_t)HS ? NH : 1) * HS * size, write,
-                    T, (u64)v.token * size);
+                add((char*)v.p + (b * (u64)v.batch + h * (u64)v.head) * size,
+                    (v.head == (int64_t)HS ? NH : 1) * HS * size, write, T, (u64)v.token * size);
     }
     void rows(const AttnRows& v, bool write, u64 B, u64 NH, u64 T) {
         for (u64 b = 0; b < B && v.p; b++) add(v.p + b * (u64)v.batch, T * 4, write, NH, (u64)v.head * 4);
@@ -257,20 +264,26 @@ struct Launch {
 static void forward_touches(Touches& t, const AttnForward& a) {
     const AttnShape& s = a.s;
     u64 B = (u64)s.B, NH = (u64)s.NH, Tq = (u64)s.Tq, Tk = (u64)s.Tk, HS = (u64)s.HS;
-    t.view(a.q, 2, false, B, NH, Tq, HS), t.view(a.k, 2, false, B, NH, Tk, HS), t.view(a.v, 2, false, B, NH, Tk, HS);
+    t.view(a.q, 2, false, B, NH, Tq, HS), t.view(a.k, 2, false, B, NH, Tk, HS),
+        t.view(a.v, 2, false, B, NH, Tk, HS);
     t.reads(s.doc_start, Tq * 4, B, (u64)s.doc_batch * 4), t.writes(a.work, 4);
     for (int write = 0; write < 2; write++)
         if (write ? a.carry_out : a.carry_in)
-            t.view(a.acc, 4, write, B, NH, Tq, HS), t.rows(a.m, write, B, NH, Tq), t.rows(a.l, write, B, NH, Tq);
+            t.view(a.acc, 4, write, B, NH, Tq, HS), t.rows(a.m, write, B, NH, Tq),
+                t.rows(a.l, write, B, NH, Tq);
     if (!a.carry_out) t.view(a.o, 2, true, B, NH, Tq, HS), t.rows(a.lse, true, B, NH, Tq);
 }
 static void backward_touches(Touches& t, const AttnBackward& a) {
     const AttnShape& s = a.s;
-    u64 B = (u64)s.B, NH = (u64)s.NH, Tq = (u64)s.Tq, Tk = (u64)s.Tk, HS = (u64)s.HS, out = a.dkv_bf16 ? 2 : 4;
-    t.view(a.q, 2, false, B, NH, Tq, HS), t.view(a.k, 2, false, B, NH, Tk, HS), t.view(a.v, 2, false, B, NH, Tk, HS);
-    t.view(a.dout, 2, false, B, NH, Tq, HS), t.rows(a.lse, false, B, NH, Tq), t.rows(a.delta, false, B, NH, Tq);
+    u64 B = (u64)s.B, NH = (u64)s.NH, Tq = (u64)s.Tq, Tk = (u64)s.Tk, HS = (u64)s.HS,
+        out = a.dkv_bf16 ? 2 : 4;
+    t.view(a.q, 2, false, B, NH, Tq, HS), t.view(a.k, 2, false, B, NH, Tk, HS),
+        t.view(a.v, 2, false, B, NH, Tk, HS);
+    t.view(a.dout, 2, false, B, NH, Tq, HS), t.rows(a.lse, false, B, NH, Tq),
+        t.rows(a.delta, false, B, NH, Tq);
     t.reads(s.doc_start, Tq * 4, B, (u64)s.doc_batch * 4), t.writes(a.work, 8);
-    t.view(a.dq, 4, true, B, NH, Tq, HS), t.view(a.dk, out, true, B, NH, Tk, HS), t.view(a.dv, out, true, B, NH, Tk, HS);
+    t.view(a.dq, 4, true, B, NH, Tq, HS), t.view(a.dk, out, true, B, NH, Tk, HS),
+        t.view(a.dv, out, true, B, NH, Tk, HS);
 }
 struct HopperForward {
     CUtensorMap maps[4];   // q, k, v, o
@@ -315,7 +328,8 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         u64 B = x.grid.z, NH = x.grid.y, T = x.k(3), HS = x.k(4);
         for (int i = 0; i < 2; i++) t.view(x.at<AttnView>(i), 2, false, B, NH, T, HS);
         t.rows(x.at<AttnRows>(2), true, B, NH, T); }},
-    {"attention_merge_kernel", [](Touches& t, const Launch& x) {   // acc, m, l, those of the other, o, lse, T, HS
+    // acc, m, l, those of the other, o, lse, T, HS
+    {"attention_merge_kernel", [](Touches& t, const Launch& x) {
         u64 B = x.grid.z, NH = x.grid.y, T = x.k(8), HS = x.k(9);
         bool ends = x.at<AttnView>(6).p != NULL;
         t.view(x.at<AttnView>(0), 4, !ends, B, NH, T, HS), t.view(x.at<AttnView>(3), 4, false, B, NH, T, HS);
@@ -328,7 +342,8 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"matmul_sample_kernel", [](Touches& t, const Launch& x) {   // samples, count, a, b, shape
         const ProductShape& s = x.at<ProductShape>(4);
         t.writes(x.p(0), x.k(1) * 32), t.reads(x.p(2), (u64)(s.m * s.k) * 2), t.reads(x.p(3), (u64)(s.k * s.n) * 2); }},
-    {"matmul_before_kernel", [](Touches& t, const Launch& x) {   // samples, count, c: its first number stands for all, fp32
+    // samples, count, c: its first number stands for all, fp32
+    {"matmul_before_kernel", [](Touches& t, const Launch& x) {
         t.writes(x.p(0), x.k(1) * 32);
         if (x.p(2)) t.reads(x.p(2), 2); }},
     {"matmul_compare_kernel", [](Touches& t, const Launch& x) {   // out, samples, count, operands, shape
@@ -349,14 +364,16 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"sum_ranks_kernel", [](Touches& t, const Launch& x) {   // out, offers, world, at, n4, add
         for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i] + x.n(3) * 4, x.n(4) * 16);
         t.writes(x.p(0), x.n(4) * 16); }},
-    {"center_columns_kernel", [](Touches& t, const Launch& x) {   // out, inp, rows, columns, out's stride, inp's
+    // out, inp, rows, columns, out's stride, inp's
+    {"center_columns_kernel", [](Touches& t, const Launch& x) {
         u64 size = strstr(x.mangled, "kernelIf") ? 4 : 2, n = x.k(2) * x.k(3);
         for (u64 y = 0; y < x.grid.y; y++)
             t.reads(x.p(1) + y * x.n(5) * 4, n * 4), t.writes(x.p(0) + y * x.n(4) * size, n * size); }},
     {"squares_kernel", [](Touches& t, const Launch& x) {   // out, g, n, count, stride
         t.writes(x.p(0), SQUARE_BLOCKS * 8), t.reads(x.p(1), x.n(2) * 4, x.k(3), x.n(4) * 4); }},
     {"squares_finish_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0) + 8, 8), t.reads(x.p(1), SQUARE_BLOCKS * 8); }},
-    {"stats_finish_kernel", [](Touches& t, const Launch& x) {   // stats, offers, world: two of each, three sums
+    // stats, offers, world: two of each, three sums
+    {"stats_finish_kernel", [](Touches& t, const Launch& x) {
         for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], 16);
         t.writes(x.p(0) + 16, 24); }},
     {"adamw_kernel", [](Touches& t, const Launch& x) {   // w, half, m, v, g, stats, table, begin, n, a
@@ -378,11 +395,13 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     {"crossentropy_kernel", [](Touches& t, const Launch& x) {   // losses, hits, logits, labels, scale, V, Vp
         u64 R = x.grid.x;
         t.writes(x.p(0), R * 4), t.writes(x.p(1), R), t.writes(x.p(2), R * x.k(6) * 2), t.reads(x.p(3), R * 4); }},
-    {"columns_kernel", [](Touches& t, const Launch& x) {   // partial, inp, wide: pointers and factors, R, N, pitch, all
+    // partial, inp, wide: pointers and factors, R, N, pitch, all
+    {"columns_kernel", [](Touches& t, const Launch& x) {
         bool wide = !strstr(x.mangled, "kernelILi0");
         for (u64 z = 0; z < x.grid.z; z++) {
             t.writes(x.p(0) + z * x.k(4) * 4, x.k(4) * 4, SUM_BLOCKS, x.k(6) * 4);
-            if (wide) {   // sums, what is to be added, its stride, its first column and the end: three of each
+            // sums, what is to be added, its stride, its first column and the end: three of each
+            if (wide) {
                 const char* const* sums = &x.at<char*>(2);
                 const int64_t* of_added = (const int64_t*)(sums + 6);
                 t.reads(sums[z], x.n(3) * x.k(4) * 4);
@@ -399,19 +418,23 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         u64 R = x.n(5), C = x.k(6);
         t.writes(x.p(0), R * C * 2), t.writes(x.p(1), R * 4), t.reads(x.p(2), R * C * 2);
         t.reads(x.p(3), C * 4), t.reads(x.p(4), C * 4); }},
-    {"rmsnorm_backward_kernel", [](Touches& t, const Launch& x) {   // dx, partial, dout, inp, rstd, weight, add, R, C
+    // dx, partial, dout, inp, rstd, weight, add, R, C
+    {"rmsnorm_backward_kernel", [](Touches& t, const Launch& x) {
         u64 R = x.n(7), C = x.k(8);
         t.writes(x.p(0), R * C * 2), t.writes(x.p(1), x.grid.x * 3 * C * 4), t.reads(x.p(2), R * C * 2);
         t.reads(x.p(3), R * C * 2), t.reads(x.p(4), R * 4), t.reads(x.p(5), C * 4); }},
-    {"embedding_forward_kernel", [](Touches& t, const Launch& x) {   // x, tokens, doc_start, wte, wpe, center, places, R, C
+    // x, tokens, doc_start, wte, wpe, center, places, R, C
+    {"embedding_forward_kernel", [](Touches& t, const Launch& x) {
         const Places& places = x.at<Places>(6);
         u64 R = x.n(7), C = x.k(8), T = (u64)places.T;
         t.writes(x.p(0), R * C * 2), t.reads(x.p(1), R * 4), t.reads(x.p(2), R / (u64)places.rows * T * 4);
         t.reads(x.p(3), C * 4), t.reads(x.p(4), T * C * 4); }},   // of wte one row: which ones the tokens say
-    {"embedding_center_kernel", [](Touches& t, const Launch& x) {   // dx, keys, rows, key_of, doc_start, center, places, R, C
+    // dx, keys, rows, key_of, doc_start, center, places, R, C
+    {"embedding_center_kernel", [](Touches& t, const Launch& x) {
         u64 R = x.n(7);
         t.add(x.p(0), R * x.k(8) * 2, x.k(5)), t.writes(x.p(1), R * 4), t.writes(x.p(2), R * 4), t.reads(x.p(3), R * 4); }},
-    {"embedding_backward_kernel", [](Touches& t, const Launch& x) {   // dweight, partial, dx, keys, rows, R, C
+    // dweight, partial, dx, keys, rows, R, C
+    {"embedding_backward_kernel", [](Touches& t, const Launch& x) {
         u64 R = x.n(5), C = x.k(6);
         t.writes(x.p(0), C * 4), t.writes(x.p(1), x.grid.x * 2 * C * 4), t.reads(x.p(2), R * C * 2), t.reads(x.p(3), R * 4);
         t.reads(x.p(4), R * 4); }},
@@ -435,7 +458,8 @@ static std::map<const void*, Kernel>& kernels() {   // by the host's function; f
 
 // ===== the GPUs ==================================================================================
 
-// Takes operations from the heads of the queues, for all GPUs. It naps while nothing moves, so that queues fill.
+// Takes operations from the heads of the queues, for all GPUs. It naps while nothing moves, so that queues
+// fill.
 static void work() {
     typedef std::chrono::steady_clock Time;
     std::mt19937 random(SEED);
@@ -473,9 +497,10 @@ static void work() {
                     if (queues[i].ops.empty()) continue;
                     const Op& op = queues[i].ops.front();
                     fprintf(stderr,
-                        "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at %llu of %llu\n",
-                        i / (size_t)QUEUES, i % (size_t)QUEUES, queues[i].ops.size(), (unsigned long long)op.version,
-                        (unsigned long long)(op.event ? op.event->done : 0),
+                        "  GPU %zu queue %zu: %zu operations, the first waits for record %llu of an event at "
+                        "%llu of %llu\n",
+                        i / (size_t)QUEUES, i % (size_t)QUEUES, queues[i].ops.size(),
+                        (unsigned long long)op.version, (unsigned long long)(op.event ? op.event->done : 0),
                         (unsigned long long)(op.event ? op.event->recorded : 0));
                 }
                 _exit(STATUS_STUCK);
@@ -500,8 +525,11 @@ static void report() {
     for (auto& x : complaints) (x.first.compare(0, 4, "RACE") ? others : races)++;
     for (auto& x : sites)
         if (LIST_SITES && x.second.used)
-            fprintf(stderr, "standin: site 0x%llx %s %ld\n", (unsigned long long)x.first, x.second.kind, x.second.calls);
-    fprintf(stderr, "standin: %llu operations, %llu times a queue was full, %ld kinds of races, %ld leaks, %ld other faults\n",
+            fprintf(stderr, "standin: site 0x%llx %s %ld\n", (unsigned long long)x.first, x.second.kind,
+                x.second.calls);
+    fprintf(stderr,
+        "standin: %llu operations, %llu times a queue was full, %ld kinds of races, %ld leaks, %ld other "
+        "faults\n",
         (unsigned long long)operations, (unsigned long long)times_full, races, leaks, others);
     fflush(NULL);
     if (races) _exit(STATUS_RACE);
@@ -576,7 +604,8 @@ static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches
 static void learn(const Clock& clock) {
     if (!DROP_SYNC && ORDER) join(host, clock);
 }
-static void drain(std::unique_lock<std::mutex>& lock, Stream* s) {   // waits for what is in the stream's queue now
+static void drain(
+    std::unique_lock<std::mutex>& lock, Stream* s) {   // waits for what is in the stream's queue now
     u64 to = s->queue->in;
     Clock clock = s->clock;
     while (s->queue->out < to) moved.wait(lock);
@@ -586,7 +615,8 @@ static void count(const char* what, long n) {
     std::lock_guard<std::mutex> lock(state);
     made[what] += n;
 }
-static void copy_touches(Touches& t, void* to, const void* from, size_t width, size_t rows, size_t to_pitch, size_t from_pitch) {
+static void copy_touches(
+    Touches& t, void* to, const void* from, size_t width, size_t rows, size_t to_pitch, size_t from_pitch) {
     t.reads(from, width, rows, from_pitch), t.writes(to, width, rows, to_pitch);
 }
 #define SITE ((u64)__builtin_return_address(0))
@@ -610,14 +640,17 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr a, int) {   // a H
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return memset(p, 0, sizeof *p), cudaSuccess; }
-cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) { return *low = 0, *high = -1, cudaSuccess; }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) {
+    return *low = 0, *high = -1, cudaSuccess;
+}
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
     memset(a, 0, sizeof *a);
     a->ptxVersion = a->binaryVersion = 80;
     return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const void*, int, size_t, unsigned) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+    int* n, const void*, int, size_t, unsigned) {
     return *n = 1, cudaSuccess;
 }
 static CUresult tensor_map_encode(...) { return CUDA_SUCCESS; }
@@ -625,7 +658,8 @@ static CUresult tensor_map_encode(...) { return CUDA_SUCCESS; }
 cudaError_t cudaGetDriverEntryPointByVersion(
     const char*, void** f, unsigned, unsigned long long, cudaDriverEntryPointQueryResult* found) {
 #else
-cudaError_t cudaGetDriverEntryPoint(const char*, void** f, unsigned long long, cudaDriverEntryPointQueryResult* found) {
+cudaError_t cudaGetDriverEntryPoint(
+    const char*, void** f, unsigned long long, cudaDriverEntryPointQueryResult* found) {
 #endif
     return *f = (void*)tensor_map_encode, *found = cudaDriverEntryPointSuccess, cudaSuccess;
 }
@@ -686,8 +720,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
     made["events"]--;
     return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) { return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE); }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    return push(s, Op::RECORD, (Event*)e, NULL, -1, SITE);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    return push(s, Op::WAIT, (Event*)e, NULL, -1, SITE);
+}
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     std::lock_guard<std::mutex> lock(state);
     if (((Event*)e)->done < ((Event*)e)->recorded) return cudaErrorNotReady;
@@ -745,7 +783,9 @@ cudaError_t cudaFreeHost(void* p) {
     if (p && memory_remove(p, "pinned memory")) free(p);
     return cudaSuccess;
 }
-cudaError_t cudaMemGetInfo(size_t* left, size_t* total) { return *left = *total = (size_t)140 << 30, cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* left, size_t* total) {
+    return *left = *total = (size_t)140 << 30, cudaSuccess;
+}
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t s) {
     Touches t = {"a copy", {}, true};
@@ -761,8 +801,8 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind
     if (kind == cudaMemcpyDeviceToHost) memset(to, 1, n);
     return cudaStreamSynchronize(0);
 }
-cudaError_t cudaMemcpy2DAsync(
-    void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind, cudaStream_t s) {
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+    size_t rows, cudaMemcpyKind, cudaStream_t s) {
     Touches t = {"a copy of rows", {}, false};
     copy_touches(t, to, from, width, rows, to_pitch, from_pitch);
     return push(s, Op::WORK, NULL, &t, -1, SITE);
@@ -805,10 +845,12 @@ static thread_local struct {
     cudaStream_t stream;
 } configured;
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t bytes, cudaStream_t s) {
-    return configured.grid = grid, configured.block = block, configured.bytes = bytes, configured.stream = s, 0;
+    return configured.grid = grid, configured.block = block, configured.bytes = bytes, configured.stream = s,
+           0;
 }
 cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* bytes, void* s) {
-    *grid = configured.grid, *block = configured.block, *bytes = configured.bytes, *(cudaStream_t*)s = configured.stream;
+    *grid = configured.grid, *block = configured.block, *bytes = configured.bytes,
+    *(cudaStream_t*)s = configured.stream;
     return cudaSuccess;
 }
 void** __cudaRegisterFatBinary(void*) {
@@ -842,8 +884,11 @@ struct Description {
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* h) {
     return *h = (cublasLtHandle_t)8, count("cuBLASLt handles", 1), CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return count("cuBLASLt handles", -1), CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* l, cudaDataType type, uint64_t, uint64_t columns, int64_t ld) {
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t) {
+    return count("cuBLASLt handles", -1), CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutCreate(
+    cublasLtMatrixLayout_t* l, cudaDataType type, uint64_t, uint64_t columns, int64_t ld) {
     *l = (cublasLtMatrixLayout_t) new Layout{columns, (u64)ld, type == CUDA_R_32F ? 4ull : 2ull};
     return count("matrix layouts", 1), CUBLAS_STATUS_SUCCESS;
 }
@@ -859,7 +904,8 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
     delete (Description*)d;
     return count("matrix products", -1), CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void* p, size_t n) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(
+    cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void* p, size_t n) {
     Description* x = (Description*)d;
     void* to = a == CUBLASLT_MATMUL_DESC_BIAS_POINTER    ? (void*)&x->bias
         : a == CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER ? (void*)&x->aux
@@ -885,8 +931,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     memset(found, 0, 2 * sizeof *found);
     return *n = 2, CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t*, cublasLtMatmulHeuristicResult_t* result) {
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t*,
+    cublasLtMatmulHeuristicResult_t* result) {
     memset(result, 0, sizeof *result);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -897,8 +944,8 @@ cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(
 size_t cublasLtGetVersion(void) { return 1; }
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void*, const void* a,
     cublasLtMatrixLayout_t la, const void* b, cublasLtMatrixLayout_t lb, const void* beta, const void* c,
-    cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*, void* workspace, size_t bytes,
-    cudaStream_t s) {
+    cublasLtMatrixLayout_t lc, void* d, cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t*,
+    void* workspace, size_t bytes, cudaStream_t s) {
     const Description* x = (const Description*)operation;
     const Layout* out = (const Layout*)ld;
     Touches t = {"a matrix product", {}, false};
@@ -912,14 +959,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
         t.reads(x->bias, out->ld * 2);
     if (x->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || x->epilogue == CUBLASLT_EPILOGUE_DGELU)
         t.add(x->aux, x->aux_ld * out->columns * 2, x->epilogue != CUBLASLT_EPILOGUE_DGELU);
-    return push(s, Op::WORK, NULL, &t, -1, SITE) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
+    return push(s, Op::WORK, NULL, &t, -1, SITE) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
+                                                                : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 // --- NCCL, among the ranks of this process ---
 //
-// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It begins when they
-// have all come to theirs. What is received follows what its sender did before; a sender learns nothing of the receiver, since
-// what is small is buffered.
+// A group is enqueued when every rank that it concerns has made its call; until then it is "in progress". It
+// begins when they have all come to theirs. What is received follows what its sender did before; a sender
+// learns nothing of the receiver, since what is small is buffered.
 #ifdef GPT2_SP_NCCL
 struct Call {
     enum { SEND, RECEIVE, GATHER, REDUCE } kind;
@@ -952,7 +1000,8 @@ static thread_local int group_depth;
 static thread_local Comm* group_comm;
 static thread_local Group group;
 
-// The posts of all that a group concerns, if they are all there. Posts stay where they are: each side finds them by number.
+// The posts of all that a group concerns, if they are all there. Posts stay where they are: each side finds
+// them by number.
 static bool group_ready(Comm* c, const Group& g, std::vector<std::pair<Event*, bool>>& waits_for) {
     Meeting* m = c->meeting;
     u64 seen = c->seen;
@@ -960,11 +1009,13 @@ static bool group_ready(Comm* c, const Group& g, std::vector<std::pair<Event*, b
     for (const Call& call : g.calls) {
         if (call.kind == Call::SEND || call.kind == Call::RECEIVE) {
             bool send = call.kind == Call::SEND;
-            std::pair<int, int> way = send ? std::make_pair(c->rank, call.peer) : std::make_pair(call.peer, c->rank);
+            std::pair<int, int> way =
+                send ? std::make_pair(c->rank, call.peer) : std::make_pair(call.peer, c->rank);
             std::deque<Post>& others = send ? m->receives[way] : m->sends[way];
             u64& number = send ? sent[way] : received[way];
             if (others.size() <= number) return false;
-            if (others[number].second != call.bytes) complain("NCCL: a receive of other bytes than the send has");
+            if (others[number].second != call.bytes)
+                complain("NCCL: a receive of other bytes than the send has");
             waits_for.push_back({others[number++].first, !send});
             continue;
         }
@@ -990,8 +1041,11 @@ static ncclResult_t group_post(Comm* c, Group& g) {
     Meeting* m = c->meeting;
     for (const Call& call : g.calls)
         if (call.kind == Call::SEND) m->sends[{c->rank, call.peer}].push_back({g.start, call.bytes});
-        else if (call.kind == Call::RECEIVE) m->receives[{call.peer, c->rank}].push_back({g.start, call.bytes});
-        else m->collectives[(size_t)c->rank].push_back({g.start, call.bytes * 2 + (call.kind == Call::REDUCE)});
+        else if (call.kind == Call::RECEIVE)
+            m->receives[{call.peer, c->rank}].push_back({g.start, call.bytes});
+        else
+            m->collectives[(size_t)c->rank].push_back(
+                {g.start, call.bytes * 2 + (call.kind == Call::REDUCE)});
     c->pending.push_back(g);
     g = Group();
     return ncclInProgress;
@@ -1039,7 +1093,8 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* result) {
         for (const Call& call : g.calls)
             t.reads(call.from, call.bytes * (call.kind == Call::REDUCE ? world : 1)),
                 t.writes(call.to, call.bytes * (call.kind == Call::GATHER ? world : 1));
-        for (auto& other : waits_for) push(g.stream, other.second ? Op::WAIT : Op::WAIT_BLINDLY, other.first, NULL, -1, 0);
+        for (auto& other : waits_for)
+            push(g.stream, other.second ? Op::WAIT : Op::WAIT_BLINDLY, other.first, NULL, -1, 0);
         if (push(g.stream, Op::WORK, NULL, &t, -1, g.site) != cudaSuccess) *result = ncclUnhandledCudaError;
         c->pending.pop_front();
     }
@@ -1056,7 +1111,8 @@ ncclResult_t ncclSend(const void* p, size_t n, ncclDataType_t type, int peer, nc
 ncclResult_t ncclRecv(void* p, size_t n, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
     return group_add((Comm*)c, {Call::RECEIVE, peer, NULL, p, n * size_of(type)}, s, SITE);
 }
-ncclResult_t ncclAllGather(const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t c, cudaStream_t s) {
+ncclResult_t ncclAllGather(
+    const void* from, void* to, size_t n, ncclDataType_t type, ncclComm_t c, cudaStream_t s) {
     return group_add((Comm*)c, {Call::GATHER, -1, from, to, n * size_of(type)}, s, SITE);
 }
 ncclResult_t ncclReduceScatter(
@@ -1073,7 +1129,8 @@ const char* ncclGetLastError(ncclComm_t) { return "an error of the stand-in"; }
 // objcopy gives the program's calls of these names the prefix standin_.
 
 extern "C" {
-static std::map<const void*, Clock> passed;   // what a mutex, or a thread that ended, has to tell; under the lock
+static std::map<const void*, Clock>
+    passed;   // what a mutex, or a thread that ended, has to tell; under the lock
 static void tell(const void* to) {
     std::lock_guard<std::mutex> lock(state);
     join(passed[to], host);
@@ -1118,7 +1175,8 @@ static void* thread_main(void* p) {
     tell((const void*)pthread_self());
     return result;
 }
-int standin_pthread_create(pthread_t* thread, const pthread_attr_t* a, void* (*function)(void*), void* argument) {
+int standin_pthread_create(
+    pthread_t* thread, const pthread_attr_t* a, void* (*function)(void*), void* argument) {
     return pthread_create(thread, a, thread_main, new Thread{function, argument, host});
 }
 int standin_pthread_join(pthread_t thread, void** result) {

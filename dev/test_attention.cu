@@ -21,7 +21,8 @@ using namespace attn;
         } \
     } while (0)
 
-// ---------------------------------------------------------------- oracle: one thread block per row, fp64 throughout
+// ---------------------------------------------------------------- oracle: one thread block per row, fp64
+// throughout
 struct Ora {
     AttnShape s;
     AttnView q, k, v, dout;
@@ -33,7 +34,9 @@ struct Ora {
 __device__ double ld(const AttnView& v, int b, int h, int64_t t, int d) {
     return (double)__bfloat162float(((const bf16*)v.p)[b * v.batch + h * v.head + t * v.token + d]);
 }
-__device__ double rnd(double x, int on) { return on ? (double)__bfloat162float(__float2bfloat16((float)x)) : x; }
+__device__ double rnd(double x, int on) {
+    return on ? (double)__bfloat162float(__float2bfloat16((float)x)) : x;
+}
 __device__ bool visible(const AttnShape& s, int b, int i, int j) {
     if (s.causal && s.k_pos + j > s.q_pos + i) return false;
     return !s.doc_start || s.k_pos + j >= s.doc_start[b * s.doc_batch + i];
@@ -49,7 +52,9 @@ __device__ double reduce(double x, int op) {
     r[threadIdx.x] = x;
     __syncthreads();
     for (int n = 64; n; n >>= 1) {
-        if (threadIdx.x < n) r[threadIdx.x] = op ? fmax(r[threadIdx.x], r[threadIdx.x + n]) : r[threadIdx.x] + r[threadIdx.x + n];
+        if (threadIdx.x < n)
+            r[threadIdx.x] =
+                op ? fmax(r[threadIdx.x], r[threadIdx.x + n]) : r[threadIdx.x] + r[threadIdx.x + n];
         __syncthreads();
     }
     return r[0];
@@ -60,9 +65,11 @@ __global__ void ora_forward(Ora a) {
     int64_t row = ((int64_t)b * a.s.NH + h) * a.s.Tq + i;
     double m = -INFINITY, l = 0;
     for (int j = t; j < a.s.Tk; j += 128)
-        p[j] = visible(a.s, b, i, j) ? dot(a.q, a.k, a.s.HS, b, h, i, j) * a.s.scale : -INFINITY, m = fmax(m, p[j]);
+        p[j] = visible(a.s, b, i, j) ? dot(a.q, a.k, a.s.HS, b, h, i, j) * a.s.scale : -INFINITY,
+        m = fmax(m, p[j]);
     m = reduce(m, 1);
-    for (int j = t; j < a.s.Tk; j += 128) p[j] = m == -INFINITY ? 0 : exp(p[j] - m), l += p[j], p[j] = rnd(p[j], a.plain);
+    for (int j = t; j < a.s.Tk; j += 128)
+        p[j] = m == -INFINITY ? 0 : exp(p[j] - m), l += p[j], p[j] = rnd(p[j], a.plain);
     l = reduce(l, 0);   // as in any online softmax, P is rounded before it is divided by the sum
     if (t < a.s.HS) {
         double x = 0;
@@ -105,7 +112,8 @@ __global__ void ora_dq(Ora a) {
 }
 __global__ void ora_dkv(Ora a) {   // 2 HS threads: one per column of dV, one per column of dK
     extern __shared__ double p[];
-    int j = blockIdx.x, h = blockIdx.y, b = blockIdx.z, HS = a.s.HS, t = threadIdx.x % HS, value = threadIdx.x < HS;
+    int j = blockIdx.x, h = blockIdx.y, b = blockIdx.z, HS = a.s.HS, t = threadIdx.x % HS,
+        value = threadIdx.x < HS;
     double* ds = p + a.s.Tq;
     for (int i = threadIdx.x; i < a.s.Tq; i += blockDim.x) grad(a, b, h, i, j, p[i], ds[i]);
     __syncthreads();
@@ -171,7 +179,8 @@ struct Case {
     float amp, bias;
 };
 static int passed, failed;
-static void verdict(int ok, const char* fmt, const char* name, const char* what, double a, double b, double c, double d) {
+static void verdict(
+    int ok, const char* fmt, const char* name, const char* what, double a, double b, double c, double d) {
     printf("%s  ", ok ? "ok  " : "FAIL");
     printf(fmt, name, what, a, b, c, d);
     ok ? passed++ : failed++;
@@ -202,8 +211,8 @@ static double* alloc_d(size_t n) {
     return p;
 }
 // compares a tensor in `layout` with the oracle's (B,NH,T,HS)
-static void compare(const char* name, const char* what, const Buf& b, int is_float, int layout, int B, int NH, int T,
-    float* exact, float* plain) {
+static void compare(const char* name, const char* what, const Buf& b, int is_float, int layout, int B, int NH,
+    int T, float* exact, float* plain) {
     size_t n = (size_t)B * NH * T * head_size;
     std::vector<float> x = fetch(b, is_float, n), e(n), p(n);
     CK(cudaMemcpy(e.data(), exact, n * 4, cudaMemcpyDeviceToHost));
@@ -238,7 +247,8 @@ static int only_forward;
 static void run_case(const Case& c) {
     const int B = c.B, NH = c.NH, Tq = c.Tq, Tk = c.Tk;
     seed = 12345 + Tq * 7 + Tk;
-    size_t nq = (size_t)B * NH * Tq * head_size, nk = (size_t)B * NH * Tk * head_size, nr = (size_t)B * NH * Tq;
+    size_t nq = (size_t)B * NH * Tq * head_size, nk = (size_t)B * NH * Tk * head_size,
+           nr = (size_t)B * NH * Tq;
     auto make = [&](size_t n, float amp, float bias) {
         std::vector<uint16_t> h(n);
         for (size_t i = 0; i < n; i++) {
@@ -249,7 +259,8 @@ static void run_case(const Case& c) {
         CK(cudaMemcpy(b.p, h.data(), n * 2, cudaMemcpyHostToDevice));
         return b;
     };
-    Buf q = make(nq, c.amp, c.bias), k = make(nk, c.amp, -c.bias), v = make(nk, 1.f, 0.f), dout = make(nq, 1.f, 0.f);
+    Buf q = make(nq, c.amp, c.bias), k = make(nk, c.amp, -c.bias), v = make(nk, 1.f, 0.f),
+        dout = make(nq, 1.f, 0.f);
     int* doc = NULL;
     if (c.doc) {   // documents of random length around c.doc, their edges on and beside tile edges too
         std::vector<int> d((size_t)B * Tq);
@@ -272,8 +283,8 @@ static void run_case(const Case& c) {
     Ora a;
     const float scale = 1.f / sqrtf((float)head_size);
     a.s = {B, NH, Tq, Tk, c.q_pos, c.k_pos, c.causal, scale, doc, Tq, head_size, ATTN_AUTO};
-    a.q = view_of(q.p, c.layout, NH, Tq), a.k = view_of(k.p, c.layout, NH, Tk), a.v = view_of(v.p, c.layout, NH, Tk),
-    a.dout = view_of(dout.p, c.layout, NH, Tq);
+    a.q = view_of(q.p, c.layout, NH, Tq), a.k = view_of(k.p, c.layout, NH, Tk),
+    a.v = view_of(v.p, c.layout, NH, Tk), a.dout = view_of(dout.p, c.layout, NH, Tq);
     a.o = alloc_d(nq), a.lse = alloc_d(nr), a.delta = alloc_d(nr);
     float* res[2][4];
     size_t sm = (size_t)(2 * Tq > Tk ? 2 * Tq : Tk) * 8;
@@ -282,8 +293,8 @@ static void run_case(const Case& c) {
     CK(cudaFuncSetAttribute(ora_dkv, cudaFuncAttributeMaxDynamicSharedMemorySize, 200000));
     for (int plain = 0; plain < 2; plain++) {
         a.plain = plain;
-        a.out = res[plain][0] = alloc_f(nq), a.dq = res[plain][1] = alloc_f(nq), a.dk = res[plain][2] = alloc_f(nk),
-        a.dv = res[plain][3] = alloc_f(nk);
+        a.out = res[plain][0] = alloc_f(nq), a.dq = res[plain][1] = alloc_f(nq),
+        a.dk = res[plain][2] = alloc_f(nk), a.dv = res[plain][3] = alloc_f(nk);
         ora_forward<<<dim3(Tq, NH, B), 128, sm>>>(a);
         if (!only_forward) {
             ora_delta<<<dim3(Tq, NH, B), 1>>>(a);
@@ -295,25 +306,30 @@ static void run_case(const Case& c) {
     CK(cudaDeviceSynchronize());
 
     // forward: every chunk of queries over all chunks of keys, last to first, carried in fp32
-    Buf o = poisoned(nq * 2), lse = poisoned(nr * 4), acc = poisoned(nq * 4), m = poisoned(nr * 4), l = poisoned(nr * 4),
-        work = poisoned(1 << 20);
+    Buf o = poisoned(nq * 2), lse = poisoned(nr * 4), acc = poisoned(nq * 4), m = poisoned(nr * 4),
+        l = poisoned(nr * 4), work = poisoned(1 << 20);
     CK(cudaMemset(work.p, 0, 8));
     auto cut = [](int T, int n, int i) {
-        return i == n ? T : (int)((int64_t)T * i / n) / (n > 3 ? 1 : 8) * (n > 3 ? 1 : 8) + (i > 0 && n == 2 ? 3 : 0);
+        return i == n
+            ? T
+            : (int)((int64_t)T * i / n) / (n > 3 ? 1 : 8) * (n > 3 ? 1 : 8) + (i > 0 && n == 2 ? 3 : 0);
     };
     AttnRows rl = {(float*)lse.p, Tq, (int64_t)NH * Tq}, rm = {(float*)m.p, Tq, (int64_t)NH * Tq},
              rs = {(float*)l.p, Tq, (int64_t)NH * Tq};
     for (int i = 0; i < c.cq; i++)
         for (int j = c.ck - 1; j >= 0; j--) {
-            int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
+            int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j),
+                k1 = cut(Tk, c.ck, j + 1);
             AttnForward f;
             memset(&f, 0, sizeof f);
-            f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0, f.s.path = path_of(i + j);
+            f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0,
+            f.s.path = path_of(i + j);
             if (doc) f.s.doc_start = doc + q0;
             f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2);
             f.carry_in = j != c.ck - 1, f.carry_out = j != 0;
             if (c.ck > 1)
-                f.acc = rows_from(view_of(acc.p, c.layout, NH, Tq), q0, 4), f.m = rows_from(rm, q0), f.l = rows_from(rs, q0);
+                f.acc = rows_from(view_of(acc.p, c.layout, NH, Tq), q0, 4), f.m = rows_from(rm, q0),
+                f.l = rows_from(rs, q0);
             if (j == 0) f.o = rows_from(view_of(o.p, c.layout, NH, Tq), q0, 2), f.lse = rows_from(rl, q0);
             f.work = (int*)work.p;
             CK(forward(f, 0));
@@ -336,36 +352,42 @@ static void run_case(const Case& c) {
         else worst = fmax(worst, e);
     }
     verdict(!bad && worst <= lse_tol && guard_ok(lse) && guard_ok(acc) && guard_ok(m) && guard_ok(l),
-        "%-34s %-4s max %.2e (bound %.0e), %.0f rows see nothing, %.0f wrong\n", c.name, "lse", worst, lse_tol, empty, bad);
+        "%-34s %-4s max %.2e (bound %.0e), %.0f rows see nothing, %.0f wrong\n", c.name, "lse", worst,
+        lse_tol, empty, bad);
     if (c.ck > 1 && c.cq == 1) {   // the same from separate carries, merged
         Buf acc2 = poisoned(nq * 4), m2 = poisoned(nr * 4), l2 = poisoned(nr * 4), lse2 = poisoned(nr * 4);
         AttnRows rm2 = {(float*)m2.p, Tq, (int64_t)NH * Tq}, rs2 = {(float*)l2.p, Tq, (int64_t)NH * Tq},
                  rl2 = {(float*)lse2.p, Tq, (int64_t)NH * Tq};
-        AttnView va = view_of(acc.p, c.layout, NH, Tq), va2 = view_of(acc2.p, c.layout, NH, Tq), none = {NULL, 0, 0, 0};
+        AttnView va = view_of(acc.p, c.layout, NH, Tq), va2 = view_of(acc2.p, c.layout, NH, Tq),
+                 none = {NULL, 0, 0, 0};
         CK(cudaMemset(o.p, 0xFF, o.bytes));
         for (int j = 0; j < c.ck; j++) {
             int k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
             AttnForward f;
             memset(&f, 0, sizeof f);
-            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.s.path = path_of(j), f.q = a.q, f.k = rows_from(a.k, k0, 2),
-            f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
+            f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.s.path = path_of(j), f.q = a.q,
+            f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
             f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int*)work.p;
             CK(forward(f, 0));
             if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0, head_size));
         }
-        CK(attention_merge(va, rm, rs, none, rm2, rs2, view_of(o.p, c.layout, NH, Tq), rl2, B, NH, Tq, 0, head_size));
+        CK(attention_merge(
+            va, rm, rs, none, rm2, rs2, view_of(o.p, c.layout, NH, Tq), rl2, B, NH, Tq, 0, head_size));
         CK(cudaDeviceSynchronize());
         compare(c.name, "Omrg", o, 0, c.layout, B, NH, Tq, res[0][0], res[1][0]);
         std::vector<float> x = fetch(lse, 1, nr), y = fetch(lse2, 1, nr);
         double w = 0;
         for (size_t i = 0; i < nr; i++)
-            if (!(x[i] == y[i])) w = fmax(w, fabs((double)x[i] - y[i]) < 1e30 ? fabs((double)x[i] - y[i]) : 1e30);
+            if (!(x[i] == y[i]))
+                w = fmax(w, fabs((double)x[i] - y[i]) < 1e30 ? fabs((double)x[i] - y[i]) : 1e30);
         verdict(w <= 1e-4, "%-34s %-4s merged and carried differ by %.2e\n", c.name, "lse", w, 0, 0, 0);
     }
     if (only_forward) goto done;
     {
-        // backward: all pairs of chunks, twice in the deterministic mode; dK, dV once more as bf16 if in one piece
-        Buf dq = poisoned(nq * 4), dqb = poisoned(nq * 2), dk = poisoned(nk * 4), dv = poisoned(nk * 4), delta = poisoned(nr * 4);
+        // backward: all pairs of chunks, twice in the deterministic mode; dK, dV once more as bf16 if in one
+        // piece
+        Buf dq = poisoned(nq * 4), dqb = poisoned(nq * 2), dk = poisoned(nk * 4), dv = poisoned(nk * 4),
+            delta = poisoned(nr * 4);
         AttnRows rd = {(float*)delta.p, Tq, (int64_t)NH * Tq};
         CK(attention_delta(a.dout, view_of(o.p, c.layout, NH, Tq), rd, B, NH, Tq, 0, head_size));
         std::vector<float> first, second;
@@ -375,10 +397,12 @@ static void run_case(const Case& c) {
             for (Buf* b : {&dq, &dqb, &dk, &dv}) CK(cudaMemset(b->p, 0xFF, b->bytes));
             for (int i = 0; i < c.cq; i++)
                 for (int j = c.ck - 1; j >= 0; j--) {
-                    int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
+                    int q0 = cut(Tq, c.cq, i), q1 = cut(Tq, c.cq, i + 1), k0 = cut(Tk, c.ck, j),
+                        k1 = cut(Tk, c.ck, j + 1);
                     AttnBackward f;
                     memset(&f, 0, sizeof f);
-                    f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0, f.s.path = path_of(i + j);
+                    f.s = a.s, f.s.Tq = q1 - q0, f.s.Tk = k1 - k0, f.s.q_pos += q0, f.s.k_pos += k0,
+                    f.s.path = path_of(i + j);
                     if (doc) f.s.doc_start = doc + q0;
                     f.q = rows_from(a.q, q0, 2), f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2),
                     f.dout = rows_from(a.dout, q0, 2);
@@ -391,8 +415,8 @@ static void run_case(const Case& c) {
                     f.work = (int*)work.p;
                     CK(attention_backward(f, 0));
                 }
-            CK(attention_dq_finish(
-                view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), scale, B, NH, Tq, 0, head_size));
+            CK(attention_dq_finish(view_of(dq.p, c.layout, NH, Tq), view_of(dqb.p, c.layout, NH, Tq), scale,
+                B, NH, Tq, 0, head_size));
             CK(cudaDeviceSynchronize());
             const char* tag[] = {"", "+det", "", "bf16"};
             if (mode != 2) {
@@ -415,8 +439,8 @@ done:
     owned.clear();
 }
 
-// Which kernels run: those of sm_90a take their tiles by counters in `work`, find no tile once the counters are past the last one, and leave what was
-// there; the portable ones have no such counters.
+// Which kernels run: those of sm_90a take their tiles by counters in `work`, find no tile once the counters
+// are past the last one, and leave what was there; the portable ones have no such counters.
 static void run_which() {
     const int T = 64;
     const size_t n = (size_t)T * head_size;
@@ -425,8 +449,8 @@ static void run_which() {
         CK(cudaMemset(b.p, 0, bytes));
         return b;
     };
-    Buf x = zeros(n * 2), rows = zeros(T * 4), dq = zeros(n * 4), o = poisoned(n * 2), dk = poisoned(n * 4), dv = poisoned(n * 4),
-        work = zeros(1 << 20);
+    Buf x = zeros(n * 2), rows = zeros(T * 4), dq = zeros(n * 4), o = poisoned(n * 2), dk = poisoned(n * 4),
+        dv = poisoned(n * 4), work = zeros(1 << 20);
     const int past[2] = {1 << 20, 1 << 20};
     CK(cudaMemcpy(work.p, past, sizeof past, cudaMemcpyHostToDevice));
     AttnForward f = {};
@@ -441,14 +465,18 @@ static void run_which() {
     AttnDevice device;
     CK(attn_device(&device));
     const int left = isnan(fetch(o, 0, n)[0]) + isnan(fetch(dk, 1, n)[0]),
-              want = ATTN_HOPPER && device.major == 9 && path == ATTN_AUTO && (head_size == 64 || head_size == 128) ? 2 : 0;
-    verdict(left == want, "%-34s %-4s %.0f of forward and backward ran the kernels of sm_90a, %.0f should\n", "64x64", "path",
-        left, want, 0, 0);
+              want = ATTN_HOPPER && device.major == 9 && path == ATTN_AUTO &&
+            (head_size == 64 || head_size == 128)
+        ? 2
+        : 0;
+    verdict(left == want, "%-34s %-4s %.0f of forward and backward ran the kernels of sm_90a, %.0f should\n",
+        "64x64", "path", left, want, 0, 0);
     for (void* p : owned) cudaFree(p);
     owned.clear();
 }
 
-// NaN of either sign in one query and one key row: everything still ends, and reaches exactly the rows that see it.
+// NaN of either sign in one query and one key row: everything still ends, and reaches exactly the rows that
+// see it.
 static void run_nan() {
     const int T = 700, NH = 1, qrow = 300, krow = 500;
     size_t n = (size_t)T * head_size;
@@ -463,21 +491,23 @@ static void run_nan() {
         CK(cudaMemcpy(b.p, h.data(), n * 2, cudaMemcpyHostToDevice));
         return b;
     };
-    Buf q = make(qrow, 0xFFC0), k = make(krow, 0x7FC0), v = make(-1, 0), dout = make(-1, 0), o = poisoned(n * 2),
-        lse = poisoned(T * 4), delta = poisoned(T * 4);
+    Buf q = make(qrow, 0xFFC0), k = make(krow, 0x7FC0), v = make(-1, 0), dout = make(-1, 0),
+        o = poisoned(n * 2), lse = poisoned(T * 4), delta = poisoned(T * 4);
     Buf dq = poisoned(n * 4), dk = poisoned(n * 4), dv = poisoned(n * 4), work = poisoned(1 << 20);
     CK(cudaMemset(work.p, 0, 8));
     AttnForward f;
     memset(&f, 0, sizeof f);
     f.s = {1, NH, T, T, 0, 0, 1, 0.125f, NULL, 0, head_size, path_of(1)};
-    f.q = view_of(q.p, 0, NH, T), f.k = view_of(k.p, 0, NH, T), f.v = view_of(v.p, 0, NH, T), f.o = view_of(o.p, 0, NH, T);
+    f.q = view_of(q.p, 0, NH, T), f.k = view_of(k.p, 0, NH, T), f.v = view_of(v.p, 0, NH, T),
+    f.o = view_of(o.p, 0, NH, T);
     f.lse = {(float*)lse.p, T, T}, f.work = (int*)work.p;
     CK(forward(f, 0));
     AttnBackward g;
     memset(&g, 0, sizeof g);
     g.s = f.s, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view_of(dout.p, 0, NH, T), g.lse = f.lse,
     g.delta = {(float*)delta.p, T, T};
-    g.dq = view_of(dq.p, 0, NH, T), g.dk = view_of(dk.p, 0, NH, T), g.dv = view_of(dv.p, 0, NH, T), g.work = f.work;
+    g.dq = view_of(dq.p, 0, NH, T), g.dk = view_of(dk.p, 0, NH, T), g.dv = view_of(dv.p, 0, NH, T),
+    g.work = f.work;
     CK(attention_delta(g.dout, f.o, g.delta, 1, NH, T, 0, head_size));
     CK(attention_backward(g, 0));
     CK(cudaDeviceSynchronize());
@@ -487,12 +517,12 @@ static void run_nan() {
         for (int d = 0; d < head_size; d++) {
             bool sees = r == qrow || r >= krow;
             wrong += isnan(x[r * head_size + d]) != sees;
-            wrong += sees
-                ? !isnan(y[r * head_size + d])
-                : r < krow / 128 * 128 && isnan(y[r * head_size + d]);   // beside the NaN key, 0 x NaN in the product dS K
+            wrong += sees ? !isnan(y[r * head_size + d])
+                          : r < krow / 128 * 128 &&
+                    isnan(y[r * head_size + d]);   // beside the NaN key, 0 x NaN in the product dS K
         }
-    verdict(!wrong, "%-34s %-4s NaN where a row sees one and not in tiles that hold none, %.0f wrong\n", "700x700 with NaN",
-        "O,dQ", wrong, 0, 0, 0);
+    verdict(!wrong, "%-34s %-4s NaN where a row sees one and not in tiles that hold none, %.0f wrong\n",
+        "700x700 with NaN", "O,dQ", wrong, 0, 0, 0);
     for (void* p : owned) cudaFree(p);
     owned.clear();
 }
@@ -541,10 +571,11 @@ static int attention_tests(int argc, char** argv) {
     const struct {
         int head_size, path;
         const char* name;
-    } kinds[] = {{64, ATTN_AUTO, "the kernels for this GPU"}, {64, ATTN_PORTABLE, "portable"}, {64, MIXED, "by turns"},
-        {32, ATTN_PORTABLE, "portable"}, {48, ATTN_PORTABLE, "portable"}, {80, ATTN_PORTABLE, "portable"},
-        {96, ATTN_PORTABLE, "portable"}, {112, ATTN_PORTABLE, "portable"}, {128, ATTN_AUTO, "the kernels for this GPU"},
-        {128, ATTN_PORTABLE, "portable"}, {128, MIXED, "by turns"}};
+    } kinds[] = {{64, ATTN_AUTO, "the kernels for this GPU"}, {64, ATTN_PORTABLE, "portable"},
+        {64, MIXED, "by turns"}, {32, ATTN_PORTABLE, "portable"}, {48, ATTN_PORTABLE, "portable"},
+        {80, ATTN_PORTABLE, "portable"}, {96, ATTN_PORTABLE, "portable"}, {112, ATTN_PORTABLE, "portable"},
+        {128, ATTN_AUTO, "the kernels for this GPU"}, {128, ATTN_PORTABLE, "portable"},
+        {128, MIXED, "by turns"}};
     for (const auto& kind : kinds) {
         if (only_forward && (kind.path != ATTN_AUTO || kind.head_size != 64)) continue;
         head_size = kind.head_size, path = kind.path;

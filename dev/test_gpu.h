@@ -41,7 +41,8 @@ static void cuda_need(cudaError_t status, const char* what) {
     exit(1);
 }
 static double* host_zeros(int64_t n) {   // until tensors_release
-    if (host_array_count == MAX_HOST_ARRAYS) cuda_need(cudaErrorMemoryAllocation, "more arrays than a test has");
+    if (host_array_count == MAX_HOST_ARRAYS)
+        cuda_need(cudaErrorMemoryAllocation, "more arrays than a test has");
     return host_arrays[host_array_count++] = doubles(n);
 }
 static Tensor tensor_poisoned(int64_t n, int size) {
@@ -69,7 +70,8 @@ static double* tensor_read(Tensor t) {
     cuda_need(cudaDeviceSynchronize(), "a kernel");
     cuda_need(cudaMemcpy(bytes.data(), t.p, bytes.size(), cudaMemcpyDeviceToHost), "a test's copy");
     for (int64_t i = 0; i < t.n; i++)
-        out[i] = t.size == 2 ? (double)__bfloat162float(((bf16*)bytes.data())[i]) : (double)((float*)bytes.data())[i];
+        out[i] = t.size == 2 ? (double)__bfloat162float(((bf16*)bytes.data())[i])
+                             : (double)((float*)bytes.data())[i];
     return out;
 }
 static Tensor tensor_noise(int64_t n, int size, uint64_t stream, double scale, double shift) {
@@ -103,11 +105,12 @@ static void tensors_release(const char* name) {
 }
 
 // plain == NULL: nothing is rounded to bf16 there; bound == NULL: no sums.
-static void judge(const char* name, const char* what, const double* found, const double* exact, const double* plain,
-    const double* bound, int64_t n) {
+static void judge(const char* name, const char* what, const double* found, const double* exact,
+    const double* plain, const double* bound, int64_t n) {
     double most = 0, square = 0, plain_most = 0, plain_square = 0, share = 0;
     for (int64_t i = 0; i < n; i++) {
-        double error = fabs(found[i] - exact[i]), slack = bound ? bound[i] : 0, beyond = error > slack ? error - slack : 0;
+        double error = fabs(found[i] - exact[i]), slack = bound ? bound[i] : 0,
+               beyond = error > slack ? error - slack : 0;
         double rough = plain ? fabs(plain[i] - exact[i]) : 0;
         if (isnan(error) && !(isnan(found[i]) && isnan(exact[i]))) beyond = NAN;
         most = worst(most, beyond), square = worst(square, square + beyond * beyond);
@@ -117,8 +120,8 @@ static void judge(const char* name, const char* what, const double* found, const
     square = sqrt(square / (double)n), plain_square = sqrt(plain_square / (double)n);
     int ok = most <= 2 * plain_most && square <= 2 * plain_square;
     if (plain)
-        check(ok, name, "%s: max %.2e, rms %.2e; plain bf16 %.2e, %.2e; %lld numbers", what, most, square, plain_most,
-            plain_square, (long long)n);
+        check(ok, name, "%s: max %.2e, rms %.2e; plain bf16 %.2e, %.2e; %lld numbers", what, most, square,
+            plain_most, plain_square, (long long)n);
     else check(ok, name, "%s: at most %.2g of the bound; %lld numbers", what, share, (long long)n);
 }
 
@@ -135,8 +138,9 @@ static const double U = 1.0 / 16777216;   // 2^-24: a rounding of fp32, relative
 
 // ===== kernels ==================================================================================
 
-// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P > 0: the rows are
-// those of a rank of P with two chunks each, so two runs of positions of a sequence of T; then first = 0 and limit = T.
+// tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P >
+// 0: the rows are those of a rank of P with two chunks each, so two runs of positions of a sequence of T;
+// then first = 0 and limit = T.
 typedef struct {
     const char* name;
     int64_t B, T, C, V;
@@ -167,7 +171,9 @@ static void kernel_embedding(const EmbeddingCase* c) {
     int32_t *tokens = (int32_t*)need((size_t)R, 4), *docs = (int32_t*)need((size_t)(c->B * c->limit), 4),
             *position = (int32_t*)need((size_t)R, 4);
     for (int64_t i = 0; i < c->B * c->limit; i++)
-        docs[i] = i % c->limit == 0 ? 0 : dice(302, (uint64_t)i, 25) == 0 ? (int32_t)(i % c->limit) : docs[i - 1];
+        docs[i] = i % c->limit == 0           ? 0
+            : dice(302, (uint64_t)i, 25) == 0 ? (int32_t)(i % c->limit)
+                                              : docs[i - 1];
     for (int64_t r = 0, left = 0; r < R; r++, left--) {
         if (left <= 0)
             left = c->tokens == 2 ? 1 + (int64_t)dice(300, (uint64_t)r, 200)
@@ -175,19 +181,26 @@ static void kernel_embedding(const EmbeddingCase* c) {
                                   : 1,
             tokens[r] = (int32_t)dice(301, (uint64_t)r, (uint64_t)c->V);
         else tokens[r] = tokens[r - 1];
-        int64_t t = r % T, at = !c->P ? c->first + t : t < g.rows[0] ? g.begin[0] + t : g.begin[1] + t - g.rows[0];
+        int64_t t = r % T,
+                at = !c->P  ? c->first + t
+            : t < g.rows[0] ? g.begin[0] + t
+                            : g.begin[1] + t - g.rows[0];
         position[r] = (int32_t)min_i64(c->doc ? at - docs[r / T * c->limit + at] : at, c->limit - 1);
     }
     Tensor wte = tensor_noise(c->V * C, 4, 310, 1, 0), wpe = tensor_noise(c->limit * C, 4, 311, 1, 0.5),
            x = tensor_poisoned(R * C, 2);
-    d->tokens = tensor_integers(tokens, R), d->doc_start = c->doc ? tensor_integers(docs, c->B * c->limit) : NULL;
-    embedding_forward(d, (bf16*)x.p, d->tokens, d->doc_start, (float*)wte.p, (float*)wpe.p, c->center, places, R, C);
+    d->tokens = tensor_integers(tokens, R),
+    d->doc_start = c->doc ? tensor_integers(docs, c->B * c->limit) : NULL;
+    embedding_forward(
+        d, (bf16*)x.p, d->tokens, d->doc_start, (float*)wte.p, (float*)wpe.p, c->center, places, R, C);
     double *exact = host_zeros(R * C), *plain = host_zeros(R * C);
     for (int64_t r = 0; r < R; r++) {
         double mean = 0;
-        for (int64_t i = 0; i < C; i++) mean += exact[r * C + i] = wte.host[tokens[r] * C + i] + wpe.host[position[r] * C + i];
         for (int64_t i = 0; i < C; i++)
-            exact[r * C + i] -= c->center ? mean / (double)C : 0, plain[r * C + i] = bf16_of(exact[r * C + i]);
+            mean += exact[r * C + i] = wte.host[tokens[r] * C + i] + wpe.host[position[r] * C + i];
+        for (int64_t i = 0; i < C; i++)
+            exact[r * C + i] -= c->center ? mean / (double)C : 0,
+                plain[r * C + i] = bf16_of(exact[r * C + i]);
     }
     judge(c->name, "x", tensor_read(x), exact, plain, NULL, R * C);
     if (c->first > 0) {   // a prompt: nothing comes back
@@ -200,10 +213,13 @@ static void kernel_embedding(const EmbeddingCase* c) {
     Tensor dx = tensor_noise(R * C, 2, 312, 1, 0.25), dwte = tensor_noise(c->V * C, 4, 313, 1, 0),
            dwpe = tensor_noise(c->limit * C, 4, 314, 1, 0);
     d->dx = (bf16*)dx.p, d->keys = tensor_integers(NULL, R), d->sorted_keys = tensor_integers(NULL, R),
-    d->rows = tensor_integers(NULL, R), d->sorted_rows = tensor_integers(NULL, R), d->sort_bytes = embedding_sort_bytes(R);
-    d->sort_work = tensor_poisoned((int64_t)d->sort_bytes, 1).p, d->partial = (float*)tensor_poisoned(blocks * 2 * C, 4).p;
+    d->rows = tensor_integers(NULL, R), d->sorted_rows = tensor_integers(NULL, R),
+    d->sort_bytes = embedding_sort_bytes(R);
+    d->sort_work = tensor_poisoned((int64_t)d->sort_bytes, 1).p,
+    d->partial = (float*)tensor_poisoned(blocks * 2 * C, 4).p;
     Error e;
-    int status = embedding_backward(d, (float*)dwte.p, (float*)dwpe.p, d->doc_start, c->center, places, c->V, c->B, C, &e);
+    int status = embedding_backward(
+        d, (float*)dwte.p, (float*)dwpe.p, d->doc_start, c->center, places, c->V, c->B, C, &e);
     if (status != 0) check(0, c->name, "%s", e.text);
     for (int which = 0; which < 2; which++) {
         Tensor t = which ? dwpe : dwte;
@@ -216,7 +232,8 @@ static void kernel_embedding(const EmbeddingCase* c) {
             for (int64_t i = 0; i < C; i++) {
                 int64_t at = (which ? position[r] : tokens[r]) * C + i;
                 double term = dx.host[r * C + i] - mean;
-                sum[at] += term, rough[at] += c->center ? bf16_of(term) : term, bound[at] += fabs(term) + size;
+                sum[at] += term, rough[at] += c->center ? bf16_of(term) : term,
+                    bound[at] += fabs(term) + size;
             }
         }
         for (int64_t i = 0; i < t.n; i++) bound[i] *= (double)(R + 16) * U;
@@ -257,7 +274,8 @@ static void kernel_rmsnorm(const NormCase* c) {
            dprojection = tensor_noise(C, 4, 327, 1, 0);
     d->partial = (float*)tensor_poisoned(NORM_BLOCKS * 3 * C, 4).p;
     rmsnorm_forward(d, (bf16*)out.p, (float*)rstd.p, (bf16*)inp.p, (float*)weight.p, (float*)bias.p, R, C);
-    double *exact = host_zeros(n), *plain = host_zeros(n), *scale = host_zeros(R), *scale_bound = host_zeros(R);
+    double *exact = host_zeros(n), *plain = host_zeros(n), *scale = host_zeros(R),
+           *scale_bound = host_zeros(R);
     for (int64_t r = 0; r < R; r++) {
         double square = 0;
         for (int64_t i = 0; i < C; i++) square += inp.host[r * C + i] * inp.host[r * C + i];
@@ -270,13 +288,15 @@ static void kernel_rmsnorm(const NormCase* c) {
     judge(c->name, "out", tensor_read(out), exact, plain, NULL, n);
     judge(c->name, "rstd", tensor_read(rstd), scale, NULL, scale_bound, R);
 
-    rmsnorm_backward(d, (bf16*)dx.p, (float*)dweight.p, (float*)dbias.p, c->projection ? (float*)dprojection.p : NULL,
-        (bf16*)dout.p, (bf16*)inp.p, (float*)rstd.p, (float*)weight.p, c->add, R, C);
+    rmsnorm_backward(d, (bf16*)dx.p, (float*)dweight.p, (float*)dbias.p,
+        c->projection ? (float*)dprojection.p : NULL, (bf16*)dout.p, (bf16*)inp.p, (float*)rstd.p,
+        (float*)weight.p, c->add, R, C);
     double *sums[3], *bounds[3];
     Tensor columns[3] = {dweight, dbias, dprojection};
     for (int k = 0; k < 3; k++) {
         sums[k] = host_zeros(C), bounds[k] = host_zeros(C);
-        for (int64_t i = 0; i < C; i++) sums[k][i] = columns[k].host[i], bounds[k][i] = fabs(columns[k].host[i]);
+        for (int64_t i = 0; i < C; i++)
+            sums[k][i] = columns[k].host[i], bounds[k][i] = fabs(columns[k].host[i]);
     }
     for (int64_t r = 0; r < R; r++) {
         double dot = 0, size = 0, s = scale[r];
@@ -289,8 +309,8 @@ static void kernel_rmsnorm(const NormCase* c) {
             double g = dout.host[at] * weight.host[i], x = inp.host[at], before = c->add ? dx.host[at] : 0;
             double h = before + s * (g - x * s * s * dot / (double)C);
             double terms[3] = {dout.host[at] * x * s, dout.host[at], h};
-            double sizes[3] = {
-                fabs(terms[0]), fabs(terms[1]), fabs(before) + fabs(s * g) + fabs(s * s * s * x * size / (double)C)};
+            double sizes[3] = {fabs(terms[0]), fabs(terms[1]),
+                fabs(before) + fabs(s * g) + fabs(s * s * s * x * size / (double)C)};
             exact[at] = h, plain[at] = bf16_of(h);
             for (int k = 0; k < 3; k++) sums[k][i] += terms[k], bounds[k][i] += sizes[k];
         }
@@ -304,7 +324,9 @@ static void kernel_rmsnorm(const NormCase* c) {
     tensors_release(c->name);
 }
 
-static double gelu_of(double x) { return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+static double gelu_of(double x) {
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
 static double gelu_slope(double x) {
     double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
@@ -320,8 +342,8 @@ static void kernel_gelu(int64_t n) {
     tensors_release(name);
 }
 
-// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is in the rows yet, 3: and
-// with something to add to some columns of each; 0: plain column sums of (R, N).
+// qkv: the end of attention's backward, with dq in fp32 beside (R, 3N), 2: dK and dV too, so that nothing is
+// in the rows yet, 3: and with something to add to some columns of each; 0: plain column sums of (R, N).
 typedef struct {
     const char* name;
     int64_t R, N;
@@ -347,7 +369,8 @@ static void kernel_columns(const ColumnsCase* c) {
     const int wide = c->qkv >= 2;
     Tensor dout = wide ? tensor_poisoned(R * width, 2) : tensor_noise(R * width, 2, 340, 1, 0.1),
            dbias = tensor_noise(width, 4, 341, 1, 0), dq = tensor_noise(c->qkv ? R * N : 8, 4, 342, 3, 0),
-           dkv = tensor_noise(wide ? 2 * R * N : 8, 4, 343, 0.5, 0.1), more = tensor_noise(R * N, 4, 344, 2, 0);
+           dkv = tensor_noise(wide ? 2 * R * N : 8, 4, 343, 0.5, 0.1),
+           more = tensor_noise(R * N, 4, 344, 2, 0);
     d->partial = (float*)tensor_poisoned(SUM_BLOCKS * width, 4).p;
     WideRows sums;
     memset(&sums, 0, sizeof sums);
@@ -358,7 +381,8 @@ static void kernel_columns(const ColumnsCase* c) {
         sums.stride[i] = sums.end[i] - sums.begin[i];
     if (c->qkv) qkv_finish(d, (float*)dbias.p, (bf16*)dout.p, sums, R, N);
     else columns_backward(d, (float*)dbias.p, (bf16*)dout.p, R, N);
-    double *exact = host_zeros(R * width), *plain = host_zeros(R * width), *sum = host_zeros(width), *bound = host_zeros(width);
+    double *exact = host_zeros(R * width), *plain = host_zeros(R * width), *sum = host_zeros(width),
+           *bound = host_zeros(width);
     for (int64_t i = 0; i < width; i++) sum[i] = dbias.host[i], bound[i] = fabs(sum[i]);
     for (int64_t r = 0; r < R; r++)
         for (int64_t i = 0; i < width; i++) {
@@ -377,14 +401,16 @@ static void kernel_columns(const ColumnsCase* c) {
     tensors_release(c->name);
 }
 
-// The logits of the padding are poisoned: nothing may depend on them, and their gradient is 0. A row without a label costs
-// nothing; a row with a NaN has a NaN for its loss and leaves the others alone.
+// The logits of the padding are poisoned: nothing may depend on them, and their gradient is 0. A row without
+// a label costs nothing; a row with a NaN has a NaN for its loss and leaves the others alone.
 static void kernel_crossentropy(int64_t R, int64_t V, int learn) {
     char name[64];
     int64_t Vp = round_up(V, 128), n = R * Vp;
-    snprintf(name, sizeof name, "cross-entropy %lldx%lld%s", (long long)R, (long long)V, learn ? "" : ", loss only");
+    snprintf(name, sizeof name, "cross-entropy %lldx%lld%s", (long long)R, (long long)V,
+        learn ? "" : ", loss only");
     Gpu* d = gpu_bare();
-    Tensor logits = tensor_noise(n, 2, 350, 3, 1), losses = tensor_poisoned(R, 4), hits = tensor_poisoned(R, 1);
+    Tensor logits = tensor_noise(n, 2, 350, 3, 1), losses = tensor_poisoned(R, 4),
+           hits = tensor_poisoned(R, 1);
     int32_t* labels = (int32_t*)need((size_t)R, 4);
     int64_t nan_row = R > 4 ? 3 : -1, wrong = 0;
     float scale = learn ? 1.0f / 77 : 0;
@@ -405,25 +431,30 @@ static void kernel_crossentropy(int64_t R, int64_t V, int learn) {
         for (int64_t v = 0; v < V; v++) most = fmax(most, row[v]), size = fmax(size, fabs(row[v]));
         for (int64_t v = 0; v < V; v++) sum += exp(row[v] - most);
         if (labels[r] >= 0) loss[r] = log(sum) + most - row[labels[r]];
-        // the exponent and its shift are rounded once each, exp2 and log are good to 2 ulp, and V terms are summed by 512 threads
+        // the exponent and its shift are rounded once each, exp2 and log are good to 2 ulp, and V terms are
+        // summed by 512 threads
         loss_bound[r] = labels[r] < 0 ? 0 : 2 * U * (4 + 4 * size) + ((double)V / 512 + 16) * U;
         for (int64_t v = 0; v < Vp; v++) {
             double p = labels[r] < 0 || v >= V ? 0 : exp(row[v] - most) / sum;
-            exact[r * Vp + v] = !learn ? row[v] : r == nan_row && labels[r] >= 0 ? NAN : scale * (p - (v == labels[r]));
-            // the factor scale / sum goes through log2 and exp2: what they cost p, before the label's 1 is taken off
+            exact[r * Vp + v] = !learn           ? row[v]
+                : r == nan_row && labels[r] >= 0 ? NAN
+                                                 : scale * (p - (v == labels[r]));
+            // the factor scale / sum goes through log2 and exp2: what they cost p, before the label's 1 is
+            // taken off
             bound[r * Vp + v] = p == p ? scale * p * 4 * U * (4 + 2 * size + fabs(log2(sum * 77))) : 0;
             plain[r * Vp + v] = isnan(exact[r * Vp + v]) ? exact[r * Vp + v] : bf16_of(exact[r * Vp + v]);
         }
     }
     Error e;
-    if (crossentropy(
-            d, (float*)losses.p, (unsigned char*)hits.p, (bf16*)logits.p, tensor_integers(labels, R), scale, R, V, Vp, &e) != 0)
+    if (crossentropy(d, (float*)losses.p, (unsigned char*)hits.p, (bf16*)logits.p, tensor_integers(labels, R),
+            scale, R, V, Vp, &e) != 0)
         check(0, name, "%s", e.text);
     double *found = tensor_read(losses), *slopes = tensor_read(logits);
     for (int64_t r = 0; r < R; r++) wrong += isnan(found[r]) != (r == nan_row);
     check(wrong == 0, name, "NaN in row %lld: %lld rows wrong", (long long)nan_row, (long long)wrong);
     if (nan_row >= 0) found[nan_row] = loss[nan_row] = 0;
-    for (int64_t i = 0; i < n; i++)   // NaN is as NaN should be; the comparison that follows looks at the numbers
+    for (int64_t i = 0; i < n;
+         i++)   // NaN is as NaN should be; the comparison that follows looks at the numbers
         if (isnan(slopes[i]) && isnan(exact[i])) slopes[i] = exact[i] = plain[i] = 0;
     judge(name, "loss", found, loss, NULL, loss_bound, R);
     judge(name, learn ? "gradient" : "the logits, unchanged", slopes, exact, plain, bound, n);
@@ -431,7 +462,8 @@ static void kernel_crossentropy(int64_t R, int64_t V, int learn) {
     cuda_need(cudaMemcpy(hit.data(), hits.p, (size_t)R, cudaMemcpyDeviceToHost), "hits");
     for (int64_t r = 0; r < R; r++) {
         int best = labels[r] >= 0;
-        for (int64_t v = 0; best && v < V; v++) best = !(logits.host[r * Vp + v] > logits.host[r * Vp + labels[r]]);
+        for (int64_t v = 0; best && v < V; v++)
+            best = !(logits.host[r * Vp + v] > logits.host[r * Vp + labels[r]]);
         wrong += r != nan_row && hit[(size_t)r] != best;
     }
     check(wrong == 0, name, "hits: %lld of %lld rows wrong", (long long)wrong, (long long)R);
@@ -439,32 +471,48 @@ static void kernel_crossentropy(int64_t R, int64_t V, int learn) {
     tensors_release(name);
 }
 
-// Products of R rows with weights (OC, C). A product of bf16 numbers is exact in fp32 and the tensor cores cut each addition to
-// fp32, which costs at most 2^-23 of the terms; a gradient of weights is added up in fp32. cuBLASLt's gelu' takes the hardware's
-// tanh t(u), which is good to 2^-11 of itself: of (1 + t) / 2 + x (1 - t^2) u' / 2 that is at most 2^-11 (1/2 + |x u' t|), with
-// u' = 0.8 + 0.11 x^2.
-enum { MM_PLAIN, MM_BIAS, MM_ADD, MM_IN_PLACE, MM_GELU, MM_GELU_AUX, MM_DINPUT, MM_DGELU, MM_DWEIGHT, MM_KINDS };
-static const char* const MATMUL_NAMES[] = {"plain", "bias", "bias + residual", "bias + residual in place", "bias, gelu",
-    "bias, gelu, aux", "dinput", "dinput gelu'", "dweight"};
+// Products of R rows with weights (OC, C). A product of bf16 numbers is exact in fp32 and the tensor cores
+// cut each addition to fp32, which costs at most 2^-23 of the terms; a gradient of weights is added up in
+// fp32. cuBLASLt's gelu' takes the hardware's tanh t(u), which is good to 2^-11 of itself: of (1 + t) / 2 + x
+// (1 - t^2) u' / 2 that is at most 2^-11 (1/2 + |x u' t|), with u' = 0.8 + 0.11 x^2.
+enum {
+    MM_PLAIN,
+    MM_BIAS,
+    MM_ADD,
+    MM_IN_PLACE,
+    MM_GELU,
+    MM_GELU_AUX,
+    MM_DINPUT,
+    MM_DGELU,
+    MM_DWEIGHT,
+    MM_KINDS
+};
+static const char* const MATMUL_NAMES[] = {"plain", "bias", "bias + residual", "bias + residual in place",
+    "bias, gelu", "bias, gelu, aux", "dinput", "dinput gelu'", "dweight"};
 static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) {
     char name[96];
-    snprintf(name, sizeof name, "matmul %lldx%lldx%lld %s%s", (long long)R, (long long)C, (long long)OC, MATMUL_NAMES[kind],
-        tune ? ", tuned" : "");
+    snprintf(name, sizeof name, "matmul %lldx%lldx%lld %s%s", (long long)R, (long long)C, (long long)OC,
+        MATMUL_NAMES[kind], tune ? ", tuned" : "");
     Gpu* d = gpu_bare();
     Error e = {{0}};
-    int64_t rows = kind == MM_DWEIGHT ? OC : R, columns = kind == MM_DINPUT || kind == MM_DGELU || kind == MM_DWEIGHT ? C : OC,
+    int64_t rows = kind == MM_DWEIGHT ? OC : R,
+            columns = kind == MM_DINPUT || kind == MM_DGELU || kind == MM_DWEIGHT ? C : OC,
             n = rows * columns, status = 0;
-    Tensor inp = tensor_noise(R * C, 2, 360, 1, 0.1), weight = tensor_noise(OC * C, 2, 361, 1 / sqrt((double)C), 0),
+    Tensor inp = tensor_noise(R * C, 2, 360, 1, 0.1),
+           weight = tensor_noise(OC * C, 2, 361, 1 / sqrt((double)C), 0),
            dout = tensor_noise(R * OC, 2, 362, 1, 0), bias = tensor_noise(OC, 2, 363, 1, 0),
            add = tensor_noise(R * OC, 2, 364, 1, 0), before = tensor_noise(R * C, 2, 365, 1.5, 0),
            out = kind == MM_DWEIGHT ? tensor_noise(n, 4, 366, 1, 0)
         : kind == MM_IN_PLACE       ? add
                                     : tensor_poisoned(n, 2),
            aux = tensor_poisoned(R * OC, 2);
-    bf16 *x = (bf16*)inp.p, *w = (bf16*)weight.p, *g = (bf16*)dout.p, *b = (bf16*)bias.p, *o = (bf16*)out.p, *a = (bf16*)add.p;
+    bf16 *x = (bf16*)inp.p, *w = (bf16*)weight.p, *g = (bf16*)dout.p, *b = (bf16*)bias.p, *o = (bf16*)out.p,
+         *a = (bf16*)add.p;
     if (tune) d->plan_count = 0, d->rehearsing = 1;
-    int64_t again =
-        tune && kind == MM_DWEIGHT;   // an algorithm is chosen on its operands, which are added to: only the next call counts
+    int64_t again = tune &&
+        kind ==
+            // an algorithm is chosen on its operands, which are added to: only the next call counts
+            MM_DWEIGHT;
     for (int64_t i = 0; i <= again; i++) {
         if (i == 1) tensor_write(out, out.host);
         switch (kind) {
@@ -474,18 +522,21 @@ static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) 
         case MM_GELU: status = matmul_gelu_forward(d, o, NULL, x, w, b, R, C, OC, &e); break;
         case MM_GELU_AUX: status = matmul_gelu_forward(d, o, (bf16*)aux.p, x, w, b, R, C, OC, &e); break;
         default:
-            status = matmul_forward(
-                d, o, x, w, kind == MM_PLAIN ? NULL : b, kind == MM_ADD || kind == MM_IN_PLACE ? a : NULL, R, C, OC, &e);
+            status = matmul_forward(d, o, x, w, kind == MM_PLAIN ? NULL : b,
+                kind == MM_ADD || kind == MM_IN_PLACE ? a : NULL, R, C, OC, &e);
         }
     }
     d->rehearsing = 0;
     if (status != 0) check(0, name, "%s", e.text);
-    double *exact = host_zeros(n), *plain = host_zeros(n), *bound = host_zeros(n), *aux_exact = host_zeros(R * OC),
-           *aux_plain = host_zeros(R * OC);
+    double *exact = host_zeros(n), *plain = host_zeros(n), *bound = host_zeros(n),
+           *aux_exact = host_zeros(R * OC), *aux_plain = host_zeros(R * OC);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) {
             double sum = 0, size = 0;
-            int64_t at = i * columns + j, depth = kind == MM_DWEIGHT ? R : columns == C && kind >= MM_DINPUT ? OC : C;
+            int64_t at = i * columns + j,
+                    depth = kind == MM_DWEIGHT      ? R
+                : columns == C && kind >= MM_DINPUT ? OC
+                                                    : C;
             for (int64_t k = 0; k < depth; k++) {
                 double term = kind == MM_DWEIGHT ? dout.host[k * OC + i] * inp.host[k * C + j]
                     : kind >= MM_DINPUT          ? dout.host[i * OC + k] * weight.host[k * C + j]
@@ -498,9 +549,11 @@ static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) 
             if (kind == MM_GELU_AUX) aux_exact[at] = sum, aux_plain[at] = bf16_of(sum);
             if (kind == MM_GELU || kind == MM_GELU_AUX) sum = gelu_of(sum);
             double b4 = before.host[kind == MM_DGELU ? at : 0],
-                   tanh_error = kind == MM_DGELU ? fabs(sum) * (0.5 + fabs(b4) * (0.8 + 0.11 * b4 * b4)) / 2048 : 0;
+                   tanh_error =
+                       kind == MM_DGELU ? fabs(sum) * (0.5 + fabs(b4) * (0.8 + 0.11 * b4 * b4)) / 2048 : 0;
             if (kind == MM_DGELU) sum *= gelu_slope(b4), size *= 1.2;
-            exact[at] = sum, plain[at] = bf16_of(sum), bound[at] = (double)(depth + 8) * 2 * U * size + tanh_error;
+            exact[at] = sum, plain[at] = bf16_of(sum),
+            bound[at] = (double)(depth + 8) * 2 * U * size + tanh_error;
         }
     judge(name, "out", tensor_read(out), exact, kind == MM_DWEIGHT ? NULL : plain, bound, n);
     if (kind == MM_GELU_AUX) judge(name, "aux", tensor_read(aux), aux_exact, aux_plain, bound, n);
@@ -509,17 +562,20 @@ static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) 
 
 static void kernel_center(int64_t rows, int64_t columns, int64_t matrices) {
     char name[64];
-    snprintf(name, sizeof name, "centring %lldx%lldx%lld", (long long)matrices, (long long)rows, (long long)columns);
+    snprintf(name, sizeof name, "centring %lldx%lldx%lld", (long long)matrices, (long long)rows,
+        (long long)columns);
     int64_t n = rows * columns, gap = n + 32;
     Tensor inp = tensor_noise(matrices * gap, 4, 370, 1, 0.3), half = tensor_poisoned(matrices * gap, 2);
     dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)matrices);
-    center_columns_kernel<bf16><<<grid, dim3(32, CENTER_ROWS)>>>((bf16*)half.p, (float*)inp.p, (int)rows, (int)columns, gap, gap);
+    center_columns_kernel<bf16>
+        <<<grid, dim3(32, CENTER_ROWS)>>>((bf16*)half.p, (float*)inp.p, (int)rows, (int)columns, gap, gap);
     cuda_need(cudaGetLastError(), name);
     double* rounded_half = tensor_read(half);
     center_columns_kernel<float>
         <<<grid, dim3(32, CENTER_ROWS)>>>((float*)inp.p, (float*)inp.p, (int)rows, (int)columns, gap, gap);
     cuda_need(cudaGetLastError(), name);
-    double *found = tensor_read(inp), *exact = host_zeros(inp.n), *plain = host_zeros(inp.n), *bound = host_zeros(inp.n);
+    double *found = tensor_read(inp), *exact = host_zeros(inp.n), *plain = host_zeros(inp.n),
+           *bound = host_zeros(inp.n);
     int64_t untouched = 0;
     for (int64_t m = 0; m < matrices; m++) {
         for (int64_t c = 0; c < columns; c++) {
@@ -540,8 +596,8 @@ static void kernel_center(int64_t rows, int64_t columns, int64_t matrices) {
     }
     judge(name, "to bf16", rounded_half, exact, plain, NULL, inp.n);
     judge(name, "in place", found, exact, NULL, bound, inp.n);
-    check(untouched == 32 * matrices, name, "%lld of %lld numbers between the matrices untouched", (long long)untouched,
-        (long long)(32 * matrices));
+    check(untouched == 32 * matrices, name, "%lld of %lld numbers between the matrices untouched",
+        (long long)untouched, (long long)(32 * matrices));
     tensors_release(name);
 }
 
@@ -555,17 +611,19 @@ static void kernel_loss_sum(int64_t n) {
     cuda_need(cudaGetLastError(), name);
     for (int64_t i = 0; i < n; i++) sum += losses.host[i];
     cuda_need(cudaMemcpy(found, stats.p, sizeof found, cudaMemcpyDeviceToHost), name);
-    check(fabs(found[STAT_LOSS] - sum) <= 1e-14 * sum && found[STAT_SQUARE] == 4 && found[STAT_SCALE] == 5, name,
-        "%.12g, expected %.12g", found[STAT_LOSS], sum);
+    check(fabs(found[STAT_LOSS] - sum) <= 1e-14 * sum && found[STAT_SQUARE] == 4 && found[STAT_SCALE] == 5,
+        name, "%.12g, expected %.12g", found[STAT_LOSS], sum);
     tensors_release(name);
 }
 
-// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping, AdamW and the bf16
-// copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over the ranks, its centring), then the
-// moments, then the weight is followed through the formulas.
+// The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping,
+// AdamW and the bf16 copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over
+// the ranks, its centring), then the moments, then the weight is followed through the formulas.
 enum { STEP_WEIGHTS, STEP_GRADIENTS, STEP_M, STEP_V, STEP_KINDS };
 static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
-    if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
+    if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 ||
+        gpu_weights_update(r, &g->adamw) != 0)
+        return -1;
     CUDA_TRY(&r->error, cudaDeviceSynchronize());
     return 0;
 }
@@ -578,9 +636,11 @@ static void state_write(const gpt2_sp* g, int w, int kind, const float* all) {
         const Rank* r = &g->ranks[w];
         const Unit* unit = &g->layout.units[u];
         int sharded = unit_sharded(r, unit, sharded_from[kind]);
-        int64_t from = unit->offset + (sharded ? w * unit->slice : 0), n = sharded ? unit->slice : unit_whole(&g->layout, u);
+        int64_t from = unit->offset + (sharded ? w * unit->slice : 0),
+                n = sharded ? unit->slice : unit_whole(&g->layout, u);
         int64_t to = sharded ? slice_at(r, unit, sharded_from[kind]) : from;
-        cuda_need(cudaMemcpy(buffers[kind] + to, all + from, (size_t)n * 4, cudaMemcpyHostToDevice), "a rank's state");
+        cuda_need(cudaMemcpy(buffers[kind] + to, all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
+            "a rank's state");
     }
 }
 // A rank's bf16 copies as half_offset has them; with --zero 3 the units are brought together one by one.
@@ -590,8 +650,8 @@ static void halves_read(gpt2_sp* g, int w, bf16* out) {
         int64_t n = u == 0 ? g->mesh.shape.Vp * g->mesh.shape.C : g->layout.units[u].elements;
         if (gpu_enter(r) != 0 || gpu_unit_gather(r, u) != 0) check(0, "a test's unit", "%s", r->error.text);
         cuda_need(cudaDeviceSynchronize(), "a unit");
-        cuda_need(cudaMemcpy(out + half_offset(&g->layout, &g->mesh.shape, u), gpu_half(r, u, u == 0 ? P_wte : P_ln1w),
-                      (size_t)n * 2, cudaMemcpyDeviceToHost),
+        cuda_need(cudaMemcpy(out + half_offset(&g->layout, &g->mesh.shape, u),
+                      gpu_half(r, u, u == 0 ? P_wte : P_ln1w), (size_t)n * 2, cudaMemcpyDeviceToHost),
             "a unit");
     }
 }
@@ -601,17 +661,21 @@ static void values_center(const gpt2_sp* g, double* values, double* slack) {
     for (int l = 1; l <= g->mesh.shape.L; l++)
         for (int k = 0; k < 4; k++) {
             Parameter p = parameter(&g->mesh.shape, projections[k]);
-            int64_t columns = max_i64(1, p.columns), at = g->layout.units[l].offset + g->layout.within[projections[k]];
+            int64_t columns = max_i64(1, p.columns),
+                    at = g->layout.units[l].offset + g->layout.within[projections[k]];
             for (int64_t c = 0; c < columns; c++) {
-                double mean = 0, size = 0, carried = 0;   // slack / U: no less than the sizes of what the ranks add
+                double mean = 0, size = 0,
+                       carried = 0;   // slack / U: no less than the sizes of what the ranks add
                 for (int64_t i = 0; i < p.rows; i++) {
                     int64_t j = at + i * columns + c;
-                    mean += values[j] / (double)p.rows, size += (fabs(values[j]) + slack[j] / U) / (double)p.rows;
+                    mean += values[j] / (double)p.rows,
+                        size += (fabs(values[j]) + slack[j] / U) / (double)p.rows;
                     carried += slack[j] / (double)p.rows;
                 }
                 for (int64_t i = 0; i < p.rows; i++) {
                     int64_t j = at + i * columns + c;
-                    slack[j] += carried + ((double)p.rows / 8 + 16) * U * (size + fabs(values[j]) + slack[j] / U);
+                    slack[j] +=
+                        carried + ((double)p.rows / 8 + 16) * U * (size + fabs(values[j]) + slack[j] / U);
                     values[j] -= mean;
                 }
             }
@@ -624,7 +688,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     gpt2_sp* g = bare_trainer(&o, 131);
     if (!g) return;
     int W = g->mesh.world, zero = g->mesh.zero;
-    int64_t n = g->layout.elements, halves = half_offset(&g->layout, &g->mesh.shape, kind_unit(&g->layout, UNIT_FINAL));
+    int64_t n = g->layout.elements,
+            halves = half_offset(&g->layout, &g->mesh.shape, kind_unit(&g->layout, UNIT_FINAL));
     double *values[STEP_KINDS], *slack = host_zeros(n);
     static const double scales[STEP_KINDS] = {0.1, 0.3, 0.2, 0};
     for (int k = 0; k < STEP_KINDS; k++) {
@@ -637,10 +702,12 @@ static void optimizer_step(const char* split, int center, double clip, const cha
                 for (int64_t i = 0; i < g->layout.units[u].elements; i++) {
                     const Unit* unit = &g->layout.units[u];
                     int64_t at = unit->offset + i;
-                    host[(size_t)at] = (float)(k == STEP_V
-                            ? 0.01 + pow(0.1 * noise(393, at), 2)
-                            : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) + (k == STEP_GRADIENTS ? 0.1 : 0));
-                    if (parts && unit->own && i / unit->slice != w) continue;   // not this rank's: it has no place for it
+                    host[(size_t)at] =
+                        (float)(k == STEP_V ? 0.01 + pow(0.1 * noise(393, at), 2)
+                                            : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) +
+                                    (k == STEP_GRADIENTS ? 0.1 : 0));
+                    if (parts && unit->own && i / unit->slice != w)
+                        continue;   // not this rank's: it has no place for it
                     values[k][at] += (double)host[(size_t)at];
                     if (parts && !unit->own && W > 1) slack[at] += W * U * fabs((double)host[(size_t)at]);
                 }
@@ -655,17 +722,19 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     }
     double stats[STAT_COUNT] = {2.5, NAN, NAN}, others[STAT_COUNT], square = 0;
     for (int w = 0; w < W; w++)
-        cuda_need(cudaMemcpy(((Gpu*)g->ranks[w].device)->stats, stats, sizeof stats, cudaMemcpyHostToDevice), name);
+        cuda_need(
+            cudaMemcpy(((Gpu*)g->ranks[w].device)->stats, stats, sizeof stats, cudaMemcpyHostToDevice), name);
     AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 7};
     g->adamw = a, g->options.grad_clip = clip;
     if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
-    double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n), *mb = host_zeros(n),
-           *vb = host_zeros(n);
+    double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n),
+           *mb = host_zeros(n), *vb = host_zeros(n);
     for (int64_t i = 0; i < n; i++) square += values[STEP_GRADIENTS][i] * values[STEP_GRADIENTS][i];
     double norm = sqrt(square), scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;
     int alike = 0;
     for (int k = W - 1; k >= 0; k--) {
-        cuda_need(cudaMemcpy(stats, ((Gpu*)g->ranks[k].device)->stats, sizeof stats, cudaMemcpyDeviceToHost), name);
+        cuda_need(
+            cudaMemcpy(stats, ((Gpu*)g->ranks[k].device)->stats, sizeof stats, cudaMemcpyDeviceToHost), name);
         if (k == W - 1) memcpy(others, stats, sizeof others);
         alike += stats[STAT_ALL_LOSS] == 2.5 * W && stats[STAT_ALL_SQUARE] == others[STAT_ALL_SQUARE] &&
             stats[STAT_SCALE] == others[STAT_SCALE];
@@ -675,7 +744,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
         name, "square of the norm %.9g, expected %.9g; scale %.9g, expected %.9g; alike on %d of %d ranks",
         stats[STAT_ALL_SQUARE], square, stats[STAT_SCALE], scale, alike, W);
     double c1 = 1 / (1 - pow(a.beta1, 7)), c2 = 1 / (1 - pow(a.beta2, 7));
-    double *half_exact = host_zeros(n), *half_plain = host_zeros(n), *half_bound = host_zeros(n), *half_found = host_zeros(n);
+    double *half_exact = host_zeros(n), *half_plain = host_zeros(n), *half_bound = host_zeros(n),
+           *half_found = host_zeros(n);
     for (int u = 0; u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
@@ -686,9 +756,12 @@ static void optimizer_step(const char* split, int center, double clip, const cha
                 mb[at] = (1 - a.beta1) * dq + 4 * U * (fabs(values[2][at]) + fabs(q));
                 v[at] = a.beta2 * values[3][at] + (1 - a.beta2) * q * q,
                 vb[at] = (1 - a.beta2) * 2 * fabs(q) * dq + 8 * U * (values[3][at] + q * q);
-                double root = sqrt(v[at] * c2), move = m[at] * c1 / (root + a.eps), shrink = p.decay ? a.lr * a.weight_decay : 0;
+                double root = sqrt(v[at] * c2), move = m[at] * c1 / (root + a.eps),
+                       shrink = p.decay ? a.lr * a.weight_decay : 0;
                 w[at] = values[0][at] - a.lr * move - shrink * values[0][at];
-                wb[at] = a.lr * (mb[at] * c1 / root + fabs(move) * vb[at] * c2 / (2 * root * root) + 16 * U * fabs(move)) +
+                wb[at] = a.lr *
+                        (mb[at] * c1 / root + fabs(move) * vb[at] * c2 / (2 * root * root) +
+                            16 * U * fabs(move)) +
                     4 * U * fabs(values[0][at]);
             }
         }
@@ -709,17 +782,21 @@ static void optimizer_step(const char* split, int center, double clip, const cha
             for (int id = 0; id < PARAMETER_COUNT; id++) {
                 Parameter p = parameter(&g->mesh.shape, id);
                 if (p.unit != g->layout.units[u].kind || id == P_wpe) continue;
-                int64_t columns = max_i64(1, p.columns), from = g->layout.units[u].offset + g->layout.within[id];
-                int centred = center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
+                int64_t columns = max_i64(1, p.columns),
+                        from = g->layout.units[u].offset + g->layout.within[id];
+                int centred =
+                    center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
                 for (int64_t c = 0; c < columns; c++) {
                     double mean = 0;
-                    for (int64_t i = 0; centred && i < p.rows; i++) mean += w[from + i * columns + c] / (double)p.rows;
+                    for (int64_t i = 0; centred && i < p.rows; i++)
+                        mean += w[from + i * columns + c] / (double)p.rows;
                     for (int64_t i = 0; i < p.rows; i++, count++) {
                         int64_t at = from + i * columns + c;
                         half_exact[count] = w[at] - mean, half_plain[count] = bf16_of(w[at] - mean),
                         half_bound[count] = 2 * wb[at];
                         half_found[count] = (double)__bfloat162float(
-                            half[(size_t)(half_offset(&g->layout, &g->mesh.shape, u) + g->layout.within[id] + i * columns + c)]);
+                            half[(size_t)(half_offset(&g->layout, &g->mesh.shape, u) + g->layout.within[id] +
+                                i * columns + c)]);
                     }
                 }
             }
@@ -742,14 +819,18 @@ static void optimizer_step(const char* split, int center, double clip, const cha
         }
         if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
         for (int i = 0; i < W; i++) {
-            cuda_need(cudaMemcpy(stats, ((Gpu*)g->ranks[i].device)->stats, sizeof stats, cudaMemcpyDeviceToHost), name);
+            cuda_need(
+                cudaMemcpy(stats, ((Gpu*)g->ranks[i].device)->stats, sizeof stats, cudaMemcpyDeviceToHost),
+                name);
             refused += stats[STAT_SCALE] == -1;
         }
         for (int kind = 0; kind < 3; kind++)
-            collect(g, kinds[kind], now.data()), changed += memcmp(kept[kind].data(), now.data(), (size_t)n * 4) != 0;
+            collect(g, kinds[kind], now.data()),
+                changed += memcmp(kept[kind].data(), now.data(), (size_t)n * 4) != 0;
     }
     check(changed == 0 && refused == 3 * W, name,
-        "inf or NaN among a rank's gradients, NaN for its loss: %lld of 3 updates refused on %d ranks, %lld arrays changed",
+        "inf or NaN among a rank's gradients, NaN for its loss: %lld of 3 updates refused on %d ranks, %lld "
+        "arrays changed",
         (long long)(refused / W), W, (long long)changed);
     gpt2_sp_destroy(g);
     tensors_release(name);
@@ -762,11 +843,15 @@ static void test_kernels(void) {
     static const int64_t gelus[] = {8, 2048, 2056, 40008};
     EACH_CASE(gelus, i) kernel_gelu(gelus[i]);
     EACH_CASE(COLUMNS_CASES, i) kernel_columns(&COLUMNS_CASES[i]);
-    static const int64_t entropies[][2] = {{7, 257}, {1, 1}, {3, 8}, {9, 128}, {12, 50257}, {6, 8200}, {6, 110001}};
-    EACH_CASE(entropies, i) for (int learn = 0; learn < 2; learn++) kernel_crossentropy(entropies[i][0], entropies[i][1], learn);
-    static const int64_t products[][3] = {{77, 64, 192}, {1, 128, 384}, {200, 192, 256}, {129, 320, 128}, {256, 128, 512}};
+    static const int64_t entropies[][2] = {
+        {7, 257}, {1, 1}, {3, 8}, {9, 128}, {12, 50257}, {6, 8200}, {6, 110001}};
+    EACH_CASE(entropies, i)
+    for (int learn = 0; learn < 2; learn++) kernel_crossentropy(entropies[i][0], entropies[i][1], learn);
+    static const int64_t products[][3] = {
+        {77, 64, 192}, {1, 128, 384}, {200, 192, 256}, {129, 320, 128}, {256, 128, 512}};
     EACH_CASE(products, i)
-    for (int kind = 0; kind < MM_KINDS; kind++) kernel_matmul(products[i][0], products[i][1], products[i][2], kind, 0);
+    for (int kind = 0; kind < MM_KINDS; kind++)
+        kernel_matmul(products[i][0], products[i][1], products[i][2], kind, 0);
     for (int kind = 0; kind < MM_KINDS && !quick; kind++)
         if (kind != MM_IN_PLACE) kernel_matmul(200, 192, 256, kind, 1);
     static const int64_t centres[][3] = {{64, 64, 1}, {1, 5, 2}, {128, 1, 3}, {77, 100, 2}, {320, 33, 4}};
@@ -793,12 +878,13 @@ static void test_oracle(void) {
 
 // ===== training =================================================================================
 
-// How far the loss of a step on the GPU may be from the reference's. Rounding leaves each logit an error of rounding_noise(n) of
-// the logits' size, n as in --verify; the loss moves with it by |p - y| <= sqrt 2 of that per token, and its mean by no more. At
-// the start the logits' size is known: 0.02 sqrt C. Later it has grown by no less than the loss has moved, and each of those
-// moves was made by gradients with noise of their own (n with the backward pass), which leaves the same share of it as an error
-// in the weights: as much again, added as squares. So after the first step, 2 rounding_noise(n) of the start and of the length of
-// the way that the loss has gone.
+// How far the loss of a step on the GPU may be from the reference's. Rounding leaves each logit an error of
+// rounding_noise(n) of the logits' size, n as in --verify; the loss moves with it by |p - y| <= sqrt 2 of
+// that per token, and its mean by no more. At the start the logits' size is known: 0.02 sqrt C. Later it has
+// grown by no less than the loss has moved, and each of those moves was made by gradients with noise of their
+// own (n with the backward pass), which leaves the same share of it as an error in the weights: as much
+// again, added as squares. So after the first step, 2 rounding_noise(n) of the start and of the length of the
+// way that the loss has gone.
 static double training_tolerance(const Run* reference, int step, int64_t L, int64_t C) {
     double size = 0.02 * sqrt((double)C);
     if (step == 0) return sqrt(2.0) * rounding_noise((double)roundings_of_loss(L)) * size;
@@ -822,8 +908,8 @@ static Run run_on(const Device* device, const char* more, int steps) {
     return run;
 }
 
-// The quick suite leaves the choice of matrix products by timing out: under compute-sanitizer each of its thousands of launches
-// takes long.
+// The quick suite leaves the choice of matrix products by timing out: under compute-sanitizer each of its
+// thousands of launches takes long.
 static const char* model(void) {
     return quick ? "layers=3 heads=2 channels=128 threads=4 lr=1e-3 deterministic=1"
                  : "layers=3 heads=2 channels=128 threads=4 lr=1e-3";
@@ -835,7 +921,8 @@ typedef struct {
 
 static void training_follows(void) {
     static const TrainingCase cases[] = {{"seq-len=150 batch-size=2", 3, 128},
-        {"seq-len=200 batch-size=2 doc-mask=1 grad-clip=0.5", 3, 128}, {"seq-len=96 batch-size=3 center=0 grad-accum=2", 3, 128},
+        {"seq-len=200 batch-size=2 doc-mask=1 grad-clip=0.5", 3, 128},
+        {"seq-len=96 batch-size=3 center=0 grad-accum=2", 3, 128},
         {"seq-len=129 batch-size=2 layers=5 grad-accum=2 doc-mask=1", 5, 128},
         {"seq-len=333 batch-size=1 layers=2 heads=3 channels=192", 2, 192},
         {"seq-len=61 batch-size=4 layers=1 heads=1 channels=64 logits-chunk=50", 1, 64}};
@@ -855,16 +942,18 @@ static void training_follows(void) {
             double norm = fabs(run.norm[0] / reference.norm[0] - 1),
                    norm_limit = VERIFY_SAFETY * rounding_noise((double)roundings_of_gradient(L, 0));
             check(share <= 1 && norm <= norm_limit, "training: as the CPU reference",
-                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, at step %d: %.6f, reference %.6f, "
+                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, at step %d: %.6f, "
+                "reference %.6f, "
                 "tolerance %.2e; "
                 "first norm off by %.2e, at most %.2e",
-                cases[i].options, modes[m], run.steps, run.loss[0], run.loss[steps - 1], share, at + 1, run.loss[at],
-                reference.loss[at], training_tolerance(&reference, at, L, C), norm, norm_limit);
+                cases[i].options, modes[m], run.steps, run.loss[0], run.loss[steps - 1], share, at + 1,
+                run.loss[at], reference.loss[at], training_tolerance(&reference, at, L, C), norm, norm_limit);
             if (m == 0) first = run;
             else {
                 share = training_share(&run, &first, L, C, &at);
-                check(share <= 1, "training: recompute modes agree", "%s: %s and attn: largest share of the tolerance %.3f",
-                    cases[i].options, modes[m], share);
+                check(share <= 1, "training: recompute modes agree",
+                    "%s: %s and attn: largest share of the tolerance %.3f", cases[i].options, modes[m],
+                    share);
                 free(run.weights);
             }
         }
@@ -873,22 +962,26 @@ static void training_follows(void) {
     }
 }
 
-// --deterministic 1: the same run twice, bit for bit, with more than one block of keys per row of the attention. `layer` makes
-// again the numbers that `attn` keeps: the same bits. (gelu and sqrt take the GELU of a value already rounded to bf16.)
+// --deterministic 1: the same run twice, bit for bit, with more than one block of keys per row of the
+// attention. `layer` makes again the numbers that `attn` keeps: the same bits. (gelu and sqrt take the GELU
+// of a value already rounded to bf16.)
 static void training_repeats(void) {
-    static const char* const shapes[] = {
-        "recompute=attn", "recompute=none", "recompute=attn doc-mask=1", "recompute=sqrt layers=4 doc-mask=1"};
+    static const char* const shapes[] = {"recompute=attn", "recompute=none", "recompute=attn doc-mask=1",
+        "recompute=sqrt layers=4 doc-mask=1"};
     int steps = quick ? 2 : 8;
     char text[256];
     for (int i = 0; i < 4; i += quick ? 2 : 1) {
         snprintf(text, sizeof text, "%s seq-len=700 batch-size=2 %s deterministic=1", model(), shapes[i]);
         Run a = run_on(&GPU_DEVICE, text, steps), b = run_on(&GPU_DEVICE, text, steps);
-        check(run_equal(&a, &b), "training: --deterministic 1", "%s: %d steps, losses, norms and %lld weights bit for bit",
-            shapes[i], a.steps, (long long)a.parameters);
+        check(run_equal(&a, &b), "training: --deterministic 1",
+            "%s: %d steps, losses, norms and %lld weights bit for bit", shapes[i], a.steps,
+            (long long)a.parameters);
         if (i == 0) {
-            snprintf(text, sizeof text, "%s seq-len=700 batch-size=2 recompute=layer deterministic=1", model());
+            snprintf(
+                text, sizeof text, "%s seq-len=700 batch-size=2 recompute=layer deterministic=1", model());
             Run other = run_on(&GPU_DEVICE, text, steps);
-            check(run_equal(&a, &other), "training: recomputation gives the same bits", "attn and layer: %d steps", other.steps);
+            check(run_equal(&a, &other), "training: recomputation gives the same bits",
+                "attn and layer: %d steps", other.steps);
             free(other.weights);
         }
         free(a.weights);
@@ -914,14 +1007,15 @@ static void training_pieces(void) {
     for (int m = 0; m < 2; m++) {
         o.recompute = m ? GPT2_SP_ATTN : GPT2_SP_NONE;
         gpt2_sp* g = gpt2_sp_create(&o, text, sizeof text);
-        for (int i = 0; g && i < 3 && gpt2_sp_step(g, &stats[m]) == 0; i++) runs[m].loss[i] = stats[m].loss, runs[m].steps++;
+        for (int i = 0; g && i < 3 && gpt2_sp_step(g, &stats[m]) == 0; i++)
+            runs[m].loss[i] = stats[m].loss, runs[m].steps++;
         if (g) pieces[m] = g->mesh.shape.B / ((Gpu*)g->ranks[0].device)->B;
         gpt2_sp_destroy(g);
     }
     double share = training_share(&runs[1], &runs[0], 1, 64, &at);
     check(share <= 1 && pieces[0] == 1 && pieces[1] == 2, "training: a pass in pieces",
-        "%s: %lld pieces and %lld; largest share of the tolerance %.3f", shape, (long long)pieces[0], (long long)pieces[1],
-        share);
+        "%s: %lld pieces and %lld; largest share of the tolerance %.3f", shape, (long long)pieces[0],
+        (long long)pieces[1], share);
 }
 
 // A weight that is not finite: the step says so and changes nothing; ten such steps in a row end the run.
@@ -948,9 +1042,9 @@ static void training_not_finite(void) {
     for (int k = 0; k < 2; k++)
         collect(g, k ? STATE_M : STATE_WEIGHTS, now.data()),
             same &= memcmp(now.data(), kept[k].data(), now.size() * sizeof(real)) == 0;
-    check(updated == 1 && refused == steps && steps == 10 && status == -1 && same, "training: not finite, no update",
-        "%d of %d steps refused, weights and moments %s; then: %s", refused, steps, same ? "unchanged" : "CHANGED",
-        gpt2_sp_error(g));
+    check(updated == 1 && refused == steps && steps == 10 && status == -1 && same,
+        "training: not finite, no update", "%d of %d steps refused, weights and moments %s; then: %s",
+        refused, steps, same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
     gpt2_sp_destroy(g);
 }
 
@@ -963,9 +1057,11 @@ static void test_training(void) {
 
 // ===== checkpoints between the programs =========================================================
 
-// A run that changes from one program to the other half way: the same weights to the bit, and the curve goes on.
+// A run that changes from one program to the other half way: the same weights to the bit, and the curve goes
+// on.
 static void test_crossing(void) {
-    static const char* const shapes[] = {"seq-len=150 batch-size=2", "seq-len=120 batch-size=2 doc-mask=1 center=0"};
+    static const char* const shapes[] = {
+        "seq-len=150 batch-size=2", "seq-len=120 batch-size=2 doc-mask=1 center=0"};
     int steps = quick ? 2 : 12, half = steps / 2;
     for (int i = 0; i < (quick ? 1 : 2); i++) {
         char text[256];
@@ -973,7 +1069,8 @@ static void test_crossing(void) {
         Run reference = run_on(&CPU_DEVICE, text, steps);
         for (int way = 0; way < 3; way++) {
             static const char* const names[] = {"GPU to CPU", "CPU to GPU", "GPU to GPU"};
-            const Device *from = way == 1 ? &CPU_DEVICE : &GPU_DEVICE, *to = way == 0 ? &CPU_DEVICE : &GPU_DEVICE;
+            const Device *from = way == 1 ? &CPU_DEVICE : &GPU_DEVICE,
+                         *to = way == 0 ? &CPU_DEVICE : &GPU_DEVICE;
             int at = 0;
             Run before = run_on(from, text, half);
             gpt2_sp_device = from, resume_device = to;
@@ -983,15 +1080,16 @@ static void test_crossing(void) {
             gpt2_sp_device = &GPU_DEVICE, resume_device = NULL;
             int same = loaded.weights && before.parameters == loaded.parameters &&
                 memcmp(before.weights, loaded.weights, (size_t)before.parameters * sizeof(real)) == 0;
-            check(
-                same, "resume: weights", "%s, %s: %lld weights bit for bit", names[way], shapes[i], (long long)before.parameters);
+            check(same, "resume: weights", "%s, %s: %lld weights bit for bit", names[way], shapes[i],
+                (long long)before.parameters);
             double share = training_share(&run, &reference, 3, 128, &at);
             check(share <= 1, "resume: the curve goes on",
-                "%s, %s: saved at step %d of %d, largest share of the tolerance %.3f at step %d", names[way], shapes[i], half,
-                steps, share, at + 1);
+                "%s, %s: saved at step %d of %d, largest share of the tolerance %.3f at step %d", names[way],
+                shapes[i], half, steps, share, at + 1);
             if (way == 2) {
                 Run whole = run_on(&GPU_DEVICE, text, steps);
-                check(run_equal(&run, &whole), "resume: bit for bit on the GPU", "%s: %d steps, deterministic", shapes[i], steps);
+                check(run_equal(&run, &whole), "resume: bit for bit on the GPU",
+                    "%s: %d steps, deterministic", shapes[i], steps);
                 free(whole.weights);
             }
             free(before.weights);
@@ -1004,8 +1102,8 @@ static void test_crossing(void) {
 
 // ===== sampling and evaluation ==================================================================
 
-// The same checkpoint on both: validation, the logits after prompts of every kind of length, and greedy continuations, of which
-// each token must be the reference's likeliest or within the logits' error of it.
+// The same checkpoint on both: validation, the logits after prompts of every kind of length, and greedy
+// continuations, of which each token must be the reference's likeliest or within the logits' error of it.
 static void test_gpu_sampling(void) {
     char text[256], error[GPT2_SP_TEXT];
     snprintf(text, sizeof text, "%s seq-len=600 batch-size=2", model());
@@ -1026,15 +1124,17 @@ static void test_gpu_sampling(void) {
         check(0, "sampling: a trained model", "%s", g && status ? gpt2_sp_error(g) : error);
         return;
     }
-    double loss = NAN, reference = NAN, allowed = VERIFY_SAFETY * rounding_noise((double)roundings_of_loss(3));
+    double loss = NAN, reference = NAN,
+           allowed = VERIFY_SAFETY * rounding_noise((double)roundings_of_loss(3));
     Evaluation evaluation;
     status = gpt2_sp_validate(g, 5, &loss);
     evaluation = g->evaluation;
     status |= gpt2_sp_validate(cpu, 5, &reference);
-    int counts = memcmp(evaluation.bucket_count, cpu->evaluation.bucket_count, sizeof evaluation.bucket_count) == 0;
-    check(status == 0 && counts && fabs(loss - reference) <= allowed * reference, "evaluation: as the CPU reference",
-        "5 sequences: %.6f, reference %.6f, at most %.2g of it apart; %s", loss, reference, allowed,
-        counts ? "the same tokens" : "OTHER TOKENS");
+    int counts =
+        memcmp(evaluation.bucket_count, cpu->evaluation.bucket_count, sizeof evaluation.bucket_count) == 0;
+    check(status == 0 && counts && fabs(loss - reference) <= allowed * reference,
+        "evaluation: as the CPU reference", "5 sequences: %.6f, reference %.6f, at most %.2g of it apart; %s",
+        loss, reference, allowed, counts ? "the same tokens" : "OTHER TOKENS");
 
     static const int64_t lengths[] = {1, 20, 256, 257, 300, 513};
     int32_t prompt[600], out[16];
@@ -1048,8 +1148,8 @@ static void test_gpu_sampling(void) {
         GpuDecoder gpu;
         real* logits = reals(V);
         double* expected = doubles(V);
-        int failed_one =
-            decoder_init(&decoder, cpu, cpu->ranks[0].weights, n + 16) != 0 || gpu_decoder_init(&gpu, &g->ranks[0], n + 16) != 0;
+        int failed_one = decoder_init(&decoder, cpu, cpu->ranks[0].weights, n + 16) != 0 ||
+            gpu_decoder_init(&gpu, &g->ranks[0], n + 16) != 0;
         for (int64_t p = 0; !failed_one && p < n; p += DECODE_ROWS) {
             decoder_read(&decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p);
             failed_one |= gpu_decoder_read(&gpu, prompt + p, min_i64(DECODE_ROWS, n - p), p, logits) != 0;
@@ -1057,14 +1157,17 @@ static void test_gpu_sampling(void) {
         for (int64_t k = 0; !failed_one && k < made; k++) {
             double best = -INFINITY, size = 0;
             for (int64_t t = 0; t < V; t++)
-                expected[t] = (double)decoder.logits[t], best = fmax(best, expected[t]), size = fmax(size, fabs(expected[t]));
+                expected[t] = (double)decoder.logits[t], best = fmax(best, expected[t]),
+                size = fmax(size, fabs(expected[t]));
             most = worst(most, distance(logits, expected, V));
             regret = worst(regret, (best - expected[out[k]]) / size);
             decoder_read(&decoder, out + k, 1, n + k);
             failed_one |= gpu_decoder_read(&gpu, out + k, 1, n + k, logits) != 0;
         }
-        check(!failed_one && made == 16 && most <= allowed && regret <= 2 * allowed, "sampling: as the CPU reference",
-            "a prompt of %lld and 16 tokens: logits off by %.3g, at most %.3g; tokens below the likeliest by %.3g of the largest "
+        check(!failed_one && made == 16 && most <= allowed && regret <= 2 * allowed,
+            "sampling: as the CPU reference",
+            "a prompt of %lld and 16 tokens: logits off by %.3g, at most %.3g; tokens below the likeliest by "
+            "%.3g of the largest "
             "logit",
             (long long)n, most, allowed, regret);
         free(decoder.cache);
@@ -1074,7 +1177,8 @@ static void test_gpu_sampling(void) {
         free(expected);
     }
     int64_t none = gpt2_sp_generate(g, prompt, 590, out, 16, 0, 0, 1, 1);
-    check(none == -1 && strstr(gpt2_sp_error(g), "590 tokens and 16 more"), "sampling: refusal", "%s", gpt2_sp_error(g));
+    check(none == -1 && strstr(gpt2_sp_error(g), "590 tokens and 16 more"), "sampling: refusal", "%s",
+        gpt2_sp_error(g));
     gpt2_sp_destroy(g);
     gpt2_sp_destroy(cpu);
 }
@@ -1083,7 +1187,8 @@ static void test_gpu_sampling(void) {
 
 static void test_gpu_memory(void) {
     static const char* const shapes[] = {"batch-size=2 seq-len=150",
-        "batch-size=4 seq-len=500 recompute=sqrt layers=5 doc-mask=1", "batch-size=1 seq-len=333 recompute=none grad-accum=3",
+        "batch-size=4 seq-len=500 recompute=sqrt layers=5 doc-mask=1",
+        "batch-size=1 seq-len=333 recompute=none grad-accum=3",
         "batch-size=2 seq-len=4000 recompute=layer logits-chunk=100"};
     char text[256], error[GPT2_SP_TEXT];
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i += quick ? 3 : 1) {
@@ -1099,33 +1204,37 @@ static void test_gpu_memory(void) {
         }
         Arena plan = gpu_plan(&g->mesh, &g->layout, 0), *arena = &((Gpu*)g->ranks[0].device)->arena;
         size_t sum = 0, differ = 0;
-        for (int k = 0; k < MEMORY_GROUP_COUNT; k++) sum += plan.group[k], differ += plan.group[k] != arena->group[k];
+        for (int k = 0; k < MEMORY_GROUP_COUNT; k++)
+            sum += plan.group[k], differ += plan.group[k] != arena->group[k];
         check(differ == 0 && sum == plan.used && plan.used == arena->used, "memory: the arena is as planned",
             "%s: %zu bytes planned, %zu in groups, %zu taken", shapes[i], plan.used, sum, arena->used);
         int status = gpt2_sp_step(g, &stats);
         cudaMemGetInfo(&after, &total);
         for (int k = 0; k < 2 && status == 0; k++) status = gpt2_sp_step(g, &stats);
         cudaMemGetInfo(&ended, &total);
-        check(status == 0 && ended == after, "memory: steps need no more", "%s: %lld bytes of the GPU taken by two steps",
-            shapes[i], (long long)after - (long long)ended);
+        check(status == 0 && ended == after, "memory: steps need no more",
+            "%s: %lld bytes of the GPU taken by two steps", shapes[i], (long long)after - (long long)ended);
         gpt2_sp_destroy(g);
     }
     gpt2_sp_options o = options_of("layers=48 heads=25 channels=1600 seq-len=16000000 batch-size=1");
     gpt2_sp* g = trainer_new(&o);
     int status = g ? trainer_init(g, 50257, 1) : 0,
-        said = g && strstr(g->error.text, "the longest context that fits is ") && strstr(g->error.text, "no batch fits");
+        said = g && strstr(g->error.text, "the longest context that fits is ") &&
+        strstr(g->error.text, "no batch fits");
     check(status == -1 && said, "memory: too long a context", "%s", g ? g->error.text : "out of memory");
     gpt2_sp_destroy(g);
     options_apply(&o, "seq-len=1024 batch-size=2048 recompute=none");
     g = trainer_new(&o);
-    status = g ? trainer_init(g, 50257, 1) : 0, said = g && strstr(g->error.text, "with --seq-len 1024 the largest batch is ");
+    status = g ? trainer_init(g, 50257, 1) : 0,
+    said = g && strstr(g->error.text, "with --seq-len 1024 the largest batch is ");
     check(status == -1 && said, "memory: too large a batch", "%s", g ? g->error.text : "out of memory");
     gpt2_sp_destroy(g);
 }
 
 // ===== --verify =================================================================================
 
-static int quietly(int (*job)(gpt2_sp*), gpt2_sp* g, char* last, size_t size) {   // its status, and the last line that it prints
+static int quietly(int (*job)(gpt2_sp*), gpt2_sp* g, char* last,
+    size_t size) {   // its status, and the last line that it prints
     fflush(stdout);
     int kept = dup(1), fd = open(scratch("verify"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     dup2(fd, 1);
@@ -1153,11 +1262,12 @@ static void test_verify(void) {
         gpt2_sp_options o = run_options(text);
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
         int status = g ? quietly(gpu_verify, g, last, sizeof last) : -1;
-        check(
-            status == 0, "--verify: a whole step", "%s: %s %s", shapes[i], g ? last : error, g && status ? gpt2_sp_error(g) : "");
+        check(status == 0, "--verify: a whole step", "%s: %s %s", shapes[i], g ? last : error,
+            g && status ? gpt2_sp_error(g) : "");
         gpt2_sp_destroy(g);
     }
-    // one weight of the bf16 copy, at a layer or in the embedding, is off by 0.5, or one is NaN: the reference does not follow
+    // one weight of the bf16 copy, at a layer or in the embedding, is off by 0.5, or one is NaN: the
+    // reference does not follow
     static const struct {
         const char* what;
         int unit, id, row;
@@ -1170,12 +1280,13 @@ static void test_verify(void) {
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
         if (!g) continue;
         bf16 value = __float2bfloat16(planted[i].value);
-        cuda_need(cudaMemcpy(gpu_half(&g->ranks[0], planted[i].unit, planted[i].id) + planted[i].row * 128 + 5, &value, 2,
-                      cudaMemcpyHostToDevice),
+        cuda_need(
+            cudaMemcpy(gpu_half(&g->ranks[0], planted[i].unit, planted[i].id) + planted[i].row * 128 + 5,
+                &value, 2, cudaMemcpyHostToDevice),
             "a weight");
         int status = quietly(gpu_verify, g, last, sizeof last);
-        check(status == -1 && strstr(gpt2_sp_error(g), "are too far from the reference"), "--verify: one wrong weight", "%s: %s",
-            planted[i].what, status ? gpt2_sp_error(g) : last);
+        check(status == -1 && strstr(gpt2_sp_error(g), "are too far from the reference"),
+            "--verify: one wrong weight", "%s: %s", planted[i].what, status ? gpt2_sp_error(g) : last);
         gpt2_sp_destroy(g);
     }
 }

@@ -12,10 +12,12 @@ enum { PRODUCT_KINDS = 10 };
 static const struct {
     const char* name;
     int flags, of_weight, backward;
-} PRODUCTS[PRODUCT_KINDS] = {{"forward", 0, 0, 0}, {"forward, bias", MATMUL_BIAS, 0, 0}, {"forward, residual", MATMUL_ADD, 0, 0},
-    {"forward, bias, residual", MATMUL_BIAS | MATMUL_ADD, 0, 0}, {"forward, bias, gelu", MATMUL_BIAS | MATMUL_GELU, 0, 0},
-    {"forward, bias, gelu, aux", MATMUL_BIAS | MATMUL_GELU_AUX, 0, 0}, {"dinput", 0, 0, 1}, {"dinput, gelu'", MATMUL_DGELU, 0, 1},
-    {"dweight", MATMUL_FP32, 1, 1}, {"dweight, added", MATMUL_FP32 | MATMUL_ADD, 1, 1}};
+} PRODUCTS[PRODUCT_KINDS] = {{"forward", 0, 0, 0}, {"forward, bias", MATMUL_BIAS, 0, 0},
+    {"forward, residual", MATMUL_ADD, 0, 0}, {"forward, bias, residual", MATMUL_BIAS | MATMUL_ADD, 0, 0},
+    {"forward, bias, gelu", MATMUL_BIAS | MATMUL_GELU, 0, 0},
+    {"forward, bias, gelu, aux", MATMUL_BIAS | MATMUL_GELU_AUX, 0, 0}, {"dinput", 0, 0, 1},
+    {"dinput, gelu'", MATMUL_DGELU, 0, 1}, {"dweight", MATMUL_FP32, 1, 1},
+    {"dweight, added", MATMUL_FP32 | MATMUL_ADD, 1, 1}};
 static MatmulShape product_shape(int kind, int64_t R, int64_t C, int64_t OC) {
     int flags = PRODUCTS[kind].flags;
     if (PRODUCTS[kind].of_weight) return {C, OC, R, 0, 1, flags};
@@ -23,8 +25,10 @@ static MatmulShape product_shape(int kind, int64_t R, int64_t C, int64_t OC) {
     return {OC, R, C, 1, 0, flags};
 }
 
-__global__ void product_fill_kernel(void* out, int64_t n, int fp32, uint32_t seed, float ones) {   // ones == 0: noise
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+__global__ void product_fill_kernel(
+    void* out, int64_t n, int fp32, uint32_t seed, float ones) {   // ones == 0: noise
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
         uint32_t x = (uint32_t)i * 2654435761u + seed;
         x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
         float f = ones != 0 ? ones : 3.4641016f * ((float)(x >> 8) * 0x1p-24f - 0.5f);   // of unit variance
@@ -40,7 +44,8 @@ __device__ __forceinline__ double product_number(const void* p, int64_t i, int f
 }
 // expected (m, n, 2): A B + C + bias in fp64, and the sum of the absolute values of its terms.
 __global__ void product_exact_kernel(double* expected, MatmulOperands x, MatmulShape s) {
-    for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < s.m * s.n; at += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < s.m * s.n;
+         at += (int64_t)gridDim.x * blockDim.x) {
         int64_t i = at % s.m, j = at / s.m;
         double sum = 0, size = 0;
         for (int64_t l = 0; l < s.k; l++) {
@@ -53,17 +58,21 @@ __global__ void product_exact_kernel(double* expected, MatmulOperands x, MatmulS
         expected[2 * at] = sum + c + bias, expected[2 * at + 1] = size + fabs(c) + fabs(bias);
     }
 }
-// out[0]: the largest error in its bound (as in kernel_matmul: 2^-23 of the terms an addition, and the rounding of the result);
-// out[1]: squares of the errors; out[2]: squares of what they may be in the rms, where the additions' errors stand for the root of
-// the terms' number instead of their number. NaN counts as 1e30. exact: the bound is 0.
-__global__ void product_compare_kernel(double* out, const double* expected, MatmulOperands x, MatmulShape s, int exact) {
+// out[0]: the largest error in its bound (as in kernel_matmul: 2^-23 of the terms an addition, and the
+// rounding of the result); out[1]: squares of the errors; out[2]: squares of what they may be in the rms,
+// where the additions' errors stand for the root of the terms' number instead of their number. NaN counts as
+// 1e30. exact: the bound is 0.
+__global__ void product_compare_kernel(
+    double* out, const double* expected, MatmulOperands x, MatmulShape s, int exact) {
     double most = 0, errors = 0, allowed = 0;
     int fp32 = s.flags & MATMUL_FP32;
-    for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < s.m * s.n; at += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < s.m * s.n;
+         at += (int64_t)gridDim.x * blockDim.x) {
         double sum = expected[2 * at], size = expected[2 * at + 1], ulp = fp32 ? 0x1p-24 : 0x1p-8;
         double bound = (double)(s.k + 8) * 0x1p-23 * size, root = 0x1p-23 * sqrt((double)s.k + 8) * size;
         if (s.flags & MATMUL_GELU_AUX) {
-            double aux = product_number(x.aux, at, 0), error = fabs(aux - (double)(float)__float2bfloat16((float)sum));
+            double aux = product_number(x.aux, at, 0),
+                   error = fabs(aux - (double)(float)__float2bfloat16((float)sum));
             double share = exact ? error * 1e30 : fabs(aux - sum) / (bound + ulp * fabs(sum));
             most = fmax(most, isnan(share) ? 1e30 : share);
         }
@@ -72,13 +81,15 @@ __global__ void product_compare_kernel(double* out, const double* expected, Matm
             sum = 0.5 * sum * (1 + tanh(0.7978845608028654 * (sum + 0.044715 * sum * sum * sum)));
         }
         if (s.flags & MATMUL_DGELU) {
-            double y = product_number(x.aux, at, 0), t = tanh(0.7978845608028654 * (y + 0.044715 * y * y * y));
+            double y = product_number(x.aux, at, 0),
+                   t = tanh(0.7978845608028654 * (y + 0.044715 * y * y * y));
             double slack = fabs(sum) * (0.5 + fabs(y) * (0.8 + 0.11 * y * y)) / 2048;
             bound = 1.13 * bound + slack, root = 1.13 * root + slack;
             sum *= 0.5 * (1 + t) + 0.5 * y * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * y * y);
         }
         double found = product_number(x.out, at, fp32), error = fabs(found - sum);
-        if (exact) error = fabs(found - (fp32 ? (double)(float)sum : (double)(float)__float2bfloat16((float)sum)));
+        if (exact)
+            error = fabs(found - (fp32 ? (double)(float)sum : (double)(float)__float2bfloat16((float)sum)));
         double share = exact ? error * 1e30 : error / (bound + ulp * fabs(sum));
         most = fmax(most, isnan(share) ? 1e30 : share);
         error = isnan(error) ? 1e30 : error;
@@ -89,7 +100,8 @@ __global__ void product_compare_kernel(double* out, const double* expected, Matm
         errors += __shfl_xor_sync(~0u, errors, step), allowed += __shfl_xor_sync(~0u, allowed, step);
     }
     if (threadIdx.x % 32 != 0) return;
-    atomicMax((unsigned long long*)&out[0], (unsigned long long)__double_as_longlong(most));   // positive: ordered as integers
+    atomicMax((unsigned long long*)&out[0],
+        (unsigned long long)__double_as_longlong(most));   // positive: ordered as integers
     atomicAdd(&out[1], errors), atomicAdd(&out[2], allowed);
 }
 
@@ -99,9 +111,10 @@ typedef struct {
 } ProductMemory;
 typedef struct {
     int64_t proposals, taken;
-    int64_t objected, disagreed;     // left out by what is known of it; by what it computed alone
-    int64_t wrong, unnoticed, bad;   // of all proposals; of those, that computed what the program agrees with; that it takes
-    double share, rms, program;      // the worst of what is taken; and by matmul_agrees
+    int64_t objected, disagreed;   // left out by what is known of it; by what it computed alone
+    int64_t wrong, unnoticed,
+        bad;   // of all proposals; of those, that computed what the program agrees with; that it takes
+    double share, rms, program;   // the worst of what is taken; and by matmul_agrees
     char worst[160];
 } ProductCount;
 
@@ -111,15 +124,17 @@ static void product_operands(const ProductMemory* t, const MatmulShape* s, Matmu
     product_fill(t->c.p, s->m * s->n, fp32, 13, 2 * ones), product_fill(t->bias.p, s->m, 0, 14, ones);
     product_fill(t->aux.p, s->m * s->n, 0, 15, 30 * ones);   // where the GELU's slope is 1
     *x = {t->out.p, (bf16*)t->a.p, (bf16*)t->b.p, s->flags & MATMUL_ADD ? t->c.p : NULL,
-        s->flags & MATMUL_BIAS ? (bf16*)t->bias.p : NULL, s->flags & (MATMUL_GELU_AUX | MATMUL_DGELU) ? t->aux.p : NULL};
+        s->flags & MATMUL_BIAS ? (bf16*)t->bias.p : NULL,
+        s->flags & (MATMUL_GELU_AUX | MATMUL_DGELU) ? t->aux.p : NULL};
     product_exact_kernel<<<2112, 128>>>((double*)t->expected.p, *x, *s);
 }
 // Runs an algorithm into a poisoned result: figures of product_compare_kernel, NaN if it cannot run.
-static void product_measure(Gpu* d, const MatmulPlan* p, MatmulOperands x, const ProductMemory* t, const cublasLtMatmulAlgo_t* a,
-    int exact, double out[3]) {
+static void product_measure(Gpu* d, const MatmulPlan* p, MatmulOperands x, const ProductMemory* t,
+    const cublasLtMatmulAlgo_t* a, int exact, double out[3]) {
     cuda_need(cudaMemset(t->figures.p, 0, 24), "figures");
     cuda_need(cudaMemset(x.out, 0xFF, matmul_bytes(&p->shape)), "a result");
-    if (p->shape.flags & MATMUL_GELU_AUX) cuda_need(cudaMemset(x.aux, 0xFF, (size_t)(p->shape.m * p->shape.n) * 2), "aux");
+    if (p->shape.flags & MATMUL_GELU_AUX)
+        cuda_need(cudaMemset(x.aux, 0xFF, (size_t)(p->shape.m * p->shape.n) * 2), "aux");
     out[0] = out[1] = out[2] = NAN;
     if (matmul_run(d, p, &x, a) != CUBLAS_STATUS_SUCCESS) return;
     product_compare_kernel<<<528, 256>>>((double*)t->figures.p, (double*)t->expected.p, x, p->shape, exact);
@@ -139,8 +154,12 @@ static void product_proposals(Gpu* d, const MatmulPlan* p, const ProductMemory* 
     std::vector<double> ones((size_t)count);
     MatmulOperands x;
     product_operands(t, &p->shape, &x, 1);
-    if (x.bias) cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias);
-    if (x.aux) cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux);
+    if (x.bias)
+        cublasLtMatmulDescSetAttribute(
+            p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias);
+    if (x.aux)
+        cublasLtMatmulDescSetAttribute(
+            p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux);
     for (int i = 0; i < count; i++) {
         double figures[3];
         why[(size_t)i] = matmul_objection(d, p, &found[i].algo);
@@ -152,11 +171,13 @@ static void product_proposals(Gpu* d, const MatmulPlan* p, const ProductMemory* 
     for (int i = 0; i < count; i++) {
         double figures[3], shares[2] = {NAN, NAN};
         Error disagrees;
-        int objected = why[(size_t)i].text[0] != 0, agrees = matmul_agrees(d, p, &x, &found[i].algo, shares, &disagrees) == 0;
+        int objected = why[(size_t)i].text[0] != 0,
+            agrees = matmul_agrees(d, p, &x, &found[i].algo, shares, &disagrees) == 0;
         product_measure(d, p, x, t, &found[i].algo, 0, figures);
         double rms = sqrt(figures[1] / figures[2]);
         int right = ones[(size_t)i] == 0 && figures[0] <= 1 && rms <= 1;
-        n->proposals++, n->taken += agrees && !objected, n->objected += objected, n->disagreed += !objected && !agrees;
+        n->proposals++, n->taken += agrees && !objected, n->objected += objected,
+            n->disagreed += !objected && !agrees;
         n->wrong += !right;
         n->unnoticed += !right && agrees && !isnan(figures[0]);   // by the comparison alone
         if (!agrees || objected) continue;
@@ -166,18 +187,20 @@ static void product_proposals(Gpu* d, const MatmulPlan* p, const ProductMemory* 
         MatmulSettings a = matmul_settings(&found[i].algo);
         n->bad++;
         snprintf(n->worst, sizeof n->worst,
-            "%lld x %lld x %lld, algorithm %d tile %u stages %u split %d: ones %.2g, %.2g, rms %.2g", (long long)p->shape.m,
-            (long long)p->shape.n, (long long)p->shape.k, a.id, a.tile, a.stages, a.splits, ones[(size_t)i], figures[0], rms);
+            "%lld x %lld x %lld, algorithm %d tile %u stages %u split %d: ones %.2g, %.2g, rms %.2g",
+            (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, a.id, a.tile, a.stages,
+            a.splits, ones[(size_t)i], figures[0], rms);
     }
 }
 
-static const int64_t PRODUCT_ROWS[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 100, 127, 192, 255, 257, 289, 500, 513, 577, 578, 640, 777,
-    1000, 1024, 1154, 1999, 2049, 2500, 3000, 3073, 4095, 4096};
+static const int64_t PRODUCT_ROWS[] = {1, 2, 3, 7, 8, 16, 31, 64, 65, 100, 127, 192, 255, 257, 289, 500, 513,
+    577, 578, 640, 777, 1000, 1024, 1154, 1999, 2049, 2500, 3000, 3073, 4095, 4096};
 static void products_of(int64_t C, int64_t OC, int kind, int64_t most_rows) {
     int64_t D = (PRODUCTS[kind].of_weight ? OC : most_rows) * (PRODUCTS[kind].backward ? C : OC);
     ProductMemory t = {tensor_poisoned(max_i64(most_rows, OC) * max_i64(C, OC), 2),
-        tensor_poisoned(max_i64(most_rows, OC) * max_i64(C, OC), 2), tensor_poisoned(D, 4), tensor_poisoned(max_i64(C, OC), 2),
-        tensor_poisoned(D, 2), tensor_poisoned(D, 4), tensor_poisoned(2 * D, 8), tensor_poisoned(3, 8)};
+        tensor_poisoned(max_i64(most_rows, OC) * max_i64(C, OC), 2), tensor_poisoned(D, 4),
+        tensor_poisoned(max_i64(C, OC), 2), tensor_poisoned(D, 2), tensor_poisoned(D, 4),
+        tensor_poisoned(2 * D, 8), tensor_poisoned(3, 8)};
     Gpu* d = gpu_bare();
     ProductCount n;
     char name[96];
@@ -196,19 +219,22 @@ static void products_of(int64_t C, int64_t OC, int kind, int64_t most_rows) {
         shapes++;
     }
     check(n.bad == 0 && n.unnoticed == 0 && n.taken >= shapes, name,
-        "%d row counts to %lld: %lld of %lld proposals taken, all exact on ones, at most %.2f of the bound, rms %.2f, by the "
+        "%d row counts to %lld: %lld of %lld proposals taken, all exact on ones, at most %.2f of the bound, "
+        "rms %.2f, by the "
         "program "
-        "%.2f; left out by rule %lld, by the comparison %lld; wrong %lld, unnoticed by the comparison alone %lld%s%s",
+        "%.2f; left out by rule %lld, by the comparison %lld; wrong %lld, unnoticed by the comparison alone "
+        "%lld%s%s",
         shapes, (long long)most_rows, (long long)n.taken, (long long)n.proposals, n.share, n.rms, n.program,
         (long long)n.objected, (long long)n.disagreed, (long long)n.wrong, (long long)n.unnoticed,
         n.bad ? "; taken and WRONG: " : "", n.worst);
     tensors_release(name);
 }
 
-// The same batch's gradients, and 20 steps, with one after the other of the algorithms that the program may take: what timing picks
-// does not matter beyond rounding, here that of --check (check_bound).
+// The same batch's gradients, and 20 steps, with one after the other of the algorithms that the program may
+// take: what timing picks does not matter beyond rounding, here that of --check (check_bound).
 static void products_forced(void) {
-    static const char* const shapes[] = {"layers=4 heads=2 channels=96 seq-len=577 batch-size=2 grad-accum=2 logits-chunk=333",
+    static const char* const shapes[] = {
+        "layers=4 heads=2 channels=96 seq-len=577 batch-size=2 grad-accum=2 logits-chunk=333",
         "layers=2 heads=4 channels=256 seq-len=1154 batch-size=1 recompute=none",
         "layers=3 heads=2 channels=128 seq-len=577 batch-size=2 sp=2 zero=1"};
     static const int L[] = {4, 2, 3}, C[] = {96, 256, 128};
@@ -235,7 +261,8 @@ static void products_forced(void) {
                     double size;
                     if (p.unit == g->layout.units[u].kind)
                         most = worst(most,
-                            relative_error(g->collected + offset, first->collected + offset, parameter_elements(&p), &size));
+                            relative_error(g->collected + offset, first->collected + offset,
+                                parameter_elements(&p), &size));
                 }
             most_steps = worst(most_steps, training_share(&run, &first_run, L[i], C[i], &at));
             gradients_free(g);
@@ -243,7 +270,8 @@ static void products_forced(void) {
         }
         matmul_forced = -1;
         check(first && most <= check_bound(first) && most_steps <= 1, "products: whichever is chosen",
-            "%s: %d choices; gradients at most %.2e of a tensor apart, allowed %.2e; losses of %d steps at most %.2f of the "
+            "%s: %d choices; gradients at most %.2e of a tensor apart, allowed %.2e; losses of %d steps at "
+            "most %.2f of the "
             "tolerance "
             "apart",
             shapes[i], choices, most, first ? check_bound(first) : NAN, steps, most_steps);
@@ -257,7 +285,8 @@ static void products_file(void) {
     char path[512], text[1024], error[GPT2_SP_TEXT], line[512] = "";
     snprintf(path, sizeof path, "%s", scratch("products.txt"));
     unlink(path);
-    snprintf(text, sizeof text, "layers=2 heads=2 channels=128 seq-len=577 batch-size=2 threads=4 products=%s", path);
+    snprintf(text, sizeof text,
+        "layers=2 heads=2 channels=128 seq-len=577 batch-size=2 threads=4 products=%s", path);
     Run runs[2];
     long lengths[2], lines = 0;
     for (int i = 0; i < 2; i++) {
@@ -271,8 +300,8 @@ static void products_file(void) {
     if (f) fclose(f);
     int same = memcmp(runs[0].loss, runs[1].loss, sizeof runs[0].loss) == 0;
     check(runs[1].steps == 4 && lengths[0] > 0 && lengths[0] == lengths[1] && lines > 10, "products: a file",
-        "%ld lines written, %ld bytes, after a run that reads them %ld; losses of 4 steps %s", lines, lengths[0], lengths[1],
-        same ? "bit for bit" : "as attention's order of additions leaves them");
+        "%ld lines written, %ld bytes, after a run that reads them %ld; losses of 4 steps %s", lines,
+        lengths[0], lengths[1], same ? "bit for bit" : "as attention's order of additions leaves them");
     for (int i = 0; i < 2; i++) free(runs[i].weights);
     f = fopen(path, "w");
     if (f) fputs("gpt2_sp products 1, cuBLASLt 1, another GPU\n", f), fclose(f);
@@ -280,14 +309,14 @@ static void products_file(void) {
     gpt2_sp_stats stats;
     gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
     int status = g ? gpt2_sp_step(g, &stats) : 0;
-    check(status == -1 && strstr(gpt2_sp_error(g), "cuBLASLt 1, another GPU"), "products: another library's file", "%s",
-        status == -1 ? gpt2_sp_error(g) : error);
+    check(status == -1 && strstr(gpt2_sp_error(g), "cuBLASLt 1, another GPU"),
+        "products: another library's file", "%s", status == -1 ? gpt2_sp_error(g) : error);
     gpt2_sp_destroy(g);
 }
 
 static void test_products(void) {
-    static const int64_t shapes[][3] = {{96, 384, 4096}, {384, 96, 4096}, {128, 128, 4096}, {320, 960, 4096}, {160, 160, 2049},
-        {768, 3072, 4096}, {64, 50304, 1999}};
+    static const int64_t shapes[][3] = {{96, 384, 4096}, {384, 96, 4096}, {128, 128, 4096}, {320, 960, 4096},
+        {160, 160, 2049}, {768, 3072, 4096}, {64, 50304, 1999}};
     EACH_CASE(shapes, i)
     for (int kind = 0; kind < PRODUCT_KINDS; kind++) {
         int head = shapes[i][1] > 8192;

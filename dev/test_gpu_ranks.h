@@ -79,18 +79,21 @@ static void host_rank(HostRank* h, const HostMesh* m, int w, int direction) {
     for (int i = 0; i < table->slot_count[w]; i++) h->slots[i] = region_add(h, &next, bytes[i]);
 }
 
-// What a message reads, writes and is added to: as much on both sides, inside the tensors and slots that are there.
+// What a message reads, writes and is added to: as much on both sides, inside the tensors and slots that are
+// there.
 static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
     GpuPiece from[MAX_GPU_PIECES], to[MAX_GPU_PIECES], into[MAX_GPU_PIECES];
     const HostRank *sender = &ranks[msg->from], *receiver = &ranks[msg->to];
     int count = gpu_item_pieces(&sender->rank, &sender->run, msg->item, msg->src, msg->to, from), wrong = 0;
     wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->dst, msg->from, to) != count;
-    wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0, into) != count;
+    wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0,
+                 into) != count;
     for (int i = 0; i < count; i++) {
         wrong += from[i].width == 0;   // such copies and launches are errors
         wrong += from[i].width != to[i].width || from[i].rows != to[i].rows || into[i].width != to[i].width ||
             into[i].rows != to[i].rows;
-        wrong += !region_holds(sender, &from[i]) + !region_holds(receiver, &to[i]) + !region_holds(receiver, &into[i]);
+        wrong += !region_holds(sender, &from[i]) + !region_holds(receiver, &to[i]) +
+            !region_holds(receiver, &into[i]);
     }
     return wrong;
 }
@@ -115,16 +118,18 @@ static int packed_wrong(const HostRank* ranks, const HostMesh* m, const Schedule
     return wrong;
 }
 
-// The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum of both of a rank's
-// chunks that arrives finds either none or both of them begun.
+// The executor's bookkeeping with these ops and messages: a result that leaves has been computed, and a sum
+// of both of a rank's chunks that arrives finds either none or both of them begun.
 static int bookkeeping_wrong(
     HostRank* ranks, const Schedule* s, const unsigned char* op_active, const unsigned char* message_active) {
     int wrong = 0;
-    for (int w = 0; w < s->P; w++) memset(ranks[w].filled, 0, sizeof ranks[w].filled), ranks[w].own[0] = ranks[w].own[1] = 0;
+    for (int w = 0; w < s->P; w++)
+        memset(ranks[w].filled, 0, sizeof ranks[w].filled), ranks[w].own[0] = ranks[w].own[1] = 0;
     for (int step = 0, op = 0, first = 0, last = 0; step < s->steps; step++, first = last) {
         for (; last < s->message_count && s->messages[last].step == step; last++) {
             const ScheduleMessage* m = &s->messages[last];
-            if (message_active[last] && item_is_result(m->item.kind)) wrong += m->src >= 0 && !ranks[m->from].filled[m->src];
+            if (message_active[last] && item_is_result(m->item.kind))
+                wrong += m->src >= 0 && !ranks[m->from].filled[m->src];
         }
         for (; op < s->op_count && s->ops[op].step == step; op++) {
             const ScheduleOp* o = &s->ops[op];
@@ -161,7 +166,8 @@ static void host_exchange(void) {
             for (int P = 2; P <= HOST_RANKS; P++) {
                 char text[256];
                 HostMesh m;
-                snprintf(text, sizeof text, "layers=1 heads=%d channels=%d seq-len=%d batch-size=%d doc-mask=1 sp=%d schedule=%s",
+                snprintf(text, sizeof text,
+                    "layers=1 heads=%d channels=%d seq-len=%d batch-size=%d doc-mask=1 sp=%d schedule=%s",
                     shapes[i].heads, shapes[i].channels, shapes[i].T, shapes[i].B, P, schedule_name(kind));
                 for (int direction = 0; host_mesh(&m, text) == 0 && direction < 2; direction++) {
                     const Schedule* s = &m.schedules[direction];
@@ -169,24 +175,30 @@ static void host_exchange(void) {
                     for (int j = 0; j < s->message_count; j++) wrong += message_wrong(ranks, &s->messages[j]);
                     wrong += packed_wrong(ranks, &m, s);
                     tables++, messages += s->message_count;
-                    std::vector<unsigned char> ops((size_t)s->op_count, 1), sent((size_t)s->message_count + 1, 1),
-                        mark((size_t)(P * P * ITEM_KINDS));
+                    std::vector<unsigned char> ops((size_t)s->op_count, 1),
+                        sent((size_t)s->message_count + 1, 1), mark((size_t)(P * P * ITEM_KINDS));
                     std::vector<int64_t> first_key((size_t)s->chunks);
                     for (int draw = 0; draw < (quick ? 5 : 40); draw++) {   // 0: all of the table
-                        for (int c = 0; c < s->chunks; c++) {               // where the document of the chunk's first row begins
-                            int64_t begin = chunk_begin(shapes[i].T, s->chunks, c), before = c ? first_key[(size_t)c - 1] : 0;
+                        for (int c = 0; c < s->chunks;
+                             c++) {   // where the document of the chunk's first row begins
+                            int64_t begin = chunk_begin(shapes[i].T, s->chunks, c),
+                                    before = c ? first_key[(size_t)c - 1] : 0;
                             int same = dice(500, (uint64_t)(draw * 64 + c), 3) > 0;
-                            first_key[(size_t)c] =
-                                same || c == 0 ? before : begin - (int64_t)dice(501, (uint64_t)(draw * 64 + c), 2);
+                            first_key[(size_t)c] = same || c == 0
+                                ? before
+                                : begin - (int64_t)dice(501, (uint64_t)(draw * 64 + c), 2);
                         }
-                        if (draw > 0) schedule_prune(s, shapes[i].T, first_key.data(), ops.data(), sent.data(), mark.data());
+                        if (draw > 0)
+                            schedule_prune(
+                                s, shapes[i].T, first_key.data(), ops.data(), sent.data(), mark.data());
                         lost += bookkeeping_wrong(ranks, s, ops.data(), sent.data()), prunings++;
                     }
                 }
                 host_mesh_free(&m);
             }
         check(wrong == 0 && lost == 0 && tables > 0, "host: what the ranks exchange",
-            "%s: %d tables, %d messages, %d pieces unequal or outside of their memory; %d sets of documents, %d results missing",
+            "%s: %d tables, %d messages, %d pieces unequal or outside of their memory; %d sets of documents, "
+            "%d results missing",
             schedule_name(kind), tables, messages, wrong, prunings, lost);
     }
     free(ranks);
@@ -199,23 +211,27 @@ static void host_items(void) {
         int tokens = 0;
         for (int i = 0; i < t.count; i++)
             tokens += t.tokens[i], wrong += t.size[i] != (item_is_result(kind) || !t.tokens[i] ? 4 : 2);
-        wrong += tokens != ITEM_WIDTH[kind] || t.count - tokens != ITEM_ROW_STATS[kind] || t.count > MAX_GPU_PIECES;
+        wrong += tokens != ITEM_WIDTH[kind] || t.count - tokens != ITEM_ROW_STATS[kind] ||
+            t.count > MAX_GPU_PIECES;
     }
-    check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong", (int)ITEM_KINDS,
-        wrong);
-    wrong = part_bits(0, 1) != 1 || part_bits(1, 3) != 6 || part_bits(0, 64) != ~0ull || part_bits(63, 64) != 1ull << 63;
+    check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong",
+        (int)ITEM_KINDS, wrong);
+    wrong = part_bits(0, 1) != 1 || part_bits(1, 3) != 6 || part_bits(0, 64) != ~0ull ||
+        part_bits(63, 64) != 1ull << 63;
     check(!wrong, "host: bits of head parts", "%d wrong", wrong);
 }
 
 // Where units are kept, and what --zero leaves of the state; the plan's groups are all of it.
 static void host_plan(void) {
-    static const char* const splits[] = {"sp=2", "sp=3", "dp=2 sp=2", "sp=4 schedule=zigzag", "dp=64", "sp=8 schedule=allgather"};
+    static const char* const splits[] = {
+        "sp=2", "sp=3", "dp=2 sp=2", "sp=4 schedule=zigzag", "dp=64", "sp=8 schedule=allgather"};
     int wrong = 0, plans = 0;
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
         for (int zero = 0; zero < 4; zero++) {
             char text[256];
             HostMesh m;
-            snprintf(text, sizeof text, "layers=5 heads=8 channels=512 seq-len=333 batch-size=2 %s zero=%d", splits[i], zero);
+            snprintf(text, sizeof text, "layers=5 heads=8 channels=512 seq-len=333 batch-size=2 %s zero=%d",
+                splits[i], zero);
             if (host_mesh(&m, text) != 0) {
                 check(0, "host: plan", "%s", m.error.text);
                 continue;
@@ -224,9 +240,11 @@ static void host_plan(void) {
             const Shape* s = &m.mesh.shape;
             for (int u = 0; u < l->count; u++) {
                 int b = unit_buffer(l, u), of = buffer_unit(l, b);
-                wrong += u > 0 && b == unit_buffer(l, u - 1);   // a unit is brought while the one before it is used
+                wrong += u > 0 &&
+                    b == unit_buffer(l, u - 1);   // a unit is brought while the one before it is used
                 wrong += unit_whole(l, u) > unit_whole(l, of) || l->units[u].slice % 4 != 0;
-                wrong += u > 1 && u <= s->L && half_offset(l, s, u) - half_offset(l, s, u - 1) != unit_whole(l, u - 1);
+                wrong += u > 1 && u <= s->L &&
+                    half_offset(l, s, u) - half_offset(l, s, u - 1) != unit_whole(l, u - 1);
             }
             wrong += half_offset(l, s, 1) < s->Vp * s->C;
             for (int w = 0; w < m.mesh.world; w++, plans++) {
@@ -242,8 +260,8 @@ static void host_plan(void) {
         (int)(sizeof splits / sizeof splits[0]), wrong);
     static const struct {
         int gpus, world, of[8];
-    } placed[] = {{1, 3, {0, 0, 0}}, {2, 1, {0}}, {2, 2, {0, 1}}, {2, 3, {0, 0, 1}}, {2, 8, {0, 0, 0, 0, 1, 1, 1, 1}},
-        {8, 2, {0, 1}}, {4, 8, {0, 0, 1, 1, 2, 2, 3, 3}}};
+    } placed[] = {{1, 3, {0, 0, 0}}, {2, 1, {0}}, {2, 2, {0, 1}}, {2, 3, {0, 0, 1}},
+        {2, 8, {0, 0, 0, 0, 1, 1, 1, 1}}, {8, 2, {0, 1}}, {4, 8, {0, 0, 1, 1, 2, 2, 3, 3}}};
     int kept = gpus_shown, ranks = 0;
     wrong = 0;
     for (size_t i = 0; i < sizeof placed / sizeof placed[0]; i++) {
@@ -257,11 +275,12 @@ static void host_plan(void) {
     check(wrong == 0, "host: which GPU a rank takes", "%d ranks: %d wrong", ranks, wrong);
 }
 
-// What is used at the same time as a table's exchange buffers must not share bytes with them, nor dK and dV's sums with what is
-// made of them: the places of every mode, as gpu_layout gives them out for memory that begins at a made-up address.
+// What is used at the same time as a table's exchange buffers must not share bytes with them, nor dK and dV's
+// sums with what is made of them: the places of every mode, as gpu_layout gives them out for memory that
+// begins at a made-up address.
 static void host_places(void) {
-    static const char* const splits[] = {
-        "sp=2", "sp=3", "sp=4 schedule=zigzag", "sp=2 schedule=ulysses", "dp=2 sp=5 zero=3", "sp=4 schedule=ring", "sp=8"};
+    static const char* const splits[] = {"sp=2", "sp=3", "sp=4 schedule=zigzag", "sp=2 schedule=ulysses",
+        "dp=2 sp=5 zero=3", "sp=4 schedule=ring", "sp=8"};
     static const char* const modes[] = {"none", "gelu", "attn", "layer", "sqrt"};
     int places = 0, wrong = 0;
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
@@ -271,8 +290,9 @@ static void host_places(void) {
             Rank r;
             Gpu* d = (Gpu*)need(1, sizeof *d);
             Arena a;
-            snprintf(
-                text, sizeof text, "layers=4 heads=8 channels=256 seq-len=331 batch-size=2 %s recompute=%s", splits[i], modes[k]);
+            snprintf(text, sizeof text,
+                "layers=4 heads=8 channels=256 seq-len=331 batch-size=2 %s recompute=%s", splits[i],
+                modes[k]);
             if (host_mesh(&m, text) != 0) {
                 wrong++, free(d);
                 continue;
@@ -286,10 +306,13 @@ static void host_places(void) {
             int late = gpu_late(&m.mesh);
             char *wide = (char*)d->wide, *dq = (char*)(late ? d->act[G_x2] : d->act[G_fch]);
             for (int backward = 0; backward < 2; backward++) {
-                const Region alive[] = {{(uintptr_t)d->act[G_x], matrix}, {(uintptr_t)d->act[G_qkv], 3 * matrix},
-                    backward && m.mesh.recompute == GPT2_SP_LAYER ? Region{0, 0} : Region{(uintptr_t)d->act[G_atty], matrix},
+                const Region alive[] = {{(uintptr_t)d->act[G_x], matrix},
+                    {(uintptr_t)d->act[G_qkv], 3 * matrix},
+                    backward && m.mesh.recompute == GPT2_SP_LAYER ? Region{0, 0}
+                                                                  : Region{(uintptr_t)d->act[G_atty], matrix},
                     {(uintptr_t)d->act[G_lse], stats}, {(uintptr_t)d->act[G_ln1], matrix},
-                    backward ? Region{(uintptr_t)wide + 3 * matrix, matrix} : Region{(uintptr_t)wide, 2 * matrix + 2 * stats},
+                    backward ? Region{(uintptr_t)wide + 3 * matrix, matrix}
+                             : Region{(uintptr_t)wide, 2 * matrix + 2 * stats},
                     backward ? Region{(uintptr_t)dq, 2 * matrix} : Region{0, 0},
                     backward ? Region{(uintptr_t)d->dx, matrix} : Region{0, 0},
                     backward ? Region{(uintptr_t)d->delta, stats} : Region{0, 0}};
@@ -308,8 +331,10 @@ static void host_places(void) {
                 for (size_t j = 0; j < taken.size(); j++, places++) {
                     for (int l = 0; l < count; l++) wrong += meet(taken[j], alive[l]);
                     for (size_t l = 0; l < j; l++) wrong += meet(taken[j], taken[l]);
-                    wrong += taken[j].begin + taken[j].bytes > (uintptr_t)a.base + a.used || taken[j].begin % 256 != 0;
-                    if ((int)j < sums) wrong += meet(taken[j], {(uintptr_t)wide, 3 * matrix});   // dqkv is made of them
+                    wrong += taken[j].begin + taken[j].bytes > (uintptr_t)a.base + a.used ||
+                        taken[j].begin % 256 != 0;
+                    if ((int)j < sums)
+                        wrong += meet(taken[j], {(uintptr_t)wide, 3 * matrix});   // dqkv is made of them
                 }
             }
             free(d->slots[0]);
@@ -317,22 +342,26 @@ static void host_places(void) {
             free(d);
             host_mesh_free(&m);
         }
-    check(wrong == 0, "host: exchange buffers share no bytes with what is in use", "%d places: %d wrong", places, wrong);
+    check(wrong == 0, "host: exchange buffers share no bytes with what is in use", "%d places: %d wrong",
+        places, wrong);
     HostMesh m;
     size_t bytes = 0;
     wrong = host_mesh(&m, "layers=4 heads=8 channels=256 seq-len=4096 sp=2 recompute=layer");
     for (int w = 0; wrong == 0 && w < 2; w++) bytes += gpu_plan(&m.mesh, &m.layout, w).group[MEMORY_EXCHANGE];
-    check(wrong == 0 && bytes == 0, "host: two ranks in layer mode exchange through what is free", "%zu bytes beside it", bytes);
+    check(wrong == 0 && bytes == 0, "host: two ranks in layer mode exchange through what is free",
+        "%zu bytes beside it", bytes);
     host_mesh_free(&m);
 }
 
 static void host_refusals(void) {
     static const struct {
         const char *options, *part;
-    } refused[] = {{"sp=65", "a run of the GPU program has at most 64 ranks"}, {"dp=9 sp=8", "--dp 9 --sp 8: a run"},
-        {"zero=1", "--zero 1: one rank has nothing to share"}, {"zero=3", "--zero 3: one rank"},
-        {"sp=2 verify=1", "--check compares several with one"}, {"dp=2 verify=1", "--check compares several"},
-        {"sp=3 schedule=dist-paper", "even --sp only (found 3)"}, {"sp=3 schedule=ulysses", "(found 8 and 3)"},
+    } refused[] = {{"sp=65", "a run of the GPU program has at most 64 ranks"},
+        {"dp=9 sp=8", "--dp 9 --sp 8: a run"}, {"zero=1", "--zero 1: one rank has nothing to share"},
+        {"zero=3", "--zero 3: one rank"}, {"sp=2 verify=1", "--check compares several with one"},
+        {"dp=2 verify=1", "--check compares several"},
+        {"sp=3 schedule=dist-paper", "even --sp only (found 3)"},
+        {"sp=3 schedule=ulysses", "(found 8 and 3)"},
         {"seq-len=15 sp=8 schedule=zigzag", "too short for 16 chunks"}, {"channels=192", "head size 24"},
         {"channels=8256 heads=129 sp=2", "--channels 8256"}};
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
@@ -340,8 +369,8 @@ static void host_refusals(void) {
         HostMesh m;
         snprintf(text, sizeof text, "layers=1 heads=8 channels=512 seq-len=128 %s", refused[i].options);
         int status = host_mesh(&m, text);
-        check(status == -1 && strstr(m.error.text, refused[i].part), "host: refusal", "%s: %s", refused[i].options,
-            status ? m.error.text : "accepted");
+        check(status == -1 && strstr(m.error.text, refused[i].part), "host: refusal", "%s: %s",
+            refused[i].options, status ? m.error.text : "accepted");
         host_mesh_free(&m);
     }
     HostMesh m;
@@ -360,9 +389,13 @@ static void test_gpu_host(void) {
 
 // ===== the watchdog =============================================================================
 
-// Ranks that wait for each other wait for ever if one of them is wrong. What runs is noted here; if it takes longer than it may,
-// a thread says so, and how far ranks and streams are, and ends the program with status 3.
-enum { WATCH_SECONDS = 60, WATCH_SECONDS_QUICK = 900 };   // quick: compute-sanitizer slows it down a hundred times
+// Ranks that wait for each other wait for ever if one of them is wrong. What runs is noted here; if it takes
+// longer than it may, a thread says so, and how far ranks and streams are, and ends the program with status
+// 3.
+enum {
+    WATCH_SECONDS = 60,
+    WATCH_SECONDS_QUICK = 900
+};   // quick: compute-sanitizer slows it down a hundred times
 static struct {
     pthread_mutex_t mutex;
     const gpt2_sp* g;   // NULL: not to be looked into
@@ -377,7 +410,9 @@ static void watch_report(void) {
     fflush(stdout);
     alarm(10);   // should a question to the driver hang too
     const gpt2_sp* g = watch.g;
-    if (g) printf("     %d of %d hosts at a barrier%s\n", g->world.arrived, g->mesh.world, g->world.aborted ? ", aborted" : "");
+    if (g)
+        printf("     %d of %d hosts at a barrier%s\n", g->world.arrived, g->mesh.world,
+            g->world.aborted ? ", aborted" : "");
     for (int w = 0; g && w < g->mesh.world; w++) {
         const Gpu* d = (const Gpu*)g->ranks[w].device;
         printf("     rank %d, GPU %d:", w, d->ordinal);
@@ -407,8 +442,10 @@ static void* limit_thread(void* unused) {
 static void watch_note(const gpt2_sp* g, const char* doing, int step) {   // doing == NULL: nothing runs
     pthread_t thread;
     pthread_mutex_lock(&watch.mutex);
-    if (!watch.started && pthread_create(&thread, NULL, limit_thread, NULL) == 0) watch.started = 1, pthread_detach(thread);
-    watch.g = g, watch.step = step, watch.deadline = doing ? now_ms() + 1e3 * (quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS) : 0;
+    if (!watch.started && pthread_create(&thread, NULL, limit_thread, NULL) == 0)
+        watch.started = 1, pthread_detach(thread);
+    watch.g = g, watch.step = step,
+    watch.deadline = doing ? now_ms() + 1e3 * (quick ? WATCH_SECONDS_QUICK : WATCH_SECONDS) : 0;
     if (doing) snprintf(watch.doing, sizeof watch.doing, "%s", doing);
     pthread_mutex_unlock(&watch.mutex);
 }
@@ -416,7 +453,8 @@ static void watch_note(const gpt2_sp* g, const char* doing, int step) {   // doi
 // ===== kernels of several ranks =================================================================
 
 // Numbers that must be the very same; two NaN are.
-static void judge_same(const char* name, const char* what, const double* found, const double* exact, int64_t n) {
+static void judge_same(
+    const char* name, const char* what, const double* found, const double* exact, int64_t n) {
     int64_t wrong = 0;
     for (int64_t i = 0; i < n; i++) wrong += !(found[i] == exact[i] || (isnan(found[i]) && isnan(exact[i])));
     check(wrong == 0, name, "%s: %lld of %lld numbers differ", what, (long long)wrong, (long long)n);
@@ -428,19 +466,22 @@ static void kernel_rows(const int64_t c[4]) {
     int64_t rows = c[0], columns = c[1], n = rows * c[2];
     char name[64];
     snprintf(name, sizeof name, "rows %lldx%lld", (long long)rows, (long long)columns);
-    Tensor out = tensor_noise(n, 4, 600, 1, 0), inp = tensor_noise(rows * c[3], 4, 601, 1, 0), filled = tensor_poisoned(n, 4),
-           empty = tensor_poisoned(n, 4);
+    Tensor out = tensor_noise(n, 4, 600, 1, 0), inp = tensor_noise(rows * c[3], 4, 601, 1, 0),
+           filled = tensor_poisoned(n, 4), empty = tensor_poisoned(n, 4);
     rows_add_kernel<<<(unsigned)ceil_div(rows * columns / 4, 256), 256>>>(
         (float*)out.p, c[2], (const float*)inp.p, c[3], rows, (int)columns);
-    rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256>>>((float*)filled.p, c[2], rows, columns, -INFINITY);
-    rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256>>>((float*)empty.p, c[2], rows, columns, 0);
+    rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256>>>(
+        (float*)filled.p, c[2], rows, columns, -INFINITY);
+    rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256>>>(
+        (float*)empty.p, c[2], rows, columns, 0);
     cuda_need(cudaGetLastError(), name);
     double *sum = host_zeros(n), *low = host_zeros(n), *zero = host_zeros(n);
     for (int64_t i = 0; i < n; i++) {
         int64_t row = i / c[2], column = i % c[2];
         sum[i] = out.host[i], low[i] = zero[i] = NAN;
         if (column >= columns) continue;
-        sum[i] = (double)((float)out.host[i] + (float)inp.host[row * c[3] + column]), low[i] = -INFINITY, zero[i] = 0;
+        sum[i] = (double)((float)out.host[i] + (float)inp.host[row * c[3] + column]), low[i] = -INFINITY,
+        zero[i] = 0;
     }
     judge_same(name, "added", tensor_read(out), sum, n);
     judge_same(name, "filled with -inf", tensor_read(filled), low, n);
@@ -448,18 +489,20 @@ static void kernel_rows(const int64_t c[4]) {
     tensors_release(name);
 }
 
-// The ranks' numbers lie in one buffer; in place: the sum goes where one of them lies, as it does with --zero 0 and 1.
+// The ranks' numbers lie in one buffer; in place: the sum goes where one of them lies, as it does with --zero
+// 0 and 1.
 typedef struct {
     int world;
     int64_t at, n;
     int add, in_place;
 } SumCase;
-static const SumCase SUM_CASES[] = {
-    {1, 0, 4, 0, 0}, {2, 128, 1024, 0, 1}, {3, 16, 4100, 1, 0}, {5, 0, 20000, 0, 1}, {8, 64, 777 * 4, 1, 0}, {64, 4, 516, 0, 0}};
+static const SumCase SUM_CASES[] = {{1, 0, 4, 0, 0}, {2, 128, 1024, 0, 1}, {3, 16, 4100, 1, 0},
+    {5, 0, 20000, 0, 1}, {8, 64, 777 * 4, 1, 0}, {64, 4, 516, 0, 0}};
 static void kernel_sum_ranks(const SumCase* c) {
     char name[64];
     int64_t stride = c->at + c->n + 4;
-    snprintf(name, sizeof name, "sum of %d ranks%s%s", c->world, c->add ? ", added" : "", c->in_place ? ", in place" : "");
+    snprintf(name, sizeof name, "sum of %d ranks%s%s", c->world, c->add ? ", added" : "",
+        c->in_place ? ", in place" : "");
     Tensor parts = tensor_noise(c->world * stride, 4, 610, 1, 0.1), out = tensor_noise(c->n, 4, 611, 1, 0);
     int own = c->world / 2;
     Offers offers;
@@ -504,22 +547,26 @@ static void kernel_stats(int world, int whole, double clip, int spoilt, int kind
     int wrong = 0;
     double scale = spoilt >= 0 ? -1 : clip > 0 ? fmin(1, clip / (sqrt(square) + 1e-6)) : 1;
     cuda_need(cudaMemcpy(stats.p, host.data(), host.size() * 8, cudaMemcpyHostToDevice), name);
-    for (int w = 0; w < world; w++) stats_finish_kernel<<<1, 1>>>((double*)stats.p + w * STAT_COUNT, offers, world, whole, clip);
+    for (int w = 0; w < world; w++)
+        stats_finish_kernel<<<1, 1>>>((double*)stats.p + w * STAT_COUNT, offers, world, whole, clip);
     cuda_need(cudaDeviceSynchronize(), name);
     cuda_need(cudaMemcpy(found.data(), stats.p, found.size() * 8, cudaMemcpyDeviceToHost), name);
     for (int w = 0; w < world; w++) {
         const double *f = &found[(size_t)(w * STAT_COUNT)], *h = &host[(size_t)(w * STAT_COUNT)];
-        wrong += memcmp(&f[STAT_LOSS], &h[STAT_LOSS], 8) != 0 || memcmp(&f[STAT_SQUARE], &h[STAT_SQUARE], 8) != 0;
-        wrong += !(fabs(f[STAT_SCALE] - scale) <= 1e-14);
         wrong +=
-            spoilt < 0 && !(fabs(f[STAT_ALL_LOSS] - loss) <= 1e-14 * loss && fabs(f[STAT_ALL_SQUARE] - square) <= 1e-14 * square);
+            memcmp(&f[STAT_LOSS], &h[STAT_LOSS], 8) != 0 || memcmp(&f[STAT_SQUARE], &h[STAT_SQUARE], 8) != 0;
+        wrong += !(fabs(f[STAT_SCALE] - scale) <= 1e-14);
+        wrong += spoilt < 0 &&
+            !(fabs(f[STAT_ALL_LOSS] - loss) <= 1e-14 * loss &&
+                fabs(f[STAT_ALL_SQUARE] - square) <= 1e-14 * square);
     }
     check(wrong == 0, name, "scale %.9g, loss %.9g, square %.9g: %d wrong", scale, loss, square, wrong);
     tensors_release(name);
 }
 
-// What the executor asks of attention_merge: heads h0.. of a rank's own sums, which are (B, Tl, C) and (B, NH, Tl), and a slot's,
-// which hold those heads only. Rows that have seen no key are in one, in the other, and in both.
+// What the executor asks of attention_merge: heads h0.. of a rank's own sums, which are (B, Tl, C) and (B,
+// NH, Tl), and a slot's, which hold those heads only. Rows that have seen no key are in one, in the other,
+// and in both.
 enum {
     MERGE_ADD,
     MERGE_LAST,
@@ -528,12 +575,14 @@ enum {
     MERGE_FORMS
 };   // the end, of what arrives alone; of the own sums' second chunk
 static void kernel_merge(int HS, int form) {
-    static const char* const forms[] = {"added", "added, the output", "what arrives alone, the output", "a chunk's output"};
-    const int64_t B = 2, NH = 4, h0 = 1, heads = 2, T = 77, at = form == MERGE_CHUNK ? 45 : 0, rows = T - at, C = NH * HS,
-                  W = heads * HS;
+    static const char* const forms[] = {
+        "added", "added, the output", "what arrives alone, the output", "a chunk's output"};
+    const int64_t B = 2, NH = 4, h0 = 1, heads = 2, T = 77, at = form == MERGE_CHUNK ? 45 : 0, rows = T - at,
+                  C = NH * HS, W = heads * HS;
     char name[96];
     snprintf(name, sizeof name, "merge, head size %d, %s", HS, forms[form]);
-    int has_own = form != MERGE_ALONE, has_slot = form == MERGE_ADD || form == MERGE_LAST || form == MERGE_ALONE;
+    int has_own = form != MERGE_ALONE,
+        has_slot = form == MERGE_ADD || form == MERGE_LAST || form == MERGE_ALONE;
     Tensor acc = tensor_noise(B * T * C, 4, 630, 1, 0), m = tensor_noise(B * NH * T, 4, 631, 3, 0),
            l = tensor_noise(B * NH * T, 4, 632, 0, 0), in = tensor_noise(B * T * W, 4, 633, 1, 0),
            in_m = tensor_noise(B * heads * T, 4, 634, 3, 0), in_l = tensor_noise(B * heads * T, 4, 635, 0, 0),
@@ -547,32 +596,35 @@ static void kernel_merge(int HS, int form) {
                     int unseen = t % (side ? 7 : 5) == 3;
                     parts[side].host[i] = unseen ? 0 : (double)(float)exp(noise(636, i + side * 100000));
                     if (unseen) tops[side].host[i] = -INFINITY;
-                    for (int64_t c = 0; unseen && c < HS; c++) sums[side].host[((b * T + t) * N + h) * HS + c] = 0;
+                    for (int64_t c = 0; unseen && c < HS; c++)
+                        sums[side].host[((b * T + t) * N + h) * HS + c] = 0;
                 }
     for (int side = 0; side < 2; side++)
         tensor_write(sums[side], sums[side].host), tensor_write(tops[side], tops[side].host),
             tensor_write(parts[side], parts[side].host);
-    AttnView own = {(float*)acc.p + at * C + h0 * HS, C, HS, C * T}, slot = {in.p, W, HS, W * T}, none = {NULL, 0, 0, 0},
-             out = {(bf16*)o.p + at * C + h0 * HS, C, HS, C * T};
+    AttnView own = {(float*)acc.p + at * C + h0 * HS, C, HS, C * T}, slot = {in.p, W, HS, W * T},
+             none = {NULL, 0, 0, 0}, out = {(bf16*)o.p + at * C + h0 * HS, C, HS, C * T};
     AttnRows own_m = {(float*)m.p + h0 * T + at, T, NH * T}, own_l = {(float*)l.p + h0 * T + at, T, NH * T},
-             slot_m = {(float*)in_m.p, T, heads * T}, slot_l = {(float*)in_l.p, T, heads * T}, absent = {NULL, 0, 0},
-             out_lse = {(float*)lse.p + h0 * T + at, T, NH * T};
+             slot_m = {(float*)in_m.p, T, heads * T}, slot_l = {(float*)in_l.p, T, heads * T},
+             absent = {NULL, 0, 0}, out_lse = {(float*)lse.p + h0 * T + at, T, NH * T};
     int last = form != MERGE_ADD, both = has_own && has_slot;
-    cuda_need(attn::attention_merge(has_own ? own : slot, has_own ? own_m : slot_m, has_own ? own_l : slot_l, both ? slot : none,
-                  both ? slot_m : absent, both ? slot_l : absent, last ? out : none, last ? out_lse : absent, (int)B, (int)heads,
-                  (int)rows, 0, HS),
+    cuda_need(attn::attention_merge(has_own ? own : slot, has_own ? own_m : slot_m, has_own ? own_l : slot_l,
+                  both ? slot : none, both ? slot_m : absent, both ? slot_l : absent, last ? out : none,
+                  last ? out_lse : absent, (int)B, (int)heads, (int)rows, 0, HS),
         name);
     int64_t n = B * T * C, stats = B * NH * T;
-    double *exact = host_zeros(n), *plain = host_zeros(n), *bound = host_zeros(n), *lse_exact = host_zeros(stats),
-           *lse_bound = host_zeros(stats), *acc_exact = host_zeros(n), *m_exact = host_zeros(stats), *l_exact = host_zeros(stats),
-           *l_bound = host_zeros(stats), *found = tensor_read(o), *found_lse = tensor_read(lse);
+    double *exact = host_zeros(n), *plain = host_zeros(n), *bound = host_zeros(n),
+           *lse_exact = host_zeros(stats), *lse_bound = host_zeros(stats), *acc_exact = host_zeros(n),
+           *m_exact = host_zeros(stats), *l_exact = host_zeros(stats), *l_bound = host_zeros(stats),
+           *found = tensor_read(o), *found_lse = tensor_read(lse);
     for (int64_t i = 0; i < n; i++) exact[i] = NAN, acc_exact[i] = acc.host[i];
     for (int64_t i = 0; i < stats; i++) lse_exact[i] = NAN, m_exact[i] = m.host[i], l_exact[i] = l.host[i];
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < heads; h++)
             for (int64_t t = at; t < T; t++) {
                 int64_t i = (b * NH + h0 + h) * T + t, j = (b * heads + h) * T + t;
-                double ma = has_own ? m.host[i] : -INFINITY, mb = has_slot ? in_m.host[j] : -INFINITY, to = fmax(ma, mb);
+                double ma = has_own ? m.host[i] : -INFINITY, mb = has_slot ? in_m.host[j] : -INFINITY,
+                       to = fmax(ma, mb);
                 double fa = ma == -INFINITY ? 0 : exp2(ma - to), fb = mb == -INFINITY ? 0 : exp2(mb - to);
                 double sum = fa * l.host[i] + fb * in_l.host[j];
                 if (last)
@@ -595,13 +647,16 @@ static void kernel_merge(int HS, int form) {
         if (isnan(exact[i])) found[i] = exact[i] = plain[i] = 0;
     }
     for (int64_t i = 0; i < stats; i++) {
-        wrong += isnan(found_lse[i]) != isnan(lse_exact[i]) || (lse_exact[i] == -INFINITY && found_lse[i] != -INFINITY);
+        wrong += isnan(found_lse[i]) != isnan(lse_exact[i]) ||
+            (lse_exact[i] == -INFINITY && found_lse[i] != -INFINITY);
         if (!isfinite(lse_exact[i])) found_lse[i] = lse_exact[i] = lse_bound[i] = 0;
     }
-    check(wrong == 0, name, "%lld numbers beside the heads and rows asked for were written, or rows without keys are wrong",
+    check(wrong == 0, name,
+        "%lld numbers beside the heads and rows asked for were written, or rows without keys are wrong",
         (long long)wrong);
     if (last)
-        judge(name, "output", found, exact, plain, bound, n), judge(name, "lse", found_lse, lse_exact, NULL, lse_bound, stats);
+        judge(name, "output", found, exact, plain, bound, n),
+            judge(name, "lse", found_lse, lse_exact, NULL, lse_bound, stats);
     judge(name, "sum", tensor_read(acc), acc_exact, NULL, last ? NULL : bound, n);
     judge(name, "l", tensor_read(l), l_exact, NULL, l_bound, stats);
     judge_same(name, "m", tensor_read(m), m_exact, stats);
@@ -615,8 +670,10 @@ static void kernels_of_ranks(void) {
     static const int worlds[] = {1, 2, 7, 64};
     EACH_CASE(worlds, i) {
         int world = worlds[i];
-        kernel_stats(world, 0, 1, -1, 0), kernel_stats(world, 1, 0, -1, 0), kernel_stats(world, 0, 1e6, -1, 0);
-        kernel_stats(world, 0, 1, world - 1, 1), kernel_stats(world, 0, 0, world / 2, 2), kernel_stats(world, 1, 1, world - 1, 2);
+        kernel_stats(world, 0, 1, -1, 0), kernel_stats(world, 1, 0, -1, 0),
+            kernel_stats(world, 0, 1e6, -1, 0);
+        kernel_stats(world, 0, 1, world - 1, 1), kernel_stats(world, 0, 0, world / 2, 2),
+            kernel_stats(world, 1, 1, world - 1, 2);
     }
     static const int sizes[] = {64, 32, 80, 128};
     EACH_CASE(sizes, i) for (int form = 0; form < MERGE_FORMS; form++) kernel_merge(sizes[i], form);
@@ -625,7 +682,8 @@ static void kernels_of_ranks(void) {
         int center;
         double clip;
     } steps[] = {{"sp=3 zero=3", "optimizer, 3 ranks, --zero 3", 1, 1}, {"sp=3", "optimizer, 3 ranks", 1, 1},
-        {"dp=3 zero=1", "optimizer, 3 ranks, --zero 1", 1, 1}, {"sp=3 zero=2", "optimizer, 3 ranks, --zero 2", 1, 1},
+        {"dp=3 zero=1", "optimizer, 3 ranks, --zero 1", 1, 1},
+        {"sp=3 zero=2", "optimizer, 3 ranks, --zero 2", 1, 1},
         {"sp=2", "optimizer, 2 ranks, own positions", 1, 1},
         {"dp=2 zero=3", "optimizer, 2 ranks, --zero 3, not centred, not clipped", 0, 0},
         {"sp=2 zero=1", "optimizer, 2 ranks, own positions, --zero 1", 1, 1},
@@ -680,30 +738,36 @@ static GradientError gradients_error(const gpt2_sp* g, const gpt2_sp* reference)
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
             const real *a = g->collected + g->layout.units[u].offset + g->layout.within[id],
-                       *b = reference->collected + reference->layout.units[u].offset + reference->layout.within[id];
+                       *b = reference->collected + reference->layout.units[u].offset +
+                reference->layout.within[id];
             std::vector<double> expected(b, b + parameter_elements(&p));
             double error = distance(a, expected.data(), parameter_elements(&p));
             e.error += error, e.tensors++;
             e.share = worst(e.share,
                 error /
-                    (VERIFY_SAFETY * rounding_noise((double)roundings_of_gradient(g->mesh.shape.L, unit_layer(&g->layout, u)))));
+                    (VERIFY_SAFETY *
+                        rounding_noise(
+                            (double)roundings_of_gradient(g->mesh.shape.L, unit_layer(&g->layout, u)))));
         }
     e.loss = fabs(g->sums[0] - reference->sums[0]);
     return e;
 }
 
-// Every schedule with every number of ranks that it takes. strict: tensors are large enough for the 1.05; with 64 channels chance
-// alone moves the error of a tensor by a tenth, and timing may choose products that round otherwise.
-static const char* const ALL_SPLITS[] = {"sp=2", "sp=3", "sp=4", "sp=5", "sp=8", "sp=2 schedule=ring", "sp=3 schedule=ring",
-    "sp=4 schedule=ring", "sp=5 schedule=ring", "sp=8 schedule=ring", "sp=2 schedule=zigzag", "sp=3 schedule=zigzag",
-    "sp=4 schedule=zigzag", "sp=5 schedule=zigzag", "sp=8 schedule=zigzag", "sp=2 schedule=allgather", "sp=3 schedule=allgather",
-    "sp=4 schedule=allgather", "sp=5 schedule=allgather", "sp=8 schedule=allgather", "sp=2 schedule=dist-paper",
+// Every schedule with every number of ranks that it takes. strict: tensors are large enough for the 1.05;
+// with 64 channels chance alone moves the error of a tensor by a tenth, and timing may choose products that
+// round otherwise.
+static const char* const ALL_SPLITS[] = {"sp=2", "sp=3", "sp=4", "sp=5", "sp=8", "sp=2 schedule=ring",
+    "sp=3 schedule=ring", "sp=4 schedule=ring", "sp=5 schedule=ring", "sp=8 schedule=ring",
+    "sp=2 schedule=zigzag", "sp=3 schedule=zigzag", "sp=4 schedule=zigzag", "sp=5 schedule=zigzag",
+    "sp=8 schedule=zigzag", "sp=2 schedule=allgather", "sp=3 schedule=allgather", "sp=4 schedule=allgather",
+    "sp=5 schedule=allgather", "sp=8 schedule=allgather", "sp=2 schedule=dist-paper",
     "sp=4 schedule=dist-paper", "sp=8 schedule=dist-paper", "sp=2 schedule=ulysses", "sp=4 schedule=ulysses",
     "sp=8 schedule=ulysses", "sp=3 zero=2", "sp=5 schedule=zigzag zero=3", "sp=4 zero=1", NULL};
 static const char* const TWO_THREE[] = {"sp=2", "sp=3", NULL};
-static const char* const EVEN_SPLITS[] = {"sp=2", "sp=4", "sp=3 schedule=zigzag", "sp=4 schedule=dist-paper", NULL};
-static const char* const OWN_SPLITS[] = {
-    "sp=2", "sp=4 zero=1", "sp=5 zero=2", "sp=8 zero=3", "sp=2 schedule=ring", "sp=2 schedule=ulysses", NULL};   // of 520 tokens
+static const char* const EVEN_SPLITS[] = {
+    "sp=2", "sp=4", "sp=3 schedule=zigzag", "sp=4 schedule=dist-paper", NULL};
+static const char* const OWN_SPLITS[] = {"sp=2", "sp=4 zero=1", "sp=5 zero=2", "sp=8 zero=3",
+    "sp=2 schedule=ring", "sp=2 schedule=ulysses", NULL};   // of 520 tokens
 static const char* const QUICK_SPLITS[] = {"sp=3", "sp=2 schedule=zigzag", "sp=2 schedule=ulysses", NULL};
 typedef struct {
     const char *options, *gpu_options;
@@ -717,9 +781,11 @@ static const GradientCase GRADIENT_CASES[] = {
     {"layers=2 heads=8 channels=512 seq-len=520 batch-size=2", "", OWN_SPLITS, 2, 512, 1, 0},
     {"layers=2 heads=16 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", TWO_THREE, 2, 512, 1, 0},
     {"layers=2 heads=8 channels=640 seq-len=517 batch-size=2", "", TWO_THREE, 2, 640, 1, 0},
-    {"layers=2 heads=4 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 512, 1, 0},   // heads of 128
+    {"layers=2 heads=4 channels=512 seq-len=517 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 512, 1,
+        0},   // heads of 128
     {"layers=2 heads=8 channels=512 seq-len=333 batch-size=2", "attention=portable", TWO_THREE, 2, 512, 1, 0},
-    {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2", "deterministic=0 recompute=layer", TWO_THREE, 2, 512, 0, 0},
+    {"layers=2 heads=8 channels=512 seq-len=517 batch-size=2", "deterministic=0 recompute=layer", TWO_THREE,
+        2, 512, 0, 0},
     {"layers=2 heads=1 channels=64 seq-len=301 batch-size=2 doc-mask=1", "", EVEN_SPLITS, 2, 64, 0,
         1},   // halves of one head, of three
     {"layers=2 heads=3 channels=192 seq-len=301 batch-size=1", "", EVEN_SPLITS, 2, 192, 0, 0},
@@ -733,8 +799,9 @@ static void ranks_gradients(const GradientCase* c) {
     GradientError e1 = gradients_error(one, reference);
     double loss_limit = training_tolerance(NULL, 0, c->L, c->C);
     check(e1.share <= 1 && e1.loss <= loss_limit, "gradients: one rank",
-        "%s: err(1) %.5f over %d tensors, the largest at %.3f of its limit; loss %.6f off by %.2e, at most %.2e", text, e1.error,
-        e1.tensors, e1.share, reference->sums[0], e1.loss, loss_limit);
+        "%s: err(1) %.5f over %d tensors, the largest at %.3f of its limit; loss %.6f off by %.2e, at most "
+        "%.2e",
+        text, e1.error, e1.tensors, e1.share, reference->sums[0], e1.loss, loss_limit);
     gradients_free(one);
     for (int i = 0; c->splits[i]; i++) {
         snprintf(text, sizeof text, "%s %s %s", c->options, c->gpu_options, c->splits[i]);
@@ -742,8 +809,9 @@ static void ranks_gradients(const GradientCase* c) {
         GradientError e = gradients_error(g, reference);
         check(e.share <= 1 && e.loss <= loss_limit && (!c->strict || e.error <= 1.05 * e1.error),
             "gradients: as the CPU reference",
-            "%s: err %.5f = %.4f err(1)%s; the largest at %.3f of its limit; loss off by %.2e, at most %.2e", text, e.error,
-            e.error / e1.error, c->strict ? ", at most 1.05" : "", e.share, e.loss, loss_limit);
+            "%s: err %.5f = %.4f err(1)%s; the largest at %.3f of its limit; loss off by %.2e, at most %.2e",
+            text, e.error, e.error / e1.error, c->strict ? ", at most 1.05" : "", e.share, e.loss,
+            loss_limit);
         gradients_free(g);
     }
     gradients_free(reference);
@@ -764,7 +832,8 @@ static void ranks_settle(const gpt2_sp* g) {
         cuda_need(cudaDeviceSynchronize(), "a rank's copies");
     }
 }
-// Weights that all ranks hold whole (--zero 0 to 2, but own positions) and are not the first rank's, bit for bit.
+// Weights that all ranks hold whole (--zero 0 to 2, but own positions) and are not the first rank's, bit for
+// bit.
 static int replicas_differ(const gpt2_sp* g) {
     ranks_settle(g);
     const Unit* positions = &g->layout.units[positions_unit(&g->layout)];
@@ -773,12 +842,15 @@ static int replicas_differ(const gpt2_sp* g) {
     int differ = 0;
     for (int w = 0; g->mesh.zero < 3 && w < g->mesh.world; w++) {
         std::vector<float>& to = w ? other : first;
-        cuda_need(cudaMemcpy(to.data(), ((Gpu*)g->ranks[w].device)->weights, to.size() * 4, cudaMemcpyDeviceToHost), "weights");
+        cuda_need(
+            cudaMemcpy(to.data(), ((Gpu*)g->ranks[w].device)->weights, to.size() * 4, cudaMemcpyDeviceToHost),
+            "weights");
         differ += w > 0 && memcmp(first.data(), other.data(), first.size() * 4) != 0;
     }
     return differ;
 }
-// run_steps on the GPU, watched. With `data` other tokens than the runs'. Losses and norms of the first RUN_STEPS steps are kept.
+// run_steps on the GPU, watched. With `data` other tokens than the runs'. Losses and norms of the first
+// RUN_STEPS steps are kept.
 static Run run_watched(const char* text, const char* data, int steps) {
     Run run;
     memset(&run, 0, sizeof run);
@@ -792,10 +864,12 @@ static Run run_watched(const char* text, const char* data, int steps) {
     for (; status == 0 && done < steps; done++) {
         watch_note(g, text, done);
         status = gpt2_sp_step(g, &stats);
-        if (status == 0 && done < RUN_STEPS) run.loss[done] = stats.loss, run.norm[done] = stats.grad_norm, run.steps++;
+        if (status == 0 && done < RUN_STEPS)
+            run.loss[done] = stats.loss, run.norm[done] = stats.grad_norm, run.steps++;
     }
     watch_note(NULL, NULL, 0);
-    if (status == 0 && replicas_differ(g)) snprintf(run.error, sizeof run.error, "the ranks' weights differ"), status = -1;
+    if (status == 0 && replicas_differ(g))
+        snprintf(run.error, sizeof run.error, "the ranks' weights differ"), status = -1;
     else if (status != 0 && g) snprintf(run.error, sizeof run.error, "%s", gpt2_sp_error(g));
     if (status == 0) run_finish(&run, g);
     else run.steps = 0, printf("     %s: %s\n", text, run.error);
@@ -803,19 +877,23 @@ static Run run_watched(const char* text, const char* data, int steps) {
     return run;
 }
 
-static const char* const RANKS = "layers=3 heads=2 channels=128 threads=4 lr=1e-3 seq-len=150 deterministic=1";
+static const char* const RANKS =
+    "layers=3 heads=2 channels=128 threads=4 lr=1e-3 seq-len=150 deterministic=1";
 
 // 4 sequences a step, whatever they are split into, beside the CPU reference and beside one rank on the GPU.
 static void ranks_splits(void) {
     static const char* const common[] = {"doc-mask=0", "doc-mask=1 grad-clip=0.5", "center=0"};
     static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=2 dp=2 sp=2 zero=3",
-        "batch-size=4 sp=3 zero=2 schedule=zigzag", "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none",
-        "batch-size=4 sp=3", "batch-size=4 sp=4 schedule=ring zero=1", "batch-size=1 dp=4 zero=1", "batch-size=2 dp=2",
-        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag", "batch-size=4 sp=2 recompute=layer zero=3",
-        "batch-size=4 sp=5 recompute=gelu", "batch-size=4 sp=2 schedule=ulysses zero=1", "batch-size=4 sp=4 schedule=dist-paper",
+        "batch-size=4 sp=3 zero=2 schedule=zigzag",
+        "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none", "batch-size=4 sp=3",
+        "batch-size=4 sp=4 schedule=ring zero=1", "batch-size=1 dp=4 zero=1", "batch-size=2 dp=2",
+        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag",
+        "batch-size=4 sp=2 recompute=layer zero=3", "batch-size=4 sp=5 recompute=gelu",
+        "batch-size=4 sp=2 schedule=ulysses zero=1", "batch-size=4 sp=4 schedule=dist-paper",
         "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=2 recompute=sqrt",
-        "batch-size=2 grad-accum=2 sp=2 zero=1 logits-chunk=50", "batch-size=4 sp=8 zero=3", "batch-size=4 sp=3 deterministic=0",
-        "batch-size=2 dp=2 sp=2 zero=3 deterministic=0 recompute=none", "batch-size=4 sp=2 attention=portable"};
+        "batch-size=2 grad-accum=2 sp=2 zero=1 logits-chunk=50", "batch-size=4 sp=8 zero=3",
+        "batch-size=4 sp=3 deterministic=0", "batch-size=2 dp=2 sp=2 zero=3 deterministic=0 recompute=none",
+        "batch-size=4 sp=2 attention=portable"};
     int steps = quick ? 2 : RUN_STEPS, count = (int)(sizeof splits / sizeof splits[0]);
     for (int k = 0; k < (quick ? 1 : 3); k++) {
         char text[256];
@@ -825,10 +903,12 @@ static void ranks_splits(void) {
         for (int i = k; i < count; i += quick ? 7 : k + 1) {
             snprintf(text, sizeof text, "%s %s %s", RANKS, common[k], splits[i]);
             Run run = run_watched(text, NULL, steps);
-            double share = training_share(&run, &reference, 3, 128, &at), beside = training_share(&run, &one, 3, 128, &at);
+            double share = training_share(&run, &reference, 3, 128, &at),
+                   beside = training_share(&run, &one, 3, 128, &at);
             check(share <= 1 && beside <= 1, "ranks: training as the CPU reference and as one rank",
-                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, beside one rank %.3f", common[k],
-                splits[i], run.steps, run.loss[0], run.loss[steps - 1], share, beside);
+                "%s %s: %d steps, loss %.4f -> %.4f; largest share of the tolerance %.3f, beside one rank "
+                "%.3f",
+                common[k], splits[i], run.steps, run.loss[0], run.loss[steps - 1], share, beside);
             free(run.weights);
         }
         free(reference.weights);
@@ -836,11 +916,12 @@ static void ranks_splits(void) {
     }
 }
 
-// The same sums in the same order whatever --zero is, with one pass and no clipping: the norm's own sum is taken by slices from 1
-// on, or by own ones, so a clipped step differs in its last bits.
+// The same sums in the same order whatever --zero is, with one pass and no clipping: the norm's own sum is
+// taken by slices from 1 on, or by own ones, so a clipped step differs in its last bits.
 static void ranks_zero_equal(void) {
     static const char* const shapes[] = {"batch-size=2 sp=2", "batch-size=2 dp=2 sp=2",
-        "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0", "batch-size=2 sp=3 schedule=ring",
+        "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0",
+        "batch-size=2 sp=3 schedule=ring",
         "batch-size=2 sp=4"};   // the first and the fifth with own positions
     int steps = quick ? 2 : 8;
     for (int i = 0; i < (quick ? 1 : 6); i++) {
@@ -855,7 +936,8 @@ static void ranks_zero_equal(void) {
             }
             double norms = 0;
             for (int j = 0; j < steps; j++) norms = worst(norms, fabs(run.norm[j] / first.norm[j] - 1));
-            int same = run.steps == steps && first.steps == steps && memcmp(run.loss, first.loss, sizeof run.loss) == 0 &&
+            int same = run.steps == steps && first.steps == steps &&
+                memcmp(run.loss, first.loss, sizeof run.loss) == 0 &&
                 memcmp(run.weights, first.weights, (size_t)first.parameters * sizeof(real)) == 0;
             check(same && norms <= 1e-6, "ranks: --zero gives the same bits",
                 "%s: --zero %d as 0, %d steps, %lld weights; norms within %.1e", shapes[i], zero, run.steps,
@@ -868,8 +950,9 @@ static void ranks_zero_equal(void) {
 
 // The same run twice on one GPU, and on two.
 static void ranks_repeat(void) {
-    static const char* const shapes[] = {"batch-size=2 sp=2", "batch-size=2 sp=2 schedule=zigzag zero=3 doc-mask=1",
-        "batch-size=1 dp=2 sp=2 zero=2 schedule=ring", "batch-size=2 sp=4 schedule=dist zero=1 recompute=none"};
+    static const char* const shapes[] = {"batch-size=2 sp=2",
+        "batch-size=2 sp=2 schedule=zigzag zero=3 doc-mask=1", "batch-size=1 dp=2 sp=2 zero=2 schedule=ring",
+        "batch-size=2 sp=4 schedule=dist zero=1 recompute=none"};
     int gpus = 0, steps = quick ? 2 : 8;
     cuda_need(cudaGetDeviceCount(&gpus), "counting GPUs");
     if (gpus < 2) skip("ranks: two GPUs give the bits of one", "only one GPU is visible");
@@ -877,16 +960,17 @@ static void ranks_repeat(void) {
         char text[256];
         snprintf(text, sizeof text, "%s seq-len=700 %s", RANKS, shapes[i]);
         Run a = run_watched(text, NULL, steps), b = run_watched(text, NULL, steps);
-        check(run_equal(&a, &b), "ranks: --deterministic 1", "%s: %d steps, losses, norms and %lld weights bit for bit",
-            shapes[i], a.steps, (long long)a.parameters);
+        check(run_equal(&a, &b), "ranks: --deterministic 1",
+            "%s: %d steps, losses, norms and %lld weights bit for bit", shapes[i], a.steps,
+            (long long)a.parameters);
         free(b.weights);
         if (gpus >= 2) {
             gpus_shown = 2;
             b = run_watched(text, NULL, steps);
             gpus_shown = 1;
             cuda_need(cudaSetDevice(0), "the first GPU");
-            check(run_equal(&a, &b), "ranks: two GPUs give the bits of one", "%s: %d steps, losses, norms and %lld weights",
-                shapes[i], b.steps, (long long)b.parameters);
+            check(run_equal(&a, &b), "ranks: two GPUs give the bits of one",
+                "%s: %d steps, losses, norms and %lld weights", shapes[i], b.steps, (long long)b.parameters);
             free(b.weights);
         }
         free(a.weights);
@@ -896,8 +980,8 @@ static void ranks_repeat(void) {
 // Saved by two ranks, and gone on with by the same and elsewhere: from own positions, and to them.
 static const char* const RESUMED_FROM_OWN[] = {"batch-size=2 sp=2 zero=3", "batch-size=2 sp=1",
     "batch-size=2 sp=4 schedule=zigzag", "batch-size=1 dp=2 zero=1", "batch-size=1 dp=2 sp=2 zero=2"};
-static const char* const RESUMED_TO_OWN[] = {"batch-size=1 dp=2 zero=1", "batch-size=2 sp=2", "batch-size=2 sp=3 zero=1",
-    "batch-size=2 sp=2 zero=2", "batch-size=2 sp=3 zero=3"};
+static const char* const RESUMED_TO_OWN[] = {"batch-size=1 dp=2 zero=1", "batch-size=2 sp=2",
+    "batch-size=2 sp=3 zero=1", "batch-size=2 sp=2 zero=2", "batch-size=2 sp=3 zero=3"};
 static void ranks_resume(const char* const to[5]) {
     const char* from = to[0];
     int steps = quick ? 2 : 12, at = 0;
@@ -911,15 +995,15 @@ static void ranks_resume(const char* const to[5]) {
         watch_note(NULL, NULL, 0);
         double share = training_share(&run, &whole, 3, 128, &at);
         check(share <= 1 && (i > 0 || run_equal(&run, &whole)), "ranks: resumed at another shape",
-            "%s -> %s: saved at step %d of %d, largest share of the tolerance %.3f%s", from, to[i], steps / 2, steps, share,
-            i == 0 ? ", and bit for bit" : "");
+            "%s -> %s: saved at step %d of %d, largest share of the tolerance %.3f%s", from, to[i], steps / 2,
+            steps, share, i == 0 ? ", and bit for bit" : "");
         free(run.weights);
     }
     free(whole.weights);
 }
 
-// The same checkpoint with one rank and with two that share all or have whole weights but for the positions: validation, and
-// what is generated, before and after a step.
+// The same checkpoint with one rank and with two that share all or have whole weights but for the positions:
+// validation, and what is generated, before and after a step.
 static void ranks_sampling(void) {
     char text[256], error[GPT2_SP_TEXT];
     snprintf(text, sizeof text, "%s seq-len=600 batch-size=2", RANKS);
@@ -954,15 +1038,18 @@ static void ranks_sampling(void) {
             if (round == 1 && gpt2_sp_step(all[i], &stats) != 0) status = -1;
             if (gpt2_sp_validate(all[i], 5, &loss[i]) != 0) status = -1;
             for (int k = 0; k < 3; k++)
-                if (gpt2_sp_generate(all[i], prompt, lengths[k], out[i][k], 16, k == 1 ? 0.8 : 0, 0, 1, 7) != 16) status = -1;
+                if (gpt2_sp_generate(all[i], prompt, lengths[k], out[i][k], 16, k == 1 ? 0.8 : 0, 0, 1, 7) !=
+                    16)
+                    status = -1;
             if (status != 0) check(0, "ranks: sampling", "%s", gpt2_sp_error(all[i]));
         }
         for (int i = 1; i < 3; i++) {
             int counts = memcmp(all[0]->evaluation.bucket_count, all[i]->evaluation.bucket_count,
                              sizeof all[0]->evaluation.bucket_count) == 0;
             check(counts && fabs(loss[i] - loss[0]) <= limit * loss[0], "ranks: evaluation as one rank's",
-                "%s%s: %.6f, one rank %.6f, at most %.2g of it apart; %s", splits[i], round ? ", a step later" : "", loss[i],
-                loss[0], limit, counts ? "the same tokens" : "OTHER TOKENS");
+                "%s%s: %.6f, one rank %.6f, at most %.2g of it apart; %s", splits[i],
+                round ? ", a step later" : "", loss[i], loss[0], limit,
+                counts ? "the same tokens" : "OTHER TOKENS");
             if (round == 0)   // a step later the weights differ in their last bits
                 check(memcmp(out[0], out[i], sizeof out[0]) == 0, "ranks: sampling as one rank's",
                     "%s: prompts of 1, 257 and 300: 16 tokens each", splits[i]);
@@ -973,14 +1060,16 @@ static void ranks_sampling(void) {
 }
 
 static void ranks_memory(void) {
-    static const char* const splits[] = {"sp=3", "sp=2 schedule=ring", "sp=4 schedule=zigzag", "sp=3 schedule=allgather",
-        "sp=4 schedule=dist-paper", "sp=2 schedule=ulysses", "dp=2", "dp=2 sp=2", "sp=2 doc-mask=0", "sp=3 doc-mask=0"};
+    static const char* const splits[] = {"sp=3", "sp=2 schedule=ring", "sp=4 schedule=zigzag",
+        "sp=3 schedule=allgather", "sp=4 schedule=dist-paper", "sp=2 schedule=ulysses", "dp=2", "dp=2 sp=2",
+        "sp=2 doc-mask=0", "sp=3 doc-mask=0"};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i += quick ? 5 : 1) {
         size_t wrong = 0, bytes = 0, before = 0, after = 0, total = 0;
         for (int zero = 0; zero < 4; zero++) {
             char text[256];
             gpt2_sp_stats stats;
-            snprintf(text, sizeof text, "%s heads=4 batch-size=2 doc-mask=1 %s zero=%d", RANKS, splits[i], zero);
+            snprintf(
+                text, sizeof text, "%s heads=4 batch-size=2 doc-mask=1 %s zero=%d", RANKS, splits[i], zero);
             gpt2_sp_options o = run_options(text);
             Error e = {{0}};
             watch_note(NULL, text, -1);
@@ -999,15 +1088,17 @@ static void ranks_memory(void) {
             watch_note(NULL, NULL, 0);
             gpt2_sp_destroy(g);
         }
-        check(wrong == 0, "ranks: memory as planned", "%s, --zero 0 to 3: %zu bytes in all; %zu plans or steps took others",
-            splits[i], bytes, wrong);
+        check(wrong == 0, "ranks: memory as planned",
+            "%s, --zero 0 to 3: %zu bytes in all; %zu plans or steps took others", splits[i], bytes, wrong);
     }
 }
 
-// One rank's gain of the final norm is NaN: its loss is, and no rank updates. Once it is mended all go on. With --zero 1 and 2
-// the gather after the refused step mends it, since another rank owns that gain; with 3 there is only one, which all read.
+// One rank's gain of the final norm is NaN: its loss is, and no rank updates. Once it is mended all go on.
+// With --zero 1 and 2 the gather after the refused step mends it, since another rank owns that gain; with 3
+// there is only one, which all read.
 static void ranks_not_finite(void) {
-    static const char* const splits[] = {"sp=2", "sp=3 zero=1", "dp=2 sp=2 zero=2", "sp=2 zero=3", "dp=2 schedule=zigzag"};
+    static const char* const splits[] = {
+        "sp=2", "sp=3 zero=1", "dp=2 sp=2 zero=2", "sp=2 zero=3", "dp=2 schedule=zigzag"};
     for (int i = 0; i < 5; i += quick ? 3 : 1) {
         char text[256], error[GPT2_SP_TEXT];
         snprintf(text, sizeof text, "%s batch-size=2 %s", RANKS, splits[i]);
@@ -1021,7 +1112,8 @@ static void ranks_not_finite(void) {
         gpt2_sp_stats stats;
         const Unit* last = &g->layout.units[kind_unit(&g->layout, UNIT_FINAL)];
         int zero = g->mesh.zero, victim = zero >= 3 ? 0 : g->mesh.world - 1, updated[3] = {-1, -1, -1};
-        float* gain = ((Gpu*)g->ranks[victim].device)->weights + (zero >= 3 ? last->shard_offset : last->offset) + 3;
+        float* gain =
+            ((Gpu*)g->ranks[victim].device)->weights + (zero >= 3 ? last->shard_offset : last->offset) + 3;
         float nan_value = NAN, kept = 0;
         int status = gpt2_sp_step(g, &stats);
         updated[0] = stats.updated;
@@ -1041,10 +1133,11 @@ static void ranks_not_finite(void) {
         if (status == 0) status = gpt2_sp_step(g, &stats);
         updated[2] = stats.updated;
         int differ = replicas_differ(g);
-        check(status == 0 && updated[0] == 1 && updated[1] == 0 && updated[2] == 1 && isfinite(stats.loss) && !changed && !differ,
+        check(status == 0 && updated[0] == 1 && updated[1] == 0 && updated[2] == 1 && isfinite(stats.loss) &&
+                !changed && !differ,
             "ranks: not finite on one rank",
-            "%s: updates %d, then %d with %d arrays changed, mended %d, loss %.4f; %d replicas differ", splits[i], updated[0],
-            updated[1], changed, updated[2], stats.loss, differ);
+            "%s: updates %d, then %d with %d arrays changed, mended %d, loss %.4f; %d replicas differ",
+            splits[i], updated[0], updated[1], changed, updated[2], stats.loss, differ);
         watch_note(NULL, NULL, 0);
         gpt2_sp_destroy(g);
     }
@@ -1055,8 +1148,8 @@ static void ranks_check(void) {
     static const struct {
         const char* split;
         int planted;
-    } cases[] = {{"sp=2", 0}, {"sp=2", 1}, {"sp=3 zero=3 doc-mask=1", 0}, {"dp=2 sp=2 zero=2 schedule=zigzag grad-accum=2", 0},
-        {"dp=2 zero=1", 1}, {"sp=4 schedule=ring", 1}};
+    } cases[] = {{"sp=2", 0}, {"sp=2", 1}, {"sp=3 zero=3 doc-mask=1", 0},
+        {"dp=2 sp=2 zero=2 schedule=zigzag grad-accum=2", 0}, {"dp=2 zero=1", 1}, {"sp=4 schedule=ring", 1}};
     for (int i = 0; i < (quick ? 2 : 6); i++) {
         char text[256], error[GPT2_SP_TEXT], last[512] = "";
         snprintf(text, sizeof text, "%s batch-size=2 %s", RANKS, cases[i].split);
@@ -1070,27 +1163,29 @@ static void ranks_check(void) {
         }
         bf16 wrong = __float2bfloat16(4);
         if (cases[i].planted)
-            cuda_need(
-                cudaMemcpy(gpu_half(&g->ranks[g->mesh.world - 1], 2, P_fcw) + 3 * 128 + 5, &wrong, 2, cudaMemcpyHostToDevice),
+            cuda_need(cudaMemcpy(gpu_half(&g->ranks[g->mesh.world - 1], 2, P_fcw) + 3 * 128 + 5, &wrong, 2,
+                          cudaMemcpyHostToDevice),
                 "a weight");
         int status = quietly(trainer_check_ranks, g, last, sizeof last),
             said = strstr(gpt2_sp_error(g), "ranks differ from one by") != NULL;
         if (cases[i].planted)
-            check(status == -1 && said, "ranks: --check, one rank's weight is wrong", "%s: %s", cases[i].split,
-                status ? gpt2_sp_error(g) : last);
+            check(status == -1 && said, "ranks: --check, one rank's weight is wrong", "%s: %s",
+                cases[i].split, status ? gpt2_sp_error(g) : last);
         else {
             int stepped = status == 0 && gpt2_sp_step(g, &stats) == 0 && stats.updated == 1;
-            check(stepped, "ranks: --check", "%s: %s %s", cases[i].split, last, stepped ? "" : gpt2_sp_error(g));
+            check(stepped, "ranks: --check", "%s: %s %s", cases[i].split, last,
+                stepped ? "" : gpt2_sp_error(g));
         }
         watch_note(NULL, NULL, 0);
         gpt2_sp_destroy(g);
     }
 }
 
-// GPT-2's width and long sequences, where kernels fill the GPU that the ranks share and copies are long: what would wait for ever
-// does so here. Not deterministic, so that nothing but the schedule orders the work.
+// GPT-2's width and long sequences, where kernels fill the GPU that the ranks share and copies are long: what
+// would wait for ever does so here. Not deterministic, so that nothing but the schedule orders the work.
 static void ranks_stress(void) {
-    static const char* const splits[] = {"", "sp=2", "sp=2 schedule=zigzag zero=3 recompute=none", "sp=4 zero=2 schedule=ring"};
+    static const char* const splits[] = {
+        "", "sp=2", "sp=2 schedule=zigzag zero=3 recompute=none", "sp=4 zero=2 schedule=ring"};
     char path[512], text[256];
     int32_t* tokens = stream_make(41, 60000, 4000);
     int steps = quick ? 2 : 30, at = 0;
@@ -1099,14 +1194,15 @@ static void ranks_stress(void) {
     free(tokens);
     Run one;
     for (int i = 0; i < (quick ? 2 : 4); i++) {
-        snprintf(text, sizeof text, "layers=2 heads=12 channels=768 seq-len=%d batch-size=1 threads=4 lr=3e-4 deterministic=0 %s",
+        snprintf(text, sizeof text,
+            "layers=2 heads=12 channels=768 seq-len=%d batch-size=1 threads=4 lr=3e-4 deterministic=0 %s",
             quick ? 1500 : 16384, splits[i]);
         double start = now_ms();
         Run run = run_watched(text, path, steps);
         double seconds = 1e-3 * (now_ms() - start), share = i ? training_share(&run, &one, 2, 768, &at) : 0;
         check(run.steps > 0 && share <= 1, "ranks: long sequences",
-            "%s: %d steps in %.1f s, loss %.4f -> %.4f; largest share of the tolerance beside one rank %.3f", text, steps,
-            seconds, run.loss[0], run.loss[run.steps > 0 ? run.steps - 1 : 0], share);
+            "%s: %d steps in %.1f s, loss %.4f -> %.4f; largest share of the tolerance beside one rank %.3f",
+            text, steps, seconds, run.loss[0], run.loss[run.steps > 0 ? run.steps - 1 : 0], share);
         if (i == 0) one = run;
         else free(run.weights);
     }

@@ -1,7 +1,8 @@
 // test_safetensors.h: tests of data/json.h and data/safetensors.h, included by test_gpt2_sp.c.
 //
-// Before including it, define  static void check(int ok, const char* name, const char* format, ...), which records one result and
-// prints it with its figure. Everything happens in one function, test_safetensors(), in a folder of its own under $TMPDIR or /tmp.
+// Before including it, define  static void check(int ok, const char* name, const char* format, ...), which
+// records one result and prints it with its figure. Everything happens in one function, test_safetensors(),
+// in a folder of its own under $TMPDIR or /tmp.
 
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -9,13 +10,14 @@
 
 #include "../data/safetensors.h"
 
-static char stt_path[ST_PATH_MAX];  // the one file all tests write
+static char stt_path[ST_PATH_MAX];   // the one file all tests write
 
-// Makes the file: n bytes of head (with its length in front when with_length), then data_bytes counting bytes.
+// Makes the file: n bytes of head (with its length in front when with_length), then data_bytes counting
+// bytes.
 static void stt_write(const void* head, size_t n, int with_length, size_t data_bytes) {
     FILE* f = fopen(stt_path, "wb");
     uint64_t length = n;
-    if (f == NULL) return;  // the check that follows fails
+    if (f == NULL) return;   // the check that follows fails
     if (with_length) fwrite(&length, 1, 8, f);
     fwrite(head, 1, n, f);
     for (size_t i = 0; i < data_bytes; i++) fputc((int)(i & 255), f);
@@ -32,11 +34,14 @@ static int stt_consistent(const st_file* f) {
     for (int i = 0; i < f->count; i++) {
         const st_tensor* t = &f->tensors[i];
         uint64_t n = st_elements(t);
-        if (st_bytes(t->dtype, t->ndim, t->shape, &bytes) || bytes != t->end - t->begin || t->end > f->data_bytes) return 0;
+        if (st_bytes(t->dtype, t->ndim, t->shape, &bytes) || bytes != t->end - t->begin ||
+            t->end > f->data_bytes)
+            return 0;
         if ((i > 0 && strcmp(t[-1].name, t->name) >= 0) || st_find(f, t->name) != t) return 0;
         double* out = (double*)malloc(n * 8 + 8);
         int floating = t->dtype <= ST_BF16, bad = st_read_f64(f, t, 0, n, out, err, sizeof(err));
-        int beyond = st_read_f64(f, t, 1, n, out, err, sizeof(err)), after = st_read_f64(f, t, n + 1, 0, out, err, sizeof(err));
+        int beyond = st_read_f64(f, t, 1, n, out, err, sizeof(err)),
+            after = st_read_f64(f, t, n + 1, 0, out, err, sizeof(err));
         free(out);
         if (bad != (floating ? 0 : -1) || beyond != -1 || after != -1) return 0;
         total += bytes;
@@ -44,19 +49,22 @@ static int stt_consistent(const st_file* f) {
     return total == f->data_bytes;
 }
 
-// Opens the file. Returns 1 accepted and consistent, 0 refused with a message that names the file, -1 anything else.
+// Opens the file. Returns 1 accepted and consistent, 0 refused with a message that names the file, -1
+// anything else.
 static int stt_try(char* err, size_t err_size) {
     st_file f;
     err[0] = 0;
-    if (st_open(&f, stt_path, err, err_size)) return f.fd == -1 && f.tensors == NULL && strstr(err, "t.safetensors") ? 0 : -1;
+    if (st_open(&f, stt_path, err, err_size))
+        return f.fd == -1 && f.tensors == NULL && strstr(err, "t.safetensors") ? 0 : -1;
     int ok = stt_consistent(&f);
     st_close(&f);
-    st_close(&f);  // harmless
+    st_close(&f);   // harmless
     return ok ? 1 : -1;
 }
 
 // One literal file that must be refused with a message that says why.
-static void stt_refused(const char* name, const void* head, size_t n, int with_length, size_t data_bytes, const char* why) {
+static void stt_refused(
+    const char* name, const void* head, size_t n, int with_length, size_t data_bytes, const char* why) {
     char err[512];
     stt_write(head, n, with_length, data_bytes);
     int result = stt_try(err, sizeof(err));
@@ -67,15 +75,16 @@ static void stt_refused(const char* name, const void* head, size_t n, int with_l
 // ---------------------------------------------------------------------------
 
 static void stt_json_documents(void) {
-    static const char* const good[] = {"0", "-0", " [ ] ", "{}", "[1,2]", "\"\"", "null", "true", "false", "1e5", "1E-5", "0.5e+10",
-                                       "{\"a\":{\"b\":[null,{}]}}", "\"\\ud83d\\ude00 \\u00e9\"", "\"\xC3\xA9\xF0\x9F\x98\x80\x7F\"",
-                                       "\t\r\n1\n"};
-    static const char* const bad[] = {"", " ", "01", "+1", "1.", ".5", "1e", "1e+", "-", "--1", "0x1", "NaN", "Infinity", "nul", "nulll",
-                                      "True", "[1,]", "[,1]", "[1 2]", "{\"a\":1,}", "{\"a\"}", "{\"a\" 1}", "{a:1}", "{1:1}", "{\"a\":}", "[1", "{",
-                                      "{\"a\":1", "]", "\"", "\"a", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\\ud83d\"", "\"\\ude00\"",
-                                      "\"\\ud83d\\u0041\"", "\"\n\"", "'a'", "1 2", "{}{}", "[]x", "// c\n1", "\"\x80\"", "\"\xC0\xAF\"", "\"\xC1\xBF\"",
-                                      "\"\xE0\x9F\xBF\"", "\"\xED\xA0\x80\"", "\"\xF0\x8F\xBF\xBF\"", "\"\xF4\x90\x80\x80\"", "\"\xF5\x80\x80\x80\"", "\"\xC3\"",
-                                      "\"\xE2\x82\"", "\"\xFF\"", "\xEF\xBB\xBF{}", "\v1", "1\xC2\xA0", "[\"a\":1]", "{\"a\",1}"};
+    static const char* const good[] = {"0", "-0", " [ ] ", "{}", "[1,2]", "\"\"", "null", "true", "false",
+        "1e5", "1E-5", "0.5e+10", "{\"a\":{\"b\":[null,{}]}}", "\"\\ud83d\\ude00 \\u00e9\"",
+        "\"\xC3\xA9\xF0\x9F\x98\x80\x7F\"", "\t\r\n1\n"};
+    static const char* const bad[] = {"", " ", "01", "+1", "1.", ".5", "1e", "1e+", "-", "--1", "0x1", "NaN",
+        "Infinity", "nul", "nulll", "True", "[1,]", "[,1]", "[1 2]", "{\"a\":1,}", "{\"a\"}", "{\"a\" 1}",
+        "{a:1}", "{1:1}", "{\"a\":}", "[1", "{", "{\"a\":1", "]", "\"", "\"a", "\"\\x\"", "\"\\u12\"",
+        "\"\\u12g4\"", "\"\\ud83d\"", "\"\\ude00\"", "\"\\ud83d\\u0041\"", "\"\n\"", "'a'", "1 2", "{}{}",
+        "[]x", "// c\n1", "\"\x80\"", "\"\xC0\xAF\"", "\"\xC1\xBF\"", "\"\xE0\x9F\xBF\"", "\"\xED\xA0\x80\"",
+        "\"\xF0\x8F\xBF\xBF\"", "\"\xF4\x90\x80\x80\"", "\"\xF5\x80\x80\x80\"", "\"\xC3\"", "\"\xE2\x82\"",
+        "\"\xFF\"", "\xEF\xBB\xBF{}", "\v1", "1\xC2\xA0", "[\"a\":1]", "{\"a\",1}"};
     int n_good = 0, n_bad = 0, deep_ok = 0, deep_bad = 0;
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
         if (json_validate(good[i], strlen(good[i]), JSON_MAX_DEPTH, NULL) == 0) n_good++;
@@ -97,7 +106,8 @@ static void stt_json_documents(void) {
     }
     size_t where = 0;
     json_validate("[1,x]", 5, 4, &where);
-    check(deep_ok && deep_bad, "json depth limit", "%d levels accepted, %d refused", JSON_MAX_DEPTH, JSON_MAX_DEPTH + 1);
+    check(deep_ok && deep_bad, "json depth limit", "%d levels accepted, %d refused", JSON_MAX_DEPTH,
+        JSON_MAX_DEPTH + 1);
     check(where == 3, "json names the place of a fault", "byte %zu of [1,x]", where);
 
     // every code point in UTF-8, and every sequence of two bytes
@@ -116,14 +126,16 @@ static void stt_json_documents(void) {
         s[1] = (char)c;
         pairs += json_utf8_check(s, s + 2) == s + 2;
     }
-    check(code_points == 0x120000, "json UTF-8 of every code point", "%d of %d as they should be", code_points, 0x120000);
-    check(pairs == 128 * 128 + 30 * 64, "json UTF-8 pairs of bytes", "%d valid of 65536, expected %d", pairs, 128 * 128 + 30 * 64);
+    check(code_points == 0x120000, "json UTF-8 of every code point", "%d of %d as they should be",
+        code_points, 0x120000);
+    check(pairs == 128 * 128 + 30 * 64, "json UTF-8 pairs of bytes", "%d valid of 65536, expected %d", pairs,
+        128 * 128 + 30 * 64);
 }
 
 static void stt_json_numbers(void) {
     typedef struct {
         const char* text;
-        int u, i, d;  // is it one?
+        int u, i, d;   // is it one?
         uint64_t u64;
         int64_t i64;
         double f64;
@@ -179,12 +191,13 @@ static void stt_json_numbers(void) {
     memset(digits, '1', sizeof(digits));
     json_span longest = {digits, JSON_MAX_NUMBER}, longer = {digits, JSON_MAX_NUMBER + 1};
     double d;
-    check(json_double(longest, &d) == 0 && json_double(longer, &d) == -1, "json length of a number", "%d characters accepted, one more refused",
-          JSON_MAX_NUMBER);
+    check(json_double(longest, &d) == 0 && json_double(longer, &d) == -1, "json length of a number",
+        "%d characters accepted, one more refused", JSON_MAX_NUMBER);
 }
 
 static void stt_json_values(void) {
-    const char* text = "{\"n\": 12, \"neg\":-3, \"lr\": 3e-4, \"name\": \"a\\n\\u00e9\\ud83d\\ude00\", \"twice\":1, \"t\\u0077ice\":1,"
+    const char* text = "{\"n\": 12, \"neg\":-3, \"lr\": 3e-4, \"name\": \"a\\n\\u00e9\\ud83d\\ude00\", "
+                       "\"twice\":1, \"t\\u0077ice\":1,"
                        " \"list\": [1, [2], {\"x\": \"]\"}], \"on\": true}";
     size_t len = strlen(text);
     uint64_t u = 0;
@@ -192,16 +205,23 @@ static void stt_json_values(void) {
     double d = 0;
     char s[16], tight[9];
     int on = 0;
-    int ok = json_get_u64(text, len, "n", &u) == 1 && u == 12 && json_get_i64(text, len, "neg", &i) == 1 && i == -3;
-    ok = ok && json_get_double(text, len, "lr", &d) == 1 && d == 3e-4 && json_get_bool(text, len, "on", &on) == 1 && on == 1;
-    ok = ok && json_get_string(text, len, "name", s, sizeof(s)) == 1 && strcmp(s, "a\n\xC3\xA9\xF0\x9F\x98\x80") == 0;
+    int ok = json_get_u64(text, len, "n", &u) == 1 && u == 12 && json_get_i64(text, len, "neg", &i) == 1 &&
+        i == -3;
+    ok = ok && json_get_double(text, len, "lr", &d) == 1 && d == 3e-4 &&
+        json_get_bool(text, len, "on", &on) == 1 && on == 1;
+    ok = ok && json_get_string(text, len, "name", s, sizeof(s)) == 1 &&
+        strcmp(s, "a\n\xC3\xA9\xF0\x9F\x98\x80") == 0;
     check(ok, "json_get of each type", "%d, %d, %g, %d", (int)u, (int)i, d, on);
-    check(json_get_u64(text, len, "absent", &u) == 0 && json_get_u64(text, len, "twice", &u) == -1 && json_get_u64(text, len, "neg", &u) == -1 &&
-              json_get_u64(text, len, "lr", &u) == -1 && json_get_string(text, len, "n", s, sizeof(s)) == -1 &&
-              json_get_u64(text, len - 1, "n", &u) == -1 && json_get_u64("{\"n\":1}x", 8, "n", &u) == -1 && json_get_u64("[1]", 3, "n", &u) == -1,
-          "json_get absent, twice, other type, cut, trailing", "0 and -1");
-    int fits = json_get_string(text, len, "name", tight, sizeof(tight)), short_of_one = json_get_string(text, len, "name", tight, 8);
-    check(fits == 1 && short_of_one == -1, "json string in a bounded buffer", "8 bytes into 9: %d, into 8: %d", fits, short_of_one);
+    check(json_get_u64(text, len, "absent", &u) == 0 && json_get_u64(text, len, "twice", &u) == -1 &&
+            json_get_u64(text, len, "neg", &u) == -1 && json_get_u64(text, len, "lr", &u) == -1 &&
+            json_get_string(text, len, "n", s, sizeof(s)) == -1 &&
+            json_get_u64(text, len - 1, "n", &u) == -1 && json_get_u64("{\"n\":1}x", 8, "n", &u) == -1 &&
+            json_get_u64("[1]", 3, "n", &u) == -1,
+        "json_get absent, twice, other type, cut, trailing", "0 and -1");
+    int fits = json_get_string(text, len, "name", tight, sizeof(tight)),
+        short_of_one = json_get_string(text, len, "name", tight, 8);
+    check(fits == 1 && short_of_one == -1, "json string in a bounded buffer",
+        "8 bytes into 9: %d, into 8: %d", fits, short_of_one);
 
     json_span list, v;
     json_iter it;
@@ -216,17 +236,20 @@ static void stt_json_values(void) {
     memcpy(raw + 127, "\xC3\xA9\xF0\x9F\x98\x80", 7);
     int wrote = json_append_string(quoted, sizeof(quoted), &at, raw);
     json_span q = {quoted, at};
-    ok = wrote == 0 && json_validate(quoted, at, 1, NULL) == 0 && json_string(q, back, sizeof(back)) == (long)strlen(raw) && strcmp(raw, back) == 0 &&
-         json_equal(q, raw);
+    ok = wrote == 0 && json_validate(quoted, at, 1, NULL) == 0 &&
+        json_string(q, back, sizeof(back)) == (long)strlen(raw) && strcmp(raw, back) == 0 &&
+        json_equal(q, raw);
     check(ok, "json string written and read back", "%zu bytes as %zu", strlen(raw), at);
     size_t needed = at + 1, none = 0, all = 0;
     int too_small = 0;
-    for (size_t size = 0; size < needed; size++) too_small += json_append_string(quoted, size, &none, raw) == -1 && none == 0;
-    check(too_small == (int)needed && json_append_string(quoted, needed, &all, raw) == 0 && all == at, "json string into every smaller buffer",
-          "%d refused", too_small);
+    for (size_t size = 0; size < needed; size++)
+        too_small += json_append_string(quoted, size, &none, raw) == -1 && none == 0;
+    check(too_small == (int)needed && json_append_string(quoted, needed, &all, raw) == 0 && all == at,
+        "json string into every smaller buffer", "%d refused", too_small);
     at = 0;
     json_append_string(quoted, sizeof(quoted), &at, "a\xFF\xE2\x82z");
-    check(strcmp(quoted, "\"a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBDz\"") == 0, "json writer mends what is not UTF-8", "%zu bytes", at);
+    check(strcmp(quoted, "\"a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBDz\"") == 0,
+        "json writer mends what is not UTF-8", "%zu bytes", at);
     FILE* f = fopen(stt_path, "w+b");
     size_t got = 0;
     if (f) {
@@ -244,7 +267,8 @@ static void stt_json_values(void) {
 static void stt_conversions(void) {
     // all 65536 halves and bfloat16s, plus doubles, in one file; the same through another formula
     enum { N = 65536, M = 10 };
-    const double wide[M] = {0.0, -0.0, 1.0 + 0x1p-24, 1.0 + 0x1p-24 + 0x1p-50, 1e300, -1e-300, 0x1p-149, 0x1.8p-150, INFINITY, 0.1};
+    const double wide[M] = {0.0, -0.0, 1.0 + 0x1p-24, 1.0 + 0x1p-24 + 0x1p-50, 1e300, -1e-300, 0x1p-149,
+        0x1.8p-150, INFINITY, 0.1};
     st_header h;
     st_file f;
     unsigned char* head = NULL;
@@ -252,9 +276,11 @@ static void stt_conversions(void) {
     char err[512] = "";
     uint64_t shape[1] = {N}, shape2[1] = {M};
     st_header_init(&h);
-    int bad = st_header_add(&h, "half", ST_F16, 1, shape, err, sizeof(err)) || st_header_add(&h, "bfloat", ST_BF16, 1, shape, err, sizeof(err)) ||
-              st_header_add(&h, "wide", ST_F64, 1, shape2, err, sizeof(err)) || st_header_add(&h, "single", ST_F32, 1, shape, err, sizeof(err)) ||
-              st_header_finish(&h, NULL, &head, &n, err, sizeof(err));
+    int bad = st_header_add(&h, "half", ST_F16, 1, shape, err, sizeof(err)) ||
+        st_header_add(&h, "bfloat", ST_BF16, 1, shape, err, sizeof(err)) ||
+        st_header_add(&h, "wide", ST_F64, 1, shape2, err, sizeof(err)) ||
+        st_header_add(&h, "single", ST_F32, 1, shape, err, sizeof(err)) ||
+        st_header_finish(&h, NULL, &head, &n, err, sizeof(err));
     FILE* file = fopen(stt_path, "wb");
     uint32_t* bits = (uint32_t*)malloc(4 * N);
     float* x = (float*)malloc(4 * N);
@@ -270,7 +296,8 @@ static void stt_conversions(void) {
             fwrite(&half, 1, 2, file);
         }
     fwrite(wide, 1, sizeof(wide), file);
-    for (uint32_t i = 0; i < N; i++) bits[i] = i * 65537u;  // every upper half, so infinities and quiet and signalling NaN too
+    for (uint32_t i = 0; i < N; i++)
+        bits[i] = i * 65537u;   // every upper half, so infinities and quiet and signalling NaN too
     fwrite(bits, 1, 4 * N, file);
     fclose(file);
     st_header_free(&h);
@@ -284,17 +311,21 @@ static void stt_conversions(void) {
         const st_tensor* t = st_find(&f, kind ? "bfloat" : "half");
         bad = st_read_f32(&f, t, 0, N, x, err, sizeof(err)) || st_read_f64(&f, t, 0, N, y, err, sizeof(err));
         for (int i = 0; i < N && !bad; i++) {
-            int e = (i >> fraction_bits) & ((1 << exponent_bits) - 1), m = i & ((1 << fraction_bits) - 1), top = (1 << exponent_bits) - 1;
-            double value = e == 0 ? ldexp(m, 1 - bias - fraction_bits) : ldexp(m + (1 << fraction_bits), e - bias - fraction_bits);
+            int e = (i >> fraction_bits) & ((1 << exponent_bits) - 1), m = i & ((1 << fraction_bits) - 1),
+                top = (1 << exponent_bits) - 1;
+            double value = e == 0 ? ldexp(m, 1 - bias - fraction_bits)
+                                  : ldexp(m + (1 << fraction_bits), e - bias - fraction_bits);
             if (e == top) value = m ? NAN : INFINITY;
             if (i >> 15) value = -value;
             int same = isnan(value) ? isnan(x[i]) && isnan(y[i]) : (double)x[i] == value && y[i] == value;
-            right += same && (isnan(value) || (!signbit(x[i]) == !signbit(value) && !signbit(y[i]) == !signbit(value)));
+            right += same &&
+                (isnan(value) || (!signbit(x[i]) == !signbit(value) && !signbit(y[i]) == !signbit(value)));
         }
         check(right == N, kind ? "every bfloat16 exactly" : "every half exactly", "%d of %d", right, N);
     }
     int right = 0, pieces = 0;
-    bad = st_read_f32(&f, st_find(&f, "wide"), 0, M, x, err, sizeof(err)) || st_read_f64(&f, st_find(&f, "wide"), 0, M, y, err, sizeof(err));
+    bad = st_read_f32(&f, st_find(&f, "wide"), 0, M, x, err, sizeof(err)) ||
+        st_read_f64(&f, st_find(&f, "wide"), 0, M, y, err, sizeof(err));
     for (int i = 0; i < M && !bad; i++) right += x[i] == (float)wide[i] && memcmp(&y[i], &wide[i], 8) == 0;
     check(right == M, "F64 to float to nearest, to double bit for bit", "%d of %d", right, M);
     bad = st_read_f32(&f, st_find(&f, "single"), 0, N, x, err, sizeof(err));
@@ -311,8 +342,10 @@ static void stt_conversions(void) {
             pieces += same;
         }
     check(pieces > 20, "reading parts of a tensor", "%d parts", pieces);
-    check(truncate(stt_path, 5000) == 0 && st_read_f32(&f, st_find(&f, "single"), 0, N, x, err, sizeof(err)) == -1 && strstr(err, "ends early"),
-          "a file cut after it was opened", "%.120s", strstr(err, "t.safe") ? strstr(err, "t.safe") : err);
+    check(truncate(stt_path, 5000) == 0 &&
+            st_read_f32(&f, st_find(&f, "single"), 0, N, x, err, sizeof(err)) == -1 &&
+            strstr(err, "ends early"),
+        "a file cut after it was opened", "%.120s", strstr(err, "t.safe") ? strstr(err, "t.safe") : err);
     st_close(&f);
     free(bits);
     free(x);
@@ -320,7 +353,8 @@ static void stt_conversions(void) {
 }
 
 static void stt_roundtrip(void) {
-    static const char* const names[] = {"transformer.wte.weight", "a \"quoted\\\" \n name", "\xC3\xA9\xF0\x9F\x98\x80", "", "scalar", "empty", "rank 8"};
+    static const char* const names[] = {"transformer.wte.weight", "a \"quoted\\\" \n name",
+        "\xC3\xA9\xF0\x9F\x98\x80", "", "scalar", "empty", "rank 8"};
     static const int dtypes[] = {ST_F32, ST_F64, ST_BF16, ST_U8, ST_F64, ST_I32, ST_I64};
     static const int ranks[] = {2, 1, 1, 1, 0, 2, 8};
     static const uint64_t shapes[][8] = {{3, 5}, {4}, {7}, {3}, {0}, {5, 0}, {1, 1, 2, 1, 1, 1, 3, 1}};
@@ -331,7 +365,8 @@ static void stt_roundtrip(void) {
     char err[512] = "", format[8] = "";
     int bad = 0, same = 0;
     st_header_init(&h);
-    for (int i = 0; i < 7; i++) bad = bad || st_header_add(&h, names[i], dtypes[i], ranks[i], shapes[i], err, sizeof(err));
+    for (int i = 0; i < 7; i++)
+        bad = bad || st_header_add(&h, names[i], dtypes[i], ranks[i], shapes[i], err, sizeof(err));
     bad = bad || st_header_finish(&h, "{\"format\":\"pt\"}", &head, &n, err, sizeof(err));
     if (!bad) stt_write(head, n, 0, h.data_bytes);
     bad = bad || st_open(&f, stt_path, err, sizeof(err));
@@ -339,12 +374,15 @@ static void stt_roundtrip(void) {
     if (!bad) {
         for (int i = 0; i < 7; i++) {
             const st_tensor* t = st_find(&f, names[i]);
-            same += t && t->dtype == dtypes[i] && t->ndim == ranks[i] && memcmp(t->shape, shapes[i], 8 * (size_t)ranks[i]) == 0 &&
-                    t->begin == h.tensors[i].begin && t->end == h.tensors[i].end;
+            same += t && t->dtype == dtypes[i] && t->ndim == ranks[i] &&
+                memcmp(t->shape, shapes[i], 8 * (size_t)ranks[i]) == 0 && t->begin == h.tensors[i].begin &&
+                t->end == h.tensors[i].end;
         }
-        check(same == 7 && st_find(&f, "absent") == NULL && stt_consistent(&f), "types, shapes and offsets survive", "%d of 7", same);
-        check(json_get_string(f.metadata, strlen(f.metadata), "format", format, sizeof(format)) == 1 && strcmp(format, "pt") == 0, "metadata survives",
-              "format %s", format);
+        check(same == 7 && st_find(&f, "absent") == NULL && stt_consistent(&f),
+            "types, shapes and offsets survive", "%d of 7", same);
+        check(json_get_string(f.metadata, strlen(f.metadata), "format", format, sizeof(format)) == 1 &&
+                strcmp(format, "pt") == 0,
+            "metadata survives", "format %s", format);
         st_close(&f);
     }
     free(head);
@@ -360,10 +398,12 @@ static void stt_roundtrip(void) {
     refused += st_header_add(&h, "big", ST_F32, 2, big, err, sizeof(err)) == -1;
     refused += st_header_finish(&h, "{\"format\":1}", &head, &n, err, sizeof(err)) == -1 && head == NULL;
     refused += st_header_finish(&h, "{},\"x\":{}", &head, &n, err, sizeof(err)) == -1 && head == NULL;
-    refused += st_header_add(&h, "scalar", ST_F32, 0, NULL, err, sizeof(err)) == 0 && st_header_finish(&h, NULL, &head, &n, err, sizeof(err)) == -1;
+    refused += st_header_add(&h, "scalar", ST_F32, 0, NULL, err, sizeof(err)) == 0 &&
+        st_header_finish(&h, NULL, &head, &n, err, sizeof(err)) == -1;
     st_header_free(&h);
     refused += st_header_add(&h, "\xFF", ST_F32, 0, NULL, err, sizeof(err)) == -1;
-    check(refused == 8, "writer refuses long name, rank, dtype, overflow, metadata, duplicate, UTF-8", "%d of 8", refused);
+    check(refused == 8, "writer refuses long name, rank, dtype, overflow, metadata, duplicate, UTF-8",
+        "%d of 8", refused);
 
     // no tensors at all, and as many as allowed
     bad = st_header_finish(&h, NULL, &head, &n, err, sizeof(err));
@@ -377,14 +417,16 @@ static void stt_roundtrip(void) {
     int one_more = st_header_add(&h, "more", ST_F16, 1, one, err, sizeof(err));
     bad = bad || st_header_finish(&h, NULL, &head, &n, err, sizeof(err));
     if (!bad) stt_write(head, n, 0, h.data_bytes);
-    check(!bad && one_more == -1 && stt_try(err, sizeof(err)) == 1, "as many tensors as allowed", "%d, a header of %zu bytes", h.count, n);
-    if (!bad) {  // one more by hand: in place of the closing bracket
+    check(!bad && one_more == -1 && stt_try(err, sizeof(err)) == 1, "as many tensors as allowed",
+        "%d, a header of %zu bytes", h.count, n);
+    if (!bad) {   // one more by hand: in place of the closing bracket
         char* more = (char*)malloc(n + 128);
         size_t end = n - 1, extra = 0;
         if (more) {
             memcpy(more, head + 8, n - 8);
             for (end = n - 8; more[end - 1] != '}';) end--;
-            extra = (size_t)snprintf(more + end - 1, 128, ",\"more\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}");
+            extra = (size_t)snprintf(
+                more + end - 1, 128, ",\"more\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}");
             stt_refused("one tensor too many", more, end - 1 + extra, 1, h.data_bytes, "ST_MAX_TENSORS");
         }
         free(more);
@@ -407,40 +449,77 @@ static void stt_error_classes(void) {
         {"JSON after the header", "{} {}", 0, "strict JSON"},
         {"NUL padding", "{}\0\0", 0, "strict JSON"},
         {"cut JSON", "{\"a\":", 0, "strict JSON"},
-        {"trailing comma", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},}", 1, "strict JSON"},
-        {"duplicate tensor", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"\\u0061\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2,
-         "duplicate"},
-        {"duplicate key in a tensor", "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "duplicate"},
+        {"trailing comma", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},}", 1,
+            "strict JSON"},
+        {"duplicate tensor",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"\\u0061\":{\"dtype\":\"U8\","
+            "\"shape\":[1],\"data_offsets\":[1,2]}}",
+            2, "duplicate"},
+        {"duplicate key in a tensor",
+            "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+            "duplicate"},
         {"duplicate metadata", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, "duplicate"},
-        {"duplicate key in metadata", "{\"__metadata__\":{\"a\":\"1\",\"b\":\"\",\"\\u0061\":\"2\"}}", 0, "duplicate"},
+        {"duplicate key in metadata", "{\"__metadata__\":{\"a\":\"1\",\"b\":\"\",\"\\u0061\":\"2\"}}", 0,
+            "duplicate"},
         {"metadata not an object", "{\"__metadata__\":\"x\"}", 0, "not an object"},
         {"metadata not strings", "{\"__metadata__\":{\"a\":\"1\",\"b\":2}}", 0, "not a string"},
-        {"overlap", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}", 3, "overlap"},
-        {"same place", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2, "overlap"},
-        {"hole", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[3,5]}}", 5, "hole"},
+        {"overlap",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\","
+            "\"shape\":[2],\"data_offsets\":[1,3]}}",
+            3, "overlap"},
+        {"same place",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\","
+            "\"shape\":[2],\"data_offsets\":[0,2]}}",
+            2, "overlap"},
+        {"hole",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\","
+            "\"shape\":[2],\"data_offsets\":[3,5]}}",
+            5, "hole"},
         {"hole at the start", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}", 3, "hole"},
-        {"out of the file", "{\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}", 2, "holds 2 bytes"},
-        {"far out of the file", "{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551615],\"data_offsets\":[0,18446744073709551615]}}", 2, "holds 2 bytes"},
-        {"begin after end", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,0]}}", 2, "begin is after"},
-        {"negative offset", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[-2,0]}}", 2, "two unsigned"},
-        {"three offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2,2]}}", 2, "two unsigned"},
-        {"offset past 64 bits", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,18446744073709551618]}}", 2, "two unsigned"},
-        {"shape product overflow", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, "overflows"},
-        {"shape times size overflow", "{\"a\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0, "overflows"},
-        {"fractional shape", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2.0],\"data_offsets\":[0,2]}}", 2, "unsigned integers"},
-        {"nested shape", "{\"a\":{\"dtype\":\"U8\",\"shape\":[[2]],\"data_offsets\":[0,2]}}", 2, "unsigned integers"},
-        {"size mismatch", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,7]}}", 7, "do not match"},
-        {"unknown dtype", "{\"a\":{\"dtype\":\"F33\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2, "unknown dtype"},
-        {"dtype not a string", "{\"a\":{\"dtype\":1,\"shape\":[2],\"data_offsets\":[0,2]}}", 2, "unknown dtype"},
-        {"unknown key", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2],\"x\":1}}", 2, "other than"},
+        {"out of the file", "{\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}", 2,
+            "holds 2 bytes"},
+        {"far out of the file",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551615],\"data_offsets\":[0,"
+            "18446744073709551615]}}",
+            2, "holds 2 bytes"},
+        {"begin after end", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,0]}}", 2,
+            "begin is after"},
+        {"negative offset", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[-2,0]}}", 2,
+            "two unsigned"},
+        {"three offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2,2]}}", 2,
+            "two unsigned"},
+        {"offset past 64 bits",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,18446744073709551618]}}", 2,
+            "two unsigned"},
+        {"shape product overflow",
+            "{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
+            "overflows"},
+        {"shape times size overflow",
+            "{\"a\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0,
+            "overflows"},
+        {"fractional shape", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2.0],\"data_offsets\":[0,2]}}", 2,
+            "unsigned integers"},
+        {"nested shape", "{\"a\":{\"dtype\":\"U8\",\"shape\":[[2]],\"data_offsets\":[0,2]}}", 2,
+            "unsigned integers"},
+        {"size mismatch", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,7]}}", 7,
+            "do not match"},
+        {"unknown dtype", "{\"a\":{\"dtype\":\"F33\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2,
+            "unknown dtype"},
+        {"dtype not a string", "{\"a\":{\"dtype\":1,\"shape\":[2],\"data_offsets\":[0,2]}}", 2,
+            "unknown dtype"},
+        {"unknown key", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2],\"x\":1}}", 2,
+            "other than"},
         {"missing key", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,2]}}", 2, "lacks"},
         {"tensor not an object", "{\"a\":[]}", 0, "not an object"},
-        {"trailing bytes", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 3, "1 bytes after"},
+        {"trailing bytes", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 3,
+            "1 bytes after"},
         {"data without tensors", "{}", 1, "1 bytes after"},
-        {"NUL in a name", "{\"a\\u0000\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2, "ST_NAME_MAX"},
-        {"rank 9", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, "ST_MAX_RANK"},
+        {"NUL in a name", "{\"a\\u0000\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 2,
+            "ST_NAME_MAX"},
+        {"rank 9", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1,
+            "ST_MAX_RANK"},
     };
-    static const unsigned char huge[9] = {0, 0, 0, 0, 0, 0, 0, 0x80, '{'};  // a header of 2^63 bytes
+    static const unsigned char huge[9] = {0, 0, 0, 0, 0, 0, 0, 0x80, '{'};   // a header of 2^63 bytes
     char err[512], text[4096];
     stt_refused("shorter than 8 bytes", "\2\0\0\0\0\0\0", 7, 0, 0, "at least 8");
     stt_refused("header length 2^63", huge, 9, 0, 0, "ST_MAX_HEADER");
@@ -448,14 +527,15 @@ static void stt_error_classes(void) {
     stt_refused("header past the end of the file", &length, 8, 0, 100, "with 100 after");
     length++;
     stt_write(&length, 8, 0, 0);
-    int grown = truncate(stt_path, 8 + (off_t)length) == 0;  // a sparse file that does hold that much
-    check(grown && stt_try(err, sizeof(err)) == 0 && strstr(err, "ST_MAX_HEADER"), "header one byte over the limit", "%.120s", strstr(err, "t.safe"));
+    int grown = truncate(stt_path, 8 + (off_t)length) == 0;   // a sparse file that does hold that much
+    check(grown && stt_try(err, sizeof(err)) == 0 && strstr(err, "ST_MAX_HEADER"),
+        "header one byte over the limit", "%.120s", strstr(err, "t.safe"));
     for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
         size_t n = strcmp(table[i].name, "NUL padding") == 0 ? 4 : strlen(table[i].header);
         stt_refused(table[i].name, table[i].header, n, 1, table[i].data, table[i].why);
     }
 
-    size_t n = 0;  // nesting past the limit, inside metadata
+    size_t n = 0;   // nesting past the limit, inside metadata
     n = (size_t)snprintf(text, sizeof(text), "{\"__metadata__\":{\"a\":");
     memset(text + n, '[', 1000);
     memset(text + n + 1000, ']', 1000);
@@ -465,7 +545,8 @@ static void stt_error_classes(void) {
         char name[ST_NAME_MAX + 1];
         memset(name, 'n', sizeof(name));
         name[bytes] = 0;
-        n = (size_t)snprintf(text, sizeof(text), "{\"%s\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", name);
+        n = (size_t)snprintf(
+            text, sizeof(text), "{\"%s\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", name);
         if (bytes == ST_NAME_MAX) stt_refused("name too long", text, n, 1, 2, "ST_NAME_MAX");
         else {
             stt_write(text, n, 1, 2);
@@ -477,7 +558,8 @@ static void stt_error_classes(void) {
         n = (size_t)sprintf(many, "{\"__metadata__\":{");
         for (int i = 0; i < entries; i++) n += (size_t)sprintf(many + n, "%s\"k%d\":\"\"", i ? "," : "", i);
         n += (size_t)sprintf(many + n, "}}");
-        if (entries > ST_MAX_METADATA) stt_refused("too many metadata entries", many, n, 1, 0, "ST_MAX_METADATA");
+        if (entries > ST_MAX_METADATA)
+            stt_refused("too many metadata entries", many, n, 1, 0, "ST_MAX_METADATA");
         else {
             stt_write(many, n, 1, 0);
             check(stt_try(err, sizeof(err)) == 1, "most metadata entries", "%d %s", entries, err);
@@ -485,16 +567,21 @@ static void stt_error_classes(void) {
     }
     free(many);
     st_file f;
-    int missing = st_open(&f, "/nonexistent/file", err, sizeof(err)), folder = st_open(&f, "/", err, sizeof(err));
+    int missing = st_open(&f, "/nonexistent/file", err, sizeof(err)),
+        folder = st_open(&f, "/", err, sizeof(err));
     check(missing == -1 && folder == -1 && f.fd == -1, "absent file, folder", "%s", err);
     check(st_open(&f, "/nonexistent", NULL, 0) == -1, "errors without a place for the message", "-1");
 }
 
-// Every truncation of a small file is refused; every byte changed is either refused or still one consistent file.
+// Every truncation of a small file is refused; every byte changed is either refused or still one consistent
+// file.
 static void stt_damage(void) {
-    const char* header = "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[16,28]},"
-                         "\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]},\"c\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[28,36]}}  ";
-    static const unsigned char values[] = {0, 1, ' ', '"', ',', '-', '.', '0', '1', '9', ':', '[', '\\', ']', 'e', '{', '}', 0x7F, 0x80, 0xC3, 0xFF};
+    const char* header = "{\"__metadata__\":{\"format\":\"pt\"},\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],"
+                         "\"data_offsets\":[16,28]},"
+                         "\"a\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]},\"c\":{\"dtype\":"
+                         "\"I64\",\"shape\":[],\"data_offsets\":[28,36]}}  ";
+    static const unsigned char values[] = {0, 1, ' ', '"', ',', '-', '.', '0', '1', '9', ':', '[', '\\', ']',
+        'e', '{', '}', 0x7F, 0x80, 0xC3, 0xFF};
     size_t size = 8 + strlen(header) + 36;
     char err[512];
     int refused = 0, accepted = 0, wrong = 0, whole, n_values = (int)sizeof(values);
@@ -524,7 +611,8 @@ static void stt_damage(void) {
         wrong += pwrite(fd, &was, 1, (off_t)i) != 1;
     }
     close(fd);
-    check(wrong == 0 && refused > 1000 && accepted >= 36 * 8, "every byte changed", "%d refused, %d still consistent", refused, accepted);
+    check(wrong == 0 && refused > 1000 && accepted >= 36 * 8, "every byte changed",
+        "%d refused, %d still consistent", refused, accepted);
 }
 
 static void stt_fixture(void) {
@@ -532,8 +620,9 @@ static void stt_fixture(void) {
     char err[512] = "", format[8] = "";
     int bad = st_open(&f, "dev/fixtures/model.safetensors", err, sizeof(err));
     const st_tensor* t = bad ? NULL : st_find(&f, "transformer.h.1.attn.c_attn.weight");
-    int ok = t && f.count == 28 && t->dtype == ST_F32 && t->ndim == 2 && t->shape[0] == 32 && t->shape[1] == 96 && stt_consistent(&f) &&
-             json_get_string(f.metadata, strlen(f.metadata), "format", format, sizeof(format)) == 1;
+    int ok = t && f.count == 28 && t->dtype == ST_F32 && t->ndim == 2 && t->shape[0] == 32 &&
+        t->shape[1] == 96 && stt_consistent(&f) &&
+        json_get_string(f.metadata, strlen(f.metadata), "format", format, sizeof(format)) == 1;
     check(ok, "a file of the reference writer", "%d tensors, format %s%s", bad ? 0 : f.count, format, err);
     st_close(&f);
 }
