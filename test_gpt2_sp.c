@@ -192,27 +192,21 @@ static gpt2_sp* bare_trainer(const gpt2_sp_options* o, int64_t vocab) {
 }
 
 // All weights, gradients or moments of a trainer, whole, wherever its ranks keep them: (layout.elements).
-enum { COLLECT_GRADIENTS = STATE_KINDS };
-static void collect(const gpt2_sp* g, int kind, real* out) {
-    int from_zero = kind == COLLECT_GRADIENTS ? 2 : state_sharded_from(kind);
+static void collect(const gpt2_sp* g, int state, real* out) {
     for (int u = 0; u < g->layout.count; u++) {
         const Unit* unit = &g->layout.units[u];
         for (int w = 0; w < g->mesh.world; w++) {
             const Rank* r = &g->ranks[w];
-            const real* from[] = {r->weights, r->m, r->v, r->gradients};   // in the order of the kinds
-            int64_t at = slice_at(r, unit, from_zero);
-            real* to = out + unit->offset + w * unit->slice;
+            int64_t begin = slice_begin(r, u), at = held_at(r, state, u, begin);
+            real* to = out + unit->offset + begin;
+            size_t bytes = (size_t)unit->slice * sizeof *to;
 #ifdef GPT2_SP_GPU
             const Gpu* d = (const Gpu*)r->device;
-            const float* there[] = {
-                d ? d->weights : NULL, d ? d->m : NULL, d ? d->v : NULL, d ? d->gradients : NULL};
-            if (d &&
-                cudaMemcpy(to, there[kind] + at, (size_t)unit->slice * sizeof *to, cudaMemcpyDeviceToHost) !=
-                    cudaSuccess)
+            if (d && cudaMemcpy(to, d->state[state] + at, bytes, cudaMemcpyDeviceToHost) != cudaSuccess)
                 check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
             if (d) continue;
 #endif
-            memcpy(to, from[kind] + at, (size_t)unit->slice * sizeof(real));
+            memcpy(to, r->state[state] + at, bytes);
         }
     }
 }
@@ -989,7 +983,7 @@ static double fixture_logits(gpt2_sp* g, const double* expected) {
 static int rank_gradients(Rank* r, gpt2_sp* g) {   // summed gradients of pass 0; g->sums as after a step
     double sums[2];
     r->learn = 1, r->loss_sum = 0;
-    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? r->layout->shard : r->layout->held) * sizeof(real));
+    memset(r->state[STATE_GRADIENTS], 0, (size_t)r->layout->buffer[STATE_GRADIENTS] * sizeof(real));
     if (model_forward_backward(r, 0) != 0 || gradients_reduce(r, sums) != 0) return -1;
     if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1];
     return 0;
@@ -1031,7 +1025,7 @@ static void fixture_run(const char* file, const char* more) {
         g->adamw.beta1 = g->options.beta1, g->adamw.beta2 = g->options.beta2, g->adamw.eps = g->options.eps,
         g->adamw.weight_decay = g->options.weight_decay, g->adamw.lr = g->options.lr;
         int status = fixture_step(g, 1);
-        double gradient_error = fixture_compare(g, COLLECT_GRADIENTS, &f, "grad.", 0),
+        double gradient_error = fixture_compare(g, STATE_GRADIENTS, &f, "grad.", 0),
                found_norm = sqrt(g->sums[1]);
         check(status == 0 && gradient_error <= limit, "fixture: every gradient",
             "%s: largest error of a tensor %.3g, at most %.3g", label, gradient_error, limit);
@@ -1329,9 +1323,10 @@ static void runs_not_finite(void) {
         memset(&stats, 0, sizeof stats);
         int status = gpt2_sp_step(g, &stats), updated = stats.updated, refused = 0, steps = 0;
         for (int w = 0; w < g->mesh.world; w++)
-            g->ranks[w].weights[7] =
+            g->ranks[w].state[STATE_WEIGHTS][7] =
                 (real)1e30;   // a weight of wte: x^2 overflows in float, inf * 0 in double
-        for (int w = 0; IS_DOUBLE && w < g->mesh.world; w++) g->ranks[w].weights[7] = (real)1e300;
+        for (int w = 0; IS_DOUBLE && w < g->mesh.world; w++)
+            g->ranks[w].state[STATE_WEIGHTS][7] = (real)1e300;
         real *before = reals(g->layout.elements), *after = reals(g->layout.elements),
              *m = reals(g->layout.elements), *m2 = reals(g->layout.elements);
         collect(g, STATE_WEIGHTS, before);
@@ -1637,7 +1632,8 @@ static void resume_init_from(void) {
     snprintf(p.init_from, sizeof p.init_from, "%.1000s/step_00000003", o.out);
     gpt2_sp *a = gpt2_sp_create(&o, error, sizeof error), *b = gpt2_sp_create(&p, error, sizeof error);
     int same = a && b && gpt2_sp_steps(b) == 0 &&
-        memcmp(a->ranks[0].weights, b->ranks[0].weights, (size_t)a->layout.elements * sizeof(real)) == 0;
+        memcmp(a->ranks[0].state[STATE_WEIGHTS], b->ranks[0].state[STATE_WEIGHTS],
+            (size_t)a->layout.elements * sizeof(real)) == 0;
     check(same, "resume: --init-from", "%s", same ? "the same weights at step 0" : error);
     gpt2_sp_destroy(b);
     p.seq_len = 40;
@@ -1652,7 +1648,7 @@ static void resume_init_from(void) {
     gpt2_sp_destroy(b);
     p.sp = 2;   // each rank reads its own 20 rows
     b = gpt2_sp_create(&p, error, sizeof error);
-    stretched = a && b && !positions_shared(&b->layout);
+    stretched = a && b && positions_apart(&b->layout);
     for (int64_t t = 0; stretched && t < 40; t++)
         stretched =
             memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
@@ -2044,8 +2040,8 @@ static void test_layers(void) {
 
 // The first n numbers of a parameter of unit u, as far as the rank holds them (--zero 0 to 2).
 static void weights_put(Rank* r, int u, int id, const real* values, int64_t n) {
-    const Unit* unit = &r->layout->units[u];
-    if (unit->own) values += r->world_rank * unit->slice, n = unit->slice;
+    Held h = held(r, STATE_WEIGHTS, u);
+    if (holding(r->layout, STATE_WEIGHTS, u) == HELD_OWN) values += h.begin, n = h.n;
     memcpy(weight(r, u, id), values, (size_t)n * sizeof(real));
 }
 
@@ -2066,7 +2062,7 @@ static void model_differences(const char* more) {
     real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements),
          *moved = reals(g->layout.elements);
     int status = ranks_run(g, rank_gradients);
-    collect(g, COLLECT_GRADIENTS, gradient);
+    collect(g, STATE_GRADIENTS, gradient);
     collect(g, STATE_WEIGHTS, weights);
     for (int u = 0; status == 0 && u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
@@ -2739,8 +2735,9 @@ static int rank_noise(
     Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
     (void)g;
     weights_init(r, 17);
-    for (int64_t i = 0; i < r->layout->held && r->mesh->zero < 3; i++)
-        r->weights[i] *= r->weights[i] == 1 ? 1 : 8;
+    real* w = r->state[STATE_WEIGHTS];
+    for (int64_t i = 0; i < r->layout->buffer[STATE_WEIGHTS] && r->mesh->zero < 3; i++)
+        w[i] *= w[i] == 1 ? 1 : 8;
     return 0;
 }
 
@@ -2759,9 +2756,10 @@ static void sampling_cache(const char* more) {
     double loss = trainer_loss(g), most = 0, blocks = 0, *expected = doubles(Vp);
     real* logits = reals(300 * Vp);
     const int32_t* tokens = r->batches[0].tokens;
-    cpu_matmul_forward(logits, r->lnf, r->weights + g->layout.within[P_wte], NULL, 300, C, Vp);
+    cpu_matmul_forward(logits, r->lnf, r->state[STATE_WEIGHTS] + g->layout.within[P_wte], NULL, 300, C, Vp);
     Decoder one, many;
-    if (decoder_init(&one, g, r->weights, 300) != 0 || decoder_init(&many, g, r->weights, 300) != 0)
+    if (decoder_init(&one, g, r->state[STATE_WEIGHTS], 300) != 0 ||
+        decoder_init(&many, g, r->state[STATE_WEIGHTS], 300) != 0)
         loss = NAN;
     for (int64_t t = 0; t < 300; t++) {
         for (int64_t v = 0; v < Vp; v++) expected[v] = (double)logits[t * Vp + v];
@@ -3219,8 +3217,8 @@ static void* finite_process(void* argument) {
     gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
     p->status = -2;
     if (!g) return NULL;
-    real* w = g->ranks[0].weights;
-    size_t bytes = (size_t)g->layout.held * sizeof(real);
+    real* w = g->ranks[0].state[STATE_WEIGHTS];
+    size_t bytes = (size_t)g->layout.buffer[STATE_WEIGHTS] * sizeof(real);
     if (p->process == 1) w[g->layout.units[2].offset + g->layout.within[P_lnfw]] = (real)INFINITY;
     p->before = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
     p->status = gpt2_sp_step(g, &stats);

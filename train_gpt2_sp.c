@@ -3078,29 +3078,30 @@ enum { UNIT_EMBED, UNIT_POSITIONS, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
 // Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
-// there (its Conv1D keeps (in, out)), decayed by AdamW, initial values. Matrices are (out, in).
+// there (its Conv1D keeps (in, out)), decayed by AdamW, centred over its outputs with --center, initial values.
+// Matrices are (out, in).
 // clang-format off
 #define PARAMETERS(X) \
-    X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, INIT_NORMAL) \
-    X(wpe,      "wpe.weight",           UNIT_POSITIONS, s->T, s->C,     0, 0, INIT_NORMAL) \
-    X(ln1w,     "ln_1.weight",          UNIT_LAYER, s->C,     0,        0, 0, INIT_ONE) \
-    X(ln1b,     "ln_1.bias",            UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
-    X(qkvw,     "attn.c_attn.weight",   UNIT_LAYER, 3 * s->C, s->C,     1, 1, INIT_NORMAL) \
-    X(qkvb,     "attn.c_attn.bias",     UNIT_LAYER, 3 * s->C, 0,        0, 0, INIT_ZERO) \
-    X(attprojw, "attn.c_proj.weight",   UNIT_LAYER, s->C,     s->C,     1, 1, INIT_RESIDUAL) \
-    X(attprojb, "attn.c_proj.bias",     UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
-    X(ln2w,     "ln_2.weight",          UNIT_LAYER, s->C,     0,        0, 0, INIT_ONE) \
-    X(ln2b,     "ln_2.bias",            UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
-    X(fcw,      "mlp.c_fc.weight",      UNIT_LAYER, 4 * s->C, s->C,     1, 1, INIT_NORMAL) \
-    X(fcb,      "mlp.c_fc.bias",        UNIT_LAYER, 4 * s->C, 0,        0, 0, INIT_ZERO) \
-    X(fcprojw,  "mlp.c_proj.weight",    UNIT_LAYER, s->C,     4 * s->C, 1, 1, INIT_RESIDUAL) \
-    X(fcprojb,  "mlp.c_proj.bias",      UNIT_LAYER, s->C,     0,        0, 0, INIT_ZERO) \
-    X(lnfw,     "ln_f.weight",          UNIT_FINAL, s->C,     0,        0, 0, INIT_ONE) \
-    X(lnfb,     "ln_f.bias",            UNIT_FINAL, s->C,     0,        0, 0, INIT_ZERO)
+    X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, 0, INIT_NORMAL) \
+    X(wpe,      "wpe.weight",           UNIT_POSITIONS, s->T, s->C,     0, 0, 0, INIT_NORMAL) \
+    X(ln1w,     "ln_1.weight",          UNIT_LAYER, s->C,     0,        0, 0, 0, INIT_ONE) \
+    X(ln1b,     "ln_1.bias",            UNIT_LAYER, s->C,     0,        0, 0, 0, INIT_ZERO) \
+    X(qkvw,     "attn.c_attn.weight",   UNIT_LAYER, 3 * s->C, s->C,     1, 1, 0, INIT_NORMAL) \
+    X(qkvb,     "attn.c_attn.bias",     UNIT_LAYER, 3 * s->C, 0,        0, 0, 0, INIT_ZERO) \
+    X(attprojw, "attn.c_proj.weight",   UNIT_LAYER, s->C,     s->C,     1, 1, 1, INIT_RESIDUAL) \
+    X(attprojb, "attn.c_proj.bias",     UNIT_LAYER, s->C,     0,        0, 0, 1, INIT_ZERO) \
+    X(ln2w,     "ln_2.weight",          UNIT_LAYER, s->C,     0,        0, 0, 0, INIT_ONE) \
+    X(ln2b,     "ln_2.bias",            UNIT_LAYER, s->C,     0,        0, 0, 0, INIT_ZERO) \
+    X(fcw,      "mlp.c_fc.weight",      UNIT_LAYER, 4 * s->C, s->C,     1, 1, 0, INIT_NORMAL) \
+    X(fcb,      "mlp.c_fc.bias",        UNIT_LAYER, 4 * s->C, 0,        0, 0, 0, INIT_ZERO) \
+    X(fcprojw,  "mlp.c_proj.weight",    UNIT_LAYER, s->C,     4 * s->C, 1, 1, 1, INIT_RESIDUAL) \
+    X(fcprojb,  "mlp.c_proj.bias",      UNIT_LAYER, s->C,     0,        0, 0, 1, INIT_ZERO) \
+    X(lnfw,     "ln_f.weight",          UNIT_FINAL, s->C,     0,        0, 0, 0, INIT_ONE) \
+    X(lnfb,     "ln_f.bias",            UNIT_FINAL, s->C,     0,        0, 0, 0, INIT_ZERO)
 // clang-format on
 
 enum {
-#define X(name, hf, unit, rows, columns, transposed, decay, init) P_##name,
+#define X(name, hf, unit, rows, columns, transposed, decay, centred, init) P_##name,
     PARAMETERS(X)
 #undef X
         PARAMETER_COUNT
@@ -3109,13 +3110,13 @@ typedef struct {
     const char* hf;
     int unit;
     int64_t rows, columns;
-    int transposed, decay, init;
+    int transposed, decay, centred, init;
 } Parameter;
 
 static Parameter parameter(const Shape* s, int id) {
     const Parameter table[] = {
-#define X(name, hf, unit, rows, columns, transposed, decay, init) \
-    {hf, unit, rows, columns, transposed, decay, init},
+#define X(name, hf, unit, rows, columns, transposed, decay, centred, init) \
+    {hf, unit, rows, columns, transposed, decay, centred, init},
         PARAMETERS(X)
 #undef X
     };
@@ -3134,12 +3135,22 @@ static int64_t parameter_offset(const Shape* s, int id) {
     return offset;
 }
 
+// Of every parameter a run has four states, each in a buffer of its own.
+enum { STATE_WEIGHTS, STATE_GRADIENTS, STATE_M, STATE_V, STATES };   // m, v: AdamW's moments
+static const int SHARDED_FROM_ZERO[STATES] = {3, 2, 1, 1};   // the --zero from which on ranks hold slices
+
 enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
 
 // Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal
-// slices; slice w of every unit belongs to rank w. Where the ranks' rows of wpe are slices (positions_own),
-// the positions are `own`: whatever --zero is, a rank holds its slice alone, since no other rank reads those
-// rows or has a gradient for them.
+// slices; slice w of every unit belongs to rank w.
+//
+//     unit u     | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, with the padding at its end |
+//     a buffer   whole units, one after the other (offset), or this rank's slices of all units (shard_offset)
+//
+// Which of the two a state's buffer has depends on --zero. Only the positions may be held otherwise: where the
+// ranks' rows of wpe are slices (positions_own), the unit is `own`, and a rank has its slice alone in buffers of
+// both kinds, since no other rank reads those rows or has a gradient for them. Nothing outside of this section
+// looks at --zero or at `own`: `holding` says how a rank holds a unit, `held` which of its numbers lie where.
 typedef struct {
     int kind, own;
     int64_t elements;       // without padding
@@ -3151,9 +3162,10 @@ typedef struct {
 typedef struct {
     Unit* units;   // (L + 3)
     int count;
+    int world;                         // ranks that share them
     int64_t elements;                  // of all units, padded
-    int64_t held;                      // of a rank's buffer of all units: an own slice in place of its unit
-    int64_t shard;                     // of one rank's slices
+    int sharded[STATES];               // a state's buffer holds this rank's slices; else whole units
+    int64_t buffer[STATES];            // numbers in it
     int64_t largest;                   // unit, padded, that is ever brought together for a step
     int64_t parameters;                // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
@@ -3233,6 +3245,9 @@ static const char* const MEMORY_NAMES[] = {
     MEMORY_GROUPS(X)
 #undef X
 };
+
+static const int STATE_MEMORY[STATES] = {
+    MEMORY_WEIGHTS, MEMORY_GRADIENTS, MEMORY_OPTIMIZER, MEMORY_OPTIMIZER};
 
 // One allocation for everything a rank needs. It is walked twice by the same function: first without
 // memory, to plan, then with it, to hand out pointers; so the plan cannot differ from what is used.
@@ -3317,7 +3332,8 @@ static int positions_own(const Mesh* mesh) {
 static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     const Shape* s = &mesh->shape;
     memset(layout, 0, sizeof *layout);
-    layout->count = (int)s->L + 3;
+    int64_t all = 0, slices = 0;
+    layout->count = (int)s->L + 3, layout->world = mesh->world;
     layout->units = (Unit*)calloc((size_t)layout->count, sizeof *layout->units);
     if (!layout->units) return fail(e, "out of memory");
     for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
@@ -3334,20 +3350,41 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
         }
         unit->slice = round_up(ceil_div(unit->elements, mesh->world), SLICE_PADDING);
         int64_t whole = unit->slice * mesh->world;
-        unit->offset = layout->held, unit->shard_offset = layout->shard;
-        layout->elements += whole, layout->held += unit->own ? unit->slice : whole,
-            layout->shard += unit->slice;
+        unit->offset = all, unit->shard_offset = slices;
+        all += unit->own ? unit->slice : whole, slices += unit->slice;
+        layout->elements += whole;
         if (!unit->own) layout->largest = max_i64(layout->largest, whole);
         layout->parameters += unit->elements;
     }
     layout->parameters -= (s->Vp - s->V) * s->C;
+    for (int state = 0; state < STATES; state++) {
+        layout->sharded[state] = mesh->zero >= SHARDED_FROM_ZERO[state];
+        layout->buffer[state] = layout->sharded[state] ? slices : all;
+    }
     return 0;
 }
 // The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of
 // it.
 static int positions_unit(const Layout* layout) { return layout->count - 1; }
-// Whether that is a unit like all others, not the ranks' own.
-static int positions_shared(const Layout* layout) { return !layout->units[positions_unit(layout)].own; }
+
+// How every rank holds a state of a unit.
+enum {
+    HELD_WHOLE,   // all of it
+    HELD_SLICE,   // its slice: the unit comes together where a layer needs it
+    HELD_OWN      // its slice, which is all that it ever needs
+};
+static int holding(const Layout* layout, int state, int u) {
+    if (layout->units[u].own) return HELD_OWN;
+    return layout->sharded[state] ? HELD_SLICE : HELD_WHOLE;
+}
+// Whether every rank holds all of a state: of the positions, if of anything, it might not.
+static int holds_all(const Layout* layout, int state) {
+    return holding(layout, state, positions_unit(layout)) == HELD_WHOLE;
+}
+// Whether the rows of wpe are the ranks' own, so that who wants others fetches them.
+static int positions_apart(const Layout* layout) {
+    return holding(layout, STATE_WEIGHTS, positions_unit(layout)) == HELD_OWN;
+}
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
@@ -3371,12 +3408,9 @@ struct Rank {
     int64_t Tl, R;       // R = B * Tl
     Arena arena;
 
-    real* weights;          // all units; --zero 3: own slices
-    real* weights_unit;     // --zero 3: the unit in use, gathered
-    int gathered;           // which one; -1: none
-    real* gradients;        // all units; --zero 2, 3: own slices
-    real* gradients_unit;   // --zero 2, 3: the unit in backward, whole
-    real *m, *v;            // AdamW's moments: all units; --zero 1, 2, 3: own slices
+    real* state[STATES];   // what this rank holds of the weights, the gradients, m and v (see held)
+    real* whole_unit[2];   // where a unit's weights, or its gradients, come together if it holds slices
+    int gathered;          // the unit whose weights are there; -1: none
 
     real* act[ACTIVATION_COUNT];   // (copies, R, columns)
     real* checkpoints;             // --recompute sqrt: inputs of every k-th layer
@@ -3415,14 +3449,25 @@ static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int
     return heads * rows * (ITEM_WIDTH[item.kind] * mesh->shape.HS + ITEM_ROW_STATS[item.kind]);
 }
 
-// Whether a rank has no more than its slice of a unit in a buffer that holds slices from --zero `from` on
-// (weights 3, gradients 2, moments 1), and where its slice begins there.
-static int unit_sharded(const Rank* r, const Unit* unit, int from) {
-    return r->mesh->zero >= from || unit->own;
+// Numbers [begin, begin + n) of a unit, which this rank holds at `at` of the state's buffer.
+typedef struct {
+    int64_t at, begin, n;
+} Held;
+static int64_t slice_begin(const Rank* r, int u) { return r->world_rank * r->layout->units[u].slice; }
+static Held held(const Rank* r, int state, int u) {
+    const Unit* unit = &r->layout->units[u];
+    Held whole = {unit->offset, 0, unit->elements}, slice = {unit->offset, slice_begin(r, u), unit->slice};
+    if (r->layout->sharded[state]) slice.at = unit->shard_offset;
+    return holding(r->layout, state, u) == HELD_WHOLE ? whole : slice;
 }
-static int64_t slice_at(const Rank* r, const Unit* unit, int from) {
-    if (r->mesh->zero >= from) return unit->shard_offset;
-    return unit->offset + (unit->own ? 0 : r->world_rank * unit->slice);
+// Where in a state's buffer this rank has number `number` of a unit.
+static int64_t held_at(const Rank* r, int state, int u, int64_t number) {
+    Held h = held(r, state, u);
+    return h.at + number - h.begin;
+}
+// The first row of wpe that the layers find where `weight` points.
+static int64_t positions_first(const Rank* r) {
+    return positions_apart(r->layout) ? r->segments.begin[0] : 0;
 }
 
 // Walks through all memory of a rank (see Arena).
@@ -3431,14 +3476,12 @@ static void rank_layout(Rank* r) {
     const Layout* layout = r->layout;
     const Shape* s = &mesh->shape;
     Arena* a = &r->arena;
-    int64_t whole = layout->held, shard = layout->shard, R = r->R, C = s->C;
-    r->weights = arena_reals(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? shard : whole);
-    r->weights_unit = arena_reals(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->largest : 0);
-    if (mesh->training) {
-        r->gradients = arena_reals(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? shard : whole);
-        r->gradients_unit = arena_reals(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->largest : 0);
-        r->m = arena_reals(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? shard : whole);
-        r->v = arena_reals(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? shard : whole);
+    int64_t R = r->R, C = s->C;
+    for (int state = 0; state < (mesh->training ? STATES : 1); state++) {
+        r->state[state] = arena_reals(a, STATE_MEMORY[state], layout->buffer[state]);
+        if (state <= STATE_GRADIENTS)
+            r->whole_unit[state] =
+                arena_reals(a, STATE_MEMORY[state], layout->sharded[state] ? layout->largest : 0);
     }
     for (int id = 0; id < ACTIVATION_COUNT; id++) {
         Activation act = activation(s, id);
@@ -4432,22 +4475,22 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 
 // ===== 8. model =================================================================================
 
-// A parameter of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2 positions); its gradient; layer l's
-// activation. Of an own unit: the rank's rows of it.
+// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2
+// positions), and those of one parameter; layer l's activation.
+static real* in_use(const Rank* r, int state, int u) {
+    if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
+    return r->state[state] + held(r, state, u).at;
+}
 static real* weight(const Rank* r, int u, int id) {
-    const Unit* unit = &r->layout->units[u];
-    if (unit->own) return r->weights + slice_at(r, unit, 3);
-    return (r->mesh->zero >= 3 ? r->weights_unit : r->weights + unit->offset) + r->layout->within[id];
+    return in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
 static real* gradient(const Rank* r, int u, int id) {
-    const Unit* unit = &r->layout->units[u];
-    if (unit->own) return r->gradients + slice_at(r, unit, 2);
-    return (r->mesh->zero >= 2 ? r->gradients_unit : r->gradients + unit->offset) + r->layout->within[id];
+    return in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
-// The rank's rows as `weight` has those of wpe: in an own unit they begin at its first.
+// The rank's rows of a sequence as rows of what `weight` has of wpe.
 static Segments position_rows(const Rank* r) {
     Segments rows = r->segments;
-    if (!positions_shared(r->layout)) rows.begin[0] = 0;
+    for (int i = 0; i < rows.count; i++) rows.begin[i] -= positions_first(r);
     return rows;
 }
 static real* act(const Rank* r, int id, int64_t l) {
@@ -4456,30 +4499,30 @@ static real* act(const Rank* r, int id, int64_t l) {
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
-// --zero 3: brings a unit's parameters together from the ranks' slices, where it is not there yet; not those
-// of an own unit.
+// Brings a unit's parameters together from the ranks' slices, where they hold slices and it is not there yet.
 static int unit_gather(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero < 3 || unit->own || r->gathered == u) return 0;
-    memcpy(r->weights_unit + r->world_rank * unit->slice, r->weights + unit->shard_offset,
-        (size_t)unit->slice * sizeof(real));
+    if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE || r->gathered == u) return 0;
+    Held h = held(r, STATE_WEIGHTS, u);
+    real* whole = r->whole_unit[STATE_WEIGHTS];
+    memcpy(whole + h.begin, r->state[STATE_WEIGHTS] + h.at, (size_t)h.n * sizeof(real));
     r->gathered = u;
-    return r->transport.all_gather(&r->transport, r->weights_unit, unit->slice, &r->error);
+    return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error);
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices.
-// Every rank adds straight to its slice of an own unit.
+// Where ranks hold slices of a unit's gradient, it is made whole in a buffer, then summed into the slices;
+// elsewhere the layers add straight to what the rank holds.
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero >= 2 && !unit->own)
-        memset(r->gradients_unit, 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
+    if (holding(r->layout, STATE_GRADIENTS, u) == HELD_SLICE)
+        memset(r->whole_unit[STATE_GRADIENTS], 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
 }
 static int unit_gradient_end(Rank* r, int u) {
-    const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero < 2 || unit->own) return 0;
-    if (r->transport.reduce_scatter(&r->transport, r->gradients_unit, unit->slice, &r->error) != 0) return -1;
-    const real* slice = r->gradients_unit + r->world_rank * unit->slice;
-    for (int64_t i = 0; i < unit->slice; i++) r->gradients[unit->shard_offset + i] += slice[i];
+    real* whole = r->whole_unit[STATE_GRADIENTS];
+    Held h = held(r, STATE_GRADIENTS, u);
+    if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
+    if (r->transport.reduce_scatter(&r->transport, whole, h.n, &r->error) != 0) return -1;
+    for (int64_t i = 0; i < h.n; i++) r->state[STATE_GRADIENTS][h.at + i] += whole[h.begin + i];
     return 0;
 }
 
@@ -4632,10 +4675,8 @@ static void weights_init(Rank* r, uint64_t seed) {
     const Shape* s = &r->mesh->shape;
     for (int u = 0; u < r->layout->count; u++) {
         const Unit* unit = &r->layout->units[u];
-        int sharded = unit_sharded(r, unit, 3);
-        int64_t begin = sharded ? r->world_rank * unit->slice : 0,
-                end = sharded ? begin + unit->slice : unit->elements;
-        real* out = r->weights + (sharded ? slice_at(r, unit, 3) : unit->offset);
+        Held h = held(r, STATE_WEIGHTS, u);
+        real* out = r->state[STATE_WEIGHTS] + h.at;
         uint64_t stream =
             (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
         for (int id = 0; id < PARAMETER_COUNT; id++) {
@@ -4643,10 +4684,10 @@ static void weights_init(Rank* r, uint64_t seed) {
             if (p.unit != unit->kind) continue;
             int64_t at = r->layout->within[id], filled = id == P_wte ? s->V * s->C : parameter_elements(&p);
             double scale = p.init == INIT_RESIDUAL ? 0.02 / sqrt(2.0 * (double)s->L) : 0.02;
-            int64_t stop = min_i64(end, at + filled);
+            int64_t stop = min_i64(h.begin + h.n, at + filled);
             PARALLEL_STATIC
-            for (int64_t i = max_i64(begin, at); i < stop; i++)
-                out[i - begin] = p.init == INIT_ZERO ? 0
+            for (int64_t i = max_i64(h.begin, at); i < stop; i++)
+                out[i - h.begin] = p.init == INIT_ZERO ? 0
                     : p.init == INIT_ONE
                     ? 1
                     : (real)(scale * random_normal(seed, stream + (uint64_t)id, (uint64_t)(i - at)));
@@ -4673,19 +4714,20 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit
-// by unit); those of an own unit are sums already. sums: [0] loss of the step, [1] square of the gradient's
+// Sums the gradients of all ranks: to the whole where a rank updates all of a unit, else into each rank's
+// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the gradient's
 // norm, alike on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
-        real* whole = r->gradients + unit->offset;
-        int sum = r->mesh->zero < 2 && !unit->own, gather = r->mesh->zero == 0 && !unit->own;
+        real* whole = r->state[STATE_GRADIENTS] + unit->offset;
+        int sum = holding(layout, STATE_GRADIENTS, u) == HELD_WHOLE;
+        int gather = holding(layout, STATE_M, u) == HELD_WHOLE;
         if (sum && r->transport.reduce_scatter(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
         if (gather && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
-        const real* slice = r->gradients + slice_at(r, unit, 2);
+        const real* slice = r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u));
         for (int64_t i = 0; i < unit->slice; i += 4096) {
             int64_t end = min_i64(unit->slice, i + 4096);
             real part = 0;
@@ -4728,27 +4770,25 @@ static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const
 
 // One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
 static int weights_update(Rank* r, const AdamW* adamw) {
-    int zero = r->mesh->zero;
-    for (int u = 0; u < r->layout->count; u++) {
-        const Unit* unit = &r->layout->units[u];
-        int sharded = unit_sharded(r, unit, 1), gather = (zero == 1 || zero == 2) && !unit->own;
-        int64_t begin = sharded ? r->world_rank * unit->slice : 0,
-                end = sharded ? begin + unit->slice : unit->elements;
-        int64_t moment = sharded ? slice_at(r, unit, 1) : unit->offset;
-        real* w = r->weights + (sharded ? slice_at(r, unit, 3) : unit->offset);
-        const real* g = r->gradients + (sharded ? slice_at(r, unit, 2) : unit->offset);
+    const Layout* layout = r->layout;
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        Held h = held(r, STATE_M, u);
+        int gather =
+            holding(layout, STATE_M, u) == HELD_SLICE && holding(layout, STATE_WEIGHTS, u) == HELD_WHOLE;
+        real* w = r->state[STATE_WEIGHTS] + held_at(r, STATE_WEIGHTS, u, h.begin);
+        const real* g = r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, h.begin);
+        real *m = r->state[STATE_M] + h.at, *v = r->state[STATE_V] + h.at;
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
             if (p.unit != unit->kind) continue;
-            int64_t first = max_i64(begin, r->layout->within[id]),
-                    last = min_i64(end, r->layout->within[id] + parameter_elements(&p)), at = first - begin;
-            if (first < last)
-                cpu_adamw(
-                    w + at, r->m + moment + at, r->v + moment + at, g + at, last - first, adamw, p.decay);
+            int64_t first = max_i64(h.begin, layout->within[id]);
+            int64_t last = min_i64(h.begin + h.n, layout->within[id] + parameter_elements(&p));
+            int64_t at = first - h.begin;
+            if (first < last) cpu_adamw(w + at, m + at, v + at, g + at, last - first, adamw, p.decay);
         }
-        if (gather &&
-            r->transport.all_gather(&r->transport, r->weights + unit->offset, unit->slice, &r->error) != 0)
-            return -1;
+        real* whole = r->state[STATE_WEIGHTS] + unit->offset;
+        if (gather && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
     }
     r->gathered = -1;
     return 0;
@@ -4906,52 +4946,47 @@ static int tensor_write(
     return status;
 }
 
-enum { STATE_WEIGHTS, STATE_M, STATE_V, STATE_KINDS };
-
-// What a rank holds of a kind of state, and from which --zero on that is slices.
-static real* state_of(const Rank* r, int kind) {
-    return kind == STATE_WEIGHTS ? r->weights : kind == STATE_M ? r->m : r->v;
-}
-static int state_sharded_from(int kind) { return kind == STATE_WEIGHTS ? 3 : 1; }
+// The states that a checkpoint has.
+static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
+enum { SAVED_COUNT = 3 };
 
 // A buffer that holds one whole unit, not an own one, and is free between steps.
-static real* unit_scratch(const Rank* r, int kind) {
-    return kind == STATE_WEIGHTS ? r->weights_unit : r->mesh->zero >= 2 ? r->gradients_unit : r->gradients;
+static real* unit_scratch(const Rank* r, int state) {
+    if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
+    return r->layout->sharded[STATE_GRADIENTS] ? r->whole_unit[STATE_GRADIENTS] : r->state[STATE_GRADIENTS];
 }
 
 // One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it
 // together.
-static const real* unit_fetch(Rank* r, int kind, int u) {
+static const real* unit_fetch(Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
-    int from = state_sharded_from(kind);
-    if (!unit_sharded(r, unit, from)) return state_of(r, kind) + unit->offset;
-    real* whole = unit_scratch(r, kind);
-    if (kind == STATE_WEIGHTS) r->gathered = u;
-    memcpy(whole + r->world_rank * unit->slice, state_of(r, kind) + slice_at(r, unit, from),
-        (size_t)unit->slice * sizeof(real));
+    Held h = held(r, state, u);
+    if (holding(r->layout, state, u) == HELD_WHOLE) return r->state[state] + h.at;
+    real* whole = unit_scratch(r, state);
+    if (state == STATE_WEIGHTS) r->gathered = u;
+    memcpy(whole + h.begin, r->state[state] + h.at, (size_t)h.n * sizeof(real));
     return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) == 0 ? whole : NULL;
 }
 
 // What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
-typedef void (*UnitTaker)(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n);
+typedef void (*UnitTaker)(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n);
 
-// A unit of a kind of state to the first rank of each of the first `takers` processes. All ranks call it
-// together. Of an own unit one slice is there at a time: whole, it is the largest of all.
-static int unit_bring(Rank* r, gpt2_sp* g, int kind, int u, int takers, UnitTaker take) {
+// A state of a unit to the first rank of each of the first `takers` processes. All ranks call it together. An
+// own unit is delivered slice by slice; whole, it would be the largest buffer.
+static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take) {
     const Unit* unit = &r->layout->units[u];
     int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
         status = 0;
-    if (!unit->own) {
-        const real* whole = unit_fetch(r, kind, u);
+    int how = holding(r->layout, state, u);
+    if (how != HELD_OWN) {
+        const real* whole = unit_fetch(r, state, u);
         if (!whole) return -1;
-        if (takes) take(g, kind, u, whole, 0, unit->elements);
-        int brought = unit_sharded(
-            r, unit, state_sharded_from(kind));   // where it has not been, the others need not be here
-        return brought ? r->transport.barrier(&r->transport, &r->error) : 0;
+        if (takes) take(g, state, u, whole, 0, unit->elements);
+        // a unit that comes together, all ranks have come here for
+        return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->error) : 0;
     }
     size_t bytes = (size_t)unit->slice * sizeof(real);
-    real *own = state_of(r, kind) + slice_at(r, unit, state_sharded_from(kind)),
-         *room = takes ? (real*)malloc(bytes) : NULL;
+    real *own = r->state[state] + held(r, state, u).at, *room = takes ? (real*)malloc(bytes) : NULL;
     Piece* sends = (Piece*)calloc((size_t)takers, sizeof *sends);
     if (!sends || (takes && !room)) status = fail(&r->error, "out of memory for another rank's positions");
     for (int w = 0; status == 0 && w < r->mesh->world; w++) {
@@ -4963,7 +4998,7 @@ static int unit_bring(Rank* r, gpt2_sp* g, int kind, int u, int takers, UnitTake
         if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
             r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
             status = -1;
-        else if (takes) take(g, kind, u, received ? room : own, w * unit->slice, unit->slice);
+        else if (takes) take(g, state, u, received ? room : own, w * unit->slice, unit->slice);
     }
     free(sends);
     free(room);
@@ -4972,22 +5007,22 @@ static int unit_bring(Rank* r, gpt2_sp* g, int kind, int u, int takers, UnitTake
 
 // Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
 // g->error and stops the writing, not the ranks.
-static void unit_write(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
+static void unit_write(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n) {
     const Unit* unit = &g->layout.units[u];
     (void)begin;   // an own unit is one parameter, whose rows come in their order
     for (int id = 0; id < PARAMETER_COUNT; id++) {
         Parameter p = parameter(&g->mesh.shape, id);
         if (p.unit != unit->kind || g->error.text[0]) continue;
-        OutFile* file = kind == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
-        int64_t rows = unit->own ? n / p.columns : tensor_rows(&g->mesh.shape, id, &p);
+        OutFile* file = state == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+        int64_t rows = min_i64(tensor_rows(&g->mesh.shape, id, &p), n / max_i64(1, p.columns));
         tensor_write(file, part + g->layout.within[id], rows, p.columns,
-            kind == STATE_WEIGHTS && p.transposed, &g->error);
+            state == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
 static int rank_save(Rank* r, gpt2_sp* g) {
-    for (int kind = 0; kind < STATE_KINDS; kind++)
+    for (int i = 0; i < SAVED_COUNT; i++)
         for (int u = 0; u < g->layout.count; u++)
-            if (unit_bring(r, g, kind, u, 1, unit_write) != 0) return -1;
+            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write) != 0) return -1;
     return 0;
 }
 
@@ -5323,35 +5358,34 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
 
 // Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
 static int rank_load(Rank* r, gpt2_sp* g) {
-    static const char* const prefixes[STATE_KINDS] = {"transformer.", "m.transformer.", "v.transformer."};
+    static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
     const Shape* s = &g->mesh.shape;
     int status = 0;
-    for (int kind = 0; status == 0 && kind < (g->load_moments ? STATE_KINDS : 1); kind++) {
+    for (int i = 0; status == 0 && i < (g->load_moments ? SAVED_COUNT : 1); i++) {
+        int state = SAVED_STATES[i];
         char path[GPT2_SP_TEXT + 64];
         st_file file;
         snprintf(path, sizeof path, "%.1000s/%s", g->folder,
-            kind == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
+            state == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
         if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
-        if (kind == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
+        if (state == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
-            int from = state_sharded_from(kind), sharded = unit_sharded(r, unit, from);
-            real* slice = state_of(r, kind) + slice_at(r, unit, from);
-            real* out = unit->own ? slice
-                : sharded         ? unit_scratch(r, kind)
-                                  : state_of(r, kind) + unit->offset;
-            if (!unit->own) memset(out, 0, (size_t)unit->elements * sizeof(real));
+            int how = holding(&g->layout, state, u);
+            Held h = held(r, state, u);
+            real* mine = r->state[state] + h.at;
+            real* out = how == HELD_SLICE ? unit_scratch(r, state) : mine;
+            if (how != HELD_OWN) memset(out, 0, (size_t)unit->elements * sizeof(real));
             for (int id = 0; status == 0 && id < PARAMETER_COUNT; id++) {
                 Parameter p = parameter(s, id);
                 if (p.unit != unit->kind) continue;
-                int64_t rows = unit->own ? unit->slice / p.columns : tensor_rows(s, id, &p),
-                        first = unit->own ? r->world_rank * rows : 0;
-                status = tensor_read(&file, prefixes[kind], u, id, s, kind == STATE_WEIGHTS, first, rows,
+                int64_t first = how == HELD_OWN ? h.begin / p.columns : 0;
+                int64_t rows = how == HELD_OWN ? h.n / p.columns : tensor_rows(s, id, &p);
+                status = tensor_read(&file, prefixes[i], u, id, s, state == STATE_WEIGHTS, first, rows,
                     out + g->layout.within[id], &r->error);
             }
-            int64_t begin = r->world_rank * unit->slice,
-                    n = max_i64(0, min_i64(unit->slice, unit->elements - begin));
-            if (sharded && !unit->own) memcpy(slice, out + begin, (size_t)n * sizeof(real));
+            int64_t n = max_i64(0, min_i64(h.n, unit->elements - h.begin));
+            if (how == HELD_SLICE) memcpy(mine, out + h.begin, (size_t)n * sizeof(real));
         }
         st_close(&file);
     }
@@ -5713,7 +5747,7 @@ static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t 
 }
 static int rank_collect(Rank* r, gpt2_sp* g) {
     for (int u = 0; u < g->layout.count; u++)
-        if (unit_bring(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
+        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
     return 0;
 }
 
@@ -5729,7 +5763,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
                 (long long)s->V);
     if (g->device->generate)
         return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
-    if (g->mesh.zero >= 3 || !positions_shared(&g->layout)) {
+    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
         g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
         int status = g->collected ? ranks_run(g, rank_collect)
                                   : fail(&g->error, "out of memory for the whole weights");
@@ -5747,7 +5781,8 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     int64_t made = 0;
     if (!candidates ||
-        decoder_init(&d, g, g->collected ? g->collected : g->ranks[0].weights, prompt_count + count) != 0)
+        decoder_init(
+            &d, g, g->collected ? g->collected : g->ranks[0].state[STATE_WEIGHTS], prompt_count + count) != 0)
         made = fail(&g->error, "out of memory");
     else {
         for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
@@ -5772,7 +5807,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 static int rank_gradients_sum(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     r->learn = 1, r->loss_sum = 0;
-    memset(r->gradients, 0, (size_t)(r->mesh->zero >= 2 ? layout->shard : layout->held) * sizeof(real));
+    memset(r->state[STATE_GRADIENTS], 0, (size_t)layout->buffer[STATE_GRADIENTS] * sizeof(real));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (model_forward_backward(r, pass) != 0) return -1;
     return gradients_reduce(r, sums);
@@ -5796,7 +5831,8 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
     if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
-        memcpy(g->collected + unit->offset + r->world_rank * unit->slice, r->gradients + slice_at(r, unit, 2),
+        int64_t begin = slice_begin(r, u), at = held_at(r, STATE_GRADIENTS, u, begin);
+        memcpy(g->collected + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
             (size_t)unit->slice * sizeof(real));
     }
     return 0;
@@ -6906,11 +6942,13 @@ static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Spl
         cost->attention_seconds += runs * table.seconds,
             cost->exposed_seconds += runs * (table.seconds - table.work_seconds);
     }
-    const Unit* positions = &layout->units[positions_unit(layout)];
-    double shared = (double)(layout->elements - (positions->own ? positions->slice * mesh->world : 0));
+    double shared = 0;   // numbers that are summed over the ranks
+    for (int u = 0; u < layout->count; u++)
+        if (holding(layout, STATE_WEIGHTS, u) != HELD_OWN)
+            shared += (double)(layout->units[u].slice * mesh->world);
     double model = shared * word * (W - 1) / W;
-    double scatters = mesh->zero >= 2 ? (double)split.passes : 1,
-           gathers = mesh->zero >= 3 ? 2 * (double)split.passes : 1;
+    double scatters = layout->sharded[STATE_GRADIENTS] ? (double)split.passes : 1,
+           gathers = layout->sharded[STATE_WEIGHTS] ? 2 * (double)split.passes : 1;
     cost->gradient_bytes = model * (scatters + gathers);
     cost->seconds = cost->matmul_flops / (rates->gflops * 1e9) + cost->attention_seconds +
         cost->gradient_bytes / (rates->link_gbs * 1e9);

@@ -2526,14 +2526,12 @@ struct Gpu {
     int deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
     cudaEvent_t timer[2];
 
-    float *weights, *gradients, *m, *v;   // fp32, all units, or own slices as --zero has it
-    bf16* half;                           // bf16 copy of wte and of the layers
-    float*
-        unit_weights[UNIT_BUFFERS];   // --zero 3: units brought together (unit_buffer), and their bf16 copies
-    bf16* unit_half[UNIT_BUFFERS];
-    int gathered[UNIT_BUFFERS];            // which unit is there; -1: none
-    float* unit_gradients[UNIT_BUFFERS];   // --zero 2, 3: units in backward, whole
-    float* staged;                     // --zero 0, 1: (world - 1, slice) the peers' parts of a layer's slice
+    float* state[STATES];                 // fp32: what this rank holds (see held)
+    bf16* half;                           // bf16 copies of wte and the layers, where it holds whole units
+    float* whole_unit[2][UNIT_BUFFERS];   // where units' weights, or gradients, come together (unit_buffer)
+    bf16* unit_half[UNIT_BUFFERS];        // bf16 copies of those weights
+    int gathered[UNIT_BUFFERS];           // which unit's weights are there; -1: none
+    float* staged;                     // (world - 1, slice) the peers' parts of a layer's slice of gradients
     void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
     bf16* checkpoints;                 // --recompute sqrt
     bf16 *x_final, *lnf, *dx;          // (R, C)
@@ -2606,6 +2604,11 @@ static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* 
     return a;
 }
 
+// Elements between the layers' units in a state's buffer.
+static int64_t unit_stride(const Layout* layout, int state) {
+    const Unit* unit = &layout->units[1];
+    return layout->sharded[state] ? unit[1].shard_offset - unit->shard_offset : unit[1].offset - unit->offset;
+}
 // bf16 copy: wte, then the layers' units as they are (wpe and the final norm are read in fp32 only).
 static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
     return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
@@ -2617,6 +2620,10 @@ static int kind_unit(const Layout* layout, int kind) {
         : kind == UNIT_POSITIONS ? positions_unit(layout)
                                  : layout->count - 2;
 }
+// Whether a unit has a bf16 copy: not what is read in fp32 only.
+static int unit_halved(const Layout* layout, int u) {
+    return layout->units[u].kind == UNIT_EMBED || layout->units[u].kind == UNIT_LAYER;
+}
 // Which of the buffers for single units a unit uses.
 static int unit_buffer(const Layout* layout, int u) {
     int kind = layout->units[u].kind;
@@ -2627,9 +2634,7 @@ static int buffer_unit(const Layout* layout, int b) {
     static const int kinds[UNIT_BUFFERS] = {UNIT_EMBED, UNIT_FINAL, UNIT_POSITIONS, UNIT_LAYER, UNIT_LAYER};
     return kind_unit(layout, kinds[b]);
 }
-static int64_t unit_whole(const Layout* layout, int u) {
-    return layout->units[u].slice * (layout->elements / layout->shard);
-}
+static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * layout->world; }
 
 // The tensors of an item in a slot, one behind the other: Q | K, V | O~, m, l | Q, dO, LSE, delta | dQ | dK,
 // dV. Operands are bf16, results and what belongs to rows fp32. Token tensors are (B, rows, heads * HS), the
@@ -2825,26 +2830,27 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     const Shape* s = &mesh->shape;
     int64_t C = s->C, R = gpu_sequences(mesh) * r->Tl;
     d->B = gpu_sequences(mesh), d->R = R;
-    d->weights = (float*)gpu_take(a, MEMORY_WEIGHTS, mesh->zero >= 3 ? layout->shard : layout->held, 4);
-    d->half = (bf16*)gpu_take(
-        a, MEMORY_WEIGHTS, mesh->zero >= 3 ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
-    for (int i = 0; i < UNIT_BUFFERS && mesh->zero >= 2; i++) {
+    const int* sharded = layout->sharded;
+    d->state[STATE_WEIGHTS] = (float*)gpu_take(a, MEMORY_WEIGHTS, layout->buffer[STATE_WEIGHTS], 4);
+    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS,
+        sharded[STATE_WEIGHTS] ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
+    for (int i = 0; i < UNIT_BUFFERS; i++) {
         int u = buffer_unit(layout, i);
-        int64_t whole = layout->units[u].own ? 0 : unit_whole(layout, u);
-        if (mesh->zero >= 3) {
-            int halved = layout->units[u].kind == UNIT_LAYER || layout->units[u].kind == UNIT_EMBED;
-            d->unit_weights[i] = (float*)gpu_take(a, MEMORY_WEIGHTS, whole, 4);
-            d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, halved ? whole : 0, 2);
+        for (int state = STATE_WEIGHTS; state <= (mesh->training ? STATE_GRADIENTS : STATE_WEIGHTS);
+             state++) {
+            int64_t whole = holding(layout, state, u) == HELD_SLICE ? unit_whole(layout, u) : 0;
+            if (!sharded[state]) continue;
+            d->whole_unit[state][i] = (float*)gpu_take(a, STATE_MEMORY[state], whole, 4);
+            if (state == STATE_WEIGHTS)
+                d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, unit_halved(layout, u) ? whole : 0, 2);
         }
-        if (mesh->training) d->unit_gradients[i] = (float*)gpu_take(a, MEMORY_GRADIENTS, whole, 4);
     }
     if (mesh->training) {
-        d->gradients =
-            (float*)gpu_take(a, MEMORY_GRADIENTS, mesh->zero >= 2 ? layout->shard : layout->held, 4);
-        d->staged = (float*)gpu_take(
-            a, MEMORY_GRADIENTS, mesh->zero < 2 ? (mesh->world - 1) * layout->units[1].slice : 0, 4);
-        d->m = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->held, 4);
-        d->v = (float*)gpu_take(a, MEMORY_OPTIMIZER, mesh->zero >= 1 ? layout->shard : layout->held, 4);
+        d->state[STATE_GRADIENTS] = (float*)gpu_take(a, MEMORY_GRADIENTS, layout->buffer[STATE_GRADIENTS], 4);
+        d->staged = (float*)gpu_take(a, MEMORY_GRADIENTS,
+            sharded[STATE_GRADIENTS] ? 0 : (mesh->world - 1) * layout->units[1].slice, 4);
+        d->state[STATE_M] = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->buffer[STATE_M], 4);
+        d->state[STATE_V] = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->buffer[STATE_V], 4);
         d->checkpoints = (bf16*)gpu_take(a, MEMORY_KEPT,
             mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
     }
@@ -3980,10 +3986,12 @@ typedef struct {
         // of wpe
         T;
 } RowPlaces;
+static int64_t positions_count(const Rank* r) {   // rows of wpe that the layers find where gpu_weight points
+    return positions_apart(r->layout) ? r->Tl : r->mesh->shape.T;
+}
 static RowPlaces row_places(const Rank* r) {
     const Segments g = position_rows(r);
-    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0],
-        positions_shared(r->layout) ? r->mesh->shape.T : r->Tl};
+    RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], positions_count(r)};
     return p;
 }
 __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
@@ -5216,27 +5224,25 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
 
 // ===== 8. model =================================================================================
 
-// A parameter of unit u in fp32, its bf16 copy, its gradient; layer l's activation. Of an own unit: the
-// rank's rows of it.
-static float* gpu_weight(const Rank* r, int u, int id) {
+// Where the layers find the weights, or the gradients, of unit u in fp32; a parameter of it, its bf16 copy, its
+// gradient; layer l's activation.
+static float* gpu_in_use(const Rank* r, int state, int u) {
     const Gpu* d = (const Gpu*)r->device;
-    const Unit* unit = &r->layout->units[u];
-    if (unit->own) return d->weights + slice_at(r, unit, 3);
-    return (r->mesh->zero >= 3 ? d->unit_weights[unit_buffer(r->layout, u)] : d->weights + unit->offset) +
-        r->layout->within[id];
+    if (holding(r->layout, state, u) == HELD_SLICE) return d->whole_unit[state][unit_buffer(r->layout, u)];
+    return d->state[state] + held(r, state, u).at;
+}
+static float* gpu_weight(const Rank* r, int u, int id) {
+    return gpu_in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
 static bf16* gpu_half(const Rank* r, int u, int id) {
     const Gpu* d = (const Gpu*)r->device;
-    bf16* unit = r->mesh->zero >= 3 ? d->unit_half[unit_buffer(r->layout, u)]
-                                    : d->half + half_offset(r->layout, &r->mesh->shape, u);
+    int slices = holding(r->layout, STATE_WEIGHTS, u) == HELD_SLICE;
+    bf16* unit = slices ? d->unit_half[unit_buffer(r->layout, u)]
+                        : d->half + half_offset(r->layout, &r->mesh->shape, u);
     return unit + r->layout->within[id];
 }
 static float* gpu_gradient(const Rank* r, int u, int id) {
-    const Gpu* d = (const Gpu*)r->device;
-    const Unit* unit = &r->layout->units[u];
-    if (unit->own) return d->gradients + slice_at(r, unit, 2);
-    return (r->mesh->zero >= 2 ? d->unit_gradients[unit_buffer(r->layout, u)] : d->gradients + unit->offset) +
-        r->layout->within[id];
+    return gpu_in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 static void* gpu_act(const Rank* r, int id, int64_t l) {
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
@@ -5303,8 +5309,8 @@ static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int
 // Whether a unit's gradients are summed already: while the layers below were differentiated, or since no
 // other rank has any.
 static int unit_closed(const Rank* r, int u) {
-    const Unit* unit = &r->layout->units[u];
-    return unit->own || (((const Gpu*)r->device)->closing && unit->kind == UNIT_LAYER);
+    int layer = r->layout->units[u].kind == UNIT_LAYER;
+    return holding(r->layout, STATE_GRADIENTS, u) == HELD_OWN || (((const Gpu*)r->device)->closing && layer);
 }
 
 // This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
@@ -5403,21 +5409,22 @@ static int unit_slices_fetch(Rank* r, int u) {
         int64_t at = unit->offset + p * unit->slice;
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->summed[u], 0));
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(d->gradients + at, d->ordinal, d->peers[p]->gradients + at,
-                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
+            cudaMemcpyPeerAsync(d->state[STATE_GRADIENTS] + at, d->ordinal,
+                d->peers[p]->state[STATE_GRADIENTS] + at, d->peers[p]->ordinal,
+                (size_t)unit->slice * sizeof(float), d->gathers));
     }
     return 0;
 }
 
 // The gradient of layer unit u is whole on this rank: its projections are centred, and the peers' parts of
-// this rank's slice come to `staged`. With --zero 0 the slices of unit u + 1, which all ranks have begun to
+// this rank's slice come to `staged`. Where every rank updates all of a unit, the slices of unit u + 1, which all ranks have begun to
 // sum when they meet here, come too. All of it is on `gathers`, by the copy engines but for the centring,
 // which can begin at once: a kernel there that waits for a peer waits for the multiprocessors of this rank's
 // attention next, and the copies of `copies` behind it.
 static int unit_close(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    float* whole = d->gradients + unit->offset;
+    float* whole = d->state[STATE_GRADIENTS] + unit->offset;
     if (!d->closing) return 0;
     CUDA_TRY(&r->error, cudaEventRecord(d->differentiated, d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->differentiated, 0));
@@ -5431,11 +5438,13 @@ static int unit_close(Rank* r, int u) {
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->made[u], 0));
         CUDA_TRY(&r->error,
             cudaMemcpyPeerAsync(d->staged + (step - 1) * unit->slice, d->ordinal,
-                d->peers[p]->gradients + unit->offset + r->world_rank * unit->slice, d->peers[p]->ordinal,
-                (size_t)unit->slice * sizeof(float), d->gathers));
+                d->peers[p]->state[STATE_GRADIENTS] + unit->offset + r->world_rank * unit->slice,
+                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
     }
     CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));
-    if (r->mesh->zero == 0 && u < r->mesh->shape.L && unit_slices_fetch(r, u + 1) != 0) return -1;
+    if (holding(r->layout, STATE_M, u) == HELD_WHOLE && u < r->mesh->shape.L &&
+        unit_slices_fetch(r, u + 1) != 0)
+        return -1;
     span_end(d, span);
     return 0;
 }
@@ -5444,7 +5453,7 @@ static int unit_close(Rank* r, int u) {
 static int unit_add(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    float* own = d->gradients + unit->offset + r->world_rank * unit->slice;
+    float* own = d->state[STATE_GRADIENTS] + unit->offset + r->world_rank * unit->slice;
     Offers parts;
     if (!unit_closed(r, u)) return 0;
     memset(&parts, 0, sizeof parts);
@@ -5462,14 +5471,15 @@ static int unit_add(Rank* r, int u) {
 // for all of it.
 static int units_close(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (unit_add(r, 1) != 0 || units_sum(r, d->gradients) != 0)
-        return -1;   // the ranks meet: all have begun to sum
-    if (r->mesh->zero == 0 && d->closing) {
+    if (unit_add(r, 1) != 0 || units_sum(r, d->state[STATE_GRADIENTS]) != 0)
+        return -1;                                    // the ranks meet: all have begun to sum
+    int updates_all = !r->layout->sharded[STATE_M];   // every rank needs the sums of all slices
+    if (updates_all && d->closing) {
         if (unit_slices_fetch(r, 1) != 0) return -1;
         CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));   // all of `gathers`
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
     }
-    if (r->mesh->zero == 0 && units_all_gather(r, d->gradients) != 0) return -1;
+    if (updates_all && units_all_gather(r, d->state[STATE_GRADIENTS]) != 0) return -1;
     d->closing = 0;
     return 0;
 }
@@ -5487,7 +5497,8 @@ static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
     int b = unit_buffer(r->layout, u);
-    if (r->mesh->zero < 3 || unit->own || d->gathered[b] == u) return 0;
+    if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE || d->gathered[b] == u) return 0;
+    float* whole = d->whole_unit[STATE_WEIGHTS][b];
     d->gathered[b] = u;
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_free[b], d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->unit_free[b], 0));
@@ -5495,7 +5506,7 @@ static int unit_prefetch(Rank* r, int u) {
 #ifdef GPT2_SP_NCCL
     if (d->nccl) {
         NCCL_TRY(r, 1,
-            ncclAllGather(d->weights + unit->shard_offset, d->unit_weights[b], (size_t)unit->slice,
+            ncclAllGather(d->state[STATE_WEIGHTS] + unit->shard_offset, whole, (size_t)unit->slice,
                 ncclFloat32, d->comms[1], d->gathers));
         if (nccl_settle(r, 1, ncclSuccess, "the gathering of a unit") != 0) return -1;
     }
@@ -5503,11 +5514,11 @@ static int unit_prefetch(Rank* r, int u) {
     for (int step = 0; !d->nccl && step < r->mesh->world; step++) {
         int p = (r->world_rank + step) % r->mesh->world;
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(d->unit_weights[b] + p * unit->slice, d->ordinal,
-                d->peers[p]->weights + unit->shard_offset, d->peers[p]->ordinal,
+            cudaMemcpyPeerAsync(whole + p * unit->slice, d->ordinal,
+                d->peers[p]->state[STATE_WEIGHTS] + unit->shard_offset, d->peers[p]->ordinal,
                 (size_t)unit->slice * sizeof(float), d->gathers));
     }
-    unit_cast(r, u, 1, d->unit_weights[b], 0, d->unit_half[b], d->gathers);
+    unit_cast(r, u, 1, whole, 0, d->unit_half[b], d->gathers);
     span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
     return 0;
@@ -5518,7 +5529,7 @@ static int unit_is_first(int u) { return u <= 1; }
 // What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
 static int gpu_unit_gather(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
-    if (r->mesh->zero < 3) {
+    if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE) {
         // all layers but the first at once: the centring of one fills no GPU
         int count = unit_is_first(u) || u > r->mesh->shape.L ? 1 : (int)r->mesh->shape.L + 1 - u;
         if (!d->spread[u]) return 0;
@@ -5528,7 +5539,6 @@ static int gpu_unit_gather(Rank* r, int u) {
         mark(d, "weights gathered");
         return 0;
     }
-    if (r->layout->units[u].own) return 0;
     if (unit_prefetch(r, u) != 0) return -1;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->unit_there[unit_buffer(r->layout, u)], 0));
     return 0;
@@ -5538,19 +5548,18 @@ static int gpu_unit_gather(Rank* r, int u) {
 // every rank adds straight to its slice of an own unit.
 static int gpu_unit_gradient_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
-    if (r->mesh->zero < 2 || r->layout->units[u].own) return 0;
-    CUDA_TRY(&r->error,
-        cudaMemsetAsync(d->unit_gradients[unit_buffer(r->layout, u)], 0,
-            (size_t)unit_whole(r->layout, u) * sizeof(float), d->stream));
+    if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
+    size_t bytes = (size_t)unit_whole(r->layout, u) * sizeof(float);
+    CUDA_TRY(&r->error, cudaMemsetAsync(gpu_in_use(r, STATE_GRADIENTS, u), 0, bytes, d->stream));
     return 0;
 }
 static int gpu_unit_gradient_end(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    if (r->mesh->zero < 2 || unit->own) return 0;
-    float* whole = d->unit_gradients[unit_buffer(r->layout, u)];
+    if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
+    float* whole = gpu_in_use(r, STATE_GRADIENTS, u);
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, 1, whole, whole, 0, d->stream);
-    if (unit_sum(r, d->gradients + unit->shard_offset, whole, unit->slice) != 0) return -1;
+    if (unit_sum(r, d->state[STATE_GRADIENTS] + unit->shard_offset, whole, unit->slice) != 0) return -1;
     mark(d, "gradient sums");
     return 0;
 }
@@ -5804,7 +5813,7 @@ static int gpu_pass(Rank* r, int64_t pass) {
     if (gpu_enter(r) != 0) return -1;
     for (int64_t at = pass * r->R, end = at + r->R; at < end; at += d->R) {
         int last = r->learn && pass + 1 == mesh->passes && at + d->R == end;
-        d->closing = last && mesh->world > 1 && mesh->zero < 2 && !d->nccl;
+        d->closing = last && mesh->world > 1 && !r->layout->sharded[STATE_GRADIENTS] && !d->nccl;
         if (gpu_piece(r, at) != 0) return -1;
     }
     return 0;
@@ -5837,11 +5846,11 @@ __global__ void center_columns_kernel(
 template <typename Out>
 static void projections_center(
     Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
-    static const int ids[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
-    for (int i = 0; i < 4; i++) {
-        Parameter p = parameter(&r->mesh->shape, ids[i]);
+    for (int id = 0; id < PARAMETER_COUNT; id++) {
+        Parameter p = parameter(&r->mesh->shape, id);
         int columns = (int)max_i64(1, p.columns);
-        int64_t at = r->layout->within[ids[i]];
+        int64_t at = r->layout->within[id];
+        if (!p.centred) continue;
         dim3 grid((unsigned)ceil_div(columns, 32), (unsigned)count);
         center_columns_kernel<Out><<<grid, dim3(32, CENTER_ROWS), 0, stream>>>(
             out + at, units + at, (int)p.rows, columns, stride, stride);
@@ -5915,28 +5924,31 @@ static int stats_share(Rank* r, Offers* offers) {
 static int gradients_finish(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    int zero = r->mesh->zero, world = r->mesh->world;
-    if (zero < 2 && r->mesh->center && !d->closing) {
-        float* layers = d->gradients + layout->units[1].offset;
+    int world = r->mesh->world,
+        summed = layout->sharded[STATE_GRADIENTS];   // unit by unit, while they were made
+    float* gradients = d->state[STATE_GRADIENTS];
+    if (!summed && r->mesh->center && !d->closing) {
+        float* layers = gradients + layout->units[1].offset;
         projections_center(
-            r, (int)r->mesh->shape.L, layers, layers, layout->units[1].slice * world, d->stream);
+            r, (int)r->mesh->shape.L, layers, layers, unit_stride(layout, STATE_GRADIENTS), d->stream);
     }
-    if (zero < 2 && world > 1) {
+    if (!summed && world > 1) {
         if (units_close(r) != 0) return -1;
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
-    // every rank's square is that of all where each has all gradients; otherwise each has its slices', and
-    // they are added
-    int whole = zero == 0 && positions_shared(layout);
-    for (int kind = UNIT_EMBED; zero < 2 && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
-        const Unit* unit = &layout->units[kind_unit(layout, kind)];
-        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares, d->gradients + slice_at(r, unit, 2),
-            unit->slice, kind == UNIT_LAYER ? (int)r->mesh->shape.L : 1, unit->slice * world);
+    // every rank's square is that of all where each updates all of the model; otherwise each has its slices',
+    // and they are added
+    int whole = holds_all(layout, STATE_M);
+    for (int kind = UNIT_EMBED; !summed && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
+        int u = kind_unit(layout, kind);
+        squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(d->squares,
+            gradients + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u)), layout->units[u].slice,
+            kind == UNIT_LAYER ? (int)r->mesh->shape.L : 1, unit_stride(layout, STATE_GRADIENTS));
     }
-    if (zero >= 2 || whole)
+    if (summed || whole)
         squares_kernel<<<SQUARE_BLOCKS, 256, 0, d->stream>>>(
-            d->squares, d->gradients, whole ? layout->elements : layout->shard, 1, 0);
+            d->squares, gradients, layout->buffer[STATE_GRADIENTS], 1, 0);
     squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares);
     Offers offers;
     if (stats_share(r, &offers) != 0) return -1;
@@ -5957,8 +5969,7 @@ static UnitTable unit_table(const Rank* r, int kind) {
     for (int id = 0; id < PARAMETER_COUNT; id++) {
         Parameter p = parameter(&r->mesh->shape, id);
         if (p.unit != kind) continue;
-        int centred =
-            r->mesh->center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
+        int centred = r->mesh->center && p.centred;
         t.begin[t.count] = r->layout->within[id], t.decay[t.count] = (unsigned char)p.decay;
         t.copied[t.count] = (unsigned char)(id == P_wte || (kind == UNIT_LAYER && !centred));
         t.begin[++t.count] = r->layout->within[id] + parameter_elements(&p);
@@ -6027,7 +6038,7 @@ static void unit_cast(
     const Unit* unit = &r->layout->units[u];
     UnitArray<float> w = {(float*)weights, stride};
     UnitArray<bf16> h = {half, stride};
-    if (unit->kind == UNIT_FINAL || unit->kind == UNIT_POSITIONS) return;   // read in fp32 only
+    if (!unit_halved(r->layout, u)) return;
     cast_kernel<<<dim3((unsigned)ceil_div(unit->elements / 8, 256), (unsigned)count), 256, 0, stream>>>(
         h, w, unit_table(r, unit->kind), unit->elements);
     if (r->mesh->center && unit->kind == UNIT_LAYER)
@@ -6037,11 +6048,11 @@ static void unit_cast(
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    unit_cast(r, u, count, d->weights + unit->offset, unit->slice * r->mesh->world,
+    unit_cast(r, u, count, d->state[STATE_WEIGHTS] + unit->offset, unit_stride(r->layout, STATE_WEIGHTS),
         d->half + half_offset(r->layout, &r->mesh->shape, u), stream);
 }
 static void gpu_weights_cast(Rank* r) {
-    if (r->mesh->zero >= 3) return;
+    if (r->layout->sharded[STATE_WEIGHTS]) return;
     units_cast(r, 0, 1, ((Gpu*)r->device)->stream);
     units_cast(r, 1, (int)r->mesh->shape.L, ((Gpu*)r->device)->stream);
 }
@@ -6053,19 +6064,20 @@ static void gpu_weights_cast(Rank* r) {
 static int weights_spread(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
+    float* weights = d->state[STATE_WEIGHTS];
     r->transport.doing = "the spreading of weights";
     if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;   // all have enqueued their updates
     for (int i = 0; i < layout->count; i++) {
         int u = i == 0 ? 0 : i == 1 ? positions_unit(layout) : i - 1;   // both are wanted first
         const Unit* unit = &layout->units[u];
-        if (unit->own) continue;
+        if (holding(layout, STATE_WEIGHTS, u) == HELD_OWN) continue;
         Span* span = span_begin(d, LANE_GATHER, "weights of unit %d", u);
         for (int step = 1; step < r->mesh->world; step++) {
             int p = (r->world_rank + step) % r->mesh->world;
             int64_t at = unit->offset + p * unit->slice;
             CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->updated[unit->kind], 0));
             CUDA_TRY(&r->error,
-                cudaMemcpyPeerAsync(d->weights + at, d->ordinal, d->peers[p]->weights + at,
+                cudaMemcpyPeerAsync(weights + at, d->ordinal, d->peers[p]->state[STATE_WEIGHTS] + at,
                     d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
         }
         if (unit_is_first(u)) {
@@ -6084,7 +6096,7 @@ static int weights_spread(Rank* r) {
 static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    int zero = r->mesh->zero, world = r->mesh->world;
+    const int* sharded = layout->sharded;
     GpuAdamW a;
     a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2,
     a.eps = (float)adamw->eps, a.weight_decay = (float)adamw->weight_decay;
@@ -6092,30 +6104,26 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
         int u = kind_unit(layout, kind);
-        const Unit* unit = &layout->units[u];
-        int sharded = unit_sharded(r, unit, 1), halved = kind == UNIT_EMBED || kind == UNIT_LAYER;
-        int64_t whole = unit->slice * world, begin = sharded ? r->world_rank * unit->slice : 0,
-                n = sharded ? unit->slice : unit->elements, at = unit->offset;
-        UnitArray<float> w = {
-            d->weights + (sharded ? slice_at(r, unit, 3) : at), zero >= 3 ? unit->slice : whole};
-        UnitArray<float> m = {d->m + (sharded ? slice_at(r, unit, 1) : at), zero >= 1 ? unit->slice : whole};
-        UnitArray<float> v = {d->v + (m.p - d->m), m.stride};
-        UnitArray<float> g = {
-            d->gradients + (sharded ? slice_at(r, unit, 2) : at), zero >= 2 ? unit->slice : whole};
+        Held h = held(r, STATE_M, u);
+        UnitArray<float> of[STATES];
+        for (int state = 0; state < STATES; state++)
+            of[state] = {d->state[state] + held_at(r, state, u, h.begin), unit_stride(layout, state)};
+        int halved = !sharded[STATE_M] && unit_halved(layout, u);   // else once the slices have come together
         UnitArray<bf16> half = {
-            zero == 0 && halved ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, whole};
-        dim3 grid((unsigned)ceil_div(n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
-        adamw_kernel<<<grid, 256, 0, d->stream>>>(
-            w, half, m, v, g, d->stats, unit_table(r, kind), begin, n, a);
+            halved ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, of[STATE_WEIGHTS].stride};
+        dim3 grid((unsigned)ceil_div(h.n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
+        adamw_kernel<<<grid, 256, 0, d->stream>>>(of[STATE_WEIGHTS], half, of[STATE_M], of[STATE_V],
+            of[STATE_GRADIENTS], d->stats, unit_table(r, kind), h.begin, h.n, a);
         CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));
     }
-    if (zero == 0 && r->mesh->center)
-        projections_center(r, (int)r->mesh->shape.L, d->weights + layout->units[1].offset,
-            d->half + half_offset(layout, &r->mesh->shape, 1), layout->units[1].slice * world, d->stream);
+    if (!sharded[STATE_M] && r->mesh->center)
+        projections_center(r, (int)r->mesh->shape.L, d->state[STATE_WEIGHTS] + layout->units[1].offset,
+            d->half + half_offset(layout, &r->mesh->shape, 1), unit_stride(layout, STATE_WEIGHTS), d->stream);
     mark(d, "adamw"), progress(d, "update", -1);
-    if ((zero == 1 || zero == 2) && !d->nccl && weights_spread(r) != 0) return -1;
-    if ((zero == 1 || zero == 2) && d->nccl) {
-        if (units_all_gather(r, d->weights) != 0) return -1;
+    int spread = sharded[STATE_M] && !sharded[STATE_WEIGHTS];   // the others' slices are wanted here too
+    if (spread && !d->nccl && weights_spread(r) != 0) return -1;
+    if (spread && d->nccl) {
+        if (units_all_gather(r, d->state[STATE_WEIGHTS]) != 0) return -1;
         gpu_weights_cast(r);
         mark(d, "weights gathered");
     }
@@ -6128,66 +6136,56 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
 // The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as
 // that takes.
 
-typedef struct {
-    real** host;
-    float* device;
-    int64_t elements;
-} HostCopy;
-static void host_copies(Rank* r, HostCopy out[3]) {
+// Buffers on the host for the first `count` of SAVED_STATES; `fetch`: with what the GPU has.
+static int host_begin(Rank* r, int count, int fetch) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    HostCopy copies[3] = {{&r->weights, d->weights, r->mesh->zero >= 3 ? layout->shard : layout->held},
-        {&r->m, d->m, r->mesh->zero >= 1 ? layout->shard : layout->held},
-        {&r->v, d->v, r->mesh->zero >= 1 ? layout->shard : layout->held}};
-    memcpy(out, copies, sizeof copies);
-}
-static int host_begin(Rank* r, int kinds, int fetch) {
-    Gpu* d = (Gpu*)r->device;
-    HostCopy copies[3];
-    host_copies(r, copies);
     if (gpu_enter(r) != 0) return -1;
-    if (r->mesh->zero < 3)   // weights may still be on their way from the peers
-        for (int u = 0; u < r->layout->count; u++)
-            if (gpu_unit_gather(r, u) != 0) return -1;
-    // with --zero 0 the first rank has all but the others' own positions; what is left out here takes no
-    // memory of the host either
-    int64_t from =
-        r->mesh->zero == 0 && r->world_rank != 0 ? r->layout->units[positions_unit(r->layout)].offset : 0;
-    for (int i = 0; i < kinds; i++) {
-        size_t bytes = (size_t)copies[i].elements * sizeof(float);
-        *copies[i].host = (real*)calloc((size_t)copies[i].elements, sizeof(real));
-        if (!*copies[i].host)
-            return fail(&r->error, "out of memory for %zu bytes of the checkpoint on the host", bytes);
+    for (int u = 0; !layout->sharded[STATE_WEIGHTS] && u < layout->count; u++)
+        if (gpu_unit_gather(r, u) != 0) return -1;   // weights may still be on their way from the peers
+    // where every rank has all, the first's are taken, and the others' own positions; what is left out here
+    // takes no memory of the host either
+    int first_has_all = !layout->sharded[STATE_M] && r->world_rank != 0;
+    int64_t from = first_has_all ? layout->units[positions_unit(layout)].offset : 0;
+    for (int i = 0; i < count; i++) {
+        int state = SAVED_STATES[i];
+        size_t n = (size_t)layout->buffer[state];
+        r->state[state] = (real*)calloc(n, sizeof(real));
+        if (!r->state[state])
+            return fail(
+                &r->error, "out of memory for %zu bytes of the checkpoint on the host", n * sizeof(float));
         if (fetch)
             CUDA_TRY(&r->error,
-                cudaMemcpyAsync(*copies[i].host + from, copies[i].device + from,
-                    bytes - (size_t)from * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
+                cudaMemcpyAsync(r->state[state] + from, d->state[state] + from,
+                    (n - (size_t)from) * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
-    if (r->mesh->zero >= 1) {   // a whole unit at a time comes together in these
-        r->weights_unit = (real*)calloc((size_t)r->layout->largest, sizeof(real));
-        r->gradients = r->gradients_unit = (real*)calloc((size_t)r->layout->largest, sizeof(real));
-        if (!r->weights_unit || !r->gradients) return fail(&r->error, "out of memory for a unit on the host");
+    for (int state = 0; layout->sharded[STATE_M] && state <= STATE_GRADIENTS; state++) {
+        r->whole_unit[state] =
+            (real*)calloc((size_t)layout->largest, sizeof(real));   // a whole unit at a time
+        if (!r->whole_unit[state]) return fail(&r->error, "out of memory for a unit on the host");
     }
     r->gathered = -1;
     CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
     return 0;
 }
-static int host_end(Rank* r, int kinds, int store) {
+// Gives the host's buffers back; `store`: their numbers go to the GPU before.
+static int host_end(Rank* r, int count, int store) {
     Gpu* d = (Gpu*)r->device;
-    HostCopy copies[3];
     cudaError_t status = cudaSuccess;
-    host_copies(r, copies);
-    for (int i = 0; i < 3; i++) {
-        if (store && i < kinds && *copies[i].host && status == cudaSuccess)
-            status = cudaMemcpyAsync(copies[i].device, *copies[i].host,
-                (size_t)copies[i].elements * sizeof(float), cudaMemcpyHostToDevice, d->stream);
+    for (int i = 0; i < SAVED_COUNT; i++) {
+        int state = SAVED_STATES[i];
+        size_t bytes = (size_t)r->layout->buffer[state] * sizeof(float);
+        if (store && i < count && r->state[state] && status == cudaSuccess)
+            status =
+                cudaMemcpyAsync(d->state[state], r->state[state], bytes, cudaMemcpyHostToDevice, d->stream);
         if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
-        free(*copies[i].host);
-        *copies[i].host = NULL;
+        free(r->state[state]);
+        r->state[state] = NULL;
     }
-    free(r->weights_unit);
-    free(r->gradients);
-    r->weights_unit = r->gradients = r->gradients_unit = NULL;
+    for (int state = 0; state <= STATE_GRADIENTS; state++) {
+        free(r->whole_unit[state]);
+        r->whole_unit[state] = NULL;
+    }
     if (status == cudaSuccess && store) {
         gpu_weights_cast(r);
         for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
@@ -6219,17 +6217,16 @@ static int gpu_init(Rank* r, gpt2_sp* g) {
     return host_end(r, 1, 1);
 }
 static int gpu_load(Rank* r, gpt2_sp* g) {
-    int kinds = g->load_moments ? 3 : 1;
+    int count = g->load_moments ? SAVED_COUNT : 1;
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
-    int status = host_begin(r, kinds, 0) == 0 ? rank_load(r, g) : -1;
-    return host_end(r, kinds, status == 0) == 0 ? status : -1;
+    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g) : -1;
+    return host_end(r, count, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g) {
-    if (r->mesh->zero == 0 && r->world_rank != 0 && positions_shared(r->layout))
-        return 0;   // the first rank has all
-    int status = host_begin(r, 3, 1) == 0 ? rank_save(r, g) : -1;
-    return host_end(r, 3, 0) == 0 ? status : -1;
+    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // so has the first rank
+    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g) : -1;
+    return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
 }
 
 // ===== 11. evaluation and sampling ==============================================================
@@ -6261,7 +6258,7 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
         c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
         c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4),
-        c->wpe = (float*)gpu_take(&a, 0, positions_shared(r->layout) ? 0 : n * C, 4),
+        c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4),
         c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
             return fail(
@@ -6278,13 +6275,14 @@ static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[positions_unit(r->layout)];
     int64_t C = r->mesh->shape.C, rows = unit->slice / C;
+    int64_t at = held(r, STATE_WEIGHTS, positions_unit(r->layout)).at;   // alike on all ranks
     for (int64_t i = 0, count; i < n; i += count) {
         int owner = (int)((p + i) / rows);
         count = min_i64(n - i, (owner + 1) * rows - (p + i));
         CUDA_TRY(&r->error,
             cudaMemcpyPeerAsync(c->wpe + i * C, d->ordinal,
-                d->peers[owner]->weights + slice_at(r, unit, 3) + (p + i) % rows * C,
-                d->peers[owner]->ordinal, (size_t)(count * C) * sizeof(float), d->stream));
+                d->peers[owner]->state[STATE_WEIGHTS] + at + (p + i) % rows * C, d->peers[owner]->ordinal,
+                (size_t)(count * C) * sizeof(float), d->stream));
     }
     return 0;
 }
@@ -6301,7 +6299,7 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
     RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
-    int positions = positions_unit(r->layout), own = !positions_shared(r->layout);
+    int positions = positions_unit(r->layout), own = positions_apart(r->layout);
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
     if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
     embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte),
@@ -6350,9 +6348,10 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
     int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
     Rank* r = &g->ranks[0];
-    if (((Gpu*)r->device)->nccl && (g->mesh.zero >= 3 || !positions_shared(&g->layout)))
+    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
         return fail(&g->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
-            g->mesh.zero >= 3 ? "--zero 3" : "--sp, whose ranks have the positions of their own rows only");
+            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
+                                             : "--sp, whose ranks have the positions of their own rows only");
     GpuDecoder c = {0};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
@@ -6486,10 +6485,10 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
 
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
-    int64_t own = r->mesh->zero >= 2 ? r->layout->shard : r->layout->held;
+    size_t bytes = (size_t)r->layout->buffer[STATE_GRADIENTS] * sizeof(float);
     if (stream_follow(r, 1) != 0)
         return -1;   // beside the forward pass, once the last step's gradients are done with
-    CUDA_TRY(&r->error, cudaMemsetAsync(d->gradients, 0, (size_t)own * sizeof(float), d->beside));
+    CUDA_TRY(&r->error, cudaMemsetAsync(d->state[STATE_GRADIENTS], 0, bytes, d->beside));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (gpu_pass(r, pass) != 0) return -1;
@@ -6561,8 +6560,8 @@ static int gpu_gradients(Rank* r, gpt2_sp* g) {
         const Unit* unit = &layout->units[u];
         CUDA_TRY(&r->error,
             cudaMemcpyAsync(g->collected + unit->offset + r->world_rank * unit->slice,
-                d->gradients + slice_at(r, unit, 2), (size_t)unit->slice * sizeof(float),
-                cudaMemcpyDeviceToHost, d->stream));
+                d->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u)),
+                (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
     return gpu_stats_read(r, g);
 }
@@ -6651,7 +6650,9 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     Rank *r = &g->ranks[0], *c = &cpu->ranks[0];
     Gpu* d = (Gpu*)r->device;
     Error* e = &g->error;
-    CUDA_TRY(e, cudaMemcpy(c->weights, d->weights, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost));
+    CUDA_TRY(e,
+        cudaMemcpy(c->state[STATE_WEIGHTS], d->state[STATE_WEIGHTS], (size_t)r->layout->elements * 4,
+            cudaMemcpyDeviceToHost));
     Batch* batch = loader_take(&g->loader, e);
     if (!batch) return -1;
     r->batch = c->batch = &batch->ranks[0], r->valid_tokens = c->valid_tokens = batch->valid;
@@ -6661,7 +6662,7 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
         return *e = r->error, -1;
     printf("gradients of the step\n");
     r->learn = c->learn = 1, c->loss_sum = 0;
-    memset(c->gradients, 0, (size_t)c->layout->elements * sizeof(real));
+    memset(c->state[STATE_GRADIENTS], 0, (size_t)c->layout->elements * sizeof(real));
     d->rehearsing = d->rehearsed = 1;
     if (gpu_pass(r, 0) != 0) return *e = r->error, -1;
     d->rehearsing = 0;
@@ -6671,8 +6672,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     float* values = (float*)malloc((size_t)r->layout->elements * 4);
     if (!values) return fail(e, "out of memory");
     double stats[STAT_COUNT], square = 0;
-    if (cudaMemcpyAsync(values, d->gradients, (size_t)r->layout->elements * 4, cudaMemcpyDeviceToHost,
-            d->stream) != cudaSuccess ||
+    if (cudaMemcpyAsync(values, d->state[STATE_GRADIENTS], (size_t)r->layout->elements * 4,
+            cudaMemcpyDeviceToHost, d->stream) != cudaSuccess ||
         cudaStreamSynchronize(d->stream) != cudaSuccess ||
         cudaMemcpy(stats, d->stats, sizeof stats, cudaMemcpyDeviceToHost) != cudaSuccess) {
         free(values);
@@ -6687,7 +6688,7 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
                     values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));
         }
     for (int64_t i = 0; i < c->layout->elements; i++)
-        square += (double)c->gradients[i] * (double)c->gradients[i];
+        square += (double)c->state[STATE_GRADIENTS][i] * (double)c->state[STATE_GRADIENTS][i];
     printf("loss  GPU %.6f  CPU %.6f\nnorm  GPU %.6f  CPU %.6f\n",
         stats[STAT_ALL_LOSS] / (double)batch->valid, c->loss_sum / (double)batch->valid,
         sqrt(stats[STAT_ALL_SQUARE]), sqrt(square));

@@ -619,7 +619,6 @@ static void kernel_loss_sum(int64_t n) {
 // The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping,
 // AdamW and the bf16 copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over
 // the ranks, its centring), then the moments, then the weight is followed through the formulas.
-enum { STEP_WEIGHTS, STEP_GRADIENTS, STEP_M, STEP_V, STEP_KINDS };
 static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
     if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 ||
         gpu_weights_update(r, &g->adamw) != 0)
@@ -628,18 +627,13 @@ static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
     return 0;
 }
 // A rank's part, wherever --zero keeps it, of numbers in the layout of all units.
-static void state_write(const gpt2_sp* g, int w, int kind, const float* all) {
+static void state_write(const gpt2_sp* g, int w, int state, const float* all) {
     const Gpu* d = (const Gpu*)g->ranks[w].device;
-    float* const buffers[STEP_KINDS] = {d->weights, d->gradients, d->m, d->v};
-    static const int sharded_from[STEP_KINDS] = {3, 2, 1, 1};
     for (int u = 0; u < g->layout.count; u++) {
-        const Rank* r = &g->ranks[w];
-        const Unit* unit = &g->layout.units[u];
-        int sharded = unit_sharded(r, unit, sharded_from[kind]);
-        int64_t from = unit->offset + (sharded ? w * unit->slice : 0),
-                n = sharded ? unit->slice : unit_whole(&g->layout, u);
-        int64_t to = sharded ? slice_at(r, unit, sharded_from[kind]) : from;
-        cuda_need(cudaMemcpy(buffers[kind] + to, all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
+        int whole = holding(&g->layout, state, u) == HELD_WHOLE;
+        Held h = held(&g->ranks[w], state, u);
+        int64_t from = g->layout.units[u].offset + h.begin, n = whole ? unit_whole(&g->layout, u) : h.n;
+        cuda_need(cudaMemcpy(d->state[state] + h.at, all + from, (size_t)n * 4, cudaMemcpyHostToDevice),
             "a rank's state");
     }
 }
@@ -657,12 +651,11 @@ static void halves_read(gpt2_sp* g, int w, bf16* out) {
 }
 // The projections' gradients without the means of their columns; slack grows by what fp32 may cost that.
 static void values_center(const gpt2_sp* g, double* values, double* slack) {
-    static const int projections[4] = {P_attprojw, P_attprojb, P_fcprojw, P_fcprojb};
     for (int l = 1; l <= g->mesh.shape.L; l++)
-        for (int k = 0; k < 4; k++) {
-            Parameter p = parameter(&g->mesh.shape, projections[k]);
-            int64_t columns = max_i64(1, p.columns),
-                    at = g->layout.units[l].offset + g->layout.within[projections[k]];
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&g->mesh.shape, id);
+            int64_t columns = max_i64(1, p.columns), at = g->layout.units[l].offset + g->layout.within[id];
+            if (!p.centred) continue;
             for (int64_t c = 0; c < columns; c++) {
                 double mean = 0, size = 0,
                        carried = 0;   // slack / U: no less than the sizes of what the ranks add
@@ -690,10 +683,10 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     int W = g->mesh.world, zero = g->mesh.zero;
     int64_t n = g->layout.elements,
             halves = half_offset(&g->layout, &g->mesh.shape, kind_unit(&g->layout, UNIT_FINAL));
-    double *values[STEP_KINDS], *slack = host_zeros(n);
-    static const double scales[STEP_KINDS] = {0.1, 0.3, 0.2, 0};
-    for (int k = 0; k < STEP_KINDS; k++) {
-        int parts = k == STEP_GRADIENTS &&
+    double *values[STATES], *slack = host_zeros(n);
+    static const double scales[STATES] = {0.1, 0.3, 0.2, 0};
+    for (int k = 0; k < STATES; k++) {
+        int parts = k == STATE_GRADIENTS &&
             zero < 2;   // every rank has gradients of its own; from --zero 2 on they are summed and centred
         values[k] = host_zeros(n);
         std::vector<float> host((size_t)n);
@@ -703,15 +696,15 @@ static void optimizer_step(const char* split, int center, double clip, const cha
                     const Unit* unit = &g->layout.units[u];
                     int64_t at = unit->offset + i;
                     host[(size_t)at] =
-                        (float)(k == STEP_V ? 0.01 + pow(0.1 * noise(393, at), 2)
-                                            : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) +
-                                    (k == STEP_GRADIENTS ? 0.1 : 0));
+                        (float)(k == STATE_V ? 0.01 + pow(0.1 * noise(393, at), 2)
+                                             : scales[k] * noise(390 + (uint64_t)(k + 100 * w), at) +
+                                    (k == STATE_GRADIENTS ? 0.1 : 0));
                     if (parts && unit->own && i / unit->slice != w)
                         continue;   // not this rank's: it has no place for it
                     values[k][at] += (double)host[(size_t)at];
                     if (parts && !unit->own && W > 1) slack[at] += W * U * fabs((double)host[(size_t)at]);
                 }
-            if (k == STEP_GRADIENTS && !parts && center && w == 0) {
+            if (k == STATE_GRADIENTS && !parts && center && w == 0) {
                 values_center(g, values[k], slack);
                 for (int64_t i = 0; i < n; i++)
                     host[(size_t)i] = (float)values[k][i], values[k][i] = host[(size_t)i], slack[i] = 0;
@@ -729,7 +722,7 @@ static void optimizer_step(const char* split, int center, double clip, const cha
     if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
     double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n),
            *mb = host_zeros(n), *vb = host_zeros(n);
-    for (int64_t i = 0; i < n; i++) square += values[STEP_GRADIENTS][i] * values[STEP_GRADIENTS][i];
+    for (int64_t i = 0; i < n; i++) square += values[STATE_GRADIENTS][i] * values[STATE_GRADIENTS][i];
     double norm = sqrt(square), scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;
     int alike = 0;
     for (int k = W - 1; k >= 0; k--) {
@@ -751,7 +744,7 @@ static void optimizer_step(const char* split, int center, double clip, const cha
             Parameter p = parameter(&g->mesh.shape, id);
             for (int64_t i = 0; p.unit == g->layout.units[u].kind && i < parameter_elements(&p); i++) {
                 int64_t at = g->layout.units[u].offset + g->layout.within[id] + i;
-                double q = values[STEP_GRADIENTS][at] * scale, dq = slack[at] * scale + 66 * U * fabs(q);
+                double q = values[STATE_GRADIENTS][at] * scale, dq = slack[at] * scale + 66 * U * fabs(q);
                 m[at] = a.beta1 * values[2][at] + (1 - a.beta1) * q,
                 mb[at] = (1 - a.beta1) * dq + 4 * U * (fabs(values[2][at]) + fabs(q));
                 v[at] = a.beta2 * values[3][at] + (1 - a.beta2) * q * q,
@@ -784,8 +777,7 @@ static void optimizer_step(const char* split, int center, double clip, const cha
                 if (p.unit != g->layout.units[u].kind || id == P_wpe) continue;
                 int64_t columns = max_i64(1, p.columns),
                         from = g->layout.units[u].offset + g->layout.within[id];
-                int centred =
-                    center && (id == P_attprojw || id == P_attprojb || id == P_fcprojw || id == P_fcprojb);
+                int centred = center && p.centred;
                 for (int64_t c = 0; c < columns; c++) {
                     double mean = 0;
                     for (int64_t i = 0; centred && i < p.rows; i++)
@@ -814,7 +806,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
             const Gpu* d = (const Gpu*)g->ranks[i].device;
             float gradient = i == W - 1 && k < 2 ? (float)bad[k] : 0.5f;
             double fresh[STAT_COUNT] = {i == W - 1 && k == 2 ? bad[k] : 2.5};
-            cuda_need(cudaMemcpy(d->gradients + 12345, &gradient, 4, cudaMemcpyHostToDevice), name);
+            cuda_need(
+                cudaMemcpy(d->state[STATE_GRADIENTS] + 12345, &gradient, 4, cudaMemcpyHostToDevice), name);
             cuda_need(cudaMemcpy(d->stats, fresh, sizeof fresh, cudaMemcpyHostToDevice), name);
         }
         if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
@@ -1033,7 +1026,7 @@ static void training_not_finite(void) {
     int status = gpt2_sp_step(g, &stats), updated = stats.updated, refused = 0, steps = 0;
     float huge = 1e30f;
     bf16 half = __float2bfloat16(huge);
-    cuda_need(cudaMemcpy(d->weights + 7, &huge, 4, cudaMemcpyHostToDevice), "a weight");
+    cuda_need(cudaMemcpy(d->state[STATE_WEIGHTS] + 7, &huge, 4, cudaMemcpyHostToDevice), "a weight");
     cuda_need(cudaMemcpy(d->half + 7, &half, 2, cudaMemcpyHostToDevice), "a weight");
     std::vector<real> kept[2], now((size_t)g->layout.elements);
     for (int k = 0; k < 2; k++) collect(g, k ? STATE_M : STATE_WEIGHTS, now.data()), kept[k] = now;

@@ -842,8 +842,8 @@ static int replicas_differ(const gpt2_sp* g) {
     int differ = 0;
     for (int w = 0; g->mesh.zero < 3 && w < g->mesh.world; w++) {
         std::vector<float>& to = w ? other : first;
-        cuda_need(
-            cudaMemcpy(to.data(), ((Gpu*)g->ranks[w].device)->weights, to.size() * 4, cudaMemcpyDeviceToHost),
+        cuda_need(cudaMemcpy(to.data(), ((Gpu*)g->ranks[w].device)->state[STATE_WEIGHTS], to.size() * 4,
+                      cudaMemcpyDeviceToHost),
             "weights");
         differ += w > 0 && memcmp(first.data(), other.data(), first.size() * 4) != 0;
     }
@@ -1112,8 +1112,8 @@ static void ranks_not_finite(void) {
         gpt2_sp_stats stats;
         const Unit* last = &g->layout.units[kind_unit(&g->layout, UNIT_FINAL)];
         int zero = g->mesh.zero, victim = zero >= 3 ? 0 : g->mesh.world - 1, updated[3] = {-1, -1, -1};
-        float* gain =
-            ((Gpu*)g->ranks[victim].device)->weights + (zero >= 3 ? last->shard_offset : last->offset) + 3;
+        float* gain = ((Gpu*)g->ranks[victim].device)->state[STATE_WEIGHTS] +
+            (zero >= 3 ? last->shard_offset : last->offset) + 3;
         float nan_value = NAN, kept = 0;
         int status = gpt2_sp_step(g, &stats);
         updated[0] = stats.updated;
