@@ -1141,7 +1141,7 @@ static void test_gpu_sampling(void) {
         GpuDecoder gpu;
         real* logits = reals(V);
         double* expected = doubles(V);
-        int failed_one = decoder_init(&decoder, cpu, cpu->ranks[0].weights, n + 16) != 0 ||
+        int failed_one = decoder_init(&decoder, cpu, cpu->ranks[0].state[STATE_WEIGHTS], n + 16) != 0 ||
             gpu_decoder_init(&gpu, &g->ranks[0], n + 16) != 0;
         for (int64_t p = 0; !failed_one && p < n; p += DECODE_ROWS) {
             decoder_read(&decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p);

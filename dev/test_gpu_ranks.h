@@ -249,7 +249,7 @@ static void host_plan(void) {
             wrong += half_offset(l, s, 1) < s->Vp * s->C;
             for (int w = 0; w < m.mesh.world; w++, plans++) {
                 Arena plan = gpu_plan(&m.mesh, l, w);
-                size_t sum = 0, moments = (size_t)round_up((zero >= 1 ? l->shard : l->held) * 4, 256) * 2;
+                size_t sum = 0, moments = (size_t)round_up(l->buffer[STATE_M] * 4, 256) * 2;
                 for (int k = 0; k < MEMORY_GROUP_COUNT; k++) sum += plan.group[k];
                 wrong += sum != plan.used || plan.group[MEMORY_OPTIMIZER] != moments;
                 wrong += (m.mesh.sp > 1) != (plan.group[MEMORY_EXCHANGE] > 0);
