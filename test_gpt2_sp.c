@@ -597,7 +597,8 @@ static int rank_attention(Rank* r, gpt2_sp* g) {
          *rows = r->narrow;
     const int32_t* doc_start = c->docs ? c->doc_start : NULL;
     rows_copy(r, q, c->q, NH, HS, 0);
-    rows_copy(r, kv, c->kv, 2 * NH, HS, 0);
+    for (int64_t h = 0; h < 2 * NH; h++)   // (NH, 2, T, HS) here, (2, NH, Tl, HS) there
+        rows_copy(r, kv + (h % 2 * NH + h / 2) * r->Tl * HS, c->kv + h * c->T * HS, 1, HS, 0);
     r->bytes_sent = 0;
     if (cpu_attention_forward(r, atty, lse, q, kv, doc_start) != 0) return -1;
     __atomic_add_fetch(&c->sent[0], r->bytes_sent, __ATOMIC_RELAXED);
@@ -776,8 +777,7 @@ static void attention_bytes(void) {
                 schedule_closed_form(kind, P, d, &makespan, &elements);
                 for (int i = 0; i < s->message_count; i++) {   // of l nothing travels: LSE = m + log l
                     Item item = s->messages[i].item;
-                    int64_t heads =
-                        part_head(NH, s->head_parts, item.h1) - part_head(NH, s->head_parts, item.h0);
+                    int64_t heads = part_heads(&g->mesh.shape, s, item.h0, item.h1).count;
                     stats += (double)(heads * 24 *
                         (item.kind == ITEM_OUT          ? 1
                                 : item.kind == ITEM_QDO ? 2
@@ -1846,15 +1846,14 @@ static void program_head(real* out, real* const* g, real* const* in, const real*
     head_docs(doc_start);
     memset(out, 0, LT_N * LT_HS * sizeof(real));
     for (int64_t i = 0; i < LT_N; i++) m[i] = -(real)INFINITY, l[i] = 0;
-    cpu_attention_forward_head(
-        out, m, l, in[0], in[1], in[2], LT_N, LT_N, LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
+    AttentionPair pair = {in[0], in[1], in[2], LT_N, LT_N, LT_HS, LT_POSITION, LT_POSITION, doc_start};
+    cpu_attention_forward_head(out, m, l, &pair, scratch);
     output_finish(out, m, l, LT_N, LT_HS);
     for (int64_t i = 0; i < LT_N; i++) {
         delta[i] = 0;
         for (int64_t c = 0; c < LT_HS; c++) delta[i] += dout[i * LT_HS + c] * out[i * LT_HS + c];
     }
-    cpu_attention_backward_head(g[0], g[1], g[2], in[0], in[1], in[2], dout, m, delta, LT_N, LT_N,
-        LT_POSITION, LT_POSITION, doc_start, LT_HS, scratch);
+    cpu_attention_backward_head(g[0], g[1], g[2], &pair, dout, m, delta, scratch);
     free(scratch);
 }
 
@@ -1981,8 +1980,8 @@ static void layers_gemm(void) {
             omp_set_num_threads(threads);
 #endif
             if (threads == 3 && accumulate) continue;   // `again` holds the sum already
-            gemm(M, N, K, a, a_turned ? 1 : K, a_turned ? M : 1, b, b_turned ? 1 : N, b_turned ? K : 1, to,
-                c_row, biased ? bias : NULL, accumulate);
+            gemm(to, c_row, M, N, K, a_turned ? transposed(a, M) : by_rows(a, K),
+                b_turned ? transposed(b, K) : by_rows(b, N), biased ? bias : NULL, accumulate);
             if (threads > 1) unequal += memcmp(c, again, (size_t)(M * c_row) * sizeof(real)) != 0;
         }
         outside += c[N] != first_gap;

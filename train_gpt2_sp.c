@@ -2311,9 +2311,21 @@ static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this 
 //     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
-static const int ITEM_WIDTH[ITEM_KINDS] = {1, 2, 1, 2, 1, 2};   // elements per row, in C
-static const int ITEM_ROW_STATS[ITEM_KINDS] = {
-    0, 0, 2, 2, 0, 0};   // numbers per row and head beside them (m and l, LSE and delta)
+enum { MAX_TENSORS = 4 };
+// The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or one
+// number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV: dk, dv.
+static const struct {
+    int count, wide[MAX_TENSORS];
+} ITEM_TENSORS[ITEM_KINDS] = {
+    {1, {1}}, {2, {1, 1}}, {3, {1, 0, 0}}, {4, {1, 1, 0, 0}}, {1, {1}}, {2, {1, 1}}};
+static int item_width(int kind) {   // numbers of a row, in C
+    int width = 0;
+    for (int i = 0; i < ITEM_TENSORS[kind].count; i++) width += ITEM_TENSORS[kind].wide[i];
+    return width;
+}
+static int item_stats(int kind) {
+    return ITEM_TENSORS[kind].count - item_width(kind);
+}   // a row and head, beside them
 static inline int item_is_result(int kind) { return kind == ITEM_OUT || kind >= ITEM_DQ; }
 
 typedef struct {
@@ -2530,8 +2542,8 @@ static void life_extend(Life* life, int step, int h0, int h1) {
 // Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
 // half of them for two tensors may be more than all of them for one.
 static int slot_fits(Item slot, Item item) {
-    return ITEM_WIDTH[slot.kind] >= ITEM_WIDTH[item.kind] &&
-        ITEM_ROW_STATS[slot.kind] >= ITEM_ROW_STATS[item.kind] && slot.h1 - slot.h0 >= item.h1 - item.h0;
+    return item_width(slot.kind) >= item_width(item.kind) && item_stats(slot.kind) >= item_stats(item.kind) &&
+        slot.h1 - slot.h0 >= item.h1 - item.h0;
 }
 
 // Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
@@ -2553,8 +2565,8 @@ static void rank_slots(Schedule* s, int rank, Life* lives) {
         Life* life = &lives[i];
         Item item = {i / P % STAGING, i % P, life->h0, life->h1};
         for (int j = 0; j < s->slot_count[rank]; j++) {
-            int room = ITEM_WIDTH[slots[j].kind] * (slots[j].h1 - slots[j].h0);
-            int best_room = best < 0 ? 0 : ITEM_WIDTH[slots[best].kind] * (slots[best].h1 - slots[best].h0);
+            int room = item_width(slots[j].kind) * (slots[j].h1 - slots[j].h0);
+            int best_room = best < 0 ? 0 : item_width(slots[best].kind) * (slots[best].h1 - slots[best].h0);
             if (until[j] < life->first && slot_fits(slots[j], item) && (best < 0 || room < best_room))
                 best = j;
         }
@@ -2692,7 +2704,7 @@ static double op_units(const Schedule* s, const ScheduleOp* op) {
     return side * side * (op->q == op->k ? 0.5 : 1.0) * (op->h1 - op->h0) / s->head_parts;
 }
 static double item_units(const Schedule* s, Item item) {
-    return (double)ITEM_WIDTH[item.kind] * (item.h1 - item.h0) / s->head_parts;
+    return (double)item_width(item.kind) * (item.h1 - item.h0) / s->head_parts;
 }
 
 typedef struct {
@@ -3185,7 +3197,7 @@ enum {
     X(ln1,   s->C,     KEEP_NONE) \
     X(rstd1, 1,        KEEP_NONE)                                       /* 1 / root mean square */ \
     X(q,     s->C,     KEEP_NONE | KEEP_GELU)                           /* (B, NH, Tl, HS) */ \
-    X(kv,    2 * s->C, KEEP_NONE | KEEP_GELU)                           /* (B, NH, 2, Tl, HS) */ \
+    X(kv,    2 * s->C, KEEP_NONE | KEEP_GELU)                           /* (B, 2, NH, Tl, HS) */ \
     X(atty,  s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* attention's output, (R, C) */ \
     X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp of the scores, (B, NH, Tl) */ \
     X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the residual stream after attention */ \
@@ -3267,8 +3279,15 @@ static real* arena_reals(Arena* a, int group, int64_t elements) {
     return (real*)arena_take(a, group, elements, sizeof(real));
 }
 
-// Heads of a range of parts: [part_head(h0), part_head(h1)).
-static int64_t part_head(int64_t NH, int parts, int part) { return NH * part / parts; }
+// The heads of parts h0 to h1 - 1 of a table.
+typedef struct {
+    int64_t first, count;
+} Heads;
+static Heads part_heads(const Shape* s, const Schedule* table, int h0, int h1) {
+    int64_t first = s->NH * h0 / table->head_parts;
+    Heads heads = {first, s->NH * h1 / table->head_parts - first};
+    return heads;
+}
 
 typedef struct Mesh Mesh;
 typedef struct Rank Rank;
@@ -3423,7 +3442,7 @@ struct Rank {
     real* dx;                      // (R, C) gradient of the residual stream
     real *att_out, *att_m, *att_l;   // (NH, Tl, HS), (NH, Tl) x 2: the running softmax of one sequence
     real *att_do, *att_delta;        // (NH, Tl, HS), (NH, Tl)
-    real *att_dq, *att_dkv;          // (NH, Tl, HS), (NH, 2, Tl, HS)
+    real *att_dq, *att_dkv;          // (NH, Tl, HS), (2, NH, Tl, HS)
     real** slots[2];                 // exchange buffers of the forward and the backward table
     unsigned char* slot_filled;      // a result lies in the slot
     Piece* pieces;                   // of one step: sends, then receives
@@ -3444,9 +3463,12 @@ struct Rank {
     Error error;
 };
 
+// The world rank of the sp-th rank that holds a part of this rank's sequence.
+static int sequence_peer(const Rank* r, int sp) { return r->dp_rank * r->mesh->sp + sp; }
+
 static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
     int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
-    return heads * rows * (ITEM_WIDTH[item.kind] * mesh->shape.HS + ITEM_ROW_STATS[item.kind]);
+    return heads * rows * (item_width(item.kind) * mesh->shape.HS + item_stats(item.kind));
 }
 
 // Numbers [begin, begin + n) of a unit, which this rank holds at `at` of the state's buffer.
@@ -3708,16 +3730,34 @@ INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int6
     }
 }
 
+// An operand of a product: element (i, j) is p[i row + j column].
+typedef struct {
+    const real* p;
+    int64_t row, column;
+} Matrix;
+static Matrix by_rows(const real* p, int64_t columns) {
+    Matrix m = {p, columns, 1};
+    return m;
+}
+static Matrix transposed(const real* p, int64_t columns) {   // of a matrix that lies by rows
+    Matrix m = {p, 1, columns};
+    return m;
+}
+static Matrix part_of(Matrix m, int64_t i, int64_t j) {   // from element (i, j) on
+    m.p += i * m.row + j * m.column;
+    return m;
+}
+
 // Any number of rows against one panel of NR columns.
-static void panel_product(int64_t rows, int64_t K, const real* a, int64_t a_row, int64_t a_column,
-    const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
+static void panel_product(
+    int64_t rows, int64_t K, Matrix a, const real* b, int64_t b_row, real* c, int64_t c_row, int add) {
     int64_t i = 0;
     for (; i + MR <= rows; i += MR)
-        micro_kernel(MR, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+        micro_kernel(MR, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
     for (; i + 4 <= rows; i += 4)
-        micro_kernel(4, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+        micro_kernel(4, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
     for (; i < rows; i++)
-        micro_kernel(1, K, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, add);
+        micro_kernel(1, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
 }
 
 enum {
@@ -3728,18 +3768,18 @@ enum {
      // (`make bench` prints the share of the peak that they reach)
 
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
-static void pack_panels(
-    real* out, const real* b, int64_t b_row, int64_t b_column, int64_t K, int64_t columns) {
+static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
     for (int64_t j = 0; j < columns; j += NR, out += K * NR) {
         int64_t n = min_i64(NR, columns - j);
         if (n < NR) memset(out, 0, (size_t)(K * NR) * sizeof(real));
-        if (b_column == 1)
-            for (int64_t k = 0; k < K; k++) memcpy(out + k * NR, b + k * b_row + j, (size_t)n * sizeof(real));
+        if (b.column == 1)
+            for (int64_t k = 0; k < K; k++)
+                memcpy(out + k * NR, b.p + k * b.row + j, (size_t)n * sizeof(real));
         else
             for (int64_t k0 = 0; k0 < K; k0 += VECTOR)   // a cache line of each row of B at a time
                 for (int64_t i = 0; i < n; i++)
                     for (int64_t k = k0; k < min_i64(k0 + VECTOR, K); k++)
-                        out[k * NR + i] = b[k * b_row + (j + i) * b_column];
+                        out[k * NR + i] = b.p[k * b.row + (j + i) * b.column];
     }
 }
 
@@ -3747,18 +3787,17 @@ static void pack_panels(
 INLINE int64_t tile_rows(int64_t left) { return left >= MR ? (int64_t)MR : left >= 4 ? 4 : 1; }
 
 // Copies a (rows, K) block of A so that the micro-kernel's broadcasts lie side by side.
-static void pack_rows(real* out, const real* a, int64_t a_row, int64_t a_column, int64_t rows, int64_t K) {
+static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     for (int64_t i = 0, n; i < rows; i += n) {
         n = tile_rows(rows - i);
         for (int64_t k = 0; k < K; k++)
-            for (int64_t r = 0; r < n; r++) *out++ = a[(i + r) * a_row + k * a_column];
+            for (int64_t r = 0; r < n; r++) *out++ = a.p[(i + r) * a.row + k * a.column];
     }
 }
 
 // One block of columns of C, all rows.
-static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column,
-    const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias,
-    int accumulate) {
+static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
+    const real* bias, int accumulate) {
     real panels[KC * NC] __attribute__((aligned(64)));
     real packed[MC * KC] __attribute__((aligned(64)));
     real edge[MC * NR] __attribute__((aligned(64)));
@@ -3770,17 +3809,16 @@ static void gemm_columns(int64_t M, int64_t N, int64_t K, const real* a, int64_t
         }
     for (int64_t k0 = 0; k0 < K; k0 += KC) {
         int64_t k = min_i64(KC, K - k0);
-        pack_panels(panels, b + k0 * b_row, b_row, b_column, k, N);
+        pack_panels(panels, part_of(b, k0, 0), k, N);
         for (int64_t i0 = 0; i0 < M; i0 += MC) {
             int64_t rows = min_i64(MC, M - i0);
-            const real* block = a + i0 * a_row + k0 * a_column;
-            if (pack) pack_rows(packed, block, a_row, a_column, rows, k);
+            Matrix block = part_of(a, i0, k0);
+            if (pack) pack_rows(packed, block, rows, k);
             for (int64_t j = 0; j < N; j += NR) {
                 int whole = j + NR <= N;
                 real* out = whole ? c + i0 * c_row + j : edge;
                 int64_t out_row = whole ? c_row : (int64_t)NR;
-                if (!pack)
-                    panel_product(rows, k, block, a_row, a_column, panels + j * k, NR, out, out_row, whole);
+                if (!pack) panel_product(rows, k, block, panels + j * k, NR, out, out_row, whole);
                 else {
                     const real* tile = packed;
                     for (int64_t i = 0, n; i < rows; i += n, tile += n * k) {
@@ -3820,21 +3858,20 @@ static int thread_index(void) {
 #endif
 }
 
-// C (M, N) = or += A B (+ bias), A(i, k) = a[i a_row + k a_column], B(k, j) = b[k b_row + j b_column].
-// Threads share the columns (the rows, if those are few), never a sum: their number changes no bit.
-static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, int64_t a_column,
-    const real* b, int64_t b_row, int64_t b_column, real* c, int64_t c_row, const real* bias,
-    int accumulate) {
-    int64_t threads = thread_count(), by_rows = N < threads * 4 * NR && M > N;
-    int64_t width = by_rows ? N : round_up(ceil_div(N, threads * ceil_div(N, threads * NC)), NR);
+// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the rows, if
+// those are few), never a sum: their number changes no bit.
+static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
+    const real* bias, int accumulate) {
+    int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
+    int64_t width = split_rows ? N : round_up(ceil_div(N, threads * ceil_div(N, threads * NC)), NR);
     if (width > NC) width = NC;
-    int64_t height = by_rows ? round_up(ceil_div(M, threads), MC) : M;
+    int64_t height = split_rows ? round_up(ceil_div(M, threads), MC) : M;
     int64_t across = ceil_div(N, width), tasks = across * ceil_div(M, height);
     PARALLEL_FOR
     for (int64_t task = 0; task < tasks; task++) {
         int64_t j = task % across * width, i = task / across * height;
-        gemm_columns(min_i64(height, M - i), min_i64(width, N - j), K, a + i * a_row, a_row, a_column,
-            b + j * b_column, b_row, b_column, c + i * c_row + j, c_row, bias ? bias + j : NULL, accumulate);
+        gemm_columns(c + i * c_row + j, c_row, min_i64(height, M - i), min_i64(width, N - j), K,
+            part_of(a, i, 0), part_of(b, 0, j), bias ? bias + j : NULL, accumulate);
     }
 }
 
@@ -3842,7 +3879,7 @@ static void gemm(int64_t M, int64_t N, int64_t K, const real* a, int64_t a_row, 
 static void cpu_matmul_forward(
     real* out, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C, int64_t OC) {
     if (R > 2) {
-        gemm(R, OC, C, inp, C, 1, weight, 1, C, out, OC, bias, 0);
+        gemm(out, OC, R, OC, C, by_rows(inp, C), transposed(weight, C), bias, 0);
         return;
     }
     for (int64_t t = 0; t < R; t++) {   // a row or two: read the weights once, in place
@@ -3860,8 +3897,8 @@ static void cpu_matmul_forward(
 // dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout
 static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* weight, int64_t R, int64_t C, int64_t OC) {
-    gemm(R, C, OC, dout, OC, 1, weight, C, 1, dinp, C, NULL, 0);
-    gemm(OC, C, R, dout, 1, OC, inp, C, 1, dweight, C, NULL, 1);
+    gemm(dinp, C, R, C, OC, by_rows(dout, OC), by_rows(weight, C), NULL, 0);
+    gemm(dweight, C, OC, C, R, transposed(dout, OC), by_rows(inp, C), NULL, 1);
     if (!dbias) return;
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
@@ -4102,29 +4139,39 @@ static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t 
     }
 }
 
-// Products with all panels of a block's columns.
-static void block_product(int64_t rows, int64_t columns, int64_t K, const real* a, int64_t a_row,
-    int64_t a_column, const real* b, int64_t panel, int64_t b_row, real* c, int64_t c_row, int add) {
+// c (rows, columns) = or += a (rows, K) b, the columns of b in panels of NR that are `panel` numbers apart.
+static void block_product(real* c, int64_t c_row, int64_t rows, int64_t columns, int64_t K, Matrix a,
+    const real* b, int64_t panel, int64_t b_row, int add) {
     for (int64_t j = 0; j < columns; j += NR)
-        panel_product(rows, K, a, a_row, a_column, b + j / NR * panel, b_row, c + j, c_row, add);
+        panel_product(rows, K, a, b + j / NR * panel, b_row, c + j, c_row, add);
 }
+
+// A head's queries and keys that meet: rows of HS numbers, and where they stand in the sequence.
+typedef struct {
+    const real *q, *k, *v;   // (nq, HS), (nk, HS) x 2
+    int64_t nq, nk, HS;
+    int64_t q_position, k_position;   // of the first rows
+    const int32_t* doc_start;         // (nq) of the queries' rows, or NULL
+} AttentionPair;
 
 // (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys
 // to the next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
-static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q, const real* k, const real* v,
-    int64_t nq, int64_t nk, int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS,
-    AttentionScratch* w) {
+static void cpu_attention_forward_head(
+    real* o, real* m, real* l, const AttentionPair* p, AttentionScratch* w) {
+    const real *q = p->q, *k = p->k, *v = p->v;
+    const int32_t* doc_start = p->doc_start;
+    int64_t nq = p->nq, nk = p->nk, HS = p->HS, q_position = p->q_position, k_position = p->k_position;
     int64_t HP = round_up(HS, NR);
     real scale = 1 / (real)sqrt((double)HS);
     for (int64_t j0 = 0; j0 < nk; j0 += BK) {
         int64_t nj = min_i64(BK, nk - j0), k0 = k_position + j0;
-        pack_panels(w->keys, k + j0 * HS, 1, HS, HS, nj);
+        pack_panels(w->keys, transposed(k + j0 * HS, HS), HS, nj);
         copy_padded(w->values, HP, v + j0 * HS, HS, nj);
         for (int64_t i0 = max_i64(0, k0 - q_position); i0 < nq; i0 += BQ) {
             int64_t ni = min_i64(BQ, nq - i0), low, high;
             if (doc_start && doc_start[i0] >= k0 + nj) break;        // so are all later rows'
             int64_t seen = min_i64(nj, q_position + i0 + ni - k0);   // keys that the last row sees
-            block_product(ni, seen, HS, q + i0 * HS, HS, 1, w->keys, HS * NR, NR, w->scores, BK, 0);
+            block_product(w->scores, BK, ni, seen, HS, by_rows(q + i0 * HS, HS), w->keys, HS * NR, NR, 0);
             real* out = HS == HP ? o + i0 * HS : w->out;
             if (HS != HP) copy_padded(out, HP, o + i0 * HS, HS, ni);
             for (int64_t i = 0; i < ni; i++) {
@@ -4145,7 +4192,7 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
                 if (shrink != 1)
                     for (int64_t c = 0; c < HP; c++) out[i * HP + c] *= shrink;
             }
-            block_product(ni, HP, seen, w->scores, BK, 1, w->values, NR, HP, out, HP, 1);
+            block_product(out, HP, ni, HP, seen, by_rows(w->scores, BK), w->values, NR, HP, 1);
             if (HS != HP) copy_padded(o + i0 * HS, HS, out, HP, ni);
         }
     }
@@ -4153,15 +4200,17 @@ static void cpu_attention_forward_head(real* o, real* m, real* l, const real* q,
 
 // dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
 // P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
-static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real* q, const real* k,
-    const real* v, const real* dout, const real* lse, const real* delta, int64_t nq, int64_t nk,
-    int64_t q_position, int64_t k_position, const int32_t* doc_start, int64_t HS, AttentionScratch* w) {
+static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const AttentionPair* p,
+    const real* dout, const real* lse, const real* delta, AttentionScratch* w) {
+    const real *q = p->q, *k = p->k, *v = p->v;
+    const int32_t* doc_start = p->doc_start;
+    int64_t nq = p->nq, nk = p->nk, HS = p->HS, q_position = p->q_position, k_position = p->k_position;
     int64_t HP = round_up(HS, NR);
     real scale = 1 / (real)sqrt((double)HS);
     for (int64_t j0 = 0; j0 < nk; j0 += BK) {
         int64_t nj = min_i64(BK, nk - j0), k0 = k_position + j0;
-        pack_panels(w->keys, k + j0 * HS, 1, HS, HS, nj);
-        pack_panels(w->values, v + j0 * HS, 1, HS, HS, nj);
+        pack_panels(w->keys, transposed(k + j0 * HS, HS), HS, nj);
+        pack_panels(w->values, transposed(v + j0 * HS, HS), HS, nj);
         copy_padded(w->rows, HP, k + j0 * HS, HS, nj);
         memset(w->dk, 0, (size_t)(nj * HP) * sizeof(real));
         memset(w->dv, 0, (size_t)(nj * HP) * sizeof(real));
@@ -4169,8 +4218,9 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real
             int64_t ni = min_i64(BQ, nq - i0), low, high;
             if (doc_start && doc_start[i0] >= k0 + nj) break;
             int64_t seen = min_i64(nj, q_position + i0 + ni - k0);
-            block_product(ni, seen, HS, q + i0 * HS, HS, 1, w->keys, HS * NR, NR, w->scores, BK, 0);
-            block_product(ni, seen, HS, dout + i0 * HS, HS, 1, w->values, HS * NR, NR, w->dscores, BK, 0);
+            block_product(w->scores, BK, ni, seen, HS, by_rows(q + i0 * HS, HS), w->keys, HS * NR, NR, 0);
+            block_product(
+                w->dscores, BK, ni, seen, HS, by_rows(dout + i0 * HS, HS), w->values, HS * NR, NR, 0);
             for (int64_t i = 0; i < ni; i++) {
                 real *s = w->scores + i * BK, *ds = w->dscores + i * BK, z = lse[i0 + i], d = delta[i0 + i];
                 visible_keys(i0 + i, q_position, k0, nj, doc_start, &low, &high);
@@ -4184,12 +4234,12 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real
             }
             const real *rows_do = dout + i0 * HS, *rows_q = q + i0 * HS;
             if (HS != HP) copy_padded(w->in, HP, rows_do, HS, ni), rows_do = w->in;
-            block_product(seen, HP, ni, w->scores, 1, BK, rows_do, NR, HP, w->dv, HP, 1);
+            block_product(w->dv, HP, seen, HP, ni, transposed(w->scores, BK), rows_do, NR, HP, 1);
             if (HS != HP) copy_padded(w->in, HP, rows_q, HS, ni), rows_q = w->in;
-            block_product(seen, HP, ni, w->dscores, 1, BK, rows_q, NR, HP, w->dk, HP, 1);
+            block_product(w->dk, HP, seen, HP, ni, transposed(w->dscores, BK), rows_q, NR, HP, 1);
             real* out = HS == HP ? dq + i0 * HS : w->out;
             if (HS != HP) copy_padded(out, HP, dq + i0 * HS, HS, ni);
-            block_product(ni, HP, seen, w->dscores, BK, 1, w->rows, NR, HP, out, HP, 1);
+            block_product(out, HP, ni, HP, seen, by_rows(w->dscores, BK), w->rows, NR, HP, 1);
             if (HS != HP) copy_padded(dq + i0 * HS, HS, out, HP, ni);
         }
         for (int64_t j = 0; j < nj; j++)
@@ -4199,114 +4249,128 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const real
 }
 
 // --- distributed attention: the executor of a schedule's table ---
+//
+// Every rank runs its part of the table, forward and backward, on every device:
+//
+//     step s      post     offer what travels during it
+//                 op       compute what the table says; operands came during earlier steps
+//                 wait     what was offered to this rank is there, what it offered is taken
+//                 merge    add results that came home
+//
+// What differs between the CPU and the GPU is a table of functions (TableOps).
 
-// What one run of a table works on: one sequence of one layer. Tensors are the rank's own rows.
+// What travels during a step: `sends` and `receives` of this rank.
 typedef struct {
-    const Schedule* table;
-    real** slots;
-    const real *q, *kv;         // (NH, Tl, HS), (NH, 2, Tl, HS)
-    const real *lse, *delta;    // backward: (NH, Tl)
-    const real* dout;           // backward: (NH, Tl, HS)
-    const int32_t* doc_start;   // (T), or NULL
-} AttentionRun;
+    Piece *sends, *receives;
+    int send_count, receive_count;
+} Exchange;
+
+typedef struct {
+    // The pieces of an item, in the rank's own tensors (slot -1) or in a slot: how many.
+    int (*pieces)(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out);
+    int (*post)(Rank* r, void* run, const Exchange* x);   // these give 0, or -1 with a line in r->error
+    int (*op)(Rank* r, void* run, const ScheduleOp* op);
+    int (*wait)(Rank* r, void* run, const Exchange* x);
+    int (*merge)(Rank* r, void* run, const ScheduleMessage* msg);
+} TableOps;
 
 static int64_t rank_rows(const Rank* r, int of) {
     return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total;
 }
 
-// The contiguous pieces of an item: in the rank's own tensors (slot < 0), or in a slot, one behind the
-// other: Q | KV | OUT: o, m (and l, which stays here) | QDO: q, dO, lse, delta | DQ | DKV.
-static int item_pieces(const Rank* r, const AttentionRun* run, Item item, int slot, int peer, Piece* out) {
-    const Shape* s = &r->mesh->shape;
-    int64_t rows = rank_rows(r, item.of), h0 = part_head(s->NH, run->table->head_parts, item.h0);
-    int64_t heads = part_head(s->NH, run->table->head_parts, item.h1) - h0, tensor = heads * rows * s->HS,
-            stat = heads * rows;
-    int64_t sizes[MAX_PIECES] = {ITEM_WIDTH[item.kind] * tensor, stat, 0, 0};
-    const real* own[MAX_PIECES] = {
-        item.kind == ITEM_KV ? run->kv + h0 * 2 * rows * s->HS : run->q + h0 * rows * s->HS, NULL, NULL,
-        NULL};
-    int count = item.kind == ITEM_OUT ? 2 : 1;
-    if (item.kind == ITEM_QDO) {
-        count = 4;
-        sizes[0] = sizes[1] = tensor, sizes[2] = sizes[3] = stat;
-        if (slot < 0)
-            own[1] = run->dout + h0 * rows * s->HS, own[2] = run->lse + h0 * rows,
-            own[3] = run->delta + h0 * rows;
-    }
-    real* at = slot < 0 ? NULL : run->slots[slot];
-    for (int i = 0; i < count; i++) {
-        out[i].peer = peer, out[i].bytes = (size_t)sizes[i] * sizeof(real);
-        out[i].data = slot < 0 ? (void*)own[i] : at;
-        if (at) at += sizes[i];
-    }
-    return count;
+// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there
+// and in the sequence.
+typedef struct {
+    int owner, second;
+    int64_t of_owner, at, rows, position;
+} Chunk;
+static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
+    Chunk c;
+    c.owner = chunk_owner(table, chunk), c.second = chunk >= table->P;
+    Segments g = rank_segments(table->kind, table->P, r->mesh->shape.T, c.owner);
+    c.of_owner = g.total, c.at = c.second ? g.rows[0] : 0;
+    c.rows = g.rows[c.second], c.position = g.begin[c.second];
+    return c;
 }
 
-// Empties the rank's slot for a new result: no keys seen yet.
-static void result_clear(const Rank* r, const AttentionRun* run, int slot, int kind, int of, int64_t heads) {
-    int64_t rows = rank_rows(r, of), HS = r->mesh->shape.HS, tensor = ITEM_WIDTH[kind] * heads * rows * HS;
-    real* p = run->slots[slot];
-    memset(p, 0, (size_t)tensor * sizeof(real));
-    for (int64_t i = 0; kind == ITEM_OUT && i < heads * rows; i++)
-        p[tensor + i] = -INFINITY, p[tensor + heads * rows + i] = 0;
-    r->slot_filled[slot] = 1;
+// Before a table runs for B sequences: which of its ops and messages they need, by their documents (doc_start
+// (B, T), or NULL). A chunk needs the keys from the earliest on that any sequence needs.
+static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start, int64_t B) {
+    int64_t T = r->mesh->shape.T;
+    memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
+    memset(r->op_active, 1, (size_t)table->op_count);
+    memset(r->message_active, 1, (size_t)table->message_count);
+    if (!doc_start) return;
+    for (int c = 0; c < table->chunks; c++) {
+        int64_t begin = chunk_begin(T, table->chunks, c);
+        r->first_key[c] = doc_start[begin];
+        for (int64_t b = 1; b < B; b++) r->first_key[c] = min_i64(r->first_key[c], doc_start[b * T + begin]);
+    }
+    schedule_prune(table, T, r->first_key, r->op_active, r->message_active, r->mark);
 }
 
-// Computes one op, its heads shared among the rank's threads.
-static void run_op(Rank* r, const AttentionRun* run, const ScheduleOp* op) {
-    const Schedule* table = run->table;
-    const Shape* s = &r->mesh->shape;
-    int q_of = chunk_owner(table, op->q), k_of = chunk_owner(table, op->k);
-    int64_t HS = s->HS, q_rows = rank_rows(r, q_of), k_rows = rank_rows(r, k_of);
-    int64_t h0 = part_head(s->NH, table->head_parts, op->h0),
-            heads = part_head(s->NH, table->head_parts, op->h1) - h0;
-    Segments q_seg = rank_segments(table->kind, table->P, s->T, q_of),
-             k_seg = rank_segments(table->kind, table->P, s->T, k_of);
-    int q_second = op->q >= table->P, k_second = op->k >= table->P;
-    int64_t q_at = q_second ? q_seg.rows[0] : 0,
-            k_at = k_second ? k_seg.rows[0] : 0;   // first row of the chunk among the owner's
-    int64_t nq = q_seg.rows[q_second], nk = k_seg.rows[k_second], q_position = q_seg.begin[q_second],
-            k_position = k_seg.begin[k_second];
-    if (op->dq_slot >= 0 && !r->slot_filled[op->dq_slot])
-        result_clear(r, run, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, q_of, heads);
-    if (op->dkv_slot >= 0 && !r->slot_filled[op->dkv_slot])
-        result_clear(r, run, op->dkv_slot, ITEM_DKV, k_of, heads);
-    PARALLEL_FOR
-    for (int64_t head = 0; head < heads; head++) {
-        AttentionScratch* scratch = &r->scratch[thread_index()];
-        int64_t h = h0 + head, tensor = heads * q_rows * HS, stat = heads * q_rows;
-        const real* q =
-            op->q_slot < 0 ? run->q + h * q_rows * HS : run->slots[op->q_slot] + head * q_rows * HS;
-        const real* k = op->kv_slot < 0 ? run->kv + h * 2 * k_rows * HS
-                                        : run->slots[op->kv_slot] + head * 2 * k_rows * HS;
-        const real* v = k + k_rows * HS;
-        const int32_t* doc_start = run->doc_start ? run->doc_start + q_position : NULL;
-        if (!table->backward) {
-            real* o =
-                op->dq_slot < 0 ? r->att_out + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
-            real* m =
-                op->dq_slot < 0 ? r->att_m + h * q_rows : run->slots[op->dq_slot] + tensor + head * q_rows;
-            real* l = op->dq_slot < 0 ? r->att_l + h * q_rows
-                                      : run->slots[op->dq_slot] + tensor + stat + head * q_rows;
-            cpu_attention_forward_head(o + q_at * HS, m + q_at, l + q_at, q + q_at * HS, k + k_at * HS,
-                v + k_at * HS, nq, nk, q_position, k_position, doc_start, HS, scratch);
-        } else {
-            const real* dout = op->q_slot < 0 ? run->dout + h * q_rows * HS
-                                              : run->slots[op->q_slot] + tensor + head * q_rows * HS;
-            const real* lse =
-                op->q_slot < 0 ? run->lse + h * q_rows : run->slots[op->q_slot] + 2 * tensor + head * q_rows;
-            const real* delta = op->q_slot < 0 ? run->delta + h * q_rows
-                                               : run->slots[op->q_slot] + 2 * tensor + stat + head * q_rows;
-            real* dq =
-                op->dq_slot < 0 ? r->att_dq + h * q_rows * HS : run->slots[op->dq_slot] + head * q_rows * HS;
-            real* dk = op->dkv_slot < 0 ? r->att_dkv + h * 2 * k_rows * HS
-                                        : run->slots[op->dkv_slot] + head * 2 * k_rows * HS;
-            real* dv = dk + k_rows * HS;
-            cpu_attention_backward_head(dq + q_at * HS, dk + k_at * HS, dv + k_at * HS, q + q_at * HS,
-                k + k_at * HS, v + k_at * HS, dout + q_at * HS, lse + q_at, delta + q_at, nq, nk, q_position,
-                k_position, doc_start, HS, scratch);
+// Runs this rank's part of a table, for which table_begin has been called.
+static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* run) {
+    Exchange x = {r->pieces, r->pieces + MAX_PIECES * (2 * r->mesh->sp + 2), 0, 0};
+    for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
+        int first = message;
+        x.send_count = x.receive_count = 0;
+        for (; message < table->message_count && table->messages[message].step == step; message++) {
+            const ScheduleMessage* msg = &table->messages[message];
+            if (!r->message_active[message]) continue;
+            if (msg->to == r->sp_rank)
+                x.receive_count += ops->pieces(r, run, msg->item, msg->dst, sequence_peer(r, msg->from), 0,
+                    x.receives + x.receive_count);
+            if (msg->from != r->sp_rank) continue;
+            int count = ops->pieces(
+                r, run, msg->item, msg->src, sequence_peer(r, msg->to), 1, x.sends + x.send_count);
+            for (int i = 0; i < count; i++) r->bytes_sent += x.sends[x.send_count++].bytes;
+        }
+        if (ops->post(r, run, &x) != 0) return -1;
+        for (; op < table->op_count && table->ops[op].step == step; op++) {
+            int mine = table->ops[op].rank == r->sp_rank && r->op_active[op];
+            if (mine && ops->op(r, run, &table->ops[op]) != 0) return -1;
+        }
+        if (ops->wait(r, run, &x) != 0) return -1;
+        for (int i = first; i < message; i++) {
+            const ScheduleMessage* msg = &table->messages[i];
+            if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
+            if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
+            if (msg->to != r->sp_rank) continue;
+            if (!msg->merge) r->slot_filled[msg->dst] = 1;
+            else if (ops->merge(r, run, msg) != 0) return -1;
         }
     }
+    return 0;
+}
+
+// --- the same on the CPU ---
+
+// What one run of a table works on: one sequence of one layer.
+typedef struct {
+    const Schedule* table;
+    real** slots;
+    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl); those of Q, KV and QDO are read only.
+    real* own[ITEM_KINDS][MAX_TENSORS];
+    const int32_t* doc_start;   // (T), or NULL
+} AttentionRun;
+
+// A tensor of an item: where its first head begins, and numbers between heads.
+typedef struct {
+    real* p;
+    int64_t head;
+} ItemView;
+static ItemView item_view(const Rank* r, const AttentionRun* run, Item item, int slot, int i) {
+    const Shape* s = &r->mesh->shape;
+    Heads heads = part_heads(s, run->table, item.h0, item.h1);
+    int64_t rows = rank_rows(r, item.of);
+#define HEAD(tensor) (ITEM_TENSORS[item.kind].wide[tensor] ? rows * s->HS : rows)
+    ItemView v = {NULL, HEAD(i)};
+    if (slot < 0) v.p = run->own[item.kind][i] + heads.first * v.head;
+    else v.p = run->slots[slot];
+    for (int j = 0; slot >= 0 && j < i; j++) v.p += heads.count * HEAD(j);
+#undef HEAD
+    return v;
 }
 
 // Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
@@ -4330,85 +4394,123 @@ static void output_merge(
     }
 }
 
-// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
-static void run_merge(Rank* r, const AttentionRun* run, const ScheduleMessage* msg) {
+// An item's heads lie side by side in every tensor. A partial output travels as O and LSE: l stays here.
+static int cpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
     const Shape* s = &r->mesh->shape;
-    int64_t rows = rank_rows(r, msg->item.of), h0 = part_head(s->NH, run->table->head_parts, msg->item.h0);
-    int64_t heads = part_head(s->NH, run->table->head_parts, msg->item.h1) - h0,
-            tensor = ITEM_WIDTH[msg->item.kind] * heads * rows * s->HS;
-    const real* from = run->slots[msg->dst];
-    if (msg->into < 0 && msg->item.kind == ITEM_OUT) {
-        output_merge(r->att_out + h0 * rows * s->HS, r->att_m + h0 * rows, r->att_l + h0 * rows, from,
-            from + tensor, heads * rows, s->HS);
-        return;
+    int64_t heads = part_heads(s, ((AttentionRun*)run)->table, item.h0, item.h1).count;
+    int count = item.kind == ITEM_OUT ? 2 : ITEM_TENSORS[item.kind].count;
+    for (int i = 0; i < count; i++) {
+        ItemView v = item_view(r, (AttentionRun*)run, item, slot, i);
+        out[i].peer = peer, out[i].data = v.p, out[i].bytes = (size_t)(heads * v.head) * sizeof(real);
     }
-    real* to = msg->into >= 0       ? run->slots[msg->into]
-        : msg->item.kind == ITEM_DQ ? r->att_dq + h0 * rows * s->HS
-                                    : r->att_dkv + h0 * 2 * rows * s->HS;
-    int add = msg->into < 0 || r->slot_filled[msg->into];
-    for (int64_t i = 0; i < tensor; i++) to[i] = add ? to[i] + from[i] : from[i];
-    if (msg->into >= 0) r->slot_filled[msg->into] = 1;
+    if (sending && item.kind == ITEM_OUT) {
+        real* o = (real*)out[0].data;
+        real *m = (real*)out[1].data, *l = item_view(r, (AttentionRun*)run, item, slot, 2).p;
+        output_finish(o, m, l, heads * rank_rows(r, item.of), s->HS);
+    }
+    return count;
+}
+static int cpu_post(Rank* r, void* run, const Exchange* x) {
+    (void)run;
+    return r->transport.post(&r->transport, x->sends, x->send_count, &r->error);
+}
+static int cpu_wait(Rank* r, void* run, const Exchange* x) {
+    (void)run;
+    return r->transport.wait(
+        &r->transport, x->sends, x->send_count, x->receives, x->receive_count, &r->error);
 }
 
-// Runs this rank's part of a table: at each step post what travels, compute, wait, merge what came home.
-static int run_table(Rank* r, const AttentionRun* run, Error* e) {
-    const Schedule* table = run->table;
-    Piece *sends = r->pieces, *receives = r->pieces + MAX_PIECES * (2 * r->mesh->sp + 2);
-    int replica = r->dp_rank * r->mesh->sp;   // first world rank of this sequence
-    memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
-    memset(r->op_active, 1, (size_t)table->op_count);
-    memset(r->message_active, 1, (size_t)table->message_count);
-    for (int c = 0; run->doc_start && c < table->chunks; c++)
-        r->first_key[c] = run->doc_start[chunk_begin(r->mesh->shape.T, table->chunks, c)];
-    if (run->doc_start)
-        schedule_prune(table, r->mesh->shape.T, r->first_key, r->op_active, r->message_active, r->mark);
-    for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
-        int send_count = 0, receive_count = 0, first = message;
-        for (; message < table->message_count && table->messages[message].step == step; message++) {
-            const ScheduleMessage* msg = &table->messages[message];
-            if (!r->message_active[message]) continue;
-            if (msg->to == r->sp_rank)
-                receive_count +=
-                    item_pieces(r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
-            if (msg->from != r->sp_rank) continue;
-            if (msg->item.kind == ITEM_OUT) {
-                int64_t heads = part_head(r->mesh->shape.NH, table->head_parts, msg->item.h1) -
-                    part_head(r->mesh->shape.NH, table->head_parts, msg->item.h0);
-                int64_t rows = heads * rank_rows(r, msg->item.of), HS = r->mesh->shape.HS;
-                real* o = run->slots[msg->src];
-                output_finish(o, o + rows * HS, o + rows * HS + rows, rows, HS);
-            }
-            int count = item_pieces(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
-            for (int i = 0; i < count; i++) r->bytes_sent += sends[send_count + i].bytes;
-            send_count += count;
-        }
-        if (r->transport.post(&r->transport, sends, send_count, e) != 0) return -1;
-        for (; op < table->op_count && table->ops[op].step == step; op++)
-            if (table->ops[op].rank == r->sp_rank && r->op_active[op]) run_op(r, run, &table->ops[op]);
-        if (r->transport.wait(&r->transport, sends, send_count, receives, receive_count, e) != 0) return -1;
-        for (int i = first; i < message; i++) {
-            const ScheduleMessage* msg = &table->messages[i];
-            if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
-            if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
-            if (msg->to == r->sp_rank && msg->merge) run_merge(r, run, msg);
-            else if (msg->to == r->sp_rank) r->slot_filled[msg->dst] = 1;
-        }
+// Empties the rank's slot for a new result, if nothing is in it: no keys seen yet.
+static void result_begin(Rank* r, const AttentionRun* run, Item item, int slot) {
+    if (slot < 0 || r->slot_filled[slot]) return;
+    int64_t heads = part_heads(&r->mesh->shape, run->table, item.h0, item.h1).count;
+    for (int i = 0; i < ITEM_TENSORS[item.kind].count; i++) {
+        ItemView v = item_view(r, run, item, slot, i);
+        real empty = item.kind == ITEM_OUT && i == 1 ? -(real)INFINITY : 0;
+        for (int64_t j = 0; j < heads * v.head; j++) v.p[j] = empty;
     }
+    r->slot_filled[slot] = 1;
+}
+
+// Computes one op, its heads shared among the rank's threads.
+static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
+    const AttentionRun* run = (const AttentionRun*)argument;
+    const Schedule* table = run->table;
+    const Shape* s = &r->mesh->shape;
+    Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
+    int64_t HS = s->HS, heads = part_heads(s, table, op->h0, op->h1).count;
+    Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1};
+    Item keys = {ITEM_KV, k.owner, op->h0, op->h1};
+    Item to_rows = {table->backward ? ITEM_DQ : ITEM_OUT, q.owner, op->h0, op->h1};
+    Item to_keys = {ITEM_DKV, k.owner, op->h0, op->h1};
+    ItemView in[MAX_TENSORS], kv[2], out[MAX_TENSORS], dkv[2];
+    for (int i = 0; i < ITEM_TENSORS[rows.kind].count; i++) in[i] = item_view(r, run, rows, op->q_slot, i);
+    for (int i = 0; i < ITEM_TENSORS[to_rows.kind].count; i++)
+        out[i] = item_view(r, run, to_rows, op->dq_slot, i);
+    for (int i = 0; i < 2; i++) {
+        kv[i] = item_view(r, run, keys, op->kv_slot, i);
+        dkv[i] = item_view(r, run, to_keys, op->dkv_slot, i);
+    }
+    result_begin(r, run, to_rows, op->dq_slot);
+    if (table->backward) result_begin(r, run, to_keys, op->dkv_slot);
+#define ROWS(view, h) ((view).p + (h) * (view).head + q.at) /* numbers of the chunk's rows */
+#define TOKENS(view, h, chunk) ((view).p + (h) * (view).head + (chunk).at * HS) /* HS numbers each */
+    PARALLEL_FOR
+    for (int64_t h = 0; h < heads; h++) {
+        AttentionScratch* scratch = &r->scratch[thread_index()];
+        AttentionPair pair = {TOKENS(in[0], h, q), TOKENS(kv[0], h, k), TOKENS(kv[1], h, k), q.rows, k.rows,
+            HS, q.position, k.position, run->doc_start ? run->doc_start + q.position : NULL};
+        if (!table->backward)
+            cpu_attention_forward_head(
+                TOKENS(out[0], h, q), ROWS(out[1], h), ROWS(out[2], h), &pair, scratch);
+        else
+            cpu_attention_backward_head(TOKENS(out[0], h, q), TOKENS(dkv[0], h, k), TOKENS(dkv[1], h, k),
+                &pair, TOKENS(in[1], h, q), ROWS(in[2], h), ROWS(in[3], h), scratch);
+    }
+#undef ROWS
+#undef TOKENS
     return 0;
 }
 
-// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, NH, 2, Tl, HS): then any range of heads of a sequence is one piece
+// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
+    const AttentionRun* run = (const AttentionRun*)argument;
+    const Shape* s = &r->mesh->shape;
+    int64_t heads = part_heads(s, run->table, msg->item.h0, msg->item.h1).count;
+    ItemView from[MAX_TENSORS], to[MAX_TENSORS];
+    for (int i = 0; i < ITEM_TENSORS[msg->item.kind].count; i++) {
+        from[i] = item_view(r, run, msg->item, msg->dst, i);
+        to[i] = item_view(r, run, msg->item, msg->into, i);
+    }
+    if (msg->into < 0 && msg->item.kind == ITEM_OUT) {
+        int64_t rows = heads * rank_rows(r, msg->item.of);
+        output_merge(to[0].p, to[1].p, to[2].p, from[0].p, from[1].p, rows, s->HS);
+        return 0;
+    }
+    int add = msg->into < 0 || r->slot_filled[msg->into];
+    for (int i = 0; i < ITEM_TENSORS[msg->item.kind].count; i++)
+        for (int64_t j = 0; j < heads * to[i].head; j++)
+            to[i].p[j] = add ? to[i].p[j] + from[i].p[j] : from[i].p[j];
+    if (msg->into >= 0) r->slot_filled[msg->into] = 1;
+    return 0;
+}
+static const TableOps CPU_TABLE_OPS = {cpu_pieces, cpu_post, cpu_op, cpu_wait, cpu_merge};
+
+// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): then any range of heads of a sequence is one piece
 static void cpu_split_heads(
     real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
     int64_t C = NH * HS;
     PARALLEL_FOR
-    for (int64_t bh = 0; bh < B * NH; bh++)
+    for (int64_t bh = 0; bh < B * NH; bh++) {
+        int64_t b = bh / NH, h = bh % NH;
+        real *k = kv + (2 * b * NH + h) * Tl * HS, *v = k + Tl * C;
         for (int64_t t = 0; t < Tl; t++) {
-            const real* row = qkv + (bh / NH * Tl + t) * 3 * C + bh % NH * HS;
+            const real* row = qkv + (b * Tl + t) * 3 * C + h * HS;
             memcpy(q + (bh * Tl + t) * HS, row, (size_t)HS * sizeof(real));
-            memcpy(kv + (2 * bh * Tl + t) * HS, row + C, (size_t)HS * sizeof(real));
-            memcpy(kv + ((2 * bh + 1) * Tl + t) * HS, row + 2 * C, (size_t)HS * sizeof(real));
+            memcpy(k + t * HS, row + C, (size_t)HS * sizeof(real));
+            memcpy(v + t * HS, row + 2 * C, (size_t)HS * sizeof(real));
         }
+    }
 }
 
 // atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
@@ -4419,13 +4521,16 @@ static int cpu_attention_forward(
     AttentionRun run;
     memset(&run, 0, sizeof run);
     run.table = &r->mesh->schedule[0], run.slots = r->slots[0];
+    run.own[ITEM_OUT][0] = r->att_out, run.own[ITEM_OUT][1] = r->att_m, run.own[ITEM_OUT][2] = r->att_l;
     r->attention_forwards++;
     for (int64_t b = 0; b < s->B; b++) {
         memset(r->att_out, 0, (size_t)(Tl * C) * sizeof(real));
         for (int64_t i = 0; i < NH * Tl; i++) r->att_m[i] = -(real)INFINITY, r->att_l[i] = 0;
-        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C,
+        run.own[ITEM_Q][0] = (real*)q + b * Tl * C;
+        run.own[ITEM_KV][0] = (real*)kv + b * Tl * 2 * C, run.own[ITEM_KV][1] = run.own[ITEM_KV][0] + Tl * C;
         run.doc_start = doc_start ? doc_start + b * s->T : NULL;
-        if (run_table(r, &run, &r->error) != 0) return -1;
+        table_begin(r, run.table, run.doc_start, 1);
+        if (run_table(r, run.table, &CPU_TABLE_OPS, &run) != 0) return -1;
         output_finish(r->att_out, r->att_m, r->att_l, NH * Tl, HS);
         memcpy(lse + b * NH * Tl, r->att_m, (size_t)(NH * Tl) * sizeof(real));
         for (int64_t h = 0; h < NH; h++)
@@ -4443,8 +4548,10 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
     int64_t Tl = r->Tl, NH = s->NH, HS = s->HS, C = s->C;
     AttentionRun run;
     memset(&run, 0, sizeof run);
-    run.table = &r->mesh->schedule[1], run.slots = r->slots[1], run.dout = r->att_do,
-    run.delta = r->att_delta;
+    run.table = &r->mesh->schedule[1], run.slots = r->slots[1];
+    run.own[ITEM_QDO][1] = r->att_do, run.own[ITEM_QDO][3] = r->att_delta;
+    run.own[ITEM_DQ][0] = r->att_dq;
+    run.own[ITEM_DKV][0] = r->att_dkv, run.own[ITEM_DKV][1] = r->att_dkv + Tl * C;
     for (int64_t b = 0; b < s->B; b++) {
         PARALLEL_FOR
         for (int64_t h = 0; h < NH; h++)
@@ -4458,16 +4565,18 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
             }
         memset(r->att_dq, 0, (size_t)(Tl * C) * sizeof(real));
         memset(r->att_dkv, 0, (size_t)(Tl * 2 * C) * sizeof(real));
-        run.q = q + b * Tl * C, run.kv = kv + b * Tl * 2 * C, run.lse = lse + b * NH * Tl,
+        run.own[ITEM_QDO][0] = (real*)q + b * Tl * C, run.own[ITEM_QDO][2] = (real*)lse + b * NH * Tl;
+        run.own[ITEM_KV][0] = (real*)kv + b * Tl * 2 * C, run.own[ITEM_KV][1] = run.own[ITEM_KV][0] + Tl * C;
         run.doc_start = doc_start ? doc_start + b * s->T : NULL;
-        if (run_table(r, &run, &r->error) != 0) return -1;
+        table_begin(r, run.table, run.doc_start, 1);
+        if (run_table(r, run.table, &CPU_TABLE_OPS, &run) != 0) return -1;
         PARALLEL_FOR
         for (int64_t h = 0; h < NH; h++)
             for (int64_t t = 0; t < Tl; t++) {
                 real* row = dqkv + (b * Tl + t) * 3 * C + h * HS;
                 memcpy(row, r->att_dq + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
-                memcpy(row + C, r->att_dkv + (2 * h * Tl + t) * HS, (size_t)HS * sizeof(real));
-                memcpy(row + 2 * C, r->att_dkv + ((2 * h + 1) * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(row + C, r->att_dkv + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
+                memcpy(row + 2 * C, r->att_dkv + Tl * C + (h * Tl + t) * HS, (size_t)HS * sizeof(real));
             }
     }
     return 0;
@@ -5631,12 +5740,12 @@ static void decoder_attention(Decoder* d, int64_t l, int64_t n, int64_t p) {
     for (int64_t h = 0; h < NH; h++) {
         real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
         real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
-        memcpy(k + p * HS, d->kv + 2 * h * n * HS, (size_t)(n * HS) * sizeof(real));
-        memcpy(v + p * HS, d->kv + (2 * h + 1) * n * HS, (size_t)(n * HS) * sizeof(real));
+        memcpy(k + p * HS, d->kv + h * n * HS, (size_t)(n * HS) * sizeof(real));
+        memcpy(v + p * HS, d->kv + (NH + h) * n * HS, (size_t)(n * HS) * sizeof(real));
         memset(o, 0, (size_t)(n * HS) * sizeof(real));
         for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
-        cpu_attention_forward_head(o, m, sum, d->q + h * n * HS, k, v, n, p + n, p, 0, NULL, HS,
-            &d->g->ranks[0].scratch[thread_index()]);
+        AttentionPair pair = {d->q + h * n * HS, k, v, n, p + n, HS, p, 0, NULL};
+        cpu_attention_forward_head(o, m, sum, &pair, &d->g->ranks[0].scratch[thread_index()]);
         output_finish(o, m, sum, n, HS);
         for (int64_t i = 0; i < n; i++)
             memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
@@ -6296,10 +6405,10 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
             real *q = memory + h * (8 * head + 3 * T), *o = q + 3 * head, *dq = o + 2 * head,
                  *m = dq + 3 * head, *l = m + T;
             for (int64_t j = 0; j < T; j++) m[j] = -(real)INFINITY, l[j] = 0;
-            cpu_attention_forward_head(o, m, l, q, q + head, q + 2 * head, T, T, 0, 0, NULL, HS, &scratch[h]);
+            AttentionPair pair = {q, q + head, q + 2 * head, T, T, HS, 0, 0, NULL};
+            cpu_attention_forward_head(o, m, l, &pair, &scratch[h]);
             output_finish(o, m, l, T, HS);
-            cpu_attention_backward_head(dq, dq + head, dq + 2 * head, q, q + head, q + 2 * head, o + head, m,
-                l + T, T, T, 0, 0, NULL, HS, &scratch[h]);
+            cpu_attention_backward_head(dq, dq + head, dq + 2 * head, &pair, o + head, m, l + T, &scratch[h]);
         }
         attention = fmin(attention, now_ms() - start);
     }
@@ -6852,8 +6961,8 @@ static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, i
     const Device* device, const Rates* rates) {
     double rows = (double)s->T / P, chunk = rows * (double)s->C;
     for (int i = 0; i < ITEM_KINDS; i++)
-        item_bytes[i] = chunk * ITEM_WIDTH[i] * device->item_bytes[i] +
-            rows * (double)s->NH * ITEM_ROW_STATS[i] * sizeof(real);
+        item_bytes[i] = chunk * item_width(i) * device->item_bytes[i] +
+            rows * (double)s->NH * item_stats(i) * sizeof(real);
     return 4 * rows * chunk * (backward ? 2.5 : 1) / (rates->attention_gflops * 1e9);   // QK^T and PV
 }
 

@@ -55,9 +55,9 @@ static double matmul_bench(double peak) {
             double t0 = now_ms();
             cpu_matmul_forward(y, x, w, NULL, R, C, OC);
             double t1 = now_ms();
-            gemm(R, C, OC, y, OC, 1, w, C, 1, dx, C, NULL, 0);
+            gemm(dx, C, R, C, OC, by_rows(y, OC), by_rows(w, C), NULL, 0);
             double t2 = now_ms();
-            gemm(OC, C, R, y, 1, OC, x, C, 1, dw, C, NULL, 1);
+            gemm(dw, C, OC, C, R, transposed(y, OC), by_rows(x, C), NULL, 1);
             double t3 = now_ms();
             ms[0] = fmin(ms[0], t1 - t0), ms[1] = fmin(ms[1], t2 - t1), ms[2] = fmin(ms[2], t3 - t2);
         }
@@ -90,17 +90,17 @@ static void attention_bench(double matmul) {
             memset(o + h * T * HS, 0, (size_t)(T * HS) * sizeof(real));
             for (int64_t t = 0; t < T; t++) m[h * T + t] = -(real)INFINITY, l[h * T + t] = 0;
             const real* k = kv + 2 * h * T * HS;
-            cpu_attention_forward_head(o + h * T * HS, m + h * T, l + h * T, q + h * T * HS, k, k + T * HS, T,
-                T, 0, 0, NULL, HS, &scratch[thread_index()]);
+            AttentionPair pair = {q + h * T * HS, k, k + T * HS, T, T, HS, 0, 0, NULL};
+            cpu_attention_forward_head(o + h * T * HS, m + h * T, l + h * T, &pair, &scratch[thread_index()]);
             output_finish(o + h * T * HS, m + h * T, l + h * T, T, HS);
         }
         double t1 = now_ms();
         PARALLEL_FOR
         for (int64_t h = 0; h < NH; h++) {
             const real* k = kv + 2 * h * T * HS;
+            AttentionPair pair = {q + h * T * HS, k, k + T * HS, T, T, HS, 0, 0, NULL};
             cpu_attention_backward_head(dq + h * T * HS, dkv + 2 * h * T * HS, dkv + (2 * h + 1) * T * HS,
-                q + h * T * HS, k, k + T * HS, dout + h * T * HS, m + h * T, delta + h * T, T, T, 0, 0, NULL,
-                HS, &scratch[thread_index()]);
+                &pair, dout + h * T * HS, m + h * T, delta + h * T, &scratch[thread_index()]);
         }
         double t2 = now_ms();
         forward = fmin(forward, t1 - t0), backward = fmin(backward, t2 - t1);
