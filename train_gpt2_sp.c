@@ -2311,11 +2311,11 @@ static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this 
 //     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
-enum { MAX_TENSORS = 4 };
+enum { ITEM_PARTS = 4 };
 // The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or one
 // number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV: dk, dv.
 static const struct {
-    int count, wide[MAX_TENSORS];
+    int count, wide[ITEM_PARTS];
 } ITEM_TENSORS[ITEM_KINDS] = {
     {1, {1}}, {2, {1, 1}}, {3, {1, 0, 0}}, {4, {1, 1, 0, 0}}, {1, {1}}, {2, {1, 1}}};
 static int item_width(int kind) {   // numbers of a row, in C
@@ -3501,9 +3501,8 @@ static void rank_layout(Rank* r) {
     int64_t R = r->R, C = s->C;
     for (int state = 0; state < (mesh->training ? STATES : 1); state++) {
         r->state[state] = arena_reals(a, STATE_MEMORY[state], layout->buffer[state]);
-        if (state <= STATE_GRADIENTS)
-            r->whole_unit[state] =
-                arena_reals(a, STATE_MEMORY[state], layout->sharded[state] ? layout->largest : 0);
+        if (state <= STATE_GRADIENTS && layout->sharded[state])
+            r->whole_unit[state] = arena_reals(a, STATE_MEMORY[state], layout->largest);
     }
     for (int id = 0; id < ACTIVATION_COUNT; id++) {
         Activation act = activation(s, id);
@@ -4088,6 +4087,11 @@ static void cpu_residual_forward(real* out, const real* x, const real* y, int ce
             for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
         }
 }
+// The branch's gradient from the residual stream's: centred if its output was.
+static void cpu_residual_backward(real* dbranch, const real* dx, int center, int64_t R, int64_t C) {
+    if (center) cpu_center_rows(dbranch, dx, R, C);
+    else memcpy(dbranch, dx, (size_t)(R * C) * sizeof(real));
+}
 
 // Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
 // hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
@@ -4351,7 +4355,7 @@ typedef struct {
     const Schedule* table;
     real** slots;
     // The rank's own tensors, (NH, Tl, HS) or (NH, Tl); those of Q, KV and QDO are read only.
-    real* own[ITEM_KINDS][MAX_TENSORS];
+    real* own[ITEM_KINDS][ITEM_PARTS];
     const int32_t* doc_start;   // (T), or NULL
 } AttentionRun;
 
@@ -4443,7 +4447,7 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     Item keys = {ITEM_KV, k.owner, op->h0, op->h1};
     Item to_rows = {table->backward ? ITEM_DQ : ITEM_OUT, q.owner, op->h0, op->h1};
     Item to_keys = {ITEM_DKV, k.owner, op->h0, op->h1};
-    ItemView in[MAX_TENSORS], kv[2], out[MAX_TENSORS], dkv[2];
+    ItemView in[ITEM_PARTS], kv[2], out[ITEM_PARTS], dkv[2];
     for (int i = 0; i < ITEM_TENSORS[rows.kind].count; i++) in[i] = item_view(r, run, rows, op->q_slot, i);
     for (int i = 0; i < ITEM_TENSORS[to_rows.kind].count; i++)
         out[i] = item_view(r, run, to_rows, op->dq_slot, i);
@@ -4477,7 +4481,7 @@ static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     const AttentionRun* run = (const AttentionRun*)argument;
     const Shape* s = &r->mesh->shape;
     int64_t heads = part_heads(s, run->table, msg->item.h0, msg->item.h1).count;
-    ItemView from[MAX_TENSORS], to[MAX_TENSORS];
+    ItemView from[ITEM_PARTS], to[ITEM_PARTS];
     for (int i = 0; i < ITEM_TENSORS[msg->item.kind].count; i++) {
         from[i] = item_view(r, run, msg->item, msg->dst, i);
         to[i] = item_view(r, run, msg->item, msg->into, i);
@@ -4585,7 +4589,7 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 // ===== 8. model =================================================================================
 
 // Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2
-// positions), and those of one parameter; layer l's activation.
+// positions), and those of one parameter.
 static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
@@ -4596,16 +4600,52 @@ static real* weight(const Rank* r, int u, int id) {
 static real* gradient(const Rank* r, int u, int id) {
     return in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
+
+// The parameters of a unit by their names, or their gradients. Those that the unit has not are NULL.
+typedef struct {
+#define X(name, hf, of, rows, columns, transposed, decay, centred, init) real* name;
+    PARAMETERS(X)
+#undef X
+} Parameters;
+static Parameters parameters_at(const Layout* layout, int u, const real* unit) {
+    Parameters p;
+    memset(&p, 0, sizeof p);
+#define X(name, hf, of, rows, columns, transposed, decay, centred, init) \
+    if (layout->units[u].kind == of) p.name = (real*)unit + layout->within[P_##name];
+    PARAMETERS(X)
+#undef X
+    return p;
+}
+static Parameters weights_of(const Rank* r, int u) {
+    return parameters_at(r->layout, u, in_use(r, STATE_WEIGHTS, u));
+}
+static Parameters gradients_of(const Rank* r, int u) {
+    return parameters_at(r->layout, u, in_use(r, STATE_GRADIENTS, u));
+}
 // The rank's rows of a sequence as rows of what `weight` has of wpe.
 static Segments position_rows(const Rank* r) {
     Segments rows = r->segments;
     for (int i = 0; i < rows.count; i++) rows.begin[i] -= positions_first(r);
     return rows;
 }
+// Layer l's activation; all of them by their names.
 static real* act(const Rank* r, int id, int64_t l) {
     Activation a = activation(&r->mesh->shape, id);
     int64_t copies = r->mesh->training ? activation_copies(&r->mesh->shape, id, r->mesh->recompute) : 1;
     return r->act[id] + l % copies * r->R * a.columns;
+}
+
+typedef struct {
+#define X(name, columns, keep) real* name;
+    ACTIVATIONS(X)
+#undef X
+} Activations;
+static Activations activations_of(const Rank* r, int64_t l) {
+    Activations a;
+#define X(name, columns, keep) a.name = act(r, A_##name, l);
+    ACTIVATIONS(X)
+#undef X
+    return a;
 }
 
 // Brings a unit's parameters together from the ranks' slices, where they hold slices and it is not there yet.
@@ -4635,70 +4675,87 @@ static int unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, and the
-// output only if `output`.
-static int layer_forward(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
+// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of them
+// are wanted. The decoder's are places in its cache.
+typedef struct LayerRun {
+    int64_t l, rows;
+    Parameters w;
+    Activations a;
+    real *wide, *narrow;                                   // (rows, 4C), (rows, C) scratch
+    real* next;                                            // the next layer's x; NULL: not wanted
+    unsigned needed;                                       // bits of the activations that are computed
+    int (*attention)(Rank* r, const struct LayerRun* x);   // wide (rows, 3C): q, k and v -> atty
+    const int32_t* doc_start;
+    void* decoder;
+} LayerRun;
+
+// One layer: x -> the next layer's x.
+static int layer_forward(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
-    int64_t R = r->R, C = s->C;
-    int mode = r->mesh->recompute, u = (int)l + 1, center = r->mesh->center;
-    real *x = act(r, A_x, l), *ln1 = act(r, A_ln1, l), *q = act(r, A_q, l), *kv = act(r, A_kv, l);
-    real *atty = act(r, A_atty, l), *lse = act(r, A_lse, l), *x2 = act(r, A_x2, l), *ln2 = act(r, A_ln2, l);
-    real *fch = act(r, A_fch, l), *gelu = act(r, A_gelu, l);
-    real* next = l + 1 < s->L ? act(r, A_x, l + 1) : r->x_final;
-#define NEEDED(id) (!again || !activation_kept(id, mode))
-    if (unit_gather(r, u) != 0) return -1;
-    if (NEEDED(A_fch)) r->layer_forwards++;
-    if (NEEDED(A_ln1))
-        cpu_rmsnorm_forward(ln1, act(r, A_rstd1, l), x, weight(r, u, P_ln1w), weight(r, u, P_ln1b), R, C);
-    if (NEEDED(A_q)) {
-        cpu_matmul_forward(r->wide, ln1, weight(r, u, P_qkvw), weight(r, u, P_qkvb), R, C, 3 * C);
-        cpu_split_heads(q, kv, r->wide, s->B, r->Tl, s->NH, s->HS);
-    }
-    if (NEEDED(A_atty) && cpu_attention_forward(r, atty, lse, q, kv, doc_start) != 0) return -1;
-    if (NEEDED(A_x2)) {
-        cpu_matmul_forward(r->narrow, atty, weight(r, u, P_attprojw), weight(r, u, P_attprojb), R, C, C);
-        cpu_residual_forward(x2, x, r->narrow, center, R, C);
-    }
-    if (NEEDED(A_ln2))
-        cpu_rmsnorm_forward(ln2, act(r, A_rstd2, l), x2, weight(r, u, P_ln2w), weight(r, u, P_ln2b), R, C);
-    if (NEEDED(A_fch)) cpu_matmul_forward(fch, ln2, weight(r, u, P_fcw), weight(r, u, P_fcb), R, C, 4 * C);
-    if (NEEDED(A_gelu)) cpu_gelu_forward(gelu, fch, R * 4 * C);
-    if (!output) return 0;
-    cpu_matmul_forward(r->narrow, gelu, weight(r, u, P_fcprojw), weight(r, u, P_fcprojb), R, 4 * C, C);
-    cpu_residual_forward(next, x2, r->narrow, center, R, C);
+    const Parameters* w = &x->w;
+    const Activations* a = &x->a;
+    int64_t R = x->rows, C = s->C;
+    int center = r->mesh->center, qkv = x->needed >> A_q & 1;
+#define NEEDED(name) if (x->needed >> A_##name & 1)
+    NEEDED(ln1) cpu_rmsnorm_forward(a->ln1, a->rstd1, a->x, w->ln1w, w->ln1b, R, C);
+    if (qkv) cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C);
+    if ((qkv || x->needed >> A_atty & 1) && x->attention(r, x) != 0) return -1;
+    NEEDED(x2) cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C);
+    NEEDED(x2) cpu_residual_forward(a->x2, a->x, x->narrow, center, R, C);
+    NEEDED(ln2) cpu_rmsnorm_forward(a->ln2, a->rstd2, a->x2, w->ln2w, w->ln2b, R, C);
+    NEEDED(fch) cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C);
+    NEEDED(gelu) cpu_gelu_forward(a->gelu, a->fch, R * 4 * C);
+    if (!x->next) return 0;
+    cpu_matmul_forward(x->narrow, a->gelu, w->fcprojw, w->fcprojb, R, 4 * C, C);
+    cpu_residual_forward(x->next, a->x2, x->narrow, center, R, C);
     return 0;
 #undef NEEDED
 }
 
+// The attention of a layer of the model: q, k and v by heads, then over all ranks of the sequence.
+static int layer_attention(Rank* r, const LayerRun* x) {
+    const Shape* s = &r->mesh->shape;
+    const Activations* a = &x->a;
+    if (x->needed >> A_q & 1) cpu_split_heads(a->q, a->kv, x->wide, s->B, r->Tl, s->NH, s->HS);
+    if (!(x->needed >> A_atty & 1)) return 0;
+    return cpu_attention_forward(r, a->atty, a->lse, a->q, a->kv, x->doc_start);
+}
+// Layer l of the model. With `again` it computes only what --recompute did not keep, and the output only if
+// `output`.
+static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
+    int u = (int)l + 1;
+    LayerRun x;
+    memset(&x, 0, sizeof x);
+    if (unit_gather(r, u) != 0) return -1;
+    x.l = l, x.rows = r->R, x.w = weights_of(r, u), x.a = activations_of(r, l);
+    x.wide = r->wide, x.narrow = r->narrow, x.attention = layer_attention, x.doc_start = doc_start;
+    if (output) x.next = l + 1 < r->mesh->shape.L ? act(r, A_x, l + 1) : r->x_final;
+    for (int id = 0; id < ACTIVATION_COUNT; id++)
+        if (!again || !activation_kept(id, r->mesh->recompute)) x.needed |= 1u << id;
+    r->layer_forwards += x.needed >> A_fch & 1;
+    return layer_forward(r, &x);
+}
+
 // The mirror: dx, the gradient of the layer's output, becomes that of its input.
 static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
-    const Shape* s = &r->mesh->shape;
-    int64_t R = r->R, C = s->C;
-    int u = (int)l + 1;
-    real *x = act(r, A_x, l), *x2 = act(r, A_x2, l), *dx = r->dx, *dy = r->narrow;
+    int64_t R = r->R, C = r->mesh->shape.C;
+    int u = (int)l + 1, center = r->mesh->center;
+    const Parameters w = weights_of(r, u), g = gradients_of(r, u);
+    const Activations a = activations_of(r, l);
+    real *dx = r->dx, *dy = r->narrow, *dwide = r->wide, *dnarrow = r->narrow, *datty = r->narrow2;
     unit_gradient_begin(r, u);
 
-    if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
-    else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
-    cpu_matmul_backward(r->wide, gradient(r, u, P_fcprojw), gradient(r, u, P_fcprojb), dy, act(r, A_gelu, l),
-        weight(r, u, P_fcprojw), R, 4 * C, C);
-    cpu_gelu_backward(r->wide, act(r, A_fch, l), R * 4 * C);
-    cpu_matmul_backward(r->narrow, gradient(r, u, P_fcw), gradient(r, u, P_fcb), r->wide, act(r, A_ln2, l),
-        weight(r, u, P_fcw), R, C, 4 * C);
-    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln2w), gradient(r, u, P_ln2b), r->narrow, x2,
-        act(r, A_rstd2, l), weight(r, u, P_ln2w), R, C);
+    cpu_residual_backward(dy, dx, center, R, C);
+    cpu_matmul_backward(dwide, g.fcprojw, g.fcprojb, dy, a.gelu, w.fcprojw, R, 4 * C, C);
+    cpu_gelu_backward(dwide, a.fch, R * 4 * C);
+    cpu_matmul_backward(dnarrow, g.fcw, g.fcb, dwide, a.ln2, w.fcw, R, C, 4 * C);
+    cpu_rmsnorm_backward(dx, g.ln2w, g.ln2b, dnarrow, a.x2, a.rstd2, w.ln2w, R, C);
 
-    if (r->mesh->center) cpu_center_rows(dy, dx, R, C);
-    else memcpy(dy, dx, (size_t)(R * C) * sizeof(real));
-    cpu_matmul_backward(r->narrow2, gradient(r, u, P_attprojw), gradient(r, u, P_attprojb), dy,
-        act(r, A_atty, l), weight(r, u, P_attprojw), R, C, C);
-    if (cpu_attention_backward(r, r->wide, r->narrow2, act(r, A_atty, l), act(r, A_lse, l), act(r, A_q, l),
-            act(r, A_kv, l), doc_start) != 0)
-        return -1;
-    cpu_matmul_backward(r->narrow, gradient(r, u, P_qkvw), gradient(r, u, P_qkvb), r->wide, act(r, A_ln1, l),
-        weight(r, u, P_qkvw), R, C, 3 * C);
-    cpu_rmsnorm_backward(dx, gradient(r, u, P_ln1w), gradient(r, u, P_ln1b), r->narrow, x, act(r, A_rstd1, l),
-        weight(r, u, P_ln1w), R, C);
+    cpu_residual_backward(dy, dx, center, R, C);
+    cpu_matmul_backward(datty, g.attprojw, g.attprojb, dy, a.atty, w.attprojw, R, C, C);
+    if (cpu_attention_backward(r, dwide, datty, a.atty, a.lse, a.q, a.kv, doc_start) != 0) return -1;
+    cpu_matmul_backward(dnarrow, g.qkvw, g.qkvb, dwide, a.ln1, w.qkvw, R, C, 3 * C);
+    cpu_rmsnorm_backward(dx, g.ln1w, g.ln1b, dnarrow, a.x, a.rstd1, w.ln1w, R, C);
     return unit_gradient_end(r, u);
 }
 
@@ -4710,17 +4767,18 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     int u = (int)last, training = r->learn;
     real scale = training ? (real)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
     if (unit_gather(r, u) != 0) return -1;
-    cpu_rmsnorm_forward(r->lnf, r->rstdf, r->x_final, weight(r, u, P_lnfw), weight(r, u, P_lnfb), r->R, C);
+    Parameters w = weights_of(r, u), embed = weights_of(r, 0);
+    cpu_rmsnorm_forward(r->lnf, r->rstdf, r->x_final, w.lnfw, w.lnfb, r->R, C);
     if (unit_gather(r, 0) != 0) return -1;
     if (training) unit_gradient_begin(r, 0);
     for (int64_t t = 0; t < r->R; t += r->mesh->logits_chunk) {
         int64_t rows = min_i64(r->mesh->logits_chunk, r->R - t);
-        cpu_matmul_forward(r->logits, r->lnf + t * C, weight(r, 0, P_wte), NULL, rows, C, s->Vp);
+        cpu_matmul_forward(r->logits, r->lnf + t * C, embed.wte, NULL, rows, C, s->Vp);
         cpu_crossentropy(
             r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
         if (training)
             cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C,
-                weight(r, 0, P_wte), rows, C, s->Vp);
+                embed.wte, rows, C, s->Vp);
     }
     for (int64_t t = 0; t < r->R; t++) r->loss_sum += (double)r->token_loss[t];
     if (!training) return 0;
@@ -4728,7 +4786,7 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     memset(r->dx, 0, (size_t)(r->R * C) * sizeof(real));
     unit_gradient_begin(r, u);
     cpu_rmsnorm_backward(r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final,
-        r->rstdf, weight(r, u, P_lnfw), r->R, C);
+        r->rstdf, w.lnfw, r->R, C);
     return unit_gradient_end(r, u);
 }
 
@@ -4752,7 +4810,7 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
-        if (layer_forward(r, l, 0, 1, doc_start) != 0) return -1;
+        if (model_layer(r, l, 0, 1, doc_start) != 0) return -1;
     }
     if (head_forward_backward(r, labels) != 0) return -1;
     if (!r->learn) return 0;
@@ -4763,8 +4821,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
             (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
             memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
-                if (layer_forward(r, j, 1, j < l, doc_start) != 0) return -1;
-        } else if (mode != GPT2_SP_SQRT && layer_forward(r, l, 1, 0, doc_start) != 0) return -1;
+                if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
+        } else if (mode != GPT2_SP_SQRT && model_layer(r, l, 1, 0, doc_start) != 0) return -1;
         if (unit_gather(r, (int)l + 1) != 0 || layer_backward(r, l, doc_start) != 0) return -1;
     }
     unit_gradient_begin(r, 0);
@@ -5059,10 +5117,12 @@ static int tensor_write(
 static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
 enum { SAVED_COUNT = 3 };
 
-// A buffer that holds one whole unit, not an own one, and is free between steps.
+// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where they
+// come together; for moments the gradients'.
 static real* unit_scratch(const Rank* r, int state) {
     if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
-    return r->layout->sharded[STATE_GRADIENTS] ? r->whole_unit[STATE_GRADIENTS] : r->state[STATE_GRADIENTS];
+    real* whole = r->whole_unit[STATE_GRADIENTS];
+    return whole ? whole : r->state[STATE_GRADIENTS];
 }
 
 // One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it
@@ -5706,50 +5766,54 @@ enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
 typedef struct {
     gpt2_sp* g;
-    const real* weights;                                       // all units, whole
-    int64_t capacity;                                          // tokens that fit in the cache
-    real* cache;                                               // (L, NH, 2, capacity, HS)
+    const real* weights;          // all units, whole
+    int64_t capacity, position;   // tokens that fit in the cache; of those being read
+    real* cache;                  // (L, NH, 2, capacity, HS)
     real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
 } Decoder;
 
 static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
-    int64_t n = DECODE_ROWS, C = s->C;
+    int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
     memset(d, 0, sizeof *d);
     d->g = g, d->weights = weights, d->capacity = capacity;
-    real* memory =
-        (real*)malloc((size_t)(s->L * 2 * capacity * C + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
-    if (!memory) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
-    d->cache = memory, d->x = memory + s->L * 2 * capacity * C, d->narrow = d->x + n * C,
-    d->wide = d->narrow + n * C;
-    d->q = d->wide + n * 4 * C, d->kv = d->q + n * C, d->out = d->kv + n * 2 * C, d->m = d->out + n * 2 * C,
-    d->l = d->m + n * s->NH, d->logits = d->l + n * s->NH;
+    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
+    if (!at) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
+    const struct {
+        real** p;
+        int64_t elements;
+    } parts[] = {{&d->cache, cache}, {&d->x, n * C}, {&d->narrow, n * C}, {&d->wide, n * 4 * C},
+        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH},
+        {&d->logits, s->Vp}};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) *parts[i].p = at, at += parts[i].elements;
     return 0;
 }
 
-static const real* decoder_weight(const Decoder* d, int u, int id) {
-    return d->weights + d->g->layout.units[u].offset + d->g->layout.within[id];
+static Parameters decoder_weights(const Decoder* d, int u) {
+    return parameters_at(&d->g->layout, u, d->weights + d->g->layout.units[u].offset);
 }
 
-// Attention of n new rows at positions p.. over everything cached; the new keys and values join the cache.
-static void decoder_attention(Decoder* d, int64_t l, int64_t n, int64_t p) {
+// Attention of the rows being read over everything cached; their keys and values join the cache.
+static int decoder_attention(Rank* r, const LayerRun* x) {
+    Decoder* d = (Decoder*)x->decoder;
     const Shape* s = &d->g->mesh.shape;
-    int64_t HS = s->HS, NH = s->NH, C = s->C;
-    cpu_split_heads(d->q, d->kv, d->wide, 1, n, NH, HS);
+    int64_t HS = s->HS, NH = s->NH, C = s->C, n = x->rows, p = d->position;
+    cpu_split_heads(d->q, d->kv, x->wide, 1, n, NH, HS);
     PARALLEL_FOR
     for (int64_t h = 0; h < NH; h++) {
-        real *k = d->cache + (l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
+        real *k = d->cache + (x->l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
         real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
         memcpy(k + p * HS, d->kv + h * n * HS, (size_t)(n * HS) * sizeof(real));
         memcpy(v + p * HS, d->kv + (NH + h) * n * HS, (size_t)(n * HS) * sizeof(real));
         memset(o, 0, (size_t)(n * HS) * sizeof(real));
         for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
         AttentionPair pair = {d->q + h * n * HS, k, v, n, p + n, HS, p, 0, NULL};
-        cpu_attention_forward_head(o, m, sum, &pair, &d->g->ranks[0].scratch[thread_index()]);
+        cpu_attention_forward_head(o, m, sum, &pair, &r->scratch[thread_index()]);
         output_finish(o, m, sum, n, HS);
         for (int64_t i = 0; i < n; i++)
-            memcpy(d->narrow + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
+            memcpy(x->a.atty + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
     }
+    return 0;
 }
 
 // Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
@@ -5759,30 +5823,22 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
     int center = d->g->mesh.center, last = (int)s->L + 1;
     Segments place = {1, {p, 0}, {n, 0}, n};
     real rstd[DECODE_ROWS];
-    cpu_embedding_forward(d->x, tokens, decoder_weight(d, 0, P_wte), n, C);
+    Parameters embed = decoder_weights(d, 0), final = decoder_weights(d, last);
+    cpu_embedding_forward(d->x, tokens, embed.wte, n, C);
     cpu_position_forward(
-        d->x, &place, NULL, decoder_weight(d, positions_unit(&d->g->layout), P_wpe), center, C);
-    for (int u = 1; u <= (int)s->L; u++) {
-        cpu_rmsnorm_forward(
-            d->narrow, rstd, d->x, decoder_weight(d, u, P_ln1w), decoder_weight(d, u, P_ln1b), n, C);
-        cpu_matmul_forward(
-            d->wide, d->narrow, decoder_weight(d, u, P_qkvw), decoder_weight(d, u, P_qkvb), n, C, 3 * C);
-        decoder_attention(d, u - 1, n, p);
-        cpu_matmul_forward(
-            d->out, d->narrow, decoder_weight(d, u, P_attprojw), decoder_weight(d, u, P_attprojb), n, C, C);
-        cpu_residual_forward(d->x, d->x, d->out, center, n, C);
-        cpu_rmsnorm_forward(
-            d->narrow, rstd, d->x, decoder_weight(d, u, P_ln2w), decoder_weight(d, u, P_ln2b), n, C);
-        cpu_matmul_forward(
-            d->wide, d->narrow, decoder_weight(d, u, P_fcw), decoder_weight(d, u, P_fcb), n, C, 4 * C);
-        cpu_gelu_forward(d->wide, d->wide, n * 4 * C);
-        cpu_matmul_forward(
-            d->out, d->wide, decoder_weight(d, u, P_fcprojw), decoder_weight(d, u, P_fcprojb), n, 4 * C, C);
-        cpu_residual_forward(d->x, d->x, d->out, center, n, C);
+        d->x, &place, NULL, decoder_weights(d, positions_unit(&d->g->layout)).wpe, center, C);
+    LayerRun x;
+    memset(&x, 0, sizeof x);
+    x.rows = n, x.wide = d->wide, x.narrow = d->out, x.needed = ~0u;
+    x.a.x = x.a.x2 = x.next = d->x, x.a.ln1 = x.a.ln2 = x.a.atty = d->narrow, x.a.rstd1 = x.a.rstd2 = rstd;
+    x.a.fch = x.a.gelu = d->wide;
+    x.attention = decoder_attention, x.decoder = d, d->position = p;
+    for (x.l = 0; x.l < s->L; x.l++) {
+        x.w = decoder_weights(d, (int)x.l + 1);
+        layer_forward(&d->g->ranks[0], &x);
     }
-    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, decoder_weight(d, last, P_lnfw),
-        decoder_weight(d, last, P_lnfb), 1, C);
-    cpu_matmul_forward(d->logits, d->narrow, decoder_weight(d, 0, P_wte), NULL, 1, C, s->Vp);
+    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, final.lnfw, final.lnfb, 1, C);
+    cpu_matmul_forward(d->logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
 }
 
 typedef struct {

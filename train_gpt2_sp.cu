@@ -2347,22 +2347,26 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 // same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for what the
 // compute stream waits for and one for the units of --zero 3, which come ahead of their use.
 
-// A rectangle of memory that goes to or comes from a peer: `rows` rows of `width` bytes, `pitch` bytes apart.
-// What travels lies in one piece (pitch == width); parts of wider rows are packed from `source` first.
+// A rectangle of memory: `rows` rows of `width` bytes, `pitch` bytes apart.
 typedef struct {
-    int peer;
     char* data;
     size_t pitch, width;
     int64_t rows;
-    const char* source;   // NULL: it lies at `data` already
+} Block;
+// What travels lies in one piece; a block of wider rows is packed to one first.
+typedef struct {
+    char* data;
+    size_t width;
+    int64_t rows;
+    const char* source;
     size_t source_pitch;
-} GpuPiece;
-enum { MAX_GPU_PIECES = 4, MAX_RANKS = 64 };   // of one message; of a run
+} PackJob;
+enum { MAX_RANKS = 64 };   // of a run
 
 // What a rank offers a peer during a step: valid from `ready` on, read once `taken`. Empty while pieces is
 // NULL.
 typedef struct {
-    const GpuPiece* pieces;
+    const Piece* pieces;
     int count;
     cudaEvent_t ready, taken;
 } GpuBox;
@@ -2541,8 +2545,10 @@ struct Gpu {
     float* dkv[2];                     // (R, C) each: sums of dK and dV, with several ranks
     char** slots[2];                   // exchange buffers of the forward and the backward table
     char* packed[2];                   // what this rank sends of its own rows during a step of either table
-    GpuPiece* pieces;                  // of one step: sends, then receives
-    bf16* logits;                      // (logits_chunk, Vp)
+    PackJob* jobs;                     // what this rank packs for the step in hand
+    int job_count;
+    char* pack_next;   // where the next of them goes
+    bf16* logits;      // (logits_chunk, Vp)
     int64_t logits_chunk;
     float* partial;                                     // partial sums of columns
     double* squares;                                    // (SQUARE_BLOCKS)
@@ -2636,60 +2642,37 @@ static int buffer_unit(const Layout* layout, int b) {
 }
 static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * layout->world; }
 
-// The tensors of an item in a slot, one behind the other: Q | K, V | O~, m, l | Q, dO, LSE, delta | dQ | dK,
-// dV. Operands are bf16, results and what belongs to rows fp32. Token tensors are (B, rows, heads * HS), the
-// others (B, heads, rows).
-typedef struct {
-    int count, tokens[MAX_GPU_PIECES];   // whether it is one of the first kind
-    size_t size[MAX_GPU_PIECES];         // bytes of an element
-} ItemTensors;
-static ItemTensors item_tensors(int kind) {
-    static const ItemTensors table[ITEM_KINDS] = {
-        {1, {1}, {2}},                     // Q
-        {2, {1, 1}, {2, 2}},               // KV
-        {3, {1, 0, 0}, {4, 4, 4}},         // OUT
-        {4, {1, 1, 0, 0}, {2, 2, 4, 4}},   // QDO
-        {1, {1}, {4}},                     // DQ
-        {2, {1, 1}, {4, 4}},               // DKV
-    };
-    return table[kind];
+// Bytes of an element of an item's tensor (ITEM_TENSORS): operands are bf16, results and what belongs to rows fp32.
+// Tensors of HS numbers a row and head are (B, rows, heads * HS), the others (B, heads, rows).
+static size_t item_size(int kind, int i) {
+    return ITEM_TENSORS[kind].wide[i] && !item_is_result(kind) ? 2 : 4;
 }
 static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
-    ItemTensors t = item_tensors(kind);
-    int64_t elements = gpu_sequences(mesh) * rows * heads * (t.tokens[i] ? mesh->shape.HS : 1);
-    return (size_t)round_up((int64_t)((size_t)elements * t.size[i]), 256);
+    int64_t elements = gpu_sequences(mesh) * rows * heads * (ITEM_TENSORS[kind].wide[i] ? mesh->shape.HS : 1);
+    return (size_t)round_up((int64_t)((size_t)elements * item_size(kind, i)), 256);
 }
 static size_t item_tensors_bytes(
     const Mesh* mesh, int kind, int64_t heads, int64_t rows) {   // of all, as they lie in a slot
     size_t bytes = 0;
-    for (int i = 0; i < item_tensors(kind).count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
+    for (int i = 0; i < ITEM_TENSORS[kind].count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
     return bytes;
 }
 // Elements between tokens of a rank's own, or, of what belongs to rows, between sequences: Q, K and V are
 // parts of qkv.
 static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
-    if (!item_tensors(kind).tokens[i]) return mesh->shape.NH * rows;
+    if (!ITEM_TENSORS[kind].wide[i]) return mesh->shape.NH * rows;
     return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
 }
 // Whether so many heads of it do not lie in one piece.
 static int own_apart(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
-    int tokens = item_tensors(kind).tokens[i];
+    int tokens = ITEM_TENSORS[kind].wide[i];
     return gpu_sequences(mesh) * (tokens ? rows : 1) > 1 &&
         own_stride(mesh, kind, i, rows) != heads * (tokens ? mesh->shape.HS : rows);
-}
-// The heads of parts h0 to h1 - 1 of a table.
-typedef struct {
-    int64_t first, count;
-} Heads;
-static Heads part_heads(const Mesh* mesh, const Schedule* table, int h0, int h1) {
-    int64_t first = part_head(mesh->shape.NH, table->head_parts, h0);
-    Heads heads = {first, part_head(mesh->shape.NH, table->head_parts, h1) - first};
-    return heads;
 }
 // Bytes that each of a rank's slots needs for all that ever lies in it.
 static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0,
     int h1, int64_t rows) {
-    size_t need = item_tensors_bytes(mesh, kind, part_heads(mesh, table, h0, h1).count, rows);
+    size_t need = item_tensors_bytes(mesh, kind, part_heads(&mesh->shape, table, h0, h1).count, rows);
     if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
 }
 static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
@@ -2717,8 +2700,8 @@ static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, in
         const ScheduleMessage* m = &table->messages[i];
         if (m->from != rank || m->src >= 0) continue;
         if (m->step != step) bytes = 0, step = m->step;
-        int64_t heads = part_heads(mesh, table, m->item.h0, m->item.h1).count;
-        for (int j = 0; j < item_tensors(m->item.kind).count; j++)
+        int64_t heads = part_heads(&mesh->shape, table, m->item.h0, m->item.h1).count;
+        for (int j = 0; j < ITEM_TENSORS[m->item.kind].count; j++)
             if (own_apart(mesh, m->item.kind, j, heads, rows))
                 bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
         if (bytes > most) most = bytes;
@@ -3055,13 +3038,16 @@ static int gpu_tables(Rank* r, Error* e) {
         slots = max_i64(slots, count), ops = max_i64(ops, table->op_count),
         messages = max_i64(messages, table->message_count);
     }
-    d->pieces = (GpuPiece*)calloc((size_t)(2 * MAX_GPU_PIECES * (2 * mesh->sp + 2)), sizeof *d->pieces);
+    size_t pieces = (size_t)(MAX_PIECES * (2 * mesh->sp + 2));   // of one step: sends, then receives
+    r->pieces = (Piece*)calloc(2 * pieces, sizeof *r->pieces);
+    d->jobs = (PackJob*)calloc(pieces, sizeof *d->jobs);
     r->slot_filled = (unsigned char*)calloc((size_t)slots, 1);
     r->op_active = (unsigned char*)calloc((size_t)ops, 1);
     r->message_active = (unsigned char*)calloc((size_t)messages, 1);
     r->mark = (unsigned char*)calloc((size_t)mesh->sp * (size_t)mesh->sp * ITEM_KINDS, 1);
     r->first_key = (int64_t*)calloc((size_t)mesh->schedule->chunks, sizeof *r->first_key);
-    if (!d->pieces || !r->slot_filled || !r->op_active || !r->message_active || !r->mark || !r->first_key)
+    if (!r->pieces || !d->jobs || !r->slot_filled || !r->op_active || !r->message_active || !r->mark ||
+        !r->first_key)
         return fail(e, "out of memory");
     return 0;
 }
@@ -3310,7 +3296,7 @@ static void gpu_release(Rank* r) {
     cudaFreeHost(d->pinned);
     free(d->made), free(d->summed), free(d->together), free(d->spread);
     if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
-    free(d->slots[0]), free(d->slots[1]), free(d->pieces);
+    free(d->slots[0]), free(d->slots[1]), free(r->pieces), free(d->jobs);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
     free(d);
     r->device = NULL;
@@ -4486,19 +4472,43 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
     if (threadIdx.x == 0) stats[STAT_LOSS] += sums[0];
 }
 
+// --- distributed attention: what the executor of tables asks of the GPU, on the kernels of section 7a ---
+
+enum { MAX_UNSEEN = 4 };
+// What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
+typedef struct {
+    const Schedule* table;
+    char** slots;
+    bf16 *qkv, *out, *dout;     // (R, 3C), read in place; forward: (R, C), the output; backward: (R, C)
+    float *lse, *delta;         // (B, NH, Tl)
+    float *acc, *m, *l;         // forward: (R, C), (B, NH, Tl) x 2, the running softmax
+    float *dq, *dkv[2];         // backward: (R, C) each, sums
+    WideRows* sums;             // their end, which also adds what arrives last
+    const int32_t* doc_start;   // (B, T), or NULL
+    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And
+    // what is still to come.
+    uint64_t filled[2], written[2];
+    int missing[2][MAX_RANKS];
+    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each
+    // stream those that the other has not waited for; and whether the first has added what arrived since the
+    // second last waited.
+    const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
+    int ops, side, unseen_count[2], merged;
+} GpuAttention;
+
 // --- exchange: a step's operands and results, while the step computes ---
 
 // Parts of wider rows, to places (aligned to 256 bytes) where they lie in one piece: blockIdx.y is the piece.
 // Every byte is read and written once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not
 // aligned to more.
 enum {
-    PACK_PIECES = 8,
+    PACK_JOBS = 8,
     PACK_BLOCKS = 512
-};   // of a launch; blocks of a piece, some four for each multiprocessor
+};   // of a launch; blocks of a job, some four for each multiprocessor
 typedef struct {
-    GpuPiece piece[PACK_PIECES];
-} PackPieces;
-template <typename Word> __device__ __forceinline__ void piece_pack(const GpuPiece& x) {
+    PackJob job[PACK_JOBS];
+} PackJobs;
+template <typename Word> __device__ __forceinline__ void job_pack(const PackJob& x) {
     uint32_t words = (uint32_t)(x.width / sizeof(Word));
     int64_t all = x.rows * words;
     for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < all; i += (int64_t)gridDim.x * 256) {
@@ -4506,37 +4516,36 @@ template <typename Word> __device__ __forceinline__ void piece_pack(const GpuPie
         *((Word*)x.data + i) = *((const Word*)(x.source + row * (int64_t)x.source_pitch) + (i - row * words));
     }
 }
-__global__ void rows_pack_kernel(PackPieces pieces) {
-    const GpuPiece& x = pieces.piece[blockIdx.y];
-    if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) piece_pack<uint4>(x);
-    else piece_pack<uint32_t>(x);
+__global__ void rows_pack_kernel(PackJobs jobs) {
+    const PackJob& x = jobs.job[blockIdx.y];
+    if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) job_pack<uint4>(x);
+    else job_pack<uint32_t>(x);
 }
-// Packs, on the compute stream, where it takes some microseconds: on `copies` it would wait for
-// multiprocessors until the step's attention, whose blocks stay, has ended.
-static void gpu_pack(Gpu* d, const GpuPiece* sends, int count) {
-    PackPieces pack;
-    for (int i = 0; i < count;) {
-        int n = 0;
-        for (; i < count && n < PACK_PIECES; i++)
-            if (sends[i].source) pack.piece[n++] = sends[i];
-        if (n > 0) rows_pack_kernel<<<dim3(PACK_BLOCKS, (unsigned)n), 256, 0, d->stream>>>(pack);
+// Packs what the step sends, on the compute stream, where it takes some microseconds: on `copies` it would wait
+// for multiprocessors until the step's attention, whose blocks stay, has ended.
+static void gpu_pack(Gpu* d) {
+    PackJobs launch;
+    for (int i = 0, n; i < d->job_count; i += n) {
+        n = (int)min_i64(PACK_JOBS, d->job_count - i);
+        memcpy(launch.job, d->jobs + i, (size_t)n * sizeof *d->jobs);
+        rows_pack_kernel<<<dim3(PACK_BLOCKS, (unsigned)n), 256, 0, d->stream>>>(launch);
     }
+    d->job_count = 0;
 }
 
 #ifdef GPT2_SP_NCCL
-static int nccl_exchange(
-    Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
+static int nccl_exchange(Rank* r, const Exchange* x) {
     Gpu* d = (Gpu*)r->device;
     Span* span = span_begin(d, LANE_COPY, "NCCL");
     NCCL_TRY(r, 0, ncclGroupStart());
-    for (int i = 0; i < send_count; i++)
-        NCCL_TRY(r, 0,
-            ncclSend(sends[i].data, sends[i].width * (size_t)sends[i].rows, ncclInt8, sends[i].peer,
-                d->comms[0], d->copies));
-    for (int i = 0; i < receive_count; i++)
-        NCCL_TRY(r, 0,
-            ncclRecv(receives[i].data, receives[i].width * (size_t)receives[i].rows, ncclInt8,
-                receives[i].peer, d->comms[0], d->copies));
+    for (int i = 0; i < x->send_count; i++) {
+        const Piece* p = &x->sends[i];
+        NCCL_TRY(r, 0, ncclSend(p->data, p->bytes, ncclInt8, p->peer, d->comms[0], d->copies));
+    }
+    for (int i = 0; i < x->receive_count; i++) {
+        const Piece* p = &x->receives[i];
+        NCCL_TRY(r, 0, ncclRecv(p->data, p->bytes, ncclInt8, p->peer, d->comms[0], d->copies));
+    }
     NCCL_TRY(r, 0, ncclGroupEnd());
     if (nccl_settle(r, 0, ncclSuccess, "the exchange of attention's operands") != 0) return -1;
     span_end(d, span);
@@ -4545,48 +4554,48 @@ static int nccl_exchange(
 }
 #endif
 
-// Opens the exchange of a step: what is sent is complete, and what is overwritten is done with, when what
-// this rank has enqueued so far is.
-static int gpu_post(Rank* r, const GpuPiece* sends, int count, const GpuPiece* receives, int receive_count) {
+// Opens the exchange of a step. Copies may start once everything enqueued so far has finished: sends are then
+// complete and receive buffers free.
+static int gpu_post(Rank* r, void* run, const Exchange* x) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    if (count + receive_count == 0) return 0;
-    gpu_pack(d, sends, count);
+    if (x->send_count + x->receive_count == 0) return 0;
+    gpu_pack(d);
+    d->pack_next = d->packed[((const GpuAttention*)run)->table->backward];
     CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
     CUDA_TRY(&r->error, cudaEventRecord(d->beside_ready, d->beside));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->beside_ready, 0));
     CUDA_TRY(&r->error, cudaEventRecord(d->complete, d->copies));
 #ifdef GPT2_SP_NCCL
-    if (d->nccl) return nccl_exchange(r, sends, count, receives, receive_count);
+    if (d->nccl) return nccl_exchange(r, x);
 #endif
     pthread_mutex_lock(&w->mutex);
-    for (int i = 0; i < count; i++) {
-        GpuBox* box = &d->boxes[r->world_rank * w->world + sends[i].peer];
-        box->pieces = sends, box->count = count, box->ready = d->complete;
+    for (int i = 0; i < x->send_count; i++) {
+        GpuBox* box = &d->boxes[r->world_rank * w->world + x->sends[i].peer];
+        box->pieces = x->sends, box->count = x->send_count, box->ready = d->complete;
     }
-    if (count > 0) pthread_cond_broadcast(&w->changed);
+    if (x->send_count > 0) pthread_cond_broadcast(&w->changed);
     int status = thread_aborted(w, &r->error);
     pthread_mutex_unlock(&w->mutex);
     return status;
 }
 
 // Enqueues the copies of all that a peer offers this rank.
-static int gpu_receive(Rank* r, int peer, const GpuBox* box, const GpuPiece* receives, int receive_count) {
+static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) {
     Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
     int sent = 0;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, box->ready, 0));
     Span* span = span_begin(d, LANE_COPY, "from rank %d", peer);
-    for (int i = 0; i < receive_count; i++) {
-        const GpuPiece *to = &receives[i], *from;
+    for (int i = 0; i < x->receive_count; i++) {
+        const Piece *to = &x->receives[i], *from;
         if (to->peer != peer) continue;
         while (sent < box->count && box->pieces[sent].peer != r->world_rank) sent++;
         from = &box->pieces[sent];
-        size_t bytes = to->width * (size_t)to->rows;
-        if (sent++ == box->count || from->width * (size_t)from->rows != bytes)
+        if (sent++ == box->count || from->bytes != to->bytes)
             return fail(&r->error, "rank %d expects other pieces than rank %d sends", r->world_rank, peer);
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, bytes, d->copies));
+            cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, to->bytes, d->copies));
     }
     span_end(d, span);
     CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
@@ -4617,68 +4626,44 @@ static int ops_wait(Rank* r, cudaEvent_t event) {
 }
 
 // Whether a piece before number i goes to or comes from the same peer.
-static int peer_seen(const GpuPiece* pieces, int i) {
+static int peer_seen(const Piece* pieces, int i) {
     int seen = 0;
     for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
     return seen;
 }
 // Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that
 // take its own pieces. What the receives overwrite was last used before the post.
-static int gpu_wait(
-    Rank* r, const GpuPiece* sends, int send_count, const GpuPiece* receives, int receive_count) {
+static int gpu_wait(Rank* r, void* run, const Exchange* x) {
+    (void)run;
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     double deadline = world_deadline(w, 0);
     int status = 0;
     r->transport.doing = "the exchange of attention's operands";
 #ifdef GPT2_SP_NCCL
-    if (d->nccl) return send_count + receive_count > 0 ? ops_wait(r, d->arrived) : 0;
+    if (d->nccl) return x->send_count + x->receive_count > 0 ? ops_wait(r, d->arrived) : 0;
 #endif
-    for (int i = 0; status == 0 && i < receive_count; i++) {
-        int peer = receives[i].peer;
-        if (peer_seen(receives, i)) continue;
+    for (int i = 0; status == 0 && i < x->receive_count; i++) {
+        int peer = x->receives[i].peer;
+        if (peer_seen(x->receives, i)) continue;
         GpuBox *box = &d->boxes[peer * w->world + r->world_rank], offer;
         status = gpu_await_box(r, box, 1, peer, deadline, &offer);
-        if (status == 0) status = gpu_receive(r, peer, &offer, receives, receive_count);
+        if (status == 0) status = gpu_receive(r, peer, &offer, x);
         pthread_mutex_lock(&w->mutex);
         box->pieces = NULL, box->taken = d->taken[peer];
         pthread_cond_broadcast(&w->changed);
         pthread_mutex_unlock(&w->mutex);
     }
-    for (int i = 0; status == 0 && i < send_count; i++) {
-        if (peer_seen(sends, i)) continue;
-        GpuBox *box = &d->boxes[r->world_rank * w->world + sends[i].peer], taken;
-        status = gpu_await_box(r, box, 0, sends[i].peer, deadline, &taken);
+    for (int i = 0; status == 0 && i < x->send_count; i++) {
+        if (peer_seen(x->sends, i)) continue;
+        GpuBox *box = &d->boxes[r->world_rank * w->world + x->sends[i].peer], taken;
+        status = gpu_await_box(r, box, 0, x->sends[i].peer, deadline, &taken);
         if (status == 0) status = ops_wait(r, taken.taken);
     }
-    if (status != 0 || receive_count == 0) return status;
+    if (status != 0 || x->receive_count == 0) return status;
     CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
     return ops_wait(r, d->arrived);
 }
-
-// --- distributed attention: the executor of a schedule's table, on the kernels of section 7a ---
-
-enum { MAX_UNSEEN = 4 };
-// What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
-typedef struct {
-    const Schedule* table;
-    char** slots;
-    bf16 *qkv, *out, *dout;     // (R, 3C), read in place; forward: (R, C), the output; backward: (R, C)
-    float *lse, *delta;         // (B, NH, Tl)
-    float *acc, *m, *l;         // forward: (R, C), (B, NH, Tl) x 2, the running softmax
-    float *dq, *dkv[2];         // backward: (R, C) each, sums
-    WideRows* sums;             // their end, which also adds what arrives last
-    const int32_t* doc_start;   // (B, T), or NULL
-    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And
-    // what is still to come.
-    uint64_t filled[2], written[2];
-    int missing[2][MAX_RANKS];
-    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each
-    // stream those that the other has not waited for; and whether the first has added what arrived since the
-    // second last waited.
-    const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
-    int ops, side, unseen_count[2], merged;
-} GpuAttention;
 
 static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
 
@@ -4687,13 +4672,13 @@ static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) -
 typedef struct {
     char* p;
     int64_t stride;
-} ItemView;
-static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
+} GpuItemView;
+static GpuItemView gpu_item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
     int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS;
-    Heads heads = part_heads(mesh, run->table, item.h0, item.h1);
-    int tokens = item_tensors(item.kind).tokens[i];
-    ItemView v = {NULL, tokens ? heads.count * HS : heads.count * rows};
+    Heads heads = part_heads(&mesh->shape, run->table, item.h0, item.h1);
+    int tokens = ITEM_TENSORS[item.kind].wide[i];
+    GpuItemView v = {NULL, tokens ? heads.count * HS : heads.count * rows};
     if (slot >= 0) {
         v.p = run->slots[slot];
         for (int j = 0; j < i; j++) v.p += item_tensor_bytes(mesh, item.kind, j, heads.count, rows);
@@ -4709,48 +4694,53 @@ static ItemView item_view(const Rank* r, const GpuAttention* run, Item item, int
     else v.p = (char*)(operands[item.kind] + heads.first * HS);
     return v;
 }
-static int gpu_item_pieces(
-    const Rank* r, const GpuAttention* run, Item item, int slot, int peer, GpuPiece* out) {
+// The blocks of an item: how many. None where there are fewer heads than parts.
+static int item_blocks(const Rank* r, const GpuAttention* run, Item item, int slot, Block* out) {
     const Shape* s = &r->mesh->shape;
-    ItemTensors t = item_tensors(item.kind);
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of);
-    int64_t heads = part_heads(r->mesh, run->table, item.h0, item.h1).count;
-    if (heads == 0) return 0;   // fewer heads than parts: nothing travels
-    for (int i = 0; i < t.count; i++) {
-        ItemView v = item_view(r, run, item, slot, i);
-        out[i].peer = peer, out[i].data = v.p, out[i].pitch = (size_t)v.stride * t.size[i];
-        out[i].width = (size_t)(heads * (t.tokens[i] ? s->HS : rows)) * t.size[i];
-        out[i].rows = t.tokens[i] ? B * rows : B, out[i].source = NULL;
+    int64_t heads = part_heads(s, run->table, item.h0, item.h1).count;
+    if (heads == 0) return 0;
+    for (int i = 0; i < ITEM_TENSORS[item.kind].count; i++) {
+        GpuItemView v = gpu_item_view(r, run, item, slot, i);
+        int wide = ITEM_TENSORS[item.kind].wide[i];
+        size_t size = item_size(item.kind, i);
+        out[i].data = v.p, out[i].pitch = (size_t)v.stride * size;
+        out[i].width = (size_t)(heads * (wide ? s->HS : rows)) * size;
+        out[i].rows = wide ? B * rows : B;
         if (out[i].rows == 1) out[i].pitch = out[i].width;
     }
-    return t.count;
+    return ITEM_TENSORS[item.kind].count;
+}
+// A block of wider rows gets a place to be packed to.
+static void pack_place(Block* block, char** next, PackJob* job) {
+    *job = {*next, block->width, block->rows, block->data, block->pitch};
+    block->data = *next, block->pitch = block->width;
+    *next += round_up((int64_t)(block->width * (size_t)block->rows), 256);
+}
+static int gpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
+    Gpu* d = (Gpu*)r->device;
+    Block blocks[ITEM_PARTS];
+    int count = item_blocks(r, (const GpuAttention*)run, item, slot, blocks);
+    for (int i = 0; i < count; i++) {
+        if (sending && blocks[i].pitch != blocks[i].width)
+            pack_place(&blocks[i], &d->pack_next, &d->jobs[d->job_count++]);
+        out[i].peer = peer, out[i].data = blocks[i].data;
+        out[i].bytes = blocks[i].width * (size_t)blocks[i].rows;
+    }
+    return count;
 }
 
-// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there
-// and in the sequence.
-typedef struct {
-    int owner, second;
-    int64_t of_owner, at, rows, position;
-} Chunk;
-static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
-    Chunk c;
-    c.owner = chunk_owner(table, chunk), c.second = chunk >= table->P;
-    Segments g = rank_segments(table->kind, table->P, r->mesh->shape.T, c.owner);
-    c.of_owner = g.total, c.at = c.second ? g.rows[0] : 0, c.rows = g.rows[c.second],
-    c.position = g.begin[c.second];
-    return c;
-}
 static AttnView chunk_tokens(
     const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
-    ItemView v = item_view(r, run, item, slot, i);
-    size_t size = item_tensors(item.kind).size[i];
+    GpuItemView v = gpu_item_view(r, run, item, slot, i);
+    size_t size = item_size(item.kind, i);
     AttnView view = {
         v.p + (size_t)(c->at * v.stride) * size, v.stride, r->mesh->shape.HS, v.stride * c->of_owner};
     return view;
 }
 static AttnRows chunk_rows(
     const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
-    ItemView v = item_view(r, run, item, slot, i);
+    GpuItemView v = gpu_item_view(r, run, item, slot, i);
     AttnRows rows = {(float*)v.p + c->at, c->of_owner, v.stride};
     return rows;
 }
@@ -4774,13 +4764,13 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
 
 // A result's place before its first addition: zero where it is added to from the first on (dQ), or where the
 // table's ops fill only one of its two chunks; else as it is. Tells whether there is something to add to.
-static int result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1,
+static int gpu_result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1,
     int* there, cudaStream_t stream) {
     *there = r->slot_filled[slot];
     if (!*there && (kind == ITEM_DQ || run->table->chunks > run->table->P)) {
         if (kind == ITEM_OUT) return fail(&r->error, "this schedule sends outputs of two chunks");
         size_t bytes = item_tensors_bytes(
-            r->mesh, kind, part_heads(r->mesh, run->table, h0, h1).count, rank_rows(r, of));
+            r->mesh, kind, part_heads(&r->mesh->shape, run->table, h0, h1).count, rank_rows(r, of));
         CUDA_TRY(&r->error, cudaMemsetAsync(run->slots[slot], 0, bytes, stream));
         *there = 1;
     }
@@ -4804,10 +4794,10 @@ static int own_begin(
     for (int part = h0; in != 0 && part < h1; part++) {
         if (in >> part & 1) continue;
         Item item = {kind, r->sp_rank, part, part + 1};
-        int64_t heads = part_heads(r->mesh, table, part, part + 1).count;
-        for (int i = 0; heads > 0 && i < item_tensors(kind).count; i++) {
-            int tokens = item_tensors(kind).tokens[i];
-            ItemView v = item_view(r, run, item, -1, i);
+        int64_t heads = part_heads(&r->mesh->shape, table, part, part + 1).count;
+        for (int i = 0; heads > 0 && i < ITEM_TENSORS[kind].count; i++) {
+            int tokens = ITEM_TENSORS[kind].wide[i];
+            GpuItemView v = gpu_item_view(r, run, item, -1, i);
             // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun
             // either
             int64_t columns = heads * (tokens ? r->mesh->shape.HS : c.of_owner), rows = tokens ? c.rows : 1;
@@ -4881,12 +4871,13 @@ static int op_turn(Rank* r, const GpuAttention* run, int before) {
     return 0;
 }
 
-static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
+static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
+    GpuAttention* run = (GpuAttention*)argument;
     const Schedule* table = run->table;
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
-    Heads heads = part_heads(r->mesh, table, op->h0, op->h1);
+    Heads heads = part_heads(&r->mesh->shape, table, op->h0, op->h1);
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1},
          keys = {ITEM_KV, k.owner, op->h0, op->h1};
     int before = run->side, there = 0;
@@ -4910,7 +4901,7 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
         a.l = chunk_rows(r, run, result, op->dq_slot, 2, &q);
         a.carry_out = 1;
         if (op->dq_slot >= 0) {
-            if (result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there, stream) != 0)
+            if (gpu_result_begin(r, run, op->dq_slot, ITEM_OUT, q.owner, op->h0, op->h1, &there, stream) != 0)
                 return -1;
         } else {
             if (own_begin(r, run, ITEM_OUT, q.second, op->h0, op->h1, &there, stream) != 0) return -1;
@@ -4939,11 +4930,11 @@ static int gpu_run_op(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     a.dk = chunk_tokens(r, run, dkv, op->dkv_slot, 0, &k),
     a.dv = chunk_tokens(r, run, dkv, op->dkv_slot, 1, &k);
     if (op->dq_slot >= 0 &&
-        result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0)
+        gpu_result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0)
         return -1;
     a.accumulate_dq = 1;   // the own sums begin at zero
     if (op->dkv_slot >= 0
-            ? result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
+            ? gpu_result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
             : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there, stream) != 0)
         return -1;
     a.accumulate_dkv = there;
@@ -4970,14 +4961,14 @@ __global__ void rows_add_kernel(
 // 0: not possible.
 static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Gpu* d = (const Gpu*)r->device;
-    int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = item_tensors(msg->item.kind).count;
-    Heads heads = part_heads(r->mesh, run->table, msg->item.h0, msg->item.h1);
+    int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = ITEM_TENSORS[msg->item.kind].count;
+    Heads heads = part_heads(&r->mesh->shape, run->table, msg->item.h0, msg->item.h1);
     const char* slot = run->slots[msg->dst];
     if (msg->step != run->table->steps - 1 || !run->table->backward || run->sums->add[first]) return 0;
     if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C))
         return 0;   // the end writes there
     for (int i = 0; i < count; i++) {
-        ItemView v = item_view(r, run, msg->item, msg->dst, i);
+        GpuItemView v = gpu_item_view(r, run, msg->item, msg->dst, i);
         run->sums->add[first + i] = (const float*)v.p, run->sums->stride[first + i] = v.stride;
         run->sums->begin[first + i] = heads.first * r->mesh->shape.HS;
         run->sums->end[first + i] = (heads.first + heads.count) * r->mesh->shape.HS;
@@ -4986,13 +4977,14 @@ static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage*
 }
 
 // Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
-static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
+static int gpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
+    GpuAttention* run = (GpuAttention*)argument;
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
     int own = msg->into < 0, there = 1, last = own && msg->item.kind == ITEM_OUT;
     int64_t rows = rank_rows(r, msg->item.of);
-    Heads heads = part_heads(r->mesh, table, msg->item.h0, msg->item.h1);
+    Heads heads = part_heads(&r->mesh->shape, table, msg->item.h0, msg->item.h1);
     if (heads.count == 0) return 0;   // fewer heads than parts
     if (ops_follow(r, run, 0) != 0) return -1;
     run->merged = 1;
@@ -5021,9 +5013,9 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
         return 0;
     }
     if (own && there && leave_to_end(r, run, msg)) return 0;
-    GpuPiece to[MAX_GPU_PIECES], from[MAX_GPU_PIECES];
-    int count = gpu_item_pieces(r, run, msg->item, msg->into, 0, to);
-    gpu_item_pieces(r, run, msg->item, msg->dst, 0, from);
+    Block to[ITEM_PARTS], from[ITEM_PARTS];
+    int count = item_blocks(r, run, msg->item, msg->into, to);
+    item_blocks(r, run, msg->item, msg->dst, from);
     for (int i = 0; i < count; i++)
         if (there)
             rows_add_kernel<<<(unsigned)ceil_div(to[i].rows * (int64_t)to[i].width / 16, 256), 256, 0,
@@ -5036,20 +5028,9 @@ static int gpu_run_merge(Rank* r, GpuAttention* run, const ScheduleMessage* msg)
     return 0;
 }
 
-// Which ops and messages of the table the sequences of the pass need, and how many additions each of the
-// rank's outputs gets.
-static void run_begin(Rank* r, GpuAttention* run, const int32_t* host_docs) {
+// How many additions each of the rank's outputs gets.
+static void outputs_count(Rank* r, GpuAttention* run) {
     const Schedule* table = run->table;
-    int64_t T = r->mesh->shape.T, B = ((Gpu*)r->device)->B;
-    memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
-    memset(r->op_active, 1, (size_t)table->op_count);
-    memset(r->message_active, 1, (size_t)table->message_count);
-    for (int c = 0; host_docs && c < table->chunks; c++) {
-        r->first_key[c] = INT64_MAX;
-        for (int64_t b = 0; b < B; b++)
-            r->first_key[c] = min_i64(r->first_key[c], host_docs[b * T + chunk_begin(T, table->chunks, c)]);
-    }
-    if (host_docs) schedule_prune(table, T, r->first_key, r->op_active, r->message_active, r->mark);
     for (int i = 0; i < table->op_count && !table->backward; i++) {
         const ScheduleOp* op = &table->ops[i];
         if (op->rank != r->sp_rank || !r->op_active[i] || op->dq_slot >= 0) continue;
@@ -5075,7 +5056,7 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             if (run->written[second] >> part & 1) continue;
             Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
             Item item = {ITEM_OUT, r->sp_rank, part, part + 1};
-            Heads heads = part_heads(r->mesh, table, part, part + 1);
+            Heads heads = part_heads(&r->mesh->shape, table, part, part + 1);
             if (heads.count == 0) continue;
             AttnView none = {NULL, 0, 0, 0};
             AttnRows absent = {NULL, 0, 0};
@@ -5088,53 +5069,16 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
     return 0;
 }
 
-// A part of wider rows gets a place to be packed to.
-static void pack_place(GpuPiece* piece, char** packed) {
-    if (piece->pitch == piece->width) return;
-    piece->source = piece->data, piece->source_pitch = piece->pitch;
-    piece->data = *packed, piece->pitch = piece->width;
-    *packed += round_up((int64_t)(piece->width * (size_t)piece->rows), 256);
-}
+static const TableOps GPU_TABLE_OPS = {gpu_pieces, gpu_post, gpu_op, gpu_wait, gpu_merge};
 
-// Runs this rank's part of a table: at each step offer what travels, compute, take what arrives, merge what
-// came home. host_docs is the host's copy of run->doc_start.
-static int gpu_run_table(Rank* r, GpuAttention* run, const int32_t* host_docs) {
-    const Schedule* table = run->table;
+// Runs a table for the sequences of the pass; host_docs is the host's copy of run->doc_start.
+static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     Gpu* d = (Gpu*)r->device;
-    GpuPiece *sends = d->pieces, *receives = d->pieces + MAX_GPU_PIECES * (2 * r->mesh->sp + 2);
-    int replica = r->dp_rank * r->mesh->sp;   // first world rank of this sequence
-    run_begin(r, run, host_docs);
-    if (ops_follow(r, run, 1) != 0) return -1;
-    for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
-        int send_count = 0, receive_count = 0, first = message;
-        char* packed = d->packed[table->backward];
-        for (; message < table->message_count && table->messages[message].step == step; message++) {
-            const ScheduleMessage* msg = &table->messages[message];
-            if (!r->message_active[message]) continue;
-            if (msg->to == r->sp_rank)
-                receive_count += gpu_item_pieces(
-                    r, run, msg->item, msg->dst, replica + msg->from, receives + receive_count);
-            if (msg->from != r->sp_rank) continue;
-            int count = gpu_item_pieces(r, run, msg->item, msg->src, replica + msg->to, sends + send_count);
-            for (int i = 0; i < count; i++) pack_place(&sends[send_count + i], &packed);
-            for (int i = 0; i < count; i++)
-                r->bytes_sent += sends[send_count + i].width * (size_t)sends[send_count + i].rows;
-            send_count += count;
-        }
-        if (gpu_post(r, sends, send_count, receives, receive_count) != 0) return -1;
-        for (; op < table->op_count && table->ops[op].step == step; op++)
-            if (table->ops[op].rank == r->sp_rank && r->op_active[op] &&
-                gpu_run_op(r, run, &table->ops[op]) != 0)
-                return -1;
-        if (gpu_wait(r, sends, send_count, receives, receive_count) != 0) return -1;
-        for (int i = first; i < message; i++) {
-            const ScheduleMessage* msg = &table->messages[i];
-            if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
-            if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
-            if (msg->to == r->sp_rank && msg->merge && gpu_run_merge(r, run, msg) != 0) return -1;
-            if (msg->to == r->sp_rank && !msg->merge) r->slot_filled[msg->dst] = 1;
-        }
-    }
+    const Schedule* table = run->table;
+    d->job_count = 0, d->pack_next = d->packed[table->backward];
+    table_begin(r, table, host_docs, d->B);
+    outputs_count(r, run);
+    if (ops_follow(r, run, 1) != 0 || run_table(r, table, &GPU_TABLE_OPS, run) != 0) return -1;
     if (ops_follow(r, run, 0) != 0) return -1;
     return table->backward ? 0 : outputs_finish(r, run);
 }
@@ -5157,7 +5101,7 @@ static int gpu_attention_forward(
         run.lse = lse;
         run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C, run.l = run.m + d->R * s->NH,
         run.doc_start = doc_start;
-        return gpu_run_table(r, &run, docs);
+        return gpu_run(r, &run, docs);
     }
     AttnForward a;
     memset(&a, 0, sizeof a);
@@ -5201,7 +5145,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
         run.delta = d->delta, run.dq = dq, run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1],
         run.doc_start = doc_start;
         run.sums = &sums, sums.p[1] = d->dkv[0], sums.p[2] = d->dkv[1];
-        if (gpu_run_table(r, &run, docs) != 0) return -1;
+        if (gpu_run(r, &run, docs) != 0) return -1;
         qkv_finish(d, dbias, dqkv, sums, d->R, s->C);
         return 0;
     }
@@ -6819,7 +6763,7 @@ enum { GPU_PROCESSES = 0 };
 #endif
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init,
     gpu_load, gpu_save, gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates,
-    {2, 2, 4, 2, 4, 4} /* as in item_tensors */, gpu_count, GPU_PROCESSES};
+    {2, 2, 4, 2, 4, 4} /* item_size of the first tensor */, gpu_count, GPU_PROCESSES};
 __attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
 
 // ===== 13. commands and main ====================================================================

@@ -135,7 +135,7 @@ static double merge_time(int kind, int heads, int rows) {
         });
     }
     return median_seconds([&] {
-        for (int i = 0; i < ITEM_WIDTH[kind]; i++)
+        for (int i = 0; i < item_width(kind); i++)
             rows_add_kernel<<<(unsigned)ceil_div(rows * wide / 4, 256), 256>>>(
                 dkv + i * rows * C, C, other, wide, rows, (int)wide);
         CHECK(cudaGetLastError());
@@ -157,7 +157,7 @@ static double merge_seconds(int kind, int heads, int rows) {
 }
 
 static int heads_of(const Schedule* s, int h0, int h1) {
-    return (int)(part_head(NH, s->head_parts, h1) - part_head(NH, s->head_parts, h0));
+    return (int)(NH * h1 / s->head_parts - NH * h0 / s->head_parts);
 }
 static int overlap(int a0, int a1, int b0, int b1) { return a0 < b1 && b0 < a1; }
 
@@ -203,9 +203,9 @@ static double table_seconds(
         const ScheduleMessage* msg = &s->messages[i];
         const int heads = heads_of(s, msg->item.h0, msg->item.h1), rows = (int)(T / s->P);
         double bytes = 0;
-        for (int j = 0; j < item_tensors(msg->item.kind).count; j++)
+        for (int j = 0; j < ITEM_TENSORS[msg->item.kind].count; j++)
             bytes += (double)item_tensor_bytes(mesh, msg->item.kind, j, heads, rows);
-        message[i] = latency * item_tensors(msg->item.kind).count + bytes / (link_gbs * 1e9),
+        message[i] = latency * ITEM_TENSORS[msg->item.kind].count + bytes / (link_gbs * 1e9),
         *bytes_sent += bytes / s->P;
         if (msg->merge) merge[i] = merge_seconds(msg->item.kind, heads, rows);
     }

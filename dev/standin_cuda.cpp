@@ -304,10 +304,9 @@ struct Units {   // UnitArray
     char* p;
     int64_t stride;
 };
-struct Piece {   // GpuPiece
-    int peer;
+struct Job {   // PackJob
     char* data;
-    u64 pitch, width;
+    u64 width;
     int64_t rows;
     const char* source;
     u64 source_pitch;
@@ -354,9 +353,9 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         if (p.aux) t.reads(p.aux, (u64)(s.m * s.n) * 2); }},
     {"rows_fill_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.n(3) * 4, x.n(2), x.n(1) * 4); }},
     {"pause_kernel", [](Touches&, const Launch&) {}},
-    {"rows_pack_kernel", [](Touches& t, const Launch& x) {   // pieces, of which grid.y are there
+    {"rows_pack_kernel", [](Touches& t, const Launch& x) {   // jobs, of which grid.y are there
         for (u64 i = 0; i < x.grid.y; i++) {
-            const Piece& p = (&x.at<Piece>(0))[i];
+            const Job& p = (&x.at<Job>(0))[i];
             t.writes(p.data, p.width * (u64)p.rows), t.reads(p.source, p.width, (u64)p.rows, p.source_pitch);
         } }},
     {"rows_add_kernel", [](Touches& t, const Launch& x) {   // out, its stride, inp, its stride, rows, columns

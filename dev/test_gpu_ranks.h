@@ -53,7 +53,7 @@ static char* region_add(HostRank* h, uintptr_t* next, size_t bytes) {
     *next = (*next + bytes + (2 << 20)) / (1 << 20) * (1 << 20);
     return (char*)region.begin;
 }
-static int region_holds(const HostRank* h, const GpuPiece* p) {
+static int region_holds(const HostRank* h, const Block* p) {
     uintptr_t first = (uintptr_t)p->data, last = first + (size_t)(p->rows - 1) * p->pitch + p->width;
     for (int i = 0; i < h->region_count; i++)
         if (first >= h->regions[i].begin && last <= h->regions[i].begin + h->regions[i].bytes) return 1;
@@ -82,11 +82,11 @@ static void host_rank(HostRank* h, const HostMesh* m, int w, int direction) {
 // What a message reads, writes and is added to: as much on both sides, inside the tensors and slots that are
 // there.
 static int message_wrong(const HostRank* ranks, const ScheduleMessage* msg) {
-    GpuPiece from[MAX_GPU_PIECES], to[MAX_GPU_PIECES], into[MAX_GPU_PIECES];
+    Block from[ITEM_PARTS], to[ITEM_PARTS], into[ITEM_PARTS];
     const HostRank *sender = &ranks[msg->from], *receiver = &ranks[msg->to];
-    int count = gpu_item_pieces(&sender->rank, &sender->run, msg->item, msg->src, msg->to, from), wrong = 0;
-    wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->dst, msg->from, to) != count;
-    wrong += gpu_item_pieces(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst, 0,
+    int count = item_blocks(&sender->rank, &sender->run, msg->item, msg->src, from), wrong = 0;
+    wrong += item_blocks(&receiver->rank, &receiver->run, msg->item, msg->dst, to) != count;
+    wrong += item_blocks(&receiver->rank, &receiver->run, msg->item, msg->merge ? msg->into : msg->dst,
                  into) != count;
     for (int i = 0; i < count; i++) {
         wrong += from[i].width == 0;   // such copies and launches are errors
@@ -107,11 +107,13 @@ static int packed_wrong(const HostRank* ranks, const HostMesh* m, const Schedule
         char* packed = begin;
         for (int i = 0, step = -1; i < s->message_count; i++) {
             const ScheduleMessage* msg = &s->messages[i];
-            GpuPiece pieces[MAX_GPU_PIECES];
+            Block blocks[ITEM_PARTS];
+            PackJob job;
             if (msg->step != step) packed = begin, step = msg->step;
             if (msg->from != w) continue;
-            int count = gpu_item_pieces(&ranks[w].rank, &ranks[w].run, msg->item, msg->src, msg->to, pieces);
-            for (int k = 0; k < count; k++) pack_place(&pieces[k], &packed);
+            int count = item_blocks(&ranks[w].rank, &ranks[w].run, msg->item, msg->src, blocks);
+            for (int k = 0; k < count; k++)
+                if (blocks[k].pitch != blocks[k].width) pack_place(&blocks[k], &packed, &job);
             wrong += (size_t)(packed - begin) > room;
         }
     }
@@ -207,12 +209,11 @@ static void host_exchange(void) {
 static void host_items(void) {
     int wrong = 0;
     for (int kind = 0; kind < ITEM_KINDS; kind++) {
-        ItemTensors t = item_tensors(kind);
-        int tokens = 0;
-        for (int i = 0; i < t.count; i++)
-            tokens += t.tokens[i], wrong += t.size[i] != (item_is_result(kind) || !t.tokens[i] ? 4 : 2);
-        wrong += tokens != ITEM_WIDTH[kind] || t.count - tokens != ITEM_ROW_STATS[kind] ||
-            t.count > MAX_GPU_PIECES;
+        int count = ITEM_TENSORS[kind].count;
+        for (int i = 0; i < count; i++)
+            wrong += item_size(kind, i) != (item_is_result(kind) || !ITEM_TENSORS[kind].wide[i] ? 4u : 2u);
+        wrong += (size_t)GPU_DEVICE.item_bytes[kind] != item_size(kind, 0);
+        wrong += item_width(kind) + item_stats(kind) != count || count > ITEM_PARTS || count > MAX_PIECES;
     }
     check(wrong == 0, "host: tensors of the items", "%d kinds, as wide as the schedules count them: %d wrong",
         (int)ITEM_KINDS, wrong);
