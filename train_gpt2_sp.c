@@ -4695,21 +4695,22 @@ static int layer_forward(Rank* r, const LayerRun* x) {
     const Parameters* w = &x->w;
     const Activations* a = &x->a;
     int64_t R = x->rows, C = s->C;
-    int center = r->mesh->center, qkv = x->needed >> A_q & 1;
-#define NEEDED(name) if (x->needed >> A_##name & 1)
-    NEEDED(ln1) cpu_rmsnorm_forward(a->ln1, a->rstd1, a->x, w->ln1w, w->ln1b, R, C);
-    if (qkv) cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C);
-    if ((qkv || x->needed >> A_atty & 1) && x->attention(r, x) != 0) return -1;
-    NEEDED(x2) cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C);
-    NEEDED(x2) cpu_residual_forward(a->x2, a->x, x->narrow, center, R, C);
-    NEEDED(ln2) cpu_rmsnorm_forward(a->ln2, a->rstd2, a->x2, w->ln2w, w->ln2b, R, C);
-    NEEDED(fch) cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C);
-    NEEDED(gelu) cpu_gelu_forward(a->gelu, a->fch, R * 4 * C);
+    int center = r->mesh->center;
+#define NEED(name, call) \
+    if (x->needed >> A_##name & 1) call
+    NEED(ln1, cpu_rmsnorm_forward(a->ln1, a->rstd1, a->x, w->ln1w, w->ln1b, R, C));
+    NEED(q, cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C));
+    if (x->attention(r, x) != 0) return -1;
+    NEED(x2, cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C));
+    NEED(x2, cpu_residual_forward(a->x2, a->x, x->narrow, center, R, C));
+    NEED(ln2, cpu_rmsnorm_forward(a->ln2, a->rstd2, a->x2, w->ln2w, w->ln2b, R, C));
+    NEED(fch, cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C));
+    NEED(gelu, cpu_gelu_forward(a->gelu, a->fch, R * 4 * C));
     if (!x->next) return 0;
     cpu_matmul_forward(x->narrow, a->gelu, w->fcprojw, w->fcprojb, R, 4 * C, C);
     cpu_residual_forward(x->next, a->x2, x->narrow, center, R, C);
     return 0;
-#undef NEEDED
+#undef NEED
 }
 
 // The attention of a layer of the model: q, k and v by heads, then over all ranks of the sequence.

@@ -2375,25 +2375,25 @@ struct Gpu;
 
 // ===== 6. parameters and memory plan ============================================================
 
-// Activations of a layer: name, numbers per row, bytes of one, and the recompute modes that keep them for
-// every layer. clang-format off
+// Activations of a layer: name, numbers per row, their type, and the recompute modes that keep them for
+// every layer.
+// clang-format off
 #define GPU_ACTIVATIONS(X) \
-    X(x, s->C, 2, \
-        KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input: the residual stream */ \
-    X(ln1, s->C, 2, KEEP_NONE) \
-    X(rstd1, 1, 4, KEEP_NONE) \
-    X(qkv, 3 * s->C, 2, KEEP_NONE | KEEP_GELU) /* (R, 3C): attention reads it in place */ \
-    X(atty, s->C, 2, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
-    X(lse, s->NH, 4, KEEP_NONE | KEEP_GELU | KEEP_ATTN) /* (B, NH, T) */ \
-    X(x2, s->C, 2, KEEP_NONE | KEEP_GELU) \
-    X(ln2, s->C, 2, KEEP_NONE) \
-    X(rstd2, 1, 4, KEEP_NONE) \
-    X(fch, 4 * s->C, 2, KEEP_NONE | KEEP_GELU) /* MLP before the GELU; in backward, scratch after it */ \
-    X(gelu, 4 * s->C, 2, KEEP_NONE)            /* the others use `wide` */
+    X(x,     s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input: the residual stream */ \
+    X(ln1,   s->C,     bf16,  KEEP_NONE) \
+    X(rstd1, 1,        float, KEEP_NONE) \
+    X(qkv,   3 * s->C, bf16,  KEEP_NONE | KEEP_GELU)             /* (R, 3C): attention reads it in place */ \
+    X(atty,  s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
+    X(lse,   s->NH,    float, KEEP_NONE | KEEP_GELU | KEEP_ATTN) /* (B, NH, T) */ \
+    X(x2,    s->C,     bf16,  KEEP_NONE | KEEP_GELU) \
+    X(ln2,   s->C,     bf16,  KEEP_NONE) \
+    X(rstd2, 1,        float, KEEP_NONE) \
+    X(fch,   4 * s->C, bf16,  KEEP_NONE | KEEP_GELU)             /* MLP before the GELU; in backward, scratch after it */ \
+    X(gelu,  4 * s->C, bf16,  KEEP_NONE)                         /* the others use `wide` */
 // clang-format on
 
 enum {
-#define X(name, columns, size, keep) G_##name,
+#define X(name, columns, type, keep) G_##name,
     GPU_ACTIVATIONS(X)
 #undef X
         GPU_ACTIVATION_COUNT
@@ -2406,7 +2406,7 @@ typedef struct {
 } GpuActivation;
 static GpuActivation gpu_activation(const Shape* s, int id) {
     const GpuActivation table[] = {
-#define X(name, columns, size, keep) {#name, columns, size, keep},
+#define X(name, columns, type, keep) {#name, columns, sizeof(type), keep},
         GPU_ACTIVATIONS(X)
 #undef X
     };
@@ -4014,11 +4014,12 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
         *(uint4*)(x + row * C + c) = pack8(f[i]);
     }
 }
-static void embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start,
+static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
         (embedding_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
             x, tokens, doc_start, wte, wpe, center, places, R, (int)C)));
+    return 0;
 }
 
 // dx without its rows' means, in place, and the keys by which rows are sorted: token and position.
@@ -4174,11 +4175,12 @@ __global__ void rmsnorm_forward_kernel(
     }
     if (lane == 0) rstd[row] = scale;
 }
-static void rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight,
+static int rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, const float* weight,
     const float* bias, int64_t R, int64_t C) {
     BY_WIDTH(C,
         (rmsnorm_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
             out, rstd, inp, weight, bias, R, (int)C)));
+    return 0;
 }
 
 // dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole
@@ -4261,7 +4263,7 @@ __global__ void columns_finish_kernel(
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
-static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection,
+static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection,
     const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R,
     int64_t C) {
     int threads = (int)round_up(C / 8, 32), fit = 1;
@@ -4274,6 +4276,7 @@ static void rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, flo
     ColumnTargets targets = {{dweight, dbias, dprojection}};
     columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, FINISHERS), 0, d->stream>>>(
         targets, d->partial, blocks, (int)C, (int)(3 * C));
+    return 0;
 }
 
 __device__ __forceinline__ float tanh_fast(float x) {
@@ -4293,8 +4296,9 @@ __global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
         f[j] = 0.5f * f[j] * (1 + tanh_fast(0.7978845608f * (f[j] + 0.044715f * f[j] * f[j] * f[j])));
     *(uint4*)(out + at) = pack8(f);
 }
-static void gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
+static int gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     gelu_forward_kernel<<<(unsigned)ceil_div(n / 8, 256), 256, 0, d->stream>>>(out, inp, n);
+    return 0;
 }
 
 // Matrices (R, N) of fp32; what is still to be added to their columns begin to end - 1, from rows `stride`
@@ -4353,13 +4357,14 @@ static void columns_finish(Gpu* d, float* dbias, int64_t N) {
         targets, d->partial, SUM_BLOCKS, (int)N, (int)N);
 }
 // dbias += column sums of dout (R, N)
-static void columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
+static int columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
     WideRows none;
     memset(&none, 0, sizeof none);
     int n = (int)N;
     columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
         d->partial, dout, none, R, n, n, n);
     columns_finish(d, dbias, N);
+    return 0;
 }
 // dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Absent dK and dV are
 // there already.
@@ -5178,20 +5183,59 @@ static float* gpu_in_use(const Rank* r, int state, int u) {
 static float* gpu_weight(const Rank* r, int u, int id) {
     return gpu_in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
-static bf16* gpu_half(const Rank* r, int u, int id) {
+static bf16* gpu_halves(const Rank* r, int u) {   // the bf16 copy of the unit
     const Gpu* d = (const Gpu*)r->device;
-    int slices = holding(r->layout, STATE_WEIGHTS, u) == HELD_SLICE;
-    bf16* unit = slices ? d->unit_half[unit_buffer(r->layout, u)]
-                        : d->half + half_offset(r->layout, &r->mesh->shape, u);
-    return unit + r->layout->within[id];
+    if (holding(r->layout, STATE_WEIGHTS, u) == HELD_SLICE) return d->unit_half[unit_buffer(r->layout, u)];
+    return d->half + half_offset(r->layout, &r->mesh->shape, u);
 }
+static bf16* gpu_half(const Rank* r, int u, int id) { return gpu_halves(r, u) + r->layout->within[id]; }
 static float* gpu_gradient(const Rank* r, int u, int id) {
     return gpu_in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
-static void* gpu_act(const Rank* r, int id, int64_t l) {
+
+// The parameters of a unit by their names, their gradients (float), or their bf16 copies. Those that the unit has
+// not are NULL.
+template <typename T> struct ParametersOf {
+#define X(name, hf, of, rows, columns, transposed, decay, centred, init) T* name;
+    PARAMETERS(X)
+#undef X
+};
+template <typename T> static ParametersOf<T> gpu_parameters(const Layout* layout, int u, T* unit) {
+    ParametersOf<T> p = {};
+#define X(name, hf, of, rows, columns, transposed, decay, centred, init) \
+    if (layout->units[u].kind == of) p.name = unit + layout->within[P_##name];
+    PARAMETERS(X)
+#undef X
+    return p;
+}
+static ParametersOf<float> gpu_weights_of(const Rank* r, int u) {
+    return gpu_parameters(r->layout, u, gpu_in_use(r, STATE_WEIGHTS, u));
+}
+static ParametersOf<float> gpu_gradients_of(const Rank* r, int u) {
+    return gpu_parameters(r->layout, u, gpu_in_use(r, STATE_GRADIENTS, u));
+}
+static ParametersOf<bf16> gpu_halves_of(const Rank* r, int u) {
+    return gpu_parameters(r->layout, u, gpu_halves(r, u));
+}
+
+static void* gpu_act(const Rank* r, int id, int64_t l) {   // NULL: it has no place of its own
+    const Gpu* d = (const Gpu*)r->device;
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
-    return (char*)((Gpu*)r->device)->act[id] +
-        (size_t)(l % gpu_copies(r->mesh, id) * ((Gpu*)r->device)->R * a.columns) * a.size;
+    int64_t copies = gpu_copies(r->mesh, id);
+    return copies == 0 ? NULL : (char*)d->act[id] + (size_t)(l % copies * d->R * a.columns) * a.size;
+}
+// Layer l's activations by their names.
+typedef struct {
+#define X(name, columns, type, keep) type* name;
+    GPU_ACTIVATIONS(X)
+#undef X
+} GpuActivations;
+static GpuActivations gpu_activations_of(const Rank* r, int64_t l) {
+    GpuActivations a;
+#define X(name, columns, type, keep) a.name = (type*)gpu_act(r, G_##name, l);
+    GPU_ACTIVATIONS(X)
+#undef X
+    return a;
 }
 
 // --- collectives among the ranks of a process ---
@@ -5508,131 +5552,133 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// One layer: x -> the next layer's x. With `again` it computes only what --recompute did not keep, of
-// attention's inputs or of the rest or both, and the output only if `output`. doc_start and docs (B, T): the
-// documents' on the device and on the host.
-enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
-static int gpu_layer_forward(
-    Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
-    const Shape* s = &r->mesh->shape;
+// A step of a list: the call, and for --profile and --trace what it was.
+#define STEP(group, call) \
+    do { \
+        if ((call) != 0) return -1; \
+        mark(d, group); \
+    } while (0)
+
+// What a layer's forward pass works on: R tokens, its weights, where its activations go, and which are wanted.
+// The decoder's are places in its cache.
+struct GpuLayer {
+    int64_t l, R;
+    ParametersOf<float> w;
+    ParametersOf<bf16> h;
+    GpuActivations a;
+    bf16* gelu;                                     // (R, 4C): the MLP's after the GELU
+    bf16* next;                                     // the next layer's x; NULL: not wanted
+    unsigned needed;                                // bits of the activations that are computed
+    int keep_fch;                                   // somebody reads the MLP's values before the GELU
+    int (*attention)(Rank* r, const GpuLayer* x);   // a.qkv -> a.atty, a.lse
+    const int32_t *doc_start, *docs;   // (B, T) the documents' on the device, on the host; or NULL
+    void* decoder;
+};
+
+// One layer: x -> the next layer's x.
+static int gpu_layer_forward(Rank* r, const GpuLayer* x) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
-    int64_t R = d->R, C = s->C;
-    int u = (int)l + 1, none = r->mesh->training && r->mesh->recompute == GPT2_SP_NONE;
-    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l),
-         *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
-    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l),
-         *fch = (bf16*)gpu_act(r, G_fch, l), *gelu = none ? (bf16*)gpu_act(r, G_gelu, l) : d->wide;
-    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l),
-          *lse = (float*)gpu_act(r, G_lse, l);
-    bf16* next = l + 1 < s->L ? (bf16*)gpu_act(r, G_x, l + 1) : d->x_final;
-    if (!r->mesh->training) next = l + 1 < s->L ? x : d->x_final;
-#define NEEDED(id) \
-    (!again || (!gpu_kept(r->mesh, id) && again & (id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST)))
-    if (gpu_unit_gather(r, u) != 0) return -1;
-    if (!again && l + 1 < s->L && unit_prefetch(r, u + 1) != 0) return -1;
-    if (NEEDED(G_fch)) r->layer_forwards++;
-    if (NEEDED(G_ln1))
-        rmsnorm_forward(d, ln1, rstd1, x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C),
-            mark(d, "norm forward");
-    if (NEEDED(G_qkv)) {
-        if (matmul_forward(
-                d, qkv, ln1, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0)
-            return -1;
-        mark(d, "qkv forward");
-    }
-    if (NEEDED(G_atty)) {
-        r->attention_forwards++;
-        if (d->rehearsing)   // its input in place of attention's output: numbers of the same kind
-            CUDA_TRY(e, cudaMemcpyAsync(atty, ln1, (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
-        else if (gpu_attention_forward(r, atty, lse, qkv, doc_start, docs) != 0) return -1;
-        mark(d, "attention forward");
-    }
-    if (NEEDED(G_x2)) {
-        if (matmul_forward(
-                d, x2, atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), x, R, C, C, e) != 0)
-            return -1;
-        mark(d, "attproj forward");
-    }
-    if (NEEDED(G_ln2))
-        rmsnorm_forward(d, ln2, rstd2, x2, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C),
-            mark(d, "norm forward");
-    int keep = again || none ||
-        (r->mesh->training && gpu_kept(r->mesh, G_fch));   // somebody reads the MLP's values before the GELU
-    if (NEEDED(G_fch)) {
-        if (matmul_gelu_forward(d, gelu, keep ? fch : NULL, ln2, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb),
-                R, C, 4 * C, e) != 0)
-            return -1;
-        mark(d, "fc forward");
-    } else if (!none && again & AGAIN_REST) gelu_forward(d, gelu, fch, R * 4 * C), mark(d, "gelu forward");
-    if (!output) return 0;
-    if (matmul_forward(
-            d, next, gelu, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), x2, R, 4 * C, C, e) != 0)
-        return -1;
-    mark(d, "fcproj forward");
-    if (!again) progress(d, "forward pass", l);
+    const ParametersOf<float>& w = x->w;
+    const ParametersOf<bf16>& h = x->h;
+    const GpuActivations& a = x->a;
+    int64_t R = x->R, C = r->mesh->shape.C;
+    bf16* fch = x->keep_fch ? a.fch : NULL;
+#define NEED(name, group, call) \
+    if (x->needed >> G_##name & 1) STEP(group, call)
+    NEED(ln1, "norm forward", rmsnorm_forward(d, a.ln1, a.rstd1, a.x, w.ln1w, w.ln1b, R, C));
+    NEED(qkv, "qkv forward", matmul_forward(d, a.qkv, a.ln1, h.qkvw, h.qkvb, NULL, R, C, 3 * C, e));
+    NEED(atty, "attention forward", x->attention(r, x));
+    NEED(x2, "attproj forward", matmul_forward(d, a.x2, a.atty, h.attprojw, h.attprojb, a.x, R, C, C, e));
+    NEED(ln2, "norm forward", rmsnorm_forward(d, a.ln2, a.rstd2, a.x2, w.ln2w, w.ln2b, R, C));
+    NEED(fch, "fc forward", matmul_gelu_forward(d, x->gelu, fch, a.ln2, h.fcw, h.fcb, R, C, 4 * C, e));
+    NEED(gelu, "gelu forward", gelu_forward(d, x->gelu, a.fch, R * 4 * C));
+    if (!x->next) return 0;
+    STEP("fcproj forward", matmul_forward(d, x->next, x->gelu, h.fcprojw, h.fcprojb, a.x2, R, 4 * C, C, e));
     return 0;
-#undef NEEDED
+#undef NEED
+}
+
+// The attention of a layer of the model, over all ranks of the sequence. In a rehearsal its input stands in for
+// its output: numbers of the same kind.
+static int gpu_layer_attention(Rank* r, const GpuLayer* x) {
+    Gpu* d = (Gpu*)r->device;
+    size_t bytes = (size_t)(x->R * r->mesh->shape.C) * sizeof(bf16);
+    r->attention_forwards++;
+    if (!d->rehearsing) return gpu_attention_forward(r, x->a.atty, x->a.lse, x->a.qkv, x->doc_start, x->docs);
+    CUDA_TRY(&r->error, cudaMemcpyAsync(x->a.atty, x->a.ln1, bytes, cudaMemcpyDeviceToDevice, d->stream));
+    return 0;
+}
+// Layer l of the model. With `again` it computes only what --recompute did not keep, of attention's inputs or of
+// the rest or both, and the output only if `output`.
+enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
+static int gpu_model_layer(
+    Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
+    const Mesh* mesh = r->mesh;
+    Gpu* d = (Gpu*)r->device;
+    int u = (int)l + 1, none = mesh->training && mesh->recompute == GPT2_SP_NONE,
+        last = l + 1 == mesh->shape.L;
+    if (gpu_unit_gather(r, u) != 0) return -1;
+    if (!again && !last && unit_prefetch(r, u + 1) != 0) return -1;
+    GpuLayer x = {};
+    x.l = l, x.R = d->R, x.doc_start = doc_start, x.docs = docs, x.attention = gpu_layer_attention;
+    x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u), x.a = gpu_activations_of(r, l);
+    x.gelu = none ? x.a.gelu : d->wide;
+    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
+        int part = id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST;
+        if (!again || (!gpu_kept(mesh, id) && again & part)) x.needed |= 1u << id;
+    }
+    if (x.needed >> G_fch & 1) x.needed &= ~(1u << G_gelu);   // made by the same product
+    x.keep_fch = again || none || (mesh->training && gpu_kept(mesh, G_fch));
+    if (output) x.next = last ? d->x_final : mesh->training ? (bf16*)gpu_act(r, G_x, l + 1) : x.a.x;
+    r->layer_forwards += x.needed >> G_fch & 1;
+    if (gpu_layer_forward(r, &x) != 0) return -1;
+    if (!again && output) progress(d, "forward pass", l);
+    return 0;
 }
 
 // The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a
-// projection comes from the norm that was differentiated before it, and the last one here is that of the
-// layer below.
+// projection comes from the norm that was differentiated before it, and the last one here is that of the layer
+// below.
 static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, const int32_t* docs) {
-    const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
-    int64_t R = d->R, C = s->C;
-    int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE;
-    bf16 *x = (bf16*)gpu_act(r, G_x, l), *ln1 = (bf16*)gpu_act(r, G_ln1, l),
-         *qkv = (bf16*)gpu_act(r, G_qkv, l), *atty = (bf16*)gpu_act(r, G_atty, l);
-    bf16 *x2 = (bf16*)gpu_act(r, G_x2, l), *ln2 = (bf16*)gpu_act(r, G_ln2, l),
-         *fch = (bf16*)gpu_act(r, G_fch, l), *dx = d->dx, *wide = d->wide;
-    float *rstd1 = (float*)gpu_act(r, G_rstd1, l), *rstd2 = (float*)gpu_act(r, G_rstd2, l),
-          *lse = (float*)gpu_act(r, G_lse, l);
-    // (R, C) each, once what was there is done with
-    const int late = gpu_late(r->mesh);
-    bf16 *narrow = fch, *datty = wide + 3 * R * C, *dln1 = late ? x2 : fch;
+    int64_t R = d->R, C = r->mesh->shape.C;
+    int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE, late = gpu_late(r->mesh);
+    const ParametersOf<float> w = gpu_weights_of(r, u), g = gpu_gradients_of(r, u);
+    const ParametersOf<bf16> h = gpu_halves_of(r, u);
+    const GpuActivations a = gpu_activations_of(r, l);
+    // the gradients' places, (R, C) or (R, 4C), each over what is not needed any more
+    bf16 *dx = d->dx, *wide = d->wide, *gelu = none ? a.gelu : wide, *narrow = a.fch,
+         *datty = wide + 3 * R * C;
+    bf16* dln1 = late ? a.x2 : a.fch;
     float* dq = (float*)dln1;   // in attn mode over x2 and ln2, which are neighbours
-    if (gpu_unit_gather(r, u) != 0 ||
-        (l > 0 && (unit_prefetch(r, u - 1) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0)))
-        return -1;
+    float* below = l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL;
+    if (gpu_unit_gather(r, u) != 0) return -1;
+    if (l > 0 && (unit_prefetch(r, u - 1) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0)) return -1;
 
-    if (matmul_backward_weight(d, gpu_gradient(r, u, P_fcprojw), dx,
-            none ? (bf16*)gpu_act(r, G_gelu, l) : wide, R, 4 * C, C, e) != 0)
-        return -1;
-    mark(d, "fcproj dweight");
-    if (matmul_backward_input(d, wide, dx, gpu_half(r, u, P_fcprojw), fch, R, 4 * C, C, e) != 0) return -1;
-    mark(d, "fcproj dinput");
-    columns_backward(d, gpu_gradient(r, u, P_fcb), wide, R, 4 * C);
-    mark(d, "fc dbias");
-    if (matmul_backward_weight(d, gpu_gradient(r, u, P_fcw), wide, ln2, R, C, 4 * C, e) != 0) return -1;
-    mark(d, "fc dweight");
-    if (matmul_backward_input(d, narrow, wide, gpu_half(r, u, P_fcw), NULL, R, C, 4 * C, e) != 0) return -1;
-    mark(d, "fc dinput");
-    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln2w), gpu_gradient(r, u, P_ln2b),
-        gpu_gradient(r, u, P_attprojb), narrow, x2, rstd2, gpu_weight(r, u, P_ln2w), 1, R, C);
-    mark(d, "norm backward");
+    STEP("fcproj dweight", matmul_backward_weight(d, g.fcprojw, dx, gelu, R, 4 * C, C, e));
+    STEP("fcproj dinput", matmul_backward_input(d, wide, dx, h.fcprojw, a.fch, R, 4 * C, C, e));
+    STEP("fc dbias", columns_backward(d, g.fcb, wide, R, 4 * C));
+    STEP("fc dweight", matmul_backward_weight(d, g.fcw, wide, a.ln2, R, C, 4 * C, e));
+    STEP("fc dinput", matmul_backward_input(d, narrow, wide, h.fcw, NULL, R, C, 4 * C, e));
+    STEP("norm backward",
+        rmsnorm_backward(d, dx, g.ln2w, g.ln2b, g.attprojb, narrow, a.x2, a.rstd2, w.ln2w, 1, R, C));
 
     if (!d->rehearsing && gpu_attention_clear(r, dq) != 0) return -1;
-    if (matmul_backward_weight(d, gpu_gradient(r, u, P_attprojw), dx, atty, R, C, C, e) != 0) return -1;
-    mark(d, "attproj dweight");
-    if (matmul_backward_input(d, datty, dx, gpu_half(r, u, P_attprojw), NULL, R, C, C, e) != 0) return -1;
-    mark(d, "attproj dinput");
-    if (late && gpu_layer_forward(r, l, AGAIN_INPUTS, 0, doc_start, docs) != 0) return -1;
+    STEP("attproj dweight", matmul_backward_weight(d, g.attprojw, dx, a.atty, R, C, C, e));
+    STEP("attproj dinput", matmul_backward_input(d, datty, dx, h.attprojw, NULL, R, C, C, e));
+    if (late && gpu_model_layer(r, l, AGAIN_INPUTS, 0, doc_start, docs) != 0) return -1;
     if (!d->rehearsing &&
-        gpu_attention_backward(
-            r, wide, gpu_gradient(r, u, P_qkvb), dq, datty, atty, lse, qkv, doc_start, docs) != 0)
+        gpu_attention_backward(r, wide, g.qkvb, dq, datty, a.atty, a.lse, a.qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
     if (unit_add(r, u + 1) != 0) return -1;
-    if (matmul_backward_weight(d, gpu_gradient(r, u, P_qkvw), wide, ln1, R, C, 3 * C, e) != 0) return -1;
-    mark(d, "qkv dweight");
-    if (matmul_backward_input(d, dln1, wide, gpu_half(r, u, P_qkvw), NULL, R, C, 3 * C, e) != 0) return -1;
-    mark(d, "qkv dinput");
-    rmsnorm_backward(d, dx, gpu_gradient(r, u, P_ln1w), gpu_gradient(r, u, P_ln1b),
-        l > 0 ? gpu_gradient(r, u - 1, P_fcprojb) : NULL, dln1, x, rstd1, gpu_weight(r, u, P_ln1w), 1, R, C);
-    mark(d, "norm backward"), progress(d, "backward pass", l);
+    STEP("qkv dweight", matmul_backward_weight(d, g.qkvw, wide, a.ln1, R, C, 3 * C, e));
+    STEP("qkv dinput", matmul_backward_input(d, dln1, wide, h.qkvw, NULL, R, C, 3 * C, e));
+    STEP(
+        "norm backward", rmsnorm_backward(d, dx, g.ln1w, g.ln1b, below, dln1, a.x, a.rstd1, w.ln1w, 1, R, C));
+    progress(d, "backward pass", l);
     return unit_close(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
@@ -5651,35 +5697,26 @@ static int gpu_head(Rank* r) {
         (stream_follow(r, 0) != 0 || gpu_unit_gradient_begin(r, 0) != 0 ||
             gpu_unit_gradient_begin(r, u) != 0 || gpu_unit_gradient_begin(r, u - 1) != 0))
         return -1;
-    rmsnorm_forward(
-        d, d->lnf, d->rstdf, d->x_final, gpu_weight(r, u, P_lnfw), gpu_weight(r, u, P_lnfb), d->R, C);
-    mark(d, "norm forward");
+    const ParametersOf<float> w = gpu_weights_of(r, u), g = gpu_gradients_of(r, u),
+                              embed = gpu_gradients_of(r, 0);
+    const bf16* wte = gpu_half(r, 0, P_wte);
+    STEP("norm forward", rmsnorm_forward(d, d->lnf, d->rstdf, d->x_final, w.lnfw, w.lnfb, d->R, C));
     for (int64_t t = 0; t < d->R; t += d->logits_chunk) {
         int64_t rows = min_i64(d->logits_chunk, d->R - t);
-        if (matmul_forward(
-                d, d->logits, d->lnf + t * C, gpu_half(r, 0, P_wte), NULL, NULL, rows, C, s->Vp, e) != 0)
-            return -1;
-        mark(d, "head forward");
-        if (crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V,
-                s->Vp, e) != 0)
-            return -1;
-        mark(d, "cross-entropy");
+        bf16* lnf = d->lnf + t * C;
+        STEP("head forward", matmul_forward(d, d->logits, lnf, wte, NULL, NULL, rows, C, s->Vp, e));
+        STEP("cross-entropy",
+            crossentropy(d, d->token_loss + t, d->token_hit + t, d->logits, d->labels + t, scale, rows, s->V,
+                s->Vp, e));
         if (!r->learn) continue;
-        if (matmul_backward_weight(
-                d, gpu_gradient(r, 0, P_wte), d->logits, d->lnf + t * C, rows, C, s->Vp, e) != 0)
-            return -1;
-        mark(d, "head dweight");
-        if (matmul_backward_input(
-                d, d->lnf + t * C, d->logits, gpu_half(r, 0, P_wte), NULL, rows, C, s->Vp, e) != 0)
-            return -1;
-        mark(d, "head dinput");
+        STEP("head dweight", matmul_backward_weight(d, embed.wte, d->logits, lnf, rows, C, s->Vp, e));
+        STEP("head dinput", matmul_backward_input(d, lnf, d->logits, wte, NULL, rows, C, s->Vp, e));
     }
     if (!r->learn) return 0;
     loss_sum_kernel<<<1, 1024, 0, d->stream>>>(d->stats, d->token_loss, d->R);
-    rmsnorm_backward(d, d->dx, gpu_gradient(r, u, P_lnfw), gpu_gradient(r, u, P_lnfb),
-        gpu_gradient(r, u - 1, P_fcprojb), d->lnf, d->x_final, d->rstdf, gpu_weight(r, u, P_lnfw), 0, d->R,
-        C);
-    mark(d, "norm backward");
+    float* below = gpu_gradient(r, u - 1, P_fcprojb);   // the last layer's
+    STEP("norm backward",
+        rmsnorm_backward(d, d->dx, g.lnfw, g.lnfb, below, d->lnf, d->x_final, d->rstdf, w.lnfw, 0, d->R, C));
     return gpu_unit_gradient_end(r, u);
 }
 
@@ -5712,7 +5749,7 @@ static int gpu_piece(Rank* r, int64_t at) {
             CUDA_TRY(e,
                 cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
-        if (gpu_layer_forward(r, l, 0, 1, doc_start, docs) != 0) return -1;
+        if (gpu_model_layer(r, l, 0, 1, doc_start, docs) != 0) return -1;
     }
     if (gpu_head(r) != 0) return -1;
     if (!r->learn) {
@@ -5732,11 +5769,11 @@ static int gpu_piece(Rank* r, int64_t at) {
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
-                if (gpu_layer_forward(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
+                if (gpu_model_layer(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
         } else if (mode == GPT2_SP_SQRT)
             gelu_forward(
                 d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
-        else if (gpu_layer_forward(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
+        else if (gpu_model_layer(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
             return -1;
         if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
@@ -6179,7 +6216,7 @@ static int gpu_save(Rank* r, gpt2_sp* g) {
 // time, then one by one.
 typedef struct {
     Rank* r;
-    int64_t capacity;
+    int64_t capacity, position;                    // tokens that fit in the cache; of those being read
     bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
     float *rstd, *lse;
     float* wpe;   // (DECODE_ROWS, C): rows of positions that the ranks have of their own
@@ -6231,6 +6268,25 @@ static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     return 0;
 }
 
+// Attention of the rows being read over everything cached, which they have joined: a layer's cache begins
+// c->position rows before them.
+static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
+    const GpuDecoder* c = (const GpuDecoder*)x->decoder;
+    Gpu* d = (Gpu*)r->device;
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C, R = x->R, p = c->position;
+    bf16* layer = x->a.qkv - p * 3 * C;
+    AttnForward a;
+    memset(&a, 0, sizeof a);
+    a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
+    a.s.B = 1, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
+    a.q = view_of(x->a.qkv, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
+    a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(x->a.atty, C, R, s->HS);
+    a.lse.p = x->a.lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work[0];
+    CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+    return 0;
+}
+
 // Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits
 // after the last in `logits`.
 static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
@@ -6248,36 +6304,20 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
     embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte),
         own ? c->wpe : gpu_weight(r, positions, P_wpe), r->mesh->center, own ? fetched : places, R, C);
-    for (int u = 1; u <= (int)s->L; u++) {
+    GpuLayer x = {};
+    x.R = R, x.needed = ~(1u << G_gelu), x.attention = gpu_decoder_attention, x.decoder = c, c->position = p;
+    x.a.x = x.a.x2 = x.next = c->x, x.a.ln1 = x.a.ln2 = c->ln, x.a.atty = c->atty, x.gelu = c->wide;
+    x.a.rstd1 = x.a.rstd2 = c->rstd, x.a.lse = c->lse;
+    for (x.l = 0; x.l < s->L; x.l++) {
+        int u = (int)x.l + 1;
         if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
-        bf16 *layer = c->cache + (u - 1) * c->capacity * 3 * C, *row = layer + p * 3 * C;
-        rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln1w), gpu_weight(r, u, P_ln1b), R, C);
-        if (matmul_forward(
-                d, row, c->ln, gpu_half(r, u, P_qkvw), gpu_half(r, u, P_qkvb), NULL, R, C, 3 * C, e) != 0)
-            return -1;
-        AttnForward a;
-        memset(&a, 0, sizeof a);
-        a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
-        a.s.B = 1, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
-        a.q = view_of(row, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
-        a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(c->atty, C, R, s->HS);
-        a.lse.p = c->lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work[0];
-        CUDA_TRY(e, attn::attention_forward(a, d->stream));
-        if (matmul_forward(d, c->x, c->atty, gpu_half(r, u, P_attprojw), gpu_half(r, u, P_attprojb), c->x, R,
-                C, C, e) != 0)
-            return -1;
-        rmsnorm_forward(d, c->ln, c->rstd, c->x, gpu_weight(r, u, P_ln2w), gpu_weight(r, u, P_ln2b), R, C);
-        if (matmul_forward(
-                d, c->wide, c->ln, gpu_half(r, u, P_fcw), gpu_half(r, u, P_fcb), NULL, R, C, 4 * C, e) != 0)
-            return -1;
-        gelu_forward(d, c->wide, c->wide, R * 4 * C);
-        if (matmul_forward(d, c->x, c->wide, gpu_half(r, u, P_fcprojw), gpu_half(r, u, P_fcprojb), c->x, R,
-                4 * C, C, e) != 0)
-            return -1;
+        x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u);
+        x.a.qkv = c->cache + (x.l * c->capacity + p) * 3 * C;
+        if (gpu_layer_forward(r, &x) != 0) return -1;
     }
     if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
-    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, gpu_weight(r, last, P_lnfw),
-        gpu_weight(r, last, P_lnfb), 1, C);
+    const ParametersOf<float> w = gpu_weights_of(r, last);
+    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, w.lnfw, w.lnfb, 1, C);
     if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0)
         return -1;
     CUDA_TRY(
