@@ -6013,68 +6013,28 @@ static int train_loop(gpt2_sp* g, FILE* log) {
     return 0;
 }
 
-// How launchers tell a process its place among the others: torchrun, mpirun of Open MPI and of MPICH, srun.
-// Those of mpirun come before Slurm's: it may itself use srun, whose numbers its processes then see too.
-// clang-format off
-static const struct {
-    const char *rank, *world;
-    const char *local_world;   // processes on this machine: if that is all, the master may be missing
-    // must be set too: a batch script has Slurm's numbers, but is no task of a step
-    const char *mark;
-} LAUNCHERS[] = {
-    {"RANK",                 "WORLD_SIZE",           "LOCAL_WORLD_SIZE",           "MASTER_ADDR"},
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
-    {"PMI_RANK",             "PMI_SIZE",             "MPI_LOCALNRANKS",            "PMI_RANK"},
-    {"SLURM_PROCID",         "SLURM_NTASKS",         "",                           "SLURM_STEP_NODELIST"},
-};
-// clang-format on
-
-// The first machine of "node[03-07,9],other" or of a plain list.
-static void nodelist_first(const char* list, char* out, size_t size) {
-    size_t prefix = strcspn(list, "[,"), first = list[prefix] == '[' ? strcspn(list + prefix + 1, "-,]") : 0;
-    snprintf(out, size, "%.*s%.*s", (int)min_i64((int64_t)prefix, 200), list,
-        (int)min_i64((int64_t)first, 40), list + prefix + (first > 0));
-}
-
 // --rank and --world from the environment, where the command line has neither, and --master, where it has
 // none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
-    char host[256] = "", text[300];
-    int launcher = 0, count = (int)(sizeof LAUNCHERS / sizeof LAUNCHERS[0]);
-    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT"),
-               *nodes = getenv("SLURM_STEP_NODELIST"), *job = getenv("SLURM_JOB_ID"),
-               *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    char master[300];
     if (o->world > 0 || o->rank > 0) return 0;
-    while (launcher < count &&
-        !(getenv(LAUNCHERS[launcher].rank) && getenv(LAUNCHERS[launcher].world) &&
-            (getenv(LAUNCHERS[launcher].mark) || (launcher == 0 && o->master[0]))))
-        launcher++;
-    if (launcher == count && o->master[0])
+    const net_launcher* launcher = net_launched(o->master[0] != 0);
+    if (!launcher && o->master[0])
         return fail(e,
             "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
             o->master);
-    if (launcher == count) return 0;
-    if (option_set(o, option_find("rank"), getenv(LAUNCHERS[launcher].rank), e) != 0 ||
-        option_set(o, option_find("world"), getenv(LAUNCHERS[launcher].world), e) != 0) {
+    if (!launcher) return 0;
+    const char *rank = getenv(launcher->rank), *world = getenv(launcher->world);
+    if (option_set(o, option_find("rank"), rank, e) != 0 ||
+        option_set(o, option_find("world"), world, e) != 0) {
         Error why = *e;
-        return fail(e, "%s=%.40s, %s=%.40s: %.800s", LAUNCHERS[launcher].rank,
-            getenv(LAUNCHERS[launcher].rank), LAUNCHERS[launcher].world, getenv(LAUNCHERS[launcher].world),
-            why.text);
+        return fail(e, "%s=%.40s, %s=%.40s: %.800s", launcher->rank, rank, launcher->world, world, why.text);
     }
     if (o->world < 2 || o->master[0]) return 0;
-    const char* local = getenv(LAUNCHERS[launcher].local_world);
-    if (address) snprintf(host, sizeof host, "%.255s", address);
-    else if (nodes) nodelist_first(nodes, host, sizeof host);
-    else if (local && strtoll(local, NULL, 10) == o->world) snprintf(host, sizeof host, "127.0.0.1");
-    else
-        return fail(e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", LAUNCHERS[launcher].world,
-            (long long)o->world);
-    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need
-    // two ports.
-    long long number = port ? strtoll(port, NULL, 10) : job ? 15000 + strtoll(job, NULL, 10) % 15000 : 29400;
-    number += port && store && strcmp(store, "True") == 0;
-    snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, number);
-    return option_set(o, option_find("master"), text, e);
+    if (net_launched_master(launcher, o->world, master, sizeof master) != 0)
+        return fail(
+            e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", launcher->world, (long long)o->world);
+    return option_set(o, option_find("master"), master, e);
 }
 
 // Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this

@@ -56,7 +56,8 @@
 //
 // net_open gives 0, or -1 with one line in the buffer that names the process and what it waited for or found;
 // such lines call the process' number, their count and the address by the options that set them: --rank,
-// --world, --master.
+// --world, --master. net_launched and net_launched_master find the three in what torchrun, mpirun and srun
+// have set.
 
 #ifndef GPT2_SP_NET_H
 #define GPT2_SP_NET_H
@@ -899,5 +900,58 @@ GPT2_SP_LEAF int net_open(net_peers* n, int process, int processes, const char* 
 }
 
 #undef NET_FAIL
+
+// ================================================================================
+// what launchers tell a process
+
+// The names of a launcher's variables.
+typedef struct {
+    const char *rank, *world;   // the process' number, and how many there are
+    const char* local_world;    // those on this machine: if that is all, the master may be missing
+    const char* mark;   // must be set too: a batch script has Slurm's numbers, but is no task of a step
+} net_launcher;
+
+// The launcher that has set a process' number and their count: torchrun, mpirun of Open MPI or of MPICH, or
+// srun; NULL: none. Those of mpirun come before Slurm's: it may itself use srun, whose numbers its processes
+// then see too. RANK and WORLD_SIZE need no MASTER_ADDR where the master is given otherwise.
+GPT2_SP_LEAF const net_launcher* net_launched(int master_given) {
+    static const net_launcher launchers[] = {
+        {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"},
+        {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE",
+            "OMPI_COMM_WORLD_RANK"},
+        {"PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS", "PMI_RANK"},
+        {"SLURM_PROCID", "SLURM_NTASKS", "", "SLURM_STEP_NODELIST"},
+    };
+    for (int i = 0; i < 4; i++) {
+        const net_launcher* l = &launchers[i];
+        if (getenv(l->rank) && getenv(l->world) && (getenv(l->mark) || (i == 0 && master_given))) return l;
+    }
+    return NULL;
+}
+
+// The first machine of "node[03-07,9],other" or of a plain list.
+GPT2_SP_LEAF void net_nodelist_first(const char* list, char* out, size_t size) {
+    size_t prefix = strcspn(list, "[,"), first = list[prefix] == '[' ? strcspn(list + prefix + 1, "-,]") : 0;
+    snprintf(out, size, "%.*s%.*s", prefix < 200 ? (int)prefix : 200, list, first < 40 ? (int)first : 40,
+        list + prefix + (first > 0));
+}
+
+// Where process 0 of `world` listens by a launcher's environment, as host:port; -1 if that names no machine.
+GPT2_SP_LEAF int net_launched_master(const net_launcher* l, int64_t world, char* out, size_t size) {
+    char host[256];
+    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
+    const char *nodes = getenv("SLURM_STEP_NODELIST"), *job = getenv("SLURM_JOB_ID");
+    const char *local = getenv(l->local_world), *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    if (address) snprintf(host, sizeof host, "%.255s", address);
+    else if (nodes) net_nodelist_first(nodes, host, sizeof host);
+    else if (local && strtoll(local, NULL, 10) == world) snprintf(host, sizeof host, "127.0.0.1");
+    else return -1;
+    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need
+    // two ports.
+    long long number = port ? strtoll(port, NULL, 10) : job ? 15000 + strtoll(job, NULL, 10) % 15000 : 29400;
+    number += port && store && strcmp(store, "True") == 0;
+    snprintf(out, size, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, number);
+    return 0;
+}
 
 #endif   // GPT2_SP_NET_H
