@@ -251,9 +251,9 @@ GPT2_SP_LEAF int net_socket_read(int fd, void* out, size_t bytes) {
     return 0;
 }
 
-// A process says why it stops: so does this one. What another told that process goes on as it is. With the
-// mutex held.
-GPT2_SP_LEAF void net_told(net_peers* n, int process, const char* said) {
+// A process says why it stops, and so this one stops. What that process was told by another already names
+// whose error it is. With the mutex held.
+GPT2_SP_LEAF void net_hear_abort(net_peers* n, int process, const char* said) {
     if (*n->aborted) return;
     *n->aborted = 1;
     if (strncmp(said, "process ", 8) == 0) snprintf(n->reason, NET_TEXT, "%.1000s", said);
@@ -279,7 +279,7 @@ GPT2_SP_LEAF const char* net_link_read(net_link* l) {
     }
     pthread_mutex_lock(n->mutex);
     if (f.kind == NET_ABORT) {
-        net_told(n, (int)(l - n->links), (const char*)frame->data);
+        net_hear_abort(n, (int)(l - n->links), (const char*)frame->data);
         free(frame);
     } else {
         if (l->newest) l->newest->next = frame;
@@ -662,7 +662,7 @@ typedef struct {
     net_hello hello;
 } net_caller;
 enum { NET_CALLERS = 256 };                                          // at a time
-enum { NET_REFUSED = -1, NET_STRANGER, NET_ADMITTED, NET_SPEAKS };   // what a caller turned out to be
+enum { NET_REFUSED = -1, NET_STRANGER, NET_ADMITTED, NET_SPEAKS };   // what a caller is; not all has come
 
 // A whole hello has come, to one that waits for the processes from `first` on: NET_ADMITTED, and the link is
 // made; NET_STRANGER: it is none of ours; NET_REFUSED: the processes do not fit together.
@@ -714,9 +714,8 @@ GPT2_SP_LEAF int net_accept(net_meeting* m, int listener, int first, uint64_t co
         ready[0].fd = listener;
         for (int i = 0; i < count; i++) ready[i + 1].fd = callers[i].fd;
         for (int i = 0; i < n->processes; i++) linked[i].fd = n->links[i].fd;
-        for (int i = 0; i < 1 + count + n->processes; i++) {
+        for (int i = 0; i < 1 + count + n->processes; i++)
             ready[i].events = i < 1 + count ? POLLIN : POLLRDHUP, ready[i].revents = 0;
-        }
         poll(ready, (nfds_t)(1 + count + n->processes), 100);
         for (int i = 0; status == 0 && i < n->processes; i++)
             if (linked[i].revents)
@@ -824,8 +823,7 @@ GPT2_SP_LEAF int net_register(net_meeting* m, int port, uint64_t* cookie) {
     }
     if (w.magic != NET_WELCOME_MAGIC)
         return NET_FAIL(m, "--master %.300s: what answers there is no process 0", m->master);
-    w.refusal[sizeof w.refusal - 1] = 0;
-    if (w.refusal[0]) return NET_FAIL(m, "process 0: %s", w.refusal);
+    if (w.refusal[0]) return NET_FAIL(m, "process 0: %.511s", w.refusal);
     if ((int)w.processes != n->processes ||
         net_socket_read_until(m, fd, m->places, (size_t)n->processes * sizeof *m->places) != 0 ||
         w.crc != net_welcome_crc(w, m->places, n->processes))
