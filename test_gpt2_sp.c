@@ -3034,39 +3034,70 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
 // --- frames and links ---
 
 static void transport_frames(void) {
-    unsigned char header[FRAME_HEADER];
+    unsigned char header[NET_HEADER];
     int wrong = 0, taken = 0;
-    Frame f, back;
+    net_frame f, back;
     memset(&f, 0, sizeof f);
     f.kind = FRAME_SLICE, f.from = 3, f.to = HOST, f.operation = 1ull << 40, f.message = 1ull << 33,
-    f.bytes = FRAME_BYTES;
-    frame_encode(header, &f);
-    wrong += frame_decode(&back, header) != 0 || back.kind != f.kind || back.from != 3 || back.to != HOST ||
-        back.operation != f.operation || back.message != f.message || back.bytes != f.bytes;
+    f.bytes = NET_FRAME_BYTES;
+    net_frame_encode(header, &f);
+    wrong += net_frame_decode(&back, header) != 0 || back.kind != f.kind || back.from != 3 ||
+        back.to != HOST || back.operation != f.operation || back.message != f.message ||
+        back.bytes != f.bytes;
     check(wrong == 0, "transport: a frame's header", "read back as written");
-    for (int bit = 0; bit < 8 * FRAME_HEADER; bit++) {
+    for (int bit = 0; bit < 8 * NET_HEADER; bit++) {
         header[bit / 8] ^= (unsigned char)(1 << bit % 8);
-        taken += frame_decode(&back, header) == 0;
+        taken += net_frame_decode(&back, header) == 0;
         header[bit / 8] ^= (unsigned char)(1 << bit % 8);
     }
     check(taken == 0, "transport: a bit of a header turned", "%d of %d taken for a header", taken,
-        8 * FRAME_HEADER);
+        8 * NET_HEADER);
     const struct {
         int kind;
         uint64_t message, bytes;
         int good;
-    } limits[] = {{FRAME_PIECE, 0, 0, 1}, {FRAME_PIECE, FRAME_BYTES, FRAME_BYTES, 1},
-        {FRAME_PIECE, 1 << 21, FRAME_BYTES + 1, 0}, {FRAME_PIECE, UINT64_MAX, UINT64_MAX, 0},
-        {FRAME_PIECE, 4, 5, 0}, {FRAME_KINDS - 1, 8, 8, 1}, {FRAME_KINDS, 8, 8, 0}, {-1, 8, 8, 0},
-        {FRAME_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1},
-        {FRAME_ABORT, sizeof(Error), sizeof(Error), 0}};
+    } limits[] = {{FRAME_PIECE, 0, 0, 1}, {FRAME_PIECE, NET_FRAME_BYTES, NET_FRAME_BYTES, 1},
+        {FRAME_PIECE, 1 << 21, NET_FRAME_BYTES + 1, 0}, {FRAME_PIECE, UINT64_MAX, UINT64_MAX, 0},
+        {FRAME_PIECE, 4, 5, 0}, {NET_KINDS - 1, 8, 8, 1}, {NET_KINDS, 8, 8, 0}, {-1, 8, 8, 0},
+        {NET_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1}, {NET_ABORT, sizeof(Error), sizeof(Error), 0}};
     int count = (int)(sizeof limits / sizeof limits[0]);
     for (int i = 0; i < count; i++) {
         f.kind = limits[i].kind, f.message = limits[i].message, f.bytes = (size_t)limits[i].bytes;
-        frame_encode(header, &f);
-        wrong += (frame_decode(&back, header) == 0) != limits[i].good;
+        net_frame_encode(header, &f);
+        wrong += (net_frame_decode(&back, header) == 0) != limits[i].good;
     }
     check(wrong == 0, "transport: limits of a frame", "%d of %d", count - wrong, count);
+}
+
+// What processes of two builds would say to each other: the bytes are those of the tables in data/net.h.
+static void transport_bytes(void) {
+    // clang-format off
+    static const unsigned char expected[NET_HEADER] = {
+        'G', '2', 'S', 'P', 1, 0, 0, 0, 3, 0, 0, 0, 255, 255, 255, 255, 8, 7, 6, 5, 4, 3, 2, 1,
+        0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7b, 0xaf, 0x15, 0x64};
+    // clang-format on
+    unsigned char header[NET_HEADER];
+    net_frame f = {NULL, FRAME_SLICE, 3, HOST, 0x0102030405060708ull, 1ull << 33, NET_FRAME_BYTES, NULL};
+    net_hello hello;
+    net_welcome welcome;
+    net_place places[2];
+    net_frame_encode(header, &f);
+    check(memcmp(header, expected, NET_HEADER) == 0, "transport: the bytes of a frame's header", "%d",
+        NET_HEADER);
+    memset(&hello, 0, sizeof hello);
+    memset(&welcome, 0, sizeof welcome);
+    memset(places, 0, sizeof places);
+    hello.magic = NET_HELLO_MAGIC, welcome.magic = NET_WELCOME_MAGIC;
+    hello.cookie = welcome.cookie = 0x1122334455667788ull;
+    hello.process = 2, hello.processes = 3, hello.port = 29400;
+    snprintf(hello.machine, sizeof hello.machine, "a machine");
+    welcome.processes = 2, places[1].port = 29400;
+    snprintf(places[1].address, sizeof places[1].address, "10.0.0.2");
+    uint32_t one = net_hello_crc(hello), two = net_welcome_crc(welcome, places, 2);
+    check(sizeof hello == 128 && sizeof welcome == 536 && sizeof *places == 168 && one == 0x1a912f52 &&
+            two == 0x0d8e35cd,
+        "transport: the bytes of a hello and a welcome", "%zu, %zu and %zu; CRC-32 %08x and %08x",
+        sizeof hello, sizeof welcome, sizeof *places, one, two);
 }
 
 // A link whose other end is this test: what bytes make of the queue, the world and the link.
@@ -3077,31 +3108,29 @@ static void transport_link(void) {
         ThreadWorld w;
         Error e = {{0}};
         int ends[2];
-        unsigned char bytes[FRAME_HEADER + 64];
+        unsigned char bytes[NET_HEADER + 64];
         const char* text = i == 5 ? "process 7: the disk is full" : "the disk is full";
         memset(&w, 0, sizeof w);
         if (world_open(&w, 100, &e) != 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) continue;
-        w.process = 0, w.processes = 2, w.links = (Link*)need(2, sizeof(Link));
-        memset(w.links, 0, 2 * sizeof(Link));
-        for (int l = 0; l < 2; l++)
-            w.links[l].fd = -1, w.links[l].world = &w, pthread_mutex_init(&w.links[l].sending, NULL);
-        Link* link = &w.links[1];
-        link->fd = ends[0];
-        Frame f;
+        w.process = 0, w.processes = 2;
+        if (net_links_make(&w.net, 0, 2) != 0) exit(1);
+        w.net.links[1].fd = ends[0];
+        net_frame f;
         memset(&f, 0, sizeof f);
-        f.kind = i == 4 || i == 5 ? FRAME_ABORT : FRAME_TEXT, f.from = f.to = HOST, f.operation = 1;
+        f.kind = i == 4 || i == 5 ? (int)NET_ABORT : (int)FRAME_TEXT;
+        f.from = f.to = HOST, f.operation = 1;
         f.message = f.bytes = strlen(text);
-        frame_encode(bytes, &f);
-        memcpy(bytes + FRAME_HEADER, text, f.bytes);
+        net_frame_encode(bytes, &f);
+        memcpy(bytes + NET_HEADER, text, f.bytes);
         size_t size = i == 1 ? sizeof bytes
             : i == 2         ? 20
-            : i == 3         ? FRAME_HEADER + 5
+            : i == 3         ? NET_HEADER + 5
             : i == 6         ? 0
-                             : FRAME_HEADER + f.bytes;
+                             : NET_HEADER + f.bytes;
         for (size_t k = 0; i == 1 && k < sizeof bytes; k++) bytes[k] = (unsigned char)dice(5, k, 256);
         if (size > 0) (void)!write(ends[1], bytes, size);
         close(ends[1]);
-        link->reading = pthread_create(&link->thread, NULL, link_thread, link) == 0;
+        if (net_link_start(&w.net.links[1]) != 0) exit(1);
         Transport host = thread_transport(&w, HOST);
         transport_begin(&host, "a test");
         char taken[64] = "";
@@ -3249,6 +3278,7 @@ static void transport_not_finite(void) {
 
 static void test_transport(void) {
     transport_frames();
+    transport_bytes();
     transport_link();
     transport_between_processes();
     transport_not_finite();

@@ -263,10 +263,6 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <fcntl.h>
 #include <glob.h>
 #include <math.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -275,7 +271,6 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -285,6 +280,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #endif
 
 #include "data/json.h"
+#include "data/net.h"
 #include "data/safetensors.h"
 #include "data/synth.h"
 #include "data/text.h"
@@ -1093,21 +1089,18 @@ static Batch* loader_take(Loader* l, Error* e) {
 // ===== 4. transports ============================================================================
 //
 // The ranks of a process are threads and meet in shared memory. Processes, on one machine or several, are
-// joined by TCP: one connection (a link) between each two. A rank calls the same function whoever its peers
-// are; what sums does so in the order of the ranks, so that the numbers do not depend on how ranks are spread
-// over processes.
+// joined by TCP: one connection (a link) between each two; data/net.h has how processes meet and what travels
+// on a link. A rank calls the same function whoever its peers are:
 //
-//     frame    magic, kind, from, to (ranks; HOST: the process itself), operation, message, bytes, crc of these; then the bytes
+//     process 0                             process 1
+//     rank 0 -- boxes, barrier -- rank 1    rank 2 -- boxes, barrier -- rank 3      ThreadWorld
+//        |                          |          |                          |
+//        +--------------------------+-- link --+--------------------------+         messages, cut into frames
 //
-// A message is cut into frames of FRAME_BYTES and a rest. `operation` counts the calls that a rank has made:
-// ranks that have come apart are told from ranks that are late. A thread per link reads frames into a queue
-// as they come, so that no two processes ever wait for each other's sockets; memory is taken for what has a
-// valid header and at most FRAME_BYTES.
-//
-// How processes find each other: process 0 listens at --master; the others connect, say who they are (Hello)
-// and where they listen; when all are there, each is told where (Welcome) and connects to those with lower
-// numbers. Whatever else connects is hung up on. There is no secret in this: the port belongs in a private
-// network.
+// What sums does so in the order of the ranks, so that the numbers do not depend on how ranks are spread over
+// processes. `operation` counts the calls that a rank has made and travels with every message: ranks that
+// have come apart are told from ranks that are late. A rank that fails aborts the world: all waits of all
+// ranks of all processes end, with its error.
 
 // One piece of contiguous memory that goes to or comes from a peer.
 typedef struct {
@@ -1152,7 +1145,6 @@ typedef struct {
     int count;
 } Mailbox;
 
-typedef struct Link Link;
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -1168,16 +1160,14 @@ typedef struct {
     int64_t step;          // in hand
     Mailbox* boxes;        // (world, world): from, to
     void** shared;         // (world) what each rank shows the others during a collective
-    Link* links;           // (processes) to the others; NULL: there are none
-    int told;              // they know of the abort
+    net_peers net;         // the other processes, if there are any
     void** devices;   // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
 
-enum { HOST = -1 };
-enum {
-    LOCAL_PATIENCE = 2000
-};   // ms that a rank waits longer for its own process, so that the first to tell is who waits for another
+enum { HOST = NET_ITSELF };
+// Waits inside a process end 2 s later, so that the error names the missing process.
+enum { LOCAL_PATIENCE = 2000 };
 
 static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
     if (w->aborted) *e = w->reason;
@@ -1200,11 +1190,7 @@ static double world_deadline(const ThreadWorld* w, int remote) {
 
 // Sleeps until something changes, with the mutex held. -1: the deadline has passed.
 static int world_await(ThreadWorld* w, double deadline) {
-    if (deadline <= 0) return pthread_cond_wait(&w->changed, &w->mutex), 0;
-    struct timespec until;
-    until.tv_sec = (time_t)(deadline / 1e3),
-    until.tv_nsec = (long)((deadline - 1e3 * (double)until.tv_sec) * 1e6);
-    return pthread_cond_timedwait(&w->changed, &w->mutex, &until) == ETIMEDOUT ? -1 : 0;
+    return net_await(&w->changed, &w->mutex, deadline);
 }
 
 static int world_process(const ThreadWorld* w, int rank) {
@@ -1349,207 +1335,40 @@ static int thread_share(Transport* t, void* data,
 
 // --- links: the ranks of other processes ---
 
-enum { FRAME_BYTES = 1 << 20, FRAME_HEADER = 48, FRAME_MAGIC = 0x50533247 };   // "G2SP"
-enum { FRAME_PIECE, FRAME_SLICE, FRAME_SHARE, FRAME_BARRIER, FRAME_TEXT, FRAME_ABORT, FRAME_KINDS };
+// Kinds of frames, below NET_ABORT.
+enum { FRAME_PIECE, FRAME_SLICE, FRAME_SHARE, FRAME_BARRIER, FRAME_TEXT };
 enum { HOST_TEXT = 64 << 20 };   // longest text of a process about itself
-
-typedef struct Frame Frame;
-struct Frame {
-    Frame* next;
-    int kind, from, to;
-    uint64_t operation, message;   // message: bytes of all its frames
-    size_t bytes;                  // of this one
-    unsigned char* data;           // behind this struct
-};
-
-struct Link {
-    ThreadWorld* world;
-    int fd;
-    pthread_t thread;   // reads what comes
-    int reading;        // it runs
-    pthread_mutex_t sending;
-    int torn;                 // a frame was sent in part: nothing can follow it
-    Frame *oldest, *newest;   // come, but not taken; the world's mutex guards these two and `gone`
-    const char* gone;         // why nothing more will come
-};
-
-static size_t frame_bytes(size_t rest) { return rest < (size_t)FRAME_BYTES ? rest : (size_t)FRAME_BYTES; }
-
-static void frame_encode(unsigned char* h, const Frame* f) {
-    tok_put_le(h, FRAME_MAGIC, 4), tok_put_le(h + 4, (uint64_t)f->kind, 4);
-    tok_put_le(h + 8, (uint32_t)f->from, 4), tok_put_le(h + 12, (uint32_t)f->to, 4);
-    tok_put_le(h + 16, f->operation, 8), tok_put_le(h + 24, f->message, 8);
-    tok_put_le(h + 32, f->bytes, 8), tok_put_le(h + 40, 0, 4);
-    tok_put_le(h + 44, (uint64_t)crc32(0, h, FRAME_HEADER - 4), 4);
-}
-
-// Reads a header; -1 if it is none, or promises what no sender sends.
-static int frame_decode(Frame* f, const unsigned char* h) {
-    memset(f, 0, sizeof *f);
-    if (tok_get_le(h, 4) != FRAME_MAGIC || tok_get_le(h + 44, 4) != (uint64_t)crc32(0, h, FRAME_HEADER - 4))
-        return -1;
-    uint64_t kind = tok_get_le(h + 4, 4), bytes = tok_get_le(h + 32, 8);
-    if (kind >= FRAME_KINDS || bytes > FRAME_BYTES || (kind == FRAME_ABORT && bytes >= sizeof(Error)))
-        return -1;
-    f->kind = (int)kind, f->from = (int32_t)tok_get_le(h + 8, 4), f->to = (int32_t)tok_get_le(h + 12, 4);
-    f->operation = tok_get_le(h + 16, 8), f->message = tok_get_le(h + 24, 8), f->bytes = (size_t)bytes;
-    return f->message >= bytes ? 0 : -1;
-}
-
-static void world_stop(ThreadWorld* w, const Error* reason) {   // with the mutex held
-    if (!w->aborted) w->aborted = 1, w->reason = *reason;
-    pthread_cond_broadcast(&w->changed);
-}
-
-// Reads exactly `bytes`. 1; 0: the connection was closed before the first; -1: later, or broken.
-static int socket_read(int fd, void* out, size_t bytes) {
-    for (size_t done = 0; done < bytes;) {
-        ssize_t n = recv(fd, (char*)out + done, bytes - done, 0);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return n == 0 && done == 0 ? 0 : -1;
-        done += (size_t)n;
-    }
-    return 1;
-}
-
-// One frame off the link: into the queue, or, an abort, into the world.
-static const char* link_read(Link* l) {
-    static const char* const closed = "connection closed";
-    ThreadWorld* w = l->world;
-    unsigned char header[FRAME_HEADER];
-    Frame f;
-    if (socket_read(l->fd, header, sizeof header) != 1) return closed;
-    if (frame_decode(&f, header) != 0) return "it sent what is no frame";
-    Frame* frame = (Frame*)malloc(sizeof f + f.bytes + 1);
-    if (!frame) return "no memory for what it sends";
-    *frame = f;
-    frame->data = (unsigned char*)(frame + 1);
-    if (f.bytes > 0 && socket_read(l->fd, frame->data, f.bytes) != 1) {
-        free(frame);
-        return closed;
-    }
-    pthread_mutex_lock(&w->mutex);
-    if (f.kind == FRAME_ABORT) {
-        Error reason;
-        frame->data[f.bytes] = 0;
-        const char* said = (const char*)frame->data;
-        if (strncmp(said, "process ", 8) == 0) snprintf(reason.text, sizeof reason.text, "%.1000s", said);
-        else snprintf(reason.text, sizeof reason.text, "process %d: %.980s", (int)(l - w->links), said);
-        world_stop(w, &reason);
-        free(frame);
-    } else {
-        if (l->newest) l->newest->next = frame;
-        else l->oldest = frame;
-        l->newest = frame;
-        pthread_cond_broadcast(&w->changed);
-    }
-    pthread_mutex_unlock(&w->mutex);
-    return NULL;
-}
-
-static void* link_thread(void* argument) {
-    Link* l = (Link*)argument;
-    const char* why = NULL;
-    while (!why) why = link_read(l);
-    pthread_mutex_lock(&l->world->mutex);
-    l->gone = why;
-    pthread_cond_broadcast(&l->world->changed);
-    pthread_mutex_unlock(&l->world->mutex);
-    return NULL;
-}
 
 static int link_gone(const Transport* t, int process, const char* why, Error* e) {
     return fail(e, "%s: %s is gone (%s), waited for in %s", transport_label(t).text,
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
-// Writes all of it, with the link's `sending` held: -1 with errno, ETIMEDOUT after the deadline, ECANCELED
-// after an abort.
-static int link_write(Link* l, const void* data, size_t bytes, int more, double deadline, int even_aborted) {
-    Error ignored;
-    for (size_t done = 0; done < bytes;) {
-        ssize_t n = send(l->fd, (const char*)data + done, bytes - done,
-            MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
-        if (n > 0) done += (size_t)n;
-        if (n > 0 || (n < 0 && errno == EINTR)) continue;
-        if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) return -1;
-        struct pollfd full = {l->fd, POLLOUT, 0};
-        poll(&full, 1, 100);
-        errno = ECANCELED;
-        if (!even_aborted && world_aborted(l->world, &ignored) != 0) return -1;
-        errno = ETIMEDOUT;
-        if (deadline > 0 && now_ms() > deadline) return -1;
-    }
-    return 0;
-}
-
-static int link_frame_write(Link* l, const Frame* f, const void* data, double deadline, int even_aborted) {
-    unsigned char header[FRAME_HEADER];
-    frame_encode(header, f);
-    if (l->torn) return errno = EPIPE, -1;
-    l->torn = 1;
-    if (link_write(l, header, sizeof header, f->bytes > 0, deadline, even_aborted) != 0) return -1;
-    if (link_write(l, data, f->bytes, 0, deadline, even_aborted) != 0) return -1;
-    l->torn = 0;
-    return 0;
-}
-
 // Sends a message to rank `to` of another process, or to the process itself.
 static int link_send(Transport* t, int process, int to, int kind, const void* data, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    Link* l = &w->links[process];
-    double deadline = world_deadline(w, 1);
-    Frame f;
-    if (world_aborted(w, e) != 0) return -1;
-    memset(&f, 0, sizeof f);
-    f.kind = kind, f.from = t->rank, f.to = to, f.operation = t->operation, f.message = bytes;
-    for (size_t at = 0; at == 0 || at < bytes; at += FRAME_BYTES) {
-        f.bytes = frame_bytes(bytes - at);
-        pthread_mutex_lock(&l->sending);
-        int status = link_frame_write(l, &f, (const char*)data + at, deadline, 0), code = errno;
-        pthread_mutex_unlock(&l->sending);
-        if (status == 0) continue;
-        if (world_aborted(w, e) != 0) return -1;
-        if (code == ETIMEDOUT) return transport_late(t, process_label(w, process).text, e);
-        pthread_mutex_lock(
-            &w->mutex);   // a peer that left has said why, if it could: what it said is read first
-        double patience = now_ms() + 1000;
-        while (!w->aborted && !l->gone && world_await(w, patience) == 0) {}
-        status = thread_aborted(w, e);
-        pthread_mutex_unlock(&w->mutex);
-        return status != 0 ? -1 : link_gone(t, process, "connection closed", e);
+    net_frame message = {NULL, kind, t->rank, to, t->operation, bytes, 0, NULL};
+    switch (net_send(&w->net, process, message, data, world_deadline(w, 1))) {
+    case NET_OK: return 0;
+    case NET_ABORTED: return world_aborted(w, e);
+    case NET_LATE: return transport_late(t, process_label(w, process).text, e);
+    default: return link_gone(t, process, "connection closed", e);
     }
-    return 0;
 }
 
 // Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it.
-static Frame* link_take(Transport* t, int process, int from, int kind, size_t bytes, size_t at, Error* e) {
+static net_frame* link_take(
+    Transport* t, int process, int from, int kind, size_t bytes, size_t at, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    Link* l = &w->links[process];
-    double deadline = world_deadline(w, 1);
-    int status = 0, late = 0;
-    Frame *f = NULL, *before = NULL;
-    pthread_mutex_lock(&w->mutex);
-    for (;;) {
-        if ((status = thread_aborted(w, e)) != 0) break;
-        for (before = NULL, f = l->oldest; f && (f->from != from || f->to != t->rank); f = f->next)
-            before = f;
-        if (f) break;
-        if (l->gone) status = link_gone(t, process, l->gone, e);
-        else if (late)
-            status = from == HOST ? transport_late(t, process_label(w, process).text, e)
-                                  : transport_late_rank(t, from, e);
-        if (status != 0) break;
-        late = world_await(w, deadline) != 0;
-    }
-    if (status == 0) {
-        if (before) before->next = f->next;
-        else l->oldest = f->next;
-        if (l->newest == f) l->newest = before;
-    }
-    pthread_mutex_unlock(&w->mutex);
-    if (status != 0) return NULL;
-    size_t rest = frame_bytes(bytes - at);
+    net_frame* f = NULL;
+    const char* why = NULL;
+    int status = net_take(&w->net, process, from, t->rank, world_deadline(w, 1), &f, &why);
+    if (status == NET_ABORTED) world_aborted(w, e);
+    if (status == NET_GONE) link_gone(t, process, why, e);
+    if (status == NET_LATE && from == HOST) transport_late(t, process_label(w, process).text, e);
+    if (status == NET_LATE && from != HOST) transport_late_rank(t, from, e);
+    if (status != NET_OK) return NULL;
+    size_t rest = net_frame_bytes(bytes - at);
     if (f->kind == kind && f->operation == t->operation && f->message == bytes && f->bytes == rest) return f;
     char whom[32];
     snprintf(whom, sizeof whom, from == HOST ? "process %d" : "rank %d", from == HOST ? process : from);
@@ -1566,8 +1385,8 @@ static Frame* link_take(Transport* t, int process, int from, int kind, size_t by
 }
 
 static int link_receive(Transport* t, int process, int from, int kind, void* out, size_t bytes, Error* e) {
-    for (size_t at = 0; at == 0 || at < bytes; at += FRAME_BYTES) {
-        Frame* f = link_take(t, process, from, kind, bytes, at, e);
+    for (size_t at = 0; at == 0 || at < bytes; at += NET_FRAME_BYTES) {
+        net_frame* f = link_take(t, process, from, kind, bytes, at, e);
         if (!f) return -1;
         memcpy((char*)out + at, f->data, f->bytes);
         free(f);
@@ -1659,7 +1478,7 @@ static int world_all_reduce(Transport* t, double* values, int count, Error* e) {
 static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
-    int64_t most = FRAME_BYTES / (int64_t)sizeof(real);
+    int64_t most = NET_FRAME_BYTES / (int64_t)sizeof(real);
     transport_begin(t, "a reduce-scatter");
     if (t->world == 1) return 0;
     for (int i = w->world; i < t->world; i++) {
@@ -1668,7 +1487,7 @@ static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error
             return -1;
     }
     const real** parts = (const real**)malloc((size_t)t->world * sizeof *parts);
-    Frame** frames = (Frame**)calloc((size_t)t->world, sizeof *frames);
+    net_frame** frames = (net_frame**)calloc((size_t)t->world, sizeof *frames);
     int status =
         parts && frames ? thread_share(t, buffer, e) : fail(e, "out of memory for %d ranks", t->world);
     for (int64_t at = 0; status == 0 && (at == 0 || at < slice); at += most) {
@@ -1713,458 +1532,22 @@ static int world_barrier(Transport* t, Error* e) {
     return thread_barrier(t, e);
 }
 
-// Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds
-// a connection closed has heard why before, on that same connection.
-static void links_tell(ThreadWorld* w) {
-    pthread_mutex_lock(&w->mutex);
-    Error reason = w->reason;
-    int told = w->told;
-    w->told = 1;
-    pthread_mutex_unlock(&w->mutex);
-    for (int process = 0; !told && w->links && process < w->processes; process++) {
-        Link* l = &w->links[process];
-        struct timespec soon;
-        Frame f;
-        clock_gettime(CLOCK_REALTIME, &soon);
-        soon.tv_sec += 1;
-        if (l->fd < 0 || pthread_mutex_timedlock(&l->sending, &soon) != 0) continue;
-        memset(&f, 0, sizeof f);
-        f.kind = FRAME_ABORT, f.from = f.to = HOST, f.message = f.bytes = strlen(reason.text);
-        (void)link_frame_write(l, &f, reason.text, now_ms() + 1000,
-            1);   // one that cannot be told will see the connection close
-        pthread_mutex_unlock(&l->sending);
-    }
-}
-
 // Stops all ranks of all processes; the first reason counts.
 static void world_abort(Transport* t, const Error* reason) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     pthread_mutex_lock(&w->mutex);
-    world_stop(w, reason);
+    if (!w->aborted) w->aborted = 1, w->reason = *reason;
+    pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->mutex);
-    links_tell(w);
-}
-
-// --- how processes meet ---
-
-// What a process says on a new connection. The same machine word order on both sides is part of the magic.
-typedef struct {
-    uint64_t magic, cookie;   // cookie: 0 to process 0, to the others what process 0 gave out
-    uint32_t process, processes, port, crc;
-    char machine[96];
-} Hello;
-// What process 0 answers when all are there, or why it does not go on; `processes` Places follow.
-typedef struct {
-    uint64_t magic, cookie;
-    uint32_t processes, crc;   // crc: of this and the places
-    char refusal[512];
-} Welcome;
-typedef struct {
-    char address[64], machine[96];   // address empty: on the machine of process 0
-    uint32_t port, unused;
-} Place;
-#define HELLO_MAGIC 0x3148505332545047ull     // "GPT2SPH1"
-#define WELCOME_MAGIC 0x3157505332545047ull   // "GPT2SPW1"
-
-typedef struct {
-    char host[256], port[8];
-} Address;
-
-// "host:port", "[v6 address]:port".
-static int address_parse(Address* a, const char* text, Error* e) {
-    const char* colon = strrchr(text, ':');
-    size_t n = colon ? (size_t)(colon - text) : 0;
-    int bracket = n > 2 && text[0] == '[' && text[n - 1] == ']';
-    char* end = NULL;
-    long port = colon ? strtol(colon + 1, &end, 10) : 0;
-    if (!colon || n == 0 || n >= sizeof a->host || !isdigit((unsigned char)colon[1]) || *end || port < 1 ||
-        port > 65535 || (!bracket && memchr(text, ':', n)))
-        return fail(e, "--master %.300s: expected HOST:PORT", text);
-    snprintf(a->host, sizeof a->host, "%.*s", (int)(bracket ? n - 2 : n), text + bracket);
-    snprintf(a->port, sizeof a->port, "%ld", port);
-    return 0;
-}
-
-static int host_is_loopback(const char* host) {
-    return strcmp(host, "localhost") == 0 || strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
-}
-
-static void socket_options(int fd) {
-    int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-}
-
-// Listens at host:port ("": any address of this machine; port "0": any port). The socket, or -1.
-static int socket_listen(const char* host, const char* port, Error* e) {
-    struct addrinfo hints, *found = NULL, *a;
-    memset(&hints, 0, sizeof hints);
-    hints.ai_family = host[0] ? AF_UNSPEC : AF_INET6, hints.ai_socktype = SOCK_STREAM;
-    hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-    int fd = -1, code = 0, on = 1, off = 0;
-    for (int family = 0; fd < 0 && family < (host[0] ? 1 : 2);
-         family++) {   // any: IPv6 and IPv4 in one, or IPv4 alone
-        if (family == 1) hints.ai_family = AF_INET;
-        if (getaddrinfo(host[0] ? host : NULL, port, &hints, &found) != 0) continue;
-        for (a = found; fd < 0 && a; a = a->ai_next) {
-            fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-            if (fd < 0) continue;
-            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-            if (a->ai_family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-            if (bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, 1024) == 0) break;
-            code = errno;
-            close(fd);
-            fd = -1;
-        }
-        freeaddrinfo(found);
-        if (code == EADDRINUSE) break;
-    }
-    if (fd < 0)
-        fail(e, "cannot listen at %.200s:%s: %s", host[0] ? host : "*", port,
-            code ? strerror(code) : "no such address");
-    return fd;
-}
-
-// The numeric address of a socket's own or other end.
-static void socket_name(int fd, int other, char* host, size_t host_size, char* port, size_t port_size) {
-    struct sockaddr_storage name;
-    socklen_t size = sizeof name;
-    host[0] = port[0] = 0;
-    int code = other ? getpeername(fd, (struct sockaddr*)&name, &size)
-                     : getsockname(fd, (struct sockaddr*)&name, &size);
-    if (code != 0) return;
-    getnameinfo((struct sockaddr*)&name, size, host, (socklen_t)host_size, port, (socklen_t)port_size,
-        NI_NUMERICHOST | NI_NUMERICSERV);
-    if (strncmp(host, "::ffff:", 7) == 0 && strchr(host, '.'))
-        memmove(host, host + 7, strlen(host + 7) + 1);   // IPv4 after all
-}
-
-// One attempt to connect, for at most a few seconds. The socket, or -1 and why.
-static int socket_connect(const char* host, const char* port, const char** why) {
-    struct addrinfo hints, *found = NULL;
-    memset(&hints, 0, sizeof hints);
-    hints.ai_family = AF_UNSPEC, hints.ai_socktype = SOCK_STREAM, hints.ai_flags = AI_NUMERICSERV;
-    int code = getaddrinfo(host, port, &hints, &found), fd = -1;
-    *why = gai_strerror(code);
-    if (code != 0) return -1;
-    for (struct addrinfo* a = found; fd < 0 && a; a = a->ai_next) {
-        fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0) continue;
-        int error = 0;
-        socklen_t size = sizeof error;
-        struct pollfd wait = {fd, POLLOUT, 0};
-        if (connect(fd, a->ai_addr, a->ai_addrlen) != 0) error = errno;
-        if (error == EINPROGRESS) {
-            if (poll(&wait, 1, 3000) != 1) error = ETIMEDOUT;
-            else getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
-        }
-        char one[128], two[128], port_one[16], port_two[16];
-        socket_name(fd, 0, one, sizeof one, port_one, sizeof port_one);
-        socket_name(fd, 1, two, sizeof two, port_two, sizeof port_two);
-        // where nobody listens yet, a port of this machine may be connected to itself
-        if (error == 0 && strcmp(one, two) == 0 && strcmp(port_one, port_two) == 0) error = ECONNREFUSED;
-        *why = strerror(error);
-        if (error == 0) {
-            fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
-            break;
-        }
-        close(fd);
-        fd = -1;
-    }
-    freeaddrinfo(found);
-    return fd;
-}
-
-// Reads exactly `bytes` before the deadline (0: none): 0 or -1.
-static int socket_read_until(int fd, void* out, size_t bytes, double deadline) {
-    for (size_t done = 0; done < bytes;) {
-        struct pollfd ready = {fd, POLLIN, 0};
-        if (stop_signal || (deadline > 0 && now_ms() > deadline)) return -1;
-        if (poll(&ready, 1, 100) <= 0) continue;
-        ssize_t n = recv(fd, (char*)out + done, bytes - done, MSG_DONTWAIT);
-        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return -1;
-        if (n > 0) done += (size_t)n;
-    }
-    return 0;
-}
-
-static int socket_send(
-    int fd, const void* data, size_t bytes) {   // small things, on connections without traffic
-    return send(fd, data, bytes, MSG_NOSIGNAL) == (ssize_t)bytes ? 0 : -1;
-}
-
-static uint32_t hello_crc(Hello h) {
-    h.crc = 0;
-    return (uint32_t)crc32(0, (const unsigned char*)&h, sizeof h);
-}
-static uint32_t welcome_crc(Welcome m, const Place* places, int count) {
-    m.crc = 0;
-    uLong crc = crc32(0, (const unsigned char*)&m, sizeof m);
-    return (uint32_t)crc32(crc, (const unsigned char*)places, (unsigned)((size_t)count * sizeof *places));
-}
-
-static Hello hello_make(const ThreadWorld* w, uint64_t cookie, int port) {
-    Hello h;
-    memset(&h, 0, sizeof h);
-    h.magic = HELLO_MAGIC, h.cookie = cookie, h.port = (uint32_t)port;
-    h.process = (uint32_t)w->process, h.processes = (uint32_t)w->processes;
-    FILE* boot = fopen("/proc/sys/kernel/random/boot_id", "r");   // machines may share a name
-    char name[48] = "", id[40] = "";
-    if (boot && !fgets(id, sizeof id, boot)) id[0] = 0;
-    if (boot) fclose(boot);
-    gethostname(name, sizeof name - 1);
-    snprintf(h.machine, sizeof h.machine, "%.47s %.36s", name, id);
-    h.crc = hello_crc(h);
-    return h;
-}
-
-// A connection that has not said yet who it is.
-typedef struct {
-    int fd;
-    size_t fill;
-    double until;
-    Hello hello;
-} Caller;
-
-static void welcome_refuse(int fd, const char* reason) {
-    Welcome m;
-    memset(&m, 0, sizeof m);
-    m.magic = WELCOME_MAGIC;
-    snprintf(m.refusal, sizeof m.refusal, "%.500s", reason);
-    m.crc = welcome_crc(m, NULL, 0);
-    (void)socket_send(fd, &m, sizeof m);
-}
-
-// A whole hello has come: 1 and the link is made, 0: it is none of ours, -1: the processes do not fit
-// together.
-static int caller_admit(ThreadWorld* w, Caller* c, int first, uint64_t cookie, Hello* hellos, Error* e) {
-    const Hello* h = &c->hello;
-    if (h->magic != HELLO_MAGIC || h->crc != hello_crc(*h) || h->cookie != cookie) return 0;
-    if ((int)h->processes != w->processes)
-        return fail(e, "process %u was started with --world %u, process %d with --world %d", h->process,
-            h->processes, w->process, w->processes);
-    if ((int)h->process < first || (int)h->process >= w->processes)
-        return fail(e, "another process was started with --rank %u; there are %d, one each of 0 to %d",
-            h->process, w->processes, w->processes - 1);
-    if (w->links[h->process].fd >= 0) return fail(e, "two processes were started with --rank %u", h->process);
-    w->links[h->process].fd = c->fd;
-    hellos[h->process] = *h;
-    hellos[h->process].machine[sizeof h->machine - 1] = 0;
-    return 1;
-}
-
-// Accepts connections until every process from `first` on is linked; one that leaves again ends it.
-static int links_accept(
-    ThreadWorld* w, int listener, int first, uint64_t cookie, double deadline, Hello* hellos, Error* e) {
-    enum { CALLERS = 256 };
-    Caller* callers = (Caller*)calloc(CALLERS, sizeof *callers);
-    struct pollfd* ready = (struct pollfd*)calloc(CALLERS + 1 + (size_t)w->processes, sizeof *ready);
-    int count = 0, missing = w->processes - first, status = callers && ready ? 0 : fail(e, "out of memory");
-    while (status == 0 && missing > 0) {
-        ready[0].fd = listener, ready[0].events = POLLIN;
-        for (int i = 0; i < count; i++)
-            ready[i + 1].fd = callers[i].fd, ready[i + 1].events = POLLIN, ready[i + 1].revents = 0;
-        struct pollfd* linked = ready + 1 + count;
-        for (int i = 0; i < w->processes; i++)
-            linked[i].fd = w->links[i].fd, linked[i].events = POLLRDHUP, linked[i].revents = 0;
-        poll(ready, (nfds_t)(count + 1 + w->processes), 100);
-        for (int i = 0; status == 0 && i < w->processes; i++)
-            if (linked[i].revents)
-                status = fail(e, "process %d: process %d is gone (connection closed) before all had met",
-                    w->process, i);
-        for (int i = count - 1; status == 0 && i >= 0;
-             i--) {   // from the last, so that removing one moves only those seen
-            Caller* c = &callers[i];
-            ssize_t n = 0;
-            int verdict = now_ms() > c->until ? 0 : 2;   // 2: not all of it has come
-            if (ready[i + 1].revents) {
-                n = recv(c->fd, (char*)&c->hello + c->fill, sizeof c->hello - c->fill, MSG_DONTWAIT);
-                if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) verdict = 0;
-                if (n > 0) c->fill += (size_t)n;
-                if (c->fill >= sizeof c->hello.magic && c->hello.magic != HELLO_MAGIC) verdict = 0;
-                if (c->fill == sizeof c->hello) verdict = caller_admit(w, c, first, cookie, hellos, e);
-            }
-            if (verdict == 2) continue;
-            if (verdict < 0) status = -1, welcome_refuse(c->fd, e->text);
-            if (verdict == 1) missing--, socket_options(c->fd);
-            else close(c->fd);
-            *c = callers[--count];
-        }
-        if (status == 0 && (ready[0].revents & POLLIN) && count < CALLERS) {
-            int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-            if (fd >= 0)
-                callers[count].fd = fd, callers[count].fill = 0, callers[count++].until = now_ms() + 5000;
-        }
-        int absent = first;
-        while (absent < w->processes && w->links[absent].fd >= 0) absent++;
-        if (status == 0 && missing > 0 && stop_signal)
-            status =
-                fail(e, "process %d: stopped by a signal while it waited for process %d", w->process, absent);
-        if (status == 0 && missing > 0 && deadline > 0 && now_ms() > deadline)
-            status = fail(e, "process %d: waited %g s for process %d of %d to connect", w->process,
-                w->timeout / 1e3, absent, w->processes);
-    }
-    for (int i = 0; i < count; i++) close(callers[i].fd);
-    free(callers);
-    free(ready);
-    return status;
-}
-
-// Process 0: waits for all, then tells each where the others are.
-static int links_host(ThreadWorld* w, const Address* master, double deadline, Place* places, Error* e) {
-    Hello* hellos = (Hello*)calloc((size_t)w->processes, sizeof *hellos);
-    int listener = hellos ? socket_listen(host_is_loopback(master->host) ? master->host : "", master->port, e)
-                          : fail(e, "out of memory");
-    if (listener < 0) {
-        free(hellos);
-        return -1;
-    }
-    int status = links_accept(w, listener, 1, 0, deadline, hellos, e);
-    close(listener);
-    Welcome m;
-    memset(&m, 0, sizeof m);
-    m.magic = WELCOME_MAGIC, m.processes = (uint32_t)w->processes;
-    m.cookie = random_bits((uint64_t)time(NULL), (uint64_t)getpid(), (uint64_t)(now_ms() * 1e6)) | 1;
-    hellos[0] = hello_make(w, 0, 0);
-    for (int i = 0; status == 0 && i < w->processes; i++) {
-        char port[16];
-        if (i > 0)
-            socket_name(w->links[i].fd, 1, places[i].address, sizeof places[i].address, port, sizeof port);
-        if (host_is_loopback(places[i].address)) places[i].address[0] = 0;
-        places[i].port = hellos[i].port;
-        memcpy(places[i].machine, hellos[i].machine, sizeof places[i].machine);
-    }
-    m.crc = welcome_crc(m, places, w->processes);
-    for (int i = 1; i < w->processes; i++) {
-        if (status != 0 && w->links[i].fd >= 0) welcome_refuse(w->links[i].fd, e->text);
-        if (status == 0 &&
-            (socket_send(w->links[i].fd, &m, sizeof m) != 0 ||
-                socket_send(w->links[i].fd, places, (size_t)w->processes * sizeof *places) != 0))
-            status = fail(e, "process %d is gone (connection closed) before all had met", i);
-    }
-    free(hellos);
-    return status;
-}
-
-// The others: to process 0 first, then to those with lower numbers, then wait for those with higher ones.
-static int links_join(
-    ThreadWorld* w, const Address* master, const char* text, double deadline, Place* places, Error* e) {
-    const char* why = "";
-    char host[128], port[16], from[128];
-    int fd = -1;
-    while (fd < 0) {
-        fd = socket_connect(master->host, master->port, &why);
-        if (fd >= 0) break;
-        if (stop_signal)
-            return fail(e, "process %d: stopped by a signal while it looked for process 0", w->process);
-        if (deadline > 0 && now_ms() > deadline)
-            return fail(e, "process %d: waited %g s for process 0 at %.300s (%s)", w->process,
-                w->timeout / 1e3, text, why);
-        struct timespec pause = {0, 100000000};
-        nanosleep(&pause, NULL);
-    }
-    w->links[0].fd = fd;
-    socket_options(fd);
-    socket_name(fd, 0, from, sizeof from, port, sizeof port);
-    int listener =
-        socket_listen(host_is_loopback(from) && !host_is_loopback(master->host) ? "" : from, "0", e);
-    if (listener < 0) return -1;
-    socket_name(listener, 0, host, sizeof host, port, sizeof port);
-    Hello h = hello_make(w, 0, atoi(port));
-    Hello* hellos = (Hello*)calloc((size_t)w->processes, sizeof *hellos);
-    Welcome m;
-    int status = hellos ? 0 : fail(e, "out of memory");
-    if (status == 0 &&
-        (socket_send(fd, &h, sizeof h) != 0 || socket_read_until(fd, &m, sizeof m, deadline) != 0))
-        status = stop_signal
-            ? fail(e, "process %d: stopped by a signal while it waited for the others", w->process)
-            : deadline > 0 && now_ms() > deadline
-            ? fail(e, "process %d: waited %g s at %.300s for all processes to meet", w->process,
-                  w->timeout / 1e3, text)
-            : fail(e, "process %d: process 0 at %.300s is gone (connection closed) before all had met",
-                  w->process, text);
-    if (status == 0 && m.magic != WELCOME_MAGIC)
-        status = fail(e, "--master %.300s: what answers there is no process 0", text);
-    if (status == 0 && m.refusal[0]) {
-        m.refusal[sizeof m.refusal - 1] = 0;
-        status = fail(e, "process 0: %s", m.refusal);
-    }
-    if (status == 0 &&
-        ((int)m.processes != w->processes ||
-            socket_read_until(fd, places, (size_t)w->processes * sizeof *places, deadline) != 0 ||
-            m.crc != welcome_crc(m, places, w->processes)))
-        status = fail(
-            e, "--master %.300s: what answers there is no process 0 of %d processes", text, w->processes);
-    char zero[128];
-    socket_name(fd, 1, zero, sizeof zero, port, sizeof port);
-    h = hello_make(w, m.cookie, 0);
-    for (int i = 1; status == 0 && i < w->process; i++) {
-        snprintf(port, sizeof port, "%u", places[i].port);
-        places[i].address[sizeof places[i].address - 1] = 0;
-        const char* where = places[i].address[0] ? places[i].address : zero;
-        w->links[i].fd = socket_connect(where, port, &why);
-        if (w->links[i].fd < 0 || socket_send(w->links[i].fd, &h, sizeof h) != 0)
-            status = fail(
-                e, "process %d: cannot connect to process %d at %s:%s (%s)", w->process, i, where, port, why);
-        else socket_options(w->links[i].fd);
-    }
-    if (status == 0) status = links_accept(w, listener, w->process + 1, m.cookie, deadline, hellos, e);
-    close(listener);
-    free(hellos);
-    return status;
-}
-
-static void links_close(ThreadWorld* w) {
-    struct timespec pause = {0, 5000000};
-    Error ignored;
-    if (w->links && world_aborted(w, &ignored) != 0) links_tell(w);
-    for (int i = 0; w->links && i < w->processes; i++)
-        if (w->links[i].fd >= 0) shutdown(w->links[i].fd, SHUT_WR);
-    double until = now_ms() + (w->links && world_aborted(w, &ignored) != 0 ? 2000 : 5000);
-    for (int i = 0; w->links && i < w->processes; i++) {
-        Link* l = &w->links[i];
-        for (int gone = 0; l->reading && !gone &&
-             now_ms() < until;) {   // closing with bytes unread could take back bytes sent
-            pthread_mutex_lock(&w->mutex);
-            gone = l->gone != NULL;
-            pthread_mutex_unlock(&w->mutex);
-            if (!gone) nanosleep(&pause, NULL);
-        }
-        if (l->fd >= 0) shutdown(l->fd, SHUT_RDWR);
-        if (l->reading) pthread_join(l->thread, NULL);
-        if (l->fd >= 0) close(l->fd);
-        for (Frame* f = l->oldest; f; f = l->oldest) l->oldest = f->next, free(f);
-        pthread_mutex_destroy(&l->sending);
-    }
-    free(w->links);
-    w->links = NULL;
+    net_tell(&w->net);
 }
 
 // Joins this process to the others of the run.
 static int links_open(ThreadWorld* w, int process, int processes, const char* master, Error* e) {
-    Address address;
-    if (address_parse(&address, master, e) != 0) return -1;
-    w->process = process, w->processes = processes, w->local_processes = 0;
-    w->links = (Link*)calloc((size_t)processes, sizeof *w->links);
-    Place* places = (Place*)calloc((size_t)processes, sizeof *places);
-    int status = w->links && places ? 0 : fail(e, "out of memory for %d processes", processes);
-    for (int i = 0; w->links && i < processes; i++)
-        w->links[i].fd = -1, w->links[i].world = w, pthread_mutex_init(&w->links[i].sending, NULL);
-    double deadline = world_deadline(w, 1);
-    if (status == 0)
-        status = process == 0 ? links_host(w, &address, deadline, places, e)
-                              : links_join(w, &address, master, deadline, places, e);
-    for (int i = 0; status == 0 && i < processes; i++) {
-        if (i == process) w->local_process = w->local_processes;
-        w->local_processes +=
-            strncmp(places[i].machine, places[process].machine, sizeof places[i].machine) == 0;
-    }
-    for (int i = 0; status == 0 && i < processes; i++) {
-        if (i == process) continue;
-        w->links[i].reading = pthread_create(&w->links[i].thread, NULL, link_thread, &w->links[i]) == 0;
-        if (!w->links[i].reading) status = fail(e, "cannot start a thread for the link to process %d", i);
-    }
-    free(places);
+    int status =
+        net_open(&w->net, process, processes, master, w->timeout, &stop_signal, e->text, sizeof e->text);
+    w->process = process, w->processes = processes;
+    w->local_process = w->net.local_process, w->local_processes = w->net.local_processes;
     return status;
 }
 
@@ -2256,6 +1639,7 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->changed, &clock);
     pthread_condattr_destroy(&clock);
+    net_init(&w->net, &w->mutex, &w->changed, &w->aborted, w->reason.text);
     w->open = 1;
     return 0;
 }
@@ -2269,7 +1653,7 @@ static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
 }
 static void thread_world_free(ThreadWorld* w) {
     if (!w->open) return;
-    links_close(w);
+    net_close(&w->net);
     pthread_mutex_destroy(&w->mutex);
     pthread_cond_destroy(&w->changed);
     free(w->boxes);
@@ -6831,68 +6215,28 @@ static int train_loop(gpt2_sp* g, FILE* log) {
     return 0;
 }
 
-// How launchers tell a process its place among the others: torchrun, mpirun of Open MPI and of MPICH, srun.
-// Those of mpirun come before Slurm's: it may itself use srun, whose numbers its processes then see too.
-// clang-format off
-static const struct {
-    const char *rank, *world;
-    const char *local_world;   // processes on this machine: if that is all, the master may be missing
-    // must be set too: a batch script has Slurm's numbers, but is no task of a step
-    const char *mark;
-} LAUNCHERS[] = {
-    {"RANK",                 "WORLD_SIZE",           "LOCAL_WORLD_SIZE",           "MASTER_ADDR"},
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
-    {"PMI_RANK",             "PMI_SIZE",             "MPI_LOCALNRANKS",            "PMI_RANK"},
-    {"SLURM_PROCID",         "SLURM_NTASKS",         "",                           "SLURM_STEP_NODELIST"},
-};
-// clang-format on
-
-// The first machine of "node[03-07,9],other" or of a plain list.
-static void nodelist_first(const char* list, char* out, size_t size) {
-    size_t prefix = strcspn(list, "[,"), first = list[prefix] == '[' ? strcspn(list + prefix + 1, "-,]") : 0;
-    snprintf(out, size, "%.*s%.*s", (int)min_i64((int64_t)prefix, 200), list,
-        (int)min_i64((int64_t)first, 40), list + prefix + (first > 0));
-}
-
 // --rank and --world from the environment, where the command line has neither, and --master, where it has
 // none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
-    char host[256] = "", text[300];
-    int launcher = 0, count = (int)(sizeof LAUNCHERS / sizeof LAUNCHERS[0]);
-    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT"),
-               *nodes = getenv("SLURM_STEP_NODELIST"), *job = getenv("SLURM_JOB_ID"),
-               *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    char master[300];
     if (o->world > 0 || o->rank > 0) return 0;
-    while (launcher < count &&
-        !(getenv(LAUNCHERS[launcher].rank) && getenv(LAUNCHERS[launcher].world) &&
-            (getenv(LAUNCHERS[launcher].mark) || (launcher == 0 && o->master[0]))))
-        launcher++;
-    if (launcher == count && o->master[0])
+    const net_launcher* launcher = net_launched(o->master[0] != 0);
+    if (!launcher && o->master[0])
         return fail(e,
             "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
             o->master);
-    if (launcher == count) return 0;
-    if (option_set(o, option_find("rank"), getenv(LAUNCHERS[launcher].rank), e) != 0 ||
-        option_set(o, option_find("world"), getenv(LAUNCHERS[launcher].world), e) != 0) {
+    if (!launcher) return 0;
+    const char *rank = getenv(launcher->rank), *world = getenv(launcher->world);
+    if (option_set(o, option_find("rank"), rank, e) != 0 ||
+        option_set(o, option_find("world"), world, e) != 0) {
         Error why = *e;
-        return fail(e, "%s=%.40s, %s=%.40s: %.800s", LAUNCHERS[launcher].rank,
-            getenv(LAUNCHERS[launcher].rank), LAUNCHERS[launcher].world, getenv(LAUNCHERS[launcher].world),
-            why.text);
+        return fail(e, "%s=%.40s, %s=%.40s: %.800s", launcher->rank, rank, launcher->world, world, why.text);
     }
     if (o->world < 2 || o->master[0]) return 0;
-    const char* local = getenv(LAUNCHERS[launcher].local_world);
-    if (address) snprintf(host, sizeof host, "%.255s", address);
-    else if (nodes) nodelist_first(nodes, host, sizeof host);
-    else if (local && strtoll(local, NULL, 10) == o->world) snprintf(host, sizeof host, "127.0.0.1");
-    else
-        return fail(e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", LAUNCHERS[launcher].world,
-            (long long)o->world);
-    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need
-    // two ports.
-    long long number = port ? strtoll(port, NULL, 10) : job ? 15000 + strtoll(job, NULL, 10) % 15000 : 29400;
-    number += port && store && strcmp(store, "True") == 0;
-    snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, number);
-    return option_set(o, option_find("master"), text, e);
+    if (net_launched_master(launcher, o->world, master, sizeof master) != 0)
+        return fail(
+            e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", launcher->world, (long long)o->world);
+    return option_set(o, option_find("master"), master, e);
 }
 
 // Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
@@ -6912,9 +6256,9 @@ static void* watch_thread(void* argument) {
     while (!watch->done) {
         world_await(w, now_ms() + 200);
         if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
-            for (int i = 0; w->links && i < w->processes && why.text[0] == 0; i++)
-                if (w->links[i].gone)
-                    fail(&why, "%s is gone (%s)", process_label(w, i).text, w->links[i].gone);
+            for (int i = 0; i < w->processes && why.text[0] == 0; i++)
+                if (net_gone(&w->net, i))
+                    fail(&why, "%s is gone (%s)", process_label(w, i).text, net_gone(&w->net, i));
         if (since == 0 && why.text[0]) since = now_ms();
         if (since == 0 || now_ms() - since < patience || watch->done) continue;
         fprintf(stderr, "%s train: %s; a rank of %s does not come back from step %lld\n", program_name,
