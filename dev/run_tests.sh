@@ -182,9 +182,15 @@ part_fuzz() {
     finish
 }
 
+# README.md and the files beside it show what the program's commands print.
+part_readme() {
+    check "the commands of the documents" sh dev/check_readme.sh
+    finish
+}
+
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz}
+parts=${*:-asan tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz readme}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
