@@ -2944,23 +2944,23 @@ static int rank_collectives(Rank* r, gpt2_sp* g) {
     for (int round = 0; round < 20; round++) {
         double values[4];
         for (int i = 0; i < 4; i++) values[i] = t->rank * 10 + i + round;
-        if (t->all_reduce(t, values, 4, &r->error) != 0) return -1;
+        if (t->all_reduce(t, &r->all, values, 4, &r->error) != 0) return -1;
         for (int i = 0; i < 4; i++) wrong += values[i] != 150 + 6 * (i + round);
         for (int64_t i = 0; i < n; i++) buffer[i] = (real)(i * (t->rank + 1) % 64 + round);
-        if (t->reduce_scatter(t, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
+        if (t->reduce_scatter(t, &r->all, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
         for (int64_t i = t->rank * TRANSPORT_SLICE; i < (t->rank + 1) * TRANSPORT_SLICE; i++) {
             real sum = 0;
             for (int w = 0; w < TRANSPORT_WORLD; w++) sum += (real)(i * (w + 1) % 64 + round);
             wrong += buffer[i] != sum;
         }
         for (int64_t i = 0; i < n; i++) buffer[i] = i / TRANSPORT_SLICE == t->rank ? (real)(i + round) : -1;
-        if (t->all_gather(t, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
+        if (t->all_gather(t, &r->all, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
         for (int64_t i = 0; i < n; i++) wrong += buffer[i] != (real)(i + round);
         int32_t shown[TRANSPORT_WORLD] = {0};
         shown[t->rank] = t->rank * 100 + round;
-        if (t->share(t, shown, sizeof shown[0], &r->error) != 0) return -1;
+        if (t->share(t, &r->all, shown, sizeof shown[0], &r->error) != 0) return -1;
         for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += shown[w] != w * 100 + round;
-        if (t->barrier(t, &r->error) != 0) return -1;
+        if (t->barrier(t, &r->all, &r->error) != 0) return -1;
     }
     transport_wrong[t->rank] = wrong;
     return 0;
@@ -3016,9 +3016,9 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     }
     if (t->rank == 2) return fail(&r->error, "rank 2 has had enough (case %d)", transport_case);
     switch (transport_case) {
-    case 0: return t->barrier(t, &r->error);
-    case 1: return t->all_reduce(t, &value, 1, &r->error);
-    case 2: return t->all_gather(t, buffer, 1, &r->error);
+    case 0: return t->barrier(t, &r->all, &r->error);
+    case 1: return t->all_reduce(t, &r->all, &value, 1, &r->error);
+    case 2: return t->all_gather(t, &r->all, buffer, 1, &r->error);
     case 3:
         return t->post(t, NULL, 0, &r->error) != 0
             ? -1
@@ -3027,7 +3027,7 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     default:
         if (t->post(t, &piece, 1, &r->error) != 0 || t->wait(t, &piece, 1, NULL, 0, &r->error) != 0)
             return -1;
-        return t->barrier(t, &r->error);
+        return t->barrier(t, &r->all, &r->error);
     }
 }
 

@@ -1102,6 +1102,55 @@ static Batch* loader_take(Loader* l, Error* e) {
 // have come apart are told from ranks that are late. A rank that fails aborts the world: all waits of all
 // ranks of all processes end, with its error.
 
+//
+// Every rank has a place in the mesh, and every collective takes a group: ranks that differ in some of the
+// mesh's indices only. World ranks count places, sp the fastest. At dp = 2, sp = 3:
+//
+//              sp 0  sp 1  sp 2
+//     dp 0      0     1     2        rank 4's sequence: 3, 4, 5; its replicas: 1, 4; all: 0 to 5
+//     dp 1      3     4     5
+
+typedef struct {
+    int dp, sp;
+} Place;
+static int place_rank(Place mesh, Place p) { return p.dp * mesh.sp + p.sp; }
+static Place place_of(Place mesh, int rank) {
+    Place p = {rank / mesh.sp, rank % mesh.sp};
+    return p;
+}
+
+// Ranks that do something together, in the order of their places.
+enum { OVER_DP = 1, OVER_SP = 2, OVER_ALL = OVER_DP | OVER_SP, OVERS };
+typedef struct {
+    int over;   // the indices in which its ranks differ
+    int size;
+    int index;      // this rank's number in it
+    Place mesh;     // ranks along each index of the mesh
+    Place first;    // of its rank number 0
+    Place counts;   // ranks along each index of the group
+} Group;
+static Group group_of(Place mesh, int rank, int over) {
+    Place own = place_of(mesh, rank);
+    Group g = {over, 1, 0, mesh, own, {1, 1}};
+    if (over & OVER_DP) g.first.dp = 0, g.counts.dp = mesh.dp;
+    if (over & OVER_SP) g.first.sp = 0, g.counts.sp = mesh.sp;
+    g.size = g.counts.dp * g.counts.sp;
+    g.index = (own.dp - g.first.dp) * g.counts.sp + own.sp - g.first.sp;
+    return g;
+}
+// The world rank of number i of a group, counted around.
+static int group_rank(const Group* g, int i) {
+    i %= g->size;
+    Place p = {g->first.dp + i / g->counts.sp, g->first.sp + i % g->counts.sp};
+    return place_rank(g->mesh, p);
+}
+// The number of a world rank in a group; -1: it is not in it.
+static int group_index(const Group* g, int rank) {
+    Place p = place_of(g->mesh, rank), at = {p.dp - g->first.dp, p.sp - g->first.sp};
+    int inside = at.dp >= 0 && at.dp < g->counts.dp && at.sp >= 0 && at.sp < g->counts.sp;
+    return inside ? at.dp * g->counts.sp + at.sp : -1;
+}
+
 // One piece of contiguous memory that goes to or comes from a peer.
 typedef struct {
     int peer;
@@ -1126,15 +1175,14 @@ struct Transport {
     // Receives the group's pieces and waits until the own ones were taken.
     int (*wait)(
         Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
-    int (*all_reduce)(
-        Transport* t, double* values, int count, Error* e);   // sums, in rank order: equal on all
-    int (*reduce_scatter)(Transport* t, real* buffer, int64_t slice,
-        Error* e);   // (world * slice): own slice = sum of all ranks'
-    int (*all_gather)(
-        Transport* t, real* buffer, int64_t slice, Error* e);   // (world * slice): own slice goes to all
-    int (*share)(
-        Transport* t, void* buffer, size_t bytes, Error* e);   // (world, bytes): own part goes to all
-    int (*barrier)(Transport* t, Error* e);
+    // What all ranks of a group call together. Sums are made in the order of the group, so they are equal on all.
+    int (*all_reduce)(Transport* t, const Group* g, double* values, int count, Error* e);
+    // buffer (size of the group, slice): own slice = the sum of all ranks' of it; own slice goes to all
+    int (*reduce_scatter)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
+    int (*all_gather)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
+    // buffer (size of the group, bytes): own part goes to all
+    int (*share)(Transport* t, const Group* g, void* buffer, size_t bytes, Error* e);
+    int (*barrier)(Transport* t, const Group* g, Error* e);
     void (*abort)(Transport* t, const Error* reason);
 };
 
@@ -1145,6 +1193,12 @@ typedef struct {
     int count;
 } Mailbox;
 
+// The ranks of a group that are in this process, at a barrier.
+typedef struct {
+    int arrived;
+    uint64_t generation;   // barriers passed
+} Meeting;
+
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -1153,15 +1207,15 @@ typedef struct {
     int process, processes;               // this one, and all
     int local_process, local_processes;   // among those of this machine
     double timeout;                       // longest wait for another rank in ms; 0: for ever
-    int arrived, aborted;
-    uint64_t generation;   // barriers passed
-    uint64_t* arrivals;    // (world) barriers that each rank has come to
-    Error reason;          // of the abort
-    int64_t step;          // in hand
-    Mailbox* boxes;        // (world, world): from, to
-    void** shared;         // (world) what each rank shows the others during a collective
-    net_peers net;         // the other processes, if there are any
-    void** devices;   // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
+    int aborted;
+    Meeting* meetings;    // (OVERS, ranks of the run): of a group, by the rank number 0 of it
+    uint64_t* arrivals;   // (OVERS, world) barriers of its group that each rank has come to
+    Error reason;         // of the abort
+    int64_t step;         // in hand
+    Mailbox* boxes;       // (world, world): from, to
+    void** shared;        // (world) what each rank shows the others during a collective
+    net_peers net;        // the other processes, if there are any
+    void** devices;       // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
 
@@ -1305,32 +1359,48 @@ static int thread_wait(
     return status;
 }
 
-static int thread_barrier(Transport* t, Error* e) {
+// How many ranks of a group a process has; the world rank of the n-th of them, counted around.
+static int group_ranks_of(const ThreadWorld* w, const Group* g, int process) {
+    int count = 0;
+    for (int i = 0; i < w->world; i++) count += group_index(g, process * w->world + i) >= 0;
+    return count;
+}
+static int group_rank_of(const ThreadWorld* w, const Group* g, int process, int n) {
+    int i = process * w->world, left = n % group_ranks_of(w, g, process);
+    while (group_index(g, i) < 0 || left-- > 0) i++;
+    return i;
+}
+
+static int thread_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     double deadline = world_deadline(w, 0);
+    int here = group_ranks_of(w, g, w->process), late = 0, missing = 0;
     pthread_mutex_lock(&w->mutex);
-    uint64_t generation = w->generation;
-    int late = 0, missing = 0;
-    w->arrivals[t->rank - w->first] = generation + 1;
-    if (++w->arrived == w->world) {
-        w->arrived = 0, w->generation++;
+    Meeting* meeting = &w->meetings[(size_t)g->over * (size_t)t->world + (size_t)group_rank(g, 0)];
+    uint64_t* arrivals = &w->arrivals[g->over * w->world];
+    uint64_t generation = meeting->generation;
+    arrivals[t->rank - w->first] = generation + 1;
+    if (++meeting->arrived == here) {
+        meeting->arrived = 0, meeting->generation++;
         pthread_cond_broadcast(&w->changed);
     }
-    while (w->generation == generation && !w->aborted && !late) late = world_await(w, deadline) != 0;
+    while (meeting->generation == generation && !w->aborted && !late) late = world_await(w, deadline) != 0;
     int status = thread_aborted(w, e);
-    if (status == 0 && w->generation == generation) {
-        while (missing + 1 < w->world && w->arrivals[missing] > generation) missing++;
-        status = transport_late_rank(t, w->first + missing, e);
+    if (status == 0 && meeting->generation == generation) {
+        while (
+            missing + 1 < here && arrivals[group_rank_of(w, g, w->process, missing) - w->first] > generation)
+            missing++;
+        status = transport_late_rank(t, group_rank_of(w, g, w->process, missing), e);
     }
     pthread_mutex_unlock(&w->mutex);
     return status;
 }
 
-static int thread_share(Transport* t, void* data,
-    Error* e) {   // shows `data` to this process' ranks and waits until all show theirs
+// Shows `data` to the group's ranks of this process and waits until all show theirs.
+static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     w->shared[t->rank - w->first] = data;
-    return thread_barrier(t, e);
+    return thread_barrier(t, g, e);
 }
 
 // --- links: the ranks of other processes ---
@@ -1421,115 +1491,122 @@ static int world_wait(
     return thread_wait(t, sends, send_count, receives, receive_count, e);
 }
 
-// Own part of buffer (world, bytes) to all. The k-th rank of each process sends to the k-th ranks of the
-// others, so that a part goes to each process once; then the ranks of a process copy from each other.
-static int world_gather(Transport* t, int kind, void* buffer, size_t bytes, Error* e) {
+// Own part of buffer (size of the group, bytes) to all of the group. A part goes to each process once, to one of
+// its ranks in turn (group_rank_of); then the ranks of a process copy from each other.
+static int world_gather(Transport* t, const Group* g, int kind, void* buffer, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char* parts = (char*)buffer;
-    int place = t->rank - w->first;
-    if (t->world == 1) return 0;
+    if (g->size == 1) return 0;
     for (int i = 1; i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
-        if (link_send(
-                t, process, process * w->world + place, kind, parts + (size_t)t->rank * bytes, bytes, e) != 0)
-            return -1;
+        if (group_ranks_of(w, g, process) == 0) continue;
+        int to = group_rank_of(w, g, process, g->index);
+        if (link_send(t, process, to, kind, parts + (size_t)g->index * bytes, bytes, e) != 0) return -1;
     }
-    for (int process = 0; process < w->processes; process++) {
-        int from = process * w->world + place;
-        if (process != w->process &&
-            link_receive(t, process, from, kind, parts + (size_t)from * bytes, bytes, e) != 0)
-            return -1;
+    for (int i = 0; i < g->size; i++) {
+        int from = group_rank(g, i), process = world_process(w, from);
+        if (process == w->process || group_rank_of(w, g, w->process, i) != t->rank) continue;
+        if (link_receive(t, process, from, kind, parts + (size_t)i * bytes, bytes, e) != 0) return -1;
     }
-    if (thread_share(t, buffer, e) != 0) return -1;
-    for (int r = 0; r < t->world; r++)
-        if (r % w->world != place)
-            memcpy(
-                parts + (size_t)r * bytes, (const char*)w->shared[r % w->world] + (size_t)r * bytes, bytes);
-    return thread_barrier(t, e);
+    if (thread_share(t, g, buffer, e) != 0) return -1;
+    for (int i = 0; i < g->size; i++) {
+        int from = group_rank(g, i),
+            holder = world_local(w, from) ? from : group_rank_of(w, g, w->process, i);
+        if (holder == t->rank) continue;
+        memcpy(
+            parts + (size_t)i * bytes, (const char*)w->shared[holder - w->first] + (size_t)i * bytes, bytes);
+    }
+    return thread_barrier(t, g, e);
 }
 
-static int world_share(Transport* t, void* buffer, size_t bytes, Error* e) {
+static int world_share(Transport* t, const Group* g, void* buffer, size_t bytes, Error* e) {
     transport_begin(t, "a share");
-    return world_gather(t, FRAME_SHARE, buffer, bytes, e);
+    return world_gather(t, g, FRAME_SHARE, buffer, bytes, e);
 }
 
-static int world_all_gather(Transport* t, real* buffer, int64_t slice, Error* e) {
+static int world_all_gather(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e) {
     transport_begin(t, "an all-gather");
-    return world_gather(t, FRAME_SLICE, buffer, (size_t)slice * sizeof(real), e);
+    return world_gather(t, g, FRAME_SLICE, buffer, (size_t)slice * sizeof(real), e);
 }
 
-static int world_all_reduce(Transport* t, double* values, int count, Error* e) {
+static int world_all_reduce(Transport* t, const Group* g, double* values, int count, Error* e) {
+    size_t bytes = (size_t)count * sizeof(double);
     transport_begin(t, "an all-reduce");
-    if (t->world == 1) return 0;
-    double* all = (double*)malloc((size_t)t->world * (size_t)count * sizeof *all);
-    if (!all) return fail(e, "out of memory for %d ranks", t->world);
-    memcpy(all + (size_t)t->rank * (size_t)count, values, (size_t)count * sizeof *all);
-    int status = world_gather(t, FRAME_SLICE, all, (size_t)count * sizeof *all, e);
+    if (g->size == 1) return 0;
+    double* all = (double*)malloc((size_t)g->size * bytes);
+    if (!all) return fail(e, "out of memory for %d ranks", g->size);
+    memcpy(all + g->index * count, values, bytes);
+    int status = world_gather(t, g, FRAME_SLICE, all, bytes, e);
     for (int i = 0; status == 0 && i < count; i++) {
         values[i] = 0;
-        for (int r = 0; r < t->world; r++) values[i] += all[(size_t)r * (size_t)count + (size_t)i];
+        for (int r = 0; r < g->size; r++) values[i] += all[r * count + i];
     }
     free(all);
     return status;
 }
 
-// Every rank sends the others' slices to them and sums its own in the order of the ranks, a frame's worth at
-// a time.
-static int world_reduce_scatter(Transport* t, real* buffer, int64_t slice, Error* e) {
+// Every rank sends the others' slices to them and sums its own in the order of the group, a frame's worth at a
+// time.
+static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
     int64_t most = NET_FRAME_BYTES / (int64_t)sizeof(real);
     transport_begin(t, "a reduce-scatter");
-    if (t->world == 1) return 0;
-    for (int i = w->world; i < t->world; i++) {
-        int to = (w->first + i) % t->world;
-        if (link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + to * slice, bytes, e) != 0)
+    if (g->size == 1) return 0;
+    for (int i = 1; i < g->size; i++) {
+        int number = (g->index + i) % g->size, to = group_rank(g, number);
+        if (world_local(w, to)) continue;
+        if (link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + number * slice, bytes, e) != 0)
             return -1;
     }
-    const real** parts = (const real**)malloc((size_t)t->world * sizeof *parts);
-    net_frame** frames = (net_frame**)calloc((size_t)t->world, sizeof *frames);
+    const real** parts = (const real**)malloc((size_t)g->size * sizeof *parts);
+    net_frame** frames = (net_frame**)calloc((size_t)g->size, sizeof *frames);
     int status =
-        parts && frames ? thread_share(t, buffer, e) : fail(e, "out of memory for %d ranks", t->world);
+        parts && frames ? thread_share(t, g, buffer, e) : fail(e, "out of memory for %d ranks", g->size);
     for (int64_t at = 0; status == 0 && (at == 0 || at < slice); at += most) {
         int64_t n = min_i64(most, slice - at);
-        real* own = buffer + t->rank * slice + at;   // nobody else reads this slice of this rank
-        for (int r = 0; status == 0 && r < t->world; r++) {
+        real* own = buffer + g->index * slice + at;   // nobody else reads this slice of this rank
+        for (int i = 0; status == 0 && i < g->size; i++) {
+            int r = group_rank(g, i);
             if (world_local(w, r)) {
-                parts[r] = (const real*)w->shared[r - w->first] + t->rank * slice + at;
+                parts[i] = (const real*)w->shared[r - w->first] + g->index * slice + at;
                 continue;
             }
-            frames[r] =
+            frames[i] =
                 link_take(t, world_process(w, r), r, FRAME_SLICE, bytes, (size_t)at * sizeof(real), e);
-            if (!frames[r]) status = -1;
-            else parts[r] = (const real*)(const void*)frames[r]->data;
+            if (!frames[i]) status = -1;
+            else parts[i] = (const real*)(const void*)frames[i]->data;
         }
         for (int64_t i = 0; status == 0 && i < n; i++) {
             real sum = parts[0][i];
-            for (int r = 1; r < t->world; r++) sum += parts[r][i];
+            for (int r = 1; r < g->size; r++) sum += parts[r][i];
             own[i] = sum;
         }
-        for (int r = 0; r < t->world; r++) free(frames[r]), frames[r] = NULL;
+        for (int i = 0; i < g->size; i++) free(frames[i]), frames[i] = NULL;
     }
     free(parts);
     free(frames);
-    return status == 0 ? thread_barrier(t, e) : -1;
+    return status == 0 ? thread_barrier(t, g, e) : -1;
 }
 
-static int world_barrier(Transport* t, Error* e) {
+// The ranks of each process meet; then the first of each speaks to the first ones of the others.
+static int world_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char nothing = 0;
     transport_begin(t, "a barrier");
-    if (thread_barrier(t, e) != 0) return -1;
+    if (thread_barrier(t, g, e) != 0) return -1;
     if (w->processes < 2) return 0;
-    for (int i = 1; t->rank == w->first && i < w->processes; i++) {
-        int process = (w->process + i) % w->processes;
-        if (link_send(t, process, process * w->world, FRAME_BARRIER, &nothing, 0, e) != 0) return -1;
-    }
-    for (int i = 1; t->rank == w->first && i < w->processes; i++) {
-        int process = (w->process + i) % w->processes;
-        if (link_receive(t, process, process * w->world, FRAME_BARRIER, &nothing, 0, e) != 0) return -1;
-    }
-    return thread_barrier(t, e);
+    int speaks = group_rank_of(w, g, w->process, 0) == t->rank;
+    for (int receiving = 0; receiving < 2 && speaks; receiving++)
+        for (int i = 1; i < w->processes; i++) {
+            int process = (w->process + i) % w->processes, status;
+            if (group_ranks_of(w, g, process) == 0) continue;
+            int other = group_rank_of(w, g, process, 0);
+            if (receiving) status = link_receive(t, process, other, FRAME_BARRIER, &nothing, 0, e);
+            else status = link_send(t, process, other, FRAME_BARRIER, &nothing, 0, e);
+            if (status != 0) return -1;
+        }
+    return thread_barrier(t, g, e);
 }
 
 // Stops all ranks of all processes; the first reason counts.
@@ -1645,11 +1722,14 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
 }
 static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
     if (world_open(w, 0, e) != 0) return -1;
+    size_t here = (size_t)world, all = here * (size_t)w->processes;
     w->first = first, w->world = world;
-    w->boxes = (Mailbox*)calloc((size_t)world * (size_t)world, sizeof *w->boxes);
-    w->shared = (void**)calloc((size_t)world, sizeof *w->shared);
-    w->arrivals = (uint64_t*)calloc((size_t)world, sizeof *w->arrivals);
-    return w->boxes && w->shared && w->arrivals ? 0 : fail(e, "out of memory for %d ranks", world);
+    w->boxes = (Mailbox*)calloc(here * here, sizeof *w->boxes);
+    w->shared = (void**)calloc(here, sizeof *w->shared);
+    w->meetings = (Meeting*)calloc(OVERS * all, sizeof *w->meetings);
+    w->arrivals = (uint64_t*)calloc(OVERS * here, sizeof *w->arrivals);
+    int ready = w->boxes && w->shared && w->meetings && w->arrivals;
+    return ready ? 0 : fail(e, "out of memory for %d ranks", world);
 }
 static void thread_world_free(ThreadWorld* w) {
     if (!w->open) return;
@@ -1658,6 +1738,7 @@ static void thread_world_free(ThreadWorld* w) {
     pthread_cond_destroy(&w->changed);
     free(w->boxes);
     free(w->shared);
+    free(w->meetings);
     free(w->arrivals);
     free(w->devices);
     free(w->gpu_boxes);
@@ -2802,7 +2883,10 @@ typedef struct {
 
 // One rank: its place, its memory, its part of the step. Pointers go into its arena.
 struct Rank {
-    int world_rank, dp_rank, sp_rank;
+    int world_rank;
+    Place place;
+    // All ranks; those of its sequence; those that share the units and sum their gradients.
+    Group all, sequence, sharing;
     void* device;   // the GPU program's part
     const Mesh* mesh;
     const Layout* layout;
@@ -2847,9 +2931,6 @@ struct Rank {
     Error error;
 };
 
-// The world rank of the sp-th rank that holds a part of this rank's sequence.
-static int sequence_peer(const Rank* r, int sp) { return r->dp_rank * r->mesh->sp + sp; }
-
 static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
     int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
     return heads * rows * (item_width(item.kind) * mesh->shape.HS + item_stats(item.kind));
@@ -2859,7 +2940,7 @@ static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int
 typedef struct {
     int64_t at, begin, n;
 } Held;
-static int64_t slice_begin(const Rank* r, int u) { return r->world_rank * r->layout->units[u].slice; }
+static int64_t slice_begin(const Rank* r, int u) { return r->sharing.index * r->layout->units[u].slice; }
 static Held held(const Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
     Held whole = {unit->offset, 0, unit->elements}, slice = {unit->offset, slice_begin(r, u), unit->slice};
@@ -2925,11 +3006,11 @@ static void rank_layout(Rank* r) {
          direction++) {   // both use the same memory, one after the other
         const Schedule* table = &mesh->schedule[direction];
         a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
-        int count = table->slot_count[r->sp_rank];
+        int count = table->slot_count[r->place.sp];
         for (int i = 0; i < count; i++) {
             real* slot = arena_reals(a, MEMORY_EXCHANGE,
                 slot_elements(
-                    mesh, table, table->slot_items[(size_t)r->sp_rank * MAX_SLOTS + (size_t)i], most_rows));
+                    mesh, table, table->slot_items[(size_t)r->place.sp * MAX_SLOTS + (size_t)i], most_rows));
             if (r->slots[direction]) r->slots[direction][i] = slot;
         }
         if (a->used - exchange > largest) largest = a->used - exchange;
@@ -2956,8 +3037,11 @@ static void rank_layout(Rank* r) {
 static void rank_place(Rank* r, const Mesh* mesh, const Layout* layout, int world_rank) {
     memset(r, 0, sizeof *r);
     r->mesh = mesh, r->layout = layout, r->world_rank = world_rank, r->gathered = -1;
-    r->dp_rank = world_rank / mesh->sp, r->sp_rank = world_rank % mesh->sp;
-    r->segments = rank_segments(mesh->schedule->kind, mesh->sp, mesh->shape.T, r->sp_rank);
+    Place size = {mesh->dp, mesh->sp};
+    r->place = place_of(size, world_rank);
+    r->all = r->sharing = group_of(size, world_rank, OVER_ALL);
+    r->sequence = group_of(size, world_rank, OVER_SP);
+    r->segments = rank_segments(mesh->schedule->kind, mesh->sp, mesh->shape.T, r->place.sp);
     r->Tl = r->segments.total, r->R = mesh->shape.B * r->Tl;
 }
 
@@ -2972,7 +3056,7 @@ static Arena rank_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
 static int rank_allocate(Rank* r, Error* e) {
     Arena plan = rank_plan(r->mesh, r->layout, r->world_rank);
     for (int d = 0; d <= r->mesh->training; d++) {
-        size_t count = (size_t)r->mesh->schedule[d].slot_count[r->sp_rank];
+        size_t count = (size_t)r->mesh->schedule[d].slot_count[r->place.sp];
         r->slots[d] = (real**)calloc(count + 1, sizeof *r->slots[d]);
         if (!r->slots[d]) return fail(e, "out of memory");
     }
@@ -3685,7 +3769,7 @@ static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
 // (B, T), or NULL). A chunk needs the keys from the earliest on that any sequence needs.
 static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start, int64_t B) {
     int64_t T = r->mesh->shape.T;
-    memset(r->slot_filled, 0, (size_t)table->slot_count[r->sp_rank]);
+    memset(r->slot_filled, 0, (size_t)table->slot_count[r->place.sp]);
     memset(r->op_active, 1, (size_t)table->op_count);
     memset(r->message_active, 1, (size_t)table->message_count);
     if (!doc_start) return;
@@ -3706,25 +3790,25 @@ static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* 
         for (; message < table->message_count && table->messages[message].step == step; message++) {
             const ScheduleMessage* msg = &table->messages[message];
             if (!r->message_active[message]) continue;
-            if (msg->to == r->sp_rank)
-                x.receive_count += ops->pieces(r, run, msg->item, msg->dst, sequence_peer(r, msg->from), 0,
-                    x.receives + x.receive_count);
-            if (msg->from != r->sp_rank) continue;
+            if (msg->to == r->place.sp)
+                x.receive_count += ops->pieces(r, run, msg->item, msg->dst,
+                    group_rank(&r->sequence, msg->from), 0, x.receives + x.receive_count);
+            if (msg->from != r->place.sp) continue;
             int count = ops->pieces(
-                r, run, msg->item, msg->src, sequence_peer(r, msg->to), 1, x.sends + x.send_count);
+                r, run, msg->item, msg->src, group_rank(&r->sequence, msg->to), 1, x.sends + x.send_count);
             for (int i = 0; i < count; i++) r->bytes_sent += x.sends[x.send_count++].bytes;
         }
         if (ops->post(r, run, &x) != 0) return -1;
         for (; op < table->op_count && table->ops[op].step == step; op++) {
-            int mine = table->ops[op].rank == r->sp_rank && r->op_active[op];
+            int mine = table->ops[op].rank == r->place.sp && r->op_active[op];
             if (mine && ops->op(r, run, &table->ops[op]) != 0) return -1;
         }
         if (ops->wait(r, run, &x) != 0) return -1;
         for (int i = first; i < message; i++) {
             const ScheduleMessage* msg = &table->messages[i];
             if (!r->message_active[i] || !item_is_result(msg->item.kind)) continue;
-            if (msg->from == r->sp_rank) r->slot_filled[msg->src] = 0;
-            if (msg->to != r->sp_rank) continue;
+            if (msg->from == r->place.sp) r->slot_filled[msg->src] = 0;
+            if (msg->to != r->place.sp) continue;
             if (!msg->merge) r->slot_filled[msg->dst] = 1;
             else if (ops->merge(r, run, msg) != 0) return -1;
         }
@@ -4040,7 +4124,7 @@ static int unit_gather(Rank* r, int u) {
     real* whole = r->whole_unit[STATE_WEIGHTS];
     memcpy(whole + h.begin, r->state[STATE_WEIGHTS] + h.at, (size_t)h.n * sizeof(real));
     r->gathered = u;
-    return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error);
+    return r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error);
 }
 
 // Where ranks hold slices of a unit's gradient, it is made whole in a buffer, then summed into the slices;
@@ -4048,13 +4132,13 @@ static int unit_gather(Rank* r, int u) {
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_GRADIENTS, u) == HELD_SLICE)
-        memset(r->whole_unit[STATE_GRADIENTS], 0, (size_t)(unit->slice * r->mesh->world) * sizeof(real));
+        memset(r->whole_unit[STATE_GRADIENTS], 0, (size_t)(unit->slice * r->sharing.size) * sizeof(real));
 }
 static int unit_gradient_end(Rank* r, int u) {
     real* whole = r->whole_unit[STATE_GRADIENTS];
     Held h = held(r, STATE_GRADIENTS, u);
     if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
-    if (r->transport.reduce_scatter(&r->transport, whole, h.n, &r->error) != 0) return -1;
+    if (r->transport.reduce_scatter(&r->transport, &r->sharing, whole, h.n, &r->error) != 0) return -1;
     for (int64_t i = 0; i < h.n; i++) r->state[STATE_GRADIENTS][h.at + i] += whole[h.begin + i];
     return 0;
 }
@@ -4277,8 +4361,11 @@ static int gradients_reduce(Rank* r, double sums[2]) {
         real* whole = r->state[STATE_GRADIENTS] + unit->offset;
         int sum = holding(layout, STATE_GRADIENTS, u) == HELD_WHOLE;
         int gather = holding(layout, STATE_M, u) == HELD_WHOLE;
-        if (sum && r->transport.reduce_scatter(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
-        if (gather && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
+        if (sum &&
+            r->transport.reduce_scatter(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
+            return -1;
+        if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
+            return -1;
         const real* slice = r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u));
         for (int64_t i = 0; i < unit->slice; i += 4096) {
             int64_t end = min_i64(unit->slice, i + 4096);
@@ -4289,7 +4376,7 @@ static int gradients_reduce(Rank* r, double sums[2]) {
         }
     }
     sums[0] = r->loss_sum / (double)max_i64(1, r->valid_tokens), sums[1] = square;
-    return r->transport.all_reduce(&r->transport, sums, 2, &r->error);
+    return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
 }
 
 typedef struct {
@@ -4340,7 +4427,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
             if (first < last) cpu_adamw(w + at, m + at, v + at, g + at, last - first, adamw, p.decay);
         }
         real* whole = r->state[STATE_WEIGHTS] + unit->offset;
-        if (gather && r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) != 0) return -1;
+        if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
+            return -1;
     }
     r->gathered = -1;
     return 0;
@@ -4519,7 +4607,8 @@ static const real* unit_fetch(Rank* r, int state, int u) {
     real* whole = unit_scratch(r, state);
     if (state == STATE_WEIGHTS) r->gathered = u;
     memcpy(whole + h.begin, r->state[state] + h.at, (size_t)h.n * sizeof(real));
-    return r->transport.all_gather(&r->transport, whole, unit->slice, &r->error) == 0 ? whole : NULL;
+    return r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) == 0 ? whole
+                                                                                                   : NULL;
 }
 
 // What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
@@ -4537,7 +4626,7 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
         if (!whole) return -1;
         if (takes) take(g, state, u, whole, 0, unit->elements);
         // a unit that comes together, all ranks have come here for
-        return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->error) : 0;
+        return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
     }
     size_t bytes = (size_t)unit->slice * sizeof(real);
     real *own = r->state[state] + held(r, state, u).at, *room = takes ? (real*)malloc(bytes) : NULL;
@@ -5085,7 +5174,8 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
                 sums[0] += (double)r->token_loss[t], sums[1] += 1;
                 sums[2 + bucket] += (double)r->token_loss[t], sums[2 + POSITION_BUCKETS + bucket] += 1;
             }
-    if (r->transport.all_reduce(&r->transport, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0) return -1;
+    if (r->transport.all_reduce(&r->transport, &r->all, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0)
+        return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
     g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
     for (int i = 0; i < POSITION_BUCKETS; i++)

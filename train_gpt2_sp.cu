@@ -2784,18 +2784,18 @@ static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
         size_t bytes[MAX_SLOTS + 1] = {0};
         Room rooms[ROOMS];
         int count = exchange_rooms(d, mesh, direction, rooms);
-        slots_measure(mesh, table, r->sp_rank, most_rows(mesh), bytes);
+        slots_measure(mesh, table, r->place.sp, most_rows(mesh), bytes);
         a->used = begin, a->group[MEMORY_EXCHANGE] = before;
         for (int i = 0; direction == 1 && i < 2; i++)
             d->dkv[i] = (float*)exchange_take(a, rooms + 1, count - 1, (size_t)(d->R * mesh->shape.C) * 4);
-        int slots = table->slot_count[r->sp_rank];
-        bytes[slots] = packed_bytes(mesh, table, r->sp_rank, most_rows(mesh));
+        int slots = table->slot_count[r->place.sp];
+        bytes[slots] = packed_bytes(mesh, table, r->place.sp, most_rows(mesh));
         for (;;) {   // the largest first
             int i = 0;
             for (int k = 1; k <= slots; k++)
                 if (bytes[k] > bytes[i]) i = k;
             if (bytes[i] == 0) break;
-            int outside = i < slots && slot_is_last(mesh, table, r->sp_rank, i);
+            int outside = i < slots && slot_is_last(mesh, table, r->place.sp, i);
             char* p = (char*)exchange_take(a, rooms + outside, count - outside, bytes[i]);
             if (i == slots) d->packed[direction] = p;
             else if (d->slots[direction]) d->slots[direction][i] = p;
@@ -3032,7 +3032,7 @@ static int gpu_tables(Rank* r, Error* e) {
     int64_t slots = 1, ops = 1, messages = 1;
     for (int i = 0; i <= mesh->training; i++) {
         const Schedule* table = &mesh->schedule[i];
-        int count = table->slot_count[r->sp_rank];
+        int count = table->slot_count[r->place.sp];
         d->slots[i] = (char**)calloc((size_t)count + 1, sizeof *d->slots[i]);
         if (!d->slots[i]) return fail(e, "out of memory");
         slots = max_i64(slots, count), ops = max_i64(ops, table->op_count),
@@ -3096,7 +3096,7 @@ static int nccl_join(Rank* r) {
     for (int i = 0; r->world_rank == 0 && i < 2; i++)
         if (ncclGetUniqueId(&ids[i]) != ncclSuccess)
             status = fail(&r->error, "NCCL: %s", ncclGetLastError(NULL));
-    if (status == 0) status = r->transport.share(&r->transport, ids, 2 * sizeof *ids, &r->error);
+    if (status == 0) status = r->transport.share(&r->transport, &r->all, ids, 2 * sizeof *ids, &r->error);
     for (int i = 0; status == 0 && i < 2; i++) {
         ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
         config.blocking = 0;
@@ -3133,7 +3133,7 @@ static int gpu_join(Rank* r, const gpt2_sp_options* o) {
         if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
         else CUDA_TRY(&r->error, status);
     }
-    return r->transport.barrier(&r->transport, &r->error);   // nobody reads before all may
+    return r->transport.barrier(&r->transport, &r->all, &r->error);   // nobody reads before all may
 }
 
 static void progress(Gpu* d, const char* what, int64_t layer) {
@@ -4795,10 +4795,10 @@ static int own_begin(
     const Schedule* table = run->table;
     uint64_t bits = part_bits(h0, h1), in = run->filled[second] & bits;
     *there = in != 0, run->filled[second] |= bits;
-    Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
+    Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->place.sp : r->place.sp);
     for (int part = h0; in != 0 && part < h1; part++) {
         if (in >> part & 1) continue;
-        Item item = {kind, r->sp_rank, part, part + 1};
+        Item item = {kind, r->place.sp, part, part + 1};
         int64_t heads = part_heads(&r->mesh->shape, table, part, part + 1).count;
         for (int i = 0; heads > 0 && i < ITEM_TENSORS[kind].count; i++) {
             int tokens = ITEM_TENSORS[kind].wide[i];
@@ -5038,12 +5038,12 @@ static void outputs_count(Rank* r, GpuAttention* run) {
     const Schedule* table = run->table;
     for (int i = 0; i < table->op_count && !table->backward; i++) {
         const ScheduleOp* op = &table->ops[i];
-        if (op->rank != r->sp_rank || !r->op_active[i] || op->dq_slot >= 0) continue;
+        if (op->rank != r->place.sp || !r->op_active[i] || op->dq_slot >= 0) continue;
         for (int part = op->h0; part < op->h1; part++) run->missing[op->q >= table->P][part]++;
     }
     for (int i = 0; i < table->message_count && !table->backward; i++) {
         const ScheduleMessage* m = &table->messages[i];
-        if (m->to != r->sp_rank || !r->message_active[i] || m->item.kind != ITEM_OUT || !m->merge ||
+        if (m->to != r->place.sp || !r->message_active[i] || m->item.kind != ITEM_OUT || !m->merge ||
             m->into >= 0)
             continue;
         for (int second = 0; second < table->chunks / table->P; second++)
@@ -5059,8 +5059,8 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
     for (int second = 0; second < r->segments.count; second++)
         for (int part = 0; part < table->head_parts; part++) {
             if (run->written[second] >> part & 1) continue;
-            Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->sp_rank : r->sp_rank);
-            Item item = {ITEM_OUT, r->sp_rank, part, part + 1};
+            Chunk c = chunk_place(r, table, second ? 2 * table->P - 1 - r->place.sp : r->place.sp);
+            Item item = {ITEM_OUT, r->place.sp, part, part + 1};
             Heads heads = part_heads(&r->mesh->shape, table, part, part + 1);
             if (heads.count == 0) continue;
             AttnView none = {NULL, 0, 0, 0};
@@ -5240,34 +5240,36 @@ static GpuActivations gpu_activations_of(const Rank* r, int64_t l) {
 
 // --- collectives among the ranks of a process ---
 
-// Shows the peers some memory and lets what is enqueued from here on wait for all of theirs to be ready.
-static int gpu_meet(Rank* r, void* offered) {
+// Shows the ranks of a group some memory and lets what is enqueued from here on wait for all of theirs to be ready.
+static int collective_begin(Rank* r, const Group* g, void* offered) {
     Gpu* d = (Gpu*)r->device;
     d->offered = offered;
     CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
-    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
-    for (int i = 0; i < r->mesh->world; i++)
-        if (i != r->world_rank) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[i]->ready, 0));
+    if (r->transport.barrier(&r->transport, g, &r->error) != 0) return -1;
+    for (int i = 0; i < g->size; i++)
+        if (i != g->index)
+            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->ready, 0));
     return 0;
 }
-// Lets what is enqueued from here on wait until all peers have read what they were shown.
-static int gpu_part(Rank* r) {
+// Lets what is enqueued from here on wait until all of them have read what they were shown.
+static int collective_end(Rank* r, const Group* g) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(d->done, d->stream));
-    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
-    for (int i = 0; i < r->mesh->world; i++)
-        if (i != r->world_rank) CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[i]->done, 0));
+    if (r->transport.barrier(&r->transport, g, &r->error) != 0) return -1;
+    for (int i = 0; i < g->size; i++)
+        if (i != g->index)
+            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->done, 0));
     return 0;
 }
 
-// What the ranks show, in their order.
+// What the ranks of a group show, in its order.
 typedef struct {
     const void* p[MAX_RANKS];
 } Offers;
-static Offers gpu_offers(const Rank* r) {
+static Offers gpu_offers(const Rank* r, const Group* g) {
     Offers o;
     memset(&o, 0, sizeof o);
-    for (int i = 0; i < r->mesh->world; i++) o.p[i] = ((Gpu*)r->device)->peers[i]->offered;
+    for (int i = 0; i < g->size; i++) o.p[i] = ((Gpu*)r->device)->peers[group_rank(g, i)]->offered;
     return o;
 }
 
@@ -5291,7 +5293,7 @@ __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t a
 }
 static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int64_t n, int add) {
     sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0,
-        ((Gpu*)r->device)->stream>>>(out, offers, r->mesh->world, at, n / 4, add);
+        ((Gpu*)r->device)->stream>>>(out, offers, r->sharing.size, at, n / 4, add);
 }
 
 // Whether a unit's gradients are summed already: while the layers below were differentiated, or since no
@@ -5302,7 +5304,7 @@ static int unit_closed(const Rank* r, int u) {
 }
 
 // This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
-static int units_sum(Rank* r, float* units) {
+static int reduce_scatter_units(Rank* r, float* units) {
     const Layout* layout = r->layout;
 #ifdef GPT2_SP_NCCL
     Gpu* d = (Gpu*)r->device;
@@ -5313,27 +5315,27 @@ static int units_sum(Rank* r, float* units) {
             size_t slice = (size_t)layout->units[u].slice;
             if (unit_closed(r, u)) continue;
             NCCL_TRY(r, 0,
-                ncclReduceScatter(whole, whole + (size_t)r->world_rank * slice, slice, ncclFloat32, ncclSum,
-                    d->comms[0], d->stream));
+                ncclReduceScatter(whole, whole + (size_t)r->sharing.index * slice, slice, ncclFloat32,
+                    ncclSum, d->comms[0], d->stream));
         }
         NCCL_TRY(r, 0, ncclGroupEnd());
         return nccl_settle(r, 0, ncclSuccess, "the sums of gradients");
     }
 #endif
-    if (gpu_meet(r, units) != 0) return -1;
+    if (collective_begin(r, &r->sharing, units) != 0) return -1;
     for (int u = 0; u < layout->count; u++) {
         if (unit_closed(r, u)) continue;
-        int64_t at = layout->units[u].offset + r->world_rank * layout->units[u].slice;
-        sum_ranks(r, units + at, gpu_offers(r), at, layout->units[u].slice, 0);
+        int64_t at = layout->units[u].offset + slice_begin(r, u);
+        sum_ranks(r, units + at, gpu_offers(r, &r->sharing), at, layout->units[u].slice, 0);
     }
-    return gpu_part(r);
+    return collective_end(r, &r->sharing);
 }
 // out (a slice) += this rank's slice of the sum of all ranks' `whole`.
-static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
+static int reduce_scatter_unit(Rank* r, float* out, float* whole, int64_t slice) {
 #ifdef GPT2_SP_NCCL
     Gpu* d = (Gpu*)r->device;
     if (d->nccl) {
-        float* own = whole + r->world_rank * slice;
+        float* own = whole + r->sharing.index * slice;
         NCCL_TRY(
             r, 0, ncclReduceScatter(whole, own, (size_t)slice, ncclFloat32, ncclSum, d->comms[0], d->stream));
         if (nccl_settle(r, 0, ncclSuccess, "the sum of a unit's gradients") != 0) return -1;
@@ -5342,14 +5344,14 @@ static int unit_sum(Rank* r, float* out, float* whole, int64_t slice) {
         return 0;
     }
 #endif
-    if (gpu_meet(r, whole) != 0) return -1;
-    sum_ranks(r, out, gpu_offers(r), r->world_rank * slice, slice, 1);
-    return gpu_part(r);
+    if (collective_begin(r, &r->sharing, whole) != 0) return -1;
+    sum_ranks(r, out, gpu_offers(r, &r->sharing), r->sharing.index * slice, slice, 1);
+    return collective_end(r, &r->sharing);
 }
 
 // Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there
 // already, or that nobody else has (unit_closed).
-static int units_all_gather(Rank* r, float* units) {
+static int all_gather_units(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
     if (d->nccl) {
@@ -5359,26 +5361,27 @@ static int units_all_gather(Rank* r, float* units) {
             size_t slice = (size_t)r->layout->units[u].slice;
             if (unit_closed(r, u)) continue;
             NCCL_TRY(r, 0,
-                ncclAllGather(whole + (size_t)r->world_rank * slice, whole, slice, ncclFloat32, d->comms[0],
-                    d->stream));
+                ncclAllGather(whole + (size_t)r->sharing.index * slice, whole, slice, ncclFloat32,
+                    d->comms[0], d->stream));
         }
         NCCL_TRY(r, 0, ncclGroupEnd());
         return nccl_settle(r, 0, ncclSuccess, "the gathering of all slices");
     }
 #endif
-    if (gpu_meet(r, units) != 0) return -1;
-    for (int step = 1; step < r->mesh->world; step++) {
-        int p = (r->world_rank + step) % r->mesh->world;   // not all from the same peer at once
+    if (collective_begin(r, &r->sharing, units) != 0) return -1;
+    for (int step = 1; step < r->sharing.size; step++) {
+        int number = (r->sharing.index + step) % r->sharing.size,
+            p = group_rank(&r->sharing, number);   // not all from the same peer at once
         for (int u = 0; u < r->layout->count; u++) {
             const Unit* unit = &r->layout->units[u];
-            int64_t at = unit->offset + p * unit->slice;
+            int64_t at = unit->offset + number * unit->slice;
             if (unit_closed(r, u)) continue;
             CUDA_TRY(&r->error,
                 cudaMemcpyPeerAsync(units + at, d->ordinal, (const float*)d->peers[p]->offered + at,
                     d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->stream));
         }
     }
-    return gpu_part(r);
+    return collective_end(r, &r->sharing);
 }
 
 // --- --zero 0 and 1 in one process: a layer's gradients are summed while those below it are made ---
@@ -5392,9 +5395,9 @@ static void projections_center(
 static int unit_slices_fetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    for (int step = 1; step < r->mesh->world; step++) {
-        int p = (r->world_rank + step) % r->mesh->world;
-        int64_t at = unit->offset + p * unit->slice;
+    for (int step = 1; step < r->sharing.size; step++) {
+        int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
+        int64_t at = unit->offset + number * unit->slice;
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->summed[u], 0));
         CUDA_TRY(&r->error,
             cudaMemcpyPeerAsync(d->state[STATE_GRADIENTS] + at, d->ordinal,
@@ -5419,15 +5422,15 @@ static int unit_close(Rank* r, int u) {
     if (r->mesh->center) projections_center(r, 1, whole, whole, 0, d->gathers);
     CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->gathers));
     r->transport.doing = "the sums of gradients";
-    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;
+    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0) return -1;
     Span* span = span_begin(d, LANE_GATHER, "parts of unit %d", u);
-    for (int step = 1; step < r->mesh->world; step++) {
-        int p = (r->world_rank + step) % r->mesh->world;
+    for (int step = 1; step < r->sharing.size; step++) {
+        int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->made[u], 0));
         CUDA_TRY(&r->error,
             cudaMemcpyPeerAsync(d->staged + (step - 1) * unit->slice, d->ordinal,
-                d->peers[p]->state[STATE_GRADIENTS] + unit->offset + r->world_rank * unit->slice,
-                d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->gathers));
+                d->peers[p]->state[STATE_GRADIENTS] + unit->offset + slice_begin(r, u), d->peers[p]->ordinal,
+                (size_t)unit->slice * sizeof(float), d->gathers));
     }
     CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));
     if (holding(r->layout, STATE_M, u) == HELD_WHOLE && u < r->mesh->shape.L &&
@@ -5437,17 +5440,17 @@ static int unit_close(Rank* r, int u) {
     return 0;
 }
 // This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the
-// sum of all ranks', in their order as in units_sum.
+// sum of all ranks', in their order as in reduce_scatter_units.
 static int unit_add(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
-    float* own = d->state[STATE_GRADIENTS] + unit->offset + r->world_rank * unit->slice;
+    float* own = d->state[STATE_GRADIENTS] + unit->offset + slice_begin(r, u);
     Offers parts;
     if (!unit_closed(r, u)) return 0;
     memset(&parts, 0, sizeof parts);
-    parts.p[r->world_rank] = own;
-    for (int step = 1; step < r->mesh->world; step++)
-        parts.p[(r->world_rank + step) % r->mesh->world] = d->staged + (step - 1) * unit->slice;
+    parts.p[r->sharing.index] = own;
+    for (int step = 1; step < r->sharing.size; step++)
+        parts.p[(r->sharing.index + step) % r->sharing.size] = d->staged + (step - 1) * unit->slice;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
     sum_ranks(r, own, parts, 0, unit->slice, 0);
     CUDA_TRY(&r->error, cudaEventRecord(d->summed[u], d->stream));
@@ -5459,7 +5462,7 @@ static int unit_add(Rank* r, int u) {
 // for all of it.
 static int units_close(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (unit_add(r, 1) != 0 || units_sum(r, d->state[STATE_GRADIENTS]) != 0)
+    if (unit_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0)
         return -1;                                    // the ranks meet: all have begun to sum
     int updates_all = !r->layout->sharded[STATE_M];   // every rank needs the sums of all slices
     if (updates_all && d->closing) {
@@ -5467,7 +5470,7 @@ static int units_close(Rank* r) {
         CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));   // all of `gathers`
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
     }
-    if (updates_all && units_all_gather(r, d->state[STATE_GRADIENTS]) != 0) return -1;
+    if (updates_all && all_gather_units(r, d->state[STATE_GRADIENTS]) != 0) return -1;
     d->closing = 0;
     return 0;
 }
@@ -5499,10 +5502,10 @@ static int unit_prefetch(Rank* r, int u) {
         if (nccl_settle(r, 1, ncclSuccess, "the gathering of a unit") != 0) return -1;
     }
 #endif
-    for (int step = 0; !d->nccl && step < r->mesh->world; step++) {
-        int p = (r->world_rank + step) % r->mesh->world;
+    for (int step = 0; !d->nccl && step < r->sharing.size; step++) {
+        int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
         CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(whole + p * unit->slice, d->ordinal,
+            cudaMemcpyPeerAsync(whole + number * unit->slice, d->ordinal,
                 d->peers[p]->state[STATE_WEIGHTS] + unit->shard_offset, d->peers[p]->ordinal,
                 (size_t)unit->slice * sizeof(float), d->gathers));
     }
@@ -5547,7 +5550,8 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
     float* whole = gpu_in_use(r, STATE_GRADIENTS, u);
     if (r->mesh->center && unit->kind == UNIT_LAYER) projections_center(r, 1, whole, whole, 0, d->stream);
-    if (unit_sum(r, d->state[STATE_GRADIENTS] + unit->shard_offset, whole, unit->slice) != 0) return -1;
+    if (reduce_scatter_unit(r, d->state[STATE_GRADIENTS] + unit->shard_offset, whole, unit->slice) != 0)
+        return -1;
     mark(d, "gradient sums");
     return 0;
 }
@@ -5890,12 +5894,12 @@ static int stats_share(Rank* r, Offers* offers) {
     if (d->nccl) {
         NCCL_TRY(
             r, 0, ncclAllGather(d->stats, d->all_stats, STAT_COUNT, ncclFloat64, d->comms[0], d->stream));
-        for (int i = 0; i < r->mesh->world; i++) offers->p[i] = d->all_stats + i * STAT_COUNT;
+        for (int i = 0; i < r->all.size; i++) offers->p[i] = d->all_stats + i * STAT_COUNT;
         return nccl_settle(r, 0, ncclSuccess, "the sum of the losses");
     }
 #endif
-    if (gpu_meet(r, d->stats) != 0) return -1;
-    *offers = gpu_offers(r);
+    if (collective_begin(r, &r->all, d->stats) != 0) return -1;
+    *offers = gpu_offers(r, &r->all);
     return 0;
 }
 
@@ -5935,7 +5939,7 @@ static int gradients_finish(Rank* r, double clip) {
     if (stats_share(r, &offers) != 0) return -1;
     stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, offers, world, whole, clip);
     mark(d, "gradient norm"), progress(d, "gradient norm", -1);
-    return d->nccl ? 0 : gpu_part(r);
+    return d->nccl ? 0 : collective_end(r, &r->all);
 }
 
 // What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
@@ -6047,15 +6051,16 @@ static int weights_spread(Rank* r) {
     const Layout* layout = r->layout;
     float* weights = d->state[STATE_WEIGHTS];
     r->transport.doing = "the spreading of weights";
-    if (r->transport.barrier(&r->transport, &r->error) != 0) return -1;   // all have enqueued their updates
+    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0)
+        return -1;   // all have enqueued their updates
     for (int i = 0; i < layout->count; i++) {
         int u = i == 0 ? 0 : i == 1 ? positions_unit(layout) : i - 1;   // both are wanted first
         const Unit* unit = &layout->units[u];
         if (holding(layout, STATE_WEIGHTS, u) == HELD_OWN) continue;
         Span* span = span_begin(d, LANE_GATHER, "weights of unit %d", u);
-        for (int step = 1; step < r->mesh->world; step++) {
-            int p = (r->world_rank + step) % r->mesh->world;
-            int64_t at = unit->offset + p * unit->slice;
+        for (int step = 1; step < r->sharing.size; step++) {
+            int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
+            int64_t at = unit->offset + number * unit->slice;
             CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->updated[unit->kind], 0));
             CUDA_TRY(&r->error,
                 cudaMemcpyPeerAsync(weights + at, d->ordinal, d->peers[p]->state[STATE_WEIGHTS] + at,
@@ -6104,7 +6109,7 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     int spread = sharded[STATE_M] && !sharded[STATE_WEIGHTS];   // the others' slices are wanted here too
     if (spread && !d->nccl && weights_spread(r) != 0) return -1;
     if (spread && d->nccl) {
-        if (units_all_gather(r, d->state[STATE_WEIGHTS]) != 0) return -1;
+        if (all_gather_units(r, d->state[STATE_WEIGHTS]) != 0) return -1;
         gpu_weights_cast(r);
         mark(d, "weights gathered");
     }
@@ -6520,18 +6525,18 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
         for (int i = 0; i < MAX_MARKS; i++) CUDA_TRY(e, cudaEventCreate(&d->marks[i]));
     }
     d->mark_count = 0;
-    if (d->tracing && r->transport.barrier(&r->transport, e) != 0)
+    if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0)
         return -1;   // the ranks' clocks begin together, as far as hosts can
     mark(d, "start");
     if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
     if (gpu_stats_read(r, g) != 0) return -1;
     if (d->profile) profile_print(d);
     if (!d->tracing) return 0;
-    if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, e) != 0) return -1;
+    if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
     char path[GPT2_SP_TEXT + 16];
     process_path(path, g, o->trace);
     if (r->world_rank == g->mesh.first_rank && trace_write(g, path, e) != 0) return -1;
-    return r->transport.barrier(&r->transport, e);
+    return r->transport.barrier(&r->transport, &r->all, e);
 }
 
 // --check: the gradients of the step's batches, each rank's slices to g->collected.
@@ -6543,7 +6548,7 @@ static int gpu_gradients(Rank* r, gpt2_sp* g) {
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         CUDA_TRY(&r->error,
-            cudaMemcpyAsync(g->collected + unit->offset + r->world_rank * unit->slice,
+            cudaMemcpyAsync(g->collected + unit->offset + slice_begin(r, u),
                 d->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u)),
                 (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }

@@ -320,11 +320,11 @@ static void host_places(void) {
                 const int count = (int)(sizeof alive / sizeof alive[0]), sums = backward ? 2 : 0;
                 size_t bytes[MAX_SLOTS] = {0};
                 std::vector<Region> taken;
-                slots_measure(&m.mesh, &m.schedules[backward], r.sp_rank, most_rows(&m.mesh), bytes);
+                slots_measure(&m.mesh, &m.schedules[backward], r.place.sp, most_rows(&m.mesh), bytes);
                 for (int j = 0; j < sums; j++) taken.push_back({(uintptr_t)d->dkv[j], 2 * matrix});
                 taken.push_back({(uintptr_t)d->packed[backward],
-                    packed_bytes(&m.mesh, &m.schedules[backward], r.sp_rank, most_rows(&m.mesh))});
-                for (int j = 0; j < m.schedules[backward].slot_count[r.sp_rank]; j++)
+                    packed_bytes(&m.mesh, &m.schedules[backward], r.place.sp, most_rows(&m.mesh))});
+                for (int j = 0; j < m.schedules[backward].slot_count[r.place.sp]; j++)
                     taken.push_back({(uintptr_t)d->slots[backward][j], bytes[j]});
                 auto meet = [](const Region& x, const Region& y) {
                     return x.bytes && y.bytes && x.begin < y.begin + y.bytes && y.begin < x.begin + x.bytes;
