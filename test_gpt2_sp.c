@@ -372,7 +372,7 @@ static void schedules_timed(void) {
                     wrong++;
                     continue;
                 }
-                schedule_closed_form(kind, P, backward, &makespan, &elements);
+                makespan = SCHEDULES[kind].makespan(P), elements = SCHEDULES[kind].elements(P, backward);
                 for (int r = 0; r < P; r++) {
                     double units = 0;
                     for (int i = 0; i < s.op_count; i++)
@@ -774,7 +774,7 @@ static void attention_bytes(void) {
             for (int d = 0; d < 2; d++) {
                 const Schedule* s = &g->schedules[d];
                 double makespan, elements, stats = 0;
-                schedule_closed_form(kind, P, d, &makespan, &elements);
+                makespan = SCHEDULES[kind].makespan(P), elements = SCHEDULES[kind].elements(P, d);
                 for (int i = 0; i < s->message_count; i++) {   // of l nothing travels: LSE = m + log l
                     Item item = s->messages[i].item;
                     int64_t heads = part_heads(&g->mesh.shape, s, item.h0, item.h1).count;

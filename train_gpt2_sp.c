@@ -68,6 +68,26 @@
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
 
+// The kinds of schedules and what is recomputed: the name in the program, the word on the command line.
+#define GPT2_SP_SCHEDULE_KINDS(X) \
+    X(RING, "ring") \
+    X(DIST, "dist") \
+    X(DIST_PAPER, "dist-paper") \
+    X(ZIGZAG, "zigzag") \
+    X(ALLGATHER, "allgather") \
+    X(ULYSSES, "ulysses")
+#define GPT2_SP_RECOMPUTE_MODES(X) \
+    X(NONE, "none") \
+    X(GELU, "gelu") \
+    X(ATTN, "attn") \
+    X(LAYER, "layer") \
+    X(SQRT, "sqrt")
+#define GPT2_SP_ENUM(NAME, word) GPT2_SP_##NAME,
+#define GPT2_SP_BAR_WORD(NAME, word) "|" word
+#define GPT2_SP_WORDS(LIST) (&(LIST(GPT2_SP_BAR_WORD))[1])   // "ring|dist|..."
+enum { GPT2_SP_SCHEDULE_KINDS(GPT2_SP_ENUM) GPT2_SP_SCHEDULES };
+enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
+
 // Every option once: INT, NUM and TXT options, and CHO, a choice of words.
 //   INT/NUM (field, name, default, lowest, highest, commands, help)
 //   TXT     (field, name, default, commands, help)
@@ -94,9 +114,9 @@
     INT(sp, "sp", 0, 0, 256, "TPS", \
         "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by " \
         "--dp") \
-    CHO(schedule, "schedule", GPT2_SP_DIST, "ring|dist|dist-paper|zigzag|allgather|ulysses", "TPS", \
+    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), "TPS", \
         "who computes which block of attention when") \
-    CHO(recompute, "recompute", GPT2_SP_ATTN, "none|gelu|attn|layer|sqrt", "TP", \
+    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), "TP", \
         "what the backward pass computes again instead of keeping") \
     INT(zero, "zero", 0, 0, 3, "TP", \
         "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
@@ -181,16 +201,6 @@
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
 
-enum {
-    GPT2_SP_RING,
-    GPT2_SP_DIST,
-    GPT2_SP_DIST_PAPER,
-    GPT2_SP_ZIGZAG,
-    GPT2_SP_ALLGATHER,
-    GPT2_SP_ULYSSES,
-    GPT2_SP_SCHEDULES
-};
-enum { GPT2_SP_NONE, GPT2_SP_GELU, GPT2_SP_ATTN, GPT2_SP_LAYER, GPT2_SP_SQRT, GPT2_SP_RECOMPUTES };
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
@@ -390,14 +400,16 @@ static int choice_word(const char* words, int index, char* out, size_t out_size)
     snprintf(out, out_size, "%.*s", (int)strcspn(words, "|"), words);
     return 1;
 }
+#define WORD(NAME, word) word,
 static const char* schedule_name(int kind) {
-    static const char* const names[] = {"ring", "dist", "dist-paper", "zigzag", "allgather", "ulysses"};
+    static const char* const names[] = {GPT2_SP_SCHEDULE_KINDS(WORD)};
     return names[kind];
 }
 static const char* recompute_name(int mode) {
-    static const char* const names[] = {"none", "gelu", "attn", "layer", "sqrt"};
+    static const char* const names[] = {GPT2_SP_RECOMPUTE_MODES(WORD)};
     return names[mode];
 }
+#undef WORD
 
 // Edit distance, to suggest the option that was meant.
 static int name_distance(const char* a, const char* b) {
@@ -1837,25 +1849,10 @@ static void schedule_free(Schedule* s) {
     memset(s, 0, sizeof *s);
 }
 
-static int schedule_two_chunks(int kind) { return kind == GPT2_SP_ZIGZAG || kind == GPT2_SP_ALLGATHER; }
 static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
 static int64_t chunk_begin(int64_t T, int chunks, int chunk) {
     return T * chunk / chunks;
 }   // sizes differ by at most one token
-
-static Segments rank_segments(int kind, int P, int64_t T, int rank) {
-    Segments seg;
-    int two = schedule_two_chunks(kind), chunks = two ? 2 * P : P;
-    memset(&seg, 0, sizeof seg);
-    seg.count = two ? 2 : 1;
-    for (int i = 0; i < seg.count; i++) {
-        int chunk = i == 0 ? rank : 2 * P - 1 - rank;
-        seg.begin[i] = chunk_begin(T, chunks, chunk);
-        seg.rows[i] = chunk_begin(T, chunks, chunk + 1) - seg.begin[i];
-        seg.total += seg.rows[i];
-    }
-    return seg;
-}
 
 static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     if (count < *room) return array;
@@ -1926,6 +1923,9 @@ static void schedule_build_dist(Schedule* s, int variant) {
         }
 }
 
+static void schedule_build_dist_whole(Schedule* s) { schedule_build_dist(s, DIST_WHOLE); }
+static void schedule_build_dist_paper(Schedule* s) { schedule_build_dist(s, DIST_PAPER); }
+
 // All chunks of `rank` against all of `other`, as far as they are not in the future.
 static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int h0, int h1, int worker) {
     int per = s->chunks / s->P;
@@ -1970,6 +1970,55 @@ static void schedule_build_ulysses(Schedule* s) {
             schedule_send(s, 2, r, o, s->backward ? ITEM_DQ : ITEM_OUT, o, r, r + 1);
             if (s->backward) schedule_send(s, 2, r, o, ITEM_DKV, o, r, r + 1);
         }
+}
+
+// The closed forms of the table at the head of this section, for P = p ranks: C received per rank.
+static double dist_elements(double p, int backward) {
+    int odd = (int)p % 2 == 1;
+    double m = odd ? (p - 1) / 2 : p / 2 - 1, both = 3 * m + m * (m + 1) / (2 * p);
+    return !backward ? p - 1 : odd ? both : both + 1.75;
+}
+static double dist_paper_elements(double p, int backward) {
+    double m = p / 2 - 1;
+    return !backward ? p - 1 : p == 1 ? 0 : 4 * m - m * (m + 1) / (2 * p) + 2;
+}
+static double ring_elements(double p, int backward) {
+    return !backward ? 2 * (p - 1) : 2 * (p - 1) * (2 * p - 1) / p;
+}
+static double two_chunks_elements(double p, int backward) { return (backward ? 4 : 2) * (p - 1); }
+static double ulysses_elements(double p, int backward) { return (backward ? 7 : 4) * (p - 1) / p; }
+static double even_makespan(double p) { return p / 2; }   // every rank as much as every other
+static double ring_makespan(double p) { return p - 0.5; }
+static double dist_paper_makespan(double p) { return p > 1 ? (p + 1) / 2 : p / 2; }
+
+// What the kinds are, in the order of GPT2_SP_SCHEDULE_KINDS: a new one is a row here and a builder.
+static const struct {
+    int two_chunks;   // of each rank: an early one and a late one
+    int head_parts;   // parts into which the heads are split; 0: as many as ranks
+    int even_ranks;   // it exists for even numbers of ranks (and one) only
+    void (*build)(Schedule* s);
+    double (*makespan)(double p);   // in units: a full pair of two ranks' chunks
+    double (*elements)(double p, int backward);
+} SCHEDULES[GPT2_SP_SCHEDULES] = {{0, 1, 0, schedule_build_ring, ring_makespan, ring_elements},
+    {0, 2, 0, schedule_build_dist_whole, even_makespan, dist_elements},
+    {0, 1, 1, schedule_build_dist_paper, dist_paper_makespan, dist_paper_elements},
+    {1, 1, 0, schedule_build_ring, even_makespan, two_chunks_elements},
+    {1, 1, 0, schedule_build_allgather, even_makespan, two_chunks_elements},
+    {0, 0, 0, schedule_build_ulysses, even_makespan, ulysses_elements}};
+static int schedule_two_chunks(int kind) { return SCHEDULES[kind].two_chunks; }
+
+static Segments rank_segments(int kind, int P, int64_t T, int rank) {
+    Segments seg;
+    int two = schedule_two_chunks(kind), chunks = two ? 2 * P : P;
+    memset(&seg, 0, sizeof seg);
+    seg.count = two ? 2 : 1;
+    for (int i = 0; i < seg.count; i++) {
+        int chunk = i == 0 ? rank : 2 * P - 1 - rank;
+        seg.begin[i] = chunk_begin(T, chunks, chunk);
+        seg.rows[i] = chunk_begin(T, chunks, chunk + 1) - seg.begin[i];
+        seg.total += seg.rows[i];
+    }
+    return seg;
 }
 
 static int op_order(const void* a, const void* b) {
@@ -2129,28 +2178,22 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     memset(s, 0, sizeof *s);
     s->kind = kind, s->P = P, s->backward = backward;
     s->chunks = schedule_two_chunks(kind) ? 2 * P : P;
-    s->head_parts = kind == GPT2_SP_ULYSSES ? P : kind == GPT2_SP_DIST && P > 1 ? 2 : 1;
+    int parts = SCHEDULES[kind].head_parts;
+    s->head_parts = P == 1 ? 1 : parts ? parts : P;
 }
 
 // The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time,
 // also where P is large.
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
-    if (kind == GPT2_SP_DIST_PAPER && P % 2 == 1 && P > 1)
+    if (SCHEDULES[kind].even_ranks && P % 2 == 1 && P > 1)
+        return fail(e, "--schedule %s is published for even --sp only (found %d): --schedule dist takes any",
+            schedule_name(kind), P);
+    if (SCHEDULES[kind].head_parts == 0 && heads % P != 0)
         return fail(e,
-            "--schedule dist-paper is published for even --sp only (found %d): --schedule dist takes any", P);
-    if (kind == GPT2_SP_ULYSSES && heads % P != 0)
-        return fail(e,
-            "--schedule ulysses needs --heads divisible by --sp (found %lld and %d): --schedule dist takes "
-            "any",
-            (long long)heads, P);
-    switch (kind) {
-    case GPT2_SP_DIST: schedule_build_dist(s, DIST_WHOLE); break;
-    case GPT2_SP_DIST_PAPER: schedule_build_dist(s, DIST_PAPER); break;
-    case GPT2_SP_ALLGATHER: schedule_build_allgather(s); break;
-    case GPT2_SP_ULYSSES: schedule_build_ulysses(s); break;
-    default: schedule_build_ring(s);
-    }
+            "--schedule %s needs --heads divisible by --sp (found %lld and %d): --schedule dist takes any",
+            schedule_name(kind), (long long)heads, P);
+    SCHEDULES[kind].build(s);
     schedule_steps(s);
     if (!s->failed) return 0;
     schedule_free(s);
@@ -2250,22 +2293,6 @@ static double schedule_play(
     free(work);
     free(first);
     return last;
-}
-
-// The closed forms of the table at the head of this section.
-static void schedule_closed_form(int kind, int P, int backward, double* makespan, double* elements) {
-    double p = P, m = kind == GPT2_SP_DIST && P % 2 == 1 ? (p - 1) / 2 : p / 2 - 1;
-    double dist = 3 * m + m * (m + 1) / (2 * p);
-    *makespan = kind == GPT2_SP_RING ? p - 0.5 : kind == GPT2_SP_DIST_PAPER && P > 1 ? (p + 1) / 2 : p / 2;
-    switch (kind) {
-    case GPT2_SP_DIST: *elements = !backward ? p - 1 : P % 2 == 1 ? dist : dist + 1.75; break;
-    case GPT2_SP_DIST_PAPER:
-        *elements = !backward ? p - 1 : P == 1 ? 0 : 4 * m - m * (m + 1) / (2 * p) + 2;
-        break;
-    case GPT2_SP_ULYSSES: *elements = (backward ? 7 : 4) * (p - 1) / p; break;
-    case GPT2_SP_RING: *elements = !backward ? 2 * (p - 1) : 2 * (p - 1) * (2 * p - 1) / p; break;
-    default: *elements = (backward ? 4 : 2) * (p - 1);
-    }
 }
 
 // The proof replays a table on pretend memory: every slot knows which item lies in it and, for results,
@@ -2449,9 +2476,9 @@ static int schedule_prove(const Schedule* s, Error* e) {
         status = fail(e, "the table is not in the order of its steps");
     if (status == 0) status = prove_coverage(s, home, e);
     ScheduleCost cost;
-    double makespan, elements;
+    double makespan = SCHEDULES[s->kind].makespan(s->P);
+    double elements = SCHEDULES[s->kind].elements(s->P, s->backward);
     if (status == 0) status = schedule_cost(s, &cost, e);
-    schedule_closed_form(s->kind, s->P, s->backward, &makespan, &elements);
     if (status == 0 && fabs(cost.makespan - makespan) > 1e-9)
         status = fail(e, "makespan %g, closed form %g", cost.makespan, makespan);
     if (status == 0 && fabs(cost.elements - elements) > 1e-9)
@@ -6489,7 +6516,7 @@ static int table_play(
 static int table_project(TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device,
     const Rates* rates, Error* e) {
     Schedule table;
-    if (kind == GPT2_SP_ULYSSES &&
+    if (SCHEDULES[kind].head_parts == 0 &&
         s->NH % P == 0) {   // all ranks do the same: everything in, all pairs of some heads, everything out
         double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates),
                                   share = (P - 1.0) / P;
@@ -6529,8 +6556,8 @@ static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Spl
     double rows = (double)s->T / split.sp, layers = sequences * (double)s->L;
     double layer = 2.0 * rows * 12 * (double)(s->C * s->C), head = 2.0 * rows * (double)(s->C * s->Vp);
     // what runs again in the backward pass: all of a layer but the last projection, or nothing
-    double again = mesh->recompute >= GPT2_SP_ATTN ? 8.0 / 12 : 0,
-           attention_runs = mesh->recompute >= GPT2_SP_LAYER ? 2 : 1;
+    double again = activation_kept(A_fch, mesh->recompute) ? 0 : 8.0 / 12,
+           attention_runs = activation_kept(A_atty, mesh->recompute) ? 1 : 2;
     cost->tokens = sequences * split.dp * (double)s->T;
     cost->matmul_flops = layers * layer * (3 + again) + sequences * 3 * head;
     for (int d = 0; d < 2; d++) {
