@@ -41,13 +41,14 @@
  *
  * Contents (`grep -n '^// =====' train_gpt2_sp.c` prints them with their lines)
  *     public header
- *      1. options                       8. model
- *      2. errors and files              9. optimizer
- *      3. shards and loader            10. checkpoints
- *      4. transports                   11. evaluation and sampling
- *      5. schedules                    12. training loop
- *      6. parameters and memory plan   13. commands and main
- *      7. layers (forward, backward)
+ *      1. errors and files               9. optimizer
+ *      2. options                       10. trainer
+ *      3. shards and loader             11. checkpoints
+ *      4. transports                    12. evaluation and sampling
+ *      5. schedules                     13. plan
+ *      6. parameters and memory plan    14. training loop
+ *      7. layers (forward, backward)    15. commands and main
+ *      8. model
  *
  * Rules that hold everywhere: parameter gradients +=, activation gradients =, the residual stream's
  * gradient +=. Functions that can fail return 0 or -1 and leave one line in an Error; only main prints it.
@@ -343,7 +344,11 @@ static double now_ms(void) {
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
-// ===== 1. options ===============================================================================
+// ===== 1. errors and files ======================================================================
+//
+// A function that can fail gives 0 or -1 and leaves one line for the user in an Error, so that a check reads
+// `return fail(e, ...)`. Only main prints it. The line names the file, option or rank, what was found and what
+// was expected.
 
 typedef struct {
     char text[GPT2_SP_TEXT];
@@ -358,6 +363,182 @@ static int fail(Error* e, const char* format, ...) {
     va_end(args);
     return -1;
 }
+
+// A file that is written once, front to back, and must be whole on disk afterwards.
+typedef struct {
+    int fd;
+    char path[GPT2_SP_TEXT + 64];
+    uint64_t bytes;   // written so far
+    uint32_t crc;     // CRC-32 of them
+    size_t fill;      // bytes waiting in buffer
+    unsigned char buffer[1 << 16];
+} OutFile;
+
+static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
+    snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
+    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0), f->fill = 0;
+    f->fd = open(f->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    return f->fd < 0 ? fail(e, "cannot create %.900s: %s", f->path, strerror(errno)) : 0;
+}
+
+static int file_flush(OutFile* f, Error* e) {
+    for (size_t done = 0; done < f->fill;) {
+        ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail(e, "cannot write %.900s: %s", f->path, strerror(errno));
+        done += (size_t)n;
+    }
+    f->fill = 0;
+    return 0;
+}
+
+static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
+    const unsigned char* p = (const unsigned char*)data;
+    f->bytes += size;
+    while (size > 0) {
+        size_t n = sizeof f->buffer - f->fill < size ? sizeof f->buffer - f->fill : size;
+        memcpy(f->buffer + f->fill, p, n);
+        f->crc = (uint32_t)crc32(f->crc, p, (unsigned)n);
+        f->fill += n, p += n, size -= n;
+        if (f->fill == sizeof f->buffer && file_flush(f, e) != 0) return -1;
+    }
+    return 0;
+}
+
+// Closes the file; with `keep` only after everything is on the disk.
+static int file_close(OutFile* f, int keep, Error* e) {
+    int status = 0;
+    if (f->fd < 0) return 0;
+    if (keep && file_flush(f, e) != 0) status = -1;
+    if (keep && status == 0 && fsync(f->fd) != 0)
+        status = fail(e, "cannot fsync %.900s: %s", f->path, strerror(errno));
+    if (close(f->fd) != 0 && keep && status == 0)
+        status = fail(e, "cannot close %.900s: %s", f->path, strerror(errno));
+    f->fd = -1;
+    return status;
+}
+
+// Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
+static int folder_sync(const char* path, Error* e) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
+    int status = fsync(fd) != 0 && errno != EINVAL
+        ? fail(e, "cannot fsync folder %.900s: %s", path, strerror(errno))
+        : 0;
+    close(fd);
+    return status;
+}
+
+static int folder_make(const char* path, Error* e) {
+    char partial[GPT2_SP_TEXT];
+    snprintf(partial, sizeof partial, "%s", path);
+    for (char* slash = partial + 1;; slash++) {
+        if (*slash != '/' && *slash != 0) continue;
+        char kept = *slash;
+        *slash = 0;
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
+            return fail(e, "cannot make folder %.900s: %s", partial, strerror(errno));
+        *slash = kept;
+        if (kept == 0) break;
+    }
+    struct stat info;
+    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
+        return fail(e, "%.900s exists and is not a folder", path);
+    return 0;
+}
+
+// Removes a folder and the plain files in it; what is not there is no error.
+static int folder_remove(const char* path, Error* e) {
+    DIR* dir = opendir(path);
+    if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
+    int status = 0;
+    for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+        if (unlinkat(dirfd(dir), entry->d_name, 0) != 0)
+            status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
+    }
+    closedir(dir);
+    if (status == 0 && rmdir(path) != 0) status = fail(e, "cannot remove %.900s: %s", path, strerror(errno));
+    return status;
+}
+
+// Reads a small text file whole (at most `limit` bytes); the caller frees it.
+static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat info;
+    if (fd < 0 || fstat(fd, &info) != 0) {
+        fail(e, "cannot open %.900s: %s", path, strerror(errno));
+        if (fd >= 0) close(fd);
+        return NULL;
+    }
+    char* text = NULL;
+    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > limit)
+        fail(e, "%.900s: expected a file of at most %zu bytes", path, limit);
+    else if (!(text = (char*)malloc((size_t)info.st_size + 1))) fail(e, "%.900s: out of memory", path);
+    *size = 0;
+    while (text && *size < (size_t)info.st_size) {
+        ssize_t n = read(fd, text + *size, (size_t)info.st_size - *size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
+            free(text);
+            text = NULL;
+            break;
+        }
+        *size += (size_t)n;
+    }
+    if (text) text[*size] = 0;
+    close(fd);
+    return text;
+}
+
+// Length and CRC-32 of a file, in pieces.
+static int file_checksum(const char* path, uint64_t* bytes, uint32_t* crc, Error* e) {
+    unsigned char buffer[1 << 16];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return fail(e, "cannot open %.900s: %s", path, strerror(errno));
+    *bytes = 0, *crc = (uint32_t)crc32(0, NULL, 0);
+    for (;;) {
+        ssize_t n = read(fd, buffer, sizeof buffer);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            fail(e, "cannot read %.900s: %s", path, strerror(errno));
+            close(fd);
+            return -1;
+        }
+        if (n == 0) break;
+        *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
+    }
+    close(fd);
+    return 0;
+}
+
+static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
+
+// Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
+// weights, orders and samples do not depend on how the work is split.
+static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
+    uint64_t z =
+        seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
+    for (int round = 0; round < 2; round++) {
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+        z ^= z >> 31;
+        z += 0x9E3779B97F4A7C15ull;
+    }
+    return z;
+}
+static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
+    double u = random_unit(random_bits(seed, stream, 2 * index)),
+           v = random_unit(random_bits(seed, stream, 2 * index + 1));
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+// ===== 2. options ===============================================================================
+//
+// GPT2_SP_OPTIONS above is the only list: it makes the table OPTIONS here, from which the parser, --help, config
+// files and a run's run.cfg are made.
 
 enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
 typedef struct {
@@ -653,179 +834,6 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
     }
     printf("  %-24s %s\n", "--config FILE",
         "read options from `name = value` lines; # begins a line of comment");
-}
-
-// ===== 2. errors and files ======================================================================
-
-// A file that is written once, front to back, and must be whole on disk afterwards.
-typedef struct {
-    int fd;
-    char path[GPT2_SP_TEXT + 64];
-    uint64_t bytes;   // written so far
-    uint32_t crc;     // CRC-32 of them
-    size_t fill;      // bytes waiting in buffer
-    unsigned char buffer[1 << 16];
-} OutFile;
-
-static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
-    snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
-    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0), f->fill = 0;
-    f->fd = open(f->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    return f->fd < 0 ? fail(e, "cannot create %.900s: %s", f->path, strerror(errno)) : 0;
-}
-
-static int file_flush(OutFile* f, Error* e) {
-    for (size_t done = 0; done < f->fill;) {
-        ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(e, "cannot write %.900s: %s", f->path, strerror(errno));
-        done += (size_t)n;
-    }
-    f->fill = 0;
-    return 0;
-}
-
-static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
-    const unsigned char* p = (const unsigned char*)data;
-    f->bytes += size;
-    while (size > 0) {
-        size_t n = sizeof f->buffer - f->fill < size ? sizeof f->buffer - f->fill : size;
-        memcpy(f->buffer + f->fill, p, n);
-        f->crc = (uint32_t)crc32(f->crc, p, (unsigned)n);
-        f->fill += n, p += n, size -= n;
-        if (f->fill == sizeof f->buffer && file_flush(f, e) != 0) return -1;
-    }
-    return 0;
-}
-
-// Closes the file; with `keep` only after everything is on the disk.
-static int file_close(OutFile* f, int keep, Error* e) {
-    int status = 0;
-    if (f->fd < 0) return 0;
-    if (keep && file_flush(f, e) != 0) status = -1;
-    if (keep && status == 0 && fsync(f->fd) != 0)
-        status = fail(e, "cannot fsync %.900s: %s", f->path, strerror(errno));
-    if (close(f->fd) != 0 && keep && status == 0)
-        status = fail(e, "cannot close %.900s: %s", f->path, strerror(errno));
-    f->fd = -1;
-    return status;
-}
-
-// Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
-static int folder_sync(const char* path, Error* e) {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
-    int status = fsync(fd) != 0 && errno != EINVAL
-        ? fail(e, "cannot fsync folder %.900s: %s", path, strerror(errno))
-        : 0;
-    close(fd);
-    return status;
-}
-
-static int folder_make(const char* path, Error* e) {
-    char partial[GPT2_SP_TEXT];
-    snprintf(partial, sizeof partial, "%s", path);
-    for (char* slash = partial + 1;; slash++) {
-        if (*slash != '/' && *slash != 0) continue;
-        char kept = *slash;
-        *slash = 0;
-        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
-            return fail(e, "cannot make folder %.900s: %s", partial, strerror(errno));
-        *slash = kept;
-        if (kept == 0) break;
-    }
-    struct stat info;
-    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
-        return fail(e, "%.900s exists and is not a folder", path);
-    return 0;
-}
-
-// Removes a folder and the plain files in it; what is not there is no error.
-static int folder_remove(const char* path, Error* e) {
-    DIR* dir = opendir(path);
-    if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
-    int status = 0;
-    for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        if (unlinkat(dirfd(dir), entry->d_name, 0) != 0)
-            status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
-    }
-    closedir(dir);
-    if (status == 0 && rmdir(path) != 0) status = fail(e, "cannot remove %.900s: %s", path, strerror(errno));
-    return status;
-}
-
-// Reads a small text file whole (at most `limit` bytes); the caller frees it.
-static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat info;
-    if (fd < 0 || fstat(fd, &info) != 0) {
-        fail(e, "cannot open %.900s: %s", path, strerror(errno));
-        if (fd >= 0) close(fd);
-        return NULL;
-    }
-    char* text = NULL;
-    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > limit)
-        fail(e, "%.900s: expected a file of at most %zu bytes", path, limit);
-    else if (!(text = (char*)malloc((size_t)info.st_size + 1))) fail(e, "%.900s: out of memory", path);
-    *size = 0;
-    while (text && *size < (size_t)info.st_size) {
-        ssize_t n = read(fd, text + *size, (size_t)info.st_size - *size);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) {
-            fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
-            free(text);
-            text = NULL;
-            break;
-        }
-        *size += (size_t)n;
-    }
-    if (text) text[*size] = 0;
-    close(fd);
-    return text;
-}
-
-// Length and CRC-32 of a file, in pieces.
-static int file_checksum(const char* path, uint64_t* bytes, uint32_t* crc, Error* e) {
-    unsigned char buffer[1 << 16];
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail(e, "cannot open %.900s: %s", path, strerror(errno));
-    *bytes = 0, *crc = (uint32_t)crc32(0, NULL, 0);
-    for (;;) {
-        ssize_t n = read(fd, buffer, sizeof buffer);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) {
-            fail(e, "cannot read %.900s: %s", path, strerror(errno));
-            close(fd);
-            return -1;
-        }
-        if (n == 0) break;
-        *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
-    }
-    close(fd);
-    return 0;
-}
-
-static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
-
-// Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
-// weights, orders and samples do not depend on how the work is split.
-static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint64_t z =
-        seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
-    for (int round = 0; round < 2; round++) {
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-        z ^= z >> 31;
-        z += 0x9E3779B97F4A7C15ull;
-    }
-    return z;
-}
-static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
-static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
-    double u = random_unit(random_bits(seed, stream, 2 * index)),
-           v = random_unit(random_bits(seed, stream, 2 * index + 1));
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
 // ===== 3. shards and loader =====================================================================
@@ -3180,6 +3188,79 @@ static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o
     return schedule_build(&schedules[1], o->schedule, mesh->sp, 1, mesh->shape.NH, e);
 }
 
+// --- what fits ---
+
+// Bytes that all ranks of this process need.
+static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
+    uint64_t bytes = 0;
+    for (int r = 0; r < mesh->sp; r++) {   // replicas are alike
+        uint64_t count = 0;
+        for (int i = mesh->first_rank; i < mesh->first_rank + mesh->local_ranks; i++)
+            count += i % mesh->sp == r;
+        if (count > 0) bytes += (uint64_t)mesh->device->plan(mesh, layout, r).used * count;
+    }
+    return bytes;
+}
+
+static uint64_t machine_bytes(const Mesh* mesh) {
+    (void)mesh;
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+// The plan of the rank of a sequence that needs most.
+static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
+    Arena fullest = mesh->device->plan(mesh, layout, 0);
+    for (int r = 1; r < mesh->sp; r++) {
+        Arena arena = mesh->device->plan(mesh, layout, r);
+        if (arena.used > fullest.used) fullest = arena;
+    }
+    return fullest;
+}
+
+// The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal;
+// 0 if none does.
+static int64_t largest_fit(const gpt2_sp_options* options, int batch, int64_t vocab, int training,
+    const Device* device, uint64_t bytes) {
+    gpt2_sp_options o = *options;
+    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them
+    // (positions_own): the longest of those first, then those beyond it.
+    int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks,
+            *asked = batch ? &o.batch_size : &o.seq_len;
+    while (o.channels % common != 0)
+        common /= 2;   // the greatest common divisor with the padding, a power of 2
+    int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
+    Schedule schedules[2];   // the same for every length
+    Error e;
+    chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
+    memset(schedules, 0, sizeof schedules);
+    for (int d = 0; d < 2; d++)
+        if (schedule_build(&schedules[d], o.schedule, (int)o.sp, d, o.heads, &e) != 0) most = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        int64_t step = pass == 0 ? even : 1, low = fits / step + 1,
+                high = pass == 0 ? most / step : min_i64(most, fits + even - 1);
+        while (low <= high) {
+            Mesh mesh;
+            Layout layout;
+            memset(&layout, 0, sizeof layout);
+            int64_t middle = (low + high) / 2;
+            *asked = middle * step;
+            int possible = mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
+                layout_init(&layout, &mesh, &e) == 0;
+            if (possible && fullest_rank(&mesh, &layout).used <= bytes) fits = *asked, low = middle + 1;
+            else if (!possible && o.seq_len < chunks && !batch) low = middle + 1;
+            else high = middle - 1;
+            free(layout.units);
+        }
+    }
+    schedule_free(&schedules[0]);
+    schedule_free(&schedules[1]);
+    return fits;
+}
+static int64_t longest_context(
+    const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
+    return largest_fit(options, 0, vocab, training, device, bytes);
+}
+
 // ===== 7. layers (forward, backward) ============================================================
 
 // --- matrix products ---
@@ -4461,17 +4542,14 @@ static int weights_update(Rank* r, const AdamW* adamw) {
     return 0;
 }
 
-// ===== 10. checkpoints ==========================================================================
+// ===== 10. trainer ==============================================================================
 //
-//     OUT/step_00000100/
-//         model.safetensors        weights in Hugging Face's names and layout (with --center 1 the folder
-//         config.json              opens in Transformers as it is)
-//         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
-//         state.json               step, next sample, tokens seen, and what the run was
-//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
-// It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
-// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
-// dp, sp or zero.
+// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every rank, each
+// on a thread of its own, and waits. A step is such a job:
+//
+//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> the next batch
+//
+// Between two jobs the process speaks to the other processes itself (processes_agree): all go on, or none.
 
 // Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
 enum { POSITION_BUCKETS = 26 };
@@ -4558,6 +4636,93 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     free(threads);
     return status;
 }
+
+// The gradients of the step's batches, summed over the passes and all ranks.
+static int rank_gradients_sum(Rank* r, double sums[2]) {
+    const Layout* layout = r->layout;
+    r->learn = 1, r->loss_sum = 0;
+    memset(r->state[STATE_GRADIENTS], 0, (size_t)layout->buffer[STATE_GRADIENTS] * sizeof(real));
+    for (int64_t pass = 0; pass < r->mesh->passes; pass++)
+        if (model_forward_backward(r, pass) != 0) return -1;
+    return gradients_reduce(r, sums);
+}
+
+static int rank_step(Rank* r, gpt2_sp* g) {
+    double sums[2];
+    if (rank_gradients_sum(r, sums) != 0) return -1;
+    int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
+    double norm = sqrt(sums[1]), clip = g->options.grad_clip;
+    AdamW adamw = g->adamw;
+    adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
+    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
+    return finite ? weights_update(r, &adamw) : 0;
+}
+
+static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
+    const Layout* layout = r->layout;
+    double sums[2];
+    if (rank_gradients_sum(r, sums) != 0) return -1;
+    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        int64_t begin = slice_begin(r, u), at = held_at(r, STATE_GRADIENTS, u, begin);
+        memcpy(g->collected + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
+            (size_t)unit->slice * sizeof(real));
+    }
+    return 0;
+}
+
+// Takes the next batch, gives every rank its part, and has the one after it read.
+static Batch* batch_take(gpt2_sp* g) {
+    Batch* batch = loader_take(&g->loader, &g->error);
+    for (int i = 0; batch && i < g->mesh.local_ranks; i++)
+        g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
+    return batch;
+}
+
+int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+    double start = now_ms();
+    g->host.step = g->step + 1;
+    pthread_mutex_lock(&g->world.mutex);
+    g->world.step = g->step + 1;
+    pthread_mutex_unlock(&g->world.mutex);
+    Batch* batch = batch_take(g);
+    if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
+    uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
+    loader_request(&g->loader, g->next_sample + samples);
+    const gpt2_sp_options* o = &g->options;
+    g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
+    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps,
+    g->adamw.weight_decay = o->weight_decay;
+    if (ranks_run(g, g->device->step) != 0) return -1;
+    g->step++, g->next_sample += samples, g->tokens_seen += batch->valid;
+    g->skipped = g->updated ? 0 : g->skipped + 1;
+    stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]),
+    stats->lr = g->adamw.lr;
+    stats->tokens = g->tokens_seen, stats->ms = now_ms() - start, stats->updated = g->updated;
+    stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
+    if (g->skipped >= 10)
+        return fail(&g->error,
+            "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are "
+            "those before them",
+            (long long)g->step);
+    return 0;
+}
+
+int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
+const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
+
+// ===== 11. checkpoints ==========================================================================
+//
+//     OUT/step_00000100/
+//         model.safetensors        weights in Hugging Face's names and layout (with --center 1 the folder
+//         config.json              opens in Transformers as it is)
+//         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
+//         state.json               step, next sample, tokens seen, and what the run was
+//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
+// It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
+// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
+// dp, sp or zero.
 
 // Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.",
 // "").
@@ -5177,7 +5342,11 @@ static int state_read(gpt2_sp* g, const char* folder) {
     return status;
 }
 
-// ===== 11. evaluation and sampling ==============================================================
+// ===== 12. evaluation and sampling ==============================================================
+//
+// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its rows, and
+// the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens at a time, then
+// one by one, by the layers' own list of calls with a cache of keys and values for attention.
 
 static int position_bucket(int64_t position) {
     int bucket = 0;
@@ -5468,471 +5637,13 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     return made;
 }
 
-// ===== 12. training loop ========================================================================
-
-// The gradients of the step's batches, summed over the passes and all ranks.
-static int rank_gradients_sum(Rank* r, double sums[2]) {
-    const Layout* layout = r->layout;
-    r->learn = 1, r->loss_sum = 0;
-    memset(r->state[STATE_GRADIENTS], 0, (size_t)layout->buffer[STATE_GRADIENTS] * sizeof(real));
-    for (int64_t pass = 0; pass < r->mesh->passes; pass++)
-        if (model_forward_backward(r, pass) != 0) return -1;
-    return gradients_reduce(r, sums);
-}
-
-static int rank_step(Rank* r, gpt2_sp* g) {
-    double sums[2];
-    if (rank_gradients_sum(r, sums) != 0) return -1;
-    int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
-    double norm = sqrt(sums[1]), clip = g->options.grad_clip;
-    AdamW adamw = g->adamw;
-    adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
-    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
-    return finite ? weights_update(r, &adamw) : 0;
-}
-
-static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
-    const Layout* layout = r->layout;
-    double sums[2];
-    if (rank_gradients_sum(r, sums) != 0) return -1;
-    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
-    for (int u = 0; u < layout->count; u++) {
-        const Unit* unit = &layout->units[u];
-        int64_t begin = slice_begin(r, u), at = held_at(r, STATE_GRADIENTS, u, begin);
-        memcpy(g->collected + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
-            (size_t)unit->slice * sizeof(real));
-    }
-    return 0;
-}
-
-// Takes the next batch, gives every rank its part, and has the one after it read.
-static Batch* batch_take(gpt2_sp* g) {
-    Batch* batch = loader_take(&g->loader, &g->error);
-    for (int i = 0; batch && i < g->mesh.local_ranks; i++)
-        g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
-    return batch;
-}
-
-int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
-    double start = now_ms();
-    g->host.step = g->step + 1;
-    pthread_mutex_lock(&g->world.mutex);
-    g->world.step = g->step + 1;
-    pthread_mutex_unlock(&g->world.mutex);
-    Batch* batch = batch_take(g);
-    if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
-    uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
-    loader_request(&g->loader, g->next_sample + samples);
-    const gpt2_sp_options* o = &g->options;
-    g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
-    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps,
-    g->adamw.weight_decay = o->weight_decay;
-    if (ranks_run(g, g->device->step) != 0) return -1;
-    g->step++, g->next_sample += samples, g->tokens_seen += batch->valid;
-    g->skipped = g->updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]),
-    stats->lr = g->adamw.lr;
-    stats->tokens = g->tokens_seen, stats->ms = now_ms() - start, stats->updated = g->updated;
-    stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
-    if (g->skipped >= 10)
-        return fail(&g->error,
-            "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are "
-            "those before them",
-            (long long)g->step);
-    return 0;
-}
-
-int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
-const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
-
-void gpt2_sp_destroy(gpt2_sp* g) {
-    if (!g) return;
-    Error ignored;
-    if (g->loader.running) loader_take(&g->loader, &ignored);
-    for (int i = 0; g->ranks && i < g->mesh.local_ranks; i++) g->device->release(&g->ranks[i]);
-    free(g->ranks);
-    free(g->segments);
-    free(g->batch_ranks);
-    free(g->layout.units);
-    schedule_free(&g->schedules[0]);
-    schedule_free(&g->schedules[1]);
-    thread_world_free(&g->world);
-    dataset_close(&g->data);
-    dataset_close(&g->val_data);
-    if (g->lock_fd >= 0) close(g->lock_fd);
-    free(g);
-}
-
-// Bytes that all ranks of this process need.
-static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
-    uint64_t bytes = 0;
-    for (int r = 0; r < mesh->sp; r++) {   // replicas are alike
-        uint64_t count = 0;
-        for (int i = mesh->first_rank; i < mesh->first_rank + mesh->local_ranks; i++)
-            count += i % mesh->sp == r;
-        if (count > 0) bytes += (uint64_t)mesh->device->plan(mesh, layout, r).used * count;
-    }
-    return bytes;
-}
-
-static uint64_t machine_bytes(const Mesh* mesh) {
-    (void)mesh;
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-// The plan of the rank of a sequence that needs most.
-static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
-    Arena fullest = mesh->device->plan(mesh, layout, 0);
-    for (int r = 1; r < mesh->sp; r++) {
-        Arena arena = mesh->device->plan(mesh, layout, r);
-        if (arena.used > fullest.used) fullest = arena;
-    }
-    return fullest;
-}
-
-// The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal;
-// 0 if none does.
-static int64_t largest_fit(const gpt2_sp_options* options, int batch, int64_t vocab, int training,
-    const Device* device, uint64_t bytes) {
-    gpt2_sp_options o = *options;
-    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them
-    // (positions_own): the longest of those first, then those beyond it.
-    int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks,
-            *asked = batch ? &o.batch_size : &o.seq_len;
-    while (o.channels % common != 0)
-        common /= 2;   // the greatest common divisor with the padding, a power of 2
-    int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
-    Schedule schedules[2];   // the same for every length
-    Error e;
-    chunks = schedule_two_chunks(o.schedule) ? 2 * o.sp : o.sp;
-    memset(schedules, 0, sizeof schedules);
-    for (int d = 0; d < 2; d++)
-        if (schedule_build(&schedules[d], o.schedule, (int)o.sp, d, o.heads, &e) != 0) most = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        int64_t step = pass == 0 ? even : 1, low = fits / step + 1,
-                high = pass == 0 ? most / step : min_i64(most, fits + even - 1);
-        while (low <= high) {
-            Mesh mesh;
-            Layout layout;
-            memset(&layout, 0, sizeof layout);
-            int64_t middle = (low + high) / 2;
-            *asked = middle * step;
-            int possible = mesh_shape(&mesh, schedules, &o, vocab, training, device, &e) == 0 &&
-                layout_init(&layout, &mesh, &e) == 0;
-            if (possible && fullest_rank(&mesh, &layout).used <= bytes) fits = *asked, low = middle + 1;
-            else if (!possible && o.seq_len < chunks && !batch) low = middle + 1;
-            else high = middle - 1;
-            free(layout.units);
-        }
-    }
-    schedule_free(&schedules[0]);
-    schedule_free(&schedules[1]);
-    return fits;
-}
-static int64_t longest_context(
-    const gpt2_sp_options* options, int64_t vocab, int training, const Device* device, uint64_t bytes) {
-    return largest_fit(options, 0, vocab, training, device, bytes);
-}
-
-// Why it does not fit, and what would.
-static int memory_refuse(
-    gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
-    const gpt2_sp_options* o = &g->options;
-    g->refused = 1;
-    uint64_t rank = machine / (uint64_t)sharing;
-    int64_t context = longest_context(o, vocab, training, g->device, rank),
-            batch = training ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
-    char who[32] = "this needs", sizes[96], other[64] = "no batch fits";
-    if (sharing > 1) snprintf(who, sizeof who, "%d ranks need", sharing);
-    snprintf(sizes, sizeof sizes, "%s %.2f GiB and the machine has %.2f", who, (double)bytes / 1073741824,
-        (double)machine / 1073741824);
-    if (context == 0 && batch == 0)
-        return fail(e, "%s: no context fits, take a smaller model%s", sizes,
-            training && g->mesh.world > 1 && g->mesh.zero < 3 ? " or --zero 3" : "");
-    if (!training)
-        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes,
-            (long long)o->seq_len, (long long)context);
-    if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
-    if (context == 0) return fail(e, "%s: with --seq-len %lld %s", sizes, (long long)o->seq_len, other);
-    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s",
-        sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
-}
-
-// Ranks, memory, schedules: everything but data and weights.
-static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
-    Error* e = &g->error;
-    if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
-    if (!g->host.state) g->host = thread_transport(&g->world, HOST);
-    if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
-    g->mesh.local_process = g->world.local_process, g->mesh.local_processes = g->world.local_processes;
-    g->mesh.threads = mesh_threads(&g->mesh, &g->options);
-    if (layout_init(&g->layout, &g->mesh, e) != 0) return -1;
-    int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
-    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes,
-             machine = g->device->memory(&g->mesh);
-    if (bytes > machine) return memory_refuse(g, vocab, training, sharing, bytes, machine, e);
-    if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
-    int world = g->mesh.local_ranks;
-    g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);
-    g->segments = (Segments*)calloc((size_t)g->mesh.sp, sizeof *g->segments);
-    g->batch_ranks = (RankBatch*)calloc((size_t)world * 3, sizeof *g->batch_ranks);
-    if (!g->ranks || !g->segments || !g->batch_ranks) return fail(e, "out of memory for %d ranks", world);
-    if (thread_world_init(&g->world, g->mesh.first_rank, world, e) != 0) return -1;
-    for (int i = 0; i < g->mesh.sp; i++)
-        g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
-    for (int i = 0; i < world; i++) {
-        Rank* r = &g->ranks[i];
-        rank_place(r, &g->mesh, &g->layout, g->mesh.first_rank + i);
-        r->transport = thread_transport(&g->world, r->world_rank);
-        if (g->device->allocate(r, e) != 0) return -1;
-        for (int b = 0; b < 3; b++) g->batch_ranks[b * world + i] = r->batches[b];
-    }
-#ifdef _OPENMP
-    omp_set_num_threads(g->mesh.threads);
-#endif
-    return 0;
-}
-
-static Loader loader_make(
-    gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
-    Loader l;
-    memset(&l, 0, sizeof l);
-    l.data = data, l.T = g->mesh.shape.T, l.B = g->mesh.shape.B, l.passes = passes;
-    l.dp = g->mesh.dp, l.sp = g->mesh.sp, l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
-    l.first_rank = g->mesh.first_rank, l.local_ranks = g->mesh.local_ranks;
-    l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX, l.segments = g->segments;
-    l.batch[0].ranks = first, l.batch[1].ranks = second;
-    return l;
-}
-
-static int data_fits(
-    const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
-    if (d->tokens < (uint64_t)o->seq_len + 1)
-        return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)",
-            option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
-    if (d->vocab > vocab)
-        return fail(
-            e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
-    return 0;
-}
-
-// Takes OUT for this trainer alone, as long as it lives.
-static int out_lock(gpt2_sp* g) {
-    char path[GPT2_SP_TEXT + 16];
-    if (folder_make(g->options.out, &g->error) != 0) return -1;
-    snprintf(path, sizeof path, "%s/.lock", g->options.out);
-    g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (g->lock_fd < 0) return fail(&g->error, "cannot open %.900s: %s", path, strerror(errno));
-    if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
-        return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
-    return 0;
-}
-
-static int rank_weights_init(Rank* r, gpt2_sp* g) {
-    weights_init(r, (uint64_t)g->options.seed);
-    return 0;
-}
-
-// A folder given by hand: with a manifest it must be whole, without one (Hugging Face's have none) it is
-// taken as it is.
-static int folder_check(const char* folder, Error* e) {
-    char path[GPT2_SP_TEXT + 96];
-    snprintf(path, sizeof path, "%s/manifest.txt", folder);
-    return access(path, F_OK) == 0 ? checkpoint_verify(folder, e) : 0;
-}
-
-// All processes must start from the same checkpoint, or from the same weights of --init-from.
-static int start_compare(gpt2_sp* g, const char* folder) {
-    char path[GPT2_SP_TEXT + 128], text[128] = "a fresh start: no checkpoint in --out\n";
-    uint64_t bytes = 0;
-    uint32_t crc = 0;
-    long long step = 0;
-    if (g->mesh.processes < 2) return 0;
-    if (folder) {
-        snprintf(path, sizeof path, "%s/manifest.txt", folder);
-        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
-        (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
-        snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
-    } else if (g->options.init_from[0]) {
-        snprintf(path, sizeof path, "%s/model.safetensors", g->options.init_from);
-        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
-        snprintf(text, sizeof text, "--init-from weights of %llu bytes, CRC %08x\n",
-            (unsigned long long)bytes, crc);
-    }
-    return processes_compare(&g->host, "comparing where to start", text, &g->error);
-}
-
-// Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
-static int trainer_start(gpt2_sp* g) {
-    char folder[GPT2_SP_TEXT + 64];
-    int found = g->options.out[0]
-        ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, sizeof folder, &g->error)
-        : 0;
-    if (found < 0) return -1;
-    if (start_compare(g, found ? folder : NULL) != 0) return -1;
-    if (found) {
-        g->folder = folder, g->load_moments = 1;
-        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
-        int64_t* steps;
-        int count = checkpoint_list(g->options.out, &steps, &g->error);
-        if (count > 0) g->newest_step = steps[0];
-        free(steps);
-        g->saved_step = g->resumed_step = g->step;
-        g->folder = NULL;
-        return count < 0 ? -1 : 0;
-    }
-    if (ranks_run(g, g->device->init) != 0) return -1;
-    if (!g->options.init_from[0]) return 0;
-    gpt2_sp_options saved = g->options;
-    int64_t vocab, eot;
-    if (folder_check(g->options.init_from, &g->error) != 0) return -1;
-    if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
-    if (saved.layers != g->options.layers || saved.heads != g->options.heads ||
-        saved.channels != g->options.channels || vocab != g->mesh.shape.V)
-        return fail(&g->error,
-            "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this "
-            "run %lld, %lld, %lld "
-            "and %lld",
-            g->options.init_from, (long long)saved.layers, (long long)saved.heads, (long long)saved.channels,
-            (long long)vocab, (long long)g->options.layers, (long long)g->options.heads,
-            (long long)g->options.channels, (long long)g->mesh.shape.V);
-    if (saved.center != g->options.center)
-        return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
-            g->options.init_from, (long long)saved.center, (long long)g->options.center);
-    g->folder = g->options.init_from, g->load_moments = 0;
-    return ranks_run(g, g->device->load);
-}
-
-// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
-// has files must agree.
-static int option_is_own(const char* name) {
-    static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
-    for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
-        if (strcmp(own[i], name) == 0) return 1;
-    return 0;
-}
-static int option_is_place(const char* name) {
-    static const char* const places[] = {"data", "val-data", "out", "init-from"};
-    for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
-        if (strcmp(places[i], name) == 0) return 1;
-    return 0;
-}
-
-// Joins the other processes, if there are any, and compares options with them.
-static int processes_meet(gpt2_sp* g) {
-    gpt2_sp_options* o = &g->options;
-    Error* e = &g->error;
-    if (o->world < 2 && o->rank > 0)
-        return fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank);
-    if (o->world < 2) return ranks_choose(o, g->device, 1, e);
-    if (o->rank >= o->world)
-        return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank,
-            (long long)o->world, (long long)o->world - 1);
-    if (!o->master[0])
-        return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
-    if (!g->device->processes)
-        return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
-    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
-    Error unfit;
-    int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
-    char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
-    if (!text) return fail(e, "out of memory");
-    int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, 'T') || option_is_own(option->name)) continue;
-        option_print(o, option, value, sizeof value);
-        if (option_is_place(option->name))
-            snprintf(value, sizeof value, "%s", *((const char*)o + option->offset) ? "given" : "not given");
-        n += sprintf(text + n, "--%s %s\n", option->name, value);
-    }
-    int status = processes_compare(&g->host, "comparing options", text, e);
-    free(text);
-    return status != 0 || fits ? status : fail(e, "%s", unfit.text);
-}
-
-static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
-    int n = 0;
-    for (int i = 0; i < d->count && n < (int)size; i++) {
-        const tok_shard* s = &d->shards[i];
-        const char* slash = strrchr(s->path, '/');
-        n += snprintf(text + n, size - (size_t)n, "--%s shard %d, %.255s, of %llu tokens, fingerprint %08x\n",
-            option, i + 1, slash ? slash + 1 : s->path, (unsigned long long)s->tokens, s->fingerprint);
-    }
-    return n;
-}
-
-// Shards, ranks and schedules must be the same in all processes.
-static int work_compare(gpt2_sp* g) {
-    size_t size = (size_t)(g->data.count + g->val_data.count) * 512 + 256;
-    if (g->mesh.processes < 2) return 0;
-    char* text = (char*)calloc(size, 1);
-    if (!text) return fail(&g->error, "out of memory");
-    int n = dataset_print(&g->data, "data", text, size);
-    n += dataset_print(&g->val_data, "val-data", text + n, size - (size_t)n);
-    for (int i = 0; i < 2; i++)
-        n += snprintf(text + n, size - (size_t)n, "%s schedule %016llx\n", i ? "backward" : "forward",
-            (unsigned long long)schedule_hash(&g->schedules[i]));
-    int status = processes_compare(&g->host, "comparing shards and schedules", text, &g->error);
-    free(text);
-    return status;
-}
-
-static int trainer_prepare(gpt2_sp* g) {
-    const gpt2_sp_options* o = &g->options;
-    Error* e = &g->error;
-    if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
-    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0)
-        return -1;
-    int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
-    g->eot = g->data.eot;
-    if (data_fits(&g->data, o, "data", vocab, e) != 0 ||
-        (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0))
-        return -1;
-    if (o->val_data[0] && (g->val_data.tokenizer != g->data.tokenizer || g->val_data.vocab != g->data.vocab))
-        return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u",
-            g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab);
-    if (trainer_init(g, vocab, 1) != 0) return -1;
-    int world = g->mesh.local_ranks;
-    g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
-    g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
-    if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
-    if (work_compare(g) != 0)
-        return -1;   // from here on process 0 has the folder: the others may look into it
-    if (trainer_start(g) != 0) return -1;
-    loader_request(&g->loader, g->next_sample);
-    return 0;
-}
-
-// Told before anything else: before the processes meet, before a checkpoint is read.
-static int device_found(gpt2_sp* g) {
-    if (!g->device->count || g->device->count(1) > 0) return 0;
-    return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
-}
-
-static int trainer_create(gpt2_sp* g) {
-    Error* e = &g->error;
-    if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
-        return -1;
-    if (device_found(g) != 0) return -1;
-    g->host = thread_transport(&g->world, HOST);
-    int status = processes_meet(g);
-    if (status == 0) status = trainer_prepare(g);
-    if (status != 0) g->host.abort(&g->host, e);   // whoever waits for this process is told why
-    return status;
-}
-
-static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
-    (void)mesh;
-    const char* name = o->verify ? "verify"
-        : o->profile             ? "profile"
-        : o->attention           ? "attention"
-        : o->transport           ? "transport"
-        : o->trace[0]            ? "trace"
-        : o->products[0]         ? "products"
-                                 : NULL;
-    return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
-}
+// ===== 13. plan =================================================================================
+//
+// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from the shapes
+// and from rates measured here. Attention's time is that of its table, played by a clock (schedule_play):
+//
+//     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
+//     attention      ops and messages of the table, which overlap     step         the sum
 
 // Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and
 // copying memory. The fastest of a few: other work on the machine only makes one slower.
@@ -5979,246 +5690,6 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
     free(scratch);
 }
 
-static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free,
-    rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
-    NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
-    NULL, 1};
-static const Device* gpt2_sp_device =
-    &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
-
-static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
-    gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
-    if (g)
-        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1,
-        g->saved_step = g->resumed_step = g->newest_step = -1;
-    return g;
-}
-
-// --- --check: the same batch on one rank alone ---
-
-// The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
-static int gradients_collect(gpt2_sp* g, uint64_t sample) {
-    if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
-    loader_request(&g->loader, sample);
-    if (!batch_take(g)) return -1;
-    g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
-    if (!g->collected) return fail(&g->error, "out of memory for all gradients");
-    int status = ranks_run(g, g->device->gradients);
-    loader_request(&g->loader, sample);
-    return status;
-}
-
-// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is
-// some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and then rounds to
-// another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that pass through
-// it. Such flips are rare and independent, so they add up like the square root of the layers they pass
-// through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
-static double check_bound(const gpt2_sp* g) {
-    return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
-}
-
-// sqrt(sum of squared differences / sum of squares) of n numbers; where all should be 0, the difference
-// itself. size: sqrt(sum of squares).
-static double relative_error(const real* found, const real* exact, int64_t n, double* size) {
-    double difference = 0, square = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double d = (double)found[i] - (double)exact[i];
-        difference += d * d, square += (double)exact[i] * (double)exact[i];
-    }
-    *size = sqrt(square);
-    return square > 0 ? sqrt(difference / square) : sqrt(difference);
-}
-
-// Compares tensor by tensor; NaN counts as too large, and stays the worst.
-static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
-    double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
-    printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
-    for (int u = 0; u < g->layout.count; u++)
-        for (int id = 0; id < PARAMETER_COUNT; id++) {
-            Parameter p = parameter(&g->mesh.shape, id);
-            if (p.unit != g->layout.units[u].kind) continue;
-            const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
-            const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
-            double size, error = relative_error(a, b, parameter_elements(&p), &size);
-            char name[ST_NAME_MAX];
-            if (!isnan(worst) && !(error <= worst)) worst = error;
-            tensor_name(name, sizeof name, "", &p, u);
-            printf("  %-24s %.3e\n", name, error);
-        }
-    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
-    if (!(worst <= bound) || !(loss <= bound))
-        return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e",
-            g->mesh.world, worst, loss, bound);
-    return 0;
-}
-
-// Compares this run's first batch with a second trainer of one rank, with the same weights and samples.
-static int trainer_check_ranks(gpt2_sp* g) {
-    gpt2_sp_options o = g->options;
-    if (g->mesh.processes > 1)
-        return fail(
-            &g->error, "--check compares the ranks of one process; this run has %d", g->mesh.processes);
-    o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0,
-                          o.profile = 0;
-    if (g->resumed_step >= 0)
-        snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
-    o.out[0] = 0, o.save_every = 0;
-    gpt2_sp* one = trainer_new(&o);
-    int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
-    if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_collect(g, g->next_sample);
-    if (status == 0 && gradients_collect(one, g->next_sample) != 0)
-        status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_compare(g, one);
-    if (one) free(one->collected);
-    free(g->collected);
-    g->collected = NULL;
-    gpt2_sp_destroy(one);
-    return status;
-}
-
-// The trainer, or, where its making failed, NULL and the reason.
-static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t error_size) {
-    if (error_size > 0) snprintf(error, error_size, "%s", g ? g->error.text : "out of memory");
-    if (g && status != 0) {
-        gpt2_sp_destroy(g);
-        return NULL;
-    }
-    return g;
-}
-
-gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
-    gpt2_sp* g = trainer_new(options);
-    return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
-}
-
-// A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
-static int trainer_load(gpt2_sp* g) {
-    gpt2_sp_options* o = &g->options;
-    char folder[GPT2_SP_TEXT + 64], config[GPT2_SP_TEXT + 96];
-    int64_t vocab;
-    if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
-    if (device_found(g) != 0) return -1;
-    snprintf(folder, sizeof folder, "%s", o->from);
-    snprintf(config, sizeof config, "%s/config.json", folder);
-    if (access(config, R_OK) == 0) {
-        if (folder_check(folder, &g->error) != 0) return -1;
-    } else {
-        int found = checkpoint_find(o->from, 1, folder, sizeof folder, &g->error);
-        if (found < 0) return -1;
-        if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
-    }
-    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0, o->zero = 0,
-    o->schedule = GPT2_SP_DIST;
-    if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
-    g->folder = folder;
-    int status = ranks_run(g, g->device->load);
-    g->folder = NULL;
-    return status;
-}
-
-// ===== 13. commands and main ====================================================================
-
-enum {
-    BYTE_VOCAB = 257,
-    BYTE_EOT = 256
-};   // the byte tokenizer: the bytes, and the token that ends a document
-
-static void on_signal(int number) {
-    if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
-    stop_signal = number;
-}
-static void catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART;   // a write to a full pipe goes on, the loop sees the flag
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN);   // a file that grows too large is a write error
-}
-
-// Columns of log.jsonl: name, printf format, value.
-// clang-format off
-#define LOG_COLUMNS(X) \
-    X("step", "%lld", (long long)stats->step) \
-    X("loss", "%s", loss) \
-    X("grad_norm", "%s", norm) \
-    X("lr", "%.8g", stats->lr) \
-    X("tokens", "%lld", (long long)stats->tokens) \
-    X("ms", "%.3f", stats->ms) \
-    X("tok_per_s", "%.1f", stats->tok_per_s) \
-    X("updated", "%d", stats->updated)
-// clang-format on
-
-static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
-    if (isfinite(x)) snprintf(out, size, "%.17g", x);
-    else snprintf(out, size, "null");
-}
-
-static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_loss) {
-    char loss[40], norm[40], val[40];
-    json_number(loss, sizeof loss, stats->loss);
-    json_number(norm, sizeof norm, stats->grad_norm);
-    const char* comma = "{";
-#define X(name, format, value) fprintf(log, "%s\"" name "\": " format, comma, value), comma = ", ";
-    LOG_COLUMNS(X)
-#undef X
-    if (val_loss) json_number(val, sizeof val, *val_loss), fprintf(log, ", \"val_loss\": %s", val);
-    fprintf(log, "}\n");
-    return fflush(log);
-}
-
-// Opens OUT/log.jsonl for appending, without the lines of steps that the resumed run will do again.
-static FILE* log_open(const char* out, int64_t step, Error* e) {
-    char path[GPT2_SP_TEXT + 16], line[4096];
-    snprintf(path, sizeof path, "%s/log.jsonl", out);
-    FILE* log = fopen(path, "a+");
-    if (!log) {
-        fail(e, "cannot open %.900s: %s", path, strerror(errno));
-        return NULL;
-    }
-    long kept = 0;
-    rewind(log);
-    while (fgets(line, sizeof line, log)) {
-        uint64_t logged;
-        if (json_get_u64(line, strlen(line), "step", &logged) != 1 || (int64_t)logged > step) break;
-        kept = ftell(log);
-    }
-    if (ferror(log)) {
-        fail(e, "cannot read %.900s: %s", path, strerror(errno));
-        fclose(log);
-        return NULL;
-    }
-    if (ftruncate(fileno(log), kept) != 0 || fseek(log, 0, SEEK_END) != 0) {
-        fail(e, "cannot shorten %.900s: %s", path, strerror(errno));
-        fclose(log);
-        return NULL;
-    }
-    return log;
-}
-
-static int option_is_launch(const char* name) {
-    return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
-}
-
-// OUT/run.cfg: the run's options, as --config reads them; not how this once it was started.
-static int run_config_write(const gpt2_sp_options* o, Error* e) {
-    char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
-    snprintf(path, sizeof path, "%s/run.cfg", o->out);
-    FILE* f = fopen(path, "w");
-    if (!f) return fail(e, "cannot write %.900s: %s", path, strerror(errno));
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        option_print(o, &OPTIONS[i], value, sizeof value);
-        if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
-            strcmp(OPTIONS[i].name, "model") != 0)
-            fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
-    }
-    return fclose(f) == 0 ? 0 : fail(e, "cannot write %.900s: %s", path, strerror(errno));
-}
-
 static const char* human_bytes(double bytes, char* out, size_t size) {
     static const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     int unit = 0;
@@ -6243,228 +5714,6 @@ static void memory_print(
         fprintf(out, "  %-20s %12s\n", MEMORY_NAMES[i],
             human_bytes((double)fullest->group[i], text, sizeof text));
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
-}
-
-// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
-// comes above the line that the command ends with; of several processes the first prints it, if it was
-// refused.
-static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
-    gpt2_sp* g = trainer_new(o);
-    int status = g ? make(g) : -1;
-    if (status != 0 && g && g->refused && g->mesh.process == 0) {
-        Arena fullest = fullest_rank(&g->mesh, &g->layout);
-        memory_print(stderr, &g->mesh, &g->layout, &g->options, &fullest);
-    }
-    return trainer_checked(g, status, e->text, sizeof e->text);
-}
-
-static void train_header(const gpt2_sp* g) {
-    const Shape* s = &g->mesh.shape;
-    size_t fullest = 0;   // as `plan` has it
-    char memory[32];
-    for (int i = 0; i < g->mesh.local_ranks; i++)
-        fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
-    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V,
-        (double)g->layout.parameters / 1e6);
-    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n",
-        (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s",
-        (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
-        g->mesh.doc_mask ? ", attention inside documents" : "");
-    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each", g->mesh.dp,
-        g->mesh.sp, schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero,
-        g->mesh.threads, g->mesh.threads == 1 ? "" : "s");
-    if (g->mesh.processes > 1) printf(", in %d processes", g->mesh.processes);
-    printf("\n");
-    printf("memory    %s per rank, planned and allocated\n",
-        human_bytes((double)fullest, memory, sizeof memory));
-    if (!g->options.out[0]) printf("saved     nothing: there is no --out\n");
-    printf("step      %lld tokens; from step %lld to %lld%s\n",
-        (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step,
-        (long long)g->options.steps, g->step ? " (resumed)" : "");
-    fflush(stdout);
-}
-
-// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks
-// still can.
-static int train_stop(gpt2_sp* g) {
-    Error why = g->error, ignored;
-    if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
-    g->error = why;
-    return -1;
-}
-
-// The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0
-// prints.
-static int train_loop(gpt2_sp* g, FILE* log) {
-    const gpt2_sp_options* o = &g->options;
-    int first = g->mesh.process == 0, stop = 0, status = 0;
-    for (;;) {
-        stop = stop_signal;
-        if (processes_agree(&g->host, status, &stop, &g->error) != 0) return train_stop(g);
-        if (g->step >= o->steps || stop) break;
-        gpt2_sp_stats stats;
-        double val_loss = 0;
-        if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
-        int last = g->step == o->steps;
-        int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
-        if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
-        if (first) {
-            printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s",
-                (long long)stats.step, (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms,
-                stats.tok_per_s);
-            if (validate) printf("  val %.4f", val_loss);
-            printf("%s\n", stats.updated ? "" : "  not finite: no update");
-            fflush(stdout);
-        }
-        int code = log && log_step(log, &stats, validate ? &val_loss : NULL) != 0 ? errno : 0;
-        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 &&
-            first)
-            fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step,
-                g->error.text);
-        if (code != 0) status = fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(code));
-    }
-    if (!o->out[0] || g->saved_step == g->step) return 0;
-    if (gpt2_sp_save(g) != 0) return -1;
-    if (first)
-        printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out,
-            (long long)g->step);
-    return 0;
-}
-
-// --rank and --world from the environment, where the command line has neither, and --master, where it has
-// none.
-static int launch_environment(gpt2_sp_options* o, Error* e) {
-    char master[300];
-    if (o->world > 0 || o->rank > 0) return 0;
-    const net_launcher* launcher = net_launched(o->master[0] != 0);
-    if (!launcher && o->master[0])
-        return fail(e,
-            "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
-            o->master);
-    if (!launcher) return 0;
-    const char *rank = getenv(launcher->rank), *world = getenv(launcher->world);
-    if (option_set(o, option_find("rank"), rank, e) != 0 ||
-        option_set(o, option_find("world"), world, e) != 0) {
-        Error why = *e;
-        return fail(e, "%s=%.40s, %s=%.40s: %.800s", launcher->rank, rank, launcher->world, world, why.text);
-    }
-    if (o->world < 2 || o->master[0]) return 0;
-    if (net_launched_master(launcher, o->world, master, sizeof master) != 0)
-        return fail(
-            e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", launcher->world, (long long)o->world);
-    return option_set(o, option_find("master"), master, e);
-}
-
-// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
-// one neither computes on nor comes back, as in a GPU that waits for another for ever.
-typedef struct {
-    gpt2_sp* g;
-    pthread_t thread;
-    int running, done;   // done: the world's mutex guards it
-} Watch;
-
-static void* watch_thread(void* argument) {
-    Watch* watch = (Watch*)argument;
-    ThreadWorld* w = &watch->g->world;
-    double patience = w->timeout > 0 ? fmin(w->timeout, 30e3) : 30e3, since = 0;
-    Error why = {{0}};
-    pthread_mutex_lock(&w->mutex);
-    while (!watch->done) {
-        world_await(w, now_ms() + 200);
-        if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
-            for (int i = 0; i < w->processes && why.text[0] == 0; i++)
-                if (net_gone(&w->net, i))
-                    fail(&why, "%s is gone (%s)", process_label(w, i).text, net_gone(&w->net, i));
-        if (since == 0 && why.text[0]) since = now_ms();
-        if (since == 0 || now_ms() - since < patience || watch->done) continue;
-        fprintf(stderr, "%s train: %s; a rank of %s does not come back from step %lld\n", program_name,
-            why.text, process_label(w, w->process).text, (long long)w->step);
-        _exit(1);
-    }
-    pthread_mutex_unlock(&w->mutex);
-    return NULL;
-}
-static void watch_start(Watch* watch, gpt2_sp* g) {
-    watch->g = g, watch->done = 0;
-    watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
-}
-static void watch_end(Watch* watch) {
-    if (!watch->running) return;
-    pthread_mutex_lock(&watch->g->world.mutex);
-    watch->done = 1;
-    pthread_cond_broadcast(&watch->g->world.changed);
-    pthread_mutex_unlock(&watch->g->world.mutex);
-    pthread_join(watch->thread, NULL);
-}
-
-static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
-    (void)inputs;
-    if (o->save_every > 0 && !o->out[0])
-        return fail(e, "--save-every %lld needs --out, the run's folder", (long long)o->save_every);
-    if (o->val_every > 0 && !o->val_data[0])
-        return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
-    if (launch_environment(o, e) != 0) return -1;
-    catch_signals();
-    gpt2_sp* g = trainer_make(o, trainer_create, e);
-    if (!g) return -1;
-    FILE* log = NULL;
-    int status = 0, first = g->mesh.process == 0;
-    if (first) train_header(g);
-    if (o->verify) {
-        status = g->device->verify(g);
-        if (status != 0) *e = g->error;
-        gpt2_sp_destroy(g);
-        return status;
-    }
-    if (o->check && trainer_check_ranks(g) != 0) {
-        *e = g->error;
-        gpt2_sp_destroy(g);
-        return -1;
-    }
-    if (g->step >= o->steps && first)
-        printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
-    if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e))))
-        status = -1;
-    Watch watch;
-    watch_start(&watch, g);
-    status = processes_agree(&g->host, status, NULL, e);
-    if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
-    watch_end(&watch);
-    if (log && fclose(log) != 0 && status == 0)
-        status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
-    gpt2_sp_destroy(g);
-    return status;
-}
-
-static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
-    (void)inputs;
-    if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
-    for (int backward = 0; backward < 2; backward++) {
-        Schedule s;
-        ScheduleCost cost;
-        if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
-        int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
-        if (status == 0 && o->json && !backward)
-            printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
-        if (status == 0 && o->json)
-            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": "
-                   "%.10g, "
-                   "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
-                   "\"hash\": \"%016llx\"}",
-                backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
-                cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
-        else if (status == 0)
-            schedule_draw(&s, &cost, stdout),
-                printf("  proved: every pair once, every operand in time, nothing overwritten, every result "
-                       "home, volume as the "
-                       "closed form\n%s",
-                    backward ? "" : "\n");
-        schedule_free(&s);
-        if (status != 0) return -1;
-    }
-    if (o->json) printf("}\n");
-    return 0;
 }
 
 // One run of a table, for one layer of one sequence.
@@ -6796,6 +6045,794 @@ static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
     if (r.link_gbs == 0) r.link_gbs = measured.link_gbs;
     if (r.copy_gbs == 0) r.copy_gbs = measured.copy_gbs;
     return r;
+}
+
+// ===== 14. training loop ========================================================================
+//
+// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must fit, ranks
+// get their memory, weights come from the newest whole checkpoint, from --init-from or from the seed. Then the loop:
+// step, validate, log, save, until the last step or a signal.
+
+void gpt2_sp_destroy(gpt2_sp* g) {
+    if (!g) return;
+    Error ignored;
+    if (g->loader.running) loader_take(&g->loader, &ignored);
+    for (int i = 0; g->ranks && i < g->mesh.local_ranks; i++) g->device->release(&g->ranks[i]);
+    free(g->ranks);
+    free(g->segments);
+    free(g->batch_ranks);
+    free(g->layout.units);
+    schedule_free(&g->schedules[0]);
+    schedule_free(&g->schedules[1]);
+    thread_world_free(&g->world);
+    dataset_close(&g->data);
+    dataset_close(&g->val_data);
+    if (g->lock_fd >= 0) close(g->lock_fd);
+    free(g);
+}
+
+// Why it does not fit, and what would.
+static int memory_refuse(
+    gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    g->refused = 1;
+    uint64_t rank = machine / (uint64_t)sharing;
+    int64_t context = longest_context(o, vocab, training, g->device, rank),
+            batch = training ? largest_fit(o, 1, vocab, training, g->device, rank) : 0;
+    char who[32] = "this needs", sizes[96], other[64] = "no batch fits";
+    if (sharing > 1) snprintf(who, sizeof who, "%d ranks need", sharing);
+    snprintf(sizes, sizeof sizes, "%s %.2f GiB and the machine has %.2f", who, (double)bytes / 1073741824,
+        (double)machine / 1073741824);
+    if (context == 0 && batch == 0)
+        return fail(e, "%s: no context fits, take a smaller model%s", sizes,
+            training && g->mesh.world > 1 && g->mesh.zero < 3 ? " or --zero 3" : "");
+    if (!training)
+        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes,
+            (long long)o->seq_len, (long long)context);
+    if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
+    if (context == 0) return fail(e, "%s: with --seq-len %lld %s", sizes, (long long)o->seq_len, other);
+    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s",
+        sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
+}
+
+// Ranks, memory, schedules: everything but data and weights.
+static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
+    Error* e = &g->error;
+    if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
+    if (!g->host.state) g->host = thread_transport(&g->world, HOST);
+    if (mesh_init(&g->mesh, g->schedules, &g->options, vocab, training, g->device, e) != 0) return -1;
+    g->mesh.local_process = g->world.local_process, g->mesh.local_processes = g->world.local_processes;
+    g->mesh.threads = mesh_threads(&g->mesh, &g->options);
+    if (layout_init(&g->layout, &g->mesh, e) != 0) return -1;
+    int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
+    uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes,
+             machine = g->device->memory(&g->mesh);
+    if (bytes > machine) return memory_refuse(g, vocab, training, sharing, bytes, machine, e);
+    if (schedule_prove(&g->schedules[0], e) != 0 || schedule_prove(&g->schedules[1], e) != 0) return -1;
+    int world = g->mesh.local_ranks;
+    g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);
+    g->segments = (Segments*)calloc((size_t)g->mesh.sp, sizeof *g->segments);
+    g->batch_ranks = (RankBatch*)calloc((size_t)world * 3, sizeof *g->batch_ranks);
+    if (!g->ranks || !g->segments || !g->batch_ranks) return fail(e, "out of memory for %d ranks", world);
+    if (thread_world_init(&g->world, g->mesh.first_rank, world, e) != 0) return -1;
+    for (int i = 0; i < g->mesh.sp; i++)
+        g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
+    for (int i = 0; i < world; i++) {
+        Rank* r = &g->ranks[i];
+        rank_place(r, &g->mesh, &g->layout, g->mesh.first_rank + i);
+        r->transport = thread_transport(&g->world, r->world_rank);
+        if (g->device->allocate(r, e) != 0) return -1;
+        for (int b = 0; b < 3; b++) g->batch_ranks[b * world + i] = r->batches[b];
+    }
+#ifdef _OPENMP
+    omp_set_num_threads(g->mesh.threads);
+#endif
+    return 0;
+}
+
+static Loader loader_make(
+    gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
+    Loader l;
+    memset(&l, 0, sizeof l);
+    l.data = data, l.T = g->mesh.shape.T, l.B = g->mesh.shape.B, l.passes = passes;
+    l.dp = g->mesh.dp, l.sp = g->mesh.sp, l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
+    l.first_rank = g->mesh.first_rank, l.local_ranks = g->mesh.local_ranks;
+    l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX, l.segments = g->segments;
+    l.batch[0].ranks = first, l.batch[1].ranks = second;
+    return l;
+}
+
+static int data_fits(
+    const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
+    if (d->tokens < (uint64_t)o->seq_len + 1)
+        return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)",
+            option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
+    if (d->vocab > vocab)
+        return fail(
+            e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
+    return 0;
+}
+
+// Takes OUT for this trainer alone, as long as it lives.
+static int out_lock(gpt2_sp* g) {
+    char path[GPT2_SP_TEXT + 16];
+    if (folder_make(g->options.out, &g->error) != 0) return -1;
+    snprintf(path, sizeof path, "%s/.lock", g->options.out);
+    g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (g->lock_fd < 0) return fail(&g->error, "cannot open %.900s: %s", path, strerror(errno));
+    if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
+    return 0;
+}
+
+static int rank_weights_init(Rank* r, gpt2_sp* g) {
+    weights_init(r, (uint64_t)g->options.seed);
+    return 0;
+}
+
+// A folder given by hand: with a manifest it must be whole, without one (Hugging Face's have none) it is
+// taken as it is.
+static int folder_check(const char* folder, Error* e) {
+    char path[GPT2_SP_TEXT + 96];
+    snprintf(path, sizeof path, "%s/manifest.txt", folder);
+    return access(path, F_OK) == 0 ? checkpoint_verify(folder, e) : 0;
+}
+
+// All processes must start from the same checkpoint, or from the same weights of --init-from.
+static int start_compare(gpt2_sp* g, const char* folder) {
+    char path[GPT2_SP_TEXT + 128], text[128] = "a fresh start: no checkpoint in --out\n";
+    uint64_t bytes = 0;
+    uint32_t crc = 0;
+    long long step = 0;
+    if (g->mesh.processes < 2) return 0;
+    if (folder) {
+        snprintf(path, sizeof path, "%s/manifest.txt", folder);
+        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
+        (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
+        snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
+    } else if (g->options.init_from[0]) {
+        snprintf(path, sizeof path, "%s/model.safetensors", g->options.init_from);
+        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
+        snprintf(text, sizeof text, "--init-from weights of %llu bytes, CRC %08x\n",
+            (unsigned long long)bytes, crc);
+    }
+    return processes_compare(&g->host, "comparing where to start", text, &g->error);
+}
+
+// Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
+static int trainer_start(gpt2_sp* g) {
+    char folder[GPT2_SP_TEXT + 64];
+    int found = g->options.out[0]
+        ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, sizeof folder, &g->error)
+        : 0;
+    if (found < 0) return -1;
+    if (start_compare(g, found ? folder : NULL) != 0) return -1;
+    if (found) {
+        g->folder = folder, g->load_moments = 1;
+        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
+        int64_t* steps;
+        int count = checkpoint_list(g->options.out, &steps, &g->error);
+        if (count > 0) g->newest_step = steps[0];
+        free(steps);
+        g->saved_step = g->resumed_step = g->step;
+        g->folder = NULL;
+        return count < 0 ? -1 : 0;
+    }
+    if (ranks_run(g, g->device->init) != 0) return -1;
+    if (!g->options.init_from[0]) return 0;
+    gpt2_sp_options saved = g->options;
+    int64_t vocab, eot;
+    if (folder_check(g->options.init_from, &g->error) != 0) return -1;
+    if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
+    if (saved.layers != g->options.layers || saved.heads != g->options.heads ||
+        saved.channels != g->options.channels || vocab != g->mesh.shape.V)
+        return fail(&g->error,
+            "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this "
+            "run %lld, %lld, %lld "
+            "and %lld",
+            g->options.init_from, (long long)saved.layers, (long long)saved.heads, (long long)saved.channels,
+            (long long)vocab, (long long)g->options.layers, (long long)g->options.heads,
+            (long long)g->options.channels, (long long)g->mesh.shape.V);
+    if (saved.center != g->options.center)
+        return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
+            g->options.init_from, (long long)saved.center, (long long)g->options.center);
+    g->folder = g->options.init_from, g->load_moments = 0;
+    return ranks_run(g, g->device->load);
+}
+
+// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
+// has files must agree.
+static int option_is_own(const char* name) {
+    static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
+    for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
+        if (strcmp(own[i], name) == 0) return 1;
+    return 0;
+}
+static int option_is_place(const char* name) {
+    static const char* const places[] = {"data", "val-data", "out", "init-from"};
+    for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
+        if (strcmp(places[i], name) == 0) return 1;
+    return 0;
+}
+
+// Joins the other processes, if there are any, and compares options with them.
+static int processes_meet(gpt2_sp* g) {
+    gpt2_sp_options* o = &g->options;
+    Error* e = &g->error;
+    if (o->world < 2 && o->rank > 0)
+        return fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank);
+    if (o->world < 2) return ranks_choose(o, g->device, 1, e);
+    if (o->rank >= o->world)
+        return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank,
+            (long long)o->world, (long long)o->world - 1);
+    if (!o->master[0])
+        return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
+    if (!g->device->processes)
+        return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
+    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
+    Error unfit;
+    int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
+    char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
+    if (!text) return fail(e, "out of memory");
+    int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const Option* option = &OPTIONS[i];
+        if (!strchr(option->commands, 'T') || option_is_own(option->name)) continue;
+        option_print(o, option, value, sizeof value);
+        if (option_is_place(option->name))
+            snprintf(value, sizeof value, "%s", *((const char*)o + option->offset) ? "given" : "not given");
+        n += sprintf(text + n, "--%s %s\n", option->name, value);
+    }
+    int status = processes_compare(&g->host, "comparing options", text, e);
+    free(text);
+    return status != 0 || fits ? status : fail(e, "%s", unfit.text);
+}
+
+static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
+    int n = 0;
+    for (int i = 0; i < d->count && n < (int)size; i++) {
+        const tok_shard* s = &d->shards[i];
+        const char* slash = strrchr(s->path, '/');
+        n += snprintf(text + n, size - (size_t)n, "--%s shard %d, %.255s, of %llu tokens, fingerprint %08x\n",
+            option, i + 1, slash ? slash + 1 : s->path, (unsigned long long)s->tokens, s->fingerprint);
+    }
+    return n;
+}
+
+// Shards, ranks and schedules must be the same in all processes.
+static int work_compare(gpt2_sp* g) {
+    size_t size = (size_t)(g->data.count + g->val_data.count) * 512 + 256;
+    if (g->mesh.processes < 2) return 0;
+    char* text = (char*)calloc(size, 1);
+    if (!text) return fail(&g->error, "out of memory");
+    int n = dataset_print(&g->data, "data", text, size);
+    n += dataset_print(&g->val_data, "val-data", text + n, size - (size_t)n);
+    for (int i = 0; i < 2; i++)
+        n += snprintf(text + n, size - (size_t)n, "%s schedule %016llx\n", i ? "backward" : "forward",
+            (unsigned long long)schedule_hash(&g->schedules[i]));
+    int status = processes_compare(&g->host, "comparing shards and schedules", text, &g->error);
+    free(text);
+    return status;
+}
+
+static int trainer_prepare(gpt2_sp* g) {
+    const gpt2_sp_options* o = &g->options;
+    Error* e = &g->error;
+    if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
+    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0)
+        return -1;
+    int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
+    g->eot = g->data.eot;
+    if (data_fits(&g->data, o, "data", vocab, e) != 0 ||
+        (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0))
+        return -1;
+    if (o->val_data[0] && (g->val_data.tokenizer != g->data.tokenizer || g->val_data.vocab != g->data.vocab))
+        return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u",
+            g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab);
+    if (trainer_init(g, vocab, 1) != 0) return -1;
+    int world = g->mesh.local_ranks;
+    g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
+    g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
+    if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
+    if (work_compare(g) != 0)
+        return -1;   // from here on process 0 has the folder: the others may look into it
+    if (trainer_start(g) != 0) return -1;
+    loader_request(&g->loader, g->next_sample);
+    return 0;
+}
+
+// Told before anything else: before the processes meet, before a checkpoint is read.
+static int device_found(gpt2_sp* g) {
+    if (!g->device->count || g->device->count(1) > 0) return 0;
+    return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
+}
+
+static int trainer_create(gpt2_sp* g) {
+    Error* e = &g->error;
+    if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
+        return -1;
+    if (device_found(g) != 0) return -1;
+    g->host = thread_transport(&g->world, HOST);
+    int status = processes_meet(g);
+    if (status == 0) status = trainer_prepare(g);
+    if (status != 0) g->host.abort(&g->host, e);   // whoever waits for this process is told why
+    return status;
+}
+
+static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
+    (void)mesh;
+    const char* name = o->verify ? "verify"
+        : o->profile             ? "profile"
+        : o->attention           ? "attention"
+        : o->transport           ? "transport"
+        : o->trace[0]            ? "trace"
+        : o->products[0]         ? "products"
+                                 : NULL;
+    return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
+}
+
+static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free,
+    rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
+    NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
+    NULL, 1};
+static const Device* gpt2_sp_device =
+    &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
+
+static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
+    gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
+    if (g)
+        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1,
+        g->saved_step = g->resumed_step = g->newest_step = -1;
+    return g;
+}
+
+// --- --check: the same batch on one rank alone ---
+
+// The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
+static int gradients_collect(gpt2_sp* g, uint64_t sample) {
+    if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
+    loader_request(&g->loader, sample);
+    if (!batch_take(g)) return -1;
+    g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
+    if (!g->collected) return fail(&g->error, "out of memory for all gradients");
+    int status = ranks_run(g, g->device->gradients);
+    loader_request(&g->loader, sample);
+    return status;
+}
+
+// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is
+// some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and then rounds to
+// another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that pass through
+// it. Such flips are rare and independent, so they add up like the square root of the layers they pass
+// through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+static double check_bound(const gpt2_sp* g) {
+    return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
+}
+
+// sqrt(sum of squared differences / sum of squares) of n numbers; where all should be 0, the difference
+// itself. size: sqrt(sum of squares).
+static double relative_error(const real* found, const real* exact, int64_t n, double* size) {
+    double difference = 0, square = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)found[i] - (double)exact[i];
+        difference += d * d, square += (double)exact[i] * (double)exact[i];
+    }
+    *size = sqrt(square);
+    return square > 0 ? sqrt(difference / square) : sqrt(difference);
+}
+
+// Compares tensor by tensor; NaN counts as too large, and stays the worst.
+static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
+    double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
+    printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
+    for (int u = 0; u < g->layout.count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&g->mesh.shape, id);
+            if (p.unit != g->layout.units[u].kind) continue;
+            const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
+            const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
+            double size, error = relative_error(a, b, parameter_elements(&p), &size);
+            char name[ST_NAME_MAX];
+            if (!isnan(worst) && !(error <= worst)) worst = error;
+            tensor_name(name, sizeof name, "", &p, u);
+            printf("  %-24s %.3e\n", name, error);
+        }
+    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
+    if (!(worst <= bound) || !(loss <= bound))
+        return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e",
+            g->mesh.world, worst, loss, bound);
+    return 0;
+}
+
+// Compares this run's first batch with a second trainer of one rank, with the same weights and samples.
+static int trainer_check_ranks(gpt2_sp* g) {
+    gpt2_sp_options o = g->options;
+    if (g->mesh.processes > 1)
+        return fail(
+            &g->error, "--check compares the ranks of one process; this run has %d", g->mesh.processes);
+    o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0,
+                          o.profile = 0;
+    if (g->resumed_step >= 0)
+        snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
+    o.out[0] = 0, o.save_every = 0;
+    gpt2_sp* one = trainer_new(&o);
+    int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
+    if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
+    if (status == 0) status = gradients_collect(g, g->next_sample);
+    if (status == 0 && gradients_collect(one, g->next_sample) != 0)
+        status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
+    if (status == 0) status = gradients_compare(g, one);
+    if (one) free(one->collected);
+    free(g->collected);
+    g->collected = NULL;
+    gpt2_sp_destroy(one);
+    return status;
+}
+
+// The trainer, or, where its making failed, NULL and the reason.
+static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t error_size) {
+    if (error_size > 0) snprintf(error, error_size, "%s", g ? g->error.text : "out of memory");
+    if (g && status != 0) {
+        gpt2_sp_destroy(g);
+        return NULL;
+    }
+    return g;
+}
+
+gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
+    gpt2_sp* g = trainer_new(options);
+    return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
+}
+
+// A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
+static int trainer_load(gpt2_sp* g) {
+    gpt2_sp_options* o = &g->options;
+    char folder[GPT2_SP_TEXT + 64], config[GPT2_SP_TEXT + 96];
+    int64_t vocab;
+    if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
+    if (device_found(g) != 0) return -1;
+    snprintf(folder, sizeof folder, "%s", o->from);
+    snprintf(config, sizeof config, "%s/config.json", folder);
+    if (access(config, R_OK) == 0) {
+        if (folder_check(folder, &g->error) != 0) return -1;
+    } else {
+        int found = checkpoint_find(o->from, 1, folder, sizeof folder, &g->error);
+        if (found < 0) return -1;
+        if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
+    }
+    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0, o->zero = 0,
+    o->schedule = GPT2_SP_DIST;
+    if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
+    g->folder = folder;
+    int status = ranks_run(g, g->device->load);
+    g->folder = NULL;
+    return status;
+}
+
+static void on_signal(int number) {
+    if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
+    stop_signal = number;
+}
+static void catch_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART;   // a write to a full pipe goes on, the loop sees the flag
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN);   // a file that grows too large is a write error
+}
+
+// Columns of log.jsonl: name, printf format, value.
+// clang-format off
+#define LOG_COLUMNS(X) \
+    X("step", "%lld", (long long)stats->step) \
+    X("loss", "%s", loss) \
+    X("grad_norm", "%s", norm) \
+    X("lr", "%.8g", stats->lr) \
+    X("tokens", "%lld", (long long)stats->tokens) \
+    X("ms", "%.3f", stats->ms) \
+    X("tok_per_s", "%.1f", stats->tok_per_s) \
+    X("updated", "%d", stats->updated)
+// clang-format on
+
+static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
+    if (isfinite(x)) snprintf(out, size, "%.17g", x);
+    else snprintf(out, size, "null");
+}
+
+static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_loss) {
+    char loss[40], norm[40], val[40];
+    json_number(loss, sizeof loss, stats->loss);
+    json_number(norm, sizeof norm, stats->grad_norm);
+    const char* comma = "{";
+#define X(name, format, value) fprintf(log, "%s\"" name "\": " format, comma, value), comma = ", ";
+    LOG_COLUMNS(X)
+#undef X
+    if (val_loss) json_number(val, sizeof val, *val_loss), fprintf(log, ", \"val_loss\": %s", val);
+    fprintf(log, "}\n");
+    return fflush(log);
+}
+
+// Opens OUT/log.jsonl for appending, without the lines of steps that the resumed run will do again.
+static FILE* log_open(const char* out, int64_t step, Error* e) {
+    char path[GPT2_SP_TEXT + 16], line[4096];
+    snprintf(path, sizeof path, "%s/log.jsonl", out);
+    FILE* log = fopen(path, "a+");
+    if (!log) {
+        fail(e, "cannot open %.900s: %s", path, strerror(errno));
+        return NULL;
+    }
+    long kept = 0;
+    rewind(log);
+    while (fgets(line, sizeof line, log)) {
+        uint64_t logged;
+        if (json_get_u64(line, strlen(line), "step", &logged) != 1 || (int64_t)logged > step) break;
+        kept = ftell(log);
+    }
+    if (ferror(log)) {
+        fail(e, "cannot read %.900s: %s", path, strerror(errno));
+        fclose(log);
+        return NULL;
+    }
+    if (ftruncate(fileno(log), kept) != 0 || fseek(log, 0, SEEK_END) != 0) {
+        fail(e, "cannot shorten %.900s: %s", path, strerror(errno));
+        fclose(log);
+        return NULL;
+    }
+    return log;
+}
+
+static int option_is_launch(const char* name) {
+    return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
+}
+
+// OUT/run.cfg: the run's options, as --config reads them; not how this once it was started.
+static int run_config_write(const gpt2_sp_options* o, Error* e) {
+    char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
+    snprintf(path, sizeof path, "%s/run.cfg", o->out);
+    FILE* f = fopen(path, "w");
+    if (!f) return fail(e, "cannot write %.900s: %s", path, strerror(errno));
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        option_print(o, &OPTIONS[i], value, sizeof value);
+        if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
+            strcmp(OPTIONS[i].name, "model") != 0)
+            fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
+    }
+    return fclose(f) == 0 ? 0 : fail(e, "cannot write %.900s: %s", path, strerror(errno));
+}
+
+// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
+// comes above the line that the command ends with; of several processes the first prints it, if it was
+// refused.
+static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
+    gpt2_sp* g = trainer_new(o);
+    int status = g ? make(g) : -1;
+    if (status != 0 && g && g->refused && g->mesh.process == 0) {
+        Arena fullest = fullest_rank(&g->mesh, &g->layout);
+        memory_print(stderr, &g->mesh, &g->layout, &g->options, &fullest);
+    }
+    return trainer_checked(g, status, e->text, sizeof e->text);
+}
+
+static void train_header(const gpt2_sp* g) {
+    const Shape* s = &g->mesh.shape;
+    size_t fullest = 0;   // as `plan` has it
+    char memory[32];
+    for (int i = 0; i < g->mesh.local_ranks; i++)
+        fullest = g->ranks[i].arena.used > fullest ? g->ranks[i].arena.used : fullest;
+    printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V,
+        (double)g->layout.parameters / 1e6);
+    printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n",
+        (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s",
+        (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
+        g->mesh.doc_mask ? ", attention inside documents" : "");
+    printf("ranks     dp %d x sp %d, schedule %s, recompute %s, zero %d, %d thread%s each", g->mesh.dp,
+        g->mesh.sp, schedule_name(g->options.schedule), recompute_name(g->mesh.recompute), g->mesh.zero,
+        g->mesh.threads, g->mesh.threads == 1 ? "" : "s");
+    if (g->mesh.processes > 1) printf(", in %d processes", g->mesh.processes);
+    printf("\n");
+    printf("memory    %s per rank, planned and allocated\n",
+        human_bytes((double)fullest, memory, sizeof memory));
+    if (!g->options.out[0]) printf("saved     nothing: there is no --out\n");
+    printf("step      %lld tokens; from step %lld to %lld%s\n",
+        (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step,
+        (long long)g->options.steps, g->step ? " (resumed)" : "");
+    fflush(stdout);
+}
+
+// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks
+// still can.
+static int train_stop(gpt2_sp* g) {
+    Error why = g->error, ignored;
+    if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
+    g->error = why;
+    return -1;
+}
+
+// The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0
+// prints.
+static int train_loop(gpt2_sp* g, FILE* log) {
+    const gpt2_sp_options* o = &g->options;
+    int first = g->mesh.process == 0, stop = 0, status = 0;
+    for (;;) {
+        stop = stop_signal;
+        if (processes_agree(&g->host, status, &stop, &g->error) != 0) return train_stop(g);
+        if (g->step >= o->steps || stop) break;
+        gpt2_sp_stats stats;
+        double val_loss = 0;
+        if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
+        int last = g->step == o->steps;
+        int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
+        if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
+        if (first) {
+            printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s",
+                (long long)stats.step, (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms,
+                stats.tok_per_s);
+            if (validate) printf("  val %.4f", val_loss);
+            printf("%s\n", stats.updated ? "" : "  not finite: no update");
+            fflush(stdout);
+        }
+        int code = log && log_step(log, &stats, validate ? &val_loss : NULL) != 0 ? errno : 0;
+        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 &&
+            first)
+            fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step,
+                g->error.text);
+        if (code != 0) status = fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(code));
+    }
+    if (!o->out[0] || g->saved_step == g->step) return 0;
+    if (gpt2_sp_save(g) != 0) return -1;
+    if (first)
+        printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out,
+            (long long)g->step);
+    return 0;
+}
+
+// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
+// one neither computes on nor comes back, as in a GPU that waits for another for ever.
+typedef struct {
+    gpt2_sp* g;
+    pthread_t thread;
+    int running, done;   // done: the world's mutex guards it
+} Watch;
+
+static void* watch_thread(void* argument) {
+    Watch* watch = (Watch*)argument;
+    ThreadWorld* w = &watch->g->world;
+    double patience = w->timeout > 0 ? fmin(w->timeout, 30e3) : 30e3, since = 0;
+    Error why = {{0}};
+    pthread_mutex_lock(&w->mutex);
+    while (!watch->done) {
+        world_await(w, now_ms() + 200);
+        if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
+            for (int i = 0; i < w->processes && why.text[0] == 0; i++)
+                if (net_gone(&w->net, i))
+                    fail(&why, "%s is gone (%s)", process_label(w, i).text, net_gone(&w->net, i));
+        if (since == 0 && why.text[0]) since = now_ms();
+        if (since == 0 || now_ms() - since < patience || watch->done) continue;
+        fprintf(stderr, "%s train: %s; a rank of %s does not come back from step %lld\n", program_name,
+            why.text, process_label(w, w->process).text, (long long)w->step);
+        _exit(1);
+    }
+    pthread_mutex_unlock(&w->mutex);
+    return NULL;
+}
+static void watch_start(Watch* watch, gpt2_sp* g) {
+    watch->g = g, watch->done = 0;
+    watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
+}
+static void watch_end(Watch* watch) {
+    if (!watch->running) return;
+    pthread_mutex_lock(&watch->g->world.mutex);
+    watch->done = 1;
+    pthread_cond_broadcast(&watch->g->world.changed);
+    pthread_mutex_unlock(&watch->g->world.mutex);
+    pthread_join(watch->thread, NULL);
+}
+
+// ===== 15. commands and main ====================================================================
+//
+// A command reads its options, does its work by the functions above and prints; `program` is all of main but the name.
+
+enum {
+    BYTE_VOCAB = 257,
+    BYTE_EOT = 256
+};   // the byte tokenizer: the bytes, and the token that ends a document
+
+// --rank and --world from the environment, where the command line has neither, and --master, where it has
+// none.
+static int launch_environment(gpt2_sp_options* o, Error* e) {
+    char master[300];
+    if (o->world > 0 || o->rank > 0) return 0;
+    const net_launcher* launcher = net_launched(o->master[0] != 0);
+    if (!launcher && o->master[0])
+        return fail(e,
+            "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
+            o->master);
+    if (!launcher) return 0;
+    const char *rank = getenv(launcher->rank), *world = getenv(launcher->world);
+    if (option_set(o, option_find("rank"), rank, e) != 0 ||
+        option_set(o, option_find("world"), world, e) != 0) {
+        Error why = *e;
+        return fail(e, "%s=%.40s, %s=%.40s: %.800s", launcher->rank, rank, launcher->world, world, why.text);
+    }
+    if (o->world < 2 || o->master[0]) return 0;
+    if (net_launched_master(launcher, o->world, master, sizeof master) != 0)
+        return fail(
+            e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", launcher->world, (long long)o->world);
+    return option_set(o, option_find("master"), master, e);
+}
+
+static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    if (o->save_every > 0 && !o->out[0])
+        return fail(e, "--save-every %lld needs --out, the run's folder", (long long)o->save_every);
+    if (o->val_every > 0 && !o->val_data[0])
+        return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
+    if (launch_environment(o, e) != 0) return -1;
+    catch_signals();
+    gpt2_sp* g = trainer_make(o, trainer_create, e);
+    if (!g) return -1;
+    FILE* log = NULL;
+    int status = 0, first = g->mesh.process == 0;
+    if (first) train_header(g);
+    if (o->verify) {
+        status = g->device->verify(g);
+        if (status != 0) *e = g->error;
+        gpt2_sp_destroy(g);
+        return status;
+    }
+    if (o->check && trainer_check_ranks(g) != 0) {
+        *e = g->error;
+        gpt2_sp_destroy(g);
+        return -1;
+    }
+    if (g->step >= o->steps && first)
+        printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
+    if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e))))
+        status = -1;
+    Watch watch;
+    watch_start(&watch, g);
+    status = processes_agree(&g->host, status, NULL, e);
+    if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
+    watch_end(&watch);
+    if (log && fclose(log) != 0 && status == 0)
+        status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));
+    gpt2_sp_destroy(g);
+    return status;
+}
+
+static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
+    for (int backward = 0; backward < 2; backward++) {
+        Schedule s;
+        ScheduleCost cost;
+        if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
+        int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
+        if (status == 0 && o->json && !backward)
+            printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
+        if (status == 0 && o->json)
+            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": "
+                   "%.10g, "
+                   "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
+                   "\"hash\": \"%016llx\"}",
+                backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
+                cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
+        else if (status == 0)
+            schedule_draw(&s, &cost, stdout),
+                printf("  proved: every pair once, every operand in time, nothing overwritten, every result "
+                       "home, volume as the "
+                       "closed form\n%s",
+                    backward ? "" : "\n");
+        schedule_free(&s);
+        if (status != 0) return -1;
+    }
+    if (o->json) printf("}\n");
+    return 0;
 }
 
 static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) {
