@@ -364,6 +364,11 @@ static int fail(Error* e, const char* format, ...) {
     return -1;
 }
 
+// "cannot open PATH: No such file or directory", by errno.
+static int fail_file(Error* e, const char* doing, const char* path) {
+    return fail(e, "cannot %s %.900s: %s", doing, path, strerror(errno));
+}
+
 // A file that is written once, front to back, and must be whole on disk afterwards.
 typedef struct {
     int fd;
@@ -376,16 +381,17 @@ typedef struct {
 
 static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
     snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
-    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0), f->fill = 0;
+    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
+    f->fill = 0;
     f->fd = open(f->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    return f->fd < 0 ? fail(e, "cannot create %.900s: %s", f->path, strerror(errno)) : 0;
+    return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
 }
 
 static int file_flush(OutFile* f, Error* e) {
     for (size_t done = 0; done < f->fill;) {
         ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(e, "cannot write %.900s: %s", f->path, strerror(errno));
+        if (n < 0) return fail_file(e, "write", f->path);
         done += (size_t)n;
     }
     f->fill = 0;
@@ -399,7 +405,8 @@ static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
         size_t n = sizeof f->buffer - f->fill < size ? sizeof f->buffer - f->fill : size;
         memcpy(f->buffer + f->fill, p, n);
         f->crc = (uint32_t)crc32(f->crc, p, (unsigned)n);
-        f->fill += n, p += n, size -= n;
+        f->fill += n, p += n;
+        size -= n;
         if (f->fill == sizeof f->buffer && file_flush(f, e) != 0) return -1;
     }
     return 0;
@@ -410,10 +417,8 @@ static int file_close(OutFile* f, int keep, Error* e) {
     int status = 0;
     if (f->fd < 0) return 0;
     if (keep && file_flush(f, e) != 0) status = -1;
-    if (keep && status == 0 && fsync(f->fd) != 0)
-        status = fail(e, "cannot fsync %.900s: %s", f->path, strerror(errno));
-    if (close(f->fd) != 0 && keep && status == 0)
-        status = fail(e, "cannot close %.900s: %s", f->path, strerror(errno));
+    if (keep && status == 0 && fsync(f->fd) != 0) status = fail_file(e, "fsync", f->path);
+    if (close(f->fd) != 0 && keep && status == 0) status = fail_file(e, "close", f->path);
     f->fd = -1;
     return status;
 }
@@ -421,10 +426,8 @@ static int file_close(OutFile* f, int keep, Error* e) {
 // Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
 static int folder_sync(const char* path, Error* e) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
-    int status = fsync(fd) != 0 && errno != EINVAL
-        ? fail(e, "cannot fsync folder %.900s: %s", path, strerror(errno))
-        : 0;
+    if (fd < 0) return fail_file(e, "open folder", path);
+    int status = fsync(fd) != 0 && errno != EINVAL ? fail_file(e, "fsync folder", path) : 0;
     close(fd);
     return status;
 }
@@ -436,8 +439,7 @@ static int folder_make(const char* path, Error* e) {
         if (*slash != '/' && *slash != 0) continue;
         char kept = *slash;
         *slash = 0;
-        if (mkdir(partial, 0777) != 0 && errno != EEXIST)
-            return fail(e, "cannot make folder %.900s: %s", partial, strerror(errno));
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST) return fail_file(e, "make folder", partial);
         *slash = kept;
         if (kept == 0) break;
     }
@@ -450,7 +452,7 @@ static int folder_make(const char* path, Error* e) {
 // Removes a folder and the plain files in it; what is not there is no error.
 static int folder_remove(const char* path, Error* e) {
     DIR* dir = opendir(path);
-    if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", path, strerror(errno));
+    if (!dir) return errno == ENOENT ? 0 : fail_file(e, "open folder", path);
     int status = 0;
     for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
@@ -458,7 +460,7 @@ static int folder_remove(const char* path, Error* e) {
             status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
     }
     closedir(dir);
-    if (status == 0 && rmdir(path) != 0) status = fail(e, "cannot remove %.900s: %s", path, strerror(errno));
+    if (status == 0 && rmdir(path) != 0) status = fail_file(e, "remove", path);
     return status;
 }
 
@@ -467,7 +469,7 @@ static char* file_read_text(const char* path, size_t limit, size_t* size, Error*
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat info;
     if (fd < 0 || fstat(fd, &info) != 0) {
-        fail(e, "cannot open %.900s: %s", path, strerror(errno));
+        fail_file(e, "open", path);
         if (fd >= 0) close(fd);
         return NULL;
     }
@@ -496,13 +498,13 @@ static char* file_read_text(const char* path, size_t limit, size_t* size, Error*
 static int file_checksum(const char* path, uint64_t* bytes, uint32_t* crc, Error* e) {
     unsigned char buffer[1 << 16];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail(e, "cannot open %.900s: %s", path, strerror(errno));
+    if (fd < 0) return fail_file(e, "open", path);
     *bytes = 0, *crc = (uint32_t)crc32(0, NULL, 0);
     for (;;) {
         ssize_t n = read(fd, buffer, sizeof buffer);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
-            fail(e, "cannot read %.900s: %s", path, strerror(errno));
+            fail_file(e, "read", path);
             close(fd);
             return -1;
         }
@@ -640,7 +642,8 @@ static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
     } sizes[] = {{"d12", 12, 12, 768}, {"d24", 24, 16, 1024}, {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
     for (int i = 0; i < 4; i++)
         if (strcmp(value, sizes[i].name) == 0) {
-            o->layers = sizes[i].layers, o->heads = sizes[i].heads, o->channels = sizes[i].channels;
+            o->layers = sizes[i].layers, o->heads = sizes[i].heads;
+            o->channels = sizes[i].channels;
             return 0;
         }
     return fail(e, "--model %s: expected d12, d24, d36 or d48", value);
@@ -871,7 +874,10 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     memset(&d->cursors[d->count], 0, sizeof *d->cursors);
     d->first[d->count++] = d->tokens;
     d->first[d->count] = d->tokens += s->tokens;
-    if (d->count == 1) d->tokenizer = s->tokenizer, d->vocab = s->vocab_size, d->eot = s->eot;
+    if (d->count == 1) {
+        d->tokenizer = s->tokenizer, d->vocab = s->vocab_size;
+        d->eot = s->eot;
+    }
     if (s->tokenizer != d->tokenizer || s->vocab_size != d->vocab)
         return fail(e,
             "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path,
@@ -932,7 +938,8 @@ static int dataset_read(Dataset* d, uint64_t position, uint64_t count, int32_t* 
         uint64_t local = position - d->first[s];
         uint64_t n = d->shards[s].tokens - local < count ? d->shards[s].tokens - local : count;
         if (tok_read(&d->shards[s], &d->cursors[s], local, n, out, e->text, sizeof e->text) != 0) return -1;
-        position += n, out += n, count -= n;
+        position += n, out += n;
+        count -= n;
     }
     return 0;
 }
@@ -1767,9 +1774,12 @@ static void thread_world_free(ThreadWorld* w) {
 static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this process, or HOST
     Transport t;
     memset(&t, 0, sizeof t);
-    t.rank = rank, t.world = w->world * w->processes, t.state = w, t.doing = "";
-    t.post = world_post, t.wait = world_wait, t.all_reduce = world_all_reduce;
-    t.reduce_scatter = world_reduce_scatter, t.all_gather = world_all_gather, t.share = world_share;
+    t.rank = rank, t.world = w->world * w->processes;
+    t.state = w, t.doing = "";
+    t.post = world_post, t.wait = world_wait;
+    t.all_reduce = world_all_reduce;
+    t.reduce_scatter = world_reduce_scatter, t.all_gather = world_all_gather;
+    t.share = world_share;
     t.barrier = world_barrier, t.abort = world_abort;
     return t;
 }
@@ -1875,7 +1885,9 @@ static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, i
     s->ops = (ScheduleOp*)grow(s->ops, s->op_count, &s->op_room, sizeof *s->ops, &s->failed);
     if (s->failed) return;
     ScheduleOp* op = &s->ops[s->op_count++];
-    op->step = step, op->rank = rank, op->q = q, op->k = k, op->h0 = h0, op->h1 = h1;
+    op->step = step, op->rank = rank;
+    op->q = q, op->k = k;
+    op->h0 = h0, op->h1 = h1;
     op->q_slot = op->kv_slot = op->dq_slot = op->dkv_slot = -1;
 }
 
@@ -1884,8 +1896,10 @@ static void schedule_send(Schedule* s, int step, int from, int to, int kind, int
         s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
     if (s->failed) return;
     ScheduleMessage* m = &s->messages[s->message_count++];
-    m->step = step, m->from = from, m->to = to;
-    m->item.kind = kind, m->item.of = of, m->item.h0 = h0, m->item.h1 = h1;
+    m->step = step, m->from = from;
+    m->to = to;
+    m->item.kind = kind, m->item.of = of;
+    m->item.h0 = h0, m->item.h1 = h1;
     m->src = m->dst = m->into = -1, m->merge = 0;
 }
 
@@ -2184,7 +2198,8 @@ static int schedule_finish(Schedule* s, Error* e) {
 
 static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     memset(s, 0, sizeof *s);
-    s->kind = kind, s->P = P, s->backward = backward;
+    s->kind = kind, s->P = P;
+    s->backward = backward;
     s->chunks = schedule_two_chunks(kind) ? 2 * P : P;
     int parts = SCHEDULES[kind].head_parts;
     s->head_parts = P == 1 ? 1 : parts ? parts : P;
@@ -2241,7 +2256,8 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
         sums[s->ops[i].step * P + s->ops[i].rank] += op_units(s, &s->ops[i]);
     for (int i = 0; i < s->message_count; i++) {
         double units = item_units(s, s->messages[i].item);
-        sent[s->messages[i].from] += units, received[s->messages[i].to] += units, cost->elements += units / P;
+        sent[s->messages[i].from] += units, received[s->messages[i].to] += units;
+        cost->elements += units / P;
     }
     for (int step = 0; step < s->steps; step++) {
         double longest = 0;
@@ -2370,7 +2386,8 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
             return fail(e, "step %d rank %d: the result of q%dk%d overwrites what is in use", op->step,
                 op->rank, op->q, op->k);
         if (!slot->full) slot->work[0] = slot->work[1] = -1;
-        slot->full = 1, slot->item = results[side], slot->busy = op->step, slot->how = 2;
+        slot->full = 1, slot->item = results[side];
+        slot->busy = op->step, slot->how = 2;
         next[2 * index + side] = slot->work[side], slot->work[side] = index;
     }
     return 0;
@@ -3071,7 +3088,8 @@ static void rank_layout(Rank* r) {
 
 static void rank_place(Rank* r, const Mesh* mesh, const Layout* layout, int world_rank) {
     memset(r, 0, sizeof *r);
-    r->mesh = mesh, r->layout = layout, r->world_rank = world_rank, r->gathered = -1;
+    r->mesh = mesh, r->layout = layout;
+    r->world_rank = world_rank, r->gathered = -1;
     Place size = {mesh->dp, mesh->sp};
     r->place = place_of(size, world_rank);
     r->all = r->sharing = group_of(size, world_rank, OVER_ALL);
@@ -3165,18 +3183,22 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     memset(mesh, 0, sizeof *mesh);
     mesh->device = device;
     Shape* s = &mesh->shape;
-    s->L = o->layers, s->NH = o->heads, s->C = o->channels, s->HS = o->channels / o->heads;
-    s->V = vocab, s->Vp = round_up(vocab, 128), s->T = o->seq_len, s->B = o->batch_size;
-    mesh->dp = (int)o->dp, mesh->sp = (int)o->sp, mesh->world = mesh->dp * mesh->sp,
-    mesh->zero = (int)o->zero;
-    mesh->recompute = o->recompute, mesh->center = (int)o->center, mesh->doc_mask = (int)o->doc_mask;
-    mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world), mesh->local_processes = 1;
+    s->L = o->layers, s->NH = o->heads;
+    s->C = o->channels, s->HS = o->channels / o->heads;
+    s->V = vocab, s->Vp = round_up(vocab, 128);
+    s->T = o->seq_len, s->B = o->batch_size;
+    mesh->dp = (int)o->dp, mesh->sp = (int)o->sp;
+    mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
+    mesh->recompute = o->recompute, mesh->center = (int)o->center;
+    mesh->doc_mask = (int)o->doc_mask;
+    mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world);
+    mesh->local_processes = 1;
     if (mesh->world % mesh->processes != 0)
         return fail(e, "%d ranks (--dp %d x --sp %d) cannot be divided evenly over --world %d processes",
             mesh->world, mesh->dp, mesh->sp, mesh->processes);
     mesh->local_ranks = mesh->world / mesh->processes, mesh->first_rank = mesh->process * mesh->local_ranks;
-    mesh->training = training, mesh->passes = o->grad_accum, mesh->logits_chunk = o->logits_chunk,
-    mesh->schedule = schedules;
+    mesh->training = training, mesh->passes = o->grad_accum;
+    mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
     return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
 }
@@ -3981,7 +4003,8 @@ static int cpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sen
     int count = item.kind == ITEM_OUT ? 2 : ITEM_TENSORS[item.kind].count;
     for (int i = 0; i < count; i++) {
         ItemView v = item_view(r, (AttentionRun*)run, item, slot, i);
-        out[i].peer = peer, out[i].data = v.p, out[i].bytes = (size_t)(heads * v.head) * sizeof(real);
+        out[i].peer = peer, out[i].data = v.p;
+        out[i].bytes = (size_t)(heads * v.head) * sizeof(real);
     }
     if (sending && item.kind == ITEM_OUT) {
         real* o = (real*)out[0].data;
@@ -4101,7 +4124,8 @@ static int cpu_attention_forward(
     AttentionRun run;
     memset(&run, 0, sizeof run);
     run.table = &r->mesh->schedule[0], run.slots = r->slots[0];
-    run.own[ITEM_OUT][0] = r->att_out, run.own[ITEM_OUT][1] = r->att_m, run.own[ITEM_OUT][2] = r->att_l;
+    run.own[ITEM_OUT][0] = r->att_out, run.own[ITEM_OUT][1] = r->att_m;
+    run.own[ITEM_OUT][2] = r->att_l;
     r->attention_forwards++;
     for (int64_t b = 0; b < s->B; b++) {
         memset(r->att_out, 0, (size_t)(Tl * C) * sizeof(real));
@@ -4304,8 +4328,10 @@ static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t*
     LayerRun x;
     memset(&x, 0, sizeof x);
     if (unit_gather(r, u) != 0) return -1;
-    x.l = l, x.rows = r->R, x.w = weights_of(r, u), x.a = activations_of(r, l);
-    x.wide = r->wide, x.narrow = r->narrow, x.attention = layer_attention, x.doc_start = doc_start;
+    x.l = l, x.rows = r->R;
+    x.w = weights_of(r, u), x.a = activations_of(r, l);
+    x.wide = r->wide, x.narrow = r->narrow;
+    x.attention = layer_attention, x.doc_start = doc_start;
     if (output) x.next = l + 1 < r->mesh->shape.L ? act(r, A_x, l + 1) : r->x_final;
     for (int id = 0; id < ACTIVATION_COUNT; id++)
         if (!again || !activation_kept(id, r->mesh->recompute)) x.needed |= 1u << id;
@@ -4620,7 +4646,8 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     if (!calls || !threads) status = fail(&g->error, "out of memory for %d ranks", world);
     int started = 1;
     for (int i = 0; status == 0 && i < world; i++) {
-        calls[i].rank = &g->ranks[i], calls[i].g = g, calls[i].job = job;
+        calls[i].rank = &g->ranks[i], calls[i].g = g;
+        calls[i].job = job;
         g->ranks[i].transport.step = g->step + 1;
     }
     for (; status == 0 && started < world; started++)
@@ -4654,7 +4681,10 @@ static int rank_step(Rank* r, gpt2_sp* g) {
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = g->adamw;
     adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
-    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1], g->updated = finite;
+    if (r->world_rank == r->mesh->first_rank) {
+        g->sums[0] = sums[0], g->sums[1] = sums[1];
+        g->updated = finite;
+    }
     return finite ? weights_update(r, &adamw) : 0;
 }
 
@@ -4692,14 +4722,16 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
     g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
-    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2, g->adamw.eps = o->eps,
-    g->adamw.weight_decay = o->weight_decay;
+    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2;
+    g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
     if (ranks_run(g, g->device->step) != 0) return -1;
-    g->step++, g->next_sample += samples, g->tokens_seen += batch->valid;
+    g->step++, g->next_sample += samples;
+    g->tokens_seen += batch->valid;
     g->skipped = g->updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = g->sums[0], stats->grad_norm = sqrt(g->sums[1]),
-    stats->lr = g->adamw.lr;
-    stats->tokens = g->tokens_seen, stats->ms = now_ms() - start, stats->updated = g->updated;
+    stats->step = g->step, stats->loss = g->sums[0];
+    stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
+    stats->tokens = g->tokens_seen, stats->ms = now_ms() - start;
+    stats->updated = g->updated;
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
         return fail(&g->error,
@@ -4949,7 +4981,7 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     int count = 0, room = 0, failed = 0;
     *steps = NULL;
     DIR* dir = opendir(out);
-    if (!dir) return errno == ENOENT ? 0 : fail(e, "cannot open folder %.900s: %s", out, strerror(errno));
+    if (!dir) return errno == ENOENT ? 0 : fail_file(e, "open folder", out);
     for (struct dirent* entry; errno = 0, (entry = readdir(dir)) != NULL;) {
         long long step;
         int end = 0;
@@ -4995,8 +5027,7 @@ static int checkpoint_clean(const char* out, Error* e) {
 static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
     Error* e = &g->error;
-    if (status == 0 && mkdir(folder, 0777) != 0)
-        status = fail(e, "cannot make folder %.900s: %s", folder, strerror(errno));
+    if (status == 0 && mkdir(folder, 0777) != 0) status = fail_file(e, "make folder", folder);
     status = save_tensors(g, folder, status, manifest, sizeof manifest);
     config_text(g, text, sizeof text);
     if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
@@ -5092,8 +5123,7 @@ int gpt2_sp_save(gpt2_sp* g) {
     int status = checkpoint_write(g, temporary, checkpoint_clean(out, e));
     if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
         status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
-    if (status == 0 && rename(temporary, final) != 0)
-        status = fail(e, "cannot rename %.900s: %s", temporary, strerror(errno));
+    if (status == 0 && rename(temporary, final) != 0) status = fail_file(e, "rename", temporary);
     if (status == 0) status = folder_sync(out, e);
     Error later = {{0}};
     if (status != 0) folder_remove(temporary, &later);   // the first error is the one to tell
@@ -5358,7 +5388,8 @@ static int position_bucket(int64_t position) {
 static int rank_evaluate(Rank* r, gpt2_sp* g) {
     const Shape* s = &r->mesh->shape;
     double sums[2 + 2 * POSITION_BUCKETS] = {0};
-    r->learn = 0, r->loss_sum = 0, r->batch = &r->batches[2];
+    r->learn = 0, r->loss_sum = 0;
+    r->batch = &r->batches[2];
     if (r->mesh->device->pass(r, 0) != 0) return -1;
     for (int64_t b = 0, t = 0; b < s->B; b++)
         for (int seg = 0; seg < r->segments.count; seg++)
@@ -5447,7 +5478,8 @@ static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t cap
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
     memset(d, 0, sizeof *d);
-    d->g = g, d->weights = weights, d->capacity = capacity;
+    d->g = g, d->weights = weights;
+    d->capacity = capacity;
     real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
     if (!at) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
     const struct {
@@ -5500,10 +5532,13 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
         d->x, &place, NULL, decoder_weights(d, positions_unit(&d->g->layout)).wpe, center, C);
     LayerRun x;
     memset(&x, 0, sizeof x);
-    x.rows = n, x.wide = d->wide, x.narrow = d->out, x.needed = ~0u;
-    x.a.x = x.a.x2 = x.next = d->x, x.a.ln1 = x.a.ln2 = x.a.atty = d->narrow, x.a.rstd1 = x.a.rstd2 = rstd;
+    x.rows = n, x.wide = d->wide;
+    x.narrow = d->out, x.needed = ~0u;
+    x.a.x = x.a.x2 = x.next = d->x, x.a.ln1 = x.a.ln2 = x.a.atty = d->narrow;
+    x.a.rstd1 = x.a.rstd2 = rstd;
     x.a.fch = x.a.gelu = d->wide;
-    x.attention = decoder_attention, x.decoder = d, d->position = p;
+    x.attention = decoder_attention, x.decoder = d;
+    d->position = p;
     for (x.l = 0; x.l < s->L; x.l++) {
         x.w = decoder_weights(d, (int)x.l + 1);
         layer_forward(&d->g->ranks[0], &x);
@@ -5771,7 +5806,8 @@ static int table_project(TableCost* c, const Shape* s, int kind, int P, int back
                                   share = (P - 1.0) / P;
         double in = share * (bytes[ITEM_KV] + bytes[backward ? ITEM_QDO : ITEM_Q]);
         double out = share * (backward ? bytes[ITEM_DQ] + bytes[ITEM_DKV] : bytes[ITEM_OUT]);
-        c->units = P / 2.0, c->work_seconds = c->units * unit_seconds, c->bytes = in + out;
+        c->units = P / 2.0, c->work_seconds = c->units * unit_seconds;
+        c->bytes = in + out;
         c->seconds = c->work_seconds + c->bytes / (rates->link_gbs * 1e9) + 3 * out / (rates->copy_gbs * 1e9);
         return 0;
     }
@@ -5869,11 +5905,13 @@ static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vo
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     memset(p, 0, sizeof *p);
-    p->split.dp = dp, p->split.sp = sp, p->split.batch = batch, p->split.passes = sequences / batch;
+    p->split.dp = dp, p->split.sp = sp;
+    p->split.batch = batch, p->split.passes = sequences / batch;
     if (sp == options->sp)
         p->split.batch = options->batch_size, p->split.passes = options->grad_accum,
         plan->asked = plan->split_count;
-    o.dp = dp, o.sp = sp, o.batch_size = p->split.batch, o.grad_accum = p->split.passes;
+    o.dp = dp, o.sp = sp;
+    o.batch_size = p->split.batch, o.grad_accum = p->split.passes;
     if (mesh_init(&mesh, schedules, &o, vocab, 1, plan->mesh->device, &e) == 0 &&
         layout_init(&layout, &mesh, &e) == 0 &&
         step_cost(&p->cost, &mesh, &layout, p->split, o.schedule, &plan->rates, &e) == 0) {
@@ -6134,10 +6172,13 @@ static Loader loader_make(
     gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
     Loader l;
     memset(&l, 0, sizeof l);
-    l.data = data, l.T = g->mesh.shape.T, l.B = g->mesh.shape.B, l.passes = passes;
-    l.dp = g->mesh.dp, l.sp = g->mesh.sp, l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
+    l.data = data, l.T = g->mesh.shape.T;
+    l.B = g->mesh.shape.B, l.passes = passes;
+    l.dp = g->mesh.dp, l.sp = g->mesh.sp;
+    l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
     l.first_rank = g->mesh.first_rank, l.local_ranks = g->mesh.local_ranks;
-    l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX, l.segments = g->segments;
+    l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX;
+    l.segments = g->segments;
     l.batch[0].ranks = first, l.batch[1].ranks = second;
     return l;
 }
@@ -6159,7 +6200,7 @@ static int out_lock(gpt2_sp* g) {
     if (folder_make(g->options.out, &g->error) != 0) return -1;
     snprintf(path, sizeof path, "%s/.lock", g->options.out);
     g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (g->lock_fd < 0) return fail(&g->error, "cannot open %.900s: %s", path, strerror(errno));
+    if (g->lock_fd < 0) return fail_file(&g->error, "open", path);
     if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
     return 0;
@@ -6450,8 +6491,10 @@ static int trainer_check_ranks(gpt2_sp* g) {
     if (g->mesh.processes > 1)
         return fail(
             &g->error, "--check compares the ranks of one process; this run has %d", g->mesh.processes);
-    o.batch_size *= o.dp, o.dp = o.sp = 1, o.zero = 0, o.schedule = GPT2_SP_DIST, o.check = 0, o.trace[0] = 0,
-                          o.profile = 0;
+    o.batch_size *= o.dp, o.dp = o.sp = 1;
+    o.zero = 0, o.schedule = GPT2_SP_DIST;
+    o.check = 0, o.trace[0] = 0;
+    o.profile = 0;
     if (g->resumed_step >= 0)
         snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
     o.out[0] = 0, o.save_every = 0;
@@ -6500,8 +6543,8 @@ static int trainer_load(gpt2_sp* g) {
         if (found < 0) return -1;
         if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
     }
-    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0, o->zero = 0,
-    o->schedule = GPT2_SP_DIST;
+    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
+    o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
     g->folder = folder;
     int status = ranks_run(g, g->device->load);
@@ -6562,7 +6605,7 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
     snprintf(path, sizeof path, "%s/log.jsonl", out);
     FILE* log = fopen(path, "a+");
     if (!log) {
-        fail(e, "cannot open %.900s: %s", path, strerror(errno));
+        fail_file(e, "open", path);
         return NULL;
     }
     long kept = 0;
@@ -6573,12 +6616,12 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
         kept = ftell(log);
     }
     if (ferror(log)) {
-        fail(e, "cannot read %.900s: %s", path, strerror(errno));
+        fail_file(e, "read", path);
         fclose(log);
         return NULL;
     }
     if (ftruncate(fileno(log), kept) != 0 || fseek(log, 0, SEEK_END) != 0) {
-        fail(e, "cannot shorten %.900s: %s", path, strerror(errno));
+        fail_file(e, "shorten", path);
         fclose(log);
         return NULL;
     }
@@ -6594,14 +6637,14 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
     snprintf(path, sizeof path, "%s/run.cfg", o->out);
     FILE* f = fopen(path, "w");
-    if (!f) return fail(e, "cannot write %.900s: %s", path, strerror(errno));
+    if (!f) return fail_file(e, "write", path);
     for (int i = 0; i < OPTION_COUNT; i++) {
         option_print(o, &OPTIONS[i], value, sizeof value);
         if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
             strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
-    return fclose(f) == 0 ? 0 : fail(e, "cannot write %.900s: %s", path, strerror(errno));
+    return fclose(f) == 0 ? 0 : fail_file(e, "write", path);
 }
 
 // A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
@@ -6849,8 +6892,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     if (status == 0) status = layout_init(&layout, &mesh, e);
     if (status == 0) {
         Split asked = {mesh.dp, mesh.sp, mesh.shape.B, mesh.passes};
-        plan->mesh = &mesh, plan->layout = &layout, plan->rates = plan_rates(o, &mesh),
-        plan->fullest = fullest_rank(&mesh, &layout);
+        plan->mesh = &mesh, plan->layout = &layout;
+        plan->rates = plan_rates(o, &mesh), plan->fullest = fullest_rank(&mesh, &layout);
         plan->memory =
             o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
         status = step_cost(&plan->cost, &mesh, &layout, asked, o->schedule, &plan->rates, e);
@@ -7069,7 +7112,7 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     memset(&p, 0, sizeof p);
     p.error = e;
     FILE* text = jsonl ? fopen(o->out, "w") : NULL;
-    if (jsonl && !text) return fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+    if (jsonl && !text) return fail_file(e, "write", o->out);
     if (!jsonl &&
         tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text,
             sizeof e->text) != 0)
@@ -7087,13 +7130,11 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
             for (int i = 0; i < doc.fact_count; i++)
                 fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "",
                     doc.facts[i].statement, doc.facts[i].answer, doc.facts[i].answer_length);
-            if (fprintf(text, "]}\n") < 0)
-                status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+            if (fprintf(text, "]}\n") < 0) status = fail_file(e, "write", o->out);
         }
         synth_free(&doc);
     }
-    if (jsonl && fclose(text) != 0 && status == 0)
-        status = fail(e, "cannot write %.900s: %s", o->out, strerror(errno));
+    if (jsonl && fclose(text) != 0 && status == 0) status = fail_file(e, "write", o->out);
     if (!jsonl && status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
     else if (!jsonl) tok_writer_abandon(&p.writer);
     if (status == 0)

@@ -3035,7 +3035,7 @@ static int gpu_tables(Rank* r, Error* e) {
         int count = table->slot_count[r->place.sp];
         d->slots[i] = (char**)calloc((size_t)count + 1, sizeof *d->slots[i]);
         if (!d->slots[i]) return fail(e, "out of memory");
-        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count),
+        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count);
         messages = max_i64(messages, table->message_count);
     }
     size_t pieces = (size_t)(MAX_PIECES * (2 * mesh->sp + 2));   // of one step: sends, then receives
@@ -3226,7 +3226,8 @@ static int gpu_allocate(Rank* r, Error* e) {
             int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0;
             if (walk == 0) numbers += 2 * n + docs;
             else {
-                r->batches[i].tokens = at, r->batches[i].labels = at + n, at += 2 * n;
+                r->batches[i].tokens = at, r->batches[i].labels = at + n;
+                at += 2 * n;
                 if (mesh->doc_mask) r->batches[i].doc_start = at, at += docs;
             }
         }
@@ -3519,7 +3520,8 @@ __global__ void matmul_sample_kernel(
     if (i >= count) return;
     int64_t from = s.m * s.n * i / count, to = s.m * s.n * (i + 1) / count;
     uint32_t hash = (uint32_t)i * 2654435761u;
-    hash ^= hash >> 15, hash *= 0x846ca68bu, hash ^= hash >> 16;
+    hash ^= hash >> 15, hash *= 0x846ca68bu;
+    hash ^= hash >> 16;
     int64_t at = from + hash % (to - from), row = at % s.m, column = at / s.m;
     double sum = 0, square = 0;
     for (int64_t l = lane; l < s.k; l += 32) {
@@ -3739,7 +3741,7 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
     int found = 0, number = 1;
     if (products_header(expected, sizeof expected, e) != 0) return -1;
     FILE* f = fopen(path, "r");
-    if (!f) return errno == ENOENT ? 0 : fail(e, "cannot open --products %.900s: %s", path, strerror(errno));
+    if (!f) return errno == ENOENT ? 0 : fail_file(e, "open --products", path);
     if (!fgets(line, sizeof line, f) || strcmp(line, expected) != 0) {
         fclose(f);
         expected[strcspn(expected, "\n")] = line[strcspn(line, "\n")] = 0;
@@ -3754,7 +3756,8 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
         int read = sscanf(line, "%lld %lld %lld %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &m, &n, &k,
             &t.transposed_a, &t.transposed_b, &t.flags, &word[0], &word[1], &word[2], &word[3], &word[4],
             &word[5], &word[6], &word[7]);
-        t.m = m, t.n = n, t.k = k;
+        t.m = m, t.n = n;
+        t.k = k;
         if (read != 14 || !strchr(line, '\n'))
             found = fail(e, "--products %.900s: line %d is no product", path, number);
         else if (matmul_same(&t, s)) {
@@ -3771,14 +3774,14 @@ static int products_append(
     MatmulSettings a = matmul_settings(algorithm);
     if (products_header(header, sizeof header, e) != 0) return -1;
     FILE* f = fopen(path, "a");
-    if (!f) return fail(e, "cannot write --products %.900s: %s", path, strerror(errno));
+    if (!f) return fail_file(e, "write --products", path);
     if (fseek(f, 0, SEEK_END) == 0 && ftell(f) == 0) fputs(header, f);
     fprintf(f, "%lld %lld %lld %d %d %d", (long long)s->m, (long long)s->n, (long long)s->k, s->transposed_a,
         s->transposed_b, s->flags);
     for (int i = 0; i < 8; i++) fprintf(f, " %llx", (unsigned long long)algorithm->data[i]);
     fprintf(f, "   algorithm %d, tile %u, stages %u, split %d\n", a.id, a.tile, a.stages, a.splits);
     int bad = ferror(f);
-    if (fclose(f) != 0 || bad) return fail(e, "cannot write --products %.900s: %s", path, strerror(errno));
+    if (fclose(f) != 0 || bad) return fail_file(e, "write --products", path);
     return 0;
 }
 
@@ -3914,7 +3917,10 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
 }
 __device__ __forceinline__ void load8(float (&f)[8], const float* p) {
     float4 a = *(const float4*)p, b = *(const float4*)(p + 4);
-    f[0] = a.x, f[1] = a.y, f[2] = a.z, f[3] = a.w, f[4] = b.x, f[5] = b.y, f[6] = b.z, f[7] = b.w;
+    f[0] = a.x, f[1] = a.y;
+    f[2] = a.z, f[3] = a.w;
+    f[4] = b.x, f[5] = b.y;
+    f[6] = b.z, f[7] = b.w;
 }
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -4578,7 +4584,8 @@ static int gpu_post(Rank* r, void* run, const Exchange* x) {
     pthread_mutex_lock(&w->mutex);
     for (int i = 0; i < x->send_count; i++) {
         GpuBox* box = &d->boxes[r->world_rank * w->world + x->sends[i].peer];
-        box->pieces = x->sends, box->count = x->send_count, box->ready = d->complete;
+        box->pieces = x->sends, box->count = x->send_count;
+        box->ready = d->complete;
     }
     if (x->send_count > 0) pthread_cond_broadcast(&w->changed);
     int status = thread_aborted(w, &r->error);
@@ -4854,7 +4861,8 @@ static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     if (meet && ops_follow(r, run, side) != 0) return -1;
     if (run->unseen_count[side] == MAX_UNSEEN && ops_follow(r, run, !side) != 0) return -1;
     run->unseen[side][run->unseen_count[side]++] = op;
-    run->ops++, run->last = op, run->side = side;
+    run->ops++, run->last = op;
+    run->side = side;
     return 0;
 }
 // Some 7 microseconds of one thread: twice what a launch took to follow an event on its stream, by --trace.
@@ -4924,7 +4932,8 @@ static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     Item dq = {ITEM_DQ, q.owner, op->h0, op->h1}, dkv = {ITEM_DKV, k.owner, op->h0, op->h1};
     AttnBackward a;
     memset(&a, 0, sizeof a);
-    a.s = shape, a.deterministic = d->deterministic, a.work = d->attention_work[run->side];
+    a.s = shape, a.deterministic = d->deterministic;
+    a.work = d->attention_work[run->side];
     a.q = chunk_tokens(r, run, rows, op->q_slot, 0, &q),
     a.dout = chunk_tokens(r, run, rows, op->q_slot, 1, &q);
     a.lse = chunk_rows(r, run, rows, op->q_slot, 2, &q),
@@ -5102,10 +5111,11 @@ static int gpu_attention_forward(
     if (r->mesh->sp > 1) {
         GpuAttention run;
         memset(&run, 0, sizeof run);
-        run.table = &r->mesh->schedule[0], run.slots = d->slots[0], run.qkv = qkv, run.out = atty,
+        run.table = &r->mesh->schedule[0], run.slots = d->slots[0];
+        run.qkv = qkv, run.out = atty;
         run.lse = lse;
-        run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C, run.l = run.m + d->R * s->NH,
-        run.doc_start = doc_start;
+        run.acc = (float*)d->wide, run.m = run.acc + d->R * s->C;
+        run.l = run.m + d->R * s->NH, run.doc_start = doc_start;
         return gpu_run(r, &run, docs);
     }
     AttnForward a;
@@ -5113,7 +5123,8 @@ static int gpu_attention_forward(
     a.s = attention_shape(r->mesh, T, doc_start), a.s.path = d->attention;
     a.q = view_of(qkv, 3 * s->C, T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, T, s->HS);
     a.v = view_of(qkv + 2 * s->C, 3 * s->C, T, s->HS), a.o = view_of(atty, s->C, T, s->HS);
-    a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
+    a.lse.p = lse, a.lse.head = T;
+    a.lse.batch = s->NH * T;
     a.work = d->attention_work[0];
     Span* span = span_begin(d, LANE_COMPUTE, "attention");
     CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
@@ -5137,7 +5148,8 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     AttnRows delta = {d->delta, T, s->NH * T};
     WideRows sums;
     memset(&sums, 0, sizeof sums);
-    sums.p[0] = dq, sums.scale[0] = 1 / sqrtf((float)s->HS), sums.scale[1] = sums.scale[2] = 1;
+    sums.p[0] = dq, sums.scale[0] = 1 / sqrtf((float)s->HS);
+    sums.scale[1] = sums.scale[2] = 1;
     if (stream_follow(r, 0) != 0) return -1;   // dq
     CUDA_TRY(&r->error,
         attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B,
@@ -5145,11 +5157,14 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     if (r->mesh->sp > 1) {
         GpuAttention run;
         memset(&run, 0, sizeof run);
-        run.table = &r->mesh->schedule[1], run.slots = d->slots[1], run.qkv = qkv, run.dout = datty,
+        run.table = &r->mesh->schedule[1], run.slots = d->slots[1];
+        run.qkv = qkv, run.dout = datty;
         run.lse = lse;
-        run.delta = d->delta, run.dq = dq, run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1],
+        run.delta = d->delta, run.dq = dq;
+        run.dkv[0] = d->dkv[0], run.dkv[1] = d->dkv[1];
         run.doc_start = doc_start;
-        run.sums = &sums, sums.p[1] = d->dkv[0], sums.p[2] = d->dkv[1];
+        run.sums = &sums, sums.p[1] = d->dkv[0];
+        sums.p[2] = d->dkv[1];
         if (gpu_run(r, &run, docs) != 0) return -1;
         qkv_finish(d, dbias, dqkv, sums, d->R, s->C);
         return 0;
@@ -5159,11 +5174,13 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     a.s = attention_shape(r->mesh, T, doc_start), a.s.path = d->attention;
     a.q = view_of(qkv, 3 * s->C, T, s->HS), a.k = view_of(qkv + s->C, 3 * s->C, T, s->HS);
     a.v = view_of(qkv + 2 * s->C, 3 * s->C, T, s->HS), a.dout = view_of(datty, s->C, T, s->HS);
-    a.lse.p = lse, a.lse.head = T, a.lse.batch = s->NH * T;
+    a.lse.p = lse, a.lse.head = T;
+    a.lse.batch = s->NH * T;
     a.delta = delta;
     a.dq = view_of(dq, s->C, T, s->HS), a.dk = view_of(dqkv + s->C, 3 * s->C, T, s->HS);
     a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T, s->HS);
-    a.dkv_bf16 = 1, a.accumulate_dq = 1, a.deterministic = d->deterministic, a.work = d->attention_work[0];
+    a.dkv_bf16 = 1, a.accumulate_dq = 1;
+    a.deterministic = d->deterministic, a.work = d->attention_work[0];
     Span* span = span_begin(d, LANE_COMPUTE, "attention backward");
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
     span_end(d, span);
@@ -5281,12 +5298,14 @@ __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t a
 #pragma unroll 4
         for (int p = 1; p < world; p++) {
             float4 x = *((const float4*)((const float*)offers.p[p] + at) + i);
-            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+            sum.x += x.x, sum.y += x.y;
+            sum.z += x.z, sum.w += x.w;
         }
         float4* to = (float4*)out + i;
         if (add) {
             float4 x = *to;
-            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+            sum.x += x.x, sum.y += x.y;
+            sum.z += x.z, sum.w += x.w;
         }
         *to = sum;
     }
@@ -5625,8 +5644,11 @@ static int gpu_model_layer(
     if (gpu_unit_gather(r, u) != 0) return -1;
     if (!again && !last && unit_prefetch(r, u + 1) != 0) return -1;
     GpuLayer x = {};
-    x.l = l, x.R = d->R, x.doc_start = doc_start, x.docs = docs, x.attention = gpu_layer_attention;
-    x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u), x.a = gpu_activations_of(r, l);
+    x.l = l, x.R = d->R;
+    x.doc_start = doc_start, x.docs = docs;
+    x.attention = gpu_layer_attention;
+    x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u);
+    x.a = gpu_activations_of(r, l);
     x.gelu = none ? x.a.gelu : d->wide;
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
         int part = id == G_ln1 || id == G_qkv ? AGAIN_INPUTS : AGAIN_REST;
@@ -6084,8 +6106,9 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     const Layout* layout = r->layout;
     const int* sharded = layout->sharded;
     GpuAdamW a;
-    a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1, a.beta2 = (float)adamw->beta2,
-    a.eps = (float)adamw->eps, a.weight_decay = (float)adamw->weight_decay;
+    a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1;
+    a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps;
+    a.weight_decay = (float)adamw->weight_decay;
     a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
@@ -6240,11 +6263,11 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
         memset(&a, 0, sizeof a);
         a.base = (char*)c->memory;
         c->cache = (bf16*)gpu_take(&a, 0, s->L * c->capacity * 3 * C, 2);
-        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2),
+        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
-        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4),
-        c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4),
+        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4);
+        c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4);
         c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
             return fail(
@@ -6284,10 +6307,12 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     AttnForward a;
     memset(&a, 0, sizeof a);
     a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
-    a.s.B = 1, a.s.Tk = (int)(p + R), a.s.q_pos = (int)p;
+    a.s.B = 1, a.s.Tk = (int)(p + R);
+    a.s.q_pos = (int)p;
     a.q = view_of(x->a.qkv, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
     a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(x->a.atty, C, R, s->HS);
-    a.lse.p = x->a.lse, a.lse.head = R, a.lse.batch = R * s->NH, a.work = d->attention_work[0];
+    a.lse.p = x->a.lse, a.lse.head = R;
+    a.lse.batch = R * s->NH, a.work = d->attention_work[0];
     CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
     return 0;
 }
@@ -6310,8 +6335,11 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte),
         own ? c->wpe : gpu_weight(r, positions, P_wpe), r->mesh->center, own ? fetched : places, R, C);
     GpuLayer x = {};
-    x.R = R, x.needed = ~(1u << G_gelu), x.attention = gpu_decoder_attention, x.decoder = c, c->position = p;
-    x.a.x = x.a.x2 = x.next = c->x, x.a.ln1 = x.a.ln2 = c->ln, x.a.atty = c->atty, x.gelu = c->wide;
+    x.R = R, x.needed = ~(1u << G_gelu);
+    x.attention = gpu_decoder_attention, x.decoder = c;
+    c->position = p;
+    x.a.x = x.a.x2 = x.next = c->x, x.a.ln1 = x.a.ln2 = c->ln;
+    x.a.atty = c->atty, x.gelu = c->wide;
     x.a.rstd1 = x.a.rstd2 = c->rstd, x.a.lse = c->lse;
     for (x.l = 0; x.l < s->L; x.l++) {
         int u = (int)x.l + 1;
@@ -6372,7 +6400,8 @@ static void profile_print(Gpu* d) {
     for (int i = 1; i < d->mark_count; i++) {
         float elapsed = 0;
         cudaEventElapsedTime(&elapsed, d->marks[i - 1], d->marks[i]);
-        ms[d->mark_group[i]] += elapsed, count[d->mark_group[i]]++, total += elapsed;
+        ms[d->mark_group[i]] += elapsed, count[d->mark_group[i]]++;
+        total += elapsed;
     }
     for (int g = 0; g < d->group_count; g++)
         printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", d->groups[g], ms[g], 100 * ms[g] / total, count[g]);
@@ -6430,7 +6459,7 @@ static void trace_event(FILE* f, int rank, int lane, const char* name, double fr
 static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
     FILE* f = fopen(path, "w");
-    if (!f) return fail(e, "cannot write --trace %.900s: %s", path, strerror(errno));
+    if (!f) return fail_file(e, "write --trace", path);
     fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
     for (int i = 0; i < g->mesh.local_ranks; i++) {
         const Gpu* d = (const Gpu*)g->ranks[i].device;
@@ -6469,7 +6498,7 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
         }
     }
     fprintf(f, "{\"ph\": \"M\", \"pid\": 0, \"name\": \"end\"}\n]}\n");
-    return fclose(f) == 0 ? 0 : fail(e, "cannot write --trace %.900s: %s", path, strerror(errno));
+    return fclose(f) == 0 ? 0 : fail_file(e, "write --trace", path);
 }
 
 static int gpu_gradients_compute(Rank* r, double clip) {
@@ -6690,8 +6719,9 @@ static int gpu_verify(gpt2_sp* g) {
     Verification v;
     memset(&v, 0, sizeof v);
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
-    o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE, o.verify = o.profile = o.attention = 0,
-    o.init_from[0] = 0, o.logits_chunk = 1024;
+    o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE;
+    o.verify = o.profile = o.attention = 0, o.init_from[0] = 0;
+    o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);
     if (!cpu) return fail(&g->error, "out of memory");
     cpu->device = &CPU_DEVICE;
@@ -6740,7 +6770,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
     bf16* memory = NULL;
     Error ignored;
     float ms = 0;
-    rates->gflops = 6e5, rates->attention_gflops = 5e5, rates->link_gbs = 370, rates->copy_gbs = 4000;
+    rates->gflops = 6e5, rates->attention_gflops = 5e5;
+    rates->link_gbs = 370, rates->copy_gbs = 4000;
     for (size_t i = 0; random && i < random_bytes / 4; i++) {   // two bf16 of -2 .. 2 at a time
         uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
         random[i] = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
@@ -6780,12 +6811,18 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         auto view = [&](void* p) { return view_of(p, C, T, HS); };
         AttnRows lse_rows = {lse, T, NH * T}, delta_rows = {delta, T, NH * T};
         AttnForward f = {};
-        f.s = shape, f.q = view(x[0]), f.k = view(x[1]), f.v = view(x[2]), f.o = view(x[4]), f.lse = lse_rows;
+        f.s = shape, f.q = view(x[0]);
+        f.k = view(x[1]), f.v = view(x[2]);
+        f.o = view(x[4]), f.lse = lse_rows;
         f.work = (int*)(delta + T * NH);
         AttnBackward g = {};
-        g.s = shape, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view(x[3]), g.lse = lse_rows,
+        g.s = shape, g.q = f.q;
+        g.k = f.k, g.v = f.v;
+        g.dout = view(x[3]), g.lse = lse_rows;
         g.delta = delta_rows, g.dq = view(dq);
-        g.dk = view(x[5]), g.dv = view(x[6]), g.dkv_bf16 = 1, g.accumulate_dq = 1, g.work = f.work;
+        g.dk = view(x[5]), g.dv = view(x[6]);
+        g.dkv_bf16 = 1, g.accumulate_dq = 1;
+        g.work = f.work;
         ms = gpu_timed(4, [&] {
             return attn::attention_forward(f, 0) != cudaSuccess ||
                     attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) !=
