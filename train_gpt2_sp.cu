@@ -2519,8 +2519,8 @@ struct Gpu {
     // those of all
     cudaEvent_t *made, *summed, *together;
     unsigned char*
-        spread;    // (L + 3) --zero 1, 2: a unit's weights come together since its bf16 copy was made
-    int closing;   // the pass in hand completes the layers' gradients
+        gather_pending;   // (L + 3) --zero 1, 2: a unit's weights come together since its bf16 copy was made
+    int last_micro_batch;   // the pass in hand completes the layers' gradients
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count;
@@ -2574,7 +2574,7 @@ struct Gpu {
 
 // --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward
 // pass: they are computed again after that of the MLP, where the MLP's activations were.
-static int gpu_late(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
+static int gpu_inputs_again(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
 // Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS
 // tokens of a rank: activations then take the memory of those only, at the speed of the whole, and the
@@ -2739,7 +2739,7 @@ static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room roo
             : softmax < 4 * matrix ? 4 * matrix - softmax
                                    : 0};
     rooms[count++] = wide;
-    if (layer || (gpu_late(mesh) && !backward)) {
+    if (layer || (gpu_inputs_again(mesh) && !backward)) {
         Room norm = {(char*)d->act[G_x2], 2 * matrix};   // x2 and ln2 are neighbours
         rooms[count++] = norm;
     }
@@ -2871,11 +2871,13 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     size_t shared = a->used, work = a->group[MEMORY_WORK];   // these and the logits are never alive together
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
         GpuActivation act = gpu_activation(s, id);
-        if (!(mesh->training && gpu_kept(mesh, id)) && !(gpu_late(mesh) && (id == G_ln1 || id == G_qkv)))
+        if (!(mesh->training && gpu_kept(mesh, id)) &&
+            !(gpu_inputs_again(mesh) && (id == G_ln1 || id == G_qkv)))
             d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
     }
     d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
-    if (gpu_late(mesh)) d->act[G_qkv] = d->act[G_fch], d->act[G_ln1] = (bf16*)d->act[G_fch] + 3 * R * C;
+    if (gpu_inputs_again(mesh))
+        d->act[G_qkv] = d->act[G_fch], d->act[G_ln1] = (bf16*)d->act[G_fch] + 3 * R * C;
     size_t layers = a->used - shared;
     a->used = shared;
     d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
@@ -3010,8 +3012,8 @@ static int gpu_connect(Rank* r, Error* e) {
         *of_units = (cudaEvent_t*)calloc((size_t)units, sizeof **of_units);
         if (!*of_units) return fail(e, "out of memory");
     }
-    d->spread = (unsigned char*)calloc((size_t)units, 1);
-    if (!d->spread) return fail(e, "out of memory");
+    d->gather_pending = (unsigned char*)calloc((size_t)units, 1);
+    if (!d->gather_pending) return fail(e, "out of memory");
     for (cudaEvent_t* event : gpu_events(d, units))
         CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
     for (int i = 0; i < UNIT_BUFFERS; i++) d->gathered[i] = -1;
@@ -3295,7 +3297,7 @@ static void gpu_release(Rank* r) {
         if (timer) cudaEventDestroy(timer);
     cudaFree(d->arena.base);
     cudaFreeHost(d->pinned);
-    free(d->made), free(d->summed), free(d->together), free(d->spread);
+    free(d->made), free(d->summed), free(d->together), free(d->gather_pending);
     if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
     free(d->slots[0]), free(d->slots[1]), free(r->pieces), free(d->jobs);
     free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
@@ -5317,9 +5319,10 @@ static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int
 
 // Whether a unit's gradients are summed already: while the layers below were differentiated, or since no
 // other rank has any.
-static int unit_closed(const Rank* r, int u) {
+static int unit_is_summed(const Rank* r, int u) {
     int layer = r->layout->units[u].kind == UNIT_LAYER;
-    return holding(r->layout, STATE_GRADIENTS, u) == HELD_OWN || (((const Gpu*)r->device)->closing && layer);
+    return holding(r->layout, STATE_GRADIENTS, u) == HELD_OWN ||
+        (((const Gpu*)r->device)->last_micro_batch && layer);
 }
 
 // This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
@@ -5332,7 +5335,7 @@ static int reduce_scatter_units(Rank* r, float* units) {
         for (int u = 0; u < layout->count; u++) {
             float* whole = units + layout->units[u].offset;
             size_t slice = (size_t)layout->units[u].slice;
-            if (unit_closed(r, u)) continue;
+            if (unit_is_summed(r, u)) continue;
             NCCL_TRY(r, 0,
                 ncclReduceScatter(whole, whole + (size_t)r->sharing.index * slice, slice, ncclFloat32,
                     ncclSum, d->comms[0], d->stream));
@@ -5343,7 +5346,7 @@ static int reduce_scatter_units(Rank* r, float* units) {
 #endif
     if (collective_begin(r, &r->sharing, units) != 0) return -1;
     for (int u = 0; u < layout->count; u++) {
-        if (unit_closed(r, u)) continue;
+        if (unit_is_summed(r, u)) continue;
         int64_t at = layout->units[u].offset + slice_begin(r, u);
         sum_ranks(r, units + at, gpu_offers(r, &r->sharing), at, layout->units[u].slice, 0);
     }
@@ -5369,7 +5372,7 @@ static int reduce_scatter_unit(Rank* r, float* out, float* whole, int64_t slice)
 }
 
 // Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there
-// already, or that nobody else has (unit_closed).
+// already, or that nobody else has (unit_is_summed).
 static int all_gather_units(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -5378,7 +5381,7 @@ static int all_gather_units(Rank* r, float* units) {
         for (int u = 0; u < r->layout->count; u++) {
             float* whole = units + r->layout->units[u].offset;
             size_t slice = (size_t)r->layout->units[u].slice;
-            if (unit_closed(r, u)) continue;
+            if (unit_is_summed(r, u)) continue;
             NCCL_TRY(r, 0,
                 ncclAllGather(whole + (size_t)r->sharing.index * slice, whole, slice, ncclFloat32,
                     d->comms[0], d->stream));
@@ -5394,7 +5397,7 @@ static int all_gather_units(Rank* r, float* units) {
         for (int u = 0; u < r->layout->count; u++) {
             const Unit* unit = &r->layout->units[u];
             int64_t at = unit->offset + number * unit->slice;
-            if (unit_closed(r, u)) continue;
+            if (unit_is_summed(r, u)) continue;
             CUDA_TRY(&r->error,
                 cudaMemcpyPeerAsync(units + at, d->ordinal, (const float*)d->peers[p]->offered + at,
                     d->peers[p]->ordinal, (size_t)unit->slice * sizeof(float), d->stream));
@@ -5411,7 +5414,7 @@ static void projections_center(
 
 // The peers' slices of a layer's gradients, each when its owner has summed it. All ranks have enqueued those
 // sums.
-static int unit_slices_fetch(Rank* r, int u) {
+static int unit_sum_fetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
     for (int step = 1; step < r->sharing.size; step++) {
@@ -5431,11 +5434,11 @@ static int unit_slices_fetch(Rank* r, int u) {
 // sum when they meet here, come too. All of it is on `gathers`, by the copy engines but for the centring,
 // which can begin at once: a kernel there that waits for a peer waits for the multiprocessors of this rank's
 // attention next, and the copies of `copies` behind it.
-static int unit_close(Rank* r, int u) {
+static int unit_sum_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
     float* whole = d->state[STATE_GRADIENTS] + unit->offset;
-    if (!d->closing) return 0;
+    if (!d->last_micro_batch) return 0;
     CUDA_TRY(&r->error, cudaEventRecord(d->differentiated, d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->differentiated, 0));
     if (r->mesh->center) projections_center(r, 1, whole, whole, 0, d->gathers);
@@ -5452,20 +5455,19 @@ static int unit_close(Rank* r, int u) {
                 (size_t)unit->slice * sizeof(float), d->gathers));
     }
     CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));
-    if (holding(r->layout, STATE_M, u) == HELD_WHOLE && u < r->mesh->shape.L &&
-        unit_slices_fetch(r, u + 1) != 0)
+    if (holding(r->layout, STATE_M, u) == HELD_WHOLE && u < r->mesh->shape.L && unit_sum_fetch(r, u + 1) != 0)
         return -1;
     span_end(d, span);
     return 0;
 }
 // This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the
 // sum of all ranks', in their order as in reduce_scatter_units.
-static int unit_add(Rank* r, int u) {
+static int unit_sum_add(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
     float* own = d->state[STATE_GRADIENTS] + unit->offset + slice_begin(r, u);
     Offers parts;
-    if (!unit_closed(r, u)) return 0;
+    if (!unit_is_summed(r, u)) return 0;
     memset(&parts, 0, sizeof parts);
     parts.p[r->sharing.index] = own;
     for (int step = 1; step < r->sharing.size; step++)
@@ -5479,18 +5481,18 @@ static int unit_add(Rank* r, int u) {
 
 // The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits
 // for all of it.
-static int units_close(Rank* r) {
+static int units_sum_end(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (unit_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0)
+    if (unit_sum_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0)
         return -1;                                    // the ranks meet: all have begun to sum
     int updates_all = !r->layout->sharded[STATE_M];   // every rank needs the sums of all slices
-    if (updates_all && d->closing) {
-        if (unit_slices_fetch(r, 1) != 0) return -1;
+    if (updates_all && d->last_micro_batch) {
+        if (unit_sum_fetch(r, 1) != 0) return -1;
         CUDA_TRY(&r->error, cudaEventRecord(d->staged_there, d->gathers));   // all of `gathers`
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->staged_there, 0));
     }
     if (updates_all && all_gather_units(r, d->state[STATE_GRADIENTS]) != 0) return -1;
-    d->closing = 0;
+    d->last_micro_batch = 0;
     return 0;
 }
 
@@ -5542,8 +5544,8 @@ static int gpu_unit_gather(Rank* r, int u) {
     if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE) {
         // all layers but the first at once: the centring of one fills no GPU
         int count = unit_is_first(u) || u > r->mesh->shape.L ? 1 : (int)r->mesh->shape.L + 1 - u;
-        if (!d->spread[u]) return 0;
-        memset(d->spread + u, 0, (size_t)count);
+        if (!d->gather_pending[u]) return 0;
+        memset(d->gather_pending + u, 0, (size_t)count);
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->together[u + count - 1], 0));
         if (!unit_is_first(u)) units_cast(r, u, count, d->stream);
         mark(d, "weights gathered");
@@ -5670,7 +5672,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
     int64_t R = d->R, C = r->mesh->shape.C;
-    int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE, late = gpu_late(r->mesh);
+    int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE, late = gpu_inputs_again(r->mesh);
     const ParametersOf<float> w = gpu_weights_of(r, u), g = gpu_gradients_of(r, u);
     const ParametersOf<bf16> h = gpu_halves_of(r, u);
     const GpuActivations a = gpu_activations_of(r, l);
@@ -5699,19 +5701,19 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
         gpu_attention_backward(r, wide, g.qkvb, dq, datty, a.atty, a.lse, a.qkv, doc_start, docs) != 0)
         return -1;
     mark(d, "attention backward");
-    if (unit_add(r, u + 1) != 0) return -1;
+    if (unit_sum_add(r, u + 1) != 0) return -1;
     STEP("qkv dweight", matmul_backward_weight(d, g.qkvw, wide, a.ln1, R, C, 3 * C, e));
     STEP("qkv dinput", matmul_backward_input(d, dln1, wide, h.qkvw, NULL, R, C, 3 * C, e));
     STEP(
         "norm backward", rmsnorm_backward(d, dx, g.ln1w, g.ln1b, below, dln1, a.x, a.rstd1, w.ln1w, 1, R, C));
     progress(d, "backward pass", l);
-    return unit_close(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
+    return unit_sum_begin(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
 // Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes
 // the gradient of the last layer's output. The gradient of the final norm's output overwrites that output,
 // chunk by chunk.
-static int gpu_head(Rank* r) {
+static int gpu_head_forward_backward(Rank* r) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5749,7 +5751,7 @@ static int gpu_head(Rank* r) {
 // The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the
 // gradients; nothing waits for the device. Without learning the losses and hits of the tokens come to the
 // host.
-static int gpu_piece(Rank* r, int64_t at) {
+static int gpu_micro_batch(Rank* r, int64_t at) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5777,7 +5779,7 @@ static int gpu_piece(Rank* r, int64_t at) {
                     cudaMemcpyDeviceToDevice, d->stream));
         if (gpu_model_layer(r, l, 0, 1, doc_start, docs) != 0) return -1;
     }
-    if (gpu_head(r) != 0) return -1;
+    if (gpu_head_forward_backward(r) != 0) return -1;
     if (!r->learn) {
         CUDA_TRY(e,
             cudaMemcpyAsync(
@@ -5799,7 +5801,8 @@ static int gpu_piece(Rank* r, int64_t at) {
         } else if (mode == GPT2_SP_SQRT)
             gelu_forward(
                 d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
-        else if (gpu_model_layer(r, l, gpu_late(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
+        else if (gpu_model_layer(
+                     r, l, gpu_inputs_again(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
             return -1;
         if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
@@ -5820,8 +5823,8 @@ static int gpu_pass(Rank* r, int64_t pass) {
     if (gpu_enter(r) != 0) return -1;
     for (int64_t at = pass * r->R, end = at + r->R; at < end; at += d->R) {
         int last = r->learn && pass + 1 == mesh->passes && at + d->R == end;
-        d->closing = last && mesh->world > 1 && !r->layout->sharded[STATE_GRADIENTS] && !d->nccl;
-        if (gpu_piece(r, at) != 0) return -1;
+        d->last_micro_batch = last && mesh->world > 1 && !r->layout->sharded[STATE_GRADIENTS] && !d->nccl;
+        if (gpu_micro_batch(r, at) != 0) return -1;
     }
     return 0;
 }
@@ -5928,19 +5931,19 @@ static int stats_share(Rank* r, Offers* offers) {
 // Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit
 // by unit), the projections' centred first if --center. Leaves the loss and the norm of the whole step in
 // stats, alike on all ranks.
-static int gradients_finish(Rank* r, double clip) {
+static int gpu_gradients_reduce(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     int world = r->mesh->world,
         summed = layout->sharded[STATE_GRADIENTS];   // unit by unit, while they were made
     float* gradients = d->state[STATE_GRADIENTS];
-    if (!summed && r->mesh->center && !d->closing) {
+    if (!summed && r->mesh->center && !d->last_micro_batch) {
         float* layers = gradients + layout->units[1].offset;
         projections_center(
             r, (int)r->mesh->shape.L, layers, layers, unit_stride(layout, STATE_GRADIENTS), d->stream);
     }
     if (!summed && world > 1) {
-        if (units_close(r) != 0) return -1;
+        if (units_sum_end(r) != 0) return -1;
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
@@ -6094,7 +6097,7 @@ static int weights_spread(Rank* r) {
         }
         CUDA_TRY(&r->error, cudaEventRecord(d->together[u], d->gathers));
         span_end(d, span);
-        d->spread[u] = 1;
+        d->gather_pending[u] = 1;
     }
     return 0;
 }
@@ -6510,7 +6513,7 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
         if (gpu_pass(r, pass) != 0) return -1;
-    return gradients_finish(r, clip);
+    return gpu_gradients_reduce(r, clip);
 }
 
 // Before the first step its first pass is rehearsed without attention: there the algorithms of the matrix
@@ -6520,7 +6523,7 @@ static int gpu_rehearse(Rank* r) {
     r->learn = 1;
     if (d->rehearsed) return 0;
     d->rehearsing = d->rehearsed = 1;
-    if (gpu_piece(r, 0) != 0 || gpu_finish(r) != 0) return -1;
+    if (gpu_micro_batch(r, 0) != 0 || gpu_finish(r) != 0) return -1;
     d->rehearsing = 0;
     return 0;
 }

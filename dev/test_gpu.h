@@ -620,7 +620,7 @@ static void kernel_loss_sum(int64_t n) {
 // AdamW and the bf16 copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over
 // the ranks, its centring), then the moments, then the weight is followed through the formulas.
 static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
-    if (gpu_enter(r) != 0 || gradients_finish(r, g->options.grad_clip) != 0 ||
+    if (gpu_enter(r) != 0 || gpu_gradients_reduce(r, g->options.grad_clip) != 0 ||
         gpu_weights_update(r, &g->adamw) != 0)
         return -1;
     CUDA_TRY(&r->error, cudaDeviceSynchronize());

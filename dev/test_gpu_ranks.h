@@ -304,7 +304,7 @@ static void host_places(void) {
             a.base = (char*)(1ll << 40);
             gpu_layout(d, &a, &r);
             size_t matrix = (size_t)(d->R * m.mesh.shape.C) * 2, stats = (size_t)(d->R * m.mesh.shape.NH) * 4;
-            int late = gpu_late(&m.mesh);
+            int late = gpu_inputs_again(&m.mesh);
             char *wide = (char*)d->wide, *dq = (char*)(late ? d->act[G_x2] : d->act[G_fch]);
             for (int backward = 0; backward < 2; backward++) {
                 const Region alive[] = {{(uintptr_t)d->act[G_x], matrix},
