@@ -3586,7 +3586,8 @@ __global__ void matmul_compare_kernel(
             tolerance = 1.13 * tolerance + 0x1p-12 * fabs(expected), expected = gelu_exact(expected);
         if (s.flags & MATMUL_DGELU) {
             double y = (double)__bfloat162float(((const bf16*)x.aux)[at]);
-            tolerance = 1.13 * tolerance + 0x1p-11 * fabs(expected) * (0.5 + fabs(y) * (0.8 + 0.11 * y * y));
+            double slope = 0x1p-11 * (0.5 + fabs(y) * (0.8 + 0.11 * y * y));
+            tolerance = 1.13 * (tolerance + rounding * fabs(expected)) + slope * fabs(expected);
             expected *= gelu_slope_exact(y);
         }
         tolerance += rounding * fabs(expected);

@@ -412,8 +412,8 @@ static void watch_report(void) {
     alarm(10);   // should a question to the driver hang too
     const gpt2_sp* g = watch.g;
     if (g)
-        printf("     %d of %d hosts at a barrier%s\n", g->world.arrived, g->mesh.world,
-            g->world.aborted ? ", aborted" : "");
+        printf("     %d of %d hosts at a barrier%s\n", g->world.meetings[OVER_ALL * g->mesh.world].arrived,
+            g->mesh.world, g->world.aborted ? ", aborted" : "");
     for (int w = 0; g && w < g->mesh.world; w++) {
         const Gpu* d = (const Gpu*)g->ranks[w].device;
         printf("     rank %d, GPU %d:", w, d->ordinal);
