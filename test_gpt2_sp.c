@@ -366,13 +366,13 @@ static void schedules_timed(void) {
                 Schedule s;
                 ScheduleCost cost;
                 Error e = {{0}};
-                double busiest = 0, makespan, elements, near = 1e-9;
+                double busiest = 0, makespan, near = 1e-9;
                 if (schedule_outline(&s, kind, P, backward, P, &e) != 0 ||
                     schedule_cost(&s, &cost, &e) != 0) {
                     wrong++;
                     continue;
                 }
-                makespan = SCHEDULES[kind].makespan(P), elements = SCHEDULES[kind].elements(P, backward);
+                makespan = SCHEDULES[kind].makespan(P);
                 for (int r = 0; r < P; r++) {
                     double units = 0;
                     for (int i = 0; i < s.op_count; i++)
@@ -589,7 +589,8 @@ static void rows_copy(const Rank* r, real* own, real* whole, int64_t heads, int6
         }
 }
 
-static int rank_attention(Rank* r, gpt2_sp* g) {
+static int rank_attention(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     (void)g;
     AttentionCase* c = &attention_case;
     int64_t NH = c->NH, HS = c->HS, C = NH * HS;
@@ -679,7 +680,7 @@ static double attention_run(gpt2_sp* g) {
     for (int i = 0; i < 4; i++)
         for (int64_t j = 0; j < 2 * n; j++) c->found[i][j] = NAN;
     c->sent[0] = c->sent[1] = 0;
-    if (ranks_run(g, rank_attention) != 0) {
+    if (ranks_run(g, rank_attention, NULL) != 0) {
         printf("     %s\n", g->error.text);
         return NAN;
     }
@@ -773,8 +774,7 @@ static void attention_bytes(void) {
             uint64_t whole[2] = {attention_case.sent[0], attention_case.sent[1]};
             for (int d = 0; d < 2; d++) {
                 const Schedule* s = &g->schedules[d];
-                double makespan, elements, stats = 0;
-                makespan = SCHEDULES[kind].makespan(P), elements = SCHEDULES[kind].elements(P, d);
+                double elements = SCHEDULES[kind].elements(P, d), stats = 0;
                 for (int i = 0; i < s->message_count; i++) {   // of l nothing travels: LSE = m + log l
                     Item item = s->messages[i].item;
                     int64_t heads = part_heads(&g->mesh.shape, s, item.h0, item.h1).count;
@@ -885,8 +885,8 @@ static gpt2_sp* fixture_trainer(const char* more) {
     options_apply(&o, more);
     gpt2_sp* g = bare_trainer(&o, 67);
     if (!g) return NULL;
-    g->folder = "dev/fixtures";
-    if (ranks_run(g, rank_load) == 0) return g;
+    LoadJob weights = {"dev/fixtures", 0};
+    if (ranks_run(g, rank_load, &weights) == 0) return g;
     check(0, "fixture: weights", "%s", g->error.text);
     gpt2_sp_destroy(g);
     return NULL;
@@ -912,14 +912,14 @@ static void fixture_batch(gpt2_sp* g, const double* x, const double* y, const do
     }
 }
 
-static int rank_loss(Rank* r, gpt2_sp* g) {   // forward only; every rank's r->loss_sum
-    (void)g;
+static int rank_loss(Rank* r, gpt2_sp* g, void* argument) {   // forward only; every rank's r->loss_sum
+    (void)g, (void)argument;
     r->learn = 0, r->loss_sum = 0;
     return model_forward_backward(r, 0);
 }
 static double trainer_loss(gpt2_sp* g) {
     double sum = 0;
-    if (ranks_run(g, rank_loss) != 0) return NAN;
+    if (ranks_run(g, rank_loss, NULL) != 0) return NAN;
     for (int w = 0; w < g->mesh.world; w++) sum += g->ranks[w].loss_sum;
     return sum / (double)g->ranks[0].valid_tokens;
 }
@@ -980,18 +980,21 @@ static double fixture_logits(gpt2_sp* g, const double* expected) {
     return most;
 }
 
-static int rank_gradients(Rank* r, gpt2_sp* g) {   // summed gradients of pass 0; g->sums as after a step
+static int rank_gradients(Rank* r, gpt2_sp* g, void* argument) {   // summed gradients of pass 0
     double sums[2];
+    (void)g, (void)argument;
     r->learn = 1, r->loss_sum = 0;
     memset(r->state[STATE_GRADIENTS], 0, (size_t)r->layout->buffer[STATE_GRADIENTS] * sizeof(real));
     if (model_forward_backward(r, 0) != 0 || gradients_reduce(r, sums) != 0) return -1;
-    if (r->world_rank == 0) g->sums[0] = sums[0], g->sums[1] = sums[1];
     return 0;
 }
 
-static int fixture_step(gpt2_sp* g, int64_t step) {
-    g->adamw.step = step;
-    return ranks_run(g, rank_step);
+static StepJob fixture_step(gpt2_sp* g, int64_t step) {
+    const gpt2_sp_options* o = &g->options;
+    AdamW adamw = {o->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 1, step};
+    StepJob job = {adamw, NAN, NAN, 0};
+    if (ranks_run(g, rank_step, &job) != 0) job.loss = NAN;
+    return job;
 }
 
 // Float: logits and gradients go through about 20 products of up to 128 terms, each with an error of a few
@@ -1022,20 +1025,18 @@ static void fixture_run(const char* file, const char* more) {
             limit);
         check(fabs(found - loss[0]) <= limit * loss[0], "fixture: loss", "%s: %.12f, PyTorch %.12f", label,
             found, loss[0]);
-        g->adamw.beta1 = g->options.beta1, g->adamw.beta2 = g->options.beta2, g->adamw.eps = g->options.eps,
-        g->adamw.weight_decay = g->options.weight_decay, g->adamw.lr = g->options.lr;
-        int status = fixture_step(g, 1);
+        StepJob first = fixture_step(g, 1);
         double gradient_error = fixture_compare(g, STATE_GRADIENTS, &f, "grad.", 0),
-               found_norm = sqrt(g->sums[1]);
-        check(status == 0 && gradient_error <= limit, "fixture: every gradient",
+               found_norm = sqrt(first.square);
+        check(gradient_error <= limit, "fixture: every gradient",
             "%s: largest error of a tensor %.3g, at most %.3g", label, gradient_error, limit);
-        check(fabs(found_norm - norm[0]) <= limit * norm[0] && fabs(g->sums[0] - loss[0]) <= limit * loss[0],
+        check(fabs(found_norm - norm[0]) <= limit * norm[0] && fabs(first.loss - loss[0]) <= limit * loss[0],
             "fixture: gradient norm", "%s: %.12f, PyTorch %.12f", label, found_norm, norm[0]);
         if (!docs) {
             double *losses = fixture_read(&f, "losses", 4), loss_error = 0, step_limit = 10 * limit;
             for (int step = 2; step <= 3; step++) {
-                if (fixture_step(g, step) != 0) loss_error = NAN;
-                loss_error = worst(loss_error, fabs(g->sums[0] - losses[step - 1]) / losses[step - 1]);
+                double loss_now = fixture_step(g, step).loss;
+                loss_error = worst(loss_error, fabs(loss_now - losses[step - 1]) / losses[step - 1]);
             }
             loss_error = worst(loss_error, fabs(trainer_loss(g) - losses[3]) / losses[3]);
             double weight_error = fixture_compare(g, STATE_WEIGHTS, &f, "step3.", 1);
@@ -2060,7 +2061,7 @@ static void model_differences(const char* more) {
     fixture_batch(g, x, y, g->mesh.doc_mask ? doc_start : NULL);
     real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements),
          *moved = reals(g->layout.elements);
-    int status = ranks_run(g, rank_gradients);
+    int status = ranks_run(g, rank_gradients, NULL);
     collect(g, STATE_GRADIENTS, gradient);
     collect(g, STATE_WEIGHTS, weights);
     for (int u = 0; status == 0 && u < g->layout.count; u++)
@@ -2730,9 +2731,9 @@ static void sampling_vocabulary(void) {
     free(logits), free(expected), free(sorted), free(candidates);
 }
 
-static int rank_noise(
-    Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
-    (void)g;
+// Weights large enough that every layer matters, alike on every rank.
+static int rank_noise(Rank* r, gpt2_sp* g, void* argument) {
+    (void)g, (void)argument;
     weights_init(r, 17);
     real* w = r->state[STATE_WEIGHTS];
     for (int64_t i = 0; i < r->layout->buffer[STATE_WEIGHTS] && r->mesh->zero < 3; i++)
@@ -2748,7 +2749,7 @@ static void sampling_cache(const char* more) {
     if (!g) return;
     Rank* r = &g->ranks[0];
     int64_t C = 48, Vp = g->mesh.shape.Vp;
-    ranks_run(g, rank_noise);
+    ranks_run(g, rank_noise, NULL);
     for (int64_t t = 0; t < 300; t++)
         r->batches[0].tokens[t] = (int32_t)dice(95, (uint64_t)t, 131), r->batches[0].labels[t] = 0;
     r->batch = &r->batches[0], r->valid_tokens = 300;
@@ -2878,7 +2879,7 @@ static void evaluation_needle(void) {
     gpt2_sp* g = bare_trainer(&o, 257);
     double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
     if (!g) return;
-    ranks_run(g, rank_noise);
+    ranks_run(g, rank_noise, NULL);
     int status = evaluate_needle(g, 5, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
     check(status == 0 && all_asked == 15 && all_right >= 0 && all_right <= 15, "evaluation: needle",
@@ -2935,7 +2936,8 @@ enum { TRANSPORT_WORLD = 6, TRANSPORT_SLICE = 37 };
 static char scratch_shard[512];   // what the processes of transport_not_finite read
 static int transport_wrong[TRANSPORT_WORLD], transport_case;   // of each rank; what rank_stops waits for
 
-static int rank_collectives(Rank* r, gpt2_sp* g) {
+static int rank_collectives(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     (void)g;
     Transport* t = &r->transport;
     int64_t n = TRANSPORT_WORLD * TRANSPORT_SLICE;
@@ -2967,7 +2969,8 @@ static int rank_collectives(Rank* r, gpt2_sp* g) {
 }
 
 // Every rank to every other, several pieces of several sizes in one group, round after round.
-static int rank_exchange(Rank* r, gpt2_sp* g) {
+static int rank_exchange(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     (void)g;
     Transport* t = &r->transport;
     int32_t sent[3][TRANSPORT_WORLD][8], received[3][TRANSPORT_WORLD][8];
@@ -3003,7 +3006,8 @@ static int rank_exchange(Rank* r, gpt2_sp* g) {
 }
 
 // Rank 2 fails while the others wait for it, in every way there is to wait.
-static int rank_stops(Rank* r, gpt2_sp* g) {
+static int rank_stops(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     (void)g;
     Transport* t = &r->transport;
     double value = 1;
@@ -3178,9 +3182,9 @@ static void* transport_process(void* argument) {
     g->host = thread_transport(&g->world, HOST);
     if (status == 0 && processes_meet(g) == 0 && trainer_init(g, 128, 1) == 0) {
         static const RankJob jobs[3] = {rank_collectives, rank_exchange, rank_stops};
-        p->status = ranks_run(g, jobs[p->what]);
+        p->status = ranks_run(g, jobs[p->what], NULL);
         if (p->what < 2) p->status |= processes_agree(&g->host, p->status, NULL, &g->error);
-        else p->again = ranks_run(g, rank_collectives);
+        else p->again = ranks_run(g, rank_collectives, NULL);
     }
     p->error = g->error;
     gpt2_sp_destroy(g);
@@ -3288,7 +3292,7 @@ static void test_transport(void) {
     for (int i = 0; i < 2; i++) {
         int wrong = 0;
         memset(transport_wrong, -1, sizeof transport_wrong);
-        int status = ranks_run(g, i == 0 ? rank_collectives : rank_exchange);
+        int status = ranks_run(g, i == 0 ? rank_collectives : rank_exchange, NULL);
         for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
         check(status == 0 && wrong == 0,
             i == 0 ? "transport: all-reduce, reduce-scatter, all-gather" : "transport: groups of messages",
@@ -3300,7 +3304,7 @@ static void test_transport(void) {
         static const char* const waits[] = {"a barrier", "an all-reduce", "an all-gather", "a message",
             "a message's taking", "a message of another length"};
         g = bare_trainer(&o, 128);
-        int status = g ? ranks_run(g, rank_stops) : 0, again = g ? ranks_run(g, rank_collectives) : 0;
+        int status = g ? ranks_run(g, rank_stops, NULL) : 0, again = g ? ranks_run(g, rank_collectives, NULL) : 0;
         check(status == -1 && again == -1 &&
                 strstr(g->error.text, transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough"),
             "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case],

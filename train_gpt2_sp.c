@@ -2815,23 +2815,23 @@ typedef struct {
     double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
 } Rates;
 
-// What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run
-// runs.
+// A job is what all ranks of a process do together (ranks_run), with an argument of its own.
+typedef int (*RankJob)(Rank* r, gpt2_sp* g, void* argument);
+
+// What works on the ranks' memory: the CPU's functions below, or the GPU program's.
 typedef struct {
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
     uint64_t (*memory)(const Mesh* mesh);   // bytes that the ranks of this machine may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
-    int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
-    int (*load)(Rank* r, gpt2_sp* g);
-    int (*save)(Rank* r, gpt2_sp* g);
-    int (*step)(Rank* r, gpt2_sp* g);
-    int (*gradients)(Rank* r,
-        gpt2_sp*
-            g);   // of the ranks' batches, no update: each rank's slices to g->collected, the loss to g->sums
-    int (*pass)(Rank* r,
-        int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
+    RankJob init;        // fresh weights; no argument
+    RankJob load;        // LoadJob
+    RankJob save;        // SaveJob
+    RankJob step;        // StepJob
+    RankJob gradients;   // Gradients: those of the ranks' batches, without an update
+    // Forward, and backward if r->learn; evaluation reads token_loss and token_hit.
+    int (*pass)(Rank* r, int64_t pass);
     int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
         double temperature, int64_t top_k, double top_p, uint64_t seed);
     int (*verify)(gpt2_sp* g);                       // --verify
@@ -4518,6 +4518,12 @@ typedef struct {
     int64_t step;
 } AdamW;
 
+// AdamW's numbers for the step after `done` of the run's.
+static AdamW step_adamw(const gpt2_sp_options* o, int64_t done) {
+    AdamW a = {learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1, done + 1};
+    return a;
+}
+
 // AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
     real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
@@ -4608,22 +4614,15 @@ struct gpt2_sp {
     int64_t eot;             // the tokenizer's end-of-text token
     int refused;             // its memory: the mesh and the layout are whole, the ranks were not made
     int lock_fd;             // OUT/.lock, held while this trainer lives
-    AdamW adamw;             // of the step that runs
-    double sums[2];          // loss and squared gradient norm of the step that ran
-    int updated;             // it changed the weights
     int skipped;             // steps in a row that were not finite
-    Evaluation evaluation;   // that rank_evaluate adds to
-    real* collected;         // all weights, while generate needs them whole; all gradients, during --check
-    const char* folder;      // that rank_load reads
-    int load_moments;        // and the moments too
-    OutFile *model_file, *optimizer_file;   // that rank_save writes
+    Evaluation evaluation;   // the last one
 };
 
-typedef int (*RankJob)(Rank* r, gpt2_sp* g);
 typedef struct {
     Rank* rank;
     gpt2_sp* g;
     RankJob job;
+    void* argument;
     int status;
 } RankCall;
 
@@ -4632,14 +4631,14 @@ static void* rank_thread(void* argument) {
 #ifdef _OPENMP
     omp_set_num_threads(call->g->mesh.threads);
 #endif
-    call->status = call->job(call->rank, call->g);
+    call->status = call->job(call->rank, call->g, call->argument);
     if (call->status != 0) call->rank->transport.abort(&call->rank->transport, &call->rank->error);
     return NULL;
 }
 
 // Runs a job on every rank, each on a thread of its own, and waits. If any fails all stop, and the first
 // reason is the trainer's error.
-static int ranks_run(gpt2_sp* g, RankJob job) {
+static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
     pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
@@ -4647,7 +4646,7 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     int started = 1;
     for (int i = 0; status == 0 && i < world; i++) {
         calls[i].rank = &g->ranks[i], calls[i].g = g;
-        calls[i].job = job;
+        calls[i].job = job, calls[i].argument = argument;
         g->ranks[i].transport.step = g->step + 1;
     }
     for (; status == 0 && started < world; started++)
@@ -4674,29 +4673,43 @@ static int rank_gradients_sum(Rank* r, double sums[2]) {
     return gradients_reduce(r, sums);
 }
 
-static int rank_step(Rank* r, gpt2_sp* g) {
+// A step: what it is given, and what the first rank of the process leaves of it.
+typedef struct {
+    AdamW adamw;
+    double loss, square;   // of the step; the squared norm of its gradient
+    int updated;           // it changed the weights
+} StepJob;
+static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
+    StepJob* step = (StepJob*)argument;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
-    AdamW adamw = g->adamw;
+    AdamW adamw = step->adamw;
     adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
     if (r->world_rank == r->mesh->first_rank) {
-        g->sums[0] = sums[0], g->sums[1] = sums[1];
-        g->updated = finite;
+        step->loss = sums[0], step->square = sums[1];
+        step->updated = finite;
     }
     return finite ? weights_update(r, &adamw) : 0;
 }
 
-static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
+// The gradients of a step's batches, whole: (layout.elements); and their loss and squared norm.
+typedef struct {
+    real* all;
+    double loss, square;
+} Gradients;
+static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
+    Gradients* out = (Gradients*)argument;
+    (void)g;
     const Layout* layout = r->layout;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
-    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
+    if (r->world_rank == r->mesh->first_rank) out->loss = sums[0], out->square = sums[1];
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         int64_t begin = slice_begin(r, u), at = held_at(r, STATE_GRADIENTS, u, begin);
-        memcpy(g->collected + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
+        memcpy(out->all + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
             (size_t)unit->slice * sizeof(real));
     }
     return 0;
@@ -4721,17 +4734,15 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
-    g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
-    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2;
-    g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
-    if (ranks_run(g, g->device->step) != 0) return -1;
+    StepJob step = {step_adamw(o, g->step), 0, 0, 0};
+    if (ranks_run(g, g->device->step, &step) != 0) return -1;
     g->step++, g->next_sample += samples;
     g->tokens_seen += batch->valid;
-    g->skipped = g->updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = g->sums[0];
-    stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
+    g->skipped = step.updated ? 0 : g->skipped + 1;
+    stats->step = g->step, stats->loss = step.loss;
+    stats->grad_norm = sqrt(step.square), stats->lr = step.adamw.lr;
     stats->tokens = g->tokens_seen, stats->ms = now_ms() - start;
-    stats->updated = g->updated;
+    stats->updated = step.updated;
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
         return fail(&g->error,
@@ -4836,11 +4847,11 @@ static const real* unit_fetch(Rank* r, int state, int u) {
 }
 
 // What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
-typedef void (*UnitTaker)(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n);
+typedef void (*UnitTaker)(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n);
 
 // A state of a unit to the first rank of each of the first `takers` processes. All ranks call it together. An
 // own unit is delivered slice by slice; whole, it would be the largest buffer.
-static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take) {
+static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take, void* to) {
     const Unit* unit = &r->layout->units[u];
     int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
         status = 0;
@@ -4848,7 +4859,7 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
     if (how != HELD_OWN) {
         const real* whole = unit_fetch(r, state, u);
         if (!whole) return -1;
-        if (takes) take(g, state, u, whole, 0, unit->elements);
+        if (takes) take(g, to, state, u, whole, 0, unit->elements);
         // a unit that comes together, all ranks have come here for
         return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
     }
@@ -4865,31 +4876,37 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
         if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
             r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
             status = -1;
-        else if (takes) take(g, state, u, received ? room : own, w * unit->slice, unit->slice);
+        else if (takes) take(g, to, state, u, received ? room : own, w * unit->slice, unit->slice);
     }
     free(sends);
     free(room);
     return status;
 }
 
+// The files that the first rank of process 0 writes; none elsewhere.
+typedef struct {
+    OutFile *model, *optimizer;
+} SaveJob;
+
 // Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
 // g->error and stops the writing, not the ranks.
-static void unit_write(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n) {
+static void unit_write(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    const SaveJob* save = (const SaveJob*)to;
     const Unit* unit = &g->layout.units[u];
     (void)begin;   // an own unit is one parameter, whose rows come in their order
     for (int id = 0; id < PARAMETER_COUNT; id++) {
         Parameter p = parameter(&g->mesh.shape, id);
         if (p.unit != unit->kind || g->error.text[0]) continue;
-        OutFile* file = state == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+        OutFile* file = state == STATE_WEIGHTS ? save->model : save->optimizer;
         int64_t rows = min_i64(tensor_rows(&g->mesh.shape, id, &p), n / max_i64(1, p.columns));
         tensor_write(file, part + g->layout.within[id], rows, p.columns,
             state == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
-static int rank_save(Rank* r, gpt2_sp* g) {
+static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
     for (int i = 0; i < SAVED_COUNT; i++)
         for (int u = 0; u < g->layout.count; u++)
-            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write) != 0) return -1;
+            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write, argument) != 0) return -1;
     return 0;
 }
 
@@ -4942,8 +4959,9 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
 // Process 0, the one with the folder, begins with its status so far; all processes bring their ranks' slices.
 static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
+    SaveJob save = {NULL, NULL};
     if (g->mesh.process != 0)
-        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save);
+        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save, &save);
     OutFile* files = (OutFile*)calloc(2, sizeof *files);
     if (!files) {
         if (status == 0) fail(e, "out of memory");
@@ -4960,9 +4978,9 @@ static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manife
     if (status == 0) status = file_create(&files[1], e, folder, "optimizer.safetensors");
     if (status == 0) status = header_write(&files[0], &headers[0], e);
     if (status == 0) status = header_write(&files[1], &headers[1], e);
-    g->model_file = &files[0], g->optimizer_file = &files[1];
+    save.model = &files[0], save.optimizer = &files[1];
     status = processes_agree(&g->host, status, NULL, e);
-    if (status == 0) status = ranks_run(g, g->device->save);
+    if (status == 0) status = ranks_run(g, g->device->save, &save);
     if (status == 0 && e->text[0]) status = -1;
     static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
     for (int i = 0; i < 2; i++) {
@@ -5221,16 +5239,21 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
                                    f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
-// Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
-static int rank_load(Rank* r, gpt2_sp* g) {
+// Loads the weights, and the moments if asked, of a checkpoint folder. Every rank reads for itself.
+typedef struct {
+    const char* folder;
+    int moments;
+} LoadJob;
+static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
+    const LoadJob* from = (const LoadJob*)argument;
     static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
     const Shape* s = &g->mesh.shape;
     int status = 0;
-    for (int i = 0; status == 0 && i < (g->load_moments ? SAVED_COUNT : 1); i++) {
+    for (int i = 0; status == 0 && i < (from->moments ? SAVED_COUNT : 1); i++) {
         int state = SAVED_STATES[i];
         char path[GPT2_SP_TEXT + 64];
         st_file file;
-        snprintf(path, sizeof path, "%.1000s/%s", g->folder,
+        snprintf(path, sizeof path, "%.1000s/%s", from->folder,
             state == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
         if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
         if (state == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
@@ -5384,8 +5407,10 @@ static int position_bucket(int64_t position) {
     return bucket;
 }
 
-// One forward pass over the evaluation batch; sums over all ranks are added to g->evaluation.
-static int rank_evaluate(Rank* r, gpt2_sp* g) {
+// One forward pass over the evaluation batch; sums over all ranks are added to the job's Evaluation.
+static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
+    Evaluation* out = (Evaluation*)argument;
+    (void)g;
     const Shape* s = &r->mesh->shape;
     double sums[2 + 2 * POSITION_BUCKETS] = {0};
     r->learn = 0, r->loss_sum = 0;
@@ -5404,10 +5429,9 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     if (r->transport.all_reduce(&r->transport, &r->all, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0)
         return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
-    g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
+    out->loss += sums[0], out->count += sums[1];
     for (int i = 0; i < POSITION_BUCKETS; i++)
-        g->evaluation.bucket_loss[i] += sums[2 + i],
-            g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+        out->bucket_loss[i] += sums[2 + i], out->bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
     return 0;
 }
 
@@ -5418,7 +5442,8 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
     for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B)) {
         int status = loader_fill(l, &l->batch[0], first, &g->error);
-        if (processes_agree(&g->host, status, NULL, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0)
+        if (processes_agree(&g->host, status, NULL, &g->error) != 0 ||
+            ranks_run(g, rank_evaluate, &g->evaluation) != 0)
             return -1;
     }
     return 0;
@@ -5449,7 +5474,7 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
             r->batches[2].labels[t] = t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)g->eot;
             if (g->mesh.doc_mask) r->batches[2].doc_start[t] = 0;
         }
-        int status = ranks_run(g, rank_evaluate);
+        int status = ranks_run(g, rank_evaluate, &g->evaluation);
         for (int f = 0; status == 0 && f < doc.fact_count; f++) {
             int bucket = position_bucket((int64_t)(doc.facts[f].answer - doc.facts[f].statement)), hit = 1;
             for (int i = 0; i < doc.facts[f].answer_length; i++)
@@ -5611,14 +5636,15 @@ static int32_t sample_token(const real* logits, int64_t V, double temperature, i
     return candidates[cut - 1].token;
 }
 
-// --zero 3 and own positions: every unit of the weights, brought together in g->collected of each process.
-static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
-    (void)kind;
-    memcpy(g->collected + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
+// --zero 3 and own positions: every unit of the weights, brought together in an array (layout.elements) of each
+// process.
+static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    (void)state;
+    memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
 }
-static int rank_collect(Rank* r, gpt2_sp* g) {
+static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
     for (int u = 0; u < g->layout.count; u++)
-        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
+        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect, all) != 0) return -1;
     return 0;
 }
 
@@ -5634,13 +5660,13 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
                 (long long)s->V);
     if (g->device->generate)
         return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
+    real *collected = NULL, *weights = g->ranks[0].state[STATE_WEIGHTS];
     if (!holds_all(&g->layout, STATE_WEIGHTS)) {
-        g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        int status = g->collected ? ranks_run(g, rank_collect)
-                                  : fail(&g->error, "out of memory for the whole weights");
+        weights = collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
+        int status = collected ? ranks_run(g, rank_collect, collected)
+                               : fail(&g->error, "out of memory for the whole weights");
         if (status != 0) {
-            free(g->collected);
-            g->collected = NULL;
+            free(collected);
             return -1;
         }
     }
@@ -5651,9 +5677,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     Decoder d;
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
     int64_t made = 0;
-    if (!candidates ||
-        decoder_init(
-            &d, g, g->collected ? g->collected : g->ranks[0].state[STATE_WEIGHTS], prompt_count + count) != 0)
+    if (!candidates || decoder_init(&d, g, weights, prompt_count + count) != 0)
         made = fail(&g->error, "out of memory");
     else {
         for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
@@ -5667,8 +5691,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         free(d.cache);
     }
     free(candidates);
-    free(g->collected);
-    g->collected = NULL;
+    free(collected);
     return made;
 }
 
@@ -6206,7 +6229,8 @@ static int out_lock(gpt2_sp* g) {
     return 0;
 }
 
-static int rank_weights_init(Rank* r, gpt2_sp* g) {
+static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     weights_init(r, (uint64_t)g->options.seed);
     return 0;
 }
@@ -6249,17 +6273,16 @@ static int trainer_start(gpt2_sp* g) {
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
-        g->folder = folder, g->load_moments = 1;
-        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
+        LoadJob resume = {folder, 1};
+        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load, &resume) != 0) return -1;
         int64_t* steps;
         int count = checkpoint_list(g->options.out, &steps, &g->error);
         if (count > 0) g->newest_step = steps[0];
         free(steps);
         g->saved_step = g->resumed_step = g->step;
-        g->folder = NULL;
         return count < 0 ? -1 : 0;
     }
-    if (ranks_run(g, g->device->init) != 0) return -1;
+    if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
     gpt2_sp_options saved = g->options;
     int64_t vocab, eot;
@@ -6277,8 +6300,8 @@ static int trainer_start(gpt2_sp* g) {
     if (saved.center != g->options.center)
         return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
             g->options.init_from, (long long)saved.center, (long long)g->options.center);
-    g->folder = g->options.init_from, g->load_moments = 0;
-    return ranks_run(g, g->device->load);
+    LoadJob start = {g->options.init_from, 0};
+    return ranks_run(g, g->device->load, &start);
 }
 
 // What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
@@ -6429,14 +6452,15 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // --- --check: the same batch on one rank alone ---
 
-// The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
-static int gradients_collect(gpt2_sp* g, uint64_t sample) {
+// The gradients of the batch at `sample`, whose array the caller frees; the loader goes back to that sample.
+static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
+    memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
     loader_request(&g->loader, sample);
     if (!batch_take(g)) return -1;
-    g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
-    if (!g->collected) return fail(&g->error, "out of memory for all gradients");
-    int status = ranks_run(g, g->device->gradients);
+    out->all = (real*)calloc((size_t)g->layout.elements, sizeof(real));
+    if (!out->all) return fail(&g->error, "out of memory for all gradients");
+    int status = ranks_run(g, g->device->gradients, out);
     loader_request(&g->loader, sample);
     return status;
 }
@@ -6463,22 +6487,22 @@ static double relative_error(const real* found, const real* exact, int64_t n, do
 }
 
 // Compares tensor by tensor; NaN counts as too large, and stays the worst.
-static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
-    double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
+static int gradients_compare(gpt2_sp* g, const Gradients* found, const gpt2_sp* one, const Gradients* alone) {
+    double bound = check_bound(g), worst = 0, loss = fabs(found->loss / alone->loss - 1);
     printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
     for (int u = 0; u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
-            const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
-            const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
+            const real* a = found->all + g->layout.units[u].offset + g->layout.within[id];
+            const real* b = alone->all + one->layout.units[u].offset + one->layout.within[id];
             double size, error = relative_error(a, b, parameter_elements(&p), &size);
             char name[ST_NAME_MAX];
             if (!isnan(worst) && !(error <= worst)) worst = error;
             tensor_name(name, sizeof name, "", &p, u);
             printf("  %-24s %.3e\n", name, error);
         }
-    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
+    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", found->loss, alone->loss, loss, worst);
     if (!(worst <= bound) || !(loss <= bound))
         return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e",
             g->mesh.world, worst, loss, bound);
@@ -6501,13 +6525,13 @@ static int trainer_check_ranks(gpt2_sp* g) {
     gpt2_sp* one = trainer_new(&o);
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
     if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_collect(g, g->next_sample);
-    if (status == 0 && gradients_collect(one, g->next_sample) != 0)
+    Gradients found = {NULL, 0, 0}, alone = {NULL, 0, 0};
+    if (status == 0) status = gradients_collect(g, g->next_sample, &found);
+    if (status == 0 && gradients_collect(one, g->next_sample, &alone) != 0)
         status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_compare(g, one);
-    if (one) free(one->collected);
-    free(g->collected);
-    g->collected = NULL;
+    if (status == 0) status = gradients_compare(g, &found, one, &alone);
+    free(found.all);
+    free(alone.all);
     gpt2_sp_destroy(one);
     return status;
 }
@@ -6546,9 +6570,8 @@ static int trainer_load(gpt2_sp* g) {
     o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
-    g->folder = folder;
-    int status = ranks_run(g, g->device->load);
-    g->folder = NULL;
+    LoadJob model = {folder, 0};
+    int status = ranks_run(g, g->device->load, &model);
     return status;
 }
 

@@ -6223,22 +6223,23 @@ static void gpu_settings(Rank* r, const gpt2_sp* g) {
     d->profile = (int)o->profile && r->world_rank == 0;
     process_path(d->products, g, o->products);
 }
-static int gpu_init(Rank* r, gpt2_sp* g) {
+static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
     weights_init(r, (uint64_t)g->options.seed);
     return host_end(r, 1, 1);
 }
-static int gpu_load(Rank* r, gpt2_sp* g) {
-    int count = g->load_moments ? SAVED_COUNT : 1;
+static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
+    int count = ((const LoadJob*)argument)->moments ? SAVED_COUNT : 1;
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
-    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g) : -1;
+    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g, argument) : -1;
     return host_end(r, count, status == 0) == 0 ? status : -1;
 }
-static int gpu_save(Rank* r, gpt2_sp* g) {
+static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
     if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // so has the first rank
-    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g) : -1;
+    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
     return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
 }
 
@@ -6530,23 +6531,22 @@ static int gpu_rehearse(Rank* r) {
 }
 
 // Waits for the step's loss and norm.
-static int gpu_stats_read(Rank* r, gpt2_sp* g) {
+static int gpu_stats_read(Rank* r, double* loss, double* square) {
     Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error,
-        cudaMemcpyAsync(
-            d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
+    size_t bytes = STAT_COUNT * sizeof(double);
+    CUDA_TRY(&r->error, cudaMemcpyAsync(d->host_stats, d->stats, bytes, cudaMemcpyDeviceToHost, d->stream));
     if (gpu_finish(r) != 0) return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;
-    g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
-    g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
-    g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
+    *loss = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
+    *square = d->host_stats[STAT_ALL_SQUARE];
     return 0;
 }
 
 // A step. The device decides for itself whether and how far to update; the host waits once, at the end, for
 // the loss and the norm.
-static int gpu_step(Rank* r, gpt2_sp* g) {
+static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
+    StepJob* step = (StepJob*)argument;
     Error* e = &r->error;
     const gpt2_sp_options* o = &g->options;
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0) return -1;
@@ -6561,8 +6561,9 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0)
         return -1;   // the ranks' clocks begin together, as far as hosts can
     mark(d, "start");
-    if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
-    if (gpu_stats_read(r, g) != 0) return -1;
+    if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &step->adamw) != 0) return -1;
+    if (gpu_stats_read(r, &step->loss, &step->square) != 0) return -1;
+    if (r->world_rank == r->mesh->first_rank) step->updated = isfinite(step->loss) && isfinite(step->square);
     if (d->profile) profile_print(d);
     if (!d->tracing) return 0;
     if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
@@ -6572,20 +6573,22 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     return r->transport.barrier(&r->transport, &r->all, e);
 }
 
-// --check: the gradients of the step's batches, each rank's slices to g->collected.
-static int gpu_gradients(Rank* r, gpt2_sp* g) {
+// --check: the gradients of the step's batches, each rank's slices to its array.
+static int gpu_gradients(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
+    Gradients* out = (Gradients*)argument;
+    (void)g;
     const Layout* layout = r->layout;
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0 || gpu_finish(r) != 0)
         return -1;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         CUDA_TRY(&r->error,
-            cudaMemcpyAsync(g->collected + unit->offset + slice_begin(r, u),
+            cudaMemcpyAsync(out->all + unit->offset + slice_begin(r, u),
                 d->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u)),
                 (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
-    return gpu_stats_read(r, g);
+    return gpu_stats_read(r, &out->loss, &out->square);
 }
 
 // --- --verify: the same batch through the CPU reference ---

@@ -619,9 +619,9 @@ static void kernel_loss_sum(int64_t n) {
 // The end of a step on a whole model's parameters: the ranks' gradients centred and summed, norm, clipping,
 // AdamW and the bf16 copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over
 // the ranks, its centring), then the moments, then the weight is followed through the formulas.
-static int rank_optimizer_step(Rank* r, gpt2_sp* g) {
+static int rank_optimizer_step(Rank* r, gpt2_sp* g, void* adamw) {
     if (gpu_enter(r) != 0 || gpu_gradients_reduce(r, g->options.grad_clip) != 0 ||
-        gpu_weights_update(r, &g->adamw) != 0)
+        gpu_weights_update(r, (const AdamW*)adamw) != 0)
         return -1;
     CUDA_TRY(&r->error, cudaDeviceSynchronize());
     return 0;
@@ -718,8 +718,8 @@ static void optimizer_step(const char* split, int center, double clip, const cha
         cuda_need(
             cudaMemcpy(((Gpu*)g->ranks[w].device)->stats, stats, sizeof stats, cudaMemcpyHostToDevice), name);
     AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 7};
-    g->adamw = a, g->options.grad_clip = clip;
-    if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
+    g->options.grad_clip = clip;
+    if (ranks_run(g, rank_optimizer_step, &a) != 0) check(0, name, "%s", g->error.text);
     double *w = host_zeros(n), *m = host_zeros(n), *v = host_zeros(n), *wb = host_zeros(n),
            *mb = host_zeros(n), *vb = host_zeros(n);
     for (int64_t i = 0; i < n; i++) square += values[STATE_GRADIENTS][i] * values[STATE_GRADIENTS][i];
@@ -810,7 +810,7 @@ static void optimizer_step(const char* split, int center, double clip, const cha
                 cudaMemcpy(d->state[STATE_GRADIENTS] + 12345, &gradient, 4, cudaMemcpyHostToDevice), name);
             cuda_need(cudaMemcpy(d->stats, fresh, sizeof fresh, cudaMemcpyHostToDevice), name);
         }
-        if (ranks_run(g, rank_optimizer_step) != 0) check(0, name, "%s", g->error.text);
+        if (ranks_run(g, rank_optimizer_step, &a) != 0) check(0, name, "%s", g->error.text);
         for (int i = 0; i < W; i++) {
             cuda_need(
                 cudaMemcpy(stats, ((Gpu*)g->ranks[i].device)->stats, sizeof stats, cudaMemcpyDeviceToHost),
