@@ -89,128 +89,138 @@
 enum { GPT2_SP_SCHEDULE_KINDS(GPT2_SP_ENUM) GPT2_SP_SCHEDULES };
 enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
 
-// Every option once: INT, NUM and TXT options, and CHO, a choice of words.
+// Every option once: flags (0 or 1), whole numbers, numbers, texts, and choices of words.
+//   FLAG    (field, name, default, commands, help)
 //   INT/NUM (field, name, default, lowest, highest, commands, help)
 //   TXT     (field, name, default, commands, help)
 //   CHO     (field, name, default's index, words, commands, help)
-// `commands` names who takes it: T train, P plan, S schedule, A sample, E eval, R prepare, Y synth.
+// `commands` are the commands that take it, as bits (CommandBit).
 // The parser, --help, the config file, the struct below and the run's header are made from this table.
-#define GPT2_SP_OPTIONS(INT, NUM, TXT, CHO) \
-    TXT(model, "model", "", "TP", "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
-    INT(layers, "layers", 4, 1, 512, "TP", "transformer layers (L)") \
-    INT(heads, "heads", 4, 1, 256, "TP", "attention heads (NH); must divide channels") \
-    INT(channels, "channels", 256, 1, 65536, "TP", "width of the residual stream (C)") \
-    INT(vocab, "vocab", 0, 0, 1048576, "TP", "vocabulary; 0: the one of --data (plan: 50257)") \
-    INT(center, "center", 1, 0, 1, "TP", \
+#define GPT2_SP_OPTIONS(FLAG, INT, NUM, TXT, CHO) \
+    TXT(model, "model", "", TRAIN | PLAN, \
+        "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
+    INT(layers, "layers", 4, 1, 512, TRAIN | PLAN, "transformer layers (L)") \
+    INT(heads, "heads", 4, 1, 256, TRAIN | PLAN, "attention heads (NH); must divide channels") \
+    INT(channels, "channels", 256, 1, 65536, TRAIN | PLAN, "width of the residual stream (C)") \
+    INT(vocab, "vocab", 0, 0, 1048576, TRAIN | PLAN, "vocabulary; 0: the one of --data (plan: 50257)") \
+    FLAG(center, "center", 1, TRAIN | PLAN, \
         "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
-    TXT(data, "data", "", "TE", "token shards: files, folders or patterns, separated by commas") \
-    TXT(val_data, "val-data", "", "T", "token shards for the validation loss") \
-    INT(raw_u16, "raw-u16", 0, 0, 1, "TE", "read --data as bare 16-bit token numbers") \
-    INT(doc_mask, "doc-mask", 0, 0, 1, "TPE", \
+    TXT(data, "data", "", TRAIN | EVAL, "token shards: files, folders or patterns, separated by commas") \
+    TXT(val_data, "val-data", "", TRAIN, "token shards for the validation loss") \
+    FLAG(raw_u16, "raw-u16", 0, TRAIN | EVAL, "read --data as bare 16-bit token numbers") \
+    FLAG(doc_mask, "doc-mask", 0, TRAIN | PLAN | EVAL, \
         "attention stays inside a document, positions restart at its start") \
-    INT(seq_len, "seq-len", 1024, 1, 16777216, "TP", "tokens of a sequence, the context (T)") \
-    INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
-    INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
-    INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
-    INT(sp, "sp", 0, 0, 256, "TPS", \
-        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by " \
-        "--dp") \
-    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), "TPS", \
+    INT(seq_len, "seq-len", 1024, 1, 16777216, TRAIN | PLAN, "tokens of a sequence, the context (T)") \
+    INT(batch_size, "batch-size", 1, 1, 65536, TRAIN | PLAN, \
+        "sequences per data-parallel replica and pass (B)") \
+    INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
+        "passes whose gradients are summed into one step") \
+    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN, "data-parallel replicas") \
+    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE, \
+        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
+        "by --dp") \
+    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), TRAIN | PLAN | SCHEDULE, \
         "who computes which block of attention when") \
-    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), "TP", \
+    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), TRAIN | PLAN, \
         "what the backward pass computes again instead of keeping") \
-    INT(zero, "zero", 0, 0, 3, "TP", \
+    INT(zero, "zero", 0, 0, 3, TRAIN | PLAN, \
         "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
-    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", \
+    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, TRAIN | PLAN | EVAL, \
         "tokens whose logits exist at a time") \
-    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", "T", \
+    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", TRAIN, \
         "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between " \
         "processes)") \
-    INT(deterministic, "deterministic", 0, 0, 1, "T", \
+    FLAG(deterministic, "deterministic", 0, TRAIN, \
         "GPU: the same bits in every run (the CPU program always gives them)") \
-    TXT(products, "products", "", "T", \
-        "GPU: take the algorithms of the matrix products from this file, and add to it those that it has " \
-        "not") \
-    CHO(attention, "attention", 0, "auto|portable", "TAE", \
+    TXT(products, "products", "", TRAIN, \
+        "GPU: take the algorithms of the matrix products from this file, and add to it those that it " \
+        "has not") \
+    CHO(attention, "attention", 0, "auto|portable", TRAIN | SAMPLE | EVAL, \
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
-    INT(verify, "verify", 0, 0, 1, "T", \
+    FLAG(verify, "verify", 0, TRAIN, \
         "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
-    INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
-    TXT(trace, "trace", "", "T", \
-        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print it") \
-    INT(check, "check", 0, 0, 1, "T", \
+    FLAG(profile, "profile", 0, TRAIN, "GPU: print the time of each group of kernels after every step") \
+    TXT(trace, "trace", "", TRAIN, \
+        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print " \
+        "it") \
+    FLAG(check, "check", 0, TRAIN, \
         "before the first step, compare the loss and every gradient of its batch with those of one rank " \
         "alone") \
-    INT(threads, "threads", 0, 0, 1024, "TPAE", \
+    INT(threads, "threads", 0, 0, 1024, TRAIN | PLAN | SAMPLE | EVAL, \
         "threads per rank; 0: the machine's cores divided by the ranks") \
-    INT(rank, "rank", 0, 0, 4095, "T", \
+    INT(rank, "rank", 0, 0, 4095, TRAIN, \
         "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
-    INT(world, "world", 0, 0, 4096, "T", \
+    INT(world, "world", 0, 0, 4096, TRAIN, \
         "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
-    TXT(master, "master", "", "T", "HOST:PORT where process 0 listens for the others") \
-    NUM(timeout, "timeout", 600, 0, 1e6, "T", \
+    TXT(master, "master", "", TRAIN, "HOST:PORT where process 0 listens for the others") \
+    NUM(timeout, "timeout", 600, 0, 1e6, TRAIN, \
         "seconds that a rank waits for another before the run ends; 0: for ever") \
-    INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
-    NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
-    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", \
+    INT(steps, "steps", 100, 0, 2147483647, TRAIN, "optimizer steps of the whole run") \
+    NUM(lr, "lr", 3e-4, 0, 10, TRAIN, "peak learning rate") \
+    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", TRAIN, \
         "course of the learning rate after the warmup") \
-    NUM(lr_final, "lr-final", 0.1, 0, 1, "T", "learning rate at the last step, as a fraction of the peak") \
-    INT(warmup, "warmup", 0, 0, 2147483647, "T", "steps of linear warmup") \
-    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, "T", "wsd: fraction of the steps that decay") \
-    NUM(weight_decay, "weight-decay", 0.1, 0, 10, "T", "AdamW's decay, of matrices and wte only") \
-    NUM(beta1, "beta1", 0.9, 0, 0.999999, "T", "AdamW's first moment decay") \
-    NUM(beta2, "beta2", 0.95, 0, 0.999999, "T", "AdamW's second moment decay") \
-    NUM(eps, "eps", 1e-8, 1e-16, 1, "T", "AdamW's epsilon") \
-    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, "T", "largest global gradient norm; 0: no clipping") \
-    INT(seed, "seed", 1, 0, 9007199254740991, "TAEY", \
+    NUM(lr_final, "lr-final", 0.1, 0, 1, TRAIN, "learning rate at the last step, as a fraction of the peak") \
+    INT(warmup, "warmup", 0, 0, 2147483647, TRAIN, "steps of linear warmup") \
+    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, TRAIN, "wsd: fraction of the steps that decay") \
+    NUM(weight_decay, "weight-decay", 0.1, 0, 10, TRAIN, "AdamW's decay, of matrices and wte only") \
+    NUM(beta1, "beta1", 0.9, 0, 0.999999, TRAIN, "AdamW's first moment decay") \
+    NUM(beta2, "beta2", 0.95, 0, 0.999999, TRAIN, "AdamW's second moment decay") \
+    NUM(eps, "eps", 1e-8, 1e-16, 1, TRAIN, "AdamW's epsilon") \
+    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, TRAIN, "largest global gradient norm; 0: no clipping") \
+    INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | SYNTH, \
         "seed of the initial weights, the order of samples, sampling and synth") \
-    TXT(out, "out", "", "TRY", "train: the run's folder; prepare, synth: the file to write") \
-    TXT(init_from, "init-from", "", "T", "start from the weights of this checkpoint folder") \
-    INT(save_every, "save-every", 0, 0, 2147483647, "T", \
+    TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
+        "train: the run's folder; prepare, synth: the file to write") \
+    TXT(init_from, "init-from", "", TRAIN, "start from the weights of this checkpoint folder") \
+    INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
-    INT(keep, "keep", 2, 2, 1000000, "T", "checkpoints to keep, at least 2") \
-    INT(val_every, "val-every", 0, 0, 2147483647, "T", \
+    INT(keep, "keep", 2, 2, 1000000, TRAIN, "checkpoints to keep, at least 2") \
+    INT(val_every, "val-every", 0, 0, 2147483647, TRAIN, \
         "steps between validations; 0: only after the last step") \
-    INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", \
+    INT(val_sequences, "val-sequences", 8, 1, 2147483647, TRAIN | EVAL, \
         "sequences of a validation, from the front of the data") \
-    TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
-    TXT(prompt, "prompt", "\n", "A", \
+    TXT(from, "from", "", SAMPLE | EVAL, \
+        "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
+    TXT(prompt, "prompt", "\n", SAMPLE, \
         "text to continue, for models of the byte tokenizer; empty: begin a document") \
-    TXT(prompt_tokens, "prompt-tokens", "", "A", \
-        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers too") \
-    INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
-    NUM(temperature, "temperature", 0.8, 0, 100, "A", "0: always the likeliest token") \
-    INT(top_k, "top-k", 0, 0, 1048576, "A", "sample among the k likeliest; 0: all") \
-    NUM(top_p, "top-p", 1.0, 0, 1, "A", "sample among the likeliest that make up this probability") \
-    INT(needle, "needle", 0, 0, 100000, "E", "synthetic documents for the recall test; 0: none") \
-    CHO(tokenizer, "tokenizer", 0, "byte", "R", "how text becomes tokens") \
-    INT(block_tokens, "block-tokens", 65536, 16, 1048576, "R", "tokens of a compressed block") \
-    INT(docs, "docs", 16, 1, 100000000, "Y", "documents to write") \
-    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, "Y", "bytes of a document") \
-    INT(facts, "facts", 4, 1, 1024, "EY", "facts stated early and asked for late, per document") \
-    INT(distance, "distance", 0, 0, 1073741824, "EY", \
+    TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
+        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers " \
+        "too") \
+    INT(length, "length", 256, 1, 16777216, SAMPLE, "tokens to sample") \
+    NUM(temperature, "temperature", 0.8, 0, 100, SAMPLE, "0: always the likeliest token") \
+    INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
+    NUM(top_p, "top-p", 1.0, 0, 1, SAMPLE, "sample among the likeliest that make up this probability") \
+    INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
+    CHO(tokenizer, "tokenizer", 0, "byte", PREPARE, "how text becomes tokens") \
+    INT(block_tokens, "block-tokens", 65536, 16, 1048576, PREPARE, "tokens of a compressed block") \
+    INT(docs, "docs", 16, 1, 100000000, SYNTH, "documents to write") \
+    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, SYNTH, "bytes of a document") \
+    INT(facts, "facts", 4, 1, 1024, EVAL | SYNTH, "facts stated early and asked for late, per document") \
+    INT(distance, "distance", 0, 0, 1073741824, EVAL | SYNTH, \
         "bytes between a fact and its question; 0: spread over the document") \
-    NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", \
+    NUM(memory_gb, "memory-gb", 0, 0, 1e9, PLAN, \
         "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
-    NUM(gflops, "gflops", 0, 0, 1e12, "P", \
+    NUM(gflops, "gflops", 0, 0, 1e12, PLAN, \
         "GFLOP/s of a rank's matrix products, for projected times; 0: measured now") \
-    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, "P", \
+    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, PLAN, \
         "GFLOP/s of a rank's attention, forward and backward together; 0: as --gflops if that is given, " \
         "else measured now") \
-    NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
-    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, "P", \
+    NUM(link_gbs, "link-gbs", 0, 0, 1e9, PLAN, "GB/s each way between two ranks; 0: measured now") \
+    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
-    INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
+    FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
 
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
 typedef struct {
+#define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
 #define OPTION_NUM(field, name, value, low, high, commands, help) double field;
 #define OPTION_TXT(field, name, value, commands, help) char field[GPT2_SP_TEXT];
 #define OPTION_CHO(field, name, value, words, commands, help) int field;
-    GPT2_SP_OPTIONS(OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+    GPT2_SP_OPTIONS(OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+#undef OPTION_FLAG
 #undef OPTION_INT
 #undef OPTION_NUM
 #undef OPTION_TXT
@@ -542,19 +552,30 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {   
 // GPT2_SP_OPTIONS above is the only list: it makes the table OPTIONS here, from which the parser, --help, config
 // files and a run's run.cfg are made.
 
-enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+enum { OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+typedef enum {
+    TRAIN = 1,
+    PLAN = 2,
+    SCHEDULE = 4,
+    SAMPLE = 8,
+    EVAL = 16,
+    PREPARE = 32,
+    SYNTH = 64
+} CommandBit;
 typedef struct {
     int kind;
     const char* name;
     size_t offset;      // of the field in gpt2_sp_options
-    double low, high;   // range of INT and NUM
-    double number;      // default of INT, NUM, CHO
+    double low, high;   // range of FLAG, INT and NUM
+    double number;      // default of all but TXT
     const char* text;   // default of TXT; the words of CHO
-    const char* commands;
+    int commands;       // that take it, CommandBit
     const char* help;
 } Option;
 
 static const Option OPTIONS[] = {
+#define ROW_FLAG(field, name, value, commands, help) \
+    {OPTION_FLAG, name, offsetof(gpt2_sp_options, field), 0, 1, (double)(value), "", commands, help},
 #define ROW_INT(field, name, value, low, high, commands, help) \
     {OPTION_INT, name, offsetof(gpt2_sp_options, field), low, high, (double)(value), "", commands, help},
 #define ROW_NUM(field, name, value, low, high, commands, help) \
@@ -563,7 +584,7 @@ static const Option OPTIONS[] = {
     {OPTION_TXT, name, offsetof(gpt2_sp_options, field), 0, 0, 0, value, commands, help},
 #define ROW_CHO(field, name, value, words, commands, help) \
     {OPTION_CHO, name, offsetof(gpt2_sp_options, field), 0, 0, value, words, commands, help},
-    GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
+    GPT2_SP_OPTIONS(ROW_FLAG, ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
 enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
 
 static const Option* option_find(const char* name) {
@@ -653,16 +674,17 @@ static int option_set(gpt2_sp_options* o, const Option* option, const char* valu
     char* field = (char*)o + option->offset;
     double number;
     switch (option->kind) {
+    case OPTION_FLAG:
     case OPTION_INT:
     case OPTION_NUM:
-        if (parse_number(value, option->kind == OPTION_INT, &number) != 0)
+        if (parse_number(value, option->kind != OPTION_NUM, &number) != 0)
             return fail(e, "--%s %s: expected a %snumber", option->name, value,
-                option->kind == OPTION_INT ? "whole " : "");
+                option->kind != OPTION_NUM ? "whole " : "");
         if (!(number >= option->low && number <= option->high))
             return fail(
                 e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
-        if (option->kind == OPTION_INT) *(int64_t*)(void*)field = (int64_t)number;
-        else *(double*)(void*)field = number;
+        if (option->kind == OPTION_NUM) *(double*)(void*)field = number;
+        else *(int64_t*)(void*)field = (int64_t)number;
         return 0;
     case OPTION_TXT:
         if (strlen(value) >= GPT2_SP_TEXT)
@@ -686,6 +708,7 @@ void gpt2_sp_defaults(gpt2_sp_options* o) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         char* field = (char*)o + OPTIONS[i].offset;
         switch (OPTIONS[i].kind) {
+        case OPTION_FLAG:
         case OPTION_INT: *(int64_t*)(void*)field = (int64_t)OPTIONS[i].number; break;
         case OPTION_NUM: *(double*)(void*)field = OPTIONS[i].number; break;
         case OPTION_CHO: *(int*)(void*)field = (int)OPTIONS[i].number; break;
@@ -700,9 +723,10 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
         const Option* option = &OPTIONS[i];
         const char* field = (const char*)o + option->offset;
         char word[32];
-        double value = option->kind == OPTION_INT ? (double)*(const int64_t*)(const void*)field
-            : option->kind == OPTION_NUM          ? *(const double*)(const void*)field
-                                                  : option->low;
+        int whole = option->kind == OPTION_FLAG || option->kind == OPTION_INT;
+        double value = whole              ? (double)*(const int64_t*)(const void*)field
+            : option->kind == OPTION_NUM ? *(const double*)(const void*)field
+                                         : option->low;
         if (!(value >= option->low && value <= option->high))
             return fail(
                 e, "--%s %.16g: must be from %.16g to %.16g", option->name, value, option->low, option->high);
@@ -729,6 +753,7 @@ int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* e
 static void option_print(const gpt2_sp_options* o, const Option* option, char* out, size_t out_size) {
     const char* field = (const char*)o + option->offset;
     switch (option->kind) {
+    case OPTION_FLAG:
     case OPTION_INT: snprintf(out, out_size, "%lld", (long long)*(const int64_t*)(const void*)field); break;
     case OPTION_NUM:   // the shortest spelling that reads back the same
         for (int digits = 6; digits <= 17; digits++) {
@@ -775,19 +800,28 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
     return status;
 }
 
+// A command's arguments that are no options.
 typedef struct {
     const char** items;
     int count;
-} Positional;   // arguments that are no options
+} Positional;
+
+typedef struct {
+    const char* name;
+    CommandBit bit;
+    int (*run)(gpt2_sp_options*, const Positional*, Error*);
+    int inputs;   // takes arguments that are no options
+    const char *what, *usage;
+} Command;
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command
 // takes them. Options of other commands are refused by name. Gives 1 if --help was asked for.
-MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc,
-    char** argv, Positional* inputs, Error* e) {
+MAIN_ONLY static int options_parse(
+    gpt2_sp_options* o, const Command* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
-            if (!inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
+            if (!command->inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
             inputs->items[inputs->count++] = argument;
             continue;
         }
@@ -798,13 +832,13 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
         if (strcmp(name, "help") == 0) return 1;
         const Option* option = option_find(name);
         int config = strcmp(name, "config") == 0;
-        if (!option && !config) return option_unknown(e, name, command);
-        if (option && !strchr(option->commands, letter))
-            return fail(e, "--%s is not an option of `%s`", name, command);
+        if (!option && !config) return option_unknown(e, name, command->name);
+        if (option && !(option->commands & command->bit))
+            return fail(e, "--%s is not an option of `%s`", name, command->name);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
-        int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
+        int flag = option && option->kind == OPTION_FLAG;
         int alone = !value || strncmp(value, "--", 2) == 0 ||
-            (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
+            (command->inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
         if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
@@ -815,11 +849,12 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
-MAIN_ONLY static void options_help(char letter, const char* command, const char* what, const char* usage) {
-    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command, what, program_name, command, usage);
+MAIN_ONLY static void options_help(const Command* command) {
+    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command->name, command->what, program_name,
+        command->name, command->usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, letter)) continue;
+        if (!(option->commands & command->bit)) continue;
         char left[64], value[64];
         gpt2_sp_options defaults;
         gpt2_sp_defaults(&defaults);
@@ -828,8 +863,8 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
         snprintf(left, sizeof left, "--%s %s", option->name,
             option->kind == OPTION_TXT       ? "TEXT"
                 : option->kind == OPTION_CHO ? "WORD"
-                : option->kind == OPTION_INT ? "N"
-                                             : "X");
+                : option->kind == OPTION_NUM ? "X"
+                                             : "N");
         printf("  %-24s %s", left, option->help);
         if (option->kind == OPTION_CHO) printf(": %s", option->text);
         if (value[0]) printf(" [%s]", value);
@@ -6341,7 +6376,7 @@ static int processes_meet(gpt2_sp* g) {
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, 'T') || option_is_own(option->name)) continue;
+        if (!(option->commands & TRAIN) || option_is_own(option->name)) continue;
         option_print(o, option, value, sizeof value);
         if (option_is_place(option->name))
             snprintf(value, sizeof value, "%s", *((const char*)o + option->offset) ? "given" : "not given");
@@ -6435,12 +6470,33 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
-static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free,
-    rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
-    NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
-    NULL, 1};
-static const Device* gpt2_sp_device =
-    &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
+static const Device CPU_DEVICE = {
+    cpu_check,
+    rank_plan,
+    machine_bytes,
+    rank_allocate,
+    rank_free,
+    rank_weights_init,
+    rank_load,
+    rank_save,
+    rank_step,
+    rank_gradients_collect,
+    model_forward_backward,
+    NULL,   // generate: the decoder of section 12
+    NULL,   // verify: cpu_check refuses it
+    measure_rates,
+    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
+    NULL,   // count: one rank without --sp
+    1,      // processes
+};
+
+// The device of the trainers made from here on. train_gpt2_sp.cu names its own before it includes this file.
+#ifdef GPT2_SP_DEVICE
+extern const Device GPT2_SP_DEVICE;
+#else
+#define GPT2_SP_DEVICE CPU_DEVICE
+#endif
+static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
@@ -6663,7 +6719,7 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     if (!f) return fail_file(e, "write", path);
     for (int i = 0; i < OPTION_COUNT; i++) {
         option_print(o, &OPTIONS[i], value, sizeof value);
-        if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
+        if ((OPTIONS[i].commands & TRAIN) && value[0] && !option_is_launch(OPTIONS[i].name) &&
             strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
@@ -7166,28 +7222,26 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
-typedef struct {
-    const char* name;
-    char letter;   // in the options' table
-    int (*run)(gpt2_sp_options*, const Positional*, Error*);
-    int inputs;   // takes arguments that are no options
-    const char *what, *usage;
-} Command;
-
 static const Command COMMANDS[] = {
-    {"train", 'T', command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
-    {"plan", 'P', command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
-    {"schedule", 'S', command_schedule, 0, "draw and prove a schedule of distributed attention",
+    {"train", TRAIN, command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
+    {"plan", PLAN, command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
+    {"schedule", SCHEDULE, command_schedule, 0, "draw and prove a schedule of distributed attention",
         "--schedule KIND --sp P [--json]"},
-    {"sample", 'A', command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
-    {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
+    {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
+    {"eval", EVAL, command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
         "--from RUN --data SHARDS [options]"},
-    {"prepare", 'R', command_prepare, 1, "turn text into token shards",
+    {"prepare", PREPARE, command_prepare, 1, "turn text into token shards",
         "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
-    {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away",
+    {"synth", SYNTH, command_synth, 0, "write synthetic long documents whose facts are asked for far away",
         "--out FILE.tok [options]"},
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
+
+static const Command* command_find(const char* name) {
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
+    return NULL;
+}
 
 MAIN_ONLY static void usage(FILE* out) {
     fprintf(out,
@@ -7198,18 +7252,16 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
-// All of the program but its name.
+// All of the program but its name. Without a command's name it trains.
 MAIN_ONLY static int program(int argc, char** argv) {
-    const Command* command = &COMMANDS[0];
-    int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
     if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2;
     }
-    for (int i = 0; !found && i < COMMAND_COUNT; i++)
-        if (strcmp(argv[1], COMMANDS[i].name) == 0) command = &COMMANDS[i], found = 1, first = 2;
-    if (!found) {
+    int named = strncmp(argv[1], "--", 2) != 0, first = named ? 2 : 1;
+    const Command* command = command_find(named ? argv[1] : "train");
+    if (!command) {
         fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1],
             program_name);
         return 1;
@@ -7218,10 +7270,9 @@ MAIN_ONLY static int program(int argc, char** argv) {
     Error e = {{0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     gpt2_sp_defaults(&options);
-    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first,
-                                    argv + first, command->inputs ? &inputs : NULL, &e)
+    int status = inputs.items ? options_parse(&options, command, argc - first, argv + first, &inputs, &e)
                               : fail(&e, "out of memory");
-    if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
+    if (status == 1) options_help(command);
     else if (status == 0) status = command->run(&options, &inputs, &e);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0)
         status = fail(&e, "cannot write all of the output");

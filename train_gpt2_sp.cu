@@ -37,6 +37,7 @@
 
 #define GPT2_SP_NO_MAIN
 #define GPT2_SP_LOGITS_CHUNK 8192
+#define GPT2_SP_DEVICE GPU_DEVICE
 #include "train_gpt2_sp.c"
 
 // ===== 2. errors and files ======================================================================
@@ -6850,10 +6851,25 @@ enum { GPU_PROCESSES = 1 };
 #else
 enum { GPU_PROCESSES = 0 };
 #endif
-static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init,
-    gpu_load, gpu_save, gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates,
-    {2, 2, 4, 2, 4, 4} /* item_size of the first tensor */, gpu_count, GPU_PROCESSES};
-__attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
+const Device GPU_DEVICE = {
+    gpu_check,
+    gpu_plan,
+    gpu_memory,
+    gpu_allocate,
+    gpu_release,
+    gpu_init,
+    gpu_load,
+    gpu_save,
+    gpu_step,
+    gpu_gradients,
+    gpu_pass,
+    gpu_generate,
+    gpu_verify,
+    gpu_rates,
+    {2, 2, 4, 2, 4, 4},   // item_size of each kind's first tensor
+    gpu_count,
+    GPU_PROCESSES,
+};
 
 // ===== 13. commands and main ====================================================================
 
