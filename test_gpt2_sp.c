@@ -1,16 +1,19 @@
 /* test_gpt2_sp: the tests of gpt2_sp, built against the CPU program, which it includes whole.
  *
  *     make test                              builds and runs everything, in float and in double
- *     make test-gpu                          built by nvcc with GPT2_SP_GPU against the GPU program: dev/test_gpu.h
+ *     make test-gpu                          built by nvcc against the GPU program: dev/test_gpu.h
  *     ./test_gpt2_sp                         all groups; `./test_gpt2_sp schedules resume` runs those two
  *     ./test_gpt2_sp quick                   fewer cases of each, for sanitizer builds (or GPT2_SP_QUICK=1)
  *
- * Every test prints what it compared and the figure, as `ok   name: figure` or `FAIL name: figure`; the last line is
- * `N passed, N failed`, and the exit status is 1 if any failed. A NaN fails every comparison. Run it in the repository's
- * root (it reads dev/fixtures); files of its own go to a folder under $TMPDIR or /tmp, which is removed at the end.
+ * Every test prints what must hold and the figure, as `ok   name: figure` or `FAIL name: figure`; the last
+ * line is `N passed, N failed`, and the exit status is 1 if any failed. A NaN fails every comparison. Run it
+ * in the repository's root (it reads dev/fixtures); files of its own go to a folder under $TMPDIR or /tmp,
+ * which is removed at the end. Each group, a section here, opens with what it holds and what its failure
+ * would mean.
  *
- * Tolerances come from the arithmetic: EPS is the spacing of `real` at 1. A sum of n products has a relative error (in the
- * norm) of about sqrt(n) EPS; where a figure depends on more than one such sum the comment at the test says how many.
+ * Tolerances come from the arithmetic: EPS is the spacing of `real` at 1. A sum of n products has a relative
+ * error (in the norm) of about sqrt(n) EPS; where a figure depends on more than one such sum the comment at
+ * the test says how many.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -24,14 +27,13 @@
 static size_t memory_live, memory_peak;   // bytes
 
 static size_t memory_now(void) { return __atomic_load_n(&memory_live, __ATOMIC_RELAXED); }
-static void memory_mark(void) {
-    __atomic_store_n(&memory_peak, memory_now(), __ATOMIC_RELAXED);
-}   // the peak counts from here
+// The peak counts from here.
+static void memory_mark(void) { __atomic_store_n(&memory_peak, memory_now(), __ATOMIC_RELAXED); }
 
 static void* counted(void* p) {
     if (!p) return p;
-    size_t live = __atomic_add_fetch(&memory_live, malloc_usable_size(p), __ATOMIC_RELAXED),
-           peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED);
+    size_t live = __atomic_add_fetch(&memory_live, malloc_usable_size(p), __ATOMIC_RELAXED);
+    size_t peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED);
     while (live > peak &&
         !__atomic_compare_exchange_n(&memory_peak, &peak, live, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
         continue;
@@ -85,6 +87,7 @@ static cudaError_t gpus_count(int* count) {
 static int passed, failed, skipped;
 static int quick;   // fewer cases
 
+// One result. The name says what must hold, the text behind it what was compared and found.
 static void check(int ok, const char* name, const char* format, ...) __attribute__((format(printf, 3, 4)));
 static void check(int ok, const char* name, const char* format, ...) {
     va_list args;
@@ -172,7 +175,8 @@ static void options_apply(gpt2_sp_options* o, const char* text) {
     char name[64], value[256], error[GPT2_SP_TEXT];
     int used;
     for (; sscanf(text, " %63[^= ]=%255s%n", name, value, &used) == 2; text += used)
-        if (gpt2_sp_set(o, name, value, error, sizeof error) != 0) check(0, "options of a test", "%s", error);
+        if (gpt2_sp_set(o, name, value, error, sizeof error) != 0)
+            check(0, "a test's options are taken", "%s", error);
 }
 static gpt2_sp_options options_of(const char* text) {
     gpt2_sp_options o;
@@ -186,7 +190,7 @@ static gpt2_sp_options options_of(const char* text) {
 static gpt2_sp* bare_trainer(const gpt2_sp_options* o, int64_t vocab) {
     gpt2_sp* g = trainer_new(o);
     if (g && trainer_init(g, vocab, 1) == 0) return g;
-    check(0, "a test's trainer", "%s", g ? g->error.text : "out of memory");
+    check(0, "a test's trainer is made", "%s", g ? g->error.text : "out of memory");
     gpt2_sp_destroy(g);
     return NULL;
 }
@@ -203,7 +207,7 @@ static void collect(const gpt2_sp* g, int state, real* out) {
 #ifdef GPT2_SP_GPU
             const Gpu* d = (const Gpu*)r->device;
             if (d && cudaMemcpy(to, d->state[state] + at, bytes, cudaMemcpyDeviceToHost) != cudaSuccess)
-                check(0, "a test's copy from the GPU", "%s", cudaGetErrorString(cudaGetLastError()));
+                check(0, "a test's copy from the GPU succeeds", "%s", cudaGetErrorString(cudaGetLastError()));
             if (d) continue;
 #endif
             memcpy(to, r->state[state] + at, bytes);
@@ -212,13 +216,19 @@ static void collect(const gpt2_sp* g, int state, real* out) {
 }
 
 // ===== schedules ================================================================================
+// The tables by which ranks share the blocks of attention and send each other what those need. Held: every
+// table is proved to compute each block once and in time, its cost is the one that papers and the lecture
+// give, what cannot be is refused, and the clock that `plan` and the choice of a split rest on keeps to its
+// bounds. A table that is wrong computes another attention without an error; one that costs more is only
+// slow.
 
 // Whether there is a table of that kind for P ranks (ulysses: any, with P heads).
 static int schedule_exists(int kind, int P) { return kind != GPT2_SP_DIST_PAPER || P % 2 == 0 || P == 1; }
 
 static void schedules_proved(void) {
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
-        int tables = 0, wrong = 0, hashes = 0;
+        int tables = 0, wrong = 0;
+        int hashes = 0;
         uint64_t seen[128];
         Error e = {{0}}, first = {{0}};
         for (int P = 1; P <= 64; P++)
@@ -231,7 +241,7 @@ static void schedules_proved(void) {
                 for (int i = 0; i + 1 < tables; i++) hashes += seen[i] == seen[tables - 1];
                 schedule_free(&s);
             }
-        check(wrong == 0 && hashes == 0, "schedules: proof",
+        check(wrong == 0 && hashes == 0, "schedules: every table is proved",
             "%s, P 1..64, both directions: %d tables, %d violations, %d equal hashes %s", schedule_name(kind),
             tables, wrong, hashes, first.text);
     }
@@ -265,9 +275,9 @@ static void schedules_known(void) {
             schedule_cost(&s, &cost, &e);
         check(cost.steps == known[i].steps && fabs(cost.makespan - known[i].makespan) < 1e-12 &&
                 fabs(cost.elements - known[i].elements) < 1e-12,
-            "schedules: known figures", "%s P=%d %s: %d steps, makespan %g, %g C",
-            schedule_name(known[i].kind), known[i].P, known[i].backward ? "backward" : "forward", cost.steps,
-            cost.makespan, cost.elements);
+            "schedules: figures are those that papers and the lecture give",
+            "%s P=%d %s: %d steps, makespan %g, %g C", schedule_name(known[i].kind), known[i].P,
+            known[i].backward ? "backward" : "forward", cost.steps, cost.makespan, cost.elements);
         schedule_free(&s);
     }
 }
@@ -281,8 +291,8 @@ static void schedules_lightseq(void) {
         schedule_build_dist(&s, DIST_LIGHTSEQ);
         int built = schedule_finish(&s, &e), proved = built == 0 && schedule_prove(&s, &e) == 0;
         if (P % 2 == 1)
-            check(!proved && strstr(e.text, "is never computed"), "schedules: LightSeq's odd P", "P=%d: %s",
-                P, e.text);
+            check(!proved && strstr(e.text, "is never computed"),
+                "schedules: LightSeq's table of an odd P is refused", "P=%d: %s", P, e.text);
         schedule_free(&s);
     }
 }
@@ -298,7 +308,8 @@ static void schedules_refused(void) {
         Schedule s;
         Error e = {{0}};
         int status = schedule_build(&s, refused[i].kind, refused[i].P, 0, refused[i].heads, &e);
-        check(status == -1 && strstr(e.text, refused[i].part), "schedules: refusal", "%s", e.text);
+        check(status == -1 && strstr(e.text, refused[i].part),
+            "schedules: ranks and heads that do not fit are refused", "%s", e.text);
         schedule_free(&s);
     }
 }
@@ -332,8 +343,8 @@ static void schedules_drawn(void) {
     if (out && schedule_build(&s, GPT2_SP_DIST, 8, 0, 0, &e) == 0 && schedule_cost(&s, &cost, &e) == 0)
         schedule_draw(&s, &cost, out);
     if (out) fclose(out);
-    check(text && strcmp(text, PICTURE) == 0, "schedules: the lecture's picture", "dist P=8, %zu characters",
-        size);
+    check(text && strcmp(text, PICTURE) == 0, "schedules: dist is drawn as in the lecture",
+        "dist P=8, %zu characters", size);
     if (text && strcmp(text, PICTURE) != 0) printf("%s", text);
     schedule_free(&s);
     free(text);
@@ -355,160 +366,106 @@ static double schedule_timed(const Schedule* s, double unit, double link, double
     return time;
 }
 
+// The work of the rank that has most.
+static double schedule_busiest(const Schedule* s) {
+    double busiest = 0;
+    for (int r = 0; r < s->P; r++) {
+        double units = 0;
+        for (int i = 0; i < s->op_count; i++) units += s->ops[i].rank == r ? op_units(s, &s->ops[i]) : 0;
+        busiest = fmax(busiest, units);
+    }
+    return busiest;
+}
+
 // Played by the clock, a table without exchange takes its makespan (no more than that, and at least the
-// busiest rank's work), one without work at least what a rank receives, and both together no less than either
-// and no more than their sum.
+// busiest rank's work), one without work at least what a rank receives, and both together no less than
+// either and no more than their sum. 1 if so, 0 if not, -1 if there is no such table.
+static int schedule_within_bounds(int kind, int P, int backward) {
+    Schedule s;
+    ScheduleCost cost;
+    Error e = {{0}};
+    double makespan, elements, near = 1e-9;
+    if (schedule_outline(&s, kind, P, backward, P, &e) != 0 || schedule_cost(&s, &cost, &e) != 0) return -1;
+    schedule_closed_form(kind, P, backward, &makespan, &elements);
+    double work = schedule_timed(&s, 1, 0, 0), link = schedule_timed(&s, 0, 1, 0);
+    double both = schedule_timed(&s, 1, 1, 0), all = schedule_timed(&s, 1, 1, 1);
+    int right = work <= makespan + near && work >= schedule_busiest(&s) - near &&
+        link >= cost.most_received - near && both >= fmax(work, link) - near && both <= work + link + near &&
+        all >= both - near;
+    schedule_free(&s);
+    return right;
+}
+
 static void schedules_timed(void) {
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
         int tables = 0, wrong = 0;
         for (int P = 1; P <= 17; P++)
             for (int backward = 0; backward < 2 && schedule_exists(kind, P); backward++) {
-                Schedule s;
-                ScheduleCost cost;
-                Error e = {{0}};
-                double busiest = 0, makespan, elements, near = 1e-9;
-                if (schedule_outline(&s, kind, P, backward, P, &e) != 0 ||
-                    schedule_cost(&s, &cost, &e) != 0) {
-                    wrong++;
-                    continue;
-                }
-                schedule_closed_form(kind, P, backward, &makespan, &elements);
-                for (int r = 0; r < P; r++) {
-                    double units = 0;
-                    for (int i = 0; i < s.op_count; i++)
-                        units += s.ops[i].rank == r ? op_units(&s, &s.ops[i]) : 0;
-                    busiest = fmax(busiest, units);
-                }
-                double work = schedule_timed(&s, 1, 0, 0), link = schedule_timed(&s, 0, 1, 0),
-                       both = schedule_timed(&s, 1, 1, 0);
-                double all = schedule_timed(&s, 1, 1, 1);
-                wrong += !(work <= makespan + near && work >= busiest - near &&
-                    link >= cost.most_received - near && both >= fmax(work, link) - near &&
-                    both <= work + link + near && all >= both - near);
-                tables++;
-                schedule_free(&s);
+                int right = schedule_within_bounds(kind, P, backward);
+                wrong += right != 1;
+                tables += right >= 0;
             }
-        check(wrong == 0, "schedules: played by the clock",
+        check(wrong == 0, "schedules: played by the clock, a table keeps to its bounds",
             "%s, P 1..17, both directions: %d tables, %d out of bounds", schedule_name(kind), tables, wrong);
     }
+}
+
+// 2C of keys and values travel beside half a unit of work, then rank 1 has one more.
+static void schedules_hidden(void) {
     Schedule s;
     Error e = {{0}};
     double hidden = -1, shown = -1;
-    if (schedule_build(&s, GPT2_SP_RING, 2, 0, 2, &e) == 0)
-        hidden = schedule_timed(&s, 1, 0.2, 0), shown = schedule_timed(&s, 1, 0.4, 0);
-    schedule_free(&s);   // 2C of keys and values travel beside half a unit of work, then rank 1 has one more
-    check(fabs(hidden - 1.5) < 1e-12 && fabs(shown - 1.8) < 1e-12, "schedules: exchange behind work",
-        "ring P=2: %g, %g s", hidden, shown);
-    gpt2_sp_options o;
+    if (schedule_build(&s, GPT2_SP_RING, 2, 0, 2, &e) == 0) {
+        hidden = schedule_timed(&s, 1, 0.2, 0);
+        shown = schedule_timed(&s, 1, 0.4, 0);
+    }
+    schedule_free(&s);
+    check(fabs(hidden - 1.5) < 1e-12 && fabs(shown - 1.8) < 1e-12,
+        "schedules: exchange hides behind work as far as there is some", "ring P=2: %g, %g s", hidden, shown);
+}
+
+static void schedules_ulysses(void) {
+    gpt2_sp_options o = options_of("heads=8 channels=64 seq-len=512 sp=8 schedule=ulysses");
     Schedule schedules[2];
     Mesh mesh;
-    TableCost closed, played;
     Rates rates = {1, 1, 1, 1};
-    double worst = 0;
-    gpt2_sp_defaults(&o);
-    o.heads = 8, o.channels = 64, o.seq_len = 512, o.schedule = GPT2_SP_ULYSSES, o.sp = 8;
+    Error e = {{0}};
+    double most = 0;
     memset(schedules, 0, sizeof schedules);
     int status = mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e);
-    for (int backward = 0; status == 0 && backward < 2; backward++) {
-        status = table_project(&closed, &mesh.shape, GPT2_SP_ULYSSES, 8, backward, &CPU_DEVICE, &rates, &e);
-        if (status == 0)
-            status = table_play(&played, &mesh.shape, &schedules[backward], &CPU_DEVICE, &rates, &e);
-        if (status == 0)
-            worst = fmax(worst,
-                fmax(fabs(closed.seconds / played.seconds - 1), fabs(closed.bytes / played.bytes - 1)));
+    for (int d = 0; status == 0 && d < 2; d++) {
+        TableCost closed, played;
+        status = table_project(&closed, &mesh.shape, GPT2_SP_ULYSSES, 8, d, &CPU_DEVICE, &rates, &e);
+        if (status == 0) status = table_play(&played, &mesh.shape, &schedules[d], &CPU_DEVICE, &rates, &e);
+        if (status != 0) break;
+        most = fmax(most, fabs(closed.seconds / played.seconds - 1));
+        most = fmax(most, fabs(closed.bytes / played.bytes - 1));
     }
-    check(status == 0 && worst < 1e-9, "schedules: ulysses' time in closed form",
-        "P=8, relative difference to the played table %.1e", worst);
+    check(status == 0 && most < 1e-9, "schedules: ulysses takes the time of its closed form",
+        "P=8, relative difference to the played table %.1e", most);
     schedule_free(&schedules[0]);
     schedule_free(&schedules[1]);
 }
 
 static Schedule schedule_copy(const Schedule* s) {
+    size_t ops = (size_t)s->op_count, messages = (size_t)s->message_count;
+    size_t P = (size_t)s->P, slots = P * MAX_SLOTS;
     Schedule c = *s;
-    c.ops = (ScheduleOp*)need((size_t)s->op_count + 2, sizeof *c.ops), c.op_room = s->op_count + 2;
-    c.messages = (ScheduleMessage*)need((size_t)s->message_count + 2, sizeof *c.messages),
+    c.op_room = s->op_count + 2;
     c.message_room = s->message_count + 2;
-    c.slot_count = (int*)need((size_t)s->P, sizeof *c.slot_count);
-    c.slot_items = (Item*)need((size_t)s->P * MAX_SLOTS, sizeof *c.slot_items);
-    memcpy(c.ops, s->ops, (size_t)s->op_count * sizeof *c.ops);
-    if (s->message_count > 0) memcpy(c.messages, s->messages, (size_t)s->message_count * sizeof *c.messages);
-    memcpy(c.slot_count, s->slot_count, (size_t)s->P * sizeof *c.slot_count);
-    memcpy(c.slot_items, s->slot_items, (size_t)s->P * MAX_SLOTS * sizeof *c.slot_items);
+    c.ops = (ScheduleOp*)need(ops + 2, sizeof *c.ops);
+    c.messages = (ScheduleMessage*)need(messages + 2, sizeof *c.messages);
+    c.slot_count = (int*)need(P, sizeof *c.slot_count);
+    c.slot_items = (Item*)need(slots, sizeof *c.slot_items);
+    memcpy(c.ops, s->ops, ops * sizeof *c.ops);
+    if (messages > 0) memcpy(c.messages, s->messages, messages * sizeof *c.messages);
+    memcpy(c.slot_count, s->slot_count, P * sizeof *c.slot_count);
+    memcpy(c.slot_items, s->slot_items, slots * sizeof *c.slot_items);
     return c;
 }
 
-// Damages a table at random; what the damage is called, or NULL if it left all as it was. `always`: no table
-// so damaged can be right (the others may by chance only be late, or use another slot that is free).
-enum { MUTATIONS = 18 };
-static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int* always) {
-    ScheduleOp* op = &s->ops[dice(71, 4 * draw, (uint64_t)s->op_count)];
-    ScheduleMessage* m =
-        s->message_count ? &s->messages[dice(71, 4 * draw + 1, (uint64_t)s->message_count)] : NULL;
-    uint64_t roll = random_bits(20240607, 72, draw);
-    int slot_to = m && s->slot_count[m->to] ? (int)(roll % (uint64_t)s->slot_count[m->to]) : -1,
-        slot_op = s->slot_count[op->rank] ? (int)(roll % (uint64_t)s->slot_count[op->rank]) : -1;
-    const char* name = NULL;
-    int before;
-    *always = mutation < 8;
-    if (!m && mutation != 1 && mutation != 2 && mutation != 3) return NULL;
-    switch (mutation) {
-    case 0: name = "a message dropped", *m = s->messages[--s->message_count]; break;
-    case 1: name = "a block dropped", *op = s->ops[--s->op_count]; break;
-    case 2: name = "a block twice", s->ops[s->op_count++] = *op; break;
-    case 3:
-        name = "another key chunk", before = op->k, op->k = (int)(roll % (uint64_t)s->chunks);
-        if (op->k == before) name = NULL;
-        break;
-    case 4:
-        name = "another sender", before = m->from, m->from = (int)(roll % (uint64_t)s->P);
-        if (m->from == before) name = NULL;
-        break;
-    case 5:
-        name = "another receiver", before = m->to, m->to = (int)(roll % (uint64_t)s->P);
-        if (m->to == before) name = NULL;
-        break;
-    case 6:
-        name = "another rank's item", before = m->item.of, m->item.of = (int)(roll % (uint64_t)s->P);
-        if (m->item.of == before) name = NULL;
-        break;
-    case 7: name = "added on arrival or not", m->merge = !m->merge; break;
-    case 8: name = "a message one step later", m->step++; break;
-    case 9:
-        name = "a message one step earlier", m->step--;
-        if (m->step < 0) name = NULL;
-        break;
-    case 10:
-        name = "another slot to receive", before = m->dst, m->dst = slot_to;
-        if (m->dst == before) name = NULL;
-        break;
-    case 11:
-        name = "another slot to send", before = m->src,
-        m->src = s->slot_count[m->from] ? (int)(roll % (uint64_t)s->slot_count[m->from]) : -1;
-        if (m->src == before) name = NULL;
-        break;
-    case 12:
-        name = "another slot to add to", before = m->into, m->into = roll % 3 ? slot_to : -1;
-        if (m->into == before || !m->merge) name = NULL;
-        break;
-    case 13:
-        name = "another slot of an operand", before = op->kv_slot, op->kv_slot = roll % 5 ? slot_op : -1;
-        if (op->kv_slot == before) name = NULL;
-        break;
-    case 14:
-        name = "another slot of a result", before = op->dq_slot, op->dq_slot = roll % 5 ? slot_op : -1;
-        if (op->dq_slot == before) name = NULL;
-        break;
-    case 15:
-        name = "another share of the heads", before = op->h1,
-        op->h1 = (int)(roll % (uint64_t)(s->head_parts + 1));
-        if (op->h1 == before || op->h1 <= op->h0) name = NULL;
-        break;
-    case 16: name = "a block one step later", op->step++; break;
-    default:
-        name = "another slot of dK, dV", before = op->dkv_slot, op->dkv_slot = roll % 5 ? slot_op : -1;
-        if (op->dkv_slot == before || !s->backward) name = NULL;
-        break;
-    }
+// Ops and messages back in their order, after their steps have changed.
+static void schedule_sort(Schedule* s) {
     qsort(s->ops, (size_t)s->op_count, sizeof *s->ops, op_order);
     if (s->message_count > 0)
         qsort(s->messages, (size_t)s->message_count, sizeof *s->messages, message_order);
@@ -516,6 +473,74 @@ static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int
         if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
     for (int i = 0; i < s->message_count; i++)
         if (s->messages[i].step >= s->steps) s->steps = s->messages[i].step + 1;
+}
+
+// One of a rank's slots by a roll of the dice; -1 if it has none.
+static int slot_drawn(const Schedule* s, int rank, uint64_t roll) {
+    return s->slot_count[rank] ? (int)(roll % (uint64_t)s->slot_count[rank]) : -1;
+}
+
+// One of the numbers of an op or a message becomes another. Returns what that damage is called, or NULL if
+// the number was that already or cannot be.
+static const char* schedule_damage(
+    const Schedule* s, ScheduleOp* op, ScheduleMessage* m, int mutation, uint64_t roll) {
+    const int to = slot_drawn(s, m->to, roll), from = slot_drawn(s, m->from, roll);
+    const int slot = slot_drawn(s, op->rank, roll), own = roll % 5 ? slot : -1;
+    const int rank = (int)(roll % (uint64_t)s->P), key = (int)(roll % (uint64_t)s->chunks);
+    const int part = (int)(roll % (uint64_t)(s->head_parts + 1));
+    const struct {
+        const char* name;
+        int *place, value, possible;
+    } damages[] = {
+        {"another key chunk", &op->k, key, 1},   // mutation 3
+        {"another sender", &m->from, rank, 1},
+        {"another receiver", &m->to, rank, 1},
+        {"another rank's item", &m->item.of, rank, 1},
+        {"added on arrival or not", &m->merge, !m->merge, 1},
+        {"a message one step later", &m->step, m->step + 1, 1},
+        {"a message one step earlier", &m->step, m->step - 1, m->step > 0},
+        {"another slot to receive", &m->dst, to, 1},
+        {"another slot to send", &m->src, from, 1},
+        {"another slot to add to", &m->into, roll % 3 ? to : -1, m->merge},
+        {"another slot of an operand", &op->kv_slot, own, 1},
+        {"another slot of a result", &op->dq_slot, own, 1},
+        {"another share of the heads", &op->h1, part, part > op->h0},
+        {"a block one step later", &op->step, op->step + 1, 1},
+        {"another slot of dK, dV", &op->dkv_slot, own, s->backward},
+    };
+    int i = mutation - 3;
+    if (!damages[i].possible || *damages[i].place == damages[i].value) return NULL;
+    *damages[i].place = damages[i].value;
+    return damages[i].name;
+}
+
+// Damages a table at random; what the damage is called, or NULL if there is none. `always`: no table so
+// damaged can be right (the others may by chance only be late, or use another slot that is free).
+enum { MUTATIONS = 18 };
+static const char* schedule_mutate(Schedule* s, int mutation, uint64_t draw, int* always) {
+    static ScheduleMessage none;
+    int ops = s->op_count, messages = s->message_count;
+    ScheduleOp* op = &s->ops[dice(71, 4 * draw, (uint64_t)ops)];
+    ScheduleMessage* m = messages ? &s->messages[dice(71, 4 * draw + 1, (uint64_t)messages)] : &none;
+    const char* name;
+    *always = mutation < 8;
+    if (messages == 0 && mutation != 1 && mutation != 2 && mutation != 3) return NULL;
+    switch (mutation) {
+    case 0:
+        name = "a message dropped";
+        *m = s->messages[--s->message_count];
+        break;
+    case 1:
+        name = "a block dropped";
+        *op = s->ops[--s->op_count];
+        break;
+    case 2:
+        name = "a block twice";
+        s->ops[s->op_count++] = *op;
+        break;
+    default: name = schedule_damage(s, op, m, mutation, random_bits(20240607, 72, draw));
+    }
+    schedule_sort(s);
     return name;
 }
 
@@ -526,9 +551,16 @@ static void test_schedules(void) {
     schedules_refused();
     schedules_drawn();
     schedules_timed();
+    schedules_hidden();
+    schedules_ulysses();
 }
 
 // ===== attention ================================================================================
+// The heart of sequence parallelism: ranks that each hold a part of a sequence compute together what one
+// rank would. Held: every schedule gives plain O(T^2) attention and its gradients, no worse with more ranks,
+// with and without documents; the bytes sent are those promised; a table that is damaged is refused or does
+// no harm. An error here trains a model that attends to something else, which only a comparison with plain
+// attention shows.
 
 // One sequence of one layer: inputs, what plain attention makes of them in double, and what the ranks made.
 typedef struct {
@@ -542,40 +574,52 @@ typedef struct {
 } AttentionCase;
 static AttentionCase attention_case;   // the one that the ranks work on
 
-// Plain attention, O(T^2): softmax of whole rows, and its gradient.
-static void attention_reference(AttentionCase* c) {
-    int64_t T = c->T, HS = c->HS;
-    double scale = 1 / sqrt((double)HS), *p = doubles(T), *dq = c->expected[1], *dkv = c->expected[2];
-    memset(dq, 0, (size_t)(c->NH * T * HS) * sizeof *dq);
-    memset(dkv, 0, (size_t)(c->NH * 2 * T * HS) * sizeof *dkv);
-    for (int64_t h = 0; h < c->NH; h++)
-        for (int64_t i = 0; i < T; i++) {
-            const real *q = c->q + (h * T + i) * HS, *k = c->kv + 2 * h * T * HS, *v = k + T * HS,
-                       *dout = c->dout + (h * T + i) * HS;
-            double most = -INFINITY, sum = 0, delta = 0, *out = c->expected[0] + (h * T + i) * HS;
-            int64_t first = c->docs ? c->doc_start[i] : 0;
-            for (int64_t j = first; j <= i; j++) {
-                p[j] = 0;
-                for (int64_t n = 0; n < HS; n++) p[j] += (double)q[n] * (double)k[j * HS + n];
-                p[j] *= scale, most = fmax(most, p[j]);
-            }
-            for (int64_t j = first; j <= i; j++) sum += exp(p[j] - most);
-            c->expected[3][h * T + i] = most + log(sum);
-            for (int64_t n = 0; n < HS; n++) out[n] = 0;
-            for (int64_t j = first; j <= i; j++) {
-                p[j] = exp(p[j] - most) / sum;
-                for (int64_t n = 0; n < HS; n++) out[n] += p[j] * (double)v[j * HS + n];
-            }
-            for (int64_t n = 0; n < HS; n++) delta += (double)dout[n] * out[n];
-            for (int64_t j = first; j <= i; j++) {
-                double dp = 0, *dk = dkv + (2 * h * T + j) * HS, *dv = dk + T * HS;
-                for (int64_t n = 0; n < HS; n++)
-                    dp += (double)dout[n] * (double)v[j * HS + n], dv[n] += p[j] * (double)dout[n];
-                double ds = p[j] * (dp - delta) * scale;
-                for (int64_t n = 0; n < HS; n++)
-                    dq[(h * T + i) * HS + n] += ds * (double)k[j * HS + n], dk[n] += ds * (double)q[n];
-            }
+// Query i of a head by plain attention: the softmax p of its whole row, output and log-sum-exp, and what its
+// gradient adds to dK and dV.
+static void attention_reference_row(AttentionCase* c, int64_t h, int64_t i, double* p) {
+    int64_t T = c->T, HS = c->HS, row = h * T + i;
+    int64_t first = c->docs ? c->doc_start[i] : 0;
+    const real *q = c->q + row * HS, *dout = c->dout + row * HS;
+    const real *k = c->kv + 2 * h * T * HS, *v = k + T * HS;
+    double *out = c->expected[0] + row * HS, *dq = c->expected[1] + row * HS;
+    double *dk = c->expected[2] + 2 * h * T * HS, *dv = dk + T * HS;
+    double scale = 1 / sqrt((double)HS), most = -INFINITY;
+    double sum = 0, delta = 0;
+    for (int64_t j = first; j <= i; j++) {
+        p[j] = 0;
+        for (int64_t n = 0; n < HS; n++) p[j] += (double)q[n] * (double)k[j * HS + n];
+        p[j] *= scale;
+        most = fmax(most, p[j]);
+    }
+    for (int64_t j = first; j <= i; j++) sum += exp(p[j] - most);
+    c->expected[3][row] = most + log(sum);
+    for (int64_t n = 0; n < HS; n++) out[n] = 0;
+    for (int64_t j = first; j <= i; j++) {
+        p[j] = exp(p[j] - most) / sum;
+        for (int64_t n = 0; n < HS; n++) out[n] += p[j] * (double)v[j * HS + n];
+    }
+    for (int64_t n = 0; n < HS; n++) delta += (double)dout[n] * out[n];
+    for (int64_t j = first; j <= i; j++) {
+        double dp = 0;
+        for (int64_t n = 0; n < HS; n++) {
+            dp += (double)dout[n] * (double)v[j * HS + n];
+            dv[j * HS + n] += p[j] * (double)dout[n];
         }
+        double ds = p[j] * (dp - delta) * scale;
+        for (int64_t n = 0; n < HS; n++) {
+            dq[n] += ds * (double)k[j * HS + n];
+            dk[j * HS + n] += ds * (double)q[n];
+        }
+    }
+}
+
+static void attention_reference(AttentionCase* c) {
+    size_t n = (size_t)(c->NH * c->T * c->HS);
+    double* p = doubles(c->T);
+    memset(c->expected[1], 0, n * sizeof *p);
+    memset(c->expected[2], 0, 2 * n * sizeof *p);
+    for (int64_t h = 0; h < c->NH; h++)
+        for (int64_t i = 0; i < c->T; i++) attention_reference_row(c, h, i, p);
     free(p);
 }
 
@@ -589,38 +633,44 @@ static void rows_copy(const Rank* r, real* own, real* whole, int64_t heads, int6
         }
 }
 
+// Copies rows of heads (NH, Tl, HS) to or from the columns of `width` that hold them (Tl, width).
+static void heads_copy(const Rank* r, real* heads, real* columns, int64_t width, int64_t NH, int out) {
+    int64_t HS = attention_case.HS;
+    for (int64_t h = 0; h < NH; h++)
+        for (int64_t t = 0; t < r->Tl; t++) {
+            real *a = heads + (h * r->Tl + t) * HS, *b = columns + t * width + h * HS;
+            memcpy(out ? b : a, out ? a : b, (size_t)HS * sizeof(real));
+        }
+}
+
+// The case on one rank: its rows in, attention forward and backward, its rows out.
 static int rank_attention(Rank* r, gpt2_sp* g) {
     (void)g;
     AttentionCase* c = &attention_case;
-    int64_t NH = c->NH, HS = c->HS, C = NH * HS;
-    real *q = r->act[A_q], *kv = r->act[A_kv], *atty = r->act[A_atty], *lse = r->act[A_lse], *dqkv = r->wide,
-         *rows = r->narrow;
+    const int64_t NH = c->NH, HS = c->HS, C = NH * HS;
+    const int64_t whole = c->T * HS;   // numbers of a head
+    real *q = r->act[A_q], *kv = r->act[A_kv], *atty = r->act[A_atty], *lse = r->act[A_lse];
+    real *dout = r->narrow2, *dqkv = r->wide, *rows = r->narrow;
     const int32_t* doc_start = c->docs ? c->doc_start : NULL;
     rows_copy(r, q, c->q, NH, HS, 0);
     for (int64_t h = 0; h < 2 * NH; h++)   // (NH, 2, T, HS) here, (2, NH, Tl, HS) there
-        rows_copy(r, kv + (h % 2 * NH + h / 2) * r->Tl * HS, c->kv + h * c->T * HS, 1, HS, 0);
+        rows_copy(r, kv + (h % 2 * NH + h / 2) * r->Tl * HS, c->kv + h * whole, 1, HS, 0);
     r->bytes_sent = 0;
     if (cpu_attention_forward(r, atty, lse, q, kv, doc_start) != 0) return -1;
     __atomic_add_fetch(&c->sent[0], r->bytes_sent, __ATOMIC_RELAXED);
     rows_copy(r, lse, c->found[3], NH, 1, 1);
-    for (int64_t h = 0; h < NH; h++)
-        for (int64_t t = 0; t < r->Tl; t++)
-            memcpy(rows + (h * r->Tl + t) * HS, atty + t * C + h * HS, (size_t)HS * sizeof(real));
+    heads_copy(r, rows, atty, C, NH, 0);
     rows_copy(r, rows, c->found[0], NH, HS, 1);
     rows_copy(r, rows, c->dout, NH, HS, 0);
-    for (int64_t h = 0; h < NH; h++)
-        for (int64_t t = 0; t < r->Tl; t++)
-            memcpy(r->narrow2 + t * C + h * HS, rows + (h * r->Tl + t) * HS, (size_t)HS * sizeof(real));
+    heads_copy(r, rows, dout, C, NH, 1);
     r->bytes_sent = 0;
-    if (cpu_attention_backward(r, dqkv, r->narrow2, atty, lse, q, kv, doc_start) != 0) return -1;
+    if (cpu_attention_backward(r, dqkv, dout, atty, lse, q, kv, doc_start) != 0) return -1;
     __atomic_add_fetch(&c->sent[1], r->bytes_sent, __ATOMIC_RELAXED);
-    for (int64_t part = 0; part < 3; part++)
-        for (int64_t h = 0; h < NH; h++) {
-            for (int64_t t = 0; t < r->Tl; t++)
-                memcpy(rows + t * HS, dqkv + t * 3 * C + part * C + h * HS, (size_t)HS * sizeof(real));
-            rows_copy(r, rows,
-                part == 0 ? c->found[1] + h * c->T * HS : c->found[2] + (2 * h + part - 1) * c->T * HS, 1, HS,
-                1);
+    for (int64_t h = 0; h < NH; h++)
+        for (int64_t part = 0; part < 3; part++) {   // dq, dk, dv
+            real* to = part == 0 ? c->found[1] + h * whole : c->found[2] + (2 * h + part - 1) * whole;
+            heads_copy(r, rows, dqkv + part * C + h * HS, 3 * C, 1, 0);
+            rows_copy(r, rows, to, 1, HS, 1);
         }
     return 0;
 }
@@ -629,10 +679,15 @@ static void attention_begin(int64_t T, int64_t NH, int64_t HS) {
     AttentionCase* c = &attention_case;
     memset(c, 0, sizeof *c);
     int64_t n = NH * T * HS;
-    c->T = T, c->NH = NH, c->HS = HS;
-    c->q = reals(n), c->kv = reals(2 * n), c->dout = reals(n),
+    c->T = T;
+    c->NH = NH, c->HS = HS;
+    c->q = reals(n), c->kv = reals(2 * n);
+    c->dout = reals(n);
     c->doc_start = (int32_t*)need((size_t)T, sizeof(int32_t));
-    for (int i = 0; i < 4; i++) c->expected[i] = doubles(2 * n), c->found[i] = reals(2 * n);
+    for (int i = 0; i < 4; i++) {
+        c->expected[i] = doubles(2 * n);
+        c->found[i] = reals(2 * n);
+    }
     noise_fill(c->q, n, 1, 2);   // scores with a spread of 2: neither flat nor a single peak
     noise_fill(c->kv, 2 * n, 2, 1);
     noise_fill(c->dout, n, 3, 1);
@@ -667,8 +722,9 @@ static void attention_documents(int P, int chunks, uint64_t stream) {
 
 static gpt2_sp* attention_trainer(int kind, int P) {
     gpt2_sp_options o = options_of("layers=1 threads=1 recompute=none");
-    o.heads = attention_case.NH, o.channels = attention_case.NH * attention_case.HS,
-    o.seq_len = attention_case.T, o.sp = P, o.schedule = kind;
+    o.heads = attention_case.NH, o.channels = attention_case.NH * attention_case.HS;
+    o.seq_len = attention_case.T;
+    o.sp = P, o.schedule = kind;
     return bare_trainer(&o, 128);
 }
 
@@ -696,47 +752,56 @@ static double attention_error(int kind, int P) {
     return error;
 }
 
-// Every kind x P x documents x heads against plain attention; and not worse than one rank alone. The limits
-// are the contract's; the 1.5 leaves room for the luck of rounding, the 2 EPS for errors that are all below
-// the spacing.
+static const double ATTENTION_LIMIT = IS_DOUBLE ? 1e-12 : 1e-5;   // the contract's
+
+// Of one schedule: its largest error, the largest beside one rank's alone, and in how many cases. The 2 EPS
+// leave room for errors that are all below the spacing.
+typedef struct {
+    double most, growth;
+    int cases;
+} AttentionErrors;
+
+// The case, made already, by every schedule that takes P ranks.
+static void attention_every_kind(int P, AttentionErrors* errors) {
+    const AttentionCase* c = &attention_case;
+    attention_reference(&attention_case);
+    double alone = attention_error(GPT2_SP_DIST, 1);
+    for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
+        if (!schedule_exists(kind, P) || (kind == GPT2_SP_ULYSSES && c->NH % P != 0)) continue;
+        double error = attention_error(kind, P);
+        if (!(error <= ATTENTION_LIMIT))
+            printf("     %s P=%d T=%d heads %d x %d, documents %d: error %.3g\n", schedule_name(kind), P,
+                (int)c->T, (int)c->NH, (int)c->HS, c->docs, error);
+        errors[kind].most = worst(errors[kind].most, error);
+        errors[kind].growth = worst(errors[kind].growth, (error - 2 * EPS) / alone);
+        errors[kind].cases++;
+    }
+}
+
+// Every kind x P x documents x heads against plain attention; and not worse than one rank alone, where 1.5
+// leaves room for the luck of rounding.
 static void attention_all(void) {
-    double most[GPT2_SP_SCHEDULES] = {0}, growth[GPT2_SP_SCHEDULES] = {0}, limit = IS_DOUBLE ? 1e-12 : 1e-5;
-    int cases[GPT2_SP_SCHEDULES] = {0};
+    static const int64_t shapes[4][2] = {{3, 20}, {0, 12}, {1, 64}, {2, 32}};   // heads (0: P) of so many
+    AttentionErrors errors[GPT2_SP_SCHEDULES];
+    memset(errors, 0, sizeof errors);
     for (int P = 1; P <= 9; P++)
-        for (int variant = 0; variant < (quick ? 2 : 4); variant++) {
-            int64_t T = quick ? 167 : 331,
-                    NH = variant == 0 ? 3
-                : variant == 1        ? P
-                : variant == 2        ? 1
-                                      : 2,
-                    HS = variant == 0 ? 20
-                : variant == 1        ? 12
-                : variant == 2        ? 64
-                                      : 32;
-            attention_begin(T, NH, HS);
+        for (int i = 0; i < (quick ? 2 : 4); i++) {
+            attention_begin(quick ? 167 : 331, shapes[i][0] ? shapes[i][0] : P, shapes[i][1]);
             for (int docs = 0; docs < 2; docs++) {
                 attention_case.docs = docs;
-                attention_documents(P, 0, (uint64_t)(100 + 10 * P + variant));
-                attention_reference(&attention_case);
-                double alone = attention_error(GPT2_SP_DIST, 1);
-                for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
-                    if (!schedule_exists(kind, P) || (kind == GPT2_SP_ULYSSES && NH % P != 0)) continue;
-                    double error = attention_error(kind, P);
-                    if (!(error <= limit))
-                        printf("     %s P=%d T=%d heads %d x %d, documents %d: error %.3g\n",
-                            schedule_name(kind), P, (int)T, (int)NH, (int)HS, docs, error);
-                    most[kind] = worst(most[kind], error),
-                    growth[kind] = worst(growth[kind], (error - 2 * EPS) / alone), cases[kind]++;
-                }
+                attention_documents(P, 0, (uint64_t)(100 + 10 * P + i));
+                attention_every_kind(P, errors);
             }
             attention_end();
         }
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
-        check(most[kind] <= limit && cases[kind] > 0, "attention: against O(T^2)",
+        const AttentionErrors* e = &errors[kind];
+        check(e->most <= ATTENTION_LIMIT && e->cases > 0,
+            "attention: every schedule gives plain O(T^2) attention",
             "%s, P 1..9, documents off and on, %d cases: largest error %.3g, at most %.3g",
-            schedule_name(kind), cases[kind], most[kind], limit);
-        check(growth[kind] <= 1.5, "attention: error does not grow with P",
-            "%s: largest error(P) / error(1) %.3g, at most 1.5", schedule_name(kind), growth[kind]);
+            schedule_name(kind), e->cases, e->most, ATTENTION_LIMIT);
+        check(e->growth <= 1.5, "attention: the error does not grow with P",
+            "%s: largest error(P) / error(1) %.3g, at most 1.5", schedule_name(kind), e->growth);
     }
 }
 
@@ -756,103 +821,127 @@ static void attention_long(void) {
             most = worst(most, attention_error(P == 1 ? GPT2_SP_DIST : GPT2_SP_ZIGZAG, P));
     }
     attention_end();
-    check_below(most, IS_DOUBLE ? 1e-12 : 1e-5, "attention: many blocks, documents", "largest error");
+    check_below(most, ATTENTION_LIMIT, "attention: documents that begin inside blocks are kept apart",
+        "largest error");
 }
 
-// Bytes on the wire: as the closed form (and, beside the tensors, LSE and delta); with documents no more.
+// The bytes of a table on the wire by the closed form: the tensors, and beside them LSE and delta.
+static double attention_bytes_expected(const gpt2_sp* g, int P, int direction) {
+    const Schedule* s = &g->schedules[direction];
+    double makespan, elements, stats = 0;
+    schedule_closed_form(s->kind, P, direction, &makespan, &elements);
+    for (int i = 0; i < s->message_count; i++) {   // of l nothing travels: LSE = m + log l
+        Item item = s->messages[i].item;
+        int64_t heads = part_heads(&g->mesh.shape, s, item.h0, item.h1).count;
+        if (item.kind == ITEM_OUT) stats += (double)(heads * 24);
+        if (item.kind == ITEM_QDO) stats += (double)(heads * 24 * 2);
+    }
+    return (elements * P * 24 * (double)g->mesh.shape.C + stats) * sizeof(real);
+}
+
+typedef struct {
+    int runs, wrong;   // both directions; unlike the closed form
+    int more, fewer;   // bytes than without documents
+    int silent;        // nothing was sent
+} AttentionBytes;
+
+// One number of ranks, with 24 tokens each: without documents, with some, and with one per chunk.
+static void attention_bytes_of(int kind, int P, AttentionBytes* n) {
+    AttentionCase* c = &attention_case;
+    attention_begin(24 * P, kind == GPT2_SP_ULYSSES ? P : 2, 4);
+    gpt2_sp* g = attention_trainer(kind, P);
+    if (!g) return;
+    attention_run(g);
+    uint64_t whole[2] = {c->sent[0], c->sent[1]};
+    for (int d = 0; d < 2; d++, n->runs++) {
+        double bytes = attention_bytes_expected(g, P, d);
+        if (fabs(bytes - (double)whole[d]) <= 0.5) continue;
+        n->wrong++;
+        printf("     %s P=%d direction %d: %.0f bytes, expected %.0f\n", schedule_name(kind), P, d,
+            (double)whole[d], bytes);
+    }
+    c->docs = 1;
+    attention_documents(P, 0, 300);
+    attention_run(g);
+    for (int d = 0; d < 2; d++) {
+        n->more += c->sent[d] > whole[d];
+        n->fewer += c->sent[d] < whole[d];
+    }
+    attention_documents(P, g->schedules[0].chunks, 0);
+    attention_run(g);
+    n->silent += c->sent[0] == 0 && c->sent[1] == 0;
+    if (kind == GPT2_SP_ULYSSES) n->silent++;   // it exchanges heads, whatever the documents are
+    gpt2_sp_destroy(g);
+    attention_end();
+}
+
 static void attention_bytes(void) {
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
-        int wrong = 0, more = 0, fewer = 0, silent = 0, runs = 0;
-        for (int P = 2; P <= 8; P += quick ? 3 : 1) {
-            if (!schedule_exists(kind, P)) continue;
-            int64_t T = 24 * P, NH = kind == GPT2_SP_ULYSSES ? P : 2, HS = 4;
-            attention_begin(T, NH, HS);
-            gpt2_sp* g = attention_trainer(kind, P);
-            if (!g) continue;
-            attention_run(g);
-            uint64_t whole[2] = {attention_case.sent[0], attention_case.sent[1]};
-            for (int d = 0; d < 2; d++) {
-                const Schedule* s = &g->schedules[d];
-                double makespan, elements, stats = 0;
-                schedule_closed_form(kind, P, d, &makespan, &elements);
-                for (int i = 0; i < s->message_count; i++) {   // of l nothing travels: LSE = m + log l
-                    Item item = s->messages[i].item;
-                    int64_t heads = part_heads(&g->mesh.shape, s, item.h0, item.h1).count;
-                    stats += (double)(heads * 24 *
-                        (item.kind == ITEM_OUT          ? 1
-                                : item.kind == ITEM_QDO ? 2
-                                                        : 0));
-                }
-                double bytes = (elements * P * 24 * (double)(NH * HS) + stats) * sizeof(real);
-                if (fabs(bytes - (double)whole[d]) > 0.5)
-                    wrong++,
-                        printf("     %s P=%d direction %d: %.0f bytes, expected %.0f\n", schedule_name(kind),
-                            P, d, (double)whole[d], bytes);
-                runs++;
-            }
-            attention_case.docs = 1;
-            attention_documents(P, 0, 300);
-            attention_run(g);
-            for (int d = 0; d < 2; d++)
-                more += attention_case.sent[d] > whole[d], fewer += attention_case.sent[d] < whole[d];
-            attention_documents(P, g->schedules[0].chunks, 0);
-            attention_run(g);
-            silent += attention_case.sent[0] == 0 && attention_case.sent[1] == 0;
-            if (kind == GPT2_SP_ULYSSES) silent++;   // it exchanges heads, whatever the documents are
-            gpt2_sp_destroy(g);
-            attention_end();
-        }
-        check(wrong == 0, "attention: bytes", "%s: %d runs, %d unlike the closed form", schedule_name(kind),
-            runs, wrong);
-        check(more == 0 && (fewer > 0 || kind == GPT2_SP_ULYSSES) && silent == runs / 2,
-            "attention: bytes with documents",
+        AttentionBytes n = {0, 0, 0, 0, 0};
+        for (int P = 2; P <= 8; P += quick ? 3 : 1)
+            if (schedule_exists(kind, P)) attention_bytes_of(kind, P, &n);
+        check(n.wrong == 0, "attention: the bytes sent are those of the closed form",
+            "%s: %d runs, %d unlike the closed form", schedule_name(kind), n.runs, n.wrong);
+        check(n.more == 0 && (n.fewer > 0 || kind == GPT2_SP_ULYSSES) && n.silent == n.runs / 2,
+            "attention: with documents what nobody attends to is not sent",
             "%s: %d of %d runs send fewer, %d more; with a document per chunk %d of %d send nothing",
-            schedule_name(kind), fewer, runs, more, silent, runs / 2);
+            schedule_name(kind), n.fewer, n.runs, n.more, n.silent, n.runs / 2);
     }
 }
 
-// Random damage to tables: the proof refuses it, or it does no harm, which the same ranks show by running it.
+// What became of a kind of damage: the proof refuses it, or it does no harm, which the same ranks show by
+// running it. certain: it never is harmless.
+typedef struct {
+    const char* name;
+    int tried, refused, harmless, harmful;
+    int certain;
+} MutationCount;
+
+// One damaged copy of a trainer's table. Returns 0 if the ranks have stopped for good.
+static int attention_mutation(gpt2_sp* g, int direction, int mutation, uint64_t draw, MutationCount* n) {
+    Schedule whole = g->schedules[direction], mutant = schedule_copy(&whole);
+    int always;
+    Error e = {{0}};
+    const char* name = schedule_mutate(&mutant, mutation, draw, &always);
+    if (name) {
+        n->name = name, n->certain = always;
+        n->tried++;
+        g->schedules[direction] = mutant;
+        if (schedule_prove(&mutant, &e) != 0) n->refused++;
+        else if (attention_run(g) <= ATTENTION_LIMIT) n->harmless++;
+        else {
+            n->harmful++;
+            printf("     %s P=%d direction %d: %s is not refused\n", schedule_name(whole.kind), whole.P,
+                direction, name);
+        }
+        g->schedules[direction] = whole;
+    }
+    schedule_free(&mutant);
+    return !(n->harmful && g->world.aborted);
+}
+
 static void attention_mutations(void) {
-    int tried[MUTATIONS] = {0}, refused[MUTATIONS] = {0}, harmless[MUTATIONS] = {0}, harmful[MUTATIONS] = {0},
-        certain[MUTATIONS] = {0};
-    const char* names[MUTATIONS] = {0};
+    MutationCount n[MUTATIONS];
+    memset(n, 0, sizeof n);
     for (int P = 2; P <= 8; P++)
         for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
             if (!schedule_exists(kind, P)) continue;
             attention_begin(8 * P + 3, kind == GPT2_SP_ULYSSES ? P : 3, 8);
             attention_reference(&attention_case);
             gpt2_sp* g = attention_trainer(kind, P);
-            for (int direction = 0; g && direction < 2; direction++) {
-                Schedule whole = g->schedules[direction];
+            for (int d = 0; g && d < 2; d++)
                 for (int i = 0; i < MUTATIONS * (quick ? 2 : 12); i++) {
-                    int always, mutation = i % MUTATIONS;
-                    Error e = {{0}};
-                    Schedule mutant = schedule_copy(&whole);
-                    const char* name = schedule_mutate(
-                        &mutant, mutation, (uint64_t)(((P * 8 + kind) * 2 + direction) * 1000 + i), &always);
-                    if (name) {
-                        names[mutation] = name, certain[mutation] = always, tried[mutation]++;
-                        g->schedules[direction] = mutant;
-                        if (schedule_prove(&mutant, &e) != 0) refused[mutation]++;
-                        else if (attention_run(g) <= (IS_DOUBLE ? 1e-12 : 1e-5)) harmless[mutation]++;
-                        else
-                            harmful[mutation]++,
-                                printf("     %s P=%d direction %d: %s is not refused\n", schedule_name(kind),
-                                    P, direction, name);
-                        g->schedules[direction] = whole;
-                    }
-                    schedule_free(&mutant);
-                    if (harmful[mutation] && g->world.aborted)
-                        i = 1 << 20;   // these ranks have stopped for good
+                    uint64_t draw = (uint64_t)(((P * 8 + kind) * 2 + d) * 1000 + i);
+                    if (!attention_mutation(g, d, i % MUTATIONS, draw, &n[i % MUTATIONS])) break;
                 }
-            }
             gpt2_sp_destroy(g);
             attention_end();
         }
     for (int i = 0; i < MUTATIONS; i++)
-        check(tried[i] > 0 && harmful[i] == 0 && (!certain[i] || harmless[i] == 0),
-            "attention: damaged tables", "%s: %d, refused %d, not refused but right %d, wrong %d",
-            names[i] ? names[i] : "?", tried[i], refused[i], harmless[i], harmful[i]);
+        check(n[i].tried > 0 && n[i].harmful == 0 && (!n[i].certain || n[i].harmless == 0),
+            "attention: a damaged table is refused or does no harm",
+            "%s: %d, refused %d, not refused but right %d, wrong %d", n[i].name ? n[i].name : "?", n[i].tried,
+            n[i].refused, n[i].harmless, n[i].harmful);
 }
 
 static void test_attention(void) {

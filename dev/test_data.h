@@ -261,7 +261,8 @@ static void test_data_roundtrip(void) {
         n.reads - n.reads_wrong, n.reads);
 }
 
-// One cursor, two shards that differ only in their tokens: its cached block of one is not taken for the other's.
+// One cursor, two shards that differ only in their tokens: its cached block of one is not taken for the
+// other's.
 static void test_data_two_shards(void) {
     static const int one[] = {40}, two[] = {41};
     int32_t a[64], b[64], out[64];

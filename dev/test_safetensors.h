@@ -17,7 +17,8 @@
 
 static char stt_path[ST_PATH_MAX];   // the one file all tests write
 
-// Makes the file: n bytes of head, with its length in front when with_length, then data_bytes bytes that count.
+// Makes the file: n bytes of head, with its length in front when with_length, then data_bytes bytes that
+// count.
 static void stt_write(const void* head, size_t n, int with_length, size_t data_bytes) {
     FILE* f = fopen(stt_path, "wb");
     uint64_t length = n;
