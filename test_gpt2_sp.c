@@ -952,15 +952,18 @@ static void test_attention(void) {
 }
 
 // ===== fixture ==================================================================================
-
 // What PyTorch and Hugging Face's GPT-2 (LayerNorm) computed in double from dev/fixtures/model.safetensors.
+// Held: logits, loss, every gradient, the norm and three steps of AdamW are theirs, for one rank and for
+// several. All other groups compare the program with itself or with formulas written here: this one would
+// show that both have misunderstood what GPT-2 is.
+
 static double* fixture_read(const st_file* f, const char* name, int64_t count) {
     const st_tensor* t = st_find(f, name);
     double* out = doubles(count);
     char error[256];
     if (!t || (int64_t)st_elements(t) != count ||
         st_read_f64(f, t, 0, (uint64_t)count, out, error, sizeof error) != 0) {
-        check(0, "fixture: tensor", "%s has %lld numbers, expected %lld", name,
+        check(0, "fixture: a tensor has its numbers", "%s has %lld numbers, expected %lld", name,
             t ? (long long)st_elements(t) : 0ll, (long long)count);
         for (int64_t i = 0; i < count; i++) out[i] = NAN;
     }
@@ -976,7 +979,7 @@ static gpt2_sp* fixture_trainer(const char* more) {
     if (!g) return NULL;
     g->folder = "dev/fixtures";
     if (ranks_run(g, rank_load) == 0) return g;
-    check(0, "fixture: weights", "%s", g->error.text);
+    check(0, "fixture: the weights are loaded", "%s", g->error.text);
     gpt2_sp_destroy(g);
     return NULL;
 }
@@ -992,7 +995,7 @@ static void fixture_batch(gpt2_sp* g, const double* x, const double* y, const do
             for (int seg = 0; seg < r->segments.count; seg++)
                 for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
                     int64_t at = b * s->T + r->segments.begin[seg] + i;
-                    r->batches[0].tokens[t] = (int32_t)x[at],
+                    r->batches[0].tokens[t] = (int32_t)x[at];
                     r->batches[0].labels[t] = y[at] < 0 ? -1 : (int32_t)y[at];
                 }
         for (int64_t i = 0; doc_start && i < s->B * s->T; i++)
@@ -1013,13 +1016,35 @@ static double trainer_loss(gpt2_sp* g) {
     return sum / (double)g->ranks[0].valid_tokens;
 }
 
-// Largest error of a kind of tensors against the file's "<prefix>transformer.<name>", each in its norm.
+// Error of one tensor, of which `found` is at hand, against the file's `name`, in its norm. `rows` is room
+// for it.
+static double fixture_tensor_error(const gpt2_sp* g, int id, const real* found, real* rows, const st_file* f,
+    const char* name, int key_bias) {
+    const Shape* s = &g->mesh.shape;
+    Parameter p = parameter(s, id);
+    const int64_t R = tensor_rows(s, id, &p), columns = p.columns ? p.columns : 1;
+    double* expected = fixture_read(f, name, R * columns);
+    for (int64_t i = 0; i < R; i++)
+        for (int64_t c = 0; c < columns; c++)
+            rows[p.transposed ? c * R + i : i * columns + c] = found[i * columns + c];
+    if (id == P_qkvb && !key_bias)
+        for (int64_t i = s->C; i < 2 * s->C; i++) rows[i] = (real)expected[i];
+    double error = distance(rows, expected, R * columns);
+    for (int64_t i = R * columns; id == P_wte && i < s->Vp * s->C; i++)
+        if (found[i] != 0) error = NAN;   // the padding of the vocabulary stays zero
+    if (!(error < 1)) printf("     %s: %g\n", name, error);
+    free(expected);
+    return error;
+}
+
+// Largest error of a kind of tensors against the file's "<prefix>transformer.<name>", with or without
+// key_bias.
 static double fixture_compare(
-    const gpt2_sp* g, int kind, const st_file* f, const char* prefix, int without_key_bias) {
+    const gpt2_sp* g, int state, const st_file* f, const char* prefix, int key_bias) {
     const Shape* s = &g->mesh.shape;
     real *whole = reals(g->layout.elements), *rows = reals(4 * s->C * s->C * 4);
     double most = 0;
-    collect(g, kind, whole);
+    collect(g, state, whole);
     for (int u = 0; u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
@@ -1027,20 +1052,8 @@ static double fixture_compare(
             if (p.unit != g->layout.units[u].kind) continue;
             tensor_name(name, sizeof name, "transformer.", &p, u);
             snprintf(full, sizeof full, "%s%s", prefix, name);
-            int64_t R = tensor_rows(s, id, &p), columns = p.columns ? p.columns : 1;
-            double* expected = fixture_read(f, full, R * columns);
             const real* found = whole + g->layout.units[u].offset + g->layout.within[id];
-            for (int64_t i = 0; i < R; i++)
-                for (int64_t c = 0; c < columns; c++)
-                    rows[p.transposed ? c * R + i : i * columns + c] = found[i * columns + c];
-            if (id == P_qkvb && without_key_bias)
-                for (int64_t i = s->C; i < 2 * s->C; i++) rows[i] = (real)expected[i];
-            double error = distance(rows, expected, R * columns);
-            for (int64_t i = R * columns; id == P_wte && i < s->Vp * s->C; i++)
-                if (found[i] != 0) error = NAN;   // the padding of the vocabulary stays zero
-            if (!(error < 1)) printf("     %s: %g\n", full, error);
-            most = worst(most, error);
-            free(expected);
+            most = worst(most, fixture_tensor_error(g, id, found, rows, f, full, key_bias));
         }
     free(rows);
     free(whole);
@@ -1083,64 +1096,100 @@ static int fixture_step(gpt2_sp* g, int64_t step) {
     return ranks_run(g, rank_step);
 }
 
+// A file of what PyTorch computed, and the trainer that is to compute the same.
+typedef struct {
+    st_file file;
+    gpt2_sp* g;
+    int docs;                 // the sequences have documents
+    double *x, *y, *starts;   // (2, 24)
+    double *logits, *loss;    // (2, 24, V), (1)
+    double *norm, *losses;    // (1) of the gradient, (4) of the steps; NULL with documents
+    double limit;             // of a relative error
+    char label[96];
+} Fixture;
+
 // Float: logits and gradients go through about 20 products of up to 128 terms, each with an error of a few
 // EPS: 100 EPS bounds them. Adam divides a gradient by its own size, so where that is near 0 a step of 1e-2
 // is only as good as the gradient's relative error there: ten times that limit for the weights after three
 // steps, in the norm.
-static void fixture_run(const char* file, const char* more) {
-    char path[64], label[96];
-    st_file f;
+static int fixture_open(Fixture* t, const char* file, const char* more) {
+    char path[64], error[256];
+    memset(t, 0, sizeof *t);
     snprintf(path, sizeof path, "dev/fixtures/%s", file);
-    snprintf(label, sizeof label, "%s, %s", file, more);
-    char error[256];
-    if (st_open(&f, path, error, sizeof error) != 0) {
-        check(0, "fixture: file", "%s (run the tests in the repository's root)", error);
-        return;
+    snprintf(t->label, sizeof t->label, "%s, %s", file, more);
+    if (st_open(&t->file, path, error, sizeof error) != 0) {
+        check(0, "fixture: the file opens", "%s (run the tests in the repository's root)", error);
+        return -1;
     }
-    int docs = st_find(&f, "doc_start") != NULL;
-    gpt2_sp* g = fixture_trainer(more);
-    double limit = 100 * EPS;
-    double *x = fixture_read(&f, "x", 48), *y = fixture_read(&f, "y", 48),
-           *starts = docs ? fixture_read(&f, "doc_start", 48) : NULL;
-    double *logits = fixture_read(&f, "logits", 48 * 67), *loss = fixture_read(&f, "loss", 1),
-           *norm = fixture_read(&f, "grad_norm", 1);
-    if (g) {
-        fixture_batch(g, x, y, starts);
-        double found = trainer_loss(g), logit_error = fixture_logits(g, logits);
-        check(logit_error <= limit, "fixture: logits", "%s: error %.3g, at most %.3g", label, logit_error,
-            limit);
-        check(fabs(found - loss[0]) <= limit * loss[0], "fixture: loss", "%s: %.12f, PyTorch %.12f", label,
-            found, loss[0]);
-        g->adamw.beta1 = g->options.beta1, g->adamw.beta2 = g->options.beta2, g->adamw.eps = g->options.eps,
-        g->adamw.weight_decay = g->options.weight_decay, g->adamw.lr = g->options.lr;
-        int status = fixture_step(g, 1);
-        double gradient_error = fixture_compare(g, STATE_GRADIENTS, &f, "grad.", 0),
-               found_norm = sqrt(g->sums[1]);
-        check(status == 0 && gradient_error <= limit, "fixture: every gradient",
-            "%s: largest error of a tensor %.3g, at most %.3g", label, gradient_error, limit);
-        check(fabs(found_norm - norm[0]) <= limit * norm[0] && fabs(g->sums[0] - loss[0]) <= limit * loss[0],
-            "fixture: gradient norm", "%s: %.12f, PyTorch %.12f", label, found_norm, norm[0]);
-        if (!docs) {
-            double *losses = fixture_read(&f, "losses", 4), loss_error = 0, step_limit = 10 * limit;
-            for (int step = 2; step <= 3; step++) {
-                if (fixture_step(g, step) != 0) loss_error = NAN;
-                loss_error = worst(loss_error, fabs(g->sums[0] - losses[step - 1]) / losses[step - 1]);
-            }
-            loss_error = worst(loss_error, fabs(trainer_loss(g) - losses[3]) / losses[3]);
-            double weight_error = fixture_compare(g, STATE_WEIGHTS, &f, "step3.", 1);
-            check(loss_error <= step_limit && weight_error <= step_limit, "fixture: three AdamW steps",
-                "%s: losses %.3g, weights %.3g, at most %.3g", label, loss_error, weight_error, step_limit);
-            free(losses);
-        }
+    t->limit = 100 * EPS;
+    t->docs = st_find(&t->file, "doc_start") != NULL;
+    t->g = fixture_trainer(more);
+    t->x = fixture_read(&t->file, "x", 48);
+    t->y = fixture_read(&t->file, "y", 48);
+    t->starts = t->docs ? fixture_read(&t->file, "doc_start", 48) : NULL;
+    t->logits = fixture_read(&t->file, "logits", 48 * 67);
+    t->loss = fixture_read(&t->file, "loss", 1);
+    t->norm = fixture_read(&t->file, "grad_norm", 1);
+    t->losses = t->docs ? NULL : fixture_read(&t->file, "losses", 4);
+    return 0;
+}
+static void fixture_close(Fixture* t) {
+    double* all[] = {t->x, t->y, t->starts, t->logits, t->loss, t->norm, t->losses};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+    st_close(&t->file);
+    gpt2_sp_destroy(t->g);
+}
+
+static void fixture_forward(Fixture* t) {
+    double found = trainer_loss(t->g), error = fixture_logits(t->g, t->logits);
+    check(error <= t->limit, "fixture: the logits are PyTorch's", "%s: error %.3g, at most %.3g", t->label,
+        error, t->limit);
+    check(fabs(found - t->loss[0]) <= t->limit * t->loss[0], "fixture: the loss is PyTorch's",
+        "%s: %.12f, PyTorch %.12f", t->label, found, t->loss[0]);
+}
+
+// The first step, whose gradients stay in their place.
+static void fixture_backward(Fixture* t) {
+    gpt2_sp* g = t->g;
+    const gpt2_sp_options* o = &g->options;
+    g->adamw.lr = o->lr;
+    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2;
+    g->adamw.eps = o->eps;
+    g->adamw.weight_decay = o->weight_decay;
+    int status = fixture_step(g, 1);
+    double error = fixture_compare(g, STATE_GRADIENTS, &t->file, "grad.", 1), norm = sqrt(g->sums[1]);
+    check(status == 0 && error <= t->limit, "fixture: every gradient is PyTorch's",
+        "%s: largest error of a tensor %.3g, at most %.3g", t->label, error, t->limit);
+    check(fabs(norm - t->norm[0]) <= t->limit * t->norm[0] &&
+            fabs(g->sums[0] - t->loss[0]) <= t->limit * t->loss[0],
+        "fixture: the norm of the gradient is PyTorch's", "%s: %.12f, PyTorch %.12f", t->label, norm,
+        t->norm[0]);
+}
+
+// The second and third step, and the loss after them.
+static void fixture_steps(Fixture* t) {
+    const double limit = 10 * t->limit, *expected = t->losses;
+    double error = 0;
+    for (int step = 2; step <= 3; step++) {
+        if (fixture_step(t->g, step) != 0) error = NAN;
+        error = worst(error, fabs(t->g->sums[0] - expected[step - 1]) / expected[step - 1]);
     }
-    free(x);
-    free(y);
-    free(starts);
-    free(logits);
-    free(loss);
-    free(norm);
-    st_close(&f);
-    gpt2_sp_destroy(g);
+    error = worst(error, fabs(trainer_loss(t->g) - expected[3]) / expected[3]);
+    double weights = fixture_compare(t->g, STATE_WEIGHTS, &t->file, "step3.", 0);
+    check(error <= limit && weights <= limit, "fixture: three AdamW steps end where PyTorch's do",
+        "%s: losses %.3g, weights %.3g, at most %.3g", t->label, error, weights, limit);
+}
+
+static void fixture_run(const char* file, const char* more) {
+    Fixture t;
+    if (fixture_open(&t, file, more) != 0) return;
+    if (t.g) {
+        fixture_batch(t.g, t.x, t.y, t.starts);
+        fixture_forward(&t);
+        fixture_backward(&t);
+        if (!t.docs) fixture_steps(&t);
+    }
+    fixture_close(&t);
 }
 
 static void test_fixture(void) {
@@ -1156,6 +1205,10 @@ static void test_fixture(void) {
 }
 
 // ===== runs =====================================================================================
+// Whole training runs, each against another that must be the same. Held: however a step is split over
+// replicas, ranks, passes, threads and ZeRO stages, losses and norms are those of one rank; recomputation
+// and repetition change no bit; a step that is not finite changes nothing. Whoever splits a run otherwise to
+// fit a machine relies on this: without it the curves of two machines cannot be compared.
 
 // A stream that can be learnt: each token is one of two followers of the one before. Documents end with 256.
 static int32_t* stream_make(uint64_t stream, int64_t count, int document) {
@@ -1182,7 +1235,7 @@ static void stream_write(const char* path, const int32_t* tokens, int64_t count)
         begin = i + 1;
     }
     if (status == 0) status = tok_writer_finish(&w, error, sizeof error);
-    if (status != 0) check(0, "a test's shard", "%s", error);
+    if (status != 0) check(0, "a test's shard is written", "%s", error);
 }
 
 // The run that all variants repeat: 4 sequences of 61 tokens a step, whatever they are split into.
@@ -1229,7 +1282,7 @@ static void run_finish(Run* run, const gpt2_sp* g) {
             (size_t)g->layout.units[u].elements * sizeof(real));
         run->parameters += g->layout.units[u].elements;
     }
-    run->layer_forwards = g->ranks[0].layer_forwards,
+    run->layer_forwards = g->ranks[0].layer_forwards;
     run->attention_forwards = g->ranks[0].attention_forwards;
     free(whole);
 }
@@ -1266,38 +1319,38 @@ static int run_equal(const Run* a, const Run* b) {   // bit for bit
         memcmp(a->weights, b->weights, (size_t)a->parameters * sizeof(real)) == 0;
 }
 
+static const char* const RUN_SPLITS[] = {"batch-size=4 sp=2", "batch-size=4 sp=3", "batch-size=4 sp=4",
+    "batch-size=2 dp=2", "batch-size=1 dp=4", "batch-size=2 dp=2 sp=2", "batch-size=1 dp=2 sp=3 grad-accum=2",
+    "batch-size=1 grad-accum=4", "batch-size=2 grad-accum=2 sp=2", "batch-size=4 threads=2",
+    "batch-size=4 sp=3 schedule=ring", "batch-size=4 sp=2 schedule=dist-paper",
+    "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=zigzag",
+    "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=4 schedule=ulysses", "batch-size=4 sp=2 zero=1",
+    "batch-size=4 sp=2 zero=2", "batch-size=4 sp=2 zero=3", "batch-size=2 dp=2 sp=2 zero=1",
+    "batch-size=2 dp=2 sp=3 zero=2", "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none",
+    "batch-size=2 dp=2 sp=2 zero=3", "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag",
+    "batch-size=4 sp=3 recompute=layer zero=3", "batch-size=4 sp=2 logits-chunk=7",
+    "batch-size=4 sp=5 schedule=dist", "batch-size=4 sp=7 schedule=dist recompute=gelu"};
+
 // A step's loss is a mean of 244 terms of a few EPS each, and what differs in the weights before it moves it
 // by less than that: 100 EPS leaves room for both over 20 steps. A token counted twice or lost would show as
 // 4e-3.
 static void runs_splits(const char* common, int first, int stride) {
-    static const char* const splits[] = {"batch-size=4 sp=2", "batch-size=4 sp=3", "batch-size=4 sp=4",
-        "batch-size=2 dp=2", "batch-size=1 dp=4", "batch-size=2 dp=2 sp=2",
-        "batch-size=1 dp=2 sp=3 grad-accum=2", "batch-size=1 grad-accum=4", "batch-size=2 grad-accum=2 sp=2",
-        "batch-size=4 threads=2", "batch-size=4 sp=3 schedule=ring", "batch-size=4 sp=2 schedule=dist-paper",
-        "batch-size=4 sp=4 schedule=dist-paper", "batch-size=4 sp=3 schedule=zigzag",
-        "batch-size=4 sp=3 schedule=allgather", "batch-size=4 sp=4 schedule=ulysses",
-        "batch-size=4 sp=2 zero=1", "batch-size=4 sp=2 zero=2", "batch-size=4 sp=2 zero=3",
-        "batch-size=2 dp=2 sp=2 zero=1", "batch-size=2 dp=2 sp=3 zero=2",
-        "batch-size=1 grad-accum=2 dp=2 sp=2 zero=2 recompute=none", "batch-size=2 dp=2 sp=2 zero=3",
-        "batch-size=1 grad-accum=4 sp=3 zero=3 recompute=sqrt schedule=zigzag",
-        "batch-size=4 sp=3 recompute=layer zero=3", "batch-size=4 sp=2 logits-chunk=7",
-        "batch-size=4 sp=5 schedule=dist", "batch-size=4 sp=7 schedule=dist recompute=gelu"};
     double most = 0, limit = 100 * EPS;
     char text[256], worst_split[256] = "";
-    int count = (int)(sizeof splits / sizeof splits[0]), steps = quick ? 4 : RUN_STEPS, runs = 0;
+    int count = (int)(sizeof RUN_SPLITS / sizeof RUN_SPLITS[0]), steps = quick ? 4 : RUN_STEPS;
+    int runs = 0;
     snprintf(text, sizeof text, "batch-size=4 %s", common);
     Run whole = run_steps(text, steps);
-    for (int i = first; i < count; i += quick ? 3 : stride) {
-        snprintf(text, sizeof text, "%s %s", splits[i], common);
+    for (int i = first; i < count; i += quick ? 3 : stride, runs++) {
+        snprintf(text, sizeof text, "%s %s", RUN_SPLITS[i], common);
         Run run = run_steps(text, steps);
         double error = run_distance(&run, &whole);
-        if (!(error <= most))
-            most = worst(most, error), snprintf(worst_split, sizeof worst_split, "%s", splits[i]);
+        if (!(error <= most)) snprintf(worst_split, sizeof worst_split, "%s", RUN_SPLITS[i]);
+        most = worst(most, error);
         if (!(error <= limit)) printf("     %s: %.3g\n", text, error);
         free(run.weights);
-        runs++;
     }
-    check(most <= limit, "runs: losses and norms of every split",
+    check(most <= limit, "runs: every split has the losses and norms of the whole",
         "%d splits x %d steps, %s: largest difference %.3g (%s), at most %.3g", runs, steps, common, most,
         worst_split, limit);
     if (!quick)
@@ -1329,8 +1382,7 @@ static void runs_recompute(void) {
     }
 }
 
-// Which splits leave every rank its own rows of wpe alone; and the same steps whatever --zero is, with such
-// and without.
+// Which splits leave every rank its own rows of wpe alone.
 static void runs_positions(void) {
     static const struct {
         const char* split;
@@ -1342,20 +1394,22 @@ static void runs_positions(void) {
         {"sp=2 seq-len=60 schedule=dist-paper", 1}, {"sp=2 seq-len=60 schedule=zigzag", 0},
         {"sp=4 seq-len=60 channels=12 heads=1", 0}};   // 180 numbers a rank: no multiple of 16
     int count = (int)(sizeof cases / sizeof cases[0]), right = 0;
-    for (int i = 0; i < count; i++) {
-        for (int zero = 0; zero < 4; zero++) {
-            char text[256];
-            snprintf(text, sizeof text, "%s batch-size=2 %s zero=%d", RUN, cases[i].split, zero);
-            gpt2_sp_options o = options_of(text);
-            gpt2_sp* g = bare_trainer(&o, 67);
-            const Unit* unit = g ? &g->layout.units[positions_unit(&g->layout)] : NULL;
-            if (g && unit->own == cases[i].own) right++;
-            else printf("     %s: %s\n", text, !g ? "no trainer" : unit->own ? "own" : "not own");
-            gpt2_sp_destroy(g);
-        }
+    for (int i = 0; i < 4 * count; i++) {
+        char text[256];
+        snprintf(text, sizeof text, "%s batch-size=2 %s zero=%d", RUN, cases[i / 4].split, i % 4);
+        gpt2_sp_options o = options_of(text);
+        gpt2_sp* g = bare_trainer(&o, 67);
+        const Unit* unit = g ? &g->layout.units[positions_unit(&g->layout)] : NULL;
+        if (g && unit->own == cases[i / 4].own) right++;
+        else printf("     %s: %s\n", text, !g ? "no trainer" : unit->own ? "own" : "not own");
+        gpt2_sp_destroy(g);
     }
-    check(right == 4 * count, "runs: which ranks have their own positions", "%d of %d splits, --zero 0 to 3",
-        right, 4 * count);
+    check(right == 4 * count, "runs: ranks have their own positions where the split allows it",
+        "%d of %d splits, --zero 0 to 3", right, 4 * count);
+}
+
+// The same steps whatever --zero is, with own positions and without.
+static void runs_zero(void) {
     static const char* const shapes[] = {"batch-size=2 sp=2 seq-len=60 grad-accum=2",
         "batch-size=4 sp=3 seq-len=60 center=0", "batch-size=4 sp=2 seq-len=60 schedule=ulysses",
         "batch-size=4 sp=3 seq-len=61"};
@@ -1369,8 +1423,8 @@ static void runs_positions(void) {
         }
         double error = run_distance(&run[2], &run[0]);   // wte's gradient is summed over ranks by parts
         check(run_equal(&run[1], &run[0]) && run_equal(&run[3], &run[2]) && error <= 100 * EPS,
-            "runs: --zero 1 as 0, 3 as 2", "%s: %d steps bit for bit; 2 and 0 %.3g apart, at most %.3g",
-            shapes[i], steps, error, 100 * EPS);
+            "runs: --zero 1 steps as 0 does, 3 as 2",
+            "%s: %d steps bit for bit; 2 and 0 %.3g apart, at most %.3g", shapes[i], steps, error, 100 * EPS);
         for (int zero = 0; zero < 4; zero++) free(run[zero].weights);
     }
 }
@@ -1380,15 +1434,16 @@ static void runs_repeat(void) {
         "batch-size=2 sp=4 zero=3 doc-mask=1"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         Run a = run_steps(shapes[i], quick ? 2 : 8), b = run_steps(shapes[i], quick ? 2 : 8);
-        check(run_equal(&a, &b), "runs: the same run twice", "%s: %d steps bit for bit", shapes[i], a.steps);
+        check(run_equal(&a, &b), "runs: the same run twice gives the same bits", "%s: %d steps bit for bit",
+            shapes[i], a.steps);
         free(a.weights);
         free(b.weights);
     }
     Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8),
         two = run_steps("batch-size=4 threads=2", quick ? 2 : 8),
         other = run_steps("batch-size=4 seed=6", quick ? 2 : 8);
-    check(run_equal(&one, &two), "runs: the number of threads", "1 and 2 threads: %d steps bit for bit",
-        one.steps);
+    check(run_equal(&one, &two), "runs: the number of threads changes no bit",
+        "1 and 2 threads: %d steps bit for bit", one.steps);
     check(!run_equal(&one, &other) && run_distance(&other, &one) > 1e-3, "runs: another seed is another run",
         "difference %.3g", run_distance(&other, &one));
     free(one.weights);
@@ -1396,47 +1451,48 @@ static void runs_repeat(void) {
     free(other.weights);
 }
 
+// A weight of wte on every rank so large that its square overflows: in float to infinity, in double inf * 0.
+static void weights_spoil(gpt2_sp* g) {
+    const double huge = IS_DOUBLE ? 1e300 : 1e30;
+    for (int w = 0; w < g->mesh.world; w++) g->ranks[w].state[STATE_WEIGHTS][7] = (real)huge;
+}
+
+// Weights and moments of a trainer, one after the other.
+static real* weights_and_moments(const gpt2_sp* g) {
+    real* all = reals(2 * g->layout.elements);
+    collect(g, STATE_WEIGHTS, all);
+    collect(g, STATE_M, all + g->layout.elements);
+    return all;
+}
+
 // A step whose loss or gradient is not finite changes nothing, on no rank; ten in a row end the run.
-static void runs_not_finite(void) {
-    static const char* const shapes[] = {
-        "batch-size=2 sp=2 dp=2 zero=0", "batch-size=2 sp=3 zero=1", "batch-size=2 sp=3 zero=3"};
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        gpt2_sp_options o = run_options(shapes[i]);
-        char error[GPT2_SP_TEXT];
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        if (!g) {
-            check(0, "runs: not finite", "%s", error);
-            continue;
-        }
-        gpt2_sp_stats stats;
-        memset(&stats, 0, sizeof stats);
-        int status = gpt2_sp_step(g, &stats), updated = stats.updated, refused = 0, steps = 0;
-        for (int w = 0; w < g->mesh.world; w++)
-            g->ranks[w].state[STATE_WEIGHTS][7] =
-                (real)1e30;   // a weight of wte: x^2 overflows in float, inf * 0 in double
-        for (int w = 0; IS_DOUBLE && w < g->mesh.world; w++)
-            g->ranks[w].state[STATE_WEIGHTS][7] = (real)1e300;
-        real *before = reals(g->layout.elements), *after = reals(g->layout.elements),
-             *m = reals(g->layout.elements), *m2 = reals(g->layout.elements);
-        collect(g, STATE_WEIGHTS, before);
-        collect(g, STATE_M, m);
-        for (; status == 0 && steps < 12; steps++) {
-            status = gpt2_sp_step(g, &stats);
-            refused += !stats.updated;
-        }
-        collect(g, STATE_WEIGHTS, after);
-        collect(g, STATE_M, m2);
-        int same = memcmp(before, after, (size_t)g->layout.elements * sizeof(real)) == 0 &&
-            memcmp(m, m2, (size_t)g->layout.elements * sizeof(real)) == 0;
-        check(updated == 1 && refused == steps && steps == 10 && status == -1 && same,
-            "runs: not finite, no update", "%s: %d of %d steps refused, weights and moments %s; then: %s",
-            shapes[i], refused, steps, same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
-        free(before);
-        free(after);
-        free(m);
-        free(m2);
-        gpt2_sp_destroy(g);
+static void runs_not_finite(const char* shape) {
+    gpt2_sp_options o = run_options(shape);
+    char error[GPT2_SP_TEXT];
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    if (!g) {
+        check(0, "runs: a trainer is made", "%s", error);
+        return;
     }
+    gpt2_sp_stats stats;
+    memset(&stats, 0, sizeof stats);
+    int status = gpt2_sp_step(g, &stats), updated = stats.updated;
+    int refused = 0, steps = 0;
+    weights_spoil(g);
+    real* before = weights_and_moments(g);
+    for (; status == 0 && steps < 12; steps++) {
+        status = gpt2_sp_step(g, &stats);
+        refused += !stats.updated;
+    }
+    real* after = weights_and_moments(g);
+    int same = memcmp(before, after, (size_t)(2 * g->layout.elements) * sizeof(real)) == 0;
+    check(updated == 1 && refused == steps && steps == 10 && status == -1 && same,
+        "runs: a step that is not finite updates nothing, ten end the run",
+        "%s: %d of %d steps refused, weights and moments %s; then: %s", shape, refused, steps,
+        same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
+    free(before);
+    free(after);
+    gpt2_sp_destroy(g);
 }
 
 static void test_runs(void) {
@@ -1445,9 +1501,12 @@ static void test_runs(void) {
     runs_splits("center=0", 2, 4);
     runs_splits("seq-len=60", 0, 2);   // the ranks' rows of wpe are their own
     runs_positions();
+    runs_zero();
     runs_recompute();
     runs_repeat();
-    runs_not_finite();
+    runs_not_finite("batch-size=2 sp=2 dp=2 zero=0");
+    runs_not_finite("batch-size=2 sp=3 zero=1");
+    runs_not_finite("batch-size=2 sp=3 zero=3");
 }
 
 // ===== resume ===================================================================================
