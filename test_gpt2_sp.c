@@ -1510,6 +1510,10 @@ static void test_runs(void) {
 }
 
 // ===== resume ===================================================================================
+// Runs that stop and go on. Held: a checkpoint taken after any step goes on bit for bit, or at another shape
+// with the same losses; what would make another model of it is refused; a file damaged anywhere is never
+// taken for whole, and the run falls back to the one before. A run of weeks meets a full disk and a power
+// cut: what it has learnt must then be there, and never half of one step with half of another.
 
 // stderr into a file and back, to see what is told there and to keep the tests' output readable.
 static int stderr_kept = -1;
@@ -1535,7 +1539,9 @@ static void run_step_into(Run* run, gpt2_sp* g) {
         printf("     %s\n", gpt2_sp_error(g));
         return;
     }
-    run->loss[stats.step - 1] = stats.loss, run->norm[stats.step - 1] = stats.grad_norm, run->steps++;
+    run->loss[stats.step - 1] = stats.loss;
+    run->norm[stats.step - 1] = stats.grad_norm;
+    run->steps++;
 }
 
 // `steps` steps of which the first k are one run, which saves, and the others the same command line again,
@@ -1580,7 +1586,7 @@ static void resume_exact(void) {
             if (run.steps == steps && run.weights) equal += run_equal(&run, &whole);
             free(run.weights);
         }
-        check(equal == steps, "resume: bit for bit after every step",
+        check(equal == steps, "resume: a run goes on bit for bit after every step",
             "%s: saved after each of %d steps, %d runs end with the same losses and weights", shapes[i],
             steps, equal);
         free(whole.weights);
@@ -1600,8 +1606,8 @@ static void resume_elsewhere(const char* from, const char* also) {
     for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) {
         Run run = run_resumed(from, to[i], steps / 2, steps);
         double error = run_distance(&run, &whole);
-        check(error <= limit, "resume: at another shape", "%s -> %s: difference %.3g, at most %.3g", from,
-            to[i], error, limit);
+        check(error <= limit, "resume: a run goes on at another shape with the same losses",
+            "%s -> %s: difference %.3g, at most %.3g", from, to[i], error, limit);
         free(run.weights);
     }
     free(whole.weights);
@@ -1620,9 +1626,18 @@ static gpt2_sp_options tiny_run(const char* name) {
     gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
     int status = g ? 0 : -1;
     for (int i = 0; status == 0 && i < 3; i++) status = gpt2_sp_step(g, &stats) != 0 || gpt2_sp_save(g) != 0;
-    if (status != 0) check(0, "a test's checkpoints", "%s", g ? gpt2_sp_error(g) : error);
+    if (status != 0) check(0, "a test's checkpoints are saved", "%s", g ? gpt2_sp_error(g) : error);
     gpt2_sp_destroy(g);
     return o;
+}
+
+// Options with which the run in o.out must not go on: refused with both parts in the message.
+static void resume_refused_with(const gpt2_sp_options* o, const char* saved, const char* asked) {
+    char error[GPT2_SP_TEXT];
+    gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
+    check(!g && strstr(error, saved) && strstr(error, asked), "resume: what makes another run is refused",
+        "%s", g ? "accepted" : error);
+    gpt2_sp_destroy(g);
 }
 
 static void resume_refused(void) {
@@ -1632,31 +1647,25 @@ static void resume_refused(void) {
         {"channels=16", "--channels 8", "found 16"}, {"seq-len=17", "--seq-len 16", "found 17"},
         {"seed=6", "--seed 5", "found 6"}, {"center=0", "--center 1", "found 0"},
         {"vocab=300", "--vocab 257", "found 300"}, {"doc-mask=1", "--doc-mask 0", "found 1"}};
-    gpt2_sp_options o = tiny_run("refused");
+    gpt2_sp_options o = tiny_run("refused"), changed;
     char error[GPT2_SP_TEXT];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        gpt2_sp_options changed = o;
+        changed = o;
         options_apply(&changed, cases[i].change);
-        gpt2_sp* g = gpt2_sp_create(&changed, error, sizeof error);
-        check(!g && strstr(error, cases[i].saved) && strstr(error, cases[i].asked), "resume: refused", "%s",
-            g ? "accepted" : error);
-        gpt2_sp_destroy(g);
+        resume_refused_with(&changed, cases[i].saved, cases[i].asked);
     }
     int32_t* tokens = stream_make(12, 3000, 40);
-    gpt2_sp_options changed = o;
+    changed = o;
     snprintf(changed.data, sizeof changed.data, "%s", scratch("other.tok"));
     stream_write(changed.data, tokens, 3000);
     free(tokens);
-    gpt2_sp* g = gpt2_sp_create(&changed, error, sizeof error);
-    check(!g && strstr(error, "was made with the data ") && strstr(error, "--data is "), "resume: refused",
-        "%s", g ? "accepted" : error);
-    gpt2_sp_destroy(g);
-    gpt2_sp* first = gpt2_sp_create(&o, error, sizeof error);
-    g = gpt2_sp_create(&o, error, sizeof error);
-    check(first && !g && strstr(error, "another trainer is at work"), "resume: two trainers in one folder",
-        "%s", g ? "accepted" : error);
+    resume_refused_with(&changed, "was made with the data ", "--data is ");
+    gpt2_sp *first = gpt2_sp_create(&o, error, sizeof error),
+            *second = gpt2_sp_create(&o, error, sizeof error);
+    check(first && !second && strstr(error, "another trainer is at work"),
+        "resume: a second trainer in the folder is refused", "%s", second ? "accepted" : error);
     gpt2_sp_destroy(first);
-    gpt2_sp_destroy(g);
+    gpt2_sp_destroy(second);
 }
 
 static long file_length(const char* path) {
@@ -1666,66 +1675,90 @@ static long file_length(const char* path) {
 static void file_flip(const char* path, long at, int mask) {
     int fd = open(path, O_RDWR);
     unsigned char byte = 0;
-    if (fd < 0 || pread(fd, &byte, 1, at) != 1) check(0, "a test's file", "%s at %ld", path, at);
+    if (fd < 0 || pread(fd, &byte, 1, at) != 1)
+        check(0, "a test's file can be damaged", "%s at %ld", path, at);
     byte ^= (unsigned char)mask;
-    if (pwrite(fd, &byte, 1, at) != 1) check(0, "a test's file", "%s at %ld", path, at);
+    if (pwrite(fd, &byte, 1, at) != 1) check(0, "a test's file can be damaged", "%s at %ld", path, at);
     close(fd);
 }
 
 static const char* const CHECKPOINT_FILES[] = {
     "model.safetensors", "optimizer.safetensors", "config.json", "state.json", "manifest.txt"};
 
-// Every byte of the small files, and many of the large ones, changed one at a time: never taken for whole.
+// Every byte of the small files, and many of the large ones, changed one at a time: how many of them were
+// taken for whole.
+static int resume_flip(const char* folder, const char* path, const char* file, long step, int* tried) {
+    static const int masks[] = {1, 0x20, 0x80};
+    Error e = {{0}};
+    long length = file_length(path);
+    int taken = 0;
+    for (long at = 0; at < length; at += step)
+        for (int m = 0; m < 3; m++, ++*tried) {
+            file_flip(path, at, masks[m]);
+            if (checkpoint_verify(folder, &e) == 0) {
+                taken++;
+                printf("     %s, byte %ld ^ 0x%x\n", file, at, (unsigned)masks[m]);
+            }
+            file_flip(path, at, masks[m]);
+        }
+    return taken;
+}
+
+// The same file cut off at nine places: how many were taken for whole.
+static int resume_cut(const char* folder, const char* path, int* cuts) {
+    Error e = {{0}};
+    long length = file_length(path);
+    int taken = 0;
+    for (long at = 0; at < length; at += length / 8 + 1) {
+        size_t size;
+        char* text = file_read_text(path, 1 << 24, &size, &e);
+        if (!text || truncate(path, at) != 0 || checkpoint_verify(folder, &e) == 0) taken++;
+        else ++*cuts;
+        test_data_write(path, text, size);
+        free(text);
+    }
+    return taken;
+}
+
 static void resume_flips(void) {
     gpt2_sp_options o = tiny_run("flips");
-    static const int masks[] = {1, 0x20, 0x80};
+    char folder[GPT2_SP_TEXT + 32], path[GPT2_SP_TEXT + 64];
+    snprintf(folder, sizeof folder, "%.1000s/step_00000003", o.out);
     for (int i = 0; i < 5; i++) {
-        char folder[GPT2_SP_TEXT + 32], path[GPT2_SP_TEXT + 64];
-        int tried = 0, taken = 0;
+        const char* file = CHECKPOINT_FILES[i];
+        int tried = 0, cuts = 0;
         Error e = {{0}};
-        snprintf(folder, sizeof folder, "%.1000s/step_00000003", o.out);
-        snprintf(path, sizeof path, "%.1000s/%s", folder, CHECKPOINT_FILES[i]);
-        long length = file_length(path), step = i < 2 ? length / (quick ? 20 : 200) + 1 : quick ? 7 : 1;
-        for (long at = 0; at < length; at += step)
-            for (int m = 0; m < 3; m++) {
-                file_flip(path, at, masks[m]);
-                int status = checkpoint_verify(folder, &e);
-                tried++, taken += status == 0;
-                if (status == 0)
-                    printf("     %s, byte %ld ^ 0x%x\n", CHECKPOINT_FILES[i], at, (unsigned)masks[m]);
-                file_flip(path, at, masks[m]);
-            }
-        int cuts = 0;
-        for (long at = 0; at < length; at += length / 8 + 1) {   // cut off there, from a copy
-            size_t size;
-            char* text = file_read_text(path, 1 << 24, &size, &e);
-            if (!text || truncate(path, at) != 0 || checkpoint_verify(folder, &e) == 0) taken++;
-            else cuts++;
-            test_data_write(path, text, size);
-            free(text);
-        }
+        snprintf(path, sizeof path, "%.1000s/%s", folder, file);
+        long step = i < 2 ? file_length(path) / (quick ? 20 : 200) + 1 : quick ? 7 : 1;
+        int taken = resume_flip(folder, path, file, step, &tried);
+        taken += resume_cut(folder, path, &cuts);
         int whole = checkpoint_verify(folder, &e) == 0;
         check(taken == 0 && tried > 0 && whole, "resume: damaged files are refused",
-            "%s: %d changed bytes and %d lengths, %d taken for whole", CHECKPOINT_FILES[i], tried, cuts,
-            taken);
+            "%s: %d changed bytes and %d lengths, %d taken for whole", file, tried, cuts, taken);
     }
 }
 
+// Damages a file of a checkpoint: takes it away, its last byte, or changes one in the middle.
+static void checkpoint_damage(const gpt2_sp_options* o, int step, const char* file, int missing) {
+    char path[GPT2_SP_TEXT + 64];
+    snprintf(path, sizeof path, "%.1000s/step_%08d/%s", o->out, step, file);
+    if (missing && unlink(path) != 0) check(0, "a test's file can be damaged", "%s", path);
+    else if (!missing && step == 2 && truncate(path, file_length(path) - 1) != 0)
+        check(0, "a test's file can be damaged", "%s", path);
+    else if (!missing && step != 2) file_flip(path, file_length(path) / 2, 4);
+}
+
 // Damage to the newest checkpoint, in each file: the trainer falls back to the one before and says so; then
-// to the first; with all damaged it refuses.
+// to the first; with all damaged it refuses. Once with a file missing.
 static void resume_fallback(void) {
     for (int i = 0; i < 6; i++) {
         gpt2_sp_options o = tiny_run("fallback");
-        char path[3][GPT2_SP_TEXT + 64], error[GPT2_SP_TEXT], said[4096];
+        const char* file = CHECKPOINT_FILES[i % 5];
+        char error[GPT2_SP_TEXT], said[4096];
         long long found[3] = {-1, -1, -1};
         int told = 0;
         for (int step = 3; step >= 1; step--) {
-            char* at = path[step - 1];
-            snprintf(at, sizeof path[0], "%.1000s/step_%08d/%s", o.out, step, CHECKPOINT_FILES[i % 5]);
-            if (i == 5 && unlink(at) != 0) check(0, "a test's file", "%s", at);
-            else if (i < 5 && step == 2 && truncate(at, file_length(at) - 1) != 0)
-                check(0, "a test's file", "%s", at);
-            else if (i < 5 && step != 2) file_flip(at, file_length(at) / 2, 4);
+            checkpoint_damage(&o, step, file, i == 5);
             stderr_hide();
             gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
             stderr_show(said, sizeof said);
@@ -1736,7 +1769,7 @@ static void resume_fallback(void) {
         check(found[2] == 2 && found[1] == 1 && found[0] == -1 && told == 3 &&
                 strstr(error, "none of the 3 checkpoints"),
             "resume: falls back to the newest whole one",
-            "%s %s at 3: resumes %lld, at 3 and 2: %lld, at all: %.60s...", CHECKPOINT_FILES[i % 5],
+            "%s %s at 3: resumes %lld, at 3 and 2: %lld, at all: %.60s...", file,
             i == 5 ? "missing" : "damaged", found[2], found[1], error);
     }
 }
@@ -1766,11 +1799,24 @@ static void resume_housekeeping(void) {
     for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;)
         others += strstr(entry->d_name, ".tmp") != NULL;
     if (dir) closedir(dir);
-    check(status == 0 && count == 3 && steps[0] == 6 && steps[2] == 4 && others == 0, "resume: --keep 3",
+    check(status == 0 && count == 3 && steps[0] == 6 && steps[2] == 4 && others == 0,
+        "resume: --keep 3 leaves the newest three and nothing else",
         "%d checkpoints, the newest %lld, %d leftovers", count, count > 0 ? (long long)steps[0] : -1ll,
         others);
     free(steps);
     gpt2_sp_destroy(g);
+}
+
+// Has the trainer, on one rank or each rank for its own rows, the positions of a (16 of them) again and
+// again?
+static int positions_repeat(const gpt2_sp* g, const gpt2_sp* a) {
+    const int64_t T = g->mesh.shape.T, own = T / g->mesh.sp, C = g->mesh.shape.C;
+    const real* from = weight(&a->ranks[0], positions_unit(&a->layout), P_wpe);
+    for (int64_t t = 0; t < T; t++) {
+        const real* to = weight(&g->ranks[t / own], positions_unit(&g->layout), P_wpe) + t % own * C;
+        if (memcmp(to, from + t % 16 * C, (size_t)C * sizeof(real)) != 0) return 0;
+    }
+    return 1;
 }
 
 // A saved run initialises another (--init-from): the same weights, at step 0; also with a longer context.
@@ -1782,42 +1828,35 @@ static void resume_init_from(void) {
     int same = a && b && gpt2_sp_steps(b) == 0 &&
         memcmp(a->ranks[0].state[STATE_WEIGHTS], b->ranks[0].state[STATE_WEIGHTS],
             (size_t)a->layout.elements * sizeof(real)) == 0;
-    check(same, "resume: --init-from", "%s", same ? "the same weights at step 0" : error);
+    check(same, "resume: --init-from starts at step 0 with the same weights", "%s",
+        same ? "the same weights at step 0" : error);
     gpt2_sp_destroy(b);
     p.seq_len = 40;
     b = gpt2_sp_create(&p, error, sizeof error);
-    int stretched = a && b;
-    for (int64_t t = 0; stretched && t < 40; t++)
-        stretched =
-            memcmp(weight(&b->ranks[0], positions_unit(&b->layout), P_wpe) + t * 8,
-                weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
-    check(stretched, "resume: --init-from with a longer context", "%s",
-        stretched ? "wpe is repeated: 16 -> 40 rows" : error);
+    int repeated = a && b && positions_repeat(b, a);
+    check(repeated, "resume: --init-from repeats the positions for a longer context", "%s",
+        repeated ? "wpe is repeated: 16 -> 40 rows" : error);
     gpt2_sp_destroy(b);
     p.sp = 2;   // each rank reads its own 20 rows
     b = gpt2_sp_create(&p, error, sizeof error);
-    stretched = a && b && positions_apart(&b->layout);
-    for (int64_t t = 0; stretched && t < 40; t++)
-        stretched =
-            memcmp(weight(&b->ranks[t / 20], positions_unit(&b->layout), P_wpe) + t % 20 * 8,
-                weight(&a->ranks[0], positions_unit(&a->layout), P_wpe) + t % 16 * 8, 8 * sizeof(real)) == 0;
-    check(stretched, "resume: --init-from with a longer context, two ranks", "%s",
-        stretched ? "wpe is repeated: 16 -> 2 x 20 rows" : error);
+    repeated = a && b && positions_apart(&b->layout) && positions_repeat(b, a);
+    check(repeated, "resume: --init-from repeats the positions for two ranks, each its own", "%s",
+        repeated ? "wpe is repeated: 16 -> 2 x 20 rows" : error);
     gpt2_sp_destroy(a);
     gpt2_sp_destroy(b);
     p.sp = 1;
     options_apply(&p, "heads=2");
     b = gpt2_sp_create(&p, error, sizeof error);
-    check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape", "%s",
-        b ? "accepted" : error);
+    check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape is refused",
+        "%s", b ? "accepted" : error);
     gpt2_sp_destroy(b);
 }
 
 static void test_resume(void) {
     resume_exact();
     resume_elsewhere("batch-size=2 sp=2 zero=1", "");
-    resume_elsewhere("batch-size=2 sp=2 zero=1 seq-len=60",
-        "seq-len=60");   // from own positions, to those and to shared ones
+    // from own positions, to those and to shared ones
+    resume_elsewhere("batch-size=2 sp=2 zero=1 seq-len=60", "seq-len=60");
     resume_elsewhere("batch-size=2 sp=3 zero=0 seq-len=60", "seq-len=60");
     resume_elsewhere("batch-size=1 dp=2 zero=2 seq-len=60", "seq-len=60");   // to own positions
     resume_refused();
@@ -1828,6 +1867,10 @@ static void test_resume(void) {
 }
 
 // ===== layers ===================================================================================
+// Each layer alone, at sizes on both sides of the edges of its blocks. Held: forward is the layer's formula
+// in double, backward its slope by differences, matrix products are right at every edge and the same for any
+// number of threads, exp is as good as its comment says. A gradient that is a few per cent wrong still
+// trains, and worse: only a comparison with the formula shows it.
 
 // A layer: its formula in double, written plainly, and the program's forward and backward. The formula is the
 // oracle of both: of the forward directly, of the backward by central differences along random directions and
@@ -1929,8 +1972,8 @@ static void formula_embedding(double* out, double* const* in) {
         int64_t at = t < 9 ? 4 + t : 20 + t - 9;
         double mean = 0, *row = out + t * LT_C;
         for (int64_t c = 0; c < LT_C; c++)
-            row[c] = in[0][embedding_token(t) * LT_C + c] + in[1][(at - doc_start[at]) * LT_C + c],
-            mean += row[c] / LT_C;
+            row[c] = in[0][embedding_token(t) * LT_C + c] + in[1][(at - doc_start[at]) * LT_C + c];
+        for (int64_t c = 0; c < LT_C; c++) mean += row[c] / LT_C;
         for (int64_t c = 0; c < LT_C; c++) row[c] -= mean;
     }
 }
@@ -2041,113 +2084,180 @@ static double layer_slope(const LayerTest* t, double* const* in, int input, cons
     return (8 * near - far) / (12 * h);
 }
 
-// Forward: sums of up to 150 terms and one exponential: 30 EPS. Backward: a chain of four of those: 100 EPS
-// in float; in double 1e-8 is what the differences can show (the contract asks for 1e-6). The error of a
-// derivative is taken relative to the gradient's norm (along a random direction of unit normals) or its
-// largest element (of one input).
-static void layer_check(const LayerTest* t) {
-    real *in[LAYER_INPUTS], *gradients[LAYER_INPUTS], *out = reals(t->outputs), *dout = reals(t->outputs);
-    double *in_double[LAYER_INPUTS], *expected = doubles(t->outputs), worst_slope = 0;
-    int slopes = 0;
-    noise_fill(dout, t->outputs, 40, 1);
+// A layer's numbers: inputs in the program's precision and in double, what its backward made, and room for
+// outputs.
+typedef struct {
+    real *in[LAYER_INPUTS], *gradients[LAYER_INPUTS];
+    double* in_double[LAYER_INPUTS];
+    real *out, *dout;
+    double* expected;
+    double worst_slope;
+    int slopes;
+} LayerTrial;
+
+static void layer_begin(LayerTrial* r, const LayerTest* t) {
+    memset(r, 0, sizeof *r);
+    r->out = reals(t->outputs), r->dout = reals(t->outputs);
+    r->expected = doubles(t->outputs);
+    noise_fill(r->dout, t->outputs, 40, 1);
     for (int i = 0; i < LAYER_INPUTS; i++) {
-        in[i] = reals(t->inputs[i]), gradients[i] = reals(t->inputs[i]), in_double[i] = doubles(t->inputs[i]);
-        noise_fill(in[i], t->inputs[i], (uint64_t)(41 + i), t->spread);
-        for (int64_t j = 0; j < t->inputs[i]; j++)
-            in_double[i][j] = (double)in[i][j], gradients[i][j] = t->accumulates >> i & 1 ? 1 : NAN;
-    }
-    t->program(out, gradients, in, dout);
-    t->formula(expected, in_double);
-    double forward = distance(out, expected, t->outputs), limit = IS_DOUBLE ? 1e-8 : 100 * EPS;
-    for (int i = 0; i < LAYER_INPUTS && t->inputs[i] > 0; i++) {
-        double *direction = doubles(t->inputs[i]), norm = 0, largest = 0;
-        int64_t n = t->inputs[i];
-        for (int64_t j = 0; j < n; j++) {
-            gradients[i][j] -= (real)(t->accumulates >> i & 1);
-            norm += (double)gradients[i][j] * (double)gradients[i][j],
-                largest = worst(largest, fabs((double)gradients[i][j]));
+        r->in[i] = reals(t->inputs[i]), r->gradients[i] = reals(t->inputs[i]);
+        r->in_double[i] = doubles(t->inputs[i]);
+        noise_fill(r->in[i], t->inputs[i], (uint64_t)(41 + i), t->spread);
+        for (int64_t j = 0; j < t->inputs[i]; j++) {
+            r->in_double[i][j] = (double)r->in[i][j];
+            r->gradients[i][j] = t->accumulates >> i & 1 ? 1 : NAN;
         }
-        for (int k = 0; k < 12; k++, slopes++) {
-            int single = k >= 6;
-            double found = 0;
-            for (int64_t j = 0; j < n; j++) direction[j] = single ? 0 : noise((uint64_t)(50 + k), j);
-            if (single) direction[dice(51, (uint64_t)(k * 10 + i), (uint64_t)n)] = 1;
-            for (int64_t j = 0; j < n; j++) found += (double)gradients[i][j] * direction[j];
-            worst_slope = worst(worst_slope,
-                fabs(found - layer_slope(t, in_double, i, direction, dout, expected)) /
-                    (single ? largest : sqrt(norm)));
-        }
-        free(direction);
     }
-    check(forward <= 30 * EPS, "layers: forward", "%s: error %.3g, at most %.3g", t->name, forward, 30 * EPS);
-    check(worst_slope <= limit, "layers: backward by differences",
-        "%s: %d derivatives, largest error %.3g, at most %.3g", t->name, slopes, worst_slope, limit);
-    for (int i = 0; i < LAYER_INPUTS; i++) free(in[i]), free(gradients[i]), free(in_double[i]);
-    free(out);
-    free(dout);
-    free(expected);
+}
+static void layer_end(LayerTrial* r) {
+    for (int i = 0; i < LAYER_INPUTS; i++) {
+        free(r->in[i]);
+        free(r->gradients[i]);
+        free(r->in_double[i]);
+    }
+    free(r->out);
+    free(r->dout);
+    free(r->expected);
 }
 
-// C = or += A B + bias, every layout that the layers use, sizes on both sides of every block of the kernel. A
-// sum of K products has an error of about sqrt(K) EPS / 3.
-static void layers_gemm(void) {
+// The gradient of input i along six random directions and six single numbers. The error of a derivative is
+// taken relative to the gradient's norm (along a random direction of unit normals) or its largest element
+// (of one input).
+static void layer_slopes(LayerTrial* r, const LayerTest* t, int i) {
+    const int64_t n = t->inputs[i];
+    real* gradient = r->gradients[i];
+    double *direction = doubles(n), norm = 0, largest = 0;
+    for (int64_t j = 0; j < n; j++) {
+        gradient[j] -= (real)(t->accumulates >> i & 1);
+        norm += (double)gradient[j] * (double)gradient[j];
+        largest = worst(largest, fabs((double)gradient[j]));
+    }
+    for (int k = 0; k < 12; k++, r->slopes++) {
+        int single = k >= 6;
+        double found = 0;
+        for (int64_t j = 0; j < n; j++) direction[j] = single ? 0 : noise((uint64_t)(50 + k), j);
+        if (single) direction[dice(51, (uint64_t)(k * 10 + i), (uint64_t)n)] = 1;
+        for (int64_t j = 0; j < n; j++) found += (double)gradient[j] * direction[j];
+        double slope = layer_slope(t, r->in_double, i, direction, r->dout, r->expected);
+        r->worst_slope = worst(r->worst_slope, fabs(found - slope) / (single ? largest : sqrt(norm)));
+    }
+    free(direction);
+}
+
+// Forward: sums of up to 150 terms and one exponential: 30 EPS. Backward: a chain of four of those: 100 EPS
+// in float; in double 1e-8 is what the differences can show (the contract asks for 1e-6).
+static void layer_check(const LayerTest* t) {
+    LayerTrial r;
+    double limit = IS_DOUBLE ? 1e-8 : 100 * EPS;
+    layer_begin(&r, t);
+    t->program(r.out, r.gradients, r.in, r.dout);
+    t->formula(r.expected, r.in_double);
+    double forward = distance(r.out, r.expected, t->outputs);
+    for (int i = 0; i < LAYER_INPUTS && t->inputs[i] > 0; i++) layer_slopes(&r, t, i);
+    check(forward <= 30 * EPS, "layers: forward is the formula", "%s: error %.3g, at most %.3g", t->name,
+        forward, 30 * EPS);
+    check(r.worst_slope <= limit, "layers: backward is the formula's slope by differences",
+        "%s: %d derivatives, largest error %.3g, at most %.3g", t->name, r.slopes, r.worst_slope, limit);
+    layer_end(&r);
+}
+
+// A product C = or += A B + bias of random sizes, on both sides of every block of the kernel, in every
+// layout that the layers use.
+typedef struct {
+    int64_t M, N, K;
+    int64_t c_row;            // N and a gap that nothing is written to
+    int a_turned, b_turned;   // (K, M), (N, K)
+    int accumulate, biased;
+    real *a, *b, *bias, *c;
+} GemmCase;
+
+static GemmCase gemm_case(int i) {
     static const int64_t rows[] = {1, 3, 4, 5, MR - 1, MR, MR + 1, MC - 1, MC, MC + 1, 2 * MC + 5},
                          columns[] = {1, NR - 1, NR, NR + 1, NC / 2 - 1, NC / 2, NC - 1, NC, NC + 1,
                              2 * NC + NR + 3},
                          depths[] = {1, 2, 17, KC - 1, KC, KC + 1, 2 * KC + 9};
-    int cases = quick ? 30 : 150, wrong = 0, unequal = 0, outside = 0;
+    uint64_t k = (uint64_t)i * 8;
+    GemmCase g;
+    g.M = rows[dice(80, k, sizeof rows / sizeof rows[0])];
+    g.N = columns[dice(80, k + 1, sizeof columns / sizeof columns[0])];
+    g.K = depths[dice(80, k + 2, sizeof depths / sizeof depths[0])];
+    g.c_row = g.N + 3;
+    g.a_turned = (int)dice(80, k + 3, 2), g.b_turned = (int)dice(80, k + 4, 2);
+    g.accumulate = (int)dice(80, k + 5, 2);
+    g.biased = !g.accumulate && dice(80, k + 6, 2);
+    g.a = reals(g.M * g.K), g.b = reals(g.K * g.N);
+    g.bias = reals(g.N), g.c = reals(g.M * g.c_row);
+    noise_fill(g.a, g.M * g.K, 81, 1);
+    noise_fill(g.b, g.K * g.N, 82, 1);
+    noise_fill(g.bias, g.N, 83, 1);
+    noise_fill(g.c, g.M * g.c_row, 84, 1);
+    return g;
+}
+
+static double* gemm_expected(const GemmCase* g) {   // (M, N)
+    double* expected = doubles(g->M * g->N);
+    for (int64_t x = 0; x < g->M; x++)
+        for (int64_t y = 0; y < g->N; y++) {
+            double sum = g->accumulate ? (double)g->c[x * g->c_row + y] : g->biased ? (double)g->bias[y] : 0;
+            for (int64_t z = 0; z < g->K; z++)
+                sum += (double)g->a[g->a_turned ? z * g->M + x : x * g->K + z] *
+                    (double)g->b[g->b_turned ? y * g->K + z : z * g->N + y];
+            expected[x * g->N + y] = sum;
+        }
+    return expected;
+}
+
+static void gemm_run(const GemmCase* g, real* to, int threads) {
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+    (void)threads;
+    gemm(to, g->c_row, g->M, g->N, g->K, g->a_turned ? transposed(g->a, g->M) : by_rows(g->a, g->K),
+        g->b_turned ? transposed(g->b, g->K) : by_rows(g->b, g->N), g->biased ? g->bias : NULL,
+        g->accumulate);
+}
+
+// The error of a case over sqrt(K); what differs in a bit with 2 and 3 threads, and what wrote into the gap.
+static double gemm_error(int i, int* unequal, int* outside) {
+    GemmCase g = gemm_case(i);
+    const size_t bytes = (size_t)(g.M * g.c_row) * sizeof(real);
+    double* expected = gemm_expected(&g);
+    real *again = reals(g.M * g.c_row), first_gap = g.c[g.N];
+    memcpy(again, g.c, bytes);
+    gemm_run(&g, g.c, 1);
+    for (int threads = 2; threads <= 3 && !(threads == 3 && g.accumulate);
+         threads++) {   // it holds the sum then
+        gemm_run(&g, again, threads);
+        *unequal += memcmp(g.c, again, bytes) != 0;
+    }
+    *outside += g.c[g.N] != first_gap;
+    for (int64_t x = 0; x < g.M; x++) memmove(g.c + x * g.N, g.c + x * g.c_row, (size_t)g.N * sizeof(real));
+    double error = distance(g.c, expected, g.M * g.N) / sqrt((double)g.K);
+    if (!(error <= 2 * EPS)) printf("     %d x %d x %d: %.3g\n", (int)g.M, (int)g.N, (int)g.K, error);
+    free(g.a);
+    free(g.b);
+    free(g.bias);
+    free(g.c);
+    free(again);
+    free(expected);
+    return error;
+}
+
+// A sum of K products has an error of about sqrt(K) EPS / 3.
+static void layers_gemm(void) {
+    int cases = quick ? 30 : 150, wrong = 0;
+    int unequal = 0, outside = 0;
     double most = 0;
     for (int i = 0; i < cases; i++) {
-        uint64_t k = (uint64_t)i * 8;
-        int64_t M = rows[dice(80, k, sizeof rows / sizeof rows[0])],
-                N = columns[dice(80, k + 1, sizeof columns / sizeof columns[0])],
-                K = depths[dice(80, k + 2, sizeof depths / sizeof depths[0])];
-        int a_turned = (int)dice(80, k + 3, 2), b_turned = (int)dice(80, k + 4, 2),
-            accumulate = (int)dice(80, k + 5, 2), biased = !accumulate && dice(80, k + 6, 2);
-        int64_t c_row = N + 3;
-        real *a = reals(M * K), *b = reals(K * N), *c = reals(M * c_row), *bias = reals(N),
-             *again = reals(M * c_row);
-        double* expected = doubles(M * N);
-        noise_fill(a, M * K, 81, 1);
-        noise_fill(b, K * N, 82, 1);
-        noise_fill(bias, N, 83, 1);
-        noise_fill(c, M * c_row, 84, 1);
-        for (int64_t x = 0; x < M; x++)
-            for (int64_t y = 0; y < N; y++) {
-                double sum = accumulate ? (double)c[x * c_row + y] : biased ? (double)bias[y] : 0;
-                for (int64_t z = 0; z < K; z++)
-                    sum += (double)a[a_turned ? z * M + x : x * K + z] *
-                        (double)b[b_turned ? y * K + z : z * N + y];
-                expected[x * N + y] = sum;
-            }
-        memcpy(again, c, (size_t)(M * c_row) * sizeof(real));
-        real first_gap = c[N];
-        for (int threads = 1; threads <= 3; threads++) {
-            real* to = threads == 1 ? c : again;
-#ifdef _OPENMP
-            omp_set_num_threads(threads);
-#endif
-            if (threads == 3 && accumulate) continue;   // `again` holds the sum already
-            gemm(to, c_row, M, N, K, a_turned ? transposed(a, M) : by_rows(a, K),
-                b_turned ? transposed(b, K) : by_rows(b, N), biased ? bias : NULL, accumulate);
-            if (threads > 1) unequal += memcmp(c, again, (size_t)(M * c_row) * sizeof(real)) != 0;
-        }
-        outside += c[N] != first_gap;
-        for (int64_t x = 0; x < M; x++) memmove(c + x * N, c + x * c_row, (size_t)N * sizeof(real));
-        double error = distance(c, expected, M * N) / sqrt((double)K);
-        if (!(error <= 2 * EPS)) wrong++, printf("     %d x %d x %d: %.3g\n", (int)M, (int)N, (int)K, error);
+        double error = gemm_error(i, &unequal, &outside);
+        wrong += !(error <= 2 * EPS);
         most = worst(most, error);
-        free(a);
-        free(b);
-        free(c);
-        free(bias);
-        free(again);
-        free(expected);
     }
-    check(wrong == 0 && outside == 0, "layers: matrix products at every edge",
+    check(wrong == 0 && outside == 0, "layers: matrix products are right at every edge",
         "%d shapes: largest error / sqrt(K) %.3g, at most %.3g; %d wrote outside", cases, most, 2 * EPS,
         outside);
-    check(unequal == 0, "layers: matrix products, any number of threads",
+    check(unequal == 0, "layers: matrix products have the same bits for any number of threads",
         "%d of %d shapes differ in a bit between 1, 2 and 3 threads", unequal, cases);
 #ifdef _OPENMP
     omp_set_num_threads(1);
@@ -2155,22 +2265,24 @@ static void layers_gemm(void) {
 }
 
 static void layers_exp(void) {
-    double most = 0, at = 0, limit = IS_DOUBLE ? 2 * EPS : 2.5e-7;   // as its comment says
+    const double limit = IS_DOUBLE ? 2 * EPS : 2.5e-7;   // as its comment says
+    double most = 0, at = 0;
     int64_t n = quick ? 100000 : 2000000;
     for (int64_t i = 0; i <= n; i++) {
         real x = (real)(-87.0 + 175.0 * (double)i / (double)n);
         double exact = exp((double)x), error = fabs((double)exp_real(x) - exact) / exact;
-        if (!(error <= most)) most = worst(most, error), at = (double)x;
+        if (!(error <= most)) at = (double)x;
+        most = worst(most, error);
     }
-    check(most <= limit, "layers: exp",
+    check(most <= limit, "layers: exp is as accurate as its comment says",
         "%lld places from -87 to 88: largest relative error %.3g (at %g), at most %.3g", (long long)n, most,
         at, limit);
     volatile real not_a_number = (real)NAN;   // must come out again, or a loss could look finite that is not
-    check(isnan(exp_real(not_a_number)) && isnan(tanh_real(not_a_number)), "layers: exp and tanh of NaN",
-        "NaN");
+    check(isnan(exp_real(not_a_number)) && isnan(tanh_real(not_a_number)),
+        "layers: exp and tanh of NaN are NaN", "NaN");
     check(exp_real(0) == 1 && exp_real(-1000) >= 0 && exp_real(-1000) < (real)1e-37 && tanh_real(40) == 1 &&
             tanh_real(-40) == -1,
-        "layers: exp and tanh at their ends", "e^0 %g, e^-1000 %.3g, tanh(40) %g", (double)exp_real(0),
+        "layers: exp and tanh reach their ends", "e^0 %g, e^-1000 %.3g, tanh(40) %g", (double)exp_real(0),
         (double)exp_real(-1000), (double)tanh_real(40));
 }
 
@@ -2184,6 +2296,10 @@ static void test_layers(void) {
 }
 
 // ===== model ====================================================================================
+// The whole model's gradient, in double. Held: along a random direction of every parameter the gradient is
+// the slope of the loss, for several ranks, with documents and centring. Layers that are right one by one
+// can be put together wrongly, a residual forgotten or a gradient added twice; this would show in no other
+// group but `fixture`.
 
 // The first n numbers of a parameter of unit u, as far as the rank holds them (--zero 0 to 2).
 static void weights_put(Rank* r, int u, int id, const real* values, int64_t n) {
@@ -2192,22 +2308,44 @@ static void weights_put(Rank* r, int u, int id, const real* values, int64_t n) {
     memcpy(weight(r, u, id), values, (size_t)n * sizeof(real));
 }
 
-// The whole model's loss along random directions of every parameter, against its gradient: differences as
-// above.
-static void model_differences(const char* more) {
-    gpt2_sp* g = fixture_trainer(more);
-    double x[48], y[48], doc_start[48], most = 0;
-    int slopes = 0;
-    char where[64] = "";
+// Two sequences of 24 tokens with documents and positions without a label.
+static void model_batch(gpt2_sp* g) {
+    double x[48], y[48], doc_start[48];
     for (int i = 0; i < 48; i++) {
         int t = i % 24, start = i < 24 ? (t < 9 ? 0 : t < 16 ? 9 : 16) : t < 8 ? 0 : 8;
-        x[i] = (double)dice(90, (uint64_t)i, 67), y[i] = i % 7 == 2 ? -1 : (double)dice(91, (uint64_t)i, 67),
+        x[i] = (double)dice(90, (uint64_t)i, 67);
+        y[i] = i % 7 == 2 ? -1 : (double)dice(91, (uint64_t)i, 67);
         doc_start[i] = start;
     }
-    if (!g) return;
     fixture_batch(g, x, y, g->mesh.doc_mask ? doc_start : NULL);
-    real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements),
-         *moved = reals(g->layout.elements);
+}
+
+// The slope of the loss as n numbers of a parameter move along a direction of their own, by differences of
+// fourth order.
+static double model_slope(
+    gpt2_sp* g, int u, int id, const real* weights, real* moved, int64_t n, uint64_t stream) {
+    static const double steps[4] = {-2, -1, 1, 2};
+    double losses[4], h = 1e-4;
+    for (int k = 0; k < 4; k++) {
+        for (int64_t j = 0; j < n; j++)
+            moved[j] = (real)((double)weights[j] + h * steps[k] * noise(stream, j));
+        for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, moved, n);
+        losses[k] = trainer_loss(g);
+    }
+    for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, weights, n);
+    return (8 * (losses[2] - losses[1]) - (losses[3] - losses[0])) / (12 * h);
+}
+
+// The whole model's loss along random directions of every parameter, against its gradient.
+static void model_differences(const char* more) {
+    gpt2_sp* g = fixture_trainer(more);
+    double most = 0;
+    int slopes = 0;
+    char where[64] = "";
+    if (!g) return;
+    model_batch(g);
+    real *gradient = reals(g->layout.elements), *weights = reals(g->layout.elements);
+    real* moved = reals(g->layout.elements);
     int status = ranks_run(g, rank_gradients);
     collect(g, STATE_GRADIENTS, gradient);
     collect(g, STATE_WEIGHTS, weights);
@@ -2215,28 +2353,20 @@ static void model_differences(const char* more) {
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
-            int64_t at = g->layout.units[u].offset + g->layout.within[id],
-                    n = id == P_wte ? 67 * 32 : parameter_elements(&p);
-            double losses[4], h = 1e-4, found = 0, norm = 0;
-            static const double steps[4] = {-2, -1, 1, 2};
-            for (int64_t j = 0; j < n; j++)
-                found += (double)gradient[at + j] * noise((uint64_t)(1000 + u * 20 + id), j),
-                    norm += (double)gradient[at + j] * (double)gradient[at + j];
-            for (int k = 0; k < 4; k++) {
-                for (int64_t j = 0; j < n; j++)
-                    moved[j] = (real)((double)weights[at + j] +
-                        h * steps[k] * noise((uint64_t)(1000 + u * 20 + id), j));
-                for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, moved, n);
-                losses[k] = trainer_loss(g);
+            const int64_t at = g->layout.units[u].offset + g->layout.within[id];
+            const int64_t n = id == P_wte ? 67 * 32 : parameter_elements(&p);
+            const uint64_t stream = (uint64_t)(1000 + u * 20 + id);
+            double found = 0, norm = 0;
+            for (int64_t j = at; j < at + n; j++) {
+                found += (double)gradient[j] * noise(stream, j - at);
+                norm += (double)gradient[j] * (double)gradient[j];
             }
-            for (int w = 0; w < g->mesh.world; w++) weights_put(&g->ranks[w], u, id, weights + at, n);
-            double numeric = (8 * (losses[2] - losses[1]) - (losses[3] - losses[0])) / (12 * h),
-                   error = fabs(numeric - found) / sqrt(norm);
-            if (!(error <= most))
-                most = worst(most, error), snprintf(where, sizeof where, "unit %d, %s", u, p.hf);
+            double error = fabs(model_slope(g, u, id, weights + at, moved, n, stream) - found) / sqrt(norm);
+            if (!(error <= most)) snprintf(where, sizeof where, "unit %d, %s", u, p.hf);
+            most = worst(most, error);
             slopes++;
         }
-    check(status == 0 && most < 1e-6, "model: gradient by differences",
+    check(status == 0 && most < 1e-6, "model: the gradient is the slope of the loss by differences",
         "%s: %d parameters, largest error %.3g (%s), below 1e-06", more, slopes, most, where);
     free(gradient);
     free(weights);
@@ -2246,7 +2376,7 @@ static void model_differences(const char* more) {
 
 static void test_model(void) {
     if (!IS_DOUBLE) {
-        skip("model: gradient by differences",
+        skip("model: the gradient is the slope of the loss by differences",
             "differences of losses need double: make test REAL=double (float is held by the groups fixture "
             "and layers)");
         return;
@@ -2258,81 +2388,97 @@ static void test_model(void) {
 }
 
 // ===== memory ===================================================================================
+// What a run takes. Held: ranks allocate what `plan` says and next to nothing beside it, a step asks for no
+// more, ZeRO and recomputation leave what their formulas say, and the longest context that is said to fit
+// does, one token more does not. Who plans a long context on a machine has no other figure: if it is too low
+// the run is killed in its first hour, if it is too high they rent a larger machine.
 
-static int64_t bytes_of(int64_t elements) {
-    return round_up(elements * (int64_t)sizeof(real), 64);
-}   // an arena's piece
+// A piece of an arena.
+static int64_t bytes_of(int64_t elements) { return round_up(elements * (int64_t)sizeof(real), 64); }
+
+// What the ranks' arenas hold beside what was planned for them; *planned: bytes of all.
+static size_t arenas_differ(const gpt2_sp* g, size_t* planned) {
+    size_t differ = 0;
+    *planned = 0;
+    for (int w = 0; w < g->mesh.world; w++) {
+        const Arena* arena = &g->ranks[w].arena;
+        Arena plan = rank_plan(&g->mesh, &g->layout, w);
+        size_t sum = 0;
+        for (int k = 0; k < MEMORY_GROUP_COUNT; k++) {
+            sum += plan.group[k];
+            differ += plan.group[k] != arena->group[k];
+        }
+        differ += sum != plan.used || plan.used != arena->used || malloc_usable_size(arena->base) < plan.used;
+        *planned += plan.used;
+    }
+    return differ + (*planned != mesh_bytes(&g->mesh, &g->layout));
+}
 
 // What is allocated is what was planned; what is allocated beside it (tables, data, book-keeping) is small,
 // and a step asks for nothing more. Slack: a schedule's table keeps room for 1024 slots of a rank, 2 x 16
 // KiB; each loader's block.
-static void memory_planned(void) {
-    static const char* const shapes[] = {"batch-size=2 layers=3 channels=64", "batch-size=1 dp=2 sp=2 zero=1",
-        "batch-size=2 sp=3 zero=2 recompute=sqrt layers=5",
-        "batch-size=1 sp=4 zero=3 schedule=zigzag recompute=none grad-accum=3",
-        "batch-size=1 dp=2 sp=3 zero=3 doc-mask=1 schedule=dist recompute=layer",
-        "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather",
-        "batch-size=1 sp=2 seq-len=60", "batch-size=2 sp=3 zero=1 seq-len=60",
-        "batch-size=1 sp=4 zero=3 seq-len=60"};
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        gpt2_sp_options o = run_options(shapes[i]);
-        char error[GPT2_SP_TEXT];
-        gpt2_sp_stats stats;
-        size_t before = memory_now();
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        if (!g) {
-            check(0, "memory: trainer", "%s", error);
-            continue;
-        }
-        size_t planned = 0, differ = 0, live = memory_now() - before,
-               slack = (size_t)g->mesh.sp * 80 * 1024 + 512 * 1024;
-        for (int w = 0; w < g->mesh.world; w++) {
-            Arena plan = rank_plan(&g->mesh, &g->layout, w);
-            size_t sum = 0;
-            for (int k = 0; k < MEMORY_GROUP_COUNT; k++)
-                sum += plan.group[k], differ += plan.group[k] != g->ranks[w].arena.group[k];
-            differ += sum != plan.used || plan.used != g->ranks[w].arena.used ||
-                malloc_usable_size(g->ranks[w].arena.base) < plan.used;
-            planned += plan.used;
-        }
-        differ += planned != mesh_bytes(&g->mesh, &g->layout);
-        check(differ == 0, "memory: arenas are as planned", "%s: %d ranks, %zu bytes", shapes[i],
-            g->mesh.world, planned);
-        check(live >= planned && live - planned <= slack, "memory: nothing beside the plan",
-            "%s: %zu bytes more than the plan's %zu, at most %zu", shapes[i], live - planned, planned, slack);
-        memory_mark();
-        int status = 0;
-        for (int step = 0; step < 3 && status == 0; step++) status = gpt2_sp_step(g, &stats);
-        size_t peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED) - before;   // since the mark
-        check(status == 0 && peak <= live + 64 * 1024, "memory: steps need no more",
-            "%s: peak %zu bytes above what was there before them, at most %d", shapes[i],
-            peak > live ? peak - live : (size_t)0, 64 * 1024);
-        gpt2_sp_destroy(g);
-        check(memory_now() == before, "memory: all of it is given back", "%lld bytes left",
-            (long long)(memory_now() - before));
+static void memory_planned(const char* shape) {
+    gpt2_sp_options o = run_options(shape);
+    char error[GPT2_SP_TEXT];
+    gpt2_sp_stats stats;
+    size_t before = memory_now(), planned;
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    if (!g) {
+        check(0, "memory: the trainer is made", "%s", error);
+        return;
     }
+    const size_t live = memory_now() - before, slack = (size_t)g->mesh.sp * 80 * 1024 + 512 * 1024;
+    size_t differ = arenas_differ(g, &planned);
+    check(differ == 0, "memory: arenas are as planned", "%s: %d ranks, %zu bytes", shape, g->mesh.world,
+        planned);
+    check(live >= planned && live - planned <= slack, "memory: next to nothing is taken beside the plan",
+        "%s: %zu bytes more than the plan's %zu, at most %zu", shape, live - planned, planned, slack);
+    memory_mark();
+    int status = 0;
+    for (int step = 0; step < 3 && status == 0; step++) status = gpt2_sp_step(g, &stats);
+    size_t peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED) - before;   // since the mark
+    check(status == 0 && peak <= live + 64 * 1024, "memory: steps need no more",
+        "%s: peak %zu bytes above what was there before them, at most %d", shape,
+        peak > live ? peak - live : (size_t)0, 64 * 1024);
+    gpt2_sp_destroy(g);
+    check(memory_now() == before, "memory: all of it is given back", "%lld bytes left",
+        (long long)(memory_now() - before));
+}
+
+// Numbers of all units: whole, a rank's slices of them, and the largest unit that is ever brought together.
+typedef struct {
+    int64_t whole, shard, largest;
+} StateSize;
+
+// 8 ranks; counts of parameters are written out here: 12 C^2 + 13 C a layer. own: each keeps its positions.
+static StateSize state_size(int T, int own) {
+    const int64_t C = 96, L = 6, V = 384, W = 8;
+    const int64_t units[4] = {V * C, 12 * C * C + 13 * C, 2 * C, T * C};
+    StateSize s = {0, 0, 0};
+    for (int i = 0; i < 4; i++) {
+        const int64_t slice = round_up(ceil_div(units[i], W), 16), copies = i == 1 ? L : 1;
+        const int alone = i == 3 && own;
+        s.whole += copies * slice * (alone ? 1 : W);
+        s.shard += copies * slice;
+        if (!alone) s.largest = max_i64(s.largest, slice * W);
+    }
+    return s;
 }
 
 // State per rank by ZeRO stage: all of it, or a slice of W of each unit (padded to 16 numbers), and where
 // gradients or parameters are sharded one whole unit at a time. With own positions, the rank's rows of them
-// in every stage. Counts of parameters are written out here: 12 C^2 + 13 C a layer.
+// in every stage.
 static void memory_zero(int T, const char* split, int own) {
-    int64_t C = 96, L = 6, V = 384, W = 8, units[4] = {V * C, 12 * C * C + 13 * C, 2 * C, T * C}, whole = 0,
-            shard = 0, largest = 0;
-    for (int i = 0; i < 4; i++) {
-        int64_t slice = round_up(ceil_div(units[i], W), 16), copies = i == 1 ? L : 1, alone = i == 3 && own;
-        whole += copies * slice * (alone ? 1 : W), shard += copies * slice;
-        if (!alone) largest = max_i64(largest, slice * W);
-    }
+    const StateSize s = state_size(T, own);
+    const int64_t whole = bytes_of(s.whole), sharded = bytes_of(s.shard) + bytes_of(s.largest);
     for (int zero = 0; zero <= 3; zero++) {
         char text[160];
         snprintf(text, sizeof text, "layers=6 heads=4 channels=96 seq-len=%d %s zero=%d threads=1", T, split,
             zero);
         gpt2_sp_options o = options_of(text);
         gpt2_sp* g = bare_trainer(&o, 257);
-        int64_t weights = zero >= 3 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole),
-                gradients = zero >= 2 ? bytes_of(shard) + bytes_of(largest) : bytes_of(whole),
-                optimizer = 2 * bytes_of(zero >= 1 ? shard : whole);
+        const int64_t weights = zero >= 3 ? sharded : whole, gradients = zero >= 2 ? sharded : whole;
+        const int64_t optimizer = 2 * (zero >= 1 ? bytes_of(s.shard) : whole);
         int wrong = 0;
         for (int w = 0; g && w < g->mesh.world; w++) {
             const size_t* group = g->ranks[w].arena.group;
@@ -2340,35 +2486,39 @@ static void memory_zero(int T, const char* split, int own) {
                 (int64_t)group[MEMORY_GRADIENTS] != gradients ||
                 (int64_t)group[MEMORY_OPTIMIZER] != optimizer;
         }
-        check(g && wrong == 0, "memory: ZeRO's share",
+        check(g && wrong == 0, "memory: state takes ZeRO's share",
             "%s, zero %d of 8 ranks: weights %lld, gradients %lld, optimizer %lld KiB a rank (%.1f %% of "
-            "zero 0), %d ranks "
-            "unlike "
-            "the formula",
+            "zero 0), "
+            "%d ranks unlike the formula",
             split, zero, (long long)weights / 1024, (long long)gradients / 1024, (long long)optimizer / 1024,
-            100.0 * (double)(weights + gradients + optimizer) / (4.0 * (double)bytes_of(whole)), wrong);
+            100.0 * (double)(weights + gradients + optimizer) / (4.0 * (double)whole), wrong);
         gpt2_sp_destroy(g);
     }
 }
 
-// Kept activations by mode, numbers per token and layer written out: all; without the norms and GELU; the
-// layer's input, attention's output and LSE; the input; every k-th input.
+// Kept activations by mode, of 9 layers, 4 heads, 64 channels and 2 x 61 tokens; numbers per token and layer
+// written out: all; without the norms and GELU; the layer's input, attention's output and LSE; the input;
+// every third input.
+static int64_t kept_bytes(int mode) {
+    const int64_t C = 64, NH = 4, L = 9, R = 2 * 61, row = bytes_of(L * R * C), stats = bytes_of(L * R * NH);
+    const int64_t fourfold = bytes_of(L * R * 4 * C);
+    const int64_t gelu = 4 * row + bytes_of(L * R * 2 * C) + fourfold + stats;   // x q atty x2, kv, fch, lse
+    switch (mode) {
+    case GPT2_SP_NONE: return gelu + 2 * row + 2 * bytes_of(L * R) + fourfold;
+    case GPT2_SP_GELU: return gelu;
+    case GPT2_SP_ATTN: return 2 * row + stats;
+    case GPT2_SP_LAYER: return row;
+    default: return bytes_of(3 * R * C);
+    }
+}
 static void memory_recompute(void) {
-    int64_t C = 64, NH = 4, L = 9, R = 2 * 61, last = INT64_MAX;
+    int64_t last = INT64_MAX;
     for (int mode = 0; mode < GPT2_SP_RECOMPUTES; mode++) {
         gpt2_sp_options o = options_of("layers=9 heads=4 channels=64 seq-len=61 batch-size=2 threads=1");
         o.recompute = mode;
         gpt2_sp* g = bare_trainer(&o, 257);
-        int64_t gelu = bytes_of(L * R * C) * 4 + bytes_of(L * R * 2 * C) + bytes_of(L * R * 4 * C) +
-            bytes_of(L * R * NH);   // x q atty x2, kv, fch, lse
-        int64_t expected = mode == GPT2_SP_NONE
-            ? gelu + 2 * bytes_of(L * R * C) + 2 * bytes_of(L * R) + bytes_of(L * R * 4 * C)
-            : mode == GPT2_SP_GELU  ? gelu
-            : mode == GPT2_SP_ATTN  ? 2 * bytes_of(L * R * C) + bytes_of(L * R * NH)
-            : mode == GPT2_SP_LAYER ? bytes_of(L * R * C)
-                                    : bytes_of(3 * R * C);
-        int64_t found = g ? (int64_t)g->ranks[0].arena.group[MEMORY_KEPT] : -1;
-        check(found == expected && found < last, "memory: kept activations",
+        int64_t found = g ? (int64_t)g->ranks[0].arena.group[MEMORY_KEPT] : -1, expected = kept_bytes(mode);
+        check(found == expected && found < last, "memory: kept activations are those of the formula",
             "%s: %lld bytes, by the formula %lld", recompute_name(mode), (long long)found,
             (long long)expected);
         last = found;
@@ -2380,13 +2530,15 @@ static void memory_recompute(void) {
 static void memory_counts(void) {
     for (int mode = 0; mode < GPT2_SP_RECOMPUTES; mode++) {
         char text[128];
-        int layers = 5, steps = 2, passes = 3;
+        const int layers = 5, steps = 2;
+        const int passes = 3;
         snprintf(text, sizeof text, "batch-size=2 sp=2 layers=%d grad-accum=%d recompute=%s", layers, passes,
             recompute_name(mode));
         Run run = run_steps(text, steps);
-        int64_t once = layers * steps * passes, layer = mode >= GPT2_SP_ATTN ? 2 * once : once,
-                attention = mode >= GPT2_SP_LAYER ? 2 * once : once;
-        check(run.layer_forwards == layer && run.attention_forwards == attention, "memory: forward calls",
+        const int64_t once = layers * steps * passes, layer = mode >= GPT2_SP_ATTN ? 2 * once : once;
+        const int64_t attention = mode >= GPT2_SP_LAYER ? 2 * once : once;
+        check(run.layer_forwards == layer && run.attention_forwards == attention,
+            "memory: layers run again only where the mode says so",
             "%s: layers %lld of %lld, attention %lld of %lld", recompute_name(mode),
             (long long)run.layer_forwards, (long long)layer, (long long)run.attention_forwards,
             (long long)attention);
@@ -2421,18 +2573,25 @@ static void memory_longest(void) {
         size_t room = (size_t)64 << 20;
         o.threads = 1;
         int64_t T = longest_context(&o, 257, 1, &CPU_DEVICE, room);
-        int64_t even = T - T % o.sp +
-            o.sp;   // the next length that the ranks share evenly, which may need less than T + 1
+        // the next length that the ranks share evenly, which may need less than T + 1
+        int64_t even = T - T % o.sp + o.sp;
         check(T > 0 && memory_at(o, T) <= room && memory_at(o, T + 1) > room && memory_at(o, even) > room,
-            "memory: the longest context that fits",
+            "memory: the longest context fits, one token more does not",
             "%s: %lld tokens need %zu bytes of %zu, one more %zu, %lld %zu", shapes[i], (long long)T,
             memory_at(o, T), room, memory_at(o, T + 1), (long long)even, memory_at(o, even));
     }
 }
 
 static void test_memory(void) {
+    static const char* const shapes[] = {"batch-size=2 layers=3 channels=64", "batch-size=1 dp=2 sp=2 zero=1",
+        "batch-size=2 sp=3 zero=2 recompute=sqrt layers=5",
+        "batch-size=1 sp=4 zero=3 schedule=zigzag recompute=none grad-accum=3",
+        "batch-size=1 dp=2 sp=3 zero=3 doc-mask=1 schedule=dist recompute=layer",
+        "batch-size=3 sp=4 schedule=ulysses recompute=gelu", "batch-size=1 sp=5 schedule=allgather",
+        "batch-size=1 sp=2 seq-len=60", "batch-size=2 sp=3 zero=1 seq-len=60",
+        "batch-size=1 sp=4 zero=3 seq-len=60"};
     run_data();
-    memory_planned();
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) memory_planned(shapes[i]);
     memory_zero(64, "dp=2 sp=4", 0);
     memory_zero(2048, "sp=8", 1);
     memory_zero(2048, "sp=8 doc-mask=1", 0);
