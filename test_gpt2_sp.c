@@ -2602,9 +2602,14 @@ static void test_memory(void) {
 }
 
 // ===== loader ===================================================================================
+// From shards to what each rank reads. Held: the ranks' slices put together are the stream's tokens, labels
+// and documents, for every split; an epoch sees every token once and another epoch in another order; data
+// that cannot serve is refused. A label that is off by one, or a shard that is never read, trains without
+// complaint and shows in no loss.
 
 static void loader_permutation(void) {
-    int wrong = 0, sizes = 0, fixed = 0;
+    int wrong = 0, fixed = 0;
+    int sizes = 0;
     unsigned char* seen = (unsigned char*)need(70000, 1);
     for (uint64_t n = 1; n <= 70000; n = n < 300 ? n + 1 : n * 3 / 2 + 1, sizes++) {
         memset(seen, 0, 70000);
@@ -2616,7 +2621,7 @@ static void loader_permutation(void) {
         }
         if (n > 200 && same > n / 4) fixed++;   // another epoch is another order
     }
-    check(wrong == 0 && fixed == 0, "loader: a permutation",
+    check(wrong == 0 && fixed == 0, "loader: an epoch's order is a permutation",
         "%d sizes to 70000: %d places hit twice or outside, %d sizes where two epochs agree", sizes, wrong,
         fixed);
     free(seen);
@@ -2638,14 +2643,14 @@ static int32_t* loader_dataset(Dataset* d, Error* e) {
         snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? "," : "", path);
         free(tokens);
     }
-    if (dataset_open(d, list, 0, 1, e) != 0) check(0, "loader: shards", "%s", e->text);
+    if (dataset_open(d, list, 0, 1, e) != 0) check(0, "loader: the shards open", "%s", e->text);
     return stream;
 }
 
 typedef struct {
     int dp, sp, kind, B, passes;
 } LoaderShape;
-enum { LOADER_T = 37, LOADER_SAMPLES = 12 };
+enum { LOADER_T = 37, LOADER_SAMPLES = 12, LOADER_RANKS = 16 };
 typedef struct {
     int32_t tokens[LOADER_SAMPLES * LOADER_T], labels[LOADER_SAMPLES * LOADER_T],
         doc_start[LOADER_SAMPLES * LOADER_T];
@@ -2653,51 +2658,78 @@ typedef struct {
     int status;
 } Sequences;
 
+// A loader of that shape with the ranks' memory; the segments are of each sequence-parallel rank.
+typedef struct {
+    Loader loader;
+    RankBatch ranks[LOADER_RANKS];
+    Segments segments[LOADER_RANKS];
+} LoaderTrial;
+
+static void loader_trial_begin(LoaderTrial* t, Dataset* d, LoaderShape shape, int doc_mask, uint64_t limit) {
+    Loader* l = &t->loader;
+    const size_t n = (size_t)(shape.passes * shape.B * LOADER_T);
+    memset(t, 0, sizeof *t);
+    l->data = d;
+    l->T = LOADER_T, l->B = shape.B;
+    l->passes = shape.passes;
+    l->dp = shape.dp, l->sp = shape.sp;
+    l->local_ranks = shape.dp * shape.sp;
+    l->doc_mask = doc_mask;
+    l->shuffled = 1, l->seed = 9;
+    l->limit = limit;
+    l->segments = t->segments;
+    l->batch[0].ranks = l->batch[1].ranks = t->ranks;
+    for (int r = 0; r < shape.sp; r++) t->segments[r] = rank_segments(shape.kind, shape.sp, LOADER_T, r);
+    for (int w = 0; w < l->local_ranks; w++) {
+        t->ranks[w].tokens = (int32_t*)need(n, 4);
+        t->ranks[w].labels = (int32_t*)need(n, 4);
+        t->ranks[w].doc_start = (int32_t*)need(n, 4);
+    }
+}
+static void loader_trial_end(LoaderTrial* t) {
+    for (int w = 0; w < t->loader.local_ranks; w++) {
+        free(t->ranks[w].tokens);
+        free(t->ranks[w].labels);
+        free(t->ranks[w].doc_start);
+    }
+}
+
+// Row `row` of the ranks of a replica, put together as sequence `sequence`.
+static void loader_collect(const LoaderTrial* t, int replica, int64_t row, int64_t sequence, Sequences* out) {
+    const Loader* l = &t->loader;
+    const int64_t to = sequence * LOADER_T;
+    for (int r = 0; r < l->sp; r++) {
+        const RankBatch* rank = &t->ranks[replica * l->sp + r];
+        const Segments* seg = &t->segments[r];
+        int64_t from = row * seg->total;
+        for (int s = 0; s < seg->count; from += seg->rows[s], s++) {
+            const size_t bytes = (size_t)seg->rows[s] * 4;
+            memcpy(out->tokens + to + seg->begin[s], rank->tokens + from, bytes);
+            memcpy(out->labels + to + seg->begin[s], rank->labels + from, bytes);
+        }
+        if (l->doc_mask) memcpy(out->doc_start + to, rank->doc_start + row * LOADER_T, LOADER_T * 4);
+    }
+}
+
 // The samples `first` .. of one step, put together from all ranks' slices; read directly or by the loader's
 // thread.
 static Sequences loader_sequences(
     Dataset* d, LoaderShape shape, uint64_t first, int doc_mask, int thread, uint64_t limit, Error* e) {
+    static LoaderTrial t;
+    Loader* l = &t.loader;
     Sequences out;
-    RankBatch ranks[16];
-    Segments segments[16];
-    Loader l;
     memset(&out, 0, sizeof out);
-    memset(&l, 0, sizeof l);
-    l.data = d, l.T = LOADER_T, l.B = shape.B, l.passes = shape.passes, l.dp = shape.dp, l.sp = shape.sp,
-    l.doc_mask = doc_mask, l.local_ranks = shape.dp * shape.sp, l.shuffled = 1, l.seed = 9, l.limit = limit,
-    l.segments = segments;
-    l.batch[0].ranks = l.batch[1].ranks = ranks;
-    for (int r = 0; r < shape.sp; r++) segments[r] = rank_segments(shape.kind, shape.sp, LOADER_T, r);
-    int64_t n = shape.passes * shape.B;
-    for (int w = 0; w < shape.dp * shape.sp; w++) {
-        ranks[w].tokens = (int32_t*)need((size_t)(n * LOADER_T), 4),
-        ranks[w].labels = (int32_t*)need((size_t)(n * LOADER_T), 4),
-        ranks[w].doc_start = (int32_t*)need((size_t)(n * LOADER_T), 4);
-    }
-    if (thread) loader_request(&l, first);
-    else out.status = loader_fill(&l, &l.batch[0], first, e);
-    if (thread && !loader_take(&l, e)) out.status = -1;
-    out.valid = l.batch[0].valid;
+    loader_trial_begin(&t, d, shape, doc_mask, limit);
+    if (thread) loader_request(l, first);
+    else out.status = loader_fill(l, &l->batch[0], first, e);
+    if (thread && !loader_take(l, e)) out.status = -1;
+    out.valid = l->batch[0].valid;
     for (int pass = 0; pass < shape.passes; pass++)
         for (int replica = 0; replica < shape.dp; replica++)
-            for (int b = 0; b < shape.B; b++) {
-                int64_t to = ((pass * shape.dp + replica) * shape.B + b) * LOADER_T;
-                for (int r = 0; r < shape.sp; r++) {
-                    const RankBatch* rank = &ranks[replica * shape.sp + r];
-                    int64_t from = (pass * shape.B + b) * segments[r].total;
-                    for (int s = 0; s < segments[r].count; from += segments[r].rows[s], s++) {
-                        memcpy(out.tokens + to + segments[r].begin[s], rank->tokens + from,
-                            (size_t)segments[r].rows[s] * 4);
-                        memcpy(out.labels + to + segments[r].begin[s], rank->labels + from,
-                            (size_t)segments[r].rows[s] * 4);
-                    }
-                    if (doc_mask)
-                        memcpy(out.doc_start + to, rank->doc_start + (pass * shape.B + b) * LOADER_T,
-                            LOADER_T * 4);
-                }
-            }
-    for (int w = 0; w < shape.dp * shape.sp; w++)
-        free(ranks[w].tokens), free(ranks[w].labels), free(ranks[w].doc_start);
+            for (int b = 0; b < shape.B; b++)
+                loader_collect(
+                    &t, replica, pass * shape.B + b, (pass * shape.dp + replica) * shape.B + b, &out);
+    loader_trial_end(&t);
     return out;
 }
 
@@ -2733,13 +2765,13 @@ static void loader_shapes(Dataset* d, const int32_t* stream) {
         for (int doc_mask = 0; doc_mask < 2; doc_mask++)
             for (uint64_t first = 0; first < 120; first += 41) {   // epochs have 42 windows
                 uint64_t limit = first == 41 ? 47 : UINT64_MAX;
-                Sequences found =
-                              loader_sequences(d, shapes[i], first, doc_mask, (int)(first % 2), limit, &e),
-                          expected = loader_expected(d, stream, first, doc_mask, limit);
+                const int thread = (int)(first % 2);
+                Sequences found = loader_sequences(d, shapes[i], first, doc_mask, thread, limit, &e);
+                Sequences expected = loader_expected(d, stream, first, doc_mask, limit);
                 equal += found.status == 0 && memcmp(&found, &expected, sizeof found) == 0;
                 runs++;
             }
-    check(equal == runs, "loader: tokens, labels and documents",
+    check(equal == runs, "loader: tokens, labels and documents are the stream's",
         "%d of %d splits over dp, sp, batch and passes give the same sequences as the stream itself %s",
         equal, runs, e.text);
 }
@@ -2751,7 +2783,8 @@ static void loader_epoch(Dataset* d) {
         unsigned char input[STREAM] = {0}, label[STREAM] = {0};
         for (uint64_t i = 0; i < n; i++) {
             uint64_t position = sample_position(d, LOADER_T, epoch * n + i, 1, 9);
-            for (uint64_t t = 0; t < LOADER_T; t++) input[position + t] = 1, label[position + t + 1] = 1;
+            memset(input + position, 1, LOADER_T);
+            memset(label + position + 1, 1, LOADER_T);
             differ += epoch > 0 && position != sample_position(d, LOADER_T, i, 1, 9);
         }
         for (int t = 0; t < STREAM; t++) unseen += (t < STREAM - 1 && !input[t]) + (t > 0 && !label[t]);
@@ -2768,6 +2801,16 @@ static void loader_epoch(Dataset* d) {
         STREAM - 1);
 }
 
+// A run on the test's data with these options: refused, with that in the message.
+static void loader_refused_by_run(const char* options, const char* part) {
+    gpt2_sp_options o = run_options(options);
+    char error[GPT2_SP_TEXT];
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    check(
+        !g && strstr(error, part), "loader: data that cannot serve is refused", "%s", g ? "accepted" : error);
+    gpt2_sp_destroy(g);
+}
+
 static void loader_refused(void) {
     static const struct {
         const char *list, *part;
@@ -2775,20 +2818,12 @@ static void loader_refused(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Dataset d;
         Error e = {{0}};
-        check(dataset_open(&d, cases[i].list, 0, 0, &e) == -1 && strstr(e.text, cases[i].part),
-            "loader: refusal", "%s", e.text);
+        int status = dataset_open(&d, cases[i].list, 0, 0, &e);
+        check(status == -1 && strstr(e.text, cases[i].part), "loader: data that cannot serve is refused",
+            "%s", e.text);
     }
-    gpt2_sp_options o = run_options("seq-len=6000");
-    char error[GPT2_SP_TEXT];
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-    check(!g && strstr(error, "6000 tokens, one sequence needs 6001"), "loader: refusal", "%s",
-        g ? "accepted" : error);
-    gpt2_sp_destroy(g);
-    o = run_options("seq-len=5999 vocab=256");
-    g = gpt2_sp_create(&o, error, sizeof error);
-    check(!g && strstr(error, "vocabulary of 257, the model one of 256"), "loader: refusal", "%s",
-        g ? "accepted" : error);
-    gpt2_sp_destroy(g);
+    loader_refused_by_run("seq-len=6000", "6000 tokens, one sequence needs 6001");
+    loader_refused_by_run("seq-len=5999 vocab=256", "vocabulary of 257, the model one of 256");
 }
 
 static void test_loader(void) {
@@ -2796,13 +2831,20 @@ static void test_loader(void) {
     Error e = {{0}};
     loader_permutation();
     int32_t* stream = loader_dataset(&d, &e);
-    if (d.count == 3) loader_shapes(&d, stream), loader_epoch(&d);
+    if (d.count == 3) {
+        loader_shapes(&d, stream);
+        loader_epoch(&d);
+    }
     dataset_close(&d);
     free(stream);
     loader_refused();
 }
 
 // ===== options ==================================================================================
+// What users write. Held: every spelling of an option counts, a config file too; whatever is wrong is
+// refused in one line that says what would do, combinations before anything runs; the learning rate follows
+// its schedule to the digit. A typing error that is passed over costs a run: it trains for days with the
+// default instead.
 
 // Parses a command line of words; 1: help, 0: taken, -1: refused, with the reason.
 static int options_line(gpt2_sp_options* o, char letter, const char* command, const char* line, Error* e) {
@@ -2817,32 +2859,44 @@ static int options_line(gpt2_sp_options* o, char letter, const char* command, co
 static void options_taken(void) {
     gpt2_sp_options o;
     Error e = {{0}};
-    FILE* f = fopen(scratch("a.cfg"), "w");
-    char line[600];
-    if (f) fprintf(f, "# a comment\n\n  layers = 7\nheads=2\n\tdata =  a b.tok \nlr = 0.5\n"), fclose(f);
     int status = options_line(&o, 'T', "train",
         "--seq-len 32k --lr=1e-3 --doc-mask --schedule ring --batch-size=2 --zero 3 --out=x=y --seed 1m", &e);
     check(status == 0 && o.seq_len == 32768 && o.lr == 1e-3 && o.doc_mask == 1 &&
             o.schedule == GPT2_SP_RING && o.batch_size == 2 && o.zero == 3 && strcmp(o.out, "x=y") == 0 &&
             o.seed == 1048576,
-        "options: spellings", "seq-len %lld, lr %g, doc-mask %lld, schedule %s %s", (long long)o.seq_len,
-        o.lr, (long long)o.doc_mask, schedule_name(o.schedule), e.text);
+        "options: every spelling is understood", "seq-len %lld, lr %g, doc-mask %lld, schedule %s %s",
+        (long long)o.seq_len, o.lr, (long long)o.doc_mask, schedule_name(o.schedule), e.text);
     status = options_line(&o, 'T', "train", "--doc-mask 0 --center=0 --raw-u16 --model d24", &e);
     check(status == 0 && o.doc_mask == 0 && o.center == 0 && o.raw_u16 == 1 && o.layers == 24 &&
             o.heads == 16 && o.channels == 1024,
-        "options: flags and models", "%lld layers, %lld heads, %lld channels %s", (long long)o.layers,
-        (long long)o.heads, (long long)o.channels, e.text);
-    snprintf(line, sizeof line, "--layers 3 --config %s --heads 5", scratch("a.cfg"));
+        "options: flags and model sizes are understood", "%lld layers, %lld heads, %lld channels %s",
+        (long long)o.layers, (long long)o.heads, (long long)o.channels, e.text);
+    char line[600];
+    const char* config = scratch("a.cfg");
+    const char* text = "# a comment\n\n  layers = 7\nheads=2\n\tdata =  a b.tok \nlr = 0.5\n";
+    test_data_write(config, text, strlen(text));
+    snprintf(line, sizeof line, "--layers 3 --config %s --heads 5", config);
     status = options_line(&o, 'T', "train", line, &e);
     check(status == 0 && o.layers == 7 && o.heads == 5 && strcmp(o.data, "a b.tok") == 0 && o.lr == 0.5,
-        "options: a config file, and what follows it", "layers %lld, heads %lld, data `%s` %s",
-        (long long)o.layers, (long long)o.heads, o.data, e.text);
-    check(options_line(&o, 'T', "train", "--layers 3 --help", &e) == 1, "options: --help", "asks for help");
+        "options: a config file counts, and what follows it overrides it",
+        "layers %lld, heads %lld, data `%s` %s", (long long)o.layers, (long long)o.heads, o.data, e.text);
+    status = options_line(&o, 'T', "train", "--layers 3 --help", &e);
+    check(status == 1, "options: --help asks for help", "asks for help");
+}
+
+// Is the name that the program has for choice i of an option the option's own word?
+static int option_names(const char* option, int i, const char* name) {
+    char word[32];
+    return choice_word(option_find(option)->text, i, word, sizeof word) && strcmp(word, name) == 0;
+}
+
+// Every default is in its range and survives being printed and read; every name is there once.
+static void options_table(void) {
     int wrong = 0;
+    Error e = {{0}};
     gpt2_sp_options defaults, again;
     gpt2_sp_defaults(&defaults);
-    for (int i = 0; i < OPTION_COUNT;
-         i++) {   // every default is in its range and survives being printed and read
+    for (int i = 0; i < OPTION_COUNT; i++) {
         char value[GPT2_SP_TEXT];
         again = defaults;
         option_print(&defaults, &OPTIONS[i], value, sizeof value);
@@ -2850,62 +2904,57 @@ static void options_taken(void) {
         wrong += memcmp(&again, &defaults, sizeof again) != 0;
         for (int j = 0; j < i; j++) wrong += strcmp(OPTIONS[i].name, OPTIONS[j].name) == 0;
     }
-    for (int i = 0; i < GPT2_SP_SCHEDULES; i++) {   // the names elsewhere are the option's words
-        char word[32];
-        if (!choice_word(option_find("schedule")->text, i, word, sizeof word) ||
-            strcmp(word, schedule_name(i)) != 0)
-            wrong++;
-        if (i < GPT2_SP_RECOMPUTES &&
-            (!choice_word(option_find("recompute")->text, i, word, sizeof word) ||
-                strcmp(word, recompute_name(i)) != 0))
-            wrong++;
-    }
-    check(wrong == 0, "options: the table", "%d options, %d faults", OPTION_COUNT, wrong);
+    for (int i = 0; i < GPT2_SP_SCHEDULES; i++) wrong += !option_names("schedule", i, schedule_name(i));
+    for (int i = 0; i < GPT2_SP_RECOMPUTES; i++) wrong += !option_names("recompute", i, recompute_name(i));
+    check(wrong == 0, "options: the table's defaults are in range and read as they print",
+        "%d options, %d faults", OPTION_COUNT, wrong);
 }
 
+static const struct {
+    char letter;
+    const char *command, *line, *part;
+} REFUSED_OPTIONS[] = {{'T', "train", "--sequence-len 5", "unknown option --sequence-len"},
+    {'T', "train", "--seqlen 5", "did you mean --seq-len?"},
+    {'T', "train", "--lyers 5", "did you mean --layers?"},
+    {'T', "train", "--xxxxxxxxxxxx 5", "--help` lists them"},
+    {'T', "train", "--layers 0", "must be from 1 to 512"},
+    {'T', "train", "--layers 513", "must be from 1 to 512"},
+    {'T', "train", "--layers x", "expected a whole number"},
+    {'T', "train", "--layers 2.5", "expected a whole number"}, {'T', "train", "--layers", "needs a value"},
+    {'T', "train", "--layers 5x", "expected a whole number"},
+    {'T', "train", "--seq-len 99999999999999999999", "expected a whole number"},
+    {'T', "train", "--seq-len 9999999999", "must be from 1 to 16777216"},
+    {'T', "train", "--lr nan", "expected a number"}, {'T', "train", "--lr inf", "expected a number"},
+    {'T', "train", "--lr -1", "must be from 0 to 10"}, {'T', "train", "--lr 1e999", "expected a number"},
+    {'T', "train", "--schedule rang", "expected one of ring|dist|dist-paper|zigzag|allgather|ulysses"},
+    {'T', "train", "--recompute=", "expected one of none|"},
+    {'T', "train", "--model d13", "expected d12, d24, d36 or d48"},
+    {'T', "train", "--prompt x", "--prompt is not an option of `train`"},
+    {'S', "schedule", "--layers 2", "is not an option of `schedule`"},
+    {'T', "train", "layers 3", "`layers` is not an option"},
+    {'T', "train", "--doc-mask 2", "--doc-mask 2: must be from 0 to 1"},
+    {'T', "train", "--doc-mask=2", "must be from 0 to 1"},
+    {'T', "train", "--config /nowhere/x.cfg", "--config /nowhere/x.cfg: No such file"},
+    {'T', "train", "--keep 1", "must be from 2"}};
+
 static void options_refused(void) {
-    static const struct {
-        char letter;
-        const char *command, *line, *part;
-    } cases[] = {{'T', "train", "--sequence-len 5", "unknown option --sequence-len"},
-        {'T', "train", "--seqlen 5", "did you mean --seq-len?"},
-        {'T', "train", "--lyers 5", "did you mean --layers?"},
-        {'T', "train", "--xxxxxxxxxxxx 5", "--help` lists them"},
-        {'T', "train", "--layers 0", "must be from 1 to 512"},
-        {'T', "train", "--layers 513", "must be from 1 to 512"},
-        {'T', "train", "--layers x", "expected a whole number"},
-        {'T', "train", "--layers 2.5", "expected a whole number"},
-        {'T', "train", "--layers", "needs a value"}, {'T', "train", "--layers 5x", "expected a whole number"},
-        {'T', "train", "--seq-len 99999999999999999999", "expected a whole number"},
-        {'T', "train", "--seq-len 9999999999", "must be from 1 to 16777216"},
-        {'T', "train", "--lr nan", "expected a number"}, {'T', "train", "--lr inf", "expected a number"},
-        {'T', "train", "--lr -1", "must be from 0 to 10"}, {'T', "train", "--lr 1e999", "expected a number"},
-        {'T', "train", "--schedule rang", "expected one of ring|dist|dist-paper|zigzag|allgather|ulysses"},
-        {'T', "train", "--recompute=", "expected one of none|"},
-        {'T', "train", "--model d13", "expected d12, d24, d36 or d48"},
-        {'T', "train", "--prompt x", "--prompt is not an option of `train`"},
-        {'S', "schedule", "--layers 2", "is not an option of `schedule`"},
-        {'T', "train", "layers 3", "`layers` is not an option"},
-        {'T', "train", "--doc-mask 2", "--doc-mask 2: must be from 0 to 1"},
-        {'T', "train", "--doc-mask=2", "must be from 0 to 1"},
-        {'T', "train", "--config /nowhere/x.cfg", "--config /nowhere/x.cfg: No such file"},
-        {'T', "train", "--keep 1", "must be from 2"}};
-    int told = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    int told = 0, count = (int)(sizeof REFUSED_OPTIONS / sizeof REFUSED_OPTIONS[0]);
     gpt2_sp_options o;
     for (int i = 0; i < count; i++) {
+        const char *line = REFUSED_OPTIONS[i].line, *part = REFUSED_OPTIONS[i].part;
         Error e = {{0}};
-        if (options_line(&o, cases[i].letter, cases[i].command, cases[i].line, &e) == -1 &&
-            strstr(e.text, cases[i].part) && !strchr(e.text, '\n'))
-            told++;
-        else printf("     `%s`: %s (expected: %s)\n", cases[i].line, e.text, cases[i].part);
+        int status = options_line(&o, REFUSED_OPTIONS[i].letter, REFUSED_OPTIONS[i].command, line, &e);
+        if (status == -1 && strstr(e.text, part) && !strchr(e.text, '\n')) told++;
+        else printf("     `%s`: %s (expected: %s)\n", line, e.text, part);
     }
-    check(told == count, "options: refusals", "%d of %d, each in one line that says what would do", told,
-        count);
+    check(told == count, "options: what is wrong is refused in one line that says what would do",
+        "%d of %d, each in one line that says what would do", told, count);
     Error e = {{0}};
     char line[600];
-    FILE* f = fopen(scratch("b.cfg"), "w");
-    if (f) fprintf(f, "layers = 7\nlyers = 2\n"), fclose(f);
-    snprintf(line, sizeof line, "--config %s", scratch("b.cfg"));
+    const char* config = scratch("b.cfg");
+    const char* text = "layers = 7\nlyers = 2\n";
+    test_data_write(config, text, strlen(text));
+    snprintf(line, sizeof line, "--config %s", config);
     check(options_line(&o, 'T', "train", line, &e) == -1 &&
             strstr(e.text, "b.cfg:2: unknown option --lyers: did you mean --layers?"),
         "options: a config file's line is named", "%s", e.text);
@@ -2930,8 +2979,8 @@ static void options_combinations(void) {
         gpt2_sp_options o = run_options(cases[i].change);
         char error[GPT2_SP_TEXT];
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        check(!g && strstr(error, cases[i].part), "options: combinations", "%s: %s", cases[i].change,
-            g ? "accepted" : error);
+        check(!g && strstr(error, cases[i].part), "options: combinations that do not fit are refused",
+            "%s: %s", cases[i].change, g ? "accepted" : error);
         gpt2_sp_destroy(g);
     }
 }
@@ -2957,17 +3006,22 @@ static void options_learning_rate(void) {
                 learning_rate(&o, cases[i].done), cases[i].expected);
         most = worst(most, error);
     }
-    check_below(most, 1e-12, "options: learning rates", "18 values: largest error");
+    check_below(most, 1e-12, "options: learning rates follow their schedule", "18 values: largest error");
 }
 
 static void test_options(void) {
     options_taken();
+    options_table();
     options_refused();
     options_combinations();
     options_learning_rate();
 }
 
 // ===== sampling and evaluation ==================================================================
+// What a trained model says and how good it is. Held: tokens are drawn by their probabilities, from a cache
+// of keys and values that gives the logits of the full pass; the same seed gives the same text and
+// validation the same loss at every shape. A loss that depends on the split, or a cache that forgets a
+// token, makes a good model look bad or the reverse.
 
 // Draws at 10000 evenly spread places of (0, 1): each token's share is its probability, to one draw per
 // boundary.
@@ -2999,7 +3053,7 @@ static void sampling_choice(void) {
                 (k + 0.5) / DRAWS, candidates)]++;
         for (int v = 0; v < N; v++)
             most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
-        check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
+        check_below(most, 2.0 / DRAWS, "sampling: tokens are drawn by their probabilities", cases[i].what);
     }
 }
 
@@ -3022,23 +3076,30 @@ static void sampling_vocabulary(void) {
     }
     qsort(sorted, N, sizeof *sorted, candidate_order);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        double sum = 0, kept = 0, most = 0;
-        int count = cases[i].top_k ? (int)cases[i].top_k : N, cut = 0;
+        const int64_t top_k = cases[i].top_k;
+        const double top_p = cases[i].top_p;
+        double sum = 0, kept = 0;
+        double most = 0;
+        int count = top_k ? (int)top_k : N, cut = 0;
         for (int k = 0; k < count; k++) sum += exp((double)sorted[k].logit);
-        while (cut < count && kept < cases[i].top_p * sum) kept += exp((double)sorted[cut++].logit);
+        while (cut < count && kept < top_p * sum) kept += exp((double)sorted[cut++].logit);
         for (int k = 0; k < N; k++)
             expected[sorted[k].token] = k < cut ? exp((double)sorted[k].logit) / kept : 0;
-        for (int k = 0; k < DRAWS; k++)
-            expected[sample_token(
-                logits, N, 1, cases[i].top_k, cases[i].top_p, (k + 0.5) / DRAWS, candidates)] -= 1.0 / DRAWS;
+        for (int k = 0; k < DRAWS; k++) {
+            int token = sample_token(logits, N, 1, top_k, top_p, (k + 0.5) / DRAWS, candidates);
+            expected[token] -= 1.0 / DRAWS;
+        }
         for (int v = 0; v < N; v++) most = worst(most, fabs(expected[v]));
-        check_below(most, 2.0 / DRAWS, "sampling: probabilities", cases[i].what);
+        check_below(most, 2.0 / DRAWS, "sampling: tokens are drawn by their probabilities", cases[i].what);
     }
-    free(logits), free(expected), free(sorted), free(candidates);
+    free(logits);
+    free(expected);
+    free(sorted);
+    free(candidates);
 }
 
-static int rank_noise(
-    Rank* r, gpt2_sp* g) {   // weights large enough that every layer matters, alike on every rank
+// Weights large enough that every layer matters, alike on every rank.
+static int rank_noise(Rank* r, gpt2_sp* g) {
     (void)g;
     weights_init(r, 17);
     real* w = r->state[STATE_WEIGHTS];
@@ -3047,48 +3108,83 @@ static int rank_noise(
     return 0;
 }
 
+enum { CACHED = 300, CACHED_VOCAB = 131 };   // tokens of the sequence, of the vocabulary
+
+// Reads `count` tokens from `begin` on; the distance of the logits after the last of them to the full pass's.
+static double cache_read(
+    Decoder* d, const int32_t* tokens, int64_t begin, int64_t count, const real* logits, int64_t Vp) {
+    double expected[CACHED_VOCAB];
+    for (int v = 0; v < CACHED_VOCAB; v++) expected[v] = (double)logits[(begin + count - 1) * Vp + v];
+    decoder_read(d, tokens + begin, count, begin);
+    return distance(d->logits, expected, CACHED_VOCAB);
+}
+
 // The logits after each token, from the cache one at a time and in blocks, against the full forward pass.
 static void sampling_cache(const char* more) {
+    static const int64_t blocks[] = {1, 99, 1, 199};
     gpt2_sp_options o = options_of("layers=3 heads=3 channels=48 seq-len=300 threads=1");
     options_apply(&o, more);
-    gpt2_sp* g = bare_trainer(&o, 131);
+    gpt2_sp* g = bare_trainer(&o, CACHED_VOCAB);
     if (!g) return;
     Rank* r = &g->ranks[0];
-    int64_t C = 48, Vp = g->mesh.shape.Vp;
+    const int64_t C = 48, Vp = g->mesh.shape.Vp;
+    int32_t* tokens = r->batches[0].tokens;
     ranks_run(g, rank_noise);
-    for (int64_t t = 0; t < 300; t++)
-        r->batches[0].tokens[t] = (int32_t)dice(95, (uint64_t)t, 131), r->batches[0].labels[t] = 0;
-    r->batch = &r->batches[0], r->valid_tokens = 300;
-    double loss = trainer_loss(g), most = 0, blocks = 0, *expected = doubles(Vp);
-    real* logits = reals(300 * Vp);
-    const int32_t* tokens = r->batches[0].tokens;
-    cpu_matmul_forward(logits, r->lnf, r->state[STATE_WEIGHTS] + g->layout.within[P_wte], NULL, 300, C, Vp);
+    for (int64_t t = 0; t < CACHED; t++) tokens[t] = (int32_t)dice(95, (uint64_t)t, CACHED_VOCAB);
+    memset(r->batches[0].labels, 0, CACHED * sizeof(int32_t));
+    r->batch = &r->batches[0], r->valid_tokens = CACHED;
+    double loss = trainer_loss(g), most = 0;
+    real *logits = reals(CACHED * Vp), *weights = r->state[STATE_WEIGHTS];
+    cpu_matmul_forward(logits, r->lnf, weights + g->layout.within[P_wte], NULL, CACHED, C, Vp);
     Decoder one, many;
-    if (decoder_init(&one, g, r->state[STATE_WEIGHTS], 300) != 0 ||
-        decoder_init(&many, g, r->state[STATE_WEIGHTS], 300) != 0)
+    if (decoder_init(&one, g, weights, CACHED) != 0 || decoder_init(&many, g, weights, CACHED) != 0)
         loss = NAN;
-    for (int64_t t = 0; t < 300; t++) {
-        for (int64_t v = 0; v < Vp; v++) expected[v] = (double)logits[t * Vp + v];
-        decoder_read(&one, tokens + t, 1, t);
-        most = worst(most, distance(one.logits, expected, 131));
-        int64_t ends[] = {0, 99, 100, 299 - 256, 299},
-                begins[] = {0, 1, 100, -1, -1};   // blocks of 1, 99, 1, and then 199
-        for (int i = 0; i < 3; i++)
-            if (t == ends[i])
-                decoder_read(&many, tokens + begins[i], t - begins[i] + 1, begins[i]),
-                    blocks = worst(blocks, distance(many.logits, expected, 131));
-        if (t == 299)
-            decoder_read(&many, tokens + 101, 199, 101),
-                blocks = worst(blocks, distance(many.logits, expected, 131));
-    }
-    check(isfinite(loss) && most <= 100 * EPS && blocks <= 100 * EPS, "sampling: cached keys and values",
-        "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, blocks,
+    for (int64_t t = 0; t < CACHED; t++) most = worst(most, cache_read(&one, tokens, t, 1, logits, Vp));
+    double in_blocks = 0;
+    for (int64_t i = 0, t = 0; i < 4; t += blocks[i++])
+        in_blocks = worst(in_blocks, cache_read(&many, tokens, t, blocks[i], logits, Vp));
+    check(isfinite(loss) && most <= 100 * EPS && in_blocks <= 100 * EPS,
+        "sampling: cached keys and values give the logits of the full pass",
+        "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, in_blocks,
         100 * EPS);
     free(one.cache);
     free(many.cache);
     free(logits);
-    free(expected);
     gpt2_sp_destroy(g);
+}
+
+enum { PROMPT = 20, MADE = 16 };
+typedef struct {
+    int32_t greedy[MADE], drawn[MADE];
+} Generated;
+
+// What a trainer says after a prompt; *other: another seed says something else. 0 if it all is as long as
+// asked for.
+static int generate_both(gpt2_sp* g, const int32_t* prompt, Generated* out, int* other) {
+    int32_t else_drawn[MADE] = {0};
+    g->eot = -1;   // so that all are as long
+    int64_t made = gpt2_sp_generate(g, prompt, PROMPT, out->greedy, MADE, 0, 0, 1, 1);
+    gpt2_sp_generate(g, prompt, PROMPT, out->drawn, MADE, 1, 0, 1, 7);
+    gpt2_sp_generate(g, prompt, PROMPT, else_drawn, MADE, 1, 0, 1, 8);
+    *other += memcmp(else_drawn, out->drawn, sizeof else_drawn) != 0;
+    return made == MADE ? 0 : -1;
+}
+
+// Does text end before the end-of-text token? And what is refused: more than the context, no prompt, no such
+// token.
+static int generate_ends(gpt2_sp* g, int32_t* prompt, int32_t first, char refused[3][GPT2_SP_TEXT]) {
+    int32_t out[48];
+    g->eot = first;
+    int ends = gpt2_sp_generate(g, prompt, PROMPT, out, MADE, 0, 0, 1, 1) == 0;
+    int32_t kept = prompt[3];
+    for (int i = 0; i < 3; i++) {
+        const int64_t count = i == 1 ? 0 : PROMPT, length = i == 0 ? 42 : 4;
+        if (i == 2) prompt[3] = 257;
+        if (gpt2_sp_generate(g, prompt, count, out, length, 0, 0, 1, 1) == -1)
+            snprintf(refused[i], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
+    }
+    prompt[3] = kept;
+    return ends;
 }
 
 static void sampling_generate(void) {
@@ -3096,101 +3192,102 @@ static void sampling_generate(void) {
         "batch-size=1 dp=2 sp=2 zero=1", "batch-size=1 sp=2 seq-len=60",
         "batch-size=1 sp=3 seq-len=60 zero=3"};
     enum { SHAPES = sizeof shapes / sizeof shapes[0] };
-    int32_t greedy[SHAPES][16], drawn[SHAPES][16], other[16], prompt[20];
-    int64_t made[SHAPES] = {0};
+    Generated made[SHAPES];
+    int32_t prompt[PROMPT];
     int same = 1, differ = 0;
     char error[GPT2_SP_TEXT], refused[3][GPT2_SP_TEXT];
-    for (int i = 0; i < 20; i++) prompt[i] = (int32_t)dice(96, (uint64_t)i, 64);
-    memset(greedy, 0, sizeof greedy);
-    memset(drawn, 0, sizeof drawn);
-    memset(other, 0, sizeof other);
+    for (int i = 0; i < PROMPT; i++) prompt[i] = (int32_t)dice(96, (uint64_t)i, 64);
+    memset(made, 0, sizeof made);
     memset(refused, 0, sizeof refused);
     for (int i = 0; i < SHAPES; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
         if (!g) continue;
-        g->eot = -1;   // so that all are as long
-        made[i] = gpt2_sp_generate(g, prompt, 20, greedy[i], 16, 0, 0, 1, 1);
-        gpt2_sp_generate(g, prompt, 20, drawn[i], 16, 1, 0, 1, 7);
-        gpt2_sp_generate(g, prompt, 20, other, 16, 1, 0, 1, 8);
-        differ += memcmp(other, drawn[i], sizeof other) != 0;
-        same &= made[i] == 16 && memcmp(greedy[i], greedy[0], sizeof greedy[0]) == 0 &&
-            memcmp(drawn[i], drawn[0], sizeof drawn[0]) == 0;
-        if (i == 0) {
-            g->eot = greedy[0][0];
-            same &= gpt2_sp_generate(g, prompt, 20, other, 16, 0, 0, 1, 1) ==
-                0;   // ends before the end-of-text token
-            if (gpt2_sp_generate(g, prompt, 20, other, 42, 0, 0, 1, 1) == -1)
-                snprintf(refused[0], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
-            if (gpt2_sp_generate(g, prompt, 0, other, 4, 0, 0, 1, 1) == -1)
-                snprintf(refused[1], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
-            int32_t kept = prompt[3];
-            prompt[3] = 257;
-            if (gpt2_sp_generate(g, prompt, 20, other, 4, 0, 0, 1, 1) == -1)
-                snprintf(refused[2], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
-            prompt[3] = kept;
-        }
+        same &= generate_both(g, prompt, &made[i], &differ) == 0;
+        same &= memcmp(&made[i], &made[0], sizeof made[0]) == 0;
+        if (i == 0) same &= generate_ends(g, prompt, made[0].greedy[0], refused);
         gpt2_sp_destroy(g);
     }
-    check(same && differ == SHAPES, "sampling: the same seed, the same text",
+    check(same && differ == SHAPES, "sampling: the same seed gives the same text at every shape",
         "greedy and drawn, %d shapes (threads, sp, zero 3, own positions): %s; another seed differs in %d",
         (int)SHAPES, same ? "equal" : "different", differ);
     check(strstr(refused[0], "20 tokens and 42 more") && strstr(refused[1], "0 tokens") &&
             strstr(refused[2], "token 257"),
-        "sampling: refusals", "%s; %s; %s", refused[0], refused[1], refused[2]);
+        "sampling: what does not fit or is no token is refused", "%s; %s; %s", refused[0], refused[1],
+        refused[2]);
 }
 
-// Validation over 13 windows: the same for every split, equal to the sum of its buckets; buckets 0, 1, 2-3,
-// 4-7, ...
+// Validates over 13 windows; the loss, NAN if it fails, and all that was counted.
+static double evaluation_of(const char* shape, int doc_mask, int T, Evaluation* evaluation) {
+    gpt2_sp_options o = run_options(shape);
+    char error[GPT2_SP_TEXT];
+    double loss = NAN;
+    memset(evaluation, 0, sizeof *evaluation);
+    o.doc_mask = doc_mask, o.seq_len = T;
+    snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    if (!g || gpt2_sp_validate(g, 13, &loss) != 0) printf("     %s\n", g ? gpt2_sp_error(g) : error);
+    else *evaluation = g->evaluation;
+    gpt2_sp_destroy(g);
+    return loss;
+}
+
+// What separates the loss from the sum of its buckets, and their counts from what windows of T tokens have.
+static double buckets_error(const Evaluation* e, double loss, int doc_mask, int T) {
+    double total = 0, count = 0;
+    for (int b = 0; b < POSITION_BUCKETS; b++) {
+        total += e->bucket_loss[b];
+        count += e->bucket_count[b];
+    }
+    int wrong = !doc_mask &&
+        (e->count != 13 * T || e->bucket_count[0] != 13 || e->bucket_count[3] != 4 * 13 ||
+            e->bucket_count[6] != (T - 32) * 13);
+    return fabs(total / count - loss) / loss + fabs(count - e->count) + wrong;
+}
+
+// Validation: the same for every split, equal to the sum of its buckets; buckets 0, 1, 2-3, 4-7, ...
 static void evaluation_splits(void) {
     static const char* const shapes[] = {"batch-size=1", "batch-size=3", "batch-size=2 sp=3",
         "batch-size=1 dp=2 sp=2 zero=3 schedule=zigzag", "batch-size=5 sp=4 recompute=sqrt layers=2"};
-    static const char* const what[] = {
-        "5 splits", "documents, 5 splits", "60 tokens, 5 splits"};   // 60: own positions
-    for (int kind = 0; kind < 3; kind++) {
-        int doc_mask = kind == 1, T = kind == 2 ? 60 : 61;
-        double first = NAN, most = 0, sum_error = 0;
+    static const struct {
+        const char* what;
+        int doc_mask, T;
+    } kinds[] = {{"5 splits", 0, 61}, {"documents, 5 splits", 1, 61},
+        {"60 tokens, 5 splits", 0, 60}};   // 60: own positions
+    for (int k = 0; k < 3; k++) {
+        double first = NAN, most = 0;
+        double sums = 0;
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-            gpt2_sp_options o = run_options(shapes[i]);
-            char error[GPT2_SP_TEXT];
             Evaluation evaluation;
-            o.doc_mask = doc_mask, o.seq_len = T;
-            snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
-            gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-            double loss = NAN, total = 0, count = 0;
-            memset(&evaluation, 0, sizeof evaluation);
-            if (!g || gpt2_sp_validate(g, 13, &loss) != 0) printf("     %s\n", g ? gpt2_sp_error(g) : error);
-            else evaluation = g->evaluation;
+            double loss = evaluation_of(shapes[i], kinds[k].doc_mask, kinds[k].T, &evaluation);
             if (i == 0) first = loss;
-            for (int b = 0; b < POSITION_BUCKETS; b++)
-                total += evaluation.bucket_loss[b], count += evaluation.bucket_count[b];
             most = worst(most, fabs(loss - first) / first);
-            sum_error = worst(sum_error, fabs(total / count - loss) / loss + fabs(count - evaluation.count));
-            if (!doc_mask)
-                sum_error += evaluation.count != 13 * T || evaluation.bucket_count[0] != 13 ||
-                    evaluation.bucket_count[3] != 4 * 13 || evaluation.bucket_count[6] != (T - 32) * 13;
-            gpt2_sp_destroy(g);
+            sums = worst(sums, buckets_error(&evaluation, loss, kinds[k].doc_mask, kinds[k].T));
         }
-        check_below(most, 100 * EPS, "evaluation: the same loss for every split", what[kind]);
-        check_below(sum_error, 1e-12, "evaluation: buckets of positions add up", what[kind]);
+        check_below(most, 100 * EPS, "evaluation: every split has the same loss", kinds[k].what);
+        check_below(sums, 1e-12, "evaluation: buckets of positions add up", kinds[k].what);
     }
     int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 ||
         position_bucket(3) != 2 || position_bucket(4) != 3 || position_bucket(7) != 3 ||
         position_bucket(8) != 4 || position_bucket((1 << 24) - 1) != 24;
-    check(wrong == 0, "evaluation: buckets of positions", "0, 1, 2-3, 4-7, 8-15 ...");
+    check(wrong == 0, "evaluation: buckets of positions double", "0, 1, 2-3, 4-7, 8-15 ...");
 }
 
 static void evaluation_needle(void) {
     gpt2_sp_options o = options_of("layers=1 heads=1 channels=16 seq-len=600 facts=3 threads=1");
     gpt2_sp* g = bare_trainer(&o, 257);
-    double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
+    double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0};
+    double all_right = 0, all_asked = 0;
     if (!g) return;
     ranks_run(g, rank_noise);
     int status = evaluate_needle(g, 5, right, asked);
-    for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
-    check(status == 0 && all_asked == 15 && all_right >= 0 && all_right <= 15, "evaluation: needle",
-        "%g of %g facts by a model that knows nothing %s", all_right, all_asked,
-        status ? gpt2_sp_error(g) : "");
+    for (int i = 0; i < POSITION_BUCKETS; i++) {
+        all_right += right[i];
+        all_asked += asked[i];
+    }
+    check(status == 0 && all_asked == 15 && all_right >= 0 && all_right <= 15,
+        "evaluation: needle asks for every fact once", "%g of %g facts by a model that knows nothing %s",
+        all_right, all_asked, status ? gpt2_sp_error(g) : "");
     gpt2_sp_destroy(g);
 }
 
