@@ -577,7 +577,8 @@ static AttentionCase attention_case;   // the one that the ranks work on
 // Query i of a head by plain attention: the softmax p of its whole row, output and log-sum-exp, and what its
 // gradient adds to dK and dV.
 static void attention_reference_row(AttentionCase* c, int64_t h, int64_t i, double* p) {
-    int64_t T = c->T, HS = c->HS, row = h * T + i;
+    const int64_t T = c->T, HS = c->HS;
+    const int64_t row = h * T + i;
     int64_t first = c->docs ? c->doc_start[i] : 0;
     const real *q = c->q + row * HS, *dout = c->dout + row * HS;
     const real *k = c->kv + 2 * h * T * HS, *v = k + T * HS;
@@ -647,10 +648,12 @@ static void heads_copy(const Rank* r, real* heads, real* columns, int64_t width,
 static int rank_attention(Rank* r, gpt2_sp* g) {
     (void)g;
     AttentionCase* c = &attention_case;
-    const int64_t NH = c->NH, HS = c->HS, C = NH * HS;
-    const int64_t whole = c->T * HS;   // numbers of a head
-    real *q = r->act[A_q], *kv = r->act[A_kv], *atty = r->act[A_atty], *lse = r->act[A_lse];
-    real *dout = r->narrow2, *dqkv = r->wide, *rows = r->narrow;
+    const int64_t NH = c->NH, HS = c->HS;
+    const int64_t C = NH * HS, whole = c->T * HS;   // numbers of a token, of a head
+    real *q = r->act[A_q], *kv = r->act[A_kv];
+    real *atty = r->act[A_atty], *lse = r->act[A_lse];
+    real *dout = r->narrow2, *dqkv = r->wide;
+    real* rows = r->narrow;
     const int32_t* doc_start = c->docs ? c->doc_start : NULL;
     rows_copy(r, q, c->q, NH, HS, 0);
     for (int64_t h = 0; h < 2 * NH; h++)   // (NH, 2, T, HS) here, (2, NH, Tl, HS) there
@@ -1810,7 +1813,8 @@ static void resume_housekeeping(void) {
 // Has the trainer, on one rank or each rank for its own rows, the positions of a (16 of them) again and
 // again?
 static int positions_repeat(const gpt2_sp* g, const gpt2_sp* a) {
-    const int64_t T = g->mesh.shape.T, own = T / g->mesh.sp, C = g->mesh.shape.C;
+    const int64_t T = g->mesh.shape.T, C = g->mesh.shape.C;
+    const int64_t own = T / g->mesh.sp;
     const real* from = weight(&a->ranks[0], positions_unit(&a->layout), P_wpe);
     for (int64_t t = 0; t < T; t++) {
         const real* to = weight(&g->ranks[t / own], positions_unit(&g->layout), P_wpe) + t % own * C;
@@ -2127,7 +2131,8 @@ static void layer_end(LayerTrial* r) {
 static void layer_slopes(LayerTrial* r, const LayerTest* t, int i) {
     const int64_t n = t->inputs[i];
     real* gradient = r->gradients[i];
-    double *direction = doubles(n), norm = 0, largest = 0;
+    double norm = 0, largest = 0;
+    double* direction = doubles(n);
     for (int64_t j = 0; j < n; j++) {
         gradient[j] -= (real)(t->accumulates >> i & 1);
         norm += (double)gradient[j] * (double)gradient[j];
@@ -2452,7 +2457,8 @@ typedef struct {
 
 // 8 ranks; counts of parameters are written out here: 12 C^2 + 13 C a layer. own: each keeps its positions.
 static StateSize state_size(int T, int own) {
-    const int64_t C = 96, L = 6, V = 384, W = 8;
+    const int64_t C = 96, L = 6;
+    const int64_t V = 384, W = 8;
     const int64_t units[4] = {V * C, 12 * C * C + 13 * C, 2 * C, T * C};
     StateSize s = {0, 0, 0};
     for (int i = 0; i < 4; i++) {
@@ -2500,7 +2506,9 @@ static void memory_zero(int T, const char* split, int own) {
 // written out: all; without the norms and GELU; the layer's input, attention's output and LSE; the input;
 // every third input.
 static int64_t kept_bytes(int mode) {
-    const int64_t C = 64, NH = 4, L = 9, R = 2 * 61, row = bytes_of(L * R * C), stats = bytes_of(L * R * NH);
+    const int64_t C = 64, NH = 4;
+    const int64_t L = 9, R = 2 * 61;
+    const int64_t row = bytes_of(L * R * C), stats = bytes_of(L * R * NH);
     const int64_t fourfold = bytes_of(L * R * 4 * C);
     const int64_t gelu = 4 * row + bytes_of(L * R * 2 * C) + fourfold + stats;   // x q atty x2, kv, fch, lse
     switch (mode) {
@@ -3334,73 +3342,110 @@ static int command_run(const char* line, char* out, size_t size) {
 }
 
 // ===== transport ================================================================================
+// How ranks speak to each other, as threads and as processes. Held: every number of a collective or a
+// message arrives as it was sent; the bytes on the wire are those of the tables in data/net.h; a header with
+// a bit turned is no header; and the end of one rank reaches all others, wherever they wait. Without the
+// last a run of a hundred processes of which one has died waits for ever.
 
 enum { TRANSPORT_WORLD = 6, TRANSPORT_SLICE = 37 };
 static char scratch_shard[512];   // what the processes of transport_not_finite read
 static int transport_wrong[TRANSPORT_WORLD], transport_case;   // of each rank; what rank_stops waits for
 
-static int rank_collectives(Rank* r, gpt2_sp* g) {
-    (void)g;
-    Transport* t = &r->transport;
-    int64_t n = TRANSPORT_WORLD * TRANSPORT_SLICE;
-    real buffer[TRANSPORT_WORLD * TRANSPORT_SLICE];
+// Each collective once, with numbers that tell who sent them and in which round: how many came out wrong, -1
+// if it failed.
+static int all_reduce_wrong(Transport* t, int round, Error* e) {
+    double values[4];
     int wrong = 0;
+    for (int i = 0; i < 4; i++) values[i] = t->rank * 10 + i + round;
+    if (t->all_reduce(t, values, 4, e) != 0) return -1;
+    for (int i = 0; i < 4; i++) wrong += values[i] != 150 + 6 * (i + round);
+    return wrong;
+}
+static int reduce_scatter_wrong(Transport* t, int round, Error* e) {
+    enum { COUNT = TRANSPORT_WORLD * TRANSPORT_SLICE };
+    real buffer[COUNT];
+    int wrong = 0;
+    for (int64_t i = 0; i < COUNT; i++) buffer[i] = (real)(i * (t->rank + 1) % 64 + round);
+    if (t->reduce_scatter(t, buffer, TRANSPORT_SLICE, e) != 0) return -1;
+    for (int64_t i = t->rank * TRANSPORT_SLICE; i < (t->rank + 1) * TRANSPORT_SLICE; i++) {
+        real sum = 0;
+        for (int w = 0; w < TRANSPORT_WORLD; w++) sum += (real)(i * (w + 1) % 64 + round);
+        wrong += buffer[i] != sum;
+    }
+    return wrong;
+}
+static int all_gather_wrong(Transport* t, int round, Error* e) {
+    enum { COUNT = TRANSPORT_WORLD * TRANSPORT_SLICE };
+    real buffer[COUNT];
+    int wrong = 0;
+    for (int64_t i = 0; i < COUNT; i++) buffer[i] = i / TRANSPORT_SLICE == t->rank ? (real)(i + round) : -1;
+    if (t->all_gather(t, buffer, TRANSPORT_SLICE, e) != 0) return -1;
+    for (int64_t i = 0; i < COUNT; i++) wrong += buffer[i] != (real)(i + round);
+    return wrong;
+}
+static int share_wrong(Transport* t, int round, Error* e) {
+    int32_t shown[TRANSPORT_WORLD] = {0};
+    int wrong = 0;
+    shown[t->rank] = t->rank * 100 + round;
+    if (t->share(t, shown, sizeof shown[0], e) != 0) return -1;
+    for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += shown[w] != w * 100 + round;
+    return wrong;
+}
+
+static int rank_collectives(Rank* r, gpt2_sp* g) {
+    static int (*const collectives[])(Transport*, int, Error*) = {
+        all_reduce_wrong, reduce_scatter_wrong, all_gather_wrong, share_wrong};
+    Transport* t = &r->transport;
+    int wrong = 0;
+    (void)g;
     for (int round = 0; round < 20; round++) {
-        double values[4];
-        for (int i = 0; i < 4; i++) values[i] = t->rank * 10 + i + round;
-        if (t->all_reduce(t, values, 4, &r->error) != 0) return -1;
-        for (int i = 0; i < 4; i++) wrong += values[i] != 150 + 6 * (i + round);
-        for (int64_t i = 0; i < n; i++) buffer[i] = (real)(i * (t->rank + 1) % 64 + round);
-        if (t->reduce_scatter(t, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
-        for (int64_t i = t->rank * TRANSPORT_SLICE; i < (t->rank + 1) * TRANSPORT_SLICE; i++) {
-            real sum = 0;
-            for (int w = 0; w < TRANSPORT_WORLD; w++) sum += (real)(i * (w + 1) % 64 + round);
-            wrong += buffer[i] != sum;
+        for (int i = 0; i < 4; i++) {
+            int found = collectives[i](t, round, &r->error);
+            if (found < 0) return -1;
+            wrong += found;
         }
-        for (int64_t i = 0; i < n; i++) buffer[i] = i / TRANSPORT_SLICE == t->rank ? (real)(i + round) : -1;
-        if (t->all_gather(t, buffer, TRANSPORT_SLICE, &r->error) != 0) return -1;
-        for (int64_t i = 0; i < n; i++) wrong += buffer[i] != (real)(i + round);
-        int32_t shown[TRANSPORT_WORLD] = {0};
-        shown[t->rank] = t->rank * 100 + round;
-        if (t->share(t, shown, sizeof shown[0], &r->error) != 0) return -1;
-        for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += shown[w] != w * 100 + round;
         if (t->barrier(t, &r->error) != 0) return -1;
     }
     transport_wrong[t->rank] = wrong;
     return 0;
 }
 
-// Every rank to every other, several pieces of several sizes in one group, round after round.
-static int rank_exchange(Rank* r, gpt2_sp* g) {
-    (void)g;
-    Transport* t = &r->transport;
+// What every rank sends to every other in a round: several pieces of several sizes in one group.
+typedef struct {
     int32_t sent[3][TRANSPORT_WORLD][8], received[3][TRANSPORT_WORLD][8];
     Piece sends[3 * TRANSPORT_WORLD], receives[3 * TRANSPORT_WORLD];
-    int wrong = 0;
-    for (int round = 0; round < 50; round++) {
-        int send_count = 0, receive_count = 0;
-        memset(received, 0, sizeof received);
-        for (int piece = 0; piece < 3; piece++)
-            for (int w = 0; w < TRANSPORT_WORLD; w++) {
-                if (w == t->rank || (w + t->rank + round) % 3 == 0) continue;
-                for (int i = 0; i < 8; i++)
-                    sent[piece][w][i] = ((round * 10 + piece) * 10 + t->rank) * 10 + w;
-                Piece out = {w, sent[piece][w], (size_t)(4 * (piece + 2 + (t->rank + w) % 2))},
-                      in = {w, received[piece][w], out.bytes};
-                sends[send_count++] = out, receives[receive_count++] = in;
-            }
-        if (t->post(t, sends, send_count, &r->error) != 0 ||
-            t->wait(t, sends, send_count, receives, receive_count, &r->error) != 0)
-            return -1;
-        for (int i = 0; i < receive_count; i++) {
-            int piece = (int)((int32_t(*)[TRANSPORT_WORLD][8])(void*)receives[i].data - received),
-                w = receives[i].peer;
-            const int32_t* got = (const int32_t*)receives[i].data;
-            (void)piece;
-            for (size_t k = 0; k < receives[i].bytes / 4; k++)
-                wrong += got[k] % 100 != w * 10 + t->rank || got[k] / 1000 != round;
+    int count;
+} ExchangeRound;
+static void exchange_fill(ExchangeRound* x, int rank, int round) {
+    x->count = 0;
+    memset(x->received, 0, sizeof x->received);
+    for (int piece = 0; piece < 3; piece++)
+        for (int w = 0; w < TRANSPORT_WORLD; w++) {
+            if (w == rank || (w + rank + round) % 3 == 0) continue;
+            for (int i = 0; i < 8; i++) x->sent[piece][w][i] = ((round * 10 + piece) * 10 + rank) * 10 + w;
+            const size_t bytes = (size_t)(4 * (piece + 2 + (rank + w) % 2));
+            Piece out = {w, x->sent[piece][w], bytes}, in = {w, x->received[piece][w], bytes};
+            x->sends[x->count] = out;
+            x->receives[x->count++] = in;
         }
-        memset(sent, 0xEE, sizeof sent);   // taken: the sender may write there again
+}
+
+static int rank_exchange(Rank* r, gpt2_sp* g) {
+    Transport* t = &r->transport;
+    ExchangeRound x;
+    int wrong = 0;
+    (void)g;
+    for (int round = 0; round < 50; round++) {
+        exchange_fill(&x, t->rank, round);
+        if (t->post(t, x.sends, x.count, &r->error) != 0 ||
+            t->wait(t, x.sends, x.count, x.receives, x.count, &r->error) != 0)
+            return -1;
+        for (int i = 0; i < x.count; i++) {
+            const int32_t* got = (const int32_t*)x.receives[i].data;
+            for (size_t k = 0; k < x.receives[i].bytes / 4; k++)
+                wrong += got[k] % 100 != x.receives[i].peer * 10 + t->rank || got[k] / 1000 != round;
+        }
+        memset(x.sent, 0xEE, sizeof x.sent);   // taken: the sender may write there again
     }
     transport_wrong[t->rank] = wrong;
     return 0;
@@ -3413,7 +3458,9 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     double value = 1;
     real buffer[TRANSPORT_WORLD] = {0};
     int32_t word = 0;
-    Piece piece = {2, &word, 4}, longer = {(t->rank + 1) % 6, &word, 2}, from = {(t->rank + 5) % 6, &word, 4};
+    const int next = (t->rank + 1) % 6, before = (t->rank + 5) % 6;
+    Piece piece = {2, &word, 4}, longer = {next, &word, 2};
+    Piece from = {before, &word, 4};
     if (transport_case == 5) {   // a peer that sends what is not expected
         if (t->post(t, &longer, 1, &r->error) != 0) return -1;
         return t->wait(t, &longer, 1, &from, 1, &r->error);
@@ -3423,12 +3470,10 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
     case 0: return t->barrier(t, &r->error);
     case 1: return t->all_reduce(t, &value, 1, &r->error);
     case 2: return t->all_gather(t, buffer, 1, &r->error);
-    case 3:
-        return t->post(t, NULL, 0, &r->error) != 0
-            ? -1
-            : t->wait(t, NULL, 0, &piece, 1, &r->error);   // for what rank 2 sends
-    // until rank 2 takes it; where it is in another process, its link does, and the next barrier tells
-    default:
+    case 3:   // for what rank 2 sends
+        if (t->post(t, NULL, 0, &r->error) != 0) return -1;
+        return t->wait(t, NULL, 0, &piece, 1, &r->error);
+    default:   // until rank 2 takes it; if it is in another process, its link does: the next barrier tells
         if (t->post(t, &piece, 1, &r->error) != 0 || t->wait(t, &piece, 1, NULL, 0, &r->error) != 0)
             return -1;
         return t->barrier(t, &r->error);
@@ -3437,25 +3482,25 @@ static int rank_stops(Rank* r, gpt2_sp* g) {
 
 // --- frames and links ---
 
+static int frames_equal(const net_frame* a, const net_frame* b) {
+    return a->kind == b->kind && a->from == b->from && a->to == b->to && a->operation == b->operation &&
+        a->message == b->message && a->bytes == b->bytes;
+}
+
 static void transport_frames(void) {
     unsigned char header[NET_HEADER];
-    int wrong = 0, taken = 0;
-    net_frame f, back;
-    memset(&f, 0, sizeof f);
-    f.kind = FRAME_SLICE, f.from = 3, f.to = HOST, f.operation = 1ull << 40, f.message = 1ull << 33,
-    f.bytes = NET_FRAME_BYTES;
+    int taken = 0, wrong = 0;
+    net_frame f = {NULL, FRAME_SLICE, 3, HOST, 1ull << 40, 1ull << 33, NET_FRAME_BYTES, NULL}, back;
     net_frame_encode(header, &f);
-    wrong += net_frame_decode(&back, header) != 0 || back.kind != f.kind || back.from != 3 ||
-        back.to != HOST || back.operation != f.operation || back.message != f.message ||
-        back.bytes != f.bytes;
-    check(wrong == 0, "transport: a frame's header", "read back as written");
+    check(net_frame_decode(&back, header) == 0 && frames_equal(&back, &f),
+        "transport: a frame's header is read as it was written", "read back as written");
     for (int bit = 0; bit < 8 * NET_HEADER; bit++) {
         header[bit / 8] ^= (unsigned char)(1 << bit % 8);
         taken += net_frame_decode(&back, header) == 0;
         header[bit / 8] ^= (unsigned char)(1 << bit % 8);
     }
-    check(taken == 0, "transport: a bit of a header turned", "%d of %d taken for a header", taken,
-        8 * NET_HEADER);
+    check(taken == 0, "transport: a header with a bit turned is no header", "%d of %d taken for a header",
+        taken, 8 * NET_HEADER);
     const struct {
         int kind;
         uint64_t message, bytes;
@@ -3466,11 +3511,12 @@ static void transport_frames(void) {
         {NET_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1}, {NET_ABORT, sizeof(Error), sizeof(Error), 0}};
     int count = (int)(sizeof limits / sizeof limits[0]);
     for (int i = 0; i < count; i++) {
-        f.kind = limits[i].kind, f.message = limits[i].message, f.bytes = (size_t)limits[i].bytes;
+        f.kind = limits[i].kind;
+        f.message = limits[i].message, f.bytes = (size_t)limits[i].bytes;
         net_frame_encode(header, &f);
         wrong += (net_frame_decode(&back, header) == 0) != limits[i].good;
     }
-    check(wrong == 0, "transport: limits of a frame", "%d of %d", count - wrong, count);
+    check(wrong == 0, "transport: a frame's limits hold on both sides", "%d of %d", count - wrong, count);
 }
 
 // What processes of two builds would say to each other: the bytes are those of the tables in data/net.h.
@@ -3486,66 +3532,90 @@ static void transport_bytes(void) {
     net_welcome welcome;
     net_place places[2];
     net_frame_encode(header, &f);
-    check(memcmp(header, expected, NET_HEADER) == 0, "transport: the bytes of a frame's header", "%d",
-        NET_HEADER);
+    check(memcmp(header, expected, NET_HEADER) == 0, "transport: a frame's header has the bytes of its table",
+        "%d", NET_HEADER);
     memset(&hello, 0, sizeof hello);
     memset(&welcome, 0, sizeof welcome);
     memset(places, 0, sizeof places);
     hello.magic = NET_HELLO_MAGIC, welcome.magic = NET_WELCOME_MAGIC;
     hello.cookie = welcome.cookie = 0x1122334455667788ull;
-    hello.process = 2, hello.processes = 3, hello.port = 29400;
+    hello.process = 2, hello.processes = 3;
+    hello.port = 29400;
     snprintf(hello.machine, sizeof hello.machine, "a machine");
     welcome.processes = 2, places[1].port = 29400;
     snprintf(places[1].address, sizeof places[1].address, "10.0.0.2");
     uint32_t one = net_hello_crc(hello), two = net_welcome_crc(welcome, places, 2);
     check(sizeof hello == 128 && sizeof welcome == 536 && sizeof *places == 168 && one == 0x1a912f52 &&
             two == 0x0d8e35cd,
-        "transport: the bytes of a hello and a welcome", "%zu, %zu and %zu; CRC-32 %08x and %08x",
-        sizeof hello, sizeof welcome, sizeof *places, one, two);
+        "transport: a hello and a welcome have the bytes of their tables",
+        "%zu, %zu and %zu; CRC-32 %08x and %08x", sizeof hello, sizeof welcome, sizeof *places, one, two);
+}
+
+enum {
+    LINK_FRAME,
+    LINK_NOISE,
+    LINK_HALF_HEADER,
+    LINK_HALF_FRAME,
+    LINK_ABORT,
+    LINK_ABORT_NAMED,
+    LINK_CLOSED,
+    LINKS
+};
+static const struct {
+    const char *what, *text;
+    size_t bytes;           // that arrive; 0: the whole frame
+    const char* expected;   // of the error
+} LINK_CASES[LINKS] = {
+    {"a frame", "the disk is full", 0, NULL},
+    {"noise", "the disk is full", NET_HEADER + 64,
+        "process 1 is gone (it sent what is no frame), waited for in a test"},
+    {"half a header", "the disk is full", 20, "process 1 is gone (connection closed)"},
+    {"half a frame", "the disk is full", NET_HEADER + 5, "process 1 is gone (connection closed)"},
+    {"an abort", "the disk is full", 0, "process 1: the disk is full"},
+    {"an abort that names its process", "process 7: the disk is full", 0, "process 7: the disk is full"},
+    {"closed at once", "the disk is full", 0, "process 1 is gone (connection closed)"},
+};
+
+// Writes what the case brings to the other end of the link, and closes it.
+static void link_write(int fd, int i) {
+    unsigned char bytes[NET_HEADER + 64];
+    const char* text = LINK_CASES[i].text;
+    net_frame f;
+    memset(&f, 0, sizeof f);
+    f.kind = i == LINK_ABORT || i == LINK_ABORT_NAMED ? (int)NET_ABORT : (int)FRAME_TEXT;
+    f.from = f.to = HOST;
+    f.operation = 1;
+    f.message = f.bytes = strlen(text);
+    net_frame_encode(bytes, &f);
+    memcpy(bytes + NET_HEADER, text, f.bytes);
+    for (size_t k = 0; i == LINK_NOISE && k < sizeof bytes; k++) bytes[k] = (unsigned char)dice(5, k, 256);
+    size_t size = LINK_CASES[i].bytes ? LINK_CASES[i].bytes : NET_HEADER + f.bytes;
+    if (i != LINK_CLOSED) (void)!write(fd, bytes, size);
+    close(fd);
 }
 
 // A link whose other end is this test: what bytes make of the queue, the world and the link.
 static void transport_link(void) {
-    static const char* const cases[] = {"a frame", "noise", "half a header", "half a frame", "an abort",
-        "an abort that names its process", "closed at once"};
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < LINKS; i++) {
+        const char *text = LINK_CASES[LINK_FRAME].text, *expected = LINK_CASES[i].expected;
         ThreadWorld w;
         Error e = {{0}};
         int ends[2];
-        unsigned char bytes[NET_HEADER + 64];
-        const char* text = i == 5 ? "process 7: the disk is full" : "the disk is full";
         memset(&w, 0, sizeof w);
         if (world_open(&w, 100, &e) != 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) continue;
         w.process = 0, w.processes = 2;
         if (net_links_make(&w.net, 0, 2) != 0) exit(1);
         w.net.links[1].fd = ends[0];
-        net_frame f;
-        memset(&f, 0, sizeof f);
-        f.kind = i == 4 || i == 5 ? (int)NET_ABORT : (int)FRAME_TEXT;
-        f.from = f.to = HOST, f.operation = 1;
-        f.message = f.bytes = strlen(text);
-        net_frame_encode(bytes, &f);
-        memcpy(bytes + NET_HEADER, text, f.bytes);
-        size_t size = i == 1 ? sizeof bytes
-            : i == 2         ? 20
-            : i == 3         ? NET_HEADER + 5
-            : i == 6         ? 0
-                             : NET_HEADER + f.bytes;
-        for (size_t k = 0; i == 1 && k < sizeof bytes; k++) bytes[k] = (unsigned char)dice(5, k, 256);
-        if (size > 0) (void)!write(ends[1], bytes, size);
-        close(ends[1]);
+        link_write(ends[1], i);
         if (net_link_start(&w.net.links[1]) != 0) exit(1);
         Transport host = thread_transport(&w, HOST);
         transport_begin(&host, "a test");
         char taken[64] = "";
-        int status = link_receive(&host, 1, HOST, FRAME_TEXT, taken, f.bytes, &e);
-        const char* expected = i == 0 ? ""
-            : i == 1                  ? "process 1 is gone (it sent what is no frame), waited for in a test"
-            : i == 4                  ? "process 1: the disk is full"
-            : i == 5                  ? "process 7: the disk is full"
-                                      : "process 1 is gone (connection closed)";
-        check(i == 0 ? status == 0 && strcmp(taken, text) == 0 : status == -1 && strstr(e.text, expected),
-            "transport: a link brings", "%s: %s", cases[i], i == 0 ? taken : e.text);
+        int status = link_receive(&host, 1, HOST, FRAME_TEXT, taken, strlen(LINK_CASES[i].text), &e);
+        int right =
+            expected ? status == -1 && strstr(e.text, expected) : status == 0 && strcmp(taken, text) == 0;
+        check(right, "transport: a link brings a frame whole, or tells why there is none", "%s: %s",
+            LINK_CASES[i].what, expected ? e.text : taken);
         thread_world_free(&w);
     }
 }
@@ -3597,33 +3667,36 @@ static int transport_processes(TransportProcess* p, int processes, int what, int
     int port = free_port(), wrong = 0;
     memset(p, 0, sizeof *p * TRANSPORT_WORLD);
     for (int i = 0; i < processes; i++) {
-        p[i].process = i, p[i].processes = processes, p[i].port = port, p[i].what = what;
+        p[i].process = i, p[i].processes = processes;
+        p[i].port = port;
+        p[i].what = what;
         pthread_create(&threads[i], NULL, transport_process, &p[i]);
     }
-    for (int i = 0; i < processes; i++) pthread_join(threads[i], NULL), wrong += p[i].status != status;
+    for (int i = 0; i < processes; i++) {
+        pthread_join(threads[i], NULL);
+        wrong += p[i].status != status;
+    }
     return wrong;
 }
 
 static void transport_between_processes(void) {
-    TransportProcess p[TRANSPORT_WORLD];
+    static const char* const names[] = {"transport: collectives between processes give the right numbers",
+        "transport: messages between processes arrive as they were sent"};
     static const int counts[] = {2, 3, 6};
+    TransportProcess p[TRANSPORT_WORLD];
     for (int c = 0; c < 3; c++)
         for (int what = 0; what < 2; what++) {
             int wrong = 0;
             memset(transport_wrong, -1, sizeof transport_wrong);
             int failed = transport_processes(p, counts[c], what, 0);
             for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
-            check(failed == 0 && wrong == 0,
-                what == 0 ? "transport: collectives between processes"
-                          : "transport: messages between processes",
-                "%d processes of %d ranks: %d numbers wrong %s", counts[c], TRANSPORT_WORLD / counts[c],
-                wrong, p[0].error.text);
+            check(failed == 0 && wrong == 0, names[what], "%d processes of %d ranks: %d numbers wrong %s",
+                counts[c], TRANSPORT_WORLD / counts[c], wrong, p[0].error.text);
         }
     for (transport_case = 0; transport_case < 6; transport_case++) {
+        const char* part = transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough";
         int failed = transport_processes(p, 3, 2, -1), untold = 0;
-        for (int i = 0; i < 3; i++)
-            untold += p[i].again != -1 ||
-                !strstr(p[i].error.text, transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough");
+        for (int i = 0; i < 3; i++) untold += p[i].again != -1 || !strstr(p[i].error.text, part);
         check(failed == 0 && untold == 0, "transport: one rank's end is told to all processes",
             "case %d, %d failed, %d untold: %s; %s; %s", transport_case, failed, untold, p[0].error.text,
             p[1].error.text, p[2].error.text);
@@ -3662,22 +3735,58 @@ static void* finite_process(void* argument) {
 static void transport_not_finite(void) {
     FiniteProcess p[2];
     pthread_t thread;
+    char out[1024], line[1200], text[512] = "";
+    const char* path = scratch("finite.txt");
     memset(p, 0, sizeof p);
-    p[1].process = 1, p[0].port = p[1].port = free_port();
-    char out[1024], line[1200];
-    FILE* f = fopen(scratch("finite.txt"), "w");
-    for (int i = 0; f && i < 50; i++) fprintf(f, "line %d\n", i);
-    if (f) fclose(f);
-    snprintf(line, sizeof line, "prepare --out %s", scratch("finite.tok"));
-    snprintf(line + strlen(line), sizeof line - strlen(line), " %s", scratch("finite.txt"));
+    p[1].process = 1;
+    p[0].port = p[1].port = free_port();
+    for (int i = 0; i < 50; i++) snprintf(text + strlen(text), sizeof text - strlen(text), "line %d\n", i);
+    test_data_write(path, text, strlen(text));
     snprintf(scratch_shard, sizeof scratch_shard, "%s", scratch("finite.tok"));
+    snprintf(line, sizeof line, "prepare --out %s %s", scratch_shard, path);
     if (command_run(line, out, sizeof out) != 0) printf("     %s\n", out);
     pthread_create(&thread, NULL, finite_process, &p[1]);
     finite_process(&p[0]);
     pthread_join(thread, NULL);
     check(p[0].status == 0 && p[1].status == 0 && p[0].skipped && p[1].skipped && p[0].before == p[0].after &&
             p[1].before == p[1].after,
-        "transport: infinity on one process", "loss %g and %g; no update on either", p[0].loss, p[1].loss);
+        "transport: infinity on one process stops the update of all", "loss %g and %g; no update on either",
+        p[0].loss, p[1].loss);
+}
+
+// All ranks in one process.
+static void transport_threads(void) {
+    static const RankJob jobs[] = {rank_collectives, rank_exchange};
+    static const char* const names[] = {
+        "transport: all-reduce, reduce-scatter and all-gather give the right numbers",
+        "transport: groups of messages arrive as they were sent"};
+    static const int rounds[] = {20, 50};
+    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=6 threads=1");
+    gpt2_sp* g = bare_trainer(&o, 128);
+    for (int i = 0; g && i < 2; i++) {
+        int wrong = 0;
+        memset(transport_wrong, -1, sizeof transport_wrong);
+        int status = ranks_run(g, jobs[i]);
+        for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
+        check(status == 0 && wrong == 0, names[i], "%d ranks, %d rounds: %d numbers wrong %s",
+            TRANSPORT_WORLD, rounds[i], wrong, status ? g->error.text : "");
+    }
+    gpt2_sp_destroy(g);
+}
+
+static void transport_stops(void) {
+    static const char* const waits[] = {"a barrier", "an all-reduce", "an all-gather", "a message",
+        "a message's taking", "a message of another length"};
+    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=6 threads=1");
+    for (transport_case = 0; transport_case < 6; transport_case++) {
+        const char* part = transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough";
+        gpt2_sp* g = bare_trainer(&o, 128);
+        int status = g ? ranks_run(g, rank_stops) : 0, again = g ? ranks_run(g, rank_collectives) : 0;
+        check(status == -1 && again == -1 && strstr(g->error.text, part),
+            "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case],
+            g ? g->error.text : "");
+        gpt2_sp_destroy(g);
+    }
 }
 
 static void test_transport(void) {
@@ -3686,141 +3795,149 @@ static void test_transport(void) {
     transport_link();
     transport_between_processes();
     transport_not_finite();
-    gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=6 threads=1");
-    gpt2_sp* g = bare_trainer(&o, 128);
-    if (!g) return;
-    for (int i = 0; i < 2; i++) {
-        int wrong = 0;
-        memset(transport_wrong, -1, sizeof transport_wrong);
-        int status = ranks_run(g, i == 0 ? rank_collectives : rank_exchange);
-        for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
-        check(status == 0 && wrong == 0,
-            i == 0 ? "transport: all-reduce, reduce-scatter, all-gather" : "transport: groups of messages",
-            "%d ranks, %d rounds: %d numbers wrong %s", TRANSPORT_WORLD, i == 0 ? 20 : 50, wrong,
-            status ? g->error.text : "");
-    }
-    gpt2_sp_destroy(g);
-    for (transport_case = 0; transport_case < 6; transport_case++) {
-        static const char* const waits[] = {"a barrier", "an all-reduce", "an all-gather", "a message",
-            "a message's taking", "a message of another length"};
-        g = bare_trainer(&o, 128);
-        int status = g ? ranks_run(g, rank_stops) : 0, again = g ? ranks_run(g, rank_collectives) : 0;
-        check(status == -1 && again == -1 &&
-                strstr(g->error.text, transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough"),
-            "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case],
-            g ? g->error.text : "");
-        gpt2_sp_destroy(g);
-    }
+    transport_threads();
+    transport_stops();
 }
 
 // ===== commands =================================================================================
+// The commands in the order in which a user meets them, on a text of 30 KB. Held: each does what its name
+// says from the files of the one before, its JSON is JSON, and what cannot be done is refused in a sentence.
+// The other groups call functions; here the program is used as its users use it, so that parts that are
+// right one by one and do not fit together show.
+
+enum { COMMAND_OUT = 1 << 16 };
+static char command_out[COMMAND_OUT];   // what the last command printed, and its error
+static char command_book[512], command_shard[512],
+    command_folder[512];   // a text, its shard, and the folder of a run
+
+// Runs a command line as command_run does.
+static int command(const char* format, ...) __attribute__((format(printf, 1, 2)));
+static int command(const char* format, ...) {
+    char line[2048];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    return command_run(line, command_out, COMMAND_OUT);
+}
+static int command_said(const char* text) { return strstr(command_out, text) != NULL; }
 
 static int json_whole(const char* text) {
     return json_validate(text, strlen(text), JSON_MAX_DEPTH, NULL) == 0;
 }
+// Number `key` of an object of the last command's JSON; NAN if there is none.
+static double command_number(const char* object, const char* key) {
+    json_span span;
+    double value;
+    if (json_get(command_out, strlen(command_out), object, &span) != 1) return NAN;
+    return json_get_double(span.s, span.n, key, &value) == 1 ? value : NAN;
+}
 
-// The commands in the order in which a user meets them, on a text of 30 KB.
-static void test_commands(void) {
-    enum { SIZE = 1 << 16 };
-    char *out = (char*)need(SIZE, 1), line[2048], book[512], shard[512], run[512];
-    double value = 0;
-    uint64_t total = 0;
-    snprintf(book, sizeof book, "%s", scratch("book.txt"));
-    snprintf(shard, sizeof shard, "%s", scratch("book.tok"));
-    snprintf(run, sizeof run, "%s", scratch("book_run"));
-    FILE* f = fopen(book, "w");
+static void commands_prepare(void) {
+    FILE* f = fopen(command_book, "w");
     for (int i = 0; f && i < 600; i++)
         fprintf(f, "Line %d of a book that tells %llu things.\n", i,
             (unsigned long long)dice(99, (uint64_t)i, 1000));
     if (f) fclose(f);
-    snprintf(line, sizeof line, "prepare --tokenizer byte --out %s %s", shard, book);
-    check(command_run(line, out, SIZE) == 0 && strstr(out, "1 documents, "), "commands: prepare", "%s", out);
+    int status = command("prepare --tokenizer byte --out %s %s", command_shard, command_book);
+    check(status == 0 && command_said("1 documents, "), "commands: prepare makes a shard of a text", "%s",
+        command_out);
+}
 
-    int status = command_run("schedule --schedule dist --sp 8 --json", out, SIZE);
-    json_span forward;
-    int found = json_get(out, strlen(out), "forward", &forward) == 1 &&
-        json_get_double(forward.s, forward.n, "makespan", &value) == 1;
-    check(status == 0 && json_whole(out) && found && value == 4, "commands: schedule --json", "makespan %g",
-        value);
-    status = command_run("schedule --schedule dist-paper --sp 8", out, SIZE);
-    check(status == 0 && strstr(out, "makespan 4.5 units, ideal 4") && strstr(out, "idle"),
-        "commands: schedule", "dist-paper P=8 %s", status ? out : "drawn, with its idle half step");
-    status = command_run(
-        "plan --layers 2 --heads 2 --channels 64 --seq-len 2048 --sp 4 --json --gflops 50 --link-gbs 5", out,
-        SIZE);
-    json_span memory;
-    found = json_get(out, strlen(out), "memory_bytes", &memory) == 1 &&
-        json_get_u64(memory.s, memory.n, "total", &total) == 1;
-    check(status == 0 && json_whole(out) && found && total > 0, "commands: plan --json", "%llu bytes a rank",
-        (unsigned long long)total);
-    // eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank
-    // has no room it must be split
-    const char* plans = "plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --gflops 1000 "
-                        "--link-gbs 1 --copy-gbs 10";
-    snprintf(line, sizeof line, "%s --sp 8 --batch-size 8", plans);
-    status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "--dp 8 --sp 1 would give") &&
-            strstr(out, "sequences of 4096 fit one rank"),
-        "commands: plan advises data parallelism", "%s", status ? out : "--dp 8 --sp 1");
-    snprintf(line, sizeof line, "%s --sp 8 --memory-gb 0.15 --json", plans);
-    status = command_run(line, out, SIZE);
-    double best_sp = 0, speedup = 0;
-    json_span best;
-    found = json_get(out, strlen(out), "best_split", &best) == 1 &&
-        json_get_double(best.s, best.n, "sp", &best_sp) == 1 &&
-        json_get_double(best.s, best.n, "speedup", &speedup) == 1;
-    check(status == 0 && json_whole(out) && found && best_sp > 1 && speedup >= 1,
-        "commands: plan, one rank has no room", "--sp %g is the best, %.3f x", best_sp, speedup);
-    check(strstr(out, "\"sp\": 512, \"seconds\"") != NULL, "commands: plan projects up to 512 ranks", "%.40s",
-        out);
-    status = command_run("plan --layers 2 --heads 2 --channels 64 --seq-len 2048", out, SIZE);
-    check(status == 0 && strstr(out, "the longest context that fits"), "commands: plan", "%.60s...", out);
+static void commands_schedule(void) {
+    int status = command("schedule --schedule dist --sp 8 --json");
+    double makespan = command_number("forward", "makespan");
+    check(status == 0 && json_whole(command_out) && makespan == 4,
+        "commands: schedule --json tells the makespan", "makespan %g", makespan);
+    status = command("schedule --schedule dist-paper --sp 8");
+    check(status == 0 && command_said("makespan 4.5 units, ideal 4") && command_said("idle"),
+        "commands: schedule draws where ranks are idle", "dist-paper P=8 %s",
+        status ? command_out : "drawn, with its idle half step");
+}
 
+// Eight sequences of 4096 on eight ranks: nothing to exchange beats anything to exchange; where one rank has
+// no room a sequence must be split.
+static void commands_plan(void) {
+    const char* shape = "plan --layers 2 --heads 2 --channels 64 --seq-len 2048";
+    const char* long_shape =
+        "plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --gflops 1000 "
+        "--link-gbs 1 --copy-gbs 10 --sp 8";
+    int status = command("%s --sp 4 --json --gflops 50 --link-gbs 5", shape);
+    double total = command_number("memory_bytes", "total");
+    check(status == 0 && json_whole(command_out) && total > 0, "commands: plan --json tells a rank's memory",
+        "%.0f bytes a rank", total);
+    status = command("%s --batch-size 8", long_shape);
+    check(status == 0 && command_said("--dp 8 --sp 1 would give") &&
+            command_said("sequences of 4096 fit one rank"),
+        "commands: plan advises data parallelism", "%s", status ? command_out : "--dp 8 --sp 1");
+    status = command("%s --memory-gb 0.15 --json", long_shape);
+    double sp = command_number("best_split", "sp"), speedup = command_number("best_split", "speedup");
+    check(status == 0 && json_whole(command_out) && sp > 1 && speedup >= 1,
+        "commands: plan splits a sequence that has no room on one rank", "--sp %g is the best, %.3f x", sp,
+        speedup);
+    check(command_said("\"sp\": 512, \"seconds\""), "commands: plan projects up to 512 ranks", "%.40s",
+        command_out);
+    status = command("%s", shape);
+    check(status == 0 && command_said("the longest context that fits"),
+        "commands: plan tells the longest context that fits", "%.60s...", command_out);
+}
+
+static void commands_train(void) {
+    const char *run = command_folder, *shard = command_shard;
     const char* small = "--layers 1 --heads 2 --channels 32 --seq-len 128 --threads 1 --lr 1e-2 --save-every "
                         "4 --val-every 3 --val-sequences 2";
-    snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --sp 3 --batch-size 2 --steps 6",
-        shard, shard, run, small);
-    status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "step     6/6") && strstr(out, "saved"), "commands: train", "%s",
-        status ? out : "6 steps, saved");
-    snprintf(line, sizeof line, "train --data %s --val-data %s --out %s %s --dp 2 --zero 3 --steps 8", shard,
+    int status = command("train --data %s --val-data %s --out %s %s --sp 3 --batch-size 2 --steps 6", shard,
         shard, run, small);
-    status = command_run(line, out, SIZE);
-    check(status == 0 && strstr(out, "(resumed)") && strstr(out, "step     7/8"),
-        "commands: train, resumed at another shape", "%s", status ? out : "steps 7 and 8");
-    snprintf(line, sizeof line, "%s/log.jsonl", run);
-    f = fopen(line, "r");
+    check(status == 0 && command_said("step     6/6") && command_said("saved"),
+        "commands: train trains and saves", "%s", status ? command_out : "6 steps, saved");
+    status = command(
+        "train --data %s --val-data %s --out %s %s --dp 2 --zero 3 --steps 8", shard, shard, run, small);
+    check(status == 0 && command_said("(resumed)") && command_said("step     7/8"),
+        "commands: train goes on at another shape", "%s", status ? command_out : "steps 7 and 8");
+}
+
+// The log of those two: validated every third step and at the end of each.
+static void commands_log(void) {
+    static const char* const keys[] = {"step", "loss", "grad_norm", "lr", "tokens", "ms", "tok_per_s"};
+    char path[600], text[4096];
     int lines = 0, good = 0;
-    for (char text[4096]; f && fgets(text, sizeof text, f); lines++) {
-        static const char* const keys[] = {"step", "loss", "grad_norm", "lr", "tokens", "ms", "tok_per_s"};
-        int whole = json_whole(text);
+    snprintf(path, sizeof path, "%s/log.jsonl", command_folder);
+    FILE* f = fopen(path, "r");
+    while (f && fgets(text, sizeof text, f)) {
+        int whole = json_whole(text), step = ++lines;
+        double value = 0;
         for (int i = 0; i < 7; i++) whole &= json_get_double(text, strlen(text), keys[i], &value) == 1;
-        whole &= json_get_double(text, strlen(text), "step", &value) == 1 && value == lines + 1;
+        whole &= json_get_double(text, strlen(text), "step", &value) == 1 && value == step;
         whole &= json_get_double(text, strlen(text), "val_loss", &value) ==
-            ((lines + 1) % 3 == 0 || lines == 7 || lines == 5);
+            (step % 3 == 0 || step == 8 || step == 6);
         good += whole;
     }
     if (f) fclose(f);
-    check(lines == 8 && good == 8, "commands: log.jsonl",
+    check(lines == 8 && good == 8, "commands: log.jsonl has every step with all columns",
         "%d lines, %d of them one JSON object with all columns", lines, good);
+}
 
-    snprintf(line, sizeof line, "eval --from %s --data %s --val-sequences 3 --json --threads 1", run, shard);
-    status = command_run(line, out, SIZE);
-    check(status == 0 && json_whole(out) && json_get_double(out, strlen(out), "bits_per_byte", &value) == 1 &&
-            value > 0 && value < 9,
-        "commands: eval --json", "%.4f bits per byte %s", value, status ? out : "");
-    snprintf(
-        line, sizeof line, "sample --from %s --prompt Line --length 12 --temperature 0 --threads 1", run);
-    status = command_run(line, out, SIZE);
-    check(status == 0 && strncmp(out, "Line", 4) == 0, "commands: sample", "%.40s",
-        status == 0 && strlen(out) > 4 ? "continues the prompt" : out);
-    snprintf(line, sizeof line, "synth --out %s --docs 3 --doc-bytes 600 --facts 2", scratch("s.jsonl"));
-    status = command_run(line, out, SIZE);
-    check(status == 0 && file_length(scratch("s.jsonl")) > 1800, "commands: synth", "%s", out);
-    snprintf(line, sizeof line, "prepare --out %s %s", scratch("s.tok"), scratch("s.jsonl"));
-    check(command_run(line, out, SIZE) == 0 && strstr(out, "3 documents, "), "commands: prepare of .jsonl",
-        "%s", out);
+static void commands_use(void) {
+    double bits = NAN;
+    int status = command(
+        "eval --from %s --data %s --val-sequences 3 --json --threads 1", command_folder, command_shard);
+    int found = json_get_double(command_out, strlen(command_out), "bits_per_byte", &bits);
+    check(status == 0 && json_whole(command_out) && found == 1 && bits > 0 && bits < 9,
+        "commands: eval --json tells bits per byte", "%.4f bits per byte %s", bits,
+        status ? command_out : "");
+    status =
+        command("sample --from %s --prompt Line --length 12 --temperature 0 --threads 1", command_folder);
+    check(status == 0 && strncmp(command_out, "Line", 4) == 0, "commands: sample continues the prompt",
+        "%.40s", status == 0 && strlen(command_out) > 4 ? "continues the prompt" : command_out);
+    const char *text = scratch("s.jsonl"), *shard = scratch("s.tok");
+    status = command("synth --out %s --docs 3 --doc-bytes 600 --facts 2", text);
+    check(status == 0 && file_length(text) > 1800, "commands: synth writes its documents", "%s", command_out);
+    status = command("prepare --out %s %s", shard, text);
+    check(status == 0 && command_said("3 documents, "), "commands: prepare takes documents of .jsonl", "%s",
+        command_out);
+}
 
+static void commands_refused(void) {
     static const struct {
         const char *line, *part;
     } refused[] = {{"eval --from /nowhere --data x", "/nowhere: neither a checkpoint nor a run with one"},
@@ -3830,18 +3947,29 @@ static void test_commands(void) {
         {"plan --heads 3 --channels 64", "not divisible by --heads 3"}};
     int told = 0, count = (int)(sizeof refused / sizeof refused[0]);
     for (int i = 0; i < count; i++) {
-        if (command_run(refused[i].line, out, SIZE) == -1 && strstr(out, refused[i].part)) told++;
-        else printf("     %s: %s\n", refused[i].line, out);
+        if (command("%s", refused[i].line) == -1 && command_said(refused[i].part)) told++;
+        else printf("     %s: %s\n", refused[i].line, command_out);
     }
-    check(told == count, "commands: refusals", "%d of %d", told, count);
+    check(told == count, "commands: what cannot be done is refused", "%d of %d", told, count);
     int helped = 0;
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        snprintf(line, sizeof line, "%s --help", COMMANDS[i].name);
-        helped += command_run(line, out, SIZE) == 1 && strstr(out, "usage: ./train_gpt2_sp") &&
-            strstr(out, "--config FILE");
-    }
-    check(helped == COMMAND_COUNT, "commands: --help", "%d of %d commands", helped, COMMAND_COUNT);
-    free(out);
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        helped += command("%s --help", COMMANDS[i].name) == 1 && command_said("usage: ./train_gpt2_sp") &&
+            command_said("--config FILE");
+    check(helped == COMMAND_COUNT, "commands: --help shows a command's usage and options",
+        "%d of %d commands", helped, COMMAND_COUNT);
+}
+
+static void test_commands(void) {
+    snprintf(command_book, sizeof command_book, "%s", scratch("book.txt"));
+    snprintf(command_shard, sizeof command_shard, "%s", scratch("book.tok"));
+    snprintf(command_folder, sizeof command_folder, "%s", scratch("book_run"));
+    commands_prepare();
+    commands_schedule();
+    commands_plan();
+    commands_train();
+    commands_log();
+    commands_use();
+    commands_refused();
 }
 
 // ===== groups ===================================================================================
@@ -3903,7 +4031,10 @@ int main(int argc, char** argv) {
     }
 #ifdef GPT2_SP_GPU
     char host[] = "host", *host_only[] = {argv[0], host};
-    if (!gpu_here()) named = 1, argc = 2, argv = host_only;
+    if (!gpu_here()) {
+        named = 1, argc = 2;
+        argv = host_only;
+    }
 #endif
     for (int j = 0; j < GROUP_COUNT; j++) {
         int wanted = named == 0;
