@@ -29,12 +29,14 @@
  *        number of valid tokens of the whole step, so no number depends on P or dp)
  *     7. the global norm, clipping, AdamW; a loss or norm that is not finite updates nothing
  *
- * The exchange between ranks, at P = 4 with --schedule dist (rows: steps; columns: ranks;
- * qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries)
+ * The exchange between ranks in the forward pass, at P = 4 with --schedule dist (rows: steps; columns:
+ * ranks; qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries;
+ * 1/2: for half of the heads)
  *              rank 0      rank 1      rank 2      rank 3
- *     step 0   q0k0        q1k1        q2k2        q3k3          the diagonal: half a unit of work
- *     step 1   q3k0*       q1k0        q2k1        q3k2          one unit; operands came during step 0
+ *     step 0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2      the diagonal, half of the heads
+ *     step 1   q3k0*       q1k0        q2k1        q3k2          a whole pair; operands came during step 0
  *     step 2   q2k0* 1/2   q3k1* 1/2   q2k0 1/2    q3k1 1/2      the last pair, shared by heads
+ *     step 3   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2      the diagonal's rest; results go home
  * A rank that has no earlier keys left helps a later rank: it is sent that rank's queries, returns a
  * partial (O, LSE), and the owner merges it by the rule of the online softmax. Each schedule is a
  * table of such steps (section 5); one executor (section 7) runs any of them, forward and backward.
@@ -69,7 +71,8 @@
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
 
-// The kinds of schedules and what is recomputed: the name in the program, the word on the command line.
+// The kinds of schedules, and the modes of recomputation: the name in the program, the word on the command
+// line. Their numbers are their places in these lists.
 #define GPT2_SP_SCHEDULE_KINDS(X) \
     X(RING, "ring") \
     X(DIST, "dist") \
@@ -217,7 +220,7 @@ typedef struct {
 #undef OPTION_CHO
 } gpt2_sp_options;
 
-// What one step did. The numbers do not depend on P, dp or the ZeRO stage (up to rounding).
+// What one step did. Loss, norm and tokens do not depend on P, dp or the ZeRO stage (up to rounding).
 typedef struct {
     int64_t step;       // optimizer steps done, this one included
     double loss;        // mean over the step's valid tokens, in nats
@@ -235,7 +238,7 @@ typedef struct gpt2_sp gpt2_sp;   // a trainer: ranks, memory, data; one user at
 extern "C" {
 #endif
 
-// Fills in every default.
+// Gives every option its default.
 void gpt2_sp_defaults(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096"). 0, or -1 with a line in error.
 int gpt2_sp_set(
@@ -258,6 +261,7 @@ int gpt2_sp_save(gpt2_sp* trainer);
 int64_t gpt2_sp_steps(const gpt2_sp* trainer);
 // The line that the last failed call left.
 const char* gpt2_sp_error(const gpt2_sp* trainer);
+// Frees everything; NULL is no error. What was not saved is lost.
 void gpt2_sp_destroy(gpt2_sp* trainer);
 
 #ifdef __cplusplus
@@ -310,6 +314,8 @@ typedef float real;
 #endif
 
 #ifdef _OPENMP
+// Both share a loop among the rank's threads: PARALLEL_FOR hands out iterations one by one, for few large or
+// uneven ones; PARALLEL_STATIC splits them evenly, for many alike.
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
 #define PARALLEL_STATIC _Pragma("omp parallel for schedule(static)")
 #else
@@ -338,6 +344,7 @@ static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// Milliseconds of a clock that never jumps; only differences mean anything.
 static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -346,9 +353,15 @@ static double now_ms(void) {
 
 // ===== 1. errors and files ======================================================================
 //
-// A function that can fail gives 0 or -1 and leaves one line for the user in an Error, so that a check reads
-// `return fail(e, ...)`. Only main prints it. The line names the file, option or rank, what was found and what
-// was expected.
+// A function that can fail returns 0, or -1 with one line for the user in an Error. Who finds the error
+// writes the line, with the file, option or rank, what was found and what was expected; callers hand it on,
+// and only main prints it. A check then reads
+//
+//     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", ...);
+//
+// An OutFile is written once, front to back, and counts its bytes and their CRC-32 on the way. Only a file
+// that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash: checkpoints
+// (section 11) rely on both.
 
 typedef struct {
     char text[GPT2_SP_TEXT];
@@ -379,6 +392,7 @@ typedef struct {
     unsigned char buffer[1 << 16];
 } OutFile;
 
+// Makes folder/name, or empties it.
 static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
     snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
     f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
@@ -387,6 +401,7 @@ static int file_create(OutFile* f, Error* e, const char* folder, const char* nam
     return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
 }
 
+// Writes what waits in the buffer.
 static int file_flush(OutFile* f, Error* e) {
     for (size_t done = 0; done < f->fill;) {
         ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
@@ -398,6 +413,7 @@ static int file_flush(OutFile* f, Error* e) {
     return 0;
 }
 
+// Appends `size` bytes. `bytes` and `crc` count them at once, whether they are on the disk or in the buffer.
 static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
     const unsigned char* p = (const unsigned char*)data;
     f->bytes += size;
@@ -412,7 +428,8 @@ static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
     return 0;
 }
 
-// Closes the file; with `keep` only after everything is on the disk.
+// Closes the file. With `keep` everything is on the disk first; without, for a file that is given up, what
+// waits in the buffer is lost and nothing is an error.
 static int file_close(OutFile* f, int keep, Error* e) {
     int status = 0;
     if (f->fd < 0) return 0;
@@ -432,6 +449,7 @@ static int folder_sync(const char* path, Error* e) {
     return status;
 }
 
+// Makes a folder and those above it, as mkdir -p does; folders that exist are no error.
 static int folder_make(const char* path, Error* e) {
     char partial[GPT2_SP_TEXT];
     snprintf(partial, sizeof partial, "%s", path);
@@ -531,7 +549,8 @@ static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     return z;
 }
 static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
-static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
+// A number of the standard normal distribution, by Box and Muller's method.
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     double u = random_unit(random_bits(seed, stream, 2 * index)),
            v = random_unit(random_bits(seed, stream, 2 * index + 1));
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -539,18 +558,26 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {   
 
 // ===== 2. options ===============================================================================
 //
-// GPT2_SP_OPTIONS above is the only list: it makes the table OPTIONS here, from which the parser, --help, config
-// files and a run's run.cfg are made.
+// GPT2_SP_OPTIONS above is the only list of options. Two things are made from it:
+//
+//     gpt2_sp_options   the struct: a field for each option
+//     OPTIONS           the table: where the field lies, its range or words, its default, its commands, its help
+//
+// The parser, --help, config files, a run's run.cfg and the comparison of options between processes all go
+// through the table. Whoever sets an option by name (command line, config file, gpt2_sp_set) goes through
+// option_set, which checks the value; options_check does so again for programs that write into the struct.
+// What only several options together can break is checked where they meet (shape_check, processes_meet).
 
+// The kinds of options, and so the type of the field: int64_t, double, text, or (int) the index of a word.
 enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
 typedef struct {
     int kind;
-    const char* name;
-    size_t offset;      // of the field in gpt2_sp_options
-    double low, high;   // range of INT and NUM
-    double number;      // default of INT, NUM, CHO
-    const char* text;   // default of TXT; the words of CHO
-    const char* commands;
+    const char* name;       // without the dashes
+    size_t offset;          // of the field in gpt2_sp_options
+    double low, high;       // range of INT and NUM
+    double number;          // default of INT, NUM, CHO
+    const char* text;       // default of TXT; the words of CHO
+    const char* commands;   // letters of the commands that take it
     const char* help;
 } Option;
 
@@ -566,6 +593,7 @@ static const Option OPTIONS[] = {
     GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
 enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
 
+// The option of a name; NULL if there is none.
 static const Option* option_find(const char* name) {
     for (int i = 0; i < OPTION_COUNT; i++)
         if (strcmp(OPTIONS[i].name, name) == 0) return &OPTIONS[i];
@@ -583,6 +611,7 @@ static int choice_word(const char* words, int index, char* out, size_t out_size)
     snprintf(out, out_size, "%.*s", (int)strcspn(words, "|"), words);
     return 1;
 }
+// The words that the command line has for a kind of schedule and for a mode of recomputation.
 #define WORD(NAME, word) word,
 static const char* schedule_name(int kind) {
     static const char* const names[] = {GPT2_SP_SCHEDULE_KINDS(WORD)};
@@ -594,7 +623,8 @@ static const char* recompute_name(int mode) {
 }
 #undef WORD
 
-// Edit distance, to suggest the option that was meant.
+// Edit distance (Levenshtein's), to suggest the option that was meant: characters to insert, delete or
+// change. Of the table of distances between beginnings of a and b only one row exists at a time.
 static int name_distance(const char* a, const char* b) {
     int row[64], n = (int)strlen(b);
     if (n > 62) return 99;
@@ -612,6 +642,7 @@ static int name_distance(const char* a, const char* b) {
     return row[n];
 }
 
+// Always -1. The line suggests the option that is at most three edits away, if there is one.
 static int option_unknown(Error* e, const char* name, const char* command) {
     const Option* best = NULL;
     for (int i = 0; i < OPTION_COUNT; i++)
@@ -622,8 +653,8 @@ static int option_unknown(Error* e, const char* name, const char* command) {
     return fail(e, "unknown option --%s: `train_gpt2_sp %s --help` lists them", name, command);
 }
 
-// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal; nothing after
-// them.
+// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal. -1 for anything
+// else, also for a number with something after it.
 static int parse_number(const char* text, int whole, double* value) {
     char* end;
     errno = 0;
@@ -649,6 +680,8 @@ static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
     return fail(e, "--model %s: expected d12, d24, d36 or d48", value);
 }
 
+// Sets one option from text, in the range that the table gives. --model sets layers, heads and channels too,
+// so what comes after it on the command line overrides it.
 static int option_set(gpt2_sp_options* o, const Option* option, const char* value, Error* e) {
     char* field = (char*)o + option->offset;
     double number;
@@ -717,6 +750,7 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// See the header. For a name that is unknown the line points to the help of `train`.
 int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
     Error e = {{0}};
     const Option* option = option_find(name);
@@ -725,7 +759,7 @@ int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* e
     return status;
 }
 
-// An option's value as text, as the command line would spell it.
+// An option's value as text that option_set would read back to the same value.
 static void option_print(const gpt2_sp_options* o, const Option* option, char* out, size_t out_size) {
     const char* field = (const char*)o + option->offset;
     switch (option->kind) {
@@ -781,7 +815,8 @@ typedef struct {
 } Positional;   // arguments that are no options
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command
-// takes them. Options of other commands are refused by name. Gives 1 if --help was asked for.
+// takes them (inputs NULL: it takes none). `letter` is the command's in the table: options of other commands
+// are refused by name. 1 if --help was asked for.
 MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc,
     char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
@@ -802,6 +837,7 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
         if (option && !strchr(option->commands, letter))
             return fail(e, "--%s is not an option of `%s`", name, command);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+        // A flag that stands alone means 1. An argument after it may be an input, unless it is 0 or 1.
         int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
         int alone = !value || strncmp(value, "--", 2) == 0 ||
             (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
@@ -815,6 +851,7 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
+// --help of a command: its options, each with its default.
 MAIN_ONLY static void options_help(char letter, const char* command, const char* what, const char* usage) {
     printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command, what, program_name, command, usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
@@ -840,14 +877,28 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
 }
 
 // ===== 3. shards and loader =====================================================================
+//
+// The data is one stream of tokens: all shards, one after the other. A sample is a window of T tokens of the
+// stream, and the token after the window as the label of its last one. Documents longer than T are cut,
+// shorter ones lie packed. The last window ends with the stream, so every token is seen:
+//
+//     shards    |        a.tok        |         b.tok         |   c.tok   |
+//     windows   |   0   |   1   |   2   |   3   |   4   |   5   |       |
+//                                                           |    6    |      overlaps with window 5
+//
+// The run numbers its samples. Sample n is window n modulo the windows there are, in training permuted anew
+// each epoch: a position in the data is thus one number (next_sample in a checkpoint). A step takes passes x
+// dp x B samples; each rank of a replica gets its own rows of each (Segments). While a step is computed, the
+// loader's thread fills the batch of the next one.
 
 // The token stream of a run: its shards one after the other.
 typedef struct {
-    tok_shard* shards;
-    tok_cursor* cursors;   // one reader: the loader's thread
+    tok_shard* shards;     // (count)
+    tok_cursor* cursors;   // (count) one reader at a time: the loader's thread
     uint64_t* first;       // (count + 1) where each shard begins in the stream
     int count;
-    uint64_t tokens, text_bytes;
+    uint64_t tokens;       // of all shards
+    uint64_t text_bytes;   // that the tokens stand for; a shard that does not say counts 0
     uint32_t tokenizer, vocab, eot;
     uint64_t fingerprint;   // of the shards' contents in their order
 } Dataset;
@@ -860,6 +911,8 @@ static void dataset_close(Dataset* d) {
     memset(d, 0, sizeof *d);
 }
 
+// Opens a shard and puts it at the end of the stream; its tokenizer must be the first shard's. The
+// fingerprint takes in the shards one by one, so it depends on their order.
 static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
     if (shards) d->shards = (tok_shard*)shards;
@@ -887,7 +940,8 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     return 0;
 }
 
-// Opens every shard of "a.tok,folder,b*.bin". Folders give their .tok and .bin files; order is by name.
+// Opens every shard of "a.tok,folder,b*.bin". A folder gives its .tok files, then its .bin files, each by
+// name. With `documents` the starts of all documents are read too. After an error the dataset is empty.
 static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents, Error* e) {
     memset(d, 0, sizeof *d);
     int status = list[0] ? 0 : fail(e, "no token shards given: --data FILE[,FILE...]");
@@ -923,6 +977,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
     return status;
 }
 
+// The shard that holds a position of the stream, found by bisection.
 static int dataset_shard_at(const Dataset* d, uint64_t position) {
     int low = 0, high = d->count - 1;
     while (low < high) {
@@ -933,6 +988,7 @@ static int dataset_shard_at(const Dataset* d, uint64_t position) {
     return low;
 }
 
+// Reads `count` tokens from `position` of the stream on; all of them lie in the stream.
 static int dataset_read(Dataset* d, uint64_t position, uint64_t count, int32_t* out, Error* e) {
     for (int s = dataset_shard_at(d, position); count > 0; s++) {
         uint64_t local = position - d->first[s];
@@ -976,12 +1032,12 @@ static uint64_t permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoc
     return index;
 }
 
-// Samples are windows of T tokens (and one more for the last label) of the stream: documents longer than
-// T are cut, shorter ones lie packed. The last window ends with the stream, so every token is seen.
+// Windows of T tokens that it takes to see every token but the first as a label.
 static uint64_t dataset_windows(const Dataset* d, int64_t T) {
     return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T;
 }
 
+// Where in the stream a sample of the run begins. The last window begins early enough to end with the stream.
 static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
     uint64_t n = dataset_windows(d, T), window = sample % n;
     if (shuffled) window = permute(window, n, seed, sample / n);
@@ -1003,17 +1059,20 @@ typedef struct {
     int32_t* doc_start;   // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
 } RankBatch;
 
+// One step of all ranks of this process.
 typedef struct {
-    RankBatch* ranks;   // of the ranks of this process
+    RankBatch* ranks;   // (local_ranks)
     int64_t valid;      // tokens with a label, of all ranks and passes
 } Batch;
 
-// Fills one rank's slice of one sample that begins at `position` of the stream.
+// Fills one rank's rows of the sample that begins at `position` of the stream: tokens and labels (Tl). With
+// doc_mask also doc_start (T), where each token's document begins in the sample (0 if it began before), and
+// no label for the last token of a document, whose successor belongs to another.
 static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg,
     int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
     for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
         if (seg->rows[s] == 0) continue;
-        int32_t last;   // the token after the slice: the label of its last one
+        int32_t last;   // the token after the segment: the label of its last row
         uint64_t begin = position + (uint64_t)seg->begin[s], rows = (uint64_t)seg->rows[s];
         if (dataset_read(d, begin, rows, tokens + at, e) != 0 ||
             dataset_read(d, begin + rows, 1, &last, e) != 0)
@@ -1027,8 +1086,8 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
         dataset_document(d, position + t, &begin, &end);
         int32_t start = begin > position ? (int32_t)(begin - position) : 0;
         for (; t < (uint64_t)T && position + t < end; t++) doc_start[t] = start;
-        for (int s = 0, at = 0; s < seg->count;
-             at += (int)seg->rows[s], s++)   // a document's last token predicts nothing
+        // a document's last token predicts nothing
+        for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++)
             if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] &&
                 position + t == end)
                 labels[at + (int64_t)t - 1 - seg->begin[s]] = -1;
@@ -1056,13 +1115,15 @@ typedef struct {
     uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
     const Segments* segments;   // (sp)
     Batch batch[2];
-    int ready;        // batch that the last request fills
-    uint64_t first;   // first sample of that request
-    pthread_t thread;
-    int running, status;
+    int ready;             // batch that the last request fills
+    uint64_t first;        // first sample of that request
+    pthread_t thread;      // that fills it
+    int running, status;   // the thread is to be joined; how the request ended
     Error error;
 } Loader;
 
+// Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
+// ranks: the document index alone gives it, also for samples that other processes read.
 static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
     batch->valid = 0;
     for (int64_t pass = 0; pass < l->passes; pass++)
@@ -1087,20 +1148,21 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
     return 0;
 }
 
+// The loader's thread: fills the requested batch.
 static void* loader_thread(void* argument) {
     Loader* l = (Loader*)argument;
     l->status = loader_fill(l, &l->batch[l->ready], l->first, &l->error);
     return NULL;
 }
 
-// Starts reading the samples from `first` on.
+// Starts to read the step that begins with sample `first`.
 static void loader_request(Loader* l, uint64_t first) {
     l->first = first;
     l->running = pthread_create(&l->thread, NULL, loader_thread, l) == 0;
     if (!l->running) loader_thread(l);   // no thread to be had: read now
 }
 
-// Waits for the requested batch, which stays valid until the request after the next.
+// Waits for the requested batch; NULL if it could not be read. The request after the next overwrites it.
 static Batch* loader_take(Loader* l, Error* e) {
     if (l->running) pthread_join(l->thread, NULL);
     l->running = 0;
@@ -1124,19 +1186,20 @@ static Batch* loader_take(Loader* l, Error* e) {
 //        |                          |          |                          |
 //        +--------------------------+-- link --+--------------------------+         messages, cut into frames
 //
-// What sums does so in the order of the ranks, so that the numbers do not depend on how ranks are spread over
-// processes. `operation` counts the calls that a rank has made and travels with every message: ranks that
-// have come apart are told from ranks that are late. A rank that fails aborts the world: all waits of all
-// ranks of all processes end, with its error.
-
+// Sums are made in the order of the ranks, so they do not depend on how ranks are spread over processes.
+// Every message carries `operation`, the number of calls that its sender has made: by it a receiver tells a
+// peer that makes another call than itself (they have come apart) from one that is late. A rank that fails
+// aborts the world: all waits of all ranks of all processes end, with its error.
 //
-// Every rank has a place in the mesh, and every collective takes a group: ranks that differ in some of the
-// mesh's indices only. World ranks count places, sp the fastest. At dp = 2, sp = 3:
+// Every rank has a place in the mesh: its index along each of the mesh's axes, dp and sp. A collective
+// takes a group: the ranks whose places differ along some of the axes only. World ranks count the places, sp
+// the fastest. At dp = 2, sp = 3:
 //
 //              sp 0  sp 1  sp 2
 //     dp 0      0     1     2        rank 4's sequence: 3, 4, 5; its replicas: 1, 4; all: 0 to 5
 //     dp 1      3     4     5
 
+// The indices of a rank; also how many ranks there are along each axis.
 typedef struct {
     int dp, sp;
 } Place;
@@ -1149,13 +1212,14 @@ static Place place_of(Place mesh, int rank) {
 // Ranks that do something together, in the order of their places.
 enum { OVER_DP = 1, OVER_SP = 2, OVER_ALL = OVER_DP | OVER_SP, OVERS };
 typedef struct {
-    int over;   // the indices in which its ranks differ
-    int size;
+    int over;       // the axes along which its ranks differ
+    int size;       // ranks in it
     int index;      // this rank's number in it
-    Place mesh;     // ranks along each index of the mesh
+    Place mesh;     // ranks along each axis of the mesh
     Place first;    // of its rank number 0
-    Place counts;   // ranks along each index of the group
+    Place counts;   // ranks along each axis of the group
 } Group;
+// The group of a rank that spans the axes `over`.
 static Group group_of(Place mesh, int rank, int over) {
     Place own = place_of(mesh, rank);
     Group g = {over, 1, 0, mesh, own, {1, 1}};
@@ -1165,49 +1229,53 @@ static Group group_of(Place mesh, int rank, int over) {
     g.index = (own.dp - g.first.dp) * g.counts.sp + own.sp - g.first.sp;
     return g;
 }
-// The world rank of number i of a group, counted around.
+// The world rank of number i of a group; after the last comes the first again.
 static int group_rank(const Group* g, int i) {
     i %= g->size;
     Place p = {g->first.dp + i / g->counts.sp, g->first.sp + i % g->counts.sp};
     return place_rank(g->mesh, p);
 }
-// The number of a world rank in a group; -1: it is not in it.
+// The number of a world rank in a group; -1 if it is not in the group.
 static int group_index(const Group* g, int rank) {
     Place p = place_of(g->mesh, rank), at = {p.dp - g->first.dp, p.sp - g->first.sp};
     int inside = at.dp >= 0 && at.dp < g->counts.dp && at.sp >= 0 && at.sp < g->counts.sp;
     return inside ? at.dp * g->counts.sp + at.sp : -1;
 }
 
-// One piece of contiguous memory that goes to or comes from a peer.
+// A piece: a part of a message that lies in one stretch of memory, and goes to or comes from a peer.
 typedef struct {
-    int peer;
+    int peer;   // world rank
     void* data;
     size_t bytes;
 } Piece;
 enum { MAX_PIECES = 4 };   // of one message
 
-// What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one rank's
-// abort, all calls of all ranks of all processes give -1, so nobody waits for ever; nor for longer than
-// --timeout.
+// What ranks need of each other. Every call returns 0, or -1 with the reason in the error: the rank has
+// waited longer than --timeout for another one, or some rank of some process has aborted. After an abort all
+// calls of all ranks return -1, so nobody waits for ever.
 typedef struct Transport Transport;
 struct Transport {
-    int rank, world;   // HOST: the process itself, which only section 10 uses, between two jobs of its ranks
-    int64_t step;      // in hand, for the line that a failure leaves
+    int rank;             // world rank; HOST: the process itself, which speaks while its ranks run no job
+    int world;            // ranks of all processes
+    int64_t step;         // in hand, for the line that a failure leaves
     uint64_t operation;   // calls so far: alike on all ranks
     const char* doing;    // the call in hand
-    void* state;
-    // Opens the group of one step: what `sends` point to must stay as it is until the matching wait.
-    // Pieces between two ranks pair up in order.
+    void* state;          // the ThreadWorld
+    // An exchange is a post and its wait. post offers pieces to their peers: what they point to stays as it
+    // is until the wait. What one rank sends another, in its order, is what the other receives, in its order.
     int (*post)(Transport* t, const Piece* sends, int send_count, Error* e);
-    // Receives the group's pieces and waits until the own ones were taken.
+    // Receives the pieces that others offer in this exchange and waits until the own ones were taken.
     int (*wait)(
         Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
-    // What all ranks of a group call together. Sums are made in the order of the group, so they are equal on all.
+    // What follows all ranks of a group call together. Every rank makes a sum in the order of the group: all
+    // get the same bits. all_reduce: values (count) = their sum over the ranks.
     int (*all_reduce)(Transport* t, const Group* g, double* values, int count, Error* e);
-    // buffer (size of the group, slice): own slice = the sum of all ranks' of it; own slice goes to all
+    // buffer (size of the group, slice): the slice with this rank's number = its sum over all ranks' buffers.
+    // The other slices of the buffer keep what this rank had put there.
     int (*reduce_scatter)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
+    // buffer (size of the group, slice): every rank brings its slice, and gets those of the others
     int (*all_gather)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
-    // buffer (size of the group, bytes): own part goes to all
+    // The same for parts of any bytes: buffer (size of the group, bytes).
     int (*share)(Transport* t, const Group* g, void* buffer, size_t bytes, Error* e);
     int (*barrier)(Transport* t, const Group* g, Error* e);
     void (*abort)(Transport* t, const Error* reason);
@@ -1216,7 +1284,7 @@ struct Transport {
 // --- thread ranks: shared memory ---
 
 typedef struct {
-    const Piece* pieces;   // the sender's list of the group, NULL while the box is empty
+    const Piece* pieces;   // all that the sender offers in this exchange, to whomever; NULL: the box is empty
     int count;
 } Mailbox;
 
@@ -1229,14 +1297,14 @@ typedef struct {
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    int open;                             // the two above are
-    int first, world;                     // ranks of this process: [first, first + world)
+    int open;                             // mutex and condition exist
+    int first, world;                     // ranks of this process (not of all): [first, first + world)
     int process, processes;               // this one, and all
-    int local_process, local_processes;   // among those of this machine
+    int local_process, local_processes;   // the same among those of this machine
     double timeout;                       // longest wait for another rank in ms; 0: for ever
     int aborted;
-    Meeting* meetings;    // (OVERS, ranks of the run): of a group, by the rank number 0 of it
-    uint64_t* arrivals;   // (OVERS, world) barriers of its group that each rank has come to
+    Meeting* meetings;    // (OVERS, ranks of the run): a group's is at the world rank of its number 0
+    uint64_t* arrivals;   // (OVERS, world) how many barriers of its group each rank has come to
     Error reason;         // of the abort
     int64_t step;         // in hand
     Mailbox* boxes;       // (world, world): from, to
@@ -1250,7 +1318,8 @@ enum { HOST = NET_ITSELF };
 // Waits inside a process end 2 s later, so that the error names the missing process.
 enum { LOCAL_PATIENCE = 2000 };
 
-static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
+// 0, or -1 with its reason after an abort. thread_aborted: the caller holds the mutex.
+static int thread_aborted(ThreadWorld* w, Error* e) {
     if (w->aborted) *e = w->reason;
     return w->aborted ? -1 : 0;
 }
@@ -1262,8 +1331,8 @@ static int world_aborted(ThreadWorld* w, Error* e) {
     return status;
 }
 
-// When a wait that begins now has taken too long; 0: never. Threads of one CPU process cannot lose each
-// other, however slow they are.
+// The time (now_ms) when a wait that begins now has taken too long; 0: never. `remote`: for another process.
+// Threads of one CPU process wait for ever, as they cannot lose each other, however slow they are.
 static double world_deadline(const ThreadWorld* w, int remote) {
     if (w->processes < 2 && !w->devices) return 0;
     return w->timeout > 0 ? now_ms() + w->timeout + (remote || w->processes < 2 ? 0 : LOCAL_PATIENCE) : 0;
@@ -1274,16 +1343,18 @@ static int world_await(ThreadWorld* w, double deadline) {
     return net_await(&w->changed, &w->mutex, deadline);
 }
 
-static int world_process(const ThreadWorld* w, int rank) {
-    return w->world > 0 ? rank / w->world : 0;
-}   // the one that holds a rank
+// The process that holds a rank.
+static int world_process(const ThreadWorld* w, int rank) { return w->world > 0 ? rank / w->world : 0; }
+// Whether this process does.
 static int world_local(const ThreadWorld* w, int rank) {
     return rank >= w->first && rank < w->first + w->world;
 }
 
+// A name for an error line, by value: the caller has nothing to free.
 typedef struct {
     char text[96];
 } Label;
+// "process 1 (ranks 4-7)"; how many ranks it has is not known before all processes have met.
 static Label process_label(const ThreadWorld* w, int process) {
     Label l;
     int first = process * w->world;
@@ -1301,6 +1372,7 @@ static Label transport_label(const Transport* t) {
     if (t->step > 0) snprintf(l.text + n, sizeof l.text - (size_t)n, ", step %lld", (long long)t->step);
     return l;
 }
+// Always -1: this rank has waited too long.
 static int transport_late(const Transport* t, const char* whom, Error* e) {
     return fail(e, "%s: waited %g s for %s in %s (--timeout)", transport_label(t).text,
         ((const ThreadWorld*)t->state)->timeout / 1e3, whom, t->doing);
@@ -1311,7 +1383,8 @@ static int transport_late_rank(const Transport* t, int peer, Error* e) {
     return transport_late(t, whom, e);
 }
 
-// Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
+// Copies the pieces that `peer` sends to this rank in this exchange, from[0 .. from_count), to where this
+// rank receives them. -1 if they do not match in number or bytes.
 static int thread_receive(Transport* t, int peer, const Piece* from, int from_count, const Piece* receives,
     int receive_count, Error* e) {
     int sent = 0;
@@ -1326,10 +1399,12 @@ static int thread_receive(Transport* t, int peer, const Piece* from, int from_co
     return 0;
 }
 
+// The box of a pair of ranks of this process.
 static Mailbox* thread_box(ThreadWorld* w, int from, int to) {
     return &w->boxes[(from - w->first) * w->world + to - w->first];
 }
 
+// Puts the list of sends in the box of every peer of this process: nothing is copied.
 static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     pthread_mutex_lock(&w->mutex);
@@ -1344,7 +1419,7 @@ static int thread_post(Transport* t, const Piece* sends, int send_count, Error* 
     return status;
 }
 
-// Waits until a mailbox is full, or empty.
+// Waits until the box between this rank and `peer` is full, or empty (full 0); *mail is what it then holds.
 static int thread_await_box(
     Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1360,6 +1435,8 @@ static int thread_await_box(
     return status;
 }
 
+// Empties the box of every peer of this process that this rank receives from, once a peer, then waits until
+// the peers have emptied theirs.
 static int thread_wait(
     Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1386,18 +1463,21 @@ static int thread_wait(
     return status;
 }
 
-// How many ranks of a group a process has; the world rank of the n-th of them, counted around.
+// How many ranks of a group a process has.
 static int group_ranks_of(const ThreadWorld* w, const Group* g, int process) {
     int count = 0;
     for (int i = 0; i < w->world; i++) count += group_index(g, process * w->world + i) >= 0;
     return count;
 }
+// The world rank of the n-th of them; after the last comes the first again.
 static int group_rank_of(const ThreadWorld* w, const Group* g, int process, int n) {
     int i = process * w->world, left = n % group_ranks_of(w, g, process);
     while (group_index(g, i) < 0 || left-- > 0) i++;
     return i;
 }
 
+// Waits until all ranks of the group that are in this process have come here. A rank whose time is over names
+// the first that is missing.
 static int thread_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     double deadline = world_deadline(w, 0);
@@ -1423,7 +1503,8 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
     return status;
 }
 
-// Shows `data` to the group's ranks of this process and waits until all show theirs.
+// Shows `data` to the group's ranks of this process (w->shared) and waits until all show theirs. It may be
+// taken away after one more barrier.
 static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     w->shared[t->rank - w->first] = data;
@@ -1432,16 +1513,17 @@ static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
 
 // --- links: the ranks of other processes ---
 
-// Kinds of frames, below NET_ABORT.
+// Kinds of frames, all below NET_ABORT: what a message is, to notice ranks that make different calls.
 enum { FRAME_PIECE, FRAME_SLICE, FRAME_SHARE, FRAME_BARRIER, FRAME_TEXT };
 enum { HOST_TEXT = 64 << 20 };   // longest text of a process about itself
 
+// Always -1: the process that this rank waits for is gone.
 static int link_gone(const Transport* t, int process, const char* why, Error* e) {
     return fail(e, "%s: %s is gone (%s), waited for in %s", transport_label(t).text,
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
-// Sends a message to rank `to` of another process, or to the process itself.
+// Sends a message to rank `to` of another process, or (HOST) to that process itself.
 static int link_send(Transport* t, int process, int to, int kind, const void* data, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     net_frame message = {NULL, kind, t->rank, to, t->operation, bytes, 0, NULL};
@@ -1453,7 +1535,8 @@ static int link_send(Transport* t, int process, int to, int kind, const void* da
     }
 }
 
-// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it.
+// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it. NULL if
+// none came, or if it is of another call or another size than this rank expects.
 static net_frame* link_take(
     Transport* t, int process, int from, int kind, size_t bytes, size_t at, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1481,6 +1564,7 @@ static net_frame* link_take(
     return NULL;
 }
 
+// Receives a whole message into out.
 static int link_receive(Transport* t, int process, int from, int kind, void* out, size_t bytes, Error* e) {
     for (size_t at = 0; at == 0 || at < bytes; at += NET_FRAME_BYTES) {
         net_frame* f = link_take(t, process, from, kind, bytes, at, e);
@@ -1493,8 +1577,10 @@ static int link_receive(Transport* t, int process, int from, int kind, void* out
 
 // --- what a rank calls: shared memory and links together ---
 
+// Every call of a rank begins here: counted, and named for the line that a failure leaves.
 static void transport_begin(Transport* t, const char* doing) { t->operation++, t->doing = doing; }
 
+// The functions of a Transport. A wait is counted with its post: both are one operation.
 static int world_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     transport_begin(t, "an exchange");
@@ -1518,8 +1604,9 @@ static int world_wait(
     return thread_wait(t, sends, send_count, receives, receive_count, e);
 }
 
-// Own part of buffer (size of the group, bytes) to all of the group. A part goes to each process once, to one of
-// its ranks in turn (group_rank_of); then the ranks of a process copy from each other.
+// Brings every rank's part of buffer (size of the group, bytes) to all of the group. A part travels to each
+// process once, to one of its ranks in turn (group_rank_of); the ranks of a process then copy it from that
+// one.
 static int world_gather(Transport* t, const Group* g, int kind, void* buffer, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char* parts = (char*)buffer;
@@ -1556,6 +1643,7 @@ static int world_all_gather(Transport* t, const Group* g, real* buffer, int64_t 
     return world_gather(t, g, FRAME_SLICE, buffer, (size_t)slice * sizeof(real), e);
 }
 
+// Gathers the values of all ranks, and every rank sums them up for itself. For few values only.
 static int world_all_reduce(Transport* t, const Group* g, double* values, int count, Error* e) {
     size_t bytes = (size_t)count * sizeof(double);
     transport_begin(t, "an all-reduce");
@@ -1572,8 +1660,8 @@ static int world_all_reduce(Transport* t, const Group* g, double* values, int co
     return status;
 }
 
-// Every rank sends the others' slices to them and sums its own in the order of the group, a frame's worth at a
-// time.
+// Every rank sends the others their slices and sums its own in the order of the group, a frame's worth at
+// once. Slices of ranks of its own process it reads where they are.
 static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
@@ -1616,7 +1704,8 @@ static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int6
     return status == 0 ? thread_barrier(t, g, e) : -1;
 }
 
-// The ranks of each process meet; then the first of each speaks to the first ones of the others.
+// The ranks of each process meet; the first of each sends to the first ones of the others, then receives from
+// them; the ranks of the process meet again. On a link a barrier is a message of no bytes.
 static int world_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char nothing = 0;
@@ -1657,7 +1746,7 @@ static int links_open(ThreadWorld* w, int process, int processes, const char* ma
 
 // --- between jobs: the process itself speaks to the other processes ---
 
-// Sends a text to all processes and gives theirs; the caller frees texts[0 .. processes), NULL for its own.
+// Sends a text to all processes and takes theirs: texts (processes), which the caller frees; its own is NULL.
 static int processes_texts(Transport* t, const char* mine, char** texts, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     uint64_t length = strlen(mine);
@@ -1679,7 +1768,8 @@ static int processes_texts(Transport* t, const char* mine, char** texts, Error* 
     return 0;
 }
 
-// Refuses processes whose texts differ, naming the first line that does.
+// Called by all processes together. -1 on all if the text of one differs from process 0's; the line names the
+// first line that does.
 static int processes_compare(Transport* t, const char* doing, const char* mine, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     if (w->processes < 2) return 0;
@@ -1702,8 +1792,8 @@ static int processes_compare(Transport* t, const char* doing, const char* mine, 
     return status;
 }
 
-// All processes go on, or none: -1 on all, with its error, if one comes with a status that is not 0. flag (or
-// NULL): the largest of all.
+// Called by all processes together: all go on, or none. If one comes with a status that is not 0, all get
+// such a status, with its error. flag, if not NULL, becomes the largest of all processes' flags.
 static int processes_agree(Transport* t, int status, int* flag, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     struct {
@@ -1733,6 +1823,7 @@ static int processes_agree(Transport* t, int status, int* flag, Error* e) {
 
 // --- a world of ranks ---
 
+// Makes the world of a process before its ranks are known; a second call does nothing.
 static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     pthread_condattr_t clock;
     if (w->open) return 0;
@@ -1747,6 +1838,7 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     w->open = 1;
     return 0;
 }
+// Makes room for the ranks of this process: `world` of them, from world rank `first` on.
 static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
     if (world_open(w, 0, e) != 0) return -1;
     size_t here = (size_t)world, all = here * (size_t)w->processes;
@@ -1771,7 +1863,8 @@ static void thread_world_free(ThreadWorld* w) {
     free(w->gpu_boxes);
     memset(w, 0, sizeof *w);
 }
-static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this process, or HOST
+// The transport of a rank of this process, or of the process itself (HOST).
+static Transport thread_transport(ThreadWorld* w, int rank) {
     Transport t;
     memset(&t, 0, sizeof t);
     t.rank = rank, t.world = w->world * w->processes;
@@ -1807,8 +1900,9 @@ static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this 
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
 enum { ITEM_PARTS = 4 };
-// The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or one
-// number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV: dk, dv.
+// The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or
+// one number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV:
+// dk, dv.
 static const struct {
     int count, wide[ITEM_PARTS];
 } ITEM_TENSORS[ITEM_KINDS] = {
@@ -2607,8 +2701,8 @@ enum { UNIT_EMBED, UNIT_POSITIONS, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
 // Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
-// there (its Conv1D keeps (in, out)), decayed by AdamW, centred over its outputs with --center, initial values.
-// Matrices are (out, in).
+// there (its Conv1D keeps (in, out)), decayed by AdamW, centred over its outputs with --center, initial
+// values. Matrices are (out, in).
 // clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, 0, INIT_NORMAL) \
@@ -2676,10 +2770,11 @@ enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so m
 //     unit u     | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, with the padding at its end |
 //     a buffer   whole units, one after the other (offset), or this rank's slices of all units (shard_offset)
 //
-// Which of the two a state's buffer has depends on --zero. Only the positions may be held otherwise: where the
-// ranks' rows of wpe are slices (positions_own), the unit is `own`, and a rank has its slice alone in buffers of
-// both kinds, since no other rank reads those rows or has a gradient for them. Nothing outside of this section
-// looks at --zero or at `own`: `holding` says how a rank holds a unit, `held` which of its numbers lie where.
+// Which of the two a state's buffer has depends on --zero. Only the positions may be held otherwise: where
+// the ranks' rows of wpe are slices (positions_own), the unit is `own`, and a rank has its slice alone in
+// buffers of both kinds, since no other rank reads those rows or has a gradient for them. Nothing outside of
+// this section looks at --zero or at `own`: `holding` says how a rank holds a unit, `held` which of its
+// numbers lie where.
 typedef struct {
     int kind, own;
     int64_t elements;       // without padding
@@ -3455,8 +3550,8 @@ static int thread_index(void) {
 #endif
 }
 
-// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the rows, if
-// those are few), never a sum: their number changes no bit.
+// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the
+// rows, if those are few), never a sum: their number changes no bit.
 static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
@@ -4188,8 +4283,8 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 
 // ===== 8. model =================================================================================
 
-// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2
-// positions), and those of one parameter.
+// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm,
+// L+2 positions), and those of one parameter.
 static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
@@ -4275,8 +4370,8 @@ static int unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of them
-// are wanted. The decoder's are places in its cache.
+// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of
+// them are wanted. The decoder's are places in its cache.
 typedef struct LayerRun {
     int64_t l, rows;
     Parameters w;
@@ -4485,8 +4580,8 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
 }
 
 // Sums the gradients of all ranks: to the whole where a rank updates all of a unit, else into each rank's
-// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the gradient's
-// norm, alike on all ranks.
+// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the
+// gradient's norm, alike on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -4570,8 +4665,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. trainer ==============================================================================
 //
-// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every rank, each
-// on a thread of its own, and waits. A step is such a job:
+// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every
+// rank, each on a thread of its own, and waits. A step is such a job:
 //
 //     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> the next batch
 //
@@ -4814,8 +4909,8 @@ static int tensor_write(
 static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
 enum { SAVED_COUNT = 3 };
 
-// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where they
-// come together; for moments the gradients'.
+// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where
+// they come together; for moments the gradients'.
 static real* unit_scratch(const Rank* r, int state) {
     if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
     real* whole = r->whole_unit[STATE_GRADIENTS];
@@ -5374,9 +5469,9 @@ static int state_read(gpt2_sp* g, const char* folder) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its rows, and
-// the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens at a time, then
-// one by one, by the layers' own list of calls with a cache of keys and values for attention.
+// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its
+// rows, and the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens
+// at a time, then one by one, by the layers' own list of calls with a cache of keys and values for attention.
 
 static int position_bucket(int64_t position) {
     int bucket = 0;
@@ -5674,8 +5769,9 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 
 // ===== 13. plan =================================================================================
 //
-// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from the shapes
-// and from rates measured here. Attention's time is that of its table, played by a clock (schedule_play):
+// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from
+// the shapes and from rates measured here. Attention's time is that of its table, played by a clock
+// (schedule_play):
 //
 //     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
 //     attention      ops and messages of the table, which overlap     step         the sum
@@ -6087,9 +6183,9 @@ static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
 
 // ===== 14. training loop ========================================================================
 //
-// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must fit, ranks
-// get their memory, weights come from the newest whole checkpoint, from --init-from or from the seed. Then the loop:
-// step, validate, log, save, until the last step or a signal.
+// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must
+// fit, ranks get their memory, weights come from the newest whole checkpoint, from --init-from or from the
+// seed. Then the loop: step, validate, log, save, until the last step or a signal.
 
 void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
@@ -6778,7 +6874,8 @@ static void watch_end(Watch* watch) {
 
 // ===== 15. commands and main ====================================================================
 //
-// A command reads its options, does its work by the functions above and prints; `program` is all of main but the name.
+// A command reads its options, does its work by the functions above and prints; `program` is all of main but
+// the name.
 
 enum {
     BYTE_VOCAB = 257,
