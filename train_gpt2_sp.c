@@ -561,7 +561,7 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
 // GPT2_SP_OPTIONS above is the only list of options. Two things are made from it:
 //
 //     gpt2_sp_options   the struct: a field for each option
-//     OPTIONS           the table: where the field lies, its range or words, its default, its commands, its help
+//     OPTIONS           the table: where the field lies, its range or words, default, commands and help
 //
 // The parser, --help, config files, a run's run.cfg and the comparison of options between processes all go
 // through the table. Whoever sets an option by name (command line, config file, gpt2_sp_set) goes through
@@ -1879,48 +1879,67 @@ static Transport thread_transport(ThreadWorld* w, int rank) {
 
 // ===== 5. schedules =============================================================================
 //
-// A schedule is a table for one direction (forward or backward) of one layer's attention: which rank computes
-// which pair (query chunk, key chunk) at which step, and which items travel during that step. An item is the
-// rows of one rank `of`, for a range of heads:
-//     KV   keys and values   2C elements per row       QDO  q and dO (with LSE and delta)   2C
-//     Q    queries            C                        DQ   partial dQ                       C
-//     OUT  partial O and LSE  C                        DKV  partial dK and dV               2C
-// What arrives during step s can be used from step s + 1 on. Results (OUT, DQ, DKV) that reach the rank `of`
-// are merged into its own sums. Heads are split into `head_parts` equal parts (h0 <= part < h1).
+// Attention works on pairs: a chunk of a sequence's queries against a chunk of its keys, none of them in the
+// future. Each rank holds one chunk (two with zigzag and allgather), so one side of most pairs has to travel.
+// A schedule is the table of one direction (forward or backward) that says who computes which pair when:
 //
-// Volumes below are in C = a rank's query chunk, as received per rank on average (equal to what is sent).
-//     kind        makespan        forward       backward                         idea
-//     ring        P - 1/2         2(P-1)        2(P-1)(2P-1)/P                   Liu et al. 2023, causal blocks skipped
-//     dist        P/2             P-1           odd:  3m + m(m+1)/2P, m=(P-1)/2  Li et al. 2023 (DistFlashAttn), made whole
-//                                               even: 3m + m(m+1)/2P + 7/4, m=P/2-1
-//     dist-paper  (P+1)/2         P-1           4m - m(m+1)/2P + 2, m=P/2-1      its published table, even P
-//     zigzag      P/2             2(P-1)        4(P-1)                           ring over 2P chunks, rank r: r, 2P-1-r
-//     allgather   P/2             2(P-1)        4(P-1)                           Llama 3's, with zigzag's placement
-//     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
+//     step      of the table, not of the optimizer: its ops are computed while its messages travel
+//     op        a rank computes a pair, for a range of heads, at a step
+//     item      the rows of one rank `of`, for a range of heads, as an operand or a result of ops
+//     message   an item goes from one rank to another during a step; ops may use it from the next step on
+//     slot      memory of a rank in which one item of another rank lies at a time
+//
+//     step 0    rank 0: op q0k0       rank 1: op q1k1       message: KV of 0, from rank 0 to a slot of rank 1
+//     step 1    rank 0: idle          rank 1: op q1k0, with its own queries and the keys in the slot
+//
+// The items, with their width in numbers per row (C channels). Ops read operands and write results; a result
+// that reaches the rank `of` is merged into that rank's own sums.
+//
+//     operands                                         results
+//     Q    queries                        C            OUT  partial O and LSE    C
+//     KV   keys and values               2C            DQ   partial dQ           C
+//     QDO  q and dO, with LSE and delta  2C            DKV  partial dK and dV   2C
+//
+// Heads are split into `head_parts` parts, equal but for a head; h0 and h1 of an op or item mean the parts
+// h0 <= part < h1.
+//
+// What a table costs. Makespan: 1 is the pair of two ranks' whole chunks, a diagonal pair is 1/2. Volume: 1 C
+// is all queries of a rank (Tl x C numbers), as received per rank on average, which equals what is sent. m =
+// (P-1)/2 for odd P, P/2 - 1 for even P.
+//
+//     kind        makespan  forward   backward                       idea
+//     ring        P - 1/2   2(P-1)    2(P-1)(2P-1)/P                 Liu et al. 2023, causal blocks skipped
+//     dist        P/2       P-1       3m + m(m+1)/2P, even P + 7/4   Li et al. 2023 (DistFlashAttn), repaired
+//     dist-paper  (P+1)/2   P-1       4m - m(m+1)/2P + 2             its published table, even P
+//     zigzag      P/2       2(P-1)    4(P-1)                         ring over 2P chunks, rank r: r, 2P-1-r
+//     allgather   P/2       2(P-1)    4(P-1)                         Llama 3's, with zigzag's placement
+//     ulysses     P/2       4(P-1)/P  7(P-1)/P                       Jacobs et al. 2023
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
 enum { ITEM_PARTS = 4 };
-// The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or
-// one number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV:
-// dk, dv.
+// The tensors of an item, in the order in which they lie in a slot: each has, for every row and head, HS
+// numbers (wide 1) or one (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta.
+// DQ: dq. DKV: dk, dv.
 static const struct {
     int count, wide[ITEM_PARTS];
 } ITEM_TENSORS[ITEM_KINDS] = {
     {1, {1}}, {2, {1, 1}}, {3, {1, 0, 0}}, {4, {1, 1, 0, 0}}, {1, {1}}, {2, {1, 1}}};
-static int item_width(int kind) {   // numbers of a row, in C
+// Wide tensors of an item: numbers of a row, in C.
+static int item_width(int kind) {
     int width = 0;
     for (int i = 0; i < ITEM_TENSORS[kind].count; i++) width += ITEM_TENSORS[kind].wide[i];
     return width;
 }
-static int item_stats(int kind) {
-    return ITEM_TENSORS[kind].count - item_width(kind);
-}   // a row and head, beside them
+// Its other tensors: numbers of a row and head.
+static int item_stats(int kind) { return ITEM_TENSORS[kind].count - item_width(kind); }
 static inline int item_is_result(int kind) { return kind == ITEM_OUT || kind >= ITEM_DQ; }
 
+// The rows of rank `of` that a message or a slot has, for the head parts h0 to h1 - 1.
 typedef struct {
     int kind, of, h0, h1;
 } Item;
 
+// One row of the table of ops: a pair of chunks, k <= q. A diagonal pair (k == q) is half as much work.
 typedef struct {
     int step, rank;          // when and by whom
     int q, k;                // chunks
@@ -1929,13 +1948,14 @@ typedef struct {
     int dq_slot, dkv_slot;   // where the results go (forward: OUT in dq_slot); -1: the rank's own sums
 } ScheduleOp;
 
+// One row of the table of messages.
 typedef struct {
-    int step, from, to;
+    int step, from, to;   // ranks of the sequence
     Item item;
     int src;     // sender's slot; -1: its own rows
     int dst;     // receiver's slot
-    int merge;   // a result that is added on arrival: to slot `into`, or to the own sums if it is -1
-    int into;
+    int merge;   // a result that is added on arrival, at the end of the step
+    int into;    // where it is added: the receiver's slot that has a sum already; -1: the receiver's own sums
 } ScheduleMessage;
 
 typedef struct {
@@ -1961,11 +1981,14 @@ static void schedule_free(Schedule* s) {
     memset(s, 0, sizeof *s);
 }
 
+// The rank that holds a chunk. Of 2P chunks rank r holds r and 2P - 1 - r: an early one and a late one, so
+// that every rank has as many earlier keys to work on as every other.
 static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
-static int64_t chunk_begin(int64_t T, int chunks, int chunk) {
-    return T * chunk / chunks;
-}   // sizes differ by at most one token
+// The chunk's first token in the sequence. Sizes differ by at most one token.
+static int64_t chunk_begin(int64_t T, int chunks, int chunk) { return T * chunk / chunks; }
 
+// Makes room for one more element of an array, which doubles when it is full. Without memory the array stays
+// as it is, and *failed is set: a builder looks at it once, at its end.
 static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     if (count < *room) return array;
     int wanted = *room ? 2 * *room : 64;
@@ -1975,6 +1998,7 @@ static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     return larger ? larger : array;
 }
 
+// Adds an op to the table. Where its operands and results lie is worked out later (schedule_assign_slots).
 static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
     s->ops = (ScheduleOp*)grow(s->ops, s->op_count, &s->op_room, sizeof *s->ops, &s->failed);
     if (s->failed) return;
@@ -1985,6 +2009,7 @@ static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, i
     op->q_slot = op->kv_slot = op->dq_slot = op->dkv_slot = -1;
 }
 
+// Adds a message to the table; its slots are worked out later too.
 static void schedule_send(Schedule* s, int step, int from, int to, int kind, int of, int h0, int h1) {
     s->messages = (ScheduleMessage*)grow(
         s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
@@ -1997,8 +2022,8 @@ static void schedule_send(Schedule* s, int step, int from, int to, int kind, int
     m->src = m->dst = m->into = -1, m->merge = 0;
 }
 
-// A pair (q, k) of other ranks' chunks computed at `step` by `rank`, which owns one side: the other side
-// comes during step - 1, the result of the side that is not owned goes home during step + 1.
+// Rank `rank` computes the pair (q, k) of two ranks' chunks at `step` and owns one of them. The other comes
+// to it during step - 1, and its result goes home during step + 1.
 static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
     schedule_op(s, step, rank, q, k, h0, h1);
     if (rank == q) {
@@ -2012,19 +2037,21 @@ static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0,
 
 enum { DIST_WHOLE, DIST_PAPER, DIST_LIGHTSEQ };   // what happens at the last step t = P/2
 
-// At step t rank r works on its own queries against the keys t ranks before it; the ranks r < t, which have
-// no such keys, help: queries of rank r - t + P against their own keys. The backward pass turns the roles
-// round (most pairs run at the keys' owner), as q, dO in and dQ out is less than k, v in and dK, dV out. At
-// even P both ends meet at t = P/2 in the same pair: each does half of its heads (DIST_WHOLE), or the late
-// rank does it and the early one idles (DIST_PAPER). DIST_LIGHTSEQ is the released code's condition, which
-// also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
+// At step t rank r works on its own queries against the keys of rank r - t. The ranks r < t have no such
+// keys: they help with the queries of rank r - t + P against their own keys. DIST_WHOLE's backward table
+// swaps the two roles, so that most pairs run at the keys' owner: q and dO in, dQ out is less than k and v
+// in, dK and dV out. At even P the pair of step t = P/2 falls to two ranks, its queries' owner and its keys':
+// each computes half of its heads (DIST_WHOLE), or the queries' owner computes all and the other idles
+// (DIST_PAPER). DIST_LIGHTSEQ is the condition of the authors' released code, by which nobody helps at the
+// last step, even at odd P: blocks are lost (a test shows it).
 static void schedule_build_dist(Schedule* s, int variant) {
     int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
-    int halves = variant == DIST_WHOLE &&
-        P > 1;   // the diagonal's second half hides the last results on their way home
+    // half of the diagonal is left to the end: it is computed while the last results go home
+    int halves = variant == DIST_WHOLE && P > 1;
     for (int r = 0; r < P; r++) {
-        int late = halves && P % 2 == 0 &&
-            r >= P / 2;   // its heads of step P/2 are the others: the two last ops never meet
+        // Ranks that work for their own queries at step P/2 take the second half of the heads there. They
+        // leave the first half of the diagonal to the end, so that their two last ops write different sums.
+        int late = halves && P % 2 == 0 && r >= P / 2;
         schedule_op(s, 0, r, r, r, late, halves ? late + 1 : s->head_parts);
         if (halves) schedule_op(s, P / 2 + 1, r, r, r, !late, !late + 1);
     }
@@ -2042,7 +2069,7 @@ static void schedule_build_dist(Schedule* s, int variant) {
 static void schedule_build_dist_whole(Schedule* s) { schedule_build_dist(s, DIST_WHOLE); }
 static void schedule_build_dist_paper(Schedule* s) { schedule_build_dist(s, DIST_PAPER); }
 
-// All chunks of `rank` against all of `other`, as far as they are not in the future.
+// Ops of `worker`: all query chunks of `rank` against those key chunks of `other` that are not in the future.
 static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int h0, int h1, int worker) {
     int per = s->chunks / s->P;
     for (int i = 0; i < per; i++)
@@ -2052,7 +2079,8 @@ static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int 
         }
 }
 
-// Keys and values go round; in the backward pass their gradients follow one step behind and end at home.
+// ring and zigzag: keys and values go round, each rank works on those that have come to it. In the backward
+// table their gradients follow one step behind, every rank adds its part, and they end at home.
 static void schedule_build_ring(Schedule* s) {
     int P = s->P;
     for (int t = 0; t < P; t++)
@@ -2065,6 +2093,8 @@ static void schedule_build_ring(Schedule* s) {
         }
 }
 
+// allgather: all keys and values travel during step 0, all work is at step 1 (but the own at step 0), the
+// gradients go home during step 2.
 static void schedule_build_allgather(Schedule* s) {
     for (int r = 0; r < s->P; r++)
         for (int o = 0; o < s->P; o++) {
@@ -2075,7 +2105,8 @@ static void schedule_build_allgather(Schedule* s) {
         }
 }
 
-// Every rank does all pairs of its share of the heads.
+// ulysses: every rank gets all rows of its share of the heads, does all pairs of them, and sends the results
+// home.
 static void schedule_build_ulysses(Schedule* s) {
     for (int r = 0; r < s->P; r++)
         for (int o = 0; o < s->P; o++) {
@@ -2103,7 +2134,7 @@ static double ring_elements(double p, int backward) {
 }
 static double two_chunks_elements(double p, int backward) { return (backward ? 4 : 2) * (p - 1); }
 static double ulysses_elements(double p, int backward) { return (backward ? 7 : 4) * (p - 1) / p; }
-static double even_makespan(double p) { return p / 2; }   // every rank as much as every other
+static double even_makespan(double p) { return p / 2; }   // every rank has the same work
 static double ring_makespan(double p) { return p - 0.5; }
 static double dist_paper_makespan(double p) { return p > 1 ? (p + 1) / 2 : p / 2; }
 
@@ -2123,6 +2154,7 @@ static const struct {
     {0, 0, 0, schedule_build_ulysses, even_makespan, ulysses_elements}};
 static int schedule_two_chunks(int kind) { return SCHEDULES[kind].two_chunks; }
 
+// The rows of a sequence of T tokens that a rank holds under a kind of schedule.
 static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     Segments seg;
     int two = schedule_two_chunks(kind), chunks = two ? 2 * P : P;
@@ -2137,6 +2169,8 @@ static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     return seg;
 }
 
+// The orders of a finished table. A step's ops and messages lie together, and two ranks see the messages
+// between them in the same order: their pieces pair up by it.
 static int op_order(const void* a, const void* b) {
     const ScheduleOp *x = (const ScheduleOp*)a, *y = (const ScheduleOp*)b;
     return x->step != y->step ? x->step - y->step
@@ -2153,15 +2187,15 @@ static int message_order(const void* a, const void* b) {
 }
 
 // The time that an item of another rank lies in a rank's memory: from the step during which it arrives or
-// is first written, to the last during which it is read or sent.
+// is first written, to the last during which it is read or sent. first -1: it never does.
 typedef struct {
     int first, last, slot, h0, h1;
 } Life;
-enum {
-    STAGING = ITEM_KINDS,
-    LIFE_KINDS = 2 * ITEM_KINDS
-};   // STAGING + kind: a result on arrival, until it is merged at the end of its step
+// Kinds of lives: those of the items, and STAGING + kind for a result that has arrived and is to be added. It
+// has a life of its own, for its step only.
+enum { STAGING = ITEM_KINDS, LIFE_KINDS = 2 * ITEM_KINDS };
 
+// A life among those of one rank (LIFE_KINDS, P): by the item's `of`, of a staging life by the sender.
 static Life* life_at(Life* lives, int P, int kind, int of) { return &lives[kind * P + of]; }
 static void life_extend(Life* life, int step, int h0, int h1) {
     if (life->first < 0 || step < life->first) life->first = step;
@@ -2169,19 +2203,21 @@ static void life_extend(Life* life, int step, int h0, int h1) {
     life->h0 = h0, life->h1 = h1;
 }
 
-// Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
-// half of them for two tensors may be more than all of them for one.
+// Whether an item fits in a slot that was made for another, whatever the number of heads. Widths and parts
+// are compared one by one, not as products: parts differ by a head, so half of the parts for two tensors may
+// be more than all parts for one.
 static int slot_fits(Item slot, Item item) {
     return item_width(slot.kind) >= item_width(item.kind) && item_stats(slot.kind) >= item_stats(item.kind) &&
         slot.h1 - slot.h0 >= item.h1 - item.h0;
 }
 
-// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
+// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough, else a
+// new one. Lives are taken in the order of their first steps, by a counting sort.
 static void rank_slots(Schedule* s, int rank, Life* lives) {
-    int P = s->P, count = LIFE_KINDS * P,
-        *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
-    int* first = (int*)calloc(
-        (size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
+    // until: the last step that each slot is taken. order: the lives, those that begin at a step together;
+    // first: where in it.
+    int P = s->P, count = LIFE_KINDS * P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);
+    int* first = (int*)calloc((size_t)(s->steps + 2 + count), sizeof *first);
     int* order = first ? first + s->steps + 2 : NULL;
     Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
     if (!until || !first) s->failed = 1;
@@ -2209,8 +2245,9 @@ static void rank_slots(Schedule* s, int rank, Life* lives) {
     free(until);
 }
 
-// Works out where every item lies. Two results never share a life with their staging, operands never
-// with what is received beside them: that is what the proof checks again, independently.
+// Works out where every item lies, rank by rank: collects the lives of what the rank has of others, gives
+// each a slot, and writes the slots into the rank's ops and messages. What lives at the same time lies in
+// different slots; schedule_prove checks that again, by other means.
 static void schedule_assign_slots(Schedule* s) {
     int P = s->P, kinds = LIFE_KINDS;
     int q_kind = s->backward ? ITEM_QDO : ITEM_Q, result = s->backward ? ITEM_DQ : ITEM_OUT;
@@ -2266,6 +2303,7 @@ static void schedule_assign_slots(Schedule* s) {
     free(lives);
 }
 
+// Counts the steps of the ops and messages so far.
 static void schedule_steps(Schedule* s) {
     for (int i = 0; i < s->op_count; i++)
         if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
@@ -2290,6 +2328,7 @@ static int schedule_finish(Schedule* s, Error* e) {
     return 0;
 }
 
+// An empty table of a kind.
 static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     memset(s, 0, sizeof *s);
     s->kind = kind, s->P = P;
@@ -2299,8 +2338,8 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     s->head_parts = P == 1 ? 1 : parts ? parts : P;
 }
 
-// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time,
-// also where P is large.
+// The ops and messages of one kind for P ranks, in no order and without slots. They are enough to count and
+// to time, also for numbers of ranks whose slots would be too many. After an error there is nothing to free.
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (SCHEDULES[kind].even_ranks && P % 2 == 1 && P > 1)
@@ -2317,7 +2356,7 @@ static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t 
     return fail(e, "out of memory for a schedule of %d ranks", P);
 }
 
-// Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
+// Makes the table of one kind for P ranks. heads: the model's NH, or 0 where there is no model.
 static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     if (schedule_outline(s, kind, P, backward, heads, e) != 0) return -1;
     return schedule_finish(s, e);
@@ -2328,22 +2367,25 @@ static double op_units(const Schedule* s, const ScheduleOp* op) {
     double side = (double)s->P / s->chunks;
     return side * side * (op->q == op->k ? 0.5 : 1.0) * (op->h1 - op->h0) / s->head_parts;
 }
+// Volume of an item, in C of the table above.
 static double item_units(const Schedule* s, Item item) {
     return (double)item_width(item.kind) * (item.h1 - item.h0) / s->head_parts;
 }
 
 typedef struct {
-    int steps;                // that compute anything
-    double makespan, ideal;   // units
-    double elements;          // received per rank on average, in C
-    double most_sent, most_received;
+    int steps;                         // that compute anything
+    double makespan, ideal;            // units; ideal: all work shared evenly
+    double elements;                   // received per rank on average, in C
+    double most_sent, most_received;   // by a rank, in C
 } ScheduleCost;
+
+// Counts what a table costs. Its makespan is that of ranks which all wait for the busiest one at every step.
 
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
-    double* sums = (double*)calloc(
-        (size_t)(s->steps + 2) * (size_t)P, sizeof *sums);   // work (steps, P), sent (P), received (P)
+    // sums: work (steps, P), sent (P), received (P)
+    double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);
     if (!sums) return fail(e, "out of memory");
     double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
     for (int i = 0; i < s->op_count; i++)
@@ -2366,20 +2408,21 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     return 0;
 }
 
-// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages
-// travel, waits for those that it receives and until those that it sends are taken, then adds the results
-// that came to its sums. A message travels once both its ranks have come to the step; a rank sends and
-// receives at the same time, one message after the other each way. Given are the seconds of every op, of
-// every message on the way and (merge_seconds) of adding it. Gives the seconds until the last rank is done;
-// -1: no memory.
+// Plays a table by the clock, as the executors run it. At each step a rank computes while its messages
+// travel, waits until those to it have arrived and those from it are taken, then adds the results that came.
+// A message travels once both its ranks have come to the step; a rank sends and receives at the same time,
+// one message after the other each way. The arguments are the seconds of every op, of every message on the
+// way, and of adding it (merge_seconds; 0 for operands). Returns the seconds until the last rank is done; -1:
+// no memory.
 static double schedule_play(
     const Schedule* s, const double* op_seconds, const double* message_seconds, const double* merge_seconds) {
     int P = s->P, *first = (int*)calloc((size_t)(s->steps + 2 + s->message_count), sizeof *first);
     size_t cells = (size_t)s->steps * (size_t)P;
     double *work = (double*)calloc(2 * cells + 5 * (size_t)P, sizeof *work), last = first && work ? 0 : -1;
     if (last == 0) {
-        double *adds = work + cells, *ready = adds + cells,
-               *begin = ready + P;   // work, adds (steps, P); the others of each rank
+        // work, adds (steps, P). The others of each rank: when it comes to the step; when its messages begin
+        // to travel; how long they take out and in; when the last has arrived.
+        double *adds = work + cells, *ready = adds + cells, *begin = ready + P;
         double *out = begin + P, *in = out + P, *link = in + P;
         int* order = first + s->steps + 2;   // messages by step: those of a step from first[step] on
         for (int i = 0; i < s->op_count; i++) work[s->ops[i].step * P + s->ops[i].rank] += op_seconds[i];
@@ -2413,32 +2456,40 @@ static double schedule_play(
     return last;
 }
 
-// The proof replays a table on pretend memory: every slot knows which item lies in it and, for results,
-// which ops' work is in it (a list of ops, `next` by op). Work is at home when its list reached the owner.
+// --- the proof of a table ---
+//
+// The proof replays a table on pretend memory (P, MAX_SLOTS). Every slot knows which item lies in it and, for
+// a result, which ops have added to it: a list of ops. An op has two results, on side 0 for its queries and
+// on side 1 for its keys; next[2 op + side] is the op after it in a list, home[2 op + side] counts how often
+// that result has reached its owner. It must be once in the end.
 typedef struct {
     Item item;
-    int full;   // holds that item
-    int busy;   // last step that touched it, and how: 1 read, 2 written
-    int how;
-    int work[2];   // first op of the list: side 0 the queries', side 1 the keys'
+    int full;      // holds that item
+    int busy;      // last step that touched it
+    int how;       // 1 read, 2 written
+    int work[2];   // first op of the list of each side; -1: none
 } ProofSlot;
 
 static int same_item(Item a, Item b) {
     return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1;
 }
 
-// Reads may share a step; a write may share it with nothing.
+// Marks a slot as read or written in a step. -1 if that clashes: reads may share a step, a write with
+// nothing.
 static int proof_touch(ProofSlot* slot, int step, int write) {
     if (slot->busy == step && (write || slot->how == 2)) return -1;
     slot->busy = step, slot->how = write ? 2 : 1;
     return 0;
 }
 
+// Whether a rank has such a slot and the item fits in it.
 static int proof_fits(const Schedule* s, int rank, int slot, Item item) {
     return slot < s->slot_count[rank] &&
         slot_fits(s->slot_items[(size_t)rank * MAX_SLOTS + (size_t)slot], item);
 }
 
+// Replays one op. Its operands must lie where it looks for them, its results must fit where they go and
+// overwrite nothing that is still needed.
 static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, int* home, Error* e) {
     const ScheduleOp* op = &s->ops[index];
     int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
@@ -2468,9 +2519,9 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
         if (!proof_fits(s, op->rank, result_slots[side], results[side]))
             return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step,
                 op->rank, op->q, op->k);
-        if (slot->full &&
-            !same_item(
-                slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
+        // An operand that lay here is overwritten, so it must have been used for the last time; a result that
+        // lies here must have been sent.
+        if (slot->full && !same_item(slot->item, results[side])) {
             if (item_is_result(slot->item.kind))
                 return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step,
                     op->rank, op->q, op->k);
@@ -2487,7 +2538,8 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
     return 0;
 }
 
-static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // adds from's lists to to's
+// Adds from's lists to to's.
+static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {
     for (int side = 0; side < 2; side++) {
         if (from->work[side] < 0) continue;
         int last = from->work[side];
@@ -2496,7 +2548,7 @@ static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // a
     }
 }
 
-// What a message takes along when its step begins; results leave their slot.
+// Replays the beginning of a message's step: *cargo is what it takes along. A result leaves its slot by that.
 static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* cargo, Error* e) {
     if (m->from == m->to) return fail(e, "step %d: rank %d sends to itself", m->step, m->from);
     cargo->work[0] = cargo->work[1] = -1;
@@ -2516,7 +2568,7 @@ static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* car
     return 0;
 }
 
-// What its arrival does, at the end of its step.
+// Replays the end of a message's step: the cargo lies in the receiver's slot, or is added to a sum.
 static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot* slots,
     const ProofSlot* cargo, int* next, int* home, Error* e) {
     ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
@@ -2548,6 +2600,7 @@ static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot*
     return 0;
 }
 
+// Every causal pair is computed once, for all heads, and every result has come home once.
 static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     int n = s->chunks, parts = s->head_parts, status = 0;
     unsigned char* covered = (unsigned char*)calloc((size_t)n * (size_t)n * (size_t)parts, 1);
@@ -2572,8 +2625,9 @@ static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     return status;
 }
 
-// Every causal pair once, every operand there in time, nothing overwritten while live, every result home
-// once, makespan and volume as the closed forms say. 0, or -1 with the first violation.
+// Proves a table: every causal pair is computed once, every operand is there in time, nothing is overwritten
+// while it is needed, every result comes home once, makespan and volume are those of the closed forms. 0, or
+// -1 with the first violation.
 static int schedule_prove(const Schedule* s, Error* e) {
     ProofSlot* slots = (ProofSlot*)calloc((size_t)s->P * MAX_SLOTS, sizeof *slots);
     ProofSlot* cargo = (ProofSlot*)calloc((size_t)s->message_count + 1, sizeof *cargo);
@@ -2608,13 +2662,14 @@ static int schedule_prove(const Schedule* s, Error* e) {
     return status;
 }
 
-// With document masks: which ops some document spans, and which messages those still need. first_key[q]
-// is the earliest position that chunk q's first row may see. Every rank works this out alike.
+// With document masks: op_active (ops) marks the pairs that some document spans, message_active (messages)
+// what those still need. first_key[q] is the earliest position that the first row of chunk q may see. mark
+// (P, ITEM_KINDS, P) is scratch, by rank, kind and `of`: that the rank has a use for an operand, or work in a
+// result. Every rank works this out for all ranks, and all get the same.
 static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active,
     unsigned char* message_active, unsigned char* mark) {
     int P = s->P;
-    memset(mark, 0,
-        (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
+    memset(mark, 0, (size_t)P * ITEM_KINDS * (size_t)P);
     for (int i = 0; i < s->op_count; i++) {
         const ScheduleOp* op = &s->ops[i];
         op_active[i] = first_key[op->q] < chunk_begin(T, s->chunks, op->k + 1);
@@ -2638,11 +2693,11 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
     }
 }
 
-// One number for a table, to see that all ranks run the same.
+// One number for a table, by which processes see that they run the same.
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
-    const int* numbers[2] = {
-        (const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
+    // both tables are rows of ints
+    const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};
     size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)),
         (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
     for (int table = 0; table < 2; table++)
@@ -2688,21 +2743,42 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
 }
 
 // ===== 6. parameters and memory plan ============================================================
+//
+// Of every parameter a run has four states: weights, gradients, and AdamW's moments m and v. Words for what a
+// rank has of them:
+//
+//     unit      parameters that are gathered and summed as one: the embeddings, each layer, the final norm,
+//               the positions. Each is padded so that it splits into equal slices, one for each rank
+//     slice     a rank's share of a unit
+//     sharded   a state of which ranks keep their slices only; which states are depends on --zero
+//     own       a unit of which a rank never needs more than its slice: the positions, where each rank's rows
+//               of a sequence are its slice of wpe (positions_own). No other rank reads these rows or has a
+//               gradient for them, so the slice is all that the rank has of any state
+//     held      the numbers of a unit that this rank has of a state (see Held)
+//
+//     unit u            | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, padding at its end |
+//     state's buffer    unit 0 | unit 1 | unit 2 | ... | the positions, or a slice of them if they are own
+//     ... if sharded    slice of unit 0 | slice of unit 1 | ...         this rank's, of all units
+//
+// Code outside of this section does not look at --zero or `own`: it asks `holding` how a rank holds a unit,
+// and `held` which of its numbers lie where. All memory of a rank is one Arena; the plan is the same walk
+// through it that later hands out the pointers.
 
 // What the model is, for one replica.
 typedef struct {
-    int64_t L, NH, HS, C, V, Vp;
-    int64_t T;   // tokens of a sequence, and rows of wpe
-    int64_t B;   // sequences of a pass
+    int64_t L, NH, HS, C, V, Vp;   // the letters of the opening essay
+    int64_t T;                     // tokens of a sequence, and rows of wpe
+    int64_t B;                     // sequences of a pass
 } Shape;
 
-// What is gathered and scattered as one piece, in the order in which the next step's forward pass wants it.
+// Kinds of units, in the order in which a forward pass needs them. Buffers have them in another order: the
+// embeddings, the layers, the final norm, the positions.
 enum { UNIT_EMBED, UNIT_POSITIONS, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
-// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
-// there (its Conv1D keeps (in, out)), decayed by AdamW, centred over its outputs with --center, initial
-// values. Matrices are (out, in).
+// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector); whether Hugging Face
+// stores it transposed (its Conv1D keeps (in, out)), whether AdamW decays it, whether --center takes the mean
+// over its outputs from it; initial values. Matrices are (out, in).
 // clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, 0, INIT_NORMAL) \
@@ -2736,6 +2812,7 @@ typedef struct {
     int transposed, decay, centred, init;
 } Parameter;
 
+// One row of the table above, for a shape.
 static Parameter parameter(const Shape* s, int id) {
     const Parameter table[] = {
 #define X(name, hf, unit, rows, columns, transposed, decay, centred, init) \
@@ -2758,45 +2835,37 @@ static int64_t parameter_offset(const Shape* s, int id) {
     return offset;
 }
 
-// Of every parameter a run has four states, each in a buffer of its own.
+// The states of the parameters, each in a buffer of its own.
 enum { STATE_WEIGHTS, STATE_GRADIENTS, STATE_M, STATE_V, STATES };   // m, v: AdamW's moments
 static const int SHARDED_FROM_ZERO[STATES] = {3, 2, 1, 1};   // the --zero from which on ranks hold slices
 
 enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
 
-// Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal
-// slices; slice w of every unit belongs to rank w.
-//
-//     unit u     | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, with the padding at its end |
-//     a buffer   whole units, one after the other (offset), or this rank's slices of all units (shard_offset)
-//
-// Which of the two a state's buffer has depends on --zero. Only the positions may be held otherwise: where
-// the ranks' rows of wpe are slices (positions_own), the unit is `own`, and a rank has its slice alone in
-// buffers of both kinds, since no other rank reads those rows or has a gradient for them. Nothing outside of
-// this section looks at --zero or at `own`: `holding` says how a rank holds a unit, `held` which of its
-// numbers lie where.
+// A unit, and where it lies in the two kinds of buffers.
 typedef struct {
-    int kind, own;
+    int kind, own;          // UNIT_...; see the head of this section
     int64_t elements;       // without padding
     int64_t slice;          // elements of one rank's slice
     int64_t offset;         // of the unit, or of an own slice, in a buffer of all units
     int64_t shard_offset;   // of a slice in a buffer that holds one rank's slices
 } Unit;
 
+// All units and buffers, the same on all ranks.
 typedef struct {
     Unit* units;   // (L + 3)
     int count;
-    int world;                         // ranks that share them
-    int64_t elements;                  // of all units, padded
-    int sharded[STATES];               // a state's buffer holds this rank's slices; else whole units
-    int64_t buffer[STATES];            // numbers in it
-    int64_t largest;                   // unit, padded, that is ever brought together for a step
-    int64_t parameters;                // that are trained, padding of the vocabulary left out
+    int world;                // ranks that share them
+    int64_t elements;         // of all units, padded
+    int sharded[STATES];      // a state's buffer holds this rank's slices; else whole units
+    int64_t buffer[STATES];   // numbers in it
+    int64_t largest;          // of the units that are not own, padded: one is brought together at a time
+    int64_t parameters;       // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
 } Layout;
 
-// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them
-// for every layer (the others compute them again in the backward pass).
+// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them for
+// every layer. The other modes compute them again in the backward pass, in memory that layers share; sqrt
+// keeps none of them.
 enum {
     KEEP_NONE = 1 << GPT2_SP_NONE,
     KEEP_GELU = 1 << GPT2_SP_GELU,
@@ -2805,14 +2874,14 @@ enum {
 };
 // clang-format off
 #define ACTIVATIONS(X) \
-    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
+    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* input: the residual stream */ \
     X(ln1,   s->C,     KEEP_NONE) \
     X(rstd1, 1,        KEEP_NONE)                                       /* 1 / root mean square */ \
     X(q,     s->C,     KEEP_NONE | KEEP_GELU)                           /* (B, NH, Tl, HS) */ \
     X(kv,    2 * s->C, KEEP_NONE | KEEP_GELU)                           /* (B, 2, NH, Tl, HS) */ \
     X(atty,  s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* attention's output, (R, C) */ \
-    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp of the scores, (B, NH, Tl) */ \
-    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the residual stream after attention */ \
+    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp, (B, NH, Tl) */ \
+    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the stream after attention */ \
     X(ln2,   s->C,     KEEP_NONE) \
     X(rstd2, 1,        KEEP_NONE) \
     X(fch,   4 * s->C, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU */ \
@@ -2827,8 +2896,8 @@ enum {
 };
 typedef struct {
     const char* name;
-    int64_t columns;
-    int keep;
+    int64_t columns;   // numbers per row
+    int keep;          // bits KEEP_...
 } Activation;
 static Activation activation(const Shape* s, int id) {
     const Activation table[] = {
@@ -2838,16 +2907,19 @@ static Activation activation(const Shape* s, int id) {
     };
     return table[id];
 }
+// Whether a mode keeps an activation for every layer. The shape plays no part in that.
 static int activation_kept(int id, int mode) {
     Shape none;
     memset(&none, 0, sizeof none);
     return activation(&none, id).keep >> mode & 1;
 }
 
-// --recompute sqrt keeps the input of every k-th layer and redoes k layers at a time; the others redo one.
+// Layers that are computed again at a time: --recompute sqrt keeps the input of every k-th layer and redoes k
+// layers; the other modes redo one.
 static int64_t segment_layers(const Shape* s, int mode) {
     return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1;
 }
+// For how many layers there is memory for an activation: layer l has copy l % copies.
 static int64_t activation_copies(const Shape* s, int id, int mode) {
     return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode));
 }
@@ -2855,8 +2927,9 @@ static int64_t activation_copies(const Shape* s, int id, int mode) {
 // What memory is for; a row of the plan each.
 // clang-format off
 #define MEMORY_GROUPS(X) \
-    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") X(KEPT, "activations kept") \
-    X(WORK, "work buffers") X(LOGITS, "logits chunk") X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
+    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") \
+    X(KEPT, "activations kept") X(WORK, "work buffers") X(LOGITS, "logits chunk") \
+    X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
 // clang-format on
 enum {
 #define X(name, text) MEMORY_##name,
@@ -2870,6 +2943,7 @@ static const char* const MEMORY_NAMES[] = {
 #undef X
 };
 
+// The row of the plan in which each state is counted.
 static const int STATE_MEMORY[STATES] = {
     MEMORY_WEIGHTS, MEMORY_GRADIENTS, MEMORY_OPTIMIZER, MEMORY_OPTIMIZER};
 
@@ -2881,6 +2955,7 @@ typedef struct {
     size_t group[MEMORY_GROUP_COUNT];   // bytes of each group
 } Arena;
 
+// Memory for `elements` of `size` bytes, at a multiple of 64 bytes; NULL while planning.
 static void* arena_take(Arena* a, int group, int64_t elements, size_t size) {
     size_t bytes = ((size_t)elements * size + 63) & ~(size_t)63;
     void* p = a->base ? a->base + a->used : NULL;
@@ -2891,7 +2966,7 @@ static real* arena_reals(Arena* a, int group, int64_t elements) {
     return (real*)arena_take(a, group, elements, sizeof(real));
 }
 
-// The heads of parts h0 to h1 - 1 of a table.
+// A range of heads; part_heads: those of a table's parts h0 to h1 - 1.
 typedef struct {
     int64_t first, count;
 } Heads;
@@ -2911,22 +2986,26 @@ typedef struct {
 } Rates;
 
 // What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run
-// runs.
+// runs. 0, or -1 with a line in e, or in r->error or g->error where there is no e.
 typedef struct {
-    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
+    // Refuses options that the device does not have.
+    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);
+    // The memory of a rank, without allocating it.
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
     uint64_t (*memory)(const Mesh* mesh);   // bytes that the ranks of this machine may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
-    int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
+    // Jobs: fresh weights, reading and writing a checkpoint, a step.
+    int (*init)(Rank* r, gpt2_sp* g);
     int (*load)(Rank* r, gpt2_sp* g);
     int (*save)(Rank* r, gpt2_sp* g);
     int (*step)(Rank* r, gpt2_sp* g);
-    int (*gradients)(Rank* r,
-        gpt2_sp*
-            g);   // of the ranks' batches, no update: each rank's slices to g->collected, the loss to g->sums
-    int (*pass)(Rank* r,
-        int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
+    // A job: the gradients of a step without its update, each rank's slices to g->collected, the loss to
+    // g->sums.
+    int (*gradients)(Rank* r, gpt2_sp* g);
+    // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
+    int (*pass)(Rank* r, int64_t pass);
+    // gpt2_sp_generate on the device; NULL: on the CPU, from the ranks' weights.
     int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
         double temperature, int64_t top_k, double top_p, uint64_t seed);
     int (*verify)(gpt2_sp* g);                       // --verify
@@ -2943,16 +3022,16 @@ struct Mesh {
     int dp, sp, world, zero, recompute, center, doc_mask, training;
     int first_rank, local_ranks;   // world ranks that this process holds
     int process, processes;        // this process, and all of the run
-    int local_process,
-        local_processes;   // among those on this machine, in the order of their numbers: to choose GPUs by
-    int threads;           // of a rank
+    // The same among those on this machine, in the order of their numbers: to choose GPUs by.
+    int local_process, local_processes;
+    int threads;   // of a rank
     int64_t passes, logits_chunk;
     const Schedule* schedule;   // [2]: forward, backward
 };
 
-// Whether every rank's rows of a sequence are one slice of the rows of wpe, the same rows in every sequence,
-// and nobody else's: not with replicas, with positions that restart in documents, or where a rank has rows of
-// both ends (zigzag, allgather).
+// Whether the positions are `own`: a rank reads the same rows of wpe in every sequence, these are its slice,
+// and no other rank reads them. Not so with replicas, with positions that restart in documents, where a rank
+// has rows of both ends (zigzag, allgather), or where the rows do not divide evenly into padded slices.
 static int positions_own(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
     return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !mesh->doc_mask && s->T % mesh->sp == 0 &&
@@ -2960,6 +3039,7 @@ static int positions_own(const Mesh* mesh) {
         rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
 }
 
+// Lays out the units for a mesh; layout->units is the caller's to free, also after an error.
 static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     const Shape* s = &mesh->shape;
     memset(layout, 0, sizeof *layout);
@@ -2994,8 +3074,8 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     }
     return 0;
 }
-// The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of
-// it.
+// The unit of the positions. It is the last one: as it may be own, the buffers of whole units end with all of
+// it or with a rank's slice of it.
 static int positions_unit(const Layout* layout) { return layout->count - 1; }
 
 // How every rank holds a state of a unit.
@@ -3008,17 +3088,18 @@ static int holding(const Layout* layout, int state, int u) {
     if (layout->units[u].own) return HELD_OWN;
     return layout->sharded[state] ? HELD_SLICE : HELD_WHOLE;
 }
-// Whether every rank holds all of a state: of the positions, if of anything, it might not.
+// Whether every rank holds all of a state. The positions tell: they are split wherever another unit is.
 static int holds_all(const Layout* layout, int state) {
     return holding(layout, state, positions_unit(layout)) == HELD_WHOLE;
 }
-// Whether the rows of wpe are the ranks' own, so that who wants others fetches them.
+// Whether each rank has the rows of wpe that its tokens need and no others.
 static int positions_apart(const Layout* layout) {
     return holding(layout, STATE_WEIGHTS, positions_unit(layout)) == HELD_OWN;
 }
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
+// HP: HS rounded up to whole panels of NR columns.
 typedef struct {
     real keys[HS_MAX * BK];     // K^T of the block, in panels of columns
     real values[HS_MAX * BK];   // forward: V (BK, HP); backward: V^T in panels
@@ -3040,7 +3121,7 @@ struct Rank {
     Transport transport;
     Segments segments;   // the rows of a sequence that it holds
     int64_t Tl, R;       // R = B * Tl
-    Arena arena;
+    Arena arena;         // all of its memory but the lists of slots
 
     real* state[STATES];   // what this rank holds of the weights, the gradients, m and v (see held)
     real* whole_unit[2];   // where a unit's weights, or its gradients, come together if it holds slices
@@ -3061,15 +3142,15 @@ struct Rank {
     real** slots[2];                 // exchange buffers of the forward and the backward table
     unsigned char* slot_filled;      // a result lies in the slot
     Piece* pieces;                   // of one step: sends, then receives
-    unsigned char *op_active, *message_active, *mark;
-    int64_t* first_key;          // (chunks)
-    AttentionScratch* scratch;   // one per thread
-    real* logits;                // (logits_chunk, Vp)
-    real* token_loss;            // (R)
-    unsigned char* token_hit;    // (R) evaluation: the likeliest token was right
-    RankBatch batches[3];        // in use, read ahead, evaluation's
-    const RankBatch* batch;      // of the pass that runs
-    int learn;                   // it computes gradients
+    unsigned char *op_active, *message_active, *mark;   // see schedule_prune
+    int64_t* first_key;                                 // (chunks) the same
+    AttentionScratch* scratch;                          // one per thread
+    real* logits;                                       // (logits_chunk, Vp)
+    real* token_loss;                                   // (R)
+    unsigned char* token_hit;                           // (R) evaluation: the likeliest token was right
+    RankBatch batches[3];                               // in use, read ahead, evaluation's
+    const RankBatch* batch;                             // of the pass that runs
+    int learn;                                          // it computes gradients
 
     double loss_sum;                              // of the pass or step, not yet divided
     int64_t valid_tokens;                         // of the whole step, over all ranks
@@ -3078,15 +3159,18 @@ struct Rank {
     Error error;
 };
 
+// Numbers of a slot that is made for an item, for a rank of that many rows.
 static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
     int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
     return heads * rows * (item_width(item.kind) * mesh->shape.HS + item_stats(item.kind));
 }
 
-// Numbers [begin, begin + n) of a unit, which this rank holds at `at` of the state's buffer.
+// What a rank holds of a unit: its numbers [begin, begin + n), which lie from `at` on in the state's buffer.
+// Of a whole unit n leaves the padding out, of a slice it does not.
 typedef struct {
     int64_t at, begin, n;
 } Held;
+// Where in a unit this rank's slice begins.
 static int64_t slice_begin(const Rank* r, int u) { return r->sharing.index * r->layout->units[u].slice; }
 static Held held(const Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
@@ -3094,17 +3178,18 @@ static Held held(const Rank* r, int state, int u) {
     if (r->layout->sharded[state]) slice.at = unit->shard_offset;
     return holding(r->layout, state, u) == HELD_WHOLE ? whole : slice;
 }
-// Where in a state's buffer this rank has number `number` of a unit.
+// Where in a state's buffer this rank has number `number` of a unit. It must hold that number.
 static int64_t held_at(const Rank* r, int state, int u, int64_t number) {
     Held h = held(r, state, u);
     return h.at + number - h.begin;
 }
-// The first row of wpe that the layers find where `weight` points.
+// The row of wpe to which weight(.., P_wpe) points: the first of all, or the first of this rank's own.
 static int64_t positions_first(const Rank* r) {
     return positions_apart(r->layout) ? r->segments.begin[0] : 0;
 }
 
-// Walks through all memory of a rank (see Arena).
+// Walks through all memory of a rank: counts it in r->arena, and hands out the pointers once the arena has
+// memory.
 static void rank_layout(Rank* r) {
     const Mesh* mesh = r->mesh;
     const Layout* layout = r->layout;
@@ -3149,8 +3234,8 @@ static void rank_layout(Rank* r) {
     for (int i = 0; i < mesh->sp; i++)
         most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
     size_t exchange = a->used, largest = 0, exchange_group = a->group[MEMORY_EXCHANGE];
-    for (int direction = 0; direction <= mesh->training;
-         direction++) {   // both use the same memory, one after the other
+    // the slots of the forward and of the backward table share memory: the tables run one after the other
+    for (int direction = 0; direction <= mesh->training; direction++) {
         const Schedule* table = &mesh->schedule[direction];
         a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
         int count = table->slot_count[r->place.sp];
@@ -3181,6 +3266,7 @@ static void rank_layout(Rank* r) {
     }
 }
 
+// Makes rank `world_rank` without its memory and its transport: its place, its groups, its rows.
 static void rank_place(Rank* r, const Mesh* mesh, const Layout* layout, int world_rank) {
     memset(r, 0, sizeof *r);
     r->mesh = mesh, r->layout = layout;
@@ -3201,6 +3287,7 @@ static Arena rank_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return r.arena;
 }
 
+// Allocates a rank's memory, all zeros, as it was planned. rank_free frees it, also after an error.
 static int rank_allocate(Rank* r, Error* e) {
     Arena plan = rank_plan(r->mesh, r->layout, r->world_rank);
     for (int d = 0; d <= r->mesh->training; d++) {
@@ -3241,13 +3328,14 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// Threads of a rank: --threads, or the cores that this process may use, divided by the ranks that share them.
 static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #ifdef _OPENMP
     cpu_set_t own;
     int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t usable = sched_getaffinity(0, sizeof own, &own) == 0 ? CPU_COUNT(&own) : cores;
-    int sharing =
-        usable < cores ? 1 : mesh->local_processes;   // a launcher has bound each process to cores of its own
+    // where not all cores are usable, a launcher has bound each process to cores of its own
+    int sharing = usable < cores ? 1 : mesh->local_processes;
     return (int)(o->threads ? o->threads : max_i64(1, usable / (mesh->local_ranks * sharing)));
 #else
     (void)mesh, (void)o;
@@ -3255,8 +3343,8 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #endif
 }
 
-// --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a
-// machine share its devices evenly; one that is shown fewer than there are processes has one rank. The CPU
+// --sp 0: as many ranks as all processes have devices, divided by --dp. The processes of a machine share its
+// devices evenly; a process that sees fewer devices than the machine has processes gets one rank. The CPU
 // program counts one device a process.
 static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_processes, Error* e) {
     if (o->sp > 0) return 0;
@@ -3272,7 +3360,8 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     return 0;
 }
 
-// All of a mesh but its schedules, which are made by mesh_init, or were for another length.
+// Fills in a mesh from options and checks it. `schedules` may be empty still (mesh_init makes them), or be
+// those of another length: a table does not depend on it.
 static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab,
     int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
@@ -3298,6 +3387,7 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
 }
 
+// The same with its schedules, which the caller has zeroed and frees, also after an error.
 static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training,
     const Device* device, Error* e) {
     if (mesh_shape(mesh, schedules, o, vocab, training, device, e) != 0) return -1;
@@ -3319,6 +3409,7 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     return bytes;
 }
 
+// Memory of the machine: the CPU's Device.memory.
 static uint64_t machine_bytes(const Mesh* mesh) {
     (void)mesh;
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -3335,16 +3426,16 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
 }
 
 // The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal;
-// 0 if none does.
+// 0 if none does. Found by bisection, in two passes: lengths that the ranks share evenly (multiples of
+// `even`) may need less memory than those between them, as positions can be own only there. The first pass
+// finds the longest of these, the second looks at the lengths beyond it.
 static int64_t largest_fit(const gpt2_sp_options* options, int batch, int64_t vocab, int training,
     const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them
-    // (positions_own): the longest of those first, then those beyond it.
     int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks,
             *asked = batch ? &o.batch_size : &o.seq_len;
-    while (o.channels % common != 0)
-        common /= 2;   // the greatest common divisor with the padding, a power of 2
+    // common: the greatest common divisor of channels and the padding, which is a power of 2
+    while (o.channels % common != 0) common /= 2;
     int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
     Schedule schedules[2];   // the same for every length
     Error e;
