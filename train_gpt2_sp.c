@@ -29,12 +29,14 @@
  *        number of valid tokens of the whole step, so no number depends on P or dp)
  *     7. the global norm, clipping, AdamW; a loss or norm that is not finite updates nothing
  *
- * The exchange between ranks, at P = 4 with --schedule dist (rows: steps; columns: ranks;
- * qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries)
+ * The exchange between ranks in the forward pass, at P = 4 with --schedule dist (rows: steps; columns:
+ * ranks; qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries;
+ * 1/2: for half of the heads)
  *              rank 0      rank 1      rank 2      rank 3
- *     step 0   q0k0        q1k1        q2k2        q3k3          the diagonal: half a unit of work
- *     step 1   q3k0*       q1k0        q2k1        q3k2          one unit; operands came during step 0
+ *     step 0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2      the diagonal, half of the heads
+ *     step 1   q3k0*       q1k0        q2k1        q3k2          a whole pair; operands came during step 0
  *     step 2   q2k0* 1/2   q3k1* 1/2   q2k0 1/2    q3k1 1/2      the last pair, shared by heads
+ *     step 3   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2      the diagonal's rest; results go home
  * A rank that has no earlier keys left helps a later rank: it is sent that rank's queries, returns a
  * partial (O, LSE), and the owner merges it by the rule of the online softmax. Each schedule is a
  * table of such steps (section 5); one executor (section 7) runs any of them, forward and backward.
@@ -69,7 +71,8 @@
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
 
-// The kinds of schedules and what is recomputed: the name in the program, the word on the command line.
+// The kinds of schedules, and the modes of recomputation: the name in the program, the word on the command
+// line. Their numbers are their places in these lists.
 #define GPT2_SP_SCHEDULE_KINDS(X) \
     X(RING, "ring") \
     X(DIST, "dist") \
@@ -227,7 +230,7 @@ typedef struct {
 #undef OPTION_CHO
 } gpt2_sp_options;
 
-// What one step did. The numbers do not depend on P, dp or the ZeRO stage (up to rounding).
+// What one step did. Loss, norm and tokens do not depend on P, dp or the ZeRO stage (up to rounding).
 typedef struct {
     int64_t step;       // optimizer steps done, this one included
     double loss;        // mean over the step's valid tokens, in nats
@@ -245,7 +248,7 @@ typedef struct gpt2_sp gpt2_sp;   // a trainer: ranks, memory, data; one user at
 extern "C" {
 #endif
 
-// Fills in every default.
+// Gives every option its default.
 void gpt2_sp_defaults(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096"). 0, or -1 with a line in error.
 int gpt2_sp_set(
@@ -268,6 +271,7 @@ int gpt2_sp_save(gpt2_sp* trainer);
 int64_t gpt2_sp_steps(const gpt2_sp* trainer);
 // The line that the last failed call left.
 const char* gpt2_sp_error(const gpt2_sp* trainer);
+// Frees everything; NULL is no error. What was not saved is lost.
 void gpt2_sp_destroy(gpt2_sp* trainer);
 
 #ifdef __cplusplus
@@ -320,6 +324,8 @@ typedef float real;
 #endif
 
 #ifdef _OPENMP
+// Both share a loop among the rank's threads: PARALLEL_FOR hands out iterations one by one, for few large or
+// uneven ones; PARALLEL_STATIC splits them evenly, for many alike.
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
 #define PARALLEL_STATIC _Pragma("omp parallel for schedule(static)")
 #else
@@ -348,6 +354,7 @@ static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// Milliseconds of a clock that never jumps; only differences mean anything.
 static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -356,9 +363,15 @@ static double now_ms(void) {
 
 // ===== 1. errors and files ======================================================================
 //
-// A function that can fail gives 0 or -1 and leaves one line for the user in an Error, so that a check reads
-// `return fail(e, ...)`. Only main prints it. The line names the file, option or rank, what was found and what
-// was expected.
+// A function that can fail returns 0, or -1 with one line for the user in an Error. Who finds the error
+// writes the line, with the file, option or rank, what was found and what was expected; callers hand it on,
+// and only main prints it. A check then reads
+//
+//     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", ...);
+//
+// An OutFile is written once, front to back, and counts its bytes and their CRC-32 on the way. Only a file
+// that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash: checkpoints
+// (section 11) rely on both.
 
 typedef struct {
     char text[GPT2_SP_TEXT];
@@ -389,6 +402,7 @@ typedef struct {
     unsigned char buffer[1 << 16];
 } OutFile;
 
+// Makes folder/name, or empties it.
 static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
     snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
     f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
@@ -397,6 +411,7 @@ static int file_create(OutFile* f, Error* e, const char* folder, const char* nam
     return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
 }
 
+// Writes what waits in the buffer.
 static int file_flush(OutFile* f, Error* e) {
     for (size_t done = 0; done < f->fill;) {
         ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
@@ -408,6 +423,7 @@ static int file_flush(OutFile* f, Error* e) {
     return 0;
 }
 
+// Appends `size` bytes. `bytes` and `crc` count them at once, whether they are on the disk or in the buffer.
 static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
     const unsigned char* p = (const unsigned char*)data;
     f->bytes += size;
@@ -422,7 +438,8 @@ static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
     return 0;
 }
 
-// Closes the file; with `keep` only after everything is on the disk.
+// Closes the file. With `keep` everything is on the disk first; without, for a file that is given up, what
+// waits in the buffer is lost and nothing is an error.
 static int file_close(OutFile* f, int keep, Error* e) {
     int status = 0;
     if (f->fd < 0) return 0;
@@ -442,6 +459,7 @@ static int folder_sync(const char* path, Error* e) {
     return status;
 }
 
+// Makes a folder and those above it, as mkdir -p does; folders that exist are no error.
 static int folder_make(const char* path, Error* e) {
     char partial[GPT2_SP_TEXT];
     snprintf(partial, sizeof partial, "%s", path);
@@ -541,7 +559,8 @@ static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     return z;
 }
 static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
-static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
+// A number of the standard normal distribution, by Box and Muller's method.
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     double u = random_unit(random_bits(seed, stream, 2 * index)),
            v = random_unit(random_bits(seed, stream, 2 * index + 1));
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -549,9 +568,18 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {   
 
 // ===== 2. options ===============================================================================
 //
-// GPT2_SP_OPTIONS above is the only list: it makes the table OPTIONS here, from which the parser, --help, config
-// files and a run's run.cfg are made.
+// GPT2_SP_OPTIONS above is the only list of options. Two things are made from it:
+//
+//     gpt2_sp_options   the struct: a field for each option
+//     OPTIONS           the table: where the field lies, its range or words, default, commands and help
+//
+// The parser, --help, config files, a run's run.cfg and the comparison of options between processes all go
+// through the table. Whoever sets an option by name (command line, config file, gpt2_sp_set) goes through
+// option_set, which checks the value; options_check does so again for programs that write into the struct.
+// What only several options together can break is checked where they meet (shape_check, processes_meet).
 
+// The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index of a
+// word.
 enum { OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
 typedef enum {
     TRAIN = 1,
@@ -564,7 +592,7 @@ typedef enum {
 } CommandBit;
 typedef struct {
     int kind;
-    const char* name;
+    const char* name;   // without the dashes
     size_t offset;      // of the field in gpt2_sp_options
     double low, high;   // range of FLAG, INT and NUM
     double number;      // default of all but TXT
@@ -587,6 +615,7 @@ static const Option OPTIONS[] = {
     GPT2_SP_OPTIONS(ROW_FLAG, ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
 enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
 
+// The option of a name; NULL if there is none.
 static const Option* option_find(const char* name) {
     for (int i = 0; i < OPTION_COUNT; i++)
         if (strcmp(OPTIONS[i].name, name) == 0) return &OPTIONS[i];
@@ -604,6 +633,7 @@ static int choice_word(const char* words, int index, char* out, size_t out_size)
     snprintf(out, out_size, "%.*s", (int)strcspn(words, "|"), words);
     return 1;
 }
+// The words that the command line has for a kind of schedule and for a mode of recomputation.
 #define WORD(NAME, word) word,
 static const char* schedule_name(int kind) {
     static const char* const names[] = {GPT2_SP_SCHEDULE_KINDS(WORD)};
@@ -615,7 +645,8 @@ static const char* recompute_name(int mode) {
 }
 #undef WORD
 
-// Edit distance, to suggest the option that was meant.
+// Edit distance (Levenshtein's), to suggest the option that was meant: characters to insert, delete or
+// change. Of the table of distances between beginnings of a and b only one row exists at a time.
 static int name_distance(const char* a, const char* b) {
     int row[64], n = (int)strlen(b);
     if (n > 62) return 99;
@@ -633,6 +664,7 @@ static int name_distance(const char* a, const char* b) {
     return row[n];
 }
 
+// Always -1. The line suggests the option that is at most three edits away, if there is one.
 static int option_unknown(Error* e, const char* name, const char* command) {
     const Option* best = NULL;
     for (int i = 0; i < OPTION_COUNT; i++)
@@ -643,8 +675,8 @@ static int option_unknown(Error* e, const char* name, const char* command) {
     return fail(e, "unknown option --%s: `train_gpt2_sp %s --help` lists them", name, command);
 }
 
-// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal; nothing after
-// them.
+// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal. -1 for anything
+// else, also for a number with something after it.
 static int parse_number(const char* text, int whole, double* value) {
     char* end;
     errno = 0;
@@ -670,6 +702,8 @@ static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
     return fail(e, "--model %s: expected d12, d24, d36 or d48", value);
 }
 
+// Sets one option from text, in the range that the table gives. --model sets layers, heads and channels too,
+// so what comes after it on the command line overrides it.
 static int option_set(gpt2_sp_options* o, const Option* option, const char* value, Error* e) {
     char* field = (char*)o + option->offset;
     double number;
@@ -741,6 +775,7 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// See the header. For a name that is unknown the line points to the help of `train`.
 int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
     Error e = {{0}};
     const Option* option = option_find(name);
@@ -749,7 +784,7 @@ int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* e
     return status;
 }
 
-// An option's value as text, as the command line would spell it.
+// An option's value as text that option_set would read back to the same value.
 static void option_print(const gpt2_sp_options* o, const Option* option, char* out, size_t out_size) {
     const char* field = (const char*)o + option->offset;
     switch (option->kind) {
@@ -815,7 +850,7 @@ typedef struct {
 } Command;
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command
-// takes them. Options of other commands are refused by name. Gives 1 if --help was asked for.
+// takes them. Options of other commands are refused by name. 1 if --help was asked for.
 MAIN_ONLY static int options_parse(
     gpt2_sp_options* o, const Command* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
@@ -836,6 +871,7 @@ MAIN_ONLY static int options_parse(
         if (option && !(option->commands & command->bit))
             return fail(e, "--%s is not an option of `%s`", name, command->name);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+        // A flag that stands alone means 1. An argument after it may be an input, unless it is 0 or 1.
         int flag = option && option->kind == OPTION_FLAG;
         int alone = !value || strncmp(value, "--", 2) == 0 ||
             (command->inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
@@ -849,6 +885,7 @@ MAIN_ONLY static int options_parse(
 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
+// --help of a command: its options, each with its default.
 MAIN_ONLY static void options_help(const Command* command) {
     printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command->name, command->what, program_name,
         command->name, command->usage);
@@ -875,14 +912,28 @@ MAIN_ONLY static void options_help(const Command* command) {
 }
 
 // ===== 3. shards and loader =====================================================================
+//
+// The data is one stream of tokens: all shards, one after the other. A sample is a window of T tokens of the
+// stream, and the token after the window as the label of its last one. Documents longer than T are cut,
+// shorter ones lie packed. The last window ends with the stream, so every token is seen:
+//
+//     shards    |        a.tok        |         b.tok         |   c.tok   |
+//     windows   |   0   |   1   |   2   |   3   |   4   |   5   |       |
+//                                                           |    6    |      overlaps with window 5
+//
+// The run numbers its samples. Sample n is window n modulo the windows there are, in training permuted anew
+// each epoch: a position in the data is thus one number (next_sample in a checkpoint). A step takes passes x
+// dp x B samples; each rank of a replica gets its own rows of each (Segments). While a step is computed, the
+// loader's thread fills the batch of the next one.
 
 // The token stream of a run: its shards one after the other.
 typedef struct {
-    tok_shard* shards;
-    tok_cursor* cursors;   // one reader: the loader's thread
+    tok_shard* shards;     // (count)
+    tok_cursor* cursors;   // (count) one reader at a time: the loader's thread
     uint64_t* first;       // (count + 1) where each shard begins in the stream
     int count;
-    uint64_t tokens, text_bytes;
+    uint64_t tokens;       // of all shards
+    uint64_t text_bytes;   // that the tokens stand for; a shard that does not say counts 0
     uint32_t tokenizer, vocab, eot;
     uint64_t fingerprint;   // of the shards' contents in their order
 } Dataset;
@@ -895,6 +946,8 @@ static void dataset_close(Dataset* d) {
     memset(d, 0, sizeof *d);
 }
 
+// Opens a shard and puts it at the end of the stream; its tokenizer must be the first shard's. The
+// fingerprint takes in the shards one by one, so it depends on their order.
 static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
     if (shards) d->shards = (tok_shard*)shards;
@@ -922,7 +975,8 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     return 0;
 }
 
-// Opens every shard of "a.tok,folder,b*.bin". Folders give their .tok and .bin files; order is by name.
+// Opens every shard of "a.tok,folder,b*.bin". A folder gives its .tok files, then its .bin files, each by
+// name. With `documents` the starts of all documents are read too. After an error the dataset is empty.
 static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents, Error* e) {
     memset(d, 0, sizeof *d);
     int status = list[0] ? 0 : fail(e, "no token shards given: --data FILE[,FILE...]");
@@ -958,6 +1012,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
     return status;
 }
 
+// The shard that holds a position of the stream, found by bisection.
 static int dataset_shard_at(const Dataset* d, uint64_t position) {
     int low = 0, high = d->count - 1;
     while (low < high) {
@@ -968,6 +1023,7 @@ static int dataset_shard_at(const Dataset* d, uint64_t position) {
     return low;
 }
 
+// Reads `count` tokens from `position` of the stream on; all of them lie in the stream.
 static int dataset_read(Dataset* d, uint64_t position, uint64_t count, int32_t* out, Error* e) {
     for (int s = dataset_shard_at(d, position); count > 0; s++) {
         uint64_t local = position - d->first[s];
@@ -1011,12 +1067,12 @@ static uint64_t permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoc
     return index;
 }
 
-// Samples are windows of T tokens (and one more for the last label) of the stream: documents longer than
-// T are cut, shorter ones lie packed. The last window ends with the stream, so every token is seen.
+// Windows of T tokens that it takes to see every token but the first as a label.
 static uint64_t dataset_windows(const Dataset* d, int64_t T) {
     return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T;
 }
 
+// Where in the stream a sample of the run begins. The last window begins early enough to end with the stream.
 static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
     uint64_t n = dataset_windows(d, T), window = sample % n;
     if (shuffled) window = permute(window, n, seed, sample / n);
@@ -1038,17 +1094,20 @@ typedef struct {
     int32_t* doc_start;   // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
 } RankBatch;
 
+// One step of all ranks of this process.
 typedef struct {
-    RankBatch* ranks;   // of the ranks of this process
+    RankBatch* ranks;   // (local_ranks)
     int64_t valid;      // tokens with a label, of all ranks and passes
 } Batch;
 
-// Fills one rank's slice of one sample that begins at `position` of the stream.
+// Fills one rank's rows of the sample that begins at `position` of the stream: tokens and labels (Tl). With
+// doc_mask also doc_start (T), where each token's document begins in the sample (0 if it began before), and
+// no label for the last token of a document, whose successor belongs to another.
 static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg,
     int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
     for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
         if (seg->rows[s] == 0) continue;
-        int32_t last;   // the token after the slice: the label of its last one
+        int32_t last;   // the token after the segment: the label of its last row
         uint64_t begin = position + (uint64_t)seg->begin[s], rows = (uint64_t)seg->rows[s];
         if (dataset_read(d, begin, rows, tokens + at, e) != 0 ||
             dataset_read(d, begin + rows, 1, &last, e) != 0)
@@ -1062,8 +1121,8 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
         dataset_document(d, position + t, &begin, &end);
         int32_t start = begin > position ? (int32_t)(begin - position) : 0;
         for (; t < (uint64_t)T && position + t < end; t++) doc_start[t] = start;
-        for (int s = 0, at = 0; s < seg->count;
-             at += (int)seg->rows[s], s++)   // a document's last token predicts nothing
+        // a document's last token predicts nothing
+        for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++)
             if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] &&
                 position + t == end)
                 labels[at + (int64_t)t - 1 - seg->begin[s]] = -1;
@@ -1091,13 +1150,15 @@ typedef struct {
     uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
     const Segments* segments;   // (sp)
     Batch batch[2];
-    int ready;        // batch that the last request fills
-    uint64_t first;   // first sample of that request
-    pthread_t thread;
-    int running, status;
+    int ready;             // batch that the last request fills
+    uint64_t first;        // first sample of that request
+    pthread_t thread;      // that fills it
+    int running, status;   // the thread is to be joined; how the request ended
     Error error;
 } Loader;
 
+// Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
+// ranks: the document index alone gives it, also for samples that other processes read.
 static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
     batch->valid = 0;
     for (int64_t pass = 0; pass < l->passes; pass++)
@@ -1122,20 +1183,21 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
     return 0;
 }
 
+// The loader's thread: fills the requested batch.
 static void* loader_thread(void* argument) {
     Loader* l = (Loader*)argument;
     l->status = loader_fill(l, &l->batch[l->ready], l->first, &l->error);
     return NULL;
 }
 
-// Starts reading the samples from `first` on.
+// Starts to read the step that begins with sample `first`.
 static void loader_request(Loader* l, uint64_t first) {
     l->first = first;
     l->running = pthread_create(&l->thread, NULL, loader_thread, l) == 0;
     if (!l->running) loader_thread(l);   // no thread to be had: read now
 }
 
-// Waits for the requested batch, which stays valid until the request after the next.
+// Waits for the requested batch; NULL if it could not be read. The request after the next overwrites it.
 static Batch* loader_take(Loader* l, Error* e) {
     if (l->running) pthread_join(l->thread, NULL);
     l->running = 0;
@@ -1159,19 +1221,20 @@ static Batch* loader_take(Loader* l, Error* e) {
 //        |                          |          |                          |
 //        +--------------------------+-- link --+--------------------------+         messages, cut into frames
 //
-// What sums does so in the order of the ranks, so that the numbers do not depend on how ranks are spread over
-// processes. `operation` counts the calls that a rank has made and travels with every message: ranks that
-// have come apart are told from ranks that are late. A rank that fails aborts the world: all waits of all
-// ranks of all processes end, with its error.
-
+// Sums are made in the order of the ranks, so they do not depend on how ranks are spread over processes.
+// Every message carries `operation`, the number of calls that its sender has made: by it a receiver tells a
+// peer that makes another call than itself (they have come apart) from one that is late. A rank that fails
+// aborts the world: all waits of all ranks of all processes end, with its error.
 //
-// Every rank has a place in the mesh, and every collective takes a group: ranks that differ in some of the
-// mesh's indices only. World ranks count places, sp the fastest. At dp = 2, sp = 3:
+// Every rank has a place in the mesh: its index along each of the mesh's axes, dp and sp. A collective
+// takes a group: the ranks whose places differ along some of the axes only. World ranks count the places, sp
+// the fastest. At dp = 2, sp = 3:
 //
 //              sp 0  sp 1  sp 2
 //     dp 0      0     1     2        rank 4's sequence: 3, 4, 5; its replicas: 1, 4; all: 0 to 5
 //     dp 1      3     4     5
 
+// The indices of a rank; also how many ranks there are along each axis.
 typedef struct {
     int dp, sp;
 } Place;
@@ -1184,13 +1247,14 @@ static Place place_of(Place mesh, int rank) {
 // Ranks that do something together, in the order of their places.
 enum { OVER_DP = 1, OVER_SP = 2, OVER_ALL = OVER_DP | OVER_SP, OVERS };
 typedef struct {
-    int over;   // the indices in which its ranks differ
-    int size;
+    int over;       // the axes along which its ranks differ
+    int size;       // ranks in it
     int index;      // this rank's number in it
-    Place mesh;     // ranks along each index of the mesh
+    Place mesh;     // ranks along each axis of the mesh
     Place first;    // of its rank number 0
-    Place counts;   // ranks along each index of the group
+    Place counts;   // ranks along each axis of the group
 } Group;
+// The group of a rank that spans the axes `over`.
 static Group group_of(Place mesh, int rank, int over) {
     Place own = place_of(mesh, rank);
     Group g = {over, 1, 0, mesh, own, {1, 1}};
@@ -1200,49 +1264,53 @@ static Group group_of(Place mesh, int rank, int over) {
     g.index = (own.dp - g.first.dp) * g.counts.sp + own.sp - g.first.sp;
     return g;
 }
-// The world rank of number i of a group, counted around.
+// The world rank of number i of a group; after the last comes the first again.
 static int group_rank(const Group* g, int i) {
     i %= g->size;
     Place p = {g->first.dp + i / g->counts.sp, g->first.sp + i % g->counts.sp};
     return place_rank(g->mesh, p);
 }
-// The number of a world rank in a group; -1: it is not in it.
+// The number of a world rank in a group; -1 if it is not in the group.
 static int group_index(const Group* g, int rank) {
     Place p = place_of(g->mesh, rank), at = {p.dp - g->first.dp, p.sp - g->first.sp};
     int inside = at.dp >= 0 && at.dp < g->counts.dp && at.sp >= 0 && at.sp < g->counts.sp;
     return inside ? at.dp * g->counts.sp + at.sp : -1;
 }
 
-// One piece of contiguous memory that goes to or comes from a peer.
+// A piece: a part of a message that lies in one stretch of memory, and goes to or comes from a peer.
 typedef struct {
-    int peer;
+    int peer;   // world rank
     void* data;
     size_t bytes;
 } Piece;
 enum { MAX_PIECES = 4 };   // of one message
 
-// What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one rank's
-// abort, all calls of all ranks of all processes give -1, so nobody waits for ever; nor for longer than
-// --timeout.
+// What ranks need of each other. Every call returns 0, or -1 with the reason in the error: the rank has
+// waited longer than --timeout for another one, or some rank of some process has aborted. After an abort all
+// calls of all ranks return -1, so nobody waits for ever.
 typedef struct Transport Transport;
 struct Transport {
-    int rank, world;   // HOST: the process itself, which only section 10 uses, between two jobs of its ranks
-    int64_t step;      // in hand, for the line that a failure leaves
+    int rank;             // world rank; HOST: the process itself, which speaks while its ranks run no job
+    int world;            // ranks of all processes
+    int64_t step;         // in hand, for the line that a failure leaves
     uint64_t operation;   // calls so far: alike on all ranks
     const char* doing;    // the call in hand
-    void* state;
-    // Opens the group of one step: what `sends` point to must stay as it is until the matching wait.
-    // Pieces between two ranks pair up in order.
+    void* state;          // the ThreadWorld
+    // An exchange is a post and its wait. post offers pieces to their peers: what they point to stays as it
+    // is until the wait. What one rank sends another, in its order, is what the other receives, in its order.
     int (*post)(Transport* t, const Piece* sends, int send_count, Error* e);
-    // Receives the group's pieces and waits until the own ones were taken.
+    // Receives the pieces that others offer in this exchange and waits until the own ones were taken.
     int (*wait)(
         Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
-    // What all ranks of a group call together. Sums are made in the order of the group, so they are equal on all.
+    // What follows all ranks of a group call together. Every rank makes a sum in the order of the group: all
+    // get the same bits. all_reduce: values (count) = their sum over the ranks.
     int (*all_reduce)(Transport* t, const Group* g, double* values, int count, Error* e);
-    // buffer (size of the group, slice): own slice = the sum of all ranks' of it; own slice goes to all
+    // buffer (size of the group, slice): the slice with this rank's number = its sum over all ranks' buffers.
+    // The other slices of the buffer keep what this rank had put there.
     int (*reduce_scatter)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
+    // buffer (size of the group, slice): every rank brings its slice, and gets those of the others
     int (*all_gather)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
-    // buffer (size of the group, bytes): own part goes to all
+    // The same for parts of any bytes: buffer (size of the group, bytes).
     int (*share)(Transport* t, const Group* g, void* buffer, size_t bytes, Error* e);
     int (*barrier)(Transport* t, const Group* g, Error* e);
     void (*abort)(Transport* t, const Error* reason);
@@ -1251,7 +1319,7 @@ struct Transport {
 // --- thread ranks: shared memory ---
 
 typedef struct {
-    const Piece* pieces;   // the sender's list of the group, NULL while the box is empty
+    const Piece* pieces;   // all that the sender offers in this exchange, to whomever; NULL: the box is empty
     int count;
 } Mailbox;
 
@@ -1264,14 +1332,14 @@ typedef struct {
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    int open;                             // the two above are
-    int first, world;                     // ranks of this process: [first, first + world)
+    int open;                             // mutex and condition exist
+    int first, world;                     // ranks of this process (not of all): [first, first + world)
     int process, processes;               // this one, and all
-    int local_process, local_processes;   // among those of this machine
+    int local_process, local_processes;   // the same among those of this machine
     double timeout;                       // longest wait for another rank in ms; 0: for ever
     int aborted;
-    Meeting* meetings;    // (OVERS, ranks of the run): of a group, by the rank number 0 of it
-    uint64_t* arrivals;   // (OVERS, world) barriers of its group that each rank has come to
+    Meeting* meetings;    // (OVERS, ranks of the run): a group's is at the world rank of its number 0
+    uint64_t* arrivals;   // (OVERS, world) how many barriers of its group each rank has come to
     Error reason;         // of the abort
     int64_t step;         // in hand
     Mailbox* boxes;       // (world, world): from, to
@@ -1285,7 +1353,8 @@ enum { HOST = NET_ITSELF };
 // Waits inside a process end 2 s later, so that the error names the missing process.
 enum { LOCAL_PATIENCE = 2000 };
 
-static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
+// 0, or -1 with its reason after an abort. thread_aborted: the caller holds the mutex.
+static int thread_aborted(ThreadWorld* w, Error* e) {
     if (w->aborted) *e = w->reason;
     return w->aborted ? -1 : 0;
 }
@@ -1297,8 +1366,8 @@ static int world_aborted(ThreadWorld* w, Error* e) {
     return status;
 }
 
-// When a wait that begins now has taken too long; 0: never. Threads of one CPU process cannot lose each
-// other, however slow they are.
+// The time (now_ms) when a wait that begins now has taken too long; 0: never. `remote`: for another process.
+// Threads of one CPU process wait for ever, as they cannot lose each other, however slow they are.
 static double world_deadline(const ThreadWorld* w, int remote) {
     if (w->processes < 2 && !w->devices) return 0;
     return w->timeout > 0 ? now_ms() + w->timeout + (remote || w->processes < 2 ? 0 : LOCAL_PATIENCE) : 0;
@@ -1309,16 +1378,18 @@ static int world_await(ThreadWorld* w, double deadline) {
     return net_await(&w->changed, &w->mutex, deadline);
 }
 
-static int world_process(const ThreadWorld* w, int rank) {
-    return w->world > 0 ? rank / w->world : 0;
-}   // the one that holds a rank
+// The process that holds a rank.
+static int world_process(const ThreadWorld* w, int rank) { return w->world > 0 ? rank / w->world : 0; }
+// Whether this process does.
 static int world_local(const ThreadWorld* w, int rank) {
     return rank >= w->first && rank < w->first + w->world;
 }
 
+// A name for an error line, by value: the caller has nothing to free.
 typedef struct {
     char text[96];
 } Label;
+// "process 1 (ranks 4-7)"; how many ranks it has is not known before all processes have met.
 static Label process_label(const ThreadWorld* w, int process) {
     Label l;
     int first = process * w->world;
@@ -1336,6 +1407,7 @@ static Label transport_label(const Transport* t) {
     if (t->step > 0) snprintf(l.text + n, sizeof l.text - (size_t)n, ", step %lld", (long long)t->step);
     return l;
 }
+// Always -1: this rank has waited too long.
 static int transport_late(const Transport* t, const char* whom, Error* e) {
     return fail(e, "%s: waited %g s for %s in %s (--timeout)", transport_label(t).text,
         ((const ThreadWorld*)t->state)->timeout / 1e3, whom, t->doing);
@@ -1346,7 +1418,8 @@ static int transport_late_rank(const Transport* t, int peer, Error* e) {
     return transport_late(t, whom, e);
 }
 
-// Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
+// Copies the pieces that `peer` sends to this rank in this exchange, from[0 .. from_count), to where this
+// rank receives them. -1 if they do not match in number or bytes.
 static int thread_receive(Transport* t, int peer, const Piece* from, int from_count, const Piece* receives,
     int receive_count, Error* e) {
     int sent = 0;
@@ -1361,10 +1434,12 @@ static int thread_receive(Transport* t, int peer, const Piece* from, int from_co
     return 0;
 }
 
+// The box of a pair of ranks of this process.
 static Mailbox* thread_box(ThreadWorld* w, int from, int to) {
     return &w->boxes[(from - w->first) * w->world + to - w->first];
 }
 
+// Puts the list of sends in the box of every peer of this process: nothing is copied.
 static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     pthread_mutex_lock(&w->mutex);
@@ -1379,7 +1454,7 @@ static int thread_post(Transport* t, const Piece* sends, int send_count, Error* 
     return status;
 }
 
-// Waits until a mailbox is full, or empty.
+// Waits until the box between this rank and `peer` is full, or empty (full 0); *mail is what it then holds.
 static int thread_await_box(
     Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1395,6 +1470,8 @@ static int thread_await_box(
     return status;
 }
 
+// Empties the box of every peer of this process that this rank receives from, once a peer, then waits until
+// the peers have emptied theirs.
 static int thread_wait(
     Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1421,18 +1498,21 @@ static int thread_wait(
     return status;
 }
 
-// How many ranks of a group a process has; the world rank of the n-th of them, counted around.
+// How many ranks of a group a process has.
 static int group_ranks_of(const ThreadWorld* w, const Group* g, int process) {
     int count = 0;
     for (int i = 0; i < w->world; i++) count += group_index(g, process * w->world + i) >= 0;
     return count;
 }
+// The world rank of the n-th of them; after the last comes the first again.
 static int group_rank_of(const ThreadWorld* w, const Group* g, int process, int n) {
     int i = process * w->world, left = n % group_ranks_of(w, g, process);
     while (group_index(g, i) < 0 || left-- > 0) i++;
     return i;
 }
 
+// Waits until all ranks of the group that are in this process have come here. A rank whose time is over names
+// the first that is missing.
 static int thread_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     double deadline = world_deadline(w, 0);
@@ -1458,7 +1538,8 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
     return status;
 }
 
-// Shows `data` to the group's ranks of this process and waits until all show theirs.
+// Shows `data` to the group's ranks of this process (w->shared) and waits until all show theirs. It may be
+// taken away after one more barrier.
 static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     w->shared[t->rank - w->first] = data;
@@ -1467,16 +1548,17 @@ static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
 
 // --- links: the ranks of other processes ---
 
-// Kinds of frames, below NET_ABORT.
+// Kinds of frames, all below NET_ABORT: what a message is, to notice ranks that make different calls.
 enum { FRAME_PIECE, FRAME_SLICE, FRAME_SHARE, FRAME_BARRIER, FRAME_TEXT };
 enum { HOST_TEXT = 64 << 20 };   // longest text of a process about itself
 
+// Always -1: the process that this rank waits for is gone.
 static int link_gone(const Transport* t, int process, const char* why, Error* e) {
     return fail(e, "%s: %s is gone (%s), waited for in %s", transport_label(t).text,
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
-// Sends a message to rank `to` of another process, or to the process itself.
+// Sends a message to rank `to` of another process, or (HOST) to that process itself.
 static int link_send(Transport* t, int process, int to, int kind, const void* data, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     net_frame message = {NULL, kind, t->rank, to, t->operation, bytes, 0, NULL};
@@ -1488,7 +1570,8 @@ static int link_send(Transport* t, int process, int to, int kind, const void* da
     }
 }
 
-// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it.
+// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it. NULL if
+// none came, or if it is of another call or another size than this rank expects.
 static net_frame* link_take(
     Transport* t, int process, int from, int kind, size_t bytes, size_t at, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1516,6 +1599,7 @@ static net_frame* link_take(
     return NULL;
 }
 
+// Receives a whole message into out.
 static int link_receive(Transport* t, int process, int from, int kind, void* out, size_t bytes, Error* e) {
     for (size_t at = 0; at == 0 || at < bytes; at += NET_FRAME_BYTES) {
         net_frame* f = link_take(t, process, from, kind, bytes, at, e);
@@ -1528,8 +1612,10 @@ static int link_receive(Transport* t, int process, int from, int kind, void* out
 
 // --- what a rank calls: shared memory and links together ---
 
+// Every call of a rank begins here: counted, and named for the line that a failure leaves.
 static void transport_begin(Transport* t, const char* doing) { t->operation++, t->doing = doing; }
 
+// The functions of a Transport. A wait is counted with its post: both are one operation.
 static int world_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     transport_begin(t, "an exchange");
@@ -1553,8 +1639,9 @@ static int world_wait(
     return thread_wait(t, sends, send_count, receives, receive_count, e);
 }
 
-// Own part of buffer (size of the group, bytes) to all of the group. A part goes to each process once, to one of
-// its ranks in turn (group_rank_of); then the ranks of a process copy from each other.
+// Brings every rank's part of buffer (size of the group, bytes) to all of the group. A part travels to each
+// process once, to one of its ranks in turn (group_rank_of); the ranks of a process then copy it from that
+// one.
 static int world_gather(Transport* t, const Group* g, int kind, void* buffer, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char* parts = (char*)buffer;
@@ -1591,6 +1678,7 @@ static int world_all_gather(Transport* t, const Group* g, real* buffer, int64_t 
     return world_gather(t, g, FRAME_SLICE, buffer, (size_t)slice * sizeof(real), e);
 }
 
+// Gathers the values of all ranks, and every rank sums them up for itself. For few values only.
 static int world_all_reduce(Transport* t, const Group* g, double* values, int count, Error* e) {
     size_t bytes = (size_t)count * sizeof(double);
     transport_begin(t, "an all-reduce");
@@ -1607,8 +1695,8 @@ static int world_all_reduce(Transport* t, const Group* g, double* values, int co
     return status;
 }
 
-// Every rank sends the others' slices to them and sums its own in the order of the group, a frame's worth at a
-// time.
+// Every rank sends the others their slices and sums its own in the order of the group, a frame's worth at
+// once. Slices of ranks of its own process it reads where they are.
 static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
@@ -1651,7 +1739,8 @@ static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int6
     return status == 0 ? thread_barrier(t, g, e) : -1;
 }
 
-// The ranks of each process meet; then the first of each speaks to the first ones of the others.
+// The ranks of each process meet; the first of each sends to the first ones of the others, then receives from
+// them; the ranks of the process meet again. On a link a barrier is a message of no bytes.
 static int world_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char nothing = 0;
@@ -1692,7 +1781,7 @@ static int links_open(ThreadWorld* w, int process, int processes, const char* ma
 
 // --- between jobs: the process itself speaks to the other processes ---
 
-// Sends a text to all processes and gives theirs; the caller frees texts[0 .. processes), NULL for its own.
+// Sends a text to all processes and takes theirs: texts (processes), which the caller frees; its own is NULL.
 static int processes_texts(Transport* t, const char* mine, char** texts, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     uint64_t length = strlen(mine);
@@ -1714,7 +1803,8 @@ static int processes_texts(Transport* t, const char* mine, char** texts, Error* 
     return 0;
 }
 
-// Refuses processes whose texts differ, naming the first line that does.
+// Called by all processes together. -1 on all if the text of one differs from process 0's; the line names the
+// first line that does.
 static int processes_compare(Transport* t, const char* doing, const char* mine, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     if (w->processes < 2) return 0;
@@ -1737,8 +1827,8 @@ static int processes_compare(Transport* t, const char* doing, const char* mine, 
     return status;
 }
 
-// All processes go on, or none: -1 on all, with its error, if one comes with a status that is not 0. flag (or
-// NULL): the largest of all.
+// Called by all processes together: all go on, or none. If one comes with a status that is not 0, all get
+// such a status, with its error. flag, if not NULL, becomes the largest of all processes' flags.
 static int processes_agree(Transport* t, int status, int* flag, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     struct {
@@ -1768,6 +1858,7 @@ static int processes_agree(Transport* t, int status, int* flag, Error* e) {
 
 // --- a world of ranks ---
 
+// Makes the world of a process before its ranks are known; a second call does nothing.
 static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     pthread_condattr_t clock;
     if (w->open) return 0;
@@ -1782,6 +1873,7 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     w->open = 1;
     return 0;
 }
+// Makes room for the ranks of this process: `world` of them, from world rank `first` on.
 static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
     if (world_open(w, 0, e) != 0) return -1;
     size_t here = (size_t)world, all = here * (size_t)w->processes;
@@ -1806,7 +1898,8 @@ static void thread_world_free(ThreadWorld* w) {
     free(w->gpu_boxes);
     memset(w, 0, sizeof *w);
 }
-static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this process, or HOST
+// The transport of a rank of this process, or of the process itself (HOST).
+static Transport thread_transport(ThreadWorld* w, int rank) {
     Transport t;
     memset(&t, 0, sizeof t);
     t.rank = rank, t.world = w->world * w->processes;
@@ -1821,47 +1914,67 @@ static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this 
 
 // ===== 5. schedules =============================================================================
 //
-// A schedule is a table for one direction (forward or backward) of one layer's attention: which rank computes
-// which pair (query chunk, key chunk) at which step, and which items travel during that step. An item is the
-// rows of one rank `of`, for a range of heads:
-//     KV   keys and values   2C elements per row       QDO  q and dO (with LSE and delta)   2C
-//     Q    queries            C                        DQ   partial dQ                       C
-//     OUT  partial O and LSE  C                        DKV  partial dK and dV               2C
-// What arrives during step s can be used from step s + 1 on. Results (OUT, DQ, DKV) that reach the rank `of`
-// are merged into its own sums. Heads are split into `head_parts` equal parts (h0 <= part < h1).
+// Attention works on pairs: a chunk of a sequence's queries against a chunk of its keys, none of them in the
+// future. Each rank holds one chunk (two with zigzag and allgather), so one side of most pairs has to travel.
+// A schedule is the table of one direction (forward or backward) that says who computes which pair when:
 //
-// Volumes below are in C = a rank's query chunk, as received per rank on average (equal to what is sent).
-//     kind        makespan        forward       backward                         idea
-//     ring        P - 1/2         2(P-1)        2(P-1)(2P-1)/P                   Liu et al. 2023, causal blocks skipped
-//     dist        P/2             P-1           odd:  3m + m(m+1)/2P, m=(P-1)/2  Li et al. 2023 (DistFlashAttn), made whole
-//                                               even: 3m + m(m+1)/2P + 7/4, m=P/2-1
-//     dist-paper  (P+1)/2         P-1           4m - m(m+1)/2P + 2, m=P/2-1      its published table, even P
-//     zigzag      P/2             2(P-1)        4(P-1)                           ring over 2P chunks, rank r: r, 2P-1-r
-//     allgather   P/2             2(P-1)        4(P-1)                           Llama 3's, with zigzag's placement
-//     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
+//     step      of the table, not of the optimizer: its ops are computed while its messages travel
+//     op        a rank computes a pair, for a range of heads, at a step
+//     item      the rows of one rank `of`, for a range of heads, as an operand or a result of ops
+//     message   an item goes from one rank to another during a step; ops may use it from the next step on
+//     slot      memory of a rank in which one item of another rank lies at a time
+//
+//     step 0    rank 0: op q0k0       rank 1: op q1k1       message: KV of 0, from rank 0 to a slot of rank 1
+//     step 1    rank 0: idle          rank 1: op q1k0, with its own queries and the keys in the slot
+//
+// The items, with their width in numbers per row (C channels). Ops read operands and write results; a result
+// that reaches the rank `of` is merged into that rank's own sums.
+//
+//     operands                                         results
+//     Q    queries                        C            OUT  partial O and LSE    C
+//     KV   keys and values               2C            DQ   partial dQ           C
+//     QDO  q and dO, with LSE and delta  2C            DKV  partial dK and dV   2C
+//
+// Heads are split into `head_parts` parts, equal but for a head; h0 and h1 of an op or item mean the parts
+// h0 <= part < h1.
+//
+// What a table costs. Makespan: 1 is the pair of two ranks' whole chunks, a diagonal pair is 1/2. Volume: 1 C
+// is all queries of a rank (Tl x C numbers), as received per rank on average, which equals what is sent. m =
+// (P-1)/2 for odd P, P/2 - 1 for even P.
+//
+//     kind        makespan  forward   backward                       idea
+//     ring        P - 1/2   2(P-1)    2(P-1)(2P-1)/P                 Liu et al. 2023, causal blocks skipped
+//     dist        P/2       P-1       3m + m(m+1)/2P, even P + 7/4   Li et al. 2023 (DistFlashAttn), repaired
+//     dist-paper  (P+1)/2   P-1       4m - m(m+1)/2P + 2             its published table, even P
+//     zigzag      P/2       2(P-1)    4(P-1)                         ring over 2P chunks, rank r: r, 2P-1-r
+//     allgather   P/2       2(P-1)    4(P-1)                         Llama 3's, with zigzag's placement
+//     ulysses     P/2       4(P-1)/P  7(P-1)/P                       Jacobs et al. 2023
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
 enum { ITEM_PARTS = 4 };
-// The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or one
-// number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV: dk, dv.
+// The tensors of an item, in the order in which they lie in a slot: each has, for every row and head, HS
+// numbers (wide 1) or one (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta.
+// DQ: dq. DKV: dk, dv.
 static const struct {
     int count, wide[ITEM_PARTS];
 } ITEM_TENSORS[ITEM_KINDS] = {
     {1, {1}}, {2, {1, 1}}, {3, {1, 0, 0}}, {4, {1, 1, 0, 0}}, {1, {1}}, {2, {1, 1}}};
-static int item_width(int kind) {   // numbers of a row, in C
+// Wide tensors of an item: numbers of a row, in C.
+static int item_width(int kind) {
     int width = 0;
     for (int i = 0; i < ITEM_TENSORS[kind].count; i++) width += ITEM_TENSORS[kind].wide[i];
     return width;
 }
-static int item_stats(int kind) {
-    return ITEM_TENSORS[kind].count - item_width(kind);
-}   // a row and head, beside them
+// Its other tensors: numbers of a row and head.
+static int item_stats(int kind) { return ITEM_TENSORS[kind].count - item_width(kind); }
 static inline int item_is_result(int kind) { return kind == ITEM_OUT || kind >= ITEM_DQ; }
 
+// The rows of rank `of` that a message or a slot has, for the head parts h0 to h1 - 1.
 typedef struct {
     int kind, of, h0, h1;
 } Item;
 
+// One row of the table of ops: a pair of chunks, k <= q. A diagonal pair (k == q) is half as much work.
 typedef struct {
     int step, rank;          // when and by whom
     int q, k;                // chunks
@@ -1870,13 +1983,14 @@ typedef struct {
     int dq_slot, dkv_slot;   // where the results go (forward: OUT in dq_slot); -1: the rank's own sums
 } ScheduleOp;
 
+// One row of the table of messages.
 typedef struct {
-    int step, from, to;
+    int step, from, to;   // ranks of the sequence
     Item item;
     int src;     // sender's slot; -1: its own rows
     int dst;     // receiver's slot
-    int merge;   // a result that is added on arrival: to slot `into`, or to the own sums if it is -1
-    int into;
+    int merge;   // a result that is added on arrival, at the end of the step
+    int into;    // where it is added: the receiver's slot that has a sum already; -1: the receiver's own sums
 } ScheduleMessage;
 
 typedef struct {
@@ -1902,11 +2016,14 @@ static void schedule_free(Schedule* s) {
     memset(s, 0, sizeof *s);
 }
 
+// The rank that holds a chunk. Of 2P chunks rank r holds r and 2P - 1 - r: an early one and a late one, so
+// that every rank has as many earlier keys to work on as every other.
 static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
-static int64_t chunk_begin(int64_t T, int chunks, int chunk) {
-    return T * chunk / chunks;
-}   // sizes differ by at most one token
+// The chunk's first token in the sequence. Sizes differ by at most one token.
+static int64_t chunk_begin(int64_t T, int chunks, int chunk) { return T * chunk / chunks; }
 
+// Makes room for one more element of an array, which doubles when it is full. Without memory the array stays
+// as it is, and *failed is set: a builder looks at it once, at its end.
 static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     if (count < *room) return array;
     int wanted = *room ? 2 * *room : 64;
@@ -1916,6 +2033,7 @@ static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     return larger ? larger : array;
 }
 
+// Adds an op to the table. Where its operands and results lie is worked out later (schedule_assign_slots).
 static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
     s->ops = (ScheduleOp*)grow(s->ops, s->op_count, &s->op_room, sizeof *s->ops, &s->failed);
     if (s->failed) return;
@@ -1926,6 +2044,7 @@ static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, i
     op->q_slot = op->kv_slot = op->dq_slot = op->dkv_slot = -1;
 }
 
+// Adds a message to the table; its slots are worked out later too.
 static void schedule_send(Schedule* s, int step, int from, int to, int kind, int of, int h0, int h1) {
     s->messages = (ScheduleMessage*)grow(
         s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
@@ -1938,8 +2057,8 @@ static void schedule_send(Schedule* s, int step, int from, int to, int kind, int
     m->src = m->dst = m->into = -1, m->merge = 0;
 }
 
-// A pair (q, k) of other ranks' chunks computed at `step` by `rank`, which owns one side: the other side
-// comes during step - 1, the result of the side that is not owned goes home during step + 1.
+// Rank `rank` computes the pair (q, k) of two ranks' chunks at `step` and owns one of them. The other comes
+// to it during step - 1, and its result goes home during step + 1.
 static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
     schedule_op(s, step, rank, q, k, h0, h1);
     if (rank == q) {
@@ -1953,19 +2072,21 @@ static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0,
 
 enum { DIST_WHOLE, DIST_PAPER, DIST_LIGHTSEQ };   // what happens at the last step t = P/2
 
-// At step t rank r works on its own queries against the keys t ranks before it; the ranks r < t, which have
-// no such keys, help: queries of rank r - t + P against their own keys. The backward pass turns the roles
-// round (most pairs run at the keys' owner), as q, dO in and dQ out is less than k, v in and dK, dV out. At
-// even P both ends meet at t = P/2 in the same pair: each does half of its heads (DIST_WHOLE), or the late
-// rank does it and the early one idles (DIST_PAPER). DIST_LIGHTSEQ is the released code's condition, which
-// also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
+// At step t rank r works on its own queries against the keys of rank r - t. The ranks r < t have no such
+// keys: they help with the queries of rank r - t + P against their own keys. DIST_WHOLE's backward table
+// swaps the two roles, so that most pairs run at the keys' owner: q and dO in, dQ out is less than k and v
+// in, dK and dV out. At even P the pair of step t = P/2 falls to two ranks, its queries' owner and its keys':
+// each computes half of its heads (DIST_WHOLE), or the queries' owner computes all and the other idles
+// (DIST_PAPER). DIST_LIGHTSEQ is the condition of the authors' released code, by which nobody helps at the
+// last step, even at odd P: blocks are lost (a test shows it).
 static void schedule_build_dist(Schedule* s, int variant) {
     int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
-    int halves = variant == DIST_WHOLE &&
-        P > 1;   // the diagonal's second half hides the last results on their way home
+    // half of the diagonal is left to the end: it is computed while the last results go home
+    int halves = variant == DIST_WHOLE && P > 1;
     for (int r = 0; r < P; r++) {
-        int late = halves && P % 2 == 0 &&
-            r >= P / 2;   // its heads of step P/2 are the others: the two last ops never meet
+        // Ranks that work for their own queries at step P/2 take the second half of the heads there. They
+        // leave the first half of the diagonal to the end, so that their two last ops write different sums.
+        int late = halves && P % 2 == 0 && r >= P / 2;
         schedule_op(s, 0, r, r, r, late, halves ? late + 1 : s->head_parts);
         if (halves) schedule_op(s, P / 2 + 1, r, r, r, !late, !late + 1);
     }
@@ -1983,7 +2104,7 @@ static void schedule_build_dist(Schedule* s, int variant) {
 static void schedule_build_dist_whole(Schedule* s) { schedule_build_dist(s, DIST_WHOLE); }
 static void schedule_build_dist_paper(Schedule* s) { schedule_build_dist(s, DIST_PAPER); }
 
-// All chunks of `rank` against all of `other`, as far as they are not in the future.
+// Ops of `worker`: all query chunks of `rank` against those key chunks of `other` that are not in the future.
 static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int h0, int h1, int worker) {
     int per = s->chunks / s->P;
     for (int i = 0; i < per; i++)
@@ -1993,7 +2114,8 @@ static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int 
         }
 }
 
-// Keys and values go round; in the backward pass their gradients follow one step behind and end at home.
+// ring and zigzag: keys and values go round, each rank works on those that have come to it. In the backward
+// table their gradients follow one step behind, every rank adds its part, and they end at home.
 static void schedule_build_ring(Schedule* s) {
     int P = s->P;
     for (int t = 0; t < P; t++)
@@ -2006,6 +2128,8 @@ static void schedule_build_ring(Schedule* s) {
         }
 }
 
+// allgather: all keys and values travel during step 0, all work is at step 1 (but the own at step 0), the
+// gradients go home during step 2.
 static void schedule_build_allgather(Schedule* s) {
     for (int r = 0; r < s->P; r++)
         for (int o = 0; o < s->P; o++) {
@@ -2016,7 +2140,8 @@ static void schedule_build_allgather(Schedule* s) {
         }
 }
 
-// Every rank does all pairs of its share of the heads.
+// ulysses: every rank gets all rows of its share of the heads, does all pairs of them, and sends the results
+// home.
 static void schedule_build_ulysses(Schedule* s) {
     for (int r = 0; r < s->P; r++)
         for (int o = 0; o < s->P; o++) {
@@ -2044,7 +2169,7 @@ static double ring_elements(double p, int backward) {
 }
 static double two_chunks_elements(double p, int backward) { return (backward ? 4 : 2) * (p - 1); }
 static double ulysses_elements(double p, int backward) { return (backward ? 7 : 4) * (p - 1) / p; }
-static double even_makespan(double p) { return p / 2; }   // every rank as much as every other
+static double even_makespan(double p) { return p / 2; }   // every rank has the same work
 static double ring_makespan(double p) { return p - 0.5; }
 static double dist_paper_makespan(double p) { return p > 1 ? (p + 1) / 2 : p / 2; }
 
@@ -2064,6 +2189,7 @@ static const struct {
     {0, 0, 0, schedule_build_ulysses, even_makespan, ulysses_elements}};
 static int schedule_two_chunks(int kind) { return SCHEDULES[kind].two_chunks; }
 
+// The rows of a sequence of T tokens that a rank holds under a kind of schedule.
 static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     Segments seg;
     int two = schedule_two_chunks(kind), chunks = two ? 2 * P : P;
@@ -2078,6 +2204,8 @@ static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     return seg;
 }
 
+// The orders of a finished table. A step's ops and messages lie together, and two ranks see the messages
+// between them in the same order: their pieces pair up by it.
 static int op_order(const void* a, const void* b) {
     const ScheduleOp *x = (const ScheduleOp*)a, *y = (const ScheduleOp*)b;
     return x->step != y->step ? x->step - y->step
@@ -2094,15 +2222,15 @@ static int message_order(const void* a, const void* b) {
 }
 
 // The time that an item of another rank lies in a rank's memory: from the step during which it arrives or
-// is first written, to the last during which it is read or sent.
+// is first written, to the last during which it is read or sent. first -1: it never does.
 typedef struct {
     int first, last, slot, h0, h1;
 } Life;
-enum {
-    STAGING = ITEM_KINDS,
-    LIFE_KINDS = 2 * ITEM_KINDS
-};   // STAGING + kind: a result on arrival, until it is merged at the end of its step
+// Kinds of lives: those of the items, and STAGING + kind for a result that has arrived and is to be added. It
+// has a life of its own, for its step only.
+enum { STAGING = ITEM_KINDS, LIFE_KINDS = 2 * ITEM_KINDS };
 
+// A life among those of one rank (LIFE_KINDS, P): by the item's `of`, of a staging life by the sender.
 static Life* life_at(Life* lives, int P, int kind, int of) { return &lives[kind * P + of]; }
 static void life_extend(Life* life, int step, int h0, int h1) {
     if (life->first < 0 || step < life->first) life->first = step;
@@ -2110,19 +2238,21 @@ static void life_extend(Life* life, int step, int h0, int h1) {
     life->h0 = h0, life->h1 = h1;
 }
 
-// Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
-// half of them for two tensors may be more than all of them for one.
+// Whether an item fits in a slot that was made for another, whatever the number of heads. Widths and parts
+// are compared one by one, not as products: parts differ by a head, so half of the parts for two tensors may
+// be more than all parts for one.
 static int slot_fits(Item slot, Item item) {
     return item_width(slot.kind) >= item_width(item.kind) && item_stats(slot.kind) >= item_stats(item.kind) &&
         slot.h1 - slot.h0 >= item.h1 - item.h0;
 }
 
-// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
+// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough, else a
+// new one. Lives are taken in the order of their first steps, by a counting sort.
 static void rank_slots(Schedule* s, int rank, Life* lives) {
-    int P = s->P, count = LIFE_KINDS * P,
-        *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
-    int* first = (int*)calloc(
-        (size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
+    // until: the last step that each slot is taken. order: the lives, those that begin at a step together;
+    // first: where in it.
+    int P = s->P, count = LIFE_KINDS * P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);
+    int* first = (int*)calloc((size_t)(s->steps + 2 + count), sizeof *first);
     int* order = first ? first + s->steps + 2 : NULL;
     Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
     if (!until || !first) s->failed = 1;
@@ -2150,8 +2280,9 @@ static void rank_slots(Schedule* s, int rank, Life* lives) {
     free(until);
 }
 
-// Works out where every item lies. Two results never share a life with their staging, operands never
-// with what is received beside them: that is what the proof checks again, independently.
+// Works out where every item lies, rank by rank: collects the lives of what the rank has of others, gives
+// each a slot, and writes the slots into the rank's ops and messages. What lives at the same time lies in
+// different slots; schedule_prove checks that again, by other means.
 static void schedule_assign_slots(Schedule* s) {
     int P = s->P, kinds = LIFE_KINDS;
     int q_kind = s->backward ? ITEM_QDO : ITEM_Q, result = s->backward ? ITEM_DQ : ITEM_OUT;
@@ -2207,6 +2338,7 @@ static void schedule_assign_slots(Schedule* s) {
     free(lives);
 }
 
+// Counts the steps of the ops and messages so far.
 static void schedule_steps(Schedule* s) {
     for (int i = 0; i < s->op_count; i++)
         if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
@@ -2231,6 +2363,7 @@ static int schedule_finish(Schedule* s, Error* e) {
     return 0;
 }
 
+// An empty table of a kind.
 static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     memset(s, 0, sizeof *s);
     s->kind = kind, s->P = P;
@@ -2240,8 +2373,8 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     s->head_parts = P == 1 ? 1 : parts ? parts : P;
 }
 
-// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time,
-// also where P is large.
+// The ops and messages of one kind for P ranks, in no order and without slots. They are enough to count and
+// to time, also for numbers of ranks whose slots would be too many. After an error there is nothing to free.
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (SCHEDULES[kind].even_ranks && P % 2 == 1 && P > 1)
@@ -2258,7 +2391,7 @@ static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t 
     return fail(e, "out of memory for a schedule of %d ranks", P);
 }
 
-// Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
+// Makes the table of one kind for P ranks. heads: the model's NH, or 0 where there is no model.
 static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     if (schedule_outline(s, kind, P, backward, heads, e) != 0) return -1;
     return schedule_finish(s, e);
@@ -2269,22 +2402,25 @@ static double op_units(const Schedule* s, const ScheduleOp* op) {
     double side = (double)s->P / s->chunks;
     return side * side * (op->q == op->k ? 0.5 : 1.0) * (op->h1 - op->h0) / s->head_parts;
 }
+// Volume of an item, in C of the table above.
 static double item_units(const Schedule* s, Item item) {
     return (double)item_width(item.kind) * (item.h1 - item.h0) / s->head_parts;
 }
 
 typedef struct {
-    int steps;                // that compute anything
-    double makespan, ideal;   // units
-    double elements;          // received per rank on average, in C
-    double most_sent, most_received;
+    int steps;                         // that compute anything
+    double makespan, ideal;            // units; ideal: all work shared evenly
+    double elements;                   // received per rank on average, in C
+    double most_sent, most_received;   // by a rank, in C
 } ScheduleCost;
+
+// Counts what a table costs. Its makespan is that of ranks which all wait for the busiest one at every step.
 
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
-    double* sums = (double*)calloc(
-        (size_t)(s->steps + 2) * (size_t)P, sizeof *sums);   // work (steps, P), sent (P), received (P)
+    // sums: work (steps, P), sent (P), received (P)
+    double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);
     if (!sums) return fail(e, "out of memory");
     double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
     for (int i = 0; i < s->op_count; i++)
@@ -2307,20 +2443,21 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     return 0;
 }
 
-// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages
-// travel, waits for those that it receives and until those that it sends are taken, then adds the results
-// that came to its sums. A message travels once both its ranks have come to the step; a rank sends and
-// receives at the same time, one message after the other each way. Given are the seconds of every op, of
-// every message on the way and (merge_seconds) of adding it. Gives the seconds until the last rank is done;
-// -1: no memory.
+// Plays a table by the clock, as the executors run it. At each step a rank computes while its messages
+// travel, waits until those to it have arrived and those from it are taken, then adds the results that came.
+// A message travels once both its ranks have come to the step; a rank sends and receives at the same time,
+// one message after the other each way. The arguments are the seconds of every op, of every message on the
+// way, and of adding it (merge_seconds; 0 for operands). Returns the seconds until the last rank is done; -1:
+// no memory.
 static double schedule_play(
     const Schedule* s, const double* op_seconds, const double* message_seconds, const double* merge_seconds) {
     int P = s->P, *first = (int*)calloc((size_t)(s->steps + 2 + s->message_count), sizeof *first);
     size_t cells = (size_t)s->steps * (size_t)P;
     double *work = (double*)calloc(2 * cells + 5 * (size_t)P, sizeof *work), last = first && work ? 0 : -1;
     if (last == 0) {
-        double *adds = work + cells, *ready = adds + cells,
-               *begin = ready + P;   // work, adds (steps, P); the others of each rank
+        // work, adds (steps, P). The others of each rank: when it comes to the step; when its messages begin
+        // to travel; how long they take out and in; when the last has arrived.
+        double *adds = work + cells, *ready = adds + cells, *begin = ready + P;
         double *out = begin + P, *in = out + P, *link = in + P;
         int* order = first + s->steps + 2;   // messages by step: those of a step from first[step] on
         for (int i = 0; i < s->op_count; i++) work[s->ops[i].step * P + s->ops[i].rank] += op_seconds[i];
@@ -2354,32 +2491,40 @@ static double schedule_play(
     return last;
 }
 
-// The proof replays a table on pretend memory: every slot knows which item lies in it and, for results,
-// which ops' work is in it (a list of ops, `next` by op). Work is at home when its list reached the owner.
+// --- the proof of a table ---
+//
+// The proof replays a table on pretend memory (P, MAX_SLOTS). Every slot knows which item lies in it and, for
+// a result, which ops have added to it: a list of ops. An op has two results, on side 0 for its queries and
+// on side 1 for its keys; next[2 op + side] is the op after it in a list, home[2 op + side] counts how often
+// that result has reached its owner. It must be once in the end.
 typedef struct {
     Item item;
-    int full;   // holds that item
-    int busy;   // last step that touched it, and how: 1 read, 2 written
-    int how;
-    int work[2];   // first op of the list: side 0 the queries', side 1 the keys'
+    int full;      // holds that item
+    int busy;      // last step that touched it
+    int how;       // 1 read, 2 written
+    int work[2];   // first op of the list of each side; -1: none
 } ProofSlot;
 
 static int same_item(Item a, Item b) {
     return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1;
 }
 
-// Reads may share a step; a write may share it with nothing.
+// Marks a slot as read or written in a step. -1 if that clashes: reads may share a step, a write with
+// nothing.
 static int proof_touch(ProofSlot* slot, int step, int write) {
     if (slot->busy == step && (write || slot->how == 2)) return -1;
     slot->busy = step, slot->how = write ? 2 : 1;
     return 0;
 }
 
+// Whether a rank has such a slot and the item fits in it.
 static int proof_fits(const Schedule* s, int rank, int slot, Item item) {
     return slot < s->slot_count[rank] &&
         slot_fits(s->slot_items[(size_t)rank * MAX_SLOTS + (size_t)slot], item);
 }
 
+// Replays one op. Its operands must lie where it looks for them, its results must fit where they go and
+// overwrite nothing that is still needed.
 static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, int* home, Error* e) {
     const ScheduleOp* op = &s->ops[index];
     int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
@@ -2409,9 +2554,9 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
         if (!proof_fits(s, op->rank, result_slots[side], results[side]))
             return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step,
                 op->rank, op->q, op->k);
-        if (slot->full &&
-            !same_item(
-                slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
+        // An operand that lay here is overwritten, so it must have been used for the last time; a result that
+        // lies here must have been sent.
+        if (slot->full && !same_item(slot->item, results[side])) {
             if (item_is_result(slot->item.kind))
                 return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step,
                     op->rank, op->q, op->k);
@@ -2428,7 +2573,8 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
     return 0;
 }
 
-static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // adds from's lists to to's
+// Adds from's lists to to's.
+static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {
     for (int side = 0; side < 2; side++) {
         if (from->work[side] < 0) continue;
         int last = from->work[side];
@@ -2437,7 +2583,7 @@ static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // a
     }
 }
 
-// What a message takes along when its step begins; results leave their slot.
+// Replays the beginning of a message's step: *cargo is what it takes along. A result leaves its slot by that.
 static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* cargo, Error* e) {
     if (m->from == m->to) return fail(e, "step %d: rank %d sends to itself", m->step, m->from);
     cargo->work[0] = cargo->work[1] = -1;
@@ -2457,7 +2603,7 @@ static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* car
     return 0;
 }
 
-// What its arrival does, at the end of its step.
+// Replays the end of a message's step: the cargo lies in the receiver's slot, or is added to a sum.
 static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot* slots,
     const ProofSlot* cargo, int* next, int* home, Error* e) {
     ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
@@ -2489,6 +2635,7 @@ static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot*
     return 0;
 }
 
+// Every causal pair is computed once, for all heads, and every result has come home once.
 static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     int n = s->chunks, parts = s->head_parts, status = 0;
     unsigned char* covered = (unsigned char*)calloc((size_t)n * (size_t)n * (size_t)parts, 1);
@@ -2513,8 +2660,9 @@ static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     return status;
 }
 
-// Every causal pair once, every operand there in time, nothing overwritten while live, every result home
-// once, makespan and volume as the closed forms say. 0, or -1 with the first violation.
+// Proves a table: every causal pair is computed once, every operand is there in time, nothing is overwritten
+// while it is needed, every result comes home once, makespan and volume are those of the closed forms. 0, or
+// -1 with the first violation.
 static int schedule_prove(const Schedule* s, Error* e) {
     ProofSlot* slots = (ProofSlot*)calloc((size_t)s->P * MAX_SLOTS, sizeof *slots);
     ProofSlot* cargo = (ProofSlot*)calloc((size_t)s->message_count + 1, sizeof *cargo);
@@ -2549,13 +2697,14 @@ static int schedule_prove(const Schedule* s, Error* e) {
     return status;
 }
 
-// With document masks: which ops some document spans, and which messages those still need. first_key[q]
-// is the earliest position that chunk q's first row may see. Every rank works this out alike.
+// With document masks: op_active (ops) marks the pairs that some document spans, message_active (messages)
+// what those still need. first_key[q] is the earliest position that the first row of chunk q may see. mark
+// (P, ITEM_KINDS, P) is scratch, by rank, kind and `of`: that the rank has a use for an operand, or work in a
+// result. Every rank works this out for all ranks, and all get the same.
 static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active,
     unsigned char* message_active, unsigned char* mark) {
     int P = s->P;
-    memset(mark, 0,
-        (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
+    memset(mark, 0, (size_t)P * ITEM_KINDS * (size_t)P);
     for (int i = 0; i < s->op_count; i++) {
         const ScheduleOp* op = &s->ops[i];
         op_active[i] = first_key[op->q] < chunk_begin(T, s->chunks, op->k + 1);
@@ -2579,11 +2728,11 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
     }
 }
 
-// One number for a table, to see that all ranks run the same.
+// One number for a table, by which processes see that they run the same.
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
-    const int* numbers[2] = {
-        (const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
+    // both tables are rows of ints
+    const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};
     size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)),
         (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
     for (int table = 0; table < 2; table++)
@@ -2629,21 +2778,42 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
 }
 
 // ===== 6. parameters and memory plan ============================================================
+//
+// Of every parameter a run has four states: weights, gradients, and AdamW's moments m and v. Words for what a
+// rank has of them:
+//
+//     unit      parameters that are gathered and summed as one: the embeddings, each layer, the final norm,
+//               the positions. Each is padded so that it splits into equal slices, one for each rank
+//     slice     a rank's share of a unit
+//     sharded   a state of which ranks keep their slices only; which states are depends on --zero
+//     own       a unit of which a rank never needs more than its slice: the positions, where each rank's rows
+//               of a sequence are its slice of wpe (positions_own). No other rank reads these rows or has a
+//               gradient for them, so the slice is all that the rank has of any state
+//     held      the numbers of a unit that this rank has of a state (see Held)
+//
+//     unit u            | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, padding at its end |
+//     state's buffer    unit 0 | unit 1 | unit 2 | ... | the positions, or a slice of them if they are own
+//     ... if sharded    slice of unit 0 | slice of unit 1 | ...         this rank's, of all units
+//
+// Code outside of this section does not look at --zero or `own`: it asks `holding` how a rank holds a unit,
+// and `held` which of its numbers lie where. All memory of a rank is one Arena; the plan is the same walk
+// through it that later hands out the pointers.
 
 // What the model is, for one replica.
 typedef struct {
-    int64_t L, NH, HS, C, V, Vp;
-    int64_t T;   // tokens of a sequence, and rows of wpe
-    int64_t B;   // sequences of a pass
+    int64_t L, NH, HS, C, V, Vp;   // the letters of the opening essay
+    int64_t T;                     // tokens of a sequence, and rows of wpe
+    int64_t B;                     // sequences of a pass
 } Shape;
 
-// What is gathered and scattered as one piece, in the order in which the next step's forward pass wants it.
+// Kinds of units, in the order in which a forward pass needs them. Buffers have them in another order: the
+// embeddings, the layers, the final norm, the positions.
 enum { UNIT_EMBED, UNIT_POSITIONS, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
-// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
-// there (its Conv1D keeps (in, out)), decayed by AdamW, centred over its outputs with --center, initial values.
-// Matrices are (out, in).
+// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector); whether Hugging Face
+// stores it transposed (its Conv1D keeps (in, out)), whether AdamW decays it, whether --center takes the mean
+// over its outputs from it; initial values. Matrices are (out, in).
 // clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, 0, INIT_NORMAL) \
@@ -2677,6 +2847,7 @@ typedef struct {
     int transposed, decay, centred, init;
 } Parameter;
 
+// One row of the table above, for a shape.
 static Parameter parameter(const Shape* s, int id) {
     const Parameter table[] = {
 #define X(name, hf, unit, rows, columns, transposed, decay, centred, init) \
@@ -2699,44 +2870,37 @@ static int64_t parameter_offset(const Shape* s, int id) {
     return offset;
 }
 
-// Of every parameter a run has four states, each in a buffer of its own.
+// The states of the parameters, each in a buffer of its own.
 enum { STATE_WEIGHTS, STATE_GRADIENTS, STATE_M, STATE_V, STATES };   // m, v: AdamW's moments
 static const int SHARDED_FROM_ZERO[STATES] = {3, 2, 1, 1};   // the --zero from which on ranks hold slices
 
 enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
 
-// Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal
-// slices; slice w of every unit belongs to rank w.
-//
-//     unit u     | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, with the padding at its end |
-//     a buffer   whole units, one after the other (offset), or this rank's slices of all units (shard_offset)
-//
-// Which of the two a state's buffer has depends on --zero. Only the positions may be held otherwise: where the
-// ranks' rows of wpe are slices (positions_own), the unit is `own`, and a rank has its slice alone in buffers of
-// both kinds, since no other rank reads those rows or has a gradient for them. Nothing outside of this section
-// looks at --zero or at `own`: `holding` says how a rank holds a unit, `held` which of its numbers lie where.
+// A unit, and where it lies in the two kinds of buffers.
 typedef struct {
-    int kind, own;
+    int kind, own;          // UNIT_...; see the head of this section
     int64_t elements;       // without padding
     int64_t slice;          // elements of one rank's slice
     int64_t offset;         // of the unit, or of an own slice, in a buffer of all units
     int64_t shard_offset;   // of a slice in a buffer that holds one rank's slices
 } Unit;
 
+// All units and buffers, the same on all ranks.
 typedef struct {
     Unit* units;   // (L + 3)
     int count;
-    int world;                         // ranks that share them
-    int64_t elements;                  // of all units, padded
-    int sharded[STATES];               // a state's buffer holds this rank's slices; else whole units
-    int64_t buffer[STATES];            // numbers in it
-    int64_t largest;                   // unit, padded, that is ever brought together for a step
-    int64_t parameters;                // that are trained, padding of the vocabulary left out
+    int world;                // ranks that share them
+    int64_t elements;         // of all units, padded
+    int sharded[STATES];      // a state's buffer holds this rank's slices; else whole units
+    int64_t buffer[STATES];   // numbers in it
+    int64_t largest;          // of the units that are not own, padded: one is brought together at a time
+    int64_t parameters;       // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
 } Layout;
 
-// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them
-// for every layer (the others compute them again in the backward pass).
+// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them for
+// every layer. The other modes compute them again in the backward pass, in memory that layers share; sqrt
+// keeps none of them.
 enum {
     KEEP_NONE = 1 << GPT2_SP_NONE,
     KEEP_GELU = 1 << GPT2_SP_GELU,
@@ -2745,14 +2909,14 @@ enum {
 };
 // clang-format off
 #define ACTIVATIONS(X) \
-    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
+    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* input: the residual stream */ \
     X(ln1,   s->C,     KEEP_NONE) \
     X(rstd1, 1,        KEEP_NONE)                                       /* 1 / root mean square */ \
     X(q,     s->C,     KEEP_NONE | KEEP_GELU)                           /* (B, NH, Tl, HS) */ \
     X(kv,    2 * s->C, KEEP_NONE | KEEP_GELU)                           /* (B, 2, NH, Tl, HS) */ \
     X(atty,  s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* attention's output, (R, C) */ \
-    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp of the scores, (B, NH, Tl) */ \
-    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the residual stream after attention */ \
+    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp, (B, NH, Tl) */ \
+    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the stream after attention */ \
     X(ln2,   s->C,     KEEP_NONE) \
     X(rstd2, 1,        KEEP_NONE) \
     X(fch,   4 * s->C, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU */ \
@@ -2767,8 +2931,8 @@ enum {
 };
 typedef struct {
     const char* name;
-    int64_t columns;
-    int keep;
+    int64_t columns;   // numbers per row
+    int keep;          // bits KEEP_...
 } Activation;
 static Activation activation(const Shape* s, int id) {
     const Activation table[] = {
@@ -2778,16 +2942,19 @@ static Activation activation(const Shape* s, int id) {
     };
     return table[id];
 }
+// Whether a mode keeps an activation for every layer. The shape plays no part in that.
 static int activation_kept(int id, int mode) {
     Shape none;
     memset(&none, 0, sizeof none);
     return activation(&none, id).keep >> mode & 1;
 }
 
-// --recompute sqrt keeps the input of every k-th layer and redoes k layers at a time; the others redo one.
+// Layers that are computed again at a time: --recompute sqrt keeps the input of every k-th layer and redoes k
+// layers; the other modes redo one.
 static int64_t segment_layers(const Shape* s, int mode) {
     return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1;
 }
+// For how many layers there is memory for an activation: layer l has copy l % copies.
 static int64_t activation_copies(const Shape* s, int id, int mode) {
     return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode));
 }
@@ -2795,8 +2962,9 @@ static int64_t activation_copies(const Shape* s, int id, int mode) {
 // What memory is for; a row of the plan each.
 // clang-format off
 #define MEMORY_GROUPS(X) \
-    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") X(KEPT, "activations kept") \
-    X(WORK, "work buffers") X(LOGITS, "logits chunk") X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
+    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") \
+    X(KEPT, "activations kept") X(WORK, "work buffers") X(LOGITS, "logits chunk") \
+    X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
 // clang-format on
 enum {
 #define X(name, text) MEMORY_##name,
@@ -2810,6 +2978,7 @@ static const char* const MEMORY_NAMES[] = {
 #undef X
 };
 
+// The row of the plan in which each state is counted.
 static const int STATE_MEMORY[STATES] = {
     MEMORY_WEIGHTS, MEMORY_GRADIENTS, MEMORY_OPTIMIZER, MEMORY_OPTIMIZER};
 
@@ -2821,6 +2990,7 @@ typedef struct {
     size_t group[MEMORY_GROUP_COUNT];   // bytes of each group
 } Arena;
 
+// Memory for `elements` of `size` bytes, at a multiple of 64 bytes; NULL while planning.
 static void* arena_take(Arena* a, int group, int64_t elements, size_t size) {
     size_t bytes = ((size_t)elements * size + 63) & ~(size_t)63;
     void* p = a->base ? a->base + a->used : NULL;
@@ -2831,7 +3001,7 @@ static real* arena_reals(Arena* a, int group, int64_t elements) {
     return (real*)arena_take(a, group, elements, sizeof(real));
 }
 
-// The heads of parts h0 to h1 - 1 of a table.
+// A range of heads; part_heads: those of a table's parts h0 to h1 - 1.
 typedef struct {
     int64_t first, count;
 } Heads;
@@ -2850,12 +3020,15 @@ typedef struct {
     double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
 } Rates;
 
-// A job is what all ranks of a process do together (ranks_run), with an argument of its own.
+// A job is what all ranks of a process do together (ranks_run), with an argument of its own. 0, or -1 with a
+// line in r->error.
 typedef int (*RankJob)(Rank* r, gpt2_sp* g, void* argument);
 
 // What works on the ranks' memory: the CPU's functions below, or the GPU program's.
 typedef struct {
-    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
+    // Refuses options that the device does not have.
+    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);
+    // The memory of a rank, without allocating it.
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
     uint64_t (*memory)(const Mesh* mesh);   // bytes that the ranks of this machine may take together
     int (*allocate)(Rank* r, Error* e);
@@ -2865,8 +3038,9 @@ typedef struct {
     RankJob save;        // SaveJob
     RankJob step;        // StepJob
     RankJob gradients;   // Gradients: those of the ranks' batches, without an update
-    // Forward, and backward if r->learn; evaluation reads token_loss and token_hit.
+    // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
+    // gpt2_sp_generate on the device; NULL: on the CPU, from the ranks' weights.
     int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
         double temperature, int64_t top_k, double top_p, uint64_t seed);
     int (*verify)(gpt2_sp* g);                       // --verify
@@ -2883,16 +3057,16 @@ struct Mesh {
     int dp, sp, world, zero, recompute, center, doc_mask, training;
     int first_rank, local_ranks;   // world ranks that this process holds
     int process, processes;        // this process, and all of the run
-    int local_process,
-        local_processes;   // among those on this machine, in the order of their numbers: to choose GPUs by
-    int threads;           // of a rank
+    // The same among those on this machine, in the order of their numbers: to choose GPUs by.
+    int local_process, local_processes;
+    int threads;   // of a rank
     int64_t passes, logits_chunk;
     const Schedule* schedule;   // [2]: forward, backward
 };
 
-// Whether every rank's rows of a sequence are one slice of the rows of wpe, the same rows in every sequence,
-// and nobody else's: not with replicas, with positions that restart in documents, or where a rank has rows of
-// both ends (zigzag, allgather).
+// Whether the positions are `own`: a rank reads the same rows of wpe in every sequence, these are its slice,
+// and no other rank reads them. Not so with replicas, with positions that restart in documents, where a rank
+// has rows of both ends (zigzag, allgather), or where the rows do not divide evenly into padded slices.
 static int positions_own(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
     return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !mesh->doc_mask && s->T % mesh->sp == 0 &&
@@ -2900,6 +3074,7 @@ static int positions_own(const Mesh* mesh) {
         rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
 }
 
+// Lays out the units for a mesh; layout->units is the caller's to free, also after an error.
 static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     const Shape* s = &mesh->shape;
     memset(layout, 0, sizeof *layout);
@@ -2934,8 +3109,8 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     }
     return 0;
 }
-// The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of
-// it.
+// The unit of the positions. It is the last one: as it may be own, the buffers of whole units end with all of
+// it or with a rank's slice of it.
 static int positions_unit(const Layout* layout) { return layout->count - 1; }
 
 // How every rank holds a state of a unit.
@@ -2948,17 +3123,18 @@ static int holding(const Layout* layout, int state, int u) {
     if (layout->units[u].own) return HELD_OWN;
     return layout->sharded[state] ? HELD_SLICE : HELD_WHOLE;
 }
-// Whether every rank holds all of a state: of the positions, if of anything, it might not.
+// Whether every rank holds all of a state. The positions tell: they are split wherever another unit is.
 static int holds_all(const Layout* layout, int state) {
     return holding(layout, state, positions_unit(layout)) == HELD_WHOLE;
 }
-// Whether the rows of wpe are the ranks' own, so that who wants others fetches them.
+// Whether each rank has the rows of wpe that its tokens need and no others.
 static int positions_apart(const Layout* layout) {
     return holding(layout, STATE_WEIGHTS, positions_unit(layout)) == HELD_OWN;
 }
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
+// HP: HS rounded up to whole panels of NR columns.
 typedef struct {
     real keys[HS_MAX * BK];     // K^T of the block, in panels of columns
     real values[HS_MAX * BK];   // forward: V (BK, HP); backward: V^T in panels
@@ -2980,7 +3156,7 @@ struct Rank {
     Transport transport;
     Segments segments;   // the rows of a sequence that it holds
     int64_t Tl, R;       // R = B * Tl
-    Arena arena;
+    Arena arena;         // all of its memory but the lists of slots
 
     real* state[STATES];   // what this rank holds of the weights, the gradients, m and v (see held)
     real* whole_unit[2];   // where a unit's weights, or its gradients, come together if it holds slices
@@ -3001,15 +3177,15 @@ struct Rank {
     real** slots[2];                 // exchange buffers of the forward and the backward table
     unsigned char* slot_filled;      // a result lies in the slot
     Piece* pieces;                   // of one step: sends, then receives
-    unsigned char *op_active, *message_active, *mark;
-    int64_t* first_key;          // (chunks)
-    AttentionScratch* scratch;   // one per thread
-    real* logits;                // (logits_chunk, Vp)
-    real* token_loss;            // (R)
-    unsigned char* token_hit;    // (R) evaluation: the likeliest token was right
-    RankBatch batches[3];        // in use, read ahead, evaluation's
-    const RankBatch* batch;      // of the pass that runs
-    int learn;                   // it computes gradients
+    unsigned char *op_active, *message_active, *mark;   // see schedule_prune
+    int64_t* first_key;                                 // (chunks) the same
+    AttentionScratch* scratch;                          // one per thread
+    real* logits;                                       // (logits_chunk, Vp)
+    real* token_loss;                                   // (R)
+    unsigned char* token_hit;                           // (R) evaluation: the likeliest token was right
+    RankBatch batches[3];                               // in use, read ahead, evaluation's
+    const RankBatch* batch;                             // of the pass that runs
+    int learn;                                          // it computes gradients
 
     double loss_sum;                              // of the pass or step, not yet divided
     int64_t valid_tokens;                         // of the whole step, over all ranks
@@ -3018,15 +3194,18 @@ struct Rank {
     Error error;
 };
 
+// Numbers of a slot that is made for an item, for a rank of that many rows.
 static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
     int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
     return heads * rows * (item_width(item.kind) * mesh->shape.HS + item_stats(item.kind));
 }
 
-// Numbers [begin, begin + n) of a unit, which this rank holds at `at` of the state's buffer.
+// What a rank holds of a unit: its numbers [begin, begin + n), which lie from `at` on in the state's buffer.
+// Of a whole unit n leaves the padding out, of a slice it does not.
 typedef struct {
     int64_t at, begin, n;
 } Held;
+// Where in a unit this rank's slice begins.
 static int64_t slice_begin(const Rank* r, int u) { return r->sharing.index * r->layout->units[u].slice; }
 static Held held(const Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
@@ -3034,17 +3213,18 @@ static Held held(const Rank* r, int state, int u) {
     if (r->layout->sharded[state]) slice.at = unit->shard_offset;
     return holding(r->layout, state, u) == HELD_WHOLE ? whole : slice;
 }
-// Where in a state's buffer this rank has number `number` of a unit.
+// Where in a state's buffer this rank has number `number` of a unit. It must hold that number.
 static int64_t held_at(const Rank* r, int state, int u, int64_t number) {
     Held h = held(r, state, u);
     return h.at + number - h.begin;
 }
-// The first row of wpe that the layers find where `weight` points.
+// The row of wpe to which weight(.., P_wpe) points: the first of all, or the first of this rank's own.
 static int64_t positions_first(const Rank* r) {
     return positions_apart(r->layout) ? r->segments.begin[0] : 0;
 }
 
-// Walks through all memory of a rank (see Arena).
+// Walks through all memory of a rank: counts it in r->arena, and hands out the pointers once the arena has
+// memory.
 static void rank_layout(Rank* r) {
     const Mesh* mesh = r->mesh;
     const Layout* layout = r->layout;
@@ -3089,8 +3269,8 @@ static void rank_layout(Rank* r) {
     for (int i = 0; i < mesh->sp; i++)
         most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
     size_t exchange = a->used, largest = 0, exchange_group = a->group[MEMORY_EXCHANGE];
-    for (int direction = 0; direction <= mesh->training;
-         direction++) {   // both use the same memory, one after the other
+    // the slots of the forward and of the backward table share memory: the tables run one after the other
+    for (int direction = 0; direction <= mesh->training; direction++) {
         const Schedule* table = &mesh->schedule[direction];
         a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
         int count = table->slot_count[r->place.sp];
@@ -3121,6 +3301,7 @@ static void rank_layout(Rank* r) {
     }
 }
 
+// Makes rank `world_rank` without its memory and its transport: its place, its groups, its rows.
 static void rank_place(Rank* r, const Mesh* mesh, const Layout* layout, int world_rank) {
     memset(r, 0, sizeof *r);
     r->mesh = mesh, r->layout = layout;
@@ -3141,6 +3322,7 @@ static Arena rank_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return r.arena;
 }
 
+// Allocates a rank's memory, all zeros, as it was planned. rank_free frees it, also after an error.
 static int rank_allocate(Rank* r, Error* e) {
     Arena plan = rank_plan(r->mesh, r->layout, r->world_rank);
     for (int d = 0; d <= r->mesh->training; d++) {
@@ -3181,13 +3363,14 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// Threads of a rank: --threads, or the cores that this process may use, divided by the ranks that share them.
 static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #ifdef _OPENMP
     cpu_set_t own;
     int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t usable = sched_getaffinity(0, sizeof own, &own) == 0 ? CPU_COUNT(&own) : cores;
-    int sharing =
-        usable < cores ? 1 : mesh->local_processes;   // a launcher has bound each process to cores of its own
+    // where not all cores are usable, a launcher has bound each process to cores of its own
+    int sharing = usable < cores ? 1 : mesh->local_processes;
     return (int)(o->threads ? o->threads : max_i64(1, usable / (mesh->local_ranks * sharing)));
 #else
     (void)mesh, (void)o;
@@ -3195,8 +3378,8 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #endif
 }
 
-// --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a
-// machine share its devices evenly; one that is shown fewer than there are processes has one rank. The CPU
+// --sp 0: as many ranks as all processes have devices, divided by --dp. The processes of a machine share its
+// devices evenly; a process that sees fewer devices than the machine has processes gets one rank. The CPU
 // program counts one device a process.
 static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_processes, Error* e) {
     if (o->sp > 0) return 0;
@@ -3212,7 +3395,8 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     return 0;
 }
 
-// All of a mesh but its schedules, which are made by mesh_init, or were for another length.
+// Fills in a mesh from options and checks it. `schedules` may be empty still (mesh_init makes them), or be
+// those of another length: a table does not depend on it.
 static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab,
     int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
@@ -3238,6 +3422,7 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
 }
 
+// The same with its schedules, which the caller has zeroed and frees, also after an error.
 static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training,
     const Device* device, Error* e) {
     if (mesh_shape(mesh, schedules, o, vocab, training, device, e) != 0) return -1;
@@ -3259,6 +3444,7 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     return bytes;
 }
 
+// Memory of the machine: the CPU's Device.memory.
 static uint64_t machine_bytes(const Mesh* mesh) {
     (void)mesh;
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -3275,16 +3461,16 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
 }
 
 // The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal;
-// 0 if none does.
+// 0 if none does. Found by bisection, in two passes: lengths that the ranks share evenly (multiples of
+// `even`) may need less memory than those between them, as positions can be own only there. The first pass
+// finds the longest of these, the second looks at the lengths beyond it.
 static int64_t largest_fit(const gpt2_sp_options* options, int batch, int64_t vocab, int training,
     const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them
-    // (positions_own): the longest of those first, then those beyond it.
     int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks,
             *asked = batch ? &o.batch_size : &o.seq_len;
-    while (o.channels % common != 0)
-        common /= 2;   // the greatest common divisor with the padding, a power of 2
+    // common: the greatest common divisor of channels and the padding, which is a power of 2
+    while (o.channels % common != 0) common /= 2;
     int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
     Schedule schedules[2];   // the same for every length
     Error e;
@@ -3490,8 +3676,8 @@ static int thread_index(void) {
 #endif
 }
 
-// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the rows, if
-// those are few), never a sum: their number changes no bit.
+// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the
+// rows, if those are few), never a sum: their number changes no bit.
 static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
@@ -4223,8 +4409,8 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 
 // ===== 8. model =================================================================================
 
-// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2
-// positions), and those of one parameter.
+// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm,
+// L+2 positions), and those of one parameter.
 static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
@@ -4310,8 +4496,8 @@ static int unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of them
-// are wanted. The decoder's are places in its cache.
+// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of
+// them are wanted. The decoder's are places in its cache.
 typedef struct LayerRun {
     int64_t l, rows;
     Parameters w;
@@ -4520,8 +4706,8 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
 }
 
 // Sums the gradients of all ranks: to the whole where a rank updates all of a unit, else into each rank's
-// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the gradient's
-// norm, alike on all ranks.
+// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the
+// gradient's norm, alike on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -4611,8 +4797,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. trainer ==============================================================================
 //
-// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every rank, each
-// on a thread of its own, and waits. A step is such a job:
+// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every
+// rank, each on a thread of its own, and waits. A step is such a job:
 //
 //     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> the next batch
 //
@@ -4860,8 +5046,8 @@ static int tensor_write(
 static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
 enum { SAVED_COUNT = 3 };
 
-// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where they
-// come together; for moments the gradients'.
+// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where
+// they come together; for moments the gradients'.
 static real* unit_scratch(const Rank* r, int state) {
     if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
     real* whole = r->whole_unit[STATE_GRADIENTS];
@@ -5432,9 +5618,9 @@ static int state_read(gpt2_sp* g, const char* folder) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its rows, and
-// the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens at a time, then
-// one by one, by the layers' own list of calls with a cache of keys and values for attention.
+// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its
+// rows, and the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens
+// at a time, then one by one, by the layers' own list of calls with a cache of keys and values for attention.
 
 static int position_bucket(int64_t position) {
     int bucket = 0;
@@ -5732,8 +5918,9 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 
 // ===== 13. plan =================================================================================
 //
-// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from the shapes
-// and from rates measured here. Attention's time is that of its table, played by a clock (schedule_play):
+// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from
+// the shapes and from rates measured here. Attention's time is that of its table, played by a clock
+// (schedule_play):
 //
 //     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
 //     attention      ops and messages of the table, which overlap     step         the sum
@@ -6145,9 +6332,9 @@ static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
 
 // ===== 14. training loop ========================================================================
 //
-// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must fit, ranks
-// get their memory, weights come from the newest whole checkpoint, from --init-from or from the seed. Then the loop:
-// step, validate, log, save, until the last step or a signal.
+// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must
+// fit, ranks get their memory, weights come from the newest whole checkpoint, from --init-from or from the
+// seed. Then the loop: step, validate, log, save, until the last step or a signal.
 
 void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
@@ -6857,7 +7044,8 @@ static void watch_end(Watch* watch) {
 
 // ===== 15. commands and main ====================================================================
 //
-// A command reads its options, does its work by the functions above and prints; `program` is all of main but the name.
+// A command reads its options, does its work by the functions above and prints; `program` is all of main but
+// the name.
 
 enum {
     BYTE_VOCAB = 257,
