@@ -422,17 +422,6 @@ __device__ __forceinline__ void wgmma_rs(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// d (64 x 72) += A (64 x 16, registers) * B (16 x 72, shared).
-template <int TB>
-__device__ __forceinline__ void wgmma_rs(
-    float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
-                 "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {" ACC_0_31
-                 ", %32, %33, %34, %35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
-                 : ACC_32(d, 0), ACC_4(d, 32)
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
-}
-
 // d (64 x 128) += A (64 x 16, registers) * B (16 x 128, shared).
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(
@@ -444,21 +433,16 @@ __device__ __forceinline__ void wgmma_rs(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// --- forward --- Features of the forward kernel, as bits of its template argument (the benchmark times them
-// apart; ATTN_FWD_BEST is what attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
-enum {
-    F_TURNS = 1,   // the warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
-    F_ONES = 2,    // head size 64: the row sum comes out of the P V product, from a column of ones beside V
-    F_IMAX = 4,    // row maxima by three-input integer maximum
-    F_SPLIT =
-        8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
-};
+// --- forward ---
 static const int FWD_COLS = 128;
 // What head size D leaves room for: the accumulators S and O take 64 + D / 2 registers of a consumer thread.
 template <int D> struct FwdTile {
     static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2,
                      THREADS = 128 + 128 * GROUPS;
     static const int REGS_LOAD = D == 64 ? 32 : 24, REGS = D == 64 ? 160 : 240;
+    // P is computed in so many parts, each followed by its share of P V. With head size 128, whose parts of
+    // P V are twice the work, two are 3 % faster than four.
+    static const int PARTS = D == 64 ? 4 : 2;
 };
 
 template <int D> struct FwdSmem {
@@ -466,8 +450,7 @@ template <int D> struct FwdSmem {
     bf16 q[2][FwdTile<D>::ROWS * D];   // two tiles of queries: the next one loads while this one is used
     bf16 k[STAGES][FWD_COLS * D];
     bf16 v[STAGES][FWD_COLS * D];
-    // the columns beside V for F_ONES, all 1; without it as many bytes as align `o` to 1024
-    bf16 ones[D == 64 ? 16 * 64 : 512];
+    bf16 unused[D == 64 ? 1024 : 512];    // the kernel has not been timed without it
     bf16 o[FwdTile<D>::GROUPS][64 * D];   // staging of the output, one part per warpgroup
     uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     int tile[2];   // tile number that belongs to q[i], -1 = no more
@@ -499,13 +482,6 @@ __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int
     hi = end > 0 ? (end + COLS - 1) / COLS : 0;
     lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / COLS : 0;
     lo = min(lo, hi);
-}
-
-__device__ __forceinline__ void take_turn(int wg) {
-    asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory");
-}
-template <int GROUPS> __device__ __forceinline__ void pass_turn(int wg) {
-    asm volatile("bar.arrive %0, 256;" ::"r"(wg == GROUPS - 1 ? 1 : 2 + wg) : "memory");
 }
 
 // Largest of this thread's 32 scores of row r (0: g, 1: g + 8).
@@ -550,11 +526,11 @@ __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
 // Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no
 // exchange between lanes but one vote. With integer maxima (m >= -64) a row whose scores are all negative may
 // keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
-template <int F, int NO>
+template <int NO>
 __device__ __forceinline__ void offset_update(
     const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
     float x[2];
-    if ((F & F_IMAX) && !f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
+    if (!f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
     else x[0] = max_of_row(s, 0), x[1] = max_of_row(s, 1);
     if (!__any_sync(~0u, x[0] > f.limit[0] || x[1] > f.limit[1])) return;
     float alpha[2];
@@ -574,11 +550,10 @@ __device__ __forceinline__ void offset_update(
 
 // The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that
 // the producer announces.
-template <int D, int F>
+template <int D>
 __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
-    const int NO = (F & F_ONES) ? 36 : D / 2, PARTS = 1 << (F / F_SPLIT);
+    const int NO = D / 2, PARTS = FwdTile<D>::PARTS;
     const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
-    static_assert(!(F & F_ONES) || D == 64, "a column of ones fits beside 64 columns of V");
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2,
               wrow = (tid >> 5) * 16 + g;
@@ -586,7 +561,6 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
     float s[64], o[NO], l[2];
     Offset f;
     int kst = 0, kph = 0, vst = 0, vph = 0;   // ring positions of the next K and the next V
-    if (wg == GROUPS - 1 && (F & F_TURNS)) pass_turn<GROUPS>(wg);
     for (int it = 0;; it++) {
         const int qs = it & 1;
         bar_wait(&sm.q_full[qs], (it >> 1) & 1);
@@ -625,11 +599,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
                 f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
-                l[r] = in && (t2 == 0 || (F & F_ONES))
-                    ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r]
-                    : 0.f;
+                l[r] =
+                    in && t2 == 0 ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] : 0.f;
             }
-            if (F & F_ONES) o[NO - 4] = o[NO - 3] = l[0], o[NO - 2] = o[NO - 1] = l[1];
         } else {
 #pragma unroll
             for (int i = 0; i < NO; i++) o[i] = 0.f;
@@ -641,10 +613,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
         // four warps together; elsewhere this does, so that none is still waiting for a phase of a barrier
         // when the next but one begins.
         auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
-        auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
+        auto skip = [&]() {   // a block that only other warpgroups use: give it back
             bar_wait(&sm.k_full[kst], kph);
             bar_wait(&sm.v_full[vst], vph);
-            if (F & F_TURNS) take_turn(wg), pass_turn<GROUPS>(wg);
             together();
             if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
             if (++kst == STAGES) kst = 0, kph ^= 1;
@@ -678,13 +649,10 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                             if (8 * j + e >= end || 8 * j + e < begin) s[4 * j + 2 * r + e] = -INFINITY;
                 }
             }
-            offset_update<F, NO>(s, o, l, f, c, inv_c);
+            offset_update<NO>(s, o, l, f, c, inv_c);
             bar_wait(&sm.v_full[vst], vph);
             if (more) bar_wait(&sm.k_full[kst], kph);
-            const uint32_t lbo = (F & F_ONES) ? smem_of(sm.ones) - smem_of(sm.v[vst])
-                : D > 64                      ? FWD_COLS * 128
-                                              : 16,
-                           dv = desc_of(sm.v[vst], lbo);
+            const uint32_t dv = desc_of(sm.v[vst], D > 64 ? FWD_COLS * 128 : 16);
             uint32_t pr[32];
             float sum[2] = {0.f, 0.f};
             hold(o);
@@ -699,12 +667,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                 for (int e = 0; e < 32 / PARTS; e++) {
                     const int i = q * (32 / PARTS) + e;
                     pr[i] = pack(s[2 * i], s[2 * i + 1]);
-                    if (!(F & F_ONES)) sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
+                    sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
                 }
-                if (q == PARTS - 1) {
-                    if (F & F_TURNS) take_turn(wg);
-                    hold(s);
-                }
+                if (q == PARTS - 1) hold(s);
 #pragma unroll
                 for (int e = 0; e < 32 / PARTS; e++)
                     asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
@@ -712,14 +677,12 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
                 for (int e = 0; e < 8 / PARTS; e++) {
                     const int kk = q * (8 / PARTS) + e;
-                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3],
-                        (F & F_ONES) ? dv + 128 * kk - (128u * kk << 16) : dv + 128 * kk);
+                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], dv + 128 * kk);
                 }
                 mma_commit();
             }
             if (more) scores();
-            if (F & F_TURNS) pass_turn<GROUPS>(wg);
-            if (!(F & F_ONES)) l[0] += sum[0], l[1] += sum[1];
+            l[0] += sum[0], l[1] += sum[1];
             if (more) {
                 mma_wait<1>();
                 if (tid == 0) bar_arrive(&sm.v_empty[vst]);
@@ -749,13 +712,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll 1
         for (int i = mylo - lo; i > 0; i--) skip();
 
-        if (F & F_ONES) {
-            l[0] = o[NO - 4], l[1] = o[NO - 2];
-        } else {
 #pragma unroll
-            for (int r = 0; r < 2; r++)
-                l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
-        }
+        for (int r = 0; r < 2; r++)
+            l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
         if (p.a.carry_out) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
@@ -805,7 +764,6 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
             }
         }
     }
-    if (wg == 0 && (F & F_TURNS)) take_turn(0);
     if (tid == 0) bulk_wait();
 }
 
@@ -816,7 +774,7 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 // consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes
 // out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
 // between lanes unless the maximum has moved.
-template <int D, int F>
+template <int D>
 __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
     attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -831,8 +789,6 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
                 bar_init(&sm.v_empty[i], GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (F & F_ONES)
-        for (int i = threadIdx.x; i < 16 * 64; i += FwdTile<D>::THREADS) sm.ones[i] = __float2bfloat16(1.f);
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < 128) {
@@ -878,7 +834,7 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
         }
     } else {
         regs_up<FwdTile<D>::REGS>();
-        fwd_consumer<D, F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        fwd_consumer<D>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #else
     asm volatile("trap;");   // built without sm_90a and not told so
@@ -1539,9 +1495,7 @@ static cudaError_t backward_check(const AttnBackward& a) {
     return cudaSuccess;
 }
 
-template <int D, int F>
-static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
-    ATTN_TRY(forward_check(a));
+template <int D> static cudaError_t hopper_forward(const AttnForward& a, cudaStream_t stream) {
     const int ROWS = FwdTile<D>::ROWS;
     FwdParams p;
     p.a = a;
@@ -1555,18 +1509,11 @@ static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t 
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem<D>) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(
-        attention_forward_kernel<D, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+        attention_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     int grid = min(p.tiles, attn_sms());
-    // clang-format off
-    attention_forward_kernel<D, F><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
-    // clang-format on
+    attention_forward_kernel<D><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
-#ifndef ATTN_FWD_BEST
-#define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
-#endif
-static const int ATTN_FWD_BEST_128 =
-    F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present,
 // writes O and lse and leaves the carry as it was.
@@ -2319,8 +2266,7 @@ static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t s
     ATTN_TRY(attn_device(&d));
     ATTN_TRY(forward_check(a));
     if (!attn_hopper(a.s, d)) return portable_forward(a, stream);
-    return a.s.HS == 64 ? attention_forward_variant<64, ATTN_FWD_BEST>(a, stream)
-                        : attention_forward_variant<128, ATTN_FWD_BEST_128>(a, stream);
+    return a.s.HS == 64 ? hopper_forward<64>(a, stream) : hopper_forward<128>(a, stream);
 }
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     AttnDevice d;
