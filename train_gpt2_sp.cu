@@ -105,13 +105,25 @@ typedef __nv_bfloat16 bf16;
 
 // --- arguments ---
 enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or those of 7b
-struct AttnView {                    // a (B, NH, T, HS) tensor in place
-    void* p;                         // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+// A (B, NH, T, HS) tensor in place; its strides count numbers, and the HS numbers of a token are neighbours.
+struct AttnView {
+    void* p;   // NULL = absent
     int64_t token, head, batch;
+
+    // The first number of head h of sequence b; number d of its token t. E: bf16 or float.
+    template <class E> __device__ E* of(int64_t b, int64_t h) const { return (E*)p + b * batch + h * head; }
+    template <class E> __device__ E* at(int64_t b, int64_t h, int64_t t, int d) const {
+        return (E*)p + b * batch + h * head + t * token + d;
+    }
 };
-struct AttnRows {   // a (B, NH, T) fp32 tensor, contiguous along T
-    float* p;
+// A (B, NH, T) fp32 tensor: a number for each row of attention.
+struct AttnRows {
+    float* p;   // NULL = absent
     int64_t head, batch;
+
+    // Token 0 of head h of sequence b; its token t.
+    __device__ float* of(int64_t b, int64_t h) const { return p + b * batch + h * head; }
+    __device__ float* at(int64_t b, int64_t h, int64_t t) const { return p + b * batch + h * head + t; }
 };
 struct AttnShape {
     int B, NH, Tq, Tk;
@@ -591,16 +603,14 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 bool in = rows && row + 8 * r < sh.Tq;
-                const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
-                    (int64_t)(row + 8 * r) * p.a.acc.token;
+                const float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
 #pragma unroll
                 for (int j = 0; j < D / 8; j++) {
-                    float2 x = in ? *(const float2*)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
+                    float2 x = in ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
-                f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
-                l[r] =
-                    in && t2 == 0 ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] : 0.f;
+                f.m[r] = in ? p.a.m.at(w.batch, w.head, row)[8 * r] : -INFINITY;
+                l[r] = in && t2 == 0 ? p.a.l.at(w.batch, w.head, row)[8 * r] : 0.f;
             }
         } else {
 #pragma unroll
@@ -719,14 +729,13 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows && row + 8 * r < sh.Tq) {
-                    float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
-                        (int64_t)(row + 8 * r) * p.a.acc.token;
+                    float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
 #pragma unroll
                     for (int j = 0; j < D / 8; j++)
-                        *(float2*)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+                        *(float2*)(acc + 8 * j) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
                     if (t2 == 0) {
-                        p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] = f.m[r];
-                        p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] = l[r];
+                        p.a.m.at(w.batch, w.head, row)[8 * r] = f.m[r];
+                        p.a.l.at(w.batch, w.head, row)[8 * r] = l[r];
                     }
                 }
         }
@@ -734,7 +743,7 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows && row + 8 * r < sh.Tq)
-                    p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] =
+                    p.a.lse.at(w.batch, w.head, row)[8 * r] =
                         l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
         }
         if (p.a.o.p && rows) {
@@ -1250,8 +1259,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
             int st = 0, ph = 1, lo, hi;
             Tile w;
             for (int t = 0; next_tile(t, w, lo, hi); t++) {
-                const float *lse = p.a.lse.p + w.batch * p.a.lse.batch + w.head * p.a.lse.head,
-                            *delta = p.a.delta.p + w.batch * p.a.delta.batch + w.head * p.a.delta.head;
+                const float *lse = p.a.lse.of(w.batch, w.head), *delta = p.a.delta.of(w.batch, w.head);
                 const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
                 for (int m = lo; m < hi; m++) {
@@ -1331,10 +1339,8 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head +
-            row * dout.token + c);
-        uint4 b = *(
-            const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
+        uint4 a = *(const uint4*)(dout.at<bf16>(blockIdx.z, blockIdx.y, row, c));
+        uint4 b = *(const uint4*)(o.at<bf16>(blockIdx.z, blockIdx.y, row, c));
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -1344,7 +1350,7 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     }
 #pragma unroll
     for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
-    if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
+    if (row < T && part == 0) *delta.at(blockIdx.z, blockIdx.y, row) = x;
 }
 // Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With
 // o, divides and writes O and lse instead. 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8)
@@ -1353,15 +1359,13 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
     AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float* pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
-    float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm,
-          ll = *pl;
+    float* pa = acc.at<float>(b, h, row, 0);
+    float *pm = m.at(b, h, row), *pl = l.at(b, h, row), mm = *pm, ll = *pl;
     const float* pb = NULL;
     float fa = 1.f, fb = 1.f;
     if (acc_b.p) {
-        pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token;
-        float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row],
-              to = fmaxf(mm, mb);
+        pb = acc_b.at<float>(b, h, row, 0);
+        float mb = *m_b.at(b, h, row), lb = *l_b.at(b, h, row), to = fmaxf(mm, mb);
         if (to != -INFINITY) fa = exp2_fast(mm - to), fb = exp2_fast(mb - to);
         ll = ll * fa + lb * fb, mm = to;
     }
@@ -1371,31 +1375,27 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
         float x[8];
         for (int i = 0; i < 8; i++) x[i] = pb ? pa[c + i] * fa + pb[c + i] * fb : pa[c + i];
         if (o.p)
-            *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + c) =
-                make_uint4(pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv),
-                    pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
+            *(uint4*)(o.at<bf16>(b, h, row, c)) = make_uint4(pack(x[0] * inv, x[1] * inv),
+                pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
         else
             for (int i = 0; i < 8; i++) pa[c + i] = x[i];
     }
     if (part > 0) return;
     if (!o.p) *pm = mm, *pl = ll;
-    else if (lse.p)
-        lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
+    else if (lse.p) *lse.at(b, h, row) = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
 }
 // out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
 __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        float4* x =
-            (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + c);
+        float4* x = (float4*)(dq.at<float>(blockIdx.z, blockIdx.y, row, c));
         if (!out.p) {
             x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
             continue;
         }
         float4 a = x[0], b = x[1];
-        *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) =
-            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale),
-                pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
+        *(uint4*)(out.at<bf16>(blockIdx.z, blockIdx.y, row, c)) = make_uint4(pack(a.x * scale, a.y * scale),
+            pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
     }
 }
 
@@ -1671,9 +1671,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
               r0 = tr0 + warp * 32;
     const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
                    sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
-    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
-               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
-               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head;
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head);
     const float c = sh.scale * LOG2E;
 
     int lo, hi, mylo = 0, myhi = 0;
@@ -1715,15 +1714,14 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
         for (int r = 0; r < 2; r++) {
             const int row = r0 + 16 * mt + 8 * r + g;
             const bool in = p.a.carry_in && row < sh.Tq;
-            const float* acc = (const float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
-                row * p.a.acc.token + t2;
+            const float* acc = p.a.acc.at<float>(batch, head, row, t2);
 #pragma unroll
             for (int j = 0; j < DT; j++) {
                 float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
                 o[mt][j][2 * r] = x.x, o[mt][j][2 * r + 1] = x.y;
             }
-            m[mt][r] = in ? p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] : -INFINITY;
-            l[mt][r] = in && t2 == 0 ? p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] : 0.f;
+            m[mt][r] = in ? *p.a.m.at(batch, head, row) : -INFINITY;
+            l[mt][r] = in && t2 == 0 ? *p.a.l.at(batch, head, row) : 0.f;
             minus[mt][r] = m[mt][r] == -INFINITY ? 0.f : -m[mt][r];
         }
 
@@ -1846,20 +1844,18 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
             const float inv = x > 0.f ? 1.f / x : 0.f;
             if (row < sh.Tq) {
                 if (p.a.carry_out) {
-                    float* acc = (float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
-                        row * p.a.acc.token + t2;
+                    float* acc = p.a.acc.at<float>(batch, head, row, t2);
 #pragma unroll
                     for (int j = 0; j < DT; j++)
                         if (8 * j < HS)
                             *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
                     if (t2 == 0) {
-                        p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] = m[mt][r];
-                        p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] = x;
+                        *p.a.m.at(batch, head, row) = m[mt][r];
+                        *p.a.l.at(batch, head, row) = x;
                     }
                 }
                 if (p.a.lse.p && t2 == 0)
-                    p.a.lse.p[batch * p.a.lse.batch + head * p.a.lse.head + row] =
-                        x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
+                    *p.a.lse.at(batch, head, row) = x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
             }
             const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
 #pragma unroll
@@ -1872,8 +1868,7 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
             const int r = i / (D / 8), piece = i % (D / 8);
             const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
             if (r0 + r < sh.Tq && piece * 8 < HS)
-                *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token +
-                    piece * 8) = x;
+                *(uint4*)(p.a.o.at<bf16>(batch, head, r0 + r, piece * 8)) = x;
         }
 }
 
@@ -1931,13 +1926,10 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
     int lo, hi;
     query_range<ROWS, COLS>(sh, batch, n, lo, hi);
     const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
-               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
-               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head,
-               *dout = (const bf16*)p.a.dout.p + batch * p.a.dout.batch + head * p.a.dout.head;
-    const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
-                *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
-    float* dq = (float*)p.a.dq.p + batch * p.a.dq.batch + head * p.a.dq.head;
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
+    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
+    float* dq = p.a.dq.of<float>(batch, head);
     const float c = sh.scale * LOG2E;
     const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1,
                    sstage = sk + Tl::Q;
