@@ -106,13 +106,25 @@ typedef __nv_bfloat16 bf16;
 
 // --- arguments ---
 enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or those of 7b
-struct AttnView {                    // a (B, NH, T, HS) tensor in place
-    void* p;                         // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+// A (B, NH, T, HS) tensor in place; its strides count numbers, and the HS numbers of a token are neighbours.
+struct AttnView {
+    void* p;   // NULL = absent
     int64_t token, head, batch;
+
+    // The first number of head h of sequence b; number d of its token t. E: bf16 or float.
+    template <class E> __device__ E* of(int64_t b, int64_t h) const { return (E*)p + b * batch + h * head; }
+    template <class E> __device__ E* at(int64_t b, int64_t h, int64_t t, int d) const {
+        return (E*)p + b * batch + h * head + t * token + d;
+    }
 };
-struct AttnRows {   // a (B, NH, T) fp32 tensor, contiguous along T
-    float* p;
+// A (B, NH, T) fp32 tensor: a number for each row of attention.
+struct AttnRows {
+    float* p;   // NULL = absent
     int64_t head, batch;
+
+    // Token 0 of head h of sequence b; its token t.
+    __device__ float* of(int64_t b, int64_t h) const { return p + b * batch + h * head; }
+    __device__ float* at(int64_t b, int64_t h, int64_t t) const { return p + b * batch + h * head + t; }
 };
 struct AttnShape {
     int B, NH, Tq, Tk;
@@ -423,17 +435,6 @@ __device__ __forceinline__ void wgmma_rs(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// d (64 x 72) += A (64 x 16, registers) * B (16 x 72, shared).
-template <int TB>
-__device__ __forceinline__ void wgmma_rs(
-    float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
-                 "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {" ACC_0_31
-                 ", %32, %33, %34, %35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
-                 : ACC_32(d, 0), ACC_4(d, 32)
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
-}
-
 // d (64 x 128) += A (64 x 16, registers) * B (16 x 128, shared).
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(
@@ -445,21 +446,16 @@ __device__ __forceinline__ void wgmma_rs(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// --- forward --- Features of the forward kernel, as bits of its template argument (the benchmark times them
-// apart; ATTN_FWD_BEST is what attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
-enum {
-    F_TURNS = 1,   // the warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
-    F_ONES = 2,    // head size 64: the row sum comes out of the P V product, from a column of ones beside V
-    F_IMAX = 4,    // row maxima by three-input integer maximum
-    F_SPLIT =
-        8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
-};
+// --- forward ---
 static const int FWD_COLS = 128;
 // What head size D leaves room for: the accumulators S and O take 64 + D / 2 registers of a consumer thread.
 template <int D> struct FwdTile {
     static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2,
                      THREADS = 128 + 128 * GROUPS;
     static const int REGS_LOAD = D == 64 ? 32 : 24, REGS = D == 64 ? 160 : 240;
+    // P is computed in so many parts, each followed by its share of P V. With head size 128, whose parts of
+    // P V are twice the work, two are 3 % faster than four.
+    static const int PARTS = D == 64 ? 4 : 2;
 };
 
 template <int D> struct FwdSmem {
@@ -467,8 +463,7 @@ template <int D> struct FwdSmem {
     bf16 q[2][FwdTile<D>::ROWS * D];   // two tiles of queries: the next one loads while this one is used
     bf16 k[STAGES][FWD_COLS * D];
     bf16 v[STAGES][FWD_COLS * D];
-    // the columns beside V for F_ONES, all 1; without it as many bytes as align `o` to 1024
-    bf16 ones[D == 64 ? 16 * 64 : 512];
+    bf16 unused[D == 64 ? 1024 : 512];    // the kernel has not been timed without it
     bf16 o[FwdTile<D>::GROUPS][64 * D];   // staging of the output, one part per warpgroup
     uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     int tile[2];   // tile number that belongs to q[i], -1 = no more
@@ -500,13 +495,6 @@ __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int
     hi = end > 0 ? (end + COLS - 1) / COLS : 0;
     lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / COLS : 0;
     lo = min(lo, hi);
-}
-
-__device__ __forceinline__ void take_turn(int wg) {
-    asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory");
-}
-template <int GROUPS> __device__ __forceinline__ void pass_turn(int wg) {
-    asm volatile("bar.arrive %0, 256;" ::"r"(wg == GROUPS - 1 ? 1 : 2 + wg) : "memory");
 }
 
 // Largest of this thread's 32 scores of row r (0: g, 1: g + 8).
@@ -551,11 +539,11 @@ __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
 // Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no
 // exchange between lanes but one vote. With integer maxima (m >= -64) a row whose scores are all negative may
 // keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
-template <int F, int NO>
+template <int NO>
 __device__ __forceinline__ void offset_update(
     const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
     float x[2];
-    if ((F & F_IMAX) && !f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
+    if (!f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
     else x[0] = max_of_row(s, 0), x[1] = max_of_row(s, 1);
     if (!__any_sync(~0u, x[0] > f.limit[0] || x[1] > f.limit[1])) return;
     float alpha[2];
@@ -575,11 +563,10 @@ __device__ __forceinline__ void offset_update(
 
 // The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that
 // the producer announces.
-template <int D, int F>
+template <int D>
 __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
-    const int NO = (F & F_ONES) ? 36 : D / 2, PARTS = 1 << (F / F_SPLIT);
+    const int NO = D / 2, PARTS = FwdTile<D>::PARTS;
     const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
-    static_assert(!(F & F_ONES) || D == 64, "a column of ones fits beside 64 columns of V");
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2,
               wrow = (tid >> 5) * 16 + g;
@@ -587,7 +574,6 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
     float s[64], o[NO], l[2];
     Offset f;
     int kst = 0, kph = 0, vst = 0, vph = 0;   // ring positions of the next K and the next V
-    if (wg == GROUPS - 1 && (F & F_TURNS)) pass_turn<GROUPS>(wg);
     for (int it = 0;; it++) {
         const int qs = it & 1;
         bar_wait(&sm.q_full[qs], (it >> 1) & 1);
@@ -618,19 +604,15 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 bool in = rows && row + 8 * r < sh.Tq;
-                const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
-                    (int64_t)(row + 8 * r) * p.a.acc.token;
+                const float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
 #pragma unroll
                 for (int j = 0; j < D / 8; j++) {
-                    float2 x = in ? *(const float2*)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
+                    float2 x = in ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
-                f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
-                l[r] = in && (t2 == 0 || (F & F_ONES))
-                    ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r]
-                    : 0.f;
+                f.m[r] = in ? p.a.m.at(w.batch, w.head, row)[8 * r] : -INFINITY;
+                l[r] = in && t2 == 0 ? p.a.l.at(w.batch, w.head, row)[8 * r] : 0.f;
             }
-            if (F & F_ONES) o[NO - 4] = o[NO - 3] = l[0], o[NO - 2] = o[NO - 1] = l[1];
         } else {
 #pragma unroll
             for (int i = 0; i < NO; i++) o[i] = 0.f;
@@ -642,10 +624,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
         // four warps together; elsewhere this does, so that none is still waiting for a phase of a barrier
         // when the next but one begins.
         auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
-        auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
+        auto skip = [&]() {   // a block that only other warpgroups use: give it back
             bar_wait(&sm.k_full[kst], kph);
             bar_wait(&sm.v_full[vst], vph);
-            if (F & F_TURNS) take_turn(wg), pass_turn<GROUPS>(wg);
             together();
             if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
             if (++kst == STAGES) kst = 0, kph ^= 1;
@@ -679,13 +660,10 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                             if (8 * j + e >= end || 8 * j + e < begin) s[4 * j + 2 * r + e] = -INFINITY;
                 }
             }
-            offset_update<F, NO>(s, o, l, f, c, inv_c);
+            offset_update<NO>(s, o, l, f, c, inv_c);
             bar_wait(&sm.v_full[vst], vph);
             if (more) bar_wait(&sm.k_full[kst], kph);
-            const uint32_t lbo = (F & F_ONES) ? smem_of(sm.ones) - smem_of(sm.v[vst])
-                : D > 64                      ? FWD_COLS * 128
-                                              : 16,
-                           dv = desc_of(sm.v[vst], lbo);
+            const uint32_t dv = desc_of(sm.v[vst], D > 64 ? FWD_COLS * 128 : 16);
             uint32_t pr[32];
             float sum[2] = {0.f, 0.f};
             hold(o);
@@ -700,12 +678,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                 for (int e = 0; e < 32 / PARTS; e++) {
                     const int i = q * (32 / PARTS) + e;
                     pr[i] = pack(s[2 * i], s[2 * i + 1]);
-                    if (!(F & F_ONES)) sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
+                    sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
                 }
-                if (q == PARTS - 1) {
-                    if (F & F_TURNS) take_turn(wg);
-                    hold(s);
-                }
+                if (q == PARTS - 1) hold(s);
 #pragma unroll
                 for (int e = 0; e < 32 / PARTS; e++)
                     asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
@@ -713,14 +688,12 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
                 for (int e = 0; e < 8 / PARTS; e++) {
                     const int kk = q * (8 / PARTS) + e;
-                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3],
-                        (F & F_ONES) ? dv + 128 * kk - (128u * kk << 16) : dv + 128 * kk);
+                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], dv + 128 * kk);
                 }
                 mma_commit();
             }
             if (more) scores();
-            if (F & F_TURNS) pass_turn<GROUPS>(wg);
-            if (!(F & F_ONES)) l[0] += sum[0], l[1] += sum[1];
+            l[0] += sum[0], l[1] += sum[1];
             if (more) {
                 mma_wait<1>();
                 if (tid == 0) bar_arrive(&sm.v_empty[vst]);
@@ -750,25 +723,20 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll 1
         for (int i = mylo - lo; i > 0; i--) skip();
 
-        if (F & F_ONES) {
-            l[0] = o[NO - 4], l[1] = o[NO - 2];
-        } else {
 #pragma unroll
-            for (int r = 0; r < 2; r++)
-                l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
-        }
+        for (int r = 0; r < 2; r++)
+            l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
         if (p.a.carry_out) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows && row + 8 * r < sh.Tq) {
-                    float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
-                        (int64_t)(row + 8 * r) * p.a.acc.token;
+                    float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
 #pragma unroll
                     for (int j = 0; j < D / 8; j++)
-                        *(float2*)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+                        *(float2*)(acc + 8 * j) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
                     if (t2 == 0) {
-                        p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] = f.m[r];
-                        p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] = l[r];
+                        p.a.m.at(w.batch, w.head, row)[8 * r] = f.m[r];
+                        p.a.l.at(w.batch, w.head, row)[8 * r] = l[r];
                     }
                 }
         }
@@ -776,7 +744,7 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows && row + 8 * r < sh.Tq)
-                    p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] =
+                    p.a.lse.at(w.batch, w.head, row)[8 * r] =
                         l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
         }
         if (p.a.o.p && rows) {
@@ -806,7 +774,6 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
             }
         }
     }
-    if (wg == 0 && (F & F_TURNS)) take_turn(0);
     if (tid == 0) bulk_wait();
 }
 
@@ -817,7 +784,7 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 // consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes
 // out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
 // between lanes unless the maximum has moved.
-template <int D, int F>
+template <int D>
 __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
     attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -832,8 +799,6 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
                 bar_init(&sm.v_empty[i], GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (F & F_ONES)
-        for (int i = threadIdx.x; i < 16 * 64; i += FwdTile<D>::THREADS) sm.ones[i] = __float2bfloat16(1.f);
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < 128) {
@@ -879,7 +844,7 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
         }
     } else {
         regs_up<FwdTile<D>::REGS>();
-        fwd_consumer<D, F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        fwd_consumer<D>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #else
     asm volatile("trap;");   // built without sm_90a and not told so
@@ -1295,8 +1260,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
             int st = 0, ph = 1, lo, hi;
             Tile w;
             for (int t = 0; next_tile(t, w, lo, hi); t++) {
-                const float *lse = p.a.lse.p + w.batch * p.a.lse.batch + w.head * p.a.lse.head,
-                            *delta = p.a.delta.p + w.batch * p.a.delta.batch + w.head * p.a.delta.head;
+                const float *lse = p.a.lse.of(w.batch, w.head), *delta = p.a.delta.of(w.batch, w.head);
                 const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
                 for (int m = lo; m < hi; m++) {
@@ -1376,10 +1340,8 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head +
-            row * dout.token + c);
-        uint4 b = *(
-            const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
+        uint4 a = *(const uint4*)(dout.at<bf16>(blockIdx.z, blockIdx.y, row, c));
+        uint4 b = *(const uint4*)(o.at<bf16>(blockIdx.z, blockIdx.y, row, c));
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -1389,7 +1351,7 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     }
 #pragma unroll
     for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
-    if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
+    if (row < T && part == 0) *delta.at(blockIdx.z, blockIdx.y, row) = x;
 }
 // Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With
 // o, divides and writes O and lse instead. 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8)
@@ -1398,15 +1360,13 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
     AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float* pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
-    float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm,
-          ll = *pl;
+    float* pa = acc.at<float>(b, h, row, 0);
+    float *pm = m.at(b, h, row), *pl = l.at(b, h, row), mm = *pm, ll = *pl;
     const float* pb = NULL;
     float fa = 1.f, fb = 1.f;
     if (acc_b.p) {
-        pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token;
-        float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row],
-              to = fmaxf(mm, mb);
+        pb = acc_b.at<float>(b, h, row, 0);
+        float mb = *m_b.at(b, h, row), lb = *l_b.at(b, h, row), to = fmaxf(mm, mb);
         if (to != -INFINITY) fa = exp2_fast(mm - to), fb = exp2_fast(mb - to);
         ll = ll * fa + lb * fb, mm = to;
     }
@@ -1416,31 +1376,27 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
         float x[8];
         for (int i = 0; i < 8; i++) x[i] = pb ? pa[c + i] * fa + pb[c + i] * fb : pa[c + i];
         if (o.p)
-            *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + c) =
-                make_uint4(pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv),
-                    pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
+            *(uint4*)(o.at<bf16>(b, h, row, c)) = make_uint4(pack(x[0] * inv, x[1] * inv),
+                pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
         else
             for (int i = 0; i < 8; i++) pa[c + i] = x[i];
     }
     if (part > 0) return;
     if (!o.p) *pm = mm, *pl = ll;
-    else if (lse.p)
-        lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
+    else if (lse.p) *lse.at(b, h, row) = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
 }
 // out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
 __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        float4* x =
-            (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + c);
+        float4* x = (float4*)(dq.at<float>(blockIdx.z, blockIdx.y, row, c));
         if (!out.p) {
             x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
             continue;
         }
         float4 a = x[0], b = x[1];
-        *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) =
-            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale),
-                pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
+        *(uint4*)(out.at<bf16>(blockIdx.z, blockIdx.y, row, c)) = make_uint4(pack(a.x * scale, a.y * scale),
+            pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
     }
 }
 
@@ -1540,9 +1496,7 @@ static cudaError_t backward_check(const AttnBackward& a) {
     return cudaSuccess;
 }
 
-template <int D, int F>
-static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
-    ATTN_TRY(forward_check(a));
+template <int D> static cudaError_t hopper_forward(const AttnForward& a, cudaStream_t stream) {
     const int ROWS = FwdTile<D>::ROWS;
     FwdParams p;
     p.a = a;
@@ -1556,18 +1510,11 @@ static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t 
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem<D>) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(
-        attention_forward_kernel<D, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+        attention_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     int grid = min(p.tiles, attn_sms());
-    // clang-format off
-    attention_forward_kernel<D, F><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
-    // clang-format on
+    attention_forward_kernel<D><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
-#ifndef ATTN_FWD_BEST
-#define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
-#endif
-static const int ATTN_FWD_BEST_128 =
-    F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present,
 // writes O and lse and leaves the carry as it was.
@@ -1725,9 +1672,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
               r0 = tr0 + warp * 32;
     const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
                    sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
-    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
-               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
-               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head;
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head);
     const float c = sh.scale * LOG2E;
 
     int lo, hi, mylo = 0, myhi = 0;
@@ -1769,15 +1715,14 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
         for (int r = 0; r < 2; r++) {
             const int row = r0 + 16 * mt + 8 * r + g;
             const bool in = p.a.carry_in && row < sh.Tq;
-            const float* acc = (const float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
-                row * p.a.acc.token + t2;
+            const float* acc = p.a.acc.at<float>(batch, head, row, t2);
 #pragma unroll
             for (int j = 0; j < DT; j++) {
                 float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
                 o[mt][j][2 * r] = x.x, o[mt][j][2 * r + 1] = x.y;
             }
-            m[mt][r] = in ? p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] : -INFINITY;
-            l[mt][r] = in && t2 == 0 ? p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] : 0.f;
+            m[mt][r] = in ? *p.a.m.at(batch, head, row) : -INFINITY;
+            l[mt][r] = in && t2 == 0 ? *p.a.l.at(batch, head, row) : 0.f;
             minus[mt][r] = m[mt][r] == -INFINITY ? 0.f : -m[mt][r];
         }
 
@@ -1900,20 +1845,18 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
             const float inv = x > 0.f ? 1.f / x : 0.f;
             if (row < sh.Tq) {
                 if (p.a.carry_out) {
-                    float* acc = (float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
-                        row * p.a.acc.token + t2;
+                    float* acc = p.a.acc.at<float>(batch, head, row, t2);
 #pragma unroll
                     for (int j = 0; j < DT; j++)
                         if (8 * j < HS)
                             *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
                     if (t2 == 0) {
-                        p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] = m[mt][r];
-                        p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] = x;
+                        *p.a.m.at(batch, head, row) = m[mt][r];
+                        *p.a.l.at(batch, head, row) = x;
                     }
                 }
                 if (p.a.lse.p && t2 == 0)
-                    p.a.lse.p[batch * p.a.lse.batch + head * p.a.lse.head + row] =
-                        x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
+                    *p.a.lse.at(batch, head, row) = x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
             }
             const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
 #pragma unroll
@@ -1926,8 +1869,7 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
             const int r = i / (D / 8), piece = i % (D / 8);
             const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
             if (r0 + r < sh.Tq && piece * 8 < HS)
-                *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token +
-                    piece * 8) = x;
+                *(uint4*)(p.a.o.at<bf16>(batch, head, r0 + r, piece * 8)) = x;
         }
 }
 
@@ -1985,13 +1927,10 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
     int lo, hi;
     query_range<ROWS, COLS>(sh, batch, n, lo, hi);
     const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
-               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
-               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head,
-               *dout = (const bf16*)p.a.dout.p + batch * p.a.dout.batch + head * p.a.dout.head;
-    const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
-                *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
-    float* dq = (float*)p.a.dq.p + batch * p.a.dq.batch + head * p.a.dq.head;
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
+    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
+    float* dq = p.a.dq.of<float>(batch, head);
     const float c = sh.scale * LOG2E;
     const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1,
                    sstage = sk + Tl::Q;
@@ -2320,8 +2259,7 @@ static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t s
     ATTN_TRY(attn_device(&d));
     ATTN_TRY(forward_check(a));
     if (!attn_hopper(a.s, d)) return portable_forward(a, stream);
-    return a.s.HS == 64 ? attention_forward_variant<64, ATTN_FWD_BEST>(a, stream)
-                        : attention_forward_variant<128, ATTN_FWD_BEST_128>(a, stream);
+    return a.s.HS == 64 ? hopper_forward<64>(a, stream) : hopper_forward<128>(a, stream);
 }
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     AttnDevice d;
