@@ -3052,9 +3052,9 @@ static void sampling_choice(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int counts[N] = {0};
         double most = 0;
+        const Sampling how = {cases[i].temperature, cases[i].top_k, cases[i].top_p, 0};
         for (int k = 0; k < DRAWS; k++)
-            counts[sample_token(logits, N, cases[i].temperature, cases[i].top_k, cases[i].top_p,
-                (k + 0.5) / DRAWS, candidates)]++;
+            counts[sample_token(logits, N, &how, (k + 0.5) / DRAWS, candidates)]++;
         for (int v = 0; v < N; v++)
             most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
         check_below(most, 2.0 / DRAWS, "sampling: tokens are drawn by their probabilities", cases[i].what);
@@ -3082,6 +3082,7 @@ static void sampling_vocabulary(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const int64_t top_k = cases[i].top_k;
         const double top_p = cases[i].top_p;
+        const Sampling how = {1, top_k, top_p, 0};
         double sum = 0, kept = 0;
         double most = 0;
         int count = top_k ? (int)top_k : N, cut = 0;
@@ -3090,7 +3091,7 @@ static void sampling_vocabulary(void) {
         for (int k = 0; k < N; k++)
             expected[sorted[k].token] = k < cut ? exp((double)sorted[k].logit) / kept : 0;
         for (int k = 0; k < DRAWS; k++) {
-            int token = sample_token(logits, N, 1, top_k, top_p, (k + 0.5) / DRAWS, candidates);
+            int token = sample_token(logits, N, &how, (k + 0.5) / DRAWS, candidates);
             expected[token] -= 1.0 / DRAWS;
         }
         for (int v = 0; v < N; v++) most = worst(most, fabs(expected[v]));
@@ -3116,11 +3117,14 @@ enum { CACHED = 300, CACHED_VOCAB = 131 };   // tokens of the sequence, of the v
 
 // Reads `count` tokens from `begin` on; the distance of the logits after the last of them to the full pass's.
 static double cache_read(
-    Decoder* d, const int32_t* tokens, int64_t begin, int64_t count, const real* logits, int64_t Vp) {
+    void* decoder, const int32_t* tokens, int64_t begin, int64_t count, const real* logits, int64_t Vp) {
     double expected[CACHED_VOCAB];
+    real* found = reals(Vp);
     for (int v = 0; v < CACHED_VOCAB; v++) expected[v] = (double)logits[(begin + count - 1) * Vp + v];
-    decoder_read(d, tokens + begin, count, begin);
-    return distance(d->logits, expected, CACHED_VOCAB);
+    decoder_read(decoder, tokens + begin, count, begin, found);
+    double error = distance(found, expected, CACHED_VOCAB);
+    free(found);
+    return error;
 }
 
 // The logits after each token, from the cache one at a time and in blocks, against the full forward pass.
@@ -3140,19 +3144,17 @@ static void sampling_cache(const char* more) {
     double loss = trainer_loss(g), most = 0;
     real *logits = reals(CACHED * Vp), *weights = r->state[STATE_WEIGHTS];
     cpu_matmul_forward(logits, r->lnf, weights + g->layout.within[P_wte], NULL, CACHED, C, Vp);
-    Decoder one, many;
-    if (decoder_init(&one, g, weights, CACHED) != 0 || decoder_init(&many, g, weights, CACHED) != 0)
-        loss = NAN;
-    for (int64_t t = 0; t < CACHED; t++) most = worst(most, cache_read(&one, tokens, t, 1, logits, Vp));
+    void *one = decoder_open(g, CACHED), *many = decoder_open(g, CACHED);
+    for (int64_t t = 0; t < CACHED; t++) most = worst(most, cache_read(one, tokens, t, 1, logits, Vp));
     double in_blocks = 0;
     for (int64_t i = 0, t = 0; i < 4; t += blocks[i++])
-        in_blocks = worst(in_blocks, cache_read(&many, tokens, t, blocks[i], logits, Vp));
+        in_blocks = worst(in_blocks, cache_read(many, tokens, t, blocks[i], logits, Vp));
     check(isfinite(loss) && most <= 100 * EPS && in_blocks <= 100 * EPS,
         "sampling: cached keys and values give the logits of the full pass",
         "300 positions, %s: logits one at a time %.3g, in blocks %.3g, at most %.3g", more, most, in_blocks,
         100 * EPS);
-    free(one.cache);
-    free(many.cache);
+    decoder_close(one);
+    decoder_close(many);
     free(logits);
     gpt2_sp_destroy(g);
 }

@@ -3040,9 +3040,12 @@ typedef struct {
     RankJob gradients;   // Gradients: those of the ranks' batches, without an update
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
-    // gpt2_sp_generate on the device; NULL: on the CPU, from the ranks' weights.
-    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
-        double temperature, int64_t top_k, double top_p, uint64_t seed);
+    // A decoder reads tokens and keeps their keys and values. open: room for `capacity` tokens; NULL with a line
+    // in g->error. read: n <= DECODE_ROWS tokens that stand at positions p..; logits (Vp) of what follows the last.
+    // 0, or -1 with a line in g->error.
+    void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
+    int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
+    void (*decoder_close)(void* decoder);
     int (*verify)(gpt2_sp* g);                       // --verify
     void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
     int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
@@ -5712,30 +5715,60 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
+// --zero 3 and own positions: every unit of the weights, brought together in an array (layout.elements) of each
+// process.
+static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    (void)state;
+    memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
+}
+static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
+    for (int u = 0; u < g->layout.count; u++)
+        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect, all) != 0) return -1;
+    return 0;
+}
+
 typedef struct {
     gpt2_sp* g;
     const real* weights;          // all units, whole
+    real* collected;              // the same, where rank 0 does not hold them all
     int64_t capacity, position;   // tokens that fit in the cache; of those being read
     real* cache;                  // (L, NH, 2, capacity, HS)
-    real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
+    real *x, *narrow, *wide, *q, *kv, *out, *m, *l;   // for DECODE_ROWS rows
 } Decoder;
 
-static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t capacity) {
+static void decoder_close(void* decoder) {
+    Decoder* d = (Decoder*)decoder;
+    free(d->collected);
+    free(d->cache);
+    free(d);
+}
+
+static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
-    memset(d, 0, sizeof *d);
-    d->g = g, d->weights = weights;
-    d->capacity = capacity;
-    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
+    d->g = g, d->capacity = capacity;
+    d->weights = g->ranks[0].state[STATE_WEIGHTS];
+    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
+        d->weights = d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
+        if (!d->collected) return fail(&g->error, "out of memory for the whole weights");
+        if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
+    }
+    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH)) * sizeof(real));
     if (!at) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
     const struct {
         real** p;
         int64_t elements;
     } parts[] = {{&d->cache, cache}, {&d->x, n * C}, {&d->narrow, n * C}, {&d->wide, n * 4 * C},
-        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH},
-        {&d->logits, s->Vp}};
+        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH}};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) *parts[i].p = at, at += parts[i].elements;
     return 0;
+}
+
+static void* decoder_open(gpt2_sp* g, int64_t capacity) {
+    Decoder* d = (Decoder*)calloc(1, sizeof *d);
+    if (!d) fail(&g->error, "out of memory");
+    else if (decoder_init(d, g, capacity) != 0) decoder_close(d), d = NULL;
+    return d;
 }
 
 static Parameters decoder_weights(const Decoder* d, int u) {
@@ -5765,8 +5798,8 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
-// Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
-static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p) {
+static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    Decoder* d = (Decoder*)decoder;
     const Shape* s = &d->g->mesh.shape;
     int64_t C = s->C;
     int center = d->g->mesh.center, last = (int)s->L + 1;
@@ -5790,7 +5823,8 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
         layer_forward(&d->g->ranks[0], &x);
     }
     cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, final.lnfw, final.lnfb, 1, C);
-    cpu_matmul_forward(d->logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    return 0;
 }
 
 typedef struct {
@@ -5820,27 +5854,35 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
-// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted
-// whole: that would take longer than the model.
-static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p,
-    double unit, Candidate* candidates) {
+// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and to the
+// likeliest that make up probability p.
+typedef struct {
+    double temperature;
+    int64_t top_k;
+    double top_p;
+    uint64_t seed;
+} Sampling;
+
+// Draws a token from logits (V). `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never
+// sorted whole: that would take longer than the model.
+static int32_t sample_token(
+    const real* logits, int64_t V, const Sampling* how, double unit, Candidate* candidates) {
     int32_t best = 0;
     for (int64_t v = 0; v < V; v++) {
         candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
         if (logits[v] > logits[best]) best = (int32_t)v;
     }
-    if (temperature == 0) return best;
-    real most = logits[best], scale = (real)fmin(1 / temperature, 1e30);
+    if (how->temperature == 0) return best;
+    real most = logits[best], scale = (real)fmin(1 / how->temperature, 1e30);
     double sum = 0;
-    int64_t count = top_k > 0 && top_k < V ? top_k : V;
+    int64_t count = how->top_k > 0 && how->top_k < V ? how->top_k : V;
     candidates_select(candidates, V, count);
     SIMD_EXP
     for (int64_t i = 0; i < count; i++) candidates[i].weight = exp_real((candidates[i].logit - most) * scale);
     for (int64_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
-    double kept = top_p < 1 ? 0 : sum;
-    int64_t cut = top_p < 1 ? 0 : count, sorted = 0;
-    while (cut < count && (cut == 0 || kept < top_p * sum)) {
+    double kept = how->top_p < 1 ? 0 : sum;
+    int64_t cut = how->top_p < 1 ? 0 : count, sorted = 0;
+    while (cut < count && (cut == 0 || kept < how->top_p * sum)) {
         if (cut == sorted) {   // the next likeliest; of even odds soon all
             int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
             candidates_select(candidates + sorted, count - sorted, more);
@@ -5857,16 +5899,21 @@ static int32_t sample_token(const real* logits, int64_t V, double temperature, i
     return candidates[cut - 1].token;
 }
 
-// --zero 3 and own positions: every unit of the weights, brought together in an array (layout.elements) of each
-// process.
-static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
-    (void)state;
-    memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
-}
-static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
-    for (int u = 0; u < g->layout.count; u++)
-        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect, all) != 0) return -1;
-    return 0;
+// Reads the prompt, then draws token after token until the end of a document or `count`; how many, or -1.
+static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int64_t prompt_count, int32_t* out,
+    int64_t count, const Sampling* how, real* logits, Candidate* candidates) {
+    const Device* device = g->device;
+    for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
+        if (device->decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits) != 0)
+            return -1;
+    for (int64_t made = 0; made < count; made++) {
+        double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)made));
+        out[made] = sample_token(logits, g->mesh.shape.V, how, unit, candidates);
+        if (out[made] == g->eot) return made;
+        if (made + 1 < count && device->decoder_read(decoder, &out[made], 1, prompt_count + made, logits) != 0)
+            return -1;
+    }
+    return count;
 }
 
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
@@ -5879,40 +5926,21 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         if (prompt[i] < 0 || prompt[i] >= s->V)
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
-    if (g->device->generate)
-        return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
-    real *collected = NULL, *weights = g->ranks[0].state[STATE_WEIGHTS];
-    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
-        weights = collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        int status = collected ? ranks_run(g, rank_collect, collected)
-                               : fail(&g->error, "out of memory for the whole weights");
-        if (status != 0) {
-            free(collected);
-            return -1;
-        }
-    }
 #ifdef _OPENMP
-    omp_set_num_threads(
-        g->mesh.threads);   // each has its scratch memory; the caller's thread may be set otherwise
+    // Each thread has its scratch memory; the caller's thread may be set otherwise.
+    omp_set_num_threads(g->mesh.threads);
 #endif
-    Decoder d;
+    const Sampling how = {temperature, top_k, top_p, seed};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
-    int64_t made = 0;
-    if (!candidates || decoder_init(&d, g, weights, prompt_count + count) != 0)
-        made = fail(&g->error, "out of memory");
-    else {
-        for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
-            decoder_read(&d, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p);
-        for (; made < count; made++) {
-            out[made] = sample_token(d.logits, s->V, temperature, top_k, top_p,
-                random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
-            if (out[made] == g->eot) break;
-            if (made + 1 < count) decoder_read(&d, &out[made], 1, prompt_count + made);
-        }
-        free(d.cache);
-    }
+    real* logits = (real*)malloc((size_t)s->Vp * sizeof *logits);
+    void* decoder = candidates && logits ? g->device->decoder_open(g, prompt_count + count) : NULL;
+    int64_t made = -1;
+    if (decoder)
+        made = tokens_draw(g, decoder, prompt, prompt_count, out, count, &how, logits, candidates);
+    else if (!candidates || !logits) fail(&g->error, "out of memory");
+    if (decoder) g->device->decoder_close(decoder);
     free(candidates);
-    free(collected);
+    free(logits);
     return made;
 }
 
@@ -6669,7 +6697,9 @@ static const Device CPU_DEVICE = {
     rank_step,
     rank_gradients_collect,
     model_forward_backward,
-    NULL,   // generate: the decoder of section 12
+    decoder_open,
+    decoder_read,
+    decoder_close,
     NULL,   // verify: cpu_check refuses it
     measure_rates,
     {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},

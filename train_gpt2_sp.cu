@@ -6187,7 +6187,8 @@ static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
 // The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a
 // time, then one by one.
 typedef struct {
-    Rank* r;
+    gpt2_sp* g;
+    Rank* r;   // the first: it reads for all
     int64_t capacity, position;                    // tokens that fit in the cache; of those being read
     bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
     float *rstd, *lse;
@@ -6197,11 +6198,17 @@ typedef struct {
     void* memory;
 } GpuDecoder;
 
-static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
-    const Shape* s = &r->mesh->shape;
+static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
+    Rank* r = &g->ranks[0];
+    const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C;
-    memset(c, 0, sizeof *c);
-    c->r = r, c->capacity = round_up(capacity, n) + n;
+    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
+        return fail(&r->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
+            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
+                                             : "--sp, whose ranks have the positions of their own rows only");
+    if (gpu_enter(r) != 0) return -1;
+    c->g = g, c->r = r;
+    c->capacity = round_up(capacity, n) + n;
     for (int walk = 0; walk < 2; walk++) {
         Arena a;
         memset(&a, 0, sizeof a);
@@ -6219,6 +6226,24 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
     }
     c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
+}
+
+static void gpu_decoder_close(void* decoder) {
+    GpuDecoder* c = (GpuDecoder*)decoder;
+    cudaFree(c->memory);
+    free(c->host_logits);
+    free(c);
+}
+
+static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
+    GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
+    if (!c) fail(&g->error, "out of memory");
+    else if (gpu_decoder_init(c, g, capacity) != 0) {
+        g->error = g->ranks[0].error;
+        gpu_decoder_close(c);
+        c = NULL;
+    }
+    return c;
 }
 
 // Where own positions are not in one place: rows p to p + n - 1 of wpe from the ranks that have them. They
@@ -6261,9 +6286,8 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     return 0;
 }
 
-// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits
-// after the last in `logits`.
-static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+// One token, or a prompt's, padded to DECODE_ROWS.
+static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -6305,34 +6329,11 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     return 0;
 }
 
-static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out,
-    int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
-    const Shape* s = &g->mesh.shape;
-    Rank* r = &g->ranks[0];
-    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
-        return fail(&g->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
-            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
-                                             : "--sp, whose ranks have the positions of their own rows only");
-    GpuDecoder c = {0};
-    Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
-    real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
-    int64_t made = 0;
-    int status = gpu_enter(r) == 0 ? gpu_decoder_init(&c, r, prompt_count + count) : -1;
-    if (!candidates || !logits) status = fail(&r->error, "out of memory");
-    for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS)
-        status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
-    for (; status == 0 && made < count; made++) {
-        out[made] = sample_token(logits, s->V, temperature, top_k, top_p,
-            random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
-        if (out[made] == g->eot) break;
-        if (made + 1 < count) status = gpu_decoder_read(&c, &out[made], 1, prompt_count + made, logits);
-    }
-    cudaFree(c.memory);
-    free(c.host_logits);
-    free(candidates);
-    free(logits);
-    if (status != 0) g->error = r->error;
-    return status == 0 ? made : -1;
+static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    GpuDecoder* c = (GpuDecoder*)decoder;
+    if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
+    c->g->error = c->r->error;
+    return -1;
 }
 
 // ===== 12. training loop ========================================================================
@@ -6801,7 +6802,9 @@ const Device GPU_DEVICE = {
     gpu_step,
     gpu_gradients,
     gpu_pass,
-    gpu_generate,
+    gpu_decoder_open,
+    gpu_decoder_read,
+    gpu_decoder_close,
     gpu_verify,
     gpu_rates,
     {2, 2, 4, 2, 4, 4},   // item_size of each kind's first tensor

@@ -1137,25 +1137,23 @@ static void test_gpu_sampling(void) {
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i += quick ? 3 : 1) {
         int64_t n = lengths[i], made = gpt2_sp_generate(g, prompt, n, out, 16, 0, 0, 1, 1);
         double most = 0, regret = 0;
-        Decoder decoder;
-        GpuDecoder gpu;
-        real* logits = reals(V);
+        void *decoder = decoder_open(cpu, n + 16), *gpu = gpu_decoder_open(g, n + 16);
+        real *logits = reals(cpu->mesh.shape.Vp), *reference_logits = reals(cpu->mesh.shape.Vp);
         double* expected = doubles(V);
-        int failed_one = decoder_init(&decoder, cpu, cpu->ranks[0].state[STATE_WEIGHTS], n + 16) != 0 ||
-            gpu_decoder_init(&gpu, &g->ranks[0], n + 16) != 0;
+        int failed_one = !decoder || !gpu;
         for (int64_t p = 0; !failed_one && p < n; p += DECODE_ROWS) {
-            decoder_read(&decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p);
-            failed_one |= gpu_decoder_read(&gpu, prompt + p, min_i64(DECODE_ROWS, n - p), p, logits) != 0;
+            decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p, reference_logits);
+            failed_one |= gpu_decoder_read(gpu, prompt + p, min_i64(DECODE_ROWS, n - p), p, logits) != 0;
         }
         for (int64_t k = 0; !failed_one && k < made; k++) {
             double best = -INFINITY, size = 0;
             for (int64_t t = 0; t < V; t++)
-                expected[t] = (double)decoder.logits[t], best = fmax(best, expected[t]),
+                expected[t] = (double)reference_logits[t], best = fmax(best, expected[t]),
                 size = fmax(size, fabs(expected[t]));
             most = worst(most, distance(logits, expected, V));
             regret = worst(regret, (best - expected[out[k]]) / size);
-            decoder_read(&decoder, out + k, 1, n + k);
-            failed_one |= gpu_decoder_read(&gpu, out + k, 1, n + k, logits) != 0;
+            decoder_read(decoder, out + k, 1, n + k, reference_logits);
+            failed_one |= gpu_decoder_read(gpu, out + k, 1, n + k, logits) != 0;
         }
         check(!failed_one && made == 16 && most <= allowed && regret <= 2 * allowed,
             "sampling: as the CPU reference",
@@ -1163,10 +1161,10 @@ static void test_gpu_sampling(void) {
             "%.3g of the largest "
             "logit",
             (long long)n, most, allowed, regret);
-        free(decoder.cache);
-        cudaFree(gpu.memory);
-        free(gpu.host_logits);
+        if (decoder) decoder_close(decoder);
+        if (gpu) gpu_decoder_close(gpu);
         free(logits);
+        free(reference_logits);
         free(expected);
     }
     int64_t none = gpt2_sp_generate(g, prompt, 590, out, 16, 0, 0, 1, 1);
