@@ -2486,7 +2486,7 @@ struct Gpu {
     char* packed[2];                   // what this rank sends of its own rows during a step of either table
     PackJob* jobs;                     // what this rank packs for the step in hand
     int job_count;
-    char* pack_next;   // where the next of them goes
+    char *pack_begin, *pack_next;   // where they go in the run in hand; where the next of them goes
     bf16* logits;      // (logits_chunk, Vp)
     int64_t logits_chunk;
     float* partial;                                     // partial sums of columns
@@ -4510,11 +4510,12 @@ static int nccl_exchange(Rank* r, const Exchange* x) {
 // Opens the exchange of a step. Copies may start once everything enqueued so far has finished: sends are then
 // complete and receive buffers free.
 static int gpu_post(Rank* r, void* run, const Exchange* x) {
+    (void)run;
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     if (x->send_count + x->receive_count == 0) return 0;
     gpu_pack(d);
-    d->pack_next = d->packed[((const GpuAttention*)run)->table->backward];
+    d->pack_next = d->pack_begin;
     CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
     CUDA_TRY(&r->error, cudaEventRecord(d->beside_ready, d->beside));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
@@ -5031,7 +5032,8 @@ static const TableOps GPU_TABLE_OPS = {gpu_pieces, gpu_post, gpu_op, gpu_wait, g
 static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
-    d->job_count = 0, d->pack_next = d->packed[table->backward];
+    d->job_count = 0;
+    d->pack_next = d->pack_begin = d->packed[table->backward];
     table_begin(r, table, host_docs, d->B);
     outputs_count(r, run);
     if (ops_follow(r, run, 1) != 0 || run_table(r, table, &GPU_TABLE_OPS, run) != 0) return -1;
@@ -6146,6 +6148,7 @@ static int host_end(Rank* r, int count, int store) {
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
+
 // A file that each process of a run writes for itself: the name that was given, where there are several with
 // the process' number.
 static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
@@ -6162,6 +6165,7 @@ static void gpu_settings(Rank* r, const gpt2_sp* g) {
     d->profile = (int)o->profile && r->world_rank == 0;
     process_path(d->products, g, o->products);
 }
+
 static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;
     gpu_settings(r, g);
