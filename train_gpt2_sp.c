@@ -578,8 +578,8 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
 // option_set, which checks the value; options_check does so again for programs that write into the struct.
 // What only several options together can break is checked where they meet (shape_check, processes_meet).
 
-// The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index of a
-// word.
+// The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index
+// of a word.
 enum { OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
 typedef enum {
     TRAIN = 1,
@@ -758,7 +758,7 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
         const char* field = (const char*)o + option->offset;
         char word[32];
         int whole = option->kind == OPTION_FLAG || option->kind == OPTION_INT;
-        double value = whole              ? (double)*(const int64_t*)(const void*)field
+        double value = whole             ? (double)*(const int64_t*)(const void*)field
             : option->kind == OPTION_NUM ? *(const double*)(const void*)field
                                          : option->low;
         if (!(value >= option->low && value <= option->high))
@@ -3040,9 +3040,9 @@ typedef struct {
     RankJob gradients;   // Gradients: those of the ranks' batches, without an update
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
-    // A decoder reads tokens and keeps their keys and values. open: room for `capacity` tokens; NULL with a line
-    // in g->error. read: n <= DECODE_ROWS tokens that stand at positions p..; logits (Vp) of what follows the last.
-    // 0, or -1 with a line in g->error.
+    // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and a
+    // line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the logits
+    // (Vp) of what follows the last. 0, or -1 and a line in g->error.
     void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
     int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
     void (*decoder_close)(void* decoder);
@@ -4803,7 +4803,7 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 // A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every
 // rank, each on a thread of its own, and waits. A step is such a job:
 //
-//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> the next batch
+//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
 // Between two jobs the process speaks to the other processes itself (processes_agree): all go on, or none.
 
@@ -4986,7 +4986,8 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 //         config.json              opens in Transformers as it is)
 //         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
 //         state.json               step, next sample, tokens seen, and what the run was
-//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
+//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each,
+//                                  "crc <crc32 of all above>"
 // It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
 // ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
 // dp, sp or zero.
@@ -5715,8 +5716,8 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
-// --zero 3 and own positions: every unit of the weights, brought together in an array (layout.elements) of each
-// process.
+// --zero 3 and own positions: every unit of the weights, brought together in an array (layout.elements) of
+// each process.
 static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
     (void)state;
     memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
@@ -5729,10 +5730,10 @@ static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
 
 typedef struct {
     gpt2_sp* g;
-    const real* weights;          // all units, whole
-    real* collected;              // the same, where rank 0 does not hold them all
-    int64_t capacity, position;   // tokens that fit in the cache; of those being read
-    real* cache;                  // (L, NH, 2, capacity, HS)
+    const real* weights;                              // all units, whole
+    real* collected;                                  // the same, where rank 0 does not hold them all
+    int64_t capacity, position;                       // tokens that fit in the cache; of those being read
+    real* cache;                                      // (L, NH, 2, capacity, HS)
     real *x, *narrow, *wide, *q, *kv, *out, *m, *l;   // for DECODE_ROWS rows
 } Decoder;
 
@@ -5854,8 +5855,8 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and to the
-// likeliest that make up probability p.
+// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and to
+// the likeliest that make up probability p.
 typedef struct {
     double temperature;
     int64_t top_k;
@@ -5863,8 +5864,8 @@ typedef struct {
     uint64_t seed;
 } Sampling;
 
-// Draws a token from logits (V). `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never
-// sorted whole: that would take longer than the model.
+// Draws a token from logits (V). `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is
+// never sorted whole: that would take longer than the model.
 static int32_t sample_token(
     const real* logits, int64_t V, const Sampling* how, double unit, Candidate* candidates) {
     int32_t best = 0;
@@ -5900,8 +5901,8 @@ static int32_t sample_token(
 }
 
 // Reads the prompt, then draws token after token until the end of a document or `count`; how many, or -1.
-static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int64_t prompt_count, int32_t* out,
-    int64_t count, const Sampling* how, real* logits, Candidate* candidates) {
+static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int64_t prompt_count,
+    int32_t* out, int64_t count, const Sampling* how, real* logits, Candidate* candidates) {
     const Device* device = g->device;
     for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
         if (device->decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits) != 0)
@@ -5910,7 +5911,8 @@ static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int
         double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)made));
         out[made] = sample_token(logits, g->mesh.shape.V, how, unit, candidates);
         if (out[made] == g->eot) return made;
-        if (made + 1 < count && device->decoder_read(decoder, &out[made], 1, prompt_count + made, logits) != 0)
+        if (made + 1 < count &&
+            device->decoder_read(decoder, &out[made], 1, prompt_count + made, logits) != 0)
             return -1;
     }
     return count;
@@ -5935,8 +5937,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     real* logits = (real*)malloc((size_t)s->Vp * sizeof *logits);
     void* decoder = candidates && logits ? g->device->decoder_open(g, prompt_count + count) : NULL;
     int64_t made = -1;
-    if (decoder)
-        made = tokens_draw(g, decoder, prompt, prompt_count, out, count, &how, logits, candidates);
+    if (decoder) made = tokens_draw(g, decoder, prompt, prompt_count, out, count, &how, logits, candidates);
     else if (!candidates || !logits) fail(&g->error, "out of memory");
     if (decoder) g->device->decoder_close(decoder);
     free(candidates);
@@ -6686,23 +6687,23 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
 }
 
 static const Device CPU_DEVICE = {
-    cpu_check,
-    rank_plan,
-    machine_bytes,
-    rank_allocate,
-    rank_free,
-    rank_weights_init,
-    rank_load,
-    rank_save,
-    rank_step,
-    rank_gradients_collect,
-    model_forward_backward,
-    decoder_open,
-    decoder_read,
-    decoder_close,
-    NULL,   // verify: cpu_check refuses it
-    measure_rates,
-    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
+    cpu_check,                // check
+    rank_plan,                // plan
+    machine_bytes,            // memory
+    rank_allocate,            // allocate
+    rank_free,                // release
+    rank_weights_init,        // init
+    rank_load,                // load
+    rank_save,                // save
+    rank_step,                // step
+    rank_gradients_collect,   // gradients
+    model_forward_backward,   // pass
+    decoder_open,             // decoder_open
+    decoder_read,             // decoder_read
+    decoder_close,            // decoder_close
+    NULL,                     // verify: cpu_check refuses it
+    measure_rates,            // rates
+    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},   // item_bytes
     NULL,   // count: one rank without --sp
     1,      // processes
 };
@@ -6717,9 +6718,12 @@ static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
-    if (g)
-        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1,
-        g->saved_step = g->resumed_step = g->newest_step = -1;
+    if (!g) return NULL;
+    g->options = *options;
+    g->device = gpt2_sp_device;
+    g->lock_fd = -1;
+    g->saved_step = g->resumed_step = -1;
+    g->newest_step = -1;
     return g;
 }
 

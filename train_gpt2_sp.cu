@@ -6795,25 +6795,25 @@ enum { GPU_PROCESSES = 1 };
 enum { GPU_PROCESSES = 0 };
 #endif
 const Device GPU_DEVICE = {
-    gpu_check,
-    gpu_plan,
-    gpu_memory,
-    gpu_allocate,
-    gpu_release,
-    gpu_init,
-    gpu_load,
-    gpu_save,
-    gpu_step,
-    gpu_gradients,
-    gpu_pass,
-    gpu_decoder_open,
-    gpu_decoder_read,
-    gpu_decoder_close,
-    gpu_verify,
-    gpu_rates,
-    {2, 2, 4, 2, 4, 4},   // item_size of each kind's first tensor
-    gpu_count,
-    GPU_PROCESSES,
+    gpu_check,               // check
+    gpu_plan,                // plan
+    gpu_memory,              // memory
+    gpu_allocate,            // allocate
+    gpu_release,             // release
+    gpu_init,                // init
+    gpu_load,                // load
+    gpu_save,                // save
+    gpu_step,                // step
+    gpu_gradients,           // gradients
+    gpu_pass,                // pass
+    gpu_decoder_open,        // decoder_open
+    gpu_decoder_read,        // decoder_read
+    gpu_decoder_close,       // decoder_close
+    gpu_verify,              // verify
+    gpu_rates,               // rates
+    {2, 2, 4, 2, 4, 4},      // item_bytes: item_size of each kind's first tensor
+    gpu_count,               // count
+    GPU_PROCESSES,           // processes
 };
 
 // ===== 13. commands and main ====================================================================
