@@ -19,7 +19,7 @@
  *     R   rows = B*Tl: the tokens that this rank works on at a time
  *
  * The life of one step
- *     1. the loader hands every rank its own slice of each sample, and one token more for the last label
+ *     1. the loader hands every rank its own rows of each sample, and one token more for the last label
  *     2. embedding: wte[token] + wpe[position], the mean of the row subtracted (--center)
  *     3. for each layer: RMSNorm, QKV; attention over all ranks' keys, by the schedule's table;
  *        projection added to the residual stream; RMSNorm, MLP, added to the residual stream
@@ -3470,12 +3470,27 @@ static int64_t longest_context(
 }
 
 // ===== 7. layers (forward, backward) ============================================================
+//
+// The functions that a layer is a list of, each forward function followed by its backward. Arguments are the
+// outputs first, then the inputs, then the sizes; shapes are in the letters of the opening essay. The rule
+// for what a backward function does to its outputs:
+//
+//     gradients of parameters                dweight += ...     passes, and the two uses of wte, add up
+//     gradients of activations               dinp = ...         what was there is overwritten
+//     the gradient of the residual stream    dx += ...          each branch adds its part (RMSNorm's dinp)
+//
+//     x -+- RMSNorm - QKV - attention - projection -+-> x2 -+- RMSNorm - MLP, GELU - projection -+-> next x
+//        +------------------------------------------+       +------------------------------------+
+//
+// Threads share rows, columns or heads of what is written, never a sum: their number changes no bit.
+// Attention runs over all ranks of a sequence: a kernel for one head of one pair of chunks, and the executor
+// of a schedule's table around it.
 
 // --- matrix products ---
 //
-// All of them go through one micro-kernel: MR rows times NR columns of sums held in vector registers,
-// while k runs: one broadcast of A and NV vectors of B per row and step. 12 x 2 AVX-512 registers hold the
-// sums, 2 more a row of B (6 x 2 of 16 registers with AVX).
+// All of them go through one micro-kernel. It holds MR rows times NR columns of sums in vector registers
+// while k runs; for each k it loads NV vectors, a row of B, and broadcasts one number of A for each row of
+// sums. AVX-512: 12 x 2 registers hold the sums, 2 the row of B; AVX: 6 x 2 of 16.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
 #elif defined(__AVX__)
@@ -3492,7 +3507,7 @@ enum { VECTOR = VECTOR_BYTES / (int)sizeof(real), NV = 2, NR = NV * VECTOR };
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-// c (rows, NR) = or += a (rows, K) b (K, NR); `rows` is a constant where this is called.
+// c (rows, NR) = or += a (rows, K) b (K, NR). Callers give `rows` as a constant: all sums get registers.
 INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
     int64_t b_row, real* c, int64_t c_row, int add) {
     const Vector zero = {0};
@@ -3513,7 +3528,8 @@ INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int6
     }
 }
 
-// An operand of a product: element (i, j) is p[i row + j column].
+// An operand of a product: element (i, j) is p[i row + j column]. The functions make one of a matrix that
+// lies by rows, of the transpose of such a matrix, and of the part of a matrix that begins at an element.
 typedef struct {
     const real* p;
     int64_t row, column;
@@ -3522,11 +3538,11 @@ static Matrix by_rows(const real* p, int64_t columns) {
     Matrix m = {p, columns, 1};
     return m;
 }
-static Matrix transposed(const real* p, int64_t columns) {   // of a matrix that lies by rows
+static Matrix transposed(const real* p, int64_t columns) {
     Matrix m = {p, 1, columns};
     return m;
 }
-static Matrix part_of(Matrix m, int64_t i, int64_t j) {   // from element (i, j) on
+static Matrix part_of(Matrix m, int64_t i, int64_t j) {
     m.p += i * m.row + j * m.column;
     return m;
 }
@@ -3543,12 +3559,9 @@ static void panel_product(
         micro_kernel(1, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
 }
 
-enum {
-    KC = 256,
-    NC = 384,
-    MC = 96
-};   // blocks of k, columns and rows: B's block stays in the L2 cache
-     // (`make bench` prints the share of the peak that they reach)
+// Blocks of k, columns and rows, chosen so that B's block stays in the L2 cache (`make bench` prints the
+// share of the peak that they reach).
+enum { KC = 256, NC = 384, MC = 96 };
 
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
 static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
@@ -3569,7 +3582,8 @@ static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
 // Rows of the next tile when `left` are left.
 INLINE int64_t tile_rows(int64_t left) { return left >= MR ? (int64_t)MR : left >= 4 ? 4 : 1; }
 
-// Copies a (rows, K) block of A so that the micro-kernel's broadcasts lie side by side.
+// Copies a (rows, K) block of A, tile by tile of tile_rows, so that the numbers that the micro-kernel
+// broadcasts for one k lie side by side.
 static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     for (int64_t i = 0, n; i < rows; i += n) {
         n = tile_rows(rows - i);
@@ -3578,7 +3592,8 @@ static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     }
 }
 
-// One block of columns of C, all rows.
+// One task of gemm: a block of at most NC columns of C. Where the last panel of a block has less than NR
+// columns, the micro-kernel writes to `edge`, from which the real columns are added to C.
 static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     real panels[KC * NC] __attribute__((aligned(64)));
@@ -3641,8 +3656,8 @@ static int thread_index(void) {
 #endif
 }
 
-// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the
-// rows, if those are few), never a sum: their number changes no bit.
+// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns; where
+// these are few, the rows.
 static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
@@ -3702,8 +3717,8 @@ INLINE real exp_real(real x) {
     return exp(x);
 #else
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f +
-        12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    // adding 1.5 * 2^23 rounds to a whole number, which is then in the low bits
+    float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
     float p = 1.0f / 720;
@@ -3722,7 +3737,7 @@ INLINE real exp_real(real x) {
 #endif
 }
 
-// out (R, C) = rows of inp without their mean
+// out (R, C) = rows of inp without their mean; out may be inp
 static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(R, 64); block++)
@@ -3741,7 +3756,7 @@ static void cpu_embedding_forward(real* x, const int32_t* tokens, const real* wt
     for (int64_t t = 0; t < R; t++) memcpy(x + t * C, wte + tokens[t] * C, (size_t)C * sizeof(real));
 }
 
-// dwte[token] += dx, which is centred in place first if `center`.
+// dwte[token] += dx, which is centred in place first if `center`: the gradient of a centred row is centred.
 static void cpu_embedding_backward(
     real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dx, dx, R, C);
@@ -3749,8 +3764,9 @@ static void cpu_embedding_backward(
         for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c];
 }
 
-// x (R, C) += wpe[position], then the row's mean is subtracted if `center`.
-// position: of row t in the sequence, or in its document where doc_start (T) is given.
+// x (Tl, C) of one sequence += wpe[position], then each row's mean is subtracted if `center`. The position of
+// a row is that in the sequence, or in its document where doc_start (T) is given. seg counts rows from the
+// row to which wpe points.
 static void cpu_position_forward(
     real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
@@ -3762,7 +3778,7 @@ static void cpu_position_forward(
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwpe[position] += dx, which cpu_embedding_backward has centred
+// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred
 static void cpu_position_backward(
     real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
@@ -3857,8 +3873,8 @@ static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
     }
 }
 
-// out (R, C) = x + y, the rows of y without their mean if `center` (this equals centring the projection's
-// weights and bias over their outputs; the gradient of a centred row is centred alike)
+// out (R, C) = x + y, the rows of y without their mean if `center`. That is the same as a projection whose
+// weights and bias are centred over their outputs.
 static void cpu_residual_forward(real* out, const real* x, const real* y, int center, int64_t R, int64_t C) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(R, 64); block++)
@@ -3871,15 +3887,15 @@ static void cpu_residual_forward(real* out, const real* x, const real* y, int ce
             for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
         }
 }
-// The branch's gradient from the residual stream's: centred if its output was.
+// The gradient of a branch's output (R, C) from the residual stream's: centred if the output was.
 static void cpu_residual_backward(real* dbranch, const real* dx, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dbranch, dx, R, C);
     else memcpy(dbranch, dx, (size_t)(R * C) * sizeof(real));
 }
 
-// Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
-// hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
-// grad_scale * loss, in place.
+// Cross-entropy of logits (R, Vp), of which the first V columns count. losses (R): -log p[label], 0 where
+// label is -1; hits (R): whether the likeliest token is the label. With grad_scale != 0 the logits become the
+// gradient of grad_scale * loss, in place; else they are left as scratch.
 static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, const int32_t* labels,
     real grad_scale, int64_t R, int64_t V, int64_t Vp) {
     PARALLEL_FOR
@@ -3911,6 +3927,7 @@ static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, co
 // Rows of HS numbers; q_position and k_position are the absolute positions of the first rows. Key j is
 // visible to query i iff doc_start[i] <= j <= i, all absolute (doc_start, of the queries' rows, may be NULL).
 // Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
+
 // Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
 INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start,
     int64_t* low, int64_t* high) {
@@ -3919,6 +3936,7 @@ INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, c
     if (*high < *low) *high = *low;
 }
 
+// Copies rows, cut or filled with zeros to another number of columns: from HS to whole panels and back.
 static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t in_columns, int64_t rows) {
     int64_t n = min_i64(out_columns, in_columns);
     for (int64_t i = 0; i < rows; i++) {
@@ -3942,8 +3960,9 @@ typedef struct {
     const int32_t* doc_start;         // (nq) of the queries' rows, or NULL
 } AttentionPair;
 
-// (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys
-// to the next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
+// Adds a pair to the running softmax of its queries' rows: m (nq) is the largest score s so far, l (nq) the
+// sum of e^(s - m), o (nq, HS) that of e^(s - m) v. They carry over from one chunk of keys to the next and
+// start as 0 (o, l) and -inf (m). In the end the output is o / l, and the log-sum-exp m + log l.
 static void cpu_attention_forward_head(
     real* o, real* m, real* l, const AttentionPair* p, AttentionScratch* w) {
     const real *q = p->q, *k = p->k, *v = p->v;
@@ -3986,8 +4005,9 @@ static void cpu_attention_forward_head(
     }
 }
 
-// dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
-// P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
+// dq (nq, HS), dk, dv (nk, HS) += the pair's share. dout (nq, HS), the final lse (nq) and delta (nq), which
+// is rowsum(dO * O), are those of the queries' rows.
+//     P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
 static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const AttentionPair* p,
     const real* dout, const real* lse, const real* delta, AttentionScratch* w) {
     const real *q = p->q, *k = p->k, *v = p->v;
@@ -4038,23 +4058,25 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const Atte
 
 // --- distributed attention: the executor of a schedule's table ---
 //
-// Every rank runs its part of the table, forward and backward, on every device:
+// Every rank runs its part of the table (section 5), forward and backward, on every device:
 //
-//     step s      post     offer what travels during it
-//                 op       compute what the table says; operands came during earlier steps
-//                 wait     what was offered to this rank is there, what it offered is taken
-//                 merge    add results that came home
+//     step s      post     offers the pieces of the messages that this rank sends
+//                 op       computes this rank's ops; their operands came during earlier steps
+//                 wait     until the messages to this rank are there, and those from it are taken
+//                 merge    adds results that came
 //
-// What differs between the CPU and the GPU is a table of functions (TableOps).
+// Where CPU and GPU differ, a table of functions (TableOps) says how.
 
-// What travels during a step: `sends` and `receives` of this rank.
+// What this rank sends and receives during a step.
 typedef struct {
     Piece *sends, *receives;
     int send_count, receive_count;
 } Exchange;
 
+// `run` is the device's own, one run of a table.
 typedef struct {
-    // The pieces of an item, in the rank's own tensors (slot -1) or in a slot: how many.
+    // Fills in the pieces of an item, which lie in the rank's own tensors (slot -1) or in a slot, for a
+    // message to or from `peer`; returns how many.
     int (*pieces)(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out);
     int (*post)(Rank* r, void* run, const Exchange* x);   // these give 0, or -1 with a line in r->error
     int (*op)(Rank* r, void* run, const ScheduleOp* op);
@@ -4062,15 +4084,17 @@ typedef struct {
     int (*merge)(Rank* r, void* run, const ScheduleMessage* msg);
 } TableOps;
 
+// Rows of a sequence that rank `of` of it holds (its Tl).
 static int64_t rank_rows(const Rank* r, int of) {
     return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total;
 }
 
-// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there
-// and in the sequence.
+// Where a chunk of a sequence lies.
 typedef struct {
-    int owner, second;
-    int64_t of_owner, at, rows, position;
+    int owner, second;   // rank of the sequence that holds it; whether it is the later of its two chunks
+    int64_t of_owner;    // rows that the owner holds
+    int64_t at, rows;    // of the owner's rows: first, how many
+    int64_t position;    // of the first row in the sequence
 } Chunk;
 static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     Chunk c;
@@ -4081,8 +4105,9 @@ static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     return c;
 }
 
-// Before a table runs for B sequences: which of its ops and messages they need, by their documents (doc_start
-// (B, T), or NULL). A chunk needs the keys from the earliest on that any sequence needs.
+// Called before a table runs for B sequences: empties the slots, and marks the ops and messages that the
+// sequences need by their documents (doc_start (B, T); NULL: all). The B sequences share one run, so what any
+// of them needs is done for all.
 static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start, int64_t B) {
     int64_t T = r->mesh->shape.T;
     memset(r->slot_filled, 0, (size_t)table->slot_count[r->place.sp]);
@@ -4097,7 +4122,7 @@ static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start
     schedule_prune(table, T, r->first_key, r->op_active, r->message_active, r->mark);
 }
 
-// Runs this rank's part of a table, for which table_begin has been called.
+// Runs this rank's part of a table, after table_begin. 0, or -1 with a line in r->error.
 static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* run) {
     Exchange x = {r->pieces, r->pieces + MAX_PIECES * (2 * r->mesh->sp + 2), 0, 0};
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
@@ -4137,13 +4162,14 @@ static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* 
 // What one run of a table works on: one sequence of one layer.
 typedef struct {
     const Schedule* table;
-    real** slots;
-    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl); those of Q, KV and QDO are read only.
+    real** slots;   // of the table's direction
+    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl). Those of the operands Q, KV and QDO are only read.
     real* own[ITEM_KINDS][ITEM_PARTS];
     const int32_t* doc_start;   // (T), or NULL
 } AttentionRun;
 
-// A tensor of an item: where its first head begins, and numbers between heads.
+// Tensor i of an item, in the rank's own tensors (slot -1) or in a slot: where its first head begins, and how
+// many numbers further each next one does.
 typedef struct {
     real* p;
     int64_t head;
@@ -4161,7 +4187,8 @@ static ItemView item_view(const Rank* r, const AttentionRun* run, Item item, int
     return v;
 }
 
-// Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
+// The end of a running softmax: (o, m, l) becomes (O = o / l, LSE = m + log l), in place; l stays. Rows that
+// have seen no key get 0 and -inf.
 static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
         real inverse = l[i] > 0 ? 1 / l[i] : 0;
@@ -4170,7 +4197,7 @@ static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t
     }
 }
 
-// (o, m, l) of some rows merged with a partial (O, LSE), which counts as a key of score LSE and value O.
+// Merges a partial (O, LSE) into the (o, m, l) of the same rows: as one key of score LSE and value O.
 static void output_merge(
     real* o, real* m, real* l, const real* other, const real* other_lse, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
@@ -4182,7 +4209,8 @@ static void output_merge(
     }
 }
 
-// An item's heads lie side by side in every tensor. A partial output travels as O and LSE: l stays here.
+// A tensor of an item is one piece: its heads lie side by side. A partial output travels as O and LSE, so it
+// is finished before it is sent, and its l is not sent.
 static int cpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
     const Shape* s = &r->mesh->shape;
     int64_t heads = part_heads(s, ((AttentionRun*)run)->table, item.h0, item.h1).count;
@@ -4209,7 +4237,8 @@ static int cpu_wait(Rank* r, void* run, const Exchange* x) {
         &r->transport, x->sends, x->send_count, x->receives, x->receive_count, &r->error);
 }
 
-// Empties the rank's slot for a new result, if nothing is in it: no keys seen yet.
+// Makes a slot ready for an op that adds its result to it: if there is no sum in it yet, the empty one. Own
+// sums (slot -1) were made ready before the run.
 static void result_begin(Rank* r, const AttentionRun* run, Item item, int slot) {
     if (slot < 0 || r->slot_filled[slot]) return;
     int64_t heads = part_heads(&r->mesh->shape, run->table, item.h0, item.h1).count;
@@ -4261,7 +4290,7 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     return 0;
 }
 
-// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+// Adds a result that has arrived to the rank's own sums, or to the sum in a slot, which travels on.
 static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     const AttentionRun* run = (const AttentionRun*)argument;
     const Shape* s = &r->mesh->shape;
@@ -4285,7 +4314,7 @@ static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
 }
 static const TableOps CPU_TABLE_OPS = {cpu_pieces, cpu_post, cpu_op, cpu_wait, cpu_merge};
 
-// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): then any range of heads of a sequence is one piece
+// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): any range of heads of a sequence is then one piece
 static void cpu_split_heads(
     real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
     int64_t C = NH * HS;
@@ -4302,7 +4331,8 @@ static void cpu_split_heads(
     }
 }
 
-// atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
+// atty (R, C), lse (B, NH, Tl) = attention of q, kv (cpu_split_heads) over all ranks of the sequence, one
+// sequence after the other. doc_start (B, T), or NULL. The ranks of a sequence call it together.
 static int cpu_attention_forward(
     Rank* r, real* atty, real* lse, const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4331,7 +4361,7 @@ static int cpu_attention_forward(
     return 0;
 }
 
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left
+// dqkv (R, 3C) = the gradient of q, k and v, from datty (R, C) and what the forward pass left. As above.
 static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse,
     const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4373,13 +4403,29 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 }
 
 // ===== 8. model =================================================================================
+//
+// The life of a micro-batch, which is one pass: B sequences of which this rank holds R rows.
+//
+//     forward     embeddings, positions; the layers, each writes the next one's x
+//     head        final norm; for --logits-chunk tokens at a time the logits, their loss, and at once their
+//                 gradient, so that the logits of all tokens never exist together. It begins dx, the gradient
+//                 of the residual stream
+//     backward    from the last layer to the first: what --recompute did not keep is computed again from what
+//                 it kept; the layer adds to its parameters' gradients and to dx. Then embeddings, positions
+//
+// In evaluation a pass ends with the loss. Where ranks hold slices of a unit, its use is framed by calls:
+//
+//     unit_gather          brings its weights together in whole_unit, where they stay until another unit comes
+//     unit_gradient_begin  clears the buffer in which its whole gradient is made
+//     unit_gradient_end    sums that over all ranks; each adds its slice of the sum to what it holds
 
 // Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm,
-// L+2 positions), and those of one parameter.
+// L+2 positions): where they come together, if the rank holds slices, else where it holds them.
 static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
 }
+// The same for one parameter of the unit.
 static real* weight(const Rank* r, int u, int id) {
     return in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
@@ -4408,19 +4454,20 @@ static Parameters weights_of(const Rank* r, int u) {
 static Parameters gradients_of(const Rank* r, int u) {
     return parameters_at(r->layout, u, in_use(r, STATE_GRADIENTS, u));
 }
-// The rank's rows of a sequence as rows of what `weight` has of wpe.
+// The rank's rows of a sequence, counted from the row of wpe to which weight(.., P_wpe) points.
 static Segments position_rows(const Rank* r) {
     Segments rows = r->segments;
     for (int i = 0; i < rows.count; i++) rows.begin[i] -= positions_first(r);
     return rows;
 }
-// Layer l's activation; all of them by their names.
+// Where an activation of layer l lies. Layers share memory for what is not kept for every layer.
 static real* act(const Rank* r, int id, int64_t l) {
     Activation a = activation(&r->mesh->shape, id);
     int64_t copies = r->mesh->training ? activation_copies(&r->mesh->shape, id, r->mesh->recompute) : 1;
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
+// All activations of a layer by their names.
 typedef struct {
 #define X(name, columns, keep) real* name;
     ACTIVATIONS(X)
@@ -4434,7 +4481,8 @@ static Activations activations_of(const Rank* r, int64_t l) {
     return a;
 }
 
-// Brings a unit's parameters together from the ranks' slices, where they hold slices and it is not there yet.
+// Brings a unit's weights together from the ranks' slices, if ranks hold slices and it is not there already.
+// All ranks call it together.
 static int unit_gather(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE || r->gathered == u) return 0;
@@ -4445,8 +4493,9 @@ static int unit_gather(Rank* r, int u) {
     return r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error);
 }
 
-// Where ranks hold slices of a unit's gradient, it is made whole in a buffer, then summed into the slices;
-// elsewhere the layers add straight to what the rank holds.
+// Before and after the layers add to a unit's gradient. If ranks hold slices of it, this rank's whole
+// gradient is made in a buffer, and summed over the ranks into the slices; else the layers add to what the
+// rank holds, and neither function does anything.
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_GRADIENTS, u) == HELD_SLICE)
@@ -4461,21 +4510,20 @@ static int unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of
-// them are wanted. The decoder's are places in its cache.
+// What the forward pass of a layer works on. The model and the decoder (section 12) fill it in differently.
 typedef struct LayerRun {
-    int64_t l, rows;
+    int64_t l, rows;   // the layer; tokens
     Parameters w;
     Activations a;
     real *wide, *narrow;                                   // (rows, 4C), (rows, C) scratch
     real* next;                                            // the next layer's x; NULL: not wanted
     unsigned needed;                                       // bits of the activations that are computed
     int (*attention)(Rank* r, const struct LayerRun* x);   // wide (rows, 3C): q, k and v -> atty
-    const int32_t* doc_start;
-    void* decoder;
+    const int32_t* doc_start;                              // (B, T), or NULL
+    void* decoder;                                         // for the decoder's attention
 } LayerRun;
 
-// One layer: x -> the next layer's x.
+// One layer: a.x -> next, by way of the activations that are needed. 0, or -1 if attention fails.
 static int layer_forward(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
     const Parameters* w = &x->w;
@@ -4499,7 +4547,7 @@ static int layer_forward(Rank* r, const LayerRun* x) {
 #undef NEED
 }
 
-// The attention of a layer of the model: q, k and v by heads, then over all ranks of the sequence.
+// The model's LayerRun.attention: splits q, k and v by heads, then attends over all ranks of the sequence.
 static int layer_attention(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
     const Activations* a = &x->a;
@@ -4507,8 +4555,9 @@ static int layer_attention(Rank* r, const LayerRun* x) {
     if (!(x->needed >> A_atty & 1)) return 0;
     return cpu_attention_forward(r, a->atty, a->lse, a->q, a->kv, x->doc_start);
 }
-// Layer l of the model. With `again` it computes only what --recompute did not keep, and the output only if
-// `output`.
+
+// Layer l of the model, forward. `again`: in the backward pass, where only what --recompute did not keep is
+// computed. `output`: the next layer's x too.
 static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
     int u = (int)l + 1;
     LayerRun x;
@@ -4525,7 +4574,7 @@ static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t*
     return layer_forward(r, &x);
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input.
+// The mirror of layer_forward: r->dx, the gradient of the layer's output, becomes that of its input.
 static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     int64_t R = r->R, C = r->mesh->shape.C;
     int u = (int)l + 1, center = r->mesh->center;
@@ -4548,8 +4597,8 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     return unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss; in training also their gradients, at once, so that logits exist only for a
-// chunk of tokens: dx becomes the gradient of the last layer's output.
+// Final norm, logits and loss of labels (R), which are added to loss_sum. In training also their gradients,
+// while the logits of a chunk of tokens exist: r->dx becomes the gradient of the last layer's output.
 static int head_forward_backward(Rank* r, const int32_t* labels) {
     const Shape* s = &r->mesh->shape;
     int64_t C = s->C, last = s->L + 1;
@@ -4579,7 +4628,7 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     return unit_gradient_end(r, u);
 }
 
-// One pass over B sequences: adds to loss_sum and, in training, to the gradients.
+// A pass over the B sequences of micro-batch `pass`: adds to loss_sum and, in training, to the gradients.
 static int model_forward_backward(Rank* r, int64_t pass) {
     const Shape* s = &r->mesh->shape;
     int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
@@ -4606,8 +4655,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
 
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT &&
-            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        // sqrt: a segment's last layer has all layers of the segment computed again
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
                 if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
@@ -4633,8 +4682,8 @@ static void weights_init(Rank* r, uint64_t seed) {
         const Unit* unit = &r->layout->units[u];
         Held h = held(r, STATE_WEIGHTS, u);
         real* out = r->state[STATE_WEIGHTS] + h.at;
-        uint64_t stream =
-            (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
+        // wpe draws beside wte: its numbers do not depend on L
+        uint64_t stream = (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
             if (p.unit != unit->kind) continue;
@@ -4652,8 +4701,21 @@ static void weights_init(Rank* r, uint64_t seed) {
 }
 
 // ===== 9. optimizer =============================================================================
+//
+// A gradient's way, once the passes of a step have added to it:
+//
+//     summed      over all ranks, by a reduce-scatter, and an all-gather where every rank updates all. Slices
+//                 that ranks hold are summed already (unit_gradient_end). Never averaged: see the opening
+//                 essay, point 6
+//     norm        every rank squares its slices; the sum over all ranks, with the loss, is the same on all
+//     clipped     by one factor for all (grad_scale). If loss or norm is not finite, the way ends here
+//     AdamW       every rank updates what it has moments for: whole units, or its slices
+//     gathered    where ranks have moments of slices but whole weights, each gets the others' new weights
+//
+// --zero moves the places: 0 updates everything everywhere, 1 updates slices and gathers weights, 2 has
+// gradients of slices only, 3 has weights of slices only, which the next pass gathers (unit_gather).
 
-// Learning rate of the step after `done` of `o->steps`: linear warmup, then the chosen course.
+// Learning rate of the step after `done` steps of `o->steps`: linear warmup, then the chosen course.
 static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     if (done < o->warmup) return o->lr * (double)(done + 1) / (double)o->warmup;
     double span = (double)max_i64(1, o->steps - 1 - o->warmup), progress = (double)(done - o->warmup) / span;
@@ -4670,9 +4732,9 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
-// Sums the gradients of all ranks: to the whole where a rank updates all of a unit, else into each rank's
-// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the
-// gradient's norm, alike on all ranks.
+// Sums the gradients of all ranks, into whole units where ranks update all, else into each rank's slice.
+// Slices that ranks hold are sums already; of an own unit no two ranks have the same gradients. sums: [0] the
+// step's loss, [1] the squared norm of the gradient, the same on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -4699,12 +4761,14 @@ static int gradients_reduce(Rank* r, double sums[2]) {
     return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
 }
 
+// What an update depends on besides the state.
 typedef struct {
-    double lr, beta1, beta2, eps, weight_decay, grad_scale;
-    int64_t step;
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_scale;   // clipping: the gradient is multiplied by it
+    int64_t step;        // from 1, for the correction of the moments
 } AdamW;
 
-// AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
+// AdamW (Loshchilov & Hutter 2019) on n numbers; weights decay only with `decay`.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
     real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
     real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))),
@@ -4727,7 +4791,8 @@ static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const
     }
 }
 
-// One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
+// One update of what this rank has moments for (whole units, or its slices). Weights that it holds beyond
+// that come from the ranks that have updated them.
 static int weights_update(Rank* r, const AdamW* adamw) {
     const Layout* layout = r->layout;
     for (int u = 0; u < layout->count; u++) {
