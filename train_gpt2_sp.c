@@ -4361,7 +4361,8 @@ static int cpu_attention_forward(
     return 0;
 }
 
-// dqkv (R, 3C) = the gradient of q, k and v, from datty (R, C) and what the forward pass left. As above.
+// dqkv (R, 3C) = the gradient of q, k and v, from datty (R, C) and what the forward pass left;
+// called together too
 static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse,
     const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4407,15 +4408,15 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 // The life of a micro-batch, which is one pass: B sequences of which this rank holds R rows.
 //
 //     forward     embeddings, positions; the layers, each writes the next one's x
-//     head        final norm; for --logits-chunk tokens at a time the logits, their loss, and at once their
-//                 gradient, so that the logits of all tokens never exist together. It begins dx, the gradient
+//     head        final norm; for --logits-chunk tokens at a time the logits, their loss and at once
+//                 their gradient, so that the logits of all tokens never exist together. It begins dx, the gradient
 //                 of the residual stream
 //     backward    from the last layer to the first: what --recompute did not keep is computed again from what
 //                 it kept; the layer adds to its parameters' gradients and to dx. Then embeddings, positions
 //
 // In evaluation a pass ends with the loss. Where ranks hold slices of a unit, its use is framed by calls:
 //
-//     unit_gather          brings its weights together in whole_unit, where they stay until another unit comes
+//     unit_gather          brings its weights together in whole_unit, where they stay until another is
 //     unit_gradient_begin  clears the buffer in which its whole gradient is made
 //     unit_gradient_end    sums that over all ranks; each adds its slice of the sum to what it holds
 
@@ -4821,14 +4822,18 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. trainer ==============================================================================
 //
-// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every
-// rank, each on a thread of its own, and waits. A step is such a job:
+// A trainer (gpt2_sp) holds the ranks of this process and all that they share. What they do together is a
+// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job takes what it needs
+// from the trainer and leaves its result there: the first rank of a process writes what all ranks have alike.
+// A step is such a job:
 //
-//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> the next batch
+//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
-// Between two jobs the process speaks to the other processes itself (processes_agree): all go on, or none.
+// Between two jobs the process itself speaks to the other processes (processes_agree): all go on, or none. A
+// rank that fails aborts the world; no job can run after that.
 
-// Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
+// Sums over the tokens of an evaluation: of losses and of tokens, in all and by position. Bucket 0 is
+// position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
 enum { POSITION_BUCKETS = 26 };
 typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
@@ -4851,13 +4856,11 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;   // newest checkpoint; -1: none
-    int64_t
-        // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
-        resumed_step;
-    int64_t newest_step;
+    int64_t saved_step;      // newest checkpoint of this run; -1: none
+    int64_t resumed_step;    // checkpoint that the run resumed from; -1: none
+    int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
     int64_t eot;             // the tokenizer's end-of-text token
-    int refused;             // its memory: the mesh and the layout are whole, the ranks were not made
+    int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
     int lock_fd;             // OUT/.lock, held while this trainer lives
     AdamW adamw;             // of the step that runs
     double sums[2];          // loss and squared gradient norm of the step that ran
@@ -4866,10 +4869,11 @@ struct gpt2_sp {
     Evaluation evaluation;   // that rank_evaluate adds to
     real* collected;         // all weights, while generate needs them whole; all gradients, during --check
     const char* folder;      // that rank_load reads
-    int load_moments;        // and the moments too
+    int load_moments;        // rank_load reads the moments too
     OutFile *model_file, *optimizer_file;   // that rank_save writes
 };
 
+// What a rank does in a job: 0, or -1 with a line in r->error.
 typedef int (*RankJob)(Rank* r, gpt2_sp* g);
 typedef struct {
     Rank* rank;
@@ -4878,6 +4882,7 @@ typedef struct {
     int status;
 } RankCall;
 
+// The thread of a rank during a job. A rank that fails wakes all others, of all processes, by an abort.
 static void* rank_thread(void* argument) {
     RankCall* call = (RankCall*)argument;
 #ifdef _OPENMP
@@ -4888,8 +4893,8 @@ static void* rank_thread(void* argument) {
     return NULL;
 }
 
-// Runs a job on every rank, each on a thread of its own, and waits. If any fails all stop, and the first
-// reason is the trainer's error.
+// Runs a job on every rank of this process, each on a thread of its own (the first on the caller's), and
+// waits. If any rank fails all stop, and the first reason is the trainer's error.
 static int ranks_run(gpt2_sp* g, RankJob job) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
@@ -4915,7 +4920,7 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     return status;
 }
 
-// The gradients of the step's batches, summed over the passes and all ranks.
+// The gradients of a step, summed over its passes and all ranks. sums: as gradients_reduce has them.
 static int rank_gradients_sum(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     r->learn = 1, r->loss_sum = 0;
@@ -4925,6 +4930,7 @@ static int rank_gradients_sum(Rank* r, double sums[2]) {
     return gradients_reduce(r, sums);
 }
 
+// A job: one optimizer step. Where loss or norm is not finite no rank updates, and all know that it is so.
 static int rank_step(Rank* r, gpt2_sp* g) {
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
@@ -4939,6 +4945,8 @@ static int rank_step(Rank* r, gpt2_sp* g) {
     return finite ? weights_update(r, &adamw) : 0;
 }
 
+// A job, for --check: the gradients of a step without an update. Each rank copies its slices to g->collected,
+// which has whole units.
 static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
     const Layout* layout = r->layout;
     double sums[2];
@@ -4953,7 +4961,7 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// Takes the next batch, gives every rank its part, and has the one after it read.
+// Takes the batch that was requested and gives every rank its part; NULL if it could not be read.
 static Batch* batch_take(gpt2_sp* g) {
     Batch* batch = loader_take(&g->loader, &g->error);
     for (int i = 0; batch && i < g->mesh.local_ranks; i++)
@@ -4961,6 +4969,8 @@ static Batch* batch_take(gpt2_sp* g) {
     return batch;
 }
 
+// See the header. The batch of the next step is requested before this one is computed. Ten steps in a row
+// that update nothing are an error.
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
     g->host.step = g->step + 1;
@@ -5002,13 +5012,17 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 //         config.json              opens in Transformers as it is)
 //         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
 //         state.json               step, next sample, tokens seen, and what the run was
-//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
-// It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
-// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
-// dp, sp or zero.
+//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" of each, "crc <crc32>" of
+//                                  all lines above
+//
+// A checkpoint is written as step_00000100.tmp; every file is fsynced, the folder renamed, its parent
+// fsynced; only then are older ones removed. A folder counts only if its manifest and every file that it
+// names check out. Nothing in it depends on dp, sp or zero.
+//
+// Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
+// not: every rank reads what it holds.
 
-// Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.",
-// "").
+// Hugging Face's name of a parameter of unit u, after a prefix ("transformer.", "m.transformer." or "").
 static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
     if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
     else snprintf(out, size, "%s%s", prefix, p->hf);
@@ -5019,7 +5033,8 @@ static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) {
     return id == P_wte ? s->V : p->rows;
 }
 
-// Calls the safetensors header's maker for every tensor of a model, in the order of the data.
+// Adds every tensor of a model, or of one of its moments, to a safetensors header, in the order in which
+// rank_save writes them. hf_layout: as Hugging Face has them, some transposed.
 static int tensors_declare(st_header* header, const gpt2_sp* g, const char* prefix, int hf_layout, Error* e) {
     const Shape* s = &g->mesh.shape;
     for (int u = 0; u < g->layout.count; u++)
@@ -5037,6 +5052,7 @@ static int tensors_declare(st_header* header, const gpt2_sp* g, const char* pref
     return 0;
 }
 
+// Writes the header. The entry "format" is what Transformers asks for.
 static int header_write(OutFile* f, st_header* header, Error* e) {
     unsigned char* bytes = NULL;
     size_t size = 0;
@@ -5046,6 +5062,7 @@ static int header_write(OutFile* f, st_header* header, Error* e) {
     return status;
 }
 
+// Appends a tensor (rows, columns) to a file, or its transpose.
 static int tensor_write(
     OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
     if (!transposed) return file_write(f, data, (size_t)(rows * (columns ? columns : 1)) * sizeof(real), e);
@@ -5065,16 +5082,16 @@ static int tensor_write(
 static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
 enum { SAVED_COUNT = 3 };
 
-// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where
-// they come together; for moments the gradients'.
+// A buffer that is free between steps and has room for a whole unit that is not own. For weights it is the
+// one where they come together, for moments that of the gradients.
 static real* unit_scratch(const Rank* r, int state) {
     if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
     real* whole = r->whole_unit[STATE_GRADIENTS];
     return whole ? whole : r->state[STATE_GRADIENTS];
 }
 
-// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it
-// together.
+// A unit of a state, whole, on every rank: where it is held, or brought together from the ranks' slices. Not
+// for own units. All ranks call it together; NULL, with a line in r->error, if the exchange fails.
 static const real* unit_fetch(Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
     Held h = held(r, state, u);
@@ -5086,11 +5103,12 @@ static const real* unit_fetch(Rank* r, int state, int u) {
                                                                                                    : NULL;
 }
 
-// What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
+// Takes the n numbers of a unit that begin at `begin`: all of it, or one slice of an own unit.
 typedef void (*UnitTaker)(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n);
 
-// A state of a unit to the first rank of each of the first `takers` processes. All ranks call it together. An
-// own unit is delivered slice by slice; whole, it would be the largest buffer.
+// Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
+// `take`. All ranks call it together. An own unit is delivered slice by slice; whole, it would be the largest
+// buffer.
 static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take) {
     const Unit* unit = &r->layout->units[u];
     int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
@@ -5100,7 +5118,7 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
         const real* whole = unit_fetch(r, state, u);
         if (!whole) return -1;
         if (takes) take(g, state, u, whole, 0, unit->elements);
-        // a unit that comes together, all ranks have come here for
+        // ranks stay together: none begins the next unit while another is still taking this one
         return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
     }
     size_t bytes = (size_t)unit->slice * sizeof(real);
@@ -5123,8 +5141,8 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
     return status;
 }
 
-// Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
-// g->error and stops the writing, not the ranks.
+// rank_save's UnitTaker, on rank 0: appends what came to its file. After a failed write, which g->error has,
+// it does nothing, so that the ranks' exchange can go on to its end.
 static void unit_write(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n) {
     const Unit* unit = &g->layout.units[u];
     (void)begin;   // an own unit is one parameter, whose rows come in their order
@@ -5137,6 +5155,7 @@ static void unit_write(gpt2_sp* g, int state, int u, const real* part, int64_t b
             state == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
+// A job: writes both safetensors files. Every rank brings what it holds, rank 0 writes.
 static int rank_save(Rank* r, gpt2_sp* g) {
     for (int i = 0; i < SAVED_COUNT; i++)
         for (int u = 0; u < g->layout.count; u++)
@@ -5144,7 +5163,7 @@ static int rank_save(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// Writes printf text as a file of a checkpoint.
+// Writes a text as a file of a checkpoint and adds the file's line to the manifest.
 static int checkpoint_text(
     const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
@@ -5161,6 +5180,7 @@ static int checkpoint_text(
     return status;
 }
 
+// config.json, as Transformers reads it.
 static void config_text(const gpt2_sp* g, char* out, size_t size) {
     const Shape* s = &g->mesh.shape;
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
@@ -5180,6 +5200,7 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
         (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
+// state.json: where the run stands, and what resuming compares (state_read).
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
     snprintf(out, size,
         "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, "
@@ -5190,7 +5211,9 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
         (unsigned long long)g->data.fingerprint);
 }
 
-// Process 0, the one with the folder, begins with its status so far; all processes bring their ranks' slices.
+// Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
+// together; process 0 has the folder and comes with its status so far, so that one failure stops all. The
+// others' folder and manifest are not looked at.
 static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
     if (g->mesh.process != 0)
@@ -5260,7 +5283,7 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     return count;
 }
 
-// Removes what interrupted saves left.
+// Removes the folders *.tmp that interrupted saves have left.
 static int checkpoint_clean(const char* out, Error* e) {
     char path[GPT2_SP_TEXT + 300];
     int status = 0;
@@ -5275,6 +5298,8 @@ static int checkpoint_clean(const char* out, Error* e) {
     return status;
 }
 
+// Writes a checkpoint of the run's state as a new folder. status: of what came before; where it is not 0
+// nothing is written, but the other processes, which wait in save_tensors, are told.
 static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
     Error* e = &g->error;
@@ -5339,8 +5364,8 @@ static int checkpoint_verify(const char* folder, Error* e) {
     return status;
 }
 
-// Removes whole checkpoints beyond the newest --keep. What the resumed run passed over as damaged does not
-// count.
+// Removes checkpoints beyond the newest --keep. Those of later steps, and those that the run passed over as
+// damaged when it resumed, do not count and stay.
 static int checkpoint_retire(gpt2_sp* g, Error* e) {
     int64_t *steps, kept = 0;
     int count = checkpoint_list(g->options.out, &steps, e), status = count < 0 ? -1 : 0;
@@ -5356,6 +5381,7 @@ static int checkpoint_retire(gpt2_sp* g, Error* e) {
     return status;
 }
 
+// See the header. An older checkpoint that cannot be removed is told on stderr, and no error.
 int gpt2_sp_save(gpt2_sp* g) {
     const char* out = g->options.out;
     char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
@@ -5403,6 +5429,7 @@ static int checkpoint_find(const char* out, int tell, char* folder, size_t size,
     return found;
 }
 
+// Reads `count` numbers of a tensor from number `first` on as `real`, whatever type the file has.
 static int st_read_real(
     const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
 #if GPT2_SP_REAL_BYTES == 8
@@ -5412,9 +5439,9 @@ static int st_read_real(
 #endif
 }
 
-// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored
-// transposed all. wpe of another length fits too: a shorter one is repeated (its rows stay what they were, so
-// up to its length the model is the same), a longer one cut.
+// Reads `count` rows of one parameter from row `first` on into out (count, columns); a parameter that is
+// stored transposed is read whole. wpe of another length fits too: a longer one is cut, a shorter one
+// repeated, so that up to its length the model is the same.
 static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout,
     int64_t first, int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
@@ -5472,7 +5499,8 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
                                    f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
-// Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
+// A job: loads the weights, and the moments if asked, of g->folder. Every rank reads for itself what it
+// holds, though of a unit that it holds a slice of it reads all: tensors of files do not split as slices do.
 static int rank_load(Rank* r, gpt2_sp* g) {
     static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
     const Shape* s = &g->mesh.shape;
@@ -5509,6 +5537,7 @@ static int rank_load(Rank* r, gpt2_sp* g) {
     return status;
 }
 
+// A whole number that a JSON file must have; -1 if it has not.
 static int64_t json_need(const char* text, size_t size, const char* key, const char* path, Error* e) {
     uint64_t value = 0;
     if (json_get_u64(text, size, key, &value) != 1 || value > (uint64_t)1 << 53) {
@@ -5518,7 +5547,8 @@ static int64_t json_need(const char* text, size_t size, const char* key, const c
     return (int64_t)value;
 }
 
-// What config.json says of a model; every value is bounded as the options are.
+// Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
+// model than GPT-2. eot is the last token if the file names none.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[GPT2_SP_TEXT + 64], word[64], value[32];
     size_t size;
@@ -5581,6 +5611,7 @@ static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e)
               (long long)saved, (long long)asked);
 }
 
+// Sets step, tokens and next sample from a checkpoint's state.json; -1 if it belongs to another run.
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
     char path[GPT2_SP_TEXT + 64], data[32] = "none", now[32];
@@ -5625,17 +5656,25 @@ static int state_read(gpt2_sp* g, const char* folder) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its
-// rows, and the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens
-// at a time, then one by one, by the layers' own list of calls with a cache of keys and values for attention.
+// An evaluation is a forward pass over windows of the data in order. Every rank adds up the losses of its
+// rows, by position too; the sums over all ranks are the same for every split. The recall test does the same
+// with synthetic documents and looks at the tokens of the answers.
+//
+// Sampling is done by one rank, with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what
+// it samples one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
+//
+//     tokens -> decoder_read: layer_forward, decoder_attention -> logits -> sample_token -> next token
+//                                                 |
+//                                                 +-- keys and values of all tokens so far, of each layer
 
+// The bucket of a position (see POSITION_BUCKETS).
 static int position_bucket(int64_t position) {
     int bucket = 0;
     while (position >> bucket) bucket++;
     return bucket;
 }
 
-// One forward pass over the evaluation batch; sums over all ranks are added to g->evaluation.
+// A job: one forward pass over the evaluation's batch. The sums over all ranks are added to g->evaluation.
 static int rank_evaluate(Rank* r, gpt2_sp* g) {
     const Shape* s = &r->mesh->shape;
     double sums[2 + 2 * POSITION_BUCKETS] = {0};
@@ -5662,7 +5701,7 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// Evaluates the first `sequences` windows of the validation data, in order.
+// Evaluates the first `sequences` windows of the validation data into g->evaluation. All processes call it.
 static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     Loader* l = &g->val_loader;
     memset(&g->evaluation, 0, sizeof g->evaluation);
@@ -5684,8 +5723,8 @@ int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     return 0;
 }
 
-// The recall test: in fresh synthetic documents as long as the context, is every token of each answer the
-// likeliest? By the distance between a fact and its question: right[] of asked[], in buckets as above.
+// The recall test, by one rank: in fresh synthetic documents, as long as the context, is every token of each
+// answer the likeliest? right[] of asked[] are, in buckets of the distance between a fact and its question.
 static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
     Rank* r = &g->ranks[0];
     int64_t T = g->mesh.shape.T;
@@ -5717,6 +5756,7 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
+// A model that reads tokens one after the other.
 typedef struct {
     gpt2_sp* g;
     const real* weights;          // all units, whole
@@ -5725,6 +5765,7 @@ typedef struct {
     real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
 } Decoder;
 
+// Makes a decoder with an empty cache. All its memory is one allocation, which begins with the cache.
 static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
@@ -5747,7 +5788,8 @@ static Parameters decoder_weights(const Decoder* d, int u) {
     return parameters_at(&d->g->layout, u, d->weights + d->g->layout.units[u].offset);
 }
 
-// Attention of the rows being read over everything cached; their keys and values join the cache.
+// The decoder's LayerRun.attention: the keys and values of the rows being read join the cache, then the rows
+// attend to all of it.
 static int decoder_attention(Rank* r, const LayerRun* x) {
     Decoder* d = (Decoder*)x->decoder;
     const Shape* s = &d->g->mesh.shape;
@@ -5770,7 +5812,8 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
-// Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
+// Reads n <= DECODE_ROWS tokens that stand at positions p.. and leaves the logits after the last in
+// d->logits. Without a backward pass activations may share buffers, so a few are enough for all.
 static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p) {
     const Shape* s = &d->g->mesh.shape;
     int64_t C = s->C;
@@ -5802,6 +5845,7 @@ typedef struct {
     real logit, weight;   // weight: in proportion to its probability
     int32_t token;
 } Candidate;
+// The likeliest first; equal ones by their numbers, so that the order is one.
 static int candidate_order(const void* a, const void* b) {
     const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
@@ -5825,9 +5869,9 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
-// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted
-// whole: that would take longer than the model.
+// Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and then to the likeliest
+// that make up probability p. `unit` is uniform in (0, 1) and decides. candidates: room for V. Only the
+// likeliest are sorted, in portions: to sort a large vocabulary would take longer than the model.
 static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p,
     double unit, Candidate* candidates) {
     int32_t best = 0;
@@ -5862,17 +5906,20 @@ static int32_t sample_token(const real* logits, int64_t V, double temperature, i
     return candidates[cut - 1].token;
 }
 
-// --zero 3 and own positions: every unit of the weights, brought together in g->collected of each process.
+// rank_collect's UnitTaker: copies what came to g->collected.
 static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
     (void)kind;
     memcpy(g->collected + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
 }
+// A job, for --zero 3 and own positions: brings all weights to g->collected of each process.
 static int rank_collect(Rank* r, gpt2_sp* g) {
     for (int u = 0; u < g->layout.count; u++)
         if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
     return 0;
 }
 
+// See the header. Sampled token i depends on the seed, i and the logits only. Ends early at the token eot,
+// which is not counted.
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
@@ -5896,8 +5943,8 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         }
     }
 #ifdef _OPENMP
-    omp_set_num_threads(
-        g->mesh.threads);   // each has its scratch memory; the caller's thread may be set otherwise
+    // there is scratch memory for so many threads, and the caller's may be set to more
+    omp_set_num_threads(g->mesh.threads);
 #endif
     Decoder d;
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
@@ -5932,8 +5979,9 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 //     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
 //     attention      ops and messages of the table, which overlap     step         the sum
 
-// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and
-// copying memory. The fastest of a few: other work on the machine only makes one slower.
+// The CPU's Device.rates: times a matrix product, attention of one head of 1024 tokens per thread, and
+// copying memory. Of a few runs the fastest counts, as other work on the machine only makes one slower.
+// Without memory the rates are guesses.
 static void measure_rates(Rates* rates, const Mesh* mesh) {
     int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
     real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
@@ -5970,13 +6018,13 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
     }
     if (memory) rates->gflops = 2e-6 * (double)(n * n * n) / best;
     if (memory) rates->link_gbs = rates->copy_gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
-    if (memory && scratch)
-        rates->attention_gflops =
-            3.5 * 2e-6 * (double)(heads * T * head) / attention;   // backward: 2.5 forwards
+    // 3.5: forward, and backward, which is 2.5 forwards
+    if (memory && scratch) rates->attention_gflops = 3.5 * 2e-6 * (double)(heads * T * head) / attention;
     free(memory);
     free(scratch);
 }
 
+// "1.50 GiB" in out, which it returns.
 static const char* human_bytes(double bytes, char* out, size_t size) {
     static const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     int unit = 0;
@@ -6003,14 +6051,15 @@ static void memory_print(
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
 }
 
-// One run of a table, for one layer of one sequence.
+// What one run of a table costs, for one layer of one sequence.
 typedef struct {
     double seconds, work_seconds;   // projected: of the run, and of the busiest rank's computing alone
     double units;                   // of the busiest rank
     double bytes;                   // sent by a rank on average
 } TableCost;
 
-// Bytes of each whole item on the wire, rows / P tokens of it; seconds of a full pair of chunks.
+// item_bytes: bytes on the wire of each item of T / P rows with all heads. Returns the seconds of a pair of
+// two such chunks.
 static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, int backward,
     const Device* device, const Rates* rates) {
     double rows = (double)s->T / P, chunk = rows * (double)s->C;
@@ -6020,8 +6069,8 @@ static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, i
     return 4 * rows * chunk * (backward ? 2.5 : 1) / (rates->attention_gflops * 1e9);   // QK^T and PV
 }
 
-// Plays a table, with or without slots. A result that arrives is added, which reads two numbers and writes
-// one.
+// What a table costs; its slots need not be worked out. A result that arrives is added, which reads two
+// numbers and writes one: 3 times its bytes.
 static int table_play(
     TableCost* c, const Shape* s, const Schedule* table, const Device* device, const Rates* rates, Error* e) {
     double item_bytes[ITEM_KINDS],
@@ -6047,13 +6096,14 @@ static int table_play(
     return c->seconds < 0 ? fail(e, "out of memory for a schedule of %d ranks", table->P) : 0;
 }
 
-// The time of a kind's table for P ranks, which may be more than a run can have. -1 where there is no such
+// What a kind's table costs for P ranks, which may be more than a run can have. -1 where there is no such
 // table.
 static int table_project(TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device,
     const Rates* rates, Error* e) {
     Schedule table;
-    if (SCHEDULES[kind].head_parts == 0 &&
-        s->NH % P == 0) {   // all ranks do the same: everything in, all pairs of some heads, everything out
+    // ulysses, by a formula, as its table has some P^3 / 2 ops: all ranks alike take in everything of some
+    // heads, do all pairs of them, and send the results out
+    if (SCHEDULES[kind].head_parts == 0 && s->NH % P == 0) {
         double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates),
                                   share = (P - 1.0) / P;
         double in = share * (bytes[ITEM_KV] + bytes[backward ? ITEM_QDO : ITEM_Q]);
@@ -6084,6 +6134,7 @@ typedef struct {
     double exposed_seconds;                   // of attention's: more than the busiest rank's computing
 } StepCost;
 
+// What a step of a split costs. Of the mesh only the shape and --recompute count, not its ranks.
 static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Split split, int kind,
     const Rates* rates, Error* e) {
     const Shape* s = &mesh->shape;
@@ -6137,13 +6188,13 @@ typedef struct {
     int64_t longest;                 // context that fits
     PlanSplit splits[PLAN_SPLITS];   // of as many ranks into dp x sp
     int split_count, asked, best;
-    int ranks[PLAN_RANKS],
-        rank_count;   // that the asked schedule and length are projected to, with the asked dp
+    // Numbers of ranks (P) for which the asked schedule, length and dp are projected, and the cost at each.
+    int ranks[PLAN_RANKS], rank_count;
     StepCost at[PLAN_RANKS];
 } Plan;
 
-// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the
-// asked batch if it divides them.
+// Adds a split of the same ranks to the plan. The sequences of a step are shared out evenly among its
+// replicas, at least one to each; in passes of the asked batch if that divides them, else one by one.
 static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vocab, int sp) {
     PlanSplit* p = &plan->splits[plan->split_count];
     int dp = plan->mesh->world / sp;
@@ -6176,9 +6227,11 @@ static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vo
     plan->split_count++;
 }
 
+// Tokens per second.
 static double plan_speed(const StepCost* c) { return c->tokens / c->seconds; }
 
-// All splits of the asked ranks, the fastest that fits, and the asked one at other numbers of ranks.
+// Fills in the plan's projections: all splits of the asked ranks, the fastest of them that fits, and the
+// asked schedule at other numbers of ranks.
 static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     int world = plan->mesh->world;
     for (int sp = 1; sp <= 256 && sp <= world && plan->split_count < PLAN_SPLITS; sp++)
@@ -6186,7 +6239,7 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     plan->best = plan->asked;
     for (int i = 0; i < plan->split_count; i++) {
         const PlanSplit *best = &plan->splits[plan->best], *p = &plan->splits[i];
-        // no other is advised for less than a hundredth; none but the asked may be too large
+        // another split must be faster than the asked one by a hundredth, and must fit
         double least = best->possible ? plan_speed(&best->cost) * (plan->best == plan->asked ? 1.01 : 1) : 0;
         if (p->possible && plan_speed(&p->cost) > least) plan->best = i;
     }
@@ -6201,6 +6254,7 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     }
 }
 
+// The plan as one JSON object.
 static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const Shape* s = &mesh->shape;
@@ -6286,6 +6340,7 @@ static void plan_print_splits(const Plan* plan) {
     else printf("\n");
 }
 
+// The plan as text.
 static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const StepCost* cost = &plan->cost;
@@ -6323,7 +6378,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
             (long long)plan->longest);
 }
 
-// The rates that were given; those that were not are measured, unless another stands for them.
+// The rates that the options give; the others are measured. --gflops stands for --attention-gflops too.
 static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
     Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs,
               o->copy_gbs},
@@ -6339,10 +6394,17 @@ static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
 
 // ===== 14. training loop ========================================================================
 //
-// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must
-// fit, ranks get their memory, weights come from the newest whole checkpoint, from --init-from or from the
-// seed. Then the loop: step, validate, log, save, until the last step or a signal.
+// How a run comes to life (trainer_create), and how it goes on (train_loop):
+//
+//     options are checked -> processes meet and compare them -> data is opened -> the memory plan must fit
+//       -> ranks get their memory -> processes compare data and schedules
+//       -> weights come from the newest whole checkpoint, else from --init-from, else from the seed
+//       -> step, validate, log, save, again and again, until the last step or a signal
+//
+// Whatever several processes must have alike, they compare as text (processes_compare): the first line that
+// differs is the error. `eval` and `sample` make a smaller trainer, of one rank (trainer_load).
 
+// See the header. Also takes down a trainer whose making failed half-way.
 void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
     Error ignored;
@@ -6361,7 +6423,8 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     free(g);
 }
 
-// Why it does not fit, and what would.
+// Always -1: the line says how much memory is missing, and what context or batch would fit. `bytes` and
+// `machine` are of all ranks on this machine, `sharing` of them.
 static int memory_refuse(
     gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
@@ -6385,7 +6448,8 @@ static int memory_refuse(
         sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
-// Ranks, memory, schedules: everything but data and weights.
+// Makes the trainer's mesh, schedules, ranks and their memory: everything but data and weights. Schedules are
+// proved before any rank runs them.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
     if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
@@ -6420,6 +6484,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     return 0;
 }
 
+// A loader of `data` whose two batches are in the given buffers of the ranks. A loader without a second batch
+// is filled by hand (evaluate_data).
 static Loader loader_make(
     gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
     Loader l;
@@ -6435,6 +6501,7 @@ static Loader loader_make(
     return l;
 }
 
+// -1 if a data set is too short for one sample, or its vocabulary larger than the model's.
 static int data_fits(
     const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
     if (d->tokens < (uint64_t)o->seq_len + 1)
@@ -6446,7 +6513,7 @@ static int data_fits(
     return 0;
 }
 
-// Takes OUT for this trainer alone, as long as it lives.
+// Makes --out and locks it: no other trainer writes there as long as this one lives.
 static int out_lock(gpt2_sp* g) {
     char path[GPT2_SP_TEXT + 16];
     if (folder_make(g->options.out, &g->error) != 0) return -1;
@@ -6458,6 +6525,7 @@ static int out_lock(gpt2_sp* g) {
     return 0;
 }
 
+// A job: fresh weights.
 static int rank_weights_init(Rank* r, gpt2_sp* g) {
     weights_init(r, (uint64_t)g->options.seed);
     return 0;
@@ -6492,7 +6560,8 @@ static int start_compare(gpt2_sp* g, const char* folder) {
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
 }
 
-// Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
+// Gives the run its weights and its position in the data: from its newest checkpoint, else fresh, else fresh
+// with the weights of --init-from.
 static int trainer_start(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64];
     int found = g->options.out[0]
@@ -6533,14 +6602,14 @@ static int trainer_start(gpt2_sp* g) {
     return ranks_run(g, g->device->load);
 }
 
-// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
-// has files must agree.
+// Whether each process may have a value of its own of an option.
 static int option_is_own(const char* name) {
     static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
     for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
         if (strcmp(own[i], name) == 0) return 1;
     return 0;
 }
+// Whether an option says where files are: processes may differ in that, but not in whether it is given.
 static int option_is_place(const char* name) {
     static const char* const places[] = {"data", "val-data", "out", "init-from"};
     for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
@@ -6581,6 +6650,7 @@ static int processes_meet(gpt2_sp* g) {
     return status != 0 || fits ? status : fail(e, "%s", unfit.text);
 }
 
+// The shards of a data set as lines for processes_compare; returns their length.
 static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
     int n = 0;
     for (int i = 0; i < d->count && n < (int)size; i++) {
@@ -6608,6 +6678,7 @@ static int work_compare(gpt2_sp* g) {
     return status;
 }
 
+// Opens the data, makes the ranks and their weights, and requests the first batch.
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
@@ -6627,19 +6698,19 @@ static int trainer_prepare(gpt2_sp* g) {
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
     if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
-    if (work_compare(g) != 0)
-        return -1;   // from here on process 0 has the folder: the others may look into it
+    if (work_compare(g) != 0) return -1;   // after it process 0 has locked --out: the others may look into it
     if (trainer_start(g) != 0) return -1;
     loader_request(&g->loader, g->next_sample);
     return 0;
 }
 
-// Told before anything else: before the processes meet, before a checkpoint is read.
+// 0, or -1 if the GPU program finds no GPU. Asked before processes meet or a checkpoint is read.
 static int device_found(gpt2_sp* g) {
     if (!g->device->count || g->device->count(1) > 0) return 0;
     return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
 }
 
+// Makes a trainer that can train. A process that fails tells the others why.
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
@@ -6652,6 +6723,7 @@ static int trainer_create(gpt2_sp* g) {
     return status;
 }
 
+// The CPU's Device.check: the name of an option that only the GPU program has is an error.
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
     const char* name = o->verify ? "verify"
@@ -6668,9 +6740,10 @@ static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allo
     rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
     NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
     NULL, 1};
-static const Device* gpt2_sp_device =
-    &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
+// The device of trainers that are made from here on. The GPU program sets its own once, before main.
+static const Device* gpt2_sp_device = &CPU_DEVICE;
 
+// A trainer with nothing in it yet; NULL: out of memory.
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
     if (g)
@@ -6681,7 +6754,8 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // --- --check: the same batch on one rank alone ---
 
-// The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
+// Leaves the gradients of the step that begins with `sample` in g->collected, which the caller frees, and its
+// loss in g->sums. The loader then reads that step again.
 static int gradients_collect(gpt2_sp* g, uint64_t sample) {
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
     loader_request(&g->loader, sample);
@@ -6693,11 +6767,11 @@ static int gradients_collect(gpt2_sp* g, uint64_t sample) {
     return status;
 }
 
-// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is
-// some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and then rounds to
-// another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that pass through
-// it. Such flips are rare and independent, so they add up like the square root of the layers they pass
-// through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+// The largest relative error that rounding explains. Two runs of the same batch take sums in another order.
+// In fp32 that makes some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and
+// then rounds to another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that
+// pass through it. Such flips are rare and independent, so they add up like the square root of the number of
+// layers: the bound is 2^-18 or 2^-8 times that, over all numbers of a tensor.
 static double check_bound(const gpt2_sp* g) {
     return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
 }
@@ -6714,7 +6788,7 @@ static double relative_error(const real* found, const real* exact, int64_t n, do
     return square > 0 ? sqrt(difference / square) : sqrt(difference);
 }
 
-// Compares tensor by tensor; NaN counts as too large, and stays the worst.
+// Compares the gradients of g's ranks with those of one rank, tensor by tensor. A NaN is the worst of all.
 static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
     double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
     printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
@@ -6774,6 +6848,7 @@ static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t erro
     return g;
 }
 
+// See the header. trainer_checked has the reason copied out before the trainer is gone.
 gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
     gpt2_sp* g = trainer_new(options);
     return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
@@ -6804,6 +6879,7 @@ static int trainer_load(gpt2_sp* g) {
     return status;
 }
 
+// Notes the signal; the loop ends after the step in hand. A second Ctrl-C ends the program at once.
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
     stop_signal = number;
@@ -6833,11 +6909,13 @@ static void catch_signals(void) {
     X("updated", "%d", stats->updated)
 // clang-format on
 
-static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
+// A number for JSON, which has no NaN: null then.
+static void json_number(char* out, size_t size, double x) {
     if (isfinite(x)) snprintf(out, size, "%.17g", x);
     else snprintf(out, size, "null");
 }
 
+// Appends the line of a step to log.jsonl; val_loss NULL: the step had no validation. 0, or EOF with errno.
 static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_loss) {
     char loss[40], norm[40], val[40];
     json_number(loss, sizeof loss, stats->loss);
@@ -6880,11 +6958,13 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
     return log;
 }
 
+// Whether an option belongs to one launch of a run, not to the run.
 static int option_is_launch(const char* name) {
     return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
 }
 
-// OUT/run.cfg: the run's options, as --config reads them; not how this once it was started.
+// Writes OUT/run.cfg: the options of the run, as --config reads them, without those of this launch. `model`
+// is left out, as it has set layers, heads and channels.
 static int run_config_write(const gpt2_sp_options* o, Error* e) {
     char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
     snprintf(path, sizeof path, "%s/run.cfg", o->out);
@@ -6899,9 +6979,8 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     return fclose(f) == 0 ? 0 : fail_file(e, "write", path);
 }
 
-// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
-// comes above the line that the command ends with; of several processes the first prints it, if it was
-// refused.
+// A command's trainer, made by trainer_create or trainer_load. If its memory was refused, the plan's table is
+// printed above the line that the command ends with, by process 0 of several.
 static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
     gpt2_sp* g = trainer_new(o);
     int status = g ? make(g) : -1;
@@ -6912,6 +6991,7 @@ static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Er
     return trainer_checked(g, status, e->text, sizeof e->text);
 }
 
+// What a run prints before its first step.
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     size_t fullest = 0;   // as `plan` has it
@@ -6939,8 +7019,8 @@ static void train_header(const gpt2_sp* g) {
     fflush(stdout);
 }
 
-// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks
-// still can.
+// Always -1: ends a run that cannot go on. The weights are those of the last good step; they are saved,
+// unless an abort has left the ranks unable to. The error stays what it was.
 static int train_stop(gpt2_sp* g) {
     Error why = g->error, ignored;
     if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
@@ -6986,14 +7066,16 @@ static int train_loop(gpt2_sp* g, FILE* log) {
     return 0;
 }
 
-// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
-// one neither computes on nor comes back, as in a GPU that waits for another for ever.
+// Ends the program where nothing else can: a process is gone or the run was aborted, and a rank of this
+// process does not come back from its job, as when a GPU waits for another one for ever. A thread looks for
+// that until the run is done.
 typedef struct {
     gpt2_sp* g;
     pthread_t thread;
     int running, done;   // done: the world's mutex guards it
 } Watch;
 
+// Looks five times a second. Patience begins when the first reason is seen, and is at most half a minute.
 static void* watch_thread(void* argument) {
     Watch* watch = (Watch*)argument;
     ThreadWorld* w = &watch->g->world;
@@ -7030,16 +7112,19 @@ static void watch_end(Watch* watch) {
 
 // ===== 15. commands and main ====================================================================
 //
-// A command reads its options, does its work by the functions above and prints; `program` is all of main but
-// the name.
+// A command does its work by the functions above and prints its results to stdout; what it tells besides goes
+// to stderr. It returns 0, or -1 with a line in e, which `program` prints:
+//
+//     main -> program: COMMANDS by the first argument -> options_parse -> command_train, command_plan, ...
+//
+// The exit status is 0 or 1; a run that a signal ends is saved and exits with 0. The GPU program is this file
+// with another Device: its commands are the same.
 
-enum {
-    BYTE_VOCAB = 257,
-    BYTE_EOT = 256
-};   // the byte tokenizer: the bytes, and the token that ends a document
+// The byte tokenizer: a token for each byte, and one that ends a document.
+enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
 
-// --rank and --world from the environment, where the command line has neither, and --master, where it has
-// none.
+// --rank and --world from what a launcher has set in the environment, where the command line has neither;
+// --master too, where it has none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
     char master[300];
     if (o->world > 0 || o->rank > 0) return 0;
@@ -7062,6 +7147,7 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
     return option_set(o, option_find("master"), master, e);
 }
 
+// Trains, from the start or from the newest checkpoint in --out, after --verify or --check.
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (o->save_every > 0 && !o->out[0])
@@ -7101,6 +7187,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
+// Proves the tables of both directions, then draws them or prints what they cost. Heads are left open.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
@@ -7131,6 +7218,7 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
     return 0;
 }
 
+// Plans a step's memory and time without making a trainer.
 static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     Schedule schedules[2];
@@ -7183,6 +7271,7 @@ static void buckets_print(
     if (json) printf("]");
 }
 
+// Loss of a model on data, recall of synthetic facts, or both.
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
@@ -7254,8 +7343,8 @@ static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Er
     }
 }
 
-// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the
-// prompt is empty, or the model's tokens are not bytes and none was given, a document begins: after the token
+// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. An empty
+// prompt, or none for a model whose tokens are not bytes, stands for the beginning of a document: the token
 // that ended the one before.
 static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     const gpt2_sp_options* o = &g->options;
@@ -7274,6 +7363,7 @@ static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     return count;
 }
 
+// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     gpt2_sp* g = trainer_make(o, trainer_load, e);
@@ -7309,12 +7399,14 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     return made < 0 ? -1 : 0;
 }
 
+// A shard that is being written.
 typedef struct {
     tok_writer writer;
-    uint64_t documents, bytes;
-    Error* error;
+    uint64_t documents, bytes;   // so far; bytes of text
+    Error* error;                // of the writer
 } Preparation;
 
+// Called for every document of an input: appends it to the shard, a token for each byte. Empty ones are skipped.
 static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
     Preparation* p = (Preparation*)user;
     int32_t tokens[4096];
@@ -7330,6 +7422,7 @@ static int prepare_document(void* user, const char* bytes, size_t length, const 
     return tok_writer_end_document(&p->writer, length, p->error->text, sizeof p->error->text);
 }
 
+// Turns text files, .jsonl files and folders of them into one shard. On an error the shard is given up.
 static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     Preparation p;
     Error callback = {{0}};
@@ -7399,6 +7492,7 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
 typedef struct {
     const char* name;
     char letter;   // in the options' table
+    // 0, or -1 with a line in the error; changes options that it chooses itself.
     int (*run)(gpt2_sp_options*, const Positional*, Error*);
     int inputs;   // takes arguments that are no options
     const char *what, *usage;
@@ -7419,6 +7513,7 @@ static const Command COMMANDS[] = {
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
+// What the program prints without a command.
 MAIN_ONLY static void usage(FILE* out) {
     fprintf(out,
         "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./%s [COMMAND] [--option "
@@ -7428,7 +7523,7 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
-// All of the program but its name.
+// All of main; returns the exit status. argv[0] gives the name for messages.
 MAIN_ONLY static int program(int argc, char** argv) {
     const Command* command = &COMMANDS[0];
     int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
