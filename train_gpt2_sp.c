@@ -205,9 +205,11 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
 
+// The choices of --transport and of --lr-schedule, in the order of their words above.
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
+// A field for every option, by the type of its kind.
 typedef struct {
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
 #define OPTION_NUM(field, name, value, low, high, commands, help) double field;
@@ -1294,6 +1296,8 @@ typedef struct {
     uint64_t generation;   // barriers passed
 } Meeting;
 
+// What the ranks of this process share. What changes during a job changes with the mutex held, and signals
+// `changed`; only `shared` is guarded by barriers instead.
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -1507,7 +1511,7 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
 // taken away after one more barrier.
 static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    w->shared[t->rank - w->first] = data;
+    w->shared[t->rank - w->first] = data;   // read by others only after the barrier
     return thread_barrier(t, g, e);
 }
 
@@ -2380,7 +2384,6 @@ typedef struct {
 } ScheduleCost;
 
 // Counts what a table costs. Its makespan is that of ranks which all wait for the busiest one at every step.
-
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
@@ -3305,6 +3308,7 @@ static int rank_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+// Frees what rank_allocate has taken.
 static void rank_free(Rank* r) {
     free(r->arena.base);
     free(r->slots[0]);
@@ -3640,6 +3644,7 @@ static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K
     }
 }
 
+// Threads that a parallel loop of this rank has, and which of them the caller is.
 static int thread_count(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -4408,9 +4413,9 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 // The life of a micro-batch, which is one pass: B sequences of which this rank holds R rows.
 //
 //     forward     embeddings, positions; the layers, each writes the next one's x
-//     head        final norm; for --logits-chunk tokens at a time the logits, their loss and at once
-//                 their gradient, so that the logits of all tokens never exist together. It begins dx, the gradient
-//                 of the residual stream
+//     head        final norm; for --logits-chunk tokens at a time the logits, their loss and at once their
+//                 gradient, so that the logits of all tokens never exist together. It begins dx, the
+//                 gradient of the residual stream
 //     backward    from the last layer to the first: what --recompute did not keep is computed again from what
 //                 it kept; the layer adds to its parameters' gradients and to dx. Then embeddings, positions
 //
@@ -4468,7 +4473,7 @@ static real* act(const Rank* r, int id, int64_t l) {
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
-// All activations of a layer by their names.
+// All activations of a layer, by their names.
 typedef struct {
 #define X(name, columns, keep) real* name;
     ACTIVATIONS(X)
@@ -4839,6 +4844,7 @@ typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
 } Evaluation;
 
+// The trainer. Fields from adamw on are arguments and results of jobs.
 struct gpt2_sp {
     gpt2_sp_options options;
     const Device* device;
@@ -5002,6 +5008,7 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     return 0;
 }
 
+// See the header.
 int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
 const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 
@@ -5714,6 +5721,7 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     return 0;
 }
 
+// See the header. All processes call it together.
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
     if (sequences < 1)
@@ -5784,6 +5792,7 @@ static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t cap
     return 0;
 }
 
+// The weights of a unit, by their names.
 static Parameters decoder_weights(const Decoder* d, int u) {
     return parameters_at(&d->g->layout, u, d->weights + d->g->layout.units[u].offset);
 }
@@ -6175,8 +6184,8 @@ enum { PLAN_SPLITS = 64, PLAN_RANKS = 10, PLAN_MOST_RANKS = 512 };
 typedef struct {
     Split split;
     StepCost cost;
-    size_t bytes;   // of the fullest rank
-    int possible;   // there is such a schedule, and it fits
+    size_t bytes;   // of the fullest rank; 0: the split is not possible
+    int possible;   // it is, and it fits
 } PlanSplit;
 typedef struct {
     const Mesh* mesh;
@@ -6884,6 +6893,7 @@ static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
     stop_signal = number;
 }
+// Has the signals that should end a run noted instead of end the process.
 static void catch_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -7097,6 +7107,7 @@ static void* watch_thread(void* argument) {
     pthread_mutex_unlock(&w->mutex);
     return NULL;
 }
+// Watches a trainer of several ranks. Without a thread to be had, nobody watches.
 static void watch_start(Watch* watch, gpt2_sp* g) {
     watch->g = g, watch->done = 0;
     watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
@@ -7406,7 +7417,7 @@ typedef struct {
     Error* error;                // of the writer
 } Preparation;
 
-// Called for every document of an input: appends it to the shard, a token for each byte. Empty ones are skipped.
+// Called for every document of an input: appends it to the shard, a token a byte. Empty ones are skipped.
 static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
     Preparation* p = (Preparation*)user;
     int32_t tokens[4096];
