@@ -967,7 +967,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
             int more = glob(pattern, code == 0 ? GLOB_APPEND : 0, NULL, &found);
             if (more == 0) code = 0;
         }
-        if (folder) pattern[length] = 0;   // what was asked for
+        if (folder) pattern[length] = 0;   // as it was asked for: the error names it
         if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
         for (size_t i = 0; status == 0 && i < found.gl_pathc; i++)
             status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
@@ -3716,7 +3716,7 @@ static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const re
 // --- elementwise ---
 
 // e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.5e-7) that
-// the compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
+// the compiler turns into vector code; below -87, also for -inf, it gives e^-87 = 1.6e-38.
 INLINE real exp_real(real x) {
 #if GPT2_SP_REAL_BYTES == 8
     return exp(x);
@@ -3812,8 +3812,8 @@ static void cpu_rmsnorm_forward(
         }
 }
 
-// dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias
-// += dout
+// With g = dout * weight:
+//     dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), dweight += dout * inp * rstd, dbias += dout
 static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* rstd, const real* weight, int64_t R, int64_t C) {
     PARALLEL_FOR
@@ -4439,7 +4439,7 @@ static real* gradient(const Rank* r, int u, int id) {
     return in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, or their gradients. Those that the unit has not are NULL.
+// The parameters of a unit by their names, or their gradients. Those of other units are NULL.
 typedef struct {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) real* name;
     PARAMETERS(X)
@@ -4837,7 +4837,7 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 // Between two jobs the process itself speaks to the other processes (processes_agree): all go on, or none. A
 // rank that fails aborts the world; no job can run after that.
 
-// Sums over the tokens of an evaluation: of losses and of tokens, in all and by position. Bucket 0 is
+// What an evaluation sums up, of losses and of tokens: over all tokens, and by position. Bucket 0 is
 // position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
 enum { POSITION_BUCKETS = 26 };
 typedef struct {
@@ -5419,7 +5419,7 @@ int gpt2_sp_save(gpt2_sp* g) {
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
-// is whole, or the folder cannot be read. Passed-over ones are told on stderr, if `tell`.
+// is whole, or the folder cannot be read. Those that it passes over are named on stderr, if `tell`.
 static int checkpoint_find(const char* out, int tell, char* folder, size_t size, Error* e) {
     int64_t* steps;
     int count = checkpoint_list(out, &steps, e), found = count < 0 ? -1 : 0;
@@ -5456,7 +5456,8 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     tensor_name(name, sizeof name, prefix, &p, u);
     const st_tensor* t = st_find(f, name);
     if (!t && strcmp(prefix, "transformer.") == 0)
-        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
+        tensor_name(name, sizeof name, "", &p, u),
+            t = st_find(f, name);   // files of the hub leave the prefix out
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
@@ -5899,7 +5900,7 @@ static int32_t sample_token(const real* logits, int64_t V, double temperature, i
     double kept = top_p < 1 ? 0 : sum;
     int64_t cut = top_p < 1 ? 0 : count, sorted = 0;
     while (cut < count && (cut == 0 || kept < top_p * sum)) {
-        if (cut == sorted) {   // the next likeliest; of even odds soon all
+        if (cut == sorted) {   // sort the next likeliest; of alike ones soon all
             int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
             candidates_select(candidates + sorted, count - sorted, more);
             qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
