@@ -19,7 +19,7 @@
  *     R   rows = B*Tl: the tokens that this rank works on at a time
  *
  * The life of one step
- *     1. the loader hands every rank its own slice of each sample, and one token more for the last label
+ *     1. the loader hands every rank its own rows of each sample, and one token more for the last label
  *     2. embedding: wte[token] + wpe[position], the mean of the row subtracted (--center)
  *     3. for each layer: RMSNorm, QKV; attention over all ranks' keys, by the schedule's table;
  *        projection added to the residual stream; RMSNorm, MLP, added to the residual stream
@@ -213,9 +213,11 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
 
+// The choices of --transport and of --lr-schedule, in the order of their words above.
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
+// A field for every option, by the type of its kind.
 typedef struct {
 #define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
@@ -844,6 +846,7 @@ typedef struct {
 typedef struct {
     const char* name;
     CommandBit bit;
+    // 0, or -1 with a line in the error; changes options that it chooses itself.
     int (*run)(gpt2_sp_options*, const Positional*, Error*);
     int inputs;   // takes arguments that are no options
     const char *what, *usage;
@@ -1000,7 +1003,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
             int more = glob(pattern, code == 0 ? GLOB_APPEND : 0, NULL, &found);
             if (more == 0) code = 0;
         }
-        if (folder) pattern[length] = 0;   // what was asked for
+        if (folder) pattern[length] = 0;   // as it was asked for: the error names it
         if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
         for (size_t i = 0; status == 0 && i < found.gl_pathc; i++)
             status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
@@ -1329,6 +1332,8 @@ typedef struct {
     uint64_t generation;   // barriers passed
 } Meeting;
 
+// What the ranks of this process share. What changes during a job changes with the mutex held, and signals
+// `changed`; only `shared` is guarded by barriers instead.
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -1542,7 +1547,7 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
 // taken away after one more barrier.
 static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    w->shared[t->rank - w->first] = data;
+    w->shared[t->rank - w->first] = data;   // read by others only after the barrier
     return thread_barrier(t, g, e);
 }
 
@@ -2415,7 +2420,6 @@ typedef struct {
 } ScheduleCost;
 
 // Counts what a table costs. Its makespan is that of ranks which all wait for the busiest one at every step.
-
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
@@ -3040,9 +3044,9 @@ typedef struct {
     RankJob gradients;   // Gradients: those of the ranks' batches, without an update
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
-    // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and a
-    // line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the logits
-    // (Vp) of what follows the last. 0, or -1 and a line in g->error.
+    // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and
+    // a line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the
+    // logits (Vp) of what follows the last. 0, or -1 and a line in g->error.
     void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
     int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
     void (*decoder_close)(void* decoder);
@@ -3343,6 +3347,7 @@ static int rank_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+// Frees what rank_allocate has taken.
 static void rank_free(Rank* r) {
     free(r->arena.base);
     free(r->slots[0]);
@@ -3508,12 +3513,27 @@ static int64_t longest_context(
 }
 
 // ===== 7. layers (forward, backward) ============================================================
+//
+// The functions that a layer is a list of, each forward function followed by its backward. Arguments are the
+// outputs first, then the inputs, then the sizes; shapes are in the letters of the opening essay. The rule
+// for what a backward function does to its outputs:
+//
+//     gradients of parameters                dweight += ...     passes, and the two uses of wte, add up
+//     gradients of activations               dinp = ...         what was there is overwritten
+//     the gradient of the residual stream    dx += ...          each branch adds its part (RMSNorm's dinp)
+//
+//     x -+- RMSNorm - QKV - attention - projection -+-> x2 -+- RMSNorm - MLP, GELU - projection -+-> next x
+//        +------------------------------------------+       +------------------------------------+
+//
+// Threads share rows, columns or heads of what is written, never a sum: their number changes no bit.
+// Attention runs over all ranks of a sequence: a kernel for one head of one pair of chunks, and the executor
+// of a schedule's table around it.
 
 // --- matrix products ---
 //
-// All of them go through one micro-kernel: MR rows times NR columns of sums held in vector registers,
-// while k runs: one broadcast of A and NV vectors of B per row and step. 12 x 2 AVX-512 registers hold the
-// sums, 2 more a row of B (6 x 2 of 16 registers with AVX).
+// All of them go through one micro-kernel. It holds MR rows times NR columns of sums in vector registers
+// while k runs; for each k it loads NV vectors, a row of B, and broadcasts one number of A for each row of
+// sums. AVX-512: 12 x 2 registers hold the sums, 2 the row of B; AVX: 6 x 2 of 16.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
 #elif defined(__AVX__)
@@ -3530,7 +3550,7 @@ enum { VECTOR = VECTOR_BYTES / (int)sizeof(real), NV = 2, NR = NV * VECTOR };
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-// c (rows, NR) = or += a (rows, K) b (K, NR); `rows` is a constant where this is called.
+// c (rows, NR) = or += a (rows, K) b (K, NR). Callers give `rows` as a constant: all sums get registers.
 INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
     int64_t b_row, real* c, int64_t c_row, int add) {
     const Vector zero = {0};
@@ -3551,7 +3571,8 @@ INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int6
     }
 }
 
-// An operand of a product: element (i, j) is p[i row + j column].
+// An operand of a product: element (i, j) is p[i row + j column]. The functions make one of a matrix that
+// lies by rows, of the transpose of such a matrix, and of the part of a matrix that begins at an element.
 typedef struct {
     const real* p;
     int64_t row, column;
@@ -3560,11 +3581,11 @@ static Matrix by_rows(const real* p, int64_t columns) {
     Matrix m = {p, columns, 1};
     return m;
 }
-static Matrix transposed(const real* p, int64_t columns) {   // of a matrix that lies by rows
+static Matrix transposed(const real* p, int64_t columns) {
     Matrix m = {p, 1, columns};
     return m;
 }
-static Matrix part_of(Matrix m, int64_t i, int64_t j) {   // from element (i, j) on
+static Matrix part_of(Matrix m, int64_t i, int64_t j) {
     m.p += i * m.row + j * m.column;
     return m;
 }
@@ -3581,12 +3602,9 @@ static void panel_product(
         micro_kernel(1, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
 }
 
-enum {
-    KC = 256,
-    NC = 384,
-    MC = 96
-};   // blocks of k, columns and rows: B's block stays in the L2 cache
-     // (`make bench` prints the share of the peak that they reach)
+// Blocks of k, columns and rows, chosen so that B's block stays in the L2 cache (`make bench` prints the
+// share of the peak that they reach).
+enum { KC = 256, NC = 384, MC = 96 };
 
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
 static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
@@ -3607,7 +3625,8 @@ static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
 // Rows of the next tile when `left` are left.
 INLINE int64_t tile_rows(int64_t left) { return left >= MR ? (int64_t)MR : left >= 4 ? 4 : 1; }
 
-// Copies a (rows, K) block of A so that the micro-kernel's broadcasts lie side by side.
+// Copies a (rows, K) block of A, tile by tile of tile_rows, so that the numbers that the micro-kernel
+// broadcasts for one k lie side by side.
 static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     for (int64_t i = 0, n; i < rows; i += n) {
         n = tile_rows(rows - i);
@@ -3616,7 +3635,8 @@ static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     }
 }
 
-// One block of columns of C, all rows.
+// One task of gemm: a block of at most NC columns of C. Where the last panel of a block has less than NR
+// columns, the micro-kernel writes to `edge`, from which the real columns are added to C.
 static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     real panels[KC * NC] __attribute__((aligned(64)));
@@ -3663,6 +3683,7 @@ static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K
     }
 }
 
+// Threads that a parallel loop of this rank has, and which of them the caller is.
 static int thread_count(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -3679,8 +3700,8 @@ static int thread_index(void) {
 #endif
 }
 
-// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the
-// rows, if those are few), never a sum: their number changes no bit.
+// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns; where
+// these are few, the rows.
 static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
@@ -3734,14 +3755,14 @@ static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const re
 // --- elementwise ---
 
 // e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.5e-7) that
-// the compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
+// the compiler turns into vector code; below -87, also for -inf, it gives e^-87 = 1.6e-38.
 INLINE real exp_real(real x) {
 #if GPT2_SP_REAL_BYTES == 8
     return exp(x);
 #else
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f +
-        12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    // adding 1.5 * 2^23 rounds to a whole number, which is then in the low bits
+    float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
     float p = 1.0f / 720;
@@ -3760,7 +3781,7 @@ INLINE real exp_real(real x) {
 #endif
 }
 
-// out (R, C) = rows of inp without their mean
+// out (R, C) = rows of inp without their mean; out may be inp
 static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(R, 64); block++)
@@ -3779,7 +3800,7 @@ static void cpu_embedding_forward(real* x, const int32_t* tokens, const real* wt
     for (int64_t t = 0; t < R; t++) memcpy(x + t * C, wte + tokens[t] * C, (size_t)C * sizeof(real));
 }
 
-// dwte[token] += dx, which is centred in place first if `center`.
+// dwte[token] += dx, which is centred in place first if `center`: the gradient of a centred row is centred.
 static void cpu_embedding_backward(
     real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dx, dx, R, C);
@@ -3787,8 +3808,9 @@ static void cpu_embedding_backward(
         for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c];
 }
 
-// x (R, C) += wpe[position], then the row's mean is subtracted if `center`.
-// position: of row t in the sequence, or in its document where doc_start (T) is given.
+// x (Tl, C) of one sequence += wpe[position], then each row's mean is subtracted if `center`. The position of
+// a row is that in the sequence, or in its document where doc_start (T) is given. seg counts rows from the
+// row to which wpe points.
 static void cpu_position_forward(
     real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
@@ -3800,7 +3822,7 @@ static void cpu_position_forward(
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwpe[position] += dx, which cpu_embedding_backward has centred
+// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred
 static void cpu_position_backward(
     real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
@@ -3829,8 +3851,8 @@ static void cpu_rmsnorm_forward(
         }
 }
 
-// dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias
-// += dout
+// With g = dout * weight:
+//     dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), dweight += dout * inp * rstd, dbias += dout
 static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* rstd, const real* weight, int64_t R, int64_t C) {
     PARALLEL_FOR
@@ -3895,8 +3917,8 @@ static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
     }
 }
 
-// out (R, C) = x + y, the rows of y without their mean if `center` (this equals centring the projection's
-// weights and bias over their outputs; the gradient of a centred row is centred alike)
+// out (R, C) = x + y, the rows of y without their mean if `center`. That is the same as a projection whose
+// weights and bias are centred over their outputs.
 static void cpu_residual_forward(real* out, const real* x, const real* y, int center, int64_t R, int64_t C) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(R, 64); block++)
@@ -3909,15 +3931,15 @@ static void cpu_residual_forward(real* out, const real* x, const real* y, int ce
             for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
         }
 }
-// The branch's gradient from the residual stream's: centred if its output was.
+// The gradient of a branch's output (R, C) from the residual stream's: centred if the output was.
 static void cpu_residual_backward(real* dbranch, const real* dx, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dbranch, dx, R, C);
     else memcpy(dbranch, dx, (size_t)(R * C) * sizeof(real));
 }
 
-// Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
-// hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
-// grad_scale * loss, in place.
+// Cross-entropy of logits (R, Vp), of which the first V columns count. losses (R): -log p[label], 0 where
+// label is -1; hits (R): whether the likeliest token is the label. With grad_scale != 0 the logits become the
+// gradient of grad_scale * loss, in place; else they are left as scratch.
 static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, const int32_t* labels,
     real grad_scale, int64_t R, int64_t V, int64_t Vp) {
     PARALLEL_FOR
@@ -3949,6 +3971,7 @@ static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, co
 // Rows of HS numbers; q_position and k_position are the absolute positions of the first rows. Key j is
 // visible to query i iff doc_start[i] <= j <= i, all absolute (doc_start, of the queries' rows, may be NULL).
 // Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
+
 // Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
 INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start,
     int64_t* low, int64_t* high) {
@@ -3957,6 +3980,7 @@ INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, c
     if (*high < *low) *high = *low;
 }
 
+// Copies rows, cut or filled with zeros to another number of columns: from HS to whole panels and back.
 static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t in_columns, int64_t rows) {
     int64_t n = min_i64(out_columns, in_columns);
     for (int64_t i = 0; i < rows; i++) {
@@ -3980,8 +4004,9 @@ typedef struct {
     const int32_t* doc_start;         // (nq) of the queries' rows, or NULL
 } AttentionPair;
 
-// (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys
-// to the next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
+// Adds a pair to the running softmax of its queries' rows: m (nq) is the largest score s so far, l (nq) the
+// sum of e^(s - m), o (nq, HS) that of e^(s - m) v. They carry over from one chunk of keys to the next and
+// start as 0 (o, l) and -inf (m). In the end the output is o / l, and the log-sum-exp m + log l.
 static void cpu_attention_forward_head(
     real* o, real* m, real* l, const AttentionPair* p, AttentionScratch* w) {
     const real *q = p->q, *k = p->k, *v = p->v;
@@ -4024,8 +4049,9 @@ static void cpu_attention_forward_head(
     }
 }
 
-// dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
-// P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
+// dq (nq, HS), dk, dv (nk, HS) += the pair's share. dout (nq, HS), the final lse (nq) and delta (nq), which
+// is rowsum(dO * O), are those of the queries' rows.
+//     P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
 static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const AttentionPair* p,
     const real* dout, const real* lse, const real* delta, AttentionScratch* w) {
     const real *q = p->q, *k = p->k, *v = p->v;
@@ -4076,23 +4102,25 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const Atte
 
 // --- distributed attention: the executor of a schedule's table ---
 //
-// Every rank runs its part of the table, forward and backward, on every device:
+// Every rank runs its part of the table (section 5), forward and backward, on every device:
 //
-//     step s      post     offer what travels during it
-//                 op       compute what the table says; operands came during earlier steps
-//                 wait     what was offered to this rank is there, what it offered is taken
-//                 merge    add results that came home
+//     step s      post     offers the pieces of the messages that this rank sends
+//                 op       computes this rank's ops; their operands came during earlier steps
+//                 wait     until the messages to this rank are there, and those from it are taken
+//                 merge    adds results that came
 //
-// What differs between the CPU and the GPU is a table of functions (TableOps).
+// Where CPU and GPU differ, a table of functions (TableOps) says how.
 
-// What travels during a step: `sends` and `receives` of this rank.
+// What this rank sends and receives during a step.
 typedef struct {
     Piece *sends, *receives;
     int send_count, receive_count;
 } Exchange;
 
+// `run` is the device's own, one run of a table.
 typedef struct {
-    // The pieces of an item, in the rank's own tensors (slot -1) or in a slot: how many.
+    // Fills in the pieces of an item, which lie in the rank's own tensors (slot -1) or in a slot, for a
+    // message to or from `peer`; returns how many.
     int (*pieces)(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out);
     int (*post)(Rank* r, void* run, const Exchange* x);   // these give 0, or -1 with a line in r->error
     int (*op)(Rank* r, void* run, const ScheduleOp* op);
@@ -4100,15 +4128,17 @@ typedef struct {
     int (*merge)(Rank* r, void* run, const ScheduleMessage* msg);
 } TableOps;
 
+// Rows of a sequence that rank `of` of it holds (its Tl).
 static int64_t rank_rows(const Rank* r, int of) {
     return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total;
 }
 
-// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there
-// and in the sequence.
+// Where a chunk of a sequence lies.
 typedef struct {
-    int owner, second;
-    int64_t of_owner, at, rows, position;
+    int owner, second;   // rank of the sequence that holds it; whether it is the later of its two chunks
+    int64_t of_owner;    // rows that the owner holds
+    int64_t at, rows;    // of the owner's rows: first, how many
+    int64_t position;    // of the first row in the sequence
 } Chunk;
 static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     Chunk c;
@@ -4119,8 +4149,9 @@ static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     return c;
 }
 
-// Before a table runs for B sequences: which of its ops and messages they need, by their documents (doc_start
-// (B, T), or NULL). A chunk needs the keys from the earliest on that any sequence needs.
+// Called before a table runs for B sequences: empties the slots, and marks the ops and messages that the
+// sequences need by their documents (doc_start (B, T); NULL: all). The B sequences share one run, so what any
+// of them needs is done for all.
 static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start, int64_t B) {
     int64_t T = r->mesh->shape.T;
     memset(r->slot_filled, 0, (size_t)table->slot_count[r->place.sp]);
@@ -4135,7 +4166,7 @@ static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start
     schedule_prune(table, T, r->first_key, r->op_active, r->message_active, r->mark);
 }
 
-// Runs this rank's part of a table, for which table_begin has been called.
+// Runs this rank's part of a table, after table_begin. 0, or -1 with a line in r->error.
 static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* run) {
     Exchange x = {r->pieces, r->pieces + MAX_PIECES * (2 * r->mesh->sp + 2), 0, 0};
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
@@ -4175,13 +4206,14 @@ static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* 
 // What one run of a table works on: one sequence of one layer.
 typedef struct {
     const Schedule* table;
-    real** slots;
-    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl); those of Q, KV and QDO are read only.
+    real** slots;   // of the table's direction
+    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl). Those of the operands Q, KV and QDO are only read.
     real* own[ITEM_KINDS][ITEM_PARTS];
     const int32_t* doc_start;   // (T), or NULL
 } AttentionRun;
 
-// A tensor of an item: where its first head begins, and numbers between heads.
+// Tensor i of an item, in the rank's own tensors (slot -1) or in a slot: where its first head begins, and how
+// many numbers further each next one does.
 typedef struct {
     real* p;
     int64_t head;
@@ -4199,7 +4231,8 @@ static ItemView item_view(const Rank* r, const AttentionRun* run, Item item, int
     return v;
 }
 
-// Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
+// The end of a running softmax: (o, m, l) becomes (O = o / l, LSE = m + log l), in place; l stays. Rows that
+// have seen no key get 0 and -inf.
 static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
         real inverse = l[i] > 0 ? 1 / l[i] : 0;
@@ -4208,7 +4241,7 @@ static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t
     }
 }
 
-// (o, m, l) of some rows merged with a partial (O, LSE), which counts as a key of score LSE and value O.
+// Merges a partial (O, LSE) into the (o, m, l) of the same rows: as one key of score LSE and value O.
 static void output_merge(
     real* o, real* m, real* l, const real* other, const real* other_lse, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
@@ -4220,7 +4253,8 @@ static void output_merge(
     }
 }
 
-// An item's heads lie side by side in every tensor. A partial output travels as O and LSE: l stays here.
+// A tensor of an item is one piece: its heads lie side by side. A partial output travels as O and LSE, so it
+// is finished before it is sent, and its l is not sent.
 static int cpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
     const Shape* s = &r->mesh->shape;
     int64_t heads = part_heads(s, ((AttentionRun*)run)->table, item.h0, item.h1).count;
@@ -4247,7 +4281,8 @@ static int cpu_wait(Rank* r, void* run, const Exchange* x) {
         &r->transport, x->sends, x->send_count, x->receives, x->receive_count, &r->error);
 }
 
-// Empties the rank's slot for a new result, if nothing is in it: no keys seen yet.
+// Makes a slot ready for an op that adds its result to it: if there is no sum in it yet, the empty one. Own
+// sums (slot -1) were made ready before the run.
 static void result_begin(Rank* r, const AttentionRun* run, Item item, int slot) {
     if (slot < 0 || r->slot_filled[slot]) return;
     int64_t heads = part_heads(&r->mesh->shape, run->table, item.h0, item.h1).count;
@@ -4299,7 +4334,7 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     return 0;
 }
 
-// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+// Adds a result that has arrived to the rank's own sums, or to the sum in a slot, which travels on.
 static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     const AttentionRun* run = (const AttentionRun*)argument;
     const Shape* s = &r->mesh->shape;
@@ -4323,7 +4358,7 @@ static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
 }
 static const TableOps CPU_TABLE_OPS = {cpu_pieces, cpu_post, cpu_op, cpu_wait, cpu_merge};
 
-// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): then any range of heads of a sequence is one piece
+// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): any range of heads of a sequence is then one piece
 static void cpu_split_heads(
     real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
     int64_t C = NH * HS;
@@ -4340,7 +4375,8 @@ static void cpu_split_heads(
     }
 }
 
-// atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
+// atty (R, C), lse (B, NH, Tl) = attention of q, kv (cpu_split_heads) over all ranks of the sequence, one
+// sequence after the other. doc_start (B, T), or NULL. The ranks of a sequence call it together.
 static int cpu_attention_forward(
     Rank* r, real* atty, real* lse, const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4369,7 +4405,8 @@ static int cpu_attention_forward(
     return 0;
 }
 
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left
+// dqkv (R, 3C) = the gradient of q, k and v, from datty (R, C) and what the forward pass left;
+// called together too
 static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse,
     const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4411,13 +4448,29 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 }
 
 // ===== 8. model =================================================================================
+//
+// The life of a micro-batch, which is one pass: B sequences of which this rank holds R rows.
+//
+//     forward     embeddings, positions; the layers, each writes the next one's x
+//     head        final norm; for --logits-chunk tokens at a time the logits, their loss and at once their
+//                 gradient, so that the logits of all tokens never exist together. It begins dx, the
+//                 gradient of the residual stream
+//     backward    from the last layer to the first: what --recompute did not keep is computed again from what
+//                 it kept; the layer adds to its parameters' gradients and to dx. Then embeddings, positions
+//
+// In evaluation a pass ends with the loss. Where ranks hold slices of a unit, its use is framed by calls:
+//
+//     unit_gather          brings its weights together in whole_unit, where they stay until another is
+//     unit_gradient_begin  clears the buffer in which its whole gradient is made
+//     unit_gradient_end    sums that over all ranks; each adds its slice of the sum to what it holds
 
 // Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm,
-// L+2 positions), and those of one parameter.
+// L+2 positions): where they come together, if the rank holds slices, else where it holds them.
 static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
 }
+// The same for one parameter of the unit.
 static real* weight(const Rank* r, int u, int id) {
     return in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
@@ -4425,7 +4478,7 @@ static real* gradient(const Rank* r, int u, int id) {
     return in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, or their gradients. Those that the unit has not are NULL.
+// The parameters of a unit by their names, or their gradients. Those of other units are NULL.
 typedef struct {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) real* name;
     PARAMETERS(X)
@@ -4446,19 +4499,20 @@ static Parameters weights_of(const Rank* r, int u) {
 static Parameters gradients_of(const Rank* r, int u) {
     return parameters_at(r->layout, u, in_use(r, STATE_GRADIENTS, u));
 }
-// The rank's rows of a sequence as rows of what `weight` has of wpe.
+// The rank's rows of a sequence, counted from the row of wpe to which weight(.., P_wpe) points.
 static Segments position_rows(const Rank* r) {
     Segments rows = r->segments;
     for (int i = 0; i < rows.count; i++) rows.begin[i] -= positions_first(r);
     return rows;
 }
-// Layer l's activation; all of them by their names.
+// Where an activation of layer l lies. Layers share memory for what is not kept for every layer.
 static real* act(const Rank* r, int id, int64_t l) {
     Activation a = activation(&r->mesh->shape, id);
     int64_t copies = r->mesh->training ? activation_copies(&r->mesh->shape, id, r->mesh->recompute) : 1;
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
+// All activations of a layer, by their names.
 typedef struct {
 #define X(name, columns, keep) real* name;
     ACTIVATIONS(X)
@@ -4472,7 +4526,8 @@ static Activations activations_of(const Rank* r, int64_t l) {
     return a;
 }
 
-// Brings a unit's parameters together from the ranks' slices, where they hold slices and it is not there yet.
+// Brings a unit's weights together from the ranks' slices, if ranks hold slices and it is not there already.
+// All ranks call it together.
 static int unit_gather(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE || r->gathered == u) return 0;
@@ -4483,8 +4538,9 @@ static int unit_gather(Rank* r, int u) {
     return r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error);
 }
 
-// Where ranks hold slices of a unit's gradient, it is made whole in a buffer, then summed into the slices;
-// elsewhere the layers add straight to what the rank holds.
+// Before and after the layers add to a unit's gradient. If ranks hold slices of it, this rank's whole
+// gradient is made in a buffer, and summed over the ranks into the slices; else the layers add to what the
+// rank holds, and neither function does anything.
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_GRADIENTS, u) == HELD_SLICE)
@@ -4499,21 +4555,20 @@ static int unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of
-// them are wanted. The decoder's are places in its cache.
+// What the forward pass of a layer works on. The model and the decoder (section 12) fill it in differently.
 typedef struct LayerRun {
-    int64_t l, rows;
+    int64_t l, rows;   // the layer; tokens
     Parameters w;
     Activations a;
     real *wide, *narrow;                                   // (rows, 4C), (rows, C) scratch
     real* next;                                            // the next layer's x; NULL: not wanted
     unsigned needed;                                       // bits of the activations that are computed
     int (*attention)(Rank* r, const struct LayerRun* x);   // wide (rows, 3C): q, k and v -> atty
-    const int32_t* doc_start;
-    void* decoder;
+    const int32_t* doc_start;                              // (B, T), or NULL
+    void* decoder;                                         // for the decoder's attention
 } LayerRun;
 
-// One layer: x -> the next layer's x.
+// One layer: a.x -> next, by way of the activations that are needed. 0, or -1 if attention fails.
 static int layer_forward(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
     const Parameters* w = &x->w;
@@ -4537,7 +4592,7 @@ static int layer_forward(Rank* r, const LayerRun* x) {
 #undef NEED
 }
 
-// The attention of a layer of the model: q, k and v by heads, then over all ranks of the sequence.
+// The model's LayerRun.attention: splits q, k and v by heads, then attends over all ranks of the sequence.
 static int layer_attention(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
     const Activations* a = &x->a;
@@ -4545,8 +4600,9 @@ static int layer_attention(Rank* r, const LayerRun* x) {
     if (!(x->needed >> A_atty & 1)) return 0;
     return cpu_attention_forward(r, a->atty, a->lse, a->q, a->kv, x->doc_start);
 }
-// Layer l of the model. With `again` it computes only what --recompute did not keep, and the output only if
-// `output`.
+
+// Layer l of the model, forward. `again`: in the backward pass, where only what --recompute did not keep is
+// computed. `output`: the next layer's x too.
 static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
     int u = (int)l + 1;
     LayerRun x;
@@ -4563,7 +4619,7 @@ static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t*
     return layer_forward(r, &x);
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input.
+// The mirror of layer_forward: r->dx, the gradient of the layer's output, becomes that of its input.
 static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     int64_t R = r->R, C = r->mesh->shape.C;
     int u = (int)l + 1, center = r->mesh->center;
@@ -4586,8 +4642,8 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     return unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss; in training also their gradients, at once, so that logits exist only for a
-// chunk of tokens: dx becomes the gradient of the last layer's output.
+// Final norm, logits and loss of labels (R), which are added to loss_sum. In training also their gradients,
+// while the logits of a chunk of tokens exist: r->dx becomes the gradient of the last layer's output.
 static int head_forward_backward(Rank* r, const int32_t* labels) {
     const Shape* s = &r->mesh->shape;
     int64_t C = s->C, last = s->L + 1;
@@ -4617,7 +4673,7 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     return unit_gradient_end(r, u);
 }
 
-// One pass over B sequences: adds to loss_sum and, in training, to the gradients.
+// A pass over the B sequences of micro-batch `pass`: adds to loss_sum and, in training, to the gradients.
 static int model_forward_backward(Rank* r, int64_t pass) {
     const Shape* s = &r->mesh->shape;
     int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
@@ -4644,8 +4700,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
 
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT &&
-            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        // sqrt: a segment's last layer has all layers of the segment computed again
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
                 if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
@@ -4671,8 +4727,8 @@ static void weights_init(Rank* r, uint64_t seed) {
         const Unit* unit = &r->layout->units[u];
         Held h = held(r, STATE_WEIGHTS, u);
         real* out = r->state[STATE_WEIGHTS] + h.at;
-        uint64_t stream =
-            (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
+        // wpe draws beside wte: its numbers do not depend on L
+        uint64_t stream = (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
             if (p.unit != unit->kind) continue;
@@ -4690,8 +4746,21 @@ static void weights_init(Rank* r, uint64_t seed) {
 }
 
 // ===== 9. optimizer =============================================================================
+//
+// A gradient's way, once the passes of a step have added to it:
+//
+//     summed      over all ranks, by a reduce-scatter, and an all-gather where every rank updates all. Slices
+//                 that ranks hold are summed already (unit_gradient_end). Never averaged: see the opening
+//                 essay, point 6
+//     norm        every rank squares its slices; the sum over all ranks, with the loss, is the same on all
+//     clipped     by one factor for all (grad_scale). If loss or norm is not finite, the way ends here
+//     AdamW       every rank updates what it has moments for: whole units, or its slices
+//     gathered    where ranks have moments of slices but whole weights, each gets the others' new weights
+//
+// --zero moves the places: 0 updates everything everywhere, 1 updates slices and gathers weights, 2 has
+// gradients of slices only, 3 has weights of slices only, which the next pass gathers (unit_gather).
 
-// Learning rate of the step after `done` of `o->steps`: linear warmup, then the chosen course.
+// Learning rate of the step after `done` steps of `o->steps`: linear warmup, then the chosen course.
 static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     if (done < o->warmup) return o->lr * (double)(done + 1) / (double)o->warmup;
     double span = (double)max_i64(1, o->steps - 1 - o->warmup), progress = (double)(done - o->warmup) / span;
@@ -4708,9 +4777,9 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
-// Sums the gradients of all ranks: to the whole where a rank updates all of a unit, else into each rank's
-// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the
-// gradient's norm, alike on all ranks.
+// Sums the gradients of all ranks, into whole units where ranks update all, else into each rank's slice.
+// Slices that ranks hold are sums already; of an own unit no two ranks have the same gradients. sums: [0] the
+// step's loss, [1] the squared norm of the gradient, the same on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -4737,9 +4806,11 @@ static int gradients_reduce(Rank* r, double sums[2]) {
     return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
 }
 
+// What an update depends on besides the state.
 typedef struct {
-    double lr, beta1, beta2, eps, weight_decay, grad_scale;
-    int64_t step;
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_scale;   // clipping: the gradient is multiplied by it
+    int64_t step;        // from 1, for the correction of the moments
 } AdamW;
 
 // AdamW's numbers for the step after `done` of the run's.
@@ -4748,7 +4819,7 @@ static AdamW step_adamw(const gpt2_sp_options* o, int64_t done) {
     return a;
 }
 
-// AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
+// AdamW (Loshchilov & Hutter 2019) on n numbers; weights decay only with `decay`.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
     real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
     real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))),
@@ -4771,7 +4842,8 @@ static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const
     }
 }
 
-// One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
+// One update of what this rank has moments for (whole units, or its slices). Weights that it holds beyond
+// that come from the ranks that have updated them.
 static int weights_update(Rank* r, const AdamW* adamw) {
     const Layout* layout = r->layout;
     for (int u = 0; u < layout->count; u++) {
@@ -4800,19 +4872,24 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. trainer ==============================================================================
 //
-// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every
-// rank, each on a thread of its own, and waits. A step is such a job:
+// A trainer (gpt2_sp) holds the ranks of this process and all that they share. What they do together is a
+// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job takes what it needs
+// from the trainer and leaves its result there: the first rank of a process writes what all ranks have alike.
+// A step is such a job:
 //
 //     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
-// Between two jobs the process speaks to the other processes itself (processes_agree): all go on, or none.
+// Between two jobs the process itself speaks to the other processes (processes_agree): all go on, or none. A
+// rank that fails aborts the world; no job can run after that.
 
-// Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
+// What an evaluation sums up, of losses and of tokens: over all tokens, and by position. Bucket 0 is
+// position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
 enum { POSITION_BUCKETS = 26 };
 typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
 } Evaluation;
 
+// The trainer. Fields from adamw on are arguments and results of jobs.
 struct gpt2_sp {
     gpt2_sp_options options;
     const Device* device;
@@ -4830,13 +4907,11 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;   // newest checkpoint; -1: none
-    int64_t
-        // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
-        resumed_step;
-    int64_t newest_step;
+    int64_t saved_step;      // newest checkpoint of this run; -1: none
+    int64_t resumed_step;    // checkpoint that the run resumed from; -1: none
+    int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
     int64_t eot;             // the tokenizer's end-of-text token
-    int refused;             // its memory: the mesh and the layout are whole, the ranks were not made
+    int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
     int lock_fd;             // OUT/.lock, held while this trainer lives
     int skipped;             // steps in a row that were not finite
     Evaluation evaluation;   // the last one
@@ -4850,6 +4925,7 @@ typedef struct {
     int status;
 } RankCall;
 
+// The thread of a rank during a job. A rank that fails wakes all others, of all processes, by an abort.
 static void* rank_thread(void* argument) {
     RankCall* call = (RankCall*)argument;
 #ifdef _OPENMP
@@ -4860,8 +4936,8 @@ static void* rank_thread(void* argument) {
     return NULL;
 }
 
-// Runs a job on every rank, each on a thread of its own, and waits. If any fails all stop, and the first
-// reason is the trainer's error.
+// Runs a job on every rank of this process, each on a thread of its own (the first on the caller's), and
+// waits. If any rank fails all stop, and the first reason is the trainer's error.
 static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
@@ -4887,7 +4963,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     return status;
 }
 
-// The gradients of the step's batches, summed over the passes and all ranks.
+// The gradients of a step, summed over its passes and all ranks. sums: as gradients_reduce has them.
 static int rank_gradients_sum(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     r->learn = 1, r->loss_sum = 0;
@@ -4903,6 +4979,7 @@ typedef struct {
     double loss, square;   // of the step; the squared norm of its gradient
     int updated;           // it changed the weights
 } StepJob;
+// A job: one optimizer step. Where loss or norm is not finite no rank updates, and all know that it is so.
 static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     StepJob* step = (StepJob*)argument;
     double sums[2];
@@ -4923,6 +5000,8 @@ typedef struct {
     real* all;
     double loss, square;
 } Gradients;
+// A job, for --check: the gradients of a step without an update. Each rank copies its slices to where the
+// whole units are.
 static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
     Gradients* out = (Gradients*)argument;
     (void)g;
@@ -4939,7 +5018,7 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
-// Takes the next batch, gives every rank its part, and has the one after it read.
+// Takes the batch that was requested and gives every rank its part; NULL if it could not be read.
 static Batch* batch_take(gpt2_sp* g) {
     Batch* batch = loader_take(&g->loader, &g->error);
     for (int i = 0; batch && i < g->mesh.local_ranks; i++)
@@ -4947,6 +5026,8 @@ static Batch* batch_take(gpt2_sp* g) {
     return batch;
 }
 
+// See the header. The batch of the next step is requested before this one is computed. Ten steps in a row
+// that update nothing are an error.
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
     g->host.step = g->step + 1;
@@ -4976,6 +5057,7 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     return 0;
 }
 
+// See the header.
 int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
 const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 
@@ -4986,14 +5068,17 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 //         config.json              opens in Transformers as it is)
 //         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
 //         state.json               step, next sample, tokens seen, and what the run was
-//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each,
-//                                  "crc <crc32 of all above>"
-// It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
-// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
-// dp, sp or zero.
+//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" of each, "crc <crc32>" of
+//                                  all lines above
+//
+// A checkpoint is written as step_00000100.tmp; every file is fsynced, the folder renamed, its parent
+// fsynced; only then are older ones removed. A folder counts only if its manifest and every file that it
+// names check out. Nothing in it depends on dp, sp or zero.
+//
+// Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
+// not: every rank reads what it holds.
 
-// Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.",
-// "").
+// Hugging Face's name of a parameter of unit u, after a prefix ("transformer.", "m.transformer." or "").
 static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
     if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
     else snprintf(out, size, "%s%s", prefix, p->hf);
@@ -5004,7 +5089,8 @@ static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) {
     return id == P_wte ? s->V : p->rows;
 }
 
-// Calls the safetensors header's maker for every tensor of a model, in the order of the data.
+// Adds every tensor of a model, or of one of its moments, to a safetensors header, in the order in which
+// rank_save writes them. hf_layout: as Hugging Face has them, some transposed.
 static int tensors_declare(st_header* header, const gpt2_sp* g, const char* prefix, int hf_layout, Error* e) {
     const Shape* s = &g->mesh.shape;
     for (int u = 0; u < g->layout.count; u++)
@@ -5022,6 +5108,7 @@ static int tensors_declare(st_header* header, const gpt2_sp* g, const char* pref
     return 0;
 }
 
+// Writes the header. The entry "format" is what Transformers asks for.
 static int header_write(OutFile* f, st_header* header, Error* e) {
     unsigned char* bytes = NULL;
     size_t size = 0;
@@ -5031,6 +5118,7 @@ static int header_write(OutFile* f, st_header* header, Error* e) {
     return status;
 }
 
+// Appends a tensor (rows, columns) to a file, or its transpose.
 static int tensor_write(
     OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
     if (!transposed) return file_write(f, data, (size_t)(rows * (columns ? columns : 1)) * sizeof(real), e);
@@ -5050,16 +5138,16 @@ static int tensor_write(
 static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
 enum { SAVED_COUNT = 3 };
 
-// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where
-// they come together; for moments the gradients'.
+// A buffer that is free between steps and has room for a whole unit that is not own. For weights it is the
+// one where they come together, for moments that of the gradients.
 static real* unit_scratch(const Rank* r, int state) {
     if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
     real* whole = r->whole_unit[STATE_GRADIENTS];
     return whole ? whole : r->state[STATE_GRADIENTS];
 }
 
-// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it
-// together.
+// A unit of a state, whole, on every rank: where it is held, or brought together from the ranks' slices. Not
+// for own units. All ranks call it together; NULL, with a line in r->error, if the exchange fails.
 static const real* unit_fetch(Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
     Held h = held(r, state, u);
@@ -5071,11 +5159,13 @@ static const real* unit_fetch(Rank* r, int state, int u) {
                                                                                                    : NULL;
 }
 
-// What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
+// Takes the n numbers of a unit that begin at `begin`: all of it, or one slice of an own unit. `to` is
+// what the caller of unit_send_to gave.
 typedef void (*UnitTaker)(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n);
 
-// A state of a unit to the first rank of each of the first `takers` processes. All ranks call it together. An
-// own unit is delivered slice by slice; whole, it would be the largest buffer.
+// Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
+// `take`. All ranks call it together. An own unit is delivered slice by slice; whole, it would be the largest
+// buffer.
 static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take, void* to) {
     const Unit* unit = &r->layout->units[u];
     int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
@@ -5085,7 +5175,7 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
         const real* whole = unit_fetch(r, state, u);
         if (!whole) return -1;
         if (takes) take(g, to, state, u, whole, 0, unit->elements);
-        // a unit that comes together, all ranks have come here for
+        // ranks stay together: none begins the next unit while another is still taking this one
         return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
     }
     size_t bytes = (size_t)unit->slice * sizeof(real);
@@ -5113,8 +5203,8 @@ typedef struct {
     OutFile *model, *optimizer;
 } SaveJob;
 
-// Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
-// g->error and stops the writing, not the ranks.
+// rank_save's UnitTaker, on rank 0: appends what came to its file. After a failed write, which g->error has,
+// it does nothing, so that the ranks' exchange can go on to its end.
 static void unit_write(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
     const SaveJob* save = (const SaveJob*)to;
     const Unit* unit = &g->layout.units[u];
@@ -5128,6 +5218,7 @@ static void unit_write(gpt2_sp* g, void* to, int state, int u, const real* part,
             state == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
+// A job: writes both safetensors files. Every rank brings what it holds, rank 0 writes.
 static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
     for (int i = 0; i < SAVED_COUNT; i++)
         for (int u = 0; u < g->layout.count; u++)
@@ -5135,7 +5226,7 @@ static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
-// Writes printf text as a file of a checkpoint.
+// Writes a text as a file of a checkpoint and adds the file's line to the manifest.
 static int checkpoint_text(
     const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
@@ -5152,6 +5243,7 @@ static int checkpoint_text(
     return status;
 }
 
+// config.json, as Transformers reads it.
 static void config_text(const gpt2_sp* g, char* out, size_t size) {
     const Shape* s = &g->mesh.shape;
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
@@ -5171,6 +5263,7 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
         (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
+// state.json: where the run stands, and what resuming compares (state_read).
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
     snprintf(out, size,
         "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, "
@@ -5181,7 +5274,9 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
         (unsigned long long)g->data.fingerprint);
 }
 
-// Process 0, the one with the folder, begins with its status so far; all processes bring their ranks' slices.
+// Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
+// together; process 0 has the folder and comes with its status so far, so that one failure stops all. The
+// others' folder and manifest are not looked at.
 static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
     SaveJob save = {NULL, NULL};
@@ -5252,7 +5347,7 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     return count;
 }
 
-// Removes what interrupted saves left.
+// Removes the folders *.tmp that interrupted saves have left.
 static int checkpoint_clean(const char* out, Error* e) {
     char path[GPT2_SP_TEXT + 300];
     int status = 0;
@@ -5267,6 +5362,8 @@ static int checkpoint_clean(const char* out, Error* e) {
     return status;
 }
 
+// Writes a checkpoint of the run's state as a new folder. status: of what came before; where it is not 0
+// nothing is written, but the other processes, which wait in save_tensors, are told.
 static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
     Error* e = &g->error;
@@ -5331,8 +5428,8 @@ static int checkpoint_verify(const char* folder, Error* e) {
     return status;
 }
 
-// Removes whole checkpoints beyond the newest --keep. What the resumed run passed over as damaged does not
-// count.
+// Removes checkpoints beyond the newest --keep. Those of later steps, and those that the run passed over as
+// damaged when it resumed, do not count and stay.
 static int checkpoint_retire(gpt2_sp* g, Error* e) {
     int64_t *steps, kept = 0;
     int count = checkpoint_list(g->options.out, &steps, e), status = count < 0 ? -1 : 0;
@@ -5348,6 +5445,7 @@ static int checkpoint_retire(gpt2_sp* g, Error* e) {
     return status;
 }
 
+// See the header. An older checkpoint that cannot be removed is told on stderr, and no error.
 int gpt2_sp_save(gpt2_sp* g) {
     const char* out = g->options.out;
     char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
@@ -5378,7 +5476,7 @@ int gpt2_sp_save(gpt2_sp* g) {
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
-// is whole, or the folder cannot be read. Passed-over ones are told on stderr, if `tell`.
+// is whole, or the folder cannot be read. Those that it passes over are named on stderr, if `tell`.
 static int checkpoint_find(const char* out, int tell, char* folder, size_t size, Error* e) {
     int64_t* steps;
     int count = checkpoint_list(out, &steps, e), found = count < 0 ? -1 : 0;
@@ -5395,6 +5493,7 @@ static int checkpoint_find(const char* out, int tell, char* folder, size_t size,
     return found;
 }
 
+// Reads `count` numbers of a tensor from number `first` on as `real`, whatever type the file has.
 static int st_read_real(
     const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
 #if GPT2_SP_REAL_BYTES == 8
@@ -5404,9 +5503,9 @@ static int st_read_real(
 #endif
 }
 
-// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored
-// transposed all. wpe of another length fits too: a shorter one is repeated (its rows stay what they were, so
-// up to its length the model is the same), a longer one cut.
+// Reads `count` rows of one parameter from row `first` on into out (count, columns); a parameter that is
+// stored transposed is read whole. wpe of another length fits too: a longer one is cut, a shorter one
+// repeated, so that up to its length the model is the same.
 static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout,
     int64_t first, int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
@@ -5414,7 +5513,8 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     tensor_name(name, sizeof name, prefix, &p, u);
     const st_tensor* t = st_find(f, name);
     if (!t && strcmp(prefix, "transformer.") == 0)
-        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
+        tensor_name(name, sizeof name, "", &p, u),
+            t = st_find(f, name);   // files of the hub leave the prefix out
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
@@ -5464,11 +5564,13 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
                                    f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
-// Loads the weights, and the moments if asked, of a checkpoint folder. Every rank reads for itself.
 typedef struct {
     const char* folder;
-    int moments;
+    int moments;   // of AdamW, too
 } LoadJob;
+// A job: loads the weights, and the moments if asked, of a checkpoint folder. Every rank reads for itself
+// what it holds, though of a unit that it holds a slice of it reads all: tensors of files do not split as
+// slices do.
 static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
     const LoadJob* from = (const LoadJob*)argument;
     static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
@@ -5506,6 +5608,7 @@ static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
     return status;
 }
 
+// A whole number that a JSON file must have; -1 if it has not.
 static int64_t json_need(const char* text, size_t size, const char* key, const char* path, Error* e) {
     uint64_t value = 0;
     if (json_get_u64(text, size, key, &value) != 1 || value > (uint64_t)1 << 53) {
@@ -5515,7 +5618,8 @@ static int64_t json_need(const char* text, size_t size, const char* key, const c
     return (int64_t)value;
 }
 
-// What config.json says of a model; every value is bounded as the options are.
+// Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
+// model than GPT-2. eot is the last token if the file names none.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[GPT2_SP_TEXT + 64], word[64], value[32];
     size_t size;
@@ -5578,6 +5682,7 @@ static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e)
               (long long)saved, (long long)asked);
 }
 
+// Sets step, tokens and next sample from a checkpoint's state.json; -1 if it belongs to another run.
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
     char path[GPT2_SP_TEXT + 64], data[32] = "none", now[32];
@@ -5622,17 +5727,25 @@ static int state_read(gpt2_sp* g, const char* folder) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its
-// rows, and the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens
-// at a time, then one by one, by the layers' own list of calls with a cache of keys and values for attention.
+// An evaluation is a forward pass over windows of the data in order. Every rank adds up the losses of its
+// rows, by position too; the sums over all ranks are the same for every split. The recall test does the same
+// with synthetic documents and looks at the tokens of the answers.
+//
+// Sampling is done by one rank, with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what
+// it samples one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
+//
+//     tokens -> decoder_read: layer_forward, decoder_attention -> logits -> sample_token -> next token
+//                                                 |
+//                                                 +-- keys and values of all tokens so far, of each layer
 
+// The bucket of a position (see POSITION_BUCKETS).
 static int position_bucket(int64_t position) {
     int bucket = 0;
     while (position >> bucket) bucket++;
     return bucket;
 }
 
-// One forward pass over the evaluation batch; sums over all ranks are added to the job's Evaluation.
+// A job: one forward pass over the evaluation's batch. The sums over all ranks are added to its Evaluation.
 static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
     Evaluation* out = (Evaluation*)argument;
     (void)g;
@@ -5660,7 +5773,7 @@ static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
-// Evaluates the first `sequences` windows of the validation data, in order.
+// Evaluates the first `sequences` windows of the validation data into g->evaluation. All processes call it.
 static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     Loader* l = &g->val_loader;
     memset(&g->evaluation, 0, sizeof g->evaluation);
@@ -5674,6 +5787,7 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     return 0;
 }
 
+// See the header. All processes call it together.
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
     if (sequences < 1)
@@ -5683,8 +5797,8 @@ int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     return 0;
 }
 
-// The recall test: in fresh synthetic documents as long as the context, is every token of each answer the
-// likeliest? By the distance between a fact and its question: right[] of asked[], in buckets as above.
+// The recall test, by one rank: in fresh synthetic documents, as long as the context, is every token of each
+// answer the likeliest? right[] of asked[] are, in buckets of the distance between a fact and its question.
 static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
     Rank* r = &g->ranks[0];
     int64_t T = g->mesh.shape.T;
@@ -5716,18 +5830,19 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
-// --zero 3 and own positions: every unit of the weights, brought together in an array (layout.elements) of
-// each process.
+// rank_collect's UnitTaker: copies what came to the array of all units.
 static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
     (void)state;
     memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
 }
+// A job, for --zero 3 and own positions: brings all weights to an array (layout.elements) of each process.
 static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
     for (int u = 0; u < g->layout.count; u++)
         if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect, all) != 0) return -1;
     return 0;
 }
 
+// A model that reads tokens one after the other.
 typedef struct {
     gpt2_sp* g;
     const real* weights;                              // all units, whole
@@ -5744,6 +5859,7 @@ static void decoder_close(void* decoder) {
     free(d);
 }
 
+// All memory of the cache and the activations is one allocation, which begins with the cache.
 static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
@@ -5772,11 +5888,13 @@ static void* decoder_open(gpt2_sp* g, int64_t capacity) {
     return d;
 }
 
+// The weights of a unit, by their names.
 static Parameters decoder_weights(const Decoder* d, int u) {
     return parameters_at(&d->g->layout, u, d->weights + d->g->layout.units[u].offset);
 }
 
-// Attention of the rows being read over everything cached; their keys and values join the cache.
+// The decoder's LayerRun.attention: the keys and values of the rows being read join the cache, then the rows
+// attend to all of it.
 static int decoder_attention(Rank* r, const LayerRun* x) {
     Decoder* d = (Decoder*)x->decoder;
     const Shape* s = &d->g->mesh.shape;
@@ -5799,6 +5917,7 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
+// Without a backward pass activations may share buffers, so a few are enough for all.
 static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Decoder* d = (Decoder*)decoder;
     const Shape* s = &d->g->mesh.shape;
@@ -5832,6 +5951,7 @@ typedef struct {
     real logit, weight;   // weight: in proportion to its probability
     int32_t token;
 } Candidate;
+// The likeliest first; equal ones by their numbers, so that the order is one.
 static int candidate_order(const void* a, const void* b) {
     const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
@@ -5864,8 +5984,8 @@ typedef struct {
     uint64_t seed;
 } Sampling;
 
-// Draws a token from logits (V). `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is
-// never sorted whole: that would take longer than the model.
+// Draws a token from logits (V). `unit` is uniform in (0, 1) and decides. candidates: room for V. Only the
+// likeliest are sorted, in portions: to sort a large vocabulary would take longer than the model.
 static int32_t sample_token(
     const real* logits, int64_t V, const Sampling* how, double unit, Candidate* candidates) {
     int32_t best = 0;
@@ -5884,7 +6004,7 @@ static int32_t sample_token(
     double kept = how->top_p < 1 ? 0 : sum;
     int64_t cut = how->top_p < 1 ? 0 : count, sorted = 0;
     while (cut < count && (cut == 0 || kept < how->top_p * sum)) {
-        if (cut == sorted) {   // the next likeliest; of even odds soon all
+        if (cut == sorted) {   // sort the next likeliest; of alike ones soon all
             int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
             candidates_select(candidates + sorted, count - sorted, more);
             qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
@@ -5918,6 +6038,8 @@ static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int
     return count;
 }
 
+// See the header. Sampled token i depends on the seed, i and the logits only. Ends early at the token eot,
+// which is not counted.
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
@@ -5929,7 +6051,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
 #ifdef _OPENMP
-    // Each thread has its scratch memory; the caller's thread may be set otherwise.
+    // there is scratch memory for so many threads, and the caller's may be set to more
     omp_set_num_threads(g->mesh.threads);
 #endif
     const Sampling how = {temperature, top_k, top_p, seed};
@@ -5954,8 +6076,9 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 //     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
 //     attention      ops and messages of the table, which overlap     step         the sum
 
-// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and
-// copying memory. The fastest of a few: other work on the machine only makes one slower.
+// The CPU's Device.rates: times a matrix product, attention of one head of 1024 tokens per thread, and
+// copying memory. Of a few runs the fastest counts, as other work on the machine only makes one slower.
+// Without memory the rates are guesses.
 static void measure_rates(Rates* rates, const Mesh* mesh) {
     int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
     real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
@@ -5992,13 +6115,13 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
     }
     if (memory) rates->gflops = 2e-6 * (double)(n * n * n) / best;
     if (memory) rates->link_gbs = rates->copy_gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
-    if (memory && scratch)
-        rates->attention_gflops =
-            3.5 * 2e-6 * (double)(heads * T * head) / attention;   // backward: 2.5 forwards
+    // 3.5: forward, and backward, which is 2.5 forwards
+    if (memory && scratch) rates->attention_gflops = 3.5 * 2e-6 * (double)(heads * T * head) / attention;
     free(memory);
     free(scratch);
 }
 
+// "1.50 GiB" in out, which it returns.
 static const char* human_bytes(double bytes, char* out, size_t size) {
     static const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     int unit = 0;
@@ -6025,14 +6148,15 @@ static void memory_print(
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
 }
 
-// One run of a table, for one layer of one sequence.
+// What one run of a table costs, for one layer of one sequence.
 typedef struct {
     double seconds, work_seconds;   // projected: of the run, and of the busiest rank's computing alone
     double units;                   // of the busiest rank
     double bytes;                   // sent by a rank on average
 } TableCost;
 
-// Bytes of each whole item on the wire, rows / P tokens of it; seconds of a full pair of chunks.
+// item_bytes: bytes on the wire of each item of T / P rows with all heads. Returns the seconds of a pair of
+// two such chunks.
 static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, int backward,
     const Device* device, const Rates* rates) {
     double rows = (double)s->T / P, chunk = rows * (double)s->C;
@@ -6042,8 +6166,8 @@ static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, i
     return 4 * rows * chunk * (backward ? 2.5 : 1) / (rates->attention_gflops * 1e9);   // QK^T and PV
 }
 
-// Plays a table, with or without slots. A result that arrives is added, which reads two numbers and writes
-// one.
+// What a table costs; its slots need not be worked out. A result that arrives is added, which reads two
+// numbers and writes one: 3 times its bytes.
 static int table_play(
     TableCost* c, const Shape* s, const Schedule* table, const Device* device, const Rates* rates, Error* e) {
     double item_bytes[ITEM_KINDS],
@@ -6069,13 +6193,14 @@ static int table_play(
     return c->seconds < 0 ? fail(e, "out of memory for a schedule of %d ranks", table->P) : 0;
 }
 
-// The time of a kind's table for P ranks, which may be more than a run can have. -1 where there is no such
+// What a kind's table costs for P ranks, which may be more than a run can have. -1 where there is no such
 // table.
 static int table_project(TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device,
     const Rates* rates, Error* e) {
     Schedule table;
-    if (SCHEDULES[kind].head_parts == 0 &&
-        s->NH % P == 0) {   // all ranks do the same: everything in, all pairs of some heads, everything out
+    // ulysses, by a formula, as its table has some P^3 / 2 ops: all ranks alike take in everything of some
+    // heads, do all pairs of them, and send the results out
+    if (SCHEDULES[kind].head_parts == 0 && s->NH % P == 0) {
         double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates),
                                   share = (P - 1.0) / P;
         double in = share * (bytes[ITEM_KV] + bytes[backward ? ITEM_QDO : ITEM_Q]);
@@ -6106,6 +6231,7 @@ typedef struct {
     double exposed_seconds;                   // of attention's: more than the busiest rank's computing
 } StepCost;
 
+// What a step of a split costs. Of the mesh only the shape and --recompute count, not its ranks.
 static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Split split, int kind,
     const Rates* rates, Error* e) {
     const Shape* s = &mesh->shape;
@@ -6146,8 +6272,8 @@ enum { PLAN_SPLITS = 64, PLAN_RANKS = 10, PLAN_MOST_RANKS = 512 };
 typedef struct {
     Split split;
     StepCost cost;
-    size_t bytes;   // of the fullest rank
-    int possible;   // there is such a schedule, and it fits
+    size_t bytes;   // of the fullest rank; 0: the split is not possible
+    int possible;   // it is, and it fits
 } PlanSplit;
 typedef struct {
     const Mesh* mesh;
@@ -6159,13 +6285,13 @@ typedef struct {
     int64_t longest;                 // context that fits
     PlanSplit splits[PLAN_SPLITS];   // of as many ranks into dp x sp
     int split_count, asked, best;
-    int ranks[PLAN_RANKS],
-        rank_count;   // that the asked schedule and length are projected to, with the asked dp
+    // Numbers of ranks (P) for which the asked schedule, length and dp are projected, and the cost at each.
+    int ranks[PLAN_RANKS], rank_count;
     StepCost at[PLAN_RANKS];
 } Plan;
 
-// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the
-// asked batch if it divides them.
+// Adds a split of the same ranks to the plan. The sequences of a step are shared out evenly among its
+// replicas, at least one to each; in passes of the asked batch if that divides them, else one by one.
 static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vocab, int sp) {
     PlanSplit* p = &plan->splits[plan->split_count];
     int dp = plan->mesh->world / sp;
@@ -6198,9 +6324,11 @@ static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vo
     plan->split_count++;
 }
 
+// Tokens per second.
 static double plan_speed(const StepCost* c) { return c->tokens / c->seconds; }
 
-// All splits of the asked ranks, the fastest that fits, and the asked one at other numbers of ranks.
+// Fills in the plan's projections: all splits of the asked ranks, the fastest of them that fits, and the
+// asked schedule at other numbers of ranks.
 static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     int world = plan->mesh->world;
     for (int sp = 1; sp <= 256 && sp <= world && plan->split_count < PLAN_SPLITS; sp++)
@@ -6208,7 +6336,7 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     plan->best = plan->asked;
     for (int i = 0; i < plan->split_count; i++) {
         const PlanSplit *best = &plan->splits[plan->best], *p = &plan->splits[i];
-        // no other is advised for less than a hundredth; none but the asked may be too large
+        // another split must be faster than the asked one by a hundredth, and must fit
         double least = best->possible ? plan_speed(&best->cost) * (plan->best == plan->asked ? 1.01 : 1) : 0;
         if (p->possible && plan_speed(&p->cost) > least) plan->best = i;
     }
@@ -6223,6 +6351,7 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     }
 }
 
+// The plan as one JSON object.
 static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const Shape* s = &mesh->shape;
@@ -6308,6 +6437,7 @@ static void plan_print_splits(const Plan* plan) {
     else printf("\n");
 }
 
+// The plan as text.
 static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const StepCost* cost = &plan->cost;
@@ -6345,7 +6475,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
             (long long)plan->longest);
 }
 
-// The rates that were given; those that were not are measured, unless another stands for them.
+// The rates that the options give; the others are measured. --gflops stands for --attention-gflops too.
 static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
     Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs,
               o->copy_gbs},
@@ -6361,10 +6491,17 @@ static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
 
 // ===== 14. training loop ========================================================================
 //
-// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must
-// fit, ranks get their memory, weights come from the newest whole checkpoint, from --init-from or from the
-// seed. Then the loop: step, validate, log, save, until the last step or a signal.
+// How a run comes to life (trainer_create), and how it goes on (train_loop):
+//
+//     options are checked -> processes meet and compare them -> data is opened -> the memory plan must fit
+//       -> ranks get their memory -> processes compare data and schedules
+//       -> weights come from the newest whole checkpoint, else from --init-from, else from the seed
+//       -> step, validate, log, save, again and again, until the last step or a signal
+//
+// Whatever several processes must have alike, they compare as text (processes_compare): the first line that
+// differs is the error. `eval` and `sample` make a smaller trainer, of one rank (trainer_load).
 
+// See the header. Also takes down a trainer whose making failed half-way.
 void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
     Error ignored;
@@ -6383,7 +6520,8 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     free(g);
 }
 
-// Why it does not fit, and what would.
+// Always -1: the line says how much memory is missing, and what context or batch would fit. `bytes` and
+// `machine` are of all ranks on this machine, `sharing` of them.
 static int memory_refuse(
     gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
@@ -6407,7 +6545,8 @@ static int memory_refuse(
         sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
-// Ranks, memory, schedules: everything but data and weights.
+// Makes the trainer's mesh, schedules, ranks and their memory: everything but data and weights. Schedules are
+// proved before any rank runs them.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
     if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
@@ -6442,6 +6581,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     return 0;
 }
 
+// A loader of `data` whose two batches are in the given buffers of the ranks. A loader without a second batch
+// is filled by hand (evaluate_data).
 static Loader loader_make(
     gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
     Loader l;
@@ -6457,6 +6598,7 @@ static Loader loader_make(
     return l;
 }
 
+// -1 if a data set is too short for one sample, or its vocabulary larger than the model's.
 static int data_fits(
     const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
     if (d->tokens < (uint64_t)o->seq_len + 1)
@@ -6468,7 +6610,7 @@ static int data_fits(
     return 0;
 }
 
-// Takes OUT for this trainer alone, as long as it lives.
+// Makes --out and locks it: no other trainer writes there as long as this one lives.
 static int out_lock(gpt2_sp* g) {
     char path[GPT2_SP_TEXT + 16];
     if (folder_make(g->options.out, &g->error) != 0) return -1;
@@ -6480,6 +6622,7 @@ static int out_lock(gpt2_sp* g) {
     return 0;
 }
 
+// A job: fresh weights.
 static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;
     weights_init(r, (uint64_t)g->options.seed);
@@ -6515,7 +6658,8 @@ static int start_compare(gpt2_sp* g, const char* folder) {
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
 }
 
-// Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
+// Gives the run its weights and its position in the data: from its newest checkpoint, else fresh, else fresh
+// with the weights of --init-from.
 static int trainer_start(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64];
     int found = g->options.out[0]
@@ -6555,14 +6699,14 @@ static int trainer_start(gpt2_sp* g) {
     return ranks_run(g, g->device->load, &start);
 }
 
-// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
-// has files must agree.
+// Whether each process may have a value of its own of an option.
 static int option_is_own(const char* name) {
     static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
     for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
         if (strcmp(own[i], name) == 0) return 1;
     return 0;
 }
+// Whether an option says where files are: processes may differ in that, but not in whether it is given.
 static int option_is_place(const char* name) {
     static const char* const places[] = {"data", "val-data", "out", "init-from"};
     for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
@@ -6603,6 +6747,7 @@ static int processes_meet(gpt2_sp* g) {
     return status != 0 || fits ? status : fail(e, "%s", unfit.text);
 }
 
+// The shards of a data set as lines for processes_compare; returns their length.
 static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
     int n = 0;
     for (int i = 0; i < d->count && n < (int)size; i++) {
@@ -6630,6 +6775,7 @@ static int work_compare(gpt2_sp* g) {
     return status;
 }
 
+// Opens the data, makes the ranks and their weights, and requests the first batch.
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
@@ -6649,19 +6795,19 @@ static int trainer_prepare(gpt2_sp* g) {
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
     if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
-    if (work_compare(g) != 0)
-        return -1;   // from here on process 0 has the folder: the others may look into it
+    if (work_compare(g) != 0) return -1;   // after it process 0 has locked --out: the others may look into it
     if (trainer_start(g) != 0) return -1;
     loader_request(&g->loader, g->next_sample);
     return 0;
 }
 
-// Told before anything else: before the processes meet, before a checkpoint is read.
+// 0, or -1 if the GPU program finds no GPU. Asked before processes meet or a checkpoint is read.
 static int device_found(gpt2_sp* g) {
     if (!g->device->count || g->device->count(1) > 0) return 0;
     return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
 }
 
+// Makes a trainer that can train. A process that fails tells the others why.
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
@@ -6674,6 +6820,7 @@ static int trainer_create(gpt2_sp* g) {
     return status;
 }
 
+// The CPU's Device.check: the name of an option that only the GPU program has is an error.
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
     const char* name = o->verify ? "verify"
@@ -6716,6 +6863,7 @@ extern const Device GPT2_SP_DEVICE;
 #endif
 static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 
+// A trainer with nothing in it yet; NULL: out of memory.
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
     if (!g) return NULL;
@@ -6729,7 +6877,8 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // --- --check: the same batch on one rank alone ---
 
-// The gradients of the batch at `sample`, whose array the caller frees; the loader goes back to that sample.
+// The gradients of the step that begins with `sample`; the caller frees their array. The loader then
+// reads that step again.
 static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
     memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
@@ -6742,11 +6891,11 @@ static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
     return status;
 }
 
-// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is
-// some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and then rounds to
-// another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that pass through
-// it. Such flips are rare and independent, so they add up like the square root of the layers they pass
-// through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+// The largest relative error that rounding explains. Two runs of the same batch take sums in another order.
+// In fp32 that makes some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and
+// then rounds to another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that
+// pass through it. Such flips are rare and independent, so they add up like the square root of the number of
+// layers: the bound is 2^-18 or 2^-8 times that, over all numbers of a tensor.
 static double check_bound(const gpt2_sp* g) {
     return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
 }
@@ -6763,7 +6912,7 @@ static double relative_error(const real* found, const real* exact, int64_t n, do
     return square > 0 ? sqrt(difference / square) : sqrt(difference);
 }
 
-// Compares tensor by tensor; NaN counts as too large, and stays the worst.
+// Compares the gradients of g's ranks with those of one rank, tensor by tensor. A NaN is the worst of all.
 static int gradients_compare(gpt2_sp* g, const Gradients* found, const gpt2_sp* one, const Gradients* alone) {
     double bound = check_bound(g), worst = 0, loss = fabs(found->loss / alone->loss - 1);
     printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
@@ -6823,6 +6972,7 @@ static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t erro
     return g;
 }
 
+// See the header. trainer_checked has the reason copied out before the trainer is gone.
 gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
     gpt2_sp* g = trainer_new(options);
     return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
@@ -6852,10 +7002,12 @@ static int trainer_load(gpt2_sp* g) {
     return status;
 }
 
+// Notes the signal; the loop ends after the step in hand. A second Ctrl-C ends the program at once.
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
     stop_signal = number;
 }
+// Has the signals that should end a run noted instead of end the process.
 static void catch_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -6881,11 +7033,13 @@ static void catch_signals(void) {
     X("updated", "%d", stats->updated)
 // clang-format on
 
-static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
+// A number for JSON, which has no NaN: null then.
+static void json_number(char* out, size_t size, double x) {
     if (isfinite(x)) snprintf(out, size, "%.17g", x);
     else snprintf(out, size, "null");
 }
 
+// Appends the line of a step to log.jsonl; val_loss NULL: the step had no validation. 0, or EOF with errno.
 static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_loss) {
     char loss[40], norm[40], val[40];
     json_number(loss, sizeof loss, stats->loss);
@@ -6928,11 +7082,13 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
     return log;
 }
 
+// Whether an option belongs to one launch of a run, not to the run.
 static int option_is_launch(const char* name) {
     return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
 }
 
-// OUT/run.cfg: the run's options, as --config reads them; not how this once it was started.
+// Writes OUT/run.cfg: the options of the run, as --config reads them, without those of this launch. `model`
+// is left out, as it has set layers, heads and channels.
 static int run_config_write(const gpt2_sp_options* o, Error* e) {
     char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
     snprintf(path, sizeof path, "%s/run.cfg", o->out);
@@ -6947,9 +7103,8 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     return fclose(f) == 0 ? 0 : fail_file(e, "write", path);
 }
 
-// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
-// comes above the line that the command ends with; of several processes the first prints it, if it was
-// refused.
+// A command's trainer, made by trainer_create or trainer_load. If its memory was refused, the plan's table is
+// printed above the line that the command ends with, by process 0 of several.
 static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
     gpt2_sp* g = trainer_new(o);
     int status = g ? make(g) : -1;
@@ -6960,6 +7115,7 @@ static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Er
     return trainer_checked(g, status, e->text, sizeof e->text);
 }
 
+// What a run prints before its first step.
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     size_t fullest = 0;   // as `plan` has it
@@ -6987,8 +7143,8 @@ static void train_header(const gpt2_sp* g) {
     fflush(stdout);
 }
 
-// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks
-// still can.
+// Always -1: ends a run that cannot go on. The weights are those of the last good step; they are saved,
+// unless an abort has left the ranks unable to. The error stays what it was.
 static int train_stop(gpt2_sp* g) {
     Error why = g->error, ignored;
     if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
@@ -7034,14 +7190,16 @@ static int train_loop(gpt2_sp* g, FILE* log) {
     return 0;
 }
 
-// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
-// one neither computes on nor comes back, as in a GPU that waits for another for ever.
+// Ends the program where nothing else can: a process is gone or the run was aborted, and a rank of this
+// process does not come back from its job, as when a GPU waits for another one for ever. A thread looks for
+// that until the run is done.
 typedef struct {
     gpt2_sp* g;
     pthread_t thread;
     int running, done;   // done: the world's mutex guards it
 } Watch;
 
+// Looks five times a second. Patience begins when the first reason is seen, and is at most half a minute.
 static void* watch_thread(void* argument) {
     Watch* watch = (Watch*)argument;
     ThreadWorld* w = &watch->g->world;
@@ -7063,6 +7221,7 @@ static void* watch_thread(void* argument) {
     pthread_mutex_unlock(&w->mutex);
     return NULL;
 }
+// Watches a trainer of several ranks. Without a thread to be had, nobody watches.
 static void watch_start(Watch* watch, gpt2_sp* g) {
     watch->g = g, watch->done = 0;
     watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
@@ -7078,16 +7237,19 @@ static void watch_end(Watch* watch) {
 
 // ===== 15. commands and main ====================================================================
 //
-// A command reads its options, does its work by the functions above and prints; `program` is all of main but
-// the name.
+// A command does its work by the functions above and prints its results to stdout; what it tells besides goes
+// to stderr. It returns 0, or -1 with a line in e, which `program` prints:
+//
+//     main -> program: COMMANDS by the first argument -> options_parse -> command_train, command_plan, ...
+//
+// The exit status is 0 or 1; a run that a signal ends is saved and exits with 0. The GPU program is this file
+// with another Device: its commands are the same.
 
-enum {
-    BYTE_VOCAB = 257,
-    BYTE_EOT = 256
-};   // the byte tokenizer: the bytes, and the token that ends a document
+// The byte tokenizer: a token for each byte, and one that ends a document.
+enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
 
-// --rank and --world from the environment, where the command line has neither, and --master, where it has
-// none.
+// --rank and --world from what a launcher has set in the environment, where the command line has neither;
+// --master too, where it has none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
     char master[300];
     if (o->world > 0 || o->rank > 0) return 0;
@@ -7110,6 +7272,7 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
     return option_set(o, option_find("master"), master, e);
 }
 
+// Trains, from the start or from the newest checkpoint in --out, after --verify or --check.
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (o->save_every > 0 && !o->out[0])
@@ -7149,6 +7312,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
+// Proves the tables of both directions, then draws them or prints what they cost. Heads are left open.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
@@ -7179,6 +7343,7 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
     return 0;
 }
 
+// Plans a step's memory and time without making a trainer.
 static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     Schedule schedules[2];
@@ -7231,6 +7396,7 @@ static void buckets_print(
     if (json) printf("]");
 }
 
+// Loss of a model on data, recall of synthetic facts, or both.
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
@@ -7302,8 +7468,8 @@ static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Er
     }
 }
 
-// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the
-// prompt is empty, or the model's tokens are not bytes and none was given, a document begins: after the token
+// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. An empty
+// prompt, or none for a model whose tokens are not bytes, stands for the beginning of a document: the token
 // that ended the one before.
 static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     const gpt2_sp_options* o = &g->options;
@@ -7322,6 +7488,7 @@ static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     return count;
 }
 
+// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     gpt2_sp* g = trainer_make(o, trainer_load, e);
@@ -7357,12 +7524,14 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     return made < 0 ? -1 : 0;
 }
 
+// A shard that is being written.
 typedef struct {
     tok_writer writer;
-    uint64_t documents, bytes;
-    Error* error;
+    uint64_t documents, bytes;   // so far; bytes of text
+    Error* error;                // of the writer
 } Preparation;
 
+// Called for every document of an input: appends it to the shard, a token a byte. Empty ones are skipped.
 static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
     Preparation* p = (Preparation*)user;
     int32_t tokens[4096];
@@ -7378,6 +7547,7 @@ static int prepare_document(void* user, const char* bytes, size_t length, const 
     return tok_writer_end_document(&p->writer, length, p->error->text, sizeof p->error->text);
 }
 
+// Turns text files, .jsonl files and folders of them into one shard. On an error the shard is given up.
 static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     Preparation p;
     Error callback = {{0}};
@@ -7465,6 +7635,7 @@ static const Command* command_find(const char* name) {
     return NULL;
 }
 
+// What the program prints without a command.
 MAIN_ONLY static void usage(FILE* out) {
     fprintf(out,
         "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./%s [COMMAND] [--option "
@@ -7474,7 +7645,7 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
-// All of the program but its name. Without a command's name it trains.
+// All of main; returns the exit status. argv[0] gives the name for messages. Without a command it trains.
 MAIN_ONLY static int program(int argc, char** argv) {
     if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
