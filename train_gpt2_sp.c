@@ -92,118 +92,126 @@
 enum { GPT2_SP_SCHEDULE_KINDS(GPT2_SP_ENUM) GPT2_SP_SCHEDULES };
 enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
 
-// Every option once: INT, NUM and TXT options, and CHO, a choice of words.
+// Every option once: flags (0 or 1), whole numbers, numbers, texts, and choices of words.
+//   FLAG    (field, name, default, commands, help)
 //   INT/NUM (field, name, default, lowest, highest, commands, help)
 //   TXT     (field, name, default, commands, help)
 //   CHO     (field, name, default's index, words, commands, help)
-// `commands` names who takes it: T train, P plan, S schedule, A sample, E eval, R prepare, Y synth.
+// `commands` are the commands that take it, as bits (CommandBit).
 // The parser, --help, the config file, the struct below and the run's header are made from this table.
-#define GPT2_SP_OPTIONS(INT, NUM, TXT, CHO) \
-    TXT(model, "model", "", "TP", "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
-    INT(layers, "layers", 4, 1, 512, "TP", "transformer layers (L)") \
-    INT(heads, "heads", 4, 1, 256, "TP", "attention heads (NH); must divide channels") \
-    INT(channels, "channels", 256, 1, 65536, "TP", "width of the residual stream (C)") \
-    INT(vocab, "vocab", 0, 0, 1048576, "TP", "vocabulary; 0: the one of --data (plan: 50257)") \
-    INT(center, "center", 1, 0, 1, "TP", \
+#define GPT2_SP_OPTIONS(FLAG, INT, NUM, TXT, CHO) \
+    TXT(model, "model", "", TRAIN | PLAN, \
+        "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
+    INT(layers, "layers", 4, 1, 512, TRAIN | PLAN, "transformer layers (L)") \
+    INT(heads, "heads", 4, 1, 256, TRAIN | PLAN, "attention heads (NH); must divide channels") \
+    INT(channels, "channels", 256, 1, 65536, TRAIN | PLAN, "width of the residual stream (C)") \
+    INT(vocab, "vocab", 0, 0, 1048576, TRAIN | PLAN, "vocabulary; 0: the one of --data (plan: 50257)") \
+    FLAG(center, "center", 1, TRAIN | PLAN, \
         "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
-    TXT(data, "data", "", "TE", "token shards: files, folders or patterns, separated by commas") \
-    TXT(val_data, "val-data", "", "T", "token shards for the validation loss") \
-    INT(raw_u16, "raw-u16", 0, 0, 1, "TE", "read --data as bare 16-bit token numbers") \
-    INT(doc_mask, "doc-mask", 0, 0, 1, "TPE", \
+    TXT(data, "data", "", TRAIN | EVAL, "token shards: files, folders or patterns, separated by commas") \
+    TXT(val_data, "val-data", "", TRAIN, "token shards for the validation loss") \
+    FLAG(raw_u16, "raw-u16", 0, TRAIN | EVAL, "read --data as bare 16-bit token numbers") \
+    FLAG(doc_mask, "doc-mask", 0, TRAIN | PLAN | EVAL, \
         "attention stays inside a document, positions restart at its start") \
-    INT(seq_len, "seq-len", 1024, 1, 16777216, "TP", "tokens of a sequence, the context (T)") \
-    INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
-    INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
-    INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
-    INT(sp, "sp", 0, 0, 256, "TPS", \
-        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by " \
-        "--dp") \
-    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), "TPS", \
+    INT(seq_len, "seq-len", 1024, 1, 16777216, TRAIN | PLAN, "tokens of a sequence, the context (T)") \
+    INT(batch_size, "batch-size", 1, 1, 65536, TRAIN | PLAN, \
+        "sequences per data-parallel replica and pass (B)") \
+    INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
+        "passes whose gradients are summed into one step") \
+    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN, "data-parallel replicas") \
+    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE, \
+        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
+        "by --dp") \
+    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), TRAIN | PLAN | SCHEDULE, \
         "who computes which block of attention when") \
-    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), "TP", \
+    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), TRAIN | PLAN, \
         "what the backward pass computes again instead of keeping") \
-    INT(zero, "zero", 0, 0, 3, "TP", \
+    INT(zero, "zero", 0, 0, 3, TRAIN | PLAN, \
         "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
-    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", \
+    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, TRAIN | PLAN | EVAL, \
         "tokens whose logits exist at a time") \
-    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", "T", \
+    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", TRAIN, \
         "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between " \
         "processes)") \
-    INT(deterministic, "deterministic", 0, 0, 1, "T", \
+    FLAG(deterministic, "deterministic", 0, TRAIN, \
         "GPU: the same bits in every run (the CPU program always gives them)") \
-    TXT(products, "products", "", "T", \
-        "GPU: take the algorithms of the matrix products from this file, and add to it those that it has " \
-        "not") \
-    CHO(attention, "attention", 0, "auto|portable", "TAE", \
+    TXT(products, "products", "", TRAIN, \
+        "GPU: take the algorithms of the matrix products from this file, and add to it those that it " \
+        "has not") \
+    CHO(attention, "attention", 0, "auto|portable", TRAIN | SAMPLE | EVAL, \
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
-    INT(verify, "verify", 0, 0, 1, "T", \
+    FLAG(verify, "verify", 0, TRAIN, \
         "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
-    INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
-    TXT(trace, "trace", "", "T", \
-        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print it") \
-    INT(check, "check", 0, 0, 1, "T", \
+    FLAG(profile, "profile", 0, TRAIN, "GPU: print the time of each group of kernels after every step") \
+    TXT(trace, "trace", "", TRAIN, \
+        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print " \
+        "it") \
+    FLAG(check, "check", 0, TRAIN, \
         "before the first step, compare the loss and every gradient of its batch with those of one rank " \
         "alone") \
-    INT(threads, "threads", 0, 0, 1024, "TPAE", \
+    INT(threads, "threads", 0, 0, 1024, TRAIN | PLAN | SAMPLE | EVAL, \
         "threads per rank; 0: the machine's cores divided by the ranks") \
-    INT(rank, "rank", 0, 0, 4095, "T", \
+    INT(rank, "rank", 0, 0, 4095, TRAIN, \
         "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
-    INT(world, "world", 0, 0, 4096, "T", \
+    INT(world, "world", 0, 0, 4096, TRAIN, \
         "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
-    TXT(master, "master", "", "T", "HOST:PORT where process 0 listens for the others") \
-    NUM(timeout, "timeout", 600, 0, 1e6, "T", \
+    TXT(master, "master", "", TRAIN, "HOST:PORT where process 0 listens for the others") \
+    NUM(timeout, "timeout", 600, 0, 1e6, TRAIN, \
         "seconds that a rank waits for another before the run ends; 0: for ever") \
-    INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
-    NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
-    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", \
+    INT(steps, "steps", 100, 0, 2147483647, TRAIN, "optimizer steps of the whole run") \
+    NUM(lr, "lr", 3e-4, 0, 10, TRAIN, "peak learning rate") \
+    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", TRAIN, \
         "course of the learning rate after the warmup") \
-    NUM(lr_final, "lr-final", 0.1, 0, 1, "T", "learning rate at the last step, as a fraction of the peak") \
-    INT(warmup, "warmup", 0, 0, 2147483647, "T", "steps of linear warmup") \
-    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, "T", "wsd: fraction of the steps that decay") \
-    NUM(weight_decay, "weight-decay", 0.1, 0, 10, "T", "AdamW's decay, of matrices and wte only") \
-    NUM(beta1, "beta1", 0.9, 0, 0.999999, "T", "AdamW's first moment decay") \
-    NUM(beta2, "beta2", 0.95, 0, 0.999999, "T", "AdamW's second moment decay") \
-    NUM(eps, "eps", 1e-8, 1e-16, 1, "T", "AdamW's epsilon") \
-    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, "T", "largest global gradient norm; 0: no clipping") \
-    INT(seed, "seed", 1, 0, 9007199254740991, "TAEY", \
+    NUM(lr_final, "lr-final", 0.1, 0, 1, TRAIN, "learning rate at the last step, as a fraction of the peak") \
+    INT(warmup, "warmup", 0, 0, 2147483647, TRAIN, "steps of linear warmup") \
+    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, TRAIN, "wsd: fraction of the steps that decay") \
+    NUM(weight_decay, "weight-decay", 0.1, 0, 10, TRAIN, "AdamW's decay, of matrices and wte only") \
+    NUM(beta1, "beta1", 0.9, 0, 0.999999, TRAIN, "AdamW's first moment decay") \
+    NUM(beta2, "beta2", 0.95, 0, 0.999999, TRAIN, "AdamW's second moment decay") \
+    NUM(eps, "eps", 1e-8, 1e-16, 1, TRAIN, "AdamW's epsilon") \
+    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, TRAIN, "largest global gradient norm; 0: no clipping") \
+    INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | SYNTH, \
         "seed of the initial weights, the order of samples, sampling and synth") \
-    TXT(out, "out", "", "TRY", "train: the run's folder; prepare, synth: the file to write") \
-    TXT(init_from, "init-from", "", "T", "start from the weights of this checkpoint folder") \
-    INT(save_every, "save-every", 0, 0, 2147483647, "T", \
+    TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
+        "train: the run's folder; prepare, synth: the file to write") \
+    TXT(init_from, "init-from", "", TRAIN, "start from the weights of this checkpoint folder") \
+    INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
-    INT(keep, "keep", 2, 2, 1000000, "T", "checkpoints to keep, at least 2") \
-    INT(val_every, "val-every", 0, 0, 2147483647, "T", \
+    INT(keep, "keep", 2, 2, 1000000, TRAIN, "checkpoints to keep, at least 2") \
+    INT(val_every, "val-every", 0, 0, 2147483647, TRAIN, \
         "steps between validations; 0: only after the last step") \
-    INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", \
+    INT(val_sequences, "val-sequences", 8, 1, 2147483647, TRAIN | EVAL, \
         "sequences of a validation, from the front of the data") \
-    TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
-    TXT(prompt, "prompt", "\n", "A", \
+    TXT(from, "from", "", SAMPLE | EVAL, \
+        "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
+    TXT(prompt, "prompt", "\n", SAMPLE, \
         "text to continue, for models of the byte tokenizer; empty: begin a document") \
-    TXT(prompt_tokens, "prompt-tokens", "", "A", \
-        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers too") \
-    INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
-    NUM(temperature, "temperature", 0.8, 0, 100, "A", "0: always the likeliest token") \
-    INT(top_k, "top-k", 0, 0, 1048576, "A", "sample among the k likeliest; 0: all") \
-    NUM(top_p, "top-p", 1.0, 0, 1, "A", "sample among the likeliest that make up this probability") \
-    INT(needle, "needle", 0, 0, 100000, "E", "synthetic documents for the recall test; 0: none") \
-    CHO(tokenizer, "tokenizer", 0, "byte", "R", "how text becomes tokens") \
-    INT(block_tokens, "block-tokens", 65536, 16, 1048576, "R", "tokens of a compressed block") \
-    INT(docs, "docs", 16, 1, 100000000, "Y", "documents to write") \
-    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, "Y", "bytes of a document") \
-    INT(facts, "facts", 4, 1, 1024, "EY", "facts stated early and asked for late, per document") \
-    INT(distance, "distance", 0, 0, 1073741824, "EY", \
+    TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
+        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers " \
+        "too") \
+    INT(length, "length", 256, 1, 16777216, SAMPLE, "tokens to sample") \
+    NUM(temperature, "temperature", 0.8, 0, 100, SAMPLE, "0: always the likeliest token") \
+    INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
+    NUM(top_p, "top-p", 1.0, 0, 1, SAMPLE, "sample among the likeliest that make up this probability") \
+    INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
+    CHO(tokenizer, "tokenizer", 0, "byte", PREPARE, "how text becomes tokens") \
+    INT(block_tokens, "block-tokens", 65536, 16, 1048576, PREPARE, "tokens of a compressed block") \
+    INT(docs, "docs", 16, 1, 100000000, SYNTH, "documents to write") \
+    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, SYNTH, "bytes of a document") \
+    INT(facts, "facts", 4, 1, 1024, EVAL | SYNTH, "facts stated early and asked for late, per document") \
+    INT(distance, "distance", 0, 0, 1073741824, EVAL | SYNTH, \
         "bytes between a fact and its question; 0: spread over the document") \
-    NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", \
+    NUM(memory_gb, "memory-gb", 0, 0, 1e9, PLAN, \
         "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
-    NUM(gflops, "gflops", 0, 0, 1e12, "P", \
+    NUM(gflops, "gflops", 0, 0, 1e12, PLAN, \
         "GFLOP/s of a rank's matrix products, for projected times; 0: measured now") \
-    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, "P", \
+    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, PLAN, \
         "GFLOP/s of a rank's attention, forward and backward together; 0: as --gflops if that is given, " \
         "else measured now") \
-    NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
-    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, "P", \
+    NUM(link_gbs, "link-gbs", 0, 0, 1e9, PLAN, "GB/s each way between two ranks; 0: measured now") \
+    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
-    INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
+    FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
 
 // The choices of --transport and of --lr-schedule, in the order of their words above.
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
@@ -211,11 +219,13 @@ enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
 // A field for every option, by the type of its kind.
 typedef struct {
+#define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
 #define OPTION_NUM(field, name, value, low, high, commands, help) double field;
 #define OPTION_TXT(field, name, value, commands, help) char field[GPT2_SP_TEXT];
 #define OPTION_CHO(field, name, value, words, commands, help) int field;
-    GPT2_SP_OPTIONS(OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+    GPT2_SP_OPTIONS(OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+#undef OPTION_FLAG
 #undef OPTION_INT
 #undef OPTION_NUM
 #undef OPTION_TXT
@@ -570,20 +580,32 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
 // option_set, which checks the value; options_check does so again for programs that write into the struct.
 // What only several options together can break is checked where they meet (shape_check, processes_meet).
 
-// The kinds of options, and so the type of the field: int64_t, double, text, or (int) the index of a word.
-enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+// The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index
+// of a word.
+enum { OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+typedef enum {
+    TRAIN = 1,
+    PLAN = 2,
+    SCHEDULE = 4,
+    SAMPLE = 8,
+    EVAL = 16,
+    PREPARE = 32,
+    SYNTH = 64
+} CommandBit;
 typedef struct {
     int kind;
-    const char* name;       // without the dashes
-    size_t offset;          // of the field in gpt2_sp_options
-    double low, high;       // range of INT and NUM
-    double number;          // default of INT, NUM, CHO
-    const char* text;       // default of TXT; the words of CHO
-    const char* commands;   // letters of the commands that take it
+    const char* name;   // without the dashes
+    size_t offset;      // of the field in gpt2_sp_options
+    double low, high;   // range of FLAG, INT and NUM
+    double number;      // default of all but TXT
+    const char* text;   // default of TXT; the words of CHO
+    int commands;       // that take it, CommandBit
     const char* help;
 } Option;
 
 static const Option OPTIONS[] = {
+#define ROW_FLAG(field, name, value, commands, help) \
+    {OPTION_FLAG, name, offsetof(gpt2_sp_options, field), 0, 1, (double)(value), "", commands, help},
 #define ROW_INT(field, name, value, low, high, commands, help) \
     {OPTION_INT, name, offsetof(gpt2_sp_options, field), low, high, (double)(value), "", commands, help},
 #define ROW_NUM(field, name, value, low, high, commands, help) \
@@ -592,7 +614,7 @@ static const Option OPTIONS[] = {
     {OPTION_TXT, name, offsetof(gpt2_sp_options, field), 0, 0, 0, value, commands, help},
 #define ROW_CHO(field, name, value, words, commands, help) \
     {OPTION_CHO, name, offsetof(gpt2_sp_options, field), 0, 0, value, words, commands, help},
-    GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
+    GPT2_SP_OPTIONS(ROW_FLAG, ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
 enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
 
 // The option of a name; NULL if there is none.
@@ -688,16 +710,17 @@ static int option_set(gpt2_sp_options* o, const Option* option, const char* valu
     char* field = (char*)o + option->offset;
     double number;
     switch (option->kind) {
+    case OPTION_FLAG:
     case OPTION_INT:
     case OPTION_NUM:
-        if (parse_number(value, option->kind == OPTION_INT, &number) != 0)
+        if (parse_number(value, option->kind != OPTION_NUM, &number) != 0)
             return fail(e, "--%s %s: expected a %snumber", option->name, value,
-                option->kind == OPTION_INT ? "whole " : "");
+                option->kind != OPTION_NUM ? "whole " : "");
         if (!(number >= option->low && number <= option->high))
             return fail(
                 e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
-        if (option->kind == OPTION_INT) *(int64_t*)(void*)field = (int64_t)number;
-        else *(double*)(void*)field = number;
+        if (option->kind == OPTION_NUM) *(double*)(void*)field = number;
+        else *(int64_t*)(void*)field = (int64_t)number;
         return 0;
     case OPTION_TXT:
         if (strlen(value) >= GPT2_SP_TEXT)
@@ -721,6 +744,7 @@ void gpt2_sp_defaults(gpt2_sp_options* o) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         char* field = (char*)o + OPTIONS[i].offset;
         switch (OPTIONS[i].kind) {
+        case OPTION_FLAG:
         case OPTION_INT: *(int64_t*)(void*)field = (int64_t)OPTIONS[i].number; break;
         case OPTION_NUM: *(double*)(void*)field = OPTIONS[i].number; break;
         case OPTION_CHO: *(int*)(void*)field = (int)OPTIONS[i].number; break;
@@ -735,9 +759,10 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
         const Option* option = &OPTIONS[i];
         const char* field = (const char*)o + option->offset;
         char word[32];
-        double value = option->kind == OPTION_INT ? (double)*(const int64_t*)(const void*)field
-            : option->kind == OPTION_NUM          ? *(const double*)(const void*)field
-                                                  : option->low;
+        int whole = option->kind == OPTION_FLAG || option->kind == OPTION_INT;
+        double value = whole             ? (double)*(const int64_t*)(const void*)field
+            : option->kind == OPTION_NUM ? *(const double*)(const void*)field
+                                         : option->low;
         if (!(value >= option->low && value <= option->high))
             return fail(
                 e, "--%s %.16g: must be from %.16g to %.16g", option->name, value, option->low, option->high);
@@ -765,6 +790,7 @@ int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* e
 static void option_print(const gpt2_sp_options* o, const Option* option, char* out, size_t out_size) {
     const char* field = (const char*)o + option->offset;
     switch (option->kind) {
+    case OPTION_FLAG:
     case OPTION_INT: snprintf(out, out_size, "%lld", (long long)*(const int64_t*)(const void*)field); break;
     case OPTION_NUM:   // the shortest spelling that reads back the same
         for (int digits = 6; digits <= 17; digits++) {
@@ -811,20 +837,28 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
     return status;
 }
 
+// A command's arguments that are no options.
 typedef struct {
     const char** items;
     int count;
-} Positional;   // arguments that are no options
+} Positional;
+
+typedef struct {
+    const char* name;
+    CommandBit bit;
+    int (*run)(gpt2_sp_options*, const Positional*, Error*);
+    int inputs;   // takes arguments that are no options
+    const char *what, *usage;
+} Command;
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command
-// takes them (inputs NULL: it takes none). `letter` is the command's in the table: options of other commands
-// are refused by name. 1 if --help was asked for.
-MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc,
-    char** argv, Positional* inputs, Error* e) {
+// takes them. Options of other commands are refused by name. 1 if --help was asked for.
+MAIN_ONLY static int options_parse(
+    gpt2_sp_options* o, const Command* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
-            if (!inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
+            if (!command->inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
             inputs->items[inputs->count++] = argument;
             continue;
         }
@@ -835,14 +869,14 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
         if (strcmp(name, "help") == 0) return 1;
         const Option* option = option_find(name);
         int config = strcmp(name, "config") == 0;
-        if (!option && !config) return option_unknown(e, name, command);
-        if (option && !strchr(option->commands, letter))
-            return fail(e, "--%s is not an option of `%s`", name, command);
+        if (!option && !config) return option_unknown(e, name, command->name);
+        if (option && !(option->commands & command->bit))
+            return fail(e, "--%s is not an option of `%s`", name, command->name);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
         // A flag that stands alone means 1. An argument after it may be an input, unless it is 0 or 1.
-        int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
+        int flag = option && option->kind == OPTION_FLAG;
         int alone = !value || strncmp(value, "--", 2) == 0 ||
-            (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
+            (command->inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
         if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
@@ -854,11 +888,12 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
 // --help of a command: its options, each with its default.
-MAIN_ONLY static void options_help(char letter, const char* command, const char* what, const char* usage) {
-    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command, what, program_name, command, usage);
+MAIN_ONLY static void options_help(const Command* command) {
+    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command->name, command->what, program_name,
+        command->name, command->usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, letter)) continue;
+        if (!(option->commands & command->bit)) continue;
         char left[64], value[64];
         gpt2_sp_options defaults;
         gpt2_sp_defaults(&defaults);
@@ -867,8 +902,8 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
         snprintf(left, sizeof left, "--%s %s", option->name,
             option->kind == OPTION_TXT       ? "TEXT"
                 : option->kind == OPTION_CHO ? "WORD"
-                : option->kind == OPTION_INT ? "N"
-                                             : "X");
+                : option->kind == OPTION_NUM ? "X"
+                                             : "N");
         printf("  %-24s %s", left, option->help);
         if (option->kind == OPTION_CHO) printf(": %s", option->text);
         if (value[0]) printf(" [%s]", value);
@@ -2988,8 +3023,11 @@ typedef struct {
     double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
 } Rates;
 
-// What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run
-// runs. 0, or -1 with a line in e, or in r->error or g->error where there is no e.
+// A job is what all ranks of a process do together (ranks_run), with an argument of its own. 0, or -1 with a
+// line in r->error.
+typedef int (*RankJob)(Rank* r, gpt2_sp* g, void* argument);
+
+// What works on the ranks' memory: the CPU's functions below, or the GPU program's.
 typedef struct {
     // Refuses options that the device does not have.
     int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);
@@ -2998,19 +3036,19 @@ typedef struct {
     uint64_t (*memory)(const Mesh* mesh);   // bytes that the ranks of this machine may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
-    // Jobs: fresh weights, reading and writing a checkpoint, a step.
-    int (*init)(Rank* r, gpt2_sp* g);
-    int (*load)(Rank* r, gpt2_sp* g);
-    int (*save)(Rank* r, gpt2_sp* g);
-    int (*step)(Rank* r, gpt2_sp* g);
-    // A job: the gradients of a step without its update, each rank's slices to g->collected, the loss to
-    // g->sums.
-    int (*gradients)(Rank* r, gpt2_sp* g);
+    RankJob init;        // fresh weights; no argument
+    RankJob load;        // LoadJob
+    RankJob save;        // SaveJob
+    RankJob step;        // StepJob
+    RankJob gradients;   // Gradients: those of the ranks' batches, without an update
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
-    // gpt2_sp_generate on the device; NULL: on the CPU, from the ranks' weights.
-    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
-        double temperature, int64_t top_k, double top_p, uint64_t seed);
+    // A decoder reads tokens and keeps their keys and values. open: room for `capacity` tokens; NULL with a
+    // line in g->error. read: n <= DECODE_ROWS tokens that stand at positions p..; logits (Vp) of what
+    // follows the last. 0, or -1 with a line in g->error.
+    void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
+    int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
+    void (*decoder_close)(void* decoder);
     int (*verify)(gpt2_sp* g);                       // --verify
     void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
     int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
@@ -4774,6 +4812,12 @@ typedef struct {
     int64_t step;        // from 1, for the correction of the moments
 } AdamW;
 
+// AdamW's numbers for the step after `done` of the run's.
+static AdamW step_adamw(const gpt2_sp_options* o, int64_t done) {
+    AdamW a = {learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1, done + 1};
+    return a;
+}
+
 // AdamW (Loshchilov & Hutter 2019) on n numbers; weights decay only with `decay`.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
     real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
@@ -4828,9 +4872,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 // ===== 10. trainer ==============================================================================
 //
 // A trainer (gpt2_sp) holds the ranks of this process and all that they share. What they do together is a
-// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job takes what it needs
-// from the trainer and leaves its result there: the first rank of a process writes what all ranks have alike.
-// A step is such a job:
+// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job has an argument
+// of its own, in which the first rank of the process leaves what all ranks have alike. A step is such a job:
 //
 //     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
@@ -4844,7 +4887,6 @@ typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
 } Evaluation;
 
-// The trainer. Fields from adamw on are arguments and results of jobs.
 struct gpt2_sp {
     gpt2_sp_options options;
     const Device* device;
@@ -4868,23 +4910,15 @@ struct gpt2_sp {
     int64_t eot;             // the tokenizer's end-of-text token
     int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
     int lock_fd;             // OUT/.lock, held while this trainer lives
-    AdamW adamw;             // of the step that runs
-    double sums[2];          // loss and squared gradient norm of the step that ran
-    int updated;             // it changed the weights
     int skipped;             // steps in a row that were not finite
-    Evaluation evaluation;   // that rank_evaluate adds to
-    real* collected;         // all weights, while generate needs them whole; all gradients, during --check
-    const char* folder;      // that rank_load reads
-    int load_moments;        // rank_load reads the moments too
-    OutFile *model_file, *optimizer_file;   // that rank_save writes
+    Evaluation evaluation;   // the last one
 };
 
-// What a rank does in a job: 0, or -1 with a line in r->error.
-typedef int (*RankJob)(Rank* r, gpt2_sp* g);
 typedef struct {
     Rank* rank;
     gpt2_sp* g;
     RankJob job;
+    void* argument;
     int status;
 } RankCall;
 
@@ -4894,14 +4928,14 @@ static void* rank_thread(void* argument) {
 #ifdef _OPENMP
     omp_set_num_threads(call->g->mesh.threads);
 #endif
-    call->status = call->job(call->rank, call->g);
+    call->status = call->job(call->rank, call->g, call->argument);
     if (call->status != 0) call->rank->transport.abort(&call->rank->transport, &call->rank->error);
     return NULL;
 }
 
 // Runs a job on every rank of this process, each on a thread of its own (the first on the caller's), and
 // waits. If any rank fails all stop, and the first reason is the trainer's error.
-static int ranks_run(gpt2_sp* g, RankJob job) {
+static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
     pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
@@ -4909,7 +4943,7 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     int started = 1;
     for (int i = 0; status == 0 && i < world; i++) {
         calls[i].rank = &g->ranks[i], calls[i].g = g;
-        calls[i].job = job;
+        calls[i].job = job, calls[i].argument = argument;
         g->ranks[i].transport.step = g->step + 1;
     }
     for (; status == 0 && started < world; started++)
@@ -4936,32 +4970,45 @@ static int rank_gradients_sum(Rank* r, double sums[2]) {
     return gradients_reduce(r, sums);
 }
 
+// A step: what it is given, and what the first rank of the process leaves of it.
+typedef struct {
+    AdamW adamw;
+    double loss, square;   // of the step; the squared norm of its gradient
+    int updated;           // it changed the weights
+} StepJob;
 // A job: one optimizer step. Where loss or norm is not finite no rank updates, and all know that it is so.
-static int rank_step(Rank* r, gpt2_sp* g) {
+static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
+    StepJob* step = (StepJob*)argument;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
-    AdamW adamw = g->adamw;
+    AdamW adamw = step->adamw;
     adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
     if (r->world_rank == r->mesh->first_rank) {
-        g->sums[0] = sums[0], g->sums[1] = sums[1];
-        g->updated = finite;
+        step->loss = sums[0], step->square = sums[1];
+        step->updated = finite;
     }
     return finite ? weights_update(r, &adamw) : 0;
 }
 
-// A job, for --check: the gradients of a step without an update. Each rank copies its slices to g->collected,
-// which has whole units.
-static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
+// The gradients of a step's batches, whole: (layout.elements); and their loss and squared norm.
+typedef struct {
+    real* all;
+    double loss, square;
+} Gradients;
+// A job, for --check: the gradients of a step without an update. Each rank copies its slices to `all`.
+static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
+    Gradients* out = (Gradients*)argument;
+    (void)g;
     const Layout* layout = r->layout;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
-    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
+    if (r->world_rank == r->mesh->first_rank) out->loss = sums[0], out->square = sums[1];
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         int64_t begin = slice_begin(r, u), at = held_at(r, STATE_GRADIENTS, u, begin);
-        memcpy(g->collected + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
+        memcpy(out->all + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
             (size_t)unit->slice * sizeof(real));
     }
     return 0;
@@ -4988,17 +5035,15 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
-    g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
-    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2;
-    g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
-    if (ranks_run(g, g->device->step) != 0) return -1;
+    StepJob step = {step_adamw(o, g->step), 0, 0, 0};
+    if (ranks_run(g, g->device->step, &step) != 0) return -1;
     g->step++, g->next_sample += samples;
     g->tokens_seen += batch->valid;
-    g->skipped = g->updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = g->sums[0];
-    stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
+    g->skipped = step.updated ? 0 : g->skipped + 1;
+    stats->step = g->step, stats->loss = step.loss;
+    stats->grad_norm = sqrt(step.square), stats->lr = step.adamw.lr;
     stats->tokens = g->tokens_seen, stats->ms = now_ms() - start;
-    stats->updated = g->updated;
+    stats->updated = step.updated;
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
         return fail(&g->error,
@@ -5110,13 +5155,13 @@ static const real* unit_fetch(Rank* r, int state, int u) {
                                                                                                    : NULL;
 }
 
-// Takes the n numbers of a unit that begin at `begin`: all of it, or one slice of an own unit.
-typedef void (*UnitTaker)(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n);
+// Takes the n numbers of a unit that begin at `begin` to `to`: all of it, or one slice of an own unit.
+typedef void (*UnitTaker)(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n);
 
 // Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
 // `take`. All ranks call it together. An own unit is delivered slice by slice; whole, it would be the largest
 // buffer.
-static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take) {
+static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take, void* to) {
     const Unit* unit = &r->layout->units[u];
     int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
         status = 0;
@@ -5124,7 +5169,7 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
     if (how != HELD_OWN) {
         const real* whole = unit_fetch(r, state, u);
         if (!whole) return -1;
-        if (takes) take(g, state, u, whole, 0, unit->elements);
+        if (takes) take(g, to, state, u, whole, 0, unit->elements);
         // ranks stay together: none begins the next unit while another is still taking this one
         return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
     }
@@ -5141,32 +5186,38 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
         if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
             r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
             status = -1;
-        else if (takes) take(g, state, u, received ? room : own, w * unit->slice, unit->slice);
+        else if (takes) take(g, to, state, u, received ? room : own, w * unit->slice, unit->slice);
     }
     free(sends);
     free(room);
     return status;
 }
 
+// The files that the first rank of process 0 writes; none elsewhere.
+typedef struct {
+    OutFile *model, *optimizer;
+} SaveJob;
+
 // rank_save's UnitTaker, on rank 0: appends what came to its file. After a failed write, which g->error has,
 // it does nothing, so that the ranks' exchange can go on to its end.
-static void unit_write(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n) {
+static void unit_write(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    const SaveJob* save = (const SaveJob*)to;
     const Unit* unit = &g->layout.units[u];
     (void)begin;   // an own unit is one parameter, whose rows come in their order
     for (int id = 0; id < PARAMETER_COUNT; id++) {
         Parameter p = parameter(&g->mesh.shape, id);
         if (p.unit != unit->kind || g->error.text[0]) continue;
-        OutFile* file = state == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+        OutFile* file = state == STATE_WEIGHTS ? save->model : save->optimizer;
         int64_t rows = min_i64(tensor_rows(&g->mesh.shape, id, &p), n / max_i64(1, p.columns));
         tensor_write(file, part + g->layout.within[id], rows, p.columns,
             state == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
 // A job: writes both safetensors files. Every rank brings what it holds, rank 0 writes.
-static int rank_save(Rank* r, gpt2_sp* g) {
+static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
     for (int i = 0; i < SAVED_COUNT; i++)
         for (int u = 0; u < g->layout.count; u++)
-            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write) != 0) return -1;
+            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write, argument) != 0) return -1;
     return 0;
 }
 
@@ -5223,8 +5274,9 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
 // others' folder and manifest are not looked at.
 static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
+    SaveJob save = {NULL, NULL};
     if (g->mesh.process != 0)
-        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save);
+        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save, &save);
     OutFile* files = (OutFile*)calloc(2, sizeof *files);
     if (!files) {
         if (status == 0) fail(e, "out of memory");
@@ -5241,9 +5293,9 @@ static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manife
     if (status == 0) status = file_create(&files[1], e, folder, "optimizer.safetensors");
     if (status == 0) status = header_write(&files[0], &headers[0], e);
     if (status == 0) status = header_write(&files[1], &headers[1], e);
-    g->model_file = &files[0], g->optimizer_file = &files[1];
+    save.model = &files[0], save.optimizer = &files[1];
     status = processes_agree(&g->host, status, NULL, e);
-    if (status == 0) status = ranks_run(g, g->device->save);
+    if (status == 0) status = ranks_run(g, g->device->save, &save);
     if (status == 0 && e->text[0]) status = -1;
     static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
     for (int i = 0; i < 2; i++) {
@@ -5456,8 +5508,7 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     tensor_name(name, sizeof name, prefix, &p, u);
     const st_tensor* t = st_find(f, name);
     if (!t && strcmp(prefix, "transformer.") == 0)
-        tensor_name(name, sizeof name, "", &p, u),
-            t = st_find(f, name);   // files of the hub leave the prefix out
+        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // the hub's have no prefix
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
@@ -5507,17 +5558,23 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
                                    f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
-// A job: loads the weights, and the moments if asked, of g->folder. Every rank reads for itself what it
-// holds, though of a unit that it holds a slice of it reads all: tensors of files do not split as slices do.
-static int rank_load(Rank* r, gpt2_sp* g) {
+// A checkpoint folder to load: its weights, and the moments if asked.
+typedef struct {
+    const char* folder;
+    int moments;
+} LoadJob;
+// A job: every rank reads for itself what it holds, though of a unit that it holds a slice of it reads all:
+// tensors of files do not split as slices do.
+static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
+    const LoadJob* from = (const LoadJob*)argument;
     static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
     const Shape* s = &g->mesh.shape;
     int status = 0;
-    for (int i = 0; status == 0 && i < (g->load_moments ? SAVED_COUNT : 1); i++) {
+    for (int i = 0; status == 0 && i < (from->moments ? SAVED_COUNT : 1); i++) {
         int state = SAVED_STATES[i];
         char path[GPT2_SP_TEXT + 64];
         st_file file;
-        snprintf(path, sizeof path, "%.1000s/%s", g->folder,
+        snprintf(path, sizeof path, "%.1000s/%s", from->folder,
             state == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
         if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
         if (state == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
@@ -5682,8 +5739,10 @@ static int position_bucket(int64_t position) {
     return bucket;
 }
 
-// A job: one forward pass over the evaluation's batch. The sums over all ranks are added to g->evaluation.
-static int rank_evaluate(Rank* r, gpt2_sp* g) {
+// A job: one forward pass over the evaluation's batch. The sums over all ranks are added to its Evaluation.
+static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
+    Evaluation* out = (Evaluation*)argument;
+    (void)g;
     const Shape* s = &r->mesh->shape;
     double sums[2 + 2 * POSITION_BUCKETS] = {0};
     r->learn = 0, r->loss_sum = 0;
@@ -5702,10 +5761,9 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     if (r->transport.all_reduce(&r->transport, &r->all, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0)
         return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
-    g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
+    out->loss += sums[0], out->count += sums[1];
     for (int i = 0; i < POSITION_BUCKETS; i++)
-        g->evaluation.bucket_loss[i] += sums[2 + i],
-            g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+        out->bucket_loss[i] += sums[2 + i], out->bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
     return 0;
 }
 
@@ -5716,7 +5774,8 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
     for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B)) {
         int status = loader_fill(l, &l->batch[0], first, &g->error);
-        if (processes_agree(&g->host, status, NULL, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0)
+        if (processes_agree(&g->host, status, NULL, &g->error) != 0 ||
+            ranks_run(g, rank_evaluate, &g->evaluation) != 0)
             return -1;
     }
     return 0;
@@ -5748,7 +5807,7 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
             r->batches[2].labels[t] = t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)g->eot;
             if (g->mesh.doc_mask) r->batches[2].doc_start[t] = 0;
         }
-        int status = ranks_run(g, rank_evaluate);
+        int status = ranks_run(g, rank_evaluate, &g->evaluation);
         for (int f = 0; status == 0 && f < doc.fact_count; f++) {
             int bucket = position_bucket((int64_t)(doc.facts[f].answer - doc.facts[f].statement)), hit = 1;
             for (int i = 0; i < doc.facts[f].answer_length; i++)
@@ -5765,32 +5824,64 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
+// rank_collect's UnitTaker: copies what came to its place among all units.
+static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    (void)state;
+    memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
+}
+// A job, for --zero 3 and own positions: brings all weights to an array (layout.elements) of each process.
+static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
+    for (int u = 0; u < g->layout.count; u++)
+        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect, all) != 0) return -1;
+    return 0;
+}
+
 // A model that reads tokens one after the other.
 typedef struct {
     gpt2_sp* g;
-    const real* weights;          // all units, whole
-    int64_t capacity, position;   // tokens that fit in the cache; of those being read
-    real* cache;                  // (L, NH, 2, capacity, HS)
-    real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
+    const real* weights;                              // all units, whole
+    real* collected;                                  // the same, where rank 0 does not hold them all
+    int64_t capacity, position;                       // tokens that fit in the cache; of those being read
+    real* cache;                                      // (L, NH, 2, capacity, HS)
+    real *x, *narrow, *wide, *q, *kv, *out, *m, *l;   // for DECODE_ROWS rows
 } Decoder;
 
-// Makes a decoder with an empty cache. All its memory is one allocation, which begins with the cache.
-static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t capacity) {
+static void decoder_close(void* decoder) {
+    Decoder* d = (Decoder*)decoder;
+    free(d->collected);
+    free(d->cache);
+    free(d);
+}
+
+// Gives a decoder its weights and an empty cache. All its memory is one allocation, which begins with the
+// cache.
+static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
-    memset(d, 0, sizeof *d);
-    d->g = g, d->weights = weights;
-    d->capacity = capacity;
-    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
+    d->g = g, d->capacity = capacity;
+    d->weights = g->ranks[0].state[STATE_WEIGHTS];
+    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
+        d->weights = d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
+        if (!d->collected) return fail(&g->error, "out of memory for the whole weights");
+        if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
+    }
+    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH)) * sizeof(real));
     if (!at) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
     const struct {
         real** p;
         int64_t elements;
     } parts[] = {{&d->cache, cache}, {&d->x, n * C}, {&d->narrow, n * C}, {&d->wide, n * 4 * C},
-        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH},
-        {&d->logits, s->Vp}};
+        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH}};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) *parts[i].p = at, at += parts[i].elements;
     return 0;
+}
+
+// The CPU's Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
+static void* decoder_open(gpt2_sp* g, int64_t capacity) {
+    Decoder* d = (Decoder*)calloc(1, sizeof *d);
+    if (!d) fail(&g->error, "out of memory");
+    else if (decoder_init(d, g, capacity) != 0) decoder_close(d), d = NULL;
+    return d;
 }
 
 // The weights of a unit, by their names.
@@ -5822,9 +5913,10 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
-// Reads n <= DECODE_ROWS tokens that stand at positions p.. and leaves the logits after the last in
-// d->logits. Without a backward pass activations may share buffers, so a few are enough for all.
-static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p) {
+// Reads n <= DECODE_ROWS tokens that stand at positions p.. and leaves the logits after the last in `logits`.
+// Without a backward pass activations may share buffers, so a few are enough for all.
+static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    Decoder* d = (Decoder*)decoder;
     const Shape* s = &d->g->mesh.shape;
     int64_t C = s->C;
     int center = d->g->mesh.center, last = (int)s->L + 1;
@@ -5848,7 +5940,8 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
         layer_forward(&d->g->ranks[0], &x);
     }
     cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, final.lnfw, final.lnfb, 1, C);
-    cpu_matmul_forward(d->logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    return 0;
 }
 
 typedef struct {
@@ -5879,27 +5972,35 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and then to the likeliest
-// that make up probability p. `unit` is uniform in (0, 1) and decides. candidates: room for V. Only the
+// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and then
+// to the likeliest that make up probability p.
+typedef struct {
+    double temperature;
+    int64_t top_k;
+    double top_p;
+    uint64_t seed;
+} Sampling;
+
+// Draws a token from logits (V). `unit` is uniform in (0, 1) and decides. candidates: room for V. Only the
 // likeliest are sorted, in portions: to sort a large vocabulary would take longer than the model.
-static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p,
-    double unit, Candidate* candidates) {
+static int32_t sample_token(
+    const real* logits, int64_t V, const Sampling* how, double unit, Candidate* candidates) {
     int32_t best = 0;
     for (int64_t v = 0; v < V; v++) {
         candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
         if (logits[v] > logits[best]) best = (int32_t)v;
     }
-    if (temperature == 0) return best;
-    real most = logits[best], scale = (real)fmin(1 / temperature, 1e30);
+    if (how->temperature == 0) return best;
+    real most = logits[best], scale = (real)fmin(1 / how->temperature, 1e30);
     double sum = 0;
-    int64_t count = top_k > 0 && top_k < V ? top_k : V;
+    int64_t count = how->top_k > 0 && how->top_k < V ? how->top_k : V;
     candidates_select(candidates, V, count);
     SIMD_EXP
     for (int64_t i = 0; i < count; i++) candidates[i].weight = exp_real((candidates[i].logit - most) * scale);
     for (int64_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
-    double kept = top_p < 1 ? 0 : sum;
-    int64_t cut = top_p < 1 ? 0 : count, sorted = 0;
-    while (cut < count && (cut == 0 || kept < top_p * sum)) {
+    double kept = how->top_p < 1 ? 0 : sum;
+    int64_t cut = how->top_p < 1 ? 0 : count, sorted = 0;
+    while (cut < count && (cut == 0 || kept < how->top_p * sum)) {
         if (cut == sorted) {   // sort the next likeliest; of alike ones soon all
             int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
             candidates_select(candidates + sorted, count - sorted, more);
@@ -5916,16 +6017,22 @@ static int32_t sample_token(const real* logits, int64_t V, double temperature, i
     return candidates[cut - 1].token;
 }
 
-// rank_collect's UnitTaker: copies what came to g->collected.
-static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
-    (void)kind;
-    memcpy(g->collected + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
-}
-// A job, for --zero 3 and own positions: brings all weights to g->collected of each process.
-static int rank_collect(Rank* r, gpt2_sp* g) {
-    for (int u = 0; u < g->layout.count; u++)
-        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
-    return 0;
+// Reads the prompt, then draws token after token until the end of a document or `count`; how many, or -1.
+static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int64_t prompt_count,
+    int32_t* out, int64_t count, const Sampling* how, real* logits, Candidate* candidates) {
+    const Device* device = g->device;
+    for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
+        if (device->decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits) != 0)
+            return -1;
+    for (int64_t made = 0; made < count; made++) {
+        double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)made));
+        out[made] = sample_token(logits, g->mesh.shape.V, how, unit, candidates);
+        if (out[made] == g->eot) return made;
+        if (made + 1 < count &&
+            device->decoder_read(decoder, &out[made], 1, prompt_count + made, logits) != 0)
+            return -1;
+    }
+    return count;
 }
 
 // See the header. Sampled token i depends on the seed, i and the logits only. Ends early at the token eot,
@@ -5940,43 +6047,20 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         if (prompt[i] < 0 || prompt[i] >= s->V)
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
-    if (g->device->generate)
-        return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
-    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
-        g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        int status = g->collected ? ranks_run(g, rank_collect)
-                                  : fail(&g->error, "out of memory for the whole weights");
-        if (status != 0) {
-            free(g->collected);
-            g->collected = NULL;
-            return -1;
-        }
-    }
 #ifdef _OPENMP
     // there is scratch memory for so many threads, and the caller's may be set to more
     omp_set_num_threads(g->mesh.threads);
 #endif
-    Decoder d;
+    const Sampling how = {temperature, top_k, top_p, seed};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
-    int64_t made = 0;
-    if (!candidates ||
-        decoder_init(
-            &d, g, g->collected ? g->collected : g->ranks[0].state[STATE_WEIGHTS], prompt_count + count) != 0)
-        made = fail(&g->error, "out of memory");
-    else {
-        for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
-            decoder_read(&d, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p);
-        for (; made < count; made++) {
-            out[made] = sample_token(d.logits, s->V, temperature, top_k, top_p,
-                random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
-            if (out[made] == g->eot) break;
-            if (made + 1 < count) decoder_read(&d, &out[made], 1, prompt_count + made);
-        }
-        free(d.cache);
-    }
+    real* logits = (real*)malloc((size_t)s->Vp * sizeof *logits);
+    void* decoder = candidates && logits ? g->device->decoder_open(g, prompt_count + count) : NULL;
+    int64_t made = -1;
+    if (decoder) made = tokens_draw(g, decoder, prompt, prompt_count, out, count, &how, logits, candidates);
+    else if (!candidates || !logits) fail(&g->error, "out of memory");
+    if (decoder) g->device->decoder_close(decoder);
     free(candidates);
-    free(g->collected);
-    g->collected = NULL;
+    free(logits);
     return made;
 }
 
@@ -6536,7 +6620,8 @@ static int out_lock(gpt2_sp* g) {
 }
 
 // A job: fresh weights.
-static int rank_weights_init(Rank* r, gpt2_sp* g) {
+static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     weights_init(r, (uint64_t)g->options.seed);
     return 0;
 }
@@ -6580,17 +6665,16 @@ static int trainer_start(gpt2_sp* g) {
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
-        g->folder = folder, g->load_moments = 1;
-        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
+        LoadJob resume = {folder, 1};
+        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load, &resume) != 0) return -1;
         int64_t* steps;
         int count = checkpoint_list(g->options.out, &steps, &g->error);
         if (count > 0) g->newest_step = steps[0];
         free(steps);
         g->saved_step = g->resumed_step = g->step;
-        g->folder = NULL;
         return count < 0 ? -1 : 0;
     }
-    if (ranks_run(g, g->device->init) != 0) return -1;
+    if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
     gpt2_sp_options saved = g->options;
     int64_t vocab, eot;
@@ -6608,8 +6692,8 @@ static int trainer_start(gpt2_sp* g) {
     if (saved.center != g->options.center)
         return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
             g->options.init_from, (long long)saved.center, (long long)g->options.center);
-    g->folder = g->options.init_from, g->load_moments = 0;
-    return ranks_run(g, g->device->load);
+    LoadJob start = {g->options.init_from, 0};
+    return ranks_run(g, g->device->load, &start);
 }
 
 // Whether each process may have a value of its own of an option.
@@ -6649,7 +6733,7 @@ static int processes_meet(gpt2_sp* g) {
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, 'T') || option_is_own(option->name)) continue;
+        if (!(option->commands & TRAIN) || option_is_own(option->name)) continue;
         option_print(o, option, value, sizeof value);
         if (option_is_place(option->name))
             snprintf(value, sizeof value, "%s", *((const char*)o + option->offset) ? "given" : "not given");
@@ -6746,12 +6830,22 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
-static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free,
-    rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
-    NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
-    NULL, 1};
-// The device of trainers that are made from here on. The GPU program sets its own once, before main.
-static const Device* gpt2_sp_device = &CPU_DEVICE;
+static const Device CPU_DEVICE = {
+    cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load, rank_save,
+    rank_step, rank_gradients_collect, model_forward_backward, decoder_open, decoder_read, decoder_close,
+    NULL,   // verify: cpu_check refuses it
+    measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
+    NULL,   // count: one rank without --sp
+    1,      // processes
+};
+
+// The device of the trainers made from here on. train_gpt2_sp.cu names its own before it includes this file.
+#ifdef GPT2_SP_DEVICE
+extern const Device GPT2_SP_DEVICE;
+#else
+#define GPT2_SP_DEVICE CPU_DEVICE
+#endif
+static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 
 // A trainer with nothing in it yet; NULL: out of memory.
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
@@ -6764,15 +6858,16 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // --- --check: the same batch on one rank alone ---
 
-// Leaves the gradients of the step that begins with `sample` in g->collected, which the caller frees, and its
-// loss in g->sums. The loader then reads that step again.
-static int gradients_collect(gpt2_sp* g, uint64_t sample) {
+// Leaves the gradients and the loss of the step that begins with `sample` in `out`, whose array the caller
+// frees. The loader then reads that step again.
+static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
+    memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
     loader_request(&g->loader, sample);
     if (!batch_take(g)) return -1;
-    g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
-    if (!g->collected) return fail(&g->error, "out of memory for all gradients");
-    int status = ranks_run(g, g->device->gradients);
+    out->all = (real*)calloc((size_t)g->layout.elements, sizeof(real));
+    if (!out->all) return fail(&g->error, "out of memory for all gradients");
+    int status = ranks_run(g, g->device->gradients, out);
     loader_request(&g->loader, sample);
     return status;
 }
@@ -6799,22 +6894,22 @@ static double relative_error(const real* found, const real* exact, int64_t n, do
 }
 
 // Compares the gradients of g's ranks with those of one rank, tensor by tensor. A NaN is the worst of all.
-static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
-    double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
+static int gradients_compare(gpt2_sp* g, const Gradients* found, const gpt2_sp* one, const Gradients* alone) {
+    double bound = check_bound(g), worst = 0, loss = fabs(found->loss / alone->loss - 1);
     printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
     for (int u = 0; u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
-            const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
-            const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
+            const real* a = found->all + g->layout.units[u].offset + g->layout.within[id];
+            const real* b = alone->all + one->layout.units[u].offset + one->layout.within[id];
             double size, error = relative_error(a, b, parameter_elements(&p), &size);
             char name[ST_NAME_MAX];
             if (!isnan(worst) && !(error <= worst)) worst = error;
             tensor_name(name, sizeof name, "", &p, u);
             printf("  %-24s %.3e\n", name, error);
         }
-    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
+    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", found->loss, alone->loss, loss, worst);
     if (!(worst <= bound) || !(loss <= bound))
         return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e",
             g->mesh.world, worst, loss, bound);
@@ -6837,13 +6932,13 @@ static int trainer_check_ranks(gpt2_sp* g) {
     gpt2_sp* one = trainer_new(&o);
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
     if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_collect(g, g->next_sample);
-    if (status == 0 && gradients_collect(one, g->next_sample) != 0)
+    Gradients found = {NULL, 0, 0}, alone = {NULL, 0, 0};
+    if (status == 0) status = gradients_collect(g, g->next_sample, &found);
+    if (status == 0 && gradients_collect(one, g->next_sample, &alone) != 0)
         status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_compare(g, one);
-    if (one) free(one->collected);
-    free(g->collected);
-    g->collected = NULL;
+    if (status == 0) status = gradients_compare(g, &found, one, &alone);
+    free(found.all);
+    free(alone.all);
     gpt2_sp_destroy(one);
     return status;
 }
@@ -6883,9 +6978,8 @@ static int trainer_load(gpt2_sp* g) {
     o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
-    g->folder = folder;
-    int status = ranks_run(g, g->device->load);
-    g->folder = NULL;
+    LoadJob model = {folder, 0};
+    int status = ranks_run(g, g->device->load, &model);
     return status;
 }
 
@@ -6983,7 +7077,7 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     if (!f) return fail_file(e, "write", path);
     for (int i = 0; i < OPTION_COUNT; i++) {
         option_print(o, &OPTIONS[i], value, sizeof value);
-        if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
+        if ((OPTIONS[i].commands & TRAIN) && value[0] && !option_is_launch(OPTIONS[i].name) &&
             strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
@@ -7501,29 +7595,27 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
-typedef struct {
-    const char* name;
-    char letter;   // in the options' table
-    // 0, or -1 with a line in the error; changes options that it chooses itself.
-    int (*run)(gpt2_sp_options*, const Positional*, Error*);
-    int inputs;   // takes arguments that are no options
-    const char *what, *usage;
-} Command;
-
 static const Command COMMANDS[] = {
-    {"train", 'T', command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
-    {"plan", 'P', command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
-    {"schedule", 'S', command_schedule, 0, "draw and prove a schedule of distributed attention",
+    {"train", TRAIN, command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
+    {"plan", PLAN, command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
+    {"schedule", SCHEDULE, command_schedule, 0, "draw and prove a schedule of distributed attention",
         "--schedule KIND --sp P [--json]"},
-    {"sample", 'A', command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
-    {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
+    {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
+    {"eval", EVAL, command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
         "--from RUN --data SHARDS [options]"},
-    {"prepare", 'R', command_prepare, 1, "turn text into token shards",
+    {"prepare", PREPARE, command_prepare, 1, "turn text into token shards",
         "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
-    {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away",
+    {"synth", SYNTH, command_synth, 0, "write synthetic long documents whose facts are asked for far away",
         "--out FILE.tok [options]"},
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
+
+// The command of a name; NULL if there is none.
+static const Command* command_find(const char* name) {
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
+    return NULL;
+}
 
 // What the program prints without a command.
 MAIN_ONLY static void usage(FILE* out) {
@@ -7535,18 +7627,17 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
-// All of main; returns the exit status. argv[0] gives the name for messages.
+// All of main; returns the exit status. Without a command's name it trains. argv[0] gives the name for
+// messages.
 MAIN_ONLY static int program(int argc, char** argv) {
-    const Command* command = &COMMANDS[0];
-    int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
     if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2;
     }
-    for (int i = 0; !found && i < COMMAND_COUNT; i++)
-        if (strcmp(argv[1], COMMANDS[i].name) == 0) command = &COMMANDS[i], found = 1, first = 2;
-    if (!found) {
+    int named = strncmp(argv[1], "--", 2) != 0, first = named ? 2 : 1;
+    const Command* command = command_find(named ? argv[1] : "train");
+    if (!command) {
         fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1],
             program_name);
         return 1;
@@ -7555,10 +7646,9 @@ MAIN_ONLY static int program(int argc, char** argv) {
     Error e = {{0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     gpt2_sp_defaults(&options);
-    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first,
-                                    argv + first, command->inputs ? &inputs : NULL, &e)
+    int status = inputs.items ? options_parse(&options, command, argc - first, argv + first, &inputs, &e)
                               : fail(&e, "out of memory");
-    if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
+    if (status == 1) options_help(command);
     else if (status == 0) status = command->run(&options, &inputs, &e);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0)
         status = fail(&e, "cannot write all of the output");
