@@ -2918,12 +2918,9 @@ static void options_table(void) {
 static const struct {
     const char *command, *line, *part;
 } REFUSED_OPTIONS[] = {{"train", "--sequence-len 5", "unknown option --sequence-len"},
-    {"train", "--seqlen 5", "did you mean --seq-len?"},
-    {"train", "--lyers 5", "did you mean --layers?"},
-    {"train", "--xxxxxxxxxxxx 5", "--help` lists them"},
-    {"train", "--layers 0", "must be from 1 to 512"},
-    {"train", "--layers 513", "must be from 1 to 512"},
-    {"train", "--layers x", "expected a whole number"},
+    {"train", "--seqlen 5", "did you mean --seq-len?"}, {"train", "--lyers 5", "did you mean --layers?"},
+    {"train", "--xxxxxxxxxxxx 5", "--help` lists them"}, {"train", "--layers 0", "must be from 1 to 512"},
+    {"train", "--layers 513", "must be from 1 to 512"}, {"train", "--layers x", "expected a whole number"},
     {"train", "--layers 2.5", "expected a whole number"}, {"train", "--layers", "needs a value"},
     {"train", "--layers 5x", "expected a whole number"},
     {"train", "--seq-len 99999999999999999999", "expected a whole number"},
@@ -3324,8 +3321,7 @@ static int command_run(const char* line, char* out, size_t size) {
     for (int i = 0; i < COMMAND_COUNT; i++) {
         const Command* c = &COMMANDS[i];
         if (strcmp(c->name, words[0]) != 0) continue;
-        status =
-            options_parse(&o, c, count - 1, words + 1, &positional, &e);
+        status = options_parse(&o, c, count - 1, words + 1, &positional, &e);
         if (status == 0) status = c->run(&o, &positional, &e);
         else if (status == 1) options_help(c);
     }
@@ -3721,7 +3717,8 @@ static int transport_processes(TransportProcess* p, int processes, int what, int
 }
 
 static void transport_between_processes(void) {
-    static const char* const names[] = {"transport: collectives of every group between processes give the right numbers",
+    static const char* const names[] = {
+        "transport: collectives of every group between processes give the right numbers",
         "transport: messages between processes arrive as they were sent"};
     static const int counts[] = {2, 3, 6};
     TransportProcess p[TRANSPORT_WORLD];
@@ -3798,8 +3795,7 @@ static void transport_not_finite(void) {
 // All ranks in one process.
 static void transport_threads(void) {
     static const RankJob jobs[] = {rank_collectives, rank_exchange};
-    static const char* const names[] = {
-        "transport: collectives of every group give the right numbers",
+    static const char* const names[] = {"transport: collectives of every group give the right numbers",
         "transport: groups of messages arrive as they were sent"};
     static const int rounds[] = {20, 50};
     gpt2_sp_options o = options_of("layers=1 heads=1 channels=8 seq-len=8 dp=3 sp=2 threads=1");
@@ -3822,7 +3818,8 @@ static void transport_stops(void) {
     for (transport_case = 0; transport_case < 6; transport_case++) {
         const char* part = transport_case == 5 ? "expects 4 bytes" : "rank 2 has had enough";
         gpt2_sp* g = bare_trainer(&o, 128);
-        int status = g ? ranks_run(g, rank_stops, NULL) : 0, again = g ? ranks_run(g, rank_collectives, NULL) : 0;
+        int status = g ? ranks_run(g, rank_stops, NULL) : 0,
+            again = g ? ranks_run(g, rank_collectives, NULL) : 0;
         check(status == -1 && again == -1 && strstr(g->error.text, part),
             "transport: one rank's end wakes the others", "waiting for %s: %s", waits[transport_case],
             g ? g->error.text : "");

@@ -3043,9 +3043,9 @@ typedef struct {
     RankJob gradients;   // Gradients: those of the ranks' batches, without an update
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
-    // A decoder reads tokens and keeps their keys and values. open: room for `capacity` tokens; NULL with a
-    // line in g->error. read: n <= DECODE_ROWS tokens that stand at positions p..; logits (Vp) of what
-    // follows the last. 0, or -1 with a line in g->error.
+    // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and
+    // a line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the
+    // logits (Vp) of what follows the last. 0, or -1 and a line in g->error.
     void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
     int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
     void (*decoder_close)(void* decoder);
@@ -6831,10 +6831,23 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
 }
 
 static const Device CPU_DEVICE = {
-    cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free, rank_weights_init, rank_load, rank_save,
-    rank_step, rank_gradients_collect, model_forward_backward, decoder_open, decoder_read, decoder_close,
-    NULL,   // verify: cpu_check refuses it
-    measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
+    cpu_check,                // check
+    rank_plan,                // plan
+    machine_bytes,            // memory
+    rank_allocate,            // allocate
+    rank_free,                // release
+    rank_weights_init,        // init
+    rank_load,                // load
+    rank_save,                // save
+    rank_step,                // step
+    rank_gradients_collect,   // gradients
+    model_forward_backward,   // pass
+    decoder_open,             // decoder_open
+    decoder_read,             // decoder_read
+    decoder_close,            // decoder_close
+    NULL,                     // verify: cpu_check refuses it
+    measure_rates,            // rates
+    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},   // item_bytes
     NULL,   // count: one rank without --sp
     1,      // processes
 };
@@ -6850,9 +6863,12 @@ static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 // A trainer with nothing in it yet; NULL: out of memory.
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
-    if (g)
-        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1,
-        g->saved_step = g->resumed_step = g->newest_step = -1;
+    if (!g) return NULL;
+    g->options = *options;
+    g->device = gpt2_sp_device;
+    g->lock_fd = -1;
+    g->saved_step = g->resumed_step = -1;
+    g->newest_step = -1;
     return g;
 }
 

@@ -1,27 +1,36 @@
-/* gpt2_sp on the GPU: the same program as train_gpt2_sp.c, which it includes whole, with the model's work done by CUDA kernels.
+/* gpt2_sp on the GPU: the program of train_gpt2_sp.c, which this file includes whole, with the model's work
+ * done by CUDA kernels.
  *
  *     make train_gpt2_spcu
  *     ./train_gpt2_spcu train --data shards --out runs/a --model d12 --seq-len 32768 --recompute attn
- *     ./train_gpt2_spcu train --data shards --model d12 --seq-len 1024 --verify 1      against the CPU reference
+ *     ./train_gpt2_spcu train --data shards --model d12 --seq-len 1024 --verify 1     compares with the CPU
  *
- * Options, shards, schedules, checkpoints, evaluation, logs and commands are the .c's; here are the same numbered sections with
- * what differs: how ranks reach each other (4), where the memory is (6), the kernels (7), the order in which they run (8), and
- * the optimizer (9). The table GPU_DEVICE at the end of section 12 is all that the .c knows of it.
+ * Contents (`grep -n '^// =====' train_gpt2_sp.cu` prints them with their lines)
+ *      1. errors and files               9. optimizer
+ *      4. transports                    10. trainer
+ *      6. parameters and memory plan    11. checkpoints
+ *      7. layers (forward, backward);   12. evaluation and sampling
+ *         7a, 7b: attention's kernels   13. plan
+ *      8. model                         14. training loop
+ *                                       15. commands and main
+ * The numbers and titles are the .c's; a section here holds what is different on a GPU: how ranks reach each
+ * other (4), where the memory is (6), the kernels (7), the order in which they run (8), the update (9).
+ * Options (2), shards and loader (3) and schedules (5) are the .c's alone, and so are letters, formats and
+ * logs. The .c calls this file through one table of functions, GPU_DEVICE, just before main.
  *
- * Numbers. Master weights, AdamW's moments and gradients are fp32, in the .c's layout of units; products run in bf16 from a bf16
- * copy of the weights with fp32 sums. The residual stream is bf16: each of the 2L additions happens in the product's fp32
- * epilogue and is rounded once, which halves what recomputation must keep and what the norms must read. Norm gains and biases and
- * the embeddings are read in fp32.
- * Log-sum-exp and the norms' 1/rms are fp32. Weight gradients are added in fp32 by the product itself (D = A B + D).
+ * Numbers. Master weights, gradients and AdamW's moments are fp32, in the .c's layout of units. Matrix
+ * products read bf16, of the weights a bf16 copy, and sum in fp32; a weight's gradient is added in fp32 by the
+ * product itself (D = A B + D). The residual stream is bf16: the fp32 epilogue of a product does each of the 2L
+ * additions and rounds once, which halves what recomputation keeps and what the norms read. Embeddings, the
+ * norms' gains and the norms' biases are read in fp32. Log-sum-exp and the norms' 1/rms are fp32.
  *
- * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the same is done to the projection's
- * weights and bias over their outputs when they are rounded to bf16, once a step, and to their gradients before the norm: equal
- * mathematics, and no kernel of the step's inner part is longer for it. Only the embedding is centred by rows.
+ * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the projection's
+ * weights and bias are centred over their outputs instead, once a step, when they are rounded to bf16; so are
+ * their gradients, before the norm is taken. The mathematics is the same, and no kernel of a layer does more
+ * work for it. Only the embedding is centred row by row.
  *
- * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers whose lives do not meet share memory: the
- * logits of a chunk of tokens lie where the backward pass later recomputes a layer, and once a layer's MLP is differentiated, its
- * activations make room for those of its attention (--recompute attn) and their gradients; what ranks exchange lies where the
- * layer has nothing while they do.
+ * Memory. One cudaMalloc, laid out by one function that `plan` walks too. Buffers share memory where one is
+ * dead before the other is written (section 6).
  */
 #include <cub/device/device_radix_sort.cuh>
 #include <cublasLt.h>
@@ -42,6 +51,7 @@
 
 // ===== 2. errors and files ======================================================================
 
+// Calls CUDA, or cuBLASLt. If the call fails, the function returns -1 with the call and the reason in e.
 #define CUDA_TRY(e, call) \
     do { \
         cudaError_t status_ = (call); \
@@ -2279,20 +2289,27 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 // ===== 4. transports ============================================================================
 //
 // The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as
-// the CPU program's do (ThreadWorld), and run ahead of the GPUs: what one GPU must know of another is an
-// event. In a process every rank reads its peers' memory: operands come by the copy engines, which take no
-// multiprocessor's time, on a stream of their own, while blocks of attention are computed on two others; sums
-// of gradients by a kernel that adds all ranks' parts in the order of the ranks, so that two GPUs give the
-// same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for what the
-// compute stream waits for and one for the units of --zero 3, which come ahead of their use.
+// the CPU program's do (ThreadWorld) and run ahead of the GPUs; a GPU waits for another through events. Each
+// rank has four streams (LANE_...):
+//
+//     stream     the step: products, norms, every other op of attention, sums of gradients, the update
+//     beside     the other ops of attention; clears buffers ahead of their use
+//     copies     what attention's tables send from rank to rank
+//     gathers    parts of gradients and slices of weights, from rank to rank
+//
+// Inside a process every rank reads its peers' memory. Copy engines, which take no multiprocessor's time,
+// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the same
+// bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream` and
+// `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
 
-// A rectangle of memory: `rows` rows of `width` bytes, `pitch` bytes apart.
+// A rectangle of memory: `rows` rows of `width` bytes; a row begins `pitch` bytes after the one before it.
 typedef struct {
     char* data;
     size_t pitch, width;
     int64_t rows;
 } Block;
-// What travels lies in one piece; a block of wider rows is packed to one first.
+// A message is contiguous, so parts of wider rows are packed first: `rows` rows of `width` bytes go from
+// `source`, where they begin `source_pitch` bytes apart, to `data`, where they follow each other.
 typedef struct {
     char* data;
     size_t width;
@@ -2302,8 +2319,9 @@ typedef struct {
 } PackJob;
 enum { MAX_RANKS = 64 };   // of a run
 
-// What a rank offers a peer during a step: valid from `ready` on, read once `taken`. Empty while pieces is
-// NULL.
+// What a rank offers one peer during a step of a table; empty while pieces is NULL. The peer may read from
+// the event `ready` on. It empties the box and leaves `taken`, after which this rank may overwrite what it
+// offered.
 typedef struct {
     const Piece* pieces;
     int count;
@@ -2313,30 +2331,48 @@ typedef struct {
 struct Gpu;
 
 // ===== 6. parameters and memory plan ============================================================
+//
+// A rank's device memory is one allocation. gpu_layout hands it out, in this order:
+//
+//     | weights, gradients, m, v, | kept for   | one layer: its other activations, `wide` | exchange |
+//     | unit buffers, scratch     | all layers | or the head: lnf, logits of a chunk      |          |
+//
+// Two buffers share memory where the first is dead before the second is written:
+//     dx in x_final       the norm's backward kernel reads a row before it writes that row's gradient
+//     head over layer     the head runs between the layers' forward and backward passes; what it overwrites
+//                         was not to be kept, and the backward pass computes it again
+//     qkv, ln1 in fch     --recompute attn computes them again once the MLP is differentiated
+//     dQ in x2, ln2       the same mode: their last reader, the MLP's backward pass, is over; in fch else
+//     dqkv, dO in `wide`  the MLP's gradients before the GELU, which were there, have been used
+//     exchange            what layers leave unused while attention runs (exchange_rooms), then memory of its
+//                         own, the same for both directions, which never run at the same time
 
-// Activations of a layer: name, numbers per row, their type, and the recompute modes that keep them for
-// every layer.
+// Activations of a layer: name, numbers per row, their type, and the recompute modes that keep them for every
+// layer. qkv is (R, 3C), and attention reads it in place; lse is (B, NH, Tl); fch is the MLP before the GELU,
+// and in the backward pass scratch after it; without a gelu of their own, layers use `wide`.
 // clang-format off
 #define GPU_ACTIVATIONS(X) \
-    X(x,     s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input: the residual stream */ \
+    X(x,     s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input */ \
     X(ln1,   s->C,     bf16,  KEEP_NONE) \
     X(rstd1, 1,        float, KEEP_NONE) \
-    X(qkv,   3 * s->C, bf16,  KEEP_NONE | KEEP_GELU)             /* (R, 3C): attention reads it in place */ \
+    X(qkv,   3 * s->C, bf16,  KEEP_NONE | KEEP_GELU) \
     X(atty,  s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
-    X(lse,   s->NH,    float, KEEP_NONE | KEEP_GELU | KEEP_ATTN) /* (B, NH, T) */ \
+    X(lse,   s->NH,    float, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
     X(x2,    s->C,     bf16,  KEEP_NONE | KEEP_GELU) \
     X(ln2,   s->C,     bf16,  KEEP_NONE) \
     X(rstd2, 1,        float, KEEP_NONE) \
-    X(fch,   4 * s->C, bf16,  KEEP_NONE | KEEP_GELU)             /* MLP before the GELU; in backward, scratch after it */ \
-    X(gelu,  4 * s->C, bf16,  KEEP_NONE)                         /* the others use `wide` */
+    X(fch,   4 * s->C, bf16,  KEEP_NONE | KEEP_GELU) \
+    X(gelu,  4 * s->C, bf16,  KEEP_NONE)
 // clang-format on
 
+// G_x, G_ln1, ...: the activation's row in the table.
 enum {
 #define X(name, columns, type, keep) G_##name,
     GPU_ACTIVATIONS(X)
 #undef X
         GPU_ACTIVATION_COUNT
 };
+// A row of the table for a shape: name, numbers per row of the batch, bytes of one, KEEP_... bits.
 typedef struct {
     const char* name;
     int64_t columns;
@@ -2351,39 +2387,45 @@ static GpuActivation gpu_activation(const Shape* s, int id) {
     };
     return table[id];
 }
+// Whether the mesh's recompute mode keeps an activation for every layer.
 static int gpu_kept(const Mesh* mesh, int id) {
     return gpu_activation(&mesh->shape, id).keep >> mesh->recompute & 1;
 }
+// For how many layers an activation has a place at a time: all if it is kept, else those that are computed
+// again together, one without training. 0: it has none; gelu is then in `wide`.
 static int64_t gpu_copies(const Mesh* mesh, int id) {
     if (!mesh->training) return id != G_gelu;
     if (gpu_kept(mesh, id)) return mesh->shape.L;
     return id == G_gelu ? 0 : min_i64(mesh->shape.L, segment_layers(&mesh->shape, mesh->recompute));
 }
 
+// Figures of a step, fp64 on the device.
 enum {
-    STAT_LOSS,
-    STAT_SQUARE,
-    STAT_SCALE,
-    STAT_ALL_LOSS,
+    STAT_LOSS,       // this rank's sum of losses
+    STAT_SQUARE,     // the square of the norm of what this rank holds of the gradient
+    STAT_SCALE,      // what clipping multiplies the gradient with; -1: loss or norm is not finite, no update
+    STAT_ALL_LOSS,   // the two above for all ranks
     STAT_ALL_SQUARE,
     STAT_COUNT
-};   // of a step: this rank's sum of losses and square of the norm; what clipping leaves of the gradient (-1: not finite); all ranks' sums
+};
+// Sizes of launches whose partial sums a second kernel adds, and the widths that kernels are made for.
 enum {
-    NORM_BLOCKS = 1056,
-    NORM_ROWS = 4,
-    MAX_CHANNELS = 8192,   // a thread of the norms has 8, a block at most 1024 threads
-    SUM_BLOCKS = 192,
-    SQUARE_BLOCKS = 1024,
-    BUCKET_ROWS = 64
-};                              // blocks whose partial sums a second kernel adds
+    NORM_BLOCKS = 1056,     // most blocks of the norms' backward pass
+    NORM_ROWS = 4,          // rows that such a block works on at a time
+    MAX_CHANNELS = 8192,    // a thread of the norms has 8, a block at most 1024 threads
+    SUM_BLOCKS = 192,       // blocks along the rows of a sum of columns
+    SQUARE_BLOCKS = 1024,   // blocks of a sum of squares of gradients
+    BUCKET_ROWS = 64        // sorted rows of a block of the embedding's backward pass
+};
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
+// Shapes of products of a rank, algorithms that are tried for one, marks of a step, names of their groups.
 enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192, MAX_GROUPS = 40 };
-enum {
-    UNIT_BUFFERS = 5
-};   // of the embeddings, of the final norm, of the positions, and two that the layers take in turn
-static const size_t LT_WORKSPACE = 32 << 20;
+// Buffers for single units: one each of the embeddings, the final norm and the positions, and two that the
+// layers take in turn.
+enum { UNIT_BUFFERS = 5 };
+static const size_t LT_WORKSPACE = 32 << 20;   // bytes for cuBLASLt
 
-// --trace: something that a stream did in the traced step. Lanes are the rank's streams.
+// --trace: something that a stream did in the traced step. A lane is one of the rank's streams.
 enum { LANE_COMPUTE, LANE_BESIDE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
 typedef struct {
     int lane;
@@ -2392,7 +2434,8 @@ typedef struct {
     float from, to;   // ms since the step began
 } Span;
 
-// What a rank enqueues in a step, coarsely, so that one whose GPU does not come back can say where it is.
+// A point of a step on `stream`: after a layer, or after what has no layer. When a GPU does not come back,
+// the last point that it reached says where it hangs.
 typedef struct {
     const char* what;
     int64_t layer;   // -1: none
@@ -2400,8 +2443,8 @@ typedef struct {
 } Progress;
 enum { MAX_PROGRESS = 256 };
 
-// A matrix product D (m, n) = A (m, k) B (k, n), the algorithm that was chosen for it, and what the library
-// needs to run it.
+// A matrix product D (m, n) = A (m, k) B (k, n); the algorithm that was chosen for one; both with the
+// descriptors that the library needs to run it.
 typedef struct {
     int64_t m, n, k;
     int transposed_a, transposed_b, flags;   // MATMUL_...
@@ -2424,8 +2467,8 @@ typedef struct {
     double before;        // what C holds there
 } MatmulSample;
 enum { MATMUL_SAMPLES = 16384, MATMUL_LEAST_SAMPLES = 1024 };
-static const int64_t MATMUL_SAMPLED_TERMS = 1
-    << 28;   // of all samples together, where that leaves enough of them
+// Terms of all samples of a product together, where that leaves enough samples.
+static const int64_t MATMUL_SAMPLED_TERMS = 1 << 28;
 // cuBLASLt's workspace, and behind it the samples and the two figures of a comparison.
 static const size_t MATMUL_WORKSPACE =
     LT_WORKSPACE + MATMUL_SAMPLES * sizeof(MatmulSample) + 2 * sizeof(double);
@@ -2435,17 +2478,18 @@ struct Gpu {
     Arena arena;
     int ordinal;    // which GPU of the process
     int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream, beside, copies,
-        gathers;   // beside: ops that do not meet those of `stream`, clearing
-    cudaEvent_t ready, beside_ready,
-        complete;                // what peers take is complete on `stream`, on `beside`; on both
-    cudaEvent_t launched[2];     // the last op on either can begin
-    cudaEvent_t done, arrived;   // the end of a collective; of what arrives during a step
-    cudaEvent_t differentiated, staged_there;   // a layer, on `stream`; the peers' parts of its gradients
-    cudaEvent_t updated[UNIT_KINDS];            // this rank's part of the units of a kind
-    cudaEvent_t taken[MAX_RANKS];               // this rank has read what the peer offered
+    cudaStream_t stream, beside, copies, gathers;   // what each does: section 4
+    // Exchange and collectives: `stream`, or `beside`, has reached a point; both have, seen from `copies`.
+    cudaEvent_t ready, beside_ready, complete;
+    cudaEvent_t launched[2];     // the last op on `stream`, on `beside`, may start
+    cudaEvent_t done, arrived;   // this rank has read in a collective; a step's receives are here
+    // A layer's gradients are made on `stream`; the peers' parts of them are in `staged`.
+    cudaEvent_t differentiated, staged_there;
+    cudaEvent_t updated[UNIT_KINDS];   // this rank's part of the units of a kind is updated
+    cudaEvent_t taken[MAX_RANKS];      // this rank has read what the peer offered
+    // A buffer of single units: its unit is gathered; nobody reads the unit that was there before.
     cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
-    Progress progress[MAX_PROGRESS];   // of the step: a ring
+    Progress progress[MAX_PROGRESS];   // the step's last points: a ring
     int64_t progress_count;
     int nccl, stuck;   // ranks exchange through NCCL; the GPU did not come back in time
 #ifdef GPT2_SP_NCCL
@@ -2454,26 +2498,27 @@ struct Gpu {
     GpuBox* boxes;   // (world, world): from, to; one array for all ranks
     Gpu** peers;     // (world)
     void* offered;   // what the peers read during a collective
-    // (L + 3) this rank's gradient of a unit is whole; its slice is the sum of all ranks'; its weights are
-    // those of all
+    // (L + 3) each: this rank's gradient of a unit is whole; its slice is the sum of all ranks'; the unit's
+    // weights are gathered.
     cudaEvent_t *made, *summed, *together;
-    unsigned char*
-        gather_pending;   // (L + 3) --zero 1, 2: a unit's weights come together since its bf16 copy was made
-    int last_micro_batch;   // the pass in hand completes the layers' gradients
+    // (L + 3) --zero 1, 2: the unit's updated weights are being gathered, and its bf16 copy is not made yet.
+    unsigned char* gather_pending;
+    int last_micro_batch;   // it completes the step's gradients: a layer's are summed as soon as they are made
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count;
     char products[GPT2_SP_TEXT + 16];   // --products of this process; "": none
     int products_shown;                 // --profile: which algorithms were taken, and which not and why
-    int rehearsing, rehearsed;      // a step without attention, thrown away: new plans are chosen by timing
+    // A rehearsal is a step without attention, whose results nobody uses: there timing chooses algorithms.
+    int rehearsing, rehearsed;
     int deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
     cudaEvent_t timer[2];
 
     float* state[STATES];                 // fp32: what this rank holds (see held)
     bf16* half;                           // bf16 copies of wte and the layers, where it holds whole units
-    float* whole_unit[2][UNIT_BUFFERS];   // where units' weights, or gradients, come together (unit_buffer)
+    float* whole_unit[2][UNIT_BUFFERS];   // gathered weights of a unit, its unsummed gradient (unit_buffer)
     bf16* unit_half[UNIT_BUFFERS];        // bf16 copies of those weights
-    int gathered[UNIT_BUFFERS];           // which unit's weights are there; -1: none
+    int gathered[UNIT_BUFFERS];           // which unit's weights are there, or on their way; -1: none
     float* staged;                     // (world - 1, slice) the peers' parts of a layer's slice of gradients
     void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
     bf16* checkpoints;                 // --recompute sqrt
@@ -2511,13 +2556,14 @@ struct Gpu {
     const char* groups[MAX_GROUPS];
 };
 
-// --recompute attn keeps the output of attention, so that its inputs are not needed before its own backward
-// pass: they are computed again after that of the MLP, where the MLP's activations were.
+// Whether attention's inputs (ln1, qkv) are computed again late. --recompute attn keeps attention's output,
+// so the backward pass needs the inputs only after it has differentiated the MLP; they then go where the
+// MLP's activations were.
 static int gpu_inputs_again(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
 
-// Sequences that are worked on at a time. With recomputation a pass goes by the fewest that make MICRO_TOKENS
-// tokens of a rank: activations then take the memory of those only, at the speed of the whole, and the
-// gradients add up as they do over passes.
+// How many of a pass' B sequences are worked on at a time. With recomputation it is the smallest divisor of B
+// that gives a rank MICRO_TOKENS tokens. Products of so many rows run as fast as those of the whole pass,
+// activations need memory for these rows only, and gradients add up as they do over passes.
 enum { MICRO_TOKENS = 32768 };
 static int64_t gpu_sequences(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
@@ -2527,21 +2573,24 @@ static int64_t gpu_sequences(const Mesh* mesh) {
     return s->B;
 }
 
+// Elements of `size` bytes from the arena, in whole 256 bytes.
 static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) {
     return arena_take(a, group, (int64_t)round_up((int64_t)((size_t)elements * size), 256), 1);
 }
 
+// Bytes of scratch with which CUB sorts R keys; where there is no GPU to ask, more than it needs.
 static size_t embedding_sort_bytes(int64_t R) {
     size_t bytes = 0;
     if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL,
             (const int32_t*)NULL, (int32_t*)NULL, (int)R, 0, 20) != cudaSuccess) {
-        (void)cudaGetLastError();   // no GPU here: a bound
+        (void)cudaGetLastError();   // no GPU here
         bytes = (size_t)R * 2 + (1 << 20);
     }
     return bytes;
 }
 
-// The whole of a rank's rows against themselves: with one rank of a sequence, all of its attention.
+// Attention of `rows` rows of each sequence against themselves: where a sequence has one rank, all of its
+// attention. doc_start (B, T), or NULL.
 static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* doc_start) {
     const Shape* s = &mesh->shape;
     AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1,
@@ -2549,12 +2598,12 @@ static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* 
     return a;
 }
 
-// Elements between the layers' units in a state's buffer.
+// Numbers from a layer's unit to the next layer's in a state's buffer.
 static int64_t unit_stride(const Layout* layout, int state) {
     const Unit* unit = &layout->units[1];
     return layout->sharded[state] ? unit[1].shard_offset - unit->shard_offset : unit[1].offset - unit->offset;
 }
-// bf16 copy: wte, then the layers' units as they are (wpe and the final norm are read in fp32 only).
+// Where unit u begins in `half`, the bf16 copies: wte, then the layers' units as they are in fp32.
 static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
     return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
 }
@@ -2565,55 +2614,59 @@ static int kind_unit(const Layout* layout, int kind) {
         : kind == UNIT_POSITIONS ? positions_unit(layout)
                                  : layout->count - 2;
 }
-// Whether a unit has a bf16 copy: not what is read in fp32 only.
+// Whether a unit has a bf16 copy: positions and the final norm are read in fp32 only.
 static int unit_halved(const Layout* layout, int u) {
     return layout->units[u].kind == UNIT_EMBED || layout->units[u].kind == UNIT_LAYER;
 }
-// Which of the buffers for single units a unit uses.
+// Which of the UNIT_BUFFERS a unit uses.
 static int unit_buffer(const Layout* layout, int u) {
     int kind = layout->units[u].kind;
     return kind == UNIT_EMBED ? 0 : kind == UNIT_FINAL ? 1 : kind == UNIT_POSITIONS ? 2 : 3 + u % 2;
 }
-// The first unit that uses a buffer: none that does is larger.
+// The first unit that uses buffer b; the others that use it are as large.
 static int buffer_unit(const Layout* layout, int b) {
     static const int kinds[UNIT_BUFFERS] = {UNIT_EMBED, UNIT_FINAL, UNIT_POSITIONS, UNIT_LAYER, UNIT_LAYER};
     return kind_unit(layout, kinds[b]);
 }
+// Numbers of a whole unit, with its padding.
 static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * layout->world; }
 
-// Bytes of an element of an item's tensor (ITEM_TENSORS): operands are bf16, results and what belongs to rows fp32.
-// Tensors of HS numbers a row and head are (B, rows, heads * HS), the others (B, heads, rows).
+// Bytes of a number of an item's tensor i (ITEM_TENSORS): q, k, v and dO are bf16, results and what rows have
+// one number of a head fp32. Tensors of HS numbers a row and head are (B, rows, heads * HS), the others (B,
+// heads, rows).
 static size_t item_size(int kind, int i) {
     return ITEM_TENSORS[kind].wide[i] && !item_is_result(kind) ? 2 : 4;
 }
+// Bytes of such a tensor for some heads and rows, in whole 256 bytes.
 static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
     int64_t elements = gpu_sequences(mesh) * rows * heads * (ITEM_TENSORS[kind].wide[i] ? mesh->shape.HS : 1);
     return (size_t)round_up((int64_t)((size_t)elements * item_size(kind, i)), 256);
 }
-static size_t item_tensors_bytes(
-    const Mesh* mesh, int kind, int64_t heads, int64_t rows) {   // of all, as they lie in a slot
+// Bytes of all tensors of an item, as they lie in a slot.
+static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int64_t rows) {
     size_t bytes = 0;
     for (int i = 0; i < ITEM_TENSORS[kind].count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
     return bytes;
 }
-// Elements between tokens of a rank's own, or, of what belongs to rows, between sequences: Q, K and V are
-// parts of qkv.
+// Numbers from one token to the next of tensor i in the rank's own memory, where q, k and v are parts of qkv.
+// For tensors with one number a row and head: from one sequence to the next.
 static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
     if (!ITEM_TENSORS[kind].wide[i]) return mesh->shape.NH * rows;
     return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
 }
-// Whether so many heads of it do not lie in one piece.
+// Whether so many heads of that tensor are not contiguous there, so that they must be packed to travel.
 static int own_apart(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
     int tokens = ITEM_TENSORS[kind].wide[i];
     return gpu_sequences(mesh) * (tokens ? rows : 1) > 1 &&
         own_stride(mesh, kind, i, rows) != heads * (tokens ? mesh->shape.HS : rows);
 }
-// Bytes that each of a rank's slots needs for all that ever lies in it.
+// Makes bytes[slot] large enough for an item of some head parts; nothing for slot -1, the rank's own memory.
 static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0,
     int h1, int64_t rows) {
     size_t need = item_tensors_bytes(mesh, kind, part_heads(&mesh->shape, table, h0, h1).count, rows);
     if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
 }
+// bytes (slots): what each slot of a rank needs for the largest item that a table ever has in it.
 static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
     for (int i = 0; i < table->op_count; i++) {
         const ScheduleOp* op = &table->ops[i];
@@ -2632,7 +2685,7 @@ static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int
         if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
     }
 }
-// Bytes that a rank packs of its own rows during one step, at most.
+// Most bytes that a rank packs of its own rows during one step of a table.
 static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, int64_t rows) {
     size_t most = 0, bytes = 0;
     for (int i = 0, step = -1; i < table->message_count; i++) {
@@ -2660,12 +2713,14 @@ typedef struct {
     char* p;
     size_t bytes;
 } Room;
-// The rooms of a direction. First the part of `wide` that holds nothing until attention is done: forward all
-// but the running softmax, backward all but dO (dqkv is written there afterwards, from dkv, which therefore
-// lies elsewhere). Then, in the modes whose MLP has buffers of one layer only, those of them where neither
-// attention's inputs nor dQ are. Last, backward in layer mode, attention's output: delta has been made of it
-// on the compute stream, for which the first copy of a table waits (gpu_post) and so does the other stream of
-// ops; what reads it next is the next layer, which computes its own again.
+// Fills `rooms` with what is free while attention runs in a direction and returns how many there are, in this
+// order:
+//   1. `wide`. Forward: all but the running softmax (acc, m, l). Backward: all but dO. dqkv is written there
+//      after attention, from dkv, so dkv must not be here.
+//   2. x2 and ln2, neighbours: layer mode, and forward in attn mode, whose backward pass has dQ there.
+//   3. fch: layer mode; backward all but dQ.
+//   4. atty: backward in layer mode. Its last reader, delta, is on `stream` before any copy starts (gpu_post)
+//      and before any op on `beside` (gpu_run); the next layer computes its own atty again.
 enum { ROOMS = 4 };
 static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
@@ -2679,7 +2734,7 @@ static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room roo
                                    : 0};
     rooms[count++] = wide;
     if (layer || (gpu_inputs_again(mesh) && !backward)) {
-        Room norm = {(char*)d->act[G_x2], 2 * matrix};   // x2 and ln2 are neighbours
+        Room norm = {(char*)d->act[G_x2], 2 * matrix};
         rooms[count++] = norm;
     }
     if (layer) {
@@ -2692,7 +2747,7 @@ static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room roo
     }
     return count;
 }
-// In the first room that is large enough, else of its own.
+// Takes bytes from the first room that is large enough, else from the arena.
 static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
     bytes = (size_t)round_up((int64_t)bytes, 256);
     for (int i = 0; i < count; i++) {
@@ -2703,9 +2758,9 @@ static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
     }
     return gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes, 1);
 }
-// Whether a slot of a backward table holds what arrives last for the rank's own sums. It lies outside `wide`,
-// where the end of the sums writes, so that this adds it; not with --recompute layer, which is there to save
-// memory.
+// Whether a result for the rank's own sums arrives in this slot in a backward table's last step. Such a slot
+// is placed outside `wide`: qkv_finish, which writes dqkv there, then adds the result in passing
+// (leave_to_end). Not with --recompute layer, which is there to save memory.
 static int slot_is_last(const Mesh* mesh, const Schedule* table, int rank, int slot) {
     int last = 0;
     for (int i = 0; i < table->message_count && table->backward && mesh->recompute != GPT2_SP_LAYER; i++) {
@@ -2714,7 +2769,8 @@ static int slot_is_last(const Mesh* mesh, const Schedule* table, int rank, int s
     }
     return last;
 }
-// The buffers of the forward and the backward table, which are never in use at the same time.
+// The slots, the packing buffer and dkv of the forward and the backward table. The two never run at the same
+// time, so that both directions begin at the same byte of the arena.
 static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
     const Mesh* mesh = r->mesh;
     size_t begin = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
@@ -2745,7 +2801,8 @@ static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
     a->used = begin + largest, a->group[MEMORY_EXCHANGE] = before + largest;
 }
 
-// Walks through all device memory of a rank (see Arena in the .c).
+// Walks through all device memory of a rank: with an arena that has no base to measure it, with one that has
+// to set d's pointers (see Arena in the .c).
 static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     const Mesh* mesh = r->mesh;
     const Layout* layout = r->layout;
@@ -2802,12 +2859,13 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
     d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
     d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? d->B * s->T : 0, 4);
-    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // x outlives the head in every mode
+    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // the head must not touch what is kept
         GpuActivation act = gpu_activation(s, id);
         int kept = mesh->training && gpu_kept(mesh, id);
         if (kept) d->act[id] = gpu_take(a, MEMORY_KEPT, gpu_copies(mesh, id) * R * act.columns, act.size);
     }
-    size_t shared = a->used, work = a->group[MEMORY_WORK];   // these and the logits are never alive together
+    // from here on the layers' buffers and the head's take the same memory
+    size_t shared = a->used, work = a->group[MEMORY_WORK];
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
         GpuActivation act = gpu_activation(s, id);
         if (!(mesh->training && gpu_kept(mesh, id)) &&
@@ -2820,8 +2878,8 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     size_t layers = a->used - shared;
     a->used = shared;
     d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
-    // where memory is short, no more logits at a time than fit there, but enough for the speed of their
-    // products
+    // where memory is short, no more logits at a time than fit in the layers' buffers, but enough for the
+    // speed of their products
     d->logits_chunk = min_i64(mesh->logits_chunk, R);
     if (mesh->training && mesh->recompute != GPT2_SP_NONE)
         while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers)
@@ -2833,6 +2891,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     if (mesh->sp > 1) exchange_layout(d, a, r);
 }
 
+// Refuses what the GPU program cannot do; the line names the option.
 static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     if (mesh->world > MAX_RANKS)
         return fail(e, "--dp %d --sp %d: a run of the GPU program has at most %d ranks", mesh->dp, mesh->sp,
@@ -2860,22 +2919,24 @@ static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
-// GPUs that this process sees and `ranks` ranks use.
+// How many GPUs this process sees and `ranks` ranks can use.
 static int gpu_count(int ranks) {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
     return count < ranks ? count : ranks;
 }
-// Whether a launcher shows each process of this machine its own GPUs only.
+// Whether a launcher shows each process its own GPUs only: exactly as many as its `local` of the machine's
+// `ranks` ranks.
 static int gpu_bound(int ranks, int local) { return local < ranks && gpu_count(ranks) == local; }
-// The GPU of a rank, among those that its process sees: neighbours in a sequence share one where there are
-// fewer than ranks.
+// Which of the GPUs that its process sees a rank uses. Where GPUs are fewer than ranks, neighbours in a
+// sequence share one.
 static int gpu_of(const Mesh* mesh, int world_rank) {
     int64_t ranks = mesh->local_ranks * mesh->local_processes, local = world_rank - mesh->first_rank;
     if (gpu_bound((int)ranks, mesh->local_ranks)) return (int)local;
     return (int)((mesh->local_process * mesh->local_ranks + local) * gpu_count((int)ranks) / ranks);
 }
 
+// Measures a rank's device memory by the walk that gpu_allocate takes, and allocates nothing.
 static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
     Rank r;
@@ -2889,9 +2950,9 @@ static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return a;
 }
 
-// Bytes that the ranks of this machine may take, by the GPUs of this process' ranks; where there is no GPU,
-// so that `plan` works anywhere, all of an H200's for each. A process asks no other GPU: that would take
-// memory there for good.
+// Bytes that all ranks of this machine may take together, judged by the free memory of the GPUs of this
+// process' ranks. It asks no other GPU, because a process that does takes memory there until it ends. Where
+// there is no GPU it answers as if each rank had an H200, so that `plan` works anywhere.
 static uint64_t gpu_memory(const Mesh* mesh) {
     int ranks = mesh->local_ranks * mesh->local_processes, count = gpu_count(ranks), before = 0;
     if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
@@ -2909,20 +2970,20 @@ static uint64_t gpu_memory(const Mesh* mesh) {
         (uint64_t)ranks;
 }
 
-// Every job of a rank runs on a thread of its own: it begins by choosing the GPU.
+// Chooses the rank's GPU for the calling thread: every job of a rank begins with it, on a thread of its own.
 static int gpu_enter(Rank* r) {
     CUDA_TRY(&r->error, cudaSetDevice(((Gpu*)r->device)->ordinal));
     return 0;
 }
 
-// The stream of a lane.
+// Where the stream of a lane (LANE_...) is kept; the stream.
 static cudaStream_t* gpu_stream(Gpu* d, int lane) {
     cudaStream_t* const streams[LANES] = {&d->stream, &d->beside, &d->copies, &d->gathers};
     return streams[lane];
 }
 static cudaStream_t lane_stream(const Gpu* d, int lane) { return *gpu_stream((Gpu*)d, lane); }
 
-// The rank's events that tell no time.
+// All events of a rank that measure no time, to make and to destroy them.
 static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
     std::vector<cudaEvent_t*> events = {&d->ready, &d->beside_ready, &d->complete, &d->launched[0],
         &d->launched[1], &d->done, &d->arrived, &d->differentiated, &d->staged_there};
@@ -2936,14 +2997,15 @@ static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
     return events;
 }
 
-// The rank's streams and events, and the way to its peers' memory.
+// Makes the rank's streams and events and enters it among the peers of its process. Ranks do so one after the
+// other; the first makes the arrays that all share.
 static int gpu_connect(Rank* r, Error* e) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     int units = r->layout->count, low = 0, high = 0;
     CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
-    for (int lane = 0; lane < LANES;
-         lane++)   // what copies and gathers have to do the GPU takes up before the rest
+    // the GPU takes up the work of `copies` and `gathers` before that of the other two
+    for (int lane = 0; lane < LANES; lane++)
         CUDA_TRY(e,
             cudaStreamCreateWithPriority(gpu_stream(d, lane), cudaStreamNonBlocking,
                 lane == LANE_COPY || lane == LANE_GATHER ? high : low));
@@ -2956,7 +3018,7 @@ static int gpu_connect(Rank* r, Error* e) {
     for (cudaEvent_t* event : gpu_events(d, units))
         CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
     for (int i = 0; i < UNIT_BUFFERS; i++) d->gathered[i] = -1;
-    if (!w->devices) {   // the first rank makes what all share
+    if (!w->devices) {
         w->devices = (void**)calloc((size_t)w->world, sizeof *w->devices);
         w->gpu_boxes = calloc((size_t)w->world * (size_t)w->world, sizeof(GpuBox));
         if (!w->devices || !w->gpu_boxes) return fail(e, "out of memory for %d ranks", w->world);
@@ -2966,7 +3028,8 @@ static int gpu_connect(Rank* r, Error* e) {
     return 0;
 }
 
-// Host memory of the executor of schedules.
+// Host memory of run_table: pieces, pack jobs, and flags of slots, ops and messages, for the larger of the
+// two tables.
 static int gpu_tables(Rank* r, Error* e) {
     const Mesh* mesh = r->mesh;
     Gpu* d = (Gpu*)r->device;
@@ -2996,8 +3059,8 @@ static int gpu_tables(Rank* r, Error* e) {
 // --- the way to the peers: their memory, or NCCL ---
 
 #ifdef GPT2_SP_NCCL
-// Waits until NCCL, which never blocks here, has taken a call up; ends it when another rank has failed, or at
-// the time limit.
+// NCCL never blocks here: waits until communicator `comm` has taken up the call that gave `result`. Fails,
+// and ends the communicator, when the call has failed, another rank has failed, or the time limit passes.
 static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
@@ -3016,23 +3079,25 @@ static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing
     }
     if (status == 0)
         fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
-    r->transport.abort(&r->transport,
-        &r->error);   // told first: ending NCCL may wait for what runs on the other communicator
+    // the other ranks are told first: ending NCCL may wait for what runs on the other communicator
+    r->transport.abort(&r->transport, &r->error);
     ncclCommAbort(d->comms[comm]);
     d->comms[comm] = NULL;
     return -1;
 }
+// Calls NCCL on a communicator; if the call fails, the function returns -1 with the reason in r's error.
 #define NCCL_TRY(r, comm, call) \
     do { \
         ncclResult_t result_ = (call); \
         if (result_ != ncclSuccess && nccl_settle(r, comm, result_, #call) != 0) return -1; \
     } while (0)
 
+// Makes both communicators with all ranks, from ids that rank 0 draws and shares.
 static int nccl_join(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     int world = r->mesh->world, status = 0;
-    ncclUniqueId* ids =
-        (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);   // two of each rank; the first rank's count
+    // two ids of each rank, of which only rank 0's are used
+    ncclUniqueId* ids = (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);
     if (!ids) return fail(&r->error, "out of memory");
     for (int i = 0; r->world_rank == 0 && i < 2; i++)
         if (ncclGetUniqueId(&ids[i]) != ncclSuccess)
@@ -3050,7 +3115,8 @@ static int nccl_join(Rank* r) {
 }
 #endif
 
-// Opens the way to the other ranks, once, with all of them.
+// Opens the way to the other ranks: NCCL's communicators, or access to the memory of this process' other
+// GPUs. All ranks call it together; if it is open already, nothing changes.
 static int gpu_join(Rank* r, const gpt2_sp_options* o) {
     Gpu* d = (Gpu*)r->device;
     const Mesh* mesh = r->mesh;
@@ -3077,12 +3143,13 @@ static int gpu_join(Rank* r, const gpt2_sp_options* o) {
     return r->transport.barrier(&r->transport, &r->all, &r->error);   // nobody reads before all may
 }
 
+// Notes that `stream` has come to a point of the step; layer -1: it belongs to no layer.
 static void progress(Gpu* d, const char* what, int64_t layer) {
     Progress* p = &d->progress[d->progress_count++ % MAX_PROGRESS];
     p->what = what, p->layer = layer;
     cudaEventRecord(p->event, d->stream);
 }
-// The line of a rank whose GPU does not come back: what it finished last.
+// Fails with the line of a rank whose GPU does not come back: the last point that it reached.
 static int gpu_overdue(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     char last[64] = "nothing";
@@ -3098,12 +3165,14 @@ static int gpu_overdue(Rank* r) {
         ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
         cudaStreamQuery(d->copies) == cudaSuccess ? "done" : "under way");
 }
-// Waits for all that the rank has enqueued, but not for ever, nor when another rank has failed.
+// Waits until `stream` has done all that it was given. Fails when another rank has failed or the time limit
+// passes. The CPU is offered to other threads meanwhile; other ranks and NCCL are looked at once a
+// millisecond.
 static int gpu_finish(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0,
-           look = now_ms() + 1;   // one rank waits for nobody
+    // a single rank waits for nobody, so that nobody can be late
+    double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0, look = now_ms() + 1;
     cudaError_t status;
     while ((status = cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
         sched_yield();
@@ -3124,7 +3193,8 @@ static int gpu_finish(Rank* r) {
     return 0;
 }
 
-// The rank's memory on the device, and on the host what data goes through: batches, token losses and hits.
+// Makes the GPU's part of a rank: streams and events, its device memory in one piece, and pinned memory on
+// the host for batches, token losses and hits. The host's is walked twice, to measure it and to hand it out.
 static int gpu_allocate(Rank* r, Error* e) {
     const Mesh* mesh = r->mesh;
     Gpu* d = (Gpu*)calloc(1, sizeof *d);
@@ -3180,6 +3250,7 @@ static int gpu_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+// Frees the library's descriptors of a plan; of all plans of a rank.
 static void matmul_plan_free(MatmulPlan* p) {
     cublasLtMatmulDescDestroy(p->operation);
     cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
@@ -3189,9 +3260,9 @@ static void matmul_plans_release(Gpu* d) {
     d->plan_count = 0;
 }
 
-// Waits until nothing runs that the ranks of this process have enqueued, some seconds at most: a peer's
-// copies, which a rank that failed left behind, read this rank's memory too. The ranks that are released
-// already are absent from `peers`.
+// Waits, ten seconds at most, until nothing runs that the ranks of this process have enqueued: copies that a
+// failed rank left behind read this rank's memory too. 0: something still runs. Ranks that were released
+// before are absent from `peers`.
 static int gpu_quiet(Rank* r) {
     const Gpu* d = (const Gpu*)r->device;
     const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
@@ -3204,17 +3275,19 @@ static int gpu_quiet(Rank* r) {
         for (int lane = 0; lane < LANES; lane++) {
             cudaStream_t stream = lane_stream(d->peers[i], lane);
             while (stream && cudaStreamQuery(stream) == cudaErrorNotReady)
-                if (now_ms() > until)
-                    return d->peers[i]->stuck = 1, 0;   // the ranks released after this one do not wait again
+                if (now_ms() > until)   // `stuck`: the ranks released after this one do not wait again
+                    return d->peers[i]->stuck = 1, 0;
         }
     }
     return 1;
 }
 
+// Frees the GPU's part of a rank. Where something still runs, which may use what would be freed, it leaves
+// all as it is.
 static void gpu_release(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     if (!d) return;
-    if (!gpu_quiet(r)) return;   // it may wait for a peer that failed: what would be freed is in use
+    if (!gpu_quiet(r)) return;
     cudaSetDevice(d->ordinal);
     cudaDeviceSynchronize();
 #ifdef GPT2_SP_NCCL
@@ -3244,7 +3317,8 @@ static void gpu_release(Rank* r) {
     r->device = NULL;
 }
 
-// --profile and --trace: the end of some work of a group. The time since the mark before it is the group's.
+// --profile and --trace: marks the end of some work of a group on `stream`. The group gets the time since the
+// mark before it. Groups are told apart by address: equal names must be the same string in memory.
 static void mark(Gpu* d, const char* group) {
     if (!d->marks || !(d->profile || d->tracing) || d->mark_count == MAX_MARKS) return;
     int g = 0;
@@ -3255,7 +3329,8 @@ static void mark(Gpu* d, const char* group) {
     cudaEventRecord(d->marks[d->mark_count++], d->stream);
 }
 
-// --trace: a span begins or ends with what is enqueued on its lane.
+// --trace: a span is what is enqueued on its lane between these two calls. NULL outside of the traced step,
+// or when there is no room for more.
 static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
     if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
     Span* span = &d->spans[d->span_count++];
@@ -6795,25 +6870,25 @@ enum { GPU_PROCESSES = 1 };
 enum { GPU_PROCESSES = 0 };
 #endif
 const Device GPU_DEVICE = {
-    gpu_check,
-    gpu_plan,
-    gpu_memory,
-    gpu_allocate,
-    gpu_release,
-    gpu_init,
-    gpu_load,
-    gpu_save,
-    gpu_step,
-    gpu_gradients,
-    gpu_pass,
-    gpu_decoder_open,
-    gpu_decoder_read,
-    gpu_decoder_close,
-    gpu_verify,
-    gpu_rates,
-    {2, 2, 4, 2, 4, 4},   // item_size of each kind's first tensor
-    gpu_count,
-    GPU_PROCESSES,
+    gpu_check,               // check
+    gpu_plan,                // plan
+    gpu_memory,              // memory
+    gpu_allocate,            // allocate
+    gpu_release,             // release
+    gpu_init,                // init
+    gpu_load,                // load
+    gpu_save,                // save
+    gpu_step,                // step
+    gpu_gradients,           // gradients
+    gpu_pass,                // pass
+    gpu_decoder_open,        // decoder_open
+    gpu_decoder_read,        // decoder_read
+    gpu_decoder_close,       // decoder_close
+    gpu_verify,              // verify
+    gpu_rates,               // rates
+    {2, 2, 4, 2, 4, 4},      // item_bytes: item_size of each kind's first tensor
+    gpu_count,               // count
+    GPU_PROCESSES,           // processes
 };
 
 // ===== 13. commands and main ====================================================================
