@@ -4873,9 +4873,8 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 // ===== 10. trainer ==============================================================================
 //
 // A trainer (gpt2_sp) holds the ranks of this process and all that they share. What they do together is a
-// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job takes what it needs
-// from the trainer and leaves its result there: the first rank of a process writes what all ranks have alike.
-// A step is such a job:
+// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job has an argument
+// of its own, in which the first rank of the process leaves what all ranks have alike. A step is such a job:
 //
 //     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
@@ -4889,7 +4888,6 @@ typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
 } Evaluation;
 
-// The trainer. Fields from adamw on are arguments and results of jobs.
 struct gpt2_sp {
     gpt2_sp_options options;
     const Device* device;
@@ -5000,8 +4998,7 @@ typedef struct {
     real* all;
     double loss, square;
 } Gradients;
-// A job, for --check: the gradients of a step without an update. Each rank copies its slices to where the
-// whole units are.
+// A job, for --check: the gradients of a step without an update. Each rank copies its slices to `all`.
 static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
     Gradients* out = (Gradients*)argument;
     (void)g;
@@ -5159,8 +5156,7 @@ static const real* unit_fetch(Rank* r, int state, int u) {
                                                                                                    : NULL;
 }
 
-// Takes the n numbers of a unit that begin at `begin`: all of it, or one slice of an own unit. `to` is
-// what the caller of unit_send_to gave.
+// Takes the n numbers of a unit that begin at `begin` to `to`: all of it, or one slice of an own unit.
 typedef void (*UnitTaker)(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n);
 
 // Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
@@ -5513,8 +5509,7 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     tensor_name(name, sizeof name, prefix, &p, u);
     const st_tensor* t = st_find(f, name);
     if (!t && strcmp(prefix, "transformer.") == 0)
-        tensor_name(name, sizeof name, "", &p, u),
-            t = st_find(f, name);   // files of the hub leave the prefix out
+        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // the hub's have no prefix
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
@@ -5564,13 +5559,13 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
                                    f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
+// A checkpoint folder to load: its weights, and the moments if asked.
 typedef struct {
     const char* folder;
     int moments;   // of AdamW, too
 } LoadJob;
-// A job: loads the weights, and the moments if asked, of a checkpoint folder. Every rank reads for itself
-// what it holds, though of a unit that it holds a slice of it reads all: tensors of files do not split as
-// slices do.
+// A job: every rank reads for itself what it holds, though of a unit that it holds a slice of it reads all:
+// tensors of files do not split as slices do.
 static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
     const LoadJob* from = (const LoadJob*)argument;
     static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
@@ -5830,7 +5825,7 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
-// rank_collect's UnitTaker: copies what came to the array of all units.
+// rank_collect's UnitTaker: copies what came to its place among all units.
 static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
     (void)state;
     memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
@@ -5859,7 +5854,8 @@ static void decoder_close(void* decoder) {
     free(d);
 }
 
-// All memory of the cache and the activations is one allocation, which begins with the cache.
+// Gives a decoder its weights and an empty cache. All its memory is one allocation, which begins with the
+// cache.
 static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
@@ -5881,6 +5877,7 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     return 0;
 }
 
+// The CPU's Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
 static void* decoder_open(gpt2_sp* g, int64_t capacity) {
     Decoder* d = (Decoder*)calloc(1, sizeof *d);
     if (!d) fail(&g->error, "out of memory");
@@ -5917,6 +5914,7 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
+// Reads n <= DECODE_ROWS tokens that stand at positions p.. and leaves the logits after the last in `logits`.
 // Without a backward pass activations may share buffers, so a few are enough for all.
 static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Decoder* d = (Decoder*)decoder;
@@ -5975,8 +5973,8 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and to
-// the likeliest that make up probability p.
+// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and then
+// to the likeliest that make up probability p.
 typedef struct {
     double temperature;
     int64_t top_k;
@@ -6877,8 +6875,8 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // --- --check: the same batch on one rank alone ---
 
-// The gradients of the step that begins with `sample`; the caller frees their array. The loader then
-// reads that step again.
+// Leaves the gradients and the loss of the step that begins with `sample` in `out`, whose array the caller
+// frees. The loader then reads that step again.
 static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
     memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
@@ -7629,6 +7627,7 @@ static const Command COMMANDS[] = {
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
+// The command of a name; NULL if there is none.
 static const Command* command_find(const char* name) {
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
@@ -7645,7 +7644,8 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
-// All of main; returns the exit status. argv[0] gives the name for messages. Without a command it trains.
+// All of main; returns the exit status. Without a command's name it trains. argv[0] gives the name for
+// messages.
 MAIN_ONLY static int program(int argc, char** argv) {
     if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
