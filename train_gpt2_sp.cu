@@ -3432,8 +3432,8 @@ enum {                      // what a product has beside A B
     MATMUL_DGELU = 32       // times the GELU's slope at aux
 };
 
-// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T
-// by rows. NULL: none.
+// What a product works on: D (m, n) = A B (+ C) (+ bias). Columns are contiguous, as BLAS has them: by rows
+// that is D^T. NULL: the product has no such operand.
 typedef struct {
     void* out;
     const bf16 *a, *b;
@@ -3442,6 +3442,8 @@ typedef struct {
     void* aux;   // (m, n) bf16
 } MatmulOperands;
 
+// Makes the library's descriptors for p->shape: types, transpositions, epilogue, layouts. The algorithm is
+// not chosen yet.
 static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     const MatmulShape* s = &p->shape;
     cudaDataType_t out = s->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
@@ -3472,15 +3474,18 @@ static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     return 0;
 }
 
+// Whether two products are the same to the library.
 static int matmul_same(const MatmulShape* p, const MatmulShape* q) {
     return p->m == q->m && p->n == q->n && p->k == q->k && p->transposed_a == q->transposed_a &&
         p->transposed_b == q->transposed_b && p->flags == q->flags;
 }
 
+// Bytes of D.
 static size_t matmul_bytes(const MatmulShape* s) {
     return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2);
-}   // of D
+}
 
+// Enqueues a product on `stream` with an algorithm, which may be another than the plan's.
 static cublasStatus_t matmul_run(
     Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
     float one = 1, zero = 0;
@@ -3496,6 +3501,7 @@ typedef struct {
     int32_t id, splits;   // parts of the sum; 1 or 0: it is not split
     uint32_t tile, stages, reduction;
 } MatmulSettings;
+// Asks an algorithm for them; what it does not tell stays as it is set here.
 static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
     MatmulSettings s = {-1, 1, 0, 0, 0};
     size_t written = 0;
@@ -3510,8 +3516,8 @@ static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
         algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &s.reduction, sizeof s.reduction, &written);
     return s;
 }
-// Numbers of the sum in a tile, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is 64xAUTO).
-// Unknown: no tile is longer.
+// How many terms of the sum a tile takes, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is
+// 64xAUTO). An unknown id gives 768, a multiple of all these.
 static int64_t matmul_tile_depth(uint32_t stages) {
     static const struct {
         uint32_t first, last;
@@ -3531,7 +3537,7 @@ static uint32_t matmul_reductions(const MatmulShape* s) {
                                 : 0);
 }
 
-// The library's proposals for a plan, best first by its own estimate.
+// The library's proposals for a plan, the best by its own estimate first; at least one, or it fails.
 static int matmul_proposals(
     Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
     static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
@@ -3559,13 +3565,13 @@ static int matmul_proposals(
 // most, and for another size often one that is faster here.
 static int matmul_propose_more(
     Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    static const int halves[] = {
-        1, 4, 8};   // rows to ask for, in halves of the product's: half as many, twice, four times
+    // rows to ask for, in halves of the product's: half as many, twice, four times
+    static const int halves[] = {1, 4, 8};
     for (int i = 0; i < 3; i++) {
         cublasLtMatmulHeuristicResult_t more[PROPOSALS];
         MatmulPlan other = *p;
-        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k
-                                                     : &other.shape.n;   // a weight's gradient sums over them
+        // a weight's gradient sums over the rows
+        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k : &other.shape.n;
         int extra = 0;
         *rows = round_up(*rows * halves[i] / 2, 16);
         if (*rows == 0) continue;
@@ -3585,12 +3591,14 @@ static int matmul_propose_more(
 
 // --- which of them compute the product ---
 
+// At how many places of D algorithms are compared: fewer the longer the sums, as the sum in fp64 takes time.
 static int matmul_samples(const MatmulShape* s) {
     int64_t most = min_i64(MATMUL_SAMPLES, max_i64(MATMUL_LEAST_SAMPLES, MATMUL_SAMPLED_TERMS / s->k));
     return (int)min_i64(most, s->m * s->n);
 }
 
-// A warp a sample: one place in every 1 / count of D, at random there, and the sum of its terms in fp64.
+// samples[i].sum = the sum over l of A(row, l) B(l, column) in fp64, at one place in every 1 / count of D, at
+// random there; .square likewise. A warp has a sample; it reads 4 k bytes.
 __global__ void matmul_sample_kernel(
     MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
     int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
@@ -3610,7 +3618,7 @@ __global__ void matmul_sample_kernel(
         sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
     if (lane == 0) samples[i].at = at, samples[i].sum = sum, samples[i].square = square;
 }
-// What C holds at the samples, before D, which may be C, is written.
+// samples[i].before = C there, read before the product writes D, which may be C. A thread has a sample.
 __global__ void matmul_before_kernel(MatmulSample* samples, int count, const void* c, int fp32) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
@@ -3620,6 +3628,7 @@ __global__ void matmul_before_kernel(MatmulSample* samples, int count, const voi
                            : (double)__bfloat162float(((const bf16*)c)[at]);
 }
 
+// The GELU in its tanh form and its slope, in fp64.
 __device__ __forceinline__ double gelu_exact(double x) {
     return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
 }
@@ -3628,15 +3637,15 @@ __device__ __forceinline__ double gelu_slope_exact(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
 }
 
-// Compares D with the samples. out[0]: the largest share of its tolerance that an error has; out[1]: the
-// errors' rms in that of the tolerances. NaN where D is not a number and should be one. One block of 1024
-// threads.
+// Compares D with the samples. out[0]: the largest error, as a share of its place's tolerance. out[1]: the
+// rms of the errors as a share of the rms of the tolerances. NaN where D is not a number and should be one.
+// One block of 1024 threads, each with every 1024th sample.
 //
 // The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms,
 // to fp32: 2^-23 of what the sum has grown to, k / 8 times. That is about the larger of the sum and the root
 // of its terms' squares. C and the bias are added likewise. A result is rounded once more: 2^-24 of it in
-// fp32, 2^-8 in bf16. The GELU's slope is below 1.13, the hardware's tanh good to 2^-11 of itself, which the
-// GELU weighs with x / 2, its slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
+// fp32, 2^-8 in bf16. The GELU's slope is below 1.13. The hardware's tanh is good to 2^-11 of itself; the
+// GELU weighs that with x / 2, the GELU's slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
 __global__ void matmul_compare_kernel(
     double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
     __shared__ double most[32], errors[32], tolerances[32];
@@ -3687,13 +3696,14 @@ __global__ void matmul_compare_kernel(
     }
     out[0] = largest, out[1] = tolerance_square > 0 ? sqrt(error_square / tolerance_square) : 0;
 }
-static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // what the two may be
+static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // the most that out[0] and out[1] may be
 
+// The samples lie in the workspace, behind the library's part.
 static MatmulSample* matmul_sample_memory(const Gpu* d) {
     return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE);
 }
 
-// Why an algorithm is not to be taken for a product by what is known of it; "" if nothing is.
+// Why an algorithm is not to be taken for a product, by its settings alone; "" if they raise no objection.
 static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
     MatmulSettings settings = matmul_settings(algorithm);
     cublasLtMatmulHeuristicResult_t result;
@@ -3712,8 +3722,8 @@ static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulA
     return why;
 }
 
-// Runs an algorithm on the operands and compares the result at the samples, whose sums are there. 0, or -1
-// with a line.
+// Runs an algorithm on the operands and compares D with the samples, whose sums matmul_sample has made. 0, or
+// -1 with a line. Waits for `stream`.
 static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
     const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
     const MatmulShape* s = &p->shape;
@@ -3731,20 +3741,22 @@ static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
     return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms",
         shares[0], shares[1]);
 }
+// Chooses the samples of a product and enqueues their sums.
 static void matmul_sample(Gpu* d, const MatmulShape* s, const MatmulOperands* x) {
     int count = matmul_samples(s);
     matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(
         matmul_sample_memory(d), count, x->a, x->b, *s);
 }
 
+// --profile: prints an algorithm of a product, and why it was refused or chosen.
 static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, const char* text) {
     MatmulSettings a = matmul_settings(algorithm);
     printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n",
         (long long)s->m, (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
 }
 
-// The proposals that compute the product, `wanted` at most; more of them are asked for if a step is
-// rehearsed.
+// Puts the proposals that compute the product into `good`, `wanted` at most, and fails if there is none. If
+// several are wanted, the library is asked for more than it proposes first.
 static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
     cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
     cublasLtMatmulHeuristicResult_t found[PROPOSALS];
@@ -3760,9 +3772,8 @@ static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* 
         int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
         if (!bad) good[(*count)++] = found[i].algo;
         else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
-        if (bad &&
-            x->c ==
-                x->out)   // what it left there, perhaps not finite, would spoil the comparison of the next
+        // what a bad one left in C, perhaps not finite, would spoil the comparison of the next
+        if (bad && x->c == x->out)
             CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
     }
     CUDA_TRY(e, cudaGetLastError());
@@ -3774,7 +3785,8 @@ static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* 
         why.text);
 }
 
-// The fastest of the candidates on these very operands.
+// Times the candidates on these very operands, three runs each after one that is not counted: `chosen` is the
+// fastest one's number.
 static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
     const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
     float best = INFINITY, first = 0;
@@ -3801,9 +3813,9 @@ static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
 
 // --- choices that are kept ---
 
-// --products FILE. Its first line names the library and the GPU; each other one is a product: m n k, whether
-// A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and for the reader what
-// they say.
+// --products FILE, a text file. Its first line names the library and the GPU. Each other line is a product: m
+// n k, whether A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and, for the
+// reader only, what these say.
 static int products_header(char* line, size_t size, Error* e) {
     cudaDeviceProp gpu;
     int device = 0;
@@ -3812,8 +3824,8 @@ static int products_header(char* line, size_t size, Error* e) {
     snprintf(line, size, "gpt2_sp products 1, cuBLASLt %zu, %s\n", cublasLtGetVersion(), gpu.name);
     return 0;
 }
-// 1: the file has the product, and `algorithm` is its choice; 0: it has not, or there is no such file; -1: it
-// is not for here.
+// Looks a product up in the file. 1: `algorithm` is the file's choice; 0: the file does not have the product,
+// or there is no file; -1: it cannot be read, or was made by another library or for another GPU.
 static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
     char expected[320], line[512];
     int found = 0, number = 1;
@@ -3846,6 +3858,7 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
     fclose(f);
     return found;
 }
+// Adds a choice to the file, which it begins if there is none.
 static int products_append(
     const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
     char header[320];
@@ -3863,7 +3876,8 @@ static int products_append(
     return 0;
 }
 
-// The file's choice must pass as any other does.
+// Takes the file's choice for a plan. 1: taken; 0: the file has none; -1: an error, also if the choice does
+// not pass the tests that every proposal must pass.
 static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     Error why = {{0}};
     double shares[2];
@@ -3879,10 +3893,12 @@ static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return 1;
 }
 
-// Choices by timing serve all ranks of the process, so that those with the same shapes compute with the same
-// algorithms; its GPUs are alike. matmul_forced >= 0 (tests): that one of the candidates, counted around.
+// Choices by timing serve all ranks of the process, whose GPUs are alike: ranks with the same shapes then use
+// the same algorithms. matmul_forced >= 0 (tests) takes candidate number matmul_forced modulo their number.
 static MatmulChoice matmul_chosen[2 * MAX_PLANS];
 static int matmul_chosen_count, matmul_forced = -1;
+// Sets p->algorithm. In this order: the choice of --products; in a rehearsal, an earlier choice of the
+// process, then the fastest candidate; else, and with --deterministic 1, the first candidate.
 static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     int timed = d->rehearsing && !d->deterministic, count = 0, best = 0;
     cublasLtMatmulAlgo_t good[PROPOSALS];
@@ -3903,8 +3919,8 @@ static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return d->products[0] ? products_append(d->products, &p->shape, &p->algorithm, e) : 0;
 }
 
-// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying them leaves
-// the result changed where it is added to: a rehearsal throws it away, elsewhere it is put back.
+// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying algorithms
+// changes D where it is added to. A rehearsal throws D away; elsewhere D is saved before and put back after.
 static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     size_t bytes = matmul_bytes(&p->shape);
@@ -3925,7 +3941,8 @@ static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return status;
 }
 
-// D = A B as its shape and operands say. The first use of a shape makes its plan.
+// Enqueues D = A B on `stream` as shape and operands say. The first use of a shape makes its plan and chooses
+// its algorithm, for which the host waits.
 static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Error* e) {
     MatmulPlan* p = NULL;
     for (int i = 0; i < d->plan_count && !p; i++)
@@ -3948,7 +3965,7 @@ static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Err
             cublasLtMatmulDescSetAttribute(
                 p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
     if (fresh && matmul_choose(d, p, &x, e) != 0) {
-        matmul_plan_free(p);   // so that the shape is met anew, not run with no algorithm
+        matmul_plan_free(p);   // a plan without an algorithm must not stay
         d->plan_count--;
         return -1;
     }
@@ -3962,7 +3979,7 @@ static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight
     int flags = (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0);
     return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, add, bias, NULL}, e);
 }
-// The same and its GELU, with the value before it in aux if given
+// out = the GELU of that; the value before the GELU goes to aux (R, OC) unless aux is NULL
 static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight,
     const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
     int flags = MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU);
@@ -3982,7 +3999,12 @@ static int matmul_backward_weight(
 }
 
 // --- elementwise: 8 bf16 in 16 bytes per access ---
+//
+// The launchers down to the loss enqueue on `stream`. dx, x, inp and out are bf16; gains, biases and gradients
+// of parameters fp32. Sums over many rows take two kernels: blocks leave partial sums, and the second kernel
+// adds them in the order of the blocks, so that every run gives the same bits.
 
+// f = the 8 bf16 of u, and back, rounded to the nearest.
 __device__ __forceinline__ void unpack8(float (&f)[8], const uint4& u) {
     const uint32_t w[4] = {u.x, u.y, u.z, u.w};
 #pragma unroll
@@ -3993,6 +4015,7 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
     return make_uint4(
         attn::pack(f[0], f[1]), attn::pack(f[2], f[3]), attn::pack(f[4], f[5]), attn::pack(f[6], f[7]));
 }
+// f = 8 fp32 from p, which is aligned to 16 bytes.
 __device__ __forceinline__ void load8(float (&f)[8], const float* p) {
     float4 a = *(const float4*)p, b = *(const float4*)(p + 4);
     f[0] = a.x, f[1] = a.y;
@@ -4000,6 +4023,7 @@ __device__ __forceinline__ void load8(float (&f)[8], const float* p) {
     f[4] = b.x, f[5] = b.y;
     f[6] = b.z, f[7] = b.w;
 }
+// The sum, or the largest, of a warp's x, for all of its lanes.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
@@ -4011,7 +4035,9 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-__device__ __forceinline__ float block_sum(float x) {   // of 256 threads, to all of them
+// The sum of x over a block of 256 threads, for all of them. A kernel can call it once: a second call would
+// overwrite `sums` while others read it.
+__device__ __forceinline__ float block_sum(float x) {
     __shared__ float sums[8];
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
@@ -4021,12 +4047,15 @@ __device__ __forceinline__ float block_sum(float x) {   // of 256 threads, to al
     for (int i = 0; i < 8; i++) x += sums[i];
     return x;
 }
+// The sum of x over the threads of a row.
 template <int LANES> __device__ __forceinline__ float row_sum(float x) {
     return LANES == 32 ? warp_sum(x) : block_sum(x);
 }
 
 // A row of C <= 2048 numbers belongs to one warp, a longer one to a block of 256 threads: LANES = 32 or 256.
-// Lane l has columns 8 (i LANES + l) of piece i < NV.
+// A lane has the columns 8 (i LANES + lane) to 8 (i LANES + lane) + 7 of each piece i < NV. BY_WIDTH makes a
+// call with the constants NV and LANES that fit C. EACH_PIECE(c) loops over a lane's pieces inside the row; c
+// is the first column.
 #define OF_WIDTH(N, L, CALL) \
     { \
         constexpr int NV = N, LANES = L; \
@@ -4048,33 +4077,38 @@ template <int LANES> __device__ __forceinline__ float row_sum(float x) {
 #define EACH_PIECE(c) \
     _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = (i * LANES + lane) * 8; c < C)
 
-// Where a rank's rows of a sequence stand in it, or, with own positions, in the rows of wpe that it has: one
-// run of positions, or two (see Segments).
+// Where a rank's rows of a sequence stand: their positions in it, or, with own positions, in the rows of wpe
+// that the rank has. There is one run of positions, or two (see Segments).
+//     rows            rows of a sequence
+//     first           of these, rows of the first run
+//     begin, begin2   row t stands at t + begin in the first run, at t + begin2 in the second
+//     T               positions: of the sequence, or rows of wpe that the rank has
 typedef struct {
-    int64_t rows, first, begin, begin2,
-        // rows of a sequence; the first run's, and where the runs begin; the sequence's length, or the rows
-        // of wpe
-        T;
+    int64_t rows, first, begin, begin2, T;
 } RowPlaces;
-static int64_t positions_count(const Rank* r) {   // rows of wpe that the layers find where gpu_weight points
+// Rows of wpe where gpu_weight points.
+static int64_t positions_count(const Rank* r) {
     return positions_apart(r->layout) ? r->Tl : r->mesh->shape.T;
 }
+// The places of the rank's own rows.
 static RowPlaces row_places(const Rank* r) {
     const Segments g = position_rows(r);
     RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], positions_count(r)};
     return p;
 }
+// Where row `row` of the batch stands.
 __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
     int64_t t = row % p.rows;
     return t + (t < p.first ? p.begin : p.begin2);
 }
-// The position that counts: in the sequence, or in the document. doc_start (B, T).
+// The row of wpe that it takes: its position in the sequence, or in its document. doc_start (B, T), or NULL.
 __device__ __forceinline__ int64_t wpe_row(const RowPlaces& p, const int32_t* doc_start, int64_t row) {
     int64_t position = row_position(p, row);
     return doc_start ? position - doc_start[row / p.rows * p.T + position] : position;
 }
 
-// x = wte[token] + wpe[position], without the row's mean if `center`. Reads 8 C bytes a row, writes 2 C.
+// x (R, C) = wte[token] + wpe[position], without the row's mean if `center`. A warp or a block has a row; it
+// reads 8 C bytes and writes 2 C.
 template <int NV, int LANES>
 __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int C) {
@@ -4098,6 +4132,7 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
         *(uint4*)(x + row * C + c) = pack8(f[i]);
     }
 }
+// wte (V, C), wpe (places.T, C), tokens (R).
 static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
@@ -4106,7 +4141,9 @@ static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32
     return 0;
 }
 
-// dx without its rows' means, in place, and the keys by which rows are sorted: token and position.
+// If `center`, dx (R, C) loses its rows' means, in place: 4 C bytes a row. For the sort that follows,
+// rows[row] = row, and keys[row] = the row's token (key_of), or its row of wpe where key_of is NULL. A warp
+// or a block has a row.
 template <int NV, int LANES>
 __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of,
     const int32_t* doc_start, int center, RowPlaces places, int64_t R, int C) {
@@ -4130,16 +4167,17 @@ __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, 
     }
 }
 
+// p[0] to p[7] += f; p is aligned to 16 bytes.
 __device__ __forceinline__ void add8(float* p, const float (&f)[8]) {
     float4 a = *(float4*)p, b = *(float4*)(p + 4);
     *(float4*)p = make_float4(a.x + f[0], a.y + f[1], a.z + f[2], a.w + f[3]);
     *(float4*)(p + 4) = make_float4(b.x + f[4], b.y + f[5], b.z + f[6], b.w + f[7]);
 }
 
-// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS
-// rows of the sorted list, a thread 8 columns. Runs of a key that lie inside the block go straight to the
-// gradient; what a run has in a block but not all of it goes to partial (blocks, 2, C): [0] a run that began
-// earlier, [1] a run that begins here and goes on.
+// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block has BUCKET_ROWS
+// rows of the sorted list, a thread 8 columns; 2 C bytes a row, 8 C a key. A run of one key that lies inside
+// a block goes straight to the gradient. A run over several blocks leaves its sums in partial (blocks, 2, C):
+// [0] of a run that began in an earlier block, [1] of a run that begins in this one.
 __global__ void embedding_backward_kernel(float* dweight, float* partial, const bf16* dx, const int32_t* keys,
     const int32_t* rows, int64_t R, int C) {
     int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS,
@@ -4167,13 +4205,14 @@ __global__ void embedding_backward_kernel(float* dweight, float* partial, const 
         earlier = false, key = next;
     }
 }
-// The block in which a long run begins adds its pieces up.
+// Adds the sums of each run over several blocks to its dweight[key]: the block with the same number as the
+// one where the run begins does it, in the order of the blocks. A thread has 8 columns.
 __global__ void embedding_backward_finish_kernel(
     float* dweight, const float* partial, const int32_t* keys, int64_t R, int C) {
     int64_t block = blockIdx.x, begin = block * BUCKET_ROWS, end = begin + BUCKET_ROWS;
     if (end >= R) return;
     int32_t key = keys[end - 1];
-    if (keys[end] != key) return;                                            // the last run ends here
+    if (keys[end] != key) return;                                            // the last run goes no further
     if (keys[begin] == key && begin > 0 && keys[begin - 1] == key) return;   // it began earlier
     int c = threadIdx.x * 8;
     float sum[8], f[8];
@@ -4186,7 +4225,8 @@ __global__ void embedding_backward_finish_kernel(
     }
     add8(dweight + (int64_t)key * C + c, sum);
 }
-// dwpe[position of t] += sum over the sequences of dx[b, t]: a thread per 8 columns of a row.
+// dwpe[position of t] += the sum over the sequences of dx[b, t]. A thread has 8 columns of a row; 2 B + 8
+// bytes a number.
 __global__ void position_backward_kernel(float* dwpe, const bf16* dx, RowPlaces places, int64_t B, int C) {
     int64_t T = places.rows, at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= T * C) return;
@@ -4199,6 +4239,7 @@ __global__ void position_backward_kernel(float* dwpe, const bf16* dx, RowPlaces 
     }
     add8(dwpe + row_position(places, at / C) * C + at % C, sum);
 }
+// dweight (keys, C) += rows of d->dx (R, C), by d->keys and d->rows, which are sorted first.
 static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int64_t C, Error* e) {
     int bits = 1;
     while (bits < 31 && (1ll << bits) < keys) bits++;
@@ -4213,7 +4254,8 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
         dweight, d->partial, d->sorted_keys, R, (int)C);
     return 0;
 }
-// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
+// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`. Without documents row t
+// of every sequence has the same position, so that wpe needs no sort.
 static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center,
     RowPlaces places, int64_t V, int64_t B, int64_t C, Error* e) {
     int64_t R = B * places.rows;
@@ -4233,7 +4275,8 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
     return 0;
 }
 
-// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5). 4 C bytes a row.
+// out = inp * rstd * weight + bias, rstd (R) = 1 / sqrt(mean(inp^2) + 1e-5). A warp or a block has a row; it
+// reads 2 C bytes and writes 2 C.
 template <int NV, int LANES>
 __global__ void rmsnorm_forward_kernel(
     bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int C) {
@@ -4267,11 +4310,11 @@ static int rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, cons
     return 0;
 }
 
-// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole
-// rows, ROWS at a time; 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS:
-// the most that a row takes. Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight),
-// dout (dbias), and the new dx, which is the bias gradient of the projection that made this row of the
-// residual stream.
+// dx = (`add`: +=) rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a
+// block whole rows, ROWS at a time with all loads in flight together; 6 C bytes a row, 8 C with `add`.
+// THREADS: the most that a row takes. dx may be inp: a row is read before it is written. Sums of columns go
+// to partial (blocks, 3, C) in passing: dout * inp * rstd (dweight), dout (dbias), and the new dx, which is
+// the gradient of the bias of the projection that added to this row of the residual stream.
 template <int ROWS, int THREADS>
 __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout,
     const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int C) {
@@ -4324,14 +4367,14 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, flo
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = gain[j], out[C + j] = shift[j], out[2 * C + j] = bias[j];
 }
-// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width`
-// each; absent ones are skipped.
+// Gradients, `width` numbers each, that columns of partial sums belong to; NULL: nobody wants them.
 typedef struct {
     float* to[3];
 } ColumnTargets;
-enum {
-    FINISHERS = 32
-};   // of a column: few blocks run, so that each thread's chain of additions is what takes time
+// Threads for a column. Few blocks run, so each thread's chain of additions is what takes time.
+enum { FINISHERS = 32 };
+// to[column / width][column % width] += the sum of a column of partial (blocks, N). A block of 32 x FINISHERS
+// threads has 32 columns; 4 bytes a number.
 __global__ void columns_finish_kernel(
     ColumnTargets targets, const float* partial, int blocks, int width, int N) {
     __shared__ float sums[FINISHERS][33];
@@ -4347,6 +4390,8 @@ __global__ void columns_finish_kernel(
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
+// dweight, dbias (C) and dprojection (C), which may be NULL, += the three column sums. The blocks are one
+// full wave.
 static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection,
     const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R,
     int64_t C) {
@@ -4354,8 +4399,7 @@ static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, floa
     auto kernel = threads <= 512 ? rmsnorm_backward_kernel<NORM_ROWS, 512>
                                  : rmsnorm_backward_kernel<1, MAX_CHANNELS / 8>;
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, threads, 0);
-    int blocks = (int)min_i64(
-        min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
+    int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));
     kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
     ColumnTargets targets = {{dweight, dbias, dprojection}};
     columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, FINISHERS), 0, d->stream>>>(
@@ -4363,13 +4407,14 @@ static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, floa
     return 0;
 }
 
+// The hardware's tanh, good to 2^-11 of itself.
 __device__ __forceinline__ float tanh_fast(float x) {
     float y;
     asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), n numbers, 8 per thread.
+// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), n numbers. A thread has 8; 4 bytes a number.
 __global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
     int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= n) return;
@@ -4385,17 +4430,18 @@ static int gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     return 0;
 }
 
-// Matrices (R, N) of fp32; what is still to be added to their columns begin to end - 1, from rows `stride`
-// apart (absent: nothing); and what the sums are multiplied by.
+// What the end of attention's backward pass makes dqkv of: matrices p (R, N) of fp32; `add`, still to be
+// added to their columns begin to end - 1, with rows `stride` apart, or NULL; and the factor `scale` of the
+// sums.
 typedef struct {
     const float *p[3], *add[3];
     int64_t stride[3], begin[3], end[3];
     float scale[3];
 } WideRows;
-// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With WIDE they are made
-// first, from fp32: the end of attention's backward; blockIdx.z is the matrix, N columns from the one before
-// it. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a
-// row.
+// Sums of columns of inp, (R, N) bf16 with rows `pitch` apart, to partial (SUM_BLOCKS, all). WIDE makes inp
+// first, = scale (p + add) from the matrices of `wide`, matrix blockIdx.z in the N columns from N blockIdx.z
+// on. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N bytes a row,
+// with WIDE 6 N.
 template <int WIDE>
 __global__ void columns_kernel(
     float* partial, bf16* inp, WideRows wide, int64_t R, int N, int pitch, int all) {
@@ -4435,6 +4481,7 @@ __global__ void columns_kernel(
     for (int w = 0; w < 8; w++) total += sums[w][threadIdx.x];
     partial[(int64_t)blockIdx.y * all + c] = total;
 }
+// dbias (N) += what columns_kernel left.
 static void columns_finish(Gpu* d, float* dbias, int64_t N) {
     ColumnTargets targets = {{dbias, NULL, NULL}};
     columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, FINISHERS), 0, d->stream>>>(
@@ -4450,8 +4497,8 @@ static int columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t
     columns_finish(d, dbias, N);
     return 0;
 }
-// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Absent dK and dV are
-// there already.
+// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Where dK and dV are
+// absent, attention has written them to dqkv already.
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, int64_t R, int64_t C) {
     int c = (int)C, matrices = wide.p[1] ? 3 : 1;
     columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, matrices), 256, 0, d->stream>>>(
@@ -4462,7 +4509,7 @@ static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, i
     columns_finish(d, dbias, 3 * C);
 }
 
-// Piece i of a row of logits; -inf, so probability 0, in the vocabulary's padding.
+// f = piece i (8 numbers, u) of a row of logits; in the vocabulary's padding -inf, whose probability is 0.
 __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, int V) {
     unpack8(f, u);
     if (i * 8 + 8 > V) {
@@ -4470,9 +4517,10 @@ __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, in
         for (int j = 0; j < 8; j++) f[j] = i * 8 + j < V ? f[j] : -INFINITY;
     }
 }
-// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again
-// from global memory where it does not fit: `cached`), its maximum and sum are found, and the gradient
-// overwrites it. 4 V bytes. NaN stays NaN through the sum.
+// losses[t] = log(sum of e^logits) - logits[label], hits[t] = the label has the largest logit; the gradient
+// grad_scale (softmax - [label]) overwrites the row unless grad_scale is 0. A label below 0 counts nothing. A
+// block has a row. It reads the row once into shared memory (`cached`), or from global memory each time where
+// it does not fit, for maximum, sum and gradient; 4 V bytes a row if cached. NaN stays NaN through the sum.
 __global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsigned char* hits, bf16* logits,
     const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
     extern __shared__ uint4 row_cache[];
@@ -4535,6 +4583,7 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsign
         pieces[i] = pack8(f);
     }
 }
+// logits (R, Vp), labels (R). The row is cached where the GPU's shared memory has room for it.
 static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels,
     float grad_scale, int64_t R, int64_t V, int64_t Vp, Error* e) {
     attn::AttnDevice device;
@@ -4548,7 +4597,7 @@ static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits
         losses, hits, logits, labels, grad_scale, (int)V, (int)Vp, cached);
     return 0;
 }
-// stats[LOSS] += sum of n losses, in one block and one order
+// stats[STAT_LOSS] += the sum of n losses, in one block of 1024 threads, so in one order.
 __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
     __shared__ double sums[1024];
     double sum = 0;
@@ -4564,7 +4613,7 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
 // --- distributed attention: what the executor of tables asks of the GPU, on the kernels of section 7a ---
 
 enum { MAX_UNSEEN = 4 };
-// What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
+// What one run of a table works on: the sequences in hand, in one layer. Tensors are the rank's own rows.
 typedef struct {
     const Schedule* table;
     char** slots;
@@ -4574,29 +4623,44 @@ typedef struct {
     float *dq, *dkv[2];         // backward: (R, C) each, sums
     WideRows* sums;             // their end, which also adds what arrives last
     const int32_t* doc_start;   // (B, T), or NULL
-    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And
-    // what is still to come.
+    // For each of the rank's chunks, a bit for each head part: the own sums hold something; the output is
+    // written. And how many additions to a part's output are still to come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
-    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each
-    // stream those that the other has not waited for; and whether the first has added what arrived since the
-    // second last waited.
+    // Ops run on LANE_COMPUTE (side 0) or LANE_BESIDE (1). `last`: the last op, whose side is `side`; `unseen`:
+    // each side's ops that the other side has not waited for; `merged`: side 0 has added arrived results since
+    // side 1 last waited for it.
     const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
     int ops, side, unseen_count[2], merged;
 } GpuAttention;
 
 // --- exchange: a step's operands and results, while the step computes ---
+//
+// A step of a table on one rank's streams, time from left to right:
+//
+//     stream    pack | op 1       | op 3       |          wait | merge | pack, next step
+//     beside         |   op 2     |   op 4     |          wait |
+//     copies         | from rank 1 | from rank 3 | arrived
+//
+//     gpu_pieces   says where each item lies that travels; own rows that are not contiguous become pack jobs
+//     gpu_post     packs; `copies` waits for all that both streams were given so far (`complete`): what is sent
+//                  is then whole, and what will be overwritten has been read; offers its sends in the boxes
+//     gpu_op       enqueues attention, in turn on `stream` and `beside` where ops do not touch the same memory
+//     gpu_wait     enqueues the copies on `copies`, each after its sender's `complete`, and leaves `taken` to the
+//                  sender; `stream` and `beside` wait for `arrived` and for the receivers' `taken`
+//     gpu_merge    adds arrived results, on `stream`
+//
+// The host enqueues a step's ops before its copies, but the copies wait only for what came before the ops: they
+// run under them. With NCCL, gpu_post enqueues sends and receives on `copies`, and boxes stay empty.
 
-// Parts of wider rows, to places (aligned to 256 bytes) where they lie in one piece: blockIdx.y is the piece.
-// Every byte is read and written once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not
-// aligned to more.
 enum {
-    PACK_JOBS = 8,
-    PACK_BLOCKS = 512
-};   // of a launch; blocks of a job, some four for each multiprocessor
+    PACK_JOBS = 8,      // of a launch
+    PACK_BLOCKS = 512   // of a job: some four for each multiprocessor
+};
 typedef struct {
     PackJob job[PACK_JOBS];
 } PackJobs;
+// One job, a word at a time. Its indices are divided in 32 bits where they fit.
 template <typename Word> __device__ __forceinline__ void job_pack(const PackJob& x) {
     uint32_t words = (uint32_t)(x.width / sizeof(Word));
     int64_t all = x.rows * words;
@@ -4605,13 +4669,15 @@ template <typename Word> __device__ __forceinline__ void job_pack(const PackJob&
         *((Word*)x.data + i) = *((const Word*)(x.source + row * (int64_t)x.source_pitch) + (i - row * words));
     }
 }
+// data[row] = source[row] for the rows of some jobs; blockIdx.y is the job. Each byte is read and written
+// once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not aligned to more.
 __global__ void rows_pack_kernel(PackJobs jobs) {
     const PackJob& x = jobs.job[blockIdx.y];
     if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) job_pack<uint4>(x);
     else job_pack<uint32_t>(x);
 }
-// Packs what the step sends, on the compute stream, where it takes some microseconds: on `copies` it would wait
-// for multiprocessors until the step's attention, whose blocks stay, has ended.
+// Packs what the step sends, on `stream`, which takes some microseconds. On `copies` the kernel would find no
+// free multiprocessor until the step's attention ends, whose blocks stay for all of a launch.
 static void gpu_pack(Gpu* d) {
     PackJobs launch;
     for (int i = 0, n; i < d->job_count; i += n) {
@@ -4623,6 +4689,7 @@ static void gpu_pack(Gpu* d) {
 }
 
 #ifdef GPT2_SP_NCCL
+// Enqueues a step's sends and receives on `copies`, as one group of NCCL, and `arrived` behind them.
 static int nccl_exchange(Rank* r, const Exchange* x) {
     Gpu* d = (Gpu*)r->device;
     Span* span = span_begin(d, LANE_COPY, "NCCL");
@@ -4671,7 +4738,8 @@ static int gpu_post(Rank* r, void* run, const Exchange* x) {
     return status;
 }
 
-// Enqueues the copies of all that a peer offers this rank.
+// Enqueues on `copies` all that a peer offers this rank, then `taken`. Pieces pair up in the order of both
+// lists.
 static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) {
     Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
     int sent = 0;
@@ -4692,7 +4760,7 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) 
     return 0;
 }
 
-// Waits until a box is full, or empty.
+// The host waits until a box is full, or empty, and gets what is in it then.
 static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadline, GpuBox* out) {
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     int status = 0;
@@ -4707,7 +4775,7 @@ static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadli
     return status;
 }
 
-// Lets both streams of ops wait for an event.
+// Lets both streams of ops, `stream` and `beside`, wait for an event.
 static int ops_wait(Rank* r, cudaEvent_t event) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, event, 0));
@@ -4721,8 +4789,8 @@ static int peer_seen(const Piece* pieces, int i) {
     for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
     return seen;
 }
-// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that
-// take its own pieces. What the receives overwrite was last used before the post.
+// Closes the exchange of a step: enqueues the receives, and lets both streams wait for them and for the peers
+// that take this rank's sends. The host waits until each peer has posted the step and enqueued its receives.
 static int gpu_wait(Rank* r, void* run, const Exchange* x) {
     (void)run;
     Gpu* d = (Gpu*)r->device;
@@ -4755,14 +4823,17 @@ static int gpu_wait(Rank* r, void* run, const Exchange* x) {
     return ops_wait(r, d->arrived);
 }
 
+// Bits h0 to h1 - 1, where h0 < 64.
 static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
 
-// A tensor of an item: where it begins, and elements between tokens (or, of those that belong to rows,
-// between sequences).
+// A tensor of an item: where its first head begins, and numbers from one token to the next (with one number a
+// row and head: from one sequence to the next).
 typedef struct {
     char* p;
     int64_t stride;
 } GpuItemView;
+// Tensor i of an item in a slot, where tensors of its heads follow each other, or (slot -1) in the rank's
+// own.
 static GpuItemView gpu_item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
     int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS;
@@ -4784,7 +4855,7 @@ static GpuItemView gpu_item_view(const Rank* r, const GpuAttention* run, Item it
     else v.p = (char*)(operands[item.kind] + heads.first * HS);
     return v;
 }
-// The blocks of an item: how many. None where there are fewer heads than parts.
+// An item's tensors as blocks; returns how many. 0 where its parts have no heads (fewer heads than parts).
 static int item_blocks(const Rank* r, const GpuAttention* run, Item item, int slot, Block* out) {
     const Shape* s = &r->mesh->shape;
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of);
@@ -4801,12 +4872,14 @@ static int item_blocks(const Rank* r, const GpuAttention* run, Item item, int sl
     }
     return ITEM_TENSORS[item.kind].count;
 }
-// A block of wider rows gets a place to be packed to.
+// Makes a block contiguous: it gets a place at *next, and a job that will pack it there.
 static void pack_place(Block* block, char** next, PackJob* job) {
     *job = {*next, block->width, block->rows, block->data, block->pitch};
     block->data = *next, block->pitch = block->width;
     *next += round_up((int64_t)(block->width * (size_t)block->rows), 256);
 }
+// TableOps.pieces: an item's tensors as pieces, a contiguous one each; those that must be packed become jobs
+// of the step.
 static int gpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
     Gpu* d = (Gpu*)r->device;
     Block blocks[ITEM_PARTS];
@@ -4820,6 +4893,7 @@ static int gpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sen
     return count;
 }
 
+// Tensor i of an item, of which attention sees a chunk's rows only: HS numbers a row and head; one number.
 static AttnView chunk_tokens(
     const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
     GpuItemView v = gpu_item_view(r, run, item, slot, i);
@@ -4835,13 +4909,15 @@ static AttnRows chunk_rows(
     return rows;
 }
 
-// Whether nothing but what is about to be added is missing of the output of these heads; counts it.
+// Counts an addition to the outputs of some head parts of a chunk. 1: it is the last for all of them, so that
+// whoever adds it also writes the output.
 static int contribution_is_last(GpuAttention* run, int second, int h0, int h1) {
     int last = 1;
     for (int part = h0; part < h1; part++) last &= --run->missing[second][part] == 0;
     if (last) run->written[second] |= part_bits(h0, h1);
     return last;
 }
+// The rank's output, and its log-sum-exp, from row `at` of each sequence and from a head on.
 static AttnView output_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t head) {
     const Shape* s = &r->mesh->shape;
     AttnView v = {run->out + at * s->C + head * s->HS, s->C, s->HS, s->C * r->Tl};
@@ -4852,8 +4928,9 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
     return v;
 }
 
-// A result's place before its first addition: zero where it is added to from the first on (dQ), or where the
-// table's ops fill only one of its two chunks; else as it is. Tells whether there is something to add to.
+// Prepares a slot for an op's result; *there tells the op to add to what the slot holds. An empty slot is
+// cleared, on `stream`, and then added to, where attention always adds (dQ) or where an op fills one of the
+// result's two chunks only. Elsewhere the op overwrites it.
 static int gpu_result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1,
     int* there, cudaStream_t stream) {
     *there = r->slot_filled[slot];
@@ -4867,13 +4944,13 @@ static int gpu_result_begin(Rank* r, const GpuAttention* run, int slot, int kind
     r->slot_filled[slot] = 1;
     return 0;
 }
-// p (rows, columns) = value, `stride` numbers between rows
+// p (rows, columns) = value, `stride` numbers between rows. A thread has a number.
 __global__ void rows_fill_kernel(float* p, int64_t stride, int64_t rows, int64_t columns, float value) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < rows * columns) p[i / columns * stride + i % columns] = value;
 }
-// The same for the rank's own sums of a chunk. Heads that have not begun are emptied if others of the range
-// have.
+// The same for the rank's own sums of a chunk. Where some of the heads hold something and others nothing,
+// these are emptied (0, and -inf for m), so that the op can add to all.
 static int own_begin(
     Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there, cudaStream_t stream) {
     const Gpu* d = (const Gpu*)r->device;
@@ -4888,8 +4965,8 @@ static int own_begin(
         for (int i = 0; heads > 0 && i < ITEM_TENSORS[kind].count; i++) {
             int tokens = ITEM_TENSORS[kind].wide[i];
             GpuItemView v = gpu_item_view(r, run, item, -1, i);
-            // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun
-            // either
+            // Tensors of one number a row and head, (B, heads, Tl), are emptied for all rows of the rank.
+            // That is one chunk: tables with two chunks a rank do not split the heads and never come here.
             int64_t columns = heads * (tokens ? r->mesh->shape.HS : c.of_owner), rows = tokens ? c.rows : 1;
             for (int64_t b = 0; b < d->B; b++)
                 rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256, 0, stream>>>(
@@ -4900,7 +4977,7 @@ static int own_begin(
     return 0;
 }
 
-// Lets `stream` (0) or `beside` (1) wait for all that is on the other.
+// Lets `stream` (beside 0) or `beside` (1) wait for all that the other was given so far.
 static int stream_follow(Rank* r, int beside) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(beside ? d->ready : d->beside_ready, beside ? d->stream : d->beside));
@@ -4908,27 +4985,29 @@ static int stream_follow(Rank* r, int beside) {
         cudaStreamWaitEvent(beside ? d->beside : d->stream, beside ? d->ready : d->beside_ready, 0));
     return 0;
 }
-// The same among ops.
+// The same during a run, which remembers that the ops of the other stream have been waited for.
 static int ops_follow(Rank* r, GpuAttention* run, int beside) {
     if (stream_follow(r, beside) != 0) return -1;
     run->unseen_count[!beside] = 0;
     if (beside) run->merged = 0;
     return 0;
 }
+// Whether an op reads or writes a slot.
 static int op_uses(const ScheduleOp* op, int slot) {
     return slot >= 0 &&
         (slot == op->q_slot || slot == op->kv_slot || slot == op->dq_slot || slot == op->dkv_slot);
 }
-// Whether an op uses a slot that another writes, or both add to the same of the rank's own sums.
+// Whether two ops must run one after the other: one uses a slot that the other writes, or both add to the
+// same heads of the rank's own sums.
 static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
     int heads = a->h0 < b->h1 && b->h0 < a->h1;
     return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) ||
         op_uses(b, a->dkv_slot) ||
         (heads && ((a->dq_slot < 0 && b->dq_slot < 0) || (backward && a->dkv_slot < 0 && b->dkv_slot < 0)));
 }
-// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes
-// after it on the same one. Two ops that have nothing to do with each other are on different streams: the
-// blocks of the second start where those of the first end, one multiprocessor after the other.
+// Chooses the stream of the next op, run->side, and lets it wait for the ops of the other stream that it
+// meets. An op that meets the op before it stays on that one's stream. Otherwise the streams alternate: the
+// blocks of the second op start where those of the first end, one multiprocessor after the other.
 static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int backward = run->table->backward, before = run->side;
     int side = run->ops == 0                ? 0
@@ -4947,10 +5026,11 @@ static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
 __global__ void pause_kernel() {
     for (int64_t until = clock64() + 12000; clock64() < until;) {}
 }
-// Lets an op ask for multiprocessors after the one before it, where that is on the other stream: who asks
-// first gets them, and results travel under the op that comes after theirs. When that can begin is known, not
-// when it has: hence the pause. The order of the first two is free: neither's results are waited for before
-// the third. No memory depends on this.
+// Makes an op ask for multiprocessors after the op before it, where that is on the other stream. Who asks
+// first gets them, and an op's results travel while the next op runs, so the earlier op must be first. CUDA
+// has an event for "may start" (`launched`), none for "has started": hence the pause after it. The first two
+// ops may start in any order, since nobody waits for their results before the third. Only speed depends on
+// this.
 static int op_turn(Rank* r, const GpuAttention* run, int before) {
     Gpu* d = (Gpu*)r->device;
     cudaStream_t stream = lane_stream(d, run->side);
@@ -4962,6 +5042,9 @@ static int op_turn(Rank* r, const GpuAttention* run, int before) {
     return 0;
 }
 
+// TableOps.op: enqueues attention of a query chunk against a key chunk on the stream that op_begin chooses.
+// Forward adds to a carry (acc, m, l); the last addition to an own output writes atty and lse instead.
+// Backward adds to dQ, dK, dV.
 static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     GpuAttention* run = (GpuAttention*)argument;
     const Schedule* table = run->table;
@@ -5024,7 +5107,7 @@ static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     if (op->dq_slot >= 0 &&
         gpu_result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0)
         return -1;
-    a.accumulate_dq = 1;   // the own sums begin at zero
+    a.accumulate_dq = 1;   // gpu_attention_clear has made the own sums zero
     if (op->dkv_slot >= 0
             ? gpu_result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
             : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there, stream) != 0)
@@ -5037,7 +5120,8 @@ static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     return 0;
 }
 
-// out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides.
+// out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides. A thread has 4 numbers; 12
+// bytes a number.
 __global__ void rows_add_kernel(
     float* out, int64_t out_stride, const float* inp, int64_t inp_stride, int64_t rows, int columns) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x,
@@ -5049,16 +5133,17 @@ __global__ void rows_add_kernel(
     *(float4*)(out + row * out_stride + column) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// Leaves the addition of a result that arrived last to the end of the rank's own sums, where that reads it.
-// 0: not possible.
+// Leaves the addition of a result that arrives in a backward table's last step to qkv_finish, which reads the
+// rank's own sums anyway. 0: it must be added now, because it came earlier, another one was left already, or
+// qkv_finish would overwrite its slot.
 static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Gpu* d = (const Gpu*)r->device;
     int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = ITEM_TENSORS[msg->item.kind].count;
     Heads heads = part_heads(&r->mesh->shape, run->table, msg->item.h0, msg->item.h1);
     const char* slot = run->slots[msg->dst];
     if (msg->step != run->table->steps - 1 || !run->table->backward || run->sums->add[first]) return 0;
-    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C))
-        return 0;   // the end writes there
+    // qkv_finish writes dqkv there
+    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C)) return 0;
     for (int i = 0; i < count; i++) {
         GpuItemView v = gpu_item_view(r, run, msg->item, msg->dst, i);
         run->sums->add[first + i] = (const float*)v.p, run->sums->stride[first + i] = v.stride;
@@ -5068,7 +5153,9 @@ static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage*
     return 1;
 }
 
-// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+// TableOps.merge: adds a result that has arrived to the rank's own sums, or to the slot in which it travels
+// on; where that holds nothing yet, it becomes the result. All of it is on `stream`, after the ops of
+// `beside`.
 static int gpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     GpuAttention* run = (GpuAttention*)argument;
     const Shape* s = &r->mesh->shape;
@@ -5120,7 +5207,7 @@ static int gpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     return 0;
 }
 
-// How many additions each of the rank's outputs gets.
+// Counts how many additions each of the rank's outputs will get in a forward table, by ops and by results.
 static void outputs_count(Rank* r, GpuAttention* run) {
     const Schedule* table = run->table;
     for (int i = 0; i < table->op_count && !table->backward; i++) {
@@ -5138,7 +5225,8 @@ static void outputs_count(Rank* r, GpuAttention* run) {
     }
 }
 
-// The outputs whose last addition was not for all of their heads at once.
+// Writes the outputs that no op and no merge has written: of parts whose last addition was also an addition,
+// but not the last one, to other parts.
 static int outputs_finish(Rank* r, GpuAttention* run) {
     const Schedule* table = run->table;
     const Shape* s = &r->mesh->shape;
@@ -5161,9 +5249,11 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
     return 0;
 }
 
+// What run_table asks of the GPU.
 static const TableOps GPU_TABLE_OPS = {gpu_pieces, gpu_post, gpu_op, gpu_wait, gpu_merge};
 
-// Runs a table for the sequences of the pass; host_docs is the host's copy of run->doc_start.
+// Runs a table for the sequences in hand. host_docs is the host's copy of run->doc_start. In the end `stream`
+// has waited for everything.
 static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
@@ -5175,6 +5265,7 @@ static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     return table->backward ? 0 : outputs_finish(r, run);
 }
 
+// A tensor of HS numbers a head whose tokens are `token` numbers apart, T tokens a sequence.
 static AttnView view_of(void* p, int64_t token, int64_t T, int64_t HS) {
     AttnView v = {p, token, HS, token * T};
     return v;
@@ -5209,15 +5300,15 @@ static int gpu_attention_forward(
     span_end(d, span);
     return 0;
 }
-// dQ (R, C) fp32 begins at zero, which is made beside the products that come before attention.
+// Clears dQ (R, C) fp32 on `beside`, while `stream` runs the products that come before attention.
 static int gpu_attention_clear(Rank* r, float* dq) {
     Gpu* d = (Gpu*)r->device;
     if (stream_follow(r, 1) != 0) return -1;
     CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * r->mesh->shape.C) * 4, d->beside));
     return 0;
 }
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is
-// scratch, cleared
+// dqkv (R, 3C) from datty (R, C) and what the forward pass left; dbias (3C) += its column sums. dq (R, C)
+// fp32 is scratch that gpu_attention_clear has cleared.
 static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty,
     float* lse, bf16* qkv, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
@@ -5228,7 +5319,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     memset(&sums, 0, sizeof sums);
     sums.p[0] = dq, sums.scale[0] = 1 / sqrtf((float)s->HS);
     sums.scale[1] = sums.scale[2] = 1;
-    if (stream_follow(r, 0) != 0) return -1;   // dq
+    if (stream_follow(r, 0) != 0) return -1;   // dq is clear
     CUDA_TRY(&r->error,
         attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B,
             (int)s->NH, (int)T, d->stream, (int)s->HS));
