@@ -2359,9 +2359,9 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 //     gathers    parts of gradients and slices of weights, from rank to rank
 //
 // Inside a process every rank reads its peers' memory. Copy engines, which take no multiprocessor's time,
-// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the same
-// bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream` and
-// `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
+// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the
+// same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream`
+// and `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
 
 // A rectangle of memory: `rows` rows of `width` bytes; a row begins `pitch` bytes after the one before it.
 typedef struct {
@@ -2564,7 +2564,7 @@ struct Gpu {
     cudaEvent_t *made, *summed, *together;
     // (L + 3) --zero 1, 2: the unit's updated weights are being gathered, and its bf16 copy is not made yet.
     unsigned char* gather_pending;
-    int last_micro_batch;   // it completes the step's gradients: a layer's are summed as soon as they are made
+    int last_micro_batch;   // it completes the step's gradients: a layer's are summed once they are made
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count;
@@ -4000,9 +4000,9 @@ static int matmul_backward_weight(
 
 // --- elementwise: 8 bf16 in 16 bytes per access ---
 //
-// The launchers down to the loss enqueue on `stream`. dx, x, inp and out are bf16; gains, biases and gradients
-// of parameters fp32. Sums over many rows take two kernels: blocks leave partial sums, and the second kernel
-// adds them in the order of the blocks, so that every run gives the same bits.
+// The launchers down to the loss enqueue on `stream`. dx, x, inp and out are bf16; gains, biases and
+// gradients of parameters fp32. Sums over many rows take two kernels: blocks leave partial sums, and the
+// second kernel adds them in the order of the blocks, so that every run gives the same bits.
 
 // f = the 8 bf16 of u, and back, rounded to the nearest.
 __device__ __forceinline__ void unpack8(float (&f)[8], const uint4& u) {
@@ -4627,9 +4627,9 @@ typedef struct {
     // written. And how many additions to a part's output are still to come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
-    // Ops run on LANE_COMPUTE (side 0) or LANE_BESIDE (1). `last`: the last op, whose side is `side`; `unseen`:
-    // each side's ops that the other side has not waited for; `merged`: side 0 has added arrived results since
-    // side 1 last waited for it.
+    // Ops run on LANE_COMPUTE (side 0) or LANE_BESIDE (1). `last`: the last op, whose side is `side`;
+    // `unseen`: each side's ops that the other side has not waited for; `merged`: side 0 has added arrived
+    // results since side 1 last waited for it.
     const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
     int ops, side, unseen_count[2], merged;
 } GpuAttention;
@@ -4643,15 +4643,15 @@ typedef struct {
 //     copies         | from rank 1 | from rank 3 | arrived
 //
 //     gpu_pieces   says where each item lies that travels; own rows that are not contiguous become pack jobs
-//     gpu_post     packs; `copies` waits for all that both streams were given so far (`complete`): what is sent
-//                  is then whole, and what will be overwritten has been read; offers its sends in the boxes
-//     gpu_op       enqueues attention, in turn on `stream` and `beside` where ops do not touch the same memory
-//     gpu_wait     enqueues the copies on `copies`, each after its sender's `complete`, and leaves `taken` to the
-//                  sender; `stream` and `beside` wait for `arrived` and for the receivers' `taken`
+//     gpu_post     packs; lets `copies` wait for all that both streams were given so far (`complete`), when
+//                  sends are whole and what receives overwrite has been read; offers the sends in boxes
+//     gpu_op       enqueues attention, in turn on `stream` and `beside` unless ops meet (op_begin)
+//     gpu_wait     enqueues the copies on `copies`, each after its sender's `complete`, and leaves `taken` to
+//                  the sender; `stream` and `beside` wait for `arrived` and for the receivers' `taken`
 //     gpu_merge    adds arrived results, on `stream`
 //
-// The host enqueues a step's ops before its copies, but the copies wait only for what came before the ops: they
-// run under them. With NCCL, gpu_post enqueues sends and receives on `copies`, and boxes stay empty.
+// The host enqueues a step's ops before its copies, but the copies wait only for what came before the ops,
+// and so run under them. With NCCL, gpu_post enqueues sends and receives on `copies`; boxes stay empty.
 
 enum {
     PACK_JOBS = 8,      // of a launch
@@ -5358,18 +5358,36 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
 }
 
 // ===== 8. model =================================================================================
+//
+// A gradient's way, in one process with --zero 0 or 1, during the last micro-batch of a step. Names at the
+// arrows are events that one stream records and another waits for; peers wait for `made` and `summed`.
+//
+//     stream     backward of u | backward of u - 1: MLP, attention | sum of u | QKV | backward of u - 2
+//                              v differentiated       staged_there ^          v summed
+//     gathers                  | centre u | peers' parts of u |               | parts of u - 1 | slices of u
+//                                         v made
+//
+//     made      unit_sum_begin: this rank's gradient of layer u is whole, and centred with --center 1
+//     staged    the same call: the peers' parts of this rank's slice, each after its `made`, are in `staged`
+//     summed    unit_sum_add, after the attention of layer u - 1: the parts, added in the order of the ranks
+//     fetched   unit_sum_fetch, if ranks update whole units: the peers' slices, each after its `summed`
+//
+// Attention has `copies` and `beside` meanwhile. units_sum_end sums the units that are not layers and waits.
+// In earlier micro-batches gradients only add up. NCCL sums all units at the end. With --zero 2 and 3
+// gpu_unit_gradient_end sums each unit on `stream` as soon as it is made.
 
-// Where the layers find the weights, or the gradients, of unit u in fp32; a parameter of it, its bf16 copy, its
-// gradient; layer l's activation.
+// Where the layers find the weights, or the gradients, of unit u in fp32.
 static float* gpu_in_use(const Rank* r, int state, int u) {
     const Gpu* d = (const Gpu*)r->device;
     if (holding(r->layout, state, u) == HELD_SLICE) return d->whole_unit[state][unit_buffer(r->layout, u)];
     return d->state[state] + held(r, state, u).at;
 }
+// Parameter `id` of unit u: its weights in fp32 here, below its bf16 copy and its gradient.
 static float* gpu_weight(const Rank* r, int u, int id) {
     return gpu_in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
-static bf16* gpu_halves(const Rank* r, int u) {   // the bf16 copy of the unit
+// The bf16 copy of a unit.
+static bf16* gpu_halves(const Rank* r, int u) {
     const Gpu* d = (const Gpu*)r->device;
     if (holding(r->layout, STATE_WEIGHTS, u) == HELD_SLICE) return d->unit_half[unit_buffer(r->layout, u)];
     return d->half + half_offset(r->layout, &r->mesh->shape, u);
@@ -5379,8 +5397,8 @@ static float* gpu_gradient(const Rank* r, int u, int id) {
     return gpu_in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, their gradients (float), or their bf16 copies. Those that the unit has
-// not are NULL.
+// The parameters of a unit by their names: weights or gradients (float), or bf16 copies. Those of other units
+// are NULL.
 template <typename T> struct ParametersOf {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) T* name;
     PARAMETERS(X)
@@ -5404,7 +5422,8 @@ static ParametersOf<bf16> gpu_halves_of(const Rank* r, int u) {
     return gpu_parameters(r->layout, u, gpu_halves(r, u));
 }
 
-static void* gpu_act(const Rank* r, int id, int64_t l) {   // NULL: it has no place of its own
+// Layer l's activation `id`, (R, columns) for the sequences in hand; NULL: it has no place of its own.
+static void* gpu_act(const Rank* r, int id, int64_t l) {
     const Gpu* d = (const Gpu*)r->device;
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
     int64_t copies = gpu_copies(r->mesh, id);
@@ -5426,7 +5445,8 @@ static GpuActivations gpu_activations_of(const Rank* r, int64_t l) {
 
 // --- collectives among the ranks of a process ---
 
-// Shows the ranks of a group some memory and lets what is enqueued from here on wait for all of theirs to be ready.
+// Begins a collective: shows this rank's memory to the ranks of a group, whose hosts meet, and lets `stream`
+// wait until all that they had enqueued before is done, so that what they show is whole.
 static int collective_begin(Rank* r, const Group* g, void* offered) {
     Gpu* d = (Gpu*)r->device;
     d->offered = offered;
@@ -5437,7 +5457,7 @@ static int collective_begin(Rank* r, const Group* g, void* offered) {
             CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->ready, 0));
     return 0;
 }
-// Lets what is enqueued from here on wait until all of them have read what they were shown.
+// Ends it: lets `stream` wait until all ranks of the group have read what they were shown.
 static int collective_end(Rank* r, const Group* g) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(d->done, d->stream));
@@ -5448,7 +5468,7 @@ static int collective_end(Rank* r, const Group* g) {
     return 0;
 }
 
-// What the ranks of a group show, in its order.
+// What the ranks of a group show, in the order of the group.
 typedef struct {
     const void* p[MAX_RANKS];
 } Offers;
@@ -5459,7 +5479,8 @@ static Offers gpu_offers(const Rank* r, const Group* g) {
     return o;
 }
 
-// out (n4 x 4) = or += the ranks' numbers at `at`, added in the order of the ranks.
+// out (4 n4) = (`add`: +=) the sum of the ranks' numbers from `at` on, added in the order of the ranks.
+// Threads walk over groups of 4 numbers; 4 bytes a number of each rank, 4 of out, 4 more with `add`.
 __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t at, int64_t n4, int add) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4;
          i += (int64_t)gridDim.x * blockDim.x) {
@@ -5484,15 +5505,17 @@ static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int
         ((Gpu*)r->device)->stream>>>(out, offers, r->sharing.size, at, n / 4, add);
 }
 
-// Whether a unit's gradients are summed already: while the layers below were differentiated, or since no
-// other rank has any.
+// Whether a unit's gradients need no sum at the end of the step: a layer's in the last micro-batch, which
+// were summed while the layers below were differentiated, or those of a unit of which no other rank has
+// gradients.
 static int unit_is_summed(const Rank* r, int u) {
     int layer = r->layout->units[u].kind == UNIT_LAYER;
     return holding(r->layout, STATE_GRADIENTS, u) == HELD_OWN ||
         (((const Gpu*)r->device)->last_micro_batch && layer);
 }
 
-// This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
+// In a buffer of all units, this rank's slice of every unit = the sum of all ranks' slices, on `stream`; not
+// of units that unit_is_summed excepts.
 static int reduce_scatter_units(Rank* r, float* units) {
     const Layout* layout = r->layout;
 #ifdef GPT2_SP_NCCL
@@ -5519,7 +5542,7 @@ static int reduce_scatter_units(Rank* r, float* units) {
     }
     return collective_end(r, &r->sharing);
 }
-// out (a slice) += this rank's slice of the sum of all ranks' `whole`.
+// out (slice) += this rank's slice of the sum of all ranks' `whole` (world, slice), on `stream`.
 static int reduce_scatter_unit(Rank* r, float* out, float* whole, int64_t slice) {
 #ifdef GPT2_SP_NCCL
     Gpu* d = (Gpu*)r->device;
@@ -5538,8 +5561,8 @@ static int reduce_scatter_unit(Rank* r, float* out, float* whole, int64_t slice)
     return collective_end(r, &r->sharing);
 }
 
-// Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there
-// already, or that nobody else has (unit_is_summed).
+// In a buffer of all units, fetches the slices of every unit from the ranks that own them, on `stream`; not
+// of units that unit_is_summed excepts.
 static int all_gather_units(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -5559,8 +5582,8 @@ static int all_gather_units(Rank* r, float* units) {
 #endif
     if (collective_begin(r, &r->sharing, units) != 0) return -1;
     for (int step = 1; step < r->sharing.size; step++) {
-        int number = (r->sharing.index + step) % r->sharing.size,
-            p = group_rank(&r->sharing, number);   // not all from the same peer at once
+        // each rank begins with another peer
+        int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
         for (int u = 0; u < r->layout->count; u++) {
             const Unit* unit = &r->layout->units[u];
             int64_t at = unit->offset + number * unit->slice;
@@ -5579,8 +5602,8 @@ template <typename Out>
 static void projections_center(
     Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
 
-// The peers' slices of a layer's gradients, each when its owner has summed it. All ranks have enqueued those
-// sums.
+// Fetches the peers' slices of a layer's gradients on `gathers`, each once its owner has summed it. Called
+// when the hosts have met after all ranks enqueued these sums.
 static int unit_sum_fetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5596,11 +5619,12 @@ static int unit_sum_fetch(Rank* r, int u) {
     return 0;
 }
 
-// The gradient of layer unit u is whole on this rank: its projections are centred, and the peers' parts of
-// this rank's slice come to `staged`. Where every rank updates all of a unit, the slices of unit u + 1, which all ranks have begun to
-// sum when they meet here, come too. All of it is on `gathers`, by the copy engines but for the centring,
-// which can begin at once: a kernel there that waits for a peer waits for the multiprocessors of this rank's
-// attention next, and the copies of `copies` behind it.
+// Begins the sum of layer unit u, whose gradient is now whole on this rank: on `gathers`, centres its
+// projections and fetches the peers' parts of this rank's slice to `staged`. Where every rank updates all of
+// a unit, it then fetches the slices of unit u + 1, whose sums all ranks have enqueued when their hosts meet
+// here. Only copies and the centring, which can start at once, go to `gathers`: a kernel that waits for a
+// peer would next wait for multiprocessors that this rank's attention holds, and `copies` would wait behind
+// it.
 static int unit_sum_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5627,8 +5651,8 @@ static int unit_sum_begin(Rank* r, int u) {
     span_end(d, span);
     return 0;
 }
-// This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the
-// sum of all ranks', in their order as in reduce_scatter_units.
+// Sums this rank's slice of layer unit u on `stream`, in the order of the ranks as reduce_scatter_units does;
+// its parts came to `staged` while the layer below was differentiated. Nothing for other units.
 static int unit_sum_add(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5646,12 +5670,12 @@ static int unit_sum_add(Rank* r, int u) {
     return 0;
 }
 
-// The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits
-// for all of it.
+// The rest of the sums: the first layer's slices, and the units that are whole only now. Lets `stream` wait
+// for all of `gathers`.
 static int units_sum_end(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (unit_sum_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0)
-        return -1;                                    // the ranks meet: all have begun to sum
+    // the hosts meet in the second call: all ranks have then enqueued their sums of the first layer
+    if (unit_sum_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0) return -1;
     int updates_all = !r->layout->sharded[STATE_M];   // every rank needs the sums of all slices
     if (updates_all && d->last_micro_batch) {
         if (unit_sum_fetch(r, 1) != 0) return -1;
@@ -5663,15 +5687,15 @@ static int units_sum_end(Rank* r) {
     return 0;
 }
 
-// --- units that come together from the ranks' slices, and gradients that go to them ---
+// --- units whose weights are gathered from the ranks' slices, and whose gradients are summed into them ---
 
 static void unit_cast(
     Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream);
 
-// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a
-// stream of its own. The buffer's last unit is done with when what is enqueued so far is. Slices change only
-// at the end of a step, after which the hosts meet.
+// --zero 3: begins to gather a unit's weights from the ranks' slices and to make their bf16 copy, on
+// `gathers`. By then `stream` has done all that it was given so far, so nobody reads the unit that was in the
+// buffer. The peers' slices need no event: they change only at the end of a step, after which the hosts meet.
 static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5702,10 +5726,12 @@ static int unit_prefetch(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
     return 0;
 }
-// --zero 1, 2: units that the next forward pass needs at once. Their bf16 copies are made where their slices
-// come together, on `gathers`, while the hosts go from one step to the next (weights_spread).
+// --zero 1, 2: whether the next forward pass needs the unit at once. Its bf16 copy is then made on `gathers`,
+// where its slices are gathered, while the hosts go from one step to the next (weights_spread).
 static int unit_is_first(int u) { return u <= 1; }
-// What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
+// Lets `stream` wait until a unit's weights are where gpu_weight and gpu_half point. --zero 3: gathers them
+// if no prefetch has. --zero 1, 2, after an update: makes the bf16 copies of what weights_spread has
+// gathered, of all layers from u on at once.
 static int gpu_unit_gather(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE) {
@@ -5723,8 +5749,9 @@ static int gpu_unit_gather(Rank* r, int u) {
     return 0;
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices;
-// every rank adds straight to its slice of an own unit.
+// --zero 2 and 3: layers add a unit's gradient to a whole, cleared buffer (begin), which is then summed into
+// the ranks' slices (end). Nothing is to be done for units that a rank holds whole, or whose slice is its
+// own.
 static int gpu_unit_gradient_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
@@ -5744,15 +5771,16 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// A step of a list: the call, and for --profile and --trace what it was.
+// A step of a list: a call; if it fails, the function returns -1. `group` is its name for --profile and
+// --trace.
 #define STEP(group, call) \
     do { \
         if ((call) != 0) return -1; \
         mark(d, group); \
     } while (0)
 
-// What a layer's forward pass works on: R tokens, its weights, where its activations go, and which are wanted.
-// The decoder's are places in its cache.
+// What a layer's forward pass works on: R tokens, the layer's weights, where its activations go, and which of
+// them are wanted. A decoder's activations are places in its cache.
 struct GpuLayer {
     int64_t l, R;
     ParametersOf<float> w;
@@ -5767,7 +5795,8 @@ struct GpuLayer {
     void* decoder;
 };
 
-// One layer: x -> the next layer's x.
+// One layer: a.x -> next, on `stream`. Each line makes one activation; those that `needed` leaves out are
+// there already, or nobody reads them.
 static int gpu_layer_forward(Rank* r, const GpuLayer* x) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5791,8 +5820,8 @@ static int gpu_layer_forward(Rank* r, const GpuLayer* x) {
 #undef NEED
 }
 
-// The attention of a layer of the model, over all ranks of the sequence. In a rehearsal its input stands in for
-// its output: numbers of the same kind.
+// Attention of a layer of the model, over all ranks of the sequence. A rehearsal has none: it copies ln1 to
+// the output, numbers of the same kind.
 static int gpu_layer_attention(Rank* r, const GpuLayer* x) {
     Gpu* d = (Gpu*)r->device;
     size_t bytes = (size_t)(x->R * r->mesh->shape.C) * sizeof(bf16);
@@ -5801,8 +5830,8 @@ static int gpu_layer_attention(Rank* r, const GpuLayer* x) {
     CUDA_TRY(&r->error, cudaMemcpyAsync(x->a.atty, x->a.ln1, bytes, cudaMemcpyDeviceToDevice, d->stream));
     return 0;
 }
-// Layer l of the model. With `again` it computes only what --recompute did not keep, of attention's inputs or of
-// the rest or both, and the output only if `output`.
+// Layer l of the model. With `again` it computes only what --recompute did not keep: of attention's inputs,
+// of the rest, or of both. `output`: the next layer's x too.
 enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
 static int gpu_model_layer(
     Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
@@ -5832,9 +5861,9 @@ static int gpu_model_layer(
     return 0;
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a
-// projection comes from the norm that was differentiated before it, and the last one here is that of the layer
-// below.
+// The mirror: dx, the gradient of the layer's output, becomes that of its input. The norm's backward pass
+// also sums the columns of the new dx, which is the gradient of the bias of the projection below it: of
+// attprojb, then of the fcprojb of layer l - 1.
 static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, const int32_t* docs) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5843,7 +5872,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     const ParametersOf<float> w = gpu_weights_of(r, u), g = gpu_gradients_of(r, u);
     const ParametersOf<bf16> h = gpu_halves_of(r, u);
     const GpuActivations a = gpu_activations_of(r, l);
-    // the gradients' places, (R, C) or (R, 4C), each over what is not needed any more
+    // where gradients go, (R, C) or (R, 4C): each over an activation or gradient that nobody reads any more
     bf16 *dx = d->dx, *wide = d->wide, *gelu = none ? a.gelu : wide, *narrow = a.fch,
          *datty = wide + 3 * R * C;
     bf16* dln1 = late ? a.x2 : a.fch;
@@ -5877,9 +5906,9 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     return unit_sum_begin(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes
-// the gradient of the last layer's output. The gradient of the final norm's output overwrites that output,
-// chunk by chunk.
+// Final norm, then for a chunk of tokens at a time logits and loss and, in training, at once their gradients.
+// In the end dx is the gradient of the last layer's output. The gradient of the final norm's output
+// overwrites that output, chunk by chunk.
 static int gpu_head_forward_backward(Rank* r) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -5915,9 +5944,9 @@ static int gpu_head_forward_backward(Rank* r) {
     return gpu_unit_gradient_end(r, u);
 }
 
-// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the
-// gradients; nothing waits for the device. Without learning the losses and hits of the tokens come to the
-// host.
+// A micro-batch: the d->B sequences from row `at` of the batch on. In training it adds to loss and gradients,
+// and the host waits for nothing on the device; without learning it waits for the losses and hits of the
+// tokens.
 static int gpu_micro_batch(Rank* r, int64_t at) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -5958,16 +5987,15 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     }
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT &&
-            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        // at a segment's last layer the whole segment is computed again
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             CUDA_TRY(e,
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
                 if (gpu_model_layer(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
-        } else if (mode == GPT2_SP_SQRT)
-            gelu_forward(
-                d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
+        } else if (mode == GPT2_SP_SQRT)   // `wide` holds one layer's GELU at a time
+            gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);
         else if (gpu_model_layer(
                      r, l, gpu_inputs_again(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
             return -1;
@@ -5983,7 +6011,8 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     return 0;
 }
 
-// One pass over B sequences, d->B at a time.
+// Device.pass: one pass over B sequences, d->B at a time. Without NCCL, and where ranks hold whole gradients,
+// layers are summed as they are made in the last micro-batch of the step's last pass.
 static int gpu_pass(Rank* r, int64_t pass) {
     Gpu* d = (Gpu*)r->device;
     const Mesh* mesh = r->mesh;
@@ -5997,9 +6026,15 @@ static int gpu_pass(Rank* r, int64_t pass) {
 }
 
 // ===== 9. optimizer =============================================================================
+//
+// The end of a step. Its figures stay on the device: AdamW's kernel reads from `stats` whether to update and
+// how far to clip, so the host enqueues all of this without waiting.
+//
+//     gradients -> centred -> summed over ranks -> norm, clipping -> AdamW -> weights gathered -> bf16 copies
+//                 --center 1                           stats                    --zero 1, 2
 
-// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has
-// 32 columns and 32 threads for each.
+// out (rows, columns) = inp without the means of its columns, for gridDim.y matrices. A block has 32 columns
+// of a matrix, and 32 threads for each; a number is read twice, 8 bytes, and written once.
 enum { CENTER_ROWS = 32 };
 template <typename Out>
 __global__ void center_columns_kernel(
@@ -6018,8 +6053,8 @@ __global__ void center_columns_kernel(
     for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS)
         out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
-// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in
-// place or to their bf16 copies.
+// Centres the projections of `count` layers, whose units are `stride` apart, over their outputs: out = the
+// fp32 parameters themselves, or their bf16 copies.
 template <typename Out>
 static void projections_center(
     Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
@@ -6034,8 +6069,8 @@ static void projections_center(
     }
 }
 
-// out += squares of `count` times n gradients (n a multiple of 4), `stride` apart, a sum per block, always in
-// one order.
+// out (SQUARE_BLOCKS) += the squares of n gradients (a multiple of 4) of each of `count` units, `stride`
+// apart; a sum for each block, always in one order. Threads walk over groups of 4 numbers; 4 bytes a number.
 __global__ void squares_kernel(double* out, const float* g, int64_t n, int count, int64_t stride) {
     __shared__ double sums[256];
     double all = 0;
@@ -6055,6 +6090,7 @@ __global__ void squares_kernel(double* out, const float* g, int64_t n, int count
     }
     if (threadIdx.x == 0) out[blockIdx.x] += sums[0];
 }
+// stats[STAT_SQUARE] = the sum of the blocks' sums, in one block.
 __global__ void squares_finish_kernel(double* stats, const double* parts) {
     __shared__ double sums[SQUARE_BLOCKS];
     sums[threadIdx.x] = parts[threadIdx.x];
@@ -6064,8 +6100,8 @@ __global__ void squares_finish_kernel(double* stats, const double* parts) {
     }
     if (threadIdx.x == 0) stats[STAT_SQUARE] = sums[0];
 }
-// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping
-// leaves of the gradient. `whole`: every rank's square is that of all already.
+// The step's loss, squared norm and scale from the ranks' stats, added in the order of the ranks. `whole`:
+// each rank's square is that of the whole gradient already. One thread.
 __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int whole, double clip) {
     double loss = 0, square = 0;
     for (int i = 0; i < world; i++) {
@@ -6079,7 +6115,7 @@ __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int
                                                            : 1;
 }
 
-// Where every rank's stats can be read; without NCCL until they part.
+// offers: where every rank's stats can be read. Without NCCL it begins a collective, which the caller ends.
 static int stats_share(Rank* r, Offers* offers) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -6095,9 +6131,9 @@ static int stats_share(Rank* r, Offers* offers) {
     return 0;
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit
-// by unit), the projections' centred first if --center. Leaves the loss and the norm of the whole step in
-// stats, alike on all ranks.
+// Sums the gradients of all ranks, the projections' centred first with --center 1: whole units with --zero 0,
+// each rank's slices with 1; with 2 and 3 that happened unit by unit. Leaves loss, norm and scale of the step
+// in `stats`, alike on all ranks.
 static int gpu_gradients_reduce(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -6114,8 +6150,8 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
-    // every rank's square is that of all where each updates all of the model; otherwise each has its slices',
-    // and they are added
+    // where each rank updates all of the model, its square is that of all; else it is that of its slices, and
+    // the ranks' are added
     int whole = holds_all(layout, STATE_M);
     for (int kind = UNIT_EMBED; !summed && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
         int u = kind_unit(layout, kind);
@@ -6134,7 +6170,8 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
     return d->nccl ? 0 : collective_end(r, &r->all);
 }
 
-// What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
+// The parameters of a unit of a kind: where they begin, whether AdamW decays them, whether their bf16 copy is
+// a plain one (centred ones are made afterwards).
 typedef struct {
     int count;
     int64_t begin[PARAMETER_COUNT + 1];
@@ -6154,20 +6191,20 @@ static UnitTable unit_table(const Rank* r, int kind) {
     return t;
 }
 
+// AdamW's numbers in a step; correct1 and correct2 are 1 / (1 - beta^step), of either moment.
 typedef struct {
     float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
 } GpuAdamW;
 
-// One array of the units of a kind, as AdamW goes through it: its first number and the distance to the next
-// unit's.
+// An array of the units of a kind: a number of the first unit, and how far on that of the next unit is.
 template <typename T> struct UnitArray {
     T* p;
     int64_t stride;
 };
 
-// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and
-// their bf16 copies (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from
-// stats.
+// AdamW (Loshchilov & Hutter 2019) on numbers begin to begin + n - 1 of each unit of a kind, and their plain
+// bf16 copies (half.p NULL: none): m = beta1 m + (1 - beta1) g, v likewise of g^2, w -= lr (m' / (sqrt(v') +
+// eps) + decay w). Nothing if stats says so. A thread has 4 numbers of unit blockIdx.y; 30 bytes a parameter.
 __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v,
     UnitArray<float> g, const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
@@ -6197,8 +6234,8 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
             make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
 }
 
-// The bf16 copies of units of one kind with n numbers each, 8 a thread, so that enough loads are under way; 6
-// bytes a parameter.
+// half = w in bf16, of the n numbers of each unit of a kind. A thread has 8 of unit blockIdx.y, so that
+// enough loads are under way; 6 bytes a parameter.
 __global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable table, int64_t n) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= n) return;
@@ -6209,7 +6246,8 @@ __global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable 
     if (table.copied[id]) *(uint4*)(half.p + blockIdx.y * half.stride + i) = pack8(f);
 }
 
-// The bf16 copies of `count` units from unit u on, `stride` apart.
+// Makes the bf16 copies of `count` units of a kind from unit u on, whose weights are `stride` apart; the
+// centred ones with --center 1.
 static void unit_cast(
     Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream) {
     const Unit* unit = &r->layout->units[u];
@@ -6221,7 +6259,7 @@ static void unit_cast(
     if (r->mesh->center && unit->kind == UNIT_LAYER)
         projections_center(r, count, weights, half, stride, stream);
 }
-// The same of a rank that holds all weights; all of them.
+// The same where the rank holds the weights whole; of all units.
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -6234,17 +6272,18 @@ static void gpu_weights_cast(Rank* r) {
     units_cast(r, 1, (int)r->mesh->shape.L, ((Gpu*)r->device)->stream);
 }
 
-// --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by
-// unit, in the order in which the next forward pass waits for them and makes their bf16 copies
-// (gpu_unit_gather; those of the first are made here). No slice is updated again before the compute streams
-// of all ranks, which waited for all units, have met in the sums of gradients.
+// --zero 1 and 2 in one process: enqueues on `gathers` the copies of the peers' slices of the updated
+// weights, unit by unit, in the order in which the next forward pass waits for them (gpu_unit_gather). It
+// makes the bf16 copies too; those of the first units are made here. A slice stays as it is while peers copy
+// it: its owner updates it again only after the next sums of gradients, where it waits for `stream` of every
+// rank, which by then has waited for all units.
 static int weights_spread(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     float* weights = d->state[STATE_WEIGHTS];
     r->transport.doing = "the spreading of weights";
-    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0)
-        return -1;   // all have enqueued their updates
+    // when the hosts have met, all have enqueued their updates
+    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0) return -1;
     for (int i = 0; i < layout->count; i++) {
         int u = i == 0 ? 0 : i == 1 ? positions_unit(layout) : i - 1;   // both are wanted first
         const Unit* unit = &layout->units[u];
@@ -6269,8 +6308,8 @@ static int weights_spread(Rank* r) {
     return 0;
 }
 
-// One update of what this rank keeps moments for (all, or its slices), then the others' parameters and the
-// bf16 copies.
+// Updates what this rank holds moments for, all of the model or its slices, then gathers the peers' weights
+// where it holds those whole, and makes bf16 copies.
 static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -6312,18 +6351,21 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. checkpoints ==========================================================================
 //
-// The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as
-// that takes.
+// The .c's functions write and read checkpoints from host memory, in buffers that exist only meanwhile:
+//
+//     save          host_begin copies from the GPU -> rank_save -> host_end frees
+//     load, init    host_begin -> rank_load or weights_init -> host_end copies to the GPU and frees
 
-// Buffers on the host for the first `count` of SAVED_STATES; `fetch`: with what the GPU has.
+// Makes buffers on the host for the first `count` of SAVED_STATES, and buffers for a whole unit where ranks
+// hold slices. `fetch`: fills them from the GPU, which the host waits for.
 static int host_begin(Rank* r, int count, int fetch) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     if (gpu_enter(r) != 0) return -1;
     for (int u = 0; !layout->sharded[STATE_WEIGHTS] && u < layout->count; u++)
         if (gpu_unit_gather(r, u) != 0) return -1;   // weights may still be on their way from the peers
-    // where every rank has all, the first's are taken, and the others' own positions; what is left out here
-    // takes no memory of the host either
+    // where every rank has all, rank 0's are saved, and of the others only their own positions; calloc's
+    // pages that nobody writes take no memory
     int first_has_all = !layout->sharded[STATE_M] && r->world_rank != 0;
     int64_t from = first_has_all ? layout->units[positions_unit(layout)].offset : 0;
     for (int i = 0; i < count; i++) {
@@ -6339,15 +6381,14 @@ static int host_begin(Rank* r, int count, int fetch) {
                     (n - (size_t)from) * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
     for (int state = 0; layout->sharded[STATE_M] && state <= STATE_GRADIENTS; state++) {
-        r->whole_unit[state] =
-            (real*)calloc((size_t)layout->largest, sizeof(real));   // a whole unit at a time
+        r->whole_unit[state] = (real*)calloc((size_t)layout->largest, sizeof(real));
         if (!r->whole_unit[state]) return fail(&r->error, "out of memory for a unit on the host");
     }
     r->gathered = -1;
     CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
     return 0;
 }
-// Gives the host's buffers back; `store`: their numbers go to the GPU before.
+// Frees the host's buffers. `store`: first copies them to the GPU and makes the bf16 copies of the weights.
 static int host_end(Rank* r, int count, int store) {
     Gpu* d = (Gpu*)r->device;
     cudaError_t status = cudaSuccess;
@@ -6373,13 +6414,13 @@ static int host_end(Rank* r, int count, int store) {
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
-// A file that each process of a run writes for itself: the name that was given, where there are several with
-// the process' number.
+// The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
+// where there are several.
 static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
     if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
     else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
 }
-// What the options say of this rank's GPU.
+// Puts what the options say of the GPU into the rank's part.
 static void gpu_settings(Rank* r, const gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const gpt2_sp_options* o = &g->options;
@@ -6389,6 +6430,8 @@ static void gpu_settings(Rank* r, const gpt2_sp* g) {
     d->profile = (int)o->profile && r->world_rank == 0;
     process_path(d->products, g, o->products);
 }
+// Jobs (Device.init, .load, .save): fresh weights from the seed; weights and, to resume, moments from a
+// checkpoint; a checkpoint of both.
 static int gpu_init(Rank* r, gpt2_sp* g) {
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
@@ -6403,15 +6446,18 @@ static int gpu_load(Rank* r, gpt2_sp* g) {
     return host_end(r, count, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g) {
-    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // so has the first rank
+    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
     int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g) : -1;
     return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
 }
 
 // ===== 11. evaluation and sampling ==============================================================
+//
+// Evaluation is the .c's, on gpu_pass without learning. Sampling runs on the process' first rank: a decoder
+// reads the prompt DECODE_ROWS tokens at a time, then its own tokens one by one, through gpu_layer_forward with
+// an attention of its own. Each layer writes QKV straight to its cache, behind those of earlier tokens.
 
-// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a
-// time, then one by one.
+// What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
     Rank* r;
     int64_t capacity, position;                    // tokens that fit in the cache; of those being read
@@ -6423,6 +6469,7 @@ typedef struct {
     void* memory;
 } GpuDecoder;
 
+// Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
 static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
     const Shape* s = &r->mesh->shape;
     int64_t n = DECODE_ROWS, C = s->C;
@@ -6447,8 +6494,8 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
 }
 
-// Where own positions are not in one place: rows p to p + n - 1 of wpe from the ranks that have them. They
-// come like a unit of --zero 3: the peers wait for this rank, and change no weights meanwhile.
+// Fetches rows p to p + n - 1 of wpe from the ranks that have them as own positions, on `stream`. It needs no
+// event: the peers wait for this rank, and change no weights meanwhile.
 static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -6466,8 +6513,8 @@ static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     return 0;
 }
 
-// Attention of the rows being read over everything cached, which they have joined: a layer's cache begins
-// c->position rows before them.
+// Attention of the rows being read over the layer's cache, to which they belong: it begins c->position rows
+// before them.
 static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     const GpuDecoder* c = (const GpuDecoder*)x->decoder;
     Gpu* d = (Gpu*)r->device;
@@ -6487,8 +6534,8 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     return 0;
 }
 
-// Reads n tokens that stand at positions p..: 1, or a prompt's, padded to DECODE_ROWS; leaves the logits
-// after the last in `logits`.
+// Reads n tokens at positions p to p + n - 1: one, or part of a prompt, padded to DECODE_ROWS. logits (V):
+// what the model expects after the last of them. The host waits.
 static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -6531,6 +6578,8 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     return 0;
 }
 
+// Device.generate: continues a prompt by up to `count` tokens, to `out`; returns how many, -1 with g->error.
+// It ends early at the end of a document.
 static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out,
     int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
@@ -6562,8 +6611,14 @@ static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_co
 }
 
 // ===== 12. training loop ========================================================================
+//
+// What the .c's loop calls for: a step, the gradients of --check, --verify, the rates that `plan` projects
+// with, and what --profile and --trace tell of a step:
+//
+//     --profile    marks on `stream` at the end of every group of kernels: time between marks, by group
+//     --trace      the same as spans of the compute lane, and the spans of all four streams
 
-// Prints and clears the times of --profile.
+// Prints the times of --profile by group.
 static void profile_print(Gpu* d) {
     double ms[MAX_GROUPS] = {0}, total = 0;
     int count[MAX_GROUPS] = {0};
@@ -6578,8 +6633,8 @@ static void profile_print(Gpu* d) {
     printf("  %-26s %9.3f ms\n", "total", total);
 }
 
-// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute
-// lane that hold the others.
+// Waits for the traced step and reads the times of marks and spans, in ms since it began. Marks become spans
+// of the compute lane that hold the others.
 enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
 static int trace_times(Gpu* d, Error* e) {
     for (int lane = 0; lane < LANES; lane++) CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
@@ -6591,8 +6646,8 @@ static int trace_times(Gpu* d, Error* e) {
     }
     return 0;
 }
-// Share of each of TRACE_COLUMNS equal parts of the step in which a lane works, as a digit of ten; * is all
-// of it.
+// Draws a lane of the step as TRACE_COLUMNS characters: the share of each part of the step in which the lane
+// works, as a digit of ten; * is all of it.
 static void trace_line(const Gpu* d, int lane, float length, char* out) {
     double busy[TRACE_COLUMNS] = {0}, part = length / TRACE_COLUMNS;
     for (int i = 0; i < d->span_count; i++) {
@@ -6606,9 +6661,9 @@ static void trace_line(const Gpu* d, int lane, float length, char* out) {
     }
     out[TRACE_COLUMNS] = 0;
 }
-// ms between two times in which ops of attention are under way. Those of a lane follow each other; those of
-// the other lane begin in the trace when they could, which may be before any multiprocessor is free: what
-// both cover counts once.
+// ms between two times during which ops of attention run. Ops of one lane follow each other. An op of the
+// other lane begins in the trace when it could start, perhaps before any multiprocessor is free, so what both
+// lanes cover counts once.
 static double attention_within(const Gpu* d, double from, double to) {
     double covered = 0;
     for (int i = 0; i < d->span_count; i++) {
@@ -6622,10 +6677,13 @@ static double attention_within(const Gpu* d, double from, double to) {
     }
     return covered;
 }
+// Writes one span in the format of Chrome's and Perfetto's traces: times in us.
 static void trace_event(FILE* f, int rank, int lane, const char* name, double from, double to) {
     fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n",
         rank, lane, name, from * 1e3, (to - from) * 1e3);
 }
+// Writes the traced step of all ranks of the process to a file, and prints it: a line of figures for each
+// rank, and a picture of its lanes.
 static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
     FILE* f = fopen(path, "w");
@@ -6671,11 +6729,12 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     return fclose(f) == 0 ? 0 : fail_file(e, "write --trace", path);
 }
 
+// Enqueues all passes of a step and the sums of their gradients, with the loss and the norm in `stats`.
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     size_t bytes = (size_t)r->layout->buffer[STATE_GRADIENTS] * sizeof(float);
-    if (stream_follow(r, 1) != 0)
-        return -1;   // beside the forward pass, once the last step's gradients are done with
+    // cleared beside the forward pass, once the last step's update has read them
+    if (stream_follow(r, 1) != 0) return -1;
     CUDA_TRY(&r->error, cudaMemsetAsync(d->state[STATE_GRADIENTS], 0, bytes, d->beside));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
@@ -6683,8 +6742,8 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     return gpu_gradients_reduce(r, clip);
 }
 
-// Before the first step its first pass is rehearsed without attention: there the algorithms of the matrix
-// products are chosen; what it computes is thrown away.
+// Rehearses the first micro-batch before the first step, without attention, to choose the algorithms of the
+// matrix products. Nothing uses its results.
 static int gpu_rehearse(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     r->learn = 1;
@@ -6695,7 +6754,8 @@ static int gpu_rehearse(Rank* r) {
     return 0;
 }
 
-// Waits for the step's loss and norm.
+// Waits for the step's loss and norm; the process' first rank puts them into g->sums, and whether the step
+// was an update into g->updated.
 static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error,
@@ -6709,8 +6769,8 @@ static int gpu_stats_read(Rank* r, gpt2_sp* g) {
     return 0;
 }
 
-// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for
-// the loss and the norm.
+// Job (Device.step): gradients, update, loss and norm. The device decides whether and how far to update; the
+// host waits once, at the end, for the loss and the norm.
 static int gpu_step(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -6724,8 +6784,8 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
         for (int i = 0; i < MAX_MARKS; i++) CUDA_TRY(e, cudaEventCreate(&d->marks[i]));
     }
     d->mark_count = 0;
-    if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0)
-        return -1;   // the ranks' clocks begin together, as far as hosts can
+    // the ranks' clocks begin together, as far as hosts can see to it
+    if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
     mark(d, "start");
     if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
     if (gpu_stats_read(r, g) != 0) return -1;
@@ -6738,7 +6798,8 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     return r->transport.barrier(&r->transport, &r->all, e);
 }
 
-// --check: the gradients of the step's batches, each rank's slices to g->collected.
+// Job (Device.gradients) for --check: the gradients of the step's batches, each rank's slices to
+// g->collected, without an update.
 static int gpu_gradients(Rank* r, gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -6760,32 +6821,32 @@ static int gpu_gradients(Rank* r, gpt2_sp* g) {
 // of itself at most, by 0.4 of that in the rms over mantissas. Independent roundings add in quadrature, so a
 // value with n of them behind it is off by about 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a
 // tensor may have VERIFY_SAFETY times that. The roundings behind it, counted:
-//     a layer forward   4 copies of weights, and ln1, qkv, P, atty, x2, ln2, fch or gelu, and the next x:       12
-//     the head          the copy of wte, lnf, the logits; backward their gradients and dx:                      3 and 3
-//     a layer backward  the 4 copies again, gelu', its product, narrow, dx, datty, P, dS, dqkv, narrow, dx and
-//                       the activations kept: ln1, atty:                                                       16
+//     a layer forward      12   4 copies of weights; ln1, qkv, P, atty, x2, ln2, fch or gelu, the next x
+//     the head          3 + 3   the copy of wte, lnf, the logits; backward their gradients and dx
+//     a layer backward     16   the 4 copies again; gelu', its product, narrow, dx, datty, P, dS, dqkv,
+//                               narrow, dx; of the activations kept ln1 and atty
 enum { VERIFY_FORWARD = 12, VERIFY_HEAD = 3, VERIFY_BACKWARD = 16 };
 static const double VERIFY_SAFETY = 4;
+// The relative error that so many roundings leave, and how many are behind: an activation of layer l, its
+// output included; the loss; a gradient of layer l (-1: the embeddings, L: the final norm).
 static double rounding_noise(double roundings) { return 0.4 / 512 * sqrt(roundings); }
-static int64_t roundings_of_activation(int64_t l) {
-    return VERIFY_FORWARD * (l + 1);
-}   // of layer l, its output included
+static int64_t roundings_of_activation(int64_t l) { return VERIFY_FORWARD * (l + 1); }
 static int64_t roundings_of_loss(int64_t L) { return VERIFY_FORWARD * L + VERIFY_HEAD; }
-static int64_t roundings_of_gradient(
-    int64_t L, int64_t l) {   // of layer l; -1: the embeddings, L: the final norm
+static int64_t roundings_of_gradient(int64_t L, int64_t l) {
     return roundings_of_loss(L) + VERIFY_HEAD + VERIFY_BACKWARD * (L - max_i64(l, 0));
 }
-static int64_t unit_layer(const Layout* layout, int u) {
-    return u == positions_unit(layout) ? -1 : u - 1;
-}   // the same numbers
+// A unit's layer, in these numbers.
+static int64_t unit_layer(const Layout* layout, int u) { return u == positions_unit(layout) ? -1 : u - 1; }
 
+// What --verify has found so far.
 typedef struct {
     int rows, wrong;       // tensors compared; with more error than they may have
     double worst, share;   // the largest error, and the largest share of what was allowed
     char what[128];        // the tensor of that share
 } Verification;
 
-// Prints |gpu - cpu| / |cpu| of a tensor with that many roundings behind it; NaN anywhere is the worst.
+// Prints |gpu - cpu| / |cpu| of a tensor of n numbers with so many roundings behind it, and keeps the worst;
+// a NaN anywhere is worse than all numbers.
 static void verify_row(Verification* v, const char* name, int64_t l, int64_t roundings, const real* cpu,
     const float* gpu, int64_t n) {
     double norm, error = relative_error(gpu, cpu, n, &norm),
@@ -6800,6 +6861,8 @@ static void verify_row(Verification* v, const char* name, int64_t l, int64_t rou
     printf("  %-12s %3lld  error %.3e  of %.3e   norm %.4e\n", name, (long long)l, error, allowed, norm);
 }
 
+// Compares the activations that the GPU has kept, the head's, and the token losses. Skips the activations
+// where the GPU works on a part of the pass at a time.
 static int verify_activations(Verification* v, Rank* r, Rank* c) {
     static const int ids[] = {G_x, G_ln1, G_atty, G_lse, G_x2, G_ln2, G_fch, G_gelu},
                      cpu_ids[] = {A_x, A_ln1, A_atty, A_lse, A_x2, A_ln2, A_fch, A_gelu};
@@ -6834,6 +6897,9 @@ static int verify_activations(Verification* v, Rank* r, Rank* c) {
     return status;
 }
 
+// Gives the CPU's trainer the GPU's weights and both the step's batch. Compares the forward pass of the first
+// pass, then the gradients of the step, and prints loss and norm of both. Between the two a rehearsal chooses
+// the products' algorithms, as in training.
 static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     Rank *r = &g->ranks[0], *c = &cpu->ranks[0];
     Gpu* d = (Gpu*)r->device;
@@ -6884,6 +6950,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     return 0;
 }
 
+// Device.verify: makes a CPU trainer of the same model and data, compares with it, and fails if a tensor has
+// more error than roundings explain.
 static int gpu_verify(gpt2_sp* g) {
     gpt2_sp_options o = g->options;
     Verification v;
@@ -6924,8 +6992,8 @@ template <typename Call> static float gpu_timed(int count, Call call) {
     return ms;
 }
 
-// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and
-// of memory. What cannot be measured, and the link between GPUs, is an H200's.
+// Device.rates, what `plan` projects with: a product of a model's kind, attention in the mesh's heads, and
+// copies in memory, timed on this GPU. What cannot be measured, and the link between GPUs, is an H200's.
 static void gpu_rates(Rates* rates, const Mesh* mesh) {
     const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
     // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
@@ -6966,9 +7034,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
-    if (memory &&
-        T * C * 10 <=
-            (int64_t)bytes) {   // q, k, v, dO begin with the numbers that are there; the rest with zeros
+    // q, k, v and dO are random numbers, the rest begins with zeros
+    if (memory && T * C * 10 <= (int64_t)bytes) {
         char* at = (char*)memory + T * C * 8;
         for (int i = 0; i < 4; i++)
             for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
