@@ -19,10 +19,10 @@
  * logs. The .c calls this file through one table of functions, GPU_DEVICE, just before main.
  *
  * Numbers. Master weights, gradients and AdamW's moments are fp32, in the .c's layout of units. Matrix
- * products read bf16, of the weights a bf16 copy, and sum in fp32; a weight's gradient is added in fp32 by the
- * product itself (D = A B + D). The residual stream is bf16: the fp32 epilogue of a product does each of the 2L
- * additions and rounds once, which halves what recomputation keeps and what the norms read. Embeddings, the
- * norms' gains and the norms' biases are read in fp32. Log-sum-exp and the norms' 1/rms are fp32.
+ * products read bf16, of the weights a bf16 copy, and sum in fp32; a weight's gradient is added in fp32 by
+ * the product itself (D = A B + D). The residual stream is bf16: the fp32 epilogue of a product does each of
+ * the 2L additions and rounds once, which halves what recomputation keeps and what the norms read.
+ * Embeddings and the norms' gains and biases are read in fp32; log-sum-exp and the norms' 1/rms are fp32.
  *
  * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the projection's
  * weights and bias are centred over their outputs instead, once a step, when they are rounded to bf16; so are
@@ -2780,8 +2780,8 @@ typedef struct {
 //      after attention, from dkv, so dkv must not be here.
 //   2. x2 and ln2, neighbours: layer mode, and forward in attn mode, whose backward pass has dQ there.
 //   3. fch: layer mode; backward all but dQ.
-//   4. atty: backward in layer mode. Its last reader, delta, is on `stream` before any copy starts (gpu_post)
-//      and before any op on `beside` (gpu_run); the next layer computes its own atty again.
+//   4. atty: backward in layer mode. Its last reader, delta, is done before any copy starts (gpu_post) and
+//      before any op on `beside` does (gpu_run); the next layer computes its own atty again.
 enum { ROOMS = 4 };
 static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
@@ -3423,7 +3423,8 @@ static void span_end(Gpu* d, Span* span) {
 //     its result on the operands at hand agrees with sums in fp64 at sampled places.
 // Of those the fastest is chosen while a step is rehearsed, else (and with --deterministic 1) the first.
 
-enum {                      // what a product has beside A B
+// What a product has beside A B.
+enum {
     MATMUL_FP32 = 1,        // the result is fp32, not bf16
     MATMUL_BIAS = 2,        // + bias, one number a row of D
     MATMUL_ADD = 4,         // + C
@@ -4929,8 +4930,8 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
 }
 
 // Prepares a slot for an op's result; *there tells the op to add to what the slot holds. An empty slot is
-// cleared, on `stream`, and then added to, where attention always adds (dQ) or where an op fills one of the
-// result's two chunks only. Elsewhere the op overwrites it.
+// cleared, on the op's stream, and then added to, where attention always adds (dQ) or where an op fills one
+// of the result's two chunks only. Elsewhere the op overwrites it.
 static int gpu_result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1,
     int* there, cudaStream_t stream) {
     *there = r->slot_filled[slot];
@@ -5694,8 +5695,9 @@ static void unit_cast(
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream);
 
 // --zero 3: begins to gather a unit's weights from the ranks' slices and to make their bf16 copy, on
-// `gathers`. By then `stream` has done all that it was given so far, so nobody reads the unit that was in the
-// buffer. The peers' slices need no event: they change only at the end of a step, after which the hosts meet.
+// `gathers`. That first waits for all that `stream` was given so far: nobody then reads the unit that was in
+// the buffer. The peers' slices need no event: they change only at the end of a step, after which the hosts
+// meet.
 static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -6028,7 +6030,7 @@ static int gpu_pass(Rank* r, int64_t pass) {
 // ===== 9. optimizer =============================================================================
 //
 // The end of a step. Its figures stay on the device: AdamW's kernel reads from `stats` whether to update and
-// how far to clip, so the host enqueues all of this without waiting.
+// how far to clip, so the host enqueues all of this without waiting for the GPU.
 //
 //     gradients -> centred -> summed over ranks -> norm, clipping -> AdamW -> weights gathered -> bf16 copies
 //                 --center 1                           stats                    --zero 1, 2
@@ -6454,8 +6456,8 @@ static int gpu_save(Rank* r, gpt2_sp* g) {
 // ===== 11. evaluation and sampling ==============================================================
 //
 // Evaluation is the .c's, on gpu_pass without learning. Sampling runs on the process' first rank: a decoder
-// reads the prompt DECODE_ROWS tokens at a time, then its own tokens one by one, through gpu_layer_forward with
-// an attention of its own. Each layer writes QKV straight to its cache, behind those of earlier tokens.
+// reads the prompt DECODE_ROWS tokens at a time, then its own tokens one by one, through gpu_layer_forward
+// with an attention of its own. Each layer writes QKV straight to its cache, behind those of earlier tokens.
 
 // What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
@@ -6579,7 +6581,7 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
 }
 
 // Device.generate: continues a prompt by up to `count` tokens, to `out`; returns how many, -1 with g->error.
-// It ends early at the end of a document.
+// It ends before the token that would end the document.
 static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out,
     int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
@@ -6822,7 +6824,7 @@ static int gpu_gradients(Rank* r, gpt2_sp* g) {
 // value with n of them behind it is off by about 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a
 // tensor may have VERIFY_SAFETY times that. The roundings behind it, counted:
 //     a layer forward      12   4 copies of weights; ln1, qkv, P, atty, x2, ln2, fch or gelu, the next x
-//     the head          3 + 3   the copy of wte, lnf, the logits; backward their gradients and dx
+//     the head          3 + 3   the copy of wte, lnf, the logits; backward the logits' gradient, lnf's, dx
 //     a layer backward     16   the 4 copies again; gelu', its product, narrow, dx, datty, P, dS, dqkv,
 //                               narrow, dx; of the activations kept ln1 and atty
 enum { VERIFY_FORWARD = 12, VERIFY_HEAD = 3, VERIFY_BACKWARD = 16 };
@@ -7080,6 +7082,7 @@ enum { GPU_PROCESSES = 1 };
 #else
 enum { GPU_PROCESSES = 0 };
 #endif
+// All that the .c knows of this file; gpt2_sp_device points to it before main runs.
 static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init,
     gpu_load, gpu_save, gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates,
     {2, 2, 4, 2, 4, 4} /* item_size of the first tensor */, gpu_count, GPU_PROCESSES};
