@@ -19,10 +19,10 @@
  * logs. The .c calls this file through one table of functions, GPU_DEVICE, just before main.
  *
  * Numbers. Master weights, gradients and AdamW's moments are fp32, in the .c's layout of units. Matrix
- * products read bf16, of the weights a bf16 copy, and sum in fp32; a weight's gradient is added in fp32 by the
- * product itself (D = A B + D). The residual stream is bf16: the fp32 epilogue of a product does each of the 2L
- * additions and rounds once, which halves what recomputation keeps and what the norms read. Embeddings, the
- * norms' gains and the norms' biases are read in fp32. Log-sum-exp and the norms' 1/rms are fp32.
+ * products read bf16, of the weights a bf16 copy, and sum in fp32; a weight's gradient is added in fp32 by
+ * the product itself (D = A B + D). The residual stream is bf16: the fp32 epilogue of a product does each of
+ * the 2L additions and rounds once, which halves what recomputation keeps and what the norms read.
+ * Embeddings and the norms' gains and biases are read in fp32; log-sum-exp and the norms' 1/rms are fp32.
  *
  * --center 1. The .c centres the rows that a projection adds to the residual stream. Here the projection's
  * weights and bias are centred over their outputs instead, once a step, when they are rounded to bf16; so are
@@ -2298,9 +2298,9 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
 //     gathers    parts of gradients and slices of weights, from rank to rank
 //
 // Inside a process every rank reads its peers' memory. Copy engines, which take no multiprocessor's time,
-// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the same
-// bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream` and
-// `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
+// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the
+// same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream`
+// and `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
 
 // A rectangle of memory: `rows` rows of `width` bytes; a row begins `pitch` bytes after the one before it.
 typedef struct {
@@ -2503,7 +2503,7 @@ struct Gpu {
     cudaEvent_t *made, *summed, *together;
     // (L + 3) --zero 1, 2: the unit's updated weights are being gathered, and its bf16 copy is not made yet.
     unsigned char* gather_pending;
-    int last_micro_batch;   // it completes the step's gradients: a layer's are summed as soon as they are made
+    int last_micro_batch;   // it completes the step's gradients: a layer's are summed once they are made
     cublasLtHandle_t lt;
     MatmulPlan plans[MAX_PLANS];
     int plan_count;
@@ -2719,8 +2719,8 @@ typedef struct {
 //      after attention, from dkv, so dkv must not be here.
 //   2. x2 and ln2, neighbours: layer mode, and forward in attn mode, whose backward pass has dQ there.
 //   3. fch: layer mode; backward all but dQ.
-//   4. atty: backward in layer mode. Its last reader, delta, is on `stream` before any copy starts (gpu_post)
-//      and before any op on `beside` (gpu_run); the next layer computes its own atty again.
+//   4. atty: backward in layer mode. Its last reader, delta, is done before any copy starts (gpu_post) and
+//      before any op on `beside` does (gpu_run); the next layer computes its own atty again.
 enum { ROOMS = 4 };
 static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
     const Shape* s = &mesh->shape;
@@ -3362,7 +3362,8 @@ static void span_end(Gpu* d, Span* span) {
 //     its result on the operands at hand agrees with sums in fp64 at sampled places.
 // Of those the fastest is chosen while a step is rehearsed, else (and with --deterministic 1) the first.
 
-enum {                      // what a product has beside A B
+// What a product has beside A B.
+enum {
     MATMUL_FP32 = 1,        // the result is fp32, not bf16
     MATMUL_BIAS = 2,        // + bias, one number a row of D
     MATMUL_ADD = 4,         // + C
@@ -3371,8 +3372,8 @@ enum {                      // what a product has beside A B
     MATMUL_DGELU = 32       // times the GELU's slope at aux
 };
 
-// What a product works on: D (m, n) = A B (+ C) (+ bias), columns contiguous as BLAS has them, which is D^T
-// by rows. NULL: none.
+// What a product works on: D (m, n) = A B (+ C) (+ bias). Columns are contiguous, as BLAS has them: by rows
+// that is D^T. NULL: the product has no such operand.
 typedef struct {
     void* out;
     const bf16 *a, *b;
@@ -3381,6 +3382,8 @@ typedef struct {
     void* aux;   // (m, n) bf16
 } MatmulOperands;
 
+// Makes the library's descriptors for p->shape: types, transpositions, epilogue, layouts. The algorithm is
+// not chosen yet.
 static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     const MatmulShape* s = &p->shape;
     cudaDataType_t out = s->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
@@ -3411,15 +3414,18 @@ static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
     return 0;
 }
 
+// Whether two products are the same to the library.
 static int matmul_same(const MatmulShape* p, const MatmulShape* q) {
     return p->m == q->m && p->n == q->n && p->k == q->k && p->transposed_a == q->transposed_a &&
         p->transposed_b == q->transposed_b && p->flags == q->flags;
 }
 
+// Bytes of D.
 static size_t matmul_bytes(const MatmulShape* s) {
     return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2);
-}   // of D
+}
 
+// Enqueues a product on `stream` with an algorithm, which may be another than the plan's.
 static cublasStatus_t matmul_run(
     Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
     float one = 1, zero = 0;
@@ -3435,6 +3441,7 @@ typedef struct {
     int32_t id, splits;   // parts of the sum; 1 or 0: it is not split
     uint32_t tile, stages, reduction;
 } MatmulSettings;
+// Asks an algorithm for them; what it does not tell stays as it is set here.
 static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
     MatmulSettings s = {-1, 1, 0, 0, 0};
     size_t written = 0;
@@ -3449,8 +3456,8 @@ static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
         algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &s.reduction, sizeof s.reduction, &written);
     return s;
 }
-// Numbers of the sum in a tile, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is 64xAUTO).
-// Unknown: no tile is longer.
+// How many terms of the sum a tile takes, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is
+// 64xAUTO). An unknown id gives 768, a multiple of all these.
 static int64_t matmul_tile_depth(uint32_t stages) {
     static const struct {
         uint32_t first, last;
@@ -3470,7 +3477,7 @@ static uint32_t matmul_reductions(const MatmulShape* s) {
                                 : 0);
 }
 
-// The library's proposals for a plan, best first by its own estimate.
+// The library's proposals for a plan, the best by its own estimate first; at least one, or it fails.
 static int matmul_proposals(
     Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
     static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
@@ -3498,13 +3505,13 @@ static int matmul_proposals(
 // most, and for another size often one that is faster here.
 static int matmul_propose_more(
     Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    static const int halves[] = {
-        1, 4, 8};   // rows to ask for, in halves of the product's: half as many, twice, four times
+    // rows to ask for, in halves of the product's: half as many, twice, four times
+    static const int halves[] = {1, 4, 8};
     for (int i = 0; i < 3; i++) {
         cublasLtMatmulHeuristicResult_t more[PROPOSALS];
         MatmulPlan other = *p;
-        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k
-                                                     : &other.shape.n;   // a weight's gradient sums over them
+        // a weight's gradient sums over the rows
+        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k : &other.shape.n;
         int extra = 0;
         *rows = round_up(*rows * halves[i] / 2, 16);
         if (*rows == 0) continue;
@@ -3524,12 +3531,14 @@ static int matmul_propose_more(
 
 // --- which of them compute the product ---
 
+// At how many places of D algorithms are compared: fewer the longer the sums, as the sum in fp64 takes time.
 static int matmul_samples(const MatmulShape* s) {
     int64_t most = min_i64(MATMUL_SAMPLES, max_i64(MATMUL_LEAST_SAMPLES, MATMUL_SAMPLED_TERMS / s->k));
     return (int)min_i64(most, s->m * s->n);
 }
 
-// A warp a sample: one place in every 1 / count of D, at random there, and the sum of its terms in fp64.
+// samples[i].sum = the sum over l of A(row, l) B(l, column) in fp64, at one place in every 1 / count of D, at
+// random there; .square likewise. A warp has a sample; it reads 4 k bytes.
 __global__ void matmul_sample_kernel(
     MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
     int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
@@ -3549,7 +3558,7 @@ __global__ void matmul_sample_kernel(
         sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
     if (lane == 0) samples[i].at = at, samples[i].sum = sum, samples[i].square = square;
 }
-// What C holds at the samples, before D, which may be C, is written.
+// samples[i].before = C there, read before the product writes D, which may be C. A thread has a sample.
 __global__ void matmul_before_kernel(MatmulSample* samples, int count, const void* c, int fp32) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= count) return;
@@ -3559,6 +3568,7 @@ __global__ void matmul_before_kernel(MatmulSample* samples, int count, const voi
                            : (double)__bfloat162float(((const bf16*)c)[at]);
 }
 
+// The GELU in its tanh form and its slope, in fp64.
 __device__ __forceinline__ double gelu_exact(double x) {
     return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
 }
@@ -3567,15 +3577,15 @@ __device__ __forceinline__ double gelu_slope_exact(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
 }
 
-// Compares D with the samples. out[0]: the largest share of its tolerance that an error has; out[1]: the
-// errors' rms in that of the tolerances. NaN where D is not a number and should be one. One block of 1024
-// threads.
+// Compares D with the samples. out[0]: the largest error, as a share of its place's tolerance. out[1]: the
+// rms of the errors as a share of the rms of the tolerances. NaN where D is not a number and should be one.
+// One block of 1024 threads, each with every 1024th sample.
 //
 // The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms,
 // to fp32: 2^-23 of what the sum has grown to, k / 8 times. That is about the larger of the sum and the root
 // of its terms' squares. C and the bias are added likewise. A result is rounded once more: 2^-24 of it in
-// fp32, 2^-8 in bf16. The GELU's slope is below 1.13, the hardware's tanh good to 2^-11 of itself, which the
-// GELU weighs with x / 2, its slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
+// fp32, 2^-8 in bf16. The GELU's slope is below 1.13. The hardware's tanh is good to 2^-11 of itself; the
+// GELU weighs that with x / 2, the GELU's slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
 __global__ void matmul_compare_kernel(
     double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
     __shared__ double most[32], errors[32], tolerances[32];
@@ -3626,13 +3636,14 @@ __global__ void matmul_compare_kernel(
     }
     out[0] = largest, out[1] = tolerance_square > 0 ? sqrt(error_square / tolerance_square) : 0;
 }
-static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // what the two may be
+static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // the most that out[0] and out[1] may be
 
+// The samples lie in the workspace, behind the library's part.
 static MatmulSample* matmul_sample_memory(const Gpu* d) {
     return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE);
 }
 
-// Why an algorithm is not to be taken for a product by what is known of it; "" if nothing is.
+// Why an algorithm is not to be taken for a product, by its settings alone; "" if they raise no objection.
 static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
     MatmulSettings settings = matmul_settings(algorithm);
     cublasLtMatmulHeuristicResult_t result;
@@ -3651,8 +3662,8 @@ static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulA
     return why;
 }
 
-// Runs an algorithm on the operands and compares the result at the samples, whose sums are there. 0, or -1
-// with a line.
+// Runs an algorithm on the operands and compares D with the samples, whose sums matmul_sample has made. 0, or
+// -1 with a line. Waits for `stream`.
 static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
     const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
     const MatmulShape* s = &p->shape;
@@ -3670,20 +3681,22 @@ static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
     return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms",
         shares[0], shares[1]);
 }
+// Chooses the samples of a product and enqueues their sums.
 static void matmul_sample(Gpu* d, const MatmulShape* s, const MatmulOperands* x) {
     int count = matmul_samples(s);
     matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(
         matmul_sample_memory(d), count, x->a, x->b, *s);
 }
 
+// --profile: prints an algorithm of a product, and why it was refused or chosen.
 static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, const char* text) {
     MatmulSettings a = matmul_settings(algorithm);
     printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n",
         (long long)s->m, (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
 }
 
-// The proposals that compute the product, `wanted` at most; more of them are asked for if a step is
-// rehearsed.
+// Puts the proposals that compute the product into `good`, `wanted` at most, and fails if there is none. If
+// several are wanted, the library is asked for more than it proposes first.
 static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
     cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
     cublasLtMatmulHeuristicResult_t found[PROPOSALS];
@@ -3699,9 +3712,8 @@ static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* 
         int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
         if (!bad) good[(*count)++] = found[i].algo;
         else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
-        if (bad &&
-            x->c ==
-                x->out)   // what it left there, perhaps not finite, would spoil the comparison of the next
+        // what a bad one left in C, perhaps not finite, would spoil the comparison of the next
+        if (bad && x->c == x->out)
             CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
     }
     CUDA_TRY(e, cudaGetLastError());
@@ -3713,7 +3725,8 @@ static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* 
         why.text);
 }
 
-// The fastest of the candidates on these very operands.
+// Times the candidates on these very operands, three runs each after one that is not counted: `chosen` is the
+// fastest one's number.
 static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
     const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
     float best = INFINITY, first = 0;
@@ -3740,9 +3753,9 @@ static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
 
 // --- choices that are kept ---
 
-// --products FILE. Its first line names the library and the GPU; each other one is a product: m n k, whether
-// A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and for the reader what
-// they say.
+// --products FILE, a text file. Its first line names the library and the GPU. Each other line is a product: m
+// n k, whether A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and, for the
+// reader only, what these say.
 static int products_header(char* line, size_t size, Error* e) {
     cudaDeviceProp gpu;
     int device = 0;
@@ -3751,8 +3764,8 @@ static int products_header(char* line, size_t size, Error* e) {
     snprintf(line, size, "gpt2_sp products 1, cuBLASLt %zu, %s\n", cublasLtGetVersion(), gpu.name);
     return 0;
 }
-// 1: the file has the product, and `algorithm` is its choice; 0: it has not, or there is no such file; -1: it
-// is not for here.
+// Looks a product up in the file. 1: `algorithm` is the file's choice; 0: the file does not have the product,
+// or there is no file; -1: it cannot be read, or was made by another library or for another GPU.
 static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
     char expected[320], line[512];
     int found = 0, number = 1;
@@ -3785,6 +3798,7 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
     fclose(f);
     return found;
 }
+// Adds a choice to the file, which it begins if there is none.
 static int products_append(
     const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
     char header[320];
@@ -3802,7 +3816,8 @@ static int products_append(
     return 0;
 }
 
-// The file's choice must pass as any other does.
+// Takes the file's choice for a plan. 1: taken; 0: the file has none; -1: an error, also if the choice does
+// not pass the tests that every proposal must pass.
 static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     Error why = {{0}};
     double shares[2];
@@ -3818,10 +3833,12 @@ static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return 1;
 }
 
-// Choices by timing serve all ranks of the process, so that those with the same shapes compute with the same
-// algorithms; its GPUs are alike. matmul_forced >= 0 (tests): that one of the candidates, counted around.
+// Choices by timing serve all ranks of the process, whose GPUs are alike: ranks with the same shapes then use
+// the same algorithms. matmul_forced >= 0 (tests) takes candidate number matmul_forced modulo their number.
 static MatmulChoice matmul_chosen[2 * MAX_PLANS];
 static int matmul_chosen_count, matmul_forced = -1;
+// Sets p->algorithm. In this order: the choice of --products; in a rehearsal, an earlier choice of the
+// process, then the fastest candidate; else, and with --deterministic 1, the first candidate.
 static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     int timed = d->rehearsing && !d->deterministic, count = 0, best = 0;
     cublasLtMatmulAlgo_t good[PROPOSALS];
@@ -3842,8 +3859,8 @@ static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return d->products[0] ? products_append(d->products, &p->shape, &p->algorithm, e) : 0;
 }
 
-// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying them leaves
-// the result changed where it is added to: a rehearsal throws it away, elsewhere it is put back.
+// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying algorithms
+// changes D where it is added to. A rehearsal throws D away; elsewhere D is saved before and put back after.
 static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     size_t bytes = matmul_bytes(&p->shape);
@@ -3864,7 +3881,8 @@ static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* 
     return status;
 }
 
-// D = A B as its shape and operands say. The first use of a shape makes its plan.
+// Enqueues D = A B on `stream` as shape and operands say. The first use of a shape makes its plan and chooses
+// its algorithm, for which the host waits.
 static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Error* e) {
     MatmulPlan* p = NULL;
     for (int i = 0; i < d->plan_count && !p; i++)
@@ -3887,7 +3905,7 @@ static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Err
             cublasLtMatmulDescSetAttribute(
                 p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
     if (fresh && matmul_choose(d, p, &x, e) != 0) {
-        matmul_plan_free(p);   // so that the shape is met anew, not run with no algorithm
+        matmul_plan_free(p);   // a plan without an algorithm must not stay
         d->plan_count--;
         return -1;
     }
@@ -3901,7 +3919,7 @@ static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight
     int flags = (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0);
     return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, add, bias, NULL}, e);
 }
-// The same and its GELU, with the value before it in aux if given
+// out = the GELU of that; the value before the GELU goes to aux (R, OC) unless aux is NULL
 static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight,
     const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
     int flags = MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU);
@@ -3921,7 +3939,12 @@ static int matmul_backward_weight(
 }
 
 // --- elementwise: 8 bf16 in 16 bytes per access ---
+//
+// The launchers down to the loss enqueue on `stream`. dx, x, inp and out are bf16; gains, biases and
+// gradients of parameters fp32. Sums over many rows take two kernels: blocks leave partial sums, and the
+// second kernel adds them in the order of the blocks, so that every run gives the same bits.
 
+// f = the 8 bf16 of u, and back, rounded to the nearest.
 __device__ __forceinline__ void unpack8(float (&f)[8], const uint4& u) {
     const uint32_t w[4] = {u.x, u.y, u.z, u.w};
 #pragma unroll
@@ -3932,6 +3955,7 @@ __device__ __forceinline__ uint4 pack8(const float (&f)[8]) {
     return make_uint4(
         attn::pack(f[0], f[1]), attn::pack(f[2], f[3]), attn::pack(f[4], f[5]), attn::pack(f[6], f[7]));
 }
+// f = 8 fp32 from p, which is aligned to 16 bytes.
 __device__ __forceinline__ void load8(float (&f)[8], const float* p) {
     float4 a = *(const float4*)p, b = *(const float4*)(p + 4);
     f[0] = a.x, f[1] = a.y;
@@ -3939,6 +3963,7 @@ __device__ __forceinline__ void load8(float (&f)[8], const float* p) {
     f[4] = b.x, f[5] = b.y;
     f[6] = b.z, f[7] = b.w;
 }
+// The sum, or the largest, of a warp's x, for all of its lanes.
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
@@ -3950,7 +3975,9 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-__device__ __forceinline__ float block_sum(float x) {   // of 256 threads, to all of them
+// The sum of x over a block of 256 threads, for all of them. A kernel can call it once: a second call would
+// overwrite `sums` while others read it.
+__device__ __forceinline__ float block_sum(float x) {
     __shared__ float sums[8];
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
@@ -3960,12 +3987,15 @@ __device__ __forceinline__ float block_sum(float x) {   // of 256 threads, to al
     for (int i = 0; i < 8; i++) x += sums[i];
     return x;
 }
+// The sum of x over the threads of a row.
 template <int LANES> __device__ __forceinline__ float row_sum(float x) {
     return LANES == 32 ? warp_sum(x) : block_sum(x);
 }
 
 // A row of C <= 2048 numbers belongs to one warp, a longer one to a block of 256 threads: LANES = 32 or 256.
-// Lane l has columns 8 (i LANES + l) of piece i < NV.
+// A lane has the columns 8 (i LANES + lane) to 8 (i LANES + lane) + 7 of each piece i < NV. BY_WIDTH makes a
+// call with the constants NV and LANES that fit C. EACH_PIECE(c) loops over a lane's pieces inside the row; c
+// is the first column.
 #define OF_WIDTH(N, L, CALL) \
     { \
         constexpr int NV = N, LANES = L; \
@@ -3987,33 +4017,38 @@ template <int LANES> __device__ __forceinline__ float row_sum(float x) {
 #define EACH_PIECE(c) \
     _Pragma("unroll") for (int i = 0; i < NV; i++) if (int c = (i * LANES + lane) * 8; c < C)
 
-// Where a rank's rows of a sequence stand in it, or, with own positions, in the rows of wpe that it has: one
-// run of positions, or two (see Segments).
+// Where a rank's rows of a sequence stand: their positions in it, or, with own positions, in the rows of wpe
+// that the rank has. There is one run of positions, or two (see Segments).
+//     rows            rows of a sequence
+//     first           of these, rows of the first run
+//     begin, begin2   row t stands at t + begin in the first run, at t + begin2 in the second
+//     T               positions: of the sequence, or rows of wpe that the rank has
 typedef struct {
-    int64_t rows, first, begin, begin2,
-        // rows of a sequence; the first run's, and where the runs begin; the sequence's length, or the rows
-        // of wpe
-        T;
+    int64_t rows, first, begin, begin2, T;
 } RowPlaces;
-static int64_t positions_count(const Rank* r) {   // rows of wpe that the layers find where gpu_weight points
+// Rows of wpe where gpu_weight points.
+static int64_t positions_count(const Rank* r) {
     return positions_apart(r->layout) ? r->Tl : r->mesh->shape.T;
 }
+// The places of the rank's own rows.
 static RowPlaces row_places(const Rank* r) {
     const Segments g = position_rows(r);
     RowPlaces p = {r->Tl, g.rows[0], g.begin[0], g.begin[1] - g.rows[0], positions_count(r)};
     return p;
 }
+// Where row `row` of the batch stands.
 __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row) {
     int64_t t = row % p.rows;
     return t + (t < p.first ? p.begin : p.begin2);
 }
-// The position that counts: in the sequence, or in the document. doc_start (B, T).
+// The row of wpe that it takes: its position in the sequence, or in its document. doc_start (B, T), or NULL.
 __device__ __forceinline__ int64_t wpe_row(const RowPlaces& p, const int32_t* doc_start, int64_t row) {
     int64_t position = row_position(p, row);
     return doc_start ? position - doc_start[row / p.rows * p.T + position] : position;
 }
 
-// x = wte[token] + wpe[position], without the row's mean if `center`. Reads 8 C bytes a row, writes 2 C.
+// x (R, C) = wte[token] + wpe[position], without the row's mean if `center`. A warp or a block has a row; it
+// reads 8 C bytes and writes 2 C.
 template <int NV, int LANES>
 __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int C) {
@@ -4037,6 +4072,7 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
         *(uint4*)(x + row * C + c) = pack8(f[i]);
     }
 }
+// wte (V, C), wpe (places.T, C), tokens (R).
 static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
@@ -4045,7 +4081,9 @@ static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32
     return 0;
 }
 
-// dx without its rows' means, in place, and the keys by which rows are sorted: token and position.
+// If `center`, dx (R, C) loses its rows' means, in place: 4 C bytes a row. For the sort that follows,
+// rows[row] = row, and keys[row] = the row's token (key_of), or its row of wpe where key_of is NULL. A warp
+// or a block has a row.
 template <int NV, int LANES>
 __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of,
     const int32_t* doc_start, int center, RowPlaces places, int64_t R, int C) {
@@ -4069,16 +4107,17 @@ __global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, 
     }
 }
 
+// p[0] to p[7] += f; p is aligned to 16 bytes.
 __device__ __forceinline__ void add8(float* p, const float (&f)[8]) {
     float4 a = *(float4*)p, b = *(float4*)(p + 4);
     *(float4*)p = make_float4(a.x + f[0], a.y + f[1], a.z + f[2], a.w + f[3]);
     *(float4*)(p + 4) = make_float4(b.x + f[4], b.y + f[5], b.z + f[6], b.w + f[7]);
 }
 
-// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block takes BUCKET_ROWS
-// rows of the sorted list, a thread 8 columns. Runs of a key that lie inside the block go straight to the
-// gradient; what a run has in a block but not all of it goes to partial (blocks, 2, C): [0] a run that began
-// earlier, [1] a run that begins here and goes on.
+// dweight[key] += dx[row] over rows sorted by key, always added in the same order. A block has BUCKET_ROWS
+// rows of the sorted list, a thread 8 columns; 2 C bytes a row, 8 C a key. A run of one key that lies inside
+// a block goes straight to the gradient. A run over several blocks leaves its sums in partial (blocks, 2, C):
+// [0] of a run that began in an earlier block, [1] of a run that begins in this one.
 __global__ void embedding_backward_kernel(float* dweight, float* partial, const bf16* dx, const int32_t* keys,
     const int32_t* rows, int64_t R, int C) {
     int64_t begin = (int64_t)blockIdx.x * BUCKET_ROWS,
@@ -4106,13 +4145,14 @@ __global__ void embedding_backward_kernel(float* dweight, float* partial, const 
         earlier = false, key = next;
     }
 }
-// The block in which a long run begins adds its pieces up.
+// Adds the sums of each run over several blocks to its dweight[key]: the block with the same number as the
+// one where the run begins does it, in the order of the blocks. A thread has 8 columns.
 __global__ void embedding_backward_finish_kernel(
     float* dweight, const float* partial, const int32_t* keys, int64_t R, int C) {
     int64_t block = blockIdx.x, begin = block * BUCKET_ROWS, end = begin + BUCKET_ROWS;
     if (end >= R) return;
     int32_t key = keys[end - 1];
-    if (keys[end] != key) return;                                            // the last run ends here
+    if (keys[end] != key) return;                                            // the last run goes no further
     if (keys[begin] == key && begin > 0 && keys[begin - 1] == key) return;   // it began earlier
     int c = threadIdx.x * 8;
     float sum[8], f[8];
@@ -4125,7 +4165,8 @@ __global__ void embedding_backward_finish_kernel(
     }
     add8(dweight + (int64_t)key * C + c, sum);
 }
-// dwpe[position of t] += sum over the sequences of dx[b, t]: a thread per 8 columns of a row.
+// dwpe[position of t] += the sum over the sequences of dx[b, t]. A thread has 8 columns of a row; 2 B + 8
+// bytes a number.
 __global__ void position_backward_kernel(float* dwpe, const bf16* dx, RowPlaces places, int64_t B, int C) {
     int64_t T = places.rows, at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= T * C) return;
@@ -4138,6 +4179,7 @@ __global__ void position_backward_kernel(float* dwpe, const bf16* dx, RowPlaces 
     }
     add8(dwpe + row_position(places, at / C) * C + at % C, sum);
 }
+// dweight (keys, C) += rows of d->dx (R, C), by d->keys and d->rows, which are sorted first.
 static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int64_t C, Error* e) {
     int bits = 1;
     while (bits < 31 && (1ll << bits) < keys) bits++;
@@ -4152,7 +4194,8 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
         dweight, d->partial, d->sorted_keys, R, (int)C);
     return 0;
 }
-// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`.
+// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`. Without documents row t
+// of every sequence has the same position, so that wpe needs no sort.
 static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center,
     RowPlaces places, int64_t V, int64_t B, int64_t C, Error* e) {
     int64_t R = B * places.rows;
@@ -4172,7 +4215,8 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
     return 0;
 }
 
-// out = inp * rstd * weight + bias, rstd = 1 / sqrt(mean(inp^2) + 1e-5). 4 C bytes a row.
+// out = inp * rstd * weight + bias, rstd (R) = 1 / sqrt(mean(inp^2) + 1e-5). A warp or a block has a row; it
+// reads 2 C bytes and writes 2 C.
 template <int NV, int LANES>
 __global__ void rmsnorm_forward_kernel(
     bf16* out, float* rstd, const bf16* inp, const float* weight, const float* bias, int64_t R, int C) {
@@ -4206,11 +4250,11 @@ static int rmsnorm_forward(Gpu* d, bf16* out, float* rstd, const bf16* inp, cons
     return 0;
 }
 
-// dx (+)= rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a block whole
-// rows, ROWS at a time; 8 C bytes a row, all loads of ROWS rows in flight together. dx may be inp. THREADS:
-// the most that a row takes. Column sums in passing, to partial (blocks, 3, C): dout * inp * rstd (dweight),
-// dout (dbias), and the new dx, which is the bias gradient of the projection that made this row of the
-// residual stream.
+// dx = (`add`: +=) rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight. A thread has 8 columns, a
+// block whole rows, ROWS at a time with all loads in flight together; 6 C bytes a row, 8 C with `add`.
+// THREADS: the most that a row takes. dx may be inp: a row is read before it is written. Sums of columns go
+// to partial (blocks, 3, C) in passing: dout * inp * rstd (dweight), dout (dbias), and the new dx, which is
+// the gradient of the bias of the projection that added to this row of the residual stream.
 template <int ROWS, int THREADS>
 __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, float* partial, const bf16* dout,
     const bf16* inp, const float* rstd, const float* weight, int add, int64_t R, int C) {
@@ -4263,14 +4307,14 @@ __global__ void __launch_bounds__(THREADS) rmsnorm_backward_kernel(bf16* dx, flo
 #pragma unroll
     for (int j = 0; j < 8; j++) out[j] = gain[j], out[C + j] = shift[j], out[2 * C + j] = bias[j];
 }
-// to[part][column] += sums of a column of partial (blocks, N) whose columns are `parts` gradients of `width`
-// each; absent ones are skipped.
+// Gradients, `width` numbers each, that columns of partial sums belong to; NULL: nobody wants them.
 typedef struct {
     float* to[3];
 } ColumnTargets;
-enum {
-    FINISHERS = 32
-};   // of a column: few blocks run, so that each thread's chain of additions is what takes time
+// Threads for a column. Few blocks run, so each thread's chain of additions is what takes time.
+enum { FINISHERS = 32 };
+// to[column / width][column % width] += the sum of a column of partial (blocks, N). A block of 32 x FINISHERS
+// threads has 32 columns; 4 bytes a number.
 __global__ void columns_finish_kernel(
     ColumnTargets targets, const float* partial, int blocks, int width, int N) {
     __shared__ float sums[FINISHERS][33];
@@ -4286,6 +4330,8 @@ __global__ void columns_finish_kernel(
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
+// dweight, dbias (C) and dprojection (C), which may be NULL, += the three column sums. The blocks are one
+// full wave.
 static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection,
     const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R,
     int64_t C) {
@@ -4293,8 +4339,7 @@ static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, floa
     auto kernel = threads <= 512 ? rmsnorm_backward_kernel<NORM_ROWS, 512>
                                  : rmsnorm_backward_kernel<1, MAX_CHANNELS / 8>;
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, threads, 0);
-    int blocks = (int)min_i64(
-        min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));   // one full wave
+    int blocks = (int)min_i64(min_i64(NORM_BLOCKS, (int64_t)fit * attn::attn_sms()), ceil_div(R, NORM_ROWS));
     kernel<<<blocks, threads, 0, d->stream>>>(dx, d->partial, dout, inp, rstd, weight, add, R, (int)C);
     ColumnTargets targets = {{dweight, dbias, dprojection}};
     columns_finish_kernel<<<(unsigned)ceil_div(3 * C, 32), dim3(32, FINISHERS), 0, d->stream>>>(
@@ -4302,13 +4347,14 @@ static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, floa
     return 0;
 }
 
+// The hardware's tanh, good to 2^-11 of itself.
 __device__ __forceinline__ float tanh_fast(float x) {
     float y;
     asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), n numbers, 8 per thread.
+// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), n numbers. A thread has 8; 4 bytes a number.
 __global__ void gelu_forward_kernel(bf16* out, const bf16* inp, int64_t n) {
     int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= n) return;
@@ -4324,17 +4370,18 @@ static int gelu_forward(Gpu* d, bf16* out, const bf16* inp, int64_t n) {
     return 0;
 }
 
-// Matrices (R, N) of fp32; what is still to be added to their columns begin to end - 1, from rows `stride`
-// apart (absent: nothing); and what the sums are multiplied by.
+// What the end of attention's backward pass makes dqkv of: matrices p (R, N) of fp32; `add`, still to be
+// added to their columns begin to end - 1, with rows `stride` apart, or NULL; and the factor `scale` of the
+// sums.
 typedef struct {
     const float *p[3], *add[3];
     int64_t stride[3], begin[3], end[3];
     float scale[3];
 } WideRows;
-// Column sums of rows (R, N) of bf16, `pitch` apart, to partial (SUM_BLOCKS, all). With WIDE they are made
-// first, from fp32: the end of attention's backward; blockIdx.z is the matrix, N columns from the one before
-// it. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N or 6 N bytes a
-// row.
+// Sums of columns of inp, (R, N) bf16 with rows `pitch` apart, to partial (SUM_BLOCKS, all). WIDE makes inp
+// first, = scale (p + add) from the matrices of `wide`, matrix blockIdx.z in the N columns from N blockIdx.z
+// on. A thread has 8 columns, a block 256 columns and every SUM_BLOCKS-th group of 8 rows; 2 N bytes a row,
+// with WIDE 6 N.
 template <int WIDE>
 __global__ void columns_kernel(
     float* partial, bf16* inp, WideRows wide, int64_t R, int N, int pitch, int all) {
@@ -4374,6 +4421,7 @@ __global__ void columns_kernel(
     for (int w = 0; w < 8; w++) total += sums[w][threadIdx.x];
     partial[(int64_t)blockIdx.y * all + c] = total;
 }
+// dbias (N) += what columns_kernel left.
 static void columns_finish(Gpu* d, float* dbias, int64_t N) {
     ColumnTargets targets = {{dbias, NULL, NULL}};
     columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, FINISHERS), 0, d->stream>>>(
@@ -4389,8 +4437,8 @@ static int columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t
     columns_finish(d, dbias, N);
     return 0;
 }
-// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Absent dK and dV are
-// there already.
+// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Where dK and dV are
+// absent, attention has written them to dqkv already.
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, int64_t R, int64_t C) {
     int c = (int)C, matrices = wide.p[1] ? 3 : 1;
     columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, matrices), 256, 0, d->stream>>>(
@@ -4401,7 +4449,7 @@ static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, i
     columns_finish(d, dbias, 3 * C);
 }
 
-// Piece i of a row of logits; -inf, so probability 0, in the vocabulary's padding.
+// f = piece i (8 numbers, u) of a row of logits; in the vocabulary's padding -inf, whose probability is 0.
 __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, int V) {
     unpack8(f, u);
     if (i * 8 + 8 > V) {
@@ -4409,9 +4457,10 @@ __device__ __forceinline__ void logits8(float (&f)[8], const uint4& u, int i, in
         for (int j = 0; j < 8; j++) f[j] = i * 8 + j < V ? f[j] : -INFINITY;
     }
 }
-// Cross-entropy of one row of logits per block. The row is read once into shared memory (from there, or again
-// from global memory where it does not fit: `cached`), its maximum and sum are found, and the gradient
-// overwrites it. 4 V bytes. NaN stays NaN through the sum.
+// losses[t] = log(sum of e^logits) - logits[label], hits[t] = the label has the largest logit; the gradient
+// grad_scale (softmax - [label]) overwrites the row unless grad_scale is 0. A label below 0 counts nothing. A
+// block has a row. It reads the row once into shared memory (`cached`), or from global memory each time where
+// it does not fit, for maximum, sum and gradient; 4 V bytes a row if cached. NaN stays NaN through the sum.
 __global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsigned char* hits, bf16* logits,
     const int32_t* labels, float grad_scale, int V, int Vp, int cached) {
     extern __shared__ uint4 row_cache[];
@@ -4474,6 +4523,7 @@ __global__ void __launch_bounds__(512) crossentropy_kernel(float* losses, unsign
         pieces[i] = pack8(f);
     }
 }
+// logits (R, Vp), labels (R). The row is cached where the GPU's shared memory has room for it.
 static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits, const int32_t* labels,
     float grad_scale, int64_t R, int64_t V, int64_t Vp, Error* e) {
     attn::AttnDevice device;
@@ -4487,7 +4537,7 @@ static int crossentropy(Gpu* d, float* losses, unsigned char* hits, bf16* logits
         losses, hits, logits, labels, grad_scale, (int)V, (int)Vp, cached);
     return 0;
 }
-// stats[LOSS] += sum of n losses, in one block and one order
+// stats[STAT_LOSS] += the sum of n losses, in one block of 1024 threads, so in one order.
 __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
     __shared__ double sums[1024];
     double sum = 0;
@@ -4503,7 +4553,7 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
 // --- distributed attention: what the executor of tables asks of the GPU, on the kernels of section 7a ---
 
 enum { MAX_UNSEEN = 4 };
-// What one run of a table works on: the sequences of a pass in one layer. Tensors are the rank's own rows.
+// What one run of a table works on: the sequences in hand, in one layer. Tensors are the rank's own rows.
 typedef struct {
     const Schedule* table;
     char** slots;
@@ -4513,29 +4563,44 @@ typedef struct {
     float *dq, *dkv[2];         // backward: (R, C) each, sums
     WideRows* sums;             // their end, which also adds what arrives last
     const int32_t* doc_start;   // (B, T), or NULL
-    // Bits of head parts, for each of the rank's chunks: something is in the sums; the output is written. And
-    // what is still to come.
+    // For each of the rank's chunks, a bit for each head part: the own sums hold something; the output is
+    // written. And how many additions to a part's output are still to come.
     uint64_t filled[2], written[2];
     int missing[2][MAX_RANKS];
-    // Ops run on LANE_COMPUTE (0) or LANE_BESIDE (1): `side`, that of the last op. The last one; of each
-    // stream those that the other has not waited for; and whether the first has added what arrived since the
-    // second last waited.
+    // Ops run on LANE_COMPUTE (side 0) or LANE_BESIDE (1). `last`: the last op, whose side is `side`;
+    // `unseen`: each side's ops that the other side has not waited for; `merged`: side 0 has added arrived
+    // results since side 1 last waited for it.
     const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
     int ops, side, unseen_count[2], merged;
 } GpuAttention;
 
 // --- exchange: a step's operands and results, while the step computes ---
+//
+// A step of a table on one rank's streams, time from left to right:
+//
+//     stream    pack | op 1       | op 3       |          wait | merge | pack, next step
+//     beside         |   op 2     |   op 4     |          wait |
+//     copies         | from rank 1 | from rank 3 | arrived
+//
+//     gpu_pieces   says where each item lies that travels; own rows that are not contiguous become pack jobs
+//     gpu_post     packs; lets `copies` wait for all that both streams were given so far (`complete`), when
+//                  sends are whole and what receives overwrite has been read; offers the sends in boxes
+//     gpu_op       enqueues attention, in turn on `stream` and `beside` unless ops meet (op_begin)
+//     gpu_wait     enqueues the copies on `copies`, each after its sender's `complete`, and leaves `taken` to
+//                  the sender; `stream` and `beside` wait for `arrived` and for the receivers' `taken`
+//     gpu_merge    adds arrived results, on `stream`
+//
+// The host enqueues a step's ops before its copies, but the copies wait only for what came before the ops,
+// and so run under them. With NCCL, gpu_post enqueues sends and receives on `copies`; boxes stay empty.
 
-// Parts of wider rows, to places (aligned to 256 bytes) where they lie in one piece: blockIdx.y is the piece.
-// Every byte is read and written once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not
-// aligned to more.
 enum {
-    PACK_JOBS = 8,
-    PACK_BLOCKS = 512
-};   // of a launch; blocks of a job, some four for each multiprocessor
+    PACK_JOBS = 8,      // of a launch
+    PACK_BLOCKS = 512   // of a job: some four for each multiprocessor
+};
 typedef struct {
     PackJob job[PACK_JOBS];
 } PackJobs;
+// One job, a word at a time. Its indices are divided in 32 bits where they fit.
 template <typename Word> __device__ __forceinline__ void job_pack(const PackJob& x) {
     uint32_t words = (uint32_t)(x.width / sizeof(Word));
     int64_t all = x.rows * words;
@@ -4544,13 +4609,15 @@ template <typename Word> __device__ __forceinline__ void job_pack(const PackJob&
         *((Word*)x.data + i) = *((const Word*)(x.source + row * (int64_t)x.source_pitch) + (i - row * words));
     }
 }
+// data[row] = source[row] for the rows of some jobs; blockIdx.y is the job. Each byte is read and written
+// once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not aligned to more.
 __global__ void rows_pack_kernel(PackJobs jobs) {
     const PackJob& x = jobs.job[blockIdx.y];
     if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) job_pack<uint4>(x);
     else job_pack<uint32_t>(x);
 }
-// Packs what the step sends, on the compute stream, where it takes some microseconds: on `copies` it would wait
-// for multiprocessors until the step's attention, whose blocks stay, has ended.
+// Packs what the step sends, on `stream`, which takes some microseconds. On `copies` the kernel would find no
+// free multiprocessor until the step's attention ends, whose blocks stay for all of a launch.
 static void gpu_pack(Gpu* d) {
     PackJobs launch;
     for (int i = 0, n; i < d->job_count; i += n) {
@@ -4562,6 +4629,7 @@ static void gpu_pack(Gpu* d) {
 }
 
 #ifdef GPT2_SP_NCCL
+// Enqueues a step's sends and receives on `copies`, as one group of NCCL, and `arrived` behind them.
 static int nccl_exchange(Rank* r, const Exchange* x) {
     Gpu* d = (Gpu*)r->device;
     Span* span = span_begin(d, LANE_COPY, "NCCL");
@@ -4611,7 +4679,8 @@ static int gpu_post(Rank* r, void* run, const Exchange* x) {
     return status;
 }
 
-// Enqueues the copies of all that a peer offers this rank.
+// Enqueues on `copies` all that a peer offers this rank, then `taken`. Pieces pair up in the order of both
+// lists.
 static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) {
     Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
     int sent = 0;
@@ -4632,7 +4701,7 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) 
     return 0;
 }
 
-// Waits until a box is full, or empty.
+// The host waits until a box is full, or empty, and gets what is in it then.
 static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadline, GpuBox* out) {
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     int status = 0;
@@ -4647,7 +4716,7 @@ static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadli
     return status;
 }
 
-// Lets both streams of ops wait for an event.
+// Lets both streams of ops, `stream` and `beside`, wait for an event.
 static int ops_wait(Rank* r, cudaEvent_t event) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, event, 0));
@@ -4661,8 +4730,8 @@ static int peer_seen(const Piece* pieces, int i) {
     for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
     return seen;
 }
-// Enqueues the receives, and lets what this rank enqueues from here on wait for them and for the peers that
-// take its own pieces. What the receives overwrite was last used before the post.
+// Closes the exchange of a step: enqueues the receives, and lets both streams wait for them and for the peers
+// that take this rank's sends. The host waits until each peer has posted the step and enqueued its receives.
 static int gpu_wait(Rank* r, void* run, const Exchange* x) {
     (void)run;
     Gpu* d = (Gpu*)r->device;
@@ -4695,14 +4764,17 @@ static int gpu_wait(Rank* r, void* run, const Exchange* x) {
     return ops_wait(r, d->arrived);
 }
 
+// Bits h0 to h1 - 1, where h0 < 64.
 static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
 
-// A tensor of an item: where it begins, and elements between tokens (or, of those that belong to rows,
-// between sequences).
+// A tensor of an item: where its first head begins, and numbers from one token to the next (with one number a
+// row and head: from one sequence to the next).
 typedef struct {
     char* p;
     int64_t stride;
 } GpuItemView;
+// Tensor i of an item in a slot, where tensors of its heads follow each other, or (slot -1) in the rank's
+// own.
 static GpuItemView gpu_item_view(const Rank* r, const GpuAttention* run, Item item, int slot, int i) {
     const Mesh* mesh = r->mesh;
     int64_t rows = rank_rows(r, item.of), C = mesh->shape.C, HS = mesh->shape.HS;
@@ -4724,7 +4796,7 @@ static GpuItemView gpu_item_view(const Rank* r, const GpuAttention* run, Item it
     else v.p = (char*)(operands[item.kind] + heads.first * HS);
     return v;
 }
-// The blocks of an item: how many. None where there are fewer heads than parts.
+// An item's tensors as blocks; returns how many. 0 where its parts have no heads (fewer heads than parts).
 static int item_blocks(const Rank* r, const GpuAttention* run, Item item, int slot, Block* out) {
     const Shape* s = &r->mesh->shape;
     int64_t B = ((Gpu*)r->device)->B, rows = rank_rows(r, item.of);
@@ -4741,12 +4813,14 @@ static int item_blocks(const Rank* r, const GpuAttention* run, Item item, int sl
     }
     return ITEM_TENSORS[item.kind].count;
 }
-// A block of wider rows gets a place to be packed to.
+// Makes a block contiguous: it gets a place at *next, and a job that will pack it there.
 static void pack_place(Block* block, char** next, PackJob* job) {
     *job = {*next, block->width, block->rows, block->data, block->pitch};
     block->data = *next, block->pitch = block->width;
     *next += round_up((int64_t)(block->width * (size_t)block->rows), 256);
 }
+// TableOps.pieces: an item's tensors as pieces, a contiguous one each; those that must be packed become jobs
+// of the step.
 static int gpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
     Gpu* d = (Gpu*)r->device;
     Block blocks[ITEM_PARTS];
@@ -4760,6 +4834,7 @@ static int gpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sen
     return count;
 }
 
+// Tensor i of an item, of which attention sees a chunk's rows only: HS numbers a row and head; one number.
 static AttnView chunk_tokens(
     const Rank* r, const GpuAttention* run, Item item, int slot, int i, const Chunk* c) {
     GpuItemView v = gpu_item_view(r, run, item, slot, i);
@@ -4775,13 +4850,15 @@ static AttnRows chunk_rows(
     return rows;
 }
 
-// Whether nothing but what is about to be added is missing of the output of these heads; counts it.
+// Counts an addition to the outputs of some head parts of a chunk. 1: it is the last for all of them, so that
+// whoever adds it also writes the output.
 static int contribution_is_last(GpuAttention* run, int second, int h0, int h1) {
     int last = 1;
     for (int part = h0; part < h1; part++) last &= --run->missing[second][part] == 0;
     if (last) run->written[second] |= part_bits(h0, h1);
     return last;
 }
+// The rank's output, and its log-sum-exp, from row `at` of each sequence and from a head on.
 static AttnView output_view(const Rank* r, const GpuAttention* run, int64_t at, int64_t head) {
     const Shape* s = &r->mesh->shape;
     AttnView v = {run->out + at * s->C + head * s->HS, s->C, s->HS, s->C * r->Tl};
@@ -4792,8 +4869,9 @@ static AttnRows lse_view(const Rank* r, const GpuAttention* run, int64_t at, int
     return v;
 }
 
-// A result's place before its first addition: zero where it is added to from the first on (dQ), or where the
-// table's ops fill only one of its two chunks; else as it is. Tells whether there is something to add to.
+// Prepares a slot for an op's result; *there tells the op to add to what the slot holds. An empty slot is
+// cleared, on the op's stream, and then added to, where attention always adds (dQ) or where an op fills one
+// of the result's two chunks only. Elsewhere the op overwrites it.
 static int gpu_result_begin(Rank* r, const GpuAttention* run, int slot, int kind, int of, int h0, int h1,
     int* there, cudaStream_t stream) {
     *there = r->slot_filled[slot];
@@ -4807,13 +4885,13 @@ static int gpu_result_begin(Rank* r, const GpuAttention* run, int slot, int kind
     r->slot_filled[slot] = 1;
     return 0;
 }
-// p (rows, columns) = value, `stride` numbers between rows
+// p (rows, columns) = value, `stride` numbers between rows. A thread has a number.
 __global__ void rows_fill_kernel(float* p, int64_t stride, int64_t rows, int64_t columns, float value) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < rows * columns) p[i / columns * stride + i % columns] = value;
 }
-// The same for the rank's own sums of a chunk. Heads that have not begun are emptied if others of the range
-// have.
+// The same for the rank's own sums of a chunk. Where some of the heads hold something and others nothing,
+// these are emptied (0, and -inf for m), so that the op can add to all.
 static int own_begin(
     Rank* r, GpuAttention* run, int kind, int second, int h0, int h1, int* there, cudaStream_t stream) {
     const Gpu* d = (const Gpu*)r->device;
@@ -4828,8 +4906,8 @@ static int own_begin(
         for (int i = 0; heads > 0 && i < ITEM_TENSORS[kind].count; i++) {
             int tokens = ITEM_TENSORS[kind].wide[i];
             GpuItemView v = gpu_item_view(r, run, item, -1, i);
-            // of the heads' rows (B, heads, Tl) both chunks' are emptied: those of the other have not begun
-            // either
+            // Tensors of one number a row and head, (B, heads, Tl), are emptied for all rows of the rank.
+            // That is one chunk: tables with two chunks a rank do not split the heads and never come here.
             int64_t columns = heads * (tokens ? r->mesh->shape.HS : c.of_owner), rows = tokens ? c.rows : 1;
             for (int64_t b = 0; b < d->B; b++)
                 rows_fill_kernel<<<(unsigned)ceil_div(rows * columns, 256), 256, 0, stream>>>(
@@ -4840,7 +4918,7 @@ static int own_begin(
     return 0;
 }
 
-// Lets `stream` (0) or `beside` (1) wait for all that is on the other.
+// Lets `stream` (beside 0) or `beside` (1) wait for all that the other was given so far.
 static int stream_follow(Rank* r, int beside) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(beside ? d->ready : d->beside_ready, beside ? d->stream : d->beside));
@@ -4848,27 +4926,29 @@ static int stream_follow(Rank* r, int beside) {
         cudaStreamWaitEvent(beside ? d->beside : d->stream, beside ? d->ready : d->beside_ready, 0));
     return 0;
 }
-// The same among ops.
+// The same during a run, which remembers that the ops of the other stream have been waited for.
 static int ops_follow(Rank* r, GpuAttention* run, int beside) {
     if (stream_follow(r, beside) != 0) return -1;
     run->unseen_count[!beside] = 0;
     if (beside) run->merged = 0;
     return 0;
 }
+// Whether an op reads or writes a slot.
 static int op_uses(const ScheduleOp* op, int slot) {
     return slot >= 0 &&
         (slot == op->q_slot || slot == op->kv_slot || slot == op->dq_slot || slot == op->dkv_slot);
 }
-// Whether an op uses a slot that another writes, or both add to the same of the rank's own sums.
+// Whether two ops must run one after the other: one uses a slot that the other writes, or both add to the
+// same heads of the rank's own sums.
 static int ops_meet(const ScheduleOp* a, const ScheduleOp* b, int backward) {
     int heads = a->h0 < b->h1 && b->h0 < a->h1;
     return op_uses(a, b->dq_slot) || op_uses(a, b->dkv_slot) || op_uses(b, a->dq_slot) ||
         op_uses(b, a->dkv_slot) ||
         (heads && ((a->dq_slot < 0 && b->dq_slot < 0) || (backward && a->dkv_slot < 0 && b->dkv_slot < 0)));
 }
-// Chooses the stream of the next op, run->side. Where it adds to what the op before it adds to, it comes
-// after it on the same one. Two ops that have nothing to do with each other are on different streams: the
-// blocks of the second start where those of the first end, one multiprocessor after the other.
+// Chooses the stream of the next op, run->side, and lets it wait for the ops of the other stream that it
+// meets. An op that meets the op before it stays on that one's stream. Otherwise the streams alternate: the
+// blocks of the second op start where those of the first end, one multiprocessor after the other.
 static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
     int backward = run->table->backward, before = run->side;
     int side = run->ops == 0                ? 0
@@ -4887,10 +4967,11 @@ static int op_begin(Rank* r, GpuAttention* run, const ScheduleOp* op) {
 __global__ void pause_kernel() {
     for (int64_t until = clock64() + 12000; clock64() < until;) {}
 }
-// Lets an op ask for multiprocessors after the one before it, where that is on the other stream: who asks
-// first gets them, and results travel under the op that comes after theirs. When that can begin is known, not
-// when it has: hence the pause. The order of the first two is free: neither's results are waited for before
-// the third. No memory depends on this.
+// Makes an op ask for multiprocessors after the op before it, where that is on the other stream. Who asks
+// first gets them, and an op's results travel while the next op runs, so the earlier op must be first. CUDA
+// has an event for "may start" (`launched`), none for "has started": hence the pause after it. The first two
+// ops may start in any order, since nobody waits for their results before the third. Only speed depends on
+// this.
 static int op_turn(Rank* r, const GpuAttention* run, int before) {
     Gpu* d = (Gpu*)r->device;
     cudaStream_t stream = lane_stream(d, run->side);
@@ -4902,6 +4983,9 @@ static int op_turn(Rank* r, const GpuAttention* run, int before) {
     return 0;
 }
 
+// TableOps.op: enqueues attention of a query chunk against a key chunk on the stream that op_begin chooses.
+// Forward adds to a carry (acc, m, l); the last addition to an own output writes atty and lse instead.
+// Backward adds to dQ, dK, dV.
 static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     GpuAttention* run = (GpuAttention*)argument;
     const Schedule* table = run->table;
@@ -4964,7 +5048,7 @@ static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     if (op->dq_slot >= 0 &&
         gpu_result_begin(r, run, op->dq_slot, ITEM_DQ, q.owner, op->h0, op->h1, &there, stream) != 0)
         return -1;
-    a.accumulate_dq = 1;   // the own sums begin at zero
+    a.accumulate_dq = 1;   // gpu_attention_clear has made the own sums zero
     if (op->dkv_slot >= 0
             ? gpu_result_begin(r, run, op->dkv_slot, ITEM_DKV, k.owner, op->h0, op->h1, &there, stream) != 0
             : own_begin(r, run, ITEM_DKV, k.second, op->h0, op->h1, &there, stream) != 0)
@@ -4977,7 +5061,8 @@ static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     return 0;
 }
 
-// out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides.
+// out += inp, rows of `columns` fp32 numbers (a multiple of 4) at their strides. A thread has 4 numbers; 12
+// bytes a number.
 __global__ void rows_add_kernel(
     float* out, int64_t out_stride, const float* inp, int64_t inp_stride, int64_t rows, int columns) {
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x,
@@ -4989,16 +5074,17 @@ __global__ void rows_add_kernel(
     *(float4*)(out + row * out_stride + column) = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// Leaves the addition of a result that arrived last to the end of the rank's own sums, where that reads it.
-// 0: not possible.
+// Leaves the addition of a result that arrives in a backward table's last step to qkv_finish, which reads the
+// rank's own sums anyway. 0: it must be added now, because it came earlier, another one was left already, or
+// qkv_finish would overwrite its slot.
 static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage* msg) {
     const Gpu* d = (const Gpu*)r->device;
     int first = msg->item.kind == ITEM_DQ ? 0 : 1, count = ITEM_TENSORS[msg->item.kind].count;
     Heads heads = part_heads(&r->mesh->shape, run->table, msg->item.h0, msg->item.h1);
     const char* slot = run->slots[msg->dst];
     if (msg->step != run->table->steps - 1 || !run->table->backward || run->sums->add[first]) return 0;
-    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C))
-        return 0;   // the end writes there
+    // qkv_finish writes dqkv there
+    if (slot >= (char*)d->wide && slot < (char*)(d->wide + 3 * d->R * r->mesh->shape.C)) return 0;
     for (int i = 0; i < count; i++) {
         GpuItemView v = gpu_item_view(r, run, msg->item, msg->dst, i);
         run->sums->add[first + i] = (const float*)v.p, run->sums->stride[first + i] = v.stride;
@@ -5008,7 +5094,9 @@ static int leave_to_end(const Rank* r, GpuAttention* run, const ScheduleMessage*
     return 1;
 }
 
-// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+// TableOps.merge: adds a result that has arrived to the rank's own sums, or to the slot in which it travels
+// on; where that holds nothing yet, it becomes the result. All of it is on `stream`, after the ops of
+// `beside`.
 static int gpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     GpuAttention* run = (GpuAttention*)argument;
     const Shape* s = &r->mesh->shape;
@@ -5060,7 +5148,7 @@ static int gpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     return 0;
 }
 
-// How many additions each of the rank's outputs gets.
+// Counts how many additions each of the rank's outputs will get in a forward table, by ops and by results.
 static void outputs_count(Rank* r, GpuAttention* run) {
     const Schedule* table = run->table;
     for (int i = 0; i < table->op_count && !table->backward; i++) {
@@ -5078,7 +5166,8 @@ static void outputs_count(Rank* r, GpuAttention* run) {
     }
 }
 
-// The outputs whose last addition was not for all of their heads at once.
+// Writes the outputs that no op and no merge has written: of parts whose last addition was also an addition,
+// but not the last one, to other parts.
 static int outputs_finish(Rank* r, GpuAttention* run) {
     const Schedule* table = run->table;
     const Shape* s = &r->mesh->shape;
@@ -5101,9 +5190,11 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
     return 0;
 }
 
+// What run_table asks of the GPU.
 static const TableOps GPU_TABLE_OPS = {gpu_pieces, gpu_post, gpu_op, gpu_wait, gpu_merge};
 
-// Runs a table for the sequences of the pass; host_docs is the host's copy of run->doc_start.
+// Runs a table for the sequences in hand. host_docs is the host's copy of run->doc_start. In the end `stream`
+// has waited for everything.
 static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
@@ -5116,6 +5207,7 @@ static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     return table->backward ? 0 : outputs_finish(r, run);
 }
 
+// A tensor of HS numbers a head whose tokens are `token` numbers apart, T tokens a sequence.
 static AttnView view_of(void* p, int64_t token, int64_t T, int64_t HS) {
     AttnView v = {p, token, HS, token * T};
     return v;
@@ -5150,15 +5242,15 @@ static int gpu_attention_forward(
     span_end(d, span);
     return 0;
 }
-// dQ (R, C) fp32 begins at zero, which is made beside the products that come before attention.
+// Clears dQ (R, C) fp32 on `beside`, while `stream` runs the products that come before attention.
 static int gpu_attention_clear(Rank* r, float* dq) {
     Gpu* d = (Gpu*)r->device;
     if (stream_follow(r, 1) != 0) return -1;
     CUDA_TRY(&r->error, cudaMemsetAsync(dq, 0, (size_t)(d->R * r->mesh->shape.C) * 4, d->beside));
     return 0;
 }
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left, and its column sums; dq (R, C) fp32 is
-// scratch, cleared
+// dqkv (R, 3C) from datty (R, C) and what the forward pass left; dbias (3C) += its column sums. dq (R, C)
+// fp32 is scratch that gpu_attention_clear has cleared.
 static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, bf16* datty, bf16* atty,
     float* lse, bf16* qkv, const int32_t* doc_start, const int32_t* docs) {
     const Shape* s = &r->mesh->shape;
@@ -5169,7 +5261,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     memset(&sums, 0, sizeof sums);
     sums.p[0] = dq, sums.scale[0] = 1 / sqrtf((float)s->HS);
     sums.scale[1] = sums.scale[2] = 1;
-    if (stream_follow(r, 0) != 0) return -1;   // dq
+    if (stream_follow(r, 0) != 0) return -1;   // dq is clear
     CUDA_TRY(&r->error,
         attn::attention_delta(view_of(datty, s->C, T, s->HS), view_of(atty, s->C, T, s->HS), delta, (int)d->B,
             (int)s->NH, (int)T, d->stream, (int)s->HS));
@@ -5208,18 +5300,36 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
 }
 
 // ===== 8. model =================================================================================
+//
+// A gradient's way, in one process with --zero 0 or 1, during the last micro-batch of a step. Names at the
+// arrows are events that one stream records and another waits for; peers wait for `made` and `summed`.
+//
+//     stream     backward of u | backward of u - 1: MLP, attention | sum of u | QKV | backward of u - 2
+//                              v differentiated       staged_there ^          v summed
+//     gathers                  | centre u | peers' parts of u |               | parts of u - 1 | slices of u
+//                                         v made
+//
+//     made      unit_sum_begin: this rank's gradient of layer u is whole, and centred with --center 1
+//     staged    the same call: the peers' parts of this rank's slice, each after its `made`, are in `staged`
+//     summed    unit_sum_add, after the attention of layer u - 1: the parts, added in the order of the ranks
+//     fetched   unit_sum_fetch, if ranks update whole units: the peers' slices, each after its `summed`
+//
+// Attention has `copies` and `beside` meanwhile. units_sum_end sums the units that are not layers and waits.
+// In earlier micro-batches gradients only add up. NCCL sums all units at the end. With --zero 2 and 3
+// gpu_unit_gradient_end sums each unit on `stream` as soon as it is made.
 
-// Where the layers find the weights, or the gradients, of unit u in fp32; a parameter of it, its bf16 copy, its
-// gradient; layer l's activation.
+// Where the layers find the weights, or the gradients, of unit u in fp32.
 static float* gpu_in_use(const Rank* r, int state, int u) {
     const Gpu* d = (const Gpu*)r->device;
     if (holding(r->layout, state, u) == HELD_SLICE) return d->whole_unit[state][unit_buffer(r->layout, u)];
     return d->state[state] + held(r, state, u).at;
 }
+// Parameter `id` of unit u: its weights in fp32 here, below its bf16 copy and its gradient.
 static float* gpu_weight(const Rank* r, int u, int id) {
     return gpu_in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
-static bf16* gpu_halves(const Rank* r, int u) {   // the bf16 copy of the unit
+// The bf16 copy of a unit.
+static bf16* gpu_halves(const Rank* r, int u) {
     const Gpu* d = (const Gpu*)r->device;
     if (holding(r->layout, STATE_WEIGHTS, u) == HELD_SLICE) return d->unit_half[unit_buffer(r->layout, u)];
     return d->half + half_offset(r->layout, &r->mesh->shape, u);
@@ -5229,8 +5339,8 @@ static float* gpu_gradient(const Rank* r, int u, int id) {
     return gpu_in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, their gradients (float), or their bf16 copies. Those that the unit has
-// not are NULL.
+// The parameters of a unit by their names: weights or gradients (float), or bf16 copies. Those of other units
+// are NULL.
 template <typename T> struct ParametersOf {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) T* name;
     PARAMETERS(X)
@@ -5254,7 +5364,8 @@ static ParametersOf<bf16> gpu_halves_of(const Rank* r, int u) {
     return gpu_parameters(r->layout, u, gpu_halves(r, u));
 }
 
-static void* gpu_act(const Rank* r, int id, int64_t l) {   // NULL: it has no place of its own
+// Layer l's activation `id`, (R, columns) for the sequences in hand; NULL: it has no place of its own.
+static void* gpu_act(const Rank* r, int id, int64_t l) {
     const Gpu* d = (const Gpu*)r->device;
     GpuActivation a = gpu_activation(&r->mesh->shape, id);
     int64_t copies = gpu_copies(r->mesh, id);
@@ -5276,7 +5387,8 @@ static GpuActivations gpu_activations_of(const Rank* r, int64_t l) {
 
 // --- collectives among the ranks of a process ---
 
-// Shows the ranks of a group some memory and lets what is enqueued from here on wait for all of theirs to be ready.
+// Begins a collective: shows this rank's memory to the ranks of a group, whose hosts meet, and lets `stream`
+// wait until all that they had enqueued before is done, so that what they show is whole.
 static int collective_begin(Rank* r, const Group* g, void* offered) {
     Gpu* d = (Gpu*)r->device;
     d->offered = offered;
@@ -5287,7 +5399,7 @@ static int collective_begin(Rank* r, const Group* g, void* offered) {
             CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->ready, 0));
     return 0;
 }
-// Lets what is enqueued from here on wait until all of them have read what they were shown.
+// Ends it: lets `stream` wait until all ranks of the group have read what they were shown.
 static int collective_end(Rank* r, const Group* g) {
     Gpu* d = (Gpu*)r->device;
     CUDA_TRY(&r->error, cudaEventRecord(d->done, d->stream));
@@ -5298,7 +5410,7 @@ static int collective_end(Rank* r, const Group* g) {
     return 0;
 }
 
-// What the ranks of a group show, in its order.
+// What the ranks of a group show, in the order of the group.
 typedef struct {
     const void* p[MAX_RANKS];
 } Offers;
@@ -5309,7 +5421,8 @@ static Offers gpu_offers(const Rank* r, const Group* g) {
     return o;
 }
 
-// out (n4 x 4) = or += the ranks' numbers at `at`, added in the order of the ranks.
+// out (4 n4) = (`add`: +=) the sum of the ranks' numbers from `at` on, added in the order of the ranks.
+// Threads walk over groups of 4 numbers; 4 bytes a number of each rank, 4 of out, 4 more with `add`.
 __global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t at, int64_t n4, int add) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4;
          i += (int64_t)gridDim.x * blockDim.x) {
@@ -5334,15 +5447,17 @@ static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int
         ((Gpu*)r->device)->stream>>>(out, offers, r->sharing.size, at, n / 4, add);
 }
 
-// Whether a unit's gradients are summed already: while the layers below were differentiated, or since no
-// other rank has any.
+// Whether a unit's gradients need no sum at the end of the step: a layer's in the last micro-batch, which
+// were summed while the layers below were differentiated, or those of a unit of which no other rank has
+// gradients.
 static int unit_is_summed(const Rank* r, int u) {
     int layer = r->layout->units[u].kind == UNIT_LAYER;
     return holding(r->layout, STATE_GRADIENTS, u) == HELD_OWN ||
         (((const Gpu*)r->device)->last_micro_batch && layer);
 }
 
-// This rank's slice of every unit of a buffer of all units = the sum of all ranks'.
+// In a buffer of all units, this rank's slice of every unit = the sum of all ranks' slices, on `stream`; not
+// of units that unit_is_summed excepts.
 static int reduce_scatter_units(Rank* r, float* units) {
     const Layout* layout = r->layout;
 #ifdef GPT2_SP_NCCL
@@ -5369,7 +5484,7 @@ static int reduce_scatter_units(Rank* r, float* units) {
     }
     return collective_end(r, &r->sharing);
 }
-// out (a slice) += this rank's slice of the sum of all ranks' `whole`.
+// out (slice) += this rank's slice of the sum of all ranks' `whole` (world, slice), on `stream`.
 static int reduce_scatter_unit(Rank* r, float* out, float* whole, int64_t slice) {
 #ifdef GPT2_SP_NCCL
     Gpu* d = (Gpu*)r->device;
@@ -5388,8 +5503,8 @@ static int reduce_scatter_unit(Rank* r, float* out, float* whole, int64_t slice)
     return collective_end(r, &r->sharing);
 }
 
-// Every unit of a buffer of all units from the slices of the ranks that own them; not those that are there
-// already, or that nobody else has (unit_is_summed).
+// In a buffer of all units, fetches the slices of every unit from the ranks that own them, on `stream`; not
+// of units that unit_is_summed excepts.
 static int all_gather_units(Rank* r, float* units) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -5409,8 +5524,8 @@ static int all_gather_units(Rank* r, float* units) {
 #endif
     if (collective_begin(r, &r->sharing, units) != 0) return -1;
     for (int step = 1; step < r->sharing.size; step++) {
-        int number = (r->sharing.index + step) % r->sharing.size,
-            p = group_rank(&r->sharing, number);   // not all from the same peer at once
+        // each rank begins with another peer
+        int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
         for (int u = 0; u < r->layout->count; u++) {
             const Unit* unit = &r->layout->units[u];
             int64_t at = unit->offset + number * unit->slice;
@@ -5429,8 +5544,8 @@ template <typename Out>
 static void projections_center(
     Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream);
 
-// The peers' slices of a layer's gradients, each when its owner has summed it. All ranks have enqueued those
-// sums.
+// Fetches the peers' slices of a layer's gradients on `gathers`, each once its owner has summed it. Called
+// when the hosts have met after all ranks enqueued these sums.
 static int unit_sum_fetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5446,11 +5561,12 @@ static int unit_sum_fetch(Rank* r, int u) {
     return 0;
 }
 
-// The gradient of layer unit u is whole on this rank: its projections are centred, and the peers' parts of
-// this rank's slice come to `staged`. Where every rank updates all of a unit, the slices of unit u + 1, which all ranks have begun to
-// sum when they meet here, come too. All of it is on `gathers`, by the copy engines but for the centring,
-// which can begin at once: a kernel there that waits for a peer waits for the multiprocessors of this rank's
-// attention next, and the copies of `copies` behind it.
+// Begins the sum of layer unit u, whose gradient is now whole on this rank: on `gathers`, centres its
+// projections and fetches the peers' parts of this rank's slice to `staged`. Where every rank updates all of
+// a unit, it then fetches the slices of unit u + 1, whose sums all ranks have enqueued when their hosts meet
+// here. Only copies and the centring, which can start at once, go to `gathers`: a kernel that waits for a
+// peer would next wait for multiprocessors that this rank's attention holds, and `copies` would wait behind
+// it.
 static int unit_sum_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5477,8 +5593,8 @@ static int unit_sum_begin(Rank* r, int u) {
     span_end(d, span);
     return 0;
 }
-// This rank's slice of layer unit u, whose parts came while the layer below was differentiated, becomes the
-// sum of all ranks', in their order as in reduce_scatter_units.
+// Sums this rank's slice of layer unit u on `stream`, in the order of the ranks as reduce_scatter_units does;
+// its parts came to `staged` while the layer below was differentiated. Nothing for other units.
 static int unit_sum_add(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5496,12 +5612,12 @@ static int unit_sum_add(Rank* r, int u) {
     return 0;
 }
 
-// The rest: the first layer's slices, and the units that are whole only now. The compute stream then waits
-// for all of it.
+// The rest of the sums: the first layer's slices, and the units that are whole only now. Lets `stream` wait
+// for all of `gathers`.
 static int units_sum_end(Rank* r) {
     Gpu* d = (Gpu*)r->device;
-    if (unit_sum_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0)
-        return -1;                                    // the ranks meet: all have begun to sum
+    // the hosts meet in the second call: all ranks have then enqueued their sums of the first layer
+    if (unit_sum_add(r, 1) != 0 || reduce_scatter_units(r, d->state[STATE_GRADIENTS]) != 0) return -1;
     int updates_all = !r->layout->sharded[STATE_M];   // every rank needs the sums of all slices
     if (updates_all && d->last_micro_batch) {
         if (unit_sum_fetch(r, 1) != 0) return -1;
@@ -5513,15 +5629,16 @@ static int units_sum_end(Rank* r) {
     return 0;
 }
 
-// --- units that come together from the ranks' slices, and gradients that go to them ---
+// --- units whose weights are gathered from the ranks' slices, and whose gradients are summed into them ---
 
 static void unit_cast(
     Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream);
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream);
 
-// --zero 3: begins to bring a unit's parameters together from the ranks' slices, and their bf16 copy, on a
-// stream of its own. The buffer's last unit is done with when what is enqueued so far is. Slices change only
-// at the end of a step, after which the hosts meet.
+// --zero 3: begins to gather a unit's weights from the ranks' slices and to make their bf16 copy, on
+// `gathers`. That first waits for all that `stream` was given so far: nobody then reads the unit that was in
+// the buffer. The peers' slices need no event: they change only at the end of a step, after which the hosts
+// meet.
 static int unit_prefetch(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -5552,10 +5669,12 @@ static int unit_prefetch(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_there[b], d->gathers));
     return 0;
 }
-// --zero 1, 2: units that the next forward pass needs at once. Their bf16 copies are made where their slices
-// come together, on `gathers`, while the hosts go from one step to the next (weights_spread).
+// --zero 1, 2: whether the next forward pass needs the unit at once. Its bf16 copy is then made on `gathers`,
+// where its slices are gathered, while the hosts go from one step to the next (weights_spread).
 static int unit_is_first(int u) { return u <= 1; }
-// What is enqueued from here on finds the unit's parameters where gpu_weight and gpu_half say.
+// Lets `stream` wait until a unit's weights are where gpu_weight and gpu_half point. --zero 3: gathers them
+// if no prefetch has. --zero 1, 2, after an update: makes the bf16 copies of what weights_spread has
+// gathered, of all layers from u on at once.
 static int gpu_unit_gather(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE) {
@@ -5573,8 +5692,9 @@ static int gpu_unit_gather(Rank* r, int u) {
     return 0;
 }
 
-// --zero 2 and 3: a unit's gradient is made whole in a buffer of its own, then summed into the ranks' slices;
-// every rank adds straight to its slice of an own unit.
+// --zero 2 and 3: layers add a unit's gradient to a whole, cleared buffer (begin), which is then summed into
+// the ranks' slices (end). Nothing is to be done for units that a rank holds whole, or whose slice is its
+// own.
 static int gpu_unit_gradient_begin(Rank* r, int u) {
     Gpu* d = (Gpu*)r->device;
     if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
@@ -5594,15 +5714,16 @@ static int gpu_unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// A step of a list: the call, and for --profile and --trace what it was.
+// A step of a list: a call; if it fails, the function returns -1. `group` is its name for --profile and
+// --trace.
 #define STEP(group, call) \
     do { \
         if ((call) != 0) return -1; \
         mark(d, group); \
     } while (0)
 
-// What a layer's forward pass works on: R tokens, its weights, where its activations go, and which are wanted.
-// The decoder's are places in its cache.
+// What a layer's forward pass works on: R tokens, the layer's weights, where its activations go, and which of
+// them are wanted. A decoder's activations are places in its cache.
 struct GpuLayer {
     int64_t l, R;
     ParametersOf<float> w;
@@ -5617,7 +5738,8 @@ struct GpuLayer {
     void* decoder;
 };
 
-// One layer: x -> the next layer's x.
+// One layer: a.x -> next, on `stream`. Each line makes one activation; those that `needed` leaves out are
+// there already, or nobody reads them.
 static int gpu_layer_forward(Rank* r, const GpuLayer* x) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5641,8 +5763,8 @@ static int gpu_layer_forward(Rank* r, const GpuLayer* x) {
 #undef NEED
 }
 
-// The attention of a layer of the model, over all ranks of the sequence. In a rehearsal its input stands in for
-// its output: numbers of the same kind.
+// Attention of a layer of the model, over all ranks of the sequence. A rehearsal has none: it copies ln1 to
+// the output, numbers of the same kind.
 static int gpu_layer_attention(Rank* r, const GpuLayer* x) {
     Gpu* d = (Gpu*)r->device;
     size_t bytes = (size_t)(x->R * r->mesh->shape.C) * sizeof(bf16);
@@ -5651,8 +5773,8 @@ static int gpu_layer_attention(Rank* r, const GpuLayer* x) {
     CUDA_TRY(&r->error, cudaMemcpyAsync(x->a.atty, x->a.ln1, bytes, cudaMemcpyDeviceToDevice, d->stream));
     return 0;
 }
-// Layer l of the model. With `again` it computes only what --recompute did not keep, of attention's inputs or of
-// the rest or both, and the output only if `output`.
+// Layer l of the model. With `again` it computes only what --recompute did not keep: of attention's inputs,
+// of the rest, or of both. `output`: the next layer's x too.
 enum { AGAIN_INPUTS = 1, AGAIN_REST = 2, AGAIN_ALL = 3 };
 static int gpu_model_layer(
     Rank* r, int64_t l, int again, int output, const int32_t* doc_start, const int32_t* docs) {
@@ -5682,9 +5804,9 @@ static int gpu_model_layer(
     return 0;
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input. Each bias gradient of a
-// projection comes from the norm that was differentiated before it, and the last one here is that of the layer
-// below.
+// The mirror: dx, the gradient of the layer's output, becomes that of its input. The norm's backward pass
+// also sums the columns of the new dx, which is the gradient of the bias of the projection below it: of
+// attprojb, then of the fcprojb of layer l - 1.
 static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, const int32_t* docs) {
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -5693,7 +5815,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     const ParametersOf<float> w = gpu_weights_of(r, u), g = gpu_gradients_of(r, u);
     const ParametersOf<bf16> h = gpu_halves_of(r, u);
     const GpuActivations a = gpu_activations_of(r, l);
-    // the gradients' places, (R, C) or (R, 4C), each over what is not needed any more
+    // where gradients go, (R, C) or (R, 4C): each over an activation or gradient that nobody reads any more
     bf16 *dx = d->dx, *wide = d->wide, *gelu = none ? a.gelu : wide, *narrow = a.fch,
          *datty = wide + 3 * R * C;
     bf16* dln1 = late ? a.x2 : a.fch;
@@ -5727,9 +5849,9 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     return unit_sum_begin(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss of a chunk of tokens at a time; in training at once their gradients: dx becomes
-// the gradient of the last layer's output. The gradient of the final norm's output overwrites that output,
-// chunk by chunk.
+// Final norm, then for a chunk of tokens at a time logits and loss and, in training, at once their gradients.
+// In the end dx is the gradient of the last layer's output. The gradient of the final norm's output
+// overwrites that output, chunk by chunk.
 static int gpu_head_forward_backward(Rank* r) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -5765,9 +5887,9 @@ static int gpu_head_forward_backward(Rank* r) {
     return gpu_unit_gradient_end(r, u);
 }
 
-// The sequences of a pass that begin at row `at` of the batch: adds to the loss and, in training, to the
-// gradients; nothing waits for the device. Without learning the losses and hits of the tokens come to the
-// host.
+// A micro-batch: the d->B sequences from row `at` of the batch on. In training it adds to loss and gradients,
+// and the host waits for nothing on the device; without learning it waits for the losses and hits of the
+// tokens.
 static int gpu_micro_batch(Rank* r, int64_t at) {
     const Shape* s = &r->mesh->shape;
     Gpu* d = (Gpu*)r->device;
@@ -5808,16 +5930,15 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     }
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT &&
-            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        // at a segment's last layer the whole segment is computed again
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             CUDA_TRY(e,
                 cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
                 if (gpu_model_layer(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
-        } else if (mode == GPT2_SP_SQRT)
-            gelu_forward(
-                d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);   // `wide` holds one layer's at a time
+        } else if (mode == GPT2_SP_SQRT)   // `wide` holds one layer's GELU at a time
+            gelu_forward(d, d->wide, (bf16*)gpu_act(r, G_fch, l), R * 4 * C);
         else if (gpu_model_layer(
                      r, l, gpu_inputs_again(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
             return -1;
@@ -5833,7 +5954,8 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     return 0;
 }
 
-// One pass over B sequences, d->B at a time.
+// Device.pass: one pass over B sequences, d->B at a time. Without NCCL, and where ranks hold whole gradients,
+// layers are summed as they are made in the last micro-batch of the step's last pass.
 static int gpu_pass(Rank* r, int64_t pass) {
     Gpu* d = (Gpu*)r->device;
     const Mesh* mesh = r->mesh;
@@ -5847,9 +5969,15 @@ static int gpu_pass(Rank* r, int64_t pass) {
 }
 
 // ===== 9. optimizer =============================================================================
+//
+// The end of a step. Its figures stay on the device: AdamW's kernel reads from `stats` whether to update and
+// how far to clip, so the host enqueues all of this without waiting for the GPU.
+//
+//     gradients -> centred -> summed over ranks -> norm, clipping -> AdamW -> weights gathered -> bf16 copies
+//                 --center 1                           stats                    --zero 1, 2
 
-// out (rows, columns) = inp without the means of its columns, for grid.y matrices `stride` apart. A block has
-// 32 columns and 32 threads for each.
+// out (rows, columns) = inp without the means of its columns, for gridDim.y matrices. A block has 32 columns
+// of a matrix, and 32 threads for each; a number is read twice, 8 bytes, and written once.
 enum { CENTER_ROWS = 32 };
 template <typename Out>
 __global__ void center_columns_kernel(
@@ -5868,8 +5996,8 @@ __global__ void center_columns_kernel(
     for (int i = threadIdx.y; column < columns && i < rows; i += CENTER_ROWS)
         out[(int64_t)i * columns + column] = (Out)(inp[(int64_t)i * columns + column] - mean);
 }
-// The projections of `count` layers whose units are `stride` apart, centred over their outputs, in fp32 in
-// place or to their bf16 copies.
+// Centres the projections of `count` layers, whose units are `stride` apart, over their outputs: out = the
+// fp32 parameters themselves, or their bf16 copies.
 template <typename Out>
 static void projections_center(
     Rank* r, int count, const float* units, Out* out, int64_t stride, cudaStream_t stream) {
@@ -5884,8 +6012,8 @@ static void projections_center(
     }
 }
 
-// out += squares of `count` times n gradients (n a multiple of 4), `stride` apart, a sum per block, always in
-// one order.
+// out (SQUARE_BLOCKS) += the squares of n gradients (a multiple of 4) of each of `count` units, `stride`
+// apart; a sum for each block, always in one order. Threads walk over groups of 4 numbers; 4 bytes a number.
 __global__ void squares_kernel(double* out, const float* g, int64_t n, int count, int64_t stride) {
     __shared__ double sums[256];
     double all = 0;
@@ -5905,6 +6033,7 @@ __global__ void squares_kernel(double* out, const float* g, int64_t n, int count
     }
     if (threadIdx.x == 0) out[blockIdx.x] += sums[0];
 }
+// stats[STAT_SQUARE] = the sum of the blocks' sums, in one block.
 __global__ void squares_finish_kernel(double* stats, const double* parts) {
     __shared__ double sums[SQUARE_BLOCKS];
     sums[threadIdx.x] = parts[threadIdx.x];
@@ -5914,8 +6043,8 @@ __global__ void squares_finish_kernel(double* stats, const double* parts) {
     }
     if (threadIdx.x == 0) stats[STAT_SQUARE] = sums[0];
 }
-// The step's loss and squared norm from those of the ranks, in the order of the ranks, and what clipping
-// leaves of the gradient. `whole`: every rank's square is that of all already.
+// The step's loss, squared norm and scale from the ranks' stats, added in the order of the ranks. `whole`:
+// each rank's square is that of the whole gradient already. One thread.
 __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int whole, double clip) {
     double loss = 0, square = 0;
     for (int i = 0; i < world; i++) {
@@ -5929,7 +6058,7 @@ __global__ void stats_finish_kernel(double* stats, Offers offers, int world, int
                                                            : 1;
 }
 
-// Where every rank's stats can be read; without NCCL until they part.
+// offers: where every rank's stats can be read. Without NCCL it begins a collective, which the caller ends.
 static int stats_share(Rank* r, Offers* offers) {
     Gpu* d = (Gpu*)r->device;
 #ifdef GPT2_SP_NCCL
@@ -5945,9 +6074,9 @@ static int stats_share(Rank* r, Offers* offers) {
     return 0;
 }
 
-// Sums the gradients of all ranks: to the whole (--zero 0) or into each rank's slices (1; 2 and 3 did so unit
-// by unit), the projections' centred first if --center. Leaves the loss and the norm of the whole step in
-// stats, alike on all ranks.
+// Sums the gradients of all ranks, the projections' centred first with --center 1: whole units with --zero 0,
+// each rank's slices with 1; with 2 and 3 that happened unit by unit. Leaves loss, norm and scale of the step
+// in `stats`, alike on all ranks.
 static int gpu_gradients_reduce(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -5964,8 +6093,8 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
         mark(d, "gradient sums");
     }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
-    // every rank's square is that of all where each updates all of the model; otherwise each has its slices',
-    // and they are added
+    // where each rank updates all of the model, its square is that of all; else it is that of its slices, and
+    // the ranks' are added
     int whole = holds_all(layout, STATE_M);
     for (int kind = UNIT_EMBED; !summed && !whole && kind < UNIT_KINDS; kind++) {   // its slices lie apart
         int u = kind_unit(layout, kind);
@@ -5984,7 +6113,8 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
     return d->nccl ? 0 : collective_end(r, &r->all);
 }
 
-// What of a unit is decayed, and what has a plain bf16 copy (the centred ones get theirs afterwards).
+// The parameters of a unit of a kind: where they begin, whether AdamW decays them, whether their bf16 copy is
+// a plain one (centred ones are made afterwards).
 typedef struct {
     int count;
     int64_t begin[PARAMETER_COUNT + 1];
@@ -6004,20 +6134,20 @@ static UnitTable unit_table(const Rank* r, int kind) {
     return t;
 }
 
+// AdamW's numbers in a step; correct1 and correct2 are 1 / (1 - beta^step), of either moment.
 typedef struct {
     float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
 } GpuAdamW;
 
-// One array of the units of a kind, as AdamW goes through it: its first number and the distance to the next
-// unit's.
+// An array of the units of a kind: a number of the first unit, and how far on that of the next unit is.
 template <typename T> struct UnitArray {
     T* p;
     int64_t stride;
 };
 
-// AdamW (Loshchilov & Hutter 2019) on numbers begin..begin + n of the units of one kind, 4 a thread, and
-// their bf16 copies (absent: none); 30 bytes a parameter. Whether to update and how far to clip is read from
-// stats.
+// AdamW (Loshchilov & Hutter 2019) on numbers begin to begin + n - 1 of each unit of a kind, and their plain
+// bf16 copies (half.p NULL: none): m = beta1 m + (1 - beta1) g, v likewise of g^2, w -= lr (m' / (sqrt(v') +
+// eps) + decay w). Nothing if stats says so. A thread has 4 numbers of unit blockIdx.y; 30 bytes a parameter.
 __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v,
     UnitArray<float> g, const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
@@ -6047,8 +6177,8 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
             make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));
 }
 
-// The bf16 copies of units of one kind with n numbers each, 8 a thread, so that enough loads are under way; 6
-// bytes a parameter.
+// half = w in bf16, of the n numbers of each unit of a kind. A thread has 8 of unit blockIdx.y, so that
+// enough loads are under way; 6 bytes a parameter.
 __global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable table, int64_t n) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= n) return;
@@ -6059,7 +6189,8 @@ __global__ void cast_kernel(UnitArray<bf16> half, UnitArray<float> w, UnitTable 
     if (table.copied[id]) *(uint4*)(half.p + blockIdx.y * half.stride + i) = pack8(f);
 }
 
-// The bf16 copies of `count` units from unit u on, `stride` apart.
+// Makes the bf16 copies of `count` units of a kind from unit u on, whose weights are `stride` apart; the
+// centred ones with --center 1.
 static void unit_cast(
     Rank* r, int u, int count, const float* weights, int64_t stride, bf16* half, cudaStream_t stream) {
     const Unit* unit = &r->layout->units[u];
@@ -6071,7 +6202,7 @@ static void unit_cast(
     if (r->mesh->center && unit->kind == UNIT_LAYER)
         projections_center(r, count, weights, half, stride, stream);
 }
-// The same of a rank that holds all weights; all of them.
+// The same where the rank holds the weights whole; of all units.
 static void units_cast(Rank* r, int u, int count, cudaStream_t stream) {
     Gpu* d = (Gpu*)r->device;
     const Unit* unit = &r->layout->units[u];
@@ -6084,17 +6215,18 @@ static void gpu_weights_cast(Rank* r) {
     units_cast(r, 1, (int)r->mesh->shape.L, ((Gpu*)r->device)->stream);
 }
 
-// --zero 1 and 2 in one process: on `gathers` the ranks' slices of the updated weights come together, unit by
-// unit, in the order in which the next forward pass waits for them and makes their bf16 copies
-// (gpu_unit_gather; those of the first are made here). No slice is updated again before the compute streams
-// of all ranks, which waited for all units, have met in the sums of gradients.
+// --zero 1 and 2 in one process: enqueues on `gathers` the copies of the peers' slices of the updated
+// weights, unit by unit, in the order in which the next forward pass waits for them (gpu_unit_gather). It
+// makes the bf16 copies too; those of the first units are made here. A slice stays as it is while peers copy
+// it: its owner updates it again only after the next sums of gradients, where it waits for `stream` of every
+// rank, which by then has waited for all units.
 static int weights_spread(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     float* weights = d->state[STATE_WEIGHTS];
     r->transport.doing = "the spreading of weights";
-    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0)
-        return -1;   // all have enqueued their updates
+    // when the hosts have met, all have enqueued their updates
+    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0) return -1;
     for (int i = 0; i < layout->count; i++) {
         int u = i == 0 ? 0 : i == 1 ? positions_unit(layout) : i - 1;   // both are wanted first
         const Unit* unit = &layout->units[u];
@@ -6119,8 +6251,8 @@ static int weights_spread(Rank* r) {
     return 0;
 }
 
-// One update of what this rank keeps moments for (all, or its slices), then the others' parameters and the
-// bf16 copies.
+// Updates what this rank holds moments for, all of the model or its slices, then gathers the peers' weights
+// where it holds those whole, and makes bf16 copies.
 static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
@@ -6162,18 +6294,21 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. checkpoints ==========================================================================
 //
-// The .c's code reads and writes a rank's weights and moments in host memory. They are there for as long as
-// that takes.
+// The .c's functions write and read checkpoints from host memory, in buffers that exist only meanwhile:
+//
+//     save          host_begin copies from the GPU -> rank_save -> host_end frees
+//     load, init    host_begin -> rank_load or weights_init -> host_end copies to the GPU and frees
 
-// Buffers on the host for the first `count` of SAVED_STATES; `fetch`: with what the GPU has.
+// Makes buffers on the host for the first `count` of SAVED_STATES, and buffers for a whole unit where ranks
+// hold slices. `fetch`: fills them from the GPU, which the host waits for.
 static int host_begin(Rank* r, int count, int fetch) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
     if (gpu_enter(r) != 0) return -1;
     for (int u = 0; !layout->sharded[STATE_WEIGHTS] && u < layout->count; u++)
         if (gpu_unit_gather(r, u) != 0) return -1;   // weights may still be on their way from the peers
-    // where every rank has all, the first's are taken, and the others' own positions; what is left out here
-    // takes no memory of the host either
+    // where every rank has all, rank 0's are saved, and of the others only their own positions; calloc's
+    // pages that nobody writes take no memory
     int first_has_all = !layout->sharded[STATE_M] && r->world_rank != 0;
     int64_t from = first_has_all ? layout->units[positions_unit(layout)].offset : 0;
     for (int i = 0; i < count; i++) {
@@ -6189,15 +6324,14 @@ static int host_begin(Rank* r, int count, int fetch) {
                     (n - (size_t)from) * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
     for (int state = 0; layout->sharded[STATE_M] && state <= STATE_GRADIENTS; state++) {
-        r->whole_unit[state] =
-            (real*)calloc((size_t)layout->largest, sizeof(real));   // a whole unit at a time
+        r->whole_unit[state] = (real*)calloc((size_t)layout->largest, sizeof(real));
         if (!r->whole_unit[state]) return fail(&r->error, "out of memory for a unit on the host");
     }
     r->gathered = -1;
     CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
     return 0;
 }
-// Gives the host's buffers back; `store`: their numbers go to the GPU before.
+// Frees the host's buffers. `store`: first copies them to the GPU and makes the bf16 copies of the weights.
 static int host_end(Rank* r, int count, int store) {
     Gpu* d = (Gpu*)r->device;
     cudaError_t status = cudaSuccess;
@@ -6224,13 +6358,13 @@ static int host_end(Rank* r, int count, int store) {
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
 
-// A file that each process of a run writes for itself: the name that was given, where there are several with
-// the process' number.
+// The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
+// where there are several.
 static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
     if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
     else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
 }
-// What the options say of this rank's GPU.
+// Puts what the options say of the GPU into the rank's part.
 static void gpu_settings(Rank* r, const gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
     const gpt2_sp_options* o = &g->options;
@@ -6241,6 +6375,8 @@ static void gpu_settings(Rank* r, const gpt2_sp* g) {
     process_path(d->products, g, o->products);
 }
 
+// Jobs (Device.init, .load, .save): fresh weights from the seed; weights and, to resume, moments from a
+// checkpoint; a checkpoint of both.
 static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;
     gpu_settings(r, g);
@@ -6256,15 +6392,18 @@ static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
     return host_end(r, count, status == 0) == 0 ? status : -1;
 }
 static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
-    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // so has the first rank
+    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
     int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
     return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
 }
 
 // ===== 11. evaluation and sampling ==============================================================
+//
+// Evaluation is the .c's, on gpu_pass without learning. Sampling runs on the process' first rank: a decoder
+// reads the prompt DECODE_ROWS tokens at a time, then its own tokens one by one, through gpu_layer_forward
+// with an attention of its own. Each layer writes QKV straight to its cache, behind those of earlier tokens.
 
-// The cache is the packed QKV of all tokens so far, layer by layer; a prompt is read DECODE_ROWS tokens at a
-// time, then one by one.
+// What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
     gpt2_sp* g;
     Rank* r;   // the first: it reads for all
@@ -6277,6 +6416,7 @@ typedef struct {
     void* memory;
 } GpuDecoder;
 
+// Device memory in one piece, walked twice to measure and to hand out.
 static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
     Rank* r = &g->ranks[0];
     const Shape* s = &g->mesh.shape;
@@ -6314,6 +6454,7 @@ static void gpu_decoder_close(void* decoder) {
     free(c);
 }
 
+// Device.decoder_open.
 static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
     GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
     if (!c) fail(&g->error, "out of memory");
@@ -6325,8 +6466,8 @@ static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
     return c;
 }
 
-// Where own positions are not in one place: rows p to p + n - 1 of wpe from the ranks that have them. They
-// come like a unit of --zero 3: the peers wait for this rank, and change no weights meanwhile.
+// Fetches rows p to p + n - 1 of wpe from the ranks that have them as own positions, on `stream`. It needs no
+// event: the peers wait for this rank, and change no weights meanwhile.
 static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -6344,8 +6485,8 @@ static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     return 0;
 }
 
-// Attention of the rows being read over everything cached, which they have joined: a layer's cache begins
-// c->position rows before them.
+// Attention of the rows being read over the layer's cache, to which they belong: it begins c->position rows
+// before them.
 static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     const GpuDecoder* c = (const GpuDecoder*)x->decoder;
     Gpu* d = (Gpu*)r->device;
@@ -6365,7 +6506,8 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     return 0;
 }
 
-// One token, or a prompt's, padded to DECODE_ROWS.
+// Reads n tokens at positions p to p + n - 1: one, or part of a prompt, padded to DECODE_ROWS. logits (V):
+// what the model expects after the last of them. The host waits.
 static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
@@ -6408,6 +6550,7 @@ static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p
     return 0;
 }
 
+// Device.decoder_read.
 static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     GpuDecoder* c = (GpuDecoder*)decoder;
     if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
@@ -6416,8 +6559,14 @@ static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int
 }
 
 // ===== 12. training loop ========================================================================
+//
+// What the .c's loop calls for: a step, the gradients of --check, --verify, the rates that `plan` projects
+// with, and what --profile and --trace tell of a step:
+//
+//     --profile    marks on `stream` at the end of every group of kernels: time between marks, by group
+//     --trace      the same as spans of the compute lane, and the spans of all four streams
 
-// Prints and clears the times of --profile.
+// Prints the times of --profile by group.
 static void profile_print(Gpu* d) {
     double ms[MAX_GROUPS] = {0}, total = 0;
     int count[MAX_GROUPS] = {0};
@@ -6432,8 +6581,8 @@ static void profile_print(Gpu* d) {
     printf("  %-26s %9.3f ms\n", "total", total);
 }
 
-// --trace: what the rank's streams did in the step, in ms since it began; marks become spans of the compute
-// lane that hold the others.
+// Waits for the traced step and reads the times of marks and spans, in ms since it began. Marks become spans
+// of the compute lane that hold the others.
 enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
 static int trace_times(Gpu* d, Error* e) {
     for (int lane = 0; lane < LANES; lane++) CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
@@ -6445,8 +6594,8 @@ static int trace_times(Gpu* d, Error* e) {
     }
     return 0;
 }
-// Share of each of TRACE_COLUMNS equal parts of the step in which a lane works, as a digit of ten; * is all
-// of it.
+// Draws a lane of the step as TRACE_COLUMNS characters: the share of each part of the step in which the lane
+// works, as a digit of ten; * is all of it.
 static void trace_line(const Gpu* d, int lane, float length, char* out) {
     double busy[TRACE_COLUMNS] = {0}, part = length / TRACE_COLUMNS;
     for (int i = 0; i < d->span_count; i++) {
@@ -6460,9 +6609,9 @@ static void trace_line(const Gpu* d, int lane, float length, char* out) {
     }
     out[TRACE_COLUMNS] = 0;
 }
-// ms between two times in which ops of attention are under way. Those of a lane follow each other; those of
-// the other lane begin in the trace when they could, which may be before any multiprocessor is free: what
-// both cover counts once.
+// ms between two times during which ops of attention run. Ops of one lane follow each other. An op of the
+// other lane begins in the trace when it could start, perhaps before any multiprocessor is free, so what both
+// lanes cover counts once.
 static double attention_within(const Gpu* d, double from, double to) {
     double covered = 0;
     for (int i = 0; i < d->span_count; i++) {
@@ -6476,10 +6625,13 @@ static double attention_within(const Gpu* d, double from, double to) {
     }
     return covered;
 }
+// Writes one span in the format of Chrome's and Perfetto's traces: times in us.
 static void trace_event(FILE* f, int rank, int lane, const char* name, double from, double to) {
     fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n",
         rank, lane, name, from * 1e3, (to - from) * 1e3);
 }
+// Writes the traced step of all ranks of the process to a file, and prints it: a line of figures for each
+// rank, and a picture of its lanes.
 static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
     FILE* f = fopen(path, "w");
@@ -6525,11 +6677,12 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
     return fclose(f) == 0 ? 0 : fail_file(e, "write --trace", path);
 }
 
+// Enqueues all passes of a step and the sums of their gradients, with the loss and the norm in `stats`.
 static int gpu_gradients_compute(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     size_t bytes = (size_t)r->layout->buffer[STATE_GRADIENTS] * sizeof(float);
-    if (stream_follow(r, 1) != 0)
-        return -1;   // beside the forward pass, once the last step's gradients are done with
+    // cleared beside the forward pass, once the last step's update has read them
+    if (stream_follow(r, 1) != 0) return -1;
     CUDA_TRY(&r->error, cudaMemsetAsync(d->state[STATE_GRADIENTS], 0, bytes, d->beside));
     CUDA_TRY(&r->error, cudaMemsetAsync(d->stats, 0, STAT_COUNT * sizeof(double), d->stream));
     for (int64_t pass = 0; pass < r->mesh->passes; pass++)
@@ -6537,8 +6690,8 @@ static int gpu_gradients_compute(Rank* r, double clip) {
     return gpu_gradients_reduce(r, clip);
 }
 
-// Before the first step its first pass is rehearsed without attention: there the algorithms of the matrix
-// products are chosen; what it computes is thrown away.
+// Rehearses the first micro-batch before the first step, without attention, to choose the algorithms of the
+// matrix products. Nothing uses its results.
 static int gpu_rehearse(Rank* r) {
     Gpu* d = (Gpu*)r->device;
     r->learn = 1;
@@ -6549,7 +6702,7 @@ static int gpu_rehearse(Rank* r) {
     return 0;
 }
 
-// Waits for the step's loss and norm.
+// Waits for the step's loss and squared norm; the process' first rank gives them.
 static int gpu_stats_read(Rank* r, double* loss, double* square) {
     Gpu* d = (Gpu*)r->device;
     size_t bytes = STAT_COUNT * sizeof(double);
@@ -6561,8 +6714,8 @@ static int gpu_stats_read(Rank* r, double* loss, double* square) {
     return 0;
 }
 
-// A step. The device decides for itself whether and how far to update; the host waits once, at the end, for
-// the loss and the norm.
+// Job (Device.step): gradients, update, loss and norm. The device decides whether and how far to update; the
+// host waits once, at the end, for the loss and the norm.
 static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
     StepJob* step = (StepJob*)argument;
@@ -6577,8 +6730,8 @@ static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
         for (int i = 0; i < MAX_MARKS; i++) CUDA_TRY(e, cudaEventCreate(&d->marks[i]));
     }
     d->mark_count = 0;
-    if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0)
-        return -1;   // the ranks' clocks begin together, as far as hosts can
+    // the ranks' clocks begin together, as far as hosts can see to it
+    if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
     mark(d, "start");
     if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &step->adamw) != 0) return -1;
     if (gpu_stats_read(r, &step->loss, &step->square) != 0) return -1;
@@ -6592,7 +6745,8 @@ static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     return r->transport.barrier(&r->transport, &r->all, e);
 }
 
-// --check: the gradients of the step's batches, each rank's slices to its array.
+// Job (Device.gradients) for --check: the gradients of the step's batches, without an update. Each rank copies its
+// slices to where the whole units are.
 static int gpu_gradients(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
     Gradients* out = (Gradients*)argument;
@@ -6616,32 +6770,32 @@ static int gpu_gradients(Rank* r, gpt2_sp* g, void* argument) {
 // of itself at most, by 0.4 of that in the rms over mantissas. Independent roundings add in quadrature, so a
 // value with n of them behind it is off by about 0.4 2^-9 sqrt(n) of its norm, where nothing cancels; a
 // tensor may have VERIFY_SAFETY times that. The roundings behind it, counted:
-//     a layer forward   4 copies of weights, and ln1, qkv, P, atty, x2, ln2, fch or gelu, and the next x:       12
-//     the head          the copy of wte, lnf, the logits; backward their gradients and dx:                      3 and 3
-//     a layer backward  the 4 copies again, gelu', its product, narrow, dx, datty, P, dS, dqkv, narrow, dx and
-//                       the activations kept: ln1, atty:                                                       16
+//     a layer forward      12   4 copies of weights; ln1, qkv, P, atty, x2, ln2, fch or gelu, the next x
+//     the head          3 + 3   the copy of wte, lnf, the logits; backward the logits' gradient, lnf's, dx
+//     a layer backward     16   the 4 copies again; gelu', its product, narrow, dx, datty, P, dS, dqkv,
+//                               narrow, dx; of the activations kept ln1 and atty
 enum { VERIFY_FORWARD = 12, VERIFY_HEAD = 3, VERIFY_BACKWARD = 16 };
 static const double VERIFY_SAFETY = 4;
+// The relative error that so many roundings leave, and how many are behind: an activation of layer l, its
+// output included; the loss; a gradient of layer l (-1: the embeddings, L: the final norm).
 static double rounding_noise(double roundings) { return 0.4 / 512 * sqrt(roundings); }
-static int64_t roundings_of_activation(int64_t l) {
-    return VERIFY_FORWARD * (l + 1);
-}   // of layer l, its output included
+static int64_t roundings_of_activation(int64_t l) { return VERIFY_FORWARD * (l + 1); }
 static int64_t roundings_of_loss(int64_t L) { return VERIFY_FORWARD * L + VERIFY_HEAD; }
-static int64_t roundings_of_gradient(
-    int64_t L, int64_t l) {   // of layer l; -1: the embeddings, L: the final norm
+static int64_t roundings_of_gradient(int64_t L, int64_t l) {
     return roundings_of_loss(L) + VERIFY_HEAD + VERIFY_BACKWARD * (L - max_i64(l, 0));
 }
-static int64_t unit_layer(const Layout* layout, int u) {
-    return u == positions_unit(layout) ? -1 : u - 1;
-}   // the same numbers
+// A unit's layer, in these numbers.
+static int64_t unit_layer(const Layout* layout, int u) { return u == positions_unit(layout) ? -1 : u - 1; }
 
+// What --verify has found so far.
 typedef struct {
     int rows, wrong;       // tensors compared; with more error than they may have
     double worst, share;   // the largest error, and the largest share of what was allowed
     char what[128];        // the tensor of that share
 } Verification;
 
-// Prints |gpu - cpu| / |cpu| of a tensor with that many roundings behind it; NaN anywhere is the worst.
+// Prints |gpu - cpu| / |cpu| of a tensor of n numbers with so many roundings behind it, and keeps the worst;
+// a NaN anywhere is worse than all numbers.
 static void verify_row(Verification* v, const char* name, int64_t l, int64_t roundings, const real* cpu,
     const float* gpu, int64_t n) {
     double norm, error = relative_error(gpu, cpu, n, &norm),
@@ -6656,6 +6810,8 @@ static void verify_row(Verification* v, const char* name, int64_t l, int64_t rou
     printf("  %-12s %3lld  error %.3e  of %.3e   norm %.4e\n", name, (long long)l, error, allowed, norm);
 }
 
+// Compares the activations that the GPU has kept, the head's, and the token losses. Skips the activations
+// where the GPU works on a part of the pass at a time.
 static int verify_activations(Verification* v, Rank* r, Rank* c) {
     static const int ids[] = {G_x, G_ln1, G_atty, G_lse, G_x2, G_ln2, G_fch, G_gelu},
                      cpu_ids[] = {A_x, A_ln1, A_atty, A_lse, A_x2, A_ln2, A_fch, A_gelu};
@@ -6690,6 +6846,9 @@ static int verify_activations(Verification* v, Rank* r, Rank* c) {
     return status;
 }
 
+// Gives the CPU's trainer the GPU's weights and both the step's batch. Compares the forward pass of the first
+// pass, then the gradients of the step, and prints loss and norm of both. Between the two a rehearsal chooses
+// the products' algorithms, as in training.
 static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     Rank *r = &g->ranks[0], *c = &cpu->ranks[0];
     Gpu* d = (Gpu*)r->device;
@@ -6740,6 +6899,8 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     return 0;
 }
 
+// Device.verify: makes a CPU trainer of the same model and data, compares with it, and fails if a tensor has
+// more error than roundings explain.
 static int gpu_verify(gpt2_sp* g) {
     gpt2_sp_options o = g->options;
     Verification v;
@@ -6780,8 +6941,8 @@ template <typename Call> static float gpu_timed(int count, Call call) {
     return ms;
 }
 
-// What `plan` projects with: the rates of a product of the model's kind, of attention in the mesh's heads and
-// of memory. What cannot be measured, and the link between GPUs, is an H200's.
+// Device.rates, what `plan` projects with: a product of a model's kind, attention in the mesh's heads, and
+// copies in memory, timed on this GPU. What cannot be measured, and the link between GPUs, is an H200's.
 static void gpu_rates(Rates* rates, const Mesh* mesh) {
     const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
     // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
@@ -6822,9 +6983,8 @@ static void gpu_rates(Rates* rates, const Mesh* mesh) {
         matmul_plans_release(d);
         cublasLtDestroy(d->lt);
     }
-    if (memory &&
-        T * C * 10 <=
-            (int64_t)bytes) {   // q, k, v, dO begin with the numbers that are there; the rest with zeros
+    // q, k, v and dO are random numbers, the rest begins with zeros
+    if (memory && T * C * 10 <= (int64_t)bytes) {
         char* at = (char*)memory + T * C * 8;
         for (int i = 0; i < 4; i++)
             for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
@@ -6869,6 +7029,7 @@ enum { GPU_PROCESSES = 1 };
 #else
 enum { GPU_PROCESSES = 0 };
 #endif
+// All that the .c knows of this file.
 const Device GPU_DEVICE = {
     gpu_check,               // check
     gpu_plan,                // plan
