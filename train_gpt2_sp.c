@@ -19,7 +19,7 @@
  *     R   rows = B*Tl: the tokens that this rank works on at a time
  *
  * The life of one step
- *     1. the loader hands every rank its own slice of each sample, and one token more for the last label
+ *     1. the loader hands every rank its own rows of each sample, and one token more for the last label
  *     2. embedding: wte[token] + wpe[position], the mean of the row subtracted (--center)
  *     3. for each layer: RMSNorm, QKV; attention over all ranks' keys, by the schedule's table;
  *        projection added to the residual stream; RMSNorm, MLP, added to the residual stream
@@ -29,12 +29,14 @@
  *        number of valid tokens of the whole step, so no number depends on P or dp)
  *     7. the global norm, clipping, AdamW; a loss or norm that is not finite updates nothing
  *
- * The exchange between ranks, at P = 4 with --schedule dist (rows: steps; columns: ranks;
- * qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries)
+ * The exchange between ranks in the forward pass, at P = 4 with --schedule dist (rows: steps; columns:
+ * ranks; qikj: query chunk i against key chunk j; *: done by the keys' owner, who was sent the queries;
+ * 1/2: for half of the heads)
  *              rank 0      rank 1      rank 2      rank 3
- *     step 0   q0k0        q1k1        q2k2        q3k3          the diagonal: half a unit of work
- *     step 1   q3k0*       q1k0        q2k1        q3k2          one unit; operands came during step 0
+ *     step 0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2      the diagonal, half of the heads
+ *     step 1   q3k0*       q1k0        q2k1        q3k2          a whole pair; operands came during step 0
  *     step 2   q2k0* 1/2   q3k1* 1/2   q2k0 1/2    q3k1 1/2      the last pair, shared by heads
+ *     step 3   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2      the diagonal's rest; results go home
  * A rank that has no earlier keys left helps a later rank: it is sent that rank's queries, returns a
  * partial (O, LSE), and the owner merges it by the rule of the online softmax. Each schedule is a
  * table of such steps (section 5); one executor (section 7) runs any of them, forward and backward.
@@ -69,7 +71,8 @@
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
 
-// The kinds of schedules and what is recomputed: the name in the program, the word on the command line.
+// The kinds of schedules, and the modes of recomputation: the name in the program, the word on the command
+// line. Their numbers are their places in these lists.
 #define GPT2_SP_SCHEDULE_KINDS(X) \
     X(RING, "ring") \
     X(DIST, "dist") \
@@ -89,135 +92,147 @@
 enum { GPT2_SP_SCHEDULE_KINDS(GPT2_SP_ENUM) GPT2_SP_SCHEDULES };
 enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
 
-// Every option once: INT, NUM and TXT options, and CHO, a choice of words.
+// Every option once: flags (0 or 1), whole numbers, numbers, texts, and choices of words.
+//   FLAG    (field, name, default, commands, help)
 //   INT/NUM (field, name, default, lowest, highest, commands, help)
 //   TXT     (field, name, default, commands, help)
 //   CHO     (field, name, default's index, words, commands, help)
-// `commands` names who takes it: T train, P plan, S schedule, A sample, E eval, R prepare, Y synth.
+// `commands` are the commands that take it, as bits (CommandBit).
 // The parser, --help, the config file, the struct below and the run's header are made from this table.
-#define GPT2_SP_OPTIONS(INT, NUM, TXT, CHO) \
-    TXT(model, "model", "", "TP", "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
-    INT(layers, "layers", 4, 1, 512, "TP", "transformer layers (L)") \
-    INT(heads, "heads", 4, 1, 256, "TP", "attention heads (NH); must divide channels") \
-    INT(channels, "channels", 256, 1, 65536, "TP", "width of the residual stream (C)") \
-    INT(vocab, "vocab", 0, 0, 1048576, "TP", "vocabulary; 0: the one of --data (plan: 50257)") \
-    INT(center, "center", 1, 0, 1, "TP", \
+#define GPT2_SP_OPTIONS(FLAG, INT, NUM, TXT, CHO) \
+    TXT(model, "model", "", TRAIN | PLAN, \
+        "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
+    INT(layers, "layers", 4, 1, 512, TRAIN | PLAN, "transformer layers (L)") \
+    INT(heads, "heads", 4, 1, 256, TRAIN | PLAN, "attention heads (NH); must divide channels") \
+    INT(channels, "channels", 256, 1, 65536, TRAIN | PLAN, "width of the residual stream (C)") \
+    INT(vocab, "vocab", 0, 0, 1048576, TRAIN | PLAN, "vocabulary; 0: the one of --data (plan: 50257)") \
+    FLAG(center, "center", 1, TRAIN | PLAN, \
         "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
-    TXT(data, "data", "", "TE", "token shards: files, folders or patterns, separated by commas") \
-    TXT(val_data, "val-data", "", "T", "token shards for the validation loss") \
-    INT(raw_u16, "raw-u16", 0, 0, 1, "TE", "read --data as bare 16-bit token numbers") \
-    INT(doc_mask, "doc-mask", 0, 0, 1, "TPE", \
+    TXT(data, "data", "", TRAIN | EVAL, "token shards: files, folders or patterns, separated by commas") \
+    TXT(val_data, "val-data", "", TRAIN, "token shards for the validation loss") \
+    FLAG(raw_u16, "raw-u16", 0, TRAIN | EVAL, "read --data as bare 16-bit token numbers") \
+    FLAG(doc_mask, "doc-mask", 0, TRAIN | PLAN | EVAL, \
         "attention stays inside a document, positions restart at its start") \
-    INT(seq_len, "seq-len", 1024, 1, 16777216, "TP", "tokens of a sequence, the context (T)") \
-    INT(batch_size, "batch-size", 1, 1, 65536, "TP", "sequences per data-parallel replica and pass (B)") \
-    INT(grad_accum, "grad-accum", 1, 1, 65536, "TP", "passes whose gradients are summed into one step") \
-    INT(dp, "dp", 1, 1, 256, "TP", "data-parallel replicas") \
-    INT(sp, "sp", 0, 0, 256, "TPS", \
-        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided by " \
-        "--dp") \
-    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), "TPS", \
+    INT(seq_len, "seq-len", 1024, 1, 16777216, TRAIN | PLAN, "tokens of a sequence, the context (T)") \
+    INT(batch_size, "batch-size", 1, 1, 65536, TRAIN | PLAN, \
+        "sequences per data-parallel replica and pass (B)") \
+    INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
+        "passes whose gradients are summed into one step") \
+    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN, "data-parallel replicas") \
+    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE, \
+        "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
+        "by --dp") \
+    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), TRAIN | PLAN | SCHEDULE, \
         "who computes which block of attention when") \
-    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), "TP", \
+    CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), TRAIN | PLAN, \
         "what the backward pass computes again instead of keeping") \
-    INT(zero, "zero", 0, 0, 3, "TP", \
+    INT(zero, "zero", 0, 0, 3, TRAIN | PLAN, \
         "shard over all ranks: 1 optimizer state, 2 and gradients, 3 and parameters") \
-    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, "TPE", \
+    INT(logits_chunk, "logits-chunk", GPT2_SP_LOGITS_CHUNK, 1, 16777216, TRAIN | PLAN | EVAL, \
         "tokens whose logits exist at a time") \
-    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", "T", \
+    CHO(transport, "transport", GPT2_SP_AUTO, "auto|peer|nccl", TRAIN, \
         "GPU: what travels between ranks: peer copies (auto in one process) or NCCL (auto between " \
         "processes)") \
-    INT(deterministic, "deterministic", 0, 0, 1, "T", \
+    FLAG(deterministic, "deterministic", 0, TRAIN, \
         "GPU: the same bits in every run (the CPU program always gives them)") \
-    TXT(products, "products", "", "T", \
-        "GPU: take the algorithms of the matrix products from this file, and add to it those that it has " \
-        "not") \
-    CHO(attention, "attention", 0, "auto|portable", "TAE", \
+    TXT(products, "products", "", TRAIN, \
+        "GPU: take the algorithms of the matrix products from this file, and add to it those that it " \
+        "has not") \
+    CHO(attention, "attention", 0, "auto|portable", TRAIN | SAMPLE | EVAL, \
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
-    INT(verify, "verify", 0, 0, 1, "T", \
+    FLAG(verify, "verify", 0, TRAIN, \
         "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
-    INT(profile, "profile", 0, 0, 1, "T", "GPU: print the time of each group of kernels after every step") \
-    TXT(trace, "trace", "", "T", \
-        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print it") \
-    INT(check, "check", 0, 0, 1, "T", \
+    FLAG(profile, "profile", 0, TRAIN, "GPU: print the time of each group of kernels after every step") \
+    TXT(trace, "trace", "", TRAIN, \
+        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print " \
+        "it") \
+    FLAG(check, "check", 0, TRAIN, \
         "before the first step, compare the loss and every gradient of its batch with those of one rank " \
         "alone") \
-    INT(threads, "threads", 0, 0, 1024, "TPAE", \
+    INT(threads, "threads", 0, 0, 1024, TRAIN | PLAN | SAMPLE | EVAL, \
         "threads per rank; 0: the machine's cores divided by the ranks") \
-    INT(rank, "rank", 0, 0, 4095, "T", \
+    INT(rank, "rank", 0, 0, 4095, TRAIN, \
         "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
-    INT(world, "world", 0, 0, 4096, "T", \
+    INT(world, "world", 0, 0, 4096, TRAIN, \
         "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
-    TXT(master, "master", "", "T", "HOST:PORT where process 0 listens for the others") \
-    NUM(timeout, "timeout", 600, 0, 1e6, "T", \
+    TXT(master, "master", "", TRAIN, "HOST:PORT where process 0 listens for the others") \
+    NUM(timeout, "timeout", 600, 0, 1e6, TRAIN, \
         "seconds that a rank waits for another before the run ends; 0: for ever") \
-    INT(steps, "steps", 100, 0, 2147483647, "T", "optimizer steps of the whole run") \
-    NUM(lr, "lr", 3e-4, 0, 10, "T", "peak learning rate") \
-    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", "T", \
+    INT(steps, "steps", 100, 0, 2147483647, TRAIN, "optimizer steps of the whole run") \
+    NUM(lr, "lr", 3e-4, 0, 10, TRAIN, "peak learning rate") \
+    CHO(lr_schedule, "lr-schedule", 0, "cosine|linear|constant|wsd", TRAIN, \
         "course of the learning rate after the warmup") \
-    NUM(lr_final, "lr-final", 0.1, 0, 1, "T", "learning rate at the last step, as a fraction of the peak") \
-    INT(warmup, "warmup", 0, 0, 2147483647, "T", "steps of linear warmup") \
-    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, "T", "wsd: fraction of the steps that decay") \
-    NUM(weight_decay, "weight-decay", 0.1, 0, 10, "T", "AdamW's decay, of matrices and wte only") \
-    NUM(beta1, "beta1", 0.9, 0, 0.999999, "T", "AdamW's first moment decay") \
-    NUM(beta2, "beta2", 0.95, 0, 0.999999, "T", "AdamW's second moment decay") \
-    NUM(eps, "eps", 1e-8, 1e-16, 1, "T", "AdamW's epsilon") \
-    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, "T", "largest global gradient norm; 0: no clipping") \
-    INT(seed, "seed", 1, 0, 9007199254740991, "TAEY", \
+    NUM(lr_final, "lr-final", 0.1, 0, 1, TRAIN, "learning rate at the last step, as a fraction of the peak") \
+    INT(warmup, "warmup", 0, 0, 2147483647, TRAIN, "steps of linear warmup") \
+    NUM(wsd_decay, "wsd-decay", 0.2, 0, 1, TRAIN, "wsd: fraction of the steps that decay") \
+    NUM(weight_decay, "weight-decay", 0.1, 0, 10, TRAIN, "AdamW's decay, of matrices and wte only") \
+    NUM(beta1, "beta1", 0.9, 0, 0.999999, TRAIN, "AdamW's first moment decay") \
+    NUM(beta2, "beta2", 0.95, 0, 0.999999, TRAIN, "AdamW's second moment decay") \
+    NUM(eps, "eps", 1e-8, 1e-16, 1, TRAIN, "AdamW's epsilon") \
+    NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, TRAIN, "largest global gradient norm; 0: no clipping") \
+    INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | SYNTH, \
         "seed of the initial weights, the order of samples, sampling and synth") \
-    TXT(out, "out", "", "TRY", "train: the run's folder; prepare, synth: the file to write") \
-    TXT(init_from, "init-from", "", "T", "start from the weights of this checkpoint folder") \
-    INT(save_every, "save-every", 0, 0, 2147483647, "T", \
+    TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
+        "train: the run's folder; prepare, synth: the file to write") \
+    TXT(init_from, "init-from", "", TRAIN, "start from the weights of this checkpoint folder") \
+    INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
-    INT(keep, "keep", 2, 2, 1000000, "T", "checkpoints to keep, at least 2") \
-    INT(val_every, "val-every", 0, 0, 2147483647, "T", \
+    INT(keep, "keep", 2, 2, 1000000, TRAIN, "checkpoints to keep, at least 2") \
+    INT(val_every, "val-every", 0, 0, 2147483647, TRAIN, \
         "steps between validations; 0: only after the last step") \
-    INT(val_sequences, "val-sequences", 8, 1, 2147483647, "TE", \
+    INT(val_sequences, "val-sequences", 8, 1, 2147483647, TRAIN | EVAL, \
         "sequences of a validation, from the front of the data") \
-    TXT(from, "from", "", "AE", "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
-    TXT(prompt, "prompt", "\n", "A", \
+    TXT(from, "from", "", SAMPLE | EVAL, \
+        "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
+    TXT(prompt, "prompt", "\n", SAMPLE, \
         "text to continue, for models of the byte tokenizer; empty: begin a document") \
-    TXT(prompt_tokens, "prompt-tokens", "", "A", \
-        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers too") \
-    INT(length, "length", 256, 1, 16777216, "A", "tokens to sample") \
-    NUM(temperature, "temperature", 0.8, 0, 100, "A", "0: always the likeliest token") \
-    INT(top_k, "top-k", 0, 0, 1048576, "A", "sample among the k likeliest; 0: all") \
-    NUM(top_p, "top-p", 1.0, 0, 1, "A", "sample among the likeliest that make up this probability") \
-    INT(needle, "needle", 0, 0, 100000, "E", "synthetic documents for the recall test; 0: none") \
-    CHO(tokenizer, "tokenizer", 0, "byte", "R", "how text becomes tokens") \
-    INT(block_tokens, "block-tokens", 65536, 16, 1048576, "R", "tokens of a compressed block") \
-    INT(docs, "docs", 16, 1, 100000000, "Y", "documents to write") \
-    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, "Y", "bytes of a document") \
-    INT(facts, "facts", 4, 1, 1024, "EY", "facts stated early and asked for late, per document") \
-    INT(distance, "distance", 0, 0, 1073741824, "EY", \
+    TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
+        "token numbers to continue instead, separated by commas; what is sampled is printed as numbers " \
+        "too") \
+    INT(length, "length", 256, 1, 16777216, SAMPLE, "tokens to sample") \
+    NUM(temperature, "temperature", 0.8, 0, 100, SAMPLE, "0: always the likeliest token") \
+    INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
+    NUM(top_p, "top-p", 1.0, 0, 1, SAMPLE, "sample among the likeliest that make up this probability") \
+    INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
+    CHO(tokenizer, "tokenizer", 0, "byte", PREPARE, "how text becomes tokens") \
+    INT(block_tokens, "block-tokens", 65536, 16, 1048576, PREPARE, "tokens of a compressed block") \
+    INT(docs, "docs", 16, 1, 100000000, SYNTH, "documents to write") \
+    INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, SYNTH, "bytes of a document") \
+    INT(facts, "facts", 4, 1, 1024, EVAL | SYNTH, "facts stated early and asked for late, per document") \
+    INT(distance, "distance", 0, 0, 1073741824, EVAL | SYNTH, \
         "bytes between a fact and its question; 0: spread over the document") \
-    NUM(memory_gb, "memory-gb", 0, 0, 1e9, "P", \
+    NUM(memory_gb, "memory-gb", 0, 0, 1e9, PLAN, \
         "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
-    NUM(gflops, "gflops", 0, 0, 1e12, "P", \
+    NUM(gflops, "gflops", 0, 0, 1e12, PLAN, \
         "GFLOP/s of a rank's matrix products, for projected times; 0: measured now") \
-    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, "P", \
+    NUM(attention_gflops, "attention-gflops", 0, 0, 1e12, PLAN, \
         "GFLOP/s of a rank's attention, forward and backward together; 0: as --gflops if that is given, " \
         "else measured now") \
-    NUM(link_gbs, "link-gbs", 0, 0, 1e9, "P", "GB/s each way between two ranks; 0: measured now") \
-    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, "P", \
+    NUM(link_gbs, "link-gbs", 0, 0, 1e9, PLAN, "GB/s each way between two ranks; 0: measured now") \
+    NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
-    INT(json, "json", 0, 0, 1, "PSE", "print one JSON object instead of text")
+    FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
 
+// The choices of --transport and of --lr-schedule, in the order of their words above.
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 
+// A field for every option, by the type of its kind.
 typedef struct {
+#define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
 #define OPTION_NUM(field, name, value, low, high, commands, help) double field;
 #define OPTION_TXT(field, name, value, commands, help) char field[GPT2_SP_TEXT];
 #define OPTION_CHO(field, name, value, words, commands, help) int field;
-    GPT2_SP_OPTIONS(OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+    GPT2_SP_OPTIONS(OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO)
+#undef OPTION_FLAG
 #undef OPTION_INT
 #undef OPTION_NUM
 #undef OPTION_TXT
 #undef OPTION_CHO
 } gpt2_sp_options;
 
-// What one step did. The numbers do not depend on P, dp or the ZeRO stage (up to rounding).
+// What one step did. Loss, norm and tokens do not depend on P, dp or the ZeRO stage (up to rounding).
 typedef struct {
     int64_t step;       // optimizer steps done, this one included
     double loss;        // mean over the step's valid tokens, in nats
@@ -235,7 +250,7 @@ typedef struct gpt2_sp gpt2_sp;   // a trainer: ranks, memory, data; one user at
 extern "C" {
 #endif
 
-// Fills in every default.
+// Gives every option its default.
 void gpt2_sp_defaults(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096"). 0, or -1 with a line in error.
 int gpt2_sp_set(
@@ -258,6 +273,7 @@ int gpt2_sp_save(gpt2_sp* trainer);
 int64_t gpt2_sp_steps(const gpt2_sp* trainer);
 // The line that the last failed call left.
 const char* gpt2_sp_error(const gpt2_sp* trainer);
+// Frees everything; NULL is no error. What was not saved is lost.
 void gpt2_sp_destroy(gpt2_sp* trainer);
 
 #ifdef __cplusplus
@@ -310,6 +326,8 @@ typedef float real;
 #endif
 
 #ifdef _OPENMP
+// Both share a loop among the rank's threads: PARALLEL_FOR hands out iterations one by one, for few large or
+// uneven ones; PARALLEL_STATIC splits them evenly, for many alike.
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
 #define PARALLEL_STATIC _Pragma("omp parallel for schedule(static)")
 #else
@@ -338,6 +356,7 @@ static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// Milliseconds of a clock that never jumps; only differences mean anything.
 static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -346,9 +365,15 @@ static double now_ms(void) {
 
 // ===== 1. errors and files ======================================================================
 //
-// A function that can fail gives 0 or -1 and leaves one line for the user in an Error, so that a check reads
-// `return fail(e, ...)`. Only main prints it. The line names the file, option or rank, what was found and what
-// was expected.
+// A function that can fail returns 0, or -1 with one line for the user in an Error. Who finds the error
+// writes the line, with the file, option or rank, what was found and what was expected; callers hand it on,
+// and only main prints it. A check then reads
+//
+//     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", ...);
+//
+// An OutFile is written once, front to back, and counts its bytes and their CRC-32 on the way. Only a file
+// that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash: checkpoints
+// (section 11) rely on both.
 
 typedef struct {
     char text[GPT2_SP_TEXT];
@@ -379,6 +404,7 @@ typedef struct {
     unsigned char buffer[1 << 16];
 } OutFile;
 
+// Makes folder/name, or empties it.
 static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
     snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
     f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
@@ -387,6 +413,7 @@ static int file_create(OutFile* f, Error* e, const char* folder, const char* nam
     return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
 }
 
+// Writes what waits in the buffer.
 static int file_flush(OutFile* f, Error* e) {
     for (size_t done = 0; done < f->fill;) {
         ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
@@ -398,6 +425,7 @@ static int file_flush(OutFile* f, Error* e) {
     return 0;
 }
 
+// Appends `size` bytes. `bytes` and `crc` count them at once, whether they are on the disk or in the buffer.
 static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
     const unsigned char* p = (const unsigned char*)data;
     f->bytes += size;
@@ -412,7 +440,8 @@ static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
     return 0;
 }
 
-// Closes the file; with `keep` only after everything is on the disk.
+// Closes the file. With `keep` everything is on the disk first; without, for a file that is given up, what
+// waits in the buffer is lost and nothing is an error.
 static int file_close(OutFile* f, int keep, Error* e) {
     int status = 0;
     if (f->fd < 0) return 0;
@@ -432,6 +461,7 @@ static int folder_sync(const char* path, Error* e) {
     return status;
 }
 
+// Makes a folder and those above it, as mkdir -p does; folders that exist are no error.
 static int folder_make(const char* path, Error* e) {
     char partial[GPT2_SP_TEXT];
     snprintf(partial, sizeof partial, "%s", path);
@@ -531,7 +561,8 @@ static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     return z;
 }
 static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
-static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {                 // Box-Muller
+// A number of the standard normal distribution, by Box and Muller's method.
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     double u = random_unit(random_bits(seed, stream, 2 * index)),
            v = random_unit(random_bits(seed, stream, 2 * index + 1));
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -539,22 +570,42 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {   
 
 // ===== 2. options ===============================================================================
 //
-// GPT2_SP_OPTIONS above is the only list: it makes the table OPTIONS here, from which the parser, --help, config
-// files and a run's run.cfg are made.
+// GPT2_SP_OPTIONS above is the only list of options. Two things are made from it:
+//
+//     gpt2_sp_options   the struct: a field for each option
+//     OPTIONS           the table: where the field lies, its range or words, default, commands and help
+//
+// The parser, --help, config files, a run's run.cfg and the comparison of options between processes all go
+// through the table. Whoever sets an option by name (command line, config file, gpt2_sp_set) goes through
+// option_set, which checks the value; options_check does so again for programs that write into the struct.
+// What only several options together can break is checked where they meet (shape_check, processes_meet).
 
-enum { OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+// The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index
+// of a word.
+enum { OPTION_FLAG, OPTION_INT, OPTION_NUM, OPTION_TXT, OPTION_CHO };
+typedef enum {
+    TRAIN = 1,
+    PLAN = 2,
+    SCHEDULE = 4,
+    SAMPLE = 8,
+    EVAL = 16,
+    PREPARE = 32,
+    SYNTH = 64
+} CommandBit;
 typedef struct {
     int kind;
-    const char* name;
+    const char* name;   // without the dashes
     size_t offset;      // of the field in gpt2_sp_options
-    double low, high;   // range of INT and NUM
-    double number;      // default of INT, NUM, CHO
+    double low, high;   // range of FLAG, INT and NUM
+    double number;      // default of all but TXT
     const char* text;   // default of TXT; the words of CHO
-    const char* commands;
+    int commands;       // that take it, CommandBit
     const char* help;
 } Option;
 
 static const Option OPTIONS[] = {
+#define ROW_FLAG(field, name, value, commands, help) \
+    {OPTION_FLAG, name, offsetof(gpt2_sp_options, field), 0, 1, (double)(value), "", commands, help},
 #define ROW_INT(field, name, value, low, high, commands, help) \
     {OPTION_INT, name, offsetof(gpt2_sp_options, field), low, high, (double)(value), "", commands, help},
 #define ROW_NUM(field, name, value, low, high, commands, help) \
@@ -563,9 +614,10 @@ static const Option OPTIONS[] = {
     {OPTION_TXT, name, offsetof(gpt2_sp_options, field), 0, 0, 0, value, commands, help},
 #define ROW_CHO(field, name, value, words, commands, help) \
     {OPTION_CHO, name, offsetof(gpt2_sp_options, field), 0, 0, value, words, commands, help},
-    GPT2_SP_OPTIONS(ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
+    GPT2_SP_OPTIONS(ROW_FLAG, ROW_INT, ROW_NUM, ROW_TXT, ROW_CHO)};
 enum { OPTION_COUNT = (int)(sizeof OPTIONS / sizeof OPTIONS[0]) };
 
+// The option of a name; NULL if there is none.
 static const Option* option_find(const char* name) {
     for (int i = 0; i < OPTION_COUNT; i++)
         if (strcmp(OPTIONS[i].name, name) == 0) return &OPTIONS[i];
@@ -583,6 +635,7 @@ static int choice_word(const char* words, int index, char* out, size_t out_size)
     snprintf(out, out_size, "%.*s", (int)strcspn(words, "|"), words);
     return 1;
 }
+// The words that the command line has for a kind of schedule and for a mode of recomputation.
 #define WORD(NAME, word) word,
 static const char* schedule_name(int kind) {
     static const char* const names[] = {GPT2_SP_SCHEDULE_KINDS(WORD)};
@@ -594,7 +647,8 @@ static const char* recompute_name(int mode) {
 }
 #undef WORD
 
-// Edit distance, to suggest the option that was meant.
+// Edit distance (Levenshtein's), to suggest the option that was meant: characters to insert, delete or
+// change. Of the table of distances between beginnings of a and b only one row exists at a time.
 static int name_distance(const char* a, const char* b) {
     int row[64], n = (int)strlen(b);
     if (n > 62) return 99;
@@ -612,6 +666,7 @@ static int name_distance(const char* a, const char* b) {
     return row[n];
 }
 
+// Always -1. The line suggests the option that is at most three edits away, if there is one.
 static int option_unknown(Error* e, const char* name, const char* command) {
     const Option* best = NULL;
     for (int i = 0; i < OPTION_COUNT; i++)
@@ -622,8 +677,8 @@ static int option_unknown(Error* e, const char* name, const char* command) {
     return fail(e, "unknown option --%s: `train_gpt2_sp %s --help` lists them", name, command);
 }
 
-// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal; nothing after
-// them.
+// Numbers as a person writes them: whole (also 32k, 1m: times 1024 and 1024*1024) or decimal. -1 for anything
+// else, also for a number with something after it.
 static int parse_number(const char* text, int whole, double* value) {
     char* end;
     errno = 0;
@@ -649,20 +704,23 @@ static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
     return fail(e, "--model %s: expected d12, d24, d36 or d48", value);
 }
 
+// Sets one option from text, in the range that the table gives. --model sets layers, heads and channels too,
+// so what comes after it on the command line overrides it.
 static int option_set(gpt2_sp_options* o, const Option* option, const char* value, Error* e) {
     char* field = (char*)o + option->offset;
     double number;
     switch (option->kind) {
+    case OPTION_FLAG:
     case OPTION_INT:
     case OPTION_NUM:
-        if (parse_number(value, option->kind == OPTION_INT, &number) != 0)
+        if (parse_number(value, option->kind != OPTION_NUM, &number) != 0)
             return fail(e, "--%s %s: expected a %snumber", option->name, value,
-                option->kind == OPTION_INT ? "whole " : "");
+                option->kind != OPTION_NUM ? "whole " : "");
         if (!(number >= option->low && number <= option->high))
             return fail(
                 e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
-        if (option->kind == OPTION_INT) *(int64_t*)(void*)field = (int64_t)number;
-        else *(double*)(void*)field = number;
+        if (option->kind == OPTION_NUM) *(double*)(void*)field = number;
+        else *(int64_t*)(void*)field = (int64_t)number;
         return 0;
     case OPTION_TXT:
         if (strlen(value) >= GPT2_SP_TEXT)
@@ -686,6 +744,7 @@ void gpt2_sp_defaults(gpt2_sp_options* o) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         char* field = (char*)o + OPTIONS[i].offset;
         switch (OPTIONS[i].kind) {
+        case OPTION_FLAG:
         case OPTION_INT: *(int64_t*)(void*)field = (int64_t)OPTIONS[i].number; break;
         case OPTION_NUM: *(double*)(void*)field = OPTIONS[i].number; break;
         case OPTION_CHO: *(int*)(void*)field = (int)OPTIONS[i].number; break;
@@ -700,9 +759,10 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
         const Option* option = &OPTIONS[i];
         const char* field = (const char*)o + option->offset;
         char word[32];
-        double value = option->kind == OPTION_INT ? (double)*(const int64_t*)(const void*)field
-            : option->kind == OPTION_NUM          ? *(const double*)(const void*)field
-                                                  : option->low;
+        int whole = option->kind == OPTION_FLAG || option->kind == OPTION_INT;
+        double value = whole             ? (double)*(const int64_t*)(const void*)field
+            : option->kind == OPTION_NUM ? *(const double*)(const void*)field
+                                         : option->low;
         if (!(value >= option->low && value <= option->high))
             return fail(
                 e, "--%s %.16g: must be from %.16g to %.16g", option->name, value, option->low, option->high);
@@ -717,6 +777,7 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// See the header. For a name that is unknown the line points to the help of `train`.
 int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
     Error e = {{0}};
     const Option* option = option_find(name);
@@ -725,10 +786,11 @@ int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* e
     return status;
 }
 
-// An option's value as text, as the command line would spell it.
+// An option's value as text that option_set would read back to the same value.
 static void option_print(const gpt2_sp_options* o, const Option* option, char* out, size_t out_size) {
     const char* field = (const char*)o + option->offset;
     switch (option->kind) {
+    case OPTION_FLAG:
     case OPTION_INT: snprintf(out, out_size, "%lld", (long long)*(const int64_t*)(const void*)field); break;
     case OPTION_NUM:   // the shortest spelling that reads back the same
         for (int digits = 6; digits <= 17; digits++) {
@@ -775,19 +837,29 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
     return status;
 }
 
+// A command's arguments that are no options.
 typedef struct {
     const char** items;
     int count;
-} Positional;   // arguments that are no options
+} Positional;
+
+typedef struct {
+    const char* name;
+    CommandBit bit;
+    // 0, or -1 with a line in the error; changes options that it chooses itself.
+    int (*run)(gpt2_sp_options*, const Positional*, Error*);
+    int inputs;   // takes arguments that are no options
+    const char *what, *usage;
+} Command;
 
 // Reads a command's arguments into o: `--name value`, `--name=value`, `--flag`, and inputs where the command
-// takes them. Options of other commands are refused by name. Gives 1 if --help was asked for.
-MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* command, int argc,
-    char** argv, Positional* inputs, Error* e) {
+// takes them. Options of other commands are refused by name. 1 if --help was asked for.
+MAIN_ONLY static int options_parse(
+    gpt2_sp_options* o, const Command* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
         if (strncmp(argument, "--", 2) != 0) {
-            if (!inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
+            if (!command->inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
             inputs->items[inputs->count++] = argument;
             continue;
         }
@@ -798,13 +870,14 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
         if (strcmp(name, "help") == 0) return 1;
         const Option* option = option_find(name);
         int config = strcmp(name, "config") == 0;
-        if (!option && !config) return option_unknown(e, name, command);
-        if (option && !strchr(option->commands, letter))
-            return fail(e, "--%s is not an option of `%s`", name, command);
+        if (!option && !config) return option_unknown(e, name, command->name);
+        if (option && !(option->commands & command->bit))
+            return fail(e, "--%s is not an option of `%s`", name, command->name);
         const char* value = equals ? equals + 1 : i + 1 < argc ? argv[i + 1] : NULL;
-        int flag = option && option->kind == OPTION_INT && option->low == 0 && option->high == 1;
+        // A flag that stands alone means 1. An argument after it may be an input, unless it is 0 or 1.
+        int flag = option && option->kind == OPTION_FLAG;
         int alone = !value || strncmp(value, "--", 2) == 0 ||
-            (inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
+            (command->inputs && strcmp(value, "0") != 0 && strcmp(value, "1") != 0);
         if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
@@ -815,11 +888,13 @@ MAIN_ONLY static int options_parse(gpt2_sp_options* o, char letter, const char* 
 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
-MAIN_ONLY static void options_help(char letter, const char* command, const char* what, const char* usage) {
-    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command, what, program_name, command, usage);
+// --help of a command: its options, each with its default.
+MAIN_ONLY static void options_help(const Command* command) {
+    printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command->name, command->what, program_name,
+        command->name, command->usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, letter)) continue;
+        if (!(option->commands & command->bit)) continue;
         char left[64], value[64];
         gpt2_sp_options defaults;
         gpt2_sp_defaults(&defaults);
@@ -828,8 +903,8 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
         snprintf(left, sizeof left, "--%s %s", option->name,
             option->kind == OPTION_TXT       ? "TEXT"
                 : option->kind == OPTION_CHO ? "WORD"
-                : option->kind == OPTION_INT ? "N"
-                                             : "X");
+                : option->kind == OPTION_NUM ? "X"
+                                             : "N");
         printf("  %-24s %s", left, option->help);
         if (option->kind == OPTION_CHO) printf(": %s", option->text);
         if (value[0]) printf(" [%s]", value);
@@ -840,14 +915,28 @@ MAIN_ONLY static void options_help(char letter, const char* command, const char*
 }
 
 // ===== 3. shards and loader =====================================================================
+//
+// The data is one stream of tokens: all shards, one after the other. A sample is a window of T tokens of the
+// stream, and the token after the window as the label of its last one. Documents longer than T are cut,
+// shorter ones lie packed. The last window ends with the stream, so every token is seen:
+//
+//     shards    |        a.tok        |         b.tok         |   c.tok   |
+//     windows   |   0   |   1   |   2   |   3   |   4   |   5   |       |
+//                                                           |    6    |      overlaps with window 5
+//
+// The run numbers its samples. Sample n is window n modulo the windows there are, in training permuted anew
+// each epoch: a position in the data is thus one number (next_sample in a checkpoint). A step takes passes x
+// dp x B samples; each rank of a replica gets its own rows of each (Segments). While a step is computed, the
+// loader's thread fills the batch of the next one.
 
 // The token stream of a run: its shards one after the other.
 typedef struct {
-    tok_shard* shards;
-    tok_cursor* cursors;   // one reader: the loader's thread
+    tok_shard* shards;     // (count)
+    tok_cursor* cursors;   // (count) one reader at a time: the loader's thread
     uint64_t* first;       // (count + 1) where each shard begins in the stream
     int count;
-    uint64_t tokens, text_bytes;
+    uint64_t tokens;       // of all shards
+    uint64_t text_bytes;   // that the tokens stand for; a shard that does not say counts 0
     uint32_t tokenizer, vocab, eot;
     uint64_t fingerprint;   // of the shards' contents in their order
 } Dataset;
@@ -860,6 +949,8 @@ static void dataset_close(Dataset* d) {
     memset(d, 0, sizeof *d);
 }
 
+// Opens a shard and puts it at the end of the stream; its tokenizer must be the first shard's. The
+// fingerprint takes in the shards one by one, so it depends on their order.
 static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
     if (shards) d->shards = (tok_shard*)shards;
@@ -887,7 +978,8 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     return 0;
 }
 
-// Opens every shard of "a.tok,folder,b*.bin". Folders give their .tok and .bin files; order is by name.
+// Opens every shard of "a.tok,folder,b*.bin". A folder gives its .tok files, then its .bin files, each by
+// name. With `documents` the starts of all documents are read too. After an error the dataset is empty.
 static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents, Error* e) {
     memset(d, 0, sizeof *d);
     int status = list[0] ? 0 : fail(e, "no token shards given: --data FILE[,FILE...]");
@@ -911,7 +1003,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
             int more = glob(pattern, code == 0 ? GLOB_APPEND : 0, NULL, &found);
             if (more == 0) code = 0;
         }
-        if (folder) pattern[length] = 0;   // what was asked for
+        if (folder) pattern[length] = 0;   // as it was asked for: the error names it
         if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
         for (size_t i = 0; status == 0 && i < found.gl_pathc; i++)
             status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
@@ -923,6 +1015,7 @@ static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents
     return status;
 }
 
+// The shard that holds a position of the stream, found by bisection.
 static int dataset_shard_at(const Dataset* d, uint64_t position) {
     int low = 0, high = d->count - 1;
     while (low < high) {
@@ -933,6 +1026,7 @@ static int dataset_shard_at(const Dataset* d, uint64_t position) {
     return low;
 }
 
+// Reads `count` tokens from `position` of the stream on; all of them lie in the stream.
 static int dataset_read(Dataset* d, uint64_t position, uint64_t count, int32_t* out, Error* e) {
     for (int s = dataset_shard_at(d, position); count > 0; s++) {
         uint64_t local = position - d->first[s];
@@ -976,12 +1070,12 @@ static uint64_t permute(uint64_t index, uint64_t n, uint64_t seed, uint64_t epoc
     return index;
 }
 
-// Samples are windows of T tokens (and one more for the last label) of the stream: documents longer than
-// T are cut, shorter ones lie packed. The last window ends with the stream, so every token is seen.
+// Windows of T tokens that it takes to see every token but the first as a label.
 static uint64_t dataset_windows(const Dataset* d, int64_t T) {
     return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T;
 }
 
+// Where in the stream a sample of the run begins. The last window begins early enough to end with the stream.
 static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
     uint64_t n = dataset_windows(d, T), window = sample % n;
     if (shuffled) window = permute(window, n, seed, sample / n);
@@ -1003,17 +1097,20 @@ typedef struct {
     int32_t* doc_start;   // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
 } RankBatch;
 
+// One step of all ranks of this process.
 typedef struct {
-    RankBatch* ranks;   // of the ranks of this process
+    RankBatch* ranks;   // (local_ranks)
     int64_t valid;      // tokens with a label, of all ranks and passes
 } Batch;
 
-// Fills one rank's slice of one sample that begins at `position` of the stream.
+// Fills one rank's rows of the sample that begins at `position` of the stream: tokens and labels (Tl). With
+// doc_mask also doc_start (T), where each token's document begins in the sample (0 if it began before), and
+// no label for the last token of a document, whose successor belongs to another.
 static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg,
     int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
     for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
         if (seg->rows[s] == 0) continue;
-        int32_t last;   // the token after the slice: the label of its last one
+        int32_t last;   // the token after the segment: the label of its last row
         uint64_t begin = position + (uint64_t)seg->begin[s], rows = (uint64_t)seg->rows[s];
         if (dataset_read(d, begin, rows, tokens + at, e) != 0 ||
             dataset_read(d, begin + rows, 1, &last, e) != 0)
@@ -1027,8 +1124,8 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
         dataset_document(d, position + t, &begin, &end);
         int32_t start = begin > position ? (int32_t)(begin - position) : 0;
         for (; t < (uint64_t)T && position + t < end; t++) doc_start[t] = start;
-        for (int s = 0, at = 0; s < seg->count;
-             at += (int)seg->rows[s], s++)   // a document's last token predicts nothing
+        // a document's last token predicts nothing
+        for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++)
             if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] &&
                 position + t == end)
                 labels[at + (int64_t)t - 1 - seg->begin[s]] = -1;
@@ -1056,13 +1153,15 @@ typedef struct {
     uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
     const Segments* segments;   // (sp)
     Batch batch[2];
-    int ready;        // batch that the last request fills
-    uint64_t first;   // first sample of that request
-    pthread_t thread;
-    int running, status;
+    int ready;             // batch that the last request fills
+    uint64_t first;        // first sample of that request
+    pthread_t thread;      // that fills it
+    int running, status;   // the thread is to be joined; how the request ended
     Error error;
 } Loader;
 
+// Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
+// ranks: the document index alone gives it, also for samples that other processes read.
 static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
     batch->valid = 0;
     for (int64_t pass = 0; pass < l->passes; pass++)
@@ -1087,20 +1186,21 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
     return 0;
 }
 
+// The loader's thread: fills the requested batch.
 static void* loader_thread(void* argument) {
     Loader* l = (Loader*)argument;
     l->status = loader_fill(l, &l->batch[l->ready], l->first, &l->error);
     return NULL;
 }
 
-// Starts reading the samples from `first` on.
+// Starts to read the step that begins with sample `first`.
 static void loader_request(Loader* l, uint64_t first) {
     l->first = first;
     l->running = pthread_create(&l->thread, NULL, loader_thread, l) == 0;
     if (!l->running) loader_thread(l);   // no thread to be had: read now
 }
 
-// Waits for the requested batch, which stays valid until the request after the next.
+// Waits for the requested batch; NULL if it could not be read. The request after the next overwrites it.
 static Batch* loader_take(Loader* l, Error* e) {
     if (l->running) pthread_join(l->thread, NULL);
     l->running = 0;
@@ -1124,19 +1224,20 @@ static Batch* loader_take(Loader* l, Error* e) {
 //        |                          |          |                          |
 //        +--------------------------+-- link --+--------------------------+         messages, cut into frames
 //
-// What sums does so in the order of the ranks, so that the numbers do not depend on how ranks are spread over
-// processes. `operation` counts the calls that a rank has made and travels with every message: ranks that
-// have come apart are told from ranks that are late. A rank that fails aborts the world: all waits of all
-// ranks of all processes end, with its error.
-
+// Sums are made in the order of the ranks, so they do not depend on how ranks are spread over processes.
+// Every message carries `operation`, the number of calls that its sender has made: by it a receiver tells a
+// peer that makes another call than itself (they have come apart) from one that is late. A rank that fails
+// aborts the world: all waits of all ranks of all processes end, with its error.
 //
-// Every rank has a place in the mesh, and every collective takes a group: ranks that differ in some of the
-// mesh's indices only. World ranks count places, sp the fastest. At dp = 2, sp = 3:
+// Every rank has a place in the mesh: its index along each of the mesh's axes, dp and sp. A collective
+// takes a group: the ranks whose places differ along some of the axes only. World ranks count the places, sp
+// the fastest. At dp = 2, sp = 3:
 //
 //              sp 0  sp 1  sp 2
 //     dp 0      0     1     2        rank 4's sequence: 3, 4, 5; its replicas: 1, 4; all: 0 to 5
 //     dp 1      3     4     5
 
+// The indices of a rank; also how many ranks there are along each axis.
 typedef struct {
     int dp, sp;
 } Place;
@@ -1149,13 +1250,14 @@ static Place place_of(Place mesh, int rank) {
 // Ranks that do something together, in the order of their places.
 enum { OVER_DP = 1, OVER_SP = 2, OVER_ALL = OVER_DP | OVER_SP, OVERS };
 typedef struct {
-    int over;   // the indices in which its ranks differ
-    int size;
+    int over;       // the axes along which its ranks differ
+    int size;       // ranks in it
     int index;      // this rank's number in it
-    Place mesh;     // ranks along each index of the mesh
+    Place mesh;     // ranks along each axis of the mesh
     Place first;    // of its rank number 0
-    Place counts;   // ranks along each index of the group
+    Place counts;   // ranks along each axis of the group
 } Group;
+// The group of a rank that spans the axes `over`.
 static Group group_of(Place mesh, int rank, int over) {
     Place own = place_of(mesh, rank);
     Group g = {over, 1, 0, mesh, own, {1, 1}};
@@ -1165,49 +1267,53 @@ static Group group_of(Place mesh, int rank, int over) {
     g.index = (own.dp - g.first.dp) * g.counts.sp + own.sp - g.first.sp;
     return g;
 }
-// The world rank of number i of a group, counted around.
+// The world rank of number i of a group; after the last comes the first again.
 static int group_rank(const Group* g, int i) {
     i %= g->size;
     Place p = {g->first.dp + i / g->counts.sp, g->first.sp + i % g->counts.sp};
     return place_rank(g->mesh, p);
 }
-// The number of a world rank in a group; -1: it is not in it.
+// The number of a world rank in a group; -1 if it is not in the group.
 static int group_index(const Group* g, int rank) {
     Place p = place_of(g->mesh, rank), at = {p.dp - g->first.dp, p.sp - g->first.sp};
     int inside = at.dp >= 0 && at.dp < g->counts.dp && at.sp >= 0 && at.sp < g->counts.sp;
     return inside ? at.dp * g->counts.sp + at.sp : -1;
 }
 
-// One piece of contiguous memory that goes to or comes from a peer.
+// A piece: a part of a message that lies in one stretch of memory, and goes to or comes from a peer.
 typedef struct {
-    int peer;
+    int peer;   // world rank
     void* data;
     size_t bytes;
 } Piece;
 enum { MAX_PIECES = 4 };   // of one message
 
-// What ranks need of each other. Every call gives 0, or -1 with the reason in the error; after one rank's
-// abort, all calls of all ranks of all processes give -1, so nobody waits for ever; nor for longer than
-// --timeout.
+// What ranks need of each other. Every call returns 0, or -1 with the reason in the error: the rank has
+// waited longer than --timeout for another one, or some rank of some process has aborted. After an abort all
+// calls of all ranks return -1, so nobody waits for ever.
 typedef struct Transport Transport;
 struct Transport {
-    int rank, world;   // HOST: the process itself, which only section 10 uses, between two jobs of its ranks
-    int64_t step;      // in hand, for the line that a failure leaves
+    int rank;             // world rank; HOST: the process itself, which speaks while its ranks run no job
+    int world;            // ranks of all processes
+    int64_t step;         // in hand, for the line that a failure leaves
     uint64_t operation;   // calls so far: alike on all ranks
     const char* doing;    // the call in hand
-    void* state;
-    // Opens the group of one step: what `sends` point to must stay as it is until the matching wait.
-    // Pieces between two ranks pair up in order.
+    void* state;          // the ThreadWorld
+    // An exchange is a post and its wait. post offers pieces to their peers: what they point to stays as it
+    // is until the wait. What one rank sends another, in its order, is what the other receives, in its order.
     int (*post)(Transport* t, const Piece* sends, int send_count, Error* e);
-    // Receives the group's pieces and waits until the own ones were taken.
+    // Receives the pieces that others offer in this exchange and waits until the own ones were taken.
     int (*wait)(
         Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e);
-    // What all ranks of a group call together. Sums are made in the order of the group, so they are equal on all.
+    // What follows all ranks of a group call together. Every rank makes a sum in the order of the group: all
+    // get the same bits. all_reduce: values (count) = their sum over the ranks.
     int (*all_reduce)(Transport* t, const Group* g, double* values, int count, Error* e);
-    // buffer (size of the group, slice): own slice = the sum of all ranks' of it; own slice goes to all
+    // buffer (size of the group, slice): the slice with this rank's number = its sum over all ranks' buffers.
+    // The other slices of the buffer keep what this rank had put there.
     int (*reduce_scatter)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
+    // buffer (size of the group, slice): every rank brings its slice, and gets those of the others
     int (*all_gather)(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e);
-    // buffer (size of the group, bytes): own part goes to all
+    // The same for parts of any bytes: buffer (size of the group, bytes).
     int (*share)(Transport* t, const Group* g, void* buffer, size_t bytes, Error* e);
     int (*barrier)(Transport* t, const Group* g, Error* e);
     void (*abort)(Transport* t, const Error* reason);
@@ -1216,7 +1322,7 @@ struct Transport {
 // --- thread ranks: shared memory ---
 
 typedef struct {
-    const Piece* pieces;   // the sender's list of the group, NULL while the box is empty
+    const Piece* pieces;   // all that the sender offers in this exchange, to whomever; NULL: the box is empty
     int count;
 } Mailbox;
 
@@ -1226,17 +1332,19 @@ typedef struct {
     uint64_t generation;   // barriers passed
 } Meeting;
 
+// What the ranks of this process share. What changes during a job changes with the mutex held, and signals
+// `changed`; only `shared` is guarded by barriers instead.
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    int open;                             // the two above are
-    int first, world;                     // ranks of this process: [first, first + world)
+    int open;                             // mutex and condition exist
+    int first, world;                     // ranks of this process (not of all): [first, first + world)
     int process, processes;               // this one, and all
-    int local_process, local_processes;   // among those of this machine
+    int local_process, local_processes;   // the same among those of this machine
     double timeout;                       // longest wait for another rank in ms; 0: for ever
     int aborted;
-    Meeting* meetings;    // (OVERS, ranks of the run): of a group, by the rank number 0 of it
-    uint64_t* arrivals;   // (OVERS, world) barriers of its group that each rank has come to
+    Meeting* meetings;    // (OVERS, ranks of the run): a group's is at the world rank of its number 0
+    uint64_t* arrivals;   // (OVERS, world) how many barriers of its group each rank has come to
     Error reason;         // of the abort
     int64_t step;         // in hand
     Mailbox* boxes;       // (world, world): from, to
@@ -1250,7 +1358,8 @@ enum { HOST = NET_ITSELF };
 // Waits inside a process end 2 s later, so that the error names the missing process.
 enum { LOCAL_PATIENCE = 2000 };
 
-static int thread_aborted(ThreadWorld* w, Error* e) {   // with the mutex held
+// 0, or -1 with its reason after an abort. thread_aborted: the caller holds the mutex.
+static int thread_aborted(ThreadWorld* w, Error* e) {
     if (w->aborted) *e = w->reason;
     return w->aborted ? -1 : 0;
 }
@@ -1262,8 +1371,8 @@ static int world_aborted(ThreadWorld* w, Error* e) {
     return status;
 }
 
-// When a wait that begins now has taken too long; 0: never. Threads of one CPU process cannot lose each
-// other, however slow they are.
+// The time (now_ms) when a wait that begins now has taken too long; 0: never. `remote`: for another process.
+// Threads of one CPU process wait for ever, as they cannot lose each other, however slow they are.
 static double world_deadline(const ThreadWorld* w, int remote) {
     if (w->processes < 2 && !w->devices) return 0;
     return w->timeout > 0 ? now_ms() + w->timeout + (remote || w->processes < 2 ? 0 : LOCAL_PATIENCE) : 0;
@@ -1274,16 +1383,18 @@ static int world_await(ThreadWorld* w, double deadline) {
     return net_await(&w->changed, &w->mutex, deadline);
 }
 
-static int world_process(const ThreadWorld* w, int rank) {
-    return w->world > 0 ? rank / w->world : 0;
-}   // the one that holds a rank
+// The process that holds a rank.
+static int world_process(const ThreadWorld* w, int rank) { return w->world > 0 ? rank / w->world : 0; }
+// Whether this process does.
 static int world_local(const ThreadWorld* w, int rank) {
     return rank >= w->first && rank < w->first + w->world;
 }
 
+// A name for an error line, by value: the caller has nothing to free.
 typedef struct {
     char text[96];
 } Label;
+// "process 1 (ranks 4-7)"; how many ranks it has is not known before all processes have met.
 static Label process_label(const ThreadWorld* w, int process) {
     Label l;
     int first = process * w->world;
@@ -1301,6 +1412,7 @@ static Label transport_label(const Transport* t) {
     if (t->step > 0) snprintf(l.text + n, sizeof l.text - (size_t)n, ", step %lld", (long long)t->step);
     return l;
 }
+// Always -1: this rank has waited too long.
 static int transport_late(const Transport* t, const char* whom, Error* e) {
     return fail(e, "%s: waited %g s for %s in %s (--timeout)", transport_label(t).text,
         ((const ThreadWorld*)t->state)->timeout / 1e3, whom, t->doing);
@@ -1311,7 +1423,8 @@ static int transport_late_rank(const Transport* t, int peer, Error* e) {
     return transport_late(t, whom, e);
 }
 
-// Copies everything that `peer` sends to this rank in this group; its pieces must match the list's.
+// Copies the pieces that `peer` sends to this rank in this exchange, from[0 .. from_count), to where this
+// rank receives them. -1 if they do not match in number or bytes.
 static int thread_receive(Transport* t, int peer, const Piece* from, int from_count, const Piece* receives,
     int receive_count, Error* e) {
     int sent = 0;
@@ -1326,10 +1439,12 @@ static int thread_receive(Transport* t, int peer, const Piece* from, int from_co
     return 0;
 }
 
+// The box of a pair of ranks of this process.
 static Mailbox* thread_box(ThreadWorld* w, int from, int to) {
     return &w->boxes[(from - w->first) * w->world + to - w->first];
 }
 
+// Puts the list of sends in the box of every peer of this process: nothing is copied.
 static int thread_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     pthread_mutex_lock(&w->mutex);
@@ -1344,7 +1459,7 @@ static int thread_post(Transport* t, const Piece* sends, int send_count, Error* 
     return status;
 }
 
-// Waits until a mailbox is full, or empty.
+// Waits until the box between this rank and `peer` is full, or empty (full 0); *mail is what it then holds.
 static int thread_await_box(
     Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1360,6 +1475,8 @@ static int thread_await_box(
     return status;
 }
 
+// Empties the box of every peer of this process that this rank receives from, once a peer, then waits until
+// the peers have emptied theirs.
 static int thread_wait(
     Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1386,18 +1503,21 @@ static int thread_wait(
     return status;
 }
 
-// How many ranks of a group a process has; the world rank of the n-th of them, counted around.
+// How many ranks of a group a process has.
 static int group_ranks_of(const ThreadWorld* w, const Group* g, int process) {
     int count = 0;
     for (int i = 0; i < w->world; i++) count += group_index(g, process * w->world + i) >= 0;
     return count;
 }
+// The world rank of the n-th of them; after the last comes the first again.
 static int group_rank_of(const ThreadWorld* w, const Group* g, int process, int n) {
     int i = process * w->world, left = n % group_ranks_of(w, g, process);
     while (group_index(g, i) < 0 || left-- > 0) i++;
     return i;
 }
 
+// Waits until all ranks of the group that are in this process have come here. A rank whose time is over names
+// the first that is missing.
 static int thread_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     double deadline = world_deadline(w, 0);
@@ -1423,25 +1543,27 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
     return status;
 }
 
-// Shows `data` to the group's ranks of this process and waits until all show theirs.
+// Shows `data` to the group's ranks of this process (w->shared) and waits until all show theirs. It may be
+// taken away after one more barrier.
 static int thread_share(Transport* t, const Group* g, void* data, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    w->shared[t->rank - w->first] = data;
+    w->shared[t->rank - w->first] = data;   // read by others only after the barrier
     return thread_barrier(t, g, e);
 }
 
 // --- links: the ranks of other processes ---
 
-// Kinds of frames, below NET_ABORT.
+// Kinds of frames, all below NET_ABORT: what a message is, to notice ranks that make different calls.
 enum { FRAME_PIECE, FRAME_SLICE, FRAME_SHARE, FRAME_BARRIER, FRAME_TEXT };
 enum { HOST_TEXT = 64 << 20 };   // longest text of a process about itself
 
+// Always -1: the process that this rank waits for is gone.
 static int link_gone(const Transport* t, int process, const char* why, Error* e) {
     return fail(e, "%s: %s is gone (%s), waited for in %s", transport_label(t).text,
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
-// Sends a message to rank `to` of another process, or to the process itself.
+// Sends a message to rank `to` of another process, or (HOST) to that process itself.
 static int link_send(Transport* t, int process, int to, int kind, const void* data, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     net_frame message = {NULL, kind, t->rank, to, t->operation, bytes, 0, NULL};
@@ -1453,7 +1575,8 @@ static int link_send(Transport* t, int process, int to, int kind, const void* da
     }
 }
 
-// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it.
+// Takes the next frame of a message of `bytes`, of which `at` have been taken. The caller frees it. NULL if
+// none came, or if it is of another call or another size than this rank expects.
 static net_frame* link_take(
     Transport* t, int process, int from, int kind, size_t bytes, size_t at, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
@@ -1481,6 +1604,7 @@ static net_frame* link_take(
     return NULL;
 }
 
+// Receives a whole message into out.
 static int link_receive(Transport* t, int process, int from, int kind, void* out, size_t bytes, Error* e) {
     for (size_t at = 0; at == 0 || at < bytes; at += NET_FRAME_BYTES) {
         net_frame* f = link_take(t, process, from, kind, bytes, at, e);
@@ -1493,8 +1617,10 @@ static int link_receive(Transport* t, int process, int from, int kind, void* out
 
 // --- what a rank calls: shared memory and links together ---
 
+// Every call of a rank begins here: counted, and named for the line that a failure leaves.
 static void transport_begin(Transport* t, const char* doing) { t->operation++, t->doing = doing; }
 
+// The functions of a Transport. A wait is counted with its post: both are one operation.
 static int world_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     transport_begin(t, "an exchange");
@@ -1518,8 +1644,9 @@ static int world_wait(
     return thread_wait(t, sends, send_count, receives, receive_count, e);
 }
 
-// Own part of buffer (size of the group, bytes) to all of the group. A part goes to each process once, to one of
-// its ranks in turn (group_rank_of); then the ranks of a process copy from each other.
+// Brings every rank's part of buffer (size of the group, bytes) to all of the group. A part travels to each
+// process once, to one of its ranks in turn (group_rank_of); the ranks of a process then copy it from that
+// one.
 static int world_gather(Transport* t, const Group* g, int kind, void* buffer, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char* parts = (char*)buffer;
@@ -1556,6 +1683,7 @@ static int world_all_gather(Transport* t, const Group* g, real* buffer, int64_t 
     return world_gather(t, g, FRAME_SLICE, buffer, (size_t)slice * sizeof(real), e);
 }
 
+// Gathers the values of all ranks, and every rank sums them up for itself. For few values only.
 static int world_all_reduce(Transport* t, const Group* g, double* values, int count, Error* e) {
     size_t bytes = (size_t)count * sizeof(double);
     transport_begin(t, "an all-reduce");
@@ -1572,8 +1700,8 @@ static int world_all_reduce(Transport* t, const Group* g, double* values, int co
     return status;
 }
 
-// Every rank sends the others' slices to them and sums its own in the order of the group, a frame's worth at a
-// time.
+// Every rank sends the others their slices and sums its own in the order of the group, a frame's worth at
+// once. Slices of ranks of its own process it reads where they are.
 static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
@@ -1616,7 +1744,8 @@ static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int6
     return status == 0 ? thread_barrier(t, g, e) : -1;
 }
 
-// The ranks of each process meet; then the first of each speaks to the first ones of the others.
+// The ranks of each process meet; the first of each sends to the first ones of the others, then receives from
+// them; the ranks of the process meet again. On a link a barrier is a message of no bytes.
 static int world_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char nothing = 0;
@@ -1657,7 +1786,7 @@ static int links_open(ThreadWorld* w, int process, int processes, const char* ma
 
 // --- between jobs: the process itself speaks to the other processes ---
 
-// Sends a text to all processes and gives theirs; the caller frees texts[0 .. processes), NULL for its own.
+// Sends a text to all processes and takes theirs: texts (processes), which the caller frees; its own is NULL.
 static int processes_texts(Transport* t, const char* mine, char** texts, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     uint64_t length = strlen(mine);
@@ -1679,7 +1808,8 @@ static int processes_texts(Transport* t, const char* mine, char** texts, Error* 
     return 0;
 }
 
-// Refuses processes whose texts differ, naming the first line that does.
+// Called by all processes together. -1 on all if the text of one differs from process 0's; the line names the
+// first line that does.
 static int processes_compare(Transport* t, const char* doing, const char* mine, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     if (w->processes < 2) return 0;
@@ -1702,8 +1832,8 @@ static int processes_compare(Transport* t, const char* doing, const char* mine, 
     return status;
 }
 
-// All processes go on, or none: -1 on all, with its error, if one comes with a status that is not 0. flag (or
-// NULL): the largest of all.
+// Called by all processes together: all go on, or none. If one comes with a status that is not 0, all get
+// such a status, with its error. flag, if not NULL, becomes the largest of all processes' flags.
 static int processes_agree(Transport* t, int status, int* flag, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     struct {
@@ -1733,6 +1863,7 @@ static int processes_agree(Transport* t, int status, int* flag, Error* e) {
 
 // --- a world of ranks ---
 
+// Makes the world of a process before its ranks are known; a second call does nothing.
 static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     pthread_condattr_t clock;
     if (w->open) return 0;
@@ -1747,6 +1878,7 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     w->open = 1;
     return 0;
 }
+// Makes room for the ranks of this process: `world` of them, from world rank `first` on.
 static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
     if (world_open(w, 0, e) != 0) return -1;
     size_t here = (size_t)world, all = here * (size_t)w->processes;
@@ -1771,7 +1903,8 @@ static void thread_world_free(ThreadWorld* w) {
     free(w->gpu_boxes);
     memset(w, 0, sizeof *w);
 }
-static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this process, or HOST
+// The transport of a rank of this process, or of the process itself (HOST).
+static Transport thread_transport(ThreadWorld* w, int rank) {
     Transport t;
     memset(&t, 0, sizeof t);
     t.rank = rank, t.world = w->world * w->processes;
@@ -1786,47 +1919,67 @@ static Transport thread_transport(ThreadWorld* w, int rank) {   // rank of this 
 
 // ===== 5. schedules =============================================================================
 //
-// A schedule is a table for one direction (forward or backward) of one layer's attention: which rank computes
-// which pair (query chunk, key chunk) at which step, and which items travel during that step. An item is the
-// rows of one rank `of`, for a range of heads:
-//     KV   keys and values   2C elements per row       QDO  q and dO (with LSE and delta)   2C
-//     Q    queries            C                        DQ   partial dQ                       C
-//     OUT  partial O and LSE  C                        DKV  partial dK and dV               2C
-// What arrives during step s can be used from step s + 1 on. Results (OUT, DQ, DKV) that reach the rank `of`
-// are merged into its own sums. Heads are split into `head_parts` equal parts (h0 <= part < h1).
+// Attention works on pairs: a chunk of a sequence's queries against a chunk of its keys, none of them in the
+// future. Each rank holds one chunk (two with zigzag and allgather), so one side of most pairs has to travel.
+// A schedule is the table of one direction (forward or backward) that says who computes which pair when:
 //
-// Volumes below are in C = a rank's query chunk, as received per rank on average (equal to what is sent).
-//     kind        makespan        forward       backward                         idea
-//     ring        P - 1/2         2(P-1)        2(P-1)(2P-1)/P                   Liu et al. 2023, causal blocks skipped
-//     dist        P/2             P-1           odd:  3m + m(m+1)/2P, m=(P-1)/2  Li et al. 2023 (DistFlashAttn), made whole
-//                                               even: 3m + m(m+1)/2P + 7/4, m=P/2-1
-//     dist-paper  (P+1)/2         P-1           4m - m(m+1)/2P + 2, m=P/2-1      its published table, even P
-//     zigzag      P/2             2(P-1)        4(P-1)                           ring over 2P chunks, rank r: r, 2P-1-r
-//     allgather   P/2             2(P-1)        4(P-1)                           Llama 3's, with zigzag's placement
-//     ulysses     P/2             4(P-1)/P      7(P-1)/P                         Jacobs et al. 2023
+//     step      of the table, not of the optimizer: its ops are computed while its messages travel
+//     op        a rank computes a pair, for a range of heads, at a step
+//     item      the rows of one rank `of`, for a range of heads, as an operand or a result of ops
+//     message   an item goes from one rank to another during a step; ops may use it from the next step on
+//     slot      memory of a rank in which one item of another rank lies at a time
+//
+//     step 0    rank 0: op q0k0       rank 1: op q1k1       message: KV of 0, from rank 0 to a slot of rank 1
+//     step 1    rank 0: idle          rank 1: op q1k0, with its own queries and the keys in the slot
+//
+// The items, with their width in numbers per row (C channels). Ops read operands and write results; a result
+// that reaches the rank `of` is merged into that rank's own sums.
+//
+//     operands                                         results
+//     Q    queries                        C            OUT  partial O and LSE    C
+//     KV   keys and values               2C            DQ   partial dQ           C
+//     QDO  q and dO, with LSE and delta  2C            DKV  partial dK and dV   2C
+//
+// Heads are split into `head_parts` parts, equal but for a head; h0 and h1 of an op or item mean the parts
+// h0 <= part < h1.
+//
+// What a table costs. Makespan: 1 is the pair of two ranks' whole chunks, a diagonal pair is 1/2. Volume: 1 C
+// is all queries of a rank (Tl x C numbers), as received per rank on average, which equals what is sent. m =
+// (P-1)/2 for odd P, P/2 - 1 for even P.
+//
+//     kind        makespan  forward   backward                       idea
+//     ring        P - 1/2   2(P-1)    2(P-1)(2P-1)/P                 Liu et al. 2023, causal blocks skipped
+//     dist        P/2       P-1       3m + m(m+1)/2P, even P + 7/4   Li et al. 2023 (DistFlashAttn), repaired
+//     dist-paper  (P+1)/2   P-1       4m - m(m+1)/2P + 2             its published table, even P
+//     zigzag      P/2       2(P-1)    4(P-1)                         ring over 2P chunks, rank r: r, 2P-1-r
+//     allgather   P/2       2(P-1)    4(P-1)                         Llama 3's, with zigzag's placement
+//     ulysses     P/2       4(P-1)/P  7(P-1)/P                       Jacobs et al. 2023
 
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
 enum { ITEM_PARTS = 4 };
-// The tensors of an item, in the order in which they lie in a slot: of every row and head HS numbers (1), or one
-// number (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta. DQ: dq. DKV: dk, dv.
+// The tensors of an item, in the order in which they lie in a slot: each has, for every row and head, HS
+// numbers (wide 1) or one (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta.
+// DQ: dq. DKV: dk, dv.
 static const struct {
     int count, wide[ITEM_PARTS];
 } ITEM_TENSORS[ITEM_KINDS] = {
     {1, {1}}, {2, {1, 1}}, {3, {1, 0, 0}}, {4, {1, 1, 0, 0}}, {1, {1}}, {2, {1, 1}}};
-static int item_width(int kind) {   // numbers of a row, in C
+// Wide tensors of an item: numbers of a row, in C.
+static int item_width(int kind) {
     int width = 0;
     for (int i = 0; i < ITEM_TENSORS[kind].count; i++) width += ITEM_TENSORS[kind].wide[i];
     return width;
 }
-static int item_stats(int kind) {
-    return ITEM_TENSORS[kind].count - item_width(kind);
-}   // a row and head, beside them
+// Its other tensors: numbers of a row and head.
+static int item_stats(int kind) { return ITEM_TENSORS[kind].count - item_width(kind); }
 static inline int item_is_result(int kind) { return kind == ITEM_OUT || kind >= ITEM_DQ; }
 
+// The rows of rank `of` that a message or a slot has, for the head parts h0 to h1 - 1.
 typedef struct {
     int kind, of, h0, h1;
 } Item;
 
+// One row of the table of ops: a pair of chunks, k <= q. A diagonal pair (k == q) is half as much work.
 typedef struct {
     int step, rank;          // when and by whom
     int q, k;                // chunks
@@ -1835,13 +1988,14 @@ typedef struct {
     int dq_slot, dkv_slot;   // where the results go (forward: OUT in dq_slot); -1: the rank's own sums
 } ScheduleOp;
 
+// One row of the table of messages.
 typedef struct {
-    int step, from, to;
+    int step, from, to;   // ranks of the sequence
     Item item;
     int src;     // sender's slot; -1: its own rows
     int dst;     // receiver's slot
-    int merge;   // a result that is added on arrival: to slot `into`, or to the own sums if it is -1
-    int into;
+    int merge;   // a result that is added on arrival, at the end of the step
+    int into;    // where it is added: the receiver's slot that has a sum already; -1: the receiver's own sums
 } ScheduleMessage;
 
 typedef struct {
@@ -1867,11 +2021,14 @@ static void schedule_free(Schedule* s) {
     memset(s, 0, sizeof *s);
 }
 
+// The rank that holds a chunk. Of 2P chunks rank r holds r and 2P - 1 - r: an early one and a late one, so
+// that every rank has as many earlier keys to work on as every other.
 static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
-static int64_t chunk_begin(int64_t T, int chunks, int chunk) {
-    return T * chunk / chunks;
-}   // sizes differ by at most one token
+// The chunk's first token in the sequence. Sizes differ by at most one token.
+static int64_t chunk_begin(int64_t T, int chunks, int chunk) { return T * chunk / chunks; }
 
+// Makes room for one more element of an array, which doubles when it is full. Without memory the array stays
+// as it is, and *failed is set: a builder looks at it once, at its end.
 static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     if (count < *room) return array;
     int wanted = *room ? 2 * *room : 64;
@@ -1881,6 +2038,7 @@ static void* grow(void* array, int count, int* room, size_t size, int* failed) {
     return larger ? larger : array;
 }
 
+// Adds an op to the table. Where its operands and results lie is worked out later (schedule_assign_slots).
 static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
     s->ops = (ScheduleOp*)grow(s->ops, s->op_count, &s->op_room, sizeof *s->ops, &s->failed);
     if (s->failed) return;
@@ -1891,6 +2049,7 @@ static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, i
     op->q_slot = op->kv_slot = op->dq_slot = op->dkv_slot = -1;
 }
 
+// Adds a message to the table; its slots are worked out later too.
 static void schedule_send(Schedule* s, int step, int from, int to, int kind, int of, int h0, int h1) {
     s->messages = (ScheduleMessage*)grow(
         s->messages, s->message_count, &s->message_room, sizeof *s->messages, &s->failed);
@@ -1903,8 +2062,8 @@ static void schedule_send(Schedule* s, int step, int from, int to, int kind, int
     m->src = m->dst = m->into = -1, m->merge = 0;
 }
 
-// A pair (q, k) of other ranks' chunks computed at `step` by `rank`, which owns one side: the other side
-// comes during step - 1, the result of the side that is not owned goes home during step + 1.
+// Rank `rank` computes the pair (q, k) of two ranks' chunks at `step` and owns one of them. The other comes
+// to it during step - 1, and its result goes home during step + 1.
 static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
     schedule_op(s, step, rank, q, k, h0, h1);
     if (rank == q) {
@@ -1918,19 +2077,21 @@ static void schedule_pair(Schedule* s, int step, int rank, int q, int k, int h0,
 
 enum { DIST_WHOLE, DIST_PAPER, DIST_LIGHTSEQ };   // what happens at the last step t = P/2
 
-// At step t rank r works on its own queries against the keys t ranks before it; the ranks r < t, which have
-// no such keys, help: queries of rank r - t + P against their own keys. The backward pass turns the roles
-// round (most pairs run at the keys' owner), as q, dO in and dQ out is less than k, v in and dK, dV out. At
-// even P both ends meet at t = P/2 in the same pair: each does half of its heads (DIST_WHOLE), or the late
-// rank does it and the early one idles (DIST_PAPER). DIST_LIGHTSEQ is the released code's condition, which
-// also at odd P lets nobody help at the last step: blocks are lost (a test shows it).
+// At step t rank r works on its own queries against the keys of rank r - t. The ranks r < t have no such
+// keys: they help with the queries of rank r - t + P against their own keys. DIST_WHOLE's backward table
+// swaps the two roles, so that most pairs run at the keys' owner: q and dO in, dQ out is less than k and v
+// in, dK and dV out. At even P the pair of step t = P/2 falls to two ranks, its queries' owner and its keys':
+// each computes half of its heads (DIST_WHOLE), or the queries' owner computes all and the other idles
+// (DIST_PAPER). DIST_LIGHTSEQ is the condition of the authors' released code, by which nobody helps at the
+// last step, even at odd P: blocks are lost (a test shows it).
 static void schedule_build_dist(Schedule* s, int variant) {
     int P = s->P, mirrored = s->backward && variant == DIST_WHOLE;
-    int halves = variant == DIST_WHOLE &&
-        P > 1;   // the diagonal's second half hides the last results on their way home
+    // half of the diagonal is left to the end: it is computed while the last results go home
+    int halves = variant == DIST_WHOLE && P > 1;
     for (int r = 0; r < P; r++) {
-        int late = halves && P % 2 == 0 &&
-            r >= P / 2;   // its heads of step P/2 are the others: the two last ops never meet
+        // Ranks that work for their own queries at step P/2 take the second half of the heads there. They
+        // leave the first half of the diagonal to the end, so that their two last ops write different sums.
+        int late = halves && P % 2 == 0 && r >= P / 2;
         schedule_op(s, 0, r, r, r, late, halves ? late + 1 : s->head_parts);
         if (halves) schedule_op(s, P / 2 + 1, r, r, r, !late, !late + 1);
     }
@@ -1948,7 +2109,7 @@ static void schedule_build_dist(Schedule* s, int variant) {
 static void schedule_build_dist_whole(Schedule* s) { schedule_build_dist(s, DIST_WHOLE); }
 static void schedule_build_dist_paper(Schedule* s) { schedule_build_dist(s, DIST_PAPER); }
 
-// All chunks of `rank` against all of `other`, as far as they are not in the future.
+// Ops of `worker`: all query chunks of `rank` against those key chunks of `other` that are not in the future.
 static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int h0, int h1, int worker) {
     int per = s->chunks / s->P;
     for (int i = 0; i < per; i++)
@@ -1958,7 +2119,8 @@ static void schedule_rank_pairs(Schedule* s, int step, int rank, int other, int 
         }
 }
 
-// Keys and values go round; in the backward pass their gradients follow one step behind and end at home.
+// ring and zigzag: keys and values go round, each rank works on those that have come to it. In the backward
+// table their gradients follow one step behind, every rank adds its part, and they end at home.
 static void schedule_build_ring(Schedule* s) {
     int P = s->P;
     for (int t = 0; t < P; t++)
@@ -1971,6 +2133,8 @@ static void schedule_build_ring(Schedule* s) {
         }
 }
 
+// allgather: all keys and values travel during step 0, all work is at step 1 (but the own at step 0), the
+// gradients go home during step 2.
 static void schedule_build_allgather(Schedule* s) {
     for (int r = 0; r < s->P; r++)
         for (int o = 0; o < s->P; o++) {
@@ -1981,7 +2145,8 @@ static void schedule_build_allgather(Schedule* s) {
         }
 }
 
-// Every rank does all pairs of its share of the heads.
+// ulysses: every rank gets all rows of its share of the heads, does all pairs of them, and sends the results
+// home.
 static void schedule_build_ulysses(Schedule* s) {
     for (int r = 0; r < s->P; r++)
         for (int o = 0; o < s->P; o++) {
@@ -2009,7 +2174,7 @@ static double ring_elements(double p, int backward) {
 }
 static double two_chunks_elements(double p, int backward) { return (backward ? 4 : 2) * (p - 1); }
 static double ulysses_elements(double p, int backward) { return (backward ? 7 : 4) * (p - 1) / p; }
-static double even_makespan(double p) { return p / 2; }   // every rank as much as every other
+static double even_makespan(double p) { return p / 2; }   // every rank has the same work
 static double ring_makespan(double p) { return p - 0.5; }
 static double dist_paper_makespan(double p) { return p > 1 ? (p + 1) / 2 : p / 2; }
 
@@ -2029,6 +2194,7 @@ static const struct {
     {0, 0, 0, schedule_build_ulysses, even_makespan, ulysses_elements}};
 static int schedule_two_chunks(int kind) { return SCHEDULES[kind].two_chunks; }
 
+// The rows of a sequence of T tokens that a rank holds under a kind of schedule.
 static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     Segments seg;
     int two = schedule_two_chunks(kind), chunks = two ? 2 * P : P;
@@ -2043,6 +2209,8 @@ static Segments rank_segments(int kind, int P, int64_t T, int rank) {
     return seg;
 }
 
+// The orders of a finished table. A step's ops and messages lie together, and two ranks see the messages
+// between them in the same order: their pieces pair up by it.
 static int op_order(const void* a, const void* b) {
     const ScheduleOp *x = (const ScheduleOp*)a, *y = (const ScheduleOp*)b;
     return x->step != y->step ? x->step - y->step
@@ -2059,15 +2227,15 @@ static int message_order(const void* a, const void* b) {
 }
 
 // The time that an item of another rank lies in a rank's memory: from the step during which it arrives or
-// is first written, to the last during which it is read or sent.
+// is first written, to the last during which it is read or sent. first -1: it never does.
 typedef struct {
     int first, last, slot, h0, h1;
 } Life;
-enum {
-    STAGING = ITEM_KINDS,
-    LIFE_KINDS = 2 * ITEM_KINDS
-};   // STAGING + kind: a result on arrival, until it is merged at the end of its step
+// Kinds of lives: those of the items, and STAGING + kind for a result that has arrived and is to be added. It
+// has a life of its own, for its step only.
+enum { STAGING = ITEM_KINDS, LIFE_KINDS = 2 * ITEM_KINDS };
 
+// A life among those of one rank (LIFE_KINDS, P): by the item's `of`, of a staging life by the sender.
 static Life* life_at(Life* lives, int P, int kind, int of) { return &lives[kind * P + of]; }
 static void life_extend(Life* life, int step, int h0, int h1) {
     if (life->first < 0 || step < life->first) life->first = step;
@@ -2075,19 +2243,21 @@ static void life_extend(Life* life, int step, int h0, int h1) {
     life->h0 = h0, life->h1 = h1;
 }
 
-// Whether an item fits in a slot made for another, for any number of heads: part sizes differ by a head, so
-// half of them for two tensors may be more than all of them for one.
+// Whether an item fits in a slot that was made for another, whatever the number of heads. Widths and parts
+// are compared one by one, not as products: parts differ by a head, so half of the parts for two tensors may
+// be more than all parts for one.
 static int slot_fits(Item slot, Item item) {
     return item_width(slot.kind) >= item_width(item.kind) && item_stats(slot.kind) >= item_stats(item.kind) &&
         slot.h1 - slot.h0 >= item.h1 - item.h0;
 }
 
-// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough.
+// Gives each of a rank's lives a slot that is free for all of it: the smallest that is large enough, else a
+// new one. Lives are taken in the order of their first steps, by a counting sort.
 static void rank_slots(Schedule* s, int rank, Life* lives) {
-    int P = s->P, count = LIFE_KINDS * P,
-        *until = (int*)malloc(MAX_SLOTS * sizeof *until);   // last step that each slot is taken
-    int* first = (int*)calloc(
-        (size_t)(s->steps + 2 + count), sizeof *first);   // lives that begin at each step, in `order`
+    // until: the last step that each slot is taken. order: the lives, those that begin at a step together;
+    // first: where in it.
+    int P = s->P, count = LIFE_KINDS * P, *until = (int*)malloc(MAX_SLOTS * sizeof *until);
+    int* first = (int*)calloc((size_t)(s->steps + 2 + count), sizeof *first);
     int* order = first ? first + s->steps + 2 : NULL;
     Item* slots = &s->slot_items[(size_t)rank * MAX_SLOTS];
     if (!until || !first) s->failed = 1;
@@ -2115,8 +2285,9 @@ static void rank_slots(Schedule* s, int rank, Life* lives) {
     free(until);
 }
 
-// Works out where every item lies. Two results never share a life with their staging, operands never
-// with what is received beside them: that is what the proof checks again, independently.
+// Works out where every item lies, rank by rank: collects the lives of what the rank has of others, gives
+// each a slot, and writes the slots into the rank's ops and messages. What lives at the same time lies in
+// different slots; schedule_prove checks that again, by other means.
 static void schedule_assign_slots(Schedule* s) {
     int P = s->P, kinds = LIFE_KINDS;
     int q_kind = s->backward ? ITEM_QDO : ITEM_Q, result = s->backward ? ITEM_DQ : ITEM_OUT;
@@ -2172,6 +2343,7 @@ static void schedule_assign_slots(Schedule* s) {
     free(lives);
 }
 
+// Counts the steps of the ops and messages so far.
 static void schedule_steps(Schedule* s) {
     for (int i = 0; i < s->op_count; i++)
         if (s->ops[i].step >= s->steps) s->steps = s->ops[i].step + 1;
@@ -2196,6 +2368,7 @@ static int schedule_finish(Schedule* s, Error* e) {
     return 0;
 }
 
+// An empty table of a kind.
 static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     memset(s, 0, sizeof *s);
     s->kind = kind, s->P = P;
@@ -2205,8 +2378,8 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
     s->head_parts = P == 1 ? 1 : parts ? parts : P;
 }
 
-// The ops and messages of one kind for P ranks, in no order and without slots: enough to count and to time,
-// also where P is large.
+// The ops and messages of one kind for P ranks, in no order and without slots. They are enough to count and
+// to time, also for numbers of ranks whose slots would be too many. After an error there is nothing to free.
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (SCHEDULES[kind].even_ranks && P % 2 == 1 && P > 1)
@@ -2223,7 +2396,7 @@ static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t 
     return fail(e, "out of memory for a schedule of %d ranks", P);
 }
 
-// Makes the table of one kind for P ranks. heads: the model's NH, or 0 if it does not matter yet.
+// Makes the table of one kind for P ranks. heads: the model's NH, or 0 where there is no model.
 static int schedule_build(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     if (schedule_outline(s, kind, P, backward, heads, e) != 0) return -1;
     return schedule_finish(s, e);
@@ -2234,22 +2407,24 @@ static double op_units(const Schedule* s, const ScheduleOp* op) {
     double side = (double)s->P / s->chunks;
     return side * side * (op->q == op->k ? 0.5 : 1.0) * (op->h1 - op->h0) / s->head_parts;
 }
+// Volume of an item, in C of the table above.
 static double item_units(const Schedule* s, Item item) {
     return (double)item_width(item.kind) * (item.h1 - item.h0) / s->head_parts;
 }
 
 typedef struct {
-    int steps;                // that compute anything
-    double makespan, ideal;   // units
-    double elements;          // received per rank on average, in C
-    double most_sent, most_received;
+    int steps;                         // that compute anything
+    double makespan, ideal;            // units; ideal: all work shared evenly
+    double elements;                   // received per rank on average, in C
+    double most_sent, most_received;   // by a rank, in C
 } ScheduleCost;
 
+// Counts what a table costs. Its makespan is that of ranks which all wait for the busiest one at every step.
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
-    double* sums = (double*)calloc(
-        (size_t)(s->steps + 2) * (size_t)P, sizeof *sums);   // work (steps, P), sent (P), received (P)
+    // sums: work (steps, P), sent (P), received (P)
+    double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);
     if (!sums) return fail(e, "out of memory");
     double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
     for (int i = 0; i < s->op_count; i++)
@@ -2272,20 +2447,21 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     return 0;
 }
 
-// Plays a table by the clock, as the executors run it: at each step a rank computes while its messages
-// travel, waits for those that it receives and until those that it sends are taken, then adds the results
-// that came to its sums. A message travels once both its ranks have come to the step; a rank sends and
-// receives at the same time, one message after the other each way. Given are the seconds of every op, of
-// every message on the way and (merge_seconds) of adding it. Gives the seconds until the last rank is done;
-// -1: no memory.
+// Plays a table by the clock, as the executors run it. At each step a rank computes while its messages
+// travel, waits until those to it have arrived and those from it are taken, then adds the results that came.
+// A message travels once both its ranks have come to the step; a rank sends and receives at the same time,
+// one message after the other each way. The arguments are the seconds of every op, of every message on the
+// way, and of adding it (merge_seconds; 0 for operands). Returns the seconds until the last rank is done; -1:
+// no memory.
 static double schedule_play(
     const Schedule* s, const double* op_seconds, const double* message_seconds, const double* merge_seconds) {
     int P = s->P, *first = (int*)calloc((size_t)(s->steps + 2 + s->message_count), sizeof *first);
     size_t cells = (size_t)s->steps * (size_t)P;
     double *work = (double*)calloc(2 * cells + 5 * (size_t)P, sizeof *work), last = first && work ? 0 : -1;
     if (last == 0) {
-        double *adds = work + cells, *ready = adds + cells,
-               *begin = ready + P;   // work, adds (steps, P); the others of each rank
+        // work, adds (steps, P). The others of each rank: when it comes to the step; when its messages begin
+        // to travel; how long they take out and in; when the last has arrived.
+        double *adds = work + cells, *ready = adds + cells, *begin = ready + P;
         double *out = begin + P, *in = out + P, *link = in + P;
         int* order = first + s->steps + 2;   // messages by step: those of a step from first[step] on
         for (int i = 0; i < s->op_count; i++) work[s->ops[i].step * P + s->ops[i].rank] += op_seconds[i];
@@ -2319,32 +2495,40 @@ static double schedule_play(
     return last;
 }
 
-// The proof replays a table on pretend memory: every slot knows which item lies in it and, for results,
-// which ops' work is in it (a list of ops, `next` by op). Work is at home when its list reached the owner.
+// --- the proof of a table ---
+//
+// The proof replays a table on pretend memory (P, MAX_SLOTS). Every slot knows which item lies in it and, for
+// a result, which ops have added to it: a list of ops. An op has two results, on side 0 for its queries and
+// on side 1 for its keys; next[2 op + side] is the op after it in a list, home[2 op + side] counts how often
+// that result has reached its owner. It must be once in the end.
 typedef struct {
     Item item;
-    int full;   // holds that item
-    int busy;   // last step that touched it, and how: 1 read, 2 written
-    int how;
-    int work[2];   // first op of the list: side 0 the queries', side 1 the keys'
+    int full;      // holds that item
+    int busy;      // last step that touched it
+    int how;       // 1 read, 2 written
+    int work[2];   // first op of the list of each side; -1: none
 } ProofSlot;
 
 static int same_item(Item a, Item b) {
     return a.kind == b.kind && a.of == b.of && a.h0 == b.h0 && a.h1 == b.h1;
 }
 
-// Reads may share a step; a write may share it with nothing.
+// Marks a slot as read or written in a step. -1 if that clashes: reads may share a step, a write with
+// nothing.
 static int proof_touch(ProofSlot* slot, int step, int write) {
     if (slot->busy == step && (write || slot->how == 2)) return -1;
     slot->busy = step, slot->how = write ? 2 : 1;
     return 0;
 }
 
+// Whether a rank has such a slot and the item fits in it.
 static int proof_fits(const Schedule* s, int rank, int slot, Item item) {
     return slot < s->slot_count[rank] &&
         slot_fits(s->slot_items[(size_t)rank * MAX_SLOTS + (size_t)slot], item);
 }
 
+// Replays one op. Its operands must lie where it looks for them, its results must fit where they go and
+// overwrite nothing that is still needed.
 static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, int* home, Error* e) {
     const ScheduleOp* op = &s->ops[index];
     int q = chunk_owner(s, op->q), k = chunk_owner(s, op->k);
@@ -2374,9 +2558,9 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
         if (!proof_fits(s, op->rank, result_slots[side], results[side]))
             return fail(e, "step %d rank %d: the result of q%dk%d is larger than its slot", op->step,
                 op->rank, op->q, op->k);
-        if (slot->full &&
-            !same_item(
-                slot->item, results[side])) {   // an operand or a sent result lay here: it must be done with
+        // An operand that lay here is overwritten, so it must have been used for the last time; a result that
+        // lies here must have been sent.
+        if (slot->full && !same_item(slot->item, results[side])) {
             if (item_is_result(slot->item.kind))
                 return fail(e, "step %d rank %d: the result of q%dk%d overwrites one not yet sent", op->step,
                     op->rank, op->q, op->k);
@@ -2393,7 +2577,8 @@ static int proof_op(const Schedule* s, ProofSlot* slots, int index, int* next, i
     return 0;
 }
 
-static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // adds from's lists to to's
+// Adds from's lists to to's.
+static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {
     for (int side = 0; side < 2; side++) {
         if (from->work[side] < 0) continue;
         int last = from->work[side];
@@ -2402,7 +2587,7 @@ static void proof_join(ProofSlot* to, const ProofSlot* from, int* next) {   // a
     }
 }
 
-// What a message takes along when its step begins; results leave their slot.
+// Replays the beginning of a message's step: *cargo is what it takes along. A result leaves its slot by that.
 static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* cargo, Error* e) {
     if (m->from == m->to) return fail(e, "step %d: rank %d sends to itself", m->step, m->from);
     cargo->work[0] = cargo->work[1] = -1;
@@ -2422,7 +2607,7 @@ static int proof_send(const ScheduleMessage* m, ProofSlot* slots, ProofSlot* car
     return 0;
 }
 
-// What its arrival does, at the end of its step.
+// Replays the end of a message's step: the cargo lies in the receiver's slot, or is added to a sum.
 static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot* slots,
     const ProofSlot* cargo, int* next, int* home, Error* e) {
     ProofSlot* slot = &slots[m->to * MAX_SLOTS + m->dst];
@@ -2454,6 +2639,7 @@ static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot*
     return 0;
 }
 
+// Every causal pair is computed once, for all heads, and every result has come home once.
 static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     int n = s->chunks, parts = s->head_parts, status = 0;
     unsigned char* covered = (unsigned char*)calloc((size_t)n * (size_t)n * (size_t)parts, 1);
@@ -2478,8 +2664,9 @@ static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     return status;
 }
 
-// Every causal pair once, every operand there in time, nothing overwritten while live, every result home
-// once, makespan and volume as the closed forms say. 0, or -1 with the first violation.
+// Proves a table: every causal pair is computed once, every operand is there in time, nothing is overwritten
+// while it is needed, every result comes home once, makespan and volume are those of the closed forms. 0, or
+// -1 with the first violation.
 static int schedule_prove(const Schedule* s, Error* e) {
     ProofSlot* slots = (ProofSlot*)calloc((size_t)s->P * MAX_SLOTS, sizeof *slots);
     ProofSlot* cargo = (ProofSlot*)calloc((size_t)s->message_count + 1, sizeof *cargo);
@@ -2514,13 +2701,14 @@ static int schedule_prove(const Schedule* s, Error* e) {
     return status;
 }
 
-// With document masks: which ops some document spans, and which messages those still need. first_key[q]
-// is the earliest position that chunk q's first row may see. Every rank works this out alike.
+// With document masks: op_active (ops) marks the pairs that some document spans, message_active (messages)
+// what those still need. first_key[q] is the earliest position that the first row of chunk q may see. mark
+// (P, ITEM_KINDS, P) is scratch, by rank, kind and `of`: that the rank has a use for an operand, or work in a
+// result. Every rank works this out for all ranks, and all get the same.
 static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_key, unsigned char* op_active,
     unsigned char* message_active, unsigned char* mark) {
     int P = s->P;
-    memset(mark, 0,
-        (size_t)P * ITEM_KINDS * (size_t)P);   // (rank, kind, of): there is a use for it / something in it
+    memset(mark, 0, (size_t)P * ITEM_KINDS * (size_t)P);
     for (int i = 0; i < s->op_count; i++) {
         const ScheduleOp* op = &s->ops[i];
         op_active[i] = first_key[op->q] < chunk_begin(T, s->chunks, op->k + 1);
@@ -2544,11 +2732,11 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
     }
 }
 
-// One number for a table, to see that all ranks run the same.
+// One number for a table, by which processes see that they run the same.
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
-    const int* numbers[2] = {
-        (const int*)(const void*)s->ops, (const int*)(const void*)s->messages};   // both are rows of ints
+    // both tables are rows of ints
+    const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};
     size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)),
         (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
     for (int table = 0; table < 2; table++)
@@ -2594,21 +2782,42 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
 }
 
 // ===== 6. parameters and memory plan ============================================================
+//
+// Of every parameter a run has four states: weights, gradients, and AdamW's moments m and v. Words for what a
+// rank has of them:
+//
+//     unit      parameters that are gathered and summed as one: the embeddings, each layer, the final norm,
+//               the positions. Each is padded so that it splits into equal slices, one for each rank
+//     slice     a rank's share of a unit
+//     sharded   a state of which ranks keep their slices only; which states are depends on --zero
+//     own       a unit of which a rank never needs more than its slice: the positions, where each rank's rows
+//               of a sequence are its slice of wpe (positions_own). No other rank reads these rows or has a
+//               gradient for them, so the slice is all that the rank has of any state
+//     held      the numbers of a unit that this rank has of a state (see Held)
+//
+//     unit u            | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, padding at its end |
+//     state's buffer    unit 0 | unit 1 | unit 2 | ... | the positions, or a slice of them if they are own
+//     ... if sharded    slice of unit 0 | slice of unit 1 | ...         this rank's, of all units
+//
+// Code outside of this section does not look at --zero or `own`: it asks `holding` how a rank holds a unit,
+// and `held` which of its numbers lie where. All memory of a rank is one Arena; the plan is the same walk
+// through it that later hands out the pointers.
 
 // What the model is, for one replica.
 typedef struct {
-    int64_t L, NH, HS, C, V, Vp;
-    int64_t T;   // tokens of a sequence, and rows of wpe
-    int64_t B;   // sequences of a pass
+    int64_t L, NH, HS, C, V, Vp;   // the letters of the opening essay
+    int64_t T;                     // tokens of a sequence, and rows of wpe
+    int64_t B;                     // sequences of a pass
 } Shape;
 
-// What is gathered and scattered as one piece, in the order in which the next step's forward pass wants it.
+// Kinds of units, in the order in which a forward pass needs them. Buffers have them in another order: the
+// embeddings, the layers, the final norm, the positions.
 enum { UNIT_EMBED, UNIT_POSITIONS, UNIT_LAYER, UNIT_FINAL, UNIT_KINDS };
 enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the same / sqrt(2L), 0, 1
 
-// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector), stored transposed
-// there (its Conv1D keeps (in, out)), decayed by AdamW, centred over its outputs with --center, initial values.
-// Matrices are (out, in).
+// Every parameter once: name, Hugging Face's name, unit, rows, columns (0: a vector); whether Hugging Face
+// stores it transposed (its Conv1D keeps (in, out)), whether AdamW decays it, whether --center takes the mean
+// over its outputs from it; initial values. Matrices are (out, in).
 // clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, 0, INIT_NORMAL) \
@@ -2642,6 +2851,7 @@ typedef struct {
     int transposed, decay, centred, init;
 } Parameter;
 
+// One row of the table above, for a shape.
 static Parameter parameter(const Shape* s, int id) {
     const Parameter table[] = {
 #define X(name, hf, unit, rows, columns, transposed, decay, centred, init) \
@@ -2664,44 +2874,37 @@ static int64_t parameter_offset(const Shape* s, int id) {
     return offset;
 }
 
-// Of every parameter a run has four states, each in a buffer of its own.
+// The states of the parameters, each in a buffer of its own.
 enum { STATE_WEIGHTS, STATE_GRADIENTS, STATE_M, STATE_V, STATES };   // m, v: AdamW's moments
 static const int SHARDED_FROM_ZERO[STATES] = {3, 2, 1, 1};   // the --zero from which on ranks hold slices
 
 enum { SLICE_PADDING = 16 };   // a rank's slice of a unit is a multiple of so many elements
 
-// Units: embeddings, layers, final norm, positions. Each is padded so that it splits into `world` equal
-// slices; slice w of every unit belongs to rank w.
-//
-//     unit u     | slice of rank 0 | slice of rank 1 | ... | slice of rank W - 1, with the padding at its end |
-//     a buffer   whole units, one after the other (offset), or this rank's slices of all units (shard_offset)
-//
-// Which of the two a state's buffer has depends on --zero. Only the positions may be held otherwise: where the
-// ranks' rows of wpe are slices (positions_own), the unit is `own`, and a rank has its slice alone in buffers of
-// both kinds, since no other rank reads those rows or has a gradient for them. Nothing outside of this section
-// looks at --zero or at `own`: `holding` says how a rank holds a unit, `held` which of its numbers lie where.
+// A unit, and where it lies in the two kinds of buffers.
 typedef struct {
-    int kind, own;
+    int kind, own;          // UNIT_...; see the head of this section
     int64_t elements;       // without padding
     int64_t slice;          // elements of one rank's slice
     int64_t offset;         // of the unit, or of an own slice, in a buffer of all units
     int64_t shard_offset;   // of a slice in a buffer that holds one rank's slices
 } Unit;
 
+// All units and buffers, the same on all ranks.
 typedef struct {
     Unit* units;   // (L + 3)
     int count;
-    int world;                         // ranks that share them
-    int64_t elements;                  // of all units, padded
-    int sharded[STATES];               // a state's buffer holds this rank's slices; else whole units
-    int64_t buffer[STATES];            // numbers in it
-    int64_t largest;                   // unit, padded, that is ever brought together for a step
-    int64_t parameters;                // that are trained, padding of the vocabulary left out
+    int world;                // ranks that share them
+    int64_t elements;         // of all units, padded
+    int sharded[STATES];      // a state's buffer holds this rank's slices; else whole units
+    int64_t buffer[STATES];   // numbers in it
+    int64_t largest;          // of the units that are not own, padded: one is brought together at a time
+    int64_t parameters;       // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
 } Layout;
 
-// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them
-// for every layer (the others compute them again in the backward pass).
+// Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them for
+// every layer. The other modes compute them again in the backward pass, in memory that layers share; sqrt
+// keeps none of them.
 enum {
     KEEP_NONE = 1 << GPT2_SP_NONE,
     KEEP_GELU = 1 << GPT2_SP_GELU,
@@ -2710,14 +2913,14 @@ enum {
 };
 // clang-format off
 #define ACTIVATIONS(X) \
-    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* the layer's input: the residual stream */ \
+    X(x,     s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER)  /* input: the residual stream */ \
     X(ln1,   s->C,     KEEP_NONE) \
     X(rstd1, 1,        KEEP_NONE)                                       /* 1 / root mean square */ \
     X(q,     s->C,     KEEP_NONE | KEEP_GELU)                           /* (B, NH, Tl, HS) */ \
     X(kv,    2 * s->C, KEEP_NONE | KEEP_GELU)                           /* (B, 2, NH, Tl, HS) */ \
     X(atty,  s->C,     KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* attention's output, (R, C) */ \
-    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp of the scores, (B, NH, Tl) */ \
-    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the residual stream after attention */ \
+    X(lse,   s->NH,    KEEP_NONE | KEEP_GELU | KEEP_ATTN)               /* log-sum-exp, (B, NH, Tl) */ \
+    X(x2,    s->C,     KEEP_NONE | KEEP_GELU)                           /* the stream after attention */ \
     X(ln2,   s->C,     KEEP_NONE) \
     X(rstd2, 1,        KEEP_NONE) \
     X(fch,   4 * s->C, KEEP_NONE | KEEP_GELU)                           /* MLP before the GELU */ \
@@ -2732,8 +2935,8 @@ enum {
 };
 typedef struct {
     const char* name;
-    int64_t columns;
-    int keep;
+    int64_t columns;   // numbers per row
+    int keep;          // bits KEEP_...
 } Activation;
 static Activation activation(const Shape* s, int id) {
     const Activation table[] = {
@@ -2743,16 +2946,19 @@ static Activation activation(const Shape* s, int id) {
     };
     return table[id];
 }
+// Whether a mode keeps an activation for every layer. The shape plays no part in that.
 static int activation_kept(int id, int mode) {
     Shape none;
     memset(&none, 0, sizeof none);
     return activation(&none, id).keep >> mode & 1;
 }
 
-// --recompute sqrt keeps the input of every k-th layer and redoes k layers at a time; the others redo one.
+// Layers that are computed again at a time: --recompute sqrt keeps the input of every k-th layer and redoes k
+// layers; the other modes redo one.
 static int64_t segment_layers(const Shape* s, int mode) {
     return mode == GPT2_SP_SQRT ? (int64_t)ceil(sqrt((double)s->L)) : 1;
 }
+// For how many layers there is memory for an activation: layer l has copy l % copies.
 static int64_t activation_copies(const Shape* s, int id, int mode) {
     return activation_kept(id, mode) ? s->L : min_i64(s->L, segment_layers(s, mode));
 }
@@ -2760,8 +2966,9 @@ static int64_t activation_copies(const Shape* s, int id, int mode) {
 // What memory is for; a row of the plan each.
 // clang-format off
 #define MEMORY_GROUPS(X) \
-    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") X(KEPT, "activations kept") \
-    X(WORK, "work buffers") X(LOGITS, "logits chunk") X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
+    X(WEIGHTS, "weights") X(GRADIENTS, "gradients") X(OPTIMIZER, "optimizer state") \
+    X(KEPT, "activations kept") X(WORK, "work buffers") X(LOGITS, "logits chunk") \
+    X(EXCHANGE, "exchange buffers") X(DATA, "tokens and labels")
 // clang-format on
 enum {
 #define X(name, text) MEMORY_##name,
@@ -2775,6 +2982,7 @@ static const char* const MEMORY_NAMES[] = {
 #undef X
 };
 
+// The row of the plan in which each state is counted.
 static const int STATE_MEMORY[STATES] = {
     MEMORY_WEIGHTS, MEMORY_GRADIENTS, MEMORY_OPTIMIZER, MEMORY_OPTIMIZER};
 
@@ -2786,6 +2994,7 @@ typedef struct {
     size_t group[MEMORY_GROUP_COUNT];   // bytes of each group
 } Arena;
 
+// Memory for `elements` of `size` bytes, at a multiple of 64 bytes; NULL while planning.
 static void* arena_take(Arena* a, int group, int64_t elements, size_t size) {
     size_t bytes = ((size_t)elements * size + 63) & ~(size_t)63;
     void* p = a->base ? a->base + a->used : NULL;
@@ -2796,7 +3005,7 @@ static real* arena_reals(Arena* a, int group, int64_t elements) {
     return (real*)arena_take(a, group, elements, sizeof(real));
 }
 
-// The heads of parts h0 to h1 - 1 of a table.
+// A range of heads; part_heads: those of a table's parts h0 to h1 - 1.
 typedef struct {
     int64_t first, count;
 } Heads;
@@ -2815,25 +3024,32 @@ typedef struct {
     double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
 } Rates;
 
-// What works on the ranks' memory: the CPU's functions below, or the GPU program's. Jobs are what ranks_run
-// runs.
+// A job is what all ranks of a process do together (ranks_run), with an argument of its own. 0, or -1 with a
+// line in r->error.
+typedef int (*RankJob)(Rank* r, gpt2_sp* g, void* argument);
+
+// What works on the ranks' memory: the CPU's functions below, or the GPU program's.
 typedef struct {
-    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);   // refuses what it cannot do
+    // Refuses options that the device does not have.
+    int (*check)(const Mesh* mesh, const gpt2_sp_options* o, Error* e);
+    // The memory of a rank, without allocating it.
     Arena (*plan)(const Mesh* mesh, const Layout* layout, int world_rank);
     uint64_t (*memory)(const Mesh* mesh);   // bytes that the ranks of this machine may take together
     int (*allocate)(Rank* r, Error* e);
     void (*release)(Rank* r);
-    int (*init)(Rank* r, gpt2_sp* g);   // jobs: fresh weights, reading and writing a checkpoint, a step
-    int (*load)(Rank* r, gpt2_sp* g);
-    int (*save)(Rank* r, gpt2_sp* g);
-    int (*step)(Rank* r, gpt2_sp* g);
-    int (*gradients)(Rank* r,
-        gpt2_sp*
-            g);   // of the ranks' batches, no update: each rank's slices to g->collected, the loss to g->sums
-    int (*pass)(Rank* r,
-        int64_t pass);   // forward, and backward if r->learn; evaluation reads token_loss and token_hit
-    int64_t (*generate)(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
-        double temperature, int64_t top_k, double top_p, uint64_t seed);
+    RankJob init;        // fresh weights; no argument
+    RankJob load;        // LoadJob
+    RankJob save;        // SaveJob
+    RankJob step;        // StepJob
+    RankJob gradients;   // Gradients: those of the ranks' batches, without an update
+    // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
+    int (*pass)(Rank* r, int64_t pass);
+    // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and
+    // a line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the
+    // logits (Vp) of what follows the last. 0, or -1 and a line in g->error.
+    void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
+    int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
+    void (*decoder_close)(void* decoder);
     int (*verify)(gpt2_sp* g);                       // --verify
     void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
     int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
@@ -2848,16 +3064,16 @@ struct Mesh {
     int dp, sp, world, zero, recompute, center, doc_mask, training;
     int first_rank, local_ranks;   // world ranks that this process holds
     int process, processes;        // this process, and all of the run
-    int local_process,
-        local_processes;   // among those on this machine, in the order of their numbers: to choose GPUs by
-    int threads;           // of a rank
+    // The same among those on this machine, in the order of their numbers: to choose GPUs by.
+    int local_process, local_processes;
+    int threads;   // of a rank
     int64_t passes, logits_chunk;
     const Schedule* schedule;   // [2]: forward, backward
 };
 
-// Whether every rank's rows of a sequence are one slice of the rows of wpe, the same rows in every sequence,
-// and nobody else's: not with replicas, with positions that restart in documents, or where a rank has rows of
-// both ends (zigzag, allgather).
+// Whether the positions are `own`: a rank reads the same rows of wpe in every sequence, these are its slice,
+// and no other rank reads them. Not so with replicas, with positions that restart in documents, where a rank
+// has rows of both ends (zigzag, allgather), or where the rows do not divide evenly into padded slices.
 static int positions_own(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
     return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !mesh->doc_mask && s->T % mesh->sp == 0 &&
@@ -2865,6 +3081,7 @@ static int positions_own(const Mesh* mesh) {
         rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
 }
 
+// Lays out the units for a mesh; layout->units is the caller's to free, also after an error.
 static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     const Shape* s = &mesh->shape;
     memset(layout, 0, sizeof *layout);
@@ -2899,8 +3116,8 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     }
     return 0;
 }
-// The unit of the positions: the last, so that a buffer of all units ends with it or with a rank's slice of
-// it.
+// The unit of the positions. It is the last one: as it may be own, the buffers of whole units end with all of
+// it or with a rank's slice of it.
 static int positions_unit(const Layout* layout) { return layout->count - 1; }
 
 // How every rank holds a state of a unit.
@@ -2913,17 +3130,18 @@ static int holding(const Layout* layout, int state, int u) {
     if (layout->units[u].own) return HELD_OWN;
     return layout->sharded[state] ? HELD_SLICE : HELD_WHOLE;
 }
-// Whether every rank holds all of a state: of the positions, if of anything, it might not.
+// Whether every rank holds all of a state. The positions tell: they are split wherever another unit is.
 static int holds_all(const Layout* layout, int state) {
     return holding(layout, state, positions_unit(layout)) == HELD_WHOLE;
 }
-// Whether the rows of wpe are the ranks' own, so that who wants others fetches them.
+// Whether each rank has the rows of wpe that its tokens need and no others.
 static int positions_apart(const Layout* layout) {
     return holding(layout, STATE_WEIGHTS, positions_unit(layout)) == HELD_OWN;
 }
 
 // What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
+// HP: HS rounded up to whole panels of NR columns.
 typedef struct {
     real keys[HS_MAX * BK];     // K^T of the block, in panels of columns
     real values[HS_MAX * BK];   // forward: V (BK, HP); backward: V^T in panels
@@ -2945,7 +3163,7 @@ struct Rank {
     Transport transport;
     Segments segments;   // the rows of a sequence that it holds
     int64_t Tl, R;       // R = B * Tl
-    Arena arena;
+    Arena arena;         // all of its memory but the lists of slots
 
     real* state[STATES];   // what this rank holds of the weights, the gradients, m and v (see held)
     real* whole_unit[2];   // where a unit's weights, or its gradients, come together if it holds slices
@@ -2966,15 +3184,15 @@ struct Rank {
     real** slots[2];                 // exchange buffers of the forward and the backward table
     unsigned char* slot_filled;      // a result lies in the slot
     Piece* pieces;                   // of one step: sends, then receives
-    unsigned char *op_active, *message_active, *mark;
-    int64_t* first_key;          // (chunks)
-    AttentionScratch* scratch;   // one per thread
-    real* logits;                // (logits_chunk, Vp)
-    real* token_loss;            // (R)
-    unsigned char* token_hit;    // (R) evaluation: the likeliest token was right
-    RankBatch batches[3];        // in use, read ahead, evaluation's
-    const RankBatch* batch;      // of the pass that runs
-    int learn;                   // it computes gradients
+    unsigned char *op_active, *message_active, *mark;   // see schedule_prune
+    int64_t* first_key;                                 // (chunks) the same
+    AttentionScratch* scratch;                          // one per thread
+    real* logits;                                       // (logits_chunk, Vp)
+    real* token_loss;                                   // (R)
+    unsigned char* token_hit;                           // (R) evaluation: the likeliest token was right
+    RankBatch batches[3];                               // in use, read ahead, evaluation's
+    const RankBatch* batch;                             // of the pass that runs
+    int learn;                                          // it computes gradients
 
     double loss_sum;                              // of the pass or step, not yet divided
     int64_t valid_tokens;                         // of the whole step, over all ranks
@@ -2983,15 +3201,18 @@ struct Rank {
     Error error;
 };
 
+// Numbers of a slot that is made for an item, for a rank of that many rows.
 static int64_t slot_elements(const Mesh* mesh, const Schedule* s, Item item, int64_t rows) {
     int64_t heads = ceil_div(mesh->shape.NH * (item.h1 - item.h0), s->head_parts);
     return heads * rows * (item_width(item.kind) * mesh->shape.HS + item_stats(item.kind));
 }
 
-// Numbers [begin, begin + n) of a unit, which this rank holds at `at` of the state's buffer.
+// What a rank holds of a unit: its numbers [begin, begin + n), which lie from `at` on in the state's buffer.
+// Of a whole unit n leaves the padding out, of a slice it does not.
 typedef struct {
     int64_t at, begin, n;
 } Held;
+// Where in a unit this rank's slice begins.
 static int64_t slice_begin(const Rank* r, int u) { return r->sharing.index * r->layout->units[u].slice; }
 static Held held(const Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
@@ -2999,17 +3220,18 @@ static Held held(const Rank* r, int state, int u) {
     if (r->layout->sharded[state]) slice.at = unit->shard_offset;
     return holding(r->layout, state, u) == HELD_WHOLE ? whole : slice;
 }
-// Where in a state's buffer this rank has number `number` of a unit.
+// Where in a state's buffer this rank has number `number` of a unit. It must hold that number.
 static int64_t held_at(const Rank* r, int state, int u, int64_t number) {
     Held h = held(r, state, u);
     return h.at + number - h.begin;
 }
-// The first row of wpe that the layers find where `weight` points.
+// The row of wpe to which weight(.., P_wpe) points: the first of all, or the first of this rank's own.
 static int64_t positions_first(const Rank* r) {
     return positions_apart(r->layout) ? r->segments.begin[0] : 0;
 }
 
-// Walks through all memory of a rank (see Arena).
+// Walks through all memory of a rank: counts it in r->arena, and hands out the pointers once the arena has
+// memory.
 static void rank_layout(Rank* r) {
     const Mesh* mesh = r->mesh;
     const Layout* layout = r->layout;
@@ -3054,8 +3276,8 @@ static void rank_layout(Rank* r) {
     for (int i = 0; i < mesh->sp; i++)
         most_rows = max_i64(most_rows, rank_segments(mesh->schedule->kind, mesh->sp, s->T, i).total);
     size_t exchange = a->used, largest = 0, exchange_group = a->group[MEMORY_EXCHANGE];
-    for (int direction = 0; direction <= mesh->training;
-         direction++) {   // both use the same memory, one after the other
+    // the slots of the forward and of the backward table share memory: the tables run one after the other
+    for (int direction = 0; direction <= mesh->training; direction++) {
         const Schedule* table = &mesh->schedule[direction];
         a->used = exchange, a->group[MEMORY_EXCHANGE] = exchange_group;
         int count = table->slot_count[r->place.sp];
@@ -3086,6 +3308,7 @@ static void rank_layout(Rank* r) {
     }
 }
 
+// Makes rank `world_rank` without its memory and its transport: its place, its groups, its rows.
 static void rank_place(Rank* r, const Mesh* mesh, const Layout* layout, int world_rank) {
     memset(r, 0, sizeof *r);
     r->mesh = mesh, r->layout = layout;
@@ -3106,6 +3329,7 @@ static Arena rank_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
     return r.arena;
 }
 
+// Allocates a rank's memory, all zeros, as it was planned. rank_free frees it, also after an error.
 static int rank_allocate(Rank* r, Error* e) {
     Arena plan = rank_plan(r->mesh, r->layout, r->world_rank);
     for (int d = 0; d <= r->mesh->training; d++) {
@@ -3123,6 +3347,7 @@ static int rank_allocate(Rank* r, Error* e) {
     return 0;
 }
 
+// Frees what rank_allocate has taken.
 static void rank_free(Rank* r) {
     free(r->arena.base);
     free(r->slots[0]);
@@ -3146,13 +3371,14 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// Threads of a rank: --threads, or the cores that this process may use, divided by the ranks that share them.
 static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #ifdef _OPENMP
     cpu_set_t own;
     int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t usable = sched_getaffinity(0, sizeof own, &own) == 0 ? CPU_COUNT(&own) : cores;
-    int sharing =
-        usable < cores ? 1 : mesh->local_processes;   // a launcher has bound each process to cores of its own
+    // where not all cores are usable, a launcher has bound each process to cores of its own
+    int sharing = usable < cores ? 1 : mesh->local_processes;
     return (int)(o->threads ? o->threads : max_i64(1, usable / (mesh->local_ranks * sharing)));
 #else
     (void)mesh, (void)o;
@@ -3160,8 +3386,8 @@ static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
 #endif
 }
 
-// --sp 0: as many ranks as there are devices, those of all processes, divided by --dp. The processes of a
-// machine share its devices evenly; one that is shown fewer than there are processes has one rank. The CPU
+// --sp 0: as many ranks as all processes have devices, divided by --dp. The processes of a machine share its
+// devices evenly; a process that sees fewer devices than the machine has processes gets one rank. The CPU
 // program counts one device a process.
 static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_processes, Error* e) {
     if (o->sp > 0) return 0;
@@ -3177,7 +3403,8 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     return 0;
 }
 
-// All of a mesh but its schedules, which are made by mesh_init, or were for another length.
+// Fills in a mesh from options and checks it. `schedules` may be empty still (mesh_init makes them), or be
+// those of another length: a table does not depend on it.
 static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab,
     int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
@@ -3203,6 +3430,7 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
 }
 
+// The same with its schedules, which the caller has zeroed and frees, also after an error.
 static int mesh_init(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab, int training,
     const Device* device, Error* e) {
     if (mesh_shape(mesh, schedules, o, vocab, training, device, e) != 0) return -1;
@@ -3224,6 +3452,7 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     return bytes;
 }
 
+// Memory of the machine: the CPU's Device.memory.
 static uint64_t machine_bytes(const Mesh* mesh) {
     (void)mesh;
     return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
@@ -3240,16 +3469,16 @@ static Arena fullest_rank(const Mesh* mesh, const Layout* layout) {
 }
 
 // The longest context, or with `batch` the largest batch, whose fullest rank fits in `bytes`, all else equal;
-// 0 if none does.
+// 0 if none does. Found by bisection, in two passes: lengths that the ranks share evenly (multiples of
+// `even`) may need less memory than those between them, as positions can be own only there. The first pass
+// finds the longest of these, the second looks at the lengths beyond it.
 static int64_t largest_fit(const gpt2_sp_options* options, int batch, int64_t vocab, int training,
     const Device* device, uint64_t bytes) {
     gpt2_sp_options o = *options;
-    // Lengths that the ranks share evenly, multiples of `even`, may need less memory than those between them
-    // (positions_own): the longest of those first, then those beyond it.
     int64_t common = SLICE_PADDING, fits = 0, most = batch ? 65536 : 1 << 24, chunks,
             *asked = batch ? &o.batch_size : &o.seq_len;
-    while (o.channels % common != 0)
-        common /= 2;   // the greatest common divisor with the padding, a power of 2
+    // common: the greatest common divisor of channels and the padding, which is a power of 2
+    while (o.channels % common != 0) common /= 2;
     int64_t even = batch ? 1 : o.sp * (SLICE_PADDING / common);
     Schedule schedules[2];   // the same for every length
     Error e;
@@ -3284,12 +3513,27 @@ static int64_t longest_context(
 }
 
 // ===== 7. layers (forward, backward) ============================================================
+//
+// The functions that a layer is a list of, each forward function followed by its backward. Arguments are the
+// outputs first, then the inputs, then the sizes; shapes are in the letters of the opening essay. The rule
+// for what a backward function does to its outputs:
+//
+//     gradients of parameters                dweight += ...     passes, and the two uses of wte, add up
+//     gradients of activations               dinp = ...         what was there is overwritten
+//     the gradient of the residual stream    dx += ...          each branch adds its part (RMSNorm's dinp)
+//
+//     x -+- RMSNorm - QKV - attention - projection -+-> x2 -+- RMSNorm - MLP, GELU - projection -+-> next x
+//        +------------------------------------------+       +------------------------------------+
+//
+// Threads share rows, columns or heads of what is written, never a sum: their number changes no bit.
+// Attention runs over all ranks of a sequence: a kernel for one head of one pair of chunks, and the executor
+// of a schedule's table around it.
 
 // --- matrix products ---
 //
-// All of them go through one micro-kernel: MR rows times NR columns of sums held in vector registers,
-// while k runs: one broadcast of A and NV vectors of B per row and step. 12 x 2 AVX-512 registers hold the
-// sums, 2 more a row of B (6 x 2 of 16 registers with AVX).
+// All of them go through one micro-kernel. It holds MR rows times NR columns of sums in vector registers
+// while k runs; for each k it loads NV vectors, a row of B, and broadcasts one number of A for each row of
+// sums. AVX-512: 12 x 2 registers hold the sums, 2 the row of B; AVX: 6 x 2 of 16.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
 #elif defined(__AVX__)
@@ -3306,7 +3550,7 @@ enum { VECTOR = VECTOR_BYTES / (int)sizeof(real), NV = 2, NR = NV * VECTOR };
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-// c (rows, NR) = or += a (rows, K) b (K, NR); `rows` is a constant where this is called.
+// c (rows, NR) = or += a (rows, K) b (K, NR). Callers give `rows` as a constant: all sums get registers.
 INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int64_t a_column, const real* b,
     int64_t b_row, real* c, int64_t c_row, int add) {
     const Vector zero = {0};
@@ -3327,7 +3571,8 @@ INLINE void micro_kernel(int rows, int64_t K, const real* a, int64_t a_row, int6
     }
 }
 
-// An operand of a product: element (i, j) is p[i row + j column].
+// An operand of a product: element (i, j) is p[i row + j column]. The functions make one of a matrix that
+// lies by rows, of the transpose of such a matrix, and of the part of a matrix that begins at an element.
 typedef struct {
     const real* p;
     int64_t row, column;
@@ -3336,11 +3581,11 @@ static Matrix by_rows(const real* p, int64_t columns) {
     Matrix m = {p, columns, 1};
     return m;
 }
-static Matrix transposed(const real* p, int64_t columns) {   // of a matrix that lies by rows
+static Matrix transposed(const real* p, int64_t columns) {
     Matrix m = {p, 1, columns};
     return m;
 }
-static Matrix part_of(Matrix m, int64_t i, int64_t j) {   // from element (i, j) on
+static Matrix part_of(Matrix m, int64_t i, int64_t j) {
     m.p += i * m.row + j * m.column;
     return m;
 }
@@ -3357,12 +3602,9 @@ static void panel_product(
         micro_kernel(1, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
 }
 
-enum {
-    KC = 256,
-    NC = 384,
-    MC = 96
-};   // blocks of k, columns and rows: B's block stays in the L2 cache
-     // (`make bench` prints the share of the peak that they reach)
+// Blocks of k, columns and rows, chosen so that B's block stays in the L2 cache (`make bench` prints the
+// share of the peak that they reach).
+enum { KC = 256, NC = 384, MC = 96 };
 
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
 static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
@@ -3383,7 +3625,8 @@ static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
 // Rows of the next tile when `left` are left.
 INLINE int64_t tile_rows(int64_t left) { return left >= MR ? (int64_t)MR : left >= 4 ? 4 : 1; }
 
-// Copies a (rows, K) block of A so that the micro-kernel's broadcasts lie side by side.
+// Copies a (rows, K) block of A, tile by tile of tile_rows, so that the numbers that the micro-kernel
+// broadcasts for one k lie side by side.
 static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     for (int64_t i = 0, n; i < rows; i += n) {
         n = tile_rows(rows - i);
@@ -3392,7 +3635,8 @@ static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
     }
 }
 
-// One block of columns of C, all rows.
+// One task of gemm: a block of at most NC columns of C. Where the last panel of a block has less than NR
+// columns, the micro-kernel writes to `edge`, from which the real columns are added to C.
 static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     real panels[KC * NC] __attribute__((aligned(64)));
@@ -3439,6 +3683,7 @@ static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K
     }
 }
 
+// Threads that a parallel loop of this rank has, and which of them the caller is.
 static int thread_count(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -3455,8 +3700,8 @@ static int thread_index(void) {
 #endif
 }
 
-// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns (the rows, if
-// those are few), never a sum: their number changes no bit.
+// C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns; where
+// these are few, the rows.
 static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
     const real* bias, int accumulate) {
     int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
@@ -3510,14 +3755,14 @@ static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const re
 // --- elementwise ---
 
 // e^x. For floats a degree-6 polynomial on [-ln2/2, ln2/2] (Cephes' scheme; relative error below 2.5e-7) that
-// the compiler turns into vector code; below -87 it gives 0 to within the smallest normal float.
+// the compiler turns into vector code; below -87, also for -inf, it gives e^-87 = 1.6e-38.
 INLINE real exp_real(real x) {
 #if GPT2_SP_REAL_BYTES == 8
     return exp(x);
 #else
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f +
-        12582912.0f;   // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    // adding 1.5 * 2^23 rounds to a whole number, which is then in the low bits
+    float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
     float p = 1.0f / 720;
@@ -3536,7 +3781,7 @@ INLINE real exp_real(real x) {
 #endif
 }
 
-// out (R, C) = rows of inp without their mean
+// out (R, C) = rows of inp without their mean; out may be inp
 static void cpu_center_rows(real* out, const real* inp, int64_t R, int64_t C) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(R, 64); block++)
@@ -3555,7 +3800,7 @@ static void cpu_embedding_forward(real* x, const int32_t* tokens, const real* wt
     for (int64_t t = 0; t < R; t++) memcpy(x + t * C, wte + tokens[t] * C, (size_t)C * sizeof(real));
 }
 
-// dwte[token] += dx, which is centred in place first if `center`.
+// dwte[token] += dx, which is centred in place first if `center`: the gradient of a centred row is centred.
 static void cpu_embedding_backward(
     real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dx, dx, R, C);
@@ -3563,8 +3808,9 @@ static void cpu_embedding_backward(
         for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c];
 }
 
-// x (R, C) += wpe[position], then the row's mean is subtracted if `center`.
-// position: of row t in the sequence, or in its document where doc_start (T) is given.
+// x (Tl, C) of one sequence += wpe[position], then each row's mean is subtracted if `center`. The position of
+// a row is that in the sequence, or in its document where doc_start (T) is given. seg counts rows from the
+// row to which wpe points.
 static void cpu_position_forward(
     real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
@@ -3576,7 +3822,7 @@ static void cpu_position_forward(
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwpe[position] += dx, which cpu_embedding_backward has centred
+// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred
 static void cpu_position_backward(
     real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
@@ -3605,8 +3851,8 @@ static void cpu_rmsnorm_forward(
         }
 }
 
-// dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), g = dout * weight; dweight += dout * inp * rstd; dbias
-// += dout
+// With g = dout * weight:
+//     dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), dweight += dout * inp * rstd, dbias += dout
 static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* rstd, const real* weight, int64_t R, int64_t C) {
     PARALLEL_FOR
@@ -3671,8 +3917,8 @@ static void cpu_gelu_backward(real* dinout, const real* inp, int64_t n) {
     }
 }
 
-// out (R, C) = x + y, the rows of y without their mean if `center` (this equals centring the projection's
-// weights and bias over their outputs; the gradient of a centred row is centred alike)
+// out (R, C) = x + y, the rows of y without their mean if `center`. That is the same as a projection whose
+// weights and bias are centred over their outputs.
 static void cpu_residual_forward(real* out, const real* x, const real* y, int center, int64_t R, int64_t C) {
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(R, 64); block++)
@@ -3685,15 +3931,15 @@ static void cpu_residual_forward(real* out, const real* x, const real* y, int ce
             for (int64_t c = 0; c < C; c++) out[t * C + c] = x[t * C + c] + (y[t * C + c] - mean);
         }
 }
-// The branch's gradient from the residual stream's: centred if its output was.
+// The gradient of a branch's output (R, C) from the residual stream's: centred if the output was.
 static void cpu_residual_backward(real* dbranch, const real* dx, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dbranch, dx, R, C);
     else memcpy(dbranch, dx, (size_t)(R * C) * sizeof(real));
 }
 
-// Cross-entropy of rows of logits (R, Vp) of which V are real. losses (R): -log p[label], 0 where label < 0;
-// hits (R): the likeliest is the label. With grad_scale != 0 the logits become their gradient of
-// grad_scale * loss, in place.
+// Cross-entropy of logits (R, Vp), of which the first V columns count. losses (R): -log p[label], 0 where
+// label is -1; hits (R): whether the likeliest token is the label. With grad_scale != 0 the logits become the
+// gradient of grad_scale * loss, in place; else they are left as scratch.
 static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, const int32_t* labels,
     real grad_scale, int64_t R, int64_t V, int64_t Vp) {
     PARALLEL_FOR
@@ -3725,6 +3971,7 @@ static void cpu_crossentropy(real* losses, unsigned char* hits, real* logits, co
 // Rows of HS numbers; q_position and k_position are the absolute positions of the first rows. Key j is
 // visible to query i iff doc_start[i] <= j <= i, all absolute (doc_start, of the queries' rows, may be NULL).
 // Blocks of BQ queries and BK keys: the scores of a block live in cache only (Dao et al. 2022, 2023).
+
 // Visible keys of query row i in the block of n keys that begins at absolute position k0: [*low, *high).
 INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, const int32_t* doc_start,
     int64_t* low, int64_t* high) {
@@ -3733,6 +3980,7 @@ INLINE void visible_keys(int64_t i, int64_t q_position, int64_t k0, int64_t n, c
     if (*high < *low) *high = *low;
 }
 
+// Copies rows, cut or filled with zeros to another number of columns: from HS to whole panels and back.
 static void copy_padded(real* out, int64_t out_columns, const real* in, int64_t in_columns, int64_t rows) {
     int64_t n = min_i64(out_columns, in_columns);
     for (int64_t i = 0; i < rows; i++) {
@@ -3756,8 +4004,9 @@ typedef struct {
     const int32_t* doc_start;         // (nq) of the queries' rows, or NULL
 } AttentionPair;
 
-// (o, m, l): running sum of e^(s - m) v, maximum and sum of e^(s - m); they carry over from one chunk of keys
-// to the next (start: 0, -inf, 0). In the end the output is o / l and the log-sum-exp m + log l.
+// Adds a pair to the running softmax of its queries' rows: m (nq) is the largest score s so far, l (nq) the
+// sum of e^(s - m), o (nq, HS) that of e^(s - m) v. They carry over from one chunk of keys to the next and
+// start as 0 (o, l) and -inf (m). In the end the output is o / l, and the log-sum-exp m + log l.
 static void cpu_attention_forward_head(
     real* o, real* m, real* l, const AttentionPair* p, AttentionScratch* w) {
     const real *q = p->q, *k = p->k, *v = p->v;
@@ -3800,8 +4049,9 @@ static void cpu_attention_forward_head(
     }
 }
 
-// dq, dk, dv += the pair's share, from the final lse and delta = rowsum(dO * O) of the queries' rows:
-// P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
+// dq (nq, HS), dk, dv (nk, HS) += the pair's share. dout (nq, HS), the final lse (nq) and delta (nq), which
+// is rowsum(dO * O), are those of the queries' rows.
+//     P = e^(s - lse), dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K, dK = dS^T Q
 static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const AttentionPair* p,
     const real* dout, const real* lse, const real* delta, AttentionScratch* w) {
     const real *q = p->q, *k = p->k, *v = p->v;
@@ -3852,23 +4102,25 @@ static void cpu_attention_backward_head(real* dq, real* dk, real* dv, const Atte
 
 // --- distributed attention: the executor of a schedule's table ---
 //
-// Every rank runs its part of the table, forward and backward, on every device:
+// Every rank runs its part of the table (section 5), forward and backward, on every device:
 //
-//     step s      post     offer what travels during it
-//                 op       compute what the table says; operands came during earlier steps
-//                 wait     what was offered to this rank is there, what it offered is taken
-//                 merge    add results that came home
+//     step s      post     offers the pieces of the messages that this rank sends
+//                 op       computes this rank's ops; their operands came during earlier steps
+//                 wait     until the messages to this rank are there, and those from it are taken
+//                 merge    adds results that came
 //
-// What differs between the CPU and the GPU is a table of functions (TableOps).
+// Where CPU and GPU differ, a table of functions (TableOps) says how.
 
-// What travels during a step: `sends` and `receives` of this rank.
+// What this rank sends and receives during a step.
 typedef struct {
     Piece *sends, *receives;
     int send_count, receive_count;
 } Exchange;
 
+// `run` is the device's own, one run of a table.
 typedef struct {
-    // The pieces of an item, in the rank's own tensors (slot -1) or in a slot: how many.
+    // Fills in the pieces of an item, which lie in the rank's own tensors (slot -1) or in a slot, for a
+    // message to or from `peer`; returns how many.
     int (*pieces)(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out);
     int (*post)(Rank* r, void* run, const Exchange* x);   // these give 0, or -1 with a line in r->error
     int (*op)(Rank* r, void* run, const ScheduleOp* op);
@@ -3876,15 +4128,17 @@ typedef struct {
     int (*merge)(Rank* r, void* run, const ScheduleMessage* msg);
 } TableOps;
 
+// Rows of a sequence that rank `of` of it holds (its Tl).
 static int64_t rank_rows(const Rank* r, int of) {
     return rank_segments(r->mesh->schedule->kind, r->mesh->sp, r->mesh->shape.T, of).total;
 }
 
-// A chunk of a sequence: whose rows it is part of, which of that rank's two it is, and where it begins there
-// and in the sequence.
+// Where a chunk of a sequence lies.
 typedef struct {
-    int owner, second;
-    int64_t of_owner, at, rows, position;
+    int owner, second;   // rank of the sequence that holds it; whether it is the later of its two chunks
+    int64_t of_owner;    // rows that the owner holds
+    int64_t at, rows;    // of the owner's rows: first, how many
+    int64_t position;    // of the first row in the sequence
 } Chunk;
 static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     Chunk c;
@@ -3895,8 +4149,9 @@ static Chunk chunk_place(const Rank* r, const Schedule* table, int chunk) {
     return c;
 }
 
-// Before a table runs for B sequences: which of its ops and messages they need, by their documents (doc_start
-// (B, T), or NULL). A chunk needs the keys from the earliest on that any sequence needs.
+// Called before a table runs for B sequences: empties the slots, and marks the ops and messages that the
+// sequences need by their documents (doc_start (B, T); NULL: all). The B sequences share one run, so what any
+// of them needs is done for all.
 static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start, int64_t B) {
     int64_t T = r->mesh->shape.T;
     memset(r->slot_filled, 0, (size_t)table->slot_count[r->place.sp]);
@@ -3911,7 +4166,7 @@ static void table_begin(Rank* r, const Schedule* table, const int32_t* doc_start
     schedule_prune(table, T, r->first_key, r->op_active, r->message_active, r->mark);
 }
 
-// Runs this rank's part of a table, for which table_begin has been called.
+// Runs this rank's part of a table, after table_begin. 0, or -1 with a line in r->error.
 static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* run) {
     Exchange x = {r->pieces, r->pieces + MAX_PIECES * (2 * r->mesh->sp + 2), 0, 0};
     for (int step = 0, op = 0, message = 0; step < table->steps; step++) {
@@ -3951,13 +4206,14 @@ static int run_table(Rank* r, const Schedule* table, const TableOps* ops, void* 
 // What one run of a table works on: one sequence of one layer.
 typedef struct {
     const Schedule* table;
-    real** slots;
-    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl); those of Q, KV and QDO are read only.
+    real** slots;   // of the table's direction
+    // The rank's own tensors, (NH, Tl, HS) or (NH, Tl). Those of the operands Q, KV and QDO are only read.
     real* own[ITEM_KINDS][ITEM_PARTS];
     const int32_t* doc_start;   // (T), or NULL
 } AttentionRun;
 
-// A tensor of an item: where its first head begins, and numbers between heads.
+// Tensor i of an item, in the rank's own tensors (slot -1) or in a slot: where its first head begins, and how
+// many numbers further each next one does.
 typedef struct {
     real* p;
     int64_t head;
@@ -3975,7 +4231,8 @@ static ItemView item_view(const Rank* r, const AttentionRun* run, Item item, int
     return v;
 }
 
-// Before a partial output travels: (o, m, l) -> (O = o / l, LSE = m + log l), in place.
+// The end of a running softmax: (o, m, l) becomes (O = o / l, LSE = m + log l), in place; l stays. Rows that
+// have seen no key get 0 and -inf.
 static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
         real inverse = l[i] > 0 ? 1 / l[i] : 0;
@@ -3984,7 +4241,7 @@ static void output_finish(real* o, real* m, const real* l, int64_t rows, int64_t
     }
 }
 
-// (o, m, l) of some rows merged with a partial (O, LSE), which counts as a key of score LSE and value O.
+// Merges a partial (O, LSE) into the (o, m, l) of the same rows: as one key of score LSE and value O.
 static void output_merge(
     real* o, real* m, real* l, const real* other, const real* other_lse, int64_t rows, int64_t HS) {
     for (int64_t i = 0; i < rows; i++) {
@@ -3996,7 +4253,8 @@ static void output_merge(
     }
 }
 
-// An item's heads lie side by side in every tensor. A partial output travels as O and LSE: l stays here.
+// A tensor of an item is one piece: its heads lie side by side. A partial output travels as O and LSE, so it
+// is finished before it is sent, and its l is not sent.
 static int cpu_pieces(Rank* r, void* run, Item item, int slot, int peer, int sending, Piece* out) {
     const Shape* s = &r->mesh->shape;
     int64_t heads = part_heads(s, ((AttentionRun*)run)->table, item.h0, item.h1).count;
@@ -4023,7 +4281,8 @@ static int cpu_wait(Rank* r, void* run, const Exchange* x) {
         &r->transport, x->sends, x->send_count, x->receives, x->receive_count, &r->error);
 }
 
-// Empties the rank's slot for a new result, if nothing is in it: no keys seen yet.
+// Makes a slot ready for an op that adds its result to it: if there is no sum in it yet, the empty one. Own
+// sums (slot -1) were made ready before the run.
 static void result_begin(Rank* r, const AttentionRun* run, Item item, int slot) {
     if (slot < 0 || r->slot_filled[slot]) return;
     int64_t heads = part_heads(&r->mesh->shape, run->table, item.h0, item.h1).count;
@@ -4075,7 +4334,7 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     return 0;
 }
 
-// Adds a result that has arrived to the rank's own sums, or to the slot that travels on.
+// Adds a result that has arrived to the rank's own sums, or to the sum in a slot, which travels on.
 static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
     const AttentionRun* run = (const AttentionRun*)argument;
     const Shape* s = &r->mesh->shape;
@@ -4099,7 +4358,7 @@ static int cpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
 }
 static const TableOps CPU_TABLE_OPS = {cpu_pieces, cpu_post, cpu_op, cpu_wait, cpu_merge};
 
-// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): then any range of heads of a sequence is one piece
+// qkv (R, 3C) -> q (B, NH, Tl, HS), kv (B, 2, NH, Tl, HS): any range of heads of a sequence is then one piece
 static void cpu_split_heads(
     real* q, real* kv, const real* qkv, int64_t B, int64_t Tl, int64_t NH, int64_t HS) {
     int64_t C = NH * HS;
@@ -4116,7 +4375,8 @@ static void cpu_split_heads(
     }
 }
 
-// atty (R, C), lse (B, NH, Tl) = attention of q, kv over all ranks of the sequence
+// atty (R, C), lse (B, NH, Tl) = attention of q, kv (cpu_split_heads) over all ranks of the sequence, one
+// sequence after the other. doc_start (B, T), or NULL. The ranks of a sequence call it together.
 static int cpu_attention_forward(
     Rank* r, real* atty, real* lse, const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4145,7 +4405,8 @@ static int cpu_attention_forward(
     return 0;
 }
 
-// dqkv (R, 3C) from datty (R, C) and what the forward pass left
+// dqkv (R, 3C) = the gradient of q, k and v, from datty (R, C) and what the forward pass left;
+// called together too
 static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const real* atty, const real* lse,
     const real* q, const real* kv, const int32_t* doc_start) {
     const Shape* s = &r->mesh->shape;
@@ -4187,13 +4448,29 @@ static int cpu_attention_backward(Rank* r, real* dqkv, const real* datty, const 
 }
 
 // ===== 8. model =================================================================================
+//
+// The life of a micro-batch, which is one pass: B sequences of which this rank holds R rows.
+//
+//     forward     embeddings, positions; the layers, each writes the next one's x
+//     head        final norm; for --logits-chunk tokens at a time the logits, their loss and at once their
+//                 gradient, so that the logits of all tokens never exist together. It begins dx, the
+//                 gradient of the residual stream
+//     backward    from the last layer to the first: what --recompute did not keep is computed again from what
+//                 it kept; the layer adds to its parameters' gradients and to dx. Then embeddings, positions
+//
+// In evaluation a pass ends with the loss. Where ranks hold slices of a unit, its use is framed by calls:
+//
+//     unit_gather          brings its weights together in whole_unit, where they stay until another is
+//     unit_gradient_begin  clears the buffer in which its whole gradient is made
+//     unit_gradient_end    sums that over all ranks; each adds its slice of the sum to what it holds
 
-// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm, L+2
-// positions), and those of one parameter.
+// Where the layers find the weights or the gradients of unit u (0 embeddings, 1..L layers, L+1 final norm,
+// L+2 positions): where they come together, if the rank holds slices, else where it holds them.
 static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
 }
+// The same for one parameter of the unit.
 static real* weight(const Rank* r, int u, int id) {
     return in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
@@ -4201,7 +4478,7 @@ static real* gradient(const Rank* r, int u, int id) {
     return in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, or their gradients. Those that the unit has not are NULL.
+// The parameters of a unit by their names, or their gradients. Those of other units are NULL.
 typedef struct {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) real* name;
     PARAMETERS(X)
@@ -4222,19 +4499,20 @@ static Parameters weights_of(const Rank* r, int u) {
 static Parameters gradients_of(const Rank* r, int u) {
     return parameters_at(r->layout, u, in_use(r, STATE_GRADIENTS, u));
 }
-// The rank's rows of a sequence as rows of what `weight` has of wpe.
+// The rank's rows of a sequence, counted from the row of wpe to which weight(.., P_wpe) points.
 static Segments position_rows(const Rank* r) {
     Segments rows = r->segments;
     for (int i = 0; i < rows.count; i++) rows.begin[i] -= positions_first(r);
     return rows;
 }
-// Layer l's activation; all of them by their names.
+// Where an activation of layer l lies. Layers share memory for what is not kept for every layer.
 static real* act(const Rank* r, int id, int64_t l) {
     Activation a = activation(&r->mesh->shape, id);
     int64_t copies = r->mesh->training ? activation_copies(&r->mesh->shape, id, r->mesh->recompute) : 1;
     return r->act[id] + l % copies * r->R * a.columns;
 }
 
+// All activations of a layer, by their names.
 typedef struct {
 #define X(name, columns, keep) real* name;
     ACTIVATIONS(X)
@@ -4248,7 +4526,8 @@ static Activations activations_of(const Rank* r, int64_t l) {
     return a;
 }
 
-// Brings a unit's parameters together from the ranks' slices, where they hold slices and it is not there yet.
+// Brings a unit's weights together from the ranks' slices, if ranks hold slices and it is not there already.
+// All ranks call it together.
 static int unit_gather(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_WEIGHTS, u) != HELD_SLICE || r->gathered == u) return 0;
@@ -4259,8 +4538,9 @@ static int unit_gather(Rank* r, int u) {
     return r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error);
 }
 
-// Where ranks hold slices of a unit's gradient, it is made whole in a buffer, then summed into the slices;
-// elsewhere the layers add straight to what the rank holds.
+// Before and after the layers add to a unit's gradient. If ranks hold slices of it, this rank's whole
+// gradient is made in a buffer, and summed over the ranks into the slices; else the layers add to what the
+// rank holds, and neither function does anything.
 static void unit_gradient_begin(Rank* r, int u) {
     const Unit* unit = &r->layout->units[u];
     if (holding(r->layout, STATE_GRADIENTS, u) == HELD_SLICE)
@@ -4275,21 +4555,20 @@ static int unit_gradient_end(Rank* r, int u) {
     return 0;
 }
 
-// What a layer's forward pass works on: `rows` tokens, its weights, where its activations go, and which of them
-// are wanted. The decoder's are places in its cache.
+// What the forward pass of a layer works on. The model and the decoder (section 12) fill it in differently.
 typedef struct LayerRun {
-    int64_t l, rows;
+    int64_t l, rows;   // the layer; tokens
     Parameters w;
     Activations a;
     real *wide, *narrow;                                   // (rows, 4C), (rows, C) scratch
     real* next;                                            // the next layer's x; NULL: not wanted
     unsigned needed;                                       // bits of the activations that are computed
     int (*attention)(Rank* r, const struct LayerRun* x);   // wide (rows, 3C): q, k and v -> atty
-    const int32_t* doc_start;
-    void* decoder;
+    const int32_t* doc_start;                              // (B, T), or NULL
+    void* decoder;                                         // for the decoder's attention
 } LayerRun;
 
-// One layer: x -> the next layer's x.
+// One layer: a.x -> next, by way of the activations that are needed. 0, or -1 if attention fails.
 static int layer_forward(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
     const Parameters* w = &x->w;
@@ -4313,7 +4592,7 @@ static int layer_forward(Rank* r, const LayerRun* x) {
 #undef NEED
 }
 
-// The attention of a layer of the model: q, k and v by heads, then over all ranks of the sequence.
+// The model's LayerRun.attention: splits q, k and v by heads, then attends over all ranks of the sequence.
 static int layer_attention(Rank* r, const LayerRun* x) {
     const Shape* s = &r->mesh->shape;
     const Activations* a = &x->a;
@@ -4321,8 +4600,9 @@ static int layer_attention(Rank* r, const LayerRun* x) {
     if (!(x->needed >> A_atty & 1)) return 0;
     return cpu_attention_forward(r, a->atty, a->lse, a->q, a->kv, x->doc_start);
 }
-// Layer l of the model. With `again` it computes only what --recompute did not keep, and the output only if
-// `output`.
+
+// Layer l of the model, forward. `again`: in the backward pass, where only what --recompute did not keep is
+// computed. `output`: the next layer's x too.
 static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
     int u = (int)l + 1;
     LayerRun x;
@@ -4339,7 +4619,7 @@ static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t*
     return layer_forward(r, &x);
 }
 
-// The mirror: dx, the gradient of the layer's output, becomes that of its input.
+// The mirror of layer_forward: r->dx, the gradient of the layer's output, becomes that of its input.
 static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     int64_t R = r->R, C = r->mesh->shape.C;
     int u = (int)l + 1, center = r->mesh->center;
@@ -4362,8 +4642,8 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     return unit_gradient_end(r, u);
 }
 
-// Final norm, logits and loss; in training also their gradients, at once, so that logits exist only for a
-// chunk of tokens: dx becomes the gradient of the last layer's output.
+// Final norm, logits and loss of labels (R), which are added to loss_sum. In training also their gradients,
+// while the logits of a chunk of tokens exist: r->dx becomes the gradient of the last layer's output.
 static int head_forward_backward(Rank* r, const int32_t* labels) {
     const Shape* s = &r->mesh->shape;
     int64_t C = s->C, last = s->L + 1;
@@ -4393,7 +4673,7 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     return unit_gradient_end(r, u);
 }
 
-// One pass over B sequences: adds to loss_sum and, in training, to the gradients.
+// A pass over the B sequences of micro-batch `pass`: adds to loss_sum and, in training, to the gradients.
 static int model_forward_backward(Rank* r, int64_t pass) {
     const Shape* s = &r->mesh->shape;
     int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
@@ -4420,8 +4700,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
 
     for (int64_t l = L - 1; l >= 0; l--) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
-        if (mode == GPT2_SP_SQRT &&
-            (l == L - 1 || l % k == k - 1)) {   // a segment's last layer: redo the segment
+        // sqrt: a segment's last layer has all layers of the segment computed again
+        if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
                 if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
@@ -4447,8 +4727,8 @@ static void weights_init(Rank* r, uint64_t seed) {
         const Unit* unit = &r->layout->units[u];
         Held h = held(r, STATE_WEIGHTS, u);
         real* out = r->state[STATE_WEIGHTS] + h.at;
-        uint64_t stream =
-            (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;   // wpe draws beside wte
+        // wpe draws beside wte: its numbers do not depend on L
+        uint64_t stream = (uint64_t)(unit->kind == UNIT_POSITIONS ? 0 : u) * PARAMETER_COUNT;
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
             if (p.unit != unit->kind) continue;
@@ -4466,8 +4746,21 @@ static void weights_init(Rank* r, uint64_t seed) {
 }
 
 // ===== 9. optimizer =============================================================================
+//
+// A gradient's way, once the passes of a step have added to it:
+//
+//     summed      over all ranks, by a reduce-scatter, and an all-gather where every rank updates all. Slices
+//                 that ranks hold are summed already (unit_gradient_end). Never averaged: see the opening
+//                 essay, point 6
+//     norm        every rank squares its slices; the sum over all ranks, with the loss, is the same on all
+//     clipped     by one factor for all (grad_scale). If loss or norm is not finite, the way ends here
+//     AdamW       every rank updates what it has moments for: whole units, or its slices
+//     gathered    where ranks have moments of slices but whole weights, each gets the others' new weights
+//
+// --zero moves the places: 0 updates everything everywhere, 1 updates slices and gathers weights, 2 has
+// gradients of slices only, 3 has weights of slices only, which the next pass gathers (unit_gather).
 
-// Learning rate of the step after `done` of `o->steps`: linear warmup, then the chosen course.
+// Learning rate of the step after `done` steps of `o->steps`: linear warmup, then the chosen course.
 static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     if (done < o->warmup) return o->lr * (double)(done + 1) / (double)o->warmup;
     double span = (double)max_i64(1, o->steps - 1 - o->warmup), progress = (double)(done - o->warmup) / span;
@@ -4484,9 +4777,9 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
-// Sums the gradients of all ranks: to the whole where a rank updates all of a unit, else into each rank's
-// slice; where ranks hold slices they are sums already. sums: [0] loss of the step, [1] square of the gradient's
-// norm, alike on all ranks.
+// Sums the gradients of all ranks, into whole units where ranks update all, else into each rank's slice.
+// Slices that ranks hold are sums already; of an own unit no two ranks have the same gradients. sums: [0] the
+// step's loss, [1] the squared norm of the gradient, the same on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     double square = 0;
@@ -4513,12 +4806,20 @@ static int gradients_reduce(Rank* r, double sums[2]) {
     return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
 }
 
+// What an update depends on besides the state.
 typedef struct {
-    double lr, beta1, beta2, eps, weight_decay, grad_scale;
-    int64_t step;
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_scale;   // clipping: the gradient is multiplied by it
+    int64_t step;        // from 1, for the correction of the moments
 } AdamW;
 
-// AdamW (Loshchilov & Hutter 2019) on n numbers. step counts from 1.
+// AdamW's numbers for the step after `done` of the run's.
+static AdamW step_adamw(const gpt2_sp_options* o, int64_t done) {
+    AdamW a = {learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1, done + 1};
+    return a;
+}
+
+// AdamW (Loshchilov & Hutter 2019) on n numbers; weights decay only with `decay`.
 static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const AdamW* a, int decay) {
     real b1 = (real)a->beta1, b2 = (real)a->beta2, eps = (real)a->eps, scale = (real)a->grad_scale;
     real correct1 = (real)(1 / (1 - pow(a->beta1, (double)a->step))),
@@ -4541,7 +4842,8 @@ static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const
     }
 }
 
-// One update of what this rank keeps moments for (all, or its slices), then the others' parameters.
+// One update of what this rank has moments for (whole units, or its slices). Weights that it holds beyond
+// that come from the ranks that have updated them.
 static int weights_update(Rank* r, const AdamW* adamw) {
     const Layout* layout = r->layout;
     for (int u = 0; u < layout->count; u++) {
@@ -4570,14 +4872,17 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. trainer ==============================================================================
 //
-// A trainer holds the ranks of this process. What they do together is a job: ranks_run starts it on every rank, each
-// on a thread of its own, and waits. A step is such a job:
+// A trainer (gpt2_sp) holds the ranks of this process and all that they share. What they do together is a
+// job: ranks_run starts it on every rank, each on a thread of its own, and waits. A job has an argument
+// of its own, in which the first rank of the process leaves what all ranks have alike. A step is such a job:
 //
-//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> the next batch
+//     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
-// Between two jobs the process speaks to the other processes itself (processes_agree): all go on, or none.
+// Between two jobs the process itself speaks to the other processes (processes_agree): all go on, or none. A
+// rank that fails aborts the world; no job can run after that.
 
-// Sums over the tokens of an evaluation; buckets of positions: 0, 1, 2-3, 4-7, ...
+// What an evaluation sums up, of losses and of tokens: over all tokens, and by position. Bucket 0 is
+// position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
 enum { POSITION_BUCKETS = 26 };
 typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
@@ -4600,46 +4905,38 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;   // newest checkpoint; -1: none
-    int64_t
-        // checkpoint that the run resumed from, and the newest there was, damaged ones too; -1: none
-        resumed_step;
-    int64_t newest_step;
+    int64_t saved_step;      // newest checkpoint of this run; -1: none
+    int64_t resumed_step;    // checkpoint that the run resumed from; -1: none
+    int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
     int64_t eot;             // the tokenizer's end-of-text token
-    int refused;             // its memory: the mesh and the layout are whole, the ranks were not made
+    int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
     int lock_fd;             // OUT/.lock, held while this trainer lives
-    AdamW adamw;             // of the step that runs
-    double sums[2];          // loss and squared gradient norm of the step that ran
-    int updated;             // it changed the weights
     int skipped;             // steps in a row that were not finite
-    Evaluation evaluation;   // that rank_evaluate adds to
-    real* collected;         // all weights, while generate needs them whole; all gradients, during --check
-    const char* folder;      // that rank_load reads
-    int load_moments;        // and the moments too
-    OutFile *model_file, *optimizer_file;   // that rank_save writes
+    Evaluation evaluation;   // the last one
 };
 
-typedef int (*RankJob)(Rank* r, gpt2_sp* g);
 typedef struct {
     Rank* rank;
     gpt2_sp* g;
     RankJob job;
+    void* argument;
     int status;
 } RankCall;
 
+// The thread of a rank during a job. A rank that fails wakes all others, of all processes, by an abort.
 static void* rank_thread(void* argument) {
     RankCall* call = (RankCall*)argument;
 #ifdef _OPENMP
     omp_set_num_threads(call->g->mesh.threads);
 #endif
-    call->status = call->job(call->rank, call->g);
+    call->status = call->job(call->rank, call->g, call->argument);
     if (call->status != 0) call->rank->transport.abort(&call->rank->transport, &call->rank->error);
     return NULL;
 }
 
-// Runs a job on every rank, each on a thread of its own, and waits. If any fails all stop, and the first
-// reason is the trainer's error.
-static int ranks_run(gpt2_sp* g, RankJob job) {
+// Runs a job on every rank of this process, each on a thread of its own (the first on the caller's), and
+// waits. If any rank fails all stop, and the first reason is the trainer's error.
+static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
     pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
@@ -4647,7 +4944,7 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     int started = 1;
     for (int i = 0; status == 0 && i < world; i++) {
         calls[i].rank = &g->ranks[i], calls[i].g = g;
-        calls[i].job = job;
+        calls[i].job = job, calls[i].argument = argument;
         g->ranks[i].transport.step = g->step + 1;
     }
     for (; status == 0 && started < world; started++)
@@ -4664,7 +4961,7 @@ static int ranks_run(gpt2_sp* g, RankJob job) {
     return status;
 }
 
-// The gradients of the step's batches, summed over the passes and all ranks.
+// The gradients of a step, summed over its passes and all ranks. sums: as gradients_reduce has them.
 static int rank_gradients_sum(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
     r->learn = 1, r->loss_sum = 0;
@@ -4674,35 +4971,51 @@ static int rank_gradients_sum(Rank* r, double sums[2]) {
     return gradients_reduce(r, sums);
 }
 
-static int rank_step(Rank* r, gpt2_sp* g) {
+// A step: what it is given, and what the first rank of the process leaves of it.
+typedef struct {
+    AdamW adamw;
+    double loss, square;   // of the step; the squared norm of its gradient
+    int updated;           // it changed the weights
+} StepJob;
+// A job: one optimizer step. Where loss or norm is not finite no rank updates, and all know that it is so.
+static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
+    StepJob* step = (StepJob*)argument;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
-    AdamW adamw = g->adamw;
+    AdamW adamw = step->adamw;
     adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
     if (r->world_rank == r->mesh->first_rank) {
-        g->sums[0] = sums[0], g->sums[1] = sums[1];
-        g->updated = finite;
+        step->loss = sums[0], step->square = sums[1];
+        step->updated = finite;
     }
     return finite ? weights_update(r, &adamw) : 0;
 }
 
-static int rank_gradients_collect(Rank* r, gpt2_sp* g) {
+// The gradients of a step's batches, whole: (layout.elements); and their loss and squared norm.
+typedef struct {
+    real* all;
+    double loss, square;
+} Gradients;
+// A job, for --check: the gradients of a step without an update. Each rank copies its slices to `all`.
+static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
+    Gradients* out = (Gradients*)argument;
+    (void)g;
     const Layout* layout = r->layout;
     double sums[2];
     if (rank_gradients_sum(r, sums) != 0) return -1;
-    if (r->world_rank == r->mesh->first_rank) g->sums[0] = sums[0], g->sums[1] = sums[1];
+    if (r->world_rank == r->mesh->first_rank) out->loss = sums[0], out->square = sums[1];
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         int64_t begin = slice_begin(r, u), at = held_at(r, STATE_GRADIENTS, u, begin);
-        memcpy(g->collected + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
+        memcpy(out->all + unit->offset + begin, r->state[STATE_GRADIENTS] + at,
             (size_t)unit->slice * sizeof(real));
     }
     return 0;
 }
 
-// Takes the next batch, gives every rank its part, and has the one after it read.
+// Takes the batch that was requested and gives every rank its part; NULL if it could not be read.
 static Batch* batch_take(gpt2_sp* g) {
     Batch* batch = loader_take(&g->loader, &g->error);
     for (int i = 0; batch && i < g->mesh.local_ranks; i++)
@@ -4710,6 +5023,8 @@ static Batch* batch_take(gpt2_sp* g) {
     return batch;
 }
 
+// See the header. The batch of the next step is requested before this one is computed. Ten steps in a row
+// that update nothing are an error.
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
     g->host.step = g->step + 1;
@@ -4721,17 +5036,15 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
     loader_request(&g->loader, g->next_sample + samples);
     const gpt2_sp_options* o = &g->options;
-    g->adamw.lr = learning_rate(o, g->step), g->adamw.step = g->step + 1;
-    g->adamw.beta1 = o->beta1, g->adamw.beta2 = o->beta2;
-    g->adamw.eps = o->eps, g->adamw.weight_decay = o->weight_decay;
-    if (ranks_run(g, g->device->step) != 0) return -1;
+    StepJob step = {step_adamw(o, g->step), 0, 0, 0};
+    if (ranks_run(g, g->device->step, &step) != 0) return -1;
     g->step++, g->next_sample += samples;
     g->tokens_seen += batch->valid;
-    g->skipped = g->updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = g->sums[0];
-    stats->grad_norm = sqrt(g->sums[1]), stats->lr = g->adamw.lr;
+    g->skipped = step.updated ? 0 : g->skipped + 1;
+    stats->step = g->step, stats->loss = step.loss;
+    stats->grad_norm = sqrt(step.square), stats->lr = step.adamw.lr;
     stats->tokens = g->tokens_seen, stats->ms = now_ms() - start;
-    stats->updated = g->updated;
+    stats->updated = step.updated;
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
         return fail(&g->error,
@@ -4741,6 +5054,7 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     return 0;
 }
 
+// See the header.
 int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
 const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 
@@ -4751,13 +5065,17 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
 //         config.json              opens in Transformers as it is)
 //         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
 //         state.json               step, next sample, tokens seen, and what the run was
-//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" each, "crc <crc32 of all above>"
-// It is written as step_00000100.tmp, every file fsynced, renamed, the parent fsynced; only then are older
-// ones removed. A folder counts only if its manifest and every file in it check out. Nothing in it depends on
-// dp, sp or zero.
+//         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" of each, "crc <crc32>" of
+//                                  all lines above
+//
+// A checkpoint is written as step_00000100.tmp; every file is fsynced, the folder renamed, its parent
+// fsynced; only then are older ones removed. A folder counts only if its manifest and every file that it
+// names check out. Nothing in it depends on dp, sp or zero.
+//
+// Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
+// not: every rank reads what it holds.
 
-// Hugging Face's name of a parameter of unit u, with a prefix before it ("transformer.", "m.transformer.",
-// "").
+// Hugging Face's name of a parameter of unit u, after a prefix ("transformer.", "m.transformer." or "").
 static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
     if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
     else snprintf(out, size, "%s%s", prefix, p->hf);
@@ -4768,7 +5086,8 @@ static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) {
     return id == P_wte ? s->V : p->rows;
 }
 
-// Calls the safetensors header's maker for every tensor of a model, in the order of the data.
+// Adds every tensor of a model, or of one of its moments, to a safetensors header, in the order in which
+// rank_save writes them. hf_layout: as Hugging Face has them, some transposed.
 static int tensors_declare(st_header* header, const gpt2_sp* g, const char* prefix, int hf_layout, Error* e) {
     const Shape* s = &g->mesh.shape;
     for (int u = 0; u < g->layout.count; u++)
@@ -4786,6 +5105,7 @@ static int tensors_declare(st_header* header, const gpt2_sp* g, const char* pref
     return 0;
 }
 
+// Writes the header. The entry "format" is what Transformers asks for.
 static int header_write(OutFile* f, st_header* header, Error* e) {
     unsigned char* bytes = NULL;
     size_t size = 0;
@@ -4795,6 +5115,7 @@ static int header_write(OutFile* f, st_header* header, Error* e) {
     return status;
 }
 
+// Appends a tensor (rows, columns) to a file, or its transpose.
 static int tensor_write(
     OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
     if (!transposed) return file_write(f, data, (size_t)(rows * (columns ? columns : 1)) * sizeof(real), e);
@@ -4814,16 +5135,16 @@ static int tensor_write(
 static const int SAVED_STATES[] = {STATE_WEIGHTS, STATE_M, STATE_V};
 enum { SAVED_COUNT = 3 };
 
-// A buffer that holds one whole unit, not an own one, and is free between steps: for weights the one where they
-// come together; for moments the gradients'.
+// A buffer that is free between steps and has room for a whole unit that is not own. For weights it is the
+// one where they come together, for moments that of the gradients.
 static real* unit_scratch(const Rank* r, int state) {
     if (state == STATE_WEIGHTS) return r->whole_unit[STATE_WEIGHTS];
     real* whole = r->whole_unit[STATE_GRADIENTS];
     return whole ? whole : r->state[STATE_GRADIENTS];
 }
 
-// One unit of the weights or a moment, whole, wherever its slices are; not an own one. All ranks call it
-// together.
+// A unit of a state, whole, on every rank: where it is held, or brought together from the ranks' slices. Not
+// for own units. All ranks call it together; NULL, with a line in r->error, if the exchange fails.
 static const real* unit_fetch(Rank* r, int state, int u) {
     const Unit* unit = &r->layout->units[u];
     Held h = held(r, state, u);
@@ -4835,12 +5156,13 @@ static const real* unit_fetch(Rank* r, int state, int u) {
                                                                                                    : NULL;
 }
 
-// What comes of a unit to those who want it: all, or a slice of an own one, n numbers from `begin` on.
-typedef void (*UnitTaker)(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n);
+// Takes the n numbers of a unit that begin at `begin` to `to`: all of it, or one slice of an own unit.
+typedef void (*UnitTaker)(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n);
 
-// A state of a unit to the first rank of each of the first `takers` processes. All ranks call it together. An
-// own unit is delivered slice by slice; whole, it would be the largest buffer.
-static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take) {
+// Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
+// `take`. All ranks call it together. An own unit is delivered slice by slice; whole, it would be the largest
+// buffer.
+static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take, void* to) {
     const Unit* unit = &r->layout->units[u];
     int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
         status = 0;
@@ -4848,8 +5170,8 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
     if (how != HELD_OWN) {
         const real* whole = unit_fetch(r, state, u);
         if (!whole) return -1;
-        if (takes) take(g, state, u, whole, 0, unit->elements);
-        // a unit that comes together, all ranks have come here for
+        if (takes) take(g, to, state, u, whole, 0, unit->elements);
+        // ranks stay together: none begins the next unit while another is still taking this one
         return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
     }
     size_t bytes = (size_t)unit->slice * sizeof(real);
@@ -4865,35 +5187,42 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
         if (r->transport.post(&r->transport, sends, sent, &r->error) != 0 ||
             r->transport.wait(&r->transport, sends, sent, &receive, received, &r->error) != 0)
             status = -1;
-        else if (takes) take(g, state, u, received ? room : own, w * unit->slice, unit->slice);
+        else if (takes) take(g, to, state, u, received ? room : own, w * unit->slice, unit->slice);
     }
     free(sends);
     free(room);
     return status;
 }
 
-// Writes both safetensors files: every rank brings its slices, rank 0 writes. A failed write is kept in
-// g->error and stops the writing, not the ranks.
-static void unit_write(gpt2_sp* g, int state, int u, const real* part, int64_t begin, int64_t n) {
+// The files that the first rank of process 0 writes; none elsewhere.
+typedef struct {
+    OutFile *model, *optimizer;
+} SaveJob;
+
+// rank_save's UnitTaker, on rank 0: appends what came to its file. After a failed write, which g->error has,
+// it does nothing, so that the ranks' exchange can go on to its end.
+static void unit_write(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    const SaveJob* save = (const SaveJob*)to;
     const Unit* unit = &g->layout.units[u];
     (void)begin;   // an own unit is one parameter, whose rows come in their order
     for (int id = 0; id < PARAMETER_COUNT; id++) {
         Parameter p = parameter(&g->mesh.shape, id);
         if (p.unit != unit->kind || g->error.text[0]) continue;
-        OutFile* file = state == STATE_WEIGHTS ? g->model_file : g->optimizer_file;
+        OutFile* file = state == STATE_WEIGHTS ? save->model : save->optimizer;
         int64_t rows = min_i64(tensor_rows(&g->mesh.shape, id, &p), n / max_i64(1, p.columns));
         tensor_write(file, part + g->layout.within[id], rows, p.columns,
             state == STATE_WEIGHTS && p.transposed, &g->error);
     }
 }
-static int rank_save(Rank* r, gpt2_sp* g) {
+// A job: writes both safetensors files. Every rank brings what it holds, rank 0 writes.
+static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
     for (int i = 0; i < SAVED_COUNT; i++)
         for (int u = 0; u < g->layout.count; u++)
-            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write) != 0) return -1;
+            if (unit_send_to(r, g, SAVED_STATES[i], u, 1, unit_write, argument) != 0) return -1;
     return 0;
 }
 
-// Writes printf text as a file of a checkpoint.
+// Writes a text as a file of a checkpoint and adds the file's line to the manifest.
 static int checkpoint_text(
     const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
@@ -4910,6 +5239,7 @@ static int checkpoint_text(
     return status;
 }
 
+// config.json, as Transformers reads it.
 static void config_text(const gpt2_sp* g, char* out, size_t size) {
     const Shape* s = &g->mesh.shape;
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
@@ -4929,6 +5259,7 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
         (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
+// state.json: where the run stands, and what resuming compares (state_read).
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
     snprintf(out, size,
         "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, "
@@ -4939,11 +5270,14 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
         (unsigned long long)g->data.fingerprint);
 }
 
-// Process 0, the one with the folder, begins with its status so far; all processes bring their ranks' slices.
+// Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
+// together; process 0 has the folder and comes with its status so far, so that one failure stops all. The
+// others' folder and manifest are not looked at.
 static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
+    SaveJob save = {NULL, NULL};
     if (g->mesh.process != 0)
-        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save);
+        return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save, &save);
     OutFile* files = (OutFile*)calloc(2, sizeof *files);
     if (!files) {
         if (status == 0) fail(e, "out of memory");
@@ -4960,9 +5294,9 @@ static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manife
     if (status == 0) status = file_create(&files[1], e, folder, "optimizer.safetensors");
     if (status == 0) status = header_write(&files[0], &headers[0], e);
     if (status == 0) status = header_write(&files[1], &headers[1], e);
-    g->model_file = &files[0], g->optimizer_file = &files[1];
+    save.model = &files[0], save.optimizer = &files[1];
     status = processes_agree(&g->host, status, NULL, e);
-    if (status == 0) status = ranks_run(g, g->device->save);
+    if (status == 0) status = ranks_run(g, g->device->save, &save);
     if (status == 0 && e->text[0]) status = -1;
     static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
     for (int i = 0; i < 2; i++) {
@@ -5009,7 +5343,7 @@ static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
     return count;
 }
 
-// Removes what interrupted saves left.
+// Removes the folders *.tmp that interrupted saves have left.
 static int checkpoint_clean(const char* out, Error* e) {
     char path[GPT2_SP_TEXT + 300];
     int status = 0;
@@ -5024,6 +5358,8 @@ static int checkpoint_clean(const char* out, Error* e) {
     return status;
 }
 
+// Writes a checkpoint of the run's state as a new folder. status: of what came before; where it is not 0
+// nothing is written, but the other processes, which wait in save_tensors, are told.
 static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
     Error* e = &g->error;
@@ -5088,8 +5424,8 @@ static int checkpoint_verify(const char* folder, Error* e) {
     return status;
 }
 
-// Removes whole checkpoints beyond the newest --keep. What the resumed run passed over as damaged does not
-// count.
+// Removes checkpoints beyond the newest --keep. Those of later steps, and those that the run passed over as
+// damaged when it resumed, do not count and stay.
 static int checkpoint_retire(gpt2_sp* g, Error* e) {
     int64_t *steps, kept = 0;
     int count = checkpoint_list(g->options.out, &steps, e), status = count < 0 ? -1 : 0;
@@ -5105,6 +5441,7 @@ static int checkpoint_retire(gpt2_sp* g, Error* e) {
     return status;
 }
 
+// See the header. An older checkpoint that cannot be removed is told on stderr, and no error.
 int gpt2_sp_save(gpt2_sp* g) {
     const char* out = g->options.out;
     char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
@@ -5135,7 +5472,7 @@ int gpt2_sp_save(gpt2_sp* g) {
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
-// is whole, or the folder cannot be read. Passed-over ones are told on stderr, if `tell`.
+// is whole, or the folder cannot be read. Those that it passes over are named on stderr, if `tell`.
 static int checkpoint_find(const char* out, int tell, char* folder, size_t size, Error* e) {
     int64_t* steps;
     int count = checkpoint_list(out, &steps, e), found = count < 0 ? -1 : 0;
@@ -5152,6 +5489,7 @@ static int checkpoint_find(const char* out, int tell, char* folder, size_t size,
     return found;
 }
 
+// Reads `count` numbers of a tensor from number `first` on as `real`, whatever type the file has.
 static int st_read_real(
     const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
 #if GPT2_SP_REAL_BYTES == 8
@@ -5161,9 +5499,9 @@ static int st_read_real(
 #endif
 }
 
-// Reads `count` rows of one parameter from row `first` on into out (count, columns); of one that is stored
-// transposed all. wpe of another length fits too: a shorter one is repeated (its rows stay what they were, so
-// up to its length the model is the same), a longer one cut.
+// Reads `count` rows of one parameter from row `first` on into out (count, columns); a parameter that is
+// stored transposed is read whole. wpe of another length fits too: a longer one is cut, a shorter one
+// repeated, so that up to its length the model is the same.
 static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout,
     int64_t first, int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
@@ -5171,7 +5509,7 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     tensor_name(name, sizeof name, prefix, &p, u);
     const st_tensor* t = st_find(f, name);
     if (!t && strcmp(prefix, "transformer.") == 0)
-        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // as the hub has it
+        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // the hub's have no prefix
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
@@ -5221,16 +5559,23 @@ static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
                                    f->path, known, expected, (long long)g->mesh.shape.L);
 }
 
-// Loads the weights, and the moments if asked, of g->folder. Every rank reads for itself.
-static int rank_load(Rank* r, gpt2_sp* g) {
+// A checkpoint folder to load: its weights, and the moments if asked.
+typedef struct {
+    const char* folder;
+    int moments;   // of AdamW, too
+} LoadJob;
+// A job: every rank reads for itself what it holds, though of a unit that it holds a slice of it reads all:
+// tensors of files do not split as slices do.
+static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
+    const LoadJob* from = (const LoadJob*)argument;
     static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
     const Shape* s = &g->mesh.shape;
     int status = 0;
-    for (int i = 0; status == 0 && i < (g->load_moments ? SAVED_COUNT : 1); i++) {
+    for (int i = 0; status == 0 && i < (from->moments ? SAVED_COUNT : 1); i++) {
         int state = SAVED_STATES[i];
         char path[GPT2_SP_TEXT + 64];
         st_file file;
-        snprintf(path, sizeof path, "%.1000s/%s", g->folder,
+        snprintf(path, sizeof path, "%.1000s/%s", from->folder,
             state == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
         if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
         if (state == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
@@ -5258,6 +5603,7 @@ static int rank_load(Rank* r, gpt2_sp* g) {
     return status;
 }
 
+// A whole number that a JSON file must have; -1 if it has not.
 static int64_t json_need(const char* text, size_t size, const char* key, const char* path, Error* e) {
     uint64_t value = 0;
     if (json_get_u64(text, size, key, &value) != 1 || value > (uint64_t)1 << 53) {
@@ -5267,7 +5613,8 @@ static int64_t json_need(const char* text, size_t size, const char* key, const c
     return (int64_t)value;
 }
 
-// What config.json says of a model; every value is bounded as the options are.
+// Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
+// model than GPT-2. eot is the last token if the file names none.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[GPT2_SP_TEXT + 64], word[64], value[32];
     size_t size;
@@ -5330,6 +5677,7 @@ static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e)
               (long long)saved, (long long)asked);
 }
 
+// Sets step, tokens and next sample from a checkpoint's state.json; -1 if it belongs to another run.
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
     char path[GPT2_SP_TEXT + 64], data[32] = "none", now[32];
@@ -5374,18 +5722,28 @@ static int state_read(gpt2_sp* g, const char* folder) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// An evaluation is a forward pass over windows of the data in order; every rank adds up the losses of its rows, and
-// the sums over all ranks are the same for every split. Sampling reads a prompt DECODE_ROWS tokens at a time, then
-// one by one, by the layers' own list of calls with a cache of keys and values for attention.
+// An evaluation is a forward pass over windows of the data in order. Every rank adds up the losses of its
+// rows, by position too; the sums over all ranks are the same for every split. The recall test does the same
+// with synthetic documents and looks at the tokens of the answers.
+//
+// Sampling is done by one rank, with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what
+// it samples one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
+//
+//     tokens -> decoder_read: layer_forward, decoder_attention -> logits -> sample_token -> next token
+//                                                 |
+//                                                 +-- keys and values of all tokens so far, of each layer
 
+// The bucket of a position (see POSITION_BUCKETS).
 static int position_bucket(int64_t position) {
     int bucket = 0;
     while (position >> bucket) bucket++;
     return bucket;
 }
 
-// One forward pass over the evaluation batch; sums over all ranks are added to g->evaluation.
-static int rank_evaluate(Rank* r, gpt2_sp* g) {
+// A job: one forward pass over the evaluation's batch. The sums over all ranks are added to its Evaluation.
+static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
+    Evaluation* out = (Evaluation*)argument;
+    (void)g;
     const Shape* s = &r->mesh->shape;
     double sums[2 + 2 * POSITION_BUCKETS] = {0};
     r->learn = 0, r->loss_sum = 0;
@@ -5404,26 +5762,27 @@ static int rank_evaluate(Rank* r, gpt2_sp* g) {
     if (r->transport.all_reduce(&r->transport, &r->all, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0)
         return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
-    g->evaluation.loss += sums[0], g->evaluation.count += sums[1];
+    out->loss += sums[0], out->count += sums[1];
     for (int i = 0; i < POSITION_BUCKETS; i++)
-        g->evaluation.bucket_loss[i] += sums[2 + i],
-            g->evaluation.bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+        out->bucket_loss[i] += sums[2 + i], out->bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
     return 0;
 }
 
-// Evaluates the first `sequences` windows of the validation data, in order.
+// Evaluates the first `sequences` windows of the validation data into g->evaluation. All processes call it.
 static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     Loader* l = &g->val_loader;
     memset(&g->evaluation, 0, sizeof g->evaluation);
     l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
     for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B)) {
         int status = loader_fill(l, &l->batch[0], first, &g->error);
-        if (processes_agree(&g->host, status, NULL, &g->error) != 0 || ranks_run(g, rank_evaluate) != 0)
+        if (processes_agree(&g->host, status, NULL, &g->error) != 0 ||
+            ranks_run(g, rank_evaluate, &g->evaluation) != 0)
             return -1;
     }
     return 0;
 }
 
+// See the header. All processes call it together.
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
     if (sequences < 1)
@@ -5433,8 +5792,8 @@ int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     return 0;
 }
 
-// The recall test: in fresh synthetic documents as long as the context, is every token of each answer the
-// likeliest? By the distance between a fact and its question: right[] of asked[], in buckets as above.
+// The recall test, by one rank: in fresh synthetic documents, as long as the context, is every token of each
+// answer the likeliest? right[] of asked[] are, in buckets of the distance between a fact and its question.
 static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
     Rank* r = &g->ranks[0];
     int64_t T = g->mesh.shape.T;
@@ -5449,7 +5808,7 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
             r->batches[2].labels[t] = t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)g->eot;
             if (g->mesh.doc_mask) r->batches[2].doc_start[t] = 0;
         }
-        int status = ranks_run(g, rank_evaluate);
+        int status = ranks_run(g, rank_evaluate, &g->evaluation);
         for (int f = 0; status == 0 && f < doc.fact_count; f++) {
             int bucket = position_bucket((int64_t)(doc.facts[f].answer - doc.facts[f].statement)), hit = 1;
             for (int i = 0; i < doc.facts[f].answer_length; i++)
@@ -5466,37 +5825,73 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 
 enum { DECODE_ROWS = 256 };   // tokens of a prompt that are read at a time
 
+// rank_collect's UnitTaker: copies what came to its place among all units.
+static void unit_collect(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n) {
+    (void)state;
+    memcpy((real*)to + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
+}
+// A job, for --zero 3 and own positions: brings all weights to an array (layout.elements) of each process.
+static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
+    for (int u = 0; u < g->layout.count; u++)
+        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect, all) != 0) return -1;
+    return 0;
+}
+
+// A model that reads tokens one after the other.
 typedef struct {
     gpt2_sp* g;
-    const real* weights;          // all units, whole
-    int64_t capacity, position;   // tokens that fit in the cache; of those being read
-    real* cache;                  // (L, NH, 2, capacity, HS)
-    real *x, *narrow, *wide, *q, *kv, *out, *m, *l, *logits;   // for DECODE_ROWS rows
+    const real* weights;                              // all units, whole
+    real* collected;                                  // the same, where rank 0 does not hold them all
+    int64_t capacity, position;                       // tokens that fit in the cache; of those being read
+    real* cache;                                      // (L, NH, 2, capacity, HS)
+    real *x, *narrow, *wide, *q, *kv, *out, *m, *l;   // for DECODE_ROWS rows
 } Decoder;
 
-static int decoder_init(Decoder* d, gpt2_sp* g, const real* weights, int64_t capacity) {
+static void decoder_close(void* decoder) {
+    Decoder* d = (Decoder*)decoder;
+    free(d->collected);
+    free(d->cache);
+    free(d);
+}
+
+// Gives a decoder its weights and an empty cache. All its memory is one allocation, which begins with the
+// cache.
+static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
-    memset(d, 0, sizeof *d);
-    d->g = g, d->weights = weights;
-    d->capacity = capacity;
-    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH) + s->Vp) * sizeof(real));
+    d->g = g, d->capacity = capacity;
+    d->weights = g->ranks[0].state[STATE_WEIGHTS];
+    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
+        d->weights = d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
+        if (!d->collected) return fail(&g->error, "out of memory for the whole weights");
+        if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
+    }
+    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH)) * sizeof(real));
     if (!at) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
     const struct {
         real** p;
         int64_t elements;
     } parts[] = {{&d->cache, cache}, {&d->x, n * C}, {&d->narrow, n * C}, {&d->wide, n * 4 * C},
-        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH},
-        {&d->logits, s->Vp}};
+        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH}};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) *parts[i].p = at, at += parts[i].elements;
     return 0;
 }
 
+// The CPU's Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
+static void* decoder_open(gpt2_sp* g, int64_t capacity) {
+    Decoder* d = (Decoder*)calloc(1, sizeof *d);
+    if (!d) fail(&g->error, "out of memory");
+    else if (decoder_init(d, g, capacity) != 0) decoder_close(d), d = NULL;
+    return d;
+}
+
+// The weights of a unit, by their names.
 static Parameters decoder_weights(const Decoder* d, int u) {
     return parameters_at(&d->g->layout, u, d->weights + d->g->layout.units[u].offset);
 }
 
-// Attention of the rows being read over everything cached; their keys and values join the cache.
+// The decoder's LayerRun.attention: the keys and values of the rows being read join the cache, then the rows
+// attend to all of it.
 static int decoder_attention(Rank* r, const LayerRun* x) {
     Decoder* d = (Decoder*)x->decoder;
     const Shape* s = &d->g->mesh.shape;
@@ -5519,8 +5914,10 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
-// Reads n <= DECODE_ROWS tokens that stand at positions p..; leaves the logits after the last in d->logits.
-static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p) {
+// Reads n <= DECODE_ROWS tokens that stand at positions p.. and leaves the logits after the last in `logits`.
+// Without a backward pass activations may share buffers, so a few are enough for all.
+static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    Decoder* d = (Decoder*)decoder;
     const Shape* s = &d->g->mesh.shape;
     int64_t C = s->C;
     int center = d->g->mesh.center, last = (int)s->L + 1;
@@ -5544,13 +5941,15 @@ static void decoder_read(Decoder* d, const int32_t* tokens, int64_t n, int64_t p
         layer_forward(&d->g->ranks[0], &x);
     }
     cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, final.lnfw, final.lnfb, 1, C);
-    cpu_matmul_forward(d->logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    return 0;
 }
 
 typedef struct {
     real logit, weight;   // weight: in proportion to its probability
     int32_t token;
 } Candidate;
+// The likeliest first; equal ones by their numbers, so that the order is one.
 static int candidate_order(const void* a, const void* b) {
     const Candidate *x = (const Candidate*)a, *y = (const Candidate*)b;
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
@@ -5574,28 +5973,36 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// Draws a token from logits (V): softmax at a temperature, cut to the k likeliest and to those that make up
-// probability p. `unit` is uniform in (0, 1). candidates: room for V. A large vocabulary is never sorted
-// whole: that would take longer than the model.
-static int32_t sample_token(const real* logits, int64_t V, double temperature, int64_t top_k, double top_p,
-    double unit, Candidate* candidates) {
+// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and then
+// to the likeliest that make up probability p.
+typedef struct {
+    double temperature;
+    int64_t top_k;
+    double top_p;
+    uint64_t seed;
+} Sampling;
+
+// Draws a token from logits (V). `unit` is uniform in (0, 1) and decides. candidates: room for V. Only the
+// likeliest are sorted, in portions: to sort a large vocabulary would take longer than the model.
+static int32_t sample_token(
+    const real* logits, int64_t V, const Sampling* how, double unit, Candidate* candidates) {
     int32_t best = 0;
     for (int64_t v = 0; v < V; v++) {
         candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
         if (logits[v] > logits[best]) best = (int32_t)v;
     }
-    if (temperature == 0) return best;
-    real most = logits[best], scale = (real)fmin(1 / temperature, 1e30);
+    if (how->temperature == 0) return best;
+    real most = logits[best], scale = (real)fmin(1 / how->temperature, 1e30);
     double sum = 0;
-    int64_t count = top_k > 0 && top_k < V ? top_k : V;
+    int64_t count = how->top_k > 0 && how->top_k < V ? how->top_k : V;
     candidates_select(candidates, V, count);
     SIMD_EXP
     for (int64_t i = 0; i < count; i++) candidates[i].weight = exp_real((candidates[i].logit - most) * scale);
     for (int64_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
-    double kept = top_p < 1 ? 0 : sum;
-    int64_t cut = top_p < 1 ? 0 : count, sorted = 0;
-    while (cut < count && (cut == 0 || kept < top_p * sum)) {
-        if (cut == sorted) {   // the next likeliest; of even odds soon all
+    double kept = how->top_p < 1 ? 0 : sum;
+    int64_t cut = how->top_p < 1 ? 0 : count, sorted = 0;
+    while (cut < count && (cut == 0 || kept < how->top_p * sum)) {
+        if (cut == sorted) {   // sort the next likeliest; of alike ones soon all
             int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
             candidates_select(candidates + sorted, count - sorted, more);
             qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
@@ -5611,17 +6018,26 @@ static int32_t sample_token(const real* logits, int64_t V, double temperature, i
     return candidates[cut - 1].token;
 }
 
-// --zero 3 and own positions: every unit of the weights, brought together in g->collected of each process.
-static void unit_collect(gpt2_sp* g, int kind, int u, const real* part, int64_t begin, int64_t n) {
-    (void)kind;
-    memcpy(g->collected + g->layout.units[u].offset + begin, part, (size_t)n * sizeof(real));
-}
-static int rank_collect(Rank* r, gpt2_sp* g) {
-    for (int u = 0; u < g->layout.count; u++)
-        if (unit_send_to(r, g, STATE_WEIGHTS, u, g->mesh.processes, unit_collect) != 0) return -1;
-    return 0;
+// Reads the prompt, then draws token after token until the end of a document or `count`; how many, or -1.
+static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int64_t prompt_count,
+    int32_t* out, int64_t count, const Sampling* how, real* logits, Candidate* candidates) {
+    const Device* device = g->device;
+    for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
+        if (device->decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits) != 0)
+            return -1;
+    for (int64_t made = 0; made < count; made++) {
+        double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)made));
+        out[made] = sample_token(logits, g->mesh.shape.V, how, unit, candidates);
+        if (out[made] == g->eot) return made;
+        if (made + 1 < count &&
+            device->decoder_read(decoder, &out[made], 1, prompt_count + made, logits) != 0)
+            return -1;
+    }
+    return count;
 }
 
+// See the header. Sampled token i depends on the seed, i and the logits only. Ends early at the token eot,
+// which is not counted.
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
     const Shape* s = &g->mesh.shape;
@@ -5632,56 +6048,35 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         if (prompt[i] < 0 || prompt[i] >= s->V)
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
-    if (g->device->generate)
-        return g->device->generate(g, prompt, prompt_count, out, count, temperature, top_k, top_p, seed);
-    if (!holds_all(&g->layout, STATE_WEIGHTS)) {
-        g->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        int status = g->collected ? ranks_run(g, rank_collect)
-                                  : fail(&g->error, "out of memory for the whole weights");
-        if (status != 0) {
-            free(g->collected);
-            g->collected = NULL;
-            return -1;
-        }
-    }
 #ifdef _OPENMP
-    omp_set_num_threads(
-        g->mesh.threads);   // each has its scratch memory; the caller's thread may be set otherwise
+    // there is scratch memory for so many threads, and the caller's may be set to more
+    omp_set_num_threads(g->mesh.threads);
 #endif
-    Decoder d;
+    const Sampling how = {temperature, top_k, top_p, seed};
     Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
-    int64_t made = 0;
-    if (!candidates ||
-        decoder_init(
-            &d, g, g->collected ? g->collected : g->ranks[0].state[STATE_WEIGHTS], prompt_count + count) != 0)
-        made = fail(&g->error, "out of memory");
-    else {
-        for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
-            decoder_read(&d, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p);
-        for (; made < count; made++) {
-            out[made] = sample_token(d.logits, s->V, temperature, top_k, top_p,
-                random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
-            if (out[made] == g->eot) break;
-            if (made + 1 < count) decoder_read(&d, &out[made], 1, prompt_count + made);
-        }
-        free(d.cache);
-    }
+    real* logits = (real*)malloc((size_t)s->Vp * sizeof *logits);
+    void* decoder = candidates && logits ? g->device->decoder_open(g, prompt_count + count) : NULL;
+    int64_t made = -1;
+    if (decoder) made = tokens_draw(g, decoder, prompt, prompt_count, out, count, &how, logits, candidates);
+    else if (!candidates || !logits) fail(&g->error, "out of memory");
+    if (decoder) g->device->decoder_close(decoder);
     free(candidates);
-    free(g->collected);
-    g->collected = NULL;
+    free(logits);
     return made;
 }
 
 // ===== 13. plan =================================================================================
 //
-// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from the shapes
-// and from rates measured here. Attention's time is that of its table, played by a clock (schedule_play):
+// What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from
+// the shapes and from rates measured here. Attention's time is that of its table, played by a clock
+// (schedule_play):
 //
 //     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
 //     attention      ops and messages of the table, which overlap     step         the sum
 
-// Rates of this machine: a matrix product of a rank, attention of one head of 1024 tokens per thread, and
-// copying memory. The fastest of a few: other work on the machine only makes one slower.
+// The CPU's Device.rates: times a matrix product, attention of one head of 1024 tokens per thread, and
+// copying memory. Of a few runs the fastest counts, as other work on the machine only makes one slower.
+// Without memory the rates are guesses.
 static void measure_rates(Rates* rates, const Mesh* mesh) {
     int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
     real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
@@ -5718,13 +6113,13 @@ static void measure_rates(Rates* rates, const Mesh* mesh) {
     }
     if (memory) rates->gflops = 2e-6 * (double)(n * n * n) / best;
     if (memory) rates->link_gbs = rates->copy_gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
-    if (memory && scratch)
-        rates->attention_gflops =
-            3.5 * 2e-6 * (double)(heads * T * head) / attention;   // backward: 2.5 forwards
+    // 3.5: forward, and backward, which is 2.5 forwards
+    if (memory && scratch) rates->attention_gflops = 3.5 * 2e-6 * (double)(heads * T * head) / attention;
     free(memory);
     free(scratch);
 }
 
+// "1.50 GiB" in out, which it returns.
 static const char* human_bytes(double bytes, char* out, size_t size) {
     static const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     int unit = 0;
@@ -5751,14 +6146,15 @@ static void memory_print(
     fprintf(out, "  %-20s %12s\n", "total", human_bytes((double)fullest->used, text, sizeof text));
 }
 
-// One run of a table, for one layer of one sequence.
+// What one run of a table costs, for one layer of one sequence.
 typedef struct {
     double seconds, work_seconds;   // projected: of the run, and of the busiest rank's computing alone
     double units;                   // of the busiest rank
     double bytes;                   // sent by a rank on average
 } TableCost;
 
-// Bytes of each whole item on the wire, rows / P tokens of it; seconds of a full pair of chunks.
+// item_bytes: bytes on the wire of each item of T / P rows with all heads. Returns the seconds of a pair of
+// two such chunks.
 static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, int backward,
     const Device* device, const Rates* rates) {
     double rows = (double)s->T / P, chunk = rows * (double)s->C;
@@ -5768,8 +6164,8 @@ static double item_costs(double item_bytes[ITEM_KINDS], const Shape* s, int P, i
     return 4 * rows * chunk * (backward ? 2.5 : 1) / (rates->attention_gflops * 1e9);   // QK^T and PV
 }
 
-// Plays a table, with or without slots. A result that arrives is added, which reads two numbers and writes
-// one.
+// What a table costs; its slots need not be worked out. A result that arrives is added, which reads two
+// numbers and writes one: 3 times its bytes.
 static int table_play(
     TableCost* c, const Shape* s, const Schedule* table, const Device* device, const Rates* rates, Error* e) {
     double item_bytes[ITEM_KINDS],
@@ -5795,13 +6191,14 @@ static int table_play(
     return c->seconds < 0 ? fail(e, "out of memory for a schedule of %d ranks", table->P) : 0;
 }
 
-// The time of a kind's table for P ranks, which may be more than a run can have. -1 where there is no such
+// What a kind's table costs for P ranks, which may be more than a run can have. -1 where there is no such
 // table.
 static int table_project(TableCost* c, const Shape* s, int kind, int P, int backward, const Device* device,
     const Rates* rates, Error* e) {
     Schedule table;
-    if (SCHEDULES[kind].head_parts == 0 &&
-        s->NH % P == 0) {   // all ranks do the same: everything in, all pairs of some heads, everything out
+    // ulysses, by a formula, as its table has some P^3 / 2 ops: all ranks alike take in everything of some
+    // heads, do all pairs of them, and send the results out
+    if (SCHEDULES[kind].head_parts == 0 && s->NH % P == 0) {
         double bytes[ITEM_KINDS], unit_seconds = item_costs(bytes, s, P, backward, device, rates),
                                   share = (P - 1.0) / P;
         double in = share * (bytes[ITEM_KV] + bytes[backward ? ITEM_QDO : ITEM_Q]);
@@ -5832,6 +6229,7 @@ typedef struct {
     double exposed_seconds;                   // of attention's: more than the busiest rank's computing
 } StepCost;
 
+// What a step of a split costs. Of the mesh only the shape and --recompute count, not its ranks.
 static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Split split, int kind,
     const Rates* rates, Error* e) {
     const Shape* s = &mesh->shape;
@@ -5872,8 +6270,8 @@ enum { PLAN_SPLITS = 64, PLAN_RANKS = 10, PLAN_MOST_RANKS = 512 };
 typedef struct {
     Split split;
     StepCost cost;
-    size_t bytes;   // of the fullest rank
-    int possible;   // there is such a schedule, and it fits
+    size_t bytes;   // of the fullest rank; 0: the split is not possible
+    int possible;   // it is, and it fits
 } PlanSplit;
 typedef struct {
     const Mesh* mesh;
@@ -5885,13 +6283,13 @@ typedef struct {
     int64_t longest;                 // context that fits
     PlanSplit splits[PLAN_SPLITS];   // of as many ranks into dp x sp
     int split_count, asked, best;
-    int ranks[PLAN_RANKS],
-        rank_count;   // that the asked schedule and length are projected to, with the asked dp
+    // Numbers of ranks (P) for which the asked schedule, length and dp are projected, and the cost at each.
+    int ranks[PLAN_RANKS], rank_count;
     StepCost at[PLAN_RANKS];
 } Plan;
 
-// Another split of the same ranks, with the step's sequences shared out evenly: one per replica at least, the
-// asked batch if it divides them.
+// Adds a split of the same ranks to the plan. The sequences of a step are shared out evenly among its
+// replicas, at least one to each; in passes of the asked batch if that divides them, else one by one.
 static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vocab, int sp) {
     PlanSplit* p = &plan->splits[plan->split_count];
     int dp = plan->mesh->world / sp;
@@ -5924,9 +6322,11 @@ static void split_project(Plan* plan, const gpt2_sp_options* options, int64_t vo
     plan->split_count++;
 }
 
+// Tokens per second.
 static double plan_speed(const StepCost* c) { return c->tokens / c->seconds; }
 
-// All splits of the asked ranks, the fastest that fits, and the asked one at other numbers of ranks.
+// Fills in the plan's projections: all splits of the asked ranks, the fastest of them that fits, and the
+// asked schedule at other numbers of ranks.
 static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     int world = plan->mesh->world;
     for (int sp = 1; sp <= 256 && sp <= world && plan->split_count < PLAN_SPLITS; sp++)
@@ -5934,7 +6334,7 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     plan->best = plan->asked;
     for (int i = 0; i < plan->split_count; i++) {
         const PlanSplit *best = &plan->splits[plan->best], *p = &plan->splits[i];
-        // no other is advised for less than a hundredth; none but the asked may be too large
+        // another split must be faster than the asked one by a hundredth, and must fit
         double least = best->possible ? plan_speed(&best->cost) * (plan->best == plan->asked ? 1.01 : 1) : 0;
         if (p->possible && plan_speed(&p->cost) > least) plan->best = i;
     }
@@ -5949,6 +6349,7 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     }
 }
 
+// The plan as one JSON object.
 static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const Shape* s = &mesh->shape;
@@ -6034,6 +6435,7 @@ static void plan_print_splits(const Plan* plan) {
     else printf("\n");
 }
 
+// The plan as text.
 static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     const Mesh* mesh = plan->mesh;
     const StepCost* cost = &plan->cost;
@@ -6071,7 +6473,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
             (long long)plan->longest);
 }
 
-// The rates that were given; those that were not are measured, unless another stands for them.
+// The rates that the options give; the others are measured. --gflops stands for --attention-gflops too.
 static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
     Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs,
               o->copy_gbs},
@@ -6087,10 +6489,17 @@ static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
 
 // ===== 14. training loop ========================================================================
 //
-// How a run comes to life: options are checked, processes meet, data is opened, the plan is made and must fit, ranks
-// get their memory, weights come from the newest whole checkpoint, from --init-from or from the seed. Then the loop:
-// step, validate, log, save, until the last step or a signal.
+// How a run comes to life (trainer_create), and how it goes on (train_loop):
+//
+//     options are checked -> processes meet and compare them -> data is opened -> the memory plan must fit
+//       -> ranks get their memory -> processes compare data and schedules
+//       -> weights come from the newest whole checkpoint, else from --init-from, else from the seed
+//       -> step, validate, log, save, again and again, until the last step or a signal
+//
+// Whatever several processes must have alike, they compare as text (processes_compare): the first line that
+// differs is the error. `eval` and `sample` make a smaller trainer, of one rank (trainer_load).
 
+// See the header. Also takes down a trainer whose making failed half-way.
 void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
     Error ignored;
@@ -6109,7 +6518,8 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     free(g);
 }
 
-// Why it does not fit, and what would.
+// Always -1: the line says how much memory is missing, and what context or batch would fit. `bytes` and
+// `machine` are of all ranks on this machine, `sharing` of them.
 static int memory_refuse(
     gpt2_sp* g, int64_t vocab, int training, int sharing, uint64_t bytes, uint64_t machine, Error* e) {
     const gpt2_sp_options* o = &g->options;
@@ -6133,7 +6543,8 @@ static int memory_refuse(
         sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
-// Ranks, memory, schedules: everything but data and weights.
+// Makes the trainer's mesh, schedules, ranks and their memory: everything but data and weights. Schedules are
+// proved before any rank runs them.
 static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     Error* e = &g->error;
     if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return -1;
@@ -6168,6 +6579,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     return 0;
 }
 
+// A loader of `data` whose two batches are in the given buffers of the ranks. A loader without a second batch
+// is filled by hand (evaluate_data).
 static Loader loader_make(
     gpt2_sp* g, Dataset* data, int64_t passes, int shuffled, RankBatch* first, RankBatch* second) {
     Loader l;
@@ -6183,6 +6596,7 @@ static Loader loader_make(
     return l;
 }
 
+// -1 if a data set is too short for one sample, or its vocabulary larger than the model's.
 static int data_fits(
     const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
     if (d->tokens < (uint64_t)o->seq_len + 1)
@@ -6194,7 +6608,7 @@ static int data_fits(
     return 0;
 }
 
-// Takes OUT for this trainer alone, as long as it lives.
+// Makes --out and locks it: no other trainer writes there as long as this one lives.
 static int out_lock(gpt2_sp* g) {
     char path[GPT2_SP_TEXT + 16];
     if (folder_make(g->options.out, &g->error) != 0) return -1;
@@ -6206,7 +6620,9 @@ static int out_lock(gpt2_sp* g) {
     return 0;
 }
 
-static int rank_weights_init(Rank* r, gpt2_sp* g) {
+// A job: fresh weights.
+static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     weights_init(r, (uint64_t)g->options.seed);
     return 0;
 }
@@ -6240,7 +6656,8 @@ static int start_compare(gpt2_sp* g, const char* folder) {
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
 }
 
-// Weights and position of the run: its newest checkpoint, else --init-from, else fresh ones.
+// Gives the run its weights and its position in the data: from its newest checkpoint, else fresh, else fresh
+// with the weights of --init-from.
 static int trainer_start(gpt2_sp* g) {
     char folder[GPT2_SP_TEXT + 64];
     int found = g->options.out[0]
@@ -6249,17 +6666,16 @@ static int trainer_start(gpt2_sp* g) {
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
-        g->folder = folder, g->load_moments = 1;
-        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load) != 0) return -1;
+        LoadJob resume = {folder, 1};
+        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load, &resume) != 0) return -1;
         int64_t* steps;
         int count = checkpoint_list(g->options.out, &steps, &g->error);
         if (count > 0) g->newest_step = steps[0];
         free(steps);
         g->saved_step = g->resumed_step = g->step;
-        g->folder = NULL;
         return count < 0 ? -1 : 0;
     }
-    if (ranks_run(g, g->device->init) != 0) return -1;
+    if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
     gpt2_sp_options saved = g->options;
     int64_t vocab, eot;
@@ -6277,18 +6693,18 @@ static int trainer_start(gpt2_sp* g) {
     if (saved.center != g->options.center)
         return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
             g->options.init_from, (long long)saved.center, (long long)g->options.center);
-    g->folder = g->options.init_from, g->load_moments = 0;
-    return ranks_run(g, g->device->load);
+    LoadJob start = {g->options.init_from, 0};
+    return ranks_run(g, g->device->load, &start);
 }
 
-// What each process may have for itself: its number, its machine's threads, where it finds files. Whether it
-// has files must agree.
+// Whether each process may have a value of its own of an option.
 static int option_is_own(const char* name) {
     static const char* const own[] = {"model", "rank", "master", "threads", "timeout"};
     for (int i = 0; i < (int)(sizeof own / sizeof own[0]); i++)
         if (strcmp(own[i], name) == 0) return 1;
     return 0;
 }
+// Whether an option says where files are: processes may differ in that, but not in whether it is given.
 static int option_is_place(const char* name) {
     static const char* const places[] = {"data", "val-data", "out", "init-from"};
     for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
@@ -6318,7 +6734,7 @@ static int processes_meet(gpt2_sp* g) {
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
-        if (!strchr(option->commands, 'T') || option_is_own(option->name)) continue;
+        if (!(option->commands & TRAIN) || option_is_own(option->name)) continue;
         option_print(o, option, value, sizeof value);
         if (option_is_place(option->name))
             snprintf(value, sizeof value, "%s", *((const char*)o + option->offset) ? "given" : "not given");
@@ -6329,6 +6745,7 @@ static int processes_meet(gpt2_sp* g) {
     return status != 0 || fits ? status : fail(e, "%s", unfit.text);
 }
 
+// The shards of a data set as lines for processes_compare; returns their length.
 static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
     int n = 0;
     for (int i = 0; i < d->count && n < (int)size; i++) {
@@ -6356,6 +6773,7 @@ static int work_compare(gpt2_sp* g) {
     return status;
 }
 
+// Opens the data, makes the ranks and their weights, and requests the first batch.
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
@@ -6375,19 +6793,19 @@ static int trainer_prepare(gpt2_sp* g) {
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
     if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
-    if (work_compare(g) != 0)
-        return -1;   // from here on process 0 has the folder: the others may look into it
+    if (work_compare(g) != 0) return -1;   // after it process 0 has locked --out: the others may look into it
     if (trainer_start(g) != 0) return -1;
     loader_request(&g->loader, g->next_sample);
     return 0;
 }
 
-// Told before anything else: before the processes meet, before a checkpoint is read.
+// 0, or -1 if the GPU program finds no GPU. Asked before processes meet or a checkpoint is read.
 static int device_found(gpt2_sp* g) {
     if (!g->device->count || g->device->count(1) > 0) return 0;
     return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
 }
 
+// Makes a trainer that can train. A process that fails tells the others why.
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
@@ -6400,6 +6818,7 @@ static int trainer_create(gpt2_sp* g) {
     return status;
 }
 
+// The CPU's Device.check: the name of an option that only the GPU program has is an error.
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
     const char* name = o->verify ? "verify"
@@ -6412,40 +6831,69 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
 }
 
-static const Device CPU_DEVICE = {cpu_check, rank_plan, machine_bytes, rank_allocate, rank_free,
-    rank_weights_init, rank_load, rank_save, rank_step, rank_gradients_collect, model_forward_backward, NULL,
-    NULL, measure_rates, {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},
-    NULL, 1};
-static const Device* gpt2_sp_device =
-    &CPU_DEVICE;   // of the trainers made from here on: the GPU program sets its own once, before main
+static const Device CPU_DEVICE = {
+    cpu_check,                // check
+    rank_plan,                // plan
+    machine_bytes,            // memory
+    rank_allocate,            // allocate
+    rank_free,                // release
+    rank_weights_init,        // init
+    rank_load,                // load
+    rank_save,                // save
+    rank_step,                // step
+    rank_gradients_collect,   // gradients
+    model_forward_backward,   // pass
+    decoder_open,             // decoder_open
+    decoder_read,             // decoder_read
+    decoder_close,            // decoder_close
+    NULL,                     // verify: cpu_check refuses it
+    measure_rates,            // rates
+    {sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real), sizeof(real)},   // item_bytes
+    NULL,   // count: one rank without --sp
+    1,      // processes
+};
 
+// The device of the trainers made from here on. train_gpt2_sp.cu names its own before it includes this file.
+#ifdef GPT2_SP_DEVICE
+extern const Device GPT2_SP_DEVICE;
+#else
+#define GPT2_SP_DEVICE CPU_DEVICE
+#endif
+static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
+
+// A trainer with nothing in it yet; NULL: out of memory.
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
-    if (g)
-        g->options = *options, g->device = gpt2_sp_device, g->lock_fd = -1,
-        g->saved_step = g->resumed_step = g->newest_step = -1;
+    if (!g) return NULL;
+    g->options = *options;
+    g->device = gpt2_sp_device;
+    g->lock_fd = -1;
+    g->saved_step = g->resumed_step = -1;
+    g->newest_step = -1;
     return g;
 }
 
 // --- --check: the same batch on one rank alone ---
 
-// The loss and the gradients of the batch at `sample` in g->collected; the loader goes back to that sample.
-static int gradients_collect(gpt2_sp* g, uint64_t sample) {
+// Leaves the gradients and the loss of the step that begins with `sample` in `out`, whose array the caller
+// frees. The loader then reads that step again.
+static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
+    memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
     loader_request(&g->loader, sample);
     if (!batch_take(g)) return -1;
-    g->collected = (real*)calloc((size_t)g->layout.elements, sizeof(real));
-    if (!g->collected) return fail(&g->error, "out of memory for all gradients");
-    int status = ranks_run(g, g->device->gradients);
+    out->all = (real*)calloc((size_t)g->layout.elements, sizeof(real));
+    if (!out->all) return fail(&g->error, "out of memory for all gradients");
+    int status = ranks_run(g, g->device->gradients, out);
     loader_request(&g->loader, sample);
     return status;
 }
 
-// Two runs of the same batch differ by what rounding does to sums taken in another order. In fp32 that is
-// some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and then rounds to
-// another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that pass through
-// it. Such flips are rare and independent, so they add up like the square root of the layers they pass
-// through: the bound is 2^-8 or 2^-18 times that, over all numbers of a tensor.
+// The largest relative error that rounding explains. Two runs of the same batch take sums in another order.
+// In fp32 that makes some 2^-24 per operation; in the GPU program a sum that differs in its last bits now and
+// then rounds to another bf16 number, 2^-8 away, in the residual stream of a layer and in the gradients that
+// pass through it. Such flips are rare and independent, so they add up like the square root of the number of
+// layers: the bound is 2^-18 or 2^-8 times that, over all numbers of a tensor.
 static double check_bound(const gpt2_sp* g) {
     return sqrt((double)(2 * g->mesh.shape.L)) * (g->device == &CPU_DEVICE ? 0x1p-18 : 0x1p-8);
 }
@@ -6462,23 +6910,23 @@ static double relative_error(const real* found, const real* exact, int64_t n, do
     return square > 0 ? sqrt(difference / square) : sqrt(difference);
 }
 
-// Compares tensor by tensor; NaN counts as too large, and stays the worst.
-static int gradients_compare(gpt2_sp* g, const gpt2_sp* one) {
-    double bound = check_bound(g), worst = 0, loss = fabs(g->sums[0] / one->sums[0] - 1);
+// Compares the gradients of g's ranks with those of one rank, tensor by tensor. A NaN is the worst of all.
+static int gradients_compare(gpt2_sp* g, const Gradients* found, const gpt2_sp* one, const Gradients* alone) {
+    double bound = check_bound(g), worst = 0, loss = fabs(found->loss / alone->loss - 1);
     printf("--check: %d ranks against one, |difference| / |gradient|, at most %.1e\n", g->mesh.world, bound);
     for (int u = 0; u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
-            const real* a = g->collected + g->layout.units[u].offset + g->layout.within[id];
-            const real* b = one->collected + one->layout.units[u].offset + one->layout.within[id];
+            const real* a = found->all + g->layout.units[u].offset + g->layout.within[id];
+            const real* b = alone->all + one->layout.units[u].offset + one->layout.within[id];
             double size, error = relative_error(a, b, parameter_elements(&p), &size);
             char name[ST_NAME_MAX];
             if (!isnan(worst) && !(error <= worst)) worst = error;
             tensor_name(name, sizeof name, "", &p, u);
             printf("  %-24s %.3e\n", name, error);
         }
-    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", g->sums[0], one->sums[0], loss, worst);
+    printf("loss %.7f and %.7f: %.3e; the worst gradient %.3e\n", found->loss, alone->loss, loss, worst);
     if (!(worst <= bound) || !(loss <= bound))
         return fail(&g->error, "--check: %d ranks differ from one by %.3e (loss %.3e), expected at most %.1e",
             g->mesh.world, worst, loss, bound);
@@ -6501,13 +6949,13 @@ static int trainer_check_ranks(gpt2_sp* g) {
     gpt2_sp* one = trainer_new(&o);
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
     if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_collect(g, g->next_sample);
-    if (status == 0 && gradients_collect(one, g->next_sample) != 0)
+    Gradients found = {NULL, 0, 0}, alone = {NULL, 0, 0};
+    if (status == 0) status = gradients_collect(g, g->next_sample, &found);
+    if (status == 0 && gradients_collect(one, g->next_sample, &alone) != 0)
         status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
-    if (status == 0) status = gradients_compare(g, one);
-    if (one) free(one->collected);
-    free(g->collected);
-    g->collected = NULL;
+    if (status == 0) status = gradients_compare(g, &found, one, &alone);
+    free(found.all);
+    free(alone.all);
     gpt2_sp_destroy(one);
     return status;
 }
@@ -6522,6 +6970,7 @@ static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t erro
     return g;
 }
 
+// See the header. trainer_checked has the reason copied out before the trainer is gone.
 gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
     gpt2_sp* g = trainer_new(options);
     return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
@@ -6546,16 +6995,17 @@ static int trainer_load(gpt2_sp* g) {
     o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
-    g->folder = folder;
-    int status = ranks_run(g, g->device->load);
-    g->folder = NULL;
+    LoadJob model = {folder, 0};
+    int status = ranks_run(g, g->device->load, &model);
     return status;
 }
 
+// Notes the signal; the loop ends after the step in hand. A second Ctrl-C ends the program at once.
 static void on_signal(int number) {
     if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
     stop_signal = number;
 }
+// Has the signals that should end a run noted instead of end the process.
 static void catch_signals(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -6581,11 +7031,13 @@ static void catch_signals(void) {
     X("updated", "%d", stats->updated)
 // clang-format on
 
-static void json_number(char* out, size_t size, double x) {   // JSON has no NaN
+// A number for JSON, which has no NaN: null then.
+static void json_number(char* out, size_t size, double x) {
     if (isfinite(x)) snprintf(out, size, "%.17g", x);
     else snprintf(out, size, "null");
 }
 
+// Appends the line of a step to log.jsonl; val_loss NULL: the step had no validation. 0, or EOF with errno.
 static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_loss) {
     char loss[40], norm[40], val[40];
     json_number(loss, sizeof loss, stats->loss);
@@ -6628,11 +7080,13 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
     return log;
 }
 
+// Whether an option belongs to one launch of a run, not to the run.
 static int option_is_launch(const char* name) {
     return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
 }
 
-// OUT/run.cfg: the run's options, as --config reads them; not how this once it was started.
+// Writes OUT/run.cfg: the options of the run, as --config reads them, without those of this launch. `model`
+// is left out, as it has set layers, heads and channels.
 static int run_config_write(const gpt2_sp_options* o, Error* e) {
     char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
     snprintf(path, sizeof path, "%s/run.cfg", o->out);
@@ -6640,16 +7094,15 @@ static int run_config_write(const gpt2_sp_options* o, Error* e) {
     if (!f) return fail_file(e, "write", path);
     for (int i = 0; i < OPTION_COUNT; i++) {
         option_print(o, &OPTIONS[i], value, sizeof value);
-        if (strchr(OPTIONS[i].commands, 'T') && value[0] && !option_is_launch(OPTIONS[i].name) &&
+        if ((OPTIONS[i].commands & TRAIN) && value[0] && !option_is_launch(OPTIONS[i].name) &&
             strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
     return fclose(f) == 0 ? 0 : fail_file(e, "write", path);
 }
 
-// A command's trainer, made by trainer_create or trainer_load. Where its memory was refused, the plan's table
-// comes above the line that the command ends with; of several processes the first prints it, if it was
-// refused.
+// A command's trainer, made by trainer_create or trainer_load. If its memory was refused, the plan's table is
+// printed above the line that the command ends with, by process 0 of several.
 static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
     gpt2_sp* g = trainer_new(o);
     int status = g ? make(g) : -1;
@@ -6660,6 +7113,7 @@ static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Er
     return trainer_checked(g, status, e->text, sizeof e->text);
 }
 
+// What a run prints before its first step.
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     size_t fullest = 0;   // as `plan` has it
@@ -6687,8 +7141,8 @@ static void train_header(const gpt2_sp* g) {
     fflush(stdout);
 }
 
-// Ends a run that cannot go on: the weights are those of the last good step, which are kept if the ranks
-// still can.
+// Always -1: ends a run that cannot go on. The weights are those of the last good step; they are saved,
+// unless an abort has left the ranks unable to. The error stays what it was.
 static int train_stop(gpt2_sp* g) {
     Error why = g->error, ignored;
     if (g->options.out[0] && world_aborted(&g->world, &ignored) == 0) gpt2_sp_save(g);
@@ -6734,14 +7188,16 @@ static int train_loop(gpt2_sp* g, FILE* log) {
     return 0;
 }
 
-// Ends the program where the library cannot: a process has died or the run was stopped, and a rank of this
-// one neither computes on nor comes back, as in a GPU that waits for another for ever.
+// Ends the program where nothing else can: a process is gone or the run was aborted, and a rank of this
+// process does not come back from its job, as when a GPU waits for another one for ever. A thread looks for
+// that until the run is done.
 typedef struct {
     gpt2_sp* g;
     pthread_t thread;
     int running, done;   // done: the world's mutex guards it
 } Watch;
 
+// Looks five times a second. Patience begins when the first reason is seen, and is at most half a minute.
 static void* watch_thread(void* argument) {
     Watch* watch = (Watch*)argument;
     ThreadWorld* w = &watch->g->world;
@@ -6763,6 +7219,7 @@ static void* watch_thread(void* argument) {
     pthread_mutex_unlock(&w->mutex);
     return NULL;
 }
+// Watches a trainer of several ranks. Without a thread to be had, nobody watches.
 static void watch_start(Watch* watch, gpt2_sp* g) {
     watch->g = g, watch->done = 0;
     watch->running = g->mesh.world > 1 && pthread_create(&watch->thread, NULL, watch_thread, watch) == 0;
@@ -6778,15 +7235,19 @@ static void watch_end(Watch* watch) {
 
 // ===== 15. commands and main ====================================================================
 //
-// A command reads its options, does its work by the functions above and prints; `program` is all of main but the name.
+// A command does its work by the functions above and prints its results to stdout; what it tells besides goes
+// to stderr. It returns 0, or -1 with a line in e, which `program` prints:
+//
+//     main -> program: COMMANDS by the first argument -> options_parse -> command_train, command_plan, ...
+//
+// The exit status is 0 or 1; a run that a signal ends is saved and exits with 0. The GPU program is this file
+// with another Device: its commands are the same.
 
-enum {
-    BYTE_VOCAB = 257,
-    BYTE_EOT = 256
-};   // the byte tokenizer: the bytes, and the token that ends a document
+// The byte tokenizer: a token for each byte, and one that ends a document.
+enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
 
-// --rank and --world from the environment, where the command line has neither, and --master, where it has
-// none.
+// --rank and --world from what a launcher has set in the environment, where the command line has neither;
+// --master too, where it has none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
     char master[300];
     if (o->world > 0 || o->rank > 0) return 0;
@@ -6809,6 +7270,7 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
     return option_set(o, option_find("master"), master, e);
 }
 
+// Trains, from the start or from the newest checkpoint in --out, after --verify or --check.
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (o->save_every > 0 && !o->out[0])
@@ -6848,6 +7310,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
+// Proves the tables of both directions, then draws them or prints what they cost. Heads are left open.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
@@ -6878,6 +7341,7 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
     return 0;
 }
 
+// Plans a step's memory and time without making a trainer.
 static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     Schedule schedules[2];
@@ -6930,6 +7394,7 @@ static void buckets_print(
     if (json) printf("]");
 }
 
+// Loss of a model on data, recall of synthetic facts, or both.
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
@@ -7001,8 +7466,8 @@ static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Er
     }
 }
 
-// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. Where the
-// prompt is empty, or the model's tokens are not bytes and none was given, a document begins: after the token
+// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. An empty
+// prompt, or none for a model whose tokens are not bytes, stands for the beginning of a document: the token
 // that ended the one before.
 static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     const gpt2_sp_options* o = &g->options;
@@ -7021,6 +7486,7 @@ static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
     return count;
 }
 
+// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     gpt2_sp* g = trainer_make(o, trainer_load, e);
@@ -7056,12 +7522,14 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     return made < 0 ? -1 : 0;
 }
 
+// A shard that is being written.
 typedef struct {
     tok_writer writer;
-    uint64_t documents, bytes;
-    Error* error;
+    uint64_t documents, bytes;   // so far; bytes of text
+    Error* error;                // of the writer
 } Preparation;
 
+// Called for every document of an input: appends it to the shard, a token a byte. Empty ones are skipped.
 static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
     Preparation* p = (Preparation*)user;
     int32_t tokens[4096];
@@ -7077,6 +7545,7 @@ static int prepare_document(void* user, const char* bytes, size_t length, const 
     return tok_writer_end_document(&p->writer, length, p->error->text, sizeof p->error->text);
 }
 
+// Turns text files, .jsonl files and folders of them into one shard. On an error the shard is given up.
 static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     Preparation p;
     Error callback = {{0}};
@@ -7143,29 +7612,29 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
-typedef struct {
-    const char* name;
-    char letter;   // in the options' table
-    int (*run)(gpt2_sp_options*, const Positional*, Error*);
-    int inputs;   // takes arguments that are no options
-    const char *what, *usage;
-} Command;
-
 static const Command COMMANDS[] = {
-    {"train", 'T', command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
-    {"plan", 'P', command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
-    {"schedule", 'S', command_schedule, 0, "draw and prove a schedule of distributed attention",
+    {"train", TRAIN, command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
+    {"plan", PLAN, command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
+    {"schedule", SCHEDULE, command_schedule, 0, "draw and prove a schedule of distributed attention",
         "--schedule KIND --sp P [--json]"},
-    {"sample", 'A', command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
-    {"eval", 'E', command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
+    {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
+    {"eval", EVAL, command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
         "--from RUN --data SHARDS [options]"},
-    {"prepare", 'R', command_prepare, 1, "turn text into token shards",
+    {"prepare", PREPARE, command_prepare, 1, "turn text into token shards",
         "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
-    {"synth", 'Y', command_synth, 0, "write synthetic long documents whose facts are asked for far away",
+    {"synth", SYNTH, command_synth, 0, "write synthetic long documents whose facts are asked for far away",
         "--out FILE.tok [options]"},
 };
 enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 
+// The command of a name; NULL if there is none.
+static const Command* command_find(const char* name) {
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
+    return NULL;
+}
+
+// What the program prints without a command.
 MAIN_ONLY static void usage(FILE* out) {
     fprintf(out,
         "gpt2_sp: a trainer for small GPT-2 models on long documents\n\nusage: ./%s [COMMAND] [--option "
@@ -7175,18 +7644,17 @@ MAIN_ONLY static void usage(FILE* out) {
     fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
 }
 
-// All of the program but its name.
+// All of main; returns the exit status. Without a command's name it trains. argv[0] gives the name for
+// messages.
 MAIN_ONLY static int program(int argc, char** argv) {
-    const Command* command = &COMMANDS[0];
-    int first = 1, found = argc > 1 && strncmp(argv[1], "--", 2) == 0;
     if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2;
     }
-    for (int i = 0; !found && i < COMMAND_COUNT; i++)
-        if (strcmp(argv[1], COMMANDS[i].name) == 0) command = &COMMANDS[i], found = 1, first = 2;
-    if (!found) {
+    int named = strncmp(argv[1], "--", 2) != 0, first = named ? 2 : 1;
+    const Command* command = command_find(named ? argv[1] : "train");
+    if (!command) {
         fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1],
             program_name);
         return 1;
@@ -7195,10 +7663,9 @@ MAIN_ONLY static int program(int argc, char** argv) {
     Error e = {{0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     gpt2_sp_defaults(&options);
-    int status = inputs.items ? options_parse(&options, command->letter, command->name, argc - first,
-                                    argv + first, command->inputs ? &inputs : NULL, &e)
+    int status = inputs.items ? options_parse(&options, command, argc - first, argv + first, &inputs, &e)
                               : fail(&e, "out of memory");
-    if (status == 1) options_help(command->letter, command->name, command->what, command->usage);
+    if (status == 1) options_help(command);
     else if (status == 0) status = command->run(&options, &inputs, &e);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0)
         status = fail(&e, "cannot write all of the output");

@@ -46,6 +46,7 @@
 
 #define GPT2_SP_NO_MAIN
 #define GPT2_SP_LOGITS_CHUNK 8192
+#define GPT2_SP_DEVICE GPU_DEVICE
 #include "train_gpt2_sp.c"
 
 // ===== 2. errors and files ======================================================================
@@ -115,13 +116,25 @@ typedef __nv_bfloat16 bf16;
 
 // --- arguments ---
 enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or those of 7b
-struct AttnView {                    // a (B, NH, T, HS) tensor in place
-    void* p;                         // element (b,h,t,d) at p[b*batch + h*head + t*token + d]; NULL = absent
+// A (B, NH, T, HS) tensor in place; its strides count numbers, and the HS numbers of a token are neighbours.
+struct AttnView {
+    void* p;   // NULL = absent
     int64_t token, head, batch;
+
+    // The first number of head h of sequence b; number d of its token t. E: bf16 or float.
+    template <class E> __device__ E* of(int64_t b, int64_t h) const { return (E*)p + b * batch + h * head; }
+    template <class E> __device__ E* at(int64_t b, int64_t h, int64_t t, int d) const {
+        return (E*)p + b * batch + h * head + t * token + d;
+    }
 };
-struct AttnRows {   // a (B, NH, T) fp32 tensor, contiguous along T
-    float* p;
+// A (B, NH, T) fp32 tensor: a number for each row of attention.
+struct AttnRows {
+    float* p;   // NULL = absent
     int64_t head, batch;
+
+    // Token 0 of head h of sequence b; its token t.
+    __device__ float* of(int64_t b, int64_t h) const { return p + b * batch + h * head; }
+    __device__ float* at(int64_t b, int64_t h, int64_t t) const { return p + b * batch + h * head + t; }
 };
 struct AttnShape {
     int B, NH, Tq, Tk;
@@ -432,17 +445,6 @@ __device__ __forceinline__ void wgmma_rs(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// d (64 x 72) += A (64 x 16, registers) * B (16 x 72, shared).
-template <int TB>
-__device__ __forceinline__ void wgmma_rs(
-    float (&d)[36], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 db;\nsetp.eq.b32 p, 0, 0;\nmov.b64 db, {%40, 0x40000040};\n"
-                 "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {" ACC_0_31
-                 ", %32, %33, %34, %35}, {%36, %37, %38, %39}, db, p, 1, 1, %41;\n}\n"
-                 : ACC_32(d, 0), ACC_4(d, 32)
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
-}
-
 // d (64 x 128) += A (64 x 16, registers) * B (16 x 128, shared).
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(
@@ -454,21 +456,16 @@ __device__ __forceinline__ void wgmma_rs(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
 
-// --- forward --- Features of the forward kernel, as bits of its template argument (the benchmark times them
-// apart; ATTN_FWD_BEST is what attention_forward uses for head size 64, ATTN_FWD_BEST_128 for 128).
-enum {
-    F_TURNS = 1,   // the warpgroups take turns at the tensor cores (FlashAttention-3's ping-pong)
-    F_ONES = 2,    // head size 64: the row sum comes out of the P V product, from a column of ones beside V
-    F_IMAX = 4,    // row maxima by three-input integer maximum
-    F_SPLIT =
-        8,   // multiples of it: log2 of the parts in which P is computed, each followed by its share of P V
-};
+// --- forward ---
 static const int FWD_COLS = 128;
 // What head size D leaves room for: the accumulators S and O take 64 + D / 2 registers of a consumer thread.
 template <int D> struct FwdTile {
     static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2,
                      THREADS = 128 + 128 * GROUPS;
     static const int REGS_LOAD = D == 64 ? 32 : 24, REGS = D == 64 ? 160 : 240;
+    // P is computed in so many parts, each followed by its share of P V. With head size 128, whose parts of
+    // P V are twice the work, two are 3 % faster than four.
+    static const int PARTS = D == 64 ? 4 : 2;
 };
 
 template <int D> struct FwdSmem {
@@ -476,8 +473,7 @@ template <int D> struct FwdSmem {
     bf16 q[2][FwdTile<D>::ROWS * D];   // two tiles of queries: the next one loads while this one is used
     bf16 k[STAGES][FWD_COLS * D];
     bf16 v[STAGES][FWD_COLS * D];
-    // the columns beside V for F_ONES, all 1; without it as many bytes as align `o` to 1024
-    bf16 ones[D == 64 ? 16 * 64 : 512];
+    bf16 unused[D == 64 ? 1024 : 512];    // the kernel has not been timed without it
     bf16 o[FwdTile<D>::GROUPS][64 * D];   // staging of the output, one part per warpgroup
     uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     int tile[2];   // tile number that belongs to q[i], -1 = no more
@@ -509,13 +505,6 @@ __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int
     hi = end > 0 ? (end + COLS - 1) / COLS : 0;
     lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / COLS : 0;
     lo = min(lo, hi);
-}
-
-__device__ __forceinline__ void take_turn(int wg) {
-    asm volatile("bar.sync %0, 256;" ::"r"(1 + wg) : "memory");
-}
-template <int GROUPS> __device__ __forceinline__ void pass_turn(int wg) {
-    asm volatile("bar.arrive %0, 256;" ::"r"(wg == GROUPS - 1 ? 1 : 2 + wg) : "memory");
 }
 
 // Largest of this thread's 32 scores of row r (0: g, 1: g + 8).
@@ -560,11 +549,11 @@ __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
 // Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no
 // exchange between lanes but one vote. With integer maxima (m >= -64) a row whose scores are all negative may
 // keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
-template <int F, int NO>
+template <int NO>
 __device__ __forceinline__ void offset_update(
     const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
     float x[2];
-    if ((F & F_IMAX) && !f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
+    if (!f.exact) x[0] = imax_of_row(s, 0), x[1] = imax_of_row(s, 1);
     else x[0] = max_of_row(s, 0), x[1] = max_of_row(s, 1);
     if (!__any_sync(~0u, x[0] > f.limit[0] || x[1] > f.limit[1])) return;
     float alpha[2];
@@ -584,11 +573,10 @@ __device__ __forceinline__ void offset_update(
 
 // The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that
 // the producer announces.
-template <int D, int F>
+template <int D>
 __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
-    const int NO = (F & F_ONES) ? 36 : D / 2, PARTS = 1 << (F / F_SPLIT);
+    const int NO = D / 2, PARTS = FwdTile<D>::PARTS;
     const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
-    static_assert(!(F & F_ONES) || D == 64, "a column of ones fits beside 64 columns of V");
     const AttnShape& sh = p.a.s;
     const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2,
               wrow = (tid >> 5) * 16 + g;
@@ -596,7 +584,6 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
     float s[64], o[NO], l[2];
     Offset f;
     int kst = 0, kph = 0, vst = 0, vph = 0;   // ring positions of the next K and the next V
-    if (wg == GROUPS - 1 && (F & F_TURNS)) pass_turn<GROUPS>(wg);
     for (int it = 0;; it++) {
         const int qs = it & 1;
         bar_wait(&sm.q_full[qs], (it >> 1) & 1);
@@ -627,19 +614,15 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 bool in = rows && row + 8 * r < sh.Tq;
-                const float* acc = (const float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
-                    (int64_t)(row + 8 * r) * p.a.acc.token;
+                const float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
 #pragma unroll
                 for (int j = 0; j < D / 8; j++) {
-                    float2 x = in ? *(const float2*)(acc + 8 * j + t2) : make_float2(0.f, 0.f);
+                    float2 x = in ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
                     o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
                 }
-                f.m[r] = in ? p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] : -INFINITY;
-                l[r] = in && (t2 == 0 || (F & F_ONES))
-                    ? p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r]
-                    : 0.f;
+                f.m[r] = in ? p.a.m.at(w.batch, w.head, row)[8 * r] : -INFINITY;
+                l[r] = in && t2 == 0 ? p.a.l.at(w.batch, w.head, row)[8 * r] : 0.f;
             }
-            if (F & F_ONES) o[NO - 4] = o[NO - 3] = l[0], o[NO - 2] = o[NO - 1] = l[1];
         } else {
 #pragma unroll
             for (int i = 0; i < NO; i++) o[i] = 0.f;
@@ -651,10 +634,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
         // four warps together; elsewhere this does, so that none is still waiting for a phase of a barrier
         // when the next but one begins.
         auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
-        auto skip = [&]() {   // a block that only other warpgroups use: give it back, pass the turn
+        auto skip = [&]() {   // a block that only other warpgroups use: give it back
             bar_wait(&sm.k_full[kst], kph);
             bar_wait(&sm.v_full[vst], vph);
-            if (F & F_TURNS) take_turn(wg), pass_turn<GROUPS>(wg);
             together();
             if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
             if (++kst == STAGES) kst = 0, kph ^= 1;
@@ -688,13 +670,10 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                             if (8 * j + e >= end || 8 * j + e < begin) s[4 * j + 2 * r + e] = -INFINITY;
                 }
             }
-            offset_update<F, NO>(s, o, l, f, c, inv_c);
+            offset_update<NO>(s, o, l, f, c, inv_c);
             bar_wait(&sm.v_full[vst], vph);
             if (more) bar_wait(&sm.k_full[kst], kph);
-            const uint32_t lbo = (F & F_ONES) ? smem_of(sm.ones) - smem_of(sm.v[vst])
-                : D > 64                      ? FWD_COLS * 128
-                                              : 16,
-                           dv = desc_of(sm.v[vst], lbo);
+            const uint32_t dv = desc_of(sm.v[vst], D > 64 ? FWD_COLS * 128 : 16);
             uint32_t pr[32];
             float sum[2] = {0.f, 0.f};
             hold(o);
@@ -709,12 +688,9 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
                 for (int e = 0; e < 32 / PARTS; e++) {
                     const int i = q * (32 / PARTS) + e;
                     pr[i] = pack(s[2 * i], s[2 * i + 1]);
-                    if (!(F & F_ONES)) sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
+                    sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
                 }
-                if (q == PARTS - 1) {
-                    if (F & F_TURNS) take_turn(wg);
-                    hold(s);
-                }
+                if (q == PARTS - 1) hold(s);
 #pragma unroll
                 for (int e = 0; e < 32 / PARTS; e++)
                     asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
@@ -722,14 +698,12 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
                 for (int e = 0; e < 8 / PARTS; e++) {
                     const int kk = q * (8 / PARTS) + e;
-                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3],
-                        (F & F_ONES) ? dv + 128 * kk - (128u * kk << 16) : dv + 128 * kk);
+                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], dv + 128 * kk);
                 }
                 mma_commit();
             }
             if (more) scores();
-            if (F & F_TURNS) pass_turn<GROUPS>(wg);
-            if (!(F & F_ONES)) l[0] += sum[0], l[1] += sum[1];
+            l[0] += sum[0], l[1] += sum[1];
             if (more) {
                 mma_wait<1>();
                 if (tid == 0) bar_arrive(&sm.v_empty[vst]);
@@ -759,25 +733,20 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll 1
         for (int i = mylo - lo; i > 0; i--) skip();
 
-        if (F & F_ONES) {
-            l[0] = o[NO - 4], l[1] = o[NO - 2];
-        } else {
 #pragma unroll
-            for (int r = 0; r < 2; r++)
-                l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
-        }
+        for (int r = 0; r < 2; r++)
+            l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
         if (p.a.carry_out) {
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows && row + 8 * r < sh.Tq) {
-                    float* acc = (float*)p.a.acc.p + w.batch * p.a.acc.batch + w.head * p.a.acc.head +
-                        (int64_t)(row + 8 * r) * p.a.acc.token;
+                    float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
 #pragma unroll
                     for (int j = 0; j < D / 8; j++)
-                        *(float2*)(acc + 8 * j + t2) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+                        *(float2*)(acc + 8 * j) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
                     if (t2 == 0) {
-                        p.a.m.p[w.batch * p.a.m.batch + w.head * p.a.m.head + row + 8 * r] = f.m[r];
-                        p.a.l.p[w.batch * p.a.l.batch + w.head * p.a.l.head + row + 8 * r] = l[r];
+                        p.a.m.at(w.batch, w.head, row)[8 * r] = f.m[r];
+                        p.a.l.at(w.batch, w.head, row)[8 * r] = l[r];
                     }
                 }
         }
@@ -785,7 +754,7 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows && row + 8 * r < sh.Tq)
-                    p.a.lse.p[w.batch * p.a.lse.batch + w.head * p.a.lse.head + row + 8 * r] =
+                    p.a.lse.at(w.batch, w.head, row)[8 * r] =
                         l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
         }
         if (p.a.o.p && rows) {
@@ -815,7 +784,6 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
             }
         }
     }
-    if (wg == 0 && (F & F_TURNS)) take_turn(0);
     if (tid == 0) bulk_wait();
 }
 
@@ -826,7 +794,7 @@ __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm,
 // consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes
 // out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
 // between lanes unless the maximum has moved.
-template <int D, int F>
+template <int D>
 __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
     attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -841,8 +809,6 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
                 bar_init(&sm.v_empty[i], GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (F & F_ONES)
-        for (int i = threadIdx.x; i < 16 * 64; i += FwdTile<D>::THREADS) sm.ones[i] = __float2bfloat16(1.f);
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < 128) {
@@ -888,7 +854,7 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
         }
     } else {
         regs_up<FwdTile<D>::REGS>();
-        fwd_consumer<D, F>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        fwd_consumer<D>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
     }
 #else
     asm volatile("trap;");   // built without sm_90a and not told so
@@ -1304,8 +1270,7 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
             int st = 0, ph = 1, lo, hi;
             Tile w;
             for (int t = 0; next_tile(t, w, lo, hi); t++) {
-                const float *lse = p.a.lse.p + w.batch * p.a.lse.batch + w.head * p.a.lse.head,
-                            *delta = p.a.delta.p + w.batch * p.a.delta.batch + w.head * p.a.delta.head;
+                const float *lse = p.a.lse.of(w.batch, w.head), *delta = p.a.delta.of(w.batch, w.head);
                 const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
 #pragma unroll 1
                 for (int m = lo; m < hi; m++) {
@@ -1385,10 +1350,8 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        uint4 a = *(const uint4*)((const bf16*)dout.p + blockIdx.z * dout.batch + blockIdx.y * dout.head +
-            row * dout.token + c);
-        uint4 b = *(
-            const uint4*)((const bf16*)o.p + blockIdx.z * o.batch + blockIdx.y * o.head + row * o.token + c);
+        uint4 a = *(const uint4*)(dout.at<bf16>(blockIdx.z, blockIdx.y, row, c));
+        uint4 b = *(const uint4*)(o.at<bf16>(blockIdx.z, blockIdx.y, row, c));
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -1398,7 +1361,7 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     }
 #pragma unroll
     for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
-    if (row < T && part == 0) delta.p[blockIdx.z * delta.batch + blockIdx.y * delta.head + row] = x;
+    if (row < T && part == 0) *delta.at(blockIdx.z, blockIdx.y, row) = x;
 }
 // Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With
 // o, divides and writes O and lse instead. 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8)
@@ -1407,15 +1370,13 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
     AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float* pa = (float*)acc.p + b * acc.batch + h * acc.head + row * acc.token;
-    float *pm = m.p + b * m.batch + h * m.head + row, *pl = l.p + b * l.batch + h * l.head + row, mm = *pm,
-          ll = *pl;
+    float* pa = acc.at<float>(b, h, row, 0);
+    float *pm = m.at(b, h, row), *pl = l.at(b, h, row), mm = *pm, ll = *pl;
     const float* pb = NULL;
     float fa = 1.f, fb = 1.f;
     if (acc_b.p) {
-        pb = (const float*)acc_b.p + b * acc_b.batch + h * acc_b.head + row * acc_b.token;
-        float mb = m_b.p[b * m_b.batch + h * m_b.head + row], lb = l_b.p[b * l_b.batch + h * l_b.head + row],
-              to = fmaxf(mm, mb);
+        pb = acc_b.at<float>(b, h, row, 0);
+        float mb = *m_b.at(b, h, row), lb = *l_b.at(b, h, row), to = fmaxf(mm, mb);
         if (to != -INFINITY) fa = exp2_fast(mm - to), fb = exp2_fast(mb - to);
         ll = ll * fa + lb * fb, mm = to;
     }
@@ -1425,31 +1386,27 @@ __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, Att
         float x[8];
         for (int i = 0; i < 8; i++) x[i] = pb ? pa[c + i] * fa + pb[c + i] * fb : pa[c + i];
         if (o.p)
-            *(uint4*)((bf16*)o.p + b * o.batch + h * o.head + row * o.token + c) =
-                make_uint4(pack(x[0] * inv, x[1] * inv), pack(x[2] * inv, x[3] * inv),
-                    pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
+            *(uint4*)(o.at<bf16>(b, h, row, c)) = make_uint4(pack(x[0] * inv, x[1] * inv),
+                pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
         else
             for (int i = 0; i < 8; i++) pa[c + i] = x[i];
     }
     if (part > 0) return;
     if (!o.p) *pm = mm, *pl = ll;
-    else if (lse.p)
-        lse.p[b * lse.batch + h * lse.head + row] = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
+    else if (lse.p) *lse.at(b, h, row) = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
 }
 // out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
 __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        float4* x =
-            (float4*)((float*)dq.p + blockIdx.z * dq.batch + blockIdx.y * dq.head + row * dq.token + c);
+        float4* x = (float4*)(dq.at<float>(blockIdx.z, blockIdx.y, row, c));
         if (!out.p) {
             x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
             continue;
         }
         float4 a = x[0], b = x[1];
-        *(uint4*)((bf16*)out.p + blockIdx.z * out.batch + blockIdx.y * out.head + row * out.token + c) =
-            make_uint4(pack(a.x * scale, a.y * scale), pack(a.z * scale, a.w * scale),
-                pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
+        *(uint4*)(out.at<bf16>(blockIdx.z, blockIdx.y, row, c)) = make_uint4(pack(a.x * scale, a.y * scale),
+            pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
     }
 }
 
@@ -1549,9 +1506,7 @@ static cudaError_t backward_check(const AttnBackward& a) {
     return cudaSuccess;
 }
 
-template <int D, int F>
-static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t stream) {
-    ATTN_TRY(forward_check(a));
+template <int D> static cudaError_t hopper_forward(const AttnForward& a, cudaStream_t stream) {
     const int ROWS = FwdTile<D>::ROWS;
     FwdParams p;
     p.a = a;
@@ -1565,18 +1520,11 @@ static cudaError_t attention_forward_variant(const AttnForward& a, cudaStream_t 
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
     const int bytes = sizeof(FwdSmem<D>) + 1024;
     ATTN_TRY(cudaFuncSetAttribute(
-        attention_forward_kernel<D, F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+        attention_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     int grid = min(p.tiles, attn_sms());
-    // clang-format off
-    attention_forward_kernel<D, F><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
-    // clang-format on
+    attention_forward_kernel<D><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
-#ifndef ATTN_FWD_BEST
-#define ATTN_FWD_BEST (F_IMAX | 2 * F_SPLIT)
-#endif
-static const int ATTN_FWD_BEST_128 =
-    F_IMAX | F_SPLIT;   // with twice the work in each part of P V, two are 3 % faster than four
 
 // (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present,
 // writes O and lse and leaves the carry as it was.
@@ -1734,9 +1682,8 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
               r0 = tr0 + warp * 32;
     const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
                    sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
-    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
-               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
-               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head;
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head);
     const float c = sh.scale * LOG2E;
 
     int lo, hi, mylo = 0, myhi = 0;
@@ -1778,15 +1725,14 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
         for (int r = 0; r < 2; r++) {
             const int row = r0 + 16 * mt + 8 * r + g;
             const bool in = p.a.carry_in && row < sh.Tq;
-            const float* acc = (const float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
-                row * p.a.acc.token + t2;
+            const float* acc = p.a.acc.at<float>(batch, head, row, t2);
 #pragma unroll
             for (int j = 0; j < DT; j++) {
                 float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
                 o[mt][j][2 * r] = x.x, o[mt][j][2 * r + 1] = x.y;
             }
-            m[mt][r] = in ? p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] : -INFINITY;
-            l[mt][r] = in && t2 == 0 ? p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] : 0.f;
+            m[mt][r] = in ? *p.a.m.at(batch, head, row) : -INFINITY;
+            l[mt][r] = in && t2 == 0 ? *p.a.l.at(batch, head, row) : 0.f;
             minus[mt][r] = m[mt][r] == -INFINITY ? 0.f : -m[mt][r];
         }
 
@@ -1909,20 +1855,18 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
             const float inv = x > 0.f ? 1.f / x : 0.f;
             if (row < sh.Tq) {
                 if (p.a.carry_out) {
-                    float* acc = (float*)p.a.acc.p + batch * p.a.acc.batch + head * p.a.acc.head +
-                        row * p.a.acc.token + t2;
+                    float* acc = p.a.acc.at<float>(batch, head, row, t2);
 #pragma unroll
                     for (int j = 0; j < DT; j++)
                         if (8 * j < HS)
                             *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
                     if (t2 == 0) {
-                        p.a.m.p[batch * p.a.m.batch + head * p.a.m.head + row] = m[mt][r];
-                        p.a.l.p[batch * p.a.l.batch + head * p.a.l.head + row] = x;
+                        *p.a.m.at(batch, head, row) = m[mt][r];
+                        *p.a.l.at(batch, head, row) = x;
                     }
                 }
                 if (p.a.lse.p && t2 == 0)
-                    p.a.lse.p[batch * p.a.lse.batch + head * p.a.lse.head + row] =
-                        x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
+                    *p.a.lse.at(batch, head, row) = x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
             }
             const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
 #pragma unroll
@@ -1935,8 +1879,7 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
             const int r = i / (D / 8), piece = i % (D / 8);
             const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
             if (r0 + r < sh.Tq && piece * 8 < HS)
-                *(uint4*)((bf16*)p.a.o.p + batch * p.a.o.batch + head * p.a.o.head + (r0 + r) * p.a.o.token +
-                    piece * 8) = x;
+                *(uint4*)(p.a.o.at<bf16>(batch, head, r0 + r, piece * 8)) = x;
         }
 }
 
@@ -1994,13 +1937,10 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
     int lo, hi;
     query_range<ROWS, COLS>(sh, batch, n, lo, hi);
     const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const bf16 *q = (const bf16*)p.a.q.p + batch * p.a.q.batch + head * p.a.q.head,
-               *k = (const bf16*)p.a.k.p + batch * p.a.k.batch + head * p.a.k.head,
-               *v = (const bf16*)p.a.v.p + batch * p.a.v.batch + head * p.a.v.head,
-               *dout = (const bf16*)p.a.dout.p + batch * p.a.dout.batch + head * p.a.dout.head;
-    const float *lse = p.a.lse.p + batch * p.a.lse.batch + head * p.a.lse.head,
-                *delta = p.a.delta.p + batch * p.a.delta.batch + head * p.a.delta.head;
-    float* dq = (float*)p.a.dq.p + batch * p.a.dq.batch + head * p.a.dq.head;
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
+    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
+    float* dq = p.a.dq.of<float>(batch, head);
     const float c = sh.scale * LOG2E;
     const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1,
                    sstage = sk + Tl::Q;
@@ -2329,8 +2269,7 @@ static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t s
     ATTN_TRY(attn_device(&d));
     ATTN_TRY(forward_check(a));
     if (!attn_hopper(a.s, d)) return portable_forward(a, stream);
-    return a.s.HS == 64 ? attention_forward_variant<64, ATTN_FWD_BEST>(a, stream)
-                        : attention_forward_variant<128, ATTN_FWD_BEST_128>(a, stream);
+    return a.s.HS == 64 ? hopper_forward<64>(a, stream) : hopper_forward<128>(a, stream);
 }
 static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream) {
     AttnDevice d;
@@ -2592,8 +2531,8 @@ struct Gpu {
     char* packed[2];                   // what this rank sends of its own rows during a step of either table
     PackJob* jobs;                     // what this rank packs for the step in hand
     int job_count;
-    char* pack_next;   // where the next of them is packed to
-    bf16* logits;      // (logits_chunk, Vp)
+    char *pack_begin, *pack_next;   // where they go in the run in hand; where the next of them goes
+    bf16* logits;                   // (logits_chunk, Vp)
     int64_t logits_chunk;
     float* partial;                                     // partial sums of columns
     double* squares;                                    // (SQUARE_BLOCKS)
@@ -4714,11 +4653,12 @@ static int nccl_exchange(Rank* r, const Exchange* x) {
 // Opens the exchange of a step. Copies may start once everything enqueued so far has finished: sends are then
 // complete and receive buffers free.
 static int gpu_post(Rank* r, void* run, const Exchange* x) {
+    (void)run;
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     if (x->send_count + x->receive_count == 0) return 0;
     gpu_pack(d);
-    d->pack_next = d->packed[((const GpuAttention*)run)->table->backward];
+    d->pack_next = d->pack_begin;
     CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
     CUDA_TRY(&r->error, cudaEventRecord(d->beside_ready, d->beside));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
@@ -5258,7 +5198,8 @@ static const TableOps GPU_TABLE_OPS = {gpu_pieces, gpu_post, gpu_op, gpu_wait, g
 static int gpu_run(Rank* r, GpuAttention* run, const int32_t* host_docs) {
     Gpu* d = (Gpu*)r->device;
     const Schedule* table = run->table;
-    d->job_count = 0, d->pack_next = d->packed[table->backward];
+    d->job_count = 0;
+    d->pack_next = d->pack_begin = d->packed[table->backward];
     table_begin(r, table, host_docs, d->B);
     outputs_count(r, run);
     if (ops_follow(r, run, 1) != 0 || run_table(r, table, &GPU_TABLE_OPS, run) != 0) return -1;
@@ -6416,6 +6357,7 @@ static int host_end(Rank* r, int count, int store) {
     }
     return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
+
 // The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
 // where there are several.
 static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
@@ -6432,36 +6374,40 @@ static void gpu_settings(Rank* r, const gpt2_sp* g) {
     d->profile = (int)o->profile && r->world_rank == 0;
     process_path(d->products, g, o->products);
 }
+
 // Jobs (Device.init, .load, .save): fresh weights from the seed; weights and, to resume, moments from a
 // checkpoint; a checkpoint of both.
-static int gpu_init(Rank* r, gpt2_sp* g) {
+static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
     weights_init(r, (uint64_t)g->options.seed);
     return host_end(r, 1, 1);
 }
-static int gpu_load(Rank* r, gpt2_sp* g) {
-    int count = g->load_moments ? SAVED_COUNT : 1;
+static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
+    int count = ((const LoadJob*)argument)->moments ? SAVED_COUNT : 1;
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
-    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g) : -1;
+    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g, argument) : -1;
     return host_end(r, count, status == 0) == 0 ? status : -1;
 }
-static int gpu_save(Rank* r, gpt2_sp* g) {
+static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
     if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
-    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g) : -1;
+    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
     return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
 }
 
 // ===== 11. evaluation and sampling ==============================================================
 //
-// Evaluation is the .c's, on gpu_pass without learning. Sampling runs on the process' first rank: a decoder
-// reads the prompt DECODE_ROWS tokens at a time, then its own tokens one by one, through gpu_layer_forward
-// with an attention of its own. Each layer writes QKV straight to its cache, behind those of earlier tokens.
+// Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
+// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then tokens
+// one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV straight to its
+// cache, behind those of earlier tokens.
 
 // What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
-    Rank* r;
+    gpt2_sp* g;
+    Rank* r;                                       // the first: it reads for all
     int64_t capacity, position;                    // tokens that fit in the cache; of those being read
     bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
     float *rstd, *lse;
@@ -6472,11 +6418,17 @@ typedef struct {
 } GpuDecoder;
 
 // Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
-static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
-    const Shape* s = &r->mesh->shape;
+static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
+    Rank* r = &g->ranks[0];
+    const Shape* s = &g->mesh.shape;
     int64_t n = DECODE_ROWS, C = s->C;
-    memset(c, 0, sizeof *c);
-    c->r = r, c->capacity = round_up(capacity, n) + n;
+    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
+        return fail(&r->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
+            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
+                                             : "--sp, whose ranks have the positions of their own rows only");
+    if (gpu_enter(r) != 0) return -1;
+    c->g = g, c->r = r;
+    c->capacity = round_up(capacity, n) + n;
     for (int walk = 0; walk < 2; walk++) {
         Arena a;
         memset(&a, 0, sizeof a);
@@ -6494,6 +6446,26 @@ static int gpu_decoder_init(GpuDecoder* c, Rank* r, int64_t capacity) {
     }
     c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
+}
+
+// Device.decoder_close.
+static void gpu_decoder_close(void* decoder) {
+    GpuDecoder* c = (GpuDecoder*)decoder;
+    cudaFree(c->memory);
+    free(c->host_logits);
+    free(c);
+}
+
+// Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
+static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
+    GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
+    if (!c) fail(&g->error, "out of memory");
+    else if (gpu_decoder_init(c, g, capacity) != 0) {
+        g->error = g->ranks[0].error;
+        gpu_decoder_close(c);
+        c = NULL;
+    }
+    return c;
 }
 
 // Fetches rows p to p + n - 1 of wpe from the ranks that have them as own positions, on `stream`. It needs no
@@ -6538,7 +6510,7 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
 
 // Reads n tokens at positions p to p + n - 1: one, or part of a prompt, padded to DECODE_ROWS. logits (V):
 // what the model expects after the last of them. The host waits.
-static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
@@ -6580,36 +6552,12 @@ static int gpu_decoder_read(GpuDecoder* c, const int32_t* tokens, int64_t n, int
     return 0;
 }
 
-// Device.generate: continues a prompt by up to `count` tokens, to `out`; returns how many, -1 with g->error.
-// It ends before the token that would end the document.
-static int64_t gpu_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out,
-    int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed) {
-    const Shape* s = &g->mesh.shape;
-    Rank* r = &g->ranks[0];
-    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
-        return fail(&g->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
-            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
-                                             : "--sp, whose ranks have the positions of their own rows only");
-    GpuDecoder c = {0};
-    Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
-    real* logits = (real*)malloc((size_t)s->V * sizeof *logits);
-    int64_t made = 0;
-    int status = gpu_enter(r) == 0 ? gpu_decoder_init(&c, r, prompt_count + count) : -1;
-    if (!candidates || !logits) status = fail(&r->error, "out of memory");
-    for (int64_t p = 0; status == 0 && p < prompt_count; p += DECODE_ROWS)
-        status = gpu_decoder_read(&c, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits);
-    for (; status == 0 && made < count; made++) {
-        out[made] = sample_token(logits, s->V, temperature, top_k, top_p,
-            random_unit(random_bits(seed, 0x73616D706C65, (uint64_t)made)), candidates);
-        if (out[made] == g->eot) break;
-        if (made + 1 < count) status = gpu_decoder_read(&c, &out[made], 1, prompt_count + made, logits);
-    }
-    cudaFree(c.memory);
-    free(c.host_logits);
-    free(candidates);
-    free(logits);
-    if (status != 0) g->error = r->error;
-    return status == 0 ? made : -1;
+// Device.decoder_read: the same, its error as the trainer's.
+static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    GpuDecoder* c = (GpuDecoder*)decoder;
+    if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
+    c->g->error = c->r->error;
+    return -1;
 }
 
 // ===== 12. training loop ========================================================================
@@ -6756,25 +6704,24 @@ static int gpu_rehearse(Rank* r) {
     return 0;
 }
 
-// Waits for the step's loss and norm; the process' first rank puts them into g->sums, and whether the step
-// was an update into g->updated.
-static int gpu_stats_read(Rank* r, gpt2_sp* g) {
+// Waits for the step's loss and norm. The process' first rank gets the mean loss and the norm's square; the
+// others only wait.
+static int gpu_stats_read(Rank* r, double* loss, double* square) {
     Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error,
-        cudaMemcpyAsync(
-            d->host_stats, d->stats, STAT_COUNT * sizeof(double), cudaMemcpyDeviceToHost, d->stream));
+    size_t bytes = STAT_COUNT * sizeof(double);
+    CUDA_TRY(&r->error, cudaMemcpyAsync(d->host_stats, d->stats, bytes, cudaMemcpyDeviceToHost, d->stream));
     if (gpu_finish(r) != 0) return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;
-    g->sums[0] = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
-    g->sums[1] = d->host_stats[STAT_ALL_SQUARE];
-    g->updated = isfinite(g->sums[0]) && isfinite(g->sums[1]);
+    *loss = d->host_stats[STAT_ALL_LOSS] / (double)max_i64(1, r->valid_tokens);
+    *square = d->host_stats[STAT_ALL_SQUARE];
     return 0;
 }
 
 // Job (Device.step): gradients, update, loss and norm. The device decides whether and how far to update; the
 // host waits once, at the end, for the loss and the norm.
-static int gpu_step(Rank* r, gpt2_sp* g) {
+static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
+    StepJob* step = (StepJob*)argument;
     Error* e = &r->error;
     const gpt2_sp_options* o = &g->options;
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0) return -1;
@@ -6789,8 +6736,9 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     // the ranks' clocks begin together, as far as hosts can see to it
     if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
     mark(d, "start");
-    if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &g->adamw) != 0) return -1;
-    if (gpu_stats_read(r, g) != 0) return -1;
+    if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &step->adamw) != 0) return -1;
+    if (gpu_stats_read(r, &step->loss, &step->square) != 0) return -1;
+    if (r->world_rank == r->mesh->first_rank) step->updated = isfinite(step->loss) && isfinite(step->square);
     if (d->profile) profile_print(d);
     if (!d->tracing) return 0;
     if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
@@ -6800,21 +6748,23 @@ static int gpu_step(Rank* r, gpt2_sp* g) {
     return r->transport.barrier(&r->transport, &r->all, e);
 }
 
-// Job (Device.gradients) for --check: the gradients of the step's batches, each rank's slices to
-// g->collected, without an update.
-static int gpu_gradients(Rank* r, gpt2_sp* g) {
+// Job (Device.gradients) for --check: the gradients of the step's batches, each rank's slices to the array of
+// its argument, without an update.
+static int gpu_gradients(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
+    Gradients* out = (Gradients*)argument;
+    (void)g;
     const Layout* layout = r->layout;
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0 || gpu_gradients_compute(r, 0) != 0 || gpu_finish(r) != 0)
         return -1;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         CUDA_TRY(&r->error,
-            cudaMemcpyAsync(g->collected + unit->offset + slice_begin(r, u),
+            cudaMemcpyAsync(out->all + unit->offset + slice_begin(r, u),
                 d->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u)),
                 (size_t)unit->slice * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
     }
-    return gpu_stats_read(r, g);
+    return gpu_stats_read(r, &out->loss, &out->square);
 }
 
 // --- --verify: the same batch through the CPU reference ---
@@ -7082,11 +7032,28 @@ enum { GPU_PROCESSES = 1 };
 #else
 enum { GPU_PROCESSES = 0 };
 #endif
-// All that the .c knows of this file; gpt2_sp_device points to it before main runs.
-static const Device GPU_DEVICE = {gpu_check, gpu_plan, gpu_memory, gpu_allocate, gpu_release, gpu_init,
-    gpu_load, gpu_save, gpu_step, gpu_gradients, gpu_pass, gpu_generate, gpu_verify, gpu_rates,
-    {2, 2, 4, 2, 4, 4} /* item_size of the first tensor */, gpu_count, GPU_PROCESSES};
-__attribute__((constructor)) static void gpu_device_choose(void) { gpt2_sp_device = &GPU_DEVICE; }
+// All that the .c knows of this file.
+const Device GPU_DEVICE = {
+    gpu_check,            // check
+    gpu_plan,             // plan
+    gpu_memory,           // memory
+    gpu_allocate,         // allocate
+    gpu_release,          // release
+    gpu_init,             // init
+    gpu_load,             // load
+    gpu_save,             // save
+    gpu_step,             // step
+    gpu_gradients,        // gradients
+    gpu_pass,             // pass
+    gpu_decoder_open,     // decoder_open
+    gpu_decoder_read,     // decoder_read
+    gpu_decoder_close,    // decoder_close
+    gpu_verify,           // verify
+    gpu_rates,            // rates
+    {2, 2, 4, 2, 4, 4},   // item_bytes: item_size of each kind's first tensor
+    gpu_count,            // count
+    GPU_PROCESSES,        // processes
+};
 
 // ===== 13. commands and main ====================================================================
 

@@ -1,4 +1,4 @@
-/* Correctness of the attention kernels of train_gpt2_sp.cu against an fp64 oracle: test_attention [variant | quick]
+/* Correctness of the attention kernels of train_gpt2_sp.cu against an fp64 oracle: test_attention [quick]
    Head sizes 64 and 128 with the kernels chosen for this GPU, with the portable ones, and with both by turns (a carry of one is read by the other);
    the other head sizes with the portable ones. Which of them ran is tested too. Every output is poisoned first, guards after each buffer must
    survive, a NaN fails. Bound: the rms error is at most 2 x, the largest 3 x that of a plain bf16 implementation (P, dS and results rounded to bf16,
@@ -239,11 +239,6 @@ static void compare(const char* name, const char* what, const Buf& b, int is_flo
     printf("\n");
 }
 
-typedef cudaError_t (*Forward)(const AttnForward&, cudaStream_t);
-static Forward forward = attention_forward;
-static float lse_tol = 1e-4f;
-static int only_forward;
-
 static void run_case(const Case& c) {
     const int B = c.B, NH = c.NH, Tq = c.Tq, Tk = c.Tk;
     seed = 12345 + Tq * 7 + Tk;
@@ -296,11 +291,9 @@ static void run_case(const Case& c) {
         a.out = res[plain][0] = alloc_f(nq), a.dq = res[plain][1] = alloc_f(nq),
         a.dk = res[plain][2] = alloc_f(nk), a.dv = res[plain][3] = alloc_f(nk);
         ora_forward<<<dim3(Tq, NH, B), 128, sm>>>(a);
-        if (!only_forward) {
-            ora_delta<<<dim3(Tq, NH, B), 1>>>(a);
-            ora_dq<<<dim3(Tq, NH, B), 128, sm>>>(a);
-            ora_dkv<<<dim3(Tk, NH, B), 2 * head_size, sm>>>(a);
-        }
+        ora_delta<<<dim3(Tq, NH, B), 1>>>(a);
+        ora_dq<<<dim3(Tq, NH, B), 128, sm>>>(a);
+        ora_dkv<<<dim3(Tk, NH, B), 2 * head_size, sm>>>(a);
         CK(cudaGetLastError());
     }
     CK(cudaDeviceSynchronize());
@@ -332,13 +325,14 @@ static void run_case(const Case& c) {
                 f.l = rows_from(rs, q0);
             if (j == 0) f.o = rows_from(view_of(o.p, c.layout, NH, Tq), q0, 2), f.lse = rows_from(rl, q0);
             f.work = (int*)work.p;
-            CK(forward(f, 0));
+            CK(attention_forward(f, 0));
         }
     CK(cudaDeviceSynchronize());
     compare(c.name, "O", o, 0, c.layout, B, NH, Tq, res[0][0], res[1][0]);
     std::vector<float> got = fetch(lse, 1, nr);
     std::vector<double> want(nr);
     CK(cudaMemcpy(want.data(), a.lse, nr * 8, cudaMemcpyDeviceToHost));
+    const double lse_tol = 1e-4;
     double worst = 0;
     int bad = 0, empty = 0;
     for (size_t i = 0; i < nr; i++) {
@@ -368,7 +362,7 @@ static void run_case(const Case& c) {
             f.s = a.s, f.s.Tk = k1 - k0, f.s.k_pos += k0, f.s.path = path_of(j), f.q = a.q,
             f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
             f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int*)work.p;
-            CK(forward(f, 0));
+            CK(attention_forward(f, 0));
             if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0, head_size));
         }
         CK(attention_merge(
@@ -382,7 +376,6 @@ static void run_case(const Case& c) {
                 w = fmax(w, fabs((double)x[i] - y[i]) < 1e30 ? fabs((double)x[i] - y[i]) : 1e30);
         verdict(w <= 1e-4, "%-34s %-4s merged and carried differ by %.2e\n", c.name, "lse", w, 0, 0, 0);
     }
-    if (only_forward) goto done;
     {
         // backward: all pairs of chunks, twice in the deterministic mode; dK, dV once more as bf16 if in one
         // piece
@@ -434,7 +427,6 @@ static void run_case(const Case& c) {
                     "%-34s %-4s two deterministic runs give the same bits\n", c.name, "dQ", 0, 0, 0, 0);
         }
     }
-done:
     for (void* p : owned) cudaFree(p);
     owned.clear();
 }
@@ -456,7 +448,7 @@ static void run_which() {
     AttnForward f = {};
     f.s = {1, 1, T, T, 0, 0, 1, 0.125f, NULL, 0, head_size, path};
     f.q = f.k = f.v = view_of(x.p, 0, 1, T), f.o = view_of(o.p, 0, 1, T), f.work = (int*)work.p;
-    CK(forward(f, 0));
+    CK(attention_forward(f, 0));
     AttnBackward g = {};
     g.s = f.s, g.q = g.k = g.v = g.dout = f.q, g.lse = g.delta = {(float*)rows.p, T, T}, g.work = f.work;
     g.dq = view_of(dq.p, 0, 1, T), g.dk = view_of(dk.p, 0, 1, T), g.dv = view_of(dv.p, 0, 1, T);
@@ -501,7 +493,7 @@ static void run_nan() {
     f.q = view_of(q.p, 0, NH, T), f.k = view_of(k.p, 0, NH, T), f.v = view_of(v.p, 0, NH, T),
     f.o = view_of(o.p, 0, NH, T);
     f.lse = {(float*)lse.p, T, T}, f.work = (int*)work.p;
-    CK(forward(f, 0));
+    CK(attention_forward(f, 0));
     AttnBackward g;
     memset(&g, 0, sizeof g);
     g.s = f.s, g.q = f.q, g.k = f.k, g.v = f.v, g.dout = view_of(dout.p, 0, NH, T), g.lse = f.lse,
@@ -527,21 +519,8 @@ static void run_nan() {
     owned.clear();
 }
 
-#ifndef VARIANTS
-#define VARIANTS X(ATTN_FWD_BEST)
-#endif
 static int attention_tests(int argc, char** argv) {
-    int quick = argc > 1 && !strcmp(argv[1], "quick");   // small cases only, for compute-sanitizer
-    if (argc > 1 && !quick) {
-        int f = atoi(argv[1]), found = 0;
-#define X(F) \
-    if (f == (F)) forward = attention_forward_variant<64, F>, found = 1;
-        VARIANTS
-#undef X
-        if (!found) return printf("no such variant\n"), 2;
-        only_forward = 1;
-        if (f & F_ONES) lse_tol = 4e-3f;
-    }
+    const int quick = argc > 1 && !strcmp(argv[1], "quick");   // small cases only, for compute-sanitizer
     const Case cases[] = {
         // name                      B NH  Tq   Tk  qpos kpos causal doc lay cq ck amp bias
         {"1x1", 1, 1, 1, 1, 0, 0, 1, 0, 0, 1, 1, 1, 0},
@@ -577,12 +556,11 @@ static int attention_tests(int argc, char** argv) {
         {128, ATTN_AUTO, "the kernels for this GPU"}, {128, ATTN_PORTABLE, "portable"},
         {128, MIXED, "by turns"}};
     for (const auto& kind : kinds) {
-        if (only_forward && (kind.path != ATTN_AUTO || kind.head_size != 64)) continue;
         head_size = kind.head_size, path = kind.path;
         printf("head size %d, %s\n", head_size, kind.name);
         for (const Case& c : cases)
             if ((!quick || c.Tq * c.Tk <= 320 * 400) && (path != MIXED || c.cq * c.ck > 1)) run_case(c);
-        if (!only_forward && path != MIXED) run_which(), run_nan();
+        if (path != MIXED) run_which(), run_nan();
     }
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

@@ -1,8 +1,13 @@
-// test_data.h: the tests of data/tok.h, data/text.h and data/synth.h, as one function test_data(). To be
-// included once, behind those headers and behind
+// test_data.h: the tests of data/tok.h, data/text.h and data/synth.h, as one function test_data(), the group
+// `data`. To be included once, behind those headers and behind
 //     static void check(int ok, const char* name, const char* format, ...);
 // which counts a result and prints the name with a figure. Files go to a folder of their own under $TMPDIR or
 // /tmp, which is removed at the end.
+//
+// What is held: a shard gives back the tokens and documents that were written, and no damage to it, by
+// accident or by intent, is read as something else; text comes from files and folders whole and in order; the
+// synthetic documents state each fact where they say. A run reads its data for weeks and never looks at it: a
+// block taken for another or a document begun elsewhere would not stop it, only teach it something else.
 #ifndef GPT2_SP_TEST_DATA_H
 #define GPT2_SP_TEST_DATA_H
 
@@ -119,8 +124,8 @@ static void test_data_build(test_data_file* f, const unsigned char* payload, siz
     test_data_fix(f, 1, 1);
 }
 
-// Writes documents of the given lengths (without eot) of pseudo-random tokens; *tokens gets all of them, eots
-// included.
+// Writes documents of the given lengths (without eot) of pseudo-random tokens; *tokens gets all of them, with
+// the eots.
 static int test_data_shard(const char* path, uint32_t tokenizer, uint32_t vocab_size, uint32_t block_tokens,
     const int* lengths, int documents, int32_t* tokens, uint64_t* count) {
     tok_writer w;
@@ -175,68 +180,90 @@ static void* test_data_ranges(void* argument) {
     return NULL;
 }
 
+typedef struct {
+    int shards, wrong;   // what they say of themselves, and reads beyond their end
+    int starts_wrong;    // of the documents
+    int reads, reads_wrong;
+} test_data_rounds;
+static const int test_data_round_lengths[8] = {
+    63, 0, 1, 511, 0, 200, 217, 0};   // 992 + 8 eots = 1000 tokens; empty documents too
+
+// What an open shard of those documents says of itself.
+static void test_data_round_facts(
+    tok_shard* s, uint32_t tokenizer, uint32_t vocab_size, test_data_rounds* n) {
+    uint64_t at = 0;
+    n->wrong += s->tokens != 1000 || s->documents != 8 || s->text_bytes != 3 * 992 ||
+        s->tokenizer != tokenizer || s->vocab_size != vocab_size || s->eot != vocab_size - 1 ||
+        s->width != (vocab_size > 65536 ? 4u : 2u) ||
+        tok_index_documents(s, test_data_err, sizeof test_data_err) != 0;
+    for (int d = 0; d < 8; at += (uint64_t)test_data_round_lengths[d++] + 1)
+        n->starts_wrong += s->document_start[d] != at;
+    n->starts_wrong += s->document_start[8] != 1000;
+}
+
+// Three threads read ranges at once, each with its own cursor; then reads on both sides of the shard's end.
+static void test_data_round_reads(
+    const tok_shard* s, const int32_t* tokens, uint64_t seed, test_data_rounds* n) {
+    test_data_reader r[3];
+    pthread_t thread[3];
+    for (int t = 0; t < 3; t++) {
+        test_data_reader one = {s, tokens, (uint64_t)t + seed, 0, 0};
+        r[t] = one;
+        pthread_create(&thread[t], NULL, test_data_ranges, &r[t]);
+    }
+    for (int t = 0; t < 3; t++) {
+        pthread_join(thread[t], NULL);
+        n->reads += r[t].reads;
+        n->reads_wrong += r[t].wrong;
+    }
+    tok_cursor c;
+    int32_t out[2];
+    memset(&c, 0, sizeof c);
+    n->wrong += tok_read(s, &c, 1000, 1, out, test_data_err, sizeof test_data_err) != -1;
+    n->wrong += tok_read(s, &c, 1001, 0, out, test_data_err, sizeof test_data_err) != -1;
+    n->wrong += tok_read(s, &c, 1, UINT64_MAX, out, test_data_err, sizeof test_data_err) != -1;
+    n->wrong += tok_read(s, &c, 1000, 0, out, test_data_err, sizeof test_data_err) != 0;
+    tok_cursor_free(&c);
+}
+
 static void test_data_roundtrip(void) {
     static const struct {
         uint32_t tokenizer, vocab_size;
     } kinds[] = {{TOK_BYTE, 257}, {TOK_GPT2, 50257}, {3, 65536}, {3, 65537}};
     static const uint32_t block_tokens[] = {1, 7, 64, 1000, 0, TOK_MAX_BLOCK_TOKENS};
-    static const int lengths[] = {
-        63, 0, 1, 511, 0, 200, 217, 0};   // 992 + 8 eots = 1000 tokens; empty documents too
     const char* path = test_data_path("round.tok");
     int32_t tokens[1000];
     uint64_t count;
-    int shards = 0, wrong = 0, reads = 0, wrong_reads = 0, wrong_starts = 0;
-    for (int k = 0; k < 4; k++) {
-        for (int b = 0; b < 6; b++, shards++) {
+    test_data_rounds n;
+    memset(&n, 0, sizeof n);
+    for (int k = 0; k < 4; k++)
+        for (int b = 0; b < 6; b++, n.shards++) {
             tok_shard s;
-            if (test_data_shard(path, kinds[k].tokenizer, kinds[k].vocab_size, block_tokens[b], lengths, 8,
-                    tokens, &count) ||
+            if (test_data_shard(path, kinds[k].tokenizer, kinds[k].vocab_size, block_tokens[b],
+                    test_data_round_lengths, 8, tokens, &count) ||
                 test_data_exists(test_data_path("round.tok.tmp")) ||
                 tok_open(&s, path, TOK_FORMAT_AUTO, test_data_err, sizeof test_data_err)) {
                 printf("  %s\n", test_data_err);
-                wrong++;
+                n.wrong++;
                 continue;
             }
-            wrong += s.tokens != 1000 || s.documents != 8 || s.text_bytes != 3 * 992 ||
-                s.tokenizer != kinds[k].tokenizer || s.vocab_size != kinds[k].vocab_size ||
-                s.eot != kinds[k].vocab_size - 1 || s.width != (kinds[k].vocab_size > 65536 ? 4u : 2u) ||
-                tok_index_documents(&s, test_data_err, sizeof test_data_err) != 0;
-            uint64_t at = 0;
-            for (int d = 0; d < 8; at += (uint64_t)lengths[d++] + 1)
-                wrong_starts += s.document_start[d] != at;
-            wrong_starts += s.document_start[8] != 1000;
-            test_data_reader r[3];
-            pthread_t thread[3];
-            for (int t = 0; t < 3; t++) {
-                test_data_reader one = {&s, tokens, (uint64_t)(t + 10 * b + 100 * k), 0, 0};
-                r[t] = one;
-                pthread_create(&thread[t], NULL, test_data_ranges, &r[t]);
-            }
-            for (int t = 0; t < 3; t++) {
-                pthread_join(thread[t], NULL);
-                reads += r[t].reads;
-                wrong_reads += r[t].wrong;
-            }
-            tok_cursor c;
-            int32_t out[2];
-            memset(&c, 0, sizeof c);
-            wrong += tok_read(&s, &c, 1000, 1, out, test_data_err, sizeof test_data_err) != -1;
-            wrong += tok_read(&s, &c, 1001, 0, out, test_data_err, sizeof test_data_err) != -1;
-            wrong += tok_read(&s, &c, 1, UINT64_MAX, out, test_data_err, sizeof test_data_err) != -1;
-            wrong += tok_read(&s, &c, 1000, 0, out, test_data_err, sizeof test_data_err) != 0;
-            tok_cursor_free(&c);
+            test_data_round_facts(&s, kinds[k].tokenizer, kinds[k].vocab_size, &n);
+            test_data_round_reads(&s, tokens, (uint64_t)(10 * b + 100 * k), &n);
             tok_close(&s);
             tok_close(&s);
         }
-    }
-    check(wrong == 0, "tok: shards written and opened again",
-        "%d of %d, widths 2 and 4, blocks of 1 to 2^20 tokens", shards - wrong, shards);
-    check(wrong_starts == 0, "tok: document starts", "%d wrong of %d", wrong_starts, shards * 9);
-    check(wrong_reads == 0 && reads == shards * 900, "tok: random ranges, three threads at once",
-        "%d of %d equal", reads - wrong_reads, reads);
+    check(n.wrong == 0, "tok: a shard opens as it was written",
+        "%d of %d, widths 2 and 4, blocks of 1 to 2^20 tokens", n.shards - n.wrong, n.shards);
+    check(n.starts_wrong == 0, "tok: documents start where they were begun", "%d wrong of %d", n.starts_wrong,
+        n.shards * 9);
+    check(n.reads_wrong == 0 && n.reads == n.shards * 900,
+        "tok: any range is read as it was written, by three threads at once", "%d of %d equal",
+        n.reads - n.reads_wrong, n.reads);
+}
 
-    // One cursor, two shards that differ only in their tokens: its cached block must not be taken for the
-    // other's.
+// One cursor, two shards that differ only in their tokens: its cached block of one is not taken for the
+// other's.
+static void test_data_two_shards(void) {
     static const int one[] = {40}, two[] = {41};
     int32_t a[64], b[64], out[64];
     uint64_t na, nb;
@@ -253,7 +280,7 @@ static void test_data_roundtrip(void) {
         rc = tok_read(i % 2 ? &sb : &sa, &c, 0, 40, out, test_data_err, sizeof test_data_err) ||
             memcmp(out, i % 2 ? b : a, 160) != 0;
     }
-    check(rc == 0 && sa.fingerprint != sb.fingerprint, "tok: one cursor, two shards in turn",
+    check(rc == 0 && sa.fingerprint != sb.fingerprint, "tok: one cursor reads two shards in turn",
         "fingerprints %08x %08x", (unsigned)sa.fingerprint, (unsigned)sb.fingerprint);
     tok_cursor_free(&c);
     tok_close(&sa);
@@ -262,6 +289,30 @@ static void test_data_roundtrip(void) {
 
 // ================================================================================
 // .tok: damage
+
+// A block that goes bad after opening is named by its place, and so is the end of a file that was cut.
+static void test_data_damaged_later(const char* path) {
+    tok_shard s;
+    tok_cursor c;
+    int32_t out[64];
+    memset(&c, 0, sizeof c);
+    if (tok_open(&s, path, 0, test_data_err, sizeof test_data_err) != 0) {
+        check(0, "tok: a block damaged after opening is named by its place", "%s", test_data_err);
+        return;
+    }
+    int fd = open(path, O_WRONLY);
+    int rc = fd < 0 || pwrite(fd, "?", 1, (off_t)s.block[1].offset + 3) != 1 || close(fd);
+    int first = tok_read(&s, &c, 0, 16, out, test_data_err, sizeof test_data_err);
+    int bad = tok_read(&s, &c, 10, 10, out, test_data_err, sizeof test_data_err);
+    check(rc == 0 && first == 0 && test_data_refused(bad, "block 1 at byte", path),
+        "tok: a block damaged after opening is named by its place", "%s", strrchr(test_data_err, '/'));
+    rc = truncate(path, 100);
+    bad = tok_read(&s, &c, 30, 10, out, test_data_err, sizeof test_data_err);
+    check(rc == 0 && test_data_refused(bad, "the file ends at byte", path),
+        "tok: a file cut short after opening is told", "%s", strrchr(test_data_err, '/'));
+    tok_cursor_free(&c);
+    tok_close(&s);
+}
 
 static void test_data_damage(void) {
     static const int lengths[] = {20, 0, 30};
@@ -274,6 +325,7 @@ static void test_data_damage(void) {
     check(test_data_read_all(path, 0, tokens, count) == 0, "tok: the small shard is whole",
         "%zu bytes, %d tokens", length, (int)count);
     int refused = 0, named = 0;
+    int silent = 0;
     for (size_t n = 0; n < length; n++) {
         test_data_write(path, bytes, n);
         refused += test_data_read_all(path, 0, tokens, count) == -1;
@@ -281,7 +333,6 @@ static void test_data_damage(void) {
     }
     check(refused == (int)length && named == refused, "tok: every truncation is refused, naming the file",
         "%d of %zu", refused, length);
-    int silent = 0;
     for (size_t bit = 0; bit < 8 * length; bit++) {
         bytes[bit / 8] ^= (unsigned char)(1 << bit % 8);
         test_data_write(path, bytes, length);
@@ -293,99 +344,87 @@ static void test_data_damage(void) {
     bytes[length] = 0;
     test_data_write(path, bytes, length + 1);
     check(test_data_refused(test_data_read_all(path, 0, tokens, count), "bytes added", path),
-        "tok: a trailing byte", "%zu + 1 bytes", length);
-
-    // A block that goes bad after opening is named by its place.
-    tok_shard s;
-    tok_cursor c;
-    int32_t out[64];
-    memset(&c, 0, sizeof c);
+        "tok: a trailing byte is refused", "%zu + 1 bytes", length);
     test_data_write(path, bytes, length);
-    int rc = tok_open(&s, path, 0, test_data_err, sizeof test_data_err);
-    if (rc == 0) {
-        int fd = open(path, O_WRONLY);
-        rc = fd < 0 || pwrite(fd, "?", 1, (off_t)s.block[1].offset + 3) != 1 || close(fd);
-        int first = tok_read(&s, &c, 0, 16, out, test_data_err, sizeof test_data_err);
-        int bad = tok_read(&s, &c, 10, 10, out, test_data_err, sizeof test_data_err);
-        check(rc == 0 && first == 0 && test_data_refused(bad, "block 1 at byte", path),
-            "tok: a block damaged later", "%s", strrchr(test_data_err, '/'));
-        rc = truncate(path, 100);
-        bad = tok_read(&s, &c, 30, 10, out, test_data_err, sizeof test_data_err);
-        check(rc == 0 && test_data_refused(bad, "the file ends at byte", path), "tok: a file cut short later",
-            "%s", strrchr(test_data_err, '/'));
-    } else {
-        check(0, "tok: a block damaged later", "%s", test_data_err);
-    }
-    tok_cursor_free(&c);
-    tok_close(&s);
     free(bytes);
+    test_data_damaged_later(path);
 }
 
-// Headers and indexes that lie, with every CRC right: each is refused, before anything is allocated for it.
-static void test_data_hostile(void) {
-    static const struct {
-        int at, bytes;
-        uint64_t value;
-        const char* message;
-    } lies[] = {{8, 4, 2, "made by a newer version"}, {8, 4, 0xFFFFFFFF, "made by a newer version"},
-        {8, 4, 0, "format version is 0"}, {12, 4, 0, "token width"}, {12, 4, 3, "token width"},
-        {12, 4, 4, "block 0"}, {16, 4, 0, "tokenizer 0"}, {16, 4, 2, "tokenizer 2"}, {20, 4, 0, "vocabulary"},
-        {20, 4, 256, "vocabulary"}, {20, 4, 258, "tokenizer 1"}, {20, 4, 65537, "vocabulary"},
-        {24, 4, 257, "vocabulary"}, {24, 4, 255, "tokenizer 1"}, {28, 4, 0, "blocks of 0"},
-        {28, 4, (1 << 20) + 1, "blocks of 1048577"}, {28, 4, 0xFFFFFFFF, "blocks of"},
-        {28, 4, 8, "4 blocks, expected 7"}, {32, 8, 0, "0 tokens"}, {32, 8, UINT64_MAX, "tokens"},
-        {32, 8, TOK_MAX_TOKENS + 1, "tokens"}, {32, 8, TOK_MAX_TOKENS, "blocks, expected"},
-        {32, 8, 65, "blocks, expected"}, {32, 8, 49, "block 3 at byte"}, {40, 8, 0, "0 documents"},
-        {40, 8, 54, "54 documents"}, {40, 8, UINT64_MAX, "documents"}, {40, 8, 4, "do not fit"},
-        {40, 8, 2, "do not fit"}, {48, 8, 5, "5 blocks, expected 4"}, {48, 8, 0, "0 blocks"},
-        {48, 8, (uint64_t)1 << 60, "blocks, expected"}, {64, 8, 0, "do not fit"},
-        {64, 8, UINT64_MAX, "do not fit"}, {64, 8, UINT64_MAX - 63, "do not fit"}, {72, 8, 0, "do not fit"},
-        {72, 8, UINT64_MAX - 23, "do not fit"}, {72, 8, UINT64_MAX, "do not fit"}, {88, 4, 1, "not zero"}};
-    const int LIES = (int)(sizeof lies / sizeof lies[0]);
-    // at: a byte of the block index (16 per block) or, from 64 on, of the document index (8 per document)
-    static const struct {
-        int at, bytes;
-        uint64_t value;
-        const char* message;
-    } index_lies[] = {{0, 8, 95, "block 0"}, {0, 8, 0, "block 0"}, {0, 8, UINT64_MAX, "block 0"},
-        {8, 4, 0, "block 0"}, {8, 4, 0xFFFFFFFF, "block 0"}, {8, 4, 1, "block 1"}, {16, 8, 96, "block 1"},
-        {16, 8, 4096, "block 1"}, {56, 4, 0, "block 3"}, {56, 4, 1, "blocks end"}, {64, 8, 1, "document 0"},
-        {64, 8, UINT64_MAX, "document 0"}, {72, 8, 0, "document 1"}, {80, 8, 21, "document 2"},
-        {80, 8, 53, "document 2"}, {80, 8, UINT64_MAX, "document 2"}};
-    const int INDEX_LIES = (int)(sizeof index_lies / sizeof index_lies[0]);
+// Shards that lie, with every CRC right: each is refused, before anything is allocated for it.
+
+typedef struct {
+    int at, bytes;   // where the lie is, and how wide
+    uint64_t value;
+    const char* message;
+} test_data_lie;
+static const test_data_lie test_data_header_lies[] = {{8, 4, 2, "made by a newer version"},
+    {8, 4, 0xFFFFFFFF, "made by a newer version"}, {8, 4, 0, "format version is 0"},
+    {12, 4, 0, "token width"}, {12, 4, 3, "token width"}, {12, 4, 4, "block 0"}, {16, 4, 0, "tokenizer 0"},
+    {16, 4, 2, "tokenizer 2"}, {20, 4, 0, "vocabulary"}, {20, 4, 256, "vocabulary"},
+    {20, 4, 258, "tokenizer 1"}, {20, 4, 65537, "vocabulary"}, {24, 4, 257, "vocabulary"},
+    {24, 4, 255, "tokenizer 1"}, {28, 4, 0, "blocks of 0"}, {28, 4, (1 << 20) + 1, "blocks of 1048577"},
+    {28, 4, 0xFFFFFFFF, "blocks of"}, {28, 4, 8, "4 blocks, expected 7"}, {32, 8, 0, "0 tokens"},
+    {32, 8, UINT64_MAX, "tokens"}, {32, 8, TOK_MAX_TOKENS + 1, "tokens"},
+    {32, 8, TOK_MAX_TOKENS, "blocks, expected"}, {32, 8, 65, "blocks, expected"},
+    {32, 8, 49, "block 3 at byte"}, {40, 8, 0, "0 documents"}, {40, 8, 54, "54 documents"},
+    {40, 8, UINT64_MAX, "documents"}, {40, 8, 4, "do not fit"}, {40, 8, 2, "do not fit"},
+    {48, 8, 5, "5 blocks, expected 4"}, {48, 8, 0, "0 blocks"},
+    {48, 8, (uint64_t)1 << 60, "blocks, expected"}, {64, 8, 0, "do not fit"},
+    {64, 8, UINT64_MAX, "do not fit"}, {64, 8, UINT64_MAX - 63, "do not fit"}, {72, 8, 0, "do not fit"},
+    {72, 8, UINT64_MAX - 23, "do not fit"}, {72, 8, UINT64_MAX, "do not fit"}, {88, 4, 1, "not zero"}};
+// at: a byte of the block index (16 per block) or, from 64 on, of the document index (8 per document)
+static const test_data_lie test_data_index_lies[] = {{0, 8, 95, "block 0"}, {0, 8, 0, "block 0"},
+    {0, 8, UINT64_MAX, "block 0"}, {8, 4, 0, "block 0"}, {8, 4, 0xFFFFFFFF, "block 0"}, {8, 4, 1, "block 1"},
+    {16, 8, 96, "block 1"}, {16, 8, 4096, "block 1"}, {56, 4, 0, "block 3"}, {56, 4, 1, "blocks end"},
+    {64, 8, 1, "document 0"}, {64, 8, UINT64_MAX, "document 0"}, {72, 8, 0, "document 1"},
+    {80, 8, 21, "document 2"}, {80, 8, 53, "document 2"}, {80, 8, UINT64_MAX, "document 2"}};
+
+// A shard of three documents and four blocks, at the path and in memory.
+static void test_data_honest(const char* path, test_data_file* f, int32_t tokens[64], uint64_t* count) {
     static const int lengths[] = {20, 0, 30};
+    test_data_shard(path, TOK_BYTE, 257, 16, lengths, 3, tokens, count);
+    unsigned char* bytes = test_data_slurp(path, &f->length);
+    memcpy(f->bytes, bytes, f->length);
+    free(bytes);
+    f->block_index = (size_t)tok_get_le(f->bytes + 64, 8);
+    f->document_index = (size_t)tok_get_le(f->bytes + 72, 8);
+}
+
+static void test_data_hostile_headers(const char* path) {
     static test_data_file f, g;
-    const char* path = test_data_path("hostile.tok");
     int32_t tokens[64];
     uint64_t count;
-    test_data_shard(path, TOK_BYTE, 257, 16, lengths, 3, tokens, &count);
-    unsigned char* bytes = test_data_slurp(path, &f.length);
-    memcpy(f.bytes, bytes, f.length);
-    free(bytes);
-    f.block_index = (size_t)tok_get_le(f.bytes + 64, 8);
-    f.document_index = (size_t)tok_get_le(f.bytes + 72, 8);
+    int lies = (int)(sizeof test_data_header_lies / sizeof *test_data_header_lies), refused = 0;
+    test_data_honest(path, &f, tokens, &count);
     g = f;
     test_data_fix(&g, 4, 3);
     check(memcmp(&f, &g, sizeof f) == 0, "tok: a shard's CRCs computed again are the same", "%zu bytes",
         f.length);
-    int refused = 0;
-    size_t bomb = 0;
-    for (int i = 0; i < LIES; i++) {
+    for (int i = 0; i < lies; i++) {
+        const test_data_lie* lie = &test_data_header_lies[i];
         g = f;
-        tok_put_le(g.bytes + lies[i].at, lies[i].value, lies[i].bytes);
+        tok_put_le(g.bytes + lie->at, lie->value, lie->bytes);
         tok_put_le(g.bytes + 92, tok_crc(0, g.bytes, 92), 4);
         test_data_write(path, g.bytes, g.length);
-        refused += test_data_refused(test_data_read_all(path, 0, tokens, count), lies[i].message, path);
+        refused += test_data_refused(test_data_read_all(path, 0, tokens, count), lie->message, path);
     }
-    check(refused == LIES, "tok: hostile headers, CRC right", "%d of %d refused with the expected message",
-        refused, (int)LIES);
-    refused = 0;
-    for (int i = 0; i < INDEX_LIES; i++) {
+    check(refused == lies, "tok: hostile headers are refused, their CRC right",
+        "%d of %d refused with the expected message", refused, lies);
+}
+
+static void test_data_hostile_indexes(const char* path) {
+    static test_data_file f, g;
+    int32_t tokens[64];
+    uint64_t count;
+    int lies = (int)(sizeof test_data_index_lies / sizeof *test_data_index_lies), refused = 0;
+    test_data_honest(path, &f, tokens, &count);
+    for (int i = 0; i < lies; i++) {
+        const test_data_lie* lie = &test_data_index_lies[i];
         g = f;
-        tok_put_le(g.bytes + g.block_index + index_lies[i].at, index_lies[i].value, index_lies[i].bytes);
+        tok_put_le(g.bytes + g.block_index + lie->at, lie->value, lie->bytes);
         test_data_fix(&g, 4, 3);
         test_data_write(path, g.bytes, g.length);
-        refused += test_data_refused(test_data_read_all(path, 0, tokens, count), index_lies[i].message, path);
+        refused += test_data_refused(test_data_read_all(path, 0, tokens, count), lie->message, path);
     }
     g = f;   // two blocks swapped in the index: the same bytes are covered, in the wrong order
     memcpy(g.bytes + g.block_index, f.bytes + f.block_index + 16, 16);
@@ -393,125 +432,134 @@ static void test_data_hostile(void) {
     test_data_fix(&g, 4, 3);
     test_data_write(path, g.bytes, g.length);
     refused += test_data_refused(test_data_read_all(path, 0, tokens, count), "block 0", path);
-    check(refused == INDEX_LIES + 1, "tok: hostile indexes, CRC right",
-        "%d of %d refused with the expected message", refused, (int)INDEX_LIES + 1);
+    check(refused == lies + 1, "tok: hostile indexes are refused, their CRC right",
+        "%d of %d refused with the expected message", refused, lies + 1);
+}
 
-    // Payloads of a single block of n tokens.
-    enum { N = 65536, BOMB = 32 << 20 };
-    unsigned char *raw = (unsigned char*)calloc(BOMB, 1), *packed = (unsigned char*)malloc(1 << 18);
-    struct {
-        const char* what;
-        size_t raw_bytes;
-        int token, value, width;
-        size_t cut, extra;
-        const char* message;
-    } blocks[] = {{"as it should be", 2 * N, -1, 0, 2, 0, 0, NULL},
-        {"a zip bomb of 32 MiB", BOMB, -1, 0, 2, 0, 0, "stream of another size"},
-        {"one byte too many", 2 * N + 1, -1, 0, 2, 0, 0, "stream of another size"},
-        {"one byte too few", 2 * N - 1, -1, 0, 2, 0, 0, "expected 131072"},
-        {"no bytes at all", 0, -1, 0, 2, 0, 0, "expected 131072"},
-        {"a stream that is cut", 2 * N, -1, 0, 2, 5, 0, "zlib"},
-        {"a byte behind the stream", 2 * N, -1, 0, 2, 0, 1, "expected 131072"},
-        {"the last token = vocab_size", 2 * N, N - 1, 257, 2, 0, 0, "token 65535 is 257"},
-        {"the first token 65535", 2 * N, 0, 65535, 2, 0, 0, "token 0 is 65535"},
-        {"a 4-byte token with its top bit set", 4 * N, 9, -1, 4, 0, 0, "token 9 is 4294967295"}};
-    const int BLOCKS = (int)(sizeof blocks / sizeof blocks[0]);
-    refused = 0;
-    for (int i = 0; i < BLOCKS; i++) {
+// Payloads of a single block of n tokens.
+enum { TEST_DATA_TOKENS = 65536, TEST_DATA_BOMB = 32 << 20 };
+static const struct {
+    const char* what;
+    size_t raw_bytes;
+    int token, value, width;   // token: the one that is `value`; -1: none
+    size_t cut, extra;         // bytes of the stream
+    const char* message;       // NULL: it is read
+} test_data_blocks[] = {{"as it should be", 2 * TEST_DATA_TOKENS, -1, 0, 2, 0, 0, NULL},
+    {"a zip bomb of 32 MiB", TEST_DATA_BOMB, -1, 0, 2, 0, 0, "stream of another size"},
+    {"one byte too many", 2 * TEST_DATA_TOKENS + 1, -1, 0, 2, 0, 0, "stream of another size"},
+    {"one byte too few", 2 * TEST_DATA_TOKENS - 1, -1, 0, 2, 0, 0, "expected 131072"},
+    {"no bytes at all", 0, -1, 0, 2, 0, 0, "expected 131072"},
+    {"a stream that is cut", 2 * TEST_DATA_TOKENS, -1, 0, 2, 5, 0, "zlib"},
+    {"a byte behind the stream", 2 * TEST_DATA_TOKENS, -1, 0, 2, 0, 1, "expected 131072"},
+    {"the last token = vocab_size", 2 * TEST_DATA_TOKENS, TEST_DATA_TOKENS - 1, 257, 2, 0, 0,
+        "token 65535 is 257"},
+    {"the first token 65535", 2 * TEST_DATA_TOKENS, 0, 65535, 2, 0, 0, "token 0 is 65535"},
+    {"a 4-byte token with its top bit set", 4 * TEST_DATA_TOKENS, 9, -1, 4, 0, 0, "token 9 is 4294967295"}};
+
+static void test_data_hostile_blocks(const char* path) {
+    static test_data_file g;
+    unsigned char *raw = (unsigned char*)calloc(TEST_DATA_BOMB, 1), *packed = (unsigned char*)malloc(1 << 18);
+    int count = (int)(sizeof test_data_blocks / sizeof *test_data_blocks), refused = 0;
+    size_t bomb = 0;
+    for (int i = 0; i < count; i++) {
+        size_t raw_bytes = test_data_blocks[i].raw_bytes;
+        int token = test_data_blocks[i].token, width = test_data_blocks[i].width;
+        const char* message = test_data_blocks[i].message;
         uLongf got = 1 << 18;
-        if (blocks[i].token >= 0)
-            tok_put_le(raw + blocks[i].token * blocks[i].width, (uint64_t)blocks[i].value, blocks[i].width);
-        compress2(packed, &got, raw, (uLong)blocks[i].raw_bytes, 9);
-        memset(raw, 0, 4 * N);
+        if (token >= 0) tok_put_le(raw + token * width, (uint64_t)test_data_blocks[i].value, width);
+        compress2(packed, &got, raw, (uLong)raw_bytes, 9);
+        memset(raw, 0, 4 * TEST_DATA_TOKENS);
         packed[got] = 0;
-        if (blocks[i].raw_bytes == BOMB) bomb = got;
-        test_data_build(&g, packed, got - blocks[i].cut + blocks[i].extra, N, blocks[i].width,
-            blocks[i].width == 4 ? 100000 : 257);
+        if (raw_bytes == TEST_DATA_BOMB) bomb = got;
+        test_data_build(&g, packed, got - test_data_blocks[i].cut + test_data_blocks[i].extra,
+            TEST_DATA_TOKENS, width, width == 4 ? 100000 : 257);
         test_data_write(path, g.bytes, g.length);
         int rc = test_data_read_all(path, 0, NULL, 0);
-        refused += blocks[i].message ? test_data_refused(rc, blocks[i].message, path) : rc == 0;
+        refused += message ? test_data_refused(rc, message, path) : rc == 0;
     }
     memset(packed, 0xA5, 64);   // and one that is no zlib stream
     test_data_build(&g, packed, 64, 64, 2, 257);
     test_data_write(path, g.bytes, g.length);
     refused += test_data_refused(test_data_read_all(path, 0, NULL, 0), "zlib data error", path);
-    check(refused == BLOCKS + 1, "tok: hostile blocks, CRC right",
-        "%d of %d as expected, a 32-MiB bomb in %zu bytes among them", refused, (int)BLOCKS + 1, bomb);
+    check(refused == count + 1, "tok: hostile blocks are refused, their CRC right",
+        "%d of %d as expected, a 32-MiB bomb in %zu bytes among them", refused, count + 1, bomb);
     free(raw);
     free(packed);
+}
 
+static void test_data_no_shard(const char* path) {
+    const char* pipe_path = test_data_path("pipe.tok");
     test_data_write(path, "", 0);
-    int rc = test_data_read_all(path, 0, NULL, 0);
-    int ok = test_data_refused(rc, "empty file", path);
+    int ok = test_data_refused(test_data_read_all(path, 0, NULL, 0), "empty file", path);
     ok += test_data_refused(
         test_data_read_all(test_data_folder, 0, NULL, 0), "not a regular file", test_data_folder);
     ok += test_data_refused(
         test_data_read_all(test_data_path("none.tok"), 0, NULL, 0), "No such file", "none.tok");
-    mkfifo(test_data_path("pipe.tok"), 0600);
-    ok += test_data_refused(
-        test_data_read_all(test_data_path("pipe.tok"), 0, NULL, 0), "not a regular file", "pipe.tok");
-    check(ok == 4, "tok: empty file, folder, nothing, pipe", "%d of 4 refused", ok);
+    mkfifo(pipe_path, 0600);
+    ok += test_data_refused(test_data_read_all(pipe_path, 0, NULL, 0), "not a regular file", "pipe.tok");
+    check(ok == 4, "tok: an empty file, a folder, nothing and a pipe are refused", "%d of 4 refused", ok);
+}
+
+static void test_data_hostile(void) {
+    const char* path = test_data_path("hostile.tok");
+    test_data_hostile_headers(path);
+    test_data_hostile_indexes(path);
+    test_data_hostile_blocks(path);
+    test_data_no_shard(path);
 }
 
 // ================================================================================
 // llm.c's .bin, raw u16
 
-static void test_data_flat(void) {
-    enum { N = 9001 };
-    const char* path = test_data_path("flat.bin");
-    unsigned char* bytes = (unsigned char*)calloc(TOK_BIN_HEADER + 2 * N + 2, 1);
-    int32_t* tokens = (int32_t*)malloc(N * sizeof *tokens);
-    uint64_t state = 1;
-    static const int eots[] = {0, 1, 500, 4095, 4096, 8191, 8192, 9000};
-    for (int i = 0; i < N; i++) tokens[i] = (int32_t)synth_below(&state, 50256);
-    for (int i = 0; i < 8; i++) tokens[eots[i]] = 50256;
-    for (int i = 0; i < N; i++) tok_put_le(bytes + TOK_BIN_HEADER + 2 * i, (uint64_t)tokens[i], 2);
-    int wrong = 0, reads = 0, wrong_starts = 0;
-    uint32_t prints[3] = {0, 0, 0};
-    for (int kind = 0; kind < 3; kind++) {   // .bin; raw that starts with an eot; raw that does not
-        tok_shard s;
-        uint64_t skip = kind == 2 ? 2 : 0;
-        tok_put_le(bytes, 20240520, 4);
-        tok_put_le(bytes + 4, 1, 4);
-        tok_put_le(bytes + 8, N, 4);
-        if (kind == 0) test_data_write(path, bytes, TOK_BIN_HEADER + 2 * N);
-        else test_data_write(path, bytes + TOK_BIN_HEADER + 2 * skip, 2 * (N - skip));
-        int rc = tok_open(
-            &s, path, kind ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, test_data_err, sizeof test_data_err);
-        if (rc == 0)
-            rc = s.documents != 0 || s.document_start != NULL ||
-                tok_index_documents(&s, test_data_err, sizeof test_data_err);
-        if (rc) {
-            printf("  %s\n", test_data_err);
-            wrong++;
-            continue;
-        }
-        static const uint64_t starts[2][9] = {
-            {0, 1, 500, 4095, 4096, 8191, 8192, 9000, N}, {0, 498, 4093, 4094, 8189, 8190, 8998, N - 2}};
-        wrong += s.tokens != N - skip || s.documents != (skip ? 7u : 8u) || s.vocab_size != 50257 ||
-            s.eot != 50256 || s.tokenizer != TOK_GPT2 || s.width != 2 || s.text_bytes != 0;
-        for (uint64_t d = 0; d <= s.documents && d < 9; d++)
-            wrong_starts += s.document_start[d] != starts[skip != 0][d];
-        test_data_reader r = {&s, tokens + skip, 7, 0, 0};
-        test_data_ranges(&r);
-        reads += r.reads;
-        wrong += r.wrong;
-        prints[kind] = s.fingerprint;
-        tok_close(&s);
-    }
-    check(wrong == 0 && reads == 900, "bin and raw: random ranges", "%d of %d equal", reads - wrong, reads);
-    check(wrong_starts == 0, "bin and raw: a document starts at token 0 and at every eot", "%d wrong",
-        wrong_starts);
-    test_data_write(path, bytes, TOK_BIN_HEADER + 2 * N);
-    bytes[TOK_BIN_HEADER + 100] ^= 1;
-    tok_shard s;
-    test_data_write(path, bytes, TOK_BIN_HEADER + 2 * N);
-    wrong = tok_open(&s, path, 0, test_data_err, sizeof test_data_err) || s.fingerprint == prints[0];
-    tok_close(&s);
-    check(wrong == 0 && prints[0] != prints[1] && prints[1] != prints[2],
-        "bin and raw: fingerprints tell contents apart", "%08x %08x %08x", (unsigned)prints[0],
-        (unsigned)prints[1], (unsigned)prints[2]);
+enum { TEST_DATA_FLAT = 9001 };   // tokens
 
+// Those tokens, with documents that end around the edges of the index's blocks, as a .bin.
+static unsigned char* test_data_flat_make(int32_t* tokens) {
+    static const int eots[] = {0, 1, 500, 4095, 4096, 8191, 8192, 9000};
+    unsigned char* bytes = (unsigned char*)calloc(TOK_BIN_HEADER + 2 * TEST_DATA_FLAT + 2, 1);
+    uint64_t state = 1;
+    for (int i = 0; i < TEST_DATA_FLAT; i++) tokens[i] = (int32_t)synth_below(&state, 50256);
+    for (int i = 0; i < 8; i++) tokens[eots[i]] = 50256;
+    for (int i = 0; i < TEST_DATA_FLAT; i++)
+        tok_put_le(bytes + TOK_BIN_HEADER + 2 * i, (uint64_t)tokens[i], 2);
+    tok_put_le(bytes, 20240520, 4);
+    tok_put_le(bytes + 4, 1, 4);
+    tok_put_le(bytes + 8, TEST_DATA_FLAT, 4);
+    return bytes;
+}
+
+// Reads flat.bin, whose fingerprint it returns. kind 0: a .bin; 1: raw tokens, the first an eot; 2: the same
+// without the first two.
+static uint32_t test_data_flat_read(int kind, const int32_t* tokens, test_data_rounds* n) {
+    static const uint64_t starts[2][9] = {{0, 1, 500, 4095, 4096, 8191, 8192, 9000, TEST_DATA_FLAT},
+        {0, 498, 4093, 4094, 8189, 8190, 8998, TEST_DATA_FLAT - 2}};
+    uint64_t skip = kind == 2 ? 2 : 0;
+    tok_shard s;
+    int rc = tok_open(&s, test_data_path("flat.bin"), kind ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO,
+        test_data_err, sizeof test_data_err);
+    if (rc == 0)
+        rc = s.documents != 0 || s.document_start != NULL ||
+            tok_index_documents(&s, test_data_err, sizeof test_data_err);
+    if (rc) {
+        printf("  %s\n", test_data_err);
+        n->wrong++;
+        return 0;
+    }
+    n->wrong += s.tokens != TEST_DATA_FLAT - skip || s.documents != (skip ? 7u : 8u) ||
+        s.vocab_size != 50257 || s.eot != 50256 || s.tokenizer != TOK_GPT2 || s.width != 2 ||
+        s.text_bytes != 0;
+    for (uint64_t d = 0; d <= s.documents && d < 9; d++)
+        n->starts_wrong += s.document_start[d] != starts[skip != 0][d];
+    test_data_reader r = {&s, tokens + skip, 7, 0, 0};
+    test_data_ranges(&r);
+    n->reads += r.reads;
+    n->wrong += r.wrong;
+    uint32_t fingerprint = s.fingerprint;
+    tok_close(&s);
+    return fingerprint;
+}
+
+static void test_data_flat_lies(unsigned char* bytes) {
     static const struct {
         int at;
         uint32_t value;
@@ -520,24 +568,54 @@ static void test_data_flat(void) {
     } lies[] = {{0, 20240520, 0, 0, NULL}, {0, 20240520, 0, TOK_FORMAT_RAW_U16, NULL},
         {0, 20240520, 1, 0, "bytes, expected"}, {0, 20240520, -1, 0, "bytes, expected"},
         {0, 20240520, 2, 0, "bytes, expected"}, {8, 0, 0, 0, "of 0 tokens"},
-        {8, 0x80000000, 0, 0, "bytes, expected"}, {8, N + 1, 0, 0, "bytes, expected"},
+        {8, 0x80000000, 0, 0, "bytes, expected"}, {8, TEST_DATA_FLAT + 1, 0, 0, "bytes, expected"},
         {4, 2, 0, 0, "version 2"}, {0, 20240801, 0, 0, "Llama 3"}, {0, 20240522, 0, 0, "eval data"},
         {0, 20240521, 0, 0, "expected a .tok or llm.c .bin"},
         {TOK_BIN_HEADER + 2 * 4321, 50257, 0, 0, "token 4321 is 50257"},
         {0, 7, 1, TOK_FORMAT_RAW_U16, "even number"},
-        {0, 0xD400CFD4, -1 - TOK_BIN_HEADER - 2 * N + 3, TOK_FORMAT_RAW_U16, "token 0 is 53204"}};
+        {0, 0xD400CFD4, -1 - TOK_BIN_HEADER - 2 * TEST_DATA_FLAT + 3, TOK_FORMAT_RAW_U16,
+            "token 0 is 53204"}};
+    const char* path = test_data_path("flat.bin");
     int refused = 0, count = (int)(sizeof lies / sizeof *lies);
     for (int i = 0; i < count; i++) {
         unsigned char kept[4];
         memcpy(kept, bytes + lies[i].at, 4);
         tok_put_le(bytes + lies[i].at, lies[i].value, lies[i].at >= TOK_BIN_HEADER ? 2 : 4);
-        test_data_write(path, bytes, (size_t)(TOK_BIN_HEADER + 2 * N + lies[i].more));
+        test_data_write(path, bytes, (size_t)(TOK_BIN_HEADER + 2 * TEST_DATA_FLAT + lies[i].more));
         memcpy(bytes + lies[i].at, kept, 4);
         int rc = test_data_read_all(path, lies[i].format, NULL, 0);
         refused += lies[i].message ? test_data_refused(rc, lies[i].message, path) : rc == 0;
     }
-    check(refused == count, "bin and raw: wrong sizes, versions, magics and tokens", "%d of %d as expected",
-        refused, count);
+    check(refused == count, "bin and raw: wrong sizes, versions, magics and tokens are refused",
+        "%d of %d as expected", refused, count);
+}
+
+static void test_data_flat(void) {
+    const char* path = test_data_path("flat.bin");
+    int32_t* tokens = (int32_t*)malloc(TEST_DATA_FLAT * sizeof *tokens);
+    unsigned char *bytes = test_data_flat_make(tokens), *raw = bytes + TOK_BIN_HEADER;
+    test_data_rounds n;
+    uint32_t prints[3] = {0, 0, 0};
+    memset(&n, 0, sizeof n);
+    for (int kind = 0; kind < 3; kind++) {
+        size_t skip = kind == 2 ? 2 : 0;
+        if (kind == 0) test_data_write(path, bytes, TOK_BIN_HEADER + 2 * TEST_DATA_FLAT);
+        else test_data_write(path, raw + 2 * skip, 2 * (TEST_DATA_FLAT - skip));
+        prints[kind] = test_data_flat_read(kind, tokens, &n);
+    }
+    check(n.wrong == 0 && n.reads == 900, "bin and raw: any range is read as it was written",
+        "%d of %d equal", n.reads - n.wrong, n.reads);
+    check(n.starts_wrong == 0, "bin and raw: a document starts at token 0 and at every eot", "%d wrong",
+        n.starts_wrong);
+    raw[100] ^= 1;
+    tok_shard s;
+    test_data_write(path, bytes, TOK_BIN_HEADER + 2 * TEST_DATA_FLAT);
+    int wrong = tok_open(&s, path, 0, test_data_err, sizeof test_data_err) || s.fingerprint == prints[0];
+    tok_close(&s);
+    check(wrong == 0 && prints[0] != prints[1] && prints[1] != prints[2],
+        "bin and raw: fingerprints tell contents apart", "%08x %08x %08x", (unsigned)prints[0],
+        (unsigned)prints[1], (unsigned)prints[2]);
+    test_data_flat_lies(bytes);
     free(bytes);
     free(tokens);
 }
@@ -545,41 +623,43 @@ static void test_data_flat(void) {
 // ================================================================================
 // .tok: writers that fail
 
-static void test_data_writer(void) {
-    static const int lengths[] = {100, 100};
-    static const int32_t tokens[] = {1, 2, 256, 257, -1};
-    const char *path = test_data_path("w.tok"), *tmp = test_data_path("w.tok.tmp");
+// What a writer of two tokens is asked in case i: is it refused as it should be?
+static int test_data_misuse(tok_writer* w, int i, const char* path) {
+    static const int32_t tokens[] = {256, 257, -1};
     char* e = test_data_err;
     size_t n = sizeof test_data_err;
-    int32_t out[256];
-    uint64_t count;
+    int ok;
+    switch (i) {
+    case 0: return test_data_refused(tok_writer_finish(w, e, n), "no documents", path);
+    case 1: return test_data_refused(tok_writer_finish(w, e, n), "not ended", path);
+    case 2: return test_data_refused(tok_writer_add(w, tokens, 1, e, n), "not eot", path);
+    case 3: return test_data_refused(tok_writer_add(w, tokens + 1, 1, e, n), "token 2 is 257", path);
+    case 4: return test_data_refused(tok_writer_add(w, tokens + 2, 1, e, n), "token 2 is -1", path);
+    case 5: tok_writer_abandon(w); return 1;
+    case 6:   // the folder's name is taken by the time of the rename
+        mkdir(path, 0700);
+        ok = tok_writer_end_document(w, 2, e, n) == 0 &&
+            test_data_refused(tok_writer_finish(w, e, n), "rename", path);
+        rmdir(path);
+        return ok;
+    default:   // the limit of 2^48 tokens, which nobody reaches by writing
+        w->tokens = TOK_MAX_TOKENS;
+        return test_data_refused(tok_writer_end_document(w, 2, e, n), "2^48", path);
+    }
+}
+
+static void test_data_writer_misuse(const char* path, const char* tmp) {
+    static const int32_t tokens[] = {1, 2};
+    char* e = test_data_err;
+    size_t n = sizeof test_data_err;
     tok_writer w;
-    int ok = 0, left = 0, of = 0;
-    for (int i = 0; i < 8; i++, of++) {
+    int ok = 0, of = 0;
+    int left = 0;
+    for (; of < 8; of++) {
         int rc = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 16, e, n);
-        if (rc == 0 && i > 0) rc = tok_writer_add(&w, tokens, 2, e, n);
+        if (rc == 0 && of > 0) rc = tok_writer_add(&w, tokens, 2, e, n);
         if (rc || !test_data_exists(tmp)) break;
-        switch (i) {
-        case 0: ok += test_data_refused(tok_writer_finish(&w, e, n), "no documents", path); break;
-        case 1: ok += test_data_refused(tok_writer_finish(&w, e, n), "not ended", path); break;
-        case 2: ok += test_data_refused(tok_writer_add(&w, tokens + 2, 1, e, n), "not eot", path); break;
-        case 3:
-            ok += test_data_refused(tok_writer_add(&w, tokens + 3, 1, e, n), "token 2 is 257", path);
-            break;
-        case 4:
-            ok += test_data_refused(tok_writer_add(&w, tokens + 4, 1, e, n), "token 2 is -1", path);
-            break;
-        case 5: tok_writer_abandon(&w), ok++; break;
-        case 6:   // the folder's name is taken by the time of the rename
-            mkdir(path, 0700);
-            ok += tok_writer_end_document(&w, 2, e, n) == 0 &&
-                test_data_refused(tok_writer_finish(&w, e, n), "rename", path);
-            rmdir(path);
-            break;
-        case 7:   // the limit of 2^48 tokens, which nobody reaches by writing
-            w.tokens = TOK_MAX_TOKENS;
-            ok += test_data_refused(tok_writer_end_document(&w, 2, e, n), "2^48", path);
-        }
+        ok += test_data_misuse(&w, of, path);
         // All further calls say that there is nothing open, and abandoning again does no harm.
         ok -= tok_writer_add(&w, tokens, 2, e, n) != -1 || tok_writer_end_document(&w, 0, e, n) != -1 ||
             tok_writer_finish(&w, e, n) != -1;
@@ -588,62 +668,82 @@ static void test_data_writer(void) {
     }
     check(ok == of && of == 8 && left == 0, "tok writer: misuse is refused", "%d of %d, %d files left", ok,
         of, left);
+}
 
-    ok = test_data_refused(tok_writer_open(&w, test_data_path("none/w.tok"), TOK_BYTE, 257, 256, 0, e, n),
-        "No such file", "none/w.tok.tmp");
-    ok += test_data_refused(tok_writer_open(&w, test_data_path("a.tok/w.tok"), TOK_BYTE, 257, 256, 0, e, n),
-        "Not a directory", "w.tok.tmp");
+static void test_data_writer_shapes(const char* path, const char* tmp) {
+    const char *none = test_data_path("none/w.tok"), *under = test_data_path("a.tok/w.tok");
+    const uint32_t most = TOK_MAX_BLOCK_TOKENS;
+    char* e = test_data_err;
+    size_t n = sizeof test_data_err;
+    tok_writer w;
+    int ok = test_data_refused(
+        tok_writer_open(&w, none, TOK_BYTE, 257, 256, 0, e, n), "No such file", "none/w.tok.tmp");
+    ok += test_data_refused(
+        tok_writer_open(&w, under, TOK_BYTE, 257, 256, 0, e, n), "Not a directory", "w.tok.tmp");
     ok += test_data_refused(tok_writer_open(&w, path, TOK_BYTE, 258, 256, 0, e, n), "tokenizer 1", path);
     ok += test_data_refused(tok_writer_open(&w, path, TOK_GPT2, 50257, 0, 0, e, n), "tokenizer 2", path);
     ok += test_data_refused(tok_writer_open(&w, path, 3, 10, 10, 0, e, n), "vocabulary", path);
     ok += test_data_refused(tok_writer_open(&w, path, 3, 0x80000000u, 1, 0, e, n), "vocabulary", path);
-    ok += test_data_refused(
-        tok_writer_open(&w, path, 3, 10, 1, TOK_MAX_BLOCK_TOKENS + 1, e, n), "blocks of", path);
-    check(ok == 7 && !test_data_exists(tmp), "tok writer: wrong folder or shape", "%d of 7 refused", ok);
+    ok += test_data_refused(tok_writer_open(&w, path, 3, 10, 1, most + 1, e, n), "blocks of", path);
+    check(ok == 7 && !test_data_exists(tmp), "tok writer: a wrong folder or shape is refused",
+        "%d of 7 refused", ok);
+}
 
-    // A disk that is full from the start, then one that fills up after any number of bytes.
-    of = ok = 0;
-    if (access("/dev/full", W_OK) == 0 && symlink("/dev/full", tmp) == 0) {
-        of++;
-        ok += test_data_refused(
-                  test_data_shard(path, TOK_BYTE, 257, 16, lengths, 2, out, &count), "No space left", path) &&
-            !test_data_exists(tmp);
-        unlink(tmp);
-    }
-    test_data_shard(path, TOK_BYTE, 257, 16, lengths, 2, out, &count);
-    size_t length;
-    free(test_data_slurp(path, &length));
+static const int test_data_writer_lengths[] = {100, 100};
+
+// Writes a shard with no more than `bytes` of a file allowed; what the writer returned.
+static int test_data_writer_limited(
+    const char* path, rlim_t bytes, uint32_t block_tokens, int32_t* out, uint64_t* count) {
     struct rlimit limit, small;
     getrlimit(RLIMIT_FSIZE, &limit);
+    small = limit;
+    small.rlim_cur = bytes;
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
-    left = 0;
+    setrlimit(RLIMIT_FSIZE, &small);
+    int rc = test_data_shard(path, TOK_BYTE, 257, block_tokens, test_data_writer_lengths, 2, out, count);
+    setrlimit(RLIMIT_FSIZE, &limit);   // before anything is printed: the output may be a file
+    signal(SIGXFSZ, handler);
+    return rc;
+}
+
+// A disk that is full from the start, then one that fills up after any number of bytes.
+static void test_data_writer_full(const char* path, const char* tmp) {
+    int32_t out[256];
+    uint64_t count;
+    size_t length;
+    int ok = 0, of = 0;
+    int left = 0;
+    if (access("/dev/full", W_OK) == 0 && symlink("/dev/full", tmp) == 0) {
+        int rc = test_data_shard(path, TOK_BYTE, 257, 16, test_data_writer_lengths, 2, out, &count);
+        of++;
+        ok += test_data_refused(rc, "No space left", path) && !test_data_exists(tmp);
+        unlink(tmp);
+    }
+    test_data_shard(path, TOK_BYTE, 257, 16, test_data_writer_lengths, 2, out, &count);
+    free(test_data_slurp(path, &length));
     for (size_t bytes = 0; bytes <= length; bytes++, of++) {
         unlink(path);
-        small = limit;
-        small.rlim_cur = bytes;
-        setrlimit(RLIMIT_FSIZE, &small);
-        int rc = test_data_shard(path, TOK_BYTE, 257, 16, lengths, 2, out, &count);
-        setrlimit(RLIMIT_FSIZE, &limit);   // before anything is printed: the output may be a file
+        int rc = test_data_writer_limited(path, bytes, 16, out, &count);
         if (bytes < length) ok += test_data_refused(rc, "w.tok.tmp: writing: ", path);
         else ok += rc == 0 && test_data_read_all(path, 0, out, count) == 0;
         left += test_data_exists(tmp) + (bytes < length && test_data_exists(path));
     }
-    signal(SIGXFSZ, handler);
-    check(ok == of && left == 0, "tok writer: a disk that is full after any number of bytes",
+    check(ok == of && left == 0, "tok writer: a disk that is full after any number of bytes is told",
         "%d of %d as expected, %d files left", ok, of, left);
 
-    // A failed second version leaves the first one whole.
-    int32_t other[256];
-    small.rlim_cur = 100;
-    handler = signal(SIGXFSZ, SIG_IGN);
-    setrlimit(RLIMIT_FSIZE, &small);
+    int32_t other[256];   // a failed second version leaves the first one whole
     uint64_t ignored;
-    int rc = test_data_shard(path, TOK_BYTE, 257, 32, lengths, 2, other, &ignored);
-    setrlimit(RLIMIT_FSIZE, &limit);
-    signal(SIGXFSZ, handler);
+    int rc = test_data_writer_limited(path, 100, 32, other, &ignored);
     int same = test_data_read_all(path, 0, out, count) == 0;
     check(rc == -1 && same, "tok writer: the shard that was there survives a failed one", "%d tokens",
         (int)count);
+}
+
+static void test_data_writer(void) {
+    const char *path = test_data_path("w.tok"), *tmp = test_data_path("w.tok.tmp");
+    test_data_writer_misuse(path, tmp);
+    test_data_writer_shapes(path, tmp);
+    test_data_writer_full(path, tmp);
 }
 
 // ================================================================================
@@ -676,57 +776,60 @@ static int test_data_text(const char* path, test_data_texts* t) {
     return text_documents(path, test_data_collect, t, test_data_err, sizeof test_data_err);
 }
 
-static void test_data_json(void) {
-    // What a line holds, and the document or (with '!') a part of the error that has to come of it.
-    static const char* const lines[][2] = {{"{\"text\":\"plain\"}", "plain"},
-        {" \t{ \"text\" : \"spaces\" } \r", "spaces"},
-        {"{\"a\":[1,-2.5e+10,0,{\"text\":\"inner\"}],\"b\":{\"text\":[]},\"text\":\"outer\",\"c\":null,\"d\":"
-         "true,\"e\":false}",
-            "outer"},
-        {"{\"te\\u0078t\":\"escaped key\"}", "escaped key"},
-        {"{\"text\":\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"}", "\"\\/\b\f\n\r\t"},
-        {"{\"text\":\"\\u0041\\u00e9\\u20AC\\uD83D\\uDE00\"}", "A\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"},
-        {"{\"text\":\"\\ud800\\udc00 \\uDBFF\\uDFFF\"}", "\xF0\x90\x80\x80 \xF4\x8F\xBF\xBF"},
-        {"{\"text\":\"\\uD83Dx\\uDE00y\\uD83D\\uD83D\\uDE00\\uD83D\"}",
-            "\xEF\xBF\xBDx\xEF\xBF\xBDy\xEF\xBF\xBD\xF0\x9F\x98\x80\xEF\xBF\xBD"},
-        {"{\"text\":\"\\uD83D\\n\"}", "\xEF\xBF\xBD\n"},
-        {"{\"text\":\"\\uFFFF\\u007f\\u0080\\u07ff\\u0800\"}",
-            "\xEF\xBF\xBF\x7F\xC2\x80\xDF\xBF\xE0\xA0\x80"},
-        {"{\"text\":\"raw \xC3\xA9 \xFF\"}", "raw \xC3\xA9 \xFF"}, {"{\"text\":\"\"}", ""}, {"", ""},
-        {"  \r", ""}, {"{}", "!a field \"text\""}, {"{\"a\":\"text\"}", "!a field \"text\""},
-        {"[\"text\"]", "!an object"}, {"\"text\"", "!an object"}, {"{\"text\":1}", "!a string as \"text\""},
-        {"{\"text\":null}", "!a string as \"text\""}, {"{\"text\":[\"x\"]}", "!a string as \"text\""},
-        {"{\"text\":\"a\",\"text\":\"b\"}", "!one field \"text\""}, {"{\"text\":\"a\"", "!a comma or }"},
-        {"{\"text\":\"a", "!the end of a string"}, {"{\"text\":\"a\"}}", "!the end of the line"},
-        {"{\"text\":\"a\"} {\"text\":\"b\"}", "!the end of the line"}, {"{\"text\" \"a\"}", "!a colon"},
-        {"{\"text\":\"a\",}", "!a string"}, {"{,\"text\":\"a\"}", "!a string"}, {"{text:\"a\"}", "!a string"},
-        {"{'text':'a'}", "!a string"}, {"{\"text\":\"a\\x\"}", "!one of"},
-        {"{\"text\":\"a\\u12g4\"}", "!one of"}, {"{\"text\":\"\\u12", "!one of"},
-        {"{\"text\":\"\\", "!one of"}, {"{\"text\":\"tab\there\"}", "!no control"},
-        {"{\"a\":01,\"text\":\"x\"}", "!a comma"}, {"{\"a\":1.,\"text\":\"x\"}", "!a digit"},
-        {"{\"a\":-,\"text\":\"x\"}", "!a digit"}, {"{\"a\":1e,\"text\":\"x\"}", "!a digit"},
-        {"{\"a\":+1}", "!a value"}, {"{\"a\":NaN}", "!a value"}, {"{\"a\":nul}", "!a value"},
-        {"{\"a\":truex}", "!a comma"}, {"{\"a\":[1,]}", "!a value"}, {"{\"a\":[1 2]}", "!a comma or ]"},
-        {"{", "!a string"}, {"{\"a\":", "!a value"}, {"x", "!an object"}};
-    int count = (int)(sizeof lines / sizeof *lines), ok = 0;
-    const char* path = test_data_path("j.jsonl");
-    for (int i = 0; i < count;
-         i++) {   // as the third of three lines, and, every second time, without its newline
+// What a line holds, and the document or (with '!') a part of the error that has to come of it.
+static const char* const test_data_lines[][2] = {{"{\"text\":\"plain\"}", "plain"},
+    {" \t{ \"text\" : \"spaces\" } \r", "spaces"},
+    {"{\"a\":[1,-2.5e+10,0,{\"text\":\"inner\"}],\"b\":{\"text\":[]},\"text\":\"outer\",\"c\":null,\"d\":"
+     "true,\"e\":false}",
+        "outer"},
+    {"{\"te\\u0078t\":\"escaped key\"}", "escaped key"},
+    {"{\"text\":\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"}", "\"\\/\b\f\n\r\t"},
+    {"{\"text\":\"\\u0041\\u00e9\\u20AC\\uD83D\\uDE00\"}", "A\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"},
+    {"{\"text\":\"\\ud800\\udc00 \\uDBFF\\uDFFF\"}", "\xF0\x90\x80\x80 \xF4\x8F\xBF\xBF"},
+    {"{\"text\":\"\\uD83Dx\\uDE00y\\uD83D\\uD83D\\uDE00\\uD83D\"}",
+        "\xEF\xBF\xBDx\xEF\xBF\xBDy\xEF\xBF\xBD\xF0\x9F\x98\x80\xEF\xBF\xBD"},
+    {"{\"text\":\"\\uD83D\\n\"}", "\xEF\xBF\xBD\n"},
+    {"{\"text\":\"\\uFFFF\\u007f\\u0080\\u07ff\\u0800\"}", "\xEF\xBF\xBF\x7F\xC2\x80\xDF\xBF\xE0\xA0\x80"},
+    {"{\"text\":\"raw \xC3\xA9 \xFF\"}", "raw \xC3\xA9 \xFF"}, {"{\"text\":\"\"}", ""}, {"", ""},
+    {"  \r", ""}, {"{}", "!a field \"text\""}, {"{\"a\":\"text\"}", "!a field \"text\""},
+    {"[\"text\"]", "!an object"}, {"\"text\"", "!an object"}, {"{\"text\":1}", "!a string as \"text\""},
+    {"{\"text\":null}", "!a string as \"text\""}, {"{\"text\":[\"x\"]}", "!a string as \"text\""},
+    {"{\"text\":\"a\",\"text\":\"b\"}", "!one field \"text\""}, {"{\"text\":\"a\"", "!a comma or }"},
+    {"{\"text\":\"a", "!the end of a string"}, {"{\"text\":\"a\"}}", "!the end of the line"},
+    {"{\"text\":\"a\"} {\"text\":\"b\"}", "!the end of the line"}, {"{\"text\" \"a\"}", "!a colon"},
+    {"{\"text\":\"a\",}", "!a string"}, {"{,\"text\":\"a\"}", "!a string"}, {"{text:\"a\"}", "!a string"},
+    {"{'text':'a'}", "!a string"}, {"{\"text\":\"a\\x\"}", "!one of"}, {"{\"text\":\"a\\u12g4\"}", "!one of"},
+    {"{\"text\":\"\\u12", "!one of"}, {"{\"text\":\"\\", "!one of"},
+    {"{\"text\":\"tab\there\"}", "!no control"}, {"{\"a\":01,\"text\":\"x\"}", "!a comma"},
+    {"{\"a\":1.,\"text\":\"x\"}", "!a digit"}, {"{\"a\":-,\"text\":\"x\"}", "!a digit"},
+    {"{\"a\":1e,\"text\":\"x\"}", "!a digit"}, {"{\"a\":+1}", "!a value"}, {"{\"a\":NaN}", "!a value"},
+    {"{\"a\":nul}", "!a value"}, {"{\"a\":truex}", "!a comma"}, {"{\"a\":[1,]}", "!a value"},
+    {"{\"a\":[1 2]}", "!a comma or ]"}, {"{", "!a string"}, {"{\"a\":", "!a value"}, {"x", "!an object"}};
+
+// Each as the third of three lines, and, every second time, without its newline.
+static void test_data_json_lines(const char* path) {
+    int count = (int)(sizeof test_data_lines / sizeof *test_data_lines), ok = 0;
+    for (int i = 0; i < count; i++) {
+        const char *line = test_data_lines[i][0], *text = test_data_lines[i][1];
         char file[512], want[512];
         test_data_texts t;
-        snprintf(file, sizeof file, "{\"text\":\"first\"}\n\n%s%s", lines[i][0], i % 2 ? "\n" : "");
+        snprintf(file, sizeof file, "{\"text\":\"first\"}\n\n%s%s", line, i % 2 ? "\n" : "");
         test_data_write(path, file, strlen(file));
         int rc = test_data_text(path, &t);
-        snprintf(want, sizeof want, "j.jsonl:1=first|%s%s%s", *lines[i][1] ? "j.jsonl:3=" : "", lines[i][1],
-            *lines[i][1] ? "|" : "");
-        int good = lines[i][1][0] == '!' ? test_data_refused(rc, lines[i][1] + 1, "j.jsonl:3: column ")
-                                         : rc == 0 && strcmp(t.out, want) == 0;
-        if (!good) printf("  line: %s\n  gave: %s, message: %s\n", lines[i][0], t.out, test_data_err);
+        snprintf(
+            want, sizeof want, "j.jsonl:1=first|%s%s%s", *text ? "j.jsonl:3=" : "", text, *text ? "|" : "");
+        int good = text[0] == '!' ? test_data_refused(rc, text + 1, "j.jsonl:3: column ")
+                                  : rc == 0 && strcmp(t.out, want) == 0;
+        if (!good) printf("  line: %s\n  gave: %s, message: %s\n", line, t.out, test_data_err);
         ok += good;
     }
-    check(ok == count, "text: lines of JSON, good and bad", "%d of %d as expected", ok, count);
+    check(ok == count, "text: good lines of JSON give their text, bad ones are refused",
+        "%d of %d as expected", ok, count);
+}
 
-    char nested[512] = "{\"text\":\"deep\",\"a\":";   // 63 arrays inside the object are allowed, 64 are not
+// 63 arrays inside the object are allowed, 64 are not.
+static void test_data_json_nested(const char* path) {
+    char nested[512] = "{\"text\":\"deep\",\"a\":";
     size_t n = strlen(nested);
     test_data_texts t;
     memset(nested + n, '[', 63);
@@ -738,13 +841,16 @@ static void test_data_json(void) {
     test_data_write(path, nested, n + 64);
     check(rc == 0 && t.documents == 1 && test_data_refused(test_data_text(path, &t), "nested", "j.jsonl:1:"),
         "text: 64 nested values are the limit", "%d", (int)TEXT_MAX_NESTING);
+}
 
-    // Lines around the sizes of the reader's buffer, a mark at the start, a NUL in a line.
+// Lines around the sizes of the reader's buffer, a mark at the start, a NUL in a line.
+static void test_data_json_long(const char* path) {
     enum { LONG = 300000 };
+    static const size_t sizes[] = {65520, 65535, 65536, 65537, 131072, LONG};
     char* file = (char*)malloc(3 * LONG);
-    ok = 0;
+    test_data_texts t;
+    int ok = 0;
     for (int i = 0; i < 6; i++) {
-        static const size_t sizes[] = {65520, 65535, 65536, 65537, 131072, LONG};
         size_t at = (size_t)sprintf(file, "\xEF\xBB\xBF{\"text\":\"");
         memset(file + at, 'x', sizes[i]);
         at += sizes[i];
@@ -752,89 +858,127 @@ static void test_data_json(void) {
         test_data_write(path, file, at);
         ok += test_data_text(path, &t) == 0 && t.documents == 2 && strstr(t.out, "j.jsonl:3=second|") != NULL;
     }
+    free(file);
     test_data_write(path, "{\"text\":\"a\0b\"}", 14);
-    ok += test_data_refused(
-        test_data_text(path, &t), "found byte 00, expected no control", "j.jsonl:1: column 11");
+    int rc = test_data_text(path, &t);
+    ok += test_data_refused(rc, "found byte 00, expected no control", "j.jsonl:1: column 11");
     test_data_write(path, "{\"text\":\"a\\u0000b\"}", 19);
     ok += test_data_text(path, &t) == 0 && t.length == strlen("j.jsonl:1=") + 4 &&
         memcmp(t.out + t.length - 4, "a\0b|", 4) == 0;
-    check(ok == 8, "text: long lines, mark, CRLF, NUL", "%d of 8, lines up to %d bytes", ok, (int)LONG);
-    free(file);
+    check(ok == 8, "text: long lines, a mark and CRLF are read, a NUL only if it is escaped",
+        "%d of 8, lines up to %d bytes", ok, (int)LONG);
 }
 
-static void test_data_walk(void) {
-    static const char* const files[][2] = {// in the order in which they have to come, '-' = not at all
-        {"tree/.hidden.txt", "-"}, {"tree/.git/x.txt", "-"}, {"tree/A.md", "one"}, {"tree/Makefile", "two"},
-        {"tree/Makefile.am", "-"}, {"tree/a-b/x.c", "three"}, {"tree/a.txt", "four"},
-        {"tree/a/b/c/deep.rst", "five"}, {"tree/a/z.cuh", "six"}, {"tree/b.bin", "-"}, {"tree/b.h", "seven"},
-        {"tree/b.json", "-"}, {"tree/c.cu", "eight"},
+static void test_data_json(void) {
+    const char* path = test_data_path("j.jsonl");
+    test_data_json_lines(path);
+    test_data_json_nested(path);
+    test_data_json_long(path);
+}
+
+// A folder with files in the order in which they have to come ('-': not at all), hidden ones, links to a
+// file, to folders and to itself.
+static void test_data_walk_folder(void) {
+    static const char* const files[][2] = {{"tree/.hidden.txt", "-"}, {"tree/.git/x.txt", "-"},
+        {"tree/A.md", "one"}, {"tree/Makefile", "two"}, {"tree/Makefile.am", "-"}, {"tree/a-b/x.c", "three"},
+        {"tree/a.txt", "four"}, {"tree/a/b/c/deep.rst", "five"}, {"tree/a/z.cuh", "six"}, {"tree/b.bin", "-"},
+        {"tree/b.h", "seven"}, {"tree/b.json", "-"}, {"tree/c.cu", "eight"},
         {"tree/d.jsonl", "{\"text\":\"nine\"}\n{\"text\":\"ten\"}\n"}, {"tree/e.py", "eleven"},
         {"tree/empty.txt", ""}, {"tree/f.sh", "twelve"}, {"tree/g.tex", "\xEF\xBB\xBFthirteen"},
         {"tree/txt", "-"}};
     static const char* const folders[] = {
         "tree", "tree/.git", "tree/a-b", "tree/a", "tree/a/b", "tree/a/b/c", "tree/folder.txt", "bare"};
+    static const char want[] = "tree/A.md:1=one|tree/Makefile:1=two|tree/a/b/c/deep.rst:1=five|tree/a/"
+                               "z.cuh:1=six|tree/a-b/x.c:1=three|"
+                               "tree/a.txt:1=four|tree/b.h:1=seven|tree/c.cu:1=eight|tree/"
+                               "d.jsonl:1=nine|tree/d.jsonl:2=ten|tree/e.py:1=eleven|"
+                               "tree/f.sh:1=twelve|tree/g.tex:1=thirteen|tree/link.txt:1=fourteen|";
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) mkdir(test_data_path(folders[i]), 0700);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         test_data_write(test_data_path(files[i][0]), files[i][1], strlen(files[i][1]));
     test_data_write(test_data_path("outside.txt"), "fourteen", 8);
     int rc = symlink("../outside.txt", test_data_path("tree/link.txt")) ||
         symlink(".", test_data_path("tree/loop")) || symlink("../bare", test_data_path("tree/loop.txt"));
-    static const char want[] = "tree/A.md:1=one|tree/Makefile:1=two|tree/a/b/c/deep.rst:1=five|tree/a/"
-                               "z.cuh:1=six|tree/a-b/x.c:1=three|"
-                               "tree/a.txt:1=four|tree/b.h:1=seven|tree/c.cu:1=eight|tree/"
-                               "d.jsonl:1=nine|tree/d.jsonl:2=ten|tree/e.py:1=eleven|"
-                               "tree/f.sh:1=twelve|tree/g.tex:1=thirteen|tree/link.txt:1=fourteen|";
     test_data_texts t;
     rc = rc || test_data_text(test_data_path("tree"), &t) || strcmp(t.out, want) != 0;
     if (rc) printf("  %s\n  %s\n", t.out, test_data_err);
-    check(rc == 0, "text: a folder, in order, without hidden entries and linked folders", "%d documents",
+    check(rc == 0, "text: a folder comes in order, without hidden entries and linked folders", "%d documents",
         t.documents);
     rc = test_data_text(test_data_path("tree//"), &t) || strcmp(t.out, want) != 0;
-    check(rc == 0, "text: the same with slashes behind", "%d documents", t.documents);
+    check(rc == 0, "text: slashes behind a folder change nothing", "%d documents", t.documents);
+}
 
-    int ok = 0;
-    ok += test_data_text(test_data_path("tree/b.bin"), &t) == 0 &&
-        strcmp(t.out, "tree/b.bin:1=-|") == 0;   // named, so taken
+// A named file is taken whatever it is called, unless it is no text; in the folder of test_data_walk_folder.
+static void test_data_walk_named(void) {
+    const char *outside = test_data_path("outside.txt"), *nul = test_data_path("nul.txt");
+    test_data_texts t;
+    int ok = test_data_text(test_data_path("tree/b.bin"), &t) == 0 && strcmp(t.out, "tree/b.bin:1=-|") == 0;
     ok += test_data_text(test_data_path("tree/empty.txt"), &t) == 0 && t.documents == 0;
     ok += test_data_refused(test_data_text(test_data_path("bare"), &t), "no documents", "/bare:");
     ok += test_data_refused(test_data_text(test_data_path("none"), &t), "No such file", "/none:");
     ok += test_data_refused(
         test_data_text(test_data_path("pipe.tok"), &t), "neither a regular file", "pipe.tok");
-    test_data_write(test_data_path("nul.txt"), "ab\0c", 4);
-    ok += test_data_refused(test_data_text(test_data_path("nul.txt"), &t), "byte 2 is NUL", "nul.txt");
-    rc = truncate(test_data_path("outside.txt"), (off_t)((size_t)TEXT_MAX_DOCUMENT + 1));   // sparse
-    ok += rc == 0 &&
-        test_data_refused(
-            test_data_text(test_data_path("outside.txt"), &t), "expected at most", "outside.txt");
-    unlink(test_data_path("outside.txt"));
+    test_data_write(nul, "ab\0c", 4);
+    ok += test_data_refused(test_data_text(nul, &t), "byte 2 is NUL", "nul.txt");
+    int rc = truncate(outside, (off_t)((size_t)TEXT_MAX_DOCUMENT + 1));   // sparse
+    ok += rc == 0 && test_data_refused(test_data_text(outside, &t), "expected at most", "outside.txt");
+    unlink(outside);
     ok += test_data_refused(test_data_text(test_data_path("tree"), &t), "(a link)", "tree/link.txt");
     unlink(test_data_path("tree/link.txt"));
     memset(&t, 0, sizeof t);
-    t.stop_at = 4;   // a callback that stops, without and with a message of its own
-    ok += test_data_refused(
-        text_documents(test_data_path("tree"), test_data_collect, &t, test_data_err, sizeof test_data_err),
-        "stopped at this document", "z.cuh:1");
-    check(ok == 9, "text: named files, nothing, pipe, NUL, too large, dead link, stop", "%d of 9 as expected",
-        ok);
+    t.stop_at = 4;   // a callback that stops without a message of its own
+    rc = text_documents(test_data_path("tree"), test_data_collect, &t, test_data_err, sizeof test_data_err);
+    ok += test_data_refused(rc, "stopped at this document", "z.cuh:1");
+    check(ok == 9, "text: a named file is taken; nothing, pipe, NUL, too large, dead link, stop are told",
+        "%d of 9 as expected", ok);
+}
 
+static void test_data_walk_deep(void) {
     char deep[1024];
-    int made = 0;
+    test_data_texts t;
     snprintf(deep, sizeof deep, "%s/deep", test_data_folder);
     mkdir(deep, 0700);
-    for (; made < TEXT_MAX_DEPTH; made++) {
+    for (int made = 0; made < TEXT_MAX_DEPTH; made++) {
         strcat(deep, "/d");
         mkdir(deep, 0700);
     }
     test_data_write(strcat(deep, "/x.txt"), "bottom", 6);
-    ok = test_data_text(test_data_path("deep"), &t) == 0 && t.documents == 1;
+    int ok = test_data_text(test_data_path("deep"), &t) == 0 && t.documents == 1;
     deep[strlen(deep) - 5] = 0;
     mkdir(strcat(deep, "d"), 0700);
     ok += test_data_refused(test_data_text(test_data_path("deep"), &t), "folders inside each other", "/d/d/");
-    check(ok == 2, "text: folders nested to the limit, and one more", "%d", (int)TEXT_MAX_DEPTH);
+    check(ok == 2, "text: folders nest to the limit and no deeper", "%d", (int)TEXT_MAX_DEPTH);
+}
+
+static void test_data_walk(void) {
+    test_data_walk_folder();
+    test_data_walk_named();
+    test_data_walk_deep();
 }
 
 // ================================================================================
 // synthetic documents
+
+// Is fact f of d stated once, and asked for and answered once at its distance behind? What is wrong, or NULL.
+static const char* test_data_fact_wrong(const synth_doc* d, const synth_fact* f, size_t distance) {
+    const char *statement = d->text + f->statement, *answer = d->text + f->answer;
+    const char *key = statement + 12, *is = strstr(statement, " is ");
+    char value[16], question[128], stated[128];
+    if (memcmp(statement, "The code of ", 12) != 0 || !is || is > statement + 60) return "statement";
+    snprintf(value, sizeof value, "%.*s", f->answer_length, answer);
+    int n = snprintf(
+        question, sizeof question, "What is the code of %.*s? It is %s.", (int)(is - key), key, value);
+    if (f->answer_length < 4 || f->answer_length > 6) return "answer length";
+    if (memcmp(is + 4, value, (size_t)f->answer_length) != 0 || is[4 + f->answer_length] != '.')
+        return "value";
+    if (memcmp(answer + f->answer_length + 1 - n, question, (size_t)n) != 0) return "question";
+    if (distance && f->answer - f->statement != distance) return "distance";
+    snprintf(stated, sizeof stated, "he code of %.*s ", (int)(is - key), key);
+    const char* first = strstr(d->text, stated);
+    if (first != statement + 1 || strstr(first + 1, stated)) return "a key stated twice";
+    if (strstr(d->text, question) != answer + f->answer_length + 1 - n) return "a key asked twice";
+    return NULL;
+}
 
 // Is every fact of d where it says, stated once before it is asked for? Returns what is wrong, or NULL.
 static const char* test_data_synth_wrong(const synth_doc* d, size_t bytes, int facts, size_t distance) {
@@ -844,79 +988,80 @@ static const char* test_data_synth_wrong(const synth_doc* d, size_t bytes, int f
             return "a byte that is not text";
     for (int i = 0; i < facts; i++) {
         const synth_fact* f = &d->facts[i];
-        const char *statement = d->text + f->statement, *answer = d->text + f->answer, *key = statement + 12;
-        char value[16], question[128];
-        const char* is = strstr(statement, " is ");
-        if (memcmp(statement, "The code of ", 12) != 0 || !is || is > statement + 60) return "statement";
-        snprintf(value, sizeof value, "%.*s", f->answer_length, answer);
-        int n = snprintf(
-            question, sizeof question, "What is the code of %.*s? It is %s.", (int)(is - key), key, value);
-        if (f->answer_length < 4 || f->answer_length > 6) return "answer length";
-        if (memcmp(is + 4, value, (size_t)f->answer_length) != 0 || is[4 + f->answer_length] != '.')
-            return "value";
-        if (memcmp(answer + f->answer_length + 1 - n, question, (size_t)n) != 0) return "question";
-        if (distance && f->answer - f->statement != distance) return "distance";
+        const char* wrong = test_data_fact_wrong(d, f, distance);
+        if (wrong) return wrong;
         if (f->statement >= f->answer || (i && f->answer < d->facts[i - 1].answer)) return "order";
-        char stated[128];   // the key is stated once, and its question asked once
-        snprintf(stated, sizeof stated, "he code of %.*s ", (int)(is - key), key);
-        const char* first = strstr(d->text, stated);
-        if (first != statement + 1 || strstr(first + 1, stated)) return "a key stated twice";
-        if (strstr(d->text, question) != answer + f->answer_length + 1 - n) return "a key asked twice";
     }
     return NULL;
 }
 
-static void test_data_synth(void) {
-    static const struct {
-        size_t bytes;
-        int facts;
-        size_t distance;
-    } good[] = {{64, 0, 0}, {65, 0, 0}, {67, 0, 0}, {110, 1, 0}, {300, 1, 0}, {300, 1, 200}, {4096, 1, 1000},
-        {4096, 4, 0}, {4096, 4, 3000}, {4096, 8, 150}, {65536, 1, 65000}, {65536, 32, 0}, {65536, 32, 30000},
-        {65536, 100, 5000}, {250000, 64, 0}, {250000, 1024, 100000}};
-    synth_doc d, again;
-    int documents = 0, facts = 0, distractors = 0, different = 0;
-    const char* wrong = NULL;
-    uint32_t crc = 0;
-    for (size_t i = 0; i < sizeof good / sizeof *good && !wrong; i++) {
-        for (uint64_t index = 0; index < (good[i].bytes <= 4096 ? 50 : 2) && !wrong; index++, documents++) {
-            if (synth_document(5, index, good[i].bytes, good[i].facts, good[i].distance, &d, test_data_err,
-                    sizeof test_data_err) ||
-                synth_document(5, index, good[i].bytes, good[i].facts, good[i].distance, &again,
-                    test_data_err, sizeof test_data_err)) {
-                wrong = test_data_err;
-                break;
-            }
-            wrong = test_data_synth_wrong(&d, good[i].bytes, good[i].facts, good[i].distance);
-            if (!wrong &&
-                (memcmp(d.text, again.text, d.length) != 0 ||
-                    (d.fact_count &&
-                        memcmp(d.facts, again.facts, sizeof *d.facts * (size_t)d.fact_count) != 0)))
-                wrong = "not the same twice";
-            if (wrong)
-                printf("  %zu bytes, %d facts, distance %zu, index %d\n", good[i].bytes, good[i].facts,
-                    good[i].distance, (int)index);
-            if (good[i].bytes <= 4096) crc = tok_crc(crc, (const unsigned char*)d.text, d.length);
-            facts += d.fact_count;
-            for (const char* p = d.text; (p = strstr(p, "The code of ")) != NULL; p++) distractors++;
-            synth_free(&again);
-            synth_document(5, index + 1, good[i].bytes, good[i].facts, good[i].distance, &again,
-                test_data_err, sizeof test_data_err);
-            different += memcmp(d.text, again.text, d.length) != 0;
-            synth_free(&again);
-            synth_free(&d);
-        }
-    }
-    check(!wrong, "synth: lengths, places, distances exact", "%d documents, %d facts, %s", documents, facts,
-        wrong ? wrong : "all right");
-    check(different == documents, "synth: other indexes, other texts", "%d of %d", different, documents);
-    check(distractors - facts > facts / 2, "synth: statements that are not asked for", "%d beside %d facts",
-        distractors - facts, facts);
-    check(crc == 0x1D9F24D7, "synth: the same text on every machine", "CRC-32 %08x", (unsigned)crc);
+typedef struct {
+    size_t bytes;
+    int facts;
+    size_t distance;   // between a statement and its answer; 0: any
+} test_data_shape;
+static const test_data_shape test_data_shapes[] = {{64, 0, 0}, {65, 0, 0}, {67, 0, 0}, {110, 1, 0},
+    {300, 1, 0}, {300, 1, 200}, {4096, 1, 1000}, {4096, 4, 0}, {4096, 4, 3000}, {4096, 8, 150},
+    {65536, 1, 65000}, {65536, 32, 0}, {65536, 32, 30000}, {65536, 100, 5000}, {250000, 64, 0},
+    {250000, 1024, 100000}};
 
-    int buckets[8] = {0},
-        errors = 0;   // distance 0: octaves from 2^8 to 2^15 of a 64-KiB document, all about as often
+typedef struct {
+    int documents, facts;
+    int statements, different;   // all of them; documents unlike the next one
+    uint32_t crc;                // of the documents of up to 4096 bytes
+} test_data_synths;
+
+static int test_data_synth_make(const test_data_shape* s, uint64_t index, synth_doc* d) {
+    return synth_document(5, index, s->bytes, s->facts, s->distance, d, test_data_err, sizeof test_data_err);
+}
+
+// One document, the same again and the next one. What is wrong, or NULL.
+static const char* test_data_synth_one(const test_data_shape* s, uint64_t index, test_data_synths* n) {
+    synth_doc d, again;
+    if (test_data_synth_make(s, index, &d) || test_data_synth_make(s, index, &again)) return test_data_err;
+    const char* wrong = test_data_synth_wrong(&d, s->bytes, s->facts, s->distance);
+    size_t facts_bytes = sizeof *d.facts * (size_t)d.fact_count;
+    if (!wrong && memcmp(d.text, again.text, d.length) != 0) wrong = "not the same text twice";
+    if (!wrong && d.fact_count && memcmp(d.facts, again.facts, facts_bytes) != 0)
+        wrong = "not the same twice";
+    if (wrong)
+        printf(
+            "  %zu bytes, %d facts, distance %zu, index %d\n", s->bytes, s->facts, s->distance, (int)index);
+    if (s->bytes <= 4096) n->crc = tok_crc(n->crc, (const unsigned char*)d.text, d.length);
+    n->facts += d.fact_count;
+    for (const char* p = d.text; (p = strstr(p, "The code of ")) != NULL; p++) n->statements++;
+    synth_free(&again);
+    test_data_synth_make(s, index + 1, &again);
+    n->different += memcmp(d.text, again.text, d.length) != 0;
+    synth_free(&again);
+    synth_free(&d);
+    return wrong;
+}
+
+static void test_data_synth_documents(void) {
+    const char* wrong = NULL;
+    test_data_synths n;
+    memset(&n, 0, sizeof n);
+    for (size_t i = 0; i < sizeof test_data_shapes / sizeof *test_data_shapes && !wrong; i++) {
+        uint64_t count = test_data_shapes[i].bytes <= 4096 ? 50 : 2;
+        for (uint64_t index = 0; index < count && !wrong; index++, n.documents++)
+            wrong = test_data_synth_one(&test_data_shapes[i], index, &n);
+    }
+    check(!wrong, "synth: lengths, places and distances are exact", "%d documents, %d facts, %s", n.documents,
+        n.facts, wrong ? wrong : "all right");
+    check(n.different == n.documents, "synth: another index is another text", "%d of %d", n.different,
+        n.documents);
+    check(n.statements - n.facts > n.facts / 2, "synth: many statements are not asked for",
+        "%d beside %d facts", n.statements - n.facts, n.facts);
+    check(
+        n.crc == 0x1D9F24D7, "synth: the text is the same on every machine", "CRC-32 %08x", (unsigned)n.crc);
+}
+
+// Distance 0: octaves from 2^8 to 2^15 of a 64-KiB document, all about as often.
+static void test_data_synth_octaves(void) {
+    int buckets[8] = {0}, errors = 0;
     for (uint64_t index = 0; index < 200; index++) {
+        synth_doc d;
         if (synth_document(9, index, 65536, 8, 0, &d, test_data_err, sizeof test_data_err)) {
             errors++;
             continue;
@@ -933,11 +1078,18 @@ static void test_data_synth(void) {
         least = buckets[i] < least ? buckets[i] : least;
         most = buckets[i] > most ? buckets[i] : most;
     }
-    check(errors == 0 && least > 100 && most < 300, "synth: distances spread over the octaves",
+    check(errors == 0 && least > 100 && most < 300, "synth: distances are spread over the octaves",
         "%d to %d of 1600 in each of 8", least, most);
+}
 
-    // The limits: for one fact in 200 bytes every distance either works exactly or is refused; both happen.
-    int exact = 0, refused = 0, bad = 0;
+// For one fact in 200 bytes every distance either works exactly or is refused; both happen.
+static void test_data_synth_limits(void) {
+    static const test_data_shape no[] = {{0, 0, 0}, {63, 0, 0}, {(size_t)SYNTH_MAX_BYTES + 1, 0, 0},
+        {80, 1, 0}, {4096, -1, 0}, {4096, 1025, 0}, {4096, 1, 4097}, {4096, 1, 4095}, {4096, 1, 10},
+        {4096, 200, 0}, {4096, 30, 4000}};
+    synth_doc d;
+    int exact = 0, refused = 0;
+    int bad = 0;
     for (size_t distance = 1; distance <= 201; distance++) {
         if (synth_document(1, 2, 200, 1, distance, &d, test_data_err, sizeof test_data_err) == 0) {
             if (test_data_synth_wrong(&d, 200, 1, distance)) bad++;
@@ -948,21 +1100,22 @@ static void test_data_synth(void) {
         }
         synth_free(&d);
     }
-    check(bad == 0 && exact > 50 && refused > 50, "synth: every distance in 200 bytes",
+    check(bad == 0 && exact > 50 && refused > 50, "synth: every distance in 200 bytes is exact or refused",
         "%d exact, %d refused, %d wrong", exact, refused, bad);
-    static const struct {
-        size_t bytes;
-        int facts;
-        size_t distance;
-    } no[] = {{0, 0, 0}, {63, 0, 0}, {(size_t)SYNTH_MAX_BYTES + 1, 0, 0}, {80, 1, 0}, {4096, -1, 0},
-        {4096, 1025, 0}, {4096, 1, 4097}, {4096, 1, 4095}, {4096, 1, 10}, {4096, 200, 0}, {4096, 30, 4000}};
     int count = (int)(sizeof no / sizeof *no);
     refused = 0;
-    for (int i = 0; i < count; i++)
-        refused += test_data_refused(synth_document(1, 1, no[i].bytes, no[i].facts, no[i].distance, &d,
-                                         test_data_err, sizeof test_data_err),
-            "expected", "synthetic document of");
+    for (int i = 0; i < count; i++) {
+        int rc = synth_document(
+            1, 1, no[i].bytes, no[i].facts, no[i].distance, &d, test_data_err, sizeof test_data_err);
+        refused += test_data_refused(rc, "expected", "synthetic document of");
+    }
     check(refused == count, "synth: what cannot be is refused", "%d of %d", refused, count);
+}
+
+static void test_data_synth(void) {
+    test_data_synth_documents();
+    test_data_synth_octaves();
+    test_data_synth_limits();
 }
 
 // ================================================================================
@@ -972,10 +1125,11 @@ static void test_data(void) {
     snprintf(test_data_folder, sizeof test_data_folder, "%s/gpt2_sp_data_XXXXXX",
         base && *base && strlen(base) < 400 ? base : "/tmp");
     if (!mkdtemp(test_data_folder)) {
-        check(0, "data: a folder for the tests", "%s: %s", test_data_folder, strerror(errno));
+        check(0, "data: a folder for the tests is made", "%s: %s", test_data_folder, strerror(errno));
         return;
     }
     test_data_roundtrip();
+    test_data_two_shards();
     test_data_damage();
     test_data_hostile();
     test_data_flat();

@@ -243,41 +243,42 @@ static void products_forced(void) {
     int choices = quick ? 2 : 12, steps = quick ? 2 : RUN_STEPS;
     for (int i = 0; i < 3; i++) {
         char text[256];
-        gpt2_sp* first = NULL;
+        BatchGradients first = {NULL, {NULL, NAN, NAN}};
         Run first_run;
         double most = 0, most_steps = 0;
         memset(&first_run, 0, sizeof first_run);
         snprintf(text, sizeof text, "%s threads=4 deterministic=0", shapes[i]);
         for (matmul_forced = 0; matmul_forced < choices; matmul_forced++) {
             int at = 0;
-            gpt2_sp* g = gradients_of(&GPU_DEVICE, text);
+            BatchGradients batch = gradients_of(&GPU_DEVICE, text);
+            const gpt2_sp* g = batch.g;
             Run run = run_on(&GPU_DEVICE, text, steps);
             if (matmul_forced == 0) {
-                first = g, first_run = run;
+                first = batch, first_run = run;
                 continue;
             }
-            for (int u = 0; g && first && u < g->layout.count; u++)
+            for (int u = 0; batch.found.all && first.found.all && u < g->layout.count; u++)
                 for (int id = 0; id < PARAMETER_COUNT; id++) {
                     Parameter p = parameter(&g->mesh.shape, id);
                     int64_t offset = g->layout.units[u].offset + g->layout.within[id];
                     double size;
                     if (p.unit == g->layout.units[u].kind)
                         most = worst(most,
-                            relative_error(g->collected + offset, first->collected + offset,
+                            relative_error(batch.found.all + offset, first.found.all + offset,
                                 parameter_elements(&p), &size));
                 }
             most_steps = worst(most_steps, training_share(&run, &first_run, L[i], C[i], &at));
-            gradients_free(g);
+            gradients_free(&batch);
             free(run.weights);
         }
         matmul_forced = -1;
-        check(first && most <= check_bound(first) && most_steps <= 1, "products: whichever is chosen",
+        check(first.g && most <= check_bound(first.g) && most_steps <= 1, "products: whichever is chosen",
             "%s: %d choices; gradients at most %.2e of a tensor apart, allowed %.2e; losses of %d steps at "
             "most %.2f of the "
             "tolerance "
             "apart",
-            shapes[i], choices, most, first ? check_bound(first) : NAN, steps, most_steps);
-        gradients_free(first);
+            shapes[i], choices, most, first.g ? check_bound(first.g) : NAN, steps, most_steps);
+        gradients_free(&first);
         free(first_run.weights);
     }
 }

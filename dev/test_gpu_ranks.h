@@ -704,8 +704,12 @@ static const char* gradient_data(void) {
     static char path[512];
     return stream_once(path, "gradients.tok", 31, 9000, 200);
 }
-// A trainer with the gradients of its first batch in g->collected and their loss in g->sums.
-static gpt2_sp* gradients_of(const Device* device, const char* text) {
+// A trainer and the gradients of its first batch.
+typedef struct {
+    gpt2_sp* g;
+    Gradients found;
+} BatchGradients;
+static BatchGradients gradients_of(const Device* device, const char* text) {
     char error[GPT2_SP_TEXT];
     gpt2_sp_options o = run_options("threads=4 seed=5 deterministic=1");
     options_apply(&o, text);
@@ -713,16 +717,17 @@ static gpt2_sp* gradients_of(const Device* device, const char* text) {
     gpt2_sp_device = device;
     watch_note(NULL, text, -1);
     gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    BatchGradients batch = {g, {NULL, NAN, NAN}};
     gpt2_sp_device = &GPU_DEVICE;
     watch_note(g, text, 0);
-    if (!g || gradients_collect(g, g->next_sample) != 0)
+    if (!g || gradients_collect(g, g->next_sample, &batch.found) != 0)
         check(0, "a test's gradients", "%s: %s", text, g ? gpt2_sp_error(g) : error);
     watch_note(NULL, NULL, 0);
-    return g;
+    return batch;
 }
-static void gradients_free(gpt2_sp* g) {
-    if (g) free(g->collected);
-    gpt2_sp_destroy(g);
+static void gradients_free(BatchGradients* batch) {
+    free(batch->found.all);
+    gpt2_sp_destroy(batch->g);
 }
 
 typedef struct {
@@ -731,16 +736,16 @@ typedef struct {
     double loss;    // |found - reference|
     int tensors;
 } GradientError;
-static GradientError gradients_error(const gpt2_sp* g, const gpt2_sp* reference) {
+static GradientError gradients_error(const BatchGradients* batch, const BatchGradients* reference) {
+    const gpt2_sp *g = batch->g, *r = reference->g;
     GradientError e = {0, 0, NAN, 0};
-    if (!g || !g->collected || !reference->collected) return e.error = e.share = NAN, e;
+    if (!batch->found.all || !reference->found.all) return e.error = e.share = NAN, e;
     for (int u = 0; u < g->layout.count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&g->mesh.shape, id);
             if (p.unit != g->layout.units[u].kind) continue;
-            const real *a = g->collected + g->layout.units[u].offset + g->layout.within[id],
-                       *b = reference->collected + reference->layout.units[u].offset +
-                reference->layout.within[id];
+            const real* a = batch->found.all + g->layout.units[u].offset + g->layout.within[id];
+            const real* b = reference->found.all + r->layout.units[u].offset + r->layout.within[id];
             std::vector<double> expected(b, b + parameter_elements(&p));
             double error = distance(a, expected.data(), parameter_elements(&p));
             e.error += error, e.tensors++;
@@ -750,7 +755,7 @@ static GradientError gradients_error(const gpt2_sp* g, const gpt2_sp* reference)
                         rounding_noise(
                             (double)roundings_of_gradient(g->mesh.shape.L, unit_layer(&g->layout, u)))));
         }
-    e.loss = fabs(g->sums[0] - reference->sums[0]);
+    e.loss = fabs(batch->found.loss - reference->found.loss);
     return e;
 }
 
@@ -793,29 +798,29 @@ static const GradientCase GRADIENT_CASES[] = {
 };
 static void ranks_gradients(const GradientCase* c) {
     char text[256];
-    gpt2_sp* reference = gradients_of(&CPU_DEVICE, c->options);
-    if (!reference) return;
+    BatchGradients reference = gradients_of(&CPU_DEVICE, c->options);
+    if (!reference.g) return;
     snprintf(text, sizeof text, "%s %s", c->options, c->gpu_options);
-    gpt2_sp* one = gradients_of(&GPU_DEVICE, text);
-    GradientError e1 = gradients_error(one, reference);
+    BatchGradients one = gradients_of(&GPU_DEVICE, text);
+    GradientError e1 = gradients_error(&one, &reference);
     double loss_limit = training_tolerance(NULL, 0, c->L, c->C);
     check(e1.share <= 1 && e1.loss <= loss_limit, "gradients: one rank",
         "%s: err(1) %.5f over %d tensors, the largest at %.3f of its limit; loss %.6f off by %.2e, at most "
         "%.2e",
-        text, e1.error, e1.tensors, e1.share, reference->sums[0], e1.loss, loss_limit);
-    gradients_free(one);
+        text, e1.error, e1.tensors, e1.share, reference.found.loss, e1.loss, loss_limit);
+    gradients_free(&one);
     for (int i = 0; c->splits[i]; i++) {
         snprintf(text, sizeof text, "%s %s %s", c->options, c->gpu_options, c->splits[i]);
-        gpt2_sp* g = gradients_of(&GPU_DEVICE, text);
-        GradientError e = gradients_error(g, reference);
+        BatchGradients batch = gradients_of(&GPU_DEVICE, text);
+        GradientError e = gradients_error(&batch, &reference);
         check(e.share <= 1 && e.loss <= loss_limit && (!c->strict || e.error <= 1.05 * e1.error),
             "gradients: as the CPU reference",
             "%s: err %.5f = %.4f err(1)%s; the largest at %.3f of its limit; loss off by %.2e, at most %.2e",
             text, e.error, e.error / e1.error, c->strict ? ", at most 1.05" : "", e.share, e.loss,
             loss_limit);
-        gradients_free(g);
+        gradients_free(&batch);
     }
-    gradients_free(reference);
+    gradients_free(&reference);
 }
 
 static void test_ranks(void) {
