@@ -2532,7 +2532,7 @@ struct Gpu {
     PackJob* jobs;                     // what this rank packs for the step in hand
     int job_count;
     char *pack_begin, *pack_next;   // where they go in the run in hand; where the next of them goes
-    bf16* logits;      // (logits_chunk, Vp)
+    bf16* logits;                   // (logits_chunk, Vp)
     int64_t logits_chunk;
     float* partial;                                     // partial sums of columns
     double* squares;                                    // (SQUARE_BLOCKS)
@@ -6399,14 +6399,15 @@ static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
 
 // ===== 11. evaluation and sampling ==============================================================
 //
-// Evaluation is the .c's, on gpu_pass without learning. Sampling runs on the process' first rank: a decoder
-// reads the prompt DECODE_ROWS tokens at a time, then its own tokens one by one, through gpu_layer_forward
-// with an attention of its own. Each layer writes QKV straight to its cache, behind those of earlier tokens.
+// Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
+// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then tokens
+// one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV straight to its
+// cache, behind those of earlier tokens.
 
 // What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
     gpt2_sp* g;
-    Rank* r;   // the first: it reads for all
+    Rank* r;                                       // the first: it reads for all
     int64_t capacity, position;                    // tokens that fit in the cache; of those being read
     bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
     float *rstd, *lse;
@@ -6416,7 +6417,7 @@ typedef struct {
     void* memory;
 } GpuDecoder;
 
-// Device memory in one piece, walked twice to measure and to hand out.
+// Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
 static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
     Rank* r = &g->ranks[0];
     const Shape* s = &g->mesh.shape;
@@ -6447,6 +6448,7 @@ static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
     return c->host_logits ? 0 : fail(&r->error, "out of memory");
 }
 
+// Device.decoder_close.
 static void gpu_decoder_close(void* decoder) {
     GpuDecoder* c = (GpuDecoder*)decoder;
     cudaFree(c->memory);
@@ -6454,7 +6456,7 @@ static void gpu_decoder_close(void* decoder) {
     free(c);
 }
 
-// Device.decoder_open.
+// Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
 static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
     GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
     if (!c) fail(&g->error, "out of memory");
@@ -6550,7 +6552,7 @@ static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p
     return 0;
 }
 
-// Device.decoder_read.
+// Device.decoder_read: the same, its error as the trainer's.
 static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
     GpuDecoder* c = (GpuDecoder*)decoder;
     if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
@@ -6702,7 +6704,8 @@ static int gpu_rehearse(Rank* r) {
     return 0;
 }
 
-// Waits for the step's loss and squared norm; the process' first rank gives them.
+// Waits for the step's loss and norm. The process' first rank gets the mean loss and the norm's square; the
+// others only wait.
 static int gpu_stats_read(Rank* r, double* loss, double* square) {
     Gpu* d = (Gpu*)r->device;
     size_t bytes = STAT_COUNT * sizeof(double);
@@ -6745,8 +6748,8 @@ static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     return r->transport.barrier(&r->transport, &r->all, e);
 }
 
-// Job (Device.gradients) for --check: the gradients of the step's batches, without an update. Each rank copies its
-// slices to where the whole units are.
+// Job (Device.gradients) for --check: the gradients of the step's batches, each rank's slices to the array of
+// its argument, without an update.
 static int gpu_gradients(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
     Gradients* out = (Gradients*)argument;
@@ -7031,25 +7034,25 @@ enum { GPU_PROCESSES = 0 };
 #endif
 // All that the .c knows of this file.
 const Device GPU_DEVICE = {
-    gpu_check,               // check
-    gpu_plan,                // plan
-    gpu_memory,              // memory
-    gpu_allocate,            // allocate
-    gpu_release,             // release
-    gpu_init,                // init
-    gpu_load,                // load
-    gpu_save,                // save
-    gpu_step,                // step
-    gpu_gradients,           // gradients
-    gpu_pass,                // pass
-    gpu_decoder_open,        // decoder_open
-    gpu_decoder_read,        // decoder_read
-    gpu_decoder_close,       // decoder_close
-    gpu_verify,              // verify
-    gpu_rates,               // rates
-    {2, 2, 4, 2, 4, 4},      // item_bytes: item_size of each kind's first tensor
-    gpu_count,               // count
-    GPU_PROCESSES,           // processes
+    gpu_check,            // check
+    gpu_plan,             // plan
+    gpu_memory,           // memory
+    gpu_allocate,         // allocate
+    gpu_release,          // release
+    gpu_init,             // init
+    gpu_load,             // load
+    gpu_save,             // save
+    gpu_step,             // step
+    gpu_gradients,        // gradients
+    gpu_pass,             // pass
+    gpu_decoder_open,     // decoder_open
+    gpu_decoder_read,     // decoder_read
+    gpu_decoder_close,    // decoder_close
+    gpu_verify,           // verify
+    gpu_rates,            // rates
+    {2, 2, 4, 2, 4, 4},   // item_bytes: item_size of each kind's first tensor
+    gpu_count,            // count
+    GPU_PROCESSES,        // processes
 };
 
 // ===== 13. commands and main ====================================================================
