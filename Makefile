@@ -134,7 +134,7 @@ build/dev/bench_%: dev/bench_%.cu dev/bench_gpu.h train_gpt2_sp.cu train_gpt2_sp
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > $@.log 2>&1 || { cat $@.log; exit 1; }
 
-# The tests built against the GPU program. With ATTN_ALL_ARRIVE the attention kernels' threads each speak for themselves (section 7a),
+# The tests built against the GPU program. With ATTN_ALL_ARRIVE the attention kernels' threads each speak for themselves (attention kernels, section 7),
 # which compute-sanitizer can follow; -diag-suppress: remarks of nvcc's C++ front end about tests that are C.
 TEST_GPU := $(NVCC) $(NVCCFLAGS) -diag-suppress 128,177,550 -x cu -DGPT2_SP_GPU
 TEST_GPU_SOURCES := test_gpt2_sp.c $(wildcard dev/test_*.h) dev/test_attention.cu train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h)

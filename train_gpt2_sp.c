@@ -1338,19 +1338,19 @@ typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     int open;                             // mutex and condition exist
-    int first, world;                     // ranks of this process (not of all): [first, first + world)
+    int first, local_ranks;               // the ranks of this process: [first, first + local_ranks)
     int process, processes;               // this one, and all
     int local_process, local_processes;   // the same among those of this machine
     double timeout;                       // longest wait for another rank in ms; 0: for ever
     int aborted;
     Meeting* meetings;    // (OVERS, ranks of the run): a group's is at the world rank of its number 0
-    uint64_t* arrivals;   // (OVERS, world) how many barriers of its group each rank has come to
+    uint64_t* arrivals;   // (OVERS, local_ranks) how many barriers of its group each rank has come to
     Error reason;         // of the abort
     int64_t step;         // in hand
-    Mailbox* boxes;       // (world, world): from, to
-    void** shared;        // (world) what each rank shows the others during a collective
+    Mailbox* boxes;       // (local_ranks, local_ranks): from, to
+    void** shared;        // (local_ranks) what each rank shows the others during a collective
     net_peers net;        // the other processes, if there are any
-    void** devices;       // the GPU program's: (world) each rank's part of it, and the boxes of its exchanges
+    void** devices;       // the GPU program's: (local_ranks) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
 
@@ -1384,10 +1384,10 @@ static int world_await(ThreadWorld* w, double deadline) {
 }
 
 // The process that holds a rank.
-static int world_process(const ThreadWorld* w, int rank) { return w->world > 0 ? rank / w->world : 0; }
+static int world_process(const ThreadWorld* w, int rank) { return w->local_ranks > 0 ? rank / w->local_ranks : 0; }
 // Whether this process does.
 static int world_local(const ThreadWorld* w, int rank) {
-    return rank >= w->first && rank < w->first + w->world;
+    return rank >= w->first && rank < w->first + w->local_ranks;
 }
 
 // A name for an error line, by value: the caller has nothing to free.
@@ -1397,10 +1397,10 @@ typedef struct {
 // "process 1 (ranks 4-7)"; how many ranks it has is not known before all processes have met.
 static Label process_label(const ThreadWorld* w, int process) {
     Label l;
-    int first = process * w->world;
-    if (w->world < 1) snprintf(l.text, sizeof l.text, "process %d", process);
-    else if (w->world == 1) snprintf(l.text, sizeof l.text, "process %d (rank %d)", process, first);
-    else snprintf(l.text, sizeof l.text, "process %d (ranks %d-%d)", process, first, first + w->world - 1);
+    int first = process * w->local_ranks;
+    if (w->local_ranks < 1) snprintf(l.text, sizeof l.text, "process %d", process);
+    else if (w->local_ranks == 1) snprintf(l.text, sizeof l.text, "process %d (rank %d)", process, first);
+    else snprintf(l.text, sizeof l.text, "process %d (ranks %d-%d)", process, first, first + w->local_ranks - 1);
     return l;
 }
 // Who waits, at which step: "rank 3, step 17".
@@ -1441,7 +1441,7 @@ static int thread_receive(Transport* t, int peer, const Piece* from, int from_co
 
 // The box of a pair of ranks of this process.
 static Mailbox* thread_box(ThreadWorld* w, int from, int to) {
-    return &w->boxes[(from - w->first) * w->world + to - w->first];
+    return &w->boxes[(from - w->first) * w->local_ranks + to - w->first];
 }
 
 // Puts the list of sends in the box of every peer of this process: nothing is copied.
@@ -1506,12 +1506,12 @@ static int thread_wait(
 // How many ranks of a group a process has.
 static int group_ranks_of(const ThreadWorld* w, const Group* g, int process) {
     int count = 0;
-    for (int i = 0; i < w->world; i++) count += group_index(g, process * w->world + i) >= 0;
+    for (int i = 0; i < w->local_ranks; i++) count += group_index(g, process * w->local_ranks + i) >= 0;
     return count;
 }
 // The world rank of the n-th of them; after the last comes the first again.
 static int group_rank_of(const ThreadWorld* w, const Group* g, int process, int n) {
-    int i = process * w->world, left = n % group_ranks_of(w, g, process);
+    int i = process * w->local_ranks, left = n % group_ranks_of(w, g, process);
     while (group_index(g, i) < 0 || left-- > 0) i++;
     return i;
 }
@@ -1524,7 +1524,7 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
     int here = group_ranks_of(w, g, w->process), late = 0, missing = 0;
     pthread_mutex_lock(&w->mutex);
     Meeting* meeting = &w->meetings[(size_t)g->over * (size_t)t->world + (size_t)group_rank(g, 0)];
-    uint64_t* arrivals = &w->arrivals[g->over * w->world];
+    uint64_t* arrivals = &w->arrivals[g->over * w->local_ranks];
     uint64_t generation = meeting->generation;
     arrivals[t->rank - w->first] = generation + 1;
     if (++meeting->arrived == here) {
@@ -1878,17 +1878,17 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     w->open = 1;
     return 0;
 }
-// Makes room for the ranks of this process: `world` of them, from world rank `first` on.
-static int thread_world_init(ThreadWorld* w, int first, int world, Error* e) {
+// Makes room for the ranks of this process, from world rank `first` on.
+static int thread_world_init(ThreadWorld* w, int first, int local_ranks, Error* e) {
     if (world_open(w, 0, e) != 0) return -1;
-    size_t here = (size_t)world, all = here * (size_t)w->processes;
-    w->first = first, w->world = world;
+    size_t here = (size_t)local_ranks, all = here * (size_t)w->processes;
+    w->first = first, w->local_ranks = local_ranks;
     w->boxes = (Mailbox*)calloc(here * here, sizeof *w->boxes);
     w->shared = (void**)calloc(here, sizeof *w->shared);
     w->meetings = (Meeting*)calloc(OVERS * all, sizeof *w->meetings);
     w->arrivals = (uint64_t*)calloc(OVERS * here, sizeof *w->arrivals);
     int ready = w->boxes && w->shared && w->meetings && w->arrivals;
-    return ready ? 0 : fail(e, "out of memory for %d ranks", world);
+    return ready ? 0 : fail(e, "out of memory for %d ranks", local_ranks);
 }
 static void thread_world_free(ThreadWorld* w) {
     if (!w->open) return;
@@ -1907,7 +1907,7 @@ static void thread_world_free(ThreadWorld* w) {
 static Transport thread_transport(ThreadWorld* w, int rank) {
     Transport t;
     memset(&t, 0, sizeof t);
-    t.rank = rank, t.world = w->world * w->processes;
+    t.rank = rank, t.world = w->local_ranks * w->processes;
     t.state = w, t.doing = "";
     t.post = world_post, t.wait = world_wait;
     t.all_reduce = world_all_reduce;
@@ -3170,7 +3170,7 @@ struct Rank {
     int gathered;          // the unit whose weights are there; -1: none
 
     real* act[ACTIVATION_COUNT];   // (copies, R, columns)
-    real* checkpoints;             // --recompute sqrt: inputs of every k-th layer
+    real* segment_inputs;          // --recompute sqrt: inputs of every k-th layer
     real* x_final;                 // (R, C) output of the last layer
     real* lnf;                     // (R, C)
     real* rstdf;                   // (R)
@@ -3250,7 +3250,7 @@ static void rank_layout(Rank* r) {
         r->act[id] = arena_reals(a, kept ? MEMORY_KEPT : MEMORY_WORK, copies * R * act.columns);
     }
     int sqrt_mode = mesh->training && mesh->recompute == GPT2_SP_SQRT;
-    r->checkpoints =
+    r->segment_inputs =
         arena_reals(a, MEMORY_KEPT, sqrt_mode ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0);
     r->x_final = arena_reals(a, MEMORY_WORK, R * C);
     r->lnf = arena_reals(a, MEMORY_WORK, R * C);
@@ -4692,7 +4692,7 @@ static int model_forward_backward(Rank* r, int64_t pass) {
             act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), weight(r, positions, P_wpe), center, C);
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
-            memcpy(r->checkpoints + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
+            memcpy(r->segment_inputs + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
         if (model_layer(r, l, 0, 1, doc_start) != 0) return -1;
     }
     if (head_forward_backward(r, labels) != 0) return -1;
@@ -4702,7 +4702,7 @@ static int model_forward_backward(Rank* r, int64_t pass) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
         // sqrt: a segment's last layer has all layers of the segment computed again
         if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
-            memcpy(act(r, A_x, first), r->checkpoints + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
+            memcpy(act(r, A_x, first), r->segment_inputs + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
                 if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
         } else if (mode != GPT2_SP_SQRT && model_layer(r, l, 1, 0, doc_start) != 0) return -1;

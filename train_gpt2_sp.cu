@@ -7,10 +7,10 @@
  *
  * Contents (`grep -n '^// =====' train_gpt2_sp.cu` prints them with their lines)
  *      1. errors and files               9. optimizer
- *      4. transports                    10. trainer
- *      6. parameters and memory plan    11. checkpoints
- *      7. layers (forward, backward);   12. evaluation and sampling
- *         7a, 7b: attention's kernels   13. plan
+ *         a rank's GPU                  10. trainer
+ *      4. transports                    11. checkpoints
+ *      6. parameters and memory plan    12. evaluation and sampling
+ *      7. layers (forward, backward)    13. plan
  *      8. model                         14. training loop
  *                                       15. commands and main
  * The numbers and titles are the .c's; a section here holds what is different on a GPU: how ranks reach each
@@ -49,7 +49,7 @@
 #define GPT2_SP_DEVICE GPU_DEVICE
 #include "train_gpt2_sp.c"
 
-// ===== 2. errors and files ======================================================================
+// ===== 1. errors and files ======================================================================
 
 // Calls CUDA, or cuBLASLt. If the call fails, the function returns -1 with the call and the reason in e.
 #define CUDA_TRY(e, call) \
@@ -63,59 +63,15 @@
         if (status_ != CUBLAS_STATUS_SUCCESS) return fail(e, "%s: cuBLASLt status %d", #call, (int)status_); \
     } while (0)
 
-// ===== 7a. attention kernels ====================================================================
+// ===== a rank's GPU =============================================================================
 //
-// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper
-// (sm_90a) for head sizes 64 and 128, in 7b on every GPU from sm_80 on for all up to 128. attention_forward
-// and attention_backward choose; carries of one are read by the other.
-//
-// What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos +
-// column:
-//     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
-//     O   = softmax over visible j of (scale * q_i . k_j)  times V          lse_i = ln sum over visible j of exp(scale * q_i . k_j)
-//     dV += P^T dO      dS = P * (dO V^T - delta)      dQ += dS K (unscaled, see below)      dK += scale * dS^T Q      delta_i = dO_i . O_i
-// Rows that see no key give O = 0 and lse = -inf, and add nothing to any gradient.
-//
-// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on
-// different GPUs. The forward pass carries (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j
-// v_j, l = sum of p_j, p_j = 2^(s_j - m), s_j = scale * log2(e) * q.k_j, where m is any number that keeps the
-// powers in range (the row maximum or one within 8 of it), in base-2 units. The last launch divides and
-// writes O and lse. The backward pass takes the lse and delta of the whole row, so its launches only add: dQ,
-// dK and dV accumulate in fp32. dQ is kept without the factor `scale`, which attention_dq_finish applies once
-// when it casts.
-//
-//     attention_forward(args, stream)      one (query chunk, key chunk) pair; carry in and out optional
-//     attention_merge(...)                 adds two carries of the same rows (computed at different places), or turns one into O and lse
-//     attention_delta(...)                 delta = rowsum(dO * O)
-//     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
-//     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
-// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device
-// each may call them at the same time.
-//
-// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension
-// (HS) is contiguous. So the packed output of a QKV GEMM (token stride 3C, head stride HS) and head-major
-// tensors are both read in place. Copies into shared memory need a base aligned to 16 bytes and strides of a
-// multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue. doc_start (B, Tq): absolute
-// position of the first token of each row's document, non-decreasing along a sequence.
-//
-// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq / Tk rows of this chunk
-// of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
-//
-// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and
-// g+8 and columns 8j+2t, 8j+2t+1: d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in
-// pairs it is exactly the register A operand of the next wgmma. Shared tiles are rows of 128 bytes in the
-// 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)). Head size 128 takes two tiles,
-// one for each 64 columns, the second right after the first.
-//
-// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction),
-// ThunderKittens (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17
-// -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means wgmma was serialised: treat it as an
-// error.
+// What a rank has on its GPU is one struct, Gpu: streams, events, the way to its peers, and memory. Before it
+// stand the types that it holds.
 
 typedef __nv_bfloat16 bf16;
 
-// --- arguments ---
-enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or those of 7b
+// --- arguments of attention ---
+enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or the portable ones
 // A (B, NH, T, HS) tensor in place; its strides count numbers, and the HS numbers of a token are neighbours.
 struct AttnView {
     void* p;   // NULL = absent
@@ -170,6 +126,1997 @@ struct AttnBackward {
         // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
         work;
 };
+
+// What the rest of the program calls of the kernels in section 7.
+namespace attn {
+static cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream);
+static cudaError_t attention_backward(const AttnBackward& a, cudaStream_t stream);
+static size_t attention_backward_work(const AttnShape& s);
+static int attn_sms();
+}   // namespace attn
+
+// --- what it holds ---
+
+// A rectangle of memory: `rows` rows of `width` bytes; a row begins `pitch` bytes after the one before it.
+typedef struct {
+    char* data;
+    size_t pitch, width;
+    int64_t rows;
+} Block;
+// A message is contiguous, so parts of wider rows are packed first: `rows` rows of `width` bytes go from
+// `source`, where they begin `source_pitch` bytes apart, to `data`, where they follow each other.
+typedef struct {
+    char* data;
+    size_t width;
+    int64_t rows;
+    const char* source;
+    size_t source_pitch;
+} PackJob;
+enum { MAX_RANKS = 64 };   // of a run
+
+// What a rank offers one peer during a step of a table; empty while pieces is NULL. The peer may read from
+// the event `ready` on. It empties the box and leaves `taken`, after which this rank may overwrite what it
+// offered.
+typedef struct {
+    const Piece* pieces;
+    int count;
+    cudaEvent_t ready, taken;
+} GpuBox;
+
+struct Gpu;
+
+// Activations of a layer: name, numbers per row, their type, and the recompute modes that keep them for every
+// layer. qkv is (R, 3C), and attention reads it in place; lse is (B, NH, Tl); fch is the MLP before the GELU,
+// and in the backward pass scratch after it; without a gelu of their own, layers use `wide`.
+// clang-format off
+#define GPU_ACTIVATIONS(X) \
+    X(x,     s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input */ \
+    X(ln1,   s->C,     bf16,  KEEP_NONE) \
+    X(rstd1, 1,        float, KEEP_NONE) \
+    X(qkv,   3 * s->C, bf16,  KEEP_NONE | KEEP_GELU) \
+    X(atty,  s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
+    X(lse,   s->NH,    float, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
+    X(x2,    s->C,     bf16,  KEEP_NONE | KEEP_GELU) \
+    X(ln2,   s->C,     bf16,  KEEP_NONE) \
+    X(rstd2, 1,        float, KEEP_NONE) \
+    X(fch,   4 * s->C, bf16,  KEEP_NONE | KEEP_GELU) \
+    X(gelu,  4 * s->C, bf16,  KEEP_NONE)
+// clang-format on
+
+// G_x, G_ln1, ...: the activation's row in the table.
+enum {
+#define X(name, columns, type, keep) G_##name,
+    GPU_ACTIVATIONS(X)
+#undef X
+        GPU_ACTIVATION_COUNT
+};
+// A row of the table for a shape: name, numbers per row of the batch, bytes of one, KEEP_... bits.
+typedef struct {
+    const char* name;
+    int64_t columns;
+    size_t size;
+    int keep;
+} GpuActivation;
+static GpuActivation gpu_activation(const Shape* s, int id) {
+    const GpuActivation table[] = {
+#define X(name, columns, type, keep) {#name, columns, sizeof(type), keep},
+        GPU_ACTIVATIONS(X)
+#undef X
+    };
+    return table[id];
+}
+// Whether the mesh's recompute mode keeps an activation for every layer.
+static int gpu_kept(const Mesh* mesh, int id) {
+    return gpu_activation(&mesh->shape, id).keep >> mesh->recompute & 1;
+}
+// For how many layers an activation has a place at a time: all if it is kept, else those that are computed
+// again together, one without training. 0: it has none; gelu is then in `wide`.
+static int64_t gpu_copies(const Mesh* mesh, int id) {
+    if (!mesh->training) return id != G_gelu;
+    if (gpu_kept(mesh, id)) return mesh->shape.L;
+    return id == G_gelu ? 0 : min_i64(mesh->shape.L, segment_layers(&mesh->shape, mesh->recompute));
+}
+
+// Figures of a step, fp64 on the device.
+enum {
+    STAT_LOSS,       // this rank's sum of losses
+    STAT_SQUARE,     // the square of the norm of what this rank holds of the gradient
+    STAT_SCALE,      // what clipping multiplies the gradient with; -1: loss or norm is not finite, no update
+    STAT_ALL_LOSS,   // the two above for all ranks
+    STAT_ALL_SQUARE,
+    STAT_COUNT
+};
+// Sizes of launches whose partial sums a second kernel adds, and the widths that kernels are made for.
+enum {
+    NORM_BLOCKS = 1056,     // most blocks of the norms' backward pass
+    NORM_ROWS = 4,          // rows that such a block works on at a time
+    MAX_CHANNELS = 8192,    // a thread of the norms has 8, a block at most 1024 threads
+    SUM_BLOCKS = 192,       // blocks along the rows of a sum of columns
+    SQUARE_BLOCKS = 1024,   // blocks of a sum of squares of gradients
+    BUCKET_ROWS = 64        // sorted rows of a block of the embedding's backward pass
+};
+enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
+// Shapes of products of a rank, algorithms that are tried for one, marks of a step, names of their groups.
+enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192, MAX_GROUPS = 40 };
+// Buffers for single units: one each of the embeddings, the final norm and the positions, and two that the
+// layers take in turn.
+enum { UNIT_BUFFERS = 5 };
+static const size_t LT_WORKSPACE = 32 << 20;   // bytes for cuBLASLt
+
+// --trace: something that a stream did in the traced step. A lane is one of the rank's streams.
+enum { LANE_COMPUTE, LANE_BESIDE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
+typedef struct {
+    int lane;
+    char name[28];
+    cudaEvent_t begin, end;
+    float from, to;   // ms since the step began
+} Span;
+
+// A point of a step on `stream`: after a layer, or after what has no layer. When a GPU does not come back,
+// the last point that it reached says where it hangs.
+typedef struct {
+    const char* what;
+    int64_t layer;   // -1: none
+    cudaEvent_t event;
+} Progress;
+enum { MAX_PROGRESS = 256 };
+
+// A matrix product D (m, n) = A (m, k) B (k, n); the algorithm that was chosen for one; both with the
+// descriptors that the library needs to run it.
+typedef struct {
+    int64_t m, n, k;
+    int transposed_a, transposed_b, flags;   // MATMUL_...
+} MatmulShape;
+typedef struct {
+    MatmulShape shape;
+    cublasLtMatmulAlgo_t algorithm;
+} MatmulChoice;
+typedef struct {
+    MatmulShape shape;
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algorithm;
+} MatmulPlan;
+
+// A place of D at which algorithms are compared with fp64.
+typedef struct {
+    int64_t at;           // in D, by columns
+    double sum, square;   // of the terms of A B, and of their squares
+    double before;        // what C holds there
+} MatmulSample;
+enum { MATMUL_SAMPLES = 16384, MATMUL_LEAST_SAMPLES = 1024 };
+// Terms of all samples of a product together, where that leaves enough samples.
+static const int64_t MATMUL_SAMPLED_TERMS = 1 << 28;
+// cuBLASLt's workspace, and behind it the samples and the two figures of a comparison.
+static const size_t MATMUL_WORKSPACE =
+    LT_WORKSPACE + MATMUL_SAMPLES * sizeof(MatmulSample) + 2 * sizeof(double);
+
+// The GPU's part of a rank. Pointers go into its arena.
+struct Gpu {
+    Arena arena;
+    int ordinal;    // which GPU of the process
+    int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
+    cudaStream_t stream, beside, copies, gathers;   // what each does: section 4
+    // Exchange and collectives: `stream`, or `beside`, has reached a point; both have, seen from `copies`.
+    cudaEvent_t ready, beside_ready, complete;
+    cudaEvent_t launched[2];     // the last op on `stream`, on `beside`, may start
+    cudaEvent_t done, arrived;   // this rank has read in a collective; a step's receives are here
+    // A layer's gradients are made on `stream`; the peers' parts of them are in `staged`.
+    cudaEvent_t differentiated, staged_there;
+    cudaEvent_t updated[UNIT_KINDS];   // this rank's part of the units of a kind is updated
+    cudaEvent_t taken[MAX_RANKS];      // this rank has read what the peer offered
+    // A buffer of single units: its unit is gathered; nobody reads the unit that was there before.
+    cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
+    Progress progress[MAX_PROGRESS];   // the step's last points: a ring
+    int64_t progress_count;
+    int nccl, stuck;   // ranks exchange through NCCL; the GPU did not come back in time
+#ifdef GPT2_SP_NCCL
+    ncclComm_t comms[2];   // for the streams `stream` and `copies`; for `gathers`
+#endif
+    GpuBox* boxes;   // (world, world): from, to; one array for all ranks
+    Gpu** peers;     // (world)
+    void* offered;   // what the peers read during a collective
+    // (L + 3) each: this rank's gradient of a unit is whole; its slice is the sum of all ranks'; the unit's
+    // weights are gathered.
+    cudaEvent_t *made, *summed, *together;
+    // (L + 3) --zero 1, 2: the unit's updated weights are being gathered, and its bf16 copy is not made yet.
+    unsigned char* gather_pending;
+    int last_micro_batch;   // it completes the step's gradients: a layer's are summed once they are made
+    cublasLtHandle_t lt;
+    MatmulPlan plans[MAX_PLANS];
+    int plan_count;
+    char products[GPT2_SP_TEXT + 16];   // --products of this process; "": none
+    int products_shown;                 // --profile: which algorithms were taken, and which not and why
+    // A rehearsal is a step without attention, whose results nobody uses: there timing chooses algorithms.
+    int rehearsing, rehearsed;
+    int deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
+    cudaEvent_t timer[2];
+
+    float* state[STATES];                 // fp32: what this rank holds (see held)
+    bf16* half;                           // bf16 copies of wte and the layers, where it holds whole units
+    float* whole_unit[2][UNIT_BUFFERS];   // gathered weights of a unit, its unsummed gradient (unit_buffer)
+    bf16* unit_half[UNIT_BUFFERS];        // bf16 copies of those weights
+    int gathered[UNIT_BUFFERS];           // which unit's weights are there, or on their way; -1: none
+    float* staged;                     // (world - 1, slice) the peers' parts of a layer's slice of gradients
+    void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
+    bf16* segment_inputs;              // --recompute sqrt
+    bf16 *x_final, *lnf, *dx;          // (R, C)
+    float* rstdf;                      // (R)
+    bf16* wide;                        // (R, 4C)
+    float* delta;                      // (B, NH, Tl)
+    float* dkv[2];                     // (R, C) each: sums of dK and dV, with several ranks
+    char** slots[2];                   // exchange buffers of the forward and the backward table
+    char* packed[2];                   // what this rank sends of its own rows during a step of either table
+    PackJob* jobs;                     // what this rank packs for the step in hand
+    int job_count;
+    char *pack_begin, *pack_next;   // where they go in the run in hand; where the next of them goes
+    bf16* logits;                   // (logits_chunk, Vp)
+    int64_t logits_chunk;
+    float* partial;                                     // partial sums of columns
+    double* squares;                                    // (SQUARE_BLOCKS)
+    double *stats, *all_stats;                          // (STAT_COUNT), (world, STAT_COUNT)
+    int* attention_work[2];                             // of kernels on `stream`, on `beside`
+    void* workspace;                                    // (MATMUL_WORKSPACE bytes)
+    int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
+    int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
+    void* sort_work;
+    size_t sort_bytes;
+    float* token_loss;          // (R)
+    unsigned char* token_hit;   // (R)
+
+    double* host_stats;   // pinned
+    void* pinned;         // batches, losses and hits of the host
+    int profile, tracing, mark_count, group_count, span_count, steps;
+    Span* spans;          // (MAX_SPANS)
+    cudaEvent_t* marks;   // (MAX_MARKS)
+    int mark_group[MAX_MARKS];
+    float mark_time[MAX_MARKS];   // --trace: ms since the first
+    const char* groups[MAX_GROUPS];
+};
+
+// --- its number, its streams and events ---
+
+// How many GPUs this process sees and `ranks` ranks can use.
+static int gpu_count(int ranks) {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+    return count < ranks ? count : ranks;
+}
+// Whether a launcher shows each process its own GPUs only: exactly as many as its `local` of the machine's
+// `ranks` ranks.
+static int gpu_bound(int ranks, int local) { return local < ranks && gpu_count(ranks) == local; }
+// Which of the GPUs that its process sees a rank uses. Where GPUs are fewer than ranks, neighbours in a
+// sequence share one.
+static int gpu_of(const Mesh* mesh, int world_rank) {
+    int64_t ranks = mesh->local_ranks * mesh->local_processes, local = world_rank - mesh->first_rank;
+    if (gpu_bound((int)ranks, mesh->local_ranks)) return (int)local;
+    return (int)((mesh->local_process * mesh->local_ranks + local) * gpu_count((int)ranks) / ranks);
+}
+
+// Chooses the rank's GPU for the calling thread: every job of a rank begins with it, on a thread of its own.
+static int gpu_enter(Rank* r) {
+    CUDA_TRY(&r->error, cudaSetDevice(((Gpu*)r->device)->ordinal));
+    return 0;
+}
+
+// Where the stream of a lane (LANE_...) is kept; the stream.
+static cudaStream_t* gpu_stream(Gpu* d, int lane) {
+    cudaStream_t* const streams[LANES] = {&d->stream, &d->beside, &d->copies, &d->gathers};
+    return streams[lane];
+}
+static cudaStream_t lane_stream(const Gpu* d, int lane) { return *gpu_stream((Gpu*)d, lane); }
+
+// All events of a rank that measure no time, to make and to destroy them.
+static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
+    std::vector<cudaEvent_t*> events = {&d->ready, &d->beside_ready, &d->complete, &d->launched[0],
+        &d->launched[1], &d->done, &d->arrived, &d->differentiated, &d->staged_there};
+    for (cudaEvent_t& event : d->updated) events.push_back(&event);
+    for (cudaEvent_t& event : d->taken) events.push_back(&event);
+    for (cudaEvent_t& event : d->unit_there) events.push_back(&event);
+    for (cudaEvent_t& event : d->unit_free) events.push_back(&event);
+    for (Progress& p : d->progress) events.push_back(&p.event);
+    for (cudaEvent_t* of_units : {d->made, d->summed, d->together})
+        for (int u = 0; of_units && u < units; u++) events.push_back(&of_units[u]);
+    return events;
+}
+
+// The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
+// where there are several.
+static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
+    if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
+    else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
+}
+// Puts what the options say of the GPU into the rank's part.
+static void gpu_settings(Rank* r, const gpt2_sp* g) {
+    Gpu* d = (Gpu*)r->device;
+    const gpt2_sp_options* o = &g->options;
+    d->deterministic = (int)o->deterministic;
+    d->attention = (int)o->attention;
+    d->products_shown = (int)o->profile;
+    d->profile = (int)o->profile && r->world_rank == 0;
+    process_path(d->products, g, o->products);
+}
+
+// --- what --profile and --trace measure ---
+
+// --profile and --trace: marks the end of some work of a group on `stream`. The group gets the time since the
+// mark before it. Groups are told apart by address: equal names must be the same string in memory.
+static void mark(Gpu* d, const char* group) {
+    if (!d->marks || !(d->profile || d->tracing) || d->mark_count == MAX_MARKS) return;
+    int g = 0;
+    while (g < d->group_count && d->groups[g] != group) g++;
+    if (g == MAX_GROUPS) return;
+    if (g == d->group_count) d->groups[d->group_count++] = group;
+    d->mark_group[d->mark_count] = g;
+    cudaEventRecord(d->marks[d->mark_count++], d->stream);
+}
+
+// --trace: a span is what is enqueued on its lane between these two calls. NULL outside of the traced step,
+// or when there is no room for more.
+static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
+    if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
+    Span* span = &d->spans[d->span_count++];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(span->name, sizeof span->name, format, arguments);
+    va_end(arguments);
+    span->lane = lane;
+    if (!span->begin) cudaEventCreate(&span->begin), cudaEventCreate(&span->end);
+    cudaEventRecord(span->begin, lane_stream(d, lane));
+    return span;
+}
+static void span_end(Gpu* d, Span* span) {
+    if (span) cudaEventRecord(span->end, lane_stream(d, span->lane));
+}
+
+// ===== 4. transports ============================================================================
+//
+// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as
+// the CPU program's do (ThreadWorld) and run ahead of the GPUs; a GPU waits for another through events. Each
+// rank has four streams (LANE_...):
+//
+//     stream     the step: products, norms, every other op of attention, sums of gradients, the update
+//     beside     the other ops of attention; clears buffers ahead of their use
+//     copies     what attention's tables send from rank to rank
+//     gathers    parts of gradients and slices of weights, from rank to rank
+//
+// Inside a process every rank reads its peers' memory. Copy engines, which take no multiprocessor's time,
+// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the
+// same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream`
+// and `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
+
+// --- the way to the peers: their memory, or NCCL ---
+
+#ifdef GPT2_SP_NCCL
+// NCCL never blocks here: waits until communicator `comm` has taken up the call that gave `result`. Fails,
+// and ends the communicator, when the call has failed, another rank has failed, or the time limit passes.
+static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    double deadline = world_deadline(w, 1);
+    int status = 0;
+    while (status == 0 && (result == ncclInProgress || result == ncclSuccess)) {
+        ncclResult_t state = ncclSuccess;
+        result = ncclCommGetAsyncError(d->comms[comm], &state);
+        if (result == ncclSuccess && state == ncclSuccess) return 0;
+        if (result == ncclSuccess) result = state;
+        status = world_aborted(w, &r->error);
+        r->transport.doing = doing;
+        if (status == 0 && deadline > 0 && now_ms() > deadline)
+            status = transport_late(&r->transport, "NCCL", &r->error);
+        sched_yield();
+    }
+    if (status == 0)
+        fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
+    // the other ranks are told first: ending NCCL may wait for what runs on the other communicator
+    r->transport.abort(&r->transport, &r->error);
+    ncclCommAbort(d->comms[comm]);
+    d->comms[comm] = NULL;
+    return -1;
+}
+// Calls NCCL on a communicator; if the call fails, the function returns -1 with the reason in r's error.
+#define NCCL_TRY(r, comm, call) \
+    do { \
+        ncclResult_t result_ = (call); \
+        if (result_ != ncclSuccess && nccl_settle(r, comm, result_, #call) != 0) return -1; \
+    } while (0)
+
+// Makes both communicators with all ranks, from ids that rank 0 draws and shares.
+static int nccl_join(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    int world = r->mesh->world, status = 0;
+    // two ids of each rank, of which only rank 0's are used
+    ncclUniqueId* ids = (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);
+    if (!ids) return fail(&r->error, "out of memory");
+    for (int i = 0; r->world_rank == 0 && i < 2; i++)
+        if (ncclGetUniqueId(&ids[i]) != ncclSuccess)
+            status = fail(&r->error, "NCCL: %s", ncclGetLastError(NULL));
+    if (status == 0) status = r->transport.share(&r->transport, &r->all, ids, 2 * sizeof *ids, &r->error);
+    for (int i = 0; status == 0 && i < 2; i++) {
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        status =
+            nccl_settle(r, i, ncclCommInitRankConfig(&d->comms[i], world, ids[i], r->world_rank, &config),
+                "the meeting of all ranks");
+    }
+    free(ids);
+    return status;
+}
+#endif
+
+// Makes the rank's streams and events and enters it among the peers of its process. Ranks do so one after the
+// other; the first makes the arrays that all share.
+static int gpu_connect(Rank* r, Error* e) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    int units = r->layout->count, low = 0, high = 0;
+    CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
+    // the GPU takes up the work of `copies` and `gathers` before that of the other two
+    for (int lane = 0; lane < LANES; lane++)
+        CUDA_TRY(e,
+            cudaStreamCreateWithPriority(gpu_stream(d, lane), cudaStreamNonBlocking,
+                lane == LANE_COPY || lane == LANE_GATHER ? high : low));
+    for (cudaEvent_t** of_units : {&d->made, &d->summed, &d->together}) {
+        *of_units = (cudaEvent_t*)calloc((size_t)units, sizeof **of_units);
+        if (!*of_units) return fail(e, "out of memory");
+    }
+    d->gather_pending = (unsigned char*)calloc((size_t)units, 1);
+    if (!d->gather_pending) return fail(e, "out of memory");
+    for (cudaEvent_t* event : gpu_events(d, units))
+        CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    for (int i = 0; i < UNIT_BUFFERS; i++) d->gathered[i] = -1;
+    if (!w->devices) {
+        w->devices = (void**)calloc((size_t)w->local_ranks, sizeof *w->devices);
+        w->gpu_boxes = calloc((size_t)w->local_ranks * (size_t)w->local_ranks, sizeof(GpuBox));
+        if (!w->devices || !w->gpu_boxes) return fail(e, "out of memory for %d ranks", w->local_ranks);
+    }
+    w->devices[r->world_rank - w->first] = d;
+    d->peers = (Gpu**)w->devices, d->boxes = (GpuBox*)w->gpu_boxes;
+    return 0;
+}
+
+// Opens the way to the other ranks: NCCL's communicators, or access to the memory of this process' other
+// GPUs. All ranks call it together; if it is open already, nothing changes.
+static int gpu_join(Rank* r, const gpt2_sp_options* o) {
+    Gpu* d = (Gpu*)r->device;
+    const Mesh* mesh = r->mesh;
+    if (mesh->world == 1) return 0;
+#ifdef GPT2_SP_NCCL
+    d->nccl = o->transport == GPT2_SP_NCCL_ONLY || mesh->processes > 1;
+    if (d->nccl && gpu_count(mesh->local_ranks) < mesh->local_ranks)
+        return fail(&r->error, "NCCL needs a GPU for every rank: this process has %d ranks and %d GPUs",
+            mesh->local_ranks, gpu_count(mesh->local_ranks));
+    if (d->nccl) return d->comms[0] ? 0 : nccl_join(r);
+#endif
+    (void)o;
+    for (int i = 0; i < gpu_count(mesh->local_ranks); i++) {
+        int can = 0;
+        if (i == d->ordinal) continue;
+        CUDA_TRY(&r->error, cudaDeviceCanAccessPeer(&can, d->ordinal, i));
+        if (!can)
+            return fail(
+                &r->error, "GPU %d cannot read the memory of GPU %d: try --transport nccl", d->ordinal, i);
+        cudaError_t status = cudaDeviceEnablePeerAccess(i, 0);
+        if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
+        else CUDA_TRY(&r->error, status);
+    }
+    return r->transport.barrier(&r->transport, &r->all, &r->error);   // nobody reads before all may
+}
+
+// Notes that `stream` has come to a point of the step; layer -1: it belongs to no layer.
+static void progress(Gpu* d, const char* what, int64_t layer) {
+    Progress* p = &d->progress[d->progress_count++ % MAX_PROGRESS];
+    p->what = what, p->layer = layer;
+    cudaEventRecord(p->event, d->stream);
+}
+// Fails with the line of a rank whose GPU does not come back: the last point that it reached.
+static int gpu_overdue(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    char last[64] = "nothing";
+    for (int64_t i = max_i64(0, d->progress_count - MAX_PROGRESS); i < d->progress_count; i++) {
+        const Progress* p = &d->progress[i % MAX_PROGRESS];
+        if (cudaEventQuery(p->event) != cudaSuccess) break;
+        if (p->layer >= 0) snprintf(last, sizeof last, "the %s of layer %lld", p->what, (long long)p->layer);
+        else snprintf(last, sizeof last, "the %s", p->what);
+    }
+    return fail(&r->error,
+        "%s: GPU %d did not finish the step within %g s: the last it finished is %s, its copies are %s",
+        transport_label(&r->transport).text, d->ordinal,
+        ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
+        cudaStreamQuery(d->copies) == cudaSuccess ? "done" : "under way");
+}
+// Waits until `stream` has done all that it was given. Fails when another rank has failed or the time limit
+// passes. The CPU is offered to other threads meanwhile; other ranks and NCCL are looked at once a
+// millisecond.
+static int gpu_finish(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    // a single rank waits for nobody, so that nobody can be late
+    double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0, look = now_ms() + 1;
+    cudaError_t status;
+    while ((status = cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
+        sched_yield();
+        if (now_ms() < look) continue;
+        look = now_ms() + 1;
+        if (world_aborted(w, &r->error) != 0) return -1;
+#ifdef GPT2_SP_NCCL
+        for (int i = 0; d->nccl && i < 2; i++)
+            if (nccl_settle(r, i, ncclSuccess, "a step") != 0) return -1;
+#endif
+        if (deadline > 0 && now_ms() > deadline) {
+            d->stuck = 1;
+            return gpu_overdue(r);
+        }
+    }
+    CUDA_TRY(&r->error, status);
+    CUDA_TRY(&r->error, cudaGetLastError());
+    return 0;
+}
+
+// --- exchange: a step's operands and results, while the step computes ---
+//
+// A step of a table on one rank's streams, time from left to right:
+//
+//     stream    pack | op 1       | op 3       |          wait | merge | pack, next step
+//     beside         |   op 2     |   op 4     |          wait |
+//     copies         | from rank 1 | from rank 3 | arrived
+//
+//     gpu_pieces   says where each item lies that travels; own rows that are not contiguous become pack jobs
+//     gpu_post     packs; lets `copies` wait for all that both streams were given so far (`complete`), when
+//                  sends are whole and what receives overwrite has been read; offers the sends in boxes
+//     gpu_op       enqueues attention, in turn on `stream` and `beside` unless ops meet (op_begin)
+//     gpu_wait     enqueues the copies on `copies`, each after its sender's `complete`, and leaves `taken` to
+//                  the sender; `stream` and `beside` wait for `arrived` and for the receivers' `taken`
+//     gpu_merge    adds arrived results, on `stream`
+//
+// The host enqueues a step's ops before its copies, but the copies wait only for what came before the ops,
+// and so run under them. With NCCL, gpu_post enqueues sends and receives on `copies`; boxes stay empty.
+
+enum {
+    PACK_JOBS = 8,      // of a launch
+    PACK_BLOCKS = 512   // of a job: some four for each multiprocessor
+};
+typedef struct {
+    PackJob job[PACK_JOBS];
+} PackJobs;
+// One job, a word at a time. Its indices are divided in 32 bits where they fit.
+template <typename Word> __device__ __forceinline__ void job_pack(const PackJob& x) {
+    uint32_t words = (uint32_t)(x.width / sizeof(Word));
+    int64_t all = x.rows * words;
+    for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < all; i += (int64_t)gridDim.x * 256) {
+        int64_t row = all >> 32 ? i / words : (int64_t)((uint32_t)i / words);
+        *((Word*)x.data + i) = *((const Word*)(x.source + row * (int64_t)x.source_pitch) + (i - row * words));
+    }
+}
+// data[row] = source[row] for the rows of some jobs; blockIdx.y is the job. Each byte is read and written
+// once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not aligned to more.
+__global__ void rows_pack_kernel(PackJobs jobs) {
+    const PackJob& x = jobs.job[blockIdx.y];
+    if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) job_pack<uint4>(x);
+    else job_pack<uint32_t>(x);
+}
+// Packs what the step sends, on `stream`, which takes some microseconds. On `copies` the kernel would find no
+// free multiprocessor until the step's attention ends, whose blocks stay for all of a launch.
+static void gpu_pack(Gpu* d) {
+    PackJobs launch;
+    for (int i = 0, n; i < d->job_count; i += n) {
+        n = (int)min_i64(PACK_JOBS, d->job_count - i);
+        memcpy(launch.job, d->jobs + i, (size_t)n * sizeof *d->jobs);
+        rows_pack_kernel<<<dim3(PACK_BLOCKS, (unsigned)n), 256, 0, d->stream>>>(launch);
+    }
+    d->job_count = 0;
+}
+
+#ifdef GPT2_SP_NCCL
+// Enqueues a step's sends and receives on `copies`, as one group of NCCL, and `arrived` behind them.
+static int nccl_exchange(Rank* r, const Exchange* x) {
+    Gpu* d = (Gpu*)r->device;
+    Span* span = span_begin(d, LANE_COPY, "NCCL");
+    NCCL_TRY(r, 0, ncclGroupStart());
+    for (int i = 0; i < x->send_count; i++) {
+        const Piece* p = &x->sends[i];
+        NCCL_TRY(r, 0, ncclSend(p->data, p->bytes, ncclInt8, p->peer, d->comms[0], d->copies));
+    }
+    for (int i = 0; i < x->receive_count; i++) {
+        const Piece* p = &x->receives[i];
+        NCCL_TRY(r, 0, ncclRecv(p->data, p->bytes, ncclInt8, p->peer, d->comms[0], d->copies));
+    }
+    NCCL_TRY(r, 0, ncclGroupEnd());
+    if (nccl_settle(r, 0, ncclSuccess, "the exchange of attention's operands") != 0) return -1;
+    span_end(d, span);
+    CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
+    return 0;
+}
+#endif
+
+// Opens the exchange of a step. Copies may start once everything enqueued so far has finished: sends are then
+// complete and receive buffers free.
+static int gpu_post(Rank* r, void* run, const Exchange* x) {
+    (void)run;
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    if (x->send_count + x->receive_count == 0) return 0;
+    gpu_pack(d);
+    d->pack_next = d->pack_begin;
+    CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
+    CUDA_TRY(&r->error, cudaEventRecord(d->beside_ready, d->beside));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->beside_ready, 0));
+    CUDA_TRY(&r->error, cudaEventRecord(d->complete, d->copies));
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) return nccl_exchange(r, x);
+#endif
+    pthread_mutex_lock(&w->mutex);
+    for (int i = 0; i < x->send_count; i++) {
+        GpuBox* box = &d->boxes[r->world_rank * w->local_ranks + x->sends[i].peer];
+        box->pieces = x->sends, box->count = x->send_count;
+        box->ready = d->complete;
+    }
+    if (x->send_count > 0) pthread_cond_broadcast(&w->changed);
+    int status = thread_aborted(w, &r->error);
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+// Enqueues on `copies` all that a peer offers this rank, then `taken`. Pieces pair up in the order of both
+// lists.
+static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) {
+    Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
+    int sent = 0;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, box->ready, 0));
+    Span* span = span_begin(d, LANE_COPY, "from rank %d", peer);
+    for (int i = 0; i < x->receive_count; i++) {
+        const Piece *to = &x->receives[i], *from;
+        if (to->peer != peer) continue;
+        while (sent < box->count && box->pieces[sent].peer != r->world_rank) sent++;
+        from = &box->pieces[sent];
+        if (sent++ == box->count || from->bytes != to->bytes)
+            return fail(&r->error, "rank %d expects other pieces than rank %d sends", r->world_rank, peer);
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, to->bytes, d->copies));
+    }
+    span_end(d, span);
+    CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
+    return 0;
+}
+
+// The host waits until a box is full, or empty, and gets what is in it then.
+static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadline, GpuBox* out) {
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    int status = 0;
+    pthread_mutex_lock(&w->mutex);
+    while ((status = thread_aborted(w, &r->error)) == 0 && (box->pieces != NULL) != full)
+        if (world_await(w, deadline) != 0 && !w->aborted && (box->pieces != NULL) != full) {
+            status = transport_late_rank(&r->transport, peer, &r->error);
+            break;
+        }
+    *out = *box;
+    pthread_mutex_unlock(&w->mutex);
+    return status;
+}
+
+// Lets both streams of ops, `stream` and `beside`, wait for an event.
+static int ops_wait(Rank* r, cudaEvent_t event) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, event, 0));
+    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->beside, event, 0));
+    return 0;
+}
+
+// Whether a piece before number i goes to or comes from the same peer.
+static int peer_seen(const Piece* pieces, int i) {
+    int seen = 0;
+    for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
+    return seen;
+}
+// Closes the exchange of a step: enqueues the receives, and lets both streams wait for them and for the peers
+// that take this rank's sends. The host waits until each peer has posted the step and enqueued its receives.
+static int gpu_wait(Rank* r, void* run, const Exchange* x) {
+    (void)run;
+    Gpu* d = (Gpu*)r->device;
+    ThreadWorld* w = (ThreadWorld*)r->transport.state;
+    double deadline = world_deadline(w, 0);
+    int status = 0;
+    r->transport.doing = "the exchange of attention's operands";
+#ifdef GPT2_SP_NCCL
+    if (d->nccl) return x->send_count + x->receive_count > 0 ? ops_wait(r, d->arrived) : 0;
+#endif
+    for (int i = 0; status == 0 && i < x->receive_count; i++) {
+        int peer = x->receives[i].peer;
+        if (peer_seen(x->receives, i)) continue;
+        GpuBox *box = &d->boxes[peer * w->local_ranks + r->world_rank], offer;
+        status = gpu_await_box(r, box, 1, peer, deadline, &offer);
+        if (status == 0) status = gpu_receive(r, peer, &offer, x);
+        pthread_mutex_lock(&w->mutex);
+        box->pieces = NULL, box->taken = d->taken[peer];
+        pthread_cond_broadcast(&w->changed);
+        pthread_mutex_unlock(&w->mutex);
+    }
+    for (int i = 0; status == 0 && i < x->send_count; i++) {
+        if (peer_seen(x->sends, i)) continue;
+        GpuBox *box = &d->boxes[r->world_rank * w->local_ranks + x->sends[i].peer], taken;
+        status = gpu_await_box(r, box, 0, x->sends[i].peer, deadline, &taken);
+        if (status == 0) status = ops_wait(r, taken.taken);
+    }
+    if (status != 0 || x->receive_count == 0) return status;
+    CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
+    return ops_wait(r, d->arrived);
+}
+
+// --- collectives among the ranks of a process ---
+
+// Begins a collective: shows this rank's memory to the ranks of a group, whose hosts meet, and lets `stream`
+// wait until all that they had enqueued before is done, so that what they show is whole.
+static int collective_begin(Rank* r, const Group* g, void* offered) {
+    Gpu* d = (Gpu*)r->device;
+    d->offered = offered;
+    CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
+    if (r->transport.barrier(&r->transport, g, &r->error) != 0) return -1;
+    for (int i = 0; i < g->size; i++)
+        if (i != g->index)
+            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->ready, 0));
+    return 0;
+}
+// Ends it: lets `stream` wait until all ranks of the group have read what they were shown.
+static int collective_end(Rank* r, const Group* g) {
+    Gpu* d = (Gpu*)r->device;
+    CUDA_TRY(&r->error, cudaEventRecord(d->done, d->stream));
+    if (r->transport.barrier(&r->transport, g, &r->error) != 0) return -1;
+    for (int i = 0; i < g->size; i++)
+        if (i != g->index)
+            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->done, 0));
+    return 0;
+}
+
+// What the ranks of a group show, in the order of the group.
+typedef struct {
+    const void* p[MAX_RANKS];
+} Offers;
+static Offers gpu_offers(const Rank* r, const Group* g) {
+    Offers o;
+    memset(&o, 0, sizeof o);
+    for (int i = 0; i < g->size; i++) o.p[i] = ((Gpu*)r->device)->peers[group_rank(g, i)]->offered;
+    return o;
+}
+
+// out (4 n4) = (`add`: +=) the sum of the ranks' numbers from `at` on, added in the order of the ranks.
+// Threads walk over groups of 4 numbers; 4 bytes a number of each rank, 4 of out, 4 more with `add`.
+__global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t at, int64_t n4, int add) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        float4 sum = *((const float4*)((const float*)offers.p[0] + at) + i);
+#pragma unroll 4
+        for (int p = 1; p < world; p++) {
+            float4 x = *((const float4*)((const float*)offers.p[p] + at) + i);
+            sum.x += x.x, sum.y += x.y;
+            sum.z += x.z, sum.w += x.w;
+        }
+        float4* to = (float4*)out + i;
+        if (add) {
+            float4 x = *to;
+            sum.x += x.x, sum.y += x.y;
+            sum.z += x.z, sum.w += x.w;
+        }
+        *to = sum;
+    }
+}
+static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int64_t n, int add) {
+    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0,
+        ((Gpu*)r->device)->stream>>>(out, offers, r->sharing.size, at, n / 4, add);
+}
+
+// ===== 6. parameters and memory plan ============================================================
+//
+// A rank's device memory is one allocation. gpu_layout hands it out, in this order:
+//
+//     | weights, gradients, m, v, | kept for   | one layer: its other activations, `wide` | exchange |
+//     | unit buffers, scratch     | all layers | or the head: lnf, logits of a chunk      |          |
+//
+// Two buffers share memory where the first is dead before the second is written:
+//     dx in x_final       the norm's backward kernel reads a row before it writes that row's gradient
+//     head over layer     the head runs between the layers' forward and backward passes; what it overwrites
+//                         was not to be kept, and the backward pass computes it again
+//     qkv, ln1 in fch     --recompute attn computes them again once the MLP is differentiated
+//     dQ in x2, ln2       the same mode: their last reader, the MLP's backward pass, is over; in fch else
+//     dqkv, dO in `wide`  the MLP's gradients before the GELU, which were there, have been used
+//     exchange            what layers leave unused while attention runs (exchange_rooms), then memory of its
+//                         own, the same for both directions, which never run at the same time
+
+// Whether attention's inputs (ln1, qkv) are computed again late. --recompute attn keeps attention's output,
+// so the backward pass needs the inputs only after it has differentiated the MLP; they then go where the
+// MLP's activations were.
+static int gpu_inputs_again(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
+
+// How many of a pass' B sequences are worked on at a time. With recomputation it is the smallest divisor of B
+// that gives a rank MICRO_TOKENS tokens. Products of so many rows run as fast as those of the whole pass,
+// activations need memory for these rows only, and gradients add up as they do over passes.
+enum { MICRO_TOKENS = 32768 };
+static int64_t gpu_sequences(const Mesh* mesh) {
+    const Shape* s = &mesh->shape;
+    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
+        for (int64_t n = 1; n < s->B; n++)
+            if (s->B % n == 0 && n * (s->T / mesh->sp) >= MICRO_TOKENS) return n;
+    return s->B;
+}
+
+// Elements of `size` bytes from the arena, in whole 256 bytes.
+static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) {
+    return arena_take(a, group, (int64_t)round_up((int64_t)((size_t)elements * size), 256), 1);
+}
+
+// Bytes of scratch with which CUB sorts R keys; where there is no GPU to ask, more than it needs.
+static size_t embedding_sort_bytes(int64_t R) {
+    size_t bytes = 0;
+    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL,
+            (const int32_t*)NULL, (int32_t*)NULL, (int)R, 0, 20) != cudaSuccess) {
+        (void)cudaGetLastError();   // no GPU here
+        bytes = (size_t)R * 2 + (1 << 20);
+    }
+    return bytes;
+}
+
+// Attention of `rows` rows of each sequence against themselves: where a sequence has one rank, all of its
+// attention. doc_start (B, T), or NULL.
+static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* doc_start) {
+    const Shape* s = &mesh->shape;
+    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1,
+        1 / sqrtf((float)s->HS), doc_start, s->T, (int)s->HS};
+    return a;
+}
+
+// Numbers from a layer's unit to the next layer's in a state's buffer.
+static int64_t unit_stride(const Layout* layout, int state) {
+    const Unit* unit = &layout->units[1];
+    return layout->sharded[state] ? unit[1].shard_offset - unit->shard_offset : unit[1].offset - unit->offset;
+}
+// Where unit u begins in `half`, the bf16 copies: wte, then the layers' units as they are in fp32.
+static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
+    return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
+}
+// The first unit of a kind.
+static int kind_unit(const Layout* layout, int kind) {
+    return kind == UNIT_EMBED    ? 0
+        : kind == UNIT_LAYER     ? 1
+        : kind == UNIT_POSITIONS ? positions_unit(layout)
+                                 : layout->count - 2;
+}
+// Whether a unit has a bf16 copy: positions and the final norm are read in fp32 only.
+static int unit_halved(const Layout* layout, int u) {
+    return layout->units[u].kind == UNIT_EMBED || layout->units[u].kind == UNIT_LAYER;
+}
+// Which of the UNIT_BUFFERS a unit uses.
+static int unit_buffer(const Layout* layout, int u) {
+    int kind = layout->units[u].kind;
+    return kind == UNIT_EMBED ? 0 : kind == UNIT_FINAL ? 1 : kind == UNIT_POSITIONS ? 2 : 3 + u % 2;
+}
+// The first unit that uses buffer b; the others that use it are as large.
+static int buffer_unit(const Layout* layout, int b) {
+    static const int kinds[UNIT_BUFFERS] = {UNIT_EMBED, UNIT_FINAL, UNIT_POSITIONS, UNIT_LAYER, UNIT_LAYER};
+    return kind_unit(layout, kinds[b]);
+}
+// Numbers of a whole unit, with its padding.
+static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * layout->world; }
+
+// Bytes of a number of an item's tensor i (ITEM_TENSORS): q, k, v and dO are bf16, results and what rows have
+// one number of a head fp32. Tensors of HS numbers a row and head are (B, rows, heads * HS), the others (B,
+// heads, rows).
+static size_t item_size(int kind, int i) {
+    return ITEM_TENSORS[kind].wide[i] && !item_is_result(kind) ? 2 : 4;
+}
+// Bytes of such a tensor for some heads and rows, in whole 256 bytes.
+static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
+    int64_t elements = gpu_sequences(mesh) * rows * heads * (ITEM_TENSORS[kind].wide[i] ? mesh->shape.HS : 1);
+    return (size_t)round_up((int64_t)((size_t)elements * item_size(kind, i)), 256);
+}
+// Bytes of all tensors of an item, as they lie in a slot.
+static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int64_t rows) {
+    size_t bytes = 0;
+    for (int i = 0; i < ITEM_TENSORS[kind].count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
+    return bytes;
+}
+// Numbers from one token to the next of tensor i in the rank's own memory, where q, k and v are parts of qkv.
+// For tensors with one number a row and head: from one sequence to the next.
+static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
+    if (!ITEM_TENSORS[kind].wide[i]) return mesh->shape.NH * rows;
+    return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
+}
+// Whether so many heads of that tensor are not contiguous there, so that they must be packed to travel.
+static int own_apart(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
+    int tokens = ITEM_TENSORS[kind].wide[i];
+    return gpu_sequences(mesh) * (tokens ? rows : 1) > 1 &&
+        own_stride(mesh, kind, i, rows) != heads * (tokens ? mesh->shape.HS : rows);
+}
+// Makes bytes[slot] large enough for an item of some head parts; nothing for slot -1, the rank's own memory.
+static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0,
+    int h1, int64_t rows) {
+    size_t need = item_tensors_bytes(mesh, kind, part_heads(&mesh->shape, table, h0, h1).count, rows);
+    if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
+}
+// bytes (slots): what each slot of a rank needs for the largest item that a table ever has in it.
+static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
+    for (int i = 0; i < table->op_count; i++) {
+        const ScheduleOp* op = &table->ops[i];
+        if (op->rank != rank) continue;
+        slot_grow(mesh, table, bytes, op->q_slot, table->backward ? ITEM_QDO : ITEM_Q, op->h0, op->h1, rows);
+        slot_grow(mesh, table, bytes, op->kv_slot, ITEM_KV, op->h0, op->h1, rows);
+        slot_grow(
+            mesh, table, bytes, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, op->h0, op->h1, rows);
+        slot_grow(mesh, table, bytes, op->dkv_slot, ITEM_DKV, op->h0, op->h1, rows);
+    }
+    for (int i = 0; i < table->message_count; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        if (m->from == rank)
+            slot_grow(mesh, table, bytes, m->src, m->item.kind, m->item.h0, m->item.h1, rows);
+        if (m->to == rank) slot_grow(mesh, table, bytes, m->dst, m->item.kind, m->item.h0, m->item.h1, rows);
+        if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
+    }
+}
+// Most bytes that a rank packs of its own rows during one step of a table.
+static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, int64_t rows) {
+    size_t most = 0, bytes = 0;
+    for (int i = 0, step = -1; i < table->message_count; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        if (m->from != rank || m->src >= 0) continue;
+        if (m->step != step) bytes = 0, step = m->step;
+        int64_t heads = part_heads(&mesh->shape, table, m->item.h0, m->item.h1).count;
+        for (int j = 0; j < ITEM_TENSORS[m->item.kind].count; j++)
+            if (own_apart(mesh, m->item.kind, j, heads, rows))
+                bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+// Most rows of a sequence that a rank holds; they differ by a token or two.
+static int64_t most_rows(const Mesh* mesh) {
+    int64_t most = 0;
+    for (int i = 0; i < mesh->sp; i++)
+        most = max_i64(most, rank_segments(mesh->schedule->kind, mesh->sp, mesh->shape.T, i).total);
+    return most;
+}
+
+// Memory that is free while a layer's attention runs over the ranks.
+typedef struct {
+    char* p;
+    size_t bytes;
+} Room;
+// Fills `rooms` with what is free while attention runs in a direction and returns how many there are, in this
+// order:
+//   1. `wide`. Forward: all but the running softmax (acc, m, l). Backward: all but dO. dqkv is written there
+//      after attention, from dkv, so dkv must not be here.
+//   2. x2 and ln2, neighbours: layer mode, and forward in attn mode, whose backward pass has dQ there.
+//   3. fch: layer mode; backward all but dQ.
+//   4. atty: backward in layer mode. Its last reader, delta, is done before any copy starts (gpu_post) and
+//      before any op on `beside` does (gpu_run); the next layer computes its own atty again.
+enum { ROOMS = 4 };
+static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
+    const Shape* s = &mesh->shape;
+    size_t matrix = (size_t)(d->R * s->C) * 2;   // of (R, C) bf16
+    size_t softmax = (size_t)round_up((int64_t)(2 * matrix) + d->R * s->NH * 8, 256),
+           dq = (size_t)round_up((int64_t)(2 * matrix), 256);
+    int layer = mesh->training && mesh->recompute == GPT2_SP_LAYER, count = 0;
+    Room wide = {(char*)d->wide + (backward ? 0 : softmax),
+        backward                   ? 3 * matrix
+            : softmax < 4 * matrix ? 4 * matrix - softmax
+                                   : 0};
+    rooms[count++] = wide;
+    if (layer || (gpu_inputs_again(mesh) && !backward)) {
+        Room norm = {(char*)d->act[G_x2], 2 * matrix};
+        rooms[count++] = norm;
+    }
+    if (layer) {
+        Room mlp = {(char*)d->act[G_fch] + (backward ? dq : 0), backward ? 4 * matrix - dq : 4 * matrix};
+        rooms[count++] = mlp;
+    }
+    if (layer && backward) {
+        Room output = {(char*)d->act[G_atty], matrix};
+        rooms[count++] = output;
+    }
+    return count;
+}
+// Takes bytes from the first room that is large enough, else from the arena.
+static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
+    bytes = (size_t)round_up((int64_t)bytes, 256);
+    for (int i = 0; i < count; i++) {
+        char* p = rooms[i].p;
+        if (bytes > rooms[i].bytes) continue;
+        rooms[i].p += bytes, rooms[i].bytes -= bytes;
+        return p;
+    }
+    return gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes, 1);
+}
+// Whether a result for the rank's own sums arrives in this slot in a backward table's last step. Such a slot
+// is placed outside `wide`: qkv_finish, which writes dqkv there, then adds the result in passing
+// (leave_to_end). Not with --recompute layer, which is there to save memory.
+static int slot_is_last(const Mesh* mesh, const Schedule* table, int rank, int slot) {
+    int last = 0;
+    for (int i = 0; i < table->message_count && table->backward && mesh->recompute != GPT2_SP_LAYER; i++) {
+        const ScheduleMessage* m = &table->messages[i];
+        last |= m->step == table->steps - 1 && m->to == rank && m->merge && m->into < 0 && m->dst == slot;
+    }
+    return last;
+}
+// The slots, the packing buffer and dkv of the forward and the backward table. The two never run at the same
+// time, so that both directions begin at the same byte of the arena.
+static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
+    const Mesh* mesh = r->mesh;
+    size_t begin = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
+    for (int direction = 0; direction <= mesh->training; direction++) {
+        const Schedule* table = &mesh->schedule[direction];
+        size_t bytes[MAX_SLOTS + 1] = {0};
+        Room rooms[ROOMS];
+        int count = exchange_rooms(d, mesh, direction, rooms);
+        slots_measure(mesh, table, r->place.sp, most_rows(mesh), bytes);
+        a->used = begin, a->group[MEMORY_EXCHANGE] = before;
+        for (int i = 0; direction == 1 && i < 2; i++)
+            d->dkv[i] = (float*)exchange_take(a, rooms + 1, count - 1, (size_t)(d->R * mesh->shape.C) * 4);
+        int slots = table->slot_count[r->place.sp];
+        bytes[slots] = packed_bytes(mesh, table, r->place.sp, most_rows(mesh));
+        for (;;) {   // the largest first
+            int i = 0;
+            for (int k = 1; k <= slots; k++)
+                if (bytes[k] > bytes[i]) i = k;
+            if (bytes[i] == 0) break;
+            int outside = i < slots && slot_is_last(mesh, table, r->place.sp, i);
+            char* p = (char*)exchange_take(a, rooms + outside, count - outside, bytes[i]);
+            if (i == slots) d->packed[direction] = p;
+            else if (d->slots[direction]) d->slots[direction][i] = p;
+            bytes[i] = 0;
+        }
+        if (a->used - begin > largest) largest = a->used - begin;
+    }
+    a->used = begin + largest, a->group[MEMORY_EXCHANGE] = before + largest;
+}
+
+// Walks through all device memory of a rank: with an arena that has no base to measure it, with one that has
+// to set d's pointers (see Arena in the .c).
+static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
+    const Mesh* mesh = r->mesh;
+    const Layout* layout = r->layout;
+    const Shape* s = &mesh->shape;
+    int64_t C = s->C, R = gpu_sequences(mesh) * r->Tl;
+    d->B = gpu_sequences(mesh), d->R = R;
+    const int* sharded = layout->sharded;
+    d->state[STATE_WEIGHTS] = (float*)gpu_take(a, MEMORY_WEIGHTS, layout->buffer[STATE_WEIGHTS], 4);
+    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS,
+        sharded[STATE_WEIGHTS] ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
+    for (int i = 0; i < UNIT_BUFFERS; i++) {
+        int u = buffer_unit(layout, i);
+        for (int state = STATE_WEIGHTS; state <= (mesh->training ? STATE_GRADIENTS : STATE_WEIGHTS);
+             state++) {
+            int64_t whole = holding(layout, state, u) == HELD_SLICE ? unit_whole(layout, u) : 0;
+            if (!sharded[state]) continue;
+            d->whole_unit[state][i] = (float*)gpu_take(a, STATE_MEMORY[state], whole, 4);
+            if (state == STATE_WEIGHTS)
+                d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, unit_halved(layout, u) ? whole : 0, 2);
+        }
+    }
+    if (mesh->training) {
+        d->state[STATE_GRADIENTS] = (float*)gpu_take(a, MEMORY_GRADIENTS, layout->buffer[STATE_GRADIENTS], 4);
+        d->staged = (float*)gpu_take(a, MEMORY_GRADIENTS,
+            sharded[STATE_GRADIENTS] ? 0 : (mesh->world - 1) * layout->units[1].slice, 4);
+        d->state[STATE_M] = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->buffer[STATE_M], 4);
+        d->state[STATE_V] = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->buffer[STATE_V], 4);
+        d->segment_inputs = (bf16*)gpu_take(a, MEMORY_KEPT,
+            mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
+    }
+    d->x_final = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
+    d->rstdf = (float*)gpu_take(a, MEMORY_WORK, R, 4);
+    if (mesh->training) {
+        d->dx = d->x_final;   // its gradient takes its place, row by row
+        d->delta = (float*)gpu_take(a, MEMORY_WORK, R * s->NH, 4);
+        d->partial = (float*)gpu_take(a, MEMORY_WORK,
+            max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
+        d->squares = (double*)gpu_take(a, MEMORY_WORK, SQUARE_BLOCKS, 8);
+        d->keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->sorted_keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->sorted_rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
+        d->sort_bytes = embedding_sort_bytes(R);
+        d->sort_work = gpu_take(a, MEMORY_WORK, (int64_t)d->sort_bytes, 1);
+    }
+    d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
+    d->all_stats = (double*)gpu_take(a, MEMORY_WORK, mesh->world * STAT_COUNT, 8);
+    for (int i = 0; i < (mesh->sp > 1 ? 2 : 1); i++)
+        d->attention_work[i] = (int*)gpu_take(a, MEMORY_WORK,
+            (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
+    d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)MATMUL_WORKSPACE, 1);
+    d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
+    d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
+    d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
+    d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
+    d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? d->B * s->T : 0, 4);
+    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // the head must not touch what is kept
+        GpuActivation act = gpu_activation(s, id);
+        int kept = mesh->training && gpu_kept(mesh, id);
+        if (kept) d->act[id] = gpu_take(a, MEMORY_KEPT, gpu_copies(mesh, id) * R * act.columns, act.size);
+    }
+    // from here on the layers' buffers and the head's take the same memory
+    size_t shared = a->used, work = a->group[MEMORY_WORK];
+    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
+        GpuActivation act = gpu_activation(s, id);
+        if (!(mesh->training && gpu_kept(mesh, id)) &&
+            !(gpu_inputs_again(mesh) && (id == G_ln1 || id == G_qkv)))
+            d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
+    }
+    d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
+    if (gpu_inputs_again(mesh))
+        d->act[G_qkv] = d->act[G_fch], d->act[G_ln1] = (bf16*)d->act[G_fch] + 3 * R * C;
+    size_t layers = a->used - shared;
+    a->used = shared;
+    d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
+    // where memory is short, no more logits at a time than fit in the layers' buffers, but enough for the
+    // speed of their products
+    d->logits_chunk = min_i64(mesh->logits_chunk, R);
+    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
+        while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers)
+            d->logits_chunk /= 2;
+    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, d->logits_chunk * s->Vp, 2);
+    size_t head = a->used - shared, most = head > layers ? head : layers;
+    a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
+    a->group[MEMORY_LOGITS] += most - layers;   // what the logits need beyond the layers' buffers
+    if (mesh->sp > 1) exchange_layout(d, a, r);
+}
+
+// Refuses what the GPU program cannot do; the line names the option.
+static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
+    if (mesh->world > MAX_RANKS)
+        return fail(e, "--dp %d --sp %d: a run of the GPU program has at most %d ranks", mesh->dp, mesh->sp,
+            MAX_RANKS);
+    if (mesh->zero > 0 && mesh->world == 1)
+        return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
+    if (o->transport == GPT2_SP_PEER && mesh->processes > 1)
+        return fail(e, "--transport peer: copies go between the ranks of one process, this run has %d",
+            mesh->processes);
+#ifndef GPT2_SP_NCCL
+    if (o->transport == GPT2_SP_NCCL_ONLY)
+        return fail(e, "--transport nccl: this program was built without NCCL");
+#endif
+    if (o->verify && mesh->world > 1)
+        return fail(e, "--verify: compares one rank with the CPU; --check compares several with one");
+    const Shape* s = &mesh->shape;
+    if (s->HS % 16 != 0 || s->HS < 32 || s->HS > 128)
+        return fail(e,
+            "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 "
+            "from 32 to 128",
+            (long long)s->HS, (long long)s->C, (long long)s->NH);
+    if (s->C > MAX_CHANNELS)
+        return fail(
+            e, "--channels %lld: the GPU's norms take at most %d", (long long)s->C, (int)MAX_CHANNELS);
+    return 0;
+}
+
+// Measures a rank's device memory by the walk that gpu_allocate takes, and allocates nothing.
+static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    Rank r;
+    Arena a;
+    memset(&a, 0, sizeof a);
+    // CUB asks a GPU for its bytes: one of this process, if there is any
+    if (cudaSetDevice(gpu_of(mesh, mesh->first_rank)) != cudaSuccess) (void)cudaGetLastError();
+    rank_place(&r, mesh, layout, world_rank);
+    if (d) gpu_layout(d, &a, &r);
+    free(d);
+    return a;
+}
+
+// Bytes that all ranks of this machine may take together, judged by the free memory of the GPUs of this
+// process' ranks. It asks no other GPU, because a process that does takes memory there until it ends. Where
+// there is no GPU it answers as if each rank had an H200, so that `plan` works anywhere.
+static uint64_t gpu_memory(const Mesh* mesh) {
+    int ranks = mesh->local_ranks * mesh->local_processes, count = gpu_count(ranks), before = 0;
+    if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
+    uint64_t least = UINT64_MAX;
+    cudaGetDevice(&before);
+    for (int i = gpu_of(mesh, mesh->first_rank); i <= gpu_of(mesh, mesh->first_rank + mesh->local_ranks - 1);
+         i++) {
+        size_t free_bytes = 0, total = 0;
+        if (cudaSetDevice(i) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess)
+            free_bytes = 0;
+        if (free_bytes < least) least = free_bytes;
+    }
+    cudaSetDevice(before);
+    return (gpu_bound(ranks, mesh->local_ranks) ? least : least / (uint64_t)ceil_div(ranks, count)) *
+        (uint64_t)ranks;
+}
+
+// Host memory of run_table: pieces, pack jobs, and flags of slots, ops and messages, for the larger of the
+// two tables.
+static int gpu_tables(Rank* r, Error* e) {
+    const Mesh* mesh = r->mesh;
+    Gpu* d = (Gpu*)r->device;
+    int64_t slots = 1, ops = 1, messages = 1;
+    for (int i = 0; i <= mesh->training; i++) {
+        const Schedule* table = &mesh->schedule[i];
+        int count = table->slot_count[r->place.sp];
+        d->slots[i] = (char**)calloc((size_t)count + 1, sizeof *d->slots[i]);
+        if (!d->slots[i]) return fail(e, "out of memory");
+        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count);
+        messages = max_i64(messages, table->message_count);
+    }
+    size_t pieces = (size_t)(MAX_PIECES * (2 * mesh->sp + 2));   // of one step: sends, then receives
+    r->pieces = (Piece*)calloc(2 * pieces, sizeof *r->pieces);
+    d->jobs = (PackJob*)calloc(pieces, sizeof *d->jobs);
+    r->slot_filled = (unsigned char*)calloc((size_t)slots, 1);
+    r->op_active = (unsigned char*)calloc((size_t)ops, 1);
+    r->message_active = (unsigned char*)calloc((size_t)messages, 1);
+    r->mark = (unsigned char*)calloc((size_t)mesh->sp * (size_t)mesh->sp * ITEM_KINDS, 1);
+    r->first_key = (int64_t*)calloc((size_t)mesh->schedule->chunks, sizeof *r->first_key);
+    if (!r->pieces || !d->jobs || !r->slot_filled || !r->op_active || !r->message_active || !r->mark ||
+        !r->first_key)
+        return fail(e, "out of memory");
+    return 0;
+}
+
+// Makes the GPU's part of a rank: streams and events, its device memory in one piece, and pinned memory on
+// the host for batches, token losses and hits. The host's is walked twice, to measure it and to hand it out.
+static int gpu_allocate(Rank* r, Error* e) {
+    const Mesh* mesh = r->mesh;
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    if (!d) return fail(e, "out of memory");
+    r->device = d;
+    Arena plan = gpu_plan(mesh, r->layout, r->world_rank);
+    void* base = NULL;
+    int major = 0, minor = 0;
+    d->ordinal = gpu_of(mesh, r->world_rank);
+    CUDA_TRY(e, cudaSetDevice(d->ordinal));
+    CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->ordinal));
+    CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, d->ordinal));
+    if (major < 8) {
+        cudaDeviceProp found;
+        CUDA_TRY(e, cudaGetDeviceProperties(&found, d->ordinal));
+        return fail(e,
+            "this GPU is a %s of compute capability %d.%d: this program needs 8.0 (A100, RTX 30) or newer",
+            found.name, major, minor);
+    }
+    if (gpu_connect(r, e) != 0 || gpu_tables(r, e) != 0) return -1;
+    LT_TRY(e, cublasLtCreate(&d->lt));
+    CUDA_TRY(e, cudaEventCreate(&d->timer[0]));
+    CUDA_TRY(e, cudaEventCreate(&d->timer[1]));
+    if (cudaMalloc(&base, plan.used) != cudaSuccess)
+        return fail(e, "the GPU has no %.2f GiB in one piece: see `plan`", (double)plan.used / 1073741824);
+    d->arena.base = (char*)base;
+    gpu_layout(d, &d->arena, r);
+    CUDA_TRY(e, cudaMemsetAsync(base, 0, plan.used, d->stream));
+    r->arena = d->arena, r->arena.base = NULL;
+    int64_t sequences = mesh->shape.B, numbers = 0;
+    int32_t* at = NULL;
+    for (int walk = 0; walk < 2; walk++) {
+        if (walk == 1) CUDA_TRY(e, cudaMallocHost(&d->pinned, (size_t)(numbers * 4 + r->R * 5 + 256)));
+        at = (int32_t*)d->pinned;
+        for (int i = 0; i < 3; i++) {
+            int64_t count = i == 2 ? sequences
+                : mesh->training   ? mesh->passes * sequences
+                                   : 0,
+                    n = count * r->Tl;
+            int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0;
+            if (walk == 0) numbers += 2 * n + docs;
+            else {
+                r->batches[i].tokens = at, r->batches[i].labels = at + n;
+                at += 2 * n;
+                if (mesh->doc_mask) r->batches[i].doc_start = at, at += docs;
+            }
+        }
+    }
+    d->host_stats = (double*)(void*)(((uintptr_t)at + 63) & ~(uintptr_t)63);
+    r->token_loss = (real*)(d->host_stats + STAT_COUNT);
+    r->token_hit = (unsigned char*)(r->token_loss + r->R);
+    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+    return 0;
+}
+
+// Frees the library's descriptors of a plan; of all plans of a rank.
+static void matmul_plan_free(MatmulPlan* p) {
+    cublasLtMatmulDescDestroy(p->operation);
+    cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+}
+static void matmul_plans_release(Gpu* d) {
+    for (int i = 0; i < d->plan_count; i++) matmul_plan_free(&d->plans[i]);
+    d->plan_count = 0;
+}
+
+// Waits, ten seconds at most, until nothing runs that the ranks of this process have enqueued: copies that a
+// failed rank left behind read this rank's memory too. 0: something still runs. Ranks that were released
+// before are absent from `peers`.
+static int gpu_quiet(Rank* r) {
+    const Gpu* d = (const Gpu*)r->device;
+    const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
+    double until = now_ms() + 10e3;
+    for (int i = 0; d->peers && i < w->local_ranks; i++)
+        if (d->peers[i] && d->peers[i]->stuck) until = 0;
+    for (int i = 0; d->peers && i < w->local_ranks; i++) {
+        if (!d->peers[i]) continue;
+        cudaSetDevice(d->peers[i]->ordinal);
+        for (int lane = 0; lane < LANES; lane++) {
+            cudaStream_t stream = lane_stream(d->peers[i], lane);
+            while (stream && cudaStreamQuery(stream) == cudaErrorNotReady)
+                if (now_ms() > until)   // `stuck`: the ranks released after this one do not wait again
+                    return d->peers[i]->stuck = 1, 0;
+        }
+    }
+    return 1;
+}
+
+// Frees the GPU's part of a rank. Where something still runs, which may use what would be freed, it leaves
+// all as it is.
+static void gpu_release(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    if (!d) return;
+    if (!gpu_quiet(r)) return;
+    cudaSetDevice(d->ordinal);
+    cudaDeviceSynchronize();
+#ifdef GPT2_SP_NCCL
+    for (int i = 0; i < 2; i++)
+        if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
+#endif
+    matmul_plans_release(d);
+    for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
+    free(d->marks);
+    for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
+        cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
+    free(d->spans);
+    if (d->lt) cublasLtDestroy(d->lt);
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane_stream(d, lane)) cudaStreamDestroy(lane_stream(d, lane));
+    for (cudaEvent_t* event : gpu_events(d, r->layout->count))
+        if (*event) cudaEventDestroy(*event);
+    for (cudaEvent_t timer : d->timer)
+        if (timer) cudaEventDestroy(timer);
+    cudaFree(d->arena.base);
+    cudaFreeHost(d->pinned);
+    free(d->made), free(d->summed), free(d->together), free(d->gather_pending);
+    if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
+    free(d->slots[0]), free(d->slots[1]), free(r->pieces), free(d->jobs);
+    free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
+    free(d);
+    r->device = NULL;
+}
+
+// ===== 7. layers (forward, backward) ============================================================
+//
+// What a layer is made of, forward and backward, in this order:
+//
+//     matrix products          cuBLASLt: a plan for each shape, whose algorithm is compared with fp64
+//     attention kernels        a chunk of queries against a chunk of keys: for Hopper, and for every GPU
+//     elementwise              embedding, norms, GELU, sums of columns, cross entropy
+//     distributed attention    what the executor of tables (the .c's run_table) asks of the GPU
+
+// --- matrix products: cuBLASLt, a plan per shape ---
+//
+// When a shape is first met, the library is asked for algorithms. It proposes some that do not compute the
+// product: cuBLASLt 13.1 splits sums of K numbers whose last tile is not full (K = 1,154 in tiles of 64,
+// three parts of six tiles) and leaves that tile out, among its own first proposals too, and
+// cublasLtMatmulAlgoCheck allows it. In the gradient of a weight K is the number of rows: the last tokens
+// would be missing from it. So a proposal is taken only if all of this holds:
+//     the library allows it for this very product, in the workspace there is;
+//     partial sums are added in fp32;
+//     where the sum is split, its length is a multiple of the tile;
+//     its result on the operands at hand agrees with sums in fp64 at sampled places.
+// Of those the fastest is chosen while a step is rehearsed, else (and with --deterministic 1) the first.
+
+// What a product has beside A B.
+enum {
+    MATMUL_FP32 = 1,        // the result is fp32, not bf16
+    MATMUL_BIAS = 2,        // + bias, one number a row of D
+    MATMUL_ADD = 4,         // + C
+    MATMUL_GELU = 8,        // the GELU of all that
+    MATMUL_GELU_AUX = 16,   // the same, and what it is of goes to aux
+    MATMUL_DGELU = 32       // times the GELU's slope at aux
+};
+
+// What a product works on: D (m, n) = A B (+ C) (+ bias). Columns are contiguous, as BLAS has them: by rows
+// that is D^T. NULL: the product has no such operand.
+typedef struct {
+    void* out;
+    const bf16 *a, *b;
+    const void* c;
+    const bf16* bias;
+    void* aux;   // (m, n) bf16
+} MatmulOperands;
+
+// Makes the library's descriptors for p->shape: types, transpositions, epilogue, layouts. The algorithm is
+// not chosen yet.
+static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
+    const MatmulShape* s = &p->shape;
+    cudaDataType_t out = s->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
+    cublasOperation_t yes = CUBLAS_OP_T, no = CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    if (s->flags & MATMUL_BIAS)
+        epilogue = s->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+            : s->flags & MATMUL_GELU          ? CUBLASLT_EPILOGUE_GELU_BIAS
+                                              : CUBLASLT_EPILOGUE_BIAS;
+    if (s->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
+    (void)d;
+    LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+#define SET(attribute, value) \
+    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, attribute, &(value), sizeof(value)))
+    SET(CUBLASLT_MATMUL_DESC_TRANSA, s->transposed_a ? yes : no);
+    SET(CUBLASLT_MATMUL_DESC_TRANSB, s->transposed_b ? yes : no);
+    SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    if (s->flags & (MATMUL_GELU_AUX | MATMUL_DGELU)) SET(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s->m);
+#undef SET
+    int64_t a_rows = s->transposed_a ? s->k : s->m, b_rows = s->transposed_b ? s->n : s->k;
+    LT_TRY(e,
+        cublasLtMatrixLayoutCreate(
+            &p->a, CUDA_R_16BF, (uint64_t)a_rows, (uint64_t)(s->m * s->k / a_rows), a_rows));
+    LT_TRY(e,
+        cublasLtMatrixLayoutCreate(
+            &p->b, CUDA_R_16BF, (uint64_t)b_rows, (uint64_t)(s->n * s->k / b_rows), b_rows));
+    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s->m, (uint64_t)s->n, s->m));
+    return 0;
+}
+
+// Whether two products are the same to the library.
+static int matmul_same(const MatmulShape* p, const MatmulShape* q) {
+    return p->m == q->m && p->n == q->n && p->k == q->k && p->transposed_a == q->transposed_a &&
+        p->transposed_b == q->transposed_b && p->flags == q->flags;
+}
+
+// Bytes of D.
+static size_t matmul_bytes(const MatmulShape* s) {
+    return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2);
+}
+
+// Enqueues a product on `stream` with an algorithm, which may be another than the plan's.
+static cublasStatus_t matmul_run(
+    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
+    float one = 1, zero = 0;
+    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b,
+        p->shape.flags & MATMUL_ADD ? &one : &zero, x->c ? x->c : x->out, p->d, x->out, p->d, algorithm,
+        d->workspace, LT_WORKSPACE, d->stream);
+}
+
+// --- what the library proposes ---
+
+// The settings of an algorithm that matter here.
+typedef struct {
+    int32_t id, splits;   // parts of the sum; 1 or 0: it is not split
+    uint32_t tile, stages, reduction;
+} MatmulSettings;
+// Asks an algorithm for them; what it does not tell stays as it is set here.
+static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
+    MatmulSettings s = {-1, 1, 0, 0, 0};
+    size_t written = 0;
+    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_ID, &s.id, sizeof s.id, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s.splits, sizeof s.splits, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &s.tile, sizeof s.tile, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &s.stages, sizeof s.stages, &written);
+    cublasLtMatmulAlgoConfigGetAttribute(
+        algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &s.reduction, sizeof s.reduction, &written);
+    return s;
+}
+// How many terms of the sum a tile takes, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is
+// 64xAUTO). An unknown id gives 768, a multiple of all these.
+static int64_t matmul_tile_depth(uint32_t stages) {
+    static const struct {
+        uint32_t first, last;
+        int depth;
+    } known[] = {{1, 6, 16}, {7, 12, 32}, {13, 18, 64}, {19, 24, 128}, {25, 25, 32}, {26, 26, 8},
+        {27, 27, 16}, {28, 28, 8}, {31, 31, 8}, {32, 32, 8}, {33, 33, 16}, {34, 34, 32}, {35, 35, 64},
+        {36, 36, 128}, {37, 37, 256}};
+    for (auto& k : known)
+        if (stages >= k.first && stages <= k.last) return k.depth;
+    return 768;
+}
+
+// Partial sums may be added in the type of the result (in place or not) only where that is fp32.
+static uint32_t matmul_reductions(const MatmulShape* s) {
+    return CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
+        (s->flags & MATMUL_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
+                                : 0);
+}
+
+// The library's proposals for a plan, the best by its own estimate first; at least one, or it fails.
+static int matmul_proposals(
+    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+    static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const MatmulShape* s = &p->shape;
+    cublasLtMatmulPreference_t preference;
+    uint32_t alignment = 32, reductions = matmul_reductions(s);
+    LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
+    cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
+    cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
+    for (int i = 0; i < 4; i++)
+        cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
+    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d",
+        (long long)s->m, (long long)s->n, (long long)s->k, s->flags, (int)status);
+}
+
+// Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at
+// most, and for another size often one that is faster here.
+static int matmul_propose_more(
+    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+    // rows to ask for, in halves of the product's: half as many, twice, four times
+    static const int halves[] = {1, 4, 8};
+    for (int i = 0; i < 3; i++) {
+        cublasLtMatmulHeuristicResult_t more[PROPOSALS];
+        MatmulPlan other = *p;
+        // a weight's gradient sums over the rows
+        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k : &other.shape.n;
+        int extra = 0;
+        *rows = round_up(*rows * halves[i] / 2, 16);
+        if (*rows == 0) continue;
+        if (matmul_plan_make(d, &other, e) != 0) return -1;
+        Error none;
+        if (matmul_proposals(d, &other, more, &extra, &none) != 0) extra = 0;
+        matmul_plan_free(&other);
+        for (int k = 0; k < extra && *count < PROPOSALS; k++) {
+            int known = 0;
+            for (int j = 0; j < *count; j++)
+                known |= memcmp(&found[j].algo, &more[k].algo, sizeof more[k].algo) == 0;
+            if (!known) found[(*count)++] = more[k];
+        }
+    }
+    return 0;
+}
+
+// --- which of them compute the product ---
+
+// At how many places of D algorithms are compared: fewer the longer the sums, as the sum in fp64 takes time.
+static int matmul_samples(const MatmulShape* s) {
+    int64_t most = min_i64(MATMUL_SAMPLES, max_i64(MATMUL_LEAST_SAMPLES, MATMUL_SAMPLED_TERMS / s->k));
+    return (int)min_i64(most, s->m * s->n);
+}
+
+// samples[i].sum = the sum over l of A(row, l) B(l, column) in fp64, at one place in every 1 / count of D, at
+// random there; .square likewise. A warp has a sample; it reads 4 k bytes.
+__global__ void matmul_sample_kernel(
+    MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
+    int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
+    if (i >= count) return;
+    int64_t from = s.m * s.n * i / count, to = s.m * s.n * (i + 1) / count;
+    uint32_t hash = (uint32_t)i * 2654435761u;
+    hash ^= hash >> 15, hash *= 0x846ca68bu;
+    hash ^= hash >> 16;
+    int64_t at = from + hash % (to - from), row = at % s.m, column = at / s.m;
+    double sum = 0, square = 0;
+    for (int64_t l = lane; l < s.k; l += 32) {
+        double x = __bfloat162float(s.transposed_a ? a[l + row * s.k] : a[row + l * s.m]),
+               y = __bfloat162float(s.transposed_b ? b[column + l * s.n] : b[l + column * s.k]);
+        sum += x * y, square += x * y * x * y;
+    }
+    for (int step = 16; step; step >>= 1)
+        sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
+    if (lane == 0) samples[i].at = at, samples[i].sum = sum, samples[i].square = square;
+}
+// samples[i].before = C there, read before the product writes D, which may be C. A thread has a sample.
+__global__ void matmul_before_kernel(MatmulSample* samples, int count, const void* c, int fp32) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= count) return;
+    int64_t at = samples[i].at;
+    samples[i].before = !c ? 0
+        : fp32             ? (double)((const float*)c)[at]
+                           : (double)__bfloat162float(((const bf16*)c)[at]);
+}
+
+// The GELU in its tanh form and its slope, in fp64.
+__device__ __forceinline__ double gelu_exact(double x) {
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+__device__ __forceinline__ double gelu_slope_exact(double x) {
+    double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
+}
+
+// Compares D with the samples. out[0]: the largest error, as a share of its place's tolerance. out[1]: the
+// rms of the errors as a share of the rms of the tolerances. NaN where D is not a number and should be one.
+// One block of 1024 threads, each with every 1024th sample.
+//
+// The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms,
+// to fp32: 2^-23 of what the sum has grown to, k / 8 times. That is about the larger of the sum and the root
+// of its terms' squares. C and the bias are added likewise. A result is rounded once more: 2^-24 of it in
+// fp32, 2^-8 in bf16. The GELU's slope is below 1.13. The hardware's tanh is good to 2^-11 of itself; the
+// GELU weighs that with x / 2, the GELU's slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
+__global__ void matmul_compare_kernel(
+    double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
+    __shared__ double most[32], errors[32], tolerances[32];
+    double largest = 0, error_square = 0, tolerance_square = 0;
+    for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
+        int64_t at = samples[i].at;
+        double bias = s.flags & MATMUL_BIAS ? (double)__bfloat162float(x.bias[at % s.m]) : 0;
+        double expected = samples[i].sum + samples[i].before + bias;
+        double size =
+            fmax(fabs(samples[i].sum), sqrt(samples[i].square)) + fabs(samples[i].before) + fabs(bias);
+        double tolerance = 0x1p-23 * ((double)s.k / 8 + 8) * size + 1e-36;
+        double found = s.flags & MATMUL_FP32 ? (double)((const float*)x.out)[at]
+                                             : (double)__bfloat162float(((const bf16*)x.out)[at]);
+        double rounding = s.flags & MATMUL_FP32 ? 0x1p-24 : 0x1p-8;
+        if (!(size < 1e30)) continue;   // operands that are not finite, or nearly: nothing can be said
+        if (s.flags & MATMUL_GELU_AUX) {
+            double error = fabs((double)__bfloat162float(((const bf16*)x.aux)[at]) - expected);
+            double share = error / (tolerance + rounding * fabs(expected));
+            largest = share <= largest ? largest : share;   // a NaN stays
+        }
+        if (s.flags & (MATMUL_GELU | MATMUL_GELU_AUX))
+            tolerance = 1.13 * tolerance + 0x1p-12 * fabs(expected), expected = gelu_exact(expected);
+        if (s.flags & MATMUL_DGELU) {
+            double y = (double)__bfloat162float(((const bf16*)x.aux)[at]);
+            double slope = 0x1p-11 * (0.5 + fabs(y) * (0.8 + 0.11 * y * y));
+            tolerance = 1.13 * (tolerance + rounding * fabs(expected)) + slope * fabs(expected);
+            expected *= gelu_slope_exact(y);
+        }
+        tolerance += rounding * fabs(expected);
+        double error = fabs(found - expected), share = error / tolerance;
+        largest = share <= largest ? largest : share;
+        error_square += error * error, tolerance_square += tolerance * tolerance;
+    }
+    for (int step = 16; step; step >>= 1) {
+        double other = __shfl_xor_sync(~0u, largest, step);
+        largest = other <= largest ? largest : other;
+        error_square += __shfl_xor_sync(~0u, error_square, step);
+        tolerance_square += __shfl_xor_sync(~0u, tolerance_square, step);
+    }
+    int warp = (int)threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0)
+        most[warp] = largest, errors[warp] = error_square, tolerances[warp] = tolerance_square;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int i = 1; i < 32; i++) {
+        largest = most[i] <= largest ? largest : most[i];
+        error_square += errors[i], tolerance_square += tolerances[i];
+    }
+    out[0] = largest, out[1] = tolerance_square > 0 ? sqrt(error_square / tolerance_square) : 0;
+}
+static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // the most that out[0] and out[1] may be
+
+// The samples lie in the workspace, behind the library's part.
+static MatmulSample* matmul_sample_memory(const Gpu* d) {
+    return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE);
+}
+
+// Why an algorithm is not to be taken for a product, by its settings alone; "" if they raise no objection.
+static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
+    MatmulSettings settings = matmul_settings(algorithm);
+    cublasLtMatmulHeuristicResult_t result;
+    Error why = {{0}};
+    int64_t depth = matmul_tile_depth(settings.stages), k = p->shape.k;
+    cublasStatus_t status =
+        cublasLtMatmulAlgoCheck(d->lt, p->operation, p->a, p->b, p->d, p->d, algorithm, &result);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fail(&why, "the library does not allow it here: status %d", (int)status);
+    else if (result.workspaceSize > LT_WORKSPACE)
+        fail(&why, "it needs a workspace of %zu bytes", result.workspaceSize);
+    else if (settings.reduction & ~matmul_reductions(&p->shape)) fail(&why, "it adds partial sums in bf16");
+    else if (settings.splits != 0 && settings.splits != 1 && k % depth != 0)
+        fail(&why, "it splits a sum of %lld numbers, no multiple of its tile of %lld", (long long)k,
+            (long long)depth);
+    return why;
+}
+
+// Runs an algorithm on the operands and compares D with the samples, whose sums matmul_sample has made. 0, or
+// -1 with a line. Waits for `stream`.
+static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
+    const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
+    const MatmulShape* s = &p->shape;
+    MatmulSample* samples = matmul_sample_memory(d);
+    double* out = (double*)(samples + MATMUL_SAMPLES);
+    int count = matmul_samples(s);
+    matmul_before_kernel<<<(unsigned)ceil_div(count, 256), 256, 0, d->stream>>>(
+        samples, count, x->c, s->flags & MATMUL_FP32);
+    cublasStatus_t status = matmul_run(d, p, x, algorithm);
+    if (status != CUBLAS_STATUS_SUCCESS) return fail(why, "the library refuses it: status %d", (int)status);
+    matmul_compare_kernel<<<1, 1024, 0, d->stream>>>(out, samples, count, *x, *s);
+    CUDA_TRY(why, cudaMemcpyAsync(shares, out, 2 * sizeof *shares, cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(why, cudaStreamSynchronize(d->stream));
+    if (shares[0] <= MATMUL_LARGEST && shares[1] <= MATMUL_RMS) return 0;
+    return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms",
+        shares[0], shares[1]);
+}
+// Chooses the samples of a product and enqueues their sums.
+static void matmul_sample(Gpu* d, const MatmulShape* s, const MatmulOperands* x) {
+    int count = matmul_samples(s);
+    matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(
+        matmul_sample_memory(d), count, x->a, x->b, *s);
+}
+
+// --profile: prints an algorithm of a product, and why it was refused or chosen.
+static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, const char* text) {
+    MatmulSettings a = matmul_settings(algorithm);
+    printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n",
+        (long long)s->m, (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
+}
+
+// Puts the proposals that compute the product into `good`, `wanted` at most, and fails if there is none. If
+// several are wanted, the library is asked for more than it proposes first.
+static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
+    cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
+    cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+    Error why = {{0}};
+    int proposed = 0;
+    *count = 0;
+    if (matmul_proposals(d, p, found, &proposed, e) != 0) return -1;
+    if (wanted > 1 && matmul_propose_more(d, p, found, &proposed, e) != 0) return -1;
+    matmul_sample(d, &p->shape, x);
+    for (int i = 0; i < proposed && *count < wanted; i++) {
+        double shares[2];
+        why = matmul_objection(d, p, &found[i].algo);
+        int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
+        if (!bad) good[(*count)++] = found[i].algo;
+        else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
+        // what a bad one left in C, perhaps not finite, would spoil the comparison of the next
+        if (bad && x->c == x->out)
+            CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
+    }
+    CUDA_TRY(e, cudaGetLastError());
+    if (*count > 0) return 0;
+    return fail(e,
+        "cuBLASLt proposes %d algorithms for the product %lld x %lld x %lld (flags %d), none to be taken; "
+        "the last: %s",
+        proposed, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
+        why.text);
+}
+
+// Times the candidates on these very operands, three runs each after one that is not counted: `chosen` is the
+// fastest one's number.
+static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
+    const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
+    float best = INFINITY, first = 0;
+    *chosen = 0;
+    for (int i = 0; i < count; i++) {
+        float ms = 0, elapsed = 0;
+        for (int j = 0; j < 4; j++) {
+            if (j == 1) cudaEventRecord(d->timer[0], d->stream);
+            if (matmul_run(d, p, x, &good[i]) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
+        }
+        cudaEventRecord(d->timer[1], d->stream);
+        CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
+        cudaEventElapsedTime(&elapsed, d->timer[0], d->timer[1]);
+        ms += elapsed / 3;
+        if (i == 0) first = ms;
+        if (ms < best) best = ms, *chosen = i;
+    }
+    char text[128];
+    snprintf(text, sizeof text, "chosen, %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)", *chosen + 1,
+        count, best, 2e-9 * (double)p->shape.m * (double)p->shape.n * (double)p->shape.k / best, first);
+    if (d->products_shown) matmul_report(&p->shape, &good[*chosen], text);
+    return 0;
+}
+
+// --- choices that are kept ---
+
+// --products FILE, a text file. Its first line names the library and the GPU. Each other line is a product: m
+// n k, whether A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and, for the
+// reader only, what these say.
+static int products_header(char* line, size_t size, Error* e) {
+    cudaDeviceProp gpu;
+    int device = 0;
+    CUDA_TRY(e, cudaGetDevice(&device));
+    CUDA_TRY(e, cudaGetDeviceProperties(&gpu, device));
+    snprintf(line, size, "gpt2_sp products 1, cuBLASLt %zu, %s\n", cublasLtGetVersion(), gpu.name);
+    return 0;
+}
+// Looks a product up in the file. 1: `algorithm` is the file's choice; 0: the file does not have the product,
+// or there is no file; -1: it cannot be read, or was made by another library or for another GPU.
+static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
+    char expected[320], line[512];
+    int found = 0, number = 1;
+    if (products_header(expected, sizeof expected, e) != 0) return -1;
+    FILE* f = fopen(path, "r");
+    if (!f) return errno == ENOENT ? 0 : fail_file(e, "open --products", path);
+    if (!fgets(line, sizeof line, f) || strcmp(line, expected) != 0) {
+        fclose(f);
+        expected[strcspn(expected, "\n")] = line[strcspn(line, "\n")] = 0;
+        return fail(e, "--products %.400s: its first line is '%.100s', this program's would be '%.160s'",
+            path, line, expected);
+    }
+    while (found == 0 && fgets(line, sizeof line, f)) {
+        MatmulShape t;
+        long long m, n, k;
+        unsigned long long word[8];
+        number++;
+        int read = sscanf(line, "%lld %lld %lld %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &m, &n, &k,
+            &t.transposed_a, &t.transposed_b, &t.flags, &word[0], &word[1], &word[2], &word[3], &word[4],
+            &word[5], &word[6], &word[7]);
+        t.m = m, t.n = n;
+        t.k = k;
+        if (read != 14 || !strchr(line, '\n'))
+            found = fail(e, "--products %.900s: line %d is no product", path, number);
+        else if (matmul_same(&t, s)) {
+            for (int i = 0; i < 8; i++) algorithm->data[i] = word[i];
+            found = 1;
+        }
+    }
+    fclose(f);
+    return found;
+}
+// Adds a choice to the file, which it begins if there is none.
+static int products_append(
+    const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
+    char header[320];
+    MatmulSettings a = matmul_settings(algorithm);
+    if (products_header(header, sizeof header, e) != 0) return -1;
+    FILE* f = fopen(path, "a");
+    if (!f) return fail_file(e, "write --products", path);
+    if (fseek(f, 0, SEEK_END) == 0 && ftell(f) == 0) fputs(header, f);
+    fprintf(f, "%lld %lld %lld %d %d %d", (long long)s->m, (long long)s->n, (long long)s->k, s->transposed_a,
+        s->transposed_b, s->flags);
+    for (int i = 0; i < 8; i++) fprintf(f, " %llx", (unsigned long long)algorithm->data[i]);
+    fprintf(f, "   algorithm %d, tile %u, stages %u, split %d\n", a.id, a.tile, a.stages, a.splits);
+    int bad = ferror(f);
+    if (fclose(f) != 0 || bad) return fail_file(e, "write --products", path);
+    return 0;
+}
+
+// Takes the file's choice for a plan. 1: taken; 0: the file has none; -1: an error, also if the choice does
+// not pass the tests that every proposal must pass.
+static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    Error why = {{0}};
+    double shares[2];
+    int found = products_find(d->products, &p->shape, &p->algorithm, e);
+    if (found != 1) return found;
+    why = matmul_objection(d, p, &p->algorithm);
+    matmul_sample(d, &p->shape, x);
+    if (why.text[0] || matmul_agrees(d, p, x, &p->algorithm, shares, &why) != 0)
+        return fail(e,
+            "--products %.400s: its algorithm for %lld x %lld x %lld (flags %d) is not to be taken: %.300s",
+            d->products, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
+            why.text);
+    return 1;
+}
+
+// Choices by timing serve all ranks of the process, whose GPUs are alike: ranks with the same shapes then use
+// the same algorithms. matmul_forced >= 0 (tests) takes candidate number matmul_forced modulo their number.
+static MatmulChoice matmul_chosen[2 * MAX_PLANS];
+static int matmul_chosen_count, matmul_forced = -1;
+// Sets p->algorithm. In this order: the choice of --products; in a rehearsal, an earlier choice of the
+// process, then the fastest candidate; else, and with --deterministic 1, the first candidate.
+static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    int timed = d->rehearsing && !d->deterministic, count = 0, best = 0;
+    cublasLtMatmulAlgo_t good[PROPOSALS];
+    int found = d->products[0] ? products_take(d, p, x, e) : 0;
+    if (found != 0) return found < 0 ? -1 : 0;
+    for (int i = 0; timed && matmul_forced < 0 && i < matmul_chosen_count && !found; i++)
+        if (matmul_same(&matmul_chosen[i].shape, &p->shape))
+            p->algorithm = matmul_chosen[i].algorithm, found = 1;
+    if (!found) {
+        if (matmul_candidates(d, p, x, timed || matmul_forced >= 0 ? PROPOSALS : 1, good, &count, e) != 0)
+            return -1;
+        if (matmul_forced >= 0) best = matmul_forced % count;
+        else if (timed && matmul_fastest(d, p, x, good, count, &best, e) != 0) return -1;
+        p->algorithm = good[best];
+        if (timed && matmul_forced < 0 && matmul_chosen_count < 2 * MAX_PLANS)
+            matmul_chosen[matmul_chosen_count++] = {p->shape, p->algorithm};
+    }
+    return d->products[0] ? products_append(d->products, &p->shape, &p->algorithm, e) : 0;
+}
+
+// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying algorithms
+// changes D where it is added to. A rehearsal throws D away; elsewhere D is saved before and put back after.
+static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    size_t bytes = matmul_bytes(&p->shape);
+    void* kept = NULL;
+    int keep = x->c == x->out && !d->rehearsing;
+    if (keep) {
+        CUDA_TRY(e, cudaMalloc(&kept, bytes));
+        CUDA_TRY(e, cudaMemcpyAsync(kept, x->out, bytes, cudaMemcpyDeviceToDevice, d->stream));
+    }
+    pthread_mutex_lock(&mutex);
+    int status = matmul_decide(d, p, x, e);
+    pthread_mutex_unlock(&mutex);
+    if (!keep) return status;
+    cudaError_t back = cudaMemcpyAsync(x->out, kept, bytes, cudaMemcpyDeviceToDevice, d->stream);
+    if (back == cudaSuccess) back = cudaStreamSynchronize(d->stream);
+    cudaFree(kept);
+    if (status == 0) CUDA_TRY(e, back);
+    return status;
+}
+
+// Enqueues D = A B on `stream` as shape and operands say. The first use of a shape makes its plan and chooses
+// its algorithm, for which the host waits.
+static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Error* e) {
+    MatmulPlan* p = NULL;
+    for (int i = 0; i < d->plan_count && !p; i++)
+        if (matmul_same(&d->plans[i].shape, &shape)) p = &d->plans[i];
+    int fresh = !p;
+    if (fresh) {
+        if (d->plan_count == MAX_PLANS) return fail(e, "more than %d shapes of matrix products", MAX_PLANS);
+        p = &d->plans[d->plan_count];
+        memset(p, 0, sizeof *p);
+        p->shape = shape;
+        if (matmul_plan_make(d, p, e) != 0) return -1;
+        d->plan_count++;
+    }
+    if (x.bias)
+        LT_TRY(e,
+            cublasLtMatmulDescSetAttribute(
+                p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias));
+    if (x.aux)
+        LT_TRY(e,
+            cublasLtMatmulDescSetAttribute(
+                p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
+    if (fresh && matmul_choose(d, p, &x, e) != 0) {
+        matmul_plan_free(p);   // a plan without an algorithm must not stay
+        d->plan_count--;
+        return -1;
+    }
+    LT_TRY(e, matmul_run(d, p, &x, &p->algorithm));
+    return 0;
+}
+
+// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]
+static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias,
+    const bf16* add, int64_t R, int64_t C, int64_t OC, Error* e) {
+    int flags = (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0);
+    return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, add, bias, NULL}, e);
+}
+// out = the GELU of that; the value before the GELU goes to aux (R, OC) unless aux is NULL
+static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight,
+    const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
+    int flags = MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU);
+    return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, NULL, bias, aux}, e);
+}
+// dinp (R, C) = dout (R, OC) weight (OC, C) [times gelu'(aux)]
+static int matmul_backward_input(Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux,
+    int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(
+        d, {C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0}, {dinp, weight, dout, NULL, NULL, (void*)aux}, e);
+}
+// dweight (OC, C) += dout^T inp, in fp32
+static int matmul_backward_weight(
+    Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
+    return matmul(
+        d, {C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD}, {dweight, inp, dout, dweight, NULL, NULL}, e);
+}
+
+// --- attention kernels ---
+//
+// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper
+// (sm_90a) for head sizes 64 and 128, in the portable kernels on every GPU from sm_80 on for all up to 128. attention_forward
+// and attention_backward choose; carries of one are read by the other.
+//
+// What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos +
+// column:
+//     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
+//     O   = softmax over visible j of (scale * q_i . k_j)  times V          lse_i = ln sum over visible j of exp(scale * q_i . k_j)
+//     dV += P^T dO      dS = P * (dO V^T - delta)      dQ += dS K (unscaled, see below)      dK += scale * dS^T Q      delta_i = dO_i . O_i
+// Rows that see no key give O = 0 and lse = -inf, and add nothing to any gradient.
+//
+// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on
+// different GPUs. The forward pass carries (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j
+// v_j, l = sum of p_j, p_j = 2^(s_j - m), s_j = scale * log2(e) * q.k_j, where m is any number that keeps the
+// powers in range (the row maximum or one within 8 of it), in base-2 units. The last launch divides and
+// writes O and lse. The backward pass takes the lse and delta of the whole row, so its launches only add: dQ,
+// dK and dV accumulate in fp32. dQ is kept without the factor `scale`, which attention_dq_finish applies once
+// when it casts.
+//
+//     attention_forward(args, stream)      one (query chunk, key chunk) pair; carry in and out optional
+//     attention_merge(...)                 adds two carries of the same rows (computed at different places), or turns one into O and lse
+//     attention_delta(...)                 delta = rowsum(dO * O)
+//     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
+//     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
+// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device
+// each may call them at the same time.
+//
+// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension
+// (HS) is contiguous. So the packed output of a QKV GEMM (token stride 3C, head stride HS) and head-major
+// tensors are both read in place. Copies into shared memory need a base aligned to 16 bytes and strides of a
+// multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue. doc_start (B, Tq): absolute
+// position of the first token of each row's document, non-decreasing along a sequence.
+//
+// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq / Tk rows of this chunk
+// of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
+//
+// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and
+// g+8 and columns 8j+2t, 8j+2t+1: d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in
+// pairs it is exactly the register A operand of the next wgmma. Shared tiles are rows of 128 bytes in the
+// 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)). Head size 128 takes two tiles,
+// one for each 64 columns, the second right after the first.
+//
+// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction),
+// ThunderKittens (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17
+// -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means wgmma was serialised: treat it as an
+// error.
 
 // --- PTX in small pieces ---
 namespace attn {
@@ -1571,9 +3518,9 @@ template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaS
 }
 }   // namespace attn
 
-// ===== 7b. portable attention kernels ===========================================================
+// --- portable attention kernels ---
 //
-// The same contract as 7a with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU
+// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU
 // from A100 and RTX 30 on, and for any head size HS <= 128 that is a multiple of 16. Kernels are made for D =
 // 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
 //
@@ -2257,13 +4204,13 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
     }
 }
 #ifndef ATTN_HOPPER
-#define ATTN_HOPPER 1   // 0: a build without sm_90a, whose kernels of 7a are empty
+#define ATTN_HOPPER 1   // 0: a build without sm_90a, whose kernels for Hopper are empty
 #endif
 static int attn_hopper(const AttnShape& s, const AttnDevice& d) {
     return ATTN_HOPPER && s.path == ATTN_AUTO && (s.HS == 64 || s.HS == 128) && d.major == 9;
 }
 
-// One chunk pair, see the top of section 7a. Asynchronous on `stream`, on the device that is current.
+// One chunk pair; its conventions are those above them. Asynchronous on `stream`, on the device that is current.
 static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
     AttnDevice d;
     ATTN_TRY(attn_device(&d));
@@ -2285,1658 +4232,6 @@ static inline cudaError_t attention_backward(const AttnBackward& a, cudaStream_t
     return a.s.HS == 64 ? hopper_backward<64>(a, stream) : hopper_backward<128>(a, stream);
 }
 }   // namespace attn
-
-// ===== 4. transports ============================================================================
-//
-// The ranks of a process are threads; each has a GPU, or a part of one (virtual ranks). Their hosts meet as
-// the CPU program's do (ThreadWorld) and run ahead of the GPUs; a GPU waits for another through events. Each
-// rank has four streams (LANE_...):
-//
-//     stream     the step: products, norms, every other op of attention, sums of gradients, the update
-//     beside     the other ops of attention; clears buffers ahead of their use
-//     copies     what attention's tables send from rank to rank
-//     gathers    parts of gradients and slices of weights, from rank to rank
-//
-// Inside a process every rank reads its peers' memory. Copy engines, which take no multiprocessor's time,
-// bring operands and slices. A kernel sums gradients in the order of the ranks, so that two GPUs give the
-// same bits as two virtual ranks on one. Between processes NCCL does both, with one communicator for `stream`
-// and `copies` and a second for `gathers`, so that a unit of --zero 3 can come while attention's operands do.
-
-// A rectangle of memory: `rows` rows of `width` bytes; a row begins `pitch` bytes after the one before it.
-typedef struct {
-    char* data;
-    size_t pitch, width;
-    int64_t rows;
-} Block;
-// A message is contiguous, so parts of wider rows are packed first: `rows` rows of `width` bytes go from
-// `source`, where they begin `source_pitch` bytes apart, to `data`, where they follow each other.
-typedef struct {
-    char* data;
-    size_t width;
-    int64_t rows;
-    const char* source;
-    size_t source_pitch;
-} PackJob;
-enum { MAX_RANKS = 64 };   // of a run
-
-// What a rank offers one peer during a step of a table; empty while pieces is NULL. The peer may read from
-// the event `ready` on. It empties the box and leaves `taken`, after which this rank may overwrite what it
-// offered.
-typedef struct {
-    const Piece* pieces;
-    int count;
-    cudaEvent_t ready, taken;
-} GpuBox;
-
-struct Gpu;
-
-// ===== 6. parameters and memory plan ============================================================
-//
-// A rank's device memory is one allocation. gpu_layout hands it out, in this order:
-//
-//     | weights, gradients, m, v, | kept for   | one layer: its other activations, `wide` | exchange |
-//     | unit buffers, scratch     | all layers | or the head: lnf, logits of a chunk      |          |
-//
-// Two buffers share memory where the first is dead before the second is written:
-//     dx in x_final       the norm's backward kernel reads a row before it writes that row's gradient
-//     head over layer     the head runs between the layers' forward and backward passes; what it overwrites
-//                         was not to be kept, and the backward pass computes it again
-//     qkv, ln1 in fch     --recompute attn computes them again once the MLP is differentiated
-//     dQ in x2, ln2       the same mode: their last reader, the MLP's backward pass, is over; in fch else
-//     dqkv, dO in `wide`  the MLP's gradients before the GELU, which were there, have been used
-//     exchange            what layers leave unused while attention runs (exchange_rooms), then memory of its
-//                         own, the same for both directions, which never run at the same time
-
-// Activations of a layer: name, numbers per row, their type, and the recompute modes that keep them for every
-// layer. qkv is (R, 3C), and attention reads it in place; lse is (B, NH, Tl); fch is the MLP before the GELU,
-// and in the backward pass scratch after it; without a gelu of their own, layers use `wide`.
-// clang-format off
-#define GPU_ACTIVATIONS(X) \
-    X(x,     s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN | KEEP_LAYER) /* the layer's input */ \
-    X(ln1,   s->C,     bf16,  KEEP_NONE) \
-    X(rstd1, 1,        float, KEEP_NONE) \
-    X(qkv,   3 * s->C, bf16,  KEEP_NONE | KEEP_GELU) \
-    X(atty,  s->C,     bf16,  KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
-    X(lse,   s->NH,    float, KEEP_NONE | KEEP_GELU | KEEP_ATTN) \
-    X(x2,    s->C,     bf16,  KEEP_NONE | KEEP_GELU) \
-    X(ln2,   s->C,     bf16,  KEEP_NONE) \
-    X(rstd2, 1,        float, KEEP_NONE) \
-    X(fch,   4 * s->C, bf16,  KEEP_NONE | KEEP_GELU) \
-    X(gelu,  4 * s->C, bf16,  KEEP_NONE)
-// clang-format on
-
-// G_x, G_ln1, ...: the activation's row in the table.
-enum {
-#define X(name, columns, type, keep) G_##name,
-    GPU_ACTIVATIONS(X)
-#undef X
-        GPU_ACTIVATION_COUNT
-};
-// A row of the table for a shape: name, numbers per row of the batch, bytes of one, KEEP_... bits.
-typedef struct {
-    const char* name;
-    int64_t columns;
-    size_t size;
-    int keep;
-} GpuActivation;
-static GpuActivation gpu_activation(const Shape* s, int id) {
-    const GpuActivation table[] = {
-#define X(name, columns, type, keep) {#name, columns, sizeof(type), keep},
-        GPU_ACTIVATIONS(X)
-#undef X
-    };
-    return table[id];
-}
-// Whether the mesh's recompute mode keeps an activation for every layer.
-static int gpu_kept(const Mesh* mesh, int id) {
-    return gpu_activation(&mesh->shape, id).keep >> mesh->recompute & 1;
-}
-// For how many layers an activation has a place at a time: all if it is kept, else those that are computed
-// again together, one without training. 0: it has none; gelu is then in `wide`.
-static int64_t gpu_copies(const Mesh* mesh, int id) {
-    if (!mesh->training) return id != G_gelu;
-    if (gpu_kept(mesh, id)) return mesh->shape.L;
-    return id == G_gelu ? 0 : min_i64(mesh->shape.L, segment_layers(&mesh->shape, mesh->recompute));
-}
-
-// Figures of a step, fp64 on the device.
-enum {
-    STAT_LOSS,       // this rank's sum of losses
-    STAT_SQUARE,     // the square of the norm of what this rank holds of the gradient
-    STAT_SCALE,      // what clipping multiplies the gradient with; -1: loss or norm is not finite, no update
-    STAT_ALL_LOSS,   // the two above for all ranks
-    STAT_ALL_SQUARE,
-    STAT_COUNT
-};
-// Sizes of launches whose partial sums a second kernel adds, and the widths that kernels are made for.
-enum {
-    NORM_BLOCKS = 1056,     // most blocks of the norms' backward pass
-    NORM_ROWS = 4,          // rows that such a block works on at a time
-    MAX_CHANNELS = 8192,    // a thread of the norms has 8, a block at most 1024 threads
-    SUM_BLOCKS = 192,       // blocks along the rows of a sum of columns
-    SQUARE_BLOCKS = 1024,   // blocks of a sum of squares of gradients
-    BUCKET_ROWS = 64        // sorted rows of a block of the embedding's backward pass
-};
-enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
-// Shapes of products of a rank, algorithms that are tried for one, marks of a step, names of their groups.
-enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192, MAX_GROUPS = 40 };
-// Buffers for single units: one each of the embeddings, the final norm and the positions, and two that the
-// layers take in turn.
-enum { UNIT_BUFFERS = 5 };
-static const size_t LT_WORKSPACE = 32 << 20;   // bytes for cuBLASLt
-
-// --trace: something that a stream did in the traced step. A lane is one of the rank's streams.
-enum { LANE_COMPUTE, LANE_BESIDE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
-typedef struct {
-    int lane;
-    char name[28];
-    cudaEvent_t begin, end;
-    float from, to;   // ms since the step began
-} Span;
-
-// A point of a step on `stream`: after a layer, or after what has no layer. When a GPU does not come back,
-// the last point that it reached says where it hangs.
-typedef struct {
-    const char* what;
-    int64_t layer;   // -1: none
-    cudaEvent_t event;
-} Progress;
-enum { MAX_PROGRESS = 256 };
-
-// A matrix product D (m, n) = A (m, k) B (k, n); the algorithm that was chosen for one; both with the
-// descriptors that the library needs to run it.
-typedef struct {
-    int64_t m, n, k;
-    int transposed_a, transposed_b, flags;   // MATMUL_...
-} MatmulShape;
-typedef struct {
-    MatmulShape shape;
-    cublasLtMatmulAlgo_t algorithm;
-} MatmulChoice;
-typedef struct {
-    MatmulShape shape;
-    cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t a, b, d;
-    cublasLtMatmulAlgo_t algorithm;
-} MatmulPlan;
-
-// A place of D at which algorithms are compared with fp64.
-typedef struct {
-    int64_t at;           // in D, by columns
-    double sum, square;   // of the terms of A B, and of their squares
-    double before;        // what C holds there
-} MatmulSample;
-enum { MATMUL_SAMPLES = 16384, MATMUL_LEAST_SAMPLES = 1024 };
-// Terms of all samples of a product together, where that leaves enough samples.
-static const int64_t MATMUL_SAMPLED_TERMS = 1 << 28;
-// cuBLASLt's workspace, and behind it the samples and the two figures of a comparison.
-static const size_t MATMUL_WORKSPACE =
-    LT_WORKSPACE + MATMUL_SAMPLES * sizeof(MatmulSample) + 2 * sizeof(double);
-
-// The GPU's part of a rank. Pointers go into its arena.
-struct Gpu {
-    Arena arena;
-    int ordinal;    // which GPU of the process
-    int64_t B, R;   // sequences and rows at a time: all of a pass, or a part (gpu_sequences)
-    cudaStream_t stream, beside, copies, gathers;   // what each does: section 4
-    // Exchange and collectives: `stream`, or `beside`, has reached a point; both have, seen from `copies`.
-    cudaEvent_t ready, beside_ready, complete;
-    cudaEvent_t launched[2];     // the last op on `stream`, on `beside`, may start
-    cudaEvent_t done, arrived;   // this rank has read in a collective; a step's receives are here
-    // A layer's gradients are made on `stream`; the peers' parts of them are in `staged`.
-    cudaEvent_t differentiated, staged_there;
-    cudaEvent_t updated[UNIT_KINDS];   // this rank's part of the units of a kind is updated
-    cudaEvent_t taken[MAX_RANKS];      // this rank has read what the peer offered
-    // A buffer of single units: its unit is gathered; nobody reads the unit that was there before.
-    cudaEvent_t unit_there[UNIT_BUFFERS], unit_free[UNIT_BUFFERS];
-    Progress progress[MAX_PROGRESS];   // the step's last points: a ring
-    int64_t progress_count;
-    int nccl, stuck;   // ranks exchange through NCCL; the GPU did not come back in time
-#ifdef GPT2_SP_NCCL
-    ncclComm_t comms[2];   // for the streams `stream` and `copies`; for `gathers`
-#endif
-    GpuBox* boxes;   // (world, world): from, to; one array for all ranks
-    Gpu** peers;     // (world)
-    void* offered;   // what the peers read during a collective
-    // (L + 3) each: this rank's gradient of a unit is whole; its slice is the sum of all ranks'; the unit's
-    // weights are gathered.
-    cudaEvent_t *made, *summed, *together;
-    // (L + 3) --zero 1, 2: the unit's updated weights are being gathered, and its bf16 copy is not made yet.
-    unsigned char* gather_pending;
-    int last_micro_batch;   // it completes the step's gradients: a layer's are summed once they are made
-    cublasLtHandle_t lt;
-    MatmulPlan plans[MAX_PLANS];
-    int plan_count;
-    char products[GPT2_SP_TEXT + 16];   // --products of this process; "": none
-    int products_shown;                 // --profile: which algorithms were taken, and which not and why
-    // A rehearsal is a step without attention, whose results nobody uses: there timing chooses algorithms.
-    int rehearsing, rehearsed;
-    int deterministic, attention;   // attention: ATTN_AUTO or ATTN_PORTABLE
-    cudaEvent_t timer[2];
-
-    float* state[STATES];                 // fp32: what this rank holds (see held)
-    bf16* half;                           // bf16 copies of wte and the layers, where it holds whole units
-    float* whole_unit[2][UNIT_BUFFERS];   // gathered weights of a unit, its unsummed gradient (unit_buffer)
-    bf16* unit_half[UNIT_BUFFERS];        // bf16 copies of those weights
-    int gathered[UNIT_BUFFERS];           // which unit's weights are there, or on their way; -1: none
-    float* staged;                     // (world - 1, slice) the peers' parts of a layer's slice of gradients
-    void* act[GPU_ACTIVATION_COUNT];   // (copies, R, columns)
-    bf16* checkpoints;                 // --recompute sqrt
-    bf16 *x_final, *lnf, *dx;          // (R, C)
-    float* rstdf;                      // (R)
-    bf16* wide;                        // (R, 4C)
-    float* delta;                      // (B, NH, Tl)
-    float* dkv[2];                     // (R, C) each: sums of dK and dV, with several ranks
-    char** slots[2];                   // exchange buffers of the forward and the backward table
-    char* packed[2];                   // what this rank sends of its own rows during a step of either table
-    PackJob* jobs;                     // what this rank packs for the step in hand
-    int job_count;
-    char *pack_begin, *pack_next;   // where they go in the run in hand; where the next of them goes
-    bf16* logits;                   // (logits_chunk, Vp)
-    int64_t logits_chunk;
-    float* partial;                                     // partial sums of columns
-    double* squares;                                    // (SQUARE_BLOCKS)
-    double *stats, *all_stats;                          // (STAT_COUNT), (world, STAT_COUNT)
-    int* attention_work[2];                             // of kernels on `stream`, on `beside`
-    void* workspace;                                    // (MATMUL_WORKSPACE bytes)
-    int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
-    int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
-    void* sort_work;
-    size_t sort_bytes;
-    float* token_loss;          // (R)
-    unsigned char* token_hit;   // (R)
-
-    double* host_stats;   // pinned
-    void* pinned;         // batches, losses and hits of the host
-    int profile, tracing, mark_count, group_count, span_count, steps;
-    Span* spans;          // (MAX_SPANS)
-    cudaEvent_t* marks;   // (MAX_MARKS)
-    int mark_group[MAX_MARKS];
-    float mark_time[MAX_MARKS];   // --trace: ms since the first
-    const char* groups[MAX_GROUPS];
-};
-
-// Whether attention's inputs (ln1, qkv) are computed again late. --recompute attn keeps attention's output,
-// so the backward pass needs the inputs only after it has differentiated the MLP; they then go where the
-// MLP's activations were.
-static int gpu_inputs_again(const Mesh* mesh) { return mesh->training && mesh->recompute == GPT2_SP_ATTN; }
-
-// How many of a pass' B sequences are worked on at a time. With recomputation it is the smallest divisor of B
-// that gives a rank MICRO_TOKENS tokens. Products of so many rows run as fast as those of the whole pass,
-// activations need memory for these rows only, and gradients add up as they do over passes.
-enum { MICRO_TOKENS = 32768 };
-static int64_t gpu_sequences(const Mesh* mesh) {
-    const Shape* s = &mesh->shape;
-    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
-        for (int64_t n = 1; n < s->B; n++)
-            if (s->B % n == 0 && n * (s->T / mesh->sp) >= MICRO_TOKENS) return n;
-    return s->B;
-}
-
-// Elements of `size` bytes from the arena, in whole 256 bytes.
-static void* gpu_take(Arena* a, int group, int64_t elements, size_t size) {
-    return arena_take(a, group, (int64_t)round_up((int64_t)((size_t)elements * size), 256), 1);
-}
-
-// Bytes of scratch with which CUB sorts R keys; where there is no GPU to ask, more than it needs.
-static size_t embedding_sort_bytes(int64_t R) {
-    size_t bytes = 0;
-    if (cub::DeviceRadixSort::SortPairs(NULL, bytes, (const int32_t*)NULL, (int32_t*)NULL,
-            (const int32_t*)NULL, (int32_t*)NULL, (int)R, 0, 20) != cudaSuccess) {
-        (void)cudaGetLastError();   // no GPU here
-        bytes = (size_t)R * 2 + (1 << 20);
-    }
-    return bytes;
-}
-
-// Attention of `rows` rows of each sequence against themselves: where a sequence has one rank, all of its
-// attention. doc_start (B, T), or NULL.
-static AttnShape attention_shape(const Mesh* mesh, int64_t rows, const int32_t* doc_start) {
-    const Shape* s = &mesh->shape;
-    AttnShape a = {(int)gpu_sequences(mesh), (int)s->NH, (int)rows, (int)rows, 0, 0, 1,
-        1 / sqrtf((float)s->HS), doc_start, s->T, (int)s->HS};
-    return a;
-}
-
-// Numbers from a layer's unit to the next layer's in a state's buffer.
-static int64_t unit_stride(const Layout* layout, int state) {
-    const Unit* unit = &layout->units[1];
-    return layout->sharded[state] ? unit[1].shard_offset - unit->shard_offset : unit[1].offset - unit->offset;
-}
-// Where unit u begins in `half`, the bf16 copies: wte, then the layers' units as they are in fp32.
-static int64_t half_offset(const Layout* layout, const Shape* s, int u) {
-    return u == 0 ? 0 : layout->units[u].offset - layout->units[1].offset + round_up(s->Vp * s->C, 128);
-}
-// The first unit of a kind.
-static int kind_unit(const Layout* layout, int kind) {
-    return kind == UNIT_EMBED    ? 0
-        : kind == UNIT_LAYER     ? 1
-        : kind == UNIT_POSITIONS ? positions_unit(layout)
-                                 : layout->count - 2;
-}
-// Whether a unit has a bf16 copy: positions and the final norm are read in fp32 only.
-static int unit_halved(const Layout* layout, int u) {
-    return layout->units[u].kind == UNIT_EMBED || layout->units[u].kind == UNIT_LAYER;
-}
-// Which of the UNIT_BUFFERS a unit uses.
-static int unit_buffer(const Layout* layout, int u) {
-    int kind = layout->units[u].kind;
-    return kind == UNIT_EMBED ? 0 : kind == UNIT_FINAL ? 1 : kind == UNIT_POSITIONS ? 2 : 3 + u % 2;
-}
-// The first unit that uses buffer b; the others that use it are as large.
-static int buffer_unit(const Layout* layout, int b) {
-    static const int kinds[UNIT_BUFFERS] = {UNIT_EMBED, UNIT_FINAL, UNIT_POSITIONS, UNIT_LAYER, UNIT_LAYER};
-    return kind_unit(layout, kinds[b]);
-}
-// Numbers of a whole unit, with its padding.
-static int64_t unit_whole(const Layout* layout, int u) { return layout->units[u].slice * layout->world; }
-
-// Bytes of a number of an item's tensor i (ITEM_TENSORS): q, k, v and dO are bf16, results and what rows have
-// one number of a head fp32. Tensors of HS numbers a row and head are (B, rows, heads * HS), the others (B,
-// heads, rows).
-static size_t item_size(int kind, int i) {
-    return ITEM_TENSORS[kind].wide[i] && !item_is_result(kind) ? 2 : 4;
-}
-// Bytes of such a tensor for some heads and rows, in whole 256 bytes.
-static size_t item_tensor_bytes(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
-    int64_t elements = gpu_sequences(mesh) * rows * heads * (ITEM_TENSORS[kind].wide[i] ? mesh->shape.HS : 1);
-    return (size_t)round_up((int64_t)((size_t)elements * item_size(kind, i)), 256);
-}
-// Bytes of all tensors of an item, as they lie in a slot.
-static size_t item_tensors_bytes(const Mesh* mesh, int kind, int64_t heads, int64_t rows) {
-    size_t bytes = 0;
-    for (int i = 0; i < ITEM_TENSORS[kind].count; i++) bytes += item_tensor_bytes(mesh, kind, i, heads, rows);
-    return bytes;
-}
-// Numbers from one token to the next of tensor i in the rank's own memory, where q, k and v are parts of qkv.
-// For tensors with one number a row and head: from one sequence to the next.
-static int64_t own_stride(const Mesh* mesh, int kind, int i, int64_t rows) {
-    if (!ITEM_TENSORS[kind].wide[i]) return mesh->shape.NH * rows;
-    return item_is_result(kind) || (kind == ITEM_QDO && i == 1) ? mesh->shape.C : 3 * mesh->shape.C;
-}
-// Whether so many heads of that tensor are not contiguous there, so that they must be packed to travel.
-static int own_apart(const Mesh* mesh, int kind, int i, int64_t heads, int64_t rows) {
-    int tokens = ITEM_TENSORS[kind].wide[i];
-    return gpu_sequences(mesh) * (tokens ? rows : 1) > 1 &&
-        own_stride(mesh, kind, i, rows) != heads * (tokens ? mesh->shape.HS : rows);
-}
-// Makes bytes[slot] large enough for an item of some head parts; nothing for slot -1, the rank's own memory.
-static void slot_grow(const Mesh* mesh, const Schedule* table, size_t* bytes, int slot, int kind, int h0,
-    int h1, int64_t rows) {
-    size_t need = item_tensors_bytes(mesh, kind, part_heads(&mesh->shape, table, h0, h1).count, rows);
-    if (slot >= 0 && need > bytes[slot]) bytes[slot] = need;
-}
-// bytes (slots): what each slot of a rank needs for the largest item that a table ever has in it.
-static void slots_measure(const Mesh* mesh, const Schedule* table, int rank, int64_t rows, size_t* bytes) {
-    for (int i = 0; i < table->op_count; i++) {
-        const ScheduleOp* op = &table->ops[i];
-        if (op->rank != rank) continue;
-        slot_grow(mesh, table, bytes, op->q_slot, table->backward ? ITEM_QDO : ITEM_Q, op->h0, op->h1, rows);
-        slot_grow(mesh, table, bytes, op->kv_slot, ITEM_KV, op->h0, op->h1, rows);
-        slot_grow(
-            mesh, table, bytes, op->dq_slot, table->backward ? ITEM_DQ : ITEM_OUT, op->h0, op->h1, rows);
-        slot_grow(mesh, table, bytes, op->dkv_slot, ITEM_DKV, op->h0, op->h1, rows);
-    }
-    for (int i = 0; i < table->message_count; i++) {
-        const ScheduleMessage* m = &table->messages[i];
-        if (m->from == rank)
-            slot_grow(mesh, table, bytes, m->src, m->item.kind, m->item.h0, m->item.h1, rows);
-        if (m->to == rank) slot_grow(mesh, table, bytes, m->dst, m->item.kind, m->item.h0, m->item.h1, rows);
-        if (m->to == rank) slot_grow(mesh, table, bytes, m->into, m->item.kind, m->item.h0, m->item.h1, rows);
-    }
-}
-// Most bytes that a rank packs of its own rows during one step of a table.
-static size_t packed_bytes(const Mesh* mesh, const Schedule* table, int rank, int64_t rows) {
-    size_t most = 0, bytes = 0;
-    for (int i = 0, step = -1; i < table->message_count; i++) {
-        const ScheduleMessage* m = &table->messages[i];
-        if (m->from != rank || m->src >= 0) continue;
-        if (m->step != step) bytes = 0, step = m->step;
-        int64_t heads = part_heads(&mesh->shape, table, m->item.h0, m->item.h1).count;
-        for (int j = 0; j < ITEM_TENSORS[m->item.kind].count; j++)
-            if (own_apart(mesh, m->item.kind, j, heads, rows))
-                bytes += item_tensor_bytes(mesh, m->item.kind, j, heads, rows);
-        if (bytes > most) most = bytes;
-    }
-    return most;
-}
-// Most rows of a sequence that a rank holds; they differ by a token or two.
-static int64_t most_rows(const Mesh* mesh) {
-    int64_t most = 0;
-    for (int i = 0; i < mesh->sp; i++)
-        most = max_i64(most, rank_segments(mesh->schedule->kind, mesh->sp, mesh->shape.T, i).total);
-    return most;
-}
-
-// Memory that is free while a layer's attention runs over the ranks.
-typedef struct {
-    char* p;
-    size_t bytes;
-} Room;
-// Fills `rooms` with what is free while attention runs in a direction and returns how many there are, in this
-// order:
-//   1. `wide`. Forward: all but the running softmax (acc, m, l). Backward: all but dO. dqkv is written there
-//      after attention, from dkv, so dkv must not be here.
-//   2. x2 and ln2, neighbours: layer mode, and forward in attn mode, whose backward pass has dQ there.
-//   3. fch: layer mode; backward all but dQ.
-//   4. atty: backward in layer mode. Its last reader, delta, is done before any copy starts (gpu_post) and
-//      before any op on `beside` does (gpu_run); the next layer computes its own atty again.
-enum { ROOMS = 4 };
-static int exchange_rooms(const Gpu* d, const Mesh* mesh, int backward, Room rooms[ROOMS]) {
-    const Shape* s = &mesh->shape;
-    size_t matrix = (size_t)(d->R * s->C) * 2;   // of (R, C) bf16
-    size_t softmax = (size_t)round_up((int64_t)(2 * matrix) + d->R * s->NH * 8, 256),
-           dq = (size_t)round_up((int64_t)(2 * matrix), 256);
-    int layer = mesh->training && mesh->recompute == GPT2_SP_LAYER, count = 0;
-    Room wide = {(char*)d->wide + (backward ? 0 : softmax),
-        backward                   ? 3 * matrix
-            : softmax < 4 * matrix ? 4 * matrix - softmax
-                                   : 0};
-    rooms[count++] = wide;
-    if (layer || (gpu_inputs_again(mesh) && !backward)) {
-        Room norm = {(char*)d->act[G_x2], 2 * matrix};
-        rooms[count++] = norm;
-    }
-    if (layer) {
-        Room mlp = {(char*)d->act[G_fch] + (backward ? dq : 0), backward ? 4 * matrix - dq : 4 * matrix};
-        rooms[count++] = mlp;
-    }
-    if (layer && backward) {
-        Room output = {(char*)d->act[G_atty], matrix};
-        rooms[count++] = output;
-    }
-    return count;
-}
-// Takes bytes from the first room that is large enough, else from the arena.
-static void* exchange_take(Arena* a, Room* rooms, int count, size_t bytes) {
-    bytes = (size_t)round_up((int64_t)bytes, 256);
-    for (int i = 0; i < count; i++) {
-        char* p = rooms[i].p;
-        if (bytes > rooms[i].bytes) continue;
-        rooms[i].p += bytes, rooms[i].bytes -= bytes;
-        return p;
-    }
-    return gpu_take(a, MEMORY_EXCHANGE, (int64_t)bytes, 1);
-}
-// Whether a result for the rank's own sums arrives in this slot in a backward table's last step. Such a slot
-// is placed outside `wide`: qkv_finish, which writes dqkv there, then adds the result in passing
-// (leave_to_end). Not with --recompute layer, which is there to save memory.
-static int slot_is_last(const Mesh* mesh, const Schedule* table, int rank, int slot) {
-    int last = 0;
-    for (int i = 0; i < table->message_count && table->backward && mesh->recompute != GPT2_SP_LAYER; i++) {
-        const ScheduleMessage* m = &table->messages[i];
-        last |= m->step == table->steps - 1 && m->to == rank && m->merge && m->into < 0 && m->dst == slot;
-    }
-    return last;
-}
-// The slots, the packing buffer and dkv of the forward and the backward table. The two never run at the same
-// time, so that both directions begin at the same byte of the arena.
-static void exchange_layout(Gpu* d, Arena* a, const Rank* r) {
-    const Mesh* mesh = r->mesh;
-    size_t begin = a->used, largest = 0, before = a->group[MEMORY_EXCHANGE];
-    for (int direction = 0; direction <= mesh->training; direction++) {
-        const Schedule* table = &mesh->schedule[direction];
-        size_t bytes[MAX_SLOTS + 1] = {0};
-        Room rooms[ROOMS];
-        int count = exchange_rooms(d, mesh, direction, rooms);
-        slots_measure(mesh, table, r->place.sp, most_rows(mesh), bytes);
-        a->used = begin, a->group[MEMORY_EXCHANGE] = before;
-        for (int i = 0; direction == 1 && i < 2; i++)
-            d->dkv[i] = (float*)exchange_take(a, rooms + 1, count - 1, (size_t)(d->R * mesh->shape.C) * 4);
-        int slots = table->slot_count[r->place.sp];
-        bytes[slots] = packed_bytes(mesh, table, r->place.sp, most_rows(mesh));
-        for (;;) {   // the largest first
-            int i = 0;
-            for (int k = 1; k <= slots; k++)
-                if (bytes[k] > bytes[i]) i = k;
-            if (bytes[i] == 0) break;
-            int outside = i < slots && slot_is_last(mesh, table, r->place.sp, i);
-            char* p = (char*)exchange_take(a, rooms + outside, count - outside, bytes[i]);
-            if (i == slots) d->packed[direction] = p;
-            else if (d->slots[direction]) d->slots[direction][i] = p;
-            bytes[i] = 0;
-        }
-        if (a->used - begin > largest) largest = a->used - begin;
-    }
-    a->used = begin + largest, a->group[MEMORY_EXCHANGE] = before + largest;
-}
-
-// Walks through all device memory of a rank: with an arena that has no base to measure it, with one that has
-// to set d's pointers (see Arena in the .c).
-static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
-    const Mesh* mesh = r->mesh;
-    const Layout* layout = r->layout;
-    const Shape* s = &mesh->shape;
-    int64_t C = s->C, R = gpu_sequences(mesh) * r->Tl;
-    d->B = gpu_sequences(mesh), d->R = R;
-    const int* sharded = layout->sharded;
-    d->state[STATE_WEIGHTS] = (float*)gpu_take(a, MEMORY_WEIGHTS, layout->buffer[STATE_WEIGHTS], 4);
-    d->half = (bf16*)gpu_take(a, MEMORY_WEIGHTS,
-        sharded[STATE_WEIGHTS] ? 0 : half_offset(layout, s, kind_unit(layout, UNIT_FINAL)), 2);
-    for (int i = 0; i < UNIT_BUFFERS; i++) {
-        int u = buffer_unit(layout, i);
-        for (int state = STATE_WEIGHTS; state <= (mesh->training ? STATE_GRADIENTS : STATE_WEIGHTS);
-             state++) {
-            int64_t whole = holding(layout, state, u) == HELD_SLICE ? unit_whole(layout, u) : 0;
-            if (!sharded[state]) continue;
-            d->whole_unit[state][i] = (float*)gpu_take(a, STATE_MEMORY[state], whole, 4);
-            if (state == STATE_WEIGHTS)
-                d->unit_half[i] = (bf16*)gpu_take(a, MEMORY_WEIGHTS, unit_halved(layout, u) ? whole : 0, 2);
-        }
-    }
-    if (mesh->training) {
-        d->state[STATE_GRADIENTS] = (float*)gpu_take(a, MEMORY_GRADIENTS, layout->buffer[STATE_GRADIENTS], 4);
-        d->staged = (float*)gpu_take(a, MEMORY_GRADIENTS,
-            sharded[STATE_GRADIENTS] ? 0 : (mesh->world - 1) * layout->units[1].slice, 4);
-        d->state[STATE_M] = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->buffer[STATE_M], 4);
-        d->state[STATE_V] = (float*)gpu_take(a, MEMORY_OPTIMIZER, layout->buffer[STATE_V], 4);
-        d->checkpoints = (bf16*)gpu_take(a, MEMORY_KEPT,
-            mesh->recompute == GPT2_SP_SQRT ? ceil_div(s->L, segment_layers(s, GPT2_SP_SQRT)) * R * C : 0, 2);
-    }
-    d->x_final = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
-    d->rstdf = (float*)gpu_take(a, MEMORY_WORK, R, 4);
-    if (mesh->training) {
-        d->dx = d->x_final;   // its gradient takes its place, row by row
-        d->delta = (float*)gpu_take(a, MEMORY_WORK, R * s->NH, 4);
-        d->partial = (float*)gpu_take(a, MEMORY_WORK,
-            max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
-        d->squares = (double*)gpu_take(a, MEMORY_WORK, SQUARE_BLOCKS, 8);
-        d->keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
-        d->sorted_keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
-        d->rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
-        d->sorted_rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
-        d->sort_bytes = embedding_sort_bytes(R);
-        d->sort_work = gpu_take(a, MEMORY_WORK, (int64_t)d->sort_bytes, 1);
-    }
-    d->stats = (double*)gpu_take(a, MEMORY_WORK, STAT_COUNT, 8);
-    d->all_stats = (double*)gpu_take(a, MEMORY_WORK, mesh->world * STAT_COUNT, 8);
-    for (int i = 0; i < (mesh->sp > 1 ? 2 : 1); i++)
-        d->attention_work[i] = (int*)gpu_take(a, MEMORY_WORK,
-            (int64_t)attn::attention_backward_work(attention_shape(mesh, most_rows(mesh), NULL)), 1);
-    d->workspace = gpu_take(a, MEMORY_WORK, (int64_t)MATMUL_WORKSPACE, 1);
-    d->token_loss = (float*)gpu_take(a, MEMORY_LOGITS, R, 4);
-    d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
-    d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
-    d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
-    d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? d->B * s->T : 0, 4);
-    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // the head must not touch what is kept
-        GpuActivation act = gpu_activation(s, id);
-        int kept = mesh->training && gpu_kept(mesh, id);
-        if (kept) d->act[id] = gpu_take(a, MEMORY_KEPT, gpu_copies(mesh, id) * R * act.columns, act.size);
-    }
-    // from here on the layers' buffers and the head's take the same memory
-    size_t shared = a->used, work = a->group[MEMORY_WORK];
-    for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {
-        GpuActivation act = gpu_activation(s, id);
-        if (!(mesh->training && gpu_kept(mesh, id)) &&
-            !(gpu_inputs_again(mesh) && (id == G_ln1 || id == G_qkv)))
-            d->act[id] = gpu_take(a, MEMORY_WORK, gpu_copies(mesh, id) * R * act.columns, act.size);
-    }
-    d->wide = (bf16*)gpu_take(a, MEMORY_WORK, R * 4 * C, 2);
-    if (gpu_inputs_again(mesh))
-        d->act[G_qkv] = d->act[G_fch], d->act[G_ln1] = (bf16*)d->act[G_fch] + 3 * R * C;
-    size_t layers = a->used - shared;
-    a->used = shared;
-    d->lnf = (bf16*)gpu_take(a, MEMORY_WORK, R * C, 2);
-    // where memory is short, no more logits at a time than fit in the layers' buffers, but enough for the
-    // speed of their products
-    d->logits_chunk = min_i64(mesh->logits_chunk, R);
-    if (mesh->training && mesh->recompute != GPT2_SP_NONE)
-        while (d->logits_chunk > LEAST_LOGITS && (size_t)(R * C + d->logits_chunk * s->Vp) * 2 > layers)
-            d->logits_chunk /= 2;
-    d->logits = (bf16*)gpu_take(a, MEMORY_WORK, d->logits_chunk * s->Vp, 2);
-    size_t head = a->used - shared, most = head > layers ? head : layers;
-    a->used = shared + most, a->group[MEMORY_WORK] = work + layers;
-    a->group[MEMORY_LOGITS] += most - layers;   // what the logits need beyond the layers' buffers
-    if (mesh->sp > 1) exchange_layout(d, a, r);
-}
-
-// Refuses what the GPU program cannot do; the line names the option.
-static int gpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
-    if (mesh->world > MAX_RANKS)
-        return fail(e, "--dp %d --sp %d: a run of the GPU program has at most %d ranks", mesh->dp, mesh->sp,
-            MAX_RANKS);
-    if (mesh->zero > 0 && mesh->world == 1)
-        return fail(e, "--zero %d: one rank has nothing to share its state with; use --zero 0", mesh->zero);
-    if (o->transport == GPT2_SP_PEER && mesh->processes > 1)
-        return fail(e, "--transport peer: copies go between the ranks of one process, this run has %d",
-            mesh->processes);
-#ifndef GPT2_SP_NCCL
-    if (o->transport == GPT2_SP_NCCL_ONLY)
-        return fail(e, "--transport nccl: this program was built without NCCL");
-#endif
-    if (o->verify && mesh->world > 1)
-        return fail(e, "--verify: compares one rank with the CPU; --check compares several with one");
-    const Shape* s = &mesh->shape;
-    if (s->HS % 16 != 0 || s->HS < 32 || s->HS > 128)
-        return fail(e,
-            "head size %lld (--channels %lld / --heads %lld): the GPU's attention has the multiples of 16 "
-            "from 32 to 128",
-            (long long)s->HS, (long long)s->C, (long long)s->NH);
-    if (s->C > MAX_CHANNELS)
-        return fail(
-            e, "--channels %lld: the GPU's norms take at most %d", (long long)s->C, (int)MAX_CHANNELS);
-    return 0;
-}
-
-// How many GPUs this process sees and `ranks` ranks can use.
-static int gpu_count(int ranks) {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-    return count < ranks ? count : ranks;
-}
-// Whether a launcher shows each process its own GPUs only: exactly as many as its `local` of the machine's
-// `ranks` ranks.
-static int gpu_bound(int ranks, int local) { return local < ranks && gpu_count(ranks) == local; }
-// Which of the GPUs that its process sees a rank uses. Where GPUs are fewer than ranks, neighbours in a
-// sequence share one.
-static int gpu_of(const Mesh* mesh, int world_rank) {
-    int64_t ranks = mesh->local_ranks * mesh->local_processes, local = world_rank - mesh->first_rank;
-    if (gpu_bound((int)ranks, mesh->local_ranks)) return (int)local;
-    return (int)((mesh->local_process * mesh->local_ranks + local) * gpu_count((int)ranks) / ranks);
-}
-
-// Measures a rank's device memory by the walk that gpu_allocate takes, and allocates nothing.
-static Arena gpu_plan(const Mesh* mesh, const Layout* layout, int world_rank) {
-    Gpu* d = (Gpu*)calloc(1, sizeof *d);
-    Rank r;
-    Arena a;
-    memset(&a, 0, sizeof a);
-    // CUB asks a GPU for its bytes: one of this process, if there is any
-    if (cudaSetDevice(gpu_of(mesh, mesh->first_rank)) != cudaSuccess) (void)cudaGetLastError();
-    rank_place(&r, mesh, layout, world_rank);
-    if (d) gpu_layout(d, &a, &r);
-    free(d);
-    return a;
-}
-
-// Bytes that all ranks of this machine may take together, judged by the free memory of the GPUs of this
-// process' ranks. It asks no other GPU, because a process that does takes memory there until it ends. Where
-// there is no GPU it answers as if each rank had an H200, so that `plan` works anywhere.
-static uint64_t gpu_memory(const Mesh* mesh) {
-    int ranks = mesh->local_ranks * mesh->local_processes, count = gpu_count(ranks), before = 0;
-    if (count == 0) return ((uint64_t)143771 << 20) * (uint64_t)ranks;
-    uint64_t least = UINT64_MAX;
-    cudaGetDevice(&before);
-    for (int i = gpu_of(mesh, mesh->first_rank); i <= gpu_of(mesh, mesh->first_rank + mesh->local_ranks - 1);
-         i++) {
-        size_t free_bytes = 0, total = 0;
-        if (cudaSetDevice(i) != cudaSuccess || cudaMemGetInfo(&free_bytes, &total) != cudaSuccess)
-            free_bytes = 0;
-        if (free_bytes < least) least = free_bytes;
-    }
-    cudaSetDevice(before);
-    return (gpu_bound(ranks, mesh->local_ranks) ? least : least / (uint64_t)ceil_div(ranks, count)) *
-        (uint64_t)ranks;
-}
-
-// Chooses the rank's GPU for the calling thread: every job of a rank begins with it, on a thread of its own.
-static int gpu_enter(Rank* r) {
-    CUDA_TRY(&r->error, cudaSetDevice(((Gpu*)r->device)->ordinal));
-    return 0;
-}
-
-// Where the stream of a lane (LANE_...) is kept; the stream.
-static cudaStream_t* gpu_stream(Gpu* d, int lane) {
-    cudaStream_t* const streams[LANES] = {&d->stream, &d->beside, &d->copies, &d->gathers};
-    return streams[lane];
-}
-static cudaStream_t lane_stream(const Gpu* d, int lane) { return *gpu_stream((Gpu*)d, lane); }
-
-// All events of a rank that measure no time, to make and to destroy them.
-static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
-    std::vector<cudaEvent_t*> events = {&d->ready, &d->beside_ready, &d->complete, &d->launched[0],
-        &d->launched[1], &d->done, &d->arrived, &d->differentiated, &d->staged_there};
-    for (cudaEvent_t& event : d->updated) events.push_back(&event);
-    for (cudaEvent_t& event : d->taken) events.push_back(&event);
-    for (cudaEvent_t& event : d->unit_there) events.push_back(&event);
-    for (cudaEvent_t& event : d->unit_free) events.push_back(&event);
-    for (Progress& p : d->progress) events.push_back(&p.event);
-    for (cudaEvent_t* of_units : {d->made, d->summed, d->together})
-        for (int u = 0; of_units && u < units; u++) events.push_back(&of_units[u]);
-    return events;
-}
-
-// Makes the rank's streams and events and enters it among the peers of its process. Ranks do so one after the
-// other; the first makes the arrays that all share.
-static int gpu_connect(Rank* r, Error* e) {
-    Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    int units = r->layout->count, low = 0, high = 0;
-    CUDA_TRY(e, cudaDeviceGetStreamPriorityRange(&low, &high));
-    // the GPU takes up the work of `copies` and `gathers` before that of the other two
-    for (int lane = 0; lane < LANES; lane++)
-        CUDA_TRY(e,
-            cudaStreamCreateWithPriority(gpu_stream(d, lane), cudaStreamNonBlocking,
-                lane == LANE_COPY || lane == LANE_GATHER ? high : low));
-    for (cudaEvent_t** of_units : {&d->made, &d->summed, &d->together}) {
-        *of_units = (cudaEvent_t*)calloc((size_t)units, sizeof **of_units);
-        if (!*of_units) return fail(e, "out of memory");
-    }
-    d->gather_pending = (unsigned char*)calloc((size_t)units, 1);
-    if (!d->gather_pending) return fail(e, "out of memory");
-    for (cudaEvent_t* event : gpu_events(d, units))
-        CUDA_TRY(e, cudaEventCreateWithFlags(event, cudaEventDisableTiming));
-    for (int i = 0; i < UNIT_BUFFERS; i++) d->gathered[i] = -1;
-    if (!w->devices) {
-        w->devices = (void**)calloc((size_t)w->world, sizeof *w->devices);
-        w->gpu_boxes = calloc((size_t)w->world * (size_t)w->world, sizeof(GpuBox));
-        if (!w->devices || !w->gpu_boxes) return fail(e, "out of memory for %d ranks", w->world);
-    }
-    w->devices[r->world_rank - w->first] = d;
-    d->peers = (Gpu**)w->devices, d->boxes = (GpuBox*)w->gpu_boxes;
-    return 0;
-}
-
-// Host memory of run_table: pieces, pack jobs, and flags of slots, ops and messages, for the larger of the
-// two tables.
-static int gpu_tables(Rank* r, Error* e) {
-    const Mesh* mesh = r->mesh;
-    Gpu* d = (Gpu*)r->device;
-    int64_t slots = 1, ops = 1, messages = 1;
-    for (int i = 0; i <= mesh->training; i++) {
-        const Schedule* table = &mesh->schedule[i];
-        int count = table->slot_count[r->place.sp];
-        d->slots[i] = (char**)calloc((size_t)count + 1, sizeof *d->slots[i]);
-        if (!d->slots[i]) return fail(e, "out of memory");
-        slots = max_i64(slots, count), ops = max_i64(ops, table->op_count);
-        messages = max_i64(messages, table->message_count);
-    }
-    size_t pieces = (size_t)(MAX_PIECES * (2 * mesh->sp + 2));   // of one step: sends, then receives
-    r->pieces = (Piece*)calloc(2 * pieces, sizeof *r->pieces);
-    d->jobs = (PackJob*)calloc(pieces, sizeof *d->jobs);
-    r->slot_filled = (unsigned char*)calloc((size_t)slots, 1);
-    r->op_active = (unsigned char*)calloc((size_t)ops, 1);
-    r->message_active = (unsigned char*)calloc((size_t)messages, 1);
-    r->mark = (unsigned char*)calloc((size_t)mesh->sp * (size_t)mesh->sp * ITEM_KINDS, 1);
-    r->first_key = (int64_t*)calloc((size_t)mesh->schedule->chunks, sizeof *r->first_key);
-    if (!r->pieces || !d->jobs || !r->slot_filled || !r->op_active || !r->message_active || !r->mark ||
-        !r->first_key)
-        return fail(e, "out of memory");
-    return 0;
-}
-
-// --- the way to the peers: their memory, or NCCL ---
-
-#ifdef GPT2_SP_NCCL
-// NCCL never blocks here: waits until communicator `comm` has taken up the call that gave `result`. Fails,
-// and ends the communicator, when the call has failed, another rank has failed, or the time limit passes.
-static int nccl_settle(Rank* r, int comm, ncclResult_t result, const char* doing) {
-    Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    double deadline = world_deadline(w, 1);
-    int status = 0;
-    while (status == 0 && (result == ncclInProgress || result == ncclSuccess)) {
-        ncclResult_t state = ncclSuccess;
-        result = ncclCommGetAsyncError(d->comms[comm], &state);
-        if (result == ncclSuccess && state == ncclSuccess) return 0;
-        if (result == ncclSuccess) result = state;
-        status = world_aborted(w, &r->error);
-        r->transport.doing = doing;
-        if (status == 0 && deadline > 0 && now_ms() > deadline)
-            status = transport_late(&r->transport, "NCCL", &r->error);
-        sched_yield();
-    }
-    if (status == 0)
-        fail(&r->error, "rank %d: NCCL, %s: %s", r->world_rank, doing, ncclGetErrorString(result));
-    // the other ranks are told first: ending NCCL may wait for what runs on the other communicator
-    r->transport.abort(&r->transport, &r->error);
-    ncclCommAbort(d->comms[comm]);
-    d->comms[comm] = NULL;
-    return -1;
-}
-// Calls NCCL on a communicator; if the call fails, the function returns -1 with the reason in r's error.
-#define NCCL_TRY(r, comm, call) \
-    do { \
-        ncclResult_t result_ = (call); \
-        if (result_ != ncclSuccess && nccl_settle(r, comm, result_, #call) != 0) return -1; \
-    } while (0)
-
-// Makes both communicators with all ranks, from ids that rank 0 draws and shares.
-static int nccl_join(Rank* r) {
-    Gpu* d = (Gpu*)r->device;
-    int world = r->mesh->world, status = 0;
-    // two ids of each rank, of which only rank 0's are used
-    ncclUniqueId* ids = (ncclUniqueId*)calloc((size_t)(2 * world), sizeof *ids);
-    if (!ids) return fail(&r->error, "out of memory");
-    for (int i = 0; r->world_rank == 0 && i < 2; i++)
-        if (ncclGetUniqueId(&ids[i]) != ncclSuccess)
-            status = fail(&r->error, "NCCL: %s", ncclGetLastError(NULL));
-    if (status == 0) status = r->transport.share(&r->transport, &r->all, ids, 2 * sizeof *ids, &r->error);
-    for (int i = 0; status == 0 && i < 2; i++) {
-        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-        config.blocking = 0;
-        status =
-            nccl_settle(r, i, ncclCommInitRankConfig(&d->comms[i], world, ids[i], r->world_rank, &config),
-                "the meeting of all ranks");
-    }
-    free(ids);
-    return status;
-}
-#endif
-
-// Opens the way to the other ranks: NCCL's communicators, or access to the memory of this process' other
-// GPUs. All ranks call it together; if it is open already, nothing changes.
-static int gpu_join(Rank* r, const gpt2_sp_options* o) {
-    Gpu* d = (Gpu*)r->device;
-    const Mesh* mesh = r->mesh;
-    if (mesh->world == 1) return 0;
-#ifdef GPT2_SP_NCCL
-    d->nccl = o->transport == GPT2_SP_NCCL_ONLY || mesh->processes > 1;
-    if (d->nccl && gpu_count(mesh->local_ranks) < mesh->local_ranks)
-        return fail(&r->error, "NCCL needs a GPU for every rank: this process has %d ranks and %d GPUs",
-            mesh->local_ranks, gpu_count(mesh->local_ranks));
-    if (d->nccl) return d->comms[0] ? 0 : nccl_join(r);
-#endif
-    (void)o;
-    for (int i = 0; i < gpu_count(mesh->local_ranks); i++) {
-        int can = 0;
-        if (i == d->ordinal) continue;
-        CUDA_TRY(&r->error, cudaDeviceCanAccessPeer(&can, d->ordinal, i));
-        if (!can)
-            return fail(
-                &r->error, "GPU %d cannot read the memory of GPU %d: try --transport nccl", d->ordinal, i);
-        cudaError_t status = cudaDeviceEnablePeerAccess(i, 0);
-        if (status == cudaErrorPeerAccessAlreadyEnabled) (void)cudaGetLastError();
-        else CUDA_TRY(&r->error, status);
-    }
-    return r->transport.barrier(&r->transport, &r->all, &r->error);   // nobody reads before all may
-}
-
-// Notes that `stream` has come to a point of the step; layer -1: it belongs to no layer.
-static void progress(Gpu* d, const char* what, int64_t layer) {
-    Progress* p = &d->progress[d->progress_count++ % MAX_PROGRESS];
-    p->what = what, p->layer = layer;
-    cudaEventRecord(p->event, d->stream);
-}
-// Fails with the line of a rank whose GPU does not come back: the last point that it reached.
-static int gpu_overdue(Rank* r) {
-    Gpu* d = (Gpu*)r->device;
-    char last[64] = "nothing";
-    for (int64_t i = max_i64(0, d->progress_count - MAX_PROGRESS); i < d->progress_count; i++) {
-        const Progress* p = &d->progress[i % MAX_PROGRESS];
-        if (cudaEventQuery(p->event) != cudaSuccess) break;
-        if (p->layer >= 0) snprintf(last, sizeof last, "the %s of layer %lld", p->what, (long long)p->layer);
-        else snprintf(last, sizeof last, "the %s", p->what);
-    }
-    return fail(&r->error,
-        "%s: GPU %d did not finish the step within %g s: the last it finished is %s, its copies are %s",
-        transport_label(&r->transport).text, d->ordinal,
-        ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
-        cudaStreamQuery(d->copies) == cudaSuccess ? "done" : "under way");
-}
-// Waits until `stream` has done all that it was given. Fails when another rank has failed or the time limit
-// passes. The CPU is offered to other threads meanwhile; other ranks and NCCL are looked at once a
-// millisecond.
-static int gpu_finish(Rank* r) {
-    Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    // a single rank waits for nobody, so that nobody can be late
-    double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0, look = now_ms() + 1;
-    cudaError_t status;
-    while ((status = cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
-        sched_yield();
-        if (now_ms() < look) continue;
-        look = now_ms() + 1;
-        if (world_aborted(w, &r->error) != 0) return -1;
-#ifdef GPT2_SP_NCCL
-        for (int i = 0; d->nccl && i < 2; i++)
-            if (nccl_settle(r, i, ncclSuccess, "a step") != 0) return -1;
-#endif
-        if (deadline > 0 && now_ms() > deadline) {
-            d->stuck = 1;
-            return gpu_overdue(r);
-        }
-    }
-    CUDA_TRY(&r->error, status);
-    CUDA_TRY(&r->error, cudaGetLastError());
-    return 0;
-}
-
-// Makes the GPU's part of a rank: streams and events, its device memory in one piece, and pinned memory on
-// the host for batches, token losses and hits. The host's is walked twice, to measure it and to hand it out.
-static int gpu_allocate(Rank* r, Error* e) {
-    const Mesh* mesh = r->mesh;
-    Gpu* d = (Gpu*)calloc(1, sizeof *d);
-    if (!d) return fail(e, "out of memory");
-    r->device = d;
-    Arena plan = gpu_plan(mesh, r->layout, r->world_rank);
-    void* base = NULL;
-    int major = 0, minor = 0;
-    d->ordinal = gpu_of(mesh, r->world_rank);
-    CUDA_TRY(e, cudaSetDevice(d->ordinal));
-    CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->ordinal));
-    CUDA_TRY(e, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, d->ordinal));
-    if (major < 8) {
-        cudaDeviceProp found;
-        CUDA_TRY(e, cudaGetDeviceProperties(&found, d->ordinal));
-        return fail(e,
-            "this GPU is a %s of compute capability %d.%d: this program needs 8.0 (A100, RTX 30) or newer",
-            found.name, major, minor);
-    }
-    if (gpu_connect(r, e) != 0 || gpu_tables(r, e) != 0) return -1;
-    LT_TRY(e, cublasLtCreate(&d->lt));
-    CUDA_TRY(e, cudaEventCreate(&d->timer[0]));
-    CUDA_TRY(e, cudaEventCreate(&d->timer[1]));
-    if (cudaMalloc(&base, plan.used) != cudaSuccess)
-        return fail(e, "the GPU has no %.2f GiB in one piece: see `plan`", (double)plan.used / 1073741824);
-    d->arena.base = (char*)base;
-    gpu_layout(d, &d->arena, r);
-    CUDA_TRY(e, cudaMemsetAsync(base, 0, plan.used, d->stream));
-    r->arena = d->arena, r->arena.base = NULL;
-    int64_t sequences = mesh->shape.B, numbers = 0;
-    int32_t* at = NULL;
-    for (int walk = 0; walk < 2; walk++) {
-        if (walk == 1) CUDA_TRY(e, cudaMallocHost(&d->pinned, (size_t)(numbers * 4 + r->R * 5 + 256)));
-        at = (int32_t*)d->pinned;
-        for (int i = 0; i < 3; i++) {
-            int64_t count = i == 2 ? sequences
-                : mesh->training   ? mesh->passes * sequences
-                                   : 0,
-                    n = count * r->Tl;
-            int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0;
-            if (walk == 0) numbers += 2 * n + docs;
-            else {
-                r->batches[i].tokens = at, r->batches[i].labels = at + n;
-                at += 2 * n;
-                if (mesh->doc_mask) r->batches[i].doc_start = at, at += docs;
-            }
-        }
-    }
-    d->host_stats = (double*)(void*)(((uintptr_t)at + 63) & ~(uintptr_t)63);
-    r->token_loss = (real*)(d->host_stats + STAT_COUNT);
-    r->token_hit = (unsigned char*)(r->token_loss + r->R);
-    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
-    return 0;
-}
-
-// Frees the library's descriptors of a plan; of all plans of a rank.
-static void matmul_plan_free(MatmulPlan* p) {
-    cublasLtMatmulDescDestroy(p->operation);
-    cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
-}
-static void matmul_plans_release(Gpu* d) {
-    for (int i = 0; i < d->plan_count; i++) matmul_plan_free(&d->plans[i]);
-    d->plan_count = 0;
-}
-
-// Waits, ten seconds at most, until nothing runs that the ranks of this process have enqueued: copies that a
-// failed rank left behind read this rank's memory too. 0: something still runs. Ranks that were released
-// before are absent from `peers`.
-static int gpu_quiet(Rank* r) {
-    const Gpu* d = (const Gpu*)r->device;
-    const ThreadWorld* w = (const ThreadWorld*)r->transport.state;
-    double until = now_ms() + 10e3;
-    for (int i = 0; d->peers && i < w->world; i++)
-        if (d->peers[i] && d->peers[i]->stuck) until = 0;
-    for (int i = 0; d->peers && i < w->world; i++) {
-        if (!d->peers[i]) continue;
-        cudaSetDevice(d->peers[i]->ordinal);
-        for (int lane = 0; lane < LANES; lane++) {
-            cudaStream_t stream = lane_stream(d->peers[i], lane);
-            while (stream && cudaStreamQuery(stream) == cudaErrorNotReady)
-                if (now_ms() > until)   // `stuck`: the ranks released after this one do not wait again
-                    return d->peers[i]->stuck = 1, 0;
-        }
-    }
-    return 1;
-}
-
-// Frees the GPU's part of a rank. Where something still runs, which may use what would be freed, it leaves
-// all as it is.
-static void gpu_release(Rank* r) {
-    Gpu* d = (Gpu*)r->device;
-    if (!d) return;
-    if (!gpu_quiet(r)) return;
-    cudaSetDevice(d->ordinal);
-    cudaDeviceSynchronize();
-#ifdef GPT2_SP_NCCL
-    for (int i = 0; i < 2; i++)
-        if (d->comms[i]) ncclCommAbort(d->comms[i]);   // all is done: nothing is left to agree upon
-#endif
-    matmul_plans_release(d);
-    for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
-    free(d->marks);
-    for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
-        cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
-    free(d->spans);
-    if (d->lt) cublasLtDestroy(d->lt);
-    for (int lane = 0; lane < LANES; lane++)
-        if (lane_stream(d, lane)) cudaStreamDestroy(lane_stream(d, lane));
-    for (cudaEvent_t* event : gpu_events(d, r->layout->count))
-        if (*event) cudaEventDestroy(*event);
-    for (cudaEvent_t timer : d->timer)
-        if (timer) cudaEventDestroy(timer);
-    cudaFree(d->arena.base);
-    cudaFreeHost(d->pinned);
-    free(d->made), free(d->summed), free(d->together), free(d->gather_pending);
-    if (d->peers) d->peers[r->world_rank - ((const ThreadWorld*)r->transport.state)->first] = NULL;
-    free(d->slots[0]), free(d->slots[1]), free(r->pieces), free(d->jobs);
-    free(r->slot_filled), free(r->op_active), free(r->message_active), free(r->mark), free(r->first_key);
-    free(d);
-    r->device = NULL;
-}
-
-// --profile and --trace: marks the end of some work of a group on `stream`. The group gets the time since the
-// mark before it. Groups are told apart by address: equal names must be the same string in memory.
-static void mark(Gpu* d, const char* group) {
-    if (!d->marks || !(d->profile || d->tracing) || d->mark_count == MAX_MARKS) return;
-    int g = 0;
-    while (g < d->group_count && d->groups[g] != group) g++;
-    if (g == MAX_GROUPS) return;
-    if (g == d->group_count) d->groups[d->group_count++] = group;
-    d->mark_group[d->mark_count] = g;
-    cudaEventRecord(d->marks[d->mark_count++], d->stream);
-}
-
-// --trace: a span is what is enqueued on its lane between these two calls. NULL outside of the traced step,
-// or when there is no room for more.
-static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
-    if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
-    Span* span = &d->spans[d->span_count++];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(span->name, sizeof span->name, format, arguments);
-    va_end(arguments);
-    span->lane = lane;
-    if (!span->begin) cudaEventCreate(&span->begin), cudaEventCreate(&span->end);
-    cudaEventRecord(span->begin, lane_stream(d, lane));
-    return span;
-}
-static void span_end(Gpu* d, Span* span) {
-    if (span) cudaEventRecord(span->end, lane_stream(d, span->lane));
-}
-
-// ===== 7. layers (forward, backward) ============================================================
-
-// --- matrix products: cuBLASLt, a plan per shape ---
-//
-// When a shape is first met, the library is asked for algorithms. It proposes some that do not compute the
-// product: cuBLASLt 13.1 splits sums of K numbers whose last tile is not full (K = 1,154 in tiles of 64,
-// three parts of six tiles) and leaves that tile out, among its own first proposals too, and
-// cublasLtMatmulAlgoCheck allows it. In the gradient of a weight K is the number of rows: the last tokens
-// would be missing from it. So a proposal is taken only if all of this holds:
-//     the library allows it for this very product, in the workspace there is;
-//     partial sums are added in fp32;
-//     where the sum is split, its length is a multiple of the tile;
-//     its result on the operands at hand agrees with sums in fp64 at sampled places.
-// Of those the fastest is chosen while a step is rehearsed, else (and with --deterministic 1) the first.
-
-// What a product has beside A B.
-enum {
-    MATMUL_FP32 = 1,        // the result is fp32, not bf16
-    MATMUL_BIAS = 2,        // + bias, one number a row of D
-    MATMUL_ADD = 4,         // + C
-    MATMUL_GELU = 8,        // the GELU of all that
-    MATMUL_GELU_AUX = 16,   // the same, and what it is of goes to aux
-    MATMUL_DGELU = 32       // times the GELU's slope at aux
-};
-
-// What a product works on: D (m, n) = A B (+ C) (+ bias). Columns are contiguous, as BLAS has them: by rows
-// that is D^T. NULL: the product has no such operand.
-typedef struct {
-    void* out;
-    const bf16 *a, *b;
-    const void* c;
-    const bf16* bias;
-    void* aux;   // (m, n) bf16
-} MatmulOperands;
-
-// Makes the library's descriptors for p->shape: types, transpositions, epilogue, layouts. The algorithm is
-// not chosen yet.
-static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
-    const MatmulShape* s = &p->shape;
-    cudaDataType_t out = s->flags & MATMUL_FP32 ? CUDA_R_32F : CUDA_R_16BF;
-    cublasOperation_t yes = CUBLAS_OP_T, no = CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    if (s->flags & MATMUL_BIAS)
-        epilogue = s->flags & MATMUL_GELU_AUX ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
-            : s->flags & MATMUL_GELU          ? CUBLASLT_EPILOGUE_GELU_BIAS
-                                              : CUBLASLT_EPILOGUE_BIAS;
-    if (s->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
-    (void)d;
-    LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-#define SET(attribute, value) \
-    LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, attribute, &(value), sizeof(value)))
-    SET(CUBLASLT_MATMUL_DESC_TRANSA, s->transposed_a ? yes : no);
-    SET(CUBLASLT_MATMUL_DESC_TRANSB, s->transposed_b ? yes : no);
-    SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-    if (s->flags & (MATMUL_GELU_AUX | MATMUL_DGELU)) SET(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s->m);
-#undef SET
-    int64_t a_rows = s->transposed_a ? s->k : s->m, b_rows = s->transposed_b ? s->n : s->k;
-    LT_TRY(e,
-        cublasLtMatrixLayoutCreate(
-            &p->a, CUDA_R_16BF, (uint64_t)a_rows, (uint64_t)(s->m * s->k / a_rows), a_rows));
-    LT_TRY(e,
-        cublasLtMatrixLayoutCreate(
-            &p->b, CUDA_R_16BF, (uint64_t)b_rows, (uint64_t)(s->n * s->k / b_rows), b_rows));
-    LT_TRY(e, cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)s->m, (uint64_t)s->n, s->m));
-    return 0;
-}
-
-// Whether two products are the same to the library.
-static int matmul_same(const MatmulShape* p, const MatmulShape* q) {
-    return p->m == q->m && p->n == q->n && p->k == q->k && p->transposed_a == q->transposed_a &&
-        p->transposed_b == q->transposed_b && p->flags == q->flags;
-}
-
-// Bytes of D.
-static size_t matmul_bytes(const MatmulShape* s) {
-    return (size_t)(s->m * s->n) * (s->flags & MATMUL_FP32 ? 4 : 2);
-}
-
-// Enqueues a product on `stream` with an algorithm, which may be another than the plan's.
-static cublasStatus_t matmul_run(
-    Gpu* d, const MatmulPlan* p, const MatmulOperands* x, const cublasLtMatmulAlgo_t* algorithm) {
-    float one = 1, zero = 0;
-    return cublasLtMatmul(d->lt, p->operation, &one, x->a, p->a, x->b, p->b,
-        p->shape.flags & MATMUL_ADD ? &one : &zero, x->c ? x->c : x->out, p->d, x->out, p->d, algorithm,
-        d->workspace, LT_WORKSPACE, d->stream);
-}
-
-// --- what the library proposes ---
-
-// The settings of an algorithm that matter here.
-typedef struct {
-    int32_t id, splits;   // parts of the sum; 1 or 0: it is not split
-    uint32_t tile, stages, reduction;
-} MatmulSettings;
-// Asks an algorithm for them; what it does not tell stays as it is set here.
-static MatmulSettings matmul_settings(const cublasLtMatmulAlgo_t* algorithm) {
-    MatmulSettings s = {-1, 1, 0, 0, 0};
-    size_t written = 0;
-    cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_ID, &s.id, sizeof s.id, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(
-        algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s.splits, sizeof s.splits, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(
-        algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &s.tile, sizeof s.tile, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(
-        algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID, &s.stages, sizeof s.stages, &written);
-    cublasLtMatmulAlgoConfigGetAttribute(
-        algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &s.reduction, sizeof s.reduction, &written);
-    return s;
-}
-// How many terms of the sum a tile takes, by the stages' id (cublasLtMatmulStages_t: 7 is 32x1, 35 is
-// 64xAUTO). An unknown id gives 768, a multiple of all these.
-static int64_t matmul_tile_depth(uint32_t stages) {
-    static const struct {
-        uint32_t first, last;
-        int depth;
-    } known[] = {{1, 6, 16}, {7, 12, 32}, {13, 18, 64}, {19, 24, 128}, {25, 25, 32}, {26, 26, 8},
-        {27, 27, 16}, {28, 28, 8}, {31, 31, 8}, {32, 32, 8}, {33, 33, 16}, {34, 34, 32}, {35, 35, 64},
-        {36, 36, 128}, {37, 37, 256}};
-    for (auto& k : known)
-        if (stages >= k.first && stages <= k.last) return k.depth;
-    return 768;
-}
-
-// Partial sums may be added in the type of the result (in place or not) only where that is fp32.
-static uint32_t matmul_reductions(const MatmulShape* s) {
-    return CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
-        (s->flags & MATMUL_FP32 ? CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
-                                : 0);
-}
-
-// The library's proposals for a plan, the best by its own estimate first; at least one, or it fails.
-static int matmul_proposals(
-    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    const MatmulShape* s = &p->shape;
-    cublasLtMatmulPreference_t preference;
-    uint32_t alignment = 32, reductions = matmul_reductions(s);
-    LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
-    cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
-    cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
-    for (int i = 0; i < 4; i++)
-        cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &alignment, sizeof alignment);
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-        d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
-    cublasLtMatmulPreferenceDestroy(preference);
-    if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
-    return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d",
-        (long long)s->m, (long long)s->n, (long long)s->k, s->flags, (int)status);
-}
-
-// Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at
-// most, and for another size often one that is faster here.
-static int matmul_propose_more(
-    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
-    // rows to ask for, in halves of the product's: half as many, twice, four times
-    static const int halves[] = {1, 4, 8};
-    for (int i = 0; i < 3; i++) {
-        cublasLtMatmulHeuristicResult_t more[PROPOSALS];
-        MatmulPlan other = *p;
-        // a weight's gradient sums over the rows
-        int64_t* rows = p->shape.flags & MATMUL_FP32 ? &other.shape.k : &other.shape.n;
-        int extra = 0;
-        *rows = round_up(*rows * halves[i] / 2, 16);
-        if (*rows == 0) continue;
-        if (matmul_plan_make(d, &other, e) != 0) return -1;
-        Error none;
-        if (matmul_proposals(d, &other, more, &extra, &none) != 0) extra = 0;
-        matmul_plan_free(&other);
-        for (int k = 0; k < extra && *count < PROPOSALS; k++) {
-            int known = 0;
-            for (int j = 0; j < *count; j++)
-                known |= memcmp(&found[j].algo, &more[k].algo, sizeof more[k].algo) == 0;
-            if (!known) found[(*count)++] = more[k];
-        }
-    }
-    return 0;
-}
-
-// --- which of them compute the product ---
-
-// At how many places of D algorithms are compared: fewer the longer the sums, as the sum in fp64 takes time.
-static int matmul_samples(const MatmulShape* s) {
-    int64_t most = min_i64(MATMUL_SAMPLES, max_i64(MATMUL_LEAST_SAMPLES, MATMUL_SAMPLED_TERMS / s->k));
-    return (int)min_i64(most, s->m * s->n);
-}
-
-// samples[i].sum = the sum over l of A(row, l) B(l, column) in fp64, at one place in every 1 / count of D, at
-// random there; .square likewise. A warp has a sample; it reads 4 k bytes.
-__global__ void matmul_sample_kernel(
-    MatmulSample* samples, int count, const bf16* a, const bf16* b, MatmulShape s) {
-    int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
-    if (i >= count) return;
-    int64_t from = s.m * s.n * i / count, to = s.m * s.n * (i + 1) / count;
-    uint32_t hash = (uint32_t)i * 2654435761u;
-    hash ^= hash >> 15, hash *= 0x846ca68bu;
-    hash ^= hash >> 16;
-    int64_t at = from + hash % (to - from), row = at % s.m, column = at / s.m;
-    double sum = 0, square = 0;
-    for (int64_t l = lane; l < s.k; l += 32) {
-        double x = __bfloat162float(s.transposed_a ? a[l + row * s.k] : a[row + l * s.m]),
-               y = __bfloat162float(s.transposed_b ? b[column + l * s.n] : b[l + column * s.k]);
-        sum += x * y, square += x * y * x * y;
-    }
-    for (int step = 16; step; step >>= 1)
-        sum += __shfl_xor_sync(~0u, sum, step), square += __shfl_xor_sync(~0u, square, step);
-    if (lane == 0) samples[i].at = at, samples[i].sum = sum, samples[i].square = square;
-}
-// samples[i].before = C there, read before the product writes D, which may be C. A thread has a sample.
-__global__ void matmul_before_kernel(MatmulSample* samples, int count, const void* c, int fp32) {
-    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= count) return;
-    int64_t at = samples[i].at;
-    samples[i].before = !c ? 0
-        : fp32             ? (double)((const float*)c)[at]
-                           : (double)__bfloat162float(((const bf16*)c)[at]);
-}
-
-// The GELU in its tanh form and its slope, in fp64.
-__device__ __forceinline__ double gelu_exact(double x) {
-    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-}
-__device__ __forceinline__ double gelu_slope_exact(double x) {
-    double t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x));
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
-}
-
-// Compares D with the samples. out[0]: the largest error, as a share of its place's tolerance. out[1]: the
-// rms of the errors as a share of the rms of the tolerances. NaN where D is not a number and should be one.
-// One block of 1024 threads, each with every 1024th sample.
-//
-// The tolerance of a place. A tensor core multiplies exactly and cuts each addition, of at least eight terms,
-// to fp32: 2^-23 of what the sum has grown to, k / 8 times. That is about the larger of the sum and the root
-// of its terms' squares. C and the bias are added likewise. A result is rounded once more: 2^-24 of it in
-// fp32, 2^-8 in bf16. The GELU's slope is below 1.13. The hardware's tanh is good to 2^-11 of itself; the
-// GELU weighs that with x / 2, the GELU's slope at y with 1/2 + |y| (0.8 + 0.11 y^2).
-__global__ void matmul_compare_kernel(
-    double* out, const MatmulSample* samples, int count, MatmulOperands x, MatmulShape s) {
-    __shared__ double most[32], errors[32], tolerances[32];
-    double largest = 0, error_square = 0, tolerance_square = 0;
-    for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
-        int64_t at = samples[i].at;
-        double bias = s.flags & MATMUL_BIAS ? (double)__bfloat162float(x.bias[at % s.m]) : 0;
-        double expected = samples[i].sum + samples[i].before + bias;
-        double size =
-            fmax(fabs(samples[i].sum), sqrt(samples[i].square)) + fabs(samples[i].before) + fabs(bias);
-        double tolerance = 0x1p-23 * ((double)s.k / 8 + 8) * size + 1e-36;
-        double found = s.flags & MATMUL_FP32 ? (double)((const float*)x.out)[at]
-                                             : (double)__bfloat162float(((const bf16*)x.out)[at]);
-        double rounding = s.flags & MATMUL_FP32 ? 0x1p-24 : 0x1p-8;
-        if (!(size < 1e30)) continue;   // operands that are not finite, or nearly: nothing can be said
-        if (s.flags & MATMUL_GELU_AUX) {
-            double error = fabs((double)__bfloat162float(((const bf16*)x.aux)[at]) - expected);
-            double share = error / (tolerance + rounding * fabs(expected));
-            largest = share <= largest ? largest : share;   // a NaN stays
-        }
-        if (s.flags & (MATMUL_GELU | MATMUL_GELU_AUX))
-            tolerance = 1.13 * tolerance + 0x1p-12 * fabs(expected), expected = gelu_exact(expected);
-        if (s.flags & MATMUL_DGELU) {
-            double y = (double)__bfloat162float(((const bf16*)x.aux)[at]);
-            double slope = 0x1p-11 * (0.5 + fabs(y) * (0.8 + 0.11 * y * y));
-            tolerance = 1.13 * (tolerance + rounding * fabs(expected)) + slope * fabs(expected);
-            expected *= gelu_slope_exact(y);
-        }
-        tolerance += rounding * fabs(expected);
-        double error = fabs(found - expected), share = error / tolerance;
-        largest = share <= largest ? largest : share;
-        error_square += error * error, tolerance_square += tolerance * tolerance;
-    }
-    for (int step = 16; step; step >>= 1) {
-        double other = __shfl_xor_sync(~0u, largest, step);
-        largest = other <= largest ? largest : other;
-        error_square += __shfl_xor_sync(~0u, error_square, step);
-        tolerance_square += __shfl_xor_sync(~0u, tolerance_square, step);
-    }
-    int warp = (int)threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0)
-        most[warp] = largest, errors[warp] = error_square, tolerances[warp] = tolerance_square;
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    for (int i = 1; i < 32; i++) {
-        largest = most[i] <= largest ? largest : most[i];
-        error_square += errors[i], tolerance_square += tolerances[i];
-    }
-    out[0] = largest, out[1] = tolerance_square > 0 ? sqrt(error_square / tolerance_square) : 0;
-}
-static const double MATMUL_LARGEST = 4, MATMUL_RMS = 1;   // the most that out[0] and out[1] may be
-
-// The samples lie in the workspace, behind the library's part.
-static MatmulSample* matmul_sample_memory(const Gpu* d) {
-    return (MatmulSample*)((char*)d->workspace + LT_WORKSPACE);
-}
-
-// Why an algorithm is not to be taken for a product, by its settings alone; "" if they raise no objection.
-static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
-    MatmulSettings settings = matmul_settings(algorithm);
-    cublasLtMatmulHeuristicResult_t result;
-    Error why = {{0}};
-    int64_t depth = matmul_tile_depth(settings.stages), k = p->shape.k;
-    cublasStatus_t status =
-        cublasLtMatmulAlgoCheck(d->lt, p->operation, p->a, p->b, p->d, p->d, algorithm, &result);
-    if (status != CUBLAS_STATUS_SUCCESS)
-        fail(&why, "the library does not allow it here: status %d", (int)status);
-    else if (result.workspaceSize > LT_WORKSPACE)
-        fail(&why, "it needs a workspace of %zu bytes", result.workspaceSize);
-    else if (settings.reduction & ~matmul_reductions(&p->shape)) fail(&why, "it adds partial sums in bf16");
-    else if (settings.splits != 0 && settings.splits != 1 && k % depth != 0)
-        fail(&why, "it splits a sum of %lld numbers, no multiple of its tile of %lld", (long long)k,
-            (long long)depth);
-    return why;
-}
-
-// Runs an algorithm on the operands and compares D with the samples, whose sums matmul_sample has made. 0, or
-// -1 with a line. Waits for `stream`.
-static int matmul_agrees(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
-    const cublasLtMatmulAlgo_t* algorithm, double shares[2], Error* why) {
-    const MatmulShape* s = &p->shape;
-    MatmulSample* samples = matmul_sample_memory(d);
-    double* out = (double*)(samples + MATMUL_SAMPLES);
-    int count = matmul_samples(s);
-    matmul_before_kernel<<<(unsigned)ceil_div(count, 256), 256, 0, d->stream>>>(
-        samples, count, x->c, s->flags & MATMUL_FP32);
-    cublasStatus_t status = matmul_run(d, p, x, algorithm);
-    if (status != CUBLAS_STATUS_SUCCESS) return fail(why, "the library refuses it: status %d", (int)status);
-    matmul_compare_kernel<<<1, 1024, 0, d->stream>>>(out, samples, count, *x, *s);
-    CUDA_TRY(why, cudaMemcpyAsync(shares, out, 2 * sizeof *shares, cudaMemcpyDeviceToHost, d->stream));
-    CUDA_TRY(why, cudaStreamSynchronize(d->stream));
-    if (shares[0] <= MATMUL_LARGEST && shares[1] <= MATMUL_RMS) return 0;
-    return fail(why, "it is wrong on these operands: by %.3g times what rounding allows, %.3g in the rms",
-        shares[0], shares[1]);
-}
-// Chooses the samples of a product and enqueues their sums.
-static void matmul_sample(Gpu* d, const MatmulShape* s, const MatmulOperands* x) {
-    int count = matmul_samples(s);
-    matmul_sample_kernel<<<(unsigned)ceil_div(count, 8), 256, 0, d->stream>>>(
-        matmul_sample_memory(d), count, x->a, x->b, *s);
-}
-
-// --profile: prints an algorithm of a product, and why it was refused or chosen.
-static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, const char* text) {
-    MatmulSettings a = matmul_settings(algorithm);
-    printf("matmul %6lld x %6lld x %6lld flags %2d, algorithm %2d tile %3u stages %2u split %2d: %s\n",
-        (long long)s->m, (long long)s->n, (long long)s->k, s->flags, a.id, a.tile, a.stages, a.splits, text);
-}
-
-// Puts the proposals that compute the product into `good`, `wanted` at most, and fails if there is none. If
-// several are wanted, the library is asked for more than it proposes first.
-static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
-    cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
-    cublasLtMatmulHeuristicResult_t found[PROPOSALS];
-    Error why = {{0}};
-    int proposed = 0;
-    *count = 0;
-    if (matmul_proposals(d, p, found, &proposed, e) != 0) return -1;
-    if (wanted > 1 && matmul_propose_more(d, p, found, &proposed, e) != 0) return -1;
-    matmul_sample(d, &p->shape, x);
-    for (int i = 0; i < proposed && *count < wanted; i++) {
-        double shares[2];
-        why = matmul_objection(d, p, &found[i].algo);
-        int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
-        if (!bad) good[(*count)++] = found[i].algo;
-        else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
-        // what a bad one left in C, perhaps not finite, would spoil the comparison of the next
-        if (bad && x->c == x->out)
-            CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
-    }
-    CUDA_TRY(e, cudaGetLastError());
-    if (*count > 0) return 0;
-    return fail(e,
-        "cuBLASLt proposes %d algorithms for the product %lld x %lld x %lld (flags %d), none to be taken; "
-        "the last: %s",
-        proposed, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
-        why.text);
-}
-
-// Times the candidates on these very operands, three runs each after one that is not counted: `chosen` is the
-// fastest one's number.
-static int matmul_fastest(Gpu* d, const MatmulPlan* p, const MatmulOperands* x,
-    const cublasLtMatmulAlgo_t* good, int count, int* chosen, Error* e) {
-    float best = INFINITY, first = 0;
-    *chosen = 0;
-    for (int i = 0; i < count; i++) {
-        float ms = 0, elapsed = 0;
-        for (int j = 0; j < 4; j++) {
-            if (j == 1) cudaEventRecord(d->timer[0], d->stream);
-            if (matmul_run(d, p, x, &good[i]) != CUBLAS_STATUS_SUCCESS) ms = INFINITY;
-        }
-        cudaEventRecord(d->timer[1], d->stream);
-        CUDA_TRY(e, cudaEventSynchronize(d->timer[1]));
-        cudaEventElapsedTime(&elapsed, d->timer[0], d->timer[1]);
-        ms += elapsed / 3;
-        if (i == 0) first = ms;
-        if (ms < best) best = ms, *chosen = i;
-    }
-    char text[128];
-    snprintf(text, sizeof text, "chosen, %d of %d, %.3f ms = %.0f TFLOP/s (the first: %.3f ms)", *chosen + 1,
-        count, best, 2e-9 * (double)p->shape.m * (double)p->shape.n * (double)p->shape.k / best, first);
-    if (d->products_shown) matmul_report(&p->shape, &good[*chosen], text);
-    return 0;
-}
-
-// --- choices that are kept ---
-
-// --products FILE, a text file. Its first line names the library and the GPU. Each other line is a product: m
-// n k, whether A and B are transposed, flags, the eight words of the algorithm in hexadecimal, and, for the
-// reader only, what these say.
-static int products_header(char* line, size_t size, Error* e) {
-    cudaDeviceProp gpu;
-    int device = 0;
-    CUDA_TRY(e, cudaGetDevice(&device));
-    CUDA_TRY(e, cudaGetDeviceProperties(&gpu, device));
-    snprintf(line, size, "gpt2_sp products 1, cuBLASLt %zu, %s\n", cublasLtGetVersion(), gpu.name);
-    return 0;
-}
-// Looks a product up in the file. 1: `algorithm` is the file's choice; 0: the file does not have the product,
-// or there is no file; -1: it cannot be read, or was made by another library or for another GPU.
-static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
-    char expected[320], line[512];
-    int found = 0, number = 1;
-    if (products_header(expected, sizeof expected, e) != 0) return -1;
-    FILE* f = fopen(path, "r");
-    if (!f) return errno == ENOENT ? 0 : fail_file(e, "open --products", path);
-    if (!fgets(line, sizeof line, f) || strcmp(line, expected) != 0) {
-        fclose(f);
-        expected[strcspn(expected, "\n")] = line[strcspn(line, "\n")] = 0;
-        return fail(e, "--products %.400s: its first line is '%.100s', this program's would be '%.160s'",
-            path, line, expected);
-    }
-    while (found == 0 && fgets(line, sizeof line, f)) {
-        MatmulShape t;
-        long long m, n, k;
-        unsigned long long word[8];
-        number++;
-        int read = sscanf(line, "%lld %lld %lld %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &m, &n, &k,
-            &t.transposed_a, &t.transposed_b, &t.flags, &word[0], &word[1], &word[2], &word[3], &word[4],
-            &word[5], &word[6], &word[7]);
-        t.m = m, t.n = n;
-        t.k = k;
-        if (read != 14 || !strchr(line, '\n'))
-            found = fail(e, "--products %.900s: line %d is no product", path, number);
-        else if (matmul_same(&t, s)) {
-            for (int i = 0; i < 8; i++) algorithm->data[i] = word[i];
-            found = 1;
-        }
-    }
-    fclose(f);
-    return found;
-}
-// Adds a choice to the file, which it begins if there is none.
-static int products_append(
-    const char* path, const MatmulShape* s, const cublasLtMatmulAlgo_t* algorithm, Error* e) {
-    char header[320];
-    MatmulSettings a = matmul_settings(algorithm);
-    if (products_header(header, sizeof header, e) != 0) return -1;
-    FILE* f = fopen(path, "a");
-    if (!f) return fail_file(e, "write --products", path);
-    if (fseek(f, 0, SEEK_END) == 0 && ftell(f) == 0) fputs(header, f);
-    fprintf(f, "%lld %lld %lld %d %d %d", (long long)s->m, (long long)s->n, (long long)s->k, s->transposed_a,
-        s->transposed_b, s->flags);
-    for (int i = 0; i < 8; i++) fprintf(f, " %llx", (unsigned long long)algorithm->data[i]);
-    fprintf(f, "   algorithm %d, tile %u, stages %u, split %d\n", a.id, a.tile, a.stages, a.splits);
-    int bad = ferror(f);
-    if (fclose(f) != 0 || bad) return fail_file(e, "write --products", path);
-    return 0;
-}
-
-// Takes the file's choice for a plan. 1: taken; 0: the file has none; -1: an error, also if the choice does
-// not pass the tests that every proposal must pass.
-static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
-    Error why = {{0}};
-    double shares[2];
-    int found = products_find(d->products, &p->shape, &p->algorithm, e);
-    if (found != 1) return found;
-    why = matmul_objection(d, p, &p->algorithm);
-    matmul_sample(d, &p->shape, x);
-    if (why.text[0] || matmul_agrees(d, p, x, &p->algorithm, shares, &why) != 0)
-        return fail(e,
-            "--products %.400s: its algorithm for %lld x %lld x %lld (flags %d) is not to be taken: %.300s",
-            d->products, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
-            why.text);
-    return 1;
-}
-
-// Choices by timing serve all ranks of the process, whose GPUs are alike: ranks with the same shapes then use
-// the same algorithms. matmul_forced >= 0 (tests) takes candidate number matmul_forced modulo their number.
-static MatmulChoice matmul_chosen[2 * MAX_PLANS];
-static int matmul_chosen_count, matmul_forced = -1;
-// Sets p->algorithm. In this order: the choice of --products; in a rehearsal, an earlier choice of the
-// process, then the fastest candidate; else, and with --deterministic 1, the first candidate.
-static int matmul_decide(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
-    int timed = d->rehearsing && !d->deterministic, count = 0, best = 0;
-    cublasLtMatmulAlgo_t good[PROPOSALS];
-    int found = d->products[0] ? products_take(d, p, x, e) : 0;
-    if (found != 0) return found < 0 ? -1 : 0;
-    for (int i = 0; timed && matmul_forced < 0 && i < matmul_chosen_count && !found; i++)
-        if (matmul_same(&matmul_chosen[i].shape, &p->shape))
-            p->algorithm = matmul_chosen[i].algorithm, found = 1;
-    if (!found) {
-        if (matmul_candidates(d, p, x, timed || matmul_forced >= 0 ? PROPOSALS : 1, good, &count, e) != 0)
-            return -1;
-        if (matmul_forced >= 0) best = matmul_forced % count;
-        else if (timed && matmul_fastest(d, p, x, good, count, &best, e) != 0) return -1;
-        p->algorithm = good[best];
-        if (timed && matmul_forced < 0 && matmul_chosen_count < 2 * MAX_PLANS)
-            matmul_chosen[matmul_chosen_count++] = {p->shape, p->algorithm};
-    }
-    return d->products[0] ? products_append(d->products, &p->shape, &p->algorithm, e) : 0;
-}
-
-// Chooses a plan's algorithm, one rank at a time, so that none disturbs another's timing. Trying algorithms
-// changes D where it is added to. A rehearsal throws D away; elsewhere D is saved before and put back after.
-static int matmul_choose(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
-    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-    size_t bytes = matmul_bytes(&p->shape);
-    void* kept = NULL;
-    int keep = x->c == x->out && !d->rehearsing;
-    if (keep) {
-        CUDA_TRY(e, cudaMalloc(&kept, bytes));
-        CUDA_TRY(e, cudaMemcpyAsync(kept, x->out, bytes, cudaMemcpyDeviceToDevice, d->stream));
-    }
-    pthread_mutex_lock(&mutex);
-    int status = matmul_decide(d, p, x, e);
-    pthread_mutex_unlock(&mutex);
-    if (!keep) return status;
-    cudaError_t back = cudaMemcpyAsync(x->out, kept, bytes, cudaMemcpyDeviceToDevice, d->stream);
-    if (back == cudaSuccess) back = cudaStreamSynchronize(d->stream);
-    cudaFree(kept);
-    if (status == 0) CUDA_TRY(e, back);
-    return status;
-}
-
-// Enqueues D = A B on `stream` as shape and operands say. The first use of a shape makes its plan and chooses
-// its algorithm, for which the host waits.
-static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Error* e) {
-    MatmulPlan* p = NULL;
-    for (int i = 0; i < d->plan_count && !p; i++)
-        if (matmul_same(&d->plans[i].shape, &shape)) p = &d->plans[i];
-    int fresh = !p;
-    if (fresh) {
-        if (d->plan_count == MAX_PLANS) return fail(e, "more than %d shapes of matrix products", MAX_PLANS);
-        p = &d->plans[d->plan_count];
-        memset(p, 0, sizeof *p);
-        p->shape = shape;
-        if (matmul_plan_make(d, p, e) != 0) return -1;
-        d->plan_count++;
-    }
-    if (x.bias)
-        LT_TRY(e,
-            cublasLtMatmulDescSetAttribute(
-                p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &x.bias, sizeof x.bias));
-    if (x.aux)
-        LT_TRY(e,
-            cublasLtMatmulDescSetAttribute(
-                p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &x.aux, sizeof x.aux));
-    if (fresh && matmul_choose(d, p, &x, e) != 0) {
-        matmul_plan_free(p);   // a plan without an algorithm must not stay
-        d->plan_count--;
-        return -1;
-    }
-    LT_TRY(e, matmul_run(d, p, &x, &p->algorithm));
-    return 0;
-}
-
-// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC) [+ add (R, OC)]
-static int matmul_forward(Gpu* d, bf16* out, const bf16* inp, const bf16* weight, const bf16* bias,
-    const bf16* add, int64_t R, int64_t C, int64_t OC, Error* e) {
-    int flags = (bias ? MATMUL_BIAS : 0) | (add ? MATMUL_ADD : 0);
-    return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, add, bias, NULL}, e);
-}
-// out = the GELU of that; the value before the GELU goes to aux (R, OC) unless aux is NULL
-static int matmul_gelu_forward(Gpu* d, bf16* out, bf16* aux, const bf16* inp, const bf16* weight,
-    const bf16* bias, int64_t R, int64_t C, int64_t OC, Error* e) {
-    int flags = MATMUL_BIAS | (aux ? MATMUL_GELU_AUX : MATMUL_GELU);
-    return matmul(d, {OC, R, C, 1, 0, flags}, {out, weight, inp, NULL, bias, aux}, e);
-}
-// dinp (R, C) = dout (R, OC) weight (OC, C) [times gelu'(aux)]
-static int matmul_backward_input(Gpu* d, bf16* dinp, const bf16* dout, const bf16* weight, const bf16* aux,
-    int64_t R, int64_t C, int64_t OC, Error* e) {
-    return matmul(
-        d, {C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0}, {dinp, weight, dout, NULL, NULL, (void*)aux}, e);
-}
-// dweight (OC, C) += dout^T inp, in fp32
-static int matmul_backward_weight(
-    Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
-    return matmul(
-        d, {C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD}, {dweight, inp, dout, dweight, NULL, NULL}, e);
-}
 
 // --- elementwise: 8 bf16 in 16 bytes per access ---
 //
@@ -4550,7 +4845,7 @@ __global__ void loss_sum_kernel(double* stats, const float* losses, int64_t n) {
     if (threadIdx.x == 0) stats[STAT_LOSS] += sums[0];
 }
 
-// --- distributed attention: what the executor of tables asks of the GPU, on the kernels of section 7a ---
+// --- distributed attention: what the executor of tables asks of the GPU, on the attention kernels ---
 
 enum { MAX_UNSEEN = 4 };
 // What one run of a table works on: the sequences in hand, in one layer. Tensors are the rank's own rows.
@@ -4573,196 +4868,6 @@ typedef struct {
     const ScheduleOp *last, *unseen[2][MAX_UNSEEN];
     int ops, side, unseen_count[2], merged;
 } GpuAttention;
-
-// --- exchange: a step's operands and results, while the step computes ---
-//
-// A step of a table on one rank's streams, time from left to right:
-//
-//     stream    pack | op 1       | op 3       |          wait | merge | pack, next step
-//     beside         |   op 2     |   op 4     |          wait |
-//     copies         | from rank 1 | from rank 3 | arrived
-//
-//     gpu_pieces   says where each item lies that travels; own rows that are not contiguous become pack jobs
-//     gpu_post     packs; lets `copies` wait for all that both streams were given so far (`complete`), when
-//                  sends are whole and what receives overwrite has been read; offers the sends in boxes
-//     gpu_op       enqueues attention, in turn on `stream` and `beside` unless ops meet (op_begin)
-//     gpu_wait     enqueues the copies on `copies`, each after its sender's `complete`, and leaves `taken` to
-//                  the sender; `stream` and `beside` wait for `arrived` and for the receivers' `taken`
-//     gpu_merge    adds arrived results, on `stream`
-//
-// The host enqueues a step's ops before its copies, but the copies wait only for what came before the ops,
-// and so run under them. With NCCL, gpu_post enqueues sends and receives on `copies`; boxes stay empty.
-
-enum {
-    PACK_JOBS = 8,      // of a launch
-    PACK_BLOCKS = 512   // of a job: some four for each multiprocessor
-};
-typedef struct {
-    PackJob job[PACK_JOBS];
-} PackJobs;
-// One job, a word at a time. Its indices are divided in 32 bits where they fit.
-template <typename Word> __device__ __forceinline__ void job_pack(const PackJob& x) {
-    uint32_t words = (uint32_t)(x.width / sizeof(Word));
-    int64_t all = x.rows * words;
-    for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < all; i += (int64_t)gridDim.x * 256) {
-        int64_t row = all >> 32 ? i / words : (int64_t)((uint32_t)i / words);
-        *((Word*)x.data + i) = *((const Word*)(x.source + row * (int64_t)x.source_pitch) + (i - row * words));
-    }
-}
-// data[row] = source[row] for the rows of some jobs; blockIdx.y is the job. Each byte is read and written
-// once, 16 at a time, or 4 where log-sum-exps of an odd number of rows are not aligned to more.
-__global__ void rows_pack_kernel(PackJobs jobs) {
-    const PackJob& x = jobs.job[blockIdx.y];
-    if (((uintptr_t)x.source | x.source_pitch | x.width) % 16 == 0) job_pack<uint4>(x);
-    else job_pack<uint32_t>(x);
-}
-// Packs what the step sends, on `stream`, which takes some microseconds. On `copies` the kernel would find no
-// free multiprocessor until the step's attention ends, whose blocks stay for all of a launch.
-static void gpu_pack(Gpu* d) {
-    PackJobs launch;
-    for (int i = 0, n; i < d->job_count; i += n) {
-        n = (int)min_i64(PACK_JOBS, d->job_count - i);
-        memcpy(launch.job, d->jobs + i, (size_t)n * sizeof *d->jobs);
-        rows_pack_kernel<<<dim3(PACK_BLOCKS, (unsigned)n), 256, 0, d->stream>>>(launch);
-    }
-    d->job_count = 0;
-}
-
-#ifdef GPT2_SP_NCCL
-// Enqueues a step's sends and receives on `copies`, as one group of NCCL, and `arrived` behind them.
-static int nccl_exchange(Rank* r, const Exchange* x) {
-    Gpu* d = (Gpu*)r->device;
-    Span* span = span_begin(d, LANE_COPY, "NCCL");
-    NCCL_TRY(r, 0, ncclGroupStart());
-    for (int i = 0; i < x->send_count; i++) {
-        const Piece* p = &x->sends[i];
-        NCCL_TRY(r, 0, ncclSend(p->data, p->bytes, ncclInt8, p->peer, d->comms[0], d->copies));
-    }
-    for (int i = 0; i < x->receive_count; i++) {
-        const Piece* p = &x->receives[i];
-        NCCL_TRY(r, 0, ncclRecv(p->data, p->bytes, ncclInt8, p->peer, d->comms[0], d->copies));
-    }
-    NCCL_TRY(r, 0, ncclGroupEnd());
-    if (nccl_settle(r, 0, ncclSuccess, "the exchange of attention's operands") != 0) return -1;
-    span_end(d, span);
-    CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
-    return 0;
-}
-#endif
-
-// Opens the exchange of a step. Copies may start once everything enqueued so far has finished: sends are then
-// complete and receive buffers free.
-static int gpu_post(Rank* r, void* run, const Exchange* x) {
-    (void)run;
-    Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    if (x->send_count + x->receive_count == 0) return 0;
-    gpu_pack(d);
-    d->pack_next = d->pack_begin;
-    CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
-    CUDA_TRY(&r->error, cudaEventRecord(d->beside_ready, d->beside));
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->ready, 0));
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, d->beside_ready, 0));
-    CUDA_TRY(&r->error, cudaEventRecord(d->complete, d->copies));
-#ifdef GPT2_SP_NCCL
-    if (d->nccl) return nccl_exchange(r, x);
-#endif
-    pthread_mutex_lock(&w->mutex);
-    for (int i = 0; i < x->send_count; i++) {
-        GpuBox* box = &d->boxes[r->world_rank * w->world + x->sends[i].peer];
-        box->pieces = x->sends, box->count = x->send_count;
-        box->ready = d->complete;
-    }
-    if (x->send_count > 0) pthread_cond_broadcast(&w->changed);
-    int status = thread_aborted(w, &r->error);
-    pthread_mutex_unlock(&w->mutex);
-    return status;
-}
-
-// Enqueues on `copies` all that a peer offers this rank, then `taken`. Pieces pair up in the order of both
-// lists.
-static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) {
-    Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
-    int sent = 0;
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, box->ready, 0));
-    Span* span = span_begin(d, LANE_COPY, "from rank %d", peer);
-    for (int i = 0; i < x->receive_count; i++) {
-        const Piece *to = &x->receives[i], *from;
-        if (to->peer != peer) continue;
-        while (sent < box->count && box->pieces[sent].peer != r->world_rank) sent++;
-        from = &box->pieces[sent];
-        if (sent++ == box->count || from->bytes != to->bytes)
-            return fail(&r->error, "rank %d expects other pieces than rank %d sends", r->world_rank, peer);
-        CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(to->data, d->ordinal, from->data, other->ordinal, to->bytes, d->copies));
-    }
-    span_end(d, span);
-    CUDA_TRY(&r->error, cudaEventRecord(d->taken[peer], d->copies));
-    return 0;
-}
-
-// The host waits until a box is full, or empty, and gets what is in it then.
-static int gpu_await_box(Rank* r, GpuBox* box, int full, int peer, double deadline, GpuBox* out) {
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    int status = 0;
-    pthread_mutex_lock(&w->mutex);
-    while ((status = thread_aborted(w, &r->error)) == 0 && (box->pieces != NULL) != full)
-        if (world_await(w, deadline) != 0 && !w->aborted && (box->pieces != NULL) != full) {
-            status = transport_late_rank(&r->transport, peer, &r->error);
-            break;
-        }
-    *out = *box;
-    pthread_mutex_unlock(&w->mutex);
-    return status;
-}
-
-// Lets both streams of ops, `stream` and `beside`, wait for an event.
-static int ops_wait(Rank* r, cudaEvent_t event) {
-    Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, event, 0));
-    CUDA_TRY(&r->error, cudaStreamWaitEvent(d->beside, event, 0));
-    return 0;
-}
-
-// Whether a piece before number i goes to or comes from the same peer.
-static int peer_seen(const Piece* pieces, int i) {
-    int seen = 0;
-    for (int j = 0; j < i; j++) seen |= pieces[j].peer == pieces[i].peer;
-    return seen;
-}
-// Closes the exchange of a step: enqueues the receives, and lets both streams wait for them and for the peers
-// that take this rank's sends. The host waits until each peer has posted the step and enqueued its receives.
-static int gpu_wait(Rank* r, void* run, const Exchange* x) {
-    (void)run;
-    Gpu* d = (Gpu*)r->device;
-    ThreadWorld* w = (ThreadWorld*)r->transport.state;
-    double deadline = world_deadline(w, 0);
-    int status = 0;
-    r->transport.doing = "the exchange of attention's operands";
-#ifdef GPT2_SP_NCCL
-    if (d->nccl) return x->send_count + x->receive_count > 0 ? ops_wait(r, d->arrived) : 0;
-#endif
-    for (int i = 0; status == 0 && i < x->receive_count; i++) {
-        int peer = x->receives[i].peer;
-        if (peer_seen(x->receives, i)) continue;
-        GpuBox *box = &d->boxes[peer * w->world + r->world_rank], offer;
-        status = gpu_await_box(r, box, 1, peer, deadline, &offer);
-        if (status == 0) status = gpu_receive(r, peer, &offer, x);
-        pthread_mutex_lock(&w->mutex);
-        box->pieces = NULL, box->taken = d->taken[peer];
-        pthread_cond_broadcast(&w->changed);
-        pthread_mutex_unlock(&w->mutex);
-    }
-    for (int i = 0; status == 0 && i < x->send_count; i++) {
-        if (peer_seen(x->sends, i)) continue;
-        GpuBox *box = &d->boxes[r->world_rank * w->world + x->sends[i].peer], taken;
-        status = gpu_await_box(r, box, 0, x->sends[i].peer, deadline, &taken);
-        if (status == 0) status = ops_wait(r, taken.taken);
-    }
-    if (status != 0 || x->receive_count == 0) return status;
-    CUDA_TRY(&r->error, cudaEventRecord(d->arrived, d->copies));
-    return ops_wait(r, d->arrived);
-}
 
 // Bits h0 to h1 - 1, where h0 < 64.
 static uint64_t part_bits(int h0, int h1) { return ((h1 < 64 ? 1ull << h1 : 0) - 1) & ~((1ull << h0) - 1); }
@@ -5385,68 +5490,6 @@ static GpuActivations gpu_activations_of(const Rank* r, int64_t l) {
     return a;
 }
 
-// --- collectives among the ranks of a process ---
-
-// Begins a collective: shows this rank's memory to the ranks of a group, whose hosts meet, and lets `stream`
-// wait until all that they had enqueued before is done, so that what they show is whole.
-static int collective_begin(Rank* r, const Group* g, void* offered) {
-    Gpu* d = (Gpu*)r->device;
-    d->offered = offered;
-    CUDA_TRY(&r->error, cudaEventRecord(d->ready, d->stream));
-    if (r->transport.barrier(&r->transport, g, &r->error) != 0) return -1;
-    for (int i = 0; i < g->size; i++)
-        if (i != g->index)
-            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->ready, 0));
-    return 0;
-}
-// Ends it: lets `stream` wait until all ranks of the group have read what they were shown.
-static int collective_end(Rank* r, const Group* g) {
-    Gpu* d = (Gpu*)r->device;
-    CUDA_TRY(&r->error, cudaEventRecord(d->done, d->stream));
-    if (r->transport.barrier(&r->transport, g, &r->error) != 0) return -1;
-    for (int i = 0; i < g->size; i++)
-        if (i != g->index)
-            CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->peers[group_rank(g, i)]->done, 0));
-    return 0;
-}
-
-// What the ranks of a group show, in the order of the group.
-typedef struct {
-    const void* p[MAX_RANKS];
-} Offers;
-static Offers gpu_offers(const Rank* r, const Group* g) {
-    Offers o;
-    memset(&o, 0, sizeof o);
-    for (int i = 0; i < g->size; i++) o.p[i] = ((Gpu*)r->device)->peers[group_rank(g, i)]->offered;
-    return o;
-}
-
-// out (4 n4) = (`add`: +=) the sum of the ranks' numbers from `at` on, added in the order of the ranks.
-// Threads walk over groups of 4 numbers; 4 bytes a number of each rank, 4 of out, 4 more with `add`.
-__global__ void sum_ranks_kernel(float* out, Offers offers, int world, int64_t at, int64_t n4, int add) {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n4;
-         i += (int64_t)gridDim.x * blockDim.x) {
-        float4 sum = *((const float4*)((const float*)offers.p[0] + at) + i);
-#pragma unroll 4
-        for (int p = 1; p < world; p++) {
-            float4 x = *((const float4*)((const float*)offers.p[p] + at) + i);
-            sum.x += x.x, sum.y += x.y;
-            sum.z += x.z, sum.w += x.w;
-        }
-        float4* to = (float4*)out + i;
-        if (add) {
-            float4 x = *to;
-            sum.x += x.x, sum.y += x.y;
-            sum.z += x.z, sum.w += x.w;
-        }
-        *to = sum;
-    }
-}
-static void sum_ranks(Rank* r, float* out, const Offers& offers, int64_t at, int64_t n, int add) {
-    sum_ranks_kernel<<<(unsigned)min_i64(ceil_div(n / 4, 256), 8 * attn::attn_sms()), 256, 0,
-        ((Gpu*)r->device)->stream>>>(out, offers, r->sharing.size, at, n / 4, add);
-}
-
 // Whether a unit's gradients need no sum at the end of the step: a layer's in the last micro-batch, which
 // were summed while the layers below were differentiated, or those of a unit of which no other rank has
 // gradients.
@@ -5914,7 +5957,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             CUDA_TRY(e,
-                cudaMemcpyAsync(d->checkpoints + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2,
+                cudaMemcpyAsync(d->segment_inputs + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
         if (gpu_model_layer(r, l, 0, 1, doc_start, docs) != 0) return -1;
     }
@@ -5933,7 +5976,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
         // at a segment's last layer the whole segment is computed again
         if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             CUDA_TRY(e,
-                cudaMemcpyAsync(gpu_act(r, G_x, first), d->checkpoints + l / k * R * C, (size_t)(R * C) * 2,
+                cudaMemcpyAsync(gpu_act(r, G_x, first), d->segment_inputs + l / k * R * C, (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
                 if (gpu_model_layer(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
@@ -6292,278 +6335,9 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     return 0;
 }
 
-// ===== 10. checkpoints ==========================================================================
+// ===== 10. trainer ==============================================================================
 //
-// The .c's functions write and read checkpoints from host memory, in buffers that exist only meanwhile:
-//
-//     save          host_begin copies from the GPU -> rank_save -> host_end frees
-//     load, init    host_begin -> rank_load or weights_init -> host_end copies to the GPU and frees
-
-// Makes buffers on the host for the first `count` of SAVED_STATES, and buffers for a whole unit where ranks
-// hold slices. `fetch`: fills them from the GPU, which the host waits for.
-static int host_begin(Rank* r, int count, int fetch) {
-    Gpu* d = (Gpu*)r->device;
-    const Layout* layout = r->layout;
-    if (gpu_enter(r) != 0) return -1;
-    for (int u = 0; !layout->sharded[STATE_WEIGHTS] && u < layout->count; u++)
-        if (gpu_unit_gather(r, u) != 0) return -1;   // weights may still be on their way from the peers
-    // where every rank has all, rank 0's are saved, and of the others only their own positions; calloc's
-    // pages that nobody writes take no memory
-    int first_has_all = !layout->sharded[STATE_M] && r->world_rank != 0;
-    int64_t from = first_has_all ? layout->units[positions_unit(layout)].offset : 0;
-    for (int i = 0; i < count; i++) {
-        int state = SAVED_STATES[i];
-        size_t n = (size_t)layout->buffer[state];
-        r->state[state] = (real*)calloc(n, sizeof(real));
-        if (!r->state[state])
-            return fail(
-                &r->error, "out of memory for %zu bytes of the checkpoint on the host", n * sizeof(float));
-        if (fetch)
-            CUDA_TRY(&r->error,
-                cudaMemcpyAsync(r->state[state] + from, d->state[state] + from,
-                    (n - (size_t)from) * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
-    }
-    for (int state = 0; layout->sharded[STATE_M] && state <= STATE_GRADIENTS; state++) {
-        r->whole_unit[state] = (real*)calloc((size_t)layout->largest, sizeof(real));
-        if (!r->whole_unit[state]) return fail(&r->error, "out of memory for a unit on the host");
-    }
-    r->gathered = -1;
-    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
-    return 0;
-}
-// Frees the host's buffers. `store`: first copies them to the GPU and makes the bf16 copies of the weights.
-static int host_end(Rank* r, int count, int store) {
-    Gpu* d = (Gpu*)r->device;
-    cudaError_t status = cudaSuccess;
-    for (int i = 0; i < SAVED_COUNT; i++) {
-        int state = SAVED_STATES[i];
-        size_t bytes = (size_t)r->layout->buffer[state] * sizeof(float);
-        if (store && i < count && r->state[state] && status == cudaSuccess)
-            status =
-                cudaMemcpyAsync(d->state[state], r->state[state], bytes, cudaMemcpyHostToDevice, d->stream);
-        if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
-        free(r->state[state]);
-        r->state[state] = NULL;
-    }
-    for (int state = 0; state <= STATE_GRADIENTS; state++) {
-        free(r->whole_unit[state]);
-        r->whole_unit[state] = NULL;
-    }
-    if (status == cudaSuccess && store) {
-        gpu_weights_cast(r);
-        for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
-        status = cudaStreamSynchronize(d->stream);
-        if (status == cudaSuccess) status = cudaGetLastError();
-    }
-    return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
-}
-
-// The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
-// where there are several.
-static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
-    if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
-    else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
-}
-// Puts what the options say of the GPU into the rank's part.
-static void gpu_settings(Rank* r, const gpt2_sp* g) {
-    Gpu* d = (Gpu*)r->device;
-    const gpt2_sp_options* o = &g->options;
-    d->deterministic = (int)o->deterministic;
-    d->attention = (int)o->attention;
-    d->products_shown = (int)o->profile;
-    d->profile = (int)o->profile && r->world_rank == 0;
-    process_path(d->products, g, o->products);
-}
-
-// Jobs (Device.init, .load, .save): fresh weights from the seed; weights and, to resume, moments from a
-// checkpoint; a checkpoint of both.
-static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
-    (void)argument;
-    gpu_settings(r, g);
-    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
-    weights_init(r, (uint64_t)g->options.seed);
-    return host_end(r, 1, 1);
-}
-static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
-    int count = ((const LoadJob*)argument)->moments ? SAVED_COUNT : 1;
-    gpu_settings(r, g);
-    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
-    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g, argument) : -1;
-    return host_end(r, count, status == 0) == 0 ? status : -1;
-}
-static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
-    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
-    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
-    return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
-}
-
-// ===== 11. evaluation and sampling ==============================================================
-//
-// Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
-// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then tokens
-// one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV straight to its
-// cache, behind those of earlier tokens.
-
-// What the decoder holds: the cache, and activations of one layer for the tokens being read.
-typedef struct {
-    gpt2_sp* g;
-    Rank* r;                                       // the first: it reads for all
-    int64_t capacity, position;                    // tokens that fit in the cache; of those being read
-    bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
-    float *rstd, *lse;
-    float* wpe;   // (DECODE_ROWS, C): rows of positions that the ranks have of their own
-    int32_t* tokens;
-    bf16* host_logits;
-    void* memory;
-} GpuDecoder;
-
-// Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
-static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
-    Rank* r = &g->ranks[0];
-    const Shape* s = &g->mesh.shape;
-    int64_t n = DECODE_ROWS, C = s->C;
-    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
-        return fail(&r->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
-            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
-                                             : "--sp, whose ranks have the positions of their own rows only");
-    if (gpu_enter(r) != 0) return -1;
-    c->g = g, c->r = r;
-    c->capacity = round_up(capacity, n) + n;
-    for (int walk = 0; walk < 2; walk++) {
-        Arena a;
-        memset(&a, 0, sizeof a);
-        a.base = (char*)c->memory;
-        c->cache = (bf16*)gpu_take(&a, 0, s->L * c->capacity * 3 * C, 2);
-        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2);
-        c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
-        c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
-        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4);
-        c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4);
-        c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
-        if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
-            return fail(
-                &r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
-    }
-    c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
-    return c->host_logits ? 0 : fail(&r->error, "out of memory");
-}
-
-// Device.decoder_close.
-static void gpu_decoder_close(void* decoder) {
-    GpuDecoder* c = (GpuDecoder*)decoder;
-    cudaFree(c->memory);
-    free(c->host_logits);
-    free(c);
-}
-
-// Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
-static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
-    GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
-    if (!c) fail(&g->error, "out of memory");
-    else if (gpu_decoder_init(c, g, capacity) != 0) {
-        g->error = g->ranks[0].error;
-        gpu_decoder_close(c);
-        c = NULL;
-    }
-    return c;
-}
-
-// Fetches rows p to p + n - 1 of wpe from the ranks that have them as own positions, on `stream`. It needs no
-// event: the peers wait for this rank, and change no weights meanwhile.
-static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
-    Rank* r = c->r;
-    Gpu* d = (Gpu*)r->device;
-    const Unit* unit = &r->layout->units[positions_unit(r->layout)];
-    int64_t C = r->mesh->shape.C, rows = unit->slice / C;
-    int64_t at = held(r, STATE_WEIGHTS, positions_unit(r->layout)).at;   // alike on all ranks
-    for (int64_t i = 0, count; i < n; i += count) {
-        int owner = (int)((p + i) / rows);
-        count = min_i64(n - i, (owner + 1) * rows - (p + i));
-        CUDA_TRY(&r->error,
-            cudaMemcpyPeerAsync(c->wpe + i * C, d->ordinal,
-                d->peers[owner]->state[STATE_WEIGHTS] + at + (p + i) % rows * C, d->peers[owner]->ordinal,
-                (size_t)(count * C) * sizeof(float), d->stream));
-    }
-    return 0;
-}
-
-// Attention of the rows being read over the layer's cache, to which they belong: it begins c->position rows
-// before them.
-static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
-    const GpuDecoder* c = (const GpuDecoder*)x->decoder;
-    Gpu* d = (Gpu*)r->device;
-    const Shape* s = &r->mesh->shape;
-    int64_t C = s->C, R = x->R, p = c->position;
-    bf16* layer = x->a.qkv - p * 3 * C;
-    AttnForward a;
-    memset(&a, 0, sizeof a);
-    a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
-    a.s.B = 1, a.s.Tk = (int)(p + R);
-    a.s.q_pos = (int)p;
-    a.q = view_of(x->a.qkv, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
-    a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(x->a.atty, C, R, s->HS);
-    a.lse.p = x->a.lse, a.lse.head = R;
-    a.lse.batch = R * s->NH, a.work = d->attention_work[0];
-    CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
-    return 0;
-}
-
-// Reads n tokens at positions p to p + n - 1: one, or part of a prompt, padded to DECODE_ROWS. logits (V):
-// what the model expects after the last of them. The host waits.
-static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
-    Rank* r = c->r;
-    Gpu* d = (Gpu*)r->device;
-    Error* e = &r->error;
-    const Shape* s = &r->mesh->shape;
-    int64_t C = s->C, R = n == 1 ? 1 : (int64_t)DECODE_ROWS;
-    int last = (int)s->L + 1;
-    CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
-    CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
-    RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
-    int positions = positions_unit(r->layout), own = positions_apart(r->layout);
-    if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
-    if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
-    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte),
-        own ? c->wpe : gpu_weight(r, positions, P_wpe), r->mesh->center, own ? fetched : places, R, C);
-    GpuLayer x = {};
-    x.R = R, x.needed = ~(1u << G_gelu);
-    x.attention = gpu_decoder_attention, x.decoder = c;
-    c->position = p;
-    x.a.x = x.a.x2 = x.next = c->x, x.a.ln1 = x.a.ln2 = c->ln;
-    x.a.atty = c->atty, x.gelu = c->wide;
-    x.a.rstd1 = x.a.rstd2 = c->rstd, x.a.lse = c->lse;
-    for (x.l = 0; x.l < s->L; x.l++) {
-        int u = (int)x.l + 1;
-        if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
-        x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u);
-        x.a.qkv = c->cache + (x.l * c->capacity + p) * 3 * C;
-        if (gpu_layer_forward(r, &x) != 0) return -1;
-    }
-    if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
-    const ParametersOf<float> w = gpu_weights_of(r, last);
-    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, w.lnfw, w.lnfb, 1, C);
-    if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0)
-        return -1;
-    CUDA_TRY(
-        e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
-    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
-    CUDA_TRY(e, cudaGetLastError());
-    for (int64_t v = 0; v < s->V; v++) logits[v] = __bfloat162float(c->host_logits[v]);
-    return 0;
-}
-
-// Device.decoder_read: the same, its error as the trainer's.
-static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
-    GpuDecoder* c = (GpuDecoder*)decoder;
-    if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
-    c->g->error = c->r->error;
-    return -1;
-}
-
-// ===== 12. training loop ========================================================================
-//
-// What the .c's loop calls for: a step, the gradients of --check, --verify, the rates that `plan` projects
-// with, and what --profile and --trace tell of a step:
+// A step of a rank, the gradients of --check, and what --profile and --trace tell of a step:
 //
 //     --profile    marks on `stream` at the end of every group of kernels: time between marks, by group
 //     --trace      the same as spans of the compute lane, and the spans of all four streams
@@ -6767,6 +6541,366 @@ static int gpu_gradients(Rank* r, gpt2_sp* g, void* argument) {
     return gpu_stats_read(r, &out->loss, &out->square);
 }
 
+// ===== 11. checkpoints ==========================================================================
+//
+// The .c's functions write and read checkpoints from host memory, in buffers that exist only meanwhile:
+//
+//     save          host_begin copies from the GPU -> rank_save -> host_end frees
+//     load, init    host_begin -> rank_load or weights_init -> host_end copies to the GPU and frees
+
+// Makes buffers on the host for the first `count` of SAVED_STATES, and buffers for a whole unit where ranks
+// hold slices. `fetch`: fills them from the GPU, which the host waits for.
+static int host_begin(Rank* r, int count, int fetch) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    if (gpu_enter(r) != 0) return -1;
+    for (int u = 0; !layout->sharded[STATE_WEIGHTS] && u < layout->count; u++)
+        if (gpu_unit_gather(r, u) != 0) return -1;   // weights may still be on their way from the peers
+    // where every rank has all, rank 0's are saved, and of the others only their own positions; calloc's
+    // pages that nobody writes take no memory
+    int first_has_all = !layout->sharded[STATE_M] && r->world_rank != 0;
+    int64_t from = first_has_all ? layout->units[positions_unit(layout)].offset : 0;
+    for (int i = 0; i < count; i++) {
+        int state = SAVED_STATES[i];
+        size_t n = (size_t)layout->buffer[state];
+        r->state[state] = (real*)calloc(n, sizeof(real));
+        if (!r->state[state])
+            return fail(
+                &r->error, "out of memory for %zu bytes of the checkpoint on the host", n * sizeof(float));
+        if (fetch)
+            CUDA_TRY(&r->error,
+                cudaMemcpyAsync(r->state[state] + from, d->state[state] + from,
+                    (n - (size_t)from) * sizeof(float), cudaMemcpyDeviceToHost, d->stream));
+    }
+    for (int state = 0; layout->sharded[STATE_M] && state <= STATE_GRADIENTS; state++) {
+        r->whole_unit[state] = (real*)calloc((size_t)layout->largest, sizeof(real));
+        if (!r->whole_unit[state]) return fail(&r->error, "out of memory for a unit on the host");
+    }
+    r->gathered = -1;
+    CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
+    return 0;
+}
+// Frees the host's buffers. `store`: first copies them to the GPU and makes the bf16 copies of the weights.
+static int host_end(Rank* r, int count, int store) {
+    Gpu* d = (Gpu*)r->device;
+    cudaError_t status = cudaSuccess;
+    for (int i = 0; i < SAVED_COUNT; i++) {
+        int state = SAVED_STATES[i];
+        size_t bytes = (size_t)r->layout->buffer[state] * sizeof(float);
+        if (store && i < count && r->state[state] && status == cudaSuccess)
+            status =
+                cudaMemcpyAsync(d->state[state], r->state[state], bytes, cudaMemcpyHostToDevice, d->stream);
+        if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
+        free(r->state[state]);
+        r->state[state] = NULL;
+    }
+    for (int state = 0; state <= STATE_GRADIENTS; state++) {
+        free(r->whole_unit[state]);
+        r->whole_unit[state] = NULL;
+    }
+    if (status == cudaSuccess && store) {
+        gpu_weights_cast(r);
+        for (int b = 0; b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
+        status = cudaStreamSynchronize(d->stream);
+        if (status == cudaSuccess) status = cudaGetLastError();
+    }
+    return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
+}
+
+// Jobs (Device.init, .load, .save): fresh weights from the seed; weights and, to resume, moments from a
+// checkpoint; a checkpoint of both.
+static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
+    gpu_settings(r, g);
+    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
+    weights_init(r, (uint64_t)g->options.seed);
+    return host_end(r, 1, 1);
+}
+static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
+    int count = ((const LoadJob*)argument)->moments ? SAVED_COUNT : 1;
+    gpu_settings(r, g);
+    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
+    int status = host_begin(r, count, 0) == 0 ? rank_load(r, g, argument) : -1;
+    return host_end(r, count, status == 0) == 0 ? status : -1;
+}
+static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
+    if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
+    int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
+    return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
+}
+
+// ===== 12. evaluation and sampling ==============================================================
+//
+// Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
+// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then tokens
+// one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV straight to its
+// cache, behind those of earlier tokens.
+
+// What the decoder holds: the cache, and activations of one layer for the tokens being read.
+typedef struct {
+    gpt2_sp* g;
+    Rank* r;                                       // the first: it reads for all
+    int64_t capacity, position;                    // tokens that fit in the cache; of those being read
+    bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
+    float *rstd, *lse;
+    float* wpe;   // (DECODE_ROWS, C): rows of positions that the ranks have of their own
+    int32_t* tokens;
+    bf16* host_logits;
+    void* memory;
+} GpuDecoder;
+
+// Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
+static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
+    Rank* r = &g->ranks[0];
+    const Shape* s = &g->mesh.shape;
+    int64_t n = DECODE_ROWS, C = s->C;
+    if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
+        return fail(&r->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
+            g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
+                                             : "--sp, whose ranks have the positions of their own rows only");
+    if (gpu_enter(r) != 0) return -1;
+    c->g = g, c->r = r;
+    c->capacity = round_up(capacity, n) + n;
+    for (int walk = 0; walk < 2; walk++) {
+        Arena a;
+        memset(&a, 0, sizeof a);
+        a.base = (char*)c->memory;
+        c->cache = (bf16*)gpu_take(&a, 0, s->L * c->capacity * 3 * C, 2);
+        c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2);
+        c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
+        c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
+        c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4);
+        c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4);
+        c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
+            return fail(
+                &r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
+    }
+    c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
+    return c->host_logits ? 0 : fail(&r->error, "out of memory");
+}
+
+// Device.decoder_close.
+static void gpu_decoder_close(void* decoder) {
+    GpuDecoder* c = (GpuDecoder*)decoder;
+    cudaFree(c->memory);
+    free(c->host_logits);
+    free(c);
+}
+
+// Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
+static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
+    GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
+    if (!c) fail(&g->error, "out of memory");
+    else if (gpu_decoder_init(c, g, capacity) != 0) {
+        g->error = g->ranks[0].error;
+        gpu_decoder_close(c);
+        c = NULL;
+    }
+    return c;
+}
+
+// Fetches rows p to p + n - 1 of wpe from the ranks that have them as own positions, on `stream`. It needs no
+// event: the peers wait for this rank, and change no weights meanwhile.
+static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
+    Rank* r = c->r;
+    Gpu* d = (Gpu*)r->device;
+    const Unit* unit = &r->layout->units[positions_unit(r->layout)];
+    int64_t C = r->mesh->shape.C, rows = unit->slice / C;
+    int64_t at = held(r, STATE_WEIGHTS, positions_unit(r->layout)).at;   // alike on all ranks
+    for (int64_t i = 0, count; i < n; i += count) {
+        int owner = (int)((p + i) / rows);
+        count = min_i64(n - i, (owner + 1) * rows - (p + i));
+        CUDA_TRY(&r->error,
+            cudaMemcpyPeerAsync(c->wpe + i * C, d->ordinal,
+                d->peers[owner]->state[STATE_WEIGHTS] + at + (p + i) % rows * C, d->peers[owner]->ordinal,
+                (size_t)(count * C) * sizeof(float), d->stream));
+    }
+    return 0;
+}
+
+// Attention of the rows being read over the layer's cache, to which they belong: it begins c->position rows
+// before them.
+static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
+    const GpuDecoder* c = (const GpuDecoder*)x->decoder;
+    Gpu* d = (Gpu*)r->device;
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C, R = x->R, p = c->position;
+    bf16* layer = x->a.qkv - p * 3 * C;
+    AttnForward a;
+    memset(&a, 0, sizeof a);
+    a.s = attention_shape(r->mesh, R, NULL), a.s.path = d->attention;
+    a.s.B = 1, a.s.Tk = (int)(p + R);
+    a.s.q_pos = (int)p;
+    a.q = view_of(x->a.qkv, 3 * C, R, s->HS), a.k = view_of(layer + C, 3 * C, p + R, s->HS);
+    a.v = view_of(layer + 2 * C, 3 * C, p + R, s->HS), a.o = view_of(x->a.atty, C, R, s->HS);
+    a.lse.p = x->a.lse, a.lse.head = R;
+    a.lse.batch = R * s->NH, a.work = d->attention_work[0];
+    CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+    return 0;
+}
+
+// Reads n tokens at positions p to p + n - 1: one, or part of a prompt, padded to DECODE_ROWS. logits (V):
+// what the model expects after the last of them. The host waits.
+static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    Rank* r = c->r;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C, R = n == 1 ? 1 : (int64_t)DECODE_ROWS;
+    int last = (int)s->L + 1;
+    CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
+    CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
+    RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
+    int positions = positions_unit(r->layout), own = positions_apart(r->layout);
+    if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
+    if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
+    embedding_forward(d, c->x, c->tokens, NULL, gpu_weight(r, 0, P_wte),
+        own ? c->wpe : gpu_weight(r, positions, P_wpe), r->mesh->center, own ? fetched : places, R, C);
+    GpuLayer x = {};
+    x.R = R, x.needed = ~(1u << G_gelu);
+    x.attention = gpu_decoder_attention, x.decoder = c;
+    c->position = p;
+    x.a.x = x.a.x2 = x.next = c->x, x.a.ln1 = x.a.ln2 = c->ln;
+    x.a.atty = c->atty, x.gelu = c->wide;
+    x.a.rstd1 = x.a.rstd2 = c->rstd, x.a.lse = c->lse;
+    for (x.l = 0; x.l < s->L; x.l++) {
+        int u = (int)x.l + 1;
+        if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
+        x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u);
+        x.a.qkv = c->cache + (x.l * c->capacity + p) * 3 * C;
+        if (gpu_layer_forward(r, &x) != 0) return -1;
+    }
+    if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
+    const ParametersOf<float> w = gpu_weights_of(r, last);
+    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, w.lnfw, w.lnfb, 1, C);
+    if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0)
+        return -1;
+    CUDA_TRY(
+        e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+    CUDA_TRY(e, cudaGetLastError());
+    for (int64_t v = 0; v < s->V; v++) logits[v] = __bfloat162float(c->host_logits[v]);
+    return 0;
+}
+
+// Device.decoder_read: the same, its error as the trainer's.
+static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+    GpuDecoder* c = (GpuDecoder*)decoder;
+    if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
+    c->g->error = c->r->error;
+    return -1;
+}
+
+// ===== 13. plan =================================================================================
+//
+// The rates that `plan` reckons with, measured on the kernels that training runs.
+
+// Milliseconds that `count` calls take on stream 0, after one that is not counted; 0 if they fail.
+template <typename Call> static float gpu_timed(int count, Call call) {
+    cudaEvent_t from = NULL, to = NULL;
+    float ms = 0;
+    int status = cudaEventCreate(&from) != cudaSuccess || cudaEventCreate(&to) != cudaSuccess;
+    for (int i = 0; status == 0 && i <= count; i++) {
+        if (i == 1) status = cudaEventRecord(from, 0) != cudaSuccess;
+        if (status == 0) status = call();
+    }
+    if (status != 0 || cudaEventRecord(to, 0) != cudaSuccess || cudaEventSynchronize(to) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, from, to) != cudaSuccess)
+        ms = 0;
+    if (from) cudaEventDestroy(from);
+    if (to) cudaEventDestroy(to);
+    return ms;
+}
+
+// Device.rates, what `plan` projects with: a product of a model's kind, attention in the mesh's heads, and
+// copies in memory, timed on this GPU. What cannot be measured, and the link between GPUs, is an H200's.
+static void gpu_rates(Rates* rates, const Mesh* mesh) {
+    const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
+    // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
+    AttnShape shape = {1, (int)NH, (int)T, (int)T, 0, 0, 1, 1 / sqrtf((float)HS), NULL, 0, (int)HS};
+    const size_t work_bytes = attn::attention_backward_work(shape),
+                 attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
+    const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + MATMUL_WORKSPACE;
+    const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes,
+                 random_bytes = (size_t)(m * n) * 2;
+    Gpu* d = (Gpu*)calloc(1, sizeof *d);
+    uint32_t* random = (uint32_t*)malloc(random_bytes);
+    bf16* memory = NULL;
+    Error ignored;
+    float ms = 0;
+    rates->gflops = 6e5, rates->attention_gflops = 5e5;
+    rates->link_gbs = 370, rates->copy_gbs = 4000;
+    for (size_t i = 0; random && i < random_bytes / 4; i++) {   // two bf16 of -2 .. 2 at a time
+        uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
+        random[i] = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
+    }
+    if (d && random && cudaMalloc((void**)&memory, bytes) == cudaSuccess &&
+        cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
+        cudaMemcpy(memory, random, random_bytes, cudaMemcpyHostToDevice);
+        cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
+        d->workspace = memory + 2 * m * n + n * n;
+        ms = gpu_timed(4, [&] {
+            return matmul_forward(
+                d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
+        });
+        if (ms > 0) rates->gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
+        ms = gpu_timed(4, [&] {
+            return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) !=
+                    cudaSuccess
+                ? -1
+                : 0;
+        });
+        if (ms > 0) rates->copy_gbs = 4e-6 * (double)random_bytes / ms;   // half of it, read and written
+        matmul_plans_release(d);
+        cublasLtDestroy(d->lt);
+    }
+    // q, k, v and dO are random numbers, the rest begins with zeros
+    if (memory && T * C * 10 <= (int64_t)bytes) {
+        char* at = (char*)memory + T * C * 8;
+        for (int i = 0; i < 4; i++)
+            for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
+                cudaMemcpy((char*)memory + i * T * C * 2 + j, random,
+                    (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j), cudaMemcpyHostToDevice);
+        cudaMemsetAsync(at, 0, attention_bytes - (size_t)(T * C * 8), 0);
+        bf16* x[7];   // q, k, v, dO, O, dK, dV
+        for (int i = 0; i < 7; i++) x[i] = memory + i * T * C;
+        float *dq = (float*)(x[6] + T * C), *lse = dq + T * C, *delta = lse + T * NH;
+        auto view = [&](void* p) { return view_of(p, C, T, HS); };
+        AttnRows lse_rows = {lse, T, NH * T}, delta_rows = {delta, T, NH * T};
+        AttnForward f = {};
+        f.s = shape, f.q = view(x[0]);
+        f.k = view(x[1]), f.v = view(x[2]);
+        f.o = view(x[4]), f.lse = lse_rows;
+        f.work = (int*)(delta + T * NH);
+        AttnBackward g = {};
+        g.s = shape, g.q = f.q;
+        g.k = f.k, g.v = f.v;
+        g.dout = view(x[3]), g.lse = lse_rows;
+        g.delta = delta_rows, g.dq = view(dq);
+        g.dk = view(x[5]), g.dv = view(x[6]);
+        g.dkv_bf16 = 1, g.accumulate_dq = 1;
+        g.work = f.work;
+        ms = gpu_timed(4, [&] {
+            return attn::attention_forward(f, 0) != cudaSuccess ||
+                    attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) !=
+                        cudaSuccess ||
+                    attn::attention_backward(g, 0) != cudaSuccess
+                ? -1
+                : 0;
+        });
+        if (ms > 0) rates->attention_gflops = 4 * 3.5 * 2e-6 * (double)T * (double)T * (double)C / ms;
+    }
+    cudaFree(memory);
+    free(random);
+    free(d);
+}
+
+// ===== 14. training loop ========================================================================
+//
+// What only the GPU program's loop has: --verify, which compares a step with the CPU reference. And the table
+// by which the .c's loop, and all else, calls this file.
+
 // --- --verify: the same batch through the CPU reference ---
 
 // Each tensor's error is measured against what bf16 must cost it. Rounding a number to bf16 moves it by 2^-9
@@ -6927,106 +7061,6 @@ static int gpu_verify(gpt2_sp* g) {
                    : 0;
 }
 
-// Milliseconds that `count` calls take on stream 0, after one that is not counted; 0 if they fail.
-template <typename Call> static float gpu_timed(int count, Call call) {
-    cudaEvent_t from = NULL, to = NULL;
-    float ms = 0;
-    int status = cudaEventCreate(&from) != cudaSuccess || cudaEventCreate(&to) != cudaSuccess;
-    for (int i = 0; status == 0 && i <= count; i++) {
-        if (i == 1) status = cudaEventRecord(from, 0) != cudaSuccess;
-        if (status == 0) status = call();
-    }
-    if (status != 0 || cudaEventRecord(to, 0) != cudaSuccess || cudaEventSynchronize(to) != cudaSuccess ||
-        cudaEventElapsedTime(&ms, from, to) != cudaSuccess)
-        ms = 0;
-    if (from) cudaEventDestroy(from);
-    if (to) cudaEventDestroy(to);
-    return ms;
-}
-
-// Device.rates, what `plan` projects with: a product of a model's kind, attention in the mesh's heads, and
-// copies in memory, timed on this GPU. What cannot be measured, and the link between GPUs, is an H200's.
-static void gpu_rates(Rates* rates, const Mesh* mesh) {
-    const int64_t n = 4096, m = 16384, T = 8192, C = mesh->shape.C, NH = mesh->shape.NH, HS = mesh->shape.HS;
-    // attention: q, k, v, O, dO, dK, dV (T, C) bf16, dQ fp32, LSE and delta, the tile counters
-    AttnShape shape = {1, (int)NH, (int)T, (int)T, 0, 0, 1, 1 / sqrtf((float)HS), NULL, 0, (int)HS};
-    const size_t work_bytes = attn::attention_backward_work(shape),
-                 attention_bytes = (size_t)(T * C * 18 + T * NH * 8) + work_bytes;
-    const size_t product_bytes = (size_t)(2 * m * n + n * n) * 2 + MATMUL_WORKSPACE;
-    const size_t bytes = product_bytes > attention_bytes ? product_bytes : attention_bytes,
-                 random_bytes = (size_t)(m * n) * 2;
-    Gpu* d = (Gpu*)calloc(1, sizeof *d);
-    uint32_t* random = (uint32_t*)malloc(random_bytes);
-    bf16* memory = NULL;
-    Error ignored;
-    float ms = 0;
-    rates->gflops = 6e5, rates->attention_gflops = 5e5;
-    rates->link_gbs = 370, rates->copy_gbs = 4000;
-    for (size_t i = 0; random && i < random_bytes / 4; i++) {   // two bf16 of -2 .. 2 at a time
-        uint32_t bits = (uint32_t)random_bits(1, 2, (uint64_t)i);
-        random[i] = (bits & 0x807f807fu) | 0x3f003f00u | (bits & 0x00800080u);
-    }
-    if (d && random && cudaMalloc((void**)&memory, bytes) == cudaSuccess &&
-        cublasLtCreate(&d->lt) == CUBLAS_STATUS_SUCCESS) {
-        cudaMemcpy(memory, random, random_bytes, cudaMemcpyHostToDevice);
-        cudaMemcpy(memory + m * n, random, (size_t)(n * n) * 2, cudaMemcpyHostToDevice);
-        d->workspace = memory + 2 * m * n + n * n;
-        ms = gpu_timed(4, [&] {
-            return matmul_forward(
-                d, memory + m * n + n * n, memory, memory + m * n, NULL, NULL, m, n, n, &ignored);
-        });
-        if (ms > 0) rates->gflops = 4 * 2e-6 * (double)m * (double)n * (double)n / ms;
-        ms = gpu_timed(4, [&] {
-            return cudaMemcpyAsync(memory + m * n, memory, random_bytes / 2, cudaMemcpyDeviceToDevice, 0) !=
-                    cudaSuccess
-                ? -1
-                : 0;
-        });
-        if (ms > 0) rates->copy_gbs = 4e-6 * (double)random_bytes / ms;   // half of it, read and written
-        matmul_plans_release(d);
-        cublasLtDestroy(d->lt);
-    }
-    // q, k, v and dO are random numbers, the rest begins with zeros
-    if (memory && T * C * 10 <= (int64_t)bytes) {
-        char* at = (char*)memory + T * C * 8;
-        for (int i = 0; i < 4; i++)
-            for (int64_t j = 0; j < T * C * 2; j += (int64_t)random_bytes)
-                cudaMemcpy((char*)memory + i * T * C * 2 + j, random,
-                    (size_t)min_i64((int64_t)random_bytes, T * C * 2 - j), cudaMemcpyHostToDevice);
-        cudaMemsetAsync(at, 0, attention_bytes - (size_t)(T * C * 8), 0);
-        bf16* x[7];   // q, k, v, dO, O, dK, dV
-        for (int i = 0; i < 7; i++) x[i] = memory + i * T * C;
-        float *dq = (float*)(x[6] + T * C), *lse = dq + T * C, *delta = lse + T * NH;
-        auto view = [&](void* p) { return view_of(p, C, T, HS); };
-        AttnRows lse_rows = {lse, T, NH * T}, delta_rows = {delta, T, NH * T};
-        AttnForward f = {};
-        f.s = shape, f.q = view(x[0]);
-        f.k = view(x[1]), f.v = view(x[2]);
-        f.o = view(x[4]), f.lse = lse_rows;
-        f.work = (int*)(delta + T * NH);
-        AttnBackward g = {};
-        g.s = shape, g.q = f.q;
-        g.k = f.k, g.v = f.v;
-        g.dout = view(x[3]), g.lse = lse_rows;
-        g.delta = delta_rows, g.dq = view(dq);
-        g.dk = view(x[5]), g.dv = view(x[6]);
-        g.dkv_bf16 = 1, g.accumulate_dq = 1;
-        g.work = f.work;
-        ms = gpu_timed(4, [&] {
-            return attn::attention_forward(f, 0) != cudaSuccess ||
-                    attn::attention_delta(g.dout, f.o, delta_rows, 1, (int)NH, (int)T, 0, (int)HS) !=
-                        cudaSuccess ||
-                    attn::attention_backward(g, 0) != cudaSuccess
-                ? -1
-                : 0;
-        });
-        if (ms > 0) rates->attention_gflops = 4 * 3.5 * 2e-6 * (double)T * (double)T * (double)C / ms;
-    }
-    cudaFree(memory);
-    free(random);
-    free(d);
-}
-
 #ifdef GPT2_SP_NCCL
 enum { GPU_PROCESSES = 1 };
 #else
@@ -7055,7 +7089,7 @@ const Device GPU_DEVICE = {
     GPU_PROCESSES,        // processes
 };
 
-// ===== 13. commands and main ====================================================================
+// ===== 15. commands and main ====================================================================
 
 #ifndef GPT2_SP_GPU_NO_MAIN
 int main(int argc, char** argv) { return program(argc, argv); }

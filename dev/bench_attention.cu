@@ -1,5 +1,5 @@
 /* Times the attention kernels of train_gpt2_sp.cu: causal, 768 channels in heads of 64 or of HS, 32768 random tokens in all, in sequences of T.
-       bench_attention [portable | both] [head HS] T...      one line of JSON for each T; portable: the kernels of section 7b; both: those after
+       bench_attention [portable | both] [head HS] T...      one line of JSON for each T; portable: the portable kernels; both: those after
                                                              the ones for this GPU, and how much longer they take
    Median of single calls between events after warm-up; the inputs (150 MB) exceed the L2. `backward` is all that PyTorch's does: dQ zeroed,
    delta, the kernel, dQ rounded; `kernel` and `deterministic` are the kernel alone, adding to a dQ that is there, in any order or in one.

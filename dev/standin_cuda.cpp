@@ -58,7 +58,7 @@
 #include <thread>
 #include <vector>
 
-#include "standin_arguments.h"   // the structures between "--- arguments ---" and "--- PTX" of train_gpt2_sp.cu
+#include "standin_arguments.h"   // the structures of "--- arguments of attention ---" in train_gpt2_sp.cu
 
 typedef uint64_t u64;
 static u64 setting(const char* name, u64 otherwise) {

@@ -26,7 +26,7 @@ redirect() {
     done
     objcopy "$@"
 }
-sed -n '/^\/\/ --- arguments ---/,/^\/\/ --- PTX/p' train_gpt2_sp.cu > $folder/standin_arguments.h
+sed -n "/^\/\/ --- arguments of attention ---/,/^\/\/ What the rest/p" train_gpt2_sp.cu > $folder/standin_arguments.h
 tsan= nccl=
 ! printf '#include <nccl.h>\n' | nvcc -x cu - -E -o $folder/usable.i > /dev/null 2>&1 || nccl=-DGPT2_SP_NCCL
 ! printf 'int main(void) { return 0; }' | c++ -x c++ - -fsanitize=thread -o $folder/usable > /dev/null 2>&1 ||
