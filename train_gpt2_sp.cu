@@ -102,6 +102,12 @@ struct AttnShape {
     int HS = 64;            // head size: a multiple of 16 from 32 to 128
     int path = ATTN_AUTO;   // or ATTN_PORTABLE
 };
+// What attention over some of the keys leaves for the others: fp32 O~, and for each row the exponent offset
+// (base 2, -inf = nothing seen) and the sum.
+struct AttnCarry {
+    AttnView acc;
+    AttnRows m, l;
+};
 struct AttnForward {
     AttnShape s;
     AttnView q, k, v;   // bf16 (B, NH, Tq|Tk, HS)
@@ -3473,13 +3479,12 @@ template <int D> static cudaError_t hopper_forward(const AttnForward& a, cudaStr
     return cudaGetLastError();
 }
 
-// (acc, m, l) += (acc_b, m_b, l_b), two carries of attention_forward over different keys; with o present,
+// into += from, two carries of attention_forward over different keys; `from` may be absent. With o present it
 // writes O and lse and leaves the carry as it was.
-static inline cudaError_t attention_merge(const AttnView& acc, const AttnRows& m, const AttnRows& l,
-    const AttnView& acc_b, const AttnRows& m_b, const AttnRows& l_b, const AttnView& o, const AttnRows& lse,
-    int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+static inline cudaError_t attention_merge(const AttnCarry& into, const AttnCarry& from, const AttnView& o,
+    const AttnRows& lse, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
     attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(
-        acc, m, l, acc_b, m_b, l_b, o, lse, T, HS);
+        into.acc, into.m, into.l, from.acc, from.m, from.l, o, lse, T, HS);
     return cudaGetLastError();
 }
 static inline cudaError_t attention_delta(const AttnView& dout, const AttnView& o, const AttnRows& delta,
@@ -4954,6 +4959,11 @@ static AttnRows chunk_rows(
     AttnRows rows = {(float*)v.p + c->at, c->of_owner, v.stride};
     return rows;
 }
+static AttnCarry chunk_carry(const Rank* r, const GpuAttention* run, Item item, int slot, const Chunk* c) {
+    AttnCarry carry = {chunk_tokens(r, run, item, slot, 0, c), chunk_rows(r, run, item, slot, 1, c),
+        chunk_rows(r, run, item, slot, 2, c)};
+    return carry;
+}
 
 // Counts an addition to the outputs of some head parts of a chunk. 1: it is the last for all of them, so that
 // whoever adds it also writes the output.
@@ -5224,17 +5234,14 @@ static int gpu_merge(Rank* r, void* argument, const ScheduleMessage* msg) {
         }
     else there = r->slot_filled[msg->into], r->slot_filled[msg->into] = 1;
     if (msg->item.kind == ITEM_OUT && (there || last)) {
-        AttnView in = chunk_tokens(r, run, msg->item, msg->dst, 0, &whole), none = {NULL, 0, 0, 0}, o = none;
-        AttnRows in_m = chunk_rows(r, run, msg->item, msg->dst, 1, &whole),
-                 in_l = chunk_rows(r, run, msg->item, msg->dst, 2, &whole);
-        AttnRows absent = {NULL, 0, 0}, lse = absent;
+        AttnCarry in = chunk_carry(r, run, msg->item, msg->dst, &whole), none = {};
+        AttnCarry sum = there ? chunk_carry(r, run, msg->item, msg->into, &whole) : in;
+        AttnView o = {};
+        AttnRows lse = {};
         if (last) o = output_view(r, run, 0, heads.first), lse = lse_view(r, run, 0, heads.first);
-        AttnView acc = there ? chunk_tokens(r, run, msg->item, msg->into, 0, &whole) : in;
-        AttnRows m = there ? chunk_rows(r, run, msg->item, msg->into, 1, &whole) : in_m;
-        AttnRows l = there ? chunk_rows(r, run, msg->item, msg->into, 2, &whole) : in_l;
         CUDA_TRY(&r->error,
-            attn::attention_merge(acc, m, l, there ? in : none, there ? in_m : absent, there ? in_l : absent,
-                o, lse, (int)d->B, (int)heads.count, (int)rows, d->stream, (int)s->HS));
+            attn::attention_merge(sum, there ? in : none, o, lse, (int)d->B, (int)heads.count, (int)rows,
+                d->stream, (int)s->HS));
         return 0;
     }
     if (own && there && leave_to_end(r, run, msg)) return 0;
@@ -5284,13 +5291,11 @@ static int outputs_finish(Rank* r, GpuAttention* run) {
             Item item = {ITEM_OUT, r->place.sp, part, part + 1};
             Heads heads = part_heads(&r->mesh->shape, table, part, part + 1);
             if (heads.count == 0) continue;
-            AttnView none = {NULL, 0, 0, 0};
-            AttnRows absent = {NULL, 0, 0};
+            AttnCarry none = {};
             CUDA_TRY(&r->error,
-                attn::attention_merge(chunk_tokens(r, run, item, -1, 0, &c),
-                    chunk_rows(r, run, item, -1, 1, &c), chunk_rows(r, run, item, -1, 2, &c), none, absent,
-                    absent, output_view(r, run, c.at, heads.first), lse_view(r, run, c.at, heads.first),
-                    (int)d->B, (int)heads.count, (int)c.rows, d->stream, (int)s->HS));
+                attn::attention_merge(chunk_carry(r, run, item, -1, &c), none,
+                    output_view(r, run, c.at, heads.first), lse_view(r, run, c.at, heads.first), (int)d->B,
+                    (int)heads.count, (int)c.rows, d->stream, (int)s->HS));
         }
     return 0;
 }
@@ -5976,8 +5981,8 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
         // at a segment's last layer the whole segment is computed again
         if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
             CUDA_TRY(e,
-                cudaMemcpyAsync(gpu_act(r, G_x, first), d->segment_inputs + l / k * R * C, (size_t)(R * C) * 2,
-                    cudaMemcpyDeviceToDevice, d->stream));
+                cudaMemcpyAsync(gpu_act(r, G_x, first), d->segment_inputs + l / k * R * C,
+                    (size_t)(R * C) * 2, cudaMemcpyDeviceToDevice, d->stream));
             for (int64_t j = first; j <= l; j++)
                 if (gpu_model_layer(r, j, AGAIN_ALL, j < l, doc_start, docs) != 0) return -1;
         } else if (mode == GPT2_SP_SQRT)   // `wide` holds one layer's GELU at a time
@@ -6214,7 +6219,8 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
         vs[j] = a.beta2 * vs[j] + (1 - a.beta2) * q * q;
         xs[j] -= a.lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
     }
-    *weights = x, *moment = first, *square = second;
+    *weights = x;
+    *moment = first, *square = second;
     if (half.p && table.copied[id])
         *(uint2*)(half.p + blockIdx.y * half.stride + i) =
             make_uint2(attn::pack(xs[0], xs[1]), attn::pack(xs[2], xs[3]));

@@ -128,11 +128,11 @@ static double merge_time(int kind, int heads, int rows) {
     if (kind == ITEM_OUT) {
         AttnRows absent = {NULL, 0, 0};
         AttnView none = {NULL, 0, 0, 0};
-        return median_seconds([&] {
-            CHECK(attn::attention_merge(view(acc, C, rows), statistics(m, heads, rows),
-                statistics(l, heads, rows), view(other, wide, rows), statistics(delta, heads, rows),
-                statistics(lse, heads, rows), none, absent, 1, heads, rows, 0, HEAD));
-        });
+        AttnCarry sum = {view(acc, C, rows), statistics(m, heads, rows), statistics(l, heads, rows)};
+        AttnCarry come = {
+            view(other, wide, rows), statistics(delta, heads, rows), statistics(lse, heads, rows)};
+        return median_seconds(
+            [&] { CHECK(attn::attention_merge(sum, come, none, absent, 1, heads, rows, 0, HEAD)); });
     }
     return median_seconds([&] {
         for (int i = 0; i < item_width(kind); i++)

@@ -354,6 +354,7 @@ static void run_case(const Case& c) {
                  rl2 = {(float*)lse2.p, Tq, (int64_t)NH * Tq};
         AttnView va = view_of(acc.p, c.layout, NH, Tq), va2 = view_of(acc2.p, c.layout, NH, Tq),
                  none = {NULL, 0, 0, 0};
+        AttnCarry carry = {va, rm, rs}, carry2 = {va2, rm2, rs2}, nothing = {none, rm2, rs2};
         CK(cudaMemset(o.p, 0xFF, o.bytes));
         for (int j = 0; j < c.ck; j++) {
             int k0 = cut(Tk, c.ck, j), k1 = cut(Tk, c.ck, j + 1);
@@ -363,10 +364,9 @@ static void run_case(const Case& c) {
             f.k = rows_from(a.k, k0, 2), f.v = rows_from(a.v, k0, 2), f.carry_out = 1;
             f.acc = j ? va2 : va, f.m = j ? rm2 : rm, f.l = j ? rs2 : rs, f.work = (int*)work.p;
             CK(attention_forward(f, 0));
-            if (j) CK(attention_merge(va, rm, rs, va2, rm2, rs2, none, rl2, B, NH, Tq, 0, head_size));
+            if (j) CK(attention_merge(carry, carry2, none, rl2, B, NH, Tq, 0, head_size));
         }
-        CK(attention_merge(
-            va, rm, rs, none, rm2, rs2, view_of(o.p, c.layout, NH, Tq), rl2, B, NH, Tq, 0, head_size));
+        CK(attention_merge(carry, nothing, view_of(o.p, c.layout, NH, Tq), rl2, B, NH, Tq, 0, head_size));
         CK(cudaDeviceSynchronize());
         compare(c.name, "Omrg", o, 0, c.layout, B, NH, Tq, res[0][0], res[1][0]);
         std::vector<float> x = fetch(lse, 1, nr), y = fetch(lse2, 1, nr);

@@ -609,8 +609,8 @@ static void kernel_merge(int HS, int form) {
              slot_m = {(float*)in_m.p, T, heads * T}, slot_l = {(float*)in_l.p, T, heads * T},
              absent = {NULL, 0, 0}, out_lse = {(float*)lse.p + h0 * T + at, T, NH * T};
     int last = form != MERGE_ADD, both = has_own && has_slot;
-    cuda_need(attn::attention_merge(has_own ? own : slot, has_own ? own_m : slot_m, has_own ? own_l : slot_l,
-                  both ? slot : none, both ? slot_m : absent, both ? slot_l : absent, last ? out : none,
+    AttnCarry sum = {own, own_m, own_l}, come = {slot, slot_m, slot_l}, nothing = {none, absent, absent};
+    cuda_need(attn::attention_merge(has_own ? sum : come, both ? come : nothing, last ? out : none,
                   last ? out_lse : absent, (int)B, (int)heads, (int)rows, 0, HS),
         name);
     int64_t n = B * T * C, stats = B * NH * T;
