@@ -1615,14 +1615,15 @@ static uint32_t matmul_reductions(const MatmulShape* s) {
 }
 
 // The library's proposals for a plan, the best by its own estimate first; at least one, or it fails.
-static int matmul_proposals(
-    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+// Without any of `reductions` it proposes none that splits the sum.
+static int matmul_proposals(Gpu* d, const MatmulPlan* p, uint32_t reductions,
+    cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
     static const cublasLtMatmulPreferenceAttributes_t aligned[4] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     const MatmulShape* s = &p->shape;
     cublasLtMatmulPreference_t preference;
-    uint32_t alignment = 32, reductions = matmul_reductions(s);
+    uint32_t alignment = 32;
     LT_TRY(e, cublasLtMatmulPreferenceCreate(&preference));
     cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LT_WORKSPACE, sizeof LT_WORKSPACE);
@@ -1640,8 +1641,8 @@ static int matmul_proposals(
 
 // Adds to `found` what the library proposes for the same product of other numbers of rows. It gives eight at
 // most, and for another size often one that is faster here.
-static int matmul_propose_more(
-    Gpu* d, const MatmulPlan* p, cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
+static int matmul_propose_more(Gpu* d, const MatmulPlan* p, uint32_t reductions,
+    cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
     // rows to ask for, in halves of the product's: half as many, twice, four times
     static const int halves[] = {1, 4, 8};
     for (int i = 0; i < 3; i++) {
@@ -1654,7 +1655,7 @@ static int matmul_propose_more(
         if (*rows == 0) continue;
         if (matmul_plan_make(d, &other, e) != 0) return -1;
         Error none;
-        if (matmul_proposals(d, &other, more, &extra, &none) != 0) extra = 0;
+        if (matmul_proposals(d, &other, reductions, more, &extra, &none) != 0) extra = 0;
         matmul_plan_free(&other);
         for (int k = 0; k < extra && *count < PROPOSALS; k++) {
             int known = 0;
@@ -1836,30 +1837,36 @@ static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algo
 // several are wanted, the library is asked for more than it proposes first.
 static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
     cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
-    cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+    const MatmulShape* s = &p->shape;
     Error why = {{0}};
-    int proposed = 0;
+    int asked = 0;
     *count = 0;
-    if (matmul_proposals(d, p, found, &proposed, e) != 0) return -1;
-    if (wanted > 1 && matmul_propose_more(d, p, found, &proposed, e) != 0) return -1;
-    matmul_sample(d, &p->shape, x);
-    for (int i = 0; i < proposed && *count < wanted; i++) {
-        double shares[2];
-        why = matmul_objection(d, p, &found[i].algo);
-        int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
-        if (!bad) good[(*count)++] = found[i].algo;
-        else if (d->products_shown) matmul_report(&p->shape, &found[i].algo, why.text);
-        // what a bad one left in C, perhaps not finite, would spoil the comparison of the next
-        if (bad && x->c == x->out)
-            CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(&p->shape), d->stream));
+    matmul_sample(d, s, x);
+    // Where a sum is no multiple of 64 nearly all that split it would be left out, and often nothing else is
+    // proposed: then only the others are asked for, as where nothing at all was taken.
+    for (int whole = s->k % 64 != 0; whole < 2 && *count == 0; whole++) {
+        cublasLtMatmulHeuristicResult_t found[PROPOSALS];
+        uint32_t reductions = whole ? CUBLASLT_REDUCTION_SCHEME_NONE : matmul_reductions(s);
+        int proposed = 0;
+        if (matmul_proposals(d, p, reductions, found, &proposed, e) != 0) return -1;
+        if (wanted > 1 && matmul_propose_more(d, p, reductions, found, &proposed, e) != 0) return -1;
+        asked += proposed;
+        for (int i = 0; i < proposed && *count < wanted; i++) {
+            double shares[2];
+            why = matmul_objection(d, p, &found[i].algo);
+            int bad = why.text[0] != 0 || matmul_agrees(d, p, x, &found[i].algo, shares, &why) != 0;
+            if (!bad) good[(*count)++] = found[i].algo;
+            else if (d->products_shown) matmul_report(s, &found[i].algo, why.text);
+            // what a bad one left in C, perhaps not finite, would spoil the comparison of the next
+            if (bad && x->c == x->out) CUDA_TRY(e, cudaMemsetAsync(x->out, 0, matmul_bytes(s), d->stream));
+        }
     }
     CUDA_TRY(e, cudaGetLastError());
     if (*count > 0) return 0;
     return fail(e,
         "cuBLASLt proposes %d algorithms for the product %lld x %lld x %lld (flags %d), none to be taken; "
         "the last: %s",
-        proposed, (long long)p->shape.m, (long long)p->shape.n, (long long)p->shape.k, p->shape.flags,
-        why.text);
+        asked, (long long)s->m, (long long)s->n, (long long)s->k, s->flags, why.text);
 }
 
 // Times the candidates on these very operands, three runs each after one that is not counted: `chosen` is the
@@ -2078,8 +2085,8 @@ static int matmul_backward_weight(
 // --- attention kernels ---
 //
 // Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper
-// (sm_90a) for head sizes 64 and 128, in the portable kernels on every GPU from sm_80 on for all up to 128. attention_forward
-// and attention_backward choose; carries of one are read by the other.
+// (sm_90a) for head sizes 64 and 128, in the portable kernels on every GPU from sm_80 on for all up to
+// 128. attention_forward and attention_backward choose; carries of one are read by the other.
 //
 // What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos +
 // column:
@@ -3525,9 +3532,9 @@ template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaS
 
 // --- portable attention kernels ---
 //
-// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix, cp.async), so for every GPU
-// from A100 and RTX 30 on, and for any head size HS <= 128 that is a multiple of 16. Kernels are made for D =
-// 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
+// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix, cp.async),
+// so for every GPU from A100 and RTX 30 on, and for any head size HS <= 128 that is a multiple of 16.
+// Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
 //
 // m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and
 // d[2], d[3] = row g+8. Two neighbouring accumulators, rounded to bf16 in pairs, are the A operand of a
@@ -4215,7 +4222,8 @@ static int attn_hopper(const AttnShape& s, const AttnDevice& d) {
     return ATTN_HOPPER && s.path == ATTN_AUTO && (s.HS == 64 || s.HS == 128) && d.major == 9;
 }
 
-// One chunk pair; its conventions are those above them. Asynchronous on `stream`, on the device that is current.
+// One chunk pair; its conventions are those above them. Asynchronous on `stream`, on the device that is
+// current.
 static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
     AttnDevice d;
     ATTN_TRY(attn_device(&d));
@@ -6638,9 +6646,9 @@ static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
 // ===== 12. evaluation and sampling ==============================================================
 //
 // Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
-// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then tokens
-// one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV straight to its
-// cache, behind those of earlier tokens.
+// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then
+// tokens one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV
+// straight to its cache, behind those of earlier tokens.
 
 // What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
