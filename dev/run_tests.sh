@@ -4,8 +4,8 @@
 #     sh dev/run_tests.sh                  all parts
 #     sh dev/run_tests.sh cli faults       these
 #
-# A part is a function part_NAME below. It prints its lines and closes with `N passed, N failed[, N skipped]`; what it prints is also
-# in build/test/NAME.log.
+# A part is a function part_NAME below. It prints its lines and closes with `N passed, N failed[, N
+# skipped]`; what it prints is also in build/test/NAME.log.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 make=${MAKE:-make}
@@ -34,7 +34,8 @@ part_float()  { tests ""; }
 part_double() { tests "REAL=double"; }
 
 # AddressSanitizer (leaks too) and UndefinedBehaviorSanitizer, over the tests and over the command line.
-sanitized="CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined'"
+sanitized="CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined"
+sanitized="$sanitized -fno-sanitize-recover=undefined'"
 part_asan() {
     if usable cc -fsanitize=address,undefined; then
         tests "$sanitized"
@@ -46,7 +47,8 @@ part_asan() {
 part_asan_cli() {
     if usable cc -fsanitize=address,undefined; then
         eval "folder=\$($make -s path $sanitized)"
-        eval "$make -s $sanitized $folder/train_gpt2_sp" && sh dev/test_cli.sh "$folder/train_gpt2_sp" $work/json_keys
+        eval "$make -s $sanitized $folder/train_gpt2_sp" &&
+            sh dev/test_cli.sh "$folder/train_gpt2_sp" $work/json_keys
     else
         skip "the command line with AddressSanitizer" "the compiler has none that runs here"
         finish
@@ -56,7 +58,8 @@ part_asan_cli() {
 # Without OpenMP, whose runtime ThreadSanitizer cannot see into: the threads are the ranks and the loader.
 part_tsan() {
     if usable cc -fsanitize=thread; then
-        tests "HAS_OPENMP= CFLAGS='-O1 -g -fsanitize=thread'" quick schedules attention runs memory resume loader transport commands
+        tests "HAS_OPENMP= CFLAGS='-O1 -g -fsanitize=thread'" \
+            quick schedules attention runs memory resume loader transport commands
     else
         skip "ThreadSanitizer" "the compiler has none that runs here"
         finish
@@ -83,19 +86,32 @@ compilers() {
         skip "$family" "$cc is not installed"
         finish
     fi
-    for source in train_gpt2_sp.c test_gpt2_sp.c dev/example_embed.c dev/bench_cpu.c dev/lecture_table.c dev/json_keys.c; do
+    for source in train_gpt2_sp.c test_gpt2_sp.c dev/example_embed.c dev/bench_cpu.c dev/lecture_table.c \
+        dev/json_keys.c; do
         [ -e $source ] || continue
         object=$work/$family.o
-        check "$cc, C11: $source" $cc -std=c11 $optimised $warnings -c $source -o $object
-        case $source in train*) check "$cc, C11, fp64: $source" $cc -std=c11 -O1 -fopenmp-simd -DGPT2_SP_REAL_BYTES=8 $warnings -c $source -o $object ;; esac
-        if has "$cxx"; then check "$cxx, C++17: $source" $cxx -x c++ -std=c++17 $optimised_cxx -fopenmp-simd $warnings -c $source -o $object
+        check "$cc takes it as C11 without a warning: $source" \
+            $cc -std=c11 $optimised $warnings -c $source -o $object
+        case $source in
+        train*)
+            check "$cc takes it as C11 in fp64 without a warning: $source" \
+                $cc -std=c11 -O1 -fopenmp-simd -DGPT2_SP_REAL_BYTES=8 $warnings -c $source -o $object
+            ;;
+        esac
+        if has "$cxx"; then
+            check "$cxx takes it as C++17 without a warning: $source" \
+                $cxx -x c++ -std=c++17 $optimised_cxx -fopenmp-simd $warnings -c $source -o $object
         else skip "$cxx, C++17: $source" "$cxx is not installed"
         fi
     done
     for how in HEADER_ONLY NO_MAIN; do
-        printf '#define GPT2_SP_%s\n#include "../../train_gpt2_sp.c"\nint main(void) { gpt2_sp_options o; gpt2_sp_defaults(&o); return (int)o.zero; }\n' $how > $work/$family-$how.c
-        check "$cc, C11: included with GPT2_SP_$how" $cc -std=c11 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
-        ! has "$cxx" || check "$cxx, C++17: included with GPT2_SP_$how" $cxx -x c++ -std=c++17 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
+        printf '#define GPT2_SP_%s\n#include "../../train_gpt2_sp.c"\n%s\n' $how \
+            'int main(void) { gpt2_sp_options o; gpt2_sp_defaults(&o); return (int)o.zero; }' \
+            > $work/$family-$how.c
+        check "$cc takes it as C11, included with GPT2_SP_$how" \
+            $cc -std=c11 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
+        ! has "$cxx" || check "$cxx takes it as C++17, included with GPT2_SP_$how" \
+            $cxx -x c++ -std=c++17 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
     done
     finish
 }
@@ -111,35 +127,46 @@ part_clang() {
 
 # The libraries, and a program that embeds them, as C and as C++.
 part_embed() {
-    check "make lib" $make -s lib
+    check "make lib builds the libraries" $make -s lib
     check "the library exports its public functions and nothing else" sh -c '
         nm -D --defined-only libgpt2sp.so | sed -n "s/.* T //p" | sort > $0/exported
         sed -n "/^extern/,/^}/s/^[a-z].*\(gpt2_sp_[a-z]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
         wc -l < $0/exported && cmp $0/exported $0/declared' $work
     rm -rf $work/embed && mkdir -p $work/embed
     ./train_gpt2_sp prepare --out $work/embed/text.tok LICENSE data > /dev/null
-    ./train_gpt2_sp train --data $work/embed/text.tok --out $work/embed/base --layers 2 --heads 2 --channels 32 --seq-len 128 --steps 3 > /dev/null
+    ./train_gpt2_sp train --data $work/embed/text.tok --out $work/embed/base --layers 2 --heads 2 \
+        --channels 32 --seq-len 128 --steps 3 > /dev/null
     openmp=
     ! usable cc -fopenmp || openmp=-fopenmp
     for language in "c11:cc -std=c11" "c++17:c++ -x c++ -std=c++17"; do
         name=${language%%:*} compile=${language#*:}
         has "${compile%% *}" || { skip "embedded in $name" "there is no ${compile%% *}"; continue; }
-        check "example as $name" $compile -O1 -Wall -Wextra -Wpedantic -Werror -c dev/example_embed.c -o $work/embed/$name.o
-        check "example as $name: linked with libgpt2sp.a" ${compile%% *} $work/embed/$name.o libgpt2sp.a $openmp -lz -lm -lpthread -o $work/embed/$name.static
-        check "example as $name: linked with libgpt2sp.so" ${compile%% *} $work/embed/$name.o -L. -lgpt2sp -o $work/embed/$name.shared
+        check "the example compiles as $name" \
+            $compile -O1 -Wall -Wextra -Wpedantic -Werror -c dev/example_embed.c -o $work/embed/$name.o
+        check "the example as $name links with libgpt2sp.a" \
+            ${compile%% *} $work/embed/$name.o libgpt2sp.a $openmp -lz -lm -lpthread \
+                -o $work/embed/$name.static
+        check "the example as $name links with libgpt2sp.so" \
+            ${compile%% *} $work/embed/$name.o -L. -lgpt2sp -o $work/embed/$name.shared
         for kind in static shared; do
             run="env LD_LIBRARY_PATH=. $work/embed/$name.$kind $work/embed/text.tok"
-            check "example as $name, $kind: fine-tunes" sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 5 | tail -n 1 | grep saved"
-            check "example as $name, $kind: goes on" sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 6 | grep -c '^step' | grep -x 1"
+            check "the example as $name, $kind, fine-tunes" \
+                sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 5 | tail -n 1 | grep saved"
+            check "the example as $name, $kind, goes on" \
+                sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 6 |
+                    grep -c '^step' | grep -x 1"
         done
-        check "example as $name: an error is told" sh -c "! $work/embed/$name.static $work/embed/text.tok nowhere $work/embed/none 5 2>&1"
+        check "the example as $name tells an error" \
+            sh -c "! $work/embed/$name.static $work/embed/text.tok nowhere $work/embed/none 5 2>&1"
     done
     finish
 }
 
-# The GPU program: that it compiles for all its architectures, and that dev/check_ptxas.sh finds no fault in it and would find one. Running it
-# needs a GPU.
-spoiled() { sed "$1" build/nvcc.log > $work/spoiled.log && ! sh dev/check_ptxas.sh $work/spoiled.log > /dev/null; }
+# The GPU program: that it compiles for all its architectures, and that dev/check_ptxas.sh finds no fault in
+# it and would find one. Running it needs a GPU.
+spoiled() {
+    sed "$1" build/nvcc.log > $work/spoiled.log && ! sh dev/check_ptxas.sh $work/spoiled.log > /dev/null
+}
 tests_gpu() {
     ./test_gpt2_spcu > build/test-gpu.log 2>&1
     status=$?
@@ -149,12 +176,15 @@ tests_gpu() {
 }
 part_gpu() {
     if has nvcc; then
-        check "make train_gpt2_spcu" $make -s train_gpt2_spcu
-        check "ptxas: no attention kernel is serialised or spills too much" sh dev/check_ptxas.sh build/nvcc.log
-        check "ptxas: a serialised kernel is found" spoiled '$s/.*/ptxas info : (C7510) Potential Performance Loss/'
-        check "ptxas: a kernel that spills is found" spoiled 's/ [0-9]* bytes spill stores/ 4096 bytes spill stores/'
-        check "make test_gpt2_spcu" $make -s test_gpt2_spcu
-        check "the GPU program's tests, without a GPU those of its host" tests_gpu
+        check "make train_gpt2_spcu builds the GPU program" $make -s train_gpt2_spcu
+        check "ptxas: no attention kernel is serialised or spills too much" \
+            sh dev/check_ptxas.sh build/nvcc.log
+        check "ptxas: a serialised kernel is found" \
+            spoiled '$s/.*/ptxas info : (C7510) Potential Performance Loss/'
+        check "ptxas: a kernel that spills is found" \
+            spoiled 's/ [0-9]* bytes spill stores/ 4096 bytes spill stores/'
+        check "make test_gpt2_spcu builds its tests" $make -s test_gpt2_spcu
+        check "the GPU program's tests pass, without a GPU those of its host" tests_gpu
         nvidia-smi -L > /dev/null 2>&1 || skip "make test-gpu" "needs a GPU of compute capability 8.0 or more"
     else
         skip "the GPU program" "nvcc is not installed"
@@ -174,23 +204,27 @@ part_standin() {
 
 part_fuzz() {
     sanitize=
-    ! usable cc -fsanitize=address,undefined || sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    ! usable cc -fsanitize=address,undefined ||
+        sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
     for name in tok safetensors; do
-        check "fuzz_$name builds" cc -std=c11 -D_GNU_SOURCE -g -O1 -DSTANDALONE $sanitize dev/fuzz_$name.c -o $work/fuzz_$name -lz -lm
-        check "fuzz_$name" $work/fuzz_$name ${ROUNDS:-20000}
+        check "fuzz_$name builds" \
+            cc -std=c11 -D_GNU_SOURCE -g -O1 -DSTANDALONE $sanitize dev/fuzz_$name.c -lz -lm \
+                -o $work/fuzz_$name
+        check "fuzz_$name finds no input that does harm" $work/fuzz_$name ${ROUNDS:-20000}
     done
     finish
 }
 
 # README.md and the files beside it show what the program's commands print.
 part_readme() {
-    check "the commands of the documents" sh dev/check_readme.sh
+    check "the documents show what their commands print" sh dev/check_readme.sh
     finish
 }
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-parts=${*:-asan tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz readme}
+all='asan tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz readme'
+parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
@@ -224,7 +258,8 @@ for part in $parts; do
     # shellcheck disable=SC2046
     set -- $(echo "${line:-0 passed, 0 failed}" | tr -c '0-9\n' ' ')
     passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + ${3:-0}))
-    [ "$line" ] && [ $(($2 > 0)) = $((status != 0)) ] || { failed=$((failed + 1)) line="FAILED: ended with status $status and without its closing line"; }
+    [ "$line" ] && [ $(($2 > 0)) = $((status != 0)) ] ||
+        { failed=$((failed + 1)) line="FAILED: ended with status $status and without its closing line"; }
     printf '  %-10s %s\n' "$part" "$line"
 done
 finish

@@ -1,5 +1,8 @@
 #!/bin/sh
-# The command line as a user meets it: every command, its refusals, its JSON, its signals, resuming.
+# The command line as a user meets it: every command, its refusals, its JSON, its signals, resuming. Held:
+# what is asked for is done and told, what cannot be is refused with status 1 and one line that names the
+# reason, and a run that is stopped goes on as if it had not been. The groups of test_gpt2_sp call functions;
+# a script of a user only has exit statuses, lines and files, and those are looked at here.
 #
 #     sh dev/test_cli.sh [PROGRAM] [JSON_KEYS]      built by `make test`: ./train_gpt2_sp, dev/json_keys.c
 set -u
@@ -12,7 +15,8 @@ cd "$dir" || exit 1
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 g() { "$program" "$@"; }
-shape="--layers 2 --heads 2 --channels 32 --seq-len 64 --sp 2 --threads 1"   # a model that takes a millisecond a step
+# a model that takes a millisecond a step
+shape="--layers 2 --heads 2 --channels 32 --seq-len 64 --sp 2 --threads 1"
 tiny="$shape --lr 3e-3"
 
 # Fails unless the command succeeds, says nothing on stderr, and its output matches the pattern.
@@ -31,17 +35,20 @@ refused() {
     g "$@" > out 2> err
     status=$?
     cat err
-    [ $status = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -qe "$word" err || { echo "exit status $status, $(wc -l < err) lines, expected 1 with \`$word\`"; return 1; }
+    [ $status = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -qe "$word" err ||
+        { echo "exit status $status, $(wc -l < err) lines, expected 1 with \`$word\`"; return 1; }
 }
 
-# Fails unless the command exits with 1 and, on stderr, the table of `plan $asked` above one line that holds the word. Shows that line.
+# Fails unless the command exits with 1 and, on stderr, the table of `plan $asked` above one line that holds
+# the word. Shows that line.
 short_of_memory() {
     word=$1
     shift
     g "$@" > out 2> err
     status=$?
     tail -n 1 err
-    [ $status = 1 ] && [ ! -s out ] && tail -n 1 err | grep -qe "$word" || { echo "exit status $status, expected 1 with \`$word\`: $(cat err)"; return 1; }
+    [ $status = 1 ] && [ ! -s out ] && tail -n 1 err | grep -qe "$word" ||
+        { echo "exit status $status, expected 1 with \`$word\`: $(cat err)"; return 1; }
     sed '$d' err > table
     if [ "$asked" ]; then g plan $asked --gflops 1 --link-gbs 1 --copy-gbs 1 | sed '/^  total/q' | cmp - table
     else grep -q '^  total ' table && grep -q '^  gradients  *0 B$' table
@@ -58,12 +65,14 @@ samples() {
     grep -qEe "$pattern" out || { echo "no \`$pattern\` in: $(tail -3 out)"; return 1; }
 }
 
-# Fails unless standard input is lines of JSON with these keys, by our own reader and by Python's if there is one.
+# Fails unless standard input is lines of JSON with these keys, by our own reader and by Python's if there is
+# one.
 json() {
     cat > json.txt
     "$json_keys" "$@" < json.txt || return 1
     command -v python3 > /dev/null || return 0
-    python3 -c 'import json, sys; [json.loads(line, parse_constant=lambda x: sys.exit("not JSON: " + x)) for line in open("json.txt")]'
+    python3 -c 'import json, sys
+for line in open("json.txt"): json.loads(line, parse_constant=lambda x: sys.exit("not JSON: " + x))'
 }
 
 # ----- text and data ------------------------------------------------------------------------------
@@ -74,86 +83,117 @@ yes 'Call me Ishmael; some years ago, never mind how long precisely.' | head -n 
 printf '# A document\n\nof a few words\n' > folder/notes.md
 printf '{"text": "caf\\u00e9 au lait", "id": 1}\n{"text": "two\\nlines"}\n' > folder/lines.jsonl
 
-check "prepare: files and a folder" says '^books.tok: 5 documents' g prepare --tokenizer byte --out books.tok book1.txt book2.txt folder/
-check "prepare: --name=value" says 'documents' g prepare --tokenizer=byte --out=val.tok --block-tokens=4096 book2.txt
-check "synth: shard" says '8 documents of 2048 bytes' g synth --out synth.tok --docs 8 --doc-bytes 2048 --facts 2 --distance 512 --seed 3
-check "synth: text" says '2 documents' g synth --out synth.jsonl --docs 2 --doc-bytes 1024
-check "synth: every line is JSON" json text facts < synth.jsonl
-check "prepare: synth's text" says '2 documents' g prepare --out again.tok synth.jsonl
-check "prepare: no input" refused 'no input' prepare --out x.tok
-check "prepare: no --out" refused '--out' prepare book1.txt
-check "prepare: missing file" refused 'nowhere.txt' prepare --out x.tok nowhere.txt
+check "prepare takes files and a folder" \
+    says '^books.tok: 5 documents' g prepare --tokenizer byte --out books.tok book1.txt book2.txt folder/
+check "prepare takes --name=value" \
+    says 'documents' g prepare --tokenizer=byte --out=val.tok --block-tokens=4096 book2.txt
+check "synth makes a shard" \
+    says '8 documents of 2048 bytes' g synth --out synth.tok --docs 8 --doc-bytes 2048 --facts 2 \
+        --distance 512 --seed 3
+check "synth makes text" says '2 documents' g synth --out synth.jsonl --docs 2 --doc-bytes 1024
+check "synth: every line of its text is JSON" json text facts < synth.jsonl
+check "prepare takes synth's text" says '2 documents' g prepare --out again.tok synth.jsonl
+check "prepare: no input is refused" refused 'no input' prepare --out x.tok
+check "prepare: no --out is refused" refused '--out' prepare book1.txt
+check "prepare: a missing file is refused" refused 'nowhere.txt' prepare --out x.tok nowhere.txt
 printf '{"text": "fine"}\n{"text": 3}\n' > bad.jsonl
-check "prepare: line that has no text" refused 'bad.jsonl:2' prepare --out x.tok bad.jsonl
-check "prepare: nothing left behind" test ! -e x.tok
-check "prepare: output that cannot be" refused 'no/such' prepare --out no/such/x.tok book1.txt
-check "synth: documents too small" refused 'bytes' synth --out x.tok --doc-bytes 256 --facts 1024
+check "prepare: a line that has no text is named and refused" \
+    refused 'bad.jsonl:2' prepare --out x.tok bad.jsonl
+check "prepare leaves nothing behind when it refuses" test ! -e x.tok
+check "prepare: an output that cannot be is refused" refused 'no/such' prepare --out no/such/x.tok book1.txt
+check "synth: documents too small for their facts are refused" \
+    refused 'bytes' synth --out x.tok --doc-bytes 256 --facts 1024
 
 # ----- help, options, config ----------------------------------------------------------------------
 
-check "--help" says 'train.*train or resume' g --help
+check "--help lists the commands" says 'train.*train or resume' g --help
 for command in train plan schedule sample eval prepare synth; do
-    check "$command --help" says "^usage: ./train_gpt2_sp $command" g $command --help
+    check "$command --help shows its usage" says "^usage: ./train_gpt2_sp $command" g $command --help
 done
-check "no arguments: usage, status 1" sh -c '"$0" > out 2> err; [ $? = 1 ] && [ ! -s out ] && grep -q usage err' "$program"
-check "unknown command" refused 'fry' fry
-check "unknown option, meant another" refused '--seq-len' train --seq-length 64
-check "unknown option" refused '--zzzzzzzzzz' train --zzzzzzzzzz 1
-check "option of another command" refused '--docs' train --docs 3
-check "argument that is no option" refused 'books.tok' train books.tok
-check "option without its value" refused '--layers' train --layers
-check "not a number" refused '--layers' plan --layers many
-check "a number with a tail" refused '--layers' plan --layers 3x
-check "not a whole number" refused '--layers' plan --layers 2.5
-check "below the range" refused '--layers' plan --layers 0
-check "above the range" refused '--sp' plan --sp 257
-check "nan" refused '--lr' train --lr nan
-check "infinity" refused '--lr' train --lr inf
-check "huge number" refused '--seq-len' plan --seq-len 99999999999999999999
-check "not a word of the choice" refused 'ring|dist' plan --schedule star
-check "unknown model size" refused 'd12' plan --model d13
-check "text that is too long" refused '--data' train --data "$(head -c 5000 /dev/zero | tr '\0' x)"
+check "no arguments show the usage and end with status 1" \
+    sh -c '"$0" > out 2> err; [ $? = 1 ] && [ ! -s out ] && grep -q usage err' "$program"
+check "an unknown command is refused" refused 'fry' fry
+check "an unknown option is refused with the one that was meant" refused '--seq-len' train --seq-length 64
+check "an unknown option is refused" refused '--zzzzzzzzzz' train --zzzzzzzzzz 1
+check "an option of another command is refused" refused '--docs' train --docs 3
+check "an argument that is no option is refused" refused 'books.tok' train books.tok
+check "an option without its value is refused" refused '--layers' train --layers
+check "what is not a number is refused" refused '--layers' plan --layers many
+check "a number with a tail is refused" refused '--layers' plan --layers 3x
+check "what is not a whole number is refused" refused '--layers' plan --layers 2.5
+check "a number below the range is refused" refused '--layers' plan --layers 0
+check "a number above the range is refused" refused '--sp' plan --sp 257
+check "nan is refused" refused '--lr' train --lr nan
+check "infinity is refused" refused '--lr' train --lr inf
+check "a huge number is refused" refused '--seq-len' plan --seq-len 99999999999999999999
+check "a word that is none of the choice is refused with the choice" refused 'ring|dist' plan --schedule star
+check "an unknown model size is refused with those there are" refused 'd12' plan --model d13
+check "a text that is too long is refused" \
+    refused '--data' train --data "$(head -c 5000 /dev/zero | tr '\0' x)"
 check "32k is 32768" says '"seq_len": 32768' g plan --seq-len 32k --layers 1 --gflops 1 --link-gbs 1 --json
-check "flag without a value" says '"sp": 2' g schedule --json --sp 2
-check "heads do not divide channels" refused '--heads' plan --heads 3 --channels 64
-check "ulysses: heads do not divide by sp" refused 'ulysses' plan --schedule ulysses --sp 3 --heads 4
-check "more ranks than tokens" refused '--s' plan --seq-len 4 --sp 8
-check "dist-paper: odd P" refused 'dist-paper' schedule --schedule dist-paper --sp 5
-printf '# a comment\n\nlayers = 2\n  heads=2  \nchannels = 32\nseq-len = 64\nsp = 2\nthreads = 1\nlr = 3e-3\n' > run.cfg
-check "config file" says '^model *2 layers, 2 heads, 32 channels' g train --config run.cfg --data books.tok --steps 1
-check "config file, overridden after it" says '^model *1 layers' g train --config run.cfg --layers 1 --data books.tok --steps 1
-check "an option of the GPU program" refused 'attention: only the GPU program' train --config run.cfg --data books.tok --attention portable
+check "a flag without a value is on" says '"sp": 2' g schedule --json --sp 2
+check "heads that do not divide the channels are refused" refused '--heads' plan --heads 3 --channels 64
+check "ulysses: heads that --sp does not divide are refused" \
+    refused 'ulysses' plan --schedule ulysses --sp 3 --heads 4
+check "more ranks than tokens are refused" refused '--s' plan --seq-len 4 --sp 8
+check "dist-paper: an odd P is refused" refused 'dist-paper' schedule --schedule dist-paper --sp 5
+printf '%s\n' '# a comment' '' 'layers = 2' '  heads=2  ' 'channels = 32' 'seq-len = 64' 'sp = 2' \
+    'threads = 1' 'lr = 3e-3' > run.cfg
+check "a config file gives options" \
+    says '^model *2 layers, 2 heads, 32 channels' g train --config run.cfg --data books.tok --steps 1
+check "an option after a config file overrides it" \
+    says '^model *1 layers' g train --config run.cfg --layers 1 --data books.tok --steps 1
+check "an option of the GPU program is refused" \
+    refused 'attention: only the GPU program' train --config run.cfg --data books.tok --attention portable
 echo 'layer = 2' > bad.cfg
-check "config file: unknown option" refused 'bad.cfg:1.*--layers' train --config bad.cfg
+check "a config file's unknown option is named with its line and refused" \
+    refused 'bad.cfg:1.*--layers' train --config bad.cfg
 echo 'layers' > bad.cfg
-check "config file: no value" refused 'bad.cfg:1' train --config bad.cfg
-check "config file: missing" refused 'none.cfg' train --config none.cfg
+check "a config file's line without a value is refused" refused 'bad.cfg:1' train --config bad.cfg
+check "a config file that is missing is refused" refused 'none.cfg' train --config none.cfg
 
 # ----- schedule and plan --------------------------------------------------------------------------
 
 for kind in ring dist dist-paper zigzag allgather ulysses; do
-    check "schedule $kind: drawn and proved" says 'proved' g schedule --schedule $kind --sp 8
+    check "schedule $kind is drawn and proved" says 'proved' g schedule --schedule $kind --sp 8
     g schedule --schedule $kind --sp 8 --json > out
-    check "schedule $kind --json" json schedule sp forward.steps forward.makespan forward.ideal forward.elements_per_rank backward.steps backward.makespan < out
+    check "schedule $kind --json has its figures" \
+        json schedule sp forward.steps forward.makespan forward.ideal forward.elements_per_rank \
+            backward.steps backward.makespan < out
 done
-check "schedule dist, 8 ranks: 6 steps, no idle half" says '"forward": {"steps": 6, "makespan": 4, "ideal": 4,' g schedule --schedule dist --sp 8 --json
-check "schedule dist-paper, 8 ranks: idle half" says '"forward": {"steps": 5, "makespan": 4.5, "ideal": 4,' g schedule --schedule dist-paper --sp 8 --json
-check "schedule dist, 256 ranks" says '"makespan": 128' g schedule --schedule dist --sp 256 --json
-check "schedule, 1 rank" says '"makespan": 0.5' g schedule --sp 1 --json
+check "schedule dist, 8 ranks, takes 6 steps without an idle half" \
+    says '"forward": {"steps": 6, "makespan": 4, "ideal": 4,' g schedule --schedule dist --sp 8 --json
+check "schedule dist-paper, 8 ranks, has an idle half step" \
+    says '"forward": {"steps": 5, "makespan": 4.5, "ideal": 4,' g schedule --schedule dist-paper --sp 8 \
+        --json
+check "schedule dist, 256 ranks, has the ideal makespan" \
+    says '"makespan": 128' g schedule --schedule dist --sp 256 --json
+check "schedule of 1 rank is half a unit of work" says '"makespan": 0.5' g schedule --sp 1 --json
 g plan --layers 12 --heads 12 --channels 768 --seq-len 32768 --sp 8 --json > out
-check "plan --json" json parameters memory_bytes.total step.tokens step.projected_seconds longest_seq_len rates.attention_gflops best_split.speedup projected_splits projected_ranks < out
+check "plan --json has its figures" \
+    json parameters memory_bytes.total step.tokens step.projected_seconds longest_seq_len \
+        rates.attention_gflops best_split.speedup projected_splits projected_ranks < out
 known="--gflops 100 --attention-gflops 200 --link-gbs 10 --copy-gbs 20"
-check "plan at 256 ranks, projected to 512" says ' 1 x 512 ' g plan --seq-len 32k --sp 256 $known
-check "plan: a length too short for 512 ranks" says '1 x 64 ' g plan --seq-len 100 $known
-check "plan, attention's own rate" says '(attention 200)' g plan $known
-check "plan advises data parallelism" says '--dp 8 --sp 1 would give' g plan --layers 2 --seq-len 4096 --sp 8 --gflops 1000 --link-gbs 1 --copy-gbs 20
-check "plan: no room on one rank" says 'need --sp 2 at least' g plan --model d12 --seq-len 64k --sp 8 --memory-gb 8 $known
-check "plan: no split has room" says 'no split fits' g plan --model d12 --seq-len 64k --sp 2 --memory-gb 1 $known
-check "plan, ulysses: splits without a table" says 'no such schedule' g plan --schedule ulysses --heads 4 --sp 4 --dp 2 --seq-len 4096 $known
-check "plan" says 'longest context' g plan $shape --vocab 257
-check "plan: what does not fit" says 'this does not fit; the longest context that fits in .*: [1-9]' g plan --model d12 --seq-len 32k --memory-gb 4 --gflops 100 --link-gbs 1 --copy-gbs 1
-check "plan: no context fits" says 'no context fits in 1' g plan --model d48 --memory-gb 16 --gflops 100 --link-gbs 1 --copy-gbs 1
-check "a flag's value that is neither 0 nor 1" refused '--center 2: must be from 0 to 1' plan --center 2
+check "plan at 256 ranks projects up to 512" says ' 1 x 512 ' g plan --seq-len 32k --sp 256 $known
+check "plan projects no more ranks than a length has chunks for" says '1 x 64 ' g plan --seq-len 100 $known
+check "plan takes attention's own rate" says '(attention 200)' g plan $known
+check "plan advises data parallelism" \
+    says '--dp 8 --sp 1 would give' g plan --layers 2 --seq-len 4096 --sp 8 --gflops 1000 --link-gbs 1 \
+        --copy-gbs 20
+check "plan tells the --sp that a sequence needs at least" \
+    says 'need --sp 2 at least' g plan --model d12 --seq-len 64k --sp 8 --memory-gb 8 $known
+check "plan tells that no split has room" \
+    says 'no split fits' g plan --model d12 --seq-len 64k --sp 2 --memory-gb 1 $known
+check "plan, ulysses, tells the splits that it has no schedule for" \
+    says 'no such schedule' g plan --schedule ulysses --heads 4 --sp 4 --dp 2 --seq-len 4096 $known
+check "plan tells the longest context" says 'longest context' g plan $shape --vocab 257
+check "plan tells what does not fit, and what would" \
+    says 'this does not fit; the longest context that fits in .*: [1-9]' g plan --model d12 --seq-len 32k \
+        --memory-gb 4 --gflops 100 --link-gbs 1 --copy-gbs 1
+check "plan tells that no context fits" \
+    says 'no context fits in 1' g plan --model d48 --memory-gb 16 --gflops 100 --link-gbs 1 --copy-gbs 1
+check "a flag's value that is neither 0 nor 1 is refused" \
+    refused '--center 2: must be from 0 to 1' plan --center 2
 
 # what train says that it allocated, in the same words as plan's total
 planned_is_allocated() {
@@ -163,137 +203,225 @@ planned_is_allocated() {
     [ "$planned" ] && [ "$planned" = "$allocated" ] || { echo "planned, $allocated allocated"; return 1; }
 }
 for recompute in none gelu attn layer sqrt; do
-    check "plan equals train's memory, recompute $recompute" planned_is_allocated --layers 3 --heads 2 --channels 64 --seq-len 256 --sp 2 --recompute $recompute
+    check "plan is what train allocates, recompute $recompute" \
+        planned_is_allocated --layers 3 --heads 2 --channels 64 --seq-len 256 --sp 2 --recompute $recompute
 done
-for zero in 1 2 3; do check "plan equals train's memory, zero $zero" planned_is_allocated --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 2 --dp 2 --zero $zero; done
-check "plan equals train's memory, allgather, documents, accumulation" planned_is_allocated --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 4 --schedule allgather --doc-mask 1 --grad-accum 3 --batch-size 2
+for zero in 1 2 3; do
+    check "plan is what train allocates, zero $zero" \
+        planned_is_allocated --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 2 --dp 2 --zero $zero
+done
+check "plan is what train allocates, allgather, documents, accumulation" \
+    planned_is_allocated --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 4 --schedule allgather \
+        --doc-mask 1 --grad-accum 3 --batch-size 2
 
 # ----- train, resume ------------------------------------------------------------------------------
 
-check "train on three ranks" says 'saved runs/a/step_00000020' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --batch-size 1 --sp 3 --schedule dist --recompute attn --steps 20 --lr 3e-4 --seed 1
-check "log.jsonl" json step loss grad_norm lr tokens ms tok_per_s < runs/a/log.jsonl
-check "log.jsonl: a line per step" test "$(wc -l < runs/a/log.jsonl)" = 20
-check "the same command again: done already" says 'done already' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 --seq-len 512 --sp 3 --steps 20
-check "without a command word" says 'step *1/1 ' g --data books.tok $tiny --steps 1
+check "train on three ranks trains and saves" \
+    says 'saved runs/a/step_00000020' g train --data books.tok --out runs/a --layers 2 --heads 2 \
+        --channels 64 --seq-len 512 --batch-size 1 --sp 3 --schedule dist --recompute attn --steps 20 \
+        --lr 3e-4 --seed 1
+check "log.jsonl has its columns" json step loss grad_norm lr tokens ms tok_per_s < runs/a/log.jsonl
+check "log.jsonl has a line per step" test "$(wc -l < runs/a/log.jsonl)" = 20
+check "the same command again says that it is done already" \
+    says 'done already' g train --data books.tok --out runs/a --layers 2 --heads 2 --channels 64 \
+        --seq-len 512 --sp 3 --steps 20
+check "no command word means train" says 'step *1/1 ' g --data books.tok $tiny --steps 1
 check "the run's own run.cfg goes on with it" says 'done already' g train --config runs/a/run.cfg
-check "loss falls" sh -c 'sed -n "s/.*\"loss\": \([0-9.]*\).*/\1/p" runs/a/log.jsonl | awk "NR == 1 { first = \$1 } END { print first, \$1; exit !(\$1 < first) }"'
+check "the loss falls" sh -c 'sed -n "s/.*\"loss\": \([0-9.]*\).*/\1/p" runs/a/log.jsonl |
+    awk "NR == 1 { first = \$1 } END { print first, \$1; exit !(\$1 < first) }"'
 
 losses() { sed 's/, "ms.*//' "$1/log.jsonl"; }
-g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/whole --steps 12 > out 2>&1
-g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/parts --steps 12 --save-every 5 > out 2>&1
-check "val_loss in log.jsonl" sh -c '[ "$(grep -c val_loss runs/whole/log.jsonl)" = 3 ]'
+g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/whole \
+    --steps 12 > out 2>&1
+g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/parts \
+    --steps 12 --save-every 5 > out 2>&1
+check "log.jsonl has val_loss where it was validated" \
+    sh -c '[ "$(grep -c val_loss runs/whole/log.jsonl)" = 3 ]'
 rm -rf runs/parts/step_00000012
 losses runs/whole > whole
-check "resume: from step 10" says 'from step 10 to 12 (resumed)' g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/parts --steps 12 --save-every 5
+check "resume goes on from step 10" \
+    says 'from step 10 to 12 (resumed)' g train $tiny --data books.tok --val-data val.tok --val-every 4 \
+        --val-sequences 2 --out runs/parts --steps 12 --save-every 5
 losses runs/parts > parts
-check "resume: log as of one run" cmp whole parts
-check "resume: weights as of one run" cmp runs/whole/step_00000012/model.safetensors runs/parts/step_00000012/model.safetensors
-check "resume: moments as of one run" cmp runs/whole/step_00000012/optimizer.safetensors runs/parts/step_00000012/optimizer.safetensors
-check "--check: four ranks against one" says 'the worst gradient' g train $tiny --data books.tok --dp 2 --sp 2 --zero 3 --check 1 --steps 2
-for zero in 0 1 2 3; do check "--check: two ranks with their own positions, zero $zero" says 'the worst gradient' g train $tiny --data books.tok --zero $zero --check 1 --steps 2; done
-check "resume: more steps" says 'from step 12 to 14' g train $tiny --data books.tok --out runs/parts --steps 14
-check "resume: two checkpoints are kept" test "$(echo runs/parts/step_*)" = "runs/parts/step_00000012 runs/parts/step_00000014"
-check "resume: another shape" refused '--channels' train $tiny --channels 64 --data books.tok --out runs/parts --steps 16
-check "resume: another context" refused '--seq-len' train $tiny --seq-len 32 --data books.tok --out runs/parts --steps 16
-check "resume: other data" refused '--data' train $tiny --data val.tok --out runs/parts --steps 16
-check "resume: another P, dp and zero" says 'from step 14 to 16' g train --layers 2 --heads 2 --channels 32 --seq-len 64 --sp 3 --dp 2 --zero 3 --threads 1 --data books.tok --out runs/parts --steps 16
-check "--init-from" says 'saved runs/tuned' g train $tiny --seq-len 128 --data val.tok --init-from runs/parts/step_00000016 --out runs/tuned --steps 2
-check "--init-from: another shape" refused '--init-from' train $tiny --layers 3 --data val.tok --init-from runs/parts/step_00000016 --steps 1
+check "resume: the log is that of one run" cmp whole parts
+check "resume: the weights are those of one run" \
+    cmp runs/whole/step_00000012/model.safetensors runs/parts/step_00000012/model.safetensors
+check "resume: the moments are those of one run" \
+    cmp runs/whole/step_00000012/optimizer.safetensors runs/parts/step_00000012/optimizer.safetensors
+check "--check finds four ranks' gradients to be one rank's" \
+    says 'the worst gradient' g train $tiny --data books.tok --dp 2 --sp 2 --zero 3 --check 1 --steps 2
+for zero in 0 1 2 3; do
+    check "--check finds gradients of two ranks with own positions to be one's, zero $zero" \
+        says 'the worst gradient' g train $tiny --data books.tok --zero $zero --check 1 --steps 2
+done
+check "resume goes on to more steps" \
+    says 'from step 12 to 14' g train $tiny --data books.tok --out runs/parts --steps 14
+check "resume: two checkpoints are kept" \
+    test "$(echo runs/parts/step_*)" = "runs/parts/step_00000012 runs/parts/step_00000014"
+check "resume: another shape is refused" \
+    refused '--channels' train $tiny --channels 64 --data books.tok --out runs/parts --steps 16
+check "resume: another context is refused" \
+    refused '--seq-len' train $tiny --seq-len 32 --data books.tok --out runs/parts --steps 16
+check "resume: other data are refused" refused '--data' train $tiny --data val.tok --out runs/parts --steps 16
+check "resume goes on with another P, dp and zero" \
+    says 'from step 14 to 16' g train --layers 2 --heads 2 --channels 32 --seq-len 64 --sp 3 --dp 2 --zero 3 \
+        --threads 1 --data books.tok --out runs/parts --steps 16
+check "--init-from starts another run" \
+    says 'saved runs/tuned' g train $tiny --seq-len 128 --data val.tok --init-from runs/parts/step_00000016 \
+        --out runs/tuned --steps 2
+check "--init-from: another shape is refused" \
+    refused '--init-from' train $tiny --layers 3 --data val.tok --init-from runs/parts/step_00000016 \
+        --steps 1
 printf x | dd of=runs/parts/step_00000016/model.safetensors bs=1 seek=3000 conv=notrunc 2> /dev/null
 g train $tiny --data books.tok --out runs/parts --steps 16 > out 2> err
-check "a damaged checkpoint: told on one line, the older one used" sh -c '[ $(wc -l < err) = 1 ] && cat err && grep -q "step_00000016 is not whole" err && grep -q "from step 14" out'
+check "a damaged checkpoint is told on one line, the older one used" \
+    sh -c '[ $(wc -l < err) = 1 ] && cat err && grep -q "step_00000016 is not whole" err &&
+        grep -q "from step 14" out'
 for file in runs/tuned/*/manifest.txt; do echo x >> "$file"; done
-check "no whole checkpoint: refused, not started afresh" sh -c '"$0" train --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 2 --data val.tok --out runs/tuned --steps 2 > out 2> err; [ $? = 1 ] && grep "none of the" err' "$program"
+g train --layers 2 --heads 2 --channels 32 --seq-len 128 --sp 2 --data val.tok --out runs/tuned --steps 2 \
+    > out 2> err
+check "a run without a whole checkpoint is refused, not started afresh" \
+    sh -c '[ "$0" = 1 ] && grep "none of the" err' $?
 
 # ----- data that cannot be ------------------------------------------------------------------------
 
-check "no --data" refused '--data' train --steps 1
-check "missing shard" refused 'nowhere.tok' train --data nowhere.tok
-check "empty folder" refused 'token shard' train --data runs
+check "train without --data is refused" refused '--data' train --steps 1
+check "a missing shard is refused" refused 'nowhere.tok' train --data nowhere.tok
+check "an empty folder is refused" refused 'token shard' train --data runs
 head -c 4096 /dev/urandom > noise.tok
-check "garbage instead of a shard" refused 'noise.tok' train --data noise.tok
+check "garbage instead of a shard is refused" refused 'noise.tok' train --data noise.tok
 : > empty.tok
-check "empty shard" refused 'empty.tok' train --data empty.tok
+check "an empty shard is refused" refused 'empty.tok' train --data empty.tok
 head -c $(($(wc -c < books.tok) - 1)) books.tok > short.tok
-check "shard cut short" refused 'short.tok' train --data short.tok
-check "shard shorter than a sequence" refused '--seq-len' train --data books.tok --seq-len 1m --sp 2
-check "vocabulary too small" refused 'vocabulary' train $tiny --vocab 100 --data books.tok
+check "a shard cut short is refused" refused 'short.tok' train --data short.tok
+check "a shard shorter than a sequence is refused" \
+    refused '--seq-len' train --data books.tok --seq-len 1m --sp 2
+check "a vocabulary too small for the shard is refused" \
+    refused 'vocabulary' train $tiny --vocab 100 --data books.tok
 printf 'abcdefgh' > odd.bin; printf i >> odd.bin
-check "raw u16 of an odd length" refused 'odd.bin' train --data odd.bin --raw-u16 --seq-len 2
+check "raw u16 of an odd length is refused" refused 'odd.bin' train --data odd.bin --raw-u16 --seq-len 2
 head -c 8192 /dev/zero > zeros.bin
-check "raw u16" says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1 --out runs/numbers
+check "raw u16 trains" \
+    says 'step *1/1' g train $tiny --data zeros.bin --raw-u16 1 --steps 1 --out runs/numbers
 
 # ----- memory that is short -----------------------------------------------------------------------
 
 asked="--layers 500 --channels 65536 --heads 256 --seq-len 64 --vocab 257"
-check "a model that no machine holds: the plan, and a line" short_of_memory 'this needs .* GiB and the machine has .*: no context fits' train $asked --data books.tok
+check "a model that no machine holds shows the plan and a line" \
+    short_of_memory 'this needs .* GiB and the machine has .*: no context fits' train $asked \
+        --data books.tok
 asked="--layers 2 --channels 64 --heads 1 --seq-len 5000 --batch-size 60000 --sp 2 --vocab 257"
-check "a batch that no machine holds: and what would fit" short_of_memory '2 ranks need .* the longest context that fits is [0-9]*, with --seq-len 5000 the largest batch is [0-9]' train $asked --data books.tok
+fits='2 ranks need .* the longest context that fits is [0-9]*, with --seq-len 5000 the largest batch is [0-9]'
+check "a batch that no machine holds shows what would fit" \
+    short_of_memory "$fits" train $asked --data books.tok
 # a model whose context is longer than any machine holds, trained elsewhere
 asked=
 mkdir huge
-sed 's/"n_layer": [0-9]*/"n_layer": 2/; s/"n_head": [0-9]*/"n_head": 256/; s/"n_embd": [0-9]*/"n_embd": 4096/; s/"n_\(positions\|ctx\)": [0-9]*/"n_\1": 16777216/g' runs/whole/step_00000012/config.json > huge/config.json
+sed 's/"n_layer": [0-9]*/"n_layer": 2/; s/"n_head": [0-9]*/"n_head": 256/; s/"n_embd": [0-9]*/"n_embd": 4096/
+    s/"n_\(positions\|ctx\)": [0-9]*/"n_\1": 16777216/g' \
+    runs/whole/step_00000012/config.json > huge/config.json
 for command in "sample" "eval --data books.tok"; do
-    check "$command: a context that no machine holds" short_of_memory "of the model's context of 16777216 no more than [1-9][0-9]* would fit" $command --from huge
+    check "$command: a context that no machine holds shows what would fit" \
+        short_of_memory "of the model's context of 16777216 no more than [1-9][0-9]* would fit" $command \
+            --from huge
 done
 
-# a shard that goes bad on the disk: the run reaches the damage, names the shard, and what it learnt so far is kept
+# a shard that goes bad on the disk: the run reaches the damage, names the shard, and what it learnt so far is
+# kept
 g prepare --out long.tok --block-tokens 1024 book1.txt book2.txt > out
 cp long.tok whole.tok
 printf '\377\377\377' | dd of=long.tok bs=1 seek=$(($(wc -c < long.tok) / 2)) conv=notrunc 2> /dev/null
-check "shard damaged inside: the run stops and names it" refused 'long.tok' train $tiny --data long.tok --out runs/bad --steps 1000
+check "a shard damaged inside stops the run, which names it" \
+    refused 'long.tok' train $tiny --data long.tok --out runs/bad --steps 1000
 cp whole.tok long.tok
-check "the shard restored: the run goes on" says 'resumed' g train $tiny --data long.tok --out runs/bad --steps 1000
+check "a shard restored lets the run go on" \
+    says 'resumed' g train $tiny --data long.tok --out runs/bad --steps 1000
 
 # ----- eval, sample -------------------------------------------------------------------------------
 
-check "eval" says 'loss by position' g eval --from runs/whole --data val.tok
+check "eval tells the loss by position" says 'loss by position' g eval --from runs/whole --data val.tok
 g eval --from runs/a --data val.tok --needle 4 --facts 1 --json > out
-check "eval --needle --json" json loss tokens bits_per_byte loss_by_position needle needle_by_distance < out
-check "eval of one checkpoint folder" says 'bits per byte' g eval --from runs/whole/step_00000012 --data books.tok,val.tok --val-sequences 3
-check "eval --needle alone" says 'recall' g eval --from runs/a --needle 2 --facts 1
-check "eval: nothing to do" refused '--needle' eval --from runs/whole
-check "eval: no model" refused '--from' eval --from nowhere --data val.tok
+check "eval --needle --json has its figures" \
+    json loss tokens bits_per_byte loss_by_position needle needle_by_distance < out
+check "eval takes one checkpoint folder and several shards" \
+    says 'bits per byte' g eval --from runs/whole/step_00000012 --data books.tok,val.tok --val-sequences 3
+check "eval --needle alone tells the recall" says 'recall' g eval --from runs/a --needle 2 --facts 1
+check "eval with nothing to do is refused" refused '--needle' eval --from runs/whole
+check "eval without a model is refused" refused '--from' eval --from nowhere --data val.tok
 check "eval agrees with the run's last validation" sh -c '
     logged=$(sed -n "\$s/.*\"val_loss\": \([0-9.]*\).*/\1/p" runs/whole/log.jsonl)
-    found=$("$0" eval --from runs/whole --data val.tok --val-sequences 2 --json | sed "s/.*\"loss\": \([0-9.]*\).*/\1/")
-    echo "$logged $found"; awk "BEGIN { d = $logged - $found; exit !(d < 1e-5 && d > -1e-5) }"' "$program"
-check "sample" samples '^It was' --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 --top-p 0.9
-check "sample: the same seed, the same text" sh -c '"$0" sample --from runs/whole --length 30 --seed 7 > one 2> err; "$0" sample --from runs/whole --length 30 --seed 7 > two 2> err; cmp one two' "$program"
-check "sample: greedy" samples '^It' --from runs/whole --prompt It --length 9 --temperature 0
-check "sample: the same by numbers" sh -c '
-    "$0" sample --from runs/whole --prompt It --length 9 --temperature 1 2> err | tail -c +3 | head -c 9 | od -A n -v -t u1 | tr -s " " , | sed "s/^,//" > text
-    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 9 --temperature 1 2> err | tee numbers; cmp text numbers' "$program"
-check "sample: GPT-2's vocabulary, by numbers" samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --prompt-tokens 464,3290,318 --length 12
-check "sample: GPT-2's vocabulary, a document begins" samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --length 12 --top-k 100
-check "sample: text for GPT-2's vocabulary" refused '50257: give --prompt-tokens' sample --from runs/numbers --prompt It
-check "sample: text and numbers" refused 'one of them' sample --from runs/whole --prompt It --prompt-tokens 73
-check "sample: a number beyond the vocabulary" refused '50257 is no token .*, 0 to 50256' sample --from runs/numbers --prompt-tokens 1,50257
-check "sample: a number beyond the byte tokenizer's" refused '257 is no token .*, 0 to 256' sample --from runs/whole --prompt-tokens 257
-check "sample: a number below 0" refused '[-]1 is no token' sample --from runs/numbers --prompt-tokens=-1,2
-for numbers in 12,x 12x ,12 12, 12,,13; do check "sample: numbers that are none, $numbers" refused 'expected token numbers' sample --from runs/numbers --prompt-tokens $numbers; done
+    found=$("$0" eval --from runs/whole --data val.tok --val-sequences 2 --json |
+        sed "s/.*\"loss\": \([0-9.]*\).*/\1/")
+    echo "$logged $found"
+    awk "BEGIN { d = $logged - $found; exit !(d < 1e-5 && d > -1e-5) }"' "$program"
+check "sample continues the prompt" \
+    samples '^It was' --from runs/whole --prompt 'It was' --length 20 --temperature 0.5 --top-k 5 \
+        --top-p 0.9
+check "sample: the same seed gives the same text" sh -c '
+    "$0" sample --from runs/whole --length 30 --seed 7 > one 2> err
+    "$0" sample --from runs/whole --length 30 --seed 7 > two 2> err
+    cmp one two' "$program"
+check "sample is greedy at temperature 0" \
+    samples '^It' --from runs/whole --prompt It --length 9 --temperature 0
+check "sample says the same by numbers" sh -c '
+    "$0" sample --from runs/whole --prompt It --length 9 --temperature 1 2> err | tail -c +3 | head -c 9 |
+        od -A n -v -t u1 | tr -s " " , | sed "s/^,//" > text
+    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 9 --temperature 1 2> err | tee numbers
+    cmp text numbers' "$program"
+check "sample of GPT-2's vocabulary goes by numbers" \
+    samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --prompt-tokens 464,3290,318 --length 12
+check "sample of GPT-2's vocabulary begins a document" \
+    samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --length 12 --top-k 100
+check "sample: text for GPT-2's vocabulary is refused" \
+    refused '50257: give --prompt-tokens' sample --from runs/numbers --prompt It
+check "sample: text and numbers together are refused" \
+    refused 'one of them' sample --from runs/whole --prompt It --prompt-tokens 73
+check "sample: a number beyond the vocabulary is refused" \
+    refused '50257 is no token .*, 0 to 50256' sample --from runs/numbers --prompt-tokens 1,50257
+check "sample: a number beyond the byte tokenizer's is refused" \
+    refused '257 is no token .*, 0 to 256' sample --from runs/whole --prompt-tokens 257
+check "sample: a number below 0 is refused" \
+    refused '[-]1 is no token' sample --from runs/numbers --prompt-tokens=-1,2
+for numbers in 12,x 12x ,12 12, 12,,13; do
+    check "sample: numbers that are none are refused, $numbers" \
+        refused 'expected token numbers' sample --from runs/numbers --prompt-tokens $numbers
+done
 mkdir noend
 sed 's/"eos_token_id": [0-9]*/"eos_token_id": 4294967301/' runs/numbers/step_*/config.json > noend/config.json
-check "sample: an end token beyond the vocabulary" refused 'config.json: eos_token_id 4294967301' sample --from noend --prompt-tokens 1
-check "sample: more numbers than the context holds" refused '--prompt-tokens has 64 tokens' sample --from runs/numbers --prompt-tokens "$(yes 7 | head -n 64 | paste -s -d , -)"
-check "sample: prompt longer than the context" refused '--prompt' sample --from runs/whole --prompt "$(head -c 64 /dev/zero | tr '\0' x)"
-check "output that cannot be written" sh -c '[ -e /dev/full ] || exit 0; "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err; [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
+check "sample: an end token beyond the vocabulary is refused" \
+    refused 'config.json: eos_token_id 4294967301' sample --from noend --prompt-tokens 1
+check "sample: more numbers than the context holds are refused" \
+    refused '--prompt-tokens has 64 tokens' sample --from runs/numbers \
+        --prompt-tokens "$(yes 7 | head -n 64 | paste -s -d , -)"
+check "sample: a prompt longer than the context is refused" \
+    refused '--prompt' sample --from runs/whole --prompt "$(head -c 64 /dev/zero | tr '\0' x)"
+check "output that cannot be written is told on one line" sh -c '
+    [ -e /dev/full ] || exit 0
+    "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err
+    [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
 
 # ----- numbers that are not finite ----------------------------------------------------------------
 
-g train $tiny --data books.tok --out runs/nan --steps 30 --lr 10 --grad-clip 0 --eps 1e-16 --weight-decay 10 > out 2> err
+g train $tiny --data books.tok --out runs/nan --steps 30 --lr 10 --grad-clip 0 --eps 1e-16 --weight-decay 10 \
+    > out 2> err
 status=$?
-check "a run that diverges never crashes" sh -c '[ "$0" = 0 ] && echo "$(grep -c "no update" out) steps without an update" || { [ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err; }' $status
+check "a run that diverges never crashes" sh -c '
+    [ "$0" = 0 ] && echo "$(grep -c "no update" out) steps without an update" ||
+        { [ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err; }' $status
 check "its log.jsonl is JSON to the end" json step loss updated < runs/nan/log.jsonl
 
-# weights that are not finite from the start: every step reports that nothing was updated, and the run gives up
+# weights that are not finite from the start: every step reports that nothing was updated, and the run
+# gives up
 cp -r runs/whole/step_00000012 poisoned && rm poisoned/manifest.txt
 size=$(wc -c < poisoned/model.safetensors)
 printf '\0\0\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$((size - 4)) conv=notrunc 2> /dev/null
 g train $tiny --data books.tok --init-from poisoned --out runs/poisoned --steps 30 > out 2> err
 status=$?
-check "not a number in the weights: no update, the run gives up with one line" sh -c 'cat err; [ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -q "not been finite" err && [ "$(grep -c "no update" out)" -ge 9 ]' $status
-check "its log.jsonl says null" sh -c 'grep -q "\"loss\": null" runs/poisoned/log.jsonl && ! grep -qi "nan" runs/poisoned/log.jsonl'
+check "not a number in the weights: nothing is updated, the run gives up with one line" sh -c '
+    cat err; [ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -q "not been finite" err &&
+        [ "$(grep -c "no update" out)" -ge 9 ]' $status
+check "its log.jsonl says null" \
+    sh -c 'grep -q "\"loss\": null" runs/poisoned/log.jsonl && ! grep -qi "nan" runs/poisoned/log.jsonl'
 check "its log.jsonl is JSON" json step loss updated < runs/poisoned/log.jsonl
 g eval --from poisoned --data val.tok --json > out
 check "eval of it says null" json loss bits_per_byte loss_by_position < out
@@ -313,20 +441,27 @@ for signal in TERM INT USR1; do
     kill -$signal $pid
     wait $pid
     status=$?
-    check "SIG$signal: saves and exits with 0" sh -c '[ "$0" = 0 ] && grep "^stopped by a signal; saved" runs/signal.out && [ ! -s runs/signal.err ]' $status
+    check "SIG$signal saves and exits with 0" sh -c '[ "$0" = 0 ] && [ ! -s runs/signal.err ] &&
+        grep "^stopped by a signal; saved" runs/signal.out' $status
     step=$(sed -n '$s/.*"step": \([0-9]*\),.*/\1/p' runs/signal/log.jsonl)
-    check "SIG$signal: the same command goes on" says "from step $step to .*resumed" g train $tiny --data books.tok --out runs/signal --steps $((step + 1))
+    check "SIG$signal lets the same command go on" \
+        says "from step $step to .*resumed" g train $tiny --data books.tok --out runs/signal \
+            --steps $((step + 1))
 done
 
 start runs/locked
-check "a second trainer in the same folder" refused 'another trainer' train $tiny --data books.tok --out runs/locked --steps 3
+check "a second trainer in the same folder is refused" \
+    refused 'another trainer' train $tiny --data books.tok --out runs/locked --steps 3
 kill -TERM $pid
 wait $pid
 check "the first one is none the worse" test $? = 0
-check "and the folder is free again" says 'resumed' g train $tiny --data books.tok --out runs/locked --steps 1000000000 --config /dev/null --steps 1
+check "and the folder is free again" \
+    says 'resumed' g train $tiny --data books.tok --out runs/locked --steps 1000000000 --config /dev/null \
+        --steps 1
 
 # steps of about a second, so that the second signal finds the first step unfinished
-"$program" train --layers 8 --heads 8 --channels 512 --seq-len 1024 --sp 2 --threads 1 --data books.tok --out runs/slow --steps 1000 > slow.out 2> slow.err &
+"$program" train --layers 8 --heads 8 --channels 512 --seq-len 1024 --sp 2 --threads 1 --data books.tok \
+    --out runs/slow --steps 1000 > slow.out 2> slow.err &
 pid=$!
 tries=0
 until [ -e runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done

@@ -1,12 +1,15 @@
 #!/bin/sh
-# What becomes of a run when the machine fails it while it writes a checkpoint.
+# What becomes of a run when the machine fails it while it writes a checkpoint: nothing that was learnt
+# before is lost, nothing half written is ever taken for whole, and the failure is told.
 #
 #     sh dev/test_faults.sh [PROGRAM]
 #
-# strace makes the faults: it kills the program at a chosen system call, or lets the call fail. It counts calls by their name, so
-# every name is gone through on its own; the calls are those that a run without faults makes from the end of its last step on.
-# After each fault the same command must go on from the checkpoint before or from the new one, save again over what was left lying
-# about, and end with weights and moments that equal, byte for byte, those of a run that nothing happened to.
+# strace makes the faults: it kills the program at a chosen system call, or lets the call fail. It counts
+# calls by their name, so every name is gone through on its own; the calls are those that a run without
+# faults makes from the end of its last step on. After each fault the same command must go on from the
+# checkpoint before or from the new one, save again over what was left lying about, and end with weights and
+# moments that equal, byte for byte, those of a run that nothing happened to. A fault of a save shows in one
+# run of thousands, and then costs all of it.
 # shellcheck disable=SC2086
 set -u
 program=$(realpath "${1:-./train_gpt2_sp}")
@@ -19,20 +22,26 @@ export OMP_NUM_THREADS=1
 yes 'the quick brown fox jumps over the lazy dog; 0123456789' | head -n 200 > text.txt
 "$program" prepare --out data.tok text.txt > prepared || exit 1
 # two ranks with sharded state: rank 0 (the first thread, the only one that strace sees) does all the writing
-shape="--data data.tok --out run --layers 1 --heads 1 --channels 64 --seq-len 32 --sp 2 --zero 1 --threads 1 --lr-schedule constant"
+shape="--data data.tok --out run --layers 1 --heads 1 --channels 64 --seq-len 32 --sp 2 --zero 1 --threads 1"
+shape="$shape --lr-schedule constant"
 train() { "$program" train $shape "$@"; }
 # base: checkpoints of steps 1 and 2. reference: what steps 3, 4 and 5 lead to.
-{ train --steps 1 && train --steps 2 && cp -r run base && train --steps 3 && train --steps 4 && train --steps 5 --keep 9 && mv run reference; } > out 2>&1 || { cat out; exit 1; }
+{
+    train --steps 1 && train --steps 2 && cp -r run base && train --steps 3 && train --steps 4 &&
+        train --steps 5 --keep 9 && mv run reference
+} > out 2>&1 || { cat out; exit 1; }
 again() { rm -rf run && cp -r base run; }
 
 # The checkpoint of this step in run is the reference's, and nothing half done lies beside it.
 same() {
-    for file in model optimizer; do cmp -s run/$1/$file.safetensors reference/$1/$file.safetensors || return 1; done
+    for file in model optimizer; do
+        cmp -s run/$1/$file.safetensors reference/$1/$file.safetensors || return 1
+    done
     [ "$(echo run/*.tmp)" = 'run/*.tmp' ]
 }
 
-# After a fault: runs the command to `steps`, which must resume at step 2 (the checkpoint before) or 3 (the new one).
-# Prints which: old, new, or what is wrong.
+# After a fault: runs the command to `steps`, which must resume at step 2 (the checkpoint before) or 3 (the
+# new one). Prints which: old, new, or what is wrong.
 resumed() {
     train --steps "$1" > out 2> err || { echo "wrong: $(cat err)"; return; }
     from=$(sed -n 's/^step .*from step \([0-9]*\) .*/\1/p' out)
@@ -47,16 +56,19 @@ resumed() {
 
 again
 ( ulimit -f 8; train --steps 4 --save-every 3 > out 2> err; echo $? > status )
-check "file size limit: the run goes on, ends with status 1" sh -c '[ "$(cat status)" = 1 ] && grep "step *4/4" out && grep -q "step 3 failed, training goes on: .*File too large" err && [ "$(wc -l < err)" = 2 ]'
-check "file size limit: the checkpoint before it serves" test "$(resumed 4)" = old
+check "a file size limit lets the run go on and end with status 1" sh -c '
+    [ "$(cat status)" = 1 ] && grep "step *4/4" out && [ "$(wc -l < err)" = 2 ] &&
+        grep -q "step 3 failed, training goes on: .*File too large" err'
+check "a file size limit: the checkpoint before it serves" test "$(resumed 4)" = old
 
 again
 rm run/log.jsonl && ln -s /dev/full run/log.jsonl
 train --steps 4 > out 2> err
 status=$?
-check "a log that cannot be written: one line, status 1" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && grep -q log.jsonl err' $status
+check "a log that cannot be written is told on one line, with status 1" \
+    sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && grep -q log.jsonl err' $status
 rm run/log.jsonl
-check "a log that cannot be written: nothing is lost" test "$(resumed 4)" = old
+check "a log that cannot be written loses nothing" test "$(resumed 4)" = old
 
 again
 "$program" train $shape --steps 1000000 > out 2> err &
@@ -66,26 +78,32 @@ until [ "$(wc -l < run/log.jsonl)" -gt 4 ] || [ $tries = 500 ]; do sleep 0.02; t
 rm -rf run
 kill -TERM $pid
 wait $pid
-check "the run's folder removed while it runs: one line, status 1" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+check "the run's folder removed while it runs is told on one line, with status 1" \
+    sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
 
 : > file
 "$program" train --data data.tok --out file --steps 1 --seq-len 32 > out 2> err
-check "--out that is a file" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+check "--out that is a file is refused on one line" \
+    sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
 "$program" train --data data.tok --out /dev/null/run --steps 1 --seq-len 32 > out 2> err
-check "--out under a file" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+check "--out under a file is refused on one line" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
 
 if [ "$(id -u)" != 0 ]; then as=
-elif command -v setpriv > /dev/null && setpriv --reuid=65534 --regid=65534 --clear-groups "$program" --help > out 2>&1; then as="setpriv --reuid=65534 --regid=65534 --clear-groups"
-else as=no
+else
+    as="setpriv --reuid=65534 --regid=65534 --clear-groups"
+    command -v setpriv > /dev/null && $as "$program" --help > out 2>&1 || as=no
 fi
-if [ "$as" = no ]; then skip "read-only folder" "root may write anywhere, and there is no setpriv to be someone else"
+if [ "$as" = no ]; then
+    skip "read-only folder" "root may write anywhere, and there is no setpriv to be someone else"
 else
     again
-    chmod 777 . && chmod -R a+rX,a-w run && touch run/.lock && chmod 666 run/.lock run/run.cfg run/log.jsonl && chmod 555 run
+    chmod 777 . && chmod -R a+rX,a-w run && touch run/.lock &&
+        chmod 666 run/.lock run/run.cfg run/log.jsonl && chmod 555 run
     $as "$program" train $shape --steps 4 > out 2> err
-    check "read-only folder: trains, then one line and status 1" sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
+    check "a read-only folder lets the run train, then is told on one line, with status 1" \
+        sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
     chmod -R u+w run
-    check "read-only folder: writable again, the run goes on" test "$(resumed 4)" = old
+    check "a folder that is writable again lets the run go on" test "$(resumed 4)" = old
 fi
 
 # ----- strace -------------------------------------------------------------------------------------
@@ -105,17 +123,22 @@ traced() {
     strace -o log $options "$program" train $shape "$@" > out 2> err
 }
 
-# Prints "NAME FIRST LAST": the calls by name, numbered as strace counts them, between two lines of the log that match.
+# Prints "NAME FIRST LAST": the calls by name, numbered as strace counts them, between two lines of the log
+# that match.
 calls() {
     awk -v from="$1" -v to="$2" '
         { name = $0; sub(/\(.*/, "", name) }
-        name ~ /^[a-z0-9_]+$/ { count[name]++; if (inside) { if (!(name in first)) first[name] = count[name]; last[name] = count[name] } }
+        name ~ /^[a-z0-9_]+$/ {
+            count[name]++
+            if (inside) { if (!(name in first)) first[name] = count[name]; last[name] = count[name] }
+        }
         $0 ~ from { inside = 1 }
         $0 ~ to { inside = 0 }
         END { for (name in first) print name, first[name], last[name] }' log | sort
 }
 
-# The order of a save: files and folders are on the disk before the rename, the rename before anything is removed.
+# The order of a save: files and folders are on the disk before the rename, the rename before anything is
+# removed.
 again
 traced -y --steps 3
 cp log order.log
@@ -125,10 +148,20 @@ check "order: all is synced before the rename, the rename before older checkpoin
     /^openat.*step_[^"]*\.tmp\/[^"]*", O_WRONLY/ { folder = 1 }
     /^fsync\([0-9]+<[^>]*\/step_[^>]*\.tmp>/ { folder = 0; syncs++ }
     /^fsync\([0-9]+<[^>]*\.tmp\// { dirty[path($0)] = 0; syncs++ }
-    /^rename.*\.tmp", "run\/step_[0-9]*"\) += 0/ { renamed = 1; parent = 1; for (p in dirty) if (dirty[p]) bad = bad " unsynced " p; if (folder) bad = bad " unsynced folder" }
+    /^rename.*\.tmp", "run\/step_[0-9]*"\) += 0/ {
+        renamed = 1; parent = 1
+        for (p in dirty) if (dirty[p]) bad = bad " unsynced " p
+        if (folder) bad = bad " unsynced folder"
+    }
     /^fsync\([0-9]+<[^>]*\/run>/ { parent = 0; syncs++ }
-    /^unlinkat\([0-9]+<[^>]*\/step_[0-9]*>/ { removed++; if (!renamed || parent) bad = bad " removed too early" }
-    END { print writes + 0 " writes, " syncs + 0 " fsyncs, " removed + 0 " files removed" bad; exit bad != "" || syncs != 7 || !renamed || !removed }' order.log
+    /^unlinkat\([0-9]+<[^>]*\/step_[0-9]*>/ {
+        removed++
+        if (!renamed || parent) bad = bad " removed too early"
+    }
+    END {
+        print writes + 0 " writes, " syncs + 0 " fsyncs, " removed + 0 " files removed" bad
+        exit bad != "" || syncs != 7 || !renamed || !removed
+    }' order.log
 
 # SIGKILL at every call from the last step on, whatever its name.
 total=0 total_old=0 total_new=0 total_wrong=0
@@ -144,19 +177,28 @@ while read -r name first last; do
         traced "-e inject=$name:signal=KILL:when=$number" --steps 3
         if grep -q 'killed by SIGKILL' log; then
             kills=$((kills + 1))
-            case $(resumed 4) in old) old=$((old + 1)) ;; new) new=$((new + 1)) ;; *) wrong=$((wrong + 1)) ;; esac
+            case $(resumed 4) in
+            old) old=$((old + 1)) ;;
+            new) new=$((new + 1)) ;;
+            *) wrong=$((wrong + 1)) ;;
+            esac
         fi
         number=$((number + 1))
     done
     printf '  %-16s %5d %5d %7d %5d %5d %6d\n' "$name" "$first" "$last" "$kills" "$old" "$new" "$wrong"
-    total=$((total + kills)) total_old=$((total_old + old)) total_new=$((total_new + new)) total_wrong=$((total_wrong + wrong))
+    total=$((total + kills)) total_wrong=$((total_wrong + wrong))
+    total_old=$((total_old + old)) total_new=$((total_new + new))
 done < list
-check "SIGKILL at $total system calls: $total_old times the old checkpoint, $total_new times the new one, never neither or a mixture" test $total -ge 40 -a $total_wrong = 0 -a $total_old -gt 0 -a $total_new -gt 0
+outcome="$total_old times the old checkpoint, $total_new times the new one, never neither or a mixture"
+check "SIGKILL at $total system calls leaves a whole checkpoint: $outcome" \
+    test $total -ge 40 -a $total_wrong = 0 -a $total_old -gt 0 -a $total_new -gt 0
 
-# ENOSPC and EIO at every call of a save in the middle of the run that can fail: once, and from then on for ever.
+# ENOSPC and EIO at every call of a save in the middle of the run that can fail: once, and from then on for
+# ever.
 again
 traced "" --steps 4 --save-every 3
-calls '^write.*step *3/4' '^write.*step *4/4' | grep -E '^(openat|write|fsync|close|mkdir|mkdirat|rename|renameat|renameat2|unlink|unlinkat|rmdir|getdents64|newfstatat|fstat) ' > list
+names='openat|write|fsync|close|mkdir|mkdirat|rename|renameat|renameat2|unlink|unlinkat|rmdir|getdents64'
+calls '^write.*step *3/4' '^write.*step *4/4' | grep -E "^($names|newfstatat|fstat) " > list
 printf '\na system call of a save fails\n'
 printf '  %-16s %-7s %6s %6s %10s %10s %6s\n' call error how points 'goes on' 'ends 1' wrong
 faults=0 faults_wrong=0
@@ -175,18 +217,27 @@ while read -r name first last; do
                 points=$((points + 1))
                 lines=$(wc -l < err)
                 cp err said
-                # 0: trained to the end; what failed was told on a line per save, or did not matter (a close of a folder).
-                # 1: the end failed too, told on one line more (if lines can be written at all).
+                # 0: trained to the end; what failed was told on a line per save, or did not matter (a close
+                # of a folder). 1: the end failed too, told on one line more (if lines can be written at
+                # all).
                 least=1 most=1
                 [ $name$how != writeever ] || least=0
                 [ $how = once ] || most=2
                 if [ $status = 0 ] && [ "$lines" -le $most ]; then goes_on=$((goes_on + 1))
                 elif [ $status = 1 ] && [ "$lines" -ge $least ] && [ "$lines" -le 2 ]; then ends=$((ends + 1))
-                else wrong=$((wrong + 1)); echo "$name $error $how $number: status $status, $lines lines: $(cat said)" >> details
+                else
+                    wrong=$((wrong + 1))
+                    echo "$name $error $how $number: status $status, $lines lines: $(cat said)" >> details
                 fi
                 # the state left behind: the next run resumes at 2, 3 or 4 and ends at 5 as the reference does
-                result=$(train --steps 5 2>&1) || { wrong=$((wrong + 1)); echo "$name $error $how $number: resuming: $result" >> details; }
-                same step_00000005 || { wrong=$((wrong + 1)); echo "$name $error $how $number: step 5 differs, or debris: $(ls run)" >> details; }
+                result=$(train --steps 5 2>&1) || {
+                    wrong=$((wrong + 1))
+                    echo "$name $error $how $number: resuming: $result" >> details
+                }
+                same step_00000005 || {
+                    wrong=$((wrong + 1))
+                    echo "$name $error $how $number: step 5 differs, or debris: $(ls run)" >> details
+                }
                 number=$((number + 1))
             done
             printf '  %-16s %-7s %6s %6d %10d %10d %6d\n' "$name" $error $how $points $goes_on $ends $wrong
@@ -195,12 +246,15 @@ while read -r name first last; do
     done
 done < list
 cat details
-check "ENOSPC and EIO at $faults points of a save: told, survived, and the next run is exact" test $faults -ge 100 -a $faults_wrong = 0
+check "ENOSPC and EIO at $faults points of a save: told, survived, and the next run is exact" \
+    test $faults -ge 100 -a $faults_wrong = 0
 
-# EIO while the run starts: it may refuse, or fall back to the checkpoint before and say so, but never start afresh.
+# EIO while the run starts: it may refuse, or fall back to the checkpoint before and say so, but never start
+# afresh.
 again
 traced "" --steps 3
-calls '^openat.*data.tok' '^write.*from step' | grep -E '^(openat|read|pread64|close|newfstatat|fstat|getdents64|lseek|flock|ftruncate|mmap|write|fsync) ' > list
+names='openat|read|pread64|close|newfstatat|fstat|getdents64|lseek|flock|ftruncate|mmap|write|fsync'
+calls '^openat.*data.tok' '^write.*from step' | grep -E "^($names) " > list
 starts=0 starts_wrong=0 refused=0
 : > details
 while read -r name first last; do
@@ -220,6 +274,7 @@ while read -r name first last; do
     done
 done < list
 cat details
-check "EIO at $starts points of a start: $refused times refused with one line, else resumed, never started afresh" test $starts -ge 40 -a $starts_wrong = 0
+check "EIO at $starts points of a start: refused on one line $refused times, else resumed, never afresh" \
+    test $starts -ge 40 -a $starts_wrong = 0
 
 finish

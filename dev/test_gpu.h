@@ -335,7 +335,8 @@ typedef struct {
 } NormTensors;
 
 static void norm_forward_judge(const NormCase* c, NormTensors* t) {
-    const int64_t R = c->R, C = c->C, n = R * C;
+    const int64_t R = c->R, C = c->C;
+    const int64_t n = R * C;
     double* scale_bound = host_zeros(R);
     rmsnorm_forward(gpu_bare(), (bf16*)t->out.p, (float*)t->rstd.p, (bf16*)t->inp.p, (float*)t->weight.p,
         (float*)t->bias.p, R, C);
@@ -384,7 +385,8 @@ static void norm_backward_row(
 
 static void norm_backward_judge(const NormCase* c, NormTensors* t) {
     static const char* const what[] = {"dweight", "dbias", "dprojection"};
-    const int64_t R = c->R, C = c->C, n = R * C;
+    const int64_t R = c->R, C = c->C;
+    const int64_t n = R * C;
     const Tensor columns[3] = {t->dweight, t->dbias, t->dprojection};
     double *sums[3], *bounds[3];
     rmsnorm_backward(gpu_bare(), (bf16*)t->dx.p, (float*)t->dweight.p, (float*)t->dbias.p,
@@ -406,7 +408,8 @@ static void norm_backward_judge(const NormCase* c, NormTensors* t) {
 }
 
 static void kernel_rmsnorm(const NormCase* c) {
-    const int64_t R = c->R, C = c->C, n = R * C;
+    const int64_t R = c->R, C = c->C;
+    const int64_t n = R * C;
     NormTensors t;
     t.inp = tensor_noise(n, 2, 320, 1.5, 0.3);
     t.weight = tensor_noise(C, 4, 321, 0.5, 1);
@@ -478,7 +481,8 @@ typedef struct {
 // Number `column` of row r of a matrix (0: dq, 1: dK, 2: dV; with qkv 0 the only one) as it must be written.
 static double columns_number(
     const ColumnsCase* c, const ColumnsTensors* t, int64_t r, int64_t matrix, int64_t column) {
-    const int64_t N = c->N, R = c->R, width = c->qkv ? 3 * N : N;
+    const int64_t R = c->R, N = c->N;
+    const int64_t width = c->qkv ? 3 * N : N;
     const WideRows* s = &t->sums;
     double x;
     if (!c->qkv || (matrix > 0 && c->qkv < 2)) x = t->dout.host[r * width + matrix * N + column];
@@ -490,7 +494,8 @@ static double columns_number(
 }
 
 static void columns_judge(const ColumnsCase* c, const ColumnsTensors* t) {
-    const int64_t R = c->R, N = c->N, width = c->qkv ? 3 * N : N;
+    const int64_t R = c->R, N = c->N;
+    const int64_t width = c->qkv ? 3 * N : N;
     double *exact = host_zeros(R * width), *plain = host_zeros(R * width);
     double *sum = host_zeros(width), *bound = host_zeros(width);
     for (int64_t i = 0; i < width; i++) {
@@ -509,7 +514,8 @@ static void columns_judge(const ColumnsCase* c, const ColumnsTensors* t) {
 }
 
 static void kernel_columns(const ColumnsCase* c) {
-    const int64_t R = c->R, N = c->N, width = c->qkv ? 3 * N : N;
+    const int64_t R = c->R, N = c->N;
+    const int64_t width = c->qkv ? 3 * N : N;
     const int wide = c->qkv >= 2;
     Gpu* d = gpu_bare();
     ColumnsTensors t;
@@ -693,7 +699,8 @@ static MatmulCase matmul_case(int64_t R, int64_t C, int64_t OC, int kind) {
 }
 
 static int matmul_call(Gpu* d, const MatmulCase* t, Error* e) {
-    const int64_t R = t->R, C = t->C, OC = t->OC;
+    const int64_t R = t->R, C = t->C;
+    const int64_t OC = t->OC;
     bf16 *x = (bf16*)t->inp.p, *w = (bf16*)t->weight.p;
     bf16 *b = (bf16*)t->bias.p, *g = (bf16*)t->dout.p;
     bf16 *o = (bf16*)t->out.p, *add = (bf16*)t->add.p;
@@ -930,8 +937,10 @@ static float optimizer_number(int state, int rank, int64_t at) {
 // centred.
 static void optimizer_fill(OptimizerCase* t, int state) {
     const gpt2_sp* g = t->g;
-    const int W = g->mesh.world, gradients = state == STATE_GRADIENTS, parts = gradients && g->mesh.zero < 2;
-    double *values = t->values[state] = host_zeros(t->n), *slack = t->slack;
+    const int W = g->mesh.world, gradients = state == STATE_GRADIENTS;
+    const int parts = gradients && g->mesh.zero < 2;
+    double *values = host_zeros(t->n), *slack = t->slack;
+    t->values[state] = values;
     std::vector<float> host((size_t)t->n);
     for (int w = 0; w < W; w++) {
         for (int u = 0; (parts || w == 0) && u < g->layout.count; u++)
@@ -1187,7 +1196,8 @@ namespace attention_oracle {
 #include "test_attention.cu"
 }   // namespace attention_oracle
 static void test_oracle(void) {
-    char program[] = "test_attention", small[] = "quick", *words[] = {program, small, NULL};
+    char program[] = "test_attention", small[] = "quick";
+    char* words[] = {program, small, NULL};
     attention_oracle::attention_tests(quick ? 2 : 1, words);
     passed += attention_oracle::passed;
     failed += attention_oracle::failed;

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Runs over several processes, here all on this machine: the same numbers as one process to the last bit, refusals that name what
-# differs, and the end of a run when one process dies, hangs or is asked to stop.
+# Runs over several processes, here all on this machine. Held: they have the numbers of one process to the
+# last bit; processes that disagree are refused with what differs; and when one dies, hangs or is asked to
+# stop, all end, with a line that says so. On a hundred machines one is always about to fail: what the others
+# do then is what a user sees of the program.
 #
 #     sh dev/test_processes.sh [PROGRAM]      built by `make test`: ./train_gpt2_sp
 # shellcheck disable=SC2086
@@ -13,7 +15,8 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir" || exit 1
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT SLURM_PROCID OMPI_COMM_WORLD_RANK PMI_RANK
-port=$((12000 + $$ * 97 % 18000)) free=$((port + 500)) held=$((port + 501))   # below the range that the system gives out
+# below the range that the system gives out
+port=$((12000 + $$ * 97 % 18000)) free=$((port + 500)) held=$((port + 501))
 
 yes 'It was the best of times, it was the worst of times. 0123456789' | head -n 400 > text1.txt
 yes 'Call me Ishmael; some years ago, never mind how long precisely.' | head -n 300 > text2.txt
@@ -23,8 +26,8 @@ mkdir elsewhere
 "$program" prepare --out elsewhere/data.tok text1.txt text2.txt > out || exit 1
 shape="--data data.tok --layers 2 --heads 4 --channels 32 --seq-len 64 --threads 1 --lr 3e-3"
 
-# start NAME WORLD ARGUMENTS...: starts the processes of a run; $own_I are process I's own arguments. The output of process I is in
-# NAME.I.out and NAME.I.err; $pids are their numbers.
+# start NAME WORLD ARGUMENTS...: starts the processes of a run; $own_I are process I's own arguments. The
+# output of process I is in NAME.I.out and NAME.I.err; $pids are their numbers.
 start() {
     name=$1 world=$2
     shift 2
@@ -32,7 +35,8 @@ start() {
     rm -f $name.*.out $name.*.err
     while [ $i -lt $world ]; do
         eval "own=\${own_$i-}"
-        "$program" train "$@" --rank $i --world ${of:-$world} --master 127.0.0.1:$port $own > $name.$i.out 2> $name.$i.err &
+        "$program" train "$@" --rank $i --world ${of:-$world} --master 127.0.0.1:$port $own > $name.$i.out \
+            2> $name.$i.err &
         pids="$pids $!" i=$((i + 1))
     done
     own_0='' own_1='' own_2=''
@@ -42,19 +46,26 @@ patience=30
 run() { start "$@"; finished; }
 trains() {   # waits until a run is at its fifth step
     tries=0
-    until [ "$(grep -c '^step  ' $name.0.out 2> /dev/null)" -ge 5 ] 2> /dev/null || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+    until [ "$(grep -c '^step  ' $name.0.out 2> /dev/null)" -ge 5 ] 2> /dev/null || [ $tries = 200 ]; do
+        sleep 0.05
+        tries=$((tries + 1))
+    done
 }
 
 # Fails unless the processes ended with these statuses.
-ended() { [ "$statuses" = "$1" ] || { echo "exit statuses$statuses, expected$1: $(cat $name.*.err)"; return 1; }; }
-# Fails unless every process but those numbered in $1 ended with status 1 and one line on stderr that holds the pattern. Shows them.
+ended() {
+    [ "$statuses" = "$1" ] || { echo "exit statuses$statuses, expected$1: $(cat $name.*.err)"; return 1; }
+}
+# Fails unless every process but those numbered in $1 ended with status 1 and one line on stderr that holds
+# the pattern. Shows them.
 told() {
     except=$1 pattern=$2 i=0
     for status in $statuses; do
         case " $except " in *" $i "*) ;;
         *)
             cat $name.$i.err
-            [ $status = 1 ] && [ "$(wc -l < $name.$i.err)" = 1 ] && grep -qe "$pattern" $name.$i.err || { echo "process $i: status $status, expected one line with \`$pattern\`"; return 1; }
+            [ $status = 1 ] && [ "$(wc -l < $name.$i.err)" = 1 ] && grep -qe "$pattern" $name.$i.err ||
+                { echo "process $i: status $status, expected one line with \`$pattern\`"; return 1; }
             ;;
         esac
         i=$((i + 1))
@@ -72,29 +83,40 @@ equal() {
     "$program" train $shape "$@" --out one > one.out 2> one.err || { cat one.err; return 1; }
     run several $over $shape "$@" --out several
     for status in $statuses; do [ $status = 0 ] || { cat several.*.err; return 1; }; done
-    [ ! -s several.1.out ] && [ -z "$(cat several.*.err)" ] || { echo "process 1 printed: $(cat several.1.out several.*.err)"; return 1; }
+    [ ! -s several.1.out ] && [ -z "$(cat several.*.err)" ] ||
+        { echo "process 1 printed: $(cat several.1.out several.*.err)"; return 1; }
     losses one > one.log && losses several > several.log && cmp one.log several.log || return 1
     for step in one/step_*; do
-        for file in model.safetensors optimizer.safetensors state.json config.json; do cmp $step/$file several/${step#one/}/$file || return 1; done
+        for file in model.safetensors optimizer.safetensors state.json config.json; do
+            cmp $step/$file several/${step#one/}/$file || return 1
+        done
     done
     echo "$(wc -l < one.log) steps, last loss $(sed -n '$s/.*"loss": \([0-9.]*\).*/\1/p' one.log)"
 }
 for kind in ring dist dist-paper zigzag allgather ulysses; do
-    check "2 processes, 4 ranks of a sequence: $kind" equal $kind 2 --sp 4 --schedule $kind --steps 4
+    check "2 processes, 4 ranks of a sequence have the numbers of one process: $kind" \
+        equal $kind 2 --sp 4 --schedule $kind --steps 4
 done
-for zero in 0 1 2 3; do check "2 processes, dp 2 x sp 2, zero $zero" equal zero 2 --dp 2 --sp 2 --zero $zero --grad-accum 2 --steps 4; done
-check "3 processes, 6 ranks, zero 3, documents, validation, checkpoints" equal three 3 --dp 2 --sp 3 --zero 3 --doc-mask 1 --val-data val.tok --val-every 2 --val-sequences 3 --save-every 2 --steps 5
-check "3 processes, 3 ranks, zero 1" equal three 3 --sp 3 --zero 1 --steps 4
-check "4 processes, a rank each" equal four 4 --sp 4 --batch-size 2 --steps 4
-check "messages longer than a frame" equal long 2 --layers 1 --channels 384 --heads 4 --seq-len 768 --sp 2 --steps 2
+for zero in 0 1 2 3; do
+    check "2 processes, dp 2 x sp 2, have the numbers of one process, zero $zero" \
+        equal zero 2 --dp 2 --sp 2 --zero $zero --grad-accum 2 --steps 4
+done
+check "3 processes, zero 3, documents, validation, checkpoints: the numbers of one process" \
+    equal three 3 --dp 2 --sp 3 --zero 3 --doc-mask 1 --val-data val.tok --val-every 2 --val-sequences 3 \
+        --save-every 2 --steps 5
+check "3 processes, 3 ranks, zero 1: the numbers of one process" equal three 3 --sp 3 --zero 1 --steps 4
+check "4 processes, a rank each: the numbers of one process" equal four 4 --sp 4 --batch-size 2 --steps 4
+check "messages longer than a frame arrive whole" \
+    equal long 2 --layers 1 --channels 384 --heads 4 --seq-len 768 --sp 2 --steps 2
 
 address=$(hostname -I 2> /dev/null | tr ' ' '\n' | grep -m 1 '[.]')
 by_address() {   # as between machines: not by the loopback interface
     port=$((port + 1))
-    for i in 1 2; do "$program" train $shape --sp 3 --steps 4 --rank $i --world 3 --master $address:$port > address.$i 2>&1 & done
-    "$program" train $shape --sp 3 --steps 4 --rank 0 --world 3 --master "$address:$port" > address.0 2>&1 && wait && grep '^step *4/4' address.0
+    given="$shape --sp 3 --steps 4 --world 3 --master $address:$port"
+    for i in 1 2; do "$program" train $given --rank $i > address.$i 2>&1 & done
+    "$program" train $given --rank 0 > address.0 2>&1 && wait && grep '^step *4/4' address.0
 }
-if [ "$address" ]; then check "3 processes by the machine's address" by_address
+if [ "$address" ]; then check "3 processes meet by the machine's address" by_address
 else skip "3 processes by the machine's address" "it has none, or no hostname -I"
 fi
 
@@ -105,20 +127,23 @@ run parts 2 $shape --sp 2 --steps 8 --save-every 5 --out parts
 rm -rf parts/step_00000008
 cp -r parts stale
 run parts 2 $shape --sp 2 --steps 8 --out parts
-check "resumed by several processes: from step 5" grep '^step .*from step 5 to 8 (resumed)' parts.0.out
-check "resumed by several processes: weights as of one run" cmp whole/step_00000008/model.safetensors parts/step_00000008/model.safetensors
+check "several processes resume from step 5" grep '^step .*from step 5 to 8 (resumed)' parts.0.out
+check "resumed by several processes, the weights are those of one run" \
+    cmp whole/step_00000008/model.safetensors parts/step_00000008/model.safetensors
 own_1='--out stale'
 run stale 2 $shape --sp 2 --steps 9 --out parts
-check "one resumes from another step: refused" told '' 'process 1 has `the checkpoint of step 5.*process 0 has `the checkpoint of step 8'
+check "a process that would resume from another step is refused" \
+    told '' 'process 1 has `the checkpoint of step 5.*process 0 has `the checkpoint of step 8'
 own_1='--out nowhere'
 run stale 2 $shape --sp 2 --steps 9 --out parts
-check "one does not see the checkpoint: refused" told '' 'process 1 has `a fresh start.*process 0 has `the checkpoint of step 8'
+check "a process that does not see the checkpoint is refused" \
+    told '' 'process 1 has `a fresh start.*process 0 has `the checkpoint of step 8'
 check "a process that is not the first writes nothing" test ! -e nowhere
 start locked 2 $shape --sp 2 --steps 100000 --out locked
 trains
 locking=$pids
 run second 2 $shape --sp 2 --steps 10 --out locked
-check "a second run in the same folder: refused on all" told '' 'another trainer'
+check "a second run in the same folder is refused on all" told '' 'another trainer'
 pids=$locking name=locked
 kill -TERM $(pid 0)
 finished
@@ -130,37 +155,43 @@ check "run.cfg of several processes serves one" grep 'done already' out
 
 own_1='--lr 1e-3'
 run differ 2 $shape --sp 2 --steps 3
-check "another option: named" told '' 'process 1 has `--lr 0.001`, process 0 has `--lr 0.003`'
+check "another option is named and refused" told '' 'process 1 has `--lr 0.001`, process 0 has `--lr 0.003`'
 own_2='--schedule ring'
 run differ 3 $shape --sp 3 --steps 3
-check "another schedule: named" told '' 'process 2 has `--schedule ring`, process 0 has `--schedule dist`'
+check "another schedule is named and refused" \
+    told '' 'process 2 has `--schedule ring`, process 0 has `--schedule dist`'
 own_1='--data elsewhere/data.tok'
 run differ 2 $shape --sp 2 --steps 3
-check "another shard of the same name: named" told '' 'process 1 has `--data shard 1, data.tok, of .*process 0 has `--data shard 1, data.tok'
+check "another shard of the same name is named and refused" \
+    told '' 'process 1 has `--data shard 1, data.tok, of .*process 0 has `--data shard 1, data.tok'
 own_1='--data data.tok,val.tok'
 run differ 2 $shape --sp 2 --steps 3
-check "a shard more: named" told '' 'process 1 has `--data shard 2, val.tok'
+check "a shard more is named and refused" told '' 'process 1 has `--data shard 2, val.tok'
 own_1='--data missing.tok'
 run differ 2 $shape --sp 2 --steps 3
-check "a shard that one does not have: named on all" told '' 'missing.tok'
+check "a shard that one does not have is named on all" told '' 'missing.tok'
 own_1="--data $dir/data.tok --threads 2 --timeout 500"
 run own 2 $shape --sp 2 --steps 3
 check "paths, threads and timeouts are each process' own" ended ' 0 0'
 own_1='--world 3'
 run world 2 $shape --sp 2 --steps 3
-check "another --world: named" told '' 'process 1 was started with --world 3, process 0 with --world 2'
+check "another --world is named and refused" \
+    told '' 'process 1 was started with --world 3, process 0 with --world 2'
 own_2='--rank 1'
 run twice 3 $shape --sp 3 --steps 3
-check "the same --rank twice: named" told '' 'two processes were started with --rank 1'
+check "the same --rank twice is named and refused" told '' 'two processes were started with --rank 1'
 run uneven 2 $shape --sp 3 --steps 3
-check "ranks that do not divide evenly" told '' '3 ranks .* cannot be divided evenly over --world 2'
+check "ranks that do not divide evenly are refused" \
+    told '' '3 ranks .* cannot be divided evenly over --world 2'
 
 run unchosen 3 $shape --dp 2 --steps 3
-check "--sp 0 that does not divide by --dp" told '' '3 ranks .* cannot be divided evenly among the replicas'
+check "--sp 0 that does not divide by --dp is refused" \
+    told '' '3 ranks .* cannot be divided evenly among the replicas'
 
 run short 2 $shape --sp 2 --steps 3 --layers 500 --channels 65536 --heads 256
-check "memory that is short: a line from each" told 0 '2 ranks need .* and the machine has'
-check "... and the plan from the first" sh -c 'grep "^  total" short.0.err && tail -n 1 short.0.err | grep "and the machine has"'
+check "memory that is short is told in a line from each" told 0 '2 ranks need .* and the machine has'
+check "... and with the plan from the first" \
+    sh -c 'grep "^  total" short.0.err && tail -n 1 short.0.err | grep "and the machine has"'
 
 alone() {   # a single process is refused with this
     pattern=$1
@@ -170,21 +201,31 @@ alone() {   # a single process is refused with this
     cat err
     [ $status = 1 ] && [ "$(wc -l < err)" = 1 ] && grep -qe "$pattern" err
 }
-check "no --master" alone 'needs --master' --sp 2 --rank 0 --world 2
-check "no --world" alone 'needs --world' --sp 2 --rank 1
-check "no --world and no --rank" alone 'needs --world' --sp 2 --master 127.0.0.1:$port
-check "--rank beyond --world" alone 'processes 0 to 1' --sp 2 --rank 2 --world 2 --master 127.0.0.1:$port
-check "--master without a port" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost
-check "--master with a port that is none" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost:70000
-check "nobody listens" alone "waited 1 s for process 0 at 127.0.0.1:$free" --sp 2 --rank 1 --world 2 --master 127.0.0.1:$free --timeout 1
-check "nobody comes" alone 'waited 1 s for process 1 of 2 to connect' --sp 2 --rank 0 --world 2 --master 127.0.0.1:$free --timeout 1
-"$program" train $shape --sp 2 --rank 0 --world 2 --master 127.0.0.1:$held --timeout 4 > first.out 2> first.err &
+check "--world without --master is refused" alone 'needs --master' --sp 2 --rank 0 --world 2
+check "--rank without --world is refused" alone 'needs --world' --sp 2 --rank 1
+check "--master without --world and --rank is refused" alone 'needs --world' --sp 2 --master 127.0.0.1:$port
+check "--rank beyond --world is refused" \
+    alone 'processes 0 to 1' --sp 2 --rank 2 --world 2 --master 127.0.0.1:$port
+check "--master without a port is refused" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost
+check "--master with a port that is none is refused" \
+    alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost:70000
+check "a process that finds nobody at --master gives up at its time limit" \
+    alone "waited 1 s for process 0 at 127.0.0.1:$free" --sp 2 --rank 1 --world 2 --master 127.0.0.1:$free \
+        --timeout 1
+check "a process that nobody comes to gives up at its time limit" \
+    alone 'waited 1 s for process 1 of 2 to connect' --sp 2 --rank 0 --world 2 --master 127.0.0.1:$free \
+        --timeout 1
+"$program" train $shape --sp 2 --rank 0 --world 2 --master 127.0.0.1:$held --timeout 4 > first.out \
+    2> first.err &
 first=$!
 sleep 0.3
-check "a port in use" alone "cannot listen at 127.0.0.1:$held: Address already in use" --sp 2 --rank 0 --world 2 --master 127.0.0.1:$held
+check "a port in use is told" \
+    alone "cannot listen at 127.0.0.1:$held: Address already in use" --sp 2 --rank 0 --world 2 \
+        --master 127.0.0.1:$held
 kill -TERM $first
 wait $first
-check "a signal while others are waited for" sh -c '[ $0 = 1 ] && grep "stopped by a signal" first.err' $?
+check "a signal while others are waited for ends the wait" \
+    sh -c '[ $0 = 1 ] && grep "stopped by a signal" first.err' $?
 
 # Strangers at the port: text, noise, silence, a connection that closes. The run starts and is none the worse.
 if command -v python3 > /dev/null; then
@@ -199,12 +240,17 @@ for i in range(50):
 held = []
 for i in range(40):
     s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-    s.sendall([b"GET / HTTP/1.0\r\n\r\n", os.urandom(3000), b"", b"GPT2SPH1" + os.urandom(500), b"GPT2SPH1" + bytes(7)][i % 5])
+    noise = b"GPT2SPH1" + os.urandom(500)
+    s.sendall([b"GET / HTTP/1.0\r\n\r\n", os.urandom(3000), b"", noise, b"GPT2SPH1" + bytes(7)][i % 5])
     (held.append if i % 2 else socket.socket.close)(s)
 END
-    "$program" train $shape --sp 2 --steps 4 --out strangers --rank 1 --world 2 --master 127.0.0.1:$port > strangers.1.out 2> strangers.1.err
+    "$program" train $shape --sp 2 --steps 4 --out strangers --rank 1 --world 2 --master 127.0.0.1:$port \
+        > strangers.1.out 2> strangers.1.err
     finished
-    check "strangers at the port" sh -c 'cat strangers.log strangers.*.err; [ "$0" = " 0" ] && [ ! -s strangers.log ] && [ ! -s strangers.1.err ] && [ "$(wc -l < strangers/log.jsonl)" = 4 ]' "$statuses"
+    check "strangers at the port do the run no harm" sh -c '
+        cat strangers.log strangers.*.err
+        [ "$0" = " 0" ] && [ ! -s strangers.log ] && [ ! -s strangers.1.err ] &&
+            [ "$(wc -l < strangers/log.jsonl)" = 4 ]' "$statuses"
 else
     skip "strangers at the port" "there is no python3"
 fi
@@ -217,7 +263,8 @@ for other in 0 1; do
     sleep 0.5
     kill -9 $(pid $other)
     finished
-    check "process $other killed before all have met" told $other "process $other .*is gone (connection closed) before all had met"
+    check "process $other killed before all have met is named by the others" \
+        told $other "process $other .*is gone (connection closed) before all had met"
 done
 
 # ----- processes that die, hang, fail, are stopped -------------------------------------------------
@@ -227,14 +274,16 @@ for zero in 0 3; do
     trains
     kill -9 $(pid 1)
     finished
-    check "one process killed, zero $zero: the others end and name it" told 1 'rank [0-9]*, step [0-9]*: process 1 (ranks 2-3) is gone (connection closed), waited for in an\|process 1'
+    gone='rank [0-9]*, step [0-9]*: process 1 (ranks 2-3) is gone (connection closed), waited for in an'
+    gone="$gone\|process 1"
+    check "one process killed, zero $zero, is named by the others, which end" told 1 "$gone"
     check "... after $seconds seconds" test $seconds -le 5
 done
 start killed 2 $shape --sp 4 --steps 1000000
 trains
 kill -9 $(pid 0)
 finished
-check "the first process killed" told 0 'process 0 (ranks 0-1) is gone'
+check "the first process killed is named by the others" told 0 'process 0 (ranks 0-1) is gone'
 start hung 2 $shape --sp 2 --steps 1000000 --timeout 3
 trains
 kill -STOP $(pid 1)
@@ -242,8 +291,11 @@ tries=0
 while kill -0 $(pid 0) 2> /dev/null && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
 kill -CONT $(pid 1)
 finished
-check "one process hangs: the other names rank, step, wait and peer" told 1 'rank 0, step [0-9]*: waited 3 s for rank 1 in an\? \|process 0, step [0-9]*: waited 3 s for process 1 (rank 1) in an agreement'
-check "... after $((tries / 10)) seconds, and the one that hung ends too" sh -c '[ $0 -le 70 ] && [ "$1" = " 1 1" ] && cat hung.1.err' $tries "$statuses"
+hangs='rank 0, step [0-9]*: waited 3 s for rank 1 in an\? '
+hangs="$hangs\|process 0, step [0-9]*: waited 3 s for process 1 (rank 1) in an agreement"
+check "a process that hangs is named by the other, with rank, step and wait" told 1 "$hangs"
+check "... after $((tries / 10)) seconds, and the one that hung ends too" \
+    sh -c '[ $0 -le 70 ] && [ "$1" = " 1 1" ] && cat hung.1.err' $tries "$statuses"
 
 for signal in TERM INT USR1; do
     rm -rf signal
@@ -251,30 +303,35 @@ for signal in TERM INT USR1; do
     trains
     kill -$signal $(pid 2)
     finished
-    check "SIG$signal to one: all save and end with 0" sh -c '[ "$0" = " 0 0 0" ] && grep "^stopped by a signal; saved" signal.0.out && cat signal.*.err' "$statuses"
+    check "SIG$signal to one makes all save and end with 0" \
+        sh -c '[ "$0" = " 0 0 0" ] && grep "^stopped by a signal; saved" signal.0.out && cat signal.*.err' \
+            "$statuses"
 done
 step=$(sed -n '$s/.*"step": \([0-9]*\),.*/\1/p' signal/log.jsonl)
 run signal 3 $shape --sp 3 --steps $((step + 1)) --out signal
-check "and go on from there" grep "from step $step to" signal.0.out
+check "... and go on from there" grep "from step $step to" signal.0.out
 
-# not finite from the start: a weight of the last rank's slice is NaN; no process updates, all give up together and save
+# not finite from the start: a weight of the last rank's slice is NaN; no process updates, all give up
+# together and save
 "$program" train $shape --steps 1 --out plain > out 2>&1
 cp -r plain/step_00000001 poisoned && rm poisoned/manifest.txt
-printf '\0\0\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$(($(wc -c < poisoned/model.safetensors) - 4)) conv=notrunc 2> /dev/null
+size=$(wc -c < poisoned/model.safetensors)
+printf '\0\0\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$((size - 4)) conv=notrunc 2> /dev/null
 run nan 2 $shape --sp 2 --zero 3 --init-from poisoned --steps 30
-check "a value that is not finite: no process updates, all give up" told '' 'not been finite for 10 steps'
+check "a value that is not finite updates no process, all give up" told '' 'not been finite for 10 steps'
 check "... and each of these steps was skipped" test "$(grep -c 'no update' nan.0.out)" = 9
 own_1='--init-from plain/step_00000001'
 run differ 2 $shape --sp 2 --init-from poisoned --steps 3
-check "other weights to start from: refused" told '' 'process 1 has `--init-from weights'
+check "other weights to start from are refused" told '' 'process 1 has `--init-from weights'
 
 # a shard of process 1 goes bad on its disk: all stop, all name it, and what was learnt is kept
 "$program" prepare --out elsewhere/data.tok --block-tokens 1024 text1.txt text2.txt text1.txt > out
 mkdir whole.d && cp elsewhere/data.tok whole.d
-printf '\377\377\377' | dd of=elsewhere/data.tok bs=1 seek=$(($(wc -c < elsewhere/data.tok) / 2)) conv=notrunc 2> /dev/null
+size=$(wc -c < elsewhere/data.tok)
+printf '\377\377\377' | dd of=elsewhere/data.tok bs=1 seek=$((size / 2)) conv=notrunc 2> /dev/null
 own_0='--data whole.d/data.tok' own_1='--data elsewhere/data.tok'
 run bad 2 $shape --sp 2 --steps 100000 --out bad
-check "a shard of one process damaged: all stop and name it" told '' 'elsewhere/data.tok'
+check "a shard of one process damaged stops all, which name it" told '' 'elsewhere/data.tok'
 check "... and the run is saved" sh -c 'ls -d bad/step_*'
 
 # the folder of process 0 vanishes: the checkpoint fails there, which all are told
@@ -283,13 +340,13 @@ trains
 rm -rf lost
 kill -TERM $(pid 1)
 finished
-check "a checkpoint that cannot be written: told on all" told '' 'lost'
+check "a checkpoint that cannot be written is told on all" told '' 'lost'
 
 # a log that cannot be written, on the one process that writes it
 mkdir full && ln -s /dev/full full/log.jsonl
 if [ -e /dev/full ]; then
     run full 2 $shape --sp 2 --steps 5 --out full
-    check "a log that cannot be written: all end" told '' 'log.jsonl'
+    check "a log that cannot be written ends all" told '' 'log.jsonl'
 fi
 
 # ----- launchers ----------------------------------------------------------------------------------
@@ -301,26 +358,43 @@ launched() {
     env $2 "$program" train $shape --sp 2 --steps 3 > env.1 2>&1
     one=$?
     wait $p
-    [ $? = 0 ] && [ $one = 0 ] && grep -q '^step *3/3' env.0 && [ ! -s env.1 ] || { cat env.0 env.1; return 1; }
+    [ $? = 0 ] && [ $one = 0 ] && grep -q '^step *3/3' env.0 && [ ! -s env.1 ] ||
+        { cat env.0 env.1; return 1; }
 }
 port=$((port + 1))
-check "torchrun's environment" launched "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port" "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port"
+check "torchrun's environment tells processes who they are" \
+    launched "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port" \
+        "RANK=1 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port"
 port=$((port + 1))
 named() {   # the numbers by environment, the master by hand
     RANK=1 WORLD_SIZE=2 "$program" train $shape --steps 3 --master 127.0.0.1:$port > env.1 2>&1 &
-    RANK=0 WORLD_SIZE=2 "$program" train $shape --steps 3 --master 127.0.0.1:$port > env.0 2>&1 && wait $! && grep 'dp 1 x sp 2' env.0
+    RANK=0 WORLD_SIZE=2 "$program" train $shape --steps 3 --master 127.0.0.1:$port > env.0 2>&1 &&
+        wait $! && grep 'dp 1 x sp 2' env.0
 }
-check "RANK and WORLD_SIZE beside --master, and --sp by the number of processes" named
+check "RANK and WORLD_SIZE serve beside --master, and --sp is the number of processes" named
 port=$((port + 1))
-check "torchrun's, whose store has the port" launched "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=$port TORCHELASTIC_USE_AGENT_STORE=True" "RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=$port TORCHELASTIC_USE_AGENT_STORE=True"
+check "torchrun's environment serves where its store has the port" \
+    launched "RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=$port TORCHELASTIC_USE_AGENT_STORE=True" \
+        "RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=$port TORCHELASTIC_USE_AGENT_STORE=True"
 port=$((port + 2))
-check "srun's" launched "SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$port" "SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$port"
-check "mpirun's, Open MPI" launched "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 MASTER_PORT=$port" "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 MASTER_PORT=$port"
+check "srun's environment tells processes who they are" \
+    launched "SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$port" \
+        "SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$port"
+check "mpirun's environment tells processes who they are, Open MPI" \
+    launched "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 MASTER_PORT=$port" \
+        "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 MASTER_PORT=$port"
 port=$((port + 1))
-check "mpirun's, MPICH" launched "PMI_RANK=0 PMI_SIZE=2 MPI_LOCALNRANKS=2 MASTER_PORT=$port" "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALNRANKS=2 MASTER_PORT=$port"
-check "a batch script of Slurm is no task of a step" env SLURM_PROCID=0 SLURM_NTASKS=2 "$program" train $shape --steps 1
-check "a master that nobody names" sh -c '! OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_SIZE=2 "$0" train --data data.tok --sp 4 --steps 1 2>&1 | grep -v MASTER_ADDR' "$program"
-check "numbers that are none" sh -c 'RANK=x WORLD_SIZE=4 MASTER_ADDR=a "$0" train --data data.tok --steps 1 2>&1 | grep "RANK=x"' "$program"
+check "mpirun's environment tells processes who they are, MPICH" \
+    launched "PMI_RANK=0 PMI_SIZE=2 MPI_LOCALNRANKS=2 MASTER_PORT=$port" \
+        "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALNRANKS=2 MASTER_PORT=$port"
+check "a batch script of Slurm is no task of a step" \
+    env SLURM_PROCID=0 SLURM_NTASKS=2 "$program" train $shape --steps 1
+check "a master that nobody names is asked for" sh -c '
+    export OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_SIZE=2
+    ! "$0" train --data data.tok --sp 4 --steps 1 2>&1 | grep -v MASTER_ADDR' "$program"
+check "numbers of the environment that are none are refused" \
+    sh -c 'RANK=x WORLD_SIZE=4 MASTER_ADDR=a "$0" train --data data.tok --steps 1 2>&1 | grep "RANK=x"' \
+        "$program"
 
 # the recipes, with stand-ins for torchrun, srun and ssh that do what those do here
 mkdir bin
@@ -348,19 +422,27 @@ SLURM_PROCID=1 "$@" & SLURM_PROCID=0 "$@"; status=$?; wait $! && exit $status
 END
 printf '#!/bin/sh\nshift\nexec sh -c "$*"\n' > bin/ssh
 chmod +x bin/*
-recipe() { env PATH="$dir/bin:$PATH" PROGRAM="$program" "$@" > recipe.out 2>&1 && grep '^step *3/3' recipe.out && grep 'in 2 processes' recipe.out || { cat recipe.out; return 1; }; }
+recipe() {
+    env PATH="$dir/bin:$PATH" PROGRAM="$program" "$@" > recipe.out 2>&1 && grep '^step *3/3' recipe.out &&
+        grep 'in 2 processes' recipe.out || { cat recipe.out; return 1; }
+}
 given="$shape --data $dir/data.tok --sp 2 --steps 3"
 port=$((port + 2))
-check "scripts/torchrun.sh" recipe PER_NODE=2 MASTER_PORT=$port sh "$scripts/torchrun.sh" $given
-check "scripts/slurm.sh" recipe SLURM_JOB_ID=$port sh "$scripts/slurm.sh" $given
+check "scripts/torchrun.sh starts a run" recipe PER_NODE=2 MASTER_PORT=$port sh "$scripts/torchrun.sh" $given
+check "scripts/slurm.sh starts a run" recipe SLURM_JOB_ID=$port sh "$scripts/slurm.sh" $given
 port=$((port + 2))
-check "scripts/ssh.sh" recipe SSH=ssh HOSTS="localhost localhost" PORT=$port sh "$scripts/ssh.sh" $given --out "$dir/it's quoted"
+check "scripts/ssh.sh starts a run" \
+    recipe SSH=ssh HOSTS="localhost localhost" PORT=$port sh "$scripts/ssh.sh" $given \
+        --out "$dir/it's quoted"
 check "... with its arguments as given" test -e "it's quoted/step_00000003"
-env PATH="$dir/bin:$PATH" PROGRAM="$program" SSH=ssh HOSTS="localhost localhost" PORT=$((port + 1)) sh "$scripts/ssh.sh" $given --steps 1000000 --out "$dir/stopped" > ssh.0.out 2>&1 &
+env PATH="$dir/bin:$PATH" PROGRAM="$program" SSH=ssh HOSTS="localhost localhost" PORT=$((port + 1)) \
+    sh "$scripts/ssh.sh" $given --steps 1000000 --out "$dir/stopped" > ssh.0.out 2>&1 &
 pids=" $!" name=ssh
 trains
 kill -TERM $pids
 finished
-check "scripts/ssh.sh stopped: saves, ends with 0" sh -c '[ "$0" = " 0" ] && grep "stopped by a signal; saved" ssh.0.out || { cat ssh.0.out; exit 1; }' "$statuses"
+check "scripts/ssh.sh stopped saves and ends with 0" \
+    sh -c '[ "$0" = " 0" ] && grep "stopped by a signal; saved" ssh.0.out || { cat ssh.0.out; exit 1; }' \
+        "$statuses"
 
 finish

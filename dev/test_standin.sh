@@ -1,24 +1,28 @@
 #!/bin/sh
-# The host side of the GPU program without a GPU, under dev/standin_cuda.cpp: no deadlock, no leak, no race between streams.
+# The host side of the GPU program without a GPU, under dev/standin_cuda.cpp: no deadlock, no leak, no race
+# between streams.
 #
 #     sh dev/test_standin.sh          needs nvcc and ./train_gpt2_sp; builds in build/standin
 #
-# What is tested: that a table of runs ends well; that a run in which any call fails, or a GPU stops, ends with an error, soon and
-# cleanly; and that the stand-in's eye for order is sharp: each place where the program makes a stream wait, or records what a
-# stream waits for, is taken out in turn, and each must be missed. Then two runs under ThreadSanitizer, without OpenMP, whose
-# runtime it cannot see into.
+# What is tested: that a table of runs ends well; that a run in which any call fails, or a GPU stops, ends
+# with an error, soon and cleanly; and that the stand-in's eye for order is sharp: each place where the
+# program makes a stream wait, or records what a stream waits for, is taken out in turn, and each must be
+# missed. Then two runs under ThreadSanitizer, without OpenMP, whose runtime it cannot see into. A missing
+# wait is right by luck on one GPU and one driver, for months, and nothing that computes numbers can hold
+# that it is there.
 set -u
 . dev/checks.sh
 folder=build/standin
 mkdir -p $folder
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
-# What is compiled is the host code and no more of the device's than nvcc insists on. Calls of these go through the stand-in,
-# which follows what host threads learn from each other.
+# What is compiled is the host code and no more of the device's than nvcc insists on. Calls of these go
+# through the stand-in, which follows what host threads learn from each other.
 build() {   # name, flags of the host compiler, optimisation
     nvcc $nccl $3 -g -w -std=c++17 -gencode=arch=compute_80,code=compute_80 -Xcicc -O0 -Xcompiler "-w,-g,$2" \
         -c train_gpt2_sp.cu -o $folder/$1.o &&
-        nvcc $nccl -O1 -g -std=c++17 -I$folder -Xcompiler "-Wall,-Wextra,$2" -c dev/standin_cuda.cpp -o $folder/$1-standin.o
+        nvcc $nccl -O1 -g -std=c++17 -I$folder -Xcompiler "-Wall,-Wextra,$2" -c dev/standin_cuda.cpp \
+            -o $folder/$1-standin.o
 }
 redirect() {
     for name in mutex_lock mutex_timedlock mutex_unlock cond_wait cond_timedwait create join; do
@@ -46,8 +50,8 @@ small="--data $text --layers 3 --heads 4 --channels 256 --seq-len 512 --steps 3 
 
 # ----- order that is taken away: beside the other tests, judged below --------------------------------
 
-# Every place of these runs where a stream waits, or where is recorded what one waits for. A place is an address; what is found
-# missing at it in one of the runs is seen.
+# Every place of these runs where a stream waits, or where is recorded what one waits for. A place is an
+# address; what is found missing at it in one of the runs is seen.
 sites() {   # GPUs, arguments
     gpus=$1
     shift
@@ -55,7 +59,8 @@ sites() {   # GPUs, arguments
         sed -n 's/^standin: site \([^ ]*\) \([^ ]*\) .*/\1 \2/p' |
         while read -r site kind; do
             grep -q "$site $kind seen" $folder/sites && continue
-            STANDIN_GPUS=$gpus STANDIN_DROP=$site timeout 60 $folder/train train $small --steps 2 "$@" > $folder/sites.log 2>&1
+            STANDIN_GPUS=$gpus STANDIN_DROP=$site timeout 60 $folder/train train $small --steps 2 "$@" \
+                > $folder/sites.log 2>&1
             if [ $? = 98 ]; then echo "$site $kind seen"; else echo "$site $kind not"; fi >> $folder/sites
         done
 }
@@ -88,7 +93,8 @@ run() {   # GPUs, queues, depth, arguments
 while read -r gpus queues depth arguments; do
     case $gpus in '#' | '') continue ;; esac
     # shellcheck disable=SC2086
-    check "$gpus GPUs, $queues queues of $depth: $arguments" run $gpus $queues $depth train $small $arguments
+    check "$gpus GPUs, $queues queues of $depth, end well: $arguments" \
+        run $gpus $queues $depth train $small $arguments
 done << END
 # one rank; as many ranks as GPUs; more; queues as they are, and so few and short that calls wait for them
 1 8 1024  --doc-mask 1 --profile 1
@@ -115,7 +121,8 @@ done << END
 2 1 6     --sp 2 --schedule ulysses --doc-mask 1
 2 8 1024  --sp 3 --zero 3 --grad-accum 2
 2 1 6     --sp 7 --zero 2
-# the ranks' own positions, beside those above that divide 512: state and gradients shared too, gathers, one GPU
+# the ranks' own positions, beside those above that divide 512: state and gradients shared too, gathers, one
+# GPU
 2 1 6     --sp 4 --zero 2 --grad-accum 2
 2 8 1024  --sp 2 --zero 3 --recompute layer
 2 1 6     --sp 2 --zero 1 --recompute layer
@@ -139,7 +146,8 @@ END
 if [ "$nccl" ]; then   # a GPU for each rank
     while read -r queues depth arguments; do
         # shellcheck disable=SC2086
-        check "NCCL, $queues queues of $depth: $arguments" run 6 $queues $depth train $small --transport nccl $arguments
+        check "NCCL, $queues queues of $depth, ends well: $arguments" \
+            run 6 $queues $depth train $small --transport nccl $arguments
     done << END
 8 1024  --sp 2 --doc-mask 1
 1 6     --sp 4 --zero 0 --grad-accum 2 --out $folder/nccl
@@ -156,27 +164,31 @@ else
 fi
 rm -rf $folder/run $folder/nccl
 for zero in 0 1 2 3; do   # each goes on from what the one before it saved
-    check "--zero $zero, saved and resumed" run 2 1 6 train $small --sp 2 --zero $zero --out $folder/run --save-every 2 \
-        --steps $((3 + 2 * zero))
+    check "--zero $zero is saved and resumed" run 2 1 6 train $small --sp 2 --zero $zero --out $folder/run \
+        --save-every 2 --steps $((3 + 2 * zero))
 done
-check "sample" run 1 1 6 sample --from $folder/run --length 20
-check "sample, by numbers" run 1 1 6 sample --from $folder/run --length 20 --prompt-tokens 73,116
-check "eval" run 1 1 6 eval --from $folder/run --data $text --val-sequences 3
-check "plan" run 2 8 1024 plan --sp 2 --seq-len 1024
+check "sample ends well" run 1 1 6 sample --from $folder/run --length 20
+check "sample by numbers ends well" run 1 1 6 sample --from $folder/run --length 20 --prompt-tokens 73,116
+check "eval ends well" run 1 1 6 eval --from $folder/run --data $text --val-sequences 3
+check "plan ends well" run 2 8 1024 plan --sp 2 --seq-len 1024
 
 # more than the GPUs have: the plan's table, a line that says what would fit, and nothing else
 short_of_memory() {
-    STANDIN_GPUS=2 timeout 60 $folder/train train $small --sp 2 --recompute none --batch-size 65536 > $folder/run.log 2>&1
+    STANDIN_GPUS=2 timeout 60 $folder/train train $small --sp 2 --recompute none --batch-size 65536 \
+        > $folder/run.log 2>&1
     status=$?
     grep -a '^train train: ' $folder/run.log
-    [ $status = 1 ] && [ "$(grep -a -c '^  total  ' $folder/run.log)" = 1 ] && grep -a -q '^train train: 2 ranks need .* the largest batch is [0-9]' $folder/run.log
+    [ $status = 1 ] && [ "$(grep -a -c '^  total  ' $folder/run.log)" = 1 ] &&
+        grep -a -q '^train train: 2 ranks need .* the largest batch is [0-9]' $folder/run.log
 }
-check "memory that is short" short_of_memory
+check "memory that is short is told with what would fit" short_of_memory
 
 # host threads held up at random
 for seed in 1 4; do
-    check "hosts that dawdle, seed $seed" env STANDIN_HOST=1 STANDIN_SEED=$seed STANDIN_DEPTH=12 STANDIN_QUEUES=3 \
-        sh -c "$folder/train train $small --dp 2 --sp 2 --zero $((seed - 1)) 2>&1 | grep '0 kinds of races, 0 leaks, 0 other'"
+    check "hosts that dawdle do no harm, seed $seed" \
+        env STANDIN_HOST=1 STANDIN_SEED=$seed STANDIN_DEPTH=12 STANDIN_QUEUES=3 \
+        sh -c "$folder/train train $small --dp 2 --sp 2 --zero $((seed - 1)) 2>&1 |
+            grep '0 kinds of races, 0 leaks, 0 other'"
 done
 
 # ----- runs in which a call fails -----------------------------------------------------------------
@@ -187,8 +199,9 @@ failing() {   # first call, distance, last, arguments
     shift 3
     for call in $calls; do
         failures=$((failures + 1))
-        STANDIN_GPUS=3 STANDIN_QUEUES=8 STANDIN_DEPTH=1024 STANDIN_FAIL=$call timeout 60 $folder/train train $small \
-            --layers 2 --steps 2 --sp 3 --zero $((call % 4)) "$@" > $folder/run.log 2>&1
+        STANDIN_GPUS=3 STANDIN_QUEUES=8 STANDIN_DEPTH=1024 STANDIN_FAIL=$call \
+            timeout 60 $folder/train train $small --layers 2 --steps 2 --sp 3 --zero $((call % 4)) "$@" \
+                > $folder/run.log 2>&1
         status=$?
         [ $status != 1 ] || { ended=$((ended + 1)) && continue; }
         echo "call $call fails, --zero $((call % 4)): status $status" && tail -n 3 $folder/run.log
@@ -196,23 +209,26 @@ failing() {   # first call, distance, last, arguments
     echo "$ended of $failures"
     [ $ended = $failures ]
 }
-# A GPU that stops in the middle of a step: the program says so at its time limit; without one the stand-in does.
+# A GPU that stops in the middle of a step: the program says so at its time limit; without one the stand-in
+# does.
 stopped() {   # time limit, text
     STANDIN_LOSE=300 timeout 60 $folder/train train $small --sp 3 --timeout "$1" > $folder/run.log 2>&1
     grep -a -m 1 -o "$2" $folder/run.log
 }
 check "a GPU that stops is told by the program" stopped 2 "did not finish the step within .*"
 check "a GPU that stops is told by the stand-in" stopped 0 "nothing moves after .* calls"
-check "a call that fails ends the run: the first ones" failing 1 1 16
-check "a call that fails ends the run: here and there" failing 17 89 1500
-[ -z "$nccl" ] || check "a call that fails ends the run: NCCL" failing 18 197 1900 --transport nccl
+check "a call that fails ends the run with a message: the first ones" failing 1 1 16
+check "a call that fails ends the run with a message: here and there" failing 17 89 1500
+[ -z "$nccl" ] ||
+    check "a call that fails ends the run with a message: NCCL" failing 18 197 1900 --transport nccl
 
 # ----- order that was taken away ------------------------------------------------------------------
 
 judged() {   # waits or records: all must have been seen, but those of op_turn, on which no memory depends
     seen=$(grep "$1 seen" $folder/sites | sort -u | wc -l) unseen=
     for site in $(grep "$1 not" $folder/sites | cut -d ' ' -f 1 | sort -u); do
-        addr2line -f -e $folder/train "$site" | grep -q op_turn || grep -q "$site $1 seen" $folder/sites || unseen="$unseen $(addr2line -e $folder/train "$site" | sed 's,.*/,,')"
+        addr2line -f -e $folder/train "$site" | grep -q op_turn || grep -q "$site $1 seen" $folder/sites ||
+            unseen="$unseen $(addr2line -e $folder/train "$site" | sed 's,.*/,,')"
     done
     echo "$seen seen, unseen:${unseen:- none}"
     [ -z "$unseen" ] && [ "$seen" -ge 8 ]
@@ -221,18 +237,21 @@ wait $mutating
 check "a missing wait is seen, by place" judged wait
 check "a missing record is seen, by place" judged record
 missing() {
-    STANDIN_GPUS=2 timeout 60 env "$1" $folder/train train $small --layers 2 --dp 2 --sp 2 --zero "$2" > $folder/run.log 2>&1
+    STANDIN_GPUS=2 timeout 60 env "$1" $folder/train train $small --layers 2 --dp 2 --sp 2 --zero "$2" \
+        > $folder/run.log 2>&1
     [ $? = 98 ] && echo "$(grep -a -c RACE $folder/run.log) kinds of races told"
 }
 for every in 2 7 23 47; do
-    check "every ${every}th wait missing, --zero $((every % 4)), is seen" missing STANDIN_DROP_EVERY=$every $((every % 4))
+    check "every ${every}th wait missing, --zero $((every % 4)), is seen" \
+        missing STANDIN_DROP_EVERY=$every $((every % 4))
 done
 check "hosts that do not wait are seen" missing STANDIN_DROP_SYNC=1 3
 
 # ----- host threads -------------------------------------------------------------------------------
 
 threads() {
-    STANDIN_GPUS=2 STANDIN_ORDER=0 timeout 120 $folder/train_tsan train $small --layers 2 "$@" > $folder/run.log 2>&1 && return
+    STANDIN_GPUS=2 STANDIN_ORDER=0 timeout 120 $folder/train_tsan train $small --layers 2 "$@" \
+        > $folder/run.log 2>&1 && return
     grep -a -A 30 WARNING $folder/run.log | head -n 60
     false
 }
@@ -240,8 +259,10 @@ wait $compiling
 objects="$folder/tsan.o $folder/tsan-standin.o"
 # shellcheck disable=SC2086
 if [ "$tsan" ] && c++ -no-pie -fsanitize=thread $objects -o $folder/train_tsan -lz -lm -lpthread; then
-    check "ThreadSanitizer: overlapped sums" threads --dp 2 --sp 2 --zero 0 --val-every 2 --val-data $text --val-sequences 2
-    check "ThreadSanitizer: --zero 3" threads --sp 3 --zero 3 --grad-accum 2 --trace $folder/trace.json --steps 4
+    check "ThreadSanitizer finds no race in overlapped sums" \
+        threads --dp 2 --sp 2 --zero 0 --val-every 2 --val-data $text --val-sequences 2
+    check "ThreadSanitizer finds no race in --zero 3" \
+        threads --sp 3 --zero 3 --grad-accum 2 --trace $folder/trace.json --steps 4
 else
     skip "ThreadSanitizer" "the compiler has none that runs here"
 fi
