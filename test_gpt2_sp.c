@@ -1439,9 +1439,9 @@ static void runs_repeat(void) {
         free(a.weights);
         free(b.weights);
     }
-    Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8),
-        two = run_steps("batch-size=4 threads=2", quick ? 2 : 8),
-        other = run_steps("batch-size=4 seed=6", quick ? 2 : 8);
+    Run one = run_steps("batch-size=4 threads=1", quick ? 2 : 8);
+    Run two = run_steps("batch-size=4 threads=2", quick ? 2 : 8);
+    Run other = run_steps("batch-size=4 seed=6", quick ? 2 : 8);
     check(run_equal(&one, &two), "runs: the number of threads changes no bit",
         "1 and 2 threads: %d steps bit for bit", one.steps);
     check(!run_equal(&one, &other) && run_distance(&other, &one) > 1e-3, "runs: another seed is another run",
