@@ -1350,7 +1350,8 @@ typedef struct {
     Mailbox* boxes;       // (local_ranks, local_ranks): from, to
     void** shared;        // (local_ranks) what each rank shows the others during a collective
     net_peers net;        // the other processes, if there are any
-    void** devices;       // the GPU program's: (local_ranks) each rank's part of it, and the boxes of its exchanges
+    void**
+        devices;   // the GPU program's: (local_ranks) each rank's part of it, and the boxes of its exchanges
     void* gpu_boxes;
 } ThreadWorld;
 
@@ -1384,7 +1385,9 @@ static int world_await(ThreadWorld* w, double deadline) {
 }
 
 // The process that holds a rank.
-static int world_process(const ThreadWorld* w, int rank) { return w->local_ranks > 0 ? rank / w->local_ranks : 0; }
+static int world_process(const ThreadWorld* w, int rank) {
+    return w->local_ranks > 0 ? rank / w->local_ranks : 0;
+}
 // Whether this process does.
 static int world_local(const ThreadWorld* w, int rank) {
     return rank >= w->first && rank < w->first + w->local_ranks;
@@ -1400,7 +1403,9 @@ static Label process_label(const ThreadWorld* w, int process) {
     int first = process * w->local_ranks;
     if (w->local_ranks < 1) snprintf(l.text, sizeof l.text, "process %d", process);
     else if (w->local_ranks == 1) snprintf(l.text, sizeof l.text, "process %d (rank %d)", process, first);
-    else snprintf(l.text, sizeof l.text, "process %d (ranks %d-%d)", process, first, first + w->local_ranks - 1);
+    else
+        snprintf(
+            l.text, sizeof l.text, "process %d (ranks %d-%d)", process, first, first + w->local_ranks - 1);
     return l;
 }
 // Who waits, at which step: "rank 3, step 17".
@@ -3046,7 +3051,7 @@ typedef struct {
     int (*pass)(Rank* r, int64_t pass);
     // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and
     // a line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the
-    // logits (Vp) of what follows the last. 0, or -1 and a line in g->error.
+    // logits (V, with room for Vp) of what follows the last. 0, or -1 and a line in g->error.
     void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
     int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
     void (*decoder_close)(void* decoder);
@@ -4702,7 +4707,8 @@ static int model_forward_backward(Rank* r, int64_t pass) {
         int64_t first = mode == GPT2_SP_SQRT ? l / k * k : l;
         // sqrt: a segment's last layer has all layers of the segment computed again
         if (mode == GPT2_SP_SQRT && (l == L - 1 || l % k == k - 1)) {
-            memcpy(act(r, A_x, first), r->segment_inputs + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
+            memcpy(
+                act(r, A_x, first), r->segment_inputs + l / k * r->R * C, (size_t)(r->R * C) * sizeof(real));
             for (int64_t j = first; j <= l; j++)
                 if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
         } else if (mode != GPT2_SP_SQRT && model_layer(r, l, 1, 0, doc_start) != 0) return -1;
@@ -4940,7 +4946,10 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
     pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
-    if (!calls || !threads) status = fail(&g->error, "out of memory for %d ranks", world);
+    if (!calls || !threads) {
+        status = fail(&g->error, "out of memory for %d ranks", world);
+        g->host.abort(&g->host, &g->error);   // other processes may wait inside the job
+    }
     int started = 1;
     for (int i = 0; status == 0 && i < world; i++) {
         calls[i].rank = &g->ranks[i], calls[i].g = g;
@@ -5863,7 +5872,8 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     d->weights = g->ranks[0].state[STATE_WEIGHTS];
     if (!holds_all(&g->layout, STATE_WEIGHTS)) {
         d->weights = d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        if (!d->collected) return fail(&g->error, "out of memory for the whole weights");
+        int status = d->collected ? 0 : fail(&g->error, "out of memory for the whole weights");
+        if (processes_agree(&g->host, status, NULL, &g->error) != 0) return -1;   // all collect, or none
         if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
     }
     real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH)) * sizeof(real));
@@ -6706,7 +6716,7 @@ static int option_is_own(const char* name) {
 }
 // Whether an option says where files are: processes may differ in that, but not in whether it is given.
 static int option_is_place(const char* name) {
-    static const char* const places[] = {"data", "val-data", "out", "init-from"};
+    static const char* const places[] = {"data", "val-data", "out", "init-from", "products", "trace"};
     for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
         if (strcmp(places[i], name) == 0) return 1;
     return 0;

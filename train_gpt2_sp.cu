@@ -1412,8 +1412,9 @@ static int gpu_allocate(Rank* r, Error* e) {
 
 // Frees the library's descriptors of a plan; of all plans of a rank.
 static void matmul_plan_free(MatmulPlan* p) {
-    cublasLtMatmulDescDestroy(p->operation);
-    cublasLtMatrixLayoutDestroy(p->a), cublasLtMatrixLayoutDestroy(p->b), cublasLtMatrixLayoutDestroy(p->d);
+    if (p->operation) cublasLtMatmulDescDestroy(p->operation);
+    for (cublasLtMatrixLayout_t layout : {p->a, p->b, p->d})
+        if (layout) cublasLtMatrixLayoutDestroy(layout);
 }
 static void matmul_plans_release(Gpu* d) {
     for (int i = 0; i < d->plan_count; i++) matmul_plan_free(&d->plans[i]);
@@ -1498,6 +1499,7 @@ static void gpu_release(Rank* r) {
 //     where the sum is split, its length is a multiple of the tile;
 //     its result on the operands at hand agrees with sums in fp64 at sampled places.
 // Of those the fastest is chosen while a step is rehearsed, else (and with --deterministic 1) the first.
+// The other ranks of the process take what one has chosen for the same product.
 
 // What a product has beside A B.
 enum {
@@ -1532,6 +1534,8 @@ static int matmul_plan_make(Gpu* d, MatmulPlan* p, Error* e) {
                                               : CUBLASLT_EPILOGUE_BIAS;
     if (s->flags & MATMUL_DGELU) epilogue = CUBLASLT_EPILOGUE_DGELU;
     (void)d;
+    p->operation = NULL;
+    p->a = p->b = p->d = NULL;   // after a failure matmul_plan_free frees what was made
     LT_TRY(e, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
 #define SET(attribute, value) \
     LT_TRY(e, cublasLtMatmulDescSetAttribute(p->operation, attribute, &(value), sizeof(value)))
@@ -1614,7 +1618,7 @@ static uint32_t matmul_reductions(const MatmulShape* s) {
                                 : 0);
 }
 
-// The library's proposals for a plan, the best by its own estimate first; at least one, or it fails.
+// The library's proposals for a plan, the best by its own estimate first; perhaps none.
 // Without any of `reductions` it proposes none that splits the sum.
 static int matmul_proposals(Gpu* d, const MatmulPlan* p, uint32_t reductions,
     cublasLtMatmulHeuristicResult_t found[PROPOSALS], int* count, Error* e) {
@@ -1634,7 +1638,8 @@ static int matmul_proposals(Gpu* d, const MatmulPlan* p, uint32_t reductions,
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
         d->lt, p->operation, p->a, p->b, p->d, p->d, preference, PROPOSALS, found, count);
     cublasLtMatmulPreferenceDestroy(preference);
-    if (status == CUBLAS_STATUS_SUCCESS && *count > 0) return 0;
+    if (status != CUBLAS_STATUS_SUCCESS) *count = 0;
+    if (status == CUBLAS_STATUS_SUCCESS || status == CUBLAS_STATUS_NOT_SUPPORTED) return 0;
     return fail(e, "cuBLASLt has no matrix product of %lld x %lld x %lld (flags %d): status %d",
         (long long)s->m, (long long)s->n, (long long)s->k, s->flags, (int)status);
 }
@@ -1653,7 +1658,10 @@ static int matmul_propose_more(Gpu* d, const MatmulPlan* p, uint32_t reductions,
         int extra = 0;
         *rows = round_up(*rows * halves[i] / 2, 16);
         if (*rows == 0) continue;
-        if (matmul_plan_make(d, &other, e) != 0) return -1;
+        if (matmul_plan_make(d, &other, e) != 0) {
+            matmul_plan_free(&other);
+            return -1;
+        }
         Error none;
         if (matmul_proposals(d, &other, reductions, more, &extra, &none) != 0) extra = 0;
         matmul_plan_free(&other);
@@ -1715,6 +1723,11 @@ __device__ __forceinline__ double gelu_slope_exact(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * 0.7978845608028654 * (1 + 3 * 0.044715 * x * x);
 }
 
+// The larger of two shares; a NaN is larger than any.
+__host__ __device__ __forceinline__ double larger_share(double a, double b) {
+    return a > b || a != a ? a : b;
+}
+
 // Compares D with the samples. out[0]: the largest error, as a share of its place's tolerance. out[1]: the
 // rms of the errors as a share of the rms of the tolerances. NaN where D is not a number and should be one.
 // One block of 1024 threads, each with every 1024th sample.
@@ -1742,7 +1755,7 @@ __global__ void matmul_compare_kernel(
         if (s.flags & MATMUL_GELU_AUX) {
             double error = fabs((double)__bfloat162float(((const bf16*)x.aux)[at]) - expected);
             double share = error / (tolerance + rounding * fabs(expected));
-            largest = share <= largest ? largest : share;   // a NaN stays
+            largest = larger_share(largest, share);
         }
         if (s.flags & (MATMUL_GELU | MATMUL_GELU_AUX))
             tolerance = 1.13 * tolerance + 0x1p-12 * fabs(expected), expected = gelu_exact(expected);
@@ -1754,12 +1767,11 @@ __global__ void matmul_compare_kernel(
         }
         tolerance += rounding * fabs(expected);
         double error = fabs(found - expected), share = error / tolerance;
-        largest = share <= largest ? largest : share;
+        largest = larger_share(largest, share);
         error_square += error * error, tolerance_square += tolerance * tolerance;
     }
     for (int step = 16; step; step >>= 1) {
-        double other = __shfl_xor_sync(~0u, largest, step);
-        largest = other <= largest ? largest : other;
+        largest = larger_share(largest, __shfl_xor_sync(~0u, largest, step));
         error_square += __shfl_xor_sync(~0u, error_square, step);
         tolerance_square += __shfl_xor_sync(~0u, tolerance_square, step);
     }
@@ -1769,7 +1781,7 @@ __global__ void matmul_compare_kernel(
     __syncthreads();
     if (threadIdx.x != 0) return;
     for (int i = 1; i < 32; i++) {
-        largest = most[i] <= largest ? largest : most[i];
+        largest = larger_share(largest, most[i]);
         error_square += errors[i], tolerance_square += tolerances[i];
     }
     out[0] = largest, out[1] = tolerance_square > 0 ? sqrt(error_square / tolerance_square) : 0;
@@ -1838,7 +1850,7 @@ static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algo
 static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
     cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
     const MatmulShape* s = &p->shape;
-    Error why = {{0}};
+    Error why = {"it proposes none"};
     int asked = 0;
     *count = 0;
     matmul_sample(d, s, x);
@@ -1911,12 +1923,17 @@ static int products_header(char* line, size_t size, Error* e) {
 // Looks a product up in the file. 1: `algorithm` is the file's choice; 0: the file does not have the product,
 // or there is no file; -1: it cannot be read, or was made by another library or for another GPU.
 static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulAlgo_t* algorithm, Error* e) {
-    char expected[320], line[512];
+    char expected[320], line[512] = "";
     int found = 0, number = 1;
     if (products_header(expected, sizeof expected, e) != 0) return -1;
     FILE* f = fopen(path, "r");
     if (!f) return errno == ENOENT ? 0 : fail_file(e, "open --products", path);
-    if (!fgets(line, sizeof line, f) || strcmp(line, expected) != 0) {
+    if (!fgets(line, sizeof line, f)) {   // an empty file is begun like one that is not there
+        int bad = ferror(f);
+        fclose(f);
+        return bad ? fail_file(e, "read --products", path) : 0;
+    }
+    if (strcmp(line, expected) != 0) {
         fclose(f);
         expected[strcspn(expected, "\n")] = line[strcspn(line, "\n")] = 0;
         return fail(e, "--products %.400s: its first line is '%.100s', this program's would be '%.160s'",
@@ -2037,7 +2054,10 @@ static int matmul(Gpu* d, const MatmulShape& shape, const MatmulOperands& x, Err
         p = &d->plans[d->plan_count];
         memset(p, 0, sizeof *p);
         p->shape = shape;
-        if (matmul_plan_make(d, p, e) != 0) return -1;
+        if (matmul_plan_make(d, p, e) != 0) {
+            matmul_plan_free(p);
+            return -1;
+        }
         d->plan_count++;
     }
     if (x.bias)
@@ -6594,10 +6614,12 @@ static int host_begin(Rank* r, int count, int fetch) {
     CUDA_TRY(&r->error, cudaStreamSynchronize(d->stream));
     return 0;
 }
-// Frees the host's buffers. `store`: first copies them to the GPU and makes the bf16 copies of the weights.
-static int host_end(Rank* r, int count, int store) {
+// Frees the host's buffers. `store`: first copies them to the GPU and makes the bf16 copies of the
+// weights. What came before may have failed (`done` -1): then nothing is stored, and its error stays.
+static int host_end(Rank* r, int count, int store, int done) {
     Gpu* d = (Gpu*)r->device;
     cudaError_t status = cudaSuccess;
+    store = store && done == 0;
     for (int i = 0; i < SAVED_COUNT; i++) {
         int state = SAVED_STATES[i];
         size_t bytes = (size_t)r->layout->buffer[state] * sizeof(float);
@@ -6618,7 +6640,8 @@ static int host_end(Rank* r, int count, int store) {
         status = cudaStreamSynchronize(d->stream);
         if (status == cudaSuccess) status = cudaGetLastError();
     }
-    return status == cudaSuccess ? 0 : fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
+    if (done != 0 || status == cudaSuccess) return done;
+    return fail(&r->error, "copying weights: %s", cudaGetErrorString(status));
 }
 
 // Jobs (Device.init, .load, .save): fresh weights from the seed; weights and, to resume, moments from a
@@ -6626,21 +6649,22 @@ static int host_end(Rank* r, int count, int store) {
 static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;
     gpu_settings(r, g);
-    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0 || host_begin(r, 1, 0) != 0) return -1;
-    weights_init(r, (uint64_t)g->options.seed);
-    return host_end(r, 1, 1);
+    if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
+    int status = host_begin(r, 1, 0);
+    if (status == 0) weights_init(r, (uint64_t)g->options.seed);
+    return host_end(r, 1, 1, status);
 }
 static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
     int count = ((const LoadJob*)argument)->moments ? SAVED_COUNT : 1;
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
     int status = host_begin(r, count, 0) == 0 ? rank_load(r, g, argument) : -1;
-    return host_end(r, count, status == 0) == 0 ? status : -1;
+    return host_end(r, count, 1, status);
 }
 static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
     if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
     int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
-    return host_end(r, SAVED_COUNT, 0) == 0 ? status : -1;
+    return host_end(r, SAVED_COUNT, 0, status);
 }
 
 // ===== 12. evaluation and sampling ==============================================================
@@ -7059,6 +7083,7 @@ static int gpu_verify(gpt2_sp* g) {
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
     o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE;
     o.verify = o.profile = o.attention = 0, o.init_from[0] = 0;
+    o.trace[0] = 0, o.transport = GPT2_SP_AUTO;
     o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);
     if (!cpu) return fail(&g->error, "out of memory");

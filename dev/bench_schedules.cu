@@ -1,7 +1,7 @@
 /* `make bench-schedules`: all schedules side by side, projected from the times of their ops on one GPU.
        bench_schedules [--quick] [--link-gbs 370] [--latency-us 3] [--heads 12] [--json FILE]
    For GPT-2 124M's attention (heads of 64, one sequence of T = 8k, 32k, 128k tokens, P = 2, 4, 8 ranks) every different op of
-   a table is timed alone: its rows, heads, causal or whole, with operands and sums as the executor (gpu_run_op) has them, own
+   a table is timed alone: its rows, heads, causal or whole, with operands and sums as the executor (gpu_op) has them, own
    or in a slot, carried in and out. So is every addition of a result that comes home. Then the table is played by the clock
    (schedule_play): a rank computes while its messages travel, waits for those that are late, and adds. A tensor of a message
    takes the latency and its bytes at the link's rate; both defaults are those of copies between two H200s by NVLink. Left out:
