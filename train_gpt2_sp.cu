@@ -3781,20 +3781,26 @@ static inline cudaError_t attention_dq_finish(const AttnView& dq, const AttnView
 
 // --- portable attention kernels ---
 //
-// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix, cp.async),
-// so for every GPU from A100 and RTX 30 on, and for any head size HS <= 128 that is a multiple of 16.
-// Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
+// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix,
+// cp.async), so for every GPU from A100 and RTX 30 on, and for any head size HS <= 128 that is a
+// multiple of 16. Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with
+// zeros in shared memory. All warps do the same work on rows, or keys, of their own: one barrier
+// per block of keys, or step, tells them that what they copied for it is there, and that all are
+// past the one before, whose buffers the next copies go to.
 //
-// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and
-// d[2], d[3] = row g+8. Two neighbouring accumulators, rounded to bf16 in pairs, are the A operand of a
-// product over their columns: P feeds P V without leaving registers. Shared tiles are rows of D + 8 numbers:
-// the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces lie in different banks
-// and every address is a constant away from one of the thread's own.
+//     forward, block n      barrier | K(n-1), V(n-1) begin to arrive | S | max | exp, P V, 16 keys at a time
+//     backward, step m      barrier | Q, dO of m+1 begin to arrive | dQ of m-1 | S^T, dP^T | dS | dV, dK
+//
+// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1
+// and d[2], d[3] = row g+8. Two neighbouring accumulators, rounded to bf16 in pairs, are the A
+// operand of a product over their columns: P feeds P V without leaving registers. Shared tiles are
+// rows of D + 8 numbers: the pitch is an odd number of 16-byte pieces, so that 8 rows of one column
+// of pieces lie in different banks and every address is a constant away from one of the thread's own.
 //
 // Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers),
 // FlashAttention-3 (S and dP transposed in the backward pass), FlashAttention-4 (lazy rescaling).
 namespace attn {
-// 16 bytes from global to shared memory, or zeros.
+// 16 or 4 bytes from device to shared memory, or zeros; asynchronous.
 __device__ __forceinline__ void cp16(uint32_t dst, const void* src, bool in) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(in ? 16 : 0)
                  : "memory");
@@ -3805,7 +3811,8 @@ __device__ __forceinline__ void cp4(uint32_t dst, const void* src, bool in) {
 }
 __device__ __forceinline__ void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void cp_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-// Four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the rows of matrix i. The second: transposed.
+// Four 8 x 8 matrices; lanes 8i to 8i + 7 give the addresses of the rows of matrix i. The second:
+// transposed.
 __device__ __forceinline__ void ldsm(uint32_t (&r)[4], uint32_t a) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -3819,16 +3826,16 @@ __device__ __forceinline__ void ldsm_trans(uint32_t (&r)[4], uint32_t a) {
                  : "memory");
 }
 __device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // The first of a sum: d = A B.
 __device__ __forceinline__ void mma16816_first(
     float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %10, %10, %10};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
 }
@@ -3838,8 +3845,8 @@ __device__ __forceinline__ void mma_pair(
     if (first) mma16816_first(d0, a, b[0], b[1]), mma16816_first(d1, a, b[2], b[3]);
     else mma16816(d0, a, b[0], b[1]), mma16816(d1, a, b[2], b[3]);
 }
-// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros.
-// THREADS threads together.
+// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS
+// are zeros. THREADS threads together. token: stride of rows in memory.
 template <int D, int ROWS, int THREADS>
 __device__ __forceinline__ void load_tile(
     uint32_t dst, const bf16* src, int64_t token, int row, int T, int HS) {
@@ -3857,92 +3864,260 @@ __device__ __forceinline__ void load_tile(
 // --- forward ---
 struct PortableForward {
     AttnForward a;
-    int row_tiles, section;
+    int row_tiles;   // of a head
+    int section;     // heads whose K and V stay in L2 together
 };
-static const int PFWD_ROWS = 128,
-                 PFWD_THREADS =
-                     128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
+// 32 rows per warp: each piece of K and V that a warp reads serves two products.
+static const int PFWD_ROWS = 128, PFWD_THREADS = 128;
 template <int D> struct PortableForwardTile {
-    static const int COLS = D == 128 ? 32 : 64, PITCH = D + 8;
+    static const int COLS = D == 128 ? 32 : 64;   // keys of a block
+    static const int PITCH = D + 8;               // numbers from a row to the next
     static const bool Q_IN_REGISTERS = D <= 64;   // Q then only passes through the buffers of V
-    static const int Q_BYTES = Q_IN_REGISTERS ? 0 : PFWD_ROWS * PITCH * 2, STAGE = COLS * PITCH * 2;
+    static const int Q_BYTES = Q_IN_REGISTERS ? 0 : PFWD_ROWS * PITCH * 2;
+    static const int STAGE = COLS * PITCH * 2;   // bytes of a block of K or V, of which two are there
     static const int BYTES = Q_BYTES + 4 * STAGE;
     static_assert(
         !Q_IN_REGISTERS || 2 * STAGE >= PFWD_ROWS * PITCH * 2, "Q and O pass through the buffers of V");
 };
-
-// O = softmax(scale Q K^T + mask) V for a tile of 128 rows, keys from right to left in blocks of COLS.
-// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one
-// barrier per block of keys. Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K
-// and V once per row tile (from L2: sections of heads).
+// What a thread has of its four rows 16 mt + 8 r + g of the warp's 32.
+template <int D> struct PortableRows {
+    float o[2][D / 8][4];   // O~: [mt][j][2 r + e] is column 8 j + t2 + e
+    float l[2][2];          // its share of the sum of P
+    float m[2][2];          // exponent offset, base 2, -inf = nothing seen yet
+    float minus[2][2];      // -m, 0 if m = -inf
+};
+// They begin as the carry, or with nothing seen. r0: the warp's first row.
 template <int D>
-__global__ void __launch_bounds__(PFWD_THREADS, 2)
-    portable_forward_kernel(const __grid_constant__ PortableForward p) {
-    typedef PortableForwardTile<D> Tl;
-    const int COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, NT = COLS / 8, DT = D / 8, KT = D / 16;
-    extern __shared__ __align__(16) uint8_t portable_smem[];
-    const AttnShape& sh = p.a.s;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2,
-              HS = sh.HS;
-    const int per = p.section * p.row_tiles, sec = blockIdx.x / per, in_sec = blockIdx.x - sec * per,
-              heads = min(p.section, sh.B * sh.NH - sec * p.section), bh = sec * p.section + in_sec % heads;
-    const int head = bh % sh.NH, batch = bh / sh.NH, tr0 = (p.row_tiles - 1 - in_sec / heads) * PFWD_ROWS,
-              r0 = tr0 + warp * 32;
-    const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
-                   sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
-    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
-               *v = p.a.v.of<bf16>(batch, head);
-    const float c = sh.scale * LOG2E;
-
-    int lo, hi, mylo = 0, myhi = 0;
-    key_range<COLS>(sh, batch, tr0, min(tr0 + PFWD_ROWS, sh.Tq) - 1, lo, hi);
-    if (r0 < sh.Tq) key_range<COLS>(sh, batch, r0, min(r0 + 31, sh.Tq - 1), mylo, myhi);
-    const int rel = sh.q_pos - sh.k_pos;
-    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,   // keys below it and from doc_last on
-        doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos
-                                     : 0;   // need no mask for any row of this warp
-
-    load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tr0, sh.Tq, HS);
-    if (lo < hi) {
-        load_tile<D, COLS, PFWD_THREADS>(sk, k, p.a.k.token, (hi - 1) * COLS, sh.Tk, HS);
-        if (!Tl::Q_IN_REGISTERS)
-            load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
-    }
-    cp_commit();
-    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie
-    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
-                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16;
-    const uint32_t q_at = sq_or_o + warp * 32 * PITCH2 + a_at;
-    uint32_t qf[Tl::Q_IN_REGISTERS ? KT : 1][2][4];
-    if (Tl::Q_IN_REGISTERS) {
-        cp_wait();
-        __syncthreads();
-#pragma unroll
-        for (int kk = 0; kk < KT; kk++)
-            ldsm(qf[kk][0], q_at + kk * 32), ldsm(qf[kk][1], q_at + 16 * PITCH2 + kk * 32);
-        __syncthreads();
-        if (lo < hi) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
-        cp_commit();
-    }
-
-    float o[2][DT][4], l[2][2], m[2][2], minus[2][2];   // rows r0 + 16 mt + 8 r + g
+__device__ __forceinline__ void portable_begin(
+    PortableRows<D>& x, const AttnForward& a, const Tile& w, int HS, int r0, int g, int t2) {
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = r0 + 16 * mt + 8 * r + g;
-            const bool in = p.a.carry_in && row < sh.Tq;
-            const float* acc = p.a.acc.at<float>(batch, head, row, t2);
+            const bool in = a.carry_in && row < a.s.Tq;
+            const float* acc = a.acc.at<float>(w.batch, w.head, row, t2);
 #pragma unroll
-            for (int j = 0; j < DT; j++) {
-                float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
-                o[mt][j][2 * r] = x.x, o[mt][j][2 * r + 1] = x.y;
+            for (int j = 0; j < D / 8; j++) {
+                float2 y = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
+                x.o[mt][j][2 * r] = y.x, x.o[mt][j][2 * r + 1] = y.y;
             }
-            m[mt][r] = in ? *p.a.m.at(batch, head, row) : -INFINITY;
-            l[mt][r] = in && t2 == 0 ? *p.a.l.at(batch, head, row) : 0.f;
-            minus[mt][r] = m[mt][r] == -INFINITY ? 0.f : -m[mt][r];
+            x.m[mt][r] = in ? *a.m.at(w.batch, w.head, row) : -INFINITY;
+            x.l[mt][r] = in && t2 == 0 ? *a.l.at(w.batch, w.head, row) : 0.f;
+            x.minus[mt][r] = x.m[mt][r] == -INFINITY ? 0.f : -x.m[mt][r];
         }
+}
+// S = Q K^T of a warp's 32 rows and a block of 8 NT keys. Q from registers, or from shared memory at q_at.
+template <int D, int NT, int KEPT>
+__device__ __forceinline__ void portable_scores(
+    float (&s)[2][NT][4], uint32_t (&q)[KEPT][2][4], uint32_t q_at, uint32_t k_at) {
+    const int PITCH_BYTES = (D + 8) * 2;
+    const bool Q_IN_REGISTERS = PortableForwardTile<D>::Q_IN_REGISTERS;
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++) {
+        uint32_t a[2][4];
+        if (!Q_IN_REGISTERS) ldsm(a[0], q_at + kk * 32), ldsm(a[1], q_at + 16 * PITCH_BYTES + kk * 32);
+#pragma unroll
+        for (int j = 0; j < NT; j += 2) {
+            uint32_t b[4];
+            ldsm(b, k_at + j * 8 * PITCH_BYTES + kk * 32);
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++)
+                mma_pair(s[mt][j], s[mt][j + 1], Q_IN_REGISTERS ? q[Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b,
+                    kk == 0);
+        }
+    }
+}
+// Scores of keys that a row does not see become -inf. r0: the warp's first row, k0: the block's
+// first key, rel: position of query row 0 after key 0, doc: doc_start of the sequence, or NULL.
+template <int NT>
+__device__ __forceinline__ void portable_mask(
+    float (&s)[2][NT][4], const AttnShape& shape, const int* doc, int rel, int r0, int k0, int g, int t2) {
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = r0 + 16 * mt + 8 * r + g;
+            const int end = (shape.causal ? min(shape.Tk, rel + row + 1) : shape.Tk) - k0 - t2;
+            const int begin = doc ? doc[min(row, shape.Tq - 1)] - shape.k_pos - k0 - t2 : -1 << 30;
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    if (8 * j + e >= end || 8 * j + e < begin) s[mt][j][2 * r + e] = -INFINITY;
+        }
+}
+// Where a score exceeds its row's m by more than 8 in base 2, moves m, and rescales O~ and l. As a
+// rule there is none, and the lanes exchange no more than a vote.
+template <int D, int NT>
+__device__ __forceinline__ void portable_offset_update(
+    PortableRows<D>& x, const float (&s)[2][NT][4], float c) {
+    float most[2][2];
+    bool moves = false;
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float even = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]),
+                  odd = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
+#pragma unroll
+            for (int j = 2; j < NT; j += 2) {
+                even = fmaxf(even, fmaxf(s[mt][j][2 * r], s[mt][j][2 * r + 1]));
+                odd = fmaxf(odd, fmaxf(s[mt][j + 1][2 * r], s[mt][j + 1][2 * r + 1]));
+            }
+            most[mt][r] = fmaxf(even, odd) * c;
+            moves |= most[mt][r] > x.m[mt][r] + 8.f;
+        }
+    if (!__any_sync(~0u, moves)) return;
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float y = most[mt][r];
+            y = fmaxf(y, __shfl_xor_sync(~0u, y, 1));
+            y = fmaxf(y, __shfl_xor_sync(~0u, y, 2));
+            const float to = fmaxf(x.m[mt][r], y);
+            const float alpha = to == -INFINITY ? 1.f : exp2_fast(x.m[mt][r] - to);
+            x.m[mt][r] = to;
+            x.minus[mt][r] = to == -INFINITY ? 0.f : -to;
+            x.l[mt][r] *= alpha;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) x.o[mt][j][2 * r] *= alpha, x.o[mt][j][2 * r + 1] *= alpha;
+        }
+}
+// O~ += P V with P = 2^(c S - m), 16 keys at a time, whose exponentials run under the products of
+// the 16 before. v_at: this lane's row of V.
+template <int D, int NT>
+__device__ __forceinline__ void portable_weigh_values(
+    PortableRows<D>& x, float (&s)[2][NT][4], float c, uint32_t v_at) {
+    const int PITCH_BYTES = (D + 8) * 2;
+#pragma unroll
+    for (int j = 0; j < NT; j += 2) {
+        uint32_t pr[2][4];   // P in bf16
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float& y = s[mt][j + i][e];
+                    y = exp2_fast(fmaf(y, c, x.minus[mt][e >> 1]));
+                    x.l[mt][e >> 1] += y;
+                }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
+        }
+#pragma unroll
+        for (int d = 0; d < D / 8; d += 2) {
+            uint32_t b[4];
+            ldsm_trans(b, v_at + j * 8 * PITCH_BYTES + d * 16);
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++) mma_pair(x.o[mt][d], x.o[mt][d + 1], pr[mt], b);
+        }
+    }
+}
+// Writes a thread's part of the carry and of lse, and O~ / l in bf16 to the tile's rows at `stage`
+// in shared memory.
+template <int D>
+__device__ __forceinline__ void portable_write_rows(const PortableRows<D>& x, const AttnForward& a,
+    const Tile& w, int HS, int r0, int warp, int g, int t2, uint32_t stage) {
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = r0 + 16 * mt + 8 * r + g;
+            const float l = quad_sum(x.l[mt][r]);
+            const float inv = l > 0.f ? 1.f / l : 0.f;
+            if (row < a.s.Tq) {
+                if (a.carry_out) {
+                    float* acc = a.acc.at<float>(w.batch, w.head, row, t2);
+#pragma unroll
+                    for (int j = 0; j < D / 8; j++)
+                        if (8 * j < HS)
+                            *(float2*)(acc + 8 * j) = make_float2(x.o[mt][j][2 * r], x.o[mt][j][2 * r + 1]);
+                    if (t2 == 0) {
+                        *a.m.at(w.batch, w.head, row) = x.m[mt][r];
+                        *a.l.at(w.batch, w.head, row) = l;
+                    }
+                }
+                if (a.lse.p && t2 == 0)
+                    *a.lse.at(w.batch, w.head, row) =
+                        l == 0.f ? -INFINITY : (x.m[mt][r] + log2_fast(l)) * LN2;
+            }
+            const uint32_t at = stage + (warp * 32 + 16 * mt + 8 * r + g) * ((D + 8) * 2) + t2 * 2;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++)
+                sts1(at + 16 * j, pack(x.o[mt][j][2 * r] * inv, x.o[mt][j][2 * r + 1] * inv));
+        }
+}
+
+// O = softmax(scale Q K^T + mask) V, with a carry in and out, keys from right to left in blocks of COLS.
+// Mapping: a block of threads per tile of 128 rows, 4 warps of 32 rows; the next K and V arrive
+//     while this one is used.
+// Work: 4 D FLOP and one exponential per visible (row, key). Bytes: Q and O once; K and V once per row
+//     tile, from L2, as a section of heads fits there; a carry is 4 HS + 8 bytes per row, in and out.
+template <int D>
+__global__ void __launch_bounds__(PFWD_THREADS, 2)
+    portable_forward_kernel(const __grid_constant__ PortableForward p) {
+    typedef PortableForwardTile<D> Size;
+    const int COLS = Size::COLS, PITCH_BYTES = Size::PITCH * 2;
+    extern __shared__ __align__(16) uint8_t portable_smem[];
+    const AttnShape& shape = p.a.s;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int HS = shape.HS;
+    // The order of tiles is fwd_tile's.
+    const int per = p.section * p.row_tiles, sec = blockIdx.x / per;
+    const int in_sec = blockIdx.x - sec * per;
+    const int heads = min(p.section, shape.B * shape.NH - sec * p.section);
+    const int bh = sec * p.section + in_sec % heads;
+    const int head = bh % shape.NH, batch = bh / shape.NH;
+    const Tile w = {p.row_tiles - 1 - in_sec / heads, head, batch};
+    const int tile_row = w.row * PFWD_ROWS, r0 = tile_row + warp * 32;
+    // In shared memory: Q, or nothing; two blocks of K; two of V. O goes where Q or V was.
+    const uint32_t sq = smem_of(portable_smem);
+    const uint32_t sk = sq + Size::Q_BYTES, sv = sk + 2 * Size::STAGE;
+    const uint32_t sq_or_o = Size::Q_IN_REGISTERS ? sv : sq;
+    const bf16 *q = p.a.q.of<bf16>(w.batch, w.head), *k = p.a.k.of<bf16>(w.batch, w.head),
+               *v = p.a.v.of<bf16>(w.batch, w.head);
+    const float c = shape.scale * LOG2E;
+
+    // Blocks of keys: [lo, hi) that the tile sees, [first, end) that this warp's rows see. All its
+    // rows see the keys below `whole` that are not below doc_last.
+    int lo, hi, end = 0, first = 0;
+    key_range<COLS>(shape, w.batch, tile_row, min(tile_row + PFWD_ROWS, shape.Tq) - 1, lo, hi);
+    if (r0 < shape.Tq) key_range<COLS>(shape, w.batch, r0, min(r0 + 31, shape.Tq - 1), first, end);
+    const int rel = shape.q_pos - shape.k_pos;
+    const int* doc = shape.doc(w.batch);
+    const int whole = shape.causal ? min(shape.Tk, rel + r0 + 1) : shape.Tk;
+    const int doc_last = doc && r0 < shape.Tq ? doc[min(r0 + 31, shape.Tq - 1)] - shape.k_pos : 0;
+
+    load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tile_row, shape.Tq, HS);
+    if (lo < hi) {
+        load_tile<D, COLS, PFWD_THREADS>(sk, k, p.a.k.token, (hi - 1) * COLS, shape.Tk, HS);
+        if (!Size::Q_IN_REGISTERS)
+            load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, shape.Tk, HS);
+    }
+    cp_commit();
+    // This lane's row of its 8 x 8 matrices: of A operands and transposed B operands; of B operands
+    // as they lie.
+    const uint32_t a_at = (lane & 15) * PITCH_BYTES + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH_BYTES + ((lane >> 3) & 1) * 16;
+    const uint32_t q_at = sq_or_o + warp * 32 * PITCH_BYTES + a_at;
+    uint32_t q_kept[Size::Q_IN_REGISTERS ? D / 16 : 1][2][4];
+    if (Size::Q_IN_REGISTERS) {
+        cp_wait();
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < D / 16; kk++)
+            ldsm(q_kept[kk][0], q_at + kk * 32), ldsm(q_kept[kk][1], q_at + 16 * PITCH_BYTES + kk * 32);
+        __syncthreads();
+        if (lo < hi) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, shape.Tk, HS);
+        cp_commit();
+    }
+    PortableRows<D> x;
+    portable_begin<D>(x, p.a, w, HS, r0, g, t2);
 
 #pragma unroll 1
     for (int n = hi - 1; n >= lo; n--) {
@@ -3951,429 +4126,266 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
         __syncthreads();
         if (n > lo) {
             load_tile<D, COLS, PFWD_THREADS>(
-                sk + (st ^ 1) * Tl::STAGE, k, p.a.k.token, (n - 1) * COLS, sh.Tk, HS);
+                sk + (st ^ 1) * Size::STAGE, k, p.a.k.token, (n - 1) * COLS, shape.Tk, HS);
             load_tile<D, COLS, PFWD_THREADS>(
-                sv + (st ^ 1) * Tl::STAGE, v, p.a.v.token, (n - 1) * COLS, sh.Tk, HS);
+                sv + (st ^ 1) * Size::STAGE, v, p.a.v.token, (n - 1) * COLS, shape.Tk, HS);
             cp_commit();
         }
-        if (n >= myhi || n < mylo) continue;
-        float s[2][NT][4];
-        const uint32_t k_at = sk + st * Tl::STAGE + b_at, v_at = sv + st * Tl::STAGE + a_at;
-#pragma unroll
-        for (int kk = 0; kk < KT; kk++) {
-            uint32_t a[2][4];
-            if (!Tl::Q_IN_REGISTERS) ldsm(a[0], q_at + kk * 32), ldsm(a[1], q_at + 16 * PITCH2 + kk * 32);
-#pragma unroll
-            for (int j = 0; j < NT; j += 2) {
-                uint32_t b[4];
-                ldsm(b, k_at + j * 8 * PITCH2 + kk * 32);
-#pragma unroll
-                for (int mt = 0; mt < 2; mt++)
-                    mma_pair(s[mt][j], s[mt][j + 1],
-                        Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
-            }
-        }
+        if (n >= end || n < first) continue;
+        float s[2][COLS / 8][4];
+        const uint32_t k_at = sk + st * Size::STAGE + b_at, v_at = sv + st * Size::STAGE + a_at;
+        portable_scores<D>(s, q_kept, q_at, k_at);
         const int k0 = n * COLS;
-        if (k0 + COLS > whole || k0 < doc_last) {
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const int row = r0 + 16 * mt + 8 * r + g,
-                              end = (sh.causal ? min(sh.Tk, rel + row + 1) : sh.Tk) - k0 - t2,
-                              begin = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos - k0 - t2 : -1 << 30;
-#pragma unroll
-                    for (int j = 0; j < NT; j++)
-#pragma unroll
-                        for (int e = 0; e < 2; e++)
-                            if (8 * j + e >= end || 8 * j + e < begin) s[mt][j][2 * r + e] = -INFINITY;
-                }
-        }
-        // m moves only where a score exceeds it by more than 2^8: the common path has no exchange between
-        // lanes but one vote
-        float most[2][2];
-        bool moves = false;
-#pragma unroll
-        for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float x = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]),
-                      y = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
-#pragma unroll
-                for (int j = 2; j < NT; j += 2)
-                    x = fmaxf(x, fmaxf(s[mt][j][2 * r], s[mt][j][2 * r + 1])),
-                    y = fmaxf(y, fmaxf(s[mt][j + 1][2 * r], s[mt][j + 1][2 * r + 1]));
-                most[mt][r] = fmaxf(x, y) * c;
-                moves |= most[mt][r] > m[mt][r] + 8.f;
-            }
-        if (__any_sync(~0u, moves)) {
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    float x = most[mt][r];
-                    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-                    x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-                    const float to = fmaxf(m[mt][r], x),
-                                alpha = to == -INFINITY ? 1.f : exp2_fast(m[mt][r] - to);
-                    m[mt][r] = to, minus[mt][r] = to == -INFINITY ? 0.f : -to;
-                    l[mt][r] *= alpha;
-#pragma unroll
-                    for (int j = 0; j < DT; j++) o[mt][j][2 * r] *= alpha, o[mt][j][2 * r + 1] *= alpha;
-                }
-        }
-        // 16 keys at a time: their exponentials run under the products of the 16 before
-#pragma unroll
-        for (int j = 0; j < NT; j += 2) {
-            uint32_t pr[2][4];
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        float& x = s[mt][j + i][e];
-                        x = exp2_fast(fmaf(x, c, minus[mt][e >> 1]));
-                        l[mt][e >> 1] += x;
-                    }
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
-            }
-#pragma unroll
-            for (int d = 0; d < DT; d += 2) {
-                uint32_t b[4];
-                ldsm_trans(b, v_at + j * 8 * PITCH2 + d * 16);
-#pragma unroll
-                for (int mt = 0; mt < 2; mt++) mma_pair(o[mt][d], o[mt][d + 1], pr[mt], b);
-            }
-        }
+        if (k0 + COLS > whole || k0 < doc_last) portable_mask(s, shape, doc, rel, r0, k0, g, t2);
+        portable_offset_update(x, s, c);
+        portable_weigh_values(x, s, c, v_at);
     }
 
     cp_wait();         // of Q, where no row sees any key
-    __syncthreads();   // O goes through shared memory where Q or V was
-#pragma unroll
-    for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int row = r0 + 16 * mt + 8 * r + g;
-            float x = l[mt][r];
-            x += __shfl_xor_sync(~0u, x, 1);
-            x += __shfl_xor_sync(~0u, x, 2);
-            const float inv = x > 0.f ? 1.f / x : 0.f;
-            if (row < sh.Tq) {
-                if (p.a.carry_out) {
-                    float* acc = p.a.acc.at<float>(batch, head, row, t2);
-#pragma unroll
-                    for (int j = 0; j < DT; j++)
-                        if (8 * j < HS)
-                            *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
-                    if (t2 == 0) {
-                        *p.a.m.at(batch, head, row) = m[mt][r];
-                        *p.a.l.at(batch, head, row) = x;
-                    }
-                }
-                if (p.a.lse.p && t2 == 0)
-                    *p.a.lse.at(batch, head, row) = x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
-            }
-            const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
-#pragma unroll
-            for (int j = 0; j < DT; j++)
-                sts1(at + 16 * j, pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv));
-        }
+    __syncthreads();   // all are done with Q or V
+    portable_write_rows<D>(x, p.a, w, HS, r0, warp, g, t2, sq_or_o);
     __syncwarp();
     if (p.a.o.p)
         for (int i = lane; i < 32 * (D / 8); i += 32) {
             const int r = i / (D / 8), piece = i % (D / 8);
-            const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
-            if (r0 + r < sh.Tq && piece * 8 < HS)
-                *(uint4*)(p.a.o.at<bf16>(batch, head, r0 + r, piece * 8)) = x;
+            const uint4 y = lds4(sq_or_o + (warp * 32 + r) * PITCH_BYTES + piece * 16);
+            if (r0 + r < shape.Tq && piece * 8 < HS)
+                *(uint4*)p.a.o.at<bf16>(w.batch, w.head, r0 + r, piece * 8) = y;
         }
 }
 
 // --- backward ---
 struct PortableBackward {
     AttnBackward a;
-    int row_tiles, col_tiles, section;
-    int*
-        // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the
-        // deterministic order
-        turn;
+    int row_tiles, col_tiles;   // of a head
+    int section;                // heads whose Q and dO stay in L2 together
+    int* turn;                  // (B*NH, row_tiles, 8 warps) how many blocks of keys have added to this part
+                                // of dQ, for the deterministic order
 };
-// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two
-// warps half of the queries each. V_IN_REGISTERS: V only passes through shared memory, and the second buffer
-// of dS takes its place.
+// ROWS queries per step against COLS = 16 MT KEYS keys: KEYS groups of two warps have 16 MT keys each,
+// of a group each warp half of the queries. V_IN_REGISTERS: V only passes through shared memory, and
+// the second buffer of dS takes its place. Offsets and sizes in shared memory are in bytes.
 template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct PortableBackwardTile {
-    static const int MT = MT_, ROWS = ROWS_, COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_, PITCH = D + 8,
-                     S_PITCH = ROWS + 8;
+    static const int MT = MT_, ROWS = ROWS_;
+    static const int COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_;
+    static const int PITCH = D + 8, S_PITCH = ROWS + 8;   // numbers from a row to the next; of dS
     static const int V_IN_REGISTERS = V_IN_REGISTERS_;
-    static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2, S_BYTES = COLS * S_PITCH * 2;
+    static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2;
+    static const int S_BYTES = COLS * S_PITCH * 2;
     static const int STATS = ROWS * 3 * 4;   // lse, delta, first visible key
-    static const int V = K_BYTES, DS1 = V_IN_REGISTERS ? V : V + K_BYTES,
-                     DS0 = DS1 + (V_IN_REGISTERS && K_BYTES > S_BYTES ? K_BYTES : S_BYTES), Q = DS0 + S_BYTES,
-                     STAGE = 2 * Q_BYTES + STATS, USED = Q + 2 * STAGE;
+    static const int V = K_BYTES, DS1 = V_IN_REGISTERS ? V : V + K_BYTES;
+    static const int DS0 = DS1 + (V_IN_REGISTERS && K_BYTES > S_BYTES ? K_BYTES : S_BYTES);
+    static const int Q = DS0 + S_BYTES, STAGE = 2 * Q_BYTES + STATS;   // two stages of Q, dO and STATS
+    static const int USED = Q + 2 * STAGE;
     static const int SUM = THREADS / 2 * MT * D * 4;   // dK or dV of every warp, at the end
     static const int BYTES = USED > SUM ? USED : SUM;
 };
 
-// dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the
-// diagonal. Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the
-// queries of S^T, dP^T, dV and dK, whose two halves are added at the end; dQ of a step is shared out among
-// the warps a step later, so that one barrier per step is enough. Work: 10 D FLOP and one exponential per
-// visible pair; Q, dO read and dQ added to once per block of keys (L2).
-template <int D, class Tl, int BLOCKS>
-__global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
-    portable_backward_kernel(const __grid_constant__ PortableBackward p) {
-    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2,
-              S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16, DT = D / 8, THREADS = Tl::THREADS,
-              QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
-    extern __shared__ __align__(16) uint8_t portable_smem[];
-    __shared__ int ticket;
-    const AttnShape& sh = p.a.s;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2,
-              HS = sh.HS;
-    int number = blockIdx.x;
-    // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
-    if (p.a.deterministic) {
-        if (threadIdx.x == 0) ticket = atomicAdd(p.a.work + 2, 1);
-        __syncthreads();
-        number = ticket;
-    }
-    const int per = p.section * p.col_tiles, sec = number / per,
-              heads = min(p.section, sh.B * sh.NH - sec * p.section), n = (number - sec * per) / heads,
-              bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH, batch = bh / sh.NH;
-    int lo, hi;
-    query_range<ROWS, COLS>(sh, batch, n, lo, hi);
-    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
-               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
-    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
-    float* dq = p.a.dq.of<float>(batch, head);
-    const float c = sh.scale * LOG2E;
-    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1,
-                   sstage = sk + Tl::Q;
-    const int kw = (warp >> 1) * 16 * MT,
-              qw = (warp & 1) * (ROWS / 2);   // this warp's keys and queries in the tile
-    const int rel = sh.q_pos - sh.k_pos, k0 = n * COLS;
-
-    auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
-        const uint32_t at = sstage + st * Tl::STAGE;
-        load_tile<D, ROWS, THREADS>(at, q, p.a.q.token, m * ROWS, sh.Tq, HS);
-        load_tile<D, ROWS, THREADS>(at + Tl::Q_BYTES, dout, p.a.dout.token, m * ROWS, sh.Tq, HS);
+template <int M, int N> __device__ __forceinline__ void zero(float (&d)[M][N][4]) {
 #pragma unroll
-        for (int i = threadIdx.x; i < 3 * ROWS; i += THREADS) {
-            const int row = m * ROWS + i % ROWS;
-            const uint32_t to = at + 2 * Tl::Q_BYTES + i * 4;
-            if (i < ROWS) cp4(to, row < sh.Tq ? lse + row : lse, row < sh.Tq);
-            else if (i < 2 * ROWS) cp4(to, row < sh.Tq ? delta + row : delta, row < sh.Tq);
-            else if (doc) cp4(to, doc + min(row, sh.Tq - 1), true);
-        }
-        cp_commit();
-    };
-    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie;
-    // transposed A operands
-    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
-                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16,
-                   ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH2 + ((lane >> 3) & 1) * 16;
-    float dk[MT][DT][4], dv[MT][DT][4];
-#pragma unroll
-    for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-        for (int j = 0; j < DT; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) dk[mt][j][e] = dv[mt][j][e] = 0.f;
-
-    // dQ of row tile m from dS of step `it`: 16 rows and D / CG columns per warp
-    auto add_dq = [&](int m, int it) {
-        const int RG = ROWS / 16, CG = THREADS / 32 / RG, N = D / CG / 8, rg = warp % RG,
-                  col0 = warp / RG * (D / CG);
-        static_assert(N % 2 == 0, "");
-        float x[N][4];
-        const uint32_t ds_at = ((it & 1) ? sds1 : sds0) + ta_at + rg * 32, k_at = sk + a_at + col0 * 2;
-#pragma unroll
-        for (int kk = 0; kk < COLS / 16; kk++) {
-            uint32_t a[4];
-            ldsm_trans(a, ds_at + kk * 16 * S_PITCH2);
-#pragma unroll
-            for (int j = 0; j < N; j += 2) {
-                uint32_t b[4];
-                ldsm_trans(b, k_at + kk * 16 * PITCH2 + j * 16);
-                mma_pair(x[j], x[j + 1], a, b, kk == 0);
-            }
-        }
-        int* turn = NULL;
-        // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible
-        // key on
-        if (p.a.deterministic) {
-            turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
-            const int mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / COLS : 0);
-            while (load_acquire(turn) != mine) {}
-        }
-        const int row = m * ROWS + rg * 16 + g;
-        float* to = dq + row * p.a.dq.token + col0 + t2;
+    for (int i = 0; i < M; i++)
 #pragma unroll
         for (int j = 0; j < N; j++)
-            if (col0 + 8 * j < HS) {
-                if (row < sh.Tq) red2(to + 8 * j, x[j][0], x[j][1]);
-                if (row + 8 < sh.Tq) red2(to + 8 * p.a.dq.token + 8 * j, x[j][2], x[j][3]);
-            }
-        if (p.a.deterministic) {
-            __threadfence();
-            __syncwarp();
-            if (lane == 0) add_release(turn, 1);
-        }
-    };
-
-    if (lo < hi) {
-        load_tile<D, COLS, THREADS>(sk, k, p.a.k.token, k0, sh.Tk, HS);
-        load_tile<D, COLS, THREADS>(sv, v, p.a.v.token, k0, sh.Tk, HS);
-        load(lo, 0);
-        cp_wait();
-        __syncthreads();
-        uint32_t vf[MT][Tl::V_IN_REGISTERS ? KT : 1][4];
 #pragma unroll
-        for (int mt = 0; mt < MT; mt++)
+            for (int e = 0; e < 4; e++) d[i][j][e] = 0.f;
+}
+// The rows of V of a warp's keys into registers, if they are kept there. kw: the warp's first key
+// in the tile.
+template <class Size, int KEPT>
+__device__ __forceinline__ void portable_keep(
+    uint32_t (&v)[Size::MT][KEPT][4], uint32_t sv, int kw, uint32_t a_at) {
 #pragma unroll
-            for (int kk = 0; kk < (Tl::V_IN_REGISTERS ? KT : 0); kk++)
-                ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
-#pragma unroll 1
-        for (int m = lo; m < hi; m++) {
-            const int it = m - lo, st = it & 1;
-            cp_wait();
-            __syncthreads();
-            if (m + 1 < hi) load(m + 1, st ^ 1);
-            if (it > 0) add_dq(m - 1, it - 1);
-            const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES,
-                           stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
-            const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
-            const int i0 = m * ROWS + qw, j0 = k0 + kw;        // first query and key of this warp
-            if (sh.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // it sees none of them
+    for (int mt = 0; mt < Size::MT; mt++)
 #pragma unroll
-                for (int mt = 0; mt < MT; mt++)
+        for (int kk = 0; kk < (Size::V_IN_REGISTERS ? KEPT : 0); kk++)
+            ldsm(v[mt][kk], sv + (kw + 16 * mt) * (Size::PITCH * 2) + a_at + kk * 32);
+}
+// lse, delta and doc of the queries of row tile m to the STATS of a stage. Asynchronous.
+template <class Size>
+__device__ __forceinline__ void portable_load_stats(
+    uint32_t stage, const float* lse, const float* delta, const int* doc, int m, int Tq) {
+    const int ROWS = Size::ROWS;
 #pragma unroll
-                    for (int j = 0; j < QT; j++)
-#pragma unroll
-                        for (int r = 0; r < 2; r++) sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, 0);
-                continue;
-            }
-            float s[MT][QT][4], dp[MT][QT][4];
-#pragma unroll
-            for (int kk = 0; kk < KT; kk++) {   // S^T = K Q^T
-                uint32_t a[MT][4];
-#pragma unroll
-                for (int mt = 0; mt < MT; mt++) ldsm(a[mt], sk + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
-#pragma unroll
-                for (int j = 0; j < QT; j += 2) {
-                    uint32_t b[4];
-                    ldsm(b, sq + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) mma_pair(s[mt][j], s[mt][j + 1], a[mt], b, kk == 0);
-                }
-            }
-#pragma unroll
-            for (int kk = 0; kk < KT; kk++) {   // dP^T = V dO^T
-                const int at = Tl::V_IN_REGISTERS ? kk : 0;
-#pragma unroll
-                for (int mt = 0; mt < (Tl::V_IN_REGISTERS ? 0 : MT); mt++)
-                    ldsm(vf[mt][0], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
-#pragma unroll
-                for (int j = 0; j < QT; j += 2) {
-                    uint32_t b[4];
-                    ldsm(b, sdo + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++)
-                        mma_pair(dp[mt][j], dp[mt][j + 1], vf[mt][at], b, kk == 0);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < QT; j++) {
-                const float2 y = lds2(stats + j * 32);
-#pragma unroll
-                for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? y.y : y.x) * LOG2E));
-            }
-            const bool edge = (sh.causal && i0 + rel < j0 + 16 * MT - 1) || j0 + 16 * MT > sh.Tk;
-            if (edge ||
-                (doc && lds1(sq + 2 * Tl::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - sh.k_pos > j0)) {
-#pragma unroll
-                for (int j = 0; j < QT; j++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const int end = sh.causal ? min(sh.Tk - 1, i0 + 8 * j + t2 + e + rel) : sh.Tk - 1,
-                                  begin =
-                                      doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - sh.k_pos : -1 << 30;
-#pragma unroll
-                        for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                            for (int r = 0; r < 2; r++) {
-                                const int key = j0 + 16 * mt + 8 * r + g;
-                                if (key > end || key < begin) s[mt][j][2 * r + e] = 0.f;
-                            }
-                    }
-            }
-            uint32_t pr[MT][QT][2], ds[MT][QT][2];
-#pragma unroll
-            for (int j = 0; j < QT; j++) {
-                const float2 y = lds2(stats + ROWS * 4 + j * 32);
-#pragma unroll
-                for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        pr[mt][j][r] = pack(s[mt][j][2 * r], s[mt][j][2 * r + 1]);
-                        ds[mt][j][r] = pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x),
-                            s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
-                        sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, ds[mt][j][r]);
-                    }
-            }
-#pragma unroll
-            for (int j = 0; j < QT; j += 2)   // dV += P^T dO
-#pragma unroll
-                for (int d = 0; d < DT; d += 2) {
-                    uint32_t b[4];
-                    ldsm_trans(b, sdo + (qw + 8 * j) * PITCH2 + a_at + d * 16);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) {
-                        const uint32_t a[4] = {
-                            pr[mt][j][0], pr[mt][j][1], pr[mt][j + 1][0], pr[mt][j + 1][1]};
-                        mma_pair(dv[mt][d], dv[mt][d + 1], a, b);
-                    }
-                }
-#pragma unroll
-            for (int j = 0; j < QT; j += 2)   // dK += dS^T Q
-#pragma unroll
-                for (int d = 0; d < DT; d += 2) {
-                    uint32_t b[4];
-                    ldsm_trans(b, sq + (qw + 8 * j) * PITCH2 + a_at + d * 16);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) {
-                        const uint32_t a[4] = {
-                            ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]};
-                        mma_pair(dk[mt][d], dk[mt][d + 1], a, b);
-                    }
-                }
-        }
-        __syncthreads();
-        add_dq(hi - 1, hi - 1 - lo);
+    for (int i = threadIdx.x; i < 3 * ROWS; i += Size::THREADS) {
+        const int row = m * ROWS + i % ROWS;
+        const uint32_t to = stage + 2 * Size::Q_BYTES + i * 4;
+        if (i < ROWS) cp4(to, row < Tq ? lse + row : lse, row < Tq);
+        else if (i < 2 * ROWS) cp4(to, row < Tq ? delta + row : delta, row < Tq);
+        else if (doc) cp4(to, doc + min(row, Tq - 1), true);
     }
-
-    // The two halves of the queries: even warps give away dK and finish dV, odd ones the other way round.
-    __syncthreads();
+}
+// d (16 MT keys x ROWS / 2 queries of a warp) = keys x queries^T: S^T or dP^T. `a`: the warp's
+// keys, KEPT in registers, or, if 1, read from shared memory as they are needed. kw, qw: the warp's
+// first key and query in the tiles; a_at, b_at: this lane's row of its matrices.
+template <class Size, int D, int KEPT>
+__device__ __forceinline__ void portable_product(float (&d)[Size::MT][Size::ROWS / 16][4],
+    uint32_t (&a)[Size::MT][KEPT][4], uint32_t keys, int kw, uint32_t a_at, uint32_t queries, int qw,
+    uint32_t b_at) {
+    const int PITCH_BYTES = Size::PITCH * 2;
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++) {
+        const int at = KEPT > 1 ? kk : 0;
+#pragma unroll
+        for (int mt = 0; mt < (KEPT > 1 ? 0 : Size::MT); mt++)
+            ldsm(a[mt][0], keys + (kw + 16 * mt) * PITCH_BYTES + a_at + kk * 32);
+#pragma unroll
+        for (int j = 0; j < Size::ROWS / 16; j += 2) {
+            uint32_t b[4];
+            ldsm(b, queries + (qw + 8 * j) * PITCH_BYTES + b_at + kk * 32);
+#pragma unroll
+            for (int mt = 0; mt < Size::MT; mt++) mma_pair(d[mt][j], d[mt][j + 1], a[mt][at], b, kk == 0);
+        }
+    }
+}
+// S becomes P = 2^(c S - lse log2(e)). stats: this lane's first query in the step's STATS.
+template <class Size>
+__device__ __forceinline__ void portable_exp(
+    float (&s)[Size::MT][Size::ROWS / 16][4], uint32_t stats, float c) {
+#pragma unroll
+    for (int j = 0; j < Size::ROWS / 16; j++) {
+        const float2 lse = lds2(stats + j * 32);   // of two queries
+#pragma unroll
+        for (int mt = 0; mt < Size::MT; mt++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? lse.y : lse.x) * LOG2E));
+    }
+}
+// P of keys that a query does not see becomes 0. i0, j0: the warp's first query and key; rel:
+// position of query row 0 after key 0.
+template <class Size>
+__device__ __forceinline__ void portable_mask_queries(float (&s)[Size::MT][Size::ROWS / 16][4],
+    const AttnShape& shape, const int* doc, uint32_t stats, int i0, int j0, int rel, int g, int t2) {
+    const int MT = Size::MT, ROWS = Size::ROWS;
+#pragma unroll
+    for (int j = 0; j < ROWS / 16; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int end = shape.causal ? min(shape.Tk - 1, i0 + 8 * j + t2 + e + rel) : shape.Tk - 1;
+            const int begin = doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - shape.k_pos : -1 << 30;
+#pragma unroll
+            for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const int key = j0 + 16 * mt + 8 * r + g;
+                    if (key > end || key < begin) s[mt][j][2 * r + e] = 0.f;
+                }
+        }
+}
+// P^T and dS^T = P^T * (dP^T - delta) in bf16; dS^T also to shared memory, ds_to.
+template <class Size>
+__device__ __forceinline__ void portable_round(uint32_t (&pr)[Size::MT][Size::ROWS / 16][2],
+    uint32_t (&ds)[Size::MT][Size::ROWS / 16][2], const float (&p)[Size::MT][Size::ROWS / 16][4],
+    const float (&dp)[Size::MT][Size::ROWS / 16][4], uint32_t stats, uint32_t ds_to) {
+#pragma unroll
+    for (int j = 0; j < Size::ROWS / 16; j++) {
+        const float2 delta = lds2(stats + Size::ROWS * 4 + j * 32);   // of two queries
+#pragma unroll
+        for (int mt = 0; mt < Size::MT; mt++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                pr[mt][j][r] = pack(p[mt][j][2 * r], p[mt][j][2 * r + 1]);
+                ds[mt][j][r] = pack(p[mt][j][2 * r] * (dp[mt][j][2 * r] - delta.x),
+                    p[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - delta.y));
+                sts1(ds_to + (16 * mt + 8 * r) * (Size::S_PITCH * 2) + j * 16, ds[mt][j][r]);
+            }
+    }
+}
+// The dS^T of a warp none of whose queries sees any of its keys.
+template <class Size> __device__ __forceinline__ void portable_zero_ds(uint32_t ds_to) {
+#pragma unroll
+    for (int mt = 0; mt < Size::MT; mt++)
+#pragma unroll
+        for (int j = 0; j < Size::ROWS / 16; j++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) sts1(ds_to + (16 * mt + 8 * r) * (Size::S_PITCH * 2) + j * 16, 0);
+}
+// d (16 MT keys x D) += w (16 MT keys x ROWS / 2 queries, bf16) x queries: dV += P^T dO, or dK += dS^T Q.
+template <class Size, int D>
+__device__ __forceinline__ void portable_weigh_queries(float (&d)[Size::MT][D / 8][4],
+    const uint32_t (&w)[Size::MT][Size::ROWS / 16][2], uint32_t queries, int qw, uint32_t a_at) {
+#pragma unroll
+    for (int j = 0; j < Size::ROWS / 16; j += 2)
+#pragma unroll
+        for (int col = 0; col < D / 8; col += 2) {
+            uint32_t b[4];
+            ldsm_trans(b, queries + (qw + 8 * j) * (Size::PITCH * 2) + a_at + col * 16);
+#pragma unroll
+            for (int mt = 0; mt < Size::MT; mt++) {
+                const uint32_t a[4] = {w[mt][j][0], w[mt][j][1], w[mt][j + 1][0], w[mt][j + 1][1]};
+                mma_pair(d[mt][col], d[mt][col + 1], a, b);
+            }
+        }
+}
+// dQ += dS K for row tile m and the keys of block n, of head bh of all sequences': 16 rows and D /
+// COL_GROUPS columns per warp, to memory. ds, keys: this lane's rows of dS, transposed, and of K.
+template <class Size, int D>
+__device__ __forceinline__ void portable_add_dq(const PortableBackward& p, float* dq, const int* doc, int bh,
+    int n, int m, uint32_t ds, uint32_t keys, int HS) {
+    const int ROWS = Size::ROWS, COLS = Size::COLS;
+    const int ROW_GROUPS = ROWS / 16;
+    const int COL_GROUPS = Size::THREADS / 32 / ROW_GROUPS, N = D / COL_GROUPS / 8;
+    static_assert(N % 2 == 0, "columns come 16 at a time");
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int row_group = warp % ROW_GROUPS, col0 = warp / ROW_GROUPS * (D / COL_GROUPS);
+    float x[N][4];
+    const uint32_t ds_at = ds + row_group * 32, k_at = keys + col0 * 2;
+#pragma unroll
+    for (int kk = 0; kk < COLS / 16; kk++) {
+        uint32_t a[4];
+        ldsm_trans(a, ds_at + kk * 16 * (Size::S_PITCH * 2));
+#pragma unroll
+        for (int j = 0; j < N; j += 2) {
+            uint32_t b[4];
+            ldsm_trans(b, k_at + kk * 16 * (Size::PITCH * 2) + j * 16);
+            mma_pair(x[j], x[j + 1], a, b, kk == 0);
+        }
+    }
+    int* turn = NULL;
+    if (p.a.deterministic) {   // by blocks of keys in the order of their numbers, from the one with the first
+                               // row's first key on
+        turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
+        const int mine = n - (doc ? max(0, doc[m * ROWS] - p.a.s.k_pos) / COLS : 0);
+        while (load_acquire(turn) != mine) {}
+    }
+    const int row = m * ROWS + row_group * 16 + g;
+    float* to = dq + row * p.a.dq.token + col0 + t2;
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        if (col0 + 8 * j < HS) {
+            if (row < p.a.s.Tq) red2(to + 8 * j, x[j][0], x[j][1]);
+            if (row + 8 < p.a.s.Tq) red2(to + 8 * p.a.dq.token + 8 * j, x[j][2], x[j][3]);
+        }
+    if (p.a.deterministic) {
+        __threadfence();
+        __syncwarp();
+        if (lane == 0) add_release(turn, 1);
+    }
+}
+// Adds up the two halves of the queries and writes dK and dV, or adds them to what is there: even warps
+// give away dK and finish dV, odd ones the other way round. key0: the warp's first key; box: shared memory.
+template <class Size, int D>
+__device__ __forceinline__ void portable_write_gradients(const float (&dk)[Size::MT][D / 8][4],
+    const float (&dv)[Size::MT][D / 8][4], const AttnBackward& a, const Tile& w, float4* box, int HS,
+    int key0, int warp, int lane) {
+    const int MT = Size::MT, DT = D / 8;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
     const bool odd = warp & 1;
-    float4* box = (float4*)portable_smem;
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int j = 0; j < DT; j++) {
             float4 x;
-            x.x = odd ? dv[mt][j][0] : dk[mt][j][0], x.y = odd ? dv[mt][j][1] : dk[mt][j][1];
-            x.z = odd ? dv[mt][j][2] : dk[mt][j][2], x.w = odd ? dv[mt][j][3] : dk[mt][j][3];
+            x.x = odd ? dv[mt][j][0] : dk[mt][j][0];
+            x.y = odd ? dv[mt][j][1] : dk[mt][j][1];
+            x.z = odd ? dv[mt][j][2] : dk[mt][j][2];
+            x.w = odd ? dv[mt][j][3] : dk[mt][j][3];
             box[((warp * MT + mt) * DT + j) * 32 + lane] = x;
         }
     __syncthreads();
-    const AttnView& view = odd ? p.a.dk : p.a.dv;
-    const float factor = odd ? sh.scale : 1.f;
+    const AttnView& view = odd ? a.dk : a.dv;
+    const float factor = odd ? a.s.scale : 1.f;
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
@@ -4382,24 +4394,134 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
             if (8 * j >= HS) continue;
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const int key = k0 + kw + 16 * mt + 8 * r + g;
-                if (key >= sh.Tk) continue;
-                const int64_t at = batch * view.batch + head * view.head + key * view.token + 8 * j + t2;
+                const int key = key0 + 16 * mt + 8 * r + g;
+                if (key >= a.s.Tk) continue;
+                const int64_t at = view.index(w.batch, w.head, key) + 8 * j + t2;
                 float2 x =
                     make_float2(((odd ? dk[mt][j][2 * r] : dv[mt][j][2 * r]) + (r ? y.z : y.x)) * factor,
                         ((odd ? dk[mt][j][2 * r + 1] : dv[mt][j][2 * r + 1]) + (r ? y.w : y.y)) * factor);
-                if (p.a.dkv_bf16) *(uint32_t*)((bf16*)view.p + at) = pack(x.x, x.y);
+                if (a.dkv_bf16) *(uint32_t*)((bf16*)view.p + at) = pack(x.x, x.y);
                 else {
                     float2* to = (float2*)((float*)view.p + at);
-                    if (p.a.accumulate_dkv) x.x += to->x, x.y += to->y;
+                    if (a.accumulate_dkv) x.x += to->x, x.y += to->y;
                     *to = x;
                 }
             }
         }
 }
 
+// dV += P^T dO, dK += scale dS^T Q, dQ += dS K with dS = P * (dO V^T - delta), P recomputed from Q, K and
+// lse: for one block of COLS keys against all tiles of ROWS queries that see it, upwards from the diagonal.
+// Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the
+//     queries of S^T, dP^T, dV and dK, whose two halves are added at the end; dQ of a step is
+//     shared out among the warps a step later, so that one barrier per step is enough.
+// Work: 10 D FLOP and one exponential per visible (row, key). Bytes: K, V, dK and dV once; Q and dO,
+//     4 HS per row, are read and dQ, 4 HS per row, is added to once per block of keys, mostly in L2.
+template <int D, class Size, int BLOCKS>
+__global__ void __launch_bounds__(Size::THREADS, BLOCKS)
+    portable_backward_kernel(const __grid_constant__ PortableBackward p) {
+    const int MT = Size::MT, THREADS = Size::THREADS;
+    const int ROWS = Size::ROWS, COLS = Size::COLS;
+    const int QT = ROWS / 16;   // tiles of 8 queries of a warp
+    const int PITCH_BYTES = Size::PITCH * 2, S_PITCH_BYTES = Size::S_PITCH * 2;
+    extern __shared__ __align__(16) uint8_t portable_smem[];
+    __shared__ int ticket;
+    const AttnShape& shape = p.a.s;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int HS = shape.HS;
+    // A block may wait for those with lower numbers. It draws its own, so that these are surely
+    // running; blockIdx promises no order.
+    int number = blockIdx.x;
+    if (p.a.deterministic) {
+        if (threadIdx.x == 0) ticket = atomicAdd(p.a.work + 2, 1);
+        __syncthreads();
+        number = ticket;
+    }
+    // The order of tiles is bwd_tile's.
+    const int per = p.section * p.col_tiles, sec = number / per;
+    const int heads = min(p.section, shape.B * shape.NH - sec * p.section), n = (number - sec * per) / heads;
+    const int bh = sec * p.section + (number - sec * per) % heads;
+    const int head = bh % shape.NH, batch = bh / shape.NH;
+    int lo, hi;
+    query_range<ROWS, COLS>(shape, batch, n, lo, hi);
+    const int* doc = shape.doc(batch);
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
+    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
+    float* dq = p.a.dq.of<float>(batch, head);
+    const float c = shape.scale * LOG2E;
+    const uint32_t sk = smem_of(portable_smem), sv = sk + Size::V;
+    const uint32_t sds0 = sk + Size::DS0, sds1 = sk + Size::DS1;
+    const uint32_t sstage = sk + Size::Q;
+    const int kw = (warp >> 1) * 16 * MT, qw = (warp & 1) * (ROWS / 2);   // the warp's first key and query
+    const int rel = shape.q_pos - shape.k_pos, k0 = n * COLS;
+
+    auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
+        const uint32_t at = sstage + st * Size::STAGE;
+        load_tile<D, ROWS, THREADS>(at, q, p.a.q.token, m * ROWS, shape.Tq, HS);
+        load_tile<D, ROWS, THREADS>(at + Size::Q_BYTES, dout, p.a.dout.token, m * ROWS, shape.Tq, HS);
+        portable_load_stats<Size>(at, lse, delta, doc, m, shape.Tq);
+        cp_commit();
+    };
+    // This lane's row of its 8 x 8 matrices: of A operands and transposed B operands; of B operands
+    // as they lie; of transposed A operands.
+    const uint32_t a_at = (lane & 15) * PITCH_BYTES + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH_BYTES + ((lane >> 3) & 1) * 16,
+                   ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH_BYTES + ((lane >> 3) & 1) * 16;
+    float dk[MT][D / 8][4], dv[MT][D / 8][4];
+    zero(dk), zero(dv);
+    auto add_dq = [&](int m, int it) {   // of row tile m from dS of step `it`
+        portable_add_dq<Size, D>(p, dq, doc, bh, n, m, ((it & 1) ? sds1 : sds0) + ta_at, sk + a_at, HS);
+    };
+
+    if (lo < hi) {
+        load_tile<D, COLS, THREADS>(sk, k, p.a.k.token, k0, shape.Tk, HS);
+        load_tile<D, COLS, THREADS>(sv, v, p.a.v.token, k0, shape.Tk, HS);
+        load(lo, 0);
+        cp_wait();
+        __syncthreads();
+        uint32_t v_kept[MT][Size::V_IN_REGISTERS ? D / 16 : 1][4];
+        portable_keep<Size>(v_kept, sv, kw, a_at);
+#pragma unroll 1
+        for (int m = lo; m < hi; m++) {
+            const int it = m - lo, st = it & 1;
+            cp_wait();
+            __syncthreads();
+            if (m + 1 < hi) load(m + 1, st ^ 1);
+            if (it > 0) add_dq(m - 1, it - 1);
+            const uint32_t sq = sstage + st * Size::STAGE, sdo = sq + Size::Q_BYTES,
+                           stats = sq + 2 * Size::Q_BYTES + (qw + t2) * 4;
+            const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH_BYTES + (qw + t2) * 2;
+            const int i0 = m * ROWS + qw, j0 = k0 + kw;           // first query and key of this warp
+            if (shape.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // its queries see none of its keys
+                portable_zero_ds<Size>(ds_to);
+                continue;
+            }
+            float s[MT][QT][4], dp[MT][QT][4];
+            uint32_t keys[MT][1][4];
+            portable_product<Size, D>(s, keys, sk, kw, a_at, sq, qw, b_at);       // S^T = K Q^T
+            portable_product<Size, D>(dp, v_kept, sv, kw, a_at, sdo, qw, b_at);   // dP^T = V dO^T
+            portable_exp<Size>(s, stats, c);
+            const bool edge = (shape.causal && i0 + rel < j0 + 16 * MT - 1) || j0 + 16 * MT > shape.Tk;
+            if (edge ||
+                (doc && lds1(sq + 2 * Size::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - shape.k_pos > j0))
+                portable_mask_queries<Size>(s, shape, doc, stats, i0, j0, rel, g, t2);
+            uint32_t pr[MT][QT][2], ds[MT][QT][2];
+            portable_round<Size>(pr, ds, s, dp, stats, ds_to);
+            portable_weigh_queries<Size, D>(dv, pr, sdo, qw, a_at);
+            portable_weigh_queries<Size, D>(dk, ds, sq, qw, a_at);
+        }
+        __syncthreads();
+        add_dq(hi - 1, hi - 1 - lo);
+    }
+    __syncthreads();   // all are done with shared memory
+    const Tile w = {n, head, batch};
+    portable_write_gradients<Size, D>(dk, dv, p.a, w, (float4*)portable_smem, HS, k0 + kw, warp, lane);
+}
+
 // --- launchers ---
-// Read in pieces of 16 bytes.
+// Whether kernels may read it 16 bytes at a time.
 static int attn_pieces_ok(const AttnView& v, const AttnShape& s) {
     return (uintptr_t)v.p % 16 == 0 && v.token % 8 == 0 && (s.NH == 1 || v.head % 8 == 0) &&
         (s.B == 1 || v.batch % 8 == 0);
@@ -4409,28 +4531,26 @@ template <int D> static cudaError_t portable_forward_of(const AttnForward& a, cu
     p.a = a;
     p.row_tiles = (a.s.Tq + PFWD_ROWS - 1) / PFWD_ROWS;
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
-    const int bytes = PortableForwardTile<D>::BYTES;
+    const int bytes = PortableForwardTile<D>::BYTES, blocks = p.row_tiles * a.s.B * a.s.NH;
     ATTN_TRY(
         cudaFuncSetAttribute(portable_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    // clang-format off
-    portable_forward_kernel<D><<<p.row_tiles * a.s.B * a.s.NH, PFWD_THREADS, bytes, stream>>>(p);
-    // clang-format on
+    portable_forward_kernel<D><<<blocks, PFWD_THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
-template <int D, class Tl, int BLOCKS>
+template <int D, class Size, int BLOCKS>
 static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
     PortableBackward p;
     p.a = a;
-    p.row_tiles = (a.s.Tq + Tl::ROWS - 1) / Tl::ROWS;
-    p.col_tiles = (a.s.Tk + Tl::COLS - 1) / Tl::COLS;
+    p.row_tiles = (a.s.Tq + Size::ROWS - 1) / Size::ROWS;
+    p.col_tiles = (a.s.Tk + Size::COLS - 1) / Size::COLS;
     p.section = attn_section(a.s, 8 * D, a.s.Tq, ATTN_SECTION);
     p.turn = a.work + 3;
-    auto kernel = portable_backward_kernel<D, Tl, BLOCKS>;
-    const int bytes = Tl::BYTES;
+    auto kernel = portable_backward_kernel<D, Size, BLOCKS>;
+    const int bytes = Size::BYTES;
     ATTN_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic)
+    if (a.deterministic)   // the counter of numbers and the turns
         ATTN_TRY(cudaMemsetAsync(a.work + 2, 0, 4 * (1 + (size_t)a.s.B * a.s.NH * p.row_tiles * 8), stream));
-    kernel<<<p.col_tiles * a.s.B * a.s.NH, Tl::THREADS, bytes, stream>>>(p);
+    kernel<<<p.col_tiles * a.s.B * a.s.NH, Size::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
@@ -4448,31 +4568,35 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
     if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) ||
         !attn_pieces_ok(a.dout, a.s) || !attn_pairs_ok(a.dq))
         return cudaErrorInvalidValue;
-    typedef PortableBackwardTile<64, 64, 2, 4, 0>
-        Large64;   // of GPUs whose blocks may have more than 99 KiB of shared memory
+    // Of GPUs whose blocks of threads may have more than 99 KiB of shared memory.
+    typedef PortableBackwardTile<64, 64, 2, 4, 0> Large64;
     typedef PortableBackwardTile<128, 64, 1, 4, 1> Large128;
+    // Of all.
+    typedef PortableBackwardTile<32, 64, 2, 4, 1> Small32;
+    typedef PortableBackwardTile<64, 64, 2, 4, 1> Small64;
+    typedef PortableBackwardTile<96, 64, 1, 4, 1> Small96;
+    typedef PortableBackwardTile<128, 32, 1, 4, 1> Small128;
     switch ((a.s.HS + 31) / 32) {
-    case 1: return portable_backward_of<32, PortableBackwardTile<32, 64, 2, 4, 1>, 1>(a, stream);
+    case 1: return portable_backward_of<32, Small32, 1>(a, stream);
     case 2:
-        return shared_bytes >= Large64::BYTES
-            ? portable_backward_of<64, Large64, 1>(a, stream)
-            : portable_backward_of<64, PortableBackwardTile<64, 64, 2, 4, 1>, 1>(a, stream);
-    case 3: return portable_backward_of<96, PortableBackwardTile<96, 64, 1, 4, 1>, 1>(a, stream);
+        return shared_bytes >= Large64::BYTES ? portable_backward_of<64, Large64, 1>(a, stream)
+                                              : portable_backward_of<64, Small64, 1>(a, stream);
+    case 3: return portable_backward_of<96, Small96, 1>(a, stream);
     default:
-        return shared_bytes >= Large128::BYTES
-            ? portable_backward_of<128, Large128, 1>(a, stream)
-            : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
+        return shared_bytes >= Large128::BYTES ? portable_backward_of<128, Large128, 1>(a, stream)
+                                               : portable_backward_of<128, Small128, 1>(a, stream);
     }
 }
 #ifndef ATTN_HOPPER
 #define ATTN_HOPPER 1   // 0: a build without sm_90a, whose kernels for Hopper are empty
 #endif
+// Whether the kernels for Hopper take it.
 static int attn_hopper(const AttnShape& s, const AttnDevice& d) {
     return ATTN_HOPPER && s.path == ATTN_AUTO && (s.HS == 64 || s.HS == 128) && d.major == 9;
 }
 
-// One chunk pair; its conventions are those above them. Asynchronous on `stream`, on the device that is
-// current.
+// One chunk pair; the conventions are at the top of the attention kernels. Asynchronous on
+// `stream`, on the device that is current.
 static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
     AttnDevice d;
     ATTN_TRY(attn_device(&d));
