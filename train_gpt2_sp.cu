@@ -72,23 +72,27 @@ typedef __nv_bfloat16 bf16;
 
 // --- arguments of attention ---
 enum { ATTN_AUTO, ATTN_PORTABLE };   // kernels: the best for this GPU and shape, or the portable ones
-// A (B, NH, T, HS) tensor in place; its strides count numbers, and the HS numbers of a token are neighbours.
+// A (B, NH, T, HS) tensor in place. Strides count numbers; the HS numbers of a token are neighbours.
 struct AttnView {
     void* p;   // NULL = absent
     int64_t token, head, batch;
 
-    // The first number of head h of sequence b; number d of its token t. E: bf16 or float.
+    // Where in p the numbers of token t of head h of sequence b begin.
+    __device__ int64_t index(int64_t b, int64_t h, int64_t t) const {
+        return b * batch + h * head + t * token;
+    }
+    // The first number of that head; number d of that token. E: bf16 or float.
     template <class E> __device__ E* of(int64_t b, int64_t h) const { return (E*)p + b * batch + h * head; }
     template <class E> __device__ E* at(int64_t b, int64_t h, int64_t t, int d) const {
-        return (E*)p + b * batch + h * head + t * token + d;
+        return (E*)p + index(b, h, t) + d;
     }
 };
-// A (B, NH, T) fp32 tensor: a number for each row of attention.
+// A (B, NH, T) fp32 tensor, a number for each row of attention.
 struct AttnRows {
     float* p;   // NULL = absent
     int64_t head, batch;
 
-    // Token 0 of head h of sequence b; its token t.
+    // The first number of head h of sequence b; that of token t.
     __device__ float* of(int64_t b, int64_t h) const { return p + b * batch + h * head; }
     __device__ float* at(int64_t b, int64_t h, int64_t t) const { return p + b * batch + h * head + t; }
 };
@@ -97,13 +101,17 @@ struct AttnShape {
     int q_pos, k_pos;       // absolute position of query row 0 and key row 0
     int causal;             // 1: key j is visible to query i only if j <= i
     float scale;            // > 0, 1/sqrt(HS) as a rule
-    const int* doc_start;   // (B, Tq) absolute, or NULL
+    const int* doc_start;   // (B, Tq) absolute position of the first token of each row's document, which does
+                            // not decrease along a sequence; or NULL
     int64_t doc_batch;      // batch stride of doc_start
     int HS = 64;            // head size: a multiple of 16 from 32 to 128
     int path = ATTN_AUTO;   // or ATTN_PORTABLE
+
+    // doc_start of sequence b (Tq), or NULL.
+    __device__ const int* doc(int b) const { return doc_start ? doc_start + b * doc_batch : NULL; }
 };
-// What attention over some of the keys leaves for the others: fp32 O~, and for each row the exponent offset
-// (base 2, -inf = nothing seen) and the sum.
+// What attention over some of the keys leaves for the others: fp32 O~, and for each row the
+// exponent offset (base 2, -inf = nothing seen) and the sum.
 struct AttnCarry {
     AttnView acc;
     AttnRows m, l;
@@ -116,21 +124,18 @@ struct AttnForward {
     AttnView acc;       // fp32 carry O~; with m and l, read if carry_in, written if carry_out
     AttnRows m, l;      // fp32 carry: exponent offset (base 2, -inf = nothing seen) and sum
     int carry_in, carry_out;
-    int*
-        // >= 4 bytes of device memory, zero before the first call; every call leaves them zero: the tile
-        // counter
-        work;
+    int* work;   // >= 4 bytes of device memory, zero before the first call, which every call leaves zero: the
+                 // counter of tiles
 };
 struct AttnBackward {
     AttnShape s;
     AttnView q, k, v, dout;   // bf16
     AttnRows lse, delta;      // of the whole row, over all key chunks
-    AttnView dq;       // fp32 (B, NH, Tq, HS), unscaled; always added to (zeroed first if !accumulate_dq)
-    AttnView dk, dv;   // fp32 (added to if accumulate_dkv) or bf16 (dkv_bf16 = 1, overwritten)
+    AttnView dq;              // fp32 (B, NH, Tq, HS), unscaled; added to (zeroed first if !accumulate_dq)
+    AttnView dk, dv;          // fp32 (added to if accumulate_dkv), or bf16 (dkv_bf16 = 1, overwritten)
     int dkv_bf16, accumulate_dq, accumulate_dkv, deterministic;
-    int*
-        // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has its 4
-        work;
+    int* work;   // >= attention_backward_work() bytes of device memory, the first 8 as the forward pass has
+                 // its 4
 };
 
 // What the rest of the program calls of the kernels in section 7.
@@ -2104,57 +2109,63 @@ static int matmul_backward_weight(
 
 // --- attention kernels ---
 //
-// Exact attention for one chunk of queries against one chunk of keys, forward and backward: here on Hopper
-// (sm_90a) for head sizes 64 and 128, in the portable kernels on every GPU from sm_80 on for all up to
-// 128. attention_forward and attention_backward choose; carries of one are read by the other.
+// Exact attention of one chunk of queries over one chunk of keys, forward and backward. The kernels
+// that follow run on Hopper (sm_90a) for head sizes 64 and 128, the portable ones after them on
+// every GPU from sm_80 on for all head sizes up to 128. attention_forward and attention_backward,
+// at the end, choose between them; what one kind carries, the other reads.
 //
-// What it computes, for each batch b and head h, with absolute positions i = q_pos + row and j = k_pos +
-// column:
+// For each sequence b and head h, with the absolute positions i = q_pos + row and j = k_pos + column:
 //     visible(i,j) = (not causal or j <= i) and (no doc_start or j >= doc_start[row])
-//     O   = softmax over visible j of (scale * q_i . k_j)  times V          lse_i = ln sum over visible j of exp(scale * q_i . k_j)
-//     dV += P^T dO      dS = P * (dO V^T - delta)      dQ += dS K (unscaled, see below)      dK += scale * dS^T Q      delta_i = dO_i . O_i
-// Rows that see no key give O = 0 and lse = -inf, and add nothing to any gradient.
+//     lse_i   = ln sum over visible j of exp(scale q_i . k_j)
+//     P_ij    = exp(scale q_i . k_j - lse_i), 0 if j is not visible        O = P V
+//     delta_i = dO_i . O_i                                                 dS = P * (dO V^T - delta)
+//     dV += P^T dO          dQ += dS K (without scale, see below)          dK += scale dS^T Q
+// A row that sees no key gives O = 0 and lse = -inf, and adds nothing to any gradient.
 //
-// Chunks. One sequence may be cut into chunks of queries and of keys that live at different times or on
-// different GPUs. The forward pass carries (O~, m, l) in fp32 from one launch to the next: O~ = sum of p_j
-// v_j, l = sum of p_j, p_j = 2^(s_j - m), s_j = scale * log2(e) * q.k_j, where m is any number that keeps the
-// powers in range (the row maximum or one within 8 of it), in base-2 units. The last launch divides and
-// writes O and lse. The backward pass takes the lse and delta of the whole row, so its launches only add: dQ,
-// dK and dV accumulate in fp32. dQ is kept without the factor `scale`, which attention_dq_finish applies once
-// when it casts.
+// Chunks. Those of a sequence may be at hand at different times, or on different GPUs. A forward
+// launch hands the next one over the same queries a carry in fp32, (O~, m, l): with s_j = scale
+// log2(e) q . k_j and p_j = 2^(s_j - m) these are O~ = sum of p_j v_j and l = sum of p_j. m, in
+// base-2 units, is any number that keeps the powers in range: the row's maximum, or one within 8 of
+// it. The last launch divides, and writes O and lse. A backward launch needs the lse and delta of
+// the whole row, and then only adds, in fp32, to dQ, dK and dV. dQ is summed without the factor
+// `scale`, which attention_dq_finish applies when it casts.
 //
 //     attention_forward(args, stream)      one (query chunk, key chunk) pair; carry in and out optional
-//     attention_merge(...)                 adds two carries of the same rows (computed at different places), or turns one into O and lse
+//     attention_merge(...)                 adds two carries of the same rows, or turns one into O and lse
 //     attention_delta(...)                 delta = rowsum(dO * O)
 //     attention_backward(args, stream)     one pair; args.deterministic orders the additions into dQ
 //     attention_dq_finish(...)             dQ (fp32, unscaled) -> scale * dQ (bf16)
-// All are asynchronous, work on the current device, and keep nothing between calls: threads with a device
-// each may call them at the same time.
+// All are asynchronous, work on the current device, and keep nothing between calls, so that threads
+// with a device each may call them at the same time.
 //
-// Tensors are views: a base pointer and the strides of token, head and batch in elements; the head dimension
-// (HS) is contiguous. So the packed output of a QKV GEMM (token stride 3C, head stride HS) and head-major
-// tensors are both read in place. Copies into shared memory need a base aligned to 16 bytes and strides of a
-// multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue. doc_start (B, Tq): absolute
-// position of the first token of each row's document, non-decreasing along a sequence.
+// Tensors are views (AttnView): the packed output of a QKV product (token stride 3C, head stride HS) and
+// head-major tensors are both read in place. What is copied into shared memory needs a base aligned to
+// 16 bytes and strides of a multiple of 16 bytes; anything else is refused with cudaErrorInvalidValue.
 //
-// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq / Tk rows of this chunk
-// of queries / keys, g = lane / 4 and t = lane % 4 of a thread.
+// The letters: B batch, NH heads, HS head size (D where kernels are made for it), Tq and Tk rows of
+// this chunk of queries and keys, g = lane / 4 and t = lane % 4 of a thread (t2 = 2t).
 //
-// The accumulator of a 64 x N wgmma: warp w of the warpgroup owns rows 16w..16w+15; a thread owns rows g and
-// g+8 and columns 8j+2t, 8j+2t+1: d[4j], d[4j+1] are row g, d[4j+2], d[4j+3] row g+8. Rounded to bf16 in
-// pairs it is exactly the register A operand of the next wgmma. Shared tiles are rows of 128 bytes in the
-// 128-byte swizzle: 16-byte piece c of row r lies at 128 r + 16 (c ^ (r % 8)). Head size 128 takes two tiles,
-// one for each 64 columns, the second right after the first.
-//
-// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk reduction),
-// ThunderKittens (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17
-// -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means wgmma was serialised: treat it as an
-// error.
+// Ideas: FlashAttention-2/3 (warp specialisation, ping-pong, transposed S in backward, dQ by bulk
+// reduction), ThunderKittens (accumulators preloaded with -lse). Build: nvcc -O3 -std=c++17
+// -gencode=arch=compute_90a,code=sm_90a; a C75xx line from ptxas means that products were put one
+// after the other, at half the speed: treat it as an error.
 
 // --- PTX in small pieces ---
+//
+// Instructions that C++ has no name for, a function each.
+//
+// In registers. Of the 64 x N accumulator of a wgmma, warp w of the warpgroup owns rows 16w to 16w
+// + 15, and a thread rows g and g + 8 of these and columns 8j + 2t, 8j + 2t + 1: d[4j], d[4j+1] are
+// of row g, d[4j+2], d[4j+3] of row g + 8. Rounded to bf16 in pairs it is exactly the register A
+// operand of the next wgmma.
+//
+// In shared memory. A tile is rows of 64 numbers, 128 bytes, in the 128-byte swizzle: 16-byte piece c
+// of row r lies at 128 r + 16 (c ^ (r % 8)), so that 8 rows of one column of pieces lie in different
+// banks. Head size 128 takes two tiles, one for each 64 columns, the second right after the first.
 namespace attn {
 static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
+// The address of p in shared memory. Accesses through the pointer would be generic, several times slower.
 __device__ __forceinline__ uint32_t smem_of(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
@@ -2166,15 +2177,20 @@ __device__ __forceinline__ float log2_fast(float x) {
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-// two floats to bf16x2, lo in the low half
+// Two floats as bf16x2, lo in the low half.
 __device__ __forceinline__ uint32_t pack(float lo, float hi) {
     uint32_t y;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
     return y;
 }
 
+// mbarriers. A phase of one ends when `count` arrivals and all bytes that it was told to expect are in.
 __device__ __forceinline__ void bar_init(uint64_t* b, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_of(b)), "r"(count));
+}
+// After the last bar_init, before the copy engine arrives on any of them.
+__device__ __forceinline__ void bar_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ __forceinline__ void bar_arrive(uint64_t* b) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_of(b)) : "memory");
@@ -2183,50 +2199,63 @@ __device__ __forceinline__ void bar_expect(uint64_t* b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes)
                  : "memory");
 }
+// Waits for the end of the phase of this parity: the first phase of a barrier has parity 0, and the
+// one before it, parity 1, has ended from the beginning.
 __device__ __forceinline__ void bar_wait(uint64_t* b, int parity) {
 #ifdef ATTN_JITTER   // one wait in that many begins some microseconds late: no order of the warps may matter
     uint32_t x = ((uint32_t)clock() + (threadIdx.x >> 5) * 0x9E3779B9u) * 0x85EBCA6Bu;
     if ((x >> 8) % ATTN_JITTER == 0) __nanosleep(x >> 20);
 #endif
-    asm volatile("{\n.reg .pred P;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra "
-                 "DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(smem_of(b)),
+    asm volatile("{\n.reg .pred P;\n"
+                 "AGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n"
+                 "@P bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(smem_of(b)),
                  "r"(parity)
                  : "memory");
 }
-// One thread arrives on an mbarrier for all that have read or written the buffer that it guards:
-//     statistics of rows, backward   32 lanes write -> proxy_fence, __syncwarp -> lane 0 arrives on q_full -> all wait for it ->
-//                                    products and, of `doc`, 256 threads read
-//     and their buffer again         the products, or others after what 128 threads read, and the wait for these -> thread 0
-//                                    arrives on q_empty -> the 32 lanes wait for it -> write
-//     number of a tile, forward      one thread writes -> arrives on q_full -> all wait for it -> all consumers read
-//     and its place again            128 threads read -> products and the wait for them, or a named barrier -> thread 0 arrives on
-//                                    q_empty -> the one thread waits for it -> writes
-//     the same, backward             one thread writes -> arrives on tile_full -> all wait for it -> 352 threads read
-//     and its place again            128 threads read -> named barrier, or 32 -> __syncwarp -> the first of them arrives on
-//                                    tile_empty -> the one thread waits for it -> writes
-// A warpgroup's product is of all four warps together. racecheck follows an mbarrier only from threads that
-// arrive on it themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make sanitize-gpu), and then
-// it must find nothing.
+// The next buffer of a ring of N, and the parity to wait for there. A reader begins with {0, 0}: it
+// waits for the end of phase 0 of `full`. A writer begins with {1, 0}: phase 1 of `empty` has ended
+// from the beginning.
+template <int N> struct Ring {
+    int phase, stage;
+    __device__ void next() {
+        if (++stage == N) stage = 0, phase ^= 1;
+    }
+};
+// One thread arrives on an mbarrier for all that have read or written the buffer that it guards.
+// What has brought these together:
+//     q_full, forward        one thread has written a tile's number, which the consumers read: nothing to do
+//     q_empty, forward       128 threads have read it: a product and the wait for it, or a named barrier
+//     q_full, backward       32 lanes have written the rows' numbers: proxy_fence, __syncwarp
+//     q_empty, backward      128 threads, or their products, have read these: the wait for a product
+//     tile_full, backward    one thread has written a tile's number, which 352 threads read: nothing to do
+//     tile_empty, backward   128 threads have read it: a named barrier; or 32 have: __syncwarp
+// A warpgroup's product is of all four warps together. racecheck follows an mbarrier only from
+// threads that arrive on it themselves, so for its sake all of them do with ATTN_ALL_ARRIVE (make
+// sanitize-gpu), and then it must find nothing.
 #ifdef ATTN_ALL_ARRIVE
 static const int WARP_ARRIVALS = 32, GROUP_ARRIVALS = 128;
 #else
 static const int WARP_ARRIVALS = 1, GROUP_ARRIVALS = 1;
 #endif
-__device__ __forceinline__ bool speaks(int thread) { return GROUP_ARRIVALS > 1 || thread == 0; }
-template <int ID, int N> __device__ __forceinline__ void named_sync() {
-    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(N) : "memory");
+// Whether this thread, by its number in the warp or warpgroup, is one that arrives.
+__device__ __forceinline__ bool arrives(int thread) { return GROUP_ARRIVALS > 1 || thread == 0; }
+
+// Named barriers: THREADS threads meet at barrier `id`, of which some wait and others only arrive.
+template <int THREADS> __device__ __forceinline__ void named_sync(int id) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
-template <int ID, int N> __device__ __forceinline__ void named_arrive() {
-    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(N) : "memory");
+template <int THREADS> __device__ __forceinline__ void named_arrive(int id) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
 
-static const uint64_t L2_FIRST = 0x12F0000000000000ull,
-                      L2_LAST = 0x14F0000000000000ull;   // evict_first, evict_last policies
+// The tensor copy engine (TMA) between device and shared memory: a box of a tensor map from (col,
+// row, head, batch) on. A load arrives on `bar`; stores and additions are waited for in groups.
+static const uint64_t L2_FIRST = 0x12F0000000000000ull,   // cache policies: evict_first
+    L2_LAST = 0x14F0000000000000ull;                      // evict_last
 __device__ __forceinline__ void tma_load(
     void* dst, const CUtensorMap* map, uint64_t* bar, int col, int row, int head, int batch, uint64_t hint) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3, "
-                 "%4, %5}], [%6], %7;" ::"r"(smem_of(dst)),
+                 "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(smem_of(dst)),
                  "l"(map), "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(bar)), "l"(hint)
                  : "memory");
 }
@@ -2246,18 +2275,21 @@ __device__ __forceinline__ void tma_store(
 }
 __device__ __forceinline__ void tma_add(
     const CUtensorMap* map, const void* src, int col, int row, int head, int batch) {
-    asm volatile(
-        "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::
-            "l"(map),
-        "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
-        : "memory");
+    asm volatile("cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group "
+                 "[%0, {%1, %2, %3, %4}], [%5];" ::"l"(map),
+                 "r"(col), "r"(row), "r"(head), "r"(batch), "r"(smem_of(src))
+                 : "memory");
 }
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until this thread's groups have read shared memory.
 __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
+// Waits until they are done.
 __device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+// Orders this thread's accesses before those of the copy engine and of wgmma: to shared memory; to any.
 __device__ __forceinline__ void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void proxy_fence_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
 // 0 for every x, NaN patterns too, but not to the compiler: a dependence on x that costs two instructions.
 __device__ __forceinline__ int opaque_zero(int x) {
@@ -2265,24 +2297,24 @@ __device__ __forceinline__ int opaque_zero(int x) {
     asm volatile("popc.b32 %0, %1;" : "=r"(y) : "r"(x));
     return y >> 6;
 }
-// Shared memory by its own address space: accesses through the aligned base pointer would be generic, several
-// times slower.
-__device__ __forceinline__ float2 lds2(uint32_t a) {
-    float2 v;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(a) : "memory");
-    return v;
-}
+// A number that all lanes of the warp have, and that the compiler then knows to be one: a uniform register.
+__device__ __forceinline__ int warp_uniform(int x) { return __reduce_max_sync(~0u, x); }
+
+// Shared memory by address: 1, 2 or 4 words.
 __device__ __forceinline__ int lds1(uint32_t a) {
     int v;
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(a) : "memory");
     return v;
 }
-__device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+__device__ __forceinline__ float lds1_volatile(uint32_t a) {
+    float v;
+    asm volatile("ld.volatile.shared.f32 %0, [%1];" : "=f"(v) : "r"(a) : "memory");
+    return v;
 }
-__device__ __forceinline__ void sts4(uint32_t a, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(x), "r"(y), "r"(z), "r"(w)
-                 : "memory");
+__device__ __forceinline__ float2 lds2(uint32_t a) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(a) : "memory");
+    return v;
 }
 __device__ __forceinline__ uint4 lds4(uint32_t a) {
     uint4 v;
@@ -2295,23 +2327,15 @@ __device__ __forceinline__ uint4 lds4(uint32_t a) {
 __device__ __forceinline__ void sts1(uint32_t a, uint32_t x) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(x) : "memory");
 }
-// p[0] += x, p[1] += y in memory.
-__device__ __forceinline__ void red2(float* p, float x, float y) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
-#else
-    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y)
+__device__ __forceinline__ void sts2(uint32_t a, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(a), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ void sts4(uint32_t a, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
-#endif
 }
-__device__ __forceinline__ int load_acquire(const int* p) {
-    int v;
-    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ void add_release(int* p, int x) {
-    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
-}
+// Four 8 x 8 matrices of bf16 from registers; lanes 8i to 8i + 7 give the addresses of the rows of
+// matrix i. The second: transposed.
 __device__ __forceinline__ void stmatrix4(uint32_t addr, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a),
                  "r"(b), "r"(c), "r"(d)
@@ -2324,10 +2348,31 @@ __device__ __forceinline__ void stmatrix4_trans(
                  : "memory");
 }
 
-// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024 bytes apart
-// (the high word is constant: 1024 / 16 and the swizzle mode). K-major operands step 16 of K by +32 bytes
-// (+2), M/N-major ones by 16 rows = +2048 bytes (+128). lbo: distance to the next 64 columns, used by N-major
-// operands wider than 64 only.
+// p[0] += x, p[1] += y in device memory, without waiting for it.
+__device__ __forceinline__ void red2(float* p, float x, float y) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
+#else
+    asm volatile("red.global.add.f32 [%0], %1;\nred.global.add.f32 [%0 + 4], %2;" ::"l"(p), "f"(x), "f"(y)
+                 : "memory");
+#endif
+}
+// A counter in device memory by which blocks of threads take turns.
+__device__ __forceinline__ int load_acquire(const int* p) {
+    int v;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ void add_release(int* p, int x) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+
+// wgmma, the product of a warpgroup: asynchronous, waited for in groups.
+//
+// Low word of the matrix descriptor of a swizzled tile: rows of 128 bytes, groups of 8 rows 1024
+// bytes apart (the high word is constant: 1024 / 16 and the swizzle mode). K-major operands step 16
+// of K by +32 bytes (+2), M/N-major ones by 16 rows = +2048 bytes (+128). lbo: distance to the next
+// 64 columns, used by N-major operands wider than 64 only.
 __device__ __forceinline__ uint32_t desc_of(const void* p, uint32_t lbo = 16) {
     return (smem_of(p) & 0x3FFFF) >> 4 | (lbo >> 4) << 16;
 }
@@ -2335,10 +2380,11 @@ __device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.ali
 __device__ __forceinline__ void mma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
+// Waits until at most N groups are not done.
 template <int N> __device__ __forceinline__ void mma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// keeps the compiler from moving uses of the accumulator across the asm around it
+// Keeps the compiler from moving uses of these registers across the asm around it.
 template <int N> __device__ __forceinline__ void hold(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
@@ -2347,6 +2393,11 @@ template <int N> __device__ __forceinline__ void hold(uint32_t (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
+template <int N> __device__ __forceinline__ void zero(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) d[i] = 0.f;
+}
+// Registers of a thread from here on, of all threads of a warpgroup.
 template <int N> __device__ __forceinline__ void regs_up() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
@@ -2356,65 +2407,57 @@ template <int N> __device__ __forceinline__ void regs_down() {
 
 // The accumulators of the wrappers below come first: as operands, and as they are called in the instruction.
 #define ACC_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define ACC_32(d, i) \
-    ACC_4(d, i), ACC_4(d, i + 4), ACC_4(d, i + 8), ACC_4(d, i + 12), ACC_4(d, i + 16), ACC_4(d, i + 20), \
-        ACC_4(d, i + 24), ACC_4(d, i + 28)
+#define ACC_8(d, i) ACC_4(d, i), ACC_4(d, i + 4)
+#define ACC_32(d, i) ACC_8(d, i), ACC_8(d, i + 8), ACC_8(d, i + 16), ACC_8(d, i + 24)
 #define ACC_0_31 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-    "%22, %23, %24, %25, " \
-    "%26, %27, %28, %29, %30, %31"
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ACC_32_63 \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
-    "%52, %53, %54, %55, " \
-    "%56, %57, %58, %59, %60, %61, %62, %63"
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// d (64 x 128) = A (64 x 16, shared) * B (16 x 128, shared) + (accumulate ? d : 0); TA/TB = 1: that operand
-// is M/N-major.
+// d (64 x N) = A (64 x 16, shared) * B (16 x N, shared) + (accumulate ? d : 0), N = 128 and 64.
+// TA/TB = 1: that operand is M/N-major.
 template <int TA, int TB>
 __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint32_t a, uint32_t b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\nmov.b64 da, {%64, "
-                 "0x40000040};\nmov.b64 db, {%65, "
-                 "0x40000040};\n"
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %66, 0;\n"
+                 "mov.b64 da, {%64, 0x40000040};\nmov.b64 db, {%65, 0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ACC_0_31 ", " ACC_32_63
                  "}, da, db, p, 1, 1, %67, %68;\n}\n"
                  : ACC_32(d, 0), ACC_32(d, 32)
                  : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
 }
-
-// d (64 x 64) = A (64 x 16, shared) * B (16 x 64, shared) + (accumulate ? d : 0); TA/TB = 1: that operand is
-// M/N-major.
 template <int TA, int TB>
 __device__ __forceinline__ void wgmma_ss(float (&d)[32], uint32_t a, uint32_t b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\nmov.b64 da, {%32, "
-                 "0x40000040};\nmov.b64 db, {%33, "
-                 "0x40000040};\n"
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, %34, 0;\n"
+                 "mov.b64 da, {%32, 0x40000040};\nmov.b64 db, {%33, 0x40000040};\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31
                  "}, da, db, p, 1, 1, %35, %36;\n}\n"
                  : ACC_32(d, 0)
                  : "r"(a), "r"(b), "r"(accumulate), "n"(TA), "n"(TB));
 }
 
-// d = A (64 x 16) * B (16 x N), both shared, K-major and not swizzled: core matrices of 8 rows of 16 bytes,
-// B's of 8 columns each one after the other (128 / 16 in the descriptor's high word). A has the same core
-// matrix in all its rows (0 there).
+// d = A (64 x 16) * B (16 x N), both shared, K-major and not swizzled: core matrices of 8 rows of
+// 16 bytes, B's of 8 columns each one after the other (128 / 16 in the descriptor's high word). A
+// has the same core matrix in all its rows (0 there).
 __device__ __forceinline__ void wgmma_pick(float (&d)[64], uint32_t a, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%64, 0};\nmov.b64 "
-                 "db, {%65, 8};\n"
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\n"
+                 "mov.b64 da, {%64, 0};\nmov.b64 db, {%65, 8};\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ACC_0_31 ", " ACC_32_63
                  "}, da, db, p, 1, 1, 0, 0;\n}\n"
                  : ACC_32(d, 0), ACC_32(d, 32)
                  : "r"(a), "r"(b));
 }
 __device__ __forceinline__ void wgmma_pick(float (&d)[32], uint32_t a, uint32_t b) {
-    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\nmov.b64 da, {%32, 0};\nmov.b64 "
-                 "db, {%33, 8};\n"
+    asm volatile("{\n.reg .pred p;\n.reg .b64 da, db;\nsetp.ne.b32 p, 0, 0;\n"
+                 "mov.b64 da, {%32, 0};\nmov.b64 db, {%33, 8};\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ACC_0_31
                  "}, da, db, p, 1, 1, 0, 0;\n}\n"
                  : ACC_32(d, 0)
                  : "r"(a), "r"(b));
 }
 
-// d (64 x 64) += A (64 x 16, registers) * B (16 x 64, shared).
+// d (64 x N) += A (64 x 16, registers) * B (16 x N, shared), N = 64 and 128.
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(
     float (&d)[32], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
@@ -2424,8 +2467,6 @@ __device__ __forceinline__ void wgmma_rs(
                  : ACC_32(d, 0)
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(TB));
 }
-
-// d (64 x 128) += A (64 x 16, registers) * B (16 x 128, shared).
 template <int TB>
 __device__ __forceinline__ void wgmma_rs(
     float (&d)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
@@ -2437,48 +2478,73 @@ __device__ __forceinline__ void wgmma_rs(
 }
 
 // --- forward ---
-static const int FWD_COLS = 128;
-// What head size D leaves room for: the accumulators S and O take 64 + D / 2 registers of a consumer thread.
+//
+// One block of threads per SM stays for the whole launch and takes tiles by a counter in device
+// memory: ROWS queries of a head, whose keys come in blocks of 128, from the last that any of them
+// sees to the first. Warpgroup 0 loads: one of its threads has the copy engine bring Q, and K and V
+// block by block, into rings of buffers in shared memory. Each of the other warpgroups, the
+// consumers, owns 64 of the queries, whose S, P and O never leave its registers. It passes over the
+// blocks that its rows do not see, and never waits for another consumer, only for the loader.
+//
+//     barriers                  who arrives                             who waits, for what
+//     q_full, k_full, v_full    the copy (q_full too: no more tiles)    consumers, to read the buffer
+//     q_empty, k_empty, v_empty all consumers, done with it             loader, to fill it again
+//     BAR_GROUP + wg            the four warps of consumer wg           each other
+//
+//     A consumer in block n, from left to right (head size 64; two halves instead of quarters with 128):
+//     tensor cores   S(n)              PV 1/4   PV 2/4   PV 3/4   PV 4/4   S(n-1)
+//     arithmetic           max    exp 1/4  exp 2/4  exp 3/4  exp 4/4                max    exp 1/4 ...
+//     waits for                ^ v_full(n), k_full(n-1)
+//     arrives on                                                  v_empty(n) ^    ^ k_empty(n-1)
+static const int FWD_COLS = 128;   // keys of a block
 template <int D> struct FwdTile {
-    static const int GROUPS = D == 64 ? 3 : 2, ROWS = 64 * GROUPS, STAGES = D == 64 ? 3 : 2,
-                     THREADS = 128 + 128 * GROUPS;
+    static const int GROUPS = D == 64 ? 3 : 2;   // consumers
+    static const int ROWS = 64 * GROUPS;         // queries
+    static const int STAGES = D == 64 ? 3 : 2;   // blocks of K, and of V, in shared memory
+    static const int THREADS = 128 + 128 * GROUPS;
+    // Registers of a thread of the loader, and of a consumer, whose S and O take 64 + D / 2 of them.
     static const int REGS_LOAD = D == 64 ? 32 : 24, REGS = D == 64 ? 160 : 240;
-    // P is computed in so many parts, each followed by its share of P V. With head size 128, whose parts of
-    // P V are twice the work, two are 3 % faster than four.
+    // P is computed in so many parts, each followed by its share of P V. With head size 128, where
+    // a share is twice the work, two are 3 % faster than four.
     static const int PARTS = D == 64 ? 4 : 2;
 };
 
 template <int D> struct FwdSmem {
     static const int STAGES = FwdTile<D>::STAGES;
-    bf16 q[2][FwdTile<D>::ROWS * D];   // two tiles of queries: the next one loads while this one is used
+    bf16 q[2][FwdTile<D>::ROWS * D];   // of this tile, and of the next one, which loads meanwhile
     bf16 k[STAGES][FWD_COLS * D];
     bf16 v[STAGES][FWD_COLS * D];
-    bf16 unused[D == 64 ? 1024 : 512];    // the kernel has not been timed without it
-    bf16 o[FwdTile<D>::GROUPS][64 * D];   // staging of the output, one part per warpgroup
-    uint64_t q_full[2], q_empty[2], k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
-    int tile[2];   // tile number that belongs to q[i], -1 = no more
+    bf16 unused[D == 64 ? 1024 : 512];    // nothing; the kernel has not been timed without it
+    bf16 o[FwdTile<D>::GROUPS][64 * D];   // each consumer's O on its way to memory
+    uint64_t q_full[2], q_empty[2];
+    uint64_t k_full[STAGES], k_empty[STAGES];
+    uint64_t v_full[STAGES], v_empty[STAGES];
+    int tile[2];   // number of the tile in q[i], -1 = no more
 };
+enum { BAR_GROUP = 4 };   // named barrier, + the consumer's number
 struct FwdParams {
     CUtensorMap q, k, v, o;
     AttnForward a;
-    int tiles, row_tiles, section;   // section: heads whose K and V stay in L2 together
-    // rows of the first tile that lie before row 0, a multiple of 64: the tile with the fewest keys is the
-    // short one
-    int before;
+    int tiles, row_tiles;   // of all heads, of one
+    int section;            // heads whose K and V stay in L2 together
+    int before;             // rows of the first tile that lie before row 0, a multiple of 64, so that the
+                            // short tile is the one with the fewest keys
 };
-struct Tile {
-    int row, head, batch;
-};   // row: number of the row tile
 
-// Tile number -> what to do: sections of heads one after the other, inside a section the longest (last) row
-// tiles first.
+// A piece of work of a block of threads.
+struct Tile {
+    int row, head, batch;   // row: number of the row tile; backward: of the block of keys
+};
+// Tile number t. Sections of heads come one after the other; inside a section the last row tiles of
+// its heads, which see the most keys, come first.
 __device__ __forceinline__ Tile fwd_tile(const FwdParams& p, int t) {
-    int per = p.section * p.row_tiles, sec = t / per, r = t - sec * per;
+    int per = p.section * p.row_tiles, sec = t / per;
+    int r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
     int row = r / heads, bh = sec * p.section + r - row * heads;
     return {p.row_tiles - 1 - row, bh % p.a.s.NH, bh / p.a.s.NH};
 }
-// Blocks [lo, hi) of COLS keys that rows [r0, r1] of batch b see any of.
+// Blocks [lo, hi) of COLS keys that hold any key that rows r0 to r1 of sequence b see.
 template <int COLS>
 __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int r1, int& lo, int& hi) {
     int end = s.causal ? min(s.Tk, s.q_pos - s.k_pos + r1 + 1) : s.Tk;
@@ -2486,7 +2552,55 @@ __device__ __forceinline__ void key_range(const AttnShape& s, int b, int r0, int
     lo = s.doc_start ? max(0, s.doc_start[b * s.doc_batch + r0] - s.k_pos) / COLS : 0;
     lo = min(lo, hi);
 }
+// The same for a tile, [lo, hi), and of these [first, end) that a consumer's rows r0 to r1, if it
+// has `any`, see: lo <= first <= end <= hi.
+struct FwdSpan {
+    int hi, end, first, lo;
+};
+template <int ROWS>
+__device__ __forceinline__ FwdSpan fwd_span(
+    const AttnShape& shape, int batch, int tile_row, int r0, int r1, bool any) {
+    FwdSpan x;
+    key_range<FWD_COLS>(shape, batch, max(tile_row, 0), min(tile_row + ROWS, shape.Tq) - 1, x.lo, x.hi);
+    x.first = x.end = x.lo;
+    if (any) key_range<FWD_COLS>(shape, batch, r0, r1, x.first, x.end);
+    if (x.first >= x.end) x.first = x.end = x.lo;
+    x.lo = warp_uniform(x.lo);
+    x.hi = warp_uniform(x.hi);
+    x.first = warp_uniform(x.first);
+    x.end = warp_uniform(x.end);
+    return x;
+}
 
+// S = Q K^T of a consumer's 64 rows and a block of keys. Asynchronous. dq, dk: descriptors of Q and K.
+template <int D> __device__ __forceinline__ void fwd_scores(float (&s)[64], uint32_t dq, uint32_t dk) {
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++)
+        wgmma_ss<0, 0>(s, dq + (kk >> 2) * 8 * FwdTile<D>::ROWS + (kk & 3) * 2,
+            dk + (kk >> 2) * 8 * FWD_COLS + (kk & 3) * 2, kk != 0);
+    mma_commit();
+}
+// Scores of keys that a row does not see become -inf: of a thread's rows `row` and row + 8, in
+// block n. rel: position of query row 0 after key 0; doc: doc_start of the sequence, or NULL.
+__device__ __forceinline__ void fwd_mask(
+    float (&s)[64], const AttnShape& shape, const int* doc, int rel, int row, int n, int t2) {
+    const int k0 = n * FWD_COLS;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int end = (shape.causal ? min(shape.Tk, rel + row + 8 * r + 1) : shape.Tk) - k0 - t2;
+        int begin = doc ? doc[min(row + 8 * r, shape.Tq - 1)] - shape.k_pos - k0 - t2 : -1 << 30;
+#pragma unroll
+        for (int j = 0; j < 16; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (8 * j + e >= end || 8 * j + e < begin) s[4 * j + 2 * r + e] = -INFINITY;
+    }
+}
+// Sum over the four lanes that share a row of an accumulator.
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
 // Largest of this thread's 32 scores of row r (0: g, 1: g + 8).
 __device__ __forceinline__ float max_of_row(const float (&s)[64], int r) {
     float a = fmaxf(s[2 * r], s[2 * r + 1]), b = fmaxf(s[2 * r + 32], s[2 * r + 33]);
@@ -2497,8 +2611,8 @@ __device__ __forceinline__ float max_of_row(const float (&s)[64], int r) {
     }
     return fmaxf(a, b);
 }
-// The same by integer comparison (half the instructions): right if any score is >= 0, otherwise some value
-// not above the maximum.
+// The same by comparing the floats' bits as integers, in half the instructions. Negative ones
+// compare the wrong way round: right if any score is >= 0, otherwise one of the scores.
 __device__ __forceinline__ float imax_of_row(const float (&s)[64], int r) {
     int u[2];
 #pragma unroll
@@ -2515,7 +2629,7 @@ __device__ __forceinline__ float imax_of_row(const float (&s)[64], int r) {
 struct Offset {
     float m[2];       // base 2, -inf = nothing seen yet
     float minus[2];   // -m, 0 if m = -inf
-    float limit[2];   // scores above (m + 8) / c move m
+    float limit[2];   // scores above (m + 8) / c move m; c = scale * log2(e)
     int exact;        // some row of this warp has m < -64: find maxima by float comparison
 };
 __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
@@ -2526,9 +2640,10 @@ __device__ __forceinline__ void offset_set(Offset& f, float inv_c) {
     }
     f.exact = __any_sync(~0u, fminf(f.m[0], f.m[1]) < -64.f);
 }
-// Moves m where a score exceeds it by more than 2^8 and rescales what has been summed. The common path has no
-// exchange between lanes but one vote. With integer maxima (m >= -64) a row whose scores are all negative may
-// keep an m that they exceed by less than 2^64: in range for bf16 and fp32.
+// Where a score exceeds its row's m by more than 8 in base 2, moves m, and rescales O~ and l. As a
+// rule there is none, and the lanes exchange no more than a vote. With integer maxima (m >= -64) a
+// row whose scores are all negative may keep an m that they exceed by less than 64: powers below
+// 2^64, in range for bf16 and fp32.
 template <int NO>
 __device__ __forceinline__ void offset_update(
     const float (&s)[64], float (&o)[NO], float (&l)[2], Offset& f, float c, float inv_c) {
@@ -2550,291 +2665,300 @@ __device__ __forceinline__ void offset_update(
     for (int i = 0; i < NO; i++) o[i] *= alpha[(i >> 1) & 1];
     offset_set(f, inv_c);
 }
+// O~ += P V for a block of keys, where P = 2^(c S - m) takes the place of S: part by part, each
+// sent to the tensor cores while the next one is computed. Asynchronous. dv: descriptor of V; sum
+// += this thread's share of the two rows' sums of P.
+template <int D>
+__device__ __forceinline__ void fwd_weigh_values(
+    float (&o)[D / 2], float (&s)[64], float (&sum)[2], const Offset& f, float c, uint32_t dv) {
+    const int PARTS = FwdTile<D>::PARTS;
+    uint32_t pr[32];   // P in bf16
+    hold(o);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+#pragma unroll
+        for (int e = 0; e < 64 / PARTS; e++) {
+            const int i = part * (64 / PARTS) + e;
+            s[i] = exp2_fast(fmaf(s[i], c, f.minus[(i >> 1) & 1]));
+        }
+#pragma unroll
+        for (int e = 0; e < 32 / PARTS; e++) {
+            const int i = part * (32 / PARTS) + e;
+            pr[i] = pack(s[2 * i], s[2 * i + 1]);
+            sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
+        }
+        if (part == PARTS - 1) hold(s);
+#pragma unroll
+        for (int e = 0; e < 32 / PARTS; e++) asm volatile("" : "+r"(pr[part * (32 / PARTS) + e])::"memory");
+        mma_fence();
+#pragma unroll
+        for (int e = 0; e < 8 / PARTS; e++) {
+            const int kk = part * (8 / PARTS) + e;
+            wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], dv + 128 * kk);
+        }
+        mma_commit();
+    }
+}
 
-// The consumer half of the forward kernel: warpgroup WG computes rows 64 WG .. 64 WG + 63 of every tile that
-// the producer announces.
+// What a thread has of O~, l and m of its rows `row` and row + 8 when a tile begins: the carry, or
+// nothing seen. rows: whether the consumer has any.
+template <int D>
+__device__ __forceinline__ void fwd_begin(float (&o)[D / 2], float (&l)[2], Offset& f, const AttnForward& a,
+    const Tile& w, int row, int t2, bool rows) {
+    if (a.carry_in) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            bool in = rows && row + 8 * r < a.s.Tq;
+            const float* acc = a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) {
+                float2 x = in ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
+                o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
+            }
+            f.m[r] = in ? a.m.at(w.batch, w.head, row)[8 * r] : -INFINITY;
+            l[r] = in && t2 == 0 ? a.l.at(w.batch, w.head, row)[8 * r] : 0.f;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < D / 2; i++) o[i] = 0.f;
+        f.m[0] = f.m[1] = -INFINITY;
+        l[0] = l[1] = 0.f;
+    }
+}
+// Writes a thread's part of the carry and of lse.
+template <int D>
+__device__ __forceinline__ void fwd_write_rows(const float (&o)[D / 2], const float (&l)[2], const Offset& f,
+    const AttnForward& a, const Tile& w, int row, int t2, bool rows) {
+    if (a.carry_out) {
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            if (rows && row + 8 * r < a.s.Tq) {
+                float* acc = a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
+#pragma unroll
+                for (int j = 0; j < D / 8; j++)
+                    *(float2*)(acc + 8 * j) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
+                if (t2 == 0) {
+                    a.m.at(w.batch, w.head, row)[8 * r] = f.m[r];
+                    a.l.at(w.batch, w.head, row)[8 * r] = l[r];
+                }
+            }
+    }
+    if (a.lse.p && t2 == 0) {
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            if (rows && row + 8 * r < a.s.Tq)
+                a.lse.at(w.batch, w.head, row)[8 * r] =
+                    l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
+    }
+}
+// O = O~ / l of a consumer's 64 rows from r0 on, in bf16, through its staging area to memory.
+template <int D>
+__device__ __forceinline__ void fwd_write_output(const FwdParams& p, FwdSmem<D>& sm, const float (&o)[D / 2],
+    const float (&inv)[2], const Tile& w, int r0, int wg, int tid) {
+    if (tid == 0) bulk_wait_read();   // the O of the tile before has left the staging area
+    named_sync<128>(BAR_GROUP + wg);
+    const int lane = tid & 31;
+    uint32_t base = smem_of(sm.o[wg]);
+    int r = (tid >> 5) * 16 + (lane & 15);
+#pragma unroll
+    for (int j = 0; j < D / 16; j++) {   // rows 0-7 and 8-15 of piece 2j, then of piece 2j + 1
+        uint32_t addr = base + (j >> 2) * 8192 + r * 128 + (((2 * (j & 3) + (lane >> 4)) ^ (r & 7)) << 4);
+        stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]),
+            pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]),
+            pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]),
+            pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
+    }
+    proxy_fence();
+    named_sync<128>(BAR_GROUP + wg);
+    if (tid == 0) {
+#pragma unroll
+        for (int col = 0; col < D; col += 64) tma_store(&p.o, sm.o[wg] + 64 * col, col, r0, w.head, w.batch);
+        bulk_commit();
+    }
+}
+
+// Consumer wg of the forward kernel: rows 64 wg to 64 wg + 63 of every tile that the loader announces.
 template <int D>
 __device__ __forceinline__ void fwd_consumer(const FwdParams& p, FwdSmem<D>& sm, const int wg) {
-    const int NO = D / 2, PARTS = FwdTile<D>::PARTS;
-    const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
-    const AttnShape& sh = p.a.s;
-    const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2,
-              wrow = (tid >> 5) * 16 + g;
-    const float c = sh.scale * LOG2E, inv_c = 1.f / c;
-    float s[64], o[NO], l[2];
+    const int ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
+    const AttnShape& shape = p.a.s;
+    const int tid = threadIdx.x & 127, lane = tid & 31;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int wrow = (tid >> 5) * 16 + g;   // the first of this thread's two rows of 64
+    const float c = shape.scale * LOG2E, inv_c = 1.f / c;
+    float s[64], o[D / 2], l[2];
     Offset f;
-    int kst = 0, kph = 0, vst = 0, vph = 0;   // ring positions of the next K and the next V
+    Ring<STAGES> k = {0, 0}, v = {0, 0};   // the next block of K, and of V
     for (int it = 0;; it++) {
         const int qs = it & 1;
         bar_wait(&sm.q_full[qs], (it >> 1) & 1);
-        int number = __reduce_max_sync(~0u, sm.tile[qs]);   // a uniform register from here on
+        const int number = warp_uniform(sm.tile[qs]);
         if (number < 0) break;
         const Tile w = fwd_tile(p, number);
-        const int tr0 = w.row * ROWS - p.before, r0 = tr0 + wg * 64, r1 = min(r0 + 63, sh.Tq - 1);
-        const bool rows = r0 >= 0 && r0 < sh.Tq;   // this warpgroup has any
-        int lo, hi, mylo, myhi;
-        key_range<FWD_COLS>(sh, w.batch, max(tr0, 0), min(tr0 + ROWS, sh.Tq) - 1, lo, hi);
-        mylo = myhi = lo;
-        if (rows) key_range<FWD_COLS>(sh, w.batch, r0, r1, mylo, myhi);
-        if (mylo >= myhi) mylo = myhi = lo;
-        lo = __reduce_max_sync(~0u, lo), hi = __reduce_max_sync(~0u, hi), mylo = __reduce_max_sync(~0u, mylo),
-        myhi = __reduce_max_sync(~0u, myhi);
-        // keys below `whole` and at or above doc_last need no mask for any row of this warpgroup
-        const int rel = sh.q_pos - sh.k_pos;
-        const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk;
-        const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
-        const int doc_last = doc && rows ? doc[r1] - sh.k_pos : 0;
-        // blocks n >= mask_from or n < mask_below need a mask
-        const int mask_from = __reduce_max_sync(~0u, max(whole, 0) / FWD_COLS),
-                  mask_below = __reduce_max_sync(~0u, (max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
+        const int tile_row = w.row * ROWS - p.before;
+        const int r0 = tile_row + wg * 64, r1 = min(r0 + 63, shape.Tq - 1);
+        const bool rows = r0 >= 0 && r0 < shape.Tq;   // whether this consumer has any
+        const FwdSpan span = fwd_span<ROWS>(shape, w.batch, tile_row, r0, r1, rows);
+        // All its rows see the keys below `whole` that are not below doc_last: only blocks from
+        // mask_from on and below mask_below need a mask.
+        const int rel = shape.q_pos - shape.k_pos;
+        const int whole = shape.causal ? min(shape.Tk, rel + r0 + 1) : shape.Tk;
+        const int* doc = shape.doc(w.batch);
+        const int doc_last = doc && rows ? doc[r1] - shape.k_pos : 0;
+        const int mask_from = warp_uniform(max(whole, 0) / FWD_COLS);
+        const int mask_below = warp_uniform((max(doc_last, 0) + FWD_COLS - 1) / FWD_COLS);
         const uint32_t dq = desc_of(sm.q[qs] + wg * 64 * 64);
-
         const int row = r0 + wrow;
-        if (p.a.carry_in) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                bool in = rows && row + 8 * r < sh.Tq;
-                const float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
-#pragma unroll
-                for (int j = 0; j < D / 8; j++) {
-                    float2 x = in ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
-                    o[4 * j + 2 * r] = x.x, o[4 * j + 2 * r + 1] = x.y;
-                }
-                f.m[r] = in ? p.a.m.at(w.batch, w.head, row)[8 * r] : -INFINITY;
-                l[r] = in && t2 == 0 ? p.a.l.at(w.batch, w.head, row)[8 * r] : 0.f;
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < NO; i++) o[i] = 0.f;
-            f.m[0] = f.m[1] = -INFINITY, l[0] = l[1] = 0.f;
-        }
+        fwd_begin<D>(o, l, f, p.a, w, row, t2, rows);
         offset_set(f, inv_c);
 
-        // One thread gives a buffer back for its warpgroup. Where a product comes first, that has brought the
-        // four warps together; elsewhere this does, so that none is still waiting for a phase of a barrier
-        // when the next but one begins.
-        auto together = [&]() { asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory"); };
-        auto skip = [&]() {   // a block that only other warpgroups use: give it back
-            bar_wait(&sm.k_full[kst], kph);
-            bar_wait(&sm.v_full[vst], vph);
+        // Thread 0 gives a buffer back for the whole consumer, so all four warps must be done with
+        // it. After a product they are, as wgmma is of all four together. Where none came first,
+        // this barrier brings them together: without it a warp could still be waiting for a phase
+        // of an mbarrier when the next but one begins, and miss it.
+        auto together = [&]() { named_sync<128>(BAR_GROUP + wg); };
+        auto skip = [&]() {   // a block that only other consumers use
+            bar_wait(&sm.k_full[k.stage], k.phase);
+            bar_wait(&sm.v_full[v.stage], v.phase);
             together();
-            if (tid == 0) bar_arrive(&sm.k_empty[kst]), bar_arrive(&sm.v_empty[vst]);
-            if (++kst == STAGES) kst = 0, kph ^= 1;
-            if (++vst == STAGES) vst = 0, vph ^= 1;
-        };
-        auto scores = [&]() {   // S = Q K^T, asynchronous
-            const uint32_t dk = desc_of(sm.k[kst]);
-#pragma unroll
-            for (int kk = 0; kk < D / 16; kk++)
-                wgmma_ss<0, 0>(s, dq + (kk >> 2) * 8 * ROWS + (kk & 3) * 2,
-                    dk + (kk >> 2) * 8 * FWD_COLS + (kk & 3) * 2, kk != 0);
-            mma_commit();
+            if (tid == 0) bar_arrive(&sm.k_empty[k.stage]), bar_arrive(&sm.v_empty[v.stage]);
+            k.next();
+            v.next();
         };
         auto scores_done = [&]() {
-            if (tid == 0) bar_arrive(&sm.k_empty[kst]);
-            if (++kst == STAGES) kst = 0, kph ^= 1;
+            if (tid == 0) bar_arrive(&sm.k_empty[k.stage]);
+            k.next();
         };
-        // Block n: S -> P in PARTS parts, each sent to the tensor cores (O += P V) while the next one is
-        // computed; then S of the next block if `more`.
+        // Block n, whose S is there: O~ += P V, then S of block n - 1 if there is `more`.
         auto block = [&](int n, bool more) {
-            if (n >= mask_from || n < mask_below) {
-                int k0 = n * FWD_COLS;
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    int end = (sh.causal ? min(sh.Tk, rel + row + 8 * r + 1) : sh.Tk) - k0 - t2;
-                    int begin = doc ? doc[min(row + 8 * r, sh.Tq - 1)] - sh.k_pos - k0 - t2 : -1 << 30;
-#pragma unroll
-                    for (int j = 0; j < 16; j++)
-#pragma unroll
-                        for (int e = 0; e < 2; e++)
-                            if (8 * j + e >= end || 8 * j + e < begin) s[4 * j + 2 * r + e] = -INFINITY;
-                }
-            }
-            offset_update<NO>(s, o, l, f, c, inv_c);
-            bar_wait(&sm.v_full[vst], vph);
-            if (more) bar_wait(&sm.k_full[kst], kph);
-            const uint32_t dv = desc_of(sm.v[vst], D > 64 ? FWD_COLS * 128 : 16);
-            uint32_t pr[32];
+            if (n >= mask_from || n < mask_below) fwd_mask(s, shape, doc, rel, row, n, t2);
+            offset_update(s, o, l, f, c, inv_c);
+            bar_wait(&sm.v_full[v.stage], v.phase);
+            if (more) bar_wait(&sm.k_full[k.stage], k.phase);
             float sum[2] = {0.f, 0.f};
-            hold(o);
-#pragma unroll
-            for (int q = 0; q < PARTS; q++) {
-#pragma unroll
-                for (int e = 0; e < 64 / PARTS; e++) {
-                    const int i = q * (64 / PARTS) + e;
-                    s[i] = exp2_fast(fmaf(s[i], c, f.minus[(i >> 1) & 1]));
-                }
-#pragma unroll
-                for (int e = 0; e < 32 / PARTS; e++) {
-                    const int i = q * (32 / PARTS) + e;
-                    pr[i] = pack(s[2 * i], s[2 * i + 1]);
-                    sum[i & 1] += s[2 * i], sum[i & 1] += s[2 * i + 1];
-                }
-                if (q == PARTS - 1) hold(s);
-#pragma unroll
-                for (int e = 0; e < 32 / PARTS; e++)
-                    asm volatile("" : "+r"(pr[q * (32 / PARTS) + e])::"memory");
-                mma_fence();
-#pragma unroll
-                for (int e = 0; e < 8 / PARTS; e++) {
-                    const int kk = q * (8 / PARTS) + e;
-                    wgmma_rs<1>(o, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], dv + 128 * kk);
-                }
-                mma_commit();
-            }
-            if (more) scores();
+            fwd_weigh_values<D>(o, s, sum, f, c, desc_of(sm.v[v.stage], D > 64 ? FWD_COLS * 128 : 16));
+            if (more) fwd_scores<D>(s, dq, desc_of(sm.k[k.stage]));
             l[0] += sum[0], l[1] += sum[1];
             if (more) {
                 mma_wait<1>();
-                if (tid == 0) bar_arrive(&sm.v_empty[vst]);
+                if (tid == 0) bar_arrive(&sm.v_empty[v.stage]);
             }
             mma_wait<0>();
             hold(s), hold(o);
             if (more) scores_done();
-            else if (tid == 0) bar_arrive(&sm.v_empty[vst]);
-            if (++vst == STAGES) vst = 0, vph ^= 1;
+            else if (tid == 0) bar_arrive(&sm.v_empty[v.stage]);
+            v.next();
         };
 
 #pragma unroll 1
-        for (int i = hi - myhi; i > 0; i--) skip();
-        if (mylo < myhi) {
-            bar_wait(&sm.k_full[kst], kph);
+        for (int i = span.hi - span.end; i > 0; i--) skip();
+        if (span.first < span.end) {
+            bar_wait(&sm.k_full[k.stage], k.phase);
             hold(s);
             mma_fence();
-            scores();
+            fwd_scores<D>(s, dq, desc_of(sm.k[k.stage]));
             mma_wait<0>();
             hold(s);
             scores_done();
 #pragma unroll 1
-            for (int n = myhi - 1; n > mylo; n--) block(n, true);
-            block(mylo, false);
+            for (int n = span.end - 1; n > span.first; n--) block(n, true);
+            block(span.first, false);
         } else together();
-        if (speaks(tid)) bar_arrive(&sm.q_empty[qs]);
+        if (arrives(tid)) bar_arrive(&sm.q_empty[qs]);
 #pragma unroll 1
-        for (int i = mylo - lo; i > 0; i--) skip();
+        for (int i = span.first - span.lo; i > 0; i--) skip();
 
-#pragma unroll
-        for (int r = 0; r < 2; r++)
-            l[r] += __shfl_xor_sync(~0u, l[r], 1), l[r] += __shfl_xor_sync(~0u, l[r], 2);
-        if (p.a.carry_out) {
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-                if (rows && row + 8 * r < sh.Tq) {
-                    float* acc = p.a.acc.at<float>(w.batch, w.head, row + 8 * r, t2);
-#pragma unroll
-                    for (int j = 0; j < D / 8; j++)
-                        *(float2*)(acc + 8 * j) = make_float2(o[4 * j + 2 * r], o[4 * j + 2 * r + 1]);
-                    if (t2 == 0) {
-                        p.a.m.at(w.batch, w.head, row)[8 * r] = f.m[r];
-                        p.a.l.at(w.batch, w.head, row)[8 * r] = l[r];
-                    }
-                }
-        }
-        if (p.a.lse.p && t2 == 0) {
-#pragma unroll
-            for (int r = 0; r < 2; r++)
-                if (rows && row + 8 * r < sh.Tq)
-                    p.a.lse.at(w.batch, w.head, row)[8 * r] =
-                        l[r] == 0.f ? -INFINITY : (f.m[r] + log2_fast(l[r])) * LN2;
-        }
+        l[0] = quad_sum(l[0]);
+        l[1] = quad_sum(l[1]);
+        fwd_write_rows<D>(o, l, f, p.a, w, row, t2, rows);
         if (p.a.o.p && rows) {
-            float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
-            if (tid == 0) bulk_wait_read();   // the previous tile has left the staging area
-            asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
-            // matrices of one stmatrix: (rows 0-7, piece 2j), (rows 8-15, piece 2j), (rows 0-7, piece 2j+1),
-            // (rows 8-15, piece 2j+1)
-            uint32_t base = smem_of(sm.o[wg]);
-            int r = (tid >> 5) * 16 + (lane & 15);
-#pragma unroll
-            for (int j = 0; j < D / 16; j++) {
-                uint32_t addr =
-                    base + (j >> 2) * 8192 + r * 128 + (((2 * (j & 3) + (lane >> 4)) ^ (r & 7)) << 4);
-                stmatrix4(addr, pack(o[8 * j] * inv[0], o[8 * j + 1] * inv[0]),
-                    pack(o[8 * j + 2] * inv[1], o[8 * j + 3] * inv[1]),
-                    pack(o[8 * j + 4] * inv[0], o[8 * j + 5] * inv[0]),
-                    pack(o[8 * j + 6] * inv[1], o[8 * j + 7] * inv[1]));
-            }
-            proxy_fence();
-            asm volatile("bar.sync %0, 128;" ::"r"(4 + wg) : "memory");
-            if (tid == 0) {
-#pragma unroll
-                for (int col = 0; col < D; col += 64)
-                    tma_store(&p.o, sm.o[wg] + 64 * col, col, r0, w.head, w.batch);
-                bulk_commit();
-            }
+            const float inv[2] = {l[0] > 0.f ? 1.f / l[0] : 0.f, l[1] > 0.f ? 1.f / l[1] : 0.f};
+            fwd_write_output<D>(p, sm, o, inv, w, r0, wg, tid);
         }
     }
     if (tid == 0) bulk_wait();
 }
 
-// O = softmax(scale Q K^T + mask) V for tiles of 192 rows (128 with head size 128), keys from right to left.
-// Mapping: one persistent block per SM; warpgroup 0 loads (one thread), the other three (two) own 64 rows
-// each and skip blocks their rows do not see. Work: 4 D FLOP and one exponential per visible (row, key);
-// reads Q, O once, K and V once per row tile (from L2: sections of heads). From: FlashAttention-3 (three
-// consumer warpgroups, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy rescaling). Its own: P V goes
-// out in quarters while the next quarter is exponentiated, maxima by three-input integer compare, no exchange
-// between lanes unless the maximum has moved.
+// The loader of the forward kernel, one thread: takes tiles by number until there are no more,
+// announces them to the consumers, and has their operands copied. It takes a number one tile ahead.
+template <int D> __device__ __forceinline__ void fwd_loader(const FwdParams& p, FwdSmem<D>& sm) {
+    const int ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
+    Ring<STAGES> k = {1, 0};
+    int next = atomicAdd(p.a.work, 1);
+    for (int it = 0;; it++) {
+        int qs = it & 1, number = next;
+        bar_wait(&sm.q_empty[qs], ((it >> 1) & 1) ^ 1);
+        if (number >= p.tiles) {
+            // The last number that any block draws: the counter is as it was before the launch.
+            if (number == p.tiles + (int)gridDim.x - 1) *p.a.work = 0;
+            sm.tile[qs] = -1;
+            bar_arrive(&sm.q_full[qs]);
+            break;
+        }
+        sm.tile[qs] = number;
+        next = atomicAdd(p.a.work, 1);
+        const Tile w = fwd_tile(p, number);
+        int r0 = w.row * ROWS - p.before, lo, hi;
+        key_range<FWD_COLS>(p.a.s, w.batch, max(r0, 0), min(r0 + ROWS, p.a.s.Tq) - 1, lo, hi);
+        bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
+        tma_load_tile<D, ROWS>(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
+        // In the order in which the consumers need them: K(n), K(n-1), V(n), K(n-2), V(n-1), ...
+        Ring<STAGES> v = k;
+#pragma unroll 1
+        for (int n = hi - 1; n >= lo - 1; n--) {
+            if (n >= lo) {
+                bar_wait(&sm.k_empty[k.stage], k.phase);
+                bar_expect(&sm.k_full[k.stage], sizeof sm.k[0]);
+                tma_load_tile<D, FWD_COLS>(
+                    sm.k[k.stage], &p.k, &sm.k_full[k.stage], n * FWD_COLS, w.head, w.batch, L2_LAST);
+                k.next();
+            }
+            if (n < hi - 1) {
+                bar_wait(&sm.v_empty[v.stage], v.phase);
+                bar_expect(&sm.v_full[v.stage], sizeof sm.v[0]);
+                tma_load_tile<D, FWD_COLS>(
+                    sm.v[v.stage], &p.v, &sm.v_full[v.stage], (n + 1) * FWD_COLS, w.head, w.batch, L2_LAST);
+                v.next();
+            }
+        }
+    }
+}
+
+// O = softmax(scale Q K^T + mask) V, with a carry in and out.
+// Mapping: a block of threads per SM takes tiles of 192 rows (128 with head size 128); a warpgroup owns 64.
+// Work: 4 D FLOP and one exponential per visible (row, key). Bytes: Q and O once; K and V once per row
+//     tile, from L2, as a section of heads fits there; a carry is 4 D + 8 bytes per row, in and out.
+// From: FlashAttention-3 (three consumers, 192 x 128 tiles, P in registers), FlashAttention-4 (lazy
+//     rescaling). Its own: P V goes out part by part while the next part is exponentiated, maxima
+//     by three-input integer compare, no exchange between lanes unless the maximum has moved.
 template <int D>
 __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
     attention_forward_kernel(const __grid_constant__ FwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
     FwdSmem<D>& sm = *(FwdSmem<D>*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-    const int GROUPS = FwdTile<D>::GROUPS, ROWS = FwdTile<D>::ROWS, STAGES = FwdTile<D>::STAGES;
+    const int GROUPS = FwdTile<D>::GROUPS;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < 2; i++)
-            bar_init(&sm.q_full[i], 1), bar_init(&sm.q_empty[i], GROUPS * GROUP_ARRIVALS);
-        for (int i = 0; i < STAGES; i++)
-            bar_init(&sm.k_full[i], 1), bar_init(&sm.v_full[i], 1), bar_init(&sm.k_empty[i], GROUPS),
-                bar_init(&sm.v_empty[i], GROUPS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        for (int i = 0; i < 2; i++) {
+            bar_init(&sm.q_full[i], 1);
+            bar_init(&sm.q_empty[i], GROUPS * GROUP_ARRIVALS);
+        }
+        for (int i = 0; i < FwdTile<D>::STAGES; i++) {
+            bar_init(&sm.k_full[i], 1);
+            bar_init(&sm.v_full[i], 1);
+            bar_init(&sm.k_empty[i], GROUPS);
+            bar_init(&sm.v_empty[i], GROUPS);
+        }
+        bar_init_fence();
     }
     proxy_fence();
     __syncthreads();
     if (threadIdx.x < 128) {
         regs_down<FwdTile<D>::REGS_LOAD>();
-        if (threadIdx.x == 0) {
-            int st = 0, ph = 1, next = atomicAdd(p.a.work, 1);
-            for (int it = 0;; it++) {
-                int qs = it & 1, number = next;
-                bar_wait(&sm.q_empty[qs], ((it >> 1) & 1) ^ 1);
-                if (number >= p.tiles) {
-                    if (number == p.tiles + (int)gridDim.x - 1) *p.a.work = 0;   // the last of all tickets
-                    sm.tile[qs] = -1;
-                    bar_arrive(&sm.q_full[qs]);
-                    break;
-                }
-                sm.tile[qs] = number;
-                next = atomicAdd(p.a.work, 1);
-                const Tile w = fwd_tile(p, number);
-                int r0 = w.row * ROWS - p.before, lo, hi;
-                key_range<FWD_COLS>(p.a.s, w.batch, max(r0, 0), min(r0 + ROWS, p.a.s.Tq) - 1, lo, hi);
-                bar_expect(&sm.q_full[qs], sizeof sm.q[0]);
-                tma_load_tile<D, ROWS>(sm.q[qs], &p.q, &sm.q_full[qs], r0, w.head, w.batch, L2_FIRST);
-                // order K(n), K(n-1), V(n), K(n-2), V(n-1), ...: what the consumers need next
-                int vst = st, vph = ph;
-#pragma unroll 1
-                for (int n = hi - 1; n >= lo - 1; n--) {
-                    if (n >= lo) {
-                        bar_wait(&sm.k_empty[st], ph);
-                        bar_expect(&sm.k_full[st], sizeof sm.k[0]);
-                        tma_load_tile<D, FWD_COLS>(
-                            sm.k[st], &p.k, &sm.k_full[st], n * FWD_COLS, w.head, w.batch, L2_LAST);
-                        if (++st == STAGES) st = 0, ph ^= 1;
-                    }
-                    if (n < hi - 1) {
-                        bar_wait(&sm.v_empty[vst], vph);
-                        bar_expect(&sm.v_full[vst], sizeof sm.v[0]);
-                        tma_load_tile<D, FWD_COLS>(
-                            sm.v[vst], &p.v, &sm.v_full[vst], (n + 1) * FWD_COLS, w.head, w.batch, L2_LAST);
-                        if (++vst == STAGES) vst = 0, vph ^= 1;
-                    }
-                }
-            }
-        }
+        if (threadIdx.x == 0) fwd_loader<D>(p, sm);
     } else {
         regs_up<FwdTile<D>::REGS>();
-        fwd_consumer<D>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        fwd_consumer<D>(p, sm, warp_uniform((int)(threadIdx.x >> 7) - 1));
     }
 #else
     asm volatile("trap;");   // built without sm_90a and not told so
@@ -2842,77 +2966,88 @@ __global__ void __launch_bounds__(FwdTile<D>::THREADS, 1)
 }
 
 // --- backward ---
-static const int BWD_COLS = 128;   // keys of one block
+//
+// One block of threads per SM stays for the whole launch and takes tiles by a counter in device
+// memory: 128 keys of a head, with every tile of ROWS queries that sees any of them, a step each,
+// upwards from the diagonal. Warpgroups 1 and 2, the consumers, own 64 of the keys each and compute
+// everything transposed, keys by queries: P^T and dS^T are then in the registers that dV and dK
+// take their operands from, and dV and dK stay in registers too. dQ = dS K needs the dS of both,
+// which goes through shared memory; each computes half of dQ a step later, so that they need not be
+// in step. Warpgroup 0 serves them: warp 0 has K, V, Q and dO copied, warp 1 brings the rows'
+// numbers, warps 2 and 3 have the halves of dQ added to device memory.
+//
+//     barriers                   who arrives                       who waits, for what
+//     tile_full, tile_empty      warp 0 | all others               all others, what tile | warp 0
+//     kv_full, kv_empty          the copy | consumers              consumers, to read K, V | warp 0
+//     q_full, q_empty            the copy, warp 1 | consumers      consumers, to read Q, numbers | warps 0, 1
+//     do_full, do_empty          the copy | consumers              consumers, to read dO | warp 0
+//     ds_full, ds_free           all warps of consumers            consumers, to read dS | to write it again
+//     BAR_DQ_FULL, _EMPTY + wg   consumer wg | warp 2 + wg         warp 2 + wg, to add dQ | consumer wg
+//     BAR_READ + wg              the four warps of consumer wg     each other
+//
+//     A consumer in step m, from left to right. S(m) is there from the step before.
+//     tensor cores   dQ(m-2)           dP(m)                      dV(m), dK(m)  S(m+1)     dQ(m-1)
+//     arithmetic     exp 3/4           exp 1/4   P(m), dS(m)                                    exp 3/4 ...
+//     waits for              ^ do_full(m)                ^ ds_free(m-2)                    ^ ds_full(m-1)
+//     arrives on               ^ ds_free(m-2), DQ_FULL              ^ ds_full(m)         ^ do_empty, q_empty
+static const int BWD_COLS = 128;   // keys of a block
 static const int BWD_Q = 3;        // tiles of Q in shared memory: S runs one step ahead
-// Head size 128 has steps of half the queries, so that a step's products, tiles and registers are as large as
-// with 64: S and dP give up what dK and dV need.
+// Head size 128 has steps of half the queries, so that a step's products, tiles and registers are
+// as large as with 64: S and dP give up what dK and dV need.
 template <int D> struct BwdTile {
-    static const int ROWS = D == 64 ? 128 : 64;   // queries of one step
-    static const int EARLY =
-        ROWS * 3 / 8;   // exponentials (of ROWS / 2 per thread) before dP is issued: the others run under it
-    static const bool BY_QUERIES =
-        D == 64;   // dQ falls to the two warpgroups by 64 queries, or else by 64 columns of the head
+    static const int ROWS = D == 64 ? 128 : 64;   // queries of a step
+    static const int EARLY = ROWS * 3 / 8;    // exponentials, of ROWS / 2 of a thread, before dP is issued
+    static const bool BY_QUERIES = D == 64;   // a consumer's half of dQ: 64 queries, or 64 columns
 };
 
 template <int D> struct BwdSmem {
     static const int ROWS = BwdTile<D>::ROWS;
     bf16 k[BWD_COLS * D], v[BWD_COLS * D];
     bf16 q[BWD_Q][ROWS * D], dout[2][ROWS * D];
-    bf16 ds[2][2][ROWS * 64];   // dS (ROWS queries x 128 keys), key halves apart, two steps deep
-    float dq[2][2][64 * 32];    // staging of dQ: [part = warpgroup][half of its 64 columns]
-    // What S and dP begin with: -lse/scale and -delta of each query, each as the sum of three bf16 numbers;
-    // and two zeros. A product with `pick` spreads them over the accumulators, where loads would write every
-    // register through shared memory. Where one of a query's numbers is not finite, all that comes of the
-    // query is NaN.
+    bf16 ds[2][2][ROWS * 64];   // dS of two steps (ROWS queries, 128 keys), halves of the keys apart
+    float dq[2][2][64 * 32];    // dQ on its way to memory: [half = consumer][half of its 64 columns]
+    // What S and dP begin with: -lse / scale and -delta of each query, each as the sum of three
+    // bf16 numbers, and two zeros. A product with `pick` spreads them over the accumulators; loads
+    // would bring every register through shared memory. Where one of a query's numbers is not
+    // finite, all that comes of the query is NaN.
     bf16 stats[BWD_Q][ROWS * 8];
-    bf16 pick
-        [4]
-        [64];   // core matrices: ones for the three numbers of lse, zeros for K 8 to 15, the same for delta
+    // Core matrices that add up the three numbers of lse: ones for these, then, for K 8 to 15,
+    // zeros; the same for delta.
+    bf16 pick[4][64];
     int doc[BWD_Q][ROWS];   // first visible key column of each query
-    uint64_t kv_full, kv_empty, q_full[BWD_Q], q_empty[BWD_Q], do_full[2], do_empty[2], ds_full[2],
-        ds_free[2];
-    uint64_t tile_full[2], tile_empty[2];
-    // Of a tile and, meanwhile, the next one: number, -1 = no more; its row tiles; m_lo minus the steps of
-    // all tiles before, by which the rings of dO and dS go on; parity of kv_full.
+    uint64_t kv_full, kv_empty;
+    uint64_t q_full[BWD_Q], q_empty[BWD_Q];
+    uint64_t do_full[2], do_empty[2], ds_full[2], ds_free[2], tile_full[2], tile_empty[2];
+    // Of a tile and, meanwhile, the next one: its number, -1 = no more; its steps [m_lo, m_hi); m_lo
+    // minus the steps of all tiles before, by which the rings of dO and dS go on; parity of kv_full.
     int tile[2], m_lo[2], m_hi[2], shift[2], kv_parity[2];
     float c;   // scale * log2(e)
 };
+enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + the consumer's number
 struct BwdParams {
     CUtensorMap q, k, v, dout, dq;
     AttnBackward a;
-    int row_tiles, col_tiles, section, tiles;
-    int*
-        // (B*NH, row_tiles, 2): blocks of keys that have added to this dQ tile, for the deterministic order
-        turn;
+    int row_tiles, col_tiles;   // of a head
+    int section;                // heads whose Q and dO stay in L2 together
+    int tiles;                  // blocks of keys of all heads
+    int* turn;                  // (B*NH, row_tiles, 2) how many blocks of keys have added to this half of dQ,
+                                // for the deterministic order
 };
-enum { BAR_DQ_FULL = 2, BAR_DQ_EMPTY = 4, BAR_READ = 6 };   // named barriers, + warpgroup
 
-// Tile number -> `row`, here a block of keys, of a head: sections of heads one after the other, inside a
-// section the longest (first) blocks of keys first.
+// Tile number t. Sections of heads come one after the other; inside a section the first blocks of
+// keys of its heads, which most queries see, come first.
 __device__ __forceinline__ Tile bwd_tile(const BwdParams& p, int t) {
-    int per = p.section * p.col_tiles, sec = t / per, r = t - sec * per;
+    int per = p.section * p.col_tiles, sec = t / per;
+    int r = t - sec * per;
     int heads = min(p.section, p.a.s.B * p.a.s.NH - sec * p.section);
     int n = r / heads, bh = sec * p.section + r - n * heads;
     return {n, bh % p.a.s.NH, bh / p.a.s.NH};
 }
-// At p: a as the sum of three bf16 numbers, each the rounded rest of those before it (3 x 8 bits: all of
-// fp32's 24), and b.
-__device__ __forceinline__ void store_stats(bf16* p, float a, float b) {
-    float rest[2] = {a, b};
-    uint32_t part[3];
-#pragma unroll
-    for (int i = 0; i < 3; i++) {
-        part[i] = pack(rest[0], rest[1]);
-        rest[0] -= __uint_as_float(part[i] << 16), rest[1] -= __uint_as_float(part[i] & 0xFFFF0000u);
-    }
-    sts4(smem_of(p), __byte_perm(part[0], part[1], 0x5410), __byte_perm(part[2], part[0], 0x7610),
-        __byte_perm(part[1], part[2], 0x7632), 0);
-}
-
-// First and one past the last tile of ROWS queries that sees any key of tile n of COLS keys.
+// Tiles [lo, hi) of ROWS queries of sequence b that see any key of block n of COLS keys.
 template <int ROWS, int COLS>
 __device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, int& lo, int& hi) {
-    int k0 = n * COLS, k1 = min(k0 + COLS, s.Tk) - 1, end = s.Tq;
+    int k0 = n * COLS, k1 = min(k0 + COLS, s.Tk) - 1;
+    int end = s.Tq;
     lo = s.causal ? max(0, k0 + s.k_pos - s.q_pos) / ROWS : 0;
     if (s.doc_start) {   // the first row whose document starts after key k1
         const int* doc = s.doc_start + b * s.doc_batch;
@@ -2926,145 +3061,260 @@ __device__ __forceinline__ void query_range(const AttnShape& s, int b, int n, in
     hi = max(lo, (end + ROWS - 1) / ROWS);
 }
 
-// Warpgroup wg (0, 1) of every block of keys that the loader announces: its 64 keys of S^T, dP^T, dV, dK, and
-// its part of dQ.
+// A query's eight numbers of `stats` to p: a as the sum of three bf16 numbers, each the rounded
+// rest of those before it (3 x 8 bits: all of fp32's 24), b likewise, and two zeros.
+__device__ __forceinline__ void store_stats(bf16* p, float a, float b) {
+    float rest[2] = {a, b};
+    uint32_t part[3];
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        part[i] = pack(rest[0], rest[1]);
+        rest[0] -= __uint_as_float(part[i] << 16);
+        rest[1] -= __uint_as_float(part[i] & 0xFFFF0000u);
+    }
+    sts4(smem_of(p), __byte_perm(part[0], part[1], 0x5410), __byte_perm(part[2], part[0], 0x7610),
+        __byte_perm(part[1], part[2], 0x7632), 0);
+}
+// Scores of keys that a query does not see become -inf: of a thread's keys k0 + row and k0 + row +
+// 8, and the queries of row tile m, whose first visible keys are `doc` in shared memory.
+template <int ROWS>
+__device__ __forceinline__ void bwd_mask(
+    float (&s)[ROWS / 2], const AttnShape& shape, const int* doc, int rel, int k0, int row, int m, int t2) {
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int col = 8 * j + t2 + e, key = k0 + row;
+            int end = shape.causal ? min(shape.Tk - 1, m * ROWS + col + rel) : shape.Tk - 1;
+            int begin = shape.doc_start ? lds1(smem_of(&doc[col])) : -1 << 30;
+            if (key > end || key < begin) s[4 * j + e] = -INFINITY;
+            if (key + 8 > end || key + 8 < begin) s[4 * j + e + 2] = -INFINITY;
+        }
+}
+// d (64 keys x ROWS queries) = keys queries^T + pick stats: S^T or dP^T with what it begins with.
+// Asynchronous. Descriptors: of `pick` K 8 to 15, which are zeros, are 128 bytes on; of `stats`
+// they are K 0 to 7 once more, 0 bytes on.
+template <int D>
+__device__ __forceinline__ void bwd_product(
+    float (&d)[BwdTile<D>::ROWS / 2], uint32_t pick, uint32_t stats, uint32_t keys, uint32_t queries) {
+    const int KEYS_ON = 8 * BWD_COLS, QUERIES_ON = 8 * BwdTile<D>::ROWS;   // to the head's second 64 columns
+    wgmma_pick(d, pick, stats);
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++)
+        wgmma_ss<0, 0>(
+            d, keys + (kk >> 2) * KEYS_ON + (kk & 3) * 2, queries + (kk >> 2) * QUERIES_ON + (kk & 3) * 2, 1);
+    mma_commit();
+}
+// S^T = K Q^T - lse / scale for the Q of ring position `stage`. Asynchronous. da_k: this consumer's keys.
+template <int D>
+__device__ __forceinline__ void bwd_scores(
+    float (&s)[BwdTile<D>::ROWS / 2], BwdSmem<D>& sm, int stage, uint32_t da_lse, uint32_t da_k) {
+    const uint32_t db_q = desc_of(sm.q[stage]);
+    bwd_product<D>(s, da_lse, desc_of(sm.stats[stage], 0), da_k, db_q);
+}
+// The same for the first step of a tile, and the wait for it.
+template <int D>
+__device__ __forceinline__ void bwd_first_scores(
+    float (&s)[BwdTile<D>::ROWS / 2], BwdSmem<D>& sm, int stage, uint32_t da_lse, uint32_t da_k) {
+    hold(s);
+    mma_fence();
+    bwd_scores(s, sm, stage, da_lse, da_k);
+    mma_wait<0>();
+    hold(s);
+}
+// dP^T = V dO^T - delta. Asynchronous.
+template <int D>
+__device__ __forceinline__ void bwd_dp(
+    float (&dp)[BwdTile<D>::ROWS / 2], uint32_t stats, uint32_t da_delta, uint32_t da_v, uint32_t db_do) {
+    hold(dp);
+    mma_fence();
+    bwd_product<D>(dp, da_delta, stats, da_v, db_do);
+}
+// d (64 keys x D) += w (64 keys x ROWS queries, bf16) x queries: dV += P^T dO, or dK += dS^T Q.
+// Asynchronous, not committed yet.
+template <int D>
+__device__ __forceinline__ void bwd_weigh_queries(
+    float (&d)[D / 2], const uint32_t (&w)[BwdTile<D>::ROWS / 4], uint32_t queries) {
+    // The instruction steps to the head's second 64 columns by itself: ROWS rows of 128 bytes on.
+    const int ROWS = BwdTile<D>::ROWS, ACROSS = D > 64 ? (8 * ROWS - 1) << 16 : 0;
+#pragma unroll
+    for (int kk = 0; kk < ROWS / 16; kk++)
+        wgmma_rs<1>(d, w[4 * kk], w[4 * kk + 1], w[4 * kk + 2], w[4 * kk + 3], queries + ACROSS + 128 * kk);
+}
+// dV += P^T dO and dK += dS^T Q. Asynchronous.
+template <int D>
+__device__ __forceinline__ void bwd_add_gradients(float (&dv)[D / 2], float (&dk)[D / 2],
+    uint32_t (&pr)[BwdTile<D>::ROWS / 4], uint32_t (&ds)[BwdTile<D>::ROWS / 4], uint32_t dout, uint32_t q) {
+    hold(dv), hold(pr), hold(dk), hold(ds);
+    mma_fence();
+    bwd_weigh_queries<D>(dv, pr, dout);
+    bwd_weigh_queries<D>(dk, ds, q);
+    mma_commit();
+}
+// Consumer wg's half of dQ (64 x 64) = dS K of step `it`, over the 128 keys, when both have stored
+// their dS. Asynchronous. db_k: K, or its columns for this half.
+template <int D>
+__device__ __forceinline__ void bwd_weigh_keys(
+    float (&dq)[32], BwdSmem<D>& sm, int it, int wg, uint32_t db_k) {
+    bar_wait(&sm.ds_full[it & 1], (it >> 1) & 1);
+    const uint32_t da_ds = desc_of(sm.ds[it & 1][0] + (BwdTile<D>::BY_QUERIES ? wg * 64 * 64 : 0));
+    hold(dq);
+    mma_fence();
+#pragma unroll
+    for (int kk = 0; kk < 8; kk++)
+        wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * 8 * BwdTile<D>::ROWS + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
+    mma_commit();
+}
+// dQ (64 x 64) to consumer wg's staging area, and on to warp 2 + wg. By the order of rows of dS,
+// lane group g holds query `gq`: 0, 2, 4, 6, 1, 3, 5, 7. The lanes that store together then hold
+// every other row, and the swizzled pieces of these fall into different banks.
+template <int D>
+__device__ __forceinline__ void bwd_send_dq(
+    BwdSmem<D>& sm, const float (&dq)[32], int wg, int warp, int g, int t2) {
+    named_sync<160>(BAR_DQ_EMPTY + wg);
+    const int gq = (g & 3) * 2 + (g >> 2);
+    const uint32_t at = smem_of(sm.dq[wg][0]) + (warp * 16 + gq) * 128 + (t2 & 2) * 4;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        uint32_t base = at + (j >> 2) * 8192 + (((2 * (j & 3) + (t2 >> 2)) ^ gq) << 4);
+        sts2(base, dq[4 * j], dq[4 * j + 1]);
+        sts2(base + 8 * 128, dq[4 * j + 2], dq[4 * j + 3]);
+    }
+    proxy_fence();
+    named_arrive<160>(BAR_DQ_FULL + wg);
+}
+// The first N of a thread's s become 2^(c s). Returns bits that depend on all of them.
+template <int N, int NS> __device__ __forceinline__ int bwd_exp_early(float (&s)[NS], float c) {
+#pragma unroll
+    for (int i = 0; i < N; i++) s[i] = exp2_fast(s[i] * c);
+    int bits = 0;
+#pragma unroll
+    for (int i = 0; i < N; i++) bits |= __float_as_int(s[i]);
+    return bits;
+}
+// P^T and dS^T = P^T * (dP^T - delta) in bf16. dp holds the difference.
+template <int N>
+__device__ __forceinline__ void bwd_round(
+    uint32_t (&pr)[N], uint32_t (&ds)[N], const float (&p)[2 * N], const float (&dp)[2 * N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        pr[i] = pack(p[2 * i], p[2 * i + 1]);
+        ds[i] = pack(p[2 * i] * dp[2 * i], p[2 * i + 1] * dp[2 * i + 1]);
+    }
+}
+// dS^T from the registers of a consumer to dS in shared memory, whose queries 0 to 7 of a core
+// matrix lie in rows 0, 4, 1, 5, 2, 6, 3, 7 (bwd_send_dq says why): the bytes from its beginning to
+// this lane's row of the transposed store, and the store. Lanes 0-7 and 8-15 give 8 queries for the
+// pieces 2 warp and 2 warp + 1 of keys, lanes 16-31 the next 8 queries.
+__device__ __forceinline__ uint32_t bwd_ds_offset(int lane, int warp) {
+    const int in_eight = (lane & 1) * 4 + ((lane & 7) >> 1);
+    const int row = in_eight + ((lane >> 4) << 3), piece = 2 * warp + ((lane >> 3) & 1);
+    return row * 128 + ((piece ^ in_eight) << 4);
+}
+template <int N> __device__ __forceinline__ void bwd_store_ds(uint32_t to, const uint32_t (&ds)[N]) {
+#pragma unroll
+    for (int j = 0; j < N / 4; j++)
+        stmatrix4_trans(to + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
+}
+// Writes a thread's part of dK and dV, or adds it to what is there: keys key0 and key0 + 8 of tile w's head.
+template <int D>
+__device__ __forceinline__ void bwd_write_gradients(const float (&dk)[D / 2], const float (&dv)[D / 2],
+    const AttnBackward& a, const Tile& w, int key0, int t2) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int key = key0 + 8 * r;
+        if (key >= a.s.Tk) continue;
+        int64_t at_k = a.dk.index(w.batch, w.head, key), at_v = a.dv.index(w.batch, w.head, key);
+        if (a.dkv_bf16) {
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) {
+                *(uint32_t*)((bf16*)a.dk.p + at_k + 8 * j + t2) =
+                    pack(dk[4 * j + 2 * r] * a.s.scale, dk[4 * j + 2 * r + 1] * a.s.scale);
+                *(uint32_t*)((bf16*)a.dv.p + at_v + 8 * j + t2) =
+                    pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+            }
+        } else {
+            float *to_k = (float*)a.dk.p + at_k + t2, *to_v = (float*)a.dv.p + at_v + t2;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) {
+                float2 x = make_float2(dk[4 * j + 2 * r] * a.s.scale, dk[4 * j + 2 * r + 1] * a.s.scale),
+                       y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
+                if (a.accumulate_dkv) red2(to_k + 8 * j, x.x, x.y), red2(to_v + 8 * j, y.x, y.y);
+                else *(float2*)(to_k + 8 * j) = x, *(float2*)(to_v + 8 * j) = y;
+            }
+        }
+    }
+}
+
+// How a consumer learns of tile t: its number, < 0 if there are no more, its steps [lo, hi), and sm.shift.
+template <int D>
+__device__ __forceinline__ int bwd_announced(BwdSmem<D>& sm, int t, int& lo, int& hi, int& shift) {
+    bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
+    const int number = warp_uniform(sm.tile[t & 1]);
+    lo = warp_uniform(sm.m_lo[t & 1]);
+    hi = warp_uniform(sm.m_hi[t & 1]);
+    shift = warp_uniform(sm.shift[t & 1]);
+    return number;
+}
+// Consumer wg (0, 1) of the backward kernel: 64 keys of S^T, dP^T, dV and dK of every tile that
+// warp 0 announces, and its half of dQ.
 template <int D>
 __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem<D>& sm, const int wg) {
-    const int ROWS = BwdTile<D>::ROWS, EARLY = BwdTile<D>::EARLY, NS = ROWS / 2;
-    const bool BY_QUERIES = BwdTile<D>::BY_QUERIES;
-    // Descriptors of products over the head dimension step to its second 64 columns; those across it find
-    // them by themselves.
-    const int KEYS_ON = 8 * BWD_COLS, ROWS_ON = 8 * ROWS, ACROSS = D > 64 ? (ROWS_ON - 1) << 16 : 0;
-    const AttnShape& sh = p.a.s;
-    const int tid = threadIdx.x & 127, lane = tid & 31, g = lane >> 2, t2 = (lane & 3) * 2, warp = tid >> 5;
-    const float c = sh.scale * LOG2E;
-    const int rel = sh.q_pos - sh.k_pos;
-    const uint32_t da_k = desc_of(sm.k + wg * 64 * 64), da_v = desc_of(sm.v + wg * 64 * 64),
-                   db_k = desc_of(sm.k + (BY_QUERIES ? 0 : wg * BWD_COLS * 64));
-    // The 8 queries 0 to 7 of a core matrix of dS lie in its rows 0, 4, 1, 5, 2, 6, 3, 7, so that lane group
-    // g of dQ = dS K holds query `gq`: 0, 2, 4, 6, 1, 3, 5, 7. The lanes that store together then hold every
-    // other row of the staging area, whose swizzled pieces fall into different banks.
-    const int gq = (g & 3) * 2 + (g >> 2), dsq = (lane & 1) * 4 + ((lane & 7) >> 1);
-    // where this lane's row of the transposed store of dS goes: lanes 0-7 and 8-15 give 8 queries for key
-    // pieces 2w and 2w+1, lanes 16-31 the next 8 queries
-    const int dsrow = dsq + ((lane >> 4) << 3), dspiece = 2 * warp + ((lane >> 3) & 1);
-    const uint32_t dsoff = dsrow * 128 + ((dspiece ^ dsq) << 4);
-    const uint32_t dqbase = smem_of(sm.dq[wg][0]) + (warp * 16 + gq) * 128 + (t2 & 2) * 4;
-    float dk[D / 2], dv[D / 2];
-    int lo, hi, k0, shift;
-    // One step, row tile m. On entry S(m) is done and dQ(m - 2) may still be running. The tensor cores always
-    // have something queued: dQ(m - 2) and dP(m) under the exponentials of m; then dV(m), dK(m), S(m + 1) and
-    // dQ(m - 1). dQ lags by a step so that the warpgroups need not be in step.
-    float s[NS], dq[32];
-    int qst = 0, qph = 0;   // ring position of Q(m)
-    const uint32_t da_lse = desc_of(sm.pick[0], 128),
-                   da_delta = desc_of(sm.pick[2], 128);   // K 8 to 15: 128 bytes on, zeros
-    auto scores = [&](int st) {                           // S^T = K Q^T - lse / scale, asynchronous
-        const uint32_t db_q = desc_of(sm.q[st]);
-        wgmma_pick(s, da_lse, desc_of(sm.stats[st], 0));   // 0: K 8 to 15, times zeros, are K 0 to 7 again
-#pragma unroll
-        for (int kk = 0; kk < D / 16; kk++)
-            wgmma_ss<0, 0>(
-                s, da_k + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_q + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
-        mma_commit();
-    };
-    auto send_dq = [&]() {   // dQ to the staging area and on to warps 2 and 3
-        asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            uint32_t base = dqbase + (j >> 2) * 8192 + (((2 * (j & 3) + (t2 >> 2)) ^ gq) << 4);
-            sts2(base, dq[4 * j], dq[4 * j + 1]);
-            sts2(base + 8 * 128, dq[4 * j + 2], dq[4 * j + 3]);
-        }
-        proxy_fence();
-        asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
-    };
-    auto weigh_keys = [&](int it) {   // dQ = dS K of step `it` with the dS of both warpgroups, asynchronous
-        bar_wait(&sm.ds_full[it & 1], (it >> 1) & 1);
-        const uint32_t da_ds = desc_of(sm.ds[it & 1][0] + (BY_QUERIES ? wg * 64 * 64 : 0));
-        hold(dq);
-        mma_fence();
-#pragma unroll
-        for (int kk = 0; kk < 8; kk++)
-            wgmma_ss<0, 1>(dq, da_ds + (kk >> 2) * ROWS_ON + (kk & 3) * 2, db_k + 128 * kk, kk != 0);
-        mma_commit();
-    };
+    const int ROWS = BwdTile<D>::ROWS, NS = ROWS / 2, EARLY = BwdTile<D>::EARLY;
+    const AttnShape& shape = p.a.s;
+    const int tid = threadIdx.x & 127, warp = tid >> 5, lane = tid & 31;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const float c = shape.scale * LOG2E;
+    const int rel = shape.q_pos - shape.k_pos;
+    // Descriptors: this consumer's rows of K and V; K for its half of dQ; `pick` for lse and delta.
+    const uint32_t da_k = desc_of(sm.k + wg * 64 * 64), da_v = desc_of(sm.v + wg * 64 * 64);
+    const uint32_t db_k = desc_of(sm.k + (BwdTile<D>::BY_QUERIES ? 0 : wg * BWD_COLS * 64));
+    int lo, hi, k0, shift;   // of the tile: its steps, its first key of this consumer, sm.shift
+    float s[NS], dk[D / 2], dv[D / 2], dq[32];
+    Ring<BWD_Q> q = {0, 0};   // Q(m)
+    const uint32_t da_lse = desc_of(sm.pick[0], 128), da_delta = desc_of(sm.pick[2], 128);
+    // Step m, the tile's `first`, and whether there is one `more`. On entry S(m) is done and
+    // dQ(m-2) may still be running. The tensor cores always have something queued.
     auto step = [&](int m, bool first, bool more) {
-        const int it = m - shift, st = it & 1, ph = (it >> 1) & 1;
+        const int it = m - shift;
+        const int st = it & 1, ph = (it >> 1) & 1;
         float dp[NS];
-        // keys past Tk are zeros, whose exp(0 - lse) may overflow where lse is far below 0
-        const bool edge = (sh.causal && m * ROWS + rel < k0 + 63) || k0 + 64 > sh.Tk;
-        if (edge || (sh.doc_start && lds1(smem_of(&sm.doc[qst][ROWS - 1])) > k0)) {
-#pragma unroll
-            for (int j = 0; j < ROWS / 8; j++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int col = 8 * j + t2 + e, key = k0 + warp * 16 + g;
-                    int end = sh.causal ? min(sh.Tk - 1, m * ROWS + col + rel) : sh.Tk - 1,
-                        begin = sh.doc_start ? lds1(smem_of(&sm.doc[qst][col])) : -1 << 30;
-                    if (key > end || key < begin) s[4 * j + e] = -INFINITY;
-                    if (key + 8 > end || key + 8 < begin) s[4 * j + e + 2] = -INFINITY;
-                }
-        }
-#pragma unroll
-        for (int i = 0; i < EARLY; i++) s[i] = exp2_fast(s[i] * c);
-        // ptxas would sink these exponentials below the wait for dQ; a zero that depends on them, in the
-        // parity, keeps them here
-        int bits = 0;
-#pragma unroll
-        for (int i = 0; i < EARLY; i++) bits |= __float_as_int(s[i]);
+        // Keys past Tk are zeros, whose exp(0 - lse) may overflow where lse is far below 0.
+        const bool edge = (shape.causal && m * ROWS + rel < k0 + 63) || k0 + 64 > shape.Tk;
+        if (edge || (shape.doc_start && lds1(smem_of(&sm.doc[q.stage][ROWS - 1])) > k0))
+            bwd_mask<ROWS>(s, shape, sm.doc[q.stage], rel, k0, warp * 16 + g, m, t2);
+        // ptxas would sink these exponentials below the wait for dQ; a zero in the parity that
+        // depends on them keeps them here.
+        int bits = bwd_exp_early<EARLY>(s, c);
         bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
         mma_wait<0>();
         hold(dq);
         if (!first && m - lo > 1) {
             if (lane == 0) bar_arrive(&sm.ds_free[st]);
-            send_dq();
+            bwd_send_dq(sm, dq, wg, warp, g, t2);
         }
-        const uint32_t db_do = desc_of(sm.dout[st]), db_q = desc_of(sm.q[qst]);
-        hold(dp);
-        mma_fence();
-        wgmma_pick(dp, da_delta, desc_of(sm.stats[qst], 0));
-#pragma unroll
-        for (int kk = 0; kk < D / 16; kk++)
-            wgmma_ss<0, 0>(
-                dp, da_v + (kk >> 2) * KEYS_ON + (kk & 3) * 2, db_do + (kk >> 2) * ROWS_ON + (kk & 3) * 2, 1);
-        mma_commit();
-        int nst = qst + 1, nph = qph;
-        if (nst == BWD_Q) nst = 0, nph ^= 1;
-        if (more) bar_wait(&sm.q_full[nst], nph);
+        const uint32_t db_do = desc_of(sm.dout[st]), db_q = desc_of(sm.q[q.stage]);
+        bwd_dp<D>(dp, desc_of(sm.stats[q.stage], 0), da_delta, da_v, db_do);
+        Ring<BWD_Q> next = q;
+        next.next();
+        if (more) bar_wait(&sm.q_full[next.stage], next.phase);
         else bar_wait(&sm.do_full[st], ph);
-        // the other half under dP: c again, from memory, so that ptxas cannot hoist them above the products,
-        // and the zero as before
-        float c2;
-        asm volatile("ld.volatile.shared.f32 %0, [%1];" : "=f"(c2) : "r"(smem_of(&sm.c)) : "memory");
+        // The other exponentials under dP: with c again, from memory, so that ptxas cannot hoist
+        // them above the products, and the zero as before.
+        const float c2 = lds1_volatile(smem_of(&sm.c));
 #pragma unroll
         for (int i = EARLY; i < NS; i++) s[i] = exp2_fast(s[i] * c2), bits |= __float_as_int(s[i]);
         if (EARLY < NS) bar_wait(&sm.do_full[st], ph | opaque_zero(bits));
         mma_wait<0>();
         hold(dp);
         uint32_t pr[NS / 2], ds[NS / 2];
-#pragma unroll
-        for (int i = 0; i < NS / 2; i++) {
-            pr[i] = pack(s[2 * i], s[2 * i + 1]);
-            ds[i] = pack(s[2 * i] * dp[2 * i], s[2 * i + 1] * dp[2 * i + 1]);
-        }
-        const uint32_t dsbase = smem_of(sm.ds[st][wg]) + dsoff;
-        if (it > 1) bar_wait(&sm.ds_free[st], ph ^ 1);   // both warpgroups are done with dS(m - 2)
-#pragma unroll
-        for (int j = 0; j < ROWS / 16; j++)
-            stmatrix4_trans(dsbase + j * 2048, ds[4 * j], ds[4 * j + 1], ds[4 * j + 2], ds[4 * j + 3]);
-        hold(dv), hold(pr), hold(dk), hold(ds), hold(s);
-        mma_fence();
-#pragma unroll
-        for (int kk = 0; kk < ROWS / 16; kk++)
-            wgmma_rs<1>(
-                dv, pr[4 * kk], pr[4 * kk + 1], pr[4 * kk + 2], pr[4 * kk + 3], db_do + ACROSS + 128 * kk);
-#pragma unroll
-        for (int kk = 0; kk < ROWS / 16; kk++)
-            wgmma_rs<1>(
-                dk, ds[4 * kk], ds[4 * kk + 1], ds[4 * kk + 2], ds[4 * kk + 3], db_q + ACROSS + 128 * kk);
-        mma_commit();
-        if (more) scores(nst);
+        bwd_round(pr, ds, s, dp);
+        const uint32_t ds_at = smem_of(sm.ds[st][wg]) + bwd_ds_offset(lane, warp);
+        if (it > 1) bar_wait(&sm.ds_free[st], ph ^ 1);   // both consumers are done with dS(m-2)
+        bwd_store_ds(ds_at, ds);
+        hold(s);
+        bwd_add_gradients<D>(dv, dk, pr, ds, db_do, db_q);
+        if (more) bwd_scores(s, sm, next.stage, da_lse, da_k);
         proxy_fence();
         __syncwarp();
         if (lane == 0) bar_arrive(&sm.ds_full[st]);
@@ -3072,34 +3322,22 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem<D>& sm,
         else mma_wait<0>();
         hold(dv), hold(pr), hold(dk), hold(ds);
         if (tid == 0) bar_arrive(&sm.do_empty[st]);
-        if (speaks(tid)) bar_arrive(&sm.q_empty[qst]);
-        if (!first) weigh_keys(it - 1);
-        if (more) {
-            if (first) mma_wait<0>();
-            else mma_wait<1>();
-        }
+        if (arrives(tid)) bar_arrive(&sm.q_empty[q.stage]);
+        if (!first) bwd_weigh_keys(dq, sm, it - 1, wg, db_k);
+        if (more && first) mma_wait<0>();
+        else if (more) mma_wait<1>();
         hold(s);
-        qst = nst, qph = nph;
+        q = next;
     };
     for (int t = 0;; t++) {
-        bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
-        const int number = __reduce_max_sync(~0u, sm.tile[t & 1]);
-        lo = __reduce_max_sync(~0u, sm.m_lo[t & 1]), hi = __reduce_max_sync(~0u, sm.m_hi[t & 1]);
-        shift = __reduce_max_sync(~0u, sm.shift[t & 1]);
+        const int number = bwd_announced(sm, t, lo, hi, shift);
         if (number < 0) break;
-        k0 = __reduce_max_sync(~0u, bwd_tile(p, number).row * BWD_COLS + wg * 64);
-#pragma unroll
-        for (int i = 0; i < D / 2; i++) dk[i] = dv[i] = 0.f;
-#pragma unroll
-        for (int i = 0; i < 32; i++) dq[i] = 0.f;
+        k0 = warp_uniform(bwd_tile(p, number).row * BWD_COLS + wg * 64);
+        zero(dk), zero(dv), zero(dq);
         if (lo < hi) {
             bar_wait(&sm.kv_full, lds1(smem_of(&sm.kv_parity[t & 1])));
-            bar_wait(&sm.q_full[qst], qph);
-            hold(s);
-            mma_fence();
-            scores(qst);
-            mma_wait<0>();
-            hold(s);
+            bar_wait(&sm.q_full[q.stage], q.phase);
+            bwd_first_scores(s, sm, q.stage, da_lse, da_k);
             if (hi - lo == 1) {
                 step(lo, true, false);
             } else {
@@ -3107,78 +3345,197 @@ __device__ __forceinline__ void bwd_consumer(const BwdParams& p, BwdSmem<D>& sm,
 #pragma unroll 1
                 for (int m = lo + 1; m < hi - 1; m++) step(m, false, true);
                 step(hi - 1, false, false);
-                mma_wait<0>();
+                mma_wait<0>();   // dQ of the last step but one
                 hold(dq);
                 if (lane == 0) bar_arrive(&sm.ds_free[(hi - shift) & 1]);
-                send_dq();
+                bwd_send_dq(sm, dq, wg, warp, g, t2);
             }
-            weigh_keys(hi - 1 - shift);
+            bwd_weigh_keys(dq, sm, hi - 1 - shift, wg, db_k);
             mma_wait<0>();
             hold(dq);
             if (lane == 0) bar_arrive(&sm.ds_free[(hi - 1 - shift) & 1]);
-            if (tid == 0)
-                bar_arrive(&sm.kv_empty);   // the next tile's keys load while this one's gradients are stored
-            send_dq();
+            // The next tile's keys load while this one's gradients are stored.
+            if (tid == 0) bar_arrive(&sm.kv_empty);
+            bwd_send_dq(sm, dq, wg, warp, g, t2);
         }
-        const Tile w =
-            bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));   // read again: no register lives that long
-        const int head = w.head, batch = w.batch, k0 = w.row * BWD_COLS + wg * 64;
-        asm volatile("bar.sync %0, 128;" ::"r"(BAR_READ + wg) : "memory");
-        if (speaks(tid)) bar_arrive(&sm.tile_empty[t & 1]);
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int key = k0 + warp * 16 + g + 8 * r;
-            if (key >= sh.Tk) continue;
-            int64_t ok = batch * p.a.dk.batch + head * p.a.dk.head + key * p.a.dk.token,
-                    ov = batch * p.a.dv.batch + head * p.a.dv.head + key * p.a.dv.token;
-            if (p.a.dkv_bf16) {
-#pragma unroll
-                for (int j = 0; j < D / 8; j++) {
-                    *(uint32_t*)((bf16*)p.a.dk.p + ok + 8 * j + t2) =
-                        pack(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale);
-                    *(uint32_t*)((bf16*)p.a.dv.p + ov + 8 * j + t2) =
-                        pack(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-                }
-            } else {
-                float *fk = (float*)p.a.dk.p + ok + t2, *fv = (float*)p.a.dv.p + ov + t2;
-#pragma unroll
-                for (int j = 0; j < D / 8; j++) {
-                    float2 x = make_float2(dk[4 * j + 2 * r] * sh.scale, dk[4 * j + 2 * r + 1] * sh.scale),
-                           y = make_float2(dv[4 * j + 2 * r], dv[4 * j + 2 * r + 1]);
-                    if (p.a.accumulate_dkv)
-                        red2(fk + 8 * j, x.x, x.y), red2(fv + 8 * j, y.x, y.y);   // nobody waits for memory
-                    else *(float2*)(fk + 8 * j) = x, *(float2*)(fv + 8 * j) = y;
-                }
-            }
-        }
+        // The number is read again: no register lives that long.
+        const Tile w = bwd_tile(p, lds1(smem_of(&sm.tile[t & 1])));
+        named_sync<128>(BAR_READ + wg);
+        if (arrives(tid)) bar_arrive(&sm.tile_empty[t & 1]);
+        bwd_write_gradients<D>(dk, dv, p.a, w, w.row * BWD_COLS + wg * 64 + warp * 16 + g, t2);
     }
 }
 
-// dQ, dK, dV of one block of 128 keys against all tiles of 128 queries (64 with head size 128) that see it,
-// upwards from the diagonal. Mapping: one persistent block per SM; warpgroups 1, 2 own 64 keys each (dK, dV
-// stay in registers); warpgroup 0: warp 0 loads Q and dO, warp 1 the row statistics, warps 2 and 3 add the
-// two parts of each dQ tile to memory with bulk reductions. Work: 10 D FLOP and one exponential per visible
-// pair; Q, dO read and dQ added to once per block of keys (L2). From: FlashAttention-3 (transposed S and dP,
-// so that P^T and dS^T feed dV and dK from registers; dQ by bulk reduction), ThunderKittens (-lse in the
-// accumulator; here -delta too). Its own: a product brings both there; S runs a step ahead and dQ a step
-// behind, so that the warpgroups drift apart and share the tensor cores.
+// How warps 1 to 3 learn of tile t: what it is and its steps [lo, hi). False: there are no more.
+template <int D>
+__device__ __forceinline__ bool bwd_next_tile(
+    const BwdParams& p, BwdSmem<D>& sm, int t, int lane, Tile& w, int& lo, int& hi) {
+    bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
+    int number = sm.tile[t & 1];
+    lo = sm.m_lo[t & 1], hi = sm.m_hi[t & 1];
+    __syncwarp();
+    if (arrives(lane)) bar_arrive(&sm.tile_empty[t & 1]);
+    if (number >= 0) w = bwd_tile(p, number);
+    return number >= 0;
+}
+// Warp 0, one thread: takes tiles by number until there are no more, announces them to all others,
+// and has their operands copied.
+template <int D> __device__ __forceinline__ void bwd_loader(const BwdParams& p, BwdSmem<D>& sm) {
+    const int ROWS = BwdTile<D>::ROWS;
+    Ring<BWD_Q> q = {1, 0};
+    int it = 0, kv_phase = 1;
+    for (int t = 0;; t++) {
+        // Numbers are drawn in order, so what a block waits for in the deterministic order, a lower
+        // number, is surely worked on. This thread is some steps ahead of the consumers: early enough
+        // for the loads, and late enough that the longest tiles are drawn first. In the deterministic
+        // order it draws a number when that tile can begin, since all higher ones wait for it.
+        if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
+        const int number = atomicAdd(p.a.work + 1, 1);
+        int lo = 0, hi = 0;
+        const Tile w = bwd_tile(p, min(number, p.tiles - 1));
+        query_range<ROWS, BWD_COLS>(p.a.s, w.batch, w.row, lo, hi);
+        bar_wait(&sm.tile_empty[t & 1], ((t >> 1) & 1) ^ 1);
+        sm.tile[t & 1] = number < p.tiles ? number : -1;
+        sm.m_lo[t & 1] = lo;
+        sm.m_hi[t & 1] = hi;
+        sm.shift[t & 1] = lo - it;
+        sm.kv_parity[t & 1] = kv_phase ^ 1;
+        bar_arrive(&sm.tile_full[t & 1]);
+        if (number >= p.tiles) {
+            // The last number that any block draws: the counter is as it was before the launch.
+            if (number == p.tiles + (int)gridDim.x - 1) p.a.work[1] = 0;
+            break;
+        }
+        if (lo < hi) {
+            bar_wait(&sm.kv_empty, kv_phase);
+            kv_phase ^= 1;
+            bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
+            tma_load_tile<D, BWD_COLS>(sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+            tma_load_tile<D, BWD_COLS>(sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
+        }
+#pragma unroll 1
+        for (int m = lo; m < hi; m++, it++) {
+            int st = it & 1, ph = ((it >> 1) & 1) ^ 1;
+            bar_wait(&sm.q_empty[q.stage], q.phase);
+            bar_expect(&sm.q_full[q.stage], sizeof sm.q[0]);
+            tma_load_tile<D, ROWS>(
+                sm.q[q.stage], &p.q, &sm.q_full[q.stage], m * ROWS, w.head, w.batch, L2_LAST);
+            q.next();
+            bar_wait(&sm.do_empty[st], ph);
+            bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
+            tma_load_tile<D, ROWS>(sm.dout[st], &p.dout, &sm.do_full[st], m * ROWS, w.head, w.batch, L2_LAST);
+        }
+    }
+}
+// Warp 1: lse, delta and the first visible key of each step's queries, which arrive with its Q.
+template <int D>
+__device__ __forceinline__ void bwd_statistics(const BwdParams& p, BwdSmem<D>& sm, int lane) {
+    const int ROWS = BwdTile<D>::ROWS;
+    const AttnShape& shape = p.a.s;
+    const float inv = 1.f / shape.scale;
+    Ring<BWD_Q> q = {1, 0};
+    int lo, hi;
+    Tile w;
+    for (int t = 0; bwd_next_tile(p, sm, t, lane, w, lo, hi); t++) {
+        const float *lse = p.a.lse.of(w.batch, w.head), *delta = p.a.delta.of(w.batch, w.head);
+        const int* doc = shape.doc(w.batch);
+#pragma unroll 1
+        for (int m = lo; m < hi; m++) {
+            float a[ROWS / 32], b[ROWS / 32];
+            int d[ROWS / 32];
+#pragma unroll
+            for (int i = 0; i < ROWS / 32; i++) {
+                int row = m * ROWS + 32 * i + lane;
+                bool in = row < shape.Tq;
+                float x = in ? lse[row] : -INFINITY;
+                // P = 0 for a row that sees nothing, or is not there.
+                a[i] = x == -INFINITY ? -3e38f : -x * inv;
+                b[i] = in ? -delta[row] : 0.f;
+                d[i] = doc ? doc[min(row, shape.Tq - 1)] - shape.k_pos : 0;
+            }
+            bar_wait(&sm.q_empty[q.stage], q.phase);
+#pragma unroll
+            for (int i = 0; i < ROWS / 32; i++) {
+                sm.doc[q.stage][32 * i + lane] = d[i];
+                store_stats(sm.stats[q.stage] + (32 * i + lane) * 8, a[i], b[i]);
+            }
+            proxy_fence();
+            __syncwarp();
+            if (arrives(lane)) bar_arrive(&sm.q_full[q.stage]);
+            q.next();
+        }
+    }
+}
+// Warp 2 + wg: has consumer wg's half of each step's dQ added to device memory, in any order, or,
+// if deterministic, by blocks of keys in the order of their numbers.
+template <int D>
+__device__ __forceinline__ void bwd_dq_adder(const BwdParams& p, BwdSmem<D>& sm, int wg, int lane) {
+    const int ROWS = BwdTile<D>::ROWS;
+    const bool BY_QUERIES = BwdTile<D>::BY_QUERIES;
+    const AttnShape& shape = p.a.s;
+    int lo, hi;
+    Tile w;
+    for (int t = 0; bwd_next_tile(p, sm, t, lane, w, lo, hi); t++) {
+        const int* doc = shape.doc(w.batch);
+        const int bh = w.batch * shape.NH + w.head;
+#pragma unroll 1
+        for (int m = lo; m < hi; m++) {
+            named_arrive<160>(BAR_DQ_EMPTY + wg);
+            named_sync<160>(BAR_DQ_FULL + wg);
+            if (lane == 0) {
+                const int row = m * ROWS + (BY_QUERIES ? wg * 64 : 0), col = BY_QUERIES ? 0 : wg * 64;
+                int *turn = NULL, mine = 0;
+                if (p.a.deterministic) {   // the first block is the one that holds the first row's first key
+                    turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
+                    mine = w.row - (doc ? max(0, doc[m * ROWS] - shape.k_pos) / BWD_COLS : 0);
+                    while (load_acquire(turn) != mine) {}
+                }
+                if (row < shape.Tq) {
+                    tma_add(&p.dq, sm.dq[wg][0], col, row, w.head, w.batch);
+                    tma_add(&p.dq, sm.dq[wg][1], col + 32, row, w.head, w.batch);
+                    bulk_commit();
+                }
+                if (p.a.deterministic) {
+                    bulk_wait();
+                    proxy_fence_all();
+                    add_release(turn, 1);
+                } else bulk_wait_read();
+            }
+            __syncwarp();
+        }
+    }
+    if (lane == 0) bulk_wait();
+}
+
+// dV += P^T dO, dK += scale dS^T Q, dQ += dS K with dS = P * (dO V^T - delta), P recomputed from Q,
+// K and lse.
+// Mapping: a block of threads per SM takes tiles of 128 keys and goes through all queries that see
+//     them; a warpgroup owns 64 keys.
+// Work: 10 D FLOP and one exponential per visible (row, key). Bytes: K, V, dK and dV once; Q and dO,
+//     4 D per row, are read and dQ, 4 D per row, is added to once per block of keys, mostly in L2.
+// From: FlashAttention-3 (transposed S and dP, so that P^T and dS^T feed dV and dK from registers;
+//     dQ by bulk reduction), ThunderKittens (-lse in the accumulator; here -delta too). Its own: a
+//     product brings both there; S runs a step ahead and dQ a step behind, so that the consumers
+//     drift apart and share the tensor cores.
 template <int D>
 __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid_constant__ BwdParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
     BwdSmem<D>& sm = *(BwdSmem<D>*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
-    const int ROWS = BwdTile<D>::ROWS;
-    const AttnShape& sh = p.a.s;
     if (threadIdx.x == 0) {
         bar_init(&sm.kv_full, 1), bar_init(&sm.kv_empty, 2);
-        for (int i = 0; i < BWD_Q; i++)
-            bar_init(&sm.q_full[i], 1 + WARP_ARRIVALS), bar_init(&sm.q_empty[i], 2 * GROUP_ARRIVALS);
-        for (int i = 0; i < 2; i++)
-            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2), bar_init(&sm.ds_full[i], 8),
-                bar_init(&sm.ds_free[i], 8), bar_init(&sm.tile_full[i], 1),
-                bar_init(&sm.tile_empty[i], 2 * GROUP_ARRIVALS + 3 * WARP_ARRIVALS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        sm.c = sh.scale * LOG2E;
+        for (int i = 0; i < BWD_Q; i++) {
+            bar_init(&sm.q_full[i], 1 + WARP_ARRIVALS);
+            bar_init(&sm.q_empty[i], 2 * GROUP_ARRIVALS);
+        }
+        for (int i = 0; i < 2; i++) {
+            bar_init(&sm.do_full[i], 1), bar_init(&sm.do_empty[i], 2);
+            bar_init(&sm.ds_full[i], 8), bar_init(&sm.ds_free[i], 8);
+            bar_init(&sm.tile_full[i], 1);
+            bar_init(&sm.tile_empty[i], 2 * GROUP_ARRIVALS + 3 * WARP_ARRIVALS);
+        }
+        bar_init_fence();
+        sm.c = p.a.s.scale * LOG2E;
     }
     if (threadIdx.x < 4 * 64) {   // in each row of `pick` ones where the three parts are
         int at = threadIdx.x >> 6, column = threadIdx.x & 7;
@@ -3189,149 +3546,32 @@ __global__ void __launch_bounds__(384, 1) attention_backward_kernel(const __grid
     if (threadIdx.x < 128) {
         regs_down<24>();
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-        // the other warps' way through the tiles; false: no more
-        auto next_tile = [&](int t, Tile& w, int& lo, int& hi) {
-            bar_wait(&sm.tile_full[t & 1], (t >> 1) & 1);
-            int number = sm.tile[t & 1];
-            lo = sm.m_lo[t & 1], hi = sm.m_hi[t & 1];
-            __syncwarp();
-            if (speaks(lane)) bar_arrive(&sm.tile_empty[t & 1]);
-            if (number >= 0) w = bwd_tile(p, number);
-            return number >= 0;
-        };
         if (warp == 0) {
-            if (lane == 0) {
-                int qst = 0, qph = 1, it = 0, kv_phase = 1;
-                for (int t = 0;; t++) {
-                    // Tickets: a block may wait for lower ones, which are then surely worked on. This thread
-                    // is some steps ahead of those who compute: early enough for the loads, and late enough
-                    // that the longest tiles come first. In the deterministic order a ticket is taken when
-                    // its tile can begin, as higher ones wait for it.
-                    if (p.a.deterministic) bar_wait(&sm.kv_empty, kv_phase);
-                    const int number = atomicAdd(p.a.work + 1, 1);
-                    int lo = 0, hi = 0;
-                    const Tile w = bwd_tile(p, min(number, p.tiles - 1));
-                    query_range<ROWS, BWD_COLS>(sh, w.batch, w.row, lo, hi);
-                    bar_wait(&sm.tile_empty[t & 1], ((t >> 1) & 1) ^ 1);
-                    sm.tile[t & 1] = number < p.tiles ? number : -1, sm.m_lo[t & 1] = lo, sm.m_hi[t & 1] = hi;
-                    sm.shift[t & 1] = lo - it, sm.kv_parity[t & 1] = kv_phase ^ 1;
-                    bar_arrive(&sm.tile_full[t & 1]);
-                    if (number >= p.tiles) {
-                        if (number == p.tiles + (int)gridDim.x - 1)
-                            p.a.work[1] = 0;   // the last of all tickets
-                        break;
-                    }
-                    if (lo < hi) {
-                        bar_wait(&sm.kv_empty, kv_phase);
-                        kv_phase ^= 1;
-                        bar_expect(&sm.kv_full, sizeof sm.k + sizeof sm.v);
-                        tma_load_tile<D, BWD_COLS>(
-                            sm.k, &p.k, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
-                        tma_load_tile<D, BWD_COLS>(
-                            sm.v, &p.v, &sm.kv_full, w.row * BWD_COLS, w.head, w.batch, L2_FIRST);
-                    }
-#pragma unroll 1
-                    for (int m = lo; m < hi; m++, it++) {
-                        int st = it & 1, ph = ((it >> 1) & 1) ^ 1;
-                        bar_wait(&sm.q_empty[qst], qph);
-                        bar_expect(&sm.q_full[qst], sizeof sm.q[0]);
-                        tma_load_tile<D, ROWS>(
-                            sm.q[qst], &p.q, &sm.q_full[qst], m * ROWS, w.head, w.batch, L2_LAST);
-                        if (++qst == BWD_Q) qst = 0, qph ^= 1;
-                        bar_wait(&sm.do_empty[st], ph);
-                        bar_expect(&sm.do_full[st], sizeof sm.dout[0]);
-                        tma_load_tile<D, ROWS>(
-                            sm.dout[st], &p.dout, &sm.do_full[st], m * ROWS, w.head, w.batch, L2_LAST);
-                    }
-                }
-            }
-        } else if (warp == 1) {
-            const float inv = 1.f / sh.scale;
-            int st = 0, ph = 1, lo, hi;
-            Tile w;
-            for (int t = 0; next_tile(t, w, lo, hi); t++) {
-                const float *lse = p.a.lse.of(w.batch, w.head), *delta = p.a.delta.of(w.batch, w.head);
-                const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
-#pragma unroll 1
-                for (int m = lo; m < hi; m++) {
-                    float a[ROWS / 32], b[ROWS / 32];
-                    int d[ROWS / 32];
-#pragma unroll
-                    for (int i = 0; i < ROWS / 32; i++) {
-                        int row = m * ROWS + 32 * i + lane;
-                        bool in = row < sh.Tq;
-                        float x = in ? lse[row] : -INFINITY;
-                        a[i] = x == -INFINITY ? -3e38f
-                                              : -x * inv;   // a row that sees nothing, or is not there: P = 0
-                        b[i] = in ? -delta[row] : 0.f;
-                        d[i] = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos : 0;
-                    }
-                    bar_wait(&sm.q_empty[st], ph);
-#pragma unroll
-                    for (int i = 0; i < ROWS / 32; i++)
-                        sm.doc[st][32 * i + lane] = d[i],
-                                            store_stats(sm.stats[st] + (32 * i + lane) * 8, a[i], b[i]);
-                    proxy_fence();
-                    __syncwarp();
-                    if (speaks(lane)) bar_arrive(&sm.q_full[st]);
-                    if (++st == BWD_Q) st = 0, ph ^= 1;
-                }
-            }
-        } else {
-            const int wg = warp - 2;
-            int lo, hi;
-            Tile w;
-            for (int t = 0; next_tile(t, w, lo, hi); t++) {
-                const int* doc = sh.doc_start ? sh.doc_start + w.batch * sh.doc_batch : NULL;
-                const int bh = w.batch * sh.NH + w.head, head = w.head, batch = w.batch, n = w.row;
-#pragma unroll 1
-                for (int m = lo; m < hi; m++) {
-                    asm volatile("bar.arrive %0, 160;" ::"r"(BAR_DQ_EMPTY + wg) : "memory");
-                    asm volatile("bar.sync %0, 160;" ::"r"(BAR_DQ_FULL + wg) : "memory");
-                    if (lane == 0) {
-                        const bool by_queries = BwdTile<D>::BY_QUERIES;
-                        int row = m * ROWS + (by_queries ? wg * 64 : 0), col = by_queries ? 0 : wg * 64,
-                            *turn = NULL, mine = 0;
-                        if (p.a.deterministic) {
-                            // column tiles add to a row tile in the order of their numbers; the first one is
-                            // the one that holds the first row's first key
-                            turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 2 + wg;
-                            mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / BWD_COLS : 0);
-                            while (load_acquire(turn) != mine) {}
-                        }
-                        if (row < sh.Tq) {
-                            tma_add(&p.dq, sm.dq[wg][0], col, row, head, batch);
-                            tma_add(&p.dq, sm.dq[wg][1], col + 32, row, head, batch);
-                            bulk_commit();
-                        }
-                        if (p.a.deterministic) {
-                            bulk_wait();
-                            asm volatile("fence.proxy.async;" ::: "memory");
-                            add_release(turn, 1);
-                        } else bulk_wait_read();
-                    }
-                    __syncwarp();
-                }
-            }
-            if (lane == 0) bulk_wait();
-        }
+            if (lane == 0) bwd_loader<D>(p, sm);
+        } else if (warp == 1) bwd_statistics<D>(p, sm, lane);
+        else bwd_dq_adder<D>(p, sm, warp - 2, lane);
     } else {
         regs_up<240>();
-        bwd_consumer<D>(p, sm, __reduce_max_sync(~0u, (int)(threadIdx.x >> 7) - 1));
+        bwd_consumer<D>(p, sm, warp_uniform((int)(threadIdx.x >> 7) - 1));
     }
 #else
-    asm volatile("trap;");
+    asm volatile("trap;");   // built without sm_90a and not told so
 #endif
 }
 
-// delta = rowsum(dO * O): 8 lanes per row, 16 bytes each, twice if HS > 64; reads 4 HS bytes per row, writes
-// 4.
+// --- delta, merged carries, the end of dQ ---
+//
+// Kernels with 8 threads per row, 32 rows per block of threads; blockIdx.y is the head, blockIdx.z
+// the sequence. All are bound by memory.
+
+// delta = rowsum(dO * O). A thread owns 16 bytes of the row, twice if HS > 64. 2 HS FLOP, reads 4
+// HS bytes and writes 4 per row.
 __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     float x = 0.f;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        uint4 a = *(const uint4*)(dout.at<bf16>(blockIdx.z, blockIdx.y, row, c));
-        uint4 b = *(const uint4*)(o.at<bf16>(blockIdx.z, blockIdx.y, row, c));
+        uint4 a = *(const uint4*)dout.at<bf16>(blockIdx.z, blockIdx.y, row, c);
+        uint4 b = *(const uint4*)o.at<bf16>(blockIdx.z, blockIdx.y, row, c);
         const uint32_t *u = &a.x, *w = &b.x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -3343,75 +3583,81 @@ __global__ void attention_delta_kernel(AttnView dout, AttnView o, AttnRows delta
     for (int i = 4; i; i >>= 1) x += __shfl_xor_sync(~0u, x, i);
     if (row < T && part == 0) *delta.at(blockIdx.z, blockIdx.y, row) = x;
 }
-// Two carries of the same rows into one: m = max, O~ and l rescaled to it and added; b absent: a alone. With
-// o, divides and writes O and lse instead. 8 threads per row, 8 columns each at a time; reads 2 x (4 HS + 8)
-// bytes per row, writes 4 HS + 8 or 2 HS + 4.
+// Two carries of the same rows into one, at the place of the first: m = max(m, m_b), O~ and l of both
+// rescaled to it and added. Without acc_b the first alone; with o, divides and writes O and lse instead.
+// A thread owns 8 columns at a time. Reads 2 x (4 HS + 8) bytes per row, writes 4 HS + 8 or 2 HS + 4.
 __global__ void attention_merge_kernel(AttnView acc, AttnRows m, AttnRows l, AttnView acc_b, AttnRows m_b,
     AttnRows l_b, AttnView o, AttnRows lse, int T, int HS) {
-    int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8, h = blockIdx.y, b = blockIdx.z;
+    int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
+    int h = blockIdx.y, b = blockIdx.z;
     if (row >= T) return;
-    float* pa = acc.at<float>(b, h, row, 0);
-    float *pm = m.at(b, h, row), *pl = l.at(b, h, row), mm = *pm, ll = *pl;
-    const float* pb = NULL;
-    float fa = 1.f, fb = 1.f;
+    float* acc_row = acc.at<float>(b, h, row, 0);
+    float *m_row = m.at(b, h, row), *l_row = l.at(b, h, row);
+    float m_new = *m_row, l_new = *l_row;
+    const float* acc_b_row = NULL;
+    float factor = 1.f, factor_b = 1.f;
     if (acc_b.p) {
-        pb = acc_b.at<float>(b, h, row, 0);
-        float mb = *m_b.at(b, h, row), lb = *l_b.at(b, h, row), to = fmaxf(mm, mb);
-        if (to != -INFINITY) fa = exp2_fast(mm - to), fb = exp2_fast(mb - to);
-        ll = ll * fa + lb * fb, mm = to;
+        acc_b_row = acc_b.at<float>(b, h, row, 0);
+        float from_b = *m_b.at(b, h, row), sum_b = *l_b.at(b, h, row);
+        float to = fmaxf(m_new, from_b);
+        if (to != -INFINITY) factor = exp2_fast(m_new - to), factor_b = exp2_fast(from_b - to);
+        l_new = l_new * factor + sum_b * factor_b;
+        m_new = to;
     }
     __syncwarp(0xFFu << (threadIdx.x & 24));   // the 8 threads of the row have read m and l
-    const float inv = ll > 0.f ? 1.f / ll : 0.f;
+    const float inv = l_new > 0.f ? 1.f / l_new : 0.f;
     for (int c = part * 8; c < HS; c += 64) {
         float x[8];
-        for (int i = 0; i < 8; i++) x[i] = pb ? pa[c + i] * fa + pb[c + i] * fb : pa[c + i];
+        for (int i = 0; i < 8; i++)
+            x[i] = acc_b_row ? acc_row[c + i] * factor + acc_b_row[c + i] * factor_b : acc_row[c + i];
         if (o.p)
-            *(uint4*)(o.at<bf16>(b, h, row, c)) = make_uint4(pack(x[0] * inv, x[1] * inv),
+            *(uint4*)o.at<bf16>(b, h, row, c) = make_uint4(pack(x[0] * inv, x[1] * inv),
                 pack(x[2] * inv, x[3] * inv), pack(x[4] * inv, x[5] * inv), pack(x[6] * inv, x[7] * inv));
         else
-            for (int i = 0; i < 8; i++) pa[c + i] = x[i];
+            for (int i = 0; i < 8; i++) acc_row[c + i] = x[i];
     }
     if (part > 0) return;
-    if (!o.p) *pm = mm, *pl = ll;
-    else if (lse.p) *lse.at(b, h, row) = ll == 0.f ? -INFINITY : (mm + log2_fast(ll)) * LN2;
+    if (!o.p) *m_row = m_new, *l_row = l_new;
+    else if (lse.p) *lse.at(b, h, row) = l_new == 0.f ? -INFINITY : (m_new + log2_fast(l_new)) * LN2;
 }
-// out (bf16) = scale * dq (fp32), or dq = 0 if out is absent: 8 threads per row.
+// out (bf16) = scale * dq (fp32), or dq = 0 if out is absent. A thread owns 8 columns at a time.
+// Reads 4 HS bytes per row and writes 2 HS, or writes 4 HS.
 __global__ void attention_dq_kernel(AttnView dq, AttnView out, float scale, int T, int HS) {
     int row = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
     for (int c = part * 8; row < T && c < HS; c += 64) {
-        float4* x = (float4*)(dq.at<float>(blockIdx.z, blockIdx.y, row, c));
+        float4* x = (float4*)dq.at<float>(blockIdx.z, blockIdx.y, row, c);
         if (!out.p) {
             x[0] = x[1] = make_float4(0.f, 0.f, 0.f, 0.f);
             continue;
         }
         float4 a = x[0], b = x[1];
-        *(uint4*)(out.at<bf16>(blockIdx.z, blockIdx.y, row, c)) = make_uint4(pack(a.x * scale, a.y * scale),
+        *(uint4*)out.at<bf16>(blockIdx.z, blockIdx.y, row, c) = make_uint4(pack(a.x * scale, a.y * scale),
             pack(a.z * scale, a.w * scale), pack(b.x * scale, b.y * scale), pack(b.z * scale, b.w * scale));
     }
 }
 
 // --- launchers ---
-static const int ATTN_SECTION =
-    32 << 20;   // bytes of L2 that a group of heads may fill; 12 and 256 MB were slower (bench_attention)
-// Tensor map of a view: boxes of `rows` tokens x `cols` elements of one head, 128-byte swizzle, rows past T
-// read as zero and not written.
+// Bytes of L2 that a section of heads may fill; 12 and 256 MB were slower (bench_attention).
+static const int ATTN_SECTION = 32 << 20;
+// cuTensorMapEncodeTiled of the driver, the same for every device; NULL if it has none.
+static PFN_cuTensorMapEncodeTiled_v12000 attn_encoder() {
+    cudaDriverEntryPointQueryResult found;
+    void* f = NULL;
+#if CUDART_VERSION >= 12050
+    cudaError_t status =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+#else   // CUDA 13 has only the one above, CUDA 12.4 and before only this one
+    cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
+#endif
+    return status == cudaSuccess && found == cudaDriverEntryPointSuccess
+        ? (PFN_cuTensorMapEncodeTiled_v12000)f
+        : NULL;
+}
+// Tensor map of a view of T tokens: boxes of `rows` tokens x `cols` numbers of one head, 128-byte
+// swizzle; rows past T are read as zero and not written.
 static cudaError_t attn_map(
     CUtensorMap* map, const AttnView& v, int is_float, const AttnShape& s, int T, int cols, int rows) {
-    static const PFN_cuTensorMapEncodeTiled_v12000 encode =
-        []() {   // of the driver, the same for every device
-            cudaDriverEntryPointQueryResult found;
-            void* f = NULL;
-#if CUDART_VERSION >= 12050
-            cudaError_t status = cudaGetDriverEntryPointByVersion(
-                "cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
-#else   // CUDA 13 has only the one above, CUDA 12.4 and before only this one
-            cudaError_t status =
-                cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
-#endif
-            return status == cudaSuccess && found == cudaDriverEntryPointSuccess
-                ? (PFN_cuTensorMapEncodeTiled_v12000)f
-                : NULL;
-        }();
+    static const PFN_cuTensorMapEncodeTiled_v12000 encode = attn_encoder();
     if (!encode) return cudaErrorNotSupported;
     const int64_t size = is_float ? 4 : 2;
     // a dimension of extent 1 is never stepped over: any legal stride will do
@@ -3428,7 +3674,7 @@ static int attn_shape_ok(const AttnShape& s) {
     return s.B > 0 && s.NH > 0 && s.Tq > 0 && s.Tk > 0 && s.scale > 0.f && s.HS >= 32 && s.HS <= 128 &&
         s.HS % 16 == 0;
 }
-// Accessed two elements at a time.
+// Whether kernels may access it two fp32 numbers at a time.
 static int attn_pairs_ok(const AttnView& v) {
     return (uintptr_t)v.p % 8 == 0 && v.token % 2 == 0 && v.head % 2 == 0 && v.batch % 2 == 0;
 }
@@ -3438,14 +3684,14 @@ static int attn_dense(const AttnView& v, const AttnShape& s) {
         ((v.token == s.HS && v.head == (int64_t)s.Tq * s.HS) ||
             (v.head == s.HS && v.token == (int64_t)s.NH * s.HS));
 }
-// Heads whose rows of this many bytes stay in L2 together.
+// How many heads of T rows of so many bytes fit in `budget` bytes of L2: at least one.
 static int attn_section(const AttnShape& s, int64_t bytes_per_row, int T, int64_t budget) {
     int64_t heads = budget / (bytes_per_row * T), all = (int64_t)s.B * s.NH;
     return (int)(heads < 1 ? 1 : heads > all ? all : heads);
 }
-struct AttnDevice {   // the current device
-    int major, sms,
-        shared_bytes;   // compute capability, multiprocessors, shared memory that a block may have
+struct AttnDevice {     // the current device
+    int major, sms;     // compute capability, multiprocessors
+    int shared_bytes;   // shared memory that a block of threads may have
 };
 static cudaError_t attn_device(AttnDevice* d) {
     int device;
@@ -3466,9 +3712,10 @@ static int attn_sms() {
         if (e_ != cudaSuccess) return e_; \
     } while (0)
 
-// Device bytes that AttnBackward.work needs.
+// Device bytes that AttnBackward.work needs: three counters and, per row tile of a head, the most
+// turns of any kernel.
 static inline size_t attention_backward_work(const AttnShape& s) {
-    return 4 * (3 + (size_t)s.B * s.NH * ((s.Tq + 31) / 32) * 8);   // the most that any kernel's tiles make
+    return 4 * (3 + (size_t)s.B * s.NH * ((s.Tq + 31) / 32) * 8);
 }
 
 static cudaError_t forward_check(const AttnForward& a) {
@@ -3486,6 +3733,7 @@ static cudaError_t backward_check(const AttnBackward& a) {
     return cudaSuccess;
 }
 
+// The kernels for Hopper, for arguments that the checks above have passed.
 template <int D> static cudaError_t hopper_forward(const AttnForward& a, cudaStream_t stream) {
     const int ROWS = FwdTile<D>::ROWS;
     FwdParams p;
@@ -3498,31 +3746,11 @@ template <int D> static cudaError_t hopper_forward(const AttnForward& a, cudaStr
     p.tiles = p.row_tiles * a.s.B * a.s.NH;
     p.before = a.s.causal && a.s.Tq % 64 == 0 ? p.row_tiles * ROWS - a.s.Tq : 0;
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
-    const int bytes = sizeof(FwdSmem<D>) + 1024;
+    const int bytes = sizeof(FwdSmem<D>) + 1024;   // which begins at a multiple of 1024
     ATTN_TRY(cudaFuncSetAttribute(
         attention_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    int grid = min(p.tiles, attn_sms());
-    attention_forward_kernel<D><<<grid, FwdTile<D>::THREADS, bytes, stream>>>(p);
-    return cudaGetLastError();
-}
-
-// into += from, two carries of attention_forward over different keys; `from` may be absent. With o present it
-// writes O and lse and leaves the carry as it was.
-static inline cudaError_t attention_merge(const AttnCarry& into, const AttnCarry& from, const AttnView& o,
-    const AttnRows& lse, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
-    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(
-        into.acc, into.m, into.l, from.acc, from.m, from.l, o, lse, T, HS);
-    return cudaGetLastError();
-}
-static inline cudaError_t attention_delta(const AttnView& dout, const AttnView& o, const AttnRows& delta,
-    int B, int NH, int T, cudaStream_t stream, int HS = 64) {
-    attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T, HS);
-    return cudaGetLastError();
-}
-// dq (fp32) holds the sum over all launches; writes scale * dq in bf16, or zeroes dq if out is absent.
-static inline cudaError_t attention_dq_finish(const AttnView& dq, const AttnView& out, float scale, int B,
-    int NH, int T, cudaStream_t stream, int HS = 64) {
-    attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T, HS);
+    const int blocks = min(p.tiles, attn_sms());
+    attention_forward_kernel<D><<<blocks, FwdTile<D>::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaStream_t stream) {
@@ -3548,24 +3776,51 @@ template <int D> static cudaError_t hopper_backward(const AttnBackward& a, cudaS
     attention_backward_kernel<D><<<blocks, 384, bytes, stream>>>(p);
     return cudaGetLastError();
 }
+
+// into += from, two carries of attention_forward over different keys; `from` may be absent. With o
+// present it writes O and lse and leaves the carry as it was.
+static inline cudaError_t attention_merge(const AttnCarry& into, const AttnCarry& from, const AttnView& o,
+    const AttnRows& lse, int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+    attention_merge_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(
+        into.acc, into.m, into.l, from.acc, from.m, from.l, o, lse, T, HS);
+    return cudaGetLastError();
+}
+// delta (B, NH, T) = rowsum(dO * O), both bf16 (B, NH, T, HS).
+static inline cudaError_t attention_delta(const AttnView& dout, const AttnView& o, const AttnRows& delta,
+    int B, int NH, int T, cudaStream_t stream, int HS = 64) {
+    attention_delta_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dout, o, delta, T, HS);
+    return cudaGetLastError();
+}
+// dq (fp32) holds the sum over all launches; writes scale * dq in bf16, or zeroes dq if out is absent.
+static inline cudaError_t attention_dq_finish(const AttnView& dq, const AttnView& out, float scale, int B,
+    int NH, int T, cudaStream_t stream, int HS = 64) {
+    attention_dq_kernel<<<dim3((T + 31) / 32, NH, B), 256, 0, stream>>>(dq, out, scale, T, HS);
+    return cudaGetLastError();
+}
 }   // namespace attn
 
 // --- portable attention kernels ---
 //
-// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix, cp.async),
-// so for every GPU from A100 and RTX 30 on, and for any head size HS <= 128 that is a multiple of 16.
-// Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with zeros in shared memory.
+// The same contract as the kernels above with the instructions of sm_80 (mma.sync, ldmatrix,
+// cp.async), so for every GPU from A100 and RTX 30 on, and for any head size HS <= 128 that is a
+// multiple of 16. Kernels are made for D = 32, 64, 96 and 128 columns; HS < D is filled up with
+// zeros in shared memory. All warps do the same work on rows, or keys, of their own: one barrier
+// per block of keys, or step, tells them that what they copied for it is there, and that all are
+// past the one before, whose buffers the next copies go to.
 //
-// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1 and
-// d[2], d[3] = row g+8. Two neighbouring accumulators, rounded to bf16 in pairs, are the A operand of a
-// product over their columns: P feeds P V without leaving registers. Shared tiles are rows of D + 8 numbers:
-// the pitch is an odd number of 16-byte pieces, so that 8 rows of one column of pieces lie in different banks
-// and every address is a constant away from one of the thread's own.
+//     forward, block n      barrier | K(n-1), V(n-1) begin to arrive | S | max | exp, P V, 16 keys at a time
+//     backward, step m      barrier | Q, dO of m+1 begin to arrive | dQ of m-1 | S^T, dP^T | dS | dV, dK
+//
+// m16n8k16: d (16 x 8) += A (16 x 16) B (16 x 8). A thread owns d[0], d[1] = row g, columns 2t, 2t+1
+// and d[2], d[3] = row g+8. Two neighbouring accumulators, rounded to bf16 in pairs, are the A
+// operand of a product over their columns: P feeds P V without leaving registers. Shared tiles are
+// rows of D + 8 numbers: the pitch is an odd number of 16-byte pieces, so that 8 rows of one column
+// of pieces lie in different banks and every address is a constant away from one of the thread's own.
 //
 // Ideas: FlashAttention-2 (warps own whole rows, one pass over the keys, dK and dV in registers),
 // FlashAttention-3 (S and dP transposed in the backward pass), FlashAttention-4 (lazy rescaling).
 namespace attn {
-// 16 bytes from global to shared memory, or zeros.
+// 16 or 4 bytes from device to shared memory, or zeros; asynchronous.
 __device__ __forceinline__ void cp16(uint32_t dst, const void* src, bool in) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(in ? 16 : 0)
                  : "memory");
@@ -3576,7 +3831,8 @@ __device__ __forceinline__ void cp4(uint32_t dst, const void* src, bool in) {
 }
 __device__ __forceinline__ void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void cp_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-// Four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the rows of matrix i. The second: transposed.
+// Four 8 x 8 matrices; lanes 8i to 8i + 7 give the addresses of the rows of matrix i. The second:
+// transposed.
 __device__ __forceinline__ void ldsm(uint32_t (&r)[4], uint32_t a) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -3590,16 +3846,16 @@ __device__ __forceinline__ void ldsm_trans(uint32_t (&r)[4], uint32_t a) {
                  : "memory");
 }
 __device__ __forceinline__ void mma16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // The first of a sum: d = A B.
 __device__ __forceinline__ void mma16816_first(
     float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %10, %10, %10};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
 }
@@ -3609,8 +3865,8 @@ __device__ __forceinline__ void mma_pair(
     if (first) mma16816_first(d0, a, b[0], b[1]), mma16816_first(d1, a, b[2], b[3]);
     else mma16816(d0, a, b[0], b[1]), mma16816(d1, a, b[2], b[3]);
 }
-// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS are zeros.
-// THREADS threads together.
+// ROWS rows from `row` on of one head, into a tile of pitch D + 8; rows past T and columns past HS
+// are zeros. THREADS threads together. token: stride of rows in memory.
 template <int D, int ROWS, int THREADS>
 __device__ __forceinline__ void load_tile(
     uint32_t dst, const bf16* src, int64_t token, int row, int T, int HS) {
@@ -3628,92 +3884,260 @@ __device__ __forceinline__ void load_tile(
 // --- forward ---
 struct PortableForward {
     AttnForward a;
-    int row_tiles, section;
+    int row_tiles;   // of a head
+    int section;     // heads whose K and V stay in L2 together
 };
-static const int PFWD_ROWS = 128,
-                 PFWD_THREADS =
-                     128;   // 32 rows per warp: each piece of K and V that a warp reads serves two products
+// 32 rows per warp: each piece of K and V that a warp reads serves two products.
+static const int PFWD_ROWS = 128, PFWD_THREADS = 128;
 template <int D> struct PortableForwardTile {
-    static const int COLS = D == 128 ? 32 : 64, PITCH = D + 8;
+    static const int COLS = D == 128 ? 32 : 64;   // keys of a block
+    static const int PITCH = D + 8;               // numbers from a row to the next
     static const bool Q_IN_REGISTERS = D <= 64;   // Q then only passes through the buffers of V
-    static const int Q_BYTES = Q_IN_REGISTERS ? 0 : PFWD_ROWS * PITCH * 2, STAGE = COLS * PITCH * 2;
+    static const int Q_BYTES = Q_IN_REGISTERS ? 0 : PFWD_ROWS * PITCH * 2;
+    static const int STAGE = COLS * PITCH * 2;   // bytes of a block of K or V, of which two are there
     static const int BYTES = Q_BYTES + 4 * STAGE;
     static_assert(
         !Q_IN_REGISTERS || 2 * STAGE >= PFWD_ROWS * PITCH * 2, "Q and O pass through the buffers of V");
 };
-
-// O = softmax(scale Q K^T + mask) V for a tile of 128 rows, keys from right to left in blocks of COLS.
-// Mapping: a block per row tile, 4 warps of 32 rows; the next K and V arrive while this one is used; one
-// barrier per block of keys. Work: 4 D FLOP and one exponential per visible (row, key); reads Q, O once, K
-// and V once per row tile (from L2: sections of heads).
+// What a thread has of its four rows 16 mt + 8 r + g of the warp's 32.
+template <int D> struct PortableRows {
+    float o[2][D / 8][4];   // O~: [mt][j][2 r + e] is column 8 j + t2 + e
+    float l[2][2];          // its share of the sum of P
+    float m[2][2];          // exponent offset, base 2, -inf = nothing seen yet
+    float minus[2][2];      // -m, 0 if m = -inf
+};
+// They begin as the carry, or with nothing seen. r0: the warp's first row.
 template <int D>
-__global__ void __launch_bounds__(PFWD_THREADS, 2)
-    portable_forward_kernel(const __grid_constant__ PortableForward p) {
-    typedef PortableForwardTile<D> Tl;
-    const int COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2, NT = COLS / 8, DT = D / 8, KT = D / 16;
-    extern __shared__ __align__(16) uint8_t portable_smem[];
-    const AttnShape& sh = p.a.s;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2,
-              HS = sh.HS;
-    const int per = p.section * p.row_tiles, sec = blockIdx.x / per, in_sec = blockIdx.x - sec * per,
-              heads = min(p.section, sh.B * sh.NH - sec * p.section), bh = sec * p.section + in_sec % heads;
-    const int head = bh % sh.NH, batch = bh / sh.NH, tr0 = (p.row_tiles - 1 - in_sec / heads) * PFWD_ROWS,
-              r0 = tr0 + warp * 32;
-    const uint32_t sq = smem_of(portable_smem), sk = sq + Tl::Q_BYTES, sv = sk + 2 * Tl::STAGE,
-                   sq_or_o = Tl::Q_IN_REGISTERS ? sv : sq;
-    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
-               *v = p.a.v.of<bf16>(batch, head);
-    const float c = sh.scale * LOG2E;
-
-    int lo, hi, mylo = 0, myhi = 0;
-    key_range<COLS>(sh, batch, tr0, min(tr0 + PFWD_ROWS, sh.Tq) - 1, lo, hi);
-    if (r0 < sh.Tq) key_range<COLS>(sh, batch, r0, min(r0 + 31, sh.Tq - 1), mylo, myhi);
-    const int rel = sh.q_pos - sh.k_pos;
-    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const int whole = sh.causal ? min(sh.Tk, rel + r0 + 1) : sh.Tk,   // keys below it and from doc_last on
-        doc_last = doc && r0 < sh.Tq ? doc[min(r0 + 31, sh.Tq - 1)] - sh.k_pos
-                                     : 0;   // need no mask for any row of this warp
-
-    load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tr0, sh.Tq, HS);
-    if (lo < hi) {
-        load_tile<D, COLS, PFWD_THREADS>(sk, k, p.a.k.token, (hi - 1) * COLS, sh.Tk, HS);
-        if (!Tl::Q_IN_REGISTERS)
-            load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
-    }
-    cp_commit();
-    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie
-    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
-                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16;
-    const uint32_t q_at = sq_or_o + warp * 32 * PITCH2 + a_at;
-    uint32_t qf[Tl::Q_IN_REGISTERS ? KT : 1][2][4];
-    if (Tl::Q_IN_REGISTERS) {
-        cp_wait();
-        __syncthreads();
-#pragma unroll
-        for (int kk = 0; kk < KT; kk++)
-            ldsm(qf[kk][0], q_at + kk * 32), ldsm(qf[kk][1], q_at + 16 * PITCH2 + kk * 32);
-        __syncthreads();
-        if (lo < hi) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, sh.Tk, HS);
-        cp_commit();
-    }
-
-    float o[2][DT][4], l[2][2], m[2][2], minus[2][2];   // rows r0 + 16 mt + 8 r + g
+__device__ __forceinline__ void portable_begin(
+    PortableRows<D>& x, const AttnForward& a, const Tile& w, int HS, int r0, int g, int t2) {
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = r0 + 16 * mt + 8 * r + g;
-            const bool in = p.a.carry_in && row < sh.Tq;
-            const float* acc = p.a.acc.at<float>(batch, head, row, t2);
+            const bool in = a.carry_in && row < a.s.Tq;
+            const float* acc = a.acc.at<float>(w.batch, w.head, row, t2);
 #pragma unroll
-            for (int j = 0; j < DT; j++) {
-                float2 x = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
-                o[mt][j][2 * r] = x.x, o[mt][j][2 * r + 1] = x.y;
+            for (int j = 0; j < D / 8; j++) {
+                float2 y = in && 8 * j < HS ? *(const float2*)(acc + 8 * j) : make_float2(0.f, 0.f);
+                x.o[mt][j][2 * r] = y.x, x.o[mt][j][2 * r + 1] = y.y;
             }
-            m[mt][r] = in ? *p.a.m.at(batch, head, row) : -INFINITY;
-            l[mt][r] = in && t2 == 0 ? *p.a.l.at(batch, head, row) : 0.f;
-            minus[mt][r] = m[mt][r] == -INFINITY ? 0.f : -m[mt][r];
+            x.m[mt][r] = in ? *a.m.at(w.batch, w.head, row) : -INFINITY;
+            x.l[mt][r] = in && t2 == 0 ? *a.l.at(w.batch, w.head, row) : 0.f;
+            x.minus[mt][r] = x.m[mt][r] == -INFINITY ? 0.f : -x.m[mt][r];
         }
+}
+// S = Q K^T of a warp's 32 rows and a block of 8 NT keys. Q from registers, or from shared memory at q_at.
+template <int D, int NT, int KEPT>
+__device__ __forceinline__ void portable_scores(
+    float (&s)[2][NT][4], uint32_t (&q)[KEPT][2][4], uint32_t q_at, uint32_t k_at) {
+    const int PITCH_BYTES = (D + 8) * 2;
+    const bool Q_IN_REGISTERS = PortableForwardTile<D>::Q_IN_REGISTERS;
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++) {
+        uint32_t a[2][4];
+        if (!Q_IN_REGISTERS) ldsm(a[0], q_at + kk * 32), ldsm(a[1], q_at + 16 * PITCH_BYTES + kk * 32);
+#pragma unroll
+        for (int j = 0; j < NT; j += 2) {
+            uint32_t b[4];
+            ldsm(b, k_at + j * 8 * PITCH_BYTES + kk * 32);
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++)
+                mma_pair(s[mt][j], s[mt][j + 1], Q_IN_REGISTERS ? q[Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b,
+                    kk == 0);
+        }
+    }
+}
+// Scores of keys that a row does not see become -inf. r0: the warp's first row, k0: the block's
+// first key, rel: position of query row 0 after key 0, doc: doc_start of the sequence, or NULL.
+template <int NT>
+__device__ __forceinline__ void portable_mask(
+    float (&s)[2][NT][4], const AttnShape& shape, const int* doc, int rel, int r0, int k0, int g, int t2) {
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = r0 + 16 * mt + 8 * r + g;
+            const int end = (shape.causal ? min(shape.Tk, rel + row + 1) : shape.Tk) - k0 - t2;
+            const int begin = doc ? doc[min(row, shape.Tq - 1)] - shape.k_pos - k0 - t2 : -1 << 30;
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    if (8 * j + e >= end || 8 * j + e < begin) s[mt][j][2 * r + e] = -INFINITY;
+        }
+}
+// Where a score exceeds its row's m by more than 8 in base 2, moves m, and rescales O~ and l. As a
+// rule there is none, and the lanes exchange no more than a vote.
+template <int D, int NT>
+__device__ __forceinline__ void portable_offset_update(
+    PortableRows<D>& x, const float (&s)[2][NT][4], float c) {
+    float most[2][2];
+    bool moves = false;
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float even = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]),
+                  odd = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
+#pragma unroll
+            for (int j = 2; j < NT; j += 2) {
+                even = fmaxf(even, fmaxf(s[mt][j][2 * r], s[mt][j][2 * r + 1]));
+                odd = fmaxf(odd, fmaxf(s[mt][j + 1][2 * r], s[mt][j + 1][2 * r + 1]));
+            }
+            most[mt][r] = fmaxf(even, odd) * c;
+            moves |= most[mt][r] > x.m[mt][r] + 8.f;
+        }
+    if (!__any_sync(~0u, moves)) return;
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float y = most[mt][r];
+            y = fmaxf(y, __shfl_xor_sync(~0u, y, 1));
+            y = fmaxf(y, __shfl_xor_sync(~0u, y, 2));
+            const float to = fmaxf(x.m[mt][r], y);
+            const float alpha = to == -INFINITY ? 1.f : exp2_fast(x.m[mt][r] - to);
+            x.m[mt][r] = to;
+            x.minus[mt][r] = to == -INFINITY ? 0.f : -to;
+            x.l[mt][r] *= alpha;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++) x.o[mt][j][2 * r] *= alpha, x.o[mt][j][2 * r + 1] *= alpha;
+        }
+}
+// O~ += P V with P = 2^(c S - m), 16 keys at a time, whose exponentials run under the products of
+// the 16 before. v_at: this lane's row of V.
+template <int D, int NT>
+__device__ __forceinline__ void portable_weigh_values(
+    PortableRows<D>& x, float (&s)[2][NT][4], float c, uint32_t v_at) {
+    const int PITCH_BYTES = (D + 8) * 2;
+#pragma unroll
+    for (int j = 0; j < NT; j += 2) {
+        uint32_t pr[2][4];   // P in bf16
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float& y = s[mt][j + i][e];
+                    y = exp2_fast(fmaf(y, c, x.minus[mt][e >> 1]));
+                    x.l[mt][e >> 1] += y;
+                }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
+        }
+#pragma unroll
+        for (int d = 0; d < D / 8; d += 2) {
+            uint32_t b[4];
+            ldsm_trans(b, v_at + j * 8 * PITCH_BYTES + d * 16);
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++) mma_pair(x.o[mt][d], x.o[mt][d + 1], pr[mt], b);
+        }
+    }
+}
+// Writes a thread's part of the carry and of lse, and O~ / l in bf16 to the tile's rows at `stage`
+// in shared memory.
+template <int D>
+__device__ __forceinline__ void portable_write_rows(const PortableRows<D>& x, const AttnForward& a,
+    const Tile& w, int HS, int r0, int warp, int g, int t2, uint32_t stage) {
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = r0 + 16 * mt + 8 * r + g;
+            const float l = quad_sum(x.l[mt][r]);
+            const float inv = l > 0.f ? 1.f / l : 0.f;
+            if (row < a.s.Tq) {
+                if (a.carry_out) {
+                    float* acc = a.acc.at<float>(w.batch, w.head, row, t2);
+#pragma unroll
+                    for (int j = 0; j < D / 8; j++)
+                        if (8 * j < HS)
+                            *(float2*)(acc + 8 * j) = make_float2(x.o[mt][j][2 * r], x.o[mt][j][2 * r + 1]);
+                    if (t2 == 0) {
+                        *a.m.at(w.batch, w.head, row) = x.m[mt][r];
+                        *a.l.at(w.batch, w.head, row) = l;
+                    }
+                }
+                if (a.lse.p && t2 == 0)
+                    *a.lse.at(w.batch, w.head, row) =
+                        l == 0.f ? -INFINITY : (x.m[mt][r] + log2_fast(l)) * LN2;
+            }
+            const uint32_t at = stage + (warp * 32 + 16 * mt + 8 * r + g) * ((D + 8) * 2) + t2 * 2;
+#pragma unroll
+            for (int j = 0; j < D / 8; j++)
+                sts1(at + 16 * j, pack(x.o[mt][j][2 * r] * inv, x.o[mt][j][2 * r + 1] * inv));
+        }
+}
+
+// O = softmax(scale Q K^T + mask) V, with a carry in and out, keys from right to left in blocks of COLS.
+// Mapping: a block of threads per tile of 128 rows, 4 warps of 32 rows; the next K and V arrive
+//     while this one is used.
+// Work: 4 D FLOP and one exponential per visible (row, key). Bytes: Q and O once; K and V once per row
+//     tile, from L2, as a section of heads fits there; a carry is 4 HS + 8 bytes per row, in and out.
+template <int D>
+__global__ void __launch_bounds__(PFWD_THREADS, 2)
+    portable_forward_kernel(const __grid_constant__ PortableForward p) {
+    typedef PortableForwardTile<D> Size;
+    const int COLS = Size::COLS, PITCH_BYTES = Size::PITCH * 2;
+    extern __shared__ __align__(16) uint8_t portable_smem[];
+    const AttnShape& shape = p.a.s;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int HS = shape.HS;
+    // The order of tiles is fwd_tile's.
+    const int per = p.section * p.row_tiles, sec = blockIdx.x / per;
+    const int in_sec = blockIdx.x - sec * per;
+    const int heads = min(p.section, shape.B * shape.NH - sec * p.section);
+    const int bh = sec * p.section + in_sec % heads;
+    const int head = bh % shape.NH, batch = bh / shape.NH;
+    const Tile w = {p.row_tiles - 1 - in_sec / heads, head, batch};
+    const int tile_row = w.row * PFWD_ROWS, r0 = tile_row + warp * 32;
+    // In shared memory: Q, or nothing; two blocks of K; two of V. O goes where Q or V was.
+    const uint32_t sq = smem_of(portable_smem);
+    const uint32_t sk = sq + Size::Q_BYTES, sv = sk + 2 * Size::STAGE;
+    const uint32_t sq_or_o = Size::Q_IN_REGISTERS ? sv : sq;
+    const bf16 *q = p.a.q.of<bf16>(w.batch, w.head), *k = p.a.k.of<bf16>(w.batch, w.head),
+               *v = p.a.v.of<bf16>(w.batch, w.head);
+    const float c = shape.scale * LOG2E;
+
+    // Blocks of keys: [lo, hi) that the tile sees, [first, end) that this warp's rows see. All its
+    // rows see the keys below `whole` that are not below doc_last.
+    int lo, hi, end = 0, first = 0;
+    key_range<COLS>(shape, w.batch, tile_row, min(tile_row + PFWD_ROWS, shape.Tq) - 1, lo, hi);
+    if (r0 < shape.Tq) key_range<COLS>(shape, w.batch, r0, min(r0 + 31, shape.Tq - 1), first, end);
+    const int rel = shape.q_pos - shape.k_pos;
+    const int* doc = shape.doc(w.batch);
+    const int whole = shape.causal ? min(shape.Tk, rel + r0 + 1) : shape.Tk;
+    const int doc_last = doc && r0 < shape.Tq ? doc[min(r0 + 31, shape.Tq - 1)] - shape.k_pos : 0;
+
+    load_tile<D, PFWD_ROWS, PFWD_THREADS>(sq_or_o, q, p.a.q.token, tile_row, shape.Tq, HS);
+    if (lo < hi) {
+        load_tile<D, COLS, PFWD_THREADS>(sk, k, p.a.k.token, (hi - 1) * COLS, shape.Tk, HS);
+        if (!Size::Q_IN_REGISTERS)
+            load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, shape.Tk, HS);
+    }
+    cp_commit();
+    // This lane's row of its 8 x 8 matrices: of A operands and transposed B operands; of B operands
+    // as they lie.
+    const uint32_t a_at = (lane & 15) * PITCH_BYTES + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH_BYTES + ((lane >> 3) & 1) * 16;
+    const uint32_t q_at = sq_or_o + warp * 32 * PITCH_BYTES + a_at;
+    uint32_t q_kept[Size::Q_IN_REGISTERS ? D / 16 : 1][2][4];
+    if (Size::Q_IN_REGISTERS) {
+        cp_wait();
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < D / 16; kk++)
+            ldsm(q_kept[kk][0], q_at + kk * 32), ldsm(q_kept[kk][1], q_at + 16 * PITCH_BYTES + kk * 32);
+        __syncthreads();
+        if (lo < hi) load_tile<D, COLS, PFWD_THREADS>(sv, v, p.a.v.token, (hi - 1) * COLS, shape.Tk, HS);
+        cp_commit();
+    }
+    PortableRows<D> x;
+    portable_begin<D>(x, p.a, w, HS, r0, g, t2);
 
 #pragma unroll 1
     for (int n = hi - 1; n >= lo; n--) {
@@ -3722,429 +4146,266 @@ __global__ void __launch_bounds__(PFWD_THREADS, 2)
         __syncthreads();
         if (n > lo) {
             load_tile<D, COLS, PFWD_THREADS>(
-                sk + (st ^ 1) * Tl::STAGE, k, p.a.k.token, (n - 1) * COLS, sh.Tk, HS);
+                sk + (st ^ 1) * Size::STAGE, k, p.a.k.token, (n - 1) * COLS, shape.Tk, HS);
             load_tile<D, COLS, PFWD_THREADS>(
-                sv + (st ^ 1) * Tl::STAGE, v, p.a.v.token, (n - 1) * COLS, sh.Tk, HS);
+                sv + (st ^ 1) * Size::STAGE, v, p.a.v.token, (n - 1) * COLS, shape.Tk, HS);
             cp_commit();
         }
-        if (n >= myhi || n < mylo) continue;
-        float s[2][NT][4];
-        const uint32_t k_at = sk + st * Tl::STAGE + b_at, v_at = sv + st * Tl::STAGE + a_at;
-#pragma unroll
-        for (int kk = 0; kk < KT; kk++) {
-            uint32_t a[2][4];
-            if (!Tl::Q_IN_REGISTERS) ldsm(a[0], q_at + kk * 32), ldsm(a[1], q_at + 16 * PITCH2 + kk * 32);
-#pragma unroll
-            for (int j = 0; j < NT; j += 2) {
-                uint32_t b[4];
-                ldsm(b, k_at + j * 8 * PITCH2 + kk * 32);
-#pragma unroll
-                for (int mt = 0; mt < 2; mt++)
-                    mma_pair(s[mt][j], s[mt][j + 1],
-                        Tl::Q_IN_REGISTERS ? qf[Tl::Q_IN_REGISTERS ? kk : 0][mt] : a[mt], b, kk == 0);
-            }
-        }
+        if (n >= end || n < first) continue;
+        float s[2][COLS / 8][4];
+        const uint32_t k_at = sk + st * Size::STAGE + b_at, v_at = sv + st * Size::STAGE + a_at;
+        portable_scores<D>(s, q_kept, q_at, k_at);
         const int k0 = n * COLS;
-        if (k0 + COLS > whole || k0 < doc_last) {
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const int row = r0 + 16 * mt + 8 * r + g,
-                              end = (sh.causal ? min(sh.Tk, rel + row + 1) : sh.Tk) - k0 - t2,
-                              begin = doc ? doc[min(row, sh.Tq - 1)] - sh.k_pos - k0 - t2 : -1 << 30;
-#pragma unroll
-                    for (int j = 0; j < NT; j++)
-#pragma unroll
-                        for (int e = 0; e < 2; e++)
-                            if (8 * j + e >= end || 8 * j + e < begin) s[mt][j][2 * r + e] = -INFINITY;
-                }
-        }
-        // m moves only where a score exceeds it by more than 2^8: the common path has no exchange between
-        // lanes but one vote
-        float most[2][2];
-        bool moves = false;
-#pragma unroll
-        for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                float x = fmaxf(s[mt][0][2 * r], s[mt][0][2 * r + 1]),
-                      y = fmaxf(s[mt][1][2 * r], s[mt][1][2 * r + 1]);
-#pragma unroll
-                for (int j = 2; j < NT; j += 2)
-                    x = fmaxf(x, fmaxf(s[mt][j][2 * r], s[mt][j][2 * r + 1])),
-                    y = fmaxf(y, fmaxf(s[mt][j + 1][2 * r], s[mt][j + 1][2 * r + 1]));
-                most[mt][r] = fmaxf(x, y) * c;
-                moves |= most[mt][r] > m[mt][r] + 8.f;
-            }
-        if (__any_sync(~0u, moves)) {
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    float x = most[mt][r];
-                    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-                    x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-                    const float to = fmaxf(m[mt][r], x),
-                                alpha = to == -INFINITY ? 1.f : exp2_fast(m[mt][r] - to);
-                    m[mt][r] = to, minus[mt][r] = to == -INFINITY ? 0.f : -to;
-                    l[mt][r] *= alpha;
-#pragma unroll
-                    for (int j = 0; j < DT; j++) o[mt][j][2 * r] *= alpha, o[mt][j][2 * r + 1] *= alpha;
-                }
-        }
-        // 16 keys at a time: their exponentials run under the products of the 16 before
-#pragma unroll
-        for (int j = 0; j < NT; j += 2) {
-            uint32_t pr[2][4];
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        float& x = s[mt][j + i][e];
-                        x = exp2_fast(fmaf(x, c, minus[mt][e >> 1]));
-                        l[mt][e >> 1] += x;
-                    }
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    pr[mt][i] = pack(s[mt][j + (i >> 1)][2 * (i & 1)], s[mt][j + (i >> 1)][2 * (i & 1) + 1]);
-            }
-#pragma unroll
-            for (int d = 0; d < DT; d += 2) {
-                uint32_t b[4];
-                ldsm_trans(b, v_at + j * 8 * PITCH2 + d * 16);
-#pragma unroll
-                for (int mt = 0; mt < 2; mt++) mma_pair(o[mt][d], o[mt][d + 1], pr[mt], b);
-            }
-        }
+        if (k0 + COLS > whole || k0 < doc_last) portable_mask(s, shape, doc, rel, r0, k0, g, t2);
+        portable_offset_update(x, s, c);
+        portable_weigh_values(x, s, c, v_at);
     }
 
     cp_wait();         // of Q, where no row sees any key
-    __syncthreads();   // O goes through shared memory where Q or V was
-#pragma unroll
-    for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int row = r0 + 16 * mt + 8 * r + g;
-            float x = l[mt][r];
-            x += __shfl_xor_sync(~0u, x, 1);
-            x += __shfl_xor_sync(~0u, x, 2);
-            const float inv = x > 0.f ? 1.f / x : 0.f;
-            if (row < sh.Tq) {
-                if (p.a.carry_out) {
-                    float* acc = p.a.acc.at<float>(batch, head, row, t2);
-#pragma unroll
-                    for (int j = 0; j < DT; j++)
-                        if (8 * j < HS)
-                            *(float2*)(acc + 8 * j) = make_float2(o[mt][j][2 * r], o[mt][j][2 * r + 1]);
-                    if (t2 == 0) {
-                        *p.a.m.at(batch, head, row) = m[mt][r];
-                        *p.a.l.at(batch, head, row) = x;
-                    }
-                }
-                if (p.a.lse.p && t2 == 0)
-                    *p.a.lse.at(batch, head, row) = x == 0.f ? -INFINITY : (m[mt][r] + log2_fast(x)) * LN2;
-            }
-            const uint32_t at = sq_or_o + (warp * 32 + 16 * mt + 8 * r + g) * PITCH2 + t2 * 2;
-#pragma unroll
-            for (int j = 0; j < DT; j++)
-                sts1(at + 16 * j, pack(o[mt][j][2 * r] * inv, o[mt][j][2 * r + 1] * inv));
-        }
+    __syncthreads();   // all are done with Q or V
+    portable_write_rows<D>(x, p.a, w, HS, r0, warp, g, t2, sq_or_o);
     __syncwarp();
     if (p.a.o.p)
         for (int i = lane; i < 32 * (D / 8); i += 32) {
             const int r = i / (D / 8), piece = i % (D / 8);
-            const uint4 x = lds4(sq_or_o + (warp * 32 + r) * PITCH2 + piece * 16);
-            if (r0 + r < sh.Tq && piece * 8 < HS)
-                *(uint4*)(p.a.o.at<bf16>(batch, head, r0 + r, piece * 8)) = x;
+            const uint4 y = lds4(sq_or_o + (warp * 32 + r) * PITCH_BYTES + piece * 16);
+            if (r0 + r < shape.Tq && piece * 8 < HS)
+                *(uint4*)p.a.o.at<bf16>(w.batch, w.head, r0 + r, piece * 8) = y;
         }
 }
 
 // --- backward ---
 struct PortableBackward {
     AttnBackward a;
-    int row_tiles, col_tiles, section;
-    int*
-        // (B*NH, row_tiles, 8 warps): blocks of keys that have added to this part of dQ, for the
-        // deterministic order
-        turn;
+    int row_tiles, col_tiles;   // of a head
+    int section;                // heads whose Q and dO stay in L2 together
+    int* turn;                  // (B*NH, row_tiles, 8 warps) how many blocks of keys have added to this part
+                                // of dQ, for the deterministic order
 };
-// ROWS queries per step against 16 MT KEYS keys: KEYS groups of warps have 16 MT keys each, a group's two
-// warps half of the queries each. V_IN_REGISTERS: V only passes through shared memory, and the second buffer
-// of dS takes its place.
+// ROWS queries per step against COLS = 16 MT KEYS keys: KEYS groups of two warps have 16 MT keys each,
+// of a group each warp half of the queries. V_IN_REGISTERS: V only passes through shared memory, and
+// the second buffer of dS takes its place. Offsets and sizes in shared memory are in bytes.
 template <int D, int ROWS_, int MT_, int KEYS_, int V_IN_REGISTERS_> struct PortableBackwardTile {
-    static const int MT = MT_, ROWS = ROWS_, COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_, PITCH = D + 8,
-                     S_PITCH = ROWS + 8;
+    static const int MT = MT_, ROWS = ROWS_;
+    static const int COLS = 16 * MT * KEYS_, THREADS = 64 * KEYS_;
+    static const int PITCH = D + 8, S_PITCH = ROWS + 8;   // numbers from a row to the next; of dS
     static const int V_IN_REGISTERS = V_IN_REGISTERS_;
-    static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2, S_BYTES = COLS * S_PITCH * 2;
+    static const int K_BYTES = COLS * PITCH * 2, Q_BYTES = ROWS * PITCH * 2;
+    static const int S_BYTES = COLS * S_PITCH * 2;
     static const int STATS = ROWS * 3 * 4;   // lse, delta, first visible key
-    static const int V = K_BYTES, DS1 = V_IN_REGISTERS ? V : V + K_BYTES,
-                     DS0 = DS1 + (V_IN_REGISTERS && K_BYTES > S_BYTES ? K_BYTES : S_BYTES), Q = DS0 + S_BYTES,
-                     STAGE = 2 * Q_BYTES + STATS, USED = Q + 2 * STAGE;
+    static const int V = K_BYTES, DS1 = V_IN_REGISTERS ? V : V + K_BYTES;
+    static const int DS0 = DS1 + (V_IN_REGISTERS && K_BYTES > S_BYTES ? K_BYTES : S_BYTES);
+    static const int Q = DS0 + S_BYTES, STAGE = 2 * Q_BYTES + STATS;   // two stages of Q, dO and STATS
+    static const int USED = Q + 2 * STAGE;
     static const int SUM = THREADS / 2 * MT * D * 4;   // dK or dV of every warp, at the end
     static const int BYTES = USED > SUM ? USED : SUM;
 };
 
-// dQ, dK, dV of one block of COLS keys against all tiles of ROWS queries that see it, upwards from the
-// diagonal. Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the
-// queries of S^T, dP^T, dV and dK, whose two halves are added at the end; dQ of a step is shared out among
-// the warps a step later, so that one barrier per step is enough. Work: 10 D FLOP and one exponential per
-// visible pair; Q, dO read and dQ added to once per block of keys (L2).
-template <int D, class Tl, int BLOCKS>
-__global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
-    portable_backward_kernel(const __grid_constant__ PortableBackward p) {
-    const int MT = Tl::MT, ROWS = Tl::ROWS, COLS = Tl::COLS, PITCH2 = Tl::PITCH * 2,
-              S_PITCH2 = Tl::S_PITCH * 2, KT = D / 16, DT = D / 8, THREADS = Tl::THREADS,
-              QT = ROWS / 16;   // QT: tiles of 8 queries of a warp
-    extern __shared__ __align__(16) uint8_t portable_smem[];
-    __shared__ int ticket;
-    const AttnShape& sh = p.a.s;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t2 = (lane & 3) * 2,
-              HS = sh.HS;
-    int number = blockIdx.x;
-    // tickets instead of blockIdx: a block may wait for lower tickets, which are then surely running
-    if (p.a.deterministic) {
-        if (threadIdx.x == 0) ticket = atomicAdd(p.a.work + 2, 1);
-        __syncthreads();
-        number = ticket;
-    }
-    const int per = p.section * p.col_tiles, sec = number / per,
-              heads = min(p.section, sh.B * sh.NH - sec * p.section), n = (number - sec * per) / heads,
-              bh = sec * p.section + (number - sec * per) % heads, head = bh % sh.NH, batch = bh / sh.NH;
-    int lo, hi;
-    query_range<ROWS, COLS>(sh, batch, n, lo, hi);
-    const int* doc = sh.doc_start ? sh.doc_start + batch * sh.doc_batch : NULL;
-    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
-               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
-    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
-    float* dq = p.a.dq.of<float>(batch, head);
-    const float c = sh.scale * LOG2E;
-    const uint32_t sk = smem_of(portable_smem), sv = sk + Tl::V, sds0 = sk + Tl::DS0, sds1 = sk + Tl::DS1,
-                   sstage = sk + Tl::Q;
-    const int kw = (warp >> 1) * 16 * MT,
-              qw = (warp & 1) * (ROWS / 2);   // this warp's keys and queries in the tile
-    const int rel = sh.q_pos - sh.k_pos, k0 = n * COLS;
-
-    auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
-        const uint32_t at = sstage + st * Tl::STAGE;
-        load_tile<D, ROWS, THREADS>(at, q, p.a.q.token, m * ROWS, sh.Tq, HS);
-        load_tile<D, ROWS, THREADS>(at + Tl::Q_BYTES, dout, p.a.dout.token, m * ROWS, sh.Tq, HS);
+template <int M, int N> __device__ __forceinline__ void zero(float (&d)[M][N][4]) {
 #pragma unroll
-        for (int i = threadIdx.x; i < 3 * ROWS; i += THREADS) {
-            const int row = m * ROWS + i % ROWS;
-            const uint32_t to = at + 2 * Tl::Q_BYTES + i * 4;
-            if (i < ROWS) cp4(to, row < sh.Tq ? lse + row : lse, row < sh.Tq);
-            else if (i < 2 * ROWS) cp4(to, row < sh.Tq ? delta + row : delta, row < sh.Tq);
-            else if (doc) cp4(to, doc + min(row, sh.Tq - 1), true);
-        }
-        cp_commit();
-    };
-    // rows of this lane's 8 x 8 matrices: A operands and transposed B operands; B operands as they lie;
-    // transposed A operands
-    const uint32_t a_at = (lane & 15) * PITCH2 + (lane >> 4) * 16,
-                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH2 + ((lane >> 3) & 1) * 16,
-                   ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH2 + ((lane >> 3) & 1) * 16;
-    float dk[MT][DT][4], dv[MT][DT][4];
-#pragma unroll
-    for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-        for (int j = 0; j < DT; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) dk[mt][j][e] = dv[mt][j][e] = 0.f;
-
-    // dQ of row tile m from dS of step `it`: 16 rows and D / CG columns per warp
-    auto add_dq = [&](int m, int it) {
-        const int RG = ROWS / 16, CG = THREADS / 32 / RG, N = D / CG / 8, rg = warp % RG,
-                  col0 = warp / RG * (D / CG);
-        static_assert(N % 2 == 0, "");
-        float x[N][4];
-        const uint32_t ds_at = ((it & 1) ? sds1 : sds0) + ta_at + rg * 32, k_at = sk + a_at + col0 * 2;
-#pragma unroll
-        for (int kk = 0; kk < COLS / 16; kk++) {
-            uint32_t a[4];
-            ldsm_trans(a, ds_at + kk * 16 * S_PITCH2);
-#pragma unroll
-            for (int j = 0; j < N; j += 2) {
-                uint32_t b[4];
-                ldsm_trans(b, k_at + kk * 16 * PITCH2 + j * 16);
-                mma_pair(x[j], x[j + 1], a, b, kk == 0);
-            }
-        }
-        int* turn = NULL;
-        // blocks of keys add to a row tile in the order of their numbers, from the one with its first visible
-        // key on
-        if (p.a.deterministic) {
-            turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
-            const int mine = n - (doc ? max(0, doc[m * ROWS] - sh.k_pos) / COLS : 0);
-            while (load_acquire(turn) != mine) {}
-        }
-        const int row = m * ROWS + rg * 16 + g;
-        float* to = dq + row * p.a.dq.token + col0 + t2;
+    for (int i = 0; i < M; i++)
 #pragma unroll
         for (int j = 0; j < N; j++)
-            if (col0 + 8 * j < HS) {
-                if (row < sh.Tq) red2(to + 8 * j, x[j][0], x[j][1]);
-                if (row + 8 < sh.Tq) red2(to + 8 * p.a.dq.token + 8 * j, x[j][2], x[j][3]);
-            }
-        if (p.a.deterministic) {
-            __threadfence();
-            __syncwarp();
-            if (lane == 0) add_release(turn, 1);
-        }
-    };
-
-    if (lo < hi) {
-        load_tile<D, COLS, THREADS>(sk, k, p.a.k.token, k0, sh.Tk, HS);
-        load_tile<D, COLS, THREADS>(sv, v, p.a.v.token, k0, sh.Tk, HS);
-        load(lo, 0);
-        cp_wait();
-        __syncthreads();
-        uint32_t vf[MT][Tl::V_IN_REGISTERS ? KT : 1][4];
 #pragma unroll
-        for (int mt = 0; mt < MT; mt++)
+            for (int e = 0; e < 4; e++) d[i][j][e] = 0.f;
+}
+// The rows of V of a warp's keys into registers, if they are kept there. kw: the warp's first key
+// in the tile.
+template <class Size, int KEPT>
+__device__ __forceinline__ void portable_keep(
+    uint32_t (&v)[Size::MT][KEPT][4], uint32_t sv, int kw, uint32_t a_at) {
 #pragma unroll
-            for (int kk = 0; kk < (Tl::V_IN_REGISTERS ? KT : 0); kk++)
-                ldsm(vf[mt][kk], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
-#pragma unroll 1
-        for (int m = lo; m < hi; m++) {
-            const int it = m - lo, st = it & 1;
-            cp_wait();
-            __syncthreads();
-            if (m + 1 < hi) load(m + 1, st ^ 1);
-            if (it > 0) add_dq(m - 1, it - 1);
-            const uint32_t sq = sstage + st * Tl::STAGE, sdo = sq + Tl::Q_BYTES,
-                           stats = sq + 2 * Tl::Q_BYTES + (qw + t2) * 4;
-            const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH2 + (qw + t2) * 2;
-            const int i0 = m * ROWS + qw, j0 = k0 + kw;        // first query and key of this warp
-            if (sh.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // it sees none of them
+    for (int mt = 0; mt < Size::MT; mt++)
 #pragma unroll
-                for (int mt = 0; mt < MT; mt++)
+        for (int kk = 0; kk < (Size::V_IN_REGISTERS ? KEPT : 0); kk++)
+            ldsm(v[mt][kk], sv + (kw + 16 * mt) * (Size::PITCH * 2) + a_at + kk * 32);
+}
+// lse, delta and doc of the queries of row tile m to the STATS of a stage. Asynchronous.
+template <class Size>
+__device__ __forceinline__ void portable_load_stats(
+    uint32_t stage, const float* lse, const float* delta, const int* doc, int m, int Tq) {
+    const int ROWS = Size::ROWS;
 #pragma unroll
-                    for (int j = 0; j < QT; j++)
-#pragma unroll
-                        for (int r = 0; r < 2; r++) sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, 0);
-                continue;
-            }
-            float s[MT][QT][4], dp[MT][QT][4];
-#pragma unroll
-            for (int kk = 0; kk < KT; kk++) {   // S^T = K Q^T
-                uint32_t a[MT][4];
-#pragma unroll
-                for (int mt = 0; mt < MT; mt++) ldsm(a[mt], sk + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
-#pragma unroll
-                for (int j = 0; j < QT; j += 2) {
-                    uint32_t b[4];
-                    ldsm(b, sq + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) mma_pair(s[mt][j], s[mt][j + 1], a[mt], b, kk == 0);
-                }
-            }
-#pragma unroll
-            for (int kk = 0; kk < KT; kk++) {   // dP^T = V dO^T
-                const int at = Tl::V_IN_REGISTERS ? kk : 0;
-#pragma unroll
-                for (int mt = 0; mt < (Tl::V_IN_REGISTERS ? 0 : MT); mt++)
-                    ldsm(vf[mt][0], sv + (kw + 16 * mt) * PITCH2 + a_at + kk * 32);
-#pragma unroll
-                for (int j = 0; j < QT; j += 2) {
-                    uint32_t b[4];
-                    ldsm(b, sdo + (qw + 8 * j) * PITCH2 + b_at + kk * 32);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++)
-                        mma_pair(dp[mt][j], dp[mt][j + 1], vf[mt][at], b, kk == 0);
-                }
-            }
-#pragma unroll
-            for (int j = 0; j < QT; j++) {
-                const float2 y = lds2(stats + j * 32);
-#pragma unroll
-                for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? y.y : y.x) * LOG2E));
-            }
-            const bool edge = (sh.causal && i0 + rel < j0 + 16 * MT - 1) || j0 + 16 * MT > sh.Tk;
-            if (edge ||
-                (doc && lds1(sq + 2 * Tl::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - sh.k_pos > j0)) {
-#pragma unroll
-                for (int j = 0; j < QT; j++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const int end = sh.causal ? min(sh.Tk - 1, i0 + 8 * j + t2 + e + rel) : sh.Tk - 1,
-                                  begin =
-                                      doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - sh.k_pos : -1 << 30;
-#pragma unroll
-                        for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                            for (int r = 0; r < 2; r++) {
-                                const int key = j0 + 16 * mt + 8 * r + g;
-                                if (key > end || key < begin) s[mt][j][2 * r + e] = 0.f;
-                            }
-                    }
-            }
-            uint32_t pr[MT][QT][2], ds[MT][QT][2];
-#pragma unroll
-            for (int j = 0; j < QT; j++) {
-                const float2 y = lds2(stats + ROWS * 4 + j * 32);
-#pragma unroll
-                for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        pr[mt][j][r] = pack(s[mt][j][2 * r], s[mt][j][2 * r + 1]);
-                        ds[mt][j][r] = pack(s[mt][j][2 * r] * (dp[mt][j][2 * r] - y.x),
-                            s[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - y.y));
-                        sts1(ds_to + (16 * mt + 8 * r) * S_PITCH2 + j * 16, ds[mt][j][r]);
-                    }
-            }
-#pragma unroll
-            for (int j = 0; j < QT; j += 2)   // dV += P^T dO
-#pragma unroll
-                for (int d = 0; d < DT; d += 2) {
-                    uint32_t b[4];
-                    ldsm_trans(b, sdo + (qw + 8 * j) * PITCH2 + a_at + d * 16);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) {
-                        const uint32_t a[4] = {
-                            pr[mt][j][0], pr[mt][j][1], pr[mt][j + 1][0], pr[mt][j + 1][1]};
-                        mma_pair(dv[mt][d], dv[mt][d + 1], a, b);
-                    }
-                }
-#pragma unroll
-            for (int j = 0; j < QT; j += 2)   // dK += dS^T Q
-#pragma unroll
-                for (int d = 0; d < DT; d += 2) {
-                    uint32_t b[4];
-                    ldsm_trans(b, sq + (qw + 8 * j) * PITCH2 + a_at + d * 16);
-#pragma unroll
-                    for (int mt = 0; mt < MT; mt++) {
-                        const uint32_t a[4] = {
-                            ds[mt][j][0], ds[mt][j][1], ds[mt][j + 1][0], ds[mt][j + 1][1]};
-                        mma_pair(dk[mt][d], dk[mt][d + 1], a, b);
-                    }
-                }
-        }
-        __syncthreads();
-        add_dq(hi - 1, hi - 1 - lo);
+    for (int i = threadIdx.x; i < 3 * ROWS; i += Size::THREADS) {
+        const int row = m * ROWS + i % ROWS;
+        const uint32_t to = stage + 2 * Size::Q_BYTES + i * 4;
+        if (i < ROWS) cp4(to, row < Tq ? lse + row : lse, row < Tq);
+        else if (i < 2 * ROWS) cp4(to, row < Tq ? delta + row : delta, row < Tq);
+        else if (doc) cp4(to, doc + min(row, Tq - 1), true);
     }
-
-    // The two halves of the queries: even warps give away dK and finish dV, odd ones the other way round.
-    __syncthreads();
+}
+// d (16 MT keys x ROWS / 2 queries of a warp) = keys x queries^T: S^T or dP^T. `a`: the warp's
+// keys, KEPT in registers, or, if 1, read from shared memory as they are needed. kw, qw: the warp's
+// first key and query in the tiles; a_at, b_at: this lane's row of its matrices.
+template <class Size, int D, int KEPT>
+__device__ __forceinline__ void portable_product(float (&d)[Size::MT][Size::ROWS / 16][4],
+    uint32_t (&a)[Size::MT][KEPT][4], uint32_t keys, int kw, uint32_t a_at, uint32_t queries, int qw,
+    uint32_t b_at) {
+    const int PITCH_BYTES = Size::PITCH * 2;
+#pragma unroll
+    for (int kk = 0; kk < D / 16; kk++) {
+        const int at = KEPT > 1 ? kk : 0;
+#pragma unroll
+        for (int mt = 0; mt < (KEPT > 1 ? 0 : Size::MT); mt++)
+            ldsm(a[mt][0], keys + (kw + 16 * mt) * PITCH_BYTES + a_at + kk * 32);
+#pragma unroll
+        for (int j = 0; j < Size::ROWS / 16; j += 2) {
+            uint32_t b[4];
+            ldsm(b, queries + (qw + 8 * j) * PITCH_BYTES + b_at + kk * 32);
+#pragma unroll
+            for (int mt = 0; mt < Size::MT; mt++) mma_pair(d[mt][j], d[mt][j + 1], a[mt][at], b, kk == 0);
+        }
+    }
+}
+// S becomes P = 2^(c S - lse log2(e)). stats: this lane's first query in the step's STATS.
+template <class Size>
+__device__ __forceinline__ void portable_exp(
+    float (&s)[Size::MT][Size::ROWS / 16][4], uint32_t stats, float c) {
+#pragma unroll
+    for (int j = 0; j < Size::ROWS / 16; j++) {
+        const float2 lse = lds2(stats + j * 32);   // of two queries
+#pragma unroll
+        for (int mt = 0; mt < Size::MT; mt++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                s[mt][j][e] = exp2_fast(fmaf(s[mt][j][e], c, -((e & 1) ? lse.y : lse.x) * LOG2E));
+    }
+}
+// P of keys that a query does not see becomes 0. i0, j0: the warp's first query and key; rel:
+// position of query row 0 after key 0.
+template <class Size>
+__device__ __forceinline__ void portable_mask_queries(float (&s)[Size::MT][Size::ROWS / 16][4],
+    const AttnShape& shape, const int* doc, uint32_t stats, int i0, int j0, int rel, int g, int t2) {
+    const int MT = Size::MT, ROWS = Size::ROWS;
+#pragma unroll
+    for (int j = 0; j < ROWS / 16; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int end = shape.causal ? min(shape.Tk - 1, i0 + 8 * j + t2 + e + rel) : shape.Tk - 1;
+            const int begin = doc ? lds1(stats + (2 * ROWS + 8 * j + e) * 4) - shape.k_pos : -1 << 30;
+#pragma unroll
+            for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const int key = j0 + 16 * mt + 8 * r + g;
+                    if (key > end || key < begin) s[mt][j][2 * r + e] = 0.f;
+                }
+        }
+}
+// P^T and dS^T = P^T * (dP^T - delta) in bf16; dS^T also to shared memory, ds_to.
+template <class Size>
+__device__ __forceinline__ void portable_round(uint32_t (&pr)[Size::MT][Size::ROWS / 16][2],
+    uint32_t (&ds)[Size::MT][Size::ROWS / 16][2], const float (&p)[Size::MT][Size::ROWS / 16][4],
+    const float (&dp)[Size::MT][Size::ROWS / 16][4], uint32_t stats, uint32_t ds_to) {
+#pragma unroll
+    for (int j = 0; j < Size::ROWS / 16; j++) {
+        const float2 delta = lds2(stats + Size::ROWS * 4 + j * 32);   // of two queries
+#pragma unroll
+        for (int mt = 0; mt < Size::MT; mt++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                pr[mt][j][r] = pack(p[mt][j][2 * r], p[mt][j][2 * r + 1]);
+                ds[mt][j][r] = pack(p[mt][j][2 * r] * (dp[mt][j][2 * r] - delta.x),
+                    p[mt][j][2 * r + 1] * (dp[mt][j][2 * r + 1] - delta.y));
+                sts1(ds_to + (16 * mt + 8 * r) * (Size::S_PITCH * 2) + j * 16, ds[mt][j][r]);
+            }
+    }
+}
+// The dS^T of a warp none of whose queries sees any of its keys.
+template <class Size> __device__ __forceinline__ void portable_zero_ds(uint32_t ds_to) {
+#pragma unroll
+    for (int mt = 0; mt < Size::MT; mt++)
+#pragma unroll
+        for (int j = 0; j < Size::ROWS / 16; j++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) sts1(ds_to + (16 * mt + 8 * r) * (Size::S_PITCH * 2) + j * 16, 0);
+}
+// d (16 MT keys x D) += w (16 MT keys x ROWS / 2 queries, bf16) x queries: dV += P^T dO, or dK += dS^T Q.
+template <class Size, int D>
+__device__ __forceinline__ void portable_weigh_queries(float (&d)[Size::MT][D / 8][4],
+    const uint32_t (&w)[Size::MT][Size::ROWS / 16][2], uint32_t queries, int qw, uint32_t a_at) {
+#pragma unroll
+    for (int j = 0; j < Size::ROWS / 16; j += 2)
+#pragma unroll
+        for (int col = 0; col < D / 8; col += 2) {
+            uint32_t b[4];
+            ldsm_trans(b, queries + (qw + 8 * j) * (Size::PITCH * 2) + a_at + col * 16);
+#pragma unroll
+            for (int mt = 0; mt < Size::MT; mt++) {
+                const uint32_t a[4] = {w[mt][j][0], w[mt][j][1], w[mt][j + 1][0], w[mt][j + 1][1]};
+                mma_pair(d[mt][col], d[mt][col + 1], a, b);
+            }
+        }
+}
+// dQ += dS K for row tile m and the keys of block n, of head bh of all sequences': 16 rows and D /
+// COL_GROUPS columns per warp, to memory. ds, keys: this lane's rows of dS, transposed, and of K.
+template <class Size, int D>
+__device__ __forceinline__ void portable_add_dq(const PortableBackward& p, float* dq, const int* doc, int bh,
+    int n, int m, uint32_t ds, uint32_t keys, int HS) {
+    const int ROWS = Size::ROWS, COLS = Size::COLS;
+    const int ROW_GROUPS = ROWS / 16;
+    const int COL_GROUPS = Size::THREADS / 32 / ROW_GROUPS, N = D / COL_GROUPS / 8;
+    static_assert(N % 2 == 0, "columns come 16 at a time");
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int row_group = warp % ROW_GROUPS, col0 = warp / ROW_GROUPS * (D / COL_GROUPS);
+    float x[N][4];
+    const uint32_t ds_at = ds + row_group * 32, k_at = keys + col0 * 2;
+#pragma unroll
+    for (int kk = 0; kk < COLS / 16; kk++) {
+        uint32_t a[4];
+        ldsm_trans(a, ds_at + kk * 16 * (Size::S_PITCH * 2));
+#pragma unroll
+        for (int j = 0; j < N; j += 2) {
+            uint32_t b[4];
+            ldsm_trans(b, k_at + kk * 16 * (Size::PITCH * 2) + j * 16);
+            mma_pair(x[j], x[j + 1], a, b, kk == 0);
+        }
+    }
+    int* turn = NULL;
+    if (p.a.deterministic) {   // by blocks of keys in the order of their numbers, from the one with the first
+                               // row's first key on
+        turn = p.turn + ((int64_t)bh * p.row_tiles + m) * 8 + warp;
+        const int mine = n - (doc ? max(0, doc[m * ROWS] - p.a.s.k_pos) / COLS : 0);
+        while (load_acquire(turn) != mine) {}
+    }
+    const int row = m * ROWS + row_group * 16 + g;
+    float* to = dq + row * p.a.dq.token + col0 + t2;
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        if (col0 + 8 * j < HS) {
+            if (row < p.a.s.Tq) red2(to + 8 * j, x[j][0], x[j][1]);
+            if (row + 8 < p.a.s.Tq) red2(to + 8 * p.a.dq.token + 8 * j, x[j][2], x[j][3]);
+        }
+    if (p.a.deterministic) {
+        __threadfence();
+        __syncwarp();
+        if (lane == 0) add_release(turn, 1);
+    }
+}
+// Adds up the two halves of the queries and writes dK and dV, or adds them to what is there: even warps
+// give away dK and finish dV, odd ones the other way round. key0: the warp's first key; box: shared memory.
+template <class Size, int D>
+__device__ __forceinline__ void portable_write_gradients(const float (&dk)[Size::MT][D / 8][4],
+    const float (&dv)[Size::MT][D / 8][4], const AttnBackward& a, const Tile& w, float4* box, int HS,
+    int key0, int warp, int lane) {
+    const int MT = Size::MT, DT = D / 8;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
     const bool odd = warp & 1;
-    float4* box = (float4*)portable_smem;
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int j = 0; j < DT; j++) {
             float4 x;
-            x.x = odd ? dv[mt][j][0] : dk[mt][j][0], x.y = odd ? dv[mt][j][1] : dk[mt][j][1];
-            x.z = odd ? dv[mt][j][2] : dk[mt][j][2], x.w = odd ? dv[mt][j][3] : dk[mt][j][3];
+            x.x = odd ? dv[mt][j][0] : dk[mt][j][0];
+            x.y = odd ? dv[mt][j][1] : dk[mt][j][1];
+            x.z = odd ? dv[mt][j][2] : dk[mt][j][2];
+            x.w = odd ? dv[mt][j][3] : dk[mt][j][3];
             box[((warp * MT + mt) * DT + j) * 32 + lane] = x;
         }
     __syncthreads();
-    const AttnView& view = odd ? p.a.dk : p.a.dv;
-    const float factor = odd ? sh.scale : 1.f;
+    const AttnView& view = odd ? a.dk : a.dv;
+    const float factor = odd ? a.s.scale : 1.f;
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
@@ -4153,24 +4414,134 @@ __global__ void __launch_bounds__(Tl::THREADS, BLOCKS)
             if (8 * j >= HS) continue;
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const int key = k0 + kw + 16 * mt + 8 * r + g;
-                if (key >= sh.Tk) continue;
-                const int64_t at = batch * view.batch + head * view.head + key * view.token + 8 * j + t2;
+                const int key = key0 + 16 * mt + 8 * r + g;
+                if (key >= a.s.Tk) continue;
+                const int64_t at = view.index(w.batch, w.head, key) + 8 * j + t2;
                 float2 x =
                     make_float2(((odd ? dk[mt][j][2 * r] : dv[mt][j][2 * r]) + (r ? y.z : y.x)) * factor,
                         ((odd ? dk[mt][j][2 * r + 1] : dv[mt][j][2 * r + 1]) + (r ? y.w : y.y)) * factor);
-                if (p.a.dkv_bf16) *(uint32_t*)((bf16*)view.p + at) = pack(x.x, x.y);
+                if (a.dkv_bf16) *(uint32_t*)((bf16*)view.p + at) = pack(x.x, x.y);
                 else {
                     float2* to = (float2*)((float*)view.p + at);
-                    if (p.a.accumulate_dkv) x.x += to->x, x.y += to->y;
+                    if (a.accumulate_dkv) x.x += to->x, x.y += to->y;
                     *to = x;
                 }
             }
         }
 }
 
+// dV += P^T dO, dK += scale dS^T Q, dQ += dS K with dS = P * (dO V^T - delta), P recomputed from Q, K and
+// lse: for one block of COLS keys against all tiles of ROWS queries that see it, upwards from the diagonal.
+// Mapping: a block of threads per block of keys; warp w has key group w / 2 and half w % 2 of the
+//     queries of S^T, dP^T, dV and dK, whose two halves are added at the end; dQ of a step is
+//     shared out among the warps a step later, so that one barrier per step is enough.
+// Work: 10 D FLOP and one exponential per visible (row, key). Bytes: K, V, dK and dV once; Q and dO,
+//     4 HS per row, are read and dQ, 4 HS per row, is added to once per block of keys, mostly in L2.
+template <int D, class Size, int BLOCKS>
+__global__ void __launch_bounds__(Size::THREADS, BLOCKS)
+    portable_backward_kernel(const __grid_constant__ PortableBackward p) {
+    const int MT = Size::MT, THREADS = Size::THREADS;
+    const int ROWS = Size::ROWS, COLS = Size::COLS;
+    const int QT = ROWS / 16;   // tiles of 8 queries of a warp
+    const int PITCH_BYTES = Size::PITCH * 2, S_PITCH_BYTES = Size::S_PITCH * 2;
+    extern __shared__ __align__(16) uint8_t portable_smem[];
+    __shared__ int ticket;
+    const AttnShape& shape = p.a.s;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int g = lane >> 2, t2 = (lane & 3) * 2;
+    const int HS = shape.HS;
+    // A block may wait for those with lower numbers. It draws its own, so that these are surely
+    // running; blockIdx promises no order.
+    int number = blockIdx.x;
+    if (p.a.deterministic) {
+        if (threadIdx.x == 0) ticket = atomicAdd(p.a.work + 2, 1);
+        __syncthreads();
+        number = ticket;
+    }
+    // The order of tiles is bwd_tile's.
+    const int per = p.section * p.col_tiles, sec = number / per;
+    const int heads = min(p.section, shape.B * shape.NH - sec * p.section), n = (number - sec * per) / heads;
+    const int bh = sec * p.section + (number - sec * per) % heads;
+    const int head = bh % shape.NH, batch = bh / shape.NH;
+    int lo, hi;
+    query_range<ROWS, COLS>(shape, batch, n, lo, hi);
+    const int* doc = shape.doc(batch);
+    const bf16 *q = p.a.q.of<bf16>(batch, head), *k = p.a.k.of<bf16>(batch, head),
+               *v = p.a.v.of<bf16>(batch, head), *dout = p.a.dout.of<bf16>(batch, head);
+    const float *lse = p.a.lse.of(batch, head), *delta = p.a.delta.of(batch, head);
+    float* dq = p.a.dq.of<float>(batch, head);
+    const float c = shape.scale * LOG2E;
+    const uint32_t sk = smem_of(portable_smem), sv = sk + Size::V;
+    const uint32_t sds0 = sk + Size::DS0, sds1 = sk + Size::DS1;
+    const uint32_t sstage = sk + Size::Q;
+    const int kw = (warp >> 1) * 16 * MT, qw = (warp & 1) * (ROWS / 2);   // the warp's first key and query
+    const int rel = shape.q_pos - shape.k_pos, k0 = n * COLS;
+
+    auto load = [&](int m, int st) {   // Q, dO and the rows' numbers of tile m
+        const uint32_t at = sstage + st * Size::STAGE;
+        load_tile<D, ROWS, THREADS>(at, q, p.a.q.token, m * ROWS, shape.Tq, HS);
+        load_tile<D, ROWS, THREADS>(at + Size::Q_BYTES, dout, p.a.dout.token, m * ROWS, shape.Tq, HS);
+        portable_load_stats<Size>(at, lse, delta, doc, m, shape.Tq);
+        cp_commit();
+    };
+    // This lane's row of its 8 x 8 matrices: of A operands and transposed B operands; of B operands
+    // as they lie; of transposed A operands.
+    const uint32_t a_at = (lane & 15) * PITCH_BYTES + (lane >> 4) * 16,
+                   b_at = ((lane & 7) + ((lane >> 4) << 3)) * PITCH_BYTES + ((lane >> 3) & 1) * 16,
+                   ta_at = ((lane & 7) + ((lane >> 4) << 3)) * S_PITCH_BYTES + ((lane >> 3) & 1) * 16;
+    float dk[MT][D / 8][4], dv[MT][D / 8][4];
+    zero(dk), zero(dv);
+    auto add_dq = [&](int m, int it) {   // of row tile m from dS of step `it`
+        portable_add_dq<Size, D>(p, dq, doc, bh, n, m, ((it & 1) ? sds1 : sds0) + ta_at, sk + a_at, HS);
+    };
+
+    if (lo < hi) {
+        load_tile<D, COLS, THREADS>(sk, k, p.a.k.token, k0, shape.Tk, HS);
+        load_tile<D, COLS, THREADS>(sv, v, p.a.v.token, k0, shape.Tk, HS);
+        load(lo, 0);
+        cp_wait();
+        __syncthreads();
+        uint32_t v_kept[MT][Size::V_IN_REGISTERS ? D / 16 : 1][4];
+        portable_keep<Size>(v_kept, sv, kw, a_at);
+#pragma unroll 1
+        for (int m = lo; m < hi; m++) {
+            const int it = m - lo, st = it & 1;
+            cp_wait();
+            __syncthreads();
+            if (m + 1 < hi) load(m + 1, st ^ 1);
+            if (it > 0) add_dq(m - 1, it - 1);
+            const uint32_t sq = sstage + st * Size::STAGE, sdo = sq + Size::Q_BYTES,
+                           stats = sq + 2 * Size::Q_BYTES + (qw + t2) * 4;
+            const uint32_t ds_to = ((it & 1) ? sds1 : sds0) + (kw + g) * S_PITCH_BYTES + (qw + t2) * 2;
+            const int i0 = m * ROWS + qw, j0 = k0 + kw;           // first query and key of this warp
+            if (shape.causal && i0 + ROWS / 2 - 1 + rel < j0) {   // its queries see none of its keys
+                portable_zero_ds<Size>(ds_to);
+                continue;
+            }
+            float s[MT][QT][4], dp[MT][QT][4];
+            uint32_t keys[MT][1][4];
+            portable_product<Size, D>(s, keys, sk, kw, a_at, sq, qw, b_at);       // S^T = K Q^T
+            portable_product<Size, D>(dp, v_kept, sv, kw, a_at, sdo, qw, b_at);   // dP^T = V dO^T
+            portable_exp<Size>(s, stats, c);
+            const bool edge = (shape.causal && i0 + rel < j0 + 16 * MT - 1) || j0 + 16 * MT > shape.Tk;
+            if (edge ||
+                (doc && lds1(sq + 2 * Size::Q_BYTES + (2 * ROWS + qw + ROWS / 2 - 1) * 4) - shape.k_pos > j0))
+                portable_mask_queries<Size>(s, shape, doc, stats, i0, j0, rel, g, t2);
+            uint32_t pr[MT][QT][2], ds[MT][QT][2];
+            portable_round<Size>(pr, ds, s, dp, stats, ds_to);
+            portable_weigh_queries<Size, D>(dv, pr, sdo, qw, a_at);
+            portable_weigh_queries<Size, D>(dk, ds, sq, qw, a_at);
+        }
+        __syncthreads();
+        add_dq(hi - 1, hi - 1 - lo);
+    }
+    __syncthreads();   // all are done with shared memory
+    const Tile w = {n, head, batch};
+    portable_write_gradients<Size, D>(dk, dv, p.a, w, (float4*)portable_smem, HS, k0 + kw, warp, lane);
+}
+
 // --- launchers ---
-// Read in pieces of 16 bytes.
+// Whether kernels may read it 16 bytes at a time.
 static int attn_pieces_ok(const AttnView& v, const AttnShape& s) {
     return (uintptr_t)v.p % 16 == 0 && v.token % 8 == 0 && (s.NH == 1 || v.head % 8 == 0) &&
         (s.B == 1 || v.batch % 8 == 0);
@@ -4180,28 +4551,26 @@ template <int D> static cudaError_t portable_forward_of(const AttnForward& a, cu
     p.a = a;
     p.row_tiles = (a.s.Tq + PFWD_ROWS - 1) / PFWD_ROWS;
     p.section = attn_section(a.s, 4 * D, a.s.Tk, ATTN_SECTION);
-    const int bytes = PortableForwardTile<D>::BYTES;
+    const int bytes = PortableForwardTile<D>::BYTES, blocks = p.row_tiles * a.s.B * a.s.NH;
     ATTN_TRY(
         cudaFuncSetAttribute(portable_forward_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    // clang-format off
-    portable_forward_kernel<D><<<p.row_tiles * a.s.B * a.s.NH, PFWD_THREADS, bytes, stream>>>(p);
-    // clang-format on
+    portable_forward_kernel<D><<<blocks, PFWD_THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
-template <int D, class Tl, int BLOCKS>
+template <int D, class Size, int BLOCKS>
 static cudaError_t portable_backward_of(const AttnBackward& a, cudaStream_t stream) {
     PortableBackward p;
     p.a = a;
-    p.row_tiles = (a.s.Tq + Tl::ROWS - 1) / Tl::ROWS;
-    p.col_tiles = (a.s.Tk + Tl::COLS - 1) / Tl::COLS;
+    p.row_tiles = (a.s.Tq + Size::ROWS - 1) / Size::ROWS;
+    p.col_tiles = (a.s.Tk + Size::COLS - 1) / Size::COLS;
     p.section = attn_section(a.s, 8 * D, a.s.Tq, ATTN_SECTION);
     p.turn = a.work + 3;
-    auto kernel = portable_backward_kernel<D, Tl, BLOCKS>;
-    const int bytes = Tl::BYTES;
+    auto kernel = portable_backward_kernel<D, Size, BLOCKS>;
+    const int bytes = Size::BYTES;
     ATTN_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    if (a.deterministic)
+    if (a.deterministic)   // the counter of numbers and the turns
         ATTN_TRY(cudaMemsetAsync(a.work + 2, 0, 4 * (1 + (size_t)a.s.B * a.s.NH * p.row_tiles * 8), stream));
-    kernel<<<p.col_tiles * a.s.B * a.s.NH, Tl::THREADS, bytes, stream>>>(p);
+    kernel<<<p.col_tiles * a.s.B * a.s.NH, Size::THREADS, bytes, stream>>>(p);
     return cudaGetLastError();
 }
 static cudaError_t portable_forward(const AttnForward& a, cudaStream_t stream) {
@@ -4219,31 +4588,35 @@ static cudaError_t portable_backward(const AttnBackward& a, int shared_bytes, cu
     if (!attn_pieces_ok(a.q, a.s) || !attn_pieces_ok(a.k, a.s) || !attn_pieces_ok(a.v, a.s) ||
         !attn_pieces_ok(a.dout, a.s) || !attn_pairs_ok(a.dq))
         return cudaErrorInvalidValue;
-    typedef PortableBackwardTile<64, 64, 2, 4, 0>
-        Large64;   // of GPUs whose blocks may have more than 99 KiB of shared memory
+    // Of GPUs whose blocks of threads may have more than 99 KiB of shared memory.
+    typedef PortableBackwardTile<64, 64, 2, 4, 0> Large64;
     typedef PortableBackwardTile<128, 64, 1, 4, 1> Large128;
+    // Of all.
+    typedef PortableBackwardTile<32, 64, 2, 4, 1> Small32;
+    typedef PortableBackwardTile<64, 64, 2, 4, 1> Small64;
+    typedef PortableBackwardTile<96, 64, 1, 4, 1> Small96;
+    typedef PortableBackwardTile<128, 32, 1, 4, 1> Small128;
     switch ((a.s.HS + 31) / 32) {
-    case 1: return portable_backward_of<32, PortableBackwardTile<32, 64, 2, 4, 1>, 1>(a, stream);
+    case 1: return portable_backward_of<32, Small32, 1>(a, stream);
     case 2:
-        return shared_bytes >= Large64::BYTES
-            ? portable_backward_of<64, Large64, 1>(a, stream)
-            : portable_backward_of<64, PortableBackwardTile<64, 64, 2, 4, 1>, 1>(a, stream);
-    case 3: return portable_backward_of<96, PortableBackwardTile<96, 64, 1, 4, 1>, 1>(a, stream);
+        return shared_bytes >= Large64::BYTES ? portable_backward_of<64, Large64, 1>(a, stream)
+                                              : portable_backward_of<64, Small64, 1>(a, stream);
+    case 3: return portable_backward_of<96, Small96, 1>(a, stream);
     default:
-        return shared_bytes >= Large128::BYTES
-            ? portable_backward_of<128, Large128, 1>(a, stream)
-            : portable_backward_of<128, PortableBackwardTile<128, 32, 1, 4, 1>, 1>(a, stream);
+        return shared_bytes >= Large128::BYTES ? portable_backward_of<128, Large128, 1>(a, stream)
+                                               : portable_backward_of<128, Small128, 1>(a, stream);
     }
 }
 #ifndef ATTN_HOPPER
 #define ATTN_HOPPER 1   // 0: a build without sm_90a, whose kernels for Hopper are empty
 #endif
+// Whether the kernels for Hopper take it.
 static int attn_hopper(const AttnShape& s, const AttnDevice& d) {
     return ATTN_HOPPER && s.path == ATTN_AUTO && (s.HS == 64 || s.HS == 128) && d.major == 9;
 }
 
-// One chunk pair; its conventions are those above them. Asynchronous on `stream`, on the device that is
-// current.
+// One chunk pair; the conventions are at the top of the attention kernels. Asynchronous on
+// `stream`, on the device that is current.
 static inline cudaError_t attention_forward(const AttnForward& a, cudaStream_t stream) {
     AttnDevice d;
     ATTN_TRY(attn_device(&d));
