@@ -1781,8 +1781,10 @@ __global__ void matmul_compare_kernel(
         tolerance_square += __shfl_xor_sync(~0u, tolerance_square, step);
     }
     int warp = (int)threadIdx.x / 32;
-    if (threadIdx.x % 32 == 0)
-        most[warp] = largest, errors[warp] = error_square, tolerances[warp] = tolerance_square;
+    if (threadIdx.x % 32 == 0) {
+        most[warp] = largest;
+        errors[warp] = error_square, tolerances[warp] = tolerance_square;
+    }
     __syncthreads();
     if (threadIdx.x != 0) return;
     for (int i = 1; i < 32; i++) {
