@@ -925,9 +925,9 @@ MAIN_ONLY static void options_help(const Command* command) {
 //                                                           |    6    |      overlaps with window 5
 //
 // The run numbers its samples. Sample n is window n modulo the windows there are, in training permuted anew
-// each epoch: a position in the data is thus one number (next_sample in a checkpoint). A step takes passes x
-// dp x B samples; each rank of a replica gets its own rows of each (Segments). While a step is computed, the
-// loader's thread fills the batch of the next one.
+// each epoch: a position in the data is thus one number (next_sample in a checkpoint). A step takes passes
+// (--grad-accum) x dp x B samples; each rank of a replica gets its own rows of each (Segments). While a
+// step is computed, the loader's thread fills the batch of the next one.
 
 // The token stream of a run: its shards one after the other.
 typedef struct {
@@ -1945,6 +1945,8 @@ static Transport thread_transport(ThreadWorld* w, int rank) {
 //     KV   keys and values               2C            DQ   partial dQ           C
 //     QDO  q and dO, with LSE and delta  2C            DKV  partial dK and dV   2C
 //
+// LSE is the log-sum-exp of a row's scores, delta the sum over a head's numbers of dO O, for each row.
+//
 // Heads are split into `head_parts` parts, equal but for a head; h0 and h1 of an op or item mean the parts
 // h0 <= part < h1.
 //
@@ -1963,7 +1965,8 @@ static Transport thread_transport(ThreadWorld* w, int rank) {
 enum { ITEM_Q, ITEM_KV, ITEM_OUT, ITEM_QDO, ITEM_DQ, ITEM_DKV, ITEM_KINDS };
 enum { ITEM_PARTS = 4 };
 // The tensors of an item, in the order in which they lie in a slot: each has, for every row and head, HS
-// numbers (wide 1) or one (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax). QDO: q, dO, LSE, delta.
+// numbers (wide 1) or one (0). Q: q. KV: k, v. OUT: o, m, l (the running softmax; sent as O
+// and LSE in m's place, without l). QDO: q, dO, LSE, delta.
 // DQ: dq. DKV: dk, dv.
 static const struct {
     int count, wide[ITEM_PARTS];
@@ -2794,7 +2797,8 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
 //     unit      parameters that are gathered and summed as one: the embeddings, each layer, the final norm,
 //               the positions. Each is padded so that it splits into equal slices, one for each rank
 //     slice     a rank's share of a unit
-//     sharded   a state of which ranks keep their slices only; which states are depends on --zero
+//     sharded   a state of which ranks keep their slices only. --zero 0: none; 1: the moments; 2: and the
+//               gradients; 3: and the weights
 //     own       a unit of which a rank never needs more than its slice: the positions, where each rank's rows
 //               of a sequence are its slice of wpe (positions_own). No other rank reads these rows or has a
 //               gradient for them, so the slice is all that the rank has of any state
@@ -2804,9 +2808,9 @@ static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out
 //     state's buffer    unit 0 | unit 1 | unit 2 | ... | the positions, or a slice of them if they are own
 //     ... if sharded    slice of unit 0 | slice of unit 1 | ...         this rank's, of all units
 //
-// Code outside of this section does not look at --zero or `own`: it asks `holding` how a rank holds a unit,
-// and `held` which of its numbers lie where. All memory of a rank is one Arena; the plan is the same walk
-// through it that later hands out the pointers.
+// Code that computes, sends or stores does not look at --zero or `own`: it asks `holding` how a rank holds a
+// unit, and `held` which of its numbers lie where. (The plan and messages name the stage.) All memory of
+// a rank is one Arena; the plan is the same walk through it that later hands out the pointers.
 
 // What the model is, for one replica.
 typedef struct {
