@@ -6,7 +6,7 @@
 // of the text it was found in.
 //
 //     uint64_t layers;                                             // one number of a flat document:
-//     if (json_get_u64(text, len, "n_layer", &layers) != 1) ...    // 1 found, 0 absent, -1 malformed or of another type
+//     if (json_get_u64(text, len, "n_layer", &layers) != 1) ...   // 1 found, 0 absent, -1 malformed
 //
 //     json_span doc = {text, len}, key, value;                     // every member of an object:
 //     json_iter it;

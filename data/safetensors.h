@@ -9,9 +9,9 @@
 // A file is taken only if all of this holds, so that one file has one meaning and no header can ask for
 // memory or a read that the file itself does not back:
 //   the header's length is at most ST_MAX_HEADER and inside the file, checked before anything is allocated;
-//   it is strict UTF-8 JSON (json.h) with no key twice and no key but the three above, metadata being strings only;
+//   it is strict UTF-8 JSON (json.h) with no key twice and none but the three above, metadata only strings;
 //   shape product times element size, multiplied with overflow checks, equals end - begin;
-//   in order of offset each tensor begins where the one before ends: no hole, no overlap, and the last ends with the file.
+//   by offset each tensor begins where the one before ends: no hole, no overlap; the last ends with the file.
 //
 // Reading:  st_file f; char err[256];
 //           if (st_open(&f, path, err, sizeof(err))) ...

@@ -1,15 +1,17 @@
 // text.h: documents from text files, JSON lines and folders of them.
 //
-//     int one(void* user, const char* bytes, size_t length, const char* path, uint64_t line) { ... return 0; }
-//     if (text_documents("corpus/", one, user, err, sizeof err)) ...        // err says what is wrong, and where
+//     int one(void* user, const char* bytes, size_t length, const char* path, uint64_t line) { return 0; }
+//     if (text_documents("corpus/", one, user, err, sizeof err)) ...   // err says what is wrong, and where
 //
 // What becomes a document:
-//     x.jsonl      each line that is not blank: an object, whose "text" string is the document; other fields are only
-//                  checked to be JSON. Escapes are undone to UTF-8, a surrogate without its partner becomes U+FFFD.
+//     x.jsonl      each line that is not blank: an object, whose "text" string is the document; other fields
+//                  are only checked to be JSON. Escapes are undone to UTF-8, a surrogate without its partner
+//                  becomes U+FFFD.
 //                  Not JSON, no "text", two of them, or one that is no string: an error with file:line
-//     any other    the whole file, whatever its name, if it was named; it must be a regular file without NUL bytes
-//     a folder     its files of the kinds in text_kinds, and its folders' down to TEXT_MAX_DEPTH, in the order of their
-//                  names' bytes; hidden entries are left out, links to files are read, links to folders are not followed
+//     any other    the whole file, whatever its name, if it was named: a regular file without NUL bytes
+//     a folder     its files of the kinds in text_kinds, and its folders' down to TEXT_MAX_DEPTH, in
+//                  the order of their names' bytes; hidden entries are left out, links to files are read, links to
+//                  folders are not followed
 // A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A
 // document of no bytes holds nothing to learn and is passed over. A folder without any document is an error.
 //

@@ -20,7 +20,7 @@
 //         32      8  tokens, 1..2^48
 //         40      8  documents, 1..tokens
 //         48      8  blocks = ceil(tokens / block_tokens)
-//         56      8  text_bytes: bytes of text the tokens stand for, eot tokens not counted (for bits per byte)
+//         56      8  text_bytes: bytes of text the tokens stand for, eot not counted (for bits per byte)
 //         64      8  block_index: its offset
 //         72      8  document_index: its offset
 //         80      4  CRC-32 of the block index
@@ -28,8 +28,8 @@
 //         88      4  zero
 //         92      4  CRC-32 of header bytes 0..91
 //
-//     96 ..              blocks, back to back: the tokens of one block, `width` bytes each, as one zlib stream
-//     block_index ..     16 bytes per block: offset (8), compressed bytes (4), CRC-32 of the compressed bytes (4)
+//     96 ..              blocks, back to back: the tokens of a block, `width` bytes each, as one zlib stream
+//     block_index ..     16 bytes per block: offset (8), compressed bytes (4), CRC-32 of those bytes (4)
 //     document_index ..  8 bytes per document: its first token. The file ends with the last entry
 //
 // Valid means: the parts touch, so that no byte is without a check; blocks lie in order; each inflates to
@@ -46,9 +46,9 @@
 //
 // The other two formats carry no CRC. Both are GPT-2 tokens, 2 bytes each, and an eot *precedes* each
 // document:
-//     llm.c .bin   1024-byte header of i32: 20240520, 1, tokens, 0 ...; the size must be 1024 + 2*tokens exactly
-//     raw u16      no header. Neither magic above is a pair of GPT-2 tokens (53204, 55432 >= 50257), so asking for raw
-//                  only says what a file without a magic is: lists may mix all three
+//     llm.c .bin   1024-byte header of i32: 20240520, 1, tokens, 0 ...; the size must be 1024 + 2*tokens
+//     raw u16      no header. Neither magic above is a pair of GPT-2 tokens (53204, 55432 >= 50257), so
+//                  asking for raw only says what a file without a magic is: lists may mix all three
 // Their documents are found by a scan when asked for (tok_index_documents): one starts at token 0 and at
 // every eot. Their fingerprint is the CRC of the size and of 64 pieces of 4 KiB spread over the file.
 //

@@ -274,8 +274,8 @@ static void products_of(int64_t C, int64_t OC, int kind, int64_t most_rows) {
     tensors_release(name);
 }
 
-// Weight gradients sum over all tokens of a pass, on and off the tiles: an algorithm is found for each, one alone
-// (--deterministic 1) and to be timed.
+// Weight gradients sum over all tokens of a pass, on and off the tiles: an algorithm is found for each, one
+// alone (--deterministic 1) and to be timed.
 static void products_long(void) {
     static const int64_t tokens[] = {8191, 16380, 32767, 65528, 65533, 65600, 131071};
     static const int64_t widths[][2] = {{768, 768}, {768, 3072}, {2304, 768}};
