@@ -9,9 +9,9 @@
 //                  becomes U+FFFD.
 //                  Not JSON, no "text", two of them, or one that is no string: an error with file:line
 //     any other    the whole file, whatever its name, if it was named: a regular file without NUL bytes
-//     a folder     its files of the kinds in text_kinds, and its folders' down to TEXT_MAX_DEPTH, in
-//                  the order of their names' bytes; hidden entries are left out, links to files are read, links to
-//                  folders are not followed
+//     a folder     its files of the kinds in text_kinds, and its folders' down to TEXT_MAX_DEPTH, in the
+//                  order of their names' bytes; hidden entries are left out, links to files are read,
+//                  links to folders are not followed
 // A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A
 // document of no bytes holds nothing to learn and is passed over. A folder without any document is an error.
 //

@@ -474,7 +474,17 @@ static void host_refusals(void) {
     host_mesh_free(&m);
 }
 
+// The worst of a comparison of products: NaN, wherever it comes, hides nothing and is not hidden.
+static void host_larger_share(void) {
+    const double orders[][3] = {{NAN, 0.1, 0.2}, {0.1, NAN, 0.2}, {0.1, 0.2, NAN}};
+    int lost = 0;
+    for (auto& o : orders) lost += !isnan(larger_share(larger_share(o[0], o[1]), o[2]));
+    check(lost == 0 && larger_share(0.1, 0.2) == 0.2 && larger_share(0.2, 0.1) == 0.2,
+        "host: a NaN is the largest share", "%d of 3 orders lose it", lost);
+}
+
 static void test_gpu_host(void) {
+    host_larger_share();
     host_items();
     host_exchange();
     host_plan();
