@@ -356,12 +356,9 @@ static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-// Milliseconds of a clock that never jumps; only differences mean anything.
-static double now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
-}
+// Milliseconds of a clock that never jumps; only differences mean anything. It is the clock of net.h's
+// deadlines.
+static double now_ms(void) { return net_now_ms(); }
 
 // ===== 1. errors and files ======================================================================
 //
