@@ -148,13 +148,13 @@ test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the
 test-gpu2: $(if $(NVCC),train_gpt2_spcu)   ## the GPU program over two processes and NCCL (needs two GPUs)
 	@$(call with_nvcc,sh dev/test_gpu_processes.sh ./$<)
 
-# The small suite under compute-sanitizer. racecheck takes the tests of the kernels alone: a whole step adds none but cuBLASLt's, with which
-# it takes minutes. Not initcheck: it does not see what the tensor copy engine writes, and by it cuBLASLt and the attention kernels write
-# their results; the tests poison every output instead.
+# The small suite under compute-sanitizer, six minutes. synccheck and racecheck take the tests of the kernels alone: a whole step adds none but
+# cuBLASLt's, with which they take far longer. Not initcheck: it does not see what the tensor copy engine writes, and by it cuBLASLt and the
+# attention kernels write their results; the tests poison every output instead.
 sanitize-gpu: $(if $(call lacks,1),,build/test_gpt2_spcu-sanitize)   ## the small suite of test-gpu under compute-sanitizer: memcheck, racecheck, synccheck
 	@$(if $(call lacks,1),$(call with_gpus,1); exit 0;) \
 	command -v compute-sanitizer > /dev/null || { echo 'skip make $@: compute-sanitizer is not on PATH'; exit 0; }; \
-	for run in memcheck synccheck 'racecheck kernels oracle'; do \
+	for run in memcheck 'synccheck kernels oracle' 'racecheck kernels oracle'; do \
 	    set -- $$run; tool=$$1; shift; echo "==== $$tool"; \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 ./$< quick "$$@" > build/sanitize-$$tool.log || status=1; \
 	    grep -a 'SUMMARY\|passed,\|^FAIL' build/sanitize-$$tool.log | tail -n 20; \
