@@ -1846,10 +1846,93 @@ static void resume_init_from(void) {
     gpt2_sp_destroy(a);
     gpt2_sp_destroy(b);
     p.sp = 1;
+    p.layers = p.heads = p.channels = p.vocab = p.seq_len = 0;   // its sizes are the model's
+    snprintf(p.init_from, sizeof p.init_from, "%s", o.out);      // a run's folder: its newest checkpoint
+    b = gpt2_sp_create(&p, error, sizeof error);
+    const Shape* s = b ? &b->mesh.shape : NULL;
+    check(s && s->L == 1 && s->NH == 1 && s->C == 8 && s->T == 16,
+        "resume: --init-from gives the sizes that are not given",
+        "%lld layers, %lld heads, %lld channels, context %lld %s", s ? (long long)s->L : 0,
+        s ? (long long)s->NH : 0, s ? (long long)s->C : 0, s ? (long long)s->T : 0, b ? "" : error);
+    gpt2_sp_destroy(b);
     options_apply(&p, "heads=2");
     b = gpt2_sp_create(&p, error, sizeof error);
-    check(!b && strstr(error, "has 1 layers, 1 heads"), "resume: --init-from of another shape is refused",
-        "%s", b ? "accepted" : error);
+    check(!b && strstr(error, "--heads 2: the model of --init-from") && strstr(error, " has 1"),
+        "resume: --init-from of another shape is refused", "%s", b ? "accepted" : error);
+    gpt2_sp_destroy(b);
+}
+
+// Writes every second tensor of a model, from `first` on, to a file of its own, and their lines of an index.
+static int model_part(const st_file* f, int first, const char* folder, const char* name, FILE* index) {
+    st_header h;
+    char path[1200], error[GPT2_SP_TEXT];
+    unsigned char* head = NULL;
+    size_t bytes = 0;
+    int status = 0;
+    st_header_init(&h);
+    for (int i = first; i < f->count; i += 2) {
+        const st_tensor* t = &f->tensors[i];
+        status |= st_header_add(&h, t->name, t->dtype, t->ndim, t->shape, error, sizeof error);
+        fprintf(index, "%s\"%s\": \"%s\"", i ? ", " : "", t->name, name);
+    }
+    status |= st_header_finish(&h, NULL, &head, &bytes, error, sizeof error);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE* out = fopen(path, "w");
+    if (out) fwrite(head, 1, bytes, out);
+    for (int i = first; out && i < f->count; i += 2) {
+        size_t n = (size_t)(f->tensors[i].end - f->tensors[i].begin);
+        char* data = (char*)need(n, 1);
+        status |= st_pread(f->fd, data, n, f->data_start + f->tensors[i].begin);
+        fwrite(data, 1, n, out);
+        free(data);
+    }
+    if (!out || fclose(out) != 0) status = -1;
+    free(head);
+    st_header_free(&h);
+    return status;
+}
+
+// The model of a checkpoint in two files and an index, as large models are kept: read as the whole one. An
+// index that names the wrong file for one tensor is refused.
+static void resume_init_from_files(void) {
+    gpt2_sp_options o = tiny_run("whole"), p = run_options(TINY);
+    char path[1200], error[GPT2_SP_TEXT] = "", line[2400];
+    const char* folder = scratch("parts");
+    st_file f;
+    snprintf(path, sizeof path, "%.1000s/step_00000003/model.safetensors", o.out);
+    int status = mkdir(folder, 0777) != 0 || st_open(&f, path, error, sizeof error) != 0;
+    snprintf(path, sizeof path, "%.1000s/step_00000003/config.json", o.out);
+    snprintf(line, sizeof line, "cp %s %s", path, folder);
+    status |= system(line);
+    snprintf(path, sizeof path, "%.1000s/model.safetensors.index.json", folder);
+    FILE* index = fopen(path, "w");
+    if (status == 0 && index) {
+        fprintf(index, "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {");
+        status |= model_part(&f, 0, folder, "model-1-of-2.safetensors", index);
+        status |= model_part(&f, 1, folder, "model-2-of-2.safetensors", index);
+        fprintf(index, "}}\n");
+        st_close(&f);
+    }
+    if (!index || fclose(index) != 0) status = -1;
+    snprintf(p.init_from, sizeof p.init_from, "%s", folder);
+    gpt2_sp *a = gpt2_sp_create(&o, error, sizeof error), *b = gpt2_sp_create(&p, error, sizeof error);
+    int same = status == 0 && a && b &&
+        memcmp(a->ranks[0].state[STATE_WEIGHTS], b->ranks[0].state[STATE_WEIGHTS],
+            (size_t)a->layout.elements * sizeof(real)) == 0;
+    check(same, "resume: --init-from reads a model in several files", "%s",
+        same ? "2 files, the same weights" : error);
+    gpt2_sp_destroy(a);
+    gpt2_sp_destroy(b);
+    index = fopen(path, "w");
+    if (index) {
+        fprintf(index,
+            "{\"weight_map\": {\"transformer.wte.weight\": \"model-1-of-2.safetensors\", "
+            "\"transformer.wpe.weight\": \"model-1-of-2.safetensors\"}}");
+        fclose(index);
+    }
+    b = gpt2_sp_create(&p, error, sizeof error);
+    check(!b && strstr(error, "is not in model-1-of-2.safetensors"),
+        "resume: an index that is wrong is refused", "%s", b ? "accepted" : error);
     gpt2_sp_destroy(b);
 }
 
@@ -1865,6 +1948,7 @@ static void test_resume(void) {
     resume_fallback();
     resume_housekeeping();
     resume_init_from();
+    resume_init_from_files();
 }
 
 // ===== layers ===================================================================================
@@ -2744,7 +2828,7 @@ static Sequences loader_expected(
     Sequences out;
     memset(&out, 0, sizeof out);
     for (uint64_t i = 0; i < LOADER_SAMPLES; i++) {
-        int64_t position = (int64_t)sample_position(d, LOADER_T, first + i, 1, 9), start = 0;
+        int64_t position = (int64_t)sample_window(d, LOADER_T, first + i, 1, 9).position, start = 0;
         for (int64_t t = 0; t < LOADER_T; t++) {
             int64_t at = (int64_t)i * LOADER_T + t;
             if (t > 0 && stream[position + t - 1] == 256) start = t;
@@ -2787,10 +2871,10 @@ static void loader_epoch(Dataset* d) {
     for (uint64_t epoch = 0; epoch < 3; epoch++) {
         unsigned char input[STREAM] = {0}, label[STREAM] = {0};
         for (uint64_t i = 0; i < n; i++) {
-            uint64_t position = sample_position(d, LOADER_T, epoch * n + i, 1, 9);
+            uint64_t position = sample_window(d, LOADER_T, epoch * n + i, 1, 9).position;
             memset(input + position, 1, LOADER_T);
             memset(label + position + 1, 1, LOADER_T);
-            differ += epoch > 0 && position != sample_position(d, LOADER_T, i, 1, 9);
+            differ += epoch > 0 && position != sample_window(d, LOADER_T, i, 1, 9).position;
         }
         for (int t = 0; t < STREAM; t++) unseen += (t < STREAM - 1 && !input[t]) + (t > 0 && !label[t]);
     }
@@ -2801,9 +2885,51 @@ static void loader_epoch(Dataset* d) {
     int outside = 0;
     for (uint64_t T = 1; T < STREAM; T += 13)
         for (uint64_t i = 0; i < dataset_windows(d, (int64_t)T); i++)
-            outside += sample_position(d, (int64_t)T, i, 0, 0) + T + 1 > STREAM;
+            outside += sample_window(d, (int64_t)T, i, 0, 0).position + T + 1 > STREAM;
     check(outside == 0, "loader: windows of any length stay inside", "%d outside, T from 1 to %d", outside,
         STREAM - 1);
+}
+
+// An evaluation of all windows, by every split: each token but the first is a label once, except where a
+// document has ended and attention stays inside. The last window begins early, and nothing counts twice.
+static void loader_evaluation(Dataset* d, const int32_t* stream) {
+    static const LoaderShape shapes[] = {{1, 1, GPT2_SP_DIST, 6, 1}, {1, 3, GPT2_SP_RING, 6, 1},
+        {2, 2, GPT2_SP_ZIGZAG, 3, 1}, {1, 7, GPT2_SP_ZIGZAG, 6, 1}};
+    const uint64_t n = dataset_windows(d, LOADER_T);
+    int wrong = 0, counted = 0, runs = 0;
+    Error e = {{0}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+        for (int doc_mask = 0; doc_mask < 2; doc_mask++, runs++) {
+            static LoaderTrial t;
+            int times[STREAM] = {0};
+            int64_t valid = 0;
+            loader_trial_begin(&t, d, shapes[i], doc_mask, n);
+            t.loader.shuffled = 0;
+            for (uint64_t first = 0; first < n; first += 6) {
+                wrong += loader_fill(&t.loader, &t.loader.batch[0], first, &e) != 0;
+                valid += t.loader.batch[0].valid;
+                for (int s = 0; s < 6 && first + (uint64_t)s < n; s++) {
+                    Sequences rows;
+                    uint64_t position = sample_window(d, LOADER_T, first + (uint64_t)s, 0, 0).position;
+                    loader_collect(&t, s / shapes[i].B, s % shapes[i].B, 0, &rows);
+                    for (int at = 0; at < LOADER_T; at++)
+                        if (rows.labels[at] >= 0) {
+                            times[position + (uint64_t)at + 1]++;
+                            wrong += rows.labels[at] != stream[position + (uint64_t)at + 1];
+                        }
+                }
+            }
+            for (int at = 1; at < STREAM; at++)
+                wrong += times[at] != !(doc_mask && stream[at - 1] == 256), counted += times[at];
+            for (int at = 1; at < STREAM; at++) valid -= times[at];
+            wrong += valid != 0;
+            wrong += dataset_labels(d, LOADER_T, doc_mask, INT64_MAX) != counted, counted = 0;
+            loader_trial_end(&t);
+        }
+    check(wrong == 0, "loader: an evaluation counts every label once",
+        "%llu windows of %d over %d tokens, the last %lld labels of which are new; %d splits, %d faults %s",
+        (unsigned long long)n, LOADER_T, STREAM,
+        (long long)(LOADER_T - sample_window(d, LOADER_T, n - 1, 0, 0).seen), runs, wrong, e.text);
 }
 
 // A run on the test's data with these options: refused, with that in the message.
@@ -2839,6 +2965,7 @@ static void test_loader(void) {
     if (d.count == 3) {
         loader_shapes(&d, stream);
         loader_epoch(&d);
+        loader_evaluation(&d, stream);
     }
     dataset_close(&d);
     free(stream);
@@ -2919,12 +3046,12 @@ static const struct {
     const char *command, *line, *part;
 } REFUSED_OPTIONS[] = {{"train", "--sequence-len 5", "unknown option --sequence-len"},
     {"train", "--seqlen 5", "did you mean --seq-len?"}, {"train", "--lyers 5", "did you mean --layers?"},
-    {"train", "--xxxxxxxxxxxx 5", "--help` lists them"}, {"train", "--layers 0", "must be from 1 to 512"},
-    {"train", "--layers 513", "must be from 1 to 512"}, {"train", "--layers x", "expected a whole number"},
+    {"train", "--xxxxxxxxxxxx 5", "--help` lists them"}, {"train", "--layers -1", "must be from 0 to 512"},
+    {"train", "--layers 513", "must be from 0 to 512"}, {"train", "--layers x", "expected a whole number"},
     {"train", "--layers 2.5", "expected a whole number"}, {"train", "--layers", "needs a value"},
     {"train", "--layers 5x", "expected a whole number"},
     {"train", "--seq-len 99999999999999999999", "expected a whole number"},
-    {"train", "--seq-len 9999999999", "must be from 1 to 16777216"},
+    {"train", "--seq-len 9999999999", "must be from 0 to 16777216"},
     {"train", "--lr nan", "expected a number"}, {"train", "--lr inf", "expected a number"},
     {"train", "--lr -1", "must be from 0 to 10"}, {"train", "--lr 1e999", "expected a number"},
     {"train", "--schedule rang", "expected one of ring|dist|dist-paper|zigzag|allgather|ulysses"},

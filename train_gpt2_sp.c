@@ -101,11 +101,16 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
 // The parser, --help, the config file, the struct below and the run's header are made from this table.
 #define GPT2_SP_OPTIONS(FLAG, INT, NUM, TXT, CHO) \
     TXT(model, "model", "", TRAIN | PLAN, \
-        "d12, d24, d36 or d48: GPT-2's sizes; sets layers, heads and channels") \
-    INT(layers, "layers", 4, 1, 512, TRAIN | PLAN, "transformer layers (L)") \
-    INT(heads, "heads", 4, 1, 256, TRAIN | PLAN, "attention heads (NH); must divide channels") \
-    INT(channels, "channels", 256, 1, 65536, TRAIN | PLAN, "width of the residual stream (C)") \
-    INT(vocab, "vocab", 0, 0, 1048576, TRAIN | PLAN, "vocabulary; 0: the one of --data (plan: 50257)") \
+        "d12, d24, d36 or d48, or gpt2, gpt2-medium, gpt2-large or gpt2-xl: GPT-2's sizes; sets layers, " \
+        "heads and channels") \
+    INT(layers, "layers", 0, 0, 512, TRAIN | PLAN, \
+        "transformer layers (L); 0: those of --init-from's model, else 4") \
+    INT(heads, "heads", 0, 0, 256, TRAIN | PLAN, \
+        "attention heads (NH), which must divide channels; 0: those of --init-from's model, else 4") \
+    INT(channels, "channels", 0, 0, 65536, TRAIN | PLAN, \
+        "width of the residual stream (C); 0: that of --init-from's model, else 256") \
+    INT(vocab, "vocab", 0, 0, 1048576, TRAIN | PLAN, \
+        "vocabulary; 0: the one of --init-from's model, else of --data (plan: 50257)") \
     FLAG(center, "center", 1, TRAIN | PLAN, \
         "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
     TXT(data, "data", "", TRAIN | EVAL, "token shards: files, folders or patterns, separated by commas") \
@@ -113,7 +118,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(raw_u16, "raw-u16", 0, TRAIN | EVAL, "read --data as bare 16-bit token numbers") \
     FLAG(doc_mask, "doc-mask", 0, TRAIN | PLAN | EVAL, \
         "attention stays inside a document, positions restart at its start") \
-    INT(seq_len, "seq-len", 1024, 1, 16777216, TRAIN | PLAN, "tokens of a sequence, the context (T)") \
+    INT(seq_len, "seq-len", 0, 0, 16777216, TRAIN | PLAN | EVAL, \
+        "tokens of a sequence, the context (T); 0: the model's, of --init-from or --from, else 1024") \
     INT(batch_size, "batch-size", 1, 1, 65536, TRAIN | PLAN, \
         "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
@@ -174,14 +180,15 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "seed of the initial weights, the order of samples, sampling and synth") \
     TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
         "train: the run's folder; prepare, synth: the file to write") \
-    TXT(init_from, "init-from", "", TRAIN, "start from the weights of this checkpoint folder") \
+    TXT(init_from, "init-from", "", TRAIN | PLAN, \
+        "start from the weights of this run's newest checkpoint, or of this model's folder") \
     INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
     INT(keep, "keep", 2, 2, 1000000, TRAIN, "checkpoints to keep, at least 2") \
     INT(val_every, "val-every", 0, 0, 2147483647, TRAIN, \
         "steps between validations; 0: only after the last step") \
-    INT(val_sequences, "val-sequences", 8, 1, 2147483647, TRAIN | EVAL, \
-        "sequences of a validation, from the front of the data") \
+    INT(val_sequences, "val-sequences", 0, 0, 2147483647, TRAIN | EVAL, \
+        "sequences of a validation, from the front of the data; 0: 8 in training, all in eval") \
     TXT(from, "from", "", SAMPLE | EVAL, \
         "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
     TXT(prompt, "prompt", "\n", SAMPLE, \
@@ -689,16 +696,18 @@ static int parse_number(const char* text, int whole, double* value) {
 // --model: GPT-2's four sizes by their number of layers.
 static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
     static const struct {
-        const char* name;
+        const char *name, *other;
         int layers, heads, channels;
-    } sizes[] = {{"d12", 12, 12, 768}, {"d24", 24, 16, 1024}, {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
+    } sizes[] = {{"d12", "gpt2", 12, 12, 768}, {"d24", "gpt2-medium", 24, 16, 1024},
+        {"d36", "gpt2-large", 36, 20, 1280}, {"d48", "gpt2-xl", 48, 25, 1600}};
     for (int i = 0; i < 4; i++)
-        if (strcmp(value, sizes[i].name) == 0) {
+        if (strcmp(value, sizes[i].name) == 0 || strcmp(value, sizes[i].other) == 0) {
             o->layers = sizes[i].layers, o->heads = sizes[i].heads;
             o->channels = sizes[i].channels;
             return 0;
         }
-    return fail(e, "--model %s: expected d12, d24, d36 or d48", value);
+    return fail(e,
+        "--model %.100s: expected d12, d24, d36 or d48, or gpt2, gpt2-medium, gpt2-large or gpt2-xl", value);
 }
 
 // Sets one option from text, in the range that the table gives. --model sets layers, heads and channels too,
@@ -1072,12 +1081,18 @@ static uint64_t dataset_windows(const Dataset* d, int64_t T) {
     return (d->tokens - 1 + (uint64_t)T - 1) / (uint64_t)T;
 }
 
-// Where in the stream a sample of the run begins. The last window begins early enough to end with the stream.
-static uint64_t sample_position(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
+// A window of the stream.
+typedef struct {
+    uint64_t position;   // of its first token
+    int64_t seen;        // its first labels, which the window before has too
+} Window;
+// The window that is a sample of the run. The last one begins early enough to end with the stream.
+static Window sample_window(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
     uint64_t n = dataset_windows(d, T), window = sample % n;
     if (shuffled) window = permute(window, n, seed, sample / n);
-    uint64_t last = d->tokens - 1 - (uint64_t)T;
-    return window * (uint64_t)T < last ? window * (uint64_t)T : last;
+    uint64_t begin = window * (uint64_t)T, last = d->tokens - 1 - (uint64_t)T;
+    Window w = {begin < last ? begin : last, begin < last ? 0 : (int64_t)(begin - last)};
+    return w;
 }
 
 // The tokens that a rank holds: one run of them, or two where the schedule pairs an early with a late one.
@@ -1100,6 +1115,14 @@ typedef struct {
     int64_t valid;      // tokens with a label, of all ranks and passes
 } Batch;
 
+// No loss is counted for the rows begin..end-1 of a sample: clears those of them that a rank holds.
+static void labels_clear(const Segments* seg, int64_t begin, int64_t end, int32_t* labels) {
+    for (int s = 0; s < seg->count; labels += seg->rows[s], s++)
+        for (int64_t i = max_i64(begin - seg->begin[s], 0); i < min_i64(end - seg->begin[s], seg->rows[s]);
+             i++)
+            labels[i] = -1;
+}
+
 // Fills one rank's rows of the sample that begins at `position` of the stream: tokens and labels (Tl). With
 // doc_mask also doc_start (T), where each token's document begins in the sample (0 if it began before), and
 // no label for the last token of a document, whose successor belongs to another.
@@ -1121,17 +1144,15 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
         dataset_document(d, position + t, &begin, &end);
         int32_t start = begin > position ? (int32_t)(begin - position) : 0;
         for (; t < (uint64_t)T && position + t < end; t++) doc_start[t] = start;
-        // a document's last token predicts nothing
-        for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++)
-            if ((int64_t)t - 1 >= seg->begin[s] && (int64_t)t - 1 < seg->begin[s] + seg->rows[s] &&
-                position + t == end)
-                labels[at + (int64_t)t - 1 - seg->begin[s]] = -1;
+        if (position + t == end)   // a document's last token predicts nothing
+            labels_clear(seg, (int64_t)t - 1, (int64_t)t, labels);
     }
     return 0;
 }
 
-// Tokens of a sample that have a label, from the document index alone: every rank gets the same number.
-static int64_t sample_valid(const Dataset* d, uint64_t position, int64_t T, int doc_mask) {
+// How many of the T tokens from `position` on have a label, by the document index alone: every rank gets the
+// same number.
+static int64_t window_valid(const Dataset* d, uint64_t position, int64_t T, int doc_mask) {
     int64_t valid = T;
     for (uint64_t t = position, begin, end; doc_mask && t < position + (uint64_t)T; t = end) {
         dataset_document(d, t, &begin, &end);
@@ -1140,11 +1161,23 @@ static int64_t sample_valid(const Dataset* d, uint64_t position, int64_t T, int 
     return valid;
 }
 
+// How many labels an evaluation of the first `windows` windows counts.
+static int64_t dataset_labels(const Dataset* d, int64_t T, int doc_mask, int64_t windows) {
+    int64_t labels = 0;
+    windows = min_i64(windows, (int64_t)dataset_windows(d, T));
+    for (int64_t i = 0; i < windows; i++) {
+        Window w = sample_window(d, T, (uint64_t)i, 0, 0);
+        labels += window_valid(d, w.position + (uint64_t)w.seen, T - w.seen, doc_mask);
+    }
+    return labels;
+}
+
 // Reads the samples of a step ahead, on a thread of its own, while the step before it is computed.
 typedef struct {
     Dataset* data;
     int64_t T, B, passes;   // passes = grad_accum
-    int dp, sp, doc_mask, shuffled;
+    int dp, sp, doc_mask;
+    int shuffled;                  // training; else an evaluation, which counts every label once
     int first_rank, local_ranks;   // whose batches are filled
     uint64_t seed;
     uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
@@ -1165,19 +1198,22 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
         for (int replica = 0; replica < l->dp; replica++)
             for (int64_t b = 0; b < l->B; b++) {
                 uint64_t sample = first + (uint64_t)((pass * l->dp + replica) * l->B + b);
-                uint64_t position = sample_position(l->data, l->T, sample, l->shuffled, l->seed);
-                if (sample < l->limit) batch->valid += sample_valid(l->data, position, l->T, l->doc_mask);
+                Window w = sample_window(l->data, l->T, sample, l->shuffled, l->seed);
+                int64_t from = sample >= l->limit ? l->T
+                    : l->shuffled                 ? 0
+                                                  : w.seen;   // first row with a label
+                batch->valid += window_valid(l->data, w.position + (uint64_t)from, l->T - from, l->doc_mask);
                 for (int r = 0; r < l->sp; r++) {
                     int local = replica * l->sp + r - l->first_rank;
                     if (local < 0 || local >= l->local_ranks) continue;
                     RankBatch* rank = &batch->ranks[local];
-                    int64_t at = (pass * l->B + b) * l->segments[r].total;
+                    const Segments* seg = &l->segments[r];
+                    int64_t at = (pass * l->B + b) * seg->total;
                     int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
-                    if (sample_fill(l->data, position, l->T, l->doc_mask, &l->segments[r], rank->tokens + at,
+                    if (sample_fill(l->data, w.position, l->T, l->doc_mask, seg, rank->tokens + at,
                             rank->labels + at, doc_start, e) != 0)
                         return -1;
-                    for (int64_t t = 0; sample >= l->limit && t < l->segments[r].total; t++)
-                        rank->labels[at + t] = -1;
+                    labels_clear(seg, 0, from, rank->labels + at);
                 }
             }
     return 0;
@@ -5512,14 +5548,16 @@ static int st_read_real(
 // Reads `count` rows of one parameter from row `first` on into out (count, columns); a parameter that is
 // stored transposed is read whole. wpe of another length fits too: a longer one is cut, a shorter one
 // repeated, so that up to its length the model is the same.
-static int tensor_read(const st_file* f, const char* prefix, int u, int id, const Shape* s, int hf_layout,
+static int tensor_read(const st_set* set, const char* prefix, int u, int id, const Shape* s, int hf_layout,
     int64_t first, int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
+    const st_file* f = &set->files[0];
     Parameter p = parameter(s, id);
     tensor_name(name, sizeof name, prefix, &p, u);
-    const st_tensor* t = st_find(f, name);
+    const st_tensor* t = st_set_find(set, name, &f);
     if (!t && strcmp(prefix, "transformer.") == 0)
-        tensor_name(name, sizeof name, "", &p, u), t = st_find(f, name);   // the hub's have no prefix
+        tensor_name(name, sizeof name, "", &p, u),
+            t = st_set_find(set, name, &f);   // the hub's have no prefix
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
@@ -5551,22 +5589,23 @@ static int tensor_read(const st_file* f, const char* prefix, int u, int id, cons
     return status;
 }
 
-// Every tensor of a model file must be one of ours, or one that Hugging Face's files carry and nobody needs.
-static int tensors_known(const st_file* f, const gpt2_sp* g, Error* e) {
+// Every tensor of a model's files must be one of ours, or one that Hugging Face's carry and nobody needs.
+static int tensors_known(const st_set* set, const gpt2_sp* g, Error* e) {
     int known = 0;
-    for (int i = 0; i < f->count; i++) {
-        const char *name = f->tensors[i].name, *end = name + strlen(name);
-        if (end - name > 10 && strcmp(end - 10, ".attn.bias") == 0) continue;   // the causal mask
-        if (end - name > 17 && strcmp(end - 17, ".attn.masked_bias") == 0) continue;
-        if (strcmp(name, "lm_head.weight") == 0) continue;   // tied to wte
-        known++;
-    }
+    for (int k = 0; k < set->count; k++)
+        for (int i = 0; i < set->files[k].count; i++) {
+            const char *name = set->files[k].tensors[i].name, *end = name + strlen(name);
+            if (end - name > 10 && strcmp(end - 10, ".attn.bias") == 0) continue;   // the causal mask
+            if (end - name > 17 && strcmp(end - 17, ".attn.masked_bias") == 0) continue;
+            if (strcmp(name, "lm_head.weight") == 0) continue;   // tied to wte
+            known++;
+        }
     int expected = 0;
     for (int id = 0; id < PARAMETER_COUNT; id++)
         expected += parameter(&g->mesh.shape, id).unit == UNIT_LAYER ? (int)g->mesh.shape.L : 1;
     return known == expected ? 0
                              : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers",
-                                   f->path, known, expected, (long long)g->mesh.shape.L);
+                                   set->files[0].path, known, expected, (long long)g->mesh.shape.L);
 }
 
 // A checkpoint folder to load: its weights, and the moments if asked.
@@ -5583,12 +5622,11 @@ static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
     int status = 0;
     for (int i = 0; status == 0 && i < (from->moments ? SAVED_COUNT : 1); i++) {
         int state = SAVED_STATES[i];
-        char path[GPT2_SP_TEXT + 64];
-        st_file file;
-        snprintf(path, sizeof path, "%.1000s/%s", from->folder,
-            state == STATE_WEIGHTS ? "model.safetensors" : "optimizer.safetensors");
-        if (st_open(&file, path, r->error.text, sizeof r->error.text) != 0) return -1;
-        if (state == STATE_WEIGHTS) status = tensors_known(&file, g, &r->error);
+        st_set files;
+        if (st_set_open(&files, from->folder, state == STATE_WEIGHTS ? "model" : "optimizer", r->error.text,
+                sizeof r->error.text) != 0)
+            return -1;
+        if (state == STATE_WEIGHTS) status = tensors_known(&files, g, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
             int how = holding(&g->layout, state, u);
@@ -5601,13 +5639,13 @@ static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
                 if (p.unit != unit->kind) continue;
                 int64_t first = how == HELD_OWN ? h.begin / p.columns : 0;
                 int64_t rows = how == HELD_OWN ? h.n / p.columns : tensor_rows(s, id, &p);
-                status = tensor_read(&file, prefixes[i], u, id, s, state == STATE_WEIGHTS, first, rows,
+                status = tensor_read(&files, prefixes[i], u, id, s, state == STATE_WEIGHTS, first, rows,
                     out + g->layout.within[id], &r->error);
             }
             int64_t n = max_i64(0, min_i64(h.n, unit->elements - h.begin));
             if (how == HELD_SLICE) memcpy(mine, out + h.begin, (size_t)n * sizeof(real));
         }
-        st_close(&file);
+        st_set_close(&files);
     }
     r->gathered = -1;
     return status;
@@ -5623,8 +5661,14 @@ static int64_t json_need(const char* text, size_t size, const char* key, const c
     return (int64_t)value;
 }
 
+// Whether a JSON file has a key, and not null there. What it has must then be of the type that it is read as.
+static int json_has(const char* text, size_t size, const char* key) {
+    json_span value;
+    return json_get(text, size, key, &value) == 1 && !(value.n == 4 && memcmp(value.s, "null", 4) == 0);
+}
+
 // Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
-// model than GPT-2. eot is the last token if the file names none.
+// model than GPT-2. eot is -1 if the file names none.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[GPT2_SP_TEXT + 64], word[64], value[32];
     size_t size;
@@ -5641,20 +5685,23 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     else if (strcmp(word, "gpt2_sp_rmsnorm") == 0) o->center = 0;
     else if (strcmp(word, "gpt2") != 0)
         status = fail(e, "%.700s: model_type `%.60s`, expected gpt2", path, word);
-    if (status == 0 && json_get_string(text, size, "activation_function", word, sizeof word) == 1 &&
-        strcmp(word, "gelu_new") != 0 && strcmp(word, "gelu_pytorch_tanh") != 0)
-        status = fail(e, "%.700s: activation_function `%.60s`, expected gelu_new", path, word);
-    if (status == 0 && json_get_double(text, size, "layer_norm_epsilon", &epsilon) == 1 &&
-        fabs(epsilon - 1e-5) > 1e-12)
-        status = fail(e, "%.700s: layer_norm_epsilon %g, expected 1e-05", path, epsilon);
+    if (status == 0 && json_has(text, size, "activation_function") &&
+        (json_get_string(text, size, "activation_function", word, sizeof word) != 1 ||
+            (strcmp(word, "gelu_new") != 0 && strcmp(word, "gelu_pytorch_tanh") != 0)))
+        status = fail(e, "%.700s: expected activation_function `gelu_new`", path);
+    if (status == 0 && json_has(text, size, "layer_norm_epsilon") &&
+        (json_get_double(text, size, "layer_norm_epsilon", &epsilon) != 1 ||
+            !(fabs(epsilon - 1e-5) <= 1e-12)))
+        status = fail(e, "%.700s: expected layer_norm_epsilon 1e-05", path);
     static const struct {
         const char* key;
         int value;
     } flags[] = {
         {"tie_word_embeddings", 1}, {"scale_attn_weights", 1}, {"scale_attn_by_inverse_layer_idx", 0}};
     for (int i = 0; status == 0 && i < 3; i++) {
-        int flag = flags[i].value;
-        if (json_get_bool(text, size, flags[i].key, &flag) < 0 || flag != flags[i].value)
+        int flag = !flags[i].value;
+        if (json_has(text, size, flags[i].key) &&
+            (json_get_bool(text, size, flags[i].key, &flag) != 1 || flag != flags[i].value))
             status = fail(e, "%.700s: %s must be %s", path, flags[i].key, flags[i].value ? "true" : "false");
     }
     for (int i = 0; status == 0 && i < 4; i++) {
@@ -5668,12 +5715,11 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     *vocab = status == 0 ? json_need(text, size, "vocab_size", path, e) : -1;
     if (status == 0 && (*vocab < 1 || *vocab > 1 << 20))
         status = *vocab < 0 ? -1 : fail(e, "%.900s: vocab_size %lld", path, (long long)*vocab);
-    uint64_t end = 0;
-    *eot = *vocab - 1;
-    if (status == 0 && json_get_u64(text, size, "eos_token_id", &end) == 1) {
-        *eot = (int64_t)end;
-        if (end >= (uint64_t)*vocab)
-            status = fail(e, "%.900s: eos_token_id %llu", path, (unsigned long long)end);
+    *eot = -1;
+    if (status == 0 && json_has(text, size, "eos_token_id")) {
+        *eot = json_need(text, size, "eos_token_id", path, e);
+        if (*eot < 0 || *eot >= *vocab)
+            status = *eot < 0 ? -1 : fail(e, "%.900s: eos_token_id %lld", path, (long long)*eot);
     }
     free(text);
     return status;
@@ -5789,6 +5835,10 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
             ranks_run(g, rank_evaluate, &g->evaluation) != 0)
             return -1;
     }
+    if (g->evaluation.count == 0)
+        return fail(&g->error,
+            "nothing to validate: no document of the first %llu sequences has a second token",
+            (unsigned long long)l->limit);
     return 0;
 }
 
@@ -6037,6 +6087,9 @@ static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int
         if (device->decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits) != 0)
             return -1;
     for (int64_t made = 0; made < count; made++) {
+        for (int64_t v = 0; v < g->mesh.shape.V; v++)
+            if (!isfinite(logits[v]))
+                return fail(&g->error, "the model's logits are not finite: its weights are damaged");
         double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)made));
         out[made] = sample_token(logits, g->mesh.shape.V, how, unit, candidates);
         if (out[made] == g->eot) return made;
@@ -6607,15 +6660,26 @@ static Loader loader_make(
     return l;
 }
 
-// -1 if a data set is too short for one sample, or its vocabulary larger than the model's.
+// -1 if a data set is too short for one sample, none of the first `windows` windows has a label, or its
+// tokens are not the model's, which has `vocab` of them and ends documents with g->eot.
 static int data_fits(
-    const Dataset* d, const gpt2_sp_options* o, const char* option, int64_t vocab, Error* e) {
+    const gpt2_sp* g, const Dataset* d, const char* option, int64_t vocab, int64_t windows, Error* e) {
+    const gpt2_sp_options* o = &g->options;
     if (d->tokens < (uint64_t)o->seq_len + 1)
         return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)",
             option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
     if (d->vocab > vocab)
         return fail(
             e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
+    if (d->eot != g->eot)
+        return fail(e, "--%s ends its documents with token %u, the model with %lld: another tokenizer",
+            option, d->eot, (long long)g->eot);
+    if (dataset_labels(d, o->seq_len, (int)o->doc_mask, windows) == 0)
+        return fail(e,
+            "--%s: nothing to learn or to predict in it: no document of its first %lld sequences has a "
+            "second "
+            "token",
+            option, (long long)min_i64(windows, (int64_t)dataset_windows(d, o->seq_len)));
     return 0;
 }
 
@@ -6638,12 +6702,68 @@ static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
-// A folder given by hand: with a manifest it must be whole, without one (Hugging Face's have none) it is
-// taken as it is.
-static int folder_check(const char* folder, Error* e) {
+// The folder of the model that --from or --init-from names, in `folder`: that one, if it has a config.json,
+// else a run's newest whole checkpoint. With a manifest it must be whole; Hugging Face's have none, and are
+// taken as they are.
+static int model_folder(const char* option, const char* name, char* folder, size_t size, Error* e) {
     char path[GPT2_SP_TEXT + 96];
-    snprintf(path, sizeof path, "%s/manifest.txt", folder);
-    return access(path, F_OK) == 0 ? checkpoint_verify(folder, e) : 0;
+    snprintf(path, sizeof path, "%s/config.json", name);
+    if (access(path, R_OK) != 0) {
+        int found = checkpoint_find(name, 1, folder, size, e);
+        return found > 0 ? 0
+            : found < 0  ? -1
+                         : fail(e, "--%s %.900s: neither a checkpoint nor a run with one", option, name);
+    }
+    snprintf(folder, size, "%s", name);
+    snprintf(path, sizeof path, "%s/manifest.txt", name);
+    if (access(path, F_OK) == 0) return checkpoint_verify(name, e);
+    snprintf(path, sizeof path, "%s/pytorch_model.bin", name);
+    int other = access(path, F_OK) == 0;
+    snprintf(path, sizeof path, "%s/model.safetensors", name);
+    int single = access(path, F_OK) == 0;
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", name);
+    if (other && !single && access(path, F_OK) != 0)
+        return fail(e,
+            "--%s %.400s has pytorch_model.bin, which only Python can read, and no model.safetensors; "
+            "convert "
+            "it: python3 -c \"from transformers import AutoModelForCausalLM as M; "
+            "M.from_pretrained('%.400s').save_pretrained('NEW')\"",
+            option, name, name);
+    return 0;
+}
+
+// Gives the options whose 0 stands for something else their values, and takes the token that ends a document
+// (eot, -1: not named) from the model of --init-from. A size that is given and is another than that model's
+// is an error.
+static int sizes_choose(gpt2_sp_options* o, int64_t* eot, Error* e) {
+    gpt2_sp_options model;
+    char folder[GPT2_SP_TEXT + 64];
+    int64_t vocab = 0;
+    gpt2_sp_defaults(&model);
+    model.layers = model.heads = 4, model.channels = 256;
+    model.seq_len = 1024;
+    *eot = -1;
+    if (o->val_sequences == 0) o->val_sequences = 8;
+    if (o->init_from[0] &&
+        (model_folder("init-from", o->init_from, folder, sizeof folder, e) != 0 ||
+            config_read(folder, &model, &vocab, eot, e) != 0))
+        return -1;
+    const struct {
+        const char* name;
+        int64_t *asked, found;
+    } sizes[] = {{"layers", &o->layers, model.layers}, {"heads", &o->heads, model.heads},
+        {"channels", &o->channels, model.channels}, {"vocab", &o->vocab, vocab}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (o->init_from[0] && *sizes[i].asked != 0 && *sizes[i].asked != sizes[i].found)
+            return fail(e, "--%s %lld: the model of --init-from %.700s has %lld", sizes[i].name,
+                (long long)*sizes[i].asked, o->init_from, (long long)sizes[i].found);
+        if (*sizes[i].asked == 0) *sizes[i].asked = sizes[i].found;
+    }
+    if (o->init_from[0] && model.center != o->center)
+        return fail(e, "--init-from %.700s was trained with --center %lld, found %lld", o->init_from,
+            (long long)model.center, (long long)o->center);
+    if (o->seq_len == 0) o->seq_len = model.seq_len;
+    return 0;
 }
 
 // All processes must start from the same checkpoint, or from the same weights of --init-from.
@@ -6659,10 +6779,20 @@ static int start_compare(gpt2_sp* g, const char* folder) {
         (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
         snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
     } else if (g->options.init_from[0]) {
-        snprintf(path, sizeof path, "%s/model.safetensors", g->options.init_from);
-        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
-        snprintf(text, sizeof text, "--init-from weights of %llu bytes, CRC %08x\n",
-            (unsigned long long)bytes, crc);
+        char model[GPT2_SP_TEXT + 64];
+        st_set files;
+        if (model_folder("init-from", g->options.init_from, model, sizeof model, &g->error) != 0 ||
+            st_set_open(&files, model, "model", g->error.text, sizeof g->error.text) != 0)
+            return -1;
+        int status = 0, n = 0;
+        for (int i = 0; status == 0 && i < files.count; i++) {
+            status = file_checksum(files.files[i].path, &bytes, &crc, &g->error);
+            if (n < (int)sizeof text)
+                n += snprintf(text + n, sizeof text - (size_t)n,
+                    "--init-from weights of %llu bytes, CRC %08x\n", (unsigned long long)bytes, crc);
+        }
+        st_set_close(&files);
+        if (status != 0) return -1;
     }
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
 }
@@ -6688,23 +6818,8 @@ static int trainer_start(gpt2_sp* g) {
     }
     if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
-    gpt2_sp_options saved = g->options;
-    int64_t vocab, eot;
-    if (folder_check(g->options.init_from, &g->error) != 0) return -1;
-    if (config_read(g->options.init_from, &saved, &vocab, &eot, &g->error) != 0) return -1;
-    if (saved.layers != g->options.layers || saved.heads != g->options.heads ||
-        saved.channels != g->options.channels || vocab != g->mesh.shape.V)
-        return fail(&g->error,
-            "--init-from %.500s has %lld layers, %lld heads, %lld channels and a vocabulary of %lld; this "
-            "run %lld, %lld, %lld "
-            "and %lld",
-            g->options.init_from, (long long)saved.layers, (long long)saved.heads, (long long)saved.channels,
-            (long long)vocab, (long long)g->options.layers, (long long)g->options.heads,
-            (long long)g->options.channels, (long long)g->mesh.shape.V);
-    if (saved.center != g->options.center)
-        return fail(&g->error, "--init-from %.700s was trained with --center %lld, found %lld",
-            g->options.init_from, (long long)saved.center, (long long)g->options.center);
-    LoadJob start = {g->options.init_from, 0};
+    if (model_folder("init-from", g->options.init_from, folder, sizeof folder, &g->error) != 0) return -1;
+    LoadJob start = {folder, 0};
     return ranks_run(g, g->device->load, &start);
 }
 
@@ -6792,9 +6907,9 @@ static int trainer_prepare(gpt2_sp* g) {
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0)
         return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
-    g->eot = g->data.eot;
-    if (data_fits(&g->data, o, "data", vocab, e) != 0 ||
-        (o->val_data[0] && data_fits(&g->val_data, o, "val-data", vocab, e) != 0))
+    if (g->eot < 0) g->eot = g->data.eot;
+    if (data_fits(g, &g->data, "data", vocab, INT64_MAX, e) != 0 ||
+        (o->val_data[0] && data_fits(g, &g->val_data, "val-data", vocab, o->val_sequences, e) != 0))
         return -1;
     if (o->val_data[0] && (g->val_data.tokenizer != g->data.tokenizer || g->val_data.vocab != g->data.vocab))
         return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u",
@@ -6821,7 +6936,7 @@ static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
         return -1;
-    if (device_found(g) != 0) return -1;
+    if (device_found(g) != 0 || sizes_choose(&g->options, &g->eot, e) != 0) return -1;
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
     if (status == 0) status = trainer_prepare(g);
@@ -6990,22 +7105,20 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
 // A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
 static int trainer_load(gpt2_sp* g) {
     gpt2_sp_options* o = &g->options;
-    char folder[GPT2_SP_TEXT + 64], config[GPT2_SP_TEXT + 96];
-    int64_t vocab;
+    char folder[GPT2_SP_TEXT + 64];
+    int64_t vocab, context = o->seq_len;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
-    if (device_found(g) != 0) return -1;
-    snprintf(folder, sizeof folder, "%s", o->from);
-    snprintf(config, sizeof config, "%s/config.json", folder);
-    if (access(config, R_OK) == 0) {
-        if (folder_check(folder, &g->error) != 0) return -1;
-    } else {
-        int found = checkpoint_find(o->from, 1, folder, sizeof folder, &g->error);
-        if (found < 0) return -1;
-        if (!found) return fail(&g->error, "--from %.900s: neither a checkpoint nor a run with one", o->from);
-    }
+    if (device_found(g) != 0 || model_folder("from", o->from, folder, sizeof folder, &g->error) != 0)
+        return -1;
     o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0, o->schedule = GPT2_SP_DIST;
-    if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0 || trainer_init(g, vocab, 0) != 0) return -1;
+    if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0) return -1;
+    if (context > o->seq_len)
+        return fail(&g->error, "--seq-len %lld: the model's context is %lld", (long long)context,
+            (long long)o->seq_len);
+    if (context > 0) o->seq_len = context;
+    if (g->eot < 0) g->eot = vocab - 1;   // the file names none
+    if (trainer_init(g, vocab, 0) != 0) return -1;
     LoadJob model = {folder, 0};
     int status = ranks_run(g, g->device->load, &model);
     return status;
@@ -7361,8 +7474,10 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     Plan* plan = (Plan*)calloc(1, sizeof *plan);
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
+    int64_t eot;
+    int status = plan ? sizes_choose(o, &eot, e) : fail(e, "out of memory");
     int64_t vocab = o->vocab ? o->vocab : 50257;
-    int status = plan ? ranks_choose(o, gpt2_sp_device, 1, e) : fail(e, "out of memory");
+    if (status == 0) status = ranks_choose(o, gpt2_sp_device, 1, e);
     if (status == 0) status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e);
     if (status == 0) status = layout_init(&layout, &mesh, e);
     if (status == 0) {
@@ -7417,14 +7532,13 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(&evaluation, 0, sizeof evaluation);
     if (o->data[0]) {
         status = dataset_open(&g->val_data, o->data, (int)o->raw_u16, (int)o->doc_mask, &g->error);
-        if (status == 0) status = data_fits(&g->val_data, &g->options, "data", g->mesh.shape.V, &g->error);
-        if (status == 0 && g->val_data.eot != g->eot)
-            status = fail(&g->error,
-                "--data ends its documents with token %u, the model with %lld: another tokenizer",
-                g->val_data.eot, (long long)g->eot);
+        int64_t windows = o->val_sequences > 0 ? o->val_sequences : INT64_MAX;
+        if (status == 0) status = data_fits(g, &g->val_data, "data", g->mesh.shape.V, windows, &g->error);
         g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
-        if (status == 0) status = evaluate_data(g, o->val_sequences);
+        if (status == 0) status = evaluate_data(g, windows);
         evaluation = g->evaluation;
+        if (status == 0 && !isfinite(evaluation.loss))
+            status = fail(&g->error, "the loss is not finite: the model's weights are damaged");
     }
     if (status == 0 && o->needle > 0 && g->mesh.shape.V != BYTE_VOCAB)
         status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)",

@@ -18,6 +18,7 @@
 //           const st_tensor* t = st_find(&f, "wte.weight");
 //           if (!t || st_read_f32(&f, t, 0, st_elements(t), out, err, sizeof(err))) ...
 //           st_close(&f);
+//           A model's tensors may be shared out over several files: st_set_open, st_set_find, st_set_close.
 // Writing:  st_header h; st_header_init(&h); st_header_add(&h, ...) for each tensor; st_header_finish(&h,
 // ...) gives the bytes of
 //           the header; write them, then the data of each tensor in the order of adding; st_header_free(&h).
@@ -48,6 +49,8 @@ enum {
     ST_MAX_HEADER = 100000000,   // bytes, the limit of the reference implementation
     ST_MAX_TENSORS = 65536,
     ST_MAX_METADATA = 1024,   // entries
+    ST_MAX_FILES = 1024,      // of a set
+    ST_MAX_INDEX = 1 << 25,   // bytes
     ST_MAX_RANK = 8,
     ST_NAME_MAX = 256,   // bytes of a name with its final NUL; metadata keys too
     ST_PATH_MAX = 2048
@@ -57,8 +60,9 @@ enum {
 #define ST_DTYPES(X) \
     X(F64, 8) \
     X(F32, 4) \
-    X(F16, 2) X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) \
-        X(BOOL, 1) X(F8_E4M3, 1) X(F8_E5M2, 1)
+    X(F16, 2) \
+    X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) X(BOOL, 1) \
+        X(F8_E4M3, 1) X(F8_E5M2, 1)
 #define ST_ENUM(name, bytes) ST_##name,
 #define ST_NAME(name, bytes) #name,
 #define ST_SIZE(name, bytes) bytes,
@@ -82,6 +86,12 @@ typedef struct {
     uint64_t data_bytes;
     char* metadata;   // JSON text of __metadata__, for json_get_string; "{}" when absent
 } st_file;
+
+// The files that hold the tensors of a model together.
+typedef struct {
+    st_file* files;
+    int count;
+} st_set;
 
 typedef struct {
     st_tensor* tensors;   // in order of adding
@@ -359,6 +369,113 @@ GPT2_SP_LEAF const st_tensor* st_find(const st_file* f, const char* name) {
         else high = mid;
     }
     return NULL;
+}
+
+// ---------------------------------------------------------------------------
+// several files: model.safetensors.index.json says which tensor is in which
+//
+//     {"metadata": {...}, "weight_map": {"wte.weight": "model-00001-of-00002.safetensors", ...}}
+
+GPT2_SP_LEAF void st_set_close(st_set* set) {
+    for (int i = 0; i < set->count; i++) st_close(&set->files[i]);
+    free(set->files);
+    set->files = NULL, set->count = 0;
+}
+
+// Opens folder/name as the set's next file, unless it is among them. Returns 0, or -1.
+GPT2_SP_LEAF int st_set_add(st_set* set, const char* folder, const char* name, char* err, size_t err_size) {
+    char path[ST_PATH_MAX];
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, name) >= sizeof path)
+        return st_fail(err, err_size, "%.1000s/%.200s: the path is too long", folder, name);
+    for (int i = 0; i < set->count; i++)
+        if (strcmp(set->files[i].path, path) == 0) return 0;
+    st_file* more = set->count < ST_MAX_FILES
+        ? (st_file*)realloc(set->files, (size_t)(set->count + 1) * sizeof(st_file))
+        : NULL;
+    if (more == NULL) return st_fail(err, err_size, "%s: no room for another file", path);
+    set->files = more;
+    if (st_open(&more[set->count], path, err, err_size) != 0) return -1;
+    set->count++;
+    return 0;
+}
+
+// Returns the tensor of that name and the file it is in, or NULL.
+GPT2_SP_LEAF const st_tensor* st_set_find(const st_set* set, const char* name, const st_file** file) {
+    for (int i = 0; i < set->count; i++) {
+        const st_tensor* t = st_find(&set->files[i], name);
+        if (t) {
+            *file = &set->files[i];
+            return t;
+        }
+    }
+    return NULL;
+}
+
+// Opens the files that an index (text) names. Each tensor must be in the file that it is said to be in, and
+// no file may hold another: so every tensor is there once.
+GPT2_SP_LEAF int st_set_index(
+    st_set* set, const char* folder, const char* path, json_span text, char* err, size_t err_size) {
+    json_span map = {NULL, 0}, key, value;
+    json_iter it;
+    char name[ST_NAME_MAX], file[ST_NAME_MAX];
+    int tensors = 0, held = 0;
+    if (json_get(text.s, text.n, "weight_map", &map) != 1)
+        return st_fail(err, err_size, "%s: no `weight_map`", path);
+    int more = json_object(map, &it);
+    while (more >= 0 && (more = json_next(&it, &key, &value)) == 1) {
+        if (json_string(key, name, sizeof name) < 0 || json_string(value, file, sizeof file) < 0 ||
+            strchr(file, '/') != NULL)
+            return st_fail(
+                err, err_size, "%s: `weight_map` is to name a file of this folder for each tensor", path);
+        if (st_set_add(set, folder, file, err, err_size) != 0) return -1;
+        const st_file* in = NULL;
+        if (st_set_find(set, name, &in) == NULL || strcmp(strrchr(in->path, '/') + 1, file) != 0)
+            return st_fail(err, err_size, "%s: tensor %s is not in %s alone", path, name, file);
+        tensors++;
+    }
+    if (more < 0) return st_fail(err, err_size, "%s: `weight_map` is no object", path);
+    for (int i = 0; i < set->count; i++) held += set->files[i].count;
+    if (tensors == 0 || tensors != held)
+        return st_fail(err, err_size, "%s: it names %d tensors, its files hold %d", path, tensors, held);
+    return 0;
+}
+
+// Opens folder/STEM.safetensors or, where there is none, the files that folder/STEM.safetensors.index.json
+// names. Returns 0, or -1 with the set empty.
+GPT2_SP_LEAF int st_set_open(st_set* set, const char* folder, const char* stem, char* err, size_t err_size) {
+    char path[ST_PATH_MAX], name[ST_NAME_MAX];
+    set->files = NULL, set->count = 0;
+    snprintf(name, sizeof name, "%.64s.safetensors", stem);
+    if ((size_t)snprintf(path, sizeof path, "%s/%s.index.json", folder, name) >= sizeof path)
+        return st_fail(err, err_size, "%.1000s: the path is too long", folder);
+    struct stat info;
+    int fd = -1, bad = -1;
+    char* whole = strrchr(path, '/') + 1 + strlen(name);   // where the path of the one file ends
+    *whole = 0;
+    if (stat(path, &info) != 0) {
+        *whole = '.';
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    }
+    if (fd < 0) {
+        bad = st_set_add(set, folder, name, err, err_size);
+        if (bad) st_set_close(set);
+        return bad;
+    }
+    char* text = NULL;
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size > ST_MAX_INDEX)
+        st_fail(err, err_size, "%s: expected a file of at most %d bytes", path, ST_MAX_INDEX);
+    else if ((text = (char*)malloc((size_t)info.st_size + 1)) == NULL)
+        st_fail(err, err_size, "%s: no memory for %lld bytes", path, (long long)info.st_size);
+    else if (st_pread(fd, text, (uint64_t)info.st_size, 0))
+        st_fail(err, err_size, "%s: %s", path, errno ? strerror(errno) : "the file ends early");
+    else {
+        json_span all = {text, (size_t)info.st_size};
+        bad = st_set_index(set, folder, path, all, err, err_size);
+    }
+    free(text);
+    close(fd);
+    if (bad) st_set_close(set);
+    return bad;
 }
 
 // ---------------------------------------------------------------------------

@@ -121,7 +121,7 @@ check "an option without its value is refused" refused '--layers' train --layers
 check "what is not a number is refused" refused '--layers' plan --layers many
 check "a number with a tail is refused" refused '--layers' plan --layers 3x
 check "what is not a whole number is refused" refused '--layers' plan --layers 2.5
-check "a number below the range is refused" refused '--layers' plan --layers 0
+check "a number below the range is refused" refused '--layers' plan --layers -1
 check "a number above the range is refused" refused '--sp' plan --sp 257
 check "nan is refused" refused '--lr' train --lr nan
 check "infinity is refused" refused '--lr' train --lr inf
@@ -272,6 +272,36 @@ check "--init-from starts another run" \
 check "--init-from: another shape is refused" \
     refused '--init-from' train $tiny --layers 3 --data val.tok --init-from runs/parts/step_00000016 \
         --steps 1
+check "--init-from gives the model's sizes, and takes a run's folder" \
+    says '2 layers, 2 heads, 32 channels.*' g train --threads 1 --sp 2 --data val.tok --init-from runs/parts --steps 1
+check "plan takes the sizes of a model" \
+    says '"layers": 2, "heads": 2, "channels": 32, "seq_len": 64' g plan --init-from runs/parts --json --gflops 1 \
+        --link-gbs 1 --copy-gbs 1
+# edited NAME FROM TO: a copy of that model whose config.json says another thing.
+edited() {
+    rm -rf edited && cp -r runs/parts/step_00000016 edited && rm edited/manifest.txt
+    sed "s/\"$1\": $2/\"$1\": $3/" runs/parts/step_00000016/config.json > edited/config.json
+    ! cmp -s edited/config.json runs/parts/step_00000016/config.json || echo "no $1 in config.json"
+}
+edited eos_token_id 256 0
+check "--init-from: another end token than the data's is refused" \
+    refused 'another tokenizer' train $tiny --data val.tok --init-from edited --steps 1
+check "eval: another end token than the data's is refused" refused 'another tokenizer' eval --from edited --data val.tok
+edited eos_token_id 256 null
+check "--init-from: a model that names no end token takes the data's" \
+    says 'step *1/1' g train $tiny --data val.tok --init-from edited --steps 1
+for wrong in 'layer_norm_epsilon 1e-05 "1e-5"' 'activation_function "gelu_new" ["relu"]' 'eos_token_id 256 "256"' \
+    'tie_word_embeddings true 1' 'activation_function "gelu_new" "relu"'; do
+    edited $wrong
+    check "a config.json value of another type is refused: $wrong" \
+        refused "${wrong%% *}" train $tiny --data val.tok --init-from edited --steps 1
+done
+edited eos_token_id 256 256
+mv edited/model.safetensors edited/pytorch_model.bin
+check "a model in pytorch_model.bin alone is refused with the way to convert it" \
+    refused 'save_pretrained' train $tiny --data val.tok --init-from edited --steps 1
+check "--model knows GPT-2's names" says '"layers": 24, "heads": 16' g plan --model gpt2-medium --json --gflops 1 \
+    --link-gbs 1 --copy-gbs 1
 printf x | dd of=runs/parts/step_00000016/model.safetensors bs=1 seek=3000 conv=notrunc 2> /dev/null
 g train $tiny --data books.tok --out runs/parts --steps 16 > out 2> err
 check "a damaged checkpoint is told on one line, the older one used" \
@@ -348,6 +378,23 @@ check "eval takes one checkpoint folder and several shards" \
 check "eval --needle alone tells the recall" says 'recall' g eval --from runs/a --needle 2 --facts 1
 check "eval with nothing to do is refused" refused '--needle' eval --from runs/whole
 check "eval without a model is refused" refused '--from' eval --from nowhere --data val.tok
+labels() { g eval --from runs/whole --data "$@" --json | sed 's/.*"tokens": \([0-9]*\).*/\1/'; }
+tokens=$(g prepare --out val.tok --block-tokens 4096 book2.txt | sed 's/.*, \([0-9]*\) tokens.*/\1/')
+for context in 64 63 50 1; do
+    check "eval counts every token of the data but the first once, --seq-len $context" \
+        test "$(labels val.tok --seq-len $context)" = $((tokens - 1))
+done
+check "eval takes as many sequences as it is told" test "$(labels val.tok --val-sequences 3)" = 192
+check "eval: a context longer than the model's is refused" \
+    refused "the model's context is 64" eval --from runs/whole --data val.tok --seq-len 65
+i=0
+while [ $i -lt 80 ]; do printf '\120\304' >> ends.bin; i=$((i + 1)); done   # 50256: each document is an end
+check "eval: data without anything to predict is refused" \
+    refused 'nothing to learn' eval --from runs/numbers --data ends.bin --raw-u16 --doc-mask
+check "train: data without anything to learn is refused" \
+    refused 'nothing to learn' train $tiny --data ends.bin --raw-u16 --doc-mask
+check "train: validation data without anything to predict is refused at the start" \
+    refused '--val-data: nothing' train $tiny --data zeros.bin --val-data ends.bin --raw-u16 --doc-mask
 check "eval agrees with the run's last validation" sh -c '
     logged=$(sed -n "\$s/.*\"val_loss\": \([0-9.]*\).*/\1/p" runs/whole/log.jsonl)
     found=$("$0" eval --from runs/whole --data val.tok --val-sequences 2 --json |
@@ -423,8 +470,9 @@ check "not a number in the weights: nothing is updated, the run gives up with on
 check "its log.jsonl says null" \
     sh -c 'grep -q "\"loss\": null" runs/poisoned/log.jsonl && ! grep -qi "nan" runs/poisoned/log.jsonl'
 check "its log.jsonl is JSON" json step loss updated < runs/poisoned/log.jsonl
-g eval --from poisoned --data val.tok --json > out
-check "eval of it says null" json loss bits_per_byte loss_by_position < out
+check "eval of it is refused" refused 'not finite' eval --from poisoned --data val.tok
+printf '\0\0\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$((size / 2 / 4 * 4)) conv=notrunc 2> /dev/null
+check "sample of such a model is refused" refused 'not finite' sample --from poisoned --prompt x
 
 # ----- signals and locks --------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 #
 #     sh scripts/finetune.sh TEXTS HELD_OUT [RUN]        .txt and .jsonl, files or folders; RUN: runs/finetune if left out
 #     SP=4 CONTEXT=8192 STEPS=200 sh scripts/finetune.sh books/ other.txt
-#     INIT=runs/a/step_00000100 sh scripts/finetune.sh ...      starts from that checkpoint, of the same size
+#     INIT=runs/a sh scripts/finetune.sh ...                    starts from that run's newest checkpoint, with its size
 #
 # Stopped at any point, by a signal or by a power cut, it goes on where its newest checkpoint stands when it is run again.
 set -eu
@@ -20,14 +20,17 @@ mkdir -p "$run"
 
 # 2. What it will need: the memory of a rank, the time of a step, the longest context that fits. With too little memory: more ranks,
 #    --recompute layer, --zero 1 to 3, in this order of what they cost (`plan` tells what each spares).
-set -- --layers 4 --heads 4 --channels 128 --seq-len "$context"
-./train_gpt2_sp plan "$@" --vocab 257 --sp "$sp"
+set -- --seq-len "$context"
+if [ "${INIT:-}" ]; then set -- "$@" --init-from "$INIT"
+else set -- "$@" --layers 4 --heads 4 --channels 128 --vocab 257
+fi
+./train_gpt2_sp plan "$@" --sp "$sp"
 
 # 3. Train. A checkpoint every quarter; wsd holds the learning rate until the last fifth of the steps.
-#    INIT may also be a GPT-2 folder of Transformers: then --model d12 instead of the size above, and shards of GPT-2's tokens.
+#    INIT may also be a GPT-2 folder of Transformers, with shards of GPT-2's tokens.
 #    A checkpoint with a shorter context fits too: positions beyond its own start as copies of the ones it has.
 set -- "$@" --data "$run/train.tok" --val-data "$run/val.tok" --lr 1e-3 --warmup 20 --lr-schedule wsd --out "$run/model"
-./train_gpt2_sp train "$@" --sp "$sp" --schedule dist --recompute attn ${INIT:+--init-from "$INIT"} \
+./train_gpt2_sp train "$@" --sp "$sp" --schedule dist --recompute attn \
     --steps "$steps" --val-every $((steps / 4 + 1)) --save-every $((steps / 4 + 1))
 
 # 4. The same command with more steps goes on from the newest checkpoint. How the run is split may change at any time: the number of
