@@ -104,13 +104,13 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "d12, d24, d36 or d48, or gpt2, gpt2-medium, gpt2-large or gpt2-xl: GPT-2's sizes; sets layers, " \
         "heads and channels") \
     INT(layers, "layers", 0, 0, 512, TRAIN | PLAN, \
-        "transformer layers (L); 0: those of --init-from's model, else 4") \
+        "transformer layers (L); 0: those of the run or of --init-from's model, else 4") \
     INT(heads, "heads", 0, 0, 256, TRAIN | PLAN, \
-        "attention heads (NH), which must divide channels; 0: those of --init-from's model, else 4") \
+        "attention heads (NH), which must divide channels; 0: the model's, else 4") \
     INT(channels, "channels", 0, 0, 65536, TRAIN | PLAN, \
-        "width of the residual stream (C); 0: that of --init-from's model, else 256") \
+        "width of the residual stream (C); 0: the model's, else 256") \
     INT(vocab, "vocab", 0, 0, 1048576, TRAIN | PLAN, \
-        "vocabulary; 0: the one of --init-from's model, else of --data (plan: 50257)") \
+        "vocabulary; 0: the model's, else that of --data (plan: 50257)") \
     FLAG(center, "center", 1, TRAIN | PLAN, \
         "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
     TXT(data, "data", "", TRAIN | EVAL, "token shards: files, folders or patterns, separated by commas") \
@@ -119,7 +119,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(doc_mask, "doc-mask", 0, TRAIN | PLAN | EVAL, \
         "attention stays inside a document, positions restart at its start") \
     INT(seq_len, "seq-len", 0, 0, 16777216, TRAIN | PLAN | EVAL, \
-        "tokens of a sequence, the context (T); 0: the model's, of --init-from or --from, else 1024") \
+        "tokens of a sequence, the context (T); 0: the model's, else 1024") \
     INT(batch_size, "batch-size", 1, 1, 65536, TRAIN | PLAN, \
         "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
@@ -6732,34 +6732,48 @@ static int model_folder(const char* option, const char* name, char* folder, size
     return 0;
 }
 
+// Whether --out has a run already: the model of its newest checkpoint that tells it, in options, vocab and eot.
+static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, int64_t* eot) {
+    char folder[GPT2_SP_TEXT + 64];
+    int64_t* steps;
+    Error ignored;
+    int found = 0, count = out[0] ? checkpoint_list(out, &steps, &ignored) : 0;
+    for (int i = 0; !found && i < count; i++) {
+        snprintf(folder, sizeof folder, "%.1000s/step_%08lld", out, (long long)steps[i]);
+        found = config_read(folder, model, vocab, eot, &ignored) == 0;
+    }
+    if (count > 0) free(steps);
+    return found;
+}
+
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
-// (eot, -1: not named) from the model of --init-from. A size that is given and is another than that model's
-// is an error.
+// (eot, -1: not named) from the model that the run has: that of its checkpoint, else that of --init-from. A
+// size that is given and is another than --init-from's is an error; state_read compares it with a run's.
 static int sizes_choose(gpt2_sp_options* o, int64_t* eot, Error* e) {
     gpt2_sp_options model;
     char folder[GPT2_SP_TEXT + 64];
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
-    model.layers = model.heads = 4, model.channels = 256;
-    model.seq_len = 1024;
     *eot = -1;
     if (o->val_sequences == 0) o->val_sequences = 8;
-    if (o->init_from[0] &&
+    int resumed = run_model(o->out, &model, &vocab, eot), from = !resumed && o->init_from[0];
+    if (from &&
         (model_folder("init-from", o->init_from, folder, sizeof folder, e) != 0 ||
             config_read(folder, &model, &vocab, eot, e) != 0))
         return -1;
+    if (!resumed && !from) model.layers = model.heads = 4, model.channels = 256, model.seq_len = 1024;
     const struct {
         const char* name;
         int64_t *asked, found;
     } sizes[] = {{"layers", &o->layers, model.layers}, {"heads", &o->heads, model.heads},
         {"channels", &o->channels, model.channels}, {"vocab", &o->vocab, vocab}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        if (o->init_from[0] && *sizes[i].asked != 0 && *sizes[i].asked != sizes[i].found)
+        if (from && *sizes[i].asked != 0 && *sizes[i].asked != sizes[i].found)
             return fail(e, "--%s %lld: the model of --init-from %.700s has %lld", sizes[i].name,
                 (long long)*sizes[i].asked, o->init_from, (long long)sizes[i].found);
         if (*sizes[i].asked == 0) *sizes[i].asked = sizes[i].found;
     }
-    if (o->init_from[0] && model.center != o->center)
+    if (from && model.center != o->center)
         return fail(e, "--init-from %.700s was trained with --center %lld, found %lld", o->init_from,
             (long long)model.center, (long long)o->center);
     if (o->seq_len == 0) o->seq_len = model.seq_len;

@@ -274,6 +274,11 @@ check "--init-from: another shape is refused" \
         --steps 1
 check "--init-from gives the model's sizes, and takes a run's folder" \
     says '2 layers, 2 heads, 32 channels.*' g train --threads 1 --sp 2 --data val.tok --init-from runs/parts --steps 1
+cp -r runs/parts runs/goes-on
+check "a run gives its sizes when it goes on" \
+    says 'from step 16 to 17' g train --threads 1 --sp 2 --data books.tok --out runs/goes-on --steps 17
+check "--init-from is not looked for once the run has a checkpoint" \
+    says '(resumed)' g train --threads 1 --sp 2 --data books.tok --out runs/goes-on --init-from nowhere --steps 18
 check "plan takes the sizes of a model" \
     says '"layers": 2, "heads": 2, "channels": 32, "seq_len": 64' g plan --init-from runs/parts --json --gflops 1 \
         --link-gbs 1 --copy-gbs 1
