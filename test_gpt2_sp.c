@@ -316,22 +316,14 @@ static void schedules_refused(void) {
 
 static const char* const PICTURE =
     "dist, 8 ranks, forward: 6 steps, makespan 4 units, ideal 4 (100.0 %), 7 C received per rank\n"
-    "  step   rank 0      rank 1      rank 2      rank 3      rank 4      rank 5      rank 6      rank 7     "
-    "\n"
-    "     0   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   "
-    "\n"
-    "     1   q7k0*       q1k0        q2k1        q3k2        q4k3        q5k4        q6k5        q7k6       "
-    "\n"
-    "     2   q6k0*       q7k1*       q2k0        q3k1        q4k2        q5k3        q6k4        q7k5       "
-    "\n"
-    "     3   q5k0*       q6k1*       q7k2*       q3k0        q4k1        q5k2        q6k3        q7k4       "
-    "\n"
-    "     4   q4k0* 1/2   q5k1* 1/2   q6k2* 1/2   q7k3* 1/2   q4k0 1/2    q5k1 1/2    q6k2 1/2    q7k3 1/2   "
-    "\n"
-    "     5   q0k0 1/2    q1k1 1/2    q2k2 1/2    q3k3 1/2    q4k4 1/2    q5k5 1/2    q6k6 1/2    q7k7 1/2   "
-    "\n"
-    "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads; "
-    "+n: n more pairs\n";
+    "  step   rank 0    rank 1    rank 2    rank 3    rank 4    rank 5    rank 6    rank 7\n"
+    "     0   q0k0 1/2  q1k1 1/2  q2k2 1/2  q3k3 1/2  q4k4 1/2  q5k5 1/2  q6k6 1/2  q7k7 1/2\n"
+    "     1   q7k0*     q1k0      q2k1      q3k2      q4k3      q5k4      q6k5      q7k6\n"
+    "     2   q6k0*     q7k1*     q2k0      q3k1      q4k2      q5k3      q6k4      q7k5\n"
+    "     3   q5k0*     q6k1*     q7k2*     q3k0      q4k1      q5k2      q6k3      q7k4\n"
+    "     4   q4k0* 1/2 q5k1* 1/2 q6k2* 1/2 q7k3* 1/2 q4k0 1/2  q5k1 1/2  q6k2 1/2  q7k3 1/2\n"
+    "     5   q0k0 1/2  q1k1 1/2  q2k2 1/2  q3k3 1/2  q4k4 1/2  q5k5 1/2  q6k6 1/2  q7k7 1/2\n"
+    "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads\n";
 
 static void schedules_drawn(void) {
     Schedule s;
@@ -341,7 +333,7 @@ static void schedules_drawn(void) {
     size_t size = 0;
     FILE* out = open_memstream(&text, &size);
     if (out && schedule_build(&s, GPT2_SP_DIST, 8, 0, 0, &e) == 0 && schedule_cost(&s, &cost, &e) == 0)
-        schedule_draw(&s, &cost, out);
+        (void)schedule_draw(&s, &cost, 0, out, &e);
     if (out) fclose(out);
     check(text && strcmp(text, PICTURE) == 0, "schedules: dist is drawn as in the lecture",
         "dist P=8, %zu characters", size);
@@ -3965,6 +3957,117 @@ static void test_transport(void) {
     transport_stops();
 }
 
+// ===== library ==================================================================================
+// A program around the trainer. Held: whatever its locale and its threads are, the trainer reads and writes
+// the same and leaves both as they were; what is missing (NULL) is an error; an option that only the command
+// line obeys is refused, not ignored.
+
+// Makes the C library use a locale with a decimal comma and a sorting order that ignores case: one of the
+// machine's, else one that is made here. 0: there is none to be had.
+static int library_comma(void) {
+    static const char* const names[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "comma.UTF-8"};
+    char command[1200];
+    for (int i = 0; i < 3; i++) {
+        snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s 2> /dev/null", scratch(names[i]));
+        if (i == 2 && system(command) == 0) setenv("LOCPATH", scratch(""), 1);
+        if (setlocale(LC_ALL, names[i]) && localeconv()->decimal_point[0] == ',') return 1;
+    }
+    return 0;
+}
+
+// One step of a run on a folder of shards a.tok and B.tok, saved; then whether another call goes on with it.
+static int library_run(const char* out, Dataset* order, char* error) {
+    gpt2_sp_options o = run_options("layers=1 heads=1 channels=8 seq-len=16 batch-size=1");
+    gpt2_sp_stats stats;
+    snprintf(o.data, sizeof o.data, "%s", scratch("order"));
+    snprintf(o.out, sizeof o.out, "%s", out);
+    gpt2_sp* g = gpt2_sp_create(&o, error, GPT2_SP_TEXT);
+    int status = g && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? (int)gpt2_sp_steps(g) : -1;
+    if (g && status < 0) snprintf(error, GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
+    if (g && order) snprintf(error, GPT2_SP_TEXT, "%s", g->data.shards[0].path);
+    gpt2_sp_destroy(g);
+    return status;
+}
+
+static void library_locale(void) {
+    char error[GPT2_SP_TEXT] = "", path[1200], text[64];
+    int32_t tokens[600];
+    gpt2_sp_options o;
+    for (int i = 0; i < 600; i++) tokens[i] = (int32_t)dice(5, (uint64_t)i, 256);
+    int status = mkdir(scratch("order"), 0777);
+    for (int i = 0; i < 2; i++) {
+        tok_writer w;
+        snprintf(path, sizeof path, "%s/%s", scratch("order"), i ? "a.tok" : "B.tok");
+        status |= tok_writer_open(&w, path, TOK_BYTE, 257, 256, 4096, error, sizeof error) ||
+            tok_writer_add(&w, tokens + 100 * i, 500, error, sizeof error) ||
+            tok_writer_end_document(&w, 500, error, sizeof error) ||
+            tok_writer_finish(&w, error, sizeof error);
+    }
+    if (!library_comma()) {
+        skip(
+            "library: the locale of the program around it does not matter", "no locale with a decimal comma");
+        return;
+    }
+    gpt2_sp_defaults(&o);
+    int taken = gpt2_sp_set(&o, "lr", "0.125", error, sizeof error),
+        comma = gpt2_sp_set(&o, "lr", "0,5", error, sizeof error);
+    locale_t before = uselocale((locale_t)0);
+    int first = library_run(scratch("comma"), NULL, error), same = uselocale((locale_t)0) == before;
+    snprintf(text, sizeof text, "%.3f", o.lr);
+    setlocale(LC_ALL, "C");
+    int second = library_run(scratch("comma"), NULL, error);
+    check(status == 0 && taken == 0 && comma == -1 && o.lr == 0.125 && strcmp(text, "0,125") == 0 && same &&
+            first == 1 && second == 2,
+        "library: the locale of the program around it does not matter, and stays",
+        "lr 0.125 is read in a locale that writes %s; its run of two shards goes on in the locale C, %d to "
+        "%d %s",
+        text, first, second, error);
+}
+
+static void library_host(void) {
+    char error[GPT2_SP_TEXT] = "";
+    gpt2_sp_options o = run_options("layers=1 heads=1 channels=8 seq-len=16 threads=2");
+    gpt2_sp_stats stats;
+    double loss;
+#ifdef _OPENMP
+    omp_set_num_threads(3);
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    int created = omp_get_max_threads(), status = g ? gpt2_sp_step(g, &stats) : -1;
+    int32_t prompt = 65, out[4];
+    int stepped = omp_get_max_threads();
+    status |= !g || gpt2_sp_generate(g, &prompt, 1, out, 4, 0, 0, 1, 1) < 0;
+    int generated = omp_get_max_threads();
+    check(status == 0 && created == 3 && stepped == 3 && generated == 3,
+        "library: the program's number of threads stays",
+        "3 before; %d, %d, %d after making a trainer of 2, a step, sampling %s", created, stepped, generated,
+        error);
+    gpt2_sp_destroy(g);
+    omp_set_num_threads(1);
+#endif
+    int refused = gpt2_sp_set(NULL, "lr", "1", error, sizeof error) == -1;
+    refused += gpt2_sp_set(&o, NULL, "1", error, sizeof error) == -1;
+    refused += gpt2_sp_set(&o, "lr", NULL, error, sizeof error) == -1;
+    refused += gpt2_sp_set(&o, "lr", "x", NULL, 5) == -1;
+    refused += !gpt2_sp_create(NULL, error, sizeof error) && error[0];
+    refused += gpt2_sp_step(NULL, &stats) == -1 && gpt2_sp_save(NULL) == -1 &&
+        gpt2_sp_validate(NULL, 1, &loss) == -1;
+    refused += gpt2_sp_generate(NULL, NULL, 1, NULL, 1, 0, 0, 1, 1) == -1 && gpt2_sp_error(NULL)[0];
+    check(refused == 7, "library: what is missing is an error", "%d of 7", refused);
+    static const char* const command_only[] = {"save-every", "val-every", "check", "log-every"};
+    int told = 0;
+    for (int i = 0; i < 4; i++) {
+        gpt2_sp_options with = o;
+        const int set = gpt2_sp_set(&with, command_only[i], i == 2 ? "1" : "5", error, sizeof error);
+        told += set == 0 && !gpt2_sp_create(&with, error, sizeof error) && strstr(error, command_only[i]);
+    }
+    check(told == 4, "library: an option of the command line alone is refused", "%d of 4: %s", told, error);
+}
+
+static void test_library(void) {
+    library_locale();
+    library_host();
+}
+
 // ===== commands =================================================================================
 // The commands in the order in which a user meets them, on a text of 30 KB. Held: each does what its name
 // says from the files of the one before, its JSON is JSON, and what cannot be done is refused in a sentence.
@@ -4176,6 +4279,7 @@ static const struct {
     {"sampling", test_sampling},
     {"transport", test_transport},
     {"commands", test_commands},
+    {"library", test_library},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };

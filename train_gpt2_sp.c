@@ -66,6 +66,7 @@
 
 // ===== public header ============================================================================
 
+#define GPT2_SP_VERSION "1.0.0"
 #define GPT2_SP_TEXT 1024   // bytes of a text option, its end included
 #ifndef GPT2_SP_LOGITS_CHUNK
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
@@ -127,7 +128,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(dp, "dp", 1, 1, 256, TRAIN | PLAN, "data-parallel replicas") \
     INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE, \
         "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
-        "by --dp") \
+        "by --dp; schedule: 4") \
     CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), TRAIN | PLAN | SCHEDULE, \
         "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), TRAIN | PLAN, \
@@ -184,6 +185,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "start from the weights of this run's newest checkpoint, or of this model's folder") \
     INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
+    INT(log_every, "log-every", 1, 1, 2147483647, TRAIN, \
+        "steps between printed lines; log.jsonl has a line of every step") \
     INT(keep, "keep", 2, 2, 1000000, TRAIN, "checkpoints to keep, at least 2") \
     INT(val_every, "val-every", 0, 0, 2147483647, TRAIN, \
         "steps between validations; 0: only after the last step") \
@@ -196,6 +199,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
         "token numbers to continue instead, separated by commas; what is sampled is printed as numbers " \
         "too") \
+    TXT(prompt_file, "prompt-file", "", SAMPLE, \
+        "continue the text of this file, or the token numbers in it; -: of standard input") \
     INT(length, "length", 256, 1, 16777216, SAMPLE, "tokens to sample") \
     NUM(temperature, "temperature", 0.8, 0, 100, SAMPLE, "0: always the likeliest token") \
     INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
@@ -218,6 +223,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     NUM(link_gbs, "link-gbs", 0, 0, 1e9, PLAN, "GB/s each way between two ranks; 0: measured now") \
     NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
+    FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
 
 // The choices of --transport and of --lr-schedule, in the order of their words above.
@@ -296,6 +302,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <locale.h>
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -396,6 +403,36 @@ static int fail(Error* e, const char* format, ...) {
 // "cannot open PATH: No such file or directory", by errno.
 static int fail_file(Error* e, const char* doing, const char* path) {
     return fail(e, "cannot %s %.900s: %s", doing, path, strerror(errno));
+}
+
+// What a public function borrows from the program around it and gives back when it returns: the thread's
+// locale, which would write 0,5 and sort otherwise, and its number of OpenMP threads.
+typedef struct {
+    locale_t locale;
+    int threads;
+} Host;
+
+// The locale that numbers and names are read and written in; the one of the program if memory is short.
+static locale_t plain_locale;
+static void plain_locale_make(void) { plain_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0); }
+static void plain_locale_use(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, plain_locale_make);
+    if (plain_locale) uselocale(plain_locale);
+}
+static Host host_enter(void) {
+    Host host = {uselocale((locale_t)0), 0};
+#ifdef _OPENMP
+    host.threads = omp_get_max_threads();
+#endif
+    plain_locale_use();
+    return host;
+}
+static void host_leave(const Host* host) {
+    uselocale(host->locale);
+#ifdef _OPENMP
+    omp_set_num_threads(host->threads);
+#endif
 }
 
 // A file that is written once, front to back, and must be whole on disk afterwards.
@@ -670,13 +707,13 @@ static int name_distance(const char* a, const char* b) {
     return row[n];
 }
 
-// Always -1. The line suggests the option that is at most three edits away, if there is one.
+// Always -1. The line suggests the nearest option, if no more than a third of its name is to be changed.
 static int option_unknown(Error* e, const char* name, const char* command) {
     const Option* best = NULL;
     for (int i = 0; i < OPTION_COUNT; i++)
         if (!best || name_distance(name, OPTIONS[i].name) < name_distance(name, best->name))
             best = &OPTIONS[i];
-    if (name_distance(name, best->name) <= 3)
+    if (3 * name_distance(name, best->name) <= max_i64((int64_t)strlen(name), (int64_t)strlen(best->name)))
         return fail(e, "unknown option --%s: did you mean --%s?", name, best->name);
     return fail(e, "unknown option --%s: `train_gpt2_sp %s --help` lists them", name, command);
 }
@@ -786,9 +823,14 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
 // See the header. For a name that is unknown the line points to the help of `train`.
 int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
     Error e = {{0}};
-    const Option* option = option_find(name);
-    int status = option ? option_set(o, option, value, &e) : option_unknown(&e, name, "train");
-    if (error_size > 0) snprintf(error, error_size, "%s", e.text);
+    Host host = host_enter();
+    const Option* option = name ? option_find(name) : NULL;
+    int status = !o || !name ? fail(&e, "gpt2_sp_set needs options and a name")
+        : !option            ? option_unknown(&e, name, "train")
+        : !value             ? fail(&e, "--%s needs a value", name)
+                             : option_set(o, option, value, &e);
+    if (error && error_size > 0) snprintf(error, error_size, "%s", e.text);
+    host_leave(&host);
     return status;
 }
 
@@ -864,6 +906,7 @@ MAIN_ONLY static int options_parse(
     gpt2_sp_options* o, const Command* command, int argc, char** argv, Positional* inputs, Error* e) {
     for (int i = 0; i < argc; i++) {
         const char* argument = argv[i];
+        if (strcmp(argument, "-h") == 0) return 1;
         if (strncmp(argument, "--", 2) != 0) {
             if (!command->inputs) return fail(e, "`%s` is not an option (options begin with --)", argument);
             inputs->items[inputs->count++] = argument;
@@ -2786,40 +2829,195 @@ static uint64_t schedule_hash(const Schedule* s) {
     return hash;
 }
 
-// The table as a picture: a row a step, a column a rank.
-static void schedule_draw(const Schedule* s, const ScheduleCost* cost, FILE* out) {
+// --- the table as a picture: a row a step, a column a rank ---
+//
+// A cell has a line for each query chunk of the rank's work: "q3k0-2* 1/2" is query chunk 3 against the key
+// chunks 0 to 2, done by the keys' owner, for half of the heads. Then, if asked for, a line for each message
+// that the rank sends in that step: "kv0>1".
+
+enum { DRAW_COLUMNS = 100, DRAW_RANKS = 12 };   // a picture's width; from so many ranks on it is a list
+
+// Ends the line of a cell before the next one.
+static void cell_next(FILE* cell, int* lines) {
+    if ((*lines)++ > 0) fputc('\n', cell);
+}
+
+// A rank's work in a step, from op `i` on: the ops after it that go on with the same query chunk's next keys
+// are told with it. Returns the last of them.
+static int cell_work(const Schedule* s, FILE* cell, int i) {
+    const ScheduleOp *first = &s->ops[i], *last = first;
+    int shared = first->h1 - first->h0, helps = chunk_owner(s, first->q) != first->rank;
+    for (int j = i + 1; j < s->op_count; j++) {
+        const ScheduleOp* op = &s->ops[j];
+        if (op->rank != first->rank || op->step != first->step) continue;
+        if (op->q != first->q || op->k != last->k + 1 || op->h0 != first->h0 || op->h1 != first->h1) break;
+        last = op, i = j;
+    }
+    for (int k = first->k; k <= last->k; k++) helps &= chunk_owner(s, k) == first->rank;
+    fprintf(cell, "q%dk%d", first->q, first->k);
+    if (last != first) fprintf(cell, "-%d", last->k);
+    if (helps) fputc('*', cell);
+    if (shared < s->head_parts) fprintf(cell, " %d/%d", shared, s->head_parts);
+    return i;
+}
+
+// The text of a cell, of `lines` lines; the caller frees it. NULL: out of memory. width becomes the length of
+// the longest line, if that is longer.
+static char* cell_text(const Schedule* s, int step, int rank, int messages, int* lines, int* width) {
+    static const char* const names[ITEM_KINDS] = {"q", "kv", "out", "qdo", "dq", "dkv"};
+    char* text = NULL;
+    size_t size = 0;
+    FILE* cell = open_memstream(&text, &size);
+    *lines = 0;
+    if (!cell) return NULL;
+    for (int i = 0; i < s->op_count; i++)
+        if (s->ops[i].step == step && s->ops[i].rank == rank) {
+            cell_next(cell, lines);
+            i = cell_work(s, cell, i);
+        }
+    if (*lines == 0) cell_next(cell, lines), fprintf(cell, "idle");
+    for (int i = 0; messages && i < s->message_count; i++) {
+        const ScheduleMessage* m = &s->messages[i];
+        if (m->step != step || m->from != rank) continue;
+        cell_next(cell, lines);
+        fprintf(cell, "%s%d>%d", names[m->item.kind], m->item.of, m->to);
+        if (m->item.h1 - m->item.h0 < s->head_parts)
+            fprintf(cell, " %d/%d", m->item.h1 - m->item.h0, s->head_parts);
+    }
+    if (fclose(cell) != 0) {
+        free(text);
+        return NULL;
+    }
+    for (const char* line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
+        if ((int)strcspn(line, "\n") > *width) *width = (int)strcspn(line, "\n");
+    return text;
+}
+
+// Whether each number of b is as far from a's as c's is from b's, and all else the same.
+static int cells_even(const char* a, const char* b, const char* c) {
+    while (*a && *b && *c) {
+        if (isdigit((unsigned char)*a) && isdigit((unsigned char)*b) && isdigit((unsigned char)*c)) {
+            char *a_end, *b_end, *c_end;
+            long x = strtol(a, &a_end, 10), y = strtol(b, &b_end, 10), z = strtol(c, &c_end, 10);
+            if (z - y != y - x) return 0;
+            a = a_end, b = b_end;
+            c = c_end;
+        } else if (*a != *b || *b != *c) return 0;
+        else a++, b++, c++;
+    }
+    return *a == *b && *b == *c;
+}
+
+// How many of the texts from the first on go on evenly: at least 1, and not 2.
+static int texts_even(char** texts, int count) {
+    int n = 2;
+    while (n < count && cells_even(texts[n - 2], texts[n - 1], texts[n])) n++;
+    return n > 2 ? n : 1;
+}
+
+// The lines of a cell on one line, from the third on shortened where they go on evenly: "q0k0, q1k0-1 ..
+// q9k0-9". In place: it only becomes shorter.
+static void cell_shorten(char* cell) {
+    char *lines[GPT2_SP_TEXT], *to = cell;
+    char* copy = strdup(cell);
+    int count = 0;
+    for (char* line = copy; line && *line && count < GPT2_SP_TEXT; count++) {
+        lines[count] = line;
+        line += strcspn(line, "\n");
+        if (*line) *line++ = 0;
+    }
+    for (int i = 0, n; i < count; i += n) {
+        n = texts_even(lines + i, count - i);
+        if (n > 2) to += sprintf(to, "%s%s .. %s", i ? "\n" : "", lines[i], lines[i + n - 1]);
+        else to += sprintf(to, "%s%s", i ? "\n" : "", lines[i]);
+    }
+    free(copy);
+}
+
+// A step as a list: ranks whose cells go on evenly are told by the first and the last.
+static void step_list(const Schedule* s, int step, char** cells, FILE* out) {
+    int column = fprintf(out, "  %4d", step);
+    for (int r = 0; r < s->P; r++) cell_shorten(cells[r]);
+    for (int r = 0, n; r < s->P; r += n) {
+        char ranks[32];
+        n = texts_even(cells + r, s->P - r);
+        int ends = n > 1 && strcmp(cells[r], cells[r + n - 1]) != 0;   // the last is told too
+        if (n > 1) snprintf(ranks, sizeof ranks, "%d-%d: ", r, r + n - 1);
+        else snprintf(ranks, sizeof ranks, "%d: ", r);
+        for (int part = 0; part <= ends; part++)
+            for (const char* word = cells[part ? r + n - 1 : r]; *word;) {
+                int length = (int)strcspn(word, "\n"), first = word == cells[r];
+                const char* lead = first ? ranks : part && word == cells[r + n - 1] ? ".. " : "";
+                if (column > 8 && column + (int)strlen(lead) + length + 3 > DRAW_COLUMNS)
+                    fprintf(out, "\n      "), column = 6;
+                column += fprintf(out, "%s%s%.*s", first || column == 6 ? "  " : " ", lead, length, word);
+                word += length + (word[length] != 0);
+                if (*word) fputc(',', out), column++;
+            }
+    }
+    fprintf(out, "\n");
+}
+
+// A step as a row of cells, each `width` wide.
+static void step_row(const Schedule* s, int step, char** cells, int lines, int width, FILE* out) {
+    const char* at[DRAW_RANKS];
+    for (int r = 0; r < s->P; r++) at[r] = cells[r];
+    for (int line = 0; line < lines; line++) {
+        if (line == 0) fprintf(out, "  %4d  ", step);
+        else fprintf(out, "        ");
+        int column = 0, last = -1;
+        for (int r = 0; r < s->P; r++)
+            if (*at[r]) last = r;
+        for (int r = 0; r <= last; r++) {
+            int n = (int)strcspn(at[r], "\n");
+            column += fprintf(out, "%*s%.*s", r * (width + 1) + 1 - column, "", n, at[r]);
+            at[r] += n, at[r] += *at[r] == '\n';
+        }
+        fprintf(out, "\n");
+    }
+}
+
+// Draws a table, with what travels if `messages`; as a list where a picture would be too wide. -1: no memory.
+static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messages, FILE* out, Error* e) {
     fprintf(out,
         "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n",
         schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps,
         cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
-    fprintf(out, "  step  ");
-    for (int r = 0; r < s->P; r++) fprintf(out, " rank %-6d", r);
-    fprintf(out, "\n");
-    for (int step = 0; step < s->steps; step++) {
-        int computes = 0;
-        for (int i = 0; i < s->op_count; i++) computes |= s->ops[i].step == step;
-        if (!computes) continue;
-        fprintf(out, "  %4d  ", step);
-        for (int r = 0; r < s->P; r++) {
-            char cell[32] = "  idle";
-            int count = 0;
-            for (int i = 0; i < s->op_count; i++) {
-                const ScheduleOp* op = &s->ops[i];
-                if (op->step != step || op->rank != r || count++ > 0) continue;
-                snprintf(cell, sizeof cell, "q%dk%d%s", op->q, op->k, chunk_owner(s, op->q) == r ? "" : "*");
-                if (op->h1 - op->h0 < s->head_parts)
-                    snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " %d/%d", op->h1 - op->h0,
-                        s->head_parts);
-            }
-            if (count > 1) snprintf(cell + strlen(cell), sizeof cell - strlen(cell), " +%d", count - 1);
-            fprintf(out, " %-11s", cell);
-        }
+    size_t count = (size_t)s->steps * (size_t)s->P;
+    char** cells = (char**)calloc(count + 1, sizeof *cells);   // (steps, P)
+    int *lines = (int*)calloc((size_t)s->steps + 1, sizeof *lines), width = 7,
+        status = cells && lines ? 0 : -1;
+    for (size_t i = 0; status == 0 && i < count; i++) {
+        int step = (int)(i / (size_t)s->P), n;
+        cells[i] = cell_text(s, step, (int)(i % (size_t)s->P), messages, &n, &width);
+        if (!cells[i]) status = -1;
+        else if (n > lines[step]) lines[step] = n;
+    }
+    int list = s->P >= DRAW_RANKS || 8 + s->P * (width + 1) > DRAW_COLUMNS;
+    if (status == 0 && list) fprintf(out, "  step  what each rank does\n");
+    if (status == 0 && !list) {
+        fprintf(out, "  step  ");
+        for (int r = 0; r < s->P; r++) fprintf(out, " rank %-*d", r + 1 < s->P ? width - 5 : 0, r);
         fprintf(out, "\n");
     }
+    for (int step = 0; status == 0 && step < s->steps; step++) {
+        char** row = cells + (size_t)step * (size_t)s->P;
+        int idle = 1;
+        for (int r = 0; r < s->P; r++) idle &= strcmp(row[r], "idle") == 0;
+        if (idle) continue;
+        if (list) step_list(s, step, row, out);
+        else step_row(s, step, row, lines[step], width, out);
+    }
+    for (size_t i = 0; cells && i < count; i++) free(cells[i]);
+    free(cells);
+    free(lines);
+    if (status != 0) return fail(e, "out of memory for a picture of %d ranks", s->P);
     fprintf(out,
         "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the "
-        "heads; +n: n more "
-        "pairs\n");
+        "heads\n");
+    if (list) fprintf(out, "  a-b: x .. y: ranks a to b, whose numbers go on evenly from x to y\n");
+    if (messages) fprintf(out, "  kvi>r: what is sent in that step, rank i's rows of it, to rank r\n");
+    return 0;
 }
 
 // ===== 6. parameters and memory plan ============================================================
@@ -4948,7 +5146,8 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    int64_t saved_step;      // newest checkpoint of this run; -1: none
+    double planned_lr;    // of the next step, by the options that the checkpoint was saved with; -1: unknown
+    int64_t saved_step;   // newest checkpoint of this run; -1: none
     int64_t resumed_step;    // checkpoint that the run resumed from; -1: none
     int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
     int64_t eot;             // the tokenizer's end-of-text token
@@ -4969,6 +5168,7 @@ typedef struct {
 // The thread of a rank during a job. A rank that fails wakes all others, of all processes, by an abort.
 static void* rank_thread(void* argument) {
     RankCall* call = (RankCall*)argument;
+    plain_locale_use();
 #ifdef _OPENMP
     omp_set_num_threads(call->g->mesh.threads);
 #endif
@@ -5069,9 +5269,9 @@ static Batch* batch_take(gpt2_sp* g) {
     return batch;
 }
 
-// See the header. The batch of the next step is requested before this one is computed. Ten steps in a row
+// One optimizer step. The batch of the next step is requested before this one is computed. Ten steps in a row
 // that update nothing are an error.
-int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+static int trainer_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     double start = now_ms();
     g->host.step = g->step + 1;
     pthread_mutex_lock(&g->world.mutex);
@@ -5100,9 +5300,17 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     return 0;
 }
 
-// See the header.
-int64_t gpt2_sp_steps(const gpt2_sp* g) { return g->step; }
-const char* gpt2_sp_error(const gpt2_sp* g) { return g->error.text; }
+// See the header, for these three.
+int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+    if (!g) return -1;
+    if (!stats) return fail(&g->error, "gpt2_sp_step needs a place for what the step did");
+    Host host = host_enter();
+    int status = trainer_step(g, stats);
+    host_leave(&host);
+    return status;
+}
+int64_t gpt2_sp_steps(const gpt2_sp* g) { return g ? g->step : 0; }
+const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there is no trainer"; }
 
 // ===== 11. checkpoints ==========================================================================
 //
@@ -5308,11 +5516,12 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
 // state.json: where the run stands, and what resuming compares (state_read).
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
     snprintf(out, size,
-        "{\"version\": 1, \"step\": %lld, \"next_sample\": %llu, \"tokens\": %lld, \"seed\": %lld, "
+        "{\"version\": 1, \"step\": %lld, \"next_lr\": %.17g, \"next_sample\": %llu, \"tokens\": %lld, "
+        "\"seed\": %lld, "
         "\"center\": %d, \"doc_mask\": "
         "%d, \"data\": \"%016llx\"}\n",
-        (long long)g->step, (unsigned long long)g->next_sample, (long long)g->tokens_seen,
-        (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask,
+        (long long)g->step, learning_rate(&g->options, g->step), (unsigned long long)g->next_sample,
+        (long long)g->tokens_seen, (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask,
         (unsigned long long)g->data.fingerprint);
 }
 
@@ -5487,8 +5696,8 @@ static int checkpoint_retire(gpt2_sp* g, Error* e) {
     return status;
 }
 
-// See the header. An older checkpoint that cannot be removed is told on stderr, and no error.
-int gpt2_sp_save(gpt2_sp* g) {
+// Saves a checkpoint. An older one that cannot be removed is told on stderr, and no error.
+static int trainer_save(gpt2_sp* g) {
     const char* out = g->options.out;
     char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
     Error* e = &g->error;
@@ -5515,6 +5724,15 @@ int gpt2_sp_save(gpt2_sp* g) {
     if (checkpoint_clean(out, &later) != 0 || checkpoint_retire(g, &later) != 0)
         fprintf(stderr, "%s is saved, but an older one is left: %s\n", final, later.text);
     return 0;
+}
+
+// See the header.
+int gpt2_sp_save(gpt2_sp* g) {
+    if (!g) return -1;
+    Host host = host_enter();
+    int status = trainer_save(g);
+    host_leave(&host);
+    return status;
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
@@ -5756,6 +5974,7 @@ static int state_read(gpt2_sp* g, const char* folder) {
     g->tokens_seen = json_need(text, size, "tokens", path, e);
     int64_t next = json_need(text, size, "next_sample", path, e);
     g->next_sample = (uint64_t)next;
+    if (json_get_double(text, size, "next_lr", &g->planned_lr) != 1) g->planned_lr = -1;
     if (status == 0 && (g->step < 0 || g->tokens_seen < 0 || next < 0)) status = -1;
     if (status == 0) status = resume_same("layers", saved.layers, g->options.layers, e);
     if (status == 0) status = resume_same("heads", saved.heads, g->options.heads, e);
@@ -5844,10 +6063,15 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
 
 // See the header. All processes call it together.
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
+    if (!g) return -1;
+    if (!loss) return fail(&g->error, "gpt2_sp_validate needs a place for the loss");
     if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
     if (sequences < 1)
         return fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
-    if (evaluate_data(g, sequences) != 0) return -1;
+    Host host = host_enter();
+    int status = evaluate_data(g, sequences);
+    host_leave(&host);
+    if (status != 0) return -1;
     *loss = g->evaluation.loss / g->evaluation.count;
     return 0;
 }
@@ -6104,7 +6328,9 @@ static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int
 // which is not counted.
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     double temperature, int64_t top_k, double top_p, uint64_t seed) {
+    if (!g) return -1;
     const Shape* s = &g->mesh.shape;
+    if (!prompt || (!out && count > 0)) return fail(&g->error, "gpt2_sp_generate needs a prompt and room");
     if (prompt_count < 1 || count < 0 || count > s->T - prompt_count)
         return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all",
             (long long)prompt_count, (long long)count, (long long)s->T);
@@ -6112,6 +6338,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
         if (prompt[i] < 0 || prompt[i] >= s->V)
             return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
+    Host host = host_enter();
 #ifdef _OPENMP
     // there is scratch memory for so many threads, and the caller's may be set to more
     omp_set_num_threads(g->mesh.threads);
@@ -6126,6 +6353,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     if (decoder) g->device->decoder_close(decoder);
     free(candidates);
     free(logits);
+    host_leave(&host);
     return made;
 }
 
@@ -6732,7 +6960,8 @@ static int model_folder(const char* option, const char* name, char* folder, size
     return 0;
 }
 
-// Whether --out has a run already: the model of its newest checkpoint that tells it, in options, vocab and eot.
+// Whether --out has a run already: the model of its newest checkpoint that can be read, in options, vocab
+// and eot.
 static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, int64_t* eot) {
     char folder[GPT2_SP_TEXT + 64];
     int64_t* steps;
@@ -7009,6 +7238,7 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     g->device = gpt2_sp_device;
     g->lock_fd = -1;
     g->saved_step = g->resumed_step = -1;
+    g->planned_lr = -1;
     g->newest_step = -1;
     return g;
 }
@@ -7110,10 +7340,32 @@ static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t erro
     return g;
 }
 
+// -1 if an option is set that is for the command `train`: a program that makes a trainer does this itself.
+static int options_for_programs(const gpt2_sp_options* o, Error* e) {
+    const struct {
+        const char *name, *instead;
+        int set;
+    } of_train[] = {{"save-every", "gpt2_sp_save", o->save_every > 0},
+        {"val-every", "gpt2_sp_validate", o->val_every > 0}, {"check", "the command train", o->check != 0},
+        {"verify", "the command train", o->verify != 0},
+        {"log-every", "what gpt2_sp_step tells", o->log_every > 1}};
+    for (size_t i = 0; i < sizeof of_train / sizeof of_train[0]; i++)
+        if (of_train[i].set)
+            return fail(e, "--%s has no effect in a program of its own: use %s", of_train[i].name,
+                of_train[i].instead);
+    return 0;
+}
+
 // See the header. trainer_checked has the reason copied out before the trainer is gone.
 gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
-    gpt2_sp* g = trainer_new(options);
-    return trainer_checked(g, g ? trainer_create(g) : -1, error, error_size);
+    Host host = host_enter();
+    gpt2_sp* g = options ? trainer_new(options) : NULL;
+    int status = g ? options_for_programs(options, &g->error) : -1;
+    if (status == 0) status = trainer_create(g);
+    g = trainer_checked(g, status, error, error ? error_size : 0);
+    if (!options && error && error_size > 0) snprintf(error, error_size, "no options");
+    host_leave(&host);
+    return g;
 }
 
 // A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
@@ -7138,22 +7390,34 @@ static int trainer_load(gpt2_sp* g) {
     return status;
 }
 
-// Notes the signal; the loop ends after the step in hand. A second Ctrl-C ends the program at once.
+// Notes the signal and says so; the loop ends after the step in hand. A second SIGTERM or SIGINT ends the
+// program at once, unless it is within a tenth of a second: launchers pass on what the terminal sends too.
 static void on_signal(int number) {
-    if (number == SIGINT && stop_signal == SIGINT) _exit(130);   // asked twice: leave at once
+    static volatile sig_atomic_t asked;   // SIGTERM or SIGINT came before
+    static double at;                     // when, in milliseconds
+    static const char note[] = "stopping after this step; a second SIGTERM or SIGINT ends at once, unsaved\n";
+    int before = errno, ends = number == SIGTERM || number == SIGINT;
+    double now = now_ms();
+    if (ends && asked && now - at > 100) _exit(128 + number);
+    if (stop_signal == 0 && write(STDERR_FILENO, note, sizeof note - 1) < 0) errno = before;   // told or not
+    if (ends && !asked) asked = 1, at = now;
     stop_signal = number;
+    errno = before;
 }
-// Has the signals that should end a run noted instead of end the process.
+// Has the signals that should end a run noted instead of end the process. SIGHUP stays ignored under nohup. A
+// pipe that nobody reads any more is an error of stdout, which train_loop sees.
 static void catch_signals(void) {
-    struct sigaction action;
+    static const int noted[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
+    struct sigaction action, old;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;   // a write to a full pipe goes on, the loop sees the flag
     sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
+    for (size_t i = 0; i < sizeof noted / sizeof noted[0]; i++)
+        if (noted[i] != SIGHUP || (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN))
+            sigaction(noted[i], &action, NULL);
     signal(SIGXFSZ, SIG_IGN);   // a file that grows too large is a write error
+    signal(SIGPIPE, SIG_IGN);
 }
 
 // Columns of log.jsonl: name, printf format, value.
@@ -7166,8 +7430,16 @@ static void catch_signals(void) {
     X("tokens", "%lld", (long long)stats->tokens) \
     X("ms", "%.3f", stats->ms) \
     X("tok_per_s", "%.1f", stats->tok_per_s) \
+    X("time", "%.3f", wall_seconds()) \
     X("updated", "%d", stats->updated)
 // clang-format on
+
+// Seconds since 1970, by the machine's clock.
+static double wall_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
 
 // A number for JSON, which has no NaN: null then.
 static void json_number(char* out, size_t size, double x) {
@@ -7276,6 +7548,12 @@ static void train_header(const gpt2_sp* g) {
     printf("step      %lld tokens; from step %lld to %lld%s\n",
         (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step,
         (long long)g->options.steps, g->step ? " (resumed)" : "");
+    double rate = learning_rate(&g->options, g->step);
+    if (g->planned_lr >= 0 && g->step < g->options.steps && fabs(rate - g->planned_lr) > 1e-3 * g->planned_lr)
+        printf("warning   the learning rate of step %lld is %.2e; by the options that this run was saved "
+               "with it "
+               "was to be %.2e\n",
+            (long long)g->step + 1, rate, g->planned_lr);
     fflush(stdout);
 }
 
@@ -7288,10 +7566,39 @@ static int train_stop(gpt2_sp* g) {
     return -1;
 }
 
+// "1h03m" of seconds, in out, which it returns.
+static const char* human_time(double seconds, char* out, size_t size) {
+    long long s = (long long)(seconds + 0.5), m = s / 60, h = m / 60;
+    if (s < 60) snprintf(out, size, "%llds", s);
+    else if (m < 60) snprintf(out, size, "%lldm%02llds", m, s % 60);
+    else if (h < 48) snprintf(out, size, "%lldh%02lldm", h, m % 60);
+    else snprintf(out, size, "%lldd%02lldh", h / 24, h % 24);
+    return out;
+}
+
+// Prints the line of a step: what it did, how often the data has been read (epoch 1.25: once and a quarter),
+// the time since step `begin`, and what is left at that pace.
+static void step_print(
+    const gpt2_sp* g, const gpt2_sp_stats* stats, const double* val_loss, double ms, int64_t begin) {
+    char gone[32], left[32];
+    long long steps = (long long)g->options.steps, step = (long long)stats->step;
+    double rest = ms / 1e3 / (double)(step - begin) * (double)(steps - step);
+    printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s  epoch %.2f  %s", step,
+        steps, stats->loss, stats->grad_norm, stats->lr, stats->ms, stats->tok_per_s,
+        (double)g->next_sample / (double)dataset_windows(&g->data, g->mesh.shape.T),
+        human_time(ms / 1e3, gone, sizeof gone));
+    if (step < steps) printf(", %s left", human_time(rest, left, sizeof left));
+    if (val_loss) printf("  val %.4f", *val_loss);
+    printf("%s\n", stats->updated ? "" : "  not finite: no update");
+    fflush(stdout);
+}
+
 // The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0
 // prints.
 static int train_loop(gpt2_sp* g, FILE* log) {
     const gpt2_sp_options* o = &g->options;
+    const double start = now_ms();
+    const int64_t begin = g->step;
     int first = g->mesh.process == 0, stop = 0, status = 0;
     for (;;) {
         stop = stop_signal;
@@ -7303,14 +7610,10 @@ static int train_loop(gpt2_sp* g, FILE* log) {
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
         if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
-        if (first) {
-            printf("step %5lld/%lld  loss %.4f  norm %8.4f  lr %.2e  %8.1f ms  %8.0f tok/s",
-                (long long)stats.step, (long long)o->steps, stats.loss, stats.grad_norm, stats.lr, stats.ms,
-                stats.tok_per_s);
-            if (validate) printf("  val %.4f", val_loss);
-            printf("%s\n", stats.updated ? "" : "  not finite: no update");
-            fflush(stdout);
-        }
+        if (first && (validate || last || g->step % o->log_every == 0 || g->step == begin + 1))
+            step_print(g, &stats, validate ? &val_loss : NULL, now_ms() - start, begin);
+        if (first && ferror(stdout) && stop_signal == 0)
+            stop_signal = SIGPIPE;   // nobody reads what it prints
         int code = log && log_step(log, &stats, validate ? &val_loss : NULL) != 0 ? errno : 0;
         if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 &&
             first)
@@ -7451,7 +7754,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
 // Proves the tables of both directions, then draws them or prints what they cost. Heads are left open.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    if (ranks_choose(o, gpt2_sp_device, 1, e) != 0) return -1;
+    if (o->sp == 0) o->sp = 4;
     for (int backward = 0; backward < 2; backward++) {
         Schedule s;
         ScheduleCost cost;
@@ -7466,12 +7769,10 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
                    "\"hash\": \"%016llx\"}",
                 backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
                 cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
-        else if (status == 0)
-            schedule_draw(&s, &cost, stdout),
-                printf("  proved: every pair once, every operand in time, nothing overwritten, every result "
-                       "home, volume as the "
-                       "closed form\n%s",
-                    backward ? "" : "\n");
+        else if (status == 0 && (status = schedule_draw(&s, &cost, (int)o->messages, stdout, e)) == 0)
+            printf("  proved: every pair once, every operand in time, nothing overwritten,\n"
+                   "          every result home, volume as the closed form\n%s",
+                backward ? "" : "\n");
         schedule_free(&s);
         if (status != 0) return -1;
     }
@@ -7589,40 +7890,91 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
-// "464,3290,318" as tokens of a vocabulary: their number, or -1 with a line in e.
-static int64_t tokens_parse(const char* text, int64_t vocab, int32_t* tokens, Error* e) {
-    for (int64_t count = 0;; text++) {
+// A prompt: its tokens, and the text of the byte tokenizer that they are, if they are one.
+typedef struct {
+    int32_t* tokens;   // (count)
+    int64_t count;
+    char* text;   // NULL: token numbers were given
+} Prompt;
+static void prompt_free(Prompt* p) {
+    free(p->tokens);
+    free(p->text);
+}
+
+// "464,3290,318" as tokens of a vocabulary, from option `name`; commas and white space separate. More than
+// the context (T) are counted and not kept.
+static int tokens_parse(Prompt* p, const char* name, const char* text, int64_t vocab, int64_t T, Error* e) {
+    for (const char* blank = " \t\r\n";;) {
         char* end;
+        text += strspn(text, blank);
         long long token = strtoll(text, &end, 10);
-        if (end == text || (*end && *end != ','))
-            return fail(e, "--prompt-tokens: expected token numbers separated by commas at `%.40s`", text);
+        if (end == text || (*end && !strchr(", \t\r\n", *end)))
+            return fail(e, "--%s: expected token numbers separated by commas at `%.40s`", name, text);
         if (token < 0 || token >= vocab)
-            return fail(e, "--prompt-tokens: %.*s is no token of the model's vocabulary, 0 to %lld",
+            return fail(e, "--%s: %.*s is no token of the model's vocabulary, 0 to %lld", name,
                 (int)min_i64(end - text, 40), text, (long long)vocab - 1);
-        tokens[count++] = (int32_t)token;
-        if (!*end) return count;
-        text = end;
+        if (p->count < T) p->tokens[p->count] = (int32_t)token;
+        p->count++;
+        text = end + strspn(end, blank);
+        if (!*text) return 0;
+        if (*text == ',') text++;
     }
 }
 
-// The tokens that --prompt or --prompt-tokens stand for: their number, or -1 with a line in e. An empty
-// prompt, or none for a model whose tokens are not bytes, stands for the beginning of a document: the token
-// that ended the one before.
-static int64_t prompt_read(const gpt2_sp* g, int32_t* tokens, Error* e) {
+// At most `limit` bytes of a file, or of standard input for "-", in *text, with a zero after them; the caller
+// frees it. Their number, or -1. A file that is longer gives limit bytes.
+static int64_t prompt_file(const char* path, int64_t limit, char** text, Error* e) {
+    FILE* file = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
+    if (!file) return fail(e, "--prompt-file %.900s: %s", path, strerror(errno));
+    *text = (char*)malloc((size_t)limit + 1);
+    size_t n = *text ? fread(*text, 1, (size_t)limit, file) : 0;
+    int status = !*text     ? fail(e, "out of memory")
+        : ferror(file) != 0 ? fail(e, "--prompt-file %.900s: %s", path, strerror(errno))
+                            : 0;
+    if (file != stdin) fclose(file);
+    if (status != 0) return -1;
+    (*text)[n] = 0;
+    return (int64_t)n;
+}
+
+// Reads what --prompt, --prompt-file or --prompt-tokens stand for; -1 with a line in e. Of a prompt that is
+// longer than the context only the count is right. An empty prompt, or none for a model whose tokens are not
+// bytes, stands for the beginning of a document: the token that ended the one before.
+static int prompt_read(const gpt2_sp* g, Prompt* p, Error* e) {
     const gpt2_sp_options* o = &g->options;
-    int64_t V = g->mesh.shape.V, count = (int64_t)strlen(o->prompt);
-    int given = strcmp(o->prompt, option_find("prompt")->text) != 0;
-    if (o->prompt_tokens[0] && given) return fail(e, "--prompt and --prompt-tokens: give one of them");
-    if (o->prompt_tokens[0]) return tokens_parse(o->prompt_tokens, V, tokens, e);
-    if (V != BYTE_VOCAB && given && count > 0)
-        return fail(e,
-            "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: give "
-            "--prompt-tokens",
-            BYTE_VOCAB, (long long)V);
-    if (V != BYTE_VOCAB || count == 0) count = 1, tokens[0] = (int32_t)g->eot;
-    else
-        for (int64_t i = 0; i < count; i++) tokens[i] = (unsigned char)o->prompt[i];
-    return count;
+    int64_t V = g->mesh.shape.V, T = g->mesh.shape.T, count;
+    int given = strcmp(o->prompt, option_find("prompt")->text) != 0, bytes = V == BYTE_VOCAB;
+    p->tokens = (int32_t*)malloc((size_t)T * sizeof *p->tokens);
+    if (!p->tokens) return fail(e, "out of memory");
+    if ((o->prompt_tokens[0] != 0) + (o->prompt_file[0] != 0) + given > 1)
+        return fail(e, "--prompt, --prompt-file and --prompt-tokens: give one of them");
+    if (o->prompt_tokens[0]) return tokens_parse(p, "prompt-tokens", o->prompt_tokens, V, T, e);
+    if (o->prompt_file[0]) {
+        // a token number, its sign and what separates it take a dozen characters at most, if no more blanks
+        count = prompt_file(o->prompt_file, bytes ? T + 1 : 16 * T + 4096, &p->text, e);
+        if (count < 0) return -1;
+        if (!bytes) {
+            int status = memchr(p->text, 0, (size_t)count)
+                ? fail(e, "--prompt-file %.900s: token numbers, and a zero byte among them", o->prompt_file)
+                : tokens_parse(p, "prompt-file", p->text, V, T, e);
+            free(p->text);
+            p->text = NULL;
+            return status;
+        }
+    } else {
+        count = bytes || given ? (int64_t)strlen(o->prompt) : 0;
+        if (!bytes && count > 0)
+            return fail(e,
+                "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: "
+                "give "
+                "--prompt-tokens",
+                BYTE_VOCAB, (long long)V);
+        p->text = bytes ? strdup(o->prompt) : NULL;
+    }
+    p->count = max_i64(count, 1);
+    if (count == 0) p->tokens[0] = (int32_t)g->eot;
+    for (int64_t i = 0; i < min_i64(count, T); i++) p->tokens[i] = (unsigned char)p->text[i];
+    return 0;
 }
 
 // Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
@@ -7631,32 +7983,39 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
     int64_t T = g->mesh.shape.T, length = o->length, made = -1;
-    int as_text = g->mesh.shape.V == BYTE_VOCAB && !o->prompt_tokens[0];
-    int32_t* tokens = (int32_t*)malloc((size_t)(T + GPT2_SP_TEXT) * sizeof *tokens);
-    int64_t prompt = tokens ? prompt_read(g, tokens, &g->error) : fail(&g->error, "out of memory");
+    Prompt prompt;
+    memset(&prompt, 0, sizeof prompt);
+    int status = prompt_read(g, &prompt, &g->error);
+    int32_t* tokens = (int32_t*)malloc((size_t)T * sizeof *tokens);
     double start = now_ms();
-    if (prompt >= T)
-        fail(&g->error, "--prompt%s has %lld tokens, the context holds %lld",
-            o->prompt_tokens[0] ? "-tokens" : "", (long long)prompt, (long long)T);
-    else if (prompt > 0) {
-        length = min_i64(length, T - prompt);
-        made = gpt2_sp_generate(g, tokens, prompt, tokens + prompt, length, o->temperature, o->top_k,
+    if (status == 0 && prompt.count >= T)
+        fail(&g->error, "--prompt%s has %s%lld tokens, the context holds %lld",
+            o->prompt_tokens[0]     ? "-tokens"
+                : o->prompt_file[0] ? "-file"
+                                    : "",
+            o->prompt_file[0] ? "at least " : "", (long long)prompt.count, (long long)T);
+    else if (status == 0 && !tokens) fail(&g->error, "out of memory");
+    else if (status == 0) {
+        length = min_i64(length, T - prompt.count);
+        made = gpt2_sp_generate(g, prompt.tokens, prompt.count, tokens, length, o->temperature, o->top_k,
             o->top_p, (uint64_t)o->seed);
     }
     double seconds = (now_ms() - start) / 1e3;
     if (made >= 0) {
-        if (as_text) fputs(o->prompt, stdout);
+        for (int64_t i = 0; prompt.text && i < prompt.count && prompt.tokens[i] < 256; i++)
+            putchar(prompt.tokens[i]);
         for (int64_t i = 0; i < made; i++)
-            if (as_text) putchar(tokens[prompt + i]);
-            else printf(i ? ",%d" : "%d", tokens[prompt + i]);
+            if (prompt.text) putchar(tokens[i]);
+            else printf(i ? ",%d" : "%d", tokens[i]);
         printf("\n");
         fflush(stdout);
-        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s\n", (long long)made, seconds,
-            (double)made / seconds);
+        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s%s\n", (long long)made, seconds,
+            (double)made / seconds, made < length ? "; then the model ended the document" : "");
         if (length < o->length && made == length)
             fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
     } else *e = g->error;
     free(tokens);
+    prompt_free(&prompt);
     gpt2_sp_destroy(g);
     return made < 0 ? -1 : 0;
 }
@@ -7755,7 +8114,7 @@ static const Command COMMANDS[] = {
     {"train", TRAIN, command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
     {"plan", PLAN, command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
     {"schedule", SCHEDULE, command_schedule, 0, "draw and prove a schedule of distributed attention",
-        "--schedule KIND --sp P [--json]"},
+        "[--schedule KIND] [--sp P] [--messages | --json]"},
     {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
     {"eval", EVAL, command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
         "--from RUN --data SHARDS [options]"},
@@ -7773,6 +8132,12 @@ static const Command* command_find(const char* name) {
     return NULL;
 }
 
+#ifdef _OPENMP
+#define WITH_OPENMP ", OpenMP"
+#else
+#define WITH_OPENMP ""
+#endif
+
 // What the program prints without a command.
 MAIN_ONLY static void usage(FILE* out) {
     fprintf(out,
@@ -7780,16 +8145,25 @@ MAIN_ONLY static void usage(FILE* out) {
         "value ...]\n\n",
         program_name);
     for (int i = 0; i < COMMAND_COUNT; i++) fprintf(out, "  %-10s %s\n", COMMANDS[i].name, COMMANDS[i].what);
-    fprintf(out, "\n./%s COMMAND --help lists a command's options. Without COMMAND: train.\n", program_name);
+    fprintf(out,
+        "\n./%s COMMAND --help lists a command's options. Without COMMAND: train. --version tells the "
+        "version.\n",
+        program_name);
 }
 
 // All of main; returns the exit status. Without a command's name it trains. argv[0] gives the name for
 // messages.
 MAIN_ONLY static int program(int argc, char** argv) {
     if (argc > 0 && argv[0][0]) program_name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
-    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+    const char* word = argc > 1 ? argv[1] : "";
+    if (argc < 2 || strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2;
+    }
+    if (strcmp(word, "--version") == 0) {
+        printf("gpt2_sp %s, the %s program, numbers of %d bytes%s\n", GPT2_SP_VERSION,
+            gpt2_sp_device == &CPU_DEVICE ? "CPU" : "GPU", GPT2_SP_REAL_BYTES, WITH_OPENMP);
+        return 0;
     }
     int named = strncmp(argv[1], "--", 2) != 0, first = named ? 2 : 1;
     const Command* command = command_find(named ? argv[1] : "train");

@@ -61,7 +61,7 @@ samples() {
     shift
     g sample "$@" > out 2> err || { echo "exit status $?: $(cat err)"; return 1; }
     cat err
-    grep -qxe 'sample: [0-9]* tokens in [0-9.]* s, [0-9]* tok/s' err && [ "$(wc -l < err)" = 1 ] || return 1
+    grep -qxe 'sample: [0-9]* tokens in [0-9.]* s, [0-9]* tok/s.*' err && [ "$(wc -l < err)" = 1 ] || return 1
     grep -qEe "$pattern" out || { echo "no \`$pattern\` in: $(tail -3 out)"; return 1; }
 }
 
@@ -489,18 +489,28 @@ start() {
     tries=0
     until [ -s "$1/log.jsonl" ] || [ $tries = 100 ]; do sleep 0.05; tries=$((tries + 1)); done
 }
-for signal in TERM INT USR1; do
+for signal in TERM INT USR1 HUP; do
     start runs/signal
     kill -$signal $pid
     wait $pid
     status=$?
-    check "SIG$signal saves and exits with 0" sh -c '[ "$0" = 0 ] && [ ! -s runs/signal.err ] &&
-        grep "^stopped by a signal; saved" runs/signal.out' $status
+    check "SIG$signal saves and exits with 0" sh -c '[ "$0" = 0 ] && [ "$(wc -l < runs/signal.err)" = 1 ] &&
+        grep -q "^stopping after this step" runs/signal.err && grep "^stopped by a signal; saved" runs/signal.out' $status
     step=$(sed -n '$s/.*"step": \([0-9]*\),.*/\1/p' runs/signal/log.jsonl)
     check "SIG$signal lets the same command go on" \
         says "from step $step to .*resumed" g train $tiny --data books.tok --out runs/signal \
             --steps $((step + 1))
 done
+
+sh -c 'trap "" HUP; exec "$0" "$@"' "$program" train $tiny --data books.tok --out runs/nohup --steps 300 > out &
+pid=$!
+sleep 0.3
+kill -HUP $pid
+wait $pid
+check "under nohup SIGHUP changes nothing" says 'done already' g train $tiny --data books.tok --out runs/nohup --steps 300
+{ "$program" train $tiny --data books.tok --out runs/pipe --steps 1000000 2> pipe.err; echo $? > pipe.status; } | head -n 12 > out
+check "a pipe that nobody reads ends the run with a checkpoint" sh -c '
+    cat pipe.err; [ "$(cat pipe.status)" = 1 ] && [ "$(wc -l < pipe.err)" = 1 ] && ls runs/pipe/step_*/manifest.txt'
 
 start runs/locked
 check "a second trainer in the same folder is refused" \
@@ -513,15 +523,84 @@ check "and the folder is free again" \
         --steps 1
 
 # steps of about a second, so that the second signal finds the first step unfinished
-"$program" train --layers 8 --heads 8 --channels 512 --seq-len 1024 --sp 2 --threads 1 --data books.tok \
-    --out runs/slow --steps 1000 > slow.out 2> slow.err &
-pid=$!
-tries=0
-until [ -e runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
-sleep 0.3
-kill -INT $pid; sleep 0.1; kill -INT $pid
-wait $pid
-status=$?
-check "a second SIGINT leaves at once" sh -c '[ "$0" = 130 ] && ! ls runs/slow/step_* 2> /dev/null' $status
+for signal in INT TERM; do
+    rm -rf runs/slow
+    "$program" train --layers 8 --heads 8 --channels 512 --seq-len 1024 --sp 2 --threads 1 --data books.tok \
+        --out runs/slow --steps 1000 > slow.out 2> slow.err &
+    pid=$!
+    tries=0
+    until [ -s runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+    sleep 0.3
+    kill -$signal $pid; sleep 0.2; kill -$signal $pid
+    wait $pid
+    status=$?
+    check "a second SIG$signal leaves at once, the first is acknowledged" sh -c '
+        cat slow.err; case $0 in 130 | 143) ;; *) echo "status $0"; exit 1 ;; esac
+        grep -q "^stopping after this step" slow.err && ! ls runs/slow/step_* 2> /dev/null' $status
+done
+
+# ----- what a long run tells ----------------------------------------------------------------------
+
+g train $tiny --data books.tok --val-data val.tok --val-every 15 --steps 30 --log-every 10 --out runs/told > out
+check "--log-every prints the first, every tenth, the validated and the last step" \
+    test "$(sed -n 's/^step *\([0-9]*\)\/30 .*/\1/p' out | tr '\n' ' ')" = '1 10 15 20 30 '
+check "log.jsonl has every step, with the time of day" sh -c '
+    now=$(date +%s)
+    sed -n "s/.*\"time\": \([0-9]*\)[.].*/\1/p" runs/told/log.jsonl |
+        awk -v now="$now" "now - \$1 > 600 || now - \$1 < -1 { bad++ } END { print NR; exit bad || NR != 30 }"'
+check "a step tells the epoch, the time and what is left" \
+    grep -q '^step *10/30 .*  epoch 0[.][0-9][0-9]  [0-9]*s, [0-9]*s left' out
+g train $tiny --data books.tok --out runs/rates --steps 20 --lr-schedule linear > out
+check "resuming with other steps tells both learning rates" \
+    says '^warning   the learning rate of step 21 is 1.[0-9e-]*; .* 3.00e-04$' \
+        g train $tiny --data books.tok --out runs/rates --steps 40 --lr-schedule linear
+check "resuming with the same options tells none" sh -c '
+    "$0" train $1 --data books.tok --out runs/halt --steps 20 --save-every 10 > out
+    rm -r runs/halt/step_00000020
+    "$0" train $1 --data books.tok --out runs/halt --steps 20 > out; grep resumed out && ! grep warning out' \
+    "$program" "$tiny"
+
+# ----- words --------------------------------------------------------------------------------------
+
+check "--version tells the version" says '^gpt2_sp [0-9]*[.][0-9]*[.][0-9]*, the CPU program' g --version
+check "-h is --help" says 'usage: .* eval' g eval -h
+check "-h lists the commands" says 'train.*train or resume' g -h
+check "an option that is like none is not mistaken" refused 'lists them' train --quiet 1
+yes 'A prompt of many words. ' | tr -d '\n' | head -c 60 > prompt.txt
+check "sample reads a prompt as long as the context" \
+    samples '^A prompt of many words. A prompt' --from runs/whole --prompt-file prompt.txt --length 2
+check "sample reads a prompt from standard input" \
+    sh -c '"$0" sample --from runs/whole --prompt-file - --length 2 --threads 1 < prompt.txt 2> err | grep -q "^A prompt"' "$program"
+yes x | head -c 1000 > long.txt
+check "sample: a file longer than the context is refused" \
+    refused 'at least 65 tokens, the context holds 64' sample --from runs/whole --prompt-file long.txt
+check "sample: a prompt file that is missing is refused" \
+    refused 'nowhere' sample --from runs/whole --prompt-file nowhere
+printf '1, 2\n3\n' > numbers.txt
+check "sample reads token numbers from a file" \
+    samples '^[0-9]*,[0-9]*$' --from runs/numbers --prompt-file numbers.txt --length 2 --temperature 1
+check "sample: two prompts are refused" \
+    refused 'give one of them' sample --from runs/whole --prompt-file prompt.txt --prompt x
+check "schedule without options draws dist on 4 ranks" says '^dist, 4 ranks' g schedule
+for kind in ring dist dist-paper zigzag allgather ulysses; do
+    for ranks in 2 4 6 12 64; do
+        check "schedule $kind, $ranks ranks, fits 100 columns" sh -c '
+            "$0" schedule --schedule $1 --sp $2 | grep "^  " |
+                awk "length > most { most = length } END { print most; exit !(NR > 4 && most <= 100) }"' \
+            "$program" $kind $ranks
+    done
+done
+# pairs DRAWN: the pairs of chunks of the first table, each by the share of the heads that its cell tells
+pairs() {
+    sed '/proved/q' | grep -o 'q[0-9]*k[0-9]*\(-[0-9]*\)\{0,1\}[*]\{0,1\}\( [0-9]*\/[0-9]*\)\{0,1\}' |
+        sed 's/[*]//; s/q[0-9]*k//; s/ \([0-9]*\)\/\([0-9]*\)/ \1 \2/' | awk '{
+            split($1, k, "-"); n = (k[2] == "" ? 1 : k[2] - k[1] + 1); sum += NF == 3 ? n * $2 / $3 : n
+        } END { print sum }'
+}
+check "schedule draws every pair: dist" test "$(g schedule | pairs)" = 10
+check "schedule draws every pair: zigzag" test "$(g schedule --schedule zigzag | pairs)" = 36
+check "schedule draws every pair: allgather" test "$(g schedule --schedule allgather | pairs)" = 36
+check "schedule draws every pair: ulysses" test "$(g schedule --schedule ulysses | pairs)" = 10
+check "schedule --messages draws what travels" says 'kv0>1 *kv1>2 *kv2>3 *q3>0' g schedule --messages
 
 finish

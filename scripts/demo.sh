@@ -85,13 +85,13 @@ if [ -s "$out/run.cfg" ]; then
     set -- --config "$out/run.cfg"
 else
     set -- --data "$out/train.tok" --val-data "$out/val.tok" --layers 2 --heads 2 --channels 128 --seq-len 4096 --sp 4 --schedule dist \
-        --recompute attn --lr 1.5e-3 --warmup 20
+        --recompute attn --lr 1e-3
     # as many steps as fit into the time, from how long the fourth one takes here
     ms=$(./train_gpt2_sp train "$@" --steps 4 | sed -n 's/^step *4.* \([0-9]*\)\.[0-9]* ms .*/\1/p')
     steps=$((seconds * 1000 / (ms + 1)))
     [ "$steps" -ge 12 ] || steps=12
     [ "$steps" -le 2000 ] || steps=2000
-    set -- "$@" --steps "$steps" --val-every $((steps / 4)) --out "$out"
+    set -- "$@" --steps "$steps" --warmup $((steps / 5)) --val-every $((steps / 4)) --out "$out"
 fi
 echo "\$ ./train_gpt2_sp train $*"
 failed=$out/failed
