@@ -420,7 +420,7 @@ static void schedules_ulysses(void) {
     gpt2_sp_options o = options_of("heads=8 channels=64 seq-len=512 sp=8 schedule=ulysses");
     Schedule schedules[2];
     Mesh mesh;
-    Rates rates = {1, 1, 1, 1};
+    Rates rates = {1, 1, 1, 1, 0};
     Error e = {{0}};
     double most = 0;
     memset(schedules, 0, sizeof schedules);
@@ -4063,7 +4063,61 @@ static void library_host(void) {
     check(told == 4, "library: an option of the command line alone is refused", "%d of 4: %s", told, error);
 }
 
+// Writes a small file in a folder of its own under the tests' folder.
+static void library_file(const char* folder, const char* name, const char* text) {
+    char path[1200];
+    snprintf(path, sizeof path, "mkdir -p %s/%s", scratch("groups"), folder);
+    int status = system(path);
+    snprintf(path, sizeof path, "%s/%s/%s", scratch("groups"), folder, name);
+    FILE* f = status == 0 ? fopen(path, "w") : NULL;
+    if (f) fputs(text, f), fclose(f);
+}
+
+// The limits of a container, by files as the kernel has them: the least on the way up.
+static void library_limits(void) {
+    library_file(".", "v2", "0::/a/b\n");
+    library_file("two/a/b", "memory.max", "max\n");
+    library_file("two/a", "memory.max", "1073741824\n");
+    library_file("two", "memory.max", "4294967296\n");
+    library_file("two/a/b", "cpu.max", "150000 100000\n");
+    library_file("two/a", "cpu.max", "max 100000\n");
+    library_file(".", "v1", "7:pids:/x\n5:memory:/x/y\n3:cpu,cpuacct:/x\n");
+    library_file("one/memory", "memory.limit_in_bytes", "536870912\n");
+    library_file("one/cpu,cpuacct/x", "cpu.cfs_quota_us", "50000\n");
+    library_file("one/cpu,cpuacct/x", "cpu.cfs_period_us", "100000\n");
+    library_file("one/cpu,cpuacct", "cpu.cfs_quota_us", "-1\n");
+    char member[1200], root[1200];
+    snprintf(member, sizeof member, "%s/v2", scratch("groups"));
+    snprintf(root, sizeof root, "%s/two", scratch("groups"));
+    GroupLimits two = group_limits(member, root), none = group_limits(member, "/nowhere");
+    snprintf(member, sizeof member, "%s/v1", scratch("groups"));
+    snprintf(root, sizeof root, "%s/one", scratch("groups"));
+    GroupLimits one = group_limits(member, root);
+    check(two.bytes == 1073741824 && two.cores == 1.5 && one.bytes == 536870912 && one.cores == 0.5 &&
+            none.bytes == UINT64_MAX && isinf(none.cores),
+        "library: the limits of a container are known",
+        "version 2: %llu bytes, %g cores; version 1: %llu, %g", (unsigned long long)two.bytes, two.cores,
+        (unsigned long long)one.bytes, one.cores);
+}
+
+// What a rank of W gets of rates that two ranks had at once; what is given by hand is not shared.
+static void library_rates(void) {
+    gpt2_sp_options o = options_of("");
+    const Rates measured = {10, 8, 4, 6, 2};
+    const Rates one = rates_of(&o, &measured, 1), two = rates_of(&o, &measured, 2),
+                eight = rates_of(&o, &measured, 8);
+    options_apply(&o, "gflops=7 threads=1");
+    const Rates given = rates_of(&o, &measured, 8), alone = rates_of(&o, &measured, 1);
+    check(two.gflops == 10 && eight.gflops == 2.5 && eight.attention_gflops == 2 && eight.copy_gbs == 1.5 &&
+            eight.link_gbs == 1 && one.gflops == 20 && one.copy_gbs == 6 && given.gflops == 7 &&
+            given.copy_gbs == 1.5 && alone.attention_gflops == 7 && alone.link_gbs == 4,
+        "library: ranks share what the machine has", "10 GFLOP/s with 2 ranks: %g alone, %g of 2, %g of 8",
+        one.gflops, two.gflops, eight.gflops);
+}
+
 static void test_library(void) {
+    library_limits();
+    library_rates();
     library_locale();
     library_host();
 }

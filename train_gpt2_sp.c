@@ -3262,6 +3262,7 @@ typedef struct Rank Rank;
 typedef struct {
     double gflops, attention_gflops;   // of matrix products; of attention, forward and backward together
     double link_gbs, copy_gbs;         // each way between two ranks; memory read and written
+    int ranks;                         // that have these rates at once; more share them. 0: any number have
 } Rates;
 
 // A job is what all ranks of a process do together (ranks_run), with an argument of its own. 0, or -1 with a
@@ -3290,11 +3291,12 @@ typedef struct {
     void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
     int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
     void (*decoder_close)(void* decoder);
-    int (*verify)(gpt2_sp* g);                       // --verify
-    void (*rates)(Rates* rates, const Mesh* mesh);   // measures them, on a model of the mesh's width
-    int item_bytes[ITEM_KINDS];                      // of an element of each kind of item, on the wire
-    int (*count)(int ranks);   // how many of `ranks` can have a device of their own, for --sp 0; NULL: 1
-    int processes;             // its ranks may be in several
+    int (*verify)(gpt2_sp* g);   // --verify
+    // Measures them, on a model of the mesh's width. 0, or -1 with a line.
+    int (*rates)(Rates* rates, const Mesh* mesh, Error* e);
+    int item_bytes[ITEM_KINDS];   // of an element of each kind of item, on the wire
+    int (*count)(int ranks);      // how many of `ranks` can have a device of their own, for --sp 0; NULL: 1
+    int processes;                // its ranks may be in several
 } Device;
 
 // How a run is split and what it keeps: all that the plan depends on.
@@ -3611,14 +3613,76 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
-// Threads of a rank: --threads, or the cores that this process may use, divided by the ranks that share them.
-static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
-#ifdef _OPENMP
+// What a control group, as containers have them, leaves of the machine.
+typedef struct {
+    uint64_t bytes;   // of memory; UINT64_MAX: all
+    double cores;     // share of processor time, in cores; HUGE_VAL: all
+} GroupLimits;
+
+// The first word of a small file as a number; -1 where there is no such file or number ("max" is none). rest:
+// becomes the number after it, if not NULL and there is one.
+static double number_file(const char* path, double* rest) {
+    char text[128] = "", *end;
+    FILE* f = fopen(path, "r");
+    if (f && !fgets(text, sizeof text, f)) text[0] = 0;
+    if (f) fclose(f);
+    double value = strtod(text, &end);
+    if (rest) *rest = strtod(strncmp(text, "max", 3) == 0 ? text + 3 : end, NULL);
+    return end == text ? -1 : value;
+}
+
+// The limits of one group's folder, of version 2 or, by controller, of version 1.
+static void group_limits_at(const char* folder, const char* controllers, GroupLimits* l) {
+    char path[2 * GPT2_SP_TEXT + 64];
+    double period = 0, bytes, quota;
+    int v2 = controllers[0] == 0;
+    snprintf(path, sizeof path, "%s/%s", folder, v2 ? "memory.max" : "memory.limit_in_bytes");
+    bytes = v2 || strstr(controllers, "memory") ? number_file(path, NULL) : -1;
+    snprintf(path, sizeof path, "%s/%s", folder, v2 ? "cpu.max" : "cpu.cfs_quota_us");
+    quota = v2 || strstr(controllers, "cpu") ? number_file(path, v2 ? &period : NULL) : -1;
+    snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
+    if (!v2 && quota > 0) period = number_file(path, NULL);
+    if (bytes >= 0 && bytes < (double)l->bytes) l->bytes = (uint64_t)bytes;
+    if (quota > 0 && period > 0) l->cores = fmin(l->cores, quota / period);
+}
+
+// The limits of this process: the least of its groups' and of all groups above them. membership is
+// /proc/self/cgroup, root /sys/fs/cgroup. Lines of the former are "NUMBER:CONTROLLERS:/GROUP"; version 2's
+// names no controllers, and version 1 has a folder for each list of them. A container may see only the root.
+static GroupLimits group_limits(const char* membership, const char* root) {
+    GroupLimits l = {UINT64_MAX, HUGE_VAL};
+    char line[GPT2_SP_TEXT], folder[2 * GPT2_SP_TEXT];
+    FILE* f = fopen(membership, "r");
+    while (f && fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group) continue;
+        *controllers++ = 0, *group++ = 0;
+        for (char* cut = group + strlen(group); cut; cut = strrchr(group, '/')) {
+            *cut = 0;
+            snprintf(folder, sizeof folder, "%s%s%s%s", root, controllers[0] ? "/" : "", controllers, group);
+            group_limits_at(folder, controllers, &l);
+        }
+    }
+    if (f) fclose(f);
+    return l;
+}
+static GroupLimits own_limits(void) { return group_limits("/proc/self/cgroup", "/sys/fs/cgroup"); }
+
+// The cores that this process may use; *bound: a launcher has bound it to cores of its own.
+static int64_t usable_cores(int* bound) {
     cpu_set_t own;
     int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
     int64_t usable = sched_getaffinity(0, sizeof own, &own) == 0 ? CPU_COUNT(&own) : cores;
-    // where not all cores are usable, a launcher has bound each process to cores of its own
-    int sharing = usable < cores ? 1 : mesh->local_processes;
+    if (bound) *bound = usable < cores;
+    return max_i64(1, (int64_t)fmin((double)usable, own_limits().cores));
+}
+
+// Threads of a rank: --threads, or the cores that this process may use, divided by the ranks that share them.
+static int mesh_threads(const Mesh* mesh, const gpt2_sp_options* o) {
+#ifdef _OPENMP
+    int bound;
+    int64_t usable = usable_cores(&bound), sharing = bound ? 1 : mesh->local_processes;
     return (int)(o->threads ? o->threads : max_i64(1, usable / (mesh->local_ranks * sharing)));
 #else
     (void)mesh, (void)o;
@@ -3692,10 +3756,12 @@ static uint64_t mesh_bytes(const Mesh* mesh, const Layout* layout) {
     return bytes;
 }
 
-// Memory of the machine: the CPU's Device.memory.
+// Memory of the machine, or what a container leaves of it: the CPU's Device.memory.
 static uint64_t machine_bytes(const Mesh* mesh) {
     (void)mesh;
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE),
+             own = own_limits().bytes;
+    return own < machine ? own : machine;
 }
 
 // The plan of the rank of a sequence that needs most.
@@ -6366,49 +6432,106 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 //     products       FLOPs of the busiest rank / rate                 gradients    bytes / link
 //     attention      ops and messages of the table, which overlap     step         the sum
 
-// The CPU's Device.rates: times a matrix product, attention of one head of 1024 tokens per thread, and
-// copying memory. Of a few runs the fastest counts, as other work on the machine only makes one slower.
-// Without memory the rates are guesses.
-static void measure_rates(Rates* rates, const Mesh* mesh) {
-    int64_t n = 768, T = 1024, HS = mesh->shape.HS, heads = mesh->threads, head = T * HS;
-    real* memory = (real*)calloc((size_t)max_i64(3 * n * n, heads * (8 * head + 3 * T)), sizeof(real));
+// What one rank measures, while others do the same: milliseconds of a matrix product, of copying a matrix,
+// and of attention. The fastest of a few runs counts, as other work on the machine only makes one slower.
+typedef struct {
+    int threads;
+    int64_t HS;
+    pthread_mutex_t* made;      // held until it is known how many ranks there are
+    pthread_barrier_t* start;   // of each run, so that all ranks do the same at a time
+    double product, copy, attention;
+    int status;   // -1: no memory
+} RateTrial;
+enum { TRIAL_SIZE = 768, TRIAL_ROWS = 1024 };   // of the square matrices; of a head of attention
+
+// Attention of one head for each thread, forward and backward. memory: heads times q, k, v, O, dO, dq, dk, dv
+// (T, HS), m, l, delta (T).
+static void attention_trial(real* memory, AttentionScratch* scratch, int64_t heads, int64_t HS) {
+    const int64_t T = TRIAL_ROWS, head = T * HS;
+    PARALLEL_STATIC
+    for (int64_t h = 0; h < heads; h++) {
+        real *q = memory + h * (8 * head + 3 * T), *o = q + 3 * head, *dq = o + 2 * head, *m = dq + 3 * head,
+             *l = m + T;
+        for (int64_t j = 0; j < T; j++) m[j] = -(real)INFINITY, l[j] = 0;
+        AttentionPair pair = {q, q + head, q + 2 * head, T, T, HS, 0, 0, NULL};
+        cpu_attention_forward_head(o, m, l, &pair, &scratch[h]);
+        output_finish(o, m, l, T, HS);
+        cpu_attention_backward_head(dq, dq + head, dq + 2 * head, &pair, o + head, m, l + T, &scratch[h]);
+    }
+}
+
+static void* rate_trial(void* argument) {
+    RateTrial* t = (RateTrial*)argument;
+    const int64_t n = TRIAL_SIZE, heads = t->threads, head = TRIAL_ROWS * t->HS,
+                  all = heads * (8 * head + 3 * TRIAL_ROWS);
+    real* memory = (real*)calloc((size_t)max_i64(3 * n * n, all), sizeof(real));
     AttentionScratch* scratch =
         (AttentionScratch*)aligned_alloc(64, (size_t)round_up((int64_t)sizeof *scratch, 64) * (size_t)heads);
-    rates->gflops = rates->attention_gflops = 10, rates->link_gbs = rates->copy_gbs = 5;
-    for (int64_t i = 0; memory && i < 2 * n * n; i++) memory[i] = (real)random_normal(1, 2, (uint64_t)i);
+    t->status = memory && scratch ? 0 : -1;
+    t->product = t->copy = t->attention = 1e30;
+    for (int64_t i = 0; t->status == 0 && i < 2 * n * n; i++)
+        memory[i] = (real)random_normal(1, 2, (uint64_t)i);
 #ifdef _OPENMP
-    omp_set_num_threads(mesh->threads);
+    omp_set_num_threads(t->threads);
 #endif
-    double best = 1e30, copy = 1e30, attention = 1e30;
-    for (int i = 0; memory && i < 4; i++) {
+    pthread_mutex_lock(t->made);
+    pthread_mutex_unlock(t->made);
+    for (int i = 0; i < 8; i++) {
+        pthread_barrier_wait(t->start);
+        if (t->status != 0) continue;
+        if (i == 4) memset(memory, 0, (size_t)all * sizeof(real));
         double start = now_ms();
-        cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
-        best = fmin(best, now_ms() - start);
-        start = now_ms();
-        memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));
-        copy = fmin(copy, now_ms() - start);
-    }
-    if (memory) memset(memory, 0, (size_t)(heads * (8 * head + 3 * T)) * sizeof(real));
-    for (int i = 0; memory && scratch && i < 3; i++) {
-        double start = now_ms();
-        PARALLEL_STATIC
-        for (int64_t h = 0; h < heads; h++) {   // memory: q, k, v, O, dO, dq, dk, dv (T, HS), m, l, delta (T)
-            real *q = memory + h * (8 * head + 3 * T), *o = q + 3 * head, *dq = o + 2 * head,
-                 *m = dq + 3 * head, *l = m + T;
-            for (int64_t j = 0; j < T; j++) m[j] = -(real)INFINITY, l[j] = 0;
-            AttentionPair pair = {q, q + head, q + 2 * head, T, T, HS, 0, 0, NULL};
-            cpu_attention_forward_head(o, m, l, &pair, &scratch[h]);
-            output_finish(o, m, l, T, HS);
-            cpu_attention_backward_head(dq, dq + head, dq + 2 * head, &pair, o + head, m, l + T, &scratch[h]);
+        if (i < 4) {
+            cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
+            t->product = fmin(t->product, now_ms() - start);
+            start = now_ms();
+            memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));
+            t->copy = fmin(t->copy, now_ms() - start);
+        } else {
+            attention_trial(memory, scratch, heads, t->HS);
+            t->attention = fmin(t->attention, now_ms() - start);
         }
-        attention = fmin(attention, now_ms() - start);
     }
-    if (memory) rates->gflops = 2e-6 * (double)(n * n * n) / best;
-    if (memory) rates->link_gbs = rates->copy_gbs = 1e-6 * (double)(n * n) * sizeof(real) / copy;
-    // 3.5: forward, and backward, which is 2.5 forwards
-    if (memory && scratch) rates->attention_gflops = 3.5 * 2e-6 * (double)(heads * T * head) / attention;
     free(memory);
     free(scratch);
+    return NULL;
+}
+
+// The CPU's Device.rates: as many ranks as the machine has cores for measure at once, since they share its
+// memory. -1, with a line: no memory or no threads for that.
+static int measure_rates(Rates* rates, const Mesh* mesh, Error* e) {
+    int64_t room = max_i64(1, usable_cores(NULL) / mesh->threads);
+    int most = (int)min_i64(min_i64(mesh->world, room), 64), ranks = 0, status = 0;
+    RateTrial trials[64];
+    pthread_t threads[64];
+    pthread_mutex_t made = PTHREAD_MUTEX_INITIALIZER;
+    pthread_barrier_t start;
+    double n = TRIAL_SIZE, product = 0, copy = 0, attention = 0;
+    pthread_mutex_lock(&made);
+    for (; ranks < most; ranks++) {
+        RateTrial t = {mesh->threads, mesh->shape.HS, &made, &start, 0, 0, 0, 0};
+        trials[ranks] = t;
+        if (pthread_create(&threads[ranks], NULL, rate_trial, &trials[ranks]) != 0) break;
+    }
+    if (ranks > 0) status = pthread_barrier_init(&start, NULL, (unsigned)ranks);
+    pthread_mutex_unlock(&made);
+    if (ranks == 0 || status != 0) return fail(e, "cannot start threads to measure rates");
+    for (int i = 0; i < ranks; i++) {
+        pthread_join(threads[i], NULL);
+        status |= trials[i].status;
+        product += trials[i].product / ranks, copy += trials[i].copy / ranks;
+        attention += trials[i].attention / ranks;
+    }
+    pthread_barrier_destroy(&start);
+    if (status != 0)
+        return fail(e, "out of memory for measuring rates: give --gflops, --link-gbs and --copy-gbs");
+    rates->ranks = ranks;
+    rates->gflops = 2e-6 * n * n * n / product;
+    rates->link_gbs = rates->copy_gbs = 1e-6 * n * n * sizeof(real) / copy;
+    // 3.5: forward, and backward, which is 2.5 forwards
+    rates->attention_gflops =
+        3.5 * 2e-6 * mesh->threads * (double)TRIAL_ROWS * TRIAL_ROWS * (double)mesh->shape.HS / attention;
+    return 0;
 }
 
 // "1.50 GiB" in out, which it returns.
@@ -6557,6 +6680,22 @@ static int step_cost(StepCost* cost, const Mesh* mesh, const Layout* layout, Spl
     return 0;
 }
 
+// The rates of one of W ranks: those that the options give, else those that were measured, shared where there
+// are more ranks than were measured at once. --gflops stands for --attention-gflops too. Without --threads
+// a rank has all cores that the others leave.
+static Rates rates_of(const gpt2_sp_options* o, const Rates* measured, int W) {
+    double share = measured->ranks > 0 ? (double)measured->ranks / W : 1, compute = share,
+           memory = fmin(1, share);
+    if (o->threads) compute = memory;
+    Rates r = {measured->gflops * compute, measured->attention_gflops * compute, measured->link_gbs * memory,
+        measured->copy_gbs * memory, 0};
+    if (o->gflops > 0) r.gflops = r.attention_gflops = o->gflops;
+    if (o->attention_gflops > 0) r.attention_gflops = o->attention_gflops;
+    if (o->link_gbs > 0) r.link_gbs = o->link_gbs;
+    if (o->copy_gbs > 0) r.copy_gbs = o->copy_gbs;
+    return r;
+}
+
 // Everything that `plan` says.
 enum { PLAN_SPLITS = 64, PLAN_RANKS = 10, PLAN_MOST_RANKS = 512 };
 typedef struct {
@@ -6568,7 +6707,7 @@ typedef struct {
 typedef struct {
     const Mesh* mesh;
     const Layout* layout;
-    Rates rates;
+    Rates measured, rates;   // rates: of a rank of the asked mesh
     Arena fullest;
     StepCost cost;
     double memory;                   // bytes that a rank may take
@@ -6634,9 +6773,10 @@ static void plan_project(Plan* plan, const gpt2_sp_options* o, int64_t vocab) {
     for (int P = 1; P <= PLAN_MOST_RANKS && P * per <= o->seq_len; P *= 2) {
         Error e;
         Split split = {(int)o->dp, P, o->batch_size, o->grad_accum};
+        Rates rates = rates_of(o, &plan->measured, (int)o->dp * P);
         plan->ranks[plan->rank_count] = P;
-        if (step_cost(&plan->at[plan->rank_count], plan->mesh, plan->layout, split, o->schedule, &plan->rates,
-                &e) == 0)
+        if (step_cost(
+                &plan->at[plan->rank_count], plan->mesh, plan->layout, split, o->schedule, &rates, &e) == 0)
             plan->rank_count++;
     }
 }
@@ -6661,11 +6801,12 @@ static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
            "\"projected_seconds\": %.6g, "
            "\"projected_tok_per_s\": %.6g}, \"rates\": {\"gflops\": %.6g, \"attention_gflops\": %.6g, "
            "\"link_gbs\": %.6g, "
-           "\"copy_gbs\": %.6g}, \"longest_seq_len\": %lld, \"memory_limit_bytes\": %.0f",
+           "\"copy_gbs\": %.6g, \"measured_ranks\": %d}, \"longest_seq_len\": %lld, \"memory_limit_bytes\": "
+           "%.0f",
         plan->fullest.used, cost->tokens, cost->matmul_flops, cost->attention_flops, cost->attention_bytes,
         cost->gradient_bytes, cost->seconds, plan_speed(cost), plan->rates.gflops,
-        plan->rates.attention_gflops, plan->rates.link_gbs, plan->rates.copy_gbs, (long long)plan->longest,
-        plan->memory);
+        plan->rates.attention_gflops, plan->rates.link_gbs, plan->rates.copy_gbs, plan->measured.ranks,
+        (long long)plan->longest, plan->memory);
     printf(", \"projected_splits\": [");
     for (int i = 0; i < plan->split_count; i++) {
         const PlanSplit* p = &plan->splits[i];
@@ -6746,10 +6887,16 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
            "and %.4g GB/s of memory\n",
         cost->seconds, plan_speed(cost), plan->rates.gflops, plan->rates.attention_gflops,
         plan->rates.link_gbs, plan->rates.copy_gbs);
+    if (plan->measured.ranks > 0)
+        printf("                       measured here with %d rank%s at once; all ranks share this machine's "
+               "%lld "
+               "cores and its memory\n",
+            plan->measured.ranks, plan->measured.ranks == 1 ? "" : "s", (long long)usable_cores(NULL));
     if (plan->split_count > 1) plan_print_splits(plan);
-    printf("\nthe asked schedule on other numbers of ranks, projected from these rates (not measured; "
+    printf("\nthe asked schedule on other numbers of ranks%s, projected from these rates (not measured; "
            "latencies are left out)\n"
-           "   dp x P        s a step     tokens/s  speed-up  attention s   of it waiting  sent per rank\n");
+           "   dp x P        s a step     tokens/s  speed-up  attention s   of it waiting  sent per rank\n",
+        plan->measured.ranks > 0 ? " of this machine" : "");
     for (int i = 0; i < plan->rank_count; i++) {
         const StepCost* c = &plan->at[i];
         printf("  %3d x %-4d %12.4g %12.4g  %7.2fx %12.4g %14.1f%% %14s\n", mesh->dp, plan->ranks[i],
@@ -6763,20 +6910,6 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
         printf("\n%sthe longest context that fits in %s per rank: %lld\n",
             (double)plan->fullest.used > plan->memory ? "this does not fit; " : "", text,
             (long long)plan->longest);
-}
-
-// The rates that the options give; the others are measured. --gflops stands for --attention-gflops too.
-static Rates plan_rates(const gpt2_sp_options* o, const Mesh* mesh) {
-    Rates r = {o->gflops, o->attention_gflops > 0 ? o->attention_gflops : o->gflops, o->link_gbs,
-              o->copy_gbs},
-          measured;
-    if (r.gflops > 0 && r.attention_gflops > 0 && r.link_gbs > 0 && r.copy_gbs > 0) return r;
-    mesh->device->rates(&measured, mesh);
-    if (r.gflops == 0) r.gflops = measured.gflops;
-    if (r.attention_gflops == 0) r.attention_gflops = measured.attention_gflops;
-    if (r.link_gbs == 0) r.link_gbs = measured.link_gbs;
-    if (r.copy_gbs == 0) r.copy_gbs = measured.copy_gbs;
-    return r;
 }
 
 // ===== 14. training loop ========================================================================
@@ -7798,10 +7931,13 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     if (status == 0) {
         Split asked = {mesh.dp, mesh.sp, mesh.shape.B, mesh.passes};
         plan->mesh = &mesh, plan->layout = &layout;
-        plan->rates = plan_rates(o, &mesh), plan->fullest = fullest_rank(&mesh, &layout);
+        plan->fullest = fullest_rank(&mesh, &layout);
+        int known = o->gflops > 0 && o->link_gbs > 0 && o->copy_gbs > 0;
+        if (!known) status = mesh.device->rates(&plan->measured, &mesh, e);
+        plan->rates = rates_of(o, &plan->measured, mesh.world);
         plan->memory =
             o->memory_gb > 0 ? o->memory_gb * 1073741824 : (double)gpt2_sp_device->memory(&mesh) / mesh.world;
-        status = step_cost(&plan->cost, &mesh, &layout, asked, o->schedule, &plan->rates, e);
+        if (status == 0) status = step_cost(&plan->cost, &mesh, &layout, asked, o->schedule, &plan->rates, e);
     }
     if (status == 0) {
         plan->longest = longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)plan->memory);
