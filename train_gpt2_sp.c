@@ -163,6 +163,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(world, "world", 0, 0, 4096, TRAIN, \
         "processes of the run, each with dp x sp / world ranks; 0: as the launcher says, or 1") \
     TXT(master, "master", "", TRAIN, "HOST:PORT where process 0 listens for the others") \
+    TXT(secret_file, "secret-file", "", TRAIN, \
+        "a file of 16 to 1024 bytes that all processes share: who does not know them is not let in") \
     NUM(timeout, "timeout", 600, 0, 1e6, TRAIN, \
         "seconds that a rank waits for another before the run ends; 0: for ever") \
     INT(steps, "steps", 100, 0, 2147483647, TRAIN, "optimizer steps of the whole run") \
@@ -747,21 +749,28 @@ static int option_model(gpt2_sp_options* o, const char* value, Error* e) {
         "--model %.100s: expected d12, d24, d36 or d48, or gpt2, gpt2-medium, gpt2-large or gpt2-xl", value);
 }
 
+// Reads a number in a range. `what` comes before the text in the line that an error leaves: "--lr ", "RANK=".
+static int number_set(
+    const char* what, const char* text, int whole, double low, double high, double* value, Error* e) {
+    if (parse_number(text, whole, value) != 0)
+        return fail(e, "%s%.300s: expected a %snumber", what, text, whole ? "whole " : "");
+    if (!(*value >= low && *value <= high))
+        return fail(e, "%s%.300s: must be from %.16g to %.16g", what, text, low, high);
+    return 0;
+}
+
 // Sets one option from text, in the range that the table gives. --model sets layers, heads and channels too,
 // so what comes after it on the command line overrides it.
 static int option_set(gpt2_sp_options* o, const Option* option, const char* value, Error* e) {
-    char* field = (char*)o + option->offset;
+    char *field = (char*)o + option->offset, what[64];
     double number;
     switch (option->kind) {
     case OPTION_FLAG:
     case OPTION_INT:
     case OPTION_NUM:
-        if (parse_number(value, option->kind != OPTION_NUM, &number) != 0)
-            return fail(e, "--%s %s: expected a %snumber", option->name, value,
-                option->kind != OPTION_NUM ? "whole " : "");
-        if (!(number >= option->low && number <= option->high))
-            return fail(
-                e, "--%s %s: must be from %.16g to %.16g", option->name, value, option->low, option->high);
+        snprintf(what, sizeof what, "--%s ", option->name);
+        if (number_set(what, value, option->kind != OPTION_NUM, option->low, option->high, &number, e) != 0)
+            return -1;
         if (option->kind == OPTION_NUM) *(double*)(void*)field = number;
         else *(int64_t*)(void*)field = (int64_t)number;
         return 0;
@@ -1301,7 +1310,9 @@ static Batch* loader_take(Loader* l, Error* e) {
 //        +--------------------------+-- link --+--------------------------+         messages, cut into frames
 //
 // Sums are made in the order of the ranks, so they do not depend on how ranks are spread over processes.
-// Every message carries `operation`, the number of calls that its sender has made: by it a receiver tells a
+// Numbers travel in the order of the machine's bytes; processes whose orders differ do not meet. What has come
+// for a rank and is not taken is bounded (data/net.h, NET_WINDOW): who sends waits for who takes. Every message
+// carries `operation`, the number of calls that its sender has made: by it a receiver tells a
 // peer that makes another call than itself (they have come apart) from one that is late. A rank that fails
 // aborts the world: all waits of all ranks of all processes end, with its error.
 //
@@ -1373,6 +1384,7 @@ struct Transport {
     int world;            // ranks of all processes
     int64_t step;         // in hand, for the line that a failure leaves
     uint64_t operation;   // calls so far: alike on all ranks
+    int64_t posted;       // rounds of sends to other processes that the last post made (links_move)
     const char* doing;    // the call in hand
     void* state;          // the ThreadWorld
     // An exchange is a post and its wait. post offers pieces to their peers: what they point to stays as it
@@ -1644,11 +1656,13 @@ static int link_gone(const Transport* t, int process, const char* why, Error* e)
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
-// Sends a message to rank `to` of another process, or (HOST) to that process itself.
-static int link_send(Transport* t, int process, int to, int kind, const void* data, size_t bytes, Error* e) {
+// Sends rank `to` of another process, or (HOST) that process itself, a frame of a message of `bytes`: what
+// follows its first `at` bytes.
+static int link_send(
+    Transport* t, int process, int to, int kind, const void* data, size_t bytes, size_t at, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    net_frame message = {NULL, kind, t->rank, to, t->operation, bytes, 0, NULL};
-    switch (net_send(&w->net, process, message, data, world_deadline(w, 1))) {
+    net_frame f = {NULL, kind, t->rank, to, t->operation, bytes, net_frame_bytes(bytes - at), NULL};
+    switch (net_send(&w->net, process, f, (const char*)data + at, world_deadline(w, 1))) {
     case NET_OK: return 0;
     case NET_ABORTED: return world_aborted(w, e);
     case NET_LATE: return transport_late(t, process_label(w, process).text, e);
@@ -1685,15 +1699,83 @@ static net_frame* link_take(
     return NULL;
 }
 
-// Receives a whole message into out.
-static int link_receive(Transport* t, int process, int from, int kind, void* out, size_t bytes, Error* e) {
-    for (size_t at = 0; at == 0 || at < bytes; at += NET_FRAME_BYTES) {
-        net_frame* f = link_take(t, process, from, kind, bytes, at, e);
-        if (!f) return -1;
-        memcpy((char*)out + at, f->data, f->bytes);
-        free(f);
+// A message to or from a rank of another process, or (HOST) that process itself, of which a part has moved.
+typedef struct {
+    int process, rank;
+    char* data;
+    size_t bytes, at;   // at: of these moved
+    int whole;          // all have, and a message of no bytes its one frame
+    int64_t round;      // when the last frame moved
+} LinkMessage;
+static LinkMessage link_message(int process, int rank, void* data, size_t bytes) {
+    LinkMessage m = {process, rank, (char*)data, bytes, 0, 0, -1};
+    return m;
+}
+
+// Whether messages[i] moves a frame in this round: the first of its stream that is not whole does.
+static int link_moves(const LinkMessage* messages, int i, int64_t round) {
+    const LinkMessage *m = &messages[i], *before;
+    if (m->whole) return 0;
+    for (before = messages; before < m; before++)
+        if (before->process == m->process && before->rank == m->rank &&
+            (!before->whole || before->round == round))
+            return 0;
+    return 1;
+}
+static void link_moved(LinkMessage* m, int64_t round) {
+    m->at += net_frame_bytes(m->bytes - m->at);
+    m->whole = m->at == m->bytes, m->round = round;
+}
+
+// Sends and receives messages by turns: in a round one frame of each stream is sent, then one of each is
+// taken. The first `posted` rounds of sends have been sent already. Nobody waits for ever: a rank waits to
+// send only while NET_WINDOW frames of that stream, all of earlier rounds or calls, are not taken, so that its
+// receiver is at an earlier round or call than itself; and it waits to take only for a sender that is so, or
+// that waits to send in this round. Of all ranks, one that is at the earliest round of the earliest call can
+// therefore go on.
+static int links_move(Transport* t, int kind, LinkMessage* sends, int send_count, LinkMessage* receives,
+    int receive_count, int64_t posted, Error* e) {
+    int moved = 1;
+    for (int64_t round = 0; moved; round++) {
+        moved = 0;
+        for (int i = 0; i < send_count; i++) {
+            LinkMessage* m = &sends[i];
+            if (!link_moves(sends, i, round)) continue;
+            if (round >= posted && link_send(t, m->process, m->rank, kind, m->data, m->bytes, m->at, e) != 0)
+                return -1;
+            link_moved(m, round), moved = 1;
+        }
+        for (int i = 0; i < receive_count; i++) {
+            LinkMessage* m = &receives[i];
+            if (!link_moves(receives, i, round)) continue;
+            net_frame* f = link_take(t, m->process, m->rank, kind, m->bytes, m->at, e);
+            if (!f) return -1;
+            memcpy(m->data + m->at, f->data, f->bytes);
+            free(f);
+            link_moved(m, round), moved = 1;
+        }
     }
     return 0;
+}
+
+// Sends messages as long as no receiver keeps this rank waiting: *posted becomes the number of rounds.
+static int links_post(Transport* t, int kind, LinkMessage* sends, int count, int64_t* posted, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    for (int64_t round = *posted = 0;; round++) {
+        int moving = 0, may = 1;
+        for (int i = 0; i < count && may; i++) {
+            if (!link_moves(sends, i, round)) continue;
+            moving = 1, may = net_may_send(&w->net, sends[i].process, t->rank, sends[i].rank);
+        }
+        if (!moving || !may) return 0;
+        for (int i = 0; i < count; i++) {
+            LinkMessage* m = &sends[i];
+            if (!link_moves(sends, i, round)) continue;
+            if (link_send(t, m->process, m->rank, kind, m->data, m->bytes, m->at, e) != 0) return -1;
+            link_moved(m, round);
+        }
+        *posted = round + 1;
+    }
 }
 
 // --- what a rank calls: shared memory and links together ---
@@ -1701,27 +1783,44 @@ static int link_receive(Transport* t, int process, int from, int kind, void* out
 // Every call of a rank begins here: counted, and named for the line that a failure leaves.
 static void transport_begin(Transport* t, const char* doing) { t->operation++, t->doing = doing; }
 
+// The pieces of a list that other processes' ranks send or receive, as messages; how many.
+static int link_pieces(const ThreadWorld* w, const Piece* pieces, int count, LinkMessage* out) {
+    int n = 0;
+    for (int i = 0; i < count; i++)
+        if (!world_local(w, pieces[i].peer))
+            out[n++] = link_message(
+                world_process(w, pieces[i].peer), pieces[i].peer, pieces[i].data, pieces[i].bytes);
+    return n;
+}
+
 // The functions of a Transport. A wait is counted with its post: both are one operation.
 static int world_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     transport_begin(t, "an exchange");
+    t->posted = 0;
     if (thread_post(t, sends, send_count, e) != 0) return -1;
-    for (int i = 0; i < send_count; i++)
-        if (!world_local(w, sends[i].peer) &&
-            link_send(t, world_process(w, sends[i].peer), sends[i].peer, FRAME_PIECE, sends[i].data,
-                sends[i].bytes, e) != 0)
-            return -1;
-    return 0;
+    if (w->processes < 2 || send_count == 0) return 0;
+    LinkMessage* messages = (LinkMessage*)malloc((size_t)send_count * sizeof *messages);
+    if (!messages) return fail(e, "out of memory for %d messages", send_count);
+    int count = link_pieces(w, sends, send_count, messages);
+    int status = links_post(t, FRAME_PIECE, messages, count, &t->posted, e);
+    free(messages);
+    return status;
 }
 
 static int world_wait(
     Transport* t, const Piece* sends, int send_count, const Piece* receives, int receive_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    for (int i = 0; i < receive_count; i++)
-        if (!world_local(w, receives[i].peer) &&
-            link_receive(t, world_process(w, receives[i].peer), receives[i].peer, FRAME_PIECE,
-                receives[i].data, receives[i].bytes, e) != 0)
-            return -1;
+    int all = send_count + receive_count;
+    if (w->processes > 1 && all > 0) {
+        LinkMessage* messages = (LinkMessage*)malloc((size_t)all * sizeof *messages);
+        if (!messages) return fail(e, "out of memory for %d messages", all);
+        int out = link_pieces(w, sends, send_count, messages);
+        int in = link_pieces(w, receives, receive_count, messages + out);
+        int status = links_move(t, FRAME_PIECE, messages, out, messages + out, in, t->posted, e);
+        free(messages);
+        if (status != 0) return -1;
+    }
     return thread_wait(t, sends, send_count, receives, receive_count, e);
 }
 
@@ -1731,19 +1830,25 @@ static int world_wait(
 static int world_gather(Transport* t, const Group* g, int kind, void* buffer, size_t bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char* parts = (char*)buffer;
+    int out = 0, in = 0;
     if (g->size == 1) return 0;
+    LinkMessage* sends = (LinkMessage*)malloc((size_t)(w->processes + g->size) * sizeof *sends);
+    LinkMessage* receives = sends + w->processes;
+    if (!sends) return fail(e, "out of memory for %d messages", w->processes + g->size);
     for (int i = 1; i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
         if (group_ranks_of(w, g, process) == 0) continue;
         int to = group_rank_of(w, g, process, g->index);
-        if (link_send(t, process, to, kind, parts + (size_t)g->index * bytes, bytes, e) != 0) return -1;
+        sends[out++] = link_message(process, to, parts + (size_t)g->index * bytes, bytes);
     }
     for (int i = 0; i < g->size; i++) {
         int from = group_rank(g, i), process = world_process(w, from);
         if (process == w->process || group_rank_of(w, g, w->process, i) != t->rank) continue;
-        if (link_receive(t, process, from, kind, parts + (size_t)i * bytes, bytes, e) != 0) return -1;
+        receives[in++] = link_message(process, from, parts + (size_t)i * bytes, bytes);
     }
-    if (thread_share(t, g, buffer, e) != 0) return -1;
+    int status = links_move(t, kind, sends, out, receives, in, 0, e);
+    free(sends);
+    if (status != 0 || thread_share(t, g, buffer, e) != 0) return -1;
     for (int i = 0; i < g->size; i++) {
         int from = group_rank(g, i),
             holder = world_local(w, from) ? from : group_rank_of(w, g, w->process, i);
@@ -1782,19 +1887,13 @@ static int world_all_reduce(Transport* t, const Group* g, double* values, int co
 }
 
 // Every rank sends the others their slices and sums its own in the order of the group, a frame's worth at
-// once. Slices of ranks of its own process it reads where they are.
+// once: rounds as those of links_move. Slices of ranks of its own process it reads where they are.
 static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int64_t slice, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     size_t bytes = (size_t)slice * sizeof(real);
     int64_t most = NET_FRAME_BYTES / (int64_t)sizeof(real);
     transport_begin(t, "a reduce-scatter");
     if (g->size == 1) return 0;
-    for (int i = 1; i < g->size; i++) {
-        int number = (g->index + i) % g->size, to = group_rank(g, number);
-        if (world_local(w, to)) continue;
-        if (link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + number * slice, bytes, e) != 0)
-            return -1;
-    }
     const real** parts = (const real**)malloc((size_t)g->size * sizeof *parts);
     net_frame** frames = (net_frame**)calloc((size_t)g->size, sizeof *frames);
     int status =
@@ -1802,6 +1901,12 @@ static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int6
     for (int64_t at = 0; status == 0 && (at == 0 || at < slice); at += most) {
         int64_t n = min_i64(most, slice - at);
         real* own = buffer + g->index * slice + at;   // nobody else reads this slice of this rank
+        for (int i = 1; status == 0 && i < g->size; i++) {
+            int number = (g->index + i) % g->size, to = group_rank(g, number);
+            if (world_local(w, to)) continue;
+            status = link_send(t, world_process(w, to), to, FRAME_SLICE, buffer + number * slice, bytes,
+                (size_t)at * sizeof(real), e);
+        }
         for (int i = 0; status == 0 && i < g->size; i++) {
             int r = group_rank(g, i);
             if (world_local(w, r)) {
@@ -1838,9 +1943,9 @@ static int world_barrier(Transport* t, const Group* g, Error* e) {
         for (int i = 1; i < w->processes; i++) {
             int process = (w->process + i) % w->processes, status;
             if (group_ranks_of(w, g, process) == 0) continue;
-            int other = group_rank_of(w, g, process, 0);
-            if (receiving) status = link_receive(t, process, other, FRAME_BARRIER, &nothing, 0, e);
-            else status = link_send(t, process, other, FRAME_BARRIER, &nothing, 0, e);
+            LinkMessage m = link_message(process, group_rank_of(w, g, process, 0), &nothing, 0);
+            if (receiving) status = links_move(t, FRAME_BARRIER, NULL, 0, &m, 1, 0, e);
+            else status = links_move(t, FRAME_BARRIER, &m, 1, NULL, 0, 0, e);
             if (status != 0) return -1;
         }
     return thread_barrier(t, g, e);
@@ -1856,10 +1961,15 @@ static void world_abort(Transport* t, const Error* reason) {
     net_tell(&w->net);
 }
 
-// Joins this process to the others of the run.
-static int links_open(ThreadWorld* w, int process, int processes, const char* master, Error* e) {
-    int status =
-        net_open(&w->net, process, processes, master, w->timeout, &stop_signal, e->text, sizeof e->text);
+// Joins this process to the others of the run, which must know the secret if there is one.
+static int links_open(
+    ThreadWorld* w, int process, int processes, const char* master, const char* secret_file, Error* e) {
+    net_secret secret;
+    memset(&secret, 0, sizeof secret);
+    if (secret_file[0] && net_secret_read(&secret, secret_file, e->text, sizeof e->text) != 0) return -1;
+    int status = net_open(
+        &w->net, process, processes, master, &secret, w->timeout, &stop_signal, e->text, sizeof e->text);
+    memset(&secret, 0, sizeof secret);
     w->process = process, w->processes = processes;
     w->local_process = w->net.local_process, w->local_processes = w->net.local_processes;
     return status;
@@ -1867,26 +1977,50 @@ static int links_open(ThreadWorld* w, int process, int processes, const char* ma
 
 // --- between jobs: the process itself speaks to the other processes ---
 
+// Every process sends all others `mine` (bytes[own]) and takes theirs: bytes[i] to theirs[i], of each process i
+// but itself.
+static int processes_swap(Transport* t, const void* mine, char** theirs, const size_t* bytes, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    LinkMessage* sends = (LinkMessage*)malloc(2 * (size_t)w->processes * sizeof *sends);
+    LinkMessage* receives = sends + w->processes;
+    int count = 0;
+    if (!sends) return fail(e, "out of memory for %d processes", w->processes);
+    for (int i = 0; i < w->processes; i++) {
+        if (i == w->process) continue;
+        sends[count] = link_message(i, HOST, (void*)(uintptr_t)mine, bytes[w->process]);
+        receives[count++] = link_message(i, HOST, theirs[i], bytes[i]);
+    }
+    int status = links_move(t, FRAME_TEXT, sends, count, receives, count, 0, e);
+    free(sends);
+    return status;
+}
+
 // Sends a text to all processes and takes theirs: texts (processes), which the caller frees; its own is NULL.
 static int processes_texts(Transport* t, const char* mine, char** texts, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    uint64_t length = strlen(mine);
-    for (int i = 1; i < w->processes; i++) {
-        int process = (w->process + i) % w->processes;
-        if (link_send(t, process, HOST, FRAME_TEXT, &length, sizeof length, e) != 0 ||
-            link_send(t, process, HOST, FRAME_TEXT, mine, (size_t)length, e) != 0)
-            return -1;
+    size_t count = (size_t)w->processes;
+    uint64_t* lengths = (uint64_t*)calloc(count, sizeof *lengths);
+    size_t* bytes = (size_t*)calloc(count, sizeof *bytes);
+    char** at = (char**)calloc(count, sizeof *at);
+    int status = lengths && bytes && at ? 0 : fail(e, "out of memory for %d processes", w->processes);
+    for (int i = 0; status == 0 && i < w->processes; i++)
+        at[i] = (char*)&lengths[i], bytes[i] = sizeof lengths[i];
+    if (status == 0) {
+        lengths[w->process] = strlen(mine);
+        status = processes_swap(t, &lengths[w->process], at, bytes, e);
     }
-    for (int i = 0; i < w->processes; i++) {
+    for (int i = 0; status == 0 && i < w->processes; i++) {
+        bytes[i] = (size_t)lengths[i];
         if (i == w->process) continue;
-        if (link_receive(t, i, HOST, FRAME_TEXT, &length, sizeof length, e) != 0) return -1;
-        if (length > HOST_TEXT)
-            return fail(e, "process %d says %llu bytes about itself", i, (unsigned long long)length);
-        texts[i] = (char*)calloc((size_t)length + 1, 1);
-        if (!texts[i]) return fail(e, "out of memory");
-        if (link_receive(t, i, HOST, FRAME_TEXT, texts[i], (size_t)length, e) != 0) return -1;
+        if (lengths[i] > HOST_TEXT)
+            status = fail(e, "process %d says %llu bytes about itself", i, (unsigned long long)lengths[i]);
+        else if (!(texts[i] = (char*)calloc(bytes[i] + 1, 1))) status = fail(e, "out of memory");
     }
-    return 0;
+    if (status == 0) status = processes_swap(t, mine, texts, bytes, e);
+    free(lengths);
+    free(bytes);
+    free(at);
+    return status;
 }
 
 // Called by all processes together. -1 on all if the text of one differs from process 0's; the line names the
@@ -1913,32 +2047,49 @@ static int processes_compare(Transport* t, const char* doing, const char* mine, 
     return status;
 }
 
+// What a process brings to an agreement.
+typedef struct {
+    int64_t status, flag;
+    Error error;
+} Vote;
+
+// The votes of all processes (processes).
+static int processes_vote(Transport* t, Vote* votes, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    char** at = (char**)calloc((size_t)w->processes, sizeof *at);
+    size_t* bytes = (size_t*)calloc((size_t)w->processes, sizeof *bytes);
+    int status = at && bytes ? 0 : fail(e, "out of memory for %d processes", w->processes);
+    for (int i = 0; status == 0 && i < w->processes; i++) at[i] = (char*)&votes[i], bytes[i] = sizeof *votes;
+    if (status == 0) status = processes_swap(t, &votes[w->process], at, bytes, e);
+    free(at);
+    free(bytes);
+    return status;
+}
+
 // Called by all processes together: all go on, or none. If one comes with a status that is not 0, all get
 // such a status, with its error. flag, if not NULL, becomes the largest of all processes' flags.
 static int processes_agree(Transport* t, int status, int* flag, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    struct {
-        int64_t status, flag;
-        Error error;
-    } mine, other;
-    int met = 0;
     if (w->processes < 2) return status;
     transport_begin(t, "an agreement");
-    memset(&mine, 0, sizeof mine);
-    mine.status = status, mine.flag = flag ? *flag : 0;
-    if (status != 0) mine.error = *e;
-    for (int i = 1; met == 0 && i < w->processes; i++)
-        met = link_send(t, (w->process + i) % w->processes, HOST, FRAME_TEXT, &mine, sizeof mine, e);
-    for (int i = 0; met == 0 && i < w->processes; i++) {
-        if (i == w->process) continue;
-        met = link_receive(t, i, HOST, FRAME_TEXT, &other, sizeof other, e);
-        if (met != 0) break;
-        other.error.text[sizeof other.error.text - 1] = 0;
-        if (flag && other.flag > *flag) *flag = (int)other.flag;
-        if (other.status != 0 && status == 0) status = fail(e, "process %d: %.980s", i, other.error.text);
+    Vote* votes = (Vote*)calloc((size_t)w->processes, sizeof *votes);
+    Error own = {{0}};
+    if (status != 0) own = *e;
+    if (votes) {
+        Vote* mine = &votes[w->process];
+        mine->status = status, mine->flag = flag ? *flag : 0;
+        mine->error = own;
     }
+    int met = votes ? processes_vote(t, votes, e) : fail(e, "out of memory for %d processes", w->processes);
+    for (int i = 0; met == 0 && i < w->processes; i++) {
+        Vote* v = &votes[i];
+        v->error.text[sizeof v->error.text - 1] = 0;
+        if (flag && v->flag > *flag) *flag = (int)v->flag;
+        if (v->status != 0 && status == 0) status = fail(e, "process %d: %.980s", i, v->error.text);
+    }
+    free(votes);
     if (met != 0) t->abort(t, e);   // no agreement is possible any more
-    if (mine.status != 0) *e = mine.error;
+    if (own.text[0]) *e = own;
     return met != 0 ? -1 : status;
 }
 
@@ -7208,7 +7359,8 @@ static int option_is_own(const char* name) {
 }
 // Whether an option says where files are: processes may differ in that, but not in whether it is given.
 static int option_is_place(const char* name) {
-    static const char* const places[] = {"data", "val-data", "out", "init-from", "products", "trace"};
+    static const char* const places[] = {
+        "data", "val-data", "out", "init-from", "products", "trace", "secret-file"};
     for (int i = 0; i < (int)(sizeof places / sizeof places[0]); i++)
         if (strcmp(places[i], name) == 0) return 1;
     return 0;
@@ -7220,6 +7372,8 @@ static int processes_meet(gpt2_sp* g) {
     Error* e = &g->error;
     if (o->world < 2 && o->rank > 0)
         return fail(e, "--rank %lld needs --world, the number of processes", (long long)o->rank);
+    if (o->world < 1 && o->secret_file[0])
+        return fail(e, "--secret-file needs --world, the number of processes, which prove that they know it");
     if (o->world < 2) return ranks_choose(o, g->device, 1, e);
     if (o->rank >= o->world)
         return fail(e, "--rank %lld: --world %lld has processes 0 to %lld", (long long)o->rank,
@@ -7228,9 +7382,12 @@ static int processes_meet(gpt2_sp* g) {
         return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
     if (!g->device->processes)
         return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
-    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, e) != 0) return -1;
+    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, o->secret_file, e) != 0) return -1;
     Error unfit;
     int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
+    // before the others can know that options agree, and let their ranks speak
+    if (net_ranks(&g->world.net, (int)max_i64(1, o->dp * max_i64(1, o->sp) / o->world)) != 0)
+        return fail(e, "out of memory for the links of %lld ranks", (long long)(o->dp * o->sp));
     char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
     if (!text) return fail(e, "out of memory");
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
@@ -7625,7 +7782,8 @@ static FILE* log_open(const char* out, int64_t step, Error* e) {
 
 // Whether an option belongs to one launch of a run, not to the run.
 static int option_is_launch(const char* name) {
-    return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0;
+    return strcmp(name, "rank") == 0 || strcmp(name, "world") == 0 || strcmp(name, "master") == 0 ||
+        strcmp(name, "secret-file") == 0;
 }
 
 // Writes OUT/run.cfg: the options of the run, as --config reads them, without those of this launch. `model`
@@ -7820,10 +7978,40 @@ static void watch_end(Watch* watch) {
 // The byte tokenizer: a token for each byte, and one that ends a document.
 enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
 
+// A whole number from the environment, read and checked as an option's; `other` where the variable is not set.
+static int environment_number(
+    const char* name, double low, double high, int64_t other, int64_t* value, Error* e) {
+    char what[64];
+    double number = (double)other;
+    const char* text = getenv(name);
+    snprintf(what, sizeof what, "%s=", name);
+    if (text && number_set(what, text, 1, low, high, &number, e) != 0) return -1;
+    *value = (int64_t)number;
+    return 0;
+}
+
+// --master from a launcher's environment. The port is MASTER_PORT, or the next one where torchrun's own store
+// sits on it; two jobs of Slurm on one machine need two ports.
+static int launch_master(gpt2_sp_options* o, const net_launcher* launcher, Error* e) {
+    char host[256], number[32], master[300];
+    int64_t port, job, local = 0;
+    const char* store = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    if (environment_number("SLURM_JOB_ID", 0, 9007199254740991., -1, &job, e) != 0 ||
+        environment_number("MASTER_PORT", 1, 65535, job < 0 ? 29400 : 15000 + job % 15000, &port, e) != 0 ||
+        (launcher->local_world[0] && environment_number(launcher->local_world, 1, 4096, 0, &local, e) != 0))
+        return -1;
+    if (net_launched_host(launcher, local == o->world, host, sizeof host, e->text, sizeof e->text) != 0)
+        return -1;
+    port += getenv("MASTER_PORT") && store && strcmp(store, "True") == 0;
+    snprintf(number, sizeof number, "%lld", (long long)port);
+    net_address_print(master, sizeof master, host, number);
+    return option_set(o, option_find("master"), master, e);
+}
+
 // --rank and --world from what a launcher has set in the environment, where the command line has neither;
 // --master too, where it has none.
 static int launch_environment(gpt2_sp_options* o, Error* e) {
-    char master[300];
+    int64_t rank, world;
     if (o->world > 0 || o->rank > 0) return 0;
     const net_launcher* launcher = net_launched(o->master[0] != 0);
     if (!launcher && o->master[0])
@@ -7831,17 +8019,12 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
             "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
             o->master);
     if (!launcher) return 0;
-    const char *rank = getenv(launcher->rank), *world = getenv(launcher->world);
-    if (option_set(o, option_find("rank"), rank, e) != 0 ||
-        option_set(o, option_find("world"), world, e) != 0) {
-        Error why = *e;
-        return fail(e, "%s=%.40s, %s=%.40s: %.800s", launcher->rank, rank, launcher->world, world, why.text);
-    }
-    if (o->world < 2 || o->master[0]) return 0;
-    if (net_launched_master(launcher, o->world, master, sizeof master) != 0)
-        return fail(
-            e, "%s=%lld, but no MASTER_ADDR: the machine of process 0", launcher->world, (long long)o->world);
-    return option_set(o, option_find("master"), master, e);
+    const Option *ranks = option_find("rank"), *worlds = option_find("world");
+    if (environment_number(launcher->rank, ranks->low, ranks->high, 0, &rank, e) != 0 ||
+        environment_number(launcher->world, 1, worlds->high, 1, &world, e) != 0)
+        return -1;
+    o->rank = rank, o->world = world;
+    return o->world < 2 || o->master[0] ? 0 : launch_master(o, launcher, e);
 }
 
 // Trains, from the start or from the newest checkpoint in --out, after --verify or --check.

@@ -3,61 +3,80 @@
 //
 //     net_peers n; char error[NET_TEXT];
 //     net_init(&n, &mutex, &changed, &aborted, reason);     // what the caller's own threads wait with, too
-//     if (net_open(&n, process, processes, "host:29400", 30e3, &stop, error, sizeof error)) ...   // all met
-//     net_send(&n, peer, message, data, deadline)           // a whole message; NET_OK, or why not
+//     if (net_open(&n, process, processes, "host:29400", &secret, 30e3, &stop, error, sizeof error)) ...
+//     net_ranks(&n, ranks)                                  // all have met; each process has so many ranks
+//     net_send(&n, peer, frame, data, deadline)             // a frame of a message; NET_OK, or why not
 //     net_take(&n, peer, from, to, deadline, &frame, &why)  // its next frame, which the caller frees
 //     net_tell(&n)                                          // after an abort: all others learn the reason
 //     net_close(&n);
 //
-// Processes are numbered from 0; between each two there is one connection, a link. A thread per link reads
-// frames into a queue as they come, so that no two processes ever wait for each other's sockets. A thread
-// that takes a frame waits for `changed` with `mutex` held, as the caller's threads do among themselves: one
-// wait ends by whatever comes first, a frame, the end of a connection, or an abort. Deadlines are in ms of
-// net_now_ms; 0: none. Needs Linux (accept4, POLLRDHUP) and zlib; under -std=c11 define _GNU_SOURCE before
-// the first include.
+// Processes are numbered from 0, and so are ranks: process p has those from p * ranks on. Between each two
+// processes there is one connection, a link. A thread per link reads frames into a queue as they come, so
+// that no two processes ever wait for each other's sockets. A thread that takes a frame waits for `changed`
+// with `mutex` held, as the caller's threads do among themselves: one wait ends by whatever comes first, a
+// frame, the end of a connection, or an abort. Deadlines are in ms of net_now_ms; 0: none. Needs Linux
+// (accept4, getrandom, POLLRDHUP) and zlib; under -std=c11 define _GNU_SOURCE before the first include.
 //
 // A message is cut into frames of NET_FRAME_BYTES and a rest; one of no bytes is one frame. All integers of a
-// frame are little-endian.
+// frame are little-endian; what the bytes of a message mean is the caller's matter.
 //
 //     offset  bytes  frame
 //          0      4  magic 47 32 53 50, "G2SP"
-//          4      4  kind: 0 .. NET_ABORT - 1 are the caller's; NET_ABORT: why the sender's process stops
-//          8      4  from, signed: who in the sender's process; the caller's numbers, -1 the process itself
-//         12      4  to, signed: the same in the receiver's
-//         16      8  operation: the caller's
+//          4      4  kind: 0 .. NET_ABORT - 1 are the caller's; NET_ABORT: why the sender's process stops;
+//                    NET_TAKEN: frames from `to` to `from` were taken
+//          8      4  from, signed: a rank of the sender's process, -1 the process itself
+//         12      4  to, signed: the same of the receiver's
+//         16      8  operation: the caller's; of NET_TAKEN: how many frames
 //         24      8  bytes of the message
-//         32      8  bytes of this frame, at most NET_FRAME_BYTES and the message's; of an abort < NET_TEXT
+//         32      8  bytes of this frame: NET_FRAME_BYTES, or the message's rest; of an abort < NET_TEXT
 //         40      4  zero
 //         44      4  CRC-32 of bytes 0 .. 43
 //         48     ..  the bytes of this frame
 //
-// Memory is taken for what has a valid header, one frame at a time. A frame that is none ends its link.
+// What one rank sends another is a stream of frames. Of a stream at most NET_WINDOW frames are under way: a
+// sender waits until the receiver has taken some, which NET_TAKEN reports for every NET_WINDOW / 2 frames.
+// So a link's queue holds at most NET_WINDOW MiB for each pair of ranks, whoever sends, and its thread never
+// stops reading. Whoever sends several streams and takes others must do so by turns, a frame of each
+// (train_gpt2_sp.c, links_move, says why nobody then waits for ever). A frame that is none, of ranks that are
+// not at the two ends, or beyond the window ends its link, before memory is taken for it.
 //
 // How processes meet: process 0 listens at the address that all were given; the others connect, say who they
 // are and where they listen (hello); when all are there, each is told where the others are (welcome, with a
-// place of each process) and connects to those with lower numbers, again with a hello. Integers here are in
-// the machine's order, which the magic shows; texts end with a NUL.
+// place of each process) and connects to those with lower numbers, again with a hello. Integers are
+// little-endian; texts end with a NUL; the last four bytes of each are the CRC-32 of all before.
 //
 //     offset  bytes  hello                             offset  bytes  welcome
-//          0      8  magic "GPT2SPH1"                       0      8  magic "GPT2SPW1"
-//          8      8  cookie: 0 to process 0, else           8      8  cookie, of this run; 0 in a refusal
-//                    the welcome's                         16      4  processes; 0 in a refusal
-//         16      4  process                               20      4  CRC-32 of this, zeros here, and of
-//         20      4  processes                                        the places; 0 in a refusal
-//         24      4  port where it listens;                24    512  refusal: why there is no run, or ""
-//                    0: it does not                    offset  bytes  place, of each process in turn
-//         28      4  CRC-32 of this, zeros here             0     64  address; "": process 0's machine
-//         32     96  machine: host name, boot id           64     96  machine
-//                                                         160      4  port
-//                                                         164      4  zero
+//          0      8  magic "GPT2SPH2"                       0      8  magic "GPT2SPW2"
+//          8      8  cookie: 0 to process 0, else           8      8  cookie, of this run
+//                    the welcome's                         16      4  processes
+//         16      4  process                               20    164  place, of each process in turn:
+//         20      4  processes                                  0     64  address; "": process 0's machine
+//         24      4  port where it listens;                    64     96  machine
+//                    0: it does not                           160      4  port
+//         28      4  1: it has a secret, 0: none           ..      4  CRC-32
+//         32      4  01020304 hex, in the order of     offset  bytes  challenge, proof
+//                    its machine: messages have it          0      8  magic "GPT2SPC2", "GPT2SPP2"
+//         36     32  nonce: random, new for each            8     32  nonce; HMAC
+//         68     96  machine: host name, boot id           40      4  CRC-32
+//        164      4  CRC-32                            offset  bytes  refusal
+//                                                           0      8  magic "GPT2SPR2"
+//                                                           8    500  why
+//                                                         508      4  CRC-32
 //
-// Whatever else connects is hung up on, at once if its first bytes are no hello's, else after 5 s. There is
-// no secret in this: the port belongs in a private network.
+// With a secret, which all processes of the run share, a hello is answered by a challenge with the listener's
+// nonce. The caller proves that it knows the secret, then the listener does: HMAC-SHA256, with the secret as
+// its key, of "caller" or "listener" (filled up with zeros to 8 bytes), the hello and the listener's nonce.
+// Who does not know the secret is refused, and the run waits on. The secret keeps strangers out, no more: what
+// travels afterwards is neither encrypted nor signed.
+//
+// Whatever else connects is hung up on, at once if its first bytes are no hello's, else after NET_PATIENCE, or
+// sooner where another needs its place. Without a secret whoever can reach the port may take a process' part:
+// then it belongs in a private network.
 //
 // net_open gives 0, or -1 with one line in the buffer that names the process and what it waited for or found;
-// such lines call the process' number, their count and the address by the options that set them: --rank,
-// --world, --master. net_launched and net_launched_master find the three in what torchrun, mpirun and srun
-// have set.
+// such lines call the process' number, their count, the address and the secret by the options that set them:
+// --rank, --world, --master, --secret-file. net_launched and net_launched_host find who and where a process is
+// in what torchrun, mpirun and srun have set; the numbers among that are the caller's to read.
 
 #ifndef GPT2_SP_NET_H
 #define GPT2_SP_NET_H
@@ -79,10 +98,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include <zlib.h>
+#include "sha256.h"
 
 #ifndef GPT2_SP_LEAF
 #define GPT2_SP_LEAF static __attribute__((unused))
@@ -91,11 +113,11 @@
 enum { NET_TEXT = 1024 };                              // bytes of a reason, its end included
 enum { NET_FRAME_BYTES = 1 << 20, NET_HEADER = 48 };   // most bytes of a frame; before them
 enum { NET_FRAME_MAGIC = 0x50533247 };                 // "G2SP"
-enum { NET_ABORT = 5, NET_KINDS };                     // kinds of frames: see above
+enum { NET_ABORT = 5, NET_TAKEN, NET_KINDS };          // kinds of frames: see above
 enum { NET_ITSELF = -1 };                              // from, to: the process itself
+enum { NET_WINDOW = 8 };                               // frames of a stream that may be under way
 enum { NET_OK, NET_ABORTED, NET_LATE, NET_GONE };      // what becomes of a send or a take
-#define NET_HELLO_MAGIC 0x3148505332545047ull          // "GPT2SPH1"
-#define NET_WELCOME_MAGIC 0x3157505332545047ull        // "GPT2SPW1"
+enum { NET_PATIENCE = 5000 };                          // with a caller that says nothing, in ms
 
 typedef struct net_frame net_frame;
 struct net_frame {
@@ -108,16 +130,25 @@ struct net_frame {
 
 typedef struct net_peers net_peers;
 
+// The frames between a rank here and a rank there, both ways.
+typedef struct {
+    unsigned char sent;    // from here, and not reported as taken
+    unsigned char held;    // come here, and not reported as taken
+    unsigned char taken;   // of these, taken
+} net_stream;
+
 // The connection to one other process.
 typedef struct {
     net_peers* peers;
     int fd;             // -1: there is none
     pthread_t thread;   // reads what comes
     int reading;        // it runs
-    pthread_mutex_t sending;
-    int torn;                     // a frame was sent in part: nothing can follow it
-    net_frame *oldest, *newest;   // come, but not taken; the peers' mutex guards these two and `gone`
+    int torn;           // a frame was sent in part: nothing can follow it
+    // the peers' mutex guards all that follows
+    int writing, waiting;         // whether a thread writes a frame; how many wait to
+    net_frame *oldest, *newest;   // come, but not taken
     const char* gone;             // why nothing more will come
+    net_stream itself, *ranks;    // between the processes themselves; (ranks here, ranks there)
 } net_link;
 
 struct net_peers {
@@ -131,22 +162,8 @@ struct net_peers {
     int local_process, local_processes;   // among those of this machine, in the order of their numbers
     net_link* links;                      // (processes); NULL: there are none
     int told;                             // the others know of the abort
+    int ranks;                            // of each process, by net_ranks; until then only processes speak
 };
-
-typedef struct {
-    uint64_t magic, cookie;
-    uint32_t process, processes, port, crc;
-    char machine[96];
-} net_hello;
-typedef struct {
-    uint64_t magic, cookie;
-    uint32_t processes, crc;
-    char refusal[512];
-} net_welcome;
-typedef struct {
-    char address[64], machine[96];
-    uint32_t port, unused;
-} net_place;
 
 // ================================================================================
 // time, messages, bytes
@@ -211,12 +228,14 @@ GPT2_SP_LEAF int net_frame_decode(net_frame* f, const unsigned char* h) {
     if (net_get(h, 4) != NET_FRAME_MAGIC || net_get(h + 44, 4) != (uint64_t)crc32(0, h, NET_HEADER - 4))
         return -1;
     uint64_t kind = net_get(h + 4, 4), bytes = net_get(h + 32, 8);
-    if (kind >= NET_KINDS || bytes > NET_FRAME_BYTES || (kind == NET_ABORT && bytes >= NET_TEXT)) return -1;
+    if (kind >= NET_KINDS || (kind == NET_ABORT && bytes >= NET_TEXT)) return -1;
     f->kind = (int)kind;
     f->from = (int32_t)net_get(h + 8, 4), f->to = (int32_t)net_get(h + 12, 4);
     f->operation = net_get(h + 16, 8), f->message = net_get(h + 24, 8);
     f->bytes = (size_t)bytes;
-    return f->message >= bytes ? 0 : -1;
+    if (kind == NET_TAKEN && (f->message > 0 || f->operation < 1 || f->operation > NET_WINDOW)) return -1;
+    uint64_t rest = f->message % NET_FRAME_BYTES;
+    return bytes == net_frame_bytes(f->message) || (rest > 0 && bytes == rest) ? 0 : -1;
 }
 
 // What the caller lends: see net_peers. The condition's clock is CLOCK_MONOTONIC; nothing here may move while
@@ -260,7 +279,27 @@ GPT2_SP_LEAF void net_hear_abort(net_peers* n, int process, const char* said) {
     else snprintf(n->reason, NET_TEXT, "process %d: %.980s", process, said);
 }
 
-// One frame off the link: into the queue, or, an abort, to all who wait. NULL, or why nothing more will come.
+// The stream between a rank here and one there; NULL: these are not ranks of the two processes.
+GPT2_SP_LEAF net_stream* net_stream_find(net_link* l, int here, int there) {
+    const net_peers* n = l->peers;
+    int64_t i = here - (int64_t)n->process * n->ranks, j = there - (l - n->links) * (int64_t)n->ranks;
+    if (here == NET_ITSELF && there == NET_ITSELF) return &l->itself;
+    return i >= 0 && i < n->ranks && j >= 0 && j < n->ranks ? &l->ranks[i * n->ranks + j] : NULL;
+}
+
+// NULL, or why a frame is none that may come now. Counts it in its stream. With the mutex held.
+GPT2_SP_LEAF const char* net_frame_count(net_link* l, const net_frame* f) {
+    net_stream* s = net_stream_find(l, f->to, f->from);
+    if (!s || (f->kind == NET_ABORT && s != &l->itself)) return "it sent a frame of ranks that are not there";
+    if (f->kind == NET_TAKEN && f->operation > s->sent) return "it reports frames that it was not sent";
+    if (f->kind == NET_TAKEN) s->sent = (unsigned char)(s->sent - f->operation);
+    else if (f->kind != NET_ABORT && s->held == NET_WINDOW) return "it sent more frames than are taken";
+    else if (f->kind != NET_ABORT) s->held++;
+    return NULL;
+}
+
+// One frame off the link: into the queue, or, an abort or a report, to all who wait. NULL, or why nothing more
+// will come.
 GPT2_SP_LEAF const char* net_link_read(net_link* l) {
     static const char* const closed = "connection closed";
     net_peers* n = l->peers;
@@ -268,6 +307,11 @@ GPT2_SP_LEAF const char* net_link_read(net_link* l) {
     net_frame f;
     if (net_socket_read(l->fd, header, sizeof header) != 0) return closed;
     if (net_frame_decode(&f, header) != 0) return "it sent what is no frame";
+    pthread_mutex_lock(n->mutex);
+    const char* refused = net_frame_count(l, &f);
+    if (!refused && f.kind == NET_TAKEN && l->waiting > 0) pthread_cond_broadcast(n->changed);
+    pthread_mutex_unlock(n->mutex);
+    if (refused || f.kind == NET_TAKEN) return refused;
     net_frame* frame = (net_frame*)malloc(sizeof f + f.bytes + 1);
     if (!frame) return "no memory for what it sends";
     *frame = f;
@@ -302,7 +346,7 @@ GPT2_SP_LEAF void* net_link_thread(void* argument) {
     return NULL;
 }
 
-// Writes all of it, with the link's `sending` held. `tells`: of an abort, which ends every other write.
+// Writes all of it, with the link claimed. `tells`: of an abort, which ends every other write.
 GPT2_SP_LEAF int net_link_write(
     net_link* l, const void* data, size_t bytes, int more, double deadline, int tells) {
     int flags = MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0);
@@ -320,7 +364,7 @@ GPT2_SP_LEAF int net_link_write(
     return NET_OK;
 }
 
-// Header and bytes of a frame, with the link's `sending` held.
+// Header and bytes of a frame, with the link claimed.
 GPT2_SP_LEAF int net_frame_write(
     net_link* l, const net_frame* f, const void* data, double deadline, int tells) {
     unsigned char header[NET_HEADER];
@@ -333,27 +377,70 @@ GPT2_SP_LEAF int net_frame_write(
     return status;
 }
 
-// Sends a message to a process; f holds its kind, from, to, operation and bytes (`message`). Threads may send
-// at the same time: no frame is mixed with another.
+// Waits until no other thread writes to the link and, if a stream is given, until another frame of it may be
+// under way. NET_OK: the caller writes, and releases the link.
+GPT2_SP_LEAF int net_link_claim(net_link* l, net_stream* s, double deadline, int tells) {
+    net_peers* n = l->peers;
+    int status = NET_OK, late = 0;
+    pthread_mutex_lock(n->mutex);
+    while (status == NET_OK) {
+        if (*n->aborted && !tells) status = NET_ABORTED;
+        else if (!l->writing && (!s || s->sent < NET_WINDOW)) break;
+        else if (l->gone && !l->writing) status = NET_GONE;
+        else if (late) status = NET_LATE;
+        else {
+            l->waiting++;
+            late = net_await(n->changed, n->mutex, deadline) != 0;
+            l->waiting--;
+        }
+    }
+    if (status == NET_OK) l->writing = 1;
+    if (status == NET_OK && s) s->sent++;
+    pthread_mutex_unlock(n->mutex);
+    return status;
+}
+
+GPT2_SP_LEAF void net_link_release(net_link* l) {
+    pthread_mutex_lock(l->peers->mutex);
+    l->writing = 0;
+    if (l->waiting > 0) pthread_cond_broadcast(l->peers->changed);
+    pthread_mutex_unlock(l->peers->mutex);
+}
+
+// Claims, writes and releases.
+GPT2_SP_LEAF int net_link_send(
+    net_link* l, net_stream* s, const net_frame* f, const void* data, double deadline, int tells) {
+    int status = net_link_claim(l, s, deadline, tells);
+    if (status != NET_OK) return status;
+    status = net_frame_write(l, f, data, deadline, tells);
+    net_link_release(l);
+    return status;
+}
+
+// Whether net_send would now not have to wait for the receiver.
+GPT2_SP_LEAF int net_may_send(net_peers* n, int process, int from, int to) {
+    pthread_mutex_lock(n->mutex);
+    const net_stream* s = net_stream_find(&n->links[process], from, to);
+    int may = s && s->sent < NET_WINDOW;
+    pthread_mutex_unlock(n->mutex);
+    return may;
+}
+
+// Sends a frame to a process, as soon as its stream's window allows; f holds its kind, from, to, operation
+// and the bytes of its message and of itself. Threads may send at the same time: no frame is mixed with
+// another.
 GPT2_SP_LEAF int net_send(net_peers* n, int process, net_frame f, const void* data, double deadline) {
     net_link* l = &n->links[process];
-    if (net_aborted(n)) return NET_ABORTED;
-    for (uint64_t at = 0; at == 0 || at < f.message; at += NET_FRAME_BYTES) {
-        f.bytes = net_frame_bytes(f.message - at);
-        pthread_mutex_lock(&l->sending);
-        int status = net_frame_write(l, &f, (const char*)data + at, deadline, 0);
-        pthread_mutex_unlock(&l->sending);
-        if (status == NET_OK) continue;
-        // a peer that left has said why, if it could: what it said is read first
-        double patience = net_now_ms() + 1000;
-        pthread_mutex_lock(n->mutex);
-        while (status == NET_GONE && !*n->aborted && !l->gone &&
-            net_await(n->changed, n->mutex, patience) == 0) {}
-        if (*n->aborted) status = NET_ABORTED;
-        pthread_mutex_unlock(n->mutex);
-        return status;
-    }
-    return NET_OK;
+    net_stream* s = net_stream_find(l, f.from, f.to);
+    int status = s ? net_link_send(l, s, &f, data, deadline, 0) : (int)NET_GONE;
+    if (status != NET_GONE) return status;
+    // a peer that left has said why, if it could: what it said is read first
+    double patience = net_now_ms() + 1000;
+    pthread_mutex_lock(n->mutex);
+    while (!*n->aborted && !l->gone && net_await(n->changed, n->mutex, patience) == 0) {}
+    if (*n->aborted) status = NET_ABORTED;
+    pthread_mutex_unlock(n->mutex);
+    return status;
 }
 
 // Takes the next frame that `from` there has sent to `to` here, waiting for it; the caller frees it. Where no
@@ -362,6 +449,7 @@ GPT2_SP_LEAF int net_take(
     net_peers* n, int process, int from, int to, double deadline, net_frame** frame, const char** why) {
     net_link* l = &n->links[process];
     net_frame *f = NULL, *before = NULL;
+    net_frame report = {NULL, NET_TAKEN, to, from, 0, 0, 0, NULL};
     int status = NET_OK, late = 0;
     pthread_mutex_lock(n->mutex);
     while (status == NET_OK) {
@@ -376,9 +464,16 @@ GPT2_SP_LEAF int net_take(
         if (before) before->next = f->next;
         else l->oldest = f->next;
         if (l->newest == f) l->newest = before;
+        net_stream* s = net_stream_find(l, to, from);   // there is one: the frame was counted in it
+        if (s && ++s->taken == NET_WINDOW / 2) {
+            report.operation = s->taken;
+            s->held = (unsigned char)(s->held - s->taken), s->taken = 0;
+        }
     }
     *frame = status == NET_OK ? f : NULL, *why = l->gone;
     pthread_mutex_unlock(n->mutex);
+    // a sender that is gone needs no report; that it is gone, the next frame from it will tell
+    if (report.operation > 0) (void)net_link_send(l, NULL, &report, NULL, deadline, 0);
     return status;
 }
 
@@ -391,16 +486,11 @@ GPT2_SP_LEAF void net_tell(net_peers* n) {
     int told = n->told;
     n->told = 1;
     pthread_mutex_unlock(n->mutex);
+    net_frame f = {NULL, NET_ABORT, NET_ITSELF, NET_ITSELF, 0, strlen(reason), strlen(reason), NULL};
     for (int process = 0; !told && n->links && process < n->processes; process++) {
         net_link* l = &n->links[process];
-        net_frame f = {NULL, NET_ABORT, NET_ITSELF, NET_ITSELF, 0, strlen(reason), strlen(reason), NULL};
-        struct timespec soon;
-        clock_gettime(CLOCK_REALTIME, &soon);   // the only clock of pthread_mutex_timedlock
-        soon.tv_sec += 1;
-        if (l->fd < 0 || pthread_mutex_timedlock(&l->sending, &soon) != 0) continue;
         // one that cannot be told will see the connection close
-        (void)net_frame_write(l, &f, reason, net_now_ms() + 1000, 1);
-        pthread_mutex_unlock(&l->sending);
+        if (l->fd >= 0) (void)net_link_send(l, NULL, &f, reason, net_now_ms() + 1000, 1);
     }
 }
 
@@ -409,11 +499,22 @@ GPT2_SP_LEAF int net_links_make(net_peers* n, int process, int processes) {
     n->links = (net_link*)calloc((size_t)processes, sizeof *n->links);
     if (!n->links) return -1;
     n->process = process, n->processes = processes;
-    for (int i = 0; i < processes; i++) {
-        n->links[i].fd = -1, n->links[i].peers = n;
-        pthread_mutex_init(&n->links[i].sending, NULL);
-    }
+    for (int i = 0; i < processes; i++) n->links[i].fd = -1, n->links[i].peers = n;
     return 0;
+}
+
+// How many ranks each process has: from now on they may speak. Called once, before any process can know that
+// this one will listen to ranks. -1: no memory.
+GPT2_SP_LEAF int net_ranks(net_peers* n, int ranks) {
+    int status = 0;
+    pthread_mutex_lock(n->mutex);
+    for (int i = 0; i < n->processes; i++) {
+        n->links[i].ranks = (net_stream*)calloc((size_t)ranks * (size_t)ranks, sizeof(net_stream));
+        if (!n->links[i].ranks) status = -1;
+    }
+    if (status == 0) n->ranks = ranks;
+    pthread_mutex_unlock(n->mutex);
+    return status;
 }
 
 // Begins to read what comes from a process.
@@ -446,7 +547,7 @@ GPT2_SP_LEAF void net_close(net_peers* n) {
             l->oldest = f->next;
             free(f);
         }
-        pthread_mutex_destroy(&l->sending);
+        free(l->ranks);
     }
     free(n->links);
     n->links = NULL;
@@ -468,10 +569,17 @@ GPT2_SP_LEAF int net_address_parse(net_address* a, const char* text, char* error
     long port = colon ? strtol(colon + 1, &end, 10) : 0;
     if (!colon || n == 0 || n >= sizeof a->host || !isdigit((unsigned char)colon[1]) || *end || port < 1 ||
         port > 65535 || (!bracket && memchr(text, ':', n)))
-        return net_error(error, size, "--master %.300s: expected HOST:PORT", text);
+        return net_error(error, size,
+            "--master %.300s: expected HOST:PORT, or [ADDRESS]:PORT, a port from 1 to 65535", text);
     snprintf(a->host, sizeof a->host, "%.*s", (int)(bracket ? n - 2 : n), text + bracket);
     snprintf(a->port, sizeof a->port, "%ld", port);
     return 0;
+}
+
+// The other way: brackets around an address that holds colons. A host in brackets stays as it is.
+GPT2_SP_LEAF void net_address_print(char* out, size_t size, const char* host, const char* port) {
+    int bare = host[0] != '[' && strchr(host, ':') != NULL;
+    snprintf(out, size, bare ? "[%.255s]:%.8s" : "%.255s:%.8s", host, port);
 }
 
 GPT2_SP_LEAF int net_is_loopback(const char* host) {
@@ -508,9 +616,11 @@ GPT2_SP_LEAF int net_socket_listen(const char* host, const char* port, char* err
         freeaddrinfo(found);
         if (code == EADDRINUSE) break;
     }
-    if (fd < 0)
-        net_error(error, size, "cannot listen at %.200s:%s: %s", host[0] ? host : "*", port,
-            code ? strerror(code) : "no such address");
+    if (fd < 0) {
+        char where[300];
+        net_address_print(where, sizeof where, host[0] ? host : "*", port);
+        net_error(error, size, "cannot listen at %s: %s", where, code ? strerror(code) : "no such address");
+    }
     return fd;
 }
 
@@ -571,9 +681,157 @@ GPT2_SP_LEAF int net_socket_connect(const char* host, const char* port, const ch
     return fd;
 }
 
-// Small things, on connections without traffic.
+// Small things, on connections without traffic: they always fit.
 GPT2_SP_LEAF int net_socket_send(int fd, const void* data, size_t bytes) {
-    return send(fd, data, bytes, MSG_NOSIGNAL) == (ssize_t)bytes ? 0 : -1;
+    return send(fd, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)bytes ? 0 : -1;
+}
+
+// ================================================================================
+// what travels while processes meet
+
+#define NET_HELLO_MAGIC 0x3248505332545047ull                 // "GPT2SPH2"
+#define NET_WELCOME_MAGIC 0x3257505332545047ull               // "GPT2SPW2"
+#define NET_CHALLENGE_MAGIC 0x3243505332545047ull             // "GPT2SPC2"
+#define NET_PROOF_MAGIC 0x3250505332545047ull                 // "GPT2SPP2"
+#define NET_REFUSAL_MAGIC 0x3252505332545047ull               // "GPT2SPR2"
+enum { NET_HELLO = 168, NET_NOTE = 44, NET_REFUSAL = 512 };   // bytes; a note: a challenge or a proof
+enum { NET_PLACE = 164, NET_WELCOME = 24 };                   // of each process; of a welcome without places
+enum { NET_NONCE = SHA256_BYTES };
+
+// Who calls.
+typedef struct {
+    uint64_t cookie;
+    uint32_t process, processes, port, secret, order;
+    unsigned char nonce[NET_NONCE];
+    char machine[96];
+} net_hello;
+typedef struct {
+    char address[64], machine[96];
+    uint32_t port;
+} net_place;
+
+// The last four bytes are the CRC-32 of all before.
+GPT2_SP_LEAF void net_seal(unsigned char* bytes, size_t size) {
+    net_put(bytes + size - 4, (uint64_t)crc32(0, bytes, (unsigned)size - 4), 4);
+}
+GPT2_SP_LEAF int net_sealed(const unsigned char* bytes, size_t size) {
+    return net_get(bytes + size - 4, 4) == (uint64_t)crc32(0, bytes, (unsigned)size - 4);
+}
+
+GPT2_SP_LEAF void net_hello_encode(unsigned char out[NET_HELLO], const net_hello* h) {
+    net_put(out, NET_HELLO_MAGIC, 8), net_put(out + 8, h->cookie, 8);
+    net_put(out + 16, h->process, 4), net_put(out + 20, h->processes, 4);
+    net_put(out + 24, h->port, 4), net_put(out + 28, h->secret, 4);
+    memcpy(out + 32, &h->order, 4);
+    memcpy(out + 36, h->nonce, NET_NONCE);
+    memcpy(out + 68, h->machine, sizeof h->machine);
+    net_seal(out, NET_HELLO);
+}
+
+// -1: these bytes are no hello.
+GPT2_SP_LEAF int net_hello_decode(net_hello* h, const unsigned char in[NET_HELLO]) {
+    if (net_get(in, 8) != NET_HELLO_MAGIC || !net_sealed(in, NET_HELLO)) return -1;
+    h->cookie = net_get(in + 8, 8);
+    h->process = (uint32_t)net_get(in + 16, 4), h->processes = (uint32_t)net_get(in + 20, 4);
+    h->port = (uint32_t)net_get(in + 24, 4), h->secret = (uint32_t)net_get(in + 28, 4);
+    memcpy(&h->order, in + 32, 4);
+    memcpy(h->nonce, in + 36, NET_NONCE);
+    memcpy(h->machine, in + 68, sizeof h->machine);
+    h->machine[sizeof h->machine - 1] = 0;
+    return 0;
+}
+
+GPT2_SP_LEAF size_t net_welcome_size(int processes) { return NET_WELCOME + (size_t)processes * NET_PLACE; }
+
+GPT2_SP_LEAF void net_welcome_encode(
+    unsigned char* out, uint64_t cookie, const net_place* places, int processes) {
+    net_put(out, NET_WELCOME_MAGIC, 8), net_put(out + 8, cookie, 8);
+    net_put(out + 16, (uint64_t)processes, 4);
+    for (int i = 0; i < processes; i++) {
+        unsigned char* place = out + 20 + (size_t)i * NET_PLACE;
+        memcpy(place, places[i].address, 64);
+        memcpy(place + 64, places[i].machine, 96);
+        net_put(place + 160, places[i].port, 4);
+    }
+    net_seal(out, net_welcome_size(processes));
+}
+
+// -1: these bytes are no welcome of so many processes.
+GPT2_SP_LEAF int net_welcome_decode(
+    const unsigned char* in, uint64_t* cookie, net_place* places, int processes) {
+    if (net_get(in, 8) != NET_WELCOME_MAGIC || net_get(in + 16, 4) != (uint64_t)processes ||
+        !net_sealed(in, net_welcome_size(processes)))
+        return -1;
+    *cookie = net_get(in + 8, 8);
+    for (int i = 0; i < processes; i++) {
+        const unsigned char* place = in + 20 + (size_t)i * NET_PLACE;
+        memcpy(places[i].address, place, 64);
+        memcpy(places[i].machine, place + 64, 96);
+        places[i].address[63] = places[i].machine[95] = 0;
+        places[i].port = (uint32_t)net_get(place + 160, 4);
+    }
+    return 0;
+}
+
+// A challenge or a proof.
+GPT2_SP_LEAF void net_note_encode(
+    unsigned char out[NET_NOTE], uint64_t magic, const unsigned char bytes[SHA256_BYTES]) {
+    net_put(out, magic, 8);
+    memcpy(out + 8, bytes, SHA256_BYTES);
+    net_seal(out, NET_NOTE);
+}
+
+GPT2_SP_LEAF void net_refuse(int fd, const char* reason) {
+    unsigned char out[NET_REFUSAL] = {0};
+    net_put(out, NET_REFUSAL_MAGIC, 8);
+    snprintf((char*)out + 8, 500, "%.499s", reason);
+    net_seal(out, NET_REFUSAL);
+    (void)net_socket_send(fd, out, sizeof out);
+}
+
+// ================================================================================
+// the secret
+
+enum { NET_SECRET_LEAST = 16, NET_SECRET_MOST = 1024 };   // bytes
+
+typedef struct {
+    unsigned char bytes[NET_SECRET_MOST + 1];
+    size_t size;   // 0: there is none
+} net_secret;
+
+// Reads a secret from a file, without the line break at its end. Only a plain file that not everybody may
+// read will do.
+GPT2_SP_LEAF int net_secret_read(net_secret* s, const char* path, char* error, size_t size) {
+    struct stat at;
+    memset(s, 0, sizeof *s);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // a FIFO would wait for a writer
+    if (fd < 0) return net_error(error, size, "--secret-file %.900s: %s", path, strerror(errno));
+    int status = fstat(fd, &at);
+    ssize_t n = status == 0 && S_ISREG(at.st_mode) ? read(fd, s->bytes, sizeof s->bytes) : 0;
+    close(fd);
+    while (n > 0 && (s->bytes[n - 1] == '\n' || s->bytes[n - 1] == '\r')) n--;
+    if (status != 0 || !S_ISREG(at.st_mode))
+        return net_error(error, size, "--secret-file %.900s: expected a plain file", path);
+    if (at.st_mode & 07)
+        return net_error(
+            error, size, "--secret-file %.900s: everybody may read or write it: `chmod 600` it", path);
+    if (n < NET_SECRET_LEAST || n > NET_SECRET_MOST)
+        return net_error(error, size,
+            "--secret-file %.900s: expected %d to %d bytes, not a line break at the end", path,
+            NET_SECRET_LEAST, NET_SECRET_MOST);
+    s->size = (size_t)n;
+    return 0;
+}
+
+// What only those who know the secret can make: of a hello and the listener's nonce. `who` is "caller" or
+// "listener", so that neither's proof serves as the other's.
+GPT2_SP_LEAF void net_prove(unsigned char proof[SHA256_BYTES], const net_secret* secret, const char* who,
+    const unsigned char hello[NET_HELLO], const unsigned char nonce[NET_NONCE]) {
+    unsigned char text[8 + NET_HELLO + NET_NONCE] = {0};
+    memcpy(text, who, strlen(who));
+    memcpy(text + 8, hello, NET_HELLO);
+    memcpy(text + 8 + NET_HELLO, nonce, NET_NONCE);
+    sha256_hmac(proof, secret->bytes, secret->size, text, sizeof text);
 }
 
 // ================================================================================
@@ -583,26 +841,17 @@ GPT2_SP_LEAF int net_socket_send(int fd, const void* data, size_t bytes) {
 typedef struct {
     net_peers* peers;
     const char* master;
+    const net_secret* secret;
     double timeout_ms, deadline;
     const volatile sig_atomic_t* stop;
     char* error;
     size_t size;
     net_address address;   // the master's
     net_place* places;     // (processes)
+    int denied;            // callers that did not know the secret
 } net_meeting;
 
 #define NET_FAIL(m, ...) net_error((m)->error, (m)->size, __VA_ARGS__)
-
-GPT2_SP_LEAF uint32_t net_hello_crc(net_hello h) {
-    h.crc = 0;
-    return (uint32_t)crc32(0, (const unsigned char*)&h, sizeof h);
-}
-
-GPT2_SP_LEAF uint32_t net_welcome_crc(net_welcome w, const net_place* places, int count) {
-    w.crc = 0;
-    uLong crc = crc32(0, (const unsigned char*)&w, sizeof w);
-    return (uint32_t)crc32(crc, (const unsigned char*)places, (unsigned)((size_t)count * sizeof *places));
-}
 
 // This machine: machines may share a name, hence the number of its last start.
 GPT2_SP_LEAF void net_machine(char* out, size_t size) {
@@ -614,67 +863,46 @@ GPT2_SP_LEAF void net_machine(char* out, size_t size) {
     snprintf(out, size, "%.47s %.36s", name, id);
 }
 
-GPT2_SP_LEAF net_hello net_hello_make(const net_peers* n, uint64_t cookie, int port) {
-    net_hello h;
-    memset(&h, 0, sizeof h);
-    h.magic = NET_HELLO_MAGIC, h.cookie = cookie;
-    h.process = (uint32_t)n->process, h.processes = (uint32_t)n->processes;
-    h.port = (uint32_t)port;
-    net_machine(h.machine, sizeof h.machine);
-    h.crc = net_hello_crc(h);
-    return h;
+// Numbers that nobody can guess; -1: the system gives none.
+GPT2_SP_LEAF int net_random(void* out, size_t size) {
+    return getrandom(out, size, 0) == (ssize_t)size ? 0 : -1;
 }
 
-// A number that another run at the same port does not have; not 0.
-GPT2_SP_LEAF uint64_t net_cookie(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    uint64_t ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-    return (ns ^ (uint64_t)getpid() << 32) | 1;
-}
-
-GPT2_SP_LEAF void net_refuse(int fd, const char* reason) {
-    net_welcome w;
-    memset(&w, 0, sizeof w);
-    w.magic = NET_WELCOME_MAGIC;
-    snprintf(w.refusal, sizeof w.refusal, "%.500s", reason);
-    (void)net_socket_send(fd, &w, sizeof w);
-}
-
-// Reads exactly `bytes` before the deadline and the signal: 0 or -1.
-GPT2_SP_LEAF int net_socket_read_until(const net_meeting* m, int fd, void* out, size_t bytes) {
-    for (size_t done = 0; done < bytes;) {
-        struct pollfd ready = {fd, POLLIN, 0};
-        if (*m->stop || net_passed(m->deadline)) return -1;
-        if (poll(&ready, 1, 100) <= 0) continue;
-        ssize_t n = recv(fd, (char*)out + done, bytes - done, MSG_DONTWAIT);
-        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return -1;
-        if (n > 0) done += (size_t)n;
-    }
-    return 0;
+// The hello of this process on one connection.
+GPT2_SP_LEAF int net_hello_make(net_meeting* m, net_hello* h, uint64_t cookie, int port) {
+    memset(h, 0, sizeof *h);
+    h->cookie = cookie, h->port = (uint32_t)port;
+    h->process = (uint32_t)m->peers->process, h->processes = (uint32_t)m->peers->processes;
+    h->secret = m->secret->size > 0, h->order = 0x01020304;
+    net_machine(h->machine, sizeof h->machine);
+    return net_random(h->nonce, sizeof h->nonce) == 0 ? 0 : NET_FAIL(m, "the system has no random numbers");
 }
 
 // A connection that has not said yet who it is.
 typedef struct {
     int fd;
-    size_t fill;    // bytes of hello
-    double until;   // then it is hung up on
-    net_hello hello;
+    int challenged;   // its hello is whole, and it was asked for a proof
+    size_t fill;      // bytes that have come of its hello, then of its proof
+    double since;     // when it came
+    unsigned char hello[NET_HELLO], proof[NET_NOTE], nonce[NET_NONCE];
 } net_caller;
-enum { NET_CALLERS = 256 };                                          // at a time
-enum { NET_REFUSED = -1, NET_STRANGER, NET_ADMITTED, NET_SPEAKS };   // what a caller is; not all has come
+enum { NET_CALLERS = 256 };   // at a time
+// What a caller is: NET_SPEAKS: not all has come; NET_ADMITTED: the link is made; NET_STRANGER: it is none of
+// ours; NET_DENIED: it is not let in, and the others go on; NET_REFUSED: the processes do not fit together.
+enum { NET_REFUSED = -1, NET_STRANGER, NET_DENIED, NET_ADMITTED, NET_SPEAKS };
 
-// A whole hello has come, to one that waits for the processes from `first` on: NET_ADMITTED, and the link is
-// made; NET_STRANGER: it is none of ours; NET_REFUSED: the processes do not fit together.
-GPT2_SP_LEAF int net_admit(net_meeting* m, const net_caller* c, int first, uint64_t cookie) {
+// Makes a link of a caller whose hello is good, and has been proved if there is a secret.
+GPT2_SP_LEAF int net_admit(net_meeting* m, const net_caller* c, const net_hello* h, int first) {
     net_peers* n = m->peers;
-    const net_hello* h = &c->hello;
-    if (h->magic != NET_HELLO_MAGIC || h->crc != net_hello_crc(*h) || h->cookie != cookie)
-        return NET_STRANGER;
+    if (h->secret && m->secret->size == 0)
+        return NET_FAIL(
+            m, "process %u was started with --secret-file, process %d without", h->process, n->process);
+    if (h->order != 0x01020304)
+        return NET_FAIL(m, "process %u: its machine has another byte order", h->process);
     if ((int)h->processes != n->processes)
         return NET_FAIL(m, "process %u was started with --world %u, process %d with --world %d", h->process,
             h->processes, n->process, n->processes);
-    if ((int)h->process < first || (int)h->process >= n->processes)
+    if (h->process < (uint32_t)first || h->process >= (uint32_t)n->processes)
         return NET_FAIL(m, "another process was started with --rank %u; there are %d, one each of 0 to %d",
             h->process, n->processes, n->processes - 1);
     if (n->links[h->process].fd >= 0)
@@ -683,18 +911,47 @@ GPT2_SP_LEAF int net_admit(net_meeting* m, const net_caller* c, int first, uint6
     net_place* place = &m->places[h->process];
     place->port = h->port;
     memcpy(place->machine, h->machine, sizeof place->machine);
-    place->machine[sizeof place->machine - 1] = 0;
     return NET_ADMITTED;
+}
+
+// A caller's hello is whole: it is admitted, or asked for a proof.
+GPT2_SP_LEAF int net_hear_hello(net_meeting* m, net_caller* c, int first, uint64_t cookie) {
+    net_hello h;
+    unsigned char note[NET_NOTE];
+    if (net_hello_decode(&h, c->hello) != 0 || h.cookie != cookie) return NET_STRANGER;
+    if (m->secret->size == 0) return net_admit(m, c, &h, first);
+    if (!h.secret) return NET_DENIED;
+    if (net_random(c->nonce, sizeof c->nonce) != 0) return NET_FAIL(m, "the system has no random numbers");
+    net_note_encode(note, NET_CHALLENGE_MAGIC, c->nonce);
+    c->challenged = 1, c->fill = 0;
+    return net_socket_send(c->fd, note, sizeof note) == 0 ? NET_SPEAKS : NET_STRANGER;
+}
+
+// Its proof is: if it is right, this process proves that it knows the secret too.
+GPT2_SP_LEAF int net_hear_proof(net_meeting* m, net_caller* c, int first) {
+    net_hello h;
+    unsigned char proof[SHA256_BYTES], note[NET_NOTE];
+    net_prove(proof, m->secret, "caller", c->hello, c->nonce);
+    if (net_get(c->proof, 8) != NET_PROOF_MAGIC || !net_sealed(c->proof, NET_NOTE) ||
+        !sha256_equal(proof, c->proof + 8) || net_hello_decode(&h, c->hello) != 0)
+        return NET_DENIED;
+    net_prove(proof, m->secret, "listener", c->hello, c->nonce);
+    net_note_encode(note, NET_PROOF_MAGIC, proof);
+    if (net_socket_send(c->fd, note, sizeof note) != 0) return NET_STRANGER;
+    return net_admit(m, c, &h, first);
 }
 
 // Reads what has come from a caller, and what that makes of it.
 GPT2_SP_LEAF int net_caller_read(net_meeting* m, net_caller* c, int first, uint64_t cookie) {
-    ssize_t n = recv(c->fd, (char*)&c->hello + c->fill, sizeof c->hello - c->fill, MSG_DONTWAIT);
+    unsigned char* bytes = c->challenged ? c->proof : c->hello;
+    size_t size = c->challenged ? NET_NOTE : NET_HELLO;
+    ssize_t n = recv(c->fd, bytes + c->fill, size - c->fill, MSG_DONTWAIT);
     if (n > 0) c->fill += (size_t)n;
-    if (c->fill == sizeof c->hello) return net_admit(m, c, first, cookie);
-    if (c->fill >= sizeof c->hello.magic && c->hello.magic != NET_HELLO_MAGIC) return NET_STRANGER;
+    if (c->fill == size)
+        return c->challenged ? net_hear_proof(m, c, first) : net_hear_hello(m, c, first, cookie);
+    if (!c->challenged && c->fill >= 8 && net_get(bytes, 8) != NET_HELLO_MAGIC) return NET_STRANGER;
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return NET_STRANGER;
-    return net_now_ms() > c->until ? NET_STRANGER : NET_SPEAKS;
+    return net_now_ms() > c->since + NET_PATIENCE ? NET_STRANGER : NET_SPEAKS;
 }
 
 // The first process from `first` on that is not linked; all of them, if there is none.
@@ -703,90 +960,191 @@ GPT2_SP_LEAF int net_absent(const net_peers* n, int first) {
     return first;
 }
 
+// Who knocks at a listener.
+typedef struct {
+    int listener, first;   // processes from `first` on are let in
+    uint64_t cookie;       // that their hellos must have
+    net_caller* callers;   // (NET_CALLERS)
+    int count;
+    int full;               // the process may open no more files: no caller is taken in for a moment
+    struct pollfd* ready;   // (1 + NET_CALLERS + processes)
+} net_door;
+
+// Another needs the place, or the file descriptor, of a caller: of those that have said nothing the one that
+// came first, else of all. -1: there are none.
+GPT2_SP_LEAF int net_drop_caller(net_door* d) {
+    int worst = -1;
+    for (int i = 0; i < d->count; i++) {
+        const net_caller *c = &d->callers[i], *w = worst < 0 ? c : &d->callers[worst];
+        int silent = !c->challenged && c->fill == 0, worst_silent = !w->challenged && w->fill == 0;
+        if (worst < 0 || silent > worst_silent || (silent == worst_silent && c->since < w->since)) worst = i;
+    }
+    if (worst < 0) return -1;
+    close(d->callers[worst].fd);
+    d->callers[worst] = d->callers[--d->count];
+    return 0;
+}
+
+// Takes in those who wait at the door, half of all places at once: so those before them had a turn to speak.
+GPT2_SP_LEAF void net_take_in(net_door* d) {
+    d->full = 0;
+    for (int i = 0; i < NET_CALLERS / 2; i++) {
+        int fd = accept4(d->listener, NULL, NULL, SOCK_CLOEXEC);
+        int short_of = fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM);
+        if (short_of) d->full = net_drop_caller(d) != 0;
+        if (short_of && !d->full) continue;
+        if (fd < 0) return;
+        if (d->count == NET_CALLERS) net_drop_caller(d);
+        net_caller* c = &d->callers[d->count++];
+        memset(c, 0, sizeof *c);
+        c->fd = fd, c->since = net_now_ms();
+    }
+}
+
+// Hears the callers of which something has come, or whose time is over. -1: there is no run.
+GPT2_SP_LEAF int net_hear(net_meeting* m, net_door* d) {
+    // from the last, so that removing one moves only those seen
+    for (int i = d->count - 1; i >= 0; i--) {
+        net_caller* c = &d->callers[i];
+        int late = net_now_ms() > c->since + NET_PATIENCE;
+        int verdict =
+            d->ready[i + 1].revents || late ? net_caller_read(m, c, d->first, d->cookie) : NET_SPEAKS;
+        if (verdict == NET_SPEAKS) continue;
+        char text[128];
+        snprintf(text, sizeof text, "--secret-file: process %d %s", m->peers->process,
+            c->challenged ? "has another secret" : "was started with a secret, this one without");
+        if (verdict == NET_DENIED) m->denied++, net_refuse(c->fd, text);
+        if (verdict == NET_REFUSED) net_refuse(c->fd, m->error);
+        if (verdict == NET_ADMITTED) net_socket_options(c->fd);
+        else close(c->fd);
+        *c = d->callers[--d->count];
+        if (verdict == NET_REFUSED) return -1;
+    }
+    return 0;
+}
+
+// Waits until somebody knocks or speaks, or a linked process leaves again, which ends it; 0.1 s at most.
+GPT2_SP_LEAF int net_door_wait(net_meeting* m, net_door* d) {
+    net_peers* n = m->peers;
+    struct pollfd* linked = d->ready + 1 + d->count;
+    d->ready[0].fd = d->full ? -1 : d->listener;
+    for (int i = 0; i < d->count; i++) d->ready[i + 1].fd = d->callers[i].fd;
+    for (int i = 0; i < n->processes; i++) linked[i].fd = n->links[i].fd;
+    for (int i = 0; i < 1 + d->count + n->processes; i++)
+        d->ready[i].events = i < 1 + d->count ? POLLIN : POLLRDHUP, d->ready[i].revents = 0;
+    poll(d->ready, (nfds_t)(1 + d->count + n->processes), 100);
+    for (int i = 0; i < n->processes; i++)
+        if (linked[i].revents)
+            return NET_FAIL(
+                m, "process %d: process %d is gone (connection closed) before all had met", n->process, i);
+    return 0;
+}
+
+// Why waiting has to end; 0: it goes on.
+GPT2_SP_LEAF int net_wait_ends(net_meeting* m, const net_door* d, int absent) {
+    int process = m->peers->process, processes = m->peers->processes;
+    char more[96] = "";
+    if (*m->stop)
+        return NET_FAIL(m, "process %d: stopped by a signal while it waited for process %d", process, absent);
+    if (!net_passed(m->deadline)) return 0;
+    if (m->denied > 0)
+        snprintf(
+            more, sizeof more, "; %d times somebody called without the secret (--secret-file)", m->denied);
+    else if (d->full) snprintf(more, sizeof more, "; it may open no more files (ulimit -n)");
+    return NET_FAIL(m, "process %d: waited %g s for process %d of %d to connect%s", process,
+        m->timeout_ms / 1e3, absent, processes, more);
+}
+
 // Accepts connections until every process from `first` on is linked; one that leaves again ends it.
 GPT2_SP_LEAF int net_accept(net_meeting* m, int listener, int first, uint64_t cookie) {
     net_peers* n = m->peers;
-    net_caller* callers = (net_caller*)calloc(NET_CALLERS, sizeof *callers);
-    struct pollfd* ready = (struct pollfd*)calloc(NET_CALLERS + 1 + (size_t)n->processes, sizeof *ready);
-    int count = 0, status = callers && ready ? 0 : NET_FAIL(m, "out of memory");
+    net_door d;
+    memset(&d, 0, sizeof d);
+    d.listener = listener, d.first = first;
+    d.cookie = cookie;
+    d.callers = (net_caller*)calloc(NET_CALLERS, sizeof *d.callers);
+    d.ready = (struct pollfd*)calloc(NET_CALLERS + 1 + (size_t)n->processes, sizeof *d.ready);
+    int status = d.callers && d.ready ? 0 : NET_FAIL(m, "out of memory");
+    if (fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK) != 0) status = -1;
     while (status == 0 && net_absent(n, first) < n->processes) {
-        struct pollfd* linked = ready + 1 + count;
-        ready[0].fd = listener;
-        for (int i = 0; i < count; i++) ready[i + 1].fd = callers[i].fd;
-        for (int i = 0; i < n->processes; i++) linked[i].fd = n->links[i].fd;
-        for (int i = 0; i < 1 + count + n->processes; i++)
-            ready[i].events = i < 1 + count ? POLLIN : POLLRDHUP, ready[i].revents = 0;
-        poll(ready, (nfds_t)(1 + count + n->processes), 100);
-        for (int i = 0; status == 0 && i < n->processes; i++)
-            if (linked[i].revents)
-                status = NET_FAIL(m, "process %d: process %d is gone (connection closed) before all had met",
-                    n->process, i);
-        // from the last, so that removing one moves only those seen
-        for (int i = count - 1; status == 0 && i >= 0; i--) {
-            net_caller* c = &callers[i];
-            int verdict = ready[i + 1].revents ? net_caller_read(m, c, first, cookie)
-                : net_now_ms() > c->until      ? NET_STRANGER
-                                               : NET_SPEAKS;
-            if (verdict == NET_SPEAKS) continue;
-            if (verdict == NET_REFUSED) {
-                status = -1;
-                net_refuse(c->fd, m->error);
-            }
-            if (verdict == NET_ADMITTED) net_socket_options(c->fd);
-            else close(c->fd);
-            *c = callers[--count];
-        }
-        if (status == 0 && (ready[0].revents & POLLIN) && count < NET_CALLERS) {
-            net_caller* c = &callers[count];
-            c->fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-            c->fill = 0, c->until = net_now_ms() + 5000;
-            count += c->fd >= 0;
-        }
+        status = net_door_wait(m, &d);
+        if (status == 0) status = net_hear(m, &d);
+        if (status == 0 && (d.full || d.ready[0].revents)) net_take_in(&d);
         int absent = net_absent(n, first);
-        if (status != 0 || absent == n->processes) continue;
-        if (*m->stop)
-            status = NET_FAIL(
-                m, "process %d: stopped by a signal while it waited for process %d", n->process, absent);
-        else if (net_passed(m->deadline))
-            status = NET_FAIL(m, "process %d: waited %g s for process %d of %d to connect", n->process,
-                m->timeout_ms / 1e3, absent, n->processes);
+        if (status == 0 && absent < n->processes) status = net_wait_ends(m, &d, absent);
     }
-    for (int i = 0; i < count; i++) close(callers[i].fd);
-    free(callers);
+    for (int i = 0; i < d.count; i++) close(d.callers[i].fd);
+    free(d.callers);
+    free(d.ready);
+    return status;
+}
+
+// Sends the same bytes to all linked processes, to all at once: one that does not read keeps no other waiting.
+GPT2_SP_LEAF int net_send_all(net_meeting* m, const unsigned char* bytes, size_t size) {
+    net_peers* n = m->peers;
+    size_t* done = (size_t*)calloc((size_t)n->processes, sizeof *done);
+    struct pollfd* ready = (struct pollfd*)calloc((size_t)n->processes, sizeof *ready);
+    int status = done && ready ? 0 : NET_FAIL(m, "out of memory"), left = -1;
+    while (status == 0 && left != 0) {
+        left = 0;
+        for (int i = 0; status == 0 && i < n->processes; i++) {
+            int fd = n->links[i].fd;
+            ssize_t sent = 0;
+            if (fd >= 0 && done[i] < size)
+                sent = send(fd, bytes + done[i], size - done[i], MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (sent > 0) done[i] += (size_t)sent;
+            if (sent < 0 && errno != EAGAIN && errno != EINTR)
+                status = NET_FAIL(m, "process %d is gone (connection closed) before all had met", i);
+            ready[i].fd = fd >= 0 && done[i] < size ? fd : -1, ready[i].events = POLLOUT;
+            if (ready[i].fd >= 0) left = i;
+        }
+        if (status != 0 || left == 0) break;
+        if (*m->stop)
+            status = NET_FAIL(m, "process %d: stopped by a signal while it told the others", n->process);
+        else if (net_passed(m->deadline))
+            status = NET_FAIL(m, "process %d: waited %g s for process %d to hear where the others are",
+                n->process, m->timeout_ms / 1e3, left);
+        else poll(ready, (nfds_t)n->processes, 100);
+    }
+    free(done);
     free(ready);
+    return status;
+}
+
+// Process 0, when all are there: tells each where the others are.
+GPT2_SP_LEAF int net_welcome_all(net_meeting* m) {
+    net_peers* n = m->peers;
+    net_place* places = m->places;
+    uint64_t cookie = 0;
+    net_machine(places[0].machine, sizeof places[0].machine);
+    for (int i = 1; i < n->processes; i++) {
+        char* address = places[i].address;
+        char port[16];
+        net_socket_name(n->links[i].fd, 1, address, sizeof places[i].address, port, sizeof port);
+        if (net_is_loopback(address)) address[0] = 0;
+    }
+    while (cookie == 0)
+        if (net_random(&cookie, sizeof cookie) != 0) return NET_FAIL(m, "the system has no random numbers");
+    unsigned char* welcome = (unsigned char*)malloc(net_welcome_size(n->processes));
+    if (!welcome) return NET_FAIL(m, "out of memory");
+    net_welcome_encode(welcome, cookie, places, n->processes);
+    int status = net_send_all(m, welcome, net_welcome_size(n->processes));
+    free(welcome);
     return status;
 }
 
 // Process 0: waits for all, then tells each where the others are, or why there is no run.
 GPT2_SP_LEAF int net_host(net_meeting* m) {
     net_peers* n = m->peers;
-    net_place* places = m->places;
     const char* at = net_is_loopback(m->address.host) ? m->address.host : "";
     int listener = net_socket_listen(at, m->address.port, m->error, m->size);
     if (listener < 0) return -1;
     int status = net_accept(m, listener, 1, 0);
     close(listener);
-    net_machine(places[0].machine, sizeof places[0].machine);
-    for (int i = 1; status == 0 && i < n->processes; i++) {
-        char* address = places[i].address;
-        char port[16];
-        net_socket_name(n->links[i].fd, 1, address, sizeof places[i].address, port, sizeof port);
-        if (net_is_loopback(address)) address[0] = 0;
-    }
-    net_welcome w;
-    memset(&w, 0, sizeof w);
-    w.magic = NET_WELCOME_MAGIC, w.cookie = net_cookie();
-    w.processes = (uint32_t)n->processes;
-    w.crc = net_welcome_crc(w, places, n->processes);
-    for (int i = 1; i < n->processes; i++) {
-        int fd = n->links[i].fd;
-        if (status != 0 && fd >= 0) net_refuse(fd, m->error);
-        if (status == 0 &&
-            (net_socket_send(fd, &w, sizeof w) != 0 ||
-                net_socket_send(fd, places, (size_t)n->processes * sizeof *places) != 0))
-            status = NET_FAIL(m, "process %d is gone (connection closed) before all had met", i);
-    }
-    return status;
+    if (status == 0) return net_welcome_all(m);
+    for (int i = 1; i < n->processes; i++)
+        if (n->links[i].fd >= 0) net_refuse(n->links[i].fd, m->error);
+    return -1;
 }
 
 // The others first look for process 0, which may still have to come up.
@@ -806,50 +1164,102 @@ GPT2_SP_LEAF int net_find_host(net_meeting* m) {
     return 0;
 }
 
+// Reads exactly `bytes` before the deadline and the signal: 0 or -1.
+GPT2_SP_LEAF int net_socket_read_until(const net_meeting* m, int fd, void* out, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        struct pollfd ready = {fd, POLLIN, 0};
+        if (*m->stop || net_passed(m->deadline)) return -1;
+        if (poll(&ready, 1, 100) <= 0) continue;
+        ssize_t n = recv(fd, (char*)out + done, bytes - done, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return -1;
+        if (n > 0) done += (size_t)n;
+    }
+    return 0;
+}
+
+// Reads what a process answers on a connection: `bytes` that begin with the magic, or its refusal.
+GPT2_SP_LEAF int net_answer(net_meeting* m, int process, uint64_t magic, unsigned char* out, size_t bytes) {
+    net_peers* n = m->peers;
+    int fd = n->links[process].fd;
+    unsigned char refusal[NET_REFUSAL];
+    int broken = net_socket_read_until(m, fd, refusal, 8) != 0;
+    int refused = !broken && net_get(refusal, 8) == NET_REFUSAL_MAGIC;
+    if (refused) broken = net_socket_read_until(m, fd, refusal + 8, NET_REFUSAL - 8) != 0;
+    else if (!broken && net_get(refusal, 8) == magic) {
+        memcpy(out, refusal, 8);
+        broken = net_socket_read_until(m, fd, out + 8, bytes - 8) != 0;
+    }
+    if (broken && *m->stop)
+        return NET_FAIL(m, "process %d: stopped by a signal while it waited for the others", n->process);
+    if (broken && net_passed(m->deadline))
+        return NET_FAIL(m, "process %d: waited %g s at %.300s for all processes to meet", n->process,
+            m->timeout_ms / 1e3, m->master);
+    if (broken && process > 0)
+        return NET_FAIL(
+            m, "process %d: process %d is gone (connection closed) before all had met", n->process, process);
+    if (broken)
+        return NET_FAIL(m, "process %d: process 0 at %.300s is gone (connection closed) before all had met",
+            n->process, m->master);
+    if (refused && net_sealed(refusal, NET_REFUSAL) && refusal[NET_REFUSAL - 5] == 0)
+        return NET_FAIL(m, "process %d: %.499s", process, (const char*)refusal + 8);
+    if (!refused && net_get(refusal, 8) == magic && net_sealed(out, bytes)) return 0;
+    return NET_FAIL(m, "--master %.300s: what answers there is no process %d of %d processes", m->master,
+        process, n->processes);
+}
+
+// Says hello to a process that was just connected to; with a secret, both prove that they know it.
+GPT2_SP_LEAF int net_greet(net_meeting* m, int process, uint64_t cookie, int port) {
+    net_hello h;
+    unsigned char hello[NET_HELLO], note[NET_NOTE], nonce[NET_NONCE], proof[SHA256_BYTES];
+    int fd = m->peers->links[process].fd;
+    if (net_hello_make(m, &h, cookie, port) != 0) return -1;
+    net_hello_encode(hello, &h);
+    // where this fails, the connection is closed: the answer says so, or why
+    (void)net_socket_send(fd, hello, sizeof hello);
+    if (m->secret->size == 0) return 0;
+    if (net_answer(m, process, NET_CHALLENGE_MAGIC, note, sizeof note) != 0) return -1;
+    memcpy(nonce, note + 8, sizeof nonce);
+    net_prove(proof, m->secret, "caller", hello, nonce);
+    net_note_encode(note, NET_PROOF_MAGIC, proof);
+    (void)net_socket_send(fd, note, sizeof note);
+    if (net_answer(m, process, NET_PROOF_MAGIC, note, sizeof note) != 0) return -1;
+    net_prove(proof, m->secret, "listener", hello, nonce);
+    if (sha256_equal(proof, note + 8)) return 0;
+    return NET_FAIL(m, "--secret-file: what answers at %.300s as process %d does not know the secret",
+        m->master, process);
+}
+
 // Then they say where they listen, and read the welcome and the places of all.
 GPT2_SP_LEAF int net_register(net_meeting* m, int port, uint64_t* cookie) {
     net_peers* n = m->peers;
-    int fd = n->links[0].fd;
-    net_hello h = net_hello_make(n, 0, port);
-    net_welcome w;
-    if (net_socket_send(fd, &h, sizeof h) != 0 || net_socket_read_until(m, fd, &w, sizeof w) != 0) {
-        if (*m->stop)
-            return NET_FAIL(m, "process %d: stopped by a signal while it waited for the others", n->process);
-        if (net_passed(m->deadline))
-            return NET_FAIL(m, "process %d: waited %g s at %.300s for all processes to meet", n->process,
-                m->timeout_ms / 1e3, m->master);
-        return NET_FAIL(m, "process %d: process 0 at %.300s is gone (connection closed) before all had met",
-            n->process, m->master);
-    }
-    if (w.magic != NET_WELCOME_MAGIC)
-        return NET_FAIL(m, "--master %.300s: what answers there is no process 0", m->master);
-    if (w.refusal[0]) return NET_FAIL(m, "process 0: %.511s", w.refusal);
-    if ((int)w.processes != n->processes ||
-        net_socket_read_until(m, fd, m->places, (size_t)n->processes * sizeof *m->places) != 0 ||
-        w.crc != net_welcome_crc(w, m->places, n->processes))
-        return NET_FAIL(m, "--master %.300s: what answers there is no process 0 of %d processes", m->master,
+    size_t size = net_welcome_size(n->processes);
+    unsigned char* welcome = (unsigned char*)malloc(size);
+    if (!welcome) return NET_FAIL(m, "out of memory");
+    int status = net_greet(m, 0, 0, port);
+    if (status == 0) status = net_answer(m, 0, NET_WELCOME_MAGIC, welcome, size);
+    if (status == 0 && net_welcome_decode(welcome, cookie, m->places, n->processes) != 0)
+        status = NET_FAIL(m, "--master %.300s: what answers there is no process 0 of %d processes", m->master,
             n->processes);
-    *cookie = w.cookie;
-    return 0;
+    free(welcome);
+    return status;
 }
 
 // Connects to a process with a lower number; where no address is given, it is at process 0's.
 GPT2_SP_LEAF int net_connect_to(net_meeting* m, int process, uint64_t cookie) {
     net_peers* n = m->peers;
-    net_place* place = &m->places[process];
-    net_hello h = net_hello_make(n, cookie, 0);
+    const net_place* place = &m->places[process];
     const char* why = "";
-    char zero[128], port[16];
+    char zero[128], port[16], at[300];
     net_socket_name(n->links[0].fd, 1, zero, sizeof zero, port, sizeof port);
     snprintf(port, sizeof port, "%u", place->port);
-    place->address[sizeof place->address - 1] = 0;
     const char* where = place->address[0] ? place->address : zero;
     int fd = n->links[process].fd = net_socket_connect(where, port, &why);
-    if (fd < 0 || net_socket_send(fd, &h, sizeof h) != 0)
-        return NET_FAIL(m, "process %d: cannot connect to process %d at %s:%s (%s)", n->process, process,
-            where, port, why);
+    net_address_print(at, sizeof at, where, port);
+    if (fd < 0)
+        return NET_FAIL(
+            m, "process %d: cannot connect to process %d at %s (%s)", n->process, process, at, why);
     net_socket_options(fd);
-    return 0;
+    return net_greet(m, process, cookie, 0);
 }
 
 // The others: to process 0 first, then to those with lower numbers, then wait for those with higher ones.
@@ -873,10 +1283,18 @@ GPT2_SP_LEAF int net_join(net_meeting* m) {
 }
 
 // Joins this process to the others: returns when all have met, or with an error after timeout_ms (0: never)
-// or once *stop is set. What links there are then stay until net_close, so that net_tell reaches them.
-GPT2_SP_LEAF int net_open(net_peers* n, int process, int processes, const char* master, double timeout_ms,
-    const volatile sig_atomic_t* stop, char* error, size_t size) {
-    net_meeting m = {n, master, timeout_ms, 0, stop, error, size, {{0}, {0}}, NULL};
+// or once *stop is set. What links there are then stay until net_close, so that net_tell reaches them. The
+// secret: NULL, or the one of net_secret_read.
+GPT2_SP_LEAF int net_open(net_peers* n, int process, int processes, const char* master,
+    const net_secret* secret, double timeout_ms, const volatile sig_atomic_t* stop, char* error,
+    size_t size) {
+    static const net_secret none = {{0}, 0};
+    net_meeting m;
+    memset(&m, 0, sizeof m);
+    m.peers = n, m.master = master;
+    m.secret = secret ? secret : &none;
+    m.timeout_ms = timeout_ms, m.stop = stop;
+    m.error = error, m.size = size;
     if (net_address_parse(&m.address, master, error, size) != 0) return -1;
     m.places = (net_place*)calloc((size_t)processes, sizeof *m.places);
     if (net_links_make(n, process, processes) != 0 || !m.places) {
@@ -927,28 +1345,36 @@ GPT2_SP_LEAF const net_launcher* net_launched(int master_given) {
     return NULL;
 }
 
-// The first machine of "node[03-07,9],other" or of a plain list.
-GPT2_SP_LEAF void net_nodelist_first(const char* list, char* out, size_t size) {
-    size_t prefix = strcspn(list, "[,"), first = list[prefix] == '[' ? strcspn(list + prefix + 1, "-,]") : 0;
-    snprintf(out, size, "%.*s%.*s", prefix < 200 ? (int)prefix : 200, list, first < 40 ? (int)first : 40,
-        list + prefix + (first > 0));
+// The first machine of a list of Slurm's, such as "node[03-07,9]-ib,other" or "rack[1-2]node[3-4]": of each
+// bracket its first number, and what follows it, up to a comma outside of brackets. -1: that is no list.
+GPT2_SP_LEAF int net_nodelist_first(const char* list, char* out, size_t size) {
+    size_t n = 0;
+    for (const char* p = list; *p && *p != ','; p++) {
+        size_t number = *p == '[' ? strspn(p + 1, "0123456789") : 1;
+        const char* end = *p == '[' ? strchr(p, ']') : p;
+        if (*p == ']' || number == 0 || !end || n + number >= size) return -1;
+        if (*p == '[' && !strchr("-,]", p[1 + number])) return -1;
+        memcpy(out + n, *p == '[' ? p + 1 : p, number);
+        n += number;
+        p = end;
+    }
+    out[n] = 0;
+    return n > 0 ? 0 : -1;
 }
 
-// Where process 0 of `world` listens by a launcher's environment, as host:port; -1 if that names no machine.
-GPT2_SP_LEAF int net_launched_master(const net_launcher* l, int64_t world, char* out, size_t size) {
-    char host[256];
-    const char *address = getenv("MASTER_ADDR"), *port = getenv("MASTER_PORT");
-    const char *nodes = getenv("SLURM_STEP_NODELIST"), *job = getenv("SLURM_JOB_ID");
-    const char *local = getenv(l->local_world), *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
-    if (address) snprintf(host, sizeof host, "%.255s", address);
-    else if (nodes) net_nodelist_first(nodes, host, sizeof host);
-    else if (local && strtoll(local, NULL, 10) == world) snprintf(host, sizeof host, "127.0.0.1");
-    else return -1;
-    // torchrun's own store may sit on MASTER_PORT: then the next one. Two jobs of Slurm on one machine need
-    // two ports.
-    long long number = port ? strtoll(port, NULL, 10) : job ? 15000 + strtoll(job, NULL, 10) % 15000 : 29400;
-    number += port && store && strcmp(store, "True") == 0;
-    snprintf(out, size, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, number);
+// The machine of process 0 by a launcher's environment; `alone`: all processes are on this one. -1 with a line
+// if none is named.
+GPT2_SP_LEAF int net_launched_host(
+    const net_launcher* l, int alone, char* out, size_t out_size, char* error, size_t size) {
+    const char *address = getenv("MASTER_ADDR"), *nodes = getenv("SLURM_STEP_NODELIST");
+    if (address && (!address[0] || strlen(address) >= out_size))
+        return net_error(error, size, "MASTER_ADDR=%.300s: expected a machine's name or address", address);
+    if (!address && nodes && net_nodelist_first(nodes, out, out_size) != 0)
+        return net_error(error, size, "SLURM_STEP_NODELIST=%.300s: expected a list of machines", nodes);
+    if (!address && !nodes && !alone)
+        return net_error(error, size, "%s is %s, but no MASTER_ADDR: the machine of process 0", l->world,
+            getenv(l->world));
+    if (address || !nodes) snprintf(out, out_size, "%s", address ? address : "127.0.0.1");
     return 0;
 }
 
