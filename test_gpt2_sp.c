@@ -168,6 +168,8 @@ static const char* scratch(const char* name) {
     snprintf(path, sizeof paths[0], "%s/%s", scratch_folder, name);
     return path;
 }
+#include "dev/test_net.h"
+
 static void remove_tree(const char* path) { nftw(path, test_data_remove, 16, FTW_DEPTH | FTW_PHYS); }
 
 // Sets options from "name=value name=value".
@@ -3663,19 +3665,27 @@ static void transport_frames(void) {
         int good;
     } limits[] = {{FRAME_PIECE, 0, 0, 1}, {FRAME_PIECE, NET_FRAME_BYTES, NET_FRAME_BYTES, 1},
         {FRAME_PIECE, 1 << 21, NET_FRAME_BYTES + 1, 0}, {FRAME_PIECE, UINT64_MAX, UINT64_MAX, 0},
-        {FRAME_PIECE, 4, 5, 0}, {NET_KINDS - 1, 8, 8, 1}, {NET_KINDS, 8, 8, 0}, {-1, 8, 8, 0},
+        {FRAME_PIECE, 4, 5, 0}, {FRAME_PIECE, 4, 3, 0}, {FRAME_PIECE, 1 << 21, 4, 0},
+        {FRAME_PIECE, (1 << 20) + 4, 4, 1}, {FRAME_PIECE, (1 << 20) + 4, 3, 0}, {NET_TAKEN - 1, 8, 8, 1},
+        {NET_TAKEN, 0, 0, 1}, {NET_TAKEN, 8, 8, 0}, {NET_KINDS, 0, 0, 0}, {-1, 8, 8, 0},
         {NET_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1}, {NET_ABORT, sizeof(Error), sizeof(Error), 0}};
     int count = (int)(sizeof limits / sizeof limits[0]);
     for (int i = 0; i < count; i++) {
-        f.kind = limits[i].kind;
+        f.kind = limits[i].kind, f.operation = NET_WINDOW;
         f.message = limits[i].message, f.bytes = (size_t)limits[i].bytes;
         net_frame_encode(header, &f);
         wrong += (net_frame_decode(&back, header) == 0) != limits[i].good;
     }
+    f.kind = NET_TAKEN, f.message = f.bytes = 0;
+    for (uint64_t taken_frames = 0; taken_frames <= NET_WINDOW + 1; taken_frames++) {
+        f.operation = taken_frames;
+        net_frame_encode(header, &f);
+        wrong += (net_frame_decode(&back, header) == 0) != (taken_frames > 0 && taken_frames <= NET_WINDOW);
+    }
     check(wrong == 0, "transport: a frame's limits hold on both sides", "%d of %d", count - wrong, count);
 }
 
-// What processes of two builds would say to each other: the bytes are those of the tables in data/net.h.
+// What processes of two builds would say to each other: the bytes are those of the table in data/net.h.
 static void transport_bytes(void) {
     // clang-format off
     static const unsigned char expected[NET_HEADER] = {
@@ -3684,27 +3694,9 @@ static void transport_bytes(void) {
     // clang-format on
     unsigned char header[NET_HEADER];
     net_frame f = {NULL, FRAME_SLICE, 3, HOST, 0x0102030405060708ull, 1ull << 33, NET_FRAME_BYTES, NULL};
-    net_hello hello;
-    net_welcome welcome;
-    net_place places[2];
     net_frame_encode(header, &f);
     check(memcmp(header, expected, NET_HEADER) == 0, "transport: a frame's header has the bytes of its table",
         "%d", NET_HEADER);
-    memset(&hello, 0, sizeof hello);
-    memset(&welcome, 0, sizeof welcome);
-    memset(places, 0, sizeof places);
-    hello.magic = NET_HELLO_MAGIC, welcome.magic = NET_WELCOME_MAGIC;
-    hello.cookie = welcome.cookie = 0x1122334455667788ull;
-    hello.process = 2, hello.processes = 3;
-    hello.port = 29400;
-    snprintf(hello.machine, sizeof hello.machine, "a machine");
-    welcome.processes = 2, places[1].port = 29400;
-    snprintf(places[1].address, sizeof places[1].address, "10.0.0.2");
-    uint32_t one = net_hello_crc(hello), two = net_welcome_crc(welcome, places, 2);
-    check(sizeof hello == 128 && sizeof welcome == 536 && sizeof *places == 168 && one == 0x1a912f52 &&
-            two == 0x0d8e35cd,
-        "transport: a hello and a welcome have the bytes of their tables",
-        "%zu, %zu and %zu; CRC-32 %08x and %08x", sizeof hello, sizeof welcome, sizeof *places, one, two);
 }
 
 enum {
@@ -3715,6 +3707,10 @@ enum {
     LINK_ABORT,
     LINK_ABORT_NAMED,
     LINK_CLOSED,
+    LINK_OPERATION,
+    LINK_KIND,
+    LINK_SIZE,
+    LINK_REST,
     LINKS
 };
 static const struct {
@@ -3730,6 +3726,13 @@ static const struct {
     {"an abort", "the disk is full", 0, "process 1: the disk is full"},
     {"an abort that names its process", "process 7: the disk is full", 0, "process 7: the disk is full"},
     {"closed at once", "the disk is full", 0, "process 1 is gone (connection closed)"},
+    {"a frame of another operation", "the disk is full", 0,
+        "its operation 1 is a test, process 1 has sent another (its operation 2): they have come apart"},
+    {"a frame of another kind", "the disk is full", 0, "they have come apart"},
+    {"a message of another size", "the disk is full", 0,
+        "expects 16 bytes of process 1 in a test, which sends 15"},
+    {"a frame that is not the first of its message", "the disk is full", 0,
+        "expects 16 bytes of process 1 in a test, which sends 1048592"},
 };
 
 // Writes what the case brings to the other end of the link, and closes it.
@@ -3740,8 +3743,10 @@ static void link_write(int fd, int i) {
     memset(&f, 0, sizeof f);
     f.kind = i == LINK_ABORT || i == LINK_ABORT_NAMED ? (int)NET_ABORT : (int)FRAME_TEXT;
     f.from = f.to = HOST;
-    f.operation = 1;
-    f.message = f.bytes = strlen(text);
+    f.operation = i == LINK_OPERATION ? 2 : 1;
+    if (i == LINK_KIND) f.kind = FRAME_SLICE;
+    f.message = f.bytes = strlen(text) - (i == LINK_SIZE);
+    if (i == LINK_REST) f.message += NET_FRAME_BYTES;
     net_frame_encode(bytes, &f);
     memcpy(bytes + NET_HEADER, text, f.bytes);
     for (size_t k = 0; i == LINK_NOISE && k < sizeof bytes; k++) bytes[k] = (unsigned char)dice(5, k, 256);
@@ -3767,7 +3772,8 @@ static void transport_link(void) {
         Transport host = thread_transport(&w, HOST);
         transport_begin(&host, "a test");
         char taken[64] = "";
-        int status = link_receive(&host, 1, HOST, FRAME_TEXT, taken, strlen(LINK_CASES[i].text), &e);
+        LinkMessage m = link_message(1, HOST, taken, strlen(LINK_CASES[i].text));
+        int status = links_move(&host, FRAME_TEXT, NULL, 0, &m, 1, 0, &e);
         int right =
             expected ? status == -1 && strstr(e.text, expected) : status == 0 && strcmp(taken, text) == 0;
         check(right, "transport: a link brings a frame whole, or tells why there is none", "%s: %s",
@@ -3783,18 +3789,6 @@ typedef struct {
     int status, again;
     Error error;
 } TransportProcess;
-
-static int free_port(void) {
-    struct sockaddr_in a;
-    socklen_t size = sizeof a;
-    memset(&a, 0, sizeof a);
-    a.sin_family = AF_INET, a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    int bound =
-        bind(fd, (struct sockaddr*)&a, sizeof a) == 0 && getsockname(fd, (struct sockaddr*)&a, &size) == 0;
-    close(fd);
-    return bound ? ntohs(a.sin_port) : 0;
-}
 
 static void* transport_process(void* argument) {
     TransportProcess* p = (TransportProcess*)argument;
@@ -4331,6 +4325,7 @@ static const struct {
     {"loader", test_loader},
     {"options", test_options},
     {"sampling", test_sampling},
+    {"net", test_net},
     {"transport", test_transport},
     {"commands", test_commands},
     {"library", test_library},

@@ -568,7 +568,7 @@ GPT2_SP_LEAF int net_address_parse(net_address* a, const char* text, char* error
     char* end = NULL;
     long port = colon ? strtol(colon + 1, &end, 10) : 0;
     if (!colon || n == 0 || n >= sizeof a->host || !isdigit((unsigned char)colon[1]) || *end || port < 1 ||
-        port > 65535 || (!bracket && memchr(text, ':', n)))
+        port > 65535 || (!bracket && strcspn(text, ":[]") < n))
         return net_error(error, size,
             "--master %.300s: expected HOST:PORT, or [ADDRESS]:PORT, a port from 1 to 65535", text);
     snprintf(a->host, sizeof a->host, "%.*s", (int)(bracket ? n - 2 : n), text + bracket);
