@@ -3608,6 +3608,45 @@ static int rank_exchange(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
+// More than a stream's window in one call: every rank sends its two neighbours many pieces, then replicas gather
+// and sum slices of more frames than a window has. If sends were not made by turns with receives, all would
+// wait for each other.
+enum { WINDOW_PIECES = 5 * NET_WINDOW };
+static int rank_windows(Rank* r, gpt2_sp* g, void* argument) {
+    (void)argument;
+    (void)g;
+    Transport* t = &r->transport;
+    Group group = group_of(r->all.mesh, t->rank, OVER_DP);
+    int32_t sent[2][WINDOW_PIECES], received[2][WINDOW_PIECES];
+    Piece sends[2 * WINDOW_PIECES], receives[2 * WINDOW_PIECES];
+    int wrong = 0, others[2] = {(t->rank + 1) % TRANSPORT_WORLD, (t->rank + 5) % TRANSPORT_WORLD};
+    for (int k = 0; k < 2 * WINDOW_PIECES; k++) {
+        int side = k % 2, i = k / 2;
+        size_t bytes = i % 7 == 3 ? 0 : 4;
+        sent[side][i] = (t->rank * 2 + side) * 1000 + i, received[side][i] = -1;
+        Piece out = {others[side], &sent[side][i], bytes}, in = {others[side], &received[side][i], bytes};
+        sends[k] = out, receives[k] = in;
+    }
+    if (t->post(t, sends, 2 * WINDOW_PIECES, &r->error) != 0 ||
+        t->wait(t, sends, 2 * WINDOW_PIECES, receives, 2 * WINDOW_PIECES, &r->error) != 0)
+        return -1;
+    for (int side = 0; side < 2; side++)
+        for (int i = 0; i < WINDOW_PIECES; i++)
+            wrong += received[side][i] != (i % 7 == 3 ? -1 : (others[side] * 2 + 1 - side) * 1000 + i);
+    const int64_t slice = (NET_WINDOW + 1) * (NET_FRAME_BYTES / (int64_t)sizeof(real)) + 3;
+    real* buffer = reals(group.size * slice);
+    for (int64_t i = 0; i < slice; i++) buffer[group.index * slice + i] = (real)(i % 1000 + group.index);
+    int status = t->all_gather(t, &group, buffer, slice, &r->error);
+    for (int64_t i = 0; status == 0 && i < group.size * slice; i++)
+        wrong += buffer[i] != (real)(i % slice % 1000 + i / slice);
+    if (status == 0) status = t->reduce_scatter(t, &group, buffer, slice, &r->error);
+    for (int64_t i = 0; status == 0 && i < slice; i++)
+        wrong += buffer[group.index * slice + i] != (real)(group.size * (i % 1000 + group.index));
+    free(buffer);
+    transport_wrong[t->rank] = wrong;
+    return status;
+}
+
 // Rank 2 fails while the others wait for it, in every way there is to wait.
 static int rank_stops(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;
@@ -3785,7 +3824,7 @@ static void transport_link(void) {
 // --- processes, which here are threads of this one ---
 
 typedef struct {
-    int process, processes, port, what;   // what: 0 collectives, 1 exchange, 2 stops
+    int process, processes, port, what;   // what: 0 collectives, 1 exchange, 2 stops, 3 windows
     int status, again;
     Error error;
 } TransportProcess;
@@ -3801,9 +3840,9 @@ static void* transport_process(void* argument) {
     int status = world_open(&g->world, 1e3 * o.timeout, &g->error);
     g->host = thread_transport(&g->world, HOST);
     if (status == 0 && processes_meet(g) == 0 && trainer_init(g, 128, 1) == 0) {
-        static const RankJob jobs[3] = {rank_collectives, rank_exchange, rank_stops};
+        static const RankJob jobs[4] = {rank_collectives, rank_exchange, rank_stops, rank_windows};
         p->status = ranks_run(g, jobs[p->what], NULL);
-        if (p->what < 2) p->status |= processes_agree(&g->host, p->status, NULL, &g->error);
+        if (p->what != 2) p->status |= processes_agree(&g->host, p->status, NULL, &g->error);
         else p->again = ranks_run(g, rank_collectives, NULL);
     }
     p->error = g->error;
@@ -3844,6 +3883,16 @@ static void transport_between_processes(void) {
             check(failed == 0 && wrong == 0, names[what], "%d processes of %d ranks: %d numbers wrong %s",
                 counts[c], TRANSPORT_WORLD / counts[c], wrong, p[0].error.text);
         }
+    for (int c = 1; c < 3; c++) {
+        int wrong = 0;
+        memset(transport_wrong, -1, sizeof transport_wrong);
+        double start = now_ms();
+        int failed = transport_processes(p, counts[c], 3, 0);
+        for (int w = 0; w < TRANSPORT_WORLD; w++) wrong += transport_wrong[w];
+        check(failed == 0 && wrong == 0, "transport: more than a window at once, both ways, arrives",
+            "%d processes, %d frames: %d numbers wrong after %.1f s %s", counts[c], WINDOW_PIECES, wrong,
+            1e-3 * (now_ms() - start), p[0].error.text);
+    }
     for (transport_case = 0; transport_case < 6; transport_case++) {
         const char* part = transport_case == 5 ? "4 bytes of rank" : "rank 2 has had enough";
         int failed = transport_processes(p, 3, 2, -1), untold = 0;

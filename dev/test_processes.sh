@@ -160,6 +160,16 @@ own_2='--schedule ring'
 run differ 3 $shape --sp 3 --steps 3
 check "another schedule is named and refused" \
     told '' 'process 2 has `--schedule ring`, process 0 has `--schedule dist`'
+own_1='--seed 2'
+run differ 2 $shape --sp 2 --steps 3
+check "another seed is named and refused" told '' 'process 1 has `--seed 2`, process 0 has `--seed 1`'
+mkdir changed
+sed '200s/best/west/' text1.txt > changed/text1.txt
+"$program" prepare --out changed/data.tok changed/text1.txt text2.txt text1.txt > out
+own_1='--data changed/data.tok'
+run differ 2 $shape --sp 2 --steps 3
+check "a shard of the same name and length, in which one letter differs, is named and refused" told '' \
+    'process 1 has .*, of \([0-9]*\) tokens, fingerprint .*process 0 has .*, of \1 tokens, fingerprint'
 own_1='--data elsewhere/data.tok'
 run differ 2 $shape --sp 2 --steps 3
 check "another shard of the same name is named and refused" \
@@ -193,6 +203,16 @@ check "memory that is short is told in a line from each" told 0 '2 ranks need .*
 check "... and with the plan from the first" \
     sh -c 'grep "^  total" short.0.err && tail -n 1 short.0.err | grep "and the machine has"'
 
+# a model of which the machine holds one process' ranks, but not both processes': 1.5 times what it has
+# (its weights grow with the square of the channels)
+large="$shape --sp 2 --steps 1 --layers 512"
+run both 2 $large --channels 4096 --heads 64
+heads=$(sed -n 's/.* need \([0-9.]*\) GiB and the machine has \([0-9.]*\).*/\1 \2/p' both.1.err |
+    awk '{ printf "%.0f", 64 * sqrt(1.5 * $2 / $1) }')
+run both 2 $large --heads ${heads:-1} --channels $((${heads:-1} * 64))
+check "the memory of processes of one machine is counted together" \
+    told 0 '2 ranks need [0-9.]* GiB and the machine has'
+
 alone() {   # a single process is refused with this
     pattern=$1
     shift
@@ -206,6 +226,7 @@ check "--rank without --world is refused" alone 'needs --world' --sp 2 --rank 1
 check "--master without --world and --rank is refused" alone 'needs --world' --sp 2 --master 127.0.0.1:$port
 check "--rank beyond --world is refused" \
     alone 'processes 0 to 1' --sp 2 --rank 2 --world 2 --master 127.0.0.1:$port
+check "--secret-file without --world is refused" alone 'needs --world' --sp 2 --secret-file secret
 check "--master without a port is refused" alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost
 check "--master with a port that is none is refused" \
     alone 'HOST:PORT' --sp 2 --rank 0 --world 2 --master localhost:70000
@@ -254,6 +275,118 @@ END
 else
     skip "strangers at the port" "there is no python3"
 fi
+
+# A crowd, and one that lies. crowd.py PORT COUNT: COUNT connections that say nothing, until it is killed.
+cat > crowd.py << 'END'
+import resource, socket, sys, time
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+held = []
+while len(held) < int(sys.argv[2]):
+    try: held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    except OSError: time.sleep(0.1)
+open("crowded", "w").close()
+time.sleep(60)
+END
+# flood.py PORT: takes the part of process 1 of 2, then sends frames to a rank that is not there.
+cat > flood.py << 'END'
+import socket, struct, sys, time, zlib
+def sealed(b): return b + struct.pack("<I", zlib.crc32(b))
+for i in range(100):
+    try: s = socket.create_connection(("127.0.0.1", int(sys.argv[1]))); break
+    except OSError: time.sleep(0.1)
+s.sendall(sealed(b"GPT2SPH2" + struct.pack("<Q5I", 0, 1, 2, 0, 0, 0x01020304) + bytes(32 + 96)))
+s.recv(4096)
+head = struct.pack("<4sIiiQQQI", b"G2SP", 0, 1, 77, 1, 1 << 20, 1 << 20, 0)
+try:
+    for i in range(2000): s.sendall(sealed(head) + bytes(1 << 20))
+except OSError: pass
+print(i, "MiB sent")
+END
+# crowded LIMIT COUNT ARGUMENTS...: a run whose first process may open LIMIT files, and has COUNT silent callers
+crowded() {
+    limit=$1 callers=$2
+    shift 2
+    port=$((port + 1)) name=crowded pids=
+    rm -f crowded crowded.*
+    (ulimit -n $limit && exec "$program" train $shape "$@" --rank 0 --world 2 --master 127.0.0.1:$port) \
+        > crowded.0.out 2> crowded.0.err &
+    pids=" $!"
+    python3 crowd.py $port $callers > crowd.log 2>&1 &
+    crowd=$! tries=0
+    until [ -e crowded ] || [ $tries = 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+    busy=$(awk '{ print $14 + $15 }' /proc/${pids# }/stat)   # hundredths of a second of processor time
+    sleep 1
+    busy=$(($(awk '{ print $14 + $15 }' /proc/${pids# }/stat) - busy))
+    "$program" train $shape "$@" --rank 1 --world 2 --master 127.0.0.1:$port > crowded.1.out 2> crowded.1.err &
+    pids="$pids $!"
+    finished
+    kill $crowd
+    [ "$statuses" = " 0 0" ] && [ $seconds -le 8 ] && [ $busy -lt 50 ] && [ -e crowded ] ||
+        { echo "statuses$statuses, $seconds s, busy $busy: $(cat crowd.log crowded.*.err)"; return 1; }
+    echo "after $seconds s, with $busy % of a processor while it waited"
+}
+flooded() {
+    of=2
+    start flooded 1 $shape --sp 2 --steps 3
+    of=
+    python3 flood.py $port > flood.log 2>&1 &
+    flood=$! most=0
+    while kill -0 $(pid 0) 2> /dev/null && now=$(awk '/^VmHWM/ { print $2 }' /proc/$(pid 0)/status 2> /dev/null); do
+        most=${now:-$most}
+        [ $most -lt 500000 ] || break
+        sleep 0.02
+    done
+    finished
+    wait $flood
+    echo "$(cat flood.log), at most $((most / 1024)) MiB: $(cat flooded.0.err)"
+    [ "$statuses" = " 1" ] && [ $most -gt 0 ] && [ $most -lt 50000 ] &&
+        grep -q "process 1 is gone (it sent a frame of ranks that are not there)" flooded.0.err
+}
+if command -v python3 > /dev/null; then
+    check "1,000 silent callers keep nobody out" crowded 1024 1000 --sp 2 --steps 3
+    check "nor do callers that take all files that a process may open" crowded 40 100 --sp 2 --steps 3
+    check "frames for a rank that is not there end the run, and take no memory" flooded
+else
+    skip "silent callers and floods" "there is no python3"
+fi
+
+head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > secret && chmod 600 secret
+echo 'another secret that is long enough' > secret.other && chmod 600 secret.other
+mkdir copy && cp -p secret copy/
+own_1='--secret-file copy/secret'
+run secret 3 $shape --sp 3 --steps 3 --secret-file secret
+check "processes that share a secret meet" ended ' 0 0 0'
+# others OPTIONS: what becomes of process 1, and that process 0 waits on for one that knows the secret
+others() {
+    expected=$1
+    shift
+    of=2
+    start others 1 $shape --sp 2 --steps 3 --secret-file secret
+    of=
+    "$program" train $shape --sp 2 --steps 3 "$@" --rank 1 --world 2 --master 127.0.0.1:$port > other.out 2>&1
+    other=$?
+    "$program" train $shape --sp 2 --steps 3 --secret-file secret --rank 1 --world 2 \
+        --master 127.0.0.1:$port > others.1.out 2>&1
+    right=$?
+    finished
+    cat other.out
+    [ $other = 1 ] && grep -q "$expected" other.out && [ $right = 0 ] && [ "$statuses" = " 0" ]
+}
+check "a process without the secret is refused, and the others wait on" \
+    others 'process 0: --secret-file: process 0 was started with a secret, this one without'
+check "a process with another secret is refused, and the others wait on" \
+    others 'process 0: --secret-file: process 0 has another secret' --secret-file secret.other
+own_1='--secret-file secret'
+run secret 2 $shape --sp 2 --steps 3
+check "a secret that process 0 has not is named on all" \
+    told '' 'process 1 was started with --secret-file, process 0 without'
+chmod 644 secret.other
+check "a secret that everybody may read is refused" alone 'chmod 600' --sp 2 --rank 0 --world 2 \
+    --master 127.0.0.1:$free --secret-file secret.other
+own_0='--out secrets'
+run secret 2 $shape --sp 2 --steps 2 --secret-file secret --out secrets
+check "a run's run.cfg holds nothing of the secret" sh -c '! grep secret-file secrets/run.cfg && ls secrets/run.cfg'
 
 # one of three that leaves, or is killed, before all have met
 for other in 0 1; do
@@ -392,9 +525,52 @@ check "a batch script of Slurm is no task of a step" \
 check "a master that nobody names is asked for" sh -c '
     export OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_SIZE=2
     ! "$0" train --data data.tok --sp 4 --steps 1 2>&1 | grep -v MASTER_ADDR' "$program"
-check "numbers of the environment that are none are refused" \
-    sh -c 'RANK=x WORLD_SIZE=4 MASTER_ADDR=a "$0" train --data data.tok --steps 1 2>&1 | grep "RANK=x"' \
-        "$program"
+
+# environment LINE VARIABLES: a single process with this environment is refused with this line
+environment() {
+    pattern=$1
+    shift
+    env "$@" "$program" train $shape --timeout 1 --steps 1 > out 2>&1 && return 1
+    cat out
+    [ "$(wc -l < out)" = 1 ] && grep -q "$pattern" out
+}
+torch="WORLD_SIZE=2 MASTER_ADDR=127.0.0.1"
+for number in x 1x '' 1.5 -1 4096; do
+    check "a number of the environment that is none is refused: RANK=$number" \
+        environment "RANK=$number: \(expected a whole number\|must be from\)" "RANK=$number" $torch
+done
+for number in x 2x 0 4097; do
+    check "a number of the environment that is none is refused: WORLD_SIZE=$number" \
+        environment "WORLD_SIZE=$number: \(expected a whole number\|must be from\)" RANK=1 \
+            WORLD_SIZE=$number MASTER_ADDR=127.0.0.1
+done
+for number in abc 29400abc 99999 0 '' 80.5; do
+    check "a number of the environment that is none is refused: MASTER_PORT=$number" \
+        environment "MASTER_PORT=$number: \(expected a whole number\|must be from 1 to 65535\)" RANK=1 $torch \
+            "MASTER_PORT=$number"
+done
+for name in OMPI_COMM_WORLD_LOCAL_SIZE MPI_LOCALNRANKS LOCAL_WORLD_SIZE SLURM_JOB_ID; do
+    case $name in
+    OMPI*) given="OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2" ;;
+    MPI*) given="PMI_RANK=1 PMI_SIZE=2" ;;
+    LOCAL*) given="RANK=1 $torch" ;;
+    *) given="SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost" ;;
+    esac
+    check "a number of the environment that is none is refused: $name=2x" \
+        environment "$name=2x: expected a whole number" $given $name=2x
+done
+slurm="SLURM_PROCID=1 SLURM_NTASKS=2 SLURM_JOB_ID=7"
+for list in 'gpu[001-002]-ib gpu001-ib' 'rack[1-2]node[3-4] rack1node3' 'a[1-2].invalid,b a1.invalid' \
+    'node[03-07,9],other node03'; do
+    check "the first node of Slurm's list is process 0's: ${list% *}" \
+        environment "process 0 at ${list#* }:15007 (" $slurm "SLURM_STEP_NODELIST=${list% *}"
+done
+check "a list of Slurm's that is none is refused" \
+    environment 'SLURM_STEP_NODELIST=a\[1-: expected a list of machines' $slurm 'SLURM_STEP_NODELIST=a[1-'
+check "an IPv6 address of the environment is read with brackets and without" sh -c '
+    for a in ::1 "[::1]"; do
+        RANK=1 WORLD_SIZE=2 MASTER_ADDR=$a MASTER_PORT=29400 "$0" train --data data.tok --timeout 0.1 2>&1
+    done | grep -c "process 0 at \[::1\]:29400 (" | grep -x 2' "$program"
 
 # the recipes, with stand-ins for torchrun, srun and ssh that do what those do here
 mkdir bin
