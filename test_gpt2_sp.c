@@ -3608,9 +3608,9 @@ static int rank_exchange(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
-// More than a stream's window in one call: every rank sends its two neighbours many pieces, then replicas gather
-// and sum slices of more frames than a window has. If sends were not made by turns with receives, all would
-// wait for each other.
+// More than a stream's window in one call: every rank sends its two neighbours many pieces, then replicas
+// gather and sum slices of more frames than a window has. If sends were not made by turns with receives, all
+// would wait for each other.
 enum { WINDOW_PIECES = 5 * NET_WINDOW };
 static int rank_windows(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;

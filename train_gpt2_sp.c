@@ -1310,9 +1310,9 @@ static Batch* loader_take(Loader* l, Error* e) {
 //        +--------------------------+-- link --+--------------------------+         messages, cut into frames
 //
 // Sums are made in the order of the ranks, so they do not depend on how ranks are spread over processes.
-// Numbers travel in the order of the machine's bytes; processes whose orders differ do not meet. What has come
-// for a rank and is not taken is bounded (data/net.h, NET_WINDOW): who sends waits for who takes. Every message
-// carries `operation`, the number of calls that its sender has made: by it a receiver tells a
+// Numbers travel in the order of the machine's bytes; processes whose orders differ do not meet. What has
+// come for a rank and is not taken is bounded (data/net.h, NET_WINDOW): who sends waits for who takes. Every
+// message carries `operation`, the number of calls that its sender has made: by it a receiver tells a
 // peer that makes another call than itself (they have come apart) from one that is late. A rank that fails
 // aborts the world: all waits of all ranks of all processes end, with its error.
 //
@@ -1729,10 +1729,9 @@ static void link_moved(LinkMessage* m, int64_t round) {
 
 // Sends and receives messages by turns: in a round one frame of each stream is sent, then one of each is
 // taken. The first `posted` rounds of sends have been sent already. Nobody waits for ever: a rank waits to
-// send only while NET_WINDOW frames of that stream, all of earlier rounds or calls, are not taken, so that its
-// receiver is at an earlier round or call than itself; and it waits to take only for a sender that is so, or
-// that waits to send in this round. Of all ranks, one that is at the earliest round of the earliest call can
-// therefore go on.
+// send only while its receiver has not taken a frame of an earlier round or call, and so is at an earlier one
+// itself; it waits to take only for a sender that is at an earlier round, or that waits to send in this one.
+// Of all ranks, one that is at the earliest round of the earliest call can therefore go on.
 static int links_move(Transport* t, int kind, LinkMessage* sends, int send_count, LinkMessage* receives,
     int receive_count, int64_t posted, Error* e) {
     int moved = 1;
@@ -1977,8 +1976,8 @@ static int links_open(
 
 // --- between jobs: the process itself speaks to the other processes ---
 
-// Every process sends all others `mine` (bytes[own]) and takes theirs: bytes[i] to theirs[i], of each process i
-// but itself.
+// Every process sends all others `mine` (bytes[own]) and takes theirs: bytes[i] to theirs[i], of each
+// process i but itself.
 static int processes_swap(Transport* t, const void* mine, char** theirs, const size_t* bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     LinkMessage* sends = (LinkMessage*)malloc(2 * (size_t)w->processes * sizeof *sends);
@@ -7978,7 +7977,8 @@ static void watch_end(Watch* watch) {
 // The byte tokenizer: a token for each byte, and one that ends a document.
 enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
 
-// A whole number from the environment, read and checked as an option's; `other` where the variable is not set.
+// A whole number from the environment, read and checked as an option's; `other` where the variable is not
+// set.
 static int environment_number(
     const char* name, double low, double high, int64_t other, int64_t* value, Error* e) {
     char what[64];

@@ -66,17 +66,17 @@
 // With a secret, which all processes of the run share, a hello is answered by a challenge with the listener's
 // nonce. The caller proves that it knows the secret, then the listener does: HMAC-SHA256, with the secret as
 // its key, of "caller" or "listener" (filled up with zeros to 8 bytes), the hello and the listener's nonce.
-// Who does not know the secret is refused, and the run waits on. The secret keeps strangers out, no more: what
-// travels afterwards is neither encrypted nor signed.
+// Who does not know the secret is refused, and the run waits on. The secret keeps strangers out, no more:
+// what travels afterwards is neither encrypted nor signed.
 //
-// Whatever else connects is hung up on, at once if its first bytes are no hello's, else after NET_PATIENCE, or
-// sooner where another needs its place. Without a secret whoever can reach the port may take a process' part:
-// then it belongs in a private network.
+// Whatever else connects is hung up on, at once if its first bytes are no hello's, else after NET_PATIENCE,
+// or sooner where another needs its place. Without a secret whoever can reach the port may take a process'
+// part: then it belongs in a private network.
 //
 // net_open gives 0, or -1 with one line in the buffer that names the process and what it waited for or found;
 // such lines call the process' number, their count, the address and the secret by the options that set them:
-// --rank, --world, --master, --secret-file. net_launched and net_launched_host find who and where a process is
-// in what torchrun, mpirun and srun have set; the numbers among that are the caller's to read.
+// --rank, --world, --master, --secret-file. net_launched and net_launched_host find who and where a process
+// is in what torchrun, mpirun and srun have set; the numbers among that are the caller's to read.
 
 #ifndef GPT2_SP_NET_H
 #define GPT2_SP_NET_H
@@ -298,8 +298,8 @@ GPT2_SP_LEAF const char* net_frame_count(net_link* l, const net_frame* f) {
     return NULL;
 }
 
-// One frame off the link: into the queue, or, an abort or a report, to all who wait. NULL, or why nothing more
-// will come.
+// One frame off the link: into the queue, or, an abort or a report, to all who wait. NULL, or why nothing
+// more will come.
 GPT2_SP_LEAF const char* net_link_read(net_link* l) {
     static const char* const closed = "connection closed";
     net_peers* n = l->peers;
@@ -1079,7 +1079,8 @@ GPT2_SP_LEAF int net_accept(net_meeting* m, int listener, int first, uint64_t co
     return status;
 }
 
-// Sends the same bytes to all linked processes, to all at once: one that does not read keeps no other waiting.
+// Sends the same bytes to all linked processes, to all at once: one that does not read keeps no other
+// waiting.
 GPT2_SP_LEAF int net_send_all(net_meeting* m, const unsigned char* bytes, size_t size) {
     net_peers* n = m->peers;
     size_t* done = (size_t*)calloc((size_t)n->processes, sizeof *done);
@@ -1362,8 +1363,8 @@ GPT2_SP_LEAF int net_nodelist_first(const char* list, char* out, size_t size) {
     return n > 0 ? 0 : -1;
 }
 
-// The machine of process 0 by a launcher's environment; `alone`: all processes are on this one. -1 with a line
-// if none is named.
+// The machine of process 0 by a launcher's environment; `alone`: all processes are on this one. -1 with a
+// line if none is named.
 GPT2_SP_LEAF int net_launched_host(
     const net_launcher* l, int alone, char* out, size_t out_size, char* error, size_t size) {
     const char *address = getenv("MASTER_ADDR"), *nodes = getenv("SLURM_STEP_NODELIST");

@@ -1,11 +1,12 @@
-// test_net.h: the tests of data/net.h and data/sha256.h, included by test_gpt2_sp.c, as one function test_net(),
-// the group `net`. Before including it, define
+// test_net.h: the tests of data/net.h and data/sha256.h, included by test_gpt2_sp.c, as one function
+// test_net(), the group `net`. Before including it, define
 //     static void check(int ok, const char* name, const char* format, ...);
 //     static const char* scratch(const char* name);         // a path in the tests' own folder
 //
-// Here a test plays the other process by hand, byte by byte: one that lies about who it is, says nothing, sends
-// what it may not, or does not know the secret. Held: it gets no place, no memory and no wait out of a process
-// but what its kind has coming, it is told why where it may be one of ours, and the others meet all the same.
+// Here a test plays the other process by hand, byte by byte: one that lies about who it is, says nothing,
+// sends what it may not, or does not know the secret. Held: it gets no place, no memory and no wait out of a
+// process but what its kind has coming, it is told why where it may be one of ours, and the others meet all
+// the same.
 
 #include "../data/net.h"
 
@@ -86,7 +87,8 @@ static int nt_end(NtProcess* p) {
     return p->status;
 }
 
-// A connection to process 0, which may still have to come up; what is read from it comes within 10 s or fails.
+// A connection to process 0, which may still have to come up; what is read from it comes within 10 s or
+// fails.
 static int nt_dial(int port) {
     char text[16];
     const char* why;
@@ -736,7 +738,8 @@ static void nt_window(void) {
     nt_return(&p);
 }
 
-// This side sends to a rank that takes nothing: it waits, no longer than it should, and goes on after a report.
+// This side sends to a rank that takes nothing: it waits, no longer than it should, and goes on after a
+// report.
 static void nt_sender(void) {
     NtProcess p;
     int fd = nt_link(&p), sent = 0, other;
