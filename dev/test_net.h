@@ -124,7 +124,9 @@ static const char* nt_answer(int fd, unsigned char* bytes, size_t welcome) {
     static char text[512];
     if (net_socket_read(fd, bytes, 8) != 0) return "closed";
     uint64_t magic = net_get(bytes, 8);
-    size_t size = magic == NET_WELCOME_MAGIC ? welcome : magic == NET_REFUSAL_MAGIC ? NET_REFUSAL : NET_NOTE;
+    size_t size = NET_NOTE;
+    if (magic == NET_WELCOME_MAGIC) size = welcome;
+    if (magic == NET_REFUSAL_MAGIC) size = NET_REFUSAL;
     if (net_socket_read(fd, bytes + 8, size - 8) != 0 || !net_sealed(bytes, size)) return "?";
     snprintf(text, sizeof text, "%.499s", (const char*)bytes + 8);
     return magic == NET_WELCOME_MAGIC ? "welcome"
@@ -424,7 +426,8 @@ static void nt_false_hosts(void) {
         net_socket_read(fd, hello, sizeof hello);
         if (i == 3 || i == 4) net_put(bytes, NET_REFUSAL_MAGIC, 8);
         snprintf((char*)bytes + 8, 100, "the house is full");
-        size_t size = i == 6 ? 0 : i == 5 ? NET_NOTE : i >= 3 ? NET_REFUSAL : net_welcome_size(2 + (i == 2));
+        size_t size = net_welcome_size(2 + (i == 2));
+        if (i >= 3) size = i == 6 ? (size_t)0 : (size_t)(i == 5 ? NET_NOTE : NET_REFUSAL);
         if (i < 3) net_welcome_encode(bytes, 7, places, 2 + (i == 2));
         if (i == 3 || i == 4) net_seal(bytes, NET_REFUSAL);
         if (i == 5) net_note_encode(bytes, NET_CHALLENGE_MAGIC, hello);
