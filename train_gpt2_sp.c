@@ -1687,7 +1687,10 @@ static net_frame* link_take(
     if (f->kind == kind && f->operation == t->operation && f->message == bytes && f->bytes == rest) return f;
     char whom[32];
     snprintf(whom, sizeof whom, from == HOST ? "process %d" : "rank %d", from == HOST ? process : from);
-    if (f->kind == kind && f->operation == t->operation)
+    if (f->kind == kind && f->operation == t->operation && f->message == bytes)
+        fail(e, "%s: expects a frame of %zu bytes of %s in %s, which sends one of %zu",
+            transport_label(t).text, rest, whom, t->doing, f->bytes);
+    else if (f->kind == kind && f->operation == t->operation)
         fail(e, "%s: expects %zu bytes of %s in %s, which sends %llu", transport_label(t).text, bytes, whom,
             t->doing, (unsigned long long)f->message);
     else
