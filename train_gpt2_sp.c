@@ -7438,6 +7438,7 @@ static int work_compare(gpt2_sp* g) {
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
+    if (sizes_choose(&g->options, &g->eot, e) != 0) return -1;
     if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0)
         return -1;
@@ -7471,7 +7472,7 @@ static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
     if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
         return -1;
-    if (device_found(g) != 0 || sizes_choose(&g->options, &g->eot, e) != 0) return -1;
+    if (device_found(g) != 0) return -1;
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
     if (status == 0) status = trainer_prepare(g);
