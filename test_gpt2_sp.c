@@ -2690,6 +2690,8 @@ static void test_memory(void) {
 // that cannot serve is refused. A label that is off by one, or a shard that is never read, trains without
 // complaint and shows in no loss.
 
+static const DataHow DATA_PLAIN = {0, 0, 0}, DATA_DOCUMENTS = {0, 0, 1};
+
 static void loader_permutation(void) {
     int wrong = 0, fixed = 0;
     int sizes = 0;
@@ -2726,7 +2728,7 @@ static int32_t* loader_dataset(Dataset* d, Error* e) {
         snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? "," : "", path);
         free(tokens);
     }
-    if (dataset_open(d, list, 0, 1, e) != 0) check(0, "loader: the shards open", "%s", e->text);
+    if (dataset_open(d, list, &DATA_DOCUMENTS, e) != 0) check(0, "loader: the shards open", "%s", e->text);
     return stream;
 }
 
@@ -2926,6 +2928,210 @@ static void loader_evaluation(Dataset* d, const int32_t* stream) {
         (long long)(LOADER_T - sample_window(d, LOADER_T, n - 1, 0, 0).seen), runs, wrong, e.text);
 }
 
+// A shard of `count` tokens, all `fill` but the last, in the folder `name` of the tests' folder.
+static void loader_shard(const char* path, int32_t fill, int count) {
+    int32_t tokens[64];
+    for (int i = 0; i < count; i++) tokens[i] = i == count - 1 ? 256 : fill;
+    stream_write(path, tokens, count);
+}
+
+// The first token of each shard that a list opens, as text ("7 8 9"), or the error.
+static void loader_list(const char* list, char* out, size_t size) {
+    Dataset d;
+    Error e = {{0}};
+    size_t n = 0;
+    int32_t token = 0;
+    out[0] = 0;
+    if (dataset_open(&d, list, &DATA_PLAIN, &e) != 0) {
+        snprintf(out, size, "%s", e.text);
+        return;
+    }
+    for (int i = 0; i < d.count && n < size; i++) {
+        if (dataset_read(&d, d.first[i], 1, &token, &e) != 0) token = -1;
+        n += (size_t)snprintf(out + n, size - n, i ? " %d" : "%d", token);
+    }
+    dataset_close(&d);
+}
+
+// What exists is a name, whatever its characters; what does not is a pattern. All lie in one folder, the
+// current one while this runs.
+static void loader_names(void) {
+    static const char* const folders[] = {"books[1]", "books1", "x*y", "xZy", "back\\slash", "backslash",
+        "a,b", "only[2]", "only2", "end\\", "Q?", "empty", "loop"};
+    static const struct {
+        const char *list, *want;
+    } cases[] = {{"books[1]", "10"}, {"books[1]/s.tok", "10"}, {"books1", "11"}, {"books[12]", "11"},
+        {"x*y", "12"}, {"x[*]y", "12"}, {"x[*Z]y", "12 13"}, {"back\\slash", "14"}, {"backsl*", "15"},
+        {"back*", "14 15"}, {"bac\\kslash", "no token shard at bac\\kslash"}, {"a\\,b", "16"},
+        {"a\\,b,xZy", "16 13"}, {"xZy,a\\,b/s.tok", "13 16"}, {"end\\\\,xZy", "19 13"},
+        {"xZy,end\\", "13 19"}, {"end\\", "19"}, {"Q?", "20"}, {"books?", "11"}, {"*[[]*/s.tok", "10 17"},
+        {"a,b", "no token shard at a (a comma that belongs to a name is written \\,)"},
+        {"none[1]", "no token shard at none[1]"}, {"empty", "the folder has no .tok or .bin file"},
+        {"gone", "gone: No such file or directory"}, {"self/x.tok", "Too many levels of symbolic links"}};
+    char out[GPT2_SP_TEXT], path[64], home[1024];
+    int ok = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    if (!getcwd(home, sizeof home) || mkdir(scratch("names"), 0700) != 0 || chdir(scratch("names")) != 0) {
+        check(0, "loader: what exists is a name, what does not a pattern", "%s", strerror(errno));
+        return;
+    }
+    for (int i = 0; i < (int)(sizeof folders / sizeof folders[0]); i++) {
+        mkdir(folders[i], 0700);
+        snprintf(path, sizeof path, "%s/s.tok", folders[i]);
+        if (i < 11) loader_shard(path, 10 + i, 20);
+    }
+    int made = symlink("nowhere", "gone") == 0 && symlink("self", "self") == 0;
+    for (int i = 0; i < count; i++) {
+        loader_list(cases[i].list, out, sizeof out);
+        int right = isdigit((unsigned char)cases[i].want[0]) ? strcmp(out, cases[i].want) == 0
+                                                             : strstr(out, cases[i].want) != NULL;
+        if (!right) printf("     %s: %s (expected: %s)\n", cases[i].list, out, cases[i].want);
+        ok += right;
+    }
+    check(made && ok == count, "loader: what exists is a name, what does not a pattern", "%d of %d lists", ok,
+        count);
+    if (geteuid() != 0)
+        skip("loader: a folder that cannot be read says so", "only root can become somebody else");
+    else {
+        const char* const lists[] = {"only2", "only*", "on*/*.tok"};
+        ok = 0;
+        chmod("only2", 0);
+        chmod(".", 0755);
+        if (seteuid(65534) != 0) ok = -1;
+        for (int i = 0; i < 3; i++) {
+            loader_list(lists[i], out, sizeof out);
+            ok += strstr(out, "Permission denied") != NULL && strstr(out, "on") != NULL;
+        }
+        if (seteuid(0) != 0) ok = -1;
+        chmod("only2", 0700);
+        check(ok == 3, "loader: a folder that cannot be read says so", "%d of 3: %s", ok, out);
+    }
+    if (chdir(home) != 0) check(0, "loader: back from the folder of names", "%s", strerror(errno));
+}
+
+// Shards come in the order of their names' bytes, from a folder and from a pattern, whatever the locale of
+// the program around; a folder's endings count in any case of letters.
+static void loader_order(void) {
+    static const char* const names[] = {
+        "Z.tok", "_.tok", "a.tok", "b.TOK", "\xC3\xA4.tok", ".hidden.tok", "C.bin"};
+    char folder[600], path[700], out[256], again[256], list[700], command[1400];
+    snprintf(folder, sizeof folder, "%s", scratch("order"));
+    mkdir(folder, 0700);
+    for (int i = 6; i >= 0; i--) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        loader_shard(path, 30 + i, 20);
+    }
+    snprintf(list, sizeof list, "%s/*.tok", folder);
+    loader_list(folder, out, sizeof out);
+    loader_list(list, again, sizeof again);
+    check(strcmp(out, "30 31 32 33 34 36") == 0 && strcmp(again, "30 31 32 34") == 0,
+        "loader: shards come in the order of their names' bytes", "%s; by a pattern %s", out, again);
+    snprintf(path, sizeof path, "%s", scratch("de_DE.UTF-8"));
+    snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s 2> %s", path, scratch("localedef"));
+    int made = system(command);
+    *strrchr(path, '/') = 0;
+    setenv("LOCPATH", path, 1);
+    if (made != 0 || !setlocale(LC_ALL, "de_DE.UTF-8") || strcoll("a", "B") > 0)
+        skip("loader: another locale has the same order", "no German locale can be made here");
+    else {
+        double number = 0;
+        json_span span = {"1.5e1", 5};
+        int json = json_double(span, &number);
+        check(
+            json == 0 && number == 15, "json: a point is a point in another locale", "1.5e1 is %.3g", number);
+        loader_list(folder, again, sizeof again);
+        int same = strcmp(out, again) == 0;
+        loader_list(list, again, sizeof again);
+        check(same && strcmp(again, "30 31 32 34") == 0, "loader: another locale has the same order", "%s",
+            again);
+    }
+    setlocale(LC_ALL, "C");
+    unsetenv("LOCPATH");
+}
+
+// The order of samples is the seed's, and the stream's fingerprint that of its shards in their order.
+static void loader_identity(Dataset* d) {
+    const uint64_t n = dataset_windows(d, LOADER_T);
+    int same = 0;
+    for (uint64_t i = 0; i < n; i++)
+        same += sample_window(d, LOADER_T, i, 1, 9).position == sample_window(d, LOADER_T, i, 1, 10).position;
+    check(same < (int)n / 3, "loader: another seed is another order", "%d of %d samples at the same place",
+        same, (int)n);
+    char a[600], b[600], list[1300];
+    uint64_t prints[5];
+    Dataset data;
+    Error e = {{0}};
+    snprintf(a, sizeof a, "%s", scratch("part0.tok"));
+    snprintf(b, sizeof b, "%s", scratch("part1.tok"));
+    const char* const forms[5][2] = {{a, b}, {b, a}, {a, a}, {a, b}, {a, ""}};
+    for (int i = 0; i < 5; i++) {
+        snprintf(list, sizeof list, "%s%s%s", forms[i][0], forms[i][1][0] ? "," : "", forms[i][1]);
+        prints[i] = dataset_open(&data, list, &DATA_PLAIN, &e) == 0 ? data.fingerprint : 0;
+        dataset_close(&data);
+    }
+    check(prints[0] == prints[3] && prints[0] != prints[1] && prints[0] != prints[2] &&
+            prints[0] != prints[4] && prints[1] != prints[2],
+        "loader: the fingerprint is that of the shards in their order", "a,b %016llx b,a %016llx %s",
+        (unsigned long long)prints[0], (unsigned long long)prints[1], e.text);
+}
+
+// Reads that begin or end at a shard's border, or a token beside it, are the stream's.
+static void loader_borders(Dataset* d, const int32_t* stream) {
+    int wrong = 0, reads = 0;
+    int32_t out[STREAM];
+    Error e = {{0}};
+    for (int s = 0; s <= 3; s++)
+        for (int side = -1; side <= 1; side++)
+            for (uint64_t count = 1; count < STREAM; count = count * 3 + 1) {
+                int64_t at = (int64_t)d->first[s] + side;
+                if (at < 0 || at + (int64_t)count > STREAM) continue;
+                wrong += dataset_read(d, (uint64_t)at, count, out, &e) != 0 ||
+                    memcmp(out, stream + at, count * sizeof *out) != 0;
+                reads++;
+            }
+    for (int s = 0; s < 3; s++)
+        wrong += dataset_shard_at(d, d->first[s]) != s || dataset_shard_at(d, d->first[s + 1] - 1) != s;
+    for (int64_t t = 0; t < STREAM; t++) {   // the document that a token is of
+        uint64_t begin, end;
+        int64_t first = t, last = t;
+        dataset_document(d, (uint64_t)t, &begin, &end);
+        while (first > 0 && stream[first - 1] != 256) first--;
+        while (stream[last] != 256) last++;
+        wrong += (int64_t)begin != first || (int64_t)end != last + 1;
+    }
+    check(wrong == 0, "loader: tokens and documents at the shards' borders",
+        "%d reads and %d documents: %d wrong %s", reads, STREAM, wrong, e.text);
+}
+
+// Shards of other tokenizers or vocabularies do not mix.
+static void loader_mixed(void) {
+    static const uint32_t kinds[][2] = {{TOK_BYTE, 257}, {TOK_GPT2, 50257}, {7, 1000}, {7, 1001}, {8, 1000}};
+    char paths[5][600], list[1300];
+    int told = 0, taken = 0, pairs = 0;
+    for (uint32_t i = 0; i < 5; i++) {
+        static const int lengths[] = {30};
+        char name[32];
+        int32_t tokens[64];
+        uint64_t count;
+        snprintf(name, sizeof name, "mixed%u.tok", i);
+        snprintf(paths[i], sizeof paths[i], "%s", scratch(name));
+        test_data_shard(paths[i], kinds[i][0], kinds[i][1], 16, lengths, 1, tokens, &count);
+    }
+    for (int i = 0; i < 5; i++)
+        for (int j = 0; j < 5; j++, pairs++) {
+            Dataset d;
+            Error e = {{0}};
+            snprintf(list, sizeof list, "%.600s,%.600s", paths[i], paths[j]);
+            int status = dataset_open(&d, list, &DATA_PLAIN, &e);
+            if (i == j) taken += status == 0;
+            else
+                told +=
+                    status == -1 && strstr(e.text, paths[j]) && strstr(e.text, "but the shards before it");
+            dataset_close(&d);
+        }
+    check(told == 20 && taken == 5, "loader: shards of other tokenizers or vocabularies do not mix",
+        "%d refused, %d taken of %d pairs", told, taken, pairs);
+}
+
 // A run on the test's data with these options: refused, with that in the message.
 static void loader_refused_by_run(const char* options, const char* part) {
     gpt2_sp_options o = run_options(options);
@@ -2943,7 +3149,7 @@ static void loader_refused(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Dataset d;
         Error e = {{0}};
-        int status = dataset_open(&d, cases[i].list, 0, 0, &e);
+        int status = dataset_open(&d, cases[i].list, &DATA_PLAIN, &e);
         check(status == -1 && strstr(e.text, cases[i].part), "loader: data that cannot serve is refused",
             "%s", e.text);
     }
@@ -2960,9 +3166,14 @@ static void test_loader(void) {
         loader_shapes(&d, stream);
         loader_epoch(&d);
         loader_evaluation(&d, stream);
+        loader_identity(&d);
+        loader_borders(&d, stream);
     }
     dataset_close(&d);
     free(stream);
+    loader_names();
+    loader_order();
+    loader_mixed();
     loader_refused();
 }
 
@@ -3056,7 +3267,7 @@ static const struct {
     {"train", "layers 3", "`layers` is not an option"},
     {"train", "--doc-mask 2", "--doc-mask 2: must be from 0 to 1"},
     {"train", "--doc-mask=2", "must be from 0 to 1"},
-    {"train", "--config /nowhere/x.cfg", "--config /nowhere/x.cfg: No such file"},
+    {"train", "--config /nowhere/x.cfg", "--config: cannot open /nowhere/x.cfg: No such file"},
     {"train", "--keep 1", "must be from 2"}};
 
 static void options_refused(void) {
@@ -3080,6 +3291,169 @@ static void options_refused(void) {
     check(options_line(&o, "train", line, &e) == -1 &&
             strstr(e.text, "b.cfg:2: unknown option --lyers: did you mean --layers?"),
         "options: a config file's line is named", "%s", e.text);
+}
+
+// Reads a config file of these bytes.
+static int options_config(gpt2_sp_options* o, const char* bytes, size_t length, Error* note, Error* e) {
+    const char* path = scratch("c.cfg");
+    test_data_write(path, bytes, length);
+    gpt2_sp_defaults(o);
+    return options_file(o, path, note, e);
+}
+
+// Whatever a text option is set to, a run's config file gives it back.
+static void options_config_back(void) {
+    static const char* const values[] = {"plain", "two words", " front", "back ", "\tt", "new\nline", "\n",
+        "ret\r", "#x", "a#b", "\"", "\"quoted\"", "say \"hi\"", "back\\slash\\", "\\n", "\"\\\"", "=",
+        "a = b", "\xEF\xBB\xBF", "\xFF\x80", "caf\xC3\xA9", "\v\f", "\x01", "", "'"};
+    const Option* data = option_find("data");
+    int ok = 0, count = (int)(sizeof values / sizeof values[0]) + 4;
+    char value[GPT2_SP_TEXT], line[2 * GPT2_SP_TEXT + 64];
+    for (int i = 0; i < count; i++) {
+        static const char fills[] = "x\"\n ";
+        gpt2_sp_options o, again;
+        Error e = {{0}}, note = {{0}};
+        if (i < count - 4) snprintf(value, sizeof value, "%s", values[i]);
+        else memset(value, fills[count - 1 - i], sizeof value - 1), value[sizeof value - 1] = 0;
+        gpt2_sp_defaults(&o);
+        int status = option_set(&o, data, value, &e);
+        size_t n = (size_t)snprintf(line, sizeof line, "lr = 0.5\ndata = ");
+        config_print(&o, data, line + n);
+        strcat(line, "\nwarmup = 7\n");
+        if (status == 0) status = options_config(&again, line, strlen(line), &note, &e);
+        int same = status == 0 && strcmp(again.data, value) == 0 && again.lr == 0.5 && again.warmup == 7;
+        if (!same) printf("     `%s`: `%s` %s\n", value, again.data, e.text);
+        ok += same;
+    }
+    check(ok == count, "options: a config file gives back what was set", "%d of %d texts, up to %d bytes", ok,
+        count, GPT2_SP_TEXT - 1);
+}
+
+// What a config file may hold besides, and what it may not.
+static void options_config_files(void) {
+    static const struct {
+        const char* text;
+        int length;          // 0: up to its NUL
+        const char* error;   // NULL: warmup is 7 and data `x`
+    } cases[] = {{"\xEF\xBB\xBFwarmup = 7\ndata = x", 0, NULL},
+        {"warmup = 7\r\n\r\ndata = \"x\" \r\n", 0, NULL},
+        {"# \xEF\xBB\xBF \"\nwarmup=7\n\n   # x\ndata=x", 0, NULL}, {"", 0, "nothing is set"},
+        {"warmup = 7\nlr = 1\0e-3\n", 23, "c.cfg:2: a NUL byte"}, {"\0", 1, "c.cfg:1: a NUL byte"},
+        {"# a\n# b\0\n", 9, "c.cfg:2: a NUL byte"}, {"\n\nwarmup\n", 0, "c.cfg:3: expected `name = value`"},
+        {"data = \"x\nwarmup = 7", 0, "c.cfg:1: expected one closing quote"},
+        {"data = \"x\"y", 0, "c.cfg:1: expected one closing quote"},
+        {"data = \"x\\q\"", 0, "c.cfg:1: expected \\\" "}, {"data = \"x\\", 0, "c.cfg:1: expected"},
+        {"\n\xEF\xBB\xBFwarmup = 7", 0, "c.cfg:2: unknown option"},
+        {"warmup = seven", 0, "c.cfg:1: --warmup seven"}};
+    int ok = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    for (int i = 0; i < count; i++) {
+        gpt2_sp_options o;
+        Error e = {{0}}, note = {{0}};
+        size_t n = cases[i].length ? (size_t)cases[i].length : strlen(cases[i].text);
+        int status = options_config(&o, cases[i].text, n, &note, &e);
+        if (status == 0 && n == 0) snprintf(e.text, sizeof e.text, "nothing is set"), status = -1;
+        int right = cases[i].error ? status == -1 && strstr(e.text, cases[i].error) != NULL
+                                   : status == 0 && o.warmup == 7 && strcmp(o.data, "x") == 0;
+        if (!right) printf("     case %d: %d %s\n", i, status, e.text);
+        ok += right;
+    }
+    check(ok == count, "options: a config file's mark is passed over, its NULs and open quotes are named",
+        "%d of %d", ok, count);
+}
+
+// Files without an end, pipes and folders are refused at once, long lines only where their text is too long.
+static void options_config_bounds(void) {
+    char pipe[512], large[512];
+    static const int sizes[] = {1023, 1024, 1087, 1088, 5000, 100000};
+    char* text = (char*)need(200000, 1);
+    int ok = 0, of = 0;
+    for (int i = 0; i < 6; i++)
+        for (int form = 0; form < 4; form++, of++) {   // a text, a quoted one, a comment, a name
+            gpt2_sp_options o;
+            Error e = {{0}}, note = {{0}};
+            int n = sprintf(text, "%s",
+                form == 0       ? "data = "
+                    : form == 1 ? "data = \""
+                    : form == 2 ? "# "
+                                : "");
+            memset(text + n, 'x', (size_t)sizes[i]);
+            sprintf(text + n + sizes[i], "%s\nwarmup = 7\n", form == 1 ? "\"" : form == 3 ? " = 1" : "");
+            int status = options_config(&o, text, strlen(text), &note, &e);
+            int fits = form == 2 || (form < 2 && sizes[i] < GPT2_SP_TEXT);
+            ok += fits ? status == 0 && o.warmup == 7 && (form == 2 || (int)strlen(o.data) == sizes[i])
+                       : status == -1 && strstr(e.text, "c.cfg:1: ") &&
+                    (form < 2 ? strstr(e.text, "at most 1023 fit")
+                              : strstr(e.text, "expected `name = value`"));
+        }
+    free(text);
+    check(ok == of, "options: a config file's lines may be long, texts have at most 1023 bytes", "%d of %d",
+        ok, of);
+    static const struct { int size, ok; } texts[] = {{0, 1}, {1022, 1}, {1023, 1}, {1024, 0}, {1025, 0}};
+    for (int i = 0; i < 5; i++) {
+        char value[1100] = "", error[GPT2_SP_TEXT];
+        gpt2_sp_options o;
+        gpt2_sp_defaults(&o);
+        memset(value, 'y', (size_t)texts[i].size);
+        int status = gpt2_sp_set(&o, "prompt", value, error, sizeof error);
+        check(texts[i].ok ? status == 0 && strcmp(o.prompt, value) == 0
+                          : status == -1 && strstr(error, "at most 1023 fit") && strcmp(o.prompt, "\n") == 0,
+            "options: a text of 1023 bytes is taken, one of 1024 refused", "%d bytes: %s", texts[i].size,
+            error);
+    }
+    snprintf(pipe, sizeof pipe, "%s", scratch("p.cfg"));
+    snprintf(large, sizeof large, "%s", scratch("large.cfg"));
+    mkfifo(pipe, 0600);
+    FILE* f = fopen(large, "w");
+    if (f && fseek(f, 1 << 20, SEEK_SET) == 0) fputc('\n', f);
+    if (f) fclose(f);
+    const char* const files[] = {"/dev/zero", pipe, large, scratch(".")};
+    for (int i = 0; i < 4; i++) {
+        gpt2_sp_options o;
+        Error e = {{0}}, note = {{0}};
+        double start = now_ms();
+        int status = options_file(&o, files[i], &note, &e);
+        check(status == -1 && strstr(e.text, "expected a file of at most 1048576 bytes") &&
+                now_ms() - start < 2000,
+            "options: a config file has an end", "%s", e.text);
+    }
+}
+
+// A run.cfg in a run's folder is that run's, wherever the folder has gone. The current folder is the tests'
+// own.
+static void options_config_moved(void) {
+    static const struct {
+        const char *file, *path, *out, *note;
+    } cases[] = {{"out = runs/a\n", "runs/a/run.cfg", "runs/a", NULL},
+        {"out = ./runs//a/\n", "runs/a/run.cfg", "./runs//a/", NULL},
+        {"out = runs/gone\n", "runs/a/run.cfg", "runs/a", "runs/gone: it goes on in runs/a"},
+        {"out = runs/b\n", "./runs/a/run.cfg", "./runs/a", "runs/b: it goes on in ./runs/a"},
+        {"out = runs/b\n", "runs/b/run.cfg", "runs/b", NULL},
+        {"out = runs/a\n", "runs/b/run.cfg", "runs/a", NULL},
+        {"out = runs/a\n", "runs/a/my.cfg", "runs/a", NULL}, {"out = else\n", "runs/a/my.cfg", "else", NULL},
+        {"lr = 1\n", "runs/a/run.cfg", "before", NULL}, {"out = x\n", "run.cfg", ".", "x: it goes on in ."}};
+    char home[1024];
+    int ok = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    if (!getcwd(home, sizeof home) || mkdir(scratch("moved"), 0700) != 0 || chdir(scratch("moved")) != 0)
+        return;
+    mkdir("runs", 0700);
+    mkdir("runs/a", 0700);
+    mkdir("runs/b", 0700);
+    test_data_write("runs/a/log.jsonl", "", 0);
+    for (int i = 0; i < count; i++) {
+        gpt2_sp_options o;
+        Error e = {{0}}, note = {{0}};
+        gpt2_sp_defaults(&o);
+        snprintf(o.out, sizeof o.out, "before");
+        if (i == count - 1) test_data_write("log.jsonl", "", 0);
+        test_data_write(cases[i].path, cases[i].file, strlen(cases[i].file));
+        int status = options_file(&o, cases[i].path, &note, &e);
+        int right = status == 0 && strcmp(o.out, cases[i].out) == 0 &&
+            (cases[i].note ? strstr(note.text, cases[i].note) != NULL : note.text[0] == 0);
+        if (!right) printf("     %s: --out %s, `%s` %s\n", cases[i].path, o.out, note.text, e.text);
+        ok += right;
+    }
+    if (chdir(home) != 0) ok = 0;
+    check(ok == count, "options: a run's run.cfg goes on with it where it lies", "%d of %d", ok, count);
 }
 
 // Combinations that do not fit are refused before anything runs.
@@ -3135,6 +3509,10 @@ static void test_options(void) {
     options_taken();
     options_table();
     options_refused();
+    options_config_back();
+    options_config_files();
+    options_config_bounds();
+    options_config_moved();
     options_combinations();
     options_learning_rate();
 }

@@ -114,9 +114,11 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "vocabulary; 0: the model's, else that of --data (plan: 50257)") \
     FLAG(center, "center", 1, TRAIN | PLAN, \
         "keep the residual stream mean-free: RMSNorm then equals LayerNorm") \
-    TXT(data, "data", "", TRAIN | EVAL, "token shards: files, folders or patterns, separated by commas") \
+    TXT(data, "data", "", TRAIN | EVAL, \
+        "token shards: files, folders or patterns, separated by commas (\\, is a comma of a name)") \
     TXT(val_data, "val-data", "", TRAIN, "token shards for the validation loss") \
-    FLAG(raw_u16, "raw-u16", 0, TRAIN | EVAL, "read --data as bare 16-bit token numbers") \
+    FLAG(raw_u16, "raw-u16", 0, TRAIN | EVAL, \
+        "read --data as bare 16-bit token numbers, GPT-2's or of --vocab's vocabulary") \
     FLAG(doc_mask, "doc-mask", 0, TRAIN | PLAN | EVAL, \
         "attention stays inside a document, positions restart at its start") \
     INT(seq_len, "seq-len", 0, 0, 16777216, TRAIN | PLAN | EVAL, \
@@ -539,7 +541,7 @@ static int folder_remove(const char* path, Error* e) {
 
 // Reads a small text file whole (at most `limit` bytes); the caller frees it.
 static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // NONBLOCK: a pipe is refused, not waited for
     struct stat info;
     if (fd < 0 || fstat(fd, &info) != 0) {
         fail_file(e, "open", path);
@@ -860,37 +862,108 @@ static void option_print(const gpt2_sp_options* o, const Option* option, char* o
     }
 }
 
-// A config file: `name = value` lines, # starts a comment line. Options given after it override it.
-static int options_file(gpt2_sp_options* o, const char* path, Error* e) {
-    FILE* file = fopen(path, "r");
-    if (!file) return fail(e, "--config %s: %s", path, strerror(errno));
-    char line[GPT2_SP_TEXT + 64];
-    int status = 0;
-    for (int number = 1; status == 0 && fgets(line, sizeof line, file); number++) {
-        char *name = line, *end = line + strlen(line);
-        if (end == line + sizeof line - 1 && end[-1] != '\n') {
-            status = fail(e, "%s:%d: longer than %zu bytes", path, number, sizeof line - 2);
-            break;
-        }
-        while (end > line && isspace((unsigned char)end[-1])) *--end = 0;
-        while (isspace((unsigned char)*name)) name++;
-        if (*name == 0 || *name == '#') continue;
-        char* value = strchr(name, '=');
-        if (!value) {
-            status = fail(e, "%s:%d: expected `name = value`", path, number);
-            break;
-        }
-        char* name_end = value++;
-        while (name_end > name && isspace((unsigned char)name_end[-1])) name_end--;
-        *name_end = 0;
-        while (isspace((unsigned char)*value)) value++;
-        const Option* option = option_find(name);
-        Error inner = {{0}};
-        if ((option ? option_set(o, option, value, &inner) : option_unknown(&inner, name, "train")) != 0)
-            status = fail(e, "%s:%d: %.900s", path, number, inner.text);
+// The white space of a config file, in any locale.
+static int config_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+// An option's value as a config file has it, read back by config_value as it is: between quotes if it begins
+// with one, has white space at an end, or a control character. out has room for 2 * GPT2_SP_TEXT + 2 bytes.
+static void config_print(const gpt2_sp_options* o, const Option* option, char* out) {
+    static const char from[] = "\"\\\n\r\t", to[] = "\"\\nrt";
+    char value[GPT2_SP_TEXT];
+    option_print(o, option, value, sizeof value);
+    size_t n = strlen(value);
+    int quoted = n > 0 && (value[0] == '"' || config_space(value[0]) || config_space(value[n - 1]));
+    for (size_t i = 0; i < n; i++) quoted |= (unsigned char)value[i] < ' ';
+    if (quoted) *out++ = '"';
+    for (size_t i = 0; i < n; i++) {
+        const char* known = quoted ? strchr(from, value[i]) : NULL;
+        if (known) *out++ = '\\';
+        *out++ = known ? to[known - from] : value[i];
     }
-    if (status == 0 && ferror(file)) status = fail(e, "--config %s: %s", path, strerror(errno));
-    fclose(file);
+    if (quoted) *out++ = '"';
+    *out = 0;
+}
+
+// Undoes the quotes of a value in place, if it has them. -1 if they do not end with it.
+static int config_value(char* value, Error* e) {
+    static const char from[] = "\"\\nrt", to[] = "\"\\\n\r\t";
+    if (*value != '"') return 0;
+    char* out = value;
+    const char* p = value + 1;
+    while (*p && *p != '"') {
+        const char* known = *p == '\\' && p[1] ? strchr(from, p[1]) : NULL;
+        if (*p == '\\' && !known) return fail(e, "expected \\\" \\\\ \\n \\r or \\t between the quotes");
+        *out++ = known ? to[known - from] : *p;
+        p += known ? 2 : 1;
+    }
+    if (*p != '"' || p[1]) return fail(e, "expected one closing quote, at the end");
+    *out = 0;
+    return 0;
+}
+
+// One line of a config file, which it may change.
+static int config_line(gpt2_sp_options* o, char* line, char* end, Error* e) {
+    if (memchr(line, 0, (size_t)(end - line))) return fail(e, "a NUL byte, expected text");
+    while (end > line && config_space(end[-1])) end--;
+    *end = 0;
+    while (config_space(*line)) line++;
+    if (*line == 0 || *line == '#') return 0;
+    char* value = strchr(line, '=');
+    if (!value) return fail(e, "expected `name = value`");
+    char* name_end = value++;
+    while (name_end > line && config_space(name_end[-1])) name_end--;
+    *name_end = 0;
+    while (config_space(*value)) value++;
+    if (name_end - line > 63) return fail(e, "a name of %zu bytes: expected `name = value`", strlen(line));
+    const Option* option = option_find(line);
+    if (!option) return option_unknown(e, line, "train");
+    return config_value(value, e) != 0 ? -1 : option_set(o, option, value, e);
+}
+
+// Where a run.cfg that lies in a run's folder names another folder as --out, the run was moved or copied:
+// --out becomes the folder in which it lies, and the note says so.
+static int config_moved(gpt2_sp_options* o, const char* path, Error* note, Error* e) {
+    const char* name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    char folder[GPT2_SP_TEXT], log[GPT2_SP_TEXT + 16];
+    struct stat here, there;
+    int length = name == path ? 1 : (int)(name - path) - (name - path > 1);
+    if (strcmp(name, "run.cfg") != 0) return 0;
+    if ((size_t)length >= sizeof folder)
+        return fail(e, "--config: its folder's name has %d bytes, at most %d fit", length, GPT2_SP_TEXT - 1);
+    snprintf(folder, sizeof folder, "%.*s", length, name == path ? "." : path);
+    snprintf(log, sizeof log, "%s/log.jsonl", folder);
+    if (stat(log, &here) != 0 || stat(folder, &here) != 0) return 0;   // not a run's folder
+    if (stat(o->out, &there) == 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino) return 0;
+    fail(note, "%.300s is of a run that was in %.300s: it goes on in %.300s", path, o->out, folder);
+    return option_set(o, option_find("out"), folder, e);
+}
+
+// A config file: `name = value` lines, # starts a comment line. Options given after it override it. The
+// note is left empty, or has a line for the user.
+static int options_file(gpt2_sp_options* o, const char* path, Error* note, Error* e) {
+    enum { LARGEST = 1 << 20 };
+    size_t size;
+    Error inner = {{0}};
+    struct stat given, none;
+    if (stat(path, &given) == 0 && S_ISCHR(given.st_mode) && stat("/dev/null", &none) == 0 &&
+        given.st_rdev == none.st_rdev)
+        return 0;   // the usual name of nothing; no other device has an end
+    char* text = file_read_text(path, LARGEST, &size, &inner);
+    if (!text) return fail(e, "--config: %.1000s", inner.text);
+    int status = 0, number = 1;
+    char before[GPT2_SP_TEXT];
+    memcpy(before, o->out, sizeof before);
+    o->out[0] = 0;   // so that it shows whether the file names one
+    char* line = size >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? text + 3 : text;   // a byte order mark
+    for (char* end; status == 0 && line < text + size; line = end + 1, number++) {
+        end = (char*)memchr(line, '\n', (size_t)(text + size - line));
+        if (!end) end = text + size;
+        if (config_line(o, line, end, &inner) != 0)
+            status = fail(e, "%.500s:%d: %.500s", path, number, inner.text);
+    }
+    free(text);
+    if (status == 0 && o->out[0]) return config_moved(o, path, note, e);
+    memcpy(o->out, before, sizeof before);
     return status;
 }
 
@@ -939,7 +1012,9 @@ MAIN_ONLY static int options_parse(
         if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
-        if (config ? options_file(o, value, e) : option_set(o, option, value, e)) return -1;
+        Error note = {{0}};
+        if (config ? options_file(o, value, &note, e) : option_set(o, option, value, e)) return -1;
+        if (note.text[0]) fprintf(stderr, "%s\n", note.text);
     }
     return 0;
 }
@@ -987,6 +1062,11 @@ MAIN_ONLY static void options_help(const Command* command) {
 // (--grad-accum) x dp x B samples; each rank of a replica gets its own rows of each (Segments). While a
 // step is computed, the loader's thread fills the batch of the next one.
 
+enum {
+    EOT_UNNAMED = -1,
+    EOT_NONE = -2
+};   // instead of a token that ends documents: not known; there is none
+
 // The token stream of a run: its shards one after the other.
 typedef struct {
     tok_shard* shards;     // (count)
@@ -995,7 +1075,8 @@ typedef struct {
     int count;
     uint64_t tokens;       // of all shards
     uint64_t text_bytes;   // that the tokens stand for; a shard that does not say counts 0
-    uint32_t tokenizer, vocab, eot;
+    uint32_t tokenizer, vocab;
+    int64_t eot;            // the token that ends documents, or EOT_NONE
     uint64_t fingerprint;   // of the shards' contents in their order
 } Dataset;
 
@@ -1007,9 +1088,22 @@ static void dataset_close(Dataset* d) {
     memset(d, 0, sizeof *d);
 }
 
+// How --data, --val-data and their like are to be read.
+typedef struct {
+    int raw_u16;     // files without a magic are bare 16-bit token numbers
+    int64_t vocab;   // the model's vocabulary, for files that name none; 0: not known, GPT-2's
+    int documents;   // the starts of all documents are read too
+} DataHow;
+
+// Whether two shards or data sets have the tokens of one tokenizer. Of GPT-2's, a file that names no
+// vocabulary may have more tokens than another.
+static int tokens_alike(uint32_t tokenizer, uint32_t vocab, uint32_t other, uint32_t other_vocab) {
+    return tokenizer == other && (vocab == other_vocab || tokenizer == TOK_GPT2);
+}
+
 // Opens a shard and puts it at the end of the stream; its tokenizer must be the first shard's. The
 // fingerprint takes in the shards one by one, so it depends on their order.
-static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
+static int dataset_add(Dataset* d, const char* path, const DataHow* how, Error* e) {
     void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
     if (shards) d->shards = (tok_shard*)shards;
     void* cursors = realloc(d->cursors, (size_t)(d->count + 1) * sizeof *d->cursors);
@@ -1018,56 +1112,116 @@ static int dataset_add(Dataset* d, const char* path, int raw_u16, Error* e) {
     if (first) d->first = (uint64_t*)first;
     if (!shards || !cursors || !first) return fail(e, "%.900s: out of memory", path);
     tok_shard* s = &d->shards[d->count];
-    if (tok_open(s, path, raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0)
+    if (tok_open(s, path, how->raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0)
         return -1;
+    if (tok_flat_vocab(s, (uint64_t)how->vocab, e->text, sizeof e->text) != 0) {
+        tok_close(s);
+        return -1;
+    }
     memset(&d->cursors[d->count], 0, sizeof *d->cursors);
     d->first[d->count++] = d->tokens;
     d->first[d->count] = d->tokens += s->tokens;
     if (d->count == 1) {
         d->tokenizer = s->tokenizer, d->vocab = s->vocab_size;
-        d->eot = s->eot;
+        d->eot = s->eot == TOK_NO_EOT ? (int64_t)EOT_NONE : (int64_t)s->eot;
     }
-    if (s->tokenizer != d->tokenizer || s->vocab_size != d->vocab)
+    if (!tokens_alike(s->tokenizer, s->vocab_size, d->tokenizer, d->vocab))
         return fail(e,
             "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path,
             s->tokenizer, s->vocab_size, d->tokenizer, d->vocab);
+    if (s->vocab_size > d->vocab) d->vocab = s->vocab_size;
     d->text_bytes += s->text_bytes;
     d->fingerprint = random_bits(d->fingerprint, s->fingerprint, s->tokens);
     return 0;
 }
 
-// Opens every shard of "a.tok,folder,b*.bin". A folder gives its .tok files, then its .bin files, each by
-// name. With `documents` the starts of all documents are read too. After an error the dataset is empty.
-static int dataset_open(Dataset* d, const char* list, int raw_u16, int documents, Error* e) {
+// Adds the shards of a folder, its .tok files, then its .bin files, each in the order of their names' bytes.
+static int dataset_add_folder(Dataset* d, const char* path, const DataHow* how, Error* e) {
+    static const char* const endings[] = {".tok", ".bin"};
+    text_reader listing;
+    char** paths = NULL;
+    size_t count = 0;
+    int before = d->count;
+    memset(&listing, 0, sizeof listing);
+    listing.err = e->text, listing.err_size = sizeof e->text;
+    int status = text_list(&listing, path, &paths, &count);
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = 0; status == 0 && i < count; i++) {
+            const char* name = strrchr(paths[i], '/') + 1;
+            if (name[0] != '.' && text_ends(name, strlen(name), endings[pass]))
+                status = dataset_add(d, paths[i], how, e);
+        }
+    for (size_t i = 0; i < count; i++) free(paths[i]);
+    free(paths);
+    if (status == 0 && d->count == before)
+        status = fail(e, "no token shard at %.900s: the folder has no .tok or .bin file", path);
+    return status;
+}
+
+// Adds what a name that exists stands for: a folder or a shard.
+static int dataset_add_name(Dataset* d, const char* path, const DataHow* how, Error* e) {
+    struct stat info;
+    int folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    return folder ? dataset_add_folder(d, path, how, e) : dataset_add(d, path, how, e);
+}
+
+// For glob: a folder that cannot be read ends the search, with its errno.
+static int pattern_error(const char* path, int code) {
+    (void)path;
+    errno = code;
+    return code != ENOENT && code != ENOTDIR;
+}
+
+// Adds all that a pattern names, in the order of the names' bytes. A backslash is a character like any
+// other. The advice ends the line that says that there is nothing.
+static int dataset_add_pattern(
+    Dataset* d, const char* pattern, const char* advice, const DataHow* how, Error* e) {
+    glob_t found;
+    memset(&found, 0, sizeof found);
+    int code = glob(pattern, GLOB_NOSORT | GLOB_NOESCAPE, pattern_error, &found), why = errno, status = 0;
+    if (code == GLOB_NOMATCH) status = fail(e, "no token shard at %.900s%s", pattern, advice);
+    else if (code != 0)
+        status = fail(
+            e, "cannot look for %.900s: %s", pattern, code == GLOB_ABORTED ? strerror(why) : "no memory");
+    if (status == 0) qsort(found.gl_pathv, found.gl_pathc, sizeof *found.gl_pathv, text_by_name);
+    for (size_t i = 0; status == 0 && i < found.gl_pathc; i++)
+        status = dataset_add_name(d, found.gl_pathv[i], how, e);
+    globfree(&found);
+    return status;
+}
+
+// The next item of a list whose items commas separate; returns what follows it. Of backslashes in front of
+// a comma each pair stands for one, and one that is left over makes the comma a part of the item. All
+// others are as they are.
+static const char* list_item(const char* list, char* item) {
+    while (*list && *list != ',') {
+        size_t n = strspn(list, "\\");
+        int at_comma = n > 0 && list[n] == ',';
+        size_t kept = at_comma ? n / 2 : n > 0 ? n : 1;
+        memcpy(item, list, kept);
+        item += kept, list += n > 0 ? n : 1;
+        if (at_comma && n % 2 == 1) *item++ = *list++;
+    }
+    *item = 0;
+    return list;
+}
+
+// Opens every shard of "a.tok,folder,b*.bin". What exists is a name, whatever its characters; only what
+// does not is a pattern. After an error the dataset is empty.
+static int dataset_open(Dataset* d, const char* list, const DataHow* how, Error* e) {
     memset(d, 0, sizeof *d);
     int status = list[0] ? 0 : fail(e, "no token shards given: --data FILE[,FILE...]");
-    for (const char* item = list; status == 0 && *item; item += *item == ',') {
-        char pattern[GPT2_SP_TEXT + 16];
-        int length = (int)strcspn(item, ",");
-        snprintf(pattern, sizeof pattern, "%.*s", length, item);
-        item += length;
+    const char* advice = strchr(list, ',') ? " (a comma that belongs to a name is written \\,)" : "";
+    while (status == 0 && *list) {
+        char item[GPT2_SP_TEXT];
         struct stat info;
-        glob_t found;
-        memset(&found, 0, sizeof found);
-        int folder = stat(pattern, &info) == 0 && S_ISDIR(info.st_mode);
-        if (folder) snprintf(pattern + length, sizeof pattern - (size_t)length, "/*.tok");
-        if (!folder && stat(pattern, &info) == 0) {   // a file, whatever its name holds
-            status = dataset_add(d, pattern, raw_u16, e);
-            continue;
-        }
-        int code = glob(pattern, 0, NULL, &found);
-        if (folder && (code == 0 || code == GLOB_NOMATCH)) {
-            snprintf(pattern + length, sizeof pattern - (size_t)length, "/*.bin");
-            int more = glob(pattern, code == 0 ? GLOB_APPEND : 0, NULL, &found);
-            if (more == 0) code = 0;
-        }
-        if (folder) pattern[length] = 0;   // as it was asked for: the error names it
-        if (code != 0) status = fail(e, "no token shard at %.900s", pattern);
-        for (size_t i = 0; status == 0 && i < found.gl_pathc; i++)
-            status = dataset_add(d, found.gl_pathv[i], raw_u16, e);
-        globfree(&found);
+        list = list_item(list, item);
+        if (*list == ',') list++;
+        if (lstat(item, &info) == 0) status = dataset_add_name(d, item, how, e);
+        else if (errno == ENOENT || errno == ENOTDIR) status = dataset_add_pattern(d, item, advice, how, e);
+        else status = fail_file(e, "open", item);
     }
-    for (int i = 0; status == 0 && documents && i < d->count; i++)
+    for (int i = 0; status == 0 && how->documents && i < d->count; i++)
         status = tok_index_documents(&d->shards[i], e->text, sizeof e->text);
     if (status != 0) dataset_close(d);
     return status;
@@ -5369,7 +5523,7 @@ struct gpt2_sp {
     int64_t saved_step;   // newest checkpoint of this run; -1: none
     int64_t resumed_step;    // checkpoint that the run resumed from; -1: none
     int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
-    int64_t eot;             // the tokenizer's end-of-text token
+    int64_t eot;             // the token that ends documents, EOT_UNNAMED or EOT_NONE
     int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
     int lock_fd;             // OUT/.lock, held while this trainer lives
     int skipped;             // steps in a row that were not finite
@@ -5715,6 +5869,8 @@ static int checkpoint_text(
 // config.json, as Transformers reads it.
 static void config_text(const gpt2_sp* g, char* out, size_t size) {
     const Shape* s = &g->mesh.shape;
+    char eot[24] = "null";
+    if (g->eot >= 0) snprintf(eot, sizeof eot, "%lld", (long long)g->eot);
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
     snprintf(out, size,
         "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": "
@@ -5725,11 +5881,11 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
         "\"layer_norm_epsilon\": 1e-05,\n"
         "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  "
         "\"resid_pdrop\": 0.0,\n  "
-        "\"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"torch_dtype\": \"%s\"\n}\n",
+        "\"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"torch_dtype\": \"%s\"\n}\n",
         g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm",
         g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel", (long long)s->L, (long long)s->NH,
-        (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V, (long long)g->eot,
-        (long long)g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
+        (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V, eot, eot,
+        GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
 // state.json: where the run stands, and what resuming compares (state_read).
@@ -6105,7 +6261,7 @@ static int json_has(const char* text, size_t size, const char* key) {
 }
 
 // Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
-// model than GPT-2. eot is -1 if the file names none.
+// model than GPT-2. eot is EOT_UNNAMED if the file does not have it, EOT_NONE if it is null there.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[GPT2_SP_TEXT + 64], word[64], value[32];
     size_t size;
@@ -6152,7 +6308,8 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     *vocab = status == 0 ? json_need(text, size, "vocab_size", path, e) : -1;
     if (status == 0 && (*vocab < 1 || *vocab > 1 << 20))
         status = *vocab < 0 ? -1 : fail(e, "%.900s: vocab_size %lld", path, (long long)*vocab);
-    *eot = -1;
+    json_span end;
+    *eot = json_get(text, size, "eos_token_id", &end) == 1 ? EOT_NONE : EOT_UNNAMED;
     if (status == 0 && json_has(text, size, "eos_token_id")) {
         *eot = json_need(text, size, "eos_token_id", path, e);
         if (*eot < 0 || *eot >= *vocab)
@@ -6308,7 +6465,8 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
             return -1;
         for (int64_t t = 0; t < T; t++) {
             r->batches[2].tokens[t] = (unsigned char)doc.text[t];
-            r->batches[2].labels[t] = t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)g->eot;
+            r->batches[2].labels[t] =
+                t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)max_i64(g->eot, -1);
             if (g->mesh.doc_mask) r->batches[2].doc_start[t] = 0;
         }
         int status = ranks_run(g, rank_evaluate, &g->evaluation);
@@ -7185,9 +7343,9 @@ static int data_fits(
     if (d->vocab > vocab)
         return fail(
             e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
-    if (d->eot != g->eot)
-        return fail(e, "--%s ends its documents with token %u, the model with %lld: another tokenizer",
-            option, d->eot, (long long)g->eot);
+    if (d->eot >= 0 && g->eot >= 0 && d->eot != g->eot)
+        return fail(e, "--%s ends its documents with token %lld, the model with %lld: another tokenizer",
+            option, (long long)d->eot, (long long)g->eot);
     if (dataset_labels(d, o->seq_len, (int)o->doc_mask, windows) == 0)
         return fail(e,
             "--%s: nothing to learn or to predict in it: no document of its first %lld sequences has a "
@@ -7262,14 +7420,14 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 }
 
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
-// (eot, -1: not named) from the model that the run has: that of its checkpoint, else that of --init-from. A
+// (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from. A
 // size that is given and is another than --init-from's is an error; state_read compares it with a run's.
 static int sizes_choose(gpt2_sp_options* o, int64_t* eot, Error* e) {
     gpt2_sp_options model;
     char folder[GPT2_SP_TEXT + 64];
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
-    *eot = -1;
+    *eot = EOT_UNNAMED;
     if (o->val_sequences == 0) o->val_sequences = 8;
     int resumed = run_model(o->out, &model, &vocab, eot), from = !resumed && o->init_from[0];
     if (from &&
@@ -7439,15 +7597,16 @@ static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
     if (sizes_choose(&g->options, &g->eot, e) != 0) return -1;
-    if (dataset_open(&g->data, o->data, (int)o->raw_u16, (int)o->doc_mask, e) != 0) return -1;
-    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, (int)o->raw_u16, (int)o->doc_mask, e) != 0)
-        return -1;
+    const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
+    if (dataset_open(&g->data, o->data, &how, e) != 0) return -1;
+    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
     if (g->eot < 0) g->eot = g->data.eot;
     if (data_fits(g, &g->data, "data", vocab, INT64_MAX, e) != 0 ||
         (o->val_data[0] && data_fits(g, &g->val_data, "val-data", vocab, o->val_sequences, e) != 0))
         return -1;
-    if (o->val_data[0] && (g->val_data.tokenizer != g->data.tokenizer || g->val_data.vocab != g->data.vocab))
+    if (o->val_data[0] &&
+        !tokens_alike(g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab))
         return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u",
             g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab);
     if (trainer_init(g, vocab, 1) != 0) return -1;
@@ -7676,7 +7835,7 @@ static int trainer_load(gpt2_sp* g) {
         return fail(&g->error, "--seq-len %lld: the model's context is %lld", (long long)context,
             (long long)o->seq_len);
     if (context > 0) o->seq_len = context;
-    if (g->eot < 0) g->eot = vocab - 1;   // the file names none
+    if (g->eot == EOT_UNNAMED) g->eot = vocab - 1;
     if (trainer_init(g, vocab, 0) != 0) return -1;
     LoadJob model = {folder, 0};
     int status = ranks_run(g, g->device->load, &model);
@@ -7792,12 +7951,12 @@ static int option_is_launch(const char* name) {
 // Writes OUT/run.cfg: the options of the run, as --config reads them, without those of this launch. `model`
 // is left out, as it has set layers, heads and channels.
 static int run_config_write(const gpt2_sp_options* o, Error* e) {
-    char path[GPT2_SP_TEXT + 16], value[GPT2_SP_TEXT];
+    char path[GPT2_SP_TEXT + 16], value[2 * GPT2_SP_TEXT + 2];
     snprintf(path, sizeof path, "%s/run.cfg", o->out);
     FILE* f = fopen(path, "w");
     if (!f) return fail_file(e, "write", path);
     for (int i = 0; i < OPTION_COUNT; i++) {
-        option_print(o, &OPTIONS[i], value, sizeof value);
+        config_print(o, &OPTIONS[i], value);
         if ((OPTIONS[i].commands & TRAIN) && value[0] && !option_is_launch(OPTIONS[i].name) &&
             strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
@@ -8169,7 +8328,8 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     int status = 0;
     memset(&evaluation, 0, sizeof evaluation);
     if (o->data[0]) {
-        status = dataset_open(&g->val_data, o->data, (int)o->raw_u16, (int)o->doc_mask, &g->error);
+        const DataHow how = {(int)o->raw_u16, g->mesh.shape.V, (int)o->doc_mask};
+        status = dataset_open(&g->val_data, o->data, &how, &g->error);
         int64_t windows = o->val_sequences > 0 ? o->val_sequences : INT64_MAX;
         if (status == 0) status = data_fits(g, &g->val_data, "data", g->mesh.shape.V, windows, &g->error);
         g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
@@ -8295,6 +8455,8 @@ static int prompt_read(const gpt2_sp* g, Prompt* p, Error* e) {
         p->text = bytes ? strdup(o->prompt) : NULL;
     }
     p->count = max_i64(count, 1);
+    if (count == 0 && g->eot < 0)
+        return fail(e, "no token ends this model's documents, so none can begin one: give --prompt-tokens");
     if (count == 0) p->tokens[0] = (int32_t)g->eot;
     for (int64_t i = 0; i < min_i64(count, T); i++) p->tokens[i] = (unsigned char)p->text[i];
     return 0;
@@ -8343,11 +8505,18 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     return made < 0 ? -1 : 0;
 }
 
-// A shard that is being written.
+// A shard that is being written, and what of the inputs is left out of it.
+enum { LEFT_OUT_SHOWN = 20, LEFT_OUT_REASONS = 16 };
 typedef struct {
     tok_writer writer;
     uint64_t documents, bytes;   // so far; bytes of text
     Error* error;                // of the writer
+    FILE* left_out;              // lines that name the first entries that are left out, into memory
+    uint64_t left_out_count;
+    struct {
+        const char* why;
+        uint64_t count;   // of those that are not named
+    } reasons[LEFT_OUT_REASONS];
 } Preparation;
 
 // Called for every document of an input: appends it to the shard, a token a byte. Empty ones are skipped.
@@ -8366,71 +8535,129 @@ static int prepare_document(void* user, const char* bytes, size_t length, const 
     return tok_writer_end_document(&p->writer, length, p->error->text, sizeof p->error->text);
 }
 
+// Called for every entry of a folder that is left out.
+static void prepare_left_out(void* user, const char* path, const char* why) {
+    Preparation* p = (Preparation*)user;
+    if (p->left_out_count++ < LEFT_OUT_SHOWN) {
+        fputs("prepare: left out ", p->left_out);
+        for (; *path; path++) fputc((unsigned char)*path < ' ' ? '?' : *path, p->left_out);
+        fprintf(p->left_out, ": %s\n", why);
+        return;
+    }
+    int i = 0;
+    while (i < LEFT_OUT_REASONS - 1 && p->reasons[i].why && p->reasons[i].why != why) i++;
+    p->reasons[i].why = why;
+    p->reasons[i].count++;
+}
+
+// Reads all inputs into the shard, which is open.
+static int prepare_inputs(Preparation* p, const Positional* inputs, Error* e) {
+    struct stat outputs[2];
+    text_reader reader;
+    memset(&reader, 0, sizeof reader);
+    reader.document = prepare_document;
+    reader.skip = prepare_left_out;
+    reader.user = p;
+    reader.err = e->text, reader.err_size = sizeof e->text;
+    reader.outputs = outputs;
+    if (fstat(p->writer.out.fd, &outputs[0]) == 0) reader.output_count++;
+    if (stat(p->writer.out.path, &outputs[reader.output_count]) == 0) reader.output_count++;
+    for (int i = 0; i < inputs->count; i++)
+        if (text_documents(&reader, inputs->items[i]) != 0) {
+            if (p->error->text[0]) *e = *p->error;
+            return -1;
+        }
+    return 0;
+}
+
 // Turns text files, .jsonl files and folders of them into one shard. On an error the shard is given up.
 static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     Preparation p;
     Error callback = {{0}};
+    char* left_out = NULL;
+    size_t size = 0;
     memset(&p, 0, sizeof p);
     p.error = &callback;
     if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
     if (!o->out[0]) return fail(e, "no --out FILE.tok");
-    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens, e->text,
-            sizeof e->text) != 0)
-        return -1;
-    int status = 0;
-    for (int i = 0; status == 0 && i < inputs->count; i++)
-        status = text_documents(inputs->items[i], prepare_document, &p, e->text, sizeof e->text);
-    if (callback.text[0]) *e = callback;
+    p.left_out = open_memstream(&left_out, &size);
+    if (!p.left_out) return fail(e, "out of memory");
+    int status = tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens,
+        e->text, sizeof e->text);
+    if (status == 0) status = prepare_inputs(&p, inputs, e);
     uint64_t tokens = p.writer.tokens;
     if (status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
     else tok_writer_abandon(&p.writer);
+    fclose(p.left_out);
     struct stat info;
     if (status == 0 && stat(o->out, &info) == 0)
         printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out,
             (unsigned long long)p.documents, (unsigned long long)tokens, (unsigned long long)p.bytes,
             (long long)info.st_size);
+    if (status == 0) fputs(left_out ? left_out : "", stderr);
+    for (int i = 0; status == 0 && i < LEFT_OUT_REASONS && p.reasons[i].why; i++)
+        fprintf(stderr, "prepare: left out %llu more: %s\n", (unsigned long long)p.reasons[i].count,
+            p.reasons[i].why);
+    free(left_out);
     return status;
 }
 
-// Writes synthetic documents: as shards, or as text in a .jsonl file with the places of their answers.
-static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e) {
-    (void)inputs;
-    size_t n = strlen(o->out);
-    int jsonl = n > 6 && strcmp(o->out + n - 6, ".jsonl") == 0, status = 0;
-    if (!o->out[0]) return fail(e, "no --out FILE.tok or FILE.jsonl");
-    Preparation p;
-    memset(&p, 0, sizeof p);
-    p.error = e;
-    FILE* text = jsonl ? fopen(o->out, "w") : NULL;
-    if (jsonl && !text) return fail_file(e, "write", o->out);
-    if (!jsonl &&
-        tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text,
-            sizeof e->text) != 0)
-        return -1;
+// Writes all documents of synth, as lines to a stream or into the shard that is open. The first line begins
+// with its ninth byte.
+static int synth_documents(const gpt2_sp_options* o, FILE* lines, Preparation* p, Error* e) {
+    int status = 0;
     for (int64_t d = 0; status == 0 && d < o->docs; d++) {
         synth_doc doc;
         status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts,
             (size_t)o->distance, &doc, e->text, sizeof e->text);
         if (status != 0) break;
-        if (!jsonl) status = prepare_document(&p, doc.text, doc.length, "", 0);
-        else {
-            fprintf(text, "{\"text\": ");
-            json_write_string(text, doc.text);
-            fprintf(text, ", \"facts\": [");
-            for (int i = 0; i < doc.fact_count; i++)
-                fprintf(text, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "",
-                    doc.facts[i].statement, doc.facts[i].answer, doc.facts[i].answer_length);
-            if (fprintf(text, "]}\n") < 0) status = fail_file(e, "write", o->out);
-        }
+        if (!lines) status = prepare_document(p, doc.text, doc.length, "", 0);
+        else if (synth_write_line(lines, &doc, d == 0 ? 8 : 0) != 0) status = fail_file(e, "write", o->out);
         synth_free(&doc);
     }
-    if (jsonl && fclose(text) != 0 && status == 0) status = fail_file(e, "write", o->out);
-    if (!jsonl && status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
-    else if (!jsonl) tok_writer_abandon(&p.writer);
-    if (status == 0)
-        printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs,
-            (long long)o->doc_bytes, (long long)o->facts);
     return status;
+}
+
+// The documents as text: a .jsonl file with the places of their answers. Its first 8 bytes are written
+// last, in place of the mark of an unfinished file.
+static int synth_lines(const gpt2_sp_options* o, Error* e) {
+    tok_output out;
+    if (tok_output_open(&out, o->out, "text of synth", synth_is_text, e->text, sizeof e->text) != 0)
+        return -1;
+    int fd = dup(out.fd);
+    FILE* lines = fd < 0 ? NULL : fdopen(fd, "w");
+    int status = lines && fseek(lines, 8, SEEK_SET) == 0 ? 0 : fail_file(e, "write", o->out);
+    if (status == 0) status = synth_documents(o, lines, NULL, e);
+    if (lines && fclose(lines) != 0 && status == 0) status = fail_file(e, "write", o->out);
+    if (!lines && fd >= 0) close(fd);
+    if (status == 0) status = tok_output_put(&out, synth_head, 8, 0, e->text, sizeof e->text);
+    if (status == 0) return tok_output_finish(&out, e->text, sizeof e->text);
+    tok_output_abandon(&out);
+    return -1;
+}
+
+// The documents as a shard.
+static int synth_shard(const gpt2_sp_options* o, Error* e) {
+    Preparation p;
+    memset(&p, 0, sizeof p);
+    p.error = e;
+    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text,
+            sizeof e->text) != 0)
+        return -1;
+    if (synth_documents(o, NULL, &p, e) == 0) return tok_writer_finish(&p.writer, e->text, sizeof e->text);
+    tok_writer_abandon(&p.writer);
+    return -1;
+}
+
+// Writes synthetic documents: as a shard, or as text.
+static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    size_t n = strlen(o->out);
+    if (!o->out[0]) return fail(e, "no --out FILE.tok or FILE.jsonl");
+    if ((text_ends(o->out, n, ".jsonl") ? synth_lines(o, e) : synth_shard(o, e)) != 0) return -1;
+    printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs,
+        (long long)o->doc_bytes, (long long)o->facts);
+    return 0;
 }
 
 static const Command COMMANDS[] = {

@@ -21,6 +21,9 @@
 #ifndef GPT2_SP_JSON_H
 #define GPT2_SP_JSON_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <locale.h>
 #include <math.h>
 #include <stdint.h>
@@ -322,10 +325,11 @@ GPT2_SP_LEAF int json_double(json_span v, double* out) {
     if (json_skip(&p, v.s + v.n, 0) || p != v.s + v.n) return -1;
     memcpy(buf, v.s, v.n);
     buf[v.n] = 0;
-    char* point = strchr(buf, '.');
-    if (point)
-        *point = localeconv()->decimal_point[0];   // strtod follows the locale of the program around us
-    double x = strtod(buf, NULL);
+    locale_t plain =
+        newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);   // strtod's point is the program's around us
+    if (!plain) return -1;
+    double x = strtod_l(buf, NULL, plain);
+    freelocale(plain);
     if (!isfinite(x)) return -1;
     *out = x;
     return 0;

@@ -16,6 +16,9 @@
 // fact; 0 draws each fact's from a log-uniform law between the shortest possible and what the document
 // allows. The length is exactly `bytes`. Both are exact since filler can be made of any length (1 to 3 bytes
 // are line breaks).
+//
+// As text, a document is a line of JSON (synth_write_line), by which synth_is_text knows such a file again:
+//     {"text": "...", "facts": [{"statement": N, "answer": N, "length": N}, ...]}
 #ifndef GPT2_SP_SYNTH_H
 #define GPT2_SP_SYNTH_H
 
@@ -24,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef GPT2_SP_LEAF
 #define GPT2_SP_LEAF static __attribute__((unused))
@@ -293,6 +297,67 @@ GPT2_SP_LEAF void synth_free(synth_doc* d) {
     free(d->text);
     free(d->facts);
     memset(d, 0, sizeof *d);
+}
+
+static const char synth_head[] = "{\"text\": \"";   // what a line begins with
+
+// Writes a document as a line, without its first `skip` bytes, of synth_head. Its text has no character but
+// the line break that JSON would escape.
+GPT2_SP_LEAF int synth_write_line(FILE* f, const synth_doc* d, int skip) {
+    fputs(synth_head + skip, f);
+    for (size_t i = 0; i < d->length; i++)
+        if (d->text[i] == '\n') fputs("\\n", f);
+        else fputc(d->text[i], f);
+    fprintf(f, "\", \"facts\": [");
+    for (int i = 0; i < d->fact_count; i++)
+        fprintf(f, "%s{\"statement\": %zu, \"answer\": %zu, \"length\": %d}", i ? ", " : "",
+            d->facts[i].statement, d->facts[i].answer, d->facts[i].answer_length);
+    fprintf(f, "]}\n");
+    return ferror(f) ? -1 : 0;
+}
+
+// Is this what the stream goes on with?
+GPT2_SP_LEAF int synth_reads(FILE* f, const char* text) {
+    while (*text && getc_unlocked(f) == *text) text++;
+    return *text == 0;
+}
+
+// Does the stream go on with this and a number?
+GPT2_SP_LEAF int synth_reads_number(FILE* f, const char* text) {
+    int digits = 0, c = synth_reads(f, text) ? getc_unlocked(f) : EOF;
+    for (; c >= '0' && c <= '9'; digits++) c = getc_unlocked(f);
+    if (c != EOF) ungetc(c, f);
+    return digits > 0;
+}
+
+// Does the stream go on with a line of synth_write_line's?
+GPT2_SP_LEAF int synth_reads_line(FILE* f) {
+    int c = synth_reads(f, synth_head) ? getc_unlocked(f) : EOF;
+    for (; c != '"'; c = getc_unlocked(f))
+        if (c < ' ' || c > '~' || (c == '\\' && getc_unlocked(f) != 'n')) return 0;
+    if (!synth_reads(f, ", \"facts\": [")) return 0;
+    do {
+        if (!synth_reads_number(f, "{\"statement\": ") || !synth_reads_number(f, ", \"answer\": ") ||
+            !synth_reads_number(f, ", \"length\": ") || !synth_reads(f, "}"))
+            return 0;
+        c = getc_unlocked(f);
+    } while (c == ',' && getc_unlocked(f) == ' ');
+    return c == ']' && synth_reads(f, "}\n");
+}
+
+// Does an open file hold such lines, at least one, and nothing else?
+GPT2_SP_LEAF int synth_is_text(int fd) {
+    int own = dup(fd), lines = 0, c = EOF;
+    FILE* f = own < 0 ? NULL : fdopen(own, "r");
+    if (!f) {
+        if (own >= 0) close(own);
+        return 0;
+    }
+    rewind(f);
+    while ((c = getc_unlocked(f)) != EOF && ungetc(c, f) != EOF && synth_reads_line(f)) lines++;
+    int ok = lines > 0 && c == EOF && !ferror(f);
+    fclose(f);
+    return ok;
 }
 
 #endif

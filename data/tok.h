@@ -44,8 +44,8 @@
 // Sizes are believed only as far as the file's real size and the limits above allow, before anything is
 // allocated; a block inflates into a buffer of its known size, so a bomb ends there.
 //
-// The other two formats carry no CRC. Both are GPT-2 tokens, 2 bytes each, and an eot *precedes* each
-// document:
+// The other two formats carry no CRC and name no vocabulary. Both are taken to be GPT-2 tokens, 2 bytes each,
+// where an eot *precedes* each document, unless tok_flat_vocab is told another vocabulary:
 //     llm.c .bin   1024-byte header of i32: 20240520, 1, tokens, 0 ...; the size must be 1024 + 2*tokens
 //     raw u16      no header. Neither magic above is a pair of GPT-2 tokens (53204, 55432 >= 50257), so
 //                  asking for raw only says what a file without a magic is: lists may mix all three
@@ -67,6 +67,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -84,8 +85,10 @@ enum {
     TOK_BLOCK_TOKENS = 65536,        // the default: 128 KiB of tokens, about a millisecond to inflate
     TOK_MAX_BLOCK_TOKENS = 1 << 20   // so a reader needs at most 12 MiB
 };
+#define TOK_NO_EOT UINT32_MAX   // eot of a flat file in whose vocabulary no token ends documents
 #define TOK_MAX_TOKENS ((uint64_t)1 << 48)
 #define TOK_MAGIC "\xD4\xCF\xCBgpt2\n"
+#define TOK_UNFINISHED "\xD4\xCF\xCBtemp\n"   // the first 8 bytes of a file that is being written
 
 typedef struct {
     uint64_t offset;       // in the file
@@ -113,9 +116,15 @@ typedef struct {             // the block last inflated by one reader; start fro
     tok_block block;
 } tok_cursor;
 
-typedef struct {        // writes PATH.tmp; any error abandons it
+typedef struct {        // a file that is being written as PATH.tmp and takes its name when it is whole
     char *path, *tmp;   // path NULL = not open
-    int fd;
+    int fd;             // of PATH.tmp, locked for as long
+    int (*ours)(int);   // is an open file of the kind that is being written? Only such a one is replaced
+    const char* what;   // that kind, for messages: "token shard"
+} tok_output;
+
+typedef struct {   // any error abandons it
+    tok_output out;
     uint32_t tokenizer, vocab_size, eot, width, block_tokens;
     uint32_t fill;                 // tokens in raw
     unsigned char *raw, *packed;   // the block being filled, and compressed
@@ -558,36 +567,222 @@ GPT2_SP_LEAF int tok_index_documents(tok_shard* s, char* err, size_t err_size) {
     return 0;
 }
 
+// Gives a flat file a vocabulary of `vocab` tokens in place of GPT-2's, after a look at every token;
+// nothing to do for a .tok, which names its own, and for 0. A larger one only has room for more: tokens
+// that all are GPT-2's stay so. In a smaller one no token is known to end a document. Call before sharing
+// the shard.
+GPT2_SP_LEAF int tok_flat_vocab(tok_shard* s, uint64_t vocab, char* err, size_t err_size) {
+    tok_cursor none;
+    int32_t chunk[4096], largest = 0;
+    const uint32_t usual = s->vocab_size;
+    if (s->block_tokens || vocab == 0 || vocab == usual) return 0;
+    memset(&none, 0, sizeof none);
+    s->vocab_size = 65536;
+    for (uint64_t at = 0; at < s->tokens; at += 4096) {
+        uint64_t n = s->tokens - at < 4096 ? s->tokens - at : 4096;
+        if (tok_read(s, &none, at, n, chunk, err, err_size)) return -1;
+        for (uint64_t i = 0; i < n; i++) {
+            largest = chunk[i] > largest ? chunk[i] : largest;
+            if ((uint64_t)chunk[i] >= vocab)
+                return tok_error(err, err_size,
+                    "%s: token %" PRIu64 " is %" PRId32 ", expected below the vocabulary's %" PRIu64, s->path,
+                    at + i, chunk[i], vocab);
+        }
+    }
+    if (vocab > usual && (uint32_t)largest < usual) vocab = usual;
+    s->vocab_size = vocab < 65536 ? (uint32_t)vocab : 65536;
+    if (s->vocab_size < usual) {
+        s->tokenizer = 0;
+        s->eot = TOK_NO_EOT;
+    }
+    return 0;
+}
+
 // ================================================================================
-// writing
+// outputs: any file that takes its name only when it is whole
+//
+// A file is written as PATH.tmp, locked, and renamed. PATH.tmp is made, never opened: nothing is written
+// through a link or into a file that is there, and a second writer of the same PATH is refused. What stands
+// at PATH is replaced only if it is a file of the kind that is being written. A PATH.tmp that begins with
+// the mark TOK_UNFINISHED, and that nobody has locked, was left by a writer that ended before its time: it
+// is removed.
+
+// Does an open file begin with these 8 bytes?
+GPT2_SP_LEAF int tok_begins(int fd, const char* magic) {
+    char found[8];
+    return pread(fd, found, 8, 0) == 8 && memcmp(found, magic, 8) == 0;
+}
+GPT2_SP_LEAF int tok_is_shard(int fd) { return tok_begins(fd, TOK_MAGIC); }
+
+// 0 if PATH is free, or holds what may be replaced; *st is then what is there (st_nlink 0: nothing).
+GPT2_SP_LEAF int tok_output_free(const tok_output* o, struct stat* st, char* err, size_t err_size) {
+    memset(st, 0, sizeof *st);
+    if (lstat(o->path, st)) {
+        memset(st, 0, sizeof *st);
+        if (errno == ENOENT || errno == ENOTDIR) return 0;   // if no file can be there, making PATH.tmp tells
+        return tok_error(err, err_size, "%s: %s", o->path, strerror(errno));
+    }
+    if (!S_ISREG(st->st_mode))
+        return tok_error(err, err_size, "%s: %s is there, and stays; expected a new name, or a %s", o->path,
+            S_ISLNK(st->st_mode)       ? "a link"
+                : S_ISDIR(st->st_mode) ? "a folder"
+                                       : "a device, pipe or socket",
+            o->what);
+    int fd = open(o->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return tok_error(err, err_size, "%s: %s", o->path, strerror(errno));
+    int ours = o->ours(fd);
+    close(fd);
+    if (ours) return 0;
+    return tok_error(err, err_size,
+        "%s: a file is there that is no %s, and stays; expected a new name, or a %s that this program wrote",
+        o->path, o->what, o->what);
+}
+
+// Is PATH.tmp the open file still? Somebody may have removed it, and another writer begun its own.
+GPT2_SP_LEAF int tok_output_holds(const tok_output* o, int fd) {
+    struct stat held, named;
+    return fstat(fd, &held) == 0 && lstat(o->tmp, &named) == 0 && held.st_ino == named.st_ino &&
+        held.st_dev == named.st_dev;
+}
+
+// PATH.tmp is there: removes it if a writer that is gone has left it. -1 if one is at work, or if it is
+// anything else.
+GPT2_SP_LEAF int tok_output_leftover(const tok_output* o, char* err, size_t err_size) {
+    struct stat st;
+    int rc = 0, fd = open(o->tmp, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT) return 0;
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode))
+        rc = tok_error(
+            err, err_size, "%s: no regular file, and stays: choose another name, or remove it", o->tmp);
+    else if (flock(fd, LOCK_EX | LOCK_NB))
+        rc = errno == EWOULDBLOCK
+            ? tok_error(err, err_size, "%s: another process is writing it", o->path)
+            : tok_error(err, err_size,
+                  "%s: whether another process writes it cannot be told (%s): remove it if none does", o->tmp,
+                  strerror(errno));
+    else if (tok_output_holds(o, fd)) {
+        if (!tok_begins(fd, TOK_UNFINISHED) && !o->ours(fd))
+            rc = tok_error(err, err_size,
+                "%s: nothing that this program left, and stays: choose another name, or remove it", o->tmp);
+        else if (unlink(o->tmp)) rc = tok_error(err, err_size, "%s: %s", o->tmp, strerror(errno));
+    }
+    if (fd >= 0) close(fd);
+    return rc;
+}
+
+GPT2_SP_LEAF int tok_output_put(
+    tok_output* o, const void* bytes, uint64_t count, uint64_t offset, char* err, size_t err_size) {
+    const unsigned char* p = (const unsigned char*)bytes;
+    for (uint64_t done = 0; done < count;) {
+        size_t n = count - done < (1u << 30) ? (size_t)(count - done) : (size_t)1 << 30;
+        ssize_t written = pwrite(o->fd, p + done, n, (off_t)(offset + done));
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0)
+            return tok_error(
+                err, err_size, "%s: writing: %s", o->tmp, written < 0 ? strerror(errno) : "no progress");
+        done += (uint64_t)written;
+    }
+    return 0;
+}
+
+// Gives everything up and removes PATH.tmp. Harmless on zeros, after the end, and twice.
+GPT2_SP_LEAF void tok_output_abandon(tok_output* o) {
+    if (!o->path) return;
+    if (o->fd >= 0) {
+        if (tok_output_holds(o, o->fd)) unlink(o->tmp);   // before the lock is given back
+        close(o->fd);
+    }
+    free(o->path);
+    free(o->tmp);
+    memset(o, 0, sizeof *o);
+    o->fd = -1;
+}
+
+// Starts PATH.tmp with the mark of an unfinished file in its first 8 bytes, which the caller writes last. On
+// error there is nothing to abandon. What PATH names is looked at now and again at the end.
+GPT2_SP_LEAF int tok_output_open(
+    tok_output* o, const char* path, const char* what, int (*ours)(int), char* err, size_t err_size) {
+    struct stat st;
+    size_t length = strlen(path);
+    memset(o, 0, sizeof *o);
+    o->fd = -1;
+    o->ours = ours;
+    o->what = what;
+    o->path = (char*)tok_malloc(length + 1, 1);
+    o->tmp = (char*)tok_malloc(length + 5, 1);
+    int rc = o->path && o->tmp ? 0 : tok_error(err, err_size, "%s: no memory", path);
+    if (rc == 0) {
+        memcpy(o->path, path, length + 1);
+        memcpy(o->tmp, path, length);
+        memcpy(o->tmp + length, ".tmp", 5);
+        rc = tok_output_free(o, &st, err, err_size);
+    }
+    while (rc == 0 && o->fd < 0) {
+        // EXCL: nothing that is there is opened, no link followed; of several processes one makes the file
+        o->fd = open(o->tmp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+        if (o->fd < 0 && errno != EEXIST) rc = tok_error(err, err_size, "%s: %s", o->tmp, strerror(errno));
+        else if (o->fd < 0) rc = tok_output_leftover(o, err, err_size);
+    }
+    // Whoever finds the file holds its lock for a moment only. Where there are no locks, EXCL still serves.
+    while (rc == 0 && flock(o->fd, LOCK_EX) && errno == EINTR) {}
+    if (rc == 0) rc = tok_output_put(o, TOK_UNFINISHED, 8, 0, err, err_size);
+    if (rc && o->path && !o->tmp) free(o->path), o->path = NULL;
+    if (rc) tok_output_abandon(o);
+    return rc;
+}
+
+// Makes the rename last: fsync of the folder that holds path. File systems that cannot do it say EINVAL.
+GPT2_SP_LEAF int tok_sync_parent(const char* path, char* err, size_t err_size) {
+    const char* slash = strrchr(path, '/');
+    size_t length = slash ? (size_t)(slash - path) + 1 : 1;   // "a/b" -> "a/", "/b" -> "/", "b" -> "."
+    char* folder = (char*)tok_malloc(length + 1, 1);
+    if (!folder) return tok_error(err, err_size, "%s: no memory", path);
+    memcpy(folder, slash ? path : ".", length);
+    folder[length] = 0;
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
+    if (fd < 0 || (fsync(fd) && errno != EINVAL))
+        rc = tok_error(err, err_size, "%s: fsync of its folder: %s", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    free(folder);
+    return rc;
+}
+
+// Gives PATH.tmp, which is whole, its name. It is not open any more, also on error.
+GPT2_SP_LEAF int tok_output_finish(tok_output* o, char* err, size_t err_size) {
+    struct stat st;
+    int rc = fsync(o->fd) ? tok_error(err, err_size, "%s: fsync: %s", o->tmp, strerror(errno)) : 0;
+    if (rc == 0) rc = tok_output_free(o, &st, err, err_size);
+    if (rc == 0 && !tok_output_holds(o, o->fd))
+        rc = tok_error(err, err_size, "%s: removed while it was written", o->tmp);
+    if (rc == 0 && rename(o->tmp, o->path))
+        rc = tok_error(err, err_size, "%s: rename: %s", o->tmp, strerror(errno));
+    if (rc == 0) {
+        close(o->fd);   // it is on the disk, fsync said so
+        o->fd = -1;
+        rc = tok_sync_parent(o->path, err, err_size);
+    }
+    tok_output_abandon(o);
+    return rc;
+}
+
+// ================================================================================
+// writing shards
 
 // Gives everything up and removes PATH.tmp. Harmless on a writer of zeros, after finish, and twice.
 GPT2_SP_LEAF void tok_writer_abandon(tok_writer* w) {
-    if (!w->path) return;
-    if (w->fd >= 0) close(w->fd);
-    if (w->fd >= 0 && w->tmp) unlink(w->tmp);
-    free(w->path);
-    free(w->tmp);
+    tok_output_abandon(&w->out);
     free(w->raw);
     free(w->packed);
     free(w->block);
     free(w->document_start);
     memset(w, 0, sizeof *w);
-    w->fd = -1;
+    w->out.fd = -1;
 }
 
 // Appends to PATH.tmp.
 GPT2_SP_LEAF int tok_writer_append(
     tok_writer* w, const unsigned char* p, uint64_t bytes, char* err, size_t err_size) {
-    for (uint64_t done = 0; done < bytes;) {
-        size_t n = bytes - done < (1u << 30) ? (size_t)(bytes - done) : (size_t)1 << 30;
-        ssize_t written = pwrite(w->fd, p + done, n, (off_t)(w->offset + done));
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0)
-            return tok_error(
-                err, err_size, "%s: writing: %s", w->tmp, written < 0 ? strerror(errno) : "no progress");
-        done += (uint64_t)written;
-    }
+    if (tok_output_put(&w->out, p, bytes, w->offset, err, err_size)) return -1;
     w->offset += bytes;
     return 0;
 }
@@ -596,10 +791,10 @@ GPT2_SP_LEAF int tok_writer_append(
 GPT2_SP_LEAF int tok_writer_flush(tok_writer* w, char* err, size_t err_size) {
     uLongf bytes = (uLongf)tok_bound((uint64_t)w->fill * w->width);
     int rc = compress2(w->packed, &bytes, w->raw, (uLong)w->fill * w->width, 6);
-    if (rc != Z_OK) return tok_error(err, err_size, "%s: zlib: %s", w->tmp, zError(rc));
+    if (rc != Z_OK) return tok_error(err, err_size, "%s: zlib: %s", w->out.tmp, zError(rc));
     tok_block* grown = (tok_block*)tok_grow(w->block, &w->block_capacity, w->blocks + 1, sizeof *grown);
     if (!grown)
-        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", w->tmp, w->blocks + 1);
+        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", w->out.tmp, w->blocks + 1);
     w->block = grown;
     tok_block b = {w->offset, (uint32_t)bytes, tok_crc(0, w->packed, bytes)};
     w->block[w->blocks++] = b;
@@ -608,7 +803,8 @@ GPT2_SP_LEAF int tok_writer_flush(tok_writer* w, char* err, size_t err_size) {
 }
 
 GPT2_SP_LEAF int tok_writer_token(tok_writer* w, uint32_t token, char* err, size_t err_size) {
-    if (w->tokens >= TOK_MAX_TOKENS) return tok_error(err, err_size, "%s: more than 2^48 tokens", w->path);
+    if (w->tokens >= TOK_MAX_TOKENS)
+        return tok_error(err, err_size, "%s: more than 2^48 tokens", w->out.path);
     if (w->fill == w->block_tokens && tok_writer_flush(w, err, err_size)) return -1;
     tok_put_le(w->raw + (size_t)w->fill++ * w->width, token, (int)w->width);
     w->tokens++;
@@ -625,7 +821,7 @@ GPT2_SP_LEAF int tok_writer_fail(tok_writer* w) {
 GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t tokenizer, uint32_t vocab_size,
     uint32_t eot, uint32_t block_tokens, char* err, size_t err_size) {
     memset(w, 0, sizeof *w);
-    w->fd = -1;
+    w->out.fd = -1;
     w->tokenizer = tokenizer;
     w->vocab_size = vocab_size;
     w->eot = eot;
@@ -634,38 +830,24 @@ GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t token
     w->offset = TOK_HEADER;
     if (tok_check_shape(path, tokenizer, vocab_size, eot, w->width, w->block_tokens, err, err_size))
         return -1;
-    size_t length = strlen(path), bytes = (size_t)w->block_tokens * w->width;
-    w->path = (char*)tok_malloc(length + 1, 1);
-    w->tmp = (char*)tok_malloc(length + 5, 1);
+    size_t bytes = (size_t)w->block_tokens * w->width;
+    if (tok_output_open(&w->out, path, "token shard", tok_is_shard, err, err_size)) return -1;
     w->raw = (unsigned char*)tok_malloc(bytes, 1);
     w->packed = (unsigned char*)tok_malloc(tok_bound(bytes), 1);
-    if (!w->path || !w->tmp || !w->raw || !w->packed) {
-        free(w->tmp);
-        free(w->raw);
-        free(w->packed);
-        w->tmp = NULL;
-        w->raw = w->packed = NULL;
-        tok_error(err, err_size, "%s: no memory for a block of %" PRIu32 " tokens", path, w->block_tokens);
-        return tok_writer_fail(w);
-    }
-    memcpy(w->path, path, length + 1);
-    memcpy(w->tmp, path, length);
-    memcpy(w->tmp + length, ".tmp", 5);
-    w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (w->fd >= 0) return 0;
-    tok_error(err, err_size, "%s: %s", w->tmp, strerror(errno));
+    if (w->raw && w->packed) return 0;
+    tok_error(err, err_size, "%s: no memory for a block of %" PRIu32 " tokens", path, w->block_tokens);
     return tok_writer_fail(w);
 }
 
 // Adds tokens to the current document. An eot among them is refused: only tok_writer_end_document writes it.
 GPT2_SP_LEAF int tok_writer_add(
     tok_writer* w, const int32_t* tokens, uint64_t count, char* err, size_t err_size) {
-    if (!w->path) return tok_error(err, err_size, "token shard writer is not open");
+    if (!w->out.path) return tok_error(err, err_size, "token shard writer is not open");
     for (uint64_t i = 0; i < count; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= w->vocab_size || (uint32_t)tokens[i] == w->eot) {
             tok_error(err, err_size,
-                "%s: token %" PRIu64 " is %" PRId32 ", expected 0..%" PRIu32 " and not eot %" PRIu32, w->path,
-                w->tokens, tokens[i], w->vocab_size - 1, w->eot);
+                "%s: token %" PRIu64 " is %" PRId32 ", expected 0..%" PRIu32 " and not eot %" PRIu32,
+                w->out.path, w->tokens, tokens[i], w->vocab_size - 1, w->eot);
             return tok_writer_fail(w);
         }
         if (tok_writer_token(w, (uint32_t)tokens[i], err, err_size)) return tok_writer_fail(w);
@@ -675,11 +857,11 @@ GPT2_SP_LEAF int tok_writer_add(
 
 // Ends the current document with an eot and records where it began; text_bytes is the size of its text.
 GPT2_SP_LEAF int tok_writer_end_document(tok_writer* w, uint64_t text_bytes, char* err, size_t err_size) {
-    if (!w->path) return tok_error(err, err_size, "token shard writer is not open");
+    if (!w->out.path) return tok_error(err, err_size, "token shard writer is not open");
     uint64_t* grown =
         (uint64_t*)tok_grow(w->document_start, &w->document_capacity, w->documents + 1, sizeof *grown);
     if (!grown) {
-        tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", w->tmp, w->documents + 1);
+        tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", w->out.tmp, w->documents + 1);
         return tok_writer_fail(w);
     }
     w->document_start = grown;
@@ -709,28 +891,12 @@ GPT2_SP_LEAF int tok_writer_index(tok_writer* w, int documents, uint32_t* crc, c
     return 0;
 }
 
-// Makes the rename last: fsync of the folder that holds path. File systems that cannot do it say EINVAL.
-GPT2_SP_LEAF int tok_sync_parent(const char* path, char* err, size_t err_size) {
-    const char* slash = strrchr(path, '/');
-    size_t length = slash ? (size_t)(slash - path) + 1 : 1;   // "a/b" -> "a/", "/b" -> "/", "b" -> "."
-    char* folder = (char*)tok_malloc(length + 1, 1);
-    if (!folder) return tok_error(err, err_size, "%s: no memory", path);
-    memcpy(folder, slash ? path : ".", length);
-    folder[length] = 0;
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
-    if (fd < 0 || (fsync(fd) && errno != EINVAL))
-        rc = tok_error(err, err_size, "%s: fsync of its folder: %s", path, strerror(errno));
-    if (fd >= 0) close(fd);
-    free(folder);
-    return rc;
-}
-
 // Everything that finish does on PATH.tmp before it is closed.
 GPT2_SP_LEAF int tok_writer_complete(tok_writer* w, char* err, size_t err_size) {
     if (w->document != w->tokens)
-        return tok_error(err, err_size, "%s: document %" PRIu64 " was not ended", w->path, w->documents);
+        return tok_error(err, err_size, "%s: document %" PRIu64 " was not ended", w->out.path, w->documents);
     if (w->documents == 0)
-        return tok_error(err, err_size, "%s: no documents, expected at least one", w->path);
+        return tok_error(err, err_size, "%s: no documents, expected at least one", w->out.path);
     if (w->fill && tok_writer_flush(w, err, err_size)) return -1;
     unsigned char h[TOK_HEADER] = {0};
     uint32_t block_crc, document_crc;
@@ -754,25 +920,15 @@ GPT2_SP_LEAF int tok_writer_complete(tok_writer* w, char* err, size_t err_size) 
     tok_put_le(h + 80, block_crc, 4);
     tok_put_le(h + 84, document_crc, 4);
     tok_put_le(h + 92, tok_crc(0, h, 92), 4);
-    w->offset = 0;   // the header comes last: until now the file starts with zeros and is no shard
-    if (tok_writer_append(w, h, sizeof h, err, err_size)) return -1;
-    if (fsync(w->fd)) return tok_error(err, err_size, "%s: fsync: %s", w->tmp, strerror(errno));
-    return 0;
+    return tok_output_put(&w->out, h, sizeof h, 0, err, err_size);   // last: until now the file is no shard
 }
 
 // Completes the shard and renames it to PATH. Refuses a shard without documents, or with one not ended.
 GPT2_SP_LEAF int tok_writer_finish(tok_writer* w, char* err, size_t err_size) {
-    if (!w->path) return tok_error(err, err_size, "token shard writer is not open");
+    if (!w->out.path) return tok_error(err, err_size, "token shard writer is not open");
     if (tok_writer_complete(w, err, err_size)) return tok_writer_fail(w);
-    int rc = close(w->fd);
-    w->fd = -1;
-    if (rc || rename(w->tmp, w->path)) {
-        tok_error(err, err_size, "%s: %s: %s", w->tmp, rc ? "close" : "rename", strerror(errno));
-        unlink(w->tmp);
-        return tok_writer_fail(w);
-    }
-    rc = tok_sync_parent(w->path, err, err_size);
-    tok_writer_abandon(w);   // only frees: the file is closed and has its name
+    int rc = tok_output_finish(&w->out, err, err_size);
+    tok_writer_abandon(w);   // only frees
     return rc;
 }
 

@@ -283,7 +283,10 @@ int main(int argc, char** argv) {
         else return fprintf(stderr, "usage: lecture_table [--quick] [--json FILE]\n"), 1;
     }
     int fd = mkstemp(path), status = fd < 0 ? fail(&e, "cannot make %s: %s", path, strerror(errno)) : 0;
-    if (fd >= 0) close(fd);
+    if (fd >= 0) {   // only the name is taken from it: a shard replaces no file of another kind
+        close(fd);
+        unlink(path);
+    }
     if (status == 0) status = data_write(path, &e);
     if (status == 0 && json_path && !(json = fopen(json_path, "w")))
         status = fail(&e, "cannot write %.900s: %s", json_path, strerror(errno));

@@ -99,6 +99,88 @@ check "prepare: a missing file is refused" refused 'nowhere.txt' prepare --out x
 printf '{"text": "fine"}\n{"text": 3}\n' > bad.jsonl
 check "prepare: a line that has no text is named and refused" \
     refused 'bad.jsonl:2' prepare --out x.tok bad.jsonl
+# what is read of a folder, and what is told of the rest
+mkdir corpus
+printf 'plain' > corpus/A.TXT
+printf 'read me' > corpus/README
+printf '<p>' > corpus/page.html
+printf 'a,b' > corpus/table.csv
+gzip -c book1.txt > corpus/book1.txt.gz
+printf '{"text": "one"}\n{"text": "two"}\n' | gzip > corpus/lines.jsonl.gz
+g prepare --out corpus.tok corpus > out 2> err
+check "prepare reads .gz, README and endings in any case of letters" \
+    grep '^corpus.tok: 5 documents, 25623 tokens, 25618 bytes' out
+check "prepare names what it leaves out, with the reason" \
+    sh -c '[ "$(wc -l < err)" = 2 ] && grep "left out corpus/page.html: its tags" err &&
+        grep "left out corpus/table.csv: a table" err'
+for i in $(seq 30); do : > corpus/$i.csv; done
+g prepare --out corpus.tok corpus > out 2> err
+check "prepare counts what it does not name" \
+    sh -c '[ "$(wc -l < err)" = 22 ] && grep "left out 11 more: a table" err && grep -q "left out 1 more: its tags" err'
+check "prepare: a named .html is refused, with the way to take it" \
+    refused 'end in .txt' prepare --out x.tok corpus/page.html
+
+# an output replaces a shard of this program, or nothing
+untouched() {
+    before=$(cksum < "$1")
+    shift
+    refused "$@" && [ "$before" = "$(cksum < book1.txt)" ]
+}
+ln -s books.tok link.tok
+mkfifo pipe.tok
+cp books.tok twin.tok
+printf 'not ours' > ours.tok.tmp
+check "prepare: an input as output is refused" untouched book1.txt 'and stays' prepare --out book1.txt book1.txt
+check "prepare: the first of several texts as output is refused" \
+    untouched book1.txt 'and stays' prepare --out book1.txt book2.txt
+check "prepare: a link as output is refused" refused 'a link is there' prepare --out link.tok book2.txt
+check "prepare: a pipe as output is refused" refused 'a device, pipe' prepare --out pipe.tok book2.txt
+if mknod null.tok c 1 3 2> err; then   # one of our own: a program that is wrong would replace the machine's
+    check "prepare: a device as output is refused" refused 'a device, pipe' prepare --out null.tok book2.txt
+    check "and stays" test -c null.tok
+else
+    skip "prepare: a device as output is refused" "none can be made here: $(cat err)"
+fi
+check "prepare: a folder as output is refused" refused 'a folder is there' prepare --out corpus book2.txt
+check "prepare: a foreign file at FILE.tmp is refused" refused 'ours.tok.tmp' prepare --out ours.tok book2.txt
+check "prepare: the output among the inputs is refused" refused 'the output too' prepare --out twin.tok twin.tok
+check "synth: a text as output is refused" untouched book1.txt 'and stays' synth --out book1.txt
+cp bad.jsonl mine.jsonl
+check "synth: foreign lines as output are refused" \
+    sh -c '"$0" synth --out mine.jsonl 2> err; [ $? = 1 ] && cat err && cmp mine.jsonl bad.jsonl' "$program"
+check "synth replaces its own text" says '2 documents' g synth --out synth.jsonl --docs 2 --doc-bytes 1024
+check "all that was refused is as it was" \
+    sh -c '[ -L link.tok ] && [ -p pipe.tok ] && cmp books.tok twin.tok &&
+        [ "$(cat ours.tok.tmp)" = "not ours" ] && [ ! -e ours.tok ] && ! ls *.tok.tmp | grep -v ours'
+head -c 30000000 /dev/zero | tr '\0' x > big.txt
+ulimit_synth() { (ulimit -f 20; trap '' XFSZ; g synth --out half.jsonl --docs 64 --doc-bytes 65536 > out 2> err); }
+check "synth: a disk that is full leaves nothing half" \
+    sh -c '[ "$0" = 1 ] && cat err && [ ! -e half.jsonl ] && [ ! -e half.jsonl.tmp ]' \
+        "$(ulimit_synth; echo $?)"
+for kind in prepare synth; do
+    case $kind in
+    prepare) set -- prepare --out two.tok big.txt ;;
+    synth) set -- synth --out two.jsonl --docs 400 --doc-bytes 65536 ;;
+    esac
+    "$program" "$@" > first 2>&1 &
+    first=$!
+    while [ ! -e "$3.tmp" ] && kill -0 $first 2> /dev/null; do :; done
+    sleep 0.1
+    g "$@" > second 2>&1
+    second=$?
+    wait $first
+    check "$kind: of two at once on one output the second is refused" \
+        sh -c '[ "$0" = 1 ] && cat second && grep -q "another process" second && grep documents first' $second
+    "$program" "$@" > first 2>&1 &
+    first=$!
+    while [ ! -e "$3.tmp" ] && kill -0 $first 2> /dev/null; do :; done
+    sleep 0.1
+    kill -9 $first
+    wait $first 2> /dev/null
+    check "$kind: what a killed one has left does not stop the next" \
+        sh -c 'test -e "$0.tmp" && "$@" > out 2>&1; cat out; test ! -e "$0.tmp"' "$3" "$program" "$@"
+done
+
 check "prepare leaves nothing behind when it refuses" test ! -e x.tok
 check "prepare: an output that cannot be is refused" refused 'no/such' prepare --out no/such/x.tok book1.txt
 check "synth: documents too small for their facts are refused" \
@@ -150,6 +232,14 @@ check "a config file's unknown option is named with its line and refused" \
     refused 'bad.cfg:1.*--layers' train --config bad.cfg
 echo 'layers' > bad.cfg
 check "a config file's line without a value is refused" refused 'bad.cfg:1' train --config bad.cfg
+printf '\357\273\277layers = 2\nheads = 2\nchannels = 32\nseq-len = 64\n' > bom.cfg
+check "a config file may begin with a byte order mark" \
+    says '^model *2 layers' g train --config bom.cfg --threads 1 --data books.tok --steps 1
+printf 'lr = 1\0e-3\n' > nul.cfg
+check "a NUL in a config file is named with its line and refused" refused 'nul.cfg:1: a NUL' train --config nul.cfg
+mkfifo pipe.cfg
+check "a pipe as config file is refused" refused 'pipe.cfg: expected a file' train --config pipe.cfg
+check "an endless config file is refused" refused '/dev/zero: expected a file' train --config /dev/zero
 check "a config file that is missing is refused" refused 'none.cfg' train --config none.cfg
 
 # ----- schedule and plan --------------------------------------------------------------------------
@@ -227,6 +317,20 @@ check "the same command again says that it is done already" \
         --seq-len 512 --sp 3 --steps 20
 check "no command word means train" says 'step *1/1 ' g --data books.tok $tiny --steps 1
 check "the run's own run.cfg goes on with it" says 'done already' g train --config runs/a/run.cfg
+cp books.tok 'it is # 1, "two".tok'
+ln books.tok 'tail
+ .tok'
+for name in 'it is # 1\, "two".tok' 'tail
+ .tok' './books.tok' ' books.tok'; do
+    rm -rf runs/moved runs/named
+    cp books.tok ' books.tok'
+    g train $tiny --data "$name" --out runs/named --steps 2 > out 2>&1
+    mv runs/named runs/moved
+    g train --config runs/moved/run.cfg --steps 3 > out 2> err
+    check "a run's run.cfg reads back its --data, and goes on where the run was moved: $name" \
+        sh -c 'cat err; grep -q "it goes on in runs/moved$" err && grep "saved runs/moved/step_00000003" out &&
+            grep -q "from step 2 to 3 (resumed)" out && [ ! -e runs/named ]'
+done
 check "the loss falls" sh -c 'sed -n "s/.*\"loss\": \([0-9.]*\).*/\1/p" runs/a/log.jsonl |
     awk "NR == 1 { first = \$1 } END { print first, \$1; exit !(\$1 < first) }"'
 
@@ -321,6 +425,34 @@ check "a run without a whole checkpoint is refused, not started afresh" \
 # ----- data that cannot be ------------------------------------------------------------------------
 
 check "train without --data is refused" refused '--data' train --steps 1
+mkdir 'set[1]' set1 'a,b'
+cp books.tok 'set[1]/a.tok'
+cp val.tok set1/a.tok
+cp val.tok 'a,b/a.tok'
+data_of() { g train $tiny --data "$1" --steps 0 | sed -n 's/^data *\([0-9]* tokens in [0-9]* shard\).*/\1/p'; }
+check "a folder that exists is no pattern" test "$(data_of 'set[1]')" = "$(data_of books.tok)"
+check "what does not exist is a pattern" test "$(data_of 'set[12]')" = "$(data_of val.tok)"
+check "\\, is a comma of a name" test "$(data_of 'a\,b')" = "$(data_of val.tok)"
+# 16-bit tokens of three vocabularies: 0 to 63 over and over; one of them 31,999; one of them 50,303
+for last in 63 31999 50303; do
+    for i in $(seq 0 255); do printf "\\$(printf %o $((i % 64)))\\0"; done > raw$last
+    printf "\\$(printf %o $((last % 256)))\\$(printf %o $((last / 256)))" >> raw$last
+done
+for fit in 63/64 63/65 63/257 63/50257 63/50304 31999/32000 31999/50257 50303/50304 50303/65536; do
+    data=raw${fit%/*} vocab=${fit#*/}
+    check "raw tokens up to ${fit%/*} train a vocabulary of $vocab" \
+        says "vocabulary $vocab" g train $tiny --raw-u16 --data $data --vocab $vocab --out runs/$data-$vocab --steps 1
+    check "and are evaluated with it" \
+        says '^loss ' g eval --from runs/$data-$vocab --raw-u16 --data $data --threads 1
+done
+check "a model that no token ends documents for needs a prompt" \
+    refused 'give --prompt-tokens' sample --from runs/raw63-64 --length 2
+check "and says so in its config.json" grep '"eos_token_id": null' runs/raw63-64/step_*/config.json
+for unfit in 63/63 31999/31999 31999/257 50303/50303 50303/50256; do
+    check "raw tokens up to ${unfit%/*} are refused for a vocabulary of ${unfit#*/}" \
+        refused "token [0-9]* is ${unfit%/*}, expected below the vocabulary's ${unfit#*/}" \
+        train $tiny --raw-u16 --data raw${unfit%/*} --vocab ${unfit#*/} --steps 1
+done
 check "a missing shard is refused" refused 'nowhere.tok' train --data nowhere.tok
 check "an empty folder is refused" refused 'token shard' train --data runs
 head -c 4096 /dev/urandom > noise.tok

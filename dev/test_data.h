@@ -5,9 +5,10 @@
 // /tmp, which is removed at the end.
 //
 // What is held: a shard gives back the tokens and documents that were written, and no damage to it, by
-// accident or by intent, is read as something else; text comes from files and folders whole and in order; the
-// synthetic documents state each fact where they say. A run reads its data for weeks and never looks at it: a
-// block taken for another or a document begun elsewhere would not stop it, only teach it something else.
+// accident or by intent, is read as something else; what is written replaces only what this program wrote;
+// text comes from files and folders whole and in order, and what is left out is told; the synthetic
+// documents state each fact where they say. A run reads its data for weeks and never looks at it: a block
+// taken for another or a document begun elsewhere would not stop it, only teach it something else.
 #ifndef GPT2_SP_TEST_DATA_H
 #define GPT2_SP_TEST_DATA_H
 
@@ -21,10 +22,10 @@ static char test_data_err[1024];
 
 // The path of a file in the test's folder. The same name gives the same pointer, good until the end.
 static const char* test_data_path(const char* name) {
-    static char path[64][640];
+    static char path[128][640];
     size_t skip = strlen(test_data_folder) + 1;
     int i = 0;
-    while (i < 63 && path[i][0] && strcmp(path[i] + skip, name) != 0) i++;
+    while (i < 127 && path[i][0] && strcmp(path[i] + skip, name) != 0) i++;
     snprintf(path[i], sizeof path[i], "%s/%s", test_data_folder, name);
     return path[i];
 }
@@ -620,6 +621,45 @@ static void test_data_flat(void) {
     free(tokens);
 }
 
+// A flat file's vocabulary is what its reader says, if every token fits it.
+static void test_data_flat_vocab(void) {
+    static const struct {
+        int largest;
+        uint64_t vocab;
+        uint32_t size;   // 0: refused
+        uint32_t eot;
+    } cases[] = {{50256, 0, 50257, 50256}, {50256, 50257, 50257, 50256}, {50256, 50304, 50257, 50256},
+        {50303, 50304, 50304, 50256}, {50304, 50304, 0, 0}, {65535, 65536, 65536, 50256},
+        {65535, 1 << 20, 65536, 50256}, {64, 65, 65, TOK_NO_EOT}, {65, 65, 0, 0},
+        {31999, 32000, 32000, TOK_NO_EOT}, {32000, 32000, 0, 0}, {50256, 50256, 0, 0},
+        {50255, 50256, 50256, TOK_NO_EOT}};
+    enum { TOKENS = 5000 };   // the largest one in the second piece that is read
+    const char* path = test_data_path("v.bin");
+    unsigned char* raw = (unsigned char*)calloc(TOKENS, 2);
+    int ok = 0, count = (int)(sizeof cases / sizeof *cases);
+    for (int i = 0; i < count; i++) {
+        tok_shard s;
+        tok_cursor none;
+        int32_t last = 0;
+        memset(&none, 0, sizeof none);
+        tok_put_le(raw + 2 * (TOKENS - 1), (uint64_t)cases[i].largest, 2);
+        test_data_write(path, raw, 2 * TOKENS);
+        int rc = tok_open(&s, path, TOK_FORMAT_RAW_U16, test_data_err, sizeof test_data_err);
+        if (rc == 0) rc = tok_flat_vocab(&s, cases[i].vocab, test_data_err, sizeof test_data_err);
+        if (!cases[i].size) ok += test_data_refused(rc, "token 4999 is", path);
+        else
+            ok += rc == 0 && s.vocab_size == cases[i].size && s.eot == cases[i].eot &&
+                s.tokenizer == (cases[i].size < 50257 ? 0u : (uint32_t)TOK_GPT2) &&
+                tok_read(&s, &none, TOKENS - 1, 1, &last, test_data_err, sizeof test_data_err) == 0 &&
+                last == cases[i].largest &&
+                tok_index_documents(&s, test_data_err, sizeof test_data_err) == 0 &&
+                s.documents == (cases[i].largest == 50256 ? 2u : 1u);
+        tok_close(&s);
+    }
+    free(raw);
+    check(ok == count, "bin and raw: any vocabulary that holds every token, no other", "%d of %d", ok, count);
+}
+
 // ================================================================================
 // .tok: writers that fail
 
@@ -636,10 +676,10 @@ static int test_data_misuse(tok_writer* w, int i, const char* path) {
     case 3: return test_data_refused(tok_writer_add(w, tokens + 1, 1, e, n), "token 2 is 257", path);
     case 4: return test_data_refused(tok_writer_add(w, tokens + 2, 1, e, n), "token 2 is -1", path);
     case 5: tok_writer_abandon(w); return 1;
-    case 6:   // the folder's name is taken by the time of the rename
+    case 6:   // the file's name is taken by the time of the rename
         mkdir(path, 0700);
         ok = tok_writer_end_document(w, 2, e, n) == 0 &&
-            test_data_refused(tok_writer_finish(w, e, n), "rename", path);
+            test_data_refused(tok_writer_finish(w, e, n), "a folder is there, and stays", path);
         rmdir(path);
         return ok;
     default:   // the limit of 2^48 tokens, which nobody reaches by writing
@@ -706,19 +746,13 @@ static int test_data_writer_limited(
     return rc;
 }
 
-// A disk that is full from the start, then one that fills up after any number of bytes.
+// A disk that fills up after any number of bytes.
 static void test_data_writer_full(const char* path, const char* tmp) {
     int32_t out[256];
     uint64_t count;
     size_t length;
     int ok = 0, of = 0;
     int left = 0;
-    if (access("/dev/full", W_OK) == 0 && symlink("/dev/full", tmp) == 0) {
-        int rc = test_data_shard(path, TOK_BYTE, 257, 16, test_data_writer_lengths, 2, out, &count);
-        of++;
-        ok += test_data_refused(rc, "No space left", path) && !test_data_exists(tmp);
-        unlink(tmp);
-    }
     test_data_shard(path, TOK_BYTE, 257, 16, test_data_writer_lengths, 2, out, &count);
     free(test_data_slurp(path, &length));
     for (size_t bytes = 0; bytes <= length; bytes++, of++) {
@@ -737,6 +771,131 @@ static void test_data_writer_full(const char* path, const char* tmp) {
     int same = test_data_read_all(path, 0, out, count) == 0;
     check(rc == -1 && same, "tok writer: the shard that was there survives a failed one", "%d tokens",
         (int)count);
+}
+
+// ================================================================================
+// outputs
+
+// Tries to write a shard at `name` of the test's folder: 0, or -1 with the message.
+static int test_data_output(const char* name) {
+    static const int lengths[] = {30};
+    int32_t out[64];
+    uint64_t count;
+    return test_data_shard(test_data_path(name), TOK_BYTE, 257, 16, lengths, 1, out, &count);
+}
+
+// Does a file hold exactly this text?
+static int test_data_holds(const char* path, const char* text) {
+    size_t length;
+    unsigned char* found = test_data_slurp(path, &length);
+    int same = length == strlen(text) && memcmp(found, text, length) == 0;
+    free(found);
+    return same;
+}
+
+// What is there and is no shard of this program: refused, and as it was. The same in place of PATH.tmp.
+static void test_data_output_foreign(void) {
+    static const char* const texts[] = {"a text", "", "\xD4\xCF\xCBgpt", "{\"text\": \"mine\"}\n"};
+    const char *path = test_data_path("o.tok"), *tmp = test_data_path("o.tok.tmp");
+    const char* kept = test_data_path("kept.txt");
+    int ok = 0, of = 0;
+    for (int i = 0; i < 8; i++, of++) {
+        const char *at = i % 2 ? tmp : path, *text = texts[i / 2];
+        test_data_write(at, text, strlen(text));
+        ok += test_data_refused(test_data_output("o.tok"), "and stays", "o.tok") && test_data_holds(at, text);
+        unlink(at);
+    }
+    test_data_write(kept, "kept", 4);
+    for (int i = 0; i < 8; i++, of++) {   // links to a text and to nothing, a pipe, a folder
+        const char* at = i % 2 ? tmp : path;
+        struct stat before, after;
+        int made = i / 2 == 0 ? symlink("kept.txt", at)
+            : i / 2 == 1      ? symlink("none", at)
+            : i / 2 == 2      ? mkfifo(at, 0600)
+                              : mkdir(at, 0700);
+        ok += made == 0 && lstat(at, &before) == 0 &&
+            test_data_refused(test_data_output("o.tok"), "and stays", "o.tok") && lstat(at, &after) == 0 &&
+            before.st_ino == after.st_ino && before.st_mode == after.st_mode;
+        remove(at);
+    }
+    ok += test_data_holds(kept, "kept") && !test_data_exists(test_data_path("none"));
+    check(ok == of + 1 && !test_data_exists(path) && !test_data_exists(tmp),
+        "outputs: what this program did not write is refused and stays", "%d of %d", ok, of + 1);
+}
+
+// A shard of its own is replaced; what a writer that is gone has left is removed; a second writer of the same
+// file is refused, and the first one's shard is whole.
+static void test_data_output_own(void) {
+    static const int32_t tokens[] = {1, 2, 3};
+    const char *path = test_data_path("o.tok"), *tmp = test_data_path("o.tok.tmp");
+    char* e = test_data_err;
+    size_t n = sizeof test_data_err;
+    tok_writer w;
+    int ok = test_data_output("o.tok") == 0 && test_data_output("o.tok") == 0;
+    test_data_write(tmp, TOK_UNFINISHED "half a shard", 20);
+    ok += test_data_output("o.tok") == 0 && !test_data_exists(tmp);
+    unlink(path);
+    int rc = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 16, e, n) || tok_writer_add(&w, tokens, 3, e, n);
+    ok += rc == 0 && test_data_refused(test_data_output("o.tok"), "another process is writing it", "o.tok");
+    rc = rc || tok_writer_end_document(&w, 3, e, n) || tok_writer_finish(&w, e, n);
+    static const int32_t want[] = {1, 2, 3, 256};
+    ok += rc == 0 && test_data_read_all(path, 0, want, 4) == 0;
+    check(ok == 4, "outputs: a shard of this program is replaced, a second writer refused", "%d of 4", ok);
+
+    unlink(path);   // what happens between the start and the end
+    rc = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 16, e, n) || tok_writer_add(&w, tokens, 3, e, n) ||
+        tok_writer_end_document(&w, 3, e, n);
+    test_data_write(path, "come later", 10);
+    ok = rc == 0 && test_data_refused(tok_writer_finish(&w, e, n), "and stays", "o.tok") &&
+        test_data_holds(path, "come later") && !test_data_exists(tmp);
+    unlink(path);
+    rc = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 16, e, n) || tok_writer_add(&w, tokens, 3, e, n) ||
+        tok_writer_end_document(&w, 3, e, n) || unlink(tmp);
+    test_data_write(tmp, "another's", 9);
+    ok += rc == 0 && test_data_refused(tok_writer_finish(&w, e, n), "removed while", "o.tok") &&
+        test_data_holds(tmp, "another's") && !test_data_exists(path);
+    unlink(tmp);
+    check(ok == 2, "outputs: what comes to stand there while a shard is written stays", "%d of 2", ok);
+}
+
+// The text of synth is known by its lines, all of them.
+static void test_data_output_synth(void) {
+    static const char line[] =
+        "{\"text\": \"The code of\", \"facts\": [{\"statement\": 1, \"answer\": 22, \"length\": 4}]}\n";
+    static const char* const no[] = {"", "\n", "{\"text\": \"mine\"}\n", "x\n", "{\"text\": \"mine\"", NULL};
+    const char* path = test_data_path("s.jsonl");
+    char text[1024];
+    int ok = 0, of = 0, fd;
+    for (int i = 0; i < 12; i++, of++) {   // synth's own of several sizes, then with something foreign
+        if (i < 2) snprintf(text, sizeof text, "%s%s", line, i ? line : "");
+        else snprintf(text, sizeof text, "%s%s%s", i % 2 ? line : "", no[(i - 2) / 2], i % 2 ? line : "");
+        if (i == 3) continue;   // nothing between two lines
+        test_data_write(path, text, strlen(text));
+        fd = open(path, O_RDONLY);
+        int right = synth_is_text(fd) == (i < 2);
+        if (!right) printf("  %s\n", text);
+        ok += right;
+        close(fd);
+    }
+    int documents = 0;
+    for (int facts = 1; facts < 200; facts += 66, of++, documents++) {
+        synth_doc d;
+        FILE* f = fopen(path, "w+");
+        int rc = f ? synth_document(1, 2, 40000, facts, 0, &d, test_data_err, sizeof test_data_err) : -1;
+        ok += rc == 0 && synth_write_line(f, &d, 0) == 0 && synth_write_line(f, &d, 0) == 0 &&
+            fflush(f) == 0 && synth_is_text(fileno(f)) && ftruncate(fileno(f), ftello(f) - 1) == 0 &&
+            !synth_is_text(fileno(f));
+        if (rc == 0) synth_free(&d);
+        if (f) fclose(f);
+    }
+    check(ok == of - 1, "outputs: synth's text is known by its lines", "%d of %d, %d of synth's documents",
+        ok, of - 1, documents);
+}
+
+static void test_data_outputs(void) {
+    test_data_output_foreign();
+    test_data_output_own();
+    test_data_output_synth();
 }
 
 static void test_data_writer(void) {
@@ -769,11 +928,28 @@ static int test_data_collect(void* user, const char* bytes, size_t length, const
     return 0;
 }
 
+static text_reader test_data_reading(test_data_texts* t) {
+    text_reader r;
+    memset(t, 0, sizeof *t);
+    memset(&r, 0, sizeof r);
+    r.document = test_data_collect;
+    r.user = t;
+    r.err = test_data_err;
+    r.err_size = sizeof test_data_err;
+    return r;
+}
+
 // Runs text_documents on a file or folder; t->out has what came.
 static int test_data_text(const char* path, test_data_texts* t) {
+    text_reader r;
     memset(t, 0, sizeof *t);
+    memset(&r, 0, sizeof r);
+    r.document = test_data_collect;
+    r.user = t;
+    r.err = test_data_err;
+    r.err_size = sizeof test_data_err;
     test_data_err[0] = 0;
-    return text_documents(path, test_data_collect, t, test_data_err, sizeof test_data_err);
+    return text_documents(&r, path);
 }
 
 // What a line holds, and the document or (with '!') a part of the error that has to come of it.
@@ -885,14 +1061,15 @@ static void test_data_walk_folder(void) {
         {"tree/b.h", "seven"}, {"tree/b.json", "-"}, {"tree/c.cu", "eight"},
         {"tree/d.jsonl", "{\"text\":\"nine\"}\n{\"text\":\"ten\"}\n"}, {"tree/e.py", "eleven"},
         {"tree/empty.txt", ""}, {"tree/f.sh", "twelve"}, {"tree/g.tex", "\xEF\xBB\xBFthirteen"},
-        {"tree/txt", "-"}};
+        {"tree/txt", "fourteen and a half"}};
     static const char* const folders[] = {
         "tree", "tree/.git", "tree/a-b", "tree/a", "tree/a/b", "tree/a/b/c", "tree/folder.txt", "bare"};
     static const char want[] = "tree/A.md:1=one|tree/Makefile:1=two|tree/a/b/c/deep.rst:1=five|tree/a/"
                                "z.cuh:1=six|tree/a-b/x.c:1=three|"
                                "tree/a.txt:1=four|tree/b.h:1=seven|tree/c.cu:1=eight|tree/"
                                "d.jsonl:1=nine|tree/d.jsonl:2=ten|tree/e.py:1=eleven|"
-                               "tree/f.sh:1=twelve|tree/g.tex:1=thirteen|tree/link.txt:1=fourteen|";
+                               "tree/f.sh:1=twelve|tree/g.tex:1=thirteen|tree/link.txt:1=fourteen|"
+                               "tree/txt:1=fourteen and a half|";
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) mkdir(test_data_path(folders[i]), 0700);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         test_data_write(test_data_path(files[i][0]), files[i][1], strlen(files[i][1]));
@@ -925,9 +1102,9 @@ static void test_data_walk_named(void) {
     unlink(outside);
     ok += test_data_refused(test_data_text(test_data_path("tree"), &t), "(a link)", "tree/link.txt");
     unlink(test_data_path("tree/link.txt"));
-    memset(&t, 0, sizeof t);
+    text_reader r = test_data_reading(&t);
     t.stop_at = 4;   // a callback that stops without a message of its own
-    rc = text_documents(test_data_path("tree"), test_data_collect, &t, test_data_err, sizeof test_data_err);
+    rc = text_documents(&r, test_data_path("tree"));
     ok += test_data_refused(rc, "stopped at this document", "z.cuh:1");
     check(ok == 9, "text: a named file is taken; nothing, pipe, NUL, too large, dead link, stop are told",
         "%d of 9 as expected", ok);
@@ -950,10 +1127,174 @@ static void test_data_walk_deep(void) {
     check(ok == 2, "text: folders nest to the limit and no deeper", "%d", (int)TEXT_MAX_DEPTH);
 }
 
+// Collects "name: why|" of each entry that is left out.
+static void test_data_left_out(void* user, const char* path, const char* why) {
+    test_data_texts* t = (test_data_texts*)user;
+    size_t skip = strlen(test_data_folder) + 1;
+    t->length +=
+        (size_t)snprintf(t->out + t->length, sizeof t->out - t->length, "%s: %.12s|", path + skip, why);
+}
+
+// What is left out of a folder is told with the reason, whatever the letters' case of its ending; named by
+// the user it is refused with the same reason.
+static void test_data_walk_left_out(void) {
+    static const char* const files[] = {"mix/.x", "mix/A.TXT", "mix/B.Md", "mix/C.JSONL", "mix/README",
+        "mix/data.csv", "mix/e.HTML", "mix/f.parquet", "mix/g.html.gz", "mix/h.tar.gz", "mix/i.json",
+        "mix/j.pdf", "mix/k.log", "mix/l.txt"};
+    static const char want[] =
+        "mix/.x: hidden|mix/A.TXT:1={}|mix/B.Md:1={}|mix/C.JSONL:1=x|mix/README:1={}|mix/data.csv: a table: "
+        "wri|"
+        "mix/e.HTML: its tags and|mix/empty.txt: empty|mix/f.parquet: a table: wri|mix/g.html.gz: its tags "
+        "and|"
+        "mix/h.tar.gz: an archive: |mix/i.json: JSON: write |mix/j.pdf: pages with t|mix/k.log: not a kind t|"
+        "mix/l.txt:1={}|mix/pipe: neither a re|mix/prog: its name has|mix/there: a link to a |";
+    mkdir(test_data_path("mix"), 0700);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        test_data_write(test_data_path(files[i]), i == 3 ? "{\"text\":\"x\"}" : "{}", i == 3 ? 12 : 2);
+    test_data_write(test_data_path("mix/prog"), "\177ELF\0", 5);
+    test_data_write(test_data_path("mix/empty.txt"), "", 0);
+    int rc = symlink("../bare", test_data_path("mix/there")) || mkfifo(test_data_path("mix/pipe"), 0600);
+    test_data_texts t;
+    text_reader r = test_data_reading(&t);
+    r.skip = test_data_left_out;
+    rc = rc || text_documents(&r, test_data_path("mix")) || strcmp(t.out, want) != 0 || r.skipped != 13;
+    if (rc) printf("  %s\n  %s\n", t.out, test_data_err);
+    check(rc == 0, "text: what is left out of a folder is told with the reason", "%d taken, %d left out",
+        t.documents, (int)r.skipped);
+    static const struct {
+        const char *name, *why;
+    } named[] = {{"mix/e.HTML", "its tags and scripts"}, {"mix/g.html.gz", "its tags and scripts"},
+        {"mix/data.csv", "a table"}, {"mix/f.parquet", "a table"}, {"mix/i.json", ".jsonl"},
+        {"mix/h.tar.gz", "an archive"}, {"mix/j.pdf", "pages"}};
+    int ok = 0, count = (int)(sizeof named / sizeof *named);
+    for (int i = 0; i < count; i++)
+        ok += test_data_refused(
+                  test_data_text(test_data_path(named[i].name), &t), named[i].why, named[i].name) &&
+            strstr(test_data_err, "end in .txt") != NULL;
+    ok += test_data_text(test_data_path("mix/k.log"), &t) == 0 && t.documents == 1;
+    ok += test_data_refused(test_data_text(test_data_path("mix/prog"), &t), "byte 4 is NUL", "mix/prog");
+    check(ok == count + 2, "text: what is no text is refused where it is named", "%d of %d as expected", ok,
+        count + 2);
+    mkdir(test_data_path("none_of_it"), 0700);
+    test_data_write(test_data_path("none_of_it/a.csv"), "a", 1);
+    ok = test_data_refused(
+        test_data_text(test_data_path("none_of_it"), &t), "1 left out, the first: ", "a.csv: a");
+    r.outputs = NULL;
+    struct stat out;   // an input that is being written
+    r = test_data_reading(&t);
+    ok += stat(test_data_path("mix/B.Md"), &out) == 0;
+    r.outputs = &out;
+    r.output_count = 1;
+    ok += test_data_refused(text_documents(&r, test_data_path("mix")), "the output too", "mix/B.Md");
+    check(ok == 3, "text: a folder without text says what is there; an input that is the output is refused",
+        "%d of 3", ok);
+}
+
+// Packs bytes as gzip does, appended to a file.
+static void test_data_pack(const char* path, const char* mode, const char* bytes, size_t length) {
+    gzFile f = gzopen(path, mode);
+    if (!f || gzwrite(f, bytes, (unsigned)length) != (int)length || gzclose(f) != Z_OK) {
+        perror(path);
+        exit(1);
+    }
+}
+
+// A packed file gives what its content would; one that is damaged or cut short anywhere is refused.
+static void test_data_gzip(void) {
+    const char *text = test_data_path("z.TXT.gz"), *lines = test_data_path("z.jsonl.gz");
+    const char* bare = test_data_path("Z.gz");
+    test_data_texts t;
+    size_t length;
+    test_data_pack(text, "wb", "\xEF\xBB\xBFpacked", 9);
+    int ok = test_data_text(text, &t) == 0 && strcmp(t.out, "z.TXT.gz:1=packed|") == 0;
+    test_data_pack(text, "ab", " twice", 6);   // one stream behind the other is one text
+    ok += test_data_text(text, &t) == 0 && strcmp(t.out, "z.TXT.gz:1=packed twice|") == 0;
+    test_data_pack(lines, "wb", "{\"text\":\"a\"}\n\n{\"text\":\"b\"}", 26);
+    ok += test_data_text(lines, &t) == 0 && strcmp(t.out, "z.jsonl.gz:1=a|z.jsonl.gz:3=b|") == 0;
+    test_data_pack(bare, "wb", "bare", 4);
+    ok += test_data_text(bare, &t) == 0 && strcmp(t.out, "Z.gz:1=bare|") == 0;
+    test_data_write(bare, "plain", 5);
+    ok += test_data_refused(test_data_text(bare, &t), "not what gzip packs", "Z.gz");
+    test_data_pack(bare, "wb", "a\0b", 3);
+    ok += test_data_refused(test_data_text(bare, &t), "byte 1 is NUL", "Z.gz");
+    check(ok == 6, "text: .gz of texts and lines is read as what it packs", "%d of 6", ok);
+
+    unsigned char* bytes = test_data_slurp(lines, &length);
+    int refused = 0, of = 0;
+    for (size_t n = 1; n < length; n++, of++) {
+        test_data_write(lines, bytes, n);
+        refused += test_data_refused(test_data_text(lines, &t), "z.jsonl.gz: ", "z.jsonl.gz");
+    }
+    for (size_t i = 0; i < length; i++) {   // header bytes 3 to 9 say nothing of the content
+        if (i >= 3 && i < 10) continue;
+        bytes[i] ^= 0x55;
+        test_data_write(lines, bytes, length);
+        refused += test_data_text(lines, &t) == -1;
+        bytes[i] ^= 0x55;
+        of++;
+    }
+    free(bytes);
+    check(refused == of, "text: a packed file that is cut short or damaged is refused", "%d of %d", refused,
+        of);
+}
+
+typedef struct {
+    uint64_t bytes;
+    long first, most;   // pages of memory in use
+} test_data_flow;
+
+static long test_data_pages(void) {
+    long all = 0, resident = 0;
+    FILE* f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%ld %ld", &all, &resident) != 2) resident = 0;
+    if (f) fclose(f);
+    return resident;
+}
+
+static int test_data_flowing(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
+    test_data_flow* t = (test_data_flow*)user;
+    (void)bytes, (void)path;
+    t->bytes += length;
+    if (line % 1000 != 1) return 0;
+    long pages = test_data_pages();
+    if (t->first == 0) t->first = pages;
+    if (pages > t->most) t->most = pages;
+    return 0;
+}
+
+// 64 MiB of packed lines go through the memory of a few of them.
+static void test_data_gzip_flows(void) {
+    enum { LINES = 16384, LINE = 4096 };
+    const char* path = test_data_path("flow.jsonl.gz");
+    char line[LINE + 1];
+    test_data_flow t = {0, 0, 0};
+    text_reader r;
+    memset(&r, 0, sizeof r);
+    memset(line, 'x', LINE);
+    memcpy(line, "{\"text\":\"", 9);
+    memcpy(line + LINE - 3, "\"}\n", 3);
+    gzFile f = gzopen(path, "wb1");
+    int written = 0;
+    for (int i = 0; f && i < LINES; i++) written += gzwrite(f, line, LINE) == LINE;
+    if (f) gzclose(f);
+    r.document = test_data_flowing;
+    r.user = &t;
+    r.err = test_data_err;
+    r.err_size = sizeof test_data_err;
+    int rc = text_documents(&r, path);
+    double grown = (double)(t.most - t.first) * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
+    check(rc == 0 && written == LINES && t.bytes == (uint64_t)LINES * (LINE - 12) && t.first > 0 && grown < 4,
+        "text: packed lines flow through, whatever their number", "%.1f MiB of text, memory grew by %.1f MiB",
+        (double)t.bytes / (1 << 20), grown);
+}
+
 static void test_data_walk(void) {
     test_data_walk_folder();
     test_data_walk_named();
     test_data_walk_deep();
+    test_data_walk_left_out();
+    test_data_gzip();
+    test_data_gzip_flows();
 }
 
 // ================================================================================
@@ -1133,7 +1474,9 @@ static void test_data(void) {
     test_data_damage();
     test_data_hostile();
     test_data_flat();
+    test_data_flat_vocab();
     test_data_writer();
+    test_data_outputs();
     test_data_json();
     test_data_walk();
     test_data_synth();
