@@ -6815,12 +6815,12 @@ static void trace_event(FILE* f, int rank, int lane, const char* name, double fr
     fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n",
         rank, lane, name, from * 1e3, (to - from) * 1e3);
 }
-// Writes the traced step of all ranks of the process to a file, and prints it: a line of figures for each
-// rank, and a picture of its lanes.
-static int trace_write(gpt2_sp* g, const char* path, Error* e) {
+// Is an open file a trace, which another may replace?
+static int trace_is(int fd) { return tok_begins(fd, "{\"displa"); }
+// Writes the traced step of all ranks of the process to f, and prints it: a line of figures for each rank, and
+// a picture of its lanes.
+static void trace_print(gpt2_sp* g, FILE* f) {
     static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
-    FILE* f = fopen(path, "w");
-    if (!f) return fail_file(e, "write --trace", path);
     fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
     for (int i = 0; i < g->mesh.local_ranks; i++) {
         const Gpu* d = (const Gpu*)g->ranks[i].device;
@@ -6859,7 +6859,24 @@ static int trace_write(gpt2_sp* g, const char* path, Error* e) {
         }
     }
     fprintf(f, "{\"ph\": \"M\", \"pid\": 0, \"name\": \"end\"}\n]}\n");
-    return fclose(f) == 0 ? 0 : fail_file(e, "write --trace", path);
+}
+// Writes the trace to a file, which may replace another trace and nothing else.
+static int trace_write(gpt2_sp* g, const char* path, Error* e) {
+    char* text = NULL;
+    size_t size = 0;
+    FILE* f = open_memstream(&text, &size);
+    if (!f) return fail(e, "out of memory for --trace");
+    trace_print(g, f);
+    tok_output out;
+    int status = fclose(f) != 0 ? fail(e, "out of memory for --trace")
+                                : tok_output_open(&out, path, "trace", trace_is, e->text, sizeof e->text);
+    if (status == 0) {
+        status = tok_output_put(&out, text, size, 0, e->text, sizeof e->text);
+        if (status == 0) status = tok_output_finish(&out, e->text, sizeof e->text);
+        else tok_output_abandon(&out);
+    }
+    free(text);
+    return status;
 }
 
 // Enqueues all passes of a step and the sums of their gradients, with the loss and the norm in `stats`.
