@@ -1068,8 +1068,8 @@ static double fixture_logits(gpt2_sp* g, const double* expected) {
         for (int64_t b = 0, t = 0; b < s->B; b++)
             for (int seg = 0; seg < r->segments.count; seg++)
                 for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
-                    cpu_matmul_forward(
-                        logits, r->lnf + t * s->C, weights + g->layout.within[P_wte], NULL, 1, s->C, s->Vp);
+                    cpu_matmul_forward(logits, r->lnf + t * s->C, weights + g->layout.within[P_wte], NULL, 1,
+                        s->C, s->Vp, r->scratch);
                     most = worst(most,
                         distance(logits, expected + (b * s->T + r->segments.begin[seg] + i) * s->V, s->V));
                 }
@@ -1985,14 +1985,25 @@ static void formula_matmul_rows(double* out, double* const* in, int64_t R) {
         }
 }
 static void formula_matmul(double* out, double* const* in) { formula_matmul_rows(out, in, LT_R); }
+// What matrix products work in, of as many threads as any test has.
+static Scratch* layer_scratch(void) {
+    static Scratch* memory;
+    static size_t threads;
+    if (threads < (size_t)thread_count()) {
+        threads = (size_t)thread_count();
+        free(memory);
+        memory = (Scratch*)need(threads, sizeof *memory);
+    }
+    return memory;
+}
 static void program_matmul(real* out, real* const* g, real* const* in, const real* dout) {
-    cpu_matmul_forward(out, in[0], in[1], in[2], LT_R, LT_C, LT_OC);
-    cpu_matmul_backward(g[0], g[1], g[2], dout, in[0], in[1], LT_R, LT_C, LT_OC);
+    cpu_matmul_forward(out, in[0], in[1], in[2], LT_R, LT_C, LT_OC, layer_scratch());
+    cpu_matmul_backward(g[0], g[1], g[2], dout, in[0], in[1], LT_R, LT_C, LT_OC, layer_scratch());
 }
 static void formula_matmul_two(double* out, double* const* in) { formula_matmul_rows(out, in, 2); }
 static void program_matmul_two(real* out, real* const* g, real* const* in, const real* dout) {
-    cpu_matmul_forward(out, in[0], in[1], in[2], 2, LT_C, LT_OC);
-    cpu_matmul_backward(g[0], g[1], g[2], dout, in[0], in[1], 2, LT_C, LT_OC);
+    cpu_matmul_forward(out, in[0], in[1], in[2], 2, LT_C, LT_OC, layer_scratch());
+    cpu_matmul_backward(g[0], g[1], g[2], dout, in[0], in[1], 2, LT_C, LT_OC, layer_scratch());
 }
 
 static void formula_rmsnorm(double* out, double* const* in) {
@@ -2294,8 +2305,8 @@ static void gemm_run(const GemmCase* g, real* to, int threads) {
 #endif
     (void)threads;
     gemm(to, g->c_row, g->M, g->N, g->K, g->a_turned ? transposed(g->a, g->M) : by_rows(g->a, g->K),
-        g->b_turned ? transposed(g->b, g->K) : by_rows(g->b, g->N), g->biased ? g->bias : NULL,
-        g->accumulate);
+        g->b_turned ? transposed(g->b, g->K) : by_rows(g->b, g->N), g->biased ? g->bias : NULL, g->accumulate,
+        layer_scratch());
 }
 
 // The error of a case over sqrt(K); what differs in a bit with 2 and 3 threads, and what wrote into the gap.
@@ -3639,7 +3650,7 @@ static void sampling_cache(const char* more) {
     r->batch = &r->batches[0], r->valid_tokens = CACHED;
     double loss = trainer_loss(g), most = 0;
     real *logits = reals(CACHED * Vp), *weights = r->state[STATE_WEIGHTS];
-    cpu_matmul_forward(logits, r->lnf, weights + g->layout.within[P_wte], NULL, CACHED, C, Vp);
+    cpu_matmul_forward(logits, r->lnf, weights + g->layout.within[P_wte], NULL, CACHED, C, Vp, r->scratch);
     void *one = decoder_open(g, CACHED), *many = decoder_open(g, CACHED);
     for (int64_t t = 0; t < CACHED; t++) most = worst(most, cache_read(one, tokens, t, 1, logits, Vp));
     double in_blocks = 0;

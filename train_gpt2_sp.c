@@ -3688,7 +3688,10 @@ static int positions_apart(const Layout* layout) {
     return holding(layout, STATE_WEIGHTS, positions_unit(layout)) == HELD_OWN;
 }
 
-// What one thread of an attention kernel works in: a block of BQ queries and BK keys (section 7).
+// What one thread works in (section 7). An attention kernel: a block of BQ queries and BK keys. A matrix
+// product: blocks of k, columns and rows, chosen so that B's block stays in the L2 cache (`make bench` prints
+// the share of the peak that they reach).
+enum { KC = 256, NC = 384, MC = 96 };
 enum { BQ = 48, BK = 128, HS_MAX = 256 };
 // HP: HS rounded up to whole panels of NR columns.
 typedef struct {
@@ -3699,6 +3702,14 @@ typedef struct {
     real scores[BQ * BK], dscores[BQ * BK];
     real out[BQ * HS_MAX], in[BQ * HS_MAX];   // blocks of rows padded to HP columns
 } AttentionScratch;
+typedef struct {
+    real panels[KC * NC];   // a block of B, in panels of columns
+    real packed[MC * KC];   // a block of A, tile by tile
+} ProductScratch;
+typedef union {   // a thread does one of them at a time
+    AttentionScratch attention;
+    ProductScratch product;
+} Scratch;
 
 // One rank: its place, its memory, its part of the step. Pointers go into its arena.
 struct Rank {
@@ -3735,7 +3746,7 @@ struct Rank {
     Piece* pieces;                   // of one step: sends, then receives
     unsigned char *op_active, *message_active, *mark;   // see schedule_prune
     int64_t* first_key;                                 // (chunks) the same
-    AttentionScratch* scratch;                          // one per thread
+    Scratch* scratch;                                   // one per thread
     real* logits;                                       // (logits_chunk, Vp)
     real* token_loss;                                   // (R)
     unsigned char* token_hit;                           // (R) evaluation: the likeliest token was right
@@ -3817,7 +3828,7 @@ static void rank_layout(Rank* r) {
         r->att_dq = arena_reals(a, MEMORY_WORK, r->Tl * C);
         r->att_dkv = arena_reals(a, MEMORY_WORK, r->Tl * 2 * C);
     }
-    r->scratch = (AttentionScratch*)arena_take(a, MEMORY_WORK, mesh->threads, sizeof(AttentionScratch));
+    r->scratch = (Scratch*)arena_take(a, MEMORY_WORK, mesh->threads, sizeof(Scratch));
     r->logits = arena_reals(a, MEMORY_LOGITS, min_i64(mesh->logits_chunk, R) * s->Vp);
     r->token_loss = arena_reals(a, MEMORY_LOGITS, R);
     r->token_hit = (unsigned char*)arena_take(a, MEMORY_LOGITS, R, 1);
@@ -4215,10 +4226,6 @@ static void panel_product(
         micro_kernel(1, K, a.p + i * a.row, a.row, a.column, b, b_row, c + i * c_row, c_row, add);
 }
 
-// Blocks of k, columns and rows, chosen so that B's block stays in the L2 cache (`make bench` prints the
-// share of the peak that they reach).
-enum { KC = 256, NC = 384, MC = 96 };
-
 // Copies a (K, columns) block of B into panels of NR columns, zeros beyond its edge.
 static void pack_panels(real* out, Matrix b, int64_t K, int64_t columns) {
     for (int64_t j = 0; j < columns; j += NR, out += K * NR) {
@@ -4251,9 +4258,8 @@ static void pack_rows(real* out, Matrix a, int64_t rows, int64_t K) {
 // One task of gemm: a block of at most NC columns of C. Where the last panel of a block has less than NR
 // columns, the micro-kernel writes to `edge`, from which the real columns are added to C.
 static void gemm_columns(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
-    const real* bias, int accumulate) {
-    real panels[KC * NC] __attribute__((aligned(64)));
-    real packed[MC * KC] __attribute__((aligned(64)));
+    const real* bias, int accumulate, ProductScratch* w) {
+    real *panels = w->panels, *packed = w->packed;
     real edge[MC * NR] __attribute__((aligned(64)));
     int pack = N >= NC / 2;   // copying A pays where many columns use it
     if (!accumulate)
@@ -4314,9 +4320,9 @@ static int thread_index(void) {
 }
 
 // C (M, N) = or += A (M, K) B (K, N) (+ bias (N)), rows of C c_row apart. Threads share the columns; where
-// these are few, the rows.
+// these are few, the rows. w: a Scratch for each thread.
 static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix a, Matrix b,
-    const real* bias, int accumulate) {
+    const real* bias, int accumulate, Scratch* w) {
     int64_t threads = thread_count(), split_rows = N < threads * 4 * NR && M > N;
     int64_t width = split_rows ? N : round_up(ceil_div(N, threads * ceil_div(N, threads * NC)), NR);
     if (width > NC) width = NC;
@@ -4326,15 +4332,16 @@ static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix
     for (int64_t task = 0; task < tasks; task++) {
         int64_t j = task % across * width, i = task / across * height;
         gemm_columns(c + i * c_row + j, c_row, min_i64(height, M - i), min_i64(width, N - j), K,
-            part_of(a, i, 0), part_of(b, 0, j), bias ? bias + j : NULL, accumulate);
+            part_of(a, i, 0), part_of(b, 0, j), bias ? bias + j : NULL, accumulate,
+            &w[thread_index()].product);
     }
 }
 
 // out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC)
-static void cpu_matmul_forward(
-    real* out, const real* inp, const real* weight, const real* bias, int64_t R, int64_t C, int64_t OC) {
+static void cpu_matmul_forward(real* out, const real* inp, const real* weight, const real* bias, int64_t R,
+    int64_t C, int64_t OC, Scratch* w) {
     if (R > 2) {
-        gemm(out, OC, R, OC, C, by_rows(inp, C), transposed(weight, C), bias, 0);
+        gemm(out, OC, R, OC, C, by_rows(inp, C), transposed(weight, C), bias, 0, w);
         return;
     }
     for (int64_t t = 0; t < R; t++) {   // a row or two: read the weights once, in place
@@ -4351,9 +4358,9 @@ static void cpu_matmul_forward(
 
 // dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout
 static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
-    const real* weight, int64_t R, int64_t C, int64_t OC) {
-    gemm(dinp, C, R, C, OC, by_rows(dout, OC), by_rows(weight, C), NULL, 0);
-    gemm(dweight, C, OC, C, R, transposed(dout, OC), by_rows(inp, C), NULL, 1);
+    const real* weight, int64_t R, int64_t C, int64_t OC, Scratch* w) {
+    gemm(dinp, C, R, C, OC, by_rows(dout, OC), by_rows(weight, C), NULL, 0, w);
+    gemm(dweight, C, OC, C, R, transposed(dout, OC), by_rows(inp, C), NULL, 1, w);
     if (!dbias) return;
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
@@ -4932,7 +4939,7 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
 #define TOKENS(view, h, chunk) ((view).p + (h) * (view).head + (chunk).at * HS) /* HS numbers each */
     PARALLEL_FOR
     for (int64_t h = 0; h < heads; h++) {
-        AttentionScratch* scratch = &r->scratch[thread_index()];
+        AttentionScratch* scratch = &r->scratch[thread_index()].attention;
         AttentionPair pair = {TOKENS(in[0], h, q), TOKENS(kv[0], h, k), TOKENS(kv[1], h, k), q.rows, k.rows,
             HS, q.position, k.position, run->doc_start ? run->doc_start + q.position : NULL};
         if (!table->backward)
@@ -5191,15 +5198,15 @@ static int layer_forward(Rank* r, const LayerRun* x) {
 #define NEED(name, call) \
     if (x->needed >> A_##name & 1) call
     NEED(ln1, cpu_rmsnorm_forward(a->ln1, a->rstd1, a->x, w->ln1w, w->ln1b, R, C));
-    NEED(q, cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C));
+    NEED(q, cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C, r->scratch));
     if (x->attention(r, x) != 0) return -1;
-    NEED(x2, cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C));
+    NEED(x2, cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C, r->scratch));
     NEED(x2, cpu_residual_forward(a->x2, a->x, x->narrow, center, R, C));
     NEED(ln2, cpu_rmsnorm_forward(a->ln2, a->rstd2, a->x2, w->ln2w, w->ln2b, R, C));
-    NEED(fch, cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C));
+    NEED(fch, cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C, r->scratch));
     NEED(gelu, cpu_gelu_forward(a->gelu, a->fch, R * 4 * C));
     if (!x->next) return 0;
-    cpu_matmul_forward(x->narrow, a->gelu, w->fcprojw, w->fcprojb, R, 4 * C, C);
+    cpu_matmul_forward(x->narrow, a->gelu, w->fcprojw, w->fcprojb, R, 4 * C, C, r->scratch);
     cpu_residual_forward(x->next, a->x2, x->narrow, center, R, C);
     return 0;
 #undef NEED
@@ -5242,15 +5249,15 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     unit_gradient_begin(r, u);
 
     cpu_residual_backward(dy, dx, center, R, C);
-    cpu_matmul_backward(dwide, g.fcprojw, g.fcprojb, dy, a.gelu, w.fcprojw, R, 4 * C, C);
+    cpu_matmul_backward(dwide, g.fcprojw, g.fcprojb, dy, a.gelu, w.fcprojw, R, 4 * C, C, r->scratch);
     cpu_gelu_backward(dwide, a.fch, R * 4 * C);
-    cpu_matmul_backward(dnarrow, g.fcw, g.fcb, dwide, a.ln2, w.fcw, R, C, 4 * C);
+    cpu_matmul_backward(dnarrow, g.fcw, g.fcb, dwide, a.ln2, w.fcw, R, C, 4 * C, r->scratch);
     cpu_rmsnorm_backward(dx, g.ln2w, g.ln2b, dnarrow, a.x2, a.rstd2, w.ln2w, R, C);
 
     cpu_residual_backward(dy, dx, center, R, C);
-    cpu_matmul_backward(datty, g.attprojw, g.attprojb, dy, a.atty, w.attprojw, R, C, C);
+    cpu_matmul_backward(datty, g.attprojw, g.attprojb, dy, a.atty, w.attprojw, R, C, C, r->scratch);
     if (cpu_attention_backward(r, dwide, datty, a.atty, a.lse, a.q, a.kv, doc_start) != 0) return -1;
-    cpu_matmul_backward(dnarrow, g.qkvw, g.qkvb, dwide, a.ln1, w.qkvw, R, C, 3 * C);
+    cpu_matmul_backward(dnarrow, g.qkvw, g.qkvb, dwide, a.ln1, w.qkvw, R, C, 3 * C, r->scratch);
     cpu_rmsnorm_backward(dx, g.ln1w, g.ln1b, dnarrow, a.x, a.rstd1, w.ln1w, R, C);
     return unit_gradient_end(r, u);
 }
@@ -5269,12 +5276,12 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     if (training) unit_gradient_begin(r, 0);
     for (int64_t t = 0; t < r->R; t += r->mesh->logits_chunk) {
         int64_t rows = min_i64(r->mesh->logits_chunk, r->R - t);
-        cpu_matmul_forward(r->logits, r->lnf + t * C, embed.wte, NULL, rows, C, s->Vp);
+        cpu_matmul_forward(r->logits, r->lnf + t * C, embed.wte, NULL, rows, C, s->Vp, r->scratch);
         cpu_crossentropy(
             r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
         if (training)
             cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C,
-                embed.wte, rows, C, s->Vp);
+                embed.wte, rows, C, s->Vp, r->scratch);
     }
     for (int64_t t = 0; t < r->R; t++) r->loss_sum += (double)r->token_loss[t];
     if (!training) return 0;
@@ -6568,7 +6575,7 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
         memset(o, 0, (size_t)(n * HS) * sizeof(real));
         for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
         AttentionPair pair = {d->q + h * n * HS, k, v, n, p + n, HS, p, 0, NULL};
-        cpu_attention_forward_head(o, m, sum, &pair, &r->scratch[thread_index()]);
+        cpu_attention_forward_head(o, m, sum, &pair, &r->scratch[thread_index()].attention);
         output_finish(o, m, sum, n, HS);
         for (int64_t i = 0; i < n; i++)
             memcpy(x->a.atty + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
@@ -6603,7 +6610,7 @@ static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t
         layer_forward(&d->g->ranks[0], &x);
     }
     cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, final.lnfw, final.lnfb, 1, C);
-    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, 1, C, s->Vp);
+    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, 1, C, s->Vp, d->g->ranks[0].scratch);
     return 0;
 }
 
@@ -6757,7 +6764,7 @@ enum { TRIAL_SIZE = 768, TRIAL_ROWS = 1024 };   // of the square matrices; of a 
 
 // Attention of one head for each thread, forward and backward. memory: heads times q, k, v, O, dO, dq, dk, dv
 // (T, HS), m, l, delta (T).
-static void attention_trial(real* memory, AttentionScratch* scratch, int64_t heads, int64_t HS) {
+static void attention_trial(real* memory, Scratch* scratch, int64_t heads, int64_t HS) {
     const int64_t T = TRIAL_ROWS, head = T * HS;
     PARALLEL_STATIC
     for (int64_t h = 0; h < heads; h++) {
@@ -6765,9 +6772,10 @@ static void attention_trial(real* memory, AttentionScratch* scratch, int64_t hea
              *l = m + T;
         for (int64_t j = 0; j < T; j++) m[j] = -(real)INFINITY, l[j] = 0;
         AttentionPair pair = {q, q + head, q + 2 * head, T, T, HS, 0, 0, NULL};
-        cpu_attention_forward_head(o, m, l, &pair, &scratch[h]);
+        cpu_attention_forward_head(o, m, l, &pair, &scratch[h].attention);
         output_finish(o, m, l, T, HS);
-        cpu_attention_backward_head(dq, dq + head, dq + 2 * head, &pair, o + head, m, l + T, &scratch[h]);
+        cpu_attention_backward_head(
+            dq, dq + head, dq + 2 * head, &pair, o + head, m, l + T, &scratch[h].attention);
     }
 }
 
@@ -6776,8 +6784,8 @@ static void* rate_trial(void* argument) {
     const int64_t n = TRIAL_SIZE, heads = t->threads, head = TRIAL_ROWS * t->HS,
                   all = heads * (8 * head + 3 * TRIAL_ROWS);
     real* memory = (real*)calloc((size_t)max_i64(3 * n * n, all), sizeof(real));
-    AttentionScratch* scratch =
-        (AttentionScratch*)aligned_alloc(64, (size_t)round_up((int64_t)sizeof *scratch, 64) * (size_t)heads);
+    Scratch* scratch =
+        (Scratch*)aligned_alloc(64, (size_t)round_up((int64_t)sizeof *scratch, 64) * (size_t)heads);
     t->status = memory && scratch ? 0 : -1;
     t->product = t->copy = t->attention = 1e30;
     for (int64_t i = 0; t->status == 0 && i < 2 * n * n; i++)
@@ -6793,7 +6801,7 @@ static void* rate_trial(void* argument) {
         if (i == 4) memset(memory, 0, (size_t)all * sizeof(real));
         double start = now_ms();
         if (i < 4) {
-            cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n);
+            cpu_matmul_forward(memory + 2 * n * n, memory, memory + n * n, NULL, n, n, n, scratch);
             t->product = fmin(t->product, now_ms() - start);
             start = now_ms();
             memcpy(memory + n * n, memory + 2 * n * n, (size_t)(n * n) * sizeof(real));

@@ -41,7 +41,13 @@ static double peak_gflops(void) {
     return best;
 }
 
+// What products and attention work in; for each thread.
+static Scratch* scratch_make(void) {
+    return (Scratch*)aligned_alloc(64, round_up((int64_t)sizeof(Scratch), 64) * thread_count());
+}
+
 static double matmul_bench(double peak) {
+    Scratch* scratch = scratch_make();
     static const int shapes[][2] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}, {768, 50304}};
     static const char* const names[] = {"qkv", "attproj", "fc", "fcproj", "logits"};
     int64_t R = 256, most = 768 * 50304;
@@ -53,11 +59,11 @@ static double matmul_bench(double peak) {
         double ms[3] = {1e30, 1e30, 1e30}, flops = 2.0 * (double)(R * C * OC);
         for (int repeat = 0; repeat < (OC > 10000 ? 4 : 12); repeat++) {
             double t0 = now_ms();
-            cpu_matmul_forward(y, x, w, NULL, R, C, OC);
+            cpu_matmul_forward(y, x, w, NULL, R, C, OC, scratch);
             double t1 = now_ms();
-            gemm(dx, C, R, C, OC, by_rows(y, OC), by_rows(w, C), NULL, 0);
+            gemm(dx, C, R, C, OC, by_rows(y, OC), by_rows(w, C), NULL, 0, scratch);
             double t2 = now_ms();
-            gemm(dw, C, OC, C, R, transposed(y, OC), by_rows(x, C), NULL, 1);
+            gemm(dw, C, OC, C, R, transposed(y, OC), by_rows(x, C), NULL, 1, scratch);
             double t3 = now_ms();
             ms[0] = fmin(ms[0], t1 - t0), ms[1] = fmin(ms[1], t2 - t1), ms[2] = fmin(ms[2], t3 - t2);
         }
@@ -71,7 +77,7 @@ static double matmul_bench(double peak) {
     double rate = 1e-6 * total_flops / total_ms;
     printf(
         "matmul all of GPT-2 124M's, weighted: %.1f GFLOP/s, %.1f %% of the peak\n", rate, 100 * rate / peak);
-    free(w), free(dw), free(x), free(dx), free(y);
+    free(w), free(dw), free(x), free(dx), free(y), free(scratch);
     return rate;
 }
 
@@ -80,8 +86,7 @@ static void attention_bench(double matmul) {
     real *q = random_reals(n, 2), *kv = random_reals(2 * n, 2), *o = random_reals(n, 1),
          *dout = random_reals(n, 1), *dq = random_reals(n, 1), *dkv = random_reals(2 * n, 1);
     real *m = random_reals(NH * T, 1), *l = random_reals(NH * T, 1), *delta = random_reals(NH * T, 1);
-    AttentionScratch* scratch =
-        (AttentionScratch*)aligned_alloc(64, round_up((int64_t)sizeof *scratch, 64) * thread_count());
+    Scratch* scratch = scratch_make();
     double flops = 2.0 * (double)(T * T) * (double)(NH * HS), forward = 1e30, backward = 1e30;
     for (int repeat = 0; repeat < 4; repeat++) {
         double t0 = now_ms();
@@ -91,7 +96,8 @@ static void attention_bench(double matmul) {
             for (int64_t t = 0; t < T; t++) m[h * T + t] = -(real)INFINITY, l[h * T + t] = 0;
             const real* k = kv + 2 * h * T * HS;
             AttentionPair pair = {q + h * T * HS, k, k + T * HS, T, T, HS, 0, 0, NULL};
-            cpu_attention_forward_head(o + h * T * HS, m + h * T, l + h * T, &pair, &scratch[thread_index()]);
+            cpu_attention_forward_head(
+                o + h * T * HS, m + h * T, l + h * T, &pair, &scratch[thread_index()].attention);
             output_finish(o + h * T * HS, m + h * T, l + h * T, T, HS);
         }
         double t1 = now_ms();
@@ -100,7 +106,7 @@ static void attention_bench(double matmul) {
             const real* k = kv + 2 * h * T * HS;
             AttentionPair pair = {q + h * T * HS, k, k + T * HS, T, T, HS, 0, 0, NULL};
             cpu_attention_backward_head(dq + h * T * HS, dkv + 2 * h * T * HS, dkv + (2 * h + 1) * T * HS,
-                &pair, dout + h * T * HS, m + h * T, delta + h * T, &scratch[thread_index()]);
+                &pair, dout + h * T * HS, m + h * T, delta + h * T, &scratch[thread_index()].attention);
         }
         double t2 = now_ms();
         forward = fmin(forward, t1 - t0), backward = fmin(backward, t2 - t1);
