@@ -1676,9 +1676,6 @@ static void file_flip(const char* path, long at, int mask) {
     close(fd);
 }
 
-static const char* const CHECKPOINT_FILES[] = {
-    "model.safetensors", "optimizer.safetensors", "config.json", "state.json", "manifest.txt"};
-
 // Every byte of the small files, and many of the large ones, changed one at a time: how many of them were
 // taken for whole.
 static int resume_flip(const char* folder, const char* path, const char* file, long step, int* tried) {
@@ -1775,6 +1772,7 @@ static void resume_housekeeping(void) {
     char path[GPT2_SP_TEXT + 64], error[GPT2_SP_TEXT], said[64];
     int64_t* steps = NULL;
     Error e = {{0}};
+    Folder out;
     gpt2_sp_stats stats;
     snprintf(path, sizeof path, "%.1000s/step_00000003/model.safetensors", o.out);
     file_flip(path, 100, 1);
@@ -1788,7 +1786,8 @@ static void resume_housekeeping(void) {
     check(status == 0 && checkpoint_verify(path, &e) == 0, "resume: a damaged step is saved anew", "%s",
         g ? gpt2_sp_error(g) : error);
     for (int i = 0; status == 0 && i < 3; i++) status = gpt2_sp_step(g, &stats) != 0 || gpt2_sp_save(g) != 0;
-    int count = checkpoint_list(o.out, &steps, &e), others = 0;
+    int count = folder_open(&out, o.out, &e) == 0 ? checkpoint_list(&out, &steps, &e) : -1, others = 0;
+    folder_close(&out);
     DIR* dir = opendir(o.out);
     for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;)
         others += strstr(entry->d_name, ".tmp") != NULL;

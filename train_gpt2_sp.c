@@ -386,9 +386,19 @@ static double now_ms(void) { return net_now_ms(); }
 //
 //     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", ...);
 //
-// An OutFile is written once, front to back, and counts its bytes and their CRC-32 on the way. Only a file
-// that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash: checkpoints
-// (section 11) rely on both.
+// Four rules keep what belongs to somebody else:
+//
+//     path_in       makes every path out of a folder and a name. One that does not fit is an error: cut, it
+//                   would name something else
+//     input_open    opens every file that is read: a regular one, so that no pipe is waited for and no device
+//                   read for ever
+//     Folder        what is written or removed is reached from an open folder, by a name without a slash, and
+//                   no link is followed on the way: a link leads to what belongs to somebody else
+//     OutFile       is a new file, never one that is there. It is written once, front to back, and counts its
+//                   bytes and their CRC-32 on the way
+//
+// Only a file that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash:
+// checkpoints (section 11) rely on both.
 
 typedef struct {
     char text[GPT2_SP_TEXT];
@@ -404,9 +414,62 @@ static int fail(Error* e, const char* format, ...) {
     return -1;
 }
 
-// "cannot open PATH: No such file or directory", by errno.
+// "cannot open PATH: No such file or directory", by errno, which stays as it is.
 static int fail_file(Error* e, const char* doing, const char* path) {
-    return fail(e, "cannot %s %.900s: %s", doing, path, strerror(errno));
+    int code = errno;
+    fail(e, "cannot %s %.900s: %s", doing, path, strerror(code));
+    errno = code;
+    return -1;
+}
+
+// Bytes of a path, its end included: a text option and the longest name that this program appends to one.
+enum { PATH_SIZE = GPT2_SP_TEXT + 128 };
+
+// out = folder/name.
+static int path_in(char out[PATH_SIZE], const char* folder, const char* name, Error* e) {
+    int length = snprintf(out, PATH_SIZE, "%s/%s", folder, name);
+    if (length < PATH_SIZE) return 0;
+    out[0] = 0;
+    return fail(
+        e, "%.300s.../%.100s: a path of %d bytes, at most %d fit", folder, name, length, PATH_SIZE - 1);
+}
+
+// A folder that is held open.
+typedef struct {
+    int fd;                 // -1: not open
+    char path[PATH_SIZE];   // as it was reached, for messages and for files that are only read
+} Folder;
+
+// Opens a folder by a path that the user gave, through links if he put some there.
+static int folder_open(Folder* f, const char* path, Error* e) {
+    snprintf(f->path, sizeof f->path, "%s", path);
+    f->fd = -1;
+    if (strlen(path) >= sizeof f->path) return fail(e, "%.300s...: a path too long for a folder", path);
+    f->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return f->fd < 0 ? fail_file(e, "open folder", path) : 0;
+}
+
+// Opens the folder `name` of a folder, which must not be a link.
+static int folder_enter(Folder* f, const Folder* parent, const char* name, Error* e) {
+    f->fd = -1;
+    if (path_in(f->path, parent->path, name, e) != 0) return -1;
+    f->fd = openat(parent->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return f->fd < 0 ? fail_file(e, "open folder", f->path) : 0;
+}
+
+// A folder's entries, for readdir and closedir; NULL, with a line in e.
+static DIR* folder_entries(const Folder* f, Error* e) {
+    int fd = openat(f->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR* dir = fd < 0 ? NULL : fdopendir(fd);
+    if (dir) return dir;
+    fail_file(e, "read folder", f->path);
+    if (fd >= 0) close(fd);
+    return NULL;
+}
+
+static void folder_close(Folder* f) {
+    if (f->fd >= 0) close(f->fd);
+    f->fd = -1;
 }
 
 // What a public function borrows from the program around it and gives back when it returns: the thread's
@@ -442,19 +505,19 @@ static void host_leave(const Host* host) {
 // A file that is written once, front to back, and must be whole on disk afterwards.
 typedef struct {
     int fd;
-    char path[GPT2_SP_TEXT + 64];
+    char path[PATH_SIZE];
     uint64_t bytes;   // written so far
     uint32_t crc;     // CRC-32 of them
     size_t fill;      // bytes waiting in buffer
     unsigned char buffer[1 << 16];
 } OutFile;
 
-// Makes folder/name, or empties it.
-static int file_create(OutFile* f, Error* e, const char* folder, const char* name) {
-    snprintf(f->path, sizeof f->path, "%.1000s/%.80s", folder, name);
+// Makes a new file in a folder. One of that name, a link too, is an error and stays as it is.
+static int file_create(OutFile* f, Error* e, const Folder* folder, const char* name) {
+    f->fd = -1, f->fill = 0;
     f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
-    f->fill = 0;
-    f->fd = open(f->path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (path_in(f->path, folder->path, name, e) != 0) return -1;
+    f->fd = openat(folder->fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
 }
 
@@ -498,18 +561,14 @@ static int file_close(OutFile* f, int keep, Error* e) {
 }
 
 // Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
-static int folder_sync(const char* path, Error* e) {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return fail_file(e, "open folder", path);
-    int status = fsync(fd) != 0 && errno != EINVAL ? fail_file(e, "fsync folder", path) : 0;
-    close(fd);
-    return status;
+static int folder_sync(const Folder* f, Error* e) {
+    return fsync(f->fd) != 0 && errno != EINVAL ? fail_file(e, "fsync folder", f->path) : 0;
 }
 
 // Makes a folder and those above it, as mkdir -p does; folders that exist are no error.
 static int folder_make(const char* path, Error* e) {
-    char partial[GPT2_SP_TEXT];
-    snprintf(partial, sizeof partial, "%s", path);
+    char partial[PATH_SIZE];
+    if (path_in(partial, path, "", e) != 0) return -1;
     for (char* slash = partial + 1;; slash++) {
         if (*slash != '/' && *slash != 0) continue;
         char kept = *slash;
@@ -524,70 +583,96 @@ static int folder_make(const char* path, Error* e) {
     return 0;
 }
 
-// Removes a folder and the plain files in it; what is not there is no error.
-static int folder_remove(const char* path, Error* e) {
-    DIR* dir = opendir(path);
-    if (!dir) return errno == ENOENT ? 0 : fail_file(e, "open folder", path);
-    int status = 0;
-    for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        if (unlinkat(dirfd(dir), entry->d_name, 0) != 0)
-            status = fail(e, "cannot remove %.700s/%.200s: %s", path, entry->d_name, strerror(errno));
+// Opens a file to read it. `folder`: the one that it is in, from which no link is followed; NULL: `name` is a
+// path that the user gave. Gives the descriptor and what fstat says; -1, with a line in e, for anything but a
+// regular file.
+static int input_open(const Folder* folder, const char* name, struct stat* info, Error* e) {
+    char path[PATH_SIZE];
+    int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;   // NONBLOCK: not to wait at a pipe
+    if (folder ? path_in(path, folder->path, name, e) != 0 : 0) return -1;
+    int fd = folder ? openat(folder->fd, name, flags | O_NOFOLLOW) : open(name, flags);
+    if (fd < 0 || fstat(fd, info) != 0) fail_file(e, "open", folder ? path : name);
+    else if (S_ISREG(info->st_mode)) return fd;
+    else
+        fail(e, "%.900s is a %s, expected a regular file", folder ? path : name,
+            S_ISDIR(info->st_mode)        ? "folder"
+                : S_ISFIFO(info->st_mode) ? "pipe"
+                                          : "device");
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+// Whether a folder that the user gave has an entry of this name.
+static int folder_has(const char* folder, const char* name) {
+    char path[PATH_SIZE];
+    Error ignored;
+    return path_in(path, folder, name, &ignored) == 0 && access(path, F_OK) == 0;
+}
+
+// Reads `count` bytes, fewer at the end of the file; their number, or -1 with errno.
+static ssize_t read_whole(int fd, void* out, size_t count) {
+    size_t done = 0;
+    while (done < count) {
+        ssize_t n = read(fd, (char*)out + done, count - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -1;
+        if (n == 0) break;
+        done += (size_t)n;
     }
-    closedir(dir);
-    if (status == 0 && rmdir(path) != 0) status = fail_file(e, "remove", path);
-    return status;
+    return (ssize_t)done;
 }
 
 // Reads a small text file whole (at most `limit` bytes); the caller frees it.
 static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   // NONBLOCK: a pipe is refused, not waited for
     struct stat info;
-    if (fd < 0 || fstat(fd, &info) != 0) {
-        fail_file(e, "open", path);
-        if (fd >= 0) close(fd);
-        return NULL;
-    }
-    char* text = NULL;
-    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_size > limit)
-        fail(e, "%.900s: expected a file of at most %zu bytes", path, limit);
-    else if (!(text = (char*)malloc((size_t)info.st_size + 1))) fail(e, "%.900s: out of memory", path);
-    *size = 0;
-    while (text && *size < (size_t)info.st_size) {
-        ssize_t n = read(fd, text + *size, (size_t)info.st_size - *size);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) {
-            fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
-            free(text);
-            text = NULL;
-            break;
-        }
-        *size += (size_t)n;
+    int fd = input_open(NULL, path, &info, e);
+    if (fd < 0) return NULL;
+    *size = (size_t)info.st_size;
+    char* text = (uint64_t)info.st_size <= limit ? (char*)malloc(*size + 1) : NULL;
+    if (!text && (uint64_t)info.st_size > limit)
+        fail(e, "%.900s: %lld bytes, expected at most %zu", path, (long long)info.st_size, limit);
+    else if (!text) fail(e, "%.900s: out of memory", path);
+    ssize_t n = text ? read_whole(fd, text, *size) : 0;
+    if (text && n != (ssize_t)*size) {
+        fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
+        free(text);
+        text = NULL;
     }
     if (text) text[*size] = 0;
     close(fd);
     return text;
 }
 
-// Length and CRC-32 of a file, in pieces.
-static int file_checksum(const char* path, uint64_t* bytes, uint32_t* crc, Error* e) {
-    unsigned char buffer[1 << 16];
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail_file(e, "open", path);
-    *bytes = 0, *crc = (uint32_t)crc32(0, NULL, 0);
-    for (;;) {
-        ssize_t n = read(fd, buffer, sizeof buffer);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) {
-            fail_file(e, "read", path);
-            close(fd);
-            return -1;
-        }
-        if (n == 0) break;
-        *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
+// Reads the beginning of a file of a folder into out, as a text: its length, or -1 if there is no such
+// regular file or it cannot be read.
+static ssize_t file_begin(const Folder* folder, const char* name, char* out, size_t size) {
+    struct stat info;
+    Error ignored;
+    int fd = input_open(folder, name, &info, &ignored);
+    ssize_t n = fd < 0 ? -1 : read_whole(fd, out, size - 1);
+    if (fd >= 0) close(fd);
+    out[n < 0 ? 0 : n] = 0;
+    return n;
+}
+
+// Length and CRC-32 of a file, in pieces. `expected`: its length as a manifest has it, or NULL; a file of
+// another length is not read, and has no CRC.
+static int file_checksum(
+    const char* path, const uint64_t* expected, uint64_t* bytes, uint32_t* crc, Error* e) {
+    unsigned char buffer[1 << 14];
+    struct stat info;
+    int fd = input_open(NULL, path, &info, e);
+    if (fd < 0) return -1;
+    *bytes = (uint64_t)info.st_size, *crc = (uint32_t)crc32(0, NULL, 0);
+    ssize_t n = 0;
+    if (!expected || *expected == *bytes) {
+        *bytes = 0;
+        while ((n = read_whole(fd, buffer, sizeof buffer)) > 0 && *bytes <= (uint64_t)info.st_size)
+            *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
     }
+    if (n < 0) fail_file(e, "read", path);
     close(fd);
-    return 0;
+    return n < 0 ? -1 : 0;
 }
 
 static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
@@ -5532,7 +5617,8 @@ struct gpt2_sp {
     int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
     int64_t eot;             // the token that ends documents, EOT_UNNAMED or EOT_NONE
     int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
-    int lock_fd;             // OUT/.lock, held while this trainer lives
+    Folder out;              // the run's folder, held and locked while this trainer lives; process 0 only
+    int lock_fd;             // OUT/.lock in it
     int skipped;             // steps in a row that were not finite
     Evaluation evaluation;   // the last one
 };
@@ -5702,9 +5788,15 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there 
 //         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" of each, "crc <crc32>" of
 //                                  all lines above
 //
-// A checkpoint is written as step_00000100.tmp; every file is fsynced, the folder renamed, its parent
-// fsynced; only then are older ones removed. A folder counts only if its manifest and every file that it
-// names check out. Nothing in it depends on dp, sp or zero.
+// A checkpoint is written as step_00000100.tmp (where that name is taken, step_00000100.1.tmp and so on);
+// every file is fsynced, the folder renamed, its parent fsynced; only then are older ones removed. A folder
+// counts only if its manifest and every file that it names check out. Nothing in it depends on dp, sp or
+// zero.
+//
+// Whose is a folder in OUT? checkpoint_step and checkpoint_ours answer: its name must be exactly the one that
+// this program gives to a step, and its manifest must begin as ours do, which is why a manifest's first line
+// is on the disk before anything else. Links are never ours. Only checkpoint_remove removes, and only the
+// five files above: what else lies in the folder stays, and so does the folder.
 //
 // Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
 // not: every rank reads what it holds.
@@ -5856,9 +5948,78 @@ static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
+// The files of a checkpoint, in the order in which they are removed: as long as the manifest is there, it
+// tells whose the others are.
+enum { CHECKPOINT_FILE_COUNT = 5 };
+static const char* const CHECKPOINT_FILES[CHECKPOINT_FILE_COUNT] = {
+    "model.safetensors", "optimizer.safetensors", "config.json", "state.json", "manifest.txt"};
+static const char MANIFEST_MARK[] = "gpt2_sp checkpoint";
+
+// Names of a step's folder: with the number TEMPORARIES the checkpoint itself; with a smaller one a folder
+// that is being written, or was replaced.
+enum { TEMPORARIES = 100, STEP_NAME = 48 };
+static void checkpoint_name(char out[STEP_NAME], int64_t step, int number) {
+    int length = snprintf(out, STEP_NAME, "step_%08lld", (long long)step);
+    if (number == 0) snprintf(out + length, STEP_NAME - (size_t)length, ".tmp");
+    else if (number < TEMPORARIES) snprintf(out + length, STEP_NAME - (size_t)length, ".%d.tmp", number);
+}
+
+// The step that a name tells, of a checkpoint or (`temporary`) of a folder that is none yet; -1 if printing
+// that step does not give the name back: step_6, step_+6 and step_x.tmp belong to somebody else.
+static int64_t checkpoint_step(const char* name, int temporary) {
+    char again[STEP_NAME];
+    long long step;
+    if (sscanf(name, "step_%18lld", &step) != 1 || step < 0) return -1;
+    for (int number = temporary ? 0 : TEMPORARIES; number < TEMPORARIES + !temporary; number++) {
+        checkpoint_name(again, step, number);
+        if (strcmp(name, again) == 0) return step;
+    }
+    return -1;
+}
+
+// Whether this program wrote the folder `name` of a run, as a checkpoint or as one that was not finished:
+// the manifest begins as ours do. Where it was damaged or lost, state.json tells it. Of a save that was
+// interrupted at once the manifest may be alone and empty, or missing in an empty folder.
+static int checkpoint_ours(const Folder* out, const char* name) {
+    Folder folder;
+    Error ignored;
+    char text[512];
+    uint64_t next;
+    int ours = 0, others = 0;
+    if (folder_enter(&folder, out, name, &ignored) != 0) return 0;
+    ssize_t n = file_begin(&folder, "manifest.txt", text, sizeof text);
+    if (n > 0) ours = strncmp(text, MANIFEST_MARK, strlen(MANIFEST_MARK)) == 0;
+    ssize_t length = ours ? 0 : file_begin(&folder, "state.json", text, sizeof text);
+    if (length > 0) ours = json_get_u64(text, (size_t)length, "next_sample", &next) == 1;
+    DIR* dir = ours ? NULL : folder_entries(&folder, &ignored);
+    for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;)
+        others += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            (n != 0 || strcmp(entry->d_name, "manifest.txt") != 0);
+    if (dir) ours = others == 0, closedir(dir);
+    folder_close(&folder);
+    return ours;
+}
+
+// Removes a checkpoint, or what there is of one, from a run's folder; what is not there is no error. Other
+// files than a checkpoint's stay: then the line in e says so.
+static int checkpoint_remove(const Folder* out, const char* name, Error* e) {
+    Folder folder;
+    int status = 0;
+    if (folder_enter(&folder, out, name, e) != 0) return errno == ENOENT ? 0 : -1;
+    for (int i = 0; status == 0 && i < CHECKPOINT_FILE_COUNT; i++)
+        if (unlinkat(folder.fd, CHECKPOINT_FILES[i], 0) != 0 && errno != ENOENT)
+            status =
+                fail(e, "cannot remove %.700s/%s: %s", folder.path, CHECKPOINT_FILES[i], strerror(errno));
+    folder_close(&folder);
+    if (status != 0 || unlinkat(out->fd, name, AT_REMOVEDIR) == 0) return status;
+    if (errno == ENOTEMPTY || errno == EEXIST)
+        return fail(e, "%.800s holds files that are not a checkpoint's, which stay", folder.path);
+    return fail_file(e, "remove", folder.path);
+}
+
 // Writes a text as a file of a checkpoint and adds the file's line to the manifest.
-static int checkpoint_text(
-    const char* folder, const char* name, const char* text, char* manifest, size_t manifest_size, Error* e) {
+static int checkpoint_text(const Folder* folder, const char* name, const char* text, char* manifest,
+    size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
     if (!f) return fail(e, "out of memory");
     int status = file_create(f, e, folder, name);
@@ -5910,7 +6071,7 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
 // Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
 // together; process 0 has the folder and comes with its status so far, so that one failure stops all. The
 // others' folder and manifest are not looked at.
-static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manifest, size_t manifest_size) {
+static int save_tensors(gpt2_sp* g, const Folder* folder, int status, char* manifest, size_t manifest_size) {
     Error* e = &g->error;
     SaveJob save = {NULL, NULL};
     if (g->mesh.process != 0)
@@ -5947,60 +6108,101 @@ static int save_tensors(gpt2_sp* g, const char* folder, int status, char* manife
     return status;
 }
 
-// The checkpoints in a run's folder, newest first: their steps. The caller frees *steps.
-static int checkpoint_list(const char* out, int64_t** steps, Error* e) {
+// The checkpoints in a run's folder, newest first: their steps. The caller frees *steps. A link to a folder
+// counts: it may be read.
+static int checkpoint_list(const Folder* out, int64_t** steps, Error* e) {
     int count = 0, room = 0, failed = 0;
+    struct stat info;
     *steps = NULL;
-    DIR* dir = opendir(out);
-    if (!dir) return errno == ENOENT ? 0 : fail_file(e, "open folder", out);
+    DIR* dir = folder_entries(out, e);
+    if (!dir) return -1;
     for (struct dirent* entry; errno = 0, (entry = readdir(dir)) != NULL;) {
-        long long step;
-        int end = 0;
-        if (sscanf(entry->d_name, "step_%12lld%n", &step, &end) != 1 || entry->d_name[end] != 0) continue;
+        int64_t step = checkpoint_step(entry->d_name, 0);
+        if (step < 0) continue;
+        if (fstatat(out->fd, entry->d_name, &info, 0) == 0 && !S_ISDIR(info.st_mode)) continue;
         *steps = (int64_t*)grow(*steps, count, &room, sizeof **steps, &failed);
         if (!failed) (*steps)[count++] = step;
     }
     int unread = errno;   // a folder that cannot be read to its end is not one without checkpoints
     closedir(dir);
-    if (unread) {
-        free(*steps);
-        *steps = NULL;
-        return fail(e, "cannot read folder %.900s: %s", out, strerror(unread));
-    }
     for (int i = 1; i < count; i++)   // a handful: insertion sort
         for (int j = i; j > 0 && (*steps)[j] > (*steps)[j - 1]; j--) {
             int64_t t = (*steps)[j];
             (*steps)[j] = (*steps)[j - 1], (*steps)[j - 1] = t;
         }
-    if (failed) {
-        free(*steps);
-        *steps = NULL;
-        return fail(e, "out of memory");
-    }
-    return count;
+    if (!unread && !failed) return count;
+    free(*steps);
+    *steps = NULL;
+    return failed ? fail(e, "out of memory")
+                  : fail(e, "cannot read folder %.900s: %s", out->path, strerror(unread));
 }
 
-// Removes the folders *.tmp that interrupted saves have left.
-static int checkpoint_clean(const char* out, Error* e) {
-    char path[GPT2_SP_TEXT + 300];
+// Removes the folders that interrupted saves have left. All are tried; the last failure is the one told.
+static int checkpoint_clean(const Folder* out, Error* e) {
     int status = 0;
-    DIR* dir = opendir(out);
-    for (struct dirent* entry; status == 0 && dir && (entry = readdir(dir)) != NULL;) {
-        size_t n = strlen(entry->d_name);
-        if (strncmp(entry->d_name, "step_", 5) != 0 || strcmp(entry->d_name + n - 4, ".tmp") != 0) continue;
-        snprintf(path, sizeof path, "%.1000s/%.255s", out, entry->d_name);
-        status = folder_remove(path, e);
-    }
-    if (dir) closedir(dir);
+    DIR* dir = folder_entries(out, e);
+    if (!dir) return -1;
+    for (struct dirent* entry; (entry = readdir(dir)) != NULL;)
+        if (checkpoint_step(entry->d_name, 1) >= 0 && checkpoint_ours(out, entry->d_name) &&
+            checkpoint_remove(out, entry->d_name, e) != 0)
+            status = -1;
+    closedir(dir);
     return status;
 }
 
-// Writes a checkpoint of the run's state as a new folder. status: of what came before; where it is not 0
-// nothing is written, but the other processes, which wait in save_tensors, are told.
-static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
-    char manifest[2048] = "gpt2_sp checkpoint 1\n", text[2048];
+// Names on stderr, once as a run begins, what lies in its folder under names like a checkpoint's and is none:
+// it stays as it is. -1 if the run would save there.
+static int checkpoint_strangers(const Folder* out, int64_t step, Error* e) {
+    int status = 0, count = 0;
+    char names[GPT2_SP_TEXT] = "";
+    DIR* dir = folder_entries(out, e);
+    if (!dir) return -1;
+    for (struct dirent* entry; status == 0 && (entry = readdir(dir)) != NULL;) {
+        const char* name = entry->d_name;
+        int64_t at = checkpoint_step(name, 0);
+        if (strncmp(name, "step_", 5) != 0) continue;
+        if ((at >= 0 || checkpoint_step(name, 1) >= 0) && checkpoint_ours(out, name)) continue;
+        if (at > step)
+            status = fail(e,
+                "%.700s/%.255s was not written by this program, which would save there: move it "
+                "away or take another --out",
+                out->path, name);
+        size_t used = strlen(names);
+        if (count++ < 8) snprintf(names + used, sizeof names - used, "%s%.60s", used ? ", " : "", name);
+    }
+    closedir(dir);
+    if (status == 0 && count > 0)
+        fprintf(stderr, "%s: not a checkpoint of this program, left alone: %s%s\n", out->path, names,
+            count > 8 ? " and more" : "");
+    return status;
+}
+
+// Makes a folder of a name that is free, to write a checkpoint in or to move one to.
+static int checkpoint_temporary(
+    Folder* folder, const Folder* out, int64_t step, char name[STEP_NAME], Error* e) {
+    for (int number = 0; number < TEMPORARIES; number++) {
+        checkpoint_name(name, step, number);
+        if (mkdirat(out->fd, name, 0777) == 0) return folder_enter(folder, out, name, e);
+        if (errno != EEXIST) break;
+    }
+    folder->fd = -1;
+    return fail(e, "cannot make folder %.700s/%s: %s", out->path, name, strerror(errno));
+}
+
+// Writes a checkpoint of the run's state into a new folder. status: of what came before; where it is not 0
+// nothing is written, but the other processes, which wait in save_tensors, are told. The manifest is begun
+// first and ended last.
+static int checkpoint_write(gpt2_sp* g, const Folder* folder, int status) {
+    char manifest[2048], text[2048];
     Error* e = &g->error;
-    if (status == 0 && mkdir(folder, 0777) != 0) status = fail_file(e, "make folder", folder);
+    size_t begun = (size_t)snprintf(manifest, sizeof manifest, "%s 1\n", MANIFEST_MARK);
+    OutFile* f = (OutFile*)malloc(sizeof *f);
+    if (!f && status == 0) status = fail(e, "out of memory");
+    if (f) f->fd = -1;
+    if (status == 0) status = file_create(f, e, folder, "manifest.txt");
+    if (status == 0) status = file_write(f, manifest, begun, e);
+    if (status == 0) status = file_flush(f, e);
+    if (status == 0 && fsync(f->fd) != 0) status = fail_file(e, "fsync", f->path);
     status = save_tensors(g, folder, status, manifest, sizeof manifest);
     config_text(g, text, sizeof text);
     if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
@@ -6009,25 +6211,27 @@ static int checkpoint_write(gpt2_sp* g, const char* folder, int status) {
     size_t used = strlen(manifest);
     snprintf(manifest + used, sizeof manifest - used, "crc %08x\n",
         (unsigned)crc32(0, (const unsigned char*)manifest, (unsigned)used));
-    char ignored[256] = "";
-    if (status == 0) status = checkpoint_text(folder, "manifest.txt", manifest, ignored, sizeof ignored, e);
+    if (status == 0) status = file_write(f, manifest + begun, strlen(manifest) - begun, e);
+    if (f && file_close(f, status == 0, e) != 0) status = -1;
     if (status == 0) status = folder_sync(folder, e);
+    free(f);
     return status;
 }
 
 // Checks a manifest and every file it names against their lengths and CRCs.
 static int checkpoint_verify(const char* folder, Error* e) {
-    char path[GPT2_SP_TEXT + 300];
+    char path[PATH_SIZE];
     size_t size;
-    snprintf(path, sizeof path, "%.1000s/manifest.txt", folder);
-    char* text = file_read_text(path, 65536, &size, e);
+    char* text = path_in(path, folder, "manifest.txt", e) == 0 ? file_read_text(path, 65536, &size, e) : NULL;
     if (!text) return -1;
     int version = 0, files = 0, status = 0;
     char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
     char seal[16];
     snprintf(seal, sizeof seal, "crc %08x\n",
         last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
-    if (sscanf(text, "gpt2_sp checkpoint %d", &version) != 1 || strlen(text) != size)
+    size_t mark = strlen(MANIFEST_MARK);
+    if (strncmp(text, MANIFEST_MARK, mark) != 0 || sscanf(text + mark, " %d", &version) != 1 ||
+        strlen(text) != size)
         status = fail(e, "%.900s: not a checkpoint's manifest", path);
     else if (version > 1)
         status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
@@ -6037,19 +6241,18 @@ static int checkpoint_verify(const char* folder, Error* e) {
         char name[64];
         unsigned long long bytes;
         unsigned sum;
-        uint64_t found = 0;
+        uint64_t found = 0, expected;
         uint32_t found_sum = 0;
         line++;
         if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3 || strchr(name, '/')) {
             status = fail(e, "%.900s: a line is not `file bytes crc`", path);
             break;
         }
-        char file[GPT2_SP_TEXT + 300];
-        snprintf(file, sizeof file, "%.1000s/%s", folder, name);
-        if (file_checksum(file, &found, &found_sum, e) != 0) {
-            status = -1;
-            break;
-        }
+        char file[PATH_SIZE];
+        expected = bytes;
+        status = path_in(file, folder, name, e);
+        if (status == 0) status = file_checksum(file, &expected, &found, &found_sum, e);
+        if (status != 0) break;
         if (found != bytes)
             status =
                 fail(e, "%.700s: %llu bytes, the manifest says %llu", file, (unsigned long long)found, bytes);
@@ -6062,49 +6265,77 @@ static int checkpoint_verify(const char* folder, Error* e) {
 }
 
 // Removes checkpoints beyond the newest --keep. Those of later steps, and those that the run passed over as
-// damaged when it resumed, do not count and stay.
+// damaged when it resumed, do not count and stay; nor does an older one count that is not whole. What is not
+// this program's stays too.
 static int checkpoint_retire(gpt2_sp* g, Error* e) {
+    const Folder* out = &g->out;
     int64_t *steps, kept = 0;
-    int count = checkpoint_list(g->options.out, &steps, e), status = count < 0 ? -1 : 0;
-    char path[GPT2_SP_TEXT + 300];
+    int count = checkpoint_list(out, &steps, e), status = count < 0 ? -1 : 0;
+    char name[STEP_NAME], path[PATH_SIZE];
     Error damage;
     for (int i = 0; status == 0 && i < count; i++) {
-        snprintf(path, sizeof path, "%.1000s/step_%08lld", g->options.out, (long long)steps[i]);
-        int doubtful = steps[i] > g->resumed_step && steps[i] <= g->newest_step;
-        if (steps[i] > g->step || (doubtful && checkpoint_verify(path, &damage) != 0)) continue;
-        if (kept++ >= g->options.keep) status = folder_remove(path, e);
+        checkpoint_name(name, steps[i], TEMPORARIES);
+        if (steps[i] > g->step || !checkpoint_ours(out, name)) continue;
+        if ((status = path_in(path, out->path, name, e)) != 0) break;
+        int passed_over = steps[i] > g->resumed_step && steps[i] <= g->newest_step;
+        int unseen = steps[i] < g->resumed_step && kept < g->options.keep;
+        if ((passed_over || unseen) && checkpoint_verify(path, &damage) != 0) continue;
+        if (kept++ >= g->options.keep) status = checkpoint_remove(out, name, e);
     }
     free(steps);
     return status;
 }
 
+// Gives the folder that a checkpoint was written in its name. A damaged one of that name is moved away first;
+// what is not this program's is an error.
+static int checkpoint_publish(const Folder* out, const char* temporary, int64_t step, Error* e) {
+    char name[STEP_NAME], away[STEP_NAME];
+    struct stat info;
+    Folder folder;
+    checkpoint_name(name, step, TEMPORARIES);
+    int taken = fstatat(out->fd, name, &info, AT_SYMLINK_NOFOLLOW) == 0;
+    if (!taken && errno != ENOENT)
+        return fail(e, "cannot look at %.700s/%s: %s", out->path, name, strerror(errno));
+    if (taken && !checkpoint_ours(out, name))
+        return fail(e, "%.700s/%s was not written by this program: it stays, and step %lld is not saved",
+            out->path, name, (long long)step);
+    if (taken) {
+        if (checkpoint_temporary(&folder, out, step, away, e) != 0) return -1;
+        folder_close(&folder);
+        if (renameat(out->fd, name, out->fd, away) != 0)
+            return fail(e, "cannot move %.700s/%s away: %s", out->path, name, strerror(errno));
+    }
+    if (renameat(out->fd, temporary, out->fd, name) != 0)
+        return fail(e, "cannot rename %.700s/%s: %s", out->path, temporary, strerror(errno));
+    return folder_sync(out, e);
+}
+
 // Saves a checkpoint. An older one that cannot be removed is told on stderr, and no error.
 static int trainer_save(gpt2_sp* g) {
-    const char* out = g->options.out;
-    char final[GPT2_SP_TEXT + 64], temporary[GPT2_SP_TEXT + 80], replaced[GPT2_SP_TEXT + 80];
     Error* e = &g->error;
     e->text[0] = 0;
-    if (!out[0]) return fail(e, "no --out folder to save in");
+    if (!g->options.out[0]) return fail(e, "no --out folder to save in");
     if (g->saved_step == g->step) return 0;
-    snprintf(final, sizeof final, "%.1000s/step_%08lld", out, (long long)g->step);
-    snprintf(temporary, sizeof temporary, "%s.tmp", final);
-    snprintf(replaced, sizeof replaced, "%s.replaced.tmp", final);
     if (g->mesh.process != 0) {
-        int saved = processes_agree(&g->host, save_tensors(g, "", 0, NULL, 0), NULL, e);
+        int saved = processes_agree(&g->host, save_tensors(g, NULL, 0, NULL, 0), NULL, e);
         if (saved == 0) g->saved_step = g->step;
         return saved;
     }
-    int status = checkpoint_write(g, temporary, checkpoint_clean(out, e));
-    if (status == 0 && rename(final, replaced) != 0 && errno != ENOENT)
-        status = fail(e, "cannot move %.900s away: %s", final, strerror(errno));   // a damaged one
-    if (status == 0 && rename(temporary, final) != 0) status = fail_file(e, "rename", temporary);
-    if (status == 0) status = folder_sync(out, e);
+    char name[STEP_NAME] = "";
+    Folder folder;
     Error later = {{0}};
-    if (status != 0) folder_remove(temporary, &later);   // the first error is the one to tell
+    checkpoint_clean(&g->out, &later);   // what cannot be removed is told below
+    int made = checkpoint_temporary(&folder, &g->out, g->step, name, e);
+    int status = checkpoint_write(g, &folder, made);
+    if (status == 0) status = checkpoint_publish(&g->out, name, g->step, e);
+    folder_close(&folder);
+    if (status != 0 && made == 0)
+        checkpoint_remove(&g->out, name, &later);   // the first error is the one told
     if (processes_agree(&g->host, status, NULL, e) != 0) return -1;
     g->saved_step = g->step;
-    if (checkpoint_clean(out, &later) != 0 || checkpoint_retire(g, &later) != 0)
-        fprintf(stderr, "%s is saved, but an older one is left: %s\n", final, later.text);
+    if (checkpoint_clean(&g->out, &later) != 0 || checkpoint_retire(g, &later) != 0)
+        fprintf(stderr, "%s: step %lld is saved, but an older checkpoint is left: %s\n", g->out.path,
+            (long long)g->step, later.text);
     return 0;
 }
 
@@ -6119,13 +6350,18 @@ int gpt2_sp_save(gpt2_sp* g) {
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
 // is whole, or the folder cannot be read. Those that it passes over are named on stderr, if `tell`.
-static int checkpoint_find(const char* out, int tell, char* folder, size_t size, Error* e) {
-    int64_t* steps;
-    int count = checkpoint_list(out, &steps, e), found = count < 0 ? -1 : 0;
+static int checkpoint_find(const char* out, int tell, char folder[PATH_SIZE], Error* e) {
+    int64_t* steps = NULL;
+    char name[STEP_NAME];
+    Folder run;
     Error why = {{0}};
+    if (folder_open(&run, out, e) != 0) return errno == ENOENT ? 0 : -1;
+    int count = checkpoint_list(&run, &steps, e), found = count < 0 ? -1 : 0;
+    folder_close(&run);
     for (int i = 0; found == 0 && i < count; i++) {
-        snprintf(folder, size, "%.1000s/step_%08lld", out, (long long)steps[i]);
-        if (checkpoint_verify(folder, &why) == 0) found = 1;
+        checkpoint_name(name, steps[i], TEMPORARIES);
+        if (path_in(folder, out, name, e) != 0) found = -1;
+        else if (checkpoint_verify(folder, &why) == 0) found = 1;
         else if (tell) fprintf(stderr, "%s is not whole (%s), trying an older one\n", folder, why.text);
     }
     free(steps);
@@ -6270,10 +6506,10 @@ static int json_has(const char* text, size_t size, const char* key) {
 // Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
 // model than GPT-2. eot is EOT_UNNAMED if the file does not have it, EOT_NONE if it is null there.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
-    char path[GPT2_SP_TEXT + 64], word[64], value[32];
+    char path[PATH_SIZE], word[64], value[32];
     size_t size;
-    snprintf(path, sizeof path, "%.1000s/config.json", folder);
-    char* text = file_read_text(path, 1 << 20, &size, e);
+    char* text =
+        path_in(path, folder, "config.json", e) == 0 ? file_read_text(path, 1 << 20, &size, e) : NULL;
     if (!text) return -1;
     static const char* const keys[4] = {"n_layer", "n_head", "n_embd", "n_positions"};
     static const char* const names[4] = {"layers", "heads", "channels", "seq-len"};
@@ -6337,14 +6573,13 @@ static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e)
 // Sets step, tokens and next sample from a checkpoint's state.json; -1 if it belongs to another run.
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
-    char path[GPT2_SP_TEXT + 64], data[32] = "none", now[32];
+    char path[PATH_SIZE], data[32] = "none", now[32];
     size_t size;
     gpt2_sp_options saved;
     int64_t vocab, eot;
     gpt2_sp_defaults(&saved);
     if (config_read(folder, &saved, &vocab, &eot, e) != 0) return -1;
-    snprintf(path, sizeof path, "%.1000s/state.json", folder);
-    char* text = file_read_text(path, 1 << 20, &size, e);
+    char* text = path_in(path, folder, "state.json", e) == 0 ? file_read_text(path, 1 << 20, &size, e) : NULL;
     if (!text) return -1;
     int64_t version = json_need(text, size, "version", path, e),
             seed = json_need(text, size, "seed", path, e),
@@ -7259,6 +7494,7 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     dataset_close(&g->data);
     dataset_close(&g->val_data);
     if (g->lock_fd >= 0) close(g->lock_fd);
+    folder_close(&g->out);
     free(g);
 }
 
@@ -7363,16 +7599,99 @@ static int data_fits(
     return 0;
 }
 
-// Makes --out and locks it: no other trainer writes there as long as this one lives.
-static int out_lock(gpt2_sp* g) {
-    char path[GPT2_SP_TEXT + 16];
-    if (folder_make(g->options.out, &g->error) != 0) return -1;
-    snprintf(path, sizeof path, "%s/.lock", g->options.out);
-    g->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (g->lock_fd < 0) return fail_file(&g->error, "open", path);
-    if (flock(g->lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
-        return fail(&g->error, "another trainer is at work in %.900s", g->options.out);
+// What a file of a run's folder is to this program.
+enum { FILE_ABSENT, FILE_OURS, FILE_UNREADABLE, FILE_FOREIGN };
+
+// The first line of a run.cfg.
+static const char RUN_CONFIG_MARK[] = "# gpt2_sp run 1: the options of this run, as --config reads them\n";
+
+// Whether a run.cfg begins as this program writes it. Before it had a first line of its own, it began with
+// `layers` and had an option of each kind.
+static int run_config_ours(const char* text) {
+    static const char* const names[] = {"\nheads = ", "\nvocab = ", "\ncenter = ", "\nlogits-chunk = ",
+        "\nlr-schedule = ", "\nval-sequences = "};
+    int found = strncmp(text, "layers = ", 9) == 0;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) found = found && strstr(text, names[i]);
+    return found || strncmp(text, RUN_CONFIG_MARK, strlen(RUN_CONFIG_MARK)) == 0;
+}
+
+// Whether a line is one of log.jsonl.
+static int log_line_ours(const char* line, size_t size) {
+    uint64_t number;
+    return json_get_u64(line, size, "step", &number) == 1 &&
+        json_get_u64(line, size, "updated", &number) == 1;
+}
+
+// Whether the beginning of a log.jsonl has such a line.
+static int log_ours(const char* text, size_t size) {
+    for (size_t at = 0, n; at < size; at += n + 1) {
+        for (n = 0; at + n < size && text[at + n] != '\n' && text[at + n] != 0;) n++;
+        if (n > 0 && log_line_ours(text + at, n)) return 1;
+    }
     return 0;
+}
+
+// What run.cfg or log.jsonl, or what becomes one of them (NAME.tmp), is; -1, with a line in e, if that cannot
+// be told. Nothing of an empty file can be lost.
+static int run_file(const Folder* out, const char* name, int log, Error* e) {
+    struct stat info;
+    if (fstatat(out->fd, name, &info, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? FILE_ABSENT
+                               : fail(e, "cannot look at %.700s/%s: %s", out->path, name, strerror(errno));
+    if (!S_ISREG(info.st_mode)) return FILE_FOREIGN;
+    char* text = (char*)malloc(1 << 16);
+    if (!text) return fail(e, "out of memory");
+    ssize_t n = file_begin(out, name, text, 1 << 16);
+    int ours = n == 0 || (n > 0 && (log ? log_ours(text, (size_t)n) : run_config_ours(text)));
+    free(text);
+    if (n < 0) return fail(e, "cannot read %.700s/%s", out->path, name);
+    return ours ? FILE_OURS : log ? FILE_UNREADABLE : FILE_FOREIGN;
+}
+
+// -1 where the folder has a run.cfg or a log.jsonl that is not of a run of this program. A log without one
+// readable line is taken for a damaged one where run.cfg is ours.
+static int out_ours(const Folder* out, Error* e) {
+    int config = run_file(out, "run.cfg", 0, e), log = config < 0 ? -1 : run_file(out, "log.jsonl", 1, e);
+    if (config < 0 || log < 0) return -1;
+    int foreign = log == FILE_FOREIGN || (log == FILE_UNREADABLE && config != FILE_OURS);
+    if (config != FILE_FOREIGN && !foreign) return 0;
+    return fail(e,
+        "%.700s/%s was not written by this program: move it away, or take another --out; a run's folder is "
+        "new, or a run's already",
+        out->path, foreign ? "log.jsonl" : "run.cfg");
+}
+
+// Locks the run's folder, so that no other trainer writes there as long as this one lives: the folder itself,
+// which nobody can take away and make anew, and the file .lock in it, for file systems that lock no folders.
+static int out_lock(gpt2_sp* g) {
+    Error* e = &g->error;
+    struct stat info;
+    g->lock_fd = openat(g->out.fd, ".lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+    if (g->lock_fd < 0 || fstat(g->lock_fd, &info) != 0)
+        return fail(e, "cannot open %.800s/.lock: %s", g->out.path, strerror(errno));
+    if (!S_ISREG(info.st_mode)) return fail(e, "%.800s/.lock is not a regular file", g->out.path);
+    int fds[2] = {g->out.fd, g->lock_fd}, locked = 0;
+    for (int i = 0; i < 2; i++) {
+        if (flock(fds[i], LOCK_EX | LOCK_NB) == 0) locked = 1;
+        else if (errno == EWOULDBLOCK) return fail(e, "another trainer is at work in %.900s", g->out.path);
+    }
+    if (!locked)
+        fprintf(stderr, "%s cannot be locked (%s): nothing keeps a second trainer out\n", g->out.path,
+            strerror(errno));
+    return 0;
+}
+
+// Makes the run's folder, opens and locks it, and refuses one that holds what a run would write over. The
+// longest path that a run ever makes must fit before anything is computed.
+static int out_open(gpt2_sp* g) {
+    Error* e = &g->error;
+    char folder[PATH_SIZE], path[PATH_SIZE], name[STEP_NAME];
+    checkpoint_name(name, INT64_MAX / 10, TEMPORARIES - 1);
+    if (path_in(folder, g->options.out, name, e) != 0 ||
+        path_in(path, folder, "optimizer.safetensors", e) != 0)
+        return -1;
+    if (folder_make(g->options.out, e) != 0 || folder_open(&g->out, g->options.out, e) != 0) return -1;
+    return out_ours(&g->out, e) != 0 ? -1 : out_lock(g);
 }
 
 // A job: fresh weights.
@@ -7385,24 +7704,17 @@ static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
 // The folder of the model that --from or --init-from names, in `folder`: that one, if it has a config.json,
 // else a run's newest whole checkpoint. With a manifest it must be whole; Hugging Face's have none, and are
 // taken as they are.
-static int model_folder(const char* option, const char* name, char* folder, size_t size, Error* e) {
-    char path[GPT2_SP_TEXT + 96];
-    snprintf(path, sizeof path, "%s/config.json", name);
-    if (access(path, R_OK) != 0) {
-        int found = checkpoint_find(name, 1, folder, size, e);
+static int model_folder(const char* option, const char* name, char folder[PATH_SIZE], Error* e) {
+    if (!folder_has(name, "config.json")) {
+        int found = checkpoint_find(name, 1, folder, e);
         return found > 0 ? 0
             : found < 0  ? -1
                          : fail(e, "--%s %.900s: neither a checkpoint nor a run with one", option, name);
     }
-    snprintf(folder, size, "%s", name);
-    snprintf(path, sizeof path, "%s/manifest.txt", name);
-    if (access(path, F_OK) == 0) return checkpoint_verify(name, e);
-    snprintf(path, sizeof path, "%s/pytorch_model.bin", name);
-    int other = access(path, F_OK) == 0;
-    snprintf(path, sizeof path, "%s/model.safetensors", name);
-    int single = access(path, F_OK) == 0;
-    snprintf(path, sizeof path, "%s/model.safetensors.index.json", name);
-    if (other && !single && access(path, F_OK) != 0)
+    snprintf(folder, PATH_SIZE, "%s", name);
+    if (folder_has(name, "manifest.txt")) return checkpoint_verify(name, e);
+    if (folder_has(name, "pytorch_model.bin") && !folder_has(name, "model.safetensors") &&
+        !folder_has(name, "model.safetensors.index.json"))
         return fail(e,
             "--%s %.400s has pytorch_model.bin, which only Python can read, and no model.safetensors; "
             "convert "
@@ -7415,15 +7727,19 @@ static int model_folder(const char* option, const char* name, char* folder, size
 // Whether --out has a run already: the model of its newest checkpoint that can be read, in options, vocab
 // and eot.
 static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, int64_t* eot) {
-    char folder[GPT2_SP_TEXT + 64];
-    int64_t* steps;
+    char folder[PATH_SIZE], name[STEP_NAME];
+    int64_t* steps = NULL;
+    Folder run;
     Error ignored;
-    int found = 0, count = out[0] ? checkpoint_list(out, &steps, &ignored) : 0;
+    if (!out[0] || folder_open(&run, out, &ignored) != 0) return 0;
+    int found = 0, count = checkpoint_list(&run, &steps, &ignored);
+    folder_close(&run);
     for (int i = 0; !found && i < count; i++) {
-        snprintf(folder, sizeof folder, "%.1000s/step_%08lld", out, (long long)steps[i]);
-        found = config_read(folder, model, vocab, eot, &ignored) == 0;
+        checkpoint_name(name, steps[i], TEMPORARIES);
+        found = path_in(folder, out, name, &ignored) == 0 &&
+            config_read(folder, model, vocab, eot, &ignored) == 0;
     }
-    if (count > 0) free(steps);
+    free(steps);
     return found;
 }
 
@@ -7432,14 +7748,14 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 // size that is given and is another than --init-from's is an error; state_read compares it with a run's.
 static int sizes_choose(gpt2_sp_options* o, int64_t* eot, Error* e) {
     gpt2_sp_options model;
-    char folder[GPT2_SP_TEXT + 64];
+    char folder[PATH_SIZE];
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
     *eot = EOT_UNNAMED;
     if (o->val_sequences == 0) o->val_sequences = 8;
     int resumed = run_model(o->out, &model, &vocab, eot), from = !resumed && o->init_from[0];
     if (from &&
-        (model_folder("init-from", o->init_from, folder, sizeof folder, e) != 0 ||
+        (model_folder("init-from", o->init_from, folder, e) != 0 ||
             config_read(folder, &model, &vocab, eot, e) != 0))
         return -1;
     if (!resumed && !from) model.layers = model.heads = 4, model.channels = 256, model.seq_len = 1024;
@@ -7463,25 +7779,26 @@ static int sizes_choose(gpt2_sp_options* o, int64_t* eot, Error* e) {
 
 // All processes must start from the same checkpoint, or from the same weights of --init-from.
 static int start_compare(gpt2_sp* g, const char* folder) {
-    char path[GPT2_SP_TEXT + 128], text[128] = "a fresh start: no checkpoint in --out\n";
+    char path[PATH_SIZE], text[128] = "a fresh start: no checkpoint in --out\n";
     uint64_t bytes = 0;
     uint32_t crc = 0;
     long long step = 0;
     if (g->mesh.processes < 2) return 0;
     if (folder) {
-        snprintf(path, sizeof path, "%s/manifest.txt", folder);
-        if (file_checksum(path, &bytes, &crc, &g->error) != 0) return -1;
+        if (path_in(path, folder, "manifest.txt", &g->error) != 0 ||
+            file_checksum(path, NULL, &bytes, &crc, &g->error) != 0)
+            return -1;
         (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
         snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
     } else if (g->options.init_from[0]) {
-        char model[GPT2_SP_TEXT + 64];
+        char model[PATH_SIZE];
         st_set files;
-        if (model_folder("init-from", g->options.init_from, model, sizeof model, &g->error) != 0 ||
+        if (model_folder("init-from", g->options.init_from, model, &g->error) != 0 ||
             st_set_open(&files, model, "model", g->error.text, sizeof g->error.text) != 0)
             return -1;
         int status = 0, n = 0;
         for (int i = 0; status == 0 && i < files.count; i++) {
-            status = file_checksum(files.files[i].path, &bytes, &crc, &g->error);
+            status = file_checksum(files.files[i].path, NULL, &bytes, &crc, &g->error);
             if (n < (int)sizeof text)
                 n += snprintf(text + n, sizeof text - (size_t)n,
                     "--init-from weights of %llu bytes, CRC %08x\n", (unsigned long long)bytes, crc);
@@ -7495,25 +7812,25 @@ static int start_compare(gpt2_sp* g, const char* folder) {
 // Gives the run its weights and its position in the data: from its newest checkpoint, else fresh, else fresh
 // with the weights of --init-from.
 static int trainer_start(gpt2_sp* g) {
-    char folder[GPT2_SP_TEXT + 64];
-    int found = g->options.out[0]
-        ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, sizeof folder, &g->error)
-        : 0;
+    char folder[PATH_SIZE];
+    int found =
+        g->options.out[0] ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, &g->error) : 0;
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
         LoadJob resume = {folder, 1};
         if (state_read(g, folder) != 0 || ranks_run(g, g->device->load, &resume) != 0) return -1;
+        g->saved_step = g->resumed_step = g->step;
+        if (g->mesh.process != 0) return 0;
         int64_t* steps;
-        int count = checkpoint_list(g->options.out, &steps, &g->error);
+        int count = checkpoint_list(&g->out, &steps, &g->error);
         if (count > 0) g->newest_step = steps[0];
         free(steps);
-        g->saved_step = g->resumed_step = g->step;
         return count < 0 ? -1 : 0;
     }
     if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
-    if (model_folder("init-from", g->options.init_from, folder, sizeof folder, &g->error) != 0) return -1;
+    if (model_folder("init-from", g->options.init_from, folder, &g->error) != 0) return -1;
     LoadJob start = {folder, 0};
     return ranks_run(g, g->device->load, &start);
 }
@@ -7621,9 +7938,10 @@ static int trainer_prepare(gpt2_sp* g) {
     int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
-    if (o->out[0] && g->mesh.process == 0 && out_lock(g) != 0) return -1;
+    if (o->out[0] && g->mesh.process == 0 && out_open(g) != 0) return -1;
     if (work_compare(g) != 0) return -1;   // after it process 0 has locked --out: the others may look into it
     if (trainer_start(g) != 0) return -1;
+    if (g->out.fd >= 0 && checkpoint_strangers(&g->out, g->step, e) != 0) return -1;
     loader_request(&g->loader, g->next_sample);
     return 0;
 }
@@ -7696,7 +8014,7 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     if (!g) return NULL;
     g->options = *options;
     g->device = gpt2_sp_device;
-    g->lock_fd = -1;
+    g->lock_fd = g->out.fd = -1;
     g->saved_step = g->resumed_step = -1;
     g->planned_lr = -1;
     g->newest_step = -1;
@@ -7773,8 +8091,10 @@ static int trainer_check_ranks(gpt2_sp* g) {
     o.zero = 0, o.schedule = GPT2_SP_DIST;
     o.check = 0, o.trace[0] = 0;
     o.profile = 0;
-    if (g->resumed_step >= 0)
-        snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08lld", o.out, (long long)g->resumed_step);
+    char name[STEP_NAME], path[PATH_SIZE] = "";
+    checkpoint_name(name, g->resumed_step, TEMPORARIES);
+    if (g->resumed_step >= 0 && path_in(path, o.out, name, &g->error) != 0) return -1;
+    if (path[0] && option_set(&o, option_find("init-from"), path, &g->error) != 0) return -1;
     o.out[0] = 0, o.save_every = 0;
     gpt2_sp* one = trainer_new(&o);
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
@@ -7831,11 +8151,10 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
 // A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
 static int trainer_load(gpt2_sp* g) {
     gpt2_sp_options* o = &g->options;
-    char folder[GPT2_SP_TEXT + 64];
+    char folder[PATH_SIZE];
     int64_t vocab, context = o->seq_len;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
-    if (device_found(g) != 0 || model_folder("from", o->from, folder, sizeof folder, &g->error) != 0)
-        return -1;
+    if (device_found(g) != 0 || model_folder("from", o->from, folder, &g->error) != 0) return -1;
     o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0, o->schedule = GPT2_SP_DIST;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0) return -1;
@@ -7921,33 +8240,118 @@ static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_los
     return fflush(log);
 }
 
-// Opens OUT/log.jsonl for appending, without the lines of steps that the resumed run will do again.
-static FILE* log_open(const char* out, int64_t step, Error* e) {
-    char path[GPT2_SP_TEXT + 16], line[4096];
-    snprintf(path, sizeof path, "%s/log.jsonl", out);
-    FILE* log = fopen(path, "a+");
-    if (!log) {
-        fail_file(e, "open", path);
-        return NULL;
-    }
-    long kept = 0;
+// What reading a log found.
+typedef struct {
+    int64_t lines, unreadable, bytes;   // JSON objects; pieces that are none, and their bytes with the NULs
+    int ended;                          // the last byte is a line's end, or there is none
+} LogScan;
+
+// Ends a piece of a log, n bytes: a line to `good`, anything else to `rest` (both may be NULL).
+static void log_piece(LogScan* scan, const char* piece, size_t n, int readable, FILE* good, FILE* rest) {
+    if (n == 0) return;
+    FILE* to = readable ? good : rest;
+    if (readable) scan->lines++;
+    else scan->unreadable++, scan->bytes += (int64_t)n;
+    if (to) fwrite(piece, 1, n, to), fputc('\n', to);
+}
+
+// Reads a log from its beginning: pieces end at a line's end or at a NUL, which a crash leaves where the data
+// of a file had not reached the disk. Copies lines to `good` and all else to `rest`. 0, or -1 with errno.
+static int log_scan(FILE* log, LogScan* scan, FILE* good, FILE* rest) {
+    char piece[4096];
+    size_t n = 0;
+    int long_piece = 0, last = '\n';
+    memset(scan, 0, sizeof *scan);
     rewind(log);
-    while (fgets(line, sizeof line, log)) {
-        uint64_t logged;
-        if (json_get_u64(line, strlen(line), "step", &logged) != 1 || (int64_t)logged > step) break;
-        kept = ftell(log);
+    for (int c = 0; c != EOF; last = c == EOF ? last : c) {
+        c = getc_unlocked(log);
+        if (c == '\n' || c == 0 || c == EOF) {
+            int readable = !long_piece && n > 0 && piece[0] == '{' && json_validate(piece, n, 8, NULL) == 0;
+            log_piece(scan, piece, n, readable, good, rest);
+            if (c == 0) scan->unreadable += last != 0, scan->bytes++;
+            n = 0, long_piece = 0;
+        } else if (n < sizeof piece) piece[n++] = (char)c;
+        else {
+            long_piece = 1;
+            log_piece(scan, piece, n, 0, good, rest);
+            piece[0] = (char)c, n = 1;
+        }
     }
-    if (ferror(log)) {
-        fail_file(e, "read", path);
+    scan->ended = last == '\n';
+    return ferror(log) ? -1 : 0;
+}
+
+// Opens a file of a run's folder, which is no link, to append to it and to read it.
+static FILE* run_append(const Folder* out, const char* name, int flags, Error* e) {
+    struct stat info;
+    int fd = openat(
+        out->fd, name, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | flags, 0666);
+    FILE* f = fd >= 0 && fstat(fd, &info) == 0 && S_ISREG(info.st_mode) ? fdopen(fd, "a+") : NULL;
+    if (f) return f;
+    fail(e, "cannot write %.700s/%s: %s", out->path, name, fd < 0 ? strerror(errno) : "not a regular file");
+    if (fd >= 0) close(fd);
+    return NULL;
+}
+
+// Brings a file that was written to the disk; 0, or -1 with a line in e.
+static int run_synced(FILE* f, const Folder* out, const char* name, Error* e) {
+    if (fflush(f) == 0 && !ferror(f) && fsync(fileno(f)) == 0) return 0;
+    return fail(e, "cannot write %.700s/%s: %s", out->path, name, strerror(errno));
+}
+
+// Takes away NAME.tmp, which a run that was killed may have left; one that is not ours is an error.
+static int run_leftover(const Folder* out, const char* name, int log, Error* e) {
+    int kind = run_file(out, name, log, e);
+    if (kind < 0 || kind == FILE_ABSENT) return kind < 0 ? -1 : 0;
+    if (kind != FILE_OURS)
+        return fail(e, "%.700s/%s was not written by this program: move it away", out->path, name);
+    return unlinkat(out->fd, name, 0) == 0
+        ? 0
+        : fail(e, "cannot remove %.700s/%s: %s", out->path, name, strerror(errno));
+}
+
+// Makes a log anew without what cannot be read in it, which log.unreadable gets; nothing is lost. Gives the
+// new log, open; NULL, with a line in e, if the old one is left as it was.
+static FILE* log_mend(FILE* log, const Folder* out, Error* e) {
+    static const char name[] = "log.jsonl.tmp", aside[] = "log.unreadable";
+    LogScan scan;
+    if (run_leftover(out, name, 1, e) != 0) return NULL;
+    FILE* rest = run_append(out, aside, 0, e);
+    FILE* good = rest ? run_append(out, name, O_EXCL, e) : NULL;
+    int status = good ? 0 : -1;
+    if (good && log_scan(log, &scan, good, rest) != 0)
+        status = fail(e, "cannot read %.800s/log.jsonl: %s", out->path, strerror(errno));
+    if (status == 0) status = run_synced(rest, out, aside, e);
+    if (status == 0) status = run_synced(good, out, name, e);
+    if (status == 0 && renameat(out->fd, name, out->fd, "log.jsonl") != 0)
+        status = fail(e, "cannot rename %.700s/%s: %s", out->path, name, strerror(errno));
+    if (status == 0) status = folder_sync(out, e);
+    if (status == 0)
+        fprintf(stderr,
+            "%s/log.jsonl: %lld bytes that are no lines of a log are set aside in %s/%s, %lld lines "
+            "stay\n",
+            out->path, (long long)scan.bytes, out->path, aside, (long long)scan.lines);
+    if (rest) fclose(rest);
+    if (good && status != 0) unlinkat(out->fd, name, 0), fclose(good), good = NULL;
+    return good;
+}
+
+// Opens OUT/log.jsonl for appending. What is in it stays: where a run goes on from an earlier step, the lines
+// of steps that it does again are there twice, and the later ones count. What cannot be read is set aside.
+static FILE* log_open(const Folder* out, Error* e) {
+    LogScan scan;
+    FILE* log = run_append(out, "log.jsonl", 0, e);
+    int status = log ? log_scan(log, &scan, NULL, NULL) : -1;
+    if (log && status != 0) fail(e, "cannot read %.800s/log.jsonl: %s", out->path, strerror(errno));
+    if (status == 0 && scan.unreadable > 0) {
+        FILE* mended = log_mend(log, out, e);
         fclose(log);
-        return NULL;
+        return mended;
     }
-    if (ftruncate(fileno(log), kept) != 0 || fseek(log, 0, SEEK_END) != 0) {
-        fail_file(e, "shorten", path);
-        fclose(log);
-        return NULL;
-    }
-    return log;
+    if (status == 0 && fseek(log, 0, SEEK_END) == 0 && (scan.ended || fputc('\n', log) != EOF)) return log;
+    if (status == 0) fail(e, "cannot write %.800s/log.jsonl: %s", out->path, strerror(errno));
+    if (log) fclose(log);
+    return NULL;
 }
 
 // Whether an option belongs to one launch of a run, not to the run.
@@ -7957,19 +8361,26 @@ static int option_is_launch(const char* name) {
 }
 
 // Writes OUT/run.cfg: the options of the run, as --config reads them, without those of this launch. `model`
-// is left out, as it has set layers, heads and channels.
-static int run_config_write(const gpt2_sp_options* o, Error* e) {
-    char path[GPT2_SP_TEXT + 16], value[2 * GPT2_SP_TEXT + 2];
-    snprintf(path, sizeof path, "%s/run.cfg", o->out);
-    FILE* f = fopen(path, "w");
-    if (!f) return fail_file(e, "write", path);
+// is left out, as it has set layers, heads and channels. Written as run.cfg.tmp, so that it is never half.
+static int run_config_write(const Folder* out, const gpt2_sp_options* o, Error* e) {
+    static const char name[] = "run.cfg.tmp";
+    char value[2 * GPT2_SP_TEXT + 2];
+    if (run_leftover(out, name, 0, e) != 0) return -1;
+    FILE* f = run_append(out, name, O_EXCL, e);
+    if (!f) return -1;
+    fputs(RUN_CONFIG_MARK, f);
     for (int i = 0; i < OPTION_COUNT; i++) {
         config_print(o, &OPTIONS[i], value);
         if ((OPTIONS[i].commands & TRAIN) && value[0] && !option_is_launch(OPTIONS[i].name) &&
             strcmp(OPTIONS[i].name, "model") != 0)
             fprintf(f, "%s = %s\n", OPTIONS[i].name, value);
     }
-    return fclose(f) == 0 ? 0 : fail_file(e, "write", path);
+    int status = run_synced(f, out, name, e);
+    if (fclose(f) != 0 && status == 0) status = fail_file(e, "write", name);
+    if (status == 0 && renameat(out->fd, name, out->fd, "run.cfg") != 0)
+        status = fail(e, "cannot rename %.700s/%s: %s", out->path, name, strerror(errno));
+    if (status != 0) unlinkat(out->fd, name, 0);
+    return status;
 }
 
 // A command's trainer, made by trainer_create or trainer_load. If its memory was refused, the plan's table is
@@ -7982,6 +8393,11 @@ static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Er
         memory_print(stderr, &g->mesh, &g->layout, &g->options, &fullest);
     }
     return trainer_checked(g, status, e->text, sizeof e->text);
+}
+
+// Whether the run's checkpoint is of the last step or of a later one: then nothing changes in its folder.
+static int train_done(const gpt2_sp* g) {
+    return g->resumed_step >= g->options.steps && g->step >= g->options.steps;
 }
 
 // What a run prints before its first step.
@@ -8006,16 +8422,17 @@ static void train_header(const gpt2_sp* g) {
     printf("memory    %s per rank, planned and allocated\n",
         human_bytes((double)fullest, memory, sizeof memory));
     if (!g->options.out[0]) printf("saved     nothing: there is no --out\n");
-    printf("step      %lld tokens; from step %lld to %lld%s\n",
-        (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T), (long long)g->step,
-        (long long)g->options.steps, g->step ? " (resumed)" : "");
+    printf("step      %lld tokens; ", (long long)(g->mesh.passes * g->mesh.dp * s->B * s->T));
+    if (train_done(g)) printf("the run is at step %lld already\n", (long long)g->step);
+    else
+        printf("from step %lld to %lld%s\n", (long long)g->step, (long long)g->options.steps,
+            g->step ? " (resumed)" : "");
     double rate = learning_rate(&g->options, g->step);
     if (g->planned_lr >= 0 && g->step < g->options.steps && fabs(rate - g->planned_lr) > 1e-3 * g->planned_lr)
         printf("warning   the learning rate of step %lld is %.2e; by the options that this run was saved "
                "with it "
                "was to be %.2e\n",
             (long long)g->step + 1, rate, g->planned_lr);
-    fflush(stdout);
 }
 
 // Always -1: ends a run that cannot go on. The weights are those of the last good step; they are saved,
@@ -8051,7 +8468,6 @@ static void step_print(
     if (step < steps) printf(", %s left", human_time(rest, left, sizeof left));
     if (val_loss) printf("  val %.4f", *val_loss);
     printf("%s\n", stats->updated ? "" : "  not finite: no update");
-    fflush(stdout);
 }
 
 // The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0
@@ -8223,9 +8639,12 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         gpt2_sp_destroy(g);
         return -1;
     }
-    if (g->step >= o->steps && first)
-        printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
-    if (o->out[0] && first && (run_config_write(o, e) != 0 || !(log = log_open(o->out, g->step, e))))
+    if (train_done(g)) {
+        if (first) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
+        gpt2_sp_destroy(g);
+        return 0;
+    }
+    if (o->out[0] && first && (run_config_write(&g->out, o, e) != 0 || !(log = log_open(&g->out, e))))
         status = -1;
     Watch watch;
     watch_start(&watch, g);
@@ -8730,6 +9149,9 @@ MAIN_ONLY static int program(int argc, char** argv) {
             program_name);
         return 1;
     }
+    for (int fd = 0; fd <= 2; fd++)   // closed ones: no file that is opened later may take their place
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) (void)!open("/dev/null", O_RDWR);
+    setvbuf(stdout, NULL, _IOLBF, 0);   // into a file or a pipe, too, a line is there when it is printed
     gpt2_sp_options options;
     Error e = {{0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
