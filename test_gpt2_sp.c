@@ -1929,7 +1929,193 @@ static void resume_init_from_files(void) {
     gpt2_sp_destroy(b);
 }
 
+// A damaged checkpoint that is named by hand is refused, whatever the file; a run's folder falls back.
+static void resume_by_hand(void) {
+    for (int i = 0; i < CHECKPOINT_FILE_COUNT; i++) {
+        gpt2_sp_options o = tiny_run("hand"), p = run_options(TINY);
+        char error[GPT2_SP_TEXT] = "", why[GPT2_SP_TEXT] = "";
+        checkpoint_damage(&o, 3, CHECKPOINT_FILES[i], 0);
+        snprintf(p.init_from, sizeof p.init_from, "%.1000s/step_00000003", o.out);
+        gpt2_sp* g = gpt2_sp_create(&p, error, sizeof error);
+        check(!g && strstr(error, i < 4 ? CHECKPOINT_FILES[i] : "manifest"),
+            "resume: --init-from of a damaged checkpoint is refused", "%s: %s", CHECKPOINT_FILES[i],
+            g ? "accepted" : error);
+        gpt2_sp_destroy(g);
+        gpt2_sp_options q = options_of("");
+        snprintf(q.from, sizeof q.from, "%.1000s/step_00000003", o.out);
+        Error e = {{0}};
+        g = trainer_make(&q, trainer_load, &e);
+        check(!g && strstr(e.text, i < 4 ? CHECKPOINT_FILES[i] : "manifest"),
+            "resume: --from a damaged checkpoint is refused", "%s: %s", CHECKPOINT_FILES[i],
+            g ? "accepted" : e.text);
+        gpt2_sp_destroy(g);
+        snprintf(q.from, sizeof q.from, "%.1000s", o.out);
+        stderr_hide();
+        g = trainer_make(&q, trainer_load, &e);
+        stderr_show(why, sizeof why);
+        why[strcspn(why, "\n")] = 0;
+        check(g && strstr(why, "step_00000003 is not whole"), "resume: --from a run falls back and says so",
+            "%s", g ? why : e.text);
+        gpt2_sp_destroy(g);
+    }
+}
+
+// The steps of the checkpoints in a run's folder, newest first, as "4 3 2".
+static void checkpoints_print(const gpt2_sp_options* o, char* text, size_t size) {
+    Folder out;
+    Error e;
+    int64_t* steps = NULL;
+    int count = folder_open(&out, o->out, &e) == 0 ? checkpoint_list(&out, &steps, &e) : -1;
+    text[0] = 0;
+    for (int i = 0; i < count; i++) {
+        size_t used = strlen(text);
+        snprintf(text + used, size - used, "%s%lld", i ? " " : "", (long long)steps[i]);
+    }
+    free(steps);
+    folder_close(&out);
+}
+
+// Which checkpoints go when a run goes on from the newest whole one and saves: those that it passed over do
+// not count, nor do older ones that are not whole. damaged: their steps; last: the step that is saved.
+static void resume_retires(const char* damaged, int64_t keep, int64_t last, const char* left) {
+    gpt2_sp_options o = tiny_run("retire");
+    char error[GPT2_SP_TEXT] = "", said[256], found[64];
+    gpt2_sp_stats stats;
+    for (const char* step = damaged; *step; step++)
+        checkpoint_damage(&o, *step - '0', "model.safetensors", 0);
+    o.keep = keep;
+    stderr_hide();
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    stderr_show(said, sizeof said);
+    int status = g ? 0 : -1;
+    while (status == 0 && gpt2_sp_steps(g) < last) status = gpt2_sp_step(g, &stats);
+    if (status == 0) status = gpt2_sp_save(g);
+    checkpoints_print(&o, found, sizeof found);
+    check(status == 0 && strcmp(found, left) == 0, "resume: the newest whole checkpoints stay",
+        "1 to 3, damaged %s, --keep %d, saved %d: %s are left, expected %s%s", *damaged ? damaged : "none",
+        (int)keep, (int)last, found, left, error);
+    gpt2_sp_destroy(g);
+}
+
+// Names in a run's folder, and the step of those that are this program's.
+static void resume_names(void) {
+    static const struct {
+        const char* name;
+        int64_t step, temporary;
+    } cases[] = {{"step_00000006", 6, -1}, {"step_6", -1, -1}, {"step_+6", -1, -1}, {"step_ 6", -1, -1},
+        {"step_0000006", -1, -1}, {"step_000000006", -1, -1}, {"step_-0000006", -1, -1},
+        {"step_00000006 ", -1, -1}, {"step_123456789", 123456789, -1}, {"step_00000006.tmp", -1, 6},
+        {"step_6.tmp", -1, -1}, {"step_x.tmp", -1, -1}, {"step_00000006.1.tmp", -1, 6},
+        {"step_00000006.01.tmp", -1, -1}, {"step_00000006.99.tmp", -1, 6}, {"step_00000006.100.tmp", -1, -1},
+        {"step_99999999999999999999", -1, -1}, {"step_", -1, -1}, {"x_step_00000006", -1, -1}};
+    int wrong = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    for (int i = 0; i < count; i++) {
+        int64_t step = checkpoint_step(cases[i].name, 0), temporary = checkpoint_step(cases[i].name, 1);
+        if (step == cases[i].step && temporary == cases[i].temporary) continue;
+        printf("     %s: %lld, %lld\n", cases[i].name, (long long)step, (long long)temporary);
+        wrong++;
+    }
+    check(wrong == 0, "resume: a name is a step's only if the step's name is that one",
+        "%d of %d names taken for something else", wrong, count);
+}
+
+// Paths at the edge of what fits: whole, or an error; never cut.
+static void resume_paths(void) {
+    static char folder[2 * PATH_SIZE];
+    char path[PATH_SIZE];
+    Error e;
+    int wrong = 0;
+    for (int n = 0; n < 2 * PATH_SIZE - 1; n++) {
+        memset(folder, 'y', (size_t)n);
+        folder[n] = 0;
+        int fits = path_in(path, folder, "config.json", &e) == 0;
+        wrong += fits != (n + 12 < PATH_SIZE);
+        wrong += fits ? (int)strlen(path) != n + 12 || strcmp(path + n, "/config.json") != 0 : path[0] != 0;
+    }
+    check(wrong == 0, "resume: a path is whole or an error", "%d of %d lengths wrong", wrong,
+        2 * PATH_SIZE - 1);
+    gpt2_sp_options o = run_options(TINY);
+    char error[GPT2_SP_TEXT] = "", file[PATH_SIZE];
+    gpt2_sp_stats stats;
+    for (int length = 960; length <= 1000; length += 8) {   // one name may have 255 bytes
+        int at = snprintf(o.out, sizeof o.out, "%s", scratch("long"));
+        remove_tree(o.out);
+        for (; at < length; at++) o.out[at] = at % 200 == 0 || at == length - 3 ? '/' : 'y';
+        o.out[at] = 0;
+        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        int saved = g && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0;
+        snprintf(file, sizeof file, "%s/step_00000001", o.out);
+        check(saved && checkpoint_verify(file, &e) == 0, "resume: a long --out holds the whole checkpoint",
+            "%d bytes%s", length, g ? gpt2_sp_error(g) : error);
+        gpt2_sp_destroy(g);
+    }
+    remove_tree(scratch("long"));
+}
+
+// All that the library does, on one small stack: what is called from a host's thread must fit there.
+#ifdef __has_feature
+#define HAS_SANITIZER (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define HAS_SANITIZER 1
+#else
+#define HAS_SANITIZER 0
+#endif
+#if HAS_SANITIZER
+enum { SMALL_STACK = 1 << 21 };   // sanitizers' frames are larger
+#else
+enum { SMALL_STACK = 256 << 10 };
+#endif
+static void* small_stack(void* argument) {
+    char* error = (char*)argument;
+    gpt2_sp_stats stats;
+    double loss = 0;
+    int32_t prompt[4] = {1, 2, 3, 4}, text[8];
+    gpt2_sp_options* o = (gpt2_sp_options*)need(1, sizeof *o);
+    *o = run_options("layers=2 heads=2 channels=128 seq-len=96 sp=2 threads=2 batch-size=2 zero=3 steps=9");
+    memcpy(o->val_data, o->data, sizeof o->data);
+    snprintf(o->out, sizeof o->out, "%s", scratch("small"));
+    for (int part = 0; part < 2; part++) {   // fresh, then resumed
+        gpt2_sp* g = gpt2_sp_create(o, error, GPT2_SP_TEXT);
+        if (!g) break;
+        int done = gpt2_sp_step(g, &stats) == 0 && gpt2_sp_validate(g, 2, &loss) == 0 &&
+            gpt2_sp_generate(g, prompt, 4, text, 8, 0.8, 3, 0.9, 1) > 0 && gpt2_sp_save(g) == 0;
+        snprintf(error, GPT2_SP_TEXT, "%s", done ? "" : gpt2_sp_error(g));
+        if (done && gpt2_sp_steps(g) != part + 1) snprintf(error, GPT2_SP_TEXT, "not resumed");
+        gpt2_sp_destroy(g);
+        if (!done) break;
+    }
+    free(o);
+    return NULL;
+}
+static void resume_small_stack(void) {
+    char error[GPT2_SP_TEXT] = "no thread";
+    pthread_attr_t small, before;
+    pthread_t thread;
+    scratch("");
+    pthread_getattr_default_np(&before);
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, SMALL_STACK);
+    pthread_setattr_default_np(&small);   // ranks' and OpenMP's threads too
+    if (pthread_create(&thread, NULL, small_stack, error) == 0) pthread_join(thread, NULL);
+    pthread_setattr_default_np(&before);
+    pthread_attr_destroy(&small);
+    pthread_attr_destroy(&before);
+    check(error[0] == 0, "resume: all threads have enough with a small stack",
+        "%d KB: create, step, validate, generate, save, resume %s", SMALL_STACK >> 10, error);
+}
+
 static void test_resume(void) {
+    resume_names();
+    resume_paths();
+    resume_small_stack();
+    resume_by_hand();
+    resume_retires("", 2, 4, "4 3");
+    resume_retires("", 3, 4, "4 3 2");
+    resume_retires("3", 2, 4, "4 3 2");
+    resume_retires("3", 3, 4, "4 3 2 1");
+    resume_retires("32", 2, 5, "5 3 2 1");
+    resume_retires("2", 2, 5, "5 3");
+    resume_retires("2", 3, 5, "5 3 2 1");
     resume_exact();
     resume_elsewhere("batch-size=2 sp=2 zero=1", "");
     // from own positions, to those and to shared ones

@@ -8640,7 +8640,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         return -1;
     }
     if (train_done(g)) {
-        if (first) printf("step %lld of %lld is done already\n", (long long)g->step, (long long)o->steps);
+        if (first) printf("step %lld of %lld is done already\n", (long long)o->steps, (long long)o->steps);
         gpt2_sp_destroy(g);
         return 0;
     }

@@ -1933,8 +1933,11 @@ static int products_find(const char* path, const MatmulShape* s, cublasLtMatmulA
     char expected[320], line[512] = "";
     int found = 0, number = 1;
     if (products_header(expected, sizeof expected, e) != 0) return -1;
-    FILE* f = fopen(path, "r");
-    if (!f) return errno == ENOENT ? 0 : fail_file(e, "open --products", path);
+    if (access(path, F_OK) != 0 && errno == ENOENT) return 0;
+    struct stat info;
+    int fd = input_open(NULL, path, &info, e);
+    FILE* f = fd < 0 ? NULL : fdopen(fd, "r");
+    if (!f) return fd < 0 ? -1 : fail_file(e, "open --products", path);
     if (!fgets(line, sizeof line, f)) {   // an empty file is begun like one that is not there
         int bad = ferror(f);
         fclose(f);

@@ -94,6 +94,8 @@ compilers() {
             $cc -std=c11 $optimised $warnings -c $source -o $object
         case $source in
         train*)
+            check "$cc: no function's frame is above 32 KB: $source" \
+                $cc -std=c11 $optimised -Wframe-larger-than=32768 -Werror -c $source -o $object
             check "$cc takes it as C11 in fp64 without a warning: $source" \
                 $cc -std=c11 -O1 -fopenmp-simd -DGPT2_SP_REAL_BYTES=8 $warnings -c $source -o $object
             ;;

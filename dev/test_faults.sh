@@ -62,13 +62,14 @@ check "a file size limit lets the run go on and end with status 1" sh -c '
 check "a file size limit: the checkpoint before it serves" test "$(resumed 4)" = old
 
 again
-rm run/log.jsonl && ln -s /dev/full run/log.jsonl
-train --steps 4 > out 2> err
-status=$?
+head -n 1 run/log.jsonl > line
+i=0
+while [ $i -lt 14 ]; do cat line line > lines && mv lines line && i=$((i + 1)); done
+cat line >> run/log.jsonl
+( ulimit -f 3000; train --steps 4 > out 2> err; echo $? > status )
 check "a log that cannot be written is told on one line, with status 1" \
-    sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && grep -q log.jsonl err' $status
-rm run/log.jsonl
-check "a log that cannot be written loses nothing" test "$(resumed 4)" = old
+    sh -c '[ "$(cat status)" = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && grep -q log.jsonl err'
+check "a log that cannot be written loses nothing" test "$(resumed 4)" = new
 
 again
 "$program" train $shape --steps 1000000 > out 2> err &
@@ -100,11 +101,183 @@ else
     chmod 777 . && chmod -R a+rX,a-w run && touch run/.lock &&
         chmod 666 run/.lock run/run.cfg run/log.jsonl && chmod 555 run
     $as "$program" train $shape --steps 4 > out 2> err
-    check "a read-only folder lets the run train, then is told on one line, with status 1" \
+    check "a read-only folder is told on one line before the run trains, with status 1" \
         sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' $?
     chmod -R u+w run
     check "a folder that is writable again lets the run go on" test "$(resumed 4)" = old
 fi
+
+# ----- what belongs to somebody else --------------------------------------------------------------
+# Whatever lies in a run's folder and is not the run's own stays as it is, bytes and names.
+
+# What is in a folder, as lines: names, kinds, where links lead, sums of files.
+listing() {
+    ( cd "$1" && find . ! -name .lock ! -path . -exec sh -c '
+        for f; do
+            if [ -h "$f" ]; then echo "$f -> $(readlink "$f")"
+            elif [ -f "$f" ]; then echo "$f $(cksum < "$f")"
+            else echo "$f"
+            fi
+        done' sh {} + | sort )
+}
+all() { listing run; listing theirs; }
+# refused WORD ARGUMENTS: train ends with status 1 and one line that holds the word.
+refused() {
+    word=$1
+    shift
+    timeout 20 "$program" train $shape "$@" > refused.out 2> refused.err
+    status=$?
+    cat refused.err
+    [ $status = 1 ] && [ "$(wc -l < refused.err)" = 1 ] && grep -qe "$word" refused.err
+}
+# stays LINES WORD ARGUMENTS: train is refused with so many lines, the last of which holds the word, and all is
+# as it was.
+stays() {
+    lines=$1 word=$2
+    shift 2
+    all > before
+    timeout 20 "$program" train $shape "$@" > out 2> err
+    status=$?
+    cat err
+    all > after
+    [ $status = 1 ] && [ "$(wc -l < err)" = "$lines" ] && tail -n 1 err | grep -qe "$word" && cmp before after
+}
+
+rm -rf run && mkdir -p theirs run/step_mine.tmp && echo x > run/step_mine.tmp/file
+cp base/log.jsonl base/run.cfg theirs
+printf '{"epoch": 1, "step": 1}\n' > run/log.jsonl
+check "a log.jsonl of somebody else is refused" stays 1 'run/log.jsonl was not written' --steps 1
+rm run/log.jsonl && printf 'layers = 1\nmy = notes\n' > run/run.cfg
+check "a run.cfg of somebody else is refused" stays 1 'run/run.cfg was not written' --steps 1
+rm run/run.cfg && ln -s ../theirs/log.jsonl run/log.jsonl
+check "a log.jsonl that is a link is refused" stays 1 'run/log.jsonl was not' --steps 1
+rm run/log.jsonl && ln -s ../theirs/run.cfg run/run.cfg
+check "a run.cfg that is a link is refused" stays 1 'run/run.cfg was not' --steps 1
+rm run/run.cfg && mkfifo run/log.jsonl
+check "a log.jsonl that is a pipe is refused" stays 1 'run/log.jsonl was not' --steps 1
+rm run/log.jsonl && ln -s ../theirs/run.cfg run/.lock
+check "a .lock that is a link is refused" stays 1 'run/.lock' --steps 1
+rm run/.lock && mkdir run/step_00000009 && echo x > run/step_00000009/file
+check "a folder of somebody else with a checkpoint's name is refused" stays 2 'none of the 1' --steps 1
+again && mkdir run/step_00000009 && echo x > run/step_00000009/model.safetensors
+check "... in a run, too, if the run would save there" stays 2 'step_00000009 was not written' --steps 9
+again && echo x > run/run.cfg.tmp
+check "a run.cfg.tmp of somebody else is refused" stays 1 'run/run.cfg.tmp was not written' --steps 9
+again && head -n 40 run/run.cfg > run/run.cfg.tmp
+check "one that a killed run left is taken away" test "$(resumed 4)" = old
+again && grep -v '^#' base/run.cfg > run/run.cfg
+check "a run.cfg as it was before its first line said whose it is is taken" test "$(resumed 4)" = old
+
+# names like a checkpoint's, links, files in the way: the run goes on, saves, and names them once
+strange() {
+    again
+    mkdir -p archive && cp -r base/step_00000001 archive/keepme && cp -r base/step_00000001 archive/half
+    rm -rf run/step_00000001 && ln -s ../archive/keepme run/step_00000001
+    ln -s ../archive/half run/step_00000002.tmp
+    cp -r base/step_00000001 run/step_6 && cp -r base/step_00000001 run/step_+6
+    echo plain > run/step_x.tmp && echo plain > run/step_00000003.tmp
+    mkdir run/step_00000003.1.tmp && echo x > run/step_00000003.1.tmp/model.safetensors
+    echo mine > run/step_00000002/notes.txt
+}
+others() { listing run | grep -v 'log.jsonl\|run.cfg\|step_0000000[0-9]/[cmos]\|step_0000000[345]$'; listing archive; }
+strange
+others > before
+train --steps 5 --save-every 1 > out 2> err
+status=$?
+others > after
+check "links, near names, files in the way: the run saves, all of it stays" \
+    sh -c '[ $0 = 0 ] && cmp before after && echo "$(wc -l < after) entries" &&
+        [ -e run/step_00000005/manifest.txt ] && [ -e run/step_00000004/manifest.txt ] &&
+        [ ! -e run/step_00000003 ] && [ ! -e run/step_00000002/manifest.txt ]' $status
+check "... they are named once" sh -c 'cat err; [ "$(wc -l < err)" = 2 ] &&
+    head -n 1 err | grep "left alone.*step_6" | grep "step_x.tmp" | grep -q "step_00000001" &&
+    tail -n 1 err | grep -q "step_00000002 holds files that are not"'
+rm -rf run archive
+
+# ----- logs ---------------------------------------------------------------------------------------
+
+again
+cp run/log.jsonl before
+{ head -n 1 before; head -c 4096 /dev/zero; tail -n 1 before | tr -d '\n'; } > run/log.jsonl
+train --steps 3 > out 2> err
+check "NUL bytes in a log are set aside and named, its lines stay" sh -c '
+    cat err; grep -q "4096 bytes" err && head -n 2 run/log.jsonl | cmp - before &&
+        [ "$(wc -l < run/log.jsonl)" = 3 ] && [ "$(tr -d "\0\n" < run/log.unreadable | wc -c)" = 0 ]'
+again
+printf '{"step": 2, "lo' >> run/log.jsonl
+train --steps 3 > out 2> err
+check "half a line at a log's end is set aside and named" sh -c '
+    cat err; head -n 2 run/log.jsonl | cmp - before && [ "$(wc -l < run/log.jsonl)" = 3 ] &&
+        [ "$(cat run/log.unreadable)" = "{\"step\": 2, \"lo" ]'
+again
+tr -d '\n' < before | sed 's/}{/}\n{/' > run/log.jsonl
+train --steps 3 > out 2> err
+check "a whole line without its end stays a line" sh -c '
+    [ ! -s err ] && head -n 2 run/log.jsonl | cmp - before && [ "$(wc -l < run/log.jsonl)" = 3 ]'
+again
+train --steps 4 > out 2> err
+rm -rf run/step_00000004 run/step_00000003 && cp -r base/step_00000002 run && cp run/log.jsonl before
+train --steps 3 > out 2> err
+check "going on from an earlier step deletes no line" sh -c '
+    head -n 4 run/log.jsonl | cmp - before && [ "$(wc -l < run/log.jsonl)" = 5 ] && [ ! -s err ]'
+
+# ----- pipes, endless files, locks, closed descriptors, small stacks -------------------------------
+
+again
+mkdir hf && cp run/step_00000002/config.json run/step_00000002/model.safetensors hf
+for file in config.json manifest.txt model.safetensors; do
+    for kind in fifo zero folder; do
+        rm -rf there && cp -r hf there && rm -f there/$file
+        case $kind in
+        fifo) mkfifo there/$file ;;
+        zero) ln -s /dev/zero there/$file ;;
+        folder) mkdir there/$file ;;
+        esac
+        timeout 20 "$program" sample --from there --length 1 > out 2> err
+        check "a $file that is a $kind is refused" \
+            sh -c '[ $0 = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && grep -q $1 err' $? $file
+    done
+done
+for file in config.json manifest.txt state.json optimizer.safetensors; do
+    again
+    rm run/step_00000002/$file && mkfifo run/step_00000002/$file
+    timeout 20 "$program" train $shape --steps 3 > out 2> err
+    check "a checkpoint whose $file is a pipe is passed over" \
+        sh -c '[ $0 = 0 ] && grep -q "from step 1" out && cat err && grep -q "$1 is a pipe" err' $? $file
+done
+
+again
+"$program" train $shape --steps 1000000 > out 2> err &
+pid=$!
+tries=0
+until [ "$(wc -l < run/log.jsonl)" -gt 4 ] || [ $tries = 500 ]; do sleep 0.02; tries=$((tries + 1)); done
+check "a line is in the file when it is printed" sh -c 'grep "^step  *3/" out | tail -n 1'
+rm run/.lock
+check "with .lock removed a second trainer is refused still" refused 'another trainer' --steps 3
+kill -TERM $pid
+wait $pid
+
+again
+for closed in '<&-' '>&-' '2>&-' '<&- >&- 2>&-'; do
+    again
+    eval "train --steps 3 > out 2> err $closed"
+    status=$?
+    check "a run with closed descriptors is whole: $closed" sh -c '[ $0 = 0 ]' $status
+    check "... and goes on: $closed" test "$(resumed 4)" = new
+done
+
+again
+( ulimit -s 512; "$program" train $shape --threads 2 --steps 3 > out 2> err; echo $? > status )
+check "a stack of 512 KB is enough" sh -c 'cat err; [ "$(cat status)" = 0 ]'
+check "... for the same numbers" test "$(resumed 4)" = new
+
+again
+train --steps 4 > out 2> err
+listing run > before
+train --steps 2 --sp 1 --lr 1 > out 2> err
+listing run > after
+check "fewer steps than are done change nothing" \
+    sh -c 'cmp before after && grep "at step 4 already" out && [ ! -s err ]'
 
 # ----- strace -------------------------------------------------------------------------------------
 
@@ -145,10 +318,10 @@ cp log order.log
 check "order: all is synced before the rename, the rename before older checkpoints go" awk '
     function path(text) { match(text, /<[^>]*>/); return substr(text, RSTART + 1, RLENGTH - 2) }
     /^(write|pwrite64)\([0-9]+<[^>]*\/step_[^>]*\.tmp\// { dirty[path($0)] = 1; writes++ }
-    /^openat.*step_[^"]*\.tmp\/[^"]*", O_WRONLY/ { folder = 1 }
+    /^openat\([0-9]+<[^>]*\.tmp>, "[^"]*", O_WRONLY/ { folder = 1 }
     /^fsync\([0-9]+<[^>]*\/step_[^>]*\.tmp>/ { folder = 0; syncs++ }
     /^fsync\([0-9]+<[^>]*\.tmp\// { dirty[path($0)] = 0; syncs++ }
-    /^rename.*\.tmp", "run\/step_[0-9]*"\) += 0/ {
+    /^renameat.*\.tmp", [0-9]+<[^>]*\/run>, "step_[0-9]*"\) += 0/ {
         renamed = 1; parent = 1
         for (p in dirty) if (dirty[p]) bad = bad " unsynced " p
         if (folder) bad = bad " unsynced folder"
@@ -160,8 +333,17 @@ check "order: all is synced before the rename, the rename before older checkpoin
     }
     END {
         print writes + 0 " writes, " syncs + 0 " fsyncs, " removed + 0 " files removed" bad
-        exit bad != "" || syncs != 7 || !renamed || !removed
+        exit bad != "" || syncs != 8 || !renamed || !removed
     }' order.log
+
+# A file system that gives no lock says so.
+again
+traced "-e inject=flock:error=ENOLCK" --steps 3
+check "a lock that the file system cannot give is said, and the run goes on" sh -c '
+    cat err; [ "$(wc -l < err)" = 1 ] && grep -q "run cannot be locked" err && grep -q "^saved" out'
+again
+traced "-e inject=flock:error=ENOLCK:when=1" --steps 3
+check "... and one of its two is enough" sh -c '[ ! -s err ] && grep "^saved" out'
 
 # SIGKILL at every call from the last step on, whatever its name.
 total=0 total_old=0 total_new=0 total_wrong=0

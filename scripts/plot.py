@@ -15,10 +15,15 @@ import sys
 
 
 def read_log(run):
-    """The lines of a run's log, as dicts; a line without a loss (not finite) is left out."""
+    """The lines of a run's log, as dicts. Where the run went on from an earlier step, what came after that step before
+    does not count. A line without a loss (not finite) is left out."""
     path = os.path.join(run, "log.jsonl") if os.path.isdir(run) else run
+    rows = []
     with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
+        for row in (json.loads(line) for line in lines if line.strip()):
+            while rows and rows[-1]["step"] >= row["step"]:
+                rows.pop()
+            rows.append(row)
     rows = [row for row in rows if row.get("loss") is not None]
     if not rows:
         sys.exit(f"plot.py: {path}: no step in it")
