@@ -1,6 +1,7 @@
 #!/bin/sh
 # What becomes of a run when the machine fails it while it writes a checkpoint: nothing that was learnt
-# before is lost, nothing half written is ever taken for whole, and the failure is told.
+# before is lost, nothing half written is ever taken for whole, and the failure is told. And what becomes of
+# what lies in its folder and is somebody else's: nothing.
 #
 #     sh dev/test_faults.sh [PROGRAM]
 #
