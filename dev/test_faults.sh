@@ -131,8 +131,8 @@ refused() {
     cat refused.err
     [ $status = 1 ] && [ "$(wc -l < refused.err)" = 1 ] && grep -qe "$word" refused.err
 }
-# stays LINES WORD ARGUMENTS: train is refused with so many lines, the last of which holds the word, and all is
-# as it was.
+# stays LINES WORD ARGUMENTS: train is refused with so many lines, the last of which holds the word, and all
+# is as it was.
 stays() {
     lines=$1 word=$2
     shift 2
@@ -180,7 +180,10 @@ strange() {
     mkdir run/step_00000003.1.tmp && echo x > run/step_00000003.1.tmp/model.safetensors
     echo mine > run/step_00000002/notes.txt
 }
-others() { listing run | grep -v 'log.jsonl\|run.cfg\|step_0000000[0-9]/[cmos]\|step_0000000[345]$'; listing archive; }
+others() {
+    listing run | grep -v 'log.jsonl\|run.cfg\|step_0000000[0-9]/[cmos]\|step_0000000[345]$'
+    listing archive
+}
 strange
 others > before
 train --steps 5 --save-every 1 > out 2> err
