@@ -1009,15 +1009,14 @@ static int config_line(gpt2_sp_options* o, char* line, char* end, Error* e) {
 // --out becomes the folder in which it lies, and the note says so.
 static int config_moved(gpt2_sp_options* o, const char* path, Error* note, Error* e) {
     const char* name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-    char folder[GPT2_SP_TEXT], log[GPT2_SP_TEXT + 16];
+    char folder[GPT2_SP_TEXT];
     struct stat here, there;
     int length = name == path ? 1 : (int)(name - path) - (name - path > 1);
     if (strcmp(name, "run.cfg") != 0) return 0;
     if ((size_t)length >= sizeof folder)
         return fail(e, "--config: its folder's name has %d bytes, at most %d fit", length, GPT2_SP_TEXT - 1);
     snprintf(folder, sizeof folder, "%.*s", length, name == path ? "." : path);
-    snprintf(log, sizeof log, "%s/log.jsonl", folder);
-    if (stat(log, &here) != 0 || stat(folder, &here) != 0) return 0;   // not a run's folder
+    if (!folder_has(folder, "log.jsonl") || stat(folder, &here) != 0) return 0;   // not a run's folder
     if (stat(o->out, &there) == 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino) return 0;
     fail(note, "%.300s is of a run that was in %.300s: it goes on in %.300s", path, o->out, folder);
     return option_set(o, option_find("out"), folder, e);

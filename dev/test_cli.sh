@@ -238,8 +238,8 @@ check "a config file may begin with a byte order mark" \
 printf 'lr = 1\0e-3\n' > nul.cfg
 check "a NUL in a config file is named with its line and refused" refused 'nul.cfg:1: a NUL' train --config nul.cfg
 mkfifo pipe.cfg
-check "a pipe as config file is refused" refused 'pipe.cfg: expected a file' train --config pipe.cfg
-check "an endless config file is refused" refused '/dev/zero: expected a file' train --config /dev/zero
+check "a pipe as config file is refused" refused 'pipe.cfg is a pipe' train --config pipe.cfg
+check "an endless config file is refused" refused '/dev/zero is a device' train --config /dev/zero
 check "a config file that is missing is refused" refused 'none.cfg' train --config none.cfg
 
 # ----- schedule and plan --------------------------------------------------------------------------
