@@ -6820,8 +6820,8 @@ static void trace_event(FILE* f, int rank, int lane, const char* name, double fr
 }
 // Is an open file a trace, which another may replace?
 static int trace_is(int fd) { return tok_begins(fd, "{\"displa"); }
-// Writes the traced step of all ranks of the process to f, and prints it: a line of figures for each rank, and
-// a picture of its lanes.
+// Writes the traced step of all ranks of the process to f, and prints it: a line of figures for each rank,
+// and a picture of its lanes.
 static void trace_print(gpt2_sp* g, FILE* f) {
     static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
     fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
