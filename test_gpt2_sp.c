@@ -18,8 +18,10 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <locale.h>
 #include <malloc.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -167,6 +169,21 @@ static const char* scratch(const char* name) {
     char* path = paths[next++ % 8];
     snprintf(path, sizeof paths[0], "%s/%s", scratch_folder, name);
     return path;
+}
+
+// Makes the C library use a locale with a decimal comma and an order that ignores case, which is made once in
+// the tests' folder. 0: none can be made here.
+static int comma_locale(void) {
+    static int made = -1;
+    char command[1200];
+    if (made < 0) {
+        snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s 2> %s", scratch("comma.UTF-8"),
+            scratch("localedef"));
+        made = system(command) == 0;
+        setenv("LOCPATH", scratch(""), 1);
+    }
+    return made && setlocale(LC_ALL, "comma.UTF-8") && localeconv()->decimal_point[0] == ',' &&
+        strcoll("a", "B") < 0;
 }
 #include "dev/test_net.h"
 
@@ -3209,7 +3226,7 @@ static void loader_names(void) {
 static void loader_order(void) {
     static const char* const names[] = {
         "Z.tok", "_.tok", "a.tok", "b.TOK", "\xC3\xA4.tok", ".hidden.tok", "C.bin"};
-    char folder[600], path[700], out[256], again[256], list[700], command[1400];
+    char folder[600], path[700], out[256], again[256], list[700];
     snprintf(folder, sizeof folder, "%s", scratch("order"));
     mkdir(folder, 0700);
     for (int i = 6; i >= 0; i--) {
@@ -3221,12 +3238,7 @@ static void loader_order(void) {
     loader_list(list, again, sizeof again);
     check(strcmp(out, "30 31 32 33 34 36") == 0 && strcmp(again, "30 31 32 34") == 0,
         "loader: shards come in the order of their names' bytes", "%s; by a pattern %s", out, again);
-    snprintf(path, sizeof path, "%s", scratch("de_DE.UTF-8"));
-    snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s 2> %s", path, scratch("localedef"));
-    int made = system(command);
-    *strrchr(path, '/') = 0;
-    setenv("LOCPATH", path, 1);
-    if (made != 0 || !setlocale(LC_ALL, "de_DE.UTF-8") || strcoll("a", "B") > 0)
+    if (!comma_locale())
         skip("loader: another locale has the same order", "no German locale can be made here");
     else {
         double number = 0;
@@ -3241,7 +3253,6 @@ static void loader_order(void) {
             again);
     }
     setlocale(LC_ALL, "C");
-    unsetenv("LOCPATH");
 }
 
 // The order of samples is the seed's, and the stream's fingerprint that of its shards in their order.
@@ -4582,24 +4593,11 @@ static void test_transport(void) {
 // the same and leaves both as they were; what is missing (NULL) is an error; an option that only the command
 // line obeys is refused, not ignored.
 
-// Makes the C library use a locale with a decimal comma and a sorting order that ignores case: one of the
-// machine's, else one that is made here. 0: there is none to be had.
-static int library_comma(void) {
-    static const char* const names[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "comma.UTF-8"};
-    char command[1200];
-    for (int i = 0; i < 3; i++) {
-        snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s 2> /dev/null", scratch(names[i]));
-        if (i == 2 && system(command) == 0) setenv("LOCPATH", scratch(""), 1);
-        if (setlocale(LC_ALL, names[i]) && localeconv()->decimal_point[0] == ',') return 1;
-    }
-    return 0;
-}
-
 // One step of a run on a folder of shards a.tok and B.tok, saved; then whether another call goes on with it.
 static int library_run(const char* out, Dataset* order, char* error) {
     gpt2_sp_options o = run_options("layers=1 heads=1 channels=8 seq-len=16 batch-size=1");
     gpt2_sp_stats stats;
-    snprintf(o.data, sizeof o.data, "%s", scratch("order"));
+    snprintf(o.data, sizeof o.data, "%s", scratch("two-shards"));
     snprintf(o.out, sizeof o.out, "%s", out);
     gpt2_sp* g = gpt2_sp_create(&o, error, GPT2_SP_TEXT);
     int status = g && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? (int)gpt2_sp_steps(g) : -1;
@@ -4614,16 +4612,16 @@ static void library_locale(void) {
     int32_t tokens[600];
     gpt2_sp_options o;
     for (int i = 0; i < 600; i++) tokens[i] = (int32_t)dice(5, (uint64_t)i, 256);
-    int status = mkdir(scratch("order"), 0777);
+    int status = mkdir(scratch("two-shards"), 0777);
     for (int i = 0; i < 2; i++) {
         tok_writer w;
-        snprintf(path, sizeof path, "%s/%s", scratch("order"), i ? "a.tok" : "B.tok");
+        snprintf(path, sizeof path, "%s/%s", scratch("two-shards"), i ? "a.tok" : "B.tok");
         status |= tok_writer_open(&w, path, TOK_BYTE, 257, 256, 4096, error, sizeof error) ||
             tok_writer_add(&w, tokens + 100 * i, 500, error, sizeof error) ||
             tok_writer_end_document(&w, 500, error, sizeof error) ||
             tok_writer_finish(&w, error, sizeof error);
     }
-    if (!library_comma()) {
+    if (!comma_locale()) {
         skip(
             "library: the locale of the program around it does not matter", "no locale with a decimal comma");
         return;
