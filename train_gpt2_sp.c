@@ -390,8 +390,9 @@ static double now_ms(void) { return net_now_ms(); }
 //
 //     path_in       makes every path out of a folder and a name. One that does not fit is an error: cut, it
 //                   would name something else
-//     input_open    opens every file that is read: a regular one, so that no pipe is waited for and no device
-//                   read for ever
+//     input_open    opens what the program looks for by itself: a regular file, so that no pipe is waited
+//                   for and no device read for ever. (data/*.h open shards, models and the secret in the same
+//                   way; --prompt-file may be a pipe)
 //     Folder        what is written or removed is reached from an open folder, by a name without a slash, and
 //                   no link is followed on the way: a link leads to what belongs to somebody else
 //     OutFile       is a new file, never one that is there. It is written once, front to back, and counts its
@@ -1673,6 +1674,7 @@ typedef struct {
     uint64_t* arrivals;   // (OVERS, local_ranks) how many barriers of its group each rank has come to
     Error reason;         // of the abort
     int64_t step;         // in hand
+    int working;          // a job of the ranks is under way
     Mailbox* boxes;       // (local_ranks, local_ranks): from, to
     void** shared;        // (local_ranks) what each rank shows the others during a collective
     net_peers net;        // the other processes, if there are any
@@ -2073,7 +2075,7 @@ static int world_gather(Transport* t, const Group* g, int kind, void* buffer, si
     int out = 0, in = 0;
     if (g->size == 1) return 0;
     LinkMessage* sends = (LinkMessage*)malloc((size_t)(w->processes + g->size) * sizeof *sends);
-    LinkMessage* receives = sends + w->processes;
+    LinkMessage* receives = sends ? sends + w->processes : NULL;
     if (!sends) return fail(e, "out of memory for %d messages", w->processes + g->size);
     for (int i = 1; i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
@@ -2209,7 +2211,7 @@ static int links_open(
     if (secret_file[0] && net_secret_read(&secret, secret_file, e->text, sizeof e->text) != 0) return -1;
     int status = net_open(
         &w->net, process, processes, master, &secret, w->timeout, &stop_signal, e->text, sizeof e->text);
-    memset(&secret, 0, sizeof secret);
+    explicit_bzero(&secret, sizeof secret);
     w->process = process, w->processes = processes;
     w->local_process = w->net.local_process, w->local_processes = w->net.local_processes;
     return status;
@@ -2222,7 +2224,7 @@ static int links_open(
 static int processes_swap(Transport* t, const void* mine, char** theirs, const size_t* bytes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     LinkMessage* sends = (LinkMessage*)malloc(2 * (size_t)w->processes * sizeof *sends);
-    LinkMessage* receives = sends + w->processes;
+    LinkMessage* receives = sends ? sends + w->processes : NULL;
     int count = 0;
     if (!sends) return fail(e, "out of memory for %d processes", w->processes);
     for (int i = 0; i < w->processes; i++) {
@@ -5642,6 +5644,12 @@ static void* rank_thread(void* argument) {
     return NULL;
 }
 
+static void world_working(ThreadWorld* w, int working) {
+    pthread_mutex_lock(&w->mutex);
+    w->working = working;
+    pthread_mutex_unlock(&w->mutex);
+}
+
 // Runs a job on every rank of this process, each on a thread of its own (the first on the caller's), and
 // waits. If any rank fails all stop, and the first reason is the trainer's error.
 static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
@@ -5653,6 +5661,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
         g->host.abort(&g->host, &g->error);   // other processes may wait inside the job
     }
     int started = 1;
+    world_working(&g->world, 1);
     for (int i = 0; status == 0 && i < world; i++) {
         calls[i].rank = &g->ranks[i], calls[i].g = g;
         calls[i].job = job, calls[i].argument = argument;
@@ -5666,6 +5675,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
         }
     if (status == 0) rank_thread(&calls[0]);
     for (int i = 1; status == 0 && i < started; i++) pthread_join(threads[i], NULL);
+    world_working(&g->world, 0);
     if (status == 0) status = world_aborted(&g->world, &g->error);
     free(calls);
     free(threads);
@@ -6989,7 +6999,8 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
 typedef struct {
     int threads;
     int64_t HS;
-    pthread_mutex_t* made;      // held until it is known how many ranks there are
+    pthread_mutex_t* made;      // held until it is known how many ranks there are,
+    const int* leave;           // or that there will be no barrier
     pthread_barrier_t* start;   // of each run, so that all ranks do the same at a time
     double product, copy, attention;
     int status;   // -1: no memory
@@ -7028,8 +7039,9 @@ static void* rate_trial(void* argument) {
     omp_set_num_threads(t->threads);
 #endif
     pthread_mutex_lock(t->made);
+    int leave = *t->leave;
     pthread_mutex_unlock(t->made);
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8 && !leave; i++) {
         pthread_barrier_wait(t->start);
         if (t->status != 0) continue;
         if (i == 4) memset(memory, 0, (size_t)all * sizeof(real));
@@ -7054,7 +7066,7 @@ static void* rate_trial(void* argument) {
 // memory. -1, with a line: no memory or no threads for that.
 static int measure_rates(Rates* rates, const Mesh* mesh, Error* e) {
     int64_t room = max_i64(1, usable_cores(NULL) / mesh->threads);
-    int most = (int)min_i64(min_i64(mesh->world, room), 64), ranks = 0, status = 0;
+    int most = (int)min_i64(min_i64(mesh->world, room), 64), ranks = 0, status = 0, leave = 0;
     RateTrial trials[64];
     pthread_t threads[64];
     pthread_mutex_t made = PTHREAD_MUTEX_INITIALIZER;
@@ -7062,19 +7074,19 @@ static int measure_rates(Rates* rates, const Mesh* mesh, Error* e) {
     double n = TRIAL_SIZE, product = 0, copy = 0, attention = 0;
     pthread_mutex_lock(&made);
     for (; ranks < most; ranks++) {
-        RateTrial t = {mesh->threads, mesh->shape.HS, &made, &start, 0, 0, 0, 0};
+        RateTrial t = {mesh->threads, mesh->shape.HS, &made, &leave, &start, 0, 0, 0, 0};
         trials[ranks] = t;
         if (pthread_create(&threads[ranks], NULL, rate_trial, &trials[ranks]) != 0) break;
     }
-    if (ranks > 0) status = pthread_barrier_init(&start, NULL, (unsigned)ranks);
+    leave = ranks == 0 || pthread_barrier_init(&start, NULL, (unsigned)ranks) != 0;
     pthread_mutex_unlock(&made);
-    if (ranks == 0 || status != 0) return fail(e, "cannot start threads to measure rates");
     for (int i = 0; i < ranks; i++) {
         pthread_join(threads[i], NULL);
         status |= trials[i].status;
         product += trials[i].product / ranks, copy += trials[i].copy / ranks;
         attention += trials[i].attention / ranks;
     }
+    if (leave) return fail(e, "cannot start threads to measure rates");
     pthread_barrier_destroy(&start);
     if (status != 0)
         return fail(e, "out of memory for measuring rates: give --gflops, --link-gbs and --copy-gbs");
@@ -7795,13 +7807,14 @@ static int start_compare(gpt2_sp* g, const char* folder) {
         if (model_folder("init-from", g->options.init_from, model, &g->error) != 0 ||
             st_set_open(&files, model, "model", g->error.text, sizeof g->error.text) != 0)
             return -1;
-        int status = 0, n = 0;
+        int status = 0;
+        uint64_t all = 0, sum = 0;   // of all files together, in their order
         for (int i = 0; status == 0 && i < files.count; i++) {
             status = file_checksum(files.files[i].path, NULL, &bytes, &crc, &g->error);
-            if (n < (int)sizeof text)
-                n += snprintf(text + n, sizeof text - (size_t)n,
-                    "--init-from weights of %llu bytes, CRC %08x\n", (unsigned long long)bytes, crc);
+            all += bytes, sum = random_bits(sum, bytes, crc);
         }
+        snprintf(text, sizeof text, "--init-from weights of %llu bytes in %d files, checksum %016llx\n",
+            (unsigned long long)all, files.count, (unsigned long long)sum);
         st_set_close(&files);
         if (status != 0) return -1;
     }
@@ -7900,18 +7913,24 @@ static int dataset_print(const Dataset* d, const char* option, char* text, size_
     return n;
 }
 
-// Shards, ranks and schedules must be the same in all processes.
+// Sizes, which each process may have from files of its own, shards and schedules must be the same in all.
 static int work_compare(gpt2_sp* g) {
-    size_t size = (size_t)(g->data.count + g->val_data.count) * 512 + 256;
+    const Shape* s = &g->mesh.shape;
+    size_t size = (size_t)(g->data.count + g->val_data.count) * 512 + 512;
     if (g->mesh.processes < 2) return 0;
     char* text = (char*)calloc(size, 1);
     if (!text) return fail(&g->error, "out of memory");
-    int n = dataset_print(&g->data, "data", text, size);
+    int n = snprintf(text, size,
+        "%lld layers\n%lld heads\n%lld channels\na context of %lld\na vocabulary of %lld\nthe end token "
+        "%lld\n",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->V,
+        (long long)g->eot);
+    n += dataset_print(&g->data, "data", text + n, size - (size_t)n);
     n += dataset_print(&g->val_data, "val-data", text + n, size - (size_t)n);
     for (int i = 0; i < 2; i++)
         n += snprintf(text + n, size - (size_t)n, "%s schedule %016llx\n", i ? "backward" : "forward",
             (unsigned long long)schedule_hash(&g->schedules[i]));
-    int status = processes_compare(&g->host, "comparing shards and schedules", text, &g->error);
+    int status = processes_compare(&g->host, "comparing sizes, shards and schedules", text, &g->error);
     free(text);
     return status;
 }
@@ -8171,14 +8190,15 @@ static int trainer_load(gpt2_sp* g) {
 // Notes the signal and says so; the loop ends after the step in hand. A second SIGTERM or SIGINT ends the
 // program at once, unless it is within a tenth of a second: launchers pass on what the terminal sends too.
 static void on_signal(int number) {
-    static volatile sig_atomic_t asked;   // SIGTERM or SIGINT came before
-    static double at;                     // when, in milliseconds
+    static int64_t asked;   // when SIGTERM or SIGINT first came, in ms; 0: not yet
     static const char note[] = "stopping after this step; a second SIGTERM or SIGINT ends at once, unsaved\n";
-    int before = errno, ends = number == SIGTERM || number == SIGINT;
-    double now = now_ms();
-    if (ends && asked && now - at > 100) _exit(128 + number);
+    int before = errno;
+    if (number == SIGTERM || number == SIGINT) {
+        int64_t now = (int64_t)now_ms() + 1, first = 0;
+        int begun = __atomic_compare_exchange_n(&asked, &first, now, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        if (!begun && now - first > 100) _exit(128 + number);
+    }
     if (stop_signal == 0 && write(STDERR_FILENO, note, sizeof note - 1) < 0) errno = before;   // told or not
-    if (ends && !asked) asked = 1, at = now;
     stop_signal = number;
     errno = before;
 }
@@ -8514,7 +8534,8 @@ typedef struct {
     int running, done;   // done: the world's mutex guards it
 } Watch;
 
-// Looks five times a second. Patience begins when the first reason is seen, and is at most half a minute.
+// Looks five times a second. Patience begins when the first reason is seen in a job, and is at most half a
+// minute. Between jobs others may be done and gone while this process still tidies up.
 static void* watch_thread(void* argument) {
     Watch* watch = (Watch*)argument;
     ThreadWorld* w = &watch->g->world;
@@ -8523,6 +8544,10 @@ static void* watch_thread(void* argument) {
     pthread_mutex_lock(&w->mutex);
     while (!watch->done) {
         world_await(w, now_ms() + 200);
+        if (!w->working) {
+            why.text[0] = 0, since = 0;
+            continue;
+        }
         if (why.text[0] == 0 && thread_aborted(w, &why) == 0)
             for (int i = 0; i < w->processes && why.text[0] == 0; i++)
                 if (net_gone(&w->net, i))

@@ -14,7 +14,7 @@
 // processes there is one connection, a link. A thread per link reads frames into a queue as they come, so
 // that no two processes ever wait for each other's sockets. A thread that takes a frame waits for `changed`
 // with `mutex` held, as the caller's threads do among themselves: one wait ends by whatever comes first, a
-// frame, the end of a connection, or an abort. Deadlines are in ms of net_now_ms; 0: none. Needs Linux
+// frame, the end of that connection, or an abort. Deadlines are in ms of net_now_ms; 0: none. Needs Linux
 // (accept4, getrandom, POLLRDHUP) and zlib; under -std=c11 define _GNU_SOURCE before the first include.
 //
 // A message is cut into frames of NET_FRAME_BYTES and a rest; one of no bytes is one frame. All integers of a
@@ -478,7 +478,8 @@ GPT2_SP_LEAF int net_take(
 }
 
 // Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds
-// a connection closed has heard why before, on that same connection.
+// a connection closed has heard why before, on that same connection (but for one that still waits for others
+// to connect: it reads nothing yet).
 GPT2_SP_LEAF void net_tell(net_peers* n) {
     char reason[NET_TEXT];
     pthread_mutex_lock(n->mutex);

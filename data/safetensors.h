@@ -61,8 +61,9 @@ enum {
     X(F64, 8) \
     X(F32, 4) \
     X(F16, 2) \
-    X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) X(BOOL, 1) \
-        X(F8_E4M3, 1) X(F8_E5M2, 1)
+    X(BF16, 2) \
+    X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) X(BOOL, 1) X(F8_E4M3, 1) \
+        X(F8_E5M2, 1)
 #define ST_ENUM(name, bytes) ST_##name,
 #define ST_NAME(name, bytes) #name,
 #define ST_SIZE(name, bytes) bytes,
@@ -74,6 +75,7 @@ typedef struct {
     int ndim;                      // 0 for a single number
     uint64_t shape[ST_MAX_RANK];   // (shape[0], ..., shape[ndim-1]), row-major
     uint64_t begin, end;           // bytes, counted from data_start
+    int named;                     // by a set's index
 } st_tensor;
 
 typedef struct {
@@ -429,8 +431,11 @@ GPT2_SP_LEAF int st_set_index(
                 err, err_size, "%s: `weight_map` is to name a file of this folder for each tensor", path);
         if (st_set_add(set, folder, file, err, err_size) != 0) return -1;
         const st_file* in = NULL;
-        if (st_set_find(set, name, &in) == NULL || strcmp(strrchr(in->path, '/') + 1, file) != 0)
+        const st_tensor* t = st_set_find(set, name, &in);
+        if (t == NULL || strcmp(strrchr(in->path, '/') + 1, file) != 0)
             return st_fail(err, err_size, "%s: tensor %s is not in %s alone", path, name, file);
+        st_tensor* held_there = &in->tensors[t - in->tensors];
+        if (held_there->named++) return st_fail(err, err_size, "%s: tensor %s is named twice", path, name);
         tensors++;
     }
     if (more < 0) return st_fail(err, err_size, "%s: `weight_map` is no object", path);

@@ -614,19 +614,18 @@ GPT2_SP_LEAF int tok_begins(int fd, const char* magic) {
 }
 GPT2_SP_LEAF int tok_is_shard(int fd) { return tok_begins(fd, TOK_MAGIC); }
 
-// 0 if PATH is free, or holds what may be replaced; *st is then what is there (st_nlink 0: nothing).
-GPT2_SP_LEAF int tok_output_free(const tok_output* o, struct stat* st, char* err, size_t err_size) {
-    memset(st, 0, sizeof *st);
-    if (lstat(o->path, st)) {
-        memset(st, 0, sizeof *st);
+// 0 if PATH is free, or holds what may be replaced.
+GPT2_SP_LEAF int tok_output_free(const tok_output* o, char* err, size_t err_size) {
+    struct stat st;
+    if (lstat(o->path, &st)) {
         if (errno == ENOENT || errno == ENOTDIR) return 0;   // if no file can be there, making PATH.tmp tells
         return tok_error(err, err_size, "%s: %s", o->path, strerror(errno));
     }
-    if (!S_ISREG(st->st_mode))
+    if (!S_ISREG(st.st_mode))
         return tok_error(err, err_size, "%s: %s is there, and stays; expected a new name, or a %s", o->path,
-            S_ISLNK(st->st_mode)       ? "a link"
-                : S_ISDIR(st->st_mode) ? "a folder"
-                                       : "a device, pipe or socket",
+            S_ISLNK(st.st_mode)       ? "a link"
+                : S_ISDIR(st.st_mode) ? "a folder"
+                                      : "a device, pipe or socket",
             o->what);
     int fd = open(o->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return tok_error(err, err_size, "%s: %s", o->path, strerror(errno));
@@ -661,7 +660,8 @@ GPT2_SP_LEAF int tok_output_leftover(const tok_output* o, char* err, size_t err_
                   "%s: whether another process writes it cannot be told (%s): remove it if none does", o->tmp,
                   strerror(errno));
     else if (tok_output_holds(o, fd)) {
-        if (!tok_begins(fd, TOK_UNFINISHED) && !o->ours(fd))
+        // an empty one: its writer ended before the mark
+        if (st.st_size > 0 && !tok_begins(fd, TOK_UNFINISHED) && !o->ours(fd))
             rc = tok_error(err, err_size,
                 "%s: nothing that this program left, and stays: choose another name, or remove it", o->tmp);
         else if (unlink(o->tmp)) rc = tok_error(err, err_size, "%s: %s", o->tmp, strerror(errno));
@@ -702,7 +702,6 @@ GPT2_SP_LEAF void tok_output_abandon(tok_output* o) {
 // error there is nothing to abandon. What PATH names is looked at now and again at the end.
 GPT2_SP_LEAF int tok_output_open(
     tok_output* o, const char* path, const char* what, int (*ours)(int), char* err, size_t err_size) {
-    struct stat st;
     size_t length = strlen(path);
     memset(o, 0, sizeof *o);
     o->fd = -1;
@@ -715,7 +714,7 @@ GPT2_SP_LEAF int tok_output_open(
         memcpy(o->path, path, length + 1);
         memcpy(o->tmp, path, length);
         memcpy(o->tmp + length, ".tmp", 5);
-        rc = tok_output_free(o, &st, err, err_size);
+        rc = tok_output_free(o, err, err_size);
     }
     while (rc == 0 && o->fd < 0) {
         // EXCL: nothing that is there is opened, no link followed; of several processes one makes the file
@@ -749,9 +748,8 @@ GPT2_SP_LEAF int tok_sync_parent(const char* path, char* err, size_t err_size) {
 
 // Gives PATH.tmp, which is whole, its name. It is not open any more, also on error.
 GPT2_SP_LEAF int tok_output_finish(tok_output* o, char* err, size_t err_size) {
-    struct stat st;
     int rc = fsync(o->fd) ? tok_error(err, err_size, "%s: fsync: %s", o->tmp, strerror(errno)) : 0;
-    if (rc == 0) rc = tok_output_free(o, &st, err, err_size);
+    if (rc == 0) rc = tok_output_free(o, err, err_size);
     if (rc == 0 && !tok_output_holds(o, o->fd))
         rc = tok_error(err, err_size, "%s: removed while it was written", o->tmp);
     if (rc == 0 && rename(o->tmp, o->path))

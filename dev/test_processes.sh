@@ -457,6 +457,12 @@ check "... and each of these steps was skipped" test "$(grep -c 'no update' nan.
 own_1='--init-from plain/step_00000001'
 run differ 2 $shape --sp 2 --init-from poisoned --steps 3
 check "other weights to start from are refused" told '' 'process 1 has `--init-from weights'
+cp -r plain/step_00000001 heads && rm heads/manifest.txt   # the same weights in other heads
+heads=$(sed -n 's/.*"n_head": \([0-9]*\).*/\1/p' heads/config.json)
+sed -i "s/\"n_head\": $heads/\"n_head\": $((heads * 2))/" heads/config.json
+own_1='--init-from plain/step_00000001'
+run differ 2 --data data.tok --dp 2 --sp 1 --threads 1 --steps 3 --init-from heads
+check "other heads of the same weights are refused" told '' "process 1 has \`$heads heads"
 
 # a shard of process 1 goes bad on its disk: all stop, all name it, and what was learnt is kept
 "$program" prepare --out elsewhere/data.tok --block-tokens 1024 text1.txt text2.txt text1.txt > out
