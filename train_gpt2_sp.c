@@ -1257,13 +1257,36 @@ static int pattern_error(const char* path, int code) {
     return code != ENOENT && code != ENOTDIR;
 }
 
+// A pattern whose folder exists by its name: that folder's characters stand for themselves, so each that glob
+// would take for more comes into brackets. escaped: room for 3 bytes for each of pattern's and one more.
+static void pattern_escape(const char* pattern, char* escaped) {
+    char folder[GPT2_SP_TEXT + 16];
+    struct stat info;
+    size_t named = 0;
+    for (size_t n = strlen(pattern); n > 0 && named == 0; n--)
+        if (pattern[n - 1] == '/' && n < sizeof folder) {
+            memcpy(folder, pattern, n);
+            folder[n] = 0;
+            if (stat(folder, &info) == 0) named = n;
+        }
+    for (size_t i = 0; pattern[i]; i++) {
+        int special = i < named && strchr("*?[", pattern[i]) != NULL;
+        if (special) *escaped++ = '[';
+        *escaped++ = pattern[i];
+        if (special) *escaped++ = ']';
+    }
+    *escaped = 0;
+}
+
 // Adds all that a pattern names, in the order of the names' bytes. A backslash is a character like any
 // other. The advice ends the line that says that there is nothing.
 static int dataset_add_pattern(
     Dataset* d, const char* pattern, const char* advice, const DataHow* how, Error* e) {
     glob_t found;
+    char escaped[3 * GPT2_SP_TEXT + 64];
     memset(&found, 0, sizeof found);
-    int code = glob(pattern, GLOB_NOSORT | GLOB_NOESCAPE, pattern_error, &found), why = errno, status = 0;
+    pattern_escape(pattern, escaped);
+    int code = glob(escaped, GLOB_NOSORT | GLOB_NOESCAPE, pattern_error, &found), why = errno, status = 0;
     if (code == GLOB_NOMATCH) status = fail(e, "no token shard at %.900s%s", pattern, advice);
     else if (code != 0)
         status = fail(
@@ -3372,10 +3395,11 @@ static void step_row(const Schedule* s, int step, char** cells, int lines, int w
 
 // Draws a table, with what travels if `messages`; as a list where a picture would be too wide. -1: no memory.
 static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messages, FILE* out, Error* e) {
-    fprintf(out,
-        "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%), %g C received per rank\n",
+    int column = fprintf(out, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%),",
         schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps,
-        cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan, cost->elements);
+        cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan);
+    int more = snprintf(NULL, 0, " %g C received per rank", cost->elements);
+    fprintf(out, "%s %g C received per rank\n", column + more > DRAW_COLUMNS ? "\n " : "", cost->elements);
     size_t count = (size_t)s->steps * (size_t)s->P;
     char** cells = (char**)calloc(count + 1, sizeof *cells);   // (steps, P)
     int *lines = (int*)calloc((size_t)s->steps + 1, sizeof *lines), width = 7,
@@ -6526,7 +6550,7 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     int status = 0;
     o->center = 1;
     if (json_get_string(text, size, "model_type", word, sizeof word) != 1)
-        status = fail(e, "%.900s: no `model_type`", path);
+        status = fail(e, "%.900s: expected model_type `gpt2`", path);
     else if (strcmp(word, "gpt2_sp_rmsnorm") == 0) o->center = 0;
     else if (strcmp(word, "gpt2") != 0)
         status = fail(e, "%.700s: model_type `%.60s`, expected gpt2", path, word);
@@ -6541,9 +6565,9 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     static const struct {
         const char* key;
         int value;
-    } flags[] = {
-        {"tie_word_embeddings", 1}, {"scale_attn_weights", 1}, {"scale_attn_by_inverse_layer_idx", 0}};
-    for (int i = 0; status == 0 && i < 3; i++) {
+    } flags[] = {{"tie_word_embeddings", 1}, {"scale_attn_weights", 1},
+        {"scale_attn_by_inverse_layer_idx", 0}, {"add_cross_attention", 0}};
+    for (int i = 0; status == 0 && i < 4; i++) {
         int flag = !flags[i].value;
         if (json_has(text, size, flags[i].key) &&
             (json_get_bool(text, size, flags[i].key, &flag) != 1 || flag != flags[i].value))
@@ -6556,6 +6580,13 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
         if (number < 0) status = -1;
         else if (option_set(o, option_find(names[i]), value, &inner) != 0)
             status = fail(e, "%.600s: %s: %.300s", path, keys[i], inner.text);
+    }
+    if (status == 0 && json_has(text, size, "n_inner")) {
+        int64_t inner = json_need(text, size, "n_inner", path, e);
+        if (inner != 4 * o->channels)
+            status = inner < 0 ? -1
+                               : fail(e, "%.700s: n_inner %lld, expected %lld, 4 x n_embd", path,
+                                     (long long)inner, (long long)(4 * o->channels));
     }
     *vocab = status == 0 ? json_need(text, size, "vocab_size", path, e) : -1;
     if (status == 0 && (*vocab < 1 || *vocab > 1 << 20))
@@ -7724,7 +7755,8 @@ static int model_folder(const char* option, const char* name, char folder[PATH_S
     }
     snprintf(folder, PATH_SIZE, "%s", name);
     if (folder_has(name, "manifest.txt")) return checkpoint_verify(name, e);
-    if (folder_has(name, "pytorch_model.bin") && !folder_has(name, "model.safetensors") &&
+    int pickled = folder_has(name, "pytorch_model.bin") || folder_has(name, "pytorch_model.bin.index.json");
+    if (pickled && !folder_has(name, "model.safetensors") &&
         !folder_has(name, "model.safetensors.index.json"))
         return fail(e,
             "--%s %.400s has pytorch_model.bin, which only Python can read, and no model.safetensors; "
@@ -8147,6 +8179,16 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
         {"val-every", "gpt2_sp_validate", o->val_every > 0}, {"check", "the command train", o->check != 0},
         {"verify", "the command train", o->verify != 0},
         {"log-every", "what gpt2_sp_step tells", o->log_every > 1}};
+    gpt2_sp_options defaults;
+    gpt2_sp_defaults(&defaults);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        char set[GPT2_SP_TEXT], usual[GPT2_SP_TEXT];
+        option_print(o, &OPTIONS[i], set, sizeof set);
+        option_print(&defaults, &OPTIONS[i], usual, sizeof usual);
+        if (!(OPTIONS[i].commands & TRAIN) && strcmp(set, usual) != 0)
+            return fail(
+                e, "--%s has no effect on a trainer: it is an option of another command", OPTIONS[i].name);
+    }
     for (size_t i = 0; i < sizeof of_train / sizeof of_train[0]; i++)
         if (of_train[i].set)
             return fail(e, "--%s has no effect in a program of its own: use %s", of_train[i].name,
@@ -8284,10 +8326,12 @@ static int log_scan(FILE* log, LogScan* scan, FILE* good, FILE* rest) {
     rewind(log);
     for (int c = 0; c != EOF; last = c == EOF ? last : c) {
         c = getc_unlocked(log);
+        if (rest && last == 0 && c != 0) fputc('\n', rest);
         if (c == '\n' || c == 0 || c == EOF) {
             int readable = !long_piece && n > 0 && piece[0] == '{' && json_validate(piece, n, 8, NULL) == 0;
             log_piece(scan, piece, n, readable, good, rest);
             if (c == 0) scan->unreadable += last != 0, scan->bytes++;
+            if (c == 0 && rest) fputc(0, rest);
             n = 0, long_piece = 0;
         } else if (n < sizeof piece) piece[n++] = (char)c;
         else {
@@ -8517,7 +8561,13 @@ static int train_loop(gpt2_sp* g, FILE* log) {
                 g->error.text);
         if (code != 0) status = fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(code));
     }
-    if (!o->out[0] || g->saved_step == g->step) return 0;
+    int64_t done = g->step - begin;
+    int vain = done > 0 && g->skipped >= done;
+    if (vain)
+        fail(&g->error, "the loss or the gradient of none of the %lld steps was finite: nothing is learnt",
+            (long long)done);
+    if (!o->out[0] || g->saved_step == g->step) return -vain;
+    if (vain) return train_stop(g);
     if (gpt2_sp_save(g) != 0) return -1;
     if (first)
         printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out,

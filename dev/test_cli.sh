@@ -410,6 +410,9 @@ for wrong in 'layer_norm_epsilon 1e-05 "1e-5"' 'activation_function "gelu_new" [
     check "a config.json value of another type is refused: $wrong" \
         refused "${wrong%% *}" train $tiny --data val.tok --init-from edited --steps 1
 done
+edited n_embd 32 '32, "n_inner": 32'
+check "a config.json of another inner size is refused" \
+    refused 'n_inner 32, expected 128' train $tiny --data val.tok --init-from edited --steps 1
 edited eos_token_id 256 256
 mv edited/model.safetensors edited/pytorch_model.bin
 check "a model in pytorch_model.bin alone is refused with the way to convert it" \
@@ -612,6 +615,8 @@ check "not a number in the weights: nothing is updated, the run gives up with on
 check "its log.jsonl says null" \
     sh -c 'grep -q "\"loss\": null" runs/poisoned/log.jsonl && ! grep -qi "nan" runs/poisoned/log.jsonl'
 check "its log.jsonl is JSON" json step loss updated < runs/poisoned/log.jsonl
+check "a run whose every step is not finite is an error" \
+    refused 'nothing is learnt' train $tiny --data books.tok --init-from poisoned --out runs/vain --steps 3
 check "eval of it is refused" refused 'not finite' eval --from poisoned --data val.tok
 printf '\0\0\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$((size / 2 / 4 * 4)) conv=notrunc 2> /dev/null
 check "sample of such a model is refused" refused 'not finite' sample --from poisoned --prompt x
@@ -717,11 +722,14 @@ check "sample reads token numbers from a file" \
     samples '^[0-9]*,[0-9]*$' --from runs/numbers --prompt-file numbers.txt --length 2 --temperature 1
 check "sample: two prompts are refused" \
     refused 'give one of them' sample --from runs/whole --prompt-file prompt.txt --prompt x
+mkdir -p 'sub[1]' sub1 && cp val.tok 'sub[1]/a.tok' && cp books.tok sub1/a.tok
+check "a pattern in a folder of brackets stays in that folder" \
+    says "^data *$tokens tokens" g train $tiny --data 'sub[1]/*.tok' --steps 1
 check "schedule without options draws dist on 4 ranks" says '^dist, 4 ranks' g schedule
 for kind in ring dist dist-paper zigzag allgather ulysses; do
     for ranks in 2 4 6 12 64; do
         check "schedule $kind, $ranks ranks, fits 100 columns" sh -c '
-            "$0" schedule --schedule $1 --sp $2 | grep "^  " |
+            "$0" schedule --schedule $1 --sp $2 |
                 awk "length > most { most = length } END { print most; exit !(NR > 4 && most <= 100) }"' \
             "$program" $kind $ranks
     done

@@ -795,7 +795,7 @@ static int test_data_holds(const char* path, const char* text) {
 
 // What is there and is no shard of this program: refused, and as it was. The same in place of PATH.tmp.
 static void test_data_output_foreign(void) {
-    static const char* const texts[] = {"a text", "", "\xD4\xCF\xCBgpt", "{\"text\": \"mine\"}\n"};
+    static const char* const texts[] = {"a text", "\n", "\xD4\xCF\xCBgpt", "{\"text\": \"mine\"}\n"};
     const char *path = test_data_path("o.tok"), *tmp = test_data_path("o.tok.tmp");
     const char* kept = test_data_path("kept.txt");
     int ok = 0, of = 0;

@@ -29,7 +29,7 @@ fi
 # 3. Train. A checkpoint every quarter; wsd holds the learning rate until the last fifth of the steps.
 #    INIT may also be a GPT-2 folder of Transformers, with shards of GPT-2's tokens.
 #    A checkpoint with a shorter context fits too: positions beyond its own start as copies of the ones it has.
-set -- "$@" --data "$run/train.tok" --val-data "$run/val.tok" --lr 1e-3 --warmup 20 --lr-schedule wsd --out "$run/model"
+set -- "$@" --data "$run/train.tok" --val-data "$run/val.tok" --lr 1e-3 --warmup $((steps / 10)) --lr-schedule wsd --out "$run/model"
 ./train_gpt2_sp train "$@" --sp "$sp" --schedule dist --recompute attn \
     --steps "$steps" --val-every $((steps / 4 + 1)) --save-every $((steps / 4 + 1))
 
