@@ -28,10 +28,11 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORK = os.path.join(ROOT, "build", "mutate")
+WORK = os.path.join(ROOT, os.environ.get("MUTATE_FOLDER", "build/mutate"))
 TREE = os.path.join(WORK, "tree")
 LEAST = 0.95    # share that must be noticed
 SEED = 13       # of the sample
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 # The number of the fault, read from the environment before main. No header is included: what the sources define
 # before theirs must still count.
@@ -51,13 +52,12 @@ static void __attribute__((constructor)) mutant_read(void) {
 }
 """
 
-# Tests that are not groups of test_gpt2_sp. A stand-in run: GPUs, queues, depth of a queue, arguments.
+# Tests that are not groups of test_gpt2_sp.
 SHELL = {
     "cli": "sh dev/test_cli.sh ./train_gpt2_sp ./json_keys",
     "processes": "sh dev/test_processes.sh ./train_gpt2_sp",
     "faults": "sh dev/test_faults.sh ./train_gpt2_sp",
     "host": "./test_gpt2_spcu host",
-    "standin": "sh dev/mutate_standin.sh",
 }
 
 
@@ -82,19 +82,18 @@ def stop(text):
 
 
 def faults_read(path):
-    faults, file, groups, scope = [], None, [], None
+    faults, file, of_file, groups, scope = [], None, [], [], None
     for number, line in enumerate(open(path, encoding="utf-8"), 1):
         line = line.rstrip("\n")
         if not line.strip() or line.startswith("#"):
             continue
         if line.startswith("== "):
             file, _, names = line[3:].partition(":")
-            file, groups, scope = file.strip(), names.split(), None
+            file, of_file, scope = file.strip(), names.split(), None
+            groups = of_file
         elif line.startswith("@"):
             scope, _, names = line[1:].partition(":")
-            scope = scope.strip() or None
-            if names.strip():
-                groups = names.split()
+            scope, groups = scope.strip() or None, names.split() or of_file
         else:
             match = re.match(r"\s+(.*?) +=>(?: (.*?))? +## (.*?)(?: \[([\w ]+)\])?$", line)
             if not match or not file:
@@ -195,10 +194,15 @@ def tree_make(faults):
 
 def build(commands):
     for command in commands:
-        done = subprocess.run(command, cwd=TREE, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, cwd=TREE, shell=True, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             errors = [line for line in done.stdout.split("\n") if "error" in line] or done.stdout.split("\n")
             stop("the faults do not compile:\n" + "\n".join(errors[:20]))
+
+
+def compiles(text):
+    return subprocess.run("nvcc -x cu - -E -o /dev/null", shell=True, input=text, text=True, capture_output=True,
+                          check=False).returncode == 0
 
 
 def limits():
@@ -211,7 +215,7 @@ def run(group, number, seconds):
     command = SHELL.get(group, f"./test_gpt2_sp quick {group}")
     temporary = os.path.join(WORK, "t", f"{number}-{group}")
     os.makedirs(temporary, exist_ok=True)
-    environment = dict(os.environ, MUTANT=str(number), TMPDIR=temporary, OMP_WAIT_POLICY="passive")
+    environment = dict(ENVIRONMENT, MUTANT=str(number), TMPDIR=temporary, OMP_WAIT_POLICY="passive")
     start = time.time()
     process = subprocess.Popen(command, cwd=TREE, shell=True, env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=limits)
@@ -255,11 +259,31 @@ def kill(process):
         pass
 
 
-def try_fault(fault, base):
+class Whole:
+    """What the groups take without a fault, which they must pass. Each is run once, when it is first needed."""
+
+    def __init__(self):
+        self.lock, self.locks, self.seconds, self.wrong = threading.Lock(), {}, {}, None
+
+    def of(self, group):
+        with self.lock:
+            lock = self.locks.setdefault(group, threading.Lock())
+        with lock:
+            if group not in self.seconds:
+                found, self.seconds[group] = run(group, 0, 900)
+                if found:
+                    self.wrong = f"without a fault, {group}: {found}"
+        return self.seconds[group]
+
+
+def try_fault(fault, whole):
     """Runs the fault's groups until one notices. (group, what it said, seconds)."""
     spent = 0.0
     for group in fault.groups:
-        found, seconds = run(group, fault.number, 10 + 6 * base[group])
+        limit = 10 + 6 * whole.of(group)
+        if whole.wrong:
+            break
+        found, seconds = run(group, fault.number, limit)
         spent += seconds
         if found:
             return group, found, spent
@@ -329,22 +353,19 @@ def main():
         chosen, gpu = [f for f in chosen if f.file != "train_gpt2_sp.cu"], False
     tree_make(faults)
     flags = "GPU= CFLAGS=-O2 EXTRA='-w -include mutant.h'"
-    commands = [f"make -s {flags} train_gpt2_sp test_gpt2_sp", "cc -O1 dev/json_keys.c -o json_keys"]
-    if gpu:
-        commands.append("sh dev/mutate_standin.sh build")
+    commands = [f"make -s {flags} train_gpt2_sp test_gpt2_sp", f"cc -O1 {ROOT}/dev/json_keys.c -o json_keys"]
+    if gpu:   # what runs without a GPU; its code needs no more than to compile
+        nccl = "-DGPT2_SP_NCCL -lnccl" if compiles("#include <nccl.h>") else ""
+        commands.append("nvcc -O0 -w -std=c++17 -gencode=arch=compute_80,code=compute_80 -Xcicc -O0 -DATTN_HOPPER=0 "
+                        "-Xcompiler -w,-fopenmp,-O1 -include mutant.h -x cu -DGPT2_SP_GPU test_gpt2_sp.c "
+                        f"-o test_gpt2_spcu {nccl} -lcublasLt -lz -lm -lpthread")
     build(commands)
-    print(f"built in {time.time() - start:.0f} s")
+    print(f"built in {time.time() - start:.0f} s", flush=True)
 
-    base = {}
-    for group in dict.fromkeys(g for f in chosen for g in f.groups):
-        found, base[group] = run(group, 0, 900)
-        if found:
-            stop(f"without a fault, {group}: {found}")
-    print(f"without a fault all groups pass, in {sum(base.values()):.0f} s")
-    results = []
+    results, whole = [], Whole()
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool, \
             open(os.path.join(WORK, "results.txt"), "w", encoding="utf-8") as out:
-        futures = {pool.submit(try_fault, f, base): f for f in chosen}
+        futures = {pool.submit(try_fault, f, whole): f for f in chosen}
         for future in concurrent.futures.as_completed(futures):
             fault, (group, found, seconds) = futures[future], future.result()
             results.append((fault, group, found, seconds))
@@ -352,6 +373,8 @@ def main():
             out.flush()
             if len(results) % 25 == 0:
                 print(f"  {len(results)} of {len(chosen)}, {time.time() - start:.0f} s", flush=True)
+    if whole.wrong:
+        stop(whole.wrong)
     results.sort(key=lambda r: r[0].number)
     return 0 if report(results, time.time() - start) else 1
 

@@ -245,6 +245,24 @@ static int steps_known(int kind, int P, int backward) {
     }
 }
 
+// One number of an op, of a message or of the kind of table is another.
+static void proofs_hash(void) {
+    Schedule s;
+    Error e = {{0}};
+    int alike = schedule_build(&s, GPT2_SP_DIST, 6, 1, 6, &e) != 0;
+    const uint64_t hash = schedule_hash(&s);
+    int* const numbers[6] = {&s.ops[3].kv_slot, &s.ops[s.op_count - 1].step, &s.messages[2].into,
+        &s.messages[s.message_count - 1].step, &s.backward, &s.kind};
+    for (int i = 0; i < 6; i++) {
+        *numbers[i] ^= 1;
+        alike += schedule_hash(&s) == hash;
+        *numbers[i] ^= 1;
+    }
+    check(alike == 0 && schedule_hash(&s) == hash, "proofs: tables that differ in a number have other hashes",
+        "%d of 6 have the same", alike);
+    schedule_free(&s);
+}
+
 static void proofs_shape(void) {
     int tables = 0, steps = 0, ranks = 0, together = 0, uneven = 0;
     for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++)
@@ -281,6 +299,7 @@ static void proofs_shape(void) {
 static void test_proofs(void) {
     proofs_spoiled();
     proofs_slots();
+    proofs_hash();
     proofs_shape();
 }
 
@@ -429,6 +448,99 @@ static void figures_clock(void) {
     schedule_free(&s);
 }
 
+// A rank's memory by hand: 2 x 61 rows of 64 channels, 4 heads. Layers share what is computed again; logits
+// are those of the rows there are; documents take no memory without --doc-mask.
+static void figures_memory(void) {
+    static const struct {
+        const char* more;
+        int64_t shared, layers;   // numbers a row that are computed again; layers that have room for them
+    } cases[] = {{"recompute=attn layers=4", 14 * 64 + 2, 1}, {"recompute=attn layers=7", 14 * 64 + 2, 1},
+        {"recompute=none layers=3", 0, 0}, {"recompute=sqrt layers=10", 16 * 64 + 2 + 4, 4}};
+    const int64_t R = 2 * 61, C = 64, NH = 4, Tl = 61, word = sizeof(real);
+    for (int i = 0; i < 4; i++) {
+        gpt2_sp_options o = options_of("heads=4 channels=64 seq-len=61 batch-size=2 grad-accum=3 threads=2");
+        options_apply(&o, cases[i].more);
+        gpt2_sp* g = bare_trainer(&o, 257);
+        if (!g) continue;
+        // x, lnf, rstd; QKV; two projections, dx; of one sequence out, m, l, dO, delta, dQ, dK, dV
+        int64_t work = R * (2 * C + 1 + 4 * C + 3 * C) + Tl * (C + 2 * NH + C + NH + C + 2 * C);
+        work = (work + R * cases[i].shared * cases[i].layers) * word + 2 * (int64_t)sizeof(AttentionScratch);
+        const size_t* group = g->ranks[0].arena.group;
+        int64_t logits = R * 384 * word + R * (word + 1), data = 4 * R * 2 * (3 + 3 + 1);
+        // each buffer is rounded up to 64 bytes
+        int64_t off[3] = {(int64_t)group[MEMORY_WORK] - work, (int64_t)group[MEMORY_LOGITS] - logits,
+            (int64_t)group[MEMORY_DATA] - data};
+        check(off[0] >= 0 && off[0] < 40 * 64 && off[1] >= 0 && off[1] < 3 * 64 && off[2] >= 0 &&
+                off[2] < 9 * 64,
+            "figures: buffers are as large as what is in them",
+            "%s: %lld bytes of work, %lld of logits, %lld of data; %lld, %lld, %lld more are taken",
+            cases[i].more, (long long)work, (long long)logits, (long long)data, (long long)off[0],
+            (long long)off[1], (long long)off[2]);
+        gpt2_sp_destroy(g);
+    }
+}
+
+// Numbers of a rank's slots.
+static int64_t slots_numbers(const Schedule* s, int rank, int64_t rows, int64_t NH, int64_t HS) {
+    static const int wide[ITEM_KINDS] = {1, 2, 1, 2, 1, 2}, narrow[ITEM_KINDS] = {0, 0, 2, 2, 0, 0};
+    int64_t sum = 0;
+    for (int i = 0; i < s->slot_count[rank]; i++) {
+        const Item* item = &s->slot_items[rank * MAX_SLOTS + i];
+        int64_t heads = (NH * (item->h1 - item->h0) + s->head_parts - 1) / s->head_parts;
+        sum += heads * rows * (wide[item->kind] * HS + narrow[item->kind]);
+    }
+    return sum;
+}
+
+static void figures_exchange(void) {
+    static const char* const shapes[] = {
+        "sp=4 schedule=ulysses", "sp=4", "sp=8", "sp=5", "sp=4 schedule=ring", "sp=4 schedule=allgather"};
+    int wrong = 0, count = (int)(sizeof shapes / sizeof shapes[0]);
+    for (int i = 0; i < count; i++) {
+        gpt2_sp_options o = options_of("layers=1 heads=8 channels=256 seq-len=960 threads=1");
+        options_apply(&o, shapes[i]);
+        gpt2_sp* g = bare_trainer(&o, 257);
+        if (!g) continue;
+        int64_t P = o.sp, most = 0, ops = 0, messages = 0, slots = 0;
+        for (int d = 0; d < 2; d++) {
+            const Schedule* s = &g->schedules[d];
+            most = max_i64(most, slots_numbers(s, 0, 960 / P, 8, 32));
+            ops = max_i64(ops, s->op_count), messages = max_i64(messages, s->message_count);
+            slots = max_i64(slots, s->slot_count[0]);
+        }
+        int64_t lists = slots + 2 * MAX_PIECES * (2 * P + 2) * (int64_t)sizeof(Piece) + ops + messages;
+        lists += P * P * ITEM_KINDS + 8 * g->schedules[0].chunks;
+        int64_t taken = (int64_t)g->ranks[0].arena.group[MEMORY_EXCHANGE];
+        int64_t off = taken - most * (int64_t)sizeof(real) - lists;
+        wrong += off < 0 || off > 64 * (slots + 6);
+        if (off < 0 || off > 64 * (slots + 6)) printf("     %s: %lld bytes off\n", shapes[i], (long long)off);
+        gpt2_sp_destroy(g);
+    }
+    check(wrong == 0, "figures: exchange buffers are as large as the larger table's slots",
+        "%d shapes, %d wrong", count, wrong);
+    // the fullest rank's slots, in C: what is there at a time, and no slot larger than it need be
+    static const struct {
+        int kind, P, backward;
+        double numbers;
+    } known[] = {{GPT2_SP_RING, 8, 0, 4}, {GPT2_SP_RING, 8, 1, 10}, {GPT2_SP_DIST, 8, 0, 5.5},
+        {GPT2_SP_DIST, 8, 1, 10}, {GPT2_SP_ALLGATHER, 8, 1, 28}, {GPT2_SP_ULYSSES, 8, 1, 6.125},
+        {GPT2_SP_DIST, 7, 1, 9}, {GPT2_SP_DIST, 16, 1, 11}};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        Schedule s;
+        Error e = {{0}};
+        const double one = 1024.0 * (1 << 20);
+        double most = 0;
+        if (schedule_build(&s, known[i].kind, known[i].P, known[i].backward, 16, &e) == 0)
+            for (int r = 0; r < s.P; r++)
+                most = fmax(most, (double)slots_numbers(&s, r, 1, 1024, 1 << 20) / one);
+        check(most > 0 && most < known[i].numbers + 1e-3,
+            "figures: slots take no more than lies in them at a time", "%s, %d ranks, %s: %.3f C, at most %g",
+            schedule_name(known[i].kind), known[i].P, known[i].backward ? "backward" : "forward", most,
+            known[i].numbers);
+        schedule_free(&s);
+    }
+}
+
 // The moments after the first step are (1 - beta1) of the gradient that was used.
 static double first_moment(const char* more, double* norm) {
     gpt2_sp_options o = run_options("batch-size=2 beta1=0.9 sp=2");
@@ -493,6 +605,25 @@ static void figures_init(void) {
     gpt2_sp_destroy(other);
 }
 
+// --recompute sqrt has ceil(sqrt(L)) layers to compute again at a time; what a pass may hold.
+static void figures_bounds(void) {
+    static const int segments[][2] = {{1, 1}, {2, 2}, {4, 2}, {5, 3}, {9, 3}, {10, 4}, {48, 7}};
+    int wrong = 0;
+    for (int i = 0; i < 7; i++) {
+        Shape s;
+        memset(&s, 0, sizeof s);
+        s.L = segments[i][0];
+        wrong += segment_layers(&s, GPT2_SP_SQRT) != segments[i][1] || segment_layers(&s, GPT2_SP_LAYER) != 1;
+    }
+    check(wrong == 0, "figures: sqrt computes the root of the layers again at a time",
+        "1 to 48 layers: %d wrong", wrong);
+    int status =
+        command("plan --layers 1 --channels 16 --heads 1 --batch-size 65536 --seq-len 32769 --gflops 1 "
+                "--link-gbs 1 --copy-gbs 1 --memory-gb 1");
+    check(status == -1 && command_said("more than 2^31 tokens in a pass"),
+        "figures: a pass has at most 2^31 tokens", "%.90s", command_out);
+}
+
 // AdamW decays matrices and wte, nothing else.
 static void figures_decay(void) {
     static const char* const decay[] = {
@@ -542,9 +673,12 @@ static void test_figures(void) {
     figures_plan();
     figures_plan_seconds();
     figures_clock();
+    figures_memory();
+    figures_exchange();
     figures_clipping();
     figures_init();
     figures_decay();
+    figures_bounds();
     figures_ranges();
 }
 
