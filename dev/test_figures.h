@@ -605,6 +605,191 @@ static void figures_init(void) {
     gpt2_sp_destroy(other);
 }
 
+// |found - (x + y - mean of y)| of a row, in the largest element; mean 0 without `center`.
+static double residual_error(const real* found, const real* x, const double* y, int64_t C, int center) {
+    double mean = 0, most = 0;
+    for (int64_t c = 0; center && c < C; c++) mean += y[c] / (double)C;
+    for (int64_t c = 0; c < C; c++) most = worst(most, fabs((double)found[c] - (double)x[c] - (y[c] - mean)));
+    return most;
+}
+
+// The stream after attention and after the MLP of every layer is what was there and the projection, whose
+// mean is taken from it with --center 1 only.
+static double stream_error(gpt2_sp* g, int center) {
+    const Rank* r = &g->ranks[0];
+    const int64_t C = 32;
+    double y[32], most = 0;
+    for (int64_t l = 0; l < 2; l++) {
+        const Activations a = activations_of(r, l);
+        const Parameters w = weights_of(r, (int)l + 1);
+        const real* next = l == 0 ? act(r, A_x, 1) : r->x_final;
+        for (int64_t t = 0; t < r->R; t++)
+            for (int branch = 0; branch < 2; branch++) {
+                const int64_t K = branch ? 4 * C : C;
+                const real *in = (branch ? a.gelu : a.atty) + t * K,
+                           *weight = branch ? w.fcprojw : w.attprojw;
+                for (int64_t c = 0; c < C; c++) {
+                    y[c] = (double)(branch ? w.fcprojb : w.attprojb)[c];
+                    for (int64_t k = 0; k < K; k++) y[c] += (double)in[k] * (double)weight[c * K + k];
+                }
+                const real *from = branch ? a.x2 : a.x, *to = branch ? next : a.x2;
+                most = worst(most, residual_error(to + t * C, from + t * C, y, C, center));
+            }
+    }
+    return most;
+}
+
+static void figures_center(void) {
+    for (int center = 0; center < 2; center++) {
+        gpt2_sp_options o = options_of("layers=2 heads=2 channels=32 seq-len=50 recompute=none threads=1");
+        o.center = center;
+        gpt2_sp* g = bare_trainer(&o, CACHED_VOCAB);
+        if (!g) continue;
+        Rank* r = &g->ranks[0];
+        ranks_run(g, rank_noise, NULL);
+        noise_fill(weight(r, 1, P_attprojb), 32, 61, 1);
+        noise_fill(weight(r, 1, P_fcprojb), 32, 62, 1);
+        for (int64_t t = 0; t < 50; t++)
+            r->batches[0].tokens[t] = (int32_t)dice(63, (uint64_t)t, CACHED_VOCAB);
+        memset(r->batches[0].labels, 0, 50 * sizeof(int32_t));
+        r->batch = &r->batches[0], r->valid_tokens = 50;
+        double loss = trainer_loss(g), error = stream_error(g, center);
+        check(isfinite(loss) && error <= 1000 * EPS, "figures: the stream is centred with --center 1 only",
+            "--center %d, 2 layers: largest difference %.2g", center, error);
+        gpt2_sp_destroy(g);
+    }
+    // a hit is the likeliest token, not one that is near it
+    real logits[3 * 128] = {0}, losses[3];
+    const int32_t labels[3] = {5, 5, -1};
+    unsigned char hits[3] = {9, 9, 9};
+    losses[2] = 7;
+    logits[5] = 2, logits[6] = (real)2.01;
+    logits[128 + 5] = 2, logits[128 + 6] = (real)1.99;
+    cpu_crossentropy(losses, hits, logits, labels, 0, 3, 100, 128);
+    check(hits[0] == 0 && hits[1] == 1 && hits[2] == 0 && losses[2] == 0 && losses[0] > losses[1] &&
+            losses[1] > 0,
+        "figures: a hit is the likeliest token", "%d %d %d, loss without a label %g", hits[0], hits[1],
+        hits[2], (double)losses[2]);
+}
+
+// A slot that an op will add to begins as an empty sum, once.
+static void figures_empty_sum(void) {
+    gpt2_sp_options o = options_of("layers=1 heads=2 channels=32 seq-len=64 sp=4 threads=1");
+    gpt2_sp* g = bare_trainer(&o, 257);
+    if (!g) return;
+    Rank* r = &g->ranks[0];
+    AttentionRun run;
+    memset(&run, 0, sizeof run);
+    run.table = &g->schedules[0], run.slots = r->slots[0];
+    const ScheduleOp* op = op_of(&g->schedules[0], 0, 0);
+    Item item = {ITEM_OUT, op->q, op->h0, op->h1};
+    const real empty[3] = {0, -(real)INFINITY, 0};
+    int wrong = op->dq_slot < 0;
+    memset(r->slot_filled, 0, (size_t)run.table->slot_count[0]);
+    for (int again = 0; wrong == 0 && again < 2; again++) {
+        for (int i = 0; i < 3; i++) {
+            ItemView v = item_view(r, &run, item, op->dq_slot, i);
+            for (int64_t j = 0; j < 2 * v.head; j++) v.p[j] = 7;
+        }
+        result_begin(r, &run, item, op->dq_slot);
+        wrong += r->slot_filled[op->dq_slot] != 1;
+        for (int i = 0; i < 3; i++) {
+            ItemView v = item_view(r, &run, item, op->dq_slot, i);
+            for (int64_t j = 0; j < 2 * v.head; j++) wrong += v.p[j] != (again ? 7 : empty[i]);
+        }
+    }
+    check(wrong == 0, "figures: a sum begins as nothing, -inf and nothing, once", "%d numbers wrong", wrong);
+    gpt2_sp_destroy(g);
+}
+
+// Ranks and processes share the cores; --sp 0 takes the devices there are.
+static int six_devices(int ranks) { return ranks < 6 ? ranks : 6; }
+static void figures_sharing(void) {
+    gpt2_sp_options o = options_of("");
+    Mesh mesh;
+    memset(&mesh, 0, sizeof mesh);
+    mesh.local_ranks = mesh.local_processes = 1;
+    const int all = mesh_threads(&mesh, &o), cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    mesh.local_ranks = 2;
+    const int ranks = mesh_threads(&mesh, &o);
+    mesh.local_ranks = 1, mesh.local_processes = 2;
+    const int processes = mesh_threads(&mesh, &o);
+    o.threads = 3;
+    const int asked = mesh_threads(&mesh, &o), half = all > 1 ? all / 2 : 1;
+#ifdef _OPENMP
+    // where a launcher has bound the process to some of the cores, they are its own
+    check(ranks == half && processes == (all < cores ? all : half) && asked == 3,
+        "figures: ranks share the cores",
+        "%d threads; two ranks %d each, two processes %d each, asked for 3: %d", all, ranks, processes,
+        asked);
+#else
+    check(all == 1 && ranks == 1 && processes == 1 && asked == 1,
+        "figures: without OpenMP a rank has a thread", "%d cores, %d", cores, half);
+#endif
+    static const struct {
+        int dp, local, world, sp;   // sp 0: refused
+    } cases[] = {{1, 1, 0, 6}, {2, 1, 0, 3}, {3, 1, 0, 2}, {4, 1, 0, 0}, {5, 1, 0, 0}, {6, 1, 0, 1},
+        {8, 1, 0, 1}, {1, 2, 2, 6}, {4, 2, 4, 3}, {1, 7, 7, 7}};
+    int right = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    Device device = CPU_DEVICE;
+    device.count = six_devices;
+    for (int i = 0; i < count; i++) {
+        Error e = {{0}};
+        o.dp = cases[i].dp, o.world = cases[i].world;
+        o.sp = 0;
+        int status = ranks_choose(&o, &device, cases[i].local, &e);
+        right += cases[i].sp ? status == 0 && o.sp == cases[i].sp
+                             : status == -1 && strstr(e.text, "6 ranks") && strstr(e.text, "divided evenly");
+    }
+    check(right == count, "figures: --sp 0 takes the devices that --dp leaves", "6 devices: %d of %d", right,
+        count);
+}
+
+// The longest context for many sizes of memory: it fits, and neither one token more nor the next length that
+// ranks share evenly does. Where little more than the shortest possible fits, that is found.
+static void figures_longest(void) {
+    static const char* const shapes[] = {"layers=2 heads=2 channels=64 sp=4 doc-mask=1",
+        "layers=2 heads=3 channels=24 sp=4", "layers=1 heads=2 channels=40 sp=6",
+        "layers=2 heads=2 channels=64 sp=3"};
+    int wrong = 0, tried = 0;
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 12; k++) {
+            gpt2_sp_options o = options_of(shapes[i]);
+            o.threads = 1;
+            size_t room = (size_t)(8 << 20) + (size_t)k * 1234567;
+            int64_t T = longest_context(&o, 257, 1, &CPU_DEVICE, room), step = 2 * o.sp,
+                    even = T - T % step + step;
+            int good =
+                T > 0 && memory_at(o, T) <= room && memory_at(o, T + 1) > room && memory_at(o, even) > room;
+            if (!good) printf("     %s, %zu bytes: %lld\n", shapes[i], room, (long long)T);
+            wrong += !good, tried++;
+        }
+    int shortest = 0;
+    for (int sp = 2; sp <= 24; sp++) {
+        gpt2_sp_options o = options_of("layers=1 heads=2 channels=32 schedule=zigzag threads=1");
+        o.sp = sp;
+        shortest += longest_context(&o, 257, 1, &CPU_DEVICE, memory_at(o, 2 * sp)) < 2 * sp;
+    }
+    check(wrong == 0 && shortest == 0, "figures: the longest context is found, whatever fits",
+        "%d of %d sizes of memory wrong, %d of 23 where only the shortest fits", wrong, tried, shortest);
+    gpt2_sp_options o = options_of("layers=1 heads=2 channels=32 seq-len=61 sp=2 threads=1");
+    Schedule schedules[2];
+    Mesh mesh;
+    Layout layout;
+    Error e = {{0}};
+    memset(schedules, 0, sizeof schedules);
+    int status =
+        mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) != 0 || layout_init(&layout, &mesh, &e) != 0;
+    size_t one = status ? 0 : rank_plan(&mesh, &layout, 0).used,
+           two = status ? 0 : rank_plan(&mesh, &layout, 1).used;
+    size_t most = status ? 0 : fullest_rank(&mesh, &layout).used;
+    check(one != two && most == (one > two ? one : two), "figures: the fullest rank is the one with most",
+        "%zu of %zu and %zu bytes", most, one, two);
+    if (!status) free(layout.units);
+    schedule_free(&schedules[0]);
+    schedule_free(&schedules[1]);
+}
+
 // --recompute sqrt has ceil(sqrt(L)) layers to compute again at a time; what a pass may hold.
 static void figures_bounds(void) {
     static const int segments[][2] = {{1, 1}, {2, 2}, {4, 2}, {5, 3}, {9, 3}, {10, 4}, {48, 7}};
@@ -679,6 +864,10 @@ static void test_figures(void) {
     figures_init();
     figures_decay();
     figures_bounds();
+    figures_center();
+    figures_empty_sum();
+    figures_sharing();
+    figures_longest();
     figures_ranges();
 }
 

@@ -246,8 +246,8 @@ static char* own_place(const HostRank* h, int kind, int i, int64_t head, int64_t
     return (char*)(run->qkv + (kind == ITEM_KV ? i + 1 : 0) * C + head * HS);
 }
 
-// The blocks of an item of two heads, in the rank's own tensors and in a slot, where tensors follow each other
-// in whole 256 bytes.
+// The blocks of an item of two heads, in the rank's own tensors and in a slot, where tensors follow each
+// other in whole 256 bytes.
 static int views_wrong(HostRank* h, int kind, int part, int64_t heads) {
     const int64_t B = h->gpu.B, HS = h->rank.mesh->shape.HS, rows = h->rank.Tl;
     Item item = {kind, h->rank.place.sp, part, part + 1};
