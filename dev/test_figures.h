@@ -595,12 +595,25 @@ static void figures_init(void) {
                 wrong += !good;
             }
         for (int i = 0; i < 1000; i++)   // tensors, layers and seeds have nothing in common
-            equal += w[i] == v[i] || w[i] == w[g->layout.units[1].offset + g->layout.within[P_fcw] + i] ||
+            equal += w[i] == v[i] ||
+                w[g->layout.units[1].offset + g->layout.within[P_qkvw] + i] ==
+                    w[g->layout.units[1].offset + g->layout.within[P_fcw] + i] ||
+                w[i] == w[g->layout.units[1].offset + g->layout.within[P_fcw] + i] ||
                 w[g->layout.units[1].offset + g->layout.within[P_qkvw] + i] ==
                     w[g->layout.units[2].offset + g->layout.within[P_qkvw] + i];
     }
     check(g && other && wrong == 0 && equal == 0, "figures: weights begin as GPT-2's do",
         "8 layers: %d tensors of another size, %d of 1000 numbers alike", wrong, equal);
+    o.seed = 3;
+    gpt2_sp* shallow = bare_trainer(&o, 257);
+    if (g && shallow) {   // the positions of another depth
+        ranks_run(shallow, rank_weights_init, NULL);
+        const real* deep = g->ranks[0].state[STATE_WEIGHTS] + g->layout.units[10].offset;
+        const real* same = shallow->ranks[0].state[STATE_WEIGHTS] + shallow->layout.units[4].offset;
+        wrong += memcmp(deep, same, 200 * 64 * sizeof *deep) != 0;
+    }
+    gpt2_sp_destroy(shallow);
+    check(wrong == 0, "figures: positions begin alike at every depth", "8 and 2 layers");
     gpt2_sp_destroy(g);
     gpt2_sp_destroy(other);
 }
@@ -809,6 +822,49 @@ static void figures_bounds(void) {
         "figures: a pass has at most 2^31 tokens", "%.90s", command_out);
 }
 
+// Positions depend on the seed alone; what a step tells; ten steps that update nothing end a run, if they are
+// in a row; segments of --recompute sqrt that do not divide the layers.
+static void figures_steps(void) {
+    gpt2_sp_options o =
+        run_options("batch-size=2 dp=2 grad-accum=3 sp=1 lr=1e-3 warmup=4 steps=50 grad-clip=0.5");
+    char error[GPT2_SP_TEXT];
+    gpt2_sp_stats stats, before = {0, 0, 0, 0, 0, 0, 0, 0};
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    if (!g) {
+        check(0, "a test's trainer is made", "%s", error);
+        return;
+    }
+    int right = 0, status = 0;
+    for (int i = 1; i <= 3; i++) {
+        status |= gpt2_sp_step(g, &stats);
+        right += stats.step == i && stats.tokens == i * 2 * 2 * 3 * 61 && stats.updated == 1 &&
+            fabs(stats.lr - i * 1e-3 / 4) < 1e-12 && stats.loss != before.loss &&
+            fabs(stats.tok_per_s * stats.ms / 1e3 / (2 * 2 * 3 * 61) - 1) < 1e-9;
+        before = stats;
+    }
+    check(status == 0 && right == 3 && before.grad_norm > 0.5,
+        "figures: a step tells its number, tokens, rate and norm", "%d of 3 steps", right);
+    real* w = g->ranks[0].state[STATE_WEIGHTS] + g->layout.units[1].offset;
+    const real kept = *w;
+    int failed_at = 0;
+    for (int i = 1; i <= 20 && status == 0; i++) {   // 9 that are not finite, one that is, 10 that are not
+        for (int r = 0; r < 2; r++)
+            g->ranks[r].state[STATE_WEIGHTS][g->layout.units[1].offset] = i == 10 ? kept : (real)NAN;
+        status = gpt2_sp_step(g, &stats);
+        failed_at = i;
+    }
+    check(status == -1 && failed_at == 20 && strstr(gpt2_sp_error(g), "10 steps in a row"),
+        "figures: ten steps in a row without an update are the end", "step %d of 20: %.60s", failed_at,
+        status ? gpt2_sp_error(g) : "");
+    gpt2_sp_destroy(g);
+    Run none = run_steps("batch-size=1 layers=5 recompute=none", 2),
+        root = run_steps("batch-size=1 layers=5 recompute=sqrt", 2);
+    check(run_equal(&none, &root), "figures: sqrt gives the same bits where the last segment is shorter",
+        "5 layers, 2 steps: %s", run_equal(&none, &root) ? "equal" : "different");
+    free(none.weights);
+    free(root.weights);
+}
+
 // AdamW decays matrices and wte, nothing else.
 static void figures_decay(void) {
     static const char* const decay[] = {
@@ -862,6 +918,7 @@ static void test_figures(void) {
     figures_exchange();
     figures_clipping();
     figures_init();
+    figures_steps();
     figures_decay();
     figures_bounds();
     figures_center();
@@ -1069,16 +1126,18 @@ static const struct {
     {"\"activation_function\": \"gelu_new\", ", "", NULL}, {"\"layer_norm_epsilon\": 1e-05, ", "", NULL},
     {"\"tie_word_embeddings\": true, ", "", NULL}, {", \"eos_token_id\": 256", "", NULL},
     {"\"model_type\": \"gpt2\", ", "", "model_type"}, {"gpt2", "gpt_neo", "model_type `gpt_neo`"},
-    {"gpt2", "gpt2_sp_rmsnorm", "--center"}, {"gelu_new", "relu", "activation_function `relu`"},
-    {"gelu_new", "gelu", "activation_function `gelu`"}, {"1e-05", "1e-06", "layer_norm_epsilon 1e-06"},
-    {"1e-05", "1.01e-05", "layer_norm_epsilon 1.01e-05"},
+    {"gpt2", "gpt2_sp_rmsnorm", "--center"}, {"gelu_new", "relu", "expected activation_function `gelu_new`"},
+    {"gelu_new", "gelu", "expected activation_function `gelu_new`"},
+    {"1e-05", "1e-06", "expected layer_norm_epsilon 1e-05"},
+    {"1e-05", "1.01e-05", "expected layer_norm_epsilon 1e-05"},
     {"true", "false", "tie_word_embeddings must be true"},
     {"weights\": true", "weights\": false", "scale_attn_weights must be true"},
     {"idx\": false", "idx\": true", "scale_attn_by_inverse_layer_idx must be false"},
     {"257", "0", "vocab_size"}, {"257", "1048577", "vocab_size 1048577"}, {"257", "256", "eos_token_id 256"},
-    {"n_layer\": 1", "n_layer\": 0", "n_layer"}, {"n_embd\": 8", "n_embd\": 65537", "n_embd"},
-    {"n_layer\": 1", "n_layer\": 2", "2 layers"}, {"n_embd\": 8", "n_embd\": 16", "16 channels"},
-    {"n_head\": 1", "n_head\": 2", "2 heads"}, {"\"n_positions\": 16, ", "", "n_positions"},
+    {"n_layer\": 1", "n_layer\": 0", "layer"}, {"n_embd\": 8", "n_embd\": 65537", "n_embd"},
+    {"n_layer\": 1", "n_layer\": 2", "--layers 1: the model"},
+    {"n_embd\": 8", "n_embd\": 16", "--channels 8: the model"},
+    {"n_head\": 1", "n_head\": 2", "--heads 1: the model"}, {"\"n_positions\": 16, ", "", "n_positions"},
     {"256}", "257}", "eos_token_id 257"}};
 
 static void import_configs(const char* folder, gpt2_sp_options* o) {
