@@ -4,6 +4,7 @@
     make mutate                 all of them, at most 40 minutes on two cores; results in build/mutate/results.txt
     make mutate SAMPLE=30       so many of them, always the same ones: a part of `make test`
     python3 dev/mutate.py --only 'schedule_prove|sampling'     those whose number or text matches
+    python3 dev/mutate.py --again                              those that the last results do not have as noticed
     python3 dev/mutate.py --check                              only whether each text still stands in its file once
 
 All faults are compiled in at once, into a copy of the tree in build/mutate/tree: each old text becomes
@@ -71,9 +72,12 @@ class Fault:
     def equivalent(self):
         return self.reason.startswith("equivalent:")
 
-    def __str__(self):
+    def text(self):
         scope = f" {self.scope}" if self.scope else ""
-        return f"{self.number:4} {self.file}{scope}: {self.old} => {self.new or 'nothing'} ({self.reason})"
+        return f"{self.file}{scope}: {self.old} => {self.new or 'nothing'} ({self.reason})"
+
+    def __str__(self):
+        return f"{self.number:4} {self.text()}"
 
 
 def stop(text):
@@ -107,7 +111,7 @@ def faults_read(path):
 def scope_range(text, name):
     """The first and last place of the definition of a function, struct or macro that begins a line."""
     # of a definition, not of a prototype: its first stop is no semicolon
-    head = re.search(rf"^(?!//|\s|\}})(#define |.*\b){re.escape(name)}\b(?![^{{;]*;)", text, re.M)
+    head = re.search(rf"^(?!//|\s|\}})(#define {re.escape(name)}\b|.*\b{re.escape(name)}\()(?![^{{;]*;)", text, re.M)
     if not head:
         return None
     if head.group().startswith("#define"):
@@ -316,7 +320,19 @@ def report(results, seconds):
     return share >= LEAST and not wrong
 
 
+def noticed_before():
+    path, noticed = os.path.join(WORK, "results.txt"), set()
+    lines = open(path, encoding="utf-8").read().split("\n") if os.path.exists(path) else []
+    for line, then in zip(lines, lines[1:]):
+        if re.match(r" *\d+ ", line) and not then.strip().startswith("NOT NOTICED"):
+            noticed.add(line.split(None, 1)[1])
+    return noticed
+
+
 def select(faults, options):
+    if options.again:
+        before = noticed_before()
+        return [f for f in faults if f.text() not in before]
     if options.only:
         return [f for f in faults if options.only == str(f.number) or
                 re.search(options.only, f"{f.section} {f}")]
@@ -330,6 +346,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sample", type=int)
     parser.add_argument("--only")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -364,7 +381,7 @@ def main():
 
     results, whole = [], Whole()
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool, \
-            open(os.path.join(WORK, "results.txt"), "w", encoding="utf-8") as out:
+            open(os.path.join(WORK, "results.txt"), "a" if options.again else "w", encoding="utf-8") as out:
         futures = {pool.submit(try_fault, f, whole): f for f in chosen}
         for future in concurrent.futures.as_completed(futures):
             fault, (group, found, seconds) = futures[future], future.result()
