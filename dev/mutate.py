@@ -273,11 +273,15 @@ class Whole:
         with self.lock:
             lock = self.locks.setdefault(group, threading.Lock())
         with lock:
-            if group not in self.seconds:
-                found, self.seconds[group] = run(group, 0, 900)
-                if found:
-                    self.wrong = f"without a fault, {group}: {found}"
-        return self.seconds[group]
+            for _ in range(3):   # a test with a time limit may fail on a machine that is busy
+                if group in self.seconds or self.wrong:
+                    break
+                found, seconds = run(group, 0, 900)
+                if not found:
+                    self.seconds[group] = seconds
+            if group not in self.seconds and not self.wrong:
+                self.wrong = f"without a fault, {group}: {found}"
+        return self.seconds.get(group, 0)
 
 
 def try_fault(fault, whole):
@@ -385,13 +389,14 @@ def main():
         futures = {pool.submit(try_fault, f, whole): f for f in chosen}
         for future in concurrent.futures.as_completed(futures):
             fault, (group, found, seconds) = futures[future], future.result()
+            if whole.wrong:
+                pool.shutdown(cancel_futures=True)
+                stop(whole.wrong)
             results.append((fault, group, found, seconds))
             out.write(f"{fault}\n      {group or 'NOT NOTICED'}, {seconds:.1f} s: {found}\n")
             out.flush()
             if len(results) % 25 == 0:
                 print(f"  {len(results)} of {len(chosen)}, {time.time() - start:.0f} s", flush=True)
-    if whole.wrong:
-        stop(whole.wrong)
     results.sort(key=lambda r: r[0].number)
     return 0 if report(results, time.time() - start) else 1
 
