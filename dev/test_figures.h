@@ -323,7 +323,23 @@ static void figures_parameters(void) {
         right += status == 0 && found == sizes[i].parameters;
         if (found != sizes[i].parameters) printf("     %s: %.0f\n", sizes[i].model, found);
     }
+    double odd = 0;   // 257 x 33, 99 x 33, 12 x 33^2 + 13 x 33, 2 x 33: no padding of slices counts
+    command("plan --layers 1 --heads 1 --channels 33 --vocab 257 --seq-len 99 --sp 3 --gflops 1 --link-gbs 1 "
+            "--copy-gbs 1 --memory-gb 1 --json");
+    json_get_double(command_out, strlen(command_out), "parameters", &odd);
+    check(odd == 25311, "figures: plan counts no padding of slices", "%.0f parameters, expected 25311", odd);
     check(right == 4, "figures: plan counts GPT-2's parameters", "d12, d24, d36, d48: %d right", right);
+}
+
+// Many ranks are drawn as runs of ranks whose numbers go on evenly; the share of the ideal is at most 1.
+static void figures_drawn(void) {
+    command("schedule --sp 12 --schedule ring");
+    check(command_said("makespan 11.5 units, ideal 6 (52.2 %)") && command_said("0-11: q0k0 .. q11k11") &&
+            command_said("0-2: idle  3-11: q3k0 .. q11k8"),
+        "figures: twelve ranks are drawn as runs of ranks", "%.80s", command_out);
+    command("schedule --sp 3 --schedule zigzag");
+    check(command_said("q0k0") && command_said("q5k0") && command_said("q5k5"),
+        "figures: every pair of two chunks is drawn", "%.80s", command_out);
 }
 
 // What `plan` says of a step, of 2 layers, 4 heads, 64 channels, 3 passes of 2 sequences of 256 tokens.
@@ -912,6 +928,7 @@ static void figures_ranges(void) {
 
 static void test_figures(void) {
     figures_parameters();
+    figures_drawn();
     figures_plan();
     figures_plan_seconds();
     figures_clock();
