@@ -1094,7 +1094,7 @@ static void buckets_by_index(void) {
     double loss = evaluation_of("batch-size=2 sp=2", 1, 61, &e);
     Dataset d;
     Error error = {{0}};
-    if (dataset_open(&d, run_data(), 0, 1, &error) != 0) {
+    if (dataset_open(&d, run_data(), &DATA_DOCUMENTS, &error) != 0) {
         check(0, "a test's data is opened", "%s", error.text);
         return;
     }
