@@ -337,6 +337,9 @@ static void figures_drawn(void) {
     check(command_said("makespan 11.5 units, ideal 6 (52.2 %)") && command_said("0-11: q0k0 .. q11k11") &&
             command_said("0-2: idle  3-11: q3k0 .. q11k8"),
         "figures: twelve ranks are drawn as runs of ranks", "%.80s", command_out);
+    check(cells_even("q1k0 1/2", "q2k3 1/2", "q3k6 1/2") && !cells_even("q1k0", "q2k1", "q4k2") &&
+            !cells_even("q1k0", "q2k1*", "q3k2") && !cells_even("idle", "q2k1", "q3k2"),
+        "figures: only numbers that go on evenly are left out", "%s", "4 rows of cells");
     command("schedule --sp 3 --schedule zigzag");
     check(command_said("q0k0") && command_said("q5k0") && command_said("q5k5"),
         "figures: every pair of two chunks is drawn", "%.80s", command_out);
@@ -404,6 +407,16 @@ static void figures_plan(void) {
             near_six(twice.attention_bytes, sequences * L * (2 * forward + backward)),
         "figures: plan's bytes of attention are those of its table", "ring, 4 ranks: %.0f, run again %.0f",
         ring.attention_bytes, twice.attention_bytes);
+}
+
+// ulysses, 4 ranks: three quarters of q, k, v in and of o out, with the two numbers of a row and head that a
+// partial output has; backward q, dO, k, v in, with LSE and delta, and dq, dk, dv out.
+static void figures_plan_bytes(void) {
+    const PlanFigures f = plan_figures("--sp 4 --schedule ulysses");
+    const double rows = 64, C = 64, NH = 4, word = sizeof(real);
+    double bytes = 6 * 2 * 0.75 * rows * word * (4 * C + 2 * NH + 7 * C + 2 * NH);
+    check(near_six(f.attention_bytes, bytes), "figures: plan's bytes have the numbers of rows and heads",
+        "ulysses, 4 ranks: %.0f, expected %.0f", f.attention_bytes, bytes);
 }
 
 // allgather, 2 ranks: half a unit of work while keys travel, half a unit; backward the same, 2.5 times as
@@ -931,6 +944,7 @@ static void test_figures(void) {
     figures_drawn();
     figures_plan();
     figures_plan_seconds();
+    figures_plan_bytes();
     figures_clock();
     figures_memory();
     figures_exchange();
@@ -1112,7 +1126,33 @@ static void buckets_by_index(void) {
     dataset_close(&d);
 }
 
+// Sampling has as many threads as its trainer has scratch memory for, whatever the caller's are set to.
+static int decoder_threads;
+static void* decoder_open_counted(gpt2_sp* g, int64_t capacity) {
+    decoder_threads = thread_count();
+    return decoder_open(g, capacity);
+}
+static void generated_threads(void) {
+    gpt2_sp_options o = options_of("layers=1 heads=2 channels=32 seq-len=40 threads=2");
+    gpt2_sp* g = bare_trainer(&o, CACHED_VOCAB);
+    if (!g) return;
+    const int32_t prompt[1] = {3};
+    int32_t out[4];
+    Device device = *g->device;
+    device.decoder_open = decoder_open_counted;
+    g->device = &device, g->eot = -1;
+#ifdef _OPENMP
+    omp_set_num_threads(5);
+#endif
+    int64_t made = gpt2_sp_generate(g, prompt, 1, out, 4, 1, 0, 1, 1);
+    check(made == 4 && decoder_threads == g->mesh.threads, "sampling: has the trainer's number of threads",
+        "the caller's are 5, the trainer's %d: %d", g->mesh.threads, decoder_threads);
+    g->device = &CPU_DEVICE;
+    gpt2_sp_destroy(g);
+}
+
 static void test_generated(void) {
+    generated_threads();
     generated_ties();
     buckets_by_index();
     generated_by_pass();
