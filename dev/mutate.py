@@ -30,7 +30,7 @@ import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORK = os.path.join(ROOT, os.environ.get("MUTATE_FOLDER", "build/mutate"))
+WORK = os.path.join(ROOT, "build", "mutate")
 TREE = os.path.join(WORK, "tree")
 LEAST = 0.95    # share that must be noticed
 SEED = 13       # of the sample

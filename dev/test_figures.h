@@ -1142,6 +1142,7 @@ static void generated_threads(void) {
     device.decoder_open = decoder_open_counted;
     g->device = &device, g->eot = -1;
 #ifdef _OPENMP
+    const int before = omp_get_max_threads();
     omp_set_num_threads(5);
 #endif
     int64_t made = gpt2_sp_generate(g, prompt, 1, out, 4, 1, 0, 1, 1);
@@ -1149,6 +1150,9 @@ static void generated_threads(void) {
         "the caller's are 5, the trainer's %d: %d", g->mesh.threads, decoder_threads);
     g->device = &CPU_DEVICE;
     gpt2_sp_destroy(g);
+#ifdef _OPENMP
+    omp_set_num_threads(before);
+#endif
 }
 
 static void test_generated(void) {
