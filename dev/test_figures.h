@@ -419,6 +419,48 @@ static void figures_plan_bytes(void) {
         "ulysses, 4 ranks: %.0f, expected %.0f", f.attention_bytes, bytes);
 }
 
+// The same ranks split otherwise: the sequences of a step are shared out evenly, at least one each, in passes
+// of the asked batch where that divides them. What is advised fits, and is faster by a hundredth.
+static void figures_splits(void) {
+    const char* shape = "plan --layers 2 --heads 4 --channels 64 --vocab 257 --seq-len 64 --dp 2 --sp 4 "
+                        "--batch-size 3 --grad-accum 2 --gflops 100";
+    command("%s --link-gbs 0.01 --copy-gbs 10 --memory-gb 1 --json", shape);
+    int splits = command_said("{\"dp\": 8, \"sp\": 1, \"batch_size\": 1, \"grad_accum\": 2,") +
+        command_said("{\"dp\": 4, \"sp\": 2, \"batch_size\": 3, \"grad_accum\": 1,") +
+        command_said("{\"dp\": 2, \"sp\": 4, \"batch_size\": 3, \"grad_accum\": 2,") +
+        command_said("{\"dp\": 1, \"sp\": 8, \"batch_size\": 3, \"grad_accum\": 4,");
+    int ranks = command_said("{\"sp\": 64, \"seconds\"") + !command_said("{\"sp\": 128, \"seconds\"");
+    command("%s --link-gbs 0.01 --copy-gbs 10 --memory-gb 1", shape);
+    int more =
+        command_said("--dp 8 --sp 1 would give") && command_said("with 16 sequences a step instead of 12");
+    command("%s --link-gbs 1e7 --copy-gbs 1e7 --memory-gb 1", shape);
+    int hardly = command_said("no other split is faster than --dp 2 --sp 4 by a hundredth");
+    check(splits == 4 && ranks == 2 && more && hardly, "figures: plan splits the same ranks evenly",
+        "%d of 4 splits, ranks up to 64: %d; tells more sequences: %d, what is hardly faster: %d", splits,
+        ranks == 2, more, hardly);
+    char fits[96] = "?";
+    command("plan --layers 4 --heads 4 --channels 256 --vocab 257 --seq-len 4096 --sp 8 --gflops 1000 "
+            "--link-gbs 1 --copy-gbs 10 --memory-gb 0.15 --json");
+    double dp = command_number("best_split", "dp"), sp = command_number("best_split", "sp");
+    snprintf(fits, sizeof fits,
+        "{\"dp\": %.0f, \"sp\": %.0f, \"batch_size\": 1, \"grad_accum\": 1, \"fits\": true", dp, sp);
+    check(command_said(fits) && command_said("\"fits\": false"), "figures: what plan advises fits",
+        "dp %g x sp %g", dp, sp);
+}
+
+// Ranks share what the machine has: more than were measured share it, fewer have all cores, not more memory.
+static void figures_rates(void) {
+    gpt2_sp_options o = options_of("");
+    const Rates measured = {100, 50, 10, 20, 4};
+    const Rates eight = rates_of(&o, &measured, 8), two = rates_of(&o, &measured, 2);
+    o.threads = 1;
+    const Rates bound = rates_of(&o, &measured, 2);
+    check(eight.gflops == 50 && eight.attention_gflops == 25 && eight.link_gbs == 5 && eight.copy_gbs == 10 &&
+            two.gflops == 200 && two.link_gbs == 10 && two.copy_gbs == 20 && bound.gflops == 100,
+        "figures: ranks share the machine", "8 of 4 measured: %g GFLOP/s, 2: %g, with a thread each %g",
+        eight.gflops, two.gflops, bound.gflops);
+}
+
 // allgather, 2 ranks: half a unit of work while keys travel, half a unit; backward the same, 2.5 times as
 // long, then the keys' gradients travel and are added, which reads two numbers and writes one.
 static void figures_plan_seconds(void) {
@@ -493,7 +535,8 @@ static void figures_memory(void) {
         if (!g) continue;
         // x, lnf, rstd; QKV; two projections, dx; of one sequence out, m, l, dO, delta, dQ, dK, dV
         int64_t work = R * (2 * C + 1 + 4 * C + 3 * C) + Tl * (C + 2 * NH + C + NH + C + 2 * C);
-        work = (work + R * cases[i].shared * cases[i].layers) * word + 2 * (int64_t)sizeof(AttentionScratch);
+        work = (work + R * cases[i].shared * cases[i].layers) * word +
+            g->mesh.threads * (int64_t)sizeof(AttentionScratch);
         const size_t* group = g->ranks[0].arena.group;
         int64_t logits = R * 384 * word + R * (word + 1), data = 4 * R * 2 * (3 + 3 + 1);
         // each buffer is rounded up to 64 bytes
@@ -767,7 +810,7 @@ static void figures_sharing(void) {
         asked);
 #else
     check(all == 1 && ranks == 1 && processes == 1 && asked == 1,
-        "figures: without OpenMP a rank has a thread", "%d cores, %d", cores, half);
+        "figures: without OpenMP a rank has a thread", "%d thread, of two ranks %d", all, half);
 #endif
     static const struct {
         int dp, local, world, sp;   // sp 0: refused
@@ -943,6 +986,8 @@ static void test_figures(void) {
     figures_parameters();
     figures_drawn();
     figures_plan();
+    figures_splits();
+    figures_rates();
     figures_plan_seconds();
     figures_plan_bytes();
     figures_clock();
