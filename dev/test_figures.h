@@ -954,6 +954,36 @@ static void figures_decay(void) {
         PARAMETER_COUNT, wrong);
 }
 
+// Series of random numbers are the same in every version: weights, orders and samples come from them. No number
+// is 0 or 1; distances of facts keep to their range, and their values are distinct; escapes are those of JSON.
+static void figures_numbers(void) {
+    check(random_bits(1, 2, 3) == 0x473703a859667d54ull && random_bits(5, 0, 0) == 0x9321406e9a41059dull &&
+            random_unit(0) > 0 && random_unit(UINT64_MAX) < 1,
+        "figures: random numbers are the same in every version", "%016llx",
+        (unsigned long long)random_bits(1, 2, 3));
+    uint64_t state = 4;
+    int outside = 0, twice = 0;
+    for (int i = 0; i < 200000; i++) {
+        const size_t least = 60 + (size_t)i % 97, most = least + (size_t)i % 41,
+                     x = synth_log_uniform(&state, least, most);
+        outside += x < least || x > most;
+    }
+    synth_doc doc;
+    char error[256] = "";
+    int status = synth_document(9, 1, 600000, 1024, 0, &doc, error, sizeof error);
+    for (int i = 0; status == 0 && i < doc.fact_count; i++)
+        for (int j = 0; j < i; j++)
+            twice += doc.facts[i].answer_length == doc.facts[j].answer_length &&
+                memcmp(doc.text + doc.facts[i].answer, doc.text + doc.facts[j].answer,
+                    (size_t)doc.facts[i].answer_length) == 0;
+    if (status == 0) synth_free(&doc);
+    check(status == 0 && outside == 0 && twice == 0,
+        "figures: facts keep to their distances, with distinct values",
+        "%d of 200000 distances outside, %d of 1024 values twice %s", outside, twice, error);
+    check(json_whole("\"\\u0041\"") && !json_whole("\"\\x0041\"") && !json_whole("\"\\U0041\""),
+        "figures: escapes that there are not are refused", "%s", "u, x, U");
+}
+
 // A program writes into the struct of options: what `--name value` would refuse is refused there too.
 static void figures_ranges(void) {
     int asked = 0, told = 0;
@@ -998,6 +1028,7 @@ static void test_figures(void) {
     figures_steps();
     figures_decay();
     figures_bounds();
+    figures_numbers();
     figures_center();
     figures_empty_sum();
     figures_sharing();
