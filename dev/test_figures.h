@@ -984,6 +984,34 @@ static void figures_numbers(void) {
         "figures: escapes that there are not are refused", "%s", "u, x, U");
 }
 
+// Numbers that users write, and those that are written for them; the text of two shards.
+static void figures_texts(void) {
+    static const char* const none[] = {"", " ", "-", "k", ".", "e5", "1 2", "0x10"};
+    int taken = 0;
+    double value;
+    for (int i = 0; i < 8; i++) taken += parse_number(none[i], 1, &value) == 0;
+    gpt2_sp_options o = options_of(""), again = o;
+    char text[64];
+    Error e = {{0}};
+    o.lr = 0.1 + 0.2;
+    option_print(&o, option_find("lr"), text, sizeof text);
+    int status = option_set(&again, option_find("lr"), text, &e);
+    check(taken == 0 && status == 0 && again.lr == o.lr, "figures: numbers are read and written whole",
+        "%d of 8 that are none are taken; %s", taken, text);
+    char first[512], second[512], list[1100];
+    snprintf(first, sizeof first, "%s", scratch("first.tok"));
+    snprintf(second, sizeof second, "%s", scratch("second.tok"));
+    snprintf(list, sizeof list, "%s,%s", first, second);
+    command("synth --out %s --docs 3 --doc-bytes 700", first);
+    command("synth --out %s --docs 2 --doc-bytes 500", second);
+    Dataset d;
+    status = dataset_open(&d, list, &DATA_PLAIN, &e);
+    check(status == 0 && d.text_bytes == 3 * 700 + 2 * 500 && d.tokens == d.text_bytes + 5,
+        "figures: the text of all shards counts", "%llu bytes %s",
+        status ? 0ull : (unsigned long long)d.text_bytes, e.text);
+    if (status == 0) dataset_close(&d);
+}
+
 // A program writes into the struct of options: what `--name value` would refuse is refused there too.
 static void figures_ranges(void) {
     int asked = 0, told = 0;
@@ -1029,6 +1057,7 @@ static void test_figures(void) {
     figures_decay();
     figures_bounds();
     figures_numbers();
+    figures_texts();
     figures_center();
     figures_empty_sum();
     figures_sharing();
