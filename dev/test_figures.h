@@ -1002,11 +1002,11 @@ static void figures_texts(void) {
     snprintf(first, sizeof first, "%s", scratch("first.tok"));
     snprintf(second, sizeof second, "%s", scratch("second.tok"));
     snprintf(list, sizeof list, "%s,%s", first, second);
-    command("synth --out %s --docs 3 --doc-bytes 700", first);
-    command("synth --out %s --docs 2 --doc-bytes 500", second);
+    command("synth --out %s --docs 3 --doc-bytes 700 --facts 2", first);
+    command("synth --out %s --docs 2 --doc-bytes 900 --facts 2", second);
     Dataset d;
     status = dataset_open(&d, list, &DATA_PLAIN, &e);
-    check(status == 0 && d.text_bytes == 3 * 700 + 2 * 500 && d.tokens == d.text_bytes + 5,
+    check(status == 0 && d.text_bytes == 3 * 700 + 2 * 900 && d.tokens == d.text_bytes + 5,
         "figures: the text of all shards counts", "%llu bytes %s",
         status ? 0ull : (unsigned long long)d.text_bytes, e.text);
     if (status == 0) dataset_close(&d);
