@@ -1012,6 +1012,32 @@ static void figures_texts(void) {
     if (status == 0) dataset_close(&d);
 }
 
+// --check: gradients that are the same pass; one that is not, or is no number, wherever it stands, is told.
+static void figures_check(void) {
+    gpt2_sp_options o = options_of("layers=2 heads=1 channels=16 seq-len=16 threads=1");
+    gpt2_sp* g = bare_trainer(&o, 257);
+    if (!g) return;
+    const int64_t n = g->layout.elements,
+                  at[3] = {0, g->layout.units[1].offset + 5, g->layout.units[4].offset};
+    Gradients found = {reals(n), 2, 1}, alone = {reals(n), 2, 1};
+    noise_fill(alone.all, n, 64, 1e-6);
+    memcpy(found.all, alone.all, (size_t)n * sizeof(real));
+    int same = gradients_compare(g, &found, g, &alone) == 0, told = 0;
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 2; k++) {
+            found.all[at[i]] = k ? (real)NAN : alone.all[at[i]] + (real)1e-6;
+            told += gradients_compare(g, &found, g, &alone) == -1;
+            found.all[at[i]] = alone.all[at[i]];
+        }
+    found.loss = 2.1;
+    told += gradients_compare(g, &found, g, &alone) == -1;
+    check(same && told == 7, "figures: --check tells a gradient that differs",
+        "equal ones pass: %d; %d of 7 told", same, told);
+    free(found.all);
+    free(alone.all);
+    gpt2_sp_destroy(g);
+}
+
 // A program writes into the struct of options: what `--name value` would refuse is refused there too.
 static void figures_ranges(void) {
     int asked = 0, told = 0;
@@ -1058,6 +1084,7 @@ static void test_figures(void) {
     figures_bounds();
     figures_numbers();
     figures_texts();
+    figures_check();
     figures_center();
     figures_empty_sum();
     figures_sharing();
@@ -1275,7 +1302,7 @@ static void test_generated(void) {
 
 // Writes a model of one layer, one head, 8 channels and 16 positions. Tensor `odd` has another shape: one row
 // more (by 1), one column more (by 2); is left out (3) or comes twice under another name (4).
-static int import_write(const char* folder, int odd, int how) {
+static int import_write(const char* folder, const char* prefix, int odd, int how) {
     Shape s = {1, 1, 8, 8, 257, 384, 16, 1};
     st_header header;
     char error[512], path[600];
@@ -1292,7 +1319,8 @@ static int import_write(const char* folder, int odd, int how) {
         if (p.transposed) shape[0] = columns, shape[1] = rows;
         if (id == odd && how == 3) continue;
         if (id == odd && how <= 2) shape[how - 1]++;
-        tensor_name(name, sizeof name, "transformer.", &p, 1);
+        if (id == odd && how == 5) columns = shape[1] = 2;   // a vector becomes a matrix
+        tensor_name(name, sizeof name, prefix, &p, 1);
         for (int twice = 0; twice <= (id == odd && how == 4); twice++) {
             if (twice) strcat(name, "2");
             status |= st_header_add(&header, name, REAL_DTYPE, columns ? 2 : 1, shape, error, sizeof error);
@@ -1365,18 +1393,18 @@ static void import_tensors(const char* folder, gpt2_sp_options* o) {
     int right = 0, tried = 0;
     import_config(folder, "gpt2", "gpt2");
     for (int id = 0; id < PARAMETER_COUNT; id++)
-        for (int how = 1; how <= 4; how++) {
+        for (int how = 1; how <= 5; how++) {
             Shape s = {1, 1, 8, 8, 257, 384, 16, 1};
             Parameter p = parameter(&s, id);
             char error[GPT2_SP_TEXT] = "", name[ST_NAME_MAX];
-            if (how == 2 && p.columns == 0) continue;
+            if ((how == 2 && p.columns == 0) || (how == 5 && p.columns > 0)) continue;
             int taken = id == P_wpe && how == 1;   // another number of positions is repeated or cut
             tensor_name(name, sizeof name, "", &p, 1);
-            const char* part = how <= 2 ? name
-                : how == 3              ? "15 tensors, expected the 16"
-                                        : "17 tensors, expected the 16";
+            const char* part = how <= 2 || how == 5 ? name
+                : how == 3                          ? "15 tensors, expected the 16"
+                                                    : "17 tensors, expected the 16";
             tried++;
-            int written = import_write(folder, id, how) == 0;
+            int written = import_write(folder, "transformer.", id, how) == 0;
             gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
             int good = written && (taken ? g != NULL : !g && strstr(error, part) != NULL);
             if (!good) printf("     %s, %d: %s\n", name, how, g ? "accepted" : error);
@@ -1385,6 +1413,22 @@ static void import_tensors(const char* folder, gpt2_sp_options* o) {
         }
     check(right == tried, "import: tensors of another shape or number are refused",
         "a row more, a column more, missing, one too many: %d of %d", right, tried);
+}
+
+// The hub's files have no prefix before their names.
+static void import_names(const char* folder, gpt2_sp_options* o) {
+    static const char* const prefixes[] = {"transformer.", "", "model."};
+    int taken[3] = {0};
+    for (int i = 0; i < 3; i++) {
+        char error[GPT2_SP_TEXT];
+        if (import_write(folder, prefixes[i], -1, 0) != 0) continue;
+        gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
+        taken[i] = g != NULL;
+        gpt2_sp_destroy(g);
+    }
+    check(taken[0] && taken[1] && !taken[2],
+        "import: names with and without the prefix are known, others not",
+        "`transformer.` %d, none %d, `model.` %d", taken[0], taken[1], taken[2]);
 }
 
 // A checkpoint that is named by hand is checked like one that is found.
@@ -1407,8 +1451,10 @@ static void test_import(void) {
     gpt2_sp_options o = run_options(TINY);
     snprintf(o.init_from, sizeof o.init_from, "%s", scratch("import"));
     mkdir(o.init_from, 0777);
-    if (import_write(o.init_from, -1, 0) != 0) check(0, "a test's model is written", "%s", o.init_from);
+    if (import_write(o.init_from, "transformer.", -1, 0) != 0)
+        check(0, "a test's model is written", "%s", o.init_from);
     import_configs(o.init_from, &o);
     import_tensors(o.init_from, &o);
+    import_names(o.init_from, &o);
     import_damaged();
 }
