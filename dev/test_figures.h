@@ -1113,7 +1113,7 @@ static int32_t token_by_pass(
     trainer_loss(g);
     real *logits = reals(Vp), *wte = r->state[STATE_WEIGHTS] + g->layout.within[P_wte];
     Candidate* candidates = (Candidate*)need((size_t)V, sizeof *candidates);
-    cpu_matmul_forward(logits, r->lnf + (n - 1) * C, wte, NULL, 1, C, Vp);
+    cpu_matmul_forward(logits, r->lnf + (n - 1) * C, wte, NULL, 1, C, Vp, r->scratch);
     double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)place));
     int32_t token = sample_token(logits, V, how, unit, candidates);
     free(logits);
@@ -1305,7 +1305,7 @@ static void test_generated(void) {
 static int import_write(const char* folder, const char* prefix, int odd, int how) {
     Shape s = {1, 1, 8, 8, 257, 384, 16, 1};
     st_header header;
-    char error[512], path[600];
+    char error[512], path[GPT2_SP_TEXT + 32];
     unsigned char* bytes = NULL;
     size_t size = 0;
     uint64_t data = 0;
@@ -1345,7 +1345,7 @@ static void import_config(const char* folder, const char* part, const char* othe
         "\"vocab_size\": 257, \"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
         "\"tie_word_embeddings\": true, \"scale_attn_weights\": true, "
         "\"scale_attn_by_inverse_layer_idx\": false, \"eos_token_id\": 256}";
-    char path[600];
+    char path[GPT2_SP_TEXT + 32];
     const char* at = strstr(text, part);
     snprintf(path, sizeof path, "%s/config.json", folder);
     FILE* f = fopen(path, "w");
