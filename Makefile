@@ -70,7 +70,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 # ===== programs and libraries ====================================================================
 
 .PHONY: all capabilities path lib test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 bench-schedules lecture-table \
-        lecture-table-gpu demo check fuzz clean help FORCE
+        lecture-table-gpu demo check mutate fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -180,6 +180,9 @@ test:   ## all tests (seven to twelve minutes on 2 cores); its last line is the 
 check: train_gpt2_sp   ## only the fault injection into checkpoint writes (needs strace)
 	@sh dev/test_faults.sh ./train_gpt2_sp
 
+mutate:   ## plant the faults of dev/mutations.txt one at a time: does a test notice? at most 40 minutes on 2 cores: SAMPLE=30 for some, JOBS=1
+	@CC='$(CC)' python3 dev/mutate.py $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only '$(ONLY)')
+
 fuzz:   ## the fuzzers of the file readers, without libFuzzer: ROUNDS=1000000 for more
 	@MAKE='$(MAKE)' ROUNDS='$(ROUNDS)' sh dev/run_tests.sh fuzz
 
@@ -197,7 +200,7 @@ lecture-table-gpu: $(if $(call lacks,1),,build/dev/lecture_table_gpu)   ## the s
 	@$(call with_gpus,1,$< --json build/lecture_table_gpu.json $(BENCH))
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/standin build/demo build/dev build/nvcc.*
+	rm -rf build/*-float-* build/*-double-* build/test build/mutate build/standin build/demo build/dev build/nvcc.*
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
 
 help:

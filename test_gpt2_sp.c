@@ -4917,6 +4917,8 @@ static void test_commands(void) {
 
 #ifdef GPT2_SP_GPU
 #include "dev/test_gpu.h"
+#else
+#include "dev/test_figures.h"
 #endif
 
 static const struct {
@@ -4953,6 +4955,10 @@ static const struct {
     {"transport", test_transport},
     {"commands", test_commands},
     {"library", test_library},
+    {"proofs", test_proofs},
+    {"figures", test_figures},
+    {"generated", test_generated},
+    {"import", test_import},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };

@@ -217,6 +217,15 @@ part_fuzz() {
     finish
 }
 
+# Whether the tests would notice a fault: 30 of those that `make mutate` plants.
+part_mutate() {
+    if has python3; then $make -s mutate SAMPLE=30 JOBS=1
+    else
+        skip "make mutate" "python3 is not installed"
+        finish
+    fi
+}
+
 # README.md and the files beside it show what the program's commands print.
 part_readme() {
     check "the documents show what their commands print" sh dev/check_readme.sh
@@ -225,7 +234,7 @@ part_readme() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-all='asan tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz readme'
+all='asan mutate tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz readme'
 parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }

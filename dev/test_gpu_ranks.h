@@ -230,6 +230,86 @@ static void host_exchange_table(HostRank* ranks, const HostMesh* m, int directio
     }
 }
 
+// Where tensor i of a rank's own item begins for a head, and how far apart its tokens (or, with one number a
+// row and head, its sequences) are, in numbers.
+static char* own_place(const HostRank* h, int kind, int i, int64_t head, int64_t* stride) {
+    const GpuAttention* run = &h->run;
+    const int64_t C = h->rank.mesh->shape.C, HS = h->rank.mesh->shape.HS, rows = h->rank.Tl;
+    float* const stats[] = {run->m, run->l, run->lse, run->delta};
+    *stride = ITEM_TENSORS[kind].wide[i] ? C : h->rank.mesh->shape.NH * rows;
+    if (kind == ITEM_OUT) return (char*)(i == 0 ? run->acc + head * HS : stats[i - 1] + head * rows);
+    if (kind == ITEM_DQ) return (char*)(run->dq + head * HS);
+    if (kind == ITEM_DKV) return (char*)(run->dkv[i] + head * HS);
+    if (kind == ITEM_QDO && i > 0)
+        return i == 1 ? (char*)(run->dout + head * HS) : (char*)(stats[i] + head * rows);
+    *stride = 3 * C;
+    return (char*)(run->qkv + (kind == ITEM_KV ? i + 1 : 0) * C + head * HS);
+}
+
+// The blocks of an item of two heads, in the rank's own tensors and in a slot, where tensors follow each
+// other in whole 256 bytes.
+static int views_wrong(HostRank* h, int kind, int part, int64_t heads) {
+    const int64_t B = h->gpu.B, HS = h->rank.mesh->shape.HS, rows = h->rank.Tl;
+    Item item = {kind, h->rank.place.sp, part, part + 1};
+    Block own[ITEM_PARTS], slot[ITEM_PARTS];
+    int count = ITEM_TENSORS[kind].count;
+    int wrong = item_blocks(&h->rank, &h->run, item, -1, own) != count;
+    wrong += item_blocks(&h->rank, &h->run, item, 0, slot) != count;
+    char* at = h->slots[0];
+    for (int i = 0; i < count; i++) {
+        const int wide = ITEM_TENSORS[kind].wide[i],
+                  size = wide && kind != ITEM_OUT && kind < ITEM_DQ ? 2 : 4;
+        int64_t stride;
+        const char* place = own_place(h, kind, i, part * heads, &stride);
+        const size_t width = (size_t)(heads * (wide ? HS : rows) * size), n = (size_t)(wide ? B * rows : B);
+        wrong += own[i].data != place || own[i].pitch != (size_t)(stride * size) || own[i].width != width ||
+            (size_t)own[i].rows != n;
+        wrong += slot[i].data != at || slot[i].pitch != width || slot[i].width != width ||
+            (size_t)slot[i].rows != n;
+        at += (width * n + 255) / 256 * 256;
+    }
+    return wrong;
+}
+
+// What is sent of own rows is packed, piece behind piece; what is received, or lies in a slot, is not.
+static int packing_wrong(HostRank* h) {
+    char* const begin = (char*)(1ll << 50);
+    Item item = {ITEM_QDO, h->rank.place.sp, 1, 2};
+    Piece pieces[ITEM_PARTS];
+    PackJob jobs[ITEM_PARTS];
+    h->gpu.jobs = jobs, h->gpu.job_count = 0;
+    h->gpu.pack_next = begin;
+    char* next = begin;
+    int wrong = gpu_pieces(&h->rank, &h->run, item, 0, 1, 1, pieces) != 4 || h->gpu.job_count != 0;
+    wrong += gpu_pieces(&h->rank, &h->run, item, -1, 1, 0, pieces) != 4 || h->gpu.job_count != 0;
+    wrong += gpu_pieces(&h->rank, &h->run, item, -1, 1, 1, pieces) != 4 || h->gpu.job_count != 4;
+    for (int i = 0; wrong == 0 && i < 4; i++) {
+        int64_t stride;
+        wrong += pieces[i].data != next || jobs[i].data != next || pieces[i].peer != 1 ||
+            pieces[i].bytes != jobs[i].width * (size_t)jobs[i].rows ||
+            jobs[i].source != own_place(h, ITEM_QDO, i, 2, &stride);
+        next += (pieces[i].bytes + 255) / 256 * 256;
+    }
+    return wrong + (h->gpu.pack_next != next);
+}
+
+static void host_views(void) {
+    HostRank* h = (HostRank*)need(1, sizeof *h);
+    HostMesh m;
+    int views = 0, wrong = 0, packed = 0;
+    if (host_mesh(&m, "layers=1 heads=8 channels=512 seq-len=514 batch-size=2 sp=4 schedule=ulysses") == 0)
+        for (int w = 0; w < 4; w++) {
+            host_rank(h, &m, w, 1);
+            for (int kind = 0; kind < ITEM_KINDS; kind++)
+                for (int part = 0; part < 4; part++, views++) wrong += views_wrong(h, kind, part, 2);
+            packed += packing_wrong(h);
+        }
+    check(views > 0 && wrong == 0 && packed == 0, "host: items are the heads that they are named for",
+        "%d items, own and in a slot: %d places wrong; %d ways to pack", views, wrong, packed);
+    host_mesh_free(&m);
+    free(h);
+}
+
 static void host_exchange(void) {
     static const struct {
         int heads, channels, T, B;
@@ -277,6 +357,7 @@ static void host_items(void) {
 // their buffer.
 static int units_wrong(const Layout* l, const Shape* s) {
     int wrong = half_offset(l, s, 1) < s->Vp * s->C;
+    for (int kind = 0; kind < UNIT_KINDS; kind++) wrong += l->units[kind_unit(l, kind)].kind != kind;
     for (int u = 0; u < l->count; u++) {
         const int b = unit_buffer(l, u);
         wrong += u > 0 && b == unit_buffer(l, u - 1);
@@ -333,8 +414,58 @@ static void host_gpus(void) {
         mesh.processes = mesh.local_processes = 1;
         for (int w = 0; w < placed[i].world; w++, ranks++) wrong += gpu_of(&mesh, w) != placed[i].of[w];
     }
+    // two processes of two ranks on one machine: GPUs shared, or those that a launcher shows to each alone
+    static const struct {
+        int gpus, of[4];
+    } shared[] = {{4, {0, 1, 2, 3}}, {3, {0, 0, 1, 2}}, {1, {0, 0, 0, 0}}, {2, {0, 1, 0, 1}}};
+    for (size_t i = 0; i < sizeof shared / sizeof shared[0]; i++) {
+        gpus_shown = shared[i].gpus;
+        for (int w = 0; w < 4; w++, ranks++) {
+            Mesh mesh;
+            memset(&mesh, 0, sizeof mesh);
+            mesh.world = 4, mesh.local_ranks = 2;
+            mesh.processes = mesh.local_processes = 2;
+            mesh.process = mesh.local_process = w / 2, mesh.first_rank = w / 2 * 2;
+            wrong += gpu_of(&mesh, w) != shared[i].of[w];
+        }
+    }
+    gpus_shown = 4;
+    wrong += gpu_count(3) != 3 || gpu_count(9) != 4;
     gpus_shown = kept;
     check(wrong == 0, "host: ranks are spread evenly over the GPUs", "%d ranks: %d wrong", ranks, wrong);
+}
+
+// Sequences of a pass that are worked on at a time: the smallest divisor of the batch that gives a rank 32768
+// tokens; all of them where nothing is computed again.
+static void host_sequences(void) {
+    static const struct {
+        const char* text;
+        int64_t sequences;
+    } cases[] = {{"seq-len=8192 batch-size=12", 4}, {"seq-len=8192 batch-size=10", 5},
+        {"seq-len=8192 batch-size=12 sp=2", 12}, {"seq-len=8192 batch-size=36 sp=2", 9},
+        {"seq-len=32768 batch-size=3", 1}, {"seq-len=32768 batch-size=3 recompute=none", 3},
+        {"seq-len=1024 batch-size=7", 7}};
+    int right = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    for (int i = 0; i < count; i++) {
+        char text[128];
+        HostMesh m;
+        snprintf(text, sizeof text, "layers=1 heads=8 channels=512 %s", cases[i].text);
+        if (host_mesh(&m, text) == 0) right += gpu_sequences(&m.mesh) == cases[i].sequences;
+        else printf("     %s\n", m.error.text);
+        host_mesh_free(&m);
+    }
+    gpt2_sp g;
+    char path[GPT2_SP_TEXT + 16];
+    memset(&g, 0, sizeof g);
+    g.mesh.process = 3, g.mesh.processes = 1;
+    process_path(path, &g, "a/b");
+    int named = strcmp(path, "a/b") == 0;
+    g.mesh.processes = 4, process_path(path, &g, "a/b");
+    named += strcmp(path, "a/b.3") == 0;
+    process_path(path, &g, "");
+    check(right == count && named == 2 && path[0] == 0,
+        "host: batches are divided, and files of several processes named, as promised",
+        "%d of %d meshes, %d of 2 names", right, count, named);
 }
 
 // The memory of a rank as gpu_layout gives it out from a made-up address.
@@ -411,7 +542,8 @@ static int places_wrong(const HostPlaces* h, int backward, int* places) {
     for (size_t j = 0; j < taken.size(); j++, ++*places) {
         for (const Region& other : alive) wrong += regions_meet(taken[j], other);
         for (size_t l = 0; l < j; l++) wrong += regions_meet(taken[j], taken[l]);
-        wrong += taken[j].begin + taken[j].bytes > end || taken[j].begin % 256 != 0;
+        wrong += (taken[j].bytes > 0 && taken[j].begin < (uintptr_t)h->a.base) ||
+            taken[j].begin + taken[j].bytes > end || taken[j].begin % 256 != 0;
         if (backward && j < 2) wrong += regions_meet(taken[j], dqkv);
     }
     return wrong;
@@ -419,7 +551,7 @@ static int places_wrong(const HostPlaces* h, int backward, int* places) {
 
 static void host_places(void) {
     static const char* const splits[] = {"sp=2", "sp=3", "sp=4 schedule=zigzag", "sp=2 schedule=ulysses",
-        "dp=2 sp=5 zero=3", "sp=4 schedule=ring", "sp=8"};
+        "dp=2 sp=5 zero=3", "sp=4 schedule=ring", "sp=8", "sp=8 schedule=allgather"};
     static const char* const modes[] = {"none", "gelu", "attn", "layer", "sqrt"};
     int places = 0, wrong = 0;
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
@@ -454,7 +586,9 @@ static void host_refusals(void) {
         {"dp=9 sp=8", "--dp 9 --sp 8: a run"}, {"zero=1", "--zero 1: one rank has nothing to share"},
         {"zero=3", "--zero 3: one rank"}, {"sp=2 verify=1", "--check compares several with one"},
         {"dp=2 verify=1", "--check compares several"},
-        {"sp=3 schedule=dist-paper", "even --sp only (found 3)"},
+        {"sp=2 world=2 transport=peer", "--transport peer: copies go between the ranks of one process"},
+        {"channels=128", "head size 16"}, {"channels=320", "head size 40"},
+        {"channels=1152", "head size 144"}, {"sp=3 schedule=dist-paper", "even --sp only (found 3)"},
         {"sp=3 schedule=ulysses", "(found 8 and 3)"},
         {"seq-len=15 sp=8 schedule=zigzag", "too short for 16 chunks"}, {"channels=192", "head size 24"},
         {"channels=8256 heads=129 sp=2", "--channels 8256"}};
@@ -486,9 +620,11 @@ static void host_larger_share(void) {
 static void test_gpu_host(void) {
     host_larger_share();
     host_items();
+    host_views();
     host_exchange();
     host_plan();
     host_gpus();
+    host_sequences();
     host_places();
     host_refusals();
 }
