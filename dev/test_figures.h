@@ -2,8 +2,9 @@
  *
  * proofs       one spoiled table for each check of the proof of schedules; what lies in slots
  * figures      what plan, optimizer, options and initial weights must give, written out as numbers
- * sampling     what is generated, against a whole forward pass for each token; recall
+ * generated    what is generated, against a whole forward pass for each token; recall
  * import       model folders that are no GPT-2 of ours, or of another shape
+ * told         single commands and files, as dev/test_cli.sh has them, in a tenth of its time
  */
 
 // ===== proofs ===================================================================================
