@@ -4959,6 +4959,7 @@ static const struct {
     {"figures", test_figures},
     {"generated", test_generated},
     {"import", test_import},
+    {"told", test_told},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };
