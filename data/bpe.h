@@ -129,6 +129,7 @@ typedef struct {
     uint32_t vocab_size, eot;   // the highest id + 1; the end token
     uint32_t pattern;           // BPE_GPT2 ...
     int whole;                  // a piece that is a token is that token, whatever the merges say
+    int direct;                 // the same, or the merges say so too: pieces may be looked up
     uint64_t fingerprint;
     bpe_token* token;      // (vocab_size)
     unsigned char* pool;   // the bytes of all tokens
@@ -634,9 +635,10 @@ GPT2_SP_LEAF int bpe_all_reached(const bpe* b, int* yes) {
 // The last step of every form: vocabulary and merges are there.
 GPT2_SP_LEAF int bpe_complete(const bpe_reader* r, const char* eot) {
     bpe* b = r->b;
-    int reached = 0;
+    int reached;
     if (bpe_list_specials(r) || bpe_choose_eot(r, eot)) return -1;
-    if (b->whole && bpe_all_reached(b, &reached)) return bpe_error(r, "no memory");
+    if (bpe_all_reached(b, &reached)) return bpe_error(r, "no memory");
+    b->direct = b->whole || reached;
     if (reached) b->whole = 0;   // it would change nothing
     b->fingerprint = bpe_fingerprint(b);
     return 0;
@@ -1307,7 +1309,7 @@ GPT2_SP_LEAF uint32_t bpe_encode_cached(bpe_encoder* e, const unsigned char* p, 
         memcpy(out, c->token, sizeof c->token);
         return c->count;
     }
-    uint32_t whole = e->b->whole ? bpe_id(e->b, p, n) : BPE_NONE, count = 1;
+    uint32_t whole = e->b->direct ? bpe_id(e->b, p, n) : BPE_NONE, count = 1;
     if (whole != BPE_NONE) *out = whole;
     else count = bpe_merge_short(e->b, p, (uint32_t)n, out);
     if (count > 3) return count;
@@ -1319,7 +1321,7 @@ GPT2_SP_LEAF uint32_t bpe_encode_cached(bpe_encoder* e, const unsigned char* p, 
 
 // A longer piece.
 GPT2_SP_LEAF long bpe_encode_piece(bpe_encoder* e, const unsigned char* p, size_t n, uint32_t* out) {
-    uint32_t whole = e->b->whole && n <= BPE_MAX_TOKEN ? bpe_id(e->b, p, n) : BPE_NONE;
+    uint32_t whole = e->b->direct && n <= BPE_MAX_TOKEN ? bpe_id(e->b, p, n) : BPE_NONE;
     if (whole == BPE_NONE)
         return n <= BPE_SHORT ? (long)bpe_merge_short(e->b, p, (uint32_t)n, out)
                               : bpe_merge_long(e, p, n, out);
