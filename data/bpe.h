@@ -8,21 +8,23 @@
 //     size_t n; const unsigned char* s = bpe_bytes(&b, e.token[0], &n);         // what a token stands for
 //     bpe_encoder_close(&e); bpe_free(&b);
 //
-// Text is first cut into pieces by a pattern, each piece into bytes, and then the pair of neighbours that is
-// first in the list of merges becomes one token, again and again (of equal ones the leftmost), until no pair is
-// in the list. No token crosses the edge of a piece.
+// Text is first cut into pieces by a pattern, each piece into bytes, and then the pair of neighbours that
+// is first in the list of merges becomes one token, again and again (of equal ones the leftmost), until no
+// pair is in the list. No token crosses the edge of a piece.
 //
 // What is read, told apart by its contents:
-//     x.tiktoken        lines `base64(token) rank`. The merges are recovered: a token is made of the two that the
-//                       ranks below its own leave of its bytes. A file in which that leaves another number than
-//                       two is refused. It names no pattern: 50,256 or 50,280 ranks are GPT-2's, 100,256 cl100k's,
-//                       for others the caller names it
+//     x.tiktoken        lines `base64(token) rank`. The merges are recovered: a token is made of the two
+//                       that the merges of lower ranks leave of its bytes; a file where they leave another
+//                       number than two is refused. Such a file names no pattern: 50,256 or 50,280 ranks are
+//                       GPT-2's, 100,256 cl100k's, for others the caller names it
 //     vocab.json        with merges.txt beside it, in GPT-2's spelling of bytes as characters; pattern gpt2.
-//                       Tokens longer than a byte that no merge makes are special, and those of added_tokens.json
-//     tokenizer.json    Hugging Face's: model BPE, byte-level; what it asks for beyond that is refused by name
+//                       Tokens longer than a byte that no merge makes are special, and so are those of
+//                       added_tokens.json
+//     tokenizer.json    Hugging Face's: model BPE, byte-level; what it asks for beyond is refused by name
 //     a folder          its tokenizer.json, else its vocab.json
-// The end token is what tokenizer_config.json beside a JSON file names as eos_token, else <|endoftext|>, else the
-// only special token there is. A .tiktoken file's <|endoftext|> is the lowest id without a rank.
+// The end token is what tokenizer_config.json beside a JSON file names as eos_token, else <|endoftext|>,
+// else the only special token there is. A .tiktoken file's <|endoftext|> is the lowest id without a rank;
+// cl100k's five special tokens have their own ids.
 //
 // Patterns (of regular expressions only these are known, each by the spellings in BPE_PATTERNS):
 //     gpt2      '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
@@ -30,21 +32,21 @@
 //               \s*[\r\n]+|\s+(?!\S)|\s+
 //     cl100k    llama3, but white space at the end of the text is one piece whatever line ends are in it
 //     qwen2     llama3, but each digit is a piece
-// Letters, numbers and white space are Unicode's (unicode.h). A byte that is no part of a valid UTF-8 character
-// is a character of its own, none of the three, and comes back as it was.
+// Letters, numbers and white space are Unicode's (unicode.h). A byte that is no part of a valid UTF-8
+// character is a character of its own, none of the three, and comes back as it was.
 //
-// The fingerprint, 64 bits, covers every token with its id, the merges in their order, the pattern, the special
-// tokens and the end token. It is the same whichever files they came from.
+// The fingerprint, 64 bits, covers every token with its id, the merges in their order, the pattern, the
+// special tokens and the end token. It is the same whichever files they came from.
 //
-// A document is given to an encoder in chunks of any size; the tokens do not depend on where they are cut. What
-// is held back is the piece that is not yet complete, at most BPE_MAX_PIECE bytes; a longer one is an error. A
-// piece of n bytes takes n log n steps.
+// A document is given to an encoder in chunks of any size; the tokens do not depend on where they are cut.
+// What is held back is the piece that is not yet complete, at most BPE_MAX_PIECE bytes; a longer one is an
+// error. A piece of n bytes takes n log n steps.
 //
 // Special tokens spelled out in a text are text, unless the encoder was opened with specials = 1: then the
 // leftmost, of those the longest, is cut out before the pattern sees the rest.
 //
-// Functions return 0, or -1 with one line in err that names the file and what would fit. Needs libc and POSIX;
-// under -std=c11 define _GNU_SOURCE before the first include.
+// Functions return 0, or -1 with one line in err that names the file and what would fit. Needs libc and
+// POSIX; under -std=c11 define _GNU_SOURCE before the first include.
 #ifndef GPT2_SP_BPE_H
 #define GPT2_SP_BPE_H
 
@@ -101,8 +103,8 @@ GPT2_SP_LEAF const bpe_pattern BPE_PATTERNS[BPE_PATTERN_COUNT] = {
     {"llama3", {BPE_OLD_SUFFIXES BPE_LETTERS "\\p{N}{1,3}|" BPE_OTHERS "[\\r\\n]*|\\s*[\\r\\n]+" BPE_SPACES,
         "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|"
             "\\s*[\\r\\n]" BPE_SPACES, NULL, NULL}},
-    {"cl100k", {"'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|"
-            "\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s", NULL, NULL, NULL}},
+    {"cl100k", {"'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}+|"
+            " ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s", NULL, NULL, NULL}},
     {"qwen2", {BPE_OLD_SUFFIXES BPE_LETTERS "\\p{N}|" BPE_OTHERS "[\\r\\n]*|\\s*[\\r\\n]+" BPE_SPACES,
         NULL, NULL, NULL}},
 };
@@ -222,8 +224,8 @@ GPT2_SP_LEAF char* bpe_join(const char* folder, size_t length, const char* name)
     return path;
 }
 
-// Reads all of a regular file into memory with a NUL behind. Returns it, or NULL with a message; where the file
-// is absent and missing is not NULL, NULL with *missing = 1.
+// Reads all of a regular file into memory with a NUL behind. Returns it, or NULL with a message; where the
+// file is absent and missing is not NULL, NULL with *missing = 1.
 GPT2_SP_LEAF char* bpe_read(const bpe_reader* r, size_t* length, int* missing) {
     struct stat st;
     char* bytes = NULL;
@@ -411,8 +413,8 @@ GPT2_SP_LEAF uint32_t bpe_code(const unsigned char* p, int n) {
     return code;
 }
 
-// Undoes the spelling of n bytes of text; out may be text. Returns the number of bytes, or -1 when a character
-// spells no byte.
+// Undoes the spelling of n bytes of text; out may be text. Returns the number of bytes, or -1 when a
+// character spells no byte.
 GPT2_SP_LEAF long bpe_unspell(const bpe* b, const char* text, size_t n, char* out) {
     long count = 0;
     const char* end = text + n;
@@ -453,7 +455,8 @@ GPT2_SP_LEAF int bpe_classes(const bpe_reader* r) {
 // ================================================================================
 // merging the bytes of one piece
 
-// A piece of 1 to BPE_SHORT bytes, by looking for the first merge again and again. Returns the number of tokens.
+// A piece of 1 to BPE_SHORT bytes, by looking for the first merge again and again. Returns the number of
+// tokens.
 GPT2_SP_LEAF uint32_t bpe_merge_short(const bpe* b, const unsigned char* p, uint32_t n, uint32_t* out) {
     uint32_t priority[BPE_SHORT];   // of the pair at i and i + 1
     for (uint32_t i = 0; i < n; i++) out[i] = b->byte[p[i]];
@@ -492,7 +495,8 @@ GPT2_SP_LEAF void bpe_rise(uint64_t* heap, size_t i, uint64_t moved) {
     heap[i] = moved;
 }
 
-// Memory for a piece of n bytes: a heap never has more than 2 n entries, since a merge takes one and adds two.
+// Memory for a piece of n bytes: a heap never has more than 2 n entries, since a merge takes one and adds
+// two.
 GPT2_SP_LEAF int bpe_work_room(bpe_encoder* e, size_t n) {
     if (n <= e->work_capacity) return 0;
     size_t wanted = n + n / 2;
@@ -504,9 +508,9 @@ GPT2_SP_LEAF int bpe_work_room(bpe_encoder* e, size_t n) {
     return e->work_capacity ? 0 : -1;
 }
 
-// A piece of any length up to BPE_MAX_PIECE, by a heap of the pairs that may be merged. A pair whose priority is
-// no longer what its entry says was merged in between; the entry is passed over. Room for n tokens is at out.
-// Returns the number of tokens, or -1 without memory.
+// A piece of any length up to BPE_MAX_PIECE, by a heap of the pairs that may be merged. A pair whose
+// priority is no longer what its entry says was merged in between; the entry is passed over. Room for n
+// tokens is at out. Returns the number of tokens, or -1 without memory.
 GPT2_SP_LEAF long bpe_merge_long(bpe_encoder* e, const unsigned char* p, size_t n, uint32_t* out) {
     if (bpe_work_room(e, n)) return -1;
     const bpe* b = e->b;
@@ -698,7 +702,8 @@ GPT2_SP_LEAF int bpe_ranks(const bpe_reader* r, const char* text, size_t length,
     return 0;
 }
 
-// Recovers the merges: those found so far are of lower ranks, so what they leave of a token are its two parts.
+// Recovers the merges: those found so far are of lower ranks, so what they leave of a token are its two
+// parts.
 GPT2_SP_LEAF int bpe_recover(const bpe_reader* r) {
     bpe_encoder e;
     memset(&e, 0, sizeof e);
@@ -873,8 +878,8 @@ GPT2_SP_LEAF char* bpe_beside(
     return bpe_read(&beside, length, missing);
 }
 
-// The eos_token of the tokenizer_config.json beside r->path: a string, or an object with its "content". Leaves
-// an empty name where there is neither.
+// The eos_token of the tokenizer_config.json beside r->path: a string, or an object with its "content".
+// Leaves an empty name where there is neither.
 GPT2_SP_LEAF int bpe_config_eot(const bpe_reader* r, char* name, size_t size) {
     char* path;
     size_t length;
@@ -958,8 +963,8 @@ GPT2_SP_LEAF int bpe_load_vocab(const bpe_reader* r, const char* text, size_t le
 
 GPT2_SP_LEAF int bpe_is_null(json_span v) { return v.n == 4 && memcmp(v.s, "null", 4) == 0; }
 
-// Members of an object by name, in the order of `names` (a NULL ends them); absent ones are empty spans. What is
-// null counts as absent. Any other member is refused, and any that is there twice.
+// Members of an object by name, in the order of `names` (a NULL ends them); absent ones are empty spans.
+// What is null counts as absent. Any other member is refused, and any that is there twice.
 GPT2_SP_LEAF int bpe_members(
     const bpe_reader* r, json_span object, const char* what, const char* const* names, json_span* out) {
     json_span key, value;
@@ -1007,8 +1012,8 @@ GPT2_SP_LEAF int bpe_added(const bpe_reader* r, json_span list) {
     return more < 0 ? bpe_json_error(r, "the list of added_tokens") : 0;
 }
 
-// {"type": "ByteLevel"} as pre-tokenizer, decoder or post-processor. As pre-tokenizer it must not add a space;
-// *regex says whether it cuts by GPT-2's pattern.
+// {"type": "ByteLevel"} as pre-tokenizer, decoder or post-processor. As pre-tokenizer it must not add a
+// space; *regex says whether it cuts by GPT-2's pattern.
 GPT2_SP_LEAF int bpe_byte_level(const bpe_reader* r, json_span v, const char* what, int* regex) {
     static const char* const names[] = {"type", "add_prefix_space", "trim_offsets", "use_regex", NULL};
     json_span type, m[4];
@@ -1123,8 +1128,8 @@ GPT2_SP_LEAF int bpe_load_text(const bpe_reader* r, const char* text, size_t len
     return found < 0 ? bpe_error(r, "\"model\" is there twice") : bpe_load_vocab(r, text, length);
 }
 
-// Reads a tokenizer from a file or folder. pattern is the name of a .tiktoken file's pattern, or NULL. On error
-// nothing is left to free.
+// Reads a tokenizer from a file or folder. pattern is the name of a .tiktoken file's pattern, or NULL. On
+// error nothing is left to free.
 GPT2_SP_LEAF int bpe_load(bpe* b, const char* path, const char* pattern, char* err, size_t err_size) {
     static const char* const files[] = {"tokenizer.json", "vocab.json"};
     struct stat st;
@@ -1181,8 +1186,8 @@ GPT2_SP_LEAF const unsigned char* bpe_run(
     }
 }
 
-// The run of white space that starts at p. *last is where its last character starts, and *line the place behind
-// its last CR or LF, NULL for none.
+// The run of white space that starts at p. *last is where its last character starts, and *line the place
+// behind its last CR or LF, NULL for none.
 GPT2_SP_LEAF const unsigned char* bpe_space_run(const bpe* b, const unsigned char* p,
     const unsigned char* end, const unsigned char** last, const unsigned char** line) {
     int n;
@@ -1338,8 +1343,8 @@ GPT2_SP_LEAF int bpe_token_room(bpe_encoder* e, size_t count) {
     return 0;
 }
 
-// Encodes the pieces of [*at, end) and moves *at behind them. Unless the text ends there (closed), those at the
-// end are left that more text might change.
+// Encodes the pieces of [*at, end) and moves *at behind them. Unless the text ends there (closed), those at
+// the end are left that more text might change.
 GPT2_SP_LEAF int bpe_pieces(
     bpe_encoder* e, const unsigned char** at, const unsigned char* end, int closed, const bpe_reader* r) {
     const unsigned char *p = *at, *seen;
@@ -1361,7 +1366,8 @@ GPT2_SP_LEAF int bpe_pieces(
     return 0;
 }
 
-// The first special token in [p, end), the longest where several start: its place, with the id in *id; or NULL.
+// The first special token in [p, end), the longest where several start: its place, with the id in *id; or
+// NULL.
 GPT2_SP_LEAF const unsigned char* bpe_find_special(
     const bpe* b, const unsigned char* p, const unsigned char* end, uint32_t* id) {
     for (; p < end; p++) {
@@ -1438,9 +1444,9 @@ GPT2_SP_LEAF int bpe_encode(
 // ================================================================================
 // decoding
 
-// Adds the bytes of a token to what the decoder holds, and writes all whole characters, and all bytes that can
-// be part of none, to out, which has room for BPE_MAX_TOKEN + 4. Returns their number, or -1 for an id that is
-// no token.
+// Adds the bytes of a token to what the decoder holds, and writes all whole characters, and all bytes that
+// can be part of none, to out, which has room for BPE_MAX_TOKEN + 4. Returns their number, or -1 for an id
+// that is no token.
 GPT2_SP_LEAF long bpe_decode(const bpe* b, bpe_decoder* d, uint32_t id, unsigned char* out) {
     size_t n;
     const unsigned char* bytes = bpe_bytes(b, id, &n);
@@ -1509,8 +1515,8 @@ GPT2_SP_LEAF void bpe_put_token(const bpe* b, FILE* f, uint32_t id, int json) {
     else fwrite(text, 1, n, f);
 }
 
-// {"token":id,...}. Special tokens that spell bytes are among them, as in GPT-2's own; tokenizer.json lists all
-// of them again.
+// {"token":id,...}. Special tokens that spell bytes are among them, as in GPT-2's own; tokenizer.json lists
+// all of them again.
 GPT2_SP_LEAF void bpe_put_vocab(const bpe* b, FILE* f) {
     const char* comma = "";
     fputc('{', f);
@@ -1561,8 +1567,8 @@ GPT2_SP_LEAF void bpe_put_tokenizer(const bpe* b, FILE* f) {
     fputs("]}}\n", f);
 }
 
-// Writes BPE_FILES[which] to a stream. max_length: the model's context, 0 = not said. Returns 0, or -1 when the
-// stream has an error.
+// Writes BPE_FILES[which] to a stream. max_length: the model's context, 0 = not said. Returns 0, or -1 when
+// the stream has an error.
 GPT2_SP_LEAF int bpe_write(const bpe* b, int which, uint64_t max_length, FILE* f) {
     static const char* const names[] = {"bos_token", "eos_token", "unk_token"};
     switch (which) {

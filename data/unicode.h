@@ -1,8 +1,9 @@
 // unicode.h: which characters are letters, numbers and white space, by Unicode 16.0.0.
 //
-// Made by `python3 dev/make_unicode.py > data/unicode.h`, which also compares it with other programs' tables.
-// Letters and numbers are the general categories L* and N*, white space is the property White_Space. Whatever
-// is in no range is none of the three: marks, punctuation, symbols, controls, what is not assigned.
+// Made by `python3 dev/make_unicode.py > data/unicode.h`; with --compare it says where the tables of other
+// programs differ. Letters and numbers are the general categories L* and N*, white space is the property
+// White_Space. Whatever is in no range is none of the three: marks, punctuation, symbols, controls, what is
+// not assigned.
 
 #ifndef GPT2_SP_UNICODE_H
 #define GPT2_SP_UNICODE_H

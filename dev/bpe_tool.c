@@ -4,7 +4,7 @@
 //     bpe_tool encode VOCAB [PATTERN]            standard input, one document, to tokens of 4 bytes
 //     bpe_tool encode-special VOCAB [PATTERN]    special tokens in the text are themselves
 //     bpe_tool decode VOCAB [PATTERN]            and back
-//     bpe_tool save VOCAB PATTERN FOLDER         writes the files of Hugging Face's libraries (- = no pattern)
+//     bpe_tool save VOCAB PATTERN FOLDER         writes Hugging Face's files (PATTERN - = none)
 //     bpe_tool bench VOCAB PATTERN FILE...       bytes, tokens and MB/s of processor time, the best of five
 //
 // Errors are one line on stderr, status 1.
