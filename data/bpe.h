@@ -94,6 +94,8 @@ typedef struct {
 #define BPE_OTHERS " ?[^\\s\\p{L}\\p{N}]+"
 #define BPE_SPACES "|\\s+(?!\\S)|\\s+"
 
+// tiktoken's own spelling of cl100k has \p{N}{1,3}+, by which it means the same; Hugging Face's engine
+// takes that for any number of digits, so in tokenizer.json it is not known.
 // clang-format off
 GPT2_SP_LEAF const bpe_pattern BPE_PATTERNS[BPE_PATTERN_COUNT] = {
     {"gpt2", {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+|" BPE_OTHERS BPE_SPACES,
@@ -103,7 +105,7 @@ GPT2_SP_LEAF const bpe_pattern BPE_PATTERNS[BPE_PATTERN_COUNT] = {
     {"llama3", {BPE_OLD_SUFFIXES BPE_LETTERS "\\p{N}{1,3}|" BPE_OTHERS "[\\r\\n]*|\\s*[\\r\\n]+" BPE_SPACES,
         "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|"
             "\\s*[\\r\\n]" BPE_SPACES, NULL, NULL}},
-    {"cl100k", {"'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}+|"
+    {"cl100k", {"'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}++|\\p{N}{1,3}|"
             " ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*+|\\s++$|\\s*[\\r\\n]|\\s+(?!\\S)|\\s", NULL, NULL, NULL}},
     {"qwen2", {BPE_OLD_SUFFIXES BPE_LETTERS "\\p{N}|" BPE_OTHERS "[\\r\\n]*|\\s*[\\r\\n]+" BPE_SPACES,
         NULL, NULL, NULL}},

@@ -3,7 +3,9 @@
 //     bpe_tool info VOCAB [PATTERN]              what it is: sizes, pattern, end token, fingerprint
 //     bpe_tool encode VOCAB [PATTERN]            standard input, one document, to tokens of 4 bytes
 //     bpe_tool encode-special VOCAB [PATTERN]    special tokens in the text are themselves
-//     bpe_tool decode VOCAB [PATTERN]            and back
+//     bpe_tool batch VOCAB [PATTERN]             many documents, 4 bytes of length before each, and before
+//                                                the tokens of each
+//     bpe_tool decode VOCAB [PATTERN]            tokens of 4 bytes to text
 //     bpe_tool save VOCAB PATTERN FOLDER         writes Hugging Face's files (PATTERN - = none)
 //     bpe_tool bench VOCAB PATTERN FILE...       bytes, tokens and MB/s of processor time, the best of five
 //
@@ -33,6 +35,30 @@ static int encode(const bpe* b, int specials) {
         if (e.tokens) fwrite(e.token, sizeof *e.token, e.tokens, stdout);
         e.tokens = 0;
     } while (n > 0 && rc == 0);
+    bpe_encoder_close(&e);
+    return rc ? fail() : 0;
+}
+
+static int batch(const bpe* b) {
+    bpe_encoder e;
+    char* text = NULL;
+    size_t capacity = 0;
+    uint32_t length;
+    int rc = bpe_encoder_open(&e, b, 0, err, sizeof err);
+    while (rc == 0 && fread(&length, sizeof length, 1, stdin) == 1) {
+        text = (char*)bpe_grow(text, &capacity, length, 1);
+        if (!text || fread(text, 1, length, stdin) != length) {
+            snprintf(err, sizeof err, "standard input: %" PRIu32 " bytes of a document expected", length);
+            rc = -1;
+            break;
+        }
+        e.tokens = 0;
+        rc = bpe_encode(&e, text, length, 1, err, sizeof err);
+        uint32_t tokens = (uint32_t)e.tokens;
+        fwrite(&tokens, sizeof tokens, 1, stdout);
+        fwrite(e.token, sizeof *e.token, e.tokens, stdout);
+    }
+    free(text);
     bpe_encoder_close(&e);
     return rc ? fail() : 0;
 }
@@ -89,7 +115,8 @@ int main(int argc, char** argv) {
     bpe b;
     int status = 0;
     if (argc < 3) {
-        fprintf(stderr, "usage: bpe_tool info|encode|encode-special|decode|save|bench VOCAB [PATTERN ...]\n");
+        fprintf(stderr,
+            "usage: bpe_tool info|encode|encode-special|batch|decode|save|bench VOCAB [PATTERN ...]\n");
         return 2;
     }
     if (bpe_load(&b, argv[2], pattern, err, sizeof err)) return fail();
@@ -100,6 +127,7 @@ int main(int argc, char** argv) {
             b.eot, b.fingerprint);
     else if (strcmp(what, "encode") == 0) status = encode(&b, 0);
     else if (strcmp(what, "encode-special") == 0) status = encode(&b, 1);
+    else if (strcmp(what, "batch") == 0) status = batch(&b);
     else if (strcmp(what, "decode") == 0) status = decode(&b);
     else if (strcmp(what, "save") == 0 && argc > 4)
         status = bpe_save(&b, argv[4], 0, err, sizeof err) ? fail() : 0;

@@ -614,6 +614,7 @@ static const test_bpe_fault TEST_BPE_FAULTS[] = {
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[[\"a\",\"a\",\"a\"],", "merge 1"},
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[", "malformed"},   // cut short there
     {"pattern.json", "\\\\p{N}{1,3}", "\\\\p{N}{1,2}", "not known"},
+    {"pattern.json", "\\\\p{N}{1,3}|", "\\\\p{N}{1,3}+|", "not known"},
     {"pattern.json", "Isolated", "MergedWithNext", "MergedWithNext"},
     {"pattern.json", "\"use_regex\":false", "\"use_regex\":true", "use_regex"},
     {"vocab/vocab.json", "\"a\": 158, ", "", "0x61"},
