@@ -413,6 +413,31 @@ static void test_bpe_oracle(void) {
     }
 }
 
+// Pieces on both sides of BPE_SHORT bytes and far beyond, letters by chance and runs of one.
+static void test_bpe_pieces(void) {
+    enum { LONGEST = 1000 };
+    char text[LONGEST];
+    uint32_t want[LONGEST];
+    int differ = 0, pieces = quick ? 100 : 600;
+    bpe b;
+    bpe_encoder e;
+    test_bpe_load(&b, "x.tiktoken", "gpt2");
+    bpe_encoder_open(&e, &b, 0, test_bpe_err, sizeof test_bpe_err);
+    for (int i = 0; i < pieces; i++) {
+        int n = i < 100 ? i + 1 : 1 + (int)test_bpe_random(LONGEST);
+        for (int j = 0; j < n; j++)
+            text[j] = j > 0 && (i % 3 == 0 || test_bpe_random(3) == 0) ? text[j - 1]
+                                                                       : "aetslrvLD"[test_bpe_random(9)];
+        int count = test_bpe_merge((unsigned char*)text, n, want);
+        differ += test_bpe_encode(&e, text, (size_t)n, (size_t)n) != 0 || e.tokens != (size_t)count ||
+            memcmp(e.token, want, (size_t)count * sizeof *want) != 0;
+    }
+    check(differ == 0, "tokenizer: merges a piece as the naive reference",
+        "%d pieces of up to %d bytes, %d differ", pieces, (int)LONGEST, differ);
+    bpe_encoder_close(&e);
+    bpe_free(&b);
+}
+
 static void test_bpe_bytes(void) {
     enum { LENGTH = 100000 };
     char* text = (char*)malloc(LENGTH);
@@ -509,7 +534,7 @@ static void test_bpe_runs(void) {
         for (int round = 0; round < 2; round++) {
             size_t n = round ? 10 * LENGTH : LENGTH;
             double start = test_bpe_seconds();
-            bad += test_bpe_encode(&e, text, n, 4096) != 0;
+            bad += test_bpe_encode(&e, text, n, 64) != 0;
             took[round] = test_bpe_seconds() - start;
             bad += !test_bpe_same_text(&e, text, n);
         }
@@ -612,7 +637,8 @@ static const test_bpe_fault TEST_BPE_FAULTS[] = {
         "\"decoder\":", "\"decoder\":{\"type\":\"WordPiece\"},\"post_processor\":", "WordPiece"},
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[\"a\",", "merge 1"},
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[[\"a\",\"a\",\"a\"],", "merge 1"},
-    {"json/tokenizer.json", "\"merges\":[", "\"merges\":[", "malformed"},   // cut short there
+    {"json/tokenizer.json", "\"merges\":[", "\"merges\":[", "not JSON"},   // cut short there
+    {"json/tokenizer.json", "\"vocab\":{", "\"vocab\":{\"\\u0144\": 557, ", "spells no bytes"},
     {"pattern.json", "\\\\p{N}{1,3}", "\\\\p{N}{1,2}", "not known"},
     {"pattern.json", "\\\\p{N}{1,3}|", "\\\\p{N}{1,3}+|", "not known"},
     {"pattern.json", "Isolated", "MergedWithNext", "MergedWithNext"},
@@ -628,32 +654,96 @@ static const test_bpe_fault TEST_BPE_FAULTS[] = {
     {"x.tiktoken", "YQ== 158", "YWF6enl4cXc= 158", "0x61"},
 };
 
-// Writes the file with the fault and reads it. 1 if it is refused in one line that says what is wrong.
-static int test_bpe_refuses(const test_bpe_fault* fault) {
+// Writes `broken`: a file in which the text `from` is replaced by `to`, or which ends there where both are
+// the same. Returns whether the text is there.
+static int test_bpe_break(const char* file, const char* from, const char* to, const char* name) {
     size_t n;
-    bpe b;
-    bpe_reader r = {NULL, test_bpe_path(fault->file), test_bpe_err, sizeof test_bpe_err};
+    bpe_reader r = {NULL, test_bpe_path(file), test_bpe_err, sizeof test_bpe_err};
     char* text = bpe_read(&r, &n, NULL);
-    char* at = text ? strstr(text, fault->from) : NULL;
-    int vocab = strncmp(fault->file, "vocab", 5) == 0, cut = at && strcmp(fault->from, fault->to) == 0;
-    FILE* f = test_bpe_create(vocab ? "vocab/broken" : "broken");
+    char* at = text ? strstr(text, from) : NULL;
+    FILE* f = test_bpe_create(name);
     if (at) {
         fwrite(text, 1, (size_t)(at - text), f);
-        fputs(fault->to, f);
-        if (!cut) fputs(at + strlen(fault->from), f);
+        fputs(to, f);
+        if (strcmp(from, to) != 0) fputs(at + strlen(from), f);
     }
     fclose(f);
+    free(text);
     test_bpe_err[0] = 0;
+    return at != NULL;
+}
+
+// Writes the file with the fault and reads it. 1 if it is refused in one line that says what is wrong.
+static int test_bpe_refuses(const test_bpe_fault* fault) {
+    bpe b;
+    int vocab = strncmp(fault->file, "vocab", 5) == 0;   // merges.txt must be beside it
+    const char* name = vocab ? "vocab/broken" : "broken";
+    int there = test_bpe_break(fault->file, fault->from, fault->to, name);
     const char* pattern = strstr(fault->file, "tiktoken") ? "gpt2" : NULL;
-    const char* broken = test_bpe_path(vocab ? "vocab/broken" : "broken");
-    int rc = bpe_load(&b, broken, pattern, test_bpe_err, sizeof test_bpe_err);
-    const char* part = cut ? "not JSON" : fault->part;
-    int ok = at && rc == -1 && strstr(test_bpe_err, part) && strstr(test_bpe_err, "broken") &&
+    int rc = bpe_load(&b, test_bpe_path(name), pattern, test_bpe_err, sizeof test_bpe_err);
+    int ok = there && rc == -1 && strstr(test_bpe_err, fault->part) && strstr(test_bpe_err, "broken") &&
         !strchr(test_bpe_err, '\n');
     if (!ok) printf("  %s, %s: returned %d, message: %s\n", fault->file, fault->to, rc, test_bpe_err);
     if (rc == 0) bpe_free(&b);
-    free(text);
     return ok;
+}
+
+// With ignore_merges, a piece that is a token is that token though no merge makes it. Where every token is
+// made by merges it changes nothing, and not the fingerprint.
+static void test_bpe_whole(void) {
+    static const char* const with[] = {"\"ignore_merges\":false,", "\"ignore_merges\":true,"};
+    static const char from[] = "\"dropout\":null,", extra[] = "\"vocab\":{\"zqz\": 557, ";
+    char to[100];
+    uint64_t fingerprint[2];
+    size_t tokens[2];
+    bpe b;
+    bpe_encoder e;
+    for (int whole = 0; whole < 2; whole++) {
+        test_bpe_break("json/tokenizer.json", from, with[whole], "whole.json");
+        test_bpe_load(&b, "whole.json", NULL);
+        fingerprint[whole] = b.fingerprint;
+        bpe_free(&b);
+        snprintf(to, sizeof to, "%s%s", with[whole], extra);
+        test_bpe_break("json/tokenizer.json", "\"dropout\":null,\"vocab\":{", to, "whole.json");
+        test_bpe_load(&b, "whole.json", NULL);
+        bpe_encoder_open(&e, &b, 0, test_bpe_err, sizeof test_bpe_err);
+        test_bpe_encode(&e, "zqz", 3, 3);
+        tokens[whole] = e.tokens;
+        bpe_encoder_close(&e);
+        bpe_free(&b);
+    }
+    check(tokens[0] == 3 && tokens[1] == 1 && fingerprint[0] == fingerprint[1],
+        "tokenizer: ignore_merges takes whole pieces, and counts only where it changes something",
+        "%zu tokens, with it %zu", tokens[0], tokens[1]);
+}
+
+// Of two special tokens where one starts as the other, the longer is taken, also when text comes byte by
+// byte.
+static void test_bpe_longest(void) {
+    static const char text[] = "a<|endoftext|>1 a<|endoftext|>2<|endoftext|>12<|endoftext|>1";
+    static const uint32_t want[] = {557, 556, 558, 557};
+    char to[300];
+    bpe b;
+    bpe_encoder e;
+    int wrong = 0;
+    snprintf(to, sizeof to,
+        "%s,{\"id\":557,\"content\":\"<|endoftext|>1\",\"special\":true},"
+        "{\"id\":558,\"content\":\"<|endoftext|>12\",\"special\":true}",
+        test_bpe_special);
+    test_bpe_break("json/tokenizer.json", test_bpe_special, to, "longest.json");
+    test_bpe_load(&b, "longest.json", NULL);
+    bpe_encoder_open(&e, &b, 1, test_bpe_err, sizeof test_bpe_err);
+    for (size_t chunk = 0; chunk < sizeof text; chunk++) {
+        size_t found = 0;
+        wrong += test_bpe_encode(&e, text, sizeof text - 1, chunk) != 0;
+        for (size_t i = 0; i < e.tokens; i++)
+            if (e.token[i] >= 556) wrong += found >= 4 || e.token[i] != want[found], found++;
+        wrong += found != 4;
+    }
+    check(wrong == 0, "tokenizer: the longest special token is taken", "chunks of 1 to %zu bytes, %d wrong",
+        sizeof text - 1, wrong);
+    bpe_encoder_close(&e);
+    bpe_free(&b);
 }
 
 static void test_bpe_refusals(void) {
@@ -722,6 +812,7 @@ static void test_bpe(void) {
     test_bpe_write_files();
     test_bpe_forms();
     test_bpe_oracle();
+    test_bpe_pieces();
     test_bpe_bytes();
     test_bpe_chunks();
     test_bpe_memory();
@@ -729,6 +820,8 @@ static void test_bpe(void) {
     test_bpe_specials();
     test_bpe_decoding();
     test_bpe_saving();
+    test_bpe_whole();
+    test_bpe_longest();
     test_bpe_refusals();
     test_bpe_damage();
     int rc = nftw(test_bpe_folder, test_data_remove, 16, FTW_DEPTH | FTW_PHYS);
