@@ -720,28 +720,30 @@ static void test_bpe_whole(void) {
 // Of two special tokens where one starts as the other, the longer is taken, also when text comes byte by
 // byte.
 static void test_bpe_longest(void) {
-    static const char text[] = "a<|endoftext|>1 a<|endoftext|>2<|endoftext|>12<|endoftext|>1";
-    static const uint32_t want[] = {557, 556, 558, 557};
-    char to[300];
+    static const char one[] = "a<|endoftext|>1 a<|endoftext|>2<|endoftext|>12<|endoftext|>1";
+    static const uint32_t want[] = {558, 556, 557, 558};
+    enum { TIMES = 40, LENGTH = (int)sizeof one - 1 };
+    char to[300], text[TIMES * LENGTH];
     bpe b;
     bpe_encoder e;
     int wrong = 0;
+    for (int i = 0; i < TIMES; i++) memcpy(text + i * LENGTH, one, LENGTH);
     snprintf(to, sizeof to,
-        "%s,{\"id\":557,\"content\":\"<|endoftext|>1\",\"special\":true},"
-        "{\"id\":558,\"content\":\"<|endoftext|>12\",\"special\":true}",
+        "%s,{\"id\":557,\"content\":\"<|endoftext|>12\",\"special\":true},"
+        "{\"id\":558,\"content\":\"<|endoftext|>1\",\"special\":true}",
         test_bpe_special);
     test_bpe_break("json/tokenizer.json", test_bpe_special, to, "longest.json");
     test_bpe_load(&b, "longest.json", NULL);
     bpe_encoder_open(&e, &b, 1, test_bpe_err, sizeof test_bpe_err);
-    for (size_t chunk = 0; chunk < sizeof text; chunk++) {
+    for (size_t chunk = 0; chunk < 100; chunk++) {
         size_t found = 0;
-        wrong += test_bpe_encode(&e, text, sizeof text - 1, chunk) != 0;
+        wrong += test_bpe_encode(&e, text, sizeof text, chunk) != 0;
         for (size_t i = 0; i < e.tokens; i++)
-            if (e.token[i] >= 556) wrong += found >= 4 || e.token[i] != want[found], found++;
-        wrong += found != 4;
+            if (e.token[i] >= 556) wrong += e.token[i] != want[found++ % 4];
+        wrong += found != 4 * TIMES;
     }
-    check(wrong == 0, "tokenizer: the longest special token is taken", "chunks of 1 to %zu bytes, %d wrong",
-        sizeof text - 1, wrong);
+    check(wrong == 0, "tokenizer: the longest special token is taken",
+        "%d bytes in chunks of 1 to 99 bytes, %d wrong", (int)sizeof text, wrong);
     bpe_encoder_close(&e);
     bpe_free(&b);
 }
