@@ -114,6 +114,7 @@ static void skip(const char* name, const char* why) {
 }
 
 #include "dev/test_data.h"
+#include "dev/test_bpe.h"
 #include "dev/test_safetensors.h"
 
 static const double EPS = sizeof(real) == 8 ? 2.220446049250313e-16 : 1.1920928955078125e-07;
@@ -4939,6 +4940,7 @@ static const struct {
     {"ranks-runs", test_ranks_runs},
 #else
     {"data", test_data},
+    {"tokenizer", test_bpe},
     {"safetensors", test_safetensors},
     {"schedules", test_schedules},
     {"attention", test_attention},
