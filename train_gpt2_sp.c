@@ -1106,8 +1106,9 @@ MAIN_ONLY static int options_parse(
 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
-// --help of a command: its options, each with its default.
-MAIN_ONLY static void options_help(const Command* command) {
+// --help of a command: its options, each with its default. Not inlined: `program` has options of its own on
+// the stack.
+MAIN_ONLY __attribute__((noinline)) static void options_help(const Command* command) {
     printf("%s %s: %s\n\nusage: ./%s %s %s\n\n", program_name, command->name, command->what, program_name,
         command->name, command->usage);
     for (int i = 0; i < OPTION_COUNT; i++) {
