@@ -372,10 +372,10 @@ def main():
     if lost:
         stop("dev/mutations.txt no longer fits the sources:\n" + "\n".join(lost))
     chosen = select(faults, options)
-    if options.quick:
-        for fault in chosen:
+    for fault in chosen:   # no script need show what the groups show
+        if options.quick or fault.equivalent():
             fault.groups = [g for g in fault.groups if g not in SHELL or g == "host"]
-        chosen = [f for f in chosen if f.groups]
+    chosen = [f for f in chosen if f.groups]
     print(f"{len(faults)} faults, {sum(f.equivalent() for f in faults)} of them equivalent; {len(chosen)} to try")
     if options.check:
         return 0
