@@ -941,13 +941,7 @@ static text_reader test_data_reading(test_data_texts* t) {
 
 // Runs text_documents on a file or folder; t->out has what came.
 static int test_data_text(const char* path, test_data_texts* t) {
-    text_reader r;
-    memset(t, 0, sizeof *t);
-    memset(&r, 0, sizeof r);
-    r.document = test_data_collect;
-    r.user = t;
-    r.err = test_data_err;
-    r.err_size = sizeof test_data_err;
+    text_reader r = test_data_reading(t);
     test_data_err[0] = 0;
     return text_documents(&r, path);
 }
