@@ -5639,10 +5639,11 @@ struct gpt2_sp {
     int64_t tokens_seen;
     double planned_lr;    // of the next step, by the options that the checkpoint was saved with; -1: unknown
     int64_t saved_step;   // newest checkpoint of this run; -1: none
-    int64_t resumed_step;    // checkpoint that the run resumed from; -1: none
-    int64_t newest_step;     // the newest there was then, damaged ones too; -1: none
-    int64_t eot;             // the token that ends documents, EOT_UNNAMED or EOT_NONE
-    int refused;             // it does not fit in memory: mesh and layout are made, ranks are not
+    int64_t resumed_step;          // checkpoint that the run resumed from; -1: none
+    int64_t newest_step;           // the newest there was then, damaged ones too; -1: none
+    int64_t eot;                   // the token that ends documents, EOT_UNNAMED or EOT_NONE
+    char init_folder[PATH_SIZE];   // the model of --init-from that a new run starts from
+    int refused;                   // it does not fit in memory: mesh and layout are made, ranks are not
     Folder out;              // the run's folder, held and locked while this trainer lives; process 0 only
     int lock_fd;             // OUT/.lock in it
     int skipped;             // steps in a row that were not finite
@@ -7633,7 +7634,8 @@ static int data_fits(
     if (d->eot >= 0 && g->eot >= 0 && d->eot != g->eot)
         return fail(e, "--%s ends its documents with token %lld, the model with %lld: another tokenizer",
             option, (long long)d->eot, (long long)g->eot);
-    if (dataset_labels(d, o->seq_len, (int)o->doc_mask, windows) == 0)
+    // without --doc-mask every token but the first is a label
+    if (o->doc_mask && dataset_labels(d, o->seq_len, (int)o->doc_mask, windows) == 0)
         return fail(e,
             "--%s: nothing to learn or to predict in it: no document of its first %lld sequences has a "
             "second "
@@ -7788,11 +7790,11 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 }
 
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
-// (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from. A
-// size that is given and is another than --init-from's is an error; state_read compares it with a run's.
-static int sizes_choose(gpt2_sp_options* o, int64_t* eot, Error* e) {
+// (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from,
+// whose folder is then in `folder`. A size that is given and is another than --init-from's is an error;
+// state_read compares it with a run's.
+static int sizes_choose(gpt2_sp_options* o, char folder[PATH_SIZE], int64_t* eot, Error* e) {
     gpt2_sp_options model;
-    char folder[PATH_SIZE];
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
     *eot = EOT_UNNAMED;
@@ -7835,11 +7837,8 @@ static int start_compare(gpt2_sp* g, const char* folder) {
         (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
         snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
     } else if (g->options.init_from[0]) {
-        char model[PATH_SIZE];
         st_set files;
-        if (model_folder("init-from", g->options.init_from, model, &g->error) != 0 ||
-            st_set_open(&files, model, "model", g->error.text, sizeof g->error.text) != 0)
-            return -1;
+        if (st_set_open(&files, g->init_folder, "model", g->error.text, sizeof g->error.text) != 0) return -1;
         int status = 0;
         uint64_t all = 0, sum = 0;   // of all files together, in their order
         for (int i = 0; status == 0 && i < files.count; i++) {
@@ -7875,8 +7874,7 @@ static int trainer_start(gpt2_sp* g) {
     }
     if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
-    if (model_folder("init-from", g->options.init_from, folder, &g->error) != 0) return -1;
-    LoadJob start = {folder, 0};
+    LoadJob start = {g->init_folder, 0};
     return ranks_run(g, g->device->load, &start);
 }
 
@@ -7972,7 +7970,7 @@ static int work_compare(gpt2_sp* g) {
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (sizes_choose(&g->options, &g->eot, e) != 0) return -1;
+    if (sizes_choose(&g->options, g->init_folder, &g->eot, e) != 0) return -1;
     const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
     if (dataset_open(&g->data, o->data, &how, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
@@ -8771,7 +8769,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     int64_t eot;
-    int status = plan ? sizes_choose(o, &eot, e) : fail(e, "out of memory");
+    char init_folder[PATH_SIZE];
+    int status = plan ? sizes_choose(o, init_folder, &eot, e) : fail(e, "out of memory");
     int64_t vocab = o->vocab ? o->vocab : 50257;
     if (status == 0) status = ranks_choose(o, gpt2_sp_device, 1, e);
     if (status == 0) status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e);
