@@ -199,7 +199,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     TXT(from, "from", "", SAMPLE | EVAL, \
         "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
     TXT(prompt, "prompt", "\n", SAMPLE, \
-        "text to continue, for models of the byte tokenizer; empty: begin a document") \
+        "text to continue, where the model's tokenizer is known; empty: begin a document") \
     TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
         "token numbers to continue instead, separated by commas; what is sampled is printed as numbers " \
         "too") \
@@ -210,7 +210,14 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
     NUM(top_p, "top-p", 1.0, 0, 1, SAMPLE, "sample among the likeliest that make up this probability") \
     INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
-    CHO(tokenizer, "tokenizer", 0, "byte", PREPARE, "how text becomes tokens") \
+    TXT(tokenizer, "tokenizer", "byte", PREPARE, \
+        "how text becomes tokens: byte, or the file or folder of a byte-level BPE tokenizer " \
+        "(gpt2.tiktoken, " \
+        "tokenizer.json, vocab.json with merges.txt beside it)") \
+    CHO(pattern, "pattern", 0, "auto|gpt2|llama3|cl100k|qwen2", PREPARE, \
+        "how text is cut before a .tiktoken file's tokens are looked for; auto: as their number tells") \
+    FLAG(specials, "specials", 0, PREPARE | SAMPLE, \
+        "special tokens that are spelled out in a text are themselves, not the letters of their names") \
     INT(block_tokens, "block-tokens", 65536, 16, 1048576, PREPARE, "tokens of a compressed block") \
     INT(docs, "docs", 16, 1, 100000000, SYNTH, "documents to write") \
     INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, SYNTH, "bytes of a document") \
@@ -324,6 +331,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <omp.h>
 #endif
 
+#include "data/bpe.h"
 #include "data/json.h"
 #include "data/net.h"
 #include "data/safetensors.h"
@@ -1153,6 +1161,64 @@ enum {
     EOT_NONE = -2
 };   // instead of a token that ends documents: not known; there is none
 
+// --- tokenizers ---
+//
+// A tokenizer is known by its fingerprint, which a shard has as the number of its tokenizer. Its files come
+// with a model's folder, and tokenizer.json also inside the shards that `prepare` writes, so that who has
+// either has the text. Flat shards (.bin, u16) name none.
+
+// The byte tokenizer: a token for each byte, and one that ends a document.
+enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
+
+// The number by which shards know a tokenizer.
+static uint32_t tokenizer_number(const bpe* b) {
+    // the fingerprints of tiktoken's gpt2 with <|endoftext|>, and of bpe_load_bytes
+    static const uint64_t gpt2 = 0x1C43EE6C5C6C129Cu, bytes = 0x7750519B18140BA3u;
+    if (b->fingerprint == bytes) return TOK_BYTE;
+    return b->fingerprint == gpt2 ? (uint32_t)TOK_GPT2 : 0x80000000u | (uint32_t)b->fingerprint;
+}
+
+// Whether two numbers are those of two tokenizers for certain: some tools number tokenizers in their own way.
+static int tokenizers_differ(uint32_t a, uint32_t b) {
+    int known = (a <= TOK_GPT2 || a >> 31) && (b <= TOK_GPT2 || b >> 31);
+    return known && a != 0 && b != 0 && a != b;
+}
+
+// A tokenizer's name in messages: "the byte tokenizer", "GPT-2's tokenizer", "tokenizer 8a3f0011".
+typedef struct {
+    char text[40];
+} TokenizerName;
+static TokenizerName tokenizer_name(uint32_t number) {
+    TokenizerName name;
+    snprintf(name.text, sizeof name.text, "tokenizer %08x", number);
+    if (number == TOK_BYTE) snprintf(name.text, sizeof name.text, "the byte tokenizer");
+    if (number == TOK_GPT2) snprintf(name.text, sizeof name.text, "GPT-2's tokenizer");
+    return name;
+}
+
+// The tokenizer that --tokenizer names; its --pattern, or NULL.
+static int tokenizer_open(bpe* b, const char* name, const char* pattern, Error* e) {
+    if (strcmp(name, "byte") != 0) return bpe_load(b, name, pattern, e->text, sizeof e->text);
+    if (pattern) return fail(e, "--pattern %s: the byte tokenizer has none", pattern);
+    return bpe_load_bytes(b, e->text, sizeof e->text);
+}
+
+// The tokenizer in a model's folder. 1: it is in b; 0: the folder has none, and b is empty; -1: it has one
+// that cannot be read. A model with the byte tokenizer's vocabulary needs no files for it.
+static int tokenizer_of_folder(bpe* b, const char* folder, int64_t vocab, Error* e) {
+    memset(b, 0, sizeof *b);
+    int status = 0;
+    if (folder_has(folder, "tokenizer.json") || folder_has(folder, "vocab.json"))
+        status = bpe_load(b, folder, NULL, e->text, sizeof e->text) == 0 ? 1 : -1;
+    else if (vocab == BYTE_VOCAB) status = bpe_load_bytes(b, e->text, sizeof e->text) == 0 ? 1 : -1;
+    if (status == 1 && b->vocab_size > vocab) {
+        status = fail(e, "%.900s: its tokenizer has %u tokens, the model a vocabulary of %lld", folder,
+            b->vocab_size, (long long)vocab);
+        bpe_free(b);
+    }
+    return status;
+}
+
 // The token stream of a run: its shards one after the other.
 typedef struct {
     tok_shard* shards;     // (count)
@@ -1162,6 +1228,7 @@ typedef struct {
     uint64_t tokens;       // of all shards
     uint64_t text_bytes;   // that the tokens stand for; a shard that does not say counts 0
     uint32_t tokenizer, vocab;
+    int named;              // the tokenizer is what the shards say; flat ones are only taken for GPT-2's
     int64_t eot;            // the token that ends documents, or EOT_NONE
     uint64_t fingerprint;   // of the shards' contents in their order
 } Dataset;
@@ -1210,11 +1277,11 @@ static int dataset_add(Dataset* d, const char* path, const DataHow* how, Error* 
     if (d->count == 1) {
         d->tokenizer = s->tokenizer, d->vocab = s->vocab_size;
         d->eot = s->eot == TOK_NO_EOT ? (int64_t)EOT_NONE : (int64_t)s->eot;
+        d->named = s->block_tokens > 0;
     }
     if (!tokens_alike(s->tokenizer, s->vocab_size, d->tokenizer, d->vocab))
-        return fail(e,
-            "%.900s: tokenizer %u with %u tokens, but the shards before it have tokenizer %u with %u", path,
-            s->tokenizer, s->vocab_size, d->tokenizer, d->vocab);
+        return fail(e, "%.900s: %s with %u tokens, but the shards before it have %s with %u", path,
+            tokenizer_name(s->tokenizer).text, s->vocab_size, tokenizer_name(d->tokenizer).text, d->vocab);
     if (s->vocab_size > d->vocab) d->vocab = s->vocab_size;
     d->text_bytes += s->text_bytes;
     d->fingerprint = random_bits(d->fingerprint, s->fingerprint, s->tokens);
@@ -1336,6 +1403,28 @@ static int dataset_open(Dataset* d, const char* list, const DataHow* how, Error*
     return status;
 }
 
+// The tokenizer of the first shard that carries one, or bytes. 1: it is in b; 0: none does, and b is empty.
+static int dataset_tokenizer(const Dataset* d, bpe* b, Error* e) {
+    memset(b, 0, sizeof *b);
+    if (d->tokenizer == TOK_BYTE) return bpe_load_bytes(b, e->text, sizeof e->text) == 0 ? 1 : -1;
+    for (int i = 0; i < d->count; i++) {
+        const tok_shard* s = &d->shards[i];
+        size_t length;
+        char* text = tok_tokenizer(s, &length, e->text, sizeof e->text);
+        if (!text && e->text[0]) return -1;
+        if (!text) continue;
+        int status = bpe_load_carried(b, s->path, text, length, s->eot, e->text, sizeof e->text);
+        free(text);
+        if (status == 0 && tokenizer_number(b) != s->tokenizer) {
+            status = fail(e, "%.900s: it says that it has %s, and carries %s", s->path,
+                tokenizer_name(s->tokenizer).text, tokenizer_name(tokenizer_number(b)).text);
+            bpe_free(b);
+        }
+        return status == 0 ? 1 : -1;
+    }
+    return 0;
+}
+
 // The shard that holds a position of the stream, found by bisection.
 static int dataset_shard_at(const Dataset* d, uint64_t position) {
     int low = 0, high = d->count - 1;
@@ -1371,6 +1460,28 @@ static void dataset_document(const Dataset* d, uint64_t position, uint64_t* begi
     }
     *begin = d->first[s] + start[low];
     *end = d->first[s] + start[low + 1];
+}
+
+// The first run of tokens in `from`..until-1 of the stream that are no labels, as first..last-1; 0 if there
+// is none. A run ends with its shard.
+static int dataset_span(const Dataset* d, uint64_t from, uint64_t until, uint64_t* first, uint64_t* last) {
+    for (int s = from < until ? dataset_shard_at(d, from) : d->count; s < d->count && d->first[s] < until;
+         s++) {
+        const tok_shard* shard = &d->shards[s];
+        uint64_t low = 0, high = shard->spans;   // the first span that ends behind `from`
+        while (low < high) {
+            uint64_t middle = (low + high) / 2;
+            if (d->first[s] + shard->span[middle].first + shard->span[middle].count <= from) low = middle + 1;
+            else high = middle;
+        }
+        if (low == shard->spans) continue;
+        uint64_t begin = d->first[s] + shard->span[low].first;
+        if (begin >= until) return 0;
+        *first = begin > from ? begin : from;
+        *last = begin + shard->span[low].count < until ? begin + shard->span[low].count : until;
+        return 1;
+    }
+    return 0;
 }
 
 // A permutation of 0..n-1, computed: four Feistel rounds on the smallest even number of bits that
@@ -1453,6 +1564,10 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
         memcpy(labels + at, tokens + at + 1, (rows - 1) * sizeof *labels);
         labels[at + (int64_t)rows - 1] = last;
     }
+    uint64_t first, last;
+    for (uint64_t from = position + 1; dataset_span(d, from, position + (uint64_t)T + 1, &first, &last);
+         from = last)
+        labels_clear(seg, (int64_t)(first - position) - 1, (int64_t)(last - position) - 1, labels);
     if (!doc_mask) return 0;
     for (uint64_t t = 0; t < (uint64_t)T;) {
         uint64_t begin, end;
@@ -1465,15 +1580,26 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
     return 0;
 }
 
-// How many of the T tokens from `position` on have a label, by the document index alone: every rank gets the
-// same number.
+// How many of the T tokens from `position` on have a label, by the shards' indexes alone: every rank gets the
+// same number. Of a document's last token, which has none with doc_mask, the label may be masked too.
 static int64_t window_valid(const Dataset* d, uint64_t position, int64_t T, int doc_mask) {
+    uint64_t first, last, from = position, until = position + (uint64_t)T;
     int64_t valid = T;
-    for (uint64_t t = position, begin, end; doc_mask && t < position + (uint64_t)T; t = end) {
+    while (dataset_span(d, from + 1, until + 1, &first, &last)) {
+        valid -= (int64_t)(last - first);
+        from = last - 1;
+    }
+    for (uint64_t t = position, begin, end; doc_mask && t < until; t = end) {
         dataset_document(d, t, &begin, &end);
-        if (end <= position + (uint64_t)T) valid--;
+        if (end <= until && !(dataset_span(d, end, end + 1, &first, &last))) valid--;
     }
     return valid;
+}
+
+// Whether some tokens of the stream are no labels.
+static int dataset_masked(const Dataset* d) {
+    uint64_t first, last;
+    return dataset_span(d, 0, d->tokens, &first, &last);
 }
 
 // How many labels an evaluation of the first `windows` windows counts.
@@ -5643,6 +5769,7 @@ struct gpt2_sp {
     int64_t newest_step;           // the newest there was then, damaged ones too; -1: none
     int64_t eot;                   // the token that ends documents, EOT_UNNAMED or EOT_NONE
     char init_folder[PATH_SIZE];   // the model of --init-from that a new run starts from
+    bpe tokenizer;                 // of the model; empty: not known
     int refused;                   // it does not fit in memory: mesh and layout are made, ranks are not
     Folder out;              // the run's folder, held and locked while this trainer lives; process 0 only
     int lock_fd;             // OUT/.lock in it
@@ -5820,6 +5947,7 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there 
 //         config.json              opens in Transformers as it is)
 //         optimizer.safetensors    m.<name> and v.<name>: AdamW's moments, (out, in) as in memory
 //         state.json               step, next sample, tokens seen, and what the run was
+//         tokenizer.json ...       the tokenizer's files (BPE_FILES), where the run knows it
 //         manifest.txt             "gpt2_sp checkpoint 1", "<file> <bytes> <crc32>" of each, "crc <crc32>" of
 //                                  all lines above
 //
@@ -5831,7 +5959,7 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there 
 // Whose is a folder in OUT? checkpoint_step and checkpoint_ours answer: its name must be exactly the one that
 // this program gives to a step, and its manifest must begin as ours do, which is why a manifest's first line
 // is on the disk before anything else. Links are never ours. Only checkpoint_remove removes, and only the
-// five files above: what else lies in the folder stays, and so does the folder.
+// files above: what else lies in the folder stays, and so does the folder.
 //
 // Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
 // not: every rank reads what it holds.
@@ -5984,10 +6112,12 @@ static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
 }
 
 // The files of a checkpoint, in the order in which they are removed: as long as the manifest is there, it
-// tells whose the others are.
-enum { CHECKPOINT_FILE_COUNT = 5 };
-static const char* const CHECKPOINT_FILES[CHECKPOINT_FILE_COUNT] = {
-    "model.safetensors", "optimizer.safetensors", "config.json", "state.json", "manifest.txt"};
+// tells whose the others are. A manifest names the first four of them, and those of the tokenizer that
+// there are.
+enum { CHECKPOINT_FILE_COUNT = 9, CHECKPOINT_NEEDED = 4 };
+static const char* const CHECKPOINT_FILES[CHECKPOINT_FILE_COUNT] = {"model.safetensors",
+    "optimizer.safetensors", "config.json", "state.json", "tokenizer.json", "tokenizer_config.json",
+    "vocab.json", "merges.txt", "manifest.txt"};
 static const char MANIFEST_MARK[] = "gpt2_sp checkpoint";
 
 // Names of a step's folder: with the number TEMPORARIES the checkpoint itself; with a smaller one a folder
@@ -6066,6 +6196,23 @@ static int checkpoint_text(const Folder* folder, const char* name, const char* t
             f->crc);
     }
     free(f);
+    return status;
+}
+
+// Writes the tokenizer's files, where the run knows it.
+static int checkpoint_tokenizer(
+    const gpt2_sp* g, const Folder* folder, char* manifest, size_t manifest_size, Error* e) {
+    int status = 0;
+    for (int i = 0; status == 0 && g->tokenizer.token && i < bpe_files(&g->tokenizer); i++) {
+        char* text = NULL;
+        size_t size = 0;
+        FILE* memory = open_memstream(&text, &size);
+        int bad = !memory || bpe_write(&g->tokenizer, i, (uint64_t)g->mesh.shape.T, memory) != 0;
+        if (memory && fclose(memory) != 0) bad = 1;
+        status = bad ? fail(e, "out of memory for %s", BPE_FILES[i])
+                     : checkpoint_text(folder, BPE_FILES[i], text, manifest, manifest_size, e);
+        free(text);
+    }
     return status;
 }
 
@@ -6243,6 +6390,7 @@ static int checkpoint_write(gpt2_sp* g, const Folder* folder, int status) {
     if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
     state_text(g, text, sizeof text);
     if (status == 0) status = checkpoint_text(folder, "state.json", text, manifest, sizeof manifest, e);
+    if (status == 0) status = checkpoint_tokenizer(g, folder, manifest, sizeof manifest, e);
     size_t used = strlen(manifest);
     snprintf(manifest + used, sizeof manifest - used, "crc %08x\n",
         (unsigned)crc32(0, (const unsigned char*)manifest, (unsigned)used));
@@ -6259,7 +6407,8 @@ static int checkpoint_verify(const char* folder, Error* e) {
     size_t size;
     char* text = path_in(path, folder, "manifest.txt", e) == 0 ? file_read_text(path, 65536, &size, e) : NULL;
     if (!text) return -1;
-    int version = 0, files = 0, status = 0;
+    int version = 0, status = 0;
+    unsigned named = 0;   // a bit for each of CHECKPOINT_FILES
     char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
     char seal[16];
     snprintf(seal, sizeof seal, "crc %08x\n",
@@ -6272,17 +6421,25 @@ static int checkpoint_verify(const char* folder, Error* e) {
         status = fail(e, "%.900s: version %d, made by a newer version of this program", path, version);
     else if (!last || strcmp(last + 1, seal) != 0)
         status = fail(e, "%.900s: its own CRC does not match", path);
-    for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last; files++) {
+    for (char* line = text; status == 0 && (line = strchr(line, '\n')) != last;) {
         char name[64];
         unsigned long long bytes;
         unsigned sum;
         uint64_t found = 0, expected;
         uint32_t found_sum = 0;
         line++;
-        if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3 || strchr(name, '/')) {
+        if (sscanf(line, "%63s %llu %8x", name, &bytes, &sum) != 3) {
             status = fail(e, "%.900s: a line is not `file bytes crc`", path);
             break;
         }
+        int id = 0;
+        while (id < CHECKPOINT_FILE_COUNT - 1 && strcmp(name, CHECKPOINT_FILES[id]) != 0) id++;
+        if (id == CHECKPOINT_FILE_COUNT - 1 || named & 1u << id) {
+            status = fail(e, "%.900s: names %s, %s", path, name,
+                id == CHECKPOINT_FILE_COUNT - 1 ? "no file of a checkpoint" : "and twice");
+            break;
+        }
+        named |= 1u << id;
         char file[PATH_SIZE];
         expected = bytes;
         status = path_in(file, folder, name, e);
@@ -6294,7 +6451,8 @@ static int checkpoint_verify(const char* folder, Error* e) {
         else if (found_sum != sum)
             status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
     }
-    if (status == 0 && files != 4) status = fail(e, "%.900s: names %d files, expected 4", path, files);
+    for (int i = 0; status == 0 && i < CHECKPOINT_NEEDED; i++)
+        if (!(named & 1u << i)) status = fail(e, "%.900s: does not name %s", path, CHECKPOINT_FILES[i]);
     free(text);
     return status;
 }
@@ -6715,8 +6873,7 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
             return -1;
     }
     if (g->evaluation.count == 0)
-        return fail(&g->error,
-            "nothing to validate: no document of the first %llu sequences has a second token",
+        return fail(&g->error, "nothing to validate: no token of the first %llu sequences is a label",
             (unsigned long long)l->limit);
     return 0;
 }
@@ -7537,6 +7694,7 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     thread_world_free(&g->world);
     dataset_close(&g->data);
     dataset_close(&g->val_data);
+    bpe_free(&g->tokenizer);
     if (g->lock_fd >= 0) close(g->lock_fd);
     folder_close(&g->out);
     free(g);
@@ -7631,15 +7789,17 @@ static int data_fits(
     if (d->vocab > vocab)
         return fail(
             e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
+    uint32_t tokenizer = g->tokenizer.token ? tokenizer_number(&g->tokenizer) : 0;
+    if (d->named && tokenizers_differ(d->tokenizer, tokenizer))
+        return fail(e, "--%s has %s, the model %s", option, tokenizer_name(d->tokenizer).text,
+            tokenizer_name(tokenizer).text);
     if (d->eot >= 0 && g->eot >= 0 && d->eot != g->eot)
         return fail(e, "--%s ends its documents with token %lld, the model with %lld: another tokenizer",
             option, (long long)d->eot, (long long)g->eot);
-    // without --doc-mask every token but the first is a label
-    if (o->doc_mask && dataset_labels(d, o->seq_len, (int)o->doc_mask, windows) == 0)
+    // without --doc-mask and a mask every token but the first is a label
+    if ((o->doc_mask || dataset_masked(d)) && dataset_labels(d, o->seq_len, (int)o->doc_mask, windows) == 0)
         return fail(e,
-            "--%s: nothing to learn or to predict in it: no document of its first %lld sequences has a "
-            "second "
-            "token",
+            "--%s: nothing to learn or to predict in it: no token of its first %lld sequences is a label",
             option, (long long)min_i64(windows, (int64_t)dataset_windows(d, o->seq_len)));
     return 0;
 }
@@ -7770,9 +7930,9 @@ static int model_folder(const char* option, const char* name, char folder[PATH_S
     return 0;
 }
 
-// Whether --out has a run already: the model of its newest checkpoint that can be read, in options, vocab
-// and eot.
-static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, int64_t* eot) {
+// Whether --out has a run already: the model of its newest checkpoint that can be read, in options, vocab,
+// eot and tokenizer.
+static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, int64_t* eot, bpe* tokenizer) {
     char folder[PATH_SIZE], name[STEP_NAME];
     int64_t* steps = NULL;
     Folder run;
@@ -7783,7 +7943,8 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
     for (int i = 0; !found && i < count; i++) {
         checkpoint_name(name, steps[i], TEMPORARIES);
         found = path_in(folder, out, name, &ignored) == 0 &&
-            config_read(folder, model, vocab, eot, &ignored) == 0;
+            config_read(folder, model, vocab, eot, &ignored) == 0 &&
+            tokenizer_of_folder(tokenizer, folder, *vocab, &ignored) >= 0;
     }
     free(steps);
     return found;
@@ -7791,18 +7952,20 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
 // (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from,
-// whose folder is then in `folder`. A size that is given and is another than --init-from's is an error;
-// state_read compares it with a run's.
-static int sizes_choose(gpt2_sp_options* o, char folder[PATH_SIZE], int64_t* eot, Error* e) {
+// whose folder is then in `folder`; with it comes its tokenizer, empty where there is none. A size that is
+// given and is another than --init-from's is an error; state_read compares it with a run's.
+static int sizes_choose(gpt2_sp_options* o, char folder[PATH_SIZE], int64_t* eot, bpe* tokenizer, Error* e) {
     gpt2_sp_options model;
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
+    memset(tokenizer, 0, sizeof *tokenizer);
     *eot = EOT_UNNAMED;
     if (o->val_sequences == 0) o->val_sequences = 8;
-    int resumed = run_model(o->out, &model, &vocab, eot), from = !resumed && o->init_from[0];
+    int resumed = run_model(o->out, &model, &vocab, eot, tokenizer), from = !resumed && o->init_from[0];
     if (from &&
         (model_folder("init-from", o->init_from, folder, e) != 0 ||
-            config_read(folder, &model, &vocab, eot, e) != 0))
+            config_read(folder, &model, &vocab, eot, e) != 0 ||
+            tokenizer_of_folder(tokenizer, folder, vocab, e) < 0))
         return -1;
     if (!resumed && !from) model.layers = model.heads = 4, model.channels = 256, model.seq_len = 1024;
     const struct {
@@ -7953,9 +8116,9 @@ static int work_compare(gpt2_sp* g) {
     if (!text) return fail(&g->error, "out of memory");
     int n = snprintf(text, size,
         "%lld layers\n%lld heads\n%lld channels\na context of %lld\na vocabulary of %lld\nthe end token "
-        "%lld\n",
+        "%lld\nthe tokenizer %016llx\n",
         (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->V,
-        (long long)g->eot);
+        (long long)g->eot, (unsigned long long)g->tokenizer.fingerprint);
     n += dataset_print(&g->data, "data", text + n, size - (size_t)n);
     n += dataset_print(&g->val_data, "val-data", text + n, size - (size_t)n);
     for (int i = 0; i < 2; i++)
@@ -7970,7 +8133,7 @@ static int work_compare(gpt2_sp* g) {
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (sizes_choose(&g->options, g->init_folder, &g->eot, e) != 0) return -1;
+    if (sizes_choose(&g->options, g->init_folder, &g->eot, &g->tokenizer, e) != 0) return -1;
     const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
     if (dataset_open(&g->data, o->data, &how, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
@@ -7981,8 +8144,10 @@ static int trainer_prepare(gpt2_sp* g) {
         return -1;
     if (o->val_data[0] &&
         !tokens_alike(g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab))
-        return fail(e, "--val-data has tokenizer %u with %u tokens, --data tokenizer %u with %u",
-            g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab);
+        return fail(e, "--val-data has %s with %u tokens, --data %s with %u",
+            tokenizer_name(g->val_data.tokenizer).text, g->val_data.vocab,
+            tokenizer_name(g->data.tokenizer).text, g->data.vocab);
+    if (!g->tokenizer.token && dataset_tokenizer(&g->data, &g->tokenizer, e) < 0) return -1;
     if (trainer_init(g, vocab, 1) != 0) return -1;
     int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
@@ -8221,7 +8386,8 @@ static int trainer_load(gpt2_sp* g) {
         return fail(&g->error, "--seq-len %lld: the model's context is %lld", (long long)context,
             (long long)o->seq_len);
     if (context > 0) o->seq_len = context;
-    if (g->eot == EOT_UNNAMED) g->eot = vocab - 1;
+    if (tokenizer_of_folder(&g->tokenizer, folder, vocab, &g->error) < 0) return -1;
+    if (g->eot == EOT_UNNAMED) g->eot = g->tokenizer.token ? (int64_t)g->tokenizer.eot : vocab - 1;
     if (trainer_init(g, vocab, 0) != 0) return -1;
     LoadJob model = {folder, 0};
     int status = ranks_run(g, g->device->load, &model);
@@ -8634,9 +8800,6 @@ static void watch_end(Watch* watch) {
 // The exit status is 0 or 1; a run that a signal ends is saved and exits with 0. The GPU program is this file
 // with another Device: its commands are the same.
 
-// The byte tokenizer: a token for each byte, and one that ends a document.
-enum { BYTE_VOCAB = 257, BYTE_EOT = 256 };
-
 // A whole number from the environment, read and checked as an option's; `other` where the variable is not
 // set.
 static int environment_number(
@@ -8769,8 +8932,10 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
     int64_t eot;
+    bpe tokenizer;
     char init_folder[PATH_SIZE];
-    int status = plan ? sizes_choose(o, init_folder, &eot, e) : fail(e, "out of memory");
+    int status = plan ? sizes_choose(o, init_folder, &eot, &tokenizer, e) : fail(e, "out of memory");
+    if (plan) bpe_free(&tokenizer);
     int64_t vocab = o->vocab ? o->vocab : 50257;
     if (status == 0) status = ranks_choose(o, gpt2_sp_device, 1, e);
     if (status == 0) status = mesh_init(&mesh, schedules, o, vocab, 1, gpt2_sp_device, e);
@@ -8874,16 +9039,12 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
-// A prompt: its tokens, and the text of the byte tokenizer that they are, if they are one.
+// A prompt. Of one that is longer than the context (T) the tokens are counted, and not all kept.
 typedef struct {
-    int32_t* tokens;   // (count)
+    int32_t* tokens;   // (min(count, T))
     int64_t count;
-    char* text;   // NULL: token numbers were given
+    int text;   // it was given as text, and so is what continues it; else as token numbers
 } Prompt;
-static void prompt_free(Prompt* p) {
-    free(p->tokens);
-    free(p->text);
-}
 
 // "464,3290,318" as tokens of a vocabulary, from option `name`; commas and white space separate. More than
 // the context (T) are counted and not kept.
@@ -8905,62 +9066,112 @@ static int tokens_parse(Prompt* p, const char* name, const char* text, int64_t v
     }
 }
 
-// At most `limit` bytes of a file, or of standard input for "-", in *text, with a zero after them; the caller
-// frees it. Their number, or -1. A file that is longer gives limit bytes.
-static int64_t prompt_file(const char* path, int64_t limit, char** text, Error* e) {
-    FILE* file = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
-    if (!file) return fail(e, "--prompt-file %.900s: %s", path, strerror(errno));
-    *text = (char*)malloc((size_t)limit + 1);
-    size_t n = *text ? fread(*text, 1, (size_t)limit, file) : 0;
-    int status = !*text     ? fail(e, "out of memory")
-        : ferror(file) != 0 ? fail(e, "--prompt-file %.900s: %s", path, strerror(errno))
-                            : 0;
-    if (file != stdin) fclose(file);
-    if (status != 0) return -1;
-    (*text)[n] = 0;
-    return (int64_t)n;
+// Adds a piece of a prompt's text to it; `last`: the text ends with it.
+static int prompt_encode(
+    Prompt* p, bpe_encoder* encoder, const char* text, size_t n, int last, int64_t T, Error* e) {
+    if (bpe_encode(encoder, text, n, last, e->text, sizeof e->text) != 0) return -1;
+    for (size_t i = 0; i < encoder->tokens; i++, p->count++)
+        if (p->count < T) p->tokens[p->count] = (int32_t)encoder->token[i];
+    encoder->tokens = 0;
+    return 0;
 }
 
-// Reads what --prompt, --prompt-file or --prompt-tokens stand for; -1 with a line in e. Of a prompt that is
-// longer than the context only the count is right. An empty prompt, or none for a model whose tokens are not
-// bytes, stands for the beginning of a document: the token that ended the one before.
+// Reads --prompt, or --prompt-file (`file`, else NULL), as text in the model's tokens. A file that is longer
+// than the context is not read to its end.
+static int prompt_text(const gpt2_sp* g, Prompt* p, FILE* file, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    const int64_t T = g->mesh.shape.T;
+    bpe_encoder encoder;
+    char* piece = (char*)malloc(1 << 16);
+    int status = bpe_encoder_open(&encoder, &g->tokenizer, (int)o->specials, e->text, sizeof e->text);
+    if (status == 0 && !piece) status = fail(e, "out of memory");
+    if (status == 0 && !file) status = prompt_encode(p, &encoder, o->prompt, strlen(o->prompt), 1, T, e);
+    for (size_t n = 1; status == 0 && file && n > 0 && p->count <= T;) {
+        n = fread(piece, 1, 1 << 16, file);
+        status = ferror(file) ? fail(e, "--prompt-file %.900s: %s", o->prompt_file, strerror(errno))
+                              : prompt_encode(p, &encoder, piece, n, n == 0, T, e);
+    }
+    bpe_encoder_close(&encoder);
+    free(piece);
+    return status;
+}
+
+// Reads --prompt-file as token numbers; of a longer file than a prompt can be only the front.
+static int prompt_numbers(const gpt2_sp* g, Prompt* p, FILE* file, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    // a token number, its sign and what separates it take a dozen characters at most, if no more blanks
+    size_t limit = (size_t)(16 * g->mesh.shape.T + 4096);
+    char* text = (char*)malloc(limit + 1);
+    if (!text) return fail(e, "out of memory");
+    size_t n = fread(text, 1, limit, file);
+    text[n] = 0;
+    int status = ferror(file) ? fail(e, "--prompt-file %.900s: %s", o->prompt_file, strerror(errno))
+        : memchr(text, 0, n)
+        ? fail(e, "--prompt-file %.900s: token numbers, and a zero byte among them", o->prompt_file)
+        : tokens_parse(p, "prompt-file", text, g->mesh.shape.V, g->mesh.shape.T, e);
+    free(text);
+    return status;
+}
+
+// Reads what --prompt, --prompt-file or --prompt-tokens stand for; -1 with a line in e. Text needs the
+// model's tokenizer; without it --prompt-file holds token numbers. An empty prompt, or none for a model
+// without a tokenizer, stands for the beginning of a document: the token that ended the one before.
 static int prompt_read(const gpt2_sp* g, Prompt* p, Error* e) {
     const gpt2_sp_options* o = &g->options;
-    int64_t V = g->mesh.shape.V, T = g->mesh.shape.T, count;
-    int given = strcmp(o->prompt, option_find("prompt")->text) != 0, bytes = V == BYTE_VOCAB;
+    int64_t V = g->mesh.shape.V, T = g->mesh.shape.T;
+    int given = strcmp(o->prompt, option_find("prompt")->text) != 0, known = g->tokenizer.token != NULL;
+    memset(p, 0, sizeof *p);
+    p->text = known && !o->prompt_tokens[0];
     p->tokens = (int32_t*)malloc((size_t)T * sizeof *p->tokens);
     if (!p->tokens) return fail(e, "out of memory");
     if ((o->prompt_tokens[0] != 0) + (o->prompt_file[0] != 0) + given > 1)
         return fail(e, "--prompt, --prompt-file and --prompt-tokens: give one of them");
+    if (!known && (o->specials || (given && o->prompt[0])))
+        return fail(e,
+            "%s is text, and there is no tokenizer beside this model (tokenizer.json, or vocab.json and "
+            "merges.txt): put it there, or give --prompt-tokens",
+            o->specials ? "what --specials speaks of" : "--prompt");
     if (o->prompt_tokens[0]) return tokens_parse(p, "prompt-tokens", o->prompt_tokens, V, T, e);
+    int status = 0;
     if (o->prompt_file[0]) {
-        // a token number, its sign and what separates it take a dozen characters at most, if no more blanks
-        count = prompt_file(o->prompt_file, bytes ? T + 1 : 16 * T + 4096, &p->text, e);
-        if (count < 0) return -1;
-        if (!bytes) {
-            int status = memchr(p->text, 0, (size_t)count)
-                ? fail(e, "--prompt-file %.900s: token numbers, and a zero byte among them", o->prompt_file)
-                : tokens_parse(p, "prompt-file", p->text, V, T, e);
-            free(p->text);
-            p->text = NULL;
-            return status;
-        }
-    } else {
-        count = bytes || given ? (int64_t)strlen(o->prompt) : 0;
-        if (!bytes && count > 0)
-            return fail(e,
-                "--prompt is text of the byte tokenizer's %d tokens, this model has a vocabulary of %lld: "
-                "give "
-                "--prompt-tokens",
-                BYTE_VOCAB, (long long)V);
-        p->text = bytes ? strdup(o->prompt) : NULL;
-    }
-    p->count = max_i64(count, 1);
-    if (count == 0 && g->eot < 0)
+        FILE* file = strcmp(o->prompt_file, "-") == 0 ? stdin : fopen(o->prompt_file, "rb");
+        if (!file) return fail(e, "--prompt-file %.900s: %s", o->prompt_file, strerror(errno));
+        status = known ? prompt_text(g, p, file, e) : prompt_numbers(g, p, file, e);
+        if (file != stdin) fclose(file);
+    } else if (known) status = prompt_text(g, p, NULL, e);
+    if (status != 0 || p->count > 0) return status;
+    if (g->eot < 0)
         return fail(e, "no token ends this model's documents, so none can begin one: give --prompt-tokens");
-    if (count == 0) p->tokens[0] = (int32_t)g->eot;
-    for (int64_t i = 0; i < min_i64(count, T); i++) p->tokens[i] = (unsigned char)p->text[i];
+    p->tokens[p->count++] = (int32_t)g->eot;
     return 0;
+}
+
+// Where a text goes that is printed token by token.
+typedef struct {
+    const gpt2_sp* g;
+    int text;   // as the text that the tokens stand for, in whole characters; else as numbers
+    int64_t printed;
+    bpe_decoder decoder;
+} TokenPrinter;
+
+// Prints a token to stdout at once. The end of a document has no text.
+static void token_print(TokenPrinter* p, int32_t token) {
+    unsigned char out[BPE_MAX_TOKEN + 4];
+    if (!p->text) printf(p->printed++ ? ",%d" : "%d", token);
+    else if (token != p->g->eot) {
+        long n = bpe_decode(&p->g->tokenizer, &p->decoder, (uint32_t)token, out);
+        if (n > 0) fwrite(out, 1, (size_t)n, stdout);
+    }
+    fflush(stdout);
+}
+
+// Prints what is left of the last character, and a line's end.
+static void token_print_end(TokenPrinter* p) {
+    unsigned char out[4];
+    long n = p->text ? bpe_decode_end(&p->decoder, out) : 0;
+    fwrite(out, 1, (size_t)n, stdout);
+    printf("\n");
+    fflush(stdout);
 }
 
 // Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
@@ -8970,7 +9181,6 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     if (!g) return -1;
     int64_t T = g->mesh.shape.T, length = o->length, made = -1;
     Prompt prompt;
-    memset(&prompt, 0, sizeof prompt);
     int status = prompt_read(g, &prompt, &g->error);
     int32_t* tokens = (int32_t*)malloc((size_t)T * sizeof *tokens);
     double start = now_ms();
@@ -8988,20 +9198,17 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     }
     double seconds = (now_ms() - start) / 1e3;
     if (made >= 0) {
-        for (int64_t i = 0; prompt.text && i < prompt.count && prompt.tokens[i] < 256; i++)
-            putchar(prompt.tokens[i]);
-        for (int64_t i = 0; i < made; i++)
-            if (prompt.text) putchar(tokens[i]);
-            else printf(i ? ",%d" : "%d", tokens[i]);
-        printf("\n");
-        fflush(stdout);
+        TokenPrinter printer = {g, prompt.text, 0, {{0}, 0}};
+        for (int64_t i = 0; prompt.text && i < prompt.count; i++) token_print(&printer, prompt.tokens[i]);
+        for (int64_t i = 0; i < made; i++) token_print(&printer, tokens[i]);
+        token_print_end(&printer);
         fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s%s\n", (long long)made, seconds,
             (double)made / seconds, made < length ? "; then the model ended the document" : "");
         if (length < o->length && made == length)
             fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
     } else *e = g->error;
     free(tokens);
-    prompt_free(&prompt);
+    free(prompt.tokens);
     gpt2_sp_destroy(g);
     return made < 0 ? -1 : 0;
 }
@@ -9010,6 +9217,8 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
 enum { LEFT_OUT_SHOWN = 20, LEFT_OUT_REASONS = 16 };
 typedef struct {
     tok_writer writer;
+    bpe tokenizer;
+    bpe_encoder encoder;
     uint64_t documents, bytes;   // so far; bytes of text
     Error* error;                // of the writer
     FILE* left_out;              // lines that name the first entries that are left out, into memory
@@ -9020,20 +9229,73 @@ typedef struct {
     } reasons[LEFT_OUT_REASONS];
 } Preparation;
 
-// Called for every document of an input: appends it to the shard, a token a byte. Empty ones are skipped.
-static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
-    Preparation* p = (Preparation*)user;
-    int32_t tokens[4096];
-    (void)path, (void)line;
-    if (length == 0) return 0;
-    for (size_t at = 0; at < length;) {
-        size_t n = length - at < 4096 ? length - at : 4096;
-        for (size_t i = 0; i < n; i++) tokens[i] = (unsigned char)bytes[at + i];
-        if (tok_writer_add(&p->writer, tokens, n, p->error->text, sizeof p->error->text) != 0) return -1;
-        at += n;
+// Opens the shard at o->out and the encoder of its tokens. On an error nothing is left open.
+static int prepare_open(Preparation* p, const gpt2_sp_options* o, Error* e) {
+    char pattern[16], *file = NULL;
+    size_t size = 0;
+    memset(p, 0, sizeof *p);
+    choice_word(option_find("pattern")->text, o->pattern, pattern, sizeof pattern);
+    if (tokenizer_open(&p->tokenizer, o->tokenizer, o->pattern ? pattern : NULL, e) != 0) return -1;
+    const bpe* b = &p->tokenizer;
+    FILE* memory = open_memstream(&file, &size);
+    int status = !memory || bpe_write(b, 0, 0, memory) != 0 ? fail(e, "out of memory") : 0;
+    if (memory && fclose(memory) != 0) status = fail(e, "out of memory");
+    if (status == 0) status = bpe_encoder_open(&p->encoder, b, (int)o->specials, e->text, sizeof e->text);
+    if (status == 0)
+        status = tok_writer_open(&p->writer, o->out, tokenizer_number(b), b->vocab_size, b->eot,
+            (uint32_t)o->block_tokens, e->text, sizeof e->text);
+    if (status == 0 && tokenizer_number(b) != TOK_BYTE)   // which everybody has
+        status = tok_writer_tokenizer(&p->writer, file, size, e->text, sizeof e->text);
+    free(file);
+    if (status != 0) bpe_encoder_close(&p->encoder), bpe_free(&p->tokenizer);
+    return status;
+}
+
+// Ends the shard, whole where status is 0, else given up. Returns the status with that of its ending.
+static int prepare_close(Preparation* p, int status, Error* e) {
+    if (status == 0) status = tok_writer_finish(&p->writer, e->text, sizeof e->text);
+    else tok_writer_abandon(&p->writer);
+    bpe_encoder_close(&p->encoder);
+    bpe_free(&p->tokenizer);
+    return status;
+}
+
+// Appends what the encoder has to the shard. With --specials a text may end documents by itself.
+static int prepare_tokens(Preparation* p) {
+    const int32_t* tokens = (const int32_t*)(const void*)p->encoder.token;
+    size_t begin = 0, count = p->encoder.tokens;
+    Error* e = p->error;
+    p->encoder.tokens = 0;
+    for (size_t i = 0; i <= count; i++) {
+        if (i < count && (uint32_t)tokens[i] != p->writer.eot) continue;
+        if (tok_writer_add(&p->writer, tokens + begin, i - begin, e->text, sizeof e->text) != 0) return -1;
+        begin = i + 1;
+        if (i == count || p->writer.tokens == p->writer.document) continue;
+        p->documents++;
+        if (tok_writer_end_document(&p->writer, 0, e->text, sizeof e->text) != 0) return -1;
     }
-    p->documents++, p->bytes += length;
-    return tok_writer_end_document(&p->writer, length, p->error->text, sizeof p->error->text);
+    return 0;
+}
+
+// Called for every document of an input: appends its tokens to the shard. Empty ones are skipped.
+static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
+    enum { PIECE = 1 << 20 };   // bytes whose tokens are in memory at a time
+    Preparation* p = (Preparation*)user;
+    Error* e = p->error;
+    (void)path, (void)line;
+    for (size_t at = 0, n; at < length; at += n) {
+        n = length - at < PIECE ? length - at : PIECE;
+        if (bpe_encode(&p->encoder, bytes + at, n, at + n == length, e->text, sizeof e->text) != 0 ||
+            prepare_tokens(p) != 0)
+            return -1;
+    }
+    p->bytes += length;
+    if (p->writer.tokens == p->writer.document) {   // nothing, or --specials has ended it
+        p->writer.text_bytes += length;
+        return 0;
+    }
+    p->documents++;
+    return tok_writer_end_document(&p->writer, length, e->text, sizeof e->text);
 }
 
 // Called for every entry of a folder that is left out.
@@ -9077,19 +9339,15 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     Error callback = {{0}};
     char* left_out = NULL;
     size_t size = 0;
-    memset(&p, 0, sizeof p);
-    p.error = &callback;
     if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
     if (!o->out[0]) return fail(e, "no --out FILE.tok");
+    if (prepare_open(&p, o, e) != 0) return -1;
+    p.error = &callback;
     p.left_out = open_memstream(&left_out, &size);
-    if (!p.left_out) return fail(e, "out of memory");
-    int status = tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, (uint32_t)o->block_tokens,
-        e->text, sizeof e->text);
-    if (status == 0) status = prepare_inputs(&p, inputs, e);
+    int status = p.left_out ? prepare_inputs(&p, inputs, e) : fail(e, "out of memory");
     uint64_t tokens = p.writer.tokens;
-    if (status == 0) status = tok_writer_finish(&p.writer, e->text, sizeof e->text);
-    else tok_writer_abandon(&p.writer);
-    fclose(p.left_out);
+    status = prepare_close(&p, status, e);
+    if (p.left_out) fclose(p.left_out);
     struct stat info;
     if (status == 0 && stat(o->out, &info) == 0)
         printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out,
@@ -9140,14 +9398,9 @@ static int synth_lines(const gpt2_sp_options* o, Error* e) {
 // The documents as a shard.
 static int synth_shard(const gpt2_sp_options* o, Error* e) {
     Preparation p;
-    memset(&p, 0, sizeof p);
+    if (prepare_open(&p, o, e) != 0) return -1;
     p.error = e;
-    if (tok_writer_open(&p.writer, o->out, TOK_BYTE, BYTE_VOCAB, BYTE_EOT, TOK_BLOCK_TOKENS, e->text,
-            sizeof e->text) != 0)
-        return -1;
-    if (synth_documents(o, NULL, &p, e) == 0) return tok_writer_finish(&p.writer, e->text, sizeof e->text);
-    tok_writer_abandon(&p.writer);
-    return -1;
+    return prepare_close(&p, synth_documents(o, NULL, &p, e), e);
 }
 
 // Writes synthetic documents: as a shard, or as text.

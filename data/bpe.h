@@ -38,6 +38,9 @@
 // The fingerprint, 64 bits, covers every token with its id, the merges in their order, the pattern, the
 // special tokens and the end token. It is the same whichever files they came from.
 //
+// A tokenizer.json may also come from memory, out of a file that carries it (bpe_load_carried). The bytes
+// themselves are such a tokenizer too (bpe_load_bytes): 256 tokens, no merges, and an end token.
+//
 // A document is given to an encoder in chunks of any size; the tokens do not depend on where they are cut.
 // What is held back is the piece that is not yet complete, at most BPE_MAX_PIECE bytes; a longer one is an
 // error. A piece of n bytes takes n log n steps.
@@ -134,6 +137,7 @@ typedef struct {
     uint32_t pattern;           // BPE_GPT2 ...
     int whole;                  // a piece that is a token is that token, whatever the merges say
     int direct;                 // the same, or the merges say so too: pieces may be looked up
+    int bytes;                  // every ordinary token is one byte
     uint64_t fingerprint;
     bpe_token* token;      // (vocab_size)
     unsigned char* pool;   // the bytes of all tokens
@@ -185,6 +189,8 @@ typedef struct {   // what is handed down while a tokenizer is read
     const char* path;   // for messages
     char* err;
     size_t err_size;
+    int carried;    // the text is no file of a folder, and
+    uint32_t eot;   // this is its end token
 } bpe_reader;
 
 // ================================================================================
@@ -582,6 +588,12 @@ GPT2_SP_LEAF int bpe_list_specials(const bpe_reader* r) {
 // The end token is `name` where that is given, else <|endoftext|>, else the only special token.
 GPT2_SP_LEAF int bpe_choose_eot(const bpe_reader* r, const char* name) {
     bpe* b = r->b;
+    if (r->carried) {
+        b->eot = r->eot;
+        return b->eot < b->vocab_size && b->token[b->eot].kind == BPE_SPECIAL
+            ? 0
+            : bpe_error(r, "its end token is %" PRIu32 ", which is no special token of it", r->eot);
+    }
     b->eot = bpe_special(b, name ? name : BPE_EOT);
     if (b->eot == BPE_NONE && !name && b->specials == 1) b->eot = b->special[0];
     if (b->eot != BPE_NONE) return 0;
@@ -646,6 +658,9 @@ GPT2_SP_LEAF int bpe_complete(const bpe_reader* r, const char* eot) {
     if (bpe_all_reached(b, &reached)) return bpe_error(r, "no memory");
     b->direct = b->whole || reached;
     if (reached) b->whole = 0;   // it would change nothing
+    b->bytes = 1;
+    for (uint32_t id = 0; id < b->vocab_size; id++)
+        b->bytes &= b->token[id].kind != BPE_ORDINARY || b->token[id].length == 1;
     b->fingerprint = bpe_fingerprint(b);
     return 0;
 }
@@ -876,7 +891,7 @@ GPT2_SP_LEAF char* bpe_beside(
         bpe_error(r, "no memory");
         return NULL;
     }
-    bpe_reader beside = {r->b, *path, r->err, r->err_size};
+    bpe_reader beside = {r->b, *path, r->err, r->err_size, 0, 0};
     return bpe_read(&beside, length, missing);
 }
 
@@ -893,7 +908,7 @@ GPT2_SP_LEAF int bpe_config_eot(const bpe_reader* r, char* name, size_t size) {
         int found = json_get(text, length, "eos_token", &value);
         if (found == 1 && value.s[0] == '{') found = json_get(value.s, value.n, "content", &value);
         int null = found == 1 && value.n == 4 && memcmp(value.s, "null", 4) == 0;
-        bpe_reader beside = {r->b, path, r->err, r->err_size};
+        bpe_reader beside = {r->b, path, r->err, r->err_size, 0, 0};
         if (found < 0 || (found == 1 && !null && json_string(value, name, size) < 0))
             bad = bpe_error(&beside, "eos_token: a string expected, or an object with its \"content\"");
     }
@@ -910,7 +925,7 @@ GPT2_SP_LEAF int bpe_vocab_files(const bpe_reader* r, const char* text, size_t l
     json_span vocab = {text, length};
     if (bpe_vocab(r, vocab, 1)) return -1;
     added = bpe_beside(r, "added_tokens.json", &path, &bytes, &missing);
-    bpe_reader list = {r->b, path, r->err, r->err_size};
+    bpe_reader list = {r->b, path, r->err, r->err_size, 0, 0};
     if (added || missing) {
         char name[BPE_MAX_TOKEN + 1];
         json_span doc = {added, bytes}, key, value;
@@ -929,7 +944,7 @@ GPT2_SP_LEAF int bpe_vocab_files(const bpe_reader* r, const char* text, size_t l
     free(path);
     if (rc || bpe_index(r)) return -1;
     merges = bpe_beside(r, "merges.txt", &path, &bytes, &missing);
-    bpe_reader lines = {r->b, path, r->err, r->err_size};
+    bpe_reader lines = {r->b, path, r->err, r->err_size, 0, 0};
     if (missing) rc = bpe_error(&lines, "it is expected beside vocab.json, and absent");
     else rc = merges ? bpe_merges_txt(&lines, merges, bytes) : -1;
     free(merges);
@@ -1100,7 +1115,7 @@ GPT2_SP_LEAF int bpe_model(const bpe_reader* r, json_span v) {
 GPT2_SP_LEAF int bpe_load_json(const bpe_reader* r, const char* text, size_t length) {
     static const char* const names[] = {"version", "truncation", "padding", "added_tokens", "normalizer",
         "pre_tokenizer", "post_processor", "decoder", "model", NULL};
-    char eot[BPE_MAX_TOKEN + 1];
+    char eot[BPE_MAX_TOKEN + 1] = "";
     json_span doc = {text, length}, m[9], type;
     if (bpe_members(r, doc, "tokenizer.json", names, m)) return -1;
     if (m[1].n) return bpe_error(r, "truncation is not supported; null expected");
@@ -1111,7 +1126,7 @@ GPT2_SP_LEAF int bpe_load_json(const bpe_reader* r, const char* text, size_t len
     }
     if (bpe_pre_tokenizer(r, m[5]) || (m[6].n && bpe_byte_level(r, m[6], "post_processor", NULL)) ||
         (m[7].n && bpe_byte_level(r, m[7], "decoder", NULL)) || bpe_added(r, m[3]) || bpe_model(r, m[8]) ||
-        bpe_config_eot(r, eot, sizeof eot))
+        (!r->carried && bpe_config_eot(r, eot, sizeof eot)))
         return -1;
     return bpe_complete(r, eot[0] ? eot : NULL);
 }
@@ -1135,7 +1150,7 @@ GPT2_SP_LEAF int bpe_load_text(const bpe_reader* r, const char* text, size_t len
 GPT2_SP_LEAF int bpe_load(bpe* b, const char* path, const char* pattern, char* err, size_t err_size) {
     static const char* const files[] = {"tokenizer.json", "vocab.json"};
     struct stat st;
-    bpe_reader r = {b, path, err, err_size};
+    bpe_reader r = {b, path, err, err_size, 0, 0};
     int named = -1, missing = 0, rc = -1;
     char *text = NULL, *inside = NULL;
     size_t length;
@@ -1162,6 +1177,39 @@ GPT2_SP_LEAF int bpe_load(bpe* b, const char* path, const char* pattern, char* e
     if (rc) bpe_free(b);
     free(text);
     free(inside);
+    return rc;
+}
+
+// Reads a tokenizer.json that a file carries; `name` is that file's, for messages, and eot the end token,
+// which a tokenizer.json does not name. On error nothing is left to free.
+GPT2_SP_LEAF int bpe_load_carried(
+    bpe* b, const char* name, const char* text, size_t length, uint32_t eot, char* err, size_t err_size) {
+    bpe_reader r = {b, name, err, err_size, 1, eot};
+    size_t where;
+    memset(b, 0, sizeof *b);
+    bpe_spelling(b);
+    int rc = json_validate(text, length, JSON_MAX_DEPTH, &where)
+        ? bpe_error(&r, "its tokenizer, byte %zu: not JSON", where)
+        : bpe_classes(&r) || bpe_load_json(&r, text, length) ? -1
+                                                             : 0;
+    if (rc) bpe_free(b);
+    return rc;
+}
+
+// The tokenizer whose tokens are the bytes, each by its value, and token 256, <|endoftext|>.
+GPT2_SP_LEAF int bpe_load_bytes(bpe* b, char* err, size_t err_size) {
+    bpe_reader r = {b, NULL, err, err_size, 0, 0};
+    memset(b, 0, sizeof *b);
+    bpe_spelling(b);
+    b->pattern = BPE_GPT2;
+    int rc = bpe_classes(&r);
+    for (uint32_t i = 0; i < 256 && rc == 0; i++) {
+        unsigned char byte = (unsigned char)i;
+        rc = bpe_add(&r, i, &byte, 1, BPE_ORDINARY);
+    }
+    if (rc == 0) rc = bpe_add(&r, 256, BPE_EOT, strlen(BPE_EOT), BPE_SPECIAL);
+    if (rc == 0) rc = bpe_index(&r) || bpe_merge_room(&r, 0) || bpe_complete(&r, NULL) ? -1 : 0;
+    if (rc) bpe_free(b);
     return rc;
 }
 
@@ -1289,7 +1337,7 @@ GPT2_SP_LEAF int bpe_encoder_open(bpe_encoder* e, const bpe* b, int specials, ch
     e->b = b;
     e->specials = specials;
     e->cache = (bpe_cached*)calloc((size_t)1 << BPE_CACHE_BITS, sizeof *e->cache);
-    bpe_reader r = {NULL, NULL, err, err_size};
+    bpe_reader r = {NULL, NULL, err, err_size, 0, 0};
     return e->cache ? 0 : bpe_error(&r, "no memory for an encoder");
 }
 
@@ -1413,13 +1461,21 @@ GPT2_SP_LEAF int bpe_drain(bpe_encoder* e, int last, const bpe_reader* r) {
     return bpe_error(r, "text of more than %d bytes without a place to cut it", (int)BPE_MAX_PIECE);
 }
 
+// A chunk of a document whose tokens are bytes: nothing is ever held back.
+GPT2_SP_LEAF int bpe_encode_bytes(bpe_encoder* e, const unsigned char* p, size_t n, const bpe_reader* r) {
+    if (bpe_token_room(e, n)) return bpe_error(r, "no memory for %zu tokens", n);
+    for (size_t i = 0; i < n; i++) e->token[e->tokens++] = e->b->byte[p[i]];
+    return 0;
+}
+
 // Adds a chunk of a document, and ends the document where last is 1. Tokens that are certain are appended to
 // e->token. On error the document is lost, and the encoder ready for the next.
 GPT2_SP_LEAF int bpe_encode(
     bpe_encoder* e, const void* bytes, size_t n, int last, char* err, size_t err_size) {
     const unsigned char* p = (const unsigned char*)bytes;
-    bpe_reader r = {NULL, NULL, err, err_size};
+    bpe_reader r = {NULL, NULL, err, err_size, 0, 0};
     int rc = 0;
+    if (e->b->bytes && !e->specials) return bpe_encode_bytes(e, p, n, &r);
     do {   // as much as is held already, so that a long piece is not looked at too often
         size_t take = e->held_bytes > BPE_CHUNK ? e->held_bytes : (size_t)BPE_CHUNK;
         if (take > n) take = n;
@@ -1604,7 +1660,7 @@ GPT2_SP_LEAF int bpe_save(const bpe* b, const char* folder, uint64_t max_length,
     int rc = 0;
     for (int i = 0; i < bpe_files(b) && rc == 0; i++) {
         char* path = bpe_join(folder, strlen(folder), BPE_FILES[i]);
-        bpe_reader r = {NULL, path ? path : folder, err, err_size};
+        bpe_reader r = {NULL, path ? path : folder, err, err_size, 0, 0};
         int fd = path ? open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666) : -1;
         FILE* f = fd < 0 ? NULL : fdopen(fd, "wb");
         if (!path) rc = bpe_error(&r, "no memory");

@@ -11,9 +11,10 @@
 //
 //     offset  bytes  header
 //          0      8  magic D4 CF CB 67 70 74 32 0A: "TOK" with the top bits set, "gpt2", newline
-//          8      4  version, 1. Only magic and version keep their place in later versions
+//          8      4  version, 1 or 2. Only magic and version keep their place in later versions
 //         12      4  width: bytes of a token, 2 or 4
-//         16      4  tokenizer: 1 = bytes (vocabulary 257, eot 256), 2 = GPT-2 (50257, 50256), others free
+//         16      4  tokenizer: 1 = bytes (vocabulary 257, eot 256), 2 = GPT-2 (50257, 50256), others free;
+//                    this program writes a tokenizer's fingerprint with the top bit set
 //         20      4  vocab_size: every token is below it; 1..65536 for width 2, 1..2^31-1 for width 4
 //         24      4  eot: the token that ends each document, < vocab_size
 //         28      4  block_tokens: tokens of every block but the last, 1..2^20
@@ -26,15 +27,27 @@
 //         80      4  CRC-32 of the block index
 //         84      4  CRC-32 of the document index
 //         88      4  zero
-//         92      4  CRC-32 of header bytes 0..91
+//         92      4  CRC-32 of header bytes 0..91. Here the header of version 1 ends; in version 2 this is
+//                    the CRC-32 of the span index
+//         96      8  spans
+//        104      4  tokenizer_packed: bytes of the tokenizer's file, compressed; 0 = it has none
+//        108      4  tokenizer_bytes: the same inflated, 0..2^27
+//        112      4  CRC-32 of the compressed bytes
+//        116      4  CRC-32 of header bytes 0..115
 //
-//     96 ..              blocks, back to back: the tokens of a block, `width` bytes each, as one zlib stream
+//     96 or 120 ..       blocks, back to back: the tokens of a block, `width` bytes each, as one zlib stream
 //     block_index ..     16 bytes per block: offset (8), compressed bytes (4), CRC-32 of those bytes (4)
-//     document_index ..  8 bytes per document: its first token. The file ends with the last entry
+//     document_index ..  8 bytes per document: its first token
+//     and behind it ..   16 bytes per span of the loss mask: its first token (8), how many (8)
+//     and behind it ..   the tokenizer's file as one zlib stream: what turns tokens into text again
 //
-// Valid means: the parts touch, so that no byte is without a check; blocks lie in order; each inflates to
-// exactly its tokens, uses up its bytes and has at most n + n/4 + 64 of them for n bytes inflated; documents
-// start at token 0 and strictly increase below `tokens`; each ends with eot.
+// Spans are tokens that are read but not learnt: a prompt whose answer is. Version 1, which has neither spans
+// nor a tokenizer's file, is read but no longer written.
+//
+// Valid means: the parts touch and fill the file, so that no byte is without a check; blocks lie in order;
+// each inflates to exactly its tokens, uses up its bytes and has at most n + n/4 + 64 of them for n bytes
+// inflated; documents start at token 0 and strictly increase below `tokens`; each ends with eot; spans are
+// not empty, lie in order inside the tokens and do not touch.
 //
 // The CRC of a block covers the compressed bytes: damage is found before zlib sees it, and also where it
 // would not change the result (spare bits of a stream). The inflated bytes have zlib's own Adler-32. The
@@ -79,8 +92,10 @@
 enum { TOK_BYTE = 1, TOK_GPT2 = 2 };                    // tokenizer ids
 enum { TOK_FORMAT_AUTO = 0, TOK_FORMAT_RAW_U16 = 1 };   // what a file without a magic is: refused, or raw u16
 enum {
-    TOK_VERSION = 1,
-    TOK_HEADER = 96,                 // bytes
+    TOK_VERSION = 2,                 // the newest
+    TOK_HEADER = 120,                // bytes, of version 2
+    TOK_HEADER_1 = 96,               // and of version 1
+    TOK_MAX_TOKENIZER = 1 << 27,     // bytes of a tokenizer's file
     TOK_BIN_HEADER = 1024,           // bytes of llm.c's
     TOK_BLOCK_TOKENS = 65536,        // the default: 128 KiB of tokens, about a millisecond to inflate
     TOK_MAX_BLOCK_TOKENS = 1 << 20   // so a reader needs at most 12 MiB
@@ -96,6 +111,10 @@ typedef struct {
 } tok_block;
 
 typedef struct {
+    uint64_t first, count;   // tokens that are no labels
+} tok_span;
+
+typedef struct {
     char* path;   // own copy, for messages; NULL = not open
     int fd;
     uint32_t tokenizer, vocab_size, eot;
@@ -104,7 +123,11 @@ typedef struct {
     uint64_t tokens, documents, text_bytes;   // text_bytes 0 = not known
     const uint64_t* document_start;   // documents + 1 entries, the last = tokens; NULL = not indexed yet
     tok_block* block;                 // the block index; NULL when flat
-    uint64_t data;                    // where the tokens of a flat file start
+    tok_span* span;                   // (spans) the loss mask
+    uint64_t spans;
+    uint64_t tokenizer_at;   // where the tokenizer's file lies
+    uint32_t tokenizer_packed, tokenizer_bytes, tokenizer_crc;
+    uint64_t data;   // where the tokens of a flat file start
 } tok_shard;
 
 typedef struct {             // the block last inflated by one reader; start from zeros
@@ -126,13 +149,17 @@ typedef struct {        // a file that is being written as PATH.tmp and takes it
 typedef struct {   // any error abandons it
     tok_output out;
     uint32_t tokenizer, vocab_size, eot, width, block_tokens;
+    int masked;                    // the caller's to set: the tokens that come next are no labels
     uint32_t fill;                 // tokens in raw
     unsigned char *raw, *packed;   // the block being filled, and compressed
     uint64_t tokens, documents, blocks, text_bytes, offset;
     uint64_t document;   // first token of the current document
     tok_block* block;    // the indexes so far
     uint64_t* document_start;
-    uint64_t block_capacity, document_capacity;
+    tok_span* span;
+    uint64_t spans, block_capacity, document_capacity, span_capacity;
+    unsigned char* tokenizer_file;   // compressed
+    uint32_t tokenizer_packed, tokenizer_bytes;
 } tok_writer;
 
 // ================================================================================
@@ -255,8 +282,16 @@ GPT2_SP_LEAF unsigned char* tok_read_index(const tok_shard* s, uint64_t entries,
     return NULL;
 }
 
-// A .tok file of `size` bytes: its header, then both indexes.
-GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err_size) {
+// What the header of a .tok file says of its parts.
+typedef struct {
+    uint64_t start;   // of the blocks
+    uint64_t blocks, block_index, document_index;
+    uint32_t block_crc, document_crc, span_crc;
+} tok_parts;
+
+// Reads the header, the part of it that all versions have and the rest, and holds what it says against the
+// file's size.
+GPT2_SP_LEAF int tok_open_header(tok_shard* s, tok_parts* p, uint64_t size, char* err, size_t err_size) {
     unsigned char h[TOK_HEADER];
     if (size < 12)
         return tok_error(err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has 96", s->path, size);
@@ -266,15 +301,17 @@ GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err
         return tok_error(err, err_size,
             "%s: made by a newer version: format %" PRIu32 ", this program reads %d", s->path, version,
             (int)TOK_VERSION);
-    if (version < TOK_VERSION)
-        return tok_error(err, err_size, "%s: format version is %" PRIu32 ", expected %d", s->path, version,
-            (int)TOK_VERSION);
-    if (size < sizeof h)
-        return tok_error(err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has 96", s->path, size);
-    s->fingerprint = tok_crc(0, h, 92);
-    if (s->fingerprint != tok_get_le(h + 92, 4))
+    if (version < 1)
+        return tok_error(err, err_size, "%s: format version is %" PRIu32 ", expected 1 or %d", s->path,
+            version, (int)TOK_VERSION);
+    uint32_t header = version == 1 ? TOK_HEADER_1 : TOK_HEADER;
+    if (size < header)
+        return tok_error(
+            err, err_size, "%s: truncated: %" PRIu64 " bytes, a header has %" PRIu32, s->path, size, header);
+    s->fingerprint = tok_crc(0, h, header - 4);
+    if (s->fingerprint != tok_get_le(h + header - 4, 4))
         return tok_error(err, err_size, "%s: header: CRC-32 is %08" PRIx32 ", expected %08" PRIx64, s->path,
-            s->fingerprint, tok_get_le(h + 92, 4));
+            s->fingerprint, tok_get_le(h + header - 4, 4));
     s->width = (uint32_t)tok_get_le(h + 12, 4);
     s->tokenizer = (uint32_t)tok_get_le(h + 16, 4);
     s->vocab_size = (uint32_t)tok_get_le(h + 20, 4);
@@ -283,8 +320,17 @@ GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err
     s->tokens = tok_get_le(h + 32, 8);
     s->documents = tok_get_le(h + 40, 8);
     s->text_bytes = tok_get_le(h + 56, 8);
-    uint64_t blocks = tok_get_le(h + 48, 8), block_index = tok_get_le(h + 64, 8),
-             document_index = tok_get_le(h + 72, 8);
+    p->start = header;
+    p->blocks = tok_get_le(h + 48, 8);
+    p->block_index = tok_get_le(h + 64, 8);
+    p->document_index = tok_get_le(h + 72, 8);
+    p->block_crc = (uint32_t)tok_get_le(h + 80, 4);
+    p->document_crc = (uint32_t)tok_get_le(h + 84, 4);
+    p->span_crc = version == 1 ? 0 : (uint32_t)tok_get_le(h + 92, 4);
+    s->spans = version == 1 ? 0 : tok_get_le(h + 96, 8);
+    s->tokenizer_packed = version == 1 ? 0 : (uint32_t)tok_get_le(h + 104, 4);
+    s->tokenizer_bytes = version == 1 ? 0 : (uint32_t)tok_get_le(h + 108, 4);
+    s->tokenizer_crc = version == 1 ? 0 : (uint32_t)tok_get_le(h + 112, 4);
     if (tok_check_shape(
             s->path, s->tokenizer, s->vocab_size, s->eot, s->width, s->block_tokens, err, err_size))
         return -1;
@@ -294,49 +340,67 @@ GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err
         return tok_error(err, err_size,
             "%s: %" PRIu64 " tokens in %" PRIu64 " documents, expected 1..2^48 and 1..tokens", s->path,
             s->tokens, s->documents);
-    if (blocks != (s->tokens + s->block_tokens - 1) / s->block_tokens)
+    if (p->blocks != (s->tokens + s->block_tokens - 1) / s->block_tokens)
         return tok_error(err, err_size, "%s: %" PRIu64 " blocks, expected %" PRIu64 " for %" PRIu64 " tokens",
-            s->path, blocks, (s->tokens + s->block_tokens - 1) / s->block_tokens, s->tokens);
-    // Every count is now held against the bytes that are there: entries <= size / entry bytes, so nothing
-    // overflows.
-    if (blocks > size / 16 || s->documents > size / 8 || document_index > size ||
-        document_index + 8 * s->documents != size || block_index > size || block_index < TOK_HEADER ||
-        block_index + 16 * blocks != document_index)
+            s->path, p->blocks, (s->tokens + s->block_tokens - 1) / s->block_tokens, s->tokens);
+    if (s->tokenizer_bytes > TOK_MAX_TOKENIZER || (s->tokenizer_bytes == 0) != (s->tokenizer_packed == 0))
+        return tok_error(err, err_size, "%s: a tokenizer's file of %" PRIu32 " bytes in %" PRIu32, s->path,
+            s->tokenizer_bytes, s->tokenizer_packed);
+    return 0;
+}
+
+// Do the parts touch and fill the file? Every count is held against the bytes that are there: entries <=
+// size / entry bytes, so nothing overflows.
+GPT2_SP_LEAF int tok_parts_fit(tok_shard* s, const tok_parts* p, uint64_t size, char* err, size_t err_size) {
+    uint64_t span_index = p->document_index + 8 * s->documents;
+    s->tokenizer_at = span_index + 16 * s->spans;
+    if (p->blocks > size / 16 || s->documents > size / 8 || s->spans > size / 16 ||
+        p->document_index > size || p->block_index > size || p->block_index < p->start ||
+        p->block_index + 16 * p->blocks != p->document_index || s->tokenizer_at + s->tokenizer_packed != size)
         return tok_error(err, err_size,
             "%s: %" PRIu64 " bytes do not fit the header: %" PRIu64 " blocks indexed at %" PRIu64 ", %" PRIu64
-            " documents indexed at %" PRIu64 " to the end (truncated, or bytes added)",
-            s->path, size, blocks, block_index, s->documents, document_index);
+            " documents indexed at %" PRIu64 ", %" PRIu64 " spans and %" PRIu32
+            " bytes to the end (truncated, or bytes added)",
+            s->path, size, p->blocks, p->block_index, s->documents, p->document_index, s->spans,
+            s->tokenizer_packed);
+    return 0;
+}
 
+// Reads the block index.
+GPT2_SP_LEAF int tok_open_blocks(tok_shard* s, const tok_parts* p, char* err, size_t err_size) {
     unsigned char* raw =
-        tok_read_index(s, blocks, 16, block_index, tok_get_le(h + 80, 4), "block index", err, err_size);
+        tok_read_index(s, p->blocks, 16, p->block_index, p->block_crc, "block index", err, err_size);
     if (!raw) return -1;
-    s->block = (tok_block*)tok_malloc(blocks, sizeof *s->block);
+    s->block = (tok_block*)tok_malloc(p->blocks, sizeof *s->block);
     if (!s->block) {
         free(raw);
-        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", s->path, blocks);
+        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " blocks", s->path, p->blocks);
     }
-    uint64_t at = TOK_HEADER;   // where the next block has to start
-    for (uint64_t i = 0; i < blocks; i++) {
+    uint64_t at = p->start;   // where the next block has to start
+    for (uint64_t i = 0; i < p->blocks; i++) {
         tok_block b = {tok_get_le(raw + 16 * i, 8), (uint32_t)tok_get_le(raw + 16 * i + 8, 4),
             (uint32_t)tok_get_le(raw + 16 * i + 12, 4)};
         uint64_t most = tok_bound((uint64_t)tok_block_length(s, i) * s->width);
-        if (b.offset != at || b.bytes < 1 || b.bytes > most || b.bytes > block_index - at) {
+        if (b.offset != at || b.bytes < 1 || b.bytes > most || b.bytes > p->block_index - at) {
             free(raw);
             return tok_error(err, err_size,
                 "%s: block %" PRIu64 ": %" PRIu32 " bytes at byte %" PRIu64 ", expected 1..%" PRIu64
                 " bytes at byte %" PRIu64 " and before byte %" PRIu64,
-                s->path, i, b.bytes, b.offset, most, at, block_index);
+                s->path, i, b.bytes, b.offset, most, at, p->block_index);
         }
         s->block[i] = b;
         at += b.bytes;
     }
     free(raw);
-    if (at != block_index)
-        return tok_error(
-            err, err_size, "%s: blocks end at byte %" PRIu64 ", expected %" PRIu64, s->path, at, block_index);
+    if (at == p->block_index) return 0;
+    return tok_error(
+        err, err_size, "%s: blocks end at byte %" PRIu64 ", expected %" PRIu64, s->path, at, p->block_index);
+}
 
-    raw = tok_read_index(
-        s, s->documents, 8, document_index, tok_get_le(h + 84, 4), "document index", err, err_size);
+// Reads the document index.
+GPT2_SP_LEAF int tok_open_documents(tok_shard* s, const tok_parts* p, char* err, size_t err_size) {
+    unsigned char* raw = tok_read_index(
+        s, s->documents, 8, p->document_index, p->document_crc, "document index", err, err_size);
     if (!raw) return -1;
     uint64_t* start = (uint64_t*)tok_malloc(s->documents + 1, sizeof *start);
     s->document_start = start;
@@ -354,6 +418,68 @@ GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err
         return tok_error(err, err_size, "%s: no memory for %" PRIu64 " documents", s->path, s->documents);
     start[s->documents] = s->tokens;
     return 0;
+}
+
+// Reads the spans of the loss mask.
+GPT2_SP_LEAF int tok_open_spans(tok_shard* s, const tok_parts* p, char* err, size_t err_size) {
+    if (s->spans == 0) return 0;
+    unsigned char* raw = tok_read_index(
+        s, s->spans, 16, p->document_index + 8 * s->documents, p->span_crc, "span index", err, err_size);
+    if (!raw) return -1;
+    s->span = (tok_span*)tok_malloc(s->spans, sizeof *s->span);
+    uint64_t free_from = 0;   // the first token that the next span may have
+    for (uint64_t i = 0; s->span && i < s->spans; i++) {
+        tok_span span = {tok_get_le(raw + 16 * i, 8), tok_get_le(raw + 16 * i + 8, 8)};
+        if (span.count < 1 || span.first < free_from || span.first >= s->tokens ||
+            span.count > s->tokens - span.first) {
+            free(raw);
+            return tok_error(err, err_size,
+                "%s: span %" PRIu64 " has %" PRIu64 " tokens from token %" PRIu64
+                " on, expected at least one, from %" PRIu64 " on and below %" PRIu64,
+                s->path, i, span.count, span.first, free_from, s->tokens);
+        }
+        s->span[i] = span;
+        free_from = span.first + span.count + 1;
+    }
+    free(raw);
+    return s->span ? 0 : tok_error(err, err_size, "%s: no memory for %" PRIu64 " spans", s->path, s->spans);
+}
+
+// A .tok file of `size` bytes: its header, then its indexes.
+GPT2_SP_LEAF int tok_open_tok(tok_shard* s, uint64_t size, char* err, size_t err_size) {
+    tok_parts p;
+    memset(&p, 0, sizeof p);
+    return tok_open_header(s, &p, size, err, err_size) || tok_parts_fit(s, &p, size, err, err_size) ||
+            tok_open_blocks(s, &p, err, err_size) || tok_open_documents(s, &p, err, err_size) ||
+            tok_open_spans(s, &p, err, err_size)
+        ? -1
+        : 0;
+}
+
+// The tokenizer's file that a shard carries, with a NUL behind; the caller frees it. NULL without a message:
+// it carries none; with one: it cannot be read.
+GPT2_SP_LEAF char* tok_tokenizer(const tok_shard* s, size_t* length, char* err, size_t err_size) {
+    *length = s->tokenizer_bytes;
+    if (err && err_size) err[0] = 0;
+    if (s->tokenizer_bytes == 0) return NULL;
+    unsigned char* packed = (unsigned char*)tok_malloc(s->tokenizer_packed, 1);
+    char* text = (char*)tok_malloc((uint64_t)s->tokenizer_bytes + 1, 1);
+    uLongf got = s->tokenizer_bytes;
+    uLong used = s->tokenizer_packed;
+    int rc = packed && text ? 0 : tok_error(err, err_size, "%s: no memory for its tokenizer", s->path);
+    if (rc == 0) rc = tok_pread(s, packed, s->tokenizer_packed, s->tokenizer_at, "tokenizer", err, err_size);
+    if (rc == 0 &&
+        (tok_crc(0, packed, s->tokenizer_packed) != s->tokenizer_crc ||
+            uncompress2((unsigned char*)text, &got, packed, &used) != Z_OK || got != s->tokenizer_bytes ||
+            used != s->tokenizer_packed))
+        rc = tok_error(err, err_size, "%s: the tokenizer's file in it is damaged", s->path);
+    free(packed);
+    if (rc == 0) {
+        text[got] = 0;
+        return text;
+    }
+    free(text);
+    return NULL;
 }
 
 // A flat file of GPT-2 tokens from byte s->data on.
@@ -383,6 +509,7 @@ GPT2_SP_LEAF void tok_close(tok_shard* s) {
     if (s->fd >= 0) close(s->fd);
     free(s->path);
     free(s->block);
+    free(s->span);
     free((void*)s->document_start);
     memset(s, 0, sizeof *s);
     s->fd = -1;
@@ -773,6 +900,8 @@ GPT2_SP_LEAF void tok_writer_abandon(tok_writer* w) {
     free(w->packed);
     free(w->block);
     free(w->document_start);
+    free(w->span);
+    free(w->tokenizer_file);
     memset(w, 0, sizeof *w);
     w->out.fd = -1;
 }
@@ -800,10 +929,26 @@ GPT2_SP_LEAF int tok_writer_flush(tok_writer* w, char* err, size_t err_size) {
     return tok_writer_append(w, w->packed, bytes, err, err_size);
 }
 
+// The next token is no label: the last span grows by it, or a new one begins.
+GPT2_SP_LEAF int tok_writer_masked(tok_writer* w, char* err, size_t err_size) {
+    if (w->spans > 0 && w->span[w->spans - 1].first + w->span[w->spans - 1].count == w->tokens) {
+        w->span[w->spans - 1].count++;
+        return 0;
+    }
+    tok_span* grown = (tok_span*)tok_grow(w->span, &w->span_capacity, w->spans + 1, sizeof *grown);
+    if (!grown)
+        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " spans", w->out.tmp, w->spans + 1);
+    w->span = grown;
+    tok_span one = {w->tokens, 1};
+    w->span[w->spans++] = one;
+    return 0;
+}
+
 GPT2_SP_LEAF int tok_writer_token(tok_writer* w, uint32_t token, char* err, size_t err_size) {
     if (w->tokens >= TOK_MAX_TOKENS)
         return tok_error(err, err_size, "%s: more than 2^48 tokens", w->out.path);
     if (w->fill == w->block_tokens && tok_writer_flush(w, err, err_size)) return -1;
+    if (w->masked && tok_writer_masked(w, err, err_size)) return -1;
     tok_put_le(w->raw + (size_t)w->fill++ * w->width, token, (int)w->width);
     w->tokens++;
     return 0;
@@ -834,6 +979,25 @@ GPT2_SP_LEAF int tok_writer_open(tok_writer* w, const char* path, uint32_t token
     w->packed = (unsigned char*)tok_malloc(tok_bound(bytes), 1);
     if (w->raw && w->packed) return 0;
     tok_error(err, err_size, "%s: no memory for a block of %" PRIu32 " tokens", path, w->block_tokens);
+    return tok_writer_fail(w);
+}
+
+// Gives the shard its tokenizer's file, to carry. Comes before the first token.
+GPT2_SP_LEAF int tok_writer_tokenizer(
+    tok_writer* w, const void* file, uint64_t bytes, char* err, size_t err_size) {
+    uLongf packed = bytes <= TOK_MAX_TOKENIZER ? compressBound((uLong)bytes) : 0;
+    if (bytes < 1 || bytes > TOK_MAX_TOKENIZER || w->tokens > 0) {
+        tok_error(err, err_size, "%s: a tokenizer's file of %" PRIu64 " bytes, expected 1..%d", w->out.path,
+            bytes, (int)TOK_MAX_TOKENIZER);
+        return tok_writer_fail(w);
+    }
+    w->tokenizer_file = (unsigned char*)tok_malloc(packed, 1);
+    int rc = w->tokenizer_file
+        ? compress2(w->tokenizer_file, &packed, (const unsigned char*)file, (uLong)bytes, 9)
+        : Z_MEM_ERROR;
+    w->tokenizer_packed = (uint32_t)packed, w->tokenizer_bytes = (uint32_t)bytes;
+    if (rc == Z_OK) return 0;
+    tok_error(err, err_size, "%s: the tokenizer's file: zlib: %s", w->out.tmp, zError(rc));
     return tok_writer_fail(w);
 }
 
@@ -870,16 +1034,28 @@ GPT2_SP_LEAF int tok_writer_end_document(tok_writer* w, uint64_t text_bytes, cha
     return 0;
 }
 
-// Writes one index in pieces of 4 KiB and returns its CRC.
-GPT2_SP_LEAF int tok_writer_index(tok_writer* w, int documents, uint32_t* crc, char* err, size_t err_size) {
+// Writes `entries` of an index in pieces of 4 KiB and leaves its CRC; an entry is one number of 8 bytes, or
+// also a second.
+typedef enum { TOK_BLOCK_INDEX, TOK_DOCUMENT_INDEX, TOK_SPAN_INDEX } tok_index;
+GPT2_SP_LEAF int tok_writer_index(tok_writer* w, tok_index which, uint32_t* crc, char* err, size_t err_size) {
     unsigned char piece[4096];
-    size_t each = documents ? 8 : 16, fill = 0;
-    uint64_t entries = documents ? w->documents : w->blocks;
+    size_t each = which == TOK_DOCUMENT_INDEX ? 8 : 16, fill = 0;
+    uint64_t entries = which == TOK_BLOCK_INDEX ? w->blocks
+        : which == TOK_DOCUMENT_INDEX           ? w->documents
+                                                : w->spans;
     *crc = 0;
     for (uint64_t i = 0; i < entries; i++) {
-        tok_put_le(piece + fill, documents ? w->document_start[i] : w->block[i].offset, 8);
-        if (!documents) tok_put_le(piece + fill + 8, w->block[i].bytes, 4);
-        if (!documents) tok_put_le(piece + fill + 12, w->block[i].crc, 4);
+        switch (which) {
+        case TOK_BLOCK_INDEX:
+            tok_put_le(piece + fill, w->block[i].offset, 8);
+            tok_put_le(piece + fill + 8, w->block[i].bytes, 4);
+            tok_put_le(piece + fill + 12, w->block[i].crc, 4);
+            break;
+        case TOK_DOCUMENT_INDEX: tok_put_le(piece + fill, w->document_start[i], 8); break;
+        default:
+            tok_put_le(piece + fill, w->span[i].first, 8);
+            tok_put_le(piece + fill + 8, w->span[i].count, 8);
+        }
         fill += each;
         if (fill < sizeof piece && i + 1 < entries) continue;
         *crc = tok_crc(*crc, piece, fill);
@@ -897,11 +1073,14 @@ GPT2_SP_LEAF int tok_writer_complete(tok_writer* w, char* err, size_t err_size) 
         return tok_error(err, err_size, "%s: no documents, expected at least one", w->out.path);
     if (w->fill && tok_writer_flush(w, err, err_size)) return -1;
     unsigned char h[TOK_HEADER] = {0};
-    uint32_t block_crc, document_crc;
+    uint32_t block_crc, document_crc, span_crc;
     uint64_t block_index = w->offset;
-    if (tok_writer_index(w, 0, &block_crc, err, err_size)) return -1;
+    if (tok_writer_index(w, TOK_BLOCK_INDEX, &block_crc, err, err_size)) return -1;
     uint64_t document_index = w->offset;
-    if (tok_writer_index(w, 1, &document_crc, err, err_size)) return -1;
+    if (tok_writer_index(w, TOK_DOCUMENT_INDEX, &document_crc, err, err_size) ||
+        tok_writer_index(w, TOK_SPAN_INDEX, &span_crc, err, err_size) ||
+        tok_writer_append(w, w->tokenizer_file, w->tokenizer_packed, err, err_size))
+        return -1;
     memcpy(h, TOK_MAGIC, 8);
     tok_put_le(h + 8, TOK_VERSION, 4);
     tok_put_le(h + 12, w->width, 4);
@@ -917,7 +1096,12 @@ GPT2_SP_LEAF int tok_writer_complete(tok_writer* w, char* err, size_t err_size) 
     tok_put_le(h + 72, document_index, 8);
     tok_put_le(h + 80, block_crc, 4);
     tok_put_le(h + 84, document_crc, 4);
-    tok_put_le(h + 92, tok_crc(0, h, 92), 4);
+    tok_put_le(h + 92, span_crc, 4);
+    tok_put_le(h + 96, w->spans, 8);
+    tok_put_le(h + 104, w->tokenizer_packed, 4);
+    tok_put_le(h + 108, w->tokenizer_bytes, 4);
+    tok_put_le(h + 112, tok_crc(0, w->tokenizer_file, w->tokenizer_packed), 4);
+    tok_put_le(h + 116, tok_crc(0, h, 116), 4);
     return tok_output_put(&w->out, h, sizeof h, 0, err, err_size);   // last: until now the file is no shard
 }
 

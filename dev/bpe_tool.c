@@ -90,7 +90,7 @@ static int bench(const bpe* b, char** files) {
     for (; *files; files++) {
         double best = 1e30;
         size_t length, tokens = 0;
-        bpe_reader r = {NULL, *files, err, sizeof err};
+        bpe_reader r = {NULL, *files, err, sizeof err, 0, 0};
         char* text = bpe_read(&r, &length, NULL);
         if (!text) return fail();
         for (int i = 0; i < 5; i++) {

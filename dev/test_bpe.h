@@ -658,7 +658,7 @@ static const test_bpe_fault TEST_BPE_FAULTS[] = {
 // the same. Returns whether the text is there.
 static int test_bpe_break(const char* file, const char* from, const char* to, const char* name) {
     size_t n;
-    bpe_reader r = {NULL, test_bpe_path(file), test_bpe_err, sizeof test_bpe_err};
+    bpe_reader r = {NULL, test_bpe_path(file), test_bpe_err, sizeof test_bpe_err, 0, 0};
     char* text = bpe_read(&r, &n, NULL);
     char* at = text ? strstr(text, from) : NULL;
     FILE* f = test_bpe_create(name);
@@ -776,7 +776,7 @@ static void test_bpe_damage(void) {
     for (int i = 0; i < 3 * rounds; i++) {
         size_t n;
         bpe b;
-        bpe_reader r = {NULL, test_bpe_path(files[i % 3]), test_bpe_err, sizeof test_bpe_err};
+        bpe_reader r = {NULL, test_bpe_path(files[i % 3]), test_bpe_err, sizeof test_bpe_err, 0, 0};
         char* text = bpe_read(&r, &n, NULL);
         for (uint32_t j = 0; text && j < 1 + test_bpe_random(3); j++)
             text[test_bpe_random((uint32_t)n)] = "\"\\{}[],:0 9a=\n\xFF"[test_bpe_random(15)];

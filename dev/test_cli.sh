@@ -565,7 +565,7 @@ check "sample of GPT-2's vocabulary goes by numbers" \
 check "sample of GPT-2's vocabulary begins a document" \
     samples '^[0-9]+(,[0-9]+){11}$' --from runs/numbers --length 12 --top-k 100
 check "sample: text for GPT-2's vocabulary is refused" \
-    refused '50257: give --prompt-tokens' sample --from runs/numbers --prompt It
+    refused 'there is no tokenizer beside this model' sample --from runs/numbers --prompt It
 check "sample: text and numbers together are refused" \
     refused 'one of them' sample --from runs/whole --prompt It --prompt-tokens 73
 check "sample: a number beyond the vocabulary is refused" \
@@ -714,7 +714,7 @@ check "sample reads a prompt from standard input" \
     sh -c '"$0" sample --from runs/whole --prompt-file - --length 2 --threads 1 < prompt.txt 2> err | grep -q "^A prompt"' "$program"
 yes x | head -c 1000 > long.txt
 check "sample: a file longer than the context is refused" \
-    refused 'at least 65 tokens, the context holds 64' sample --from runs/whole --prompt-file long.txt
+    refused 'at least 1000 tokens, the context holds 64' sample --from runs/whole --prompt-file long.txt
 check "sample: a prompt file that is missing is refused" \
     refused 'nowhere' sample --from runs/whole --prompt-file nowhere
 printf '1, 2\n3\n' > numbers.txt

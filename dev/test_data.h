@@ -77,6 +77,10 @@ static int test_data_read_all(const char* path, int format, const int32_t* want,
     uint64_t n = s.tokens < (1 << 20) ? s.tokens : 1 << 20;
     int32_t* tokens = (int32_t*)malloc(n * sizeof *tokens);
     int rc = tok_read(&s, &c, 0, n, tokens, test_data_err, sizeof test_data_err);
+    size_t length;
+    char* tokenizer = rc == 0 ? tok_tokenizer(&s, &length, test_data_err, sizeof test_data_err) : NULL;
+    if (rc == 0 && !tokenizer && test_data_err[0]) rc = -1;
+    free(tokenizer);
     if (rc == 0 && want && (n != count || memcmp(tokens, want, n * sizeof *want) != 0)) rc = 1;
     free(tokens);
     tok_cursor_free(&c);
@@ -92,6 +96,12 @@ typedef struct {   // a .tok file in memory, with where its parts are
     size_t length, block_index, document_index;
 } test_data_file;
 
+// Makes the header's CRC right again, of either version.
+static void test_data_fix_header(test_data_file* f) {
+    int end = tok_get_le(f->bytes + 8, 4) == 1 ? 92 : 116;
+    tok_put_le(f->bytes + end, tok_crc(0, f->bytes, (uint64_t)end), 4);
+}
+
 // Makes all CRCs right again, blocks' included; the parts are where they were.
 static void test_data_fix(test_data_file* f, int blocks, int documents) {
     for (int i = 0; i < blocks; i++) {
@@ -102,24 +112,31 @@ static void test_data_fix(test_data_file* f, int blocks, int documents) {
     }
     tok_put_le(f->bytes + 80, tok_crc(0, f->bytes + f->block_index, 16 * (size_t)blocks), 4);
     tok_put_le(f->bytes + 84, tok_crc(0, f->bytes + f->document_index, 8 * (size_t)documents), 4);
-    tok_put_le(f->bytes + 92, tok_crc(0, f->bytes, 92), 4);
+    if (tok_get_le(f->bytes + 8, 4) == 2) {
+        size_t spans = f->document_index + 8 * (size_t)documents,
+               bytes = 16 * (size_t)tok_get_le(f->bytes + 96, 8);
+        tok_put_le(f->bytes + 92, tok_crc(0, f->bytes + spans, bytes), 4);
+        tok_put_le(f->bytes + 112, tok_crc(0, f->bytes + spans + bytes, tok_get_le(f->bytes + 104, 4)), 4);
+    }
+    test_data_fix_header(f);
 }
 
 // A shard of one document and one block, whose payload is given as it is to be in the file.
-static void test_data_build(test_data_file* f, const unsigned char* payload, size_t bytes, uint32_t tokens,
-    int width, uint32_t vocab_size) {
-    memset(f->bytes, 0, TOK_HEADER);
+static void test_data_build(test_data_file* f, int version, const unsigned char* payload, size_t bytes,
+    uint32_t tokens, int width, uint32_t vocab_size) {
+    size_t header = version == 1 ? TOK_HEADER_1 : TOK_HEADER;
+    memset(f->bytes, 0, header);
     memcpy(f->bytes, TOK_MAGIC, 8);
     const uint32_t small[] = {
-        TOK_VERSION, (uint32_t)width, vocab_size == 257 ? 1u : 7u, vocab_size, vocab_size - 1, tokens};
-    const uint64_t large[] = {tokens, 1, 1, 5, TOK_HEADER + bytes, TOK_HEADER + bytes + 16};
+        (uint32_t)version, (uint32_t)width, vocab_size == 257 ? 1u : 7u, vocab_size, vocab_size - 1, tokens};
+    const uint64_t large[] = {tokens, 1, 1, 5, header + bytes, header + bytes + 16};
     for (int i = 0; i < 6; i++) tok_put_le(f->bytes + 8 + 4 * i, small[i], 4);
     for (int i = 0; i < 6; i++) tok_put_le(f->bytes + 32 + 8 * i, large[i], 8);
-    memcpy(f->bytes + TOK_HEADER, payload, bytes);
-    f->block_index = TOK_HEADER + bytes;
+    memcpy(f->bytes + header, payload, bytes);
+    f->block_index = header + bytes;
     f->document_index = f->block_index + 16;
     f->length = f->document_index + 8;
-    tok_put_le(f->bytes + f->block_index, TOK_HEADER, 8);
+    tok_put_le(f->bytes + f->block_index, header, 8);
     tok_put_le(f->bytes + f->block_index + 8, bytes, 4);
     tok_put_le(f->bytes + f->document_index, 0, 8);
     test_data_fix(f, 1, 1);
@@ -288,6 +305,55 @@ static void test_data_two_shards(void) {
     tok_close(&sb);
 }
 
+// A shard of three documents and four blocks, at the path and in memory. Tokens 3 to 6 and 30 to 52 are no
+// labels; the second span crosses three blocks and ends with the shard. What it carries as its tokenizer's
+// file are ten bytes.
+static void test_data_honest(const char* path, test_data_file* f, int32_t tokens[64], uint64_t* count) {
+    static const int ends[] = {20, 20, 50};
+    tok_writer w;
+    uint64_t state = 5;
+    *count = 0;
+    int rc = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 16, test_data_err, sizeof test_data_err) ||
+        tok_writer_tokenizer(&w, "a tokenize", 10, test_data_err, sizeof test_data_err);
+    for (int d = 0, i = 0; rc == 0 && d < 3; d++) {
+        for (; rc == 0 && i < ends[d]; i++) {
+            w.masked = (*count >= 3 && *count < 7) || *count >= 30;
+            tokens[*count] = (int32_t)synth_below(&state, 256);
+            rc = tok_writer_add(&w, tokens + (*count)++, 1, test_data_err, sizeof test_data_err);
+        }
+        if (rc == 0) rc = tok_writer_end_document(&w, 20, test_data_err, sizeof test_data_err);
+        tokens[(*count)++] = 256;
+    }
+    if (rc != 0 || tok_writer_finish(&w, test_data_err, sizeof test_data_err) != 0)
+        printf("  %s\n", test_data_err);
+    unsigned char* bytes = test_data_slurp(path, &f->length);
+    memcpy(f->bytes, bytes, f->length);
+    free(bytes);
+    f->block_index = (size_t)tok_get_le(f->bytes + 64, 8);
+    f->document_index = (size_t)tok_get_le(f->bytes + 72, 8);
+}
+
+// What that shard says of its mask and of its tokenizer.
+static void test_data_carried(void) {
+    static test_data_file f;
+    const char* path = test_data_path("carried.tok");
+    int32_t tokens[64];
+    uint64_t count;
+    size_t length = 0;
+    tok_shard s;
+    test_data_honest(path, &f, tokens, &count);
+    int open = tok_open(&s, path, 0, test_data_err, sizeof test_data_err) == 0;
+    int spans = open && s.spans == 2 && s.span[0].first == 3 && s.span[0].count == 4 &&
+        s.span[1].first == 30 && s.span[1].count == 23 && count == 53;
+    check(spans, "tok: tokens that are no labels come back as the spans they were", "%d spans of %d tokens",
+        open ? (int)s.spans : -1, open && s.spans == 2 ? (int)(s.span[0].count + s.span[1].count) : -1);
+    char* text = open ? tok_tokenizer(&s, &length, test_data_err, sizeof test_data_err) : NULL;
+    check(text && length == 10 && strcmp(text, "a tokenize") == 0,
+        "tok: a shard carries its tokenizer's file", "%d bytes", (int)length);
+    free(text);
+    if (open) tok_close(&s);
+}
+
 // ================================================================================
 // .tok: damage
 
@@ -316,11 +382,11 @@ static void test_data_damaged_later(const char* path) {
 }
 
 static void test_data_damage(void) {
-    static const int lengths[] = {20, 0, 30};
+    static test_data_file f;
     const char* path = test_data_path("small.tok");
     int32_t tokens[64];
     uint64_t count;
-    test_data_shard(path, TOK_BYTE, 257, 16, lengths, 3, tokens, &count);
+    test_data_honest(path, &f, tokens, &count);
     size_t length;
     unsigned char* bytes = test_data_slurp(path, &length);
     check(test_data_read_all(path, 0, tokens, count) == 0, "tok: the small shard is whole",
@@ -358,7 +424,7 @@ typedef struct {
     uint64_t value;
     const char* message;
 } test_data_lie;
-static const test_data_lie test_data_header_lies[] = {{8, 4, 2, "made by a newer version"},
+static const test_data_lie test_data_header_lies[] = {{8, 4, 3, "made by a newer version"},
     {8, 4, 0xFFFFFFFF, "made by a newer version"}, {8, 4, 0, "format version is 0"},
     {12, 4, 0, "token width"}, {12, 4, 3, "token width"}, {12, 4, 4, "block 0"}, {16, 4, 0, "tokenizer 0"},
     {16, 4, 2, "tokenizer 2"}, {20, 4, 0, "vocabulary"}, {20, 4, 256, "vocabulary"},
@@ -366,30 +432,27 @@ static const test_data_lie test_data_header_lies[] = {{8, 4, 2, "made by a newer
     {24, 4, 255, "tokenizer 1"}, {28, 4, 0, "blocks of 0"}, {28, 4, (1 << 20) + 1, "blocks of 1048577"},
     {28, 4, 0xFFFFFFFF, "blocks of"}, {28, 4, 8, "4 blocks, expected 7"}, {32, 8, 0, "0 tokens"},
     {32, 8, UINT64_MAX, "tokens"}, {32, 8, TOK_MAX_TOKENS + 1, "tokens"},
-    {32, 8, TOK_MAX_TOKENS, "blocks, expected"}, {32, 8, 65, "blocks, expected"},
-    {32, 8, 49, "block 3 at byte"}, {40, 8, 0, "0 documents"}, {40, 8, 54, "54 documents"},
-    {40, 8, UINT64_MAX, "documents"}, {40, 8, 4, "do not fit"}, {40, 8, 2, "do not fit"},
-    {48, 8, 5, "5 blocks, expected 4"}, {48, 8, 0, "0 blocks"},
-    {48, 8, (uint64_t)1 << 60, "blocks, expected"}, {64, 8, 0, "do not fit"},
+    {32, 8, TOK_MAX_TOKENS, "blocks, expected"}, {32, 8, 65, "blocks, expected"}, {32, 8, 49, "span 1"},
+    {40, 8, 0, "0 documents"}, {40, 8, 54, "54 documents"}, {40, 8, UINT64_MAX, "documents"},
+    {40, 8, 4, "do not fit"}, {40, 8, 2, "do not fit"}, {48, 8, 5, "5 blocks, expected 4"},
+    {48, 8, 0, "0 blocks"}, {48, 8, (uint64_t)1 << 60, "blocks, expected"}, {64, 8, 0, "do not fit"},
     {64, 8, UINT64_MAX, "do not fit"}, {64, 8, UINT64_MAX - 63, "do not fit"}, {72, 8, 0, "do not fit"},
-    {72, 8, UINT64_MAX - 23, "do not fit"}, {72, 8, UINT64_MAX, "do not fit"}, {88, 4, 1, "not zero"}};
-// at: a byte of the block index (16 per block) or, from 64 on, of the document index (8 per document)
-static const test_data_lie test_data_index_lies[] = {{0, 8, 95, "block 0"}, {0, 8, 0, "block 0"},
+    {72, 8, UINT64_MAX - 23, "do not fit"}, {72, 8, UINT64_MAX, "do not fit"}, {88, 4, 1, "not zero"},
+    {96, 8, 1, "do not fit"}, {96, 8, 3, "do not fit"}, {96, 8, (uint64_t)1 << 60, "do not fit"},
+    {96, 8, UINT64_MAX, "do not fit"}, {104, 4, 0, "a tokenizer's file of"},
+    {104, 4, 0xFFFFFFFF, "do not fit"}, {108, 4, 0, "a tokenizer's file of"}, {108, 4, 9, "damaged"},
+    {108, 4, 11, "damaged"}, {108, 4, TOK_MAX_TOKENIZER + 1, "a tokenizer's file of"},
+    {112, 4, 0, "damaged"}};
+// at: a byte of the block index (16 per block), from 64 on of the document index (8 per document), from 88
+// on of the span index (16 per span)
+static const test_data_lie test_data_index_lies[] = {{0, 8, 119, "block 0"}, {0, 8, 0, "block 0"},
     {0, 8, UINT64_MAX, "block 0"}, {8, 4, 0, "block 0"}, {8, 4, 0xFFFFFFFF, "block 0"}, {8, 4, 1, "block 1"},
-    {16, 8, 96, "block 1"}, {16, 8, 4096, "block 1"}, {56, 4, 0, "block 3"}, {56, 4, 1, "blocks end"},
+    {16, 8, 120, "block 1"}, {16, 8, 4096, "block 1"}, {56, 4, 0, "block 3"}, {56, 4, 1, "blocks end"},
     {64, 8, 1, "document 0"}, {64, 8, UINT64_MAX, "document 0"}, {72, 8, 0, "document 1"},
-    {80, 8, 21, "document 2"}, {80, 8, 53, "document 2"}, {80, 8, UINT64_MAX, "document 2"}};
-
-// A shard of three documents and four blocks, at the path and in memory.
-static void test_data_honest(const char* path, test_data_file* f, int32_t tokens[64], uint64_t* count) {
-    static const int lengths[] = {20, 0, 30};
-    test_data_shard(path, TOK_BYTE, 257, 16, lengths, 3, tokens, count);
-    unsigned char* bytes = test_data_slurp(path, &f->length);
-    memcpy(f->bytes, bytes, f->length);
-    free(bytes);
-    f->block_index = (size_t)tok_get_le(f->bytes + 64, 8);
-    f->document_index = (size_t)tok_get_le(f->bytes + 72, 8);
-}
+    {80, 8, 21, "document 2"}, {80, 8, 53, "document 2"}, {80, 8, UINT64_MAX, "document 2"},
+    {88, 8, 53, "span 0"}, {88, 8, 29, "span 1"}, {88, 8, UINT64_MAX, "span 0"}, {96, 8, 0, "span 0"},
+    {96, 8, 28, "span 1"}, {96, 8, UINT64_MAX - 1, "span 0"}, {104, 8, 0, "span 1"}, {104, 8, 7, "span 1"},
+    {112, 8, 0, "span 1"}, {112, 8, 24, "span 1"}};
 
 static void test_data_hostile_headers(const char* path) {
     static test_data_file f, g;
@@ -405,7 +468,7 @@ static void test_data_hostile_headers(const char* path) {
         const test_data_lie* lie = &test_data_header_lies[i];
         g = f;
         tok_put_le(g.bytes + lie->at, lie->value, lie->bytes);
-        tok_put_le(g.bytes + 92, tok_crc(0, g.bytes, 92), 4);
+        test_data_fix_header(&g);
         test_data_write(path, g.bytes, g.length);
         refused += test_data_refused(test_data_read_all(path, 0, tokens, count), lie->message, path);
     }
@@ -472,14 +535,14 @@ static void test_data_hostile_blocks(const char* path) {
         memset(raw, 0, 4 * TEST_DATA_TOKENS);
         packed[got] = 0;
         if (raw_bytes == TEST_DATA_BOMB) bomb = got;
-        test_data_build(&g, packed, got - test_data_blocks[i].cut + test_data_blocks[i].extra,
+        test_data_build(&g, 1 + i % 2, packed, got - test_data_blocks[i].cut + test_data_blocks[i].extra,
             TEST_DATA_TOKENS, width, width == 4 ? 100000 : 257);
         test_data_write(path, g.bytes, g.length);
         int rc = test_data_read_all(path, 0, NULL, 0);
         refused += message ? test_data_refused(rc, message, path) : rc == 0;
     }
     memset(packed, 0xA5, 64);   // and one that is no zlib stream
-    test_data_build(&g, packed, 64, 64, 2, 257);
+    test_data_build(&g, 2, packed, 64, 64, 2, 257);
     test_data_write(path, g.bytes, g.length);
     refused += test_data_refused(test_data_read_all(path, 0, NULL, 0), "zlib data error", path);
     check(refused == count + 1, "tok: hostile blocks are refused, their CRC right",
@@ -503,6 +566,7 @@ static void test_data_no_shard(const char* path) {
 
 static void test_data_hostile(void) {
     const char* path = test_data_path("hostile.tok");
+    test_data_carried();
     test_data_hostile_headers(path);
     test_data_hostile_indexes(path);
     test_data_hostile_blocks(path);
