@@ -4920,6 +4920,7 @@ static void test_commands(void) {
 #include "dev/test_gpu.h"
 #else
 #include "dev/test_figures.h"
+#include "dev/test_tokenized.h"
 #endif
 
 static const struct {
@@ -4962,6 +4963,7 @@ static const struct {
     {"generated", test_generated},
     {"import", test_import},
     {"told", test_told},
+    {"tokenized", test_tokenized},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };

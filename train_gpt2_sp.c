@@ -8139,6 +8139,7 @@ static int trainer_prepare(gpt2_sp* g) {
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
     if (g->eot < 0) g->eot = g->data.eot;
+    if (!g->tokenizer.token && dataset_tokenizer(&g->data, &g->tokenizer, e) < 0) return -1;
     if (data_fits(g, &g->data, "data", vocab, INT64_MAX, e) != 0 ||
         (o->val_data[0] && data_fits(g, &g->val_data, "val-data", vocab, o->val_sequences, e) != 0))
         return -1;
@@ -8147,7 +8148,6 @@ static int trainer_prepare(gpt2_sp* g) {
         return fail(e, "--val-data has %s with %u tokens, --data %s with %u",
             tokenizer_name(g->val_data.tokenizer).text, g->val_data.vocab,
             tokenizer_name(g->data.tokenizer).text, g->data.vocab);
-    if (!g->tokenizer.token && dataset_tokenizer(&g->data, &g->tokenizer, e) < 0) return -1;
     if (trainer_init(g, vocab, 1) != 0) return -1;
     int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
