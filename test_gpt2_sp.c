@@ -4879,6 +4879,32 @@ static void commands_use(void) {
         command_out);
 }
 
+// An evaluation and the recall test give the same figures whatever ranks share them, also where the last batch
+// of the replicas is not full.
+static void commands_eval_split(void) {
+    static const char* const splits[] = {"--sp 1", "--sp 3", "--sp 4 --schedule zigzag", "--dp 2 --sp 2",
+        "--dp 3 --sp 1", "--sp 2 --schedule ring --doc-mask 0"};
+    double loss[6], tokens[6], needle[6], asked[6], worst = 0;
+    int alike = 0, count = (int)(sizeof splits / sizeof splits[0]);
+    for (int i = 0; i < count; i++) {
+        int status = command("eval --from %s --data %s --val-sequences 5 --needle 4 --facts 1 --seq-len 117 "
+                             "--json --threads 1 %s",
+            command_folder, command_shard, splits[i]);
+        size_t n = strlen(command_out);
+        loss[i] = tokens[i] = needle[i] = asked[i] = NAN;
+        json_get_double(command_out, n, "loss", &loss[i]),
+            json_get_double(command_out, n, "tokens", &tokens[i]);
+        json_get_double(command_out, n, "needle", &needle[i]);
+        json_get_double(command_out, n, "needle_asked", &asked[i]);
+        double apart = fabs(loss[i] / loss[0] - 1);
+        if (!(apart <= worst)) worst = apart;
+        alike += status == 0 && tokens[i] == 5 * 117 && needle[i] == needle[0] && asked[i] == 4;
+    }
+    check(alike == count && worst < 1e-6, "commands: eval gives the same figures for every split",
+        "loss %.7f, %.1e apart; %d of %d alike, %g of %g facts", loss[0], worst, alike, count,
+        needle[0] * asked[0], asked[0]);
+}
+
 static void commands_refused(void) {
     static const struct {
         const char *line, *part;
@@ -4911,6 +4937,7 @@ static void test_commands(void) {
     commands_train();
     commands_log();
     commands_use();
+    commands_eval_split();
     commands_refused();
 }
 

@@ -127,12 +127,12 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
         "passes whose gradients are summed into one step") \
-    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN, "data-parallel replicas") \
-    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE, \
+    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN | EVAL, "data-parallel replicas") \
+    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE | EVAL, \
         "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
         "by --dp; schedule: 4") \
-    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), TRAIN | PLAN | SCHEDULE, \
-        "who computes which block of attention when") \
+    CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), \
+        TRAIN | PLAN | SCHEDULE | EVAL, "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), TRAIN | PLAN, \
         "what the backward pass computes again instead of keeping") \
     INT(zero, "zero", 0, 0, 3, TRAIN | PLAN, \
@@ -6893,34 +6893,68 @@ int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     return 0;
 }
 
-// The recall test, by one rank: in fresh synthetic documents, as long as the context, is every token of each
-// answer the likeliest? right[] of asked[] are, in buckets of the distance between a fact and its question.
-static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
-    Rank* r = &g->ranks[0];
-    int64_t T = g->mesh.shape.T;
-    for (int64_t d = 0; d < documents; d++) {
-        synth_doc doc;
-        if (synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)d, (size_t)T,
-                (int)g->options.facts, (size_t)g->options.distance, &doc, g->error.text,
-                sizeof g->error.text) != 0)
-            return -1;
-        for (int64_t t = 0; t < T; t++) {
-            r->batches[2].tokens[t] = (unsigned char)doc.text[t];
-            r->batches[2].labels[t] =
-                t + 1 < T ? (unsigned char)doc.text[t + 1] : (int32_t)max_i64(g->eot, -1);
-            if (g->mesh.doc_mask) r->batches[2].doc_start[t] = 0;
+// Gives a rank its rows of a synthetic document; NULL: of none, whose rows carry no labels.
+static void needle_fill(Rank* r, const synth_doc* doc, int64_t eot) {
+    const RankBatch* batch = &r->batches[2];
+    const int64_t T = r->mesh->shape.T;
+    int64_t row = 0;
+    for (int s = 0; s < r->segments.count; s++)
+        for (int64_t i = 0; i < r->segments.rows[s]; i++, row++) {
+            int64_t t = r->segments.begin[s] + i;
+            batch->tokens[row] = doc ? (unsigned char)doc->text[t] : 0;
+            batch->labels[row] = !doc ? -1
+                : t + 1 < T           ? (unsigned char)doc->text[t + 1]
+                                      : (int32_t)max_i64(eot, -1);
         }
-        int status = ranks_run(g, rank_evaluate, &g->evaluation);
-        for (int f = 0; status == 0 && f < doc.fact_count; f++) {
-            int bucket = position_bucket((int64_t)(doc.facts[f].answer - doc.facts[f].statement)), hit = 1;
-            for (int i = 0; i < doc.facts[f].answer_length; i++)
-                hit &= r->token_hit[(int64_t)doc.facts[f].answer - 1 + i];
-            asked[bucket] += 1, right[bucket] += hit;
+    if (r->mesh->doc_mask) memset(batch->doc_start, 0, (size_t)T * sizeof *batch->doc_start);
+}
+
+// Whether a replica's likeliest token at a position was the right one, as the rank says that holds it.
+static int needle_hit(const gpt2_sp* g, int replica, int64_t position) {
+    for (int i = 0; i < g->mesh.sp; i++) {
+        const Rank* r = &g->ranks[replica * g->mesh.sp + i];
+        int64_t row = 0;
+        for (int s = 0; s < r->segments.count; row += r->segments.rows[s], s++) {
+            int64_t at = position - r->segments.begin[s];
+            if (at >= 0 && at < r->segments.rows[s]) return r->token_hit[row + at];
         }
-        synth_free(&doc);
-        if (status != 0) return -1;
     }
     return 0;
+}
+
+// Adds the facts of a document that a replica has read to right[] of asked[].
+static void needle_count(const gpt2_sp* g, int replica, const synth_doc* doc, double* right, double* asked) {
+    for (int f = 0; f < doc->fact_count; f++) {
+        int bucket = position_bucket((int64_t)(doc->facts[f].answer - doc->facts[f].statement)), hit = 1;
+        for (int i = 0; i < doc->facts[f].answer_length; i++)
+            hit &= needle_hit(g, replica, (int64_t)doc->facts[f].answer - 1 + i);
+        asked[bucket] += 1, right[bucket] += hit;
+    }
+}
+
+// The recall test: in fresh synthetic documents, as long as the context, is every token of each answer the
+// likeliest? right[] of asked[] are, in buckets of the distance between a fact and its question. Each replica
+// reads a document of its own. The ranks are all of this process.
+static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
+    const int dp = g->mesh.dp, sp = g->mesh.sp;
+    synth_doc* docs = (synth_doc*)calloc((size_t)dp, sizeof *docs);
+    int status = docs ? 0 : fail(&g->error, "out of memory");
+    for (int64_t d = 0; status == 0 && d < documents; d += dp) {
+        int n = (int)min_i64(dp, documents - d), made = 0;
+        for (; status == 0 && made < n; made += status == 0)
+            status = synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)(d + made),
+                (size_t)g->mesh.shape.T, (int)g->options.facts, (size_t)g->options.distance, &docs[made],
+                g->error.text, sizeof g->error.text);
+        for (int i = 0; i < dp * sp; i++)
+            needle_fill(&g->ranks[i], i / sp < made ? &docs[i / sp] : NULL, g->eot);
+        if (status == 0) status = ranks_run(g, rank_evaluate, &g->evaluation);
+        for (int i = 0; i < made; i++) {
+            if (status == 0) needle_count(g, i, &docs[i], right, asked);
+            synth_free(&docs[i]);
+        }
+    }
+    free(docs);
+    return status;
 }
 
 // --- sampling with a cache of keys and values ---
@@ -7677,7 +7711,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
 //       -> step, validate, log, save, again and again, until the last step or a signal
 //
 // Whatever several processes must have alike, they compare as text (processes_compare): the first line that
-// differs is the error. `eval` and `sample` make a smaller trainer, of one rank (trainer_load).
+// differs is the error. `eval` and `sample` make a smaller trainer, which does not learn (trainer_load).
 
 // See the header. Also takes down a trainer whose making failed half-way.
 void gpt2_sp_destroy(gpt2_sp* g) {
@@ -8372,15 +8406,17 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
     return g;
 }
 
-// A trainer that only evaluates and samples: one rank, no gradients, the model of a checkpoint folder.
+// A trainer that only evaluates and samples: no gradients, the model of a checkpoint folder, all ranks in this
+// process.
 static int trainer_load(gpt2_sp* g) {
     gpt2_sp_options* o = &g->options;
     char folder[PATH_SIZE];
     int64_t vocab, context = o->seq_len;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
     if (device_found(g) != 0 || model_folder("from", o->from, folder, &g->error) != 0) return -1;
-    o->dp = o->sp = o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
-    o->zero = 0, o->schedule = GPT2_SP_DIST;
+    o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
+    o->zero = 0;
+    if (ranks_choose(o, g->device, 1, &g->error) != 0) return -1;
     if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0) return -1;
     if (context > o->seq_len)
         return fail(&g->error, "--seq-len %lld: the model's context is %lld", (long long)context,
@@ -8998,7 +9034,7 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         status = dataset_open(&g->val_data, o->data, &how, &g->error);
         int64_t windows = o->val_sequences > 0 ? o->val_sequences : INT64_MAX;
         if (status == 0) status = data_fits(g, &g->val_data, "data", g->mesh.shape.V, windows, &g->error);
-        g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2, NULL);
+        g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * g->mesh.local_ranks, NULL);
         if (status == 0) status = evaluate_data(g, windows);
         evaluation = g->evaluation;
         if (status == 0 && !isfinite(evaluation.loss))
@@ -9177,6 +9213,7 @@ static void token_print_end(TokenPrinter* p) {
 // Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
+    o->sp = 1;   // one rank samples
     gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
     int64_t T = g->mesh.shape.T, length = o->length, made = -1;
