@@ -4879,8 +4879,8 @@ static void commands_use(void) {
         command_out);
 }
 
-// An evaluation and the recall test give the same figures whatever ranks share them, also where the last batch
-// of the replicas is not full.
+// An evaluation and the recall test give the same figures whatever ranks share them, also where the last
+// batch of the replicas is not full.
 static void commands_eval_split(void) {
     static const char* const splits[] = {"--sp 1", "--sp 3", "--sp 4 --schedule zigzag", "--dp 2 --sp 2",
         "--dp 3 --sp 1", "--sp 2 --schedule ring --doc-mask 0"};

@@ -8406,8 +8406,8 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
     return g;
 }
 
-// A trainer that only evaluates and samples: no gradients, the model of a checkpoint folder, all ranks in this
-// process.
+// A trainer that only evaluates and samples: no gradients, the model of a checkpoint folder, all ranks in
+// this process.
 static int trainer_load(gpt2_sp* g) {
     gpt2_sp_options* o = &g->options;
     char folder[PATH_SIZE];
