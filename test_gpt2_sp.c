@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 // All memory that the program asks for is counted, so that the memory tests see what no plan mentions.
 static size_t memory_live, memory_peak;   // bytes
@@ -62,6 +63,18 @@ static int counted_memalign(void** p, size_t alignment, size_t size) {
 #define realloc(p, size) counted_realloc(p, size)
 #define posix_memalign(p, alignment, size) counted_memalign(p, alignment, size)
 #define free(p) counted_free(p)
+
+// The program reads what the kernel says of the machine and of its container in a folder that a test made, if
+// it names one.
+static const char* kernel_shown;
+static FILE* kernel_open(const char* path, const char* mode) {
+    char shown[1024];
+    if (!kernel_shown || (strncmp(path, "/proc/", 6) != 0 && strncmp(path, "/sys/", 5) != 0))
+        return fopen(path, mode);
+    snprintf(shown, sizeof shown, "%.500s%.500s", kernel_shown, path);
+    return fopen(shown, mode);
+}
+#define fopen(path, mode) kernel_open(path, mode)
 #endif
 
 #ifdef GPT2_SP_GPU
@@ -1873,15 +1886,17 @@ static void resume_init_from(void) {
     gpt2_sp_destroy(b);
 }
 
-// Writes every second tensor of a model, from `first` on, to a file of its own, and their lines of an index.
-static int model_part(const st_file* f, int first, const char* folder, const char* name, FILE* index) {
+// Writes part `first` of a model in so many parts, every tensor whose number is that one modulo theirs, to a
+// file of its own, and their lines of an index.
+static int model_part(
+    const st_file* f, int first, int parts, const char* folder, const char* name, FILE* index) {
     st_header h;
     char path[1200], error[GPT2_SP_TEXT];
     unsigned char* head = NULL;
     size_t bytes = 0;
     int status = 0;
     st_header_init(&h);
-    for (int i = first; i < f->count; i += 2) {
+    for (int i = first; i < f->count; i += parts) {
         const st_tensor* t = &f->tensors[i];
         status |= st_header_add(&h, t->name, t->dtype, t->ndim, t->shape, error, sizeof error);
         fprintf(index, "%s\"%s\": \"%s\"", i ? ", " : "", t->name, name);
@@ -1890,7 +1905,7 @@ static int model_part(const st_file* f, int first, const char* folder, const cha
     snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE* out = fopen(path, "w");
     if (out) fwrite(head, 1, bytes, out);
-    for (int i = first; out && i < f->count; i += 2) {
+    for (int i = first; out && i < f->count; i += parts) {
         size_t n = (size_t)(f->tensors[i].end - f->tensors[i].begin);
         char* data = (char*)need(n, 1);
         status |= st_pread(f->fd, data, n, f->data_start + f->tensors[i].begin);
@@ -1903,28 +1918,38 @@ static int model_part(const st_file* f, int first, const char* folder, const cha
     return status;
 }
 
-// The model of a checkpoint in two files and an index, as large models are kept: read as the whole one. An
-// index that names the wrong file for one tensor is refused.
-static void resume_init_from_files(void) {
-    gpt2_sp_options o = tiny_run("whole"), p = run_options(TINY);
-    char path[1200], error[GPT2_SP_TEXT] = "", line[2400];
-    const char* folder = scratch("parts");
+// Puts the model of step 3 of a run's folder into another folder, in so many files and an index, as large
+// models are kept.
+static int model_in_parts(const char* run, const char* folder, int parts) {
+    char path[1200], name[64], error[GPT2_SP_TEXT] = "", line[2400];
     st_file f;
-    snprintf(path, sizeof path, "%.1000s/step_00000003/model.safetensors", o.out);
+    snprintf(path, sizeof path, "%.1000s/step_00000003/model.safetensors", run);
     int status = mkdir(folder, 0777) != 0 || st_open(&f, path, error, sizeof error) != 0;
-    snprintf(path, sizeof path, "%.1000s/step_00000003/config.json", o.out);
+    snprintf(path, sizeof path, "%.1000s/step_00000003/config.json", run);
     snprintf(line, sizeof line, "cp %s %s", path, folder);
     status |= system(line);
     snprintf(path, sizeof path, "%.1000s/model.safetensors.index.json", folder);
     FILE* index = fopen(path, "w");
     if (status == 0 && index) {
         fprintf(index, "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {");
-        status |= model_part(&f, 0, folder, "model-1-of-2.safetensors", index);
-        status |= model_part(&f, 1, folder, "model-2-of-2.safetensors", index);
+        for (int i = 0; i < parts; i++) {
+            snprintf(name, sizeof name, "model-%d-of-%d.safetensors", i + 1, parts);
+            status |= model_part(&f, i, parts, folder, name, index);
+        }
         fprintf(index, "}}\n");
         st_close(&f);
     }
     if (!index || fclose(index) != 0) status = -1;
+    if (status != 0) printf("     %s: %s\n", folder, error);
+    return status;
+}
+
+// Such a model is read as the whole one. An index that names the wrong file for one tensor is refused.
+static void resume_init_from_files(void) {
+    gpt2_sp_options o = tiny_run("whole"), p = run_options(TINY);
+    char path[1200], error[GPT2_SP_TEXT] = "";
+    const char* folder = scratch("parts");
+    int status = model_in_parts(o.out, folder, 2);
     snprintf(p.init_from, sizeof p.init_from, "%s", folder);
     gpt2_sp *a = gpt2_sp_create(&o, error, sizeof error), *b = gpt2_sp_create(&p, error, sizeof error);
     int same = status == 0 && a && b &&
@@ -1934,7 +1959,8 @@ static void resume_init_from_files(void) {
         same ? "2 files, the same weights" : error);
     gpt2_sp_destroy(a);
     gpt2_sp_destroy(b);
-    index = fopen(path, "w");
+    snprintf(path, sizeof path, "%.1000s/model.safetensors.index.json", p.init_from);
+    FILE* index = fopen(path, "w");
     if (index) {
         fprintf(index,
             "{\"weight_map\": {\"transformer.wte.weight\": \"model-1-of-2.safetensors\", "
@@ -3338,6 +3364,22 @@ static void loader_mixed(void) {
         }
     check(told == 20 && taken == 5, "loader: shards of other tokenizers or vocabularies do not mix",
         "%d refused, %d taken of %d pairs", told, taken, pairs);
+    // GPT-2's tokens alone may be more in one shard than in another: the larger vocabulary counts, wherever
+    static const uint16_t numbers[] = {5, 50303, 6, 7};
+    const DataHow padded = {1, 50304, 0};
+    uint32_t found[2] = {0, 0};
+    snprintf(paths[0], sizeof paths[0], "%s", scratch("padded.bin"));
+    test_data_write(paths[0], numbers, sizeof numbers);
+    for (int last = 0; last < 2; last++) {
+        Dataset d;
+        Error e = {{0}};
+        snprintf(list, sizeof list, "%.600s,%.600s", paths[last], paths[!last]);
+        if (dataset_open(&d, list, &padded, &e) != 0) printf("     %s\n", e.text);
+        found[last] = d.vocab;
+        dataset_close(&d);
+    }
+    check(found[0] == 50304 && found[1] == 50304, "loader: the largest vocabulary of GPT-2's shards counts",
+        "the shard with token 50303 first: %u, last: %u", found[0], found[1]);
 }
 
 // A run on the test's data with these options: refused, with that in the message.
@@ -4543,6 +4585,52 @@ static void transport_not_finite(void) {
         p[0].loss, p[1].loss);
 }
 
+// Two processes that start from a model in three files, of which the last differs in one bit.
+typedef struct {
+    int process, port, begun;
+    char folder[512], error[GPT2_SP_TEXT];
+} FilesProcess;
+static void* files_process(void* argument) {
+    FilesProcess* p = (FilesProcess*)argument;
+    gpt2_sp_options o = run_options(TINY);
+    options_apply(&o, "sp=2 timeout=30");
+    o.rank = p->process, o.world = 2;
+    snprintf(o.master, sizeof o.master, "127.0.0.1:%d", p->port);
+    snprintf(o.init_from, sizeof o.init_from, "%s", p->folder);
+    gpt2_sp* g = gpt2_sp_create(&o, p->error, sizeof p->error);
+    p->begun = g != NULL;
+    gpt2_sp_destroy(g);
+    return NULL;
+}
+static void transport_files(void) {
+    gpt2_sp_options o = tiny_run("files");
+    FilesProcess p[2];
+    pthread_t thread;
+    char path[600];
+    int right = 0, parts = 0;
+    memset(p, 0, sizeof p);
+    for (int i = 0; i < 2; i++) {
+        p[i].process = i;
+        snprintf(p[i].folder, sizeof p[i].folder, "%s", scratch(i ? "files1" : "files0"));
+        parts += model_in_parts(o.out, p[i].folder, 3) == 0;
+    }
+    for (int part = 0; part < 4; part++) {   // 0: the files are the same
+        snprintf(path, sizeof path, "%.500s/model-%d-of-3.safetensors", p[1].folder, part);
+        if (part) file_flip(path, file_length(path) - 4, 1);
+        p[0].port = p[1].port = free_port();
+        pthread_create(&thread, NULL, files_process, &p[1]);
+        files_process(&p[0]);
+        pthread_join(thread, NULL);
+        if (part) file_flip(path, file_length(path) - 4, 1);
+        for (int i = 0; i < 2; i++)
+            right +=
+                part ? !p[i].begun && strstr(p[i].error, "process 1 has `--init-from weights") : p[i].begun;
+    }
+    check(parts == 2 && right == 8, "transport: processes start from the same weights, in all of their files",
+        "none, the first, second and last of 3 files other: %d of 8 processes right; %.200s", right,
+        p[0].error);
+}
+
 // All ranks in one process.
 static void transport_threads(void) {
     static const RankJob jobs[] = {rank_collectives, rank_exchange};
@@ -4585,6 +4673,7 @@ static void test_transport(void) {
     transport_link();
     transport_between_processes();
     transport_not_finite();
+    transport_files();
     transport_threads();
     transport_stops();
 }
@@ -4719,6 +4808,25 @@ static void library_limits(void) {
         (unsigned long long)one.bytes, one.cores);
 }
 
+// A container with one core and 64 MiB: the program counts no more than that as its own.
+static void library_container(void) {
+    const int64_t cores = usable_cores(NULL);
+    char folder[1200];
+    library_file("machine/proc/self", "cgroup", "0::/\n");
+    library_file("machine/sys/fs/cgroup", "cpu.max", "150000 100000\n");
+    library_file("machine/sys/fs/cgroup", "memory.max", "67108864\n");
+    snprintf(folder, sizeof folder, "%s/machine", scratch("groups"));
+#ifndef GPT2_SP_GPU
+    kernel_shown = folder;
+    const int64_t own = usable_cores(NULL);
+    const unsigned long long bytes = machine_bytes(NULL);
+    kernel_shown = NULL;
+    check(own == 1 && bytes == 67108864 && usable_cores(NULL) == cores,
+        "library: a container's cores and memory are all that there is",
+        "%lld of %lld cores, %llu bytes of memory", (long long)own, (long long)cores, bytes);
+#endif
+}
+
 // What a rank of W gets of rates that two ranks had at once; what is given by hand is not shared.
 static void library_rates(void) {
     gpt2_sp_options o = options_of("");
@@ -4736,6 +4844,7 @@ static void library_rates(void) {
 
 static void test_library(void) {
     library_limits();
+    library_container();
     library_rates();
     library_locale();
     library_host();

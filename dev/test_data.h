@@ -500,6 +500,29 @@ static void test_data_hostile_indexes(const char* path) {
         "%d of %d refused with the expected message", refused, lies + 1);
 }
 
+// Numbers of documents that cannot be, in a file whose index has just so many entries: none, and more than
+// tokens.
+static void test_data_hostile_documents(const char* path) {
+    static test_data_file f;
+    static const int none[] = {0, 54};
+    int32_t tokens[64];
+    uint64_t count;
+    int refused = 0;
+    for (int i = 0; i < 2; i++) {
+        char expected[32];
+        test_data_honest(path, &f, tokens, &count);
+        for (int d = 3; d < none[i]; d++) tok_put_le(f.bytes + f.document_index + 8 * d, (uint64_t)d + 30, 8);
+        f.length = f.document_index + 8 * (size_t)none[i];
+        tok_put_le(f.bytes + 40, (uint64_t)none[i], 8);
+        test_data_fix(&f, 4, none[i]);
+        test_data_write(path, f.bytes, f.length);
+        snprintf(expected, sizeof expected, "in %d documents", none[i]);
+        refused += test_data_refused(test_data_read_all(path, 0, tokens, count), expected, path);
+    }
+    check(refused == 2, "tok: no documents, or more than tokens, are refused with a whole index",
+        "%d of 2 refused with the expected message", refused);
+}
+
 // Payloads of a single block of n tokens.
 enum { TEST_DATA_TOKENS = 65536, TEST_DATA_BOMB = 32 << 20 };
 static const struct {
@@ -569,6 +592,7 @@ static void test_data_hostile(void) {
     test_data_carried();
     test_data_hostile_headers(path);
     test_data_hostile_indexes(path);
+    test_data_hostile_documents(path);
     test_data_hostile_blocks(path);
     test_data_no_shard(path);
 }

@@ -449,6 +449,25 @@ static void figures_splits(void) {
         "dp %g x sp %g", dp, sp);
 }
 
+// A split that would be faster but does not fit is not advised, also where it comes after one that fits.
+static void figures_advised(void) {
+    const char* shape = "plan --layers 2 --heads 4 --channels 256 --vocab 257 --seq-len 256 --sp 2 "
+                        "--batch-size 3 --zero 3 --gflops 1000 --link-gbs 0.01 --copy-gbs 10 --json";
+    double advised[2] = {0, 0}, total = 0, small = 0;
+    for (int less = 0; less < 2; less++) {
+        command("%s --memory-gb %.6f", shape, less ? 0.95 * total / 1073741824 : 1);
+        total = command_number("memory_bytes", "total");
+        advised[less] = command_number("best_split", "sp");
+        if (less)
+            small =
+                command_said("{\"dp\": 2, \"sp\": 1, \"batch_size\": 1, \"grad_accum\": 2, \"fits\": true") &&
+                command_said("{\"dp\": 1, \"sp\": 2, \"batch_size\": 3, \"grad_accum\": 1, \"fits\": false");
+    }
+    check(advised[0] == 2 && advised[1] == 1 && small == 1,
+        "figures: a faster split that does not fit is not advised",
+        "--sp %g, of %.0f bytes; with a twentieth less --sp %g", advised[0], total, advised[1]);
+}
+
 // Ranks share what the machine has: more than were measured share it, fewer have all cores, not more memory.
 static void figures_rates(void) {
     gpt2_sp_options o = options_of("");
@@ -1075,6 +1094,7 @@ static void test_figures(void) {
     figures_drawn();
     figures_plan();
     figures_splits();
+    figures_advised();
     figures_rates();
     figures_plan_seconds();
     figures_plan_bytes();
@@ -1693,6 +1713,46 @@ static void told_memory(void) {
     gpt2_sp_destroy(g);
 }
 
+// A process whose run was aborted between two jobs is not ended by its watch, one that hangs in a job is.
+static void told_watch(void) {
+    int ends[2], status = 0;
+    char said[1024] = "";
+    fflush(stdout);
+    pid_t child = pipe(ends) == 0 ? fork() : -1;
+    if (child == 0) {
+        gpt2_sp_options o = options_of("");
+        gpt2_sp* g = trainer_new(&o);
+        Watch watch;
+        const struct timespec between = {1, 200000000}, hanging = {5, 0};
+        dup2(ends[1], STDERR_FILENO);
+        if (!g || world_open(&g->world, 300, &g->error) != 0) _exit(3);
+        g->mesh.world = 2;
+        g->world.aborted = 1;
+        snprintf(g->world.reason.text, sizeof g->world.reason.text, "the disk is full");
+        watch_start(&watch, g);
+        nanosleep(&between, NULL);
+        if (write(STDERR_FILENO, "lives. ", 7) != 7) _exit(4);
+        pthread_mutex_lock(&g->world.mutex);
+        g->world.working = 1;
+        pthread_mutex_unlock(&g->world.mutex);
+        nanosleep(&hanging, NULL);
+        _exit(5);
+    }
+    close(ends[1]);
+    for (size_t n = 0; n + 1 < sizeof said;) {
+        ssize_t got = read(ends[0], said + n, sizeof said - 1 - n);
+        if (got <= 0) break;
+        n += (size_t)got, said[n] = 0;
+    }
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    said[strcspn(said, "\n")] = 0;
+    check(strncmp(said, "lives. ", 7) == 0 && strstr(said, "the disk is full; a rank of process 0") &&
+            WIFEXITED(status) && WEXITSTATUS(status) == 1,
+        "told: the watch counts while a job runs, and then ends what hangs", "status %d: %s",
+        WIFEXITED(status) ? WEXITSTATUS(status) : -1, said);
+}
+
 static void test_told(void) {
     gpt2_sp_options o = tiny_run("told");
     char shard[512], numbers[512];
@@ -1714,4 +1774,5 @@ static void test_told(void) {
     told_saved();
     told_blocks();
     told_memory();
+    told_watch();
 }

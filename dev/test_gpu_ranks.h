@@ -549,11 +549,23 @@ static int places_wrong(const HostPlaces* h, int backward, int* places) {
     return wrong;
 }
 
+// All that is said to be free while a table's direction runs is: it meets nothing that is in use, whether a
+// slot is put there or not.
+static int rooms_wrong(const HostPlaces* h, int backward, int* count) {
+    Room rooms[ROOMS];
+    const std::vector<Region> alive = places_alive(h, backward);
+    const int n = exchange_rooms(h->d, &h->m.mesh, backward, rooms);
+    int wrong = 0;
+    for (int i = 0; i < n; i++, ++*count)
+        for (const Region& other : alive) wrong += regions_meet(region_of(rooms[i].p, rooms[i].bytes), other);
+    return wrong;
+}
+
 static void host_places(void) {
     static const char* const splits[] = {"sp=2", "sp=3", "sp=4 schedule=zigzag", "sp=2 schedule=ulysses",
         "dp=2 sp=5 zero=3", "sp=4 schedule=ring", "sp=8", "sp=8 schedule=allgather"};
     static const char* const modes[] = {"none", "gelu", "attn", "layer", "sqrt"};
-    int places = 0, wrong = 0;
+    int places = 0, wrong = 0, rooms = 0, used = 0;
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i++)
         for (int k = 0; k < 5; k++) {
             char text[256];
@@ -565,11 +577,14 @@ static void host_places(void) {
                 wrong++;
                 continue;
             }
-            for (int backward = 0; backward < 2; backward++) wrong += places_wrong(&h, backward, &places);
+            for (int backward = 0; backward < 2; backward++)
+                wrong += places_wrong(&h, backward, &places), used += rooms_wrong(&h, backward, &rooms);
             host_places_free(&h);
         }
     check(wrong == 0, "host: exchange buffers share no bytes with what is in use", "%d places: %d wrong",
         places, wrong);
+    check(rooms > 0 && used == 0, "host: what exchange buffers may take is not in use",
+        "%d rooms: %d meet what is in use", rooms, used);
     HostMesh m;
     size_t bytes = 0;
     wrong = host_mesh(&m, "layers=4 heads=8 channels=256 seq-len=4096 sp=2 recompute=layer");

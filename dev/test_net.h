@@ -219,6 +219,14 @@ static void nt_bytes(void) {
     }
     check(taken == 0, "net: a hello or a welcome with a bit turned is none", "%d of %d taken", taken,
         8 * (NET_HELLO + (int)sizeof welcome));
+    int numbers = 0, two = 0;   // sealed, and as long as one of two processes
+    for (uint64_t i = 0; i < 5; i++) {
+        net_put(welcome + 16, i, 4), net_seal(welcome, sizeof welcome);
+        int good = net_welcome_decode(welcome, &cookie, found, 2) == 0;
+        numbers += good, two += good && i == 2;
+    }
+    check(numbers == 1 && two == 1, "net: a welcome of another number of processes is none",
+        "of 0 to 4 processes %d taken, that of 2: %d", numbers, two);
 }
 
 static void nt_addresses(void) {
@@ -400,6 +408,40 @@ static void nt_crowd(void) {
     check(status == 0 && strcmp(verdict, "welcome") == 0 && took < 1500,
         "net: a crowd of silent callers keeps nobody out", "%s after %.0f ms behind %d callers in %d places",
         verdict, took, CROWD, NET_CALLERS);
+}
+
+// Whose place is taken: who has said nothing goes before who has spoken, the longest there before the others.
+static void nt_dropped(void) {
+    static const struct {
+        double since[4];
+        int fill[4], challenged[4], expected;
+    } cases[] = {{{1, 2, 3, 4}, {9, 0, 0, 5}, {0, 0, 0, 0}, 1}, {{4, 3, 2, 1}, {0, 0, 7, 5}, {0, 0, 0, 0}, 1},
+        {{1, 4, 3, 2}, {0, 0, 0, 0}, {1, 0, 0, 1}, 2}, {{3, 2, 4, 5}, {1, 2, 3, 4}, {0, 0, 0, 0}, 1},
+        {{3, 4, 2, 5}, {0, 0, 0, 0}, {0, 0, 0, 0}, 2}};
+    int right = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    for (int i = 0; i < count; i++) {
+        net_caller callers[4];
+        net_door d;
+        int pipes[4][2], ends = 0, dropped = -1;
+        memset(callers, 0, sizeof callers);
+        memset(&d, 0, sizeof d);
+        d.callers = callers, d.count = 4;
+        for (int k = 0; k < 4; k++) {
+            if (pipe(pipes[k]) != 0) exit(1);
+            callers[k].fd = pipes[k][1], callers[k].since = cases[i].since[k];
+            callers[k].fill = (size_t)cases[i].fill[k], callers[k].challenged = cases[i].challenged[k];
+        }
+        int status = net_drop_caller(&d);
+        for (int k = 0; k < 4; k++) {
+            char byte;
+            fcntl(pipes[k][0], F_SETFL, O_NONBLOCK);
+            if (read(pipes[k][0], &byte, 1) == 0) dropped = k, ends++;
+            close(pipes[k][0]);
+        }
+        for (int k = 0; k < d.count; k++) close(callers[k].fd);
+        right += status == 0 && d.count == 3 && ends == 1 && dropped == cases[i].expected;
+    }
+    check(right == count, "net: who has said nothing goes before who has spoken", "%d of %d", right, count);
 }
 
 // Process 0 by hand: what is no welcome is none.
@@ -780,6 +822,27 @@ static void nt_sender(void) {
     nt_return(&p);
 }
 
+// A process says twice why it stops: the first reason counts, also before one of this process.
+static void nt_reasons(void) {
+    static const char* const reasons[] = {"the disk is full", "process 7: another reason"};
+    NtProcess p;
+    int fd = nt_link(&p);
+    for (int i = 0; i < 2; i++) {
+        unsigned char frame[NET_HEADER] = {0};
+        size_t n = strlen(reasons[i]);
+        net_frame f = {NULL, NET_ABORT, NET_ITSELF, NET_ITSELF, 0, n, n, NULL};
+        net_frame_encode(frame, &f);
+        (void)!write(fd, frame, sizeof frame);
+        (void)!write(fd, reasons[i], n);
+    }
+    shutdown(fd, SHUT_WR);
+    const char* gone = nt_gone(&p);   // both have been read
+    check(strcmp(gone, "connection closed") == 0 && strcmp(p.reason, "process 0: the disk is full") == 0,
+        "net: of two reasons to stop the first counts", "%s; %s", p.reason, gone);
+    close(fd);
+    nt_return(&p);
+}
+
 static void test_net(void) {
     nt_sha256();
     nt_bytes();
@@ -788,6 +851,7 @@ static void test_net(void) {
     nt_misfits();
     nt_silent();
     nt_crowd();
+    nt_dropped();
     nt_false_hosts();
     nt_welcome();
     nt_secrets();
@@ -796,4 +860,5 @@ static void test_net(void) {
     nt_places();
     nt_window();
     nt_sender();
+    nt_reasons();
 }
