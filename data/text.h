@@ -357,6 +357,7 @@ typedef struct {   // a file that is read from front to back
     const char* path;
     int fd;
     int gzip, inside;        // packed; within one of the streams that a packed file is made of
+    int streams, filled;     // it has one at least; zeros behind the last have begun, which fill it up
     z_stream z;              // if packed
     unsigned char* packed;   // (TEXT_PIECE)
 } text_source;
@@ -378,9 +379,15 @@ GPT2_SP_LEAF long text_get(const text_reader* r, text_source* s, char* out, size
             s->z.avail_in = (uInt)got;
         }
         if (got == 0) return s->inside ? text_error(r, "%s: the packed data ends early", s->path) : 0;
+        for (; s->streams && !s->inside && s->z.avail_in > 0 && *s->z.next_in == 0; s->filled = 1)
+            s->z.next_in++, s->z.avail_in--;
+        if (s->filled && s->z.avail_in > 0)
+            return text_error(r, "%s: expected nothing behind the zeros after what gzip packed", s->path);
+        if (s->filled) continue;
         if (!s->inside) inflateReset(&s->z);   // a packed file is one such stream after the other
         int rc = inflate(&s->z, Z_NO_FLUSH);
         s->inside = rc != Z_STREAM_END;
+        s->streams |= !s->inside;
         if (rc != Z_OK && rc != Z_STREAM_END && rc != Z_BUF_ERROR)
             return text_error(
                 r, "%s: not what gzip packs, or damaged: %s", s->path, s->z.msg ? s->z.msg : zError(rc));

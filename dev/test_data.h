@@ -1301,6 +1301,24 @@ static void test_data_gzip(void) {
     ok += test_data_refused(test_data_text(bare, &t), "byte 1 is NUL", "Z.gz");
     check(ok == 6, "text: .gz of texts and lines is read as what it packs", "%d of 6", ok);
 
+    // zeros may fill up what is packed, as on a tape: nothing may stand behind them, or between streams
+    static const char zeros[70000] = {0};
+    int filled = 0;
+    for (int more = 0; more < 4; more++) {
+        test_data_pack(bare, "wb", "bare", 4);
+        if (more == 3) test_data_write(bare, "", 0);
+        FILE* f = fopen(bare, "ab");
+        if (f) fwrite(zeros, 1, more == 1 ? sizeof zeros : 3, f), fputs(more == 2 ? "x" : "", f), fclose(f);
+        int rc = test_data_text(bare, &t);
+        if (more < 2) filled += rc == 0 && strcmp(t.out, "Z.gz:1=bare|") == 0;
+        else
+            filled +=
+                test_data_refused(rc, more == 2 ? "nothing behind the zeros" : "not what gzip packs", "Z.gz");
+    }
+    test_data_pack(bare, "ab", "bare", 4);
+    filled += test_data_refused(test_data_text(bare, &t), "not what gzip packs", "Z.gz");
+    check(filled == 5, "text: zeros may fill up a .gz, and nothing else", "%d of 5", filled);
+
     unsigned char* bytes = test_data_slurp(lines, &length);
     int refused = 0, of = 0;
     for (size_t n = 1; n < length; n++, of++) {
