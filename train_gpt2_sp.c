@@ -2046,6 +2046,17 @@ static int link_gone(const Transport* t, int process, const char* why, Error* e)
         process_label((const ThreadWorld*)t->state, process).text, why, t->doing);
 }
 
+// Always -1: a process is gone, and the run with it, while this rank waits for another, `whom`.
+static int link_lost(const Transport* t, const char* whom, Error* e) {
+    ThreadWorld* w = (ThreadWorld*)t->state;
+    pthread_mutex_lock(&w->mutex);
+    int lost = net_lost(&w->net);
+    const char* why = net_gone(&w->net, lost);
+    pthread_mutex_unlock(&w->mutex);
+    return fail(e, "%s: %s is gone (%s); waited for %s in %s", transport_label(t).text,
+        process_label(w, lost).text, why, whom, t->doing);
+}
+
 // Sends rank `to` of another process, or (HOST) that process itself, a frame of a message of `bytes`: what
 // follows its first `at` bytes.
 static int link_send(
@@ -2056,6 +2067,7 @@ static int link_send(
     case NET_OK: return 0;
     case NET_ABORTED: return world_aborted(w, e);
     case NET_LATE: return transport_late(t, process_label(w, process).text, e);
+    case NET_LOST: return link_lost(t, process_label(w, process).text, e);
     default: return link_gone(t, process, "connection closed", e);
     }
 }
@@ -2070,6 +2082,7 @@ static net_frame* link_take(
     int status = net_take(&w->net, process, from, t->rank, world_deadline(w, 1), &f, &why);
     if (status == NET_ABORTED) world_aborted(w, e);
     if (status == NET_GONE) link_gone(t, process, why, e);
+    if (status == NET_LOST) link_lost(t, process_label(w, process).text, e);
     if (status == NET_LATE && from == HOST) transport_late(t, process_label(w, process).text, e);
     if (status == NET_LATE && from != HOST) transport_late_rank(t, from, e);
     if (status != NET_OK) return NULL;
@@ -8877,7 +8890,7 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
         return fail(e,
             "--master %.300s needs --world, the number of processes, and --rank: no launcher has set them",
             o->master);
-    if (!launcher) return 0;
+    if (!launcher) return net_launched_whole(e->text, sizeof e->text);
     const Option *ranks = option_find("rank"), *worlds = option_find("world");
     if (environment_number(launcher->rank, ranks->low, ranks->high, 0, &rank, e) != 0 ||
         environment_number(launcher->world, 1, worlds->high, 1, &world, e) != 0)

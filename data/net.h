@@ -23,7 +23,8 @@
 //     offset  bytes  frame
 //          0      4  magic 47 32 53 50, "G2SP"
 //          4      4  kind: 0 .. NET_ABORT - 1 are the caller's; NET_ABORT: why the sender's process stops;
-//                    NET_TAKEN: frames from `to` to `from` were taken
+//                    NET_TAKEN: frames from `to` to `from` were taken; NET_LEAVES: the sender's process is
+//                    done, and nothing more comes of it
 //          8      4  from, signed: a rank of the sender's process, -1 the process itself
 //         12      4  to, signed: the same of the receiver's
 //         16      8  operation: the caller's; of NET_TAKEN: how many frames
@@ -40,13 +41,17 @@
 // (train_gpt2_sp.c, links_move, says why nobody then waits for ever). A frame that is none, of ranks that are
 // not at the two ends, or beyond the window ends its link, before memory is taken for it.
 //
+// A process that is done says so before it closes its links. One whose link ends without that is lost, by a
+// signal or with its machine, and the run with it: all waits end at once, also those for others. The others
+// may need minutes longer than the fastest process, so that a link which only ended would tell nothing.
+//
 // How processes meet: process 0 listens at the address that all were given; the others connect, say who they
 // are and where they listen (hello); when all are there, each is told where the others are (welcome, with a
 // place of each process) and connects to those with lower numbers, again with a hello. Integers are
 // little-endian; texts end with a NUL; the last four bytes of each are the CRC-32 of all before.
 //
 //     offset  bytes  hello                             offset  bytes  welcome
-//          0      8  magic "GPT2SPH2"                       0      8  magic "GPT2SPW2"
+//          0      8  magic "GPT2SPH3"                       0      8  magic "GPT2SPW2"
 //          8      8  cookie: 0 to process 0, else           8      8  cookie, of this run
 //                    the welcome's                         16      4  processes
 //         16      4  process                               20    164  place, of each process in turn:
@@ -110,14 +115,15 @@
 #define GPT2_SP_LEAF static __attribute__((unused))
 #endif
 
-enum { NET_TEXT = 1024 };                              // bytes of a reason, its end included
-enum { NET_FRAME_BYTES = 1 << 20, NET_HEADER = 48 };   // most bytes of a frame; before them
-enum { NET_FRAME_MAGIC = 0x50533247 };                 // "G2SP"
-enum { NET_ABORT = 5, NET_TAKEN, NET_KINDS };          // kinds of frames: see above
-enum { NET_ITSELF = -1 };                              // from, to: the process itself
-enum { NET_WINDOW = 8 };                               // frames of a stream that may be under way
-enum { NET_OK, NET_ABORTED, NET_LATE, NET_GONE };      // what becomes of a send or a take
-enum { NET_PATIENCE = 5000 };                          // with a caller that says nothing, in ms
+enum { NET_TEXT = 1024 };                                   // bytes of a reason, its end included
+enum { NET_FRAME_BYTES = 1 << 20, NET_HEADER = 48 };        // most bytes of a frame; before them
+enum { NET_FRAME_MAGIC = 0x50533247 };                      // "G2SP"
+enum { NET_ABORT = 5, NET_TAKEN, NET_LEAVES, NET_KINDS };   // kinds of frames: see above
+enum { NET_ITSELF = -1 };                                   // from, to: the process itself
+enum { NET_WINDOW = 8 };                                    // frames of a stream that may be under way
+// What becomes of a send or a take. NET_GONE: its process is gone; NET_LOST: another one is (net_lost).
+enum { NET_OK, NET_ABORTED, NET_LATE, NET_GONE, NET_LOST };
+enum { NET_PATIENCE = 5000 };   // with a caller that says nothing, in ms
 
 typedef struct net_frame net_frame;
 struct net_frame {
@@ -148,6 +154,7 @@ typedef struct {
     int writing, waiting;         // whether a thread writes a frame; how many wait to
     net_frame *oldest, *newest;   // come, but not taken
     const char* gone;             // why nothing more will come
+    int leaves;                   // it has said that it is done
     net_stream itself, *ranks;    // between the processes themselves; (ranks here, ranks there)
 } net_link;
 
@@ -161,7 +168,7 @@ struct net_peers {
     int process, processes;               // this one, and all
     int local_process, local_processes;   // among those of this machine, in the order of their numbers
     net_link* links;                      // (processes); NULL: there are none
-    int told;                             // the others know of the abort
+    int told;                             // the others know that this process stops
     int ranks;                            // of each process, by net_ranks; until then only processes speak
 };
 
@@ -234,6 +241,7 @@ GPT2_SP_LEAF int net_frame_decode(net_frame* f, const unsigned char* h) {
     f->operation = net_get(h + 16, 8), f->message = net_get(h + 24, 8);
     f->bytes = (size_t)bytes;
     if (kind == NET_TAKEN && (f->message > 0 || f->operation < 1 || f->operation > NET_WINDOW)) return -1;
+    if (kind == NET_LEAVES && f->message > 0) return -1;
     uint64_t rest = f->message % NET_FRAME_BYTES;
     return bytes == net_frame_bytes(f->message) || (rest > 0 && bytes == rest) ? 0 : -1;
 }
@@ -259,6 +267,13 @@ GPT2_SP_LEAF const char* net_gone(const net_peers* n, int process) {
     return n->links ? n->links[process].gone : NULL;
 }
 
+// The first process that is gone without having said that it is done; -1: there is none. With the mutex held.
+GPT2_SP_LEAF int net_lost(const net_peers* n) {
+    for (int i = 0; n->links && i < n->processes; i++)
+        if (n->links[i].gone && !n->links[i].leaves) return i;
+    return -1;
+}
+
 // Reads exactly `bytes`: 0; -1: the connection was closed or broke before.
 GPT2_SP_LEAF int net_socket_read(int fd, void* out, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
@@ -270,13 +285,18 @@ GPT2_SP_LEAF int net_socket_read(int fd, void* out, size_t bytes) {
     return 0;
 }
 
-// A process says why it stops, and so this one stops. What that process was told by another already names
-// whose error it is. With the mutex held.
+// What a process says of why it stops, as a line of this one. What that process was told by another already
+// names whose error it is.
+GPT2_SP_LEAF void net_reason(char* out, size_t size, int process, const char* said) {
+    if (strncmp(said, "process ", 8) == 0) snprintf(out, size, "%.1000s", said);
+    else snprintf(out, size, "process %d: %.980s", process, said);
+}
+
+// A process says why it stops, and so this one stops; the first reason counts. With the mutex held.
 GPT2_SP_LEAF void net_hear_abort(net_peers* n, int process, const char* said) {
     if (*n->aborted) return;
     *n->aborted = 1;
-    if (strncmp(said, "process ", 8) == 0) snprintf(n->reason, NET_TEXT, "%.1000s", said);
-    else snprintf(n->reason, NET_TEXT, "process %d: %.980s", process, said);
+    net_reason(n->reason, NET_TEXT, process, said);
 }
 
 // The stream between a rank here and one there; NULL: these are not ranks of the two processes.
@@ -290,16 +310,17 @@ GPT2_SP_LEAF net_stream* net_stream_find(net_link* l, int here, int there) {
 // NULL, or why a frame is none that may come now. Counts it in its stream. With the mutex held.
 GPT2_SP_LEAF const char* net_frame_count(net_link* l, const net_frame* f) {
     net_stream* s = net_stream_find(l, f->to, f->from);
-    if (!s || (f->kind == NET_ABORT && s != &l->itself)) return "it sent a frame of ranks that are not there";
+    int last = f->kind == NET_ABORT || f->kind == NET_LEAVES;   // of the process itself, in no window
+    if (!s || (last && s != &l->itself)) return "it sent a frame of ranks that are not there";
     if (f->kind == NET_TAKEN && f->operation > s->sent) return "it reports frames that it was not sent";
     if (f->kind == NET_TAKEN) s->sent = (unsigned char)(s->sent - f->operation);
-    else if (f->kind != NET_ABORT && s->held == NET_WINDOW) return "it sent more frames than are taken";
-    else if (f->kind != NET_ABORT) s->held++;
+    else if (!last && s->held == NET_WINDOW) return "it sent more frames than are taken";
+    else if (!last) s->held++;
     return NULL;
 }
 
-// One frame off the link: into the queue, or, an abort or a report, to all who wait. NULL, or why nothing
-// more will come.
+// One frame off the link: into the queue, or, where it is for the whole process, to all who wait. NULL, or
+// why nothing more will come.
 GPT2_SP_LEAF const char* net_link_read(net_link* l) {
     static const char* const closed = "connection closed";
     net_peers* n = l->peers;
@@ -309,9 +330,10 @@ GPT2_SP_LEAF const char* net_link_read(net_link* l) {
     if (net_frame_decode(&f, header) != 0) return "it sent what is no frame";
     pthread_mutex_lock(n->mutex);
     const char* refused = net_frame_count(l, &f);
+    if (!refused && f.kind == NET_LEAVES) l->leaves = 1;
     if (!refused && f.kind == NET_TAKEN && l->waiting > 0) pthread_cond_broadcast(n->changed);
     pthread_mutex_unlock(n->mutex);
-    if (refused || f.kind == NET_TAKEN) return refused;
+    if (refused || f.kind == NET_TAKEN || f.kind == NET_LEAVES) return refused;
     net_frame* frame = (net_frame*)malloc(sizeof f + f.bytes + 1);
     if (!frame) return "no memory for what it sends";
     *frame = f;
@@ -387,6 +409,7 @@ GPT2_SP_LEAF int net_link_claim(net_link* l, net_stream* s, double deadline, int
         if (*n->aborted && !tells) status = NET_ABORTED;
         else if (!l->writing && (!s || s->sent < NET_WINDOW)) break;
         else if (l->gone && !l->writing) status = NET_GONE;
+        else if (net_lost(n) >= 0 && !tells) status = NET_LOST;
         else if (late) status = NET_LATE;
         else {
             l->waiting++;
@@ -457,6 +480,7 @@ GPT2_SP_LEAF int net_take(
         if (*n->aborted) status = NET_ABORTED;
         else if (f) break;
         else if (l->gone) status = NET_GONE;
+        else if (net_lost(n) >= 0) status = NET_LOST;
         else if (late) status = NET_LATE;
         else late = net_await(n->changed, n->mutex, deadline) != 0;
     }
@@ -477,17 +501,19 @@ GPT2_SP_LEAF int net_take(
     return status;
 }
 
-// Tells all other processes, once, why this one stops, even if one of them told this one: then whoever finds
-// a connection closed has heard why before, on that same connection (but for one that still waits for others
-// to connect: it reads nothing yet).
+// Tells all other processes, once, that this one stops: why, after an abort, or that it is done. After an
+// abort also if one of them told this one: then whoever finds a connection closed has heard why before, on
+// that same connection.
 GPT2_SP_LEAF void net_tell(net_peers* n) {
     char reason[NET_TEXT];
     pthread_mutex_lock(n->mutex);
-    memcpy(reason, n->reason, sizeof reason);
-    int told = n->told;
+    int told = n->told, aborted = *n->aborted;
     n->told = 1;
+    memcpy(reason, n->reason, sizeof reason);
+    if (!aborted) reason[0] = 0;
     pthread_mutex_unlock(n->mutex);
-    net_frame f = {NULL, NET_ABORT, NET_ITSELF, NET_ITSELF, 0, strlen(reason), strlen(reason), NULL};
+    net_frame f = {NULL, aborted ? (int)NET_ABORT : (int)NET_LEAVES, NET_ITSELF, NET_ITSELF, 0,
+        strlen(reason), strlen(reason), NULL};
     for (int process = 0; !told && n->links && process < n->processes; process++) {
         net_link* l = &n->links[process];
         // one that cannot be told will see the connection close
@@ -529,7 +555,7 @@ GPT2_SP_LEAF int net_link_start(net_link* l) {
 GPT2_SP_LEAF void net_close(net_peers* n) {
     struct timespec pause = {0, 5000000};
     if (!n->links) return;
-    if (net_aborted(n)) net_tell(n);
+    net_tell(n);
     for (int i = 0; i < n->processes; i++)
         if (n->links[i].fd >= 0) shutdown(n->links[i].fd, SHUT_WR);
     double until = net_now_ms() + (net_aborted(n) ? 2000 : 5000);
@@ -690,7 +716,7 @@ GPT2_SP_LEAF int net_socket_send(int fd, const void* data, size_t bytes) {
 // ================================================================================
 // what travels while processes meet
 
-#define NET_HELLO_MAGIC 0x3248505332545047ull                 // "GPT2SPH2"
+#define NET_HELLO_MAGIC 0x3348505332545047ull                 // "GPT2SPH3"
 #define NET_WELCOME_MAGIC 0x3257505332545047ull               // "GPT2SPW2"
 #define NET_CHALLENGE_MAGIC 0x3243505332545047ull             // "GPT2SPC2"
 #define NET_PROOF_MAGIC 0x3250505332545047ull                 // "GPT2SPP2"
@@ -869,6 +895,39 @@ GPT2_SP_LEAF int net_random(void* out, size_t size) {
     return getrandom(out, size, 0) == (ssize_t)size ? 0 : -1;
 }
 
+// What a linked process said of why it stops, if that came before its connection was closed: 0, in `said`.
+GPT2_SP_LEAF int net_farewell(int fd, char said[NET_TEXT]) {
+    unsigned char header[NET_HEADER];
+    net_frame f;
+    for (;;) {
+        if (recv(fd, header, sizeof header, MSG_DONTWAIT) != (ssize_t)sizeof header) return -1;
+        if (net_frame_decode(&f, header) != 0) return -1;
+        size_t room = f.kind == NET_ABORT ? f.bytes : 0;
+        if (recv(fd, said, room, MSG_DONTWAIT) != (ssize_t)room) return -1;
+        said[room] = 0;
+        if (f.kind == NET_ABORT) return 0;
+        for (ssize_t n = 1; f.bytes > 0; f.bytes -= (size_t)n) {   // what it sent before
+            n = recv(fd, said, f.bytes < NET_TEXT ? f.bytes : (size_t)NET_TEXT, MSG_DONTWAIT);
+            if (n <= 0) return -1;
+        }
+    }
+}
+
+// Before all have met there is no run without any of them: -1 where a linked process other than `but` has
+// left, with the reason that it said, if it did.
+GPT2_SP_LEAF int net_left(net_meeting* m, int but) {
+    net_peers* n = m->peers;
+    for (int i = 0; i < n->processes; i++) {
+        struct pollfd link = {i == but ? -1 : n->links[i].fd, POLLRDHUP, 0};
+        char said[NET_TEXT];
+        if (link.fd < 0 || poll(&link, 1, 0) <= 0 || link.revents == 0) continue;
+        if (net_farewell(link.fd, said) == 0) return net_reason(m->error, m->size, i, said), -1;
+        return NET_FAIL(
+            m, "process %d: process %d is gone (connection closed) before all had met", n->process, i);
+    }
+    return 0;
+}
+
 // The hello of this process on one connection.
 GPT2_SP_LEAF int net_hello_make(net_meeting* m, net_hello* h, uint64_t cookie, int port) {
     memset(h, 0, sizeof *h);
@@ -1024,7 +1083,7 @@ GPT2_SP_LEAF int net_hear(net_meeting* m, net_door* d) {
     return 0;
 }
 
-// Waits until somebody knocks or speaks, or a linked process leaves again, which ends it; 0.1 s at most.
+// Waits until somebody knocks or speaks, or a linked process leaves, which ends it; 0.1 s at most.
 GPT2_SP_LEAF int net_door_wait(net_meeting* m, net_door* d) {
     net_peers* n = m->peers;
     struct pollfd* linked = d->ready + 1 + d->count;
@@ -1034,11 +1093,7 @@ GPT2_SP_LEAF int net_door_wait(net_meeting* m, net_door* d) {
     for (int i = 0; i < 1 + d->count + n->processes; i++)
         d->ready[i].events = i < 1 + d->count ? POLLIN : POLLRDHUP, d->ready[i].revents = 0;
     poll(d->ready, (nfds_t)(1 + d->count + n->processes), 100);
-    for (int i = 0; i < n->processes; i++)
-        if (linked[i].revents)
-            return NET_FAIL(
-                m, "process %d: process %d is gone (connection closed) before all had met", n->process, i);
-    return 0;
+    return net_left(m, n->process);
 }
 
 // Why waiting has to end; 0: it goes on.
@@ -1101,7 +1156,8 @@ GPT2_SP_LEAF int net_send_all(net_meeting* m, const unsigned char* bytes, size_t
             if (ready[i].fd >= 0) left = i;
         }
         if (status != 0 || left == 0) break;
-        if (*m->stop)
+        if (net_left(m, n->process) != 0) status = -1;
+        else if (*m->stop)
             status = NET_FAIL(m, "process %d: stopped by a signal while it told the others", n->process);
         else if (net_passed(m->deadline))
             status = NET_FAIL(m, "process %d: waited %g s for process %d to hear where the others are",
@@ -1166,15 +1222,26 @@ GPT2_SP_LEAF int net_find_host(net_meeting* m) {
     return 0;
 }
 
-// Reads exactly `bytes` before the deadline and the signal: 0 or -1.
-GPT2_SP_LEAF int net_socket_read_until(const net_meeting* m, int fd, void* out, size_t bytes) {
+// Reads exactly `bytes` of what a process answers: 0, or -1 with a line, also where another one has left.
+GPT2_SP_LEAF int net_read(net_meeting* m, int process, void* out, size_t bytes) {
+    net_peers* n = m->peers;
     for (size_t done = 0; done < bytes;) {
-        struct pollfd ready = {fd, POLLIN, 0};
-        if (*m->stop || net_passed(m->deadline)) return -1;
+        struct pollfd ready = {n->links[process].fd, POLLIN, 0};
+        if (*m->stop)
+            return NET_FAIL(m, "process %d: stopped by a signal while it waited for the others", n->process);
+        if (net_passed(m->deadline))
+            return NET_FAIL(m, "process %d: waited %g s at %.300s for all processes to meet", n->process,
+                m->timeout_ms / 1e3, m->master);
+        if (net_left(m, process) != 0) return -1;
         if (poll(&ready, 1, 100) <= 0) continue;
-        ssize_t n = recv(fd, (char*)out + done, bytes - done, MSG_DONTWAIT);
-        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) return -1;
-        if (n > 0) done += (size_t)n;
+        ssize_t got = recv(ready.fd, (char*)out + done, bytes - done, MSG_DONTWAIT);
+        if (got > 0) done += (size_t)got;
+        if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) continue;
+        if (process > 0)
+            return NET_FAIL(m, "process %d: process %d is gone (connection closed) before all had met",
+                n->process, process);
+        return NET_FAIL(m, "process %d: process 0 at %.300s is gone (connection closed) before all had met",
+            n->process, m->master);
     }
     return 0;
 }
@@ -1182,29 +1249,15 @@ GPT2_SP_LEAF int net_socket_read_until(const net_meeting* m, int fd, void* out, 
 // Reads what a process answers on a connection: `bytes` that begin with the magic, or its refusal.
 GPT2_SP_LEAF int net_answer(net_meeting* m, int process, uint64_t magic, unsigned char* out, size_t bytes) {
     net_peers* n = m->peers;
-    int fd = n->links[process].fd;
     unsigned char refusal[NET_REFUSAL];
-    int broken = net_socket_read_until(m, fd, refusal, 8) != 0;
-    int refused = !broken && net_get(refusal, 8) == NET_REFUSAL_MAGIC;
-    if (refused) broken = net_socket_read_until(m, fd, refusal + 8, NET_REFUSAL - 8) != 0;
-    else if (!broken && net_get(refusal, 8) == magic) {
-        memcpy(out, refusal, 8);
-        broken = net_socket_read_until(m, fd, out + 8, bytes - 8) != 0;
-    }
-    if (broken && *m->stop)
-        return NET_FAIL(m, "process %d: stopped by a signal while it waited for the others", n->process);
-    if (broken && net_passed(m->deadline))
-        return NET_FAIL(m, "process %d: waited %g s at %.300s for all processes to meet", n->process,
-            m->timeout_ms / 1e3, m->master);
-    if (broken && process > 0)
-        return NET_FAIL(
-            m, "process %d: process %d is gone (connection closed) before all had met", n->process, process);
-    if (broken)
-        return NET_FAIL(m, "process %d: process 0 at %.300s is gone (connection closed) before all had met",
-            n->process, m->master);
+    if (net_read(m, process, refusal, 8) != 0) return -1;
+    int refused = net_get(refusal, 8) == NET_REFUSAL_MAGIC, answered = net_get(refusal, 8) == magic;
+    memcpy(out, refusal, 8);
+    if (refused && net_read(m, process, refusal + 8, NET_REFUSAL - 8) != 0) return -1;
+    if (answered && net_read(m, process, out + 8, bytes - 8) != 0) return -1;
     if (refused && net_sealed(refusal, NET_REFUSAL) && refusal[NET_REFUSAL - 5] == 0)
         return NET_FAIL(m, "process %d: %.499s", process, (const char*)refusal + 8);
-    if (!refused && net_get(refusal, 8) == magic && net_sealed(out, bytes)) return 0;
+    if (answered && net_sealed(out, bytes)) return 0;
     return NET_FAIL(m, "--master %.300s: what answers there is no process %d of %d processes", m->master,
         process, n->processes);
 }
@@ -1314,6 +1367,7 @@ GPT2_SP_LEAF int net_open(net_peers* n, int process, int processes, const char* 
     for (int i = 0; status == 0 && i < processes; i++)
         if (i != process && net_link_start(&n->links[i]) != 0)
             status = NET_FAIL(&m, "cannot start a thread for the link to process %d", i);
+    if (status != 0) n->told = 1;   // closing its links must not look as if it were done
     return status;
 }
 
@@ -1329,22 +1383,43 @@ typedef struct {
     const char* mark;   // must be set too: a batch script has Slurm's numbers, but is no task of a step
 } net_launcher;
 
+// Those of mpirun come before Slurm's: it may itself use srun, whose numbers its processes then see too.
+enum { NET_LAUNCHERS = 4, NET_TORCHRUN = 0, NET_SLURM = 3 };
+static const net_launcher net_launchers[NET_LAUNCHERS] = {
+    {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
+    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS", "PMI_RANK"},
+    {"SLURM_PROCID", "SLURM_NTASKS", "", "SLURM_STEP_NODELIST"},
+};
+
 // The launcher that has set a process' number and their count: torchrun, mpirun of Open MPI or of MPICH, or
-// srun; NULL: none. Those of mpirun come before Slurm's: it may itself use srun, whose numbers its processes
-// then see too. RANK and WORLD_SIZE need no MASTER_ADDR where the master is given otherwise.
+// srun; NULL: none. RANK and WORLD_SIZE need no MASTER_ADDR where the master is given otherwise.
 GPT2_SP_LEAF const net_launcher* net_launched(int master_given) {
-    static const net_launcher launchers[] = {
-        {"RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"},
-        {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE",
-            "OMPI_COMM_WORLD_RANK"},
-        {"PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS", "PMI_RANK"},
-        {"SLURM_PROCID", "SLURM_NTASKS", "", "SLURM_STEP_NODELIST"},
-    };
-    for (int i = 0; i < 4; i++) {
-        const net_launcher* l = &launchers[i];
-        if (getenv(l->rank) && getenv(l->world) && (getenv(l->mark) || (i == 0 && master_given))) return l;
+    for (int i = 0; i < NET_LAUNCHERS; i++) {
+        const net_launcher* l = &net_launchers[i];
+        if (getenv(l->rank) && getenv(l->world) && (getenv(l->mark) || (i == NET_TORCHRUN && master_given)))
+            return l;
     }
     return NULL;
+}
+
+// Where net_launched finds none: 0, or -1 with a line if a launcher's variables are there in part, as of one
+// process of several that would train alone. A count of 1 is one that does. Slurm's are there in part also
+// in a shell that asked it for machines only.
+GPT2_SP_LEAF int net_launched_whole(char* error, size_t size) {
+    for (int i = 0; i < NET_SLURM; i++) {
+        const net_launcher* l = &net_launchers[i];
+        const char *rank = getenv(l->rank), *world = getenv(l->world);
+        if ((!rank && !world) || (world && strcmp(world, "1") == 0)) continue;
+        return net_error(error, size,
+            "%s is %.100s, but there is no %s: `--world 1` trains alone, else set it or give --world and "
+            "--rank",
+            world ? l->world : l->rank, world ? world : rank,
+            !world      ? l->world
+                : !rank ? l->rank
+                        : l->mark);
+    }
+    return 0;
 }
 
 // The first machine of a list of Slurm's, such as "node[03-07,9]-ib,other" or "rack[1-2]node[3-4]": of each

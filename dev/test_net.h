@@ -200,7 +200,7 @@ static void nt_bytes(void) {
     net_note_encode(note, NET_PROOF_MAGIC, h.nonce);
     uint32_t sums[3] = {(uint32_t)crc32(0, hello, sizeof hello - 4),
         (uint32_t)crc32(0, welcome, sizeof welcome - 4), (uint32_t)crc32(0, note, sizeof note - 4)};
-    check(sums[0] == 0xaea054a9 && sums[1] == 0xb669e6f5 && sums[2] == 0x4e23f09b,
+    check(sums[0] == 0xdf0c8cee && sums[1] == 0xb669e6f5 && sums[2] == 0x4e23f09b,
         "net: a hello, a welcome and a proof have the bytes of their tables", "CRC-32 %08x, %08x and %08x",
         sums[0], sums[1], sums[2]);
     int same = net_hello_decode(&back, hello) == 0 && nt_same(&back, hello) &&
@@ -264,6 +264,58 @@ static void nt_addresses(void) {
     }
     for (int i = 0; i < 8; i++) wrong += net_address_parse(&a, none[i], error, sizeof error) == 0;
     check(wrong == 0, "net: an address is printed with its brackets, and read back", "%d of 12 wrong", wrong);
+}
+
+// What is in the environment in part: one process of several would train alone. Nothing, or a count of 1, does.
+static void nt_launched(void) {
+    static const char* const names[] = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "SLURM_PROCID", "SLURM_NTASKS",
+        "SLURM_STEP_NODELIST"};
+    static const struct {
+        const char* set[3];     // NAME=VALUE
+        const char* expected;   // of the error; NULL: it trains alone; "": a launcher is found
+    } cases[] = {{{NULL}, NULL}, {{"WORLD_SIZE=2"}, "WORLD_SIZE is 2, but there is no RANK: `--world 1`"},
+        {{"RANK=1"}, "RANK is 1, but there is no WORLD_SIZE"}, {{"WORLD_SIZE=1"}, NULL},
+        {{"WORLD_SIZE=1", "RANK=0"}, NULL},
+        {{"WORLD_SIZE=2", "RANK=0"}, "WORLD_SIZE is 2, but there is no MASTER_ADDR"},
+        {{"WORLD_SIZE=2", "RANK=0", "MASTER_ADDR=a"}, ""},
+        {{"WORLD_SIZE=2", "MASTER_ADDR=a"}, "WORLD_SIZE is 2, but there is no RANK"},
+        {{"MASTER_ADDR=a"}, NULL}, {{"WORLD_SIZE=two"}, "WORLD_SIZE is two"},
+        {{"OMPI_COMM_WORLD_SIZE=4"}, "OMPI_COMM_WORLD_SIZE is 4, but there is no OMPI_COMM_WORLD_RANK"},
+        {{"PMI_RANK=0"}, "PMI_RANK is 0, but there is no PMI_SIZE"}, {{"PMI_RANK=0", "PMI_SIZE=2"}, ""},
+        {{"SLURM_NTASKS=2"}, NULL}, {{"SLURM_NTASKS=2", "SLURM_PROCID=0"}, NULL},
+        {{"SLURM_NTASKS=2", "SLURM_PROCID=0", "SLURM_STEP_NODELIST=a"}, ""}};
+    enum { NAMES = (int)(sizeof names / sizeof names[0]) };
+    char kept[NAMES][256], error[NET_TEXT];
+    int was[NAMES], right = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    for (int i = 0; i < NAMES; i++) {
+        const char* value = getenv(names[i]);
+        was[i] = value != NULL;
+        snprintf(kept[i], sizeof kept[i], "%s", value ? value : "");
+    }
+    for (int i = 0; i < count; i++) {
+        for (int k = 0; k < NAMES; k++) unsetenv(names[k]);
+        for (int k = 0; k < 3 && cases[i].set[k]; k++) {
+            const char* equals = strchr(cases[i].set[k], '=');
+            char name[64];
+            snprintf(name, sizeof name, "%.*s", (int)(equals - cases[i].set[k]), cases[i].set[k]);
+            setenv(name, equals + 1, 1);
+        }
+        error[0] = 0;
+        int found = net_launched(0) != NULL, whole = net_launched_whole(error, sizeof error) == 0;
+        const char* expected = cases[i].expected;
+        int good = !expected ? !found && whole
+            : expected[0]    ? !found && !whole && strstr(error, expected) != NULL
+                             : found;
+        if (!good) printf("     %s: launcher %d; %s\n", cases[i].set[0], found, error);
+        right += good;
+    }
+    for (int i = 0; i < NAMES; i++) {
+        if (was[i]) setenv(names[i], kept[i], 1);
+        else unsetenv(names[i]);
+    }
+    check(right == count, "net: a launcher that is there in part is refused", "%d of %d environments", right,
+        count);
 }
 
 // --- callers ---
@@ -843,10 +895,160 @@ static void nt_reasons(void) {
     nt_return(&p);
 }
 
+// Process 1 of 3, whose two links end in this test: ends[0] and ends[2].
+static void nt_two_links(NtProcess* p, int ends[3]) {
+    nt_lend(p);
+    if (net_links_make(&p->peers, 1, 3) != 0 || net_ranks(&p->peers, 1) != 0) exit(1);
+    for (int i = 0; i < 3; i += 2) {
+        int pair[2];
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0) exit(1);
+        p->peers.links[i].fd = pair[0], ends[i] = pair[1];
+        if (net_link_start(&p->peers.links[i]) != 0) exit(1);
+    }
+}
+
+// A process that is lost ends waits for another at once; one that is done ends none, and its own frames can
+// still be taken.
+static void nt_lost(void) {
+    static const char* const whats[] = {"take", "send"};
+    for (int sends = 0; sends < 2; sends++)
+        for (int done = 0; done < 2; done++) {
+            NtProcess p;
+            int ends[3], status = NET_OK, sent = 0;
+            net_frame f = {NULL, 0, 1, 0, 1, 8, 8, NULL}, *frame = NULL;
+            const char* why = NULL;
+            nt_two_links(&p, ends);
+            nt_frame(ends[2], 0, 2, 1, 1, 8);
+            if (done) nt_frame(ends[2], NET_LEAVES, NET_ITSELF, NET_ITSELF, 0, 0);
+            shutdown(ends[2], SHUT_WR);
+            double start = net_now_ms(), until = start + (done ? 300 : 10e3);
+            if (!sends) status = net_take(&p.peers, 0, 0, 1, until, &frame, &why);
+            while (sends && (status = net_send(&p.peers, 0, f, "12345678", until)) == NET_OK && sent < 99)
+                sent++;
+            double took = net_now_ms() - start;
+            int kept = done && net_take(&p.peers, 2, 2, 1, until, &frame, &why) == NET_OK;
+            if (kept) free(frame);
+            pthread_mutex_lock(&p.mutex);
+            int lost = net_lost(&p.peers);
+            pthread_mutex_unlock(&p.mutex);
+            check(done ? status == NET_LATE && lost == -1 && kept && took > 250
+                       : status == NET_LOST && lost == 2 && took < 3000,
+                "net: a process that is lost ends all waits, one that is done none",
+                "to %s, process 2 %s: status %d after %.0f ms, lost %d", whats[sends], done ? "done" : "lost",
+                status, took, lost);
+            for (int i = 0; i < 3; i += 2) close(ends[i]);
+            nt_return(&p);
+        }
+    // and says so itself: the last that comes of a process that closes its links
+    for (int aborts = 0; aborts < 2; aborts++) {
+        NtProcess p;
+        unsigned char header[NET_HEADER];
+        net_frame f;
+        int fd = nt_link(&p);
+        pthread_mutex_lock(&p.mutex);
+        p.aborted = aborts;
+        pthread_mutex_unlock(&p.mutex);
+        shutdown(fd, SHUT_WR);
+        nt_return(&p);
+        int whole = net_socket_read(fd, header, sizeof header) == 0 && net_frame_decode(&f, header) == 0;
+        int kind = whole ? f.kind : -1, more = net_socket_read(fd, header, 1) == 0;
+        check(kind == (aborts ? (int)NET_ABORT : (int)NET_LEAVES) && !more,
+            "net: a process that closes its links says that it is done, or why it stops", "kind %d", kind);
+        close(fd);
+    }
+}
+
+// Process 1 of 3 has met process 0, which stops, and waits for process 2, which never comes: it hears why.
+// What process 0 sent before is passed over.
+static void nt_farewell(void) {
+    static const char* const reasons[] = {"the disk is full", "process 5: the disk is full", NULL};
+    static const char* const expected[] = {"process 0: the disk is full", "process 5: the disk is full",
+        "process 0 is gone (connection closed)"};
+    int right = 0;
+    NtProcess p;
+    for (int i = 0; i < 3; i++) {
+        char port[16], error[NET_TEXT];
+        unsigned char bytes[NET_WELCOME + 3 * NET_PLACE] = {0}, hello[NET_HELLO], frame[NET_HEADER];
+        static unsigned char before[5000];
+        net_place places[3];
+        memset(places, 0, sizeof places);
+        int number = free_port();
+        snprintf(port, sizeof port, "%d", number);
+        int listener = net_socket_listen("127.0.0.1", port, error, sizeof error);
+        nt_begin(&p, 1, 3, number, NULL);
+        int fd = accept(listener, NULL, NULL);
+        net_socket_read(fd, hello, sizeof hello);
+        net_welcome_encode(bytes, 7, places, 3);
+        (void)!write(fd, bytes, sizeof bytes);
+        nt_frame(fd, 4, NET_ITSELF, NET_ITSELF, 1, 8);
+        net_frame f = {NULL, 4, NET_ITSELF, NET_ITSELF, 2, sizeof before, sizeof before, NULL};
+        net_frame_encode(frame, &f);
+        (void)!write(fd, frame, sizeof frame);
+        (void)!write(fd, before, sizeof before);
+        f.kind = NET_ABORT, f.message = f.bytes = reasons[i] ? strlen(reasons[i]) : 0;
+        net_frame_encode(frame, &f);
+        if (reasons[i]) (void)!write(fd, frame, sizeof frame), (void)!write(fd, reasons[i], f.bytes);
+        double start = net_now_ms();
+        shutdown(fd, SHUT_WR);
+        int status = nt_end(&p);
+        double took = net_now_ms() - start;
+        int good = status == -1 && strstr(p.error, expected[i]) && took < 3000;
+        if (!good) printf("     %s, after %.0f ms\n", p.error, took);
+        right += good;
+        close(fd);
+        close(listener);
+    }
+    check(right == 3, "net: a process that still waits for others hears why one stops", "%d of 3: %s", right,
+        p.error);
+}
+
+// Process 2 of 3 waits for the answer of process 1, which hangs, while process 0 leaves: that ends it.
+static void nt_left(void) {
+    static const char right[] = "a secret that all know";
+    net_secret s = nt_secret(right);
+    NtProcess p;
+    char port[16], error[NET_TEXT];
+    unsigned char bytes[NET_WELCOME + 3 * NET_PLACE] = {0}, hello[NET_HELLO], note[NET_NOTE],
+                                          nonce[NET_NONCE] = {1}, sum[SHA256_BYTES];
+    net_place places[3];
+    memset(places, 0, sizeof places);
+    int numbers[2] = {free_port(), 0}, listeners[2];
+    for (int i = 0; i < 2; i++) {
+        if (i) numbers[1] = free_port();
+        snprintf(port, sizeof port, "%d", numbers[i]);
+        listeners[i] = net_socket_listen("127.0.0.1", port, error, sizeof error);
+    }
+    places[1].port = (uint32_t)numbers[1];
+    nt_begin(&p, 2, 3, numbers[0], &s);
+    int fd = accept(listeners[0], NULL, NULL);
+    net_socket_read(fd, hello, sizeof hello);
+    net_note_encode(note, NET_CHALLENGE_MAGIC, nonce);
+    (void)!write(fd, note, sizeof note);
+    net_socket_read(fd, note, sizeof note);
+    net_prove(sum, &s, "listener", hello, nonce);
+    net_note_encode(note, NET_PROOF_MAGIC, sum);
+    (void)!write(fd, note, sizeof note);
+    net_welcome_encode(bytes, 7, places, 3);
+    (void)!write(fd, bytes, sizeof bytes);
+    int silent = accept(listeners[1], NULL, NULL);
+    net_socket_read(silent, hello, sizeof hello);
+    double start = net_now_ms();
+    close(fd);
+    int status = nt_end(&p);
+    double took = net_now_ms() - start;
+    check(status == -1 && strstr(p.error, "process 0 is gone (connection closed) before all had met") &&
+            took < 3000,
+        "net: nobody waits for one process where another has left before all had met", "%s, after %.0f ms",
+        p.error, took);
+    close(silent);
+    for (int i = 0; i < 2; i++) close(listeners[i]);
+}
+
 static void test_net(void) {
     nt_sha256();
     nt_bytes();
     nt_addresses();
+    nt_launched();
     nt_strangers();
     nt_misfits();
     nt_silent();
@@ -861,4 +1063,7 @@ static void test_net(void) {
     nt_window();
     nt_sender();
     nt_reasons();
+    nt_lost();
+    nt_farewell();
+    nt_left();
 }

@@ -296,7 +296,7 @@ def sealed(b): return b + struct.pack("<I", zlib.crc32(b))
 for i in range(100):
     try: s = socket.create_connection(("127.0.0.1", int(sys.argv[1]))); break
     except OSError: time.sleep(0.1)
-s.sendall(sealed(b"GPT2SPH2" + struct.pack("<Q5I", 0, 1, 2, 0, 0, 0x01020304) + bytes(32 + 96)))
+s.sendall(sealed(b"GPT2SPH3" + struct.pack("<Q5I", 0, 1, 2, 0, 0, 0x01020304) + bytes(32 + 96)))
 s.recv(4096)
 head = struct.pack("<4sIiiQQQI", b"G2SP", 0, 1, 77, 1, 1 << 20, 1 << 20, 0)
 try:
@@ -408,7 +408,7 @@ for zero in 0 3; do
     trains
     kill -9 $(pid 1)
     finished
-    gone='rank [0-9]*, step [0-9]*: process 1 (ranks 2-3) is gone (connection closed), waited for in an'
+    gone='rank [0-9]*, step [0-9]*: process 1 (ranks 2-3) is gone (connection closed)[,;] waited for'
     gone="$gone\|process 1"
     check "one process killed, zero $zero, is named by the others, which end" told 1 "$gone"
     check "... after $seconds seconds" test $seconds -le 5
@@ -430,6 +430,19 @@ hangs="$hangs\|process 0, step [0-9]*: waited 3 s for process 1 (rank 1) in an a
 check "a process that hangs is named by the other, with rank, step and wait" told 1 "$hangs"
 check "... after $((tries / 10)) seconds, and the one that hung ends too" \
     sh -c '[ $0 -le 70 ] && [ "$1" = " 1 1" ] && cat hung.1.err' $tries "$statuses"
+
+# process 0 hangs, the others wait for it; then one of these is lost
+start lost 3 $shape --sp 3 --steps 1000000 --timeout 60
+trains
+kill -STOP $(pid 0)
+sleep 0.5
+kill -9 $(pid 2)
+tries=0
+while kill -0 $(pid 1) 2> /dev/null && [ $tries -lt 200 ]; do sleep 0.1; tries=$((tries + 1)); done
+kill -CONT $(pid 0)
+finished
+check "a process that is lost ends a wait for another one that hangs" told 2 'process 2 (rank 2) is gone'
+check "... after $((tries / 10)) seconds" test $tries -le 50
 
 for signal in TERM INT USR1; do
     rm -rf signal
@@ -547,6 +560,12 @@ environment() {
     [ "$(wc -l < out)" = 1 ] && grep -q "$pattern" out
 }
 torch="WORLD_SIZE=2 MASTER_ADDR=127.0.0.1"
+check "a count of processes without this one's number is refused" \
+    environment 'WORLD_SIZE is 2, but there is no RANK' WORLD_SIZE=2
+check "a number of this process without their count is refused" \
+    environment 'RANK is 1, but there is no WORLD_SIZE' RANK=1
+check "both without a master are refused" environment 'WORLD_SIZE is 2, but there is no MASTER_ADDR' RANK=1 WORLD_SIZE=2
+check "--world 1 trains alone all the same" env WORLD_SIZE=2 "$program" train $shape --steps 1 --world 1
 for number in x 1x '' 1.5 -1 4096; do
     check "a number of the environment that is none is refused: RANK=$number" \
         environment "RANK=$number: \(expected a whole number\|must be from\)" "RANK=$number" $torch
