@@ -8521,41 +8521,97 @@ typedef struct {
     int ended;                          // the last byte is a line's end, or there is none
 } LogScan;
 
-// Ends a piece of a log, n bytes: a line to `good`, anything else to `rest` (both may be NULL).
-static void log_piece(LogScan* scan, const char* piece, size_t n, int readable, FILE* good, FILE* rest) {
-    if (n == 0) return;
-    FILE* to = readable ? good : rest;
-    if (readable) scan->lines++;
-    else scan->unreadable++, scan->bytes += (int64_t)n;
-    if (to) fwrite(piece, 1, n, to), fputc('\n', to);
+// A log that is read: what has come since the last line's end or NUL, and how much longer it was.
+enum { LOG_PIECE = 4096, LOG_BLOCK = 1 << 16 };
+typedef struct {
+    LogScan* scan;
+    FILE *good, *rest;   // lines go there, all else here; both may be NULL
+    char piece[LOG_PIECE];
+    size_t n;
+    int longer;       // the line does not fit in a piece
+    uint64_t zeros;   // NULs that have come since the last other byte
+    int failed;       // a file cannot be written
+} LogReader;
+
+// Ends a piece: a line goes to `good`, anything else to `rest`.
+static void log_piece(LogReader* r, int ends) {
+    int readable = ends && !r->longer && r->piece[0] == '{' && json_validate(r->piece, r->n, 8, NULL) == 0;
+    FILE* to = readable ? r->good : r->rest;
+    r->longer = !ends;
+    if (r->n == 0) return;
+    if (readable) r->scan->lines++;
+    else r->scan->unreadable++, r->scan->bytes += (int64_t)r->n;
+    if (to) fwrite(r->piece, 1, r->n, to), fputc('\n', to);
+    r->n = 0;
+}
+
+// Ends a run of NULs. In `rest` a long one becomes a hole, which takes no room on the disk.
+static void log_zeros(LogReader* r) {
+    struct stat info;
+    if (r->zeros == 0) return;
+    r->scan->unreadable++, r->scan->bytes += (int64_t)r->zeros;
+    if (r->rest && r->zeros >= LOG_BLOCK)
+        r->failed |= fflush(r->rest) != 0 || fstat(fileno(r->rest), &info) != 0 ||
+            ftruncate(fileno(r->rest), info.st_size + (off_t)r->zeros) != 0;
+    else
+        for (; r->rest && r->zeros > 0; r->zeros--) fputc(0, r->rest);
+    if (r->rest) fputc('\n', r->rest);
+    r->zeros = 0;
+}
+
+// How many of n bytes, at least one, are NULs, up to the first that is none.
+static size_t zeros_count(const char* p, size_t n) {
+    size_t count = 0;
+    if (p[0] == 0 && memcmp(p, p + 1, n - 1) == 0) return n;
+    while (count < n && p[count] == 0) count++;
+    return count;
+}
+
+// Takes a block of a log.
+static void log_block(LogReader* r, const char* p, size_t n) {
+    for (const char* end = p + n; p < end;) {
+        size_t zeros = zeros_count(p, (size_t)(end - p));
+        if (zeros > 0) log_piece(r, 1);
+        r->zeros += zeros, p += zeros;
+        if (p < end) log_zeros(r);
+        for (; p < end && *p != 0 && *p != '\n'; p++) {
+            if (r->n == LOG_PIECE) log_piece(r, 0);
+            r->piece[r->n++] = *p;
+        }
+        if (p < end && *p == '\n') log_piece(r, 1), p++;
+    }
+}
+
+// Where a file goes on behind the hole that it has at `at`, which reads as NULs; `at`, if it has none there.
+static off_t hole_end(int fd, off_t at) {
+    off_t data = lseek(fd, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) data = lseek(fd, 0, SEEK_END);   // nothing but a hole follows
+    return data > at ? data : at;
 }
 
 // Reads a log from its beginning: pieces end at a line's end or at a NUL, which a crash leaves where the data
-// of a file had not reached the disk. Copies lines to `good` and all else to `rest`. 0, or -1 with errno.
+// of a file had not reached the disk. Copies lines to `good` and all else to `rest`. 0, or -1 with errno. The
+// log's place to read is then anywhere.
 static int log_scan(FILE* log, LogScan* scan, FILE* good, FILE* rest) {
-    char piece[4096];
-    size_t n = 0;
-    int long_piece = 0, last = '\n';
+    LogReader* r = (LogReader*)calloc(1, sizeof *r);
+    char *block = (char*)malloc(LOG_BLOCK), last = '\n';
+    ssize_t n = r && block && fflush(log) == 0 ? 1 : -1;
     memset(scan, 0, sizeof *scan);
-    rewind(log);
-    for (int c = 0; c != EOF; last = c == EOF ? last : c) {
-        c = getc_unlocked(log);
-        if (rest && last == 0 && c != 0) fputc('\n', rest);
-        if (c == '\n' || c == 0 || c == EOF) {
-            int readable = !long_piece && n > 0 && piece[0] == '{' && json_validate(piece, n, 8, NULL) == 0;
-            log_piece(scan, piece, n, readable, good, rest);
-            if (c == 0) scan->unreadable += last != 0, scan->bytes++;
-            if (c == 0 && rest) fputc(0, rest);
-            n = 0, long_piece = 0;
-        } else if (n < sizeof piece) piece[n++] = (char)c;
-        else {
-            long_piece = 1;
-            log_piece(scan, piece, n, 0, good, rest);
-            piece[0] = (char)c, n = 1;
-        }
+    if (n > 0) r->scan = scan, r->good = good, r->rest = rest;
+    for (off_t at = 0; n > 0; at += n) {
+        off_t data = hole_end(fileno(log), at);
+        if (data > at) log_piece(r, 1), r->zeros += (uint64_t)(data - at), last = 0;
+        at = data;
+        do n = pread(fileno(log), block, LOG_BLOCK, at);
+        while (n < 0 && errno == EINTR);
+        if (n > 0) log_block(r, block, (size_t)n), last = block[n - 1];
     }
+    if (n == 0) log_piece(r, 1), log_zeros(r);
     scan->ended = last == '\n';
-    return ferror(log) ? -1 : 0;
+    int status = n == 0 && !r->failed ? 0 : -1;
+    free(block);
+    free(r);
+    return status;
 }
 
 // Opens a file of a run's folder, which is no link, to append to it and to read it.
