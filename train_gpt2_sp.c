@@ -699,7 +699,11 @@ static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
     }
     return z;
 }
-static double random_unit(uint64_t bits) { return ((double)(bits >> 11) + 0.5) * 0x1p-53; }   // in (0, 1)
+// In (0, 1): the middle of the last of 2^53 parts would be rounded to 1.
+static double random_unit(uint64_t bits) {
+    double middle = ((double)(bits >> 11) + 0.5) * 0x1p-53;
+    return middle < 1 ? middle : 1 - 0x1p-53;
+}
 // A number of the standard normal distribution, by Box and Muller's method.
 static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     double u = random_unit(random_bits(seed, stream, 2 * index)),
@@ -959,10 +963,18 @@ static void option_print(const gpt2_sp_options* o, const Option* option, char* o
 // The white space of a config file, in any locale.
 static int config_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
+// What stands behind a backslash between the quotes of a value, and what it is.
+static const char CONFIG_ESCAPES[][2] = {{'"', '"'}, {'\\', '\\'}, {'n', '\n'}, {'r', '\r'}, {'t', '\t'}};
+// The other side of the table's row that has c on side 0 (as it is written) or 1 (as it is); 0: no row has.
+static char config_escape(char c, int side) {
+    for (size_t i = 0; i < sizeof CONFIG_ESCAPES / sizeof CONFIG_ESCAPES[0]; i++)
+        if (CONFIG_ESCAPES[i][side] == c) return CONFIG_ESCAPES[i][!side];
+    return 0;
+}
+
 // An option's value as a config file has it, read back by config_value as it is: between quotes if it begins
 // with one, has white space at an end, or a control character. out has room for 2 * GPT2_SP_TEXT + 2 bytes.
 static void config_print(const gpt2_sp_options* o, const Option* option, char* out) {
-    static const char from[] = "\"\\\n\r\t", to[] = "\"\\nrt";
     char value[GPT2_SP_TEXT];
     option_print(o, option, value, sizeof value);
     size_t n = strlen(value);
@@ -970,9 +982,9 @@ static void config_print(const gpt2_sp_options* o, const Option* option, char* o
     for (size_t i = 0; i < n; i++) quoted |= (unsigned char)value[i] < ' ';
     if (quoted) *out++ = '"';
     for (size_t i = 0; i < n; i++) {
-        const char* known = quoted ? strchr(from, value[i]) : NULL;
-        if (known) *out++ = '\\';
-        *out++ = known ? to[known - from] : value[i];
+        char escape = quoted ? config_escape(value[i], 1) : 0;
+        if (escape) *out++ = '\\';
+        *out++ = escape ? escape : value[i];
     }
     if (quoted) *out++ = '"';
     *out = 0;
@@ -980,15 +992,14 @@ static void config_print(const gpt2_sp_options* o, const Option* option, char* o
 
 // Undoes the quotes of a value in place, if it has them. -1 if they do not end with it.
 static int config_value(char* value, Error* e) {
-    static const char from[] = "\"\\nrt", to[] = "\"\\\n\r\t";
     if (*value != '"') return 0;
     char* out = value;
     const char* p = value + 1;
     while (*p && *p != '"') {
-        const char* known = *p == '\\' && p[1] ? strchr(from, p[1]) : NULL;
-        if (*p == '\\' && !known) return fail(e, "expected \\\" \\\\ \\n \\r or \\t between the quotes");
-        *out++ = known ? to[known - from] : *p;
-        p += known ? 2 : 1;
+        char meant = *p == '\\' ? config_escape(p[1], 0) : *p;
+        if (!meant) return fail(e, "expected \\\" \\\\ \\n \\r or \\t between the quotes");
+        p += *p == '\\' ? 2 : 1;
+        *out++ = meant;
     }
     if (*p != '"' || p[1]) return fail(e, "expected one closing quote, at the end");
     *out = 0;
@@ -1114,6 +1125,21 @@ MAIN_ONLY static int options_parse(
 
 MAIN_ONLY static const char* program_name = "train_gpt2_sp";   // as it was called, without its folder
 
+// Prints what an option is, in lines of at most HELP_COLUMNS, broken at blanks.
+enum { HELP_COLUMNS = 100, HELP_INDENT = 27 };
+MAIN_ONLY static void help_print(const char* left, const char* text) {
+    const size_t room = HELP_COLUMNS - HELP_INDENT;
+    while (*text) {
+        size_t n = strlen(text);
+        if (n > room)
+            for (n = room; n > 0 && text[n] != ' ';) n--;
+        if (n == 0) n = strcspn(text, " ");   // a word that is longer
+        printf("  %-24s %.*s\n", left, (int)n, text);
+        left = "", text += n;
+        while (*text == ' ') text++;
+    }
+}
+
 // --help of a command: its options, each with its default. Not inlined: `program` has options of its own on
 // the stack.
 MAIN_ONLY __attribute__((noinline)) static void options_help(const Command* command) {
@@ -1132,13 +1158,12 @@ MAIN_ONLY __attribute__((noinline)) static void options_help(const Command* comm
                 : option->kind == OPTION_CHO ? "WORD"
                 : option->kind == OPTION_NUM ? "X"
                                              : "N");
-        printf("  %-24s %s", left, option->help);
-        if (option->kind == OPTION_CHO) printf(": %s", option->text);
-        if (value[0]) printf(" [%s]", value);
-        printf("\n");
+        char text[GPT2_SP_TEXT];
+        snprintf(text, sizeof text, "%s%s%s%s%s%s", option->help, option->kind == OPTION_CHO ? ": " : "",
+            option->kind == OPTION_CHO ? option->text : "", value[0] ? " [" : "", value, value[0] ? "]" : "");
+        help_print(left, text);
     }
-    printf("  %-24s %s\n", "--config FILE",
-        "read options from `name = value` lines; # begins a line of comment");
+    help_print("--config FILE", "read options from `name = value` lines; # begins a line of comment");
 }
 
 // ===== 3. shards and loader =====================================================================
@@ -5776,8 +5801,9 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
-    double planned_lr;    // of the next step, by the options that the checkpoint was saved with; -1: unknown
-    int64_t saved_step;   // newest checkpoint of this run; -1: none
+    double planned_lr;   // of the next step, by the options that the checkpoint was saved with; -1: unknown
+    int64_t planned_steps;         // of the run, by these options; -1: unknown
+    int64_t saved_step;            // newest checkpoint of this run; -1: none
     int64_t resumed_step;          // checkpoint that the run resumed from; -1: none
     int64_t newest_step;           // the newest there was then, damaged ones too; -1: none
     int64_t eot;                   // the token that ends documents, EOT_UNNAMED or EOT_NONE
@@ -6254,13 +6280,14 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
 // state.json: where the run stands, and what resuming compares (state_read).
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
     snprintf(out, size,
-        "{\"version\": 1, \"step\": %lld, \"next_lr\": %.17g, \"next_sample\": %llu, \"tokens\": %lld, "
+        "{\"version\": 1, \"step\": %lld, \"steps\": %lld, \"next_lr\": %.17g, \"next_sample\": %llu, "
+        "\"tokens\": %lld, "
         "\"seed\": %lld, "
         "\"center\": %d, \"doc_mask\": "
         "%d, \"data\": \"%016llx\"}\n",
-        (long long)g->step, learning_rate(&g->options, g->step), (unsigned long long)g->next_sample,
-        (long long)g->tokens_seen, (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask,
-        (unsigned long long)g->data.fingerprint);
+        (long long)g->step, (long long)g->options.steps, learning_rate(&g->options, g->step),
+        (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed,
+        g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
 }
 
 // Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
@@ -6568,7 +6595,9 @@ static int checkpoint_find(const char* out, int tell, char folder[PATH_SIZE], Er
         checkpoint_name(name, steps[i], TEMPORARIES);
         if (path_in(folder, out, name, e) != 0) found = -1;
         else if (checkpoint_verify(folder, &why) == 0) found = 1;
-        else if (tell) fprintf(stderr, "%s is not whole (%s), trying an older one\n", folder, why.text);
+        else if (tell)
+            fprintf(stderr, "%s is not whole (%s)%s\n", folder, why.text,
+                i + 1 < count ? ", trying an older one" : "");
     }
     free(steps);
     if (found == 0 && count > 0)
@@ -6806,6 +6835,8 @@ static int state_read(gpt2_sp* g, const char* folder) {
     int64_t next = json_need(text, size, "next_sample", path, e);
     g->next_sample = (uint64_t)next;
     if (json_get_double(text, size, "next_lr", &g->planned_lr) != 1) g->planned_lr = -1;
+    uint64_t steps;
+    g->planned_steps = json_get_u64(text, size, "steps", &steps) == 1 ? (int64_t)steps : -1;
     if (status == 0 && (g->step < 0 || g->tokens_seen < 0 || next < 0)) status = -1;
     if (status == 0) status = resume_same("layers", saved.layers, g->options.layers, e);
     if (status == 0) status = resume_same("heads", saved.heads, g->options.heads, e);
@@ -8277,7 +8308,7 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     g->device = gpt2_sp_device;
     g->lock_fd = g->out.fd = -1;
     g->saved_step = g->resumed_step = -1;
-    g->planned_lr = -1;
+    g->planned_lr = -1, g->planned_steps = -1;
     g->newest_step = -1;
     return g;
 }
@@ -8470,7 +8501,6 @@ static void catch_signals(void) {
     for (size_t i = 0; i < sizeof noted / sizeof noted[0]; i++)
         if (noted[i] != SIGHUP || (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN))
             sigaction(noted[i], &action, NULL);
-    signal(SIGXFSZ, SIG_IGN);   // a file that grows too large is a write error
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -8733,6 +8763,23 @@ static int train_done(const gpt2_sp* g) {
     return g->resumed_step >= g->options.steps && g->step >= g->options.steps;
 }
 
+// Warns where the learning rate does not go on as it was planned when the run was saved. That of a run that
+// was finished has come to its end, from which more --steps take it up again.
+static void train_warn(const gpt2_sp* g) {
+    const gpt2_sp_options* o = &g->options;
+    double rate = learning_rate(o, g->step);
+    if (g->planned_lr < 0 || g->step >= o->steps || fabs(rate - g->planned_lr) <= 1e-3 * g->planned_lr)
+        return;
+    if (g->planned_steps >= 0 && g->step >= g->planned_steps)
+        printf("warning   the run was finished: its learning rate had come to %.2e, and jumps to %.2e with "
+               "--steps %lld\n",
+            g->planned_lr, rate, (long long)o->steps);
+    else
+        printf("warning   the learning rate of step %lld is %.2e; by the options that this run was saved "
+               "with it was to be %.2e\n",
+            (long long)g->step + 1, rate, g->planned_lr);
+}
+
 // What a run prints before its first step.
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
@@ -8760,12 +8807,7 @@ static void train_header(const gpt2_sp* g) {
     else
         printf("from step %lld to %lld%s\n", (long long)g->step, (long long)g->options.steps,
             g->step ? " (resumed)" : "");
-    double rate = learning_rate(&g->options, g->step);
-    if (g->planned_lr >= 0 && g->step < g->options.steps && fabs(rate - g->planned_lr) > 1e-3 * g->planned_lr)
-        printf("warning   the learning rate of step %lld is %.2e; by the options that this run was saved "
-               "with it "
-               "was to be %.2e\n",
-            (long long)g->step + 1, rate, g->planned_lr);
+    train_warn(g);
 }
 
 // Always -1: ends a run that cannot go on. The weights are those of the last good step; they are saved,
@@ -9584,6 +9626,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
     }
     for (int fd = 0; fd <= 2; fd++)   // closed ones: no file that is opened later may take their place
         if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) (void)!open("/dev/null", O_RDWR);
+    signal(SIGXFSZ, SIG_IGN);           // a file that grows too large is a write error
     setvbuf(stdout, NULL, _IOLBF, 0);   // into a file or a pipe, too, a line is there when it is printed
     gpt2_sp_options options;
     Error e = {{0}};

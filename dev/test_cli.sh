@@ -153,10 +153,17 @@ check "all that was refused is as it was" \
     sh -c '[ -L link.tok ] && [ -p pipe.tok ] && cmp books.tok twin.tok &&
         [ "$(cat ours.tok.tmp)" = "not ours" ] && [ ! -e ours.tok ] && ! ls *.tok.tmp | grep -v ours'
 head -c 30000000 /dev/zero | tr '\0' x > big.txt
-ulimit_synth() { (ulimit -f 20; trap '' XFSZ; g synth --out half.jsonl --docs 64 --doc-bytes 65536 > out 2> err); }
+limited() { (ulimit -f 20; g "$@" > out 2> err); echo $?; }
 check "synth: a disk that is full leaves nothing half" \
     sh -c '[ "$0" = 1 ] && cat err && [ ! -e half.jsonl ] && [ ! -e half.jsonl.tmp ]' \
-        "$(ulimit_synth; echo $?)"
+        "$(limited synth --out half.jsonl --docs 64 --doc-bytes 65536)"
+head -c 100000 /dev/urandom | od -An -tx1 > noise.txt
+check "prepare: a limit of a file's size is an error, no end by a signal" \
+    sh -c '[ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && grep "^train_gpt2_sp prepare: half.tok.*: File too large" err &&
+        [ ! -e half.tok ] && [ ! -e half.tok.tmp ]' "$(limited prepare --out half.tok noise.txt)"
+check "schedule: so is one of what it prints" \
+    sh -c '[ "$0" = 1 ] && [ "$(wc -l < err)" = 1 ] && grep "cannot write all of the output" err' \
+        "$(limited schedule --sp 64 --messages 1)"
 for kind in prepare synth; do
     case $kind in
     prepare) set -- prepare --out two.tok big.txt ;;
@@ -191,6 +198,9 @@ check "synth: documents too small for their facts are refused" \
 check "--help lists the commands" says 'train.*train or resume' g --help
 for command in train plan schedule sample eval prepare synth; do
     check "$command --help shows its usage" says "^usage: ./train_gpt2_sp $command" g $command --help
+    check "$command --help fits in 100 columns, with every option" sh -c '
+        "$0" $1 --help > out && awk "length > 100" out > wide && [ ! -s wide ] && [ "$(tail -c 1 out | wc -l)" = 1 ] &&
+            ! grep " $" out && grep -c "^  --" out' "$program" $command
 done
 check "no arguments show the usage and end with status 1" \
     sh -c '"$0" > out 2> err; [ $? = 1 ] && [ ! -s out ] && grep -q usage err' "$program"
@@ -691,9 +701,13 @@ check "log.jsonl has every step, with the time of day" sh -c '
         awk -v now="$now" "now - \$1 > 600 || now - \$1 < -1 { bad++ } END { print NR; exit bad || NR != 30 }"'
 check "a step tells the epoch, the time and what is left" \
     grep -q '^step *10/30 .*  epoch 0[.][0-9][0-9]  [0-9]*s, [0-9]*s left' out
-g train $tiny --data books.tok --out runs/rates --steps 20 --lr-schedule linear > out
+g train $tiny --data books.tok --out runs/rates --steps 20 --save-every 15 --lr-schedule linear > out
+cp -r runs/rates runs/again && rm -r runs/again/step_00000020
 check "resuming with other steps tells both learning rates" \
-    says '^warning   the learning rate of step 21 is 1.[0-9e-]*; .* 3.00e-04$' \
+    says '^warning   the learning rate of step 16 is [0-9.e-]*; by the options .* was to be [0-9.e-]*$' \
+        g train $tiny --data books.tok --out runs/again --steps 40 --lr-schedule linear
+check "... and of a run that was finished that its rate jumps" \
+    says '^warning   the run was finished: its learning rate had come to 3.00e-04, and jumps to 1.[0-9e-]* with' \
         g train $tiny --data books.tok --out runs/rates --steps 40 --lr-schedule linear
 check "resuming with the same options tells none" sh -c '
     "$0" train $1 --data books.tok --out runs/halt --steps 20 --save-every 10 > out

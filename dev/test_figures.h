@@ -978,7 +978,9 @@ static void figures_decay(void) {
 // is 0; distances of facts keep to their range, and their values are distinct; escapes are those of JSON.
 static void figures_numbers(void) {
     check(random_bits(1, 2, 3) == 0x473703a859667d54ull && random_bits(5, 0, 0) == 0x9321406e9a41059dull &&
-            random_unit(0) > 0,
+            random_unit(0) > 0 && random_unit(UINT64_MAX) < 1 &&
+            random_unit(UINT64_MAX - 4096) < random_unit(UINT64_MAX) &&
+            random_unit(1ull << 62) == 0.25 + 0x1p-54,
         "figures: random numbers are the same in every version", "%016llx",
         (unsigned long long)random_bits(1, 2, 3));
     uint64_t state = 4;
@@ -1753,6 +1755,106 @@ static void told_watch(void) {
         WIFEXITED(status) ? WEXITSTATUS(status) : -1, said);
 }
 
+// A log byte by byte, as log_scan's comment has it: the oracle of a reader by blocks.
+static void log_by_bytes(const char* log, size_t size, LogScan* scan, char* good, char* rest) {
+    size_t n = 0;   // of the piece before byte i
+    int longer = 0, last = '\n';
+    memset(scan, 0, sizeof *scan);
+    *good = *rest = 0;
+    for (size_t i = 0; i <= size; i++) {
+        const int end = i == size, c = end ? -1 : log[i];
+        const char* piece = log + i - n;
+        char** to = &rest;
+        if (last == 0 && c != 0) *rest++ = '\n';
+        if (end || c == 0 || c == '\n' || n == 4096) {
+            int line = (end || c == 0 || c == '\n') && !longer && n > 0 && *piece == '{' &&
+                json_validate(piece, n, 8, NULL) == 0;
+            if (line) to = &good, scan->lines++;
+            else if (n > 0) scan->unreadable++, scan->bytes += (int64_t)n;
+            memcpy(*to, piece, n), *to += n;
+            if (n > 0) *(*to)++ = '\n';
+            longer = n == 4096 && !(end || c == 0 || c == '\n');
+            n = 0;
+        }
+        if (c == 0) scan->unreadable += last != 0, scan->bytes++, *rest++ = 0;
+        else if (!end && c != '\n') n++;
+        if (!end) last = c;
+    }
+    scan->ended = last == '\n';
+    *good = *rest = 1;   // their ends
+}
+
+// Logs of whole lines, halves, NULs and lines of any length, across the blocks in which they are read.
+static void told_logs(void) {
+    enum { ROUNDS = 60, MOST = 1 << 19 };
+    static const int longs[] = {4095, 4096, 4097, 8192, 8193, 65535, 65536, 65537, 140000};
+    char *log = (char*)need(MOST, 1), *want[2] = {(char*)need(2 * MOST, 1), (char*)need(2 * MOST, 1)},
+         path[600];
+    int right = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        size_t n = 0, length[2];
+        for (uint64_t k = 0; n < MOST / 2 && k < 40; k++) {
+            const uint64_t roll = dice(70, 1000 * (uint64_t)round + k, 8);
+            const size_t run = roll < 3 ? (size_t)dice(71, 1000 * (uint64_t)round + k, 30) + 1
+                                        : (size_t)longs[dice(72, 1000 * (uint64_t)round + k, 9)];
+            if (roll % 4 == 0) memset(log + n, 0, run), n += run;
+            else if (roll % 4 == 1) memset(log + n, 'x', run), n += run;
+            else if (roll % 4 == 2)
+                n += (size_t)sprintf(log + n, "{\"step\": %d, \"pad\": \"%0*d\"}", 7, (int)run % 5000, 1);
+            if (roll == 5) n += (size_t)sprintf(log + n, "{\"step\": 3}");   // no line: it does not begin one
+            if (roll != 0) log[n++] = '\n';
+            if (roll == 7) n += (size_t)sprintf(log + n, "{\"step\": 1}");
+        }
+        LogScan expected, found;
+        memset(want[0], 2, 2 * MOST), memset(want[1], 2, 2 * MOST);
+        log_by_bytes(log, n, &expected, want[0], want[1]);
+        for (int i = 0; i < 2; i++)
+            for (length[i] = 2 * MOST - 1; want[i][length[i]] != 1;) length[i]--;
+        FILE *f = fopen(scratch("log.in"), "w+"), *out[2] = {fopen(scratch("log.good"), "w+"), NULL};
+        snprintf(path, sizeof path, "%s", scratch("log.rest"));
+        remove(path);
+        out[1] = fopen(path, "a+");   // as a run's is opened
+        if (!f || !out[0] || !out[1] || fwrite(log, 1, n, f) != n) break;
+        int same = log_scan(f, &found, out[0], out[1]) == 0 && memcmp(&found, &expected, sizeof found) == 0;
+        for (int i = 0; i < 2; i++) {
+            fflush(out[i]), rewind(out[i]);
+            same &= fread(log, 1, MOST, out[i]) == length[i] && memcmp(log, want[i], length[i]) == 0;
+            fclose(out[i]);
+        }
+        fclose(f);
+        right += same;
+        if (!same)
+            printf("     round %d: %lld lines (%lld)\n", round, (long long)found.lines,
+                (long long)expected.lines);
+    }
+    check(right == ROUNDS, "told: a log read by blocks is the one read by bytes", "%d of %d logs", right,
+        ROUNDS);
+    for (int i = 0; i < 2; i++) free(want[i]);
+    free(log);
+}
+
+// A crash that left a log with a gigabyte of NULs: as little to read as there is on the disk.
+static void told_sparse_log(void) {
+    LogScan scan = {0, 0, 0, 0};
+    struct stat info;
+    memset(&info, 0, sizeof info);
+    FILE *f = fopen(scratch("log.in"), "w+"), *rest;
+    remove(scratch("log.rest"));
+    rest = fopen(scratch("log.rest"), "a+");
+    int made = f && rest && fputs("{}\n", f) >= 0 && fflush(f) == 0 && ftruncate(fileno(f), 1 << 30) == 0;
+    const clock_t start = clock();
+    int status = made ? log_scan(f, &scan, NULL, rest) : -1;
+    const double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    if (status == 0 && fflush(rest) == 0) status = fstat(fileno(rest), &info);
+    check(status == 0 && scan.lines == 1 && scan.bytes == (1 << 30) - 3 && info.st_size == (1 << 30) - 2 &&
+            info.st_blocks < 1000 && seconds < 1,
+        "told: a log of a gigabyte of NULs is read and set aside at once",
+        "%.2f s of a processor, %lld KB on the disk", seconds, (long long)info.st_blocks / 2);
+    if (f) fclose(f);
+    if (rest) fclose(rest);
+    remove(scratch("log.in")), remove(scratch("log.rest"));
+}
+
 static void test_told(void) {
     gpt2_sp_options o = tiny_run("told");
     char shard[512], numbers[512];
@@ -1775,4 +1877,6 @@ static void test_told(void) {
     told_blocks();
     told_memory();
     told_watch();
+    told_logs();
+    told_sparse_log();
 }
