@@ -266,7 +266,7 @@ static void nt_addresses(void) {
     check(wrong == 0, "net: an address is printed with its brackets, and read back", "%d of 12 wrong", wrong);
 }
 
-// What is in the environment in part: one process of several would train alone. Nothing, or a count of 1, does.
+// Environments that hold a launcher in part: one process of several would train alone. No count, or 1, may.
 static void nt_launched(void) {
     static const char* const names[] = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "SLURM_PROCID", "SLURM_NTASKS",
