@@ -5052,6 +5052,8 @@ static void test_commands(void) {
     commands_refused();
 }
 
+#include "dev/test_rates.h"
+
 // ===== groups ===================================================================================
 
 #ifdef GPT2_SP_GPU
@@ -5071,6 +5073,7 @@ static const struct {
     {"products", test_products},
     {"oracle", test_oracle},
     {"training", test_training},
+    {"rates", test_rates},
     {"resume", test_crossing},
     {"sampling", test_gpu_sampling},
     {"memory", test_gpu_memory},
@@ -5087,6 +5090,7 @@ static const struct {
     {"model", test_model},
     {"fixture", test_fixture},
     {"runs", test_runs},
+    {"rates", test_rates},
     {"memory", test_memory},
     {"resume", test_resume},
     {"loader", test_loader},

@@ -181,6 +181,12 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     NUM(beta2, "beta2", 0.95, 0, 0.999999, TRAIN, "AdamW's second moment decay") \
     NUM(eps, "eps", 1e-8, 1e-16, 1, TRAIN, "AdamW's epsilon") \
     NUM(grad_clip, "grad-clip", 1.0, 0, 1e9, TRAIN, "largest global gradient norm; 0: no clipping") \
+    TXT(freeze, "freeze", "", TRAIN, \
+        "parameters that are not trained: patterns (* ? [..]) of Hugging Face's names such as h.0.* or " \
+        "wte.weight, separated by commas") \
+    TXT(lr_scale, "lr-scale", "", TRAIN, \
+        "PATTERN=X[,PATTERN=X]: X times the learning rate, and so the decay, of these parameters; the last " \
+        "pattern that matches counts") \
     INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | SYNTH, \
         "seed of the initial weights, the order of samples, sampling and synth") \
     TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
@@ -312,6 +318,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <glob.h>
 #include <locale.h>
 #include <math.h>
@@ -3685,6 +3692,12 @@ static Parameter parameter(const Shape* s, int id) {
 }
 static int64_t parameter_elements(const Parameter* p) { return p->rows * (p->columns ? p->columns : 1); }
 
+// Hugging Face's name of a parameter of unit u, after a prefix ("transformer.", "m.transformer." or "").
+static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
+    if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
+    else snprintf(out, size, "%s%s", prefix, p->hf);
+}
+
 // Where a parameter begins in its unit.
 static int64_t parameter_offset(const Shape* s, int id) {
     int64_t offset = 0;
@@ -3709,6 +3722,9 @@ typedef struct {
     int64_t slice;          // elements of one rank's slice
     int64_t offset;         // of the unit, or of an own slice, in a buffer of all units
     int64_t shard_offset;   // of a slice in a buffer that holds one rank's slices
+    // Of its parameters: what their learning rate is times that of the step (rates_choose). 0: frozen, which
+    // is without a gradient (gradient), so that the norm leaves it out, and without an update.
+    double rate[PARAMETER_COUNT];
 } Unit;
 
 // All units and buffers, the same on all ranks.
@@ -3923,6 +3939,7 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
         unit->own = unit->kind == UNIT_POSITIONS && positions_own(mesh);
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(s, id);
+            unit->rate[id] = 1;
             if (p.unit == unit->kind) unit->elements += parameter_elements(&p);
         }
         unit->slice = round_up(ceil_div(unit->elements, mesh->world), SLICE_PADDING);
@@ -4631,11 +4648,12 @@ static void cpu_matmul_forward(real* out, const real* inp, const real* weight, c
     }
 }
 
-// dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout
+// dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout. Of dweight and dbias
+// NULL is not computed.
 static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* weight, int64_t R, int64_t C, int64_t OC, Scratch* w) {
     gemm(dinp, C, R, C, OC, by_rows(dout, OC), by_rows(weight, C), NULL, 0, w);
-    gemm(dweight, C, OC, C, R, transposed(dout, OC), by_rows(inp, C), NULL, 1, w);
+    if (dweight) gemm(dweight, C, OC, C, R, transposed(dout, OC), by_rows(inp, C), NULL, 1, w);
     if (!dbias) return;
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(OC, 64); block++) {
@@ -4696,10 +4714,11 @@ static void cpu_embedding_forward(real* x, const int32_t* tokens, const real* wt
 }
 
 // dwte[token] += dx, which is centred in place first if `center`: the gradient of a centred row is centred.
+// dwte NULL: it is centred only.
 static void cpu_embedding_backward(
     real* dwte, real* dx, const int32_t* tokens, int center, int64_t R, int64_t C) {
     if (center) cpu_center_rows(dx, dx, R, C);
-    for (int64_t t = 0; t < R; t++)
+    for (int64_t t = 0; dwte && t < R; t++)
         for (int64_t c = 0; c < C; c++) dwte[tokens[t] * C + c] += dx[t * C + c];
 }
 
@@ -4717,10 +4736,10 @@ static void cpu_position_forward(
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred
+// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred; dwpe NULL: nothing
 static void cpu_position_backward(
     real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
-    for (int64_t s = 0, t = 0; s < seg->count; s++)
+    for (int64_t s = 0, t = 0; dwpe && s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
             int64_t position = seg->begin[s] + i;
             if (doc_start) position -= doc_start[position];
@@ -4748,6 +4767,7 @@ static void cpu_rmsnorm_forward(
 
 // With g = dout * weight:
 //     dinp += rstd * (g - inp * rstd^2 * mean(g * inp)), dweight += dout * inp * rstd, dbias += dout
+// dweight and dbias may be NULL.
 static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* rstd, const real* weight, int64_t R, int64_t C) {
     PARALLEL_FOR
@@ -4761,6 +4781,7 @@ static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const r
             SIMD
             for (int64_t c = 0; c < C; c++) dinp[t * C + c] += scale * (dy[c] * weight[c] - x[c] * pull);
         }
+    if (!dweight && !dbias) return;
     PARALLEL_FOR
     for (int64_t block = 0; block < ceil_div(C, 64); block++) {
         real gain[64] = {0}, shift[64] = {0};
@@ -4769,7 +4790,8 @@ static void cpu_rmsnorm_backward(real* dinp, real* dweight, real* dbias, const r
             for (int64_t i = 0; i < n; i++)
                 gain[i] += dout[t * C + c + i] * inp[t * C + c + i] * rstd[t],
                     shift[i] += dout[t * C + c + i];
-        for (int64_t i = 0; i < n; i++) dweight[c + i] += gain[i], dbias[c + i] += shift[i];
+        for (int64_t i = 0; dweight && i < n; i++) dweight[c + i] += gain[i];
+        for (int64_t i = 0; dbias && i < n; i++) dbias[c + i] += shift[i];
     }
 }
 
@@ -5365,15 +5387,17 @@ static real* in_use(const Rank* r, int state, int u) {
     if (holding(r->layout, state, u) == HELD_SLICE) return r->whole_unit[state];
     return r->state[state] + held(r, state, u).at;
 }
-// The same for one parameter of the unit.
+// The same for one parameter of the unit. A frozen one has no gradient: NULL, for which the layers compute
+// nothing, so that it stays 0 in what the ranks sum.
 static real* weight(const Rank* r, int u, int id) {
     return in_use(r, STATE_WEIGHTS, u) + r->layout->within[id];
 }
 static real* gradient(const Rank* r, int u, int id) {
-    return in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
+    return r->layout->units[u].rate[id] == 0 ? NULL : in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, or their gradients. Those of other units are NULL.
+// The parameters of a unit by their names, or their gradients. Those of other units are NULL, and gradients of
+// frozen ones.
 typedef struct {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) real* name;
     PARAMETERS(X)
@@ -5392,7 +5416,13 @@ static Parameters weights_of(const Rank* r, int u) {
     return parameters_at(r->layout, u, in_use(r, STATE_WEIGHTS, u));
 }
 static Parameters gradients_of(const Rank* r, int u) {
-    return parameters_at(r->layout, u, in_use(r, STATE_GRADIENTS, u));
+    Parameters p;
+    memset(&p, 0, sizeof p);
+#define X(name, hf, of, rows, columns, transposed, decay, centred, init) \
+    if (r->layout->units[u].kind == of) p.name = gradient(r, u, P_##name);
+    PARAMETERS(X)
+#undef X
+    return p;
 }
 // The rank's rows of a sequence, counted from the row of wpe to which weight(.., P_wpe) points.
 static Segments position_rows(const Rank* r) {
@@ -5655,6 +5685,93 @@ static void weights_init(Rank* r, uint64_t seed) {
 //
 // --zero moves the places: 0 updates everything everywhere, 1 updates slices and gathers weights, 2 has
 // gradients of slices only, 3 has weights of slices only, which the next pass gathers (unit_gather).
+//
+// Every parameter has a rate, by which the step's learning rate is multiplied for it (Unit.rate): 1, or what
+// --lr-scale says, or 0 if it is frozen. rates_choose answers from both options; gradients and the updates of
+// both devices only read the answer.
+
+// A pattern of --lr-scale or --freeze: the rate of the parameters that it matches, how many these are, and of
+// how many it is the last to match.
+typedef struct {
+    const char *option, *pattern;
+    double rate;
+    int matched, decided;
+} RatePattern;
+
+// Cuts an option's list at its commas, in place, and adds a pattern for each part; their number, or -1.
+// `scaled`: a part is PATTERN=X.
+static int rate_patterns(RatePattern* out, const char* option, char* list, int scaled, Error* e) {
+    int count = 0;
+    for (char* part = list[0] ? list : NULL; part; count++) {
+        char what[64], *next = strchr(part, ','), *equals = NULL;
+        if (next) *next++ = 0;
+        if (scaled && !(equals = strrchr(part, '=')))
+            return fail(e, "--%s %.300s: expected PATTERN=X", option, part);
+        if (equals) *equals++ = 0;
+        snprintf(what, sizeof what, "--%s PATTERN=", option);
+        out[count].option = option, out[count].pattern = part;
+        if (strncmp(part, "transformer.", 12) == 0) out[count].pattern = part + 12;
+        if (equals && number_set(what, equals, 0, 0, 1000, &out[count].rate, e) != 0) return -1;
+        part = next;
+    }
+    return count;
+}
+
+// Always -1: a pattern matches nothing. The line has the three nearest names.
+static int rate_unmatched(const Layout* layout, const Shape* s, const RatePattern* pattern, Error* e) {
+    char near[3][64] = {"", "", ""}, name[64];
+    int distance[3] = {1 << 20, 1 << 20, 1 << 20};
+    for (int u = 0; u < layout->count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit != layout->units[u].kind) continue;
+            tensor_name(name, sizeof name, "", &p, u);
+            // letters to change count before letters to add: attn.weight is near attn.c_attn.weight
+            int d = name_distance(pattern->pattern, name), at = 3;
+            d += 64 * (d - abs((int)strlen(pattern->pattern) - (int)strlen(name)));
+            while (at > 0 && d < distance[at - 1]) at--;
+            for (int i = 2; i > at; i--) distance[i] = distance[i - 1], memcpy(near[i], near[i - 1], 64);
+            if (at < 3) distance[at] = d, memcpy(near[at], name, sizeof name);
+        }
+    return fail(e,
+        "--%s %.300s: no parameter of this model of %lld layers (h.0 to h.%lld) has such a name; near ones: "
+        "%s, %s, %s",
+        pattern->option, pattern->pattern, (long long)s->L, (long long)s->L - 1, near[0], near[1], near[2]);
+}
+
+// Gives every parameter its rate, by its name: that of the last of --lr-scale's patterns that matches it; 0 if
+// one of --freeze does. -1 for a pattern that matches nothing, a scale that is the rate of nothing, and if
+// nothing is left to train.
+static int rates_choose(Layout* layout, const Shape* s, const gpt2_sp_options* o, Error* e) {
+    char scales[GPT2_SP_TEXT], frozen[GPT2_SP_TEXT], name[64];
+    RatePattern* patterns = (RatePattern*)calloc(2 * GPT2_SP_TEXT, sizeof *patterns);
+    if (!patterns) return fail(e, "out of memory");
+    snprintf(scales, sizeof scales, "%s", o->lr_scale);
+    snprintf(frozen, sizeof frozen, "%s", o->freeze);
+    int count = rate_patterns(patterns, "lr-scale", scales, 1, e), trained = 0,
+        more = count < 0 ? -1 : rate_patterns(patterns + count, "freeze", frozen, 0, e),
+        status = more < 0 ? -1 : 0;
+    for (int u = 0; status == 0 && u < layout->count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit != layout->units[u].kind) continue;
+            tensor_name(name, sizeof name, "", &p, u);
+            RatePattern* last = NULL;
+            for (RatePattern* x = patterns; x < patterns + count + more; x++)
+                if (fnmatch(x->pattern, name, 0) == 0) last = x, x->matched++;
+            if (last) layout->units[u].rate[id] = last->rate, last->decided++;
+            trained += layout->units[u].rate[id] > 0;
+        }
+    for (RatePattern* x = patterns; status == 0 && x < patterns + count + more; x++)
+        if (x->matched == 0) status = rate_unmatched(layout, s, x, e);
+        else if (x->decided == 0 && x < patterns + count)
+            status = fail(e,
+                "--lr-scale %.300s=%g has no effect: a later pattern matches all that it does, or --freeze",
+                x->pattern, x->rate);
+    if (status == 0 && trained == 0) status = fail(e, "--freeze and --lr-scale leave nothing to train");
+    free(patterns);
+    return status;
+}
 
 // Learning rate of the step after `done` steps of `o->steps`: linear warmup, then the chosen course.
 static double learning_rate(const gpt2_sp_options* o, int64_t done) {
@@ -5756,7 +5873,10 @@ static int weights_update(Rank* r, const AdamW* adamw) {
             int64_t first = max_i64(h.begin, layout->within[id]);
             int64_t last = min_i64(h.begin + h.n, layout->within[id] + parameter_elements(&p));
             int64_t at = first - h.begin;
-            if (first < last) cpu_adamw(w + at, m + at, v + at, g + at, last - first, adamw, p.decay);
+            AdamW own = *adamw;
+            own.lr *= unit->rate[id];
+            if (first < last && unit->rate[id] > 0)
+                cpu_adamw(w + at, m + at, v + at, g + at, last - first, &own, p.decay);
         }
         real* whole = r->state[STATE_WEIGHTS] + unit->offset;
         if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
@@ -6002,12 +6122,6 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there 
 //
 // Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
 // not: every rank reads what it holds.
-
-// Hugging Face's name of a parameter of unit u, after a prefix ("transformer.", "m.transformer." or "").
-static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
-    if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
-    else snprintf(out, size, "%s%s", prefix, p->hf);
-}
 
 // A parameter's rows as files have them: without the padding of the vocabulary.
 static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) {
@@ -7813,6 +7927,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     g->mesh.local_process = g->world.local_process, g->mesh.local_processes = g->world.local_processes;
     g->mesh.threads = mesh_threads(&g->mesh, &g->options);
     if (layout_init(&g->layout, &g->mesh, e) != 0) return -1;
+    if (rates_choose(&g->layout, &g->mesh.shape, &g->options, e) != 0) return -1;
     int sharing = g->mesh.local_ranks * g->mesh.local_processes;   // ranks on this machine
     uint64_t bytes = mesh_bytes(&g->mesh, &g->layout) * (uint64_t)g->mesh.local_processes,
              machine = g->device->memory(&g->mesh);
@@ -8780,6 +8895,23 @@ static void train_warn(const gpt2_sp* g) {
             (long long)g->step + 1, rate, g->planned_lr);
 }
 
+// What of the model is frozen or has a rate of its own, if anything; a line of the header.
+static void train_header_rates(const gpt2_sp* g) {
+    double trained = 0, scaled = 0;
+    for (int u = 0; u < g->layout.count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&g->mesh.shape, id);
+            double rate = g->layout.units[u].rate[id];
+            if (p.unit != g->layout.units[u].kind || rate == 0) continue;
+            double n = (double)(tensor_rows(&g->mesh.shape, id, &p) * max_i64(1, p.columns)) / 1e6;
+            trained += n, scaled += rate != 1 ? n : 0;
+        }
+    if (!g->options.freeze[0] && !g->options.lr_scale[0]) return;
+    printf("trained   %.2fM of the parameters", trained);
+    if (scaled > 0) printf(", %.2fM at a rate of their own", scaled);
+    printf("\n");
+}
+
 // What a run prints before its first step.
 static void train_header(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
@@ -8790,6 +8922,7 @@ static void train_header(const gpt2_sp* g) {
     printf("model     %lld layers, %lld heads, %lld channels, vocabulary %lld: %.2fM parameters\n",
         (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V,
         (double)g->layout.parameters / 1e6);
+    train_header_rates(g);
     printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n",
         (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s",
         (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,

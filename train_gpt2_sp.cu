@@ -366,6 +366,7 @@ struct Gpu {
     float* partial;                                     // partial sums of columns
     double* squares;                                    // (SQUARE_BLOCKS)
     double *stats, *all_stats;                          // (STAT_COUNT), (world, STAT_COUNT)
+    float* rates;                                       // (units, PARAMETER_COUNT): Unit.rate of each
     int* attention_work[2];                             // of kernels on `stream`, on `beside`
     void* workspace;                                    // (MATMUL_WORKSPACE bytes)
     int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
@@ -1218,6 +1219,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
         d->partial = (float*)gpu_take(a, MEMORY_WORK,
             max_i64(max_i64(NORM_BLOCKS * 3 * C, SUM_BLOCKS * 4 * C), ceil_div(R, BUCKET_ROWS) * 2 * C), 4);
         d->squares = (double*)gpu_take(a, MEMORY_WORK, SQUARE_BLOCKS, 8);
+        d->rates = (float*)gpu_take(a, MEMORY_WORK, layout->count * PARAMETER_COUNT, 4);
         d->keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
         d->sorted_keys = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
         d->rows = (int32_t*)gpu_take(a, MEMORY_WORK, R, 4);
@@ -1358,6 +1360,22 @@ static int gpu_tables(Rank* r, Error* e) {
     return 0;
 }
 
+// Copies the parameters' rates (Unit.rate) to the GPU, which has no room for them where nothing is trained.
+static int rates_store(Rank* r, Error* e) {
+    Gpu* d = (Gpu*)r->device;
+    size_t count = (size_t)r->layout->count * PARAMETER_COUNT;
+    if (!r->mesh->training) return 0;
+    float* rates = (float*)malloc(count * sizeof *rates);
+    if (!rates) return fail(e, "out of memory");
+    for (size_t i = 0; i < count; i++)
+        rates[i] = (float)r->layout->units[i / PARAMETER_COUNT].rate[i % PARAMETER_COUNT];
+    cudaError_t status =
+        cudaMemcpyAsync(d->rates, rates, count * sizeof *rates, cudaMemcpyHostToDevice, d->stream);
+    if (status == cudaSuccess) status = cudaStreamSynchronize(d->stream);
+    free(rates);
+    return status == cudaSuccess ? 0 : fail(e, "copying rates: %s", cudaGetErrorString(status));
+}
+
 // Makes the GPU's part of a rank: streams and events, its device memory in one piece, and pinned memory on
 // the host for batches, token losses and hits. The host's is walked twice, to measure it and to hand it out.
 static int gpu_allocate(Rank* r, Error* e) {
@@ -1412,7 +1430,7 @@ static int gpu_allocate(Rank* r, Error* e) {
     r->token_loss = (real*)(d->host_stats + STAT_COUNT);
     r->token_hit = (unsigned char*)(r->token_loss + r->R);
     CUDA_TRY(e, cudaStreamSynchronize(d->stream));
-    return 0;
+    return rates_store(r, e);
 }
 
 // Frees the library's descriptors of a plan; of all plans of a rank.
@@ -2105,9 +2123,10 @@ static int matmul_backward_input(Gpu* d, bf16* dinp, const bf16* dout, const bf1
     return matmul(
         d, {C, R, OC, 0, 0, aux ? MATMUL_DGELU : 0}, {dinp, weight, dout, NULL, NULL, (void*)aux}, e);
 }
-// dweight (OC, C) += dout^T inp, in fp32
+// dweight (OC, C) += dout^T inp, in fp32; dweight NULL: nothing
 static int matmul_backward_weight(
     Gpu* d, float* dweight, const bf16* dout, const bf16* inp, int64_t R, int64_t C, int64_t OC, Error* e) {
+    if (!dweight) return 0;
     return matmul(
         d, {C, OC, R, 0, 1, MATMUL_FP32 | MATMUL_ADD}, {dweight, inp, dout, dweight, NULL, NULL}, e);
 }
@@ -4885,9 +4904,11 @@ __global__ void position_backward_kernel(float* dwpe, const bf16* dx, RowPlaces 
     }
     add8(dwpe + row_position(places, at / C) * C + at % C, sum);
 }
-// dweight (keys, C) += rows of d->dx (R, C), by d->keys and d->rows, which are sorted first.
+// dweight (keys, C) += rows of d->dx (R, C), by d->keys and d->rows, which are sorted first; dweight NULL:
+// nothing.
 static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int64_t C, Error* e) {
     int bits = 1;
+    if (!dweight) return 0;
     while (bits < 31 && (1ll << bits) < keys) bits++;
     size_t bytes = d->sort_bytes;
     CUDA_TRY(e,
@@ -4900,8 +4921,8 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
         dweight, d->partial, d->sorted_keys, R, (int)C);
     return 0;
 }
-// dwte[token] += dx, dwpe[position] += dx. dx is centred in place first if `center`. Without documents row t
-// of every sequence has the same position, so that wpe needs no sort.
+// dwte[token] += dx, dwpe[position] += dx, each unless it is NULL. dx is centred in place first if `center`.
+// Without documents row t of every sequence has the same position, so that wpe needs no sort.
 static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center,
     RowPlaces places, int64_t V, int64_t B, int64_t C, Error* e) {
     int64_t R = B * places.rows;
@@ -4909,6 +4930,7 @@ static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* d
         (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
             d->dx, d->keys, d->rows, d->tokens, NULL, center, places, R, (int)C)));
     if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
+    if (!dwpe) return 0;
     if (!doc_start)
         position_backward_kernel<<<(unsigned)ceil_div(places.rows * C / 8, 256), 256, 0, d->stream>>>(
             dwpe, d->dx, places, B, (int)C);
@@ -5036,7 +5058,7 @@ __global__ void columns_finish_kernel(
     float* to = targets.to[column / width];
     if (to) to[column % width] += sum;
 }
-// dweight, dbias (C) and dprojection (C), which may be NULL, += the three column sums. The blocks are one
+// dweight, dbias and dprojection (C), each of which may be NULL, += the three column sums. The blocks are one
 // full wave.
 static int rmsnorm_backward(Gpu* d, bf16* dx, float* dweight, float* dbias, float* dprojection,
     const bf16* dout, const bf16* inp, const float* rstd, const float* weight, int add, int64_t R,
@@ -5133,9 +5155,10 @@ static void columns_finish(Gpu* d, float* dbias, int64_t N) {
     columns_finish_kernel<<<(unsigned)ceil_div(N, 32), dim3(32, FINISHERS), 0, d->stream>>>(
         targets, d->partial, SUM_BLOCKS, (int)N, (int)N);
 }
-// dbias += column sums of dout (R, N)
+// dbias += column sums of dout (R, N); dbias NULL: nothing
 static int columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t N) {
     WideRows none;
+    if (!dbias) return 0;
     memset(&none, 0, sizeof none);
     int n = (int)N;
     columns_kernel<0><<<dim3((unsigned)ceil_div(N, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
@@ -5143,16 +5166,16 @@ static int columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t
     columns_finish(d, dbias, N);
     return 0;
 }
-// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C) += its column sums. Where dK and dV are
-// absent, attention has written them to dqkv already.
+// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C), which may be NULL, += its column sums. Where
+// dK and dV are absent, attention has written them to dqkv already.
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, int64_t R, int64_t C) {
     int c = (int)C, matrices = wide.p[1] ? 3 : 1;
     columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, matrices), 256, 0, d->stream>>>(
         d->partial, dqkv, wide, R, c, 3 * c, 3 * c);
-    if (matrices == 1)
+    if (matrices == 1 && dbias)
         columns_kernel<0><<<dim3((unsigned)ceil_div(2 * C, 256), SUM_BLOCKS), 256, 0, d->stream>>>(
             d->partial + C, dqkv + C, wide, R, 2 * c, 3 * c, 3 * c);
-    columns_finish(d, dbias, 3 * C);
+    if (dbias) columns_finish(d, dbias, 3 * C);
 }
 
 // f = piece i (8 numbers, u) of a row of logits; in the vocabulary's padding -inf, whose probability is 0.
@@ -5851,12 +5874,13 @@ static bf16* gpu_halves(const Rank* r, int u) {
     return d->half + half_offset(r->layout, &r->mesh->shape, u);
 }
 static bf16* gpu_half(const Rank* r, int u, int id) { return gpu_halves(r, u) + r->layout->within[id]; }
-static float* gpu_gradient(const Rank* r, int u, int id) {
+static float* gpu_gradient(const Rank* r, int u, int id) {   // NULL of a frozen one: nothing is computed
+    if (r->layout->units[u].rate[id] == 0) return NULL;
     return gpu_in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
 // The parameters of a unit by their names: weights or gradients (float), or bf16 copies. Those of other units
-// are NULL.
+// are NULL, and gradients of frozen ones.
 template <typename T> struct ParametersOf {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) T* name;
     PARAMETERS(X)
@@ -5874,7 +5898,12 @@ static ParametersOf<float> gpu_weights_of(const Rank* r, int u) {
     return gpu_parameters(r->layout, u, gpu_in_use(r, STATE_WEIGHTS, u));
 }
 static ParametersOf<float> gpu_gradients_of(const Rank* r, int u) {
-    return gpu_parameters(r->layout, u, gpu_in_use(r, STATE_GRADIENTS, u));
+    ParametersOf<float> p = {};
+#define X(name, hf, of, rows, columns, transposed, decay, centred, init) \
+    if (r->layout->units[u].kind == of) p.name = gpu_gradient(r, u, P_##name);
+    PARAMETERS(X)
+#undef X
+    return p;
 }
 static ParametersOf<bf16> gpu_halves_of(const Rank* r, int u) {
     return gpu_parameters(r->layout, u, gpu_halves(r, u));
@@ -6567,12 +6596,12 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
     return d->nccl ? 0 : collective_end(r, &r->all);
 }
 
-// The parameters of a unit of a kind: where they begin, whether AdamW decays them, whether their bf16 copy is
-// a plain one (centred ones are made afterwards).
+// The parameters of a unit of a kind: where they begin, their numbers in PARAMETERS, whether AdamW decays them,
+// whether their bf16 copy is a plain one (centred ones are made afterwards).
 typedef struct {
     int count;
     int64_t begin[PARAMETER_COUNT + 1];
-    unsigned char decay[PARAMETER_COUNT], copied[PARAMETER_COUNT];
+    unsigned char id[PARAMETER_COUNT], decay[PARAMETER_COUNT], copied[PARAMETER_COUNT];
 } UnitTable;
 static UnitTable unit_table(const Rank* r, int kind) {
     UnitTable t;
@@ -6581,15 +6610,18 @@ static UnitTable unit_table(const Rank* r, int kind) {
         Parameter p = parameter(&r->mesh->shape, id);
         if (p.unit != kind) continue;
         int centred = r->mesh->center && p.centred;
-        t.begin[t.count] = r->layout->within[id], t.decay[t.count] = (unsigned char)p.decay;
+        t.begin[t.count] = r->layout->within[id];
+        t.id[t.count] = (unsigned char)id, t.decay[t.count] = (unsigned char)p.decay;
         t.copied[t.count] = (unsigned char)(id == P_wte || (kind == UNIT_LAYER && !centred));
         t.begin[++t.count] = r->layout->within[id] + parameter_elements(&p);
     }
     return t;
 }
 
-// AdamW's numbers in a step; correct1 and correct2 are 1 / (1 - beta^step), of either moment.
+// AdamW's numbers in a step; correct1 and correct2 are 1 / (1 - beta^step), of either moment. rates (units of
+// the kind, PARAMETER_COUNT): of each parameter, as Unit has them.
 typedef struct {
+    const float* rates;
     float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
 } GpuAdamW;
 
@@ -6601,7 +6633,8 @@ template <typename T> struct UnitArray {
 
 // AdamW (Loshchilov & Hutter 2019) on numbers begin to begin + n - 1 of each unit of a kind, and their plain
 // bf16 copies (half.p NULL: none): m = beta1 m + (1 - beta1) g, v likewise of g^2, w -= lr (m' / (sqrt(v') +
-// eps) + decay w). Nothing if stats says so. A thread has 4 numbers of unit blockIdx.y; 30 bytes a parameter.
+// eps) + decay w), with lr times the parameter's rate. Nothing if stats says so, or of a frozen parameter. A
+// thread has 4 numbers of unit blockIdx.y; 30 bytes a parameter.
 __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray<float> m, UnitArray<float> v,
     UnitArray<float> g, const double* stats, UnitTable table, int64_t begin, int64_t n, GpuAdamW a) {
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4, in_unit = begin + i;
@@ -6611,19 +6644,19 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
     float4* weights = (float4*)(w.p + blockIdx.y * w.stride + i);
     float4 x = *weights;
     float* xs = &x.x;
-    float scale = (float)stats[STAT_SCALE];
-    if (scale < 0) return;
+    float scale = (float)stats[STAT_SCALE], rate = a.rates[blockIdx.y * PARAMETER_COUNT + table.id[id]];
+    if (scale < 0 || rate == 0) return;
     float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i),
            *square = (float4*)(v.p + blockIdx.y * v.stride + i);
     float4 grad = *(const float4*)(g.p + blockIdx.y * g.stride + i), first = *moment, second = *square;
     float *gs = &grad.x, *ms = &first.x, *vs = &second.x;
-    float shrink = table.decay[id] ? a.lr * a.weight_decay : 0;
+    float lr = a.lr * rate, shrink = table.decay[id] ? lr * a.weight_decay : 0;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         float q = gs[j] * scale;
         ms[j] = a.beta1 * ms[j] + (1 - a.beta1) * q;
         vs[j] = a.beta2 * vs[j] + (1 - a.beta2) * q * q;
-        xs[j] -= a.lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
+        xs[j] -= lr * (ms[j] * a.correct1 / (sqrtf(vs[j] * a.correct2) + a.eps)) + shrink * xs[j];
     }
     *weights = x;
     *moment = first, *square = second;
@@ -6728,6 +6761,7 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
         UnitArray<bf16> half = {
             halved ? d->half + half_offset(layout, &r->mesh->shape, u) : NULL, of[STATE_WEIGHTS].stride};
         dim3 grid((unsigned)ceil_div(h.n / 4, 256), kind == UNIT_LAYER ? (unsigned)r->mesh->shape.L : 1);
+        a.rates = d->rates + u * PARAMETER_COUNT;
         adamw_kernel<<<grid, 256, 0, d->stream>>>(of[STATE_WEIGHTS], half, of[STATE_M], of[STATE_V],
             of[STATE_GRADIENTS], d->stats, unit_table(r, kind), h.begin, h.n, a);
         CUDA_TRY(&r->error, cudaEventRecord(d->updated[kind], d->stream));
@@ -7457,7 +7491,7 @@ static int gpu_verify_run(gpt2_sp* g, gpt2_sp* cpu, Verification* v) {
     for (int u = 0; u < r->layout->count; u++)
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
-            if (p.unit == r->layout->units[u].kind)
+            if (p.unit == r->layout->units[u].kind && r->layout->units[u].rate[id] > 0)
                 verify_row(v, p.hf, unit_layer(r->layout, u),
                     roundings_of_gradient(r->mesh->shape.L, unit_layer(r->layout, u)), gradient(c, u, id),
                     values + r->layout->units[u].offset + r->layout->within[id], parameter_elements(&p));

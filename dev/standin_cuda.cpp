@@ -384,7 +384,7 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
             const Units& half = x.at<Units>(1);
             if (half.p) t.writes(half.p + y * (u64)half.stride * 2, x.n(8) * 2);
         }
-        t.reads(x.p(5) + 16, 8); }},
+        t.reads(x.p(5) + 16, 8), t.reads(x.p(9), x.grid.y * 64); }},   // a begins with the rates
     {"cast_kernel", [](Touches& t, const Launch& x) {   // half, w, table, n
         for (u64 y = 0; y < x.grid.y; y++) {
             const Units &half = x.at<Units>(0), &w = x.at<Units>(1);

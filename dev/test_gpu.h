@@ -852,8 +852,9 @@ static void kernel_loss_sum(int64_t n) {
 // AdamW and the bf16 copies, each against fp64, on every rank. What fp32 may cost a gradient (its sum over
 // the ranks, its centring), then the moments, then the weight is followed through the formulas.
 static int rank_optimizer_step(Rank* r, gpt2_sp* g, void* adamw) {
-    if (gpu_enter(r) != 0 || gpu_gradients_reduce(r, g->options.grad_clip) != 0 ||
-        gpu_weights_update(r, (const AdamW*)adamw) != 0)
+    if (gpu_enter(r) != 0) return -1;
+    gpu_weights_cast(r);   // as after loading: the update leaves the copies of frozen parameters as they are
+    if (gpu_gradients_reduce(r, g->options.grad_clip) != 0 || gpu_weights_update(r, (const AdamW*)adamw) != 0)
         return -1;
     CUDA_TRY(&r->error, cudaDeviceSynchronize());
     return 0;
@@ -1002,10 +1003,11 @@ static double optimizer_norm(OptimizerCase* t) {
     return scale;
 }
 
-// AdamW by fp64 on one number, and how what fp32 may cost its gradient goes on into the moments and the
-// weight.
-static void optimizer_exact(OptimizerCase* t, int64_t at, double scale, int decay) {
+// AdamW by fp64 on one number, whose learning rate is `rate` times that of the step, and how what fp32 may
+// cost its gradient goes on into the moments and the weight. Rate 0: nothing changes.
+static void optimizer_exact(OptimizerCase* t, int64_t at, double scale, double rate, int decay) {
     const AdamW* a = &t->adamw;
+    const double lr = a->lr * rate;
     const double c1 = 1 / (1 - pow(a->beta1, 7)), c2 = 1 / (1 - pow(a->beta2, 7));
     const double weight = t->values[STATE_WEIGHTS][at], m = t->values[STATE_M][at],
                  v = t->values[STATE_V][at];
@@ -1015,12 +1017,15 @@ static void optimizer_exact(OptimizerCase* t, int64_t at, double scale, int deca
     t->v[at] = a->beta2 * v + (1 - a->beta2) * q * q;
     t->v_bound[at] = (1 - a->beta2) * 2 * fabs(q) * dq + 8 * U * (v + q * q);
     const double root = sqrt(t->v[at] * c2), move = t->m[at] * c1 / (root + a->eps);
-    const double shrink = decay ? a->lr * a->weight_decay : 0;
-    t->w[at] = weight - a->lr * move - shrink * weight;
-    t->w_bound[at] = a->lr *
+    const double shrink = decay ? lr * a->weight_decay : 0;
+    t->w[at] = weight - lr * move - shrink * weight;
+    t->w_bound[at] = lr *
             (t->m_bound[at] * c1 / root + fabs(move) * t->v_bound[at] * c2 / (2 * root * root) +
                 16 * U * fabs(move)) +
         4 * U * fabs(weight);
+    if (rate > 0) return;
+    t->w[at] = weight, t->m[at] = m, t->v[at] = v;
+    t->w_bound[at] = t->m_bound[at] = t->v_bound[at] = 0;
 }
 
 static void optimizer_judge(OptimizerCase* t, double scale) {
@@ -1030,7 +1035,7 @@ static void optimizer_judge(OptimizerCase* t, double scale) {
             Parameter p = parameter(&g->mesh.shape, id);
             const int64_t first = g->layout.units[u].offset + g->layout.within[id];
             for (int64_t i = 0; p.unit == g->layout.units[u].kind && i < parameter_elements(&p); i++)
-                optimizer_exact(t, first + i, scale, p.decay);
+                optimizer_exact(t, first + i, scale, g->layout.units[u].rate[id], p.decay);
         }
     const struct {
         int state;
@@ -1130,9 +1135,9 @@ static void optimizer_not_finite(OptimizerCase* t) {
         (long long)(refused / W), W, (long long)changed);
 }
 
-static void optimizer_step(const char* split, int center, double clip, const char* name) {
-    char text[192];
-    snprintf(text, sizeof text, "layers=3 heads=2 channels=128 seq-len=40 center=%d %s", center, split);
+static void optimizer_step(const char* more, int center, double clip, const char* name) {
+    char text[256];
+    snprintf(text, sizeof text, "layers=3 heads=2 channels=128 seq-len=40 center=%d %s", center, more);
     gpt2_sp_options o = options_of(text);
     OptimizerCase t;
     memset(&t, 0, sizeof t);
@@ -1180,6 +1185,8 @@ static void test_kernels(void) {
     static const int64_t sums[] = {1, 1023, 1024, 5000};
     EACH_CASE(sums, i) kernel_loss_sum(sums[i]);
     optimizer_step("", 1, 1.0, "optimizer, centred, clipped");
+    optimizer_step("freeze=h.0.*,wte.weight,h.2.mlp.c_proj.weight,ln_f.bias lr-scale=h.1.*=0.25,wpe.weight=3",
+        1, 1.0, "optimizer, frozen and scaled parameters");
     if (quick) return;
     optimizer_step("", 0, 0, "optimizer, not centred, not clipped");
     optimizer_step("", 1, 1e6, "optimizer, centred, far from clipping");

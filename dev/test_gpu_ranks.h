@@ -1042,7 +1042,13 @@ static void kernels_of_ranks(void) {
         {"dp=2 zero=3", "optimizer, 2 ranks, --zero 3, not centred, not clipped", 0, 0},
         {"sp=2 zero=1", "optimizer, 2 ranks, own positions, --zero 1", 1, 1},
         {"sp=2 zero=2", "optimizer, 2 ranks, own positions, --zero 2", 1, 1},
-        {"sp=4 zero=3", "optimizer, 4 ranks, own positions, --zero 3", 1, 1}};
+        {"sp=4 zero=3", "optimizer, 4 ranks, own positions, --zero 3", 1, 1},
+        {"sp=3 zero=3 freeze=h.?.attn.*,wpe.weight lr-scale=h.2.*=0.25",
+            "optimizer, 3 ranks, --zero 3, rates", 1, 1},
+        {"sp=2 zero=1 freeze=h.1.*,wte.weight lr-scale=*.bias=4", "optimizer, 2 ranks, --zero 1, rates", 1,
+            1},
+        {"sp=2 zero=2 freeze=h.1.*,*.bias lr-scale=w?e.weight=4", "optimizer, 2 ranks, --zero 2, rates", 0,
+            1}};
     EACH_CASE(steps, i) {
         watch_note(NULL, steps[i].name, 0);
         optimizer_step(steps[i].split, steps[i].center, steps[i].clip, steps[i].name);
