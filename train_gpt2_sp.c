@@ -192,18 +192,27 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
         "train: the run's folder; prepare, synth: the file to write") \
     TXT(init_from, "init-from", "", TRAIN | PLAN, \
-        "start from the weights of this run's newest checkpoint, or of this model's folder") \
+        "start from the weights of this run's newest checkpoint (RUN:best: its best one), or of this " \
+        "model's folder") \
     INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
     INT(log_every, "log-every", 1, 1, 2147483647, TRAIN, \
         "steps between printed lines; log.jsonl has a line of every step") \
     INT(keep, "keep", 2, 2, 1000000, TRAIN, "checkpoints to keep, at least 2") \
     INT(val_every, "val-every", 0, 0, 2147483647, TRAIN, \
-        "steps between validations; 0: only after the last step") \
+        "steps between validations; 0: only before the first step and after the last") \
     INT(val_sequences, "val-sequences", 0, 0, 2147483647, TRAIN | EVAL, \
         "sequences of a validation, from the front of the data; 0: 8 in training, all in eval") \
+    FLAG(keep_best, "keep-best", 1, TRAIN, \
+        "save after every validation that is the best so far, and keep that checkpoint beside the newest: " \
+        "RUN:best names it") \
+    INT(patience, "patience", 0, 0, 2147483647, TRAIN, \
+        "end the run after so many validations without a better one; 0: never") \
+    NUM(max_minutes, "max-minutes", 0, 0, 1e7, TRAIN, \
+        "end this launch after the step in which so many minutes are over, saved as by a signal; 0: never") \
     TXT(from, "from", "", SAMPLE | EVAL, \
-        "a run's folder (its newest whole checkpoint) or one checkpoint folder") \
+        "a run's folder (its newest whole checkpoint; RUN:best: that of its best validation) or one " \
+        "checkpoint folder") \
     TXT(prompt, "prompt", "\n", SAMPLE, \
         "text to continue, where the model's tokenizer is known; empty: begin a document") \
     TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
@@ -4648,8 +4657,8 @@ static void cpu_matmul_forward(real* out, const real* inp, const real* weight, c
     }
 }
 
-// dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout. Of dweight and dbias
-// NULL is not computed.
+// dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout. dweight and dbias
+// may be NULL.
 static void cpu_matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
     const real* weight, int64_t R, int64_t C, int64_t OC, Scratch* w) {
     gemm(dinp, C, R, C, OC, by_rows(dout, OC), by_rows(weight, C), NULL, 0, w);
@@ -5396,8 +5405,8 @@ static real* gradient(const Rank* r, int u, int id) {
     return r->layout->units[u].rate[id] == 0 ? NULL : in_use(r, STATE_GRADIENTS, u) + r->layout->within[id];
 }
 
-// The parameters of a unit by their names, or their gradients. Those of other units are NULL, and gradients of
-// frozen ones.
+// The parameters of a unit by their names, or their gradients. Those of other units are NULL, and so are
+// gradients of frozen ones.
 typedef struct {
 #define X(name, hf, of, rows, columns, transposed, decay, centred, init) real* name;
     PARAMETERS(X)
@@ -5739,9 +5748,9 @@ static int rate_unmatched(const Layout* layout, const Shape* s, const RatePatter
         pattern->option, pattern->pattern, (long long)s->L, (long long)s->L - 1, near[0], near[1], near[2]);
 }
 
-// Gives every parameter its rate, by its name: that of the last of --lr-scale's patterns that matches it; 0 if
-// one of --freeze does. -1 for a pattern that matches nothing, a scale that is the rate of nothing, and if
-// nothing is left to train.
+// Gives every parameter its rate, by its name: that of the last of --lr-scale's patterns that matches it, or
+// 0 if one of --freeze does. -1 for a pattern that matches nothing, a scale that is the rate of nothing, and
+// if nothing is left to train.
 static int rates_choose(Layout* layout, const Shape* s, const gpt2_sp_options* o, Error* e) {
     char scales[GPT2_SP_TEXT], frozen[GPT2_SP_TEXT], name[64];
     RatePattern* patterns = (RatePattern*)calloc(2 * GPT2_SP_TEXT, sizeof *patterns);
@@ -5904,6 +5913,17 @@ typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
 } Evaluation;
 
+// What a run's validations have found. Checkpoints carry it; it counts as long as the validation data and
+// --val-sequences are the same.
+typedef struct {
+    uint64_t data;       // what they were made on (validation_data)
+    int64_t step;        // after which the last one was; -1: there was none
+    int64_t best_step;   // after which the loss was lowest; -1: there was none after a step yet
+    double best;         // that loss
+    int64_t since;       // validations since then
+} Validations;
+static const Validations NO_VALIDATIONS = {0, -1, -1, 0, 0};
+
 struct gpt2_sp {
     gpt2_sp_options options;
     const Device* device;
@@ -5921,6 +5941,7 @@ struct gpt2_sp {
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
+    Validations validations;
     double planned_lr;   // of the next step, by the options that the checkpoint was saved with; -1: unknown
     int64_t planned_steps;         // of the run, by these options; -1: unknown
     int64_t saved_step;            // newest checkpoint of this run; -1: none
@@ -6391,17 +6412,32 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
         GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
 }
 
-// state.json: where the run stands, and what resuming compares (state_read).
+// What a validation depends on besides the model: its shards and how many sequences of them.
+static uint64_t validation_data(const gpt2_sp* g) {
+    return random_bits(g->val_data.fingerprint, 0, (uint64_t)g->options.val_sequences);
+}
+
+// state.json: where the run stands, what resuming compares (state_read), what validations have found.
 static void state_text(const gpt2_sp* g, char* out, size_t size) {
+    const Validations* v = &g->validations;
+    char validations[256] = "";
+    int n = 0;
+    if (v->step >= 0)
+        n = snprintf(validations, sizeof validations, ", \"val_data\": \"%016llx\", \"val_step\": %lld",
+            (unsigned long long)v->data, (long long)v->step);
+    if (v->best_step >= 0)
+        snprintf(validations + n, sizeof validations - (size_t)n,
+            ", \"best_step\": %lld, \"best_val_loss\": %.17g, \"val_since_best\": %lld",
+            (long long)v->best_step, v->best, (long long)v->since);
     snprintf(out, size,
         "{\"version\": 1, \"step\": %lld, \"steps\": %lld, \"next_lr\": %.17g, \"next_sample\": %llu, "
         "\"tokens\": %lld, "
         "\"seed\": %lld, "
         "\"center\": %d, \"doc_mask\": "
-        "%d, \"data\": \"%016llx\"}\n",
+        "%d, \"data\": \"%016llx\"%s}\n",
         (long long)g->step, (long long)g->options.steps, learning_rate(&g->options, g->step),
         (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed,
-        g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint);
+        g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint, validations);
 }
 
 // Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
@@ -6611,9 +6647,9 @@ static int checkpoint_verify(const char* folder, Error* e) {
     return status;
 }
 
-// Removes checkpoints beyond the newest --keep. Those of later steps, and those that the run passed over as
-// damaged when it resumed, do not count and stay; nor does an older one count that is not whole. What is not
-// this program's stays too.
+// Removes checkpoints beyond the newest --keep, but for that of the best validation (--keep-best). Those of
+// later steps, and those that the run passed over as damaged when it resumed, do not count and stay; nor does
+// an older one count that is not whole. What is not this program's stays too.
 static int checkpoint_retire(gpt2_sp* g, Error* e) {
     const Folder* out = &g->out;
     int64_t *steps, kept = 0;
@@ -6627,7 +6663,8 @@ static int checkpoint_retire(gpt2_sp* g, Error* e) {
         int passed_over = steps[i] > g->resumed_step && steps[i] <= g->newest_step;
         int unseen = steps[i] < g->resumed_step && kept < g->options.keep;
         if ((passed_over || unseen) && checkpoint_verify(path, &damage) != 0) continue;
-        if (kept++ >= g->options.keep) status = checkpoint_remove(out, name, e);
+        int best = g->options.keep_best && steps[i] == g->validations.best_step;
+        if (kept++ >= g->options.keep && !best) status = checkpoint_remove(out, name, e);
     }
     free(steps);
     return status;
@@ -6926,6 +6963,34 @@ static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e)
               (long long)saved, (long long)asked);
 }
 
+// Takes what validations have found from a checkpoint's state.json, unless they are now made on other data.
+static int validations_read(gpt2_sp* g, const char* text, size_t size, const char* path) {
+    Validations v = NO_VALIDATIONS;
+    Error* e = &g->error;
+    char data[32];
+    unsigned long long number;
+    if (!json_has(text, size, "val_step")) return 0;
+    if (json_get_string(text, size, "val_data", data, sizeof data) != 1 ||
+        sscanf(data, "%16llx", &number) != 1)
+        return fail(e, "%.800s: no fingerprint `val_data`", path);
+    v.data = number;
+    v.step = json_need(text, size, "val_step", path, e);
+    if (v.step < 0) return -1;
+    if (json_has(text, size, "best_step")) {
+        v.best_step = json_need(text, size, "best_step", path, e);
+        v.since = json_need(text, size, "val_since_best", path, e);
+        if (v.best_step < 0 || v.since < 0) return -1;
+        if (json_get_double(text, size, "best_val_loss", &v.best) != 1 || !isfinite(v.best))
+            return fail(e, "%.800s: no number `best_val_loss`", path);
+    }
+    if (g->val_data.count == 0 || v.data == validation_data(g)) g->validations = v;
+    else if (g->mesh.process == 0)
+        fprintf(stderr,
+            "--val-data or --val-sequences is not what this run was validated with: its best validation no "
+            "longer counts\n");
+    return 0;
+}
+
 // Sets step, tokens and next sample from a checkpoint's state.json; -1 if it belongs to another run.
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
@@ -6948,6 +7013,7 @@ static int state_read(gpt2_sp* g, const char* folder) {
     g->tokens_seen = json_need(text, size, "tokens", path, e);
     int64_t next = json_need(text, size, "next_sample", path, e);
     g->next_sample = (uint64_t)next;
+    if (status == 0) status = validations_read(g, text, size, path);
     if (json_get_double(text, size, "next_lr", &g->planned_lr) != 1) g->planned_lr = -1;
     uint64_t steps;
     g->planned_steps = json_get_u64(text, size, "steps", &steps) == 1 ? (int64_t)steps : -1;
@@ -7866,7 +7932,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
 //     options are checked -> processes meet and compare them -> data is opened -> the memory plan must fit
 //       -> ranks get their memory -> processes compare data and schedules
 //       -> weights come from the newest whole checkpoint, else from --init-from, else from the seed
-//       -> step, validate, log, save, again and again, until the last step or a signal
+//       -> step, validate, log, save, again and again, until the last step, a signal, --max-minutes or --patience
 //
 // Whatever several processes must have alike, they compare as text (processes_compare): the first line that
 // differs is the error. `eval` and `sample` make a smaller trainer, which does not learn (trainer_load).
@@ -8099,10 +8165,43 @@ static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
+// The checkpoint of a run's best validation, whole, in `folder`: the newest checkpoint's state.json tells its
+// step. `name` is what the user gave to the option.
+static int best_folder(
+    const char* option, const char* name, const char* run, char folder[PATH_SIZE], Error* e) {
+    char path[PATH_SIZE], step[STEP_NAME];
+    size_t size;
+    Error why = {{0}};
+    int found = checkpoint_find(run, 1, folder, e);
+    if (found < 0) return -1;
+    if (found == 0) return fail(e, "--%s %.900s: there is no run with a checkpoint", option, name);
+    char* text = path_in(path, folder, "state.json", e) == 0 ? file_read_text(path, 1 << 20, &size, e) : NULL;
+    if (!text) return -1;
+    int known = json_has(text, size, "best_step");
+    int64_t best = known ? json_need(text, size, "best_step", path, e) : -1;
+    free(text);
+    if (known && best < 0) return -1;
+    if (!known)
+        return fail(e, "--%s %.800s: the run was not validated after any step (--val-data, --val-every)",
+            option, name);
+    checkpoint_name(step, best, TEMPORARIES);
+    if (path_in(folder, run, step, e) != 0) return -1;
+    if (checkpoint_verify(folder, &why) == 0) return 0;
+    return fail(e,
+        "--%s %.400s: the best validation was after step %lld, whose checkpoint is not whole: %.400s", option,
+        name, (long long)best, why.text);
+}
+
 // The folder of the model that --from or --init-from names, in `folder`: that one, if it has a config.json,
-// else a run's newest whole checkpoint. With a manifest it must be whole; Hugging Face's have none, and are
-// taken as they are.
+// else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. With a manifest it must
+// be whole; Hugging Face's have none, and are taken as they are. A name that exists is that name.
 static int model_folder(const char* option, const char* name, char folder[PATH_SIZE], Error* e) {
+    char run[GPT2_SP_TEXT];
+    size_t n = strlen(name);
+    if (n > 5 && strcmp(name + n - 5, ":best") == 0 && access(name, F_OK) != 0) {
+        snprintf(run, sizeof run, "%.*s", (int)(n - 5), name);
+        return best_folder(option, name, run, folder, e);
+    }
     if (!folder_has(name, "config.json")) {
         int found = checkpoint_find(name, 1, folder, e);
         return found > 0 ? 0
@@ -8425,6 +8524,7 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     g->saved_step = g->resumed_step = -1;
     g->planned_lr = -1, g->planned_steps = -1;
     g->newest_step = -1;
+    g->validations = NO_VALIDATIONS;
     return g;
 }
 
@@ -8535,7 +8635,9 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
     } of_train[] = {{"save-every", "gpt2_sp_save", o->save_every > 0},
         {"val-every", "gpt2_sp_validate", o->val_every > 0}, {"check", "the command train", o->check != 0},
         {"verify", "the command train", o->verify != 0},
-        {"log-every", "what gpt2_sp_step tells", o->log_every > 1}};
+        {"log-every", "what gpt2_sp_step tells", o->log_every > 1},
+        {"keep-best", "gpt2_sp_save", o->keep_best == 0}, {"patience", "gpt2_sp_validate", o->patience > 0},
+        {"max-minutes", "a clock of your own", o->max_minutes > 0}};
     gpt2_sp_options defaults;
     gpt2_sp_defaults(&defaults);
     for (int i = 0; i < OPTION_COUNT; i++) {
@@ -8657,6 +8759,17 @@ static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_los
 #undef X
     if (val_loss) json_number(val, sizeof val, *val_loss), fprintf(log, ", \"val_loss\": %s", val);
     fprintf(log, "}\n");
+    return fflush(log);
+}
+
+// The same for a validation before the first step of a launch: no step, so no loss.
+static int log_validation(FILE* log, const gpt2_sp* g, double val_loss, double ms) {
+    char val[40];
+    json_number(val, sizeof val, val_loss);
+    fprintf(log,
+        "{\"step\": %lld, \"tokens\": %lld, \"ms\": %.3f, \"time\": %.3f, \"updated\": 0, \"val_loss\": "
+        "%s}\n",
+        (long long)g->step, (long long)g->tokens_seen, ms, wall_seconds(), val);
     return fflush(log);
 }
 
@@ -8873,9 +8986,15 @@ static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Er
     return trainer_checked(g, status, e->text, sizeof e->text);
 }
 
-// Whether the run's checkpoint is of the last step or of a later one: then nothing changes in its folder.
+// Whether --patience is at its end.
+static int patience_over(const gpt2_sp* g) {
+    return g->options.patience > 0 && g->validations.since >= g->options.patience;
+}
+
+// Whether the run has ended already when it is launched: its checkpoint is of the last step or of a later
+// one, or of where --patience ended it. Then nothing changes in its folder.
 static int train_done(const gpt2_sp* g) {
-    return g->resumed_step >= g->options.steps && g->step >= g->options.steps;
+    return g->resumed_step >= g->options.steps || (g->resumed_step >= 0 && patience_over(g));
 }
 
 // Warns where the learning rate does not go on as it was planned when the run was saved. That of a run that
@@ -8978,15 +9097,90 @@ static void step_print(
     printf("%s\n", stats->updated ? "" : "  not finite: no update");
 }
 
-// The loop: step, validate, log, save. A signal to any process ends it after the step in hand. Process 0
-// prints.
-static int train_loop(gpt2_sp* g, FILE* log) {
+// Why a run ends before its last step. If processes differ, the largest counts in all.
+enum { STOP_NOT, STOP_PATIENCE, STOP_MINUTES, STOP_SIGNAL };
+static int stop_wanted(const gpt2_sp* g, double launched) {
     const gpt2_sp_options* o = &g->options;
-    const double start = now_ms();
+    if (stop_signal) return STOP_SIGNAL;
+    if (o->max_minutes > 0 && now_ms() - launched >= 60e3 * o->max_minutes) return STOP_MINUTES;
+    return patience_over(g) ? STOP_PATIENCE : STOP_NOT;
+}
+
+// Why the run ends, in words.
+static const char* stop_text(const gpt2_sp* g, int stop, char* out, size_t size) {
+    const Validations* v = &g->validations;
+    if (stop == STOP_SIGNAL) snprintf(out, size, "stopped by a signal");
+    else if (stop == STOP_MINUTES) snprintf(out, size, "stopped after %g minutes", g->options.max_minutes);
+    else if (v->best_step < 0)
+        snprintf(out, size, "stopped early at step %lld: none of its %lld validations was finite",
+            (long long)g->step, (long long)v->since);
+    else
+        snprintf(out, size,
+            "stopped early at step %lld: none of the last %lld validations was better than that of step %lld",
+            (long long)g->step, (long long)v->since, (long long)v->best_step);
+    return out;
+}
+
+// Validates and notes what was found, alike in all processes: the loss is. What stands before the first step
+// is told, but is no candidate for the best: nothing is learnt there.
+static int train_validate(gpt2_sp* g, double* loss) {
+    Validations* v = &g->validations;
+    if (gpt2_sp_validate(g, g->options.val_sequences, loss) != 0) return -1;
+    v->step = g->step, v->data = validation_data(g);
+    if (g->step == 0) return 0;
+    v->since++;
+    if (v->best_step < 0 ? !isfinite(*loss) : !(*loss < v->best)) return 0;
+    v->best_step = g->step, v->best = *loss;
+    v->since = 0;
+    return 0;
+}
+
+// The validation before the first step of a run, and of a launch of a run that was never validated with this
+// data: the first losses are then seen beside it.
+static int train_validate_first(gpt2_sp* g, FILE* log) {
+    double start = now_ms(), loss;
+    if (g->val_data.count == 0 || g->validations.step >= 0) return 0;
+    if (train_validate(g, &loss) != 0) return -1;
+    if (g->mesh.process == 0)
+        printf("step %5lld/%lld  val %.4f\n", (long long)g->step, (long long)g->options.steps, loss);
+    if (log && log_validation(log, g, loss, now_ms() - start) != 0)
+        return fail(&g->error, "cannot write %.900s/log.jsonl: %s", g->options.out, strerror(errno));
+    return 0;
+}
+
+// The end of a loop that `stop` or the last step has ended: saves, and tells where, why, and which checkpoint
+// is the best. `begin`: the step that the launch began with.
+static int train_end(gpt2_sp* g, int stop, int64_t begin) {
+    const gpt2_sp_options* o = &g->options;
+    const Validations* v = &g->validations;
+    int64_t done = g->step - begin;
+    int vain = done > 0 && g->skipped >= done, unsaved = o->out[0] && g->saved_step != g->step;
+    char why[256] = "";
+    if (vain)
+        fail(&g->error, "the loss or the gradient of none of the %lld steps was finite: nothing is learnt",
+            (long long)done);
+    if (vain && unsaved) return train_stop(g);
+    if (vain) return -1;
+    if (unsaved && gpt2_sp_save(g) != 0) return -1;
+    if (g->mesh.process != 0) return 0;
+    if (stop) printf("%s%s", stop_text(g, stop, why, sizeof why), o->out[0] ? "; " : "\n");
+    if (o->out[0] && (stop || unsaved)) printf("saved %s/step_%08lld\n", o->out, (long long)g->step);
+    if (v->best_step >= 0 && v->best_step != g->step)
+        printf("best      val %.4f, after step %lld%s%s%s\n", v->best, (long long)v->best_step,
+            o->out[0] && o->keep_best ? ": " : "", o->out[0] && o->keep_best ? o->out : "",
+            o->out[0] && o->keep_best ? ":best" : "");
+    return 0;
+}
+
+// The loop: step, validate, log, save. A signal to any process, or its clock (`launched`: when it was
+// launched), ends it after the step in hand. Process 0 prints.
+static int train_loop(gpt2_sp* g, FILE* log, double launched) {
+    const gpt2_sp_options* o = &g->options;
     const int64_t begin = g->step;
-    int first = g->mesh.process == 0, stop = 0, status = 0;
+    int first = g->mesh.process == 0, stop = STOP_NOT, status = train_validate_first(g, log);
+    const double start = now_ms();
     for (;;) {
-        stop = stop_signal;
+        stop = stop_wanted(g, launched);
         if (processes_agree(&g->host, status, &stop, &g->error) != 0) return train_stop(g);
         if (g->step >= o->steps || stop) break;
         gpt2_sp_stats stats;
@@ -8994,30 +9188,20 @@ static int train_loop(gpt2_sp* g, FILE* log) {
         if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
-        if (validate && gpt2_sp_validate(g, o->val_sequences, &val_loss) != 0) return train_stop(g);
+        if (validate && train_validate(g, &val_loss) != 0) return train_stop(g);
         if (first && (validate || last || g->step % o->log_every == 0 || g->step == begin + 1))
             step_print(g, &stats, validate ? &val_loss : NULL, now_ms() - start, begin);
         if (first && ferror(stdout) && stop_signal == 0)
             stop_signal = SIGPIPE;   // nobody reads what it prints
         int code = log && log_step(log, &stats, validate ? &val_loss : NULL) != 0 ? errno : 0;
-        if (o->save_every > 0 && g->step % o->save_every == 0 && !last && o->out[0] && gpt2_sp_save(g) != 0 &&
-            first)
+        int due = o->save_every > 0 && g->step % o->save_every == 0,
+            best = validate && o->keep_best && g->validations.best_step == g->step;
+        if ((due || best) && !last && o->out[0] && gpt2_sp_save(g) != 0 && first)
             fprintf(stderr, "checkpoint at step %lld failed, training goes on: %s\n", (long long)g->step,
                 g->error.text);
         if (code != 0) status = fail(&g->error, "cannot write %.900s/log.jsonl: %s", o->out, strerror(code));
     }
-    int64_t done = g->step - begin;
-    int vain = done > 0 && g->skipped >= done;
-    if (vain)
-        fail(&g->error, "the loss or the gradient of none of the %lld steps was finite: nothing is learnt",
-            (long long)done);
-    if (!o->out[0] || g->saved_step == g->step) return -vain;
-    if (vain) return train_stop(g);
-    if (gpt2_sp_save(g) != 0) return -1;
-    if (first)
-        printf("%s%s/step_%08lld\n", stop ? "stopped by a signal; saved " : "saved ", o->out,
-            (long long)g->step);
-    return 0;
+    return train_end(g, stop, begin);
 }
 
 // Ends the program where nothing else can: a process is gone or the run was aborted, and a rank of this
@@ -9133,10 +9317,14 @@ static int launch_environment(gpt2_sp_options* o, Error* e) {
 // Trains, from the start or from the newest checkpoint in --out, after --verify or --check.
 static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
+    const double launched = now_ms();
     if (o->save_every > 0 && !o->out[0])
         return fail(e, "--save-every %lld needs --out, the run's folder", (long long)o->save_every);
     if (o->val_every > 0 && !o->val_data[0])
         return fail(e, "--val-every %lld needs --val-data", (long long)o->val_every);
+    if (o->patience > 0 && o->val_every == 0)
+        return fail(e, "--patience %lld needs --val-every and --val-data: it counts validations",
+            (long long)o->patience);
     if (launch_environment(o, e) != 0) return -1;
     catch_signals();
     gpt2_sp* g = trainer_make(o, trainer_create, e);
@@ -9156,7 +9344,11 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         return -1;
     }
     if (train_done(g)) {
-        if (first) printf("step %lld of %lld is done already\n", (long long)o->steps, (long long)o->steps);
+        char why[256];
+        if (first && g->step >= o->steps)
+            printf("step %lld of %lld is done already\n", (long long)o->steps, (long long)o->steps);
+        else if (first)
+            printf("%s; a larger --patience, or 0, goes on\n", stop_text(g, STOP_PATIENCE, why, sizeof why));
         gpt2_sp_destroy(g);
         return 0;
     }
@@ -9165,7 +9357,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     Watch watch;
     watch_start(&watch, g);
     status = processes_agree(&g->host, status, NULL, e);
-    if (status == 0 && train_loop(g, log) != 0) status = -1, *e = g->error;
+    if (status == 0 && train_loop(g, log, launched) != 0) status = -1, *e = g->error;
     watch_end(&watch);
     if (log && fclose(log) != 0 && status == 0)
         status = fail(e, "cannot write %.900s/log.jsonl: %s", o->out, strerror(errno));

@@ -5166,8 +5166,8 @@ static int columns_backward(Gpu* d, float* dbias, bf16* dout, int64_t R, int64_t
     columns_finish(d, dbias, N);
     return 0;
 }
-// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C), which may be NULL, += its column sums. Where
-// dK and dV are absent, attention has written them to dqkv already.
+// dqkv (R, 3C) from sums (R, C) of dQ, dK and dV, and dbias (3C), which may be NULL, += its column sums.
+// Where dK and dV are absent, attention has written them to dqkv already.
 static void qkv_finish(Gpu* d, float* dbias, bf16* dqkv, const WideRows& wide, int64_t R, int64_t C) {
     int c = (int)C, matrices = wide.p[1] ? 3 : 1;
     columns_kernel<1><<<dim3((unsigned)ceil_div(C, 256), SUM_BLOCKS, matrices), 256, 0, d->stream>>>(
@@ -6437,7 +6437,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     return 0;
 }
 
-// Device.pass: one pass over B sequences, d->B at a time. Without NCCL, and where ranks hold whole gradients,
+// One pass over B sequences, d->B at a time. Without NCCL, and where ranks hold whole gradients,
 // layers are summed as they are made in the last micro-batch of the step's last pass.
 static int gpu_pass(Rank* r, int64_t pass) {
     Gpu* d = (Gpu*)r->device;
@@ -6596,8 +6596,8 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
     return d->nccl ? 0 : collective_end(r, &r->all);
 }
 
-// The parameters of a unit of a kind: where they begin, their numbers in PARAMETERS, whether AdamW decays them,
-// whether their bf16 copy is a plain one (centred ones are made afterwards).
+// The parameters of a unit of a kind: where they begin, their numbers in PARAMETERS, whether AdamW decays
+// them, whether their bf16 copy is a plain one (centred ones are made afterwards).
 typedef struct {
     int count;
     int64_t begin[PARAMETER_COUNT + 1];
@@ -6939,6 +6939,14 @@ static int gpu_rehearse(Rank* r) {
     if (gpu_micro_batch(r, 0) != 0 || gpu_finish(r) != 0) return -1;
     d->rehearsing = 0;
     return 0;
+}
+
+// Device.pass, of an evaluation. It may come before the first step of a run: the rehearsal comes first then
+// too, or products would keep the algorithms that were chosen without timing.
+static int gpu_evaluation_pass(Rank* r, int64_t pass) {
+    if (r->mesh->training && (gpu_enter(r) != 0 || gpu_rehearse(r) != 0)) return -1;
+    r->learn = 0;
+    return gpu_pass(r, pass);
 }
 
 // Waits for the step's loss and norm. The process' first rank gets the mean loss and the norm's square; the
@@ -7538,25 +7546,25 @@ enum { GPU_PROCESSES = 0 };
 #endif
 // All that the .c knows of this file.
 const Device GPU_DEVICE = {
-    gpu_check,            // check
-    gpu_plan,             // plan
-    gpu_memory,           // memory
-    gpu_allocate,         // allocate
-    gpu_release,          // release
-    gpu_init,             // init
-    gpu_load,             // load
-    gpu_save,             // save
-    gpu_step,             // step
-    gpu_gradients,        // gradients
-    gpu_pass,             // pass
-    gpu_decoder_open,     // decoder_open
-    gpu_decoder_read,     // decoder_read
-    gpu_decoder_close,    // decoder_close
-    gpu_verify,           // verify
-    gpu_rates,            // rates
-    {2, 2, 4, 2, 4, 4},   // item_bytes: item_size of each kind's first tensor
-    gpu_count,            // count
-    GPU_PROCESSES,        // processes
+    gpu_check,             // check
+    gpu_plan,              // plan
+    gpu_memory,            // memory
+    gpu_allocate,          // allocate
+    gpu_release,           // release
+    gpu_init,              // init
+    gpu_load,              // load
+    gpu_save,              // save
+    gpu_step,              // step
+    gpu_gradients,         // gradients
+    gpu_evaluation_pass,   // pass
+    gpu_decoder_open,      // decoder_open
+    gpu_decoder_read,      // decoder_read
+    gpu_decoder_close,     // decoder_close
+    gpu_verify,            // verify
+    gpu_rates,             // rates
+    {2, 2, 4, 2, 4, 4},    // item_bytes: item_size of each kind's first tensor
+    gpu_count,             // count
+    GPU_PROCESSES,         // processes
 };
 
 // ===== 15. commands and main ====================================================================

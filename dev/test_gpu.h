@@ -1024,8 +1024,9 @@ static void optimizer_exact(OptimizerCase* t, int64_t at, double scale, double r
                 16 * U * fabs(move)) +
         4 * U * fabs(weight);
     if (rate > 0) return;
-    t->w[at] = weight, t->m[at] = m, t->v[at] = v;
-    t->w_bound[at] = t->m_bound[at] = t->v_bound[at] = 0;
+    t->w[at] = weight, t->w_bound[at] = 0;
+    t->m[at] = m, t->m_bound[at] = 0;
+    t->v[at] = v, t->v_bound[at] = 0;
 }
 
 static void optimizer_judge(OptimizerCase* t, double scale) {

@@ -1,7 +1,7 @@
 // Rates of parameters: --freeze and --lr-scale. Held, for every way to split a step: a frozen parameter, its
 // moments and its gradient do not change, and the norm is that of all others; a parameter that is not frozen
-// takes the step that it takes without --freeze, to the bit; a scale is a factor of the learning rate and so of
-// the decay; patterns mean the parameters that their names say. Who trains the upper layers only, or the
+// takes the step that it takes without --freeze, to the bit; a scale is a factor of the learning rate and so
+// of the decay; patterns mean the parameters that their names say. Who trains the upper layers only, or the
 // positions faster, sees a falling loss whether this is right or not: it must be held here.
 
 // Every parameter of the runs below is frozen in one of these.
