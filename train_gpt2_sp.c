@@ -7932,7 +7932,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
 //     options are checked -> processes meet and compare them -> data is opened -> the memory plan must fit
 //       -> ranks get their memory -> processes compare data and schedules
 //       -> weights come from the newest whole checkpoint, else from --init-from, else from the seed
-//       -> step, validate, log, save, again and again, until the last step, a signal, --max-minutes or --patience
+//       -> validate; step, validate, log, save, again and again, until the last step or what stop_wanted says
 //
 // Whatever several processes must have alike, they compare as text (processes_compare): the first line that
 // differs is the error. `eval` and `sample` make a smaller trainer, which does not learn (trainer_load).

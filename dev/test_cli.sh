@@ -354,8 +354,8 @@ g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 
     --steps 12 > out 2>&1
 g train $tiny --data books.tok --val-data val.tok --val-every 4 --val-sequences 2 --out runs/parts \
     --steps 12 --save-every 5 > out 2>&1
-check "log.jsonl has val_loss where it was validated" \
-    sh -c '[ "$(grep -c val_loss runs/whole/log.jsonl)" = 3 ]'
+check "log.jsonl has val_loss where it was validated" test "$(
+    sed -n 's/.*"step": \([0-9]*\),.*val_loss.*/\1/p' runs/whole/log.jsonl | tr '\n' ' ')" = '0 4 8 12 '
 rm -rf runs/parts/step_00000012
 losses runs/whole > whole
 check "resume goes on from step 10" \
@@ -694,11 +694,11 @@ done
 
 g train $tiny --data books.tok --val-data val.tok --val-every 15 --steps 30 --log-every 10 --out runs/told > out
 check "--log-every prints the first, every tenth, the validated and the last step" \
-    test "$(sed -n 's/^step *\([0-9]*\)\/30 .*/\1/p' out | tr '\n' ' ')" = '1 10 15 20 30 '
-check "log.jsonl has every step, with the time of day" sh -c '
+    test "$(sed -n 's/^step *\([0-9]*\)\/30 .*/\1/p' out | tr '\n' ' ')" = '0 1 10 15 20 30 '
+check "log.jsonl has every step and the validation before them, with the time of day" sh -c '
     now=$(date +%s)
     sed -n "s/.*\"time\": \([0-9]*\)[.].*/\1/p" runs/told/log.jsonl |
-        awk -v now="$now" "now - \$1 > 600 || now - \$1 < -1 { bad++ } END { print NR; exit bad || NR != 30 }"'
+        awk -v now="$now" "now - \$1 > 600 || now - \$1 < -1 { bad++ } END { print NR; exit bad || NR != 31 }"'
 check "a step tells the epoch, the time and what is left" \
     grep -q '^step *10/30 .*  epoch 0[.][0-9][0-9]  [0-9]*s, [0-9]*s left' out
 g train $tiny --data books.tok --out runs/rates --steps 20 --save-every 15 --lr-schedule linear > out
@@ -714,6 +714,90 @@ check "resuming with the same options tells none" sh -c '
     rm -r runs/halt/step_00000020
     "$0" train $1 --data books.tok --out runs/halt --steps 20 > out; grep resumed out && ! grep warning out' \
     "$program" "$tiny"
+
+# ----- validations, the best, early ends ----------------------------------------------------------
+
+# learns book1 so fast that book2's loss rises: the best validation is an early one
+habit="$shape --data books1.tok --val-data val.tok --val-sequences 2 --val-every 4 --lr 3e-2 --lr-schedule constant"
+g prepare --out books1.tok book1.txt > out
+best() { sed -n 's/.*"step": \([0-9]*\),.*"val_loss": \([0-9.]*\).*/\2 \1/p' "$1/log.jsonl" | sed '1d' | sort -g | head -n 1; }
+g train $habit --out runs/early --steps 400 --patience 3 > out 2> err
+status=$?
+found=$(best runs/early)
+step=${found#* }
+check "--patience ends the run after so many validations without a better one, saved, with status 0" sh -c '
+    cat err; grep "^stopped early" out
+    [ "$0" = 0 ] && [ ! -s err ] && grep -q "^stopped early at step $2: none of the last 3 .* step $1; saved runs/early/step_" out &&
+        [ -d runs/early/step_$(printf %08d $2) ]' $status $step $((step + 12))
+check "the loss before the first step is printed" grep '^step *0/400  val 5[.]' out
+check "and is the first line of log.jsonl, without a loss" sh -c '
+    head -n 1 runs/early/log.jsonl | grep "\"step\": 0, .*\"val_loss\": 5[.]" | grep -v "\"loss\""'
+check "the end tells the best validation" grep "^best .* after step $step: runs/early:best" out
+check "the best and the newest are kept, no other" test "$(echo runs/early/step_*)" = \
+    "runs/early/step_$(printf %08d $step) runs/early/step_$(printf %08d $((step + 12)))"
+check "RUN:best is the model of the best validation, to every command that takes a model" sh -c '
+    "$0" eval --from runs/early:best --data val.tok --val-sequences 2 --json > one &&
+        "$0" eval --from runs/early/step_$(printf %08d $2) --data val.tok --val-sequences 2 --json > two
+    sed "s/.*\"loss\"/loss/" one > a; sed "s/.*\"loss\"/loss/" two | cmp - a && head -c 30 a
+    awk -v a="$(sed "s/loss: \([0-9.]*\).*/\1/" a)" -v b="$1" "BEGIN { exit !(a - b < 1e-5 && b - a < 1e-5) }" &&
+        "$0" sample --from runs/early:best --length 3 > out 2>&1 && "$0" plan --init-from runs/early:best --gflops 1 --link-gbs 1 > out' \
+    "$program" ${found% *} $step
+cp -r runs/early/step_$(printf %08d $((step + 12))) 'runs/mine:best'
+check "a folder whose name ends like that is that folder" \
+    samples . --from runs/mine:best --length 3
+check "a run that has ended early says so, and does nothing" \
+    says "^stopped early at step $((step + 12)): .*a larger --patience, or 0, goes on" \
+        g train $habit --out runs/early --steps 400 --patience 3
+g train $habit --out runs/parted --steps 400 --patience 3 --save-every 5 --keep 100 > out 2>&1
+for folder in runs/parted/step_*; do [ "${folder#*step_}" -le 00000010 ] || rm -r "$folder"; done
+check "a run that goes on counts on" says "^stopped early at step $((step + 12))" \
+    g train $habit --out runs/parted --steps 400 --patience 3 --save-every 5 --keep 100
+check "and finds the same" cmp runs/early/step_$(printf %08d $((step + 12)))/state.json \
+    runs/parted/step_$(printf %08d $((step + 12)))/state.json
+check "a larger --patience goes on" says "from step $((step + 12)) to .*resumed" \
+    g train $habit --out runs/early --steps $((step + 14)) --patience 30
+check "the best stays, however many are newer" test -d runs/early/step_$(printf %08d $step)
+g train $habit --out runs/early --steps $((step + 15)) --val-sequences 3 --patience 3 > out 2> err
+check "validations of other data are told, and count anew" sh -c '
+    cat err; [ "$(wc -l < err)" = 1 ] && grep -q "no longer counts" err && grep "^step *$0/.*  val" out' $((step + 14))
+g train $habit --out runs/unkept --steps 16 --keep-best 0 > out
+check "--keep-best 0 keeps the newest only" test "$(echo runs/unkept/step_*)" = runs/unkept/step_00000016
+check "then RUN:best is refused with the step that it was" \
+    refused "step $step, whose checkpoint is not whole" eval --from runs/unkept:best --data val.tok
+check "RUN:best of a run without validations is refused" \
+    refused 'not validated' eval --from runs/a:best --data val.tok
+check "RUN:best of nothing is refused" refused 'nowhere:best' eval --from nowhere:best --data val.tok
+check "--patience without validations is refused" \
+    refused '--patience 2 needs --val-every' train $tiny --data books.tok --val-data val.tok --patience 2
+g train $tiny --data books.tok --out runs/late --steps 4 > out
+check "a run that was never validated is, where it goes on" \
+    says '^step *4/6  val ' g train $tiny --data books.tok --val-data val.tok --out runs/late --steps 6
+check "and not again" sh -c '
+    "$0" train $1 --data books.tok --val-data val.tok --out runs/late --steps 7 > out; ! grep "^step *6/7  val" out' \
+    "$program" "$tiny"
+g train $tiny --data books.tok --out runs/minutes --steps 1000000 --max-minutes 0.01 > out 2> err
+status=$?
+step=$(sed -n '$s/.*"step": \([0-9]*\),.*/\1/p' runs/minutes/log.jsonl)
+check "--max-minutes saves and exits with 0" sh -c '[ "$0" = 0 ] && [ ! -s err ] &&
+    grep "^stopped after 0.01 minutes; saved runs/minutes/step_$(printf %08d $1)" out' $status $step
+check "--max-minutes lets the same command go on" says "from step $step to 1000000 (resumed)" \
+    g train $tiny --data books.tok --out runs/minutes --steps 1000000 --max-minutes 0.01
+check "--max-minutes without --out ends too" says '^stopped after 0.01 minutes$' \
+    g train $tiny --data books.tok --steps 1000000 --max-minutes 0.01
+
+# ----- parameters that are frozen or scaled -------------------------------------------------------
+
+check "--freeze and --lr-scale tell what is trained" says '^trained   0.01M of the parameters, 0.01M at a rate' \
+    g train $tiny --data books.tok --out runs/frozen --steps 2 --freeze 'h.0.*,wte.weight' --lr-scale 'h.1.*=0.5'
+check "a run's run.cfg has them" says '^trained   0.01M of the parameters, 0.01M at a rate' \
+    g train --config runs/frozen/run.cfg --steps 3
+check "what was frozen can be trained later" sh -c '
+    "$0" train $1 --data books.tok --out runs/frozen --steps 4 > out && grep resumed out && ! grep "^trained" out' \
+    "$program" "$tiny"
+check "--freeze: a pattern that matches nothing is refused with what is near" \
+    refused 'near ones: wpe.weight' train $tiny --data books.tok --freeze wpe.wieght
+check "--lr-scale: what is not PATTERN=X is refused" \
+    refused 'expected PATTERN=X' train $tiny --data books.tok --lr-scale wpe.weight
 
 # ----- words --------------------------------------------------------------------------------------
 

@@ -1502,6 +1502,10 @@ static void told_refusals(const char* shard, const char* run, const char* number
         const char *format, *part;   // of the shard, of the run, of the run of token numbers
     } cases[] = {{"train --data %1$s --save-every 5", "--save-every 5 needs --out"},
         {"train --data %1$s --val-every 5", "--val-every 5 needs --val-data"},
+        {"train --data %1$s --val-data %1$s --patience 5", "--patience 5 needs --val-every"},
+        {"train --data %1$s --freeze h.9.* --layers 1 --heads 1 --channels 8 --seq-len 16",
+            "--freeze h.9.*: no parameter"},
+        {"eval --from %2$s:best --data %1$s", "was not validated"},
         {"train --data %1$s --seq-len 1m --layers 1 --heads 1 --channels 8 --threads 1",
             "one sequence needs"},
         {"train --data %1$s --vocab 100 --layers 1 --heads 1 --channels 8 --seq-len 16",

@@ -120,7 +120,7 @@ static void rates_frozen(void) {
     }
 }
 
-// A run with scales and the same run without, after one step from the same weights: how far the numbers' steps
+// A run with scales and the same run without, after a step from the same weights: how far the numbers' steps
 // are from rate times what they were, in roundings of the weight.
 typedef struct {
     const RatedRun *scaled, *plain;
@@ -166,8 +166,8 @@ static void rates_scaled(void) {
     }
 }
 
-// What patterns mean, without a step: the rate of a parameter by its name; and what is refused, with the words
-// of the line.
+// What patterns mean, without a step: the rate of a parameter by its name; and what is refused, with words of
+// the line.
 static const struct {
     const char *options, *name;
     double rate;
