@@ -8,6 +8,7 @@
 set -u
 program=$(realpath "${1:-./train_gpt2_sp}")
 json_keys=$(realpath "${2:-build/test/json_keys}")
+scripts=$(realpath "$(dirname "$0")/../scripts")
 . "$(dirname "$0")/checks.sh"
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -784,6 +785,29 @@ check "--max-minutes lets the same command go on" says "from step $step to 10000
     g train $tiny --data books.tok --out runs/minutes --steps 1000000 --max-minutes 0.01
 check "--max-minutes without --out ends too" says '^stopped after 0.01 minutes$' \
     g train $tiny --data books.tok --steps 1000000 --max-minutes 0.01
+
+if command -v python3 > /dev/null; then
+    # steps 1 to 6, of which 5 and 6 were done twice, and validations alone before steps 1 and 5
+    printf '%s\n' '{"step": 0, "tokens": 0, "ms": 1, "time": 1.5, "updated": 0, "val_loss": 5}' > redone.jsonl
+    for step in 1 2 3 4 5 6 5 6; do
+        [ "$(wc -l < redone.jsonl)" != 7 ] ||
+            echo '{"step": 4, "tokens": 4, "ms": 1, "time": 9, "updated": 0, "val_loss": 3}' >> redone.jsonl
+        echo "{\"step\": $step, \"loss\": $(wc -l < redone.jsonl).5, \"tokens\": $step, \"ms\": 1, \"time\": 2, \"updated\": 1}"
+    done >> redone.jsonl
+    check "export_log.py: a table has every step once, the later line counts, validations stand beside" test \
+        "$(python3 "$scripts/export_log.py" redone.jsonl --csv - | cut -d , -f 2,6,7 | tr '\n' ' ')" = \
+        'step,updated,val_loss 0,0,5 1,1, 2,1, 3,1, 4,1,3 5,1, 6,1, '
+    check "export_log.py: every step of a run" \
+        test "$(python3 "$scripts/export_log.py" runs/whole --csv - | wc -l)" = 14
+    : > mine.csv
+    check "export_log.py: a file that exists stays" sh -c '
+        python3 "$0/export_log.py" runs/whole --csv mine.csv 2> err; [ $? = 1 ] && cat err && [ ! -s mine.csv ]' "$scripts"
+    check "export_log.py: without its package a line says what to install" sh -c '
+        python3 -S "$0/export_log.py" runs/whole --tensorboard tb 2> err; [ $? = 1 ] && grep "pip install tensorboard" err' \
+        "$scripts"
+else
+    skip "export_log.py" "no python3"
+fi
 
 # ----- parameters that are frozen or scaled -------------------------------------------------------
 

@@ -16,15 +16,16 @@ import sys
 
 def read_log(run):
     """The lines of a run's log, as dicts. Where the run went on from an earlier step, what came after that step before
-    does not count. A line without a loss (not finite) is left out."""
+    does not count. A validation before the first step of a launch is a line without `loss`, beside that of its step.
+    A line that has neither a loss nor a val_loss (not finite) is left out."""
     path = os.path.join(run, "log.jsonl") if os.path.isdir(run) else run
     rows = []
     with open(path, encoding="utf-8") as lines:
         for row in (json.loads(line) for line in lines if line.strip()):
-            while rows and rows[-1]["step"] >= row["step"]:
+            while rows and (rows[-1]["step"] > row["step"] or (rows[-1]["step"] == row["step"] and "loss" in row)):
                 rows.pop()
             rows.append(row)
-    rows = [row for row in rows if row.get("loss") is not None]
+    rows = [row for row in rows if row.get("loss") is not None or row.get("val_loss") is not None]
     if not rows:
         sys.exit(f"plot.py: {path}: no step in it")
     return rows
@@ -47,7 +48,8 @@ def name_of(path):
 def draw_loss(axes, runs, labels):
     for i, (run, label) in enumerate(zip(runs, labels)):
         rows, color = read_log(run), f"C{i}"
-        tokens, loss = [row["tokens"] / 1e6 for row in rows], [row["loss"] for row in rows]
+        steps = [row for row in rows if row.get("loss") is not None]
+        tokens, loss = [row["tokens"] / 1e6 for row in steps], [row["loss"] for row in steps]
         style = ["-", "--", ":", "-."][i % 4]   # runs that agree lie on top of each other: let both be seen
         axes.plot(tokens, loss, color=color, linewidth=0.6, alpha=0.35)
         axes.plot(tokens, running_mean(loss, max(1, len(loss) // 25)), style, color=color, linewidth=1.8, label=f"{label}: training")
