@@ -166,6 +166,23 @@ static void* need(size_t count, size_t size) {   // zeroed memory, or the end
 static real* reals(int64_t n) { return (real*)need((size_t)n, sizeof(real)); }
 static double* doubles(int64_t n) { return (double*)need((size_t)n, sizeof(double)); }
 
+// How tokens are drawn, by what most tests vary.
+static gpt2_sp_sampling drawing(double temperature, int64_t top_k, double top_p, uint64_t seed) {
+    gpt2_sp_sampling how = {temperature, top_k, top_p, 0, 1, seed, 0, NULL, NULL};
+    return how;
+}
+static int64_t generated(gpt2_sp* g, const int32_t* prompt, int64_t n, int32_t* out, int64_t count,
+    double temperature, int64_t top_k, double top_p, uint64_t seed) {
+    const gpt2_sp_sampling how = drawing(temperature, top_k, top_p, seed);
+    return gpt2_sp_generate(g, prompt, n, out, count, &how);
+}
+// The token drawn from logits (V) by `unit`; -1 if one is not finite. candidates: room for V.
+static int32_t token_drawn(
+    const real* logits, int64_t V, const gpt2_sp_sampling* how, double unit, Candidate* candidates) {
+    Distribution d = {candidates, 0, 0};
+    return distribution_make(&d, logits, V, how, NULL) == 0 ? distribution_draw(&d, unit) : -1;
+}
+
 // A path in the tests' own folder, which is made at the first call. The text is good until 8 calls later.
 static char scratch_folder[256];
 static const char* scratch(const char* name) {
@@ -2124,7 +2141,7 @@ static void* small_stack(void* argument) {
         gpt2_sp* g = gpt2_sp_create(o, error, GPT2_SP_TEXT);
         if (!g) break;
         int done = gpt2_sp_step(g, &stats) == 0 && gpt2_sp_validate(g, 2, &loss) == 0 &&
-            gpt2_sp_generate(g, prompt, 4, text, 8, 0.8, 3, 0.9, 1) > 0 && gpt2_sp_save(g) == 0;
+            generated(g, prompt, 4, text, 8, 0.8, 3, 0.9, 1) > 0 && gpt2_sp_save(g) == 0;
         snprintf(error, GPT2_SP_TEXT, "%s", done ? "" : gpt2_sp_error(g));
         if (done && gpt2_sp_steps(g) != part + 1) snprintf(error, GPT2_SP_TEXT, "not resumed");
         gpt2_sp_destroy(g);
@@ -3801,9 +3818,8 @@ static void sampling_choice(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int counts[N] = {0};
         double most = 0;
-        const Sampling how = {cases[i].temperature, cases[i].top_k, cases[i].top_p, 0};
-        for (int k = 0; k < DRAWS; k++)
-            counts[sample_token(logits, N, &how, (k + 0.5) / DRAWS, candidates)]++;
+        const gpt2_sp_sampling how = drawing(cases[i].temperature, cases[i].top_k, cases[i].top_p, 0);
+        for (int k = 0; k < DRAWS; k++) counts[token_drawn(logits, N, &how, (k + 0.5) / DRAWS, candidates)]++;
         for (int v = 0; v < N; v++)
             most = worst(most, fabs((double)counts[v] / DRAWS - cases[i].expected[v]));
         check_below(most, 2.0 / DRAWS, "sampling: tokens are drawn by their probabilities", cases[i].what);
@@ -3831,7 +3847,7 @@ static void sampling_vocabulary(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const int64_t top_k = cases[i].top_k;
         const double top_p = cases[i].top_p;
-        const Sampling how = {1, top_k, top_p, 0};
+        const gpt2_sp_sampling how = drawing(1, top_k, top_p, 0);
         double sum = 0, kept = 0;
         double most = 0;
         int count = top_k ? (int)top_k : N, cut = 0;
@@ -3840,7 +3856,7 @@ static void sampling_vocabulary(void) {
         for (int k = 0; k < N; k++)
             expected[sorted[k].token] = k < cut ? exp((double)sorted[k].logit) / kept : 0;
         for (int k = 0; k < DRAWS; k++) {
-            int token = sample_token(logits, N, &how, (k + 0.5) / DRAWS, candidates);
+            int token = token_drawn(logits, N, &how, (k + 0.5) / DRAWS, candidates);
             expected[token] -= 1.0 / DRAWS;
         }
         for (int v = 0; v < N; v++) most = worst(most, fabs(expected[v]));
@@ -3918,9 +3934,9 @@ typedef struct {
 static int generate_both(gpt2_sp* g, const int32_t* prompt, Generated* out, int* other) {
     int32_t else_drawn[MADE] = {0};
     g->eot = -1;   // so that all are as long
-    int64_t made = gpt2_sp_generate(g, prompt, PROMPT, out->greedy, MADE, 0, 0, 1, 1);
-    gpt2_sp_generate(g, prompt, PROMPT, out->drawn, MADE, 1, 0, 1, 7);
-    gpt2_sp_generate(g, prompt, PROMPT, else_drawn, MADE, 1, 0, 1, 8);
+    int64_t made = generated(g, prompt, PROMPT, out->greedy, MADE, 0, 0, 1, 1);
+    generated(g, prompt, PROMPT, out->drawn, MADE, 1, 0, 1, 7);
+    generated(g, prompt, PROMPT, else_drawn, MADE, 1, 0, 1, 8);
     *other += memcmp(else_drawn, out->drawn, sizeof else_drawn) != 0;
     return made == MADE ? 0 : -1;
 }
@@ -3930,12 +3946,12 @@ static int generate_both(gpt2_sp* g, const int32_t* prompt, Generated* out, int*
 static int generate_ends(gpt2_sp* g, int32_t* prompt, int32_t first, char refused[3][GPT2_SP_TEXT]) {
     int32_t out[48];
     g->eot = first;
-    int ends = gpt2_sp_generate(g, prompt, PROMPT, out, MADE, 0, 0, 1, 1) == 0;
+    int ends = generated(g, prompt, PROMPT, out, MADE, 0, 0, 1, 1) == 0;
     int32_t kept = prompt[3];
     for (int i = 0; i < 3; i++) {
         const int64_t count = i == 1 ? 0 : PROMPT, length = i == 0 ? 42 : 4;
         if (i == 2) prompt[3] = 257;
-        if (gpt2_sp_generate(g, prompt, count, out, length, 0, 0, 1, 1) == -1)
+        if (generated(g, prompt, count, out, length, 0, 0, 1, 1) == -1)
             snprintf(refused[i], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
     }
     prompt[3] = kept;
@@ -4745,7 +4761,7 @@ static void library_host(void) {
     int created = omp_get_max_threads(), status = g ? gpt2_sp_step(g, &stats) : -1;
     int32_t prompt = 65, out[4];
     int stepped = omp_get_max_threads();
-    status |= !g || gpt2_sp_generate(g, &prompt, 1, out, 4, 0, 0, 1, 1) < 0;
+    status |= !g || generated(g, &prompt, 1, out, 4, 0, 0, 1, 1) < 0;
     int generated = omp_get_max_threads();
     check(status == 0 && created == 3 && stepped == 3 && generated == 3,
         "library: the program's number of threads stays",
@@ -4761,7 +4777,7 @@ static void library_host(void) {
     refused += !gpt2_sp_create(NULL, error, sizeof error) && error[0];
     refused += gpt2_sp_step(NULL, &stats) == -1 && gpt2_sp_save(NULL) == -1 &&
         gpt2_sp_validate(NULL, 1, &loss) == -1;
-    refused += gpt2_sp_generate(NULL, NULL, 1, NULL, 1, 0, 0, 1, 1) == -1 && gpt2_sp_error(NULL)[0];
+    refused += gpt2_sp_generate(NULL, NULL, 1, NULL, 1, NULL) == -1 && gpt2_sp_error(NULL)[0];
     check(refused == 7, "library: what is missing is an error", "%d of 7", refused);
     static const char* const command_only[] = {"save-every", "val-every", "check", "log-every"};
     int told = 0;
@@ -5063,6 +5079,7 @@ static void test_commands(void) {
 #include "dev/test_gpu.h"
 #else
 #include "dev/test_figures.h"
+#include "dev/test_sampling.h"
 #include "dev/test_tokenized.h"
 #endif
 
@@ -5106,6 +5123,7 @@ static const struct {
     {"proofs", test_proofs},
     {"figures", test_figures},
     {"generated", test_generated},
+    {"drawing", test_drawing},
     {"import", test_import},
     {"told", test_told},
     {"tokenized", test_tokenized},

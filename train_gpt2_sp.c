@@ -224,6 +224,13 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     NUM(temperature, "temperature", 0.8, 0, 100, SAMPLE, "0: always the likeliest token") \
     INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
     NUM(top_p, "top-p", 1.0, 0, 1, SAMPLE, "sample among the likeliest that make up this probability") \
+    NUM(min_p, "min-p", 0, 0, 1, SAMPLE, \
+        "sample among those at least so many times as probable as the likeliest; 0: all") \
+    NUM(repetition_penalty, "repetition-penalty", 1.0, 0.01, 100, SAMPLE, \
+        "what the logits of tokens that the text has already are divided by, if positive, else multiplied " \
+        "by; 1: nothing") \
+    INT(count, "count", 1, 1, 65536, SAMPLE, \
+        "continuations of the prompt, each with random numbers of its own") \
     INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
     TXT(tokenizer, "tokenizer", "byte", PREPARE, \
         "how text becomes tokens: byte, or the file or folder of a byte-level BPE tokenizer " \
@@ -283,7 +290,32 @@ typedef struct {
     int updated;        // 0: the loss or the norm was not finite and no rank updated
 } gpt2_sp_stats;
 
-typedef struct gpt2_sp gpt2_sp;   // a trainer: ranks, memory, data; one user at a time
+// How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
+// min_p. Equally likely tokens count in the order of their numbers.
+typedef struct {
+    double temperature;   // softmax of logits / temperature; 0: always the likeliest token, after the penalty
+    int64_t top_k;        // among the k likeliest; 0: all
+    double top_p;         // among the likeliest that make up this probability, at least one
+    double min_p;         // among those at least so many times as probable as the likeliest
+    double repetition_penalty;   // logits of tokens in the text, prompt included: > 0 divided, < 0 multiplied
+    uint64_t seed;               // token i of a continuation depends on both of these, i and the logits alone
+    uint64_t continuation;
+    // Called for every token as soon as it is drawn, the one that ends a document excepted; nonzero: the
+    // continuation ends with it. NULL: nobody is told.
+    int (*token)(void* user, int32_t token);
+    void* user;
+} gpt2_sp_sampling;
+
+// What a generator has done, over all its continuations.
+typedef struct {
+    int64_t prompt;     // tokens of the prompt
+    double prompt_ms;   // to read it
+    int64_t tokens;     // drawn, without those that ended a document
+    double ms;          // to draw them
+} gpt2_sp_generated;
+
+typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
+typedef struct gpt2_sp_generator gpt2_sp_generator;   // a prompt that was read, to be continued
 
 #ifdef __cplusplus
 extern "C" {
@@ -301,11 +333,25 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
 int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
 int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
-// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); gives their
-// number, or -1. Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions
-// of their own) all processes call it; on GPUs over NCCL it is refused there.
+// Gives every field the default of the option of its name; no callback.
+void gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
+// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
+// defaults. Gives the number of tokens in `out`, or -1. It ends early before the token that ends a document.
+// Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
+// all processes call it; on GPUs over NCCL it is refused there.
 int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out,
-    int64_t count, double temperature, int64_t top_k, double top_p, uint64_t seed);
+    int64_t count, const gpt2_sp_sampling* how);
+// The same in three steps, for several continuations of a prompt that is read once: open reads it and takes
+// memory for `count` more tokens; run continues it, each time from its end; close frees, NULL is no error.
+// NULL or -1: gpt2_sp_error(trainer) tells. Close before the trainer is destroyed; after a step of the
+// trainer run is refused, for the prompt was read with older weights.
+gpt2_sp_generator* gpt2_sp_generator_open(
+    gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int64_t count);
+int64_t gpt2_sp_generator_run(
+    gpt2_sp_generator* generator, int32_t* out, int64_t count, const gpt2_sp_sampling* how);
+// What the generator has done since it was opened.
+void gpt2_sp_generator_stats(const gpt2_sp_generator* generator, gpt2_sp_generated* stats);
+void gpt2_sp_generator_close(gpt2_sp_generator* generator);
 // Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
 int gpt2_sp_save(gpt2_sp* trainer);
 // Steps done so far (a resumed trainer starts where its checkpoint stood).
@@ -7046,9 +7092,12 @@ static int state_read(gpt2_sp* g, const char* folder) {
 // Sampling is done by one rank, with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what
 // it samples one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
 //
-//     tokens -> decoder_read: layer_forward, decoder_attention -> logits -> sample_token -> next token
+//     tokens -> decoder_read: layer_forward, decoder_attention -> logits -> distribution_make, _draw -> token
 //                                                 |
 //                                                 +-- keys and values of all tokens so far, of each layer
+//
+// A token is read at a position and overwrites what the cache holds from there on. So a prompt is read once
+// for any number of continuations: each begins to read behind its end.
 
 // The bucket of a position (see POSITION_BUCKETS).
 static int position_bucket(int64_t position) {
@@ -7306,6 +7355,8 @@ static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t
     return 0;
 }
 
+// --- what a token is drawn from ---
+
 typedef struct {
     real logit, weight;   // weight: in proportion to its probability
     int32_t token;
@@ -7334,102 +7385,262 @@ static void candidates_select(Candidate* c, int64_t V, int64_t n) {
     }
 }
 
-// How tokens are drawn: softmax at a temperature (0: the likeliest), cut to the k likeliest (0: all) and then
-// to the likeliest that make up probability p.
+// The tokens that the filters leave, and their weights, which add up to `sum`.
 typedef struct {
-    double temperature;
-    int64_t top_k;
-    double top_p;
-    uint64_t seed;
-} Sampling;
+    Candidate* candidates;   // room for V; the first `count` can be drawn
+    int64_t count;
+    double sum;
+} Distribution;
 
-// Draws a token from logits (V). `unit` is uniform in (0, 1) and decides. candidates: room for V. Only the
-// likeliest are sorted, in portions: to sort a large vocabulary would take longer than the model.
-static int32_t sample_token(
-    const real* logits, int64_t V, const Sampling* how, double unit, Candidate* candidates) {
-    int32_t best = 0;
-    for (int64_t v = 0; v < V; v++) {
-        candidates[v].logit = logits[v], candidates[v].token = (int32_t)v;
-        if (logits[v] > logits[best]) best = (int32_t)v;
-    }
-    if (how->temperature == 0) return best;
-    real most = logits[best], scale = (real)fmin(1 / how->temperature, 1e30);
-    double sum = 0;
-    int64_t count = how->top_k > 0 && how->top_k < V ? how->top_k : V;
-    candidates_select(candidates, V, count);
-    SIMD_EXP
-    for (int64_t i = 0; i < count; i++) candidates[i].weight = exp_real((candidates[i].logit - most) * scale);
-    for (int64_t i = 0; i < count; i++) sum += (double)candidates[i].weight;
-    double kept = how->top_p < 1 ? 0 : sum;
-    int64_t cut = how->top_p < 1 ? 0 : count, sorted = 0;
-    while (cut < count && (cut == 0 || kept < how->top_p * sum)) {
+// Of the candidates keeps the likeliest that make up probability p of their weights' sum; at least one. Only
+// these are sorted, in portions: to sort a large vocabulary would take longer than the model.
+static void distribution_top_p(Distribution* d, double p) {
+    Candidate* candidates = d->candidates;
+    double kept = 0;
+    int64_t cut = 0, sorted = 0;
+    while (cut < d->count && (cut == 0 || kept < p * d->sum)) {
         if (cut == sorted) {   // sort the next likeliest; of alike ones soon all
-            int64_t more = min_i64(max_i64(16 * sorted, 256), count - sorted);
-            candidates_select(candidates + sorted, count - sorted, more);
+            int64_t more = min_i64(max_i64(16 * sorted, 256), d->count - sorted);
+            candidates_select(candidates + sorted, d->count - sorted, more);
             qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
             sorted += more;
         }
         kept += (double)candidates[cut++].weight;
     }
-    double place = unit * kept;
-    for (int64_t i = 0; i < cut; i++) {
-        place -= (double)candidates[i].weight;
-        if (place <= 0) return candidates[i].token;
-    }
-    return candidates[cut - 1].token;
+    d->count = cut, d->sum = kept;
 }
 
-// Reads the prompt, then draws token after token until the end of a document or `count`; how many, or -1.
-static int64_t tokens_draw(gpt2_sp* g, void* decoder, const int32_t* prompt, int64_t prompt_count,
-    int32_t* out, int64_t count, const Sampling* how, real* logits, Candidate* candidates) {
-    const Device* device = g->device;
-    for (int64_t p = 0; p < prompt_count; p += DECODE_ROWS)
-        if (device->decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, prompt_count - p), p, logits) != 0)
+// Of the candidates keeps those of weight `least` or more, in their order.
+static void distribution_min_p(Distribution* d, real least) {
+    int64_t kept = 0;
+    d->sum = 0;
+    for (int64_t i = 0; i < d->count; i++)
+        if (d->candidates[i].weight >= least) {
+            d->sum += (double)d->candidates[i].weight;
+            d->candidates[kept++] = d->candidates[i];
+        }
+    d->count = kept;
+}
+
+// What the next token is drawn from, given its logits (V) and how often each token is in the text so far
+// (V; NULL where there is no penalty). -1 if a logit is not finite.
+static int distribution_make(
+    Distribution* d, const real* logits, int64_t V, const gpt2_sp_sampling* how, const int32_t* seen) {
+    Candidate* c = d->candidates;
+    real penalty = (real)how->repetition_penalty, most = -(real)INFINITY, unsound = 0;
+    int32_t best = 0;
+    int greedy = how->temperature == 0;
+    for (int64_t v = 0; v < V; v++) {
+        real logit = logits[v];
+        unsound += logit * 0;   // 0, or NaN for ever
+        if (seen && seen[v] > 0) logit = logit > 0 ? logit / penalty : logit * penalty;
+        if (logit > most) most = logit, best = (int32_t)v;
+        if (!greedy) c[v].logit = logit, c[v].token = (int32_t)v;
+    }
+    if (unsound != 0) return -1;
+    d->count = greedy ? 1 : how->top_k > 0 && how->top_k < V ? how->top_k : V;
+    if (greedy) c[0].logit = most, c[0].token = best;
+    else candidates_select(c, V, d->count);
+    real scale = greedy ? 1 : (real)fmin(1 / how->temperature, 1e30);
+    SIMD_EXP
+    for (int64_t i = 0; i < d->count; i++) c[i].weight = exp_real((c[i].logit - most) * scale);
+    d->sum = 0;
+    for (int64_t i = 0; i < d->count; i++) d->sum += (double)c[i].weight;
+    if (how->top_p < 1) distribution_top_p(d, how->top_p);
+    if (how->min_p > 0) distribution_min_p(d, (real)how->min_p);   // the likeliest has weight 1
+    return 0;
+}
+
+// Draws a token. `unit` is uniform in (0, 1) and decides.
+static int32_t distribution_draw(const Distribution* d, double unit) {
+    double place = unit * d->sum;
+    for (int64_t i = 0; i < d->count; i++) {
+        place -= (double)d->candidates[i].weight;
+        if (place <= 0) return d->candidates[i].token;
+    }
+    return d->candidates[d->count - 1].token;
+}
+
+// The number in (0, 1) by which token i of a continuation is drawn.
+static double sampling_unit(const gpt2_sp_sampling* how, int64_t i) {
+    return random_unit(random_bits(how->seed, 0x73616D706C65 + (how->continuation << 48), (uint64_t)i));
+}
+
+// How the options say that tokens are drawn.
+static gpt2_sp_sampling sampling_of(const gpt2_sp_options* o) {
+    gpt2_sp_sampling how = {o->temperature, o->top_k, o->top_p, o->min_p, o->repetition_penalty,
+        (uint64_t)o->seed, 0, NULL, NULL};
+    return how;
+}
+void gpt2_sp_sampling_defaults(gpt2_sp_sampling* how) {
+    gpt2_sp_options o;
+    gpt2_sp_defaults(&o);
+    *how = sampling_of(&o);
+}
+// -1 if a field is out of the range of the option of its name.
+static int sampling_check(const gpt2_sp_sampling* how, Error* e) {
+    gpt2_sp_options o;
+    gpt2_sp_defaults(&o);
+    o.temperature = how->temperature, o.top_k = how->top_k;
+    o.top_p = how->top_p, o.min_p = how->min_p;
+    o.repetition_penalty = how->repetition_penalty;
+    return options_check(&o, e);
+}
+
+// --- generating ---
+
+struct gpt2_sp_generator {
+    gpt2_sp* g;
+    void* decoder;   // has read the prompt, and what the last continuation left behind it
+    int64_t prompt_count, capacity,
+        step;                       // capacity: of tokens; step: the trainer's when it read the prompt
+    int32_t* text;                  // (capacity): the prompt, then a continuation
+    real *prompt_logits, *logits;   // (Vp): after the prompt; after what was read last
+    int32_t* seen;                  // (V): how often each token is in the text
+    Distribution next;
+    gpt2_sp_generated stats;
+};
+
+// Frees a generator; NULL is no error.
+static void generator_free(gpt2_sp_generator* x) {
+    if (!x) return;
+    if (x->decoder) x->g->device->decoder_close(x->decoder);
+    free(x->text);
+    free(x->prompt_logits);
+    free(x->logits);
+    free(x->seen);
+    free(x->next.candidates);
+    free(x);
+}
+
+// Takes a generator's memory and reads the prompt.
+static int generator_init(gpt2_sp_generator* x, gpt2_sp* g, const int32_t* prompt, int64_t n, int64_t count) {
+    const Shape* s = &g->mesh.shape;
+    x->g = g, x->step = g->step;
+    x->prompt_count = n, x->capacity = n + count;
+    x->text = (int32_t*)malloc((size_t)x->capacity * sizeof *x->text);
+    x->prompt_logits = (real*)malloc((size_t)s->Vp * sizeof *x->logits);
+    x->logits = (real*)malloc((size_t)s->Vp * sizeof *x->logits);
+    x->seen = (int32_t*)malloc((size_t)s->V * sizeof *x->seen);
+    x->next.candidates = (Candidate*)malloc((size_t)s->V * sizeof(Candidate));
+    if (!x->text || !x->prompt_logits || !x->logits || !x->seen || !x->next.candidates)
+        return fail(&g->error, "out of memory");
+    x->decoder = g->device->decoder_open(g, x->capacity);
+    if (!x->decoder) return -1;
+    memcpy(x->text, prompt, (size_t)n * sizeof *prompt);
+    double start = now_ms();
+    for (int64_t p = 0; p < n; p += DECODE_ROWS)
+        if (g->device->decoder_read(
+                x->decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p, x->prompt_logits) != 0)
             return -1;
-    for (int64_t made = 0; made < count; made++) {
-        for (int64_t v = 0; v < g->mesh.shape.V; v++)
-            if (!isfinite(logits[v]))
-                return fail(&g->error, "the model's logits are not finite: its weights are damaged");
-        double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)made));
-        out[made] = sample_token(logits, g->mesh.shape.V, how, unit, candidates);
-        if (out[made] == g->eot) return made;
-        if (made + 1 < count &&
-            device->decoder_read(decoder, &out[made], 1, prompt_count + made, logits) != 0)
+    x->stats.prompt = n, x->stats.prompt_ms = now_ms() - start;
+    return 0;
+}
+
+// Lets a trainer's ranks have as many threads as there is scratch memory for; the caller's may be set to
+// more. host_leave undoes it.
+static void threads_use(const gpt2_sp* g) {
+#ifdef _OPENMP
+    omp_set_num_threads(g->mesh.threads);
+#else
+    (void)g;
+#endif
+}
+
+// See the header.
+gpt2_sp_generator* gpt2_sp_generator_open(
+    gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int64_t count) {
+    if (!g) return NULL;
+    const Shape* s = &g->mesh.shape;
+    int status = prompt ? 0 : fail(&g->error, "there is no prompt to continue");
+    if (status == 0 && (prompt_count < 1 || count < 0 || count > s->T - prompt_count))
+        status = fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all",
+            (long long)prompt_count, (long long)count, (long long)s->T);
+    for (int64_t i = 0; status == 0 && i < prompt_count; i++)
+        if (prompt[i] < 0 || prompt[i] >= s->V)
+            status = fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
+                (long long)s->V);
+    if (status != 0) return NULL;
+    gpt2_sp_generator* x = (gpt2_sp_generator*)calloc(1, sizeof *x);
+    Host host = host_enter();
+    threads_use(g);
+    if (!x) fail(&g->error, "out of memory");
+    else if (generator_init(x, g, prompt, prompt_count, count) != 0) generator_free(x), x = NULL;
+    host_leave(&host);
+    return x;
+}
+
+// Notes in the text that token i was drawn, and tells the caller. 1 if the continuation ends with it.
+static int generator_take(gpt2_sp_generator* x, int64_t i, int32_t token, const gpt2_sp_sampling* how) {
+    x->text[x->prompt_count + i] = token;
+    x->seen[token]++;
+    return how->token && how->token(how->user, token) != 0;
+}
+
+// Draws token after token until the end of a document, the caller's, or `count`; how many, or -1.
+static int64_t generator_draw(gpt2_sp_generator* x, int64_t count, const gpt2_sp_sampling* how) {
+    gpt2_sp* g = x->g;
+    const int32_t* seen = how->repetition_penalty == 1 ? NULL : x->seen;
+    const int64_t V = g->mesh.shape.V, n = x->prompt_count;
+    memset(x->seen, 0, (size_t)V * sizeof *x->seen);
+    for (int64_t i = 0; i < n; i++) x->seen[x->text[i]]++;
+    for (int64_t made = 0; made < count;) {
+        if (made > 0 &&
+            g->device->decoder_read(x->decoder, &x->text[n + made - 1], 1, n + made - 1, x->logits) != 0)
             return -1;
+        if (distribution_make(&x->next, made ? x->logits : x->prompt_logits, V, how, seen) != 0)
+            return fail(&g->error, "the model's logits are not finite: its weights are damaged");
+        int32_t token = distribution_draw(&x->next, sampling_unit(how, made));
+        if (token == g->eot) return made;
+        if (generator_take(x, made++, token, how)) return made;
     }
     return count;
 }
 
-// See the header. Sampled token i depends on the seed, i and the logits only. Ends early at the token eot,
-// which is not counted.
-int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
-    double temperature, int64_t top_k, double top_p, uint64_t seed) {
-    if (!g) return -1;
-    const Shape* s = &g->mesh.shape;
-    if (!prompt || (!out && count > 0)) return fail(&g->error, "gpt2_sp_generate needs a prompt and room");
-    if (prompt_count < 1 || count < 0 || count > s->T - prompt_count)
-        return fail(&g->error, "a prompt of %lld tokens and %lld more: the context holds 1 to %lld in all",
-            (long long)prompt_count, (long long)count, (long long)s->T);
-    for (int64_t i = 0; i < prompt_count; i++)
-        if (prompt[i] < 0 || prompt[i] >= s->V)
-            return fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
-                (long long)s->V);
+// See the header.
+int64_t gpt2_sp_generator_run(
+    gpt2_sp_generator* x, int32_t* out, int64_t count, const gpt2_sp_sampling* how) {
+    gpt2_sp_sampling defaults;
+    if (!x) return -1;
+    Error* e = &x->g->error;
+    gpt2_sp_sampling_defaults(&defaults);
+    if (!how) how = &defaults;
+    if (!out && count > 0) return fail(e, "there is no room for tokens");
+    if (count < 0 || count > x->capacity - x->prompt_count)
+        return fail(e, "%lld tokens: the generator has room for 0 to %lld", (long long)count,
+            (long long)(x->capacity - x->prompt_count));
+    if (x->step != x->g->step)
+        return fail(e,
+            "the prompt was read at step %lld, the weights are those of step %lld: open another "
+            "generator",
+            (long long)x->step, (long long)x->g->step);
+    if (sampling_check(how, e) != 0) return -1;
     Host host = host_enter();
-#ifdef _OPENMP
-    // there is scratch memory for so many threads, and the caller's may be set to more
-    omp_set_num_threads(g->mesh.threads);
-#endif
-    const Sampling how = {temperature, top_k, top_p, seed};
-    Candidate* candidates = (Candidate*)malloc((size_t)s->V * sizeof *candidates);
-    real* logits = (real*)malloc((size_t)s->Vp * sizeof *logits);
-    void* decoder = candidates && logits ? g->device->decoder_open(g, prompt_count + count) : NULL;
-    int64_t made = -1;
-    if (decoder) made = tokens_draw(g, decoder, prompt, prompt_count, out, count, &how, logits, candidates);
-    else if (!candidates || !logits) fail(&g->error, "out of memory");
-    if (decoder) g->device->decoder_close(decoder);
-    free(candidates);
-    free(logits);
+    threads_use(x->g);
+    double start = now_ms();
+    int64_t made = generator_draw(x, count, how);
+    x->stats.tokens += max_i64(made, 0), x->stats.ms += now_ms() - start;
+    if (made > 0) memcpy(out, x->text + x->prompt_count, (size_t)made * sizeof *out);
     host_leave(&host);
+    return made;
+}
+
+// See the header.
+void gpt2_sp_generator_stats(const gpt2_sp_generator* x, gpt2_sp_generated* stats) { *stats = x->stats; }
+void gpt2_sp_generator_close(gpt2_sp_generator* x) {
+    Host host = host_enter();
+    generator_free(x);
+    host_leave(&host);
+}
+
+// See the header.
+int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
+    const gpt2_sp_sampling* how) {
+    if (!g) return -1;
+    if (how && sampling_check(how, &g->error) != 0) return -1;   // before the prompt is read
+    gpt2_sp_generator* x = gpt2_sp_generator_open(g, prompt, prompt_count, count);
+    int64_t made = x ? gpt2_sp_generator_run(x, out, count, how) : -1;
+    gpt2_sp_generator_close(x);
     return made;
 }
 
@@ -9623,6 +9834,8 @@ typedef struct {
     const gpt2_sp* g;
     int text;   // as the text that the tokens stand for, in whole characters; else as numbers
     int64_t printed;
+    const Prompt* prompt;   // that is printed before the first token; NULL: it has been
+    int64_t number;         // of the continuation, from 1 on, in a line before its text; 0: there is one only
     bpe_decoder decoder;
 } TokenPrinter;
 
@@ -9636,14 +9849,76 @@ static void token_print(TokenPrinter* p, int32_t token) {
     }
     fflush(stdout);
 }
+// Prints what comes before the first token of a text, once.
+static void token_print_begin(TokenPrinter* p) {
+    const Prompt* prompt = p->prompt;
+    p->prompt = NULL;
+    if (!prompt || !p->text) return;
+    if (p->number > 0) printf("--- %lld of %lld\n", (long long)p->number, (long long)p->g->options.count);
+    for (int64_t i = 0; i < prompt->count; i++) token_print(p, prompt->tokens[i]);
+}
+// gpt2_sp_sampling.token: prints what is drawn. So nothing is printed where nothing can be drawn.
+static int token_drawn_print(void* printer, int32_t token) {
+    token_print_begin((TokenPrinter*)printer);
+    token_print((TokenPrinter*)printer, token);
+    return 0;
+}
 
 // Prints what is left of the last character, and a line's end.
 static void token_print_end(TokenPrinter* p) {
     unsigned char out[4];
+    token_print_begin(p);
     long n = p->text ? bpe_decode_end(&p->decoder, out) : 0;
     fwrite(out, 1, (size_t)n, stdout);
     printf("\n");
     fflush(stdout);
+}
+
+// Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended. Several
+// texts are told apart by a line before each.
+static int sample_continue(
+    gpt2_sp* g, const Prompt* prompt, int64_t length, gpt2_sp_generated* stats, int64_t* ended) {
+    const int64_t count = g->options.count;
+    gpt2_sp_sampling how = sampling_of(&g->options);
+    gpt2_sp_generator* generator = gpt2_sp_generator_open(g, prompt->tokens, prompt->count, length);
+    int32_t* tokens = (int32_t*)malloc((size_t)max_i64(length, 1) * sizeof *tokens);
+    int status = generator && tokens ? 0 : -1;
+    if (generator && !tokens) fail(&g->error, "out of memory");
+    for (; status == 0 && how.continuation < (uint64_t)count; how.continuation++) {
+        TokenPrinter printer = {
+            g, prompt->text, 0, prompt, count > 1 ? (int64_t)how.continuation + 1 : 0, {{0}, 0}};
+        how.token = token_drawn_print, how.user = &printer;
+        int64_t made = gpt2_sp_generator_run(generator, tokens, length, &how);
+        if (made < 0) status = -1;
+        else token_print_end(&printer);
+        *ended += made < length;
+    }
+    if (generator) gpt2_sp_generator_stats(generator, stats);
+    gpt2_sp_generator_close(generator);
+    free(tokens);
+    return status;
+}
+
+// Tokens and milliseconds as "20 tokens in 0.025 s, 800 tok/s".
+static void sample_rate(char* out, size_t size, int64_t tokens, double ms) {
+    snprintf(out, size, "%lld tokens in %.3f s, %.0f tok/s", (long long)tokens, ms / 1e3,
+        (double)tokens / fmax(ms, 1e-3) * 1e3);
+}
+
+// What `sample` says on stderr: the speed of drawing and of reading the prompt, and why continuations of
+// `length` tokens ended.
+static void sample_report(const gpt2_sp* g, const gpt2_sp_generated* stats, int64_t length, int64_t ended) {
+    char drawn[96], read[96];
+    sample_rate(drawn, sizeof drawn, stats->tokens, stats->ms);
+    sample_rate(read, sizeof read, stats->prompt, stats->prompt_ms);
+    fprintf(stderr, "sample: %s; prompt: %s", drawn, read);
+    if (g->options.count > 1 && ended > 0)
+        fprintf(stderr, "; the model ended %lld of %lld documents", (long long)ended,
+            (long long)g->options.count);
+    else if (ended > 0) fprintf(stderr, "; then the model ended the document");
+    fprintf(stderr, "\n");
+    if (length < g->options.length && ended < g->options.count)
+        fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)g->mesh.shape.T);
 }
 
 // Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
@@ -9652,38 +9927,24 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     o->sp = 1;   // one rank samples
     gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
-    int64_t T = g->mesh.shape.T, length = o->length, made = -1;
+    int64_t T = g->mesh.shape.T, ended = 0;
+    gpt2_sp_generated stats;
     Prompt prompt;
+    memset(&stats, 0, sizeof stats);
     int status = prompt_read(g, &prompt, &g->error);
-    int32_t* tokens = (int32_t*)malloc((size_t)T * sizeof *tokens);
-    double start = now_ms();
+    int64_t length = min_i64(o->length, T - prompt.count);
     if (status == 0 && prompt.count >= T)
-        fail(&g->error, "--prompt%s has %s%lld tokens, the context holds %lld",
+        status = fail(&g->error, "--prompt%s has %s%lld tokens, the context holds %lld",
             o->prompt_tokens[0]     ? "-tokens"
                 : o->prompt_file[0] ? "-file"
                                     : "",
             o->prompt_file[0] ? "at least " : "", (long long)prompt.count, (long long)T);
-    else if (status == 0 && !tokens) fail(&g->error, "out of memory");
-    else if (status == 0) {
-        length = min_i64(length, T - prompt.count);
-        made = gpt2_sp_generate(g, prompt.tokens, prompt.count, tokens, length, o->temperature, o->top_k,
-            o->top_p, (uint64_t)o->seed);
-    }
-    double seconds = (now_ms() - start) / 1e3;
-    if (made >= 0) {
-        TokenPrinter printer = {g, prompt.text, 0, {{0}, 0}};
-        for (int64_t i = 0; prompt.text && i < prompt.count; i++) token_print(&printer, prompt.tokens[i]);
-        for (int64_t i = 0; i < made; i++) token_print(&printer, tokens[i]);
-        token_print_end(&printer);
-        fprintf(stderr, "sample: %lld tokens in %.3f s, %.0f tok/s%s\n", (long long)made, seconds,
-            (double)made / seconds, made < length ? "; then the model ended the document" : "");
-        if (length < o->length && made == length)
-            fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)T);
-    } else *e = g->error;
-    free(tokens);
+    if (status == 0) status = sample_continue(g, &prompt, length, &stats, &ended);
+    if (status == 0) sample_report(g, &stats, length, ended);
+    else *e = g->error;
     free(prompt.tokens);
     gpt2_sp_destroy(g);
-    return made < 0 ? -1 : 0;
+    return status;
 }
 
 // A shard that is being written, and what of the inputs is left out of it.

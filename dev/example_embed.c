@@ -26,9 +26,12 @@ int main(int argc, char** argv) {
         if (!failed) printf("step %d: loss %.4f\n", (int)stats.step, stats.loss);
     }
     double loss = 0;
+    gpt2_sp_sampling how;
+    gpt2_sp_sampling_defaults(&how);
+    how.temperature = 0.7, how.min_p = 0.05;
     int32_t prompt[] = {'T', 'h', 'e', ' '}, text[32];
     failed = failed || gpt2_sp_validate(trainer, 4, &loss) != 0 ||
-        gpt2_sp_generate(trainer, prompt, 4, text, 32, 0.8, 0, 1, 1) < 0 || gpt2_sp_save(trainer) != 0;
+        gpt2_sp_generate(trainer, prompt, 4, text, 32, &how) < 0 || gpt2_sp_save(trainer) != 0;
     if (failed) fprintf(stderr, "%s\n", gpt2_sp_error(trainer));
     else printf("validation loss %.4f, saved in %s\n", loss, options.out);
     gpt2_sp_destroy(trainer);

@@ -564,6 +564,27 @@ check "sample: the same seed gives the same text" sh -c '
     "$0" sample --from runs/whole --length 30 --seed 7 > one 2> err
     "$0" sample --from runs/whole --length 30 --seed 7 > two 2> err
     cmp one two' "$program"
+check "sample --count: the first continuation is what one gives, the others differ" sh -c '
+    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 9 --temperature 1 2> err > one
+    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 9 --temperature 1 --count 3 2> err > three
+    cat err three
+    grep -q "^sample: [0-9]* tokens" err && [ "$(wc -l < three)" = 3 ] && [ "$(sort -u three | wc -l)" = 3 ] &&
+        head -n 1 three | cmp - one' "$program"
+check "sample --count tells texts apart" \
+    samples '^--- 2 of 2$' --from runs/whole --prompt It --length 5 --count 2
+check "sample --min-p 1 says the likeliest" sh -c '
+    "$0" sample --from runs/whole --length 30 --temperature 0 > one 2> err
+    "$0" sample --from runs/whole --length 30 --min-p 1 > two 2> err
+    cmp one two' "$program"
+check "sample --repetition-penalty repeats less" sh -c '
+    for x in 1 50; do
+        "$0" sample --from runs/whole --prompt-tokens 73 --length 20 --temperature 0 --repetition-penalty $x 2> err |
+            tr , "\n" | sort -u | wc -l
+    done > kinds
+    cat kinds
+    [ "$(sed -n 1p kinds)" -lt "$(sed -n 2p kinds)" ] && [ "$(sed -n 2p kinds)" = 20 ]' "$program"
+check "sample: a penalty of 0 is refused" \
+    refused '--repetition-penalty' sample --from runs/whole --repetition-penalty 0
 check "sample is greedy at temperature 0" \
     samples '^It' --from runs/whole --prompt It --length 9 --temperature 0
 check "sample says the same by numbers" sh -c '

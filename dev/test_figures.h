@@ -1128,7 +1128,7 @@ enum { LONG_PROMPT = 300, LONG_MADE = 24, LONG_T = LONG_PROMPT + LONG_MADE + 2 }
 
 // The token that follows the first n of `tokens`, by a forward pass over all of them.
 static int32_t token_by_pass(
-    gpt2_sp* g, const int32_t* tokens, int64_t n, int64_t place, const Sampling* how) {
+    gpt2_sp* g, const int32_t* tokens, int64_t n, int64_t place, const gpt2_sp_sampling* how) {
     Rank* r = &g->ranks[0];
     const int64_t C = g->mesh.shape.C, V = g->mesh.shape.V, Vp = g->mesh.shape.Vp;
     RankBatch* batch = &r->batches[0];
@@ -1141,14 +1141,15 @@ static int32_t token_by_pass(
     Candidate* candidates = (Candidate*)need((size_t)V, sizeof *candidates);
     cpu_matmul_forward(logits, r->lnf + (n - 1) * C, wte, NULL, 1, C, Vp, r->scratch);
     double unit = random_unit(random_bits(how->seed, 0x73616D706C65, (uint64_t)place));
-    int32_t token = sample_token(logits, V, how, unit, candidates);
+    int32_t token = token_drawn(logits, V, how, unit, candidates);
     free(logits);
     free(candidates);
     return token;
 }
 
 static void generated_by_pass(void) {
-    static const Sampling hows[] = {{0, 0, 1, 1}, {1, 0, 1, 7}, {0.7, 20, 1, 8}, {1.5, 0, 0.8, 9}};
+    const gpt2_sp_sampling hows[] = {
+        drawing(0, 0, 1, 1), drawing(1, 0, 1, 7), drawing(0.7, 20, 1, 8), drawing(1.5, 0, 0.8, 9)};
     static const int64_t prompts[] = {1, 255, 256, 257, LONG_PROMPT};
     gpt2_sp_options o = options_of("layers=2 heads=2 channels=32 threads=1");
     o.seq_len = LONG_T;
@@ -1160,14 +1161,12 @@ static void generated_by_pass(void) {
     for (int p = 0; p < 5; p++)
         for (int h = 0; h < 4; h++) {
             int32_t tokens[LONG_T], longer[LONG_MADE + 1];
-            const Sampling* how = &hows[h];
+            const gpt2_sp_sampling* how = &hows[h];
             const int64_t n = prompts[p];
             for (int64_t i = 0; i < n; i++)
                 tokens[i] = (int32_t)dice(98, (uint64_t)(1000 * p + i), CACHED_VOCAB);
-            gpt2_sp_generate(
-                g, tokens, n, tokens + n, LONG_MADE, how->temperature, how->top_k, how->top_p, how->seed);
-            gpt2_sp_generate(
-                g, tokens, n, longer, LONG_MADE + 1, how->temperature, how->top_k, how->top_p, how->seed);
+            gpt2_sp_generate(g, tokens, n, tokens + n, LONG_MADE, how);
+            gpt2_sp_generate(g, tokens, n, longer, LONG_MADE + 1, how);
             prefixes += memcmp(longer, tokens + n, LONG_MADE * sizeof *longer) == 0;
             for (int64_t i = 0; i < LONG_MADE; i += quick ? 5 : 1, all++) {
                 equal += token_by_pass(g, tokens, n + i, i, how) == tokens[n + i];
@@ -1252,10 +1251,11 @@ static void recall_counts(void) {
 static void generated_ties(void) {
     const real logits[5] = {1, 3, 0, 3, 3};
     Candidate candidates[5];
-    static const Sampling hows[] = {{0, 0, 1, 1}, {1, 1, 1, 1}, {1, 0, 0, 1}, {1, 2, 0.5, 1}};
+    const gpt2_sp_sampling hows[] = {
+        drawing(0, 0, 1, 1), drawing(1, 1, 1, 1), drawing(1, 0, 0, 1), drawing(1, 2, 0.5, 1)};
     int right = 0;
-    for (int i = 0; i < 4; i++) right += sample_token(logits, 5, &hows[i], 0.4, candidates) == 1;
-    right += sample_token(logits, 5, &hows[3], 0.999, candidates) == 1;
+    for (int i = 0; i < 4; i++) right += token_drawn(logits, 5, &hows[i], 0.4, candidates) == 1;
+    right += token_drawn(logits, 5, &hows[3], 0.999, candidates) == 1;
     check(right == 5, "sampling: of equally likely tokens the first counts", "%d of 5 ways to draw", right);
 }
 
@@ -1303,7 +1303,7 @@ static void generated_threads(void) {
     const int before = omp_get_max_threads();
     omp_set_num_threads(5);
 #endif
-    int64_t made = gpt2_sp_generate(g, prompt, 1, out, 4, 1, 0, 1, 1);
+    int64_t made = generated(g, prompt, 1, out, 4, 1, 0, 1, 1);
     check(made == 4 && decoder_threads == g->mesh.threads, "sampling: has the trainer's number of threads",
         "the caller's are 5, the trainer's %d: %d", g->mesh.threads, decoder_threads);
     g->device = &CPU_DEVICE;

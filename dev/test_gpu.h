@@ -1509,7 +1509,7 @@ static void sampling_validate(gpt2_sp* g, gpt2_sp* cpu) {
 static void sampling_follows(gpt2_sp* g, gpt2_sp* cpu, const int32_t* prompt, int64_t n) {
     const int64_t V = cpu->mesh.shape.V;
     int32_t out[16];
-    int64_t made = gpt2_sp_generate(g, prompt, n, out, 16, 0, 0, 1, 1);
+    int64_t made = generated(g, prompt, n, out, 16, 0, 0, 1, 1);
     double most = 0, regret = 0;
     void *decoder = decoder_open(cpu, n + 16), *gpu = gpu_decoder_open(g, n + 16);
     real *logits = reals(cpu->mesh.shape.Vp), *reference = reals(cpu->mesh.shape.Vp);
@@ -1554,7 +1554,7 @@ static void test_gpu_sampling(void) {
     g->eot = cpu->eot = -1;
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i += quick ? 3 : 1)
         sampling_follows(g, cpu, prompt, lengths[i]);
-    int64_t none = gpt2_sp_generate(g, prompt, 590, out, 16, 0, 0, 1, 1);
+    int64_t none = generated(g, prompt, 590, out, 16, 0, 0, 1, 1);
     check(none == -1 && strstr(gpt2_sp_error(g), "590 tokens and 16 more"),
         "sampling: more tokens than the context holds are refused", "%s", gpt2_sp_error(g));
     gpt2_sp_destroy(g);

@@ -1408,7 +1408,7 @@ static int sampler_use(gpt2_sp* g, int round, Sample* s) {
     if (gpt2_sp_validate(g, 5, &s->loss) != 0) status = -1;
     for (int k = 0; k < PROMPTS; k++) {
         const double temperature = k == 1 ? 0.8 : 0;
-        if (gpt2_sp_generate(g, prompt, lengths[k], s->out[k], 16, temperature, 0, 1, 7) != 16) status = -1;
+        if (generated(g, prompt, lengths[k], s->out[k], 16, temperature, 0, 1, 7) != 16) status = -1;
     }
     return status;
 }
