@@ -168,7 +168,7 @@ static double* doubles(int64_t n) { return (double*)need((size_t)n, sizeof(doubl
 
 // How tokens are drawn, by what most tests vary.
 static gpt2_sp_sampling drawing(double temperature, int64_t top_k, double top_p, uint64_t seed) {
-    gpt2_sp_sampling how = {temperature, top_k, top_p, 0, 1, seed, 0, NULL, NULL};
+    gpt2_sp_sampling how = {temperature, top_k, top_p, 0, 1, seed, 0, 4, NULL, NULL};
     return how;
 }
 static int64_t generated(gpt2_sp* g, const int32_t* prompt, int64_t n, int32_t* out, int64_t count,
@@ -3886,7 +3886,7 @@ static double cache_read(
     double expected[CACHED_VOCAB];
     real* found = reals(Vp);
     for (int v = 0; v < CACHED_VOCAB; v++) expected[v] = (double)logits[(begin + count - 1) * Vp + v];
-    decoder_read(decoder, tokens + begin, count, begin, found);
+    decoder_read(decoder, tokens + begin, count, begin, 1, found);
     double error = distance(found, expected, CACHED_VOCAB);
     free(found);
     return error;

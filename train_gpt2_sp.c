@@ -67,7 +67,8 @@
 // ===== public header ============================================================================
 
 #define GPT2_SP_VERSION "1.0.0"
-#define GPT2_SP_TEXT 1024   // bytes of a text option, its end included
+#define GPT2_SP_TEXT 1024         // bytes of a text option, its end included
+#define GPT2_SP_DRAFT_TOKENS 15   // that a draft model proposes at a time, at most
 #ifndef GPT2_SP_LOGITS_CHUNK
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
@@ -231,6 +232,11 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "by; 1: nothing") \
     INT(count, "count", 1, 1, 65536, SAMPLE, \
         "continuations of the prompt, each with random numbers of its own") \
+    TXT(draft, "draft", "", SAMPLE, \
+        "a smaller model of the same tokenizer, a run or a folder as --from: it proposes tokens, which the " \
+        "model reads together; what is sampled is the model's") \
+    INT(draft_tokens, "draft-tokens", 4, 1, GPT2_SP_DRAFT_TOKENS, SAMPLE, \
+        "tokens that --draft proposes at a time") \
     INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
     TXT(tokenizer, "tokenizer", "byte", PREPARE, \
         "how text becomes tokens: byte, or the file or folder of a byte-level BPE tokenizer " \
@@ -300,6 +306,7 @@ typedef struct {
     double repetition_penalty;   // logits of tokens in the text, prompt included: > 0 divided, < 0 multiplied
     uint64_t seed;               // token i of a continuation depends on both of these, i and the logits alone
     uint64_t continuation;
+    int64_t draft_tokens;   // that the draft model proposes at a time, 1 to GPT2_SP_DRAFT_TOKENS
     // Called for every token as soon as it is drawn, the one that ends a document excepted; nonzero: the
     // continuation ends with it. NULL: nobody is told.
     int (*token)(void* user, int32_t token);
@@ -312,6 +319,9 @@ typedef struct {
     double prompt_ms;   // to read it
     int64_t tokens;     // drawn, without those that ended a document
     double ms;          // to draw them
+    int64_t passes;     // of the model over them
+    int64_t drafted;    // tokens that the draft model proposed,
+    int64_t accepted;   // and those of them that the model took
 } gpt2_sp_generated;
 
 typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
@@ -343,10 +353,13 @@ int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt
     int64_t count, const gpt2_sp_sampling* how);
 // The same in three steps, for several continuations of a prompt that is read once: open reads it and takes
 // memory for `count` more tokens; run continues it, each time from its end; close frees, NULL is no error.
-// NULL or -1: gpt2_sp_error(trainer) tells. Close before the trainer is destroyed; after a step of the
-// trainer run is refused, for the prompt was read with older weights.
+// NULL or -1: gpt2_sp_error(trainer) tells. Close before a trainer is destroyed; after a step of either run
+// is refused, for the prompt was read with older weights.
+// draft, NULL for none, is a smaller model of the same vocabulary and end token: it proposes tokens, of which
+// the trainer's model reads several at once. What is drawn has the distribution that it has without; at
+// temperature 0 it is the same, token for token. Beyond the draft's context the model goes on alone.
 gpt2_sp_generator* gpt2_sp_generator_open(
-    gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int64_t count);
+    gpt2_sp* trainer, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count);
 int64_t gpt2_sp_generator_run(
     gpt2_sp_generator* generator, int32_t* out, int64_t count, const gpt2_sp_sampling* how);
 // What the generator has done since it was opened.
@@ -3939,10 +3952,13 @@ typedef struct {
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
     // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and
-    // a line in g->error if that fails. read: n <= DECODE_ROWS tokens that stand at positions p..; gives the
-    // logits (V, with room for Vp) of what follows the last. 0, or -1 and a line in g->error.
+    // a line in g->error if that fails. read: n tokens that stand at positions p.., and what the cache had
+    // from there on is forgotten; gives the logits (rows, Vp), the first V of each, of what follows the last
+    // `rows` of them: 1, or up to FEW_ROWS if that is n. As long as n is at most FEW_ROWS, a token's logits
+    // do not depend, to the bit, on how many are read together. 0, or -1 and a line in g->error.
     void* (*decoder_open)(gpt2_sp* g, int64_t capacity);
-    int (*decoder_read)(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits);
+    int (*decoder_read)(
+        void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits);
     void (*decoder_close)(void* decoder);
     int (*verify)(gpt2_sp* g);   // --verify
     // Measures them, on a model of the mesh's width. 0, or -1 with a line.
@@ -4684,23 +4700,31 @@ static void gemm(real* c, int64_t c_row, int64_t M, int64_t N, int64_t K, Matrix
     }
 }
 
-// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC)
+// Rows that a decoder reads at once in a way that does not depend on their number.
+enum { FEW_ROWS = GPT2_SP_DRAFT_TOKENS + 1 };
+
+// The sum of a[c] * b[c]. One function, so that its order of additions is one.
+static real dot_product(const real* a, const real* b, int64_t C) __attribute__((noinline));
+static real dot_product(const real* a, const real* b, int64_t C) {
+    real sum = 0;
+    SIMD_SUM(sum)
+    for (int64_t c = 0; c < C; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+// out (R, OC) = inp (R, C) weight (OC, C)^T + bias (OC). Of few rows each element is a sum of its own, and
+// the weights are read once, in place.
 static void cpu_matmul_forward(real* out, const real* inp, const real* weight, const real* bias, int64_t R,
     int64_t C, int64_t OC, Scratch* w) {
-    if (R > 2) {
+    if (R > FEW_ROWS) {
         gemm(out, OC, R, OC, C, by_rows(inp, C), transposed(weight, C), bias, 0, w);
         return;
     }
-    for (int64_t t = 0; t < R; t++) {   // a row or two: read the weights once, in place
-        PARALLEL_FOR
-        for (int64_t block = 0; block < ceil_div(OC, 64); block++)
-            for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++) {
-                real sum = 0;
-                SIMD_SUM(sum)
-                for (int64_t c = 0; c < C; c++) sum += inp[t * C + c] * weight[o * C + c];
-                out[t * OC + o] = sum + (bias ? bias[o] : 0);
-            }
-    }
+    PARALLEL_FOR
+    for (int64_t block = 0; block < ceil_div(OC, 64); block++)
+        for (int64_t o = block * 64; o < min_i64(OC, block * 64 + 64); o++)
+            for (int64_t t = 0; t < R; t++)
+                out[t * OC + o] = dot_product(inp + t * C, weight + o * C, C) + (bias ? bias[o] : 0);
 }
 
 // dinp (R, C) = dout (R, OC) weight; dweight += dout^T inp; dbias += column sums of dout. dweight and dbias
@@ -7098,6 +7122,16 @@ static int state_read(gpt2_sp* g, const char* folder) {
 //
 // A token is read at a position and overwrites what the cache holds from there on. So a prompt is read once
 // for any number of continuations: each begins to read behind its end.
+//
+// With a draft model (Leviathan et al. 2023, Chen et al. 2023) a round makes one to k + 1 tokens:
+//
+//     draft     reads what it has not, then its own proposals, one by one:  x1 from q1, ... xk from qk
+//     model     reads the last token and x1..xk in one pass, which gives     p1, ... pk, and pk+1
+//     x1..      is taken with probability min(1, p(x) / q(x)); the first that is not is drawn anew from what
+//               p has more of than q, max(0, p - q), and ends the round; after xk one more is drawn from pk+1
+//
+// So each token is distributed as by p alone, where p and q are what all filters leave. A round costs the
+// model about one token's time, as that is reading its weights; what it read too much of is overwritten.
 
 // The bucket of a position (see POSITION_BUCKETS).
 static int position_bucket(int64_t position) {
@@ -7324,10 +7358,10 @@ static int decoder_attention(Rank* r, const LayerRun* x) {
     return 0;
 }
 
-// Reads n <= DECODE_ROWS tokens that stand at positions p.. and leaves the logits after the last in `logits`.
-// Without a backward pass activations may share buffers, so a few are enough for all.
-static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
-    Decoder* d = (Decoder*)decoder;
+// Reads n <= DECODE_ROWS tokens that stand at positions p..; of the last `rows` of them, which may be none,
+// the logits (rows, Vp). Without a backward pass activations may share buffers, so a few are enough for all.
+static void decoder_block(
+    Decoder* d, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
     const Shape* s = &d->g->mesh.shape;
     int64_t C = s->C;
     int center = d->g->mesh.center, last = (int)s->L + 1;
@@ -7350,8 +7384,19 @@ static int decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t
         x.w = decoder_weights(d, (int)x.l + 1);
         layer_forward(&d->g->ranks[0], &x);
     }
-    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - 1) * C, final.lnfw, final.lnfb, 1, C);
-    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, 1, C, s->Vp, d->g->ranks[0].scratch);
+    if (rows == 0) return;
+    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - rows) * C, final.lnfw, final.lnfb, rows, C);
+    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, rows, C, s->Vp, d->g->ranks[0].scratch);
+}
+
+// The CPU's Device.decoder_read.
+static int decoder_read(
+    void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
+    for (int64_t done = 0, count; done < n; done += count) {
+        count = min_i64(DECODE_ROWS, n - done);
+        decoder_block(
+            (Decoder*)decoder, tokens + done, count, p + done, done + count == n ? rows : 0, logits);
+    }
     return 0;
 }
 
@@ -7461,15 +7506,45 @@ static int32_t distribution_draw(const Distribution* d, double unit) {
     return d->candidates[d->count - 1].token;
 }
 
-// The number in (0, 1) by which token i of a continuation is drawn.
-static double sampling_unit(const gpt2_sp_sampling* how, int64_t i) {
-    return random_unit(random_bits(how->seed, 0x73616D706C65 + (how->continuation << 48), (uint64_t)i));
+// The share of a token in a distribution. Uncut, it has the tokens in their order.
+static double distribution_share(const Distribution* d, int32_t token) {
+    const Candidate* c = d->candidates;
+    if (token < d->count && c[token].token == token) return (double)c[token].weight / d->sum;
+    for (int64_t i = 0; i < d->count; i++)
+        if (c[i].token == token) return (double)c[i].weight / d->sum;
+    return 0;
+}
+
+// Draws from max(0, p - q). share (V) is zero, before and after.
+static int32_t distribution_draw_rest(
+    const Distribution* p, const Distribution* q, double* share, double unit) {
+    double sum = 0, place = 0;
+    int32_t token = -1;
+    for (int64_t i = 0; i < q->count; i++)
+        share[q->candidates[i].token] = (double)q->candidates[i].weight / q->sum;
+    for (int pass = 0; pass < 2; pass++, place = unit * sum)
+        for (int64_t i = 0; i < p->count && (pass == 0 || place > 0); i++) {
+            double more = (double)p->candidates[i].weight / p->sum - share[p->candidates[i].token];
+            if (more <= 0) continue;
+            if (pass == 0) sum += more;
+            else place -= more, token = p->candidates[i].token;
+        }
+    for (int64_t i = 0; i < q->count; i++) share[q->candidates[i].token] = 0;
+    return token >= 0 ? token : distribution_draw(p, unit);   // p is q, but for rounding
+}
+
+// The number in (0, 1) by which token i of a continuation is drawn, proposed by the draft, or accepted. What
+// a round proposed in vain has decided nothing, so its numbers may serve again.
+enum { UNIT_DRAW, UNIT_PROPOSE, UNIT_ACCEPT };
+static double sampling_unit(const gpt2_sp_sampling* how, uint64_t purpose, int64_t i) {
+    uint64_t seed = how->continuation ? random_bits(how->seed, 0x636F6E74696E, how->continuation) : how->seed;
+    return random_unit(random_bits(seed, 0x73616D706C65 + purpose, (uint64_t)i));
 }
 
 // How the options say that tokens are drawn.
 static gpt2_sp_sampling sampling_of(const gpt2_sp_options* o) {
     gpt2_sp_sampling how = {o->temperature, o->top_k, o->top_p, o->min_p, o->repetition_penalty,
-        (uint64_t)o->seed, 0, NULL, NULL};
+        (uint64_t)o->seed, 0, o->draft_tokens, NULL, NULL};
     return how;
 }
 void gpt2_sp_sampling_defaults(gpt2_sp_sampling* how) {
@@ -7483,21 +7558,23 @@ static int sampling_check(const gpt2_sp_sampling* how, Error* e) {
     gpt2_sp_defaults(&o);
     o.temperature = how->temperature, o.top_k = how->top_k;
     o.top_p = how->top_p, o.min_p = how->min_p;
-    o.repetition_penalty = how->repetition_penalty;
+    o.repetition_penalty = how->repetition_penalty, o.draft_tokens = how->draft_tokens;
     return options_check(&o, e);
 }
 
 // --- generating ---
 
 struct gpt2_sp_generator {
-    gpt2_sp* g;
-    void* decoder;   // has read the prompt, and what the last continuation left behind it
-    int64_t prompt_count, capacity,
-        step;                       // capacity: of tokens; step: the trainer's when it read the prompt
-    int32_t* text;                  // (capacity): the prompt, then a continuation
-    real *prompt_logits, *logits;   // (Vp): after the prompt; after what was read last
+    gpt2_sp *g, *draft;              // draft: NULL where there is none, or the prompt is beyond its context
+    void *decoder, *draft_decoder;   // have read the prompt, and what the last continuation left behind it
+    int64_t prompt_count, capacity, draft_capacity;   // tokens of the prompt; that fit in the caches
+    int64_t draft_read;                               // tokens of the text that the draft has read
+    int64_t step, draft_step;                         // of the trainers, when they read the prompt
+    int32_t* text;                  // (capacity): the prompt, a continuation, and what the draft proposes
     int32_t* seen;                  // (V): how often each token is in the text
-    Distribution next;
+    real *prompt_logits, *logits;   // (Vp): after the prompt; (FEW_ROWS, Vp): after what was read last
+    double* share;                  // (V), for distribution_draw_rest
+    Distribution next, proposed[GPT2_SP_DRAFT_TOKENS];   // p and q1, q2 ... of the round
     gpt2_sp_generated stats;
 };
 
@@ -7505,36 +7582,15 @@ struct gpt2_sp_generator {
 static void generator_free(gpt2_sp_generator* x) {
     if (!x) return;
     if (x->decoder) x->g->device->decoder_close(x->decoder);
+    if (x->draft_decoder) x->draft->device->decoder_close(x->draft_decoder);
     free(x->text);
+    free(x->seen);
     free(x->prompt_logits);
     free(x->logits);
-    free(x->seen);
+    free(x->share);
     free(x->next.candidates);
+    free(x->proposed[0].candidates);
     free(x);
-}
-
-// Takes a generator's memory and reads the prompt.
-static int generator_init(gpt2_sp_generator* x, gpt2_sp* g, const int32_t* prompt, int64_t n, int64_t count) {
-    const Shape* s = &g->mesh.shape;
-    x->g = g, x->step = g->step;
-    x->prompt_count = n, x->capacity = n + count;
-    x->text = (int32_t*)malloc((size_t)x->capacity * sizeof *x->text);
-    x->prompt_logits = (real*)malloc((size_t)s->Vp * sizeof *x->logits);
-    x->logits = (real*)malloc((size_t)s->Vp * sizeof *x->logits);
-    x->seen = (int32_t*)malloc((size_t)s->V * sizeof *x->seen);
-    x->next.candidates = (Candidate*)malloc((size_t)s->V * sizeof(Candidate));
-    if (!x->text || !x->prompt_logits || !x->logits || !x->seen || !x->next.candidates)
-        return fail(&g->error, "out of memory");
-    x->decoder = g->device->decoder_open(g, x->capacity);
-    if (!x->decoder) return -1;
-    memcpy(x->text, prompt, (size_t)n * sizeof *prompt);
-    double start = now_ms();
-    for (int64_t p = 0; p < n; p += DECODE_ROWS)
-        if (g->device->decoder_read(
-                x->decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p, x->prompt_logits) != 0)
-            return -1;
-    x->stats.prompt = n, x->stats.prompt_ms = now_ms() - start;
-    return 0;
 }
 
 // Lets a trainer's ranks have as many threads as there is scratch memory for; the caller's may be set to
@@ -7547,9 +7603,89 @@ static void threads_use(const gpt2_sp* g) {
 #endif
 }
 
+// Lets the model read n tokens of the text from position p on.
+static int generator_read(gpt2_sp_generator* x, int64_t n, int64_t p, int64_t rows, real* logits) {
+    threads_use(x->g);
+    return x->g->device->decoder_read(x->decoder, x->text + p, n, p, rows, logits);
+}
+// Lets the draft read the text's tokens up to `end`, those that it has not.
+static int draft_reads(gpt2_sp_generator* x, int64_t end) {
+    int64_t p = x->draft_read;
+    threads_use(x->draft);
+    x->draft_read = end;
+    if (x->draft->device->decoder_read(x->draft_decoder, x->text + p, end - p, p, 1, x->logits) == 0)
+        return 0;
+    x->g->error = x->draft->error;
+    return -1;
+}
+
+// The model that a trainer has, for messages.
+static const char* model_named(const gpt2_sp* g) {
+    const gpt2_sp_options* o = &g->options;
+    return o->from[0] ? o->from : o->init_from[0] ? o->init_from : o->out[0] ? o->out : "of the trainer";
+}
+// The number of a trainer's tokenizer; 0: it knows none.
+static uint32_t trainer_tokenizer(const gpt2_sp* g) {
+    return g->tokenizer.token ? tokenizer_number(&g->tokenizer) : 0;
+}
+// -1 unless the draft's tokens are the model's.
+static int draft_check(gpt2_sp* g, const gpt2_sp* draft) {
+    int64_t V = g->mesh.shape.V, other = draft->mesh.shape.V;
+    uint32_t tokenizer = trainer_tokenizer(g), others = trainer_tokenizer(draft);
+    if (tokenizers_differ(tokenizer, others))
+        return fail(&g->error, "the draft model %.300s has %s, the model %.300s %s: it must be the same",
+            model_named(draft), tokenizer_name(others).text, model_named(g), tokenizer_name(tokenizer).text);
+    if (other == V && draft->eot == g->eot) return 0;
+    return fail(&g->error,
+        "the draft model %.300s has %lld tokens and ends documents with token %lld, the model %.300s has "
+        "%lld and ends them with token %lld: both must have the same tokenizer",
+        model_named(draft), (long long)other, (long long)draft->eot, model_named(g), (long long)V,
+        (long long)g->eot);
+}
+
+// Takes what a generator needs for its draft, whose context may be the shorter one.
+static int draft_init(gpt2_sp_generator* x, gpt2_sp* draft) {
+    const Shape* s = &x->g->mesh.shape;
+    x->draft_capacity = min_i64(x->capacity, draft->mesh.shape.T);
+    if (x->prompt_count > x->draft_capacity) return 0;
+    x->share = (double*)calloc((size_t)s->V, sizeof *x->share);
+    Candidate* all = (Candidate*)malloc((size_t)(GPT2_SP_DRAFT_TOKENS * s->V) * sizeof *all);
+    x->proposed[0].candidates = all;
+    if (!x->share || !all) return fail(&x->g->error, "out of memory");
+    for (int i = 1; i < GPT2_SP_DRAFT_TOKENS; i++) x->proposed[i].candidates = all + i * s->V;
+    x->draft = draft, x->draft_step = draft->step;
+    threads_use(draft);
+    x->draft_decoder = draft->device->decoder_open(draft, x->draft_capacity);
+    if (x->draft_decoder) return draft_reads(x, x->prompt_count);
+    x->g->error = draft->error;
+    return -1;
+}
+
+// Takes a generator's memory and has the prompt read. x->text is what frees it all when that fails.
+static int generator_init(gpt2_sp_generator* x, gpt2_sp* draft, const int32_t* prompt) {
+    gpt2_sp* g = x->g;
+    const Shape* s = &g->mesh.shape;
+    x->text = (int32_t*)malloc((size_t)x->capacity * sizeof *x->text);
+    x->seen = (int32_t*)malloc((size_t)s->V * sizeof *x->seen);
+    x->prompt_logits = (real*)malloc((size_t)s->Vp * sizeof *x->logits);
+    x->logits = (real*)malloc((size_t)(FEW_ROWS * s->Vp) * sizeof *x->logits);
+    x->next.candidates = (Candidate*)malloc((size_t)s->V * sizeof(Candidate));
+    if (!x->text || !x->seen || !x->prompt_logits || !x->logits || !x->next.candidates)
+        return fail(&g->error, "out of memory");
+    memcpy(x->text, prompt, (size_t)x->prompt_count * sizeof *prompt);
+    threads_use(g);
+    x->decoder = g->device->decoder_open(g, x->capacity);
+    if (!x->decoder) return -1;
+    double start = now_ms();
+    if (generator_read(x, x->prompt_count, 0, 1, x->prompt_logits) != 0) return -1;
+    if (draft && draft_init(x, draft) != 0) return -1;
+    x->stats.prompt_ms = now_ms() - start;
+    return 0;
+}
+
 // See the header.
 gpt2_sp_generator* gpt2_sp_generator_open(
-    gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int64_t count) {
+    gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count) {
     if (!g) return NULL;
     const Shape* s = &g->mesh.shape;
     int status = prompt ? 0 : fail(&g->error, "there is no prompt to continue");
@@ -7560,14 +7696,26 @@ gpt2_sp_generator* gpt2_sp_generator_open(
         if (prompt[i] < 0 || prompt[i] >= s->V)
             status = fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
-    if (status != 0) return NULL;
+    if (status != 0 || (draft && draft_check(g, draft) != 0)) return NULL;
     gpt2_sp_generator* x = (gpt2_sp_generator*)calloc(1, sizeof *x);
+    if (!x) {
+        fail(&g->error, "out of memory");
+        return NULL;
+    }
     Host host = host_enter();
-    threads_use(g);
-    if (!x) fail(&g->error, "out of memory");
-    else if (generator_init(x, g, prompt, prompt_count, count) != 0) generator_free(x), x = NULL;
+    x->g = g, x->step = g->step;
+    x->prompt_count = x->stats.prompt = prompt_count, x->capacity = prompt_count + count;
+    if (generator_init(x, draft, prompt) != 0) generator_free(x), x = NULL;
     host_leave(&host);
     return x;
+}
+
+// What token i of the continuation is drawn from, by the model's logits or the draft's.
+static int generator_distribution(
+    gpt2_sp_generator* x, Distribution* d, const real* logits, const gpt2_sp_sampling* how) {
+    const int32_t* seen = how->repetition_penalty == 1 ? NULL : x->seen;
+    if (distribution_make(d, logits, x->g->mesh.shape.V, how, seen) == 0) return 0;
+    return fail(&x->g->error, "the model's logits are not finite: its weights are damaged");
 }
 
 // Notes in the text that token i was drawn, and tells the caller. 1 if the continuation ends with it.
@@ -7577,24 +7725,67 @@ static int generator_take(gpt2_sp_generator* x, int64_t i, int32_t token, const 
     return how->token && how->token(how->user, token) != 0;
 }
 
-// Draws token after token until the end of a document, the caller's, or `count`; how many, or -1.
-static int64_t generator_draw(gpt2_sp_generator* x, int64_t count, const gpt2_sp_sampling* how) {
-    gpt2_sp* g = x->g;
-    const int32_t* seen = how->repetition_penalty == 1 ? NULL : x->seen;
-    const int64_t V = g->mesh.shape.V, n = x->prompt_count;
-    memset(x->seen, 0, (size_t)V * sizeof *x->seen);
-    for (int64_t i = 0; i < n; i++) x->seen[x->text[i]]++;
-    for (int64_t made = 0; made < count;) {
-        if (made > 0 &&
-            g->device->decoder_read(x->decoder, &x->text[n + made - 1], 1, n + made - 1, x->logits) != 0)
-            return -1;
-        if (distribution_make(&x->next, made ? x->logits : x->prompt_logits, V, how, seen) != 0)
-            return fail(&g->error, "the model's logits are not finite: its weights are damaged");
-        int32_t token = distribution_draw(&x->next, sampling_unit(how, made));
-        if (token == g->eot) return made;
-        if (generator_take(x, made++, token, how)) return made;
+// The draft proposes up to `most` tokens, from token `made` of the continuation on: into the text, and what
+// they were drawn from into proposed[]. Their number, or -1. It reads all but the last of them itself.
+static int64_t generator_propose(
+    gpt2_sp_generator* x, int64_t made, int64_t most, const gpt2_sp_sampling* how) {
+    int64_t n = x->prompt_count + made, k = 0;
+    int status = 0, ended = 0;
+    if (!x->draft) return 0;
+    most = min_i64(most, x->draft_capacity - n + 1);
+    while (k < most && status == 0 && !ended) {
+        status = draft_reads(x, n + k);
+        if (status == 0) status = generator_distribution(x, &x->proposed[k], x->logits, how);
+        if (status != 0) break;
+        int32_t token = distribution_draw(&x->proposed[k], sampling_unit(how, UNIT_PROPOSE, made + k));
+        x->text[n + k++] = token;
+        x->seen[token]++;
+        ended = token == x->g->eot;
     }
-    return count;
+    for (int64_t i = 0; i < k; i++) x->seen[x->text[n + i]]--;   // nothing is drawn yet
+    return status == 0 ? k : -1;
+}
+
+// Draws token `made` of the continuation from x->next. `q`: from what the draft proposed the one that stands
+// at its place in the text; NULL: it proposed none. *accepted: whether the token is that.
+static int32_t generator_choose(
+    gpt2_sp_generator* x, int64_t made, const Distribution* q, const gpt2_sp_sampling* how, int* accepted) {
+    double unit = sampling_unit(how, UNIT_DRAW, made);
+    *accepted = 0;
+    if (!q) return distribution_draw(&x->next, unit);
+    int32_t proposal = x->text[x->prompt_count + made];
+    *accepted = sampling_unit(how, UNIT_ACCEPT, made) * distribution_share(q, proposal) <
+        distribution_share(&x->next, proposal);
+    return *accepted ? proposal : distribution_draw_rest(&x->next, q, x->share, unit);
+}
+
+// Draws token after token until the end of a document, the caller's, or `count`; how many, or -1. A round
+// reads the last token and k proposals. The first token needs no reading.
+static int64_t generator_draw(gpt2_sp_generator* x, int64_t count, const gpt2_sp_sampling* how) {
+    const int64_t V = x->g->mesh.shape.V, Vp = x->g->mesh.shape.Vp;
+    int64_t made = 0;
+    int ended = 0;
+    memset(x->seen, 0, (size_t)V * sizeof *x->seen);
+    for (int64_t i = 0; i < x->prompt_count; i++) x->seen[x->text[i]]++;
+    x->draft_read = min_i64(x->draft_read, x->prompt_count);
+    while (made < count && !ended) {
+        const int64_t last = x->prompt_count + made - 1;
+        int64_t most = made > 0 ? min_i64(how->draft_tokens, count - made - 1) : 0;
+        int64_t k = generator_propose(x, made, most, how);
+        if (k < 0 || (made > 0 && generator_read(x, k + 1, last, k + 1, x->logits) != 0)) return -1;
+        const real* logits = made > 0 ? x->logits : x->prompt_logits;
+        x->stats.passes += made > 0, x->stats.drafted += k;
+        for (int64_t i = 0, accepted = 1; i <= k && accepted && !ended; i++) {
+            int took;
+            if (generator_distribution(x, &x->next, logits + i * Vp, how) != 0) return -1;
+            int32_t token = generator_choose(x, made, i < k ? &x->proposed[i] : NULL, how, &took);
+            accepted = took, x->stats.accepted += took;
+            if (token == x->g->eot) ended = 1;
+            else ended = generator_take(x, made++, token, how);
+        }
+        x->draft_read = min_i64(x->draft_read, x->prompt_count + made - 1);
+    }
+    return made;
 }
 
 // See the header.
@@ -7609,11 +7800,8 @@ int64_t gpt2_sp_generator_run(
     if (count < 0 || count > x->capacity - x->prompt_count)
         return fail(e, "%lld tokens: the generator has room for 0 to %lld", (long long)count,
             (long long)(x->capacity - x->prompt_count));
-    if (x->step != x->g->step)
-        return fail(e,
-            "the prompt was read at step %lld, the weights are those of step %lld: open another "
-            "generator",
-            (long long)x->step, (long long)x->g->step);
+    if (x->step != x->g->step || (x->draft && x->draft_step != x->draft->step))
+        return fail(e, "a model has made a step since it read the prompt: open another generator");
     if (sampling_check(how, e) != 0) return -1;
     Host host = host_enter();
     threads_use(x->g);
@@ -7638,7 +7826,7 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     const gpt2_sp_sampling* how) {
     if (!g) return -1;
     if (how && sampling_check(how, &g->error) != 0) return -1;   // before the prompt is read
-    gpt2_sp_generator* x = gpt2_sp_generator_open(g, prompt, prompt_count, count);
+    gpt2_sp_generator* x = gpt2_sp_generator_open(g, NULL, prompt, prompt_count, count);
     int64_t made = x ? gpt2_sp_generator_run(x, out, count, how) : -1;
     gpt2_sp_generator_close(x);
     return made;
@@ -8878,14 +9066,14 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
     return g;
 }
 
-// A trainer that only evaluates and samples: no gradients, the model of a checkpoint folder, all ranks in
-// this process.
-static int trainer_load(gpt2_sp* g) {
+// A trainer that only evaluates and samples: no gradients, all ranks in this process, the model of a
+// checkpoint folder, which --from names, or another option.
+static int trainer_load_option(gpt2_sp* g, const char* option) {
     gpt2_sp_options* o = &g->options;
     char folder[PATH_SIZE];
     int64_t vocab, context = o->seq_len;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
-    if (device_found(g) != 0 || model_folder("from", o->from, folder, &g->error) != 0) return -1;
+    if (device_found(g) != 0 || model_folder(option, o->from, folder, &g->error) != 0) return -1;
     o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0;
     if (ranks_choose(o, g->device, 1, &g->error) != 0) return -1;
@@ -8898,8 +9086,12 @@ static int trainer_load(gpt2_sp* g) {
     if (g->eot == EOT_UNNAMED) g->eot = g->tokenizer.token ? (int64_t)g->tokenizer.eot : vocab - 1;
     if (trainer_init(g, vocab, 0) != 0) return -1;
     LoadJob model = {folder, 0};
-    int status = ranks_run(g, g->device->load, &model);
-    return status;
+    return ranks_run(g, g->device->load, &model);
+}
+static int trainer_load(gpt2_sp* g) { return trainer_load_option(g, "from"); }
+static int trainer_load_draft(gpt2_sp* g) {
+    memcpy(g->options.from, g->options.draft, sizeof g->options.from);
+    return trainer_load_option(g, "draft");
 }
 
 // Notes the signal and says so; the loop ends after the step in hand. A second SIGTERM or SIGINT ends the
@@ -9875,12 +10067,12 @@ static void token_print_end(TokenPrinter* p) {
 }
 
 // Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended. Several
-// texts are told apart by a line before each.
-static int sample_continue(
-    gpt2_sp* g, const Prompt* prompt, int64_t length, gpt2_sp_generated* stats, int64_t* ended) {
+// texts are told apart by a line before each. draft: --draft's model, or NULL.
+static int sample_continue(gpt2_sp* g, gpt2_sp* draft, const Prompt* prompt, int64_t length,
+    gpt2_sp_generated* stats, int64_t* ended) {
     const int64_t count = g->options.count;
     gpt2_sp_sampling how = sampling_of(&g->options);
-    gpt2_sp_generator* generator = gpt2_sp_generator_open(g, prompt->tokens, prompt->count, length);
+    gpt2_sp_generator* generator = gpt2_sp_generator_open(g, draft, prompt->tokens, prompt->count, length);
     int32_t* tokens = (int32_t*)malloc((size_t)max_i64(length, 1) * sizeof *tokens);
     int status = generator && tokens ? 0 : -1;
     if (generator && !tokens) fail(&g->error, "out of memory");
@@ -9917,6 +10109,11 @@ static void sample_report(const gpt2_sp* g, const gpt2_sp_generated* stats, int6
             (long long)g->options.count);
     else if (ended > 0) fprintf(stderr, "; then the model ended the document");
     fprintf(stderr, "\n");
+    if (stats->drafted > 0)
+        fprintf(stderr, "sample: --draft: %lld of %lld proposed tokens taken, %.1f %%; %.2f tokens a pass\n",
+            (long long)stats->accepted, (long long)stats->drafted,
+            100.0 * (double)stats->accepted / (double)stats->drafted,
+            (double)(stats->tokens - g->options.count) / (double)stats->passes);
     if (length < g->options.length && ended < g->options.count)
         fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)g->mesh.shape.T);
 }
@@ -9939,10 +10136,13 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
                 : o->prompt_file[0] ? "-file"
                                     : "",
             o->prompt_file[0] ? "at least " : "", (long long)prompt.count, (long long)T);
-    if (status == 0) status = sample_continue(g, &prompt, length, &stats, &ended);
+    gpt2_sp* draft = status == 0 && o->draft[0] ? trainer_make(o, trainer_load_draft, &g->error) : NULL;
+    if (o->draft[0] && !draft) status = -1;
+    if (status == 0) status = sample_continue(g, draft, &prompt, length, &stats, &ended);
     if (status == 0) sample_report(g, &stats, length, ended);
     else *e = g->error;
     free(prompt.tokens);
+    gpt2_sp_destroy(draft);
     gpt2_sp_destroy(g);
     return status;
 }

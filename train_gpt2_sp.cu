@@ -7107,35 +7107,449 @@ static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
 // ===== 12. evaluation and sampling ==============================================================
 //
 // Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
-// that the loop feeds, on the process' first rank: it reads a prompt DECODE_ROWS tokens at a time, then
-// tokens one by one, through gpu_layer_forward with an attention of its own. Each layer writes QKV
-// straight to its cache, behind those of earlier tokens.
+// that the loop feeds, on the process' first rank. Each layer writes QKV straight to its cache, behind those
+// of earlier tokens. There are two ways to read:
+//
+//     many rows   a prompt, up to PREFILL_ROWS at a time, through gpu_layer_forward: the kernels of training,
+//                 with an attention that begins at the cache's front
+//     few rows    what is sampled or drafted, at most FEW_ROWS: kernels of their own, which read the weights
+//                 at the speed of memory; five a layer, all of them one CUDA graph:
+//
+//         few_embed -> L x (few_linear: norm, qkv -> few_attention -> few_linear: attproj, + x
+//                           -> few_linear: norm, fc, gelu -> few_linear: fcproj, + x) -> few_linear: head
+//
+// A token's time is that of reading the weights (2 bytes each) and the cache (4 C bytes a token and layer),
+// and some 5 L starts of kernels. The residual stream x is fp32 here.
+//
+// A row's numbers do not depend on the others: every sum of few rows has an order that the number of rows
+// does not change. So a draft's tokens are judged by the very logits that the model has without a draft.
+
+// --- kernels of few rows ---
+
+// What a read of few rows is about, on the device.
+struct FewRead {
+    int32_t position;   // of the first
+    int32_t tokens[FEW_ROWS];
+};
+
+// A kernel of a graph may start while the one before it ends: it reads weights, which nobody writes, then
+// waits here for what that one writes. few_next lets the next one start so. Below sm_90, and where a kernel
+// is launched without that attribute, both do nothing.
+__device__ __forceinline__ void few_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void few_next() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+template <typename... P, typename... A>
+static cudaError_t few_launch(cudaStream_t stream, int early, dim3 grid, int threads, size_t shared,
+    void (*kernel)(P...), A... arguments) {
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid, config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = shared, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = early ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+}
+
+// x (R, C) = wte[token] + wpe[position], without the row's mean if `center`. A block has a row. wpe begins at
+// the row of position 0; `own`: at that of the first token.
+__global__ void few_embed_kernel(
+    float* x, const FewRead* read, const float* wte, const float* wpe, int own, int center, int C) {
+    int row = (int)blockIdx.x, position = own ? row : read->position + row;
+    const float *a = wte + (int64_t)read->tokens[row] * C, *b = wpe + (int64_t)position * C;
+    float sum = 0;
+    few_next();
+    few_wait();
+    for (int c = (int)threadIdx.x; c < C; c += 256) sum += a[c] + b[c];
+    float mean = center ? block_sum(sum) / (float)C : 0;
+    for (int c = (int)threadIdx.x; c < C; c += 256) x[(int64_t)row * C + c] = a[c] + b[c] - mean;
+}
+
+// x (C) = the bf16 row: what a prompt's last layer leaves for the head.
+__global__ void few_widen_kernel(float* x, const bf16* row, int C) {
+    int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (c < C) x[c] = __bfloat162float(row[c]);
+}
+
+// A product of few rows: out (R, O) = in (R, K) w (O, K)^T + bias. Where `in` is NULL the input is the norm
+// of x (R, K). What becomes of the result:
+enum {
+    FEW_STORE,   // to out, bf16, its rows out_row apart, the first at the position read
+    FEW_GELU,    // its GELU to out, bf16
+    FEW_ADD,     // is added to x (R, O)
+    FEW_LOGITS   // to out, fp32
+};
+struct FewLinear {
+    const bf16 *w, *bias, *in;
+    float* x;
+    const float *gain, *shift;   // of the norm
+    void* out;
+    int64_t out_row;
+    const FewRead* read;
+    int R, K, O;
+};
+
+// Bytes between the normed rows in shared memory: 64 beyond a multiple of 128, so that the rows that a warp
+// reads together are in different banks.
+static __host__ __device__ __forceinline__ int few_stride(int K) { return (2 * K + 127) / 128 * 128 + 64; }
+
+// acc (16 rows, 8 outputs) += a piece of 16 k. A warp's registers as mma.m16n8k16 has them.
+__device__ __forceinline__ void few_mma(
+    float (&acc)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, "
+                 "{%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The norms of x's rows, as bf16 into `shared`, rows few_stride apart, zeros from K to a multiple of 32. All
+// 256 threads take part in each row, whatever R is.
+__device__ __forceinline__ void few_norm(char* shared, const FewLinear& p) {
+    __shared__ float sums[8][FEW_ROWS];
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, stride = few_stride(p.K);
+    for (int r = 0; r < p.R; r++) {
+        float sum = 0;
+        for (int c = 4 * (int)threadIdx.x; c < p.K; c += 1024) {
+            float4 f = *(const float4*)(p.x + (int64_t)r * p.K + c);
+            sum += f.x * f.x + f.y * f.y + f.z * f.z + f.w * f.w;
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) sums[warp][r] = sum;
+    }
+    __syncthreads();
+    for (int r = 0; r < p.R; r++) {
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < 8; w++) sum += sums[w][r];
+        float scale = rsqrtf(sum / (float)p.K + 1e-5f);
+        for (int c = 4 * (int)threadIdx.x; c < (p.K + 31) / 32 * 32; c += 1024) {
+            uint2 packed = make_uint2(0, 0);
+            if (c < p.K) {
+                float4 f = *(const float4*)(p.x + (int64_t)r * p.K + c),
+                       w = __ldg((const float4*)(p.gain + c)), b = __ldg((const float4*)(p.shift + c));
+                packed.x = attn::pack(f.x * scale * w.x + b.x, f.y * scale * w.y + b.y);
+                packed.y = attn::pack(f.z * scale * w.z + b.z, f.w * scale * w.w + b.w);
+            }
+            *(uint2*)(shared + r * stride + 2 * c) = packed;
+        }
+    }
+    __syncthreads();
+}
+
+// What becomes of the sum of row r and output o.
+template <int HOW> __device__ __forceinline__ void few_result(const FewLinear& p, int r, int o, float sum) {
+    if (p.bias) sum += __bfloat162float(p.bias[o]);
+    int64_t at = (int64_t)r * p.O + o;
+    if (HOW == FEW_STORE) ((bf16*)p.out)[(p.read->position + r) * p.out_row + o] = __float2bfloat16(sum);
+    if (HOW == FEW_GELU) {
+        float u = 0.7978845608f * (sum + 0.044715f * sum * sum * sum);
+        ((bf16*)p.out)[at] = __float2bfloat16(0.5f * sum * (1 + tanhf(u)));
+    }
+    if (HOW == FEW_ADD) p.x[at] += sum;
+    if (HOW == FEW_LOGITS) ((float*)p.out)[at] = sum;
+}
+
+// A warp has 8 outputs at a time and 1/SPLIT of K; lane (g, t) reads 16 bytes of the weights of output g in
+// each block of 32 k, AHEAD blocks before their use. The two products of a block take its k in the lanes'
+// order: t's first four numbers, its last four, the same of weights and of inputs. Rows beyond R are zeros;
+// WIDE: there are more than 8. It reads 2 K O bytes, and each block the R rows, from the L2 cache.
+template <int NORM, int HOW, int SPLIT, int WIDE>
+__global__ void __launch_bounds__(256) few_linear_kernel(FewLinear p) {
+    enum { AHEAD = 8, TILES = 8 / SPLIT };
+    extern __shared__ uint4 few_shared[];
+    __shared__ float partial[SPLIT > 1 ? 8 : 1][16][8];
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    int blocks = (p.K + 31) / 32, per = (blocks + SPLIT - 1) / SPLIT, begin = warp % SPLIT * per;
+    int end = begin + per < blocks ? begin + per : blocks, tiles = p.O / 8, stride = few_stride(p.K);
+    int groups = (per + AHEAD - 1) / AHEAD;
+    uint4 ahead[AHEAD], zero = make_uint4(0, 0, 0, 0);
+    auto weights = [&](int tile, int kb) {
+        int k = 32 * kb + 8 * t;
+        return tile < tiles && kb < end && k < p.K
+            ? __ldg((const uint4*)(p.w + (int64_t)(8 * tile + g) * p.K + k))
+            : zero;
+    };
+    auto inputs = [&](int row, int kb) {
+        int k = 32 * kb + 8 * t;
+        if (row >= p.R || kb >= end) return zero;
+        if (NORM) return *(const uint4*)((const char*)few_shared + row * stride + 2 * k);
+        return k < p.K ? *(const uint4*)(p.in + (int64_t)row * p.K + k) : zero;
+    };
+    int tile = (int)blockIdx.x * TILES + warp / SPLIT, step = (int)gridDim.x * TILES;
+    few_next();
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) ahead[u] = weights(tile, begin + u);
+    few_wait();
+    if (NORM) few_norm((char*)few_shared, p);
+    for (; tile < tiles; tile += step) {
+        float acc[2][4] = {};
+        for (int i = 0; i < groups; i++) {
+            int kb = begin + i * AHEAD, next = i + 1 < groups ? kb + AHEAD : begin;
+            int of = i + 1 < groups ? tile : tile + step;
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++) {
+                uint4 b = ahead[u], a = inputs(g, kb + u), c = WIDE ? inputs(g + 8, kb + u) : zero;
+                ahead[u] = weights(of, next + u);
+                few_mma(acc[0], a.x, c.x, a.y, c.y, b.x, b.y);
+                few_mma(acc[1], a.z, c.z, a.w, c.w, b.z, b.w);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < (WIDE ? 4 : 2); i++) {
+            int row = g + i / 2 * 8, column = 2 * t + i % 2;
+            float sum = acc[0][i] + acc[1][i];
+            if (SPLIT > 1) partial[warp][row][column] = sum;
+            else if (row < p.R) few_result<HOW>(p, row, 8 * tile + column, sum);
+        }
+        if (SPLIT == 1) continue;
+        __syncthreads();
+        int row = (int)threadIdx.x / 8, column = (int)threadIdx.x % 8;
+        if (row < p.R) {
+            float sum = 0;
+#pragma unroll
+            for (int w = 0; w < 8; w++) sum += partial[w][row][column];
+            few_result<HOW>(p, row, 8 * tile + column, sum);
+        }
+        __syncthreads();
+    }
+}
+
+template <int NORM, int HOW, int SPLIT>
+static int few_linear(Gpu* d, int early, const FewLinear& p, Error* e) {
+    auto kernel = p.R > 8 ? few_linear_kernel<NORM, HOW, SPLIT, 1> : few_linear_kernel<NORM, HOW, SPLIT, 0>;
+    size_t shared = NORM ? (size_t)p.R * few_stride(p.K) : 0;
+    unsigned blocks =
+        SPLIT > 1 ? (unsigned)(p.O / 8) : (unsigned)min_i64(ceil_div(p.O, 64), 2 * attn::attn_sms());
+    if (shared > 40960)
+        CUDA_TRY(e, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    CUDA_TRY(e, few_launch(d->stream, early, dim3(blocks), 256, shared, kernel, p));
+    return 0;
+}
+
+// Attention of few rows over a layer's cache, to which they belong.
+enum { FEW_KEYS = 512 };   // keys of a block, at most
+struct FewAttention {
+    const bf16* qkv;     // (capacity, 3C)
+    bf16* out;           // (R, C)
+    float* parts;        // (splits, NH, FEW_ROWS, HS + 2): O~, exponent offset, sum
+    unsigned* arrived;   // (2, NH): blocks that have written theirs; zero before and after
+    const FewRead* read;
+    int R, NH, HS, keys;   // keys: of a block
+    float scale;           // of q k: log2(e) / sqrt(HS)
+};
+
+// The last block of a head adds up what all have left: for each row those whose keys it sees, in their order.
+template <int LANES, int ROWS>
+__device__ __forceinline__ void few_combine(
+    const FewAttention& p, float (&sums)[4][ROWS][8 * LANES], int position, int first, int rows) {
+    enum { WIDTH = 8 * LANES, SHARES = 128 / WIDTH };
+    int h = (int)blockIdx.x, d = (int)threadIdx.x % WIDTH, share = (int)threadIdx.x / WIDTH;
+    int64_t part = p.HS + 2, split = (int64_t)p.NH * FEW_ROWS * part;
+    __shared__ float l_sums[4];
+    for (int r = 0; r < rows; r++) {
+        const float* from = p.parts + ((int64_t)h * FEW_ROWS + first + r) * part;
+        int count = (position + r) / p.keys + 1;
+        float most = -INFINITY, o = 0, l = 0;
+#pragma unroll 8
+        for (int s = 0; s < count; s++) most = fmaxf(most, __ldcg(from + s * split + p.HS));
+#pragma unroll 4
+        for (int s = share; s < count; s += SHARES) {
+            float w = exp2f(__ldcg(from + s * split + p.HS) - most);
+            l = fmaf(w, __ldcg(from + s * split + p.HS + 1), l);
+            if (d < p.HS) o = fmaf(w, __ldcg(from + s * split + d), o);
+        }
+        sums[share][0][d] = o;
+        if (d == 0) l_sums[share] = l;
+        __syncthreads();
+        if (share == 0 && d < p.HS) {
+            o = 0, l = 0;
+#pragma unroll
+            for (int i = 0; i < SHARES; i++) o += sums[i][0][d], l += l_sums[i];
+            p.out[((int64_t)(first + r) * p.NH + h) * p.HS + d] = __float2bfloat16(o / l);
+        }
+        __syncthreads();
+    }
+}
+
+// A block has a head, `keys` keys and up to ROWS rows: 128 / LANES groups of threads have a key each, a
+// thread 8 of its numbers. It reads 4 HS bytes a key. Split over blocks as Flash-Decoding does (Dao et al.
+// 2023), the blocks at fixed places.
+template <int LANES, int ROWS> __global__ void __launch_bounds__(128) few_attention_kernel(FewAttention p) {
+    enum { GROUPS = 128 / LANES, AHEAD = ROWS == 1 ? 8 : 4 };
+    __shared__ float scores[ROWS][FEW_KEYS], sums[4][ROWS][8 * LANES];
+    __shared__ int last;
+    int h = (int)blockIdx.x, begin = (int)blockIdx.y * p.keys, first = (int)blockIdx.z * 8;
+    int tid = (int)threadIdx.x, warp = tid / 32, lane = tid % 32, group = tid / LANES, j = tid % LANES;
+    int rows = p.R - first < ROWS ? p.R - first : ROWS;
+    bool mine = 8 * j < p.HS;
+    int64_t C = (int64_t)p.NH * p.HS, pitch = 3 * C;
+    few_next();
+    few_wait();
+    int position = p.read->position + first, beyond = position + rows - begin;
+    if (beyond <= 0) return;
+    int count = beyond < p.keys ? beyond : p.keys;
+    const bf16* k = p.qkv + begin * pitch + C + h * p.HS + 8 * j;
+    float q[ROWS][8] = {}, o[ROWS][8] = {};
+    uint4 zero = make_uint4(0, 0, 0, 0), piece[AHEAD];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        if (r < rows && mine)
+            unpack8(q[r], *(const uint4*)(p.qkv + (position + r) * pitch + h * p.HS + 8 * j));
+#pragma unroll
+        for (int i = 0; i < 8; i++) q[r][i] *= p.scale;
+    }
+    for (int base = group; base - group < count; base += GROUPS * AHEAD) {
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            int i = base + u * GROUPS;
+            piece[u] = i < count && mine ? *(const uint4*)(k + i * pitch) : zero;
+        }
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            int i = base + u * GROUPS;
+            float f[8];
+            unpack8(f, piece[u]);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                float s = 0;
+#pragma unroll
+                for (int c = 0; c < 8; c++) s = fmaf(q[r][c], f[c], s);
+#pragma unroll
+                for (int w = LANES / 2; w > 0; w /= 2) s += __shfl_xor_sync(~0u, s, w);
+                if (j == 0 && i < count) scores[r][i] = begin + i <= position + r ? s : -INFINITY;
+            }
+        }
+    }
+    __syncthreads();
+    float* part = p.parts + (((int64_t)blockIdx.y * p.NH + h) * FEW_ROWS + first) * (p.HS + 2);
+    for (int r = warp; r < rows; r += 4) {
+        float most = -INFINITY, sum = 0;
+        for (int i = lane; i < count; i += 32) most = fmaxf(most, scores[r][i]);
+#pragma unroll
+        for (int w = 16; w > 0; w /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, w));
+        for (int i = lane; i < count; i += 32) {
+            float s = most == -INFINITY ? 0 : exp2f(scores[r][i] - most);
+            scores[r][i] = s, sum += s;
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) part[r * (p.HS + 2) + p.HS] = most, part[r * (p.HS + 2) + p.HS + 1] = sum;
+    }
+    __syncthreads();
+    for (int base = group; base < count; base += GROUPS * AHEAD) {
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            int i = base + u * GROUPS;
+            piece[u] = i < count && mine ? *(const uint4*)(k + C + i * pitch) : zero;
+        }
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            int i = base + u * GROUPS;
+            float f[8];
+            if (i >= count) continue;
+            unpack8(f, piece[u]);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                float s = r < rows ? scores[r][i] : 0;
+#pragma unroll
+                for (int c = 0; c < 8; c++) o[r][c] = fmaf(s, f[c], o[r][c]);
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int c = 0; c < 8; c++) {
+#pragma unroll
+            for (int w = LANES; w < 32; w *= 2) o[r][c] += __shfl_xor_sync(~0u, o[r][c], w);
+            if (lane < LANES) sums[warp][r][8 * j + c] = o[r][c];
+        }
+    __syncthreads();
+    for (int i = tid; i < rows * p.HS; i += 128) {
+        int r = i / p.HS, d = i % p.HS;
+        part[r * (p.HS + 2) + d] = sums[0][r][d] + sums[1][r][d] + sums[2][r][d] + sums[3][r][d];
+    }
+    __threadfence();
+    __syncthreads();
+    unsigned* arrived = p.arrived + blockIdx.z * p.NH + h;
+    if (tid == 0) last = atomicAdd(arrived, 1) == (unsigned)((position + rows - 1) / p.keys);
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    if (tid == 0) *arrived = 0;
+    few_combine<LANES, ROWS>(p, sums, position, first, rows);
+}
+
+static int few_attention(Gpu* d, int early, const FewAttention& p, int64_t capacity, Error* e) {
+    typedef void (*Kernel)(FewAttention);
+    static const Kernel kernels[3][3] = {
+        {few_attention_kernel<4, 1>, few_attention_kernel<4, 4>, few_attention_kernel<4, 8>},
+        {few_attention_kernel<8, 1>, few_attention_kernel<8, 4>, few_attention_kernel<8, 8>},
+        {few_attention_kernel<16, 1>, few_attention_kernel<16, 4>, few_attention_kernel<16, 8>}};
+    Kernel kernel = kernels[p.HS <= 32 ? 0 : p.HS <= 64 ? 1 : 2][p.R == 1 ? 0 : p.R <= 4 ? 1 : 2];
+    dim3 grid((unsigned)p.NH, (unsigned)ceil_div(capacity, p.keys), (unsigned)ceil_div(p.R, 8));
+    CUDA_TRY(e, few_launch(d->stream, early, grid, 128, 0, kernel, p));
+    return 0;
+}
+
+// --- the decoder ---
+
+enum { PREFILL_ROWS = 8192 };   // rows of a prompt that are read at a time, at most
 
 // What the decoder holds: the cache, and activations of one layer for the tokens being read.
 typedef struct {
     gpt2_sp* g;
-    Rank* r;                                       // the first: it reads for all
-    int64_t capacity, position;                    // tokens that fit in the cache; of those being read
-    bf16 *cache, *x, *ln, *atty, *wide, *logits;   // (L, capacity, 3C); DECODE_ROWS rows each; (Vp)
+    Rank* r;                              // the first: it reads for all
+    int64_t capacity, position;           // tokens that fit in the cache; of those being read
+    int64_t rows, together;               // many rows that are read at a time; few rows
+    bf16 *cache, *x, *ln, *atty, *wide;   // (L, capacity, 3C); (rows, ..)
     float *rstd, *lse;
-    float* wpe;   // (DECODE_ROWS, C): rows of positions that the ranks have of their own
+    float* wpe;   // (rows, C): rows of positions that the ranks have of their own
     int32_t* tokens;
-    bf16* host_logits;
+    // of few rows, FEW_ROWS each
+    float *few_x, *few_logits, *few_parts;
+    bf16 *few_atty, *few_wide;
+    FewRead* read;
+    unsigned* arrived;
+    int keys;                               // of a block of few_attention
+    cudaGraphExec_t graphs[FEW_ROWS + 1];   // that read so many rows, made when first used
+    FewRead* host_read;                     // pinned
+    float* host_logits;
     void* memory;
 } GpuDecoder;
+
+// Rows that the next pass over `left` tokens of a prompt has: PREFILL_ROWS, or a smaller power of two from
+// 256 on, so that the products have few shapes. At most a quarter of them is padding, or there are 256.
+static int64_t prefill_rows(const GpuDecoder* c, int64_t left) {
+    int64_t rows = c->rows;
+    while (rows > 256 && left <= rows * 3 / 4) rows /= 2;
+    return rows;
+}
 
 // Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
 static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
     Rank* r = &g->ranks[0];
     const Shape* s = &g->mesh.shape;
-    int64_t n = DECODE_ROWS, C = s->C;
+    int64_t C = s->C, F = FEW_ROWS;
     if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
         return fail(&r->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
             g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
                                              : "--sp, whose ranks have the positions of their own rows only");
     if (gpu_enter(r) != 0) return -1;
     c->g = g, c->r = r;
-    c->capacity = round_up(capacity, n) + n;
+    for (c->rows = 256; c->rows < min_i64(capacity, PREFILL_ROWS);) c->rows *= 2;
+    c->capacity = capacity + max_i64(256, c->rows / 4);   // and what pads a prompt
+    // the norms of the rows that are read together are in shared memory; sm_80 has 163 KB of it
+    c->together = F * few_stride((int)C) <= 98304 ? F : 8;
+    c->keys = (int)min_i64(FEW_KEYS, max_i64(128, round_up(ceil_div(capacity, 64), 64)));
+    int64_t n = c->rows, splits = ceil_div(c->capacity, c->keys);
     for (int walk = 0; walk < 2; walk++) {
         Arena a;
         memset(&a, 0, sizeof a);
@@ -7143,23 +7557,33 @@ static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
         c->cache = (bf16*)gpu_take(&a, 0, s->L * c->capacity * 3 * C, 2);
         c->x = (bf16*)gpu_take(&a, 0, n * C, 2), c->ln = (bf16*)gpu_take(&a, 0, n * C, 2);
         c->atty = (bf16*)gpu_take(&a, 0, n * C, 2);
-        c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2), c->logits = (bf16*)gpu_take(&a, 0, s->Vp, 2);
+        c->wide = (bf16*)gpu_take(&a, 0, n * 4 * C, 2);
         c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4);
         c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4);
         c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        c->few_x = (float*)gpu_take(&a, 0, F * C, 4), c->few_logits = (float*)gpu_take(&a, 0, F * s->Vp, 4);
+        c->few_parts = (float*)gpu_take(&a, 0, splits * s->NH * F * (s->HS + 2), 4);
+        c->few_atty = (bf16*)gpu_take(&a, 0, F * C, 2), c->few_wide = (bf16*)gpu_take(&a, 0, F * 4 * C, 2);
+        c->read = (FewRead*)gpu_take(&a, 0, 1, sizeof(FewRead));
+        c->arrived = (unsigned*)gpu_take(&a, 0, 2 * s->NH, 4);
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
             return fail(
                 &r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
     }
-    c->host_logits = (bf16*)malloc((size_t)s->Vp * 2);
-    return c->host_logits ? 0 : fail(&r->error, "out of memory");
+    CUDA_TRY(&r->error, cudaMemset(c->arrived, 0, (size_t)(2 * s->NH) * sizeof(unsigned)));
+    CUDA_TRY(&r->error, cudaMallocHost((void**)&c->host_read, sizeof(FewRead)));
+    CUDA_TRY(&r->error, cudaMallocHost((void**)&c->host_logits, (size_t)(F * s->Vp) * sizeof(float)));
+    return 0;
 }
 
 // Device.decoder_close.
 static void gpu_decoder_close(void* decoder) {
     GpuDecoder* c = (GpuDecoder*)decoder;
+    for (int n = 0; n <= FEW_ROWS; n++)
+        if (c->graphs[n]) cudaGraphExecDestroy(c->graphs[n]);
     cudaFree(c->memory);
-    free(c->host_logits);
+    cudaFreeHost(c->host_read);
+    cudaFreeHost(c->host_logits);
     free(c);
 }
 
@@ -7215,15 +7639,105 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     return 0;
 }
 
-// Reads n tokens at positions p to p + n - 1: one, or part of a prompt, padded to DECODE_ROWS. logits (V):
-// what the model expects after the last of them. The host waits.
-static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+// Enqueues the final norm and the logits of the first n rows of few_x.
+static int gpu_decoder_head(GpuDecoder* c, int early, int64_t n) {
+    Rank* r = c->r;
+    const Shape* s = &r->mesh->shape;
+    int last = (int)s->L + 1;
+    if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
+    const ParametersOf<float> w = gpu_weights_of(r, last);
+    FewLinear head = {gpu_half(r, 0, P_wte), NULL, NULL, c->few_x, w.lnfw, w.lnfb, c->few_logits, 0, NULL,
+        (int)n, (int)s->C, (int)s->Vp};
+    return few_linear<1, FEW_LOGITS, 1>((Gpu*)r->device, early, head, &r->error);
+}
+
+// Enqueues the reading of n few rows, which c->read tells, up to their logits. early: the kernels may start
+// early, as all weights are in their places.
+static int gpu_few_rows(GpuDecoder* c, int early, int64_t n) {
     Rank* r = c->r;
     Gpu* d = (Gpu*)r->device;
     Error* e = &r->error;
     const Shape* s = &r->mesh->shape;
-    int64_t C = s->C, R = n == 1 ? 1 : (int64_t)DECODE_ROWS;
-    int last = (int)s->L + 1;
+    int R = (int)n, C = (int)s->C, positions = positions_unit(r->layout), own = positions_apart(r->layout);
+    if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
+    CUDA_TRY(e,
+        few_launch(d->stream, 0, dim3((unsigned)R), 256, 0, few_embed_kernel, c->few_x, c->read,
+            gpu_weight(r, 0, P_wte), own ? c->wpe : gpu_weight(r, positions, P_wpe), own, r->mesh->center,
+            C));
+    for (int64_t l = 0; l < s->L; l++) {
+        int u = (int)l + 1;
+        if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
+        const ParametersOf<float> w = gpu_weights_of(r, u);
+        const ParametersOf<bf16> h = gpu_halves_of(r, u);
+        bf16* cache = c->cache + l * c->capacity * 3 * C;
+        FewLinear qkv = {h.qkvw, h.qkvb, NULL, c->few_x, w.ln1w, w.ln1b, cache, 3 * C, c->read, R, C, 3 * C};
+        FewAttention attention = {cache, c->few_atty, c->few_parts, c->arrived, c->read, R, (int)s->NH,
+            (int)s->HS, c->keys, 1.4426950409f / sqrtf((float)s->HS)};
+        FewLinear attproj = {
+            h.attprojw, h.attprojb, c->few_atty, c->few_x, NULL, NULL, NULL, 0, NULL, R, C, C};
+        FewLinear fc = {h.fcw, h.fcb, NULL, c->few_x, w.ln2w, w.ln2b, c->few_wide, 0, NULL, R, C, 4 * C};
+        FewLinear fcproj = {
+            h.fcprojw, h.fcprojb, c->few_wide, c->few_x, NULL, NULL, NULL, 0, NULL, R, 4 * C, C};
+        if (few_linear<1, FEW_STORE, 8>(d, early, qkv, e) != 0 ||
+            few_attention(d, early, attention, c->capacity, e) != 0 ||
+            few_linear<0, FEW_ADD, 8>(d, early, attproj, e) != 0 ||
+            few_linear<1, FEW_GELU, 8>(d, early, fc, e) != 0 ||
+            few_linear<0, FEW_ADD, 8>(d, early, fcproj, e) != 0)
+            return -1;
+    }
+    return gpu_decoder_head(c, early, n);
+}
+
+// Makes the graph that reads n few rows. Only where the rank holds all weights: each kernel then finds them
+// where it did when the graph was made.
+static int gpu_few_graph(GpuDecoder* c, int64_t n) {
+    Gpu* d = (Gpu*)c->r->device;
+    Error* e = &c->r->error;
+    cudaGraph_t graph = NULL;
+    int major = 0;
+    for (int u = 0; u < c->g->layout.count; u++)
+        if (gpu_unit_gather(c->r, u) != 0) return -1;   // what is under way is no part of the graph
+    CUDA_TRY(e, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->ordinal));
+    CUDA_TRY(e, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
+    cudaError_t copied =
+        cudaMemcpyAsync(c->read, c->host_read, sizeof(FewRead), cudaMemcpyHostToDevice, d->stream);
+    int status = gpu_few_rows(c, major >= 9, n);
+    cudaError_t ended = cudaStreamEndCapture(d->stream, &graph);
+    if (status == 0 && copied == cudaSuccess && ended == cudaSuccess)
+        ended = cudaGraphInstantiate(&c->graphs[n], graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    if (status != 0) return -1;
+    CUDA_TRY(e, copied);
+    CUDA_TRY(e, ended);
+    return 0;
+}
+
+// Reads n <= c->together tokens at positions p.. in the way of few rows; all their logits are in few_logits.
+static int gpu_read_few(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p) {
+    Rank* r = c->r;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    CUDA_TRY(e, cudaStreamSynchronize(d->stream));   // the last read has taken its tokens
+    c->host_read->position = (int32_t)p;
+    memcpy(c->host_read->tokens, tokens, (size_t)n * sizeof *tokens);
+    if (holds_all(&c->g->layout, STATE_WEIGHTS)) {
+        if (!c->graphs[n] && gpu_few_graph(c, n) != 0) return -1;
+        CUDA_TRY(e, cudaGraphLaunch(c->graphs[n], d->stream));
+        return 0;
+    }
+    CUDA_TRY(e, cudaMemcpyAsync(c->read, c->host_read, sizeof(FewRead), cudaMemcpyHostToDevice, d->stream));
+    if (positions_apart(r->layout) && gpu_decoder_positions(c, n, p) != 0) return -1;
+    return gpu_few_rows(c, 0, n);
+}
+
+// Reads n tokens of a prompt at positions p.., padded to R rows, in the way of training. logits: that of the
+// last is wanted, in few_logits.
+static int gpu_read_many(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, int64_t R, int logits) {
+    Rank* r = c->r;
+    Gpu* d = (Gpu*)r->device;
+    Error* e = &r->error;
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C;
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
     RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
@@ -7246,23 +7760,43 @@ static int gpu_decode(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p
         x.a.qkv = c->cache + (x.l * c->capacity + p) * 3 * C;
         if (gpu_layer_forward(r, &x) != 0) return -1;
     }
-    if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
-    const ParametersOf<float> w = gpu_weights_of(r, last);
-    rmsnorm_forward(d, c->ln, c->rstd, c->x + (n - 1) * C, w.lnfw, w.lnfb, 1, C);
-    if (matmul_forward(d, c->logits, c->ln, gpu_half(r, 0, P_wte), NULL, NULL, 1, C, s->Vp, e) != 0)
-        return -1;
-    CUDA_TRY(
-        e, cudaMemcpyAsync(c->host_logits, c->logits, (size_t)s->Vp * 2, cudaMemcpyDeviceToHost, d->stream));
-    CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+    if (!logits) return 0;
+    few_widen_kernel<<<(unsigned)ceil_div(C, 256), 256, 0, d->stream>>>(c->few_x, c->x + (n - 1) * C, (int)C);
+    return gpu_decoder_head(c, 0, 1);
+}
+
+// Device.decoder_read, its error in the rank's. The host waits.
+static int gpu_decode(
+    GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
+    Gpu* d = (Gpu*)c->r->device;
+    Error* e = &c->r->error;
+    const Shape* s = &c->r->mesh->shape;
+    if (gpu_enter(c->r) != 0) return -1;
+    for (int64_t done = 0, R, count; done < n; done += count) {
+        R = n <= FEW_ROWS ? c->together : prefill_rows(c, n - done);
+        count = min_i64(R, n - done);
+        int64_t wanted = min_i64(count, max_i64(0, rows - (n - done - count)));   // of these rows' logits
+        int status = n <= FEW_ROWS ? gpu_read_few(c, tokens + done, count, p + done)
+                                   : gpu_read_many(c, tokens + done, count, p + done, R, wanted > 0);
+        if (status != 0) return -1;
+        if (wanted == 0) continue;
+        int64_t from = n <= FEW_ROWS ? count - wanted : 0, numbers = wanted * s->Vp;
+        CUDA_TRY(e,
+            cudaMemcpyAsync(c->host_logits, c->few_logits + from * s->Vp, (size_t)numbers * sizeof(float),
+                cudaMemcpyDeviceToHost, d->stream));
+        CUDA_TRY(e, cudaStreamSynchronize(d->stream));
+        for (int64_t i = 0; i < numbers; i++) logits[i] = c->host_logits[i];
+        logits += numbers;
+    }
     CUDA_TRY(e, cudaGetLastError());
-    for (int64_t v = 0; v < s->V; v++) logits[v] = __bfloat162float(c->host_logits[v]);
     return 0;
 }
 
 // Device.decoder_read: the same, its error as the trainer's.
-static int gpu_decoder_read(void* decoder, const int32_t* tokens, int64_t n, int64_t p, real* logits) {
+static int gpu_decoder_read(
+    void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
     GpuDecoder* c = (GpuDecoder*)decoder;
-    if (gpu_decode(c, tokens, n, p, logits) == 0) return 0;
+    if (gpu_decode(c, tokens, n, p, rows, logits) == 0) return 0;
     c->g->error = c->r->error;
     return -1;
 }

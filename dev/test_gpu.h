@@ -1515,10 +1515,8 @@ static void sampling_follows(gpt2_sp* g, gpt2_sp* cpu, const int32_t* prompt, in
     real *logits = reals(cpu->mesh.shape.Vp), *reference = reals(cpu->mesh.shape.Vp);
     double* expected = doubles(V);
     int wrong = !decoder || !gpu;
-    for (int64_t p = 0; !wrong && p < n; p += DECODE_ROWS) {
-        decoder_read(decoder, prompt + p, min_i64(DECODE_ROWS, n - p), p, reference);
-        wrong |= gpu_decoder_read(gpu, prompt + p, min_i64(DECODE_ROWS, n - p), p, logits) != 0;
-    }
+    if (!wrong) decoder_read(decoder, prompt, n, 0, 1, reference);
+    wrong |= !wrong && gpu_decoder_read(gpu, prompt, n, 0, 1, logits) != 0;
     for (int64_t k = 0; !wrong && k < made; k++) {
         double best = -INFINITY, size = 0;
         for (int64_t t = 0; t < V; t++) {
@@ -1528,8 +1526,8 @@ static void sampling_follows(gpt2_sp* g, gpt2_sp* cpu, const int32_t* prompt, in
         }
         most = worst(most, distance(logits, expected, V));
         regret = worst(regret, (best - expected[out[k]]) / size);
-        decoder_read(decoder, out + k, 1, n + k, reference);
-        wrong |= gpu_decoder_read(gpu, out + k, 1, n + k, logits) != 0;
+        decoder_read(decoder, out + k, 1, n + k, 1, reference);
+        wrong |= gpu_decoder_read(gpu, out + k, 1, n + k, 1, logits) != 0;
     }
     check(!wrong && made == 16 && most <= logits_limit() && regret <= 2 * logits_limit(),
         "sampling: logits and greedy text are the CPU reference's",
@@ -1544,6 +1542,94 @@ static void sampling_follows(gpt2_sp* g, gpt2_sp* cpu, const int32_t* prompt, in
     free(expected);
 }
 
+// The logits of 1 to FEW_ROWS rows, bit for bit those of single rows, where blocks of keys end too; and the
+// logits of the same tokens as part of a longer prompt, which the kernels of training read.
+static void sampling_rows(const char* shape) {
+    enum { N = 700 };
+    char text[256], error[GPT2_SP_TEXT];
+    snprintf(text, sizeof text, "layers=2 seq-len=720 batch-size=1 %s", shape);
+    gpt2_sp_options o = run_options(text);
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    if (!g) {
+        check(0, "sampling: a trainer of few rows is made", "%s: %s", shape, error);
+        return;
+    }
+    const int64_t V = g->mesh.shape.V, Vp = g->mesh.shape.Vp;
+    void *one = gpu_decoder_open(g, N), *many = gpu_decoder_open(g, N), *whole = gpu_decoder_open(g, N);
+    int32_t tokens[N];
+    real *alone = reals(Vp), *together = reals(FEW_ROWS * Vp), *prompt = reals(Vp);
+    double* expected = doubles(V);
+    int64_t equal = 0, all = 0, wrong = !one || !many || !whole;
+    double most = 0;
+    for (int i = 0; i < N; i++) tokens[i] = (int32_t)dice(99, (uint64_t)i, 64);
+    for (int64_t start = 0; !wrong && start < N; start += 570) {
+        if (start > 0) wrong |= gpu_decoder_read(one, tokens, start, 0, 0, NULL);
+        if (start > 0) wrong |= gpu_decoder_read(many, tokens, start, 0, 0, NULL);
+        for (int64_t p = start, n = 1; p + n <= N && n <= FEW_ROWS; p += n, n++) {
+            wrong |= gpu_decoder_read(many, tokens + p, n, p, n, together);
+            for (int64_t i = 0; i < n; i++, all++) {
+                wrong |= gpu_decoder_read(one, tokens + p + i, 1, p + i, 1, alone);
+                equal += memcmp(alone, together + i * Vp, (size_t)V * sizeof *alone) == 0;
+            }
+        }
+        int64_t read = start + FEW_ROWS * (FEW_ROWS + 1) / 2 < N ? start + FEW_ROWS * (FEW_ROWS + 1) / 2 : N;
+        if (start > 0) read = 570 + 120;   // 1 + 2 + ... + 15
+        wrong |= gpu_decoder_read(one, tokens + read - 1, 1, read - 1, 1, alone);
+        wrong |= gpu_decoder_read(whole, tokens, read, 0, 1, prompt);
+        for (int64_t v = 0; v < V; v++) expected[v] = (double)prompt[v];
+        most = worst(most, distance(alone, expected, V));
+    }
+    check(!wrong && equal == all && all == 136 + 120,
+        "sampling: tokens read together have the logits of tokens read alone",
+        "%s: %lld of %lld rows alike to the bit %s", shape, (long long)equal, (long long)all,
+        wrong ? gpt2_sp_error(g) : "");
+    check(!wrong && most > 0 && most <= logits_limit(),
+        "sampling: few rows have the logits that a prompt's rows have", "%s: %.3g apart, at most %.3g", shape,
+        most, logits_limit());
+    if (one) gpu_decoder_close(one);
+    if (many) gpu_decoder_close(many);
+    if (whole) gpu_decoder_close(whole);
+    free(alone);
+    free(together);
+    free(prompt);
+    free(expected);
+    gpt2_sp_destroy(g);
+}
+
+// Greedy text with drafts that agree always, often and seldom is that without.
+static void sampling_drafted(gpt2_sp* g) {
+    char text[256], error[GPT2_SP_TEXT];
+    snprintf(text, sizeof text, "%s seq-len=600 batch-size=2 seed=3", model());
+    gpt2_sp_options o = run_options(text);
+    gpt2_sp* other = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp_generated stats[2];
+    int equal = 0, all = 0;
+    memset(stats, 0, sizeof stats);
+    if (other) other->eot = g->eot;
+    for (uint64_t i = 0; other && i < 40; i++, all++) {
+        int32_t prompt[300], alone[64], drafted[64];
+        int64_t n = 1 + (int64_t)dice(101, i, 300);
+        gpt2_sp_sampling how = drawing(0, 0, 1, 1);
+        how.draft_tokens = 1 + (int64_t)(i % GPT2_SP_DRAFT_TOKENS);
+        for (int64_t k = 0; k < n; k++) prompt[k] = (int32_t)dice(102, 1000 * i + (uint64_t)k, 64);
+        gpt2_sp_generator* x = gpt2_sp_generator_open(g, i % 2 ? other : g, prompt, n, 64);
+        gpt2_sp_generated done = {0, 0, 0, 0, 0, 0, 0};
+        int64_t made = generated(g, prompt, n, alone, 64, 0, 0, 1, 1);
+        equal += x && made == 64 && gpt2_sp_generator_run(x, drafted, 64, &how) == 64 &&
+            memcmp(alone, drafted, sizeof alone) == 0;
+        if (x) gpt2_sp_generator_stats(x, &done);
+        stats[i % 2].drafted += done.drafted, stats[i % 2].accepted += done.accepted;
+        gpt2_sp_generator_close(x);
+    }
+    check(equal == all && all == 40 && stats[0].accepted == stats[0].drafted && stats[0].drafted > 0 &&
+            stats[1].accepted < stats[1].drafted,
+        "sampling: greedy text is the same with a draft",
+        "%d of %d prompts; of the model itself %lld of %lld tokens are taken, of another %lld of %lld", equal,
+        all, (long long)stats[0].accepted, (long long)stats[0].drafted, (long long)stats[1].accepted,
+        (long long)stats[1].drafted);
+    gpt2_sp_destroy(other);
+}
+
 static void test_gpu_sampling(void) {
     static const int64_t lengths[] = {1, 20, 256, 257, 300, 513};
     gpt2_sp *g, *cpu;
@@ -1554,6 +1640,11 @@ static void test_gpu_sampling(void) {
     g->eot = cpu->eot = -1;
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i += quick ? 3 : 1)
         sampling_follows(g, cpu, prompt, lengths[i]);
+    sampling_drafted(g);
+    sampling_rows("heads=2 channels=128");
+    sampling_rows("heads=3 channels=144 center=0");
+    sampling_rows("heads=1 channels=32");
+    sampling_rows("heads=5 channels=560");
     int64_t none = generated(g, prompt, 590, out, 16, 0, 0, 1, 1);
     check(none == -1 && strstr(gpt2_sp_error(g), "590 tokens and 16 more"),
         "sampling: more tokens than the context holds are refused", "%s", gpt2_sp_error(g));

@@ -132,7 +132,7 @@ static void drawing_continuations(void) {
     g->eot = -1;
     ranks_run(g, rank_noise, NULL);
     for (int i = 0; i < 300; i++) prompt[i] = (int32_t)dice(311, (uint64_t)i, 100);
-    gpt2_sp_generator* x = gpt2_sp_generator_open(g, prompt, 300, CONTINUED);
+    gpt2_sp_generator* x = gpt2_sp_generator_open(g, NULL, prompt, 300, CONTINUED);
     for (int i = 0; x && i < CONTINUATIONS; i++) {
         Heard heard = {{0}, 0, 0};
         gpt2_sp_sampling how = drawing(i == 3 ? 0 : 1, 0, 1, 9);
@@ -155,7 +155,7 @@ static void drawing_continuations(void) {
         for (int j = 0; j < i; j++) repeated += all[4][i] == all[4][j];
         for (int j = 0; j < 300; j++) first_seen += all[4][i] == prompt[j];
     }
-    gpt2_sp_generated stats = {0, 0, 0, 0};
+    gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
     if (x) gpt2_sp_generator_stats(x, &stats);
     check(equal == CONTINUATIONS && unlike == CONTINUATIONS * (CONTINUATIONS - 1) / 2,
         "drawing: continuations of a prompt read once are those of prompts read anew",
@@ -170,15 +170,212 @@ static void drawing_continuations(void) {
     const int no_room = more == -1 && strstr(gpt2_sp_error(g), "room for 0 to 12") != NULL;
     g->step++;
     int64_t later = x ? gpt2_sp_generator_run(x, anew, 1, NULL) : 0;
-    check(no_room && later == -1 && strstr(gpt2_sp_error(g), "read at step 0"),
+    check(no_room && later == -1 && strstr(gpt2_sp_error(g), "made a step"),
         "drawing: more than there is room for, and a prompt read before a step, are refused", "%s",
         gpt2_sp_error(g));
     gpt2_sp_generator_close(x);
     gpt2_sp_destroy(g);
 }
 
+// Are the logits of tokens that are read together those of tokens that are read one by one, bit for bit? For
+// widths that fill the vector registers and others, after a prompt and from the first token on.
+static void drafting_rows(const char* shape) {
+    gpt2_sp_options o = options_of("layers=2 seq-len=320 threads=2");
+    options_apply(&o, shape);
+    gpt2_sp* g = bare_trainer(&o, CACHED_VOCAB);
+    if (!g) return;
+    const int64_t Vp = g->mesh.shape.Vp;
+    int32_t tokens[320];
+    int64_t equal = 0, all = 0;
+    ranks_run(g, rank_noise, NULL);
+    for (int i = 0; i < 320; i++) tokens[i] = (int32_t)dice(312, (uint64_t)i, CACHED_VOCAB);
+    void *one = decoder_open(g, 320), *many = decoder_open(g, 320);
+    real *alone = reals(Vp), *together = reals(FEW_ROWS * Vp);
+    for (int64_t start = 0; start <= 290; start += 290) {
+        if (start > 0) decoder_read(one, tokens, start, 0, 1, alone);
+        if (start > 0) decoder_read(many, tokens, start, 0, 1, alone);
+        for (int64_t p = start, n = 1; p + n <= 320 && n <= FEW_ROWS; p += n, n += n % 3 + 1) {
+            decoder_read(many, tokens + p, n, p, n, together);
+            for (int64_t i = 0; i < n; i++, all++) {
+                decoder_read(one, tokens + p + i, 1, p + i, 1, alone);
+                equal += memcmp(alone, together + i * Vp, CACHED_VOCAB * sizeof *alone) == 0;
+            }
+        }
+    }
+    check(equal == all && all > 60, "drafting: tokens read together have the logits of tokens read alone",
+        "%s: %lld of %lld rows alike to the bit", shape, (long long)equal, (long long)all);
+    decoder_close(one);
+    decoder_close(many);
+    free(alone);
+    free(together);
+    gpt2_sp_destroy(g);
+}
+
+// A trainer of a shape, its weights noise of that size: small ones make all tokens about as likely.
+static double noise_scale;
+static int rank_scale(Rank* r, gpt2_sp* g, void* argument) {
+    (void)g, (void)argument;
+    real* w = r->state[STATE_WEIGHTS];
+    for (int64_t i = 0; i < r->layout->buffer[STATE_WEIGHTS]; i++)
+        w[i] *= (real)(w[i] == 1 ? 1 : noise_scale);
+    return 0;
+}
+static gpt2_sp* drafting_trainer(const char* shape, int64_t vocab, double scale) {
+    gpt2_sp_options o = options_of("threads=1");
+    options_apply(&o, shape);
+    gpt2_sp* g = bare_trainer(&o, vocab);
+    if (!g) return NULL;
+    ranks_run(g, rank_noise, NULL);
+    noise_scale = scale;
+    ranks_run(g, rank_scale, NULL);
+    g->eot = -1;
+    return g;
+}
+
+// Greedy text with a draft, against that without: by drafts that agree always (the model itself), sometimes
+// and hardly ever, one whose context is full on the way, and one that the prompt does not fit in.
+static void drafting_greedy(void) {
+    enum { MOST = 60 };
+    gpt2_sp* g = drafting_trainer("layers=2 heads=2 channels=32 seq-len=400", 61, 1);
+    gpt2_sp* drafts[4] = {g, drafting_trainer("layers=2 heads=2 channels=32 seq-len=400", 61, 0.8),
+        drafting_trainer("layers=1 heads=1 channels=16 seq-len=40", 61, 1),
+        drafting_trainer("layers=1 heads=1 channels=16 seq-len=5", 61, 1)};
+    int equal = 0, all = 0;
+    int64_t drafted[4] = {0}, accepted[4] = {0}, passes[4] = {0};
+    for (uint64_t i = 0; g && drafts[1] && drafts[2] && drafts[3] && i < (quick ? 60 : 200); i++, all++) {
+        int32_t prompt[30], alone[MOST], out[MOST];
+        int which = (int)(i % 4);
+        int64_t n = 6 + (int64_t)dice(313, i, 24), count = MOST - (int64_t)dice(314, i, 3);
+        for (int64_t k = 0; k < n; k++) prompt[k] = (int32_t)dice(315, 100 * i + (uint64_t)k, 61);
+        gpt2_sp_sampling how = drawing(0, 0, 1, i);
+        how.repetition_penalty = i % 8 < 4 ? 1.2 : 1;
+        how.draft_tokens = 1 + (int64_t)dice(316, i, GPT2_SP_DRAFT_TOKENS);
+        g->eot = drafts[1]->eot = drafts[2]->eot = drafts[3]->eot = i % 16 < 8 ? -1 : (int64_t)(i % 61);
+        gpt2_sp_generator* x = gpt2_sp_generator_open(g, drafts[which], prompt, n, count);
+        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
+        int64_t made = gpt2_sp_generate(g, prompt, n, alone, count, &how);
+        for (int again = 0; x && again < 2; again++)
+            equal += gpt2_sp_generator_run(x, out, count, &how) == made && made >= 0 &&
+                memcmp(out, alone, (size_t)made * sizeof *out) == 0;
+        if (x) gpt2_sp_generator_stats(x, &stats);
+        drafted[which] += stats.drafted, accepted[which] += stats.accepted;
+        passes[which] += stats.passes;
+        gpt2_sp_generator_close(x);
+    }
+    check(equal == 2 * all && all > 0, "drafting: greedy text is the same with a draft",
+        "%d of %d runs, %d prompts: the model itself as draft, a like one, one of 40 tokens' context, one of "
+        "5",
+        equal, 2 * all, all);
+    check(accepted[0] > 0 && accepted[0] == drafted[0] && accepted[1] > 0 && accepted[1] < drafted[1] &&
+            accepted[2] < drafted[2] / 2 && drafted[3] == 0 && passes[0] < passes[3] / 2,
+        "drafting: what a draft proposes is taken as often as it agrees",
+        "taken %lld of %lld, %lld of %lld, %lld of %lld, %lld of %lld", (long long)accepted[0],
+        (long long)drafted[0], (long long)accepted[1], (long long)drafted[1], (long long)accepted[2],
+        (long long)drafted[2], (long long)accepted[3], (long long)drafted[3]);
+    gpt2_sp* odd = drafting_trainer("layers=1 heads=1 channels=16 seq-len=40", 62, 1);
+    const int32_t prompt[1] = {3};
+    gpt2_sp_generator* x = g && odd ? gpt2_sp_generator_open(g, odd, prompt, 1, 1) : NULL;
+    check(g && !x && strstr(gpt2_sp_error(g), "has 62 tokens") && strstr(gpt2_sp_error(g), "61"),
+        "drafting: a draft of another vocabulary is refused", "%s", g ? gpt2_sp_error(g) : "");
+    for (int i = 0; i < 4; i++) gpt2_sp_destroy(drafts[i]);
+    gpt2_sp_destroy(odd);
+}
+
+enum { SMALL = 5, DRAWN = 3, TEXTS = SMALL * SMALL * SMALL };
+
+// The probability of each text of DRAWN tokens after the prompt, by the model alone and the naive filters.
+static void text_probabilities(
+    gpt2_sp* g, const int32_t* prompt, int64_t n, const gpt2_sp_sampling* how, double probabilities[TEXTS]) {
+    real* logits = reals(g->mesh.shape.Vp);
+    void* decoder = decoder_open(g, n + DRAWN);
+    for (int text = 0; text < TEXTS; text++) {
+        int32_t tokens[16], seen[SMALL] = {0};
+        int rest = text;
+        memcpy(tokens, prompt, (size_t)n * sizeof *tokens);
+        probabilities[text] = 1;
+        for (int64_t i = 0; i < n; i++) seen[prompt[i]]++;
+        for (int i = 0; i < DRAWN; i++, rest /= SMALL) {
+            double p[SMALL];
+            decoder_read(decoder, tokens, n + i, 0, 1, logits);
+            naive_filters(p, logits, SMALL, how, seen);
+            tokens[n + i] = rest % SMALL;
+            probabilities[text] *= p[rest % SMALL];
+            seen[rest % SMALL]++;
+        }
+    }
+    decoder_close(decoder);
+    free(logits);
+}
+
+// Chi-square of `draws` texts against their probabilities, in units of its standard deviation from its mean;
+// infinite if a text came that cannot. *cells: texts that can come.
+static double chi_square(const int counts[TEXTS], const double p[TEXTS], int draws, int* cells) {
+    double sum = 0, few = 0, few_counts = 0;
+    *cells = 0;
+    for (int i = 0; i < TEXTS; i++) {
+        double expected = p[i] * draws;
+        if (p[i] == 0 && counts[i] > 0) return INFINITY;
+        if (expected < 5) few += expected, few_counts += counts[i];
+        else sum += (counts[i] - expected) * (counts[i] - expected) / expected, *cells += 1;
+    }
+    if (few >= 5) sum += (few_counts - few) * (few_counts - few) / few, *cells += 1;
+    return (sum - (*cells - 1)) / sqrt(2.0 * (*cells - 1));
+}
+
+// Sampled text with a draft has the model's distribution: the whole texts, so that what follows a token that
+// was taken or not is seen too. The draft is unlike the model, so that many proposals are not taken.
+static void drafting_distribution(void) {
+    static const struct {
+        const char* what;
+        double temperature, top_p, min_p, penalty;
+        int64_t top_k, draft_tokens;
+    } cases[] = {{"no filter", 1, 1, 0, 1, 0, 2}, {"temperature 0.7, top-k 3", 0.7, 1, 0, 1, 3, 1},
+        {"top-p 0.8", 1, 0.8, 0, 1, 0, 2}, {"min-p 0.3", 1, 1, 0.3, 1, 0, 4},
+        {"all filters, penalty 1.5", 1.3, 0.9, 0.1, 1.5, 4, 2}};
+    const int draws = quick ? 4000 : 20000;
+    const int32_t prompt[4] = {1, 0, 3, 3};
+    gpt2_sp* g = drafting_trainer("layers=1 heads=2 channels=16 seq-len=16", SMALL, 1);
+    gpt2_sp* draft = drafting_trainer("layers=1 heads=1 channels=8 seq-len=16", SMALL, 1.3);
+    for (size_t c = 0; g && draft && c < sizeof cases / sizeof cases[0]; c++) {
+        gpt2_sp_sampling how = drawing(cases[c].temperature, cases[c].top_k, cases[c].top_p, 11);
+        how.min_p = cases[c].min_p, how.repetition_penalty = cases[c].penalty;
+        how.draft_tokens = cases[c].draft_tokens;
+        double p[TEXTS], away[2];
+        int cells = 0;
+        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
+        text_probabilities(g, prompt, 4, &how, p);
+        for (int drafted = 0; drafted < 2; drafted++) {
+            int counts[TEXTS] = {0};
+            gpt2_sp_generator* x = gpt2_sp_generator_open(g, drafted ? draft : NULL, prompt, 4, DRAWN);
+            for (int i = 0; x && i < draws; i++) {
+                int32_t out[DRAWN] = {0};
+                how.continuation = (uint64_t)(i + drafted * draws);
+                gpt2_sp_generator_run(x, out, DRAWN, &how);
+                counts[out[0] + SMALL * (out[1] + SMALL * out[2])]++;
+            }
+            if (x) gpt2_sp_generator_stats(x, &stats);
+            gpt2_sp_generator_close(x);
+            away[drafted] = chi_square(counts, p, draws, &cells);
+        }
+        double taken = (double)stats.accepted / (double)stats.drafted;
+        check(away[1] < 4 && away[0] < 4 && cells > 4 && taken > 0.05 && taken < 0.95,
+            "drafting: sampled texts have the model's distribution",
+            "%s: chi-square of %d texts over %d cells %.2f deviations above its mean, without a draft %.2f, "
+            "at "
+            "most 4; %.0f %% taken",
+            cases[c].what, draws, cells, away[1], away[0], 100 * taken);
+    }
+    gpt2_sp_destroy(g);
+    gpt2_sp_destroy(draft);
+}
+
 static void test_drawing(void) {
     drawing_filters();
     drawing_unsound();
     drawing_continuations();
+    drafting_rows("heads=2 channels=64");
+    drafting_rows("heads=3 channels=33");
+    drafting_rows("heads=1 channels=40 center=0");
+    drafting_greedy();
+    drafting_distribution();
 }
