@@ -7467,43 +7467,76 @@ static void distribution_min_p(Distribution* d, real least) {
     d->count = kept;
 }
 
+// Weighs the candidates: e^((logit - most) * scale). In blocks, so that the compiler has vectors to work on.
+enum { CANDIDATE_BLOCK = 512 };
+static void distribution_weigh(Distribution* d, real most, real scale) {
+    d->sum = 0;
+    for (int64_t begin = 0; begin < d->count; begin += CANDIDATE_BLOCK) {
+        Candidate* c = d->candidates + begin;
+        int64_t n = min_i64(CANDIDATE_BLOCK, d->count - begin);
+        real weight[CANDIDATE_BLOCK];
+        double sum = 0;
+        for (int64_t i = 0; i < n; i++) weight[i] = c[i].logit;
+        SIMD_EXP
+        for (int64_t i = 0; i < n; i++) weight[i] = exp_real((weight[i] - most) * scale);
+        SIMD_SUM(sum)
+        for (int64_t i = 0; i < n; i++) sum += (double)weight[i];
+        for (int64_t i = 0; i < n; i++) c[i].weight = weight[i];
+        d->sum += sum;
+    }
+}
+
 // What the next token is drawn from, given its logits (V) and how often each token is in the text so far
 // (V; NULL where there is no penalty). -1 if a logit is not finite.
 static int distribution_make(
     Distribution* d, const real* logits, int64_t V, const gpt2_sp_sampling* how, const int32_t* seen) {
-    Candidate* c = d->candidates;
     real penalty = (real)how->repetition_penalty, most = -(real)INFINITY, unsound = 0;
     int32_t best = 0;
     int greedy = how->temperature == 0;
-    for (int64_t v = 0; v < V; v++) {
-        real logit = logits[v];
-        unsound += logit * 0;   // 0, or NaN for ever
-        if (seen && seen[v] > 0) logit = logit > 0 ? logit / penalty : logit * penalty;
-        if (logit > most) most = logit, best = (int32_t)v;
-        if (!greedy) c[v].logit = logit, c[v].token = (int32_t)v;
+    for (int64_t begin = 0; begin < V; begin += CANDIDATE_BLOCK) {
+        int64_t n = min_i64(CANDIDATE_BLOCK, V - begin), first = 0;
+        const int32_t* met = seen ? seen + begin : NULL;
+        Candidate* c = d->candidates + begin;
+        real logit[CANDIDATE_BLOCK], top = -(real)INFINITY;
+        memcpy(logit, logits + begin, (size_t)n * sizeof *logit);
+        SIMD_SUM(unsound)
+        for (int64_t i = 0; i < n; i++) unsound += logit[i] * 0;   // 0, or NaN for ever
+        for (int64_t i = 0; met && i < n; i++)
+            if (met[i] > 0) logit[i] = logit[i] > 0 ? logit[i] / penalty : logit[i] * penalty;
+        SIMD_MAX(top)
+        for (int64_t i = 0; i < n; i++) top = logit[i] > top ? logit[i] : top;
+        if (top > most) {
+            while (logit[first] != top) first++;
+            most = top, best = (int32_t)(begin + first);
+        }
+        for (int64_t i = 0; !greedy && i < n; i++) c[i].logit = logit[i], c[i].token = (int32_t)(begin + i);
     }
     if (unsound != 0) return -1;
     d->count = greedy ? 1 : how->top_k > 0 && how->top_k < V ? how->top_k : V;
-    if (greedy) c[0].logit = most, c[0].token = best;
-    else candidates_select(c, V, d->count);
-    real scale = greedy ? 1 : (real)fmin(1 / how->temperature, 1e30);
-    SIMD_EXP
-    for (int64_t i = 0; i < d->count; i++) c[i].weight = exp_real((c[i].logit - most) * scale);
-    d->sum = 0;
-    for (int64_t i = 0; i < d->count; i++) d->sum += (double)c[i].weight;
+    if (greedy) d->candidates[0].logit = most, d->candidates[0].token = best;
+    else candidates_select(d->candidates, V, d->count);
+    distribution_weigh(d, most, greedy ? 1 : (real)fmin(1 / how->temperature, 1e30));
     if (how->top_p < 1) distribution_top_p(d, how->top_p);
     if (how->min_p > 0) distribution_min_p(d, (real)how->min_p);   // the likeliest has weight 1
     return 0;
 }
 
-// Draws a token. `unit` is uniform in (0, 1) and decides.
+// Draws a token. `unit` is uniform in (0, 1) and decides. Passes over four candidates at a time.
 static int32_t distribution_draw(const Distribution* d, double unit) {
+    const Candidate* c = d->candidates;
     double place = unit * d->sum;
-    for (int64_t i = 0; i < d->count; i++) {
-        place -= (double)d->candidates[i].weight;
-        if (place <= 0) return d->candidates[i].token;
+    int64_t i = 0;
+    for (; i + 4 <= d->count; i += 4) {
+        double four = ((double)c[i].weight + (double)c[i + 1].weight) +
+            ((double)c[i + 2].weight + (double)c[i + 3].weight);
+        if (place <= four) break;
+        place -= four;
     }
-    return d->candidates[d->count - 1].token;
+    for (; i < d->count; i++) {
+        place -= (double)c[i].weight;
+        if (place <= 0) return c[i].token;
+    }
+    return c[d->count - 1].token;
 }
 
 // The share of a token in a distribution. Uncut, it has the tokens in their order.

@@ -7132,9 +7132,9 @@ struct FewRead {
     int32_t tokens[FEW_ROWS];
 };
 
-// A kernel of a graph may start while the one before it ends: it reads weights, which nobody writes, then
-// waits here for what that one writes. few_next lets the next one start so. Below sm_90, and where a kernel
-// is launched without that attribute, both do nothing.
+// A kernel of a graph may start while those before it run: it reads what this graph does not write (weights,
+// what the read is about, the cache of earlier reads), then waits here for what they write. few_next lets the
+// next one start so. Below sm_90, and where a kernel is launched without that attribute, both do nothing.
 __device__ __forceinline__ void few_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -7210,9 +7210,14 @@ __device__ __forceinline__ void few_mma(
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Four numbers of a vector of K, from c on; zeros beyond it.
+__device__ __forceinline__ float4 few_four(const float* p, int c, int K) {
+    return c < K ? __ldg((const float4*)(p + c)) : make_float4(0, 0, 0, 0);
+}
+
 // The norms of x's rows, as bf16 into `shared`, rows few_stride apart, zeros from K to a multiple of 32. All
-// 256 threads take part in each row, whatever R is.
-__device__ __forceinline__ void few_norm(char* shared, const FewLinear& p) {
+// 256 threads take part in each row, whatever R is. gain, shift: the thread's first four.
+__device__ __forceinline__ void few_norm(char* shared, const FewLinear& p, float4 gain, float4 shift) {
     __shared__ float sums[8][FEW_ROWS];
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, stride = few_stride(p.K);
     for (int r = 0; r < p.R; r++) {
@@ -7233,8 +7238,8 @@ __device__ __forceinline__ void few_norm(char* shared, const FewLinear& p) {
         for (int c = 4 * (int)threadIdx.x; c < (p.K + 31) / 32 * 32; c += 1024) {
             uint2 packed = make_uint2(0, 0);
             if (c < p.K) {
-                float4 f = *(const float4*)(p.x + (int64_t)r * p.K + c),
-                       w = __ldg((const float4*)(p.gain + c)), b = __ldg((const float4*)(p.shift + c));
+                float4 f = *(const float4*)(p.x + (int64_t)r * p.K + c), w = gain, b = shift;
+                if (c >= 1024) w = few_four(p.gain, c, p.K), b = few_four(p.shift, c, p.K);
                 packed.x = attn::pack(f.x * scale * w.x + b.x, f.y * scale * w.y + b.y);
                 packed.y = attn::pack(f.z * scale * w.z + b.z, f.w * scale * w.w + b.w);
             }
@@ -7244,16 +7249,18 @@ __device__ __forceinline__ void few_norm(char* shared, const FewLinear& p) {
     __syncthreads();
 }
 
-// What becomes of the sum of row r and output o.
-template <int HOW> __device__ __forceinline__ void few_result(const FewLinear& p, int r, int o, float sum) {
-    if (p.bias) sum += __bfloat162float(p.bias[o]);
+// What becomes of the sum of row r and output o. bias, and x before it is added to, are read beforehand.
+template <int HOW>
+__device__ __forceinline__ void few_result(
+    const FewLinear& p, int64_t position, int r, int o, float sum, float bias, float before) {
     int64_t at = (int64_t)r * p.O + o;
-    if (HOW == FEW_STORE) ((bf16*)p.out)[(p.read->position + r) * p.out_row + o] = __float2bfloat16(sum);
+    sum += bias;
+    if (HOW == FEW_STORE) ((bf16*)p.out)[(position + r) * p.out_row + o] = __float2bfloat16(sum);
     if (HOW == FEW_GELU) {
         float u = 0.7978845608f * (sum + 0.044715f * sum * sum * sum);
         ((bf16*)p.out)[at] = __float2bfloat16(0.5f * sum * (1 + tanhf(u)));
     }
-    if (HOW == FEW_ADD) p.x[at] += sum;
+    if (HOW == FEW_ADD) p.x[at] = before + sum;
     if (HOW == FEW_LOGITS) ((float*)p.out)[at] = sum;
 }
 
@@ -7284,11 +7291,21 @@ __global__ void __launch_bounds__(256) few_linear_kernel(FewLinear p) {
         return k < p.K ? *(const uint4*)(p.in + (int64_t)row * p.K + k) : zero;
     };
     int tile = (int)blockIdx.x * TILES + warp / SPLIT, step = (int)gridDim.x * TILES;
+    int row = (int)threadIdx.x / 8, column = (int)threadIdx.x % 8,
+        output = 8 * tile + column;   // if SPLIT > 1
+    bool mine = SPLIT > 1 && row < p.R;
+    float4 gain = make_float4(0, 0, 0, 0), shift = gain;
     few_next();
 #pragma unroll
     for (int u = 0; u < AHEAD; u++) ahead[u] = weights(tile, begin + u);
+    if (NORM)
+        gain = few_four(p.gain, 4 * (int)threadIdx.x, p.K),
+        shift = few_four(p.shift, 4 * (int)threadIdx.x, p.K);
+    float bias = mine && p.bias ? __bfloat162float(p.bias[output]) : 0;
+    int64_t position = HOW == FEW_STORE ? p.read->position : 0;
     few_wait();
-    if (NORM) few_norm((char*)few_shared, p);
+    float before = mine && HOW == FEW_ADD ? p.x[(int64_t)row * p.O + output] : 0;
+    if (NORM) few_norm((char*)few_shared, p, gain, shift);
     for (; tile < tiles; tile += step) {
         float acc[2][4] = {};
         for (int i = 0; i < groups; i++) {
@@ -7304,24 +7321,22 @@ __global__ void __launch_bounds__(256) few_linear_kernel(FewLinear p) {
         }
 #pragma unroll
         for (int i = 0; i < (WIDE ? 4 : 2); i++) {
-            int row = g + i / 2 * 8, column = 2 * t + i % 2;
+            int r = g + i / 2 * 8, o = 2 * t + i % 2;
             float sum = acc[0][i] + acc[1][i];
-            if (SPLIT > 1) partial[warp][row][column] = sum;
-            else if (row < p.R) few_result<HOW>(p, row, 8 * tile + column, sum);
+            if (SPLIT > 1) partial[warp][r][o] = sum;
+            else if (r < p.R) few_result<HOW>(p, position, r, 8 * tile + o, sum, 0, 0);
         }
-        if (SPLIT == 1) continue;
-        __syncthreads();
-        int row = (int)threadIdx.x / 8, column = (int)threadIdx.x % 8;
-        if (row < p.R) {
-            float sum = 0;
-#pragma unroll
-            for (int w = 0; w < 8; w++) sum += partial[w][row][column];
-            few_result<HOW>(p, row, 8 * tile + column, sum);
-        }
-        __syncthreads();
     }
+    if (SPLIT == 1) return;
+    __syncthreads();
+    if (!mine) return;
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < 8; w++) sum += partial[w][row][column];
+    few_result<HOW>(p, position, row, output, sum, bias, before);
 }
 
+// The head has SPLIT 1 and no bias: a block goes through many outputs. With SPLIT 8 it has 8.
 template <int NORM, int HOW, int SPLIT>
 static int few_linear(Gpu* d, int early, const FewLinear& p, Error* e) {
     auto kernel = p.R > 8 ? few_linear_kernel<NORM, HOW, SPLIT, 1> : few_linear_kernel<NORM, HOW, SPLIT, 0>;
@@ -7379,11 +7394,32 @@ __device__ __forceinline__ void few_combine(
     }
 }
 
+// The scores of a block's rows (count) become their softmax without its division. A warp has a row; it leaves
+// the exponent offset and the sum behind the row's part.
+template <int ROWS>
+__device__ __forceinline__ void few_softmax(
+    const FewAttention& p, float (&scores)[ROWS][FEW_KEYS], float* part, int rows, int count) {
+    int lane = (int)threadIdx.x % 32;
+    for (int r = (int)threadIdx.x / 32; r < rows; r += 4) {
+        float most = -INFINITY, sum = 0, *end = part + r * (p.HS + 2) + p.HS;
+        for (int i = lane; i < count; i += 32) most = fmaxf(most, scores[r][i]);
+#pragma unroll
+        for (int w = 16; w > 0; w /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, w));
+        for (int i = lane; i < count; i += 32) {
+            float s = most == -INFINITY ? 0 : exp2f(scores[r][i] - most);
+            scores[r][i] = s, sum += s;
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) end[0] = most, end[1] = sum;
+    }
+}
+
 // A block has a head, `keys` keys and up to ROWS rows: 128 / LANES groups of threads have a key each, a
 // thread 8 of its numbers. It reads 4 HS bytes a key. Split over blocks as Flash-Decoding does (Dao et al.
 // 2023), the blocks at fixed places.
-template <int LANES, int ROWS> __global__ void __launch_bounds__(128) few_attention_kernel(FewAttention p) {
-    enum { GROUPS = 128 / LANES, AHEAD = ROWS == 1 ? 8 : 4 };
+template <int LANES, int ROWS>
+__global__ void __launch_bounds__(128, ROWS == 1 ? 6 : 1) few_attention_kernel(FewAttention p) {
+    enum { GROUPS = 128 / LANES, AHEAD = 4 };
     __shared__ float scores[ROWS][FEW_KEYS], sums[4][ROWS][8 * LANES];
     __shared__ int last;
     int h = (int)blockIdx.x, begin = (int)blockIdx.y * p.keys, first = (int)blockIdx.z * 8;
@@ -7391,14 +7427,25 @@ template <int LANES, int ROWS> __global__ void __launch_bounds__(128) few_attent
     int rows = p.R - first < ROWS ? p.R - first : ROWS;
     bool mine = 8 * j < p.HS;
     int64_t C = (int64_t)p.NH * p.HS, pitch = 3 * C;
-    few_next();
-    few_wait();
-    int position = p.read->position + first, beyond = position + rows - begin;
+    int position = p.read->position + first, earlier = p.read->position - begin;
+    int beyond = position + rows - begin, count = beyond < p.keys ? beyond : p.keys;
     if (beyond <= 0) return;
-    int count = beyond < p.keys ? beyond : p.keys;
+    if (earlier > count) earlier = count;
     const bf16* k = p.qkv + begin * pitch + C + h * p.HS + 8 * j;
     float q[ROWS][8] = {}, o[ROWS][8] = {};
-    uint4 zero = make_uint4(0, 0, 0, 0), piece[AHEAD];
+    uint4 keys[AHEAD] = {}, values[AHEAD] = {};
+    // the pieces of the keys from `low` to `high` among those that follow `base`
+    auto load = [&](uint4(&piece)[AHEAD], const bf16* from, int base, int low, int high) {
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            int i = base + u * GROUPS;
+            if (i >= low && i < high && mine) piece[u] = *(const uint4*)(from + i * pitch);
+        }
+    };
+    few_next();
+    load(keys, k, group, 0, earlier), load(values, k + C, group, 0, earlier);
+    few_wait();
+    load(keys, k, group, earlier, count), load(values, k + C, group, earlier, count);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         if (r < rows && mine)
@@ -7410,13 +7457,8 @@ template <int LANES, int ROWS> __global__ void __launch_bounds__(128) few_attent
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
             int i = base + u * GROUPS;
-            piece[u] = i < count && mine ? *(const uint4*)(k + i * pitch) : zero;
-        }
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            int i = base + u * GROUPS;
             float f[8];
-            unpack8(f, piece[u]);
+            unpack8(f, keys[u]);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 float s = 0;
@@ -7427,34 +7469,19 @@ template <int LANES, int ROWS> __global__ void __launch_bounds__(128) few_attent
                 if (j == 0 && i < count) scores[r][i] = begin + i <= position + r ? s : -INFINITY;
             }
         }
+        load(keys, k, base + GROUPS * AHEAD, 0, count);
     }
     __syncthreads();
     float* part = p.parts + (((int64_t)blockIdx.y * p.NH + h) * FEW_ROWS + first) * (p.HS + 2);
-    for (int r = warp; r < rows; r += 4) {
-        float most = -INFINITY, sum = 0;
-        for (int i = lane; i < count; i += 32) most = fmaxf(most, scores[r][i]);
-#pragma unroll
-        for (int w = 16; w > 0; w /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, w));
-        for (int i = lane; i < count; i += 32) {
-            float s = most == -INFINITY ? 0 : exp2f(scores[r][i] - most);
-            scores[r][i] = s, sum += s;
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) part[r * (p.HS + 2) + p.HS] = most, part[r * (p.HS + 2) + p.HS + 1] = sum;
-    }
+    few_softmax(p, scores, part, rows, count);
     __syncthreads();
     for (int base = group; base < count; base += GROUPS * AHEAD) {
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
             int i = base + u * GROUPS;
-            piece[u] = i < count && mine ? *(const uint4*)(k + C + i * pitch) : zero;
-        }
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            int i = base + u * GROUPS;
             float f[8];
             if (i >= count) continue;
-            unpack8(f, piece[u]);
+            unpack8(f, values[u]);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 float s = r < rows ? scores[r][i] : 0;
@@ -7462,6 +7489,7 @@ template <int LANES, int ROWS> __global__ void __launch_bounds__(128) few_attent
                 for (int c = 0; c < 8; c++) o[r][c] = fmaf(s, f[c], o[r][c]);
             }
         }
+        load(values, k + C, base + GROUPS * AHEAD, 0, count);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
@@ -7548,7 +7576,7 @@ static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
     c->capacity = capacity + max_i64(256, c->rows / 4);   // and what pads a prompt
     // the norms of the rows that are read together are in shared memory; sm_80 has 163 KB of it
     c->together = F * few_stride((int)C) <= 98304 ? F : 8;
-    c->keys = (int)min_i64(FEW_KEYS, max_i64(128, round_up(ceil_div(capacity, 64), 64)));
+    c->keys = (int)min_i64(FEW_KEYS, max_i64(64, round_up(ceil_div(capacity, 64), 64)));
     int64_t n = c->rows, splits = ceil_div(c->capacity, c->keys);
     for (int walk = 0; walk < 2; walk++) {
         Arena a;

@@ -583,6 +583,18 @@ check "sample --repetition-penalty repeats less" sh -c '
     done > kinds
     cat kinds
     [ "$(sed -n 1p kinds)" -lt "$(sed -n 2p kinds)" ] && [ "$(sed -n 2p kinds)" = 20 ]' "$program"
+check "sample --draft: greedy text is the same, and told is how much was taken" sh -c '
+    "$0" sample --from runs/whole --prompt-tokens 73,116 --length 50 --temperature 0 > one 2> err
+    for draft in runs/whole runs/a; do
+        "$0" sample --from runs/whole --prompt-tokens 73,116 --length 50 --temperature 0 --draft $draft > two 2> err
+        cat err
+        cmp one two && grep -q "^sample: --draft: .* taken, .* tokens a pass" err || exit 1
+    done' "$program"
+check "sample: a draft of another tokenizer is refused" \
+    refused 'runs/numbers.*runs/whole' sample --from runs/whole --draft runs/numbers
+check "sample: a draft that is missing is refused" refused '--draft' sample --from runs/whole --draft nowhere
+check "sample: too many tokens to draft are refused" \
+    refused '--draft-tokens' sample --from runs/whole --draft runs/a --draft-tokens 16
 check "sample: a penalty of 0 is refused" \
     refused '--repetition-penalty' sample --from runs/whole --repetition-penalty 0
 check "sample is greedy at temperature 0" \

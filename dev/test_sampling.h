@@ -76,6 +76,25 @@ static void drawing_filters(void) {
         cases, penalised, most, 40 * EPS + 1e-15, kept);
 }
 
+// The likeliest of a vocabulary of several blocks, wherever it is; of two that are alike the first.
+static void drawing_likeliest(void) {
+    enum { N = 2 * CANDIDATE_BLOCK + 300 };
+    real* logits = reals(N);
+    Candidate* candidates = (Candidate*)need(N, sizeof *candidates);
+    const gpt2_sp_sampling how = drawing(0, 0, 1, 0);
+    int right = 0;
+    for (uint64_t i = 0; i < 200; i++) {
+        int32_t one = (int32_t)dice(317, i, N), other = (int32_t)dice(318, i, N);
+        for (int v = 0; v < N; v++) logits[v] = (real)(-1 - (double)dice(319, i * N + (uint64_t)v, 5));
+        logits[one] = logits[other] = (real)(i % 2 ? 2 : -0.5);
+        right += token_drawn(logits, N, &how, 0.5, candidates) == (one < other ? one : other);
+    }
+    check(
+        right == 200, "drawing: the likeliest of many tokens is found, of two the first", "%d of 200", right);
+    free(logits);
+    free(candidates);
+}
+
 // Logits that are not finite, wherever they are, and a sampling struct out of range.
 static void drawing_unsound(void) {
     enum { N = 20 };
@@ -371,6 +390,7 @@ static void drafting_distribution(void) {
 
 static void test_drawing(void) {
     drawing_filters();
+    drawing_likeliest();
     drawing_unsound();
     drawing_continuations();
     drafting_rows("heads=2 channels=64");
