@@ -22,6 +22,7 @@ static gpt2_sp* load(const char* folder) {
     Error e;
     gpt2_sp_defaults(&o);
     snprintf(o.from, sizeof o.from, "%s", folder);
+    o.sp = 1;
     gpt2_sp* g = trainer_make(&o, trainer_load, &e);
     if (!g) printf("%s\n", e.text), exit(1);
     g->eot = -1;   // drawn on, whatever is drawn
