@@ -62,7 +62,8 @@ enum {
     X(F32, 4) \
     X(F16, 2) \
     X(BF16, 2) \
-    X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) X(BOOL, 1) X(F8_E4M3, 1) \
+    X(I64, 8) \
+    X(I32, 4) X(I16, 2) X(I8, 1) X(U64, 8) X(U32, 4) X(U16, 2) X(U8, 1) X(BOOL, 1) X(F8_E4M3, 1) \
         X(F8_E5M2, 1)
 #define ST_ENUM(name, bytes) ST_##name,
 #define ST_NAME(name, bytes) #name,
@@ -557,6 +558,32 @@ GPT2_SP_LEAF int st_read_f64(const st_file* f, const st_tensor* t, uint64_t firs
 
 // ---------------------------------------------------------------------------
 // writing
+
+// The nearest number of a binary format of 16 bits, ties to the even one: a sign, so many bits of exponent, and
+// the rest of fraction. Rounded once, from the double. What is too large becomes infinite, what is too small a
+// subnormal or zero, NaN a quiet one.
+GPT2_SP_LEAF uint16_t st_to_half(double x, int exponent_bits) {
+    const int fraction_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1, least = 1 - bias;
+    const uint32_t infinite = ((1u << exponent_bits) - 1) << fraction_bits;
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    const uint32_t sign = (uint32_t)(bits >> 63) << 15;
+    const int exponent = (int)(bits >> 52 & 2047) - 1023;
+    const uint64_t fraction = bits & 0xFFFFFFFFFFFFFull;
+    if (exponent == 1024 && fraction != 0) return (uint16_t)(sign | infinite | 1u << (fraction_bits - 1));
+    if (exponent > bias) return (uint16_t)(sign | infinite);
+    if (exponent < least - fraction_bits - 1) return (uint16_t)sign;   // less than half of the smallest
+    const int subnormal = exponent < least, drop = 52 - fraction_bits + (subnormal ? least - exponent : 0);
+    const uint64_t whole = fraction | 1ull << 52, rest = whole & ((1ull << drop) - 1),
+                   half = 1ull << (drop - 1);
+    uint32_t kept = (uint32_t)(whole >> drop);
+    kept += rest > half || (rest == half && (kept & 1u));
+    // a carry out of the fraction counts the exponent up, to infinity too: both lie next to each other
+    const uint32_t from = subnormal ? 0 : (uint32_t)(exponent + bias - 1) << fraction_bits;
+    return (uint16_t)(sign | (from + kept));
+}
+GPT2_SP_LEAF uint16_t st_to_f16(double x) { return st_to_half(x, 5); }
+GPT2_SP_LEAF uint16_t st_to_bf16(double x) { return st_to_half(x, 8); }
 
 GPT2_SP_LEAF void st_header_init(st_header* h) { memset(h, 0, sizeof(*h)); }
 

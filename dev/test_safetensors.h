@@ -716,6 +716,62 @@ static void stt_fixture(void) {
     st_close(&f);
 }
 
+// Is `found` the number of a 16-bit format that is nearest to x, the even one of two that are? The format's
+// numbers of one sign lie in the order of their bits.
+static int stt_is_nearest(
+    double x, uint16_t found, float (*back)(uint16_t), double largest, uint16_t infinite) {
+    const uint16_t size = found & 0x7FFF;
+    const double value = (double)back(size), away = fabs(fabs(x) - value);
+    if ((found >> 15 != 0) != (signbit(x) != 0)) return 0;
+    if (size == infinite) return fabs(x) >= largest + (largest - (double)back((uint16_t)(infinite - 2))) / 2;
+    for (int step = -1; step <= 1; step += 2) {
+        if (size == 0 && step < 0) continue;
+        const uint16_t next = (uint16_t)(size + step);
+        // what is infinite stands where the next number would
+        const double other =
+            next == infinite ? 2 * largest - (double)back((uint16_t)(infinite - 2)) : (double)back(next);
+        const double there = fabs(fabs(x) - other);
+        if (!(away < there || (away == there && size % 2 == 0))) return 0;
+    }
+    return 1;
+}
+
+// Both formats of 16 bits: every number of one comes back as it was, and a double becomes the nearest one.
+static void stt_halves(void) {
+    static const struct {
+        const char* name;
+        uint16_t (*to)(double);
+        float (*back)(uint16_t);
+        double largest;
+        uint16_t infinite;
+        int low, high;   // exponents of two to try
+    } formats[] = {{"F16", st_to_f16, st_from_f16, 65504, 0x7C00, -28, 18},
+        {"BF16", st_to_bf16, st_from_bf16, 0x1.FEp127, 0x7F80, -138, 130}};
+    for (int k = 0; k < 2; k++) {
+        int same = 0, nearest = 0, tried = 0;
+        for (int i = 0; i < 65536; i++) {
+            const double x = (double)formats[k].back((uint16_t)i);
+            same += isnan(x) ? isnan(formats[k].back(formats[k].to(x))) : formats[k].to(x) == i;
+        }
+        check(same == 65536, "every number of 16 bits comes back from a double as it was", "%s: %d of 65536",
+            formats[k].name, same);
+        for (int e = formats[k].low; e <= formats[k].high; e++)
+            for (int i = 0; i < 4000; i++, tried++) {
+                uint64_t bits = (uint64_t)i * 0x9E3779B97F4A7C15ull;
+                bits ^= bits >> 29;
+                // every other one lies halfway between two numbers, or next to that
+                const uint64_t fraction = i % 2 ? bits & 0xFFFFFFFFFFFFFull : (bits & 0xFFF) << 40;
+                double x = ldexp(1 + (double)fraction * 0x1p-52, e);
+                x = i % 4 == 2 ? nextafter(x, i % 8 == 2 ? 0 : INFINITY) : x;
+                x = i % 3 ? x : -x;
+                nearest += stt_is_nearest(
+                    x, formats[k].to(x), formats[k].back, formats[k].largest, formats[k].infinite);
+            }
+        check(nearest == tried, "a double becomes the nearest number of 16 bits, ties the even one",
+            "%s: %d of %d", formats[k].name, nearest, tried);
+    }
+}
+
 static void test_safetensors(void) {
     const char* parent = getenv("TMPDIR");
     char folder[ST_PATH_MAX - 32];
@@ -732,6 +788,7 @@ static void test_safetensors(void) {
     stt_json_get();
     stt_json_strings();
     stt_conversions();
+    stt_halves();
     stt_roundtrip();
     stt_error_classes();
     stt_damage();
