@@ -5081,6 +5081,7 @@ static void test_commands(void) {
 #include "dev/test_figures.h"
 #include "dev/test_sampling.h"
 #include "dev/test_tokenized.h"
+#include "dev/test_export.h"
 #endif
 
 static const struct {
@@ -5125,6 +5126,7 @@ static const struct {
     {"generated", test_generated},
     {"drawing", test_drawing},
     {"import", test_import},
+    {"export", test_export},
     {"told", test_told},
     {"tokenized", test_tokenized},
 #endif

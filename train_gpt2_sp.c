@@ -190,11 +190,16 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "pattern that matches counts") \
     INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | SYNTH, \
         "seed of the initial weights, the order of samples, sampling and synth") \
-    TXT(out, "out", "", TRAIN | PREPARE | SYNTH, \
-        "train: the run's folder; prepare, synth: the file to write") \
+    TXT(out, "out", "", TRAIN | EXPORT | PREPARE | SYNTH, \
+        "train: the run's folder; export: the folder to write, or llm.c's file; prepare, synth: the file " \
+        "to " \
+        "write") \
     TXT(init_from, "init-from", "", TRAIN | PLAN, \
-        "start from the weights of this run's newest checkpoint (RUN:best: its best one), or of this " \
-        "model's folder") \
+        "start from the weights of this run's newest checkpoint (RUN:best: its best one), of this model's " \
+        "folder, or of llm.c's .bin") \
+    CHO(grow, "grow", 0, "tile|interp", TRAIN, \
+        "positions beyond the context of --init-from's model: its own again and again, or its own " \
+        "stretched to --seq-len") \
     INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
     INT(log_every, "log-every", 1, 1, 2147483647, TRAIN, \
@@ -211,9 +216,11 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "end the run after so many validations without a better one; 0: never") \
     NUM(max_minutes, "max-minutes", 0, 0, 1e7, TRAIN, \
         "end this launch after the step in which so many minutes are over, saved as by a signal; 0: never") \
-    TXT(from, "from", "", SAMPLE | EVAL, \
-        "a run's folder (its newest whole checkpoint; RUN:best: that of its best validation) or one " \
-        "checkpoint folder") \
+    TXT(from, "from", "", SAMPLE | EVAL | EXPORT, \
+        "a run's folder (its newest whole checkpoint; RUN:best: that of its best validation), one " \
+        "checkpoint, a model's folder, or llm.c's .bin") \
+    CHO(dtype, "dtype", 0, "fp32|bf16|fp16", EXPORT, "type of the numbers") \
+    CHO(format, "format", 0, "hf|llmc", EXPORT, "a folder for Transformers, or a model file of llm.c") \
     TXT(prompt, "prompt", "\n", SAMPLE, \
         "text to continue, where the model's tokenizer is known; empty: begin a document") \
     TXT(prompt_tokens, "prompt-tokens", "", SAMPLE, \
@@ -265,9 +272,12 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
 
-// The choices of --transport and of --lr-schedule, in the order of their words above.
+// The choices of --transport, --lr-schedule, --grow, --dtype and --format, in the order of their words above.
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
+enum { GPT2_SP_TILE, GPT2_SP_INTERP };
+enum { GPT2_SP_FP32, GPT2_SP_BF16, GPT2_SP_FP16, GPT2_SP_DTYPES };
+enum { GPT2_SP_HF, GPT2_SP_LLMC };
 
 // A field for every option, by the type of its kind.
 typedef struct {
@@ -386,6 +396,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
 #include <fnmatch.h>
 #include <glob.h>
 #include <locale.h>
@@ -408,6 +419,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 
 #include "data/bpe.h"
 #include "data/json.h"
+#include "data/modeling.h"
 #include "data/net.h"
 #include "data/safetensors.h"
 #include "data/synth.h"
@@ -808,7 +820,8 @@ typedef enum {
     SAMPLE = 8,
     EVAL = 16,
     PREPARE = 32,
-    SYNTH = 64
+    SYNTH = 64,
+    EXPORT = 128
 } CommandBit;
 typedef struct {
     int kind;
@@ -3760,7 +3773,9 @@ static Parameter parameter(const Shape* s, int id) {
 }
 static int64_t parameter_elements(const Parameter* p) { return p->rows * (p->columns ? p->columns : 1); }
 
-// Hugging Face's name of a parameter of unit u, after a prefix ("transformer.", "m.transformer." or "").
+// Hugging Face's name of a parameter of unit u, after a prefix: that of a model's tensors, "m." or "v."
+// and it, or none.
+#define MODEL_PREFIX "transformer."
 static void tensor_name(char* out, size_t size, const char* prefix, const Parameter* p, int u) {
     if (p->unit == UNIT_LAYER) snprintf(out, size, "%sh.%d.%s", prefix, u - 1, p->hf);
     else snprintf(out, size, "%s%s", prefix, p->hf);
@@ -4388,17 +4403,20 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
     return 0;
 }
 
+// A model's sizes from options that all have a value.
+static Shape shape_of(const gpt2_sp_options* o, int64_t vocab) {
+    Shape s = {o->layers, o->heads, o->channels / o->heads, o->channels, vocab, round_up(vocab, 128),
+        o->seq_len, o->batch_size};
+    return s;
+}
+
 // Fills in a mesh from options and checks it. `schedules` may be empty still (mesh_init makes them), or be
 // those of another length: a table does not depend on it.
 static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* o, int64_t vocab,
     int training, const Device* device, Error* e) {
     memset(mesh, 0, sizeof *mesh);
     mesh->device = device;
-    Shape* s = &mesh->shape;
-    s->L = o->layers, s->NH = o->heads;
-    s->C = o->channels, s->HS = o->channels / o->heads;
-    s->V = vocab, s->Vp = round_up(vocab, 128);
-    s->T = o->seq_len, s->B = o->batch_size;
+    mesh->shape = shape_of(o, vocab);
     mesh->dp = (int)o->dp, mesh->sp = (int)o->sp;
     mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
     mesh->recompute = o->recompute, mesh->center = (int)o->center;
@@ -4412,7 +4430,7 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     mesh->training = training, mesh->passes = o->grad_accum;
     mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
-    return shape_check(s, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
+    return shape_check(&mesh->shape, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
 }
 
 // The same with its schedules, which the caller has zeroed and frees, also after an error.
@@ -6013,14 +6031,14 @@ struct gpt2_sp {
     int64_t tokens_seen;
     Validations validations;
     double planned_lr;   // of the next step, by the options that the checkpoint was saved with; -1: unknown
-    int64_t planned_steps;         // of the run, by these options; -1: unknown
-    int64_t saved_step;            // newest checkpoint of this run; -1: none
-    int64_t resumed_step;          // checkpoint that the run resumed from; -1: none
-    int64_t newest_step;           // the newest there was then, damaged ones too; -1: none
-    int64_t eot;                   // the token that ends documents, EOT_UNNAMED or EOT_NONE
-    char init_folder[PATH_SIZE];   // the model of --init-from that a new run starts from
-    bpe tokenizer;                 // of the model; empty: not known
-    int refused;                   // it does not fit in memory: mesh and layout are made, ranks are not
+    int64_t planned_steps;        // of the run, by these options; -1: unknown
+    int64_t saved_step;           // newest checkpoint of this run; -1: none
+    int64_t resumed_step;         // checkpoint that the run resumed from; -1: none
+    int64_t newest_step;          // the newest there was then, damaged ones too; -1: none
+    int64_t eot;                  // the token that ends documents, EOT_UNNAMED or EOT_NONE
+    char init_model[PATH_SIZE];   // where the model of --init-from is that a new run starts from
+    bpe tokenizer;                // of the model; empty: not known
+    int refused;                  // it does not fit in memory: mesh and layout are made, ranks are not
     Folder out;              // the run's folder, held and locked while this trainer lives; process 0 only
     int lock_fd;             // OUT/.lock in it
     int skipped;             // steps in a row that were not finite
@@ -6206,35 +6224,50 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there 
 // counts only if its manifest and every file that it names check out. Nothing in it depends on dp, sp or
 // zero.
 //
-// Whose is a folder in OUT? checkpoint_step and checkpoint_ours answer: its name must be exactly the one that
-// this program gives to a step, and its manifest must begin as ours do, which is why a manifest's first line
-// is on the disk before anything else. Links are never ours. Only checkpoint_remove removes, and only the
+// Whose is a folder in OUT? checkpoint_step and folder_ours answer: its name must be exactly the one that
+// this program gives to a step, and its manifest must begin as ours do, which is why a manifest's first
+// line is on the disk before anything else. Links are never ours. Only folder_remove removes, and only the
 // files above: what else lies in the folder stays, and so does the folder.
 //
 // Writing goes unit by unit: all ranks bring it together (unit_send_to), process 0 writes it. Reading does
 // not: every rank reads what it holds.
+//
+// A model is read from such a folder, from a folder of Hugging Face's or from a model file of llm.c, and
+// exported to one of the latter two (export_folder, export_llmc); a folder then has a manifest that begins
+// with "gpt2_sp export 1". llm.c's file, all little-endian:
+//
+//     int32[256]   0 magic 20240326   1 version: 3 fp32, 5 bf16   2 T   3 V   4 L   5 NH   6 C
+//                  7 Vp, the rows of wte   8, 9 "gpt2_sp" where this program wrote it; llm.c leaves 0
+//     numbers      the parameters in the order of PARAMETERS, each of all layers before the next,
+//                  (out, in) as in memory
 
 // A parameter's rows as files have them: without the padding of the vocabulary.
 static int64_t tensor_rows(const Shape* s, int id, const Parameter* p) {
     return id == P_wte ? s->V : p->rows;
 }
 
+// Adds a parameter of unit u to a safetensors header. hf_layout: as Hugging Face has it, transposed if it
+// is one of those.
+static int tensor_declare(st_header* header, const Shape* s, const char* prefix, int u, int id, int hf_layout,
+    int st_dtype, Error* e) {
+    Parameter p = parameter(s, id);
+    char name[ST_NAME_MAX];
+    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
+             shape[2] = {rows, columns};
+    if (hf_layout && p.transposed) shape[0] = columns, shape[1] = rows;
+    tensor_name(name, sizeof name, prefix, &p, u);
+    return st_header_add(header, name, st_dtype, columns ? 2 : 1, shape, e->text, sizeof e->text);
+}
+
 // Adds every tensor of a model, or of one of its moments, to a safetensors header, in the order in which
-// rank_save writes them. hf_layout: as Hugging Face has them, some transposed.
+// rank_save writes them.
 static int tensors_declare(st_header* header, const gpt2_sp* g, const char* prefix, int hf_layout, Error* e) {
     const Shape* s = &g->mesh.shape;
     for (int u = 0; u < g->layout.count; u++)
-        for (int id = 0; id < PARAMETER_COUNT; id++) {
-            Parameter p = parameter(s, id);
-            if (p.unit != g->layout.units[u].kind) continue;
-            char name[ST_NAME_MAX];
-            uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
-                     shape[2] = {rows, columns};
-            if (hf_layout && p.transposed) shape[0] = columns, shape[1] = rows;
-            tensor_name(name, sizeof name, prefix, &p, u);
-            if (st_header_add(header, name, REAL_DTYPE, columns ? 2 : 1, shape, e->text, sizeof e->text) != 0)
+        for (int id = 0; id < PARAMETER_COUNT; id++)
+            if (parameter(s, id).unit == g->layout.units[u].kind &&
+                tensor_declare(header, s, prefix, u, id, hf_layout, REAL_DTYPE, e) != 0)
                 return -1;
-        }
     return 0;
 }
 
@@ -6248,17 +6281,37 @@ static int header_write(OutFile* f, st_header* header, Error* e) {
     return status;
 }
 
+// Appends n numbers to a file as st_dtype REAL_DTYPE, ST_F32, ST_BF16 or ST_F16, rounded to the nearest.
+static int numbers_write(OutFile* f, const real* data, int64_t n, int st_dtype, Error* e) {
+    if (st_dtype == REAL_DTYPE) return file_write(f, data, (size_t)n * sizeof(real), e);
+    union {
+        float singles[1024];
+        uint16_t halves[1024];
+    } piece;
+    int status = 0;
+    for (int64_t at = 0, count; status == 0 && at < n; at += count) {
+        count = min_i64(1024, n - at);
+        for (int64_t i = 0; i < count; i++) {
+            double x = (double)data[at + i];
+            if (st_dtype == ST_F32) piece.singles[i] = (float)x;
+            else piece.halves[i] = st_dtype == ST_F16 ? st_to_f16(x) : st_to_bf16(x);
+        }
+        status = file_write(f, &piece, (size_t)count * st_dtype_bytes(st_dtype), e);
+    }
+    return status;
+}
+
 // Appends a tensor (rows, columns) to a file, or its transpose.
 static int tensor_write(
-    OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, Error* e) {
-    if (!transposed) return file_write(f, data, (size_t)(rows * (columns ? columns : 1)) * sizeof(real), e);
+    OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, int st_dtype, Error* e) {
+    if (!transposed) return numbers_write(f, data, rows * max_i64(1, columns), st_dtype, e);
     real* strip = (real*)malloc((size_t)(16 * rows) * sizeof(real));   // 16 columns at a time, as rows
     int status = strip ? 0 : fail(e, "out of memory");
     for (int64_t c = 0; status == 0 && c < columns; c += 16) {
         int64_t n = min_i64(16, columns - c);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < n; i++) strip[i * rows + r] = data[r * columns + c + i];
-        status = file_write(f, strip, (size_t)(n * rows) * sizeof(real), e);
+        status = numbers_write(f, strip, n * rows, st_dtype, e);
     }
     free(strip);
     return status;
@@ -6344,7 +6397,7 @@ static void unit_write(gpt2_sp* g, void* to, int state, int u, const real* part,
         OutFile* file = state == STATE_WEIGHTS ? save->model : save->optimizer;
         int64_t rows = min_i64(tensor_rows(&g->mesh.shape, id, &p), n / max_i64(1, p.columns));
         tensor_write(file, part + g->layout.within[id], rows, p.columns,
-            state == STATE_WEIGHTS && p.transposed, &g->error);
+            state == STATE_WEIGHTS && p.transposed, REAL_DTYPE, &g->error);
     }
 }
 // A job: writes both safetensors files. Every rank brings what it holds, rank 0 writes.
@@ -6356,21 +6409,42 @@ static int rank_save(Rank* r, gpt2_sp* g, void* argument) {
 }
 
 // The files of a checkpoint, in the order in which they are removed: as long as the manifest is there, it
-// tells whose the others are. A manifest names the first four of them, and those of the tokenizer that
-// there are.
-enum { CHECKPOINT_FILE_COUNT = 9, CHECKPOINT_NEEDED = 4 };
+// tells whose the others are. A manifest names those that its kind of folder needs, which come first here,
+// and of the others those that there are.
+enum { CHECKPOINT_FILE_COUNT = 9 };
 static const char* const CHECKPOINT_FILES[CHECKPOINT_FILE_COUNT] = {"model.safetensors",
     "optimizer.safetensors", "config.json", "state.json", "tokenizer.json", "tokenizer_config.json",
     "vocab.json", "merges.txt", "manifest.txt"};
-static const char MANIFEST_MARK[] = "gpt2_sp checkpoint";
 
-// Names of a step's folder: with the number TEMPORARIES the checkpoint itself; with a smaller one a folder
-// that is being written, or was replaced.
-enum { TEMPORARIES = 100, STEP_NAME = 48 };
+// The kinds of folders that this program writes with a manifest.
+typedef struct {
+    const char* mark;   // the manifest begins with it
+    const char* what;
+    const char* const* files;   // that it may hold, the manifest last
+    int count, needed;          // of them
+} FolderKind;
+static const FolderKind CHECKPOINT = {
+    "gpt2_sp checkpoint", "a checkpoint", CHECKPOINT_FILES, CHECKPOINT_FILE_COUNT, 4};
+
+// The files of an export for Transformers; modeling_gpt2_sp.py is the program of a model with --center 0.
+enum { EXPORT_FILE_COUNT = 9 };
+static const char* const EXPORT_FILES[EXPORT_FILE_COUNT] = {"model.safetensors", "config.json",
+    "generation_config.json", "modeling_gpt2_sp.py", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+    "merges.txt", "manifest.txt"};
+static const FolderKind EXPORT_FOLDER = {"gpt2_sp export", "an export", EXPORT_FILES, EXPORT_FILE_COUNT, 3};
+
+// Names of a folder: with the number TEMPORARIES its own; with a smaller one that of a folder that is being
+// written, or was replaced.
+enum { TEMPORARIES = 100, STEP_NAME = 48, FOLDER_NAME = 256 + 8 };
+static void temporary_name(char* out, size_t size, const char* name, int number) {
+    if (number == 0) snprintf(out, size, "%s.tmp", name);
+    else if (number < TEMPORARIES) snprintf(out, size, "%s.%d.tmp", name, number);
+    else snprintf(out, size, "%s", name);
+}
 static void checkpoint_name(char out[STEP_NAME], int64_t step, int number) {
-    int length = snprintf(out, STEP_NAME, "step_%08lld", (long long)step);
-    if (number == 0) snprintf(out + length, STEP_NAME - (size_t)length, ".tmp");
-    else if (number < TEMPORARIES) snprintf(out + length, STEP_NAME - (size_t)length, ".%d.tmp", number);
+    char name[STEP_NAME - 8];
+    snprintf(name, sizeof name, "step_%08lld", (long long)step);
+    temporary_name(out, STEP_NAME, name, number);
 }
 
 // The step that a name tells, of a checkpoint or (`temporary`) of a folder that is none yet; -1 if printing
@@ -6386,10 +6460,11 @@ static int64_t checkpoint_step(const char* name, int temporary) {
     return -1;
 }
 
-// Whether this program wrote the folder `name` of a run, as a checkpoint or as one that was not finished:
-// the manifest begins as ours do. Where it was damaged or lost, state.json tells it. Of a save that was
-// interrupted at once the manifest may be alone and empty, or missing in an empty folder.
-static int checkpoint_ours(const Folder* out, const char* name) {
+// Whether this program wrote the folder `name` in another as one of a kind, or as one that was not finished:
+// the manifest begins as ours do. Where that of a checkpoint was damaged or lost, state.json tells it. Of a
+// folder whose writing was interrupted at once the manifest may be alone and empty, or missing in an empty
+// folder.
+static int folder_ours(const FolderKind* kind, const Folder* out, const char* name) {
     Folder folder;
     Error ignored;
     char text[512];
@@ -6397,8 +6472,8 @@ static int checkpoint_ours(const Folder* out, const char* name) {
     int ours = 0, others = 0;
     if (folder_enter(&folder, out, name, &ignored) != 0) return 0;
     ssize_t n = file_begin(&folder, "manifest.txt", text, sizeof text);
-    if (n > 0) ours = strncmp(text, MANIFEST_MARK, strlen(MANIFEST_MARK)) == 0;
-    ssize_t length = ours ? 0 : file_begin(&folder, "state.json", text, sizeof text);
+    if (n > 0) ours = strncmp(text, kind->mark, strlen(kind->mark)) == 0;
+    ssize_t length = ours || kind != &CHECKPOINT ? 0 : file_begin(&folder, "state.json", text, sizeof text);
     if (length > 0) ours = json_get_u64(text, (size_t)length, "next_sample", &next) == 1;
     DIR* dir = ours ? NULL : folder_entries(&folder, &ignored);
     for (struct dirent* entry; dir && (entry = readdir(dir)) != NULL;)
@@ -6409,25 +6484,30 @@ static int checkpoint_ours(const Folder* out, const char* name) {
     return ours;
 }
 
-// Removes a checkpoint, or what there is of one, from a run's folder; what is not there is no error. Other
-// files than a checkpoint's stay: then the line in e says so.
-static int checkpoint_remove(const Folder* out, const char* name, Error* e) {
+// Removes a folder of a kind, or what there is of it, from another; what is not there is no error. Other
+// files than those of the kind stay: then the line in e says so.
+static int folder_remove(const FolderKind* kind, const Folder* out, const char* name, Error* e) {
     Folder folder;
     int status = 0;
     if (folder_enter(&folder, out, name, e) != 0) return errno == ENOENT ? 0 : -1;
-    for (int i = 0; status == 0 && i < CHECKPOINT_FILE_COUNT; i++)
-        if (unlinkat(folder.fd, CHECKPOINT_FILES[i], 0) != 0 && errno != ENOENT)
-            status =
-                fail(e, "cannot remove %.700s/%s: %s", folder.path, CHECKPOINT_FILES[i], strerror(errno));
+    for (int i = 0; status == 0 && i < kind->count; i++)
+        if (unlinkat(folder.fd, kind->files[i], 0) != 0 && errno != ENOENT)
+            status = fail(e, "cannot remove %.700s/%s: %s", folder.path, kind->files[i], strerror(errno));
     folder_close(&folder);
     if (status != 0 || unlinkat(out->fd, name, AT_REMOVEDIR) == 0) return status;
     if (errno == ENOTEMPTY || errno == EEXIST)
-        return fail(e, "%.800s holds files that are not a checkpoint's, which stay", folder.path);
+        return fail(e, "%.800s holds files that are not %s's, which stay", folder.path, kind->what);
     return fail_file(e, "remove", folder.path);
 }
 
-// Writes a text as a file of a checkpoint and adds the file's line to the manifest.
-static int checkpoint_text(const Folder* folder, const char* name, const char* text, char* manifest,
+// Adds the line of a file that is written to a manifest.
+static void manifest_add(char* manifest, size_t size, const char* name, const OutFile* f) {
+    size_t used = strlen(manifest);
+    snprintf(manifest + used, size - used, "%s %llu %08x\n", name, (unsigned long long)f->bytes, f->crc);
+}
+
+// Writes a text as a file of a folder and adds the file's line to the manifest.
+static int folder_text(const Folder* folder, const char* name, const char* text, char* manifest,
     size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
     if (!f) return fail(e, "out of memory");
@@ -6435,36 +6515,35 @@ static int checkpoint_text(const Folder* folder, const char* name, const char* t
     if (status == 0) {
         status = file_write(f, text, strlen(text), e);
         if (file_close(f, status == 0, e) != 0) status = -1;
-        size_t used = strlen(manifest);
-        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", name, (unsigned long long)f->bytes,
-            f->crc);
+        manifest_add(manifest, manifest_size, name, f);
     }
     free(f);
     return status;
 }
 
-// Writes the tokenizer's files, where the run knows it.
-static int checkpoint_tokenizer(
-    const gpt2_sp* g, const Folder* folder, char* manifest, size_t manifest_size, Error* e) {
+// Writes the files of a tokenizer, if it is known, of a model whose context is T.
+static int folder_tokenizer(
+    const Folder* folder, const bpe* tokenizer, int64_t T, char* manifest, size_t manifest_size, Error* e) {
     int status = 0;
-    for (int i = 0; status == 0 && g->tokenizer.token && i < bpe_files(&g->tokenizer); i++) {
+    for (int i = 0; status == 0 && tokenizer->token && i < bpe_files(tokenizer); i++) {
         char* text = NULL;
         size_t size = 0;
         FILE* memory = open_memstream(&text, &size);
-        int bad = !memory || bpe_write(&g->tokenizer, i, (uint64_t)g->mesh.shape.T, memory) != 0;
+        int bad = !memory || bpe_write(tokenizer, i, (uint64_t)T, memory) != 0;
         if (memory && fclose(memory) != 0) bad = 1;
         status = bad ? fail(e, "out of memory for %s", BPE_FILES[i])
-                     : checkpoint_text(folder, BPE_FILES[i], text, manifest, manifest_size, e);
+                     : folder_text(folder, BPE_FILES[i], text, manifest, manifest_size, e);
         free(text);
     }
     return status;
 }
 
-// config.json, as Transformers reads it.
-static void config_text(const gpt2_sp* g, char* out, size_t size) {
-    const Shape* s = &g->mesh.shape;
+// config.json, as Transformers reads it. end_token: eot, if it is one. dtype: of the weights, in PyTorch's
+// words. more: other entries, each with its comma.
+static void config_text(const Shape* s, int center, int64_t end_token, const char* dtype, const char* more,
+    char* out, size_t size) {
     char eot[24] = "null";
-    if (g->eot >= 0) snprintf(eot, sizeof eot, "%lld", (long long)g->eot);
+    if (end_token >= 0) snprintf(eot, sizeof eot, "%lld", (long long)end_token);
     // without centring the model is no LayerNorm GPT-2, so its folder must not open as one
     snprintf(out, size,
         "{\n  \"model_type\": \"%s\",\n  \"architectures\": [\"%s\"],\n  \"n_layer\": %lld,\n  \"n_head\": "
@@ -6475,11 +6554,10 @@ static void config_text(const gpt2_sp* g, char* out, size_t size) {
         "\"layer_norm_epsilon\": 1e-05,\n"
         "  \"tie_word_embeddings\": true,\n  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  "
         "\"resid_pdrop\": 0.0,\n  "
-        "\"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"torch_dtype\": \"%s\"\n}\n",
-        g->mesh.center ? "gpt2" : "gpt2_sp_rmsnorm",
-        g->mesh.center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel", (long long)s->L, (long long)s->NH,
-        (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V, eot, eot,
-        GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32");
+        "%s\"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"torch_dtype\": \"%s\"\n}\n",
+        center ? "gpt2" : "gpt2_sp_rmsnorm", center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V,
+        more, eot, eot, dtype);
 }
 
 // What a validation depends on besides the model: its shards and how many sequences of them.
@@ -6527,9 +6605,9 @@ static int save_tensors(gpt2_sp* g, const Folder* folder, int status, char* mani
     st_header_init(&headers[0]);
     st_header_init(&headers[1]);
     files[0].fd = files[1].fd = -1;
-    if (status == 0) status = tensors_declare(&headers[0], g, "transformer.", 1, e);
-    if (status == 0) status = tensors_declare(&headers[1], g, "m.transformer.", 0, e);
-    if (status == 0) status = tensors_declare(&headers[1], g, "v.transformer.", 0, e);
+    if (status == 0) status = tensors_declare(&headers[0], g, MODEL_PREFIX, 1, e);
+    if (status == 0) status = tensors_declare(&headers[1], g, "m." MODEL_PREFIX, 0, e);
+    if (status == 0) status = tensors_declare(&headers[1], g, "v." MODEL_PREFIX, 0, e);
     if (status == 0) status = file_create(&files[0], e, folder, "model.safetensors");
     if (status == 0) status = file_create(&files[1], e, folder, "optimizer.safetensors");
     if (status == 0) status = header_write(&files[0], &headers[0], e);
@@ -6541,9 +6619,7 @@ static int save_tensors(gpt2_sp* g, const Folder* folder, int status, char* mani
     static const char* const names[2] = {"model.safetensors", "optimizer.safetensors"};
     for (int i = 0; i < 2; i++) {
         if (file_close(&files[i], status == 0, e) != 0) status = -1;
-        size_t used = strlen(manifest);
-        snprintf(manifest + used, manifest_size - used, "%s %llu %08x\n", names[i],
-            (unsigned long long)files[i].bytes, files[i].crc);
+        manifest_add(manifest, manifest_size, names[i], &files[i]);
         st_header_free(&headers[i]);
     }
     free(files);
@@ -6585,8 +6661,8 @@ static int checkpoint_clean(const Folder* out, Error* e) {
     DIR* dir = folder_entries(out, e);
     if (!dir) return -1;
     for (struct dirent* entry; (entry = readdir(dir)) != NULL;)
-        if (checkpoint_step(entry->d_name, 1) >= 0 && checkpoint_ours(out, entry->d_name) &&
-            checkpoint_remove(out, entry->d_name, e) != 0)
+        if (checkpoint_step(entry->d_name, 1) >= 0 && folder_ours(&CHECKPOINT, out, entry->d_name) &&
+            folder_remove(&CHECKPOINT, out, entry->d_name, e) != 0)
             status = -1;
     closedir(dir);
     return status;
@@ -6603,7 +6679,7 @@ static int checkpoint_strangers(const Folder* out, int64_t step, Error* e) {
         const char* name = entry->d_name;
         int64_t at = checkpoint_step(name, 0);
         if (strncmp(name, "step_", 5) != 0) continue;
-        if ((at >= 0 || checkpoint_step(name, 1) >= 0) && checkpoint_ours(out, name)) continue;
+        if ((at >= 0 || checkpoint_step(name, 1) >= 0) && folder_ours(&CHECKPOINT, out, name)) continue;
         if (at > step)
             status = fail(e,
                 "%.700s/%.255s was not written by this program, which would save there: move it "
@@ -6619,62 +6695,83 @@ static int checkpoint_strangers(const Folder* out, int64_t step, Error* e) {
     return status;
 }
 
-// Makes a folder of a name that is free, to write a checkpoint in or to move one to.
-static int checkpoint_temporary(
-    Folder* folder, const Folder* out, int64_t step, char name[STEP_NAME], Error* e) {
+// Makes a folder for `name`, under a temporary name that is free, to write in or to move one to.
+static int temporary_make(
+    Folder* folder, const Folder* out, const char* name, char* temporary, size_t size, Error* e) {
     for (int number = 0; number < TEMPORARIES; number++) {
-        checkpoint_name(name, step, number);
-        if (mkdirat(out->fd, name, 0777) == 0) return folder_enter(folder, out, name, e);
+        temporary_name(temporary, size, name, number);
+        if (mkdirat(out->fd, temporary, 0777) == 0) return folder_enter(folder, out, temporary, e);
         if (errno != EEXIST) break;
     }
     folder->fd = -1;
-    return fail(e, "cannot make folder %.700s/%s: %s", out->path, name, strerror(errno));
+    return fail(e, "cannot make folder %.700s/%.255s: %s", out->path, temporary, strerror(errno));
+}
+
+// A manifest on its way to the disk: its first line, which says whose the folder is, before anything else,
+// the lines of the files when they are written.
+typedef struct {
+    OutFile file;
+    size_t begun;      // bytes of text that are on the disk
+    char text[4096];   // all of it; a line a file is appended by who writes the file
+} Manifest;
+
+static int manifest_begin(Manifest* m, const FolderKind* kind, const Folder* folder, Error* e) {
+    m->begun = (size_t)snprintf(m->text, sizeof m->text, "%s 1\n", kind->mark);
+    if (file_create(&m->file, e, folder, "manifest.txt") != 0 ||
+        file_write(&m->file, m->text, m->begun, e) != 0 || file_flush(&m->file, e) != 0)
+        return -1;
+    return fsync(m->file.fd) != 0 ? fail_file(e, "fsync", m->file.path) : 0;
+}
+
+// Ends the manifest with its own CRC, and brings it and the folder's entries to the disk. status: of what
+// came before; where it is not 0 the manifest stays without an end.
+static int manifest_end(Manifest* m, const Folder* folder, int status, Error* e) {
+    size_t used = strlen(m->text);
+    snprintf(m->text + used, sizeof m->text - used, "crc %08x\n",
+        (unsigned)crc32(0, (const unsigned char*)m->text, (unsigned)used));
+    if (status == 0) status = file_write(&m->file, m->text + m->begun, strlen(m->text) - m->begun, e);
+    if (file_close(&m->file, status == 0, e) != 0) status = -1;
+    return status == 0 ? folder_sync(folder, e) : -1;
 }
 
 // Writes a checkpoint of the run's state into a new folder. status: of what came before; where it is not 0
-// nothing is written, but the other processes, which wait in save_tensors, are told. The manifest is begun
-// first and ended last.
+// nothing is written, but the other processes, which wait in save_tensors, are told.
 static int checkpoint_write(gpt2_sp* g, const Folder* folder, int status) {
-    char manifest[2048], text[2048];
+    char text[2048], none[1] = "";
     Error* e = &g->error;
-    size_t begun = (size_t)snprintf(manifest, sizeof manifest, "%s 1\n", MANIFEST_MARK);
-    OutFile* f = (OutFile*)malloc(sizeof *f);
-    if (!f && status == 0) status = fail(e, "out of memory");
-    if (f) f->fd = -1;
-    if (status == 0) status = file_create(f, e, folder, "manifest.txt");
-    if (status == 0) status = file_write(f, manifest, begun, e);
-    if (status == 0) status = file_flush(f, e);
-    if (status == 0 && fsync(f->fd) != 0) status = fail_file(e, "fsync", f->path);
-    status = save_tensors(g, folder, status, manifest, sizeof manifest);
-    config_text(g, text, sizeof text);
-    if (status == 0) status = checkpoint_text(folder, "config.json", text, manifest, sizeof manifest, e);
+    Manifest* m = (Manifest*)malloc(sizeof *m);
+    if (!m && status == 0) status = fail(e, "out of memory");
+    if (m) m->file.fd = -1, m->text[0] = 0;
+    if (status == 0) status = manifest_begin(m, &CHECKPOINT, folder, e);
+    status = save_tensors(g, folder, status, m ? m->text : none, m ? sizeof m->text : sizeof none);
+    config_text(&g->mesh.shape, g->mesh.center, g->eot, GPT2_SP_REAL_BYTES == 8 ? "float64" : "float32", "",
+        text, sizeof text);
+    if (status == 0) status = folder_text(folder, "config.json", text, m->text, sizeof m->text, e);
     state_text(g, text, sizeof text);
-    if (status == 0) status = checkpoint_text(folder, "state.json", text, manifest, sizeof manifest, e);
-    if (status == 0) status = checkpoint_tokenizer(g, folder, manifest, sizeof manifest, e);
-    size_t used = strlen(manifest);
-    snprintf(manifest + used, sizeof manifest - used, "crc %08x\n",
-        (unsigned)crc32(0, (const unsigned char*)manifest, (unsigned)used));
-    if (status == 0) status = file_write(f, manifest + begun, strlen(manifest) - begun, e);
-    if (f && file_close(f, status == 0, e) != 0) status = -1;
-    if (status == 0) status = folder_sync(folder, e);
-    free(f);
+    if (status == 0) status = folder_text(folder, "state.json", text, m->text, sizeof m->text, e);
+    if (status == 0)
+        status = folder_tokenizer(folder, &g->tokenizer, g->mesh.shape.T, m->text, sizeof m->text, e);
+    if (m) status = manifest_end(m, folder, status, e);
+    free(m);
     return status;
 }
 
-// Checks a manifest and every file it names against their lengths and CRCs.
+// Checks a checkpoint's or an export's manifest, and every file it names, against their lengths and CRCs.
 static int checkpoint_verify(const char* folder, Error* e) {
     char path[PATH_SIZE];
     size_t size;
     char* text = path_in(path, folder, "manifest.txt", e) == 0 ? file_read_text(path, 65536, &size, e) : NULL;
     if (!text) return -1;
     int version = 0, status = 0;
-    unsigned named = 0;   // a bit for each of CHECKPOINT_FILES
+    unsigned named = 0;   // a bit for each of the kind's files
     char* last = size > 0 ? (char*)memrchr(text, '\n', size - 1) : NULL;   // before the last line
     char seal[16];
     snprintf(seal, sizeof seal, "crc %08x\n",
         last ? (unsigned)crc32(0, (const unsigned char*)text, (unsigned)(last + 1 - text)) : 0u);
-    size_t mark = strlen(MANIFEST_MARK);
-    if (strncmp(text, MANIFEST_MARK, mark) != 0 || sscanf(text + mark, " %d", &version) != 1 ||
+    const FolderKind* kind =
+        strncmp(text, EXPORT_FOLDER.mark, strlen(EXPORT_FOLDER.mark)) == 0 ? &EXPORT_FOLDER : &CHECKPOINT;
+    size_t mark = strlen(kind->mark);
+    if (strncmp(text, kind->mark, mark) != 0 || sscanf(text + mark, " %d", &version) != 1 ||
         strlen(text) != size)
         status = fail(e, "%.900s: not a checkpoint's manifest", path);
     else if (version > 1)
@@ -6693,10 +6790,11 @@ static int checkpoint_verify(const char* folder, Error* e) {
             break;
         }
         int id = 0;
-        while (id < CHECKPOINT_FILE_COUNT - 1 && strcmp(name, CHECKPOINT_FILES[id]) != 0) id++;
-        if (id == CHECKPOINT_FILE_COUNT - 1 || named & 1u << id) {
-            status = fail(e, "%.900s: names %s, %s", path, name,
-                id == CHECKPOINT_FILE_COUNT - 1 ? "no file of a checkpoint" : "and twice");
+        while (id < kind->count - 1 && strcmp(name, kind->files[id]) != 0) id++;
+        if (id == kind->count - 1 || named & 1u << id) {
+            status = id == kind->count - 1
+                ? fail(e, "%.900s: names %s, no file of %s", path, name, kind->what)
+                : fail(e, "%.900s: names %s, and twice", path, name);
             break;
         }
         named |= 1u << id;
@@ -6711,8 +6809,8 @@ static int checkpoint_verify(const char* folder, Error* e) {
         else if (found_sum != sum)
             status = fail(e, "%.700s: CRC %08x, the manifest says %08x", file, found_sum, sum);
     }
-    for (int i = 0; status == 0 && i < CHECKPOINT_NEEDED; i++)
-        if (!(named & 1u << i)) status = fail(e, "%.900s: does not name %s", path, CHECKPOINT_FILES[i]);
+    for (int i = 0; status == 0 && i < kind->needed; i++)
+        if (!(named & 1u << i)) status = fail(e, "%.900s: does not name %s", path, kind->files[i]);
     free(text);
     return status;
 }
@@ -6728,39 +6826,42 @@ static int checkpoint_retire(gpt2_sp* g, Error* e) {
     Error damage;
     for (int i = 0; status == 0 && i < count; i++) {
         checkpoint_name(name, steps[i], TEMPORARIES);
-        if (steps[i] > g->step || !checkpoint_ours(out, name)) continue;
+        if (steps[i] > g->step || !folder_ours(&CHECKPOINT, out, name)) continue;
         if ((status = path_in(path, out->path, name, e)) != 0) break;
         int passed_over = steps[i] > g->resumed_step && steps[i] <= g->newest_step;
         int unseen = steps[i] < g->resumed_step && kept < g->options.keep;
         if ((passed_over || unseen) && checkpoint_verify(path, &damage) != 0) continue;
         int best = g->options.keep_best && steps[i] == g->validations.best_step;
-        if (kept++ >= g->options.keep && !best) status = checkpoint_remove(out, name, e);
+        if (kept++ >= g->options.keep && !best) status = folder_remove(&CHECKPOINT, out, name, e);
     }
     free(steps);
     return status;
 }
 
-// Gives the folder that a checkpoint was written in its name. A damaged one of that name is moved away first;
-// what is not this program's is an error.
-static int checkpoint_publish(const Folder* out, const char* temporary, int64_t step, Error* e) {
-    char name[STEP_NAME], away[STEP_NAME];
+// Gives the folder that was written its name. One of ours that has it, a damaged checkpoint or an export
+// of before, gets a temporary name for it: in the same moment, or before where a file system cannot do
+// that. What is not this program's is an error.
+static int folder_publish(
+    const FolderKind* kind, const Folder* out, const char* temporary, const char* name, Error* e) {
+    char away[FOLDER_NAME];
     struct stat info;
     Folder folder;
-    checkpoint_name(name, step, TEMPORARIES);
     int taken = fstatat(out->fd, name, &info, AT_SYMLINK_NOFOLLOW) == 0;
     if (!taken && errno != ENOENT)
-        return fail(e, "cannot look at %.700s/%s: %s", out->path, name, strerror(errno));
-    if (taken && !checkpoint_ours(out, name))
-        return fail(e, "%.700s/%s was not written by this program: it stays, and step %lld is not saved",
-            out->path, name, (long long)step);
-    if (taken) {
-        if (checkpoint_temporary(&folder, out, step, away, e) != 0) return -1;
+        return fail(e, "cannot look at %.700s/%.255s: %s", out->path, name, strerror(errno));
+    if (taken && !folder_ours(kind, out, name))
+        return fail(e,
+            "%.700s/%.255s was not written by this program: it stays, and %s of that name is not saved",
+            out->path, name, kind->what);
+    int exchanged = taken && renameat2(out->fd, temporary, out->fd, name, RENAME_EXCHANGE) == 0;
+    if (taken && !exchanged) {
+        if (temporary_make(&folder, out, name, away, sizeof away, e) != 0) return -1;
         folder_close(&folder);
         if (renameat(out->fd, name, out->fd, away) != 0)
-            return fail(e, "cannot move %.700s/%s away: %s", out->path, name, strerror(errno));
+            return fail(e, "cannot move %.700s/%.255s away: %s", out->path, name, strerror(errno));
     }
-    if (renameat(out->fd, temporary, out->fd, name) != 0)
-        return fail(e, "cannot rename %.700s/%s: %s", out->path, temporary, strerror(errno));
+    if (!exchanged && renameat(out->fd, temporary, out->fd, name) != 0)
+        return fail(e, "cannot rename %.700s/%.255s: %s", out->path, temporary, strerror(errno));
     return folder_sync(out, e);
 }
 
@@ -6775,16 +6876,17 @@ static int trainer_save(gpt2_sp* g) {
         if (saved == 0) g->saved_step = g->step;
         return saved;
     }
-    char name[STEP_NAME] = "";
+    char name[STEP_NAME], written[STEP_NAME] = "";
     Folder folder;
     Error later = {{0}};
+    checkpoint_name(name, g->step, TEMPORARIES);
     checkpoint_clean(&g->out, &later);   // what cannot be removed is told below
-    int made = checkpoint_temporary(&folder, &g->out, g->step, name, e);
+    int made = temporary_make(&folder, &g->out, name, written, sizeof written, e);
     int status = checkpoint_write(g, &folder, made);
-    if (status == 0) status = checkpoint_publish(&g->out, name, g->step, e);
+    if (status == 0) status = folder_publish(&CHECKPOINT, &g->out, written, name, e);
     folder_close(&folder);
     if (status != 0 && made == 0)
-        checkpoint_remove(&g->out, name, &later);   // the first error is the one told
+        folder_remove(&CHECKPOINT, &g->out, written, &later);   // the first error is the one told
     if (processes_agree(&g->host, status, NULL, e) != 0) return -1;
     g->saved_step = g->step;
     if (checkpoint_clean(&g->out, &later) != 0 || checkpoint_retire(g, &later) != 0)
@@ -6827,6 +6929,109 @@ static int checkpoint_find(const char* out, int tell, char folder[PATH_SIZE], Er
     return found;
 }
 
+// A model file of llm.c, by its head. Its numbers stand where the head of the section says.
+enum { LLMC_MAGIC = 20240326, LLMC_FP32 = 3, LLMC_BF16 = 5, LLMC_HEAD = 1024 };
+typedef struct {
+    int fd, st_dtype;
+    Shape shape;
+} LlmcFile;
+
+// Whether what the user names is a file, so one of llm.c's, and no folder. Anything else is told when it is
+// opened.
+static int model_is_file(const char* path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+}
+
+// Opens a model file of llm.c: its head must be one, and its length the one that the head says.
+static int llmc_open(LlmcFile* f, const char* path, Error* e) {
+    static const char* const names[] = {"seq-len", "vocab", "layers", "heads", "channels"};
+    struct stat info;
+    int32_t head[LLMC_HEAD / 4];
+    int status = 0;
+    memset(f, 0, sizeof *f);
+    f->fd = input_open(NULL, path, &info, e);
+    if (f->fd < 0) return -1;
+    ssize_t n = read_whole(f->fd, head, sizeof head);
+    if (n != (ssize_t)sizeof head || head[0] != LLMC_MAGIC)
+        status = fail(
+            e, "%.800s: a file, but no model file of llm.c; other models are named by their folder", path);
+    else if (head[1] != LLMC_FP32 && head[1] != LLMC_BF16)
+        status = fail(e, "%.800s: llm.c's version %d, expected %d (fp32) or %d (bf16)", path, head[1],
+            LLMC_FP32, LLMC_BF16);
+    for (int i = 0; status == 0 && i < 5; i++)
+        if (head[2 + i] < 1 || head[2 + i] > option_find(names[i])->high)
+            status = fail(e, "%.800s: %s %d, expected 1 to %.0f", path, names[i], head[2 + i],
+                option_find(names[i])->high);
+    if (status == 0 && head[7] < head[3])
+        status = fail(e, "%.800s: a vocabulary of %d in %d rows", path, head[3], head[7]);
+    if (status == 0) {
+        Shape s = {head[4], head[5], head[6] / head[5], head[6], head[3], head[7], head[2], 1};
+        uint64_t bytes = LLMC_HEAD;
+        f->shape = s, f->st_dtype = head[1] == LLMC_FP32 ? ST_F32 : ST_BF16;
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(&s, id);
+            bytes += (uint64_t)(parameter_elements(&p) * (p.unit == UNIT_LAYER ? s.L : 1)) *
+                st_dtype_bytes(f->st_dtype);
+        }
+        if ((uint64_t)info.st_size != bytes)
+            status = fail(e, "%.800s: %lld bytes, expected %llu by its head", path, (long long)info.st_size,
+                (unsigned long long)bytes);
+    }
+    if (status != 0) close(f->fd);
+    return status;
+}
+
+// The tensors of such a file under Hugging Face's names, as the one file of a set.
+static int llmc_tensors(st_set* set, const char* path, Error* e) {
+    LlmcFile from;
+    if (llmc_open(&from, path, e) != 0) return -1;
+    const Shape* s = &from.shape;
+    st_file* f = (st_file*)calloc(1, sizeof *f);
+    uint64_t at = 0, bytes = st_dtype_bytes(from.st_dtype);
+    int failed = !f;
+    if (f) f->fd = from.fd, f->data_start = LLMC_HEAD;
+    else close(from.fd);
+    if (f) snprintf(f->path, sizeof f->path, "%s", path);
+    for (int id = 0; id < PARAMETER_COUNT; id++) {
+        Parameter p = parameter(s, id);
+        for (int64_t layer = 0; !failed && layer < (p.unit == UNIT_LAYER ? s->L : 1); layer++) {
+            st_tensor* t = st_append(&f->tensors, &f->count, &f->capacity);
+            failed = !t;
+            if (failed) break;
+            tensor_name(t->name, sizeof t->name, MODEL_PREFIX, &p, (int)layer + 1);
+            t->dtype = from.st_dtype, t->ndim = p.columns ? 2 : 1;
+            t->shape[0] = (uint64_t)tensor_rows(s, id, &p), t->shape[1] = (uint64_t)p.columns;
+            t->begin = at;
+            t->end = at + t->shape[0] * (uint64_t)max_i64(1, p.columns) * bytes;
+            at += (uint64_t)parameter_elements(&p) * bytes;   // padding of the vocabulary is passed over
+        }
+    }
+    if (f && !failed) qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, st_by_name);
+    set->files = f, set->count = f != NULL;
+    if (failed) st_set_close(set);
+    return failed ? fail(e, "%.900s: out of memory", path) : 0;
+}
+
+// Tensors to read: a model's, or one of its moments.
+typedef struct {
+    st_set files;
+    const char* prefix;   // before their names
+    int hf_layout;        // some are transposed
+    int grow;             // what wpe becomes for a longer context, GPT2_SP_TILE or _INTERP; -1: it must fit
+} Tensors;
+
+// Opens those of a state, SAVED_STATES, of the model at `path`: a folder, or a model file of llm.c, which
+// has no moments.
+static int tensors_open(Tensors* t, const char* path, int state, int grow, Error* e) {
+    static const char* const prefixes[STATES] = {MODEL_PREFIX, "", "m." MODEL_PREFIX, "v." MODEL_PREFIX};
+    int weights = state == STATE_WEIGHTS;
+    t->prefix = prefixes[state], t->grow = weights ? grow : -1;
+    t->hf_layout = weights && !model_is_file(path);
+    if (weights && !t->hf_layout) return llmc_tensors(&t->files, path, e);
+    return st_set_open(&t->files, path, weights ? "model" : "optimizer", e->text, sizeof e->text);
+}
+
 // Reads `count` numbers of a tensor from number `first` on as `real`, whatever type the file has.
 static int st_read_real(
     const st_file* f, const st_tensor* t, uint64_t first, uint64_t count, real* out, Error* e) {
@@ -6837,36 +7042,58 @@ static int st_read_real(
 #endif
 }
 
-// Reads `count` rows of one parameter from row `first` on into out (count, columns); a parameter that is
-// stored transposed is read whole. wpe of another length fits too: a longer one is cut, a shorter one
-// repeated, so that up to its length the model is the same.
-static int tensor_read(const st_set* set, const char* prefix, int u, int id, const Shape* s, int hf_layout,
-    int64_t first, int64_t count, real* out, Error* e) {
+// Reads rows first to first + count - 1 of wpe (T, C) for a context of T into out, from a table of another
+// length, n. The table's own rows stay as they are, so that up to n the model is the same; of a longer
+// table those beyond T are left out. Row t behind them is with `tile` row t % n; with `interp` it lies
+// where t falls if the table's first and last row are stretched to 0 and T - 1, on the line between the
+// two rows beside it.
+static int positions_read(const st_file* f, const st_tensor* t, const Shape* s, int grow, uint64_t first,
+    uint64_t count, real* out, Error* e) {
+    const uint64_t n = t->shape[0], C = (uint64_t)s->C, gaps = (uint64_t)s->T - 1;
+    real* pair = (real*)malloc(2 * C * sizeof(real));
+    int status = pair ? 0 : fail(e, "out of memory");
+    for (uint64_t row = 0, taken; status == 0 && row < count; row += taken) {
+        uint64_t position = first + row;
+        if (grow == GPT2_SP_TILE || position < n) {   // as many rows as lie behind each other
+            uint64_t at = position % n;
+            taken = count - row < n - at ? count - row : n - at;
+            status = st_read_real(f, t, at * C, taken * C, out + row * C, e);
+            continue;
+        }
+        uint64_t at = position * (n - 1) / gaps, rest = position * (n - 1) % gaps;
+        const real* next = pair + (rest > 0 ? C : 0);   // at the table's last row nothing is left to go
+        status = st_read_real(f, t, at * C, (rest > 0 ? 2 : 1) * C, pair, e);
+        for (uint64_t c = 0; status == 0 && c < C; c++)
+            out[row * C + c] =
+                (real)((double)pair[c] + (double)rest / (double)gaps * ((double)next[c] - (double)pair[c]));
+        taken = 1;
+    }
+    free(pair);
+    return status;
+}
+
+// Reads `count` rows of one parameter of unit u from row `first` on into out (count, columns); a parameter
+// that is stored transposed is read whole.
+static int tensor_read(
+    const Tensors* from, int u, int id, const Shape* s, int64_t first, int64_t count, real* out, Error* e) {
     char name[ST_NAME_MAX];
-    const st_file* f = &set->files[0];
+    const st_file* f = &from->files.files[0];
     Parameter p = parameter(s, id);
-    tensor_name(name, sizeof name, prefix, &p, u);
-    const st_tensor* t = st_set_find(set, name, &f);
-    if (!t && strcmp(prefix, "transformer.") == 0)
+    tensor_name(name, sizeof name, from->prefix, &p, u);
+    const st_tensor* t = st_set_find(&from->files, name, &f);
+    if (!t && strcmp(from->prefix, MODEL_PREFIX) == 0)
         tensor_name(name, sizeof name, "", &p, u),
-            t = st_set_find(set, name, &f);   // the hub's have no prefix
+            t = st_set_find(&from->files, name, &f);   // the hub's have no prefix
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
-    int swap = hf_layout && p.transposed;
+    int swap = from->hf_layout && p.transposed;
     uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
              d0 = swap ? columns : rows, d1 = swap ? rows : columns;
-    int stretch = id == P_wpe && hf_layout && t->ndim == 2 && t->shape[0] > 0;
+    int stretch = id == P_wpe && from->grow >= 0 && t->ndim == 2 && t->shape[0] > 0;
     if (t->ndim != (columns ? 2 : 1) || (t->shape[0] != d0 && !stretch) || (columns && t->shape[1] != d1))
         return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name,
             (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0),
             (unsigned long long)d0, (unsigned long long)d1);
-    if (stretch) {
-        for (uint64_t row = 0, n; row < (uint64_t)count; row += n) {
-            uint64_t at = ((uint64_t)first + row) % t->shape[0], left = (uint64_t)count - row;
-            n = left < t->shape[0] - at ? left : t->shape[0] - at;
-            if (st_read_real(f, t, at * columns, n * columns, out + row * columns, e) != 0) return -1;
-        }
-        return 0;
-    }
+    if (stretch) return positions_read(f, t, s, from->grow, (uint64_t)first, (uint64_t)count, out, e);
     uint64_t width = columns ? columns : 1;
     if (!swap) return st_read_real(f, t, (uint64_t)first * width, (uint64_t)count * width, out, e);
     real* strip = (real*)malloc((size_t)rows * 16 * sizeof(real));
@@ -6882,7 +7109,7 @@ static int tensor_read(const st_set* set, const char* prefix, int u, int id, con
 }
 
 // Every tensor of a model's files must be one of ours, or one that Hugging Face's carry and nobody needs.
-static int tensors_known(const st_set* set, const gpt2_sp* g, Error* e) {
+static int tensors_known(const st_set* set, const Shape* s, Error* e) {
     int known = 0;
     for (int k = 0; k < set->count; k++)
         for (int i = 0; i < set->files[k].count; i++) {
@@ -6894,31 +7121,28 @@ static int tensors_known(const st_set* set, const gpt2_sp* g, Error* e) {
         }
     int expected = 0;
     for (int id = 0; id < PARAMETER_COUNT; id++)
-        expected += parameter(&g->mesh.shape, id).unit == UNIT_LAYER ? (int)g->mesh.shape.L : 1;
+        expected += parameter(s, id).unit == UNIT_LAYER ? (int)s->L : 1;
     return known == expected ? 0
                              : fail(e, "%.700s: %d tensors, expected the %d of a GPT-2 with %lld layers",
-                                   set->files[0].path, known, expected, (long long)g->mesh.shape.L);
+                                   set->files[0].path, known, expected, (long long)s->L);
 }
 
-// A checkpoint folder to load: its weights, and the moments if asked.
+// A model to load, of a folder or of llm.c's file: its weights and, of a checkpoint, the moments if asked.
 typedef struct {
-    const char* folder;
+    const char* path;
     int moments;   // of AdamW, too
 } LoadJob;
 // A job: every rank reads for itself what it holds, though of a unit that it holds a slice of it reads all:
 // tensors of files do not split as slices do.
 static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
     const LoadJob* from = (const LoadJob*)argument;
-    static const char* const prefixes[SAVED_COUNT] = {"transformer.", "m.transformer.", "v.transformer."};
     const Shape* s = &g->mesh.shape;
     int status = 0;
     for (int i = 0; status == 0 && i < (from->moments ? SAVED_COUNT : 1); i++) {
         int state = SAVED_STATES[i];
-        st_set files;
-        if (st_set_open(&files, from->folder, state == STATE_WEIGHTS ? "model" : "optimizer", r->error.text,
-                sizeof r->error.text) != 0)
-            return -1;
-        if (state == STATE_WEIGHTS) status = tensors_known(&files, g, &r->error);
+        Tensors tensors;
+        if (tensors_open(&tensors, from->path, state, g->options.grow, &r->error) != 0) return -1;
+        if (state == STATE_WEIGHTS) status = tensors_known(&tensors.files, s, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
             int how = holding(&g->layout, state, u);
@@ -6931,13 +7155,12 @@ static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
                 if (p.unit != unit->kind) continue;
                 int64_t first = how == HELD_OWN ? h.begin / p.columns : 0;
                 int64_t rows = how == HELD_OWN ? h.n / p.columns : tensor_rows(s, id, &p);
-                status = tensor_read(&files, prefixes[i], u, id, s, state == STATE_WEIGHTS, first, rows,
-                    out + g->layout.within[id], &r->error);
+                status = tensor_read(&tensors, u, id, s, first, rows, out + g->layout.within[id], &r->error);
             }
             int64_t n = max_i64(0, min_i64(h.n, unit->elements - h.begin));
             if (how == HELD_SLICE) memcpy(mine, out + h.begin, (size_t)n * sizeof(real));
         }
-        st_set_close(&files);
+        st_set_close(&tensors.files);
     }
     r->gathered = -1;
     return status;
@@ -7025,6 +7248,19 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     return status;
 }
 
+// The same of the model at `path`, a folder or a model file of llm.c, which names no end token.
+static int model_read(const char* path, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
+    LlmcFile f;
+    if (!model_is_file(path)) return config_read(path, o, vocab, eot, e);
+    if (llmc_open(&f, path, e) != 0) return -1;
+    close(f.fd);
+    o->layers = f.shape.L, o->heads = f.shape.NH;
+    o->channels = f.shape.C, o->seq_len = f.shape.T;
+    o->center = 1;
+    *vocab = f.shape.V, *eot = EOT_UNNAMED;
+    return 0;
+}
+
 // Refuses to resume a run as another one; both values are named.
 static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e) {
     return saved == asked
@@ -7104,6 +7340,249 @@ static int state_read(gpt2_sp* g, const char* folder) {
             "the same shards",
             data, now, folder);
     free(text);
+    return status;
+}
+
+// --- exports ---
+
+// A model to export.
+typedef struct {
+    Shape shape;
+    int center;
+    int64_t eot;     // the token that ends documents, or EOT_NONE
+    bpe tokenizer;   // empty: not known
+    Tensors tensors;
+} Model;
+
+// The types of numbers that an export may have, in the order of --dtype's words.
+static const struct {
+    int st_dtype;
+    const char *word, *torch;
+    double largest;
+} EXPORT_TYPES[GPT2_SP_DTYPES] = {{ST_F32, "fp32", "float32", FLT_MAX},
+    {ST_BF16, "bf16", "bfloat16", 0x1.FEp127}, {ST_F16, "fp16", "float16", 65504}};
+
+// -1 where one of n numbers of a tensor is not finite or larger than a type's largest.
+static int numbers_fit(const char* name, const real* data, int64_t n, int dtype, Error* e) {
+    double largest = EXPORT_TYPES[dtype].largest;
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs((double)data[i]) <= largest))
+            return fail(e, "tensor `%.200s` holds %g: the largest number of %s is %g", name, (double)data[i],
+                EXPORT_TYPES[dtype].word, largest);
+    return 0;
+}
+
+// Appends one parameter of unit u to a file, some rows at a time; those that are transposed, here or
+// there, whole.
+static int export_tensor(const Model* m, OutFile* f, int u, int id, const gpt2_sp_options* o, Error* e) {
+    const Shape* s = &m->shape;
+    const Parameter p = parameter(s, id);
+    const int64_t rows = tensor_rows(s, id, &p), columns = max_i64(1, p.columns);
+    const int64_t piece = p.transposed ? rows : min_i64(rows, max_i64(1, (1 << 18) / columns));
+    char name[ST_NAME_MAX];
+    tensor_name(name, sizeof name, MODEL_PREFIX, &p, u);
+    real* data = (real*)malloc((size_t)(piece * columns) * sizeof(real));
+    int status = data ? 0 : fail(e, "out of memory for tensor `%.200s`", name);
+    for (int64_t first = 0; status == 0 && first < rows; first += piece) {
+        int64_t n = min_i64(piece, rows - first);
+        status = tensor_read(&m->tensors, u, id, s, first, n, data, e);
+        if (status == 0) status = numbers_fit(name, data, n * columns, o->dtype, e);
+        if (status == 0)
+            status = tensor_write(f, data, n, p.columns, o->format == GPT2_SP_HF && p.transposed,
+                EXPORT_TYPES[o->dtype].st_dtype, e);
+    }
+    if (data && id == P_wte && o->format == GPT2_SP_LLMC) memset(data, 0, (size_t)columns * sizeof(real));
+    for (int64_t row = rows; status == 0 && id == P_wte && o->format == GPT2_SP_LLMC && row < s->Vp; row++)
+        status = tensor_write(f, data, 1, columns, 0, EXPORT_TYPES[o->dtype].st_dtype, e);
+    free(data);
+    return status;
+}
+
+// Appends all parameters: each of all layers before the next, which is llm.c's order and as good as any in a
+// safetensors file. header: for those of Hugging Face's, which then comes first.
+static int export_tensors(const Model* m, OutFile* f, st_header* header, const gpt2_sp_options* o, Error* e) {
+    for (int write = header ? 0 : 1; write < 2; write++) {
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            int64_t layers = parameter(&m->shape, id).unit == UNIT_LAYER ? m->shape.L : 1;
+            for (int u = 1; u <= (int)layers; u++)
+                if (write ? export_tensor(m, f, u, id, o, e) != 0
+                          : tensor_declare(header, &m->shape, MODEL_PREFIX, u, id, 1,
+                                EXPORT_TYPES[o->dtype].st_dtype, e) != 0)
+                    return -1;
+        }
+        if (!write && header_write(f, header, e) != 0) return -1;
+    }
+    return 0;
+}
+
+// Writes model.safetensors and its line of the manifest.
+static int export_safetensors(
+    const Model* m, const Folder* folder, Manifest* manifest, const gpt2_sp_options* o, Error* e) {
+    static const char name[] = "model.safetensors";
+    st_header header;
+    OutFile* f = (OutFile*)malloc(sizeof *f);
+    if (!f) return fail(e, "out of memory");
+    st_header_init(&header);
+    int status = file_create(f, e, folder, name);
+    if (status == 0) status = export_tensors(m, f, &header, o, e);
+    if (file_close(f, status == 0, e) != 0) status = -1;
+    if (status == 0) manifest_add(manifest->text, sizeof manifest->text, name, f);
+    st_header_free(&header);
+    free(f);
+    return status;
+}
+
+// Writes the files of an export for Transformers into a new folder.
+static int export_write(const Model* m, const Folder* folder, const gpt2_sp_options* o, Error* e) {
+    char text[2048], token[24] = "null";
+    Manifest* manifest = (Manifest*)malloc(sizeof *manifest);
+    if (!manifest) return fail(e, "out of memory");
+    size_t size = sizeof manifest->text;
+    int status = manifest_begin(manifest, &EXPORT_FOLDER, folder, e);
+    if (status == 0) status = export_safetensors(m, folder, manifest, o, e);
+    config_text(&m->shape, m->center, m->eot, EXPORT_TYPES[o->dtype].torch,
+        m->center ? "" : MODELING_AUTO_MAP ",\n  ", text, sizeof text);
+    if (status == 0) status = folder_text(folder, "config.json", text, manifest->text, size, e);
+    if (m->eot >= 0) snprintf(token, sizeof token, "%lld", (long long)m->eot);
+    snprintf(text, sizeof text,
+        "{\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"pad_token_id\": %s\n}\n", token, token,
+        token);
+    if (status == 0) status = folder_text(folder, "generation_config.json", text, manifest->text, size, e);
+    if (status == 0 && !m->center)
+        status = folder_text(folder, "modeling_gpt2_sp.py", MODELING_PY, manifest->text, size, e);
+    if (status == 0) status = folder_tokenizer(folder, &m->tokenizer, m->shape.T, manifest->text, size, e);
+    status = manifest_end(manifest, folder, status, e);
+    free(manifest);
+    return status;
+}
+
+// Whether a name is one that temporary_name gives to a folder that is written as `name`.
+static int temporary_of(const char* entry, const char* name) {
+    char expected[FOLDER_NAME];
+    for (int number = 0; number < TEMPORARIES; number++) {
+        temporary_name(expected, sizeof expected, name, number);
+        if (strcmp(entry, expected) == 0) return 1;
+    }
+    return 0;
+}
+
+// Removes what exports to this name have left: folders that were not finished, unless another process holds
+// and so writes them, and those that were replaced.
+static int export_clean(const Folder* in, const char* name, Error* e) {
+    int status = 0;
+    Error ignored;
+    DIR* dir = folder_entries(in, e);
+    if (!dir) return -1;
+    for (struct dirent* entry; (entry = readdir(dir)) != NULL;) {
+        Folder folder;
+        const char* left = entry->d_name;
+        if (!temporary_of(left, name) || !folder_ours(&EXPORT_FOLDER, in, left) ||
+            folder_enter(&folder, in, left, &ignored) != 0)
+            continue;
+        if (flock(folder.fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)
+            status |= folder_remove(&EXPORT_FOLDER, in, left, e);
+        folder_close(&folder);
+    }
+    closedir(dir);
+    return status;
+}
+
+// 0 if nothing has the name, or an export that may be replaced, in which nothing else lies.
+static int export_free(const Folder* in, const char* name, Error* e) {
+    struct stat info;
+    Folder folder;
+    if (fstatat(in->fd, name, &info, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? 0
+                               : fail(e, "cannot look at %.700s/%.255s: %s", in->path, name, strerror(errno));
+    if (!folder_ours(&EXPORT_FOLDER, in, name))
+        return fail(e, "%.700s/%.255s is there and no export of this program, and stays: take another --out",
+            in->path, name);
+    if (folder_enter(&folder, in, name, e) != 0) return -1;
+    int status = 0;
+    DIR* dir = folder_entries(&folder, e);
+    for (struct dirent* entry; dir && status == 0 && (entry = readdir(dir)) != NULL;) {
+        int known = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+        for (int i = 0; i < EXPORT_FILE_COUNT; i++) known |= strcmp(entry->d_name, EXPORT_FILES[i]) == 0;
+        if (!known)
+            status =
+                fail(e, "%.700s holds %.255s, which no export wrote: move it away, or take another --out",
+                    folder.path, entry->d_name);
+    }
+    if (dir) closedir(dir);
+    folder_close(&folder);
+    return dir ? status : -1;
+}
+
+// Exports a model as a folder for Transformers, which takes its name when it is whole.
+static int export_folder(const Model* m, const gpt2_sp_options* o, Error* e) {
+    char parent[PATH_SIZE], name[FOLDER_NAME] = "", written[FOLDER_NAME] = "";
+    Folder in, folder;
+    Error later = {{0}};
+    size_t length = strlen(o->out);
+    while (length > 1 && o->out[length - 1] == '/') length--;
+    snprintf(parent, sizeof parent, "%.*s", (int)length, o->out);
+    char* slash = strrchr(parent, '/');
+    const char* last = slash ? slash + 1 : parent;
+    if (!last[0] || strcmp(last, ".") == 0 || strcmp(last, "..") == 0 || strlen(last) > 255)
+        return fail(e, "--out %.900s: expected the name of a folder", o->out);
+    snprintf(name, sizeof name, "%s", last);
+    if (slash) slash[slash == parent] = 0;   // "/name" is in "/"
+    else snprintf(parent, sizeof parent, ".");
+    if (folder_make(parent, e) != 0 || folder_open(&in, parent, e) != 0) return -1;
+    int status = export_free(&in, name, e);
+    if (status == 0) status = export_clean(&in, name, e);
+    int made = status == 0 ? temporary_make(&folder, &in, name, written, sizeof written, e) : -1;
+    if (made == 0 && flock(folder.fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        status = fail(e, "another process writes %.800s", folder.path);
+    if (made != 0) status = -1;
+    if (status == 0) status = export_write(m, &folder, o, e);
+    if (status == 0) status = folder_publish(&EXPORT_FOLDER, &in, written, name, e);
+    if (made == 0) folder_close(&folder);
+    if (made == 0 && status != 0) folder_remove(&EXPORT_FOLDER, &in, written, &later);
+    if (status == 0) status = export_clean(&in, name, e);
+    folder_close(&in);
+    return status;
+}
+
+// llm.c's head of a model file. Whether an open file is such a one that this program wrote.
+static void llmc_head(const Shape* s, int dtype, int32_t head[LLMC_HEAD / 4]) {
+    const int64_t numbers[] = {
+        LLMC_MAGIC, dtype == GPT2_SP_FP32 ? LLMC_FP32 : LLMC_BF16, s->T, s->V, s->L, s->NH, s->C, s->Vp};
+    memset(head, 0, LLMC_HEAD);
+    for (int i = 0; i < 8; i++) head[i] = (int32_t)numbers[i];
+    memcpy(&head[8], "gpt2_sp", 8);
+}
+static int llmc_ours(int fd) {
+    int32_t head[10];
+    return pread(fd, head, sizeof head, 0) == (ssize_t)sizeof head && head[0] == LLMC_MAGIC &&
+        memcmp(&head[8], "gpt2_sp", 8) == 0;
+}
+
+// Exports a model as a model file of llm.c, which takes its name when it is whole: until then the first 8
+// bytes are the mark of an unfinished file.
+static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
+    int32_t head[LLMC_HEAD / 4];
+    tok_output out;
+    if (o->dtype == GPT2_SP_FP16) return fail(e, "--dtype fp16: a model file of llm.c has fp32 or bf16");
+    if (!m->center)
+        return fail(e, "--format llmc: llm.c's models have LayerNorm, this one was trained with --center 0");
+    OutFile* f = (OutFile*)calloc(1, sizeof *f);
+    if (!f) return fail(e, "out of memory");
+    if (tok_output_open(&out, o->out, "model file of llm.c", llmc_ours, e->text, sizeof e->text) != 0) {
+        free(f);
+        return -1;
+    }
+    llmc_head(&m->shape, o->dtype, head);
+    snprintf(f->path, sizeof f->path, "%s", out.tmp);
+    f->fd = dup(out.fd);
+    int status = f->fd < 0 || lseek(f->fd, 8, SEEK_SET) != 8 ? fail_file(e, "write", out.tmp) : 0;
+    if (status == 0) status = file_write(f, &head[2], LLMC_HEAD - 8, e);
+    if (status == 0) status = export_tensors(m, f, NULL, o, e);
+    if (file_close(f, status == 0, e) != 0) status = -1;
+    if (status == 0) status = tok_output_put(&out, head, 8, 0, e->text, sizeof e->text);
+    if (status == 0) status = tok_output_finish(&out, e->text, sizeof e->text);
+    else tok_output_abandon(&out);
+    free(f);
     return status;
 }
 
@@ -8624,23 +9103,25 @@ static int best_folder(
         name, (long long)best, why.text);
 }
 
-// The folder of the model that --from or --init-from names, in `folder`: that one, if it has a config.json,
-// else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. With a manifest it must
-// be whole; Hugging Face's have none, and are taken as they are. A name that exists is that name.
-static int model_folder(const char* option, const char* name, char folder[PATH_SIZE], Error* e) {
+// The model that --from or --init-from names, in `path`: a model file of llm.c, a folder with a config.json,
+// else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. A folder with a manifest
+// must be whole; Hugging Face's have none, and are taken as they are. A name that exists is that name.
+static int model_find(const char* option, const char* name, char path[PATH_SIZE], Error* e) {
     char run[GPT2_SP_TEXT];
     size_t n = strlen(name);
     if (n > 5 && strcmp(name + n - 5, ":best") == 0 && access(name, F_OK) != 0) {
         snprintf(run, sizeof run, "%.*s", (int)(n - 5), name);
-        return best_folder(option, name, run, folder, e);
+        return best_folder(option, name, run, path, e);
     }
-    if (!folder_has(name, "config.json")) {
-        int found = checkpoint_find(name, 1, folder, e);
+    int file = model_is_file(name);
+    if (!file && !folder_has(name, "config.json")) {
+        int found = checkpoint_find(name, 1, path, e);
         return found > 0 ? 0
             : found < 0  ? -1
                          : fail(e, "--%s %.900s: neither a checkpoint nor a run with one", option, name);
     }
-    snprintf(folder, PATH_SIZE, "%s", name);
+    snprintf(path, PATH_SIZE, "%s", name);
+    if (file) return 0;
     if (folder_has(name, "manifest.txt")) return checkpoint_verify(name, e);
     int pickled = folder_has(name, "pytorch_model.bin") || folder_has(name, "pytorch_model.bin.index.json");
     if (pickled && !folder_has(name, "model.safetensors") &&
@@ -8676,20 +9157,22 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
 // (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from,
-// whose folder is then in `folder`; with it comes its tokenizer, empty where there is none. A size that is
+// which is then at `path`; with it comes its tokenizer, empty where there is none. A size that is
 // given and is another than --init-from's is an error; state_read compares it with a run's.
-static int sizes_choose(gpt2_sp_options* o, char folder[PATH_SIZE], int64_t* eot, bpe* tokenizer, Error* e) {
+static int sizes_choose(gpt2_sp_options* o, char path[PATH_SIZE], int64_t* eot, bpe* tokenizer, Error* e) {
     gpt2_sp_options model;
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
     memset(tokenizer, 0, sizeof *tokenizer);
     *eot = EOT_UNNAMED;
     if (o->val_sequences == 0) o->val_sequences = 8;
+    if (o->grow != GPT2_SP_TILE && !o->init_from[0])
+        return fail(e, "--grow needs --init-from, the model whose positions grow");
     int resumed = run_model(o->out, &model, &vocab, eot, tokenizer), from = !resumed && o->init_from[0];
     if (from &&
-        (model_folder("init-from", o->init_from, folder, e) != 0 ||
-            config_read(folder, &model, &vocab, eot, e) != 0 ||
-            tokenizer_of_folder(tokenizer, folder, vocab, e) < 0))
+        (model_find("init-from", o->init_from, path, e) != 0 ||
+            model_read(path, &model, &vocab, eot, e) != 0 ||
+            tokenizer_of_folder(tokenizer, path, vocab, e) < 0))
         return -1;
     if (!resumed && !from) model.layers = model.heads = 4, model.channels = 256, model.seq_len = 1024;
     const struct {
@@ -8724,17 +9207,18 @@ static int start_compare(gpt2_sp* g, const char* folder) {
         (void)sscanf(strrchr(folder, '_'), "_%lld", &step);
         snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
     } else if (g->options.init_from[0]) {
-        st_set files;
-        if (st_set_open(&files, g->init_folder, "model", g->error.text, sizeof g->error.text) != 0) return -1;
+        Tensors tensors;
+        if (tensors_open(&tensors, g->init_model, STATE_WEIGHTS, GPT2_SP_TILE, &g->error) != 0) return -1;
         int status = 0;
+        const st_set* files = &tensors.files;
         uint64_t all = 0, sum = 0;   // of all files together, in their order
-        for (int i = 0; status == 0 && i < files.count; i++) {
-            status = file_checksum(files.files[i].path, NULL, &bytes, &crc, &g->error);
+        for (int i = 0; status == 0 && i < files->count; i++) {
+            status = file_checksum(files->files[i].path, NULL, &bytes, &crc, &g->error);
             all += bytes, sum = random_bits(sum, bytes, crc);
         }
         snprintf(text, sizeof text, "--init-from weights of %llu bytes in %d files, checksum %016llx\n",
-            (unsigned long long)all, files.count, (unsigned long long)sum);
-        st_set_close(&files);
+            (unsigned long long)all, files->count, (unsigned long long)sum);
+        st_set_close(&tensors.files);
         if (status != 0) return -1;
     }
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
@@ -8761,7 +9245,7 @@ static int trainer_start(gpt2_sp* g) {
     }
     if (ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
-    LoadJob start = {g->init_folder, 0};
+    LoadJob start = {g->init_model, 0};
     return ranks_run(g, g->device->load, &start);
 }
 
@@ -8857,7 +9341,7 @@ static int work_compare(gpt2_sp* g) {
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (sizes_choose(&g->options, g->init_folder, &g->eot, &g->tokenizer, e) != 0) return -1;
+    if (sizes_choose(&g->options, g->init_model, &g->eot, &g->tokenizer, e) != 0) return -1;
     const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
     if (dataset_open(&g->data, o->data, &how, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
@@ -9099,26 +9583,31 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t erro
     return g;
 }
 
-// A trainer that only evaluates and samples: no gradients, all ranks in this process, the model of a
-// checkpoint folder, which --from names, or another option.
+// The token that ends a model's documents: the one that it names, else its tokenizer's, else the last.
+static int64_t model_end(int64_t eot, const bpe* tokenizer, int64_t vocab) {
+    return eot != EOT_UNNAMED ? eot : tokenizer->token ? (int64_t)tokenizer->eot : vocab - 1;
+}
+
+// A trainer that only evaluates and samples: no gradients, all ranks in this process, the model that --from
+// names, or another option.
 static int trainer_load_option(gpt2_sp* g, const char* option) {
     gpt2_sp_options* o = &g->options;
-    char folder[PATH_SIZE];
+    char path[PATH_SIZE];
     int64_t vocab, context = o->seq_len;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
-    if (device_found(g) != 0 || model_folder(option, o->from, folder, &g->error) != 0) return -1;
+    if (device_found(g) != 0 || model_find(option, o->from, path, &g->error) != 0) return -1;
     o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0;
     if (ranks_choose(o, g->device, 1, &g->error) != 0) return -1;
-    if (config_read(folder, o, &vocab, &g->eot, &g->error) != 0) return -1;
+    if (model_read(path, o, &vocab, &g->eot, &g->error) != 0) return -1;
     if (context > o->seq_len)
         return fail(&g->error, "--seq-len %lld: the model's context is %lld", (long long)context,
             (long long)o->seq_len);
     if (context > 0) o->seq_len = context;
-    if (tokenizer_of_folder(&g->tokenizer, folder, vocab, &g->error) < 0) return -1;
-    if (g->eot == EOT_UNNAMED) g->eot = g->tokenizer.token ? (int64_t)g->tokenizer.eot : vocab - 1;
+    if (tokenizer_of_folder(&g->tokenizer, path, vocab, &g->error) < 0) return -1;
+    g->eot = model_end(g->eot, &g->tokenizer, vocab);
     if (trainer_init(g, vocab, 0) != 0) return -1;
-    LoadJob model = {folder, 0};
+    LoadJob model = {path, 0};
     return ranks_run(g, g->device->load, &model);
 }
 static int trainer_load(gpt2_sp* g) { return trainer_load_option(g, "from"); }
@@ -9841,8 +10330,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     memset(&layout, 0, sizeof layout);
     int64_t eot;
     bpe tokenizer;
-    char init_folder[PATH_SIZE];
-    int status = plan ? sizes_choose(o, init_folder, &eot, &tokenizer, e) : fail(e, "out of memory");
+    char init_model[PATH_SIZE];
+    int status = plan ? sizes_choose(o, init_model, &eot, &tokenizer, e) : fail(e, "out of memory");
     if (plan) bpe_free(&tokenizer);
     int64_t vocab = o->vocab ? o->vocab : 50257;
     if (status == 0) status = ranks_choose(o, gpt2_sp_device, 1, e);
@@ -10370,6 +10859,35 @@ static int synth_shard(const gpt2_sp_options* o, Error* e) {
     return prepare_close(&p, synth_documents(o, NULL, &p, e), e);
 }
 
+// Exports a model for Transformers or llm.c: of its folder only the weights, some rows of a tensor at a time.
+static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    (void)inputs;
+    Model m;
+    gpt2_sp_options model;
+    char path[PATH_SIZE];
+    int64_t vocab;
+    if (!o->from[0]) return fail(e, "no model given: --from RUN");
+    if (!o->out[0]) return fail(e, "nowhere to write: --out FOLDER");
+    gpt2_sp_defaults(&model);
+    if (model_find("from", o->from, path, e) != 0 || model_read(path, &model, &vocab, &m.eot, e) != 0)
+        return -1;
+    m.center = (int)model.center;
+    m.shape = shape_of(&model, vocab);
+    if (shape_check(&m.shape, &model, e) != 0 || tokenizer_of_folder(&m.tokenizer, path, vocab, e) < 0)
+        return -1;
+    m.eot = model_end(m.eot, &m.tokenizer, vocab);
+    int opened = tensors_open(&m.tensors, path, STATE_WEIGHTS, GPT2_SP_TILE, e);
+    int status = opened == 0 ? tensors_known(&m.tensors.files, &m.shape, e) : -1;
+    if (status == 0) status = o->format == GPT2_SP_HF ? export_folder(&m, o, e) : export_llmc(&m, o, e);
+    if (opened == 0) st_set_close(&m.tensors.files);
+    bpe_free(&m.tokenizer);
+    if (status == 0)
+        printf("%s: the model of %s in %s, for %s%s\n", o->out, path, EXPORT_TYPES[o->dtype].word,
+            o->format == GPT2_SP_LLMC ? "llm.c" : "Transformers",
+            m.center ? "" : " with trust_remote_code=True, as it has RMSNorm");
+    return status;
+}
+
 // Writes synthetic documents: as a shard, or as text.
 static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
@@ -10389,6 +10907,8 @@ static const Command COMMANDS[] = {
     {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
     {"eval", EVAL, command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
         "--from RUN --data SHARDS [options]"},
+    {"export", EXPORT, command_export, 0, "write a model for Transformers or llm.c",
+        "--from RUN --out FOLDER [--dtype TYPE] [--format KIND]"},
     {"prepare", PREPARE, command_prepare, 1, "turn text into token shards",
         "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
     {"synth", SYNTH, command_synth, 0, "write synthetic long documents whose facts are asked for far away",

@@ -8084,6 +8084,7 @@ static int gpu_verify(gpt2_sp* g) {
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
     o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE;
     o.verify = o.profile = o.attention = 0, o.init_from[0] = 0;
+    o.grow = GPT2_SP_TILE;
     o.trace[0] = 0, o.transport = GPT2_SP_AUTO;
     o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);

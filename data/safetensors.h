@@ -559,9 +559,9 @@ GPT2_SP_LEAF int st_read_f64(const st_file* f, const st_tensor* t, uint64_t firs
 // ---------------------------------------------------------------------------
 // writing
 
-// The nearest number of a binary format of 16 bits, ties to the even one: a sign, so many bits of exponent, and
-// the rest of fraction. Rounded once, from the double. What is too large becomes infinite, what is too small a
-// subnormal or zero, NaN a quiet one.
+// The nearest number of a binary format of 16 bits, ties to the even one: a sign, so many bits of
+// exponent, and the rest of fraction. Rounded once, from the double. What is too large becomes infinite,
+// what is too small a subnormal or zero, NaN a quiet one.
 GPT2_SP_LEAF uint16_t st_to_half(double x, int exponent_bits) {
     const int fraction_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1, least = 1 - bias;
     const uint32_t infinite = ((1u << exponent_bits) - 1) << fraction_bits;

@@ -33,17 +33,17 @@ int main(int argc, char** argv) {
     gpt2_sp_defaults(&o);
     if (argc != 4) return 2;
     snprintf(o.from, sizeof o.from, "%s", argv[1]);
-    gpt2_sp* g = model_load(&o, &e);
+    gpt2_sp* g = trainer_make(&o, trainer_load, &e);
     if (!g) { fprintf(stderr, "%s\n", e.text); return 1; }
     Rank* r = &g->ranks[0];
     const Shape* s = &g->mesh.shape;
     FILE *in = fopen(argv[2], "rb"), *out = fopen(argv[3], "wb");
     if (!in || !out || fread(r->batches[2].tokens, sizeof(int32_t), (size_t)s->T, in) != (size_t)s->T) return 1;
     for (int64_t t = 0; t < s->T; t++) r->batches[2].labels[t] = 0;
-    if (ranks_run(g, rank_evaluate) != 0) { fprintf(stderr, "%s\n", g->error.text); return 1; }
+    if (ranks_run(g, rank_evaluate, &g->evaluation) != 0) { fprintf(stderr, "%s\n", g->error.text); return 1; }
     real* row = (real*)malloc((size_t)s->Vp * sizeof(real));
     for (int64_t t = 0; t < s->T; t++) {   // rank_evaluate left the final norm's output
-        cpu_matmul_forward(row, r->lnf + t * s->C, weight(r, 0, P_wte), NULL, 1, s->C, s->Vp);
+        cpu_matmul_forward(row, r->lnf + t * s->C, weight(r, 0, P_wte), NULL, 1, s->C, s->Vp, r->scratch);
         for (int64_t v = 0; v < s->V; v++) {
             float logit = (float)row[v];
             fwrite(&logit, sizeof logit, 1, out);

@@ -636,6 +636,72 @@ check "output that cannot be written is told on one line" sh -c '
     "$0" plan --gflops 1 --link-gbs 1 > /dev/full 2> err
     [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err' "$program"
 
+# ----- export -------------------------------------------------------------------------------------
+
+check "export writes a folder for Transformers" \
+    says '^exports/hf: the model of runs/whole/step_00000012 in fp32, for Transformers$' g export --from runs/whole --out exports/hf
+check "... of the weights and the tokenizer alone" test "$(ls exports/hf | tr '\n' ' ')" = \
+    'config.json generation_config.json manifest.txt merges.txt model.safetensors tokenizer.json tokenizer_config.json vocab.json '
+check "... which is the run's" cmp exports/hf/tokenizer.json runs/whole/step_00000012/tokenizer.json
+check "sample of an export takes text" samples '^It was' --from exports/hf --prompt 'It was' --length 4
+check "export writes llm.c's file" says 'for llm.c$' g export --from runs/whole --out m.bin --format llmc
+for model in exports/hf m.bin; do
+    check "eval of an export tells the run's loss: $model" test \
+        "$(g eval --from $model --data val.tok --json | sed 's/.*"loss"/"loss"/')" = \
+        "$(g eval --from runs/whole --data val.tok --json | sed 's/.*"loss"/"loss"/')"
+    check "--init-from takes an export, and grows its positions: $model" \
+        says 'step *1/1' g train --threads 1 --data val.tok --init-from $model --seq-len 100 --grow interp --steps 1
+done
+check "plan takes the sizes of llm.c's file" \
+    says '"layers": 2, "heads": 2, "channels": 32, "seq_len": 64' g plan --init-from m.bin --json --gflops 1 --link-gbs 1 \
+        --copy-gbs 1
+check "export of an export, in another type" says 'in bf16' g export --from exports/hf/ --out exports/hf16/ --dtype bf16
+check "... names it in config.json" grep -q '"torch_dtype": "bfloat16"' exports/hf16/config.json
+if command -v python3 > /dev/null; then
+    g train $tiny --center 0 --data books.tok --out runs/plain --steps 1 > made && g export --from runs/plain --out exports/plain > made
+    check "the program of a model with RMSNorm is Python" python3 -c '
+import ast, json
+names = [n.name for n in ast.parse(open("exports/plain/modeling_gpt2_sp.py").read()).body if isinstance(n, ast.ClassDef)]
+for path in json.load(open("exports/plain/config.json"))["auto_map"].values():
+    assert path.split(".")[1] in names, path
+print(names)'
+fi
+check "export without a model is refused" refused 'no model given' export --out exports/x
+check "export to nowhere is refused" refused 'nowhere to write' export --from runs/whole
+check "export of fp16 to llm.c is refused" refused 'fp32 or bf16' export --from runs/whole --out x.bin --format llmc --dtype fp16
+check "export of another type is refused" refused 'fp32|bf16|fp16' export --from runs/whole --out exports/x --dtype fp8
+for name in . .. / exports/..; do
+    check "export: a folder without a name is refused: $name" refused 'the name of a folder' export --from runs/whole --out $name
+done
+
+# what is not an export's own stays
+listing() { find theirs* -exec sh -c 'for f; do [ -f "$f" ] && cksum "$f" || echo "$f"; done' sh {} + | sort; }
+stays() {
+    word=$1
+    shift
+    listing > before
+    refused "$word" export --from runs/whole "$@" && listing > after && cmp before after
+}
+mkdir theirs theirs.hf && cp exports/hf/config.json exports/hf/model.safetensors theirs.hf && cp m.bin theirs.bin
+printf '\0\0\0\0\0\0\0\0' | dd of=theirs.bin bs=1 seek=32 conv=notrunc 2> /dev/null   # as llm.c leaves it
+cp -r exports/hf theirs.more && echo mine > theirs.more/README.md
+echo text > theirs.file && ln -s exports/hf theirs.link
+check "export: a folder of Transformers stays" stays 'theirs.hf is there and no export' --out theirs.hf
+check "export: an export with another file in it stays" stays 'theirs.more holds README.md' --out theirs.more
+check "export: a file stays" stays 'theirs.file is there' --out theirs.file
+check "export: a link stays" stays 'theirs.link is there' --out theirs.link
+check "export: a checkpoint stays" refused 'no export' export --from runs/whole --out runs/whole/step_00000012
+check "export: llm.c's own file stays" stays 'theirs.bin: a file is there' --out theirs.bin --format llmc
+check "export: a folder stays where llm.c's file is asked for" stays 'a folder is there' --out theirs --format llmc
+check "export: a file in place of the folder above stays" stays 'not a folder' --out theirs.file/hf
+cp exports/hf/model.safetensors before && mkdir -p exports/hf.tmp/ exports/hf.1.tmp exports/hf.2.tmp
+printf 'gpt2_sp export 1\n' > exports/hf.tmp/manifest.txt && echo x > exports/hf.tmp/model.safetensors && echo x > exports/hf.2.tmp/notes
+check "export replaces an export, and takes away what a killed one left" says 'in fp16' g export --from runs/whole --out exports/hf --dtype fp16
+check "... and nothing else" sh -c '! cmp -s before exports/hf/model.safetensors && [ "$(echo exports/hf.*)" = exports/hf.2.tmp ] && cat exports/hf.2.tmp/notes'
+check "export replaces its file of llm.c's" says 'in bf16' g export --from runs/whole --out m.bin --format llmc --dtype bf16
+check "--grow without a model is refused" refused 'needs --init-from' train $tiny --data val.tok --grow interp --steps 1
+check "a model that is a file, but not llm.c's, is refused" refused 'no model file of llm.c' eval --from book1.txt --data val.tok
+
 # ----- numbers that are not finite ----------------------------------------------------------------
 
 g train $tiny --data books.tok --out runs/nan --steps 30 --lr 10 --grad-clip 0 --eps 1e-16 --weight-decay 10 \

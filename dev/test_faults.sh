@@ -435,6 +435,52 @@ cat details
 check "ENOSPC and EIO at $faults points of a save: told, survived, and the next run is exact" \
     test $faults -ge 100 -a $faults_wrong = 0
 
+# An export over an export: killed at any call, or one of its calls failing, it leaves the old folder or the new
+# one, whole, and the next export takes away what lies about.
+"$program" export --from base/step_00000001 --out exp > out && cp -r exp old &&
+    "$program" export --from base/step_00000002 --out new > out
+export_traced() {
+    rm -rf exp exp.* && cp -r old exp
+    strace -o log $1 "$program" export --from base/step_00000002 --out exp > out 2> err
+}
+export_traced ""
+check "an export over an export takes its place" diff -r exp new
+names='openat|pread64|write|fsync|close|mkdirat|renameat2|unlinkat|flock|getdents64'
+calls '^openat.*base/step_00000002/model.safetensors' 'never' | grep -E "^($names) " > list
+exports=0 exports_old=0 exports_new=0 exports_wrong=0
+: > details
+while read -r name first last; do
+    for fault in signal=KILL error=EIO; do
+        number=$first
+        while [ "$number" -le "$last" ]; do
+            export_traced "-e inject=$name:$fault:when=$number"
+            status=$?
+            exports=$((exports + 1))
+            if diff -r exp old > differ; then exports_old=$((exports_old + 1))
+            elif diff -r exp new > differ; then exports_new=$((exports_new + 1))
+            else exports_wrong=$((exports_wrong + 1)) && echo "$name $fault $number: $(cat differ)" >> details
+            fi
+            # a failure is one line; a call that fails without harm, a close of what was only read, is none
+            case $fault:$status:$(wc -l < err) in
+            signal=KILL:137:* | error=EIO:0:0 | error=EIO:1:1) ;;
+            *) exports_wrong=$((exports_wrong + 1)) && echo "$name $fault $number: status $status, $(cat err)" >> details ;;
+            esac
+            "$program" export --from base/step_00000002 --out exp > out 2> err && diff -r exp new > differ &&
+                [ "$(echo exp*)" = exp ] || {
+                exports_wrong=$((exports_wrong + 1))
+                echo "$name $fault $number: the next export: $(cat err differ) $(echo exp*)" >> details
+            }
+            number=$((number + 1))
+        done
+    done
+done < list
+cat details
+check "faults at $exports points of an export: $exports_old times the old one, $exports_new times the new one" \
+    test $exports -ge 100 -a $exports_wrong = 0 -a $exports_old -gt 0 -a $exports_new -gt 0
+export_traced "-e inject=renameat2:error=EINVAL"
+check "a file system that cannot exchange two folders: the export takes its place all the same" sh -c '
+    diff -r exp new && [ "$(echo exp*)" = exp ] && grep -q "^exp: " out && [ ! -s err ]'
+
 # EIO while the run starts: it may refuse, or fall back to the checkpoint before and say so, but never start
 # afresh.
 again
