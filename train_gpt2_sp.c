@@ -9104,8 +9104,9 @@ static int best_folder(
 }
 
 // The model that --from or --init-from names, in `path`: a model file of llm.c, a folder with a config.json,
-// else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. A folder with a manifest
-// must be whole; Hugging Face's have none, and are taken as they are. A name that exists is that name.
+// else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. A folder with a
+// manifest must be whole; Hugging Face's have none, and are taken as they are. A name that exists is that
+// name.
 static int model_find(const char* option, const char* name, char path[PATH_SIZE], Error* e) {
     char run[GPT2_SP_TEXT];
     size_t n = strlen(name);

@@ -381,7 +381,7 @@ static real* grow_logits(gpt2_sp* g, int64_t n) {
     void* decoder = g->device->decoder_open(g, n);
     for (int64_t t = 0; t < n; t++) {
         int32_t token = (int32_t)dice(7, (uint64_t)t, 257);
-        if (!decoder || g->device->decoder_read(decoder, &token, 1, t, row) != 0) row[0] = NAN;
+        if (!decoder || g->device->decoder_read(decoder, &token, 1, t, 1, row) != 0) row[0] = NAN;
         memcpy(all + t * V, row, (size_t)V * sizeof(real));
     }
     if (decoder) g->device->decoder_close(decoder);
