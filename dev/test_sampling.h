@@ -251,6 +251,29 @@ static gpt2_sp* drafting_trainer(const char* shape, int64_t vocab, double scale)
     return g;
 }
 
+// Notes by position what a draft reads. When the model then reads its own last token and the proposals, the
+// draft must have read the same text, all but the last proposal, and nothing beyond its context.
+static struct {
+    int32_t text[512];
+    int64_t furthest, wrong, reads;
+} draft_notes;
+static int draft_read_noted(
+    void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
+    draft_notes.furthest = max_i64(draft_notes.furthest, p + n), draft_notes.reads++;
+    if (n < 1 || p + n > ((Decoder*)decoder)->capacity) {
+        draft_notes.wrong++;
+        return -1;
+    }
+    memcpy(draft_notes.text + p, tokens, (size_t)n * sizeof *tokens);
+    return decoder_read(decoder, tokens, n, p, rows, logits);
+}
+static int model_read_noted(
+    void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
+    if (draft_notes.reads > 0 && n > 1 && p > 0)
+        draft_notes.wrong += memcmp(draft_notes.text + p, tokens, (size_t)(n - 1) * sizeof *tokens) != 0;
+    return decoder_read(decoder, tokens, n, p, rows, logits);
+}
+
 // Greedy text with a draft, against that without: by drafts that agree always (the model itself), sometimes
 // and hardly ever, one whose context is full on the way, and one that the prompt does not fit in.
 static void drafting_greedy(void) {
@@ -259,7 +282,10 @@ static void drafting_greedy(void) {
     gpt2_sp* drafts[4] = {g, drafting_trainer("layers=2 heads=2 channels=32 seq-len=400", 61, 0.8),
         drafting_trainer("layers=1 heads=1 channels=16 seq-len=40", 61, 1),
         drafting_trainer("layers=1 heads=1 channels=16 seq-len=5", 61, 1)};
+    Device noted[2] = {CPU_DEVICE, CPU_DEVICE};
+    int64_t furthest[4] = {0}, wrong = 0;
     int equal = 0, all = 0;
+    noted[0].decoder_read = model_read_noted, noted[1].decoder_read = draft_read_noted;
     int64_t drafted[4] = {0}, accepted[4] = {0}, passes[4] = {0};
     for (uint64_t i = 0; g && drafts[1] && drafts[2] && drafts[3] && i < (quick ? 60 : 200); i++, all++) {
         int32_t prompt[30], alone[MOST], out[MOST];
@@ -270,17 +296,25 @@ static void drafting_greedy(void) {
         how.repetition_penalty = i % 8 < 4 ? 1.2 : 1;
         how.draft_tokens = 1 + (int64_t)dice(316, i, GPT2_SP_DRAFT_TOKENS);
         g->eot = drafts[1]->eot = drafts[2]->eot = drafts[3]->eot = i % 16 < 8 ? -1 : (int64_t)(i % 61);
+        int64_t made = gpt2_sp_generate(g, prompt, n, alone, count, &how);
+        memset(&draft_notes, 0, sizeof draft_notes);
+        if (which > 0) g->device = &noted[0], drafts[which]->device = &noted[1];
         gpt2_sp_generator* x = gpt2_sp_generator_open(g, drafts[which], prompt, n, count);
         gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
-        int64_t made = gpt2_sp_generate(g, prompt, n, alone, count, &how);
         for (int again = 0; x && again < 2; again++)
             equal += gpt2_sp_generator_run(x, out, count, &how) == made && made >= 0 &&
                 memcmp(out, alone, (size_t)made * sizeof *out) == 0;
         if (x) gpt2_sp_generator_stats(x, &stats);
         drafted[which] += stats.drafted, accepted[which] += stats.accepted;
         passes[which] += stats.passes;
+        furthest[which] = max_i64(furthest[which], draft_notes.furthest), wrong += draft_notes.wrong;
         gpt2_sp_generator_close(x);
+        g->device = drafts[which]->device = &CPU_DEVICE;
     }
+    check(wrong == 0 && furthest[1] > 60 && furthest[2] == 40 && furthest[3] == 0,
+        "drafting: a draft reads the text that is drawn, up to its context",
+        "%lld wrong; drafts of 400, 40 and 5 tokens' context read up to %lld, %lld and %lld",
+        (long long)wrong, (long long)furthest[1], (long long)furthest[2], (long long)furthest[3]);
     check(equal == 2 * all && all > 0, "drafting: greedy text is the same with a draft",
         "%d of %d runs, %d prompts: the model itself as draft, a like one, one of 40 tokens' context, one of "
         "5",
