@@ -106,6 +106,15 @@ check "3 processes, zero 3, documents, validation, checkpoints: the numbers of o
     equal three 3 --dp 2 --sp 3 --zero 3 --doc-mask 1 --val-data val.tok --val-every 2 --val-sequences 3 \
         --save-every 2 --steps 5
 check "3 processes, 3 ranks, zero 1: the numbers of one process" equal three 3 --sp 3 --zero 1 --steps 4
+check "2 processes, frozen and scaled parameters: the numbers of one process" \
+    equal rates 2 --dp 2 --sp 2 --zero 2 --freeze 'h.0.*,wte.weight' --lr-scale '*.bias=2' --steps 4
+check "2 processes, --patience: they keep the best, and end early, where one process does" \
+    equal early 2 --sp 2 --val-data val.tok --val-every 2 --val-sequences 2 --patience 2 --lr 0.3 --steps 400
+check "it was early" grep '^stopped early at step [0-9]*: none of the last 2' several.0.out
+run minutes 2 $shape --sp 2 --out minutes --steps 1000000 --max-minutes 0.01
+check "2 processes, --max-minutes: all end after the same step, saved, with status 0" \
+    sh -c '[ "$0" = " 0 0" ] && grep "^stopped after 0.01 minutes; saved minutes/step_" minutes.0.out &&
+        [ -z "$(cat minutes.*.err minutes.1.out)" ]' "$statuses"
 check "4 processes, a rank each: the numbers of one process" equal four 4 --sp 4 --batch-size 2 --steps 4
 check "messages longer than a frame arrive whole" \
     equal long 2 --layers 1 --channels 384 --heads 4 --seq-len 768 --sp 2 --steps 2

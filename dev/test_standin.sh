@@ -135,6 +135,8 @@ done << END
 2 1 6     --sp 3 --attention portable --deterministic 1
 # evaluation, --check, --trace, checkpoints
 2 1 6     --sp 2 --val-every 2 --val-data $text --val-sequences 3
+2 1 6     --dp 2 --sp 2 --freeze=h.1.mlp.*,wte.weight --lr-scale=*.bias=2 --doc-mask 1
+2 8 1024  --sp 3 --zero 3 --freeze=*.bias,wpe.weight,h.0.* --val-data $text --val-sequences 3
 2 8 1024  --sp 3 --zero 3 --val-every 1 --val-data $text --val-sequences 3 --doc-mask 1
 2 1 6     --sp 2 --zero 1 --val-every 1 --val-data $text --val-sequences 3
 4 3 8     --dp 2 --sp 2 --zero 2 --val-every 1 --val-data $text --val-sequences 3
