@@ -181,7 +181,7 @@ strange() {
     echo mine > run/step_00000002/notes.txt
 }
 others() {
-    listing run | grep -v 'log.jsonl\|run.cfg\|step_0000000[0-9]/[cmos]\|step_0000000[345]$'
+    listing run | grep -v 'log.jsonl\|run.cfg\|step_0000000[0-9]/[cmostv]\|step_0000000[345]$'
     listing archive
 }
 strange
@@ -337,7 +337,7 @@ check "order: all is synced before the rename, the rename before older checkpoin
     }
     END {
         print writes + 0 " writes, " syncs + 0 " fsyncs, " removed + 0 " files removed" bad
-        exit bad != "" || syncs != 8 || !renamed || !removed
+        exit bad != "" || syncs != 12 || !renamed || !removed
     }' order.log
 
 # A file system that gives no lock says so.
