@@ -170,6 +170,38 @@ static void export_pieces(void) {
     gpt2_sp_destroy(g);
 }
 
+// What no export wrote is refused and stays: a folder of Transformers, an export with another file in it, a
+// model file of llm.c's own.
+static void export_strangers(const char* run) {
+    static const char* const names[] = {"theirs", "theirs_more", "theirs.bin"};
+    static const char* const words[] = {"no export of this program", "holds notes.txt", "a file is there"};
+    int right = 0;
+    for (int i = 0; i < 3; i++) {
+        char out[600], file[700];
+        size_t before = 0, after = 0;
+        snprintf(out, sizeof out, "%s", scratch(names[i]));
+        snprintf(file, sizeof file, "%s%s", out, i == 2 ? "" : i == 1 ? "/notes.txt" : "/config.json");
+        int status = i ? command("export --from %s --out %s --format %s", run, out, i == 2 ? "llmc" : "hf")
+                       : mkdir(out, 0777);
+        FILE* f = fopen(file, i == 2 ? "r+" : "w");
+        if (f && i == 2)
+            fseek(f, 32, SEEK_SET), fwrite("\0\0\0\0\0\0\0", 1, 8, f);   // as llm.c leaves its head
+        else if (f) fprintf(f, "{}");
+        if (f) fclose(f);
+        char* was = export_bytes(file, &before);
+        int refused =
+            command("export --from %s --out %s --format %s", run, out, i == 2 ? "llmc" : "hf") == -1 &&
+            command_said(words[i]);
+        char* is = export_bytes(file, &after);
+        int good = status == 0 && refused && was && is && before == after && memcmp(was, is, before) == 0;
+        if (!good) printf("     %s: %s\n", names[i], command_out);
+        right += good;
+        free(was);
+        free(is);
+    }
+    check(right == 3, "export: what no export wrote is refused and stays", "%d of 3", right);
+}
+
 // A folder that another export holds, and so writes, stays; once it is let go it is a leftover.
 static void export_held(const char* run) {
     char held[600], manifest[700], out[512];
@@ -440,6 +472,7 @@ static void test_export(void) {
     export_round_trips(g, run);
     export_pieces();
     export_held(run);
+    export_strangers(run);
     export_config(run);
     export_overflow();
     export_llmc_damaged(run);
