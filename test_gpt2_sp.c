@@ -128,6 +128,7 @@ static void skip(const char* name, const char* why) {
 
 #include "dev/test_data.h"
 #include "dev/test_bpe.h"
+#include "dev/test_prepare.h"
 #include "dev/test_safetensors.h"
 
 static const double EPS = sizeof(real) == 8 ? 2.220446049250313e-16 : 1.1920928955078125e-07;
@@ -5104,6 +5105,7 @@ static const struct {
 #else
     {"data", test_data},
     {"tokenizer", test_bpe},
+    {"prepare", test_prepare},
     {"safetensors", test_safetensors},
     {"schedules", test_schedules},
     {"attention", test_attention},

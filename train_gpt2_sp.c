@@ -159,8 +159,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(check, "check", 0, TRAIN, \
         "before the first step, compare the loss and every gradient of its batch with those of one rank " \
         "alone") \
-    INT(threads, "threads", 0, 0, 1024, TRAIN | PLAN | SAMPLE | EVAL, \
-        "threads per rank; 0: the machine's cores divided by the ranks") \
+    INT(threads, "threads", 0, 0, 1024, TRAIN | PLAN | SAMPLE | EVAL | PREPARE, \
+        "threads per rank; 0: the machine's cores divided by the ranks; prepare: threads in all") \
     INT(rank, "rank", 0, 0, 4095, TRAIN, \
         "this process' number, of a run over several (else torchrun's, srun's or mpirun's)") \
     INT(world, "world", 0, 0, 4096, TRAIN, \
@@ -188,8 +188,9 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     TXT(lr_scale, "lr-scale", "", TRAIN, \
         "PATTERN=X[,PATTERN=X]: X times the learning rate, and so the decay, of these parameters; the last " \
         "pattern that matches counts") \
-    INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | SYNTH, \
-        "seed of the initial weights, the order of samples, sampling and synth") \
+    INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | PREPARE | SYNTH, \
+        "seed of the initial weights, the order of samples, sampling, synth, and of prepare's choice of " \
+        "documents for validation") \
     TXT(out, "out", "", TRAIN | EXPORT | PREPARE | SYNTH, \
         "train: the run's folder; export: the folder to write, or llm.c's file; prepare, synth: the file " \
         "to " \
@@ -253,6 +254,15 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "how text is cut before a .tiktoken file's tokens are looked for; auto: as their number tells") \
     FLAG(specials, "specials", 0, PREPARE | SAMPLE, \
         "special tokens that are spelled out in a text are themselves, not the letters of their names") \
+    TXT(field, "field", "", PREPARE, \
+        ".jsonl: the field that is the document, a.b: b of the object a; empty: text, or prompt and " \
+        "completion, or messages") \
+    CHO(input_format, "input-format", 0, "auto|txt|jsonl|html", PREPARE, \
+        "what standard input (-) is; files are what their names end in") \
+    NUM(val_fraction, "val-fraction", 0, 0, 0.999999, PREPARE, \
+        "share of the documents that --val-out is to hold, chosen by a hash of their text and --seed") \
+    TXT(val_out, "val-out", "", PREPARE, "the file to write the documents of --val-fraction to") \
+    FLAG(dedup, "dedup", 0, PREPARE, "leave out documents that were there before, byte for byte") \
     INT(block_tokens, "block-tokens", 65536, 16, 1048576, PREPARE, "tokens of a compressed block") \
     INT(docs, "docs", 16, 1, 100000000, SYNTH, "documents to write") \
     INT(doc_bytes, "doc-bytes", 16384, 256, 1073741824, SYNTH, "bytes of a document") \
@@ -270,7 +280,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
-    FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL, "print one JSON object instead of text")
+    FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL | PREPARE, "print one JSON object instead of text")
 
 // The choices of --transport, --lr-schedule, --grow, --dtype and --format, in the order of their words above.
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
@@ -421,6 +431,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include "data/json.h"
 #include "data/modeling.h"
 #include "data/net.h"
+#include "data/prepare.h"
 #include "data/safetensors.h"
 #include "data/synth.h"
 #include "data/text.h"
@@ -9617,26 +9628,29 @@ static int trainer_load_draft(gpt2_sp* g) {
     return trainer_load_option(g, "draft");
 }
 
-// Notes the signal and says so; the loop ends after the step in hand. A second SIGTERM or SIGINT ends the
+static const char* stop_note = "";   // what on_signal says
+
+// Notes the signal and says so; what is in hand is ended. A second SIGTERM or SIGINT ends the
 // program at once, unless it is within a tenth of a second: launchers pass on what the terminal sends too.
 static void on_signal(int number) {
     static int64_t asked;   // when SIGTERM or SIGINT first came, in ms; 0: not yet
-    static const char note[] = "stopping after this step; a second SIGTERM or SIGINT ends at once, unsaved\n";
     int before = errno;
     if (number == SIGTERM || number == SIGINT) {
         int64_t now = (int64_t)now_ms() + 1, first = 0;
         int begun = __atomic_compare_exchange_n(&asked, &first, now, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
         if (!begun && now - first > 100) _exit(128 + number);
     }
-    if (stop_signal == 0 && write(STDERR_FILENO, note, sizeof note - 1) < 0) errno = before;   // told or not
+    if (stop_signal == 0 && write(STDERR_FILENO, stop_note, strlen(stop_note)) < 0)
+        errno = before;   // told or not
     stop_signal = number;
     errno = before;
 }
 // Has the signals that should end a run noted instead of end the process. SIGHUP stays ignored under nohup. A
-// pipe that nobody reads any more is an error of stdout, which train_loop sees.
-static void catch_signals(void) {
+// pipe that nobody reads any more is an error of stdout, which train_loop sees. `note` is said at the first.
+static void catch_signals(const char* note) {
     static const int noted[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
     struct sigaction action, old;
+    stop_note = note;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;   // a write to a full pipe goes on, the loop sees the flag
@@ -10252,7 +10266,7 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         return fail(e, "--patience %lld needs --val-every and --val-data: it counts validations",
             (long long)o->patience);
     if (launch_environment(o, e) != 0) return -1;
-    catch_signals();
+    catch_signals("stopping after this step; a second SIGTERM or SIGINT ends at once, unsaved\n");
     gpt2_sp* g = trainer_make(o, trainer_create, e);
     if (!g) return -1;
     FILE* log = NULL;
@@ -10670,15 +10684,16 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     return status;
 }
 
-// A shard that is being written, and what of the inputs is left out of it.
-enum { LEFT_OUT_SHOWN = 20, LEFT_OUT_REASONS = 16 };
+// What `prepare` does beside data/prepare.h, which makes the shards: it opens them, tells of its progress and
+// of what it leaves out, and counts at the end.
+enum { LEFT_OUT_SHOWN = 20, LEFT_OUT_REASONS = 16, PROGRESS_MS = 10000, PROGRESS_TERMINAL_MS = 500 };
 typedef struct {
-    tok_writer writer;
+    prepare work;
     bpe tokenizer;
-    bpe_encoder encoder;
-    uint64_t documents, bytes;   // so far; bytes of text
-    Error* error;                // of the writer
-    FILE* left_out;              // lines that name the first entries that are left out, into memory
+    const text_reader* reader;
+    uint64_t size;        // bytes of all input files; 0: not known
+    double began, told;   // times of the beginning and of the last line of progress, in ms
+    FILE* left_out;       // lines that name the first entries that are left out, into memory
     uint64_t left_out_count;
     struct {
         const char* why;
@@ -10686,73 +10701,73 @@ typedef struct {
     } reasons[LEFT_OUT_REASONS];
 } Preparation;
 
-// Opens the shard at o->out and the encoder of its tokens. On an error nothing is left open.
+// Opens a shard at `path`, which carries the tokenizer's `file` of `size` bytes.
+static int prepare_shard(Preparation* p, tok_writer* w, const gpt2_sp_options* o, const char* path,
+    const char* file, size_t size, Error* e) {
+    const bpe* b = &p->tokenizer;
+    if (tok_writer_open(w, path, tokenizer_number(b), b->vocab_size, b->eot, (uint32_t)o->block_tokens,
+            e->text, sizeof e->text) != 0)
+        return -1;
+    if (tokenizer_number(b) == TOK_BYTE) return 0;   // which everybody has
+    return tok_writer_tokenizer(w, file, size, e->text, sizeof e->text);
+}
+
+// Opens the shards and starts the threads. On an error nothing is left open.
 static int prepare_open(Preparation* p, const gpt2_sp_options* o, Error* e) {
     char pattern[16], *file = NULL;
     size_t size = 0;
     memset(p, 0, sizeof *p);
     choice_word(option_find("pattern")->text, o->pattern, pattern, sizeof pattern);
     if (tokenizer_open(&p->tokenizer, o->tokenizer, o->pattern ? pattern : NULL, e) != 0) return -1;
-    const bpe* b = &p->tokenizer;
     FILE* memory = open_memstream(&file, &size);
-    int status = !memory || bpe_write(b, 0, 0, memory) != 0 ? fail(e, "out of memory") : 0;
+    int status = !memory || bpe_write(&p->tokenizer, 0, 0, memory) != 0 ? fail(e, "out of memory") : 0;
     if (memory && fclose(memory) != 0) status = fail(e, "out of memory");
-    if (status == 0) status = bpe_encoder_open(&p->encoder, b, (int)o->specials, e->text, sizeof e->text);
-    if (status == 0)
-        status = tok_writer_open(&p->writer, o->out, tokenizer_number(b), b->vocab_size, b->eot,
-            (uint32_t)o->block_tokens, e->text, sizeof e->text);
-    if (status == 0 && tokenizer_number(b) != TOK_BYTE)   // which everybody has
-        status = tok_writer_tokenizer(&p->writer, file, size, e->text, sizeof e->text);
+    prepare* work = &p->work;
+    if (status == 0) status = prepare_shard(p, &work->writer[0], o, o->out, file, size, e);
+    if (status == 0 && o->val_out[0])
+        status = prepare_shard(p, &work->writer[1], o, o->val_out, file, size, e);
     free(file);
-    if (status != 0) bpe_encoder_close(&p->encoder), bpe_free(&p->tokenizer);
+    work->tokenizer = &p->tokenizer;
+    work->specials = (int)o->specials, work->dedup = (int)o->dedup;
+    work->val_fraction = o->val_fraction;
+    work->seed = (uint64_t)o->seed;
+    work->threads = (int)(o->threads ? o->threads : usable_cores(NULL));
+    if (status == 0) status = prepare_start(work, e->text, sizeof e->text);
+    p->began = p->told = now_ms();
+    if (status != 0) prepare_stop(work), bpe_free(&p->tokenizer);
     return status;
 }
 
-// Ends the shard, whole where status is 0, else given up. Returns the status with that of its ending.
+// Ends the shards, whole where status is 0, else given up. Returns the status with that of their ending.
 static int prepare_close(Preparation* p, int status, Error* e) {
-    if (status == 0) status = tok_writer_finish(&p->writer, e->text, sizeof e->text);
-    else tok_writer_abandon(&p->writer);
-    bpe_encoder_close(&p->encoder);
+    if (status == 0) status = prepare_finish(&p->work, e->text, sizeof e->text);
+    else if (p->work.failed) snprintf(e->text, sizeof e->text, "%s", p->work.err);
+    prepare_stop(&p->work);
     bpe_free(&p->tokenizer);
     return status;
 }
 
-// Appends what the encoder has to the shard. With --specials a text may end documents by itself.
-static int prepare_tokens(Preparation* p) {
-    const int32_t* tokens = (const int32_t*)(const void*)p->encoder.token;
-    size_t begin = 0, count = p->encoder.tokens;
-    Error* e = p->error;
-    p->encoder.tokens = 0;
-    for (size_t i = 0; i <= count; i++) {
-        if (i < count && (uint32_t)tokens[i] != p->writer.eot) continue;
-        if (tok_writer_add(&p->writer, tokens + begin, i - begin, e->text, sizeof e->text) != 0) return -1;
-        begin = i + 1;
-        if (i == count || p->writer.tokens == p->writer.document) continue;
-        p->documents++;
-        if (tok_writer_end_document(&p->writer, 0, e->text, sizeof e->text) != 0) return -1;
+// Says on stderr how far it is: on a terminal twice a second, in place, else a line now and then.
+static void prepare_progress(Preparation* p) {
+    double now = now_ms();
+    int terminal = isatty(STDERR_FILENO);
+    if (now - p->told < (terminal ? PROGRESS_TERMINAL_MS : PROGRESS_MS)) return;
+    double seconds = 1e-3 * (now - p->began), read = 1e-6 * (double)p->reader->consumed;
+    char share[64] = "";
+    if (p->size > 0 && read > 0) {
+        double left = seconds * ((double)p->size / (double)p->reader->consumed - 1);
+        snprintf(share, sizeof share, " of %.0f MB, %.0f s left", 1e-6 * (double)p->size, fmax(left, 0));
     }
-    return 0;
+    fprintf(stderr, "%sprepare: %.0f s: read %.0f MB%s; %.1f MB/s of text%s", terminal ? "\r" : "", seconds,
+        read, share, 1e-6 * (double)p->work.given / seconds, terminal ? "\033[K" : "\n");
+    p->told = now;
 }
 
-// Called for every document of an input: appends its tokens to the shard. Empty ones are skipped.
-static int prepare_document(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
-    enum { PIECE = 1 << 20 };   // bytes whose tokens are in memory at a time
+// Called for every piece of a document of an input.
+static int prepare_told(void* user, const text_piece* piece) {
     Preparation* p = (Preparation*)user;
-    Error* e = p->error;
-    (void)path, (void)line;
-    for (size_t at = 0, n; at < length; at += n) {
-        n = length - at < PIECE ? length - at : PIECE;
-        if (bpe_encode(&p->encoder, bytes + at, n, at + n == length, e->text, sizeof e->text) != 0 ||
-            prepare_tokens(p) != 0)
-            return -1;
-    }
-    p->bytes += length;
-    if (p->writer.tokens == p->writer.document) {   // nothing, or --specials has ended it
-        p->writer.text_bytes += length;
-        return 0;
-    }
-    p->documents++;
-    return tok_writer_end_document(&p->writer, length, e->text, sizeof e->text);
+    prepare_progress(p);
+    return prepare_piece(&p->work, piece);
 }
 
 // Called for every entry of a folder that is left out.
@@ -10770,46 +10785,165 @@ static void prepare_left_out(void* user, const char* path, const char* why) {
     p->reasons[i].count++;
 }
 
-// Reads all inputs into the shard, which is open.
-static int prepare_inputs(Preparation* p, const Positional* inputs, Error* e) {
-    struct stat outputs[2];
+// Reads all inputs into the shards, which are open. First it looks how much there is.
+static int prepare_inputs(Preparation* p, const gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    static const int formats[] = {TEXT_OTHER, TEXT_WHOLE, TEXT_LINES, TEXT_HTML};   // by its words
+    struct stat outputs[2 * PREPARE_SIDES];
     text_reader reader;
     memset(&reader, 0, sizeof reader);
-    reader.document = prepare_document;
+    reader.err = e->text, reader.err_size = sizeof e->text;
+    reader.measure = 1;
+    for (int i = 0; i < inputs->count; i++)
+        if (text_documents(&reader, inputs->items[i]) != 0) return -1;
+    for (int i = 0; i < inputs->count; i++)
+        if (strcmp(inputs->items[i], "-") == 0) reader.size = 0;   // of which nobody knows how much there is
+    p->size = reader.size;
+    p->reader = &reader;
+    reader.measure = 0;
+    reader.skipped = 0;
+    reader.document = prepare_told;
     reader.skip = prepare_left_out;
     reader.user = p;
-    reader.err = e->text, reader.err_size = sizeof e->text;
+    reader.stop = &stop_signal;
+    reader.format = formats[o->input_format];
+    reader.field = o->field[0] ? o->field : NULL;
     reader.outputs = outputs;
-    if (fstat(p->writer.out.fd, &outputs[0]) == 0) reader.output_count++;
-    if (stat(p->writer.out.path, &outputs[reader.output_count]) == 0) reader.output_count++;
-    for (int i = 0; i < inputs->count; i++)
-        if (text_documents(&reader, inputs->items[i]) != 0) {
-            if (p->error->text[0]) *e = *p->error;
-            return -1;
-        }
+    for (int i = 0; i < PREPARE_SIDES; i++) {
+        const tok_output* out = &p->work.writer[i].out;
+        if (!out->path) continue;
+        if (fstat(out->fd, &outputs[reader.output_count]) == 0) reader.output_count++;
+        if (stat(out->path, &outputs[reader.output_count]) == 0) reader.output_count++;
+    }
+    int status = 0;
+    for (int i = 0; i < inputs->count && status == 0; i++) status = text_documents(&reader, inputs->items[i]);
+    if (isatty(STDERR_FILENO)) fputs("\r\033[K", stderr);
+    if (stop_signal)
+        status = fail(e, "stopped by a signal: nothing was written; the same command begins anew");
+    return status;
+}
+
+// Options that do not go together.
+static int prepare_check(const gpt2_sp_options* o, const Positional* inputs, Error* e) {
+    int input = 0;
+    for (int i = 0; i < inputs->count; i++) input |= strcmp(inputs->items[i], "-") == 0;
+    if (inputs->count == 0) return fail(e, "no input: give .txt, .html or .jsonl files or folders");
+    if (!o->out[0]) return fail(e, "no --out FILE.tok");
+    if (input && !o->input_format)
+        return fail(e, "standard input (-): --input-format txt, jsonl or html says what it is");
+    if (!input && o->input_format)
+        return fail(e, "--input-format is for standard input (-): files are what their names end in");
+    if (o->val_fraction > 0 && !o->val_out[0])
+        return fail(e, "--val-fraction %g: --val-out FILE.tok is to hold those documents", o->val_fraction);
+    if (o->val_out[0] && !(o->val_fraction > 0))
+        return fail(
+            e, "--val-out %.900s: --val-fraction X says how many documents it is to hold", o->val_out);
+    if (strcmp(o->out, o->val_out) == 0) return fail(e, "--out and --val-out are one file: %.900s", o->out);
     return 0;
 }
 
-// Turns text files, .jsonl files and folders of them into one shard. On an error the shard is given up.
+// The sum of the reports of both shards.
+static prepare_report prepare_sum(const Preparation* p) {
+    prepare_report sum = p->work.report[0];
+    const prepare_report* val = &p->work.report[1];
+    sum.documents += val->documents, sum.tokens += val->tokens;
+    sum.text_bytes += val->text_bytes, sum.masked += val->masked;
+    for (int i = 0; i < PREPARE_LENGTHS; i++) {
+        sum.length_documents[i] += val->length_documents[i];
+        sum.length_tokens[i] += val->length_tokens[i];
+    }
+    for (int i = 0; i < PREPARE_FAR; i++) sum.beyond[i] += val->beyond[i];
+    return sum;
+}
+
+// Prints what the shards hold: a line each, then how long the documents are, in tokens with their end.
+static void prepare_print(const Preparation* p, const gpt2_sp_options* o, double seconds) {
+    const prepare_report r = prepare_sum(p);
+    const double tokens = (double)r.tokens;
+    for (int i = 0; i < PREPARE_SIDES && (i == 0 || o->val_out[0]); i++) {
+        const prepare_report* one = &p->work.report[i];
+        const char* path = i ? o->val_out : o->out;
+        struct stat info;
+        int64_t bytes = stat(path, &info) == 0 ? (int64_t)info.st_size : 0;
+        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", path,
+            (unsigned long long)one->documents, (unsigned long long)one->tokens,
+            (unsigned long long)one->text_bytes, (long long)bytes);
+    }
+    printf("  %.3f bytes of text a token; %.2f s, %.1f MB/s, threads: %d\n", (double)r.text_bytes / tokens,
+        seconds, 1e-6 * (double)r.text_bytes / seconds, p->work.threads);
+    if (o->dedup)
+        printf("  duplicates left out: %llu documents, %llu bytes\n", (unsigned long long)p->work.duplicates,
+            (unsigned long long)p->work.duplicate_bytes);
+    if (r.masked) printf("  masked: %.1f %% of the tokens are no labels\n", 100 * (double)r.masked / tokens);
+    printf(
+        "  beyond the first 1024, 8192, 32768 tokens of their document: %.1f, %.1f, %.1f %% of the tokens\n",
+        100 * (double)r.beyond[0] / tokens, 100 * (double)r.beyond[1] / tokens,
+        100 * (double)r.beyond[2] / tokens);
+    printf("  tokens of a document    documents   of all tokens\n");
+    for (int i = 0; i < PREPARE_LENGTHS; i++)
+        if (r.length_documents[i])
+            printf("  %8llu to %-10llu %9llu %13.1f %%\n", 1ull << i, (2ull << i) - 1,
+                (unsigned long long)r.length_documents[i], 100 * (double)r.length_tokens[i] / tokens);
+}
+
+// The counts of one shard, as members of an object.
+static void prepare_json_shard(const char* path, const prepare_report* r) {
+    struct stat info;
+    int64_t bytes = stat(path, &info) == 0 ? (int64_t)info.st_size : 0;
+    printf("{\"path\": ");
+    json_write_string(stdout, path);
+    printf(", \"documents\": %llu, \"tokens\": %llu, \"masked\": %llu, \"text_bytes\": %llu, \"file_bytes\": "
+           "%lld}",
+        (unsigned long long)r->documents, (unsigned long long)r->tokens, (unsigned long long)r->masked,
+        (unsigned long long)r->text_bytes, (long long)bytes);
+}
+
+// The same as prepare_print, as one object.
+static void prepare_json(const Preparation* p, const gpt2_sp_options* o, double seconds) {
+    const prepare_report r = prepare_sum(p);
+    const double tokens = (double)r.tokens;
+    printf("{\"out\": ");
+    prepare_json_shard(o->out, &p->work.report[0]);
+    if (o->val_out[0]) {
+        printf(", \"val_out\": ");
+        prepare_json_shard(o->val_out, &p->work.report[1]);
+    }
+    printf(
+        ", \"bytes_per_token\": %.6f, \"duplicates\": %llu, \"duplicate_bytes\": %llu, \"left_out\": %llu, "
+        "\"seconds\": %.3f, \"threads\": %d, \"beyond\": {",
+        (double)r.text_bytes / tokens, (unsigned long long)p->work.duplicates,
+        (unsigned long long)p->work.duplicate_bytes, (unsigned long long)p->left_out_count, seconds,
+        p->work.threads);
+    for (int i = 0; i < PREPARE_FAR; i++)
+        printf("%s\"%llu\": %.6f", i ? ", " : "", (unsigned long long)prepare_far[i],
+            (double)r.beyond[i] / tokens);
+    printf("}, \"lengths\": [");
+    const char* comma = "";
+    for (int i = 0; i < PREPARE_LENGTHS; i++) {
+        if (!r.length_documents[i]) continue;
+        printf("%s{\"from\": %llu, \"to\": %llu, \"documents\": %llu, \"tokens\": %llu}", comma, 1ull << i,
+            (2ull << i) - 1, (unsigned long long)r.length_documents[i],
+            (unsigned long long)r.length_tokens[i]);
+        comma = ", ";
+    }
+    printf("]}\n");
+}
+
+// Turns text files, pages, .jsonl files and folders of them into a shard, or two. On an error both are given
+// up.
 static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     Preparation p;
-    Error callback = {{0}};
     char* left_out = NULL;
     size_t size = 0;
-    if (inputs->count == 0) return fail(e, "no input: give .txt or .jsonl files or folders");
-    if (!o->out[0]) return fail(e, "no --out FILE.tok");
+    if (prepare_check(o, inputs, e) != 0) return -1;
+    catch_signals("stopping: nothing is written; a second SIGTERM or SIGINT ends at once\n");
     if (prepare_open(&p, o, e) != 0) return -1;
-    p.error = &callback;
     p.left_out = open_memstream(&left_out, &size);
-    int status = p.left_out ? prepare_inputs(&p, inputs, e) : fail(e, "out of memory");
-    uint64_t tokens = p.writer.tokens;
+    int status = p.left_out ? prepare_inputs(&p, o, inputs, e) : fail(e, "out of memory");
     status = prepare_close(&p, status, e);
+    double seconds = fmax(1e-3 * (now_ms() - p.began), 1e-6);
     if (p.left_out) fclose(p.left_out);
-    struct stat info;
-    if (status == 0 && stat(o->out, &info) == 0)
-        printf("%s: %llu documents, %llu tokens, %llu bytes of text in %lld bytes\n", o->out,
-            (unsigned long long)p.documents, (unsigned long long)tokens, (unsigned long long)p.bytes,
-            (long long)info.st_size);
+    if (status == 0 && o->json) prepare_json(&p, o, seconds);
+    else if (status == 0) prepare_print(&p, o, seconds);
     if (status == 0) fputs(left_out ? left_out : "", stderr);
     for (int i = 0; status == 0 && i < LEFT_OUT_REASONS && p.reasons[i].why; i++)
         fprintf(stderr, "prepare: left out %llu more: %s\n", (unsigned long long)p.reasons[i].count,
@@ -10827,7 +10961,8 @@ static int synth_documents(const gpt2_sp_options* o, FILE* lines, Preparation* p
         status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts,
             (size_t)o->distance, &doc, e->text, sizeof e->text);
         if (status != 0) break;
-        if (!lines) status = prepare_document(p, doc.text, doc.length, "", 0);
+        text_piece piece = {doc.text, doc.length, "", 0, TEXT_BEGIN | TEXT_END};
+        if (!lines) status = prepare_piece(&p->work, &piece);
         else if (synth_write_line(lines, &doc, d == 0 ? 8 : 0) != 0) status = fail_file(e, "write", o->out);
         synth_free(&doc);
     }
@@ -10856,7 +10991,6 @@ static int synth_lines(const gpt2_sp_options* o, Error* e) {
 static int synth_shard(const gpt2_sp_options* o, Error* e) {
     Preparation p;
     if (prepare_open(&p, o, e) != 0) return -1;
-    p.error = e;
     return prepare_close(&p, synth_documents(o, NULL, &p, e), e);
 }
 
@@ -10911,7 +11045,7 @@ static const Command COMMANDS[] = {
     {"export", EXPORT, command_export, 0, "write a model for Transformers or llm.c",
         "--from RUN --out FOLDER [--dtype TYPE] [--format KIND]"},
     {"prepare", PREPARE, command_prepare, 1, "turn text into token shards",
-        "--out FILE.tok FILE.txt FILE.jsonl FOLDER ..."},
+        "--out FILE.tok FILE.txt FILE.jsonl FOLDER ... [options]"},
     {"synth", SYNTH, command_synth, 0, "write synthetic long documents whose facts are asked for far away",
         "--out FILE.tok [options]"},
 };

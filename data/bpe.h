@@ -1319,6 +1319,44 @@ GPT2_SP_LEAF size_t bpe_piece_cl100k(
     return line ? (size_t)(line - p) : bpe_space(p, *seen, last, end);
 }
 
+// Does a special token that is spelled out lie across place `at` of a text of n bytes?
+GPT2_SP_LEAF int bpe_special_across(const bpe* b, const unsigned char* text, size_t n, size_t at) {
+    for (uint32_t i = 0; i < b->specials; i++) {
+        const bpe_token* t = b->token + b->special[i];
+        for (size_t before = 1; before < t->length && before <= at; before++)
+            if (t->length - before <= n - at && memcmp(text + at - before, b->pool + t->at, t->length) == 0)
+                return 1;
+    }
+    return 0;
+}
+
+// The last place behind `from` where a text of n bytes, which goes on behind them, may be cut: the tokens of
+// both halves, each encoded as a document of its own, are those of the whole. 0: none.
+//
+// Such places are behind a letter or a number, before a character of another kind, and behind a character
+// that is none of letter, number and white space, before a blank. In all patterns a piece ends there: none
+// goes on from a letter or a number to another kind, or from such a character to a blank. And no piece before
+// it looks further, because only those that end in white space look at what follows them.
+GPT2_SP_LEAF size_t bpe_cut(const bpe* b, int specials, const void* bytes, size_t n, size_t from) {
+    const unsigned char* text = (const unsigned char*)bytes;
+    size_t margin =
+        specials && b->longest_special > 4 ? b->longest_special : 4;   // a whole character follows
+    if (b->bytes && !specials) return n > from ? n : 0;
+    for (size_t at = n < margin ? 0 : n - margin; at > from; at--) {
+        int length, before = UNICODE_OTHER;
+        if ((text[at] & 0xC0) == 0x80) continue;   // perhaps inside a character
+        size_t start = at - 1;
+        while (start > 0 && at - start < 4 && (text[start] & 0xC0) == 0x80) start--;
+        int kind = bpe_kind(b, text + start, text + at, &length);
+        if (start + (size_t)length == at) before = kind;   // else its last byte is a character of its own
+        int after = bpe_kind(b, text + at, text + n, &length);
+        int word = before == UNICODE_LETTER || before == UNICODE_NUMBER;
+        if (word ? before == after : before != UNICODE_OTHER || text[at] != ' ') continue;
+        if (!specials || !bpe_special_across(b, text, n, at)) return at;
+    }
+    return 0;
+}
+
 // ================================================================================
 // encoding
 

@@ -1,21 +1,35 @@
-// text.h: documents from text files, JSON lines and folders of them, also packed by gzip.
+// text.h: documents from text files, pages, JSON lines and folders of them, also packed by gzip.
 //
-//     int one(void* user, const char* bytes, size_t length, const char* path, uint64_t line) { return 0; }
+//     int one(void* user, const text_piece* piece) { return 0; }
 //     text_reader r = {one, user, err, sizeof err};      // what else it has is set by name
 //     if (text_documents(&r, "corpus/")) ...             // err says what is wrong, and where
 //
+// A document comes in one or more pieces, so that one of any length fits in memory. TEXT_BEGIN marks the
+// first, TEXT_END the last, which may be empty. Documents are made of parts, most of one: the pieces up to
+// one with TEXT_EDGE. No token may lie across the edge of two. TEXT_MASKED marks what is read but not learnt:
+// the tokens of the piece, and in the last piece the token that ends the document. TEXT_UNDONE, in a last
+// piece, takes the document back: it was none.
+//
 // What becomes a document, by the ending of a file's name (letters' case does not matter):
-//     .jsonl, .ndjson  each line that is not blank: an object, whose "text" string is the document; other
-//                      fields are only checked to be JSON. Escapes are undone to UTF-8, a surrogate without
-//                      its partner becomes U+FFFD.
-//                      Not JSON, no "text", two of them, or one that is no string: an error with file:line
+//     .jsonl, .ndjson  each line that is not blank: an object. Other fields than these are only checked to be
+//                      JSON. Escapes are undone to UTF-8, a surrogate without its partner becomes U+FFFD.
+//                          "text"                      the document
+//                          "prompt", "completion"      two parts, the first masked
+//                          "messages"                  an array of objects with "role" and "content": each
+//                                                      content and a newline is a part, masked but for the
+//                                                      role "assistant"; the end token is masked if the last
+//                                                      part is
+//                      With `field` only what has that name counts: a string is the document, an array is
+//                      messages. a.b is the member "b" of an object "a", or a member "a.b".
+//                      Not JSON, none of these, two of them, or another type: an error with file:line
+//     .html .htm .xhtml  the text of the page (html.h)
 //     text             .txt, .md and others (TEXT_WHOLE in text_endings): the whole file
 //     .gz behind one   the same, of what is packed in it; inflated piece by piece
-//     .html, .csv ...  no text as they are (text_reasons): refused where named, left out of a folder. Who
+//     .xml, .csv ...   no text as they are (text_reasons): refused where named, left out of a folder. Who
 //                      wants the bytes as they are gives the file a name that ends in .txt
 //     any other        the whole file if it was named; of a folder, only a name without an ending (README,
 //                      Makefile) whose content has no NUL byte
-// A file of text is a regular file without NUL bytes.
+// A file of text is a regular file without NUL bytes. The path - is standard input, of the kind r->format.
 //
 // A folder gives its files in the order of their names' bytes, and its folders' down to TEXT_MAX_DEPTH. Links
 // to files are read. `skip` is told of whatever is left out, hidden entries and links to folders too.
@@ -23,12 +37,15 @@
 // A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A
 // document of no bytes holds nothing to learn and is passed over. A folder without any document is an error.
 //
-// Memory: one document, or one line, at a time, at most TEXT_MAX_DOCUMENT bytes each; longer ones are
-// refused.
+// Memory: TEXT_PIECE bytes of a file, or a line of JSON, at most TEXT_MAX_LINE bytes; a longer one is
+// refused. The paths of a folder's entries, and those of the folders around it, are in memory too.
 //
 // The bytes given to the callback are its to read until it returns, and are not NUL-terminated; line counts
 // from 1 (1 for a whole file). A callback that returns non-zero ends it all: text_documents then returns -1,
 // with the callback's own message if it put one in the same err.
+//
+// With measure = 1 nothing is read: text_documents only adds the sizes of the files that it would read to
+// `size`. Later `consumed` says how many of those bytes have been read.
 //
 // text_documents returns 0, or -1 with one line in err. Needs libc, POSIX and zlib; under -std=c11 define
 // _GNU_SOURCE before the first include.
@@ -42,6 +59,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -51,18 +70,36 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "html.h"
+
 #ifndef GPT2_SP_LEAF
 #define GPT2_SP_LEAF static __attribute__((unused))
 #endif
-#ifndef TEXT_MAX_DOCUMENT
-#define TEXT_MAX_DOCUMENT ((size_t)1 << 30)   // bytes of a document, and of a line of JSON
+#ifndef TEXT_MAX_LINE
+#define TEXT_MAX_LINE ((size_t)1 << 30)   // bytes of a line of JSON
 #endif
 enum {
-    TEXT_MAX_DEPTH = 64,    // folders inside folders
-    TEXT_MAX_NESTING = 64   // arrays and objects inside each other, in a line of JSON
+    TEXT_MAX_DEPTH = 64,     // folders inside folders
+    TEXT_MAX_NESTING = 64,   // arrays and objects inside each other, in a line of JSON
+    TEXT_PIECE = 1 << 16     // bytes of a file in memory
+};
+enum {                 // what a piece is, as bits
+    TEXT_BEGIN = 1,    // the first of its document
+    TEXT_EDGE = 2,     // the last of its part
+    TEXT_END = 4,      // the last of its document, and of its part
+    TEXT_MASKED = 8,   // its tokens are not learnt
+    TEXT_UNDONE = 16   // the document is taken back
 };
 
-typedef int (*text_callback)(void* user, const char* bytes, size_t length, const char* path, uint64_t line);
+typedef struct {
+    const char* bytes;
+    size_t length;
+    const char* path;   // where it stands, for messages
+    uint64_t line;
+    int flags;
+} text_piece;
+
+typedef int (*text_callback)(void* user, const text_piece* piece);
 // Told of an entry of a folder that is left out, and why: a line that stays.
 typedef void (*text_skip)(void* user, const char* path, const char* why);
 
@@ -72,11 +109,18 @@ typedef struct {
     char* err;
     size_t err_size;
     text_skip skip;               // NULL: nobody is told
+    const char* field;            // of JSON lines; NULL: those above
+    int format;                   // of standard input: TEXT_WHOLE, TEXT_LINES or TEXT_HTML
     const struct stat* outputs;   // files that are being written, and so must not be read
     int output_count;
-    uint64_t documents;   // given so far
-    uint64_t skipped;     // entries left out so far, and the first of them
+    const volatile sig_atomic_t* stop;   // non-zero: give up. NULL: nobody asks for that
+    int measure;                         // only look how much there is
+    uint64_t size, consumed;             // bytes of files, as they lie on the disk
+    uint64_t documents;                  // given so far
+    uint64_t skipped;                    // entries left out so far, and the first of them
     char first_skipped[400];
+    int open;          // a document has begun and not ended
+    int input_taken;   // standard input was read
 } text_reader;
 
 // Leaves one line in err and returns -1.
@@ -89,13 +133,16 @@ __attribute__((format(printf, 2, 3))) GPT2_SP_LEAF int text_error(
     return -1;
 }
 
-// Hands one document to the callback.
+// Hands a piece to the callback, and marks the first of its document. Where there is nothing it goes
+// without: a document without bytes never begins.
 GPT2_SP_LEAF int text_give(
-    text_reader* r, const char* bytes, size_t length, const char* path, uint64_t line) {
-    if (length == 0) return 0;
-    r->documents++;
+    text_reader* r, const char* bytes, size_t length, const char* path, uint64_t line, int flags) {
+    if (length == 0 && !(r->open && (flags & TEXT_END))) return 0;
+    text_piece piece = {bytes, length, path, line, flags | (r->open ? 0 : TEXT_BEGIN)};
+    r->open = !(flags & TEXT_END);
+    r->documents += (flags & (TEXT_END | TEXT_UNDONE)) == TEXT_END;
     if (r->err && r->err_size) r->err[0] = 0;
-    if (r->document(r->user, bytes, length, path, line) == 0) return 0;
+    if (r->document(r->user, &piece) == 0) return 0;
     if (r->err && r->err_size && r->err[0]) return -1;
     return text_error(r, "%s:%" PRIu64 ": stopped at this document", path, line);
 }
@@ -105,9 +152,23 @@ GPT2_SP_LEAF int text_give(
 // j->expected and where in j->at.
 
 typedef struct {
+    char* bytes;
+    size_t length;
+    int masked;
+} text_part;
+
+enum { TEXT_FIELD_TEXT, TEXT_FIELD_PROMPT, TEXT_FIELD_COMPLETION, TEXT_FIELD_MESSAGES, TEXT_FIELDS };
+
+typedef struct {
     char* end;
     const char* expected;
     char* at;
+    const char* field;                      // the only member that counts; NULL: those that text_fields names
+    char named[160];                        // the same, for messages
+    text_part found[TEXT_FIELD_MESSAGES];   // bytes NULL: not there
+    int messages;                           // an array of messages was there
+    text_part* part;                        // their contents, with a newline behind each (count)
+    size_t count, capacity;
 } text_json;
 
 GPT2_SP_LEAF char* text_json_error(text_json* j, char* at, const char* expected) {
@@ -139,38 +200,18 @@ GPT2_SP_LEAF long text_json_hex(const text_json* j, const char* p) {
     return value;
 }
 
-// Writes code point u as UTF-8, 1 to 4 bytes, and returns the place behind.
-GPT2_SP_LEAF char* text_utf8(char* out, long u) {
-    if (u < 0x80) {
-        *out++ = (char)u;
-        return out;
-    }
-    if (u < 0x800) {
-        *out++ = (char)(0xC0 | (u >> 6));
-    } else {
-        if (u < 0x10000) {
-            *out++ = (char)(0xE0 | (u >> 12));
-        } else {
-            *out++ = (char)(0xF0 | (u >> 18));
-            *out++ = (char)(0x80 | ((u >> 12) & 63));
-        }
-        *out++ = (char)(0x80 | ((u >> 6) & 63));
-    }
-    *out++ = (char)(0x80 | (u & 63));
-    return out;
-}
-
 // A string, decoded in place: no escape is shorter than what it stands for.
 GPT2_SP_LEAF char* text_json_string(text_json* j, char* p, char** text, size_t* length) {
     if (p >= j->end || *p != '"') return text_json_error(j, p, "a string");
     char* out = ++p;
     *text = out;
     while (p < j->end && *p != '"') {
-        if ((unsigned char)*p < 0x20) return text_json_error(j, p, "no control character in a string");
-        if (*p != '\\') {
-            *out++ = *p++;
-            continue;
-        }
+        char* run = p;
+        while (p < j->end && *p != '"' && *p != '\\' && (unsigned char)*p >= 0x20) p++;
+        if (out != run) memmove(out, run, (size_t)(p - run));
+        out += p - run;
+        if (p == j->end || *p == '"') break;
+        if (*p != '\\') return text_json_error(j, p, "no control character in a string");
         static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
         const char* known = p + 1 < j->end && p[1] ? strchr(from, p[1]) : NULL;
         long u = p + 1 < j->end && p[1] == 'u' ? text_json_hex(j, p + 2) : -1;
@@ -191,7 +232,7 @@ GPT2_SP_LEAF char* text_json_string(text_json* j, char* p, char** text, size_t* 
                 u = 0xFFFD;
             }
         }
-        out = text_utf8(out, u);
+        out = html_utf8(out, u);
     }
     if (p >= j->end) return text_json_error(j, p, "the end of a string");
     *length = (size_t)(out - *text);
@@ -216,9 +257,109 @@ GPT2_SP_LEAF char* text_json_number(text_json* j, char* p) {
     return p;
 }
 
-// Any value at nesting `depth`. Of the outermost object, the place and length of "text" go to *text, *length;
-// its own members are at depth 1.
-GPT2_SP_LEAF char* text_json_value(text_json* j, char* p, int depth, char** text, size_t* length) {
+// The members that count where `field` is NULL, in the order of TEXT_FIELD_TEXT and so on.
+static const char* const text_fields[TEXT_FIELDS] = {"text", "prompt", "completion", "messages"};
+
+// Where a member's name leads on the way to `path`, of which NULL has left the way: the rest of the path, ""
+// at its end, or NULL. "a" and "a." both begin a path "a.b".
+GPT2_SP_LEAF const char* text_json_way(const char* path, const char* name, size_t n) {
+    if (!path || strlen(path) < n || memcmp(path, name, n) != 0) return NULL;
+    return path[n] == '.' ? path + n + 1 : path[n] == 0 ? path + n : NULL;
+}
+
+GPT2_SP_LEAF char* text_json_value(text_json* j, char* p, int depth, const char* way);
+
+// A member whose name is text_fields[which], or with a `field` the one of that name.
+GPT2_SP_LEAF char* text_json_string_of(text_json* j, char* p, int which) {
+    static const char* const wanted[] = {
+        "a string as \"text\"", "a string as \"prompt\"", "a string as \"completion\""};
+    text_part* found = &j->found[which];
+    if (p >= j->end || *p != '"') return text_json_error(j, p, j->field ? j->named : wanted[which]);
+    found->masked = which == TEXT_FIELD_PROMPT;
+    return text_json_string(j, p, &found->bytes, &found->length);
+}
+
+// One message, at its brace: an object with a "role" and a "content". Adds the content.
+GPT2_SP_LEAF char* text_json_message(text_json* j, char* p) {
+    static const char* const names[] = {"role", "content"};
+    static const char* const twice[] = {"one \"role\"", "one \"content\""};
+    text_part is[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
+    char* start = p;
+    if (p >= j->end || *p != '{')
+        return text_json_error(j, p, "a message: {\"role\": ..., \"content\": ...}");
+    p = text_json_space(j, p + 1);
+    for (int more = p < j->end && *p != '}'; more;) {
+        char *key, *member = p;
+        size_t n;
+        int which = 0;
+        p = text_json_string(j, p, &key, &n);
+        if (p) p = text_json_space(j, p);
+        if (p && (p >= j->end || *p != ':')) p = text_json_error(j, p, "a colon");
+        if (!p) return NULL;
+        p = text_json_space(j, p + 1);
+        while (which < 2 && (n != strlen(names[which]) || memcmp(key, names[which], n) != 0)) which++;
+        if (which < 2 && is[which].bytes) return text_json_error(j, member, twice[which]);
+        p = which < 2 ? text_json_string(j, p, &is[which].bytes, &is[which].length)
+                      : text_json_value(j, p, 3, NULL);
+        if (p) p = text_json_space(j, p);
+        if (!p) return NULL;
+        more = p < j->end && *p == ',';
+        if (more) p = text_json_space(j, p + 1);
+    }
+    if (p >= j->end || *p != '}') return text_json_error(j, p, "a comma or }");
+    if (!is[0].bytes || !is[1].bytes) return text_json_error(j, start, "a \"role\" and a \"content\"");
+    if (j->count == j->capacity) {
+        size_t wanted = 2 * j->capacity + 16;
+        text_part* grown = (text_part*)realloc(j->part, wanted * sizeof *grown);
+        if (!grown) return text_json_error(j, p, "less: no memory for so many messages");
+        j->part = grown;
+        j->capacity = wanted;
+    }
+    is[1].bytes[is[1].length] = '\n';   // where its quote or what was escaped stood
+    is[1].length++;
+    is[1].masked = is[0].length != 9 || memcmp(is[0].bytes, "assistant", 9) != 0;
+    j->part[j->count++] = is[1];
+    return p + 1;
+}
+
+// The array of messages.
+GPT2_SP_LEAF char* text_json_messages(text_json* j, char* p) {
+    if (p >= j->end || *p != '[') return text_json_error(j, p, "an array as \"messages\"");
+    j->messages = 1;
+    p = text_json_space(j, p + 1);
+    if (p < j->end && *p == ']') return p + 1;
+    for (;;) {
+        p = text_json_message(j, p);
+        if (!p) return NULL;
+        p = text_json_space(j, p);
+        if (p < j->end && *p == ']') return p + 1;
+        if (p >= j->end || *p != ',') return text_json_error(j, p, "a comma or ]");
+        p = text_json_space(j, p + 1);
+    }
+}
+
+// The value of a member, at p; `member` is where the member starts, `way` where its name leads. At depth 0,
+// that of the outermost object's members, and on the way to `field`, it may be what is looked for.
+GPT2_SP_LEAF char* text_json_member(
+    text_json* j, char* member, char* p, const char* name, size_t n, int depth, const char* way) {
+    int which = TEXT_FIELDS;
+    if (j->field && way && !*way) which = p < j->end && *p == '[' ? TEXT_FIELD_MESSAGES : TEXT_FIELD_TEXT;
+    else if (!j->field && depth == 0)
+        for (which = 0; which < TEXT_FIELDS; which++)
+            if (n == strlen(text_fields[which]) && memcmp(name, text_fields[which], n) == 0) break;
+    if (which == TEXT_FIELDS) return text_json_value(j, p, depth + 1, way);
+    static const char* const once[] = {
+        "one field \"text\"", "one field \"prompt\"", "one field \"completion\"", "one field \"messages\""};
+    if (j->field && (j->messages || j->found[TEXT_FIELD_TEXT].bytes))
+        return text_json_error(j, member, j->named);
+    if (which == TEXT_FIELD_MESSAGES ? j->messages : j->found[which].bytes != NULL)
+        return text_json_error(j, member, once[which]);
+    return which == TEXT_FIELD_MESSAGES ? text_json_messages(j, p) : text_json_string_of(j, p, which);
+}
+
+// Any value at nesting `depth`; the outermost object's own members are at depth 1. `way`: what is left of the
+// path to `field` from here, NULL where this is not on it.
+GPT2_SP_LEAF char* text_json_value(text_json* j, char* p, int depth, const char* way) {
     static const char* const words[] = {"true", "false", "null"};
     if (p >= j->end) return text_json_error(j, p, "a value");
     for (int i = 0; i < 3; i++) {
@@ -230,27 +371,23 @@ GPT2_SP_LEAF char* text_json_value(text_json* j, char* p, int depth, char** text
     if (*p == '"') return text_json_string(j, p, &ignored, &ignored_length);
     if (*p == '-' || (*p >= '0' && *p <= '9')) return text_json_number(j, p);
     if (*p != '{' && *p != '[') return text_json_error(j, p, "a value");
-    if (depth == TEXT_MAX_NESTING) return text_json_error(j, p, "at most 64 nested values");
+    if (depth >= TEXT_MAX_NESTING) return text_json_error(j, p, "at most 64 nested values");
     int object = *p == '{';
     char close = object ? '}' : ']';
     p = text_json_space(j, p + 1);
     if (p < j->end && *p == close) return p + 1;
     for (;;) {
         char *key = NULL, *start = p;
-        size_t key_length = 0;
+        size_t n = 0;
         if (object) {
-            p = text_json_string(j, p, &key, &key_length);
+            p = text_json_string(j, p, &key, &n);
             if (!p) return NULL;
             p = text_json_space(j, p);
             if (p >= j->end || *p != ':') return text_json_error(j, p, "a colon");
             p = text_json_space(j, p + 1);
-        }
-        if (depth == 0 && key_length == 4 && memcmp(key, "text", 4) == 0) {
-            if (*text) return text_json_error(j, start, "one field \"text\"");
-            if (p >= j->end || *p != '"') return text_json_error(j, p, "a string as \"text\"");
-            p = text_json_string(j, p, text, length);
+            p = text_json_member(j, start, p, key, n, depth, text_json_way(way, key, n));
         } else {
-            p = text_json_value(j, p, depth + 1, text, length);
+            p = text_json_value(j, p, depth + 1, NULL);
         }
         if (!p) return NULL;
         p = text_json_space(j, p);
@@ -260,18 +397,55 @@ GPT2_SP_LEAF char* text_json_value(text_json* j, char* p, int depth, char** text
     }
 }
 
+// What the object in a line holds, as parts in j->part. Returns NULL, or what was expected instead.
+GPT2_SP_LEAF const char* text_json_parts(text_json* j) {
+    const text_part* f = j->found;
+    int text = f[TEXT_FIELD_TEXT].bytes != NULL, prompt = f[TEXT_FIELD_PROMPT].bytes != NULL,
+        completion = f[TEXT_FIELD_COMPLETION].bytes != NULL;
+    if (text + (prompt || completion) + j->messages > 1)
+        return "one of \"text\", \"prompt\" with \"completion\", and \"messages\", or that a field is named";
+    if (!text && !j->messages && j->field) return j->named;
+    if (prompt != completion) return prompt ? "a field \"completion\" too" : "a field \"prompt\" too";
+    if (!text && !prompt && !j->messages)
+        return "a field \"text\", or \"prompt\" and \"completion\", or \"messages\"";
+    return NULL;
+}
+
+// Hands on what a line holds: the parts one after the other, then the end of the document.
+GPT2_SP_LEAF int text_line_give(text_reader* r, const text_json* j, const char* path, uint64_t number) {
+    const text_part *parts = j->part, *f = j->found;
+    size_t count = j->count;
+    if (!j->messages) {
+        int pair = f[TEXT_FIELD_PROMPT].bytes != NULL;
+        parts = pair ? f + TEXT_FIELD_PROMPT : f + TEXT_FIELD_TEXT;
+        count = pair ? 2 : 1;
+    }
+    int mask = 0;
+    for (size_t i = 0; i < count; i++) {
+        mask = parts[i].masked ? TEXT_MASKED : 0;
+        if (text_give(r, parts[i].bytes, parts[i].length, path, number, TEXT_EDGE | mask)) return -1;
+    }
+    return text_give(r, "", 0, path, number, TEXT_END | mask);
+}
+
 // One line of a .jsonl file; it is decoded in place.
 GPT2_SP_LEAF int text_line(text_reader* r, char* line, size_t length, const char* path, uint64_t number) {
-    text_json j = {line + length, NULL, NULL};
-    char *text = NULL, *p = text_json_space(&j, line);
-    size_t text_length = 0;
+    text_json j;
+    memset(&j, 0, sizeof j);
+    j.end = line + length;
+    j.field = r->field;
+    if (j.field) snprintf(j.named, sizeof j.named, "one field \"%.100s\", a string or messages", j.field);
+    char* p = text_json_space(&j, line);
     if (p == j.end) return 0;
     if (*p != '{') p = text_json_error(&j, p, "an object");
-    else p = text_json_value(&j, p, 0, &text, &text_length);
+    else p = text_json_value(&j, p, 0, j.field);
     if (p && text_json_space(&j, p) != j.end)
         p = text_json_error(&j, text_json_space(&j, p), "the end of the line");
-    if (p && !text) p = text_json_error(&j, line, "a field \"text\"");
-    if (p) return text_give(r, text, text_length, path, number);
+    const char* lacks = p ? text_json_parts(&j) : NULL;
+    if (lacks) p = text_json_error(&j, line, lacks);
+    int status = p ? text_line_give(r, &j, path, number) : -1;
+    free(j.part);
+    if (p) return status;
     char found[16] = "the end";
     if (j.at < j.end) {
         unsigned char c = (unsigned char)*j.at;
@@ -287,6 +461,7 @@ GPT2_SP_LEAF int text_line(text_reader* r, char* line, size_t length, const char
 enum {
     TEXT_WHOLE,
     TEXT_LINES,
+    TEXT_HTML,
     TEXT_MARKUP,
     TEXT_TABLE,
     TEXT_JSON,
@@ -303,7 +478,7 @@ static const struct {
     {".markdown", TEXT_WHOLE}, {".rst", TEXT_WHOLE}, {".tex", TEXT_WHOLE}, {".c", TEXT_WHOLE},
     {".h", TEXT_WHOLE}, {".cc", TEXT_WHOLE}, {".cpp", TEXT_WHOLE}, {".hpp", TEXT_WHOLE}, {".cu", TEXT_WHOLE},
     {".cuh", TEXT_WHOLE}, {".py", TEXT_WHOLE}, {".sh", TEXT_WHOLE}, {".jsonl", TEXT_LINES},
-    {".ndjson", TEXT_LINES}, {".html", TEXT_MARKUP}, {".htm", TEXT_MARKUP}, {".xhtml", TEXT_MARKUP},
+    {".ndjson", TEXT_LINES}, {".html", TEXT_HTML}, {".htm", TEXT_HTML}, {".xhtml", TEXT_HTML},
     {".xml", TEXT_MARKUP}, {".csv", TEXT_TABLE}, {".tsv", TEXT_TABLE}, {".parquet", TEXT_TABLE},
     {".arrow", TEXT_TABLE}, {".feather", TEXT_TABLE}, {".json", TEXT_JSON}, {".zip", TEXT_PACKED},
     {".tar", TEXT_PACKED}, {".tgz", TEXT_PACKED}, {".bz2", TEXT_PACKED}, {".xz", TEXT_PACKED},
@@ -311,9 +486,9 @@ static const struct {
     {".docx", TEXT_PAGES}, {".odt", TEXT_PAGES}, {".epub", TEXT_PAGES}, {".rtf", TEXT_PAGES}};
 
 // Why a kind is not read as it is; NULL: it is.
-static const char* const text_reasons[] = {NULL, NULL,
-    "its tags and scripts are no text: take the text out of it, to .txt or .jsonl",
-    "a table: write its column of texts to .jsonl (in each line an object with \"text\")",
+static const char* const text_reasons[] = {NULL, NULL, NULL,
+    "its tags are no text: take the text out of it, to .txt or .jsonl",
+    "a table: data/to_jsonl.py makes .jsonl of it (in each line an object with \"text\")",
     "JSON: write a line of .jsonl (an object with \"text\") for each document",
     "an archive: unpack it; only .gz of texts and .jsonl is read",
     "pages with their layout: take the text out of it, to .txt or .jsonl", NULL, NULL};
@@ -351,8 +526,6 @@ GPT2_SP_LEAF int text_left_out(text_reader* r, const char* path, const char* why
 // ================================================================================
 // files
 
-enum { TEXT_PIECE = 1 << 16 };   // bytes of a packed file in memory
-
 typedef struct {   // a file that is read from front to back
     const char* path;
     int fd;
@@ -362,19 +535,31 @@ typedef struct {   // a file that is read from front to back
     unsigned char* packed;   // (TEXT_PIECE)
 } text_source;
 
-// Reads up to n bytes. Returns their number, 0 at the end, -1 on error.
-GPT2_SP_LEAF long text_get(const text_reader* r, text_source* s, char* out, size_t n) {
-    unsigned char* to = s->gzip ? s->packed : (unsigned char*)out;
+// read() of up to n bytes; a pipe is waited for until r->stop. -1 with a message.
+GPT2_SP_LEAF long text_read(text_reader* r, const text_source* s, void* out, size_t n) {
+    ssize_t got = -1;
+    do {
+        struct pollfd ready = {s->fd, POLLIN, 0};
+        while (r->stop && !*r->stop && poll(&ready, 1, 200) == 0) continue;   // always ready if it is a file
+        if (r->stop && *r->stop) return text_error(r, "%s: stopped", s->path);
+        got = read(s->fd, out, n);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0) return text_error(r, "%s: reading: %s", s->path, strerror(errno));
+    r->consumed += (uint64_t)got;
+    return got;
+}
+
+// Reads up to n bytes of the text. Returns their number, 0 at the end, -1 on error.
+GPT2_SP_LEAF long text_get(text_reader* r, text_source* s, char* out, size_t n) {
     if (n > (size_t)1 << 30) n = (size_t)1 << 30;
+    if (!s->gzip) return text_read(r, s, out, n);
     s->z.next_out = (unsigned char*)out;
     s->z.avail_out = (uInt)n;
     for (;;) {
-        ssize_t got = 1;
-        if (!s->gzip || s->z.avail_in == 0) {
-            do got = read(s->fd, to, s->gzip ? (size_t)TEXT_PIECE : n);
-            while (got < 0 && errno == EINTR);
-            if (got < 0) return text_error(r, "%s: reading: %s", s->path, strerror(errno));
-            if (!s->gzip) return got;
+        long got = 1;
+        if (s->z.avail_in == 0) {
+            got = text_read(r, s, s->packed, TEXT_PIECE);
+            if (got < 0) return -1;
             s->z.next_in = s->packed;
             s->z.avail_in = (uInt)got;
         }
@@ -395,28 +580,25 @@ GPT2_SP_LEAF long text_get(const text_reader* r, text_source* s, char* out, size
     }
 }
 
-// Adds what is left of a file, up to TEXT_MAX_DOCUMENT bytes in all, to a growing buffer of *length bytes.
-// With `line`, stops as soon as a newline is among the new bytes. Returns 1 at the end of the file, 0
-// before it, -1 on error.
-GPT2_SP_LEAF int text_fill(
-    const text_reader* r, text_source* s, char** buffer, size_t* capacity, size_t* length, int line) {
+// Adds to a growing buffer of *length bytes, of up to TEXT_MAX_LINE and one more, until a newline is among
+// the new ones. Returns 1 at the end of the file, 0 before it, -1 on error.
+GPT2_SP_LEAF int text_fill(text_reader* r, text_source* s, char** buffer, size_t* capacity, size_t* length) {
     for (;;) {
         if (*length == *capacity) {
-            // One byte over the limit is read, so that a document of exactly the limit is told from a longer
-            // one.
-            size_t wanted = *capacity ? *capacity * 2 : 1 << 16;
-            if (wanted > TEXT_MAX_DOCUMENT + 1) wanted = TEXT_MAX_DOCUMENT + 1;
+            // One byte over the limit is read, so that a line of exactly the limit is told from a longer one.
+            size_t wanted = *capacity ? *capacity * 2 : (size_t)TEXT_PIECE;
+            if (wanted > TEXT_MAX_LINE + 1) wanted = TEXT_MAX_LINE + 1;
             char* grown = wanted > *capacity ? (char*)realloc(*buffer, wanted) : NULL;
             if (!grown)
-                return text_error(r, "%s: %s longer than %zu bytes, or no memory", s->path,
-                    line ? "a line" : "a document", wanted > *capacity ? *capacity : TEXT_MAX_DOCUMENT);
+                return text_error(r, "%s: a line longer than %zu bytes, or no memory", s->path,
+                    wanted > *capacity ? *capacity : TEXT_MAX_LINE);
             *buffer = grown;
             *capacity = wanted;
         }
         long n = text_get(r, s, *buffer + *length, *capacity - *length);
         if (n <= 0) return n < 0 ? -1 : 1;
         *length += (size_t)n;
-        if (line && memchr(*buffer + *length - n, '\n', (size_t)n)) return 0;
+        if (memchr(*buffer + *length - n, '\n', (size_t)n)) return 0;
     }
 }
 
@@ -429,7 +611,7 @@ GPT2_SP_LEAF int text_lines(text_reader* r, text_source* s, char** buffer) {
     size_t capacity = 0, length = 0;
     uint64_t number = 0;
     for (int end = 0; !end;) {
-        end = text_fill(r, s, buffer, &capacity, &length, 1);
+        end = text_fill(r, s, buffer, &capacity, &length);
         if (end < 0) return -1;
         size_t at = number == 0 ? text_mark(*buffer, length) : 0;
         // the whole lines that are there, and at the end of the file a last one without newline
@@ -446,25 +628,50 @@ GPT2_SP_LEAF int text_lines(text_reader* r, text_source* s, char** buffer) {
     return 0;
 }
 
-// A whole file, of `size` bytes on the disk, as one document. With `maybe` it is left out if it is no text.
-GPT2_SP_LEAF int text_whole(text_reader* r, text_source* s, char** buffer, uint64_t size, int maybe) {
-    static const char no_text[] = "its name has no ending and its content NUL bytes: no text";
-    char front[4096];
-    ssize_t n = maybe && !s->gzip ? pread(s->fd, front, sizeof front, 0) : 0;
-    if (n > 0 && memchr(front, 0, (size_t)n)) return text_left_out(r, s->path, no_text);
-    if (size > TEXT_MAX_DOCUMENT && !s->gzip)
-        return text_error(
-            r, "%s: a document of %" PRIu64 " bytes, expected at most %zu", s->path, size, TEXT_MAX_DOCUMENT);
-    // should the file grow while it is read, text_fill bounds that
-    size_t capacity = s->gzip ? (size_t)TEXT_PIECE : (size_t)size + 1, length = 0;
-    *buffer = (char*)malloc(capacity);
-    if (!*buffer) return text_error(r, "%s: no memory for %zu bytes", s->path, capacity);
-    if (text_fill(r, s, buffer, &capacity, &length, 0) < 0) return -1;
-    const char* nul = (const char*)memchr(*buffer, 0, length);
-    if (nul && maybe) return text_left_out(r, s->path, no_text);
-    if (nul) return text_error(r, "%s: byte %zu is NUL, expected text", s->path, (size_t)(nul - *buffer));
-    size_t mark = text_mark(*buffer, length);
-    return text_give(r, *buffer + mark, length - mark, s->path, 1);
+// Leaves out a file whose document has perhaps begun. Returns 0, or -1.
+GPT2_SP_LEAF int text_undo(text_reader* r, const char* path, const char* why) {
+    if (text_give(r, "", 0, path, 1, TEXT_END | TEXT_UNDONE)) return -1;
+    return text_left_out(r, path, why);
+}
+
+// A page that cannot be read: out of memory, or in a charset that is not known here.
+GPT2_SP_LEAF int text_refused(text_reader* r, const text_source* s, const html_reader* html, int maybe) {
+    if (!html->refused[0]) return text_error(r, "%s: no memory", s->path);
+    if (maybe) return text_undo(r, s->path, "its charset is not utf-8, iso-8859-1 or windows-1252");
+    return text_error(
+        r, "%s: its charset is \"%s\", expected utf-8, iso-8859-1 or windows-1252", s->path, html->refused);
+}
+
+// A whole file as one document, piece by piece, or with `html` the text of a page. `maybe`: it is left out if
+// it is no text.
+GPT2_SP_LEAF int text_whole(text_reader* r, text_source* s, char* buffer, html_reader* html, int maybe) {
+    static const char nul_text[] = "its name has no ending and its content NUL bytes: no text";
+    static const char nul_page[] = "its content has NUL bytes: no text";
+    uint64_t at = 0;
+    size_t held = 0;   // bytes that are there already
+    for (long n = 1; n > 0;) {
+        n = text_get(r, s, buffer + held, TEXT_PIECE - held);
+        if (n < 0) return -1;
+        held += (size_t)n;
+        if (at == 0 && held < 3 && n > 0) continue;   // too few to tell a mark
+        const char* nul = (const char*)memchr(buffer, 0, held);
+        if (nul && maybe) return text_undo(r, s->path, html ? nul_page : nul_text);
+        if (nul)
+            return text_error(
+                r, "%s: byte %" PRIu64 " is NUL, expected text", s->path, at + (uint64_t)(nul - buffer));
+        size_t mark = at == 0 ? text_mark(buffer, held) : 0;
+        const char* bytes = buffer + mark;
+        size_t length = held - mark;
+        if (html) {
+            if (html_feed(html, bytes, length, n == 0)) return text_refused(r, s, html, maybe);
+            bytes = html->out, length = html->bytes;
+            html->bytes = 0;
+        }
+        if (text_give(r, bytes, length, s->path, 1, 0)) return -1;
+        at += held;
+        held = 0;
+    }
+    return text_give(r, "", 0, s->path, 1, TEXT_END);
 }
 
 // Starts to inflate what an open file packs.
@@ -476,10 +683,32 @@ GPT2_SP_LEAF int text_unpack(const text_reader* r, text_source* s) {
     return text_error(r, "%s: no memory", s->path);
 }
 
+// Reads the documents of an open file of this kind.
+GPT2_SP_LEAF int text_contents(text_reader* r, text_source* s, int kind, int maybe) {
+    html_reader html;
+    memset(&html, 0, sizeof html);
+    char* buffer = kind == TEXT_LINES ? NULL : (char*)malloc(TEXT_PIECE);
+    int rc = kind == TEXT_LINES || buffer ? 0 : text_error(r, "%s: no memory", s->path);
+    if (rc == 0 && s->gzip) rc = text_unpack(r, s);
+    if (rc == 0 && kind == TEXT_LINES) rc = text_lines(r, s, &buffer);
+    else if (rc == 0) rc = text_whole(r, s, buffer, kind == TEXT_HTML ? &html : NULL, maybe);
+    if (s->packed) inflateEnd(&s->z);
+    free(s->packed);
+    free(buffer);
+    html_free(&html);
+    return rc;
+}
+
+// Whether an open file is being written.
+GPT2_SP_LEAF int text_is_output(const text_reader* r, const struct stat* st) {
+    for (int i = 0; i < r->output_count; i++)
+        if (st->st_dev == r->outputs[i].st_dev && st->st_ino == r->outputs[i].st_ino) return 1;
+    return 0;
+}
+
 // Reads one file: `named` by the user, or else found in a folder.
 GPT2_SP_LEAF int text_file(text_reader* r, const char* path, int named) {
     struct stat st;
-    char* buffer = NULL;
     text_source s;
     memset(&s, 0, sizeof s);
     s.path = path;
@@ -492,18 +721,28 @@ GPT2_SP_LEAF int text_file(text_reader* r, const char* path, int named) {
     else if (text_reasons[kind])
         rc = text_error(
             r, "%s: %s. To have its bytes as they are, let its name end in .txt", path, text_reasons[kind]);
-    for (int i = 0; rc == 0 && i < r->output_count; i++)
-        if (st.st_dev == r->outputs[i].st_dev && st.st_ino == r->outputs[i].st_ino)
-            rc = text_error(r, "%s: an input that is the output too", path);
-    if (rc == 0 && s.gzip) rc = text_unpack(r, &s);
-    if (rc == 0 && st.st_size == 0 && !named) text_left_out(r, path, "empty");
-    else if (rc == 0 && kind == TEXT_LINES) rc = text_lines(r, &s, &buffer);
-    else if (rc == 0) rc = text_whole(r, &s, &buffer, (uint64_t)st.st_size, kind == TEXT_UNNAMED && !named);
-    if (s.packed) inflateEnd(&s.z);
-    free(s.packed);
-    free(buffer);
+    else if (text_is_output(r, &st)) rc = text_error(r, "%s: an input that is the output too", path);
+    if (rc == 0) r->size += (uint64_t)st.st_size;
+    if (rc == 0 && r->measure) rc = 0;
+    else if (rc == 0 && st.st_size == 0 && !named) rc = text_left_out(r, path, "empty");
+    else if (rc == 0) rc = text_contents(r, &s, kind, (kind == TEXT_UNNAMED || kind == TEXT_HTML) && !named);
     close(s.fd);
     return rc;
+}
+
+// Reads standard input, once. It may be a pipe.
+GPT2_SP_LEAF int text_input(text_reader* r) {
+    struct stat st;
+    text_source s;
+    memset(&s, 0, sizeof s);
+    s.path = "standard input";
+    s.fd = STDIN_FILENO;
+    if (r->measure) return 0;
+    if (r->input_taken) return text_error(r, "%s: an input twice", s.path);
+    r->input_taken = 1;
+    if (fstat(s.fd, &st)) return text_error(r, "%s: %s", s.path, strerror(errno));
+    if (text_is_output(r, &st)) return text_error(r, "%s: an input that is the output too", s.path);
+    return text_contents(r, &s, r->format, 0);
 }
 
 // ================================================================================
@@ -585,17 +824,20 @@ GPT2_SP_LEAF int text_folder(text_reader* r, const char* path, int depth) {
 GPT2_SP_LEAF int text_documents(text_reader* r, const char* path) {
     struct stat st;
     uint64_t documents = r->documents, skipped = r->skipped;
+    if (strcmp(path, "-") == 0) return text_input(r);
     if (stat(path, &st)) return text_error(r, "%s: %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode)) return text_file(r, path, 1);
     r->skipped = 0;
     if (text_folder(r, path, 0)) return -1;
+    if (r->measure) return 0;
     if (r->documents == documents && r->skipped == 0)
-        return text_error(
-            r, "%s: no documents in this folder, expected .txt, .jsonl, .md or source files with text", path);
+        return text_error(r,
+            "%s: no documents in this folder, expected .txt, .jsonl, .html, .md or source files with text",
+            path);
     if (r->documents == documents)
         return text_error(r,
-            "%s: no documents in this folder, expected .txt, .jsonl, .md or source files with text; %" PRIu64
-            " left out, the first: %s",
+            "%s: no documents in this folder, expected .txt, .jsonl, .html, .md or source files with text; "
+            "%" PRIu64 " left out, the first: %s",
             path, r->skipped, r->first_skipped);
     r->skipped += skipped;
     return 0;

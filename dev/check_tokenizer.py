@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Compares data/bpe.h, token for token, with tiktoken, tokenizers and transformers, where those are installed.
 
-    python3 dev/check_tokenizer.py [--ranks FILE.tiktoken]... [FOLDER of texts]
+    python3 dev/check_tokenizer.py [--ranks FILE.tiktoken]... [--program ./train_gpt2_sp] [FOLDER of texts]
 
 The texts: every character, marks, white space, line ends, long runs, mixtures of all that by chance, the
 files FOLDER/*.txt, and bytes that are no UTF-8, whose oracle is regex. Without --ranks, files of GPT-2's and
 cl100k's ranks are looked for in the installed packages. GPT-2's ranks are tried with every pattern. The last
-table is MB/s of one core, both programs in one run. Prints what it compares and what it skips; the last line is
+table is MB/s of one core, both programs in one run, and with --program that of `prepare` on one and on all. Prints what it compares and what it skips; the last line is
 `N passed, N failed[, N skipped]`.
 """
 import argparse
 import glob
 import importlib
+import json
 import os
 import random
 import struct
@@ -201,6 +202,32 @@ def speed(encoding, ranks, pattern, label, folder):
               f"{here:.1f} MB/s here, {there:.1f} tiktoken, {here / there:.1f} times")
 
 
+def speed_of_prepare(program, encoding, ranks, label, folder, scratch):
+    """All of `prepare`, files to a compressed shard, against tiktoken's encoding alone, by the clock."""
+    texts = [open(path, encoding="utf-8", newline="").read() for path in sorted(glob.glob(os.path.join(folder, "*.txt")))]
+    corpus, out = os.path.join(scratch, "corpus"), os.path.join(scratch, "corpus.tok")
+    os.mkdir(corpus)
+    for i, text in enumerate(texts * 8):
+        with open(os.path.join(corpus, f"{i:03}.txt"), "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    total, cores = 8 * sum(len(text.encode()) for text in texts), len(os.sched_getaffinity(0))
+    for threads in sorted({1, cores}):
+        here = there = 1e30
+        for _ in range(3):   # in turn, so that both meet the same machine
+            report = subprocess.run([program, "prepare", "--tokenizer", ranks, "--out", out, "--threads", str(threads),
+                                     "--json", corpus], capture_output=True, check=True)
+            report = json.loads(report.stdout)
+            here = min(here, report["seconds"])
+            start = time.perf_counter()
+            tokens = encoding.encode_ordinary_batch(texts * 8, num_threads=threads)
+            there = min(there, time.perf_counter() - start)
+        count = sum(len(one) for one in tokens)
+        check(report["out"]["tokens"] == count + len(tokens) and here <= there,
+              f"{label}, {threads} thread{'s' * (threads > 1)}: prepare is as fast as tiktoken's encoding alone",
+              f"{count / here / 1e6:.2f} million tokens/s, {total / here / 1e6:.1f} MB/s here; "
+              f"{count / there / 1e6:.2f}, {total / there / 1e6:.1f} tiktoken; {there / here:.1f} times")
+
+
 def find_ranks(given):
     """(label, path): files given, else those of installed packages."""
     found = []
@@ -217,6 +244,7 @@ def main():
     global TOOL
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--ranks", action="append", metavar="FILE.tiktoken")
+    parser.add_argument("--program", help="of which the speed of `prepare` is measured too")
     parser.add_argument("folder", nargs="?", metavar="FOLDER")
     arguments = parser.parse_args()
     here = os.path.dirname(os.path.abspath(__file__))
@@ -242,6 +270,8 @@ def main():
                 against_hugging_face(label, path, pattern, texts, folder)
                 if encoding and pattern == label:
                     speed(encoding, path, pattern, label, arguments.folder)
+                    if arguments.program and arguments.folder:
+                        speed_of_prepare(arguments.program, encoding, path, label, arguments.folder, scratch)
                 texts = [one for one in texts if not one[0].endswith(".txt")]   # once is enough
     print(f"{counts['passed']} passed, {counts['failed']} failed" +
           (f", {counts['skipped']} skipped" if counts["skipped"] else ""))

@@ -8,7 +8,7 @@
 //
 // The first byte of an input says what the rest is: bit 0 JSON lines (else a shard), bit 1 make all CRCs of
 // the shard right again, so that the damage gets past them, bit 2 take a file without magic for raw u16.
-#define TEXT_MAX_DOCUMENT ((size_t)4096)   // so that the limit is met
+#define TEXT_MAX_LINE ((size_t)4096)   // so that the limit is met
 #include "../data/tok.h"
 #include "../data/text.h"
 #ifdef __linux__
@@ -104,18 +104,22 @@ static int fuzz_shard(const unsigned char* bytes, size_t length, int format) {
 }
 
 // Every byte of a document is read; it must lie within the limit.
-static int fuzz_text(void* user, const char* bytes, size_t length, const char* path, uint64_t line) {
+static int fuzz_text(void* user, const text_piece* piece) {
     uint64_t* sum = (uint64_t*)user;
-    demand(length > 0 && length <= TEXT_MAX_DOCUMENT && path && line > 0, "text given");
-    sum[1]++;
-    for (size_t i = 0; i < length; i++) sum[0] += (unsigned char)bytes[i];
+    int begins = piece->flags & TEXT_BEGIN, ends = piece->flags & TEXT_END;
+    demand(piece->length <= TEXT_MAX_LINE && piece->path && piece->line > 0, "text given");
+    demand(piece->length > 0 || (ends && !begins), "a piece of nothing");
+    demand((sum[2] != 0) == !begins, "a document begins once, and ends before the next");
+    sum[1] += ends != 0;
+    sum[2] = !ends;
+    for (size_t i = 0; i < piece->length; i++) sum[0] += (unsigned char)piece->bytes[i];
     return 0;
 }
 
 static int fuzz_json(const unsigned char* bytes, size_t length) {
     char path[64], err[512], *buffer = NULL;
     int fd = fuzz_file(bytes, length, path, sizeof path);
-    uint64_t sum[2] = {0, 0};
+    uint64_t sum[3] = {0, 0, 0};
     text_reader r;
     text_source source;
     memset(&r, 0, sizeof r);
@@ -207,7 +211,9 @@ static size_t fuzz_slurp(const char* path, unsigned char* bytes, size_t size) {
 int main(int argc, char** argv) {
     static const char json[] = "{\"a\": [1, -2.5e3, {\"b\": null}], \"text\": \"caf\\u00e9 \\ud83d\\ude00 "
                                "\\\"q\\\"\\n\", \"c\": true}\n\n"
-                               "{\"text\": \"two\"}\r\n{\"t\\u0065xt\": \"\xC3\xA9 three \\\\ \\/ \\ud83d\", "
+                               "{\"text\": \"two\"}\r\n{\"completion\": \"b\", \"prompt\": \"a\"}\n"
+                               "{\"messages\": [{\"role\": \"assistant\", \"content\": \"c\"}]}\n"
+                               "{\"t\\u0065xt\": \"\xC3\xA9 three \\\\ \\/ \\ud83d\", "
                                "\"d\": {\"text\": 0}}\n";
     long rounds = argc > 1 ? atol(argv[1]) : 20000;
     char path[64] = "/tmp/fuzz_tok_XXXXXX", err[512];
@@ -237,8 +243,8 @@ int main(int argc, char** argv) {
         memset(b, ' ', sizeof b);
         memcpy(b + n - 12, "{\"text\":\"x\"}", 12);
         b[n] = '\n';
-        demand((fuzz_json(b, n) == 0) == (n <= TEXT_MAX_DOCUMENT) &&
-                (fuzz_json(b, n + 1) == 0) == (n <= TEXT_MAX_DOCUMENT),
+        demand((fuzz_json(b, n) == 0) == (n <= TEXT_MAX_LINE) &&
+                (fuzz_json(b, n + 1) == 0) == (n <= TEXT_MAX_LINE),
             "the limit of a line");
     }
 

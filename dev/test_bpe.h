@@ -492,6 +492,56 @@ static void test_bpe_chunks(void) {
     free(text);
 }
 
+// Whether the tokens of a text are those of its two halves.
+static int test_bpe_halves(bpe_encoder* e, const char* text, size_t n, size_t cut, uint32_t* whole) {
+    int rc = test_bpe_encode(e, text, n, 0);
+    size_t all = e->tokens;
+    memcpy(whole, e->token, all * sizeof *whole);
+    rc = rc || test_bpe_encode(e, text, cut, 0);
+    size_t front = e->tokens;
+    if (rc || front > all || memcmp(whole, e->token, front * sizeof *whole) != 0) return 0;
+    rc = test_bpe_encode(e, text + cut, n - cut, 0);
+    return rc == 0 && front + e->tokens == all &&
+        memcmp(whole + front, e->token, e->tokens * sizeof *whole) == 0;
+}
+
+// At each place that bpe_cut allows, in texts of all kinds of characters, of bytes that are none, and of
+// special tokens whole and in parts; that there are few is a failure too.
+static void test_bpe_cuts(void) {
+    enum { TEXTS = 1500, MOST = 60 };
+    static const char* const seen[] = {
+        "<|endoftext|>", "<|endof", "text|>", "\xF0\x9F", "\x80", "\xFF ", "e|> "};
+    int wrong = 0;
+    long cuts = 0, places = 0;
+    for (int k = 0; k < 2 * BPE_PATTERN_COUNT; k++) {
+        bpe b;
+        bpe_encoder e;
+        test_bpe_load(&b, "x.tiktoken", BPE_PATTERNS[k / 2].name);
+        bpe_encoder_open(&e, &b, k % 2, test_bpe_err, sizeof test_bpe_err);
+        for (int i = 0; i < TEXTS; i++) {
+            char text[8 * MOST];
+            uint32_t code[MOST], whole[8 * MOST];
+            char kind[MOST];
+            size_t n = 0;
+            for (int part = 0; part < 4; part++) {
+                n += test_bpe_text((int)test_bpe_random(MOST / 6), text + n, code, kind);
+                const char* word = seen[test_bpe_random(7)];
+                if (test_bpe_random(3) == 0) n += (size_t)sprintf(text + n, "%s", word);
+            }
+            places += (long)n;
+            size_t margin = k % 2 ? 13 : 4, end = n;   // what is looked at behind a place
+            for (size_t cut; (cut = bpe_cut(&b, k % 2, text, end, 0)) > 0; end = cut + margin - 1) {
+                cuts++;
+                wrong += cut >= end || !test_bpe_halves(&e, text, n, cut, whole);
+            }
+        }
+        bpe_encoder_close(&e);
+        bpe_free(&b);
+    }
+    check(wrong == 0 && cuts > places / 40, "tokenizer: text cut where bpe_cut says has the same tokens",
+        "%ld cuts in %ld bytes, %d wrong", cuts, places, wrong);
+}
+
 // A long document of short pieces must not be held.
 static void test_bpe_memory(void) {
     enum { CHUNK = 4096 };
@@ -801,22 +851,29 @@ static void test_bpe_damage(void) {
         "%d refused, %d read, %d wrong", refused, read, bad);
 }
 
-static void test_bpe(void) {
+// A folder for the tests with the files in it, and random numbers from the start. 0, or 1 and a test failed.
+static int test_bpe_begin(void) {
     const char* base = getenv("TMPDIR");
     snprintf(test_bpe_folder, sizeof test_bpe_folder, "%s/gpt2_sp_bpe_XXXXXX",
         base && *base && strlen(base) < 400 ? base : "/tmp");
     if (!mkdtemp(test_bpe_folder)) {
         check(0, "tokenizer: a folder for the tests is made", "%s: %s", test_bpe_folder, strerror(errno));
-        return;
+        return 1;
     }
     test_bpe_state = 1;
     test_bpe_train();
     test_bpe_write_files();
+    return 0;
+}
+
+static void test_bpe(void) {
+    if (test_bpe_begin()) return;
     test_bpe_forms();
     test_bpe_oracle();
     test_bpe_pieces();
     test_bpe_bytes();
     test_bpe_chunks();
+    test_bpe_cuts();
     test_bpe_memory();
     test_bpe_runs();
     test_bpe_specials();

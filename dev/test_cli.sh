@@ -7,6 +7,7 @@
 #     sh dev/test_cli.sh [PROGRAM] [JSON_KEYS]      built by `make test`: ./train_gpt2_sp, dev/json_keys.c
 set -u
 program=$(realpath "${1:-./train_gpt2_sp}")
+to_jsonl=$(realpath "$(dirname "$0")/../data/to_jsonl.py")
 json_keys=$(realpath "${2:-build/test/json_keys}")
 scripts=$(realpath "$(dirname "$0")/../scripts")
 . "$(dirname "$0")/checks.sh"
@@ -104,22 +105,96 @@ check "prepare: a line that has no text is named and refused" \
 mkdir corpus
 printf 'plain' > corpus/A.TXT
 printf 'read me' > corpus/README
-printf '<p>' > corpus/page.html
+printf '<p>a page &amp; its text</p><script>x</script>' > corpus/page.html
+printf '<?xml?>' > corpus/page.xml
 printf 'a,b' > corpus/table.csv
 gzip -c book1.txt > corpus/book1.txt.gz
 printf '{"text": "one"}\n{"text": "two"}\n' | gzip > corpus/lines.jsonl.gz
 g prepare --out corpus.tok corpus > out 2> err
-check "prepare reads .gz, README and endings in any case of letters" \
-    grep '^corpus.tok: 5 documents, 25623 tokens, 25618 bytes' out
+check "prepare reads .gz, .html, README and endings in any case of letters" \
+    grep '^corpus.tok: 6 documents, 25642 tokens, 25636 bytes' out
 check "prepare names what it leaves out, with the reason" \
-    sh -c '[ "$(wc -l < err)" = 2 ] && grep "left out corpus/page.html: its tags" err &&
+    sh -c '[ "$(wc -l < err)" = 2 ] && grep "left out corpus/page.xml: its tags" err &&
         grep "left out corpus/table.csv: a table" err'
 for i in $(seq 30); do : > corpus/$i.csv; done
 g prepare --out corpus.tok corpus > out 2> err
 check "prepare counts what it does not name" \
     sh -c '[ "$(wc -l < err)" = 22 ] && grep "left out 11 more: a table" err && grep -q "left out 1 more: its tags" err'
-check "prepare: a named .html is refused, with the way to take it" \
-    refused 'end in .txt' prepare --out x.tok corpus/page.html
+check "prepare: a named .xml is refused, with the way to take it" \
+    refused 'end in .txt' prepare --out x.tok corpus/page.xml
+
+# standard input, masks, duplicates, the side of validation, the report
+check "prepare: standard input gives the shard of the file" sh -c '
+    "$0" prepare --out one.tok book1.txt > out && "$0" prepare --out two.tok --input-format txt - < book1.txt > out &&
+    cmp one.tok two.tok && cat corpus/page.html | "$0" prepare --out two.tok --input-format html - > out &&
+    grep "two.tok: 1 documents, 19 tokens, 18 bytes" out' "$program"
+check "prepare: standard input without --input-format is refused" sh -c '
+    "$0" prepare --out x.tok - < book1.txt 2> err; [ $? = 1 ] && grep -- "--input-format txt" err' "$program"
+check "prepare: --input-format without standard input is refused" \
+    refused 'is for standard input' prepare --out x.tok --input-format txt book1.txt
+check "prepare: standard input twice is refused" sh -c '
+    "$0" prepare --out x.tok --input-format txt - - < book1.txt 2> err; [ $? = 1 ] && grep twice err' "$program"
+printf '{"prompt": "ask", "completion": "tell"}\n{"text": "all"}\n' > pairs.jsonl
+printf '{"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]}\n' >> pairs.jsonl
+check "prepare: prompts and the user's messages are masked" \
+    sh -c '"$0" prepare --out pairs.tok pairs.jsonl --json > out && cat out &&
+        grep -q "\"documents\": 3, \"tokens\": 22, \"masked\": 7, \"text_bytes\": 19" out' "$program"
+printf '{"a": {"b": "deep"}, "text": "x"}\n' > deep.jsonl
+check "prepare: --field a.b takes that" says '1 documents, 5 tokens' g prepare --out deep.tok --field a.b deep.jsonl
+check "prepare: a --field that is not there is refused with its name" \
+    refused 'one field "a.c"' prepare --out x.tok --field a.c deep.jsonl
+i=0
+while [ $i -lt 300 ]; do echo "{\"text\": \"document $((i % 200)) of some\"}"; i=$((i + 1)); done > many.jsonl
+check "prepare --dedup leaves out what was there" sh -c '
+    "$0" prepare --out dedup.tok --dedup many.jsonl > out && cat out && grep -q "^dedup.tok: 200 documents" out &&
+        grep -q "duplicates left out: 100 documents, 1890 bytes" out &&
+    head -n 200 many.jsonl > once.jsonl && "$0" prepare --out once.tok once.jsonl > out && cmp dedup.tok once.tok' \
+    "$program"
+check "prepare --val-fraction puts a document on one side, in any order, with any threads" sh -c '
+    "$0" prepare --out t1.tok --val-out v1.tok --val-fraction 0.2 --threads 1 many.jsonl > out && cat out &&
+    "$0" prepare --out t2.tok --val-out v2.tok --val-fraction 0.2 --threads 3 many.jsonl > out &&
+    cmp t1.tok t2.tok && cmp v1.tok v2.tok && sort -r many.jsonl > turned.jsonl &&
+    "$0" prepare --out t2.tok --val-out v2.tok --val-fraction 0.2 turned.jsonl > out2 &&
+    sed -n "s/^[tv].*: \(.*\) bytes in.*/\1/p" out > a && sed -n "s/^[tv].*: \(.*\) bytes in.*/\1/p" out2 | cmp - a' \
+    "$program"
+check "prepare: --val-fraction without --val-out is refused" \
+    refused '--val-out' prepare --out x.tok --val-fraction 0.5 book1.txt
+check "prepare: --val-out without --val-fraction is refused" \
+    refused '--val-fraction' prepare --out x.tok --val-out y.tok book1.txt
+check "prepare: one file for both sides is refused" \
+    refused 'one file' prepare --out x.tok --val-out x.tok --val-fraction 0.5 many.jsonl
+check "prepare: a side without documents is refused" \
+    refused 'none is on this side' prepare --out x.tok --val-out y.tok --val-fraction 0.5 book1.txt
+check "and neither shard is there" sh -c '[ ! -e x.tok ] && [ ! -e y.tok ] && [ ! -e x.tok.tmp ] && [ ! -e y.tok.tmp ]'
+g prepare --out dedup.tok --dedup --json many.jsonl book1.txt > report
+check "prepare --json is one line of JSON" \
+    json out bytes_per_token duplicates duplicate_bytes left_out seconds threads beyond lengths < report
+check "prepare --json counts what lies far back in a document" \
+    sh -c 'grep -o "\"1024\": 0.*\"32768\": 0.000000}" report && grep -o "\"from\": 16384, \"to\": 32767, \"documents\": 1, \"tokens\": 25601" report'
+mkfifo slow
+for signal in INT TERM; do
+    "$program" prepare --out stopped.tok --input-format txt - < slow > out 2> err &
+    pid=$!
+    exec 3> slow
+    echo 'a text that goes on' >&3
+    while [ ! -e stopped.tok.tmp ] && kill -0 $pid 2> /dev/null; do :; done
+    sleep 0.2
+    kill -$signal $pid
+    wait $pid
+    status=$?
+    exec 3>&-
+    check "prepare: SIG$signal ends it with a line and leaves nothing" sh -c '
+        cat err; [ "$0" = 1 ] && grep -q "stopped by a signal: nothing was written" err && [ ! -e stopped.tok ] &&
+            [ ! -e stopped.tok.tmp ]' $status
+done
+if python3 -c 'import pyarrow' 2> err; then
+    python3 -c 'import pyarrow as a, pyarrow.parquet as p
+p.write_table(a.table({"text": ["one", "two \u00e9"], "n": [1, 2]}), "t.parquet")'
+    check "data/to_jsonl.py makes lines of Parquet" sh -c '
+        python3 "$1" t.parquet > t.jsonl && python3 "$1" t.parquet --columns text | "$0" prepare --out p.tok --input-format jsonl - > out &&
+            grep "p.tok: 2 documents, 11 tokens" out' "$program" "$to_jsonl"
+else skip "data/to_jsonl.py makes lines of Parquet" "pyarrow is not installed"
+fi
 
 # an output replaces a shard of this program, or nothing
 untouched() {
@@ -535,7 +610,7 @@ check "eval --needle alone tells the recall" says 'recall' g eval --from runs/a 
 check "eval with nothing to do is refused" refused '--needle' eval --from runs/whole
 check "eval without a model is refused" refused '--from' eval --from nowhere --data val.tok
 labels() { g eval --from runs/whole --data "$@" --json | sed 's/.*"tokens": \([0-9]*\).*/\1/'; }
-tokens=$(g prepare --out val.tok --block-tokens 4096 book2.txt | sed 's/.*, \([0-9]*\) tokens.*/\1/')
+tokens=$(g prepare --out val.tok --block-tokens 4096 book2.txt | sed -n 's/.*, \([0-9]*\) tokens.*/\1/p')
 for context in 64 63 50 1; do
     check "eval counts every token of the data but the first once, --seq-len $context" \
         test "$(labels val.tok --seq-len $context)" = $((tokens - 1))
