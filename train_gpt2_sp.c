@@ -7235,6 +7235,7 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
         snprintf(value, sizeof value, "%lld", (long long)number);
         Error inner = {{0}};
         if (number < 0) status = -1;
+        else if (number == 0) status = fail(e, "%.600s: %s 0, expected at least 1", path, keys[i]);
         else if (option_set(o, option_find(names[i]), value, &inner) != 0)
             status = fail(e, "%.600s: %s: %.300s", path, keys[i], inner.text);
     }

@@ -78,6 +78,7 @@ part_asan_procs() {
 }
 part_processes() { sh dev/test_processes.sh ./train_gpt2_sp; }
 part_faults() { sh dev/test_faults.sh ./train_gpt2_sp; }
+part_finetune() { sh dev/test_finetune.sh ./train_gpt2_sp; }
 
 # Every source with one family of compilers, as C11 and as C++17, without a warning.
 compilers() {
@@ -234,7 +235,7 @@ part_readme() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-all='asan mutate tsan gpu standin gcc clang faults asan_cli asan_procs double float cli processes embed fuzz readme'
+all='asan mutate tsan gpu standin gcc clang faults asan_cli asan_procs double float finetune cli processes embed fuzz readme'
 parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }

@@ -1396,8 +1396,8 @@ static const struct {
     {"n_layer\": 1", "n_layer\": 0", "layer"}, {"n_embd\": 8", "n_embd\": 65537", "n_embd"},
     {"n_layer\": 1", "n_layer\": 2", "--layers 1: the model"},
     {"n_embd\": 8", "n_embd\": 16", "--channels 8: the model"},
-    {"n_head\": 1", "n_head\": 2", "--heads 1: the model"}, {"\"n_positions\": 16, ", "", "n_positions"},
-    {"256}", "257}", "eos_token_id 257"}};
+    {"n_head\": 1", "n_head\": 2", "--heads 1: the model"}, {"n_head\": 1", "n_head\": 0", "n_head 0"},
+    {"\"n_positions\": 16, ", "", "n_positions"}, {"256}", "257}", "eos_token_id 257"}};
 
 static void import_configs(const char* folder, gpt2_sp_options* o) {
     int right = 0, count = (int)(sizeof CONFIGS / sizeof CONFIGS[0]);
