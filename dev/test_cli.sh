@@ -610,7 +610,7 @@ check "eval --needle alone tells the recall" says 'recall' g eval --from runs/a 
 check "eval with nothing to do is refused" refused '--needle' eval --from runs/whole
 check "eval without a model is refused" refused '--from' eval --from nowhere --data val.tok
 labels() { g eval --from runs/whole --data "$@" --json | sed 's/.*"tokens": \([0-9]*\).*/\1/'; }
-tokens=$(g prepare --out val.tok --block-tokens 4096 book2.txt | sed -n 's/.*, \([0-9]*\) tokens.*/\1/p')
+tokens=$(g prepare --out val.tok --block-tokens 4096 book2.txt | sed -n 's/.* documents, \([0-9]*\) tokens.*/\1/p')
 for context in 64 63 50 1; do
     check "eval counts every token of the data but the first once, --seq-len $context" \
         test "$(labels val.tok --seq-len $context)" = $((tokens - 1))
