@@ -5127,6 +5127,7 @@ static const struct {
     {"figures", test_figures},
     {"generated", test_generated},
     {"drawing", test_drawing},
+    {"sharing", test_sharing},
     {"import", test_import},
     {"export", test_export},
     {"told", test_told},

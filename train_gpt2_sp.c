@@ -129,9 +129,9 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
         "passes whose gradients are summed into one step") \
     INT(dp, "dp", 1, 1, 256, TRAIN | PLAN | EVAL, "data-parallel replicas") \
-    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE | EVAL, \
+    INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE | EVAL | SAMPLE, \
         "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
-        "by --dp; schedule: 4") \
+        "by --dp; schedule: 4; sample: 1") \
     CHO(schedule, "schedule", GPT2_SP_DIST, GPT2_SP_WORDS(GPT2_SP_SCHEDULE_KINDS), \
         TRAIN | PLAN | SCHEDULE | EVAL, "who computes which block of attention when") \
     CHO(recompute, "recompute", GPT2_SP_ATTN, GPT2_SP_WORDS(GPT2_SP_RECOMPUTE_MODES), TRAIN | PLAN, \
@@ -7604,12 +7604,19 @@ static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
 // rows, by position too; the sums over all ranks are the same for every split. The recall test does the same
 // with synthetic documents and looks at the tokens of the answers.
 //
-// Sampling is done by one rank, with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what
-// it samples one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
+// Sampling is done with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what it samples
+// one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
 //
 //     tokens -> decoder_read: layer_forward, decoder_attention -> logits -> distribution_make, _draw -> token
 //                                                 |
 //                                                 +-- keys and values of all tokens so far, of each layer
+//
+// One rank of a trainer that learns samples alone. In one that does not learn (sample --sp) the P ranks of a
+// sequence do it together, each with its part of the cache (CacheShare). All compute the same rows; each lets
+// them attend to the keys that it has, which gives (o, m, l); these parts travel to all ranks, which merge
+// them in the order of the ranks, and so go on with the same bits. P = 3, a letter a block of positions:
+//
+//     positions  a b c d e f g     rank 0: a d g     rank 1: b e     rank 2: c f
 //
 // A token is read at a position and overwrites what the cache holds from there on. So a prompt is read once
 // for any number of continuations: each begins to read behind its end.
@@ -7771,44 +7778,128 @@ static int rank_collect(Rank* r, gpt2_sp* g, void* all) {
     return 0;
 }
 
+// How many ranks keep the cache of a trainer's decoder together: those of its first sequence, where it does
+// not learn; else the first rank alone.
+static int cache_ranks(const Mesh* mesh) { return mesh->training ? 1 : mesh->sp; }
+
+// The positions whose keys and values a rank keeps: of blocks of `block` positions, dealt to the ranks in
+// turn, those that fall to number `index`. They lie in its cache in their order.
+typedef struct {
+    int ranks, index;
+    int64_t block;
+} CacheShare;
+// How many of the first `positions` a rank keeps. That is also where in its cache the next one that it keeps
+// lies.
+static int64_t cache_kept(const CacheShare* s, int64_t positions) {
+    int64_t round = s->block * s->ranks, rest = positions % round - s->index * s->block;
+    return positions / round * s->block + max_i64(0, min_i64(s->block, rest));
+}
+// Positions that the rank with most of them keeps, rank 0.
+static int64_t cache_most(int ranks, int64_t block, int64_t positions) {
+    const CacheShare first = {ranks, 0, block};
+    return cache_kept(&first, positions);
+}
+// The next stretch of positions from `p` on, before `end`, that a rank keeps: [*begin, *until), 0 if none.
+static int cache_next(const CacheShare* s, int64_t p, int64_t end, int64_t* begin, int64_t* until) {
+    int64_t number = p / s->block, turn = (number % s->ranks - s->index + s->ranks) % s->ranks;
+    *begin = turn == 0 ? p : (number + s->ranks - turn) * s->block;
+    *until = min_i64(end, (*begin / s->block + 1) * s->block);
+    return *begin < end;
+}
+
+// Always -1: a decoder's memory is refused. A rank needs `bytes` for each token that it keeps and `fixed`
+// besides, and has `room`.
+static int cache_refuse(
+    gpt2_sp* g, int64_t capacity, int64_t block, uint64_t fixed, uint64_t bytes, uint64_t room) {
+    const int ranks = cache_ranks(&g->mesh);
+    uint64_t need = fixed + bytes * (uint64_t)cache_most(ranks, block, capacity);
+    uint64_t tokens = room > fixed ? (room - fixed) / bytes : 0;
+    int64_t fits = ranks == 1 ? (int64_t)tokens : (int64_t)tokens / block * block * ranks;
+    char who[48] = "";
+    if (ranks > 1) snprintf(who, sizeof who, " on each of %d ranks", ranks);
+    return fail(&g->error,
+        "a cache of %lld tokens takes %.2f GiB%s, beside the model, and there are %.2f: %lld tokens would "
+        "fit, prompt and --length together",
+        (long long)capacity, (double)need / 1073741824, who, (double)room / 1073741824, (long long)fits);
+}
+
+// What a rank has of a decoder. The activations are of DECODE_ROWS rows.
+typedef struct {
+    CacheShare share;
+    int64_t position;      // of the tokens that are being read
+    const real* weights;   // all units, whole
+    real* memory;          // of all that follows; it begins with the cache
+    real* cache;           // (L, NH, 2, kept, HS)
+    real *x, *narrow, *narrow2, *wide, *q, *kv;
+    real* parts;   // (ranks, rows C + 2 rows NH): each rank's o (NH, rows, HS), m and l (NH, rows)
+} DecoderPart;
+
 // A model that reads tokens one after the other.
 typedef struct {
     gpt2_sp* g;
-    const real* weights;                              // all units, whole
-    real* collected;                                  // the same, where rank 0 does not hold them all
-    int64_t capacity, position;                       // tokens that fit in the cache; of those being read
-    real* cache;                                      // (L, NH, 2, capacity, HS)
-    real *x, *narrow, *wide, *q, *kv, *out, *m, *l;   // for DECODE_ROWS rows
+    real* collected;          // whole weights, where rank 0 does not hold them all
+    int64_t capacity, kept;   // tokens that fit in the cache; in a rank's part of it
+    int ranks;
+    DecoderPart* part;   // (ranks)
 } Decoder;
 
 static void decoder_close(void* decoder) {
     Decoder* d = (Decoder*)decoder;
+    for (int i = 0; d->part && i < d->ranks; i++) free(d->part[i].memory);
+    free(d->part);
     free(d->collected);
-    free(d->cache);
     free(d);
 }
 
-// Gives a decoder its weights and an empty cache. All its memory is one allocation, which begins with the
-// cache.
+// Gives a rank its weights, an empty cache and room for activations. Returns the numbers that it takes; part
+// NULL: only that.
+static int64_t decoder_part(const Decoder* d, DecoderPart* part) {
+    const Shape* s = &d->g->mesh.shape;
+    int64_t n = DECODE_ROWS, C = s->C, all = 0;
+    DecoderPart none;
+    memset(&none, 0, sizeof none);
+    DecoderPart* to = part ? part : &none;
+    const struct {
+        real** p;
+        int64_t elements;
+    } parts[] = {{&to->cache, s->L * 2 * d->kept * C}, {&to->x, n * C}, {&to->narrow, n * C},
+        {&to->narrow2, n * C}, {&to->wide, n * 4 * C}, {&to->q, n * C}, {&to->kv, n * 2 * C},
+        {&to->parts, d->ranks * n * (C + 2 * s->NH)}};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        if (part) *parts[i].p = part->memory + all;
+        all += parts[i].elements;
+    }
+    return all;
+}
+
+// Gives a decoder its weights and its ranks their parts.
 static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
-    const Shape* s = &g->mesh.shape;
-    int64_t n = DECODE_ROWS, C = s->C, cache = s->L * 2 * capacity * C;
     d->g = g, d->capacity = capacity;
-    d->weights = g->ranks[0].state[STATE_WEIGHTS];
+    d->ranks = cache_ranks(&g->mesh), d->kept = cache_most(d->ranks, BK, capacity);
     if (!holds_all(&g->layout, STATE_WEIGHTS)) {
-        d->weights = d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
+        d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
         int status = d->collected ? 0 : fail(&g->error, "out of memory for the whole weights");
         if (processes_agree(&g->host, status, NULL, &g->error) != 0) return -1;   // all collect, or none
         if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
     }
-    real* at = (real*)malloc((size_t)(cache + n * (11 * C + 2 * s->NH)) * sizeof(real));
-    if (!at) return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
-    const struct {
-        real** p;
-        int64_t elements;
-    } parts[] = {{&d->cache, cache}, {&d->x, n * C}, {&d->narrow, n * C}, {&d->wide, n * 4 * C},
-        {&d->q, n * C}, {&d->kv, n * 2 * C}, {&d->out, n * 2 * C}, {&d->m, n * s->NH}, {&d->l, n * s->NH}};
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) *parts[i].p = at, at += parts[i].elements;
+    uint64_t size = (uint64_t)decoder_part(d, NULL) * sizeof(real), machine = machine_bytes(&g->mesh);
+    uint64_t held = mesh_bytes(&g->mesh, &g->layout), room = machine > held ? machine - held : 0;
+    uint64_t token = (uint64_t)(g->mesh.shape.L * 2 * g->mesh.shape.C) * sizeof(real);
+    if (size > room / (uint64_t)d->ranks)
+        return cache_refuse(
+            g, capacity, BK, size - token * (uint64_t)d->kept, token, room / (uint64_t)d->ranks);
+    d->part = (DecoderPart*)calloc((size_t)d->ranks, sizeof *d->part);
+    if (!d->part) return fail(&g->error, "out of memory");
+    for (int i = 0; i < d->ranks; i++) {
+        DecoderPart* part = &d->part[i];
+        part->share.ranks = d->ranks, part->share.index = i;
+        part->share.block = BK;
+        part->weights = d->collected ? d->collected : g->ranks[i].state[STATE_WEIGHTS];
+        part->memory = (real*)malloc((size_t)size);
+        if (!part->memory)
+            return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
+        decoder_part(d, part);
+    }
     return 0;
 }
 
@@ -7820,75 +7911,131 @@ static void* decoder_open(gpt2_sp* g, int64_t capacity) {
     return d;
 }
 
-// The weights of a unit, by their names.
-static Parameters decoder_weights(const Decoder* d, int u) {
-    return parameters_at(&d->g->layout, u, d->weights + d->g->layout.units[u].offset);
+// The weights of a unit, by their names, as a rank has them.
+static Parameters decoder_weights(const Decoder* d, const Rank* r, int u) {
+    return parameters_at(&d->g->layout, u, d->part[r->place.sp].weights + d->g->layout.units[u].offset);
 }
 
-// The decoder's LayerRun.attention: the keys and values of the rows being read join the cache, then the rows
-// attend to all of it.
+// atty (n, C) = the attention of n rows: all ranks' parts (DecoderPart.parts), merged into rank 0's in the
+// order of the ranks, so that every rank gets the same bits.
+static void decoder_merge(real* atty, real* parts, int ranks, int64_t n, const Shape* s) {
+    int64_t C = s->C, HS = s->HS, slice = n * (C + 2 * s->NH);
+    PARALLEL_FOR
+    for (int64_t h = 0; h < s->NH; h++) {
+        real *o = parts + h * n * HS, *m = parts + n * C + h * n, *l = m + s->NH * n;
+        for (int i = 1; i < ranks; i++) {
+            int64_t other = i * slice;
+            output_finish(o + other, m + other, l + other, n, HS);
+            output_merge(o, m, l, o + other, m + other, n, HS);
+        }
+        output_finish(o, m, l, n, HS);
+        for (int64_t i = 0; i < n; i++) memcpy(atty + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
+    }
+}
+
+// The decoder's LayerRun.attention: the keys and values of the rows being read join the cache, those that
+// this rank keeps; the rows attend to all of it, block by block, and to what the other ranks have.
 static int decoder_attention(Rank* r, const LayerRun* x) {
     Decoder* d = (Decoder*)x->decoder;
+    DecoderPart* part = &d->part[r->place.sp];
     const Shape* s = &d->g->mesh.shape;
-    int64_t HS = s->HS, NH = s->NH, C = s->C, n = x->rows, p = d->position;
-    cpu_split_heads(d->q, d->kv, x->wide, 1, n, NH, HS);
+    const CacheShare* share = &part->share;
+    int64_t HS = s->HS, NH = s->NH, C = s->C, n = x->rows, p = part->position, slice = n * (C + 2 * NH);
+    int64_t kept = cache_kept(share, p + n);
+    real *out = part->parts + share->index * slice, *out_m = out + n * C, *out_l = out_m + n * NH;
+    cpu_split_heads(part->q, part->kv, x->wide, 1, n, NH, HS);
     PARALLEL_FOR
     for (int64_t h = 0; h < NH; h++) {
-        real *k = d->cache + (x->l * NH + h) * 2 * d->capacity * HS, *v = k + d->capacity * HS;
-        real *o = d->out + h * n * HS, *m = d->m + h * n, *sum = d->l + h * n;
-        memcpy(k + p * HS, d->kv + h * n * HS, (size_t)(n * HS) * sizeof(real));
-        memcpy(v + p * HS, d->kv + (NH + h) * n * HS, (size_t)(n * HS) * sizeof(real));
+        real *k = part->cache + (x->l * NH + h) * 2 * d->kept * HS, *v = k + d->kept * HS;
+        real *o = out + h * n * HS, *m = out_m + h * n, *sum = out_l + h * n;
+        const real *new_k = part->kv + h * n * HS, *new_v = new_k + NH * n * HS;
+        for (int64_t begin, until = p; cache_next(share, until, p + n, &begin, &until);) {
+            int64_t at = cache_kept(share, begin) * HS, from = (begin - p) * HS;
+            size_t size = (size_t)((until - begin) * HS) * sizeof(real);
+            memcpy(k + at, new_k + from, size);
+            memcpy(v + at, new_v + from, size);
+        }
         memset(o, 0, (size_t)(n * HS) * sizeof(real));
         for (int64_t i = 0; i < n; i++) m[i] = -(real)INFINITY, sum[i] = 0;
-        AttentionPair pair = {d->q + h * n * HS, k, v, n, p + n, HS, p, 0, NULL};
-        cpu_attention_forward_head(o, m, sum, &pair, &r->scratch[thread_index()].attention);
-        output_finish(o, m, sum, n, HS);
-        for (int64_t i = 0; i < n; i++)
-            memcpy(x->a.atty + i * C + h * HS, o + i * HS, (size_t)HS * sizeof(real));
+        for (int64_t at = 0; at < kept; at += BK) {
+            int64_t position = (at / BK * share->ranks + share->index) * BK;
+            AttentionPair pair = {part->q + h * n * HS, k + at * HS, v + at * HS, n, min_i64(BK, kept - at),
+                HS, p, position, NULL};
+            cpu_attention_forward_head(o, m, sum, &pair, &r->scratch[thread_index()].attention);
+        }
     }
+    if (share->ranks > 1 &&
+        r->transport.all_gather(&r->transport, &r->sequence, part->parts, slice, &r->error) != 0)
+        return -1;
+    decoder_merge(x->a.atty, part->parts, share->ranks, n, s);
     return 0;
 }
 
+// What a decoder is to read (Device.decoder_read).
+typedef struct {
+    void* decoder;
+    const int32_t* tokens;
+    int64_t n, p, rows;
+    real* logits;
+} DecoderRead;
+
 // Reads n <= DECODE_ROWS tokens that stand at positions p..; of the last `rows` of them, which may be none,
-// the logits (rows, Vp). Without a backward pass activations may share buffers, so a few are enough for all.
-static void decoder_block(
-    Decoder* d, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
+// the first rank gives the logits (rows, Vp). Without a backward pass activations may share buffers, so a few
+// are enough for all. 0, or -1 with a line in r->error.
+static int decoder_block(
+    Rank* r, Decoder* d, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
     const Shape* s = &d->g->mesh.shape;
+    DecoderPart* part = &d->part[r->place.sp];
     int64_t C = s->C;
     int center = d->g->mesh.center, last = (int)s->L + 1;
     Segments place = {1, {p, 0}, {n, 0}, n};
     real rstd[DECODE_ROWS];
-    Parameters embed = decoder_weights(d, 0), final = decoder_weights(d, last);
-    cpu_embedding_forward(d->x, tokens, embed.wte, n, C);
+    Parameters embed = decoder_weights(d, r, 0), final = decoder_weights(d, r, last);
+    cpu_embedding_forward(part->x, tokens, embed.wte, n, C);
     cpu_position_forward(
-        d->x, &place, NULL, decoder_weights(d, positions_unit(&d->g->layout)).wpe, center, C);
+        part->x, &place, NULL, decoder_weights(d, r, positions_unit(&d->g->layout)).wpe, center, C);
     LayerRun x;
     memset(&x, 0, sizeof x);
-    x.rows = n, x.wide = d->wide;
-    x.narrow = d->out, x.needed = ~0u;
-    x.a.x = x.a.x2 = x.next = d->x, x.a.ln1 = x.a.ln2 = x.a.atty = d->narrow;
+    x.rows = n, x.wide = part->wide;
+    x.narrow = part->narrow2, x.needed = ~0u;
+    x.a.x = x.a.x2 = x.next = part->x, x.a.ln1 = x.a.ln2 = x.a.atty = part->narrow;
     x.a.rstd1 = x.a.rstd2 = rstd;
-    x.a.fch = x.a.gelu = d->wide;
+    x.a.fch = x.a.gelu = part->wide;
     x.attention = decoder_attention, x.decoder = d;
-    d->position = p;
+    part->position = p;
     for (x.l = 0; x.l < s->L; x.l++) {
-        x.w = decoder_weights(d, (int)x.l + 1);
-        layer_forward(&d->g->ranks[0], &x);
+        x.w = decoder_weights(d, r, (int)x.l + 1);
+        if (layer_forward(r, &x) != 0) return -1;
     }
-    if (rows == 0) return;
-    cpu_rmsnorm_forward(d->narrow, rstd, d->x + (n - rows) * C, final.lnfw, final.lnfb, rows, C);
-    cpu_matmul_forward(logits, d->narrow, embed.wte, NULL, rows, C, s->Vp, d->g->ranks[0].scratch);
+    if (rows == 0 || r->place.sp > 0) return 0;
+    cpu_rmsnorm_forward(part->narrow, rstd, part->x + (n - rows) * C, final.lnfw, final.lnfb, rows, C);
+    cpu_matmul_forward(logits, part->narrow, embed.wte, NULL, rows, C, s->Vp, r->scratch);
+    return 0;
+}
+
+// A job of the ranks that keep the cache: each reads all tokens.
+static int rank_decode(Rank* r, gpt2_sp* g, void* argument) {
+    const DecoderRead* read = (const DecoderRead*)argument;
+    (void)g;
+    if (r->place.dp > 0) return 0;
+    for (int64_t done = 0, count; done < read->n; done += count) {
+        count = min_i64(DECODE_ROWS, read->n - done);
+        if (decoder_block(r, (Decoder*)read->decoder, read->tokens + done, count, read->p + done,
+                done + count == read->n ? read->rows : 0, read->logits) != 0)
+            return -1;
+    }
+    return 0;
 }
 
 // The CPU's Device.decoder_read.
 static int decoder_read(
     void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
-    for (int64_t done = 0, count; done < n; done += count) {
-        count = min_i64(DECODE_ROWS, n - done);
-        decoder_block(
-            (Decoder*)decoder, tokens + done, count, p + done, done + count == n ? rows : 0, logits);
-    }
-    return 0;
+    Decoder* d = (Decoder*)decoder;
+    DecoderRead read = {d, tokens, n, p, rows, logits};
+    if (d->ranks > 1) return ranks_run(d->g, rank_decode, &read);
+    if (rank_decode(&d->g->ranks[0], d->g, &read) == 0) return 0;
+    d->g->error = d->g->ranks[0].error;
+    return -1;
 }
 
 // --- what a token is drawn from ---
@@ -10656,10 +10803,13 @@ static void sample_report(const gpt2_sp* g, const gpt2_sp_generated* stats, int6
         fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)g->mesh.shape.T);
 }
 
-// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
+// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context. A draft
+// is small, so one rank reads for it.
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    o->sp = 1;   // one rank samples
+    o->sp = max_i64(1, o->sp);
+    gpt2_sp_options of_draft = *o;
+    of_draft.sp = 1;
     gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
     int64_t T = g->mesh.shape.T, ended = 0;
@@ -10674,7 +10824,8 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
                 : o->prompt_file[0] ? "-file"
                                     : "",
             o->prompt_file[0] ? "at least " : "", (long long)prompt.count, (long long)T);
-    gpt2_sp* draft = status == 0 && o->draft[0] ? trainer_make(o, trainer_load_draft, &g->error) : NULL;
+    gpt2_sp* draft =
+        status == 0 && o->draft[0] ? trainer_make(&of_draft, trainer_load_draft, &g->error) : NULL;
     if (o->draft[0] && !draft) status = -1;
     if (status == 0) status = sample_continue(g, draft, &prompt, length, &stats, &ended);
     if (status == 0) sample_report(g, &stats, length, ended);

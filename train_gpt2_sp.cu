@@ -7107,19 +7107,23 @@ static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
 // ===== 12. evaluation and sampling ==============================================================
 //
 // Evaluation is the .c's, on gpu_pass without learning, and so is the loop that samples. Here is the decoder
-// that the loop feeds, on the process' first rank. Each layer writes QKV straight to its cache, behind those
-// of earlier tokens. There are two ways to read:
+// that the loop feeds, on the process' first rank, or on the ranks that keep the cache together. Each layer
+// writes QKV straight to its cache, behind those of earlier tokens. There are two ways to read:
 //
 //     many rows   a prompt, up to PREFILL_ROWS at a time, through gpu_layer_forward: the kernels of training,
 //                 with an attention that begins at the cache's front
 //     few rows    what is sampled or drafted, at most FEW_ROWS: kernels of their own, which read the weights
-//                 at the speed of memory; five a layer, all of them one CUDA graph:
+//                 at the speed of memory; five a layer, all of them one CUDA graph (of one rank):
 //
 //         few_embed -> L x (few_linear: norm, qkv -> few_attention -> few_linear: attproj, + x
 //                           -> few_linear: norm, fc, gelu -> few_linear: fcproj, + x) -> few_linear: head
 //
 // A token's time is that of reading the weights (2 bytes each) and the cache (4 C bytes a token and layer),
 // and some 5 L starts of kernels. The residual stream x is fp32 here.
+//
+// Where ranks keep the cache together, QKV goes to a buffer, from which each copies the rows that it keeps.
+// Attention then leaves a part (O~, exponent offsets, sums); every rank reads all parts where they are, and
+// merges them in the order of the ranks.
 //
 // A row's numbers do not depend on the others: every sum of few rows has an order that the number of rows
 // does not change. So a draft's tokens are judged by the very logits that the model has without a draft.
@@ -7181,7 +7185,7 @@ __global__ void few_widen_kernel(float* x, const bf16* row, int C) {
 // A product of few rows: out (R, O) = in (R, K) w (O, K)^T + bias. Where `in` is NULL the input is the norm
 // of x (R, K). What becomes of the result:
 enum {
-    FEW_STORE,   // to out, bf16, its rows out_row apart, the first at the position read
+    FEW_STORE,   // to out, bf16, its rows out_row apart, the first at the position read (no `read`: at 0)
     FEW_GELU,    // its GELU to out, bf16
     FEW_ADD,     // is added to x (R, O)
     FEW_LOGITS   // to out, fp32
@@ -7302,7 +7306,7 @@ __global__ void __launch_bounds__(256) few_linear_kernel(FewLinear p) {
         gain = few_four(p.gain, 4 * (int)threadIdx.x, p.K),
         shift = few_four(p.shift, 4 * (int)threadIdx.x, p.K);
     float bias = mine && p.bias ? __bfloat162float(p.bias[output]) : 0;
-    int64_t position = HOW == FEW_STORE ? p.read->position : 0;
+    int64_t position = HOW == FEW_STORE && p.read ? p.read->position : 0;
     few_wait();
     float before = mine && HOW == FEW_ADD ? p.x[(int64_t)row * p.O + output] : 0;
     if (NORM) few_norm((char*)few_shared, p, gain, shift);
@@ -7349,17 +7353,27 @@ static int few_linear(Gpu* d, int early, const FewLinear& p, Error* e) {
     return 0;
 }
 
-// Attention of few rows over a layer's cache, to which they belong.
+// Attention of few rows over a layer's cache, or this rank's share of it.
 enum { FEW_KEYS = 512 };   // keys of a block, at most
 struct FewAttention {
-    const bf16* qkv;     // (capacity, 3C)
-    bf16* out;           // (R, C)
-    float* parts;        // (splits, NH, FEW_ROWS, HS + 2): O~, exponent offset, sum
-    unsigned* arrived;   // (2, NH): blocks that have written theirs; zero before and after
+    const bf16* qkv;           // (capacity, 3C)
+    const bf16* rows;          // (R, 3C): the rows' queries; NULL: they are in the cache
+    bf16* out;                 // (R, C), or
+    float* share;              // what the rank's keys leave (see GpuDecoder.parts); NULL: it has all of them
+    int ranks, index, block;   // as in CacheShare
+    float* parts;              // (splits, NH, FEW_ROWS, HS + 2): O~, exponent offset, sum
+    unsigned* arrived;         // (2, NH): blocks that have written theirs; zero before and after
     const FewRead* read;
     int R, NH, HS, keys;   // keys: of a block
     float scale;           // of q k: log2(e) / sqrt(HS)
 };
+
+// CacheShare's cache_kept.
+__device__ __forceinline__ int few_kept(const FewAttention& p, int positions) {
+    if (p.ranks == 1) return positions;
+    int round = p.block * p.ranks, rest = positions % round - p.index * p.block;
+    return positions / round * p.block + (rest < 0 ? 0 : rest < p.block ? rest : p.block);
+}
 
 // The last block of a head adds up what all have left: for each row those whose keys it sees, in their order.
 template <int LANES, int ROWS>
@@ -7371,7 +7385,7 @@ __device__ __forceinline__ void few_combine(
     __shared__ float l_sums[4];
     for (int r = 0; r < rows; r++) {
         const float* from = p.parts + ((int64_t)h * FEW_ROWS + first + r) * part;
-        int count = (position + r) / p.keys + 1;
+        int count = (few_kept(p, position + r + 1) + p.keys - 1) / p.keys;
         float most = -INFINITY, o = 0, l = 0;
 #pragma unroll 8
         for (int s = 0; s < count; s++) most = fmaxf(most, __ldcg(from + s * split + p.HS));
@@ -7388,7 +7402,13 @@ __device__ __forceinline__ void few_combine(
             o = 0, l = 0;
 #pragma unroll
             for (int i = 0; i < SHARES; i++) o += sums[i][0][d], l += l_sums[i];
-            p.out[((int64_t)(first + r) * p.NH + h) * p.HS + d] = __float2bfloat16(o / l);
+            int64_t row = first + r, at = (row * p.NH + h) * p.HS + d;
+            if (!p.share) p.out[at] = __float2bfloat16(o / l);
+            else {
+                float* m = p.share + (int64_t)p.R * p.NH * p.HS + (int64_t)h * p.R + row;
+                p.share[at] = o;
+                if (d == 0) m[0] = most, m[(int64_t)p.NH * p.R] = l;
+            }
         }
         __syncthreads();
     }
@@ -7427,10 +7447,13 @@ __global__ void __launch_bounds__(128, ROWS == 1 ? 6 : 1) few_attention_kernel(F
     int rows = p.R - first < ROWS ? p.R - first : ROWS;
     bool mine = 8 * j < p.HS;
     int64_t C = (int64_t)p.NH * p.HS, pitch = 3 * C;
-    int position = p.read->position + first, earlier = p.read->position - begin;
-    int beyond = position + rows - begin, count = beyond < p.keys ? beyond : p.keys;
-    if (beyond <= 0) return;
+    int position = p.read->position + first, earlier = few_kept(p, p.read->position) - begin;
+    int beyond = few_kept(p, position + rows) - begin, count = beyond < p.keys ? beyond : p.keys;
+    if (beyond <= 0 && begin > 0) return;   // the first block speaks for a rank without keys
     if (earlier > count) earlier = count;
+    int seen[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) seen[r] = few_kept(p, position + r + 1) - begin;
     const bf16* k = p.qkv + begin * pitch + C + h * p.HS + 8 * j;
     float q[ROWS][8] = {}, o[ROWS][8] = {};
     uint4 keys[AHEAD] = {}, values[AHEAD] = {};
@@ -7448,8 +7471,8 @@ __global__ void __launch_bounds__(128, ROWS == 1 ? 6 : 1) few_attention_kernel(F
     load(keys, k, group, earlier, count), load(values, k + C, group, earlier, count);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        if (r < rows && mine)
-            unpack8(q[r], *(const uint4*)(p.qkv + (position + r) * pitch + h * p.HS + 8 * j));
+        const bf16* row = p.rows ? p.rows + (first + r) * pitch : p.qkv + (position + r) * pitch;
+        if (r < rows && mine) unpack8(q[r], *(const uint4*)(row + h * p.HS + 8 * j));
 #pragma unroll
         for (int i = 0; i < 8; i++) q[r][i] *= p.scale;
     }
@@ -7466,7 +7489,7 @@ __global__ void __launch_bounds__(128, ROWS == 1 ? 6 : 1) few_attention_kernel(F
                 for (int c = 0; c < 8; c++) s = fmaf(q[r][c], f[c], s);
 #pragma unroll
                 for (int w = LANES / 2; w > 0; w /= 2) s += __shfl_xor_sync(~0u, s, w);
-                if (j == 0 && i < count) scores[r][i] = begin + i <= position + r ? s : -INFINITY;
+                if (j == 0 && i < count) scores[r][i] = i < seen[r] ? s : -INFINITY;
             }
         }
         load(keys, k, base + GROUPS * AHEAD, 0, count);
@@ -7507,7 +7530,8 @@ __global__ void __launch_bounds__(128, ROWS == 1 ? 6 : 1) few_attention_kernel(F
     __threadfence();
     __syncthreads();
     unsigned* arrived = p.arrived + blockIdx.z * p.NH + h;
-    if (tid == 0) last = atomicAdd(arrived, 1) == (unsigned)((position + rows - 1) / p.keys);
+    int kept = few_kept(p, position + rows), others = kept > 0 ? (kept - 1) / p.keys : 0;
+    if (tid == 0) last = atomicAdd(arrived, 1) == (unsigned)others;
     __syncthreads();
     if (!last) return;
     __threadfence();
@@ -7527,15 +7551,41 @@ static int few_attention(Gpu* d, int early, const FewAttention& p, int64_t capac
     return 0;
 }
 
+// out (R, C) = the attention of R rows from the parts that the ranks of a sequence leave (GpuDecoder.parts),
+// merged in the order of the ranks. A block has a row and head, a thread a number. It reads 4 HS + 8 bytes of
+// each rank.
+__global__ void parts_merge_kernel(bf16* out, Offers offers, int ranks, int64_t R, int NH, int HS) {
+    int64_t row = blockIdx.x / (unsigned)NH;
+    int h = (int)(blockIdx.x % (unsigned)NH), d = (int)threadIdx.x;
+    int64_t m = R * NH * HS + h * R + row, at = (row * NH + h) * HS + d;
+    float most = -INFINITY, o = 0, l = 0;
+    for (int i = 0; i < ranks; i++) most = fmaxf(most, ((const float*)offers.p[i])[m]);
+    for (int i = 0; i < ranks; i++) {
+        const float* part = (const float*)offers.p[i];
+        float w = exp2f(part[m] - most);
+        l = fmaf(w, part[m + NH * R], l);
+        if (d < HS) o = fmaf(w, part[at], o);
+    }
+    if (d < HS) out[at] = __float2bfloat16(o / l);
+}
+
 // --- the decoder ---
 
-enum { PREFILL_ROWS = 8192 };   // rows of a prompt that are read at a time, at most
+enum {
+    PREFILL_ROWS = 8192,   // rows of a prompt that are read at a time, at most
+    KEPT_BLOCK = 512       // CacheShare.block: attention to the rows being read takes a launch for each
+};
 
-// What the decoder holds: the cache, and activations of one layer for the tokens being read.
+// What a rank of the decoder holds: its share of the cache, and activations of one layer for the tokens being
+// read. A decoder is an array of them, of the ranks that keep the cache.
 typedef struct {
     gpt2_sp* g;
-    Rank* r;                              // the first: it reads for all
-    int64_t capacity, position;           // tokens that fit in the cache; of those being read
+    Rank* r;
+    CacheShare share;
+    bf16* qkv;      // (rows, 3C), where several ranks keep the cache: of the rows being read
+    float* parts;   // there: what this rank's keys leave of R rows: O~ (R, NH, HS), exponent offsets (base 2)
+                    // and sums, (NH, R) each
+    int64_t capacity, position, count;    // tokens that fit in the cache; of those being read; how many
     int64_t rows, together;               // many rows that are read at a time; few rows
     bf16 *cache, *x, *ln, *atty, *wide;   // (L, capacity, 3C); (rows, ..)
     float *rstd, *lse;
@@ -7561,19 +7611,35 @@ static int64_t prefill_rows(const GpuDecoder* c, int64_t left) {
     return rows;
 }
 
-// Makes a decoder for `capacity` tokens: device memory in one piece, walked twice to measure and to hand out.
-static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
-    Rank* r = &g->ranks[0];
+// -1, with a line in g->error, if a rank does not get `bytes` for a decoder of `capacity` tokens. Ranks may
+// share a GPU, so the first looks before any takes memory.
+static int gpu_decoder_room(const GpuDecoder* c, gpt2_sp* g, int64_t capacity, int64_t kept, size_t bytes) {
+    const Mesh* mesh = &g->mesh;
+    size_t room = 0, total = 0;
+    if (c->share.index > 0) return 0;
+    if (cudaMemGetInfo(&room, &total) != cudaSuccess) return 0;
+    if (c->share.ranks > 1) room = (size_t)(gpu_memory(mesh) / (uint64_t)mesh->local_ranks);
+    if (bytes <= room) return 0;
+    uint64_t token = (uint64_t)(mesh->shape.L * 3 * mesh->shape.C) * sizeof(bf16);
+    return cache_refuse(g, capacity, KEPT_BLOCK, bytes - token * (uint64_t)kept, token, room);
+}
+
+// Makes a rank's part of a decoder for `capacity` tokens: device memory in one piece, walked twice to measure
+// and to hand out.
+static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity, CacheShare share) {
+    Rank* r = &g->ranks[share.index];
     const Shape* s = &g->mesh.shape;
-    int64_t C = s->C, F = FEW_ROWS;
+    int64_t C = s->C, F = FEW_ROWS, kept = cache_most(share.ranks, share.block, capacity);
+    const int split = share.ranks > 1;
     if (((Gpu*)r->device)->nccl && !holds_all(&g->layout, STATE_WEIGHTS))
         return fail(&r->error, "sampling during a run over NCCL with %s: sample from a checkpoint instead",
             g->layout.sharded[STATE_WEIGHTS] ? "--zero 3"
                                              : "--sp, whose ranks have the positions of their own rows only");
     if (gpu_enter(r) != 0) return -1;
     c->g = g, c->r = r;
+    c->share = share;
     for (c->rows = 256; c->rows < min_i64(capacity, PREFILL_ROWS);) c->rows *= 2;
-    c->capacity = capacity + max_i64(256, c->rows / 4);   // and what pads a prompt
+    c->capacity = split ? kept : capacity + max_i64(256, c->rows / 4);   // and what pads a prompt
     // the norms of the rows that are read together are in shared memory; sm_80 has 163 KB of it
     c->together = F * few_stride((int)C) <= 98304 ? F : 8;
     c->keys = (int)min_i64(FEW_KEYS, max_i64(64, round_up(ceil_div(capacity, 64), 64)));
@@ -7589,11 +7655,17 @@ static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
         c->rstd = (float*)gpu_take(&a, 0, n, 4), c->lse = (float*)gpu_take(&a, 0, n * s->NH, 4);
         c->wpe = (float*)gpu_take(&a, 0, positions_apart(r->layout) ? n * C : 0, 4);
         c->tokens = (int32_t*)gpu_take(&a, 0, n, 4);
+        c->qkv = (bf16*)gpu_take(&a, 0, split * n * 3 * C, 2);
+        c->parts = (float*)gpu_take(&a, 0, split * n * (C + 2 * s->NH), 4);
         c->few_x = (float*)gpu_take(&a, 0, F * C, 4), c->few_logits = (float*)gpu_take(&a, 0, F * s->Vp, 4);
         c->few_parts = (float*)gpu_take(&a, 0, splits * s->NH * F * (s->HS + 2), 4);
         c->few_atty = (bf16*)gpu_take(&a, 0, F * C, 2), c->few_wide = (bf16*)gpu_take(&a, 0, F * 4 * C, 2);
         c->read = (FewRead*)gpu_take(&a, 0, 1, sizeof(FewRead));
         c->arrived = (unsigned*)gpu_take(&a, 0, 2 * s->NH, 4);
+        if (walk == 0 && gpu_decoder_room(c, g, capacity, kept, a.used) != 0) {
+            r->error = g->error;
+            return -1;
+        }
         if (walk == 0 && cudaMalloc(&c->memory, a.used) != cudaSuccess)
             return fail(
                 &r->error, "out of memory on the GPU for a cache of %lld tokens", (long long)capacity);
@@ -7607,22 +7679,31 @@ static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity) {
 // Device.decoder_close.
 static void gpu_decoder_close(void* decoder) {
     GpuDecoder* c = (GpuDecoder*)decoder;
-    for (int n = 0; n <= FEW_ROWS; n++)
-        if (c->graphs[n]) cudaGraphExecDestroy(c->graphs[n]);
-    cudaFree(c->memory);
-    cudaFreeHost(c->host_read);
-    cudaFreeHost(c->host_logits);
+    for (int i = 0, ranks = cache_ranks(&c->g->mesh); i < ranks; i++) {
+        for (int n = 0; n <= FEW_ROWS; n++)
+            if (c[i].graphs[n]) cudaGraphExecDestroy(c[i].graphs[n]);
+        cudaFree(c[i].memory);
+        cudaFreeHost(c[i].host_read);
+        cudaFreeHost(c[i].host_logits);
+    }
     free(c);
 }
 
 // Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
 static void* gpu_decoder_open(gpt2_sp* g, int64_t capacity) {
-    GpuDecoder* c = (GpuDecoder*)calloc(1, sizeof *c);
-    if (!c) fail(&g->error, "out of memory");
-    else if (gpu_decoder_init(c, g, capacity) != 0) {
-        g->error = g->ranks[0].error;
+    const int ranks = cache_ranks(&g->mesh);
+    GpuDecoder* c = (GpuDecoder*)calloc((size_t)ranks, sizeof *c);
+    if (!c) {
+        fail(&g->error, "out of memory");
+        return NULL;
+    }
+    c->g = g;
+    for (int i = 0; i < ranks; i++) {
+        const CacheShare share = {ranks, i, KEPT_BLOCK};
+        if (gpu_decoder_init(&c[i], g, capacity, share) == 0) continue;
+        g->error = g->ranks[i].error;
         gpu_decoder_close(c);
-        c = NULL;
+        return NULL;
     }
     return c;
 }
@@ -7646,10 +7727,70 @@ static int gpu_decoder_positions(GpuDecoder* c, int64_t n, int64_t p) {
     return 0;
 }
 
+// Enqueues the copies of the rows being read, qkv (.., 3C), that this rank keeps, to its cache of layer l.
+static int gpu_cache_keep(const GpuDecoder* c, int64_t l, const bf16* qkv) {
+    Rank* r = c->r;
+    int64_t p = c->position, end = p + c->count, row = 3 * r->mesh->shape.C;
+    for (int64_t begin, until = p; cache_next(&c->share, until, end, &begin, &until);)
+        CUDA_TRY(&r->error,
+            cudaMemcpyAsync(c->cache + (l * c->capacity + cache_kept(&c->share, begin)) * row,
+                qkv + (begin - p) * row, (size_t)((until - begin) * row) * sizeof(bf16),
+                cudaMemcpyDeviceToDevice, ((Gpu*)r->device)->stream));
+    return 0;
+}
+
+// atty (R, C) = the attention of R rows, from the parts of all ranks.
+static int gpu_parts_merge(const GpuDecoder* c, bf16* atty, int64_t R) {
+    Rank* r = c->r;
+    const Shape* s = &r->mesh->shape;
+    if (collective_begin(r, &r->sequence, c->parts) != 0) return -1;
+    parts_merge_kernel<<<(unsigned)(R * s->NH), (unsigned)round_up(s->HS, 32), 0,
+        ((Gpu*)r->device)->stream>>>(
+        atty, gpu_offers(r, &r->sequence), c->share.ranks, R, (int)s->NH, (int)s->HS);
+    return collective_end(r, &r->sequence);
+}
+
+// gpu_decoder_attention where several ranks keep the cache: over this rank's earlier keys, then over each
+// stretch of the rows being read that it keeps, by the rows that see it.
+static int gpu_parts_attention(Rank* r, const GpuLayer* x) {
+    const GpuDecoder* c = (const GpuDecoder*)x->decoder;
+    Gpu* d = (Gpu*)r->device;
+    const Shape* s = &r->mesh->shape;
+    int64_t C = s->C, R = x->R, p = c->position, earlier = cache_kept(&c->share, p);
+    float *m = c->parts + R * C, *l = m + R * s->NH;
+    if (gpu_cache_keep(c, x->l, x->a.qkv) != 0) return -1;
+    CUDA_TRY(
+        &r->error, cudaMemsetAsync(c->parts, 0, (size_t)(R * (C + 2 * s->NH)) * sizeof(float), d->stream));
+    rows_fill_kernel<<<(unsigned)ceil_div(R * s->NH, 256), 256, 0, d->stream>>>(
+        m, R * s->NH, 1, R * s->NH, -INFINITY);
+    // the first turn is that of the earlier keys, which all rows see
+    for (int64_t begin = p, until = p, turn = 0;; turn++) {
+        if (turn > 0 && !cache_next(&c->share, until, p + c->count, &begin, &until)) break;
+        int64_t first = begin - p, keys = turn == 0 ? earlier : until - begin;
+        if (keys == 0) continue;
+        bf16* k =
+            c->cache + (x->l * c->capacity + (turn == 0 ? 0 : cache_kept(&c->share, begin))) * 3 * C + C;
+        AttnForward a;
+        memset(&a, 0, sizeof a);
+        a.s = attention_shape(r->mesh, R - first, NULL), a.s.path = d->attention;
+        a.s.B = 1, a.s.Tk = (int)keys;
+        a.s.q_pos = (int)(turn == 0 ? earlier : 0);
+        a.q = view_of(x->a.qkv + first * 3 * C, 3 * C, R - first, s->HS);
+        a.k = view_of(k, 3 * C, keys, s->HS), a.v = view_of(k + C, 3 * C, keys, s->HS);
+        a.acc = view_of(c->parts + first * C, C, R - first, s->HS);
+        a.m.p = m + first, a.l.p = l + first;
+        a.m.head = a.l.head = R, a.m.batch = a.l.batch = R * s->NH;
+        a.carry_in = a.carry_out = 1, a.work = d->attention_work[0];
+        CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
+    }
+    return gpu_parts_merge(c, x->a.atty, R);
+}
+
 // Attention of the rows being read over the layer's cache, to which they belong: it begins c->position rows
 // before them.
 static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     const GpuDecoder* c = (const GpuDecoder*)x->decoder;
+    if (c->share.ranks > 1) return gpu_parts_attention(r, x);
     Gpu* d = (Gpu*)r->device;
     const Shape* s = &r->mesh->shape;
     int64_t C = s->C, R = x->R, p = c->position;
@@ -7667,11 +7808,12 @@ static int gpu_decoder_attention(Rank* r, const GpuLayer* x) {
     return 0;
 }
 
-// Enqueues the final norm and the logits of the first n rows of few_x.
+// Enqueues the final norm and the logits of the first n rows of few_x, which the first rank computes.
 static int gpu_decoder_head(GpuDecoder* c, int early, int64_t n) {
     Rank* r = c->r;
     const Shape* s = &r->mesh->shape;
     int last = (int)s->L + 1;
+    if (c->share.index > 0) return 0;
     if (gpu_unit_gather(r, last) != 0 || gpu_unit_gather(r, 0) != 0) return -1;
     const ParametersOf<float> w = gpu_weights_of(r, last);
     FewLinear head = {gpu_half(r, 0, P_wte), NULL, NULL, c->few_x, w.lnfw, w.lnfb, c->few_logits, 0, NULL,
@@ -7687,6 +7829,7 @@ static int gpu_few_rows(GpuDecoder* c, int early, int64_t n) {
     Error* e = &r->error;
     const Shape* s = &r->mesh->shape;
     int R = (int)n, C = (int)s->C, positions = positions_unit(r->layout), own = positions_apart(r->layout);
+    const int split = c->share.ranks > 1;
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
     CUDA_TRY(e,
         few_launch(d->stream, 0, dim3((unsigned)R), 256, 0, few_embed_kernel, c->few_x, c->read,
@@ -7698,16 +7841,20 @@ static int gpu_few_rows(GpuDecoder* c, int early, int64_t n) {
         const ParametersOf<float> w = gpu_weights_of(r, u);
         const ParametersOf<bf16> h = gpu_halves_of(r, u);
         bf16* cache = c->cache + l * c->capacity * 3 * C;
-        FewLinear qkv = {h.qkvw, h.qkvb, NULL, c->few_x, w.ln1w, w.ln1b, cache, 3 * C, c->read, R, C, 3 * C};
-        FewAttention attention = {cache, c->few_atty, c->few_parts, c->arrived, c->read, R, (int)s->NH,
-            (int)s->HS, c->keys, 1.4426950409f / sqrtf((float)s->HS)};
+        FewLinear qkv = {h.qkvw, h.qkvb, NULL, c->few_x, w.ln1w, w.ln1b, split ? c->qkv : cache, 3 * C,
+            split ? NULL : c->read, R, C, 3 * C};
+        FewAttention attention = {cache, split ? c->qkv : NULL, c->few_atty, split ? c->parts : NULL,
+            c->share.ranks, c->share.index, (int)c->share.block, c->few_parts, c->arrived, c->read, R,
+            (int)s->NH, (int)s->HS, c->keys, 1.4426950409f / sqrtf((float)s->HS)};
         FewLinear attproj = {
             h.attprojw, h.attprojb, c->few_atty, c->few_x, NULL, NULL, NULL, 0, NULL, R, C, C};
         FewLinear fc = {h.fcw, h.fcb, NULL, c->few_x, w.ln2w, w.ln2b, c->few_wide, 0, NULL, R, C, 4 * C};
         FewLinear fcproj = {
             h.fcprojw, h.fcprojb, c->few_wide, c->few_x, NULL, NULL, NULL, 0, NULL, R, 4 * C, C};
         if (few_linear<1, FEW_STORE, 8>(d, early, qkv, e) != 0 ||
+            (split && gpu_cache_keep(c, l, c->qkv) != 0) ||
             few_attention(d, early, attention, c->capacity, e) != 0 ||
+            (split && gpu_parts_merge(c, c->few_atty, R) != 0) ||
             few_linear<0, FEW_ADD, 8>(d, early, attproj, e) != 0 ||
             few_linear<1, FEW_GELU, 8>(d, early, fc, e) != 0 ||
             few_linear<0, FEW_ADD, 8>(d, early, fcproj, e) != 0)
@@ -7748,7 +7895,8 @@ static int gpu_read_few(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t
     CUDA_TRY(e, cudaStreamSynchronize(d->stream));   // the last read has taken its tokens
     c->host_read->position = (int32_t)p;
     memcpy(c->host_read->tokens, tokens, (size_t)n * sizeof *tokens);
-    if (holds_all(&c->g->layout, STATE_WEIGHTS)) {
+    c->position = p, c->count = n;
+    if (c->share.ranks == 1 && holds_all(&c->g->layout, STATE_WEIGHTS)) {
         if (!c->graphs[n] && gpu_few_graph(c, n) != 0) return -1;
         CUDA_TRY(e, cudaGraphLaunch(c->graphs[n], d->stream));
         return 0;
@@ -7777,7 +7925,7 @@ static int gpu_read_many(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_
     GpuLayer x = {};
     x.R = R, x.needed = ~(1u << G_gelu);
     x.attention = gpu_decoder_attention, x.decoder = c;
-    c->position = p;
+    c->position = p, c->count = n;
     x.a.x = x.a.x2 = x.next = c->x, x.a.ln1 = x.a.ln2 = c->ln;
     x.a.atty = c->atty, x.gelu = c->wide;
     x.a.rstd1 = x.a.rstd2 = c->rstd, x.a.lse = c->lse;
@@ -7785,7 +7933,7 @@ static int gpu_read_many(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_
         int u = (int)x.l + 1;
         if (gpu_unit_gather(r, u) != 0 || (u < (int)s->L && unit_prefetch(r, u + 1) != 0)) return -1;
         x.w = gpu_weights_of(r, u), x.h = gpu_halves_of(r, u);
-        x.a.qkv = c->cache + (x.l * c->capacity + p) * 3 * C;
+        x.a.qkv = c->share.ranks > 1 ? c->qkv : c->cache + (x.l * c->capacity + p) * 3 * C;
         if (gpu_layer_forward(r, &x) != 0) return -1;
     }
     if (!logits) return 0;
@@ -7793,7 +7941,7 @@ static int gpu_read_many(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_
     return gpu_decoder_head(c, 0, 1);
 }
 
-// Device.decoder_read, its error in the rank's. The host waits.
+// Device.decoder_read by one rank, its error in the rank's. The first has the logits; its host waits.
 static int gpu_decode(
     GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
     Gpu* d = (Gpu*)c->r->device;
@@ -7807,7 +7955,7 @@ static int gpu_decode(
         int status = n <= FEW_ROWS ? gpu_read_few(c, tokens + done, count, p + done)
                                    : gpu_read_many(c, tokens + done, count, p + done, R, wanted > 0);
         if (status != 0) return -1;
-        if (wanted == 0) continue;
+        if (wanted == 0 || c->share.index > 0) continue;
         int64_t from = n <= FEW_ROWS ? count - wanted : 0, numbers = wanted * s->Vp;
         CUDA_TRY(e,
             cudaMemcpyAsync(c->host_logits, c->few_logits + from * s->Vp, (size_t)numbers * sizeof(float),
@@ -7820,10 +7968,21 @@ static int gpu_decode(
     return 0;
 }
 
+// A job of the ranks that keep the cache.
+static int gpu_rank_decode(Rank* r, gpt2_sp* g, void* argument) {
+    const DecoderRead* read = (const DecoderRead*)argument;
+    (void)g;
+    if (r->place.dp > 0) return 0;
+    GpuDecoder* c = (GpuDecoder*)read->decoder + r->place.sp;
+    return gpu_decode(c, read->tokens, read->n, read->p, read->rows, read->logits);
+}
+
 // Device.decoder_read: the same, its error as the trainer's.
 static int gpu_decoder_read(
     void* decoder, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
     GpuDecoder* c = (GpuDecoder*)decoder;
+    DecoderRead read = {decoder, tokens, n, p, rows, logits};
+    if (c->share.ranks > 1) return ranks_run(c->g, gpu_rank_decode, &read);
     if (gpu_decode(c, tokens, n, p, rows, logits) == 0) return 0;
     c->g->error = c->r->error;
     return -1;

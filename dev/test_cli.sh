@@ -665,6 +665,19 @@ check "sample --draft: greedy text is the same, and told is how much was taken" 
         cat err
         cmp one two && grep -q "^sample: --draft: .* taken, .* tokens a pass" err || exit 1
     done' "$program"
+check "sample --sp: the text is the same for every number of ranks" sh -c '
+    for prompt in 73 73,116,32,119,97; do
+        for how in "--temperature 0" "--count 3" "--temperature 0 --draft runs/a"; do
+            "$0" sample --from runs/whole --prompt-tokens $prompt --length 40 $how > one 2> err || exit 1
+            for sp in 2 3 4; do
+                "$0" sample --from runs/whole --prompt-tokens $prompt --length 40 $how --sp $sp > many 2> err
+                cmp one many || exit 1
+            done
+        done
+    done' "$program"
+check "sample: more ranks than the context has tokens are refused" \
+    refused 'seq-len' sample --from runs/whole --sp 256
+check "sample does not take --dp" refused '--dp' sample --from runs/whole --dp 2
 check "sample: a draft of another tokenizer is refused" \
     refused 'runs/numbers.*runs/whole' sample --from runs/whole --draft runs/numbers
 check "sample: a draft that is missing is refused" refused '--draft' sample --from runs/whole --draft nowhere

@@ -1447,6 +1447,82 @@ static void ranks_sampling(void) {
     for (gpt2_sp* one : all) gpt2_sp_destroy(one);
 }
 
+// A model that is sampled from, by P ranks that keep the cache together; NULL after a failed check.
+static gpt2_sp* sharer_make(const char* from, int ranks) {
+    gpt2_sp_options o;
+    gpt2_sp_defaults(&o);
+    snprintf(o.from, sizeof o.from, "%.900s", from);
+    o.sp = ranks;
+    gpt2_sp* g = trainer_new(&o);
+    if (g && trainer_load(g) == 0) return g;
+    check(0, "ranks: a model is loaded to be sampled from", "%d ranks: %s", ranks,
+        g ? g->error.text : "out of memory");
+    gpt2_sp_destroy(g);
+    return NULL;
+}
+
+// Tokens read in pieces, by the kernels of many rows and of few, in contexts of several blocks and of less
+// than one: the logits against one rank's; and of few rows the bits of rows that are read alone.
+static void ranks_share(gpt2_sp* one, const char* from, int ranks) {
+    enum { END = 2100 };
+    static const int64_t reads[] = {
+        1, 1, 1, 5, 600, 16, 1, 500, 3, 513, 16, 1, 300, 9, 1};   // their sum: 1968
+    gpt2_sp* g = sharer_make(from, ranks);
+    if (!g) return;
+    const int64_t V = g->mesh.shape.V, Vp = g->mesh.shape.Vp;
+    void *alone = gpu_decoder_open(one, END), *many = gpu_decoder_open(g, END);
+    real *found = reals(FEW_ROWS * Vp), *reference = reals(FEW_ROWS * Vp);
+    double *expected = doubles(V), most = 0;
+    int64_t equal = 0, all = 0, wrong = !alone || !many;
+    int32_t tokens[END];
+    for (int i = 0; i < END; i++) tokens[i] = (int32_t)dice(101, (uint64_t)i, 64);
+    watch_note(g, "sampling with a shared cache", ranks);
+    for (size_t i = 0, p = 0; !wrong && i < sizeof reads / sizeof reads[0]; p += (size_t)reads[i++]) {
+        int64_t n = reads[i], rows = n <= FEW_ROWS ? n : 1;
+        wrong |= gpu_decoder_read(alone, tokens + p, n, (int64_t)p, rows, reference);
+        wrong |= gpu_decoder_read(many, tokens + p, n, (int64_t)p, rows, found);
+        for (int64_t k = 0; k < rows; k++) {
+            for (int64_t v = 0; v < V; v++) expected[v] = (double)reference[k * Vp + v];
+            most = worst(most, distance(found + k * Vp, expected, V));
+        }
+        for (int64_t k = 0; n == rows && k < rows; k++, all++) {
+            wrong |= gpu_decoder_read(many, tokens + p + k, 1, (int64_t)p + k, 1, reference);
+            equal += memcmp(reference, found + k * Vp, (size_t)V * sizeof *found) == 0;
+        }
+    }
+    watch_note(NULL, NULL, 0);
+    check(!wrong && most > 0 && most <= logits_limit(),
+        "ranks: the logits of ranks that share the cache are one rank's",
+        "%d ranks: %.3g apart, at most %.3g %s", ranks, most, logits_limit(), wrong ? gpt2_sp_error(g) : "");
+    check(!wrong && equal == all && all == 55,
+        "ranks: tokens read together by a shared cache have the logits of tokens read alone",
+        "%d ranks: %lld of %lld rows alike to the bit", ranks, (long long)equal, (long long)all);
+    if (alone) gpu_decoder_close(alone);
+    if (many) gpu_decoder_close(many);
+    free(found);
+    free(reference);
+    free(expected);
+    gpt2_sp_destroy(g);
+}
+
+static void ranks_sharing(void) {
+    char text[256], error[GPT2_SP_TEXT], from[512];
+    snprintf(text, sizeof text, "%s seq-len=2100 batch-size=1", RANKS);
+    snprintf(from, sizeof from, "%s", scratch("ranks_sharing"));
+    gpt2_sp_options o = run_options(text);
+    gpt2_sp_stats stats;
+    snprintf(o.out, sizeof o.out, "%s", from);
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    int status = g ? 0 : -1;
+    for (int i = 0; status == 0 && i < 2; i++) status = gpt2_sp_step(g, &stats);
+    if (status == 0) status = gpt2_sp_save(g);
+    if (status != 0) check(0, "ranks: a model to share is trained", "%s", g ? gpt2_sp_error(g) : error);
+    gpt2_sp_destroy(g);
+    gpt2_sp* one = status == 0 ? sharer_make(from, 1) : NULL;
+    for (int ranks = 2; one && ranks <= 4; ranks++) ranks_share(one, from, ranks);
+    gpt2_sp_destroy(one);
+}
+
 // One run: what its plans and its steps took otherwise than planned.
 static size_t ranks_memory_wrong(const char* text, size_t* bytes) {
     gpt2_sp_options o = run_options(text);
@@ -1623,6 +1699,7 @@ static void test_ranks_runs(void) {
     ranks_resume(RESUMED_FROM_OWN);
     if (!quick) ranks_resume(RESUMED_TO_OWN);
     ranks_sampling();
+    ranks_sharing();
     ranks_memory();
     for (int i = 0; i < 5; i += quick ? 3 : 1) ranks_not_finite(spoilt[i]);
     for (int i = 0; i < (quick ? 2 : 6); i++) ranks_check(checked[i].split, checked[i].planted);

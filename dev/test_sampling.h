@@ -433,3 +433,203 @@ static void test_drawing(void) {
     drafting_greedy();
     drafting_distribution();
 }
+
+// A trainer that does not learn, of P ranks: its weights are the noise of a rank alone.
+static int rank_weights_copy(Rank* r, gpt2_sp* g, void* weights) {
+    (void)g;
+    memcpy(r->state[STATE_WEIGHTS], weights, (size_t)r->layout->buffer[STATE_WEIGHTS] * sizeof(real));
+    return 0;
+}
+static gpt2_sp* sharing_trainer(const char* shape, int64_t vocab, int ranks, const gpt2_sp* weights) {
+    gpt2_sp_options o = options_of("threads=1");
+    options_apply(&o, shape);
+    o.sp = ranks;
+    gpt2_sp* g = trainer_new(&o);
+    if (!g || trainer_init(g, vocab, 0) != 0) {
+        check(0, "sharing: a trainer is made", "%s", g ? g->error.text : "out of memory");
+        gpt2_sp_destroy(g);
+        return NULL;
+    }
+    g->eot = -1;
+    const Layout *to = &g->layout, *from = &weights->layout;   // padded to the ranks
+    real* all = (real*)calloc((size_t)to->buffer[STATE_WEIGHTS], sizeof *all);
+    for (int u = 0; u < to->count; u++)
+        memcpy(all + to->units[u].offset, weights->ranks[0].state[STATE_WEIGHTS] + from->units[u].offset,
+            (size_t)to->units[u].elements * sizeof *all);
+    ranks_run(g, rank_weights_copy, all);
+    free(all);
+    return g;
+}
+
+// Every position is kept by one rank, at the place that the positions before it leave; by stretches as by
+// single positions; and no rank keeps more than a block above another.
+static void sharing_positions(void) {
+    enum { END = 400 };
+    int64_t wrong = 0, owners = 0, uneven = 0, stretches = 0;
+    for (int ranks = 1; ranks <= 5; ranks++)
+        for (int64_t block = 1; block <= 64; block += 21) {
+            int64_t next[5] = {0};
+            for (int64_t p = 0; p < END; p++) {
+                int owner = (int)(p / block % ranks);
+                for (int i = 0; i < ranks; i++) {
+                    const CacheShare s = {ranks, i, block};
+                    int64_t begin = -1, until = -1;
+                    int any = cache_next(&s, p, END, &begin, &until), first = (int)(begin / block % ranks);
+                    wrong += cache_kept(&s, p) != next[i];
+                    owners += any && begin == p;
+                    wrong += (any && begin == p) != (i == owner);
+                    wrong += any && (first != i || until <= begin || until > END || begin < p);
+                    wrong += any && cache_kept(&s, until) - cache_kept(&s, begin) != until - begin;
+                    wrong += cache_kept(&s, any ? begin : END) != next[i];
+                    stretches += any;
+                    uneven += next[i] > next[0] || next[0] - next[i] > block;
+                }
+                next[owner]++;
+            }
+            wrong += cache_most(ranks, block, END) != next[0];
+        }
+    check(wrong == 0 && uneven == 0 && owners == 20 * END,
+        "sharing: every position has one rank and one place, and ranks have as many",
+        "%lld wrong, %lld uneven of %lld stretches; %lld owners of %d positions", (long long)wrong,
+        (long long)uneven, (long long)stretches, (long long)owners, 20 * END);
+}
+
+// Logits of tokens read in pieces of all kinds of lengths, up to several blocks: those of one rank, within
+// rounding; and to the bit those of tokens read one by one.
+static void sharing_logits(const char* shape) {
+    enum { END = 700 };
+    static const int64_t reads[] = {1, 1, 1, 125, 1, 3, 250, 2, 16, 130, 1, 150};   // their sum: 681
+    gpt2_sp_options o = options_of("threads=1");
+    options_apply(&o, shape);
+    gpt2_sp* one = bare_trainer(&o, CACHED_VOCAB);
+    if (!one) return;
+    ranks_run(one, rank_noise, NULL);
+    const int64_t V = CACHED_VOCAB, Vp = one->mesh.shape.Vp;
+    real *found = reals(FEW_ROWS * Vp), *reference = reals(FEW_ROWS * Vp);
+    double* expected = doubles(V);
+    int32_t tokens[END];
+    for (int i = 0; i < END; i++) tokens[i] = (int32_t)dice(331, (uint64_t)i, CACHED_VOCAB);
+    for (int ranks = 2; ranks <= 4; ranks++) {
+        gpt2_sp* g = sharing_trainer(shape, CACHED_VOCAB, ranks, one);
+        void *alone = decoder_open(one, END), *many = g ? decoder_open(g, END) : NULL;
+        double most = 0;
+        int64_t compared = 0, together = 0;
+        const size_t count = sizeof reads / sizeof reads[0];
+        for (int64_t i = 0, p = 0; many && i < (int64_t)count; p += reads[i++]) {
+            int64_t rows = reads[i] <= FEW_ROWS ? reads[i] : 1;
+            if (decoder_read(alone, tokens + p, reads[i], p, rows, reference) != 0 ||
+                decoder_read(many, tokens + p, reads[i], p, rows, found) != 0)
+                most = NAN;
+            for (int64_t k = 0; k < rows; k++, compared++) {
+                for (int64_t v = 0; v < V; v++) expected[v] = (double)reference[k * Vp + v];
+                most = worst(most, distance(found + k * Vp, expected, V));
+            }
+            if (rows < 2) continue;
+            for (int64_t k = 0; k < rows; k++) {   // one by one, with the same bits
+                if (decoder_read(many, tokens + p + k, 1, p + k, 1, reference) != 0) most = NAN;
+                together += memcmp(reference, found + k * Vp, (size_t)V * sizeof *found) == 0;
+            }
+        }
+        double limit = 1e-5;
+        check(most <= limit && compared == 30 && together == 21,
+            "sharing: the logits of ranks that share the cache are one rank's",
+            "%s, %d ranks: %.3g apart, at most %.3g, %lld rows; %lld of 21 alike to the bit when read alone",
+            shape, ranks, most, limit, (long long)compared, (long long)together);
+        if (alone) decoder_close(alone);
+        if (many) decoder_close(many);
+        gpt2_sp_destroy(g);
+    }
+    free(found);
+    free(reference);
+    free(expected);
+    gpt2_sp_destroy(one);
+}
+
+// Greedy and sampled text, with and without a draft, several continuations of a prompt: the same tokens for
+// every number of ranks; also of prompts shorter than that number.
+static void sharing_text(void) {
+    enum { MOST = 40 };
+    static const int64_t prompts[] = {1, 2, 3, 100, 127, 128, 129, 300};
+    static const char shape[] = "layers=2 heads=2 channels=32 seq-len=400";
+    gpt2_sp* one = drafting_trainer(shape, 61, 1);
+    gpt2_sp* draft = drafting_trainer("layers=1 heads=1 channels=16 seq-len=350", 61, 1);
+    int equal = 0, all = 0;
+    int64_t drawn = 0, accepted = 0;
+    for (int ranks = 2; one && draft && ranks <= 4; ranks++) {
+        gpt2_sp* g = sharing_trainer(shape, 61, ranks, one);
+        for (int i = 0; g && i < 8; i++)
+            for (int how = 0; how < 4; how++) {   // bit 0: sampled; bit 1: with a draft
+                int32_t prompt[300], out[2][MOST];
+                gpt2_sp_sampling s = drawing(how & 1, 0, 1, (uint64_t)(10 * i + how));
+                for (int64_t k = 0; k < prompts[i]; k++)
+                    prompt[k] = (int32_t)dice(333, 1000 * (uint64_t)i + (uint64_t)k, 61);
+                gpt2_sp* of[2] = {one, g};
+                int64_t made[2] = {-2, -3};
+                for (s.continuation = 0; s.continuation < 2; s.continuation++, all++) {
+                    for (int w = 0; w < 2; w++) {
+                        gpt2_sp_generated stats;
+                        gpt2_sp_generator* x =
+                            gpt2_sp_generator_open(of[w], how & 2 ? draft : NULL, prompt, prompts[i], MOST);
+                        made[w] = x ? gpt2_sp_generator_run(x, out[w], MOST, &s) : -1;
+                        if (x) gpt2_sp_generator_stats(x, &stats), accepted += stats.accepted;
+                        gpt2_sp_generator_close(x);
+                    }
+                    equal += made[0] == MOST && made[1] == MOST && memcmp(out[0], out[1], sizeof out[0]) == 0;
+                    drawn += max_i64(made[1], 0);
+                }
+            }
+        gpt2_sp_destroy(g);
+    }
+    check(equal == all && all == 3 * 8 * 4 * 2 && accepted > 0,
+        "sharing: text is the same for every number of ranks",
+        "%d of %d texts, %lld tokens, of 2 to 4 ranks against one; %lld drafted ones taken", equal, all,
+        (long long)drawn, (long long)accepted);
+    gpt2_sp_destroy(one);
+    gpt2_sp_destroy(draft);
+}
+
+// P ranks need a P-th of the cache each, and a cache that no memory holds is refused with what would fit.
+static void sharing_memory(void) {
+    static const char shape[] = "layers=2 heads=2 channels=32 seq-len=1024";
+    gpt2_sp* one = drafting_trainer(shape, 61, 1);
+    int right = 0, refused = 0;
+    char said[GPT2_SP_TEXT] = "";
+    for (int ranks = 1; one && ranks <= 4; ranks++) {
+        gpt2_sp* g = sharing_trainer(shape, 61, ranks, one);
+        if (!g) continue;
+        Decoder* d = (Decoder*)decoder_open(g, 1024);
+        int64_t most = ceil_div(1024 / BK, ranks) * BK, rows = DECODE_ROWS * 10L * 32;
+        int64_t parts = ranks * DECODE_ROWS * (32L + 2 * 2);
+        if (d) right += d->kept == most && decoder_part(d, NULL) == 2 * 2 * 32 * most + rows + parts;
+        if (d) decoder_close(d);
+        void* none = decoder_open(g, (int64_t)1 << 44);
+        refused += !none && strstr(gpt2_sp_error(g), "tokens would fit") != NULL;
+        snprintf(said, sizeof said, "%s", gpt2_sp_error(g));
+        if (none) decoder_close(none);
+        gpt2_sp_destroy(g);
+    }
+    check(right == 4 && refused == 4,
+        "sharing: each rank has its part of the cache, and too large a one is refused",
+        "%d of 4 sizes, %d of 4 refused: %s", right, refused, said);
+    if (one) {
+        cache_refuse(one, 1000, BK, 1 << 20, 1 << 20, 101 << 20);
+        check(strstr(gpt2_sp_error(one), ": 100 tokens would fit") &&
+                strstr(gpt2_sp_error(one), "takes 0.98 GiB, beside the model, and there are 0.10"),
+            "sharing: the refusal says how many tokens would fit", "%s", gpt2_sp_error(one));
+        gpt2_sp* g = sharing_trainer(shape, 61, 3, one);
+        if (g) cache_refuse(g, 3 * 1000, 100, 1 << 20, 1 << 20, 302 << 20);
+        check(g && strstr(gpt2_sp_error(g), ": 900 tokens would fit") &&
+                strstr(gpt2_sp_error(g), "0.98 GiB on each of 3 ranks"),
+            "sharing: the refusal counts whole blocks of every rank", "%s", g ? gpt2_sp_error(g) : "");
+        gpt2_sp_destroy(g);
+    }
+    gpt2_sp_destroy(one);
+}
+
+static void test_sharing(void) {
+    sharing_positions();
+    sharing_logits("layers=2 heads=2 channels=64 seq-len=720");
+    sharing_logits("layers=2 heads=3 channels=33 seq-len=720 center=0");
+    sharing_text();
+    sharing_memory();
+}
