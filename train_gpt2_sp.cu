@@ -7676,10 +7676,13 @@ static int gpu_decoder_init(GpuDecoder* c, gpt2_sp* g, int64_t capacity, CacheSh
     return 0;
 }
 
-// Device.decoder_close.
+// Device.decoder_close. After a read that failed GPUs may be at work still, and read each other's parts.
 static void gpu_decoder_close(void* decoder) {
     GpuDecoder* c = (GpuDecoder*)decoder;
-    for (int i = 0, ranks = cache_ranks(&c->g->mesh); i < ranks; i++) {
+    const int ranks = cache_ranks(&c->g->mesh);
+    for (int i = 0; i < ranks; i++)
+        if (c[i].memory) cudaStreamSynchronize(((Gpu*)c[i].r->device)->stream);
+    for (int i = 0; i < ranks; i++) {
         for (int n = 0; n <= FEW_ROWS; n++)
             if (c[i].graphs[n]) cudaGraphExecDestroy(c[i].graphs[n]);
         cudaFree(c[i].memory);
@@ -7941,7 +7944,7 @@ static int gpu_read_many(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_
     return gpu_decoder_head(c, 0, 1);
 }
 
-// Device.decoder_read by one rank, its error in the rank's. The first has the logits; its host waits.
+// Device.decoder_read by one rank, its error in the rank's. The first has the logits. The host waits.
 static int gpu_decode(
     GpuDecoder* c, const int32_t* tokens, int64_t n, int64_t p, int64_t rows, real* logits) {
     Gpu* d = (Gpu*)c->r->device;
@@ -7964,6 +7967,7 @@ static int gpu_decode(
         for (int64_t i = 0; i < numbers; i++) logits[i] = c->host_logits[i];
         logits += numbers;
     }
+    if (c->share.index > 0) CUDA_TRY(e, cudaStreamSynchronize(d->stream));
     CUDA_TRY(e, cudaGetLastError());
     return 0;
 }
