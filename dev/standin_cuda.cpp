@@ -314,6 +314,19 @@ struct Job {   // PackJob
 struct Places {   // RowPlaces
     int64_t rows, first, begin, begin2, T;
 };
+struct Linear {   // FewLinear
+    char *w, *bias, *in, *x, *gain, *shift, *out;
+    int64_t out_row;
+    char* read;
+    int R, K, O;
+};
+struct FewOver {   // FewAttention
+    char *qkv, *rows, *out, *share;
+    int ranks, index, block;
+    char *parts, *arrived, *read;
+    int R, NH, HS;
+};
+enum { READ_BYTES = 68 };   // of a FewRead
 enum { SUM_BLOCKS = 192, SQUARE_BLOCKS = 1024, BUCKET_ROWS = 64 };   // as in section 6 of the program
 
 typedef void (*Decoder)(Touches& t, const Launch& x);
@@ -444,6 +457,33 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
         u64 row = x.k(4) * 4;
         t.reads(x.p(1), x.n(3) * (u64)p.rows * x.k(4) * 2), t.writes(x.p(0) + (u64)p.begin * row, (u64)p.first * row);
         if (p.rows > p.first) t.writes(x.p(0) + (u64)(p.begin2 + p.first) * row, (u64)(p.rows - p.first) * row); }},
+    // x, read, wte, wpe, own, center, C: one row of wte and wpe
+    {"few_embed_kernel", [](Touches& t, const Launch& x) {
+        t.writes(x.p(0), x.grid.x * x.k(6) * 4), t.reads(x.p(1), READ_BYTES);
+        for (int i : {2, 3}) t.reads(x.p(i), x.k(6) * 4); }},
+    {"few_widen_kernel", [](Touches& t, const Launch& x) { t.writes(x.p(0), x.k(2) * 4), t.reads(x.p(1), x.k(2) * 2); }},
+    // NORM, HOW: store, GELU, add, logits. Where in a cache it stores the position says, so that row 0 stands for all
+    {"few_linear_kernel", [](Touches& t, const Launch& x) {
+        const Linear& p = x.at<Linear>(0);
+        const int how = strstr(x.mangled, "kernelILi")[13] - '0', norm = strstr(x.mangled, "kernelILi")[9] == '1';
+        u64 R = (u64)p.R, K = (u64)p.K, O = (u64)p.O;
+        t.reads(p.w, K * O * 2), t.reads(p.bias, O * 2), t.reads(p.in, R * K * 2), t.reads(p.read, READ_BYTES);
+        if (norm) t.reads(p.x, R * K * 4), t.reads(p.gain, K * 4), t.reads(p.shift, K * 4);
+        if (how == 0) t.writes(p.out, O * 2, p.read ? 1 : R, (u64)p.out_row * 2);
+        else if (how == 2) t.writes(p.x, R * O * 4);
+        else t.writes(p.out, R * O * (how == 1 ? 2 : 4)); }},
+    // of the cache one row, of the parts of blocks one block's
+    {"few_attention_kernel", [](Touches& t, const Launch& x) {
+        const FewOver& p = x.at<FewOver>(0);
+        u64 R = (u64)p.R, NH = (u64)p.NH, C = NH * (u64)p.HS;
+        t.reads(p.qkv, C * 6), t.reads(p.rows, R * C * 6), t.reads(p.read, READ_BYTES);
+        t.writes(p.parts, R * (u64)(p.HS + 2) * 4), t.writes(p.arrived, NH * 4);
+        if (p.share) t.writes(p.share, R * (C + 2 * NH) * 4);
+        else t.writes(p.out, R * C * 2); }},
+    {"parts_merge_kernel", [](Touches& t, const Launch& x) {   // out, offers, ranks, R, NH, HS
+        u64 R = x.n(3), C = x.k(4) * x.k(5);
+        for (u64 i = 0; i < x.k(2); i++) t.reads((&x.at<char*>(1))[i], R * (C + 2 * x.k(4)) * 4);
+        t.writes(x.p(0), R * C * 2); }},
 };
 // clang-format on
 struct Kernel {
@@ -555,8 +595,23 @@ static Stream* stream_of(cudaStream_t s) {   // with the lock
 }
 
 // Enqueues an operation, with what it touches.
+// What a stream is given while it is captured is noted, and enqueued by every launch of the graph.
+struct Graph {
+    std::vector<Touches> work;
+};
+static thread_local Graph* captured;
+static thread_local cudaStream_t captured_stream;
+
 static cudaError_t push(cudaStream_t s, int kind, Event* event, Touches* touches, int other, u64 site) {
     start();
+    if (captured && s == captured_stream) {
+        if (kind == Op::WORK) captured->work.push_back(*touches);
+        else {
+            std::lock_guard<std::mutex> lock(state);
+            complain("an event is recorded or waited for in a captured stream");
+        }
+        return cudaSuccess;
+    }
     static thread_local std::mt19937 random((unsigned)(uintptr_t)&random + SEED);
     if (HOST && random() % 400 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
     int a, b;
@@ -815,6 +870,38 @@ cudaError_t cudaMemsetAsync(void* p, int, size_t n, cudaStream_t s) {
     Touches t = {"a fill", {}, false};
     t.writes(p, n);
     return push(s, Op::WORK, NULL, &t, -1, SITE);
+}
+cudaError_t cudaMemset(void* p, int, size_t n) {
+    Touches t = {"a blocking fill", {}, false};
+    t.writes(p, n);
+    push(0, Op::WORK, NULL, &t, -1, SITE);
+    return cudaStreamSynchronize(0);
+}
+
+// --- graphs: a graph and what is made from it are the list of its work ---
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    return captured = new Graph, captured_stream = s, count("graphs", 1), cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+    *graph = (cudaGraph_t)captured;
+    return captured = NULL, cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made_of, cudaGraph_t graph, unsigned long long) {
+    *made_of = (cudaGraphExec_t) new Graph(*(Graph*)graph);
+    return count("graphs to launch", 1), cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t s) {
+    for (Touches t : ((Graph*)graph)->work) {
+        cudaError_t status = push(s, Op::WORK, NULL, &t, -1, SITE);
+        if (status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    return delete (Graph*)graph, count("graphs", -1), cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    return delete (Graph*)graph, count("graphs to launch", -1), cudaSuccess;
 }
 
 // --- kernels: how nvcc's host code registers and launches them ---

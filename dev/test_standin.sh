@@ -171,6 +171,14 @@ for zero in 0 1 2 3; do   # each goes on from what the one before it saved
 done
 check "sample ends well" run 1 1 6 sample --from $folder/run --length 20
 check "sample by numbers ends well" run 1 1 6 sample --from $folder/run --length 20 --prompt-tokens 73,116
+for sp in 2 3; do
+    check "sample ends well by $sp ranks" run 2 1 6 sample --from $folder/run --length 20 --sp $sp
+done
+i=0   # a prompt that the kernels of training read
+while [ $((i += 1)) -le 30 ]; do echo 73 32 105 115; done > $folder/prompt
+check "sample of a long prompt ends well" run 1 1 6 sample --from $folder/run --length 5 --prompt-file $folder/prompt
+check "sample of a long prompt ends well by 2 ranks" \
+    run 2 1 6 sample --from $folder/run --length 5 --prompt-file $folder/prompt --sp 2
 check "eval ends well" run 1 1 6 eval --from $folder/run --data $text --val-sequences 3
 check "plan ends well" run 2 8 1024 plan --sp 2 --seq-len 1024
 
