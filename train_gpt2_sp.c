@@ -10843,6 +10843,7 @@ typedef struct {
     prepare work;
     bpe tokenizer;
     const text_reader* reader;
+    int terminal;         // stderr is one
     uint64_t size;        // bytes of all input files; 0: not known
     double began, told;   // times of the beginning and of the last line of progress, in ms
     FILE* left_out;       // lines that name the first entries that are left out, into memory
@@ -10886,6 +10887,7 @@ static int prepare_open(Preparation* p, const gpt2_sp_options* o, Error* e) {
     work->threads = (int)(o->threads ? o->threads : usable_cores(NULL));
     if (status == 0) status = prepare_start(work, e->text, sizeof e->text);
     p->began = p->told = now_ms();
+    p->terminal = isatty(STDERR_FILENO);
     if (status != 0) prepare_stop(work), bpe_free(&p->tokenizer);
     return status;
 }
@@ -10902,16 +10904,15 @@ static int prepare_close(Preparation* p, int status, Error* e) {
 // Says on stderr how far it is: on a terminal twice a second, in place, else a line now and then.
 static void prepare_progress(Preparation* p) {
     double now = now_ms();
-    int terminal = isatty(STDERR_FILENO);
-    if (now - p->told < (terminal ? PROGRESS_TERMINAL_MS : PROGRESS_MS)) return;
+    if (now - p->told < (p->terminal ? PROGRESS_TERMINAL_MS : PROGRESS_MS)) return;
     double seconds = 1e-3 * (now - p->began), read = 1e-6 * (double)p->reader->consumed;
     char share[64] = "";
     if (p->size > 0 && read > 0) {
         double left = seconds * ((double)p->size / (double)p->reader->consumed - 1);
         snprintf(share, sizeof share, " of %.0f MB, %.0f s left", 1e-6 * (double)p->size, fmax(left, 0));
     }
-    fprintf(stderr, "%sprepare: %.0f s: read %.0f MB%s; %.1f MB/s of text%s", terminal ? "\r" : "", seconds,
-        read, share, 1e-6 * (double)p->work.given / seconds, terminal ? "\033[K" : "\n");
+    fprintf(stderr, "%sprepare: %.0f s: read %.0f MB%s; %.1f MB/s of text%s", p->terminal ? "\r" : "",
+        seconds, read, share, 1e-6 * (double)p->work.given / seconds, p->terminal ? "\033[K" : "\n");
     p->told = now;
 }
 
@@ -10968,7 +10969,7 @@ static int prepare_inputs(Preparation* p, const gpt2_sp_options* o, const Positi
     }
     int status = 0;
     for (int i = 0; i < inputs->count && status == 0; i++) status = text_documents(&reader, inputs->items[i]);
-    if (isatty(STDERR_FILENO)) fputs("\r\033[K", stderr);
+    if (p->terminal) fputs("\r\033[K", stderr);
     if (stop_signal)
         status = fail(e, "stopped by a signal: nothing was written; the same command begins anew");
     return status;

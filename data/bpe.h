@@ -1344,11 +1344,11 @@ GPT2_SP_LEAF size_t bpe_cut(const bpe* b, int specials, const void* bytes, size_
     if (b->bytes && !specials) return n > from ? n : 0;
     for (size_t at = n < margin ? 0 : n - margin; at > from; at--) {
         int length, before = UNICODE_OTHER;
-        if ((text[at] & 0xC0) == 0x80) continue;   // perhaps inside a character
         size_t start = at - 1;
         while (start > 0 && at - start < 4 && (text[start] & 0xC0) == 0x80) start--;
         int kind = bpe_kind(b, text + start, text + at, &length);
-        if (start + (size_t)length == at) before = kind;   // else its last byte is a character of its own
+        // else the byte before is a character of its own, or `at` is inside one, where there is no blank
+        if (start + (size_t)length == at) before = kind;
         int after = bpe_kind(b, text + at, text + n, &length);
         int word = before == UNICODE_LETTER || before == UNICODE_NUMBER;
         if (word ? before == after : before != UNICODE_OTHER || text[at] != ' ') continue;

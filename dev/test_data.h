@@ -987,10 +987,55 @@ static void test_data_outputs(void) {
     test_data_output_synth();
 }
 
+// Documents d0 to d1 - 1, of up to 40 tokens; the odd ones are masked, and some ends.
+static int test_data_some(tok_writer* w, int d0, int d1) {
+    int rc = 0;
+    for (int d = d0; d < d1 && rc == 0; d++) {
+        int32_t tokens[40];
+        for (int i = 0; i < 40; i++) tokens[i] = (7 * d + i) % 256;
+        w->masked = d % 2;
+        rc = tok_writer_add(w, tokens, (uint64_t)(d * 13 % 41), test_data_err, sizeof test_data_err);
+        w->masked = d % 4 < 2;
+        rc = rc || tok_writer_end_document(w, (uint64_t)d, test_data_err, sizeof test_data_err);
+    }
+    return rc;
+}
+
+// What comes between a mark and going back to it is as if it had never been written, wherever in a block and
+// in a span the mark is, and however much it was.
+static void test_data_writer_back(const char* path) {
+    const char* plain = test_data_path("plain.tok");
+    int same = 0, of = 0;
+    for (int at = 0; at < 20; at++)
+        for (int more = 0; more < 3; more++, of++) {
+            tok_writer w;
+            tok_mark mark;
+            size_t n[2];
+            memset(&mark, 0, sizeof mark);
+            int rc = tok_writer_open(&w, plain, 1, 257, 256, 32, test_data_err, sizeof test_data_err) ||
+                test_data_some(&w, 0, at) || test_data_some(&w, 100, 110) ||
+                tok_writer_finish(&w, test_data_err, sizeof test_data_err);
+            rc = rc || tok_writer_open(&w, path, 1, 257, 256, 32, test_data_err, sizeof test_data_err) ||
+                test_data_some(&w, 0, at) ||
+                tok_writer_mark(&w, &mark, test_data_err, sizeof test_data_err) ||
+                test_data_some(&w, at, at + 30 * more + 1);
+            if (rc == 0) tok_writer_back(&w, &mark);
+            rc = rc || test_data_some(&w, 100, 110) ||
+                tok_writer_finish(&w, test_data_err, sizeof test_data_err);
+            unsigned char *a = test_data_slurp(plain, &n[0]), *b = test_data_slurp(path, &n[1]);
+            same += rc == 0 && n[0] == n[1] && memcmp(a, b, n[0]) == 0;
+            free(a);
+            free(b);
+            free(mark.raw);
+        }
+    check(same == of, "data: what is taken back leaves no trace in a shard", "%d of %d", same, of);
+}
+
 static void test_data_writer(void) {
     const char *path = test_data_path("w.tok"), *tmp = test_data_path("w.tok.tmp");
     test_data_writer_misuse(path, tmp);
     test_data_writer_shapes(path, tmp);
+    test_data_writer_back(path);
     test_data_writer_full(path, tmp);
 }
 
