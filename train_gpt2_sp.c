@@ -229,6 +229,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "too") \
     TXT(prompt_file, "prompt-file", "", SAMPLE, \
         "continue the text of this file, or the token numbers in it; -: of standard input") \
+    TXT(stop, "stop", "", SAMPLE, "text at which a continuation ends, without it") \
     INT(length, "length", 256, 1, 16777216, SAMPLE, "tokens to sample") \
     NUM(temperature, "temperature", 0.8, 0, 100, SAMPLE, "0: always the likeliest token") \
     INT(top_k, "top-k", 0, 0, 1048576, SAMPLE, "sample among the k likeliest; 0: all") \
@@ -10714,7 +10715,28 @@ typedef struct {
     const Prompt* prompt;   // that is printed before the first token; NULL: it has been
     int64_t number;         // of the continuation, from 1 on, in a line before its text; 0: there is one only
     bpe_decoder decoder;
+    const char* stop;   // --stop, while a continuation is printed; NULL or empty: none
+    size_t held;        // bytes of it that are at the end of the text, and not printed yet
+    int stopped;        // the text has come to it
 } TokenPrinter;
+
+// Prints bytes of a text, but those that may be the beginning of --stop, until the text has come to it.
+static void text_print(TokenPrinter* p, const unsigned char* bytes, size_t n) {
+    const size_t length = p->stop ? strlen(p->stop) : 0;
+    if (length == 0) fwrite(bytes, 1, n, stdout);
+    for (size_t i = 0; length > 0 && i < n && !p->stopped; i++) {
+        // the end of the text that is a beginning of --stop becomes shorter until the next byte goes on with it
+        while (p->held > 0 && (unsigned char)p->stop[p->held] != bytes[i]) {
+            size_t shorter = p->held - 1;
+            while (shorter > 0 && memcmp(p->stop, p->stop + p->held - shorter, shorter) != 0) shorter--;
+            fwrite(p->stop, 1, p->held - shorter, stdout);
+            p->held = shorter;
+        }
+        if ((unsigned char)p->stop[p->held] == bytes[i]) p->held++;
+        else putchar(bytes[i]);
+        p->stopped = p->held == length;
+    }
+}
 
 // Prints a token to stdout at once. The end of a document has no text.
 static void token_print(TokenPrinter* p, int32_t token) {
@@ -10722,7 +10744,7 @@ static void token_print(TokenPrinter* p, int32_t token) {
     if (!p->text) printf(p->printed++ ? ",%d" : "%d", token);
     else if (token != p->g->eot) {
         long n = bpe_decode(&p->g->tokenizer, &p->decoder, (uint32_t)token, out);
-        if (n > 0) fwrite(out, 1, (size_t)n, stdout);
+        if (n > 0) text_print(p, out, (size_t)n);
     }
     fflush(stdout);
 }
@@ -10733,28 +10755,32 @@ static void token_print_begin(TokenPrinter* p) {
     if (!prompt || !p->text) return;
     if (p->number > 0) printf("--- %lld of %lld\n", (long long)p->number, (long long)p->g->options.count);
     for (int64_t i = 0; i < prompt->count; i++) token_print(p, prompt->tokens[i]);
+    p->stop = p->g->options.stop;
 }
-// gpt2_sp_sampling.token: prints what is drawn. So nothing is printed where nothing can be drawn.
+// gpt2_sp_sampling.token: prints what is drawn, up to --stop. So nothing is printed where nothing can be
+// drawn.
 static int token_drawn_print(void* printer, int32_t token) {
-    token_print_begin((TokenPrinter*)printer);
-    token_print((TokenPrinter*)printer, token);
-    return 0;
+    TokenPrinter* p = (TokenPrinter*)printer;
+    token_print_begin(p);
+    token_print(p, token);
+    return p->stopped;
 }
 
-// Prints what is left of the last character, and a line's end.
+// Prints what is left of the last character and of a --stop that did not come, and a line's end.
 static void token_print_end(TokenPrinter* p) {
     unsigned char out[4];
     token_print_begin(p);
     long n = p->text ? bpe_decode_end(&p->decoder, out) : 0;
-    fwrite(out, 1, (size_t)n, stdout);
+    text_print(p, out, (size_t)n);
+    if (!p->stopped && p->held > 0) fwrite(p->stop, 1, p->held, stdout);
     printf("\n");
     fflush(stdout);
 }
 
-// Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended. Several
-// texts are told apart by a line before each. draft: --draft's model, or NULL.
+// Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended, *stopped:
+// how many --stop. Several texts are told apart by a line before each. draft: --draft's model, or NULL.
 static int sample_continue(gpt2_sp* g, gpt2_sp* draft, const Prompt* prompt, int64_t length,
-    gpt2_sp_generated* stats, int64_t* ended) {
+    gpt2_sp_generated* stats, int64_t* ended, int64_t* stopped) {
     const int64_t count = g->options.count;
     gpt2_sp_sampling how = sampling_of(&g->options);
     gpt2_sp_generator* generator = gpt2_sp_generator_open(g, draft, prompt->tokens, prompt->count, length);
@@ -10763,12 +10789,12 @@ static int sample_continue(gpt2_sp* g, gpt2_sp* draft, const Prompt* prompt, int
     if (generator && !tokens) fail(&g->error, "out of memory");
     for (; status == 0 && how.continuation < (uint64_t)count; how.continuation++) {
         TokenPrinter printer = {
-            g, prompt->text, 0, prompt, count > 1 ? (int64_t)how.continuation + 1 : 0, {{0}, 0}};
+            g, prompt->text, 0, prompt, count > 1 ? (int64_t)how.continuation + 1 : 0, {{0}, 0}, NULL, 0, 0};
         how.token = token_drawn_print, how.user = &printer;
         int64_t made = gpt2_sp_generator_run(generator, tokens, length, &how);
         if (made < 0) status = -1;
         else token_print_end(&printer);
-        *ended += made < length;
+        *stopped += printer.stopped, *ended += !printer.stopped && made < length;
     }
     if (generator) gpt2_sp_generator_stats(generator, stats);
     gpt2_sp_generator_close(generator);
@@ -10784,7 +10810,8 @@ static void sample_rate(char* out, size_t size, int64_t tokens, double ms) {
 
 // What `sample` says on stderr: the speed of drawing and of reading the prompt, and why continuations of
 // `length` tokens ended.
-static void sample_report(const gpt2_sp* g, const gpt2_sp_generated* stats, int64_t length, int64_t ended) {
+static void sample_report(
+    const gpt2_sp* g, const gpt2_sp_generated* stats, int64_t length, int64_t ended, int64_t stopped) {
     char drawn[96], read[96];
     sample_rate(drawn, sizeof drawn, stats->tokens, stats->ms);
     sample_rate(read, sizeof read, stats->prompt, stats->prompt_ms);
@@ -10793,13 +10820,14 @@ static void sample_report(const gpt2_sp* g, const gpt2_sp_generated* stats, int6
         fprintf(stderr, "; the model ended %lld of %lld documents", (long long)ended,
             (long long)g->options.count);
     else if (ended > 0) fprintf(stderr, "; then the model ended the document");
+    if (stopped > 0) fprintf(stderr, "; %lld came to --stop", (long long)stopped);
     fprintf(stderr, "\n");
     if (stats->drafted > 0)
         fprintf(stderr, "sample: --draft: %lld of %lld proposed tokens taken, %.1f %%; %.2f tokens a pass\n",
             (long long)stats->accepted, (long long)stats->drafted,
             100.0 * (double)stats->accepted / (double)stats->drafted,
             (double)(stats->tokens - g->options.count) / (double)stats->passes);
-    if (length < g->options.length && ended < g->options.count)
+    if (length < g->options.length && ended + stopped < g->options.count)
         fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)g->mesh.shape.T);
 }
 
@@ -10812,12 +10840,14 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     of_draft.sp = 1;
     gpt2_sp* g = trainer_make(o, trainer_load, e);
     if (!g) return -1;
-    int64_t T = g->mesh.shape.T, ended = 0;
+    int64_t T = g->mesh.shape.T, ended = 0, stopped = 0;
     gpt2_sp_generated stats;
     Prompt prompt;
     memset(&stats, 0, sizeof stats);
     int status = prompt_read(g, &prompt, &g->error);
     int64_t length = min_i64(o->length, T - prompt.count);
+    if (status == 0 && o->stop[0] && !prompt.text)
+        status = fail(&g->error, "--stop is text, and token numbers are printed: give a text as the prompt");
     if (status == 0 && prompt.count >= T)
         status = fail(&g->error, "--prompt%s has %s%lld tokens, the context holds %lld",
             o->prompt_tokens[0]     ? "-tokens"
@@ -10827,8 +10857,8 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
     gpt2_sp* draft =
         status == 0 && o->draft[0] ? trainer_make(&of_draft, trainer_load_draft, &g->error) : NULL;
     if (o->draft[0] && !draft) status = -1;
-    if (status == 0) status = sample_continue(g, draft, &prompt, length, &stats, &ended);
-    if (status == 0) sample_report(g, &stats, length, ended);
+    if (status == 0) status = sample_continue(g, draft, &prompt, length, &stats, &ended, &stopped);
+    if (status == 0) sample_report(g, &stats, length, ended, stopped);
     else *e = g->error;
     free(prompt.tokens);
     gpt2_sp_destroy(draft);

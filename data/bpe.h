@@ -1044,6 +1044,20 @@ GPT2_SP_LEAF int bpe_byte_level(const bpe_reader* r, json_span v, const char* wh
     return 0;
 }
 
+// The post-processor: ByteLevel, or a template without special tokens, which adds nothing to a text.
+GPT2_SP_LEAF int bpe_post_processor(const bpe_reader* r, json_span v) {
+    json_span type, specials, key, value;
+    json_iter it;
+    int named = json_get(v.s, v.n, "type", &type) == 1 && json_equal(type, "TemplateProcessing");
+    if (!named) return bpe_byte_level(r, v, "post_processor", NULL);
+    if (json_get(v.s, v.n, "special_tokens", &specials) != 1 || json_object(specials, &it) < 0)
+        return bpe_json_error(r, "post_processor");
+    int more = json_next(&it, &key, &value);
+    if (more < 0) return bpe_json_error(r, "post_processor");
+    return more == 0 ? 0
+                     : bpe_error(r, "post_processor TemplateProcessing with special tokens is not supported");
+}
+
 // {"type": "Split", "pattern": {"Regex": "..."}, ...}: which pattern is it?
 GPT2_SP_LEAF int bpe_split(const bpe_reader* r, json_span v) {
     static const char* const names[] = {"type", "pattern", "behavior", "invert", NULL};
@@ -1124,7 +1138,7 @@ GPT2_SP_LEAF int bpe_load_json(const bpe_reader* r, const char* text, size_t len
         int named = json_get(m[4].s, m[4].n, "type", &type) == 1;
         return bpe_error(r, "normalizer %.*s is not supported; null expected", BPE_SPAN(named ? type : m[4]));
     }
-    if (bpe_pre_tokenizer(r, m[5]) || (m[6].n && bpe_byte_level(r, m[6], "post_processor", NULL)) ||
+    if (bpe_pre_tokenizer(r, m[5]) || (m[6].n && bpe_post_processor(r, m[6])) ||
         (m[7].n && bpe_byte_level(r, m[7], "decoder", NULL)) || bpe_added(r, m[3]) || bpe_model(r, m[8]) ||
         (!r->carried && bpe_config_eot(r, eot, sizeof eot)))
         return -1;

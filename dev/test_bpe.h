@@ -685,6 +685,9 @@ static const test_bpe_fault TEST_BPE_FAULTS[] = {
     {"json/tokenizer.json", "<|endoftext|>", "<|end|>", "556"},
     {"json/tokenizer.json",
         "\"decoder\":", "\"decoder\":{\"type\":\"WordPiece\"},\"post_processor\":", "WordPiece"},
+    {"json/tokenizer.json", "\"decoder\":",
+        "\"post_processor\":{\"type\":\"TemplateProcessing\",\"special_tokens\":{\"<s>\":{}}},\"decoder\":",
+        "with special tokens"},
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[\"a\",", "merge 1"},
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[[\"a\",\"a\",\"a\"],", "merge 1"},
     {"json/tokenizer.json", "\"merges\":[", "\"merges\":[", "not JSON"},   // cut short there
@@ -739,7 +742,7 @@ static int test_bpe_refuses(const test_bpe_fault* fault) {
 }
 
 // With ignore_merges, a piece that is a token is that token though no merge makes it. Where every token is
-// made by merges it changes nothing, and not the fingerprint.
+// made by merges it changes nothing, and not the fingerprint. Nor does a template without special tokens.
 static void test_bpe_whole(void) {
     static const char* const with[] = {"\"ignore_merges\":false,", "\"ignore_merges\":true,"};
     static const char from[] = "\"dropout\":null,", extra[] = "\"vocab\":{\"zqz\": 557, ";
@@ -748,6 +751,14 @@ static void test_bpe_whole(void) {
     size_t tokens[2];
     bpe b;
     bpe_encoder e;
+    test_bpe_break("json/tokenizer.json", "\"decoder\":",
+        "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\",\"type_"
+        "id\":0}}],"
+        "\"special_tokens\":{}},\"decoder\":",
+        "template.json");
+    test_bpe_load(&b, "template.json", NULL);
+    uint64_t processed = b.fingerprint;
+    bpe_free(&b);
     for (int whole = 0; whole < 2; whole++) {
         test_bpe_break("json/tokenizer.json", from, with[whole], "whole.json");
         test_bpe_load(&b, "whole.json", NULL);
@@ -762,6 +773,8 @@ static void test_bpe_whole(void) {
         bpe_encoder_close(&e);
         bpe_free(&b);
     }
+    check(processed == fingerprint[0], "tokenizer: a template without special tokens changes nothing",
+        "%016" PRIx64, processed);
     check(tokens[0] == 3 && tokens[1] == 1 && fingerprint[0] == fingerprint[1],
         "tokenizer: ignore_merges takes whole pieces, and counts only where it changes something",
         "%zu tokens, with it %zu", tokens[0], tokens[1]);

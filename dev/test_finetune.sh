@@ -49,6 +49,22 @@ check "run again, it ends as before" recipe "$work/out"
 check "run again, no stage is trained again" [ "$before" = "$(cksum "$work"/out/run-*/step_*/model.safetensors)" ]
 
 recipe_fails() { if recipe "$@"; then return 1; fi; }
+check "other texts need another folder" sh -c 'if HELD=README.md PROGRAM=$1 sh scripts/finetune_long.sh README.md "$2" 2> "$3"; then exit 1; fi; grep -q "take another OUT" "$3"' \
+    sh "$program" "$work/out" "$work/log"
+stopped() {   # a stage that a signal ends is not gone on from
+    PROGRAM=$program CONTEXTS="128 256" STEPS=400 BATCH=1024 sh scripts/finetune_long.sh "$work/texts" "$work/stopped" > "$work/log" 2>&1 &
+    recipe_pid=$!
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        grep -q '^step     3/' "$work/log" && break
+        sleep 0.5
+    done
+    trainer=$(ps -o pid=,args= | awk '$2 ~ /train_gpt2_sp$/ && /stopped.run-128/ { print $1 }')
+    [ -n "$trainer" ] && kill -TERM "$trainer"
+    if wait $recipe_pid; then return 1; fi
+    [ ! -e "$work/stopped/run-256" ]
+}
+check "a stage that is stopped is not gone on from" stopped
+check "a stage that is stopped is told as that" says 'the stage of 128 was stopped'
 MODEL=$work/nowhere
 check "a model that is not there is refused" recipe_fails "$work/none"
 check "it is told what would be one" says 'expected one, or gpt2, gpt2-medium'

@@ -237,7 +237,7 @@ static void test_prepare_make(void) {
             one->end_masked = one->part[k].masked;
             one->bytes += one->part[k].length;
         }
-        int of = d == LAST_COPY ? LONGEST : (int)test_bpe_random((uint32_t)d);
+        int of = d == LAST_COPY ? LONGEST : (int)test_bpe_random((uint32_t)(d > 0 ? d : 1));
         if (d != LAST_COPY && (test_bpe_random(5) || d < 50)) continue;
         if (d != LAST_COPY && test_prepare_documents[of].bytes > 50000) continue;
         for (int k = 0; k < one->parts; k++) free(one->part[k].text);

@@ -256,6 +256,41 @@ static void tokenized_text(const TokenizedRun* r) {
         "2 tokens and 22 more in a context of 24");
 }
 
+// A continuation ends where --stop first stands in it, wherever tokens end, and whatever of it came before; the
+// prompt may have it.
+static void tokenized_stop(const TokenizedRun* r) {
+    static const char* const repeated[] = {"aab", "aa", "abab", "a"};
+    char whole[COMMAND_OUT], stop[16];
+    const size_t prompt = strlen("aletter");
+    int ok = 0, tried = 0;
+    for (uint64_t seed = 1; seed < 4; seed++) {
+        static const char line[] =
+            "sample --from %s --prompt aletter --length 12 --seed %d --temperature 3 --threads 1 %s%s%s";
+        if (command(line, r->run, (int)seed, "", "", "") != 0) break;
+        snprintf(whole, sizeof whole, "%s", command_out);
+        size_t n = strcspn(whole, "\n");
+        for (size_t at = 0; at < 16; at++, tried++) {
+            size_t length = 1 + at % 4, begin = prompt + at * (n - prompt) / 16;
+            snprintf(stop, sizeof stop, "%.*s", (int)length, whole + begin);
+            if (at % 5 == 4) snprintf(stop, sizeof stop, "%s", repeated[at / 5]);
+            if (strpbrk(stop, "'\n\"\\ ") || strlen(stop) < 1) {
+                ok++;
+                continue;
+            }
+            const char* found = strstr(whole + prompt, stop);
+            size_t kept = found && found < whole + n ? (size_t)(found - whole) : n;
+            int ran = command(line, r->run, (int)seed, "--stop ", stop, "");
+            int same = ran == 0 && strncmp(command_out, whole, kept) == 0 && command_out[kept] == '\n';
+            if (!same) printf("     --stop %s: %s\n", stop, command_out);
+            ok += same;
+        }
+    }
+    check(tried == 48 && ok == tried, "tokenized: a continuation ends before --stop", "%d of %d", ok, tried);
+    int numbers = command("sample --from %s --prompt-tokens 1,2 --stop x --threads 1", r->run);
+    check(numbers == -1 && command_said("--stop is text"), "tokenized: --stop among token numbers is refused",
+        "%.80s", command_out);
+}
+
 // Two tokenizers do not meet: in training, resuming, starting from a model, evaluating.
 static void tokenized_mismatch(const TokenizedRun* r) {
     const char* const bytes = run_data();
@@ -343,6 +378,7 @@ static void test_tokenized(void) {
     }
     tokenized_checkpoint(&r);
     tokenized_text(&r);
+    tokenized_stop(&r);
     tokenized_mismatch(&r);
     tokenized_specials(&r);
     tokenized_carried(&r);

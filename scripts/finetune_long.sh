@@ -8,16 +8,17 @@
 # Contexts grow in stages, CONTEXTS="4096 8192 32768": each starts from the stage before, as far as the memory allows and the
 # texts reach. STEPS (60) optimizer steps a stage, of BATCH (131072) tokens each; LR (1e-4) is the first stage's peak learning
 # rate, each later stage has half of the one before. RANKS: devices that share a sequence, all of them if left out. HELD: texts to
-# measure on; if left out, a tenth of the documents (VAL=0.1) is kept from training.
+# measure on; if left out, a tenth of the documents (VAL=0.1), or of few documents as many as it takes, is kept from training. The
+# table is made over the first MEASURE (262144) held-out tokens. DTYPE (fp32): of the result, or bf16, fp16.
 #
-# PROGRAM: a program that is built already; else it is built, for the GPUs where there are any.
+# PROGRAM: a program that is built already; else it is built, for the GPUs where there are any. HF_ENDPOINT: another server.
 #
 # OUT/model holds the downloaded GPT-2, OUT/data.tok and OUT/data.val.tok the tokens, OUT/run-4096 ... the stages, OUT/gpt2 the result:
 # AutoModelForCausalLM.from_pretrained("OUT/gpt2") opens it. Stopped at any point, it goes on there when it is run again.
 set -eu
 cd_from=$(pwd)
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 1; }
+[ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 1; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$cd_from/$1" ;; esac; }
 texts=$(absolute "$1") out=$(absolute "${2:-runs/long}") model=${MODEL:-gpt2}
 contexts=${CONTEXTS:-4096 8192 32768} steps=${STEPS:-60} batch=${BATCH:-131072} lr=${LR:-1e-4}
@@ -28,7 +29,7 @@ number() { sed -n "s/.*\"$1\": \([0-9.e+-]*\).*/\1/p"; }   # of a line of JSON
 
 # ----- the program: for GPUs where there are any ----------------------------------------------------
 
-if [ "${PROGRAM:-}" ]; then program=$PROGRAM ranks=${RANKS:-1}
+if [ "${PROGRAM:-}" ]; then program=$(absolute "$PROGRAM") ranks=${RANKS:-1}
 elif command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1 && command -v nvcc > /dev/null; then
     make --no-print-directory train_gpt2_spcu
     program=./train_gpt2_spcu ranks=${RANKS:-$(nvidia-smi -L | wc -l)}
@@ -37,6 +38,11 @@ else
     program=./train_gpt2_sp ranks=${RANKS:-1}
 fi
 mkdir -p "$out"
+
+# What OUT was begun with: other inputs need another OUT.
+inputs="model $model, texts $texts, held out ${HELD:-${VAL:-0.1}}"
+[ -e "$out/inputs" ] || echo "$inputs" > "$out/inputs"
+[ "$(cat "$out/inputs")" = "$inputs" ] || stop "$out was begun with $(cat "$out/inputs"), and now there is $inputs: take another OUT"
 
 # ----- the model: a folder, or one that is downloaded -----------------------------------------------
 
@@ -112,13 +118,14 @@ fi
 measure() {
     row=$out/row-$1-$3
     if [ "$1" != before ] || [ ! -s "$row" ]; then
-        $program eval --from "$2" --data "$val" --seq-len "$3" --sp "$ranks" --json > "$row.part"
+        $program eval --from "$2" --data "$val" --seq-len "$3" --val-sequences $(((measured + $3 - 1) / $3)) --sp "$ranks" --json > "$row.part"
         mv "$row.part" "$row"
     fi
     loss=$(number loss < "$row") tokens=$(number tokens < "$row") bits=$(number bits_per_byte < "$row")
     awk -v name="$1" -v context="$3" -v loss="$loss" -v bits="$bits" -v tokens="$tokens" 'BEGIN {
         printf "%-12s %9d %10.4f %12.3f %15.4f %12d\n", name, context, loss, exp(loss), bits, tokens }'
 }
+measured=${MEASURE:-262144}
 own=$(sed -n 's/.*"n_positions": *\([0-9]*\).*/\1/p' "$tokenizer/config.json")
 [ "$own" ] || stop "$tokenizer/config.json names no n_positions"
 say "before"
@@ -146,6 +153,7 @@ for context in $contexts; do
         echo "the stage of $context is left out: the last one is $last"
         break
     fi
+    [ -d "$run/step_$(printf '%08d' "$steps")" ] || stop "the stage of $context was stopped; it goes on when this is run again"
     from=$run last=$context lr=$(awk -v lr="$lr" 'BEGIN { print lr / 2 }')
     set -- "$@" "$context"
 done
