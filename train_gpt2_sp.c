@@ -10725,7 +10725,7 @@ static void text_print(TokenPrinter* p, const unsigned char* bytes, size_t n) {
     const size_t length = p->stop ? strlen(p->stop) : 0;
     if (length == 0) fwrite(bytes, 1, n, stdout);
     for (size_t i = 0; length > 0 && i < n && !p->stopped; i++) {
-        // the end of the text that is a beginning of --stop becomes shorter until the next byte goes on with it
+        // the end of the text that is a beginning of --stop becomes shorter until the byte goes on with it
         while (p->held > 0 && (unsigned char)p->stop[p->held] != bytes[i]) {
             size_t shorter = p->held - 1;
             while (shorter > 0 && memcmp(p->stop, p->stop + p->held - shorter, shorter) != 0) shorter--;
@@ -10777,8 +10777,9 @@ static void token_print_end(TokenPrinter* p) {
     fflush(stdout);
 }
 
-// Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended, *stopped:
-// how many --stop. Several texts are told apart by a line before each. draft: --draft's model, or NULL.
+// Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended,
+// *stopped: how many --stop. Several texts are told apart by a line before each. draft: --draft's model, or
+// NULL.
 static int sample_continue(gpt2_sp* g, gpt2_sp* draft, const Prompt* prompt, int64_t length,
     gpt2_sp_generated* stats, int64_t* ended, int64_t* stopped) {
     const int64_t count = g->options.count;

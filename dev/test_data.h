@@ -440,10 +440,10 @@ static const test_data_lie test_data_header_lies[] = {{8, 4, 3, "made by a newer
     {64, 8, UINT64_MAX, "do not fit"}, {64, 8, UINT64_MAX - 63, "do not fit"}, {72, 8, 0, "do not fit"},
     {72, 8, UINT64_MAX - 23, "do not fit"}, {72, 8, UINT64_MAX, "do not fit"}, {88, 4, 1, "not zero"},
     {96, 8, 1, "do not fit"}, {96, 8, 3, "do not fit"}, {96, 8, (uint64_t)1 << 60, "do not fit"},
-    {96, 8, UINT64_MAX, "do not fit"}, {104, 4, 0, "a tokenizer's file of"},
-    {104, 4, 0xFFFFFFFF, "do not fit"}, {108, 4, 0, "a tokenizer's file of"}, {108, 4, 9, "damaged"},
-    {108, 4, 11, "damaged"}, {108, 4, TOK_MAX_TOKENIZER + 1, "a tokenizer's file of"},
-    {112, 4, 0, "damaged"}};
+    {96, 8, UINT64_MAX, "do not fit"}, {96, 8, ((uint64_t)1 << 60) + 2, "do not fit"},
+    {104, 4, 0, "a tokenizer's file of"}, {104, 4, 0xFFFFFFFF, "do not fit"},
+    {108, 4, 0, "a tokenizer's file of"}, {108, 4, 9, "damaged"}, {108, 4, 11, "damaged"},
+    {108, 4, TOK_MAX_TOKENIZER + 1, "a tokenizer's file of"}, {112, 4, 0, "damaged"}};
 // at: a byte of the block index (16 per block), from 64 on of the document index (8 per document), from 88
 // on of the span index (16 per span)
 static const test_data_lie test_data_index_lies[] = {{0, 8, 119, "block 0"}, {0, 8, 0, "block 0"},

@@ -245,7 +245,42 @@ static void rates_patterns(void) {
         "%d of %d", refused, wrong);
 }
 
+#ifndef GPT2_SP_GPU
+// Parameters that have moved and are frozen then, as by resuming with --freeze: their moments stay.
+static void rates_frozen_later(void) {
+    gpt2_sp_options o = run_options("zero=1 sp=2");
+    char error[GPT2_SP_TEXT] = "";
+    gpt2_sp_stats stats;
+    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    int status = g ? 0 : -1;
+    for (int i = 0; status == 0 && i < 2; i++) status = gpt2_sp_step(g, &stats);
+    int64_t n = g ? g->layout.elements : 0, moved = 0, changed = 0, other = 0;
+    real *before = reals(n + 1), *after = reals(n + 1);
+    for (int state = STATE_M; status == 0 && state <= STATE_V; state++) {
+        collect(g, state, before);
+        Unit* unit = &g->layout.units[1];   // the first layer
+        for (int id = 0; id < PARAMETER_COUNT; id++) unit->rate[id] = 0;
+        status = gpt2_sp_step(g, &stats);
+        collect(g, state, after);
+        for (int64_t i = 0; i < n; i++) {
+            int frozen = i >= unit->offset && i < unit->offset + unit->elements;
+            moved += frozen && before[i] != 0, changed += frozen && before[i] != after[i];
+            other += !frozen && before[i] != after[i];
+        }
+    }
+    check(status == 0 && moved > 1000 && changed == 0 && other > 1000,
+        "rates: the moments of what is frozen later stay as they are", "%d of %d changed; %d others did %s",
+        (int)changed, (int)moved, (int)other, g ? g->error.text : error);
+    free(before);
+    free(after);
+    gpt2_sp_destroy(g);
+}
+#endif
+
 static void test_rates(void) {
+#ifndef GPT2_SP_GPU
+    rates_frozen_later();
+#endif
     rates_patterns();
     rates_frozen();
     rates_scaled();
