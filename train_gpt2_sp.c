@@ -7538,7 +7538,7 @@ static int export_folder(const Model* m, const gpt2_sp_options* o, Error* e) {
     const char* last = slash ? slash + 1 : parent;
     if (!last[0] || strcmp(last, ".") == 0 || strcmp(last, "..") == 0 || strlen(last) > 255)
         return fail(e, "--out %.900s: expected the name of a folder", o->out);
-    snprintf(name, sizeof name, "%s", last);
+    snprintf(name, sizeof name, "%.255s", last);
     if (slash) slash[slash == parent] = 0;   // "/name" is in "/"
     else snprintf(parent, sizeof parent, ".");
     if (folder_make(parent, e) != 0 || folder_open(&in, parent, e) != 0) return -1;

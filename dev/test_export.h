@@ -335,12 +335,12 @@ static void export_uncentred(void) {
     snprintf(path, sizeof path, "%s/modeling_gpt2_sp.py", folder);
     char* program = export_bytes(path, &program_size);
     json_span map;
-    char class[64] = "";
+    char name[64] = "";
     int right = status == 0 && text && program && strcmp(program, MODELING_PY) == 0 && json_whole(text) &&
         json_get(text, size, "auto_map", &map) == 1 &&
-        json_get_string(map.s, map.n, "AutoModelForCausalLM", class, sizeof class) == 1 &&
-        strncmp(class, "modeling_gpt2_sp.", 17) == 0 && strstr(program, class + 17) != NULL;
-    check(right, "export: a model with RMSNorm brings the program that Transformers runs", "%s", class);
+        json_get_string(map.s, map.n, "AutoModelForCausalLM", name, sizeof name) == 1 &&
+        strncmp(name, "modeling_gpt2_sp.", 17) == 0 && strstr(program, name + 17) != NULL;
+    check(right, "export: a model with RMSNorm brings the program that Transformers runs", "%s", name);
     gpt2_sp* b = export_back(folder, "center=0", error);
     check(g && b && export_differing(g, b, GPT2_SP_FP32) == 0, "export: a model with RMSNorm comes back",
         "%s", b ? "" : error);

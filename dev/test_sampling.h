@@ -480,7 +480,7 @@ static void sharing_positions(void) {
                     wrong += (any && begin == p) != (i == owner);
                     wrong += any && (first != i || until <= begin || until > END || begin < p);
                     wrong += any && cache_kept(&s, until) - cache_kept(&s, begin) != until - begin;
-                    wrong += cache_kept(&s, any ? begin : END) != next[i];
+                    wrong += cache_kept(&s, any ? begin : (int64_t)END) != next[i];
                     stretches += any;
                     uneven += next[i] > next[0] || next[0] - next[i] > block;
                 }

@@ -84,7 +84,8 @@ static void tokenized_loss(void) {
     int made = mask_stream_write(&m) == 0;
     snprintf(o.data, sizeof o.data, "%.1000s", m.list);
     for (int i = 0; made && i < 3; i++) {
-        gpt2_sp_stats stats = {0};
+        gpt2_sp_stats stats;
+        memset(&stats, 0, sizeof stats);
         o.sp = i == 1 ? 3 : 1, o.dp = i == 2 ? 2 : 1, o.batch_size = i == 2 ? 1 : 2;
         gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
         for (int step = 0; g && step < 2; step++)
