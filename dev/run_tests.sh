@@ -133,7 +133,7 @@ part_embed() {
     check "make lib builds the libraries" $make -s lib
     check "the library exports its public functions and nothing else" sh -c '
         nm -D --defined-only libgpt2sp.so | sed -n "s/.* T //p" | sort > $0/exported
-        sed -n "/^extern/,/^}/s/^[a-z].*\(gpt2_sp_[a-z]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
+        sed -n "/^extern/,/^}/s/^[a-z].*\(gpt2_sp_[a-z_]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
         wc -l < $0/exported && cmp $0/exported $0/declared' $work
     rm -rf $work/embed && mkdir -p $work/embed
     ./train_gpt2_sp prepare --out $work/embed/text.tok LICENSE data > /dev/null
