@@ -603,11 +603,17 @@ static Host host_enter(void) {
     plain_locale_use();
     return host;
 }
+// How many threads the loops that this thread runs from here on are shared among.
+static void threads_use(int threads) {
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#else
+    (void)threads;
+#endif
+}
 static void host_leave(const Host* host) {
     uselocale(host->locale);
-#ifdef _OPENMP
-    omp_set_num_threads(host->threads);
-#endif
+    threads_use(host->threads);
 }
 
 // A file that is written once, front to back, and must be whole on disk afterwards.
@@ -1708,12 +1714,10 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
 // How many of the T tokens from `position` on have a label, by the shards' indexes alone: every rank gets the
 // same number. Of a document's last token, which has none with doc_mask, the label may be masked too.
 static int64_t window_valid(const Dataset* d, uint64_t position, int64_t T, int doc_mask) {
-    uint64_t first, last, from = position, until = position + (uint64_t)T;
+    uint64_t first, last, until = position + (uint64_t)T;
     int64_t valid = T;
-    while (dataset_span(d, from + 1, until + 1, &first, &last)) {
+    for (uint64_t from = position + 1; dataset_span(d, from, until + 1, &first, &last); from = last)
         valid -= (int64_t)(last - first);
-        from = last - 1;
-    }
     for (uint64_t t = position, begin, end; doc_mask && t < until; t = end) {
         dataset_document(d, t, &begin, &end);
         if (end <= until && !(dataset_span(d, end, end + 1, &first, &last))) valid--;
@@ -6057,6 +6061,11 @@ struct gpt2_sp {
     Evaluation evaluation;   // the last one
 };
 
+// The number of a trainer's tokenizer; 0: it knows none.
+static uint32_t trainer_tokenizer(const gpt2_sp* g) {
+    return g->tokenizer.token ? tokenizer_number(&g->tokenizer) : 0;
+}
+
 typedef struct {
     Rank* rank;
     gpt2_sp* g;
@@ -6069,9 +6078,7 @@ typedef struct {
 static void* rank_thread(void* argument) {
     RankCall* call = (RankCall*)argument;
     plain_locale_use();
-#ifdef _OPENMP
-    omp_set_num_threads(call->g->mesh.threads);
-#endif
+    threads_use(call->g->mesh.threads);
     call->status = call->job(call->rank, call->g, call->argument);
     if (call->status != 0) call->rank->transport.abort(&call->rank->transport, &call->rank->error);
     return NULL;
@@ -7717,10 +7724,10 @@ static void needle_fill(Rank* r, const synth_doc* doc, int64_t eot) {
 
 // Whether a replica's likeliest token at a position was the right one, as the rank says that holds it.
 static int needle_hit(const gpt2_sp* g, int replica, int64_t position) {
-    for (int i = 0; i < g->mesh.sp; i++) {
-        const Rank* r = &g->ranks[replica * g->mesh.sp + i];
+    for (int i = 0; i < g->mesh.local_ranks; i++) {
+        const Rank* r = &g->ranks[i];
         int64_t row = 0;
-        for (int s = 0; s < r->segments.count; row += r->segments.rows[s], s++) {
+        for (int s = 0; r->place.dp == replica && s < r->segments.count; row += r->segments.rows[s], s++) {
             int64_t at = position - r->segments.begin[s];
             if (at >= 0 && at < r->segments.rows[s]) return r->token_hit[row + at];
         }
@@ -7742,7 +7749,7 @@ static void needle_count(const gpt2_sp* g, int replica, const synth_doc* doc, do
 // likeliest? right[] of asked[] are, in buckets of the distance between a fact and its question. Each replica
 // reads a document of its own. The ranks are all of this process.
 static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
-    const int dp = g->mesh.dp, sp = g->mesh.sp;
+    const int dp = g->mesh.dp;
     synth_doc* docs = (synth_doc*)calloc((size_t)dp, sizeof *docs);
     int status = docs ? 0 : fail(&g->error, "out of memory");
     for (int64_t d = 0; status == 0 && d < documents; d += dp) {
@@ -7751,8 +7758,10 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
             status = synth_document((uint64_t)g->options.seed ^ 0x6E6565646C65u, (uint64_t)(d + made),
                 (size_t)g->mesh.shape.T, (int)g->options.facts, (size_t)g->options.distance, &docs[made],
                 g->error.text, sizeof g->error.text);
-        for (int i = 0; i < dp * sp; i++)
-            needle_fill(&g->ranks[i], i / sp < made ? &docs[i / sp] : NULL, g->eot);
+        for (int i = 0; i < g->mesh.local_ranks; i++) {
+            int replica = g->ranks[i].place.dp;
+            needle_fill(&g->ranks[i], replica < made ? &docs[replica] : NULL, g->eot);
+        }
         if (status == 0) status = ranks_run(g, rank_evaluate, &g->evaluation);
         for (int i = 0; i < made; i++) {
             if (status == 0) needle_count(g, i, &docs[i], right, asked);
@@ -8265,25 +8274,16 @@ static void generator_free(gpt2_sp_generator* x) {
     free(x);
 }
 
-// Lets a trainer's ranks have as many threads as there is scratch memory for; the caller's may be set to
-// more. host_leave undoes it.
-static void threads_use(const gpt2_sp* g) {
-#ifdef _OPENMP
-    omp_set_num_threads(g->mesh.threads);
-#else
-    (void)g;
-#endif
-}
-
-// Lets the model read n tokens of the text from position p on.
+// Lets the model read n tokens of the text from position p on. There is scratch memory for its ranks'
+// threads; the caller may have set more.
 static int generator_read(gpt2_sp_generator* x, int64_t n, int64_t p, int64_t rows, real* logits) {
-    threads_use(x->g);
+    threads_use(x->g->mesh.threads);
     return x->g->device->decoder_read(x->decoder, x->text + p, n, p, rows, logits);
 }
 // Lets the draft read the text's tokens up to `end`, those that it has not.
 static int draft_reads(gpt2_sp_generator* x, int64_t end) {
     int64_t p = x->draft_read;
-    threads_use(x->draft);
+    threads_use(x->draft->mesh.threads);
     x->draft_read = end;
     if (x->draft->device->decoder_read(x->draft_decoder, x->text + p, end - p, p, 1, x->logits) == 0)
         return 0;
@@ -8295,10 +8295,6 @@ static int draft_reads(gpt2_sp_generator* x, int64_t end) {
 static const char* model_named(const gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     return o->from[0] ? o->from : o->init_from[0] ? o->init_from : o->out[0] ? o->out : "of the trainer";
-}
-// The number of a trainer's tokenizer; 0: it knows none.
-static uint32_t trainer_tokenizer(const gpt2_sp* g) {
-    return g->tokenizer.token ? tokenizer_number(&g->tokenizer) : 0;
 }
 // -1 unless the draft's tokens are the model's.
 static int draft_check(gpt2_sp* g, const gpt2_sp* draft) {
@@ -8326,7 +8322,7 @@ static int draft_init(gpt2_sp_generator* x, gpt2_sp* draft) {
     if (!x->share || !all) return fail(&x->g->error, "out of memory");
     for (int i = 1; i < GPT2_SP_DRAFT_TOKENS; i++) x->proposed[i].candidates = all + i * s->V;
     x->draft = draft, x->draft_step = draft->step;
-    threads_use(draft);
+    threads_use(draft->mesh.threads);
     x->draft_decoder = draft->device->decoder_open(draft, x->draft_capacity);
     if (x->draft_decoder) return draft_reads(x, x->prompt_count);
     x->g->error = draft->error;
@@ -8345,7 +8341,7 @@ static int generator_init(gpt2_sp_generator* x, gpt2_sp* draft, const int32_t* p
     if (!x->text || !x->seen || !x->prompt_logits || !x->logits || !x->next.candidates)
         return fail(&g->error, "out of memory");
     memcpy(x->text, prompt, (size_t)x->prompt_count * sizeof *prompt);
-    threads_use(g);
+    threads_use(g->mesh.threads);
     x->decoder = g->device->decoder_open(g, x->capacity);
     if (!x->decoder) return -1;
     double start = now_ms();
@@ -8476,7 +8472,6 @@ int64_t gpt2_sp_generator_run(
         return fail(e, "a model has made a step since it read the prompt: open another generator");
     if (sampling_check(how, e) != 0) return -1;
     Host host = host_enter();
-    threads_use(x->g);
     double start = now_ms();
     int64_t made = generator_draw(x, count, how);
     x->stats.tokens += max_i64(made, 0), x->stats.ms += now_ms() - start;
@@ -8554,9 +8549,7 @@ static void* rate_trial(void* argument) {
     t->product = t->copy = t->attention = 1e30;
     for (int64_t i = 0; t->status == 0 && i < 2 * n * n; i++)
         memory[i] = (real)random_normal(1, 2, (uint64_t)i);
-#ifdef _OPENMP
-    omp_set_num_threads(t->threads);
-#endif
+    threads_use(t->threads);
     pthread_mutex_lock(t->made);
     int leave = *t->leave;
     pthread_mutex_unlock(t->made);
@@ -9085,9 +9078,7 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
         if (g->device->allocate(r, e) != 0) return -1;
         for (int b = 0; b < 3; b++) g->batch_ranks[b * world + i] = r->batches[b];
     }
-#ifdef _OPENMP
-    omp_set_num_threads(g->mesh.threads);
-#endif
+    threads_use(g->mesh.threads);
     return 0;
 }
 
@@ -9119,7 +9110,7 @@ static int data_fits(
     if (d->vocab > vocab)
         return fail(
             e, "--%s has a vocabulary of %u, the model one of %lld", option, d->vocab, (long long)vocab);
-    uint32_t tokenizer = g->tokenizer.token ? tokenizer_number(&g->tokenizer) : 0;
+    uint32_t tokenizer = trainer_tokenizer(g);
     if (d->named && tokenizers_differ(d->tokenizer, tokenizer))
         return fail(e, "--%s has %s, the model %s", option, tokenizer_name(d->tokenizer).text,
             tokenizer_name(tokenizer).text);

@@ -1207,6 +1207,51 @@ static int recall_pass(Rank* r, int64_t pass) {
     return said ? 0 : fail(&r->error, "another document");
 }
 
+// A pass of two replicas that looks whether every rank has its rows of its replica's document, and no labels
+// beyond the third.
+static uint64_t recall_rounds[4];   // that each rank has made
+static int recall_rows(Rank* r, int64_t pass) {
+    synth_doc doc;
+    char error[256];
+    uint64_t number = 2 * recall_rounds[r->world_rank]++ + (uint64_t)r->place.dp;
+    int right = 1;
+    (void)pass;
+    memset(r->token_loss, 0, (size_t)r->R * sizeof *r->token_loss);
+    if (synth_document(recall.seed ^ 0x6E6565646C65u, number, (size_t)recall.T, recall.facts, 0, &doc, error,
+            sizeof error) != 0)
+        return -1;
+    for (int s = 0, row = 0; s < r->segments.count; s++)
+        for (int64_t i = 0; i < r->segments.rows[s]; i++, row++) {
+            int64_t t = r->segments.begin[s] + i;
+            if (number >= 3) right &= r->batch->labels[row] == -1;
+            else
+                right &= r->batch->tokens[row] == (unsigned char)doc.text[t] &&
+                    (t + 1 == recall.T || r->batch->labels[row] == (unsigned char)doc.text[t + 1]);
+        }
+    synth_free(&doc);
+    return right ? 0 : fail(&r->error, "rank %d has not the rows of document %d", r->world_rank, (int)number);
+}
+
+// Three documents, two replicas of two ranks each: the second round has one document.
+static void recall_split(void) {
+    gpt2_sp_options o =
+        options_of("layers=1 heads=1 channels=16 seq-len=600 facts=3 threads=1 seed=11 dp=2 sp=2");
+    double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all = 0;
+    gpt2_sp* g = bare_trainer(&o, 257);
+    if (!g) return;
+    Device device = *g->device;
+    device.pass = recall_rows;
+    g->mesh.device = &device;
+    recall.seed = 11, recall.T = 600;
+    recall.facts = 3;
+    memset(recall_rounds, 0, sizeof recall_rounds);
+    int status = evaluate_needle(g, 3, right, asked);
+    for (int b = 0; b < POSITION_BUCKETS; b++) all += asked[b];
+    check(status == 0 && all == 9 && recall_rounds[3] == 2,
+        "figures: each replica reads a document of its own", "%g facts asked %s", all, g->error.text);
+    gpt2_sp_destroy(g);
+}
+
 static void recall_counts(void) {
     static const struct {
         int late, missed;
@@ -1319,6 +1364,7 @@ static void test_generated(void) {
     buckets_by_index();
     generated_by_pass();
     recall_counts();
+    recall_split();
 }
 
 // ===== import ===================================================================================
