@@ -9,18 +9,6 @@
 // is timed, without the reading of prompts.
 #include "bench_gpu.h"
 
-static gpt2_sp* load(const char* folder) {
-    gpt2_sp_options o;
-    Error e;
-    gpt2_sp_defaults(&o);
-    snprintf(o.from, sizeof o.from, "%s", folder);
-    o.sp = 1;
-    gpt2_sp* g = trainer_make(&o, trainer_load, &e);
-    if (!g) printf("%s\n", e.text), exit(1);
-    g->eot = -1;   // drawn on, whatever is drawn
-    return g;
-}
-
 // Continues a prompt greedily; its milliseconds are added to *ms, what the draft did to *all.
 static void draw(gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t n, int32_t* out, int64_t length,
     int64_t proposed, double* ms, gpt2_sp_generated* all) {

@@ -17,17 +17,6 @@ static double median(double* x) {
     qsort(x, REPEATS, sizeof *x, by_size);
     return x[REPEATS / 2];
 }
-static gpt2_sp* load(const char* folder) {
-    gpt2_sp_options o;
-    Error e;
-    gpt2_sp_defaults(&o);
-    snprintf(o.from, sizeof o.from, "%s", folder);
-    o.sp = 1;
-    gpt2_sp* g = trainer_make(&o, trainer_load, &e);
-    if (!g) printf("%s\n", e.text), exit(1);
-    g->eot = -1;   // drawn on, whatever is drawn
-    return g;
-}
 
 int main(int argc, char** argv) {
     if (argc < 4) return fprintf(stderr, "usage: %s FOLDER PROMPT LENGTH [DRAFT]\n", argv[0]), 2;
