@@ -355,8 +355,9 @@ static void export_uncentred(void) {
 
 // --- positions that grow ---
 
-// The largest distance of a grown table's rows from where they should be, in the spacing of `real` at their
-// size; `tile` and the table's own rows must be the same bits.
+// The largest distance of a grown table's rows from where they should be, in units of what rounding allows:
+// the share of the way, the distance between the rows and their product are rounded by half a spacing each, and
+// so is the sum. `tile` and the table's own rows must be the same bits.
 static double grow_error(const gpt2_sp* g, const gpt2_sp* old, int interp) {
     const int64_t T = g->mesh.shape.T, C = EXPORT_C, n = EXPORT_T, own = T / g->mesh.sp;
     const real* from = weight(&old->ranks[0], positions_unit(&old->layout), P_wpe);
@@ -368,10 +369,10 @@ static double grow_error(const gpt2_sp* g, const gpt2_sp* old, int interp) {
         for (int64_t c = 0; c < C; c++) {
             int exact = !interp || t < n || t == T - 1;
             int64_t row = t < n ? t : interp ? n - 1 : t % n;
-            long double a = from[low * C + c], b = from[high * C + c], value = a + (at - low) * (b - a);
+            long double a = from[low * C + c], way = (at - low) * (from[high * C + c] - a), value = a + way;
             double error = exact
                 ? (to[c] == from[row * C + c] ? 0 : HUGE_VAL)
-                : (double)fabsl(to[c] - value) / (EPS * fmax(fabs((double)a), fabs((double)b)));
+                : (double)(fabsl(to[c] - value) / (EPS / 2 * (fabsl(value) + 3 * fabsl(way))));
             if (!(error <= worst)) worst = error;
         }
     }
@@ -391,7 +392,7 @@ static void grow_tables(const gpt2_sp* g, const char* run) {
         double worst = b ? grow_error(b, g, cases[i].interp) : NAN;
         check(worst <= 1,
             "grow: positions are repeated, or lie on the line between two, those of old unchanged",
-            "%s: %.2f spacings %s", cases[i].more, worst, error);
+            "%s: %.2f of what rounding allows %s", cases[i].more, worst, error);
         gpt2_sp_destroy(b);
     }
     char error[GPT2_SP_TEXT] = "";
