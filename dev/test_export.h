@@ -355,9 +355,9 @@ static void export_uncentred(void) {
 
 // --- positions that grow ---
 
-// The largest distance of a grown table's rows from where they should be, in units of what rounding allows:
-// the share of the way, the distance between the rows and their product are rounded by half a spacing each, and
-// so is the sum. `tile` and the table's own rows must be the same bits.
+// The largest distance of a grown table's rows from where they should be, as a share of what rounding allows:
+// the part of the way, the distance between the rows and their product are each rounded by half a spacing,
+// and so is the sum. `tile` and the table's own rows must be the same bits.
 static double grow_error(const gpt2_sp* g, const gpt2_sp* old, int interp) {
     const int64_t T = g->mesh.shape.T, C = EXPORT_C, n = EXPORT_T, own = T / g->mesh.sp;
     const real* from = weight(&old->ranks[0], positions_unit(&old->layout), P_wpe);
