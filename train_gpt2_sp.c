@@ -248,9 +248,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "tokens that --draft proposes at a time") \
     INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
     TXT(tokenizer, "tokenizer", "byte", PREPARE, \
-        "how text becomes tokens: byte, or the file or folder of a byte-level BPE tokenizer " \
-        "(gpt2.tiktoken, " \
-        "tokenizer.json, vocab.json with merges.txt beside it)") \
+        "how text becomes tokens: byte, the file or folder of a byte-level BPE tokenizer (gpt2.tiktoken, " \
+        "tokenizer.json, vocab.json with merges.txt beside it), or a run: its own") \
     CHO(pattern, "pattern", 0, "auto|gpt2|llama3|cl100k|qwen2", PREPARE, \
         "how text is cut before a .tiktoken file's tokens are looked for; auto: as their number tells") \
     FLAG(specials, "specials", 0, PREPARE | SAMPLE, \
@@ -1066,7 +1065,7 @@ static void option_print(const gpt2_sp_options* o, const Option* option, char* o
     }
 }
 
-// The white space of a config file, in any locale.
+// White space of a config file and of lists, in any locale.
 static int config_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 // What stands behind a backslash between the quotes of a value, and what it is.
@@ -5811,13 +5810,14 @@ typedef struct {
     int matched, decided;
 } RatePattern;
 
-// Cuts an option's list at its commas, in place, and adds a pattern for each part; their number, or -1.
-// `scaled`: a part is PATTERN=X.
+// Cuts an option's list at its commas and blanks behind them, in place, and adds a pattern for each part;
+// their number, or -1. `scaled`: a part is PATTERN=X.
 static int rate_patterns(RatePattern* out, const char* option, char* list, int scaled, Error* e) {
     int count = 0;
     for (char* part = list[0] ? list : NULL; part; count++) {
         char what[64], *next = strchr(part, ','), *equals = NULL;
         if (next) *next++ = 0;
+        while (config_space(*part)) part++;
         if (scaled && !(equals = strrchr(part, '=')))
             return fail(e, "--%s %.300s: expected PATTERN=X", option, part);
         if (equals) *equals++ = 0;
@@ -10054,6 +10054,41 @@ static int run_config_write(const Folder* out, const gpt2_sp_options* o, Error* 
     return status;
 }
 
+// Of a run that goes on, what its run.cfg says beside what is asked now. Where its weights came from cannot
+// change any more: another --init-from or --grow is refused, and one that is left out stays. Other options
+// may change; those that do are named. A run.cfg that cannot be read says nothing.
+static int run_goes_on(const gpt2_sp* g, gpt2_sp_options* o, Error* e) {
+    char path[PATH_SIZE], before[GPT2_SP_TEXT], now[GPT2_SP_TEXT];
+    Error unread = {{0}}, note = {{0}};
+    if (g->resumed_step < 0 || path_in(path, o->out, "run.cfg", e) != 0) return g->resumed_step < 0 ? 0 : -1;
+    gpt2_sp_options* was = (gpt2_sp_options*)malloc(sizeof *was);
+    if (!was) return fail(e, "out of memory");
+    gpt2_sp_defaults(was);
+    int status = 0, changed = 0, known = options_file(was, path, &note, &unread) == 0;
+    if (known && o->init_from[0] && (strcmp(o->init_from, was->init_from) != 0 || o->grow != was->grow))
+        status = fail(e,
+            "%.300s goes on from its own checkpoint, and began %s%.300s%s: leave --init-from and --grow out, "
+            "or take another --out",
+            o->out, was->init_from[0] ? "from " : "with fresh weights", was->init_from,
+            was->grow == GPT2_SP_INTERP ? " with --grow interp" : "");
+    if (known) memcpy(o->init_from, was->init_from, sizeof o->init_from), o->grow = was->grow;
+    for (int i = 0; known && status == 0 && i < OPTION_COUNT; i++) {
+        const Option* option = &OPTIONS[i];
+        if (!(option->commands & TRAIN) || option_is_own(option->name) || option_is_place(option->name) ||
+            option_is_launch(option->name))
+            continue;
+        option_print(was, option, before, sizeof before);
+        option_print(o, option, now, sizeof now);
+        if (strcmp(before, now) == 0) continue;
+        printf("%s --%s %s -> %s", changed ? "," : "changed  ", option->name, before[0] ? before : "(none)",
+            now[0] ? now : "(none)");
+        changed = 1;
+    }
+    if (changed) putchar('\n');
+    free(was);
+    return status;
+}
+
 // A command's trainer, made by trainer_create or trainer_load. If its memory was refused, the plan's table is
 // printed above the line that the command ends with, by process 0 of several.
 static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Error* e) {
@@ -10432,7 +10467,8 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         gpt2_sp_destroy(g);
         return 0;
     }
-    if (o->out[0] && first && (run_config_write(&g->out, o, e) != 0 || !(log = log_open(&g->out, e))))
+    if (o->out[0] && first &&
+        (run_goes_on(g, o, e) != 0 || run_config_write(&g->out, o, e) != 0 || !(log = log_open(&g->out, e))))
         status = -1;
     Watch watch;
     watch_start(&watch, g);
@@ -10887,13 +10923,26 @@ static int prepare_shard(Preparation* p, tok_writer* w, const gpt2_sp_options* o
     return tok_writer_tokenizer(w, file, size, e->text, sizeof e->text);
 }
 
+// 1 where --tokenizer names a run: the newest whole checkpoint, which has the tokenizer's files, is in `path`;
+// 0 where it names a tokenizer.
+static int tokenizer_run(const char* name, char path[PATH_SIZE], Error* e) {
+    struct stat info;
+    if (stat(name, &info) != 0 || !S_ISDIR(info.st_mode) || folder_has(name, "tokenizer.json") ||
+        folder_has(name, "vocab.json"))
+        return 0;
+    return checkpoint_find(name, 1, path, e);
+}
+
 // Opens the shards and starts the threads. On an error nothing is left open.
 static int prepare_open(Preparation* p, const gpt2_sp_options* o, Error* e) {
-    char pattern[16], *file = NULL;
+    char pattern[16], run[PATH_SIZE], *file = NULL;
     size_t size = 0;
     memset(p, 0, sizeof *p);
     choice_word(option_find("pattern")->text, o->pattern, pattern, sizeof pattern);
-    if (tokenizer_open(&p->tokenizer, o->tokenizer, o->pattern ? pattern : NULL, e) != 0) return -1;
+    int found = tokenizer_run(o->tokenizer, run, e);
+    if (found < 0 ||
+        tokenizer_open(&p->tokenizer, found ? run : o->tokenizer, o->pattern ? pattern : NULL, e))
+        return -1;
     FILE* memory = open_memstream(&file, &size);
     int status = !memory || bpe_write(&p->tokenizer, 0, 0, memory) != 0 ? fail(e, "out of memory") : 0;
     if (memory && fclose(memory) != 0) status = fail(e, "out of memory");
@@ -11048,7 +11097,9 @@ static void prepare_print(const Preparation* p, const gpt2_sp_options* o, double
     if (o->dedup)
         printf("  duplicates left out: %llu documents, %llu bytes\n", (unsigned long long)p->work.duplicates,
             (unsigned long long)p->work.duplicate_bytes);
-    if (r.masked) printf("  masked: %.1f %% of the tokens are no labels\n", 100 * (double)r.masked / tokens);
+    if (r.masked)
+        printf("  masked: %.1f %% of the tokens are no labels%s\n", 100 * (double)r.masked / tokens,
+            r.masked == r.tokens ? ": nothing can be learnt from this" : "");
     printf(
         "  beyond the first 1024, 8192, 32768 tokens of their document: %.1f, %.1f, %.1f %% of the tokens\n",
         100 * (double)r.beyond[0] / tokens, 100 * (double)r.beyond[1] / tokens,
@@ -11178,6 +11229,9 @@ static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e
     int64_t vocab;
     if (!o->from[0]) return fail(e, "no model given: --from RUN");
     if (!o->out[0]) return fail(e, "nowhere to write: --out FOLDER");
+    if (o->format == GPT2_SP_HF && text_ends(o->out, strlen(o->out), ".bin"))
+        return fail(
+            e, "--out %.900s: for Transformers it is a folder's name; --format llmc writes a file", o->out);
     gpt2_sp_defaults(&model);
     if (model_find("from", o->from, path, e) != 0 || model_read(path, &model, &vocab, &m.eot, e) != 0)
         return -1;
@@ -11186,15 +11240,17 @@ static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e
     if (shape_check(&m.shape, &model, e) != 0 || tokenizer_of_folder(&m.tokenizer, path, vocab, e) < 0)
         return -1;
     m.eot = model_end(m.eot, &m.tokenizer, vocab);
+    int replaced = access(o->out, F_OK) == 0;
     int opened = tensors_open(&m.tensors, path, STATE_WEIGHTS, GPT2_SP_TILE, e);
     int status = opened == 0 ? tensors_known(&m.tensors.files, &m.shape, e) : -1;
     if (status == 0) status = o->format == GPT2_SP_HF ? export_folder(&m, o, e) : export_llmc(&m, o, e);
     if (opened == 0) st_set_close(&m.tensors.files);
     bpe_free(&m.tokenizer);
     if (status == 0)
-        printf("%s: the model of %s in %s, for %s%s\n", o->out, path, EXPORT_TYPES[o->dtype].word,
+        printf("%s: the model of %s in %s, for %s%s%s\n", o->out, path, EXPORT_TYPES[o->dtype].word,
             o->format == GPT2_SP_LLMC ? "llm.c" : "Transformers",
-            m.center ? "" : " with trust_remote_code=True, as it has RMSNorm");
+            m.center ? "" : " with trust_remote_code=True, as it has RMSNorm",
+            replaced ? "; the export that was there is replaced" : "");
     return status;
 }
 

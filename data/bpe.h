@@ -1150,6 +1150,9 @@ GPT2_SP_LEAF int bpe_load_text(const bpe_reader* r, const char* text, size_t len
     json_span model;
     const char* start = json_space(text, text + length);
     if (start == text + length) return bpe_error(r, "empty; a tokenizer's file expected");
+    size_t named = strlen(r->path), merges = strlen("merges.txt");
+    if (*start != '{' && named >= merges && strcmp(r->path + named - merges, "merges.txt") == 0)
+        return bpe_error(r, "merges are one half: name the vocab.json that belongs to them, or the folder");
     if (*start != '{') return bpe_load_tiktoken(r, text, length, pattern);
     size_t where;
     if (json_validate(text, length, JSON_MAX_DEPTH, &where)) return bpe_error(r, "byte %zu: not JSON", where);

@@ -28,8 +28,9 @@
 //     .xml, .csv ...   no text as they are (text_reasons): refused where named, left out of a folder. Who
 //                      wants the bytes as they are gives the file a name that ends in .txt
 //     any other        the whole file if it was named; of a folder, only a name without an ending (README,
-//                      Makefile) whose content has no NUL byte
-// A file of text is a regular file without NUL bytes. The path - is standard input, of the kind r->format.
+//                      Makefile)
+// A file of text is a regular file without NUL bytes; in a folder one with such bytes is left out. The path -
+// is standard input, of the kind r->format.
 //
 // A folder gives its files in the order of their names' bytes, and its folders' down to TEXT_MAX_DEPTH. Links
 // to files are read. `skip` is told of whatever is left out, hidden entries and links to folders too.
@@ -645,8 +646,6 @@ GPT2_SP_LEAF int text_refused(text_reader* r, const text_source* s, const html_r
 // A whole file as one document, piece by piece, or with `html` the text of a page. `maybe`: it is left out if
 // it is no text.
 GPT2_SP_LEAF int text_whole(text_reader* r, text_source* s, char* buffer, html_reader* html, int maybe) {
-    static const char nul_text[] = "its name has no ending and its content NUL bytes: no text";
-    static const char nul_page[] = "its content has NUL bytes: no text";
     uint64_t at = 0;
     size_t held = 0;   // bytes that are there already
     for (long n = 1; n > 0;) {
@@ -655,7 +654,7 @@ GPT2_SP_LEAF int text_whole(text_reader* r, text_source* s, char* buffer, html_r
         held += (size_t)n;
         if (at == 0 && held < 3 && n > 0) continue;   // too few to tell a mark
         const char* nul = (const char*)memchr(buffer, 0, held);
-        if (nul && maybe) return text_undo(r, s->path, html ? nul_page : nul_text);
+        if (nul && maybe) return text_undo(r, s->path, "its content has NUL bytes: no text");
         if (nul)
             return text_error(
                 r, "%s: byte %" PRIu64 " is NUL, expected text", s->path, at + (uint64_t)(nul - buffer));
@@ -725,7 +724,7 @@ GPT2_SP_LEAF int text_file(text_reader* r, const char* path, int named) {
     if (rc == 0) r->size += (uint64_t)st.st_size;
     if (rc == 0 && r->measure) rc = 0;
     else if (rc == 0 && st.st_size == 0 && !named) rc = text_left_out(r, path, "empty");
-    else if (rc == 0) rc = text_contents(r, &s, kind, (kind == TEXT_UNNAMED || kind == TEXT_HTML) && !named);
+    else if (rc == 0) rc = text_contents(r, &s, kind, !named);
     close(s.fd);
     return rc;
 }
@@ -799,6 +798,7 @@ GPT2_SP_LEAF int text_entry(text_reader* r, const char* path) {
     }
     if (S_ISDIR(st.st_mode)) return 1;
     if (!S_ISREG(st.st_mode)) return text_left_out(r, path, "neither a regular file nor a folder");
+    if (kind == TEXT_OTHER && text_is_output(r, &st)) return 0;   // nobody takes that for an input
     if (kind == TEXT_OTHER)
         return text_left_out(
             r, path, "not a kind that is taken from a folder: name the file to have it read");

@@ -116,6 +116,11 @@ check "prepare reads .gz, .html, README and endings in any case of letters" \
 check "prepare names what it leaves out, with the reason" \
     sh -c '[ "$(wc -l < err)" = 2 ] && grep "left out corpus/page.xml: its tags" err &&
         grep "left out corpus/table.csv: a table" err'
+check "prepare says nothing of the shard that it writes into the folder it reads" sh -c '
+    for time in 1 2; do "$0" prepare --out corpus/of_it.tok corpus > out 2> err || exit 1; done
+    [ "$(wc -l < err)" = 2 ] && ! grep of_it err && rm corpus/of_it.tok' "$program"
+printf '{"messages": [{"role": "user", "content": "Who?"}]}\n' > asked.jsonl
+check "prepare tells of a shard without a label" says 'nothing can be learnt from this' g prepare --out asked.tok asked.jsonl
 for i in $(seq 30); do : > corpus/$i.csv; done
 g prepare --out corpus.tok corpus > out 2> err
 check "prepare counts what it does not name" \
@@ -472,8 +477,12 @@ check "--init-from gives the model's sizes, and takes a run's folder" \
 cp -r runs/parts runs/goes-on
 check "a run gives its sizes when it goes on" \
     says 'from step 16 to 17' g train --threads 1 --sp 2 --data books.tok --out runs/goes-on --steps 17
+cp -r runs/parts runs/begun-from
+g train --threads 1 --sp 2 --data books.tok --out runs/begun --init-from runs/begun-from --steps 1 > out && rm -r runs/begun-from
 check "--init-from is not looked for once the run has a checkpoint" \
-    says '(resumed)' g train --threads 1 --sp 2 --data books.tok --out runs/goes-on --init-from nowhere --steps 18
+    says '(resumed)' g train --threads 1 --sp 2 --data books.tok --out runs/begun --init-from runs/begun-from --steps 2
+check "another --init-from than the run began with is refused" refused 'began from runs/begun-from' train --threads 1 --sp 2 \
+    --data books.tok --out runs/begun --init-from runs/parts --steps 3
 check "plan takes the sizes of a model" \
     says '"layers": 2, "heads": 2, "channels": 32, "seq_len": 64' g plan --init-from runs/parts --json --gflops 1 \
         --link-gbs 1 --copy-gbs 1
@@ -726,6 +735,13 @@ check "output that cannot be written is told on one line" sh -c '
 
 # ----- export -------------------------------------------------------------------------------------
 
+check "prepare takes the tokenizer of a run" sh -c '
+    "$0" prepare --tokenizer runs/whole --out of_run.tok book1.txt > out && "$0" prepare --out of_bytes.tok book1.txt > out &&
+    cmp of_run.tok of_bytes.tok' "$program"
+check "prepare: merges without their vocabulary are refused" \
+    refused 'name the vocab.json' prepare --tokenizer runs/whole/step_00000012/merges.txt --out x.tok book1.txt
+check "a list of patterns may have blanks behind its commas" \
+    says 'step *1/1' g train $tiny --data books.tok --steps 1 --freeze 'wte.weight, wpe.weight' --lr-scale 'h.0.*=2, h.1.*=3'
 check "export writes a folder for Transformers" \
     says '^exports/hf: the model of runs/whole/step_00000012 in fp32, for Transformers$' g export --from runs/whole --out exports/hf
 check "... of the weights and the tokenizer alone" test "$(ls exports/hf | tr '\n' ' ')" = \
@@ -756,6 +772,9 @@ print(names)'
 fi
 check "export without a model is refused" refused 'no model given' export --out exports/x
 check "export to nowhere is refused" refused 'nowhere to write' export --from runs/whole
+check "export of a folder to a file's name is refused" refused '--format llmc writes a file' export --from runs/whole --out x.bin
+check "an export that takes another's place says so" says 'Transformers; the export that was there is replaced' \
+    g export --from runs/whole --out exports/hf
 check "export of fp16 to llm.c is refused" refused 'fp32 or bf16' export --from runs/whole --out x.bin --format llmc --dtype fp16
 check "export of another type is refused" refused 'fp32|bf16|fp16' export --from runs/whole --out exports/x --dtype fp8
 for name in . .. / exports/..; do

@@ -1291,7 +1291,7 @@ static void test_data_walk_left_out(void) {
         "mix/.x: hidden|mix/A.TXT:1={}|mix/B.Md:1={}|mix/C.JSONL:1=x|mix/README:1={}|mix/data.csv: a table: "
         "dat|mix/e.HTML:1={}|mix/empty.txt: empty|mix/f.parquet: a table: dat|mix/g.xml.gz: its tags are|"
         "mix/h.tar.gz: an archive: |mix/i.json: JSON: write |mix/j.pdf: pages with t|mix/k.log: not a kind t|"
-        "mix/l.txt:1={}|mix/pipe: neither a re|mix/prog: its name has|mix/there: a link to a |";
+        "mix/l.txt:1={}|mix/pipe: neither a re|mix/prog: its content |mix/there: a link to a |";
     mkdir(test_data_path("mix"), 0700);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         test_data_write(test_data_path(files[i]), i == 3 ? "{\"text\":\"x\"}" : "{}", i == 3 ? 12 : 2);

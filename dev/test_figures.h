@@ -1937,6 +1937,36 @@ static void told_rates(const char* shard) {
         right == 4, "told: a run that goes on tells where its learning rate does not", "%d of 4 runs", right);
 }
 
+// A run that goes on: options that are others now are named; the model that it began with cannot be another.
+static void told_goes_on(const char* shard) {
+    char out[512], other[512], shape[600];
+    snprintf(out, sizeof out, "%s", scratch("goes_on"));
+    snprintf(other, sizeof other, "%s", scratch("goes_from"));
+    snprintf(shape, sizeof shape, "--data %s --layers 1 --heads 1 --channels 8 --threads 1", shard);
+    remove_tree(out), remove_tree(other);
+    command("train %s --seq-len 16 --out %s --steps 1 --freeze wte.weight", shape, other);
+    int named = command("train %s --seq-len 16 --out %s --steps 2 --threads 2", shape, other) == 0 &&
+        command_said("changed   --steps 1 -> 2, --freeze wte.weight -> (none)\n");
+    check(named, "told: a run that goes on names the options that changed", "%.200s", command_out);
+    named = command("train %s --seq-len 16 --out %s --steps 2 --threads 1", shape, other) == 0 &&
+        !command_said("changed ");
+    int began =
+        command("train %s --seq-len 24 --grow interp --init-from %s --out %s --steps 1", shape, other, out);
+    int refused = 0, stays = 0;
+    for (int i = 0; i < 2; i++) {
+        char line[2048];
+        snprintf(line, sizeof line, "train %s --seq-len 24 --out %s --steps 3 --grow %s --init-from %s",
+            shape, out, i ? "tile" : "interp", i ? other : "none");
+        refused += told_by(line, "goes on from its own checkpoint, and began from ");
+    }
+    stays = command("train %s --seq-len 24 --out %s --steps 2", shape, out) == 0 &&
+        command("train %s --seq-len 24 --grow interp --init-from %s --out %s --steps 3", shape, other, out) ==
+            0;
+    check(named && began == 0 && refused == 2 && stays,
+        "told: a run that goes on cannot begin with another model, and keeps the one it began with",
+        "%d of 2 refused, kept: %d", refused, stays);
+}
+
 static void test_told(void) {
     gpt2_sp_options o = tiny_run("told");
     char shard[512], numbers[512];
@@ -1959,6 +1989,7 @@ static void test_told(void) {
     told_blocks();
     told_memory();
     told_rates(shard);
+    told_goes_on(shard);
     told_watch();
     told_logs();
     told_sparse_log();

@@ -27,7 +27,7 @@ make_tiny() {
             > "$work/log" 2>&1 && "$program" export --from "$work/r" --out "$tiny" > "$work/log" 2>&1
 }
 recipe() {   # recipe OUT, with the environment of the caller
-    PROGRAM=$program CONTEXTS="128 256" STEPS=4 BATCH=1024 LR=1e-2 timeout 200 sh scripts/finetune_long.sh "$work/texts" "$1" > "$work/log" 2>&1
+    PROGRAM=$program CONTEXTS="${CONTEXTS:-128 256}" STEPS=4 BATCH=1024 LR=1e-2 timeout 200 sh scripts/finetune_long.sh "$work/texts" "$1" > "$work/log" 2>&1
 }
 says() { grep -q -- "$1" "$work/log" || { tail -n 3 "$work/log"; return 1; }; }
 table() {   # four rows over the same tokens, and a loss that has fallen
@@ -67,7 +67,22 @@ check "a stage that is stopped is not gone on from" stopped
 check "a stage that is stopped is told as that" says 'the stage of 128 was stopped'
 MODEL=$work/nowhere
 check "a model that is not there is refused" recipe_fails "$work/none"
-check "it is told what would be one" says 'expected one, or gpt2, gpt2-medium'
+check "it is told what would be one" says 'expected a folder, a run, a .bin of llm.c, or gpt2, gpt2-medium'
+
+# ----- models that are no folder of Transformers ------------------------------------------------------
+
+short() { CONTEXTS=256 recipe "$@"; }
+MODEL=$work/out/run-128:best
+check "the best checkpoint of a run is gone on from" short "$work/best"
+check "a model file of llm.c is made" "$program" export --from "$work/out/run-128" --out "$work/tiny.bin" --format llmc
+MODEL=$work/tiny.bin
+check "a model file of llm.c without a tokenizer is refused" recipe_fails "$work/none"
+check "it is told what it lacks" says 'carries no tokenizer: give TOKENIZER=PATH'
+TOKENIZER=$tiny
+export TOKENIZER
+check "a model file of llm.c and a tokenizer go in" short "$work/llmc"
+check "the result continues a text" "$program" sample --from "$work/llmc/gpt2" --prompt "The " --length 8 --threads 1
+unset TOKENIZER
 
 # ----- downloads ------------------------------------------------------------------------------------
 

@@ -106,18 +106,22 @@ static void test_prepare_html_files(void) {
     test_data_write(test_data_path("pages/a.htm"), "<p>good</p>", 11);
     test_data_write(test_data_path("pages/b.html"), "ab<meta charset=big5>c", 22);
     test_data_write(test_data_path("pages/c.html"), "<p>a\0b", 6);
+    test_data_write(test_data_path("pages/d.txt"), "a\0b", 3);
     r = test_data_reading(&t);
     r.skip = test_data_left_out;
     int rc = text_documents(&r, test_data_path("pages"));
     ok += rc == 0 && r.documents == 1 &&
-        strstr(t.out, "a.htm:1=good\n|pages/b.html: its charset |pages/c.html: its content ") != NULL;
+        strstr(t.out,
+            "a.htm:1=good\n|pages/b.html: its charset |pages/c.html: its content |pages/d.txt: its "
+            "content ") != NULL;
     rc = test_data_text(test_data_path("pages/b.html"), &t);
     ok += test_data_refused(rc, "its charset is \"big5\", expected utf-8", "b.html");
     ok += test_data_refused(test_data_text(test_data_path("pages/c.html"), &t), "byte 4 is NUL", "c.html");
-    if (ok != 6) printf("  %s\n  %s\n", t.out, test_data_err);
+    ok += test_data_refused(test_data_text(test_data_path("pages/d.txt"), &t), "byte 1 is NUL", "d.txt");
+    if (ok != 7) printf("  %s\n  %s\n", t.out, test_data_err);
     free(text);
-    check(ok == 6, "text: pages are read, also packed and long; what is none is left out or refused",
-        "%d of 6", ok);
+    check(ok == 7, "text: pages are read, also packed and long; what is none is left out or refused",
+        "%d of 7", ok);
 }
 
 // ================================================================================

@@ -3,7 +3,8 @@
 #
 #     sh scripts/finetune_long.sh TEXTS [OUT]             .txt, .jsonl, .html and more, files or folders; OUT: runs/long
 #     MODEL=gpt2-medium sh scripts/finetune_long.sh books/    gpt2, gpt2-medium, gpt2-large, gpt2-xl: downloaded into OUT
-#     MODEL=/path/to/gpt2 sh scripts/finetune_long.sh books/  a folder of Transformers, a run of this program: no network needed
+#     MODEL=/path/to/gpt2 sh scripts/finetune_long.sh books/  a folder of Transformers, a run of this program (RUN:best too) or a model
+#                                                             file of llm.c, with TOKENIZER=PATH beside it: no network needed
 #
 # Contexts grow in stages, CONTEXTS="4096 8192 32768": each starts from the stage before, as far as the memory allows and the
 # texts reach. STEPS (60) optimizer steps a stage, of BATCH (131072) tokens each; LR (1e-4) is the first stage's peak learning
@@ -18,7 +19,7 @@
 set -eu
 cd_from=$(pwd)
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 1; }
+[ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 1; }
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$cd_from/$1" ;; esac; }
 texts=$(absolute "$1") out=$(absolute "${2:-runs/long}") model=${MODEL:-gpt2}
 contexts=${CONTEXTS:-4096 8192 32768} steps=${STEPS:-60} batch=${BATCH:-131072} lr=${LR:-1e-4}
@@ -40,9 +41,9 @@ fi
 mkdir -p "$out"
 
 # What OUT was begun with: other inputs need another OUT.
-inputs="model $model, texts $texts, held out ${HELD:-${VAL:-0.1}}"
-[ -e "$out/inputs" ] || echo "$inputs" > "$out/inputs"
-[ "$(cat "$out/inputs")" = "$inputs" ] || stop "$out was begun with $(cat "$out/inputs"), and now there is $inputs: take another OUT"
+inputs="model $model,${TOKENIZER:+ tokenizer $TOKENIZER,} texts $texts, held out ${HELD:-${VAL:-0.1}}"
+[ ! -e "$out/inputs" ] || [ "$(cat "$out/inputs")" = "$inputs" ] ||
+    stop "$out was begun with $(cat "$out/inputs"), and now there is $inputs: take another OUT"
 
 # ----- the model: a folder, or one that is downloaded -----------------------------------------------
 
@@ -84,14 +85,18 @@ gpt2 | gpt2-medium | gpt2-large | gpt2-xl)
         model=$out/model
     fi ;;
 *) model=$(absolute "$model")
-    [ -d "$model" ] || stop "MODEL=$model: no such folder; expected one, or gpt2, gpt2-medium, gpt2-large, gpt2-xl" ;;
+    [ -e "$model" ] || [ -d "${model%:best}" ] ||
+        stop "MODEL=$model is not there; expected a folder, a run, a .bin of llm.c, or gpt2, gpt2-medium, gpt2-large, gpt2-xl" ;;
 esac
 
 # ----- texts into tokens, a tenth of the documents held out ------------------------------------------
 
-tokenizer=$model
-[ -f "$model/tokenizer.json" ] || [ -f "$model/vocab.json" ] || tokenizer=$(ls -d "$model"/step_* 2> /dev/null | tail -n 1)
-[ "$tokenizer" ] || stop "$model has no tokenizer.json, and no vocab.json with merges.txt"
+if [ "${TOKENIZER:-}" ]; then tokenizer=$(absolute "$TOKENIZER")
+elif [ -d "$model" ]; then tokenizer=$model
+else tokenizer=${model%:best}
+fi
+[ -d "$tokenizer" ] || [ "${TOKENIZER:-}" ] || stop "$model carries no tokenizer: give TOKENIZER=PATH, as prepare's --tokenizer"
+echo "$inputs" > "$out/inputs"
 data=$out/data.tok val=$out/data.val.tok
 if [ ! -s "$data" ] || [ ! -s "$val" ]; then
     say "turning the texts into tokens"
@@ -126,8 +131,8 @@ measure() {
         printf "%-12s %9d %10.4f %12.3f %15.4f %12d\n", name, context, loss, exp(loss), bits, tokens }'
 }
 measured=${MEASURE:-262144}
-own=$(sed -n 's/.*"n_positions": *\([0-9]*\).*/\1/p' "$tokenizer/config.json")
-[ "$own" ] || stop "$tokenizer/config.json names no n_positions"
+own=$($program plan --init-from "$model" --gflops 1 --link-gbs 1 --copy-gbs 1 --json | number seq_len)
+[ "$own" ] || stop "$model cannot be read"
 say "before"
 measure before "$model" "$own"
 
