@@ -10923,8 +10923,8 @@ static int prepare_shard(Preparation* p, tok_writer* w, const gpt2_sp_options* o
     return tok_writer_tokenizer(w, file, size, e->text, sizeof e->text);
 }
 
-// 1 where --tokenizer names a run: the newest whole checkpoint, which has the tokenizer's files, is in `path`;
-// 0 where it names a tokenizer.
+// 1 where --tokenizer names a run: its newest whole checkpoint, which has the tokenizer's files, is in
+// `path`; 0 where it names a tokenizer.
 static int tokenizer_run(const char* name, char path[PATH_SIZE], Error* e) {
     struct stat info;
     if (stat(name, &info) != 0 || !S_ISDIR(info.st_mode) || folder_has(name, "tokenizer.json") ||
