@@ -6015,6 +6015,7 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 enum { POSITION_BUCKETS = 26 };
 typedef struct {
     double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
+    double bytes;   // of the text that these tokens stand for; 0 where the model's tokenizer is not known
 } Evaluation;
 
 // What a run's validations have found. Checkpoints carry it; it counts as long as the validation data and
@@ -7646,12 +7647,19 @@ static int position_bucket(int64_t position) {
     return bucket;
 }
 
+// Bytes of the text that a token stands for. The end of a document is no text.
+static double token_bytes(const gpt2_sp* g, int32_t token) {
+    size_t n = 0;
+    int text = g->tokenizer.token && token != g->eot && bpe_bytes(&g->tokenizer, (uint32_t)token, &n);
+    return text ? (double)n : 0;
+}
+
 // A job: one forward pass over the evaluation's batch. The sums over all ranks are added to its Evaluation.
 static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
     Evaluation* out = (Evaluation*)argument;
-    (void)g;
     const Shape* s = &r->mesh->shape;
-    double sums[2 + 2 * POSITION_BUCKETS] = {0};
+    enum { SUMS = 3 + 2 * POSITION_BUCKETS };
+    double sums[SUMS] = {0}, *loss = sums + 3, *count = loss + POSITION_BUCKETS;
     r->learn = 0, r->loss_sum = 0;
     r->batch = &r->batches[2];
     if (r->mesh->device->pass(r, 0) != 0) return -1;
@@ -7663,14 +7671,15 @@ static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
                 if (r->mesh->doc_mask) position -= r->batch->doc_start[b * s->T + position];
                 int bucket = position_bucket(position);
                 sums[0] += (double)r->token_loss[t], sums[1] += 1;
-                sums[2 + bucket] += (double)r->token_loss[t], sums[2 + POSITION_BUCKETS + bucket] += 1;
+                sums[2] += token_bytes(g, r->batch->labels[t]);
+                loss[bucket] += (double)r->token_loss[t], count[bucket] += 1;
             }
-    if (r->transport.all_reduce(&r->transport, &r->all, sums, 2 + 2 * POSITION_BUCKETS, &r->error) != 0)
-        return -1;
+    if (r->transport.all_reduce(&r->transport, &r->all, sums, SUMS, &r->error) != 0) return -1;
     if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
     out->loss += sums[0], out->count += sums[1];
+    out->bytes += sums[2];
     for (int i = 0; i < POSITION_BUCKETS; i++)
-        out->bucket_loss[i] += sums[2 + i], out->bucket_count[i] += sums[2 + POSITION_BUCKETS + i];
+        out->bucket_loss[i] += loss[i], out->bucket_count[i] += count[i];
     return 0;
 }
 
@@ -10597,19 +10606,20 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
             BYTE_VOCAB, (long long)g->mesh.shape.V);
     if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
     for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
-    double loss = evaluation.loss / fmax(1, evaluation.count),
-           bytes_per_token =
-               o->data[0] && status == 0 ? (double)g->val_data.text_bytes / (double)g->val_data.tokens : 0;
+    double loss = evaluation.loss / fmax(1, evaluation.count), bytes = evaluation.bytes;
+    if (bytes == 0 && o->data[0] && status == 0 &&
+        !dataset_masked(&g->val_data))   // then as many as on average
+        bytes = evaluation.count * (double)g->val_data.text_bytes / (double)g->val_data.tokens;
     if (status == 0 && o->json) printf("{\"from\": "), json_write_string(stdout, o->from);
     if (status == 0 && o->data[0]) {
         char number[40];
         json_number(number, sizeof number, loss);
         if (o->json) printf(", \"loss\": %s, \"tokens\": %.0f", number, evaluation.count);
         else printf("loss %.4f over %.0f tokens", loss, evaluation.count);
-        double bits = loss / 0.6931471805599453 / bytes_per_token;
+        double bits = evaluation.loss / 0.6931471805599453 / bytes;
         json_number(number, sizeof number, bits);
-        if (bytes_per_token > 0 && o->json) printf(", \"bits_per_byte\": %s", number);
-        else if (bytes_per_token > 0) printf(", %.4f bits per byte", bits);
+        if (bytes > 0 && o->json) printf(", \"bits_per_byte\": %s", number);
+        else if (bytes > 0) printf(", %.4f bits per byte", bits);
         if (!o->json) printf("\nloss by position\n");
         buckets_print(
             (int)o->json, "loss_by_position", "tokens", evaluation.bucket_loss, evaluation.bucket_count);
