@@ -1979,6 +1979,74 @@ static void told_goes_on(const char* shard) {
         "%d of 2 refused, kept: %d", refused, stays);
 }
 
+// --- writes that a signal breaks off ---
+
+static int told_pipe[2];
+static pthread_t told_writer;
+static volatile size_t told_taken;              // bytes that came out of the pipe
+static volatile sig_atomic_t told_wrong;        // one of them was not the next
+static volatile sig_atomic_t told_is_written;   // nobody need break off anything any more
+
+// Takes out what is in the pipe: byte i is i % 251.
+static void told_drain(int number) {
+    unsigned char bytes[512];
+    int before = errno;
+    (void)number;
+    for (ssize_t n; (n = read(told_pipe[0], bytes, sizeof bytes)) > 0;)
+        for (ssize_t i = 0; i < n; i++, told_taken++) told_wrong |= bytes[i] != told_taken % 251;
+    errno = before;
+}
+
+// Breaks the writer's write off, now and again.
+static void* told_break(void* unused) {
+    while (!told_is_written) {
+        usleep(2000);
+        pthread_kill(told_writer, SIGUSR2);
+    }
+    return unused;
+}
+
+// A file that is a pipe, full at first: no write can take all, and a signal ends each.
+static void told_writes(void) {
+    enum { FULL = 4096, BYTES = 50000 };
+    struct sigaction action, before;
+    unsigned char* bytes = (unsigned char*)malloc(FULL + BYTES);
+    OutFile* f = (OutFile*)calloc(1, sizeof *f);
+    Error e = {{0}};
+    pthread_t breaker;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = told_drain;   // without SA_RESTART
+    told_writer = pthread_self(), told_taken = 0;
+    told_wrong = told_is_written = 0;
+    for (size_t i = 0; i < FULL + BYTES; i++) bytes[i] = (unsigned char)(i % 251);
+    int status = pipe2(told_pipe, O_CLOEXEC);
+    if (status == 0) status = fcntl(told_pipe[1], F_SETPIPE_SZ, FULL) == FULL ? 0 : -1;
+    if (status == 0) status = fcntl(told_pipe[0], F_SETFL, O_NONBLOCK);
+    if (status == 0) status = write(told_pipe[1], bytes, FULL) == FULL ? 0 : -1;
+    sigaction(SIGUSR2, &action, &before);
+    if (status == 0) status = pthread_create(&breaker, NULL, told_break, NULL);
+    f->fd = told_pipe[1];
+    if (status == 0) {
+        status = file_write(f, bytes + FULL, BYTES, &e) != 0 || file_flush(f, &e) != 0 ? -1 : 0;
+        told_is_written = 1;
+        pthread_join(breaker, NULL);
+    }
+    sigaction(SIGUSR2, &before, NULL);
+    told_drain(0);
+    check(status == 0 && told_taken == FULL + BYTES && !told_wrong,
+        "told: a write that a signal breaks off goes on where it was", "%zu of %d bytes %s",
+        (size_t)told_taken, FULL + BYTES, e.text);
+    close(told_pipe[0]), close(told_pipe[1]);
+    free(bytes);
+    free(f);
+    char path[512];
+    snprintf(path, sizeof path, "%s", scratch("told.file"));
+    FILE* file = fopen(path, "w");
+    if (file) fclose(file);
+    check(folder_make(path, &e) == -1 && strstr(e.text, "is not a folder"), "told: a file is no folder",
+        "%.60s", e.text);
+}
+
 static void test_told(void) {
     gpt2_sp_options o = tiny_run("told");
     char shard[512], numbers[512];
@@ -2005,4 +2073,5 @@ static void test_told(void) {
     told_watch();
     told_logs();
     told_sparse_log();
+    told_writes();
 }

@@ -327,9 +327,14 @@ static void drafting_greedy(void) {
         (long long)drafted[2], (long long)accepted[3], (long long)drafted[3]);
     gpt2_sp* odd = drafting_trainer("layers=1 heads=1 channels=16 seq-len=40", 62, 1);
     const int32_t prompt[1] = {3};
+    if (g && odd) odd->eot = g->eot;
     gpt2_sp_generator* x = g && odd ? gpt2_sp_generator_open(g, odd, prompt, 1, 1) : NULL;
     check(g && !x && strstr(gpt2_sp_error(g), "has 62 tokens") && strstr(gpt2_sp_error(g), "61"),
         "drafting: a draft of another vocabulary is refused", "%s", g ? gpt2_sp_error(g) : "");
+    if (drafts[1]) drafts[1]->eot++;
+    x = g && drafts[1] ? gpt2_sp_generator_open(g, drafts[1], prompt, 1, 1) : NULL;
+    check(g && !x && strstr(gpt2_sp_error(g), "ends documents with token"),
+        "drafting: a draft of another end token is refused", "%s", g ? gpt2_sp_error(g) : "");
     for (int i = 0; i < 4; i++) gpt2_sp_destroy(drafts[i]);
     gpt2_sp_destroy(odd);
 }
