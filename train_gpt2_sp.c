@@ -128,7 +128,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
         "passes whose gradients are summed into one step") \
-    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN | EVAL, "data-parallel replicas") \
+    INT(dp, "dp", 1, 1, 256, TRAIN | PLAN | EVAL | SAMPLE, \
+        "data-parallel replicas; sample: that draw --count continuations side by side") \
     INT(sp, "sp", 0, 0, 256, TRAIN | PLAN | SCHEDULE | EVAL | SAMPLE, \
         "ranks that share one sequence (P); 0: every GPU there is (CPU program: one a process), divided " \
         "by --dp; schedule: 4; sample: 1") \
@@ -7901,7 +7902,8 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
         if (processes_agree(&g->host, status, NULL, &g->error) != 0) return -1;   // all collect, or none
         if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
     }
-    uint64_t size = (uint64_t)decoder_part(d, NULL) * sizeof(real), machine = machine_bytes(&g->mesh);
+    uint64_t size = (uint64_t)decoder_part(d, NULL) * sizeof(real),
+             machine = machine_bytes(&g->mesh) / (uint64_t)g->mesh.local_processes;
     uint64_t held = mesh_bytes(&g->mesh, &g->layout), room = machine > held ? machine - held : 0;
     uint64_t token = (uint64_t)(g->mesh.shape.L * 2 * g->mesh.shape.C) * sizeof(real);
     if (size > room / (uint64_t)d->ranks)
@@ -9772,9 +9774,18 @@ static int trainer_load_option(gpt2_sp* g, const char* option) {
     return ranks_run(g, g->device->load, &model);
 }
 static int trainer_load(gpt2_sp* g) { return trainer_load_option(g, "from"); }
+
+// The same of one of several replicas that share a machine and do not speak with each other: of its options
+// rank and world say which of how many.
+static int replica_load_option(gpt2_sp* g, const char* option) {
+    if (world_open(&g->world, 1e3 * g->options.timeout, &g->error) != 0) return -1;
+    g->world.local_process = (int)g->options.rank, g->world.local_processes = (int)g->options.world;
+    return trainer_load_option(g, option);
+}
+static int trainer_load_replica(gpt2_sp* g) { return replica_load_option(g, "from"); }
 static int trainer_load_draft(gpt2_sp* g) {
     memcpy(g->options.from, g->options.draft, sizeof g->options.from);
-    return trainer_load_option(g, "draft");
+    return replica_load_option(g, "draft");
 }
 
 static const char* stop_note = "";   // what on_signal says
@@ -10747,6 +10758,7 @@ static int prompt_read(const gpt2_sp* g, Prompt* p, Error* e) {
 // Where a text goes that is printed token by token.
 typedef struct {
     const gpt2_sp* g;
+    FILE* out;
     int text;   // as the text that the tokens stand for, in whole characters; else as numbers
     int64_t printed;
     const Prompt* prompt;   // that is printed before the first token; NULL: it has been
@@ -10760,37 +10772,38 @@ typedef struct {
 // Prints bytes of a text, but those that may be the beginning of --stop, until the text has come to it.
 static void text_print(TokenPrinter* p, const unsigned char* bytes, size_t n) {
     const size_t length = p->stop ? strlen(p->stop) : 0;
-    if (length == 0) fwrite(bytes, 1, n, stdout);
+    if (length == 0) fwrite(bytes, 1, n, p->out);
     for (size_t i = 0; length > 0 && i < n && !p->stopped; i++) {
         // the end of the text that is a beginning of --stop becomes shorter until the byte goes on with it
         while (p->held > 0 && (unsigned char)p->stop[p->held] != bytes[i]) {
             size_t shorter = p->held - 1;
             while (shorter > 0 && memcmp(p->stop, p->stop + p->held - shorter, shorter) != 0) shorter--;
-            fwrite(p->stop, 1, p->held - shorter, stdout);
+            fwrite(p->stop, 1, p->held - shorter, p->out);
             p->held = shorter;
         }
         if ((unsigned char)p->stop[p->held] == bytes[i]) p->held++;
-        else putchar(bytes[i]);
+        else putc(bytes[i], p->out);
         p->stopped = p->held == length;
     }
 }
 
-// Prints a token to stdout at once. The end of a document has no text.
+// Prints a token at once. The end of a document has no text.
 static void token_print(TokenPrinter* p, int32_t token) {
     unsigned char out[BPE_MAX_TOKEN + 4];
-    if (!p->text) printf(p->printed++ ? ",%d" : "%d", token);
+    if (!p->text) fprintf(p->out, p->printed++ ? ",%d" : "%d", token);
     else if (token != p->g->eot) {
         long n = bpe_decode(&p->g->tokenizer, &p->decoder, (uint32_t)token, out);
         if (n > 0) text_print(p, out, (size_t)n);
     }
-    fflush(stdout);
+    fflush(p->out);
 }
 // Prints what comes before the first token of a text, once.
 static void token_print_begin(TokenPrinter* p) {
     const Prompt* prompt = p->prompt;
     p->prompt = NULL;
     if (!prompt || !p->text) return;
-    if (p->number > 0) printf("--- %lld of %lld\n", (long long)p->number, (long long)p->g->options.count);
+    if (p->number > 0)
+        fprintf(p->out, "--- %lld of %lld\n", (long long)p->number, (long long)p->g->options.count);
     for (int64_t i = 0; i < prompt->count; i++) token_print(p, prompt->tokens[i]);
     p->stop = p->g->options.stop;
 }
@@ -10809,34 +10822,119 @@ static void token_print_end(TokenPrinter* p) {
     token_print_begin(p);
     long n = p->text ? bpe_decode_end(&p->decoder, out) : 0;
     text_print(p, out, (size_t)n);
-    if (!p->stopped && p->held > 0) fwrite(p->stop, 1, p->held, stdout);
-    printf("\n");
-    fflush(stdout);
+    if (!p->stopped && p->held > 0) fwrite(p->stop, 1, p->held, p->out);
+    putc('\n', p->out);
+    fflush(p->out);
 }
 
-// Draws and prints --count continuations of up to `length` tokens; *ended: how many the model ended,
-// *stopped: how many --stop. Several texts are told apart by a line before each. draft: --draft's model, or
-// NULL.
-static int sample_continue(gpt2_sp* g, gpt2_sp* draft, const Prompt* prompt, int64_t length,
-    gpt2_sp_generated* stats, int64_t* ended, int64_t* stopped) {
-    const int64_t count = g->options.count;
+// Whose turn it is to print, of replicas that draw side by side.
+typedef struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    int64_t next;   // the continuation that is printed next
+    int failed;     // a replica cannot go on: no more is printed
+} Turns;
+
+// One of --dp's replicas: a model, its draft if there is one, and what they have drawn. It draws every dp-th
+// continuation, from `number` on.
+typedef struct {
+    gpt2_sp *g, *draft;
+    int64_t number, dp;
+    const Prompt* prompt;
+    int64_t length;   // of a continuation, at most
+    Turns* turns;
+    gpt2_sp_generated stats;
+    int64_t ended, stopped;   // continuations that the model ended, or --stop
+    int status;
+    pthread_t thread;
+} Replica;
+
+// Waits until all continuations before this one are printed, and prints it. -1 where that will not be.
+static int turn_print(Turns* turns, int64_t continuation, const char* text, size_t size) {
+    pthread_mutex_lock(&turns->mutex);
+    while (turns->next != continuation && !turns->failed) pthread_cond_wait(&turns->changed, &turns->mutex);
+    int failed = turns->failed;
+    if (!failed) fwrite(text, 1, size, stdout), fflush(stdout), turns->next++;
+    pthread_cond_broadcast(&turns->changed);
+    pthread_mutex_unlock(&turns->mutex);
+    return failed ? -1 : 0;
+}
+
+// Draws one continuation and prints it: token by token, or of several replicas when it is its turn. Several
+// texts are told apart by a line before each.
+static int replica_continue(
+    Replica* x, gpt2_sp_generator* generator, int32_t* tokens, gpt2_sp_sampling* how) {
+    gpt2_sp* g = x->g;
+    char* text = NULL;
+    size_t size = 0;
+    const int64_t number = (int64_t)how->continuation;
+    FILE* out = x->dp > 1 ? open_memstream(&text, &size) : stdout;
+    if (!out) return fail(&g->error, "out of memory");
+    TokenPrinter printer = {
+        g, out, x->prompt->text, 0, x->prompt, g->options.count > 1 ? number + 1 : 0, {{0}, 0}, NULL, 0, 0};
+    how->token = token_drawn_print, how->user = &printer;
+    int64_t made = gpt2_sp_generator_run(generator, tokens, x->length, how);
+    int status = made < 0 ? -1 : 0;
+    if (status == 0) token_print_end(&printer);
+    if (out != stdout && fclose(out) != 0 && status == 0) status = fail(&g->error, "out of memory");
+    if (out != stdout && status == 0) status = turn_print(x->turns, number, text, size);
+    free(text);
+    x->stopped += printer.stopped, x->ended += status == 0 && !printer.stopped && made < x->length;
+    return status;
+}
+
+// The thread of a replica: draws and prints its continuations of the prompt.
+static void* replica_run(void* argument) {
+    Replica* x = (Replica*)argument;
+    gpt2_sp* g = x->g;
     gpt2_sp_sampling how = sampling_of(&g->options);
-    gpt2_sp_generator* generator = gpt2_sp_generator_open(g, draft, prompt->tokens, prompt->count, length);
-    int32_t* tokens = (int32_t*)malloc((size_t)max_i64(length, 1) * sizeof *tokens);
-    int status = generator && tokens ? 0 : -1;
+    gpt2_sp_generator* generator =
+        gpt2_sp_generator_open(g, x->draft, x->prompt->tokens, x->prompt->count, x->length);
+    int32_t* tokens = (int32_t*)malloc((size_t)max_i64(x->length, 1) * sizeof *tokens);
+    x->status = generator && tokens ? 0 : -1;
     if (generator && !tokens) fail(&g->error, "out of memory");
-    for (; status == 0 && how.continuation < (uint64_t)count; how.continuation++) {
-        TokenPrinter printer = {
-            g, prompt->text, 0, prompt, count > 1 ? (int64_t)how.continuation + 1 : 0, {{0}, 0}, NULL, 0, 0};
-        how.token = token_drawn_print, how.user = &printer;
-        int64_t made = gpt2_sp_generator_run(generator, tokens, length, &how);
-        if (made < 0) status = -1;
-        else token_print_end(&printer);
-        *stopped += printer.stopped, *ended += !printer.stopped && made < length;
+    for (int64_t i = x->number; x->status == 0 && i < g->options.count; i += x->dp) {
+        how.continuation = (uint64_t)i;
+        x->status = replica_continue(x, generator, tokens, &how);
     }
-    if (generator) gpt2_sp_generator_stats(generator, stats);
+    if (generator) gpt2_sp_generator_stats(generator, &x->stats);
     gpt2_sp_generator_close(generator);
     free(tokens);
+    if (x->status == 0) return NULL;
+    pthread_mutex_lock(&x->turns->mutex);
+    x->turns->failed = 1;
+    pthread_cond_broadcast(&x->turns->changed);
+    pthread_mutex_unlock(&x->turns->mutex);
+    return NULL;
+}
+
+// Has all replicas draw: one here, several on threads of their own. The first then has the sums of all, and
+// the longest times; the line of one that failed is in e.
+static int replicas_run(Replica* all, int64_t count, Error* e) {
+    Turns turns = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+    int64_t started = 0;
+    for (int64_t i = 0; i < count; i++) all[i].turns = &turns;
+    if (count == 1) replica_run(&all[0]);
+    for (; count > 1 && started < count; started++)
+        if (pthread_create(&all[started].thread, NULL, replica_run, &all[started]) != 0) break;
+    int status = count == 1 || started == count ? 0 : fail(e, "no thread for a replica");
+    if (status != 0) {
+        pthread_mutex_lock(&turns.mutex);
+        turns.failed = 1;
+        pthread_cond_broadcast(&turns.changed);
+        pthread_mutex_unlock(&turns.mutex);
+    }
+    for (int64_t i = 0; i < started; i++) pthread_join(all[i].thread, NULL);
+    gpt2_sp_generated* sum = &all[0].stats;
+    for (int64_t i = 0; i < count; i++) {
+        if (all[i].status != 0 && status == 0 && all[i].g->error.text[0]) *e = all[i].g->error, status = -1;
+        if (i == 0) continue;
+        sum->tokens += all[i].stats.tokens, sum->passes += all[i].stats.passes;
+        sum->drafted += all[i].stats.drafted, sum->accepted += all[i].stats.accepted;
+        sum->ms = fmax(sum->ms, all[i].stats.ms),
+        sum->prompt_ms = fmax(sum->prompt_ms, all[i].stats.prompt_ms);
+        all[0].ended += all[i].ended, all[0].stopped += all[i].stopped;
+    }
     return status;
 }
 
@@ -10869,38 +10967,59 @@ static void sample_report(
         fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)g->mesh.shape.T);
 }
 
-// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context. A draft
-// is small, so one rank reads for it.
+// Reads the prompt for the first replica's model, and says how many tokens a continuation has at most.
+static int sample_prompt(const gpt2_sp* g, Prompt* prompt, int64_t* length, Error* e) {
+    const gpt2_sp_options* o = &g->options;
+    const int64_t T = g->mesh.shape.T;
+    if (prompt_read(g, prompt, e) != 0) return -1;
+    *length = min_i64(o->length, T - prompt->count);
+    if (o->stop[0] && !prompt->text)
+        return fail(e, "--stop is text, and token numbers are printed: give a text as the prompt");
+    if (prompt->count < T) return 0;
+    const char* option = o->prompt_tokens[0] ? "-tokens" : o->prompt_file[0] ? "-file" : "";
+    return fail(e, "--prompt%s has %s%lld tokens, the context holds %lld", option,
+        o->prompt_file[0] ? "at least " : "", (long long)prompt->count, (long long)T);
+}
+
+// Loads the models of all replicas. Each has its share of the machine, as one of `dp` processes would. A
+// draft is small, so one rank reads for it.
+static int replicas_load(Replica* all, const gpt2_sp_options* o, Error* e) {
+    gpt2_sp_options* one = (gpt2_sp_options*)malloc(sizeof *one);
+    int status = one ? 0 : fail(e, "out of memory");
+    for (int64_t i = 0; status == 0 && i < o->dp; i++) {
+        *one = *o;
+        one->dp = 1, one->rank = i;
+        one->world = o->dp;
+        all[i].number = i, all[i].dp = o->dp;
+        all[i].g = trainer_make(one, trainer_load_replica, e);
+        one->sp = 1;
+        if (all[i].g && o->draft[0]) all[i].draft = trainer_make(one, trainer_load_draft, e);
+        if (!all[i].g || (o->draft[0] && !all[i].draft)) status = -1;
+    }
+    free(one);
+    return status;
+}
+
+// Continues a prompt: the text to stdout, the time to stderr. As many tokens as fit in the context.
 static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    o->sp = max_i64(1, o->sp);
-    gpt2_sp_options of_draft = *o;
-    of_draft.sp = 1;
-    gpt2_sp* g = trainer_make(o, trainer_load, e);
-    if (!g) return -1;
-    int64_t T = g->mesh.shape.T, ended = 0, stopped = 0;
-    gpt2_sp_generated stats;
     Prompt prompt;
-    memset(&stats, 0, sizeof stats);
-    int status = prompt_read(g, &prompt, &g->error);
-    int64_t length = min_i64(o->length, T - prompt.count);
-    if (status == 0 && o->stop[0] && !prompt.text)
-        status = fail(&g->error, "--stop is text, and token numbers are printed: give a text as the prompt");
-    if (status == 0 && prompt.count >= T)
-        status = fail(&g->error, "--prompt%s has %s%lld tokens, the context holds %lld",
-            o->prompt_tokens[0]     ? "-tokens"
-                : o->prompt_file[0] ? "-file"
-                                    : "",
-            o->prompt_file[0] ? "at least " : "", (long long)prompt.count, (long long)T);
-    gpt2_sp* draft =
-        status == 0 && o->draft[0] ? trainer_make(&of_draft, trainer_load_draft, &g->error) : NULL;
-    if (o->draft[0] && !draft) status = -1;
-    if (status == 0) status = sample_continue(g, draft, &prompt, length, &stats, &ended, &stopped);
-    if (status == 0) sample_report(g, &stats, length, ended, stopped);
-    else *e = g->error;
+    int64_t length = 0;
+    o->sp = max_i64(1, o->sp);
+    if (o->dp > o->count)
+        return fail(e, "--dp %lld replicas: --count %lld has work for %lld of them", (long long)o->dp,
+            (long long)o->count, (long long)o->count);
+    Replica* all = (Replica*)calloc((size_t)o->dp, sizeof *all);
+    if (!all) return fail(e, "out of memory");
+    memset(&prompt, 0, sizeof prompt);
+    int status = replicas_load(all, o, e);
+    if (status == 0) status = sample_prompt(all[0].g, &prompt, &length, e);
+    for (int64_t i = 0; i < o->dp; i++) all[i].prompt = &prompt, all[i].length = length;
+    if (status == 0) status = replicas_run(all, o->dp, e);
+    if (status == 0) sample_report(all[0].g, &all[0].stats, length, all[0].ended, all[0].stopped);
+    for (int64_t i = 0; i < o->dp; i++) gpt2_sp_destroy(all[i].draft), gpt2_sp_destroy(all[i].g);
     free(prompt.tokens);
-    gpt2_sp_destroy(draft);
-    gpt2_sp_destroy(g);
+    free(all);
     return status;
 }
 

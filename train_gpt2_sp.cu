@@ -7618,7 +7618,8 @@ static int gpu_decoder_room(const GpuDecoder* c, gpt2_sp* g, int64_t capacity, i
     size_t room = 0, total = 0;
     if (c->share.index > 0) return 0;
     if (cudaMemGetInfo(&room, &total) != cudaSuccess) return 0;
-    if (c->share.ranks > 1) room = (size_t)(gpu_memory(mesh) / (uint64_t)mesh->local_ranks);
+    if (c->share.ranks > 1)
+        room = (size_t)(gpu_memory(mesh) / (uint64_t)(mesh->local_ranks * mesh->local_processes));
     if (bytes <= room) return 0;
     uint64_t token = (uint64_t)(mesh->shape.L * 3 * mesh->shape.C) * sizeof(bf16);
     return cache_refuse(g, capacity, KEPT_BLOCK, bytes - token * (uint64_t)kept, token, room);

@@ -654,6 +654,18 @@ check "sample --count: the first continuation is what one gives, the others diff
     cat err three
     grep -q "^sample: [0-9]* tokens" err && [ "$(wc -l < three)" = 3 ] && [ "$(sort -u three | wc -l)" = 3 ] &&
         head -n 1 three | cmp - one' "$program"
+check "sample --dp draws and counts the same texts, in their order" sh -c '
+    for how in "--temperature 1" "--temperature 1 --stop e" "--sp 2" "--draft runs/whole" "--draft runs/whole --sp 2"; do
+        "$0" sample --from runs/whole --prompt It --length 20 --count 5 $how > one 2> err || exit 1
+        sed "s/in [0-9.]* s, [0-9]* tok.s//g" err > err_one
+        for dp in 2 5; do
+            "$0" sample --from runs/whole --prompt It --length 20 --count 5 $how --dp $dp 2> err | cmp one - || exit 1
+            sed "s/in [0-9.]* s, [0-9]* tok.s//g" err | diff err_one - || exit 1
+        done
+        cat err_one
+    done' "$program"
+check "sample --dp: more replicas than continuations are refused" \
+    refused '--count 3 has work for 3' sample --from runs/whole --count 3 --dp 4
 check "sample --count tells texts apart" \
     samples '^--- 2 of 2$' --from runs/whole --prompt It --length 5 --count 2
 check "sample --min-p 1 says the likeliest" sh -c '
