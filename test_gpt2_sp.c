@@ -376,21 +376,49 @@ static const char* const PICTURE =
     "     5   q0k0 1/2  q1k1 1/2  q2k2 1/2  q3k3 1/2  q4k4 1/2  q5k5 1/2  q6k6 1/2  q7k7 1/2\n"
     "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads\n";
 
+// Here a rank's keys of two chunks go on with each other where the chunks do, and each message stands at its
+// sender.
+static const char* const MESSAGES =
+    "zigzag, 4 ranks, forward: 4 steps, makespan 2 units, ideal 2 (100.0 %), 6 C received per rank\n"
+    "  step   rank 0  rank 1  rank 2  rank 3\n"
+    "     0   q0k0    q1k1    q2k2    q3k3\n"
+    "         q7k0    q6k1    q5k2    q4k3-4\n"
+    "         q7k7    q6k6    q5k5    kv3>0\n"
+    "         kv0>1   kv1>2   kv2>3\n"
+    "     1   q7k3-4  q1k0    q2k1    q3k2\n"
+    "         kv3>1   q6k0    q5k1    q4k2\n"
+    "                 kv0>2   kv1>3   kv2>0\n"
+    "     2   q7k2    q6k3-4  q2k0    q3k1\n"
+    "         q7k5    kv3>2   q5k0    q4k1\n"
+    "         kv2>1           kv0>3   kv1>0\n"
+    "     3   q7k1    q6k2    q5k3-4  q3k0\n"
+    "         q7k6    q6k5            q4k0\n"
+    "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads\n"
+    "  kvi>r: what is sent in that step, rank i's rows of it, to rank r\n";
+
 static void schedules_drawn(void) {
-    Schedule s;
-    ScheduleCost cost;
-    Error e = {{0}};
-    char* text = NULL;
-    size_t size = 0;
-    FILE* out = open_memstream(&text, &size);
-    if (out && schedule_build(&s, GPT2_SP_DIST, 8, 0, 0, &e) == 0 && schedule_cost(&s, &cost, &e) == 0)
-        (void)schedule_draw(&s, &cost, 0, out, &e);
-    if (out) fclose(out);
-    check(text && strcmp(text, PICTURE) == 0, "schedules: dist is drawn as in the lecture",
-        "dist P=8, %zu characters", size);
-    if (text && strcmp(text, PICTURE) != 0) printf("%s", text);
-    schedule_free(&s);
-    free(text);
+    static const struct {
+        int kind, P, messages;
+        const char *picture, *name;
+    } cases[] = {{GPT2_SP_DIST, 8, 0, PICTURE, "schedules: dist is drawn as in the lecture"},
+        {GPT2_SP_ZIGZAG, 4, 1, MESSAGES, "schedules: zigzag is drawn, with what travels"}};
+    for (int i = 0; i < 2; i++) {
+        Schedule s;
+        ScheduleCost cost;
+        Error e = {{0}};
+        char* text = NULL;
+        size_t size = 0;
+        FILE* out = open_memstream(&text, &size);
+        if (out && schedule_build(&s, cases[i].kind, cases[i].P, 0, 0, &e) == 0 &&
+            schedule_cost(&s, &cost, &e) == 0)
+            (void)schedule_draw(&s, &cost, cases[i].messages, out, &e);
+        if (out) fclose(out);
+        check(text && strcmp(text, cases[i].picture) == 0, cases[i].name, "P=%d, %zu characters", cases[i].P,
+            size);
+        if (text && strcmp(text, cases[i].picture) != 0) printf("%s", text);
+        schedule_free(&s);
+        free(text);
+    }
 }
 
 // Seconds of a table if a unit of work takes `unit`, an element of C on the way `link`, and adding one
@@ -5083,6 +5111,7 @@ static void test_commands(void) {
 #include "dev/test_sampling.h"
 #include "dev/test_tokenized.h"
 #include "dev/test_export.h"
+#include "dev/test_launches.h"
 #endif
 
 static const struct {
@@ -5131,6 +5160,7 @@ static const struct {
     {"import", test_import},
     {"export", test_export},
     {"told", test_told},
+    {"launches", test_launches},
     {"tokenized", test_tokenized},
 #endif
 };

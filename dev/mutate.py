@@ -221,7 +221,7 @@ def run(group, number, seconds):
     command = SHELL.get(group, f"./test_gpt2_sp quick {group}")
     temporary = os.path.join(WORK, "t", f"{number}-{group}")
     os.makedirs(temporary, exist_ok=True)
-    environment = dict(ENVIRONMENT, MUTANT=str(number), TMPDIR=temporary, OMP_WAIT_POLICY="passive")
+    environment = dict(ENVIRONMENT, MUTANT=str(number), TMPDIR=temporary, OMP_WAIT_POLICY="passive", TEST_SECONDS="20")
     start = time.time()
     process = subprocess.Popen(command, cwd=TREE, shell=True, env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=limits)
@@ -297,7 +297,7 @@ def try_fault(fault, whole):
         whole_seconds = whole.of(group)
         if whole_seconds is None:
             continue
-        found, seconds = run(group, fault.number, 10 + 6 * whole_seconds)
+        found, seconds = run(group, fault.number, 10 + 3 * whole_seconds)
         spent += seconds
         if found:
             return group, found, spent

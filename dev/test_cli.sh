@@ -16,7 +16,8 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir" || exit 1
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
-g() { "$program" "$@"; }
+# with TEST_SECONDS a command that takes longer has failed
+g() { ${TEST_SECONDS:+timeout "$TEST_SECONDS"} "$program" "$@"; }
 # a model that takes a millisecond a step
 shape="--layers 2 --heads 2 --channels 32 --seq-len 64 --sp 2 --threads 1"
 tiny="$shape --lr 3e-3"
