@@ -665,6 +665,11 @@ check "sample --dp draws and counts the same texts, in their order" sh -c '
         done
         cat err_one
     done' "$program"
+check "sample does not tell a full context where the text ended before" sh -c '
+    "$0" sample --from runs/whole --prompt It --length 200 --stop " " --temperature 0 2> err > out && cat err &&
+        grep -q "came to --stop" err && ! grep "is full" err' "$program"
+check "an error is one line, whatever the name in it" refused 'no?where' eval --data books.tok --from "no
+where"
 check "sample --dp: more replicas than continuations are refused" \
     refused '--count 3 has work for 3' sample --from runs/whole --count 3 --dp 4
 check "sample --count tells texts apart" \

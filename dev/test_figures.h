@@ -1561,6 +1561,7 @@ static void told_refusals(const char* shard, const char* run, const char* number
         {"eval --from %2$s --data %1$s --seq-len 17", "--seq-len 17: the model's context is 16"},
         {"sample --from %2$s --prompt-tokens 1,257", "257 is no token"},
         {"sample --from %2$s --prompt-tokens 12x", "expected token numbers"},
+        {"sample --from %2$s --prompt-tokens 1+2", "expected token numbers"},
         {"sample --from %3$s --prompt It", "give --prompt-tokens"}};
     int told = 0, count = (int)(sizeof cases / sizeof cases[0]);
     for (int i = 0; i < count; i++) {
@@ -1606,6 +1607,9 @@ static void told_figures(const char* run) {
     check(status == 0 && tokens == 140 && fabs(bits - 140 * loss / log(2) / 120) < 1e-6 * bits,
         "told: bits per byte are of the text that is learnt", "%g tokens, loss %g, %g bits", tokens, loss,
         bits);
+    int begun = command("sample --from %s --prompt= --length 1 --temperature 0 --threads 1", run) == 0;
+    check(begun && !command_said("endoftext"), "told: the end of the document before is not printed", "%.20s",
+        command_out);
     int made = command("sample --from %s --prompt-tokens 1,2 --length 100 --temperature 0 --threads 1", run);
     double limit = 0;
     command("plan --memory-gb 2 --layers 1 --gflops 1 --link-gbs 1 --copy-gbs 1 --json");
@@ -1755,7 +1759,8 @@ static void told_blocks(void) {
     int32_t tokens[64], out[16] = {0};
     memset(&c, 0, sizeof c);
     snprintf(path, sizeof path, "%s", scratch("blocks.tok"));
-    for (int i = 0; i < 64; i++) tokens[i] = (int32_t)dice(97, (uint64_t)i, 256);
+    for (int i = 0; i < 64; i++) tokens[i] = i < 24 ? 100 + i : (int32_t)dice(97, (uint64_t)i, 256);
+    for (int i = 16; i < 20; i++) tokens[i] = i - 16;   // block 1 begins with tokens of a smaller vocabulary
     int status = tok_writer_open(&w, path, TOK_BYTE, 257, 256, 16, error, sizeof error);
     if (status == 0) status = tok_writer_add(&w, tokens, 64, error, sizeof error);
     if (status == 0) status = tok_writer_end_document(&w, 64, error, sizeof error);
@@ -1767,6 +1772,12 @@ static void told_blocks(void) {
     }
     long at = (long)s.block[1].offset + 3;
     int first = tok_read(&s, &c, 0, 16, out, error, sizeof error);
+    s.vocab_size = 100;
+    int beyond = tok_read(&s, &c, 16, 16, out, error, sizeof error);
+    s.vocab_size = 257;
+    first |= tok_read(&s, &c, 0, 16, out, error, sizeof error);
+    check(first == 0 && beyond == -1 && memcmp(out, tokens, sizeof out) == 0,
+        "told: a block that was read in part is read again", "%d, %d", first, beyond);
     file_flip(path, at, 1);
     int damaged = tok_read(&s, &c, 16, 16, out, error, sizeof error);
     memset(out, 0, sizeof out);

@@ -106,6 +106,11 @@ static void launches_ends(void) {
     check(status == 0 && first == 2 && command_count("  val ") == 2 && command_said("step     6/6"),
         "launches: a run that goes on is not validated again before its first step", "%d and %d validations",
         first, command_count("  val "));
+    remove_tree(h.out);
+    status = command("%s --steps 2 --val-every 1 --lr 0", h.line);
+    check(status == 0 && command_said(", after step 1"),
+        "launches: what stands before the first step is not the best", "%.200s",
+        command_out + strlen(command_out) / 2);
     status = command("%s --steps 60 --keep-best 0 --val-every 100 --max-minutes 0.2", h.line);
     check(status == 0 && command_said("step    60/60"), "launches: --max-minutes counts minutes", "status %d",
         status);
