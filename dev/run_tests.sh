@@ -227,6 +227,17 @@ part_mutate() {
     fi
 }
 
+# The tokenizer against tiktoken, tokenizers and Transformers, in a Python of its own under build/. GPT-2's ranks come
+# with the package mlx-whisper, of which nothing else is needed.
+part_tokenizer() {
+    python=$work/python
+    { [ -x $python/bin/pip ] || python3 -m venv $python; } > $work/pip.log 2>&1 &&
+        $python/bin/pip install -q tiktoken tokenizers regex transformers >> $work/pip.log 2>&1 &&
+        $python/bin/pip install -q --no-deps mlx-whisper >> $work/pip.log 2>&1 ||
+        { skip "the tokenizer beside tiktoken" "its packages cannot be installed: $(tail -n 1 $work/pip.log)"; finish; }
+    exec $python/bin/python dev/check_tokenizer.py
+}
+
 # README.md and the files beside it show what the program's commands print.
 part_readme() {
     check "the documents show what their commands print" sh dev/check_readme.sh
@@ -235,7 +246,7 @@ part_readme() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-all='asan mutate tsan gpu standin gcc clang faults asan_cli asan_procs double float finetune cli processes embed fuzz readme'
+all='asan mutate tsan gpu standin gcc clang faults tokenizer asan_cli asan_procs double float finetune cli processes embed fuzz readme'
 parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
