@@ -11106,13 +11106,14 @@ static void prepare_progress(Preparation* p) {
     double now = now_ms();
     if (now - p->told < (p->terminal ? PROGRESS_TERMINAL_MS : PROGRESS_MS)) return;
     double seconds = 1e-3 * (now - p->began), read = 1e-6 * (double)p->reader->consumed;
-    char share[64] = "";
-    if (p->size > 0 && read > 0) {
-        double left = seconds * ((double)p->size / (double)p->reader->consumed - 1);
-        snprintf(share, sizeof share, " of %.0f MB, %.0f s left", 1e-6 * (double)p->size, fmax(left, 0));
-    }
-    fprintf(stderr, "%sprepare: %.0f s: read %.0f MB%s; %.1f MB/s of text%s", p->terminal ? "\r" : "",
-        seconds, read, share, 1e-6 * (double)p->work.given / seconds, p->terminal ? "\033[K" : "\n");
+    char share[96] = "", gone[32], left[32];
+    if (p->size > 0 && read > 0)
+        snprintf(share, sizeof share, " of %.0f MB, %s left", 1e-6 * (double)p->size,
+            human_time(
+                fmax(seconds * ((double)p->size / (double)p->reader->consumed - 1), 0), left, sizeof left));
+    fprintf(stderr, "%sprepare: %s: read %.0f MB%s; %.1f MB/s of text%s", p->terminal ? "\r" : "",
+        human_time(seconds, gone, sizeof gone), read, share, 1e-6 * (double)p->work.given / seconds,
+        p->terminal ? "\033[K" : "\n");
     p->told = now;
 }
 
