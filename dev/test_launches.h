@@ -111,8 +111,8 @@ static void launches_ends(void) {
     check(status == 0 && command_said(", after step 1"),
         "launches: what stands before the first step is not the best", "%.200s",
         command_out + strlen(command_out) / 2);
-    status = command("%s --steps 60 --keep-best 0 --val-every 100 --max-minutes 0.2", h.line);
-    check(status == 0 && command_said("step    60/60"), "launches: --max-minutes counts minutes", "status %d",
+    status = command("%s --steps 400 --keep-best 0 --val-every 1000 --max-minutes 0.05", h.line);
+    check(status == 0 && command_said("step   400/400"), "launches: --max-minutes counts minutes", "status %d",
         status);
     status = command("%s --steps 100000000 --keep-best 0 --val-every 100000000 --max-minutes 0.002", h.line);
     check(status == 0 && command_said("stopped after 0.002 minutes"), "launches: --max-minutes ends a run",
