@@ -124,6 +124,25 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "attention stays inside a document, positions restart at its start") \
     INT(seq_len, "seq-len", 0, 0, 16777216, TRAIN | PLAN | EVAL, \
         "tokens of a sequence, the context (T); 0: the model's, else 1024") \
+    INT(n_positions, "n-positions", 0, 0, 16777216, TRAIN | PLAN, \
+        "rows of wpe, the table of positions (N), at least --seq-len; 0: as many as --seq-len, of a run " \
+        "that goes on as many as it has") \
+    CHO(positions, "positions", 0, "learned|none", TRAIN, \
+        "none: wpe is not trained but faded to zero, so that the model ends up without positions") \
+    INT(fade_steps, "fade-steps", 0, 0, 2147483647, TRAIN, \
+        "--positions none: steps of the run in which wpe falls to zero; 0: it is zero from the start") \
+    CHO(pos_from, "pos-from", 0, "sample|document", TRAIN | EVAL, \
+        "where a sequence's first document begins in wpe: at position 0, or as many positions behind it as " \
+        "it has tokens before the sequence (with --doc-mask 1)") \
+    NUM(pos_shift, "pos-shift", 0, 0, 1, TRAIN | PLAN, \
+        "probability with which a sequence's positions begin anywhere from 0 to --n-positions less " \
+        "--seq-len, instead of at 0") \
+    INT(window_ramp, "window-ramp", 0, 0, 16777216, TRAIN, \
+        "begin with attention inside blocks of so many tokens, which grow to --seq-len (with --doc-mask " \
+        "1); " \
+        "0: no blocks") \
+    NUM(ramp_share, "ramp-share", 0.6, 0, 1, TRAIN, \
+        "share of the steps over which --window-ramp's blocks grow") \
     INT(batch_size, "batch-size", 1, 1, 65536, TRAIN | PLAN, \
         "sequences per data-parallel replica and pass (B)") \
     INT(grad_accum, "grad-accum", 1, 1, 65536, TRAIN | PLAN, \
@@ -189,6 +208,9 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     TXT(lr_scale, "lr-scale", "", TRAIN, \
         "PATTERN=X[,PATTERN=X]: X times the learning rate, and so the decay, of these parameters; the last " \
         "pattern that matches counts") \
+    NUM(lr_scale_new, "lr-scale-new", 1, 0.001, 1000, TRAIN, \
+        "times the others' learning rate for the rows of wpe that the model did not have when --init-from " \
+        "read it, or before its positions last grew") \
     INT(seed, "seed", 1, 0, 9007199254740991, TRAIN | SAMPLE | EVAL | PREPARE | SYNTH, \
         "seed of the initial weights, the order of samples, sampling, synth, and of prepare's choice of " \
         "documents for validation") \
@@ -200,8 +222,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "start from the weights of this run's newest checkpoint (RUN:best: its best one), of this model's " \
         "folder, or of llm.c's .bin") \
     CHO(grow, "grow", 0, "tile|interp", TRAIN, \
-        "positions beyond the context of --init-from's model: its own again and again, or its own " \
-        "stretched to --seq-len") \
+        "positions beyond those of --init-from's model, or of the run that goes on: its own again and " \
+        "again, or its own stretched") \
     INT(save_every, "save-every", 0, 0, 2147483647, TRAIN, \
         "steps between checkpoints; 0: only at the end and on a signal") \
     INT(log_every, "log-every", 1, 1, 2147483647, TRAIN, \
@@ -283,7 +305,10 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL | PREPARE, "print one JSON object instead of text")
 
-// The choices of --transport, --lr-schedule, --grow, --dtype and --format, in the order of their words above.
+// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --dtype and --format, in the order
+// of their words above.
+enum { GPT2_SP_LEARNED, GPT2_SP_NO_POSITIONS };
+enum { GPT2_SP_FROM_SAMPLE, GPT2_SP_FROM_DOCUMENT };
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 enum { GPT2_SP_TILE, GPT2_SP_INTERP };
@@ -315,6 +340,7 @@ typedef struct {
     double ms;          // wall time of the step
     double tok_per_s;   // tokens of the step per second
     int updated;        // 0: the loss or the norm was not finite and no rank updated
+    int64_t window;     // tokens of a block that attention stayed in (--window-ramp); 0: there are none
 } gpt2_sp_stats;
 
 // How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
@@ -1663,6 +1689,7 @@ typedef struct {
 typedef struct {
     int32_t* tokens;      // (grad_accum, B, Tl)
     int32_t* labels;      // (grad_accum, B, Tl)
+    int32_t* positions;   // (grad_accum, B, Tl), the row of wpe of each row; NULL: its place in the sequence
     int32_t* doc_start;   // (grad_accum, B, T), for the whole sequence; NULL without --doc-mask
 } RankBatch;
 
@@ -1711,6 +1738,52 @@ static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, c
     return 0;
 }
 
+// The positions of a sample: where it begins in wpe, and how much further on its first document does, which
+// may have begun before the sample.
+typedef struct {
+    int64_t begin, first_document;
+} SamplePlace;
+
+// Fills in the positions of one rank's rows of a sample: token t of the sample, which is token t - start of
+// its document, has position begin + t - start, and first_document more in the first document. doc_start
+// (T), or NULL: all is one document.
+static void positions_fill(
+    SamplePlace place, const Segments* seg, const int32_t* doc_start, int32_t* positions) {
+    for (int s = 0; s < seg->count; s++)
+        for (int64_t t = seg->begin[s]; t < seg->begin[s] + seg->rows[s]; t++) {
+            int64_t start = doc_start ? doc_start[t] : 0;
+            *positions++ = (int32_t)(place.begin + t - start + (start == 0 ? place.first_document : 0));
+        }
+}
+
+// --pos-from document: the position of the sample's first token, of the T that begin at `position` of the
+// stream, is the number k of tokens that its document has before it. Where the document's rows in the sample,
+// n of them, would reach beyond the N of wpe, they begin at k modulo N - n + 1, so that they stay in the table
+// and follow each other.
+static int64_t document_position(const Dataset* d, uint64_t position, int64_t T, int64_t N) {
+    uint64_t begin, end;
+    dataset_document(d, position, &begin, &end);
+    int64_t before = (int64_t)(position - begin), rows = min_i64((int64_t)(end - position), T);
+    return before + rows <= N ? before : before % (N - rows + 1);
+}
+
+// --window-ramp (SkyLadder, Zhu et al. 2025): attention stays inside blocks of `window` tokens of a sample, as
+// if a document began with each of them; 0: no blocks. Changes doc_start (T), which rises along the sample
+// before and after.
+static void window_apply(int64_t window, int64_t T, int32_t* doc_start) {
+    for (int64_t t = 0; window > 0 && t < T; t++)
+        doc_start[t] = (int32_t)max_i64(doc_start[t], t / window * window);
+}
+
+// Tokens of the blocks in the step after `done` of o->steps: from o->window_ramp on they grow in a straight
+// line, to the whole sequence after o->ramp_share of the steps. 0 without --window-ramp.
+static int64_t ramp_window(const gpt2_sp_options* o, int64_t done) {
+    double span = o->ramp_share * (double)o->steps;
+    if (o->window_ramp == 0) return 0;
+    if ((double)done >= span) return o->seq_len;
+    return o->window_ramp + (int64_t)((double)(o->seq_len - o->window_ramp) * (double)done / span);
+}
+
 // How many of the T tokens from `position` on have a label, by the shards' indexes alone: every rank gets the
 // same number. Of a document's last token, which has none with doc_mask, the label may be masked too.
 static int64_t window_valid(const Dataset* d, uint64_t position, int64_t T, int doc_mask) {
@@ -1747,6 +1820,9 @@ typedef struct {
     Dataset* data;
     int64_t T, B, passes;   // passes = grad_accum
     int dp, sp, doc_mask;
+    int pos_from;   // see SamplePlace and its functions, for these three
+    double pos_shift;
+    int64_t N;
     int shuffled;                  // training; else an evaluation, which counts every label once
     int first_rank, local_ranks;   // whose batches are filled
     uint64_t seed;
@@ -1755,10 +1831,24 @@ typedef struct {
     Batch batch[2];
     int ready;             // batch that the last request fills
     uint64_t first;        // first sample of that request
+    int64_t window;        // of its step (ramp_window)
     pthread_t thread;      // that fills it
     int running, status;   // the thread is to be joined; how the request ended
     Error error;
 } Loader;
+
+// Where the positions of a sample of the run are, which is `position` in the stream. --pos-shift (SHAPE,
+// Kiyono et al. 2021): with that probability they begin at a number drawn evenly from 0 to N - T. All of it
+// is a function of the seed and the sample, so that it does not depend on who computes it.
+static SamplePlace sample_place(const Loader* l, uint64_t sample, uint64_t position) {
+    enum { SHIFTED = 0x53484946, SHIFT = 0x54464853 };   // streams of random numbers of their own
+    SamplePlace place = {0, 0};
+    if (l->pos_shift > 0 && random_unit(random_bits(l->seed, SHIFTED, sample)) < l->pos_shift)
+        place.begin = (int64_t)(random_bits(l->seed, SHIFT, sample) % (uint64_t)(l->N - l->T + 1));
+    if (l->pos_from == GPT2_SP_FROM_DOCUMENT)
+        place.first_document = document_position(l->data, position, l->T, l->N);
+    return place;
+}
 
 // Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
 // ranks: the document index alone gives it, also for samples that other processes read.
@@ -1772,6 +1862,7 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
                 int64_t from = sample >= l->limit ? l->T
                     : l->shuffled                 ? 0
                                                   : w.seen;   // first row with a label
+                SamplePlace place = sample_place(l, sample, w.position);
                 batch->valid += window_valid(l->data, w.position + (uint64_t)from, l->T - from, l->doc_mask);
                 for (int r = 0; r < l->sp; r++) {
                     int local = replica * l->sp + r - l->first_rank;
@@ -1783,6 +1874,8 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
                     if (sample_fill(l->data, w.position, l->T, l->doc_mask, seg, rank->tokens + at,
                             rank->labels + at, doc_start, e) != 0)
                         return -1;
+                    if (rank->positions) positions_fill(place, seg, doc_start, rank->positions + at);
+                    if (doc_start) window_apply(l->window, l->T, doc_start);   // positions stay as they are
                     labels_clear(seg, 0, from, rank->labels + at);
                 }
             }
@@ -1796,9 +1889,9 @@ static void* loader_thread(void* argument) {
     return NULL;
 }
 
-// Starts to read the step that begins with sample `first`.
-static void loader_request(Loader* l, uint64_t first) {
-    l->first = first;
+// Starts to read the step that begins with sample `first` and has that window.
+static void loader_request(Loader* l, uint64_t first, int64_t window) {
+    l->first = first, l->window = window;
     l->running = pthread_create(&l->thread, NULL, loader_thread, l) == 0;
     if (!l->running) loader_thread(l);   // no thread to be had: read now
 }
@@ -3732,8 +3825,9 @@ static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messag
 // What the model is, for one replica.
 typedef struct {
     int64_t L, NH, HS, C, V, Vp;   // the letters of the opening essay
-    int64_t T;                     // tokens of a sequence, and rows of wpe
+    int64_t T;                     // tokens of a sequence
     int64_t B;                     // sequences of a pass
+    int64_t N;                     // rows of wpe, at least T: the longest context that the model can have
 } Shape;
 
 // Kinds of units, in the order in which a forward pass needs them. Buffers have them in another order: the
@@ -3747,7 +3841,7 @@ enum { INIT_NORMAL, INIT_RESIDUAL, INIT_ZERO, INIT_ONE };   // N(0, 0.02), the s
 // clang-format off
 #define PARAMETERS(X) \
     X(wte,      "wte.weight",           UNIT_EMBED, s->Vp,    s->C,     0, 1, 0, INIT_NORMAL) \
-    X(wpe,      "wpe.weight",           UNIT_POSITIONS, s->T, s->C,     0, 0, 0, INIT_NORMAL) \
+    X(wpe,      "wpe.weight",           UNIT_POSITIONS, s->N, s->C,     0, 0, 0, INIT_NORMAL) \
     X(ln1w,     "ln_1.weight",          UNIT_LAYER, s->C,     0,        0, 0, 0, INIT_ONE) \
     X(ln1b,     "ln_1.bias",            UNIT_LAYER, s->C,     0,        0, 0, 0, INIT_ZERO) \
     X(qkvw,     "attn.c_attn.weight",   UNIT_LAYER, 3 * s->C, s->C,     1, 1, 0, INIT_NORMAL) \
@@ -3837,6 +3931,8 @@ typedef struct {
     int64_t largest;          // of the units that are not own, padded: one is brought together at a time
     int64_t parameters;       // that are trained, padding of the vocabulary left out
     int64_t within[PARAMETER_COUNT];   // where each parameter begins in its unit
+    int64_t known_positions;           // rows of wpe from this one on are new: their rate is wpe's times
+    double new_rate;                   // this, --lr-scale-new
 } Layout;
 
 // Activations of a layer for R = B*Tl rows: name, numbers per row, and the recompute modes that keep them for
@@ -4004,6 +4100,7 @@ struct Mesh {
     const Device* device;
     Shape shape;
     int dp, sp, world, zero, recompute, center, doc_mask, training;
+    double pos_shift;              // 0 where nothing is learnt
     int first_rank, local_ranks;   // world ranks that this process holds
     int process, processes;        // this process, and all of the run
     // The same among those on this machine, in the order of their numbers: to choose GPUs by.
@@ -4013,13 +4110,17 @@ struct Mesh {
     const Schedule* schedule;   // [2]: forward, backward
 };
 
+// Whether a batch says which row of wpe each row takes; else that is its place in the sequence.
+static int positions_told(const Mesh* mesh) { return mesh->doc_mask || mesh->pos_shift > 0; }
+
 // Whether the positions are `own`: a rank reads the same rows of wpe in every sequence, these are its slice,
-// and no other rank reads them. Not so with replicas, with positions that restart in documents, where a rank
-// has rows of both ends (zigzag, allgather), or where the rows do not divide evenly into padded slices.
+// and no other rank reads them. Not so with replicas, with positions that the batch tells (of documents, of
+// shifted sequences), with a table of more rows than a sequence has tokens, where a rank has rows of both ends
+// (zigzag, allgather), or where the rows do not divide evenly into padded slices.
 static int positions_own(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
-    return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !mesh->doc_mask && s->T % mesh->sp == 0 &&
-        s->T / mesh->sp * s->C % SLICE_PADDING == 0 &&
+    return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !positions_told(mesh) && s->N == s->T &&
+        s->T % mesh->sp == 0 && s->T / mesh->sp * s->C % SLICE_PADDING == 0 &&
         rank_segments(mesh->schedule->kind, mesh->sp, s->T, 0).count == 1;
 }
 
@@ -4029,6 +4130,7 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     memset(layout, 0, sizeof *layout);
     int64_t all = 0, slices = 0;
     layout->count = (int)s->L + 3, layout->world = mesh->world;
+    layout->known_positions = s->N, layout->new_rate = 1;
     layout->units = (Unit*)calloc((size_t)layout->count, sizeof *layout->units);
     if (!layout->units) return fail(e, "out of memory");
     for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
@@ -4257,6 +4359,9 @@ static void rank_layout(Rank* r) {
         int64_t sequences = i == 2 ? s->B : mesh->training ? mesh->passes * s->B : 0;
         r->batches[i].tokens = (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
         r->batches[i].labels = (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
+        if (positions_told(mesh))
+            r->batches[i].positions =
+                (int32_t*)arena_take(a, MEMORY_DATA, sequences * r->Tl, sizeof(int32_t));
         r->batches[i].doc_start =
             (int32_t*)arena_take(a, MEMORY_DATA, mesh->doc_mask ? sequences * s->T : 0, sizeof(int32_t));
     }
@@ -4319,8 +4424,38 @@ static int shape_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
     if (s->T < chunks)
         return fail(e, "--seq-len %lld is too short for %lld chunks (--sp %lld --schedule %s)",
             (long long)s->T, (long long)chunks, (long long)o->sp, schedule_name(o->schedule));
+    if (s->N < s->T)
+        return fail(e, "--n-positions %lld: a sequence of --seq-len %lld needs a row for each of its tokens",
+            (long long)s->N, (long long)s->T);
     if (s->T * s->B > (int64_t)1 << 31)
         return fail(e, "--batch-size %lld x --seq-len %lld: more than 2^31 tokens in a pass", (long long)s->B,
+            (long long)s->T);
+    return 0;
+}
+
+// The same of the options of positions and of the window ramp.
+static int positions_check(const Shape* s, const gpt2_sp_options* o, Error* e) {
+    if (o->pos_from == GPT2_SP_FROM_DOCUMENT && !o->doc_mask)
+        return fail(e, "--pos-from document needs --doc-mask 1, with which positions are those in documents");
+    if (o->pos_shift > 0 && o->pos_from == GPT2_SP_FROM_DOCUMENT)
+        return fail(e, "--pos-shift %g: with --pos-from document a sequence begins where its document says",
+            o->pos_shift);
+    if (o->pos_shift > 0 && s->N == s->T)
+        return fail(e,
+            "--pos-shift %g has no effect: --n-positions is --seq-len, %lld, so that no sequence "
+            "can begin later",
+            o->pos_shift, (long long)s->T);
+    int none = o->positions == GPT2_SP_NO_POSITIONS;
+    if (o->fade_steps > 0 && !none)
+        return fail(e, "--fade-steps %lld needs --positions none", (long long)o->fade_steps);
+    if (o->pos_shift > 0 && none && o->fade_steps == 0)
+        return fail(e, "--pos-shift %g has no effect: with --positions none wpe is zero from the start",
+            o->pos_shift);
+    if (o->window_ramp > 0 && !o->doc_mask)
+        return fail(e, "--window-ramp %lld needs --doc-mask 1: its blocks are borders in the documents' mask",
+            (long long)o->window_ramp);
+    if (o->window_ramp > s->T)
+        return fail(e, "--window-ramp %lld is longer than --seq-len %lld", (long long)o->window_ramp,
             (long long)s->T);
     return 0;
 }
@@ -4422,7 +4557,7 @@ static int ranks_choose(gpt2_sp_options* o, const Device* device, int local_proc
 // A model's sizes from options that all have a value.
 static Shape shape_of(const gpt2_sp_options* o, int64_t vocab) {
     Shape s = {o->layers, o->heads, o->channels / o->heads, o->channels, vocab, round_up(vocab, 128),
-        o->seq_len, o->batch_size};
+        o->seq_len, o->batch_size, o->n_positions ? o->n_positions : o->seq_len};
     return s;
 }
 
@@ -4437,6 +4572,7 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     mesh->world = mesh->dp * mesh->sp, mesh->zero = (int)o->zero;
     mesh->recompute = o->recompute, mesh->center = (int)o->center;
     mesh->doc_mask = (int)o->doc_mask;
+    mesh->pos_shift = training ? o->pos_shift : 0;
     mesh->process = (int)o->rank, mesh->processes = (int)max_i64(1, o->world);
     mesh->local_processes = 1;
     if (mesh->world % mesh->processes != 0)
@@ -4446,7 +4582,8 @@ static int mesh_shape(Mesh* mesh, Schedule schedules[2], const gpt2_sp_options* 
     mesh->training = training, mesh->passes = o->grad_accum;
     mesh->logits_chunk = o->logits_chunk, mesh->schedule = schedules;
     mesh->threads = mesh_threads(mesh, o);
-    return shape_check(&mesh->shape, o, e) != 0 || device->check(mesh, o, e) != 0 ? -1 : 0;
+    if (shape_check(&mesh->shape, o, e) != 0 || positions_check(&mesh->shape, o, e) != 0) return -1;
+    return device->check(mesh, o, e);
 }
 
 // The same with its schedules, which the caller has zeroed and frees, also after an error.
@@ -4836,26 +4973,25 @@ static void cpu_embedding_backward(
 }
 
 // x (Tl, C) of one sequence += wpe[position], then each row's mean is subtracted if `center`. The position of
-// a row is that in the sequence, or in its document where doc_start (T) is given. seg counts rows from the
-// row to which wpe points.
+// a row is that of positions (Tl), or, if that is NULL, that in the sequence: seg counts rows from the row to
+// which wpe points.
 static void cpu_position_forward(
-    real* x, const Segments* seg, const int32_t* doc_start, const real* wpe, int center, int64_t C) {
+    real* x, const Segments* seg, const int32_t* positions, const real* wpe, int center, int64_t C) {
     for (int64_t s = 0, t = 0; s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
-            int64_t position = seg->begin[s] + i;
-            if (doc_start) position -= doc_start[position];
+            int64_t position = positions ? positions[t] : seg->begin[s] + i;
             for (int64_t c = 0; c < C; c++) x[t * C + c] += wpe[position * C + c];
         }
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred; dwpe NULL: nothing
+// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred, in the order of the rows; dwpe NULL:
+// nothing
 static void cpu_position_backward(
-    real* dwpe, const real* dx, const Segments* seg, const int32_t* doc_start, int64_t C) {
+    real* dwpe, const real* dx, const Segments* seg, const int32_t* positions, int64_t C) {
     for (int64_t s = 0, t = 0; dwpe && s < seg->count; s++)
         for (int64_t i = 0; i < seg->rows[s]; i++, t++) {
-            int64_t position = seg->begin[s] + i;
-            if (doc_start) position -= doc_start[position];
+            int64_t position = positions ? positions[t] : seg->begin[s] + i;
             for (int64_t c = 0; c < C; c++) dwpe[position * C + c] += dx[t * C + c];
         }
 }
@@ -5717,17 +5853,18 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     int64_t L = s->L, C = s->C, k = segment_layers(s, r->mesh->recompute);
     const int32_t *tokens = r->batch->tokens + pass * r->R, *labels = r->batch->labels + pass * r->R;
     const int32_t* doc_start = r->mesh->doc_mask ? r->batch->doc_start + pass * s->B * s->T : NULL;
+    const int32_t* told = r->batch->positions ? r->batch->positions + pass * r->R : NULL;
     int mode = r->learn ? r->mesh->recompute : GPT2_SP_NONE, center = r->mesh->center,
         positions = positions_unit(r->layout);
     Segments rows = position_rows(r);
-#define SEQUENCE_DOCS(b) (doc_start ? doc_start + (b)*s->T : NULL)
+#define SEQUENCE_POSITIONS(b) (told ? told + (b)*r->Tl : NULL)
 
     if (unit_gather(r, 0) != 0) return -1;
     cpu_embedding_forward(act(r, A_x, 0), tokens, weight(r, 0, P_wte), r->R, C);
     if (unit_gather(r, positions) != 0) return -1;
     for (int64_t b = 0; b < s->B; b++)
-        cpu_position_forward(
-            act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), weight(r, positions, P_wpe), center, C);
+        cpu_position_forward(act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_POSITIONS(b),
+            weight(r, positions, P_wpe), center, C);
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             memcpy(r->segment_inputs + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
@@ -5753,9 +5890,9 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     unit_gradient_begin(r, positions);
     for (int64_t b = 0; b < s->B; b++)
         cpu_position_backward(
-            gradient(r, positions, P_wpe), r->dx + b * r->Tl * C, &rows, SEQUENCE_DOCS(b), C);
+            gradient(r, positions, P_wpe), r->dx + b * r->Tl * C, &rows, SEQUENCE_POSITIONS(b), C);
     return unit_gradient_end(r, positions);
-#undef SEQUENCE_DOCS
+#undef SEQUENCE_POSITIONS
 }
 
 // Initial weights: every element is a function of (seed, tensor, index), whatever rank makes it. Rows of
@@ -5854,7 +5991,7 @@ static int rate_unmatched(const Layout* layout, const Shape* s, const RatePatter
 }
 
 // Gives every parameter its rate, by its name: that of the last of --lr-scale's patterns that matches it, or
-// 0 if one of --freeze does. -1 for a pattern that matches nothing, a scale that is the rate of nothing, and
+// 0 if one of --freeze does, and for wpe with --positions none. -1 for a pattern that matches nothing, a scale that is the rate of nothing, and
 // if nothing is left to train.
 static int rates_choose(Layout* layout, const Shape* s, const gpt2_sp_options* o, Error* e) {
     char scales[GPT2_SP_TEXT], frozen[GPT2_SP_TEXT], name[64];
@@ -5873,14 +6010,18 @@ static int rates_choose(Layout* layout, const Shape* s, const gpt2_sp_options* o
             RatePattern* last = NULL;
             for (RatePattern* x = patterns; x < patterns + count + more; x++)
                 if (fnmatch(x->pattern, name, 0) == 0) last = x, x->matched++;
-            if (last) layout->units[u].rate[id] = last->rate, last->decided++;
+            int faded = id == P_wpe && o->positions == GPT2_SP_NO_POSITIONS;
+            if (last && !faded) layout->units[u].rate[id] = last->rate, last->decided++;
+            if (faded) layout->units[u].rate[id] = 0;
             trained += layout->units[u].rate[id] > 0;
         }
     for (RatePattern* x = patterns; status == 0 && x < patterns + count + more; x++)
         if (x->matched == 0) status = rate_unmatched(layout, s, x, e);
         else if (x->decided == 0 && x < patterns + count)
             status = fail(e,
-                "--lr-scale %.300s=%g has no effect: a later pattern matches all that it does, or --freeze",
+                "--lr-scale %.300s=%g has no effect: a later pattern matches all that it does, or --freeze, "
+                "or "
+                "--positions none",
                 x->pattern, x->rate);
     if (status == 0 && trained == 0) status = fail(e, "--freeze and --lr-scale leave nothing to train");
     free(patterns);
@@ -5933,16 +6074,27 @@ static int gradients_reduce(Rank* r, double sums[2]) {
     return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
 }
 
+// --positions none (DroPE, arXiv 2512.12167, takes positions away after training): what step number `step`
+// multiplies wpe by, so that after it wpe is (1 - step / fade_steps) of what it was, and zero from step
+// fade_steps on. 1 with learned positions.
+static double fade_factor(const gpt2_sp_options* o, int64_t step) {
+    if (o->positions != GPT2_SP_NO_POSITIONS) return 1;
+    return step < o->fade_steps ? (double)(o->fade_steps - step) / (double)(o->fade_steps - step + 1) : 0;
+}
+
 // What an update depends on besides the state.
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
-    double grad_scale;   // clipping: the gradient is multiplied by it
-    int64_t step;        // from 1, for the correction of the moments
+    double
+        grad_scale;   // clipping: the gradient is multiplied by it; -1: it is not finite, nothing is learnt
+    double fade;      // wpe is multiplied by it
+    int64_t step;     // from 1, for the correction of the moments
 } AdamW;
 
 // AdamW's numbers for the step after `done` of the run's.
 static AdamW step_adamw(const gpt2_sp_options* o, int64_t done) {
-    AdamW a = {learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1, done + 1};
+    AdamW a = {learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1,
+        fade_factor(o, done + 1), done + 1};
     return a;
 }
 
@@ -5969,28 +6121,46 @@ static void cpu_adamw(real* w, real* m, real* v, const real* g, int64_t n, const
     }
 }
 
+// Updates numbers begin to end - 1 of unit u, as far as this rank has moments for them, at `rate` times the
+// step's learning rate.
+static void numbers_update(
+    Rank* r, int u, int64_t begin, int64_t end, double rate, int decay, const AdamW* adamw) {
+    Held h = held(r, STATE_M, u);
+    AdamW own = *adamw;
+    begin = max_i64(h.begin, begin), end = min_i64(h.begin + h.n, end);
+    own.lr *= rate;
+    if (begin >= end || rate == 0 || adamw->grad_scale < 0) return;
+    real *m = r->state[STATE_M] + h.at, *v = r->state[STATE_V] + h.at;
+    cpu_adamw(r->state[STATE_WEIGHTS] + held_at(r, STATE_WEIGHTS, u, begin), m + begin - h.begin,
+        v + begin - h.begin, r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, begin), end - begin,
+        &own, decay);
+}
+
+// wpe *= fade, as far as this rank has moments for it. A step that is not finite fades too: how far wpe is
+// depends on the step alone.
+static void positions_fade(Rank* r, double fade) {
+    const int u = positions_unit(r->layout);
+    Held h = held(r, STATE_M, u);
+    real* w = r->state[STATE_WEIGHTS] + held_at(r, STATE_WEIGHTS, u, h.begin);
+    for (int64_t i = 0; fade != 1 && i < h.n; i++) w[i] *= (real)fade;
+}
+
 // One update of what this rank has moments for (whole units, or its slices). Weights that it holds beyond
 // that come from the ranks that have updated them.
 static int weights_update(Rank* r, const AdamW* adamw) {
     const Layout* layout = r->layout;
+    positions_fade(r, adamw->fade);
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
-        Held h = held(r, STATE_M, u);
         int gather =
             holding(layout, STATE_M, u) == HELD_SLICE && holding(layout, STATE_WEIGHTS, u) == HELD_WHOLE;
-        real* w = r->state[STATE_WEIGHTS] + held_at(r, STATE_WEIGHTS, u, h.begin);
-        const real* g = r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, h.begin);
-        real *m = r->state[STATE_M] + h.at, *v = r->state[STATE_V] + h.at;
         for (int id = 0; id < PARAMETER_COUNT; id++) {
             Parameter p = parameter(&r->mesh->shape, id);
             if (p.unit != unit->kind) continue;
-            int64_t first = max_i64(h.begin, layout->within[id]);
-            int64_t last = min_i64(h.begin + h.n, layout->within[id] + parameter_elements(&p));
-            int64_t at = first - h.begin;
-            AdamW own = *adamw;
-            own.lr *= unit->rate[id];
-            if (first < last && unit->rate[id] > 0)
-                cpu_adamw(w + at, m + at, v + at, g + at, last - first, &own, p.decay);
+            int64_t begin = layout->within[id], end = begin + parameter_elements(&p);
+            int64_t known = id == P_wpe ? begin + layout->known_positions * p.columns : end;
+            numbers_update(r, u, begin, known, unit->rate[id], p.decay, adamw);
+            numbers_update(r, u, known, end, unit->rate[id] * layout->new_rate, p.decay, adamw);
         }
         real* whole = r->state[STATE_WEIGHTS] + unit->offset;
         if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
@@ -6055,6 +6225,9 @@ struct gpt2_sp {
     int64_t newest_step;          // the newest there was then, damaged ones too; -1: none
     int64_t eot;                  // the token that ends documents, EOT_UNNAMED or EOT_NONE
     char init_model[PATH_SIZE];   // where the model of --init-from is that a new run starts from
+    int64_t init_positions;       // rows of its wpe
+    int64_t saved_seq_len;        // tokens of a sequence and rows of wpe that the checkpoint had from which
+    int64_t saved_positions;      // the run resumed; 0: there was none
     bpe tokenizer;                // of the model; empty: not known
     int refused;                  // it does not fit in memory: mesh and layout are made, ranks are not
     Folder out;              // the run's folder, held and locked while this trainer lives; process 0 only
@@ -6140,7 +6313,8 @@ typedef struct {
     double loss, square;   // of the step; the squared norm of its gradient
     int updated;           // it changed the weights
 } StepJob;
-// A job: one optimizer step. Where loss or norm is not finite no rank updates, and all know that it is so.
+// A job: one optimizer step. Where loss or norm is not finite no rank learns from it, and all know that it is
+// so.
 static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     StepJob* step = (StepJob*)argument;
     double sums[2];
@@ -6148,12 +6322,14 @@ static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = step->adamw;
-    adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
+    adamw.grad_scale = !finite ? -1
+        : clip > 0             ? fmin(1, clip / (norm + 1e-6))   // as PyTorch's clip_grad_norm_ has it
+                               : 1;
     if (r->world_rank == r->mesh->first_rank) {
         step->loss = sums[0], step->square = sums[1];
         step->updated = finite;
     }
-    return finite ? weights_update(r, &adamw) : 0;
+    return weights_update(r, &adamw);
 }
 
 // The gradients of a step's batches, whole: (layout.elements); and their loss and squared norm.
@@ -6197,7 +6373,7 @@ static int trainer_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     Batch* batch = batch_take(g);
     if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
     uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
-    loader_request(&g->loader, g->next_sample + samples);
+    loader_request(&g->loader, g->next_sample + samples, ramp_window(&g->options, g->step + 1));
     const gpt2_sp_options* o = &g->options;
     StepJob step = {step_adamw(o, g->step), 0, 0, 0};
     if (ranks_run(g, g->device->step, &step) != 0) return -1;
@@ -6207,7 +6383,7 @@ static int trainer_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     stats->step = g->step, stats->loss = step.loss;
     stats->grad_norm = sqrt(step.square), stats->lr = step.adamw.lr;
     stats->tokens = g->tokens_seen, stats->ms = now_ms() - start;
-    stats->updated = step.updated;
+    stats->updated = step.updated, stats->window = ramp_window(o, g->step - 1);
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
         return fail(&g->error,
@@ -6257,7 +6433,7 @@ const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there 
 // exported to one of the latter two (export_folder, export_llmc); a folder then has a manifest that begins
 // with "gpt2_sp export 1". llm.c's file, all little-endian:
 //
-//     int32[256]   0 magic 20240326   1 version: 3 fp32, 5 bf16   2 T   3 V   4 L   5 NH   6 C
+//     int32[256]   0 magic 20240326   1 version: 3 fp32, 5 bf16   2 N   3 V   4 L   5 NH   6 C
 //                  7 Vp, the rows of wte   8, 9 "gpt2_sp" where this program wrote it; llm.c leaves 0
 //     numbers      the parameters in the order of PARAMETERS, each of all layers before the next,
 //                  (out, in) as in memory
@@ -6542,15 +6718,15 @@ static int folder_text(const Folder* folder, const char* name, const char* text,
     return status;
 }
 
-// Writes the files of a tokenizer, if it is known, of a model whose context is T.
+// Writes the files of a tokenizer, if it is known, of a model of N positions.
 static int folder_tokenizer(
-    const Folder* folder, const bpe* tokenizer, int64_t T, char* manifest, size_t manifest_size, Error* e) {
+    const Folder* folder, const bpe* tokenizer, int64_t N, char* manifest, size_t manifest_size, Error* e) {
     int status = 0;
     for (int i = 0; status == 0 && tokenizer->token && i < bpe_files(tokenizer); i++) {
         char* text = NULL;
         size_t size = 0;
         FILE* memory = open_memstream(&text, &size);
-        int bad = !memory || bpe_write(tokenizer, i, (uint64_t)T, memory) != 0;
+        int bad = !memory || bpe_write(tokenizer, i, (uint64_t)N, memory) != 0;
         if (memory && fclose(memory) != 0) bad = 1;
         status = bad ? fail(e, "out of memory for %s", BPE_FILES[i])
                      : folder_text(folder, BPE_FILES[i], text, manifest, manifest_size, e);
@@ -6577,7 +6753,7 @@ static void config_text(const Shape* s, int center, int64_t end_token, const cha
         "\"resid_pdrop\": 0.0,\n  "
         "%s\"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n  \"torch_dtype\": \"%s\"\n}\n",
         center ? "gpt2" : "gpt2_sp_rmsnorm", center ? "GPT2LMHeadModel" : "GPT2RMSNormLMHeadModel",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->T, (long long)s->V,
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->N, (long long)s->N, (long long)s->V,
         more, eot, eot, dtype);
 }
 
@@ -6599,14 +6775,17 @@ static void state_text(const gpt2_sp* g, char* out, size_t size) {
             ", \"best_step\": %lld, \"best_val_loss\": %.17g, \"val_since_best\": %lld",
             (long long)v->best_step, v->best, (long long)v->since);
     snprintf(out, size,
-        "{\"version\": 1, \"step\": %lld, \"steps\": %lld, \"next_lr\": %.17g, \"next_sample\": %llu, "
+        "{\"version\": 1, \"step\": %lld, \"steps\": %lld, \"next_lr\": %.17g, \"seq_len\": %lld, "
+        "\"next_sample\": %llu, "
         "\"tokens\": %lld, "
         "\"seed\": %lld, "
         "\"center\": %d, \"doc_mask\": "
-        "%d, \"data\": \"%016llx\"%s}\n",
+        "%d, \"positions\": \"%s\", \"known_positions\": %lld, \"data\": \"%016llx\"%s}\n",
         (long long)g->step, (long long)g->options.steps, learning_rate(&g->options, g->step),
-        (unsigned long long)g->next_sample, (long long)g->tokens_seen, (long long)g->options.seed,
-        g->mesh.center, g->mesh.doc_mask, (unsigned long long)g->data.fingerprint, validations);
+        (long long)g->mesh.shape.T, (unsigned long long)g->next_sample, (long long)g->tokens_seen,
+        (long long)g->options.seed, g->mesh.center, g->mesh.doc_mask,
+        g->options.positions == GPT2_SP_NO_POSITIONS ? "none" : "learned",
+        (long long)g->layout.known_positions, (unsigned long long)g->data.fingerprint, validations);
 }
 
 // Writes both safetensors files of a checkpoint and adds their lines to the manifest. All processes call it
@@ -6771,7 +6950,7 @@ static int checkpoint_write(gpt2_sp* g, const Folder* folder, int status) {
     state_text(g, text, sizeof text);
     if (status == 0) status = folder_text(folder, "state.json", text, m->text, sizeof m->text, e);
     if (status == 0)
-        status = folder_tokenizer(folder, &g->tokenizer, g->mesh.shape.T, m->text, sizeof m->text, e);
+        status = folder_tokenizer(folder, &g->tokenizer, g->mesh.shape.N, m->text, sizeof m->text, e);
     if (m) status = manifest_end(m, folder, status, e);
     free(m);
     return status;
@@ -6987,7 +7166,7 @@ static int llmc_open(LlmcFile* f, const char* path, Error* e) {
     if (status == 0 && head[7] < head[3])
         status = fail(e, "%.800s: a vocabulary of %d in %d rows", path, head[3], head[7]);
     if (status == 0) {
-        Shape s = {head[4], head[5], head[6] / head[5], head[6], head[3], head[7], head[2], 1};
+        Shape s = {head[4], head[5], head[6] / head[5], head[6], head[3], head[7], head[2], 1, head[2]};
         uint64_t bytes = LLMC_HEAD;
         f->shape = s, f->st_dtype = head[1] == LLMC_FP32 ? ST_F32 : ST_BF16;
         for (int id = 0; id < PARAMETER_COUNT; id++) {
@@ -7034,20 +7213,25 @@ static int llmc_tensors(st_set* set, const char* path, Error* e) {
     return failed ? fail(e, "%.900s: out of memory", path) : 0;
 }
 
+// What rows of wpe are that a file does not have: as --grow says, or, of moments, zero.
+enum { GROW_ZERO = GPT2_SP_INTERP + 1 };
+
 // Tensors to read: a model's, or one of its moments.
 typedef struct {
     st_set files;
     const char* prefix;   // before their names
     int hf_layout;        // some are transposed
-    int grow;             // what wpe becomes for a longer context, GPT2_SP_TILE or _INTERP; -1: it must fit
+    int64_t positions;    // rows of wpe that the files have
+    int grow;             // what is made of them for more positions
 } Tensors;
 
-// Opens those of a state, SAVED_STATES, of the model at `path`: a folder, or a model file of llm.c, which
-// has no moments.
-static int tensors_open(Tensors* t, const char* path, int state, int grow, Error* e) {
+// Opens those of a state, SAVED_STATES, of the model at `path`, which has so many positions: a folder, or a
+// model file of llm.c, which has no moments.
+static int tensors_open(Tensors* t, const char* path, int state, int64_t positions, int grow, Error* e) {
     static const char* const prefixes[STATES] = {MODEL_PREFIX, "", "m." MODEL_PREFIX, "v." MODEL_PREFIX};
     int weights = state == STATE_WEIGHTS;
-    t->prefix = prefixes[state], t->grow = weights ? grow : -1;
+    t->prefix = prefixes[state], t->positions = positions;
+    t->grow = weights ? grow : GROW_ZERO;
     t->hf_layout = weights && !model_is_file(path);
     if (weights && !t->hf_layout) return llmc_tensors(&t->files, path, e);
     return st_set_open(&t->files, path, weights ? "model" : "optimizer", e->text, sizeof e->text);
@@ -7063,18 +7247,23 @@ static int st_read_real(
 #endif
 }
 
-// Reads rows first to first + count - 1 of wpe (T, C) for a context of T into out, from a table of another
-// length, n. The table's own rows stay as they are, so that up to n the model is the same; of a longer
-// table those beyond T are left out. Row t behind them is with `tile` row t % n; with `interp` it lies
-// where t falls if the table's first and last row are stretched to 0 and T - 1, on the line between the
-// two rows beside it.
+// Reads rows first to first + count - 1 of wpe (N, C) into out, from a table of another length, n. The
+// table's own rows stay as they are, so that up to n the model is the same; of a longer table those beyond N
+// are left out. Row t behind them is with `tile` row t % n; with `interp` it lies where t falls if the table's
+// first and last row are stretched to 0 and N - 1, on the line between the two rows beside it. Of moments it is
+// zero.
 static int positions_read(const st_file* f, const st_tensor* t, const Shape* s, int grow, uint64_t first,
     uint64_t count, real* out, Error* e) {
-    const uint64_t n = t->shape[0], C = (uint64_t)s->C, gaps = (uint64_t)s->T - 1;
+    const uint64_t n = t->shape[0], C = (uint64_t)s->C, gaps = (uint64_t)s->N - 1;
     real* pair = (real*)malloc(2 * C * sizeof(real));
     int status = pair ? 0 : fail(e, "out of memory");
     for (uint64_t row = 0, taken; status == 0 && row < count; row += taken) {
         uint64_t position = first + row;
+        if (grow == GROW_ZERO && position >= n) {
+            taken = count - row;
+            memset(out + row * C, 0, taken * C * sizeof(real));
+            continue;
+        }
         if (grow == GPT2_SP_TILE || position < n) {   // as many rows as lie behind each other
             uint64_t at = position % n;
             taken = count - row < n - at ? count - row : n - at;
@@ -7107,14 +7296,13 @@ static int tensor_read(
             t = st_set_find(&from->files, name, &f);   // the hub's have no prefix
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = from->hf_layout && p.transposed;
-    uint64_t rows = (uint64_t)tensor_rows(s, id, &p), columns = (uint64_t)p.columns,
-             d0 = swap ? columns : rows, d1 = swap ? rows : columns;
-    int stretch = id == P_wpe && from->grow >= 0 && t->ndim == 2 && t->shape[0] > 0;
-    if (t->ndim != (columns ? 2 : 1) || (t->shape[0] != d0 && !stretch) || (columns && t->shape[1] != d1))
+    uint64_t rows = (uint64_t)(id == P_wpe ? from->positions : tensor_rows(s, id, &p)),
+             columns = (uint64_t)p.columns, d0 = swap ? columns : rows, d1 = swap ? rows : columns;
+    if (t->ndim != (columns ? 2 : 1) || t->shape[0] != d0 || (columns && t->shape[1] != d1))
         return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name,
             (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0),
             (unsigned long long)d0, (unsigned long long)d1);
-    if (stretch) return positions_read(f, t, s, from->grow, (uint64_t)first, (uint64_t)count, out, e);
+    if (id == P_wpe) return positions_read(f, t, s, from->grow, (uint64_t)first, (uint64_t)count, out, e);
     uint64_t width = columns ? columns : 1;
     if (!swap) return st_read_real(f, t, (uint64_t)first * width, (uint64_t)count * width, out, e);
     real* strip = (real*)malloc((size_t)rows * 16 * sizeof(real));
@@ -7148,10 +7336,18 @@ static int tensors_known(const st_set* set, const Shape* s, Error* e) {
                                    set->files[0].path, known, expected, (long long)s->L);
 }
 
+// --positions none, where weights come to a run: wpe is zero if it is to be by this step.
+static void positions_drop(Rank* r, const gpt2_sp* g) {
+    Held h = held(r, STATE_WEIGHTS, positions_unit(r->layout));
+    if (g->mesh.training && g->options.positions == GPT2_SP_NO_POSITIONS && g->step >= g->options.fade_steps)
+        memset(r->state[STATE_WEIGHTS] + h.at, 0, (size_t)h.n * sizeof(real));
+}
+
 // A model to load, of a folder or of llm.c's file: its weights and, of a checkpoint, the moments if asked.
 typedef struct {
     const char* path;
-    int moments;   // of AdamW, too
+    int moments;         // of AdamW, too
+    int64_t positions;   // rows of its wpe
 } LoadJob;
 // A job: every rank reads for itself what it holds, though of a unit that it holds a slice of it reads all:
 // tensors of files do not split as slices do.
@@ -7162,7 +7358,8 @@ static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
     for (int i = 0; status == 0 && i < (from->moments ? SAVED_COUNT : 1); i++) {
         int state = SAVED_STATES[i];
         Tensors tensors;
-        if (tensors_open(&tensors, from->path, state, g->options.grow, &r->error) != 0) return -1;
+        if (tensors_open(&tensors, from->path, state, from->positions, g->options.grow, &r->error) != 0)
+            return -1;
         if (state == STATE_WEIGHTS) status = tensors_known(&tensors.files, s, &r->error);
         for (int u = 0; status == 0 && u < g->layout.count; u++) {
             const Unit* unit = &g->layout.units[u];
@@ -7183,6 +7380,7 @@ static int rank_load(Rank* r, gpt2_sp* g, void* argument) {
         }
         st_set_close(&tensors.files);
     }
+    positions_drop(r, g);
     r->gathered = -1;
     return status;
 }
@@ -7203,7 +7401,8 @@ static int json_has(const char* text, size_t size, const char* key) {
     return json_get(text, size, key, &value) == 1 && !(value.n == 4 && memcmp(value.s, "null", 4) == 0);
 }
 
-// Sets the options that config.json tells of a model, bounded as options are. -1 where it is another kind of
+// Sets the options that config.json tells of a model, bounded as options are; seq_len and n_positions are both
+// its n_positions. -1 where it is another kind of
 // model than GPT-2. eot is EOT_UNNAMED if the file does not have it, EOT_NONE if it is null there.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[PATH_SIZE], word[64], value[32];
@@ -7249,6 +7448,7 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
         else if (option_set(o, option_find(names[i]), value, &inner) != 0)
             status = fail(e, "%.600s: %s: %.300s", path, keys[i], inner.text);
     }
+    o->n_positions = o->seq_len;
     if (status == 0 && json_has(text, size, "n_inner")) {
         int64_t inner = json_need(text, size, "n_inner", path, e);
         if (inner != 4 * o->channels)
@@ -7277,7 +7477,7 @@ static int model_read(const char* path, gpt2_sp_options* o, int64_t* vocab, int6
     if (llmc_open(&f, path, e) != 0) return -1;
     close(f.fd);
     o->layers = f.shape.L, o->heads = f.shape.NH;
-    o->channels = f.shape.C, o->seq_len = f.shape.T;
+    o->channels = f.shape.C, o->seq_len = o->n_positions = f.shape.N;
     o->center = 1;
     *vocab = f.shape.V, *eot = EOT_UNNAMED;
     return 0;
@@ -7319,6 +7519,37 @@ static int validations_read(gpt2_sp* g, const char* text, size_t size, const cha
     return 0;
 }
 
+// The tokens of a run's sequences by its state.json; one without the number had as many as positions.
+static int64_t state_seq_len(const char* text, size_t size, const gpt2_sp_options* model) {
+    uint64_t number;
+    return json_get_u64(text, size, "seq_len", &number) == 1 && number <= (uint64_t)model->n_positions
+        ? (int64_t)number
+        : model->n_positions;
+}
+
+// The sample with which a run goes on whose sequences have `now` tokens instead of `before`: of the epoch as
+// many tokens are read as before. The order of samples is another one, so in the rest of that epoch some
+// tokens come again and others do not come.
+static uint64_t sample_moved(const Dataset* d, int64_t before, int64_t now, uint64_t sample) {
+    uint64_t windows = dataset_windows(d, before), read = sample % windows * (uint64_t)before;
+    return sample / windows * dataset_windows(d, now) + (read + (uint64_t)now - 1) / (uint64_t)now;
+}
+
+// Takes up a run whose checkpoint has sequences of T tokens and N positions, where more may be asked for: its
+// place in the data, which rows of wpe are new, and that validations of shorter sequences count no longer.
+static int lengths_resume(gpt2_sp* g, const char* text, size_t size, int64_t T, int64_t N, const char* path) {
+    const Shape* s = &g->mesh.shape;
+    g->saved_seq_len = T, g->saved_positions = N;
+    g->layout.known_positions = N;
+    if (s->N == N && json_has(text, size, "known_positions"))
+        g->layout.known_positions = json_need(text, size, "known_positions", path, &g->error);
+    if (g->layout.known_positions < 0) return -1;
+    if (s->T == T) return 0;
+    g->next_sample = sample_moved(&g->data, T, s->T, g->next_sample);
+    g->validations = NO_VALIDATIONS;
+    return 0;
+}
+
 // Sets step, tokens and next sample from a checkpoint's state.json; -1 if it belongs to another run.
 static int state_read(gpt2_sp* g, const char* folder) {
     Error* e = &g->error;
@@ -7339,6 +7570,7 @@ static int state_read(gpt2_sp* g, const char* folder) {
         : 0;
     g->step = json_need(text, size, "step", path, e);
     g->tokens_seen = json_need(text, size, "tokens", path, e);
+    int64_t seq_len = state_seq_len(text, size, &saved);
     int64_t next = json_need(text, size, "next_sample", path, e);
     g->next_sample = (uint64_t)next;
     if (status == 0) status = validations_read(g, text, size, path);
@@ -7349,11 +7581,20 @@ static int state_read(gpt2_sp* g, const char* folder) {
     if (status == 0) status = resume_same("layers", saved.layers, g->options.layers, e);
     if (status == 0) status = resume_same("heads", saved.heads, g->options.heads, e);
     if (status == 0) status = resume_same("channels", saved.channels, g->options.channels, e);
-    if (status == 0) status = resume_same("seq-len", saved.seq_len, g->options.seq_len, e);
+    if (status == 0 && seq_len > g->options.seq_len)
+        status = resume_same("seq-len", seq_len, g->options.seq_len, e);
+    if (status == 0 && saved.n_positions > g->mesh.shape.N)
+        status = resume_same("n-positions", saved.n_positions, g->mesh.shape.N, e);
     if (status == 0) status = resume_same("center", saved.center, g->options.center, e);
     if (status == 0) status = resume_same("vocab", vocab, g->mesh.shape.V, e);
     if (status == 0) status = resume_same("seed", seed, g->options.seed, e);
     if (status == 0) status = resume_same("doc-mask", doc_mask, g->options.doc_mask, e);
+    if (status == 0 && g->options.positions == GPT2_SP_LEARNED &&
+        json_get_string(text, size, "positions", now, sizeof now) == 1 && strcmp(now, "none") == 0)
+        status = fail(e,
+            "this run was made with --positions none, found learned: what is faded does not come "
+            "back; use another --out, or none");
+    if (status == 0) status = lengths_resume(g, text, size, seq_len, saved.n_positions, path);
     snprintf(now, sizeof now, "%016llx", (unsigned long long)g->data.fingerprint);
     if (status == 0 &&
         (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
@@ -7472,7 +7713,7 @@ static int export_write(const Model* m, const Folder* folder, const gpt2_sp_opti
     if (status == 0) status = folder_text(folder, "generation_config.json", text, manifest->text, size, e);
     if (status == 0 && !m->center)
         status = folder_text(folder, "modeling_gpt2_sp.py", MODELING_PY, manifest->text, size, e);
-    if (status == 0) status = folder_tokenizer(folder, &m->tokenizer, m->shape.T, manifest->text, size, e);
+    if (status == 0) status = folder_tokenizer(folder, &m->tokenizer, m->shape.N, manifest->text, size, e);
     status = manifest_end(manifest, folder, status, e);
     free(manifest);
     return status;
@@ -7569,7 +7810,7 @@ static int export_folder(const Model* m, const gpt2_sp_options* o, Error* e) {
 // llm.c's head of a model file. Whether an open file is such a one that this program wrote.
 static void llmc_head(const Shape* s, int dtype, int32_t head[LLMC_HEAD / 4]) {
     const int64_t numbers[] = {
-        LLMC_MAGIC, dtype == GPT2_SP_FP32 ? LLMC_FP32 : LLMC_BF16, s->T, s->V, s->L, s->NH, s->C, s->Vp};
+        LLMC_MAGIC, dtype == GPT2_SP_FP32 ? LLMC_FP32 : LLMC_BF16, s->N, s->V, s->L, s->NH, s->C, s->Vp};
     memset(head, 0, LLMC_HEAD);
     for (int i = 0; i < 8; i++) head[i] = (int32_t)numbers[i];
     memcpy(&head[8], "gpt2_sp", 8);
@@ -7725,6 +7966,7 @@ static void needle_fill(Rank* r, const synth_doc* doc, int64_t eot) {
         for (int64_t i = 0; i < r->segments.rows[s]; i++, row++) {
             int64_t t = r->segments.begin[s] + i;
             batch->tokens[row] = doc ? (unsigned char)doc->text[t] : 0;
+            if (batch->positions) batch->positions[row] = (int32_t)t;
             batch->labels[row] = !doc ? -1
                 : t + 1 < T           ? (unsigned char)doc->text[t + 1]
                                       : (int32_t)max_i64(eot, -1);
@@ -8875,12 +9117,12 @@ static void plan_print_json(const Plan* plan, const gpt2_sp_options* o) {
     const Shape* s = &mesh->shape;
     const StepCost* cost = &plan->cost;
     printf("{\"parameters\": %lld, \"layers\": %lld, \"heads\": %lld, \"channels\": %lld, \"seq_len\": %lld, "
-           "\"batch_size\": "
+           "\"n_positions\": %lld, \"batch_size\": "
            "%lld, \"dp\": %d, \"sp\": %d, \"zero\": %d, \"schedule\": \"%s\", \"recompute\": \"%s\", "
            "\"memory_bytes\": {",
         (long long)plan->layout->parameters, (long long)s->L, (long long)s->NH, (long long)s->C,
-        (long long)s->T, (long long)s->B, mesh->dp, mesh->sp, mesh->zero, schedule_name(o->schedule),
-        recompute_name(mesh->recompute));
+        (long long)s->T, (long long)s->N, (long long)s->B, mesh->dp, mesh->sp, mesh->zero,
+        schedule_name(o->schedule), recompute_name(mesh->recompute));
     for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
         printf("\"%s\": %zu, ", MEMORY_NAMES[i], plan->fullest.group[i]);
     printf("\"total\": %zu}, \"step\": {\"tokens\": %.0f, \"matmul_flops_per_rank\": %.6g, "
@@ -9103,6 +9345,9 @@ static Loader loader_make(
     l.B = g->mesh.shape.B, l.passes = passes;
     l.dp = g->mesh.dp, l.sp = g->mesh.sp;
     l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;
+    l.N = g->mesh.shape.N;
+    if (shuffled) l.pos_shift = g->mesh.pos_shift;
+    if (shuffled || !g->mesh.training) l.pos_from = g->options.pos_from;   // validation's begin at 0
     l.first_rank = g->mesh.first_rank, l.local_ranks = g->mesh.local_ranks;
     l.seed = (uint64_t)g->options.seed, l.limit = UINT64_MAX;
     l.segments = g->segments;
@@ -9235,6 +9480,7 @@ static int out_open(gpt2_sp* g) {
 static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
     (void)argument;
     weights_init(r, (uint64_t)g->options.seed);
+    positions_drop(r, g);
     return 0;
 }
 
@@ -9301,7 +9547,8 @@ static int model_find(const char* option, const char* name, char path[PATH_SIZE]
 // Whether --out has a run already: the model of its newest checkpoint that can be read, in options, vocab,
 // eot and tokenizer.
 static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, int64_t* eot, bpe* tokenizer) {
-    char folder[PATH_SIZE], name[STEP_NAME];
+    char folder[PATH_SIZE], path[PATH_SIZE], name[STEP_NAME];
+    size_t size;
     int64_t* steps = NULL;
     Folder run;
     Error ignored;
@@ -9313,6 +9560,11 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
         found = path_in(folder, out, name, &ignored) == 0 &&
             config_read(folder, model, vocab, eot, &ignored) == 0 &&
             tokenizer_of_folder(tokenizer, folder, *vocab, &ignored) >= 0;
+        char* text = found && path_in(path, folder, "state.json", &ignored) == 0
+            ? file_read_text(path, 1 << 20, &size, &ignored)
+            : NULL;
+        if (text) model->seq_len = state_seq_len(text, size, model);
+        free(text);
     }
     free(steps);
     return found;
@@ -9320,23 +9572,25 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
 // (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from,
-// which is then at `path`; with it comes its tokenizer, empty where there is none. A size that is
+// which is then at `path` and has so many positions; with it comes its tokenizer, empty where there is none. A size that is
 // given and is another than --init-from's is an error; state_read compares it with a run's.
-static int sizes_choose(gpt2_sp_options* o, char path[PATH_SIZE], int64_t* eot, bpe* tokenizer, Error* e) {
+static int sizes_choose(
+    gpt2_sp_options* o, char path[PATH_SIZE], int64_t* positions, int64_t* eot, bpe* tokenizer, Error* e) {
     gpt2_sp_options model;
     int64_t vocab = 0;
     gpt2_sp_defaults(&model);
     memset(tokenizer, 0, sizeof *tokenizer);
     *eot = EOT_UNNAMED;
     if (o->val_sequences == 0) o->val_sequences = 8;
-    if (o->grow != GPT2_SP_TILE && !o->init_from[0])
-        return fail(e, "--grow needs --init-from, the model whose positions grow");
     int resumed = run_model(o->out, &model, &vocab, eot, tokenizer), from = !resumed && o->init_from[0];
+    if (o->grow != GPT2_SP_TILE && !o->init_from[0] && !resumed)
+        return fail(e, "--grow needs --init-from, the model whose positions grow, or a run that goes on");
     if (from &&
         (model_find("init-from", o->init_from, path, e) != 0 ||
             model_read(path, &model, &vocab, eot, e) != 0 ||
             tokenizer_of_folder(tokenizer, path, vocab, e) < 0))
         return -1;
+    if (from) *positions = model.n_positions;
     if (!resumed && !from) model.layers = model.heads = 4, model.channels = 256, model.seq_len = 1024;
     const struct {
         const char* name;
@@ -9353,6 +9607,7 @@ static int sizes_choose(gpt2_sp_options* o, char path[PATH_SIZE], int64_t* eot, 
         return fail(e, "--init-from %.700s was trained with --center %lld, found %lld", o->init_from,
             (long long)model.center, (long long)o->center);
     if (o->seq_len == 0) o->seq_len = model.seq_len;
+    if (resumed && o->n_positions == 0 && model.n_positions > o->seq_len) o->n_positions = model.n_positions;
     return 0;
 }
 
@@ -9371,7 +9626,9 @@ static int start_compare(gpt2_sp* g, const char* folder) {
         snprintf(text, sizeof text, "the checkpoint of step %lld in --out, manifest's CRC %08x\n", step, crc);
     } else if (g->options.init_from[0]) {
         Tensors tensors;
-        if (tensors_open(&tensors, g->init_model, STATE_WEIGHTS, GPT2_SP_TILE, &g->error) != 0) return -1;
+        if (tensors_open(
+                &tensors, g->init_model, STATE_WEIGHTS, g->init_positions, GPT2_SP_TILE, &g->error) != 0)
+            return -1;
         int status = 0;
         const st_set* files = &tensors.files;
         uint64_t all = 0, sum = 0;   // of all files together, in their order
@@ -9387,6 +9644,21 @@ static int start_compare(gpt2_sp* g, const char* folder) {
     return processes_compare(&g->host, "comparing where to start", text, &g->error);
 }
 
+// Sets the rate of the rows of wpe that are new, which are known by now.
+static int new_rows_choose(gpt2_sp* g) {
+    Layout* layout = &g->layout;
+    const double scale = g->options.lr_scale_new;
+    layout->new_rate = scale;
+    if (scale == 1) return 0;
+    if (layout->units[positions_unit(layout)].rate[P_wpe] == 0)
+        return fail(&g->error, "--lr-scale-new %g has no effect: wpe is not trained", scale);
+    if (layout->known_positions >= g->mesh.shape.N)
+        return fail(&g->error,
+            "--lr-scale-new %g has no effect: none of the %lld rows of wpe is new to this run", scale,
+            (long long)g->mesh.shape.N);
+    return 0;
+}
+
 // Gives the run its weights and its position in the data: from its newest checkpoint, else fresh, else fresh
 // with the weights of --init-from.
 static int trainer_start(gpt2_sp* g) {
@@ -9396,8 +9668,9 @@ static int trainer_start(gpt2_sp* g) {
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
-        LoadJob resume = {folder, 1};
-        if (state_read(g, folder) != 0 || ranks_run(g, g->device->load, &resume) != 0) return -1;
+        if (state_read(g, folder) != 0) return -1;
+        LoadJob resume = {folder, 1, g->saved_positions};
+        if (new_rows_choose(g) != 0 || ranks_run(g, g->device->load, &resume) != 0) return -1;
         g->saved_step = g->resumed_step = g->step;
         if (g->mesh.process != 0) return 0;
         int64_t* steps;
@@ -9406,9 +9679,10 @@ static int trainer_start(gpt2_sp* g) {
         free(steps);
         return count < 0 ? -1 : 0;
     }
-    if (ranks_run(g, g->device->init, NULL) != 0) return -1;
+    if (g->options.init_from[0]) g->layout.known_positions = min_i64(g->init_positions, g->mesh.shape.N);
+    if (new_rows_choose(g) != 0 || ranks_run(g, g->device->init, NULL) != 0) return -1;
     if (!g->options.init_from[0]) return 0;
-    LoadJob start = {g->init_model, 0};
+    LoadJob start = {g->init_model, 0, g->init_positions};
     return ranks_run(g, g->device->load, &start);
 }
 
@@ -9486,9 +9760,10 @@ static int work_compare(gpt2_sp* g) {
     char* text = (char*)calloc(size, 1);
     if (!text) return fail(&g->error, "out of memory");
     int n = snprintf(text, size,
-        "%lld layers\n%lld heads\n%lld channels\na context of %lld\na vocabulary of %lld\nthe end token "
+        "%lld layers\n%lld heads\n%lld channels\na context of %lld\n%lld positions\na vocabulary of "
+        "%lld\nthe end token "
         "%lld\nthe tokenizer %016llx\n",
-        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->V,
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->N, (long long)s->V,
         (long long)g->eot, (unsigned long long)g->tokenizer.fingerprint);
     n += dataset_print(&g->data, "data", text + n, size - (size_t)n);
     n += dataset_print(&g->val_data, "val-data", text + n, size - (size_t)n);
@@ -9504,7 +9779,8 @@ static int work_compare(gpt2_sp* g) {
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
-    if (sizes_choose(&g->options, g->init_model, &g->eot, &g->tokenizer, e) != 0) return -1;
+    if (sizes_choose(&g->options, g->init_model, &g->init_positions, &g->eot, &g->tokenizer, e) != 0)
+        return -1;
     const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
     if (dataset_open(&g->data, o->data, &how, e) != 0) return -1;
     if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
@@ -9527,7 +9803,7 @@ static int trainer_prepare(gpt2_sp* g) {
     if (work_compare(g) != 0) return -1;   // after it process 0 has locked --out: the others may look into it
     if (trainer_start(g) != 0) return -1;
     if (g->out.fd >= 0 && checkpoint_strangers(&g->out, g->step, e) != 0) return -1;
-    loader_request(&g->loader, g->next_sample);
+    loader_request(&g->loader, g->next_sample, ramp_window(o, g->step));
     return 0;
 }
 
@@ -9609,17 +9885,17 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
 
 // --- --check: the same batch on one rank alone ---
 
-// Leaves the gradients and the loss of the step that begins with `sample` in `out`, whose array the caller
-// frees. The loader then reads that step again.
-static int gradients_collect(gpt2_sp* g, uint64_t sample, Gradients* out) {
+// Leaves the gradients and the loss of the step after `step` steps, which begins with `sample`, in `out`,
+// whose array the caller frees. The loader then reads that step again.
+static int gradients_collect(gpt2_sp* g, uint64_t sample, int64_t step, Gradients* out) {
     memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
-    loader_request(&g->loader, sample);
+    loader_request(&g->loader, sample, ramp_window(&g->options, step));
     if (!batch_take(g)) return -1;
     out->all = (real*)calloc((size_t)g->layout.elements, sizeof(real));
     if (!out->all) return fail(&g->error, "out of memory for all gradients");
     int status = ranks_run(g, g->device->gradients, out);
-    loader_request(&g->loader, sample);
+    loader_request(&g->loader, sample, ramp_window(&g->options, step));
     return status;
 }
 
@@ -9676,6 +9952,7 @@ static int trainer_check_ranks(gpt2_sp* g) {
     o.batch_size *= o.dp, o.dp = o.sp = 1;
     o.zero = 0, o.schedule = GPT2_SP_DIST;
     o.check = 0, o.trace[0] = 0;
+    o.lr_scale_new = 1;   // nothing is updated
     o.profile = 0;
     char name[STEP_NAME], path[PATH_SIZE] = "";
     checkpoint_name(name, g->resumed_step, TEMPORARIES);
@@ -9686,8 +9963,8 @@ static int trainer_check_ranks(gpt2_sp* g) {
     int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
     if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
     Gradients found = {NULL, 0, 0}, alone = {NULL, 0, 0};
-    if (status == 0) status = gradients_collect(g, g->next_sample, &found);
-    if (status == 0 && gradients_collect(one, g->next_sample, &alone) != 0)
+    if (status == 0) status = gradients_collect(g, g->next_sample, g->step, &found);
+    if (status == 0 && gradients_collect(one, g->next_sample, g->step, &alone) != 0)
         status = fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
     if (status == 0) status = gradients_compare(g, &found, one, &alone);
     free(found.all);
@@ -9770,7 +10047,7 @@ static int trainer_load_option(gpt2_sp* g, const char* option) {
     if (tokenizer_of_folder(&g->tokenizer, path, vocab, &g->error) < 0) return -1;
     g->eot = model_end(g->eot, &g->tokenizer, vocab);
     if (trainer_init(g, vocab, 0) != 0) return -1;
-    LoadJob model = {path, 0};
+    LoadJob model = {path, 0, o->n_positions};
     return ranks_run(g, g->device->load, &model);
 }
 static int trainer_load(gpt2_sp* g) { return trainer_load_option(g, "from"); }
@@ -9857,6 +10134,7 @@ static int log_step(FILE* log, const gpt2_sp_stats* stats, const double* val_los
 #define X(name, format, value) fprintf(log, "%s\"" name "\": " format, comma, value), comma = ", ";
     LOG_COLUMNS(X)
 #undef X
+    if (stats->window > 0) fprintf(log, ", \"window\": %lld", (long long)stats->window);
     if (val_loss) json_number(val, sizeof val, *val_loss), fprintf(log, ", \"val_loss\": %s", val);
     fprintf(log, "}\n");
     return fflush(log);
@@ -10158,12 +10436,34 @@ static void train_header_rates(const gpt2_sp* g) {
             double rate = g->layout.units[u].rate[id];
             if (p.unit != g->layout.units[u].kind || rate == 0) continue;
             double n = (double)(tensor_rows(&g->mesh.shape, id, &p) * max_i64(1, p.columns)) / 1e6;
+            if (id == P_wpe && rate == 1 && g->layout.new_rate != 1)
+                scaled += (double)((g->mesh.shape.N - g->layout.known_positions) * p.columns) / 1e6;
             trained += n, scaled += rate != 1 ? n : 0;
         }
-    if (!g->options.freeze[0] && !g->options.lr_scale[0]) return;
+    if (!g->options.freeze[0] && !g->options.lr_scale[0] && g->layout.new_rate == 1 &&
+        g->options.positions == GPT2_SP_LEARNED)
+        return;
     printf("trained   %.2fM of the parameters", trained);
     if (scaled > 0) printf(", %.2fM at a rate of their own", scaled);
     printf("\n");
+}
+
+// What wpe has beyond a row for each token of a sequence, and how a run that goes on has grown; lines of the
+// header.
+static void train_header_positions(const gpt2_sp* g) {
+    const Shape* s = &g->mesh.shape;
+    if (s->N > s->T)
+        printf("positions %lld, for sequences of %lld tokens\n", (long long)s->N, (long long)s->T);
+    if (g->options.positions == GPT2_SP_NO_POSITIONS && g->step < g->options.fade_steps)
+        printf("positions faded to zero by step %lld\n", (long long)g->options.fade_steps);
+    else if (g->options.positions == GPT2_SP_NO_POSITIONS) printf("positions none: wpe is zero\n");
+    if (g->saved_seq_len == 0 || (s->T == g->saved_seq_len && s->N == g->saved_positions)) return;
+    printf(
+        "longer    sequences of %lld tokens, which had %lld", (long long)s->T, (long long)g->saved_seq_len);
+    if (s->N > g->saved_positions)
+        printf("; wpe grows from %lld to %lld rows (--grow %s)", (long long)g->saved_positions,
+            (long long)s->N, g->options.grow == GPT2_SP_TILE ? "tile" : "interp");
+    printf("; goes on at epoch %.2f\n", (double)g->next_sample / (double)dataset_windows(&g->data, s->T));
 }
 
 // What a run prints before its first step.
@@ -10177,6 +10477,7 @@ static void train_header(const gpt2_sp* g) {
         (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->V,
         (double)g->layout.parameters / 1e6);
     train_header_rates(g);
+    train_header_positions(g);
     printf("data      %llu tokens in %d shard%s: %llu sequences of %lld an epoch%s\n",
         (unsigned long long)g->data.tokens, g->data.count, g->data.count == 1 ? "" : "s",
         (unsigned long long)dataset_windows(&g->data, s->T), (long long)s->T,
@@ -10228,6 +10529,7 @@ static void step_print(
         (double)g->next_sample / (double)dataset_windows(&g->data, g->mesh.shape.T),
         human_time(ms / 1e3, gone, sizeof gone));
     if (step < steps) printf(", %s left", human_time(rest, left, sizeof left));
+    if (stats->window > 0) printf("  window %lld", (long long)stats->window);
     if (val_loss) printf("  val %.4f", *val_loss);
     printf("%s\n", stats->updated ? "" : "  not finite: no update");
 }
@@ -10539,10 +10841,11 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     Plan* plan = (Plan*)calloc(1, sizeof *plan);
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
-    int64_t eot;
+    int64_t eot, positions;
     bpe tokenizer;
     char init_model[PATH_SIZE];
-    int status = plan ? sizes_choose(o, init_model, &eot, &tokenizer, e) : fail(e, "out of memory");
+    int status =
+        plan ? sizes_choose(o, init_model, &positions, &eot, &tokenizer, e) : fail(e, "out of memory");
     if (plan) bpe_free(&tokenizer);
     int64_t vocab = o->vocab ? o->vocab : 50257;
     if (status == 0) status = ranks_choose(o, gpt2_sp_device, 1, e);
@@ -11371,7 +11674,7 @@ static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e
         return -1;
     m.eot = model_end(m.eot, &m.tokenizer, vocab);
     int replaced = access(o->out, F_OK) == 0;
-    int opened = tensors_open(&m.tensors, path, STATE_WEIGHTS, GPT2_SP_TILE, e);
+    int opened = tensors_open(&m.tensors, path, STATE_WEIGHTS, m.shape.N, GPT2_SP_TILE, e);
     int status = opened == 0 ? tensors_known(&m.tensors.files, &m.shape, e) : -1;
     if (status == 0) status = o->format == GPT2_SP_HF ? export_folder(&m, o, e) : export_llmc(&m, o, e);
     if (opened == 0) st_set_close(&m.tensors.files);

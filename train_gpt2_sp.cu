@@ -369,7 +369,8 @@ struct Gpu {
     float* rates;                                       // (units, PARAMETER_COUNT): Unit.rate of each
     int* attention_work[2];                             // of kernels on `stream`, on `beside`
     void* workspace;                                    // (MATMUL_WORKSPACE bytes)
-    int32_t *tokens, *labels, *doc_start;               // (B, Tl) of the pass; doc_start (B, T)
+    int32_t *tokens, *labels;                           // (B, Tl) of the pass
+    int32_t *positions, *doc_start;                     // (B, Tl), or NULL; (B, T): as RankBatch has them
     int32_t *keys, *sorted_keys, *rows, *sorted_rows;   // (R) embedding backward
     void* sort_work;
     size_t sort_bytes;
@@ -1237,6 +1238,7 @@ static void gpu_layout(Gpu* d, Arena* a, const Rank* r) {
     d->token_hit = (unsigned char*)gpu_take(a, MEMORY_LOGITS, R, 1);
     d->tokens = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
     d->labels = (int32_t*)gpu_take(a, MEMORY_DATA, R, 4);
+    d->positions = positions_told(mesh) ? (int32_t*)gpu_take(a, MEMORY_DATA, R, 4) : NULL;
     d->doc_start = (int32_t*)gpu_take(a, MEMORY_DATA, mesh->doc_mask ? d->B * s->T : 0, 4);
     for (int id = 0; id < GPU_ACTIVATION_COUNT; id++) {   // the head must not touch what is kept
         GpuActivation act = gpu_activation(s, id);
@@ -1417,11 +1419,12 @@ static int gpu_allocate(Rank* r, Error* e) {
                 : mesh->training   ? mesh->passes * sequences
                                    : 0,
                     n = count * r->Tl;
-            int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0;
-            if (walk == 0) numbers += 2 * n + docs;
+            int64_t docs = mesh->doc_mask ? count * mesh->shape.T : 0, told = positions_told(mesh) ? n : 0;
+            if (walk == 0) numbers += 2 * n + told + docs;
             else {
                 r->batches[i].tokens = at, r->batches[i].labels = at + n;
                 at += 2 * n;
+                if (told) r->batches[i].positions = at, at += told;
                 if (mesh->doc_mask) r->batches[i].doc_start = at, at += docs;
             }
         }
@@ -4747,13 +4750,13 @@ template <int LANES> __device__ __forceinline__ float row_sum(float x) {
 //     rows            rows of a sequence
 //     first           of these, rows of the first run
 //     begin, begin2   row t stands at t + begin in the first run, at t + begin2 in the second
-//     T               positions: of the sequence, or rows of wpe that the rank has
+//     N               rows of wpe: of the model, or those that the rank has
 typedef struct {
-    int64_t rows, first, begin, begin2, T;
+    int64_t rows, first, begin, begin2, N;
 } RowPlaces;
 // Rows of wpe where gpu_weight points.
 static int64_t positions_count(const Rank* r) {
-    return positions_apart(r->layout) ? r->Tl : r->mesh->shape.T;
+    return positions_apart(r->layout) ? r->Tl : r->mesh->shape.N;
 }
 // The places of the rank's own rows.
 static RowPlaces row_places(const Rank* r) {
@@ -4766,22 +4769,17 @@ __device__ __forceinline__ int64_t row_position(const RowPlaces& p, int64_t row)
     int64_t t = row % p.rows;
     return t + (t < p.first ? p.begin : p.begin2);
 }
-// The row of wpe that it takes: its position in the sequence, or in its document. doc_start (B, T), or NULL.
-__device__ __forceinline__ int64_t wpe_row(const RowPlaces& p, const int32_t* doc_start, int64_t row) {
-    int64_t position = row_position(p, row);
-    return doc_start ? position - doc_start[row / p.rows * p.T + position] : position;
-}
 
-// x (R, C) = wte[token] + wpe[position], without the row's mean if `center`. A warp or a block has a row; it
-// reads 8 C bytes and writes 2 C.
+// x (R, C) = wte[token] + wpe[position], without the row's mean if `center`. positions (R), or NULL: where
+// `places` has a row. A warp or a block has a row; it reads 8 C bytes and writes 2 C.
 template <int NV, int LANES>
-__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* doc_start,
+__global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const int32_t* positions,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
     if (row >= R) return;
-    int64_t position = wpe_row(places, doc_start, row);
-    if (position >= places.T) position = places.T - 1;   // rows that pad a prompt
+    int64_t position = positions ? positions[row] : row_position(places, row);
+    if (position >= places.N) position = places.N - 1;   // rows that pad a prompt
     const float *a = wte + (int64_t)tokens[row] * C, *b = wpe + position * C;
     float f[NV][8], sum = 0;
     EACH_PIECE(c) {
@@ -4797,26 +4795,25 @@ __global__ void embedding_forward_kernel(bf16* x, const int32_t* tokens, const i
         *(uint4*)(x + row * C + c) = pack8(f[i]);
     }
 }
-// wte (V, C), wpe (places.T, C), tokens (R).
-static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* doc_start,
+// wte (V, C), wpe (places.N, C), tokens (R).
+static int embedding_forward(Gpu* d, bf16* x, const int32_t* tokens, const int32_t* positions,
     const float* wte, const float* wpe, int center, RowPlaces places, int64_t R, int64_t C) {
     BY_WIDTH(C,
         (embedding_forward_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
-            x, tokens, doc_start, wte, wpe, center, places, R, (int)C)));
+            x, tokens, positions, wte, wpe, center, places, R, (int)C)));
     return 0;
 }
 
 // If `center`, dx (R, C) loses its rows' means, in place: 4 C bytes a row. For the sort that follows,
-// rows[row] = row, and keys[row] = the row's token (key_of), or its row of wpe where key_of is NULL. A warp
-// or a block has a row.
+// rows[row] = row, and keys[row] = key_of[row], the row's token or its row of wpe. A warp or a block has a
+// row.
 template <int NV, int LANES>
-__global__ void embedding_center_kernel(bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of,
-    const int32_t* doc_start, int center, RowPlaces places, int64_t R, int C) {
+__global__ void embedding_center_kernel(
+    bf16* dx, int32_t* keys, int32_t* rows, const int32_t* key_of, int center, int64_t R, int C) {
     int64_t row = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
     if (row >= R) return;
-    if (lane == 0)
-        rows[row] = (int32_t)row, keys[row] = key_of ? key_of[row] : (int32_t)wpe_row(places, doc_start, row);
+    if (lane == 0) rows[row] = (int32_t)row, keys[row] = key_of[row];
     if (!center) return;
     float f[NV][8], sum = 0;
     EACH_PIECE(c) {
@@ -4922,23 +4919,23 @@ static int sorted_backward(Gpu* d, float* dweight, int64_t keys, int64_t R, int6
     return 0;
 }
 // dwte[token] += dx, dwpe[position] += dx, each unless it is NULL. dx is centred in place first if `center`.
-// Without documents row t of every sequence has the same position, so that wpe needs no sort.
-static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* doc_start, int center,
+// Where positions (R) is NULL, row t of every sequence has the same position, so that wpe needs no sort.
+static int embedding_backward(Gpu* d, float* dwte, float* dwpe, const int32_t* positions, int center,
     RowPlaces places, int64_t V, int64_t B, int64_t C, Error* e) {
     int64_t R = B * places.rows;
     BY_WIDTH(C,
         (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
-            d->dx, d->keys, d->rows, d->tokens, NULL, center, places, R, (int)C)));
+            d->dx, d->keys, d->rows, d->tokens, center, R, (int)C)));
     if (sorted_backward(d, dwte, V, R, C, e) != 0) return -1;
     if (!dwpe) return 0;
-    if (!doc_start)
+    if (!positions)
         position_backward_kernel<<<(unsigned)ceil_div(places.rows * C / 8, 256), 256, 0, d->stream>>>(
             dwpe, d->dx, places, B, (int)C);
     else {
         BY_WIDTH(C,
             (embedding_center_kernel<NV, LANES><<<(unsigned)ceil_div(R, 256 / LANES), 256, 0, d->stream>>>(
-                d->dx, d->keys, d->rows, NULL, doc_start, 0, places, R, (int)C)));
-        if (sorted_backward(d, dwpe, places.T, R, C, e) != 0) return -1;
+                d->dx, d->keys, d->rows, positions, 0, R, (int)C)));
+        if (sorted_backward(d, dwpe, places.N, R, C, e) != 0) return -1;
     }
     return 0;
 }
@@ -6382,8 +6379,9 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     size_t row = (size_t)R * sizeof(int32_t);
     CUDA_TRY(e, cudaMemcpyAsync(d->tokens, r->batch->tokens + at, row, cudaMemcpyHostToDevice, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(d->labels, r->batch->labels + at, row, cudaMemcpyHostToDevice, d->stream));
-    const int32_t *doc_start = r->mesh->doc_mask ? d->doc_start : NULL,
+    const int32_t *told = r->batch->positions, *doc_start = r->mesh->doc_mask ? d->doc_start : NULL,
                   *docs = doc_start ? r->batch->doc_start + at / r->Tl * s->T : NULL;
+    if (told) CUDA_TRY(e, cudaMemcpyAsync(d->positions, told + at, row, cudaMemcpyHostToDevice, d->stream));
     if (doc_start)
         CUDA_TRY(e,
             cudaMemcpyAsync(d->doc_start, docs, (size_t)(d->B * s->T) * sizeof(int32_t),
@@ -6391,7 +6389,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
     mark(d, "copies");
 
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
-    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, doc_start, gpu_weight(r, 0, P_wte),
+    embedding_forward(d, (bf16*)gpu_act(r, G_x, 0), d->tokens, d->positions, gpu_weight(r, 0, P_wte),
         gpu_weight(r, positions, P_wpe), r->mesh->center, row_places(r), R, C);
     mark(d, "embedding forward");
     for (int64_t l = 0; l < L; l++) {
@@ -6428,7 +6426,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
         if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
     }
     if (gpu_unit_gradient_begin(r, positions) != 0 ||
-        embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, positions, P_wpe), doc_start,
+        embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, positions, P_wpe), d->positions,
             r->mesh->center, row_places(r), s->V, d->B, C, e) != 0)
         return -1;
     mark(d, "embedding backward");
@@ -6597,11 +6595,13 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
 }
 
 // The parameters of a unit of a kind: where they begin, their numbers in PARAMETERS, whether AdamW decays
-// them, whether their bf16 copy is a plain one (centred ones are made afterwards).
+// them, whether their bf16 copy is a plain one (centred ones are made afterwards). wpe's new rows stand in it
+// as a parameter of their own.
 typedef struct {
     int count;
     int64_t begin[PARAMETER_COUNT + 1];
     unsigned char id[PARAMETER_COUNT], decay[PARAMETER_COUNT], copied[PARAMETER_COUNT];
+    float new_rate[PARAMETER_COUNT];   // its rate is so many times the parameter's
 } UnitTable;
 static UnitTable unit_table(const Rank* r, int kind) {
     UnitTable t;
@@ -6613,16 +6613,21 @@ static UnitTable unit_table(const Rank* r, int kind) {
         t.begin[t.count] = r->layout->within[id];
         t.id[t.count] = (unsigned char)id, t.decay[t.count] = (unsigned char)p.decay;
         t.copied[t.count] = (unsigned char)(id == P_wte || (kind == UNIT_LAYER && !centred));
+        t.new_rate[t.count] = 1;
+        if (id == P_wpe && r->layout->known_positions < p.rows) {
+            t.begin[++t.count] = r->layout->within[id] + r->layout->known_positions * p.columns;
+            t.id[t.count] = (unsigned char)id, t.new_rate[t.count] = (float)r->layout->new_rate;
+        }
         t.begin[++t.count] = r->layout->within[id] + parameter_elements(&p);
     }
     return t;
 }
 
-// AdamW's numbers in a step; correct1 and correct2 are 1 / (1 - beta^step), of either moment. rates (units of
+// AdamW's numbers in a step; wpe is multiplied by `fade`; correct1 and correct2 are 1 / (1 - beta^step), of either moment. rates (units of
 // the kind, PARAMETER_COUNT): of each parameter, as Unit has them.
 typedef struct {
     const float* rates;
-    float lr, beta1, beta2, eps, weight_decay, correct1, correct2;
+    float lr, beta1, beta2, eps, weight_decay, fade, correct1, correct2;
 } GpuAdamW;
 
 // An array of the units of a kind: a number of the first unit, and how far on that of the next unit is.
@@ -6644,7 +6649,13 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
     float4* weights = (float4*)(w.p + blockIdx.y * w.stride + i);
     float4 x = *weights;
     float* xs = &x.x;
-    float scale = (float)stats[STAT_SCALE], rate = a.rates[blockIdx.y * PARAMETER_COUNT + table.id[id]];
+    float scale = (float)stats[STAT_SCALE],
+          rate = a.rates[blockIdx.y * PARAMETER_COUNT + table.id[id]] * table.new_rate[id];
+    if (table.id[id] == P_wpe && a.fade != 1) {   // --positions none: its rate is 0
+#pragma unroll
+        for (int j = 0; j < 4; j++) xs[j] *= a.fade;
+        *weights = x;
+    }
     if (scale < 0 || rate == 0) return;
     float4 *moment = (float4*)(m.p + blockIdx.y * m.stride + i),
            *square = (float4*)(v.p + blockIdx.y * v.stride + i);
@@ -6748,7 +6759,7 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
     GpuAdamW a;
     a.lr = (float)adamw->lr, a.beta1 = (float)adamw->beta1;
     a.beta2 = (float)adamw->beta2, a.eps = (float)adamw->eps;
-    a.weight_decay = (float)adamw->weight_decay;
+    a.weight_decay = (float)adamw->weight_decay, a.fade = (float)adamw->fade;
     a.correct1 = (float)(1 / (1 - pow(adamw->beta1, (double)adamw->step))),
     a.correct2 = (float)(1 / (1 - pow(adamw->beta2, (double)adamw->step)));
     for (int kind = UNIT_EMBED; kind < UNIT_KINDS; kind++) {
@@ -7088,7 +7099,7 @@ static int gpu_init(Rank* r, gpt2_sp* g, void* argument) {
     gpu_settings(r, g);
     if (gpu_enter(r) != 0 || gpu_join(r, &g->options) != 0) return -1;
     int status = host_begin(r, 1, 0);
-    if (status == 0) weights_init(r, (uint64_t)g->options.seed);
+    if (status == 0) weights_init(r, (uint64_t)g->options.seed), positions_drop(r, g);
     return host_end(r, 1, 1, status);
 }
 static int gpu_load(Rank* r, gpt2_sp* g, void* argument) {
@@ -7920,7 +7931,7 @@ static int gpu_read_many(GpuDecoder* c, const int32_t* tokens, int64_t n, int64_
     int64_t C = s->C;
     CUDA_TRY(e, cudaMemsetAsync(c->tokens, 0, (size_t)R * 4, d->stream));
     CUDA_TRY(e, cudaMemcpyAsync(c->tokens, tokens, (size_t)n * 4, cudaMemcpyHostToDevice, d->stream));
-    RowPlaces places = {R, R, p, p, s->T}, fetched = {R, R, 0, 0, n};
+    RowPlaces places = {R, R, p, p, s->N}, fetched = {R, R, 0, 0, n};
     int positions = positions_unit(r->layout), own = positions_apart(r->layout);
     if (gpu_unit_gather(r, 0) != 0 || gpu_unit_gather(r, positions) != 0) return -1;
     if (own && gpu_decoder_positions(c, n, p) != 0) return -1;
@@ -8248,7 +8259,7 @@ static int gpu_verify(gpt2_sp* g) {
     if (gpu_enter(&g->ranks[0]) != 0) return g->error = g->ranks[0].error, -1;
     o.out[0] = o.products[0] = 0, o.recompute = GPT2_SP_NONE;
     o.verify = o.profile = o.attention = 0, o.init_from[0] = 0;
-    o.grow = GPT2_SP_TILE;
+    o.grow = GPT2_SP_TILE, o.lr_scale_new = 1;   // nothing is updated
     o.trace[0] = 0, o.transport = GPT2_SP_AUTO;
     o.logits_chunk = 1024;
     gpt2_sp* cpu = trainer_new(&o);

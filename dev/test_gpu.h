@@ -169,7 +169,7 @@ static const double U = 1.0 / 16777216;   // 2^-24: a rounding of fp32, relative
 
 // tokens: 0 any of V, 1 all alike, 2 runs of 1 to 200. first: position of row 0, in a context of `limit`. P
 // > 0: the rows are those of a rank of P with two chunks each, so two runs of positions of a sequence of T;
-// then first = 0 and limit = T.
+// then first = 0. doc: 0 positions are places in the sequence, 1 in documents, 2 each sequence is shifted.
 typedef struct {
     const char* name;
     int64_t B, T, C, V;
@@ -190,6 +190,8 @@ static const EmbeddingCase EMBEDDING_CASES[] = {
     {"embedding 3x517x64, the last rank of 4 with two runs", 3, 517, 64, 9, 0, 0, 2, 0, 517, 4, 3},
     {"embedding 2x517x128, rank 0 of 5 with two runs, documents", 2, 517, 128, 17, 1, 1, 2, 0, 517, 5, 0},
     {"embedding 1x1031x320, rank 1 of 2 with two runs, documents", 1, 1031, 320, 300, 1, 0, 0, 0, 1031, 2, 1},
+    {"embedding 5x130x192, shifted in 700 positions", 5, 130, 192, 40, 2, 1, 2, 0, 700},
+    {"embedding 4x517x64, rank 1 of 3 with two runs, shifted", 4, 517, 64, 17, 2, 0, 0, 0, 1000, 3, 1},
 };
 
 // The rows of a case: which token each of them holds, and at which position of its document or sequence.
@@ -226,7 +228,9 @@ static EmbeddingRows embedding_rows(const EmbeddingCase* c) {
     for (int64_t r = 0; r < R; r++) {
         int64_t at = c->first + r % T;
         if (c->P) at = r % T < g.rows[0] ? g.begin[0] + r % T : g.begin[1] + r % T - g.rows[0];
-        if (c->doc) rows.position[r] = (int32_t)min_i64(at - rows.docs[r / T * c->limit + at], c->limit - 1);
+        if (c->doc == 1) rows.position[r] = (int32_t)(at - rows.docs[r / T * c->limit + at]);
+        else if (c->doc == 2)
+            rows.position[r] = (int32_t)(at + dice(303, (uint64_t)(r / T), (uint64_t)(c->limit - c->T + 1)));
         else rows.position[r] = (int32_t)min_i64(at, c->limit - 1);
     }
     return rows;
@@ -238,9 +242,9 @@ static void embedding_forward_judge(const EmbeddingCase* c, const EmbeddingRows*
     Tensor wte = tensor_noise(c->V * C, 4, 310, 1, 0), wpe = tensor_noise(c->limit * C, 4, 311, 1, 0.5);
     Tensor x = tensor_poisoned(R * C, 2);
     d->tokens = tensor_integers(rows->tokens, R);
-    d->doc_start = c->doc ? tensor_integers(rows->docs, c->B * c->limit) : NULL;
+    d->positions = c->doc ? tensor_integers(rows->position, R) : NULL;
     embedding_forward(
-        d, (bf16*)x.p, d->tokens, d->doc_start, (float*)wte.p, (float*)wpe.p, c->center, rows->places, R, C);
+        d, (bf16*)x.p, d->tokens, d->positions, (float*)wte.p, (float*)wpe.p, c->center, rows->places, R, C);
     double *exact = host_zeros(R * C), *plain = host_zeros(R * C);
     for (int64_t r = 0; r < R; r++) {
         const double *token = wte.host + rows->tokens[r] * C, *position = wpe.host + rows->position[r] * C;
@@ -295,7 +299,7 @@ static void embedding_backward_judge(const EmbeddingCase* c, const EmbeddingRows
     d->partial = (float*)tensor_poisoned(ceil_div(R, BUCKET_ROWS) * 2 * C, 4).p;
     Error e;
     int status = embedding_backward(
-        d, (float*)dwte.p, (float*)dwpe.p, d->doc_start, c->center, rows->places, c->V, c->B, C, &e);
+        d, (float*)dwte.p, (float*)dwpe.p, d->positions, c->center, rows->places, c->V, c->B, C, &e);
     if (status != 0) check(0, statement(c->name, "backward runs"), "%s", e.text);
     embedding_gradient_judge(c, rows, "dwte", dwte, rows->tokens, dx.host);
     embedding_gradient_judge(c, rows, "dwpe", dwpe, rows->position, dx.host);
@@ -1152,7 +1156,7 @@ static void optimizer_step(const char* more, int center, double clip, const char
     t.m = host_zeros(t.n), t.m_bound = host_zeros(t.n);
     t.v = host_zeros(t.n), t.v_bound = host_zeros(t.n);
     for (int state = 0; state < STATES; state++) optimizer_fill(&t, state);
-    AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 7};
+    AdamW a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 1, 7};
     t.adamw = a;
     t.g->options.grad_clip = clip;
     double scale = optimizer_norm(&t);

@@ -1083,7 +1083,7 @@ static BatchGradients gradients_of(const Device* device, const char* text) {
     BatchGradients batch = {g, {NULL, NAN, NAN}};
     gpt2_sp_device = &GPU_DEVICE;
     watch_note(g, text, 0);
-    if (!g || gradients_collect(g, g->next_sample, &batch.found) != 0)
+    if (!g || gradients_collect(g, g->next_sample, g->step, &batch.found) != 0)
         check(0, "a test's gradients are collected", "%s: %s", text, g ? gpt2_sp_error(g) : error);
     watch_note(NULL, NULL, 0);
     return batch;

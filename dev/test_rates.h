@@ -203,7 +203,7 @@ static const struct {
 static double rate_named(const char* options, const char* name, Error* e) {
     char own[64];
     gpt2_sp_options o = options_of(options);
-    Shape s = {11, 1, 64, 64, 257, 384, 16, 1};
+    Shape s = {11, 1, 64, 64, 257, 384, 16, 1, 16};
     Unit units[14];
     Layout layout;
     memset(units, 0, sizeof units);
