@@ -1464,7 +1464,9 @@ static void runs_positions(void) {
         int own;
     } cases[] = {{"sp=1 seq-len=60", 0}, {"sp=2 seq-len=60", 1}, {"sp=2 seq-len=61", 0},
         {"sp=5 seq-len=60", 1}, {"sp=7 seq-len=60", 0}, {"sp=2 seq-len=60 doc-mask=1", 0},
-        {"dp=2 sp=2 seq-len=60", 0}, {"dp=2 sp=1 seq-len=60", 0}, {"sp=3 seq-len=60 schedule=ring", 1},
+        {"sp=2 seq-len=60 n-positions=60", 1}, {"sp=2 seq-len=60 n-positions=64", 0},
+        {"sp=2 seq-len=60 n-positions=64 pos-shift=0.1", 0}, {"dp=2 sp=2 seq-len=60", 0},
+        {"dp=2 sp=1 seq-len=60", 0}, {"sp=3 seq-len=60 schedule=ring", 1},
         {"sp=3 seq-len=60 schedule=allgather", 0}, {"sp=2 seq-len=60 schedule=ulysses", 1},
         {"sp=2 seq-len=60 schedule=dist-paper", 1}, {"sp=2 seq-len=60 schedule=zigzag", 0},
         {"sp=4 seq-len=60 channels=12 heads=1", 0}};   // 180 numbers a rank: no multiple of 16
@@ -5108,6 +5110,8 @@ static void test_commands(void) {
 
 #include "dev/test_rates.h"
 
+#include "dev/test_positions.h"
+
 // ===== groups ===================================================================================
 
 #ifdef GPT2_SP_GPU
@@ -5131,6 +5135,7 @@ static const struct {
     {"oracle", test_oracle},
     {"training", test_training},
     {"rates", test_rates},
+    {"positions", test_positions},
     {"resume", test_crossing},
     {"sampling", test_gpu_sampling},
     {"memory", test_gpu_memory},
@@ -5149,6 +5154,7 @@ static const struct {
     {"fixture", test_fixture},
     {"runs", test_runs},
     {"rates", test_rates},
+    {"positions", test_positions},
     {"memory", test_memory},
     {"resume", test_resume},
     {"loader", test_loader},

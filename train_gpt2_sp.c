@@ -6142,7 +6142,7 @@ static void positions_fade(Rank* r, double fade) {
     const int u = positions_unit(r->layout);
     Held h = held(r, STATE_M, u);
     real* w = r->state[STATE_WEIGHTS] + held_at(r, STATE_WEIGHTS, u, h.begin);
-    for (int64_t i = 0; fade != 1 && i < h.n; i++) w[i] *= (real)fade;
+    for (int64_t i = 0; fade != 1 && i < h.n; i++) w[i] = fade == 0 ? 0 : w[i] * (real)fade;   // no -0
 }
 
 // One update of what this rank has moments for (whole units, or its slices). Weights that it holds beyond

@@ -6653,7 +6653,7 @@ __global__ void adamw_kernel(UnitArray<float> w, UnitArray<bf16> half, UnitArray
           rate = a.rates[blockIdx.y * PARAMETER_COUNT + table.id[id]] * table.new_rate[id];
     if (table.id[id] == P_wpe && a.fade != 1) {   // --positions none: its rate is 0
 #pragma unroll
-        for (int j = 0; j < 4; j++) xs[j] *= a.fade;
+        for (int j = 0; j < 4; j++) xs[j] = a.fade == 0 ? 0 : xs[j] * a.fade;   // no -0
         *weights = x;
     }
     if (scale < 0 || rate == 0) return;

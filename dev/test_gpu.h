@@ -1407,7 +1407,11 @@ static void test_training(void) {
         {"seq-len=96 batch-size=3 center=0 grad-accum=2", 3, 128},
         {"seq-len=129 batch-size=2 layers=5 grad-accum=2 doc-mask=1", 5, 128},
         {"seq-len=333 batch-size=1 layers=2 heads=3 channels=192", 2, 192},
-        {"seq-len=61 batch-size=4 layers=1 heads=1 channels=64 logits-chunk=50", 1, 64}};
+        {"seq-len=61 batch-size=4 layers=1 heads=1 channels=64 logits-chunk=50", 1, 64},
+        {"seq-len=150 batch-size=3 n-positions=333 pos-shift=0.7", 3, 128},
+        {"seq-len=160 batch-size=2 n-positions=256 doc-mask=1 pos-from=document window-ramp=40 ramp-share=1",
+            3, 128},
+        {"seq-len=100 batch-size=2 positions=none fade-steps=4", 3, 128}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i += quick ? 4 : 1) training_follows(&cases[i]);
     training_repeats();
     training_not_finite();
@@ -1450,10 +1454,11 @@ static void crossing(const char* text, const char* shape, const Run* reference, 
     free(run.weights);
 }
 static void test_crossing(void) {
-    static const char* const shapes[] = {
-        "seq-len=150 batch-size=2", "seq-len=120 batch-size=2 doc-mask=1 center=0"};
+    static const char* const shapes[] = {"seq-len=150 batch-size=2",
+        "seq-len=120 batch-size=2 doc-mask=1 center=0",
+        "seq-len=120 batch-size=2 n-positions=200 pos-shift=0.5 positions=none fade-steps=8"};
     int steps = quick ? 2 : 12;
-    for (int i = 0; i < (quick ? 1 : 2); i++) {
+    for (int i = 0; i < (quick ? 1 : 3); i++) {
         char text[256];
         snprintf(text, sizeof text, "%s %s deterministic=1", model(), shapes[i]);
         Run reference = run_on(&CPU_DEVICE, text, steps);
@@ -1743,7 +1748,8 @@ static int quietly(int (*job)(gpt2_sp*), gpt2_sp* g, char* last, size_t size) {
 static const char* const VERIFY_SHAPES[] = {"seq-len=150 batch-size=2 recompute=none",
     "seq-len=200 batch-size=2 recompute=attn doc-mask=1 grad-accum=2",
     "seq-len=300 batch-size=1 recompute=sqrt layers=5 center=0",
-    "seq-len=129 batch-size=3 recompute=gelu layers=12 heads=4 channels=256"};
+    "seq-len=129 batch-size=3 recompute=gelu layers=12 heads=4 channels=256",
+    "seq-len=160 batch-size=3 recompute=none n-positions=300 pos-shift=1"};
 static gpt2_sp* verify_trainer(const char* shape, char error[GPT2_SP_TEXT]) {
     char text[256];
     snprintf(text, sizeof text, "%s %s verify=1", model(), shape);

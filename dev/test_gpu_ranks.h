@@ -1552,7 +1552,7 @@ static size_t ranks_memory_wrong(const char* text, size_t* bytes) {
 static void ranks_memory(void) {
     static const char* const splits[] = {"sp=3", "sp=2 schedule=ring", "sp=4 schedule=zigzag",
         "sp=3 schedule=allgather", "sp=4 schedule=dist-paper", "sp=2 schedule=ulysses", "dp=2", "dp=2 sp=2",
-        "sp=2 doc-mask=0", "sp=3 doc-mask=0"};
+        "sp=2 doc-mask=0", "sp=3 doc-mask=0", "sp=2 doc-mask=0 n-positions=700 pos-shift=0.5"};
     for (size_t i = 0; i < sizeof splits / sizeof splits[0]; i += quick ? 5 : 1) {
         size_t wrong = 0, bytes = 0;
         for (int zero = 0; zero < 4; zero++) {
@@ -1675,7 +1675,8 @@ static void ranks_stress(void) {
 }
 
 static void test_ranks_runs(void) {
-    static const char* const common[] = {"doc-mask=0", "doc-mask=1 grad-clip=0.5", "center=0"};
+    static const char* const common[] = {
+        "doc-mask=0", "doc-mask=1 grad-clip=0.5", "center=0", "n-positions=300 pos-shift=0.5"};
     static const char* const zeros[] = {"batch-size=2 sp=2", "batch-size=2 dp=2 sp=2",
         "batch-size=2 sp=3 doc-mask=1 schedule=zigzag", "batch-size=2 dp=3 center=0",
         "batch-size=2 sp=3 schedule=ring",
@@ -1691,7 +1692,7 @@ static void test_ranks_runs(void) {
     } checked[] = {{"sp=2", 0}, {"sp=2", 1}, {"sp=3 zero=3 doc-mask=1", 0},
         {"dp=2 sp=2 zero=2 schedule=zigzag grad-accum=2", 0}, {"dp=2 zero=1", 1}, {"sp=4 schedule=ring", 1}};
     int gpus = 0;
-    for (int k = 0; k < (quick ? 1 : 3); k++) ranks_splits(common[k], k, quick ? 7 : k + 1);
+    for (int k = 0; k < (quick ? 1 : 4); k++) ranks_splits(common[k], k, quick ? 7 : k + 1);
     for (int i = 0; i < (quick ? 1 : 6); i++) ranks_zero_equal(zeros[i]);
     cuda_need(cudaGetDeviceCount(&gpus), "counting GPUs");
     if (gpus < 2) skip("ranks: two GPUs give the bits of one", "only one GPU is visible");
