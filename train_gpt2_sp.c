@@ -305,8 +305,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL | PREPARE, "print one JSON object instead of text")
 
-// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --dtype and --format, in the order
-// of their words above.
+// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --dtype and --format, in the
+// order of their words above.
 enum { GPT2_SP_LEARNED, GPT2_SP_NO_POSITIONS };
 enum { GPT2_SP_FROM_SAMPLE, GPT2_SP_FROM_DOCUMENT };
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
@@ -1758,8 +1758,8 @@ static void positions_fill(
 
 // --pos-from document: the position of the sample's first token, of the T that begin at `position` of the
 // stream, is the number k of tokens that its document has before it. Where the document's rows in the sample,
-// n of them, would reach beyond the N of wpe, they begin at k modulo N - n + 1, so that they stay in the table
-// and follow each other.
+// n of them, would reach beyond the N of wpe, they begin at k modulo N - n + 1, so that they stay in the
+// table and follow each other.
 static int64_t document_position(const Dataset* d, uint64_t position, int64_t T, int64_t N) {
     uint64_t begin, end;
     dataset_document(d, position, &begin, &end);
@@ -1767,8 +1767,8 @@ static int64_t document_position(const Dataset* d, uint64_t position, int64_t T,
     return before + rows <= N ? before : before % (N - rows + 1);
 }
 
-// --window-ramp (SkyLadder, Zhu et al. 2025): attention stays inside blocks of `window` tokens of a sample, as
-// if a document began with each of them; 0: no blocks. Changes doc_start (T), which rises along the sample
+// --window-ramp (SkyLadder, Zhu et al. 2025): attention stays inside blocks of `window` tokens of a sample,
+// as if a document began with each of them; 0: no blocks. Changes doc_start (T), which rises along the sample
 // before and after.
 static void window_apply(int64_t window, int64_t T, int32_t* doc_start) {
     for (int64_t t = 0; window > 0 && t < T; t++)
@@ -4115,8 +4115,8 @@ static int positions_told(const Mesh* mesh) { return mesh->doc_mask || mesh->pos
 
 // Whether the positions are `own`: a rank reads the same rows of wpe in every sequence, these are its slice,
 // and no other rank reads them. Not so with replicas, with positions that the batch tells (of documents, of
-// shifted sequences), with a table of more rows than a sequence has tokens, where a rank has rows of both ends
-// (zigzag, allgather), or where the rows do not divide evenly into padded slices.
+// shifted sequences), with a table of more rows than a sequence has tokens, where a rank has rows of both
+// ends (zigzag, allgather), or where the rows do not divide evenly into padded slices.
 static int positions_own(const Mesh* mesh) {
     const Shape* s = &mesh->shape;
     return mesh->training && mesh->sp > 1 && mesh->dp == 1 && !positions_told(mesh) && s->N == s->T &&
@@ -4985,8 +4985,8 @@ static void cpu_position_forward(
     if (center) cpu_center_rows(x, x, seg->total, C);
 }
 
-// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred, in the order of the rows; dwpe NULL:
-// nothing
+// dwpe[position] += dx (Tl, C), which cpu_embedding_backward has centred, in the order of the rows; dwpe
+// NULL: nothing
 static void cpu_position_backward(
     real* dwpe, const real* dx, const Segments* seg, const int32_t* positions, int64_t C) {
     for (int64_t s = 0, t = 0; dwpe && s < seg->count; s++)
@@ -5991,8 +5991,8 @@ static int rate_unmatched(const Layout* layout, const Shape* s, const RatePatter
 }
 
 // Gives every parameter its rate, by its name: that of the last of --lr-scale's patterns that matches it, or
-// 0 if one of --freeze does, and for wpe with --positions none. -1 for a pattern that matches nothing, a scale that is the rate of nothing, and
-// if nothing is left to train.
+// 0 if one of --freeze does, and for wpe with --positions none. -1 for a pattern that matches nothing, a
+// scale that is the rate of nothing, and if nothing is left to train.
 static int rates_choose(Layout* layout, const Shape* s, const gpt2_sp_options* o, Error* e) {
     char scales[GPT2_SP_TEXT], frozen[GPT2_SP_TEXT], name[64];
     RatePattern* patterns = (RatePattern*)calloc(2 * GPT2_SP_TEXT, sizeof *patterns);
@@ -6322,9 +6322,8 @@ static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = step->adamw;
-    adamw.grad_scale = !finite ? -1
-        : clip > 0             ? fmin(1, clip / (norm + 1e-6))   // as PyTorch's clip_grad_norm_ has it
-                               : 1;
+    adamw.grad_scale = clip > 0 ? fmin(1, clip / (norm + 1e-6)) : 1;   // as PyTorch's clip_grad_norm_ has it
+    if (!finite) adamw.grad_scale = -1;
     if (r->world_rank == r->mesh->first_rank) {
         step->loss = sums[0], step->square = sums[1];
         step->updated = finite;
@@ -7249,9 +7248,9 @@ static int st_read_real(
 
 // Reads rows first to first + count - 1 of wpe (N, C) into out, from a table of another length, n. The
 // table's own rows stay as they are, so that up to n the model is the same; of a longer table those beyond N
-// are left out. Row t behind them is with `tile` row t % n; with `interp` it lies where t falls if the table's
-// first and last row are stretched to 0 and N - 1, on the line between the two rows beside it. Of moments it is
-// zero.
+// are left out. Row t behind them is with `tile` row t % n; with `interp` it lies where t falls if the
+// table's first and last row are stretched to 0 and N - 1, on the line between the two rows beside it. Of
+// moments it is zero.
 static int positions_read(const st_file* f, const st_tensor* t, const Shape* s, int grow, uint64_t first,
     uint64_t count, real* out, Error* e) {
     const uint64_t n = t->shape[0], C = (uint64_t)s->C, gaps = (uint64_t)s->N - 1;
@@ -7297,7 +7296,8 @@ static int tensor_read(
     if (!t) return fail(e, "%.700s: no tensor `%.200s`", f->path, name);
     int swap = from->hf_layout && p.transposed;
     uint64_t rows = (uint64_t)(id == P_wpe ? from->positions : tensor_rows(s, id, &p)),
-             columns = (uint64_t)p.columns, d0 = swap ? columns : rows, d1 = swap ? rows : columns;
+             columns = (uint64_t)p.columns;
+    uint64_t d0 = swap ? columns : rows, d1 = swap ? rows : columns;
     if (t->ndim != (columns ? 2 : 1) || t->shape[0] != d0 || (columns && t->shape[1] != d1))
         return fail(e, "%.500s: tensor `%.200s` is (%llu, %llu), expected (%llu, %llu)", f->path, name,
             (unsigned long long)t->shape[0], (unsigned long long)(t->ndim > 1 ? t->shape[1] : 0),
@@ -7401,8 +7401,8 @@ static int json_has(const char* text, size_t size, const char* key) {
     return json_get(text, size, key, &value) == 1 && !(value.n == 4 && memcmp(value.s, "null", 4) == 0);
 }
 
-// Sets the options that config.json tells of a model, bounded as options are; seq_len and n_positions are both
-// its n_positions. -1 where it is another kind of
+// Sets the options that config.json tells of a model, bounded as options are; seq_len and n_positions are
+// both its n_positions. -1 where it is another kind of
 // model than GPT-2. eot is EOT_UNNAMED if the file does not have it, EOT_NONE if it is null there.
 static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, int64_t* eot, Error* e) {
     char path[PATH_SIZE], word[64], value[32];
@@ -9572,8 +9572,8 @@ static int run_model(const char* out, gpt2_sp_options* model, int64_t* vocab, in
 
 // Gives the options whose 0 stands for something else their values, and takes the token that ends a document
 // (eot, or EOT_UNNAMED) from the model that the run has: that of its checkpoint, else that of --init-from,
-// which is then at `path` and has so many positions; with it comes its tokenizer, empty where there is none. A size that is
-// given and is another than --init-from's is an error; state_read compares it with a run's.
+// which is then at `path` and has so many positions; with it comes its tokenizer, empty where there is none.
+// A size that is given and is another than --init-from's is an error; state_read compares it with a run's.
 static int sizes_choose(
     gpt2_sp_options* o, char path[PATH_SIZE], int64_t* positions, int64_t* eot, bpe* tokenizer, Error* e) {
     gpt2_sp_options model;

@@ -6623,8 +6623,8 @@ static UnitTable unit_table(const Rank* r, int kind) {
     return t;
 }
 
-// AdamW's numbers in a step; wpe is multiplied by `fade`; correct1 and correct2 are 1 / (1 - beta^step), of either moment. rates (units of
-// the kind, PARAMETER_COUNT): of each parameter, as Unit has them.
+// AdamW's numbers in a step; wpe is multiplied by `fade`; correct1 and correct2 are 1 / (1 - beta^step), of
+// either moment. rates (units of the kind, PARAMETER_COUNT): of each parameter, as Unit has them.
 typedef struct {
     const float* rates;
     float lr, beta1, beta2, eps, weight_decay, fade, correct1, correct2;

@@ -1,10 +1,10 @@
-// Positions for long contexts. Held: a sample's positions are what its number and the data say, on every rank
-// of every split; a shifted sequence is the model whose table begins there, in loss and in every gradient; the
-// blocks of a window ramp are sequences of their own; a run that goes on with longer sequences keeps what it
-// has learnt, its new rows begin as --grow says with moments of zero, and take the rate of --lr-scale-new; wpe
-// fades in a straight line to exactly zero. All of it bit for bit over a resume, and the same over every split.
-// A row of wpe that is read one place off still trains: who then meets a text of the full length finds rows
-// that were never what they seemed.
+// Positions for long contexts. Held: a sample's positions are what its number and the data say, on every
+// rank of every split; a shifted sequence is the model whose table begins there, in loss and in every
+// gradient; the blocks of a window ramp are sequences of their own; a run that goes on with longer sequences
+// keeps what it has learnt, its new rows begin as --grow says with moments of zero, and take the rate of
+// --lr-scale-new; wpe fades in a straight line to exactly zero. All of it bit for bit over a resume, and the
+// same over every split. A row of wpe that is read one place off still trains: who then meets a text of the
+// full length finds rows that were never what they seemed.
 
 // A trainer of the runs below; NULL, after a failed check, if it cannot be made.
 static gpt2_sp* placed_trainer(const char* more, const char* out, const char* from) {
@@ -190,7 +190,8 @@ static int placed_wrong(Dataset* d, const int32_t* stream, LoaderShape shape, co
     int wrong = 0;
     loader_trial_begin(&t, d, shape, how->doc_mask, UINT64_MAX);
     Loader* l = &t.loader;
-    l->pos_from = how->from, l->pos_shift = how->shift, l->N = how->N;
+    l->pos_from = how->from, l->pos_shift = how->shift;
+    l->N = how->N;
     for (int w = 0; w < l->local_ranks; w++)
         t.ranks[w].positions = (int32_t*)need((size_t)(shape.passes * shape.B * LOADER_T), 4);
     wrong += loader_fill(l, &l->batch[0], first, &e) != 0;
@@ -318,7 +319,8 @@ static void positions_window(void) {
     for (int i = 0; i < 6; i++) right += ramp_window(&o, course[i].done) == course[i].window;
     none.window_ramp = 0, right += ramp_window(&none, 3) == 0;
     o.ramp_share = 0, right += ramp_window(&o, 0) == 58;
-    o.window_ramp = 58, o.ramp_share = 1, right += ramp_window(&o, 3) == 58;
+    o.window_ramp = 58, o.ramp_share = 1;
+    right += ramp_window(&o, 3) == 58;
     check(right == 9, "positions: the window grows in a straight line, by the step alone", "%d of 9", right);
 
     enum { T = 60, W = 20 };
@@ -391,6 +393,28 @@ static void positions_stages(void) {
         free(w[0]);
         free(w[1]);
     }
+}
+
+// A run that goes on with longer sequences forgets the best validation of shorter ones, and only then.
+static void positions_validations(void) {
+    char same[1000], longer[1024];
+    const char* folder = placed_folder("placed-validations");
+    snprintf(same, sizeof same, "seq-len=30 steps=6 val-data=%s", run_data());
+    snprintf(longer, sizeof longer, "%s seq-len=60", same);
+    gpt2_sp* g = placed_trainer(same, folder, "");
+    double loss = NAN;
+    int64_t best[2] = {0, 0};
+    placed_steps(g, 2);
+    int status = g && train_validate(g, &loss) == 0 ? gpt2_sp_save(g) : -1;
+    gpt2_sp_destroy(g);
+    for (int i = 0; i < 2; i++) {
+        g = placed_trainer(i ? longer : same, folder, "");
+        if (g) best[i] = g->validations.best_step;
+        gpt2_sp_destroy(g);
+    }
+    check(status == 0 && best[0] == 2 && best[1] == -1,
+        "positions: validations of shorter sequences do not count in a longer run",
+        "the best was after step %lld; of a run that goes on %lld", (long long)best[0], (long long)best[1]);
 }
 
 // What resuming at another length tells and refuses, and where the run stands in later epochs.
@@ -582,6 +606,7 @@ static void test_positions(void) {
     positions_window();
     positions_stages();
     positions_moved();
+    positions_validations();
     char folder[512], data[600];
     snprintf(folder, sizeof folder, "%s", placed_folder("placed-files"));
     snprintf(data, sizeof data, "--data %s --threads 1", run_data());
