@@ -1051,7 +1051,7 @@ static gpt2_sp* fixture_trainer(const char* more) {
     options_apply(&o, more);
     gpt2_sp* g = bare_trainer(&o, 67);
     if (!g) return NULL;
-    LoadJob weights = {"dev/fixtures", 0, g->mesh.shape.N};
+    LoadJob weights = {"dev/fixtures", 0, g->mesh.shape.T};
     if (ranks_run(g, rank_load, &weights) == 0) return g;
     check(0, "fixture: the weights are loaded", "%s", g->error.text);
     gpt2_sp_destroy(g);
@@ -1074,10 +1074,11 @@ static void fixture_batch(gpt2_sp* g, const double* x, const double* y, const do
                 }
         for (int64_t i = 0; doc_start && i < s->B * s->T; i++)
             r->batches[0].doc_start[i] = (int32_t)doc_start[i];
-        const SamplePlace place = {0, 0};
-        for (int64_t b = 0; doc_start && b < s->B; b++)
-            positions_fill(
-                place, &r->segments, r->batches[0].doc_start + b * s->T, r->batches[0].positions + b * r->Tl);
+        for (int64_t b = 0; r->batches[0].positions && b < s->B; b++) {
+            const SamplePlace place = {doc_start ? 0 : 3 + 7 * b, 0};
+            positions_fill(place, &r->segments, doc_start ? r->batches[0].doc_start + b * s->T : NULL,
+                r->batches[0].positions + b * r->Tl);
+        }
         r->batch = &r->batches[0], r->valid_tokens = valid;
     }
 }
@@ -2759,7 +2760,7 @@ static void test_model(void) {
     }
     static const char* const shapes[] = {"sp=3 center=1", "sp=3 center=0", "sp=3 center=1 doc-mask=1",
         "sp=3 center=0 doc-mask=1", "sp=2 doc-mask=1 schedule=zigzag recompute=sqrt",
-        "sp=4 schedule=ring recompute=none logits-chunk=7"};
+        "sp=4 schedule=ring recompute=none logits-chunk=7", "sp=3 center=1 n-positions=40 pos-shift=1"};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) model_differences(shapes[i]);
 }
 

@@ -6093,8 +6093,9 @@ typedef struct {
 
 // AdamW's numbers for the step after `done` of the run's.
 static AdamW step_adamw(const gpt2_sp_options* o, int64_t done) {
-    AdamW a = {learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1,
-        fade_factor(o, done + 1), done + 1};
+    const int64_t step = done + 1;
+    AdamW a = {
+        learning_rate(o, done), o->beta1, o->beta2, o->eps, o->weight_decay, 1, fade_factor(o, step), step};
     return a;
 }
 
@@ -6127,7 +6128,8 @@ static void numbers_update(
     Rank* r, int u, int64_t begin, int64_t end, double rate, int decay, const AdamW* adamw) {
     Held h = held(r, STATE_M, u);
     AdamW own = *adamw;
-    begin = max_i64(h.begin, begin), end = min_i64(h.begin + h.n, end);
+    begin = max_i64(h.begin, begin);
+    end = min_i64(h.begin + h.n, end);
     own.lr *= rate;
     if (begin >= end || rate == 0 || adamw->grad_scale < 0) return;
     real *m = r->state[STATE_M] + h.at, *v = r->state[STATE_V] + h.at;
@@ -10458,12 +10460,15 @@ static void train_header_positions(const gpt2_sp* g) {
         printf("positions faded to zero by step %lld\n", (long long)g->options.fade_steps);
     else if (g->options.positions == GPT2_SP_NO_POSITIONS) printf("positions none: wpe is zero\n");
     if (g->saved_seq_len == 0 || (s->T == g->saved_seq_len && s->N == g->saved_positions)) return;
-    printf(
-        "longer    sequences of %lld tokens, which had %lld", (long long)s->T, (long long)g->saved_seq_len);
+    printf("longer    ");
+    if (s->T != g->saved_seq_len)
+        printf("sequences of %lld tokens, which had %lld, from epoch %.2f on%s", (long long)s->T,
+            (long long)g->saved_seq_len, (double)g->next_sample / (double)dataset_windows(&g->data, s->T),
+            s->N > g->saved_positions ? "; " : "");
     if (s->N > g->saved_positions)
-        printf("; wpe grows from %lld to %lld rows (--grow %s)", (long long)g->saved_positions,
-            (long long)s->N, g->options.grow == GPT2_SP_TILE ? "tile" : "interp");
-    printf("; goes on at epoch %.2f\n", (double)g->next_sample / (double)dataset_windows(&g->data, s->T));
+        printf("wpe grows from %lld to %lld rows (--grow %s)", (long long)g->saved_positions, (long long)s->N,
+            g->options.grow == GPT2_SP_TILE ? "tile" : "interp");
+    printf("\n");
 }
 
 // What a run prints before its first step.
