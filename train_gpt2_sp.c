@@ -10046,10 +10046,12 @@ static int trainer_load_option(gpt2_sp* g, const char* option) {
         return fail(&g->error, "--seq-len %lld: the model's context is %lld", (long long)context,
             (long long)o->seq_len);
     if (context > 0) o->seq_len = context;
+    const int64_t positions = o->n_positions;
+    if (o->pos_from == GPT2_SP_FROM_SAMPLE) o->n_positions = 0;   // no row beyond the context is read
     if (tokenizer_of_folder(&g->tokenizer, path, vocab, &g->error) < 0) return -1;
     g->eot = model_end(g->eot, &g->tokenizer, vocab);
     if (trainer_init(g, vocab, 0) != 0) return -1;
-    LoadJob model = {path, 0, o->n_positions};
+    LoadJob model = {path, 0, positions};
     return ranks_run(g, g->device->load, &model);
 }
 static int trainer_load(gpt2_sp* g) { return trainer_load_option(g, "from"); }
