@@ -112,9 +112,11 @@ static void launches_ends(void) {
         "launches: what stands before the first step is not the best", "%.200s",
         command_out + strlen(command_out) / 2);
     status = command("%s --steps 400 --keep-best 0 --val-every 1000 --max-minutes 0.05", h.line);
-    check(status == 0 && command_said("step   400/400"), "launches: --max-minutes counts minutes", "status %d",
-        status);
-    status = command("%s --steps 100000000 --keep-best 0 --val-every 100000000 --max-minutes 0.002", h.line);
+    check(status == 0 && command_said("step   400/400"), "launches: --max-minutes counts minutes",
+        "status %d", status);
+    status = command(
+        "%s --steps 100000000 --keep-best 0 --val-every 100000000 --log-every 1000000 --max-minutes 0.002",
+        h.line);
     check(status == 0 && command_said("stopped after 0.002 minutes"), "launches: --max-minutes ends a run",
         "status %d", status);
 }
