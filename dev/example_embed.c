@@ -9,7 +9,7 @@
 int main(int argc, char** argv) {
     char error[GPT2_SP_TEXT];
     gpt2_sp_options options;
-    gpt2_sp_stats stats = {0, 0, 0, 0, 0, 0, 0, 0};
+    gpt2_sp_stats stats;
     if (argc != 5) return fprintf(stderr, "usage: %s SHARDS.tok CHECKPOINT RUN STEPS\n", argv[0]), 1;
     const char* settings[][2] = {{"data", argv[1]}, {"val-data", argv[1]}, {"init-from", argv[2]},
         {"out", argv[3]}, {"steps", argv[4]}, {"layers", "2"}, {"heads", "2"}, {"channels", "32"},

@@ -312,7 +312,7 @@ struct Job {   // PackJob
     u64 source_pitch;
 };
 struct Places {   // RowPlaces
-    int64_t rows, first, begin, begin2, T;
+    int64_t rows, first, begin, begin2, N;
 };
 struct Linear {   // FewLinear
     char *w, *bias, *in, *x, *gain, *shift, *out;
@@ -438,13 +438,13 @@ static const struct { const char* name; Decoder decode; } decoders[] = {
     // x, tokens, doc_start, wte, wpe, center, places, R, C
     {"embedding_forward_kernel", [](Touches& t, const Launch& x) {
         const Places& places = x.at<Places>(6);
-        u64 R = x.n(7), C = x.k(8), T = (u64)places.T;
-        t.writes(x.p(0), R * C * 2), t.reads(x.p(1), R * 4), t.reads(x.p(2), R / (u64)places.rows * T * 4);
-        t.reads(x.p(3), C * 4), t.reads(x.p(4), T * C * 4); }},   // of wte one row: which ones the tokens say
-    // dx, keys, rows, key_of, doc_start, center, places, R, C
+        u64 R = x.n(7), C = x.k(8);
+        t.writes(x.p(0), R * C * 2), t.reads(x.p(1), R * 4), t.reads(x.p(2), R * 4);
+        t.reads(x.p(3), C * 4), t.reads(x.p(4), (u64)places.N * C * 4); }},   // of wte one row: which ones the tokens say
+    // dx, keys, rows, key_of, center, R, C
     {"embedding_center_kernel", [](Touches& t, const Launch& x) {
-        u64 R = x.n(7);
-        t.add(x.p(0), R * x.k(8) * 2, x.k(5)), t.writes(x.p(1), R * 4), t.writes(x.p(2), R * 4), t.reads(x.p(3), R * 4); }},
+        u64 R = x.n(5);
+        t.add(x.p(0), R * x.k(6) * 2, x.k(4)), t.writes(x.p(1), R * 4), t.writes(x.p(2), R * 4), t.reads(x.p(3), R * 4); }},
     // dweight, partial, dx, keys, rows, R, C
     {"embedding_backward_kernel", [](Touches& t, const Launch& x) {
         u64 R = x.n(5), C = x.k(6);
