@@ -242,7 +242,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "end this launch after the step in which so many minutes are over, saved as by a signal; 0: never") \
     TXT(from, "from", "", SAMPLE | EVAL | EXPORT, \
         "a run's folder (its newest whole checkpoint; RUN:best: that of its best validation), one " \
-        "checkpoint, a model's folder, or llm.c's .bin") \
+        "checkpoint, a model's folder, or llm.c's .bin; eval: two, separated by a comma, are compared") \
     CHO(dtype, "dtype", 0, "fp32|bf16|fp16", EXPORT, "type of the numbers") \
     CHO(format, "format", 0, "hf|llmc", EXPORT, "a folder for Transformers, or a model file of llm.c") \
     TXT(prompt, "prompt", "\n", SAMPLE, \
@@ -270,6 +270,14 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(draft_tokens, "draft-tokens", 4, 1, GPT2_SP_DRAFT_TOKENS, SAMPLE, \
         "tokens that --draft proposes at a time") \
     INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
+    INT(context_gain, "context-gain", 0, 0, 16777216, EVAL, \
+        "what the whole context gains over one of so many tokens, and LongPPL; 0: not asked") \
+    TXT(sliding, "sliding", "", EVAL, \
+        "perplexity in windows of these lengths, separated by commas, that move by half of theirs; 1: 256, " \
+        "512, ... to the context") \
+    CHO(probe, "probe", 0, "none|needle|multikey|tracking|ngram|all", EVAL, \
+        "is the right answer to what stands far before likelier than three others, by depth and length?") \
+    INT(probe_items, "probe-items", 20, 1, 100000, EVAL, "questions of --probe, at each depth and length") \
     TXT(tokenizer, "tokenizer", "byte", PREPARE, \
         "how text becomes tokens: byte, the file or folder of a byte-level BPE tokenizer (gpt2.tiktoken, " \
         "tokenizer.json, vocab.json with merges.txt beside it), or a run: its own") \
@@ -305,13 +313,15 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL | PREPARE, "print one JSON object instead of text")
 
-// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --dtype and --format, in the
-// order of their words above.
+// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --probe, --dtype and --format, in
+// the order of their words above. Those of --probe between none and all are the kinds of data/probe.h in their
+// order.
 enum { GPT2_SP_LEARNED, GPT2_SP_NO_POSITIONS };
 enum { GPT2_SP_FROM_SAMPLE, GPT2_SP_FROM_DOCUMENT };
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
 enum { GPT2_SP_COSINE, GPT2_SP_LINEAR, GPT2_SP_CONSTANT, GPT2_SP_WSD };
 enum { GPT2_SP_TILE, GPT2_SP_INTERP };
+enum { GPT2_SP_NO_PROBE, GPT2_SP_FIRST_PROBE, GPT2_SP_ALL_PROBES = 5 };
 enum { GPT2_SP_FP32, GPT2_SP_BF16, GPT2_SP_FP16, GPT2_SP_DTYPES };
 enum { GPT2_SP_HF, GPT2_SP_LLMC };
 
@@ -459,6 +469,7 @@ void gpt2_sp_destroy(gpt2_sp* trainer);
 #include "data/modeling.h"
 #include "data/net.h"
 #include "data/prepare.h"
+#include "data/probe.h"
 #include "data/safetensors.h"
 #include "data/synth.h"
 #include "data/text.h"
@@ -1669,13 +1680,19 @@ typedef struct {
     uint64_t position;   // of its first token
     int64_t seen;        // its first labels, which the window before has too
 } Window;
-// The window that is a sample of the run. The last one begins early enough to end with the stream.
+// Window i of those of W tokens that begin every S of `tokens` tokens. In all but the first the last S labels
+// are new; the last one begins early enough to end with the tokens.
+static Window window_at(uint64_t tokens, int64_t W, int64_t S, uint64_t i) {
+    uint64_t begin = i * (uint64_t)S, last = tokens - 1 - (uint64_t)W;
+    Window w = {begin < last ? begin : last, i > 0 ? W - S : 0};
+    if (begin > last) w.seen += (int64_t)(begin - last);
+    return w;
+}
+// The window that is a sample of the run.
 static Window sample_window(const Dataset* d, int64_t T, uint64_t sample, int shuffled, uint64_t seed) {
     uint64_t n = dataset_windows(d, T), window = sample % n;
     if (shuffled) window = permute(window, n, seed, sample / n);
-    uint64_t begin = window * (uint64_t)T, last = d->tokens - 1 - (uint64_t)T;
-    Window w = {begin < last ? begin : last, begin < last ? 0 : (int64_t)(begin - last)};
-    return w;
+    return window_at(d->tokens, T, T, window);
 }
 
 // The tokens that a rank holds: one run of them, or two where the schedule pairs an early with a late one.
@@ -6183,12 +6200,9 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 // Between two jobs the process itself speaks to the other processes (processes_agree): all go on, or none. A
 // rank that fails aborts the world; no job can run after that.
 
-// What an evaluation sums up, of losses and of tokens: over all tokens, and by position. Bucket 0 is
-// position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
-enum { POSITION_BUCKETS = 26 };
+// What a validation sums up: the losses of all labels, and how many they are.
 typedef struct {
-    double loss, count, bucket_loss[POSITION_BUCKETS], bucket_count[POSITION_BUCKETS];
-    double bytes;   // of the text that these tokens stand for; 0 where the model's tokenizer is not known
+    double loss, count;
 } Evaluation;
 
 // What a run's validations have found. Checkpoints carry it; it counts as long as the validation data and
@@ -6241,6 +6255,37 @@ struct gpt2_sp {
 // The number of a trainer's tokenizer; 0: it knows none.
 static uint32_t trainer_tokenizer(const gpt2_sp* g) {
     return g->tokenizer.token ? tokenizer_number(&g->tokenizer) : 0;
+}
+
+// The model that a trainer has, for messages.
+static const char* model_named(const gpt2_sp* g) {
+    const gpt2_sp_options* o = &g->options;
+    return o->from[0] ? o->from : o->init_from[0] ? o->init_from : o->out[0] ? o->out : "of the trainer";
+}
+// What a model's tokens are.
+typedef struct {
+    char model[GPT2_SP_TEXT];
+    int64_t vocab, eot;
+    uint32_t tokenizer;   // its number; 0: not known
+} ModelTokens;
+static ModelTokens model_tokens(const gpt2_sp* g) {
+    ModelTokens t;
+    snprintf(t.model, sizeof t.model, "%s", model_named(g));
+    t.vocab = g->mesh.shape.V, t.eot = g->eot;
+    t.tokenizer = trainer_tokenizer(g);
+    return t;
+}
+// -1 unless the tokens of another model, "draft" or "second", are this one's.
+static int tokens_agree(const ModelTokens* t, const char* which, const ModelTokens* other, Error* e) {
+    if (tokenizers_differ(t->tokenizer, other->tokenizer))
+        return fail(e, "the %s model %.300s has %s, the model %.300s %s: it must be the same", which,
+            other->model, tokenizer_name(other->tokenizer).text, t->model, tokenizer_name(t->tokenizer).text);
+    if (other->vocab == t->vocab && other->eot == t->eot) return 0;
+    return fail(e,
+        "the %s model %.300s has %lld tokens and ends documents with token %lld, the model %.300s has "
+        "%lld and ends them with token %lld: both must have the same tokenizer",
+        which, other->model, (long long)other->vocab, (long long)other->eot, t->model, (long long)t->vocab,
+        (long long)t->eot);
 }
 
 typedef struct {
@@ -7853,9 +7898,19 @@ static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// An evaluation is a forward pass over windows of the data in order. Every rank adds up the losses of its
-// rows, by position too; the sums over all ranks are the same for every split. The recall test does the same
-// with synthetic documents and looks at the tokens of the answers.
+// A validation is a forward pass over windows of the data in order. Every rank adds up the losses of its rows;
+// the sums over all ranks are the same for every split, and for ranks of several processes.
+//
+// `eval`, whose ranks are all of this process, keeps the loss of every label instead, by the label's place in
+// the data. A model reads the data in windows of W tokens that begin every S tokens; in all but the first the
+// last S labels count, those that no window before has counted, so each has at least W - S tokens before it:
+//
+//     W = 6, S = 2     . 1 2 3 4 5 6         a number: the label that counts, where it stands in the data
+//                          . . . . . 7 8     the last window begins early enough to end with the data
+//                              . . . . . 9
+//
+// What is told is a function of such losses (EVALUATIONS). Windows that are shorter than the context lie side
+// by side in the rows of a sequence, told apart by the mask of documents; so do the questions of --probe.
 //
 // Sampling is done with all weights. It reads the prompt DECODE_ROWS tokens at a time, then what it samples
 // one by one, by the layers' own list of calls; attention finds earlier tokens in a cache:
@@ -7884,7 +7939,8 @@ static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
 // So each token is distributed as by p alone, where p and q are what all filters leave. A round costs the
 // model about one token's time, as that is reading its weights; what it read too much of is overwritten.
 
-// The bucket of a position (see POSITION_BUCKETS).
+// Buckets of positions, or of distances: bucket 0 is position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
+enum { POSITION_BUCKETS = 26 };
 static int position_bucket(int64_t position) {
     int bucket = 0;
     while (position >> bucket) bucket++;
@@ -7898,32 +7954,24 @@ static double token_bytes(const gpt2_sp* g, int32_t token) {
     return text ? (double)n : 0;
 }
 
-// A job: one forward pass over the evaluation's batch. The sums over all ranks are added to its Evaluation.
-static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
-    Evaluation* out = (Evaluation*)argument;
-    const Shape* s = &r->mesh->shape;
-    enum { SUMS = 3 + 2 * POSITION_BUCKETS };
-    double sums[SUMS] = {0}, *loss = sums + 3, *count = loss + POSITION_BUCKETS;
+// A job: one forward pass over the evaluation's batch, which leaves the losses of the rank's rows.
+static int rank_read(Rank* r, gpt2_sp* g, void* argument) {
+    (void)g, (void)argument;
     r->learn = 0, r->loss_sum = 0;
     r->batch = &r->batches[2];
-    if (r->mesh->device->pass(r, 0) != 0) return -1;
-    for (int64_t b = 0, t = 0; b < s->B; b++)
-        for (int seg = 0; seg < r->segments.count; seg++)
-            for (int64_t i = 0; i < r->segments.rows[seg]; i++, t++) {
-                if (r->batch->labels[t] < 0) continue;
-                int64_t position = r->segments.begin[seg] + i;
-                if (r->mesh->doc_mask) position -= r->batch->doc_start[b * s->T + position];
-                int bucket = position_bucket(position);
-                sums[0] += (double)r->token_loss[t], sums[1] += 1;
-                sums[2] += token_bytes(g, r->batch->labels[t]);
-                loss[bucket] += (double)r->token_loss[t], count[bucket] += 1;
-            }
-    if (r->transport.all_reduce(&r->transport, &r->all, sums, SUMS, &r->error) != 0) return -1;
-    if (r->world_rank != r->mesh->first_rank) return 0;   // one of each process
-    out->loss += sums[0], out->count += sums[1];
-    out->bytes += sums[2];
-    for (int i = 0; i < POSITION_BUCKETS; i++)
-        out->bucket_loss[i] += loss[i], out->bucket_count[i] += count[i];
+    return r->mesh->device->pass(r, 0);
+}
+
+// A job: the same. The sums over all ranks are added to its Evaluation.
+static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
+    Evaluation* out = (Evaluation*)argument;
+    double sums[2] = {0, 0};
+    if (rank_read(r, g, NULL) != 0) return -1;
+    for (int64_t t = 0; t < r->R; t++)
+        if (r->batch->labels[t] >= 0) sums[0] += (double)r->token_loss[t], sums[1] += 1;
+    if (r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error) != 0) return -1;
+    if (r->world_rank == r->mesh->first_rank)   // one of each process
+        out->loss += sums[0], out->count += sums[1];
     return 0;
 }
 
@@ -8016,7 +8064,7 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
             int replica = g->ranks[i].place.dp;
             needle_fill(&g->ranks[i], replica < made ? &docs[replica] : NULL, g->eot);
         }
-        if (status == 0) status = ranks_run(g, rank_evaluate, &g->evaluation);
+        if (status == 0) status = ranks_run(g, rank_read, NULL);
         for (int i = 0; i < made; i++) {
             if (status == 0) needle_count(g, i, &docs[i], right, asked);
             synth_free(&docs[i]);
@@ -8024,6 +8072,488 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
     }
     free(docs);
     return status;
+}
+
+// --- the losses of all labels ---
+
+// What the ranks read side by side: sequences of W tokens. As many as fit lie in the rows of a replica's
+// sequence, one behind the other, if the mesh has the mask of documents; else one.
+typedef struct {
+    int64_t W, count;
+    // Gives the rows `part` of sequence i, counted in it, their tokens and labels (-1: no loss is wanted).
+    // doc_start (W), which the mesh may not have (NULL), is 0 unless it is changed.
+    int (*fill)(void* user, int64_t i, const Segments* part, int32_t* tokens, int32_t* labels,
+        int32_t* doc_start, Error* e);
+    // Takes the loss of a row of sequence i that has a label.
+    int (*take)(void* user, int64_t i, int64_t row, double loss, Error* e);
+    void* user;
+} Sequences;
+
+// The rows of at..at+n-1 that a rank holds, counted from `at`; *row: the first of them among the rank's rows.
+static Segments segments_within(const Segments* seg, int64_t at, int64_t n, int64_t* row) {
+    Segments part;
+    memset(&part, 0, sizeof part);
+    *row = 0;
+    for (int64_t s = 0, before = 0; s < seg->count; before += seg->rows[s], s++) {
+        int64_t low = max_i64(seg->begin[s], at), high = min_i64(seg->begin[s] + seg->rows[s], at + n);
+        if (low >= high) continue;
+        if (part.count == 0) *row = before + low - seg->begin[s];
+        part.begin[part.count] = low - at, part.rows[part.count++] = high - low;
+        part.total += high - low;
+    }
+    return part;
+}
+
+// Clears the rows of a rank's evaluation batch: no labels, and a document for every W rows.
+static void sequences_clear(Rank* r, int64_t W) {
+    const RankBatch* batch = &r->batches[2];
+    memset(batch->tokens, 0, (size_t)r->R * sizeof *batch->tokens);
+    for (int64_t t = 0; t < r->R; t++) batch->labels[t] = -1;
+    for (int64_t t = 0; r->mesh->doc_mask && t < r->mesh->shape.T; t++)
+        batch->doc_start[t] = (int32_t)(t / W * W);
+}
+
+// Gives a rank its rows of sequence i, which begins at row `at`.
+static int sequence_fill(Rank* r, const Sequences* x, int64_t i, int64_t at, Error* e) {
+    const RankBatch* batch = &r->batches[2];
+    int32_t* doc_start = r->mesh->doc_mask ? batch->doc_start + at : NULL;
+    int64_t row;
+    Segments part = segments_within(&r->segments, at, x->W, &row);
+    for (int64_t t = 0; doc_start && t < x->W; t++) doc_start[t] = 0;
+    if (x->fill(x->user, i, &part, batch->tokens + row, batch->labels + row, doc_start, e) != 0) return -1;
+    for (int64_t t = 0; doc_start && t < x->W; t++) doc_start[t] += (int32_t)at;
+    return 0;
+}
+
+// Hands on the losses of a rank's rows, of sequences first, first + 1, ...
+static int sequences_take(const Rank* r, const Sequences* x, int64_t first, Error* e) {
+    int status = 0;
+    for (int64_t s = 0, row = 0; s < r->segments.count; s++)
+        for (int64_t i = 0; status == 0 && i < r->segments.rows[s]; i++, row++) {
+            int64_t t = r->segments.begin[s] + i;
+            if (r->batch->labels[row] < 0) continue;
+            status = x->take(x->user, first + t / x->W, t % x->W, (double)r->token_loss[row], e);
+        }
+    return status;
+}
+
+// Reads all sequences, in passes of all replicas. The ranks are all of this process, with one sequence each
+// (B = 1).
+static int sequences_read(gpt2_sp* g, const Sequences* x) {
+    const int64_t slots = g->mesh.doc_mask ? g->mesh.shape.T / x->W : 1, round = slots * g->mesh.dp;
+    for (int64_t first = 0; first < x->count; first += round) {
+        int status = 0;
+        for (int i = 0; i < g->mesh.local_ranks; i++) sequences_clear(&g->ranks[i], x->W);
+        for (int64_t i = first; i < min_i64(first + round, x->count); i++)
+            for (int k = 0; status == 0 && k < g->mesh.local_ranks; k++)
+                if (g->ranks[k].place.dp == (i - first) / slots)
+                    status = sequence_fill(&g->ranks[k], x, i, (i - first) % slots * x->W, &g->error);
+        if (status != 0 || ranks_run(g, rank_read, NULL) != 0) return -1;
+        for (int k = 0; k < g->mesh.local_ranks; k++) {
+            const Rank* r = &g->ranks[k];
+            if (sequences_take(r, x, first + r->place.dp * slots, &g->error) != 0) return -1;
+        }
+    }
+    return 0;
+}
+
+// The losses of all labels of the data by one model, in windows of W tokens that begin every S tokens.
+typedef struct {
+    int64_t W, S;
+    float* loss;   // (tokens) in nats, by the label's place in the data; NAN where there is no label
+} LabelLosses;
+
+// What `eval` works with. The models are measured one after the other, in the same arrays.
+enum { LOSSES_MOST = 40, SLIDING_MOST = 32, SLIDING_LEAST = 256 };
+typedef struct {
+    const gpt2_sp_options* o;
+    gpt2_sp* g;   // the model that is measured
+    int model;    // its number, from 0 on
+    Dataset data;
+    int64_t tokens;   // of the data that are read: its first ones
+    LabelLosses losses[LOSSES_MOST];
+    int losses_count;
+    int64_t sliding[SLIDING_MOST];   // the lengths that --sliding asks for
+    int sliding_count;
+    unsigned char* key;   // (tokens) the first model's key tokens, by their place in the data
+    ModelTokens first;    // the first model's
+} Eval;
+
+// How many windows of W tokens that begin every S it takes for all labels of `tokens` tokens.
+static int64_t windows_count(int64_t tokens, int64_t W, int64_t S) {
+    return tokens - 1 <= W ? 1 : ceil_div(tokens - 1 - W, S) + 1;
+}
+
+// Windows of the data as Sequences.
+typedef struct {
+    Eval* v;
+    LabelLosses* losses;
+} WindowsRead;
+static int window_fill(void* user, int64_t i, const Segments* part, int32_t* tokens, int32_t* labels,
+    int32_t* doc_start, Error* e) {
+    const WindowsRead* x = (const WindowsRead*)user;
+    const int64_t W = x->losses->W;
+    const int doc_mask = (int)x->v->o->doc_mask;
+    Window w = window_at((uint64_t)x->v->tokens, W, x->losses->S, (uint64_t)i);
+    if (sample_fill(&x->v->data, w.position, W, doc_mask, part, tokens, labels, doc_start, e) != 0) return -1;
+    labels_clear(part, 0, w.seen, labels);
+    return 0;
+}
+static int window_take(void* user, int64_t i, int64_t row, double loss, Error* e) {
+    const WindowsRead* x = (const WindowsRead*)user;
+    const LabelLosses* l = x->losses;
+    Window w = window_at((uint64_t)x->v->tokens, l->W, l->S, (uint64_t)i);
+    if (!isfinite(loss)) return fail(e, "the loss is not finite: the model's weights are damaged");
+    l->loss[(int64_t)w.position + row + 1] = (float)loss;
+    return 0;
+}
+
+// Has the model read the data in windows.
+static int losses_collect(Eval* v, LabelLosses* l) {
+    WindowsRead x = {v, l};
+    const Sequences sequences = {l->W, windows_count(v->tokens, l->W, l->S), window_fill, window_take, &x};
+    for (int64_t p = 0; p < v->tokens; p++) l->loss[p] = NAN;
+    return sequences_read(v->g, &sequences);
+}
+
+// How many tokens the model had before the one that it read to predict label p: in the window that counts the
+// label, and with --doc-mask in its document.
+static int64_t label_position(const Eval* v, const LabelLosses* l, int64_t p) {
+    int64_t row = p - 1, i = row < l->W ? 0 : (row - l->W) / l->S + 1;
+    uint64_t begin = window_at((uint64_t)v->tokens, l->W, l->S, (uint64_t)i).position, document, end;
+    if (v->o->doc_mask) {
+        dataset_document(&v->data, (uint64_t)row, &document, &end);
+        if (document > begin) begin = document;
+    }
+    return row - (int64_t)begin;
+}
+
+// The losses in windows of W tokens every S.
+static LabelLosses* losses_find(Eval* v, int64_t W, int64_t S) {
+    for (int i = 0; i < v->losses_count; i++)
+        if (v->losses[i].W == W && v->losses[i].S == S) return &v->losses[i];
+    return NULL;
+}
+// Windows of W tokens that move by half of their length: a label has from half of it on.
+static int64_t half_of(int64_t W) { return max_i64(1, W / 2); }
+
+// The lengths of windows that --sliding names, in a context of T.
+static int sliding_lengths(Eval* v, int64_t T, Error* e) {
+    const char* list = v->o->sliding;
+    if (strcmp(list, "1") == 0)
+        for (int64_t W = SLIDING_LEAST;; W *= 2) {
+            v->sliding[v->sliding_count++] = min_i64(W, T);
+            if (W >= T) return 0;
+        }
+    while (*list) {
+        char item[GPT2_SP_TEXT];
+        double W;
+        list = list_item(list, item);
+        if (*list == ',') list++;
+        if (v->sliding_count == SLIDING_MOST)
+            return fail(e, "--sliding: more than %d lengths of windows", SLIDING_MOST);
+        if (number_set("--sliding ", item, 1, 2, (double)T, &W, e) != 0) return -1;
+        v->sliding[v->sliding_count++] = (int64_t)W;
+    }
+    return 0;
+}
+
+// Lists the losses that the figures asked for need, in a context of T, without their memory.
+static int losses_plan(Eval* v, int64_t T, Error* e) {
+    const gpt2_sp_options* o = v->o;
+    int64_t wanted[SLIDING_MOST + 2][2];   // W, S
+    int count = 0;
+    v->losses_count = v->sliding_count = 0;
+    if (o->context_gain >= T)
+        return fail(e, "--context-gain %lld: the whole context has %lld tokens, expected fewer",
+            (long long)o->context_gain, (long long)T);
+    if (sliding_lengths(v, T, e) != 0) return -1;
+    if (o->data[0]) wanted[count][0] = T, wanted[count++][1] = T;
+    if (o->context_gain > 0)
+        wanted[count][0] = o->context_gain, wanted[count++][1] = half_of(o->context_gain);
+    for (int i = 0; i < v->sliding_count; i++)
+        wanted[count][0] = v->sliding[i], wanted[count++][1] = half_of(v->sliding[i]);
+    for (int i = 0; i < count; i++)
+        if (!losses_find(v, wanted[i][0], wanted[i][1])) {
+            LabelLosses l = {wanted[i][0], wanted[i][1], NULL};
+            v->losses[v->losses_count++] = l;
+        }
+    return 0;
+}
+
+// Takes the memory of the losses that are planned: 4 bytes a token of the data and length of windows, and one
+// for the key tokens. `machine`: bytes that there are.
+static int losses_allocate(Eval* v, uint64_t machine, Error* e) {
+    const uint64_t a_token = (uint64_t)v->losses_count * sizeof(float) + (v->o->context_gain > 0),
+                   bytes = (uint64_t)v->tokens * a_token;
+    int missing = bytes > machine;
+    for (int i = 0; !missing && i < v->losses_count; i++)
+        missing = !(v->losses[i].loss = (float*)malloc((size_t)v->tokens * sizeof(float)));
+    if (!missing && v->o->context_gain > 0)
+        missing = !(v->key = (unsigned char*)calloc((size_t)v->tokens, 1));
+    if (!missing) return 0;
+    return fail(e,
+        "the losses of %lld tokens in windows of %d kinds need %.2f GiB and the machine has %.2f: with "
+        "--val-sequences %lld they fit",
+        (long long)v->tokens, v->losses_count, (double)bytes / 1073741824, (double)machine / 1073741824,
+        (long long)max_i64(1, (int64_t)(machine / a_token / 2) / v->losses[0].W));
+}
+
+// --- what they tell ---
+
+// The figures of one kind of evaluation: some of all labels, and rows of a table.
+enum { EVAL_TOTALS = 7, EVAL_FIGURES = PROBE_DEPTHS, EVAL_ROWS = 128 };
+typedef struct {
+    int64_t key[2];     // what the row is of
+    const char* word;   // instead of the first key; NULL: none
+    double figure[EVAL_FIGURES], count;
+} EvalRow;
+typedef struct {
+    double total[EVAL_TOTALS];   // NAN: there is none
+    EvalRow row[EVAL_ROWS];
+    int rows;
+} EvalTable;
+
+// Adds a row; none has more than EVAL_ROWS.
+static EvalRow* eval_row(EvalTable* t, int64_t key0, int64_t key1, const char* word, double count) {
+    EvalRow* row = &t->row[t->rows++];
+    row->key[0] = key0, row->key[1] = key1;
+    row->word = word, row->count = count;
+    return row;
+}
+
+// Adds a row for each bucket that has something: means of `figures` sums, (POSITION_BUCKETS) each.
+static void eval_buckets(EvalTable* t, double (*sums)[POSITION_BUCKETS], int figures, const double* counts) {
+    for (int i = 0; i < POSITION_BUCKETS; i++) {
+        if (counts[i] == 0) continue;
+        EvalRow* row = eval_row(t, i ? 1ll << (i - 1) : 0, i ? (1ll << i) - 1 : 0, NULL, counts[i]);
+        for (int f = 0; f < figures; f++) row->figure[f] = sums[f][i] / counts[i];
+    }
+}
+
+// Bytes of the text that the labels stand for; 0 where that is not known. Without the model's tokenizer it is
+// the data's average of bytes a token, unless some tokens are no labels.
+static int labels_bytes(Eval* v, const LabelLosses* l, double count, double* bytes) {
+    enum { READ = 4096 };
+    int32_t tokens[READ];
+    *bytes = 0;
+    for (int64_t p = 0; v->g->tokenizer.token && p < v->tokens; p += READ) {
+        int64_t n = min_i64(READ, v->tokens - p);
+        if (dataset_read(&v->data, (uint64_t)p, (uint64_t)n, tokens, &v->g->error) != 0) return -1;
+        for (int64_t i = 0; i < n; i++)
+            if (!isnan(l->loss[p + i])) *bytes += token_bytes(v->g, tokens[i]);
+    }
+    if (*bytes == 0 && !dataset_masked(&v->data))
+        *bytes = count * (double)v->data.text_bytes / (double)v->data.tokens;
+    return 0;
+}
+
+// The loss of all labels, and by position.
+static int measure_loss(Eval* v, EvalTable* t) {
+    const LabelLosses* l = losses_find(v, v->g->mesh.shape.T, v->g->mesh.shape.T);
+    double sums[1][POSITION_BUCKETS] = {{0}}, counts[POSITION_BUCKETS] = {0}, sum = 0, count = 0, bytes;
+    for (int64_t p = 1; p < v->tokens; p++) {
+        if (isnan(l->loss[p])) continue;
+        int bucket = position_bucket(label_position(v, l, p));
+        sums[0][bucket] += (double)l->loss[p], counts[bucket] += 1;
+        sum += (double)l->loss[p], count += 1;
+    }
+    if (labels_bytes(v, l, count, &bytes) != 0) return -1;
+    t->total[0] = sum / count, t->total[1] = count;
+    t->total[2] = bytes > 0 ? sum / log(2) / bytes : NAN;
+    t->total[3] = exp(sum / count);
+    eval_buckets(t, sums, 1, counts);
+    return 0;
+}
+
+// A key token, after Fang et al. 2024 (LongPPL): the whole context makes it more than KEY_GAIN nats likelier,
+// and then it is likelier than e^-KEY_LOSS.
+static const double KEY_GAIN = 2, KEY_LOSS = 2;
+
+// What the whole context gains over one of --context-gain tokens, over the labels that have more than these
+// before them. LongPPL is the perplexity of the first model's key tokens.
+static int measure_gain(Eval* v, EvalTable* t) {
+    const int64_t T = v->g->mesh.shape.T, N = v->o->context_gain;
+    const LabelLosses *whole = losses_find(v, T, T), *part = losses_find(v, N, half_of(N));
+    double sums[3][POSITION_BUCKETS] = {{0}}, counts[POSITION_BUCKETS] = {0}, count = 0, key = 0,
+           key_loss = 0;
+    double all[2] = {0, 0};
+    for (int64_t p = 1; p < v->tokens; p++) {
+        if (isnan(whole->loss[p])) continue;
+        int64_t position = label_position(v, whole, p);
+        if (position < N) continue;
+        const double with = (double)whole->loss[p], without = (double)part->loss[p];
+        int bucket = position_bucket(position);
+        sums[0][bucket] += without, sums[1][bucket] += with;
+        sums[2][bucket] += without - with, counts[bucket] += 1;
+        all[0] += without, all[1] += with;
+        count += 1;
+        if (v->model == 0) v->key[p] = without - with > KEY_GAIN && with < KEY_LOSS;
+        if (v->key[p]) key += 1, key_loss += with;
+    }
+    if (count == 0)
+        return fail(&v->g->error, "--context-gain %lld: no label of the data has so many tokens before it",
+            (long long)N);
+    t->total[0] = (all[0] - all[1]) / count;
+    t->total[1] = all[0] / count, t->total[2] = all[1] / count;
+    t->total[3] = count, t->total[4] = key > 0 ? exp(key_loss / key) : NAN;
+    t->total[5] = key, t->total[6] = key / count;
+    eval_buckets(t, sums, 3, counts);
+    return 0;
+}
+
+// Perplexity in windows of several lengths, over the labels that all of them have counted.
+static int measure_sliding(Eval* v, EvalTable* t) {
+    double sum[SLIDING_MOST] = {0}, count = 0;
+    const LabelLosses* l[SLIDING_MOST];
+    for (int i = 0; i < v->sliding_count; i++) l[i] = losses_find(v, v->sliding[i], half_of(v->sliding[i]));
+    for (int64_t p = 1; p < v->tokens; p++) {
+        int counted = 1;
+        for (int i = 0; i < v->sliding_count; i++) counted &= !isnan(l[i]->loss[p]);
+        for (int i = 0; counted && i < v->sliding_count; i++) sum[i] += (double)l[i]->loss[p];
+        count += counted;
+    }
+    for (int i = 0; i < v->sliding_count; i++) {
+        EvalRow* row = eval_row(t, l[i]->W, l[i]->S, NULL, count);
+        row->figure[0] = sum[i] / count, row->figure[1] = exp(sum[i] / count);
+    }
+    return 0;
+}
+
+// The questions of one kind and length as Sequences, four for each: its text with one of the candidates.
+typedef struct {
+    Eval* v;
+    probe_maker* maker;
+    int kind;
+    int64_t length, made;   // made: the question that is in the maker; -1: none
+    double* score;          // (PROBE_DEPTHS, items, PROBE_CANDIDATES) log-probabilities
+} ProbesRead;
+static int probe_question(ProbesRead* x, int64_t question, Error* e) {
+    const gpt2_sp_options* o = x->v->o;
+    if (question == x->made) return 0;
+    x->made = question;
+    return probe_make(x->maker, x->kind, (uint64_t)o->seed, question % o->probe_items, x->length,
+        (int)(question / o->probe_items), e->text, sizeof e->text);
+}
+static int probe_fill_rows(void* user, int64_t i, const Segments* part, int32_t* tokens, int32_t* labels,
+    int32_t* doc_start, Error* e) {
+    ProbesRead* x = (ProbesRead*)user;
+    (void)doc_start;
+    if (probe_question(x, i / PROBE_CANDIDATES, e) != 0) return -1;
+    const probe_piece* answer = &x->maker->candidate[i % PROBE_CANDIDATES];
+    const int64_t asked = x->maker->prompt_tokens, end = asked + answer->count;
+    for (int s = 0; s < part->count; s++)
+        for (int64_t t = part->begin[s]; t < part->begin[s] + part->rows[s]; t++) {
+            *tokens++ = t < asked ? x->maker->prompt[t] : t < end ? answer->token[t - asked] : 0;
+            *labels++ = t + 1 >= asked && t + 1 < end ? answer->token[t + 1 - asked] : -1;
+        }
+    return 0;
+}
+static int probe_take(void* user, int64_t i, int64_t row, double loss, Error* e) {
+    ProbesRead* x = (ProbesRead*)user;
+    (void)row;
+    if (!isfinite(loss)) return fail(e, "the loss is not finite: the model's weights are damaged");
+    x->score[i] -= loss;
+    return 0;
+}
+
+// Whether the first candidate has the highest score: 1, or its share where several have it.
+static double probe_right(const double* score) {
+    int alike = 0;
+    for (int i = 0; i < PROBE_CANDIDATES; i++) {
+        if (score[i] > score[0]) return 0;
+        alike += score[i] == score[0];
+    }
+    return 1.0 / alike;
+}
+
+// A row of a kind of question at a length: the shares that are right, by depth.
+static int probe_row(ProbesRead* x, EvalTable* t) {
+    const int64_t items = x->v->o->probe_items, all = PROBE_DEPTHS * items * PROBE_CANDIDATES;
+    const Sequences sequences = {x->length, all, probe_fill_rows, probe_take, x};
+    x->made = -1;
+    for (int64_t i = 0; i < all; i++) x->score[i] = 0;
+    if (sequences_read(x->v->g, &sequences) != 0) {
+        Error why = x->v->g->error;
+        return fail(&x->v->g->error, "--probe %s: %.900s", probe_names[x->kind], why.text);
+    }
+    EvalRow* row = eval_row(t, 0, x->length, probe_names[x->kind], (double)items);
+    for (int64_t q = 0; q < PROBE_DEPTHS * items; q++)
+        row->figure[q / items] += probe_right(x->score + q * PROBE_CANDIDATES) / (double)items;
+    return 0;
+}
+
+// The questions of --probe, in texts of 256, 512, ... tokens and of the context's length.
+static int measure_probe(Eval* v, EvalTable* t) {
+    const gpt2_sp_options* o = v->o;
+    gpt2_sp* g = v->g;
+    const int64_t T = g->mesh.shape.T;
+    probe_maker maker;
+    if (probe_open(&maker, &g->tokenizer, T, g->error.text, sizeof g->error.text) != 0) return -1;
+    ProbesRead x = {v, &maker, 0, 0, -1, NULL};
+    x.score = (double*)malloc((size_t)(PROBE_DEPTHS * o->probe_items * PROBE_CANDIDATES) * sizeof *x.score);
+    int status = x.score ? 0 : fail(&g->error, "out of memory");
+    for (x.kind = 0; status == 0 && x.kind < PROBE_KINDS; x.kind++) {
+        if (o->probe != GPT2_SP_ALL_PROBES && o->probe != GPT2_SP_FIRST_PROBE + x.kind) continue;
+        int64_t W = SLIDING_LEAST;
+        for (x.length = 0; status == 0 && x.length < T; W *= 2) {
+            x.length = min_i64(W, T);
+            status = probe_row(&x, t);
+        }
+    }
+    double sum = 0;
+    for (int i = 0; i < t->rows; i++)
+        for (int d = 0; d < PROBE_DEPTHS; d++) sum += t->row[i].figure[d] / (PROBE_DEPTHS * t->rows);
+    t->total[0] = sum, t->total[1] = 1.0 / PROBE_CANDIDATES;
+    free(x.score);
+    probe_close(&maker);
+    return status;
+}
+
+// The recall test.
+static int measure_needle(Eval* v, EvalTable* t) {
+    double right[1][POSITION_BUCKETS] = {{0}}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
+    if (evaluate_needle(v->g, v->o->needle, right[0], asked) != 0) return -1;
+    for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[0][i], all_asked += asked[i];
+    t->total[0] = all_right / all_asked, t->total[1] = all_asked;
+    eval_buckets(t, right, 1, asked);
+    return 0;
+}
+
+// The evaluations: what asks for each, what measures it, and the names of its figures: of the totals and of
+// the rows in JSON, in text with blanks; `title` and `unit` are of the text alone.
+typedef struct {
+    const char* option;
+    int (*measure)(Eval* v, EvalTable* t);   // for the model v->g; 0, or -1 with a line in its error
+    const char* totals[EVAL_TOTALS];
+    const char *rows, *keys[2], *figures[EVAL_FIGURES];
+    const char *title, *unit;
+} Evaluator;
+static const Evaluator EVALUATIONS[] = {
+    {"data", measure_loss, {"loss", "tokens", "bits_per_byte", "perplexity"}, "loss_by_position",
+        {"from", "to"}, {"mean"}, "loss by position", "tokens"},
+    {"context-gain", measure_gain,
+        {"context_gain", "short_loss", "long_loss", "gain_tokens", "long_ppl", "key_tokens", "key_share"},
+        "gain_by_position", {"from", "to"}, {"short", "long", "gain"}, "gain by position", "tokens"},
+    {"sliding", measure_sliding, {NULL}, "sliding", {"window", "stride"}, {"loss", "perplexity"},
+        "sliding windows, and by how much they move", "tokens"},
+    {"probe", measure_probe, {"probe_right", "probe_chance"}, "probe", {"probe", "length"},
+        {"depth_0", "depth_25", "depth_50", "depth_75", "depth_100"},
+        "right answers by kind and length, and by the place of what is asked for", "questions each"},
+    {"needle", measure_needle, {"needle", "needle_asked"}, "needle_by_distance", {"from", "to"}, {"mean"},
+        "recall by the bytes between fact and question", "facts"},
+};
+enum { EVALUATION_COUNT = (int)(sizeof EVALUATIONS / sizeof EVALUATIONS[0]) };
+
+// Whether an evaluation is asked for.
+static int eval_wanted(const gpt2_sp_options* o, const Evaluator* x) {
+    const Option* option = option_find(x->option);
+    char set[GPT2_SP_TEXT], usual[GPT2_SP_TEXT];
+    gpt2_sp_options defaults;
+    gpt2_sp_defaults(&defaults);
+    option_print(o, option, set, sizeof set);
+    option_print(&defaults, option, usual, sizeof usual);
+    return strcmp(set, usual) != 0;
 }
 
 // --- sampling with a cache of keys and values ---
@@ -8546,24 +9076,10 @@ static int draft_reads(gpt2_sp_generator* x, int64_t end) {
     return -1;
 }
 
-// The model that a trainer has, for messages.
-static const char* model_named(const gpt2_sp* g) {
-    const gpt2_sp_options* o = &g->options;
-    return o->from[0] ? o->from : o->init_from[0] ? o->init_from : o->out[0] ? o->out : "of the trainer";
-}
 // -1 unless the draft's tokens are the model's.
 static int draft_check(gpt2_sp* g, const gpt2_sp* draft) {
-    int64_t V = g->mesh.shape.V, other = draft->mesh.shape.V;
-    uint32_t tokenizer = trainer_tokenizer(g), others = trainer_tokenizer(draft);
-    if (tokenizers_differ(tokenizer, others))
-        return fail(&g->error, "the draft model %.300s has %s, the model %.300s %s: it must be the same",
-            model_named(draft), tokenizer_name(others).text, model_named(g), tokenizer_name(tokenizer).text);
-    if (other == V && draft->eot == g->eot) return 0;
-    return fail(&g->error,
-        "the draft model %.300s has %lld tokens and ends documents with token %lld, the model %.300s has "
-        "%lld and ends them with token %lld: both must have the same tokenizer",
-        model_named(draft), (long long)other, (long long)draft->eot, model_named(g), (long long)V,
-        (long long)g->eot);
+    const ModelTokens own = model_tokens(g), drafts = model_tokens(draft);
+    return tokens_agree(&own, "draft", &drafts, &g->error);
 }
 
 // Takes what a generator needs for its draft, whose context may be the shorter one.
@@ -10882,79 +11398,233 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     return status;
 }
 
-// Mean per bucket of positions (or distances), a row each.
-static void buckets_print(
-    int json, const char* name, const char* unit, const double* sums, const double* counts) {
-    const char* comma = "";
-    if (json) printf(", \"%s\": [", name);
-    for (int i = 0; i < POSITION_BUCKETS; i++) {
-        if (counts[i] == 0) continue;
-        long long low = i ? 1ll << (i - 1) : 0, high = i ? (1ll << i) - 1 : 0;
-        char mean[40];
-        json_number(mean, sizeof mean, sums[i] / counts[i]);
-        if (json)
-            printf("%s{\"from\": %lld, \"to\": %lld, \"mean\": %s, \"count\": %.0f}", comma, low, high, mean,
-                counts[i]),
-                comma = ", ";
-        else printf("  %8lld .. %-8lld %8.4f   (%.0f %s)\n", low, high, sums[i] / counts[i], counts[i], unit);
-    }
-    if (json) printf("]");
+// A number for a person, in `width` columns: whole ones without a point.
+static void eval_number(int width, double x) {
+    if (x == floor(x) && fabs(x) < 1e15) printf(" %*.0f", width, x);
+    else printf(" %*.4f", width, x);
 }
 
-// Loss of a model on data, recall of synthetic facts, or both.
+// Prints a name of JSON with blanks, in `width` columns.
+static void eval_name(const char* name, int width) {
+    for (; *name; name++, width--) putchar(*name == '_' ? ' ' : *name);
+    printf("%*s", width, "");
+}
+
+// An evaluation as text: the totals, a line each, and the table. columns: the models, and of two what the
+// second has more than the first.
+static void eval_print(const Evaluator* x, const EvalTable* const* column, int columns) {
+    enum { NAME = 22, NUMBER = 10 };
+    const EvalTable* t = column[0];
+    int figures = 0;
+    for (int i = 0; i < EVAL_TOTALS && x->totals[i]; i++) {
+        if (isnan(t->total[i])) continue;
+        eval_name(x->totals[i], NAME);
+        for (int c = 0; c < columns; c++) eval_number(NUMBER, column[c]->total[i]);
+        printf("\n");
+    }
+    printf("%s\n", x->title);
+    while (figures < EVAL_FIGURES && x->figures[figures]) figures++;
+    printf("  %*s", NAME - 2, "");
+    for (int i = 0; i < figures * columns; i++) {
+        const char* name = x->figures[i % figures];
+        printf("%*s", NUMBER + 1 - (int)strlen(name), "");
+        eval_name(name, 0);
+    }
+    printf("\n");
+    for (int r = 0; r < t->rows; r++) {
+        const EvalRow* row = &t->row[r];
+        if (row->word) printf("  %-10s %-9lld", row->word, (long long)row->key[1]);
+        else printf("  %8lld .. %-8lld", (long long)row->key[0], (long long)row->key[1]);
+        for (int c = 0; c < columns; c++)
+            for (int f = 0; f < figures; f++) printf(" %*.4f", NUMBER, column[c]->row[r].figure[f]);
+        printf("   (%.0f %s)\n", row->count, x->unit);
+    }
+}
+
+// The same of one column as members of an object.
+static void eval_json(const Evaluator* x, const EvalTable* t) {
+    char number[40];
+    const char* comma = "";
+    for (int i = 0; i < EVAL_TOTALS && x->totals[i]; i++) {
+        if (isnan(t->total[i])) continue;
+        json_number(number, sizeof number, t->total[i]);
+        printf(", \"%s\": %s", x->totals[i], number);
+    }
+    printf(", \"%s\": [", x->rows);
+    for (int r = 0; r < t->rows; r++, comma = ", ") {
+        const EvalRow* row = &t->row[r];
+        if (row->word) printf("%s{\"%s\": \"%s\"", comma, x->keys[0], row->word);
+        else printf("%s{\"%s\": %lld", comma, x->keys[0], (long long)row->key[0]);
+        printf(", \"%s\": %lld", x->keys[1], (long long)row->key[1]);
+        for (int f = 0; f < EVAL_FIGURES && x->figures[f]; f++) {
+            json_number(number, sizeof number, row->figure[f]);
+            printf(", \"%s\": %s", x->figures[f], number);
+        }
+        printf(", \"count\": %.0f}", row->count);
+    }
+    printf("]");
+}
+
+// What the second model's figures have more than the first's. The keys and counts of the rows are the same.
+static void eval_difference(const EvalTable* first, const EvalTable* second, EvalTable* out) {
+    *out = *second;
+    for (int i = 0; i < EVAL_TOTALS; i++) out->total[i] -= first->total[i];
+    for (int r = 0; r < out->rows; r++)
+        for (int f = 0; f < EVAL_FIGURES; f++) out->row[r].figure[f] -= first->row[r].figure[f];
+}
+
+// What is measured: a column for each model and, of two, one for their difference.
+enum { EVAL_MODELS = 2, EVAL_COLUMNS = EVAL_MODELS + 1 };
+typedef struct {
+    EvalTable table[EVAL_COLUMNS][EVALUATION_COUNT];
+    char model[EVAL_MODELS][GPT2_SP_TEXT];
+    int models;
+} EvalFigures;
+
+// Prints all that was asked for. JSON: one object, or of two models an array of two and their difference.
+static void eval_report(const gpt2_sp_options* o, const EvalFigures* f) {
+    const int columns = f->models == EVAL_MODELS ? EVAL_COLUMNS : 1;
+    for (int m = 0; f->models == EVAL_MODELS && !o->json && m < f->models; m++)
+        printf("%s model: %s\n", m ? "second" : "first", f->model[m]);
+    if (columns > 1 && !o->json) printf("%-22s %10s %10s %10s\n", "", "first", "second", "difference");
+    for (int x = 0; !o->json && x < EVALUATION_COUNT; x++) {
+        const EvalTable* column[EVAL_COLUMNS];
+        for (int c = 0; c < EVAL_COLUMNS; c++) column[c] = &f->table[c][x];
+        if (eval_wanted(o, &EVALUATIONS[x])) eval_print(&EVALUATIONS[x], column, columns);
+    }
+    if (!o->json) return;
+    for (int c = 0; c < columns; c++) {
+        static const char* const before[EVAL_COLUMNS] = {"{\"models\": [", ", ", "], \"difference\": "};
+        if (columns > 1) printf("%s", before[c]);
+        printf("{\"from\": ");
+        json_write_string(stdout, f->model[min_i64(c, f->models - 1)]);
+        for (int x = 0; x < EVALUATION_COUNT; x++)
+            if (eval_wanted(o, &EVALUATIONS[x])) eval_json(&EVALUATIONS[x], &f->table[c][x]);
+        printf("}");
+    }
+    printf(columns > 1 ? "}\n" : "\n");
+}
+
+// The models of --from, one or two, and in *T the context in which they are compared: --seq-len, else the
+// smaller one of theirs.
+static int eval_models(const gpt2_sp_options* o, EvalFigures* f, int64_t* T, Error* e) {
+    const char* list = o->from;
+    *T = o->seq_len;
+    if (!list[0]) return fail(e, "no model given: --from RUN");
+    while (*list) {
+        if (f->models == EVAL_MODELS)
+            return fail(e,
+                "--from %.300s: more than two models (a comma that belongs to a name is written \\,)",
+                o->from);
+        gpt2_sp_options sizes;
+        char path[PATH_SIZE];
+        int64_t vocab, eot;
+        list = list_item(list, f->model[f->models]);
+        if (*list == ',') list++;
+        gpt2_sp_defaults(&sizes);
+        if (model_find("from", f->model[f->models++], path, e) != 0 ||
+            model_read(path, &sizes, &vocab, &eot, e) != 0)
+            return -1;
+        if (o->seq_len == 0) *T = *T ? min_i64(*T, sizes.seq_len) : sizes.seq_len;
+    }
+    return 0;
+}
+
+// Evaluations that the model cannot be asked for.
+static int eval_model_check(const Eval* v, Error* e) {
+    const gpt2_sp* g = v->g;
+    if (v->o->needle > 0 && g->mesh.shape.V != BYTE_VOCAB)
+        return fail(e, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)", BYTE_VOCAB,
+            (long long)g->mesh.shape.V);
+    if (v->o->probe != GPT2_SP_NO_PROBE && !g->tokenizer.token)
+        return fail(e,
+            "--probe asks in text, and there is no tokenizer beside the model %.300s (tokenizer.json, or "
+            "vocab.json and merges.txt)",
+            model_named(g));
+    return 0;
+}
+
+// Loads model number v->model for an evaluation. The mesh has the mask of documents where windows or questions
+// are to lie side by side.
+static int eval_load(Eval* v, const char* model, int64_t T, Error* e) {
+    gpt2_sp_options* one = (gpt2_sp_options*)malloc(sizeof *one);
+    if (!one) return fail(e, "out of memory");
+    *one = *v->o;
+    snprintf(one->from, sizeof one->from, "%s", model);
+    one->seq_len = T;
+    one->doc_mask |= v->o->context_gain > 0 || v->o->sliding[0] || v->o->probe != GPT2_SP_NO_PROBE;
+    v->g = trainer_make(one, trainer_load, e);
+    free(one);
+    if (!v->g) return -1;
+    v->g->options.doc_mask = v->o->doc_mask;
+    if (eval_model_check(v, e) != 0) return -1;
+    if (v->model == 0) {
+        v->first = model_tokens(v->g);
+        return 0;
+    }
+    ModelTokens own = model_tokens(v->g);
+    return tokens_agree(&v->first, "second", &own, e);
+}
+
+// Opens the data for the first model, and sees for every model whether it fits.
+static int eval_data(Eval* v, Error* e) {
+    const gpt2_sp_options* o = v->o;
+    const int64_t windows = o->val_sequences > 0 ? o->val_sequences : INT64_MAX, T = v->g->mesh.shape.T;
+    const DataHow how = {(int)o->raw_u16, v->g->mesh.shape.V, (int)o->doc_mask};
+    if (v->model == 0 && dataset_open(&v->data, o->data, &how, e) != 0) return -1;
+    if (data_fits(v->g, &v->data, "data", v->g->mesh.shape.V, windows, e) != 0) return -1;
+    if (v->model > 0) return 0;
+    v->tokens = min_i64(windows, (int64_t)dataset_windows(&v->data, T)) * T + 1;
+    v->tokens = min_i64(v->tokens, (int64_t)v->data.tokens);
+    return losses_allocate(v, machine_bytes(&v->g->mesh), e);
+}
+
+// Measures all that was asked for of the model that is loaded.
+static int eval_measure(Eval* v, EvalTable* tables) {
+    for (int i = 0; i < v->losses_count; i++)
+        if (losses_collect(v, &v->losses[i]) != 0) return -1;
+    for (int x = 0; x < EVALUATION_COUNT; x++) {
+        for (int i = 0; i < EVAL_TOTALS; i++) tables[x].total[i] = NAN;
+        if (eval_wanted(v->o, &EVALUATIONS[x]) && EVALUATIONS[x].measure(v, &tables[x]) != 0) return -1;
+    }
+    return 0;
+}
+
+// Evaluations that cannot be made without others' options.
+static int eval_check(const gpt2_sp_options* o, Error* e) {
+    int asked = 0;
+    for (int x = 0; x < EVALUATION_COUNT; x++) asked += eval_wanted(o, &EVALUATIONS[x]);
+    if (asked == 0) return fail(e, "nothing to do: give --data, --needle, --probe or several of them");
+    if (o->context_gain > 0 && !o->data[0]) return fail(e, "--context-gain needs --data");
+    if (o->sliding[0] && !o->data[0]) return fail(e, "--sliding needs --data");
+    return 0;
+}
+
+// Evaluates one model, or two on the same tokens and questions, one after the other.
 static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    if (!o->data[0] && o->needle == 0) return fail(e, "nothing to do: give --data, --needle or both");
-    gpt2_sp* g = trainer_make(o, trainer_load, e);
-    if (!g) return -1;
-    Evaluation evaluation;
-    double right[POSITION_BUCKETS] = {0}, asked[POSITION_BUCKETS] = {0}, all_right = 0, all_asked = 0;
-    int status = 0;
-    memset(&evaluation, 0, sizeof evaluation);
-    if (o->data[0]) {
-        const DataHow how = {(int)o->raw_u16, g->mesh.shape.V, (int)o->doc_mask};
-        status = dataset_open(&g->val_data, o->data, &how, &g->error);
-        int64_t windows = o->val_sequences > 0 ? o->val_sequences : INT64_MAX;
-        if (status == 0) status = data_fits(g, &g->val_data, "data", g->mesh.shape.V, windows, &g->error);
-        g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * g->mesh.local_ranks, NULL);
-        if (status == 0) status = evaluate_data(g, windows);
-        evaluation = g->evaluation;
-        if (status == 0 && !isfinite(evaluation.loss))
-            status = fail(&g->error, "the loss is not finite: the model's weights are damaged");
+    int64_t T;
+    Eval* v = (Eval*)calloc(1, sizeof *v);
+    EvalFigures* f = (EvalFigures*)calloc(1, sizeof *f);
+    int status = v && f ? eval_check(o, e) : fail(e, "out of memory");
+    if (status == 0) status = eval_models(o, f, &T, e);
+    if (v) v->o = o;
+    if (status == 0) status = losses_plan(v, T, e);
+    for (int m = 0; status == 0 && m < f->models; m++) {
+        v->model = m;
+        status = eval_load(v, f->model[m], T, e);
+        if (status == 0 && o->data[0]) status = eval_data(v, e);
+        if (status == 0 && eval_measure(v, f->table[m]) != 0) status = -1, *e = v->g->error;
+        gpt2_sp_destroy(v->g);
+        v->g = NULL;
     }
-    if (status == 0 && o->needle > 0 && g->mesh.shape.V != BYTE_VOCAB)
-        status = fail(&g->error, "--needle needs a model of the byte tokenizer (vocabulary %d, found %lld)",
-            BYTE_VOCAB, (long long)g->mesh.shape.V);
-    if (status == 0 && o->needle > 0) status = evaluate_needle(g, o->needle, right, asked);
-    for (int i = 0; i < POSITION_BUCKETS; i++) all_right += right[i], all_asked += asked[i];
-    double loss = evaluation.loss / fmax(1, evaluation.count), bytes = evaluation.bytes;
-    if (bytes == 0 && o->data[0] && status == 0 &&
-        !dataset_masked(&g->val_data))   // then as many as on average
-        bytes = evaluation.count * (double)g->val_data.text_bytes / (double)g->val_data.tokens;
-    if (status == 0 && o->json) printf("{\"from\": "), json_write_string(stdout, o->from);
-    if (status == 0 && o->data[0]) {
-        char number[40];
-        json_number(number, sizeof number, loss);
-        if (o->json) printf(", \"loss\": %s, \"tokens\": %.0f", number, evaluation.count);
-        else printf("loss %.4f over %.0f tokens", loss, evaluation.count);
-        double bits = evaluation.loss / 0.6931471805599453 / bytes;
-        json_number(number, sizeof number, bits);
-        if (bytes > 0 && o->json) printf(", \"bits_per_byte\": %s", number);
-        else if (bytes > 0) printf(", %.4f bits per byte", bits);
-        if (!o->json) printf("\nloss by position\n");
-        buckets_print(
-            (int)o->json, "loss_by_position", "tokens", evaluation.bucket_loss, evaluation.bucket_count);
-    }
-    if (status == 0 && o->needle > 0) {
-        if (o->json) printf(", \"needle\": %.6f, \"needle_asked\": %.0f", all_right / all_asked, all_asked);
-        else
-            printf("recall %.1f %% of %.0f facts; by the bytes between fact and question\n",
-                100 * all_right / all_asked, all_asked);
-        buckets_print((int)o->json, "needle_by_distance", "facts", right, asked);
-    }
-    if (status == 0 && o->json) printf("}\n");
-    if (status != 0) *e = g->error;
-    gpt2_sp_destroy(g);
+    for (int x = 0; status == 0 && f->models == EVAL_MODELS && x < EVALUATION_COUNT; x++)
+        eval_difference(&f->table[0][x], &f->table[1][x], &f->table[EVAL_MODELS][x]);
+    if (status == 0) eval_report(o, f);
+    for (int i = 0; v && i < v->losses_count; i++) free(v->losses[i].loss);
+    if (v) dataset_close(&v->data), free(v->key);
+    free(v);
+    free(f);
     return status;
 }
 
@@ -11711,8 +12381,8 @@ static const Command COMMANDS[] = {
     {"schedule", SCHEDULE, command_schedule, 0, "draw and prove a schedule of distributed attention",
         "[--schedule KIND] [--sp P] [--messages | --json]"},
     {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
-    {"eval", EVAL, command_eval, 0, "loss, bits per byte, loss by position, recall of far facts",
-        "--from RUN --data SHARDS [options]"},
+    {"eval", EVAL, command_eval, 0, "loss, bits per byte, and whether a long context helps",
+        "--from RUN[,RUN] --data SHARDS [options]"},
     {"export", EXPORT, command_export, 0, "write a model for Transformers or llm.c",
         "--from RUN --out FOLDER [--dtype TYPE] [--format KIND]"},
     {"prepare", PREPARE, command_prepare, 1, "turn text into token shards",
