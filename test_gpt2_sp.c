@@ -4041,20 +4041,7 @@ static double evaluation_of(const char* shape, int doc_mask, int T, Evaluation* 
     return loss;
 }
 
-// What separates the loss from the sum of its buckets, and their counts from what windows of T tokens have.
-static double buckets_error(const Evaluation* e, double loss, int doc_mask, int T) {
-    double total = 0, count = 0;
-    for (int b = 0; b < POSITION_BUCKETS; b++) {
-        total += e->bucket_loss[b];
-        count += e->bucket_count[b];
-    }
-    int wrong = !doc_mask &&
-        (e->count != 13 * T || e->bucket_count[0] != 13 || e->bucket_count[3] != 4 * 13 ||
-            e->bucket_count[6] != (T - 32) * 13);
-    return fabs(total / count - loss) / loss + fabs(count - e->count) + wrong;
-}
-
-// Validation: the same for every split, equal to the sum of its buckets; buckets 0, 1, 2-3, 4-7, ...
+// Validation: the same for every split, and over every label of the 13 windows.
 static void evaluation_splits(void) {
     static const char* const shapes[] = {"batch-size=1", "batch-size=3", "batch-size=2 sp=3",
         "batch-size=1 dp=2 sp=2 zero=3 schedule=zigzag", "batch-size=5 sp=4 recompute=sqrt layers=2"};
@@ -4064,17 +4051,24 @@ static void evaluation_splits(void) {
     } kinds[] = {{"5 splits", 0, 61}, {"documents, 5 splits", 1, 61},
         {"60 tokens, 5 splits", 0, 60}};   // 60: own positions
     for (int k = 0; k < 3; k++) {
-        double first = NAN, most = 0;
-        double sums = 0;
+        double first = NAN, most = 0, labels = 13 * kinds[k].T;
+        int counts = 0;
+        Dataset d;
+        Error e = {{0}};
+        if (kinds[k].doc_mask && dataset_open(&d, run_data(), &DATA_DOCUMENTS, &e) == 0) {
+            labels = (double)dataset_labels(&d, kinds[k].T, 1, 13);
+            dataset_close(&d);
+        }
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
             Evaluation evaluation;
             double loss = evaluation_of(shapes[i], kinds[k].doc_mask, kinds[k].T, &evaluation);
             if (i == 0) first = loss;
             most = worst(most, fabs(loss - first) / first);
-            sums = worst(sums, buckets_error(&evaluation, loss, kinds[k].doc_mask, kinds[k].T));
+            counts += evaluation.count == labels;
         }
         check_below(most, 100 * EPS, "evaluation: every split has the same loss", kinds[k].what);
-        check_below(sums, 1e-12, "evaluation: buckets of positions add up", kinds[k].what);
+        check(counts == 5, "evaluation: a validation counts every label once", "%s: %d counted %.0f",
+            kinds[k].what, counts, labels);
     }
     int wrong = position_bucket(0) != 0 || position_bucket(1) != 1 || position_bucket(2) != 2 ||
         position_bucket(3) != 2 || position_bucket(4) != 3 || position_bucket(7) != 3 ||
@@ -5123,6 +5117,7 @@ static void test_commands(void) {
 #include "dev/test_tokenized.h"
 #include "dev/test_export.h"
 #include "dev/test_launches.h"
+#include "dev/test_evaluations.h"
 #endif
 
 static const struct {
@@ -5175,6 +5170,7 @@ static const struct {
     {"told", test_told},
     {"launches", test_launches},
     {"tokenized", test_tokenized},
+    {"evaluations", test_evaluations},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };

@@ -7898,8 +7898,8 @@ static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
 
 // ===== 12. evaluation and sampling ==============================================================
 //
-// A validation is a forward pass over windows of the data in order. Every rank adds up the losses of its rows;
-// the sums over all ranks are the same for every split, and for ranks of several processes.
+// A validation is a forward pass over windows of the data in order. Every rank adds up the losses of its
+// rows; the sums over all ranks are the same for every split, and for ranks of several processes.
 //
 // `eval`, whose ranks are all of this process, keeps the loss of every label instead, by the label's place in
 // the data. A model reads the data in windows of W tokens that begin every S tokens; in all but the first the
@@ -7939,7 +7939,7 @@ static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
 // So each token is distributed as by p alone, where p and q are what all filters leave. A round costs the
 // model about one token's time, as that is reading its weights; what it read too much of is overwritten.
 
-// Buckets of positions, or of distances: bucket 0 is position 0, bucket i > 0 the positions 2^(i-1) to 2^i - 1.
+// Buckets of positions, or of distances: bucket 0 is position 0, bucket i > 0 are 2^(i-1) to 2^i - 1.
 enum { POSITION_BUCKETS = 26 };
 static int position_bucket(int64_t position) {
     int bucket = 0;
@@ -8087,7 +8087,7 @@ typedef struct {
     // Takes the loss of a row of sequence i that has a label.
     int (*take)(void* user, int64_t i, int64_t row, double loss, Error* e);
     void* user;
-} Sequences;
+} SequenceSource;
 
 // The rows of at..at+n-1 that a rank holds, counted from `at`; *row: the first of them among the rank's rows.
 static Segments segments_within(const Segments* seg, int64_t at, int64_t n, int64_t* row) {
@@ -8114,7 +8114,7 @@ static void sequences_clear(Rank* r, int64_t W) {
 }
 
 // Gives a rank its rows of sequence i, which begins at row `at`.
-static int sequence_fill(Rank* r, const Sequences* x, int64_t i, int64_t at, Error* e) {
+static int sequence_fill(Rank* r, const SequenceSource* x, int64_t i, int64_t at, Error* e) {
     const RankBatch* batch = &r->batches[2];
     int32_t* doc_start = r->mesh->doc_mask ? batch->doc_start + at : NULL;
     int64_t row;
@@ -8126,7 +8126,7 @@ static int sequence_fill(Rank* r, const Sequences* x, int64_t i, int64_t at, Err
 }
 
 // Hands on the losses of a rank's rows, of sequences first, first + 1, ...
-static int sequences_take(const Rank* r, const Sequences* x, int64_t first, Error* e) {
+static int sequences_take(const Rank* r, const SequenceSource* x, int64_t first, Error* e) {
     int status = 0;
     for (int64_t s = 0, row = 0; s < r->segments.count; s++)
         for (int64_t i = 0; status == 0 && i < r->segments.rows[s]; i++, row++) {
@@ -8139,7 +8139,7 @@ static int sequences_take(const Rank* r, const Sequences* x, int64_t first, Erro
 
 // Reads all sequences, in passes of all replicas. The ranks are all of this process, with one sequence each
 // (B = 1).
-static int sequences_read(gpt2_sp* g, const Sequences* x) {
+static int sequences_read(gpt2_sp* g, const SequenceSource* x) {
     const int64_t slots = g->mesh.doc_mask ? g->mesh.shape.T / x->W : 1, round = slots * g->mesh.dp;
     for (int64_t first = 0; first < x->count; first += round) {
         int status = 0;
@@ -8184,7 +8184,7 @@ static int64_t windows_count(int64_t tokens, int64_t W, int64_t S) {
     return tokens - 1 <= W ? 1 : ceil_div(tokens - 1 - W, S) + 1;
 }
 
-// Windows of the data as Sequences.
+// Windows of the data as a source of sequences.
 typedef struct {
     Eval* v;
     LabelLosses* losses;
@@ -8211,7 +8211,8 @@ static int window_take(void* user, int64_t i, int64_t row, double loss, Error* e
 // Has the model read the data in windows.
 static int losses_collect(Eval* v, LabelLosses* l) {
     WindowsRead x = {v, l};
-    const Sequences sequences = {l->W, windows_count(v->tokens, l->W, l->S), window_fill, window_take, &x};
+    const SequenceSource sequences = {
+        l->W, windows_count(v->tokens, l->W, l->S), window_fill, window_take, &x};
     for (int64_t p = 0; p < v->tokens; p++) l->loss[p] = NAN;
     return sequences_read(v->g, &sequences);
 }
@@ -8420,7 +8421,8 @@ static int measure_sliding(Eval* v, EvalTable* t) {
     return 0;
 }
 
-// The questions of one kind and length as Sequences, four for each: its text with one of the candidates.
+// The questions of one kind and length as a source of sequences. Each question is four of them: its text with
+// one of the candidates.
 typedef struct {
     Eval* v;
     probe_maker* maker;
@@ -8470,7 +8472,7 @@ static double probe_right(const double* score) {
 // A row of a kind of question at a length: the shares that are right, by depth.
 static int probe_row(ProbesRead* x, EvalTable* t) {
     const int64_t items = x->v->o->probe_items, all = PROBE_DEPTHS * items * PROBE_CANDIDATES;
-    const Sequences sequences = {x->length, all, probe_fill_rows, probe_take, x};
+    const SequenceSource sequences = {x->length, all, probe_fill_rows, probe_take, x};
     x->made = -1;
     for (int64_t i = 0; i < all; i++) x->score[i] = 0;
     if (sequences_read(x->v->g, &sequences) != 0) {
@@ -11400,43 +11402,42 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
 
 // A number for a person, in `width` columns: whole ones without a point.
 static void eval_number(int width, double x) {
-    if (x == floor(x) && fabs(x) < 1e15) printf(" %*.0f", width, x);
-    else printf(" %*.4f", width, x);
+    printf("%*.*f", width, x == floor(x) && fabs(x) < 1e15 ? 0 : 4, x);
 }
 
-// Prints a name of JSON with blanks, in `width` columns.
-static void eval_name(const char* name, int width) {
-    for (; *name; name++, width--) putchar(*name == '_' ? ' ' : *name);
-    printf("%*s", width, "");
+// Prints a name of JSON with blanks, at the left or the right of `width` columns.
+static void eval_name(const char* name, int width, int right) {
+    const int rest = (int)max_i64(0, width - (int64_t)strlen(name));
+    printf("%*s", right ? rest : 0, "");
+    for (; *name; name++) putchar(*name == '_' ? ' ' : *name);
+    printf("%*s", right ? 0 : rest, "");
 }
 
 // An evaluation as text: the totals, a line each, and the table. columns: the models, and of two what the
 // second has more than the first.
 static void eval_print(const Evaluator* x, const EvalTable* const* column, int columns) {
-    enum { NAME = 22, NUMBER = 10 };
+    static const char* const whose[] = {"first", "second", "difference"};
+    enum { NAME = 22, NUMBER = 11 };
     const EvalTable* t = column[0];
     int figures = 0;
     for (int i = 0; i < EVAL_TOTALS && x->totals[i]; i++) {
         if (isnan(t->total[i])) continue;
-        eval_name(x->totals[i], NAME);
+        eval_name(x->totals[i], NAME, 0);
         for (int c = 0; c < columns; c++) eval_number(NUMBER, column[c]->total[i]);
         printf("\n");
     }
-    printf("%s\n", x->title);
+    printf("%s\n%*s", x->title, NAME, "");
     while (figures < EVAL_FIGURES && x->figures[figures]) figures++;
-    printf("  %*s", NAME - 2, "");
-    for (int i = 0; i < figures * columns; i++) {
-        const char* name = x->figures[i % figures];
-        printf("%*s", NUMBER + 1 - (int)strlen(name), "");
-        eval_name(name, 0);
-    }
+    for (int c = 0; columns > 1 && c < columns; c++) printf("%*s", figures * NUMBER, whose[c]);
+    if (columns > 1) printf("\n%*s", NAME, "");
+    for (int i = 0; i < figures * columns; i++) eval_name(x->figures[i % figures], NUMBER, 1);
     printf("\n");
     for (int r = 0; r < t->rows; r++) {
         const EvalRow* row = &t->row[r];
-        if (row->word) printf("  %-10s %-9lld", row->word, (long long)row->key[1]);
-        else printf("  %8lld .. %-8lld", (long long)row->key[0], (long long)row->key[1]);
+        if (row->word) printf("  %-10s%-10lld", row->word, (long long)row->key[1]);
+        else printf("  %7lld .. %-9lld", (long long)row->key[0], (long long)row->key[1]);
         for (int c = 0; c < columns; c++)
-            for (int f = 0; f < figures; f++) printf(" %*.4f", NUMBER, column[c]->row[r].figure[f]);
+            for (int f = 0; f < figures; f++) printf("%*.4f", NUMBER, column[c]->row[r].figure[f]);
         printf("   (%.0f %s)\n", row->count, x->unit);
     }
 }
@@ -11486,7 +11487,7 @@ static void eval_report(const gpt2_sp_options* o, const EvalFigures* f) {
     const int columns = f->models == EVAL_MODELS ? EVAL_COLUMNS : 1;
     for (int m = 0; f->models == EVAL_MODELS && !o->json && m < f->models; m++)
         printf("%s model: %s\n", m ? "second" : "first", f->model[m]);
-    if (columns > 1 && !o->json) printf("%-22s %10s %10s %10s\n", "", "first", "second", "difference");
+    if (columns > 1 && !o->json) printf("%-22s%11s%11s%11s\n", "", "first", "second", "difference");
     for (int x = 0; !o->json && x < EVALUATION_COUNT; x++) {
         const EvalTable* column[EVAL_COLUMNS];
         for (int c = 0; c < EVAL_COLUMNS; c++) column[c] = &f->table[c][x];
@@ -11544,8 +11545,8 @@ static int eval_model_check(const Eval* v, Error* e) {
     return 0;
 }
 
-// Loads model number v->model for an evaluation. The mesh has the mask of documents where windows or questions
-// are to lie side by side.
+// Loads model number v->model for an evaluation. The mesh has the mask of documents where windows or
+// questions are to lie side by side.
 static int eval_load(Eval* v, const char* model, int64_t T, Error* e) {
     gpt2_sp_options* one = (gpt2_sp_options*)malloc(sizeof *one);
     if (!one) return fail(e, "out of memory");

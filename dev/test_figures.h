@@ -1304,31 +1304,6 @@ static void generated_ties(void) {
     check(right == 5, "sampling: of equally likely tokens the first counts", "%d of 5 ways to draw", right);
 }
 
-// Loss by position with documents: each label counts at its place in its document, as the index has it.
-static void buckets_by_index(void) {
-    Evaluation e;
-    double expected[POSITION_BUCKETS] = {0}, wrong = 0;
-    double loss = evaluation_of("batch-size=2 sp=2", 1, 61, &e);
-    Dataset d;
-    Error error = {{0}};
-    if (dataset_open(&d, run_data(), &DATA_DOCUMENTS, &error) != 0) {
-        check(0, "a test's data is opened", "%s", error.text);
-        return;
-    }
-    for (uint64_t w = 0; w < 13; w++)
-        for (uint64_t t = w * 61; t < w * 61 + 61; t++) {
-            uint64_t begin, end, at = 0;
-            dataset_document(&d, t, &begin, &end);
-            if (t + 1 == end) continue;
-            while ((t - (begin > w * 61 ? begin : w * 61)) >> at) at++;
-            expected[at] += 1;
-        }
-    for (int b = 0; b < POSITION_BUCKETS; b++) wrong += fabs(e.bucket_count[b] - expected[b]);
-    check(isfinite(loss) && wrong == 0 && e.bucket_count[0] > 0, "evaluation: positions restart in documents",
-        "13 windows: %.0f labels, %.0f in another bucket", e.count, wrong);
-    dataset_close(&d);
-}
-
 // Sampling has as many threads as its trainer has scratch memory for, whatever the caller's are set to.
 static int decoder_threads;
 static void* decoder_open_counted(gpt2_sp* g, int64_t capacity) {
@@ -1361,7 +1336,6 @@ static void generated_threads(void) {
 static void test_generated(void) {
     generated_threads();
     generated_ties();
-    buckets_by_index();
     generated_by_pass();
     recall_counts();
     recall_split();

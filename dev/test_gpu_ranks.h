@@ -1417,8 +1417,7 @@ static int sampler_use(gpt2_sp* g, int round, Sample* s) {
 static void samplers_judge(gpt2_sp* const all[SAMPLERS], const Sample s[SAMPLERS], int round) {
     const Evaluation* one = &all[0]->evaluation;
     for (int i = 1; i < SAMPLERS; i++) {
-        const int counts =
-            memcmp(one->bucket_count, all[i]->evaluation.bucket_count, sizeof one->bucket_count) == 0;
+        const int counts = one->count == all[i]->evaluation.count;
         check(counts && fabs(s[i].loss - s[0].loss) <= logits_limit() * s[0].loss,
             "ranks: evaluation is one rank's", "%s%s: %.6f, one rank %.6f, at most %.2g of it apart; %s",
             SAMPLER_SPLITS[i], round ? ", a step later" : "", s[i].loss, s[0].loss, logits_limit(),
