@@ -614,6 +614,24 @@ check "eval tells the loss by position" says 'loss by position' g eval --from ru
 g eval --from runs/a --data val.tok --needle 4 --facts 1 --json > out
 check "eval --needle --json has its figures" \
     json loss tokens bits_per_byte loss_by_position needle needle_by_distance < out
+g eval --from runs/a --data val.tok --val-sequences 4 --context-gain 16 --sliding 16,64 --json > out
+check "eval --context-gain --sliding --json has their figures" \
+    json loss perplexity context_gain short_loss long_loss gain_tokens key_tokens key_share gain_by_position sliding < out
+g eval --from runs/a,runs/whole --data val.tok --val-sequences 4 --sliding 16 --json > out
+check "eval of two models has both and their difference" \
+    json models difference.loss difference.perplexity difference.loss_by_position difference.sliding < out
+check "eval tells two models side by side" \
+    says 'first *second *difference' g eval --from runs/a,runs/whole --data val.tok --val-sequences 2
+check "eval of a model and one of another vocabulary is refused" \
+    refused 'the second model' eval --from runs/a,runs/numbers --data val.tok --seq-len 8
+check "eval: a window longer than the context is refused" \
+    refused 'sliding 65: must be from 2 to 64' eval --from runs/a --data val.tok --sliding 65
+check "eval: questions that the context has no room for are refused" \
+    refused 'has no room' eval --from runs/a --probe needle --probe-items 1
+cp -r runs/a 'runs/a,b'
+check "eval: a comma of a model's name" \
+    says '^loss ' g eval --from 'runs/a\,b' --data val.tok --val-sequences 2
+rm -r 'runs/a,b'
 check "eval takes one checkpoint folder and several shards" \
     says 'bits per byte' g eval --from runs/whole/step_00000012 --data books.tok,val.tok --val-sequences 3
 check "eval --needle alone tells the recall" says 'recall' g eval --from runs/a --needle 2 --facts 1

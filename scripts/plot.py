@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Draws runs of gpt2_sp: the loss over tokens, and the loss by position in the context.
+"""Draws runs of gpt2_sp: the loss over tokens, and what `eval` tells of their models.
 
     ./train_gpt2_sp eval --from runs/a --data val.tok --json > eval.json
     python3 scripts/plot.py runs/a [runs/b ...] --eval eval.json [more.json ...] --out loss.png
 
 Left: `loss` (thin: every step; bold: a running mean) and `val_loss` (dots) of each run's log.jsonl.
-Right: `loss_by_position` of each file that `eval --json` wrote. Either side may be left out.
+Beside it, of the files that `eval --json` wrote, a picture for each kind of figures that they have: `loss_by_position`,
+`gain_by_position` (--context-gain), `sliding` (--sliding) and a map of `probe` (--probe) for each model. A file that compares two
+models counts as two. Runs or files may be left out.
 Needs Python 3.8 and matplotlib.
 """
 import argparse
@@ -61,28 +63,76 @@ def draw_loss(axes, runs, labels):
     axes.set_title("Loss")
 
 
-def draw_positions(axes, files, labels):
-    for i, (path, label) in enumerate(zip(files, labels)):
-        with open(path, encoding="utf-8") as file:
-            buckets = json.load(file).get("loss_by_position")
-        if not buckets:
-            sys.exit(f"plot.py: {path}: no `loss_by_position` (eval --data ... --json writes it)")
+def read_models(path):
+    """The objects of the models that a file of `eval --json` tells of: one, or two that were compared."""
+    with open(path, encoding="utf-8") as file:
+        told = json.load(file)
+    return told.get("models", [told])
+
+
+def draw_positions(axes, models, labels, rows, figure, title):
+    """A figure of rows that are ranges of positions, as flat pieces from the first to the last position of each."""
+    for i, (model, label) in enumerate(zip(models, labels)):
         x, y = [], []
-        for bucket in buckets:   # a bucket is a flat piece from its first to its last position
+        for bucket in model.get(rows, []):
             x += [bucket["from"] + 1, bucket["to"] + 2]
-            y += [bucket["mean"]] * 2
-        axes.plot(x, y, color=f"C{i}", linewidth=1.8, label=label)
+            y += [bucket[figure]] * 2
+        if x:
+            axes.plot(x, y, color=f"C{i}", linewidth=1.8, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position in the context (counted from 1)")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title("Loss by position")
+    axes.set_title(title)
+
+
+def draw_sliding(axes, models, labels):
+    for i, (model, label) in enumerate(zip(models, labels)):
+        rows = sorted(model.get("sliding", []), key=lambda row: row["window"])
+        if rows:
+            axes.plot([row["window"] for row in rows], [row["perplexity"] for row in rows], "o-", color=f"C{i}", linewidth=1.8,
+                      markersize=4, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("length of the window (it moves by half of that)")
+    axes.set_ylabel("perplexity")
+    axes.set_title("Sliding perplexity")
+
+
+DEPTHS = [0, 25, 50, 75, 100]
+
+
+def draw_probes(axes, model, label):
+    """A map: a row for each kind of question and length, a column for each depth, the share that is right as colour."""
+    rows = model["probe"]
+    shares = [[row[f"depth_{depth}"] for depth in DEPTHS] for row in rows]
+    axes.imshow(shares, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(DEPTHS)), [str(depth) for depth in DEPTHS])
+    axes.set_yticks(range(len(rows)), [f"{row['probe']} {row['length']}" for row in rows], fontsize=7)
+    axes.set_xlabel("depth of what is asked for (% of the text)")
+    axes.set_title(f"{label}: right of 100, {100 * model['probe_chance']:.0f} by chance", fontsize=10)
+
+
+def pictures(models, labels):
+    """What there is to draw of evaluations: a function for each picture, and whether it has a grid and a legend."""
+    found = []
+    for rows, figure, title in (("loss_by_position", "mean", "Loss by position"), ("gain_by_position", "gain", "Context gain")):
+        if any(model.get(rows) for model in models):
+            found.append((lambda axes, r=rows, f=figure, t=title: draw_positions(axes, models, labels, r, f, t), True))
+    if any(model.get("sliding") for model in models):
+        found.append((lambda axes: draw_sliding(axes, models, labels), True))
+    for model, label in zip(models, labels):
+        if model.get("probe"):
+            found.append((lambda axes, m=model, n=label: draw_probes(axes, m, n), False))
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draws the loss of runs, and the loss by position of evaluations.")
+    parser = argparse.ArgumentParser(description="Draws the loss of runs, and evaluations of models.")
     parser.add_argument("runs", nargs="*", help="folders with a log.jsonl")
     parser.add_argument("--eval", nargs="*", default=[], metavar="JSON", help="output of `eval --json`")
-    parser.add_argument("--labels", nargs="*", default=[], help="names of the runs, then of the evaluations")
+    parser.add_argument("--labels", nargs="*", default=[], help="names of the runs, then of the evaluated models")
     parser.add_argument("--title", default="")
     parser.add_argument("--out", default="loss.png", help="picture to write (png, svg or pdf)")
     args = parser.parse_args()
@@ -95,16 +145,23 @@ def main():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    labels = args.labels + [name_of(path) for path in (args.runs + args.eval)[len(args.labels):]]
-    sides = [side for side in ("runs", "eval") if getattr(args, side)]
-    figure, axes = plt.subplots(1, len(sides), figsize=(5.2 * len(sides), 3.9), squeeze=False)
-    for axis, side in zip(axes[0], sides):
-        if side == "runs":
-            draw_loss(axis, args.runs, labels[:len(args.runs)])
-        else:
-            draw_positions(axis, args.eval, labels[len(args.runs):])
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+    models, names = [], []
+    for path in args.eval:
+        told = read_models(path)
+        models += told
+        names += [name_of(path)] if len(told) == 1 else [name_of(model["from"]) for model in told]
+    labels = args.labels + ([name_of(path) for path in args.runs] + names)[len(args.labels):]
+    drawn = pictures(models, labels[len(args.runs):])
+    if args.eval and not drawn:
+        sys.exit(f"plot.py: {args.eval[0]}: nothing to draw (eval --data ... --json writes `loss_by_position`)")
+    if args.runs:
+        drawn.insert(0, (lambda axes: draw_loss(axes, args.runs, labels[:len(args.runs)]), True))
+    figure, axes = plt.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 3.9), squeeze=False)
+    for axis, (draw, curves) in zip(axes[0], drawn):
+        draw(axis)
+        if curves:
+            axis.grid(alpha=0.25)
+            axis.legend(frameon=False, fontsize=8)
         for edge in ("top", "right"):
             axis.spines[edge].set_visible(False)
     if args.title:
