@@ -313,9 +313,9 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL | PREPARE, "print one JSON object instead of text")
 
-// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --probe, --dtype and --format, in
-// the order of their words above. Those of --probe between none and all are the kinds of data/probe.h in their
-// order.
+// The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --probe, --dtype and --format,
+// in the order of their words above. Those of --probe between none and all are the kinds of data/probe.h in
+// their order.
 enum { GPT2_SP_LEARNED, GPT2_SP_NO_POSITIONS };
 enum { GPT2_SP_FROM_SAMPLE, GPT2_SP_FROM_DOCUMENT };
 enum { GPT2_SP_AUTO, GPT2_SP_PEER, GPT2_SP_NCCL_ONLY };
@@ -8490,9 +8490,13 @@ static int measure_probe(Eval* v, EvalTable* t) {
     const gpt2_sp_options* o = v->o;
     gpt2_sp* g = v->g;
     const int64_t T = g->mesh.shape.T;
-    probe_maker maker;
-    if (probe_open(&maker, &g->tokenizer, T, g->error.text, sizeof g->error.text) != 0) return -1;
-    ProbesRead x = {v, &maker, 0, 0, -1, NULL};
+    probe_maker* maker = (probe_maker*)malloc(sizeof *maker);
+    if (!maker) return fail(&g->error, "out of memory");
+    if (probe_open(maker, &g->tokenizer, T, g->error.text, sizeof g->error.text) != 0) {
+        free(maker);
+        return -1;
+    }
+    ProbesRead x = {v, maker, 0, 0, -1, NULL};
     x.score = (double*)malloc((size_t)(PROBE_DEPTHS * o->probe_items * PROBE_CANDIDATES) * sizeof *x.score);
     int status = x.score ? 0 : fail(&g->error, "out of memory");
     for (x.kind = 0; status == 0 && x.kind < PROBE_KINDS; x.kind++) {
@@ -8508,7 +8512,8 @@ static int measure_probe(Eval* v, EvalTable* t) {
         for (int d = 0; d < PROBE_DEPTHS; d++) sum += t->row[i].figure[d] / (PROBE_DEPTHS * t->rows);
     t->total[0] = sum, t->total[1] = 1.0 / PROBE_CANDIDATES;
     free(x.score);
-    probe_close(&maker);
+    probe_close(maker);
+    free(maker);
     return status;
 }
 
@@ -12331,26 +12336,36 @@ static int synth_shard(const gpt2_sp_options* o, Error* e) {
     return prepare_close(&p, synth_documents(o, NULL, &p, e), e);
 }
 
+// Finds the model of --from, at `path`, and what it is; its tensors are not opened.
+static int export_model(const gpt2_sp_options* o, char path[PATH_SIZE], Model* m, Error* e) {
+    int64_t vocab = 0;
+    gpt2_sp_options* model = (gpt2_sp_options*)malloc(sizeof *model);
+    if (!model) return fail(e, "out of memory");
+    gpt2_sp_defaults(model);
+    int status = model_find("from", o->from, path, e);
+    if (status == 0) status = model_read(path, model, &vocab, &m->eot, e);
+    if (status == 0) {
+        m->center = (int)model->center;
+        m->shape = shape_of(model, vocab);
+        status = shape_check(&m->shape, model, e);
+    }
+    free(model);
+    if (status != 0 || tokenizer_of_folder(&m->tokenizer, path, vocab, e) < 0) return -1;
+    m->eot = model_end(m->eot, &m->tokenizer, vocab);
+    return 0;
+}
+
 // Exports a model for Transformers or llm.c: of its folder only the weights, some rows of a tensor at a time.
 static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     Model m;
-    gpt2_sp_options model;
     char path[PATH_SIZE];
-    int64_t vocab;
     if (!o->from[0]) return fail(e, "no model given: --from RUN");
     if (!o->out[0]) return fail(e, "nowhere to write: --out FOLDER");
     if (o->format == GPT2_SP_HF && text_ends(o->out, strlen(o->out), ".bin"))
         return fail(
             e, "--out %.900s: for Transformers it is a folder's name; --format llmc writes a file", o->out);
-    gpt2_sp_defaults(&model);
-    if (model_find("from", o->from, path, e) != 0 || model_read(path, &model, &vocab, &m.eot, e) != 0)
-        return -1;
-    m.center = (int)model.center;
-    m.shape = shape_of(&model, vocab);
-    if (shape_check(&m.shape, &model, e) != 0 || tokenizer_of_folder(&m.tokenizer, path, vocab, e) < 0)
-        return -1;
-    m.eot = model_end(m.eot, &m.tokenizer, vocab);
+    if (export_model(o, path, &m, e) != 0) return -1;
     int replaced = access(o->out, F_OK) == 0;
     int opened = tensors_open(&m.tensors, path, STATE_WEIGHTS, m.shape.N, GPT2_SP_TILE, e);
     int status = opened == 0 ? tensors_known(&m.tensors.files, &m.shape, e) : -1;

@@ -265,7 +265,8 @@ static void uniform_model(void) {
 
 // Whether a text, which ends with an answer, ends with the right one, by reading it as a person would.
 static int answer_right(int kind, const char* text, size_t length) {
-    char question[600], *at;
+    char question[600];
+    const char* at;
     size_t answer = length;
     while (answer > 0 && text[answer - 1] != ' ') answer--;
     if (kind == PROBE_NEEDLE || kind == PROBE_MULTIKEY) {
