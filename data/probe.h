@@ -113,8 +113,8 @@ GPT2_SP_LEAF int probe_add(probe_maker* m, const char* text, int64_t at, char* e
     return probe_encode(m, text, piece, err, err_size);
 }
 
-// The sentences of needle and multikey. Of the latter as many as take up half of the length, at least 4. Where
-// they stand is said in quarters of 1024 of the filler, which has no length yet.
+// The sentences of needle and multikey. Of the latter as many as take up half of the length, at least 4. A
+// place among the filler, which has no length yet, is told in 1024ths of it.
 GPT2_SP_LEAF int probe_facts(
     probe_maker* m, int many, uint64_t* state, int64_t length, int depth, char* err, size_t err_size) {
     size_t key = synth_below(state, 2048), step = 2 * synth_below(state, 1024) + 1;
