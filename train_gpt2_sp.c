@@ -276,7 +276,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "perplexity in windows of these lengths, separated by commas, that move by half of theirs; 1: 256, " \
         "512, ... to the context") \
     CHO(probe, "probe", 0, "none|needle|multikey|tracking|ngram|all", EVAL, \
-        "is the right answer to what stands far before likelier than three others, by depth and length?") \
+        "whether the right answer to what stands far before is likelier than three others, by depth and " \
+        "length") \
     INT(probe_items, "probe-items", 20, 1, 100000, EVAL, "questions of --probe, at each depth and length") \
     TXT(tokenizer, "tokenizer", "byte", PREPARE, \
         "how text becomes tokens: byte, the file or folder of a byte-level BPE tokenizer (gpt2.tiktoken, " \
@@ -8081,9 +8082,9 @@ static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double*
 typedef struct {
     int64_t W, count;
     // Gives the rows `part` of sequence i, counted in it, their tokens and labels (-1: no loss is wanted).
-    // doc_start (W), which the mesh may not have (NULL), is 0 unless it is changed.
+    // doc_start (W), which the mesh may not have (NULL), and place are 0 unless they are changed.
     int (*fill)(void* user, int64_t i, const Segments* part, int32_t* tokens, int32_t* labels,
-        int32_t* doc_start, Error* e);
+        int32_t* doc_start, SamplePlace* place, Error* e);
     // Takes the loss of a row of sequence i that has a label.
     int (*take)(void* user, int64_t i, int64_t row, double loss, Error* e);
     void* user;
@@ -8108,6 +8109,7 @@ static Segments segments_within(const Segments* seg, int64_t at, int64_t n, int6
 static void sequences_clear(Rank* r, int64_t W) {
     const RankBatch* batch = &r->batches[2];
     memset(batch->tokens, 0, (size_t)r->R * sizeof *batch->tokens);
+    if (batch->positions) memset(batch->positions, 0, (size_t)r->R * sizeof *batch->positions);
     for (int64_t t = 0; t < r->R; t++) batch->labels[t] = -1;
     for (int64_t t = 0; r->mesh->doc_mask && t < r->mesh->shape.T; t++)
         batch->doc_start[t] = (int32_t)(t / W * W);
@@ -8120,7 +8122,10 @@ static int sequence_fill(Rank* r, const SequenceSource* x, int64_t i, int64_t at
     int64_t row;
     Segments part = segments_within(&r->segments, at, x->W, &row);
     for (int64_t t = 0; doc_start && t < x->W; t++) doc_start[t] = 0;
-    if (x->fill(x->user, i, &part, batch->tokens + row, batch->labels + row, doc_start, e) != 0) return -1;
+    SamplePlace place = {0, 0};
+    if (x->fill(x->user, i, &part, batch->tokens + row, batch->labels + row, doc_start, &place, e) != 0)
+        return -1;
+    if (batch->positions) positions_fill(place, &part, doc_start, batch->positions + row);
     for (int64_t t = 0; doc_start && t < x->W; t++) doc_start[t] += (int32_t)at;
     return 0;
 }
@@ -8190,13 +8195,15 @@ typedef struct {
     LabelLosses* losses;
 } WindowsRead;
 static int window_fill(void* user, int64_t i, const Segments* part, int32_t* tokens, int32_t* labels,
-    int32_t* doc_start, Error* e) {
+    int32_t* doc_start, SamplePlace* place, Error* e) {
     const WindowsRead* x = (const WindowsRead*)user;
     const int64_t W = x->losses->W;
     const int doc_mask = (int)x->v->o->doc_mask;
     Window w = window_at((uint64_t)x->v->tokens, W, x->losses->S, (uint64_t)i);
     if (sample_fill(&x->v->data, w.position, W, doc_mask, part, tokens, labels, doc_start, e) != 0) return -1;
     labels_clear(part, 0, w.seen, labels);
+    if (x->v->o->pos_from == GPT2_SP_FROM_DOCUMENT)
+        place->first_document = document_position(&x->v->data, w.position, W, x->v->g->mesh.shape.N);
     return 0;
 }
 static int window_take(void* user, int64_t i, int64_t row, double loss, Error* e) {
@@ -8438,9 +8445,9 @@ static int probe_question(ProbesRead* x, int64_t question, Error* e) {
         (int)(question / o->probe_items), e->text, sizeof e->text);
 }
 static int probe_fill_rows(void* user, int64_t i, const Segments* part, int32_t* tokens, int32_t* labels,
-    int32_t* doc_start, Error* e) {
+    int32_t* doc_start, SamplePlace* place, Error* e) {
     ProbesRead* x = (ProbesRead*)user;
-    (void)doc_start;
+    (void)doc_start, (void)place;
     if (probe_question(x, i / PROBE_CANDIDATES, e) != 0) return -1;
     const probe_piece* answer = &x->maker->candidate[i % PROBE_CANDIDATES];
     const int64_t asked = x->maker->prompt_tokens, end = asked + answer->count;
@@ -11603,6 +11610,9 @@ static int eval_check(const gpt2_sp_options* o, Error* e) {
     if (asked == 0) return fail(e, "nothing to do: give --data, --needle, --probe or several of them");
     if (o->context_gain > 0 && !o->data[0]) return fail(e, "--context-gain needs --data");
     if (o->sliding[0] && !o->data[0]) return fail(e, "--sliding needs --data");
+    if (o->pos_from == GPT2_SP_FROM_DOCUMENT &&
+        !o->doc_mask)   // the mesh may have the mask for other reasons
+        return fail(e, "--pos-from document needs --doc-mask 1, with which positions are those in documents");
     return 0;
 }
 

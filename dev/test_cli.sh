@@ -625,9 +625,9 @@ check "eval tells two models side by side" \
 check "eval of a model and one of another vocabulary is refused" \
     refused 'the second model' eval --from runs/a,runs/numbers --data val.tok --seq-len 8
 check "eval: a window longer than the context is refused" \
-    refused 'sliding 65: must be from 2 to 64' eval --from runs/a --data val.tok --sliding 65
+    refused 'sliding 65: must be from 2 to 64' eval --from runs/whole --data val.tok --sliding 65
 check "eval: questions that the context has no room for are refused" \
-    refused 'has no room' eval --from runs/a --probe needle --probe-items 1
+    refused 'has no room' eval --from runs/whole --probe needle --probe-items 1
 cp -r runs/a 'runs/a,b'
 check "eval: a comma of a model's name" \
     says '^loss ' g eval --from 'runs/a\,b' --data val.tok --val-sequences 2

@@ -156,8 +156,12 @@ def main():
         sys.exit(f"plot.py: {args.eval[0]}: nothing to draw (eval --data ... --json writes `loss_by_position`)")
     if args.runs:
         drawn.insert(0, (lambda axes: draw_loss(axes, args.runs, labels[:len(args.runs)]), True))
-    figure, axes = plt.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 3.9), squeeze=False)
-    for axis, (draw, curves) in zip(axes[0], drawn):
+    columns = min(len(drawn), 3)
+    lines = -(-len(drawn) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(5.2 * columns, 3.9 * lines), squeeze=False)
+    for axis in axes.flat[len(drawn):]:
+        axis.set_visible(False)
+    for axis, (draw, curves) in zip(axes.flat, drawn):
         draw(axis)
         if curves:
             axis.grid(alpha=0.25)
