@@ -216,12 +216,18 @@ def limits():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 31, 1 << 31))
 
 
-def run(group, number, seconds):
-    """Runs a group of tests with a fault planted, at most so many seconds. What noticed it, or None; and the time."""
+def run(group, number, whole_seconds=None):
+    """Runs a group of tests with a fault planted. What noticed it, or None; and the time. Where the group took
+    whole_seconds without a fault, it gets three times that and ten seconds, and each command of its scripts an eighth
+    of it, at least 20 s."""
     command = SHELL.get(group, f"./test_gpt2_sp quick {group}")
     temporary = os.path.join(WORK, "t", f"{number}-{group}")
     os.makedirs(temporary, exist_ok=True)
-    environment = dict(ENVIRONMENT, MUTANT=str(number), TMPDIR=temporary, OMP_WAIT_POLICY="passive", TEST_SECONDS="20")
+    environment = dict(ENVIRONMENT, MUTANT=str(number), TMPDIR=temporary, OMP_WAIT_POLICY="passive")
+    seconds = 900
+    if whole_seconds is not None:
+        seconds = 10 + 3 * whole_seconds
+        environment["TEST_SECONDS"] = str(max(20, int(whole_seconds / 8)))
     start = time.time()
     process = subprocess.Popen(command, cwd=TREE, shell=True, env=environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=limits)
@@ -280,7 +286,7 @@ class Whole:
             for _ in range(3):
                 if group in self.seconds:
                     break
-                found, seconds = run(group, 0, 900)
+                found, seconds = run(group, 0)
                 if not found:
                     self.seconds[group] = seconds
             if group not in self.seconds:
@@ -297,7 +303,7 @@ def try_fault(fault, whole):
         whole_seconds = whole.of(group)
         if whole_seconds is None:
             continue
-        found, seconds = run(group, fault.number, 10 + 3 * whole_seconds)
+        found, seconds = run(group, fault.number, whole_seconds)
         spent += seconds
         if found:
             return group, found, spent

@@ -220,7 +220,7 @@ part_fuzz() {
 
 # Whether the tests would notice a fault: 30 of those that `make mutate` plants.
 part_mutate() {
-    if has python3; then $make -s mutate SAMPLE=30 JOBS=1
+    if has python3; then python3 dev/mutate.py --sample 30 --jobs 1
     else
         skip "make mutate" "python3 is not installed"
         finish
@@ -284,5 +284,6 @@ for part in $parts; do
     [ "$line" ] && [ $(($2 > 0)) = $((status != 0)) ] ||
         { failed=$((failed + 1)) line="FAILED: ended with status $status and without its closing line"; }
     printf '  %-10s %s\n' "$part" "$line"
+    [ "$status" = 0 ] || { grep -a '^FAIL' "$work/$part.log" | tail -n 5; tail -n 5 "$work/$part.log"; } | sed 's/^/      /'
 done
 finish

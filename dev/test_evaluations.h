@@ -391,9 +391,11 @@ static void questions_made(void) {
 // than numbers.
 static double json_distance(const char* a, const char* b) {
     double most = 0;
+    int text = 0;   // inside quotes, where a digit is no number
     while (*a && *b) {
         char *after_a, *after_b;
-        int number = (*a >= '0' && *a <= '9') || (*a == '-' && a[1] >= '0');
+        text ^= *a == '"';
+        int number = !text && ((*a >= '0' && *a <= '9') || *a == '-');
         if (!number) {
             if (*a++ != *b++) return NAN;
             continue;
