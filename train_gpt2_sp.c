@@ -8224,11 +8224,11 @@ static int losses_collect(Eval* v, LabelLosses* l) {
     return sequences_read(v->g, &sequences);
 }
 
-// How many tokens the model had before the one that it read to predict label p: in the window that counts the
-// label, and with --doc-mask in its document.
-static int64_t label_position(const Eval* v, const LabelLosses* l, int64_t p) {
-    int64_t row = p - 1, i = row < l->W ? 0 : (row - l->W) / l->S + 1;
-    uint64_t begin = window_at((uint64_t)v->tokens, l->W, l->S, (uint64_t)i).position, document, end;
+// How many tokens the model had before the one that it read to predict label p: in the window of T tokens
+// that counts the label, and with --doc-mask in its document.
+static int64_t label_position(const Eval* v, int64_t p) {
+    const int64_t row = p - 1, T = v->g->mesh.shape.T;
+    uint64_t begin = window_at((uint64_t)v->tokens, T, T, (uint64_t)(row / T)).position, document, end;
     if (v->o->doc_mask) {
         dataset_document(&v->data, (uint64_t)row, &document, &end);
         if (document > begin) begin = document;
@@ -8362,7 +8362,7 @@ static int measure_loss(Eval* v, EvalTable* t) {
     double sums[1][POSITION_BUCKETS] = {{0}}, counts[POSITION_BUCKETS] = {0}, sum = 0, count = 0, bytes;
     for (int64_t p = 1; p < v->tokens; p++) {
         if (isnan(l->loss[p])) continue;
-        int bucket = position_bucket(label_position(v, l, p));
+        int bucket = position_bucket(label_position(v, p));
         sums[0][bucket] += (double)l->loss[p], counts[bucket] += 1;
         sum += (double)l->loss[p], count += 1;
     }
@@ -8388,7 +8388,7 @@ static int measure_gain(Eval* v, EvalTable* t) {
     double all[2] = {0, 0};
     for (int64_t p = 1; p < v->tokens; p++) {
         if (isnan(whole->loss[p])) continue;
-        int64_t position = label_position(v, whole, p);
+        int64_t position = label_position(v, p);
         if (position < N) continue;
         const double with = (double)whole->loss[p], without = (double)part->loss[p];
         int bucket = position_bucket(position);

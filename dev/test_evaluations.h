@@ -149,10 +149,36 @@ static int pass_given(Rank* r, int64_t pass) {
     return 0;
 }
 
+// Replicas share the windows: a pass for each round of all replicas' windows.
+static int64_t passes_counted;
+static int pass_counted(Rank* r, int64_t pass) {
+    passes_counted += r->place.dp == 0;
+    return pass_given(r, pass);
+}
+static void replicas_share(void) {
+    gpt2_sp_options asked = options_of("");
+    int64_t passes[2] = {0, 0};
+    for (int dp = 1; dp <= 2; dp++) {
+        Eval v;
+        LabelLosses l = {LABELS_T, LABELS_T, (float*)need(LABELS_TOKENS, sizeof(float))};
+        if (eval_open(&v, &asked, dp == 1 ? "seq-len=60" : "seq-len=60 dp=2", LABELS_TOKENS) != 0) return;
+        Device device = *v.g->device;
+        passes_counted = 0;
+        device.pass = pass_counted;
+        v.g->mesh.device = &device;
+        if (losses_collect(&v, &l) == 0) passes[dp - 1] = passes_counted;
+        free(l.loss);
+        eval_close(&v);
+    }
+    check(passes[0] == 7 && passes[1] == 4, "evaluations: replicas share the windows",
+        "7 windows: %d passes of one replica, %d of two", (int)passes[0], (int)passes[1]);
+}
+
 // What the figures of the losses of pass_given must be, over all labels one by one.
 typedef struct {
     double loss, count, first, second, second_count;   // of all; at position 0; at positions 2 and 3
     double gain, gain_count, key, key_loss, sliding;
+    double second_gain, second_gain_count;   // the gain at positions 2 and 3
 } FiguresGiven;
 static FiguresGiven figures_given(const Eval* v, const int32_t* stream, int64_t T, int64_t N) {
     FiguresGiven f;
@@ -174,6 +200,7 @@ static FiguresGiven figures_given(const Eval* v, const int32_t* stream, int64_t 
         if (whole == 2 || whole == 3) f.second += with, f.second_count += 1;
         if (whole < N) continue;
         f.gain += without - with, f.gain_count += 1;
+        if (whole < 4) f.second_gain += without - with, f.second_gain_count += 1;
         if (without - with > 2 && with < 2) f.key += 1, f.key_loss += with;
     }
     return f;
@@ -203,23 +230,24 @@ static void figures_by_definition(int doc_mask) {
     const FiguresGiven f = figures_given(&v, stream, T, N);
     const double found[] = {t[0].total[0], t[0].total[1], t[0].total[3], t[0].row[0].figure[0],
         t[0].row[2].figure[0], t[0].row[2].count, t[1].total[0], t[1].total[3], t[1].total[4], t[1].total[5],
-        t[1].total[6], t[2].row[1].figure[0], t[2].row[1].figure[1], t[2].row[1].count};
+        t[1].total[6], t[2].row[1].figure[0], t[2].row[1].figure[1], t[2].row[1].count, t[1].row[0].figure[2],
+        t[1].row[0].count};
     const double expected[] = {f.loss / f.count, f.count, exp(f.loss / f.count), f.first / t[0].row[0].count,
         f.second / f.second_count, f.second_count, f.gain / f.gain_count, f.gain_count,
         exp(f.key_loss / f.key), f.key, f.key / f.gain_count, f.sliding / f.count, exp(f.sliding / f.count),
-        f.count};
+        f.count, f.second_gain / f.second_gain_count, f.second_gain_count};
     static const char* const names[] = {"loss", "tokens", "perplexity", "loss at position 0", "at 2 and 3",
         "labels there", "gain", "its labels", "LongPPL", "key tokens", "their share", "sliding loss",
-        "its perplexity", "its labels"};
+        "its perplexity", "its labels", "gain at 2 and 3", "labels there"};
     double most = 0;
-    for (int i = 0; i < 14; i++) {
+    for (int i = 0; i < 16; i++) {
         double apart = fabs(found[i] - expected[i]) / fmax(1, fabs(expected[i]));
         if (!(apart < 1e-6)) printf("     %s: %.9g, expected %.9g\n", names[i], found[i], expected[i]);
         most = worst(most, apart);
     }
     check(status == 0 && most < 1e-6 && f.key > 5 && f.key < f.gain_count / 2 && planned == 3,
         "evaluations: figures are those of their formulas",
-        "%s14 figures, %.1e apart; %g of %g are key tokens; %d kinds of windows %s%s",
+        "%s16 figures, %.1e apart; %g of %g are key tokens; %d kinds of windows %s%s",
         doc_mask ? "documents: " : "", most, f.key, f.gain_count, planned, e.text, gpt2_sp_error(v.g));
     free(t);
     eval_close(&v);
@@ -303,7 +331,12 @@ static int pass_reader(Rank* r, int64_t pass) {
         for (int64_t i = begin; i <= t; i++) text[n++] = (char)r->batch->tokens[i];
         text[n++] = (char)r->batch->labels[t];
         text[n] = 0;
-        r->token_loss[t] = answer_right(reader.kind, text, (size_t)n) != reader.wrong ? (real)0.5 : (real)2;
+        int64_t first = t;   // the answer's first label: of the blank before it
+        while (first > begin && r->batch->labels[first - 1] >= 0) first--;
+        int whole =
+            text[first - begin + 1] == ' ' && !memchr(text + (first - begin + 2), ' ', (size_t)(t - first));
+        int right = whole && answer_right(reader.kind, text, (size_t)n);
+        r->token_loss[t] = right != reader.wrong ? (real)0.5 : (real)2;
     }
     return 0;
 }
@@ -504,11 +537,15 @@ static void test_evaluations(void) {
     check(made, "evaluations: models are made", "%.80s", made ? "three" : command_out);
     windows_cover();
     labels_by_definition();
+    replicas_share();
     figures_by_definition(0);
     figures_by_definition(1);
     uniform_model();
     questions_made();
     questions_answered();
     evaluations_command(run, other, run_data());
+    int status = command("eval --from %s --data %s --raw-u16 1 --context-gain 8 --threads 1", numbers, raw);
+    check(status == 0 && command_said("context gain"), "evaluations: data need not tell its documents",
+        "status %d", status);
     evaluations_refused(run, other, run_data(), numbers);
 }
