@@ -10139,7 +10139,8 @@ static int sizes_choose(
         return fail(e, "--init-from %.700s was trained with --center %lld, found %lld", o->init_from,
             (long long)model.center, (long long)o->center);
     if (o->seq_len == 0) o->seq_len = model.seq_len;
-    if (resumed && o->n_positions == 0 && model.n_positions > o->seq_len) o->n_positions = model.n_positions;
+    if ((resumed || from) && o->n_positions == 0 && model.n_positions > o->seq_len)
+        o->n_positions = model.n_positions;
     return 0;
 }
 
@@ -11856,6 +11857,14 @@ static int turn_print(Turns* turns, int64_t continuation, const char* text, size
     return failed ? -1 : 0;
 }
 
+// A replica cannot go on: whoever waits for its continuations ends.
+static void turns_fail(Turns* turns) {
+    pthread_mutex_lock(&turns->mutex);
+    turns->failed = 1;
+    pthread_cond_broadcast(&turns->changed);
+    pthread_mutex_unlock(&turns->mutex);
+}
+
 // Draws one continuation and prints it: token by token, or of several replicas when it is its turn. Several
 // texts are told apart by a line before each.
 static int replica_continue(
@@ -11896,11 +11905,7 @@ static void* replica_run(void* argument) {
     if (generator) gpt2_sp_generator_stats(generator, &x->stats);
     gpt2_sp_generator_close(generator);
     free(tokens);
-    if (x->status == 0) return NULL;
-    pthread_mutex_lock(&x->turns->mutex);
-    x->turns->failed = 1;
-    pthread_cond_broadcast(&x->turns->changed);
-    pthread_mutex_unlock(&x->turns->mutex);
+    if (x->status != 0) turns_fail(x->turns);
     return NULL;
 }
 
@@ -11914,12 +11919,7 @@ static int replicas_run(Replica* all, int64_t count, Error* e) {
     for (; count > 1 && started < count; started++)
         if (pthread_create(&all[started].thread, NULL, replica_run, &all[started]) != 0) break;
     int status = count == 1 || started == count ? 0 : fail(e, "no thread for a replica");
-    if (status != 0) {
-        pthread_mutex_lock(&turns.mutex);
-        turns.failed = 1;
-        pthread_cond_broadcast(&turns.changed);
-        pthread_mutex_unlock(&turns.mutex);
-    }
+    if (status != 0) turns_fail(&turns);
     for (int64_t i = 0; i < started; i++) pthread_join(all[i].thread, NULL);
     gpt2_sp_generated* sum = &all[0].stats;
     for (int64_t i = 0; i < count; i++) {

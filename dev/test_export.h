@@ -114,6 +114,21 @@ static int64_t export_differing(const gpt2_sp* a, const gpt2_sp* b, int dtype) {
     return differ;
 }
 
+// Sequences shorter than the model's context leave it all of its positions, unless fewer are asked for.
+static void export_shorter(const gpt2_sp* g, const char* run) {
+    char error[GPT2_SP_TEXT] = "";
+    gpt2_sp* b = export_back(run, "seq-len=8", error);
+    gpt2_sp* fewer = b ? export_back(run, "seq-len=8 n-positions=12", error) : NULL;
+    int64_t rows = b ? b->mesh.shape.N : 0, asked = fewer ? fewer->mesh.shape.N : 0;
+    int64_t differ = rows == EXPORT_T ? export_differing(g, b, GPT2_SP_FP32) : -1;
+    check(differ == 0 && b->mesh.shape.T == 8 && asked == 12,
+        "export: a model that goes on with shorter sequences keeps its positions",
+        "%lld rows of %d, %lld numbers differ; %lld where 12 are asked for %s", (long long)rows, EXPORT_T,
+        (long long)differ, (long long)asked, error);
+    gpt2_sp_destroy(b);
+    gpt2_sp_destroy(fewer);
+}
+
 // Out in every type and form, and back in; out again from there, and through the other form: the same file.
 static void export_round_trips(const gpt2_sp* g, const char* run) {
     static const char *const types[] = {"fp32", "bf16", "fp16"}, *const forms[] = {"hf", "llmc"};
@@ -470,6 +485,7 @@ static void test_export(void) {
     if (!g) return;
     snprintf(run, sizeof run, "%.590s", o.out);
     export_llmc_file(g, run);
+    export_shorter(g, run);
     export_round_trips(g, run);
     export_pieces();
     export_held(run);
