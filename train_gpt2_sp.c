@@ -125,8 +125,9 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(seq_len, "seq-len", 0, 0, 16777216, TRAIN | PLAN | EVAL, \
         "tokens of a sequence, the context (T); 0: the model's, else 1024") \
     INT(n_positions, "n-positions", 0, 0, 16777216, TRAIN | PLAN, \
-        "rows of wpe, the table of positions (N), at least --seq-len; 0: as many as --seq-len, of a run " \
-        "that goes on as many as it has") \
+        "rows of wpe, the table of positions (N), at least --seq-len; 0: as many as --seq-len, and no " \
+        "fewer " \
+        "than the model has that it begins with") \
     CHO(positions, "positions", 0, "learned|none", TRAIN, \
         "none: wpe is not trained but faded to zero, so that the model ends up without positions") \
     INT(fade_steps, "fade-steps", 0, 0, 2147483647, TRAIN, \
@@ -267,7 +268,7 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     TXT(draft, "draft", "", SAMPLE, \
         "a smaller model of the same tokenizer, a run or a folder as --from: it proposes tokens, which the " \
         "model reads together; what is sampled is the model's") \
-    INT(draft_tokens, "draft-tokens", 4, 1, GPT2_SP_DRAFT_TOKENS, SAMPLE, \
+    INT(draft_tokens, "draft-tokens", 2, 1, GPT2_SP_DRAFT_TOKENS, SAMPLE, \
         "tokens that --draft proposes at a time") \
     INT(needle, "needle", 0, 0, 100000, EVAL, "synthetic documents for the recall test; 0: none") \
     INT(context_gain, "context-gain", 0, 0, 16777216, EVAL, \
