@@ -97,6 +97,33 @@ static cudaError_t gpus_count(int* count) {
 #include "train_gpt2_sp.c"
 #endif
 
+// The public functions as the tests call them: with a text for the reason, and structs of today's size.
+static inline gpt2_sp* trainer_of(const gpt2_sp_options* o, char* error, size_t size) {
+    gpt2_sp_failure failure;
+    gpt2_sp* g = gpt2_sp_create(o, &failure);
+    if (error && size > 0) snprintf(error, size, "%s", failure.text);
+    return g;
+}
+static inline int option_text(
+    gpt2_sp_options* o, const char* name, const char* value, char* error, size_t size) {
+    gpt2_sp_failure failure;
+    int status = gpt2_sp_set(o, name, value, &failure);
+    if (error && size > 0) snprintf(error, size, "%s", failure.text);
+    return status;
+}
+static inline int step_of(gpt2_sp* g, gpt2_sp_stats* stats) {
+    if (stats) stats->size = sizeof *stats;
+    return gpt2_sp_step(g, stats);
+}
+__attribute__((unused)) static inline void sampling_usual(gpt2_sp_sampling* how) {
+    how->size = sizeof *how;
+    gpt2_sp_sampling_defaults(how);
+}
+static inline void generated_of(const gpt2_sp_generator* x, gpt2_sp_generated* stats) {
+    stats->size = sizeof *stats;
+    gpt2_sp_generator_stats(x, stats);
+}
+
 // ===== results ==================================================================================
 
 static int passed, failed, skipped;
@@ -169,7 +196,7 @@ static double* doubles(int64_t n) { return (double*)need((size_t)n, sizeof(doubl
 
 // How tokens are drawn, by what most tests vary.
 static gpt2_sp_sampling drawing(double temperature, int64_t top_k, double top_p, uint64_t seed) {
-    gpt2_sp_sampling how = {temperature, top_k, top_p, 0, 1, seed, 0, 4, NULL, NULL};
+    gpt2_sp_sampling how = {sizeof how, temperature, top_k, top_p, 0, 1, seed, 0, 4, NULL, NULL};
     return how;
 }
 static int64_t generated(gpt2_sp* g, const int32_t* prompt, int64_t n, int32_t* out, int64_t count,
@@ -226,12 +253,12 @@ static void options_apply(gpt2_sp_options* o, const char* text) {
     char name[64], value[256], error[GPT2_SP_TEXT];
     int used;
     for (; sscanf(text, " %63[^= ]=%255s%n", name, value, &used) == 2; text += used)
-        if (gpt2_sp_set(o, name, value, error, sizeof error) != 0)
+        if (option_text(o, name, value, error, sizeof error) != 0)
             check(0, "a test's options are taken", "%s", error);
 }
 static gpt2_sp_options options_of(const char* text) {
     gpt2_sp_options o;
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     o.sp = 1;   // not all GPUs there are
     options_apply(&o, text);
     return o;
@@ -281,7 +308,7 @@ static void schedules_proved(void) {
         int tables = 0, wrong = 0;
         int hashes = 0;
         uint64_t seen[128];
-        Error e = {{0}}, first = {{0}};
+        Error e = {0, {0}}, first = {0, {0}};
         for (int P = 1; P <= 64; P++)
             for (int backward = 0; backward < 2 && schedule_exists(kind, P); backward++) {
                 Schedule s;
@@ -320,7 +347,7 @@ static void schedules_known(void) {
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         Schedule s;
         ScheduleCost cost;
-        Error e = {{0}};
+        Error e = {0, {0}};
         memset(&cost, 0, sizeof cost);
         if (schedule_build(&s, known[i].kind, known[i].P, known[i].backward, known[i].P, &e) == 0)
             schedule_cost(&s, &cost, &e);
@@ -337,7 +364,7 @@ static void schedules_known(void) {
 static void schedules_lightseq(void) {
     for (int P = 2; P <= 9; P++) {
         Schedule s;
-        Error e = {{0}};
+        Error e = {0, {0}};
         schedule_begin(&s, GPT2_SP_DIST, P, 0);
         schedule_build_dist(&s, DIST_LIGHTSEQ);
         int built = schedule_finish(&s, &e), proved = built == 0 && schedule_prove(&s, &e) == 0;
@@ -357,7 +384,7 @@ static void schedules_refused(void) {
         {GPT2_SP_ULYSSES, 8, 12, "(found 12 and 8)"}};
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         Schedule s;
-        Error e = {{0}};
+        Error e = {0, {0}};
         int status = schedule_build(&s, refused[i].kind, refused[i].P, 0, refused[i].heads, &e);
         check(status == -1 && strstr(e.text, refused[i].part),
             "schedules: ranks and heads that do not fit are refused", "%s", e.text);
@@ -405,7 +432,7 @@ static void schedules_drawn(void) {
     for (int i = 0; i < 2; i++) {
         Schedule s;
         ScheduleCost cost;
-        Error e = {{0}};
+        Error e = {0, {0}};
         char* text = NULL;
         size_t size = 0;
         FILE* out = open_memstream(&text, &size);
@@ -454,7 +481,7 @@ static double schedule_busiest(const Schedule* s) {
 static int schedule_within_bounds(int kind, int P, int backward) {
     Schedule s;
     ScheduleCost cost;
-    Error e = {{0}};
+    Error e = {0, {0}};
     double near = 1e-9;
     if (schedule_outline(&s, kind, P, backward, P, &e) != 0 || schedule_cost(&s, &cost, &e) != 0) return -1;
     double makespan = SCHEDULES[kind].makespan(P);
@@ -484,7 +511,7 @@ static void schedules_timed(void) {
 // 2C of keys and values travel beside half a unit of work, then rank 1 has one more.
 static void schedules_hidden(void) {
     Schedule s;
-    Error e = {{0}};
+    Error e = {0, {0}};
     double hidden = -1, shown = -1;
     if (schedule_build(&s, GPT2_SP_RING, 2, 0, 2, &e) == 0) {
         hidden = schedule_timed(&s, 1, 0.2, 0);
@@ -500,7 +527,7 @@ static void schedules_ulysses(void) {
     Schedule schedules[2];
     Mesh mesh;
     Rates rates = {1, 1, 1, 1, 0};
-    Error e = {{0}};
+    Error e = {0, {0}};
     double most = 0;
     memset(schedules, 0, sizeof schedules);
     int status = mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e);
@@ -975,7 +1002,7 @@ typedef struct {
 static int attention_mutation(gpt2_sp* g, int direction, int mutation, uint64_t draw, MutationCount* n) {
     Schedule whole = g->schedules[direction], mutant = schedule_copy(&whole);
     int always;
-    Error e = {{0}};
+    Error e = {0, {0}};
     const char* name = schedule_mutate(&mutant, mutation, draw, &always);
     if (name) {
         n->name = name, n->certain = always;
@@ -1367,9 +1394,9 @@ static Run run_steps(const char* more, int steps) {
     Run run;
     memset(&run, 0, sizeof run);
     gpt2_sp_options o = run_options(more);
-    gpt2_sp* g = gpt2_sp_create(&o, run.error, sizeof run.error);
+    gpt2_sp* g = trainer_of(&o, run.error, sizeof run.error);
     for (gpt2_sp_stats stats; g && run.steps < steps; run.steps++) {
-        if (gpt2_sp_step(g, &stats) != 0) {
+        if (step_of(g, &stats) != 0) {
             snprintf(run.error, sizeof run.error, "%s", gpt2_sp_error(g));
             break;
         }
@@ -1547,24 +1574,24 @@ static real* weights_and_moments(const gpt2_sp* g) {
 static void runs_not_finite(const char* shape) {
     gpt2_sp_options o = run_options(shape);
     char error[GPT2_SP_TEXT];
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "runs: a trainer is made", "%s", error);
         return;
     }
     gpt2_sp_stats stats;
     memset(&stats, 0, sizeof stats);
-    int status = gpt2_sp_step(g, &stats), updated = stats.updated;
+    int status = step_of(g, &stats), updated = stats.updated;
     int refused = 0, steps = 0;
     weights_spoil(g);
     real* before = weights_and_moments(g);
     for (; status == 0 && steps < 12; steps++) {
-        status = gpt2_sp_step(g, &stats);
+        status = step_of(g, &stats);
         refused += !stats.updated;
     }
     real* after = weights_and_moments(g);
     int same = memcmp(before, after, (size_t)(2 * g->layout.elements) * sizeof(real)) == 0;
-    check(updated == 1 && refused == steps && steps == 10 && status == -1 && same,
+    check(updated == 1 && refused == steps && steps == 10 && status == GPT2_SP_NOT_FINITE && same,
         "runs: a step that is not finite updates nothing, ten end the run",
         "%s: %d of %d steps refused, weights and moments %s; then: %s", shape, refused, steps,
         same ? "unchanged" : "CHANGED", gpt2_sp_error(g));
@@ -1613,7 +1640,7 @@ static void stderr_show(char* text, size_t size) {   // what was written meanwhi
 
 static void run_step_into(Run* run, gpt2_sp* g) {
     gpt2_sp_stats stats;
-    if (gpt2_sp_step(g, &stats) != 0) {
+    if (step_of(g, &stats) != 0) {
         printf("     %s\n", gpt2_sp_error(g));
         return;
     }
@@ -1631,14 +1658,14 @@ static Run run_resumed(const char* first, const char* then, int k, int steps) {
     gpt2_sp_options o = run_options(first);
     snprintf(o.out, sizeof o.out, "%s", scratch("resumed"));
     remove_tree(o.out);
-    gpt2_sp* g = gpt2_sp_create(&o, run.error, sizeof run.error);
+    gpt2_sp* g = trainer_of(&o, run.error, sizeof run.error);
     for (int i = 0; g && i < k; i++) run_step_into(&run, g);
     if (g && gpt2_sp_save(g) != 0) snprintf(run.error, sizeof run.error, "%s", gpt2_sp_error(g));
     gpt2_sp_destroy(g);
     gpt2_sp_options again = run_options(then);
     memcpy(again.out, o.out, sizeof o.out);
     if (resume_device) gpt2_sp_device = resume_device;
-    if (!run.error[0] && (g = gpt2_sp_create(&again, run.error, sizeof run.error)) != NULL) {
+    if (!run.error[0] && (g = trainer_of(&again, run.error, sizeof run.error)) != NULL) {
         if (gpt2_sp_steps(g) != k)
             snprintf(
                 run.error, sizeof run.error, "resumed at step %lld of %d", (long long)gpt2_sp_steps(g), k);
@@ -1701,9 +1728,9 @@ static gpt2_sp_options tiny_run(const char* name) {
     gpt2_sp_stats stats;
     snprintf(o.out, sizeof o.out, "%s", scratch(name));
     remove_tree(o.out);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     int status = g ? 0 : -1;
-    for (int i = 0; status == 0 && i < 3; i++) status = gpt2_sp_step(g, &stats) != 0 || gpt2_sp_save(g) != 0;
+    for (int i = 0; status == 0 && i < 3; i++) status = step_of(g, &stats) != 0 || gpt2_sp_save(g) != 0;
     if (status != 0) check(0, "a test's checkpoints are saved", "%s", g ? gpt2_sp_error(g) : error);
     gpt2_sp_destroy(g);
     return o;
@@ -1712,7 +1739,7 @@ static gpt2_sp_options tiny_run(const char* name) {
 // Options with which the run in o.out must not go on: refused with both parts in the message.
 static void resume_refused_with(const gpt2_sp_options* o, const char* saved, const char* asked) {
     char error[GPT2_SP_TEXT];
-    gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
+    gpt2_sp* g = trainer_of(o, error, sizeof error);
     check(!g && strstr(error, saved) && strstr(error, asked), "resume: what makes another run is refused",
         "%s", g ? "accepted" : error);
     gpt2_sp_destroy(g);
@@ -1738,8 +1765,7 @@ static void resume_refused(void) {
     stream_write(changed.data, tokens, 3000);
     free(tokens);
     resume_refused_with(&changed, "was made with the data ", "--data is ");
-    gpt2_sp *first = gpt2_sp_create(&o, error, sizeof error),
-            *second = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp *first = trainer_of(&o, error, sizeof error), *second = trainer_of(&o, error, sizeof error);
     check(first && !second && strstr(error, "another trainer is at work"),
         "resume: a second trainer in the folder is refused", "%s", second ? "accepted" : error);
     gpt2_sp_destroy(first);
@@ -1764,7 +1790,7 @@ static void file_flip(const char* path, long at, int mask) {
 // taken for whole.
 static int resume_flip(const char* folder, const char* path, const char* file, long step, int* tried) {
     static const int masks[] = {1, 0x20, 0x80};
-    Error e = {{0}};
+    Error e = {0, {0}};
     long length = file_length(path);
     int taken = 0;
     for (long at = 0; at < length; at += step)
@@ -1781,7 +1807,7 @@ static int resume_flip(const char* folder, const char* path, const char* file, l
 
 // The same file cut off at nine places: how many were taken for whole.
 static int resume_cut(const char* folder, const char* path, int* cuts) {
-    Error e = {{0}};
+    Error e = {0, {0}};
     long length = file_length(path);
     int taken = 0;
     for (long at = 0; at < length; at += length / 8 + 1) {
@@ -1802,7 +1828,7 @@ static void resume_flips(void) {
     for (int i = 0; i < 5; i++) {
         const char* file = CHECKPOINT_FILES[i];
         int tried = 0, cuts = 0;
-        Error e = {{0}};
+        Error e = {0, {0}};
         snprintf(path, sizeof path, "%.1000s/%s", folder, file);
         long step = i < 2 ? file_length(path) / (quick ? 20 : 200) + 1 : quick ? 7 : 1;
         int taken = resume_flip(folder, path, file, step, &tried);
@@ -1835,7 +1861,7 @@ static void resume_fallback(void) {
         for (int step = 3; step >= 1; step--) {
             checkpoint_damage(&o, step, file, i == 5);
             stderr_hide();
-            gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+            gpt2_sp* g = trainer_of(&o, error, sizeof error);
             stderr_show(said, sizeof said);
             if (g) found[step - 1] = gpt2_sp_steps(g);
             int tries = 0;   // not behind the oldest
@@ -1857,7 +1883,7 @@ static void resume_housekeeping(void) {
     gpt2_sp_options o = tiny_run("housekeeping");
     char path[GPT2_SP_TEXT + 64], error[GPT2_SP_TEXT], said[64];
     int64_t* steps = NULL;
-    Error e = {{0}};
+    Error e = {0, {0}};
     Folder out;
     gpt2_sp_stats stats;
     snprintf(path, sizeof path, "%.1000s/step_00000003/model.safetensors", o.out);
@@ -1865,13 +1891,13 @@ static void resume_housekeeping(void) {
     snprintf(path, sizeof path, "%.1000s/step_00000009.tmp", o.out);
     mkdir(path, 0700);
     stderr_hide();
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     stderr_show(said, sizeof said);
-    int status = g && gpt2_sp_steps(g) == 2 && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? 0 : -1;
+    int status = g && gpt2_sp_steps(g) == 2 && step_of(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? 0 : -1;
     snprintf(path, sizeof path, "%.1000s/step_00000003", o.out);
     check(status == 0 && checkpoint_verify(path, &e) == 0, "resume: a damaged step is saved anew", "%s",
         g ? gpt2_sp_error(g) : error);
-    for (int i = 0; status == 0 && i < 3; i++) status = gpt2_sp_step(g, &stats) != 0 || gpt2_sp_save(g) != 0;
+    for (int i = 0; status == 0 && i < 3; i++) status = step_of(g, &stats) != 0 || gpt2_sp_save(g) != 0;
     int count = folder_open(&out, o.out, &e) == 0 ? checkpoint_list(&out, &steps, &e) : -1, others = 0;
     folder_close(&out);
     DIR* dir = opendir(o.out);
@@ -1904,7 +1930,7 @@ static void resume_init_from(void) {
     gpt2_sp_options o = tiny_run("init"), p = run_options(TINY);
     char error[GPT2_SP_TEXT];
     snprintf(p.init_from, sizeof p.init_from, "%.1000s/step_00000003", o.out);
-    gpt2_sp *a = gpt2_sp_create(&o, error, sizeof error), *b = gpt2_sp_create(&p, error, sizeof error);
+    gpt2_sp *a = trainer_of(&o, error, sizeof error), *b = trainer_of(&p, error, sizeof error);
     int same = a && b && gpt2_sp_steps(b) == 0 &&
         memcmp(a->ranks[0].state[STATE_WEIGHTS], b->ranks[0].state[STATE_WEIGHTS],
             (size_t)a->layout.elements * sizeof(real)) == 0;
@@ -1912,13 +1938,13 @@ static void resume_init_from(void) {
         same ? "the same weights at step 0" : error);
     gpt2_sp_destroy(b);
     p.seq_len = 40;
-    b = gpt2_sp_create(&p, error, sizeof error);
+    b = trainer_of(&p, error, sizeof error);
     int repeated = a && b && positions_repeat(b, a);
     check(repeated, "resume: --init-from repeats the positions for a longer context", "%s",
         repeated ? "wpe is repeated: 16 -> 40 rows" : error);
     gpt2_sp_destroy(b);
     p.sp = 2;   // each rank reads its own 20 rows
-    b = gpt2_sp_create(&p, error, sizeof error);
+    b = trainer_of(&p, error, sizeof error);
     repeated = a && b && positions_apart(&b->layout) && positions_repeat(b, a);
     check(repeated, "resume: --init-from repeats the positions for two ranks, each its own", "%s",
         repeated ? "wpe is repeated: 16 -> 2 x 20 rows" : error);
@@ -1927,7 +1953,7 @@ static void resume_init_from(void) {
     p.sp = 1;
     p.layers = p.heads = p.channels = p.vocab = p.seq_len = 0;   // its sizes are the model's
     snprintf(p.init_from, sizeof p.init_from, "%s", o.out);      // a run's folder: its newest checkpoint
-    b = gpt2_sp_create(&p, error, sizeof error);
+    b = trainer_of(&p, error, sizeof error);
     const Shape* s = b ? &b->mesh.shape : NULL;
     check(s && s->L == 1 && s->NH == 1 && s->C == 8 && s->T == 16,
         "resume: --init-from gives the sizes that are not given",
@@ -1935,7 +1961,7 @@ static void resume_init_from(void) {
         s ? (long long)s->NH : 0, s ? (long long)s->C : 0, s ? (long long)s->T : 0, b ? "" : error);
     gpt2_sp_destroy(b);
     options_apply(&p, "heads=2");
-    b = gpt2_sp_create(&p, error, sizeof error);
+    b = trainer_of(&p, error, sizeof error);
     check(!b && strstr(error, "--heads 2: the model of --init-from") && strstr(error, " has 1"),
         "resume: --init-from of another shape is refused", "%s", b ? "accepted" : error);
     gpt2_sp_destroy(b);
@@ -2006,7 +2032,7 @@ static void resume_init_from_files(void) {
     const char* folder = scratch("parts");
     int status = model_in_parts(o.out, folder, 2);
     snprintf(p.init_from, sizeof p.init_from, "%s", folder);
-    gpt2_sp *a = gpt2_sp_create(&o, error, sizeof error), *b = gpt2_sp_create(&p, error, sizeof error);
+    gpt2_sp *a = trainer_of(&o, error, sizeof error), *b = trainer_of(&p, error, sizeof error);
     int same = status == 0 && a && b &&
         memcmp(a->ranks[0].state[STATE_WEIGHTS], b->ranks[0].state[STATE_WEIGHTS],
             (size_t)a->layout.elements * sizeof(real)) == 0;
@@ -2022,7 +2048,7 @@ static void resume_init_from_files(void) {
             "\"transformer.wpe.weight\": \"model-1-of-2.safetensors\"}}");
         fclose(index);
     }
-    b = gpt2_sp_create(&p, error, sizeof error);
+    b = trainer_of(&p, error, sizeof error);
     check(!b && strstr(error, "is not in model-1-of-2.safetensors"),
         "resume: an index that is wrong is refused", "%s", b ? "accepted" : error);
     gpt2_sp_destroy(b);
@@ -2035,14 +2061,14 @@ static void resume_by_hand(void) {
         char error[GPT2_SP_TEXT] = "", why[GPT2_SP_TEXT] = "";
         checkpoint_damage(&o, 3, CHECKPOINT_FILES[i], 0);
         snprintf(p.init_from, sizeof p.init_from, "%.1000s/step_00000003", o.out);
-        gpt2_sp* g = gpt2_sp_create(&p, error, sizeof error);
+        gpt2_sp* g = trainer_of(&p, error, sizeof error);
         check(!g && strstr(error, i < 4 ? CHECKPOINT_FILES[i] : "manifest"),
             "resume: --init-from of a damaged checkpoint is refused", "%s: %s", CHECKPOINT_FILES[i],
             g ? "accepted" : error);
         gpt2_sp_destroy(g);
         gpt2_sp_options q = options_of("");
         snprintf(q.from, sizeof q.from, "%.1000s/step_00000003", o.out);
-        Error e = {{0}};
+        Error e = {0, {0}};
         g = trainer_make(&q, trainer_load, &e);
         check(!g && strstr(e.text, i < 4 ? CHECKPOINT_FILES[i] : "manifest"),
             "resume: --from a damaged checkpoint is refused", "%s: %s", CHECKPOINT_FILES[i],
@@ -2084,10 +2110,10 @@ static void resume_retires(const char* damaged, int64_t keep, int64_t last, cons
         checkpoint_damage(&o, *step - '0', "model.safetensors", 0);
     o.keep = keep;
     stderr_hide();
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     stderr_show(said, sizeof said);
     int status = g ? 0 : -1;
-    while (status == 0 && gpt2_sp_steps(g) < last) status = gpt2_sp_step(g, &stats);
+    while (status == 0 && gpt2_sp_steps(g) < last) status = step_of(g, &stats);
     if (status == 0) status = gpt2_sp_save(g);
     checkpoints_print(&o, found, sizeof found);
     check(status == 0 && strcmp(found, left) == 0, "resume: the newest whole checkpoints stay",
@@ -2141,8 +2167,8 @@ static void resume_paths(void) {
         remove_tree(o.out);
         for (; at < length; at++) o.out[at] = at % 200 == 0 || at == length - 3 ? '/' : 'y';
         o.out[at] = 0;
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        int saved = g && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0;
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
+        int saved = g && step_of(g, &stats) == 0 && gpt2_sp_save(g) == 0;
         snprintf(file, sizeof file, "%s/step_00000001", o.out);
         check(saved && checkpoint_verify(file, &e) == 0, "resume: a long --out holds the whole checkpoint",
             "%d bytes%s", length, g ? gpt2_sp_error(g) : error);
@@ -2174,9 +2200,9 @@ static void* small_stack(void* argument) {
     memcpy(o->val_data, o->data, sizeof o->data);
     snprintf(o->out, sizeof o->out, "%s", scratch("small"));
     for (int part = 0; part < 2; part++) {   // fresh, then resumed
-        gpt2_sp* g = gpt2_sp_create(o, error, GPT2_SP_TEXT);
+        gpt2_sp* g = trainer_of(o, error, GPT2_SP_TEXT);
         if (!g) break;
-        int done = gpt2_sp_step(g, &stats) == 0 && gpt2_sp_validate(g, 2, &loss) == 0 &&
+        int done = step_of(g, &stats) == 0 && gpt2_sp_validate(g, 2, &loss) == 0 &&
             generated(g, prompt, 4, text, 8, 0.8, 3, 0.9, 1) > 0 && gpt2_sp_save(g) == 0;
         snprintf(error, GPT2_SP_TEXT, "%s", done ? "" : gpt2_sp_error(g));
         if (done && gpt2_sp_steps(g) != part + 1) snprintf(error, GPT2_SP_TEXT, "not resumed");
@@ -2799,7 +2825,7 @@ static void memory_planned(const char* shape) {
     char error[GPT2_SP_TEXT];
     gpt2_sp_stats stats;
     size_t before = memory_now(), planned;
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "memory: the trainer is made", "%s", error);
         return;
@@ -2812,7 +2838,7 @@ static void memory_planned(const char* shape) {
         "%s: %zu bytes more than the plan's %zu, at most %zu", shape, live - planned, planned, slack);
     memory_mark();
     int status = 0;
-    for (int step = 0; step < 3 && status == 0; step++) status = gpt2_sp_step(g, &stats);
+    for (int step = 0; step < 3 && status == 0; step++) status = step_of(g, &stats);
     size_t peak = __atomic_load_n(&memory_peak, __ATOMIC_RELAXED) - before;   // since the mark
     check(status == 0 && peak <= live + 64 * 1024, "memory: steps need no more",
         "%s: peak %zu bytes above what was there before them, at most %d", shape,
@@ -3142,7 +3168,7 @@ static void loader_shapes(Dataset* d, const int32_t* stream) {
         {3, 4, GPT2_SP_ZIGZAG, 2, 2}, {1, 7, GPT2_SP_ZIGZAG, 12, 1}, {4, 2, GPT2_SP_ALLGATHER, 1, 3},
         {1, 16, GPT2_SP_DIST, 6, 2}};
     int equal = 0, runs = 0;
-    Error e = {{0}};
+    Error e = {0, {0}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int doc_mask = 0; doc_mask < 2; doc_mask++)
             for (uint64_t first = 0; first < 120; first += 41) {   // epochs have 42 windows
@@ -3190,7 +3216,7 @@ static void loader_evaluation(Dataset* d, const int32_t* stream) {
         {2, 2, GPT2_SP_ZIGZAG, 3, 1}, {1, 7, GPT2_SP_ZIGZAG, 6, 1}};
     const uint64_t n = dataset_windows(d, LOADER_T);
     int wrong = 0, counted = 0, runs = 0;
-    Error e = {{0}};
+    Error e = {0, {0}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int doc_mask = 0; doc_mask < 2; doc_mask++, runs++) {
             static LoaderTrial t;
@@ -3235,7 +3261,7 @@ static void loader_shard(const char* path, int32_t fill, int count) {
 // The first token of each shard that a list opens, as text ("7 8 9"), or the error.
 static void loader_list(const char* list, char* out, size_t size) {
     Dataset d;
-    Error e = {{0}};
+    Error e = {0, {0}};
     size_t n = 0;
     int32_t token = 0;
     out[0] = 0;
@@ -3350,7 +3376,7 @@ static void loader_identity(Dataset* d) {
     char a[600], b[600], list[1300];
     uint64_t prints[5];
     Dataset data;
-    Error e = {{0}};
+    Error e = {0, {0}};
     snprintf(a, sizeof a, "%s", scratch("part0.tok"));
     snprintf(b, sizeof b, "%s", scratch("part1.tok"));
     const char* const forms[5][2] = {{a, b}, {b, a}, {a, a}, {a, b}, {a, ""}};
@@ -3369,7 +3395,7 @@ static void loader_identity(Dataset* d) {
 static void loader_borders(Dataset* d, const int32_t* stream) {
     int wrong = 0, reads = 0;
     int32_t out[STREAM];
-    Error e = {{0}};
+    Error e = {0, {0}};
     for (int s = 0; s <= 3; s++)
         for (int side = -1; side <= 1; side++)
             for (uint64_t count = 1; count < STREAM; count = count * 3 + 1) {
@@ -3410,7 +3436,7 @@ static void loader_mixed(void) {
     for (int i = 0; i < 5; i++)
         for (int j = 0; j < 5; j++, pairs++) {
             Dataset d;
-            Error e = {{0}};
+            Error e = {0, {0}};
             snprintf(list, sizeof list, "%.600s,%.600s", paths[i], paths[j]);
             int status = dataset_open(&d, list, &DATA_PLAIN, &e);
             if (i == j) taken += status == 0;
@@ -3429,7 +3455,7 @@ static void loader_mixed(void) {
     test_data_write(paths[0], numbers, sizeof numbers);
     for (int last = 0; last < 2; last++) {
         Dataset d;
-        Error e = {{0}};
+        Error e = {0, {0}};
         snprintf(list, sizeof list, "%.600s,%.600s", paths[last], paths[!last]);
         if (dataset_open(&d, list, &padded, &e) != 0) printf("     %s\n", e.text);
         found[last] = d.vocab;
@@ -3443,7 +3469,7 @@ static void loader_mixed(void) {
 static void loader_refused_by_run(const char* options, const char* part) {
     gpt2_sp_options o = run_options(options);
     char error[GPT2_SP_TEXT];
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     check(
         !g && strstr(error, part), "loader: data that cannot serve is refused", "%s", g ? "accepted" : error);
     gpt2_sp_destroy(g);
@@ -3455,7 +3481,7 @@ static void loader_refused(void) {
     } cases[] = {{"", "no token shards given"}, {"/nowhere/x.tok", "no token shard at /nowhere/x.tok"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Dataset d;
-        Error e = {{0}};
+        Error e = {0, {0}};
         int status = dataset_open(&d, cases[i].list, &DATA_PLAIN, &e);
         check(status == -1 && strstr(e.text, cases[i].part), "loader: data that cannot serve is refused",
             "%s", e.text);
@@ -3466,7 +3492,7 @@ static void loader_refused(void) {
 
 static void test_loader(void) {
     Dataset d;
-    Error e = {{0}};
+    Error e = {0, {0}};
     loader_permutation();
     int32_t* stream = loader_dataset(&d, &e);
     if (d.count == 3) {
@@ -3496,13 +3522,13 @@ static int options_line(gpt2_sp_options* o, const char* command, const char* lin
     int count = 0;
     snprintf(text, sizeof text, "%s", line);
     for (char* at = strtok(text, " "); at && count < 32; at = strtok(NULL, " ")) words[count++] = at;
-    gpt2_sp_defaults(o);
+    options_default(o);
     return options_parse(o, command_find(command), count, words, NULL, e);
 }
 
 static void options_taken(void) {
     gpt2_sp_options o;
-    Error e = {{0}};
+    Error e = {0, {0}};
     int status = options_line(&o, "train",
         "--seq-len 32k --lr=1e-3 --doc-mask --schedule ring --batch-size=2 --zero 3 --out=x=y --seed 1m", &e);
     check(status == 0 && o.seq_len == 32768 && o.lr == 1e-3 && o.doc_mask == 1 &&
@@ -3537,9 +3563,9 @@ static int option_names(const char* option, int i, const char* name) {
 // Every default is in its range and survives being printed and read; every name is there once.
 static void options_table(void) {
     int wrong = 0;
-    Error e = {{0}};
+    Error e = {0, {0}};
     gpt2_sp_options defaults, again;
-    gpt2_sp_defaults(&defaults);
+    options_default(&defaults);
     for (int i = 0; i < OPTION_COUNT; i++) {
         char value[GPT2_SP_TEXT];
         again = defaults;
@@ -3582,14 +3608,14 @@ static void options_refused(void) {
     gpt2_sp_options o;
     for (int i = 0; i < count; i++) {
         const char *line = REFUSED_OPTIONS[i].line, *part = REFUSED_OPTIONS[i].part;
-        Error e = {{0}};
+        Error e = {0, {0}};
         int status = options_line(&o, REFUSED_OPTIONS[i].command, line, &e);
         if (status == -1 && strstr(e.text, part) && !strchr(e.text, '\n')) told++;
         else printf("     `%s`: %s (expected: %s)\n", line, e.text, part);
     }
     check(told == count, "options: what is wrong is refused in one line that says what would do",
         "%d of %d, each in one line that says what would do", told, count);
-    Error e = {{0}};
+    Error e = {0, {0}};
     char line[600];
     const char* config = scratch("b.cfg");
     const char* text = "layers = 7\nlyers = 2\n";
@@ -3604,7 +3630,7 @@ static void options_refused(void) {
 static int options_config(gpt2_sp_options* o, const char* bytes, size_t length, Error* note, Error* e) {
     const char* path = scratch("c.cfg");
     test_data_write(path, bytes, length);
-    gpt2_sp_defaults(o);
+    options_default(o);
     return options_file(o, path, note, e);
 }
 
@@ -3619,10 +3645,10 @@ static void options_config_back(void) {
     for (int i = 0; i < count; i++) {
         static const char fills[] = "x\"\n ";
         gpt2_sp_options o, again;
-        Error e = {{0}}, note = {{0}};
+        Error e = {0, {0}}, note = {0, {0}};
         if (i < count - 4) snprintf(value, sizeof value, "%s", values[i]);
         else memset(value, fills[count - 1 - i], sizeof value - 1), value[sizeof value - 1] = 0;
-        gpt2_sp_defaults(&o);
+        options_default(&o);
         int status = option_set(&o, data, value, &e);
         size_t n = (size_t)snprintf(line, sizeof line, "lr = 0.5\ndata = ");
         config_print(&o, data, line + n);
@@ -3655,7 +3681,7 @@ static void options_config_files(void) {
     int ok = 0, count = (int)(sizeof cases / sizeof cases[0]);
     for (int i = 0; i < count; i++) {
         gpt2_sp_options o;
-        Error e = {{0}}, note = {{0}};
+        Error e = {0, {0}}, note = {0, {0}};
         size_t n = cases[i].length ? (size_t)cases[i].length : strlen(cases[i].text);
         int status = options_config(&o, cases[i].text, n, &note, &e);
         if (status == 0 && n == 0) snprintf(e.text, sizeof e.text, "nothing is set"), status = -1;
@@ -3677,7 +3703,7 @@ static void options_config_bounds(void) {
     for (int i = 0; i < 6; i++)
         for (int form = 0; form < 4; form++, of++) {   // a text, a quoted one, a comment, a name
             gpt2_sp_options o;
-            Error e = {{0}}, note = {{0}};
+            Error e = {0, {0}}, note = {0, {0}};
             int n = sprintf(text, "%s",
                 form == 0       ? "data = "
                     : form == 1 ? "data = \""
@@ -3699,11 +3725,12 @@ static void options_config_bounds(void) {
     for (int i = 0; i < 5; i++) {
         char value[1100] = "", error[GPT2_SP_TEXT];
         gpt2_sp_options o;
-        gpt2_sp_defaults(&o);
+        options_default(&o);
         memset(value, 'y', (size_t)texts[i].size);
-        int status = gpt2_sp_set(&o, "prompt", value, error, sizeof error);
+        int status = option_text(&o, "prompt", value, error, sizeof error);
         check(texts[i].ok ? status == 0 && strcmp(o.prompt, value) == 0
-                          : status == -1 && strstr(error, "at most 1023 fit") && strcmp(o.prompt, "\n") == 0,
+                          : status == GPT2_SP_INVALID && strstr(error, "at most 1023 fit") &&
+                    strcmp(o.prompt, "\n") == 0,
             "options: a text of 1023 bytes is taken, one of 1024 refused", "%d bytes: %s", texts[i].size,
             error);
     }
@@ -3716,7 +3743,7 @@ static void options_config_bounds(void) {
     const char* const files[] = {"/dev/zero", pipe, large, scratch(".")};
     for (int i = 0; i < 4; i++) {
         gpt2_sp_options o;
-        Error e = {{0}}, note = {{0}};
+        Error e = {0, {0}}, note = {0, {0}};
         double start = now_ms();
         int status = options_file(&o, files[i], &note, &e);
         check(status == -1 &&
@@ -3749,8 +3776,8 @@ static void options_config_moved(void) {
     test_data_write("runs/a/log.jsonl", "", 0);
     for (int i = 0; i < count; i++) {
         gpt2_sp_options o;
-        Error e = {{0}}, note = {{0}};
-        gpt2_sp_defaults(&o);
+        Error e = {0, {0}}, note = {0, {0}};
+        options_default(&o);
         snprintf(o.out, sizeof o.out, "before");
         if (i == count - 1) test_data_write("log.jsonl", "", 0);
         test_data_write(cases[i].path, cases[i].file, strlen(cases[i].file));
@@ -3782,7 +3809,7 @@ static void options_combinations(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gpt2_sp_options o = run_options(cases[i].change);
         char error[GPT2_SP_TEXT];
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
         check(!g && strstr(error, cases[i].part), "options: combinations that do not fit are refused",
             "%s: %s", cases[i].change, g ? "accepted" : error);
         gpt2_sp_destroy(g);
@@ -3989,7 +4016,7 @@ static int generate_ends(gpt2_sp* g, int32_t* prompt, int32_t first, char refuse
     for (int i = 0; i < 3; i++) {
         const int64_t count = i == 1 ? 0 : PROMPT, length = i == 0 ? 42 : 4;
         if (i == 2) prompt[3] = 257;
-        if (generated(g, prompt, count, out, length, 0, 0, 1, 1) == -1)
+        if (generated(g, prompt, count, out, length, 0, 0, 1, 1) < 0)
             snprintf(refused[i], GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
     }
     prompt[3] = kept;
@@ -4010,7 +4037,7 @@ static void sampling_generate(void) {
     memset(refused, 0, sizeof refused);
     for (int i = 0; i < SHAPES; i++) {
         gpt2_sp_options o = run_options(shapes[i]);
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
         if (!g) continue;
         same &= generate_both(g, prompt, &made[i], &differ) == 0;
         same &= memcmp(&made[i], &made[0], sizeof made[0]) == 0;
@@ -4034,7 +4061,7 @@ static double evaluation_of(const char* shape, int doc_mask, int T, Evaluation* 
     memset(evaluation, 0, sizeof *evaluation);
     o.doc_mask = doc_mask, o.seq_len = T;
     snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g || gpt2_sp_validate(g, 13, &loss) != 0) printf("     %s\n", g ? gpt2_sp_error(g) : error);
     else *evaluation = g->evaluation;
     gpt2_sp_destroy(g);
@@ -4054,7 +4081,7 @@ static void evaluation_splits(void) {
         double first = NAN, most = 0, labels = 13 * kinds[k].T;
         int counts = 0;
         Dataset d;
-        Error e = {{0}};
+        Error e = {0, {0}};
         if (kinds[k].doc_mask && dataset_open(&d, run_data(), &DATA_DOCUMENTS, &e) == 0) {
             labels = (double)dataset_labels(&d, kinds[k].T, 1, 13);
             dataset_close(&d);
@@ -4111,10 +4138,10 @@ static int command_run(const char* line, char* out, size_t size) {
     int count = 0, status = -1;
     Positional positional = {inputs, 0};
     gpt2_sp_options o;
-    Error e = {{0}};
+    Error e = {0, {0}};
     snprintf(text, sizeof text, "%s", line);
     for (char* at = strtok(text, " "); at && count < 48; at = strtok(NULL, " ")) words[count++] = at;
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     fflush(stdout);
     int kept = dup(1), fd = open(scratch("stdout"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     dup2(fd, 1);
@@ -4386,7 +4413,7 @@ static void transport_frames(void) {
         {FRAME_PIECE, 4, 5, 0}, {FRAME_PIECE, 4, 3, 0}, {FRAME_PIECE, 1 << 21, 4, 0},
         {FRAME_PIECE, (1 << 20) + 4, 4, 1}, {FRAME_PIECE, (1 << 20) + 4, 3, 0}, {NET_TAKEN - 1, 8, 8, 1},
         {NET_TAKEN, 0, 0, 1}, {NET_TAKEN, 8, 8, 0}, {NET_KINDS, 0, 0, 0}, {-1, 8, 8, 0},
-        {NET_ABORT, sizeof(Error) - 1, sizeof(Error) - 1, 1}, {NET_ABORT, sizeof(Error), sizeof(Error), 0}};
+        {NET_ABORT, GPT2_SP_TEXT - 1, GPT2_SP_TEXT - 1, 1}, {NET_ABORT, GPT2_SP_TEXT, GPT2_SP_TEXT, 0}};
     int count = (int)(sizeof limits / sizeof limits[0]);
     for (int i = 0; i < count; i++) {
         f.kind = limits[i].kind, f.operation = NET_WINDOW;
@@ -4478,7 +4505,7 @@ static void transport_link(void) {
     for (int i = 0; i < LINKS; i++) {
         const char *text = LINK_CASES[LINK_FRAME].text, *expected = LINK_CASES[i].expected;
         ThreadWorld w;
-        Error e = {{0}};
+        Error e = {0, {0}};
         int ends[2];
         memset(&w, 0, sizeof w);
         if (world_open(&w, 100, &e) != 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) continue;
@@ -4600,14 +4627,14 @@ static void* finite_process(void* argument) {
     o.rank = p->process, o.world = 2;
     snprintf(o.master, sizeof o.master, "127.0.0.1:%d", p->port);
     snprintf(o.data, sizeof o.data, "%s", scratch_shard);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     p->status = -2;
     if (!g) return NULL;
     real* w = g->ranks[0].state[STATE_WEIGHTS];
     size_t bytes = (size_t)g->layout.buffer[STATE_WEIGHTS] * sizeof(real);
     if (p->process == 1) w[g->layout.units[2].offset + g->layout.within[P_lnfw]] = (real)INFINITY;
     p->before = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
-    p->status = gpt2_sp_step(g, &stats);
+    p->status = step_of(g, &stats);
     p->after = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
     p->skipped = !stats.updated, p->loss = stats.loss;
     gpt2_sp_destroy(g);
@@ -4647,7 +4674,7 @@ static void* files_process(void* argument) {
     o.rank = p->process, o.world = 2;
     snprintf(o.master, sizeof o.master, "127.0.0.1:%d", p->port);
     snprintf(o.init_from, sizeof o.init_from, "%s", p->folder);
-    gpt2_sp* g = gpt2_sp_create(&o, p->error, sizeof p->error);
+    gpt2_sp* g = trainer_of(&o, p->error, sizeof p->error);
     p->begun = g != NULL;
     gpt2_sp_destroy(g);
     return NULL;
@@ -4739,8 +4766,8 @@ static int library_run(const char* out, Dataset* order, char* error) {
     gpt2_sp_stats stats;
     snprintf(o.data, sizeof o.data, "%s", scratch("two-shards"));
     snprintf(o.out, sizeof o.out, "%s", out);
-    gpt2_sp* g = gpt2_sp_create(&o, error, GPT2_SP_TEXT);
-    int status = g && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? (int)gpt2_sp_steps(g) : -1;
+    gpt2_sp* g = trainer_of(&o, error, GPT2_SP_TEXT);
+    int status = g && step_of(g, &stats) == 0 && gpt2_sp_save(g) == 0 ? (int)gpt2_sp_steps(g) : -1;
     if (g && status < 0) snprintf(error, GPT2_SP_TEXT, "%s", gpt2_sp_error(g));
     if (g && order) snprintf(error, GPT2_SP_TEXT, "%s", g->data.shards[0].path);
     gpt2_sp_destroy(g);
@@ -4766,16 +4793,16 @@ static void library_locale(void) {
             "library: the locale of the program around it does not matter", "no locale with a decimal comma");
         return;
     }
-    gpt2_sp_defaults(&o);
-    int taken = gpt2_sp_set(&o, "lr", "0.125", error, sizeof error),
-        comma = gpt2_sp_set(&o, "lr", "0,5", error, sizeof error);
+    options_default(&o);
+    int taken = option_text(&o, "lr", "0.125", error, sizeof error),
+        comma = option_text(&o, "lr", "0,5", error, sizeof error);
     locale_t before = uselocale((locale_t)0);
     int first = library_run(scratch("comma"), NULL, error), same = uselocale((locale_t)0) == before;
     snprintf(text, sizeof text, "%.3f", o.lr);
     setlocale(LC_ALL, "C");
     int second = library_run(scratch("comma"), NULL, error);
-    check(status == 0 && taken == 0 && comma == -1 && o.lr == 0.125 && strcmp(text, "0,125") == 0 && same &&
-            first == 1 && second == 2,
+    check(status == 0 && taken == 0 && comma == GPT2_SP_INVALID && o.lr == 0.125 &&
+            strcmp(text, "0,125") == 0 && same && first == 1 && second == 2,
         "library: the locale of the program around it does not matter, and stays",
         "lr 0.125 is read in a locale that writes %s; its run of two shards goes on in the locale C, %d to "
         "%d %s",
@@ -4789,8 +4816,8 @@ static void library_host(void) {
     double loss;
 #ifdef _OPENMP
     omp_set_num_threads(3);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-    int created = omp_get_max_threads(), status = g ? gpt2_sp_step(g, &stats) : -1;
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
+    int created = omp_get_max_threads(), status = g ? step_of(g, &stats) : -1;
     int32_t prompt = 65, out[4];
     int stepped = omp_get_max_threads();
     status |= !g || generated(g, &prompt, 1, out, 4, 0, 0, 1, 1) < 0;
@@ -4802,23 +4829,128 @@ static void library_host(void) {
     gpt2_sp_destroy(g);
     omp_set_num_threads(1);
 #endif
-    int refused = gpt2_sp_set(NULL, "lr", "1", error, sizeof error) == -1;
-    refused += gpt2_sp_set(&o, NULL, "1", error, sizeof error) == -1;
-    refused += gpt2_sp_set(&o, "lr", NULL, error, sizeof error) == -1;
-    refused += gpt2_sp_set(&o, "lr", "x", NULL, 5) == -1;
-    refused += !gpt2_sp_create(NULL, error, sizeof error) && error[0];
-    refused += gpt2_sp_step(NULL, &stats) == -1 && gpt2_sp_save(NULL) == -1 &&
-        gpt2_sp_validate(NULL, 1, &loss) == -1;
-    refused += gpt2_sp_generate(NULL, NULL, 1, NULL, 1, NULL) == -1 && gpt2_sp_error(NULL)[0];
+    int refused = option_text(NULL, "lr", "1", error, sizeof error) == GPT2_SP_INVALID;
+    refused += option_text(&o, NULL, "1", error, sizeof error) == GPT2_SP_INVALID;
+    refused += option_text(&o, "lr", NULL, error, sizeof error) == GPT2_SP_INVALID;
+    refused += option_text(&o, "lr", "x", NULL, 5) == GPT2_SP_INVALID;
+    refused += !trainer_of(NULL, error, sizeof error) && error[0];
+    refused += step_of(NULL, &stats) == GPT2_SP_INVALID && gpt2_sp_save(NULL) == GPT2_SP_INVALID &&
+        gpt2_sp_validate(NULL, 1, &loss) == GPT2_SP_INVALID;
+    refused += gpt2_sp_generate(NULL, NULL, 1, NULL, 1, NULL) == GPT2_SP_INVALID && gpt2_sp_error(NULL)[0];
     check(refused == 7, "library: what is missing is an error", "%d of 7", refused);
     static const char* const command_only[] = {"save-every", "val-every", "check", "log-every"};
     int told = 0;
     for (int i = 0; i < 4; i++) {
         gpt2_sp_options with = o;
-        const int set = gpt2_sp_set(&with, command_only[i], i == 2 ? "1" : "5", error, sizeof error);
-        told += set == 0 && !gpt2_sp_create(&with, error, sizeof error) && strstr(error, command_only[i]);
+        const int set = option_text(&with, command_only[i], i == 2 ? "1" : "5", error, sizeof error);
+        told += set == 0 && !trainer_of(&with, error, sizeof error) && strstr(error, command_only[i]);
     }
     check(told == 4, "library: an option of the command line alone is refused", "%d of 4: %s", told, error);
+}
+
+// Each code by a case that has it, with its name; and the line of a call that went well is empty.
+static void library_codes(void) {
+    static const struct {
+        const char* more;
+        int code;
+    } cases[] = {{"layers=3000000", GPT2_SP_INVALID}, {"channels=50 heads=4", GPT2_SP_INVALID},
+        {"layers=512 channels=65536 heads=256 vocab=1048576", GPT2_SP_NO_MEMORY},
+        {"data=/nowhere/a.tok", GPT2_SP_FILE}, {"init-from=/nowhere", GPT2_SP_FILE},
+        {"vocab=100", GPT2_SP_MISMATCH}, {"seq-len=16000000", GPT2_SP_MISMATCH},
+        {"products=file", GPT2_SP_UNSUPPORTED}, {"save-every=3", GPT2_SP_INVALID}};
+    int right = 0, named = 0, count = (int)(sizeof cases / sizeof cases[0]);
+    gpt2_sp_failure failure = {1, "x"};
+    for (int i = 0; i < count; i++) {
+        gpt2_sp_options* o = gpt2_sp_options_new();
+        char list[200], *rest = list;
+        options_apply(o, "layers=1 heads=1 channels=8 seq-len=16 threads=1");
+        snprintf(o->data, sizeof o->data, "%s", run_data());
+        snprintf(list, sizeof list, "%s", cases[i].more);
+        int status = 0;
+        for (char* word; status == 0 && (word = strtok_r(rest, " ", &rest)) != NULL;) {
+            char* value = strchr(word, '=');
+            *value++ = 0;
+            status = gpt2_sp_set(o, word, value, &failure);
+        }
+        gpt2_sp* g = status == 0 ? gpt2_sp_create(o, &failure) : NULL;
+        right += !g && failure.code == cases[i].code && failure.text[0];
+        if (g || failure.code != cases[i].code)
+            printf("     %s: %s, %s\n", cases[i].more, gpt2_sp_code_name(failure.code), failure.text);
+        gpt2_sp_destroy(g);
+        gpt2_sp_options_free(o);
+    }
+    named += strcmp(gpt2_sp_code_name(0), "GPT2_SP_OK") == 0;
+    named += strcmp(gpt2_sp_code_name(GPT2_SP_NO_MEMORY), "GPT2_SP_NO_MEMORY") == 0;
+    named += strcmp(gpt2_sp_code_name(-99), "unknown") == 0;
+    check(right == count && named == 3, "library: what failed has the code of its cause",
+        "%d of %d cases, %d of 3 names", right, count, named);
+}
+
+// Options by name: what is read is what was set, for every option, and a new trainer needs no struct.
+static void library_options(void) {
+    gpt2_sp_options *o = gpt2_sp_options_new(), *again = gpt2_sp_options_new();
+    gpt2_sp_failure failure;
+    char text[2048], path[600];
+    int same = 0, known = 0;
+    options_apply(o, "seq-len=33 lr=0.1 schedule=ring");
+    snprintf(o->prompt, sizeof o->prompt, " a \"line\"\n");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        int length = gpt2_sp_get(o, OPTIONS[i].name, text, sizeof text, &failure);
+        known += length == (int)strlen(text) && failure.code == GPT2_SP_OK && !failure.text[0];
+        if (text[0] || OPTIONS[i].kind != OPTION_TXT) gpt2_sp_set(again, OPTIONS[i].name, text, NULL);
+    }
+    same = memcmp(o, again, sizeof *o) == 0;
+    check(known == OPTION_COUNT && same, "library: an option is read as it is set", "%d of %d options, %s",
+        known, OPTION_COUNT, same ? "all the same" : "different");
+    snprintf(path, sizeof path, "%s", scratch("library.cfg"));
+    FILE* f = fopen(path, "w");
+    if (f) fputs("seq-len = 48\nlr = 0.5\n", f), fclose(f);
+    int loaded = gpt2_sp_load_config(o, path, NULL), wrong = gpt2_sp_load_config(o, "/nowhere.cfg", &failure);
+    check(loaded == 0 && o->seq_len == 48 && o->lr == 0.5 && wrong == GPT2_SP_FILE,
+        "library: a file of options is read", "%s", failure.text);
+    int refused = gpt2_sp_get(o, "lr", text, 3, &failure) == GPT2_SP_INVALID;
+    refused += gpt2_sp_get(o, "lrr", text, 30, &failure) == GPT2_SP_INVALID && strstr(failure.text, "--lr?");
+    refused += gpt2_sp_get(NULL, "lr", text, 30, NULL) == GPT2_SP_INVALID;
+    refused += gpt2_sp_load_config(o, NULL, NULL) == GPT2_SP_INVALID;
+    check(refused == 4, "library: what cannot be read is refused", "%d of 4", refused);
+    gpt2_sp_options_free(o);
+    gpt2_sp_options_free(again);
+    gpt2_sp_options_free(NULL);
+}
+
+// A program that knows less, or more, of a struct than the library: what both know is filled in.
+static void library_sizes(void) {
+    gpt2_sp_options o = run_options("layers=1 heads=1 channels=8 seq-len=16 threads=1");
+    struct {
+        gpt2_sp_stats stats;
+        unsigned char more[64];
+    } newer;
+    char error[GPT2_SP_TEXT] = "";
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
+    int kept = 0;
+    memset(&newer, 77, sizeof newer);
+    newer.stats.size = sizeof newer;
+    int status = g ? gpt2_sp_step(g, &newer.stats) : -1;
+    for (size_t i = 0; i < sizeof newer.more; i++) kept += newer.more[i] == 77;
+    check(status == 0 && newer.stats.step == 1 && newer.stats.size == sizeof newer && kept == 64,
+        "library: a struct that is larger than the library's keeps what is behind it",
+        "step %d, %d of 64 bytes %s", (int)newer.stats.step, kept, error);
+    newer.stats.size = 8;
+    int refused = g && gpt2_sp_step(g, &newer.stats) == GPT2_SP_INVALID && gpt2_sp_steps(g) == 1 &&
+        gpt2_sp_code(g) == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "gpt2_sp_stats.size is 8");
+    gpt2_sp_sampling how;
+    how.size = 0;
+    refused += gpt2_sp_sampling_defaults(&how) == GPT2_SP_INVALID;
+    int32_t prompt = 65, out[4];
+    refused += g && gpt2_sp_generate(g, &prompt, 1, out, 4, &how) == GPT2_SP_INVALID;
+    refused += g && gpt2_sp_step(g, NULL) == GPT2_SP_INVALID;
+    check(refused == 4, "library: a struct without its size is refused, before anything is done",
+        "%d of 4: %s", refused, gpt2_sp_error(g));
+    gpt2_sp_destroy(g);
+    check(gpt2_sp_has("fp64") == (GPT2_SP_REAL_BYTES == 8) && !gpt2_sp_has("elephants") &&
+            !gpt2_sp_has(NULL) && strstr(gpt2_sp_build(), gpt2_sp_version()) &&
+            strcmp(gpt2_sp_version(), GPT2_SP_VERSION) == 0,
+        "library: it tells its version and what it has", "%s", gpt2_sp_build());
 }
 
 // Writes a small file in a folder of its own under the tests' folder.
@@ -4893,6 +5025,9 @@ static void library_rates(void) {
 }
 
 static void test_library(void) {
+    library_codes();
+    library_options();
+    library_sizes();
     library_limits();
     library_container();
     library_rates();

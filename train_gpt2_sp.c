@@ -66,9 +66,633 @@
 
 // ===== public header ============================================================================
 
+#define GPT2_SP_VERSION_MAJOR 1
+#define GPT2_SP_VERSION_MINOR 0
+#define GPT2_SP_VERSION_PATCH 0
 #define GPT2_SP_VERSION "1.0.0"
-#define GPT2_SP_TEXT 1024         // bytes of a text option, its end included
+#define GPT2_SP_TEXT 1024         // bytes of a text option or a line, its end included
 #define GPT2_SP_DRAFT_TOKENS 15   // that a draft model proposes at a time, at most
+
+// What a function that fails returns, and what is in gpt2_sp_failure: the name, the number, the cause.
+#define GPT2_SP_CODES(X) \
+    X(OK, 0, "it worked") \
+    X(FAILED, -1, "none of those below") \
+    X(INVALID, -2, "an argument or an option is not what it must be") \
+    X(NO_MEMORY, -3, "it does not fit in memory") \
+    X(FILE, -4, "a file is not there, cannot be read or written, or is damaged") \
+    X(MISMATCH, -5, "model, data, tokenizer or the run's earlier steps do not go together") \
+    X(NOT_FINITE, -6, "the loss or the gradient was not finite for ten steps") \
+    X(LOST, -7, "another rank or process failed or was lost; the trainer can only be destroyed") \
+    X(CANCELLED, -8, "a callback asked for it; nothing has changed") \
+    X(UNSUPPORTED, -9, "this program, or these options together, cannot do it")
+#define GPT2_SP_CODE(NAME, number, cause) GPT2_SP_##NAME = number,
+enum { GPT2_SP_CODES(GPT2_SP_CODE) };
+#undef GPT2_SP_CODE
+
+// Why a call failed: one of the codes above and a line for a person. Functions that take one accept NULL.
+typedef struct {
+    int code;
+    char text[GPT2_SP_TEXT];
+} gpt2_sp_failure;
+
+// Every struct below begins with `size`, which whoever passes it sets to its sizeof: a library newer than the
+// program fills in or reads only what the program knows of.
+
+// What one step did. Loss, norm and tokens do not depend on P, dp or the ZeRO stage (up to rounding).
+typedef struct {
+    size_t size;        // of this struct
+    int64_t step;       // optimizer steps done, this one included
+    double loss;        // mean over the step's valid tokens, in nats
+    double grad_norm;   // global norm before clipping
+    double lr;          // learning rate that was used
+    int64_t tokens;     // valid tokens seen since the run began
+    double ms;          // wall time of the step
+    double tok_per_s;   // tokens of the step per second
+    int updated;        // 0: the loss or the norm was not finite and no rank updated
+    int64_t window;     // tokens of a block that attention stayed in (--window-ramp); 0: there are none
+} gpt2_sp_stats;
+
+// How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
+// min_p. Equally likely tokens count in the order of their numbers.
+typedef struct {
+    size_t size;          // of this struct
+    double temperature;   // softmax of logits / temperature; 0: always the likeliest token, after the penalty
+    int64_t top_k;        // among the k likeliest; 0: all
+    double top_p;         // among the likeliest that make up this probability, at least one
+    double min_p;         // among those at least so many times as probable as the likeliest
+    double repetition_penalty;   // logits of tokens in the text, prompt included: > 0 divided, < 0 multiplied
+    uint64_t seed;               // token i of a continuation depends on both of these, i and the logits alone
+    uint64_t continuation;
+    int64_t draft_tokens;   // that the draft model proposes at a time, 1 to GPT2_SP_DRAFT_TOKENS
+    // Called for every token as soon as it is drawn, the one that ends a document excepted; nonzero: the
+    // continuation ends with it. NULL: nobody is told.
+    int (*token)(void* user, int32_t token);
+    void* user;
+} gpt2_sp_sampling;
+
+// What a generator has done, over all its continuations.
+typedef struct {
+    size_t size;        // of this struct
+    int64_t prompt;     // tokens of the prompt
+    double prompt_ms;   // to read it
+    int64_t tokens;     // drawn, without those that ended a document
+    double ms;          // to draw them
+    int64_t passes;     // of the model over them
+    int64_t drafted;    // tokens that the draft model proposed,
+    int64_t accepted;   // and those of them that the model took
+} gpt2_sp_generated;
+
+typedef struct gpt2_sp_options gpt2_sp_options;       // options by their names
+typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
+typedef struct gpt2_sp_generator gpt2_sp_generator;   // a prompt that was read, to be continued
+
+#ifndef GPT2_SP_API   // what a library exports
+#define GPT2_SP_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Functions that return an int give 0 (GPT2_SP_OK), or one of the codes below zero; then
+// gpt2_sp_error(trainer) has a line that says why.
+
+// The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
+GPT2_SP_API const char* gpt2_sp_version(void);
+GPT2_SP_API const char* gpt2_sp_build(void);
+// Whether the library has "gpu", "nccl", "openmp", "fp64": 1, or 0, also for names that it does not know.
+GPT2_SP_API int gpt2_sp_has(const char* feature);
+// "GPT2_SP_INVALID" of GPT2_SP_INVALID, and so on; "unknown" of other numbers.
+GPT2_SP_API const char* gpt2_sp_code_name(int code);
+
+// All options with their defaults; NULL if there is no memory. `train_gpt2_sp train --help` lists them.
+GPT2_SP_API gpt2_sp_options* gpt2_sp_options_new(void);
+// NULL is no error. A trainer keeps its own copy.
+GPT2_SP_API void gpt2_sp_options_free(gpt2_sp_options* options);
+// Sets one option by its name on the command line ("seq-len", "4096").
+GPT2_SP_API int gpt2_sp_set(
+    gpt2_sp_options* options, const char* name, const char* value, gpt2_sp_failure* failure);
+// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any). Its length, or a code.
+GPT2_SP_API int gpt2_sp_get(
+    const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
+// Sets what a file of `name = value` lines says, as --config does.
+GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, gpt2_sp_failure* failure);
+// Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
+// newest whole checkpoint in the folder `out`. NULL if anything does not fit.
+GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
+// One optimizer step.
+GPT2_SP_API int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
+// Mean loss in nats per token over the first `sequences` windows of the shards of the option val-data (all of
+// them if it has fewer).
+GPT2_SP_API int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
+// Gives every field but size the default of the option of its name; no callback.
+GPT2_SP_API int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
+// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
+// defaults. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
+// document.
+// Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
+// all processes call it; on GPUs over NCCL it is refused there.
+GPT2_SP_API int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count,
+    int32_t* out, int64_t count, const gpt2_sp_sampling* how);
+// The same in three steps, for several continuations of a prompt that is read once: open reads it and takes
+// memory for `count` more tokens; run continues it, each time from its end; close frees, NULL is no error.
+// NULL or a code: gpt2_sp_error(trainer) tells. Close before a trainer is destroyed; after a step of either
+// run is refused, for the prompt was read with older weights.
+// draft, NULL for none, is a smaller model of the same vocabulary and end token: it proposes tokens, of which
+// the trainer's model reads several at once. What is drawn has the distribution that it has without; at
+// temperature 0 it is the same, token for token. Beyond the draft's context the model goes on alone.
+GPT2_SP_API gpt2_sp_generator* gpt2_sp_generator_open(
+    gpt2_sp* trainer, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count);
+GPT2_SP_API int64_t gpt2_sp_generator_run(
+    gpt2_sp_generator* generator, int32_t* out, int64_t count, const gpt2_sp_sampling* how);
+// What the generator has done since it was opened.
+GPT2_SP_API int gpt2_sp_generator_stats(const gpt2_sp_generator* generator, gpt2_sp_generated* stats);
+GPT2_SP_API void gpt2_sp_generator_close(gpt2_sp_generator* generator);
+// Writes OUT/step_%08d, OUT being the option `out`: a Hugging Face model folder and the optimizer's state;
+// all of it or nothing.
+GPT2_SP_API int gpt2_sp_save(gpt2_sp* trainer);
+// Steps done so far (a resumed trainer starts where its checkpoint stood).
+GPT2_SP_API int64_t gpt2_sp_steps(const gpt2_sp* trainer);
+// The line that the last failed call left, and its code.
+GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
+GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
+// Frees everything; NULL is no error. What was not saved is lost.
+GPT2_SP_API void gpt2_sp_destroy(gpt2_sp* trainer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif   // GPT2_SP_H
+
+// HEADER ENDS HERE
+#ifndef GPT2_SP_HEADER_ONLY
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <float.h>
+#include <fnmatch.h>
+#include <glob.h>
+#include <locale.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <zlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "data/bpe.h"
+#include "data/json.h"
+#include "data/modeling.h"
+#include "data/net.h"
+#include "data/prepare.h"
+#include "data/probe.h"
+#include "data/safetensors.h"
+#include "data/synth.h"
+#include "data/text.h"
+#include "data/tok.h"
+
+// `real` is what the CPU computes in: float, or double to prove the mathematics (make REAL=double).
+#ifndef GPT2_SP_REAL_BYTES
+#define GPT2_SP_REAL_BYTES 4
+#endif
+#if GPT2_SP_REAL_BYTES == 8
+typedef double real;
+#define REAL_DTYPE ST_F64
+#else
+typedef float real;
+#define REAL_DTYPE ST_F32
+#endif
+
+#ifdef _OPENMP
+// Both share a loop among the rank's threads: PARALLEL_FOR hands out iterations one by one, for few large or
+// uneven ones; PARALLEL_STATIC splits them evenly, for many alike.
+#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
+#define PARALLEL_STATIC _Pragma("omp parallel for schedule(static)")
+#else
+#define PARALLEL_FOR
+#define PARALLEL_STATIC
+#endif
+#define SIMD _Pragma("omp simd")
+#define SIMD_SUM(variable) GPT2_SP_PRAGMA(omp simd reduction(+ : variable))
+#ifdef __clang__   // does not vectorise a maximum that honours NaN, and warns
+#define SIMD_MAX(variable)
+#else
+#define SIMD_MAX(variable) GPT2_SP_PRAGMA(omp simd reduction(max : variable))
+#endif
+#if GPT2_SP_REAL_BYTES == 8   // loops that call exp or tanh: libm's have no vector form here
+#define SIMD_EXP
+#define SIMD_EXP_SUM(variable)
+#else
+#define SIMD_EXP SIMD
+#define SIMD_EXP_SUM(variable) SIMD_SUM(variable)
+#endif
+#define GPT2_SP_PRAGMA(text) _Pragma(#text)
+
+#define MAIN_ONLY __attribute__((unused))   // called by main, which GPT2_SP_NO_MAIN leaves out
+
+static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+// Milliseconds of a clock that never jumps; only differences mean anything. It is the clock of net.h's
+// deadlines.
+static double now_ms(void) { return net_now_ms(); }
+
+// ===== 1. errors and files ======================================================================
+//
+// A function that can fail returns 0, or -1 with one line for the user in an Error. Who finds the error
+// writes the line, with the file, option or rank, what was found and what was expected; callers hand it on,
+// and only main prints it. A check then reads
+//
+//     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", ...);
+//
+// Four rules keep what belongs to somebody else:
+//
+//     path_in       makes every path out of a folder and a name. One that does not fit is an error: cut, it
+//                   would name something else
+//     input_open    opens what the program looks for by itself: a regular file, so that no pipe is waited
+//                   for and no device read for ever. (data/*.h open shards, models and the secret in the same
+//                   way; --prompt-file may be a pipe)
+//     Folder        what is written or removed is reached from an open folder, by a name without a slash, and
+//                   no link is followed on the way: a link leads to what belongs to somebody else
+//     OutFile       is a new file, never one that is there. It is written once, front to back, and counts its
+//                   bytes and their CRC-32 on the way
+//
+// Only a file that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash:
+// checkpoints (section 11) rely on both.
+
+typedef gpt2_sp_failure Error;   // one line for the user, empty: no error; code 0: nobody has named the cause
+
+// Writes the line and gives -1, so that a check reads `return fail(e, ...)`. The cause is left to a caller.
+static int fail(Error* e, const char* format, ...) __attribute__((format(printf, 2, 3)));
+static int fail(Error* e, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(e->text, sizeof e->text, format, args);
+    va_end(args);
+    e->code = 0;
+    return -1;
+}
+// The same, where the cause is known.
+static int fail_as(int code, Error* e, const char* format, ...) __attribute__((format(printf, 3, 4)));
+static int fail_as(int code, Error* e, const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(e->text, sizeof e->text, format, args);
+    va_end(args);
+    e->code = code;
+    return -1;
+}
+// Names the cause of an error for which nobody has yet; gives -1.
+static int failed_as(int code, Error* e) {
+    if (e->code == GPT2_SP_OK) e->code = code;
+    return -1;
+}
+
+// "cannot open PATH: No such file or directory", by errno, which stays as it is.
+static int fail_file(Error* e, const char* doing, const char* path) {
+    int code = errno;
+    fail_as(GPT2_SP_FILE, e, "cannot %s %.900s: %s", doing, path, strerror(code));
+    errno = code;
+    return -1;
+}
+
+// Bytes of a path, its end included: a text option and the longest name that this program appends to one.
+enum { PATH_SIZE = GPT2_SP_TEXT + 128 };
+
+// out = folder/name.
+static int path_in(char out[PATH_SIZE], const char* folder, const char* name, Error* e) {
+    int length = snprintf(out, PATH_SIZE, "%s/%s", folder, name);
+    if (length < PATH_SIZE) return 0;
+    out[0] = 0;
+    return fail(
+        e, "%.300s.../%.100s: a path of %d bytes, at most %d fit", folder, name, length, PATH_SIZE - 1);
+}
+
+// A folder that is held open.
+typedef struct {
+    int fd;                 // -1: not open
+    char path[PATH_SIZE];   // as it was reached, for messages and for files that are only read
+} Folder;
+
+// Opens a folder by a path that the user gave, through links if he put some there.
+static int folder_open(Folder* f, const char* path, Error* e) {
+    snprintf(f->path, sizeof f->path, "%s", path);
+    f->fd = -1;
+    if (strlen(path) >= sizeof f->path) return fail(e, "%.300s...: a path too long for a folder", path);
+    f->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return f->fd < 0 ? fail_file(e, "open folder", path) : 0;
+}
+
+// Opens the folder `name` of a folder, which must not be a link.
+static int folder_enter(Folder* f, const Folder* parent, const char* name, Error* e) {
+    f->fd = -1;
+    if (path_in(f->path, parent->path, name, e) != 0) return -1;
+    f->fd = openat(parent->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return f->fd < 0 ? fail_file(e, "open folder", f->path) : 0;
+}
+
+// A folder's entries, for readdir and closedir; NULL, with a line in e.
+static DIR* folder_entries(const Folder* f, Error* e) {
+    int fd = openat(f->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR* dir = fd < 0 ? NULL : fdopendir(fd);
+    if (dir) return dir;
+    fail_file(e, "read folder", f->path);
+    if (fd >= 0) close(fd);
+    return NULL;
+}
+
+static void folder_close(Folder* f) {
+    if (f->fd >= 0) close(f->fd);
+    f->fd = -1;
+}
+
+// What a public function borrows from the program around it and gives back when it returns: the thread's
+// locale, which would write 0,5 and sort otherwise, and its number of OpenMP threads.
+typedef struct {
+    locale_t locale;
+    int threads;
+} Host;
+
+// The locale that numbers and names are read and written in; the one of the program if memory is short.
+static locale_t plain_locale;
+static void plain_locale_make(void) { plain_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0); }
+static void plain_locale_use(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, plain_locale_make);
+    if (plain_locale) uselocale(plain_locale);
+}
+static Host host_enter(void) {
+    Host host = {uselocale((locale_t)0), 0};
+#ifdef _OPENMP
+    host.threads = omp_get_max_threads();
+#endif
+    plain_locale_use();
+    return host;
+}
+// How many threads the loops that this thread runs from here on are shared among.
+static void threads_use(int threads) {
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#else
+    (void)threads;
+#endif
+}
+static void host_leave(const Host* host) {
+    uselocale(host->locale);
+    threads_use(host->threads);
+}
+
+// Writes what a public function tells into the caller's struct, whose first member says how much of it the
+// caller knows: `least` bytes, those of version 1.0, or more. told: `own` bytes.
+static int struct_give(void* to, const void* told, size_t own, size_t least, const char* name, Error* e) {
+    size_t known;
+    if (!to) return fail_as(GPT2_SP_INVALID, e, "there is no %s to fill in", name);
+    memcpy(&known, to, sizeof known);
+    if (known < least)
+        return fail_as(GPT2_SP_INVALID, e, "%s.size is %zu: set it to the struct's sizeof, at least %zu",
+            name, known, least);
+    memcpy((char*)to + sizeof known, (const char*)told + sizeof known,
+        (known < own ? known : own) - sizeof known);
+    return 0;
+}
+
+// See the header, for these.
+const char* gpt2_sp_version(void) { return GPT2_SP_VERSION; }
+const char* gpt2_sp_code_name(int code) {
+    switch (code) {
+#define CODE_NAME(NAME, number, cause) \
+    case number: return "GPT2_SP_" #NAME;
+        GPT2_SP_CODES(CODE_NAME)
+#undef CODE_NAME
+    default: return "unknown";
+    }
+}
+
+// A file that is written once, front to back, and must be whole on disk afterwards.
+typedef struct {
+    int fd;
+    char path[PATH_SIZE];
+    uint64_t bytes;   // written so far
+    uint32_t crc;     // CRC-32 of them
+    size_t fill;      // bytes waiting in buffer
+    unsigned char buffer[1 << 16];
+} OutFile;
+
+// Makes a new file in a folder. One of that name, a link too, is an error and stays as it is.
+static int file_create(OutFile* f, Error* e, const Folder* folder, const char* name) {
+    f->fd = -1, f->fill = 0;
+    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
+    if (path_in(f->path, folder->path, name, e) != 0) return -1;
+    f->fd = openat(folder->fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
+}
+
+// Writes what waits in the buffer.
+static int file_flush(OutFile* f, Error* e) {
+    for (size_t done = 0; done < f->fill;) {
+        ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_file(e, "write", f->path);
+        done += (size_t)n;
+    }
+    f->fill = 0;
+    return 0;
+}
+
+// Appends `size` bytes. `bytes` and `crc` count them at once, whether they are on the disk or in the buffer.
+static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
+    const unsigned char* p = (const unsigned char*)data;
+    f->bytes += size;
+    while (size > 0) {
+        size_t n = sizeof f->buffer - f->fill < size ? sizeof f->buffer - f->fill : size;
+        memcpy(f->buffer + f->fill, p, n);
+        f->crc = (uint32_t)crc32(f->crc, p, (unsigned)n);
+        f->fill += n, p += n;
+        size -= n;
+        if (f->fill == sizeof f->buffer && file_flush(f, e) != 0) return -1;
+    }
+    return 0;
+}
+
+// Closes the file. With `keep` everything is on the disk first; without, for a file that is given up, what
+// waits in the buffer is lost and nothing is an error.
+static int file_close(OutFile* f, int keep, Error* e) {
+    int status = 0;
+    if (f->fd < 0) return 0;
+    if (keep && file_flush(f, e) != 0) status = -1;
+    if (keep && status == 0 && fsync(f->fd) != 0) status = fail_file(e, "fsync", f->path);
+    if (close(f->fd) != 0 && keep && status == 0) status = fail_file(e, "close", f->path);
+    f->fd = -1;
+    return status;
+}
+
+// Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
+static int folder_sync(const Folder* f, Error* e) {
+    return fsync(f->fd) != 0 && errno != EINVAL ? fail_file(e, "fsync folder", f->path) : 0;
+}
+
+// Makes a folder and those above it, as mkdir -p does; folders that exist are no error.
+static int folder_make(const char* path, Error* e) {
+    char partial[PATH_SIZE];
+    if (path_in(partial, path, "", e) != 0) return -1;
+    for (char* slash = partial + 1;; slash++) {
+        if (*slash != '/' && *slash != 0) continue;
+        char kept = *slash;
+        *slash = 0;
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST) return fail_file(e, "make folder", partial);
+        *slash = kept;
+        if (kept == 0) break;
+    }
+    struct stat info;
+    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
+        return fail(e, "%.900s exists and is not a folder", path);
+    return 0;
+}
+
+// Opens a file to read it. `folder`: the one that it is in, from which no link is followed; NULL: `name` is a
+// path that the user gave. Gives the descriptor and what fstat says; -1, with a line in e, for anything but a
+// regular file.
+static int input_open(const Folder* folder, const char* name, struct stat* info, Error* e) {
+    char path[PATH_SIZE];
+    int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;   // NONBLOCK: not to wait at a pipe
+    if (folder ? path_in(path, folder->path, name, e) != 0 : 0) return -1;
+    int fd = folder ? openat(folder->fd, name, flags | O_NOFOLLOW) : open(name, flags);
+    if (fd < 0 || fstat(fd, info) != 0) fail_file(e, "open", folder ? path : name);
+    else if (S_ISREG(info->st_mode)) return fd;
+    else
+        fail(e, "%.900s is a %s, expected a regular file", folder ? path : name,
+            S_ISDIR(info->st_mode)        ? "folder"
+                : S_ISFIFO(info->st_mode) ? "pipe"
+                                          : "device");
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+// Whether a folder that the user gave has an entry of this name.
+static int folder_has(const char* folder, const char* name) {
+    char path[PATH_SIZE];
+    Error ignored;
+    return path_in(path, folder, name, &ignored) == 0 && access(path, F_OK) == 0;
+}
+
+// Reads `count` bytes, fewer at the end of the file; their number, or -1 with errno.
+static ssize_t read_whole(int fd, void* out, size_t count) {
+    size_t done = 0;
+    while (done < count) {
+        ssize_t n = read(fd, (char*)out + done, count - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -1;
+        if (n == 0) break;
+        done += (size_t)n;
+    }
+    return (ssize_t)done;
+}
+
+// Reads a small text file whole (at most `limit` bytes); the caller frees it.
+static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
+    struct stat info;
+    int fd = input_open(NULL, path, &info, e);
+    if (fd < 0) return NULL;
+    *size = (size_t)info.st_size;
+    char* text = (uint64_t)info.st_size <= limit ? (char*)malloc(*size + 1) : NULL;
+    if (!text && (uint64_t)info.st_size > limit)
+        fail(e, "%.900s: %lld bytes, expected at most %zu", path, (long long)info.st_size, limit);
+    else if (!text) fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
+    ssize_t n = text ? read_whole(fd, text, *size) : 0;
+    if (text && n != (ssize_t)*size) {
+        fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
+        free(text);
+        text = NULL;
+    }
+    if (text) text[*size] = 0;
+    close(fd);
+    return text;
+}
+
+// Reads the beginning of a file of a folder into out, as a text: its length, or -1 if there is no such
+// regular file or it cannot be read.
+static ssize_t file_begin(const Folder* folder, const char* name, char* out, size_t size) {
+    struct stat info;
+    Error ignored;
+    int fd = input_open(folder, name, &info, &ignored);
+    ssize_t n = fd < 0 ? -1 : read_whole(fd, out, size - 1);
+    if (fd >= 0) close(fd);
+    out[n < 0 ? 0 : n] = 0;
+    return n;
+}
+
+// Length and CRC-32 of a file, in pieces. `expected`: its length as a manifest has it, or NULL; a file of
+// another length is not read, and has no CRC.
+static int file_checksum(
+    const char* path, const uint64_t* expected, uint64_t* bytes, uint32_t* crc, Error* e) {
+    unsigned char buffer[1 << 14];
+    struct stat info;
+    int fd = input_open(NULL, path, &info, e);
+    if (fd < 0) return -1;
+    *bytes = (uint64_t)info.st_size, *crc = (uint32_t)crc32(0, NULL, 0);
+    ssize_t n = 0;
+    if (!expected || *expected == *bytes) {
+        *bytes = 0;
+        while ((n = read_whole(fd, buffer, sizeof buffer)) > 0 && *bytes <= (uint64_t)info.st_size)
+            *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
+    }
+    if (n < 0) fail_file(e, "read", path);
+    close(fd);
+    return n < 0 ? -1 : 0;
+}
+
+static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
+
+// Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
+// weights, orders and samples do not depend on how the work is split.
+static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
+    uint64_t z =
+        seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
+    for (int round = 0; round < 2; round++) {
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+        z ^= z >> 31;
+        z += 0x9E3779B97F4A7C15ull;
+    }
+    return z;
+}
+// In (0, 1): the middle of the last of 2^53 parts would be rounded to 1.
+static double random_unit(uint64_t bits) {
+    double middle = ((double)(bits >> 11) + 0.5) * 0x1p-53;
+    return middle < 1 ? middle : 1 - 0x1p-53;
+}
+// A number of the standard normal distribution, by Box and Muller's method.
+static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
+    double u = random_unit(random_bits(seed, stream, 2 * index)),
+           v = random_unit(random_bits(seed, stream, 2 * index + 1));
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+// ===== 2. options ===============================================================================
+//
+// GPT2_SP_OPTIONS is the only list of options. Two things are made from it:
+//
+//     gpt2_sp_options   the struct: a field for each option
+//     OPTIONS           the table: where the field lies, its range or words, default, commands and help
+//
+// The parser, --help, config files, a run's run.cfg and the comparison of options between processes all go
+// through the table. Whoever sets an option by name (command line, config file, gpt2_sp_set) goes through
+// option_set, which checks the value; options_check does so again for programs that write into the struct.
+// What only several options together can break is checked where they meet (shape_check, processes_meet).
+
 #ifndef GPT2_SP_LOGITS_CHUNK
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
@@ -328,7 +952,7 @@ enum { GPT2_SP_FP32, GPT2_SP_BF16, GPT2_SP_FP16, GPT2_SP_DTYPES };
 enum { GPT2_SP_HF, GPT2_SP_LLMC };
 
 // A field for every option, by the type of its kind.
-typedef struct {
+struct gpt2_sp_options {
 #define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
 #define OPTION_NUM(field, name, value, low, high, commands, help) double field;
@@ -340,532 +964,7 @@ typedef struct {
 #undef OPTION_NUM
 #undef OPTION_TXT
 #undef OPTION_CHO
-} gpt2_sp_options;
-
-// What one step did. Loss, norm and tokens do not depend on P, dp or the ZeRO stage (up to rounding).
-typedef struct {
-    int64_t step;       // optimizer steps done, this one included
-    double loss;        // mean over the step's valid tokens, in nats
-    double grad_norm;   // global norm before clipping
-    double lr;          // learning rate that was used
-    int64_t tokens;     // valid tokens seen since the run began
-    double ms;          // wall time of the step
-    double tok_per_s;   // tokens of the step per second
-    int updated;        // 0: the loss or the norm was not finite and no rank updated
-    int64_t window;     // tokens of a block that attention stayed in (--window-ramp); 0: there are none
-} gpt2_sp_stats;
-
-// How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
-// min_p. Equally likely tokens count in the order of their numbers.
-typedef struct {
-    double temperature;   // softmax of logits / temperature; 0: always the likeliest token, after the penalty
-    int64_t top_k;        // among the k likeliest; 0: all
-    double top_p;         // among the likeliest that make up this probability, at least one
-    double min_p;         // among those at least so many times as probable as the likeliest
-    double repetition_penalty;   // logits of tokens in the text, prompt included: > 0 divided, < 0 multiplied
-    uint64_t seed;               // token i of a continuation depends on both of these, i and the logits alone
-    uint64_t continuation;
-    int64_t draft_tokens;   // that the draft model proposes at a time, 1 to GPT2_SP_DRAFT_TOKENS
-    // Called for every token as soon as it is drawn, the one that ends a document excepted; nonzero: the
-    // continuation ends with it. NULL: nobody is told.
-    int (*token)(void* user, int32_t token);
-    void* user;
-} gpt2_sp_sampling;
-
-// What a generator has done, over all its continuations.
-typedef struct {
-    int64_t prompt;     // tokens of the prompt
-    double prompt_ms;   // to read it
-    int64_t tokens;     // drawn, without those that ended a document
-    double ms;          // to draw them
-    int64_t passes;     // of the model over them
-    int64_t drafted;    // tokens that the draft model proposed,
-    int64_t accepted;   // and those of them that the model took
-} gpt2_sp_generated;
-
-typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
-typedef struct gpt2_sp_generator gpt2_sp_generator;   // a prompt that was read, to be continued
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-// Gives every option its default.
-void gpt2_sp_defaults(gpt2_sp_options* options);
-// Sets one option by its name on the command line ("seq-len", "4096"). 0, or -1 with a line in error.
-int gpt2_sp_set(
-    gpt2_sp_options* options, const char* name, const char* value, char* error, size_t error_size);
-// Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
-// newest whole checkpoint in options->out. NULL, with a line in error, if anything does not fit.
-gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size);
-// One optimizer step. 0, or -1: gpt2_sp_error tells.
-int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
-// Mean loss in nats per token over the first `sequences` windows of --val-data (all of them if it has fewer).
-int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
-// Gives every field the default of the option of its name; no callback.
-void gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
-// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
-// defaults. Gives the number of tokens in `out`, or -1. It ends early before the token that ends a document.
-// Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
-// all processes call it; on GPUs over NCCL it is refused there.
-int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count, int32_t* out,
-    int64_t count, const gpt2_sp_sampling* how);
-// The same in three steps, for several continuations of a prompt that is read once: open reads it and takes
-// memory for `count` more tokens; run continues it, each time from its end; close frees, NULL is no error.
-// NULL or -1: gpt2_sp_error(trainer) tells. Close before a trainer is destroyed; after a step of either run
-// is refused, for the prompt was read with older weights.
-// draft, NULL for none, is a smaller model of the same vocabulary and end token: it proposes tokens, of which
-// the trainer's model reads several at once. What is drawn has the distribution that it has without; at
-// temperature 0 it is the same, token for token. Beyond the draft's context the model goes on alone.
-gpt2_sp_generator* gpt2_sp_generator_open(
-    gpt2_sp* trainer, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count);
-int64_t gpt2_sp_generator_run(
-    gpt2_sp_generator* generator, int32_t* out, int64_t count, const gpt2_sp_sampling* how);
-// What the generator has done since it was opened.
-void gpt2_sp_generator_stats(const gpt2_sp_generator* generator, gpt2_sp_generated* stats);
-void gpt2_sp_generator_close(gpt2_sp_generator* generator);
-// Writes options->out/step_%08d: a Hugging Face model folder and the optimizer's state; all of it or nothing.
-int gpt2_sp_save(gpt2_sp* trainer);
-// Steps done so far (a resumed trainer starts where its checkpoint stood).
-int64_t gpt2_sp_steps(const gpt2_sp* trainer);
-// The line that the last failed call left.
-const char* gpt2_sp_error(const gpt2_sp* trainer);
-// Frees everything; NULL is no error. What was not saved is lost.
-void gpt2_sp_destroy(gpt2_sp* trainer);
-
-#ifdef __cplusplus
-}
-#endif
-#endif   // GPT2_SP_H
-
-// HEADER ENDS HERE
-#ifndef GPT2_SP_HEADER_ONLY
-
-#include <ctype.h>
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <float.h>
-#include <fnmatch.h>
-#include <glob.h>
-#include <locale.h>
-#include <math.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
-#include <zlib.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "data/bpe.h"
-#include "data/json.h"
-#include "data/modeling.h"
-#include "data/net.h"
-#include "data/prepare.h"
-#include "data/probe.h"
-#include "data/safetensors.h"
-#include "data/synth.h"
-#include "data/text.h"
-#include "data/tok.h"
-
-// `real` is what the CPU computes in: float, or double to prove the mathematics (make REAL=double).
-#ifndef GPT2_SP_REAL_BYTES
-#define GPT2_SP_REAL_BYTES 4
-#endif
-#if GPT2_SP_REAL_BYTES == 8
-typedef double real;
-#define REAL_DTYPE ST_F64
-#else
-typedef float real;
-#define REAL_DTYPE ST_F32
-#endif
-
-#ifdef _OPENMP
-// Both share a loop among the rank's threads: PARALLEL_FOR hands out iterations one by one, for few large or
-// uneven ones; PARALLEL_STATIC splits them evenly, for many alike.
-#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic, 1)")
-#define PARALLEL_STATIC _Pragma("omp parallel for schedule(static)")
-#else
-#define PARALLEL_FOR
-#define PARALLEL_STATIC
-#endif
-#define SIMD _Pragma("omp simd")
-#define SIMD_SUM(variable) GPT2_SP_PRAGMA(omp simd reduction(+ : variable))
-#ifdef __clang__   // does not vectorise a maximum that honours NaN, and warns
-#define SIMD_MAX(variable)
-#else
-#define SIMD_MAX(variable) GPT2_SP_PRAGMA(omp simd reduction(max : variable))
-#endif
-#if GPT2_SP_REAL_BYTES == 8   // loops that call exp or tanh: libm's have no vector form here
-#define SIMD_EXP
-#define SIMD_EXP_SUM(variable)
-#else
-#define SIMD_EXP SIMD
-#define SIMD_EXP_SUM(variable) SIMD_SUM(variable)
-#endif
-#define GPT2_SP_PRAGMA(text) _Pragma(#text)
-
-#define MAIN_ONLY __attribute__((unused))   // called by main, which GPT2_SP_NO_MAIN leaves out
-
-static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-// Milliseconds of a clock that never jumps; only differences mean anything. It is the clock of net.h's
-// deadlines.
-static double now_ms(void) { return net_now_ms(); }
-
-// ===== 1. errors and files ======================================================================
-//
-// A function that can fail returns 0, or -1 with one line for the user in an Error. Who finds the error
-// writes the line, with the file, option or rank, what was found and what was expected; callers hand it on,
-// and only main prints it. A check then reads
-//
-//     if (s->C % s->NH != 0) return fail(e, "--channels %lld is not divisible by --heads %lld", ...);
-//
-// Four rules keep what belongs to somebody else:
-//
-//     path_in       makes every path out of a folder and a name. One that does not fit is an error: cut, it
-//                   would name something else
-//     input_open    opens what the program looks for by itself: a regular file, so that no pipe is waited
-//                   for and no device read for ever. (data/*.h open shards, models and the secret in the same
-//                   way; --prompt-file may be a pipe)
-//     Folder        what is written or removed is reached from an open folder, by a name without a slash, and
-//                   no link is followed on the way: a link leads to what belongs to somebody else
-//     OutFile       is a new file, never one that is there. It is written once, front to back, and counts its
-//                   bytes and their CRC-32 on the way
-//
-// Only a file that file_close has brought to the disk, in a folder that folder_sync has, outlives a crash:
-// checkpoints (section 11) rely on both.
-
-typedef struct {
-    char text[GPT2_SP_TEXT];
-} Error;   // one line for the user; empty: no error
-
-// Writes the line and gives -1, so that a check reads `return fail(e, ...)`.
-static int fail(Error* e, const char* format, ...) __attribute__((format(printf, 2, 3)));
-static int fail(Error* e, const char* format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(e->text, sizeof e->text, format, args);
-    va_end(args);
-    return -1;
-}
-
-// "cannot open PATH: No such file or directory", by errno, which stays as it is.
-static int fail_file(Error* e, const char* doing, const char* path) {
-    int code = errno;
-    fail(e, "cannot %s %.900s: %s", doing, path, strerror(code));
-    errno = code;
-    return -1;
-}
-
-// Bytes of a path, its end included: a text option and the longest name that this program appends to one.
-enum { PATH_SIZE = GPT2_SP_TEXT + 128 };
-
-// out = folder/name.
-static int path_in(char out[PATH_SIZE], const char* folder, const char* name, Error* e) {
-    int length = snprintf(out, PATH_SIZE, "%s/%s", folder, name);
-    if (length < PATH_SIZE) return 0;
-    out[0] = 0;
-    return fail(
-        e, "%.300s.../%.100s: a path of %d bytes, at most %d fit", folder, name, length, PATH_SIZE - 1);
-}
-
-// A folder that is held open.
-typedef struct {
-    int fd;                 // -1: not open
-    char path[PATH_SIZE];   // as it was reached, for messages and for files that are only read
-} Folder;
-
-// Opens a folder by a path that the user gave, through links if he put some there.
-static int folder_open(Folder* f, const char* path, Error* e) {
-    snprintf(f->path, sizeof f->path, "%s", path);
-    f->fd = -1;
-    if (strlen(path) >= sizeof f->path) return fail(e, "%.300s...: a path too long for a folder", path);
-    f->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return f->fd < 0 ? fail_file(e, "open folder", path) : 0;
-}
-
-// Opens the folder `name` of a folder, which must not be a link.
-static int folder_enter(Folder* f, const Folder* parent, const char* name, Error* e) {
-    f->fd = -1;
-    if (path_in(f->path, parent->path, name, e) != 0) return -1;
-    f->fd = openat(parent->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return f->fd < 0 ? fail_file(e, "open folder", f->path) : 0;
-}
-
-// A folder's entries, for readdir and closedir; NULL, with a line in e.
-static DIR* folder_entries(const Folder* f, Error* e) {
-    int fd = openat(f->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR* dir = fd < 0 ? NULL : fdopendir(fd);
-    if (dir) return dir;
-    fail_file(e, "read folder", f->path);
-    if (fd >= 0) close(fd);
-    return NULL;
-}
-
-static void folder_close(Folder* f) {
-    if (f->fd >= 0) close(f->fd);
-    f->fd = -1;
-}
-
-// What a public function borrows from the program around it and gives back when it returns: the thread's
-// locale, which would write 0,5 and sort otherwise, and its number of OpenMP threads.
-typedef struct {
-    locale_t locale;
-    int threads;
-} Host;
-
-// The locale that numbers and names are read and written in; the one of the program if memory is short.
-static locale_t plain_locale;
-static void plain_locale_make(void) { plain_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0); }
-static void plain_locale_use(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, plain_locale_make);
-    if (plain_locale) uselocale(plain_locale);
-}
-static Host host_enter(void) {
-    Host host = {uselocale((locale_t)0), 0};
-#ifdef _OPENMP
-    host.threads = omp_get_max_threads();
-#endif
-    plain_locale_use();
-    return host;
-}
-// How many threads the loops that this thread runs from here on are shared among.
-static void threads_use(int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-}
-static void host_leave(const Host* host) {
-    uselocale(host->locale);
-    threads_use(host->threads);
-}
-
-// A file that is written once, front to back, and must be whole on disk afterwards.
-typedef struct {
-    int fd;
-    char path[PATH_SIZE];
-    uint64_t bytes;   // written so far
-    uint32_t crc;     // CRC-32 of them
-    size_t fill;      // bytes waiting in buffer
-    unsigned char buffer[1 << 16];
-} OutFile;
-
-// Makes a new file in a folder. One of that name, a link too, is an error and stays as it is.
-static int file_create(OutFile* f, Error* e, const Folder* folder, const char* name) {
-    f->fd = -1, f->fill = 0;
-    f->bytes = 0, f->crc = (uint32_t)crc32(0, NULL, 0);
-    if (path_in(f->path, folder->path, name, e) != 0) return -1;
-    f->fd = openat(folder->fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-    return f->fd < 0 ? fail_file(e, "create", f->path) : 0;
-}
-
-// Writes what waits in the buffer.
-static int file_flush(OutFile* f, Error* e) {
-    for (size_t done = 0; done < f->fill;) {
-        ssize_t n = write(f->fd, f->buffer + done, f->fill - done);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_file(e, "write", f->path);
-        done += (size_t)n;
-    }
-    f->fill = 0;
-    return 0;
-}
-
-// Appends `size` bytes. `bytes` and `crc` count them at once, whether they are on the disk or in the buffer.
-static int file_write(OutFile* f, const void* data, size_t size, Error* e) {
-    const unsigned char* p = (const unsigned char*)data;
-    f->bytes += size;
-    while (size > 0) {
-        size_t n = sizeof f->buffer - f->fill < size ? sizeof f->buffer - f->fill : size;
-        memcpy(f->buffer + f->fill, p, n);
-        f->crc = (uint32_t)crc32(f->crc, p, (unsigned)n);
-        f->fill += n, p += n;
-        size -= n;
-        if (f->fill == sizeof f->buffer && file_flush(f, e) != 0) return -1;
-    }
-    return 0;
-}
-
-// Closes the file. With `keep` everything is on the disk first; without, for a file that is given up, what
-// waits in the buffer is lost and nothing is an error.
-static int file_close(OutFile* f, int keep, Error* e) {
-    int status = 0;
-    if (f->fd < 0) return 0;
-    if (keep && file_flush(f, e) != 0) status = -1;
-    if (keep && status == 0 && fsync(f->fd) != 0) status = fail_file(e, "fsync", f->path);
-    if (close(f->fd) != 0 && keep && status == 0) status = fail_file(e, "close", f->path);
-    f->fd = -1;
-    return status;
-}
-
-// Makes a folder's entries durable. Some file systems cannot fsync a folder and say EINVAL.
-static int folder_sync(const Folder* f, Error* e) {
-    return fsync(f->fd) != 0 && errno != EINVAL ? fail_file(e, "fsync folder", f->path) : 0;
-}
-
-// Makes a folder and those above it, as mkdir -p does; folders that exist are no error.
-static int folder_make(const char* path, Error* e) {
-    char partial[PATH_SIZE];
-    if (path_in(partial, path, "", e) != 0) return -1;
-    for (char* slash = partial + 1;; slash++) {
-        if (*slash != '/' && *slash != 0) continue;
-        char kept = *slash;
-        *slash = 0;
-        if (mkdir(partial, 0777) != 0 && errno != EEXIST) return fail_file(e, "make folder", partial);
-        *slash = kept;
-        if (kept == 0) break;
-    }
-    struct stat info;
-    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
-        return fail(e, "%.900s exists and is not a folder", path);
-    return 0;
-}
-
-// Opens a file to read it. `folder`: the one that it is in, from which no link is followed; NULL: `name` is a
-// path that the user gave. Gives the descriptor and what fstat says; -1, with a line in e, for anything but a
-// regular file.
-static int input_open(const Folder* folder, const char* name, struct stat* info, Error* e) {
-    char path[PATH_SIZE];
-    int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;   // NONBLOCK: not to wait at a pipe
-    if (folder ? path_in(path, folder->path, name, e) != 0 : 0) return -1;
-    int fd = folder ? openat(folder->fd, name, flags | O_NOFOLLOW) : open(name, flags);
-    if (fd < 0 || fstat(fd, info) != 0) fail_file(e, "open", folder ? path : name);
-    else if (S_ISREG(info->st_mode)) return fd;
-    else
-        fail(e, "%.900s is a %s, expected a regular file", folder ? path : name,
-            S_ISDIR(info->st_mode)        ? "folder"
-                : S_ISFIFO(info->st_mode) ? "pipe"
-                                          : "device");
-    if (fd >= 0) close(fd);
-    return -1;
-}
-
-// Whether a folder that the user gave has an entry of this name.
-static int folder_has(const char* folder, const char* name) {
-    char path[PATH_SIZE];
-    Error ignored;
-    return path_in(path, folder, name, &ignored) == 0 && access(path, F_OK) == 0;
-}
-
-// Reads `count` bytes, fewer at the end of the file; their number, or -1 with errno.
-static ssize_t read_whole(int fd, void* out, size_t count) {
-    size_t done = 0;
-    while (done < count) {
-        ssize_t n = read(fd, (char*)out + done, count - done);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return -1;
-        if (n == 0) break;
-        done += (size_t)n;
-    }
-    return (ssize_t)done;
-}
-
-// Reads a small text file whole (at most `limit` bytes); the caller frees it.
-static char* file_read_text(const char* path, size_t limit, size_t* size, Error* e) {
-    struct stat info;
-    int fd = input_open(NULL, path, &info, e);
-    if (fd < 0) return NULL;
-    *size = (size_t)info.st_size;
-    char* text = (uint64_t)info.st_size <= limit ? (char*)malloc(*size + 1) : NULL;
-    if (!text && (uint64_t)info.st_size > limit)
-        fail(e, "%.900s: %lld bytes, expected at most %zu", path, (long long)info.st_size, limit);
-    else if (!text) fail(e, "%.900s: out of memory", path);
-    ssize_t n = text ? read_whole(fd, text, *size) : 0;
-    if (text && n != (ssize_t)*size) {
-        fail(e, "cannot read %.900s: %s", path, n < 0 ? strerror(errno) : "it became shorter");
-        free(text);
-        text = NULL;
-    }
-    if (text) text[*size] = 0;
-    close(fd);
-    return text;
-}
-
-// Reads the beginning of a file of a folder into out, as a text: its length, or -1 if there is no such
-// regular file or it cannot be read.
-static ssize_t file_begin(const Folder* folder, const char* name, char* out, size_t size) {
-    struct stat info;
-    Error ignored;
-    int fd = input_open(folder, name, &info, &ignored);
-    ssize_t n = fd < 0 ? -1 : read_whole(fd, out, size - 1);
-    if (fd >= 0) close(fd);
-    out[n < 0 ? 0 : n] = 0;
-    return n;
-}
-
-// Length and CRC-32 of a file, in pieces. `expected`: its length as a manifest has it, or NULL; a file of
-// another length is not read, and has no CRC.
-static int file_checksum(
-    const char* path, const uint64_t* expected, uint64_t* bytes, uint32_t* crc, Error* e) {
-    unsigned char buffer[1 << 14];
-    struct stat info;
-    int fd = input_open(NULL, path, &info, e);
-    if (fd < 0) return -1;
-    *bytes = (uint64_t)info.st_size, *crc = (uint32_t)crc32(0, NULL, 0);
-    ssize_t n = 0;
-    if (!expected || *expected == *bytes) {
-        *bytes = 0;
-        while ((n = read_whole(fd, buffer, sizeof buffer)) > 0 && *bytes <= (uint64_t)info.st_size)
-            *crc = (uint32_t)crc32(*crc, buffer, (unsigned)n), *bytes += (uint64_t)n;
-    }
-    if (n < 0) fail_file(e, "read", path);
-    close(fd);
-    return n < 0 ? -1 : 0;
-}
-
-static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
-
-// Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
-// weights, orders and samples do not depend on how the work is split.
-static uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint64_t z =
-        seed * 0x9E3779B97F4A7C15ull + stream * 0xD1B54A32D192ED03ull + index + 0x632BE59BD9B4E019ull;
-    for (int round = 0; round < 2; round++) {
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-        z ^= z >> 31;
-        z += 0x9E3779B97F4A7C15ull;
-    }
-    return z;
-}
-// In (0, 1): the middle of the last of 2^53 parts would be rounded to 1.
-static double random_unit(uint64_t bits) {
-    double middle = ((double)(bits >> 11) + 0.5) * 0x1p-53;
-    return middle < 1 ? middle : 1 - 0x1p-53;
-}
-// A number of the standard normal distribution, by Box and Muller's method.
-static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
-    double u = random_unit(random_bits(seed, stream, 2 * index)),
-           v = random_unit(random_bits(seed, stream, 2 * index + 1));
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
-}
-
-// ===== 2. options ===============================================================================
-//
-// GPT2_SP_OPTIONS above is the only list of options. Two things are made from it:
-//
-//     gpt2_sp_options   the struct: a field for each option
-//     OPTIONS           the table: where the field lies, its range or words, default, commands and help
-//
-// The parser, --help, config files, a run's run.cfg and the comparison of options between processes all go
-// through the table. Whoever sets an option by name (command line, config file, gpt2_sp_set) goes through
-// option_set, which checks the value; options_check does so again for programs that write into the struct.
-// What only several options together can break is checked where they meet (shape_check, processes_meet).
+};
 
 // The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index
 // of a word.
@@ -1036,7 +1135,8 @@ static int option_set(gpt2_sp_options* o, const Option* option, const char* valu
     }
 }
 
-void gpt2_sp_defaults(gpt2_sp_options* o) {
+// Gives every option its default.
+static void options_default(gpt2_sp_options* o) {
     memset(o, 0, sizeof *o);
     for (int i = 0; i < OPTION_COUNT; i++) {
         char* field = (char*)o + OPTIONS[i].offset;
@@ -1072,20 +1172,6 @@ static int options_check(const gpt2_sp_options* o, Error* e) {
             return fail(e, "--%s: expected one of %s", option->name, option->text);
     }
     return 0;
-}
-
-// See the header. For a name that is unknown the line points to the help of `train`.
-int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, char* error, size_t error_size) {
-    Error e = {{0}};
-    Host host = host_enter();
-    const Option* option = name ? option_find(name) : NULL;
-    int status = !o || !name ? fail(&e, "gpt2_sp_set needs options and a name")
-        : !option            ? option_unknown(&e, name, "train")
-        : !value             ? fail(&e, "--%s needs a value", name)
-                             : option_set(o, option, value, &e);
-    if (error && error_size > 0) snprintf(error, error_size, "%s", e.text);
-    host_leave(&host);
-    return status;
 }
 
 // An option's value as text that option_set would read back to the same value.
@@ -1192,13 +1278,13 @@ static int config_moved(gpt2_sp_options* o, const char* path, Error* note, Error
 static int options_file(gpt2_sp_options* o, const char* path, Error* note, Error* e) {
     enum { LARGEST = 1 << 20 };
     size_t size;
-    Error inner = {{0}};
+    Error inner = {0, {0}};
     struct stat given, none;
     if (stat(path, &given) == 0 && S_ISCHR(given.st_mode) && stat("/dev/null", &none) == 0 &&
         given.st_rdev == none.st_rdev)
         return 0;   // the usual name of nothing; no other device has an end
     char* text = file_read_text(path, LARGEST, &size, &inner);
-    if (!text) return fail(e, "--config: %.1000s", inner.text);
+    if (!text) return fail_as(inner.code ? inner.code : GPT2_SP_FILE, e, "--config: %.1000s", inner.text);
     int status = 0, number = 1;
     char before[GPT2_SP_TEXT];
     memcpy(before, o->out, sizeof before);
@@ -1214,6 +1300,66 @@ static int options_file(gpt2_sp_options* o, const char* path, Error* note, Error
     if (status == 0 && o->out[0]) return config_moved(o, path, note, e);
     memcpy(o->out, before, sizeof before);
     return status;
+}
+
+// See the header, for these. For a name that is unknown the line points to the help of `train`.
+gpt2_sp_options* gpt2_sp_options_new(void) {
+    gpt2_sp_options* o = (gpt2_sp_options*)malloc(sizeof *o);
+    if (o) options_default(o);
+    return o;
+}
+void gpt2_sp_options_free(gpt2_sp_options* o) { free(o); }
+
+// Gives a caller the failure of a call without a trainer, and its code.
+static int failure_give(gpt2_sp_failure* failure, const Error* e, int status) {
+    if (failure) {
+        *failure = *e;
+        if (status >= 0) failure->text[0] = 0, failure->code = GPT2_SP_OK;
+    }
+    return status < 0 ? e->code : status;
+}
+
+// The option of a name that a program gives; NULL, with a line in e.
+static const Option* option_of_program(const gpt2_sp_options* o, const char* name, Error* e) {
+    const Option* option = name ? option_find(name) : NULL;
+    if (!o || !name) fail_as(GPT2_SP_INVALID, e, "there are no options, or no name");
+    else if (!option) option_unknown(e, name, "train"), failed_as(GPT2_SP_INVALID, e);
+    return o ? option : NULL;
+}
+int gpt2_sp_set(gpt2_sp_options* o, const char* name, const char* value, gpt2_sp_failure* failure) {
+    Error e = {0, {0}};
+    Host host = host_enter();
+    const Option* option = option_of_program(o, name, &e);
+    int status = !option ? -1
+        : !value         ? fail(&e, "--%s needs a value", name)
+                         : option_set(o, option, value, &e);
+    if (status != 0) failed_as(GPT2_SP_INVALID, &e);
+    host_leave(&host);
+    return failure_give(failure, &e, status);
+}
+int gpt2_sp_get(
+    const gpt2_sp_options* o, const char* name, char* text, size_t size, gpt2_sp_failure* failure) {
+    char value[GPT2_SP_TEXT];
+    Error e = {0, {0}};
+    Host host = host_enter();
+    const Option* option = option_of_program(o, name, &e);
+    int status = option ? 0 : -1;
+    if (option) option_print(o, option, value, sizeof value);
+    if (option && (!text || strlen(value) >= size))
+        status = fail_as(GPT2_SP_INVALID, &e, "--%s: its value has %zu bytes, there is room for %zu", name,
+            strlen(value), text ? size : 0);
+    if (status == 0) memcpy(text, value, strlen(value) + 1), status = (int)strlen(value);
+    host_leave(&host);
+    return failure_give(failure, &e, status);
+}
+int gpt2_sp_load_config(gpt2_sp_options* o, const char* path, gpt2_sp_failure* failure) {
+    Error e = {0, {0}}, note = {0, {0}};
+    Host host = host_enter();
+    int status =
+        !o || !path ? fail(&e, "there are no options, or no path") : options_file(o, path, &note, &e);
+    if (status != 0) failed_as(GPT2_SP_INVALID, &e);
+    host_leave(&host);
+    return failure_give(failure, &e, status);
 }
 
 // A command's arguments that are no options.
@@ -1261,7 +1407,7 @@ MAIN_ONLY static int options_parse(
         if (flag && !equals && alone) value = "1";
         else if (!equals) i++;
         if (!value) return fail(e, "--%s needs a value", name);
-        Error note = {{0}};
+        Error note = {0, {0}};
         if (config ? options_file(o, value, &note, e) : option_set(o, option, value, e)) return -1;
         if (note.text[0]) fprintf(stderr, "%s\n", note.text);
     }
@@ -1295,7 +1441,7 @@ MAIN_ONLY __attribute__((noinline)) static void options_help(const Command* comm
         if (!(option->commands & command->bit)) continue;
         char left[64], value[64];
         gpt2_sp_options defaults;
-        gpt2_sp_defaults(&defaults);
+        options_default(&defaults);
         option_print(&defaults, option, value, sizeof value);
         if (strcmp(value, "\n") == 0) snprintf(value, sizeof value, "a line break");
         snprintf(left, sizeof left, "--%s %s", option->name,
@@ -1433,7 +1579,7 @@ static int dataset_add(Dataset* d, const char* path, const DataHow* how, Error* 
     if (cursors) d->cursors = (tok_cursor*)cursors;
     void* first = realloc(d->first, (size_t)(d->count + 2) * sizeof *d->first);
     if (first) d->first = (uint64_t*)first;
-    if (!shards || !cursors || !first) return fail(e, "%.900s: out of memory", path);
+    if (!shards || !cursors || !first) return fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
     tok_shard* s = &d->shards[d->count];
     if (tok_open(s, path, how->raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0)
         return -1;
@@ -2447,7 +2593,7 @@ static int world_post(Transport* t, const Piece* sends, int send_count, Error* e
     if (thread_post(t, sends, send_count, e) != 0) return -1;
     if (w->processes < 2 || send_count == 0) return 0;
     LinkMessage* messages = (LinkMessage*)malloc((size_t)send_count * sizeof *messages);
-    if (!messages) return fail(e, "out of memory for %d messages", send_count);
+    if (!messages) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d messages", send_count);
     int count = link_pieces(w, sends, send_count, messages);
     int status = links_post(t, FRAME_PIECE, messages, count, &t->posted, e);
     free(messages);
@@ -2460,7 +2606,7 @@ static int world_wait(
     int all = send_count + receive_count;
     if (w->processes > 1 && all > 0) {
         LinkMessage* messages = (LinkMessage*)malloc((size_t)all * sizeof *messages);
-        if (!messages) return fail(e, "out of memory for %d messages", all);
+        if (!messages) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d messages", all);
         int out = link_pieces(w, sends, send_count, messages);
         int in = link_pieces(w, receives, receive_count, messages + out);
         int status = links_move(t, FRAME_PIECE, messages, out, messages + out, in, t->posted, e);
@@ -2480,7 +2626,7 @@ static int world_gather(Transport* t, const Group* g, int kind, void* buffer, si
     if (g->size == 1) return 0;
     LinkMessage* sends = (LinkMessage*)malloc((size_t)(w->processes + g->size) * sizeof *sends);
     LinkMessage* receives = sends ? sends + w->processes : NULL;
-    if (!sends) return fail(e, "out of memory for %d messages", w->processes + g->size);
+    if (!sends) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d messages", w->processes + g->size);
     for (int i = 1; i < w->processes; i++) {
         int process = (w->process + i) % w->processes;
         if (group_ranks_of(w, g, process) == 0) continue;
@@ -2521,7 +2667,7 @@ static int world_all_reduce(Transport* t, const Group* g, double* values, int co
     transport_begin(t, "an all-reduce");
     if (g->size == 1) return 0;
     double* all = (double*)malloc((size_t)g->size * bytes);
-    if (!all) return fail(e, "out of memory for %d ranks", g->size);
+    if (!all) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d ranks", g->size);
     memcpy(all + g->index * count, values, bytes);
     int status = world_gather(t, g, FRAME_SLICE, all, bytes, e);
     for (int i = 0; status == 0 && i < count; i++) {
@@ -2542,8 +2688,8 @@ static int world_reduce_scatter(Transport* t, const Group* g, real* buffer, int6
     if (g->size == 1) return 0;
     const real** parts = (const real**)malloc((size_t)g->size * sizeof *parts);
     net_frame** frames = (net_frame**)calloc((size_t)g->size, sizeof *frames);
-    int status =
-        parts && frames ? thread_share(t, g, buffer, e) : fail(e, "out of memory for %d ranks", g->size);
+    int status = parts && frames ? thread_share(t, g, buffer, e)
+                                 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d ranks", g->size);
     for (int64_t at = 0; status == 0 && (at == 0 || at < slice); at += most) {
         int64_t n = min_i64(most, slice - at);
         real* own = buffer + g->index * slice + at;   // nobody else reads this slice of this rank
@@ -2630,7 +2776,7 @@ static int processes_swap(Transport* t, const void* mine, char** theirs, const s
     LinkMessage* sends = (LinkMessage*)malloc(2 * (size_t)w->processes * sizeof *sends);
     LinkMessage* receives = sends ? sends + w->processes : NULL;
     int count = 0;
-    if (!sends) return fail(e, "out of memory for %d processes", w->processes);
+    if (!sends) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d processes", w->processes);
     for (int i = 0; i < w->processes; i++) {
         if (i == w->process) continue;
         sends[count] = link_message(i, HOST, (void*)(uintptr_t)mine, bytes[w->process]);
@@ -2648,7 +2794,9 @@ static int processes_texts(Transport* t, const char* mine, char** texts, Error* 
     uint64_t* lengths = (uint64_t*)calloc(count, sizeof *lengths);
     size_t* bytes = (size_t*)calloc(count, sizeof *bytes);
     char** at = (char**)calloc(count, sizeof *at);
-    int status = lengths && bytes && at ? 0 : fail(e, "out of memory for %d processes", w->processes);
+    int status = lengths && bytes && at
+        ? 0
+        : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d processes", w->processes);
     for (int i = 0; status == 0 && i < w->processes; i++)
         at[i] = (char*)&lengths[i], bytes[i] = sizeof lengths[i];
     if (status == 0) {
@@ -2660,7 +2808,8 @@ static int processes_texts(Transport* t, const char* mine, char** texts, Error* 
         if (i == w->process) continue;
         if (lengths[i] > HOST_TEXT)
             status = fail(e, "process %d says %llu bytes about itself", i, (unsigned long long)lengths[i]);
-        else if (!(texts[i] = (char*)calloc(bytes[i] + 1, 1))) status = fail(e, "out of memory");
+        else if (!(texts[i] = (char*)calloc(bytes[i] + 1, 1)))
+            status = fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     }
     if (status == 0) status = processes_swap(t, mine, texts, bytes, e);
     free(lengths);
@@ -2676,7 +2825,7 @@ static int processes_compare(Transport* t, const char* doing, const char* mine, 
     if (w->processes < 2) return 0;
     transport_begin(t, doing);
     char** texts = (char**)calloc((size_t)w->processes, sizeof *texts);
-    int status = texts ? processes_texts(t, mine, texts, e) : fail(e, "out of memory");
+    int status = texts ? processes_texts(t, mine, texts, e) : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (int i = 1; status == 0 && i < w->processes; i++) {
         const char *zero = w->process == 0 ? mine : texts[0], *one = w->process == i ? mine : texts[i];
         size_t line = 0, at = 0;
@@ -2704,7 +2853,8 @@ static int processes_vote(Transport* t, Vote* votes, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     char** at = (char**)calloc((size_t)w->processes, sizeof *at);
     size_t* bytes = (size_t*)calloc((size_t)w->processes, sizeof *bytes);
-    int status = at && bytes ? 0 : fail(e, "out of memory for %d processes", w->processes);
+    int status =
+        at && bytes ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d processes", w->processes);
     for (int i = 0; status == 0 && i < w->processes; i++) at[i] = (char*)&votes[i], bytes[i] = sizeof *votes;
     if (status == 0) status = processes_swap(t, &votes[w->process], at, bytes, e);
     free(at);
@@ -2719,14 +2869,15 @@ static int processes_agree(Transport* t, int status, int* flag, Error* e) {
     if (w->processes < 2) return status;
     transport_begin(t, "an agreement");
     Vote* votes = (Vote*)calloc((size_t)w->processes, sizeof *votes);
-    Error own = {{0}};
+    Error own = {0, {0}};
     if (status != 0) own = *e;
     if (votes) {
         Vote* mine = &votes[w->process];
         mine->status = status, mine->flag = flag ? *flag : 0;
         mine->error = own;
     }
-    int met = votes ? processes_vote(t, votes, e) : fail(e, "out of memory for %d processes", w->processes);
+    int met = votes ? processes_vote(t, votes, e)
+                    : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d processes", w->processes);
     for (int i = 0; met == 0 && i < w->processes; i++) {
         Vote* v = &votes[i];
         v->error.text[sizeof v->error.text - 1] = 0;
@@ -2747,7 +2898,7 @@ static int world_open(ThreadWorld* w, double timeout_ms, Error* e) {
     if (w->open) return 0;
     memset(w, 0, sizeof *w);
     w->processes = w->local_processes = 1, w->timeout = timeout_ms;
-    if (pthread_condattr_init(&clock) != 0) return fail(e, "out of memory");
+    if (pthread_condattr_init(&clock) != 0) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);   // now_ms's
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->changed, &clock);
@@ -2766,7 +2917,7 @@ static int thread_world_init(ThreadWorld* w, int first, int local_ranks, Error* 
     w->meetings = (Meeting*)calloc(OVERS * all, sizeof *w->meetings);
     w->arrivals = (uint64_t*)calloc(OVERS * here, sizeof *w->arrivals);
     int ready = w->boxes && w->shared && w->meetings && w->arrivals;
-    return ready ? 0 : fail(e, "out of memory for %d ranks", local_ranks);
+    return ready ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d ranks", local_ranks);
 }
 static void thread_world_free(ThreadWorld* w) {
     if (!w->open) return;
@@ -3244,7 +3395,7 @@ static int schedule_finish(Schedule* s, Error* e) {
     if (s->failed) {
         int P = s->P;
         schedule_free(s);
-        return fail(e, "out of memory for a schedule of %d ranks", P);
+        return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a schedule of %d ranks", P);
     }
     return 0;
 }
@@ -3274,7 +3425,7 @@ static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t 
     schedule_steps(s);
     if (!s->failed) return 0;
     schedule_free(s);
-    return fail(e, "out of memory for a schedule of %d ranks", P);
+    return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a schedule of %d ranks", P);
 }
 
 // Makes the table of one kind for P ranks. heads: the model's NH, or 0 where there is no model.
@@ -3306,7 +3457,7 @@ static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     memset(cost, 0, sizeof *cost);
     // sums: work (steps, P), sent (P), received (P)
     double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);
-    if (!sums) return fail(e, "out of memory");
+    if (!sums) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
     for (int i = 0; i < s->op_count; i++)
         sums[s->ops[i].step * P + s->ops[i].rank] += op_units(s, &s->ops[i]);
@@ -3524,7 +3675,7 @@ static int proof_receive(const Schedule* s, const ScheduleMessage* m, ProofSlot*
 static int prove_coverage(const Schedule* s, const int* home, Error* e) {
     int n = s->chunks, parts = s->head_parts, status = 0;
     unsigned char* covered = (unsigned char*)calloc((size_t)n * (size_t)n * (size_t)parts, 1);
-    if (!covered) return fail(e, "out of memory");
+    if (!covered) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (int i = 0; status == 0 && i < s->op_count; i++) {
         const ScheduleOp* op = &s->ops[i];
         if (op->k > op->q || op->h0 < 0 || op->h1 > parts)
@@ -3552,7 +3703,7 @@ static int schedule_prove(const Schedule* s, Error* e) {
     ProofSlot* slots = (ProofSlot*)calloc((size_t)s->P * MAX_SLOTS, sizeof *slots);
     ProofSlot* cargo = (ProofSlot*)calloc((size_t)s->message_count + 1, sizeof *cargo);
     int* next = (int*)calloc((size_t)s->op_count * 4 + 1, sizeof *next);
-    int status = slots && cargo && next ? 0 : fail(e, "out of memory"),
+    int status = slots && cargo && next ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory"),
         *home = next ? next + 2 * s->op_count : NULL;
     for (int i = 0; slots && i < s->P * MAX_SLOTS; i++) slots[i].busy = -1;
     int op = 0, message = 0;
@@ -3809,7 +3960,7 @@ static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messag
     for (size_t i = 0; cells && i < count; i++) free(cells[i]);
     free(cells);
     free(lines);
-    if (status != 0) return fail(e, "out of memory for a picture of %d ranks", s->P);
+    if (status != 0) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a picture of %d ranks", s->P);
     fprintf(out,
         "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the "
         "heads\n");
@@ -4151,7 +4302,7 @@ static int layout_init(Layout* layout, const Mesh* mesh, Error* e) {
     layout->count = (int)s->L + 3, layout->world = mesh->world;
     layout->known_positions = s->N, layout->new_rate = 1;
     layout->units = (Unit*)calloc((size_t)layout->count, sizeof *layout->units);
-    if (!layout->units) return fail(e, "out of memory");
+    if (!layout->units) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (int id = 0; id < PARAMETER_COUNT; id++) layout->within[id] = parameter_offset(s, id);
     for (int u = 0; u < layout->count; u++) {
         Unit* unit = &layout->units[u];
@@ -4413,7 +4564,7 @@ static int rank_allocate(Rank* r, Error* e) {
     for (int d = 0; d <= r->mesh->training; d++) {
         size_t count = (size_t)r->mesh->schedule[d].slot_count[r->place.sp];
         r->slots[d] = (real**)calloc(count + 1, sizeof *r->slots[d]);
-        if (!r->slots[d]) return fail(e, "out of memory");
+        if (!r->slots[d]) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     }
     void* base = NULL;
     if (posix_memalign(&base, 64, plan.used) != 0)
@@ -6015,7 +6166,7 @@ static int rate_unmatched(const Layout* layout, const Shape* s, const RatePatter
 static int rates_choose(Layout* layout, const Shape* s, const gpt2_sp_options* o, Error* e) {
     char scales[GPT2_SP_TEXT], frozen[GPT2_SP_TEXT], name[64];
     RatePattern* patterns = (RatePattern*)calloc(2 * GPT2_SP_TEXT, sizeof *patterns);
-    if (!patterns) return fail(e, "out of memory");
+    if (!patterns) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     snprintf(scales, sizeof scales, "%s", o->lr_scale);
     snprintf(frozen, sizeof frozen, "%s", o->freeze);
     int count = rate_patterns(patterns, "lr-scale", scales, 1, e), trained = 0,
@@ -6321,7 +6472,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
     pthread_t* threads = (pthread_t*)calloc((size_t)world, sizeof *threads);
     if (!calls || !threads) {
-        status = fail(&g->error, "out of memory for %d ranks", world);
+        status = fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory for %d ranks", world);
         g->host.abort(&g->host, &g->error);   // other processes may wait inside the job
     }
     int started = 1;
@@ -6340,7 +6491,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     if (status == 0) rank_thread(&calls[0]);
     for (int i = 1; status == 0 && i < started; i++) pthread_join(threads[i], NULL);
     world_working(&g->world, 0);
-    if (status == 0) status = world_aborted(&g->world, &g->error);
+    if (status == 0 && world_aborted(&g->world, &g->error) != 0) status = failed_as(GPT2_SP_LOST, &g->error);
     free(calls);
     free(threads);
     return status;
@@ -6405,6 +6556,7 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
 // Takes the batch that was requested and gives every rank its part; NULL if it could not be read.
 static Batch* batch_take(gpt2_sp* g) {
     Batch* batch = loader_take(&g->loader, &g->error);
+    if (!batch) failed_as(GPT2_SP_FILE, &g->error);
     for (int i = 0; batch && i < g->mesh.local_ranks; i++)
         g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
     return batch;
@@ -6434,22 +6586,41 @@ static int trainer_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     stats->updated = step.updated, stats->window = ramp_window(o, g->step - 1);
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
     if (g->skipped >= 10)
-        return fail(&g->error,
+        return fail_as(GPT2_SP_NOT_FINITE, &g->error,
             "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are "
             "those before them",
             (long long)g->step);
     return 0;
 }
 
-// See the header, for these three.
-int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
-    if (!g) return -1;
-    if (!stats) return fail(&g->error, "gpt2_sp_step needs a place for what the step did");
-    Host host = host_enter();
-    int status = trainer_step(g, stats);
-    host_leave(&host);
-    return status;
+// Between these two lies what a public function does for a trainer. The second gives the caller the code of
+// what failed; status: at least 0 if nothing has.
+static Host trainer_enter(gpt2_sp* g) {
+    g->error.code = GPT2_SP_OK;
+    return host_enter();
 }
+static int64_t trainer_leave(gpt2_sp* g, const Host* host, int64_t status) {
+    host_leave(host);
+    if (status >= 0) return status;
+    failed_as(GPT2_SP_FAILED, &g->error);
+    return g->error.code;
+}
+
+// See the header, for these four.
+int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+    gpt2_sp_stats told;
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    memset(&told, 0, sizeof told);
+    told.step = g->step;
+    int status = struct_give(stats, &told, sizeof told, sizeof told, "gpt2_sp_stats", &g->error);
+    if (status == 0) {
+        status = trainer_step(g, &told);
+        struct_give(stats, &told, sizeof told, sizeof told, "gpt2_sp_stats", &g->error);
+    }
+    return (int)trainer_leave(g, &host, status);
+}
+int gpt2_sp_code(const gpt2_sp* g) { return g ? g->error.code : GPT2_SP_INVALID; }
 int64_t gpt2_sp_steps(const gpt2_sp* g) { return g ? g->step : 0; }
 const char* gpt2_sp_error(const gpt2_sp* g) { return g ? g->error.text : "there is no trainer"; }
 
@@ -6551,7 +6722,7 @@ static int tensor_write(
     OutFile* f, const real* data, int64_t rows, int64_t columns, int transposed, int st_dtype, Error* e) {
     if (!transposed) return numbers_write(f, data, rows * max_i64(1, columns), st_dtype, e);
     real* strip = (real*)malloc((size_t)(16 * rows) * sizeof(real));   // 16 columns at a time, as rows
-    int status = strip ? 0 : fail(e, "out of memory");
+    int status = strip ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (int64_t c = 0; status == 0 && c < columns; c += 16) {
         int64_t n = min_i64(16, columns - c);
         for (int64_t r = 0; r < rows; r++)
@@ -6608,7 +6779,8 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
     size_t bytes = (size_t)unit->slice * sizeof(real);
     real *own = r->state[state] + held(r, state, u).at, *room = takes ? (real*)malloc(bytes) : NULL;
     Piece* sends = (Piece*)calloc((size_t)takers, sizeof *sends);
-    if (!sends || (takes && !room)) status = fail(&r->error, "out of memory for another rank's positions");
+    if (!sends || (takes && !room))
+        status = fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for another rank's positions");
     for (int w = 0; status == 0 && w < r->mesh->world; w++) {
         Piece receive = {w, room, bytes};
         int sent = 0, received = takes && w != r->world_rank;
@@ -6755,7 +6927,7 @@ static void manifest_add(char* manifest, size_t size, const char* name, const Ou
 static int folder_text(const Folder* folder, const char* name, const char* text, char* manifest,
     size_t manifest_size, Error* e) {
     OutFile* f = (OutFile*)malloc(sizeof *f);
-    if (!f) return fail(e, "out of memory");
+    if (!f) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     int status = file_create(f, e, folder, name);
     if (status == 0) {
         status = file_write(f, text, strlen(text), e);
@@ -6776,7 +6948,7 @@ static int folder_tokenizer(
         FILE* memory = open_memstream(&text, &size);
         int bad = !memory || bpe_write(tokenizer, i, (uint64_t)N, memory) != 0;
         if (memory && fclose(memory) != 0) bad = 1;
-        status = bad ? fail(e, "out of memory for %s", BPE_FILES[i])
+        status = bad ? fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %s", BPE_FILES[i])
                      : folder_text(folder, BPE_FILES[i], text, manifest, manifest_size, e);
         free(text);
     }
@@ -6846,7 +7018,7 @@ static int save_tensors(gpt2_sp* g, const Folder* folder, int status, char* mani
         return processes_agree(&g->host, 0, NULL, e) != 0 ? -1 : ranks_run(g, g->device->save, &save);
     OutFile* files = (OutFile*)calloc(2, sizeof *files);
     if (!files) {
-        if (status == 0) fail(e, "out of memory");
+        if (status == 0) fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
         return processes_agree(&g->host, -1, NULL, e);
     }
     st_header headers[2];
@@ -6899,7 +7071,7 @@ static int checkpoint_list(const Folder* out, int64_t** steps, Error* e) {
     if (!unread && !failed) return count;
     free(*steps);
     *steps = NULL;
-    return failed ? fail(e, "out of memory")
+    return failed ? fail_as(GPT2_SP_NO_MEMORY, e, "out of memory")
                   : fail(e, "cannot read folder %.900s: %s", out->path, strerror(unread));
 }
 
@@ -6988,7 +7160,7 @@ static int checkpoint_write(gpt2_sp* g, const Folder* folder, int status) {
     char text[2048], none[1] = "";
     Error* e = &g->error;
     Manifest* m = (Manifest*)malloc(sizeof *m);
-    if (!m && status == 0) status = fail(e, "out of memory");
+    if (!m && status == 0) status = fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     if (m) m->file.fd = -1, m->text[0] = 0;
     if (status == 0) status = manifest_begin(m, &CHECKPOINT, folder, e);
     status = save_tensors(g, folder, status, m ? m->text : none, m ? sizeof m->text : sizeof none);
@@ -7126,7 +7298,7 @@ static int trainer_save(gpt2_sp* g) {
     }
     char name[STEP_NAME], written[STEP_NAME] = "";
     Folder folder;
-    Error later = {{0}};
+    Error later = {0, {0}};
     checkpoint_name(name, g->step, TEMPORARIES);
     checkpoint_clean(&g->out, &later);   // what cannot be removed is told below
     int made = temporary_make(&folder, &g->out, name, written, sizeof written, e);
@@ -7145,11 +7317,9 @@ static int trainer_save(gpt2_sp* g) {
 
 // See the header.
 int gpt2_sp_save(gpt2_sp* g) {
-    if (!g) return -1;
-    Host host = host_enter();
-    int status = trainer_save(g);
-    host_leave(&host);
-    return status;
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    return (int)trainer_leave(g, &host, trainer_save(g));
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
@@ -7158,7 +7328,7 @@ static int checkpoint_find(const char* out, int tell, char folder[PATH_SIZE], Er
     int64_t* steps = NULL;
     char name[STEP_NAME];
     Folder run;
-    Error why = {{0}};
+    Error why = {0, {0}};
     if (folder_open(&run, out, e) != 0) return errno == ENOENT ? 0 : -1;
     int count = checkpoint_list(&run, &steps, e), found = count < 0 ? -1 : 0;
     folder_close(&run);
@@ -7258,7 +7428,7 @@ static int llmc_tensors(st_set* set, const char* path, Error* e) {
     if (f && !failed) qsort(f->tensors, (size_t)f->count, sizeof *f->tensors, st_by_name);
     set->files = f, set->count = f != NULL;
     if (failed) st_set_close(set);
-    return failed ? fail(e, "%.900s: out of memory", path) : 0;
+    return failed ? fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path) : 0;
 }
 
 // What rows of wpe are that a file does not have: as --grow says, or, of moments, zero.
@@ -7304,7 +7474,7 @@ static int positions_read(const st_file* f, const st_tensor* t, const Shape* s, 
     uint64_t count, real* out, Error* e) {
     const uint64_t n = t->shape[0], C = (uint64_t)s->C, gaps = (uint64_t)s->N - 1;
     real* pair = (real*)malloc(2 * C * sizeof(real));
-    int status = pair ? 0 : fail(e, "out of memory");
+    int status = pair ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (uint64_t row = 0, taken; status == 0 && row < count; row += taken) {
         uint64_t position = first + row;
         if (grow == GROW_ZERO && position >= n) {
@@ -7355,7 +7525,7 @@ static int tensor_read(
     uint64_t width = columns ? columns : 1;
     if (!swap) return st_read_real(f, t, (uint64_t)first * width, (uint64_t)count * width, out, e);
     real* strip = (real*)malloc((size_t)rows * 16 * sizeof(real));
-    int status = strip ? 0 : fail(e, "out of memory");
+    int status = strip ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (uint64_t c = 0; status == 0 && c < columns; c += 16) {
         uint64_t n = columns - c < 16 ? columns - c : 16;
         status = st_read_real(f, t, c * rows, n * rows, strip, e);
@@ -7491,7 +7661,7 @@ static int config_read(const char* folder, gpt2_sp_options* o, int64_t* vocab, i
     for (int i = 0; status == 0 && i < 4; i++) {
         int64_t number = json_need(text, size, keys[i], path, e);
         snprintf(value, sizeof value, "%lld", (long long)number);
-        Error inner = {{0}};
+        Error inner = {0, {0}};
         if (number < 0) status = -1;
         else if (number == 0) status = fail(e, "%.600s: %s 0, expected at least 1", path, keys[i]);
         else if (option_set(o, option_find(names[i]), value, &inner) != 0)
@@ -7536,7 +7706,8 @@ static int model_read(const char* path, gpt2_sp_options* o, int64_t* vocab, int6
 static int resume_same(const char* what, int64_t saved, int64_t asked, Error* e) {
     return saved == asked
         ? 0
-        : fail(e, "this run was made with --%s %lld, found %lld: use another --out, or the same value", what,
+        : fail_as(GPT2_SP_MISMATCH, e,
+              "this run was made with --%s %lld, found %lld: use another --out, or the same value", what,
               (long long)saved, (long long)asked);
 }
 
@@ -7606,7 +7777,7 @@ static int state_read(gpt2_sp* g, const char* folder) {
     size_t size;
     gpt2_sp_options saved;
     int64_t vocab, eot;
-    gpt2_sp_defaults(&saved);
+    options_default(&saved);
     if (config_read(folder, &saved, &vocab, &eot, e) != 0) return -1;
     char* text = path_in(path, folder, "state.json", e) == 0 ? file_read_text(path, 1 << 20, &size, e) : NULL;
     if (!text) return -1;
@@ -7694,7 +7865,7 @@ static int export_tensor(const Model* m, OutFile* f, int u, int id, const gpt2_s
     char name[ST_NAME_MAX];
     tensor_name(name, sizeof name, MODEL_PREFIX, &p, u);
     real* data = (real*)malloc((size_t)(piece * columns) * sizeof(real));
-    int status = data ? 0 : fail(e, "out of memory for tensor `%.200s`", name);
+    int status = data ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for tensor `%.200s`", name);
     for (int64_t first = 0; status == 0 && first < rows; first += piece) {
         int64_t n = min_i64(piece, rows - first);
         status = tensor_read(&m->tensors, u, id, s, first, n, data, e);
@@ -7733,7 +7904,7 @@ static int export_safetensors(
     static const char name[] = "model.safetensors";
     st_header header;
     OutFile* f = (OutFile*)malloc(sizeof *f);
-    if (!f) return fail(e, "out of memory");
+    if (!f) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     st_header_init(&header);
     int status = file_create(f, e, folder, name);
     if (status == 0) status = export_tensors(m, f, &header, o, e);
@@ -7748,7 +7919,7 @@ static int export_safetensors(
 static int export_write(const Model* m, const Folder* folder, const gpt2_sp_options* o, Error* e) {
     char text[2048], token[24] = "null";
     Manifest* manifest = (Manifest*)malloc(sizeof *manifest);
-    if (!manifest) return fail(e, "out of memory");
+    if (!manifest) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     size_t size = sizeof manifest->text;
     int status = manifest_begin(manifest, &EXPORT_FOLDER, folder, e);
     if (status == 0) status = export_safetensors(m, folder, manifest, o, e);
@@ -7829,7 +8000,7 @@ static int export_free(const Folder* in, const char* name, Error* e) {
 static int export_folder(const Model* m, const gpt2_sp_options* o, Error* e) {
     char parent[PATH_SIZE], name[FOLDER_NAME] = "", written[FOLDER_NAME] = "";
     Folder in, folder;
-    Error later = {{0}};
+    Error later = {0, {0}};
     size_t length = strlen(o->out);
     while (length > 1 && o->out[length - 1] == '/') length--;
     snprintf(parent, sizeof parent, "%.*s", (int)length, o->out);
@@ -7879,7 +8050,7 @@ static int export_llmc(const Model* m, const gpt2_sp_options* o, Error* e) {
     if (!m->center)
         return fail(e, "--format llmc: llm.c's models have LayerNorm, this one was trained with --center 0");
     OutFile* f = (OutFile*)calloc(1, sizeof *f);
-    if (!f) return fail(e, "out of memory");
+    if (!f) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     if (tok_output_open(&out, o->out, "model file of llm.c", llmc_ours, e->text, sizeof e->text) != 0) {
         free(f);
         return -1;
@@ -7996,17 +8167,17 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
 
 // See the header. All processes call it together.
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
-    if (!g) return -1;
-    if (!loss) return fail(&g->error, "gpt2_sp_validate needs a place for the loss");
-    if (g->val_data.count == 0) return fail(&g->error, "no --val-data to validate on");
-    if (sequences < 1)
-        return fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
-    Host host = host_enter();
-    int status = evaluate_data(g, sequences);
-    host_leave(&host);
-    if (status != 0) return -1;
-    *loss = g->evaluation.loss / g->evaluation.count;
-    return 0;
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    int status = 0;
+    if (!loss) status = fail(&g->error, "gpt2_sp_validate needs a place for the loss");
+    else if (g->val_data.count == 0) status = fail(&g->error, "no --val-data to validate on");
+    else if (sequences < 1)
+        status = fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
+    if (status != 0) failed_as(GPT2_SP_INVALID, &g->error);
+    if (status == 0) status = evaluate_data(g, sequences);
+    if (status == 0) *loss = g->evaluation.loss / g->evaluation.count;
+    return (int)trainer_leave(g, &host, status);
 }
 
 // Gives a rank its rows of a synthetic document; NULL: of none, whose rows carry no labels.
@@ -8055,7 +8226,7 @@ static void needle_count(const gpt2_sp* g, int replica, const synth_doc* doc, do
 static int evaluate_needle(gpt2_sp* g, int64_t documents, double* right, double* asked) {
     const int dp = g->mesh.dp;
     synth_doc* docs = (synth_doc*)calloc((size_t)dp, sizeof *docs);
-    int status = docs ? 0 : fail(&g->error, "out of memory");
+    int status = docs ? 0 : fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     for (int64_t d = 0; status == 0 && d < documents; d += dp) {
         int n = (int)min_i64(dp, documents - d), made = 0;
         for (; status == 0 && made < n; made += status == 0)
@@ -8499,14 +8670,14 @@ static int measure_probe(Eval* v, EvalTable* t) {
     gpt2_sp* g = v->g;
     const int64_t T = g->mesh.shape.T;
     probe_maker* maker = (probe_maker*)malloc(sizeof *maker);
-    if (!maker) return fail(&g->error, "out of memory");
+    if (!maker) return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     if (probe_open(maker, &g->tokenizer, T, g->error.text, sizeof g->error.text) != 0) {
         free(maker);
         return -1;
     }
     ProbesRead x = {v, maker, 0, 0, -1, NULL};
     x.score = (double*)malloc((size_t)(PROBE_DEPTHS * o->probe_items * PROBE_CANDIDATES) * sizeof *x.score);
-    int status = x.score ? 0 : fail(&g->error, "out of memory");
+    int status = x.score ? 0 : fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     for (x.kind = 0; status == 0 && x.kind < PROBE_KINDS; x.kind++) {
         if (o->probe != GPT2_SP_ALL_PROBES && o->probe != GPT2_SP_FIRST_PROBE + x.kind) continue;
         int64_t W = SLIDING_LEAST;
@@ -8565,7 +8736,7 @@ static int eval_wanted(const gpt2_sp_options* o, const Evaluator* x) {
     const Option* option = option_find(x->option);
     char set[GPT2_SP_TEXT], usual[GPT2_SP_TEXT];
     gpt2_sp_options defaults;
-    gpt2_sp_defaults(&defaults);
+    options_default(&defaults);
     option_print(o, option, set, sizeof set);
     option_print(&defaults, option, usual, sizeof usual);
     return strcmp(set, usual) != 0;
@@ -8687,7 +8858,8 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
     d->ranks = cache_ranks(&g->mesh), d->kept = cache_most(d->ranks, BK, capacity);
     if (!holds_all(&g->layout, STATE_WEIGHTS)) {
         d->collected = (real*)malloc((size_t)g->layout.elements * sizeof(real));
-        int status = d->collected ? 0 : fail(&g->error, "out of memory for the whole weights");
+        int status =
+            d->collected ? 0 : fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory for the whole weights");
         if (processes_agree(&g->host, status, NULL, &g->error) != 0) return -1;   // all collect, or none
         if (ranks_run(g, rank_collect, d->collected) != 0) return -1;
     }
@@ -8699,7 +8871,7 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
         return cache_refuse(
             g, capacity, BK, size - token * (uint64_t)d->kept, token, room / (uint64_t)d->ranks);
     d->part = (DecoderPart*)calloc((size_t)d->ranks, sizeof *d->part);
-    if (!d->part) return fail(&g->error, "out of memory");
+    if (!d->part) return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     for (int i = 0; i < d->ranks; i++) {
         DecoderPart* part = &d->part[i];
         part->share.ranks = d->ranks, part->share.index = i;
@@ -8707,7 +8879,8 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
         part->weights = d->collected ? d->collected : g->ranks[i].state[STATE_WEIGHTS];
         part->memory = (real*)malloc((size_t)size);
         if (!part->memory)
-            return fail(&g->error, "out of memory for a cache of %lld tokens", (long long)capacity);
+            return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory for a cache of %lld tokens",
+                (long long)capacity);
         decoder_part(d, part);
     }
     return 0;
@@ -8716,7 +8889,7 @@ static int decoder_init(Decoder* d, gpt2_sp* g, int64_t capacity) {
 // The CPU's Device.decoder_open: a decoder for `capacity` tokens; NULL, with a line in g->error.
 static void* decoder_open(gpt2_sp* g, int64_t capacity) {
     Decoder* d = (Decoder*)calloc(1, sizeof *d);
-    if (!d) fail(&g->error, "out of memory");
+    if (!d) fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     else if (decoder_init(d, g, capacity) != 0) decoder_close(d), d = NULL;
     return d;
 }
@@ -9024,23 +9197,39 @@ static double sampling_unit(const gpt2_sp_sampling* how, uint64_t purpose, int64
 
 // How the options say that tokens are drawn.
 static gpt2_sp_sampling sampling_of(const gpt2_sp_options* o) {
-    gpt2_sp_sampling how = {o->temperature, o->top_k, o->top_p, o->min_p, o->repetition_penalty,
+    gpt2_sp_sampling how = {sizeof how, o->temperature, o->top_k, o->top_p, o->min_p, o->repetition_penalty,
         (uint64_t)o->seed, 0, o->draft_tokens, NULL, NULL};
     return how;
 }
-void gpt2_sp_sampling_defaults(gpt2_sp_sampling* how) {
+int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how) {
     gpt2_sp_options o;
-    gpt2_sp_defaults(&o);
-    *how = sampling_of(&o);
+    Error e = {0, {0}};
+    options_default(&o);
+    const gpt2_sp_sampling usual = sampling_of(&o);
+    return struct_give(how, &usual, sizeof usual, sizeof usual, "gpt2_sp_sampling", &e) == 0 ? 0 : e.code;
 }
 // -1 if a field is out of the range of the option of its name.
 static int sampling_check(const gpt2_sp_sampling* how, Error* e) {
     gpt2_sp_options o;
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     o.temperature = how->temperature, o.top_k = how->top_k;
     o.top_p = how->top_p, o.min_p = how->min_p;
     o.repetition_penalty = how->repetition_penalty, o.draft_tokens = how->draft_tokens;
-    return options_check(&o, e);
+    return options_check(&o, e) == 0 ? 0 : failed_as(GPT2_SP_INVALID, e);
+}
+
+// What a caller asks for, whose struct may be of another version than this; NULL: the defaults.
+static int sampling_asked(gpt2_sp_sampling* asked, const gpt2_sp_sampling* how, Error* e) {
+    asked->size = sizeof *asked;
+    gpt2_sp_sampling_defaults(asked);
+    if (!how) return 0;
+    if (how->size < sizeof *asked)
+        return fail_as(GPT2_SP_INVALID, e,
+            "gpt2_sp_sampling.size is %zu: set it to the struct's sizeof, at least %zu", how->size,
+            sizeof *asked);
+    *asked = *how;
+    asked->size = sizeof *asked;
+    return sampling_check(asked, e);
 }
 
 // --- generating ---
@@ -9105,7 +9294,7 @@ static int draft_init(gpt2_sp_generator* x, gpt2_sp* draft) {
     x->share = (double*)calloc((size_t)s->V, sizeof *x->share);
     Candidate* all = (Candidate*)malloc((size_t)(GPT2_SP_DRAFT_TOKENS * s->V) * sizeof *all);
     x->proposed[0].candidates = all;
-    if (!x->share || !all) return fail(&x->g->error, "out of memory");
+    if (!x->share || !all) return fail_as(GPT2_SP_NO_MEMORY, &x->g->error, "out of memory");
     for (int i = 1; i < GPT2_SP_DRAFT_TOKENS; i++) x->proposed[i].candidates = all + i * s->V;
     x->draft = draft, x->draft_step = draft->step;
     threads_use(draft->mesh.threads);
@@ -9125,7 +9314,7 @@ static int generator_init(gpt2_sp_generator* x, gpt2_sp* draft, const int32_t* p
     x->logits = (real*)malloc((size_t)(FEW_ROWS * s->Vp) * sizeof *x->logits);
     x->next.candidates = (Candidate*)malloc((size_t)s->V * sizeof(Candidate));
     if (!x->text || !x->seen || !x->prompt_logits || !x->logits || !x->next.candidates)
-        return fail(&g->error, "out of memory");
+        return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     memcpy(x->text, prompt, (size_t)x->prompt_count * sizeof *prompt);
     threads_use(g->mesh.threads);
     x->decoder = g->device->decoder_open(g, x->capacity);
@@ -9138,9 +9327,9 @@ static int generator_init(gpt2_sp_generator* x, gpt2_sp* draft, const int32_t* p
 }
 
 // See the header.
-gpt2_sp_generator* gpt2_sp_generator_open(
+// -1 unless the prompt and `count` more tokens are the model's and fit in its context.
+static int prompt_check(
     gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count) {
-    if (!g) return NULL;
     const Shape* s = &g->mesh.shape;
     int status = prompt ? 0 : fail(&g->error, "there is no prompt to continue");
     if (status == 0 && (prompt_count < 1 || count < 0 || count > s->T - prompt_count))
@@ -9150,17 +9339,24 @@ gpt2_sp_generator* gpt2_sp_generator_open(
         if (prompt[i] < 0 || prompt[i] >= s->V)
             status = fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
                 (long long)s->V);
-    if (status != 0 || (draft && draft_check(g, draft) != 0)) return NULL;
-    gpt2_sp_generator* x = (gpt2_sp_generator*)calloc(1, sizeof *x);
-    if (!x) {
-        fail(&g->error, "out of memory");
-        return NULL;
+    if (status != 0) return failed_as(GPT2_SP_INVALID, &g->error);
+    return draft && draft_check(g, draft) != 0 ? failed_as(GPT2_SP_MISMATCH, &g->error) : 0;
+}
+gpt2_sp_generator* gpt2_sp_generator_open(
+    gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count) {
+    if (!g) return NULL;
+    Host host = trainer_enter(g);
+    gpt2_sp_generator* x = NULL;
+    int status = prompt_check(g, draft, prompt, prompt_count, count);
+    if (status == 0 && !(x = (gpt2_sp_generator*)calloc(1, sizeof *x)))
+        status = fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
+    if (x) {
+        x->g = g, x->step = g->step;
+        x->prompt_count = x->stats.prompt = prompt_count, x->capacity = prompt_count + count;
+        status = generator_init(x, draft, prompt);
+        if (status != 0) generator_free(x), x = NULL;
     }
-    Host host = host_enter();
-    x->g = g, x->step = g->step;
-    x->prompt_count = x->stats.prompt = prompt_count, x->capacity = prompt_count + count;
-    if (generator_init(x, draft, prompt) != 0) generator_free(x), x = NULL;
-    host_leave(&host);
+    trainer_leave(g, &host, status);
     return x;
 }
 
@@ -9243,31 +9439,39 @@ static int64_t generator_draw(gpt2_sp_generator* x, int64_t count, const gpt2_sp
 }
 
 // See the header.
-int64_t gpt2_sp_generator_run(
-    gpt2_sp_generator* x, int32_t* out, int64_t count, const gpt2_sp_sampling* how) {
-    gpt2_sp_sampling defaults;
-    if (!x) return -1;
-    Error* e = &x->g->error;
-    gpt2_sp_sampling_defaults(&defaults);
-    if (!how) how = &defaults;
-    if (!out && count > 0) return fail(e, "there is no room for tokens");
+// Continues the prompt into out: what gpt2_sp_generator_run does between enter and leave.
+static int64_t generator_run(
+    gpt2_sp_generator* x, int32_t* out, int64_t count, const gpt2_sp_sampling* how, Error* e) {
+    gpt2_sp_sampling asked;
+    if (!out && count > 0) return fail_as(GPT2_SP_INVALID, e, "there is no room for tokens");
     if (count < 0 || count > x->capacity - x->prompt_count)
-        return fail(e, "%lld tokens: the generator has room for 0 to %lld", (long long)count,
-            (long long)(x->capacity - x->prompt_count));
+        return fail_as(GPT2_SP_INVALID, e, "%lld tokens: the generator has room for 0 to %lld",
+            (long long)count, (long long)(x->capacity - x->prompt_count));
     if (x->step != x->g->step || (x->draft && x->draft_step != x->draft->step))
-        return fail(e, "a model has made a step since it read the prompt: open another generator");
-    if (sampling_check(how, e) != 0) return -1;
-    Host host = host_enter();
+        return fail_as(
+            GPT2_SP_INVALID, e, "a model has made a step since it read the prompt: open another generator");
+    if (sampling_asked(&asked, how, e) != 0) return -1;
     double start = now_ms();
-    int64_t made = generator_draw(x, count, how);
+    int64_t made = generator_draw(x, count, &asked);
     x->stats.tokens += max_i64(made, 0), x->stats.ms += now_ms() - start;
     if (made > 0) memcpy(out, x->text + x->prompt_count, (size_t)made * sizeof *out);
-    host_leave(&host);
     return made;
+}
+int64_t gpt2_sp_generator_run(
+    gpt2_sp_generator* x, int32_t* out, int64_t count, const gpt2_sp_sampling* how) {
+    if (!x) return GPT2_SP_INVALID;
+    Host host = trainer_enter(x->g);
+    return trainer_leave(x->g, &host, generator_run(x, out, count, how, &x->g->error));
 }
 
 // See the header.
-void gpt2_sp_generator_stats(const gpt2_sp_generator* x, gpt2_sp_generated* stats) { *stats = x->stats; }
+int gpt2_sp_generator_stats(const gpt2_sp_generator* x, gpt2_sp_generated* stats) {
+    Error* e = x ? &x->g->error : NULL;
+    if (!x) return GPT2_SP_INVALID;
+    return struct_give(stats, &x->stats, sizeof x->stats, sizeof x->stats, "gpt2_sp_generated", e) == 0
+        ? 0
+        : e->code;
+}
 void gpt2_sp_generator_close(gpt2_sp_generator* x) {
     Host host = host_enter();
     generator_free(x);
@@ -9277,10 +9481,11 @@ void gpt2_sp_generator_close(gpt2_sp_generator* x) {
 // See the header.
 int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count, int32_t* out, int64_t count,
     const gpt2_sp_sampling* how) {
-    if (!g) return -1;
-    if (how && sampling_check(how, &g->error) != 0) return -1;   // before the prompt is read
+    gpt2_sp_sampling asked;
+    if (!g) return GPT2_SP_INVALID;
+    if (sampling_asked(&asked, how, &g->error) != 0) return g->error.code;   // before the prompt is read
     gpt2_sp_generator* x = gpt2_sp_generator_open(g, NULL, prompt, prompt_count, count);
-    int64_t made = x ? gpt2_sp_generator_run(x, out, count, how) : -1;
+    int64_t made = x ? gpt2_sp_generator_run(x, out, count, how) : g->error.code;
     gpt2_sp_generator_close(x);
     return made;
 }
@@ -9387,7 +9592,8 @@ static int measure_rates(Rates* rates, const Mesh* mesh, Error* e) {
     if (leave) return fail(e, "cannot start threads to measure rates");
     pthread_barrier_destroy(&start);
     if (status != 0)
-        return fail(e, "out of memory for measuring rates: give --gflops, --link-gbs and --copy-gbs");
+        return fail_as(GPT2_SP_NO_MEMORY, e,
+            "out of memory for measuring rates: give --gflops, --link-gbs and --copy-gbs");
     rates->ranks = ranks;
     rates->gflops = 2e-6 * n * n * n / product;
     rates->link_gbs = rates->copy_gbs = 1e-6 * n * n * sizeof(real) / copy;
@@ -9466,7 +9672,9 @@ static int table_play(
     c->work_seconds = c->units * unit_seconds;
     c->seconds = seconds ? schedule_play(table, seconds, seconds + ops, seconds + ops + messages) : -1;
     free(seconds);
-    return c->seconds < 0 ? fail(e, "out of memory for a schedule of %d ranks", table->P) : 0;
+    return c->seconds < 0
+        ? fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a schedule of %d ranks", table->P)
+        : 0;
 }
 
 // What a kind's table costs for P ranks, which may be more than a run can have. -1 where there is no such
@@ -9822,15 +10030,18 @@ static int memory_refuse(
     snprintf(sizes, sizeof sizes, "%s %.2f GiB and the machine has %.2f", who, (double)bytes / 1073741824,
         (double)machine / 1073741824);
     if (context == 0 && batch == 0)
-        return fail(e, "%s: no context fits, take a smaller model%s", sizes,
+        return fail_as(GPT2_SP_NO_MEMORY, e, "%s: no context fits, take a smaller model%s", sizes,
             training && g->mesh.world > 1 && g->mesh.zero < 3 ? " or --zero 3" : "");
     if (!training)
-        return fail(e, "%s: of the model's context of %lld no more than %lld would fit", sizes,
-            (long long)o->seq_len, (long long)context);
+        return fail_as(GPT2_SP_NO_MEMORY, e, "%s: of the model's context of %lld no more than %lld would fit",
+            sizes, (long long)o->seq_len, (long long)context);
     if (batch > 0) snprintf(other, sizeof other, "the largest batch is %lld", (long long)batch);
-    if (context == 0) return fail(e, "%s: with --seq-len %lld %s", sizes, (long long)o->seq_len, other);
-    return fail(e, "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s",
-        sizes, (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
+    if (context == 0)
+        return fail_as(
+            GPT2_SP_NO_MEMORY, e, "%s: with --seq-len %lld %s", sizes, (long long)o->seq_len, other);
+    return fail_as(GPT2_SP_NO_MEMORY, e,
+        "%s: with --batch-size %lld the longest context that fits is %lld, with --seq-len %lld %s", sizes,
+        (long long)o->batch_size, (long long)context, (long long)o->seq_len, other);
 }
 
 // Makes the trainer's mesh, schedules, ranks and their memory: everything but data and weights. Schedules are
@@ -9853,7 +10064,8 @@ static int trainer_init(gpt2_sp* g, int64_t vocab, int training) {
     g->ranks = (Rank*)calloc((size_t)world, sizeof *g->ranks);
     g->segments = (Segments*)calloc((size_t)g->mesh.sp, sizeof *g->segments);
     g->batch_ranks = (RankBatch*)calloc((size_t)world * 3, sizeof *g->batch_ranks);
-    if (!g->ranks || !g->segments || !g->batch_ranks) return fail(e, "out of memory for %d ranks", world);
+    if (!g->ranks || !g->segments || !g->batch_ranks)
+        return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %d ranks", world);
     if (thread_world_init(&g->world, g->mesh.first_rank, world, e) != 0) return -1;
     for (int i = 0; i < g->mesh.sp; i++)
         g->segments[i] = rank_segments(g->options.schedule, g->mesh.sp, g->mesh.shape.T, i);
@@ -9955,7 +10167,7 @@ static int run_file(const Folder* out, const char* name, int log, Error* e) {
                                : fail(e, "cannot look at %.700s/%s: %s", out->path, name, strerror(errno));
     if (!S_ISREG(info.st_mode)) return FILE_FOREIGN;
     char* text = (char*)malloc(1 << 16);
-    if (!text) return fail(e, "out of memory");
+    if (!text) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     ssize_t n = file_begin(out, name, text, 1 << 16);
     int ours = n == 0 || (n > 0 && (log ? log_ours(text, (size_t)n) : run_config_ours(text)));
     free(text);
@@ -10023,7 +10235,7 @@ static int best_folder(
     const char* option, const char* name, const char* run, char folder[PATH_SIZE], Error* e) {
     char path[PATH_SIZE], step[STEP_NAME];
     size_t size;
-    Error why = {{0}};
+    Error why = {0, {0}};
     int found = checkpoint_find(run, 1, folder, e);
     if (found < 0) return -1;
     if (found == 0) return fail(e, "--%s %.900s: there is no run with a checkpoint", option, name);
@@ -10111,7 +10323,7 @@ static int sizes_choose(
     gpt2_sp_options* o, char path[PATH_SIZE], int64_t* positions, int64_t* eot, bpe* tokenizer, Error* e) {
     gpt2_sp_options model;
     int64_t vocab = 0;
-    gpt2_sp_defaults(&model);
+    options_default(&model);
     memset(tokenizer, 0, sizeof *tokenizer);
     *eot = EOT_UNNAMED;
     if (o->val_sequences == 0) o->val_sequences = 8;
@@ -10122,7 +10334,7 @@ static int sizes_choose(
         (model_find("init-from", o->init_from, path, e) != 0 ||
             model_read(path, &model, &vocab, eot, e) != 0 ||
             tokenizer_of_folder(tokenizer, path, vocab, e) < 0))
-        return -1;
+        return failed_as(GPT2_SP_FILE, e);
     if (from) *positions = model.n_positions;
     if (!resumed && !from) model.layers = model.heads = 4, model.channels = 256, model.seq_len = 1024;
     const struct {
@@ -10252,14 +10464,16 @@ static int processes_meet(gpt2_sp* g) {
         return fail(e, "--world %lld needs --master HOST:PORT, where process 0 listens", (long long)o->world);
     if (!g->device->processes)
         return fail(e, "--world %lld: this program's ranks are all in one process", (long long)o->world);
-    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, o->secret_file, e) != 0) return -1;
+    if (links_open(&g->world, (int)o->rank, (int)o->world, o->master, o->secret_file, e) != 0)
+        return failed_as(GPT2_SP_LOST, e);
     Error unfit;
     int fits = ranks_choose(o, g->device, g->world.local_processes, &unfit) == 0;   // told when all have met
     // before the others can know that options agree, and let their ranks speak
     if (net_ranks(&g->world.net, (int)max_i64(1, o->dp * max_i64(1, o->sp) / o->world)) != 0)
-        return fail(e, "out of memory for the links of %lld ranks", (long long)(o->dp * o->sp));
+        return fail_as(
+            GPT2_SP_NO_MEMORY, e, "out of memory for the links of %lld ranks", (long long)(o->dp * o->sp));
     char *text = (char*)calloc(OPTION_COUNT, GPT2_SP_TEXT + 64), value[GPT2_SP_TEXT];
-    if (!text) return fail(e, "out of memory");
+    if (!text) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     int n = sprintf(text, "numbers of %d bytes\n", GPT2_SP_REAL_BYTES);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const Option* option = &OPTIONS[i];
@@ -10292,7 +10506,7 @@ static int work_compare(gpt2_sp* g) {
     size_t size = (size_t)(g->data.count + g->val_data.count) * 512 + 512;
     if (g->mesh.processes < 2) return 0;
     char* text = (char*)calloc(size, 1);
-    if (!text) return fail(&g->error, "out of memory");
+    if (!text) return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     int n = snprintf(text, size,
         "%lld layers\n%lld heads\n%lld channels\na context of %lld\n%lld positions\na vocabulary of "
         "%lld\nthe end token "
@@ -10314,29 +10528,33 @@ static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
     Error* e = &g->error;
     if (sizes_choose(&g->options, g->init_model, &g->init_positions, &g->eot, &g->tokenizer, e) != 0)
-        return -1;
+        return failed_as(GPT2_SP_MISMATCH, e);
     const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
-    if (dataset_open(&g->data, o->data, &how, e) != 0) return -1;
-    if (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0) return -1;
+    if (dataset_open(&g->data, o->data, &how, e) != 0 ||
+        (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0))
+        return failed_as(GPT2_SP_FILE, e);
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
     if (g->eot < 0) g->eot = g->data.eot;
-    if (!g->tokenizer.token && dataset_tokenizer(&g->data, &g->tokenizer, e) < 0) return -1;
+    if (!g->tokenizer.token && dataset_tokenizer(&g->data, &g->tokenizer, e) < 0)
+        return failed_as(GPT2_SP_FILE, e);
     if (data_fits(g, &g->data, "data", vocab, INT64_MAX, e) != 0 ||
         (o->val_data[0] && data_fits(g, &g->val_data, "val-data", vocab, o->val_sequences, e) != 0))
-        return -1;
+        return failed_as(GPT2_SP_MISMATCH, e);
     if (o->val_data[0] &&
         !tokens_alike(g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab))
-        return fail(e, "--val-data has %s with %u tokens, --data %s with %u",
+        return fail_as(GPT2_SP_MISMATCH, e, "--val-data has %s with %u tokens, --data %s with %u",
             tokenizer_name(g->val_data.tokenizer).text, g->val_data.vocab,
             tokenizer_name(g->data.tokenizer).text, g->data.vocab);
-    if (trainer_init(g, vocab, 1) != 0) return -1;
+    if (trainer_init(g, vocab, 1) != 0) return failed_as(GPT2_SP_INVALID, e);
     int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
-    if (o->out[0] && g->mesh.process == 0 && out_open(g) != 0) return -1;
-    if (work_compare(g) != 0) return -1;   // after it process 0 has locked --out: the others may look into it
-    if (trainer_start(g) != 0) return -1;
-    if (g->out.fd >= 0 && checkpoint_strangers(&g->out, g->step, e) != 0) return -1;
+    if (o->out[0] && g->mesh.process == 0 && out_open(g) != 0) return failed_as(GPT2_SP_FILE, e);
+    if (work_compare(g) != 0)
+        return failed_as(
+            GPT2_SP_MISMATCH, e);   // after it process 0 has locked --out: the others may look into it
+    if (trainer_start(g) != 0) return failed_as(GPT2_SP_FILE, e);
+    if (g->out.fd >= 0 && checkpoint_strangers(&g->out, g->step, e) != 0) return failed_as(GPT2_SP_FILE, e);
     loader_request(&g->loader, g->next_sample, ramp_window(o, g->step));
     return 0;
 }
@@ -10344,17 +10562,18 @@ static int trainer_prepare(gpt2_sp* g) {
 // 0, or -1 if the GPU program finds no GPU. Asked before processes meet or a checkpoint is read.
 static int device_found(gpt2_sp* g) {
     if (!g->device->count || g->device->count(1) > 0) return 0;
-    return fail(&g->error, "no GPU found: the CPU program is train_gpt2_sp");
+    return fail_as(GPT2_SP_UNSUPPORTED, &g->error, "no GPU found: the CPU program is train_gpt2_sp");
 }
 
 // Makes a trainer that can train. A process that fails tells the others why.
 static int trainer_create(gpt2_sp* g) {
     Error* e = &g->error;
-    if (options_check(&g->options, e) != 0 || world_open(&g->world, 1e3 * g->options.timeout, e) != 0)
-        return -1;
+    if (options_check(&g->options, e) != 0) return failed_as(GPT2_SP_INVALID, e);
+    if (world_open(&g->world, 1e3 * g->options.timeout, e) != 0) return failed_as(GPT2_SP_NO_MEMORY, e);
     if (device_found(g) != 0) return -1;
     g->host = thread_transport(&g->world, HOST);
     int status = processes_meet(g);
+    if (status != 0) failed_as(GPT2_SP_INVALID, e);
     if (status == 0) status = trainer_prepare(g);
     if (status != 0) g->host.abort(&g->host, e);   // whoever waits for this process is told why
     return status;
@@ -10370,7 +10589,7 @@ static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
         : o->trace[0]            ? "trace"
         : o->products[0]         ? "products"
                                  : NULL;
-    return name ? fail(e, "--%s: only the GPU program has it", name) : 0;
+    return name ? fail_as(GPT2_SP_UNSUPPORTED, e, "--%s: only the GPU program has it", name) : 0;
 }
 
 static const Device CPU_DEVICE = {
@@ -10403,6 +10622,38 @@ extern const Device GPT2_SP_DEVICE;
 #endif
 static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 
+#ifdef _OPENMP
+#define HAS_OPENMP 1
+#define BUILT_OPENMP ", OpenMP"
+#else
+#define HAS_OPENMP 0
+#define BUILT_OPENMP ""
+#endif
+#ifdef GPT2_SP_NCCL
+#define HAS_NCCL 1
+#else
+#define HAS_NCCL 0
+#endif
+#define TEXT_OF(x) #x
+#define BUILT(program, bytes) \
+    "gpt2_sp " GPT2_SP_VERSION ", the " program \
+    " program, numbers of " TEXT_OF(bytes) " bytes" BUILT_OPENMP ", compiled by " __VERSION__
+// See the header, for these.
+const char* gpt2_sp_build(void) {
+    return gpt2_sp_device == &CPU_DEVICE ? BUILT("CPU", GPT2_SP_REAL_BYTES)
+                                         : BUILT("GPU", GPT2_SP_REAL_BYTES);
+}
+int gpt2_sp_has(const char* feature) {
+    const struct {
+        const char* name;
+        int here;
+    } features[] = {{"gpu", gpt2_sp_device != &CPU_DEVICE}, {"nccl", HAS_NCCL}, {"openmp", HAS_OPENMP},
+        {"fp64", GPT2_SP_REAL_BYTES == 8}};
+    for (size_t i = 0; feature && i < sizeof features / sizeof features[0]; i++)
+        if (strcmp(feature, features[i].name) == 0) return features[i].here;
+    return 0;
+}
+
 // A trainer with nothing in it yet; NULL: out of memory.
 static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     gpt2_sp* g = (gpt2_sp*)calloc(1, sizeof *g);
@@ -10427,7 +10678,7 @@ static int gradients_collect(gpt2_sp* g, uint64_t sample, int64_t step, Gradient
     loader_request(&g->loader, sample, ramp_window(&g->options, step));
     if (!batch_take(g)) return -1;
     out->all = (real*)calloc((size_t)g->layout.elements, sizeof(real));
-    if (!out->all) return fail(&g->error, "out of memory for all gradients");
+    if (!out->all) return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory for all gradients");
     int status = ranks_run(g, g->device->gradients, out);
     loader_request(&g->loader, sample, ramp_window(&g->options, step));
     return status;
@@ -10494,7 +10745,7 @@ static int trainer_check_ranks(gpt2_sp* g) {
     if (path[0] && option_set(&o, option_find("init-from"), path, &g->error) != 0) return -1;
     o.out[0] = 0, o.save_every = 0;
     gpt2_sp* one = trainer_new(&o);
-    int status = one ? trainer_create(one) : fail(&g->error, "out of memory");
+    int status = one ? trainer_create(one) : fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     if (one && status != 0) fail(&g->error, "--check, one rank alone: %.900s", one->error.text);
     Gradients found = {NULL, 0, 0}, alone = {NULL, 0, 0};
     if (status == 0) status = gradients_collect(g, g->next_sample, g->step, &found);
@@ -10508,13 +10759,13 @@ static int trainer_check_ranks(gpt2_sp* g) {
 }
 
 // The trainer, or, where its making failed, NULL and the reason.
-static gpt2_sp* trainer_checked(gpt2_sp* g, int status, char* error, size_t error_size) {
-    if (error_size > 0) snprintf(error, error_size, "%s", g ? g->error.text : "out of memory");
-    if (g && status != 0) {
-        gpt2_sp_destroy(g);
-        return NULL;
-    }
-    return g;
+static gpt2_sp* trainer_checked(gpt2_sp* g, int status, Error* e) {
+    if (g) *e = g->error;
+    else fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    if (g && status == 0) return g;
+    failed_as(GPT2_SP_FAILED, e);
+    gpt2_sp_destroy(g);
+    return NULL;
 }
 
 // -1 if an option is set that is for the command `train`: a program that makes a trainer does this itself.
@@ -10529,7 +10780,7 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
         {"keep-best", "gpt2_sp_save", o->keep_best == 0}, {"patience", "gpt2_sp_validate", o->patience > 0},
         {"max-minutes", "a clock of your own", o->max_minutes > 0}};
     gpt2_sp_options defaults;
-    gpt2_sp_defaults(&defaults);
+    options_default(&defaults);
     for (int i = 0; i < OPTION_COUNT; i++) {
         char set[GPT2_SP_TEXT], usual[GPT2_SP_TEXT];
         option_print(o, &OPTIONS[i], set, sizeof set);
@@ -10546,14 +10797,20 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
 }
 
 // See the header. trainer_checked has the reason copied out before the trainer is gone.
-gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, char* error, size_t error_size) {
+gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure) {
+    Error e = {0, {0}};
+    gpt2_sp* g = NULL;
     Host host = host_enter();
-    gpt2_sp* g = options ? trainer_new(options) : NULL;
-    int status = g ? options_for_programs(options, &g->error) : -1;
-    if (status == 0) status = trainer_create(g);
-    g = trainer_checked(g, status, error, error ? error_size : 0);
-    if (!options && error && error_size > 0) snprintf(error, error_size, "no options");
+    if (!options) fail_as(GPT2_SP_INVALID, &e, "no options");
+    else {
+        g = trainer_new(options);
+        int status = g ? options_for_programs(options, &g->error) : -1;
+        if (g && status != 0) failed_as(GPT2_SP_INVALID, &g->error);
+        if (status == 0) status = trainer_create(g);
+        g = trainer_checked(g, status, &e);
+    }
     host_leave(&host);
+    failure_give(failure, &e, g ? 0 : -1);
     return g;
 }
 
@@ -10893,11 +11150,11 @@ static int run_config_write(const Folder* out, const gpt2_sp_options* o, Error* 
 // may change; those that do are named. A run.cfg that cannot be read says nothing.
 static int run_goes_on(const gpt2_sp* g, gpt2_sp_options* o, Error* e) {
     char path[PATH_SIZE], before[GPT2_SP_TEXT], now[GPT2_SP_TEXT];
-    Error unread = {{0}}, note = {{0}};
+    Error unread = {0, {0}}, note = {0, {0}};
     if (g->resumed_step < 0 || path_in(path, o->out, "run.cfg", e) != 0) return g->resumed_step < 0 ? 0 : -1;
     gpt2_sp_options* was = (gpt2_sp_options*)malloc(sizeof *was);
-    if (!was) return fail(e, "out of memory");
-    gpt2_sp_defaults(was);
+    if (!was) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    options_default(was);
     int status = 0, changed = 0, known = options_file(was, path, &note, &unread) == 0;
     if (known && o->init_from[0] && (strcmp(o->init_from, was->init_from) != 0 || o->grow != was->grow))
         status = fail(e,
@@ -10932,7 +11189,7 @@ static gpt2_sp* trainer_make(const gpt2_sp_options* o, int (*make)(gpt2_sp*), Er
         Arena fullest = fullest_rank(&g->mesh, &g->layout);
         memory_print(stderr, &g->mesh, &g->layout, &g->options, &fullest);
     }
-    return trainer_checked(g, status, e->text, sizeof e->text);
+    return trainer_checked(g, status, e);
 }
 
 // Whether --patience is at its end.
@@ -11161,6 +11418,7 @@ static int train_loop(gpt2_sp* g, FILE* log, double launched) {
         if (g->step >= o->steps || stop) break;
         gpt2_sp_stats stats;
         double val_loss = 0;
+        stats.size = sizeof stats;
         if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
         int last = g->step == o->steps;
         int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
@@ -11195,7 +11453,7 @@ static void* watch_thread(void* argument) {
     Watch* watch = (Watch*)argument;
     ThreadWorld* w = &watch->g->world;
     double patience = w->timeout > 0 ? fmin(w->timeout, 30e3) : 30e3, since = 0;
-    Error why = {{0}};
+    Error why = {0, {0}};
     pthread_mutex_lock(&w->mutex);
     while (!watch->done) {
         world_await(w, now_ms() + 200);
@@ -11383,8 +11641,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     int64_t eot, positions;
     bpe tokenizer;
     char init_model[PATH_SIZE];
-    int status =
-        plan ? sizes_choose(o, init_model, &positions, &eot, &tokenizer, e) : fail(e, "out of memory");
+    int status = plan ? sizes_choose(o, init_model, &positions, &eot, &tokenizer, e)
+                      : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     if (plan) bpe_free(&tokenizer);
     int64_t vocab = o->vocab ? o->vocab : 50257;
     if (status == 0) status = ranks_choose(o, gpt2_sp_device, 1, e);
@@ -11536,7 +11794,7 @@ static int eval_models(const gpt2_sp_options* o, EvalFigures* f, int64_t* T, Err
         int64_t vocab, eot;
         list = list_item(list, f->model[f->models]);
         if (*list == ',') list++;
-        gpt2_sp_defaults(&sizes);
+        options_default(&sizes);
         if (model_find("from", f->model[f->models++], path, e) != 0 ||
             model_read(path, &sizes, &vocab, &eot, e) != 0)
             return -1;
@@ -11563,7 +11821,7 @@ static int eval_model_check(const Eval* v, Error* e) {
 // questions are to lie side by side.
 static int eval_load(Eval* v, const char* model, int64_t T, Error* e) {
     gpt2_sp_options* one = (gpt2_sp_options*)malloc(sizeof *one);
-    if (!one) return fail(e, "out of memory");
+    if (!one) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     *one = *v->o;
     snprintf(one->from, sizeof one->from, "%s", model);
     one->seq_len = T;
@@ -11624,7 +11882,7 @@ static int command_eval(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     int64_t T;
     Eval* v = (Eval*)calloc(1, sizeof *v);
     EvalFigures* f = (EvalFigures*)calloc(1, sizeof *f);
-    int status = v && f ? eval_check(o, e) : fail(e, "out of memory");
+    int status = v && f ? eval_check(o, e) : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     if (status == 0) status = eval_models(o, f, &T, e);
     if (v) v->o = o;
     if (status == 0) status = losses_plan(v, T, e);
@@ -11691,7 +11949,7 @@ static int prompt_text(const gpt2_sp* g, Prompt* p, FILE* file, Error* e) {
     bpe_encoder encoder;
     char* piece = (char*)malloc(1 << 16);
     int status = bpe_encoder_open(&encoder, &g->tokenizer, (int)o->specials, e->text, sizeof e->text);
-    if (status == 0 && !piece) status = fail(e, "out of memory");
+    if (status == 0 && !piece) status = fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     if (status == 0 && !file) status = prompt_encode(p, &encoder, o->prompt, strlen(o->prompt), 1, T, e);
     for (size_t n = 1; status == 0 && file && n > 0 && p->count <= T;) {
         n = fread(piece, 1, 1 << 16, file);
@@ -11709,7 +11967,7 @@ static int prompt_numbers(const gpt2_sp* g, Prompt* p, FILE* file, Error* e) {
     // a token number, its sign and what separates it take a dozen characters at most, if no more blanks
     size_t limit = (size_t)(16 * g->mesh.shape.T + 4096);
     char* text = (char*)malloc(limit + 1);
-    if (!text) return fail(e, "out of memory");
+    if (!text) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     size_t n = fread(text, 1, limit, file);
     text[n] = 0;
     int status = ferror(file) ? fail(e, "--prompt-file %.900s: %s", o->prompt_file, strerror(errno))
@@ -11730,7 +11988,7 @@ static int prompt_read(const gpt2_sp* g, Prompt* p, Error* e) {
     memset(p, 0, sizeof *p);
     p->text = known && !o->prompt_tokens[0];
     p->tokens = (int32_t*)malloc((size_t)T * sizeof *p->tokens);
-    if (!p->tokens) return fail(e, "out of memory");
+    if (!p->tokens) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     if ((o->prompt_tokens[0] != 0) + (o->prompt_file[0] != 0) + given > 1)
         return fail(e, "--prompt, --prompt-file and --prompt-tokens: give one of them");
     if (!known && (o->specials || (given && o->prompt[0])))
@@ -11875,14 +12133,15 @@ static int replica_continue(
     size_t size = 0;
     const int64_t number = (int64_t)how->continuation;
     FILE* out = x->dp > 1 ? open_memstream(&text, &size) : stdout;
-    if (!out) return fail(&g->error, "out of memory");
+    if (!out) return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     TokenPrinter printer = {
         g, out, x->prompt->text, 0, x->prompt, g->options.count > 1 ? number + 1 : 0, {{0}, 0}, NULL, 0, 0};
     how->token = token_drawn_print, how->user = &printer;
     int64_t made = gpt2_sp_generator_run(generator, tokens, x->length, how);
     int status = made < 0 ? -1 : 0;
     if (status == 0) token_print_end(&printer);
-    if (out != stdout && fclose(out) != 0 && status == 0) status = fail(&g->error, "out of memory");
+    if (out != stdout && fclose(out) != 0 && status == 0)
+        status = fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     if (out != stdout && status == 0) status = turn_print(x->turns, number, text, size);
     free(text);
     x->stopped += printer.stopped, x->ended += status == 0 && !printer.stopped && made < x->length;
@@ -11898,11 +12157,12 @@ static void* replica_run(void* argument) {
         gpt2_sp_generator_open(g, x->draft, x->prompt->tokens, x->prompt->count, x->length);
     int32_t* tokens = (int32_t*)malloc((size_t)max_i64(x->length, 1) * sizeof *tokens);
     x->status = generator && tokens ? 0 : -1;
-    if (generator && !tokens) fail(&g->error, "out of memory");
+    if (generator && !tokens) fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory");
     for (int64_t i = x->number; x->status == 0 && i < g->options.count; i += x->dp) {
         how.continuation = (uint64_t)i;
         x->status = replica_continue(x, generator, tokens, &how);
     }
+    x->stats.size = sizeof x->stats;
     if (generator) gpt2_sp_generator_stats(generator, &x->stats);
     gpt2_sp_generator_close(generator);
     free(tokens);
@@ -11982,7 +12242,7 @@ static int sample_prompt(const gpt2_sp* g, Prompt* prompt, int64_t* length, Erro
 // draft is small, so one rank reads for it.
 static int replicas_load(Replica* all, const gpt2_sp_options* o, Error* e) {
     gpt2_sp_options* one = (gpt2_sp_options*)malloc(sizeof *one);
-    int status = one ? 0 : fail(e, "out of memory");
+    int status = one ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (int64_t i = 0; status == 0 && i < o->dp; i++) {
         *one = *o;
         one->dp = 1, one->rank = i;
@@ -12007,7 +12267,7 @@ static int command_sample(gpt2_sp_options* o, const Positional* inputs, Error* e
         return fail(e, "--dp %lld replicas: --count %lld has work for %lld of them", (long long)o->dp,
             (long long)o->count, (long long)o->count);
     Replica* all = (Replica*)calloc((size_t)o->dp, sizeof *all);
-    if (!all) return fail(e, "out of memory");
+    if (!all) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     memset(&prompt, 0, sizeof prompt);
     int status = replicas_load(all, o, e);
     if (status == 0) status = sample_prompt(all[0].g, &prompt, &length, e);
@@ -12070,8 +12330,10 @@ static int prepare_open(Preparation* p, const gpt2_sp_options* o, Error* e) {
         tokenizer_open(&p->tokenizer, found ? run : o->tokenizer, o->pattern ? pattern : NULL, e))
         return -1;
     FILE* memory = open_memstream(&file, &size);
-    int status = !memory || bpe_write(&p->tokenizer, 0, 0, memory) != 0 ? fail(e, "out of memory") : 0;
-    if (memory && fclose(memory) != 0) status = fail(e, "out of memory");
+    int status = !memory || bpe_write(&p->tokenizer, 0, 0, memory) != 0
+        ? fail_as(GPT2_SP_NO_MEMORY, e, "out of memory")
+        : 0;
+    if (memory && fclose(memory) != 0) status = fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     prepare* work = &p->work;
     if (status == 0) status = prepare_shard(p, &work->writer[0], o, o->out, file, size, e);
     if (status == 0 && o->val_out[0])
@@ -12291,7 +12553,8 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     catch_signals("stopping: nothing is written; a second SIGTERM or SIGINT ends at once\n");
     if (prepare_open(&p, o, e) != 0) return -1;
     p.left_out = open_memstream(&left_out, &size);
-    int status = p.left_out ? prepare_inputs(&p, o, inputs, e) : fail(e, "out of memory");
+    int status =
+        p.left_out ? prepare_inputs(&p, o, inputs, e) : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     status = prepare_close(&p, status, e);
     double seconds = fmax(1e-3 * (now_ms() - p.began), 1e-6);
     if (p.left_out) fclose(p.left_out);
@@ -12351,8 +12614,8 @@ static int synth_shard(const gpt2_sp_options* o, Error* e) {
 static int export_model(const gpt2_sp_options* o, char path[PATH_SIZE], Model* m, Error* e) {
     int64_t vocab = 0;
     gpt2_sp_options* model = (gpt2_sp_options*)malloc(sizeof *model);
-    if (!model) return fail(e, "out of memory");
-    gpt2_sp_defaults(model);
+    if (!model) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    options_default(model);
     int status = model_find("from", o->from, path, e);
     if (status == 0) status = model_read(path, model, &vocab, &m->eot, e);
     if (status == 0) {
@@ -12426,12 +12689,6 @@ static const Command* command_find(const char* name) {
     return NULL;
 }
 
-#ifdef _OPENMP
-#define WITH_OPENMP ", OpenMP"
-#else
-#define WITH_OPENMP ""
-#endif
-
 // What the program prints without a command.
 MAIN_ONLY static void usage(FILE* out) {
     fprintf(out,
@@ -12455,8 +12712,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
         return argc < 2;
     }
     if (strcmp(word, "--version") == 0) {
-        printf("gpt2_sp %s, the %s program, numbers of %d bytes%s\n", GPT2_SP_VERSION,
-            gpt2_sp_device == &CPU_DEVICE ? "CPU" : "GPU", GPT2_SP_REAL_BYTES, WITH_OPENMP);
+        puts(gpt2_sp_build());
         return 0;
     }
     int named = strncmp(argv[1], "--", 2) != 0, first = named ? 2 : 1;
@@ -12471,11 +12727,11 @@ MAIN_ONLY static int program(int argc, char** argv) {
     signal(SIGXFSZ, SIG_IGN);           // a file that grows too large is a write error
     setvbuf(stdout, NULL, _IOLBF, 0);   // into a file or a pipe, too, a line is there when it is printed
     gpt2_sp_options options;
-    Error e = {{0}};
+    Error e = {0, {0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
-    gpt2_sp_defaults(&options);
+    options_default(&options);
     int status = inputs.items ? options_parse(&options, command, argc - first, argv + first, &inputs, &e)
-                              : fail(&e, "out of memory");
+                              : fail_as(GPT2_SP_NO_MEMORY, &e, "out of memory");
     if (status == 1) options_help(command);
     else if (status == 0) status = command->run(&options, &inputs, &e);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status >= 0)

@@ -1825,7 +1825,7 @@ static MatmulSample* matmul_sample_memory(const Gpu* d) {
 static Error matmul_objection(Gpu* d, const MatmulPlan* p, const cublasLtMatmulAlgo_t* algorithm) {
     MatmulSettings settings = matmul_settings(algorithm);
     cublasLtMatmulHeuristicResult_t result;
-    Error why = {{0}};
+    Error why = {0, {0}};
     int64_t depth = matmul_tile_depth(settings.stages), k = p->shape.k;
     cublasStatus_t status =
         cublasLtMatmulAlgoCheck(d->lt, p->operation, p->a, p->b, p->d, p->d, algorithm, &result);
@@ -2011,7 +2011,7 @@ static int products_append(
 // Takes the file's choice for a plan. 1: taken; 0: the file has none; -1: an error, also if the choice does
 // not pass the tests that every proposal must pass.
 static int products_take(Gpu* d, MatmulPlan* p, const MatmulOperands* x, Error* e) {
-    Error why = {{0}};
+    Error why = {0, {0}};
     double shares[2];
     int found = products_find(d->products, &p->shape, &p->algorithm, e);
     if (found != 1) return found;

@@ -134,20 +134,22 @@ static int random_shard(const char* path, int tokens) {
 }
 
 static int step_bench(double matmul) {
-    char path[64], error[GPT2_SP_TEXT];
+    char path[64];
+    gpt2_sp_failure failure;
     gpt2_sp_options o;
     snprintf(path, sizeof path, "/tmp/gpt2_sp_bench_%d.bin", (int)getpid());
     if (random_shard(path, 65536) != 0) return 1;
-    gpt2_sp_defaults(&o);
-    gpt2_sp_set(&o, "model", "d12", error, sizeof error);
-    gpt2_sp_set(&o, "data", path, error, sizeof error);
+    options_default(&o);
+    gpt2_sp_set(&o, "model", "d12", &failure);
+    gpt2_sp_set(&o, "data", path, &failure);
     o.seq_len = 64, o.batch_size = 4, o.recompute = GPT2_SP_NONE;
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = gpt2_sp_create(&o, &failure);
     unlink(path);
-    if (!g) return fprintf(stderr, "%s\n", error), 1;
+    if (!g) return fprintf(stderr, "%s\n", failure.text), 1;
     double best = 1e30;
     gpt2_sp_stats stats;
     for (int i = 0; i < 6; i++) {
+        stats.size = sizeof stats;
         if (gpt2_sp_step(g, &stats) != 0) return fprintf(stderr, "%s\n", gpt2_sp_error(g)), 1;
         if (i > 0) best = fmin(best, stats.ms);
         printf("step   %d  loss %.4f  %.0f ms\n", i + 1, stats.loss, stats.ms);

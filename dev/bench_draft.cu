@@ -14,6 +14,7 @@ static void draw(gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t n, i
     int64_t proposed, double* ms, gpt2_sp_generated* all) {
     gpt2_sp_sampling how;
     gpt2_sp_generated stats;
+    how.size = sizeof how;
     gpt2_sp_sampling_defaults(&how);
     how.temperature = 0, how.draft_tokens = proposed;
     gpt2_sp_generator* x = gpt2_sp_generator_open(g, draft, prompt, n, length);
@@ -23,6 +24,7 @@ static void draw(gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t n, i
         if (gpt2_sp_generator_run(x, out, length, &how) != length) printf("%s\n", gpt2_sp_error(g)), exit(1);
         if (again) *ms += now_ms() - start;
     }
+    stats.size = sizeof stats;
     gpt2_sp_generator_stats(x, &stats);
     all->drafted += stats.drafted, all->accepted += stats.accepted;
     gpt2_sp_generator_close(x);

@@ -24,7 +24,7 @@ __global__ void fill(bf16* p, int64_t n, uint32_t seed) {   // sum of two unifor
 MAIN_ONLY static gpt2_sp* load(const char* folder) {
     gpt2_sp_options o;
     Error e;
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     snprintf(o.from, sizeof o.from, "%s", folder);
     o.sp = 1;
     gpt2_sp* g = trainer_make(&o, trainer_load, &e);

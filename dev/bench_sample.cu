@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
     for (int64_t i = 0; i < n; i++)
         prompt[i] = (int32_t)((i * 7919 + 12345) % (V - 1));   // as the .py has it
     gpt2_sp_sampling how;
+    how.size = sizeof how;
     gpt2_sp_sampling_defaults(&how);
     gpt2_sp_generated stats;
     for (int i = -1; i < REPEATS; i++) {   // the first is not counted
@@ -49,6 +50,7 @@ int main(int argc, char** argv) {
                 printf("\n");
             }
         }
+        stats.size = sizeof stats;
         gpt2_sp_generator_stats(x, &stats);
         if (i >= 0) prefill[i] = stats.prompt_ms;
         gpt2_sp_generator_close(x);

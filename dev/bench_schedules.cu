@@ -222,7 +222,7 @@ static int schedule_project(
     memset(r, 0, sizeof *r);
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     o.layers = 12, o.heads = NH, o.channels = NH * HEAD, o.seq_len = T, o.sp = P, o.schedule = kind;
     int status =
         mesh_init(&mesh, schedules, &o, 50257, 1, &GPU_DEVICE, e) != 0 || layout_init(&layout, &mesh, e) != 0
@@ -281,7 +281,7 @@ int main(int argc, char** argv) {
         for (int P : RANKS)
             for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
                 Result r;
-                Error e = {{0}};
+                Error e = {0, {0}};
                 if (schedule_project(&r, kind, T, P, link_gbs, latency_us * 1e-6, &e) != 0) {
                     printf("%7d %2d  %-10s %s\n", T, P, schedule_name(kind), e.text);
                     continue;

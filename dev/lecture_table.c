@@ -132,16 +132,17 @@ static int row_measure(const Row* row, int context, const char* data, Measure* m
     double before = process_bytes();
     memset(m, 0, sizeof *m);
     m->seconds = INFINITY;
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     snprintf(o.data, sizeof o.data, "%s", data);
     o.layers = layers, o.heads = HEADS, o.channels = CHANNELS, o.seq_len = context, o.steps = STEPS;
     o.sp = row->sp, o.recompute = row->recompute;
-    gpt2_sp* g = gpt2_sp_create(&o, e->text, sizeof e->text);
+    gpt2_sp* g = gpt2_sp_create(&o, e);
     if (!g) return -1;
     int status = 0;
     int steps = context < 8192 ? STEPS : LONG_STEPS;   // the whole table in two minutes
     int64_t calls[2] = {0, 0};   // of the first step, which on a GPU runs twice to settle
     for (int i = 0; status == 0 && i < steps; i++) {
+        stats.size = sizeof stats;
         status = gpt2_sp_step(g, &stats);
         if (status == 0) m->seconds = fmin(m->seconds, stats.ms / 1e3);
         if (i == 0) calls[0] = g->ranks[0].layer_forwards, calls[1] = g->ranks[0].attention_forwards;
@@ -174,7 +175,7 @@ static double planned_activations(int count, int context, int recompute) {
     double bytes = 0;
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     o.layers = count, o.heads = HEADS, o.channels = CHANNELS, o.seq_len = context, o.recompute = recompute,
     o.sp = o.threads = 1;
     if (mesh_init(&mesh, schedules, &o, VOCAB, 1, gpt2_sp_device, &e) == 0 &&
@@ -273,7 +274,7 @@ static void row_json(FILE* f, int first, int context, const Row* row, const Meas
 
 int main(int argc, char** argv) {
     char path[] = "/tmp/gpt2_sp_lecture_XXXXXX";
-    Error e = {{0}};
+    Error e = {0, {0}};
     const char* json_path = NULL;
     FILE* json = NULL;
     int contexts = CONTEXTS;

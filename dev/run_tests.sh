@@ -109,7 +109,7 @@ compilers() {
     done
     for how in HEADER_ONLY NO_MAIN; do
         printf '#define GPT2_SP_%s\n#include "../../train_gpt2_sp.c"\n%s\n' $how \
-            'int main(void) { gpt2_sp_options o; gpt2_sp_defaults(&o); return (int)o.zero; }' \
+            'int main(void) { gpt2_sp_options* o = gpt2_sp_options_new(); return gpt2_sp_set(o, "zero", "1", NULL); }' \
             > $work/$family-$how.c
         check "$cc takes it as C11, included with GPT2_SP_$how" \
             $cc -std=c11 -O0 -fopenmp-simd $warnings -c $work/$family-$how.c -o $work/$family.o
@@ -133,7 +133,7 @@ part_embed() {
     check "make lib builds the libraries" $make -s lib
     check "the library exports its public functions and nothing else" sh -c '
         nm -D --defined-only libgpt2sp.so | sed -n "s/.* T //p" | sort > $0/exported
-        sed -n "/^extern/,/^}/s/^[a-z].*\(gpt2_sp_[a-z_]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
+        sed -n "s/^GPT2_SP_API .*[ *]\(gpt2_sp_[a-z_]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
         wc -l < $0/exported && cmp $0/exported $0/declared' $work
     rm -rf $work/embed && mkdir -p $work/embed
     ./train_gpt2_sp prepare --out $work/embed/text.tok LICENSE data > /dev/null

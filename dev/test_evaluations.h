@@ -37,7 +37,7 @@ enum { LABELS_T = 60, LABELS_TOKENS = 401 };
 // An evaluation of run_data's first tokens by a trainer without a model; -1 if it cannot be made.
 static int eval_open(Eval* v, gpt2_sp_options* asked, const char* more, int64_t tokens) {
     gpt2_sp_options o = options_of("layers=1 heads=2 channels=16 threads=1 doc-mask=1");
-    Error e = {{0}};
+    Error e = {0, {0}};
     options_apply(&o, more);
     memset(v, 0, sizeof *v);
     v->o = asked, v->tokens = tokens;
@@ -210,7 +210,7 @@ static FiguresGiven figures_given(const Eval* v, const int32_t* stream, int64_t 
 static void figures_by_definition(int doc_mask) {
     enum { TOKENS = 1500 };
     gpt2_sp_options asked = options_of("");
-    Error e = {{0}};
+    Error e = {0, {0}};
     Eval v;
     static int32_t stream[TOKENS];
     const int64_t T = LABELS_T, N = 2;
@@ -257,7 +257,7 @@ static void figures_by_definition(int doc_mask) {
 // key token, and every question is a tie.
 static void uniform_model(void) {
     gpt2_sp_options asked = options_of("");
-    Error e = {{0}};
+    Error e = {0, {0}};
     Eval v;
     asked.context_gain = 20, asked.probe = GPT2_SP_ALL_PROBES;
     asked.probe_items = 2;
@@ -344,7 +344,7 @@ static int pass_reader(Rank* r, int64_t pass) {
 // A model that reads answers every question; one that prefers what is wrong, none.
 static void questions_answered(void) {
     gpt2_sp_options asked = options_of("");
-    Error e = {{0}};
+    Error e = {0, {0}};
     Eval v;
     double right[2] = {0, 0};
     int rows = 0;
@@ -508,7 +508,7 @@ static void evaluations_refused(const char* run, const char* other, const char* 
     }
     check(told == count, "evaluations: what cannot be evaluated is refused", "%d of %d", told, count);
     gpt2_sp_options o = options_of("");
-    Error e = {{0}};
+    Error e = {0, {0}};
     Eval v;
     memset(&v, 0, sizeof v);
     o.context_gain = 16, v.o = &o;

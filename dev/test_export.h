@@ -19,8 +19,8 @@ static gpt2_sp* export_run(gpt2_sp_options* o, const char* name, const char* mor
     options_apply(o, more);
     snprintf(o->out, sizeof o->out, "%s", scratch(name));
     remove_tree(o->out);
-    gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
-    int status = g && gpt2_sp_step(g, &stats) == 0 && gpt2_sp_step(g, &stats) == 0 ? 0 : -1;
+    gpt2_sp* g = trainer_of(o, error, sizeof error);
+    int status = g && step_of(g, &stats) == 0 && step_of(g, &stats) == 0 ? 0 : -1;
     if (status == 0 && change) change(g);
     if (status == 0) status = gpt2_sp_save(g);
     if (status != 0) check(0, "a test's run is saved", "%s", g ? gpt2_sp_error(g) : error);
@@ -35,11 +35,11 @@ static gpt2_sp* export_back(const char* path, const char* more, char* error) {
     o.layers = o.heads = o.channels = o.seq_len = 0;
     snprintf(o.init_from, sizeof o.init_from, "%s", path);
     options_apply(&o, more);
-    return gpt2_sp_create(&o, error, GPT2_SP_TEXT);
+    return trainer_of(&o, error, GPT2_SP_TEXT);
 }
 
 static char* export_bytes(const char* path, size_t* size) {
-    Error e = {{0}};
+    Error e = {0, {0}};
     *size = 0;
     return file_read_text(path, 1 << 24, size, &e);
 }
@@ -412,7 +412,7 @@ static void grow_tables(const gpt2_sp* g, const char* run) {
     }
     char error[GPT2_SP_TEXT] = "";
     gpt2_sp_options o = run_options("grow=interp");
-    gpt2_sp* b = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* b = trainer_of(&o, error, sizeof error);
     check(!b && strstr(error, "--grow needs --init-from"), "grow: without a model to grow it is refused",
         "%s", b ? "accepted" : error);
     gpt2_sp_destroy(b);
@@ -461,7 +461,7 @@ static void grow_same_model(gpt2_sp* g, const char* run) {
         snprintf(o.init_from, sizeof o.init_from, "%s", run);
         snprintf(o.out, sizeof o.out, "%s", grown);
         options_apply(&o, more);
-        gpt2_sp* b = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* b = trainer_of(&o, error, sizeof error);
         real* after = b ? grow_logits(b, EXPORT_T) : NULL;
         int64_t count = EXPORT_T * g->mesh.shape.V, same = 0;
         for (int64_t k = 0; after && k < count; k++) same += before[k] == after[k];

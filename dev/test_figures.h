@@ -180,7 +180,7 @@ static void proofs_spoiled(void) {
     int told = 0, whole = 0, count = (int)(sizeof SPOILS / sizeof SPOILS[0]);
     for (int i = 0; i < count; i++) {
         Schedule s;
-        Error e = {{0}};
+        Error e = {0, {0}};
         if (schedule_build(&s, SPOILS[i].kind, SPOILS[i].P, SPOILS[i].backward, SPOILS[i].P, &e) != 0)
             continue;
         whole += schedule_prove(&s, &e) == 0;
@@ -209,7 +209,7 @@ static void proofs_slots(void) {
         for (int P = 1; P <= (quick ? 12 : 32); P++)
             for (int d = 0; d < 2 && schedule_exists(kind, P); d++) {
                 Schedule s;
-                Error e = {{0}};
+                Error e = {0, {0}};
                 wrong += schedule_build(&s, kind, P, d, P, &e) != 0;
                 for (int i = 0; i < s.op_count; i++) {
                     const ScheduleOp* op = &s.ops[i];
@@ -249,7 +249,7 @@ static int steps_known(int kind, int P, int backward) {
 // One number of an op, of a message or of the kind of table is another.
 static void proofs_hash(void) {
     Schedule s;
-    Error e = {{0}};
+    Error e = {0, {0}};
     int alike = schedule_build(&s, GPT2_SP_DIST, 6, 1, 6, &e) != 0;
     const uint64_t hash = schedule_hash(&s);
     int* const numbers[6] = {&s.ops[3].kv_slot, &s.ops[s.op_count - 1].step, &s.messages[2].into,
@@ -270,7 +270,7 @@ static void proofs_shape(void) {
         for (int P = 1; P <= 24; P++)
             for (int d = 0; d < 2 && schedule_exists(kind, P); d++) {
                 Schedule s;
-                Error e = {{0}};
+                Error e = {0, {0}};
                 if (schedule_build(&s, kind, P, d, P, &e) != 0) continue;
                 tables++, steps += s.steps == steps_known(kind, P, d);
                 for (int i = 0; kind == GPT2_SP_DIST && P % 2 == 0 && i < s.op_count; i++)
@@ -526,7 +526,7 @@ static void figures_clock(void) {
     }
     Schedule s;
     ScheduleCost cost;
-    Error e = {{0}};
+    Error e = {0, {0}};
     schedule_begin(&s, GPT2_SP_RING, 3, 0);
     schedule_op(&s, 0, 1, 1, 0, 0, 1), schedule_op(&s, 0, 2, 2, 2, 0, 1);   // 1 unit, half a unit
     schedule_send(&s, 1, 0, 1, ITEM_KV, 0, 0, 1), schedule_send(&s, 1, 0, 2, ITEM_KV, 0, 0, 1);
@@ -619,7 +619,7 @@ static void figures_exchange(void) {
         {GPT2_SP_DIST, 7, 1, 9}, {GPT2_SP_DIST, 16, 1, 11}};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         Schedule s;
-        Error e = {{0}};
+        Error e = {0, {0}};
         const double one = 1024.0 * (1 << 20);
         double most = 0;
         if (schedule_build(&s, known[i].kind, known[i].P, known[i].backward, 16, &e) == 0)
@@ -640,8 +640,8 @@ static double first_moment(const char* more, double* norm) {
     gpt2_sp_stats stats;
     double square = 0;
     options_apply(&o, more);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-    if (!g || gpt2_sp_step(g, &stats) != 0) return NAN;
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
+    if (!g || step_of(g, &stats) != 0) return NAN;
     real* m = reals(g->layout.elements);
     collect(g, STATE_M, m);
     for (int64_t i = 0; i < g->layout.elements; i++) square += (double)m[i] * (double)m[i];
@@ -840,7 +840,7 @@ static void figures_sharing(void) {
     Device device = CPU_DEVICE;
     device.count = six_devices;
     for (int i = 0; i < count; i++) {
-        Error e = {{0}};
+        Error e = {0, {0}};
         o.dp = cases[i].dp, o.world = cases[i].world;
         o.sp = 0;
         int status = ranks_choose(&o, &device, cases[i].local, &e);
@@ -882,7 +882,7 @@ static void figures_longest(void) {
     Schedule schedules[2];
     Mesh mesh;
     Layout layout;
-    Error e = {{0}};
+    Error e = {0, {0}};
     memset(schedules, 0, sizeof schedules);
     int status =
         mesh_init(&mesh, schedules, &o, 257, 1, &CPU_DEVICE, &e) != 0 || layout_init(&layout, &mesh, &e) != 0;
@@ -921,15 +921,15 @@ static void figures_steps(void) {
     gpt2_sp_options o =
         run_options("batch-size=2 dp=2 grad-accum=3 sp=1 lr=1e-3 warmup=4 steps=50 grad-clip=0.5");
     char error[GPT2_SP_TEXT];
-    gpt2_sp_stats stats, before = {0, 0, 0, 0, 0, 0, 0, 0, 0};
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp_stats stats, before = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "a test's trainer is made", "%s", error);
         return;
     }
     int right = 0, status = 0;
     for (int i = 1; i <= 3; i++) {
-        status |= gpt2_sp_step(g, &stats);
+        status |= step_of(g, &stats);
         right += stats.step == i && stats.tokens == i * 2 * 2 * 3 * 61 && stats.updated == 1 &&
             fabs(stats.lr - i * 1e-3 / 4) < 1e-12 && stats.loss != before.loss &&
             fabs(stats.tok_per_s * stats.ms / 1e3 / (2 * 2 * 3 * 61) - 1) < 1e-9;
@@ -943,10 +943,10 @@ static void figures_steps(void) {
     for (int i = 1; i <= 20 && status == 0; i++) {   // 9 that are not finite, one that is, 10 that are not
         for (int r = 0; r < 2; r++)
             g->ranks[r].state[STATE_WEIGHTS][g->layout.units[1].offset] = i == 10 ? kept : (real)NAN;
-        status = gpt2_sp_step(g, &stats);
+        status = step_of(g, &stats);
         failed_at = i;
     }
-    check(status == -1 && failed_at == 20 && strstr(gpt2_sp_error(g), "10 steps in a row"),
+    check(status == GPT2_SP_NOT_FINITE && failed_at == 20 && strstr(gpt2_sp_error(g), "10 steps in a row"),
         "figures: ten steps in a row without an update are the end", "step %d of 20: %.60s", failed_at,
         status ? gpt2_sp_error(g) : "");
     gpt2_sp_destroy(g);
@@ -1017,7 +1017,7 @@ static void figures_texts(void) {
     for (int i = 0; i < 8; i++) taken += parse_number(none[i], 1, &value) == 0;
     gpt2_sp_options o = options_of(""), again = o;
     char text[64];
-    Error e = {{0}};
+    Error e = {0, {0}};
     o.lr = 0.1 + 0.2;
     option_print(&o, option_find("lr"), text, sizeof text);
     int status = option_set(&again, option_find("lr"), text, &e);
@@ -1070,7 +1070,7 @@ static void figures_ranges(void) {
         for (int side = 0; side < 2; side++) {
             const Option* option = &OPTIONS[i];
             gpt2_sp_options o = options_of("");
-            Error e = {{0}};
+            Error e = {0, {0}};
             char name[64], *field = (char*)&o + option->offset;
             double value = side ? option->high + fmax(1, option->high / 1e6) : option->low - 1;
             if (option->kind == OPTION_FLAG || option->kind == OPTION_INT)
@@ -1086,7 +1086,7 @@ static void figures_ranges(void) {
             else printf("     %s, %s: %s\n", name, side ? "above" : "below", e.text);
         }
     gpt2_sp_options o = options_of("");
-    Error e = {{0}};
+    Error e = {0, {0}};
     check(told == asked && options_check(&o, &e) == 0, "figures: ranges hold for options that a program sets",
         "%d of %d values out of range are refused by name; the defaults are taken", told, asked);
 }
@@ -1424,7 +1424,7 @@ static void import_configs(const char* folder, gpt2_sp_options* o) {
     for (int i = 0; i < count; i++) {
         char error[GPT2_SP_TEXT] = "";
         import_config(folder, CONFIGS[i].part, CONFIGS[i].other);
-        gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
+        gpt2_sp* g = trainer_of(o, error, sizeof error);
         int good = CONFIGS[i].message ? !g && strstr(error, CONFIGS[i].message) != NULL : g != NULL;
         if (!good)
             printf("     `%s` for `%s`: %s\n", CONFIGS[i].other, CONFIGS[i].part, g ? "accepted" : error);
@@ -1450,7 +1450,7 @@ static void import_tensors(const char* folder, gpt2_sp_options* o) {
                                                     : "17 tensors, expected the 16";
             tried++;
             int written = import_write(folder, "transformer.", id, how) == 0;
-            gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
+            gpt2_sp* g = trainer_of(o, error, sizeof error);
             int good = written && !g && strstr(error, part) != NULL;
             if (!good) printf("     %s, %d: %s\n", name, how, g ? "accepted" : error);
             right += good;
@@ -1467,7 +1467,7 @@ static void import_names(const char* folder, gpt2_sp_options* o) {
     for (int i = 0; i < 3; i++) {
         char error[GPT2_SP_TEXT];
         if (import_write(folder, prefixes[i], -1, 0) != 0) continue;
-        gpt2_sp* g = gpt2_sp_create(o, error, sizeof error);
+        gpt2_sp* g = trainer_of(o, error, sizeof error);
         taken[i] = g != NULL;
         gpt2_sp_destroy(g);
     }
@@ -1483,7 +1483,7 @@ static void import_damaged(void) {
     snprintf(p.init_from, sizeof p.init_from, "%.900s/step_00000003", o.out);
     snprintf(path, sizeof path, "%.500s/step_00000003/model.safetensors", o.out);
     file_flip(path, file_length(path) - 9, 1);
-    gpt2_sp* g = gpt2_sp_create(&p, error, sizeof error);
+    gpt2_sp* g = trainer_of(&p, error, sizeof error);
     int sampled = command("sample --from %s --length 2", p.init_from);
     snprintf(said, sizeof said, "%.900s", command_out);
     check(!g && strstr(error, "model.safetensors: CRC") && sampled == -1 &&
@@ -1625,7 +1625,7 @@ static void told_data(const char* shard) {
 static int checkpoint_edit(const char* folder, const char* name, const char* part, const char* other) {
     char path[600], sum[16];
     size_t size;
-    Error e = {{0}};
+    Error e = {0, {0}};
     snprintf(path, sizeof path, "%.500s/%s", folder, name);
     char* text = file_read_text(path, 65536, &size, &e);
     char* at = text ? strstr(text, part) : NULL;
@@ -1667,7 +1667,7 @@ static void told_formats(void) {
         snprintf(folder, sizeof folder, "%.500s/step_00000003", o.out);
         int edited = checkpoint_edit(folder, cases[i].file, cases[i].part, cases[i].other);
         stderr_hide();
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
         stderr_show(said, sizeof said);
         int good =
             edited == 0 && (cases[i].message ? !g && strstr(error, cases[i].message) != NULL : g != NULL);
@@ -1684,16 +1684,16 @@ static void told_saved(void) {
     for (int saves = 0; saves < 2; saves++) {
         gpt2_sp_options o = run_options("batch-size=1 dp=2 sp=2 zero=3 seq-len=60");
         char error[GPT2_SP_TEXT];
-        gpt2_sp_stats stats = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_stats stats = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         double loss;
         snprintf(o.out, sizeof o.out, "%s", scratch("saved"));
         remove_tree(o.out);
         snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-        int status = g ? gpt2_sp_step(g, &stats) : -1;
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
+        int status = g ? step_of(g, &stats) : -1;
         if (status == 0) status = gpt2_sp_validate(g, 2, &loss);
         if (status == 0 && saves) status = gpt2_sp_save(g);
-        if (status == 0) status = gpt2_sp_step(g, &stats);
+        if (status == 0) status = step_of(g, &stats);
         if (status == 0) status = gpt2_sp_validate(g, 2, &losses[saves]);
         if (status != 0) printf("     %s\n", g ? gpt2_sp_error(g) : error);
         gpt2_sp_destroy(g);
@@ -1705,7 +1705,7 @@ static void told_saved(void) {
 // A manifest that says the same in other letters has another CRC than it names.
 static void told_seal(void) {
     char folder[600], path[700], text[4096];
-    Error e = {{0}};
+    Error e = {0, {0}};
     snprintf(folder, sizeof folder, "%.500s/step_00000001", scratch("saved"));
     snprintf(path, sizeof path, "%s/manifest.txt", folder);
     int whole = checkpoint_verify(folder, &e) == 0;
@@ -1772,7 +1772,7 @@ static void told_memory(void) {
     gpt2_sp_options o =
         options_of("layers=2 heads=1 channels=64 seq-len=5000 batch-size=60000 sp=2 threads=1");
     gpt2_sp* g = trainer_new(&o);
-    Error e = {{0}};
+    Error e = {0, {0}};
     const uint64_t machine = (uint64_t)1 << 28;
     char part[64];
     memory_refuse(g, 257, 1, 2, 2 * machine, machine, &e);
@@ -2017,7 +2017,7 @@ static void told_writes(void) {
     struct sigaction action, before;
     unsigned char* bytes = (unsigned char*)malloc(FULL + BYTES);
     OutFile* f = (OutFile*)calloc(1, sizeof *f);
-    Error e = {{0}};
+    Error e = {0, {0}};
     pthread_t breaker;
     memset(&action, 0, sizeof action);
     action.sa_handler = told_drain;   // without SA_RESTART

@@ -765,7 +765,7 @@ static void matmul_judge(const MatmulCase* t) {
 // are added to: there only the next call counts.
 static void kernel_matmul(int64_t R, int64_t C, int64_t OC, int kind, int tune) {
     Gpu* d = gpu_bare();
-    Error e = {{0}};
+    Error e = {0, {0}};
     MatmulCase t = matmul_case(R, C, OC, kind);
     snprintf(t.name, sizeof t.name, "matmul %lldx%lldx%lld %s%s", (long long)R, (long long)C, (long long)OC,
         MATMUL_NAMES[kind], tune ? ", tuned" : "");
@@ -1347,8 +1347,8 @@ static void training_pieces(void) {
     int64_t pieces[2] = {0, 0};
     for (int m = 0; m < 2; m++) {
         o.recompute = m ? GPT2_SP_ATTN : GPT2_SP_NONE;
-        gpt2_sp* g = gpt2_sp_create(&o, text, sizeof text);
-        for (int i = 0; g && i < 3 && gpt2_sp_step(g, &stats[m]) == 0; i++)
+        gpt2_sp* g = trainer_of(&o, text, sizeof text);
+        for (int i = 0; g && i < 3 && step_of(g, &stats[m]) == 0; i++)
             runs[m].loss[runs[m].steps++] = stats[m].loss;
         if (g) pieces[m] = g->mesh.shape.B / ((Gpu*)g->ranks[0].device)->B;
         gpt2_sp_destroy(g);
@@ -1375,14 +1375,14 @@ static void training_not_finite(void) {
     char text[256], error[GPT2_SP_TEXT];
     snprintf(text, sizeof text, "%s seq-len=100 batch-size=2", model());
     gpt2_sp_options o = run_options(text);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "training: a trainer is made", "%s", error);
         return;
     }
     Gpu* d = (Gpu*)g->ranks[0].device;
     gpt2_sp_stats stats;
-    int status = gpt2_sp_step(g, &stats), updated = stats.updated;
+    int status = step_of(g, &stats), updated = stats.updated;
     int refused = 0, steps = 0;
     const float huge = 1e30f;
     const bf16 half = __float2bfloat16(huge);
@@ -1390,7 +1390,7 @@ static void training_not_finite(void) {
     cuda_need(cudaMemcpy(d->half + 7, &half, 2, cudaMemcpyHostToDevice), "a weight");
     const std::vector<real> before = weights_and_m(g);
     for (; status == 0 && steps < 12; steps++) {
-        status = gpt2_sp_step(g, &stats);
+        status = step_of(g, &stats);
         refused += !stats.updated;
     }
     int same = same_bits(before, weights_and_m(g));
@@ -1487,15 +1487,15 @@ static int sampling_trainers(gpt2_sp** g, gpt2_sp** cpu) {
     gpt2_sp_stats stats;
     snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
     snprintf(o.out, sizeof o.out, "%s", scratch("sampling"));
-    *g = gpt2_sp_create(&o, error, sizeof error);
+    *g = trainer_of(&o, error, sizeof error);
     int status = *g ? 0 : -1;
-    for (int i = 0; status == 0 && i < steps; i++) status = gpt2_sp_step(*g, &stats);
+    for (int i = 0; status == 0 && i < steps; i++) status = step_of(*g, &stats);
     if (status == 0) status = gpt2_sp_save(*g);
     v = o;
     v.out[0] = 0;
     snprintf(v.init_from, sizeof v.init_from, "%.900s/step_%08d", o.out, steps);
     gpt2_sp_device = &CPU_DEVICE;
-    *cpu = gpt2_sp_create(&v, error, sizeof error);
+    *cpu = trainer_of(&v, error, sizeof error);
     gpt2_sp_device = &GPU_DEVICE;
     if (status == 0 && *cpu) return 0;
     check(0, "sampling: a model is trained and loaded", "%s", *g && status ? gpt2_sp_error(*g) : error);
@@ -1558,7 +1558,7 @@ static void sampling_rows(const char* shape) {
     char text[256], error[GPT2_SP_TEXT];
     snprintf(text, sizeof text, "layers=2 seq-len=720 batch-size=1 %s", shape);
     gpt2_sp_options o = run_options(text);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "sampling: a trainer of few rows is made", "%s: %s", shape, error);
         return;
@@ -1610,7 +1610,7 @@ static void sampling_drafted(gpt2_sp* g) {
     char text[256], error[GPT2_SP_TEXT];
     snprintf(text, sizeof text, "%s seq-len=600 batch-size=2 seed=3", model());
     gpt2_sp_options o = run_options(text);
-    gpt2_sp* other = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* other = trainer_of(&o, error, sizeof error);
     gpt2_sp_generated stats[2];
     int equal = 0, all = 0;
     memset(stats, 0, sizeof stats);
@@ -1622,11 +1622,11 @@ static void sampling_drafted(gpt2_sp* g) {
         how.draft_tokens = 1 + (int64_t)(i % GPT2_SP_DRAFT_TOKENS);
         for (int64_t k = 0; k < n; k++) prompt[k] = (int32_t)dice(102, 1000 * i + (uint64_t)k, 64);
         gpt2_sp_generator* x = gpt2_sp_generator_open(g, i % 2 ? other : g, prompt, n, 64);
-        gpt2_sp_generated done = {0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_generated done = {0, 0, 0, 0, 0, 0, 0, 0};
         int64_t made = generated(g, prompt, n, alone, 64, 0, 0, 1, 1);
         equal += x && made == 64 && gpt2_sp_generator_run(x, drafted, 64, &how) == 64 &&
             memcmp(alone, drafted, sizeof alone) == 0;
-        if (x) gpt2_sp_generator_stats(x, &done);
+        if (x) generated_of(x, &done);
         stats[i % 2].drafted += done.drafted, stats[i % 2].accepted += done.accepted;
         gpt2_sp_generator_close(x);
     }
@@ -1655,7 +1655,7 @@ static void test_gpu_sampling(void) {
     sampling_rows("heads=1 channels=32");
     sampling_rows("heads=5 channels=560");
     int64_t none = generated(g, prompt, 590, out, 16, 0, 0, 1, 1);
-    check(none == -1 && strstr(gpt2_sp_error(g), "590 tokens and 16 more"),
+    check(none == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "590 tokens and 16 more"),
         "sampling: more tokens than the context holds are refused", "%s", gpt2_sp_error(g));
     gpt2_sp_destroy(g);
     gpt2_sp_destroy(cpu);
@@ -1672,7 +1672,7 @@ static void gpu_memory_planned(const char* shape) {
     snprintf(text, sizeof text, "%s %s", model(), shape);
     gpt2_sp_options o = run_options(text);
     gpt2_sp_stats stats;
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "memory: the trainer is made", "%s", error);
         return;
@@ -1687,9 +1687,9 @@ static void gpu_memory_planned(const char* shape) {
         "%s: %zu bytes planned, %zu in groups, %zu taken", shape, plan.used, sum, arena->used);
     size_t after = 0, ended = 0;
     size_t total = 0;
-    int status = gpt2_sp_step(g, &stats);
+    int status = step_of(g, &stats);
     cudaMemGetInfo(&after, &total);
-    for (int k = 0; k < 2 && status == 0; k++) status = gpt2_sp_step(g, &stats);
+    for (int k = 0; k < 2 && status == 0; k++) status = step_of(g, &stats);
     cudaMemGetInfo(&ended, &total);
     check(status == 0 && ended == after, "memory: steps need no more",
         "%s: %lld bytes of the GPU taken by two steps", shape, (long long)after - (long long)ended);

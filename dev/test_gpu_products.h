@@ -284,7 +284,7 @@ static void products_long(void) {
     Tensor a = tensor_poisoned(most * 2304, 2), b = tensor_poisoned(most * 3072, 2),
            out = tensor_poisoned(2304 * 3072, 4);
     int wrong = 0, shapes = 0;
-    Error e = {{0}};
+    Error e = {0, {0}};
     product_fill(a.p, most * 2304, 0, 21, 0);
     product_fill(b.p, most * 3072, 0, 22, 0);
     product_fill(out.p, 2304 * 3072, 1, 23, 0);
@@ -393,10 +393,10 @@ static void products_file(void) {
     }
     gpt2_sp_options o = run_options(text);
     gpt2_sp_stats stats;
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
-    int status = g ? gpt2_sp_step(g, &stats) : 0;
-    check(status == -1 && strstr(gpt2_sp_error(g), "cuBLASLt 1, another GPU"),
-        "products: another library's file is refused", "%s", status == -1 ? gpt2_sp_error(g) : error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
+    int status = g ? step_of(g, &stats) : 0;
+    check(status < 0 && strstr(gpt2_sp_error(g), "cuBLASLt 1, another GPU"),
+        "products: another library's file is refused", "%s", status < 0 ? gpt2_sp_error(g) : error);
     gpt2_sp_destroy(g);
 }
 

@@ -1079,7 +1079,7 @@ static BatchGradients gradients_of(const Device* device, const char* text) {
     snprintf(o.data, sizeof o.data, "%s", gradient_data());
     gpt2_sp_device = device;
     watch_note(NULL, text, -1);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     BatchGradients batch = {g, {NULL, NAN, NAN}};
     gpt2_sp_device = &GPU_DEVICE;
     watch_note(g, text, 0);
@@ -1230,11 +1230,11 @@ static Run run_watched(const char* text, const char* data, int steps) {
     o.steps = steps > RUN_STEPS ? steps : RUN_STEPS;
     if (data) snprintf(o.data, sizeof o.data, "%s", data);
     watch_note(NULL, text, -1);
-    gpt2_sp* g = gpt2_sp_create(&o, run.error, sizeof run.error);
+    gpt2_sp* g = trainer_of(&o, run.error, sizeof run.error);
     int status = g ? 0 : -1, done = 0;
     for (; status == 0 && done < steps; done++) {
         watch_note(g, text, done);
-        status = gpt2_sp_step(g, &stats);
+        status = step_of(g, &stats);
         if (status != 0 || done >= RUN_STEPS) continue;
         run.loss[done] = stats.loss, run.norm[done] = stats.grad_norm;
         run.steps++;
@@ -1379,16 +1379,16 @@ static int samplers_make(gpt2_sp* all[SAMPLERS]) {
     snprintf(o.val_data, sizeof o.val_data, "%s", o.data);
     snprintf(o.out, sizeof o.out, "%s", scratch("ranks_sampling"));
     watch_note(NULL, "sampling with several ranks", -1);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     int status = g ? 0 : -1;
-    for (int i = 0; status == 0 && i < steps; i++) status = gpt2_sp_step(g, &stats);
+    for (int i = 0; status == 0 && i < steps; i++) status = step_of(g, &stats);
     if (status == 0) status = gpt2_sp_save(g);
     gpt2_sp_destroy(g);
     snprintf(o.init_from, sizeof o.init_from, "%.900s/step_%08d", o.out, steps);
     o.out[0] = 0;
     for (int i = 0; status == 0 && i < SAMPLERS; i++) {
         options_apply(&o, SAMPLER_SPLITS[i]);
-        all[i] = gpt2_sp_create(&o, error, sizeof error);
+        all[i] = trainer_of(&o, error, sizeof error);
         if (all[i]) all[i]->eot = -1;
         else status = -1;
     }
@@ -1404,7 +1404,7 @@ static int sampler_use(gpt2_sp* g, int round, Sample* s) {
     int status = 0;
     for (int64_t i = 0; i < 300; i++) prompt[i] = (int32_t)dice(97, (uint64_t)i, 64);
     s->loss = NAN;
-    if (round == 1 && gpt2_sp_step(g, &stats) != 0) status = -1;
+    if (round == 1 && step_of(g, &stats) != 0) status = -1;
     if (gpt2_sp_validate(g, 5, &s->loss) != 0) status = -1;
     for (int k = 0; k < PROMPTS; k++) {
         const double temperature = k == 1 ? 0.8 : 0;
@@ -1449,7 +1449,7 @@ static void ranks_sampling(void) {
 // A model that is sampled from, by P ranks that keep the cache together; NULL after a failed check.
 static gpt2_sp* sharer_make(const char* from, int ranks) {
     gpt2_sp_options o;
-    gpt2_sp_defaults(&o);
+    options_default(&o);
     snprintf(o.from, sizeof o.from, "%.900s", from);
     o.sp = ranks;
     gpt2_sp* g = trainer_new(&o);
@@ -1511,9 +1511,9 @@ static void ranks_sharing(void) {
     gpt2_sp_options o = run_options(text);
     gpt2_sp_stats stats;
     snprintf(o.out, sizeof o.out, "%s", from);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     int status = g ? 0 : -1;
-    for (int i = 0; status == 0 && i < 2; i++) status = gpt2_sp_step(g, &stats);
+    for (int i = 0; status == 0 && i < 2; i++) status = step_of(g, &stats);
     if (status == 0) status = gpt2_sp_save(g);
     if (status != 0) check(0, "ranks: a model to share is trained", "%s", g ? gpt2_sp_error(g) : error);
     gpt2_sp_destroy(g);
@@ -1526,20 +1526,20 @@ static void ranks_sharing(void) {
 static size_t ranks_memory_wrong(const char* text, size_t* bytes) {
     gpt2_sp_options o = run_options(text);
     gpt2_sp_stats stats;
-    Error e = {{0}};
+    Error e = {0, {0}};
     size_t wrong = 0, total = 0;
     size_t before = 0, after = 0;
     watch_note(NULL, text, -1);
-    gpt2_sp* g = gpt2_sp_create(&o, e.text, sizeof e.text);
+    gpt2_sp* g = trainer_of(&o, e.text, sizeof e.text);
     for (int w = 0; g && w < g->mesh.world; w++) {
         const Arena plan = gpu_plan(&g->mesh, &g->layout, w), *arena = &((Gpu*)g->ranks[w].device)->arena;
         for (int k = 0; k < MEMORY_GROUP_COUNT; k++) wrong += plan.group[k] != arena->group[k];
         wrong += plan.used != arena->used;
         *bytes += arena->used;
     }
-    int status = g ? gpt2_sp_step(g, &stats) : -1;
+    int status = g ? step_of(g, &stats) : -1;
     cudaMemGetInfo(&before, &total);
-    for (int k = 0; k < 2 && status == 0; k++) status = gpt2_sp_step(g, &stats);
+    for (int k = 0; k < 2 && status == 0; k++) status = step_of(g, &stats);
     cudaMemGetInfo(&after, &total);
     wrong += status != 0 || before != after;
     if (status != 0) printf("     %s: %s\n", text, g ? gpt2_sp_error(g) : e.text);
@@ -1581,7 +1581,7 @@ static void ranks_not_finite(const char* split) {
     snprintf(text, sizeof text, "%s batch-size=2 %s", RANKS, split);
     gpt2_sp_options o = run_options(text);
     watch_note(NULL, text, -1);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "ranks: a trainer is made", "%s", error);
         return;
@@ -1591,18 +1591,18 @@ static void ranks_not_finite(const char* split) {
     int updated[3] = {-1, -1, -1};
     float nan_value = NAN, kept = 0;
     float* gain = last_gain(g);
-    int status = gpt2_sp_step(g, &stats);
+    int status = step_of(g, &stats);
     updated[0] = stats.updated;
     ranks_settle(g);
     cuda_need(cudaMemcpy(&kept, gain, 4, cudaMemcpyDeviceToHost), "a gain");
     if (shared) cuda_need(cudaMemcpy(gain, &nan_value, 4, cudaMemcpyHostToDevice), "a gain");
     const std::vector<real> before = weights_and_m(g);
     if (!shared) cuda_need(cudaMemcpy(gain, &nan_value, 4, cudaMemcpyHostToDevice), "a gain");
-    if (status == 0) status = gpt2_sp_step(g, &stats);
+    if (status == 0) status = step_of(g, &stats);
     updated[1] = stats.updated;
     const int changed = !same_bits(before, weights_and_m(g));
     cuda_need(cudaMemcpy(gain, &kept, 4, cudaMemcpyHostToDevice), "a gain");
-    if (status == 0) status = gpt2_sp_step(g, &stats);
+    if (status == 0) status = step_of(g, &stats);
     updated[2] = stats.updated;
     int differ = replicas_differ(g);
     check(status == 0 && updated[0] == 1 && updated[1] == 0 && updated[2] == 1 && isfinite(stats.loss) &&
@@ -1621,7 +1621,7 @@ static void ranks_check(const char* split, int planted) {
     gpt2_sp_options o = run_options(text);
     gpt2_sp_stats stats;
     watch_note(NULL, text, -1);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) {
         check(0, "ranks: a trainer is made", "%s", error);
         return;
@@ -1635,7 +1635,7 @@ static void ranks_check(const char* split, int planted) {
         check(status == -1 && said, "ranks: --check finds one rank's wrong weight", "%s: %s", split,
             status ? gpt2_sp_error(g) : last);
     else {
-        int stepped = status == 0 && gpt2_sp_step(g, &stats) == 0 && stats.updated == 1;
+        int stepped = status == 0 && step_of(g, &stats) == 0 && stats.updated == 1;
         check(stepped, "ranks: --check passes and the run goes on", "%s: %s %s", split, last,
             stepped ? "" : gpt2_sp_error(g));
     }

@@ -13,14 +13,14 @@ static gpt2_sp* placed_trainer(const char* more, const char* out, const char* fr
     gpt2_sp_options o = run_options(text);
     snprintf(o.out, sizeof o.out, "%s", out);
     snprintf(o.init_from, sizeof o.init_from, "%s", from);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) check(0, "a test's trainer is made", "%s: %s", text, error);
     return g;
 }
 static void placed_steps(gpt2_sp* g, int steps) {
     gpt2_sp_stats stats;
     for (int i = 0; g && i < steps; i++)
-        if (gpt2_sp_step(g, &stats) != 0) check(0, "a test's step succeeds", "%s", gpt2_sp_error(g));
+        if (step_of(g, &stats) != 0) check(0, "a test's step succeeds", "%s", gpt2_sp_error(g));
 }
 // wpe (N, C) of a trainer, or its gradient or a moment, wherever ranks keep it. The caller frees it.
 static real* placed_table(const gpt2_sp* g, int state) {
@@ -273,7 +273,7 @@ static void placed_copy(const gpt2_sp* a, gpt2_sp* b, int64_t row) {
 static gpt2_sp* placed_cpu(const char* more) {
     char error[GPT2_SP_TEXT];
     gpt2_sp_options o = run_options(more);
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     if (!g) check(0, "a test's trainer is made", "%s: %s", more, error);
     return g;
 }
@@ -373,7 +373,7 @@ static void positions_stages(void) {
             gpt2_sp_stats stats;
             gpt2_sp* g = placed_trainer(stages[i], folder, "");
             for (int step = 0; g && step < 4; step++) {
-                if (gpt2_sp_step(g, &stats) != 0) snprintf(error, sizeof error, "%s", gpt2_sp_error(g));
+                if (step_of(g, &stats) != 0) snprintf(error, sizeof error, "%s", gpt2_sp_error(g));
                 loss[again][step] = stats.loss;
                 if (!again || step == 3) continue;
                 if (gpt2_sp_save(g) != 0) snprintf(error, sizeof error, "%s", gpt2_sp_error(g));
@@ -433,7 +433,7 @@ static void positions_moved(void) {
         snprintf(text, sizeof text, "%s %s", RATES_RUN, refused[i][0]);
         gpt2_sp_options o = run_options(text);
         snprintf(o.out, sizeof o.out, "%s", folder);
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
         check(!g && strstr(error, refused[i][1]), "positions: a run does not go on with fewer", "%s",
             g ? "accepted" : error);
         gpt2_sp_destroy(g);
@@ -540,7 +540,7 @@ static void positions_none(void) {
     snprintf(text, sizeof text, "%s seq-len=60 steps=9", RATES_RUN);
     gpt2_sp_options o = run_options(text);
     snprintf(o.out, sizeof o.out, "%s", folder);
-    g = gpt2_sp_create(&o, error, sizeof error);
+    g = trainer_of(&o, error, sizeof error);
     check(!g && strstr(error, "--positions none, found learned"),
         "positions: what is faded does not come back", "%s", g ? "accepted" : error);
     gpt2_sp_destroy(g);
@@ -561,7 +561,7 @@ static void positions_refused(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char error[GPT2_SP_TEXT];
         gpt2_sp_options o = run_options(cases[i][0]);
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
         check(!g && strstr(error, cases[i][1]), "positions: what has no effect or no meaning is refused",
             "%s", g ? "accepted" : error);
         gpt2_sp_destroy(g);
@@ -601,7 +601,7 @@ static void test_positions(void) {
     positions_longer();
 #ifndef GPT2_SP_GPU
     Dataset d;
-    Error e = {{0}};
+    Error e = {0, {0}};
     int32_t* stream = loader_dataset(&d, &e);
     if (d.count == 3) {
         positions_loaded(&d, stream);

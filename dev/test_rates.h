@@ -26,7 +26,7 @@ static RatedRun rated_run(const char* split, const char* rates, int steps) {
     memset(&run, 0, sizeof run);
     snprintf(text, sizeof text, "%s %s %s", RATES_RUN, split, rates);
     gpt2_sp_options o = run_options(text);
-    run.g = gpt2_sp_create(&o, error, sizeof error);
+    run.g = trainer_of(&o, error, sizeof error);
     if (!run.g) check(0, "a test's trainer is made", "%s: %s", text, error);
     for (int state = 0; run.g && state < STATES; state++) {
         run.begun[state] = reals(run.g->layout.elements), run.ended[state] = reals(run.g->layout.elements);
@@ -34,7 +34,7 @@ static RatedRun rated_run(const char* split, const char* rates, int steps) {
     }
     for (int i = 0; run.g && i < steps; i++) {
         gpt2_sp_stats stats;
-        if (gpt2_sp_step(run.g, &stats) != 0) check(0, "a test's step succeeds", "%s", gpt2_sp_error(run.g));
+        if (step_of(run.g, &stats) != 0) check(0, "a test's step succeeds", "%s", gpt2_sp_error(run.g));
         run.norm = stats.grad_norm;
     }
     for (int state = 0; run.g && state < STATES; state++) collect(run.g, state, run.ended[state]);
@@ -227,7 +227,7 @@ static void rates_patterns(void) {
     int right = 0, refused = 0, count = (int)(sizeof RATE_CASES / sizeof RATE_CASES[0]),
         wrong = (int)(sizeof RATE_REFUSALS / sizeof RATE_REFUSALS[0]);
     for (int i = 0; i < count; i++) {
-        Error e = {{0}};
+        Error e = {0, {0}};
         double rate = rate_named(RATE_CASES[i].options, RATE_CASES[i].name, &e);
         if (rate == RATE_CASES[i].rate) right++;
         else printf("     %s: %s has %g (%s)\n", RATE_CASES[i].options, RATE_CASES[i].name, rate, e.text);
@@ -235,7 +235,7 @@ static void rates_patterns(void) {
     check(right == count, "rates: a pattern means the parameters of its names, the last one counts",
         "%d of %d", right, count);
     for (int i = 0; i < wrong; i++) {
-        Error e = {{0}};
+        Error e = {0, {0}};
         double rate = rate_named(RATE_REFUSALS[i].options, "wte.weight", &e);
         if (rate == -1 && strstr(e.text, RATE_REFUSALS[i].word) && strstr(e.text, RATE_REFUSALS[i].near))
             refused++;
@@ -251,16 +251,16 @@ static void rates_frozen_later(void) {
     gpt2_sp_options o = run_options("zero=1 sp=2");
     char error[GPT2_SP_TEXT] = "";
     gpt2_sp_stats stats;
-    gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+    gpt2_sp* g = trainer_of(&o, error, sizeof error);
     int status = g ? 0 : -1;
-    for (int i = 0; status == 0 && i < 2; i++) status = gpt2_sp_step(g, &stats);
+    for (int i = 0; status == 0 && i < 2; i++) status = step_of(g, &stats);
     int64_t n = g ? g->layout.elements : 0, moved = 0, changed = 0, other = 0;
     real *before = reals(n + 1), *after = reals(n + 1);
     for (int state = STATE_M; status == 0 && state <= STATE_V; state++) {
         collect(g, state, before);
         Unit* unit = &g->layout.units[1];   // the first layer
         for (int id = 0; id < PARAMETER_COUNT; id++) unit->rate[id] = 0;
-        status = gpt2_sp_step(g, &stats);
+        status = step_of(g, &stats);
         collect(g, state, after);
         for (int64_t i = 0; i < n; i++) {
             int frozen = i >= unit->offset && i < unit->offset + unit->elements;

@@ -120,7 +120,8 @@ static void drawing_unsound(void) {
         if (i == 2) how.min_p = 1.5;
         if (i == 3) how.repetition_penalty = 0;
         if (i == 4) how.top_k = -1;
-        refused += gpt2_sp_generate(g, prompt, 1, out, 4, &how) == -1 && strstr(gpt2_sp_error(g), "must be");
+        refused += gpt2_sp_generate(g, prompt, 1, out, 4, &how) == GPT2_SP_INVALID &&
+            strstr(gpt2_sp_error(g), "must be");
     }
     check(told == 3 * N && refused == 5, "drawing: logits and figures that make no sense are refused",
         "%d of %d logits not finite, %d of 5 figures out of range: %s", told, 3 * N, refused,
@@ -174,8 +175,8 @@ static void drawing_continuations(void) {
         for (int j = 0; j < i; j++) repeated += all[4][i] == all[4][j];
         for (int j = 0; j < 300; j++) first_seen += all[4][i] == prompt[j];
     }
-    gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
-    if (x) gpt2_sp_generator_stats(x, &stats);
+    gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0};
+    if (x) generated_of(x, &stats);
     check(equal == CONTINUATIONS && unlike == CONTINUATIONS * (CONTINUATIONS - 1) / 2,
         "drawing: continuations of a prompt read once are those of prompts read anew",
         "%d of %d equal, %d of 10 pairs differ", equal, (int)CONTINUATIONS, unlike);
@@ -186,10 +187,10 @@ static void drawing_continuations(void) {
     check(repeated == 0 && first_seen == 0, "drawing: a penalty keeps tokens of the text away",
         "penalty 100: %d repeated, %d times one of the prompt's", repeated, first_seen);
     int64_t more = x ? gpt2_sp_generator_run(x, anew, CONTINUED + 1, NULL) : 0;
-    const int no_room = more == -1 && strstr(gpt2_sp_error(g), "room for 0 to 12") != NULL;
+    const int no_room = more == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "room for 0 to 12") != NULL;
     g->step++;
     int64_t later = x ? gpt2_sp_generator_run(x, anew, 1, NULL) : 0;
-    check(no_room && later == -1 && strstr(gpt2_sp_error(g), "made a step"),
+    check(no_room && later == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "made a step"),
         "drawing: more than there is room for, and a prompt read before a step, are refused", "%s",
         gpt2_sp_error(g));
     gpt2_sp_generator_close(x);
@@ -300,11 +301,11 @@ static void drafting_greedy(void) {
         memset(&draft_notes, 0, sizeof draft_notes);
         if (which > 0) g->device = &noted[0], drafts[which]->device = &noted[1];
         gpt2_sp_generator* x = gpt2_sp_generator_open(g, drafts[which], prompt, n, count);
-        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0};
         for (int again = 0; x && again < 2; again++)
             equal += gpt2_sp_generator_run(x, out, count, &how) == made && made >= 0 &&
                 memcmp(out, alone, (size_t)made * sizeof *out) == 0;
-        if (x) gpt2_sp_generator_stats(x, &stats);
+        if (x) generated_of(x, &stats);
         drafted[which] += stats.drafted, accepted[which] += stats.accepted;
         passes[which] += stats.passes;
         furthest[which] = max_i64(furthest[which], draft_notes.furthest), wrong += draft_notes.wrong;
@@ -400,7 +401,7 @@ static void drafting_distribution(void) {
         how.draft_tokens = cases[c].draft_tokens;
         double p[TEXTS], away[2];
         int cells = 0;
-        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0};
         text_probabilities(g, prompt, 4, &how, p);
         for (int drafted = 0; drafted < 2; drafted++) {
             int counts[TEXTS] = {0};
@@ -411,7 +412,7 @@ static void drafting_distribution(void) {
                 gpt2_sp_generator_run(x, out, DRAWN, &how);
                 counts[out[0] + SMALL * (out[1] + SMALL * out[2])]++;
             }
-            if (x) gpt2_sp_generator_stats(x, &stats);
+            if (x) generated_of(x, &stats);
             gpt2_sp_generator_close(x);
             away[drafted] = chi_square(counts, p, draws, &cells);
         }
@@ -576,7 +577,7 @@ static void sharing_text(void) {
                         gpt2_sp_generator* x =
                             gpt2_sp_generator_open(of[w], how & 2 ? draft : NULL, prompt, prompts[i], MOST);
                         made[w] = x ? gpt2_sp_generator_run(x, out[w], MOST, &s) : -1;
-                        if (x) gpt2_sp_generator_stats(x, &stats), accepted += stats.accepted;
+                        if (x) generated_of(x, &stats), accepted += stats.accepted;
                         gpt2_sp_generator_close(x);
                     }
                     equal += made[0] == MOST && made[1] == MOST && memcmp(out[0], out[1], sizeof out[0]) == 0;

@@ -50,7 +50,7 @@ static void tokenized_labels(void) {
     const Segments whole = {1, {0, 0}, {MASK_T, 0}, MASK_T};
     int wrong = 0, counted = 0, seen = 0, spans = 0;
     Dataset d;
-    Error e = {{0}};
+    Error e = {0, {0}};
     int open = mask_stream_write(&m) == 0 && dataset_open(&d, m.list, &DATA_DOCUMENTS, &e) == 0;
     for (int i = 0; open && i < d.count; i++) spans += (int)d.shards[i].spans;
     for (int doc_mask = 0; open && doc_mask < 2; doc_mask++)
@@ -87,9 +87,9 @@ static void tokenized_loss(void) {
         gpt2_sp_stats stats;
         memset(&stats, 0, sizeof stats);
         o.sp = i == 1 ? 3 : 1, o.dp = i == 2 ? 2 : 1, o.batch_size = i == 2 ? 1 : 2;
-        gpt2_sp* g = gpt2_sp_create(&o, error, sizeof error);
+        gpt2_sp* g = trainer_of(&o, error, sizeof error);
         for (int step = 0; g && step < 2; step++)
-            if (gpt2_sp_step(g, &stats) != 0) snprintf(error, sizeof error, "%s", gpt2_sp_error(g));
+            if (step_of(g, &stats) != 0) snprintf(error, sizeof error, "%s", gpt2_sp_error(g));
         loss[i] = stats.loss, tokens[i] = stats.tokens;
         gpt2_sp_destroy(g);
     }
