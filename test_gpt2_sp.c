@@ -115,10 +115,6 @@ static inline int step_of(gpt2_sp* g, gpt2_sp_stats* stats) {
     if (stats) stats->size = sizeof *stats;
     return gpt2_sp_step(g, stats);
 }
-__attribute__((unused)) static inline void sampling_usual(gpt2_sp_sampling* how) {
-    how->size = sizeof *how;
-    gpt2_sp_sampling_defaults(how);
-}
 static inline void generated_of(const gpt2_sp_generator* x, gpt2_sp_generated* stats) {
     stats->size = sizeof *stats;
     gpt2_sp_generator_stats(x, stats);
