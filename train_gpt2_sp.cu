@@ -1878,7 +1878,7 @@ static void matmul_report(const MatmulShape* s, const cublasLtMatmulAlgo_t* algo
 static int matmul_candidates(Gpu* d, const MatmulPlan* p, const MatmulOperands* x, int wanted,
     cublasLtMatmulAlgo_t good[PROPOSALS], int* count, Error* e) {
     const MatmulShape* s = &p->shape;
-    Error why = {"it proposes none"};
+    Error why = {0, "it proposes none"};
     int asked = 0;
     *count = 0;
     matmul_sample(d, s, x);
