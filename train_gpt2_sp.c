@@ -455,18 +455,32 @@ static void host_leave(const Host* host) {
     threads_use(host->threads);
 }
 
-// Writes what a public function tells into the caller's struct, whose first member says how much of it the
-// caller knows: `least` bytes, those of version 1.0, or more. told: `own` bytes.
-static int struct_give(void* to, const void* told, size_t own, size_t least, const char* name, Error* e) {
-    size_t known;
-    if (!to) return fail_as(GPT2_SP_INVALID, e, "there is no %s to fill in", name);
-    memcpy(&known, to, sizeof known);
-    if (known < least)
-        return fail_as(GPT2_SP_INVALID, e, "%s.size is %zu: set it to the struct's sizeof, at least %zu",
-            name, known, least);
-    memcpy((char*)to + sizeof known, (const char*)told + sizeof known,
-        (known < own ? known : own) - sizeof known);
+// Bytes of a public struct up to `last`, its last member in version 1.0: nobody knows fewer.
+#define KNOWN_UP_TO(type, last) (offsetof(type, last) + sizeof(((type*)0)->last))
+
+// How many bytes of a public struct both this library, `own`, and the caller know, who has put its size first:
+// `least`, those of version 1.0, or more; 0, with a line in e, if it is fewer, or there is no struct.
+static size_t struct_known(const void* theirs, size_t own, size_t least, const char* name, Error* e) {
+    size_t known = 0;
+    if (theirs) memcpy(&known, theirs, sizeof known);
+    if (known >= least) return known < own ? known : own;
+    if (theirs)
+        fail_as(GPT2_SP_INVALID, e, "%s.size is %zu: set it to the struct's sizeof, at least %zu", name,
+            known, least);
+    else fail_as(GPT2_SP_INVALID, e, "there is no %s", name);
     return 0;
+}
+// Writes what a public function tells into the caller's struct, all but its size.
+static int struct_give(void* to, const void* told, size_t own, size_t least, const char* name, Error* e) {
+    size_t known = struct_known(to, own, least, name, e);
+    if (known) memcpy((char*)to + sizeof known, (const char*)told + sizeof known, known - sizeof known);
+    return known ? 0 : -1;
+}
+// Reads what the caller asks for; what it does not know of stays as it is.
+static int struct_take(void* to, size_t own, const void* asked, size_t least, const char* name, Error* e) {
+    size_t known = struct_known(asked, own, least, name, e);
+    if (known) memcpy((char*)to + sizeof known, (const char*)asked + sizeof known, known - sizeof known);
+    return known ? 0 : -1;
 }
 
 // See the header, for these.
@@ -6606,6 +6620,9 @@ static int64_t trainer_leave(gpt2_sp* g, const Host* host, int64_t status) {
     return g->error.code;
 }
 
+static int stats_give(gpt2_sp_stats* stats, const gpt2_sp_stats* told, Error* e) {
+    return struct_give(stats, told, sizeof *told, KNOWN_UP_TO(gpt2_sp_stats, window), "gpt2_sp_stats", e);
+}
 // See the header, for these four.
 int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     gpt2_sp_stats told;
@@ -6613,10 +6630,10 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     Host host = trainer_enter(g);
     memset(&told, 0, sizeof told);
     told.step = g->step;
-    int status = struct_give(stats, &told, sizeof told, sizeof told, "gpt2_sp_stats", &g->error);
+    int status = stats_give(stats, &told, &g->error);
     if (status == 0) {
         status = trainer_step(g, &told);
-        struct_give(stats, &told, sizeof told, sizeof told, "gpt2_sp_stats", &g->error);
+        stats_give(stats, &told, &g->error);
     }
     return (int)trainer_leave(g, &host, status);
 }
@@ -9201,12 +9218,13 @@ static gpt2_sp_sampling sampling_of(const gpt2_sp_options* o) {
         (uint64_t)o->seed, 0, o->draft_tokens, NULL, NULL};
     return how;
 }
+static const size_t SAMPLING_KNOWN = KNOWN_UP_TO(gpt2_sp_sampling, user);
 int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how) {
     gpt2_sp_options o;
     Error e = {0, {0}};
     options_default(&o);
     const gpt2_sp_sampling usual = sampling_of(&o);
-    return struct_give(how, &usual, sizeof usual, sizeof usual, "gpt2_sp_sampling", &e) == 0 ? 0 : e.code;
+    return struct_give(how, &usual, sizeof usual, SAMPLING_KNOWN, "gpt2_sp_sampling", &e) == 0 ? 0 : e.code;
 }
 // -1 if a field is out of the range of the option of its name.
 static int sampling_check(const gpt2_sp_sampling* how, Error* e) {
@@ -9223,13 +9241,8 @@ static int sampling_asked(gpt2_sp_sampling* asked, const gpt2_sp_sampling* how, 
     asked->size = sizeof *asked;
     gpt2_sp_sampling_defaults(asked);
     if (!how) return 0;
-    if (how->size < sizeof *asked)
-        return fail_as(GPT2_SP_INVALID, e,
-            "gpt2_sp_sampling.size is %zu: set it to the struct's sizeof, at least %zu", how->size,
-            sizeof *asked);
-    *asked = *how;
-    asked->size = sizeof *asked;
-    return sampling_check(asked, e);
+    int status = struct_take(asked, sizeof *asked, how, SAMPLING_KNOWN, "gpt2_sp_sampling", e);
+    return status == 0 ? sampling_check(asked, e) : -1;
 }
 
 // --- generating ---
@@ -9468,9 +9481,8 @@ int64_t gpt2_sp_generator_run(
 int gpt2_sp_generator_stats(const gpt2_sp_generator* x, gpt2_sp_generated* stats) {
     Error* e = x ? &x->g->error : NULL;
     if (!x) return GPT2_SP_INVALID;
-    return struct_give(stats, &x->stats, sizeof x->stats, sizeof x->stats, "gpt2_sp_generated", e) == 0
-        ? 0
-        : e->code;
+    const size_t least = KNOWN_UP_TO(gpt2_sp_generated, accepted);
+    return struct_give(stats, &x->stats, sizeof x->stats, least, "gpt2_sp_generated", e) == 0 ? 0 : e->code;
 }
 void gpt2_sp_generator_close(gpt2_sp_generator* x) {
     Host host = host_enter();
@@ -10624,24 +10636,52 @@ static const Device* gpt2_sp_device = &GPT2_SP_DEVICE;
 
 #ifdef _OPENMP
 #define HAS_OPENMP 1
-#define BUILT_OPENMP ", OpenMP"
 #else
 #define HAS_OPENMP 0
-#define BUILT_OPENMP ""
 #endif
 #ifdef GPT2_SP_NCCL
 #define HAS_NCCL 1
 #else
 #define HAS_NCCL 0
 #endif
-#define TEXT_OF(x) #x
-#define BUILT(program, bytes) \
-    "gpt2_sp " GPT2_SP_VERSION ", the " program \
-    " program, numbers of " TEXT_OF(bytes) " bytes" BUILT_OPENMP ", compiled by " __VERSION__
+#ifdef __clang__
+#define BUILT_BY __VERSION__
+#else
+#define BUILT_BY "gcc " __VERSION__
+#endif
+// What the processor must have, at least.
+#if defined(__AVX512F__)
+#define BUILT_FOR "AVX-512"
+#elif defined(__AVX2__)
+#define BUILT_FOR "AVX2"
+#elif defined(__ARM_NEON)
+#define BUILT_FOR "NEON"
+#else
+#define BUILT_FOR "any processor"
+#endif
+// The commit, where the Makefile knows it and links it in.
+#ifdef __cplusplus
+extern "C" {
+#endif
+extern const char gpt2_sp_commit[] __attribute__((weak, visibility("hidden")));
+#ifdef __cplusplus
+}
+#endif
+
+// What gpt2_sp_build tells, made once.
+static char build_text[256];
+static void build_text_make(void) {
+    const char* commit = &gpt2_sp_commit[0];   // NULL: nothing of that name was linked in
+    snprintf(build_text, sizeof build_text,
+        "gpt2_sp %s%s%.40s, %s program, numbers of %d bytes%s, for %s, by %.60s", GPT2_SP_VERSION,
+        commit && commit[0] ? " of " : "", commit ? commit : "", gpt2_sp_has("gpu") ? "GPU" : "CPU",
+        GPT2_SP_REAL_BYTES, gpt2_sp_has("openmp") ? ", OpenMP" : ", one thread a rank", BUILT_FOR, BUILT_BY);
+}
 // See the header, for these.
 const char* gpt2_sp_build(void) {
-    return gpt2_sp_device == &CPU_DEVICE ? BUILT("CPU", GPT2_SP_REAL_BYTES)
-                                         : BUILT("GPU", GPT2_SP_REAL_BYTES);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, build_text_make);
+    return build_text;
 }
 int gpt2_sp_has(const char* feature) {
     const struct {
