@@ -9,6 +9,7 @@
 #     make CFLAGS='-O1 -g'        other optimisation; EXTRA=... adds to the flags instead
 #     make HAS_NCCL=              the GPU program without NCCL: the GPUs of one process only
 #     make HAS_OPENMP=            one thread per rank, whatever the compiler can do
+#     make install PREFIX=/opt/x  programs, libraries, header, manual; DESTDIR=... before PREFIX, LIBDIR=lib64 for lib
 #
 # Each combination of these is built in a folder of its own, build/<compiler>-<real>-<sum of the flags>,
 # so that they never mix; ./train_gpt2_sp is a copy of the one asked for last.
@@ -16,6 +17,8 @@
 REAL   ?= float
 MARCH  ?= native
 CFLAGS ?= -O3
+PREFIX ?= /usr/local
+LIBDIR ?= lib
 ifeq ($(origin CC),default)
   CC := $(shell for c in gcc clang cc; do command -v $$c > /dev/null && echo $$c && break; done)
 endif
@@ -33,6 +36,8 @@ ifneq ($(CC),)
   IS_CLANG   := $(findstring clang,$(shell $(CC) --version 2> /dev/null))
 endif
 NVCC := $(shell command -v nvcc 2> /dev/null)
+VERSION := $(shell sed -n 's/^\#define GPT2_SP_VERSION "\(.*\)"/\1/p' train_gpt2_sp.c)
+MAJOR   := $(firstword $(subst ., ,$(VERSION)))
 comma := ,
 GPU  ?= $(NVCC)
 # NCCL, which joins the GPUs of several processes, where the toolkit or the system has it
@@ -53,6 +58,9 @@ FLAGS += $(if $(filter double,$(REAL)),-DGPT2_SP_REAL_BYTES=8) $(EXTRA)
 FLAGS := $(strip $(FLAGS))
 LIBS  := -lz -lm -lpthread
 GPU_LIBS := -lcublasLt $(if $(HAS_NCCL),-L$(CUDA)/lib64 -L$(CUDA)/lib -lnccl) $(LIBS)
+# What a program needs besides a static library; OpenMP's runtime by its name, so that the program's own compiler does not matter.
+STATIC_LIBS     := $(if $(HAS_OPENMP),$(if $(IS_CLANG),-lomp,-lgomp)) $(LIBS)
+GPU_STATIC_LIBS := -L$(CUDA)/lib64 -L$(CUDA)/lib -lcudart_static -lcublasLt $(if $(HAS_NCCL),-lnccl) -lgomp $(LIBS) -ldl -lrt -lstdc++
 GPU_ARCH ?=
 GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
 NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(comma)code=sm_$(GPU_ARCH),--threads 2 \
@@ -69,7 +77,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 bench-schedules lecture-table \
+.PHONY: all capabilities path lib install uninstall dist test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 bench-schedules lecture-table \
         lecture-table-gpu demo check mutate fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -99,25 +107,51 @@ $(BUILD)/%.o: %.c
 
 $(BUILD)/library.o: train_gpt2_sp.c
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -MMD -MP -fPIC -DGPT2_SP_NO_MAIN -c $< -o $@
+	$(CC) $(FLAGS) -MMD -MP -fPIC -fvisibility=hidden -DGPT2_SP_NO_MAIN -c $< -o $@
+
+# The commit that stands in what gpt2_sp_build tells: an object of its own, so that a commit compiles nothing else again. In what
+# `make dist` packs, dev/commit has it.
+$(BUILD)/commit.c: FORCE
+	@mkdir -p $(@D)
+	@commit=$$(sed -n '/[$$]/!p' dev/commit | cut -c 1-12); \
+	[ "$$commit" ] || commit=$$(git --no-optional-locks describe --always --exclude '*' --abbrev=12 --dirty=+changes 2> /dev/null); \
+	echo "extern const char gpt2_sp_commit[]; const char gpt2_sp_commit[] __attribute__((visibility(\"hidden\"))) = \"$$commit\";" > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(BUILD)/commit.o: $(BUILD)/commit.c
+	$(CC) $(FLAGS) -fPIC -c $< -o $@
+
+$(BUILD)/train_gpt2_sp: $(BUILD)/commit.o
 
 $(BUILD)/%: $(BUILD)/%.o
-	$(CC) $(FLAGS) $< -o $@ $(LIBS)
+	$(CC) $(FLAGS) $^ -o $@ $(LIBS)
 
-$(BUILD)/libgpt2sp.a: $(BUILD)/library.o
-	rm -f $@ && $(AR) rcs $@ $<
+# The public header by itself: the part of train_gpt2_sp.c above HEADER ENDS HERE.
+$(BUILD)/gpt2_sp.h: train_gpt2_sp.c
+	@mkdir -p $(@D)
+	@{ echo '/* gpt2_sp.h, version $(VERSION): a trainer for small GPT-2 models on long documents, in a program of yours.'; \
+	   echo ' * Made from train_gpt2_sp.c by `make lib`. MIT License, $(shell sed -n 's/^Copyright/copyright/p' LICENSE). */'; \
+	   sed -n '/^#ifndef GPT2_SP_H$$/,/^#endif   .. GPT2_SP_H$$/p' $<; } > $@
 
-# Everything but the public functions is static in train_gpt2_sp.c, so these are all that it exports.
-$(BUILD)/libgpt2sp.so: $(BUILD)/library.o
-	$(CC) $(FLAGS) -shared -Wl,-soname,libgpt2sp.so $< -o $@ $(LIBS)
+# One object, for the linker leaves out a member of an archive that only a weak reference asks for.
+$(BUILD)/libgpt2sp.a: $(BUILD)/library.o $(BUILD)/commit.o
+	$(LD) -r $^ -o $(BUILD)/gpt2_sp.o
+	rm -f $@ && $(AR) rcs $@ $(BUILD)/gpt2_sp.o
+
+# Programs ask for the soname, which is the same for all versions of a major one.
+$(BUILD)/libgpt2sp.so.$(MAJOR): $(BUILD)/library.o $(BUILD)/commit.o
+	$(CC) $(FLAGS) -shared -Wl,-soname,$(@F) $^ -o $@ $(LIBS)
 
 -include $(wildcard $(BUILD)/*.d $(BUILD)/dev/*.d)
 
 # The names at the top of the tree: replaced in one move, so that a running program keeps its own.
-train_gpt2_sp test_gpt2_sp libgpt2sp.a libgpt2sp.so: %: $(BUILD)/% FORCE
+train_gpt2_sp test_gpt2_sp libgpt2sp.a libgpt2sp.so.$(MAJOR) gpt2_sp.h: %: $(BUILD)/% FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
 
-lib: libgpt2sp.a libgpt2sp.so   ## libgpt2sp.a and libgpt2sp.so, for programs that embed the trainer
+libgpt2sp.so libgpt2spcu.so: %: %.$(MAJOR)
+	@ln -sf $< $@
+
+lib: gpt2_sp.h libgpt2sp.a libgpt2sp.so $(if $(GPU),libgpt2spcu.a libgpt2spcu.so)   ## the libraries and gpt2_sp.h, for programs that embed the trainer; where nvcc is, libgpt2spcu too
 
 # The GPU program. dev/check_ptxas.sh makes an error of what ptxas only remarks upon: matrix instructions of an attention kernel that were put
 # one after the other (C75xx), which costs half of its speed in silence, and registers that spill beyond the kernel's figure.
@@ -125,10 +159,25 @@ build/nvcc.flags: FORCE   # changes when they do
 	@mkdir -p build
 	@echo '$(NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCCFLAGS)' > $@
 
-train_gpt2_spcu: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags   ## the GPU program (needs nvcc)
-	@$(if $(NVCC),:,echo '$@ needs nvcc$(comma) which is not installed' >&2; exit 1)
-	$(NVCC) $(NVCCFLAGS) $< -o $@ $(GPU_LIBS) > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
+build/train_gpt2_spcu.o: train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) dev/check_ptxas.sh build/nvcc.flags
+	@$(if $(NVCC),:,echo 'the GPU program needs nvcc$(comma) which is not installed' >&2; exit 1)
+	$(NVCC) $(NVCCFLAGS) -Xcompiler -fPIC,-fvisibility=hidden -c $< -o $@ > build/nvcc.log 2>&1 || { cat build/nvcc.log; rm -f $@; exit 1; }
 	@sh dev/check_ptxas.sh build/nvcc.log $$($(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') || { rm -f $@; exit 1; }
+
+train_gpt2_spcu: build/train_gpt2_spcu.o $(BUILD)/commit.o   ## the GPU program (needs nvcc)
+	$(NVCC) $(NVCCFLAGS) $^ -o $@.new $(GPU_LIBS) && mv $@.new $@
+
+# The GPU libraries are of the same object, without its main. The shared one shows nothing of the CUDA runtime that it holds.
+build/libgpt2spcu.o: build/train_gpt2_spcu.o $(BUILD)/commit.o
+	objcopy --localize-symbol=main --localize-symbol=GPU_DEVICE $< $@.main
+	$(LD) -r $@.main $(BUILD)/commit.o -o $@ && rm $@.main
+
+libgpt2spcu.a: build/libgpt2spcu.o
+	rm -f $@ && $(AR) rcs $@ $<
+
+libgpt2spcu.so.$(MAJOR): build/libgpt2spcu.o
+	@echo '{ global: gpt2_sp_*; local: *; };' > build/exported.map
+	$(NVCC) $(NVCCFLAGS) -shared -Xlinker -soname,$@,--version-script,build/exported.map $< -o $@.new $(GPU_LIBS) && mv $@.new $@
 
 build/dev/bench_%: dev/bench_%.cu dev/bench_gpu.h train_gpt2_sp.cu train_gpt2_sp.c $(wildcard data/*.h) build/nvcc.flags
 	@mkdir -p $(@D)
@@ -171,6 +220,22 @@ bench-gpu2: $(if $(call lacks,2),,train_gpt2_spcu)   ## two GPUs against one and
 
 # ===== what to do with them ======================================================================
 
+# What goes where stands in dev/install.sh, once for both.
+installation = PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' LIBDIR='$(LIBDIR)' VERSION='$(VERSION)' GPU='$(GPU)' CUDA='$(CUDA)' \
+    STATIC_LIBS='$(STATIC_LIBS)' GPU_STATIC_LIBS='$(GPU_STATIC_LIBS)' sh dev/install.sh
+
+install: train_gpt2_sp $(if $(GPU),train_gpt2_spcu) lib   ## programs, libraries, header, pkg-config and CMake files, manual under PREFIX (/usr/local)
+	@$(installation) install
+
+uninstall:   ## remove from PREFIX what install put there
+	@$(installation) uninstall
+
+# The files of the last commit, the same bytes wherever it is made.
+dist:   ## build/gpt2_sp-VERSION.tar.gz, with which everything builds without a network
+	@mkdir -p build
+	@git archive --format=tar --prefix=gpt2_sp-$(VERSION)/ HEAD | gzip -9n > build/gpt2_sp-$(VERSION).tar.gz
+	@echo build/gpt2_sp-$(VERSION).tar.gz
+
 demo:   ## from the sources and documents of this tree to a trained model, in two minutes
 	@sh scripts/demo.sh
 
@@ -200,8 +265,8 @@ lecture-table-gpu: $(if $(call lacks,1),,build/dev/lecture_table_gpu)   ## the s
 	@$(call with_gpus,1,$< --json build/lecture_table_gpu.json $(BENCH))
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/mutate build/standin build/demo build/dev build/nvcc.*
-	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu libgpt2sp.a libgpt2sp.so
+	rm -rf build/*-float-* build/*-double-* build/test build/mutate build/standin build/demo build/dev build/nvcc.* build/*gpt2_spcu.o build/libgpt2spcu.o build/exported.map build/*.tar.gz
+	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu gpt2_sp.h libgpt2sp.* libgpt2spcu.*
 
 help:
 	@sed -n 's/^\([a-z0-9_-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
