@@ -1,13 +1,10 @@
-// example_embed.c: fine-tunes a model from a C or C++ program.
+// example_embed.c: fine-tunes a model from a program in C.
 //
-//     make lib && cc dev/example_embed.c libgpt2sp.a -fopenmp -lz -lm -lpthread -o build/example_embed     (or: -L. -lgpt2sp)
+//     make lib && cc -I. dev/example_embed.c -L. -lgpt2sp -Wl,-rpath,. -o build/example_embed
 //     build/example_embed SHARDS.tok CHECKPOINT RUN STEPS
-#ifdef EXAMPLE_INSTALLED   // as an installed library is used: cc -DEXAMPLE_INSTALLED example_embed.c $(pkg-config --cflags --libs gpt2_sp)
+//
+// With an installed library: cc example_embed.c $(pkg-config --cflags --libs gpt2_sp) -o example_embed
 #include <gpt2_sp.h>
-#else
-#define GPT2_SP_HEADER_ONLY
-#include "../train_gpt2_sp.c"
-#endif
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,7 +12,6 @@ static int stop(const char* line) { return fprintf(stderr, "%s\n", line), 1; }
 
 int main(int argc, char** argv) {
     gpt2_sp_failure failure;
-    gpt2_sp_stats stats;
     if (argc != 5) return stop("usage: example_embed SHARDS.tok CHECKPOINT RUN STEPS");
     const char* settings[][2] = {{"data", argv[1]}, {"val-data", argv[1]}, {"init-from", argv[2]},
         {"out", argv[3]}, {"steps", argv[4]}, {"seq-len", "128"}, {"sp", "2"}, {"lr", "1e-3"}};
@@ -26,6 +22,7 @@ int main(int argc, char** argv) {
     gpt2_sp_options_free(options);
     if (!trainer) return stop(failure.text);
     int failed = 0;
+    gpt2_sp_stats stats;
     stats.size = sizeof stats;
     while (!failed && gpt2_sp_steps(trainer) < atoi(argv[4])) {
         failed = gpt2_sp_step(trainer, &stats);
