@@ -1,0 +1,167 @@
+/* gpt2_sp.h, version 1.0.0: a trainer for small GPT-2 models on long documents, in a program of yours.
+ * Made from train_gpt2_sp.c by `make lib`. MIT License, copyright (c) 2026 the gpt2_sp authors. */
+#ifndef GPT2_SP_H
+#define GPT2_SP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// ===== public header ============================================================================
+
+#define GPT2_SP_VERSION_MAJOR 1
+#define GPT2_SP_VERSION_MINOR 0
+#define GPT2_SP_VERSION_PATCH 0
+#define GPT2_SP_VERSION "1.0.0"
+#define GPT2_SP_TEXT 1024         // bytes of a text option or a line, its end included
+#define GPT2_SP_DRAFT_TOKENS 15   // that a draft model proposes at a time, at most
+
+// What a function that fails returns, and what is in gpt2_sp_failure: the name, the number, the cause.
+#define GPT2_SP_CODES(X) \
+    X(OK, 0, "it worked") \
+    X(FAILED, -1, "none of those below") \
+    X(INVALID, -2, "an argument or an option is not what it must be") \
+    X(NO_MEMORY, -3, "it does not fit in memory") \
+    X(FILE, -4, "a file is not there, cannot be read or written, or is damaged") \
+    X(MISMATCH, -5, "model, data, tokenizer or the run's earlier steps do not go together") \
+    X(NOT_FINITE, -6, "the loss or the gradient was not finite for ten steps") \
+    X(LOST, -7, "another rank or process failed or was lost; the trainer can only be destroyed") \
+    X(CANCELLED, -8, "a callback asked for it; nothing has changed") \
+    X(UNSUPPORTED, -9, "this program, or these options together, cannot do it")
+#define GPT2_SP_CODE(NAME, number, cause) GPT2_SP_##NAME = number,
+enum { GPT2_SP_CODES(GPT2_SP_CODE) };
+#undef GPT2_SP_CODE
+
+// Why a call failed: one of the codes above and a line for a person. Functions that take one accept NULL.
+typedef struct {
+    int code;
+    char text[GPT2_SP_TEXT];
+} gpt2_sp_failure;
+
+// Every struct below begins with `size`, which whoever passes it sets to its sizeof: a library newer than the
+// program fills in or reads only what the program knows of.
+
+// What one step did. Loss, norm and tokens do not depend on P, dp or the ZeRO stage (up to rounding).
+typedef struct {
+    size_t size;        // of this struct
+    int64_t step;       // optimizer steps done, this one included
+    double loss;        // mean over the step's valid tokens, in nats
+    double grad_norm;   // global norm before clipping
+    double lr;          // learning rate that was used
+    int64_t tokens;     // valid tokens seen since the run began
+    double ms;          // wall time of the step
+    double tok_per_s;   // tokens of the step per second
+    int updated;        // 0: the loss or the norm was not finite and no rank updated
+    int64_t window;     // tokens of a block that attention stayed in (--window-ramp); 0: there are none
+} gpt2_sp_stats;
+
+// How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
+// min_p. Equally likely tokens count in the order of their numbers.
+typedef struct {
+    size_t size;          // of this struct
+    double temperature;   // softmax of logits / temperature; 0: always the likeliest token, after the penalty
+    int64_t top_k;        // among the k likeliest; 0: all
+    double top_p;         // among the likeliest that make up this probability, at least one
+    double min_p;         // among those at least so many times as probable as the likeliest
+    double repetition_penalty;   // logits of tokens in the text, prompt included: > 0 divided, < 0 multiplied
+    uint64_t seed;               // token i of a continuation depends on both of these, i and the logits alone
+    uint64_t continuation;
+    int64_t draft_tokens;   // that the draft model proposes at a time, 1 to GPT2_SP_DRAFT_TOKENS
+    // Called for every token as soon as it is drawn, the one that ends a document excepted; nonzero: the
+    // continuation ends with it. NULL: nobody is told.
+    int (*token)(void* user, int32_t token);
+    void* user;
+} gpt2_sp_sampling;
+
+// What a generator has done, over all its continuations.
+typedef struct {
+    size_t size;        // of this struct
+    int64_t prompt;     // tokens of the prompt
+    double prompt_ms;   // to read it
+    int64_t tokens;     // drawn, without those that ended a document
+    double ms;          // to draw them
+    int64_t passes;     // of the model over them
+    int64_t drafted;    // tokens that the draft model proposed,
+    int64_t accepted;   // and those of them that the model took
+} gpt2_sp_generated;
+
+typedef struct gpt2_sp_options gpt2_sp_options;       // options by their names
+typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
+typedef struct gpt2_sp_generator gpt2_sp_generator;   // a prompt that was read, to be continued
+
+#ifndef GPT2_SP_API   // what a library exports
+#define GPT2_SP_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Functions that return an int give 0 (GPT2_SP_OK), or one of the codes below zero; then
+// gpt2_sp_error(trainer) has a line that says why.
+
+// The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
+GPT2_SP_API const char* gpt2_sp_version(void);
+GPT2_SP_API const char* gpt2_sp_build(void);
+// Whether the library has "gpu", "nccl", "openmp", "fp64": 1, or 0, also for names that it does not know.
+GPT2_SP_API int gpt2_sp_has(const char* feature);
+// "GPT2_SP_INVALID" of GPT2_SP_INVALID, and so on; "unknown" of other numbers.
+GPT2_SP_API const char* gpt2_sp_code_name(int code);
+
+// All options with their defaults; NULL if there is no memory. `train_gpt2_sp train --help` lists them.
+GPT2_SP_API gpt2_sp_options* gpt2_sp_options_new(void);
+// NULL is no error. A trainer keeps its own copy.
+GPT2_SP_API void gpt2_sp_options_free(gpt2_sp_options* options);
+// Sets one option by its name on the command line ("seq-len", "4096").
+GPT2_SP_API int gpt2_sp_set(
+    gpt2_sp_options* options, const char* name, const char* value, gpt2_sp_failure* failure);
+// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any). Its length, or a code.
+GPT2_SP_API int gpt2_sp_get(
+    const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
+// Sets what a file of `name = value` lines says, as --config does.
+GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, gpt2_sp_failure* failure);
+// Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
+// newest whole checkpoint in the folder `out`. NULL if anything does not fit.
+GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
+// One optimizer step.
+GPT2_SP_API int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
+// Mean loss in nats per token over the first `sequences` windows of the shards of the option val-data (all of
+// them if it has fewer).
+GPT2_SP_API int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* loss);
+// Gives every field but size the default of the option of its name; no callback.
+GPT2_SP_API int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
+// Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
+// defaults. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
+// document.
+// Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
+// all processes call it; on GPUs over NCCL it is refused there.
+GPT2_SP_API int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count,
+    int32_t* out, int64_t count, const gpt2_sp_sampling* how);
+// The same in three steps, for several continuations of a prompt that is read once: open reads it and takes
+// memory for `count` more tokens; run continues it, each time from its end; close frees, NULL is no error.
+// NULL or a code: gpt2_sp_error(trainer) tells. Close before a trainer is destroyed; after a step of either
+// run is refused, for the prompt was read with older weights.
+// draft, NULL for none, is a smaller model of the same vocabulary and end token: it proposes tokens, of which
+// the trainer's model reads several at once. What is drawn has the distribution that it has without; at
+// temperature 0 it is the same, token for token. Beyond the draft's context the model goes on alone.
+GPT2_SP_API gpt2_sp_generator* gpt2_sp_generator_open(
+    gpt2_sp* trainer, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count);
+GPT2_SP_API int64_t gpt2_sp_generator_run(
+    gpt2_sp_generator* generator, int32_t* out, int64_t count, const gpt2_sp_sampling* how);
+// What the generator has done since it was opened.
+GPT2_SP_API int gpt2_sp_generator_stats(const gpt2_sp_generator* generator, gpt2_sp_generated* stats);
+GPT2_SP_API void gpt2_sp_generator_close(gpt2_sp_generator* generator);
+// Writes OUT/step_%08d, OUT being the option `out`: a Hugging Face model folder and the optimizer's state;
+// all of it or nothing.
+GPT2_SP_API int gpt2_sp_save(gpt2_sp* trainer);
+// Steps done so far (a resumed trainer starts where its checkpoint stood).
+GPT2_SP_API int64_t gpt2_sp_steps(const gpt2_sp* trainer);
+// The line that the last failed call left, and its code.
+GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
+GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
+// Frees everything; NULL is no error. What was not saved is lost.
+GPT2_SP_API void gpt2_sp_destroy(gpt2_sp* trainer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif   // GPT2_SP_H
