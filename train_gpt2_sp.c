@@ -7306,7 +7306,7 @@ static int folder_publish(
 static int trainer_save(gpt2_sp* g) {
     Error* e = &g->error;
     e->text[0] = 0;
-    if (!g->options.out[0]) return fail(e, "no --out folder to save in");
+    if (!g->options.out[0]) return fail_as(GPT2_SP_INVALID, e, "no --out folder to save in");
     if (g->saved_step == g->step) return 0;
     if (g->mesh.process != 0) {
         int saved = processes_agree(&g->host, save_tensors(g, NULL, 0, NULL, 0), NULL, e);
