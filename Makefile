@@ -113,10 +113,10 @@ $(BUILD)/library.o: train_gpt2_sp.c
 # `make dist` packs, dev/commit has it.
 $(BUILD)/commit.c: FORCE
 	@mkdir -p $(@D)
-	@commit=$$(sed -n '/[$$]/!p' dev/commit | cut -c 1-12); \
+	@commit=$$(sed -n '/[$$]/!p' dev/commit 2> /dev/null | cut -c 1-12); \
 	[ "$$commit" ] || commit=$$(git --no-optional-locks describe --always --exclude '*' --abbrev=12 --dirty=+changes 2> /dev/null); \
-	echo "extern const char gpt2_sp_commit[]; const char gpt2_sp_commit[] __attribute__((visibility(\"hidden\"))) = \"$$commit\";" > $@.new
-	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+	echo "extern const char gpt2_sp_commit[]; const char gpt2_sp_commit[] __attribute__((visibility(\"hidden\"))) = \"$$commit\";" > $@.$$$$; \
+	if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
 $(BUILD)/commit.o: $(BUILD)/commit.c
 	$(CC) $(FLAGS) -fPIC -c $< -o $@
@@ -149,7 +149,7 @@ train_gpt2_sp test_gpt2_sp libgpt2sp.a libgpt2sp.so.$(MAJOR) gpt2_sp.h: %: $(BUI
 	@cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
 
 libgpt2sp.so libgpt2spcu.so: %: %.$(MAJOR)
-	@ln -sf $< $@
+	@[ "$$(readlink $@)" = $< ] || ln -sf $< $@
 
 lib: gpt2_sp.h libgpt2sp.a libgpt2sp.so $(if $(GPU),libgpt2spcu.a libgpt2spcu.so)   ## the libraries and gpt2_sp.h, for programs that embed the trainer; where nvcc is, libgpt2spcu too
 

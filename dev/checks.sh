@@ -3,6 +3,7 @@
 # shellcheck shell=sh
 #     check NAME COMMAND...    counts a result: passed if the command succeeds; its output is the detail
 #     skip NAME REASON         counts a test that cannot be made here
+#     exports_header LIBRARY   whether it exports the functions of gpt2_sp.h and nothing else; prints how many
 #     finished                 waits for the processes $pids, at most $patience seconds: $statuses of all, $seconds that it took
 #     finish                   prints `N passed, N failed[, N skipped]` and exits, 1 if any failed
 passed=0 failed=0 skipped=0
@@ -17,6 +18,12 @@ check() {
 skip() {
     skipped=$((skipped + 1))
     printf 'skip    %s: %s\n' "$1" "$2"
+}
+
+declared() { sed -n 's/^GPT2_SP_API .*[ *]\(gpt2_sp_[a-z_0-9]*\)(.*/\1/p' "$1" | sort; }
+exports_header() {
+    nm -D --defined-only "$1" | sed -n 's/.* [A-Z] //p' | sort > build/test/exported &&
+        declared gpt2_sp.h | diff build/test/exported - && wc -l < build/test/exported
 }
 
 # shellcheck disable=SC2086,SC2034

@@ -87,8 +87,7 @@ compilers() {
         skip "$family" "$cc is not installed"
         finish
     fi
-    for source in train_gpt2_sp.c test_gpt2_sp.c dev/example_embed.c dev/bench_cpu.c dev/lecture_table.c \
-        dev/json_keys.c; do
+    for source in train_gpt2_sp.c test_gpt2_sp.c dev/bench_cpu.c dev/lecture_table.c dev/json_keys.c; do
         [ -e $source ] || continue
         object=$work/$family.o
         check "$cc takes it as C11 without a warning: $source" \
@@ -128,42 +127,8 @@ part_clang() {
     compilers clang clang clang++ "-O1 -fopenmp-simd" -O0   # its warnings do not depend on the optimisation
 }
 
-# The libraries, and a program that embeds them, as C and as C++.
-part_embed() {
-    check "make lib builds the libraries" $make -s lib
-    check "the library exports its public functions and nothing else" sh -c '
-        nm -D --defined-only libgpt2sp.so | sed -n "s/.* T //p" | sort > $0/exported
-        sed -n "s/^GPT2_SP_API .*[ *]\(gpt2_sp_[a-z_]*\)(.*/\1/p" train_gpt2_sp.c | sort > $0/declared
-        wc -l < $0/exported && cmp $0/exported $0/declared' $work
-    rm -rf $work/embed && mkdir -p $work/embed
-    ./train_gpt2_sp prepare --out $work/embed/text.tok LICENSE data > /dev/null
-    ./train_gpt2_sp train --data $work/embed/text.tok --out $work/embed/base --layers 2 --heads 2 \
-        --channels 32 --seq-len 128 --steps 3 > /dev/null
-    openmp=
-    ! usable cc -fopenmp || openmp=-fopenmp
-    for language in "c11:cc -std=c11" "c++17:c++ -x c++ -std=c++17"; do
-        name=${language%%:*} compile=${language#*:}
-        has "${compile%% *}" || { skip "embedded in $name" "there is no ${compile%% *}"; continue; }
-        check "the example compiles as $name" \
-            $compile -O1 -Wall -Wextra -Wpedantic -Werror -c dev/example_embed.c -o $work/embed/$name.o
-        check "the example as $name links with libgpt2sp.a" \
-            ${compile%% *} $work/embed/$name.o libgpt2sp.a $openmp -lz -lm -lpthread \
-                -o $work/embed/$name.static
-        check "the example as $name links with libgpt2sp.so" \
-            ${compile%% *} $work/embed/$name.o -L. -lgpt2sp -o $work/embed/$name.shared
-        for kind in static shared; do
-            run="env LD_LIBRARY_PATH=. $work/embed/$name.$kind $work/embed/text.tok"
-            check "the example as $name, $kind, fine-tunes" \
-                sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 5 | tail -n 1 | grep saved"
-            check "the example as $name, $kind, goes on" \
-                sh -c "$run $work/embed/base/step_00000003 $work/embed/$name-$kind 6 |
-                    grep -c '^step' | grep -x 1"
-        done
-        check "the example as $name tells an error" \
-            sh -c "! $work/embed/$name.static $work/embed/text.tok nowhere $work/embed/none 5 2>&1"
-    done
-    finish
-}
+# The libraries: installed, and as programs embed them.
+part_embed() { sh dev/test_embed.sh; }
 
 # The GPU program: that it compiles for all its architectures, and that dev/check_ptxas.sh finds no fault in
 # it and would find one. Running it needs a GPU.
@@ -177,6 +142,11 @@ tests_gpu() {
     tail -n 1 build/test-gpu.log
     return $status
 }
+# A program of the GPU library: without a GPU it says so.
+embed_gpu() {
+    LD_LIBRARY_PATH=$tree/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$1" LICENSE nowhere $work/embed_gpu_run 1 > $work/embed_gpu.log 2>&1
+    [ $? = 1 ] && cat $work/embed_gpu.log && grep -q 'GPU\|nowhere' $work/embed_gpu.log
+}
 part_gpu() {
     if has nvcc; then
         check "make train_gpt2_spcu builds the GPU program" $make -s train_gpt2_spcu
@@ -186,6 +156,17 @@ part_gpu() {
             spoiled '$s/.*/ptxas info : (C7510) Potential Performance Loss/'
         check "ptxas: a kernel that spills is found" \
             spoiled 's/ [0-9]* bytes spill stores/ 4096 bytes spill stores/'
+        tree=$PWD/$work/gpu-tree/opt
+        rm -rf $work/gpu-tree
+        check "make install has the GPU program and library too" $make -s install DESTDIR=$PWD/$work/gpu-tree PREFIX=/opt
+        check "the installed GPU program runs" "$tree/bin/train_gpt2_spcu" --version
+        check "the GPU library exports the functions of gpt2_sp.h and nothing else" exports_header libgpt2spcu.so
+        check "a program links with it" cc -I"$tree/include" dev/example_embed.c -L"$tree/lib" -lgpt2spcu -o $work/embed_gpu
+        check "it says why it does not train, or fine-tunes" embed_gpu $work/embed_gpu
+        # shellcheck disable=SC2046
+        check "a program links with the static one" cc -I"$tree/include" dev/example_embed.c \
+            $(sed -n "/^static=/{s///;s|\${libdir}|$tree/lib|p}" "$tree/lib/pkgconfig/gpt2_spcu.pc") -o $work/embed_gpu_static
+        check "it says why it does not train, or fine-tunes, without the library" embed_gpu $work/embed_gpu_static
         check "make test_gpt2_spcu builds its tests" $make -s test_gpt2_spcu
         check "the GPU program's tests pass, without a GPU those of its host" tests_gpu
         nvidia-smi -L > /dev/null 2>&1 || skip "make test-gpu" "needs a GPU of compute capability 8.0 or more"
@@ -252,7 +233,7 @@ for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }
 done
 start=$(date +%s)
-$make -s train_gpt2_sp || exit 1
+$make -s train_gpt2_sp lib GPU= || exit 1   # here, for parts that run side by side must not build the same
 cc -O1 dev/json_keys.c -o $work/json_keys || exit 1
 
 rm -rf $work/taken $work/printing

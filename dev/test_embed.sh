@@ -20,9 +20,6 @@ text=$work/text.tok base=$work/base/step_00000003
 
 # ----- the library and its header --------------------------------------------------------------------
 
-declared() { sed -n 's/^GPT2_SP_API .*[ *]\(gpt2_sp_[a-z_0-9]*\)(.*/\1/p' "$1" | sort; }
-exported() { nm -D --defined-only "$1" | sed -n 's/.* [A-Z] //p' | sort; }
-same_names() { declared gpt2_sp.h > "$work/declared" && exported "$1" | diff - "$work/declared" && wc -l < "$work/declared"; }
 soname() { readelf -d "$1" | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p'; }
 
 check "make lib builds the libraries and gpt2_sp.h" $make -s lib GPU=
@@ -30,7 +27,7 @@ version=$(sed -n 's/^#define GPT2_SP_VERSION "\(.*\)"/\1/p' gpt2_sp.h) major=
 major=${version%%.*}
 check "the version as text is that of its numbers" test "$version" = \
     "$(sed -n 's/^#define GPT2_SP_VERSION_[MP][A-Z]* //p' gpt2_sp.h | paste -sd .)"
-check "the library exports its public functions and nothing else" same_names libgpt2sp.so
+check "the library exports its public functions and nothing else" exports_header libgpt2sp.so
 check "its soname has the major version" test "$(soname libgpt2sp.so)" = "libgpt2sp.so.$major"
 printf '#include <gpt2_sp.h>\nint main(void) { return gpt2_sp_options_new() == NULL; }\n' > "$work/alone.c"
 for compiler in "gcc -std=c11" "clang -std=c11" "g++ -x c++ -std=c++17" "clang++ -x c++ -std=c++17"; do
