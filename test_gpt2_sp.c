@@ -1196,7 +1196,7 @@ static int rank_gradients(Rank* r, gpt2_sp* g, void* argument) {   // summed gra
 static StepJob fixture_step(gpt2_sp* g, int64_t step) {
     const gpt2_sp_options* o = &g->options;
     AdamW adamw = {o->lr, o->beta1, o->beta2, o->eps, o->weight_decay, 1, 1, step};
-    StepJob job = {adamw, NAN, NAN, 0};
+    StepJob job = {adamw, NAN, NAN, 0, STEP_WHOLE, 0};
     if (ranks_run(g, rank_step, &job) != 0) job.loss = NAN;
     return job;
 }
@@ -5238,6 +5238,8 @@ static void test_commands(void) {
 
 #include "dev/test_positions.h"
 
+#include "dev/test_library.h"
+
 // ===== groups ===================================================================================
 
 #ifdef GPT2_SP_GPU
@@ -5263,6 +5265,9 @@ static const struct {
     {"training", test_training},
     {"rates", test_rates},
     {"positions", test_positions},
+    {"cancel", test_cancel},
+    {"own-data", test_own_data},
+    {"tensors", test_tensors},
     {"resume", test_crossing},
     {"sampling", test_gpu_sampling},
     {"memory", test_gpu_memory},
@@ -5291,6 +5296,9 @@ static const struct {
     {"transport", test_transport},
     {"commands", test_commands},
     {"library", test_library},
+    {"cancel", test_cancel},
+    {"own-data", test_own_data},
+    {"tensors", test_tensors},
     {"proofs", test_proofs},
     {"figures", test_figures},
     {"generated", test_generated},

@@ -142,6 +142,43 @@ typedef struct {
     int64_t accepted;   // and those of them that the model took
 } gpt2_sp_generated;
 
+// How far a step or a validation is.
+enum { GPT2_SP_IN_STEP, GPT2_SP_IN_VALIDATION, GPT2_SP_IN_READING };
+typedef struct {
+    size_t size;    // of this struct
+    int doing;      // GPT2_SP_IN_...: a step or its gradients, a validation, the losses of given tokens
+    int64_t step;   // that is under way, from 1; else how many are done
+    int64_t pass, passes;   // the pass that is under way, from 0, of so many: --grad-accum, or a validation's
+    int64_t done, total;    // layers, forward and backward, of each sequence of a replica; over all passes
+} gpt2_sp_progress;
+
+// A sample that the program gives (gpt2_sp_feed). It is filled in beforehand with what the comments say.
+enum { GPT2_SP_TRAINING, GPT2_SP_VALIDATION };   // what data are for
+enum { GPT2_SP_LOG_WARNING = 1 };                // levels of a line of the log; there may be others one day
+enum { GPT2_SP_NO_LABEL = -1, GPT2_SP_NEXT = -2 };
+typedef struct {
+    size_t size;       // of this struct
+    uint64_t sample;   // its number in the run, from 0; a run that goes on goes on with the next one
+    int64_t seq_len;   // T
+    int32_t* tokens;   // (T + 1) 0; the last one is only a label
+    int32_t* labels;   // (T) GPT2_SP_NEXT: the token behind; GPT2_SP_NO_LABEL: no loss; or any token
+    int32_t*
+        doc_start;   // (T) 0: where the document of token t begins in the sample; NULL without --doc-mask
+} gpt2_sp_sample;
+
+// A parameter of the model: its name and shape as in model.safetensors. Numbers lie in the order of the
+// shape, the last index the fastest.
+typedef struct {
+    size_t size;   // of this struct
+    char name[64];
+    int dims;           // 1 or 2
+    int64_t shape[2];   // of two, (in, out) for the four matrices of a layer; (V, C), (N, C) for embeddings
+    int64_t elements;
+    double rate;   // its learning rate is so many times the step's (--lr-scale); 0: it is frozen
+} gpt2_sp_tensor;
+// What there is of each. Moments are AdamW's, of the first and the second order.
+enum { GPT2_SP_WEIGHTS, GPT2_SP_GRADIENTS, GPT2_SP_MOMENT1, GPT2_SP_MOMENT2 };
+
 typedef struct gpt2_sp_options gpt2_sp_options;       // options by their names
 typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
 typedef struct gpt2_sp_generator gpt2_sp_generator;   // a prompt that was read, to be continued
@@ -177,6 +214,31 @@ GPT2_SP_API int gpt2_sp_get(
     const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
 // Sets what a file of `name = value` lines says, as --config does.
 GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, gpt2_sp_failure* failure);
+// Data of the program's in place of the shards of `data` (use GPT2_SP_TRAINING) or `val-data` (_VALIDATION).
+// The model's vocabulary must be known, by the option `vocab` or from a model; every token is checked against
+// it.
+//
+// feed: samples from a callback, which fills in a sample and returns 0; anything else ends the step with an
+// error. It is called on a thread of the library's, one call at a time, in the order of the samples, each
+// once: ahead of the step that learns from it, and again only by another trainer. Of several processes each
+// asks for all samples of a step and must be given the same. A run goes on with the sample behind its last;
+// it refuses another fingerprint, which stands for all that the callback would give. With --doc-mask the
+// label GPT2_SP_NEXT of a token whose successor begins a document is none; whether a sample's last token ends
+// one is the program's to say. A validation of n sequences asks for samples 0 to n - 1. fill NULL: the
+// option's again.
+//
+// feed_tokens: a stream of `count` tokens, copied, cut into windows and shuffled anew each epoch as a shard
+// with these tokens is, of which `eot`, negative for none, ends documents. Losses are those of the shard.
+GPT2_SP_API int gpt2_sp_feed(gpt2_sp_options* options, int use,
+    int (*fill)(void* user, gpt2_sp_sample* sample), void* user, uint64_t fingerprint,
+    gpt2_sp_failure* failure);
+GPT2_SP_API int gpt2_sp_feed_tokens(gpt2_sp_options* options, int use, const int32_t* tokens, int64_t count,
+    int64_t eot, gpt2_sp_failure* failure);
+// Has lines that are neither a result nor an error told to `line`, as long as a trainer with these options is
+// made and lives: GPT2_SP_LOG_WARNING, such as that a damaged checkpoint is passed over. NULL, the default:
+// they are told to nobody; the library itself prints nothing.
+GPT2_SP_API int gpt2_sp_on_log(
+    gpt2_sp_options* options, void (*line)(void* user, int level, const char* text), void* user);
 // Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
 // newest whole checkpoint in the folder `out`. NULL if anything does not fit.
 GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
@@ -213,6 +275,47 @@ GPT2_SP_API void gpt2_sp_generator_close(gpt2_sp_generator* generator);
 GPT2_SP_API int gpt2_sp_save(gpt2_sp* trainer);
 // Steps done so far (a resumed trainer starts where its checkpoint stood).
 GPT2_SP_API int64_t gpt2_sp_steps(const gpt2_sp* trainer);
+// Has `progress` called while a step, a validation or a reading of losses is under way, on the thread that
+// called for it, at least once for every layer's forward and once for every layer's backward pass. NULL:
+// no more. What it returns decides: 0 goes on, anything else cancels the call, which then returns
+// GPT2_SP_CANCELLED and leaves weights, moments, number of steps and place in the data as they were, so that
+// the next step computes, to the bit, what it would have without (on GPUs with --deterministic 1). Of several
+// processes any may have one, and a cancel by one cancels all. Without one nothing is slower. It must not
+// call the trainer.
+GPT2_SP_API int gpt2_sp_on_progress(
+    gpt2_sp* trainer, int (*progress)(void* user, const gpt2_sp_progress* progress), void* user);
+// A step in two: the gradients of the next step's batch, summed over all passes and ranks; and the update,
+// for which norm and clipping are computed from the gradients as they are then. Between both the program may
+// read and write tensors, validate and generate. Both together are gpt2_sp_step, to the bit. gradients again,
+// or gpt2_sp_step, begins anew with the same batch. stats: of gradients, what the step would tell (updated
+// 0); of update, what the step tells. A gpt2_sp_save in between takes the gradients away, and update is an
+// error.
+GPT2_SP_API int gpt2_sp_gradients(gpt2_sp* trainer, gpt2_sp_stats* stats);
+GPT2_SP_API int gpt2_sp_update(gpt2_sp* trainer, gpt2_sp_stats* stats);
+// The learning rate of the steps from here on, in place of the schedule's; negative: the schedule's again.
+// Warmup, too, is the schedule's. A checkpoint does not have it. All processes call it with the same.
+GPT2_SP_API int gpt2_sp_set_lr(gpt2_sp* trainer, double lr);
+// Tensors of the model, whole, whatever --zero, --sp and --dp are, and the processes: all of them call read
+// and write, and all get the whole, or bring the same. count: how many there are; info: number i of them, in
+// the order of model.safetensors. read: `elements` numbers, which must be as many as the tensor has, to out;
+// write takes them from there. what: GPT2_SP_WEIGHTS, ...; name: with "transformer." in front or without.
+// Gradients can be read after gpt2_sp_gradients and after a step, until anything is saved; written after
+// gpt2_sp_gradients, but not of a frozen tensor. What was written is read again to the bit. With --center 1
+// the weights of the projections are as they are trained; model.safetensors has them so too.
+GPT2_SP_API int64_t gpt2_sp_tensor_count(const gpt2_sp* trainer);
+GPT2_SP_API int gpt2_sp_tensor_info(const gpt2_sp* trainer, int64_t i, gpt2_sp_tensor* tensor);
+GPT2_SP_API int gpt2_sp_tensor_read(
+    gpt2_sp* trainer, int what, const char* name, float* out, int64_t elements);
+GPT2_SP_API int gpt2_sp_tensor_write(
+    gpt2_sp* trainer, int what, const char* name, const float* numbers, int64_t elements);
+// The losses of `count` given tokens (2 to T + 1 of them) as one document: losses (count - 1) in nats, number
+// i that of token i + 1 behind tokens 0..i. All ranks read it together, as in a validation; all processes
+// call it with the same tokens.
+GPT2_SP_API int gpt2_sp_losses(gpt2_sp* trainer, const int32_t* tokens, int64_t count, float* losses);
+// The logits of what follows the tokens first .. first + rows - 1 of `count` given ones (1 to T), each behind
+// all before it: out (rows, V). Read as gpt2_sp_generate reads a prompt; see there for several processes.
+GPT2_SP_API int gpt2_sp_logits(
+    gpt2_sp* trainer, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out);
 // The line that the last failed call left, and its code.
 GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
 GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
@@ -231,6 +334,7 @@ GPT2_SP_API void gpt2_sp_destroy(gpt2_sp* trainer);
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fenv.h>
 #include <float.h>
 #include <fnmatch.h>
 #include <glob.h>
@@ -419,11 +523,37 @@ static void folder_close(Folder* f) {
     f->fd = -1;
 }
 
+// Who is told what is no error and no result: the program around the library, by its callback, or nobody.
+typedef struct {
+    void (*line)(void* user, int level, const char* text);   // NULL: nobody
+    void* user;
+} Log;
+static const Log SILENT = {NULL, NULL};
+static void warn(const Log* log, const char* format, ...) __attribute__((format(printf, 2, 3)));
+static void warn(const Log* log, const char* format, ...) {
+    char text[2 * GPT2_SP_TEXT];
+    va_list args;
+    if (!log->line) return;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    log->line(log->user, GPT2_SP_LOG_WARNING, text);
+}
+
+// Where the commands tell it.
+MAIN_ONLY static void log_print(void* user, int level, const char* text) {
+    (void)user, (void)level;
+    fprintf(stderr, "%s\n", text);
+}
+MAIN_ONLY static const Log PRINTED = {log_print, NULL};
+
 // What a public function borrows from the program around it and gives back when it returns: the thread's
-// locale, which would write 0,5 and sort otherwise, and its number of OpenMP threads.
+// locale, which would write 0,5 and sort otherwise, its number of OpenMP threads, and its floating-point
+// state: another rounding, or numbers below the normal ones taken for zero, would give other losses.
 typedef struct {
     locale_t locale;
     int threads;
+    fenv_t floating;
 } Host;
 
 // The locale that numbers and names are read and written in; the one of the program if memory is short.
@@ -434,12 +564,21 @@ static void plain_locale_use(void) {
     pthread_once(&once, plain_locale_make);
     if (plain_locale) uselocale(plain_locale);
 }
-static Host host_enter(void) {
-    Host host = {uselocale((locale_t)0), 0};
+// What the calling thread has at the moment.
+static Host host_now(void) {
+    Host host;
+    memset(&host, 0, sizeof host);
+    host.locale = uselocale((locale_t)0);
 #ifdef _OPENMP
     host.threads = omp_get_max_threads();
 #endif
+    fegetenv(&host.floating);
+    return host;
+}
+static Host host_enter(void) {
+    Host host = host_now();
     plain_locale_use();
+    fesetenv(FE_DFL_ENV);
     return host;
 }
 // How many threads the loops that this thread runs from here on are shared among.
@@ -453,6 +592,15 @@ static void threads_use(int threads) {
 static void host_leave(const Host* host) {
     uselocale(host->locale);
     threads_use(host->threads);
+    fesetenv(&host->floating);
+}
+
+// Around a call of the program's callback: it gets back what it had when it called, and afterwards, by
+// host_leave, this library what it has now.
+static Host host_lend(const Host* program) {
+    Host own = host_now();
+    host_leave(program);
+    return own;
 }
 
 // Bytes of a public struct up to `last`, its last member in version 1.0: nobody knows fewer.
@@ -966,6 +1114,17 @@ enum { GPT2_SP_FP32, GPT2_SP_BF16, GPT2_SP_FP16, GPT2_SP_DTYPES };
 enum { GPT2_SP_HF, GPT2_SP_LLMC };
 
 // A field for every option, by the type of its kind.
+// Data of the program around the trainer, in place of files: samples from a callback, or tokens. All zeros:
+// none.
+typedef struct {
+    int (*fill)(void* user, gpt2_sp_sample* sample);   // NULL: no callback
+    void* user;
+    uint64_t fingerprint;   // of what the callback gives
+    int32_t* tokens;        // (count) NULL: no buffer
+    int64_t count, eot;     // eot: ends documents; negative: none does
+} Feed;
+static int feed_given(const Feed* f) { return f->fill || f->tokens; }
+
 struct gpt2_sp_options {
 #define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;
@@ -978,6 +1137,9 @@ struct gpt2_sp_options {
 #undef OPTION_NUM
 #undef OPTION_TXT
 #undef OPTION_CHO
+    // What a program sets by functions, and no command line does.
+    Feed feed, val_feed;
+    Log log;
 };
 
 // The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index
@@ -1322,7 +1484,10 @@ gpt2_sp_options* gpt2_sp_options_new(void) {
     if (o) options_default(o);
     return o;
 }
-void gpt2_sp_options_free(gpt2_sp_options* o) { free(o); }
+void gpt2_sp_options_free(gpt2_sp_options* o) {
+    if (o) free(o->feed.tokens), free(o->val_feed.tokens);
+    free(o);
+}
 
 // Gives a caller the failure of a call without a trainer, and its code.
 static int failure_give(gpt2_sp_failure* failure, const Error* e, int status) {
@@ -1331,6 +1496,42 @@ static int failure_give(gpt2_sp_failure* failure, const Error* e, int status) {
         if (status >= 0) failure->text[0] = 0, failure->code = GPT2_SP_OK;
     }
     return status < 0 ? e->code : status;
+}
+
+// Puts the program's data, of which those with tokens are copied, in the place of any before.
+static int feed_set(gpt2_sp_options* o, int use, const Feed* given, Error* e) {
+    if (!o || (use != GPT2_SP_TRAINING && use != GPT2_SP_VALIDATION))
+        return fail_as(GPT2_SP_INVALID, e, "data need options, and a use: GPT2_SP_TRAINING or _VALIDATION");
+    Feed *feed = use == GPT2_SP_TRAINING ? &o->feed : &o->val_feed, made = *given;
+    if (given->tokens) {
+        made.tokens = (int32_t*)malloc((size_t)given->count * sizeof *made.tokens);
+        if (!made.tokens)
+            return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for %lld tokens", (long long)given->count);
+        memcpy(made.tokens, given->tokens, (size_t)given->count * sizeof *made.tokens);
+    }
+    free(feed->tokens);
+    *feed = made;
+    return 0;
+}
+int gpt2_sp_feed(gpt2_sp_options* o, int use, int (*fill)(void* user, gpt2_sp_sample* sample), void* user,
+    uint64_t fingerprint, gpt2_sp_failure* failure) {
+    const Feed feed = {fill, user, fingerprint, NULL, 0, -1};
+    Error e = {0, {0}};
+    return failure_give(failure, &e, feed_set(o, use, &feed, &e));
+}
+int gpt2_sp_feed_tokens(gpt2_sp_options* o, int use, const int32_t* tokens, int64_t count, int64_t eot,
+    gpt2_sp_failure* failure) {
+    const Feed feed = {NULL, NULL, 0, (int32_t*)(uintptr_t)tokens, count, eot};
+    Error e = {0, {0}};
+    int status = tokens && count > 0 && count < (int64_t)1 << 48
+        ? feed_set(o, use, &feed, &e)
+        : fail_as(GPT2_SP_INVALID, &e, "there are no tokens, or 2^48 and more");
+    return failure_give(failure, &e, status);
+}
+int gpt2_sp_on_log(gpt2_sp_options* o, void (*line)(void* user, int level, const char* text), void* user) {
+    if (!o) return GPT2_SP_INVALID;
+    o->log.line = line, o->log.user = user;
+    return GPT2_SP_OK;
 }
 
 // The option of a name that a program gives; NULL, with a line in e.
@@ -1485,6 +1686,10 @@ MAIN_ONLY __attribute__((noinline)) static void options_help(const Command* comm
 // each epoch: a position in the data is thus one number (next_sample in a checkpoint). A step takes passes
 // (--grad-accum) x dp x B samples; each rank of a replica gets its own rows of each (Segments). While a
 // step is computed, the loader's thread fills the batch of the next one.
+//
+// The program around the trainer may take the place of the files: with a buffer of tokens, which is a shard
+// in memory, or with a callback that gives sample n. The loader asks a SampleSource, of which there are two:
+// windows of a stream, and samples of the program's.
 
 enum {
     EOT_UNNAMED = -1,
@@ -1549,7 +1754,7 @@ static int tokenizer_of_folder(bpe* b, const char* folder, int64_t vocab, Error*
     return status;
 }
 
-// The token stream of a run: its shards one after the other.
+// The token stream of a run: its shards one after the other; or, without any, the program's samples.
 typedef struct {
     tok_shard* shards;     // (count)
     tok_cursor* cursors;   // (count) one reader at a time: the loader's thread
@@ -1560,8 +1765,13 @@ typedef struct {
     uint32_t tokenizer, vocab;
     int named;              // the tokenizer is what the shards say; flat ones are only taken for GPT-2's
     int64_t eot;            // the token that ends documents, or EOT_NONE
-    uint64_t fingerprint;   // of the shards' contents in their order
+    uint64_t fingerprint;   // of the shards' contents in their order, or of the program's samples
+    Feed feed;              // of these, its callback
 } Dataset;
+
+// Whether there are data; whether they are samples of the program's.
+static int dataset_fed(const Dataset* d) { return d->feed.fill != NULL; }
+static int dataset_given(const Dataset* d) { return d->count > 0 || dataset_fed(d); }
 
 static void dataset_close(Dataset* d) {
     for (int i = 0; i < d->count; i++) tok_cursor_free(&d->cursors[i]), tok_close(&d->shards[i]);
@@ -1584,23 +1794,21 @@ static int tokens_alike(uint32_t tokenizer, uint32_t vocab, uint32_t other, uint
     return tokenizer == other && (vocab == other_vocab || tokenizer == TOK_GPT2);
 }
 
-// Opens a shard and puts it at the end of the stream; its tokenizer must be the first shard's. The
-// fingerprint takes in the shards one by one, so it depends on their order.
-static int dataset_add(Dataset* d, const char* path, const DataHow* how, Error* e) {
+// Makes room for one more shard; `path` is its name.
+static int dataset_grow(Dataset* d, const char* path, Error* e) {
     void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
     if (shards) d->shards = (tok_shard*)shards;
     void* cursors = realloc(d->cursors, (size_t)(d->count + 1) * sizeof *d->cursors);
     if (cursors) d->cursors = (tok_cursor*)cursors;
     void* first = realloc(d->first, (size_t)(d->count + 2) * sizeof *d->first);
     if (first) d->first = (uint64_t*)first;
-    if (!shards || !cursors || !first) return fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
-    tok_shard* s = &d->shards[d->count];
-    if (tok_open(s, path, how->raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0)
-        return -1;
-    if (tok_flat_vocab(s, (uint64_t)how->vocab, e->text, sizeof e->text) != 0) {
-        tok_close(s);
-        return -1;
-    }
+    return shards && cursors && first ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
+}
+
+// Puts a shard that was opened in the room behind the last one, at the end of the stream; its tokenizer must
+// be the first shard's. The fingerprint takes in the shards one by one, so it depends on their order.
+static int dataset_append(Dataset* d, const char* path, Error* e) {
+    const tok_shard* s = &d->shards[d->count];
     memset(&d->cursors[d->count], 0, sizeof *d->cursors);
     d->first[d->count++] = d->tokens;
     d->first[d->count] = d->tokens += s->tokens;
@@ -1616,6 +1824,19 @@ static int dataset_add(Dataset* d, const char* path, const DataHow* how, Error* 
     d->text_bytes += s->text_bytes;
     d->fingerprint = random_bits(d->fingerprint, s->fingerprint, s->tokens);
     return 0;
+}
+
+// Opens a shard and puts it at the end of the stream.
+static int dataset_add(Dataset* d, const char* path, const DataHow* how, Error* e) {
+    if (dataset_grow(d, path, e) != 0) return -1;
+    tok_shard* s = &d->shards[d->count];
+    if (tok_open(s, path, how->raw_u16 ? TOK_FORMAT_RAW_U16 : TOK_FORMAT_AUTO, e->text, sizeof e->text) != 0)
+        return -1;
+    if (tok_flat_vocab(s, (uint64_t)how->vocab, e->text, sizeof e->text) != 0) {
+        tok_close(s);
+        return -1;
+    }
+    return dataset_append(d, path, e);
 }
 
 // Adds the shards of a folder, its .tok files, then its .bin files, each in the order of their names' bytes.
@@ -1729,6 +1950,28 @@ static int dataset_open(Dataset* d, const char* list, const DataHow* how, Error*
     }
     for (int i = 0; status == 0 && how->documents && i < d->count; i++)
         status = tok_index_documents(&d->shards[i], e->text, sizeof e->text);
+    if (status != 0) dataset_close(d);
+    return status;
+}
+
+// Takes the program's data in place of files: of a model of `vocab` tokens, which must be known. Tokens are
+// copied. After an error the dataset is empty.
+static int dataset_feed(Dataset* d, const Feed* feed, int64_t vocab, Error* e) {
+    static const char name[] = "the program's tokens";
+    memset(d, 0, sizeof *d);
+    if (vocab < 1)
+        return fail_as(GPT2_SP_INVALID, e,
+            "the program's own data name no vocabulary: --vocab, or a model to start from");
+    if (feed->fill) {
+        d->feed = *feed, d->vocab = (uint32_t)vocab;
+        d->eot = EOT_NONE, d->fingerprint = feed->fingerprint;
+        return 0;
+    }
+    int status = dataset_grow(d, name, e);
+    if (status == 0)
+        status = tok_open_memory(&d->shards[0], name, feed->tokens, (uint64_t)feed->count, (uint32_t)vocab,
+            feed->eot < 0 ? TOK_NO_EOT : (uint32_t)feed->eot, e->text, sizeof e->text);
+    if (status == 0) status = dataset_append(d, name, e);
     if (status != 0) dataset_close(d);
     return status;
 }
@@ -1994,9 +2237,18 @@ static int64_t dataset_labels(const Dataset* d, int64_t T, int doc_mask, int64_t
     return labels;
 }
 
+// A sample of the run, as its source has it.
+typedef struct {
+    uint64_t number, position;   // position: of its first token in the stream, if there is one
+    int64_t from;                // its first row that may have a label
+    int64_t valid;               // its labels
+} Sample;
+
 // Reads the samples of a step ahead, on a thread of its own, while the step before it is computed.
 typedef struct {
     Dataset* data;
+    int32_t*
+        fed;   // (3T + 1) a sample of the program's: tokens, labels, starts of documents; NULL: from files
     int64_t T, B, passes;   // passes = grad_accum
     int dp, sp, doc_mask;
     int pos_from;   // see SamplePlace and its functions, for these three
@@ -2029,20 +2281,111 @@ static SamplePlace sample_place(const Loader* l, uint64_t sample, uint64_t posit
     return place;
 }
 
+// --- where samples come from ---
+
+// Of each sample the loader first has `begin` tell, from its number, what all ranks must know, and then
+// `rows` fill in what one rank has of it: tokens and labels (Tl), doc_start (T), NULL without --doc-mask.
+typedef struct {
+    int (*begin)(Loader* l, Sample* sample, Error* e);
+    int (*rows)(Loader* l, const Sample* sample, const Segments* seg, int32_t* tokens, int32_t* labels,
+        int32_t* doc_start, Error* e);
+} SampleSource;
+
+// Windows of a stream. `valid` comes from the documents' index alone, also for samples that other processes
+// read.
+static int window_begin(Loader* l, Sample* sample, Error* e) {
+    (void)e;
+    Window w = sample_window(l->data, l->T, sample->number, l->shuffled, l->seed);
+    sample->position = w.position;
+    sample->from = sample->number >= l->limit ? l->T : l->shuffled ? 0 : w.seen;
+    sample->valid =
+        window_valid(l->data, w.position + (uint64_t)sample->from, l->T - sample->from, l->doc_mask);
+    return 0;
+}
+static int window_rows(Loader* l, const Sample* sample, const Segments* seg, int32_t* tokens, int32_t* labels,
+    int32_t* doc_start, Error* e) {
+    if (sample_fill(l->data, sample->position, l->T, l->doc_mask, seg, tokens, labels, doc_start, e) != 0)
+        return -1;
+    labels_clear(seg, 0, sample->from, labels);
+    return 0;
+}
+
+// What the program has filled in must be a sample. Of labels, `next` becomes the token behind, or, of a
+// document's last token, none. Gives the number of labels, or -1.
+static int64_t fed_check(const Loader* l, const gpt2_sp_sample* x, Error* e) {
+    const int64_t T = l->T, V = l->data->vocab;
+    int64_t valid = 0;
+    for (int64_t t = 0; t <= T; t++)
+        if (x->tokens[t] < 0 || x->tokens[t] >= V)
+            return fail_as(GPT2_SP_INVALID, e,
+                "sample %llu of the program's: token %lld is %d, expected 0 to %lld",
+                (unsigned long long)x->sample, (long long)t, x->tokens[t], (long long)V - 1);
+    for (int64_t t = 0; x->doc_start && t < T; t++) {
+        int32_t least = t > 0 ? x->doc_start[t - 1] : 0;
+        if (x->doc_start[t] < least || x->doc_start[t] > t)
+            return fail_as(GPT2_SP_INVALID, e,
+                "sample %llu of the program's: the document of token %lld begins at %d, expected %d to %lld",
+                (unsigned long long)x->sample, (long long)t, x->doc_start[t], least, (long long)t);
+    }
+    for (int64_t t = 0; t < T; t++) {
+        int ends = x->doc_start && t + 1 < T && x->doc_start[t + 1] == t + 1;
+        if (x->labels[t] == GPT2_SP_NEXT) x->labels[t] = ends ? GPT2_SP_NO_LABEL : x->tokens[t + 1];
+        if (x->labels[t] < GPT2_SP_NO_LABEL || x->labels[t] >= V)
+            return fail_as(GPT2_SP_INVALID, e,
+                "sample %llu of the program's: label %lld is %d, expected a token, 0 to %lld, or "
+                "GPT2_SP_NO_LABEL (-1) or GPT2_SP_NEXT (-2)",
+                (unsigned long long)x->sample, (long long)t, x->labels[t], (long long)V - 1);
+        valid += x->labels[t] >= 0;
+    }
+    return valid;
+}
+
+// Samples of the program's. Each process asks for all of a step, also those that others learn from, as it
+// must know their labels. Beyond the limit there is none: zeros without labels.
+static int fed_begin(Loader* l, Sample* sample, Error* e) {
+    const int64_t T = l->T;
+    gpt2_sp_sample x = {sizeof x, sample->number, T, l->fed, l->fed + T + 1, NULL};
+    int there = sample->number < l->limit;
+    if (l->doc_mask) x.doc_start = l->fed + 2 * T + 1;
+    memset(l->fed, 0, (size_t)(3 * T + 1) * sizeof *l->fed);
+    for (int64_t t = 0; t < T; t++) x.labels[t] = there ? GPT2_SP_NEXT : GPT2_SP_NO_LABEL;
+    int answer = there ? l->data->feed.fill(l->data->feed.user, &x) : 0;
+    if (answer != 0)
+        return fail_as(GPT2_SP_INVALID, e, "the program did not give sample %llu: its callback returned %d",
+            (unsigned long long)sample->number, answer);
+    x.sample = sample->number, x.tokens = l->fed;   // the program may have changed them
+    x.labels = l->fed + T + 1, x.doc_start = l->doc_mask ? l->fed + 2 * T + 1 : NULL;
+    sample->position = 0, sample->from = 0;
+    sample->valid = there ? fed_check(l, &x, e) : 0;
+    return sample->valid < 0 ? -1 : 0;
+}
+static int fed_rows(Loader* l, const Sample* sample, const Segments* seg, int32_t* tokens, int32_t* labels,
+    int32_t* doc_start, Error* e) {
+    const int64_t T = l->T;
+    (void)sample, (void)e;
+    for (int64_t s = 0, at = 0; s < seg->count; at += seg->rows[s], s++) {
+        size_t bytes = (size_t)seg->rows[s] * sizeof *tokens;
+        memcpy(tokens + at, l->fed + seg->begin[s], bytes);
+        memcpy(labels + at, l->fed + T + 1 + seg->begin[s], bytes);
+    }
+    if (doc_start) memcpy(doc_start, l->fed + 2 * T + 1, (size_t)T * sizeof *doc_start);
+    return 0;
+}
+
+static const SampleSource WINDOWS = {window_begin, window_rows}, FED = {fed_begin, fed_rows};
+
 // Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
-// ranks: the document index alone gives it, also for samples that other processes read.
+// ranks.
 static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
+    const SampleSource* source = dataset_fed(l->data) ? &FED : &WINDOWS;
     batch->valid = 0;
     for (int64_t pass = 0; pass < l->passes; pass++)
         for (int replica = 0; replica < l->dp; replica++)
             for (int64_t b = 0; b < l->B; b++) {
-                uint64_t sample = first + (uint64_t)((pass * l->dp + replica) * l->B + b);
-                Window w = sample_window(l->data, l->T, sample, l->shuffled, l->seed);
-                int64_t from = sample >= l->limit ? l->T
-                    : l->shuffled                 ? 0
-                                                  : w.seen;   // first row with a label
-                SamplePlace place = sample_place(l, sample, w.position);
-                batch->valid += window_valid(l->data, w.position + (uint64_t)from, l->T - from, l->doc_mask);
+                Sample sample = {first + (uint64_t)((pass * l->dp + replica) * l->B + b), 0, 0, 0};
+                if (source->begin(l, &sample, e) != 0) return -1;
+                SamplePlace place = sample_place(l, sample.number, sample.position);
+                batch->valid += sample.valid;
                 for (int r = 0; r < l->sp; r++) {
                     int local = replica * l->sp + r - l->first_rank;
                     if (local < 0 || local >= l->local_ranks) continue;
@@ -2050,12 +2393,11 @@ static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
                     const Segments* seg = &l->segments[r];
                     int64_t at = (pass * l->B + b) * seg->total;
                     int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
-                    if (sample_fill(l->data, w.position, l->T, l->doc_mask, seg, rank->tokens + at,
-                            rank->labels + at, doc_start, e) != 0)
+                    if (source->rows(l, &sample, seg, rank->tokens + at, rank->labels + at, doc_start, e) !=
+                        0)
                         return -1;
                     if (rank->positions) positions_fill(place, seg, doc_start, rank->positions + at);
                     if (doc_start) window_apply(l->window, l->T, doc_start);   // positions stay as they are
-                    labels_clear(seg, 0, from, rank->labels + at);
                 }
             }
     return 0;
@@ -4260,6 +4602,10 @@ typedef struct {
     RankJob save;        // SaveJob
     RankJob step;        // StepJob
     RankJob gradients;   // Gradients: those of the ranks' batches, without an update
+    // Numbers begin .. begin + n - 1 of a unit, all of which the rank holds of that state: to `out`, or from
+    // `from`. Between jobs; all ranks write before the next one.
+    int (*numbers_read)(Rank* r, int state, int u, int64_t begin, int64_t n, real* out);
+    int (*numbers_set)(Rank* r, int state, int u, int64_t begin, int64_t n, const real* from);
     // One pass: forward, and backward if r->learn. Evaluation reads r->token_loss and r->token_hit after it.
     int (*pass)(Rank* r, int64_t pass);
     // A decoder reads tokens and keeps their keys and values. open: with room for `capacity` tokens; NULL and
@@ -4293,6 +4639,9 @@ struct Mesh {
     int64_t passes, logits_chunk;
     const Schedule* schedule;   // [2]: forward, backward
 };
+
+// Samples of a step.
+static uint64_t step_samples(const Mesh* mesh) { return (uint64_t)(mesh->passes * mesh->dp * mesh->shape.B); }
 
 // Whether a batch says which row of wpe each row takes; else that is its place in the sequence.
 static int positions_told(const Mesh* mesh) { return mesh->doc_mask || mesh->pos_shift > 0; }
@@ -4391,6 +4740,15 @@ typedef union {   // a thread does one of them at a time
     ProductScratch product;
 } Scratch;
 
+// What the program around a trainer hears of a job that is under way, and answers (gpt2_sp_on_progress). Only
+// the first rank of the process, which runs on the thread of the program's call, changes it.
+typedef struct {
+    int (*call)(void* user, const gpt2_sp_progress* progress);   // NULL: this process' program hears nothing
+    void* user;
+    gpt2_sp_progress progress;
+    Host program;   // what the program's thread had when it called
+} Report;
+
 // One rank: its place, its memory, its part of the step. Pointers go into its arena.
 struct Rank {
     int world_rank;
@@ -4433,6 +4791,8 @@ struct Rank {
     RankBatch batches[3];                               // in use, read ahead, evaluation's
     const RankBatch* batch;                             // of the pass that runs
     int learn;                                          // it computes gradients
+    Report* report;   // of the job in hand; NULL: no process' program hears of it
+    int cancelled;    // a program has ended the job, alike on all ranks
 
     double loss_sum;                              // of the pass or step, not yet divided
     int64_t valid_tokens;                         // of the whole step, over all ranks
@@ -6031,6 +6391,29 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     return unit_gradient_end(r, u);
 }
 
+// Ends a layer's forward or backward pass over some sequences. Where a program hears of it, all ranks of all
+// processes meet here, where no message is under way, and leave the job together if one of the programs wants
+// to: -1, and r->cancelled.
+static int layer_done(Rank* r, int64_t sequences) {
+    Report* report = r->report;
+    double cancels = 0;
+    if (!report) return 0;
+    if (r->world_rank == r->mesh->first_rank) {
+        gpt2_sp_progress* p = &report->progress;
+        p->done += sequences;
+        p->pass = (p->done - 1) / (p->total / p->passes);
+        if (report->call) {
+            const gpt2_sp_progress shown = *p;
+            const Host own = host_lend(&report->program);
+            cancels = report->call(report->user, &shown) != 0;
+            host_leave(&own);
+        }
+    }
+    if (r->transport.all_reduce(&r->transport, &r->all, &cancels, 1, &r->error) != 0) return -1;
+    r->cancelled = cancels > 0;
+    return r->cancelled ? -1 : 0;
+}
+
 // A pass over the B sequences of micro-batch `pass`: adds to loss_sum and, in training, to the gradients.
 static int model_forward_backward(Rank* r, int64_t pass) {
     const Shape* s = &r->mesh->shape;
@@ -6052,7 +6435,7 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             memcpy(r->segment_inputs + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
-        if (model_layer(r, l, 0, 1, doc_start) != 0) return -1;
+        if (model_layer(r, l, 0, 1, doc_start) != 0 || layer_done(r, s->B) != 0) return -1;
     }
     if (head_forward_backward(r, labels) != 0) return -1;
     if (!r->learn) return 0;
@@ -6067,6 +6450,7 @@ static int model_forward_backward(Rank* r, int64_t pass) {
                 if (model_layer(r, j, 1, j < l, doc_start) != 0) return -1;
         } else if (mode != GPT2_SP_SQRT && model_layer(r, l, 1, 0, doc_start) != 0) return -1;
         if (unit_gather(r, (int)l + 1) != 0 || layer_backward(r, l, doc_start) != 0) return -1;
+        if (layer_done(r, s->B) != 0) return -1;
     }
     unit_gradient_begin(r, 0);
     cpu_embedding_backward(gradient(r, 0, P_wte), r->dx, tokens, center, r->R, C);
@@ -6229,12 +6613,29 @@ static double learning_rate(const gpt2_sp_options* o, int64_t done) {
     }
 }
 
+// The square of the norm of this rank's slices of the gradient, which are sums over all ranks.
+static double gradients_square(const Rank* r) {
+    const Layout* layout = r->layout;
+    double square = 0;
+    for (int u = 0; u < layout->count; u++) {
+        const Unit* unit = &layout->units[u];
+        const real* slice = r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u));
+        for (int64_t i = 0; i < unit->slice; i += 4096) {
+            int64_t end = min_i64(unit->slice, i + 4096);
+            real part = 0;
+            SIMD_SUM(part)
+            for (int64_t j = i; j < end; j++) part += slice[j] * slice[j];
+            square += (double)part;
+        }
+    }
+    return square;
+}
+
 // Sums the gradients of all ranks, into whole units where ranks update all, else into each rank's slice.
 // Slices that ranks hold are sums already; of an own unit no two ranks have the same gradients. sums: [0] the
 // step's loss, [1] the squared norm of the gradient, the same on all ranks.
 static int gradients_reduce(Rank* r, double sums[2]) {
     const Layout* layout = r->layout;
-    double square = 0;
     for (int u = 0; u < layout->count; u++) {
         const Unit* unit = &layout->units[u];
         real* whole = r->state[STATE_GRADIENTS] + unit->offset;
@@ -6245,16 +6646,8 @@ static int gradients_reduce(Rank* r, double sums[2]) {
             return -1;
         if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
             return -1;
-        const real* slice = r->state[STATE_GRADIENTS] + held_at(r, STATE_GRADIENTS, u, slice_begin(r, u));
-        for (int64_t i = 0; i < unit->slice; i += 4096) {
-            int64_t end = min_i64(unit->slice, i + 4096);
-            real part = 0;
-            SIMD_SUM(part)
-            for (int64_t j = i; j < end; j++) part += slice[j] * slice[j];
-            square += (double)part;
-        }
     }
-    sums[0] = r->loss_sum / (double)max_i64(1, r->valid_tokens), sums[1] = square;
+    sums[0] = r->loss_sum / (double)max_i64(1, r->valid_tokens), sums[1] = gradients_square(r);
     return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
 }
 
@@ -6365,7 +6758,9 @@ static int weights_update(Rank* r, const AdamW* adamw) {
 //     loader -> batch -> for each pass: forward, backward -> gradients summed, norm -> AdamW -> next batch
 //
 // Between two jobs the process itself speaks to the other processes (processes_agree): all go on, or none. A
-// rank that fails aborts the world; no job can run after that.
+// rank that fails aborts the world; no job can run after that. A job that the program around the trainer
+// cancels is no failure: all ranks leave it at the end of the same layer (layer_done). Nothing that a later
+// step reads has changed by then: gradients are cleared when a step begins, and its batch stays in hand.
 
 // What a validation sums up: the losses of all labels, and how many they are.
 typedef struct {
@@ -6383,6 +6778,9 @@ typedef struct {
 } Validations;
 static const Validations NO_VALIDATIONS = {0, -1, -1, 0, 0};
 
+// Which step's gradients the ranks have, summed.
+enum { NO_GRADIENTS, OF_NEXT_STEP, OF_LAST_STEP };
+
 struct gpt2_sp {
     gpt2_sp_options options;
     const Device* device;
@@ -6397,6 +6795,11 @@ struct gpt2_sp {
     RankBatch* batch_ranks;   // (3, local_ranks): the loaders' views of the ranks' token buffers
     Dataset data, val_data;
     Loader loader, val_loader;
+    Batch* in_hand;   // of the next step, taken from the loader already; NULL: none
+    int gradients;    // what the ranks have: NO_GRADIENTS, ...
+    double loss;      // that came with them
+    double lr;        // of steps in place of the schedule's; negative: the schedule's
+    Report report;
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
@@ -6469,7 +6872,8 @@ static void* rank_thread(void* argument) {
     plain_locale_use();
     threads_use(call->g->mesh.threads);
     call->status = call->job(call->rank, call->g, call->argument);
-    if (call->status != 0) call->rank->transport.abort(&call->rank->transport, &call->rank->error);
+    if (call->status != 0 && !call->rank->cancelled)
+        call->rank->transport.abort(&call->rank->transport, &call->rank->error);
     return NULL;
 }
 
@@ -6480,7 +6884,8 @@ static void world_working(ThreadWorld* w, int working) {
 }
 
 // Runs a job on every rank of this process, each on a thread of its own (the first on the caller's), and
-// waits. If any rank fails all stop, and the first reason is the trainer's error.
+// waits. If any rank fails all stop, and the first reason is the trainer's error. So it is if a program has
+// cancelled the job.
 static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     int world = g->mesh.local_ranks, status = 0;
     RankCall* calls = (RankCall*)calloc((size_t)world, sizeof *calls);
@@ -6494,7 +6899,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     for (int i = 0; status == 0 && i < world; i++) {
         calls[i].rank = &g->ranks[i], calls[i].g = g;
         calls[i].job = job, calls[i].argument = argument;
-        g->ranks[i].transport.step = g->step + 1;
+        g->ranks[i].transport.step = g->step + 1, g->ranks[i].cancelled = 0;
     }
     for (; status == 0 && started < world; started++)
         if (pthread_create(&threads[started], NULL, rank_thread, &calls[started]) != 0) {
@@ -6506,6 +6911,9 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     for (int i = 1; status == 0 && i < started; i++) pthread_join(threads[i], NULL);
     world_working(&g->world, 0);
     if (status == 0 && world_aborted(&g->world, &g->error) != 0) status = failed_as(GPT2_SP_LOST, &g->error);
+    if (status == 0 && g->ranks[0].cancelled)
+        status = fail_as(GPT2_SP_CANCELLED, &g->error, "cancelled by the program, after %lld of %lld layers",
+            (long long)g->report.progress.done, (long long)g->report.progress.total);
     free(calls);
     free(threads);
     return status;
@@ -6521,18 +6929,26 @@ static int rank_gradients_sum(Rank* r, double sums[2]) {
     return gradients_reduce(r, sums);
 }
 
-// A step: what it is given, and what the first rank of the process leaves of it.
+// A step, or a part of it: what it is given, and what the first rank of the process leaves of it.
+enum { STEP_GRADIENTS = 1, STEP_UPDATE = 2, STEP_WHOLE = STEP_GRADIENTS | STEP_UPDATE };
 typedef struct {
     AdamW adamw;
     double loss, square;   // of the step; the squared norm of its gradient
     int updated;           // it changed the weights
+    int parts;             // STEP_...
+    double before;         // of an update alone: the loss that its gradients came with
 } StepJob;
-// A job: one optimizer step. Where loss or norm is not finite no rank learns from it, and all know that it is
-// so.
+// A job: one optimizer step, or a part of it. Where loss or norm is not finite no rank learns from it, and
+// all know that it is so.
 static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     StepJob* step = (StepJob*)argument;
-    double sums[2];
-    if (rank_gradients_sum(r, sums) != 0) return -1;
+    double sums[2] = {step->before, 0};
+    if (step->parts & STEP_GRADIENTS) {
+        if (rank_gradients_sum(r, sums) != 0) return -1;
+    } else {
+        sums[1] = gradients_square(r);
+        if (r->transport.all_reduce(&r->transport, &r->all, sums + 1, 1, &r->error) != 0) return -1;
+    }
     int finite = isfinite(sums[0]) && isfinite(sums[1]);   // alike on all ranks: the sums are
     double norm = sqrt(sums[1]), clip = g->options.grad_clip;
     AdamW adamw = step->adamw;
@@ -6540,9 +6956,9 @@ static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     if (!finite) adamw.grad_scale = -1;
     if (r->world_rank == r->mesh->first_rank) {
         step->loss = sums[0], step->square = sums[1];
-        step->updated = finite;
+        step->updated = finite && step->parts & STEP_UPDATE;
     }
-    return weights_update(r, &adamw);
+    return step->parts & STEP_UPDATE ? weights_update(r, &adamw) : 0;
 }
 
 // The gradients of a step's batches, whole: (layout.elements); and their loss and squared norm.
@@ -6567,38 +6983,78 @@ static int rank_gradients_collect(Rank* r, gpt2_sp* g, void* argument) {
     return 0;
 }
 
-// Takes the batch that was requested and gives every rank its part; NULL if it could not be read.
-static Batch* batch_take(gpt2_sp* g) {
-    Batch* batch = loader_take(&g->loader, &g->error);
-    if (!batch) failed_as(GPT2_SP_FILE, &g->error);
+// Gives every rank its part of a batch; NULL does nothing.
+static void batch_give(gpt2_sp* g, const Batch* batch) {
     for (int i = 0; batch && i < g->mesh.local_ranks; i++)
         g->ranks[i].batch = &batch->ranks[i], g->ranks[i].valid_tokens = batch->valid;
-    return batch;
 }
 
-// One optimizer step. The batch of the next step is requested before this one is computed. Ten steps in a row
-// that update nothing are an error.
-static int trainer_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+// Takes the batch of the next step, unless it is in hand, and requests that of the step after it. 0, or -1 on
+// all processes if one could not read it. heard: becomes whether the program of any process hears of jobs.
+static int batch_take(gpt2_sp* g, int* heard) {
+    Batch* batch = g->in_hand ? g->in_hand : loader_take(&g->loader, &g->error);
+    *heard = g->report.call != NULL;
+    if (processes_agree(&g->host, batch ? 0 : -1, heard, &g->error) != 0) return -1;
+    if (!g->in_hand)
+        loader_request(
+            &g->loader, g->next_sample + step_samples(&g->mesh), ramp_window(&g->options, g->step + 1));
+    g->in_hand = batch;
+    batch_give(g, batch);
+    return 0;
+}
+
+// Begins a job of so many passes of a number of layers, forward and backward, over B sequences: `heard`, some
+// process' program hears of it. program: what this one's thread had. report_end ends it.
+static void report_begin(gpt2_sp* g, int heard, int doing, int64_t passes, int64_t layers) {
+    const gpt2_sp_progress p = {sizeof p, doing, g->step + (doing == GPT2_SP_IN_STEP), 0, passes, 0,
+        passes * layers * g->mesh.shape.B};
+    g->report.progress = p;
+    for (int i = 0; i < g->mesh.local_ranks; i++) g->ranks[i].report = heard ? &g->report : NULL;
+}
+static void report_end(gpt2_sp* g) {
+    for (int i = 0; i < g->mesh.local_ranks; i++) g->ranks[i].report = NULL;
+}
+
+// An update needs gradients of the next step. -1 on all processes if one has none.
+static int gradients_there(gpt2_sp* g) {
+    int status = g->gradients == OF_NEXT_STEP
+        ? 0
+        : fail_as(GPT2_SP_INVALID, &g->error,
+              "gpt2_sp_update: there are no gradients, gpt2_sp_gradients makes them");
+    return processes_agree(&g->host, status, NULL, &g->error);
+}
+
+// One optimizer step, or a part of it. The batch of the next step is requested before this one is computed.
+// Ten steps in a row that update nothing are an error.
+static int trainer_step(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
     double start = now_ms();
+    int heard = 0, first = parts & STEP_GRADIENTS;
     g->host.step = g->step + 1;
     pthread_mutex_lock(&g->world.mutex);
     g->world.step = g->step + 1;
     pthread_mutex_unlock(&g->world.mutex);
-    Batch* batch = batch_take(g);
-    if (processes_agree(&g->host, batch ? 0 : -1, NULL, &g->error) != 0) return -1;
-    uint64_t samples = (uint64_t)(g->mesh.passes * g->mesh.dp * g->mesh.shape.B);
-    loader_request(&g->loader, g->next_sample + samples, ramp_window(&g->options, g->step + 1));
+    if ((first ? batch_take(g, &heard) : gradients_there(g)) != 0) return -1;
     const gpt2_sp_options* o = &g->options;
-    StepJob step = {step_adamw(o, g->step), 0, 0, 0};
-    if (ranks_run(g, g->device->step, &step) != 0) return -1;
-    g->step++, g->next_sample += samples;
-    g->tokens_seen += batch->valid;
-    g->skipped = step.updated ? 0 : g->skipped + 1;
-    stats->step = g->step, stats->loss = step.loss;
+    StepJob step = {step_adamw(o, g->step), 0, 0, 0, parts, g->loss};
+    if (g->lr >= 0) step.adamw.lr = g->lr;
+    g->gradients = NO_GRADIENTS;
+    report_begin(g, heard, GPT2_SP_IN_STEP, g->mesh.passes, 2 * g->mesh.shape.L);
+    int status = ranks_run(g, g->device->step, &step);
+    report_end(g);
+    if (status != 0) return -1;
+    const Batch* batch = g->in_hand;
+    int64_t tokens = g->tokens_seen + batch->valid;
+    stats->step = g->step + 1, stats->loss = g->loss = step.loss;
     stats->grad_norm = sqrt(step.square), stats->lr = step.adamw.lr;
-    stats->tokens = g->tokens_seen, stats->ms = now_ms() - start;
-    stats->updated = step.updated, stats->window = ramp_window(o, g->step - 1);
+    stats->tokens = tokens, stats->ms = now_ms() - start;
+    stats->updated = step.updated, stats->window = ramp_window(o, g->step);
     stats->tok_per_s = (double)batch->valid / stats->ms * 1e3;
+    g->gradients = parts & STEP_UPDATE ? OF_LAST_STEP : OF_NEXT_STEP;
+    if (!(parts & STEP_UPDATE)) return 0;
+    g->in_hand = NULL;
+    g->step++, g->next_sample += step_samples(&g->mesh);
+    g->tokens_seen = tokens;
+    g->skipped = step.updated ? 0 : g->skipped + 1;
     if (g->skipped >= 10)
         return fail_as(GPT2_SP_NOT_FINITE, &g->error,
             "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are "
@@ -6611,7 +7067,7 @@ static int trainer_step(gpt2_sp* g, gpt2_sp_stats* stats) {
 // what failed; status: at least 0 if nothing has.
 static Host trainer_enter(gpt2_sp* g) {
     g->error.code = GPT2_SP_OK;
-    return host_enter();
+    return g->report.program = host_enter();
 }
 static int64_t trainer_leave(gpt2_sp* g, const Host* host, int64_t status) {
     host_leave(host);
@@ -6623,8 +7079,8 @@ static int64_t trainer_leave(gpt2_sp* g, const Host* host, int64_t status) {
 static int stats_give(gpt2_sp_stats* stats, const gpt2_sp_stats* told, Error* e) {
     return struct_give(stats, told, sizeof *told, KNOWN_UP_TO(gpt2_sp_stats, window), "gpt2_sp_stats", e);
 }
-// See the header, for these four.
-int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
+// See the header, for what follows.
+static int step_part(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
     gpt2_sp_stats told;
     if (!g) return GPT2_SP_INVALID;
     Host host = trainer_enter(g);
@@ -6632,10 +7088,31 @@ int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) {
     told.step = g->step;
     int status = stats_give(stats, &told, &g->error);
     if (status == 0) {
-        status = trainer_step(g, &told);
+        status = trainer_step(g, parts, &told);
         stats_give(stats, &told, &g->error);
     }
     return (int)trainer_leave(g, &host, status);
+}
+int gpt2_sp_step(gpt2_sp* g, gpt2_sp_stats* stats) { return step_part(g, STEP_WHOLE, stats); }
+int gpt2_sp_gradients(gpt2_sp* g, gpt2_sp_stats* stats) { return step_part(g, STEP_GRADIENTS, stats); }
+int gpt2_sp_update(gpt2_sp* g, gpt2_sp_stats* stats) { return step_part(g, STEP_UPDATE, stats); }
+int gpt2_sp_set_lr(gpt2_sp* g, double lr) {
+    char text[64];
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    int status = isfinite(lr) ? 0 : fail_as(GPT2_SP_INVALID, &g->error, "%g is no learning rate", lr);
+    snprintf(text, sizeof text, "gpt2_sp_set_lr(%.17g)", lr);
+    status = processes_agree(&g->host, status, NULL, &g->error);
+    if (status == 0 && processes_compare(&g->host, "comparing learning rates", text, &g->error) != 0)
+        status = failed_as(GPT2_SP_MISMATCH, &g->error);
+    if (status == 0) g->lr = lr;
+    return (int)trainer_leave(g, &host, status);
+}
+int gpt2_sp_on_progress(
+    gpt2_sp* g, int (*progress)(void* user, const gpt2_sp_progress* progress), void* user) {
+    if (!g) return GPT2_SP_INVALID;
+    g->report.call = progress, g->report.user = user;
+    return GPT2_SP_OK;
 }
 int gpt2_sp_code(const gpt2_sp* g) { return g ? g->error.code : GPT2_SP_INVALID; }
 int64_t gpt2_sp_steps(const gpt2_sp* g) { return g ? g->step : 0; }
@@ -6778,26 +7255,23 @@ static const real* unit_fetch(Rank* r, int state, int u) {
 // Takes the n numbers of a unit that begin at `begin` to `to`: all of it, or one slice of an own unit.
 typedef void (*UnitTaker)(gpt2_sp* g, void* to, int state, int u, const real* part, int64_t begin, int64_t n);
 
-// Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
-// `take`. All ranks call it together. An own unit is delivered slice by slice; whole, it would be the largest
-// buffer.
-static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take, void* to) {
+// Whether a rank is the first one of one of the first `takers` processes.
+static int unit_takes(const Rank* r, int takers) {
+    int local = r->mesh->local_ranks;
+    return r->world_rank % local == 0 && r->world_rank / local < takers;
+}
+
+// Brings the slices that all ranks have of a unit, this one `own`, one by one to the first rank of each of
+// the first `takers` processes, which gives them to `take`. All ranks call it together.
+static int unit_slices_send(
+    Rank* r, gpt2_sp* g, int state, int u, real* own, int takers, UnitTaker take, void* to) {
     const Unit* unit = &r->layout->units[u];
-    int local = r->mesh->local_ranks, takes = r->world_rank % local == 0 && r->world_rank / local < takers,
-        status = 0;
-    int how = holding(r->layout, state, u);
-    if (how != HELD_OWN) {
-        const real* whole = unit_fetch(r, state, u);
-        if (!whole) return -1;
-        if (takes) take(g, to, state, u, whole, 0, unit->elements);
-        // ranks stay together: none begins the next unit while another is still taking this one
-        return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
-    }
+    int local = r->mesh->local_ranks, takes = unit_takes(r, takers), status = 0;
     size_t bytes = (size_t)unit->slice * sizeof(real);
-    real *own = r->state[state] + held(r, state, u).at, *room = takes ? (real*)malloc(bytes) : NULL;
+    real* room = takes ? (real*)malloc(bytes) : NULL;
     Piece* sends = (Piece*)calloc((size_t)takers, sizeof *sends);
     if (!sends || (takes && !room))
-        status = fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for another rank's positions");
+        status = fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for another rank's slice");
     for (int w = 0; status == 0 && w < r->mesh->world; w++) {
         Piece receive = {w, room, bytes};
         int sent = 0, received = takes && w != r->world_rank;
@@ -6812,6 +7286,20 @@ static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitT
     free(sends);
     free(room);
     return status;
+}
+
+// Brings a unit of a state to the first rank of each of the first `takers` processes, which gives it to
+// `take`. All ranks call it together. An own unit is delivered slice by slice; whole, it would be the largest
+// buffer.
+static int unit_send_to(Rank* r, gpt2_sp* g, int state, int u, int takers, UnitTaker take, void* to) {
+    int how = holding(r->layout, state, u);
+    if (how == HELD_OWN)
+        return unit_slices_send(r, g, state, u, r->state[state] + held(r, state, u).at, takers, take, to);
+    const real* whole = unit_fetch(r, state, u);
+    if (!whole) return -1;
+    if (unit_takes(r, takers)) take(g, to, state, u, whole, 0, r->layout->units[u].elements);
+    // ranks stay together: none begins the next unit while another is still taking this one
+    return how == HELD_SLICE ? r->transport.barrier(&r->transport, &r->all, &r->error) : 0;
 }
 
 // The files that the first rank of process 0 writes; none elsewhere.
@@ -7105,9 +7593,9 @@ static int checkpoint_clean(const Folder* out, Error* e) {
     return status;
 }
 
-// Names on stderr, once as a run begins, what lies in its folder under names like a checkpoint's and is none:
+// Names, once as a run begins, what lies in its folder under names like a checkpoint's and is none:
 // it stays as it is. -1 if the run would save there.
-static int checkpoint_strangers(const Folder* out, int64_t step, Error* e) {
+static int checkpoint_strangers(const Folder* out, int64_t step, const Log* log, Error* e) {
     int status = 0, count = 0;
     char names[GPT2_SP_TEXT] = "";
     DIR* dir = folder_entries(out, e);
@@ -7127,7 +7615,7 @@ static int checkpoint_strangers(const Folder* out, int64_t step, Error* e) {
     }
     closedir(dir);
     if (status == 0 && count > 0)
-        fprintf(stderr, "%s: not a checkpoint of this program, left alone: %s%s\n", out->path, names,
+        warn(log, "%s: not a checkpoint of this program, left alone: %s%s", out->path, names,
             count > 8 ? " and more" : "");
     return status;
 }
@@ -7302,12 +7790,13 @@ static int folder_publish(
     return folder_sync(out, e);
 }
 
-// Saves a checkpoint. An older one that cannot be removed is told on stderr, and no error.
+// Saves a checkpoint. An older one that cannot be removed is told, and no error.
 static int trainer_save(gpt2_sp* g) {
     Error* e = &g->error;
     e->text[0] = 0;
     if (!g->options.out[0]) return fail_as(GPT2_SP_INVALID, e, "no --out folder to save in");
     if (g->saved_step == g->step) return 0;
+    g->gradients = NO_GRADIENTS;   // where moments are slices they come together over them (unit_scratch)
     if (g->mesh.process != 0) {
         int saved = processes_agree(&g->host, save_tensors(g, NULL, 0, NULL, 0), NULL, e);
         if (saved == 0) g->saved_step = g->step;
@@ -7327,7 +7816,7 @@ static int trainer_save(gpt2_sp* g) {
     if (processes_agree(&g->host, status, NULL, e) != 0) return -1;
     g->saved_step = g->step;
     if (checkpoint_clean(&g->out, &later) != 0 || checkpoint_retire(g, &later) != 0)
-        fprintf(stderr, "%s: step %lld is saved, but an older checkpoint is left: %s\n", g->out.path,
+        warn(&g->options.log, "%s: step %lld is saved, but an older checkpoint is left: %s", g->out.path,
             (long long)g->step, later.text);
     return 0;
 }
@@ -7340,8 +7829,8 @@ int gpt2_sp_save(gpt2_sp* g) {
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
-// is whole, or the folder cannot be read. Those that it passes over are named on stderr, if `tell`.
-static int checkpoint_find(const char* out, int tell, char folder[PATH_SIZE], Error* e) {
+// is whole, or the folder cannot be read. Those that it passes over are told to log.
+static int checkpoint_find(const char* out, const Log* log, char folder[PATH_SIZE], Error* e) {
     int64_t* steps = NULL;
     char name[STEP_NAME];
     Folder run;
@@ -7353,8 +7842,8 @@ static int checkpoint_find(const char* out, int tell, char folder[PATH_SIZE], Er
         checkpoint_name(name, steps[i], TEMPORARIES);
         if (path_in(folder, out, name, e) != 0) found = -1;
         else if (checkpoint_verify(folder, &why) == 0) found = 1;
-        else if (tell)
-            fprintf(stderr, "%s is not whole (%s)%s\n", folder, why.text,
+        else
+            warn(log, "%s is not whole (%s)%s", folder, why.text,
                 i + 1 < count ? ", trying an older one" : "");
     }
     free(steps);
@@ -7748,11 +8237,11 @@ static int validations_read(gpt2_sp* g, const char* text, size_t size, const cha
         if (json_get_double(text, size, "best_val_loss", &v.best) != 1 || !isfinite(v.best))
             return fail(e, "%.800s: no number `best_val_loss`", path);
     }
-    if (g->val_data.count == 0 || v.data == validation_data(g)) g->validations = v;
+    if (!dataset_given(&g->val_data) || v.data == validation_data(g)) g->validations = v;
     else if (g->mesh.process == 0)
-        fprintf(stderr,
+        warn(&g->options.log,
             "--val-data or --val-sequences is not what this run was validated with: its best validation no "
-            "longer counts\n");
+            "longer counts");
     return 0;
 }
 
@@ -7782,6 +8271,11 @@ static int lengths_resume(gpt2_sp* g, const char* text, size_t size, int64_t T, 
         g->layout.known_positions = json_need(text, size, "known_positions", path, &g->error);
     if (g->layout.known_positions < 0) return -1;
     if (s->T == T) return 0;
+    if (dataset_fed(&g->data))
+        return fail(&g->error,
+            "--seq-len %lld: this run's sequences had %lld tokens, and where samples of the program's go on "
+            "with others is not known",
+            (long long)s->T, (long long)T);
     g->next_sample = sample_moved(&g->data, T, s->T, g->next_sample);
     g->validations = NO_VALIDATIONS;
     return 0;
@@ -7841,6 +8335,180 @@ static int state_read(gpt2_sp* g, const char* folder) {
             data, now, folder);
     free(text);
     return status;
+}
+
+// --- tensors of the program around the trainer ---
+//
+// The program sees a tensor whole, in Hugging Face's layout. It is read as checkpoints are written, slice by
+// slice; to write, each rank takes from the program's numbers what it holds.
+
+// A parameter of a trainer, and the program's numbers.
+typedef struct {
+    int state, u, id;
+    float* out;          // (elements) read
+    const float* from;   // (elements) written
+} TensorJob;
+
+// The CPU's Device.numbers_read and .numbers_set.
+static int rank_numbers_read(Rank* r, int state, int u, int64_t begin, int64_t n, real* out) {
+    memcpy(out, r->state[state] + held_at(r, state, u, begin), (size_t)n * sizeof *out);
+    return 0;
+}
+static int rank_numbers_set(Rank* r, int state, int u, int64_t begin, int64_t n, const real* from) {
+    if (n > 0) memcpy(r->state[state] + held_at(r, state, u, begin), from, (size_t)n * sizeof *from);
+    if (state == STATE_WEIGHTS) r->gathered = -1;
+    return 0;
+}
+
+// Where number i of a parameter in memory, (out, in), lies in Hugging Face's layout.
+static int64_t tensor_place(const Parameter* p, int64_t rows, int64_t i) {
+    return p->transposed ? i % p->columns * rows + i / p->columns : i;
+}
+// The numbers begin .. begin + n - 1 of a unit that are the tensor's: the first of them, counted in the
+// tensor, and their number.
+static Held tensor_part(const gpt2_sp* g, const TensorJob* job, int64_t begin, int64_t n) {
+    const Shape* s = &g->mesh.shape;
+    Parameter p = parameter(s, job->id);
+    int64_t at = g->layout.within[job->id], elements = tensor_rows(s, job->id, &p) * max_i64(1, p.columns);
+    Held part = {max_i64(begin, at), 0, 0};
+    part.n = max_i64(0, min_i64(begin + n, at + elements) - part.at);
+    part.begin = part.at - at;
+    return part;
+}
+
+// rank_tensor_read's UnitTaker: a slice that came.
+static void tensor_take(gpt2_sp* g, void* to, int state, int u, const real* slice, int64_t begin, int64_t n) {
+    const TensorJob* job = (const TensorJob*)to;
+    Parameter p = parameter(&g->mesh.shape, job->id);
+    int64_t rows = tensor_rows(&g->mesh.shape, job->id, &p);
+    Held part = tensor_part(g, job, begin, n);
+    (void)state, (void)u;
+    for (int64_t i = 0; i < part.n; i++)
+        job->out[tensor_place(&p, rows, part.begin + i)] = (float)slice[part.at - begin + i];
+}
+// A job: brings a tensor to the program of every process. Of every state a rank's own slice is whole.
+static int rank_tensor_read(Rank* r, gpt2_sp* g, void* argument) {
+    const TensorJob* job = (const TensorJob*)argument;
+    const int64_t slice = g->layout.units[job->u].slice;
+    real* own = (real*)malloc((size_t)slice * sizeof *own);
+    int status = own ? 0 : fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for a slice of a tensor");
+    if (status == 0)
+        status = g->device->numbers_read(r, job->state, job->u, slice_begin(r, job->u), slice, own);
+    if (status == 0)
+        status = unit_slices_send(r, g, job->state, job->u, own, g->mesh.processes, tensor_take, argument);
+    free(own);
+    return status;
+}
+// A job: gives every rank what it holds of a tensor.
+static int rank_tensor_write(Rank* r, gpt2_sp* g, void* argument) {
+    const TensorJob* job = (const TensorJob*)argument;
+    Parameter p = parameter(&g->mesh.shape, job->id);
+    int64_t rows = tensor_rows(&g->mesh.shape, job->id, &p);
+    Held h = held(r, job->state, job->u), part = tensor_part(g, job, h.begin, h.n);
+    real* numbers = (real*)malloc((size_t)max_i64(1, part.n) * sizeof *numbers);
+    int status = numbers ? 0 : fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for a part of a tensor");
+    for (int64_t i = 0; status == 0 && i < part.n; i++)
+        numbers[i] = (real)job->from[tensor_place(&p, rows, part.begin + i)];
+    if (status == 0) status = g->device->numbers_set(r, job->state, job->u, part.at, part.n, numbers);
+    free(numbers);
+    return status;
+}
+
+// Number i of the tensors of a model, in the order in which rank_save writes them: its unit and id, and what
+// the program is told of it. -1 if there is none.
+static int tensor_number(const gpt2_sp* g, int64_t i, TensorJob* job, gpt2_sp_tensor* tensor) {
+    const Shape* s = &g->mesh.shape;
+    for (int u = 0; i >= 0 && u < g->layout.count; u++)
+        for (int id = 0; id < PARAMETER_COUNT; id++) {
+            Parameter p = parameter(s, id);
+            if (p.unit != g->layout.units[u].kind || i-- > 0) continue;
+            memset(tensor, 0, sizeof *tensor);
+            tensor->size = sizeof *tensor;
+            tensor_name(tensor->name, sizeof tensor->name, MODEL_PREFIX, &p, u);
+            tensor->dims = p.columns ? 2 : 1, tensor->shape[0] = tensor_rows(s, id, &p);
+            tensor->shape[1] = max_i64(1, p.columns);
+            tensor->elements = tensor->shape[0] * tensor->shape[1];
+            if (p.transposed) tensor->shape[1] = p.rows, tensor->shape[0] = p.columns;
+            tensor->rate = g->layout.units[u].rate[id];
+            job->u = u, job->id = id;
+            return 0;
+        }
+    return -1;
+}
+
+// See the header, for these.
+int64_t gpt2_sp_tensor_count(const gpt2_sp* g) {
+    TensorJob job;
+    gpt2_sp_tensor tensor;
+    int64_t count = 0;
+    while (g && tensor_number(g, count, &job, &tensor) == 0) count++;
+    return count;
+}
+int gpt2_sp_tensor_info(const gpt2_sp* g, int64_t i, gpt2_sp_tensor* tensor) {
+    TensorJob job;
+    gpt2_sp_tensor found;
+    Error e = {0, {0}};
+    if (!g || tensor_number(g, i, &job, &found) != 0) return GPT2_SP_INVALID;
+    return struct_give(tensor, &found, sizeof found, sizeof found, "gpt2_sp_tensor", &e) == 0 ? 0 : e.code;
+}
+
+// The tensor that a call is about: -1, with a line, if there is none such, if it has another size, or if
+// there are no such numbers of it.
+static int tensor_asked(
+    gpt2_sp* g, int what, const char* name, int64_t elements, int writes, TensorJob* job) {
+    static const int states[] = {STATE_WEIGHTS, STATE_GRADIENTS, STATE_M, STATE_V};
+    gpt2_sp_tensor tensor;
+    int64_t i = 0;
+    if (what < GPT2_SP_WEIGHTS || what > GPT2_SP_MOMENT2)
+        return fail_as(GPT2_SP_INVALID, &g->error,
+            "%d is none of GPT2_SP_WEIGHTS, _GRADIENTS, _MOMENT1 and _MOMENT2", what);
+    while (tensor_number(g, i, job, &tensor) == 0 && strcmp(tensor.name, name) != 0 &&
+        strcmp(tensor.name + strlen(MODEL_PREFIX), name) != 0)
+        i++;
+    if (tensor_number(g, i, job, &tensor) != 0)
+        return fail_as(GPT2_SP_INVALID, &g->error,
+            "there is no tensor `%.100s`: gpt2_sp_tensor_info tells all names", name);
+    if (elements != tensor.elements)
+        return fail_as(GPT2_SP_INVALID, &g->error, "%s has %lld numbers, found %lld", tensor.name,
+            (long long)tensor.elements, (long long)elements);
+    job->state = states[what];
+    if (what != GPT2_SP_GRADIENTS) return 0;
+    if (writes && g->gradients == OF_NEXT_STEP && tensor.rate == 0)
+        return fail_as(GPT2_SP_INVALID, &g->error, "%s is frozen: it has no gradient", tensor.name);
+    if (g->gradients == OF_NEXT_STEP || (!writes && g->gradients == OF_LAST_STEP)) return 0;
+    return fail_as(GPT2_SP_INVALID, &g->error, "there are no gradients to %s: gpt2_sp_gradients makes them",
+        writes ? "write to" : "read");
+}
+
+// Reads or writes a tensor on all processes, which must ask for the same; numbers that are written must be
+// alike.
+static int tensor_move(
+    gpt2_sp* g, int what, const char* name, float* out, const float* from, int64_t elements) {
+    TensorJob job = {0, 0, 0, out, from};
+    char text[256];
+    uint32_t crc = 0;
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    int status = name && (out || from)
+        ? tensor_asked(g, what, name, elements, from != NULL, &job)
+        : fail_as(GPT2_SP_INVALID, &g->error, "a tensor needs a name and a place for its numbers");
+    status = processes_agree(&g->host, status, NULL, &g->error);
+    if (status == 0 && from && g->mesh.processes > 1)
+        crc = tok_crc(0, (const unsigned char*)from, (uint64_t)elements * sizeof *from);
+    if (status == 0)
+        snprintf(text, sizeof text, "%s of numbers %d of `%.100s`, CRC %08x", from ? "a write" : "a reading",
+            what, name, crc);
+    if (status == 0 && processes_compare(&g->host, "comparing tensors", text, &g->error) != 0)
+        status = failed_as(GPT2_SP_MISMATCH, &g->error);
+    if (status == 0) status = ranks_run(g, from ? rank_tensor_write : rank_tensor_read, &job);
+    if (status == 0 && from && what != GPT2_SP_GRADIENTS) g->saved_step = -1;   // what was saved differs
+    return (int)trainer_leave(g, &host, status);
+}
+int gpt2_sp_tensor_read(gpt2_sp* g, int what, const char* name, float* out, int64_t elements) {
+    return tensor_move(g, what, name, out, NULL, elements);
+}
+int gpt2_sp_tensor_write(gpt2_sp* g, int what, const char* name, const float* numbers, int64_t elements) {
+    return tensor_move(g, what, name, NULL, numbers, elements);
 }
 
 // --- exports ---
@@ -8168,14 +8836,22 @@ static int rank_evaluate(Rank* r, gpt2_sp* g, void* argument) {
 // Evaluates the first `sequences` windows of the validation data into g->evaluation. All processes call it.
 static int evaluate_data(gpt2_sp* g, int64_t sequences) {
     Loader* l = &g->val_loader;
+    const int64_t round = l->dp * l->B;
+    int heard = g->report.call != NULL, status = 0;
     memset(&g->evaluation, 0, sizeof g->evaluation);
-    l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(&g->val_data, l->T));
-    for (uint64_t first = 0; first < l->limit; first += (uint64_t)(l->dp * l->B)) {
-        int status = loader_fill(l, &l->batch[0], first, &g->error);
-        if (processes_agree(&g->host, status, NULL, &g->error) != 0 ||
-            ranks_run(g, rank_evaluate, &g->evaluation) != 0)
-            return -1;
+    l->limit = (uint64_t)sequences;
+    if (!dataset_fed(l->data))
+        l->limit = (uint64_t)min_i64(sequences, (int64_t)dataset_windows(l->data, l->T));
+    for (uint64_t first = 0; status == 0 && first < l->limit; first += (uint64_t)round) {
+        status = loader_fill(l, &l->batch[0], first, &g->error);
+        status = processes_agree(&g->host, status, &heard, &g->error);
+        if (first == 0)
+            report_begin(
+                g, heard, GPT2_SP_IN_VALIDATION, ceil_div((int64_t)l->limit, round), g->mesh.shape.L);
+        if (status == 0) status = ranks_run(g, rank_evaluate, &g->evaluation);
     }
+    report_end(g);
+    if (status != 0) return -1;
     if (g->evaluation.count == 0)
         return fail(&g->error, "nothing to validate: no token of the first %llu sequences is a label",
             (unsigned long long)l->limit);
@@ -8188,7 +8864,7 @@ int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
     Host host = trainer_enter(g);
     int status = 0;
     if (!loss) status = fail(&g->error, "gpt2_sp_validate needs a place for the loss");
-    else if (g->val_data.count == 0) status = fail(&g->error, "no --val-data to validate on");
+    else if (!dataset_given(&g->val_data)) status = fail(&g->error, "no --val-data to validate on");
     else if (sequences < 1)
         status = fail(&g->error, "%lld sequences to validate on: at least 1", (long long)sequences);
     if (status != 0) failed_as(GPT2_SP_INVALID, &g->error);
@@ -9385,7 +10061,11 @@ static int generator_distribution(
 static int generator_take(gpt2_sp_generator* x, int64_t i, int32_t token, const gpt2_sp_sampling* how) {
     x->text[x->prompt_count + i] = token;
     x->seen[token]++;
-    return how->token && how->token(how->user, token) != 0;
+    if (!how->token) return 0;
+    const Host own = host_lend(&x->g->report.program);
+    int ends = how->token(how->user, token) != 0;
+    host_leave(&own);
+    return ends;
 }
 
 // The draft proposes up to `most` tokens, from token `made` of the continuation on: into the text, and what
@@ -9502,6 +10182,118 @@ int64_t gpt2_sp_generate(gpt2_sp* g, const int32_t* prompt, int64_t prompt_count
     return made;
 }
 
+// --- losses and logits of the program's tokens ---
+
+// The program's tokens, as one document, and where its losses go.
+typedef struct {
+    const int32_t* tokens;   // (count)
+    int64_t count;
+    float* losses;   // (count - 1)
+} LossesJob;
+enum { LOSSES_SHARED = 1 << 16 };   // that ranks share at a time
+
+// A job: every replica reads the tokens as its first sequence; the others of the batch have no labels.
+static int rank_losses(Rank* r, gpt2_sp* g, void* argument) {
+    const LossesJob* job = (const LossesJob*)argument;
+    const RankBatch* batch = &r->batches[2];
+    const Shape* shape = &r->mesh->shape;
+    const Segments* seg = &r->segments;
+    double* shared = (double*)malloc(LOSSES_SHARED * sizeof *shared);
+    if (!shared) return fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for losses");
+    for (int64_t b = 0, row = 0; b < shape->B; b++)
+        for (int s = 0; s < seg->count; s++)
+            for (int64_t t = seg->begin[s]; t < seg->begin[s] + seg->rows[s]; t++, row++) {
+                batch->tokens[row] = t < job->count ? job->tokens[t] : 0;
+                batch->labels[row] = b == 0 && t + 1 < job->count ? job->tokens[t + 1] : -1;
+                if (batch->positions) batch->positions[row] = (int32_t)t;
+            }
+    if (r->mesh->doc_mask) memset(batch->doc_start, 0, (size_t)(shape->B * shape->T) * sizeof(int32_t));
+    int status = rank_read(r, g, NULL);
+    for (int64_t at = 0; status == 0 && at < job->count - 1; at += LOSSES_SHARED) {
+        int64_t n = min_i64(LOSSES_SHARED, job->count - 1 - at);
+        memset(shared, 0, (size_t)n * sizeof *shared);
+        for (int64_t s = 0, row = 0; s < seg->count; row += seg->rows[s], s++)
+            for (int64_t t = max_i64(at, seg->begin[s]); t < min_i64(at + n, seg->begin[s] + seg->rows[s]);
+                 t++)
+                shared[t - at] = (double)r->token_loss[row + t - seg->begin[s]];
+        status = r->transport.all_reduce(&r->transport, &r->sequence, shared, (int)n, &r->error);
+        for (int64_t i = 0; status == 0 && r->world_rank == r->mesh->first_rank && i < n; i++)
+            job->losses[at + i] = (float)shared[i];
+    }
+    free(shared);
+    return status;
+}
+
+// -1, with a line, unless so many tokens are given, all of the vocabulary, and a place for what is told of
+// them.
+static int tokens_given(
+    gpt2_sp* g, const int32_t* tokens, int64_t count, int64_t least, int64_t most, const void* out) {
+    if (!tokens || !out)
+        return fail_as(GPT2_SP_INVALID, &g->error, "tokens are needed, and a place for what is told of them");
+    if (count < least || count > most)
+        return fail_as(GPT2_SP_INVALID, &g->error, "%lld tokens, expected %lld to %lld", (long long)count,
+            (long long)least, (long long)most);
+    for (int64_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || tokens[i] >= g->mesh.shape.V)
+            return fail_as(GPT2_SP_INVALID, &g->error, "token %lld is %d, expected 0 to %lld", (long long)i,
+                tokens[i], (long long)g->mesh.shape.V - 1);
+    return 0;
+}
+
+// See the header, for both.
+int gpt2_sp_losses(gpt2_sp* g, const int32_t* tokens, int64_t count, float* losses) {
+    LossesJob job = {tokens, count, losses};
+    char text[64] = "";
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    int heard = g->report.call != NULL,
+        status = tokens_given(g, tokens, count, 2, g->mesh.shape.T + 1, losses);
+    if (status == 0)
+        snprintf(text, sizeof text, "%lld tokens, CRC %08x", (long long)count,
+            tok_crc(0, (const unsigned char*)tokens, (uint64_t)count * sizeof *tokens));
+    status = processes_agree(&g->host, status, &heard, &g->error);
+    if (status == 0 && processes_compare(&g->host, "comparing tokens", text, &g->error) != 0)
+        status = failed_as(GPT2_SP_MISMATCH, &g->error);
+    report_begin(g, heard, GPT2_SP_IN_READING, 1, g->mesh.shape.L);
+    if (status == 0) status = ranks_run(g, rank_losses, &job);
+    report_end(g);
+    return (int)trainer_leave(g, &host, status);
+}
+
+// Reads tokens with a decoder and copies the logits (rows, V) behind `first` and those after it.
+static int logits_read(
+    gpt2_sp* g, const int32_t* tokens, int64_t first, int64_t rows, real* logits, float* out) {
+    const int64_t V = g->mesh.shape.V, Vp = g->mesh.shape.Vp;
+    void* decoder = g->device->decoder_open(g, first + rows);
+    int status = decoder ? 0 : -1;
+    if (status == 0 && first > 0) status = g->device->decoder_read(decoder, tokens, first, 0, 1, logits);
+    for (int64_t at = 0, n; status == 0 && at < rows; at += n) {
+        n = min_i64(FEW_ROWS, rows - at);
+        status = g->device->decoder_read(decoder, tokens + first + at, n, first + at, n, logits);
+        for (int64_t i = 0; status == 0 && i < n; i++)
+            for (int64_t v = 0; v < V; v++) out[(at + i) * V + v] = (float)logits[i * Vp + v];
+    }
+    if (decoder) g->device->decoder_close(decoder);
+    return status;
+}
+int gpt2_sp_logits(
+    gpt2_sp* g, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out) {
+    if (!g) return GPT2_SP_INVALID;
+    Host host = trainer_enter(g);
+    threads_use(g->mesh.threads);
+    int status = tokens_given(g, tokens, count, 1, g->mesh.shape.T, out);
+    if (status == 0 && (first < 0 || rows < 1 || first > count - rows))
+        status =
+            fail_as(GPT2_SP_INVALID, &g->error, "logits of %lld tokens from token %lld on: there are %lld",
+                (long long)rows, (long long)first, (long long)count);
+    size_t bytes = (size_t)(FEW_ROWS * g->mesh.shape.Vp) * sizeof(real);
+    real* logits = status == 0 ? (real*)malloc(bytes) : NULL;
+    if (status == 0 && !logits) status = fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory for logits");
+    if (status == 0) status = logits_read(g, tokens, first, rows, logits, out);
+    free(logits);
+    return (int)trainer_leave(g, &host, status);
+}
+
 // ===== 13. plan =================================================================================
 //
 // What a step will cost, before anything runs: memory by the walk that will take it (section 6), time from
@@ -9601,7 +10393,7 @@ static int measure_rates(Rates* rates, const Mesh* mesh, Error* e) {
         product += trials[i].product / ranks, copy += trials[i].copy / ranks;
         attention += trials[i].attention / ranks;
     }
-    if (leave) return fail(e, "cannot start threads to measure rates");
+    if (leave) return fail_as(GPT2_SP_INVALID, e, "cannot start threads to measure rates");
     pthread_barrier_destroy(&start);
     if (status != 0)
         return fail_as(GPT2_SP_NO_MEMORY, e,
@@ -10020,6 +10812,8 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     schedule_free(&g->schedules[0]);
     schedule_free(&g->schedules[1]);
     thread_world_free(&g->world);
+    free(g->loader.fed);
+    free(g->val_loader.fed);
     dataset_close(&g->data);
     dataset_close(&g->val_data);
     bpe_free(&g->tokenizer);
@@ -10112,11 +10906,24 @@ static Loader loader_make(
     return l;
 }
 
+// Makes room for a sample of the program's, if that is where they come from.
+static int loader_fed_room(Loader* l, Error* e) {
+    if (!dataset_fed(l->data)) return 0;
+    l->fed = (int32_t*)calloc((size_t)(3 * l->T + 1), sizeof *l->fed);
+    return l->fed
+        ? 0
+        : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a sample of %lld tokens", (long long)l->T);
+}
+
 // -1 if a data set is too short for one sample, none of the first `windows` windows has a label, or its
 // tokens are not the model's, which has `vocab` of them and ends documents with g->eot.
 static int data_fits(
     const gpt2_sp* g, const Dataset* d, const char* option, int64_t vocab, int64_t windows, Error* e) {
     const gpt2_sp_options* o = &g->options;
+    if (dataset_fed(d) && o->pos_from == GPT2_SP_FROM_DOCUMENT)
+        return fail(
+            e, "--pos-from document: samples of the program's do not tell where documents begin before them");
+    if (dataset_fed(d)) return 0;
     if (d->tokens < (uint64_t)o->seq_len + 1)
         return fail(e, "--%s has %llu tokens, one sequence needs %lld (the context, --seq-len, and one more)",
             option, (unsigned long long)d->tokens, (long long)o->seq_len + 1);
@@ -10215,7 +11022,7 @@ static int out_lock(gpt2_sp* g) {
         else if (errno == EWOULDBLOCK) return fail(e, "another trainer is at work in %.900s", g->out.path);
     }
     if (!locked)
-        fprintf(stderr, "%s cannot be locked (%s): nothing keeps a second trainer out\n", g->out.path,
+        warn(&g->options.log, "%s cannot be locked (%s): nothing keeps a second trainer out", g->out.path,
             strerror(errno));
     return 0;
 }
@@ -10244,11 +11051,11 @@ static int rank_weights_init(Rank* r, gpt2_sp* g, void* argument) {
 // The checkpoint of a run's best validation, whole, in `folder`: the newest checkpoint's state.json tells its
 // step. `name` is what the user gave to the option.
 static int best_folder(
-    const char* option, const char* name, const char* run, char folder[PATH_SIZE], Error* e) {
+    const char* option, const char* name, const char* run, const Log* log, char folder[PATH_SIZE], Error* e) {
     char path[PATH_SIZE], step[STEP_NAME];
     size_t size;
     Error why = {0, {0}};
-    int found = checkpoint_find(run, 1, folder, e);
+    int found = checkpoint_find(run, log, folder, e);
     if (found < 0) return -1;
     if (found == 0) return fail(e, "--%s %.900s: there is no run with a checkpoint", option, name);
     char* text = path_in(path, folder, "state.json", e) == 0 ? file_read_text(path, 1 << 20, &size, e) : NULL;
@@ -10272,16 +11079,16 @@ static int best_folder(
 // else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. A folder with a
 // manifest must be whole; Hugging Face's have none, and are taken as they are. A name that exists is that
 // name.
-static int model_find(const char* option, const char* name, char path[PATH_SIZE], Error* e) {
+static int model_find(const char* option, const char* name, const Log* log, char path[PATH_SIZE], Error* e) {
     char run[GPT2_SP_TEXT];
     size_t n = strlen(name);
     if (n > 5 && strcmp(name + n - 5, ":best") == 0 && access(name, F_OK) != 0) {
         snprintf(run, sizeof run, "%.*s", (int)(n - 5), name);
-        return best_folder(option, name, run, path, e);
+        return best_folder(option, name, run, log, path, e);
     }
     int file = model_is_file(name);
     if (!file && !folder_has(name, "config.json")) {
-        int found = checkpoint_find(name, 1, path, e);
+        int found = checkpoint_find(name, log, path, e);
         return found > 0 ? 0
             : found < 0  ? -1
                          : fail(e, "--%s %.900s: neither a checkpoint nor a run with one", option, name);
@@ -10343,7 +11150,7 @@ static int sizes_choose(
     if (o->grow != GPT2_SP_TILE && !o->init_from[0] && !resumed)
         return fail(e, "--grow needs --init-from, the model whose positions grow, or a run that goes on");
     if (from &&
-        (model_find("init-from", o->init_from, path, e) != 0 ||
+        (model_find("init-from", o->init_from, &o->log, path, e) != 0 ||
             model_read(path, &model, &vocab, eot, e) != 0 ||
             tokenizer_of_folder(tokenizer, path, vocab, e) < 0))
         return failed_as(GPT2_SP_FILE, e);
@@ -10421,8 +11228,9 @@ static int new_rows_choose(gpt2_sp* g) {
 // with the weights of --init-from.
 static int trainer_start(gpt2_sp* g) {
     char folder[PATH_SIZE];
-    int found =
-        g->options.out[0] ? checkpoint_find(g->options.out, g->mesh.process == 0, folder, &g->error) : 0;
+    int found = g->options.out[0]
+        ? checkpoint_find(g->options.out, g->mesh.process == 0 ? &g->options.log : &SILENT, folder, &g->error)
+        : 0;
     if (found < 0) return -1;
     if (start_compare(g, found ? folder : NULL) != 0) return -1;
     if (found) {
@@ -10503,6 +11311,9 @@ static int processes_meet(gpt2_sp* g) {
 // The shards of a data set as lines for processes_compare; returns their length.
 static int dataset_print(const Dataset* d, const char* option, char* text, size_t size) {
     int n = 0;
+    if (dataset_fed(d))
+        n = snprintf(text, size, "--%s samples of the program's, fingerprint %016llx\n", option,
+            (unsigned long long)d->fingerprint);
     for (int i = 0; i < d->count && n < (int)size; i++) {
         const tok_shard* s = &d->shards[i];
         const char* slash = strrchr(s->path, '/');
@@ -10535,6 +11346,16 @@ static int work_compare(gpt2_sp* g) {
     return status;
 }
 
+// Opens what `option` names, or takes the program's data, for a model of `vocab` tokens, in its place.
+static int data_open(Dataset* d, const char* option, const char* list, const DataHow* how, const Feed* feed,
+    int64_t vocab, Error* e) {
+    if (!feed_given(feed)) return dataset_open(d, list, how, e);
+    if (list[0])
+        return fail_as(
+            GPT2_SP_INVALID, e, "--%s %.700s: the program gives data of its own in its place", option, list);
+    return dataset_feed(d, feed, vocab, e);
+}
+
 // Opens the data, makes the ranks and their weights, and requests the first batch.
 static int trainer_prepare(gpt2_sp* g) {
     const gpt2_sp_options* o = &g->options;
@@ -10542,17 +11363,19 @@ static int trainer_prepare(gpt2_sp* g) {
     if (sizes_choose(&g->options, g->init_model, &g->init_positions, &g->eot, &g->tokenizer, e) != 0)
         return failed_as(GPT2_SP_MISMATCH, e);
     const DataHow how = {(int)o->raw_u16, o->vocab, (int)o->doc_mask};
-    if (dataset_open(&g->data, o->data, &how, e) != 0 ||
-        (o->val_data[0] && dataset_open(&g->val_data, o->val_data, &how, e) != 0))
+    if (data_open(&g->data, "data", o->data, &how, &o->feed, o->vocab, e) != 0)
         return failed_as(GPT2_SP_FILE, e);
     int64_t vocab = o->vocab ? o->vocab : g->data.vocab;
+    int validates = o->val_data[0] || feed_given(&o->val_feed);
+    if (validates && data_open(&g->val_data, "val-data", o->val_data, &how, &o->val_feed, vocab, e) != 0)
+        return failed_as(GPT2_SP_FILE, e);
     if (g->eot < 0) g->eot = g->data.eot;
     if (!g->tokenizer.token && dataset_tokenizer(&g->data, &g->tokenizer, e) < 0)
         return failed_as(GPT2_SP_FILE, e);
     if (data_fits(g, &g->data, "data", vocab, INT64_MAX, e) != 0 ||
-        (o->val_data[0] && data_fits(g, &g->val_data, "val-data", vocab, o->val_sequences, e) != 0))
+        (validates && data_fits(g, &g->val_data, "val-data", vocab, o->val_sequences, e) != 0))
         return failed_as(GPT2_SP_MISMATCH, e);
-    if (o->val_data[0] &&
+    if (o->val_data[0] && o->data[0] &&
         !tokens_alike(g->val_data.tokenizer, g->val_data.vocab, g->data.tokenizer, g->data.vocab))
         return fail_as(GPT2_SP_MISMATCH, e, "--val-data has %s with %u tokens, --data %s with %u",
             tokenizer_name(g->val_data.tokenizer).text, g->val_data.vocab,
@@ -10561,12 +11384,14 @@ static int trainer_prepare(gpt2_sp* g) {
     int world = g->mesh.local_ranks;
     g->loader = loader_make(g, &g->data, g->mesh.passes, 1, g->batch_ranks, g->batch_ranks + world);
     g->val_loader = loader_make(g, &g->val_data, 1, 0, g->batch_ranks + 2 * world, NULL);
+    if (loader_fed_room(&g->loader, e) != 0 || loader_fed_room(&g->val_loader, e) != 0) return -1;
     if (o->out[0] && g->mesh.process == 0 && out_open(g) != 0) return failed_as(GPT2_SP_FILE, e);
     if (work_compare(g) != 0)
         return failed_as(
             GPT2_SP_MISMATCH, e);   // after it process 0 has locked --out: the others may look into it
     if (trainer_start(g) != 0) return failed_as(GPT2_SP_FILE, e);
-    if (g->out.fd >= 0 && checkpoint_strangers(&g->out, g->step, e) != 0) return failed_as(GPT2_SP_FILE, e);
+    if (g->out.fd >= 0 && checkpoint_strangers(&g->out, g->step, &o->log, e) != 0)
+        return failed_as(GPT2_SP_FILE, e);
     loader_request(&g->loader, g->next_sample, ramp_window(o, g->step));
     return 0;
 }
@@ -10615,6 +11440,8 @@ static const Device CPU_DEVICE = {
     rank_save,                // save
     rank_step,                // step
     rank_gradients_collect,   // gradients
+    rank_numbers_read,        // numbers_read
+    rank_numbers_set,         // numbers_set
     model_forward_backward,   // pass
     decoder_open,             // decoder_open
     decoder_read,             // decoder_read
@@ -10703,6 +11530,7 @@ static gpt2_sp* trainer_new(const gpt2_sp_options* options) {
     g->lock_fd = g->out.fd = -1;
     g->saved_step = g->resumed_step = -1;
     g->planned_lr = -1, g->planned_steps = -1;
+    g->lr = -1;
     g->newest_step = -1;
     g->validations = NO_VALIDATIONS;
     return g;
@@ -10716,7 +11544,9 @@ static int gradients_collect(gpt2_sp* g, uint64_t sample, int64_t step, Gradient
     memset(out, 0, sizeof *out);
     if (g->loader.running && !loader_take(&g->loader, &g->error)) return -1;   // it reads ahead
     loader_request(&g->loader, sample, ramp_window(&g->options, step));
-    if (!batch_take(g)) return -1;
+    Batch* batch = loader_take(&g->loader, &g->error);
+    if (!batch) return -1;
+    batch_give(g, batch);
     out->all = (real*)calloc((size_t)g->layout.elements, sizeof(real));
     if (!out->all) return fail_as(GPT2_SP_NO_MEMORY, &g->error, "out of memory for all gradients");
     int status = ranks_run(g, g->device->gradients, out);
@@ -10866,7 +11696,7 @@ static int trainer_load_option(gpt2_sp* g, const char* option) {
     char path[PATH_SIZE];
     int64_t vocab, context = o->seq_len;
     if (!o->from[0]) return fail(&g->error, "no model given: --from RUN");
-    if (device_found(g) != 0 || model_find(option, o->from, path, &g->error) != 0) return -1;
+    if (device_found(g) != 0 || model_find(option, o->from, &o->log, path, &g->error) != 0) return -1;
     o->batch_size = o->grad_accum = 1, o->rank = o->world = 0;
     o->zero = 0;
     if (ranks_choose(o, g->device, 1, &g->error) != 0) return -1;
@@ -11412,7 +12242,7 @@ static int train_validate(gpt2_sp* g, double* loss) {
 // data: the first losses are then seen beside it.
 static int train_validate_first(gpt2_sp* g, FILE* log) {
     double start = now_ms(), loss;
-    if (g->val_data.count == 0 || g->validations.step >= 0) return 0;
+    if (!dataset_given(&g->val_data) || g->validations.step >= 0) return 0;
     if (train_validate(g, &loss) != 0) return -1;
     if (g->mesh.process == 0)
         printf("step %5lld/%lld  val %.4f\n", (long long)g->step, (long long)g->options.steps, loss);
@@ -11461,7 +12291,8 @@ static int train_loop(gpt2_sp* g, FILE* log, double launched) {
         stats.size = sizeof stats;
         if (gpt2_sp_step(g, &stats) != 0) return train_stop(g);
         int last = g->step == o->steps;
-        int validate = g->val_data.count > 0 && (last || (o->val_every > 0 && g->step % o->val_every == 0));
+        int validate =
+            dataset_given(&g->val_data) && (last || (o->val_every > 0 && g->step % o->val_every == 0));
         if (validate && train_validate(g, &val_loss) != 0) return train_stop(g);
         if (first && (validate || last || g->step % o->log_every == 0 || g->step == begin + 1))
             step_print(g, &stats, validate ? &val_loss : NULL, now_ms() - start, begin);
@@ -11835,7 +12666,7 @@ static int eval_models(const gpt2_sp_options* o, EvalFigures* f, int64_t* T, Err
         list = list_item(list, f->model[f->models]);
         if (*list == ',') list++;
         options_default(&sizes);
-        if (model_find("from", f->model[f->models++], path, e) != 0 ||
+        if (model_find("from", f->model[f->models++], &o->log, path, e) != 0 ||
             model_read(path, &sizes, &vocab, &eot, e) != 0)
             return -1;
         if (o->seq_len == 0) *T = *T ? min_i64(*T, sizes.seq_len) : sizes.seq_len;
@@ -12356,7 +13187,7 @@ static int tokenizer_run(const char* name, char path[PATH_SIZE], Error* e) {
     if (stat(name, &info) != 0 || !S_ISDIR(info.st_mode) || folder_has(name, "tokenizer.json") ||
         folder_has(name, "vocab.json"))
         return 0;
-    return checkpoint_find(name, 1, path, e);
+    return checkpoint_find(name, &PRINTED, path, e);
 }
 
 // Opens the shards and starts the threads. On an error nothing is left open.
@@ -12656,7 +13487,7 @@ static int export_model(const gpt2_sp_options* o, char path[PATH_SIZE], Model* m
     gpt2_sp_options* model = (gpt2_sp_options*)malloc(sizeof *model);
     if (!model) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     options_default(model);
-    int status = model_find("from", o->from, path, e);
+    int status = model_find("from", o->from, &o->log, path, e);
     if (status == 0) status = model_read(path, model, &vocab, &m->eot, e);
     if (status == 0) {
         m->center = (int)model->center;
@@ -12770,6 +13601,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
     Error e = {0, {0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     options_default(&options);
+    options.log = PRINTED;
     int status = inputs.items ? options_parse(&options, command, argc - first, argv + first, &inputs, &e)
                               : fail_as(GPT2_SP_NO_MEMORY, &e, "out of memory");
     if (status == 1) options_help(command);

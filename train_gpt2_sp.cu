@@ -638,16 +638,16 @@ static int gpu_overdue(Rank* r) {
         ((const ThreadWorld*)r->transport.state)->timeout / 1e3, last,
         cudaStreamQuery(d->copies) == cudaSuccess ? "done" : "under way");
 }
-// Waits until `stream` has done all that it was given. Fails when another rank has failed or the time limit
-// passes. The CPU is offered to other threads meanwhile; other ranks and NCCL are looked at once a
-// millisecond.
-static int gpu_finish(Rank* r) {
+// Waits until `stream` has come to an event, or (NULL) has done all that it was given. Fails when another
+// rank has failed or the time limit passes. The CPU is offered to other threads meanwhile; other ranks and
+// NCCL are looked at once a millisecond.
+static int gpu_await(Rank* r, const cudaEvent_t* event) {
     Gpu* d = (Gpu*)r->device;
     ThreadWorld* w = (ThreadWorld*)r->transport.state;
     // a single rank waits for nobody, so that nobody can be late
     double deadline = r->mesh->world > 1 ? world_deadline(w, 0) : 0, look = now_ms() + 1;
     cudaError_t status;
-    while ((status = cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
+    while ((status = event ? cudaEventQuery(*event) : cudaStreamQuery(d->stream)) == cudaErrorNotReady) {
         sched_yield();
         if (now_ms() < look) continue;
         look = now_ms() + 1;
@@ -664,6 +664,35 @@ static int gpu_finish(Rank* r) {
     CUDA_TRY(&r->error, status);
     CUDA_TRY(&r->error, cudaGetLastError());
     return 0;
+}
+static int gpu_finish(Rank* r) { return gpu_await(r, NULL); }
+
+// Waits until a rank's streams have done all that they were given, and until those of all ranks have: then no
+// peer reads this rank's memory any more, and no operand is under way.
+static int gpu_drain(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    for (int lane = 0; lane < LANES; lane++) {
+        CUDA_TRY(&r->error, cudaEventRecord(d->differentiated, lane_stream(d, lane)));
+        CUDA_TRY(&r->error, cudaStreamWaitEvent(d->stream, d->differentiated, 0));
+    }
+    if (gpu_finish(r) != 0) return -1;
+    r->transport.doing = "the wait for all GPUs";
+    return r->transport.barrier(&r->transport, &r->all, &r->error);
+}
+
+// Ends a layer's forward or backward pass over the sequences in hand, all of which is enqueued. Where a
+// program hears of the job, the host waits until the GPU has done all but the step's last two points, so that
+// what is heard is real and a cancel takes effect at once. After a cancel all ranks' streams are empty.
+static int gpu_layer_done(Rank* r) {
+    Gpu* d = (Gpu*)r->device;
+    if (!r->report || d->rehearsing) return 0;
+    if (d->progress_count > 1 &&
+        gpu_await(r, &d->progress[(d->progress_count - 2) % MAX_PROGRESS].event) != 0)
+        return -1;
+    if (layer_done(r, d->B) == 0) return 0;
+    if (r->cancelled) d->last_micro_batch = 0;
+    if (r->cancelled && gpu_drain(r) != 0) r->cancelled = 0;   // an error: all ranks are told
+    return -1;
 }
 
 // --- exchange: a step's operands and results, while the step computes ---
@@ -6397,7 +6426,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
             CUDA_TRY(e,
                 cudaMemcpyAsync(d->segment_inputs + l / k * R * C, gpu_act(r, G_x, l), (size_t)(R * C) * 2,
                     cudaMemcpyDeviceToDevice, d->stream));
-        if (gpu_model_layer(r, l, 0, 1, doc_start, docs) != 0) return -1;
+        if (gpu_model_layer(r, l, 0, 1, doc_start, docs) != 0 || gpu_layer_done(r) != 0) return -1;
     }
     if (gpu_head_forward_backward(r) != 0) return -1;
     if (!r->learn) {
@@ -6423,7 +6452,7 @@ static int gpu_micro_batch(Rank* r, int64_t at) {
         else if (gpu_model_layer(
                      r, l, gpu_inputs_again(r->mesh) ? AGAIN_REST : AGAIN_ALL, 0, doc_start, docs) != 0)
             return -1;
-        if (gpu_layer_backward(r, l, doc_start, docs) != 0) return -1;
+        if (gpu_layer_backward(r, l, doc_start, docs) != 0 || gpu_layer_done(r) != 0) return -1;
     }
     if (gpu_unit_gradient_begin(r, positions) != 0 ||
         embedding_backward(d, gpu_gradient(r, 0, P_wte), gpu_gradient(r, positions, P_wpe), d->positions,
@@ -6555,24 +6584,13 @@ static int stats_share(Rank* r, Offers* offers) {
     return 0;
 }
 
-// Sums the gradients of all ranks, the projections' centred first with --center 1: whole units with --zero 0,
-// each rank's slices with 1; with 2 and 3 that happened unit by unit. Leaves loss, norm and scale of the step
-// in `stats`, alike on all ranks.
-static int gpu_gradients_reduce(Rank* r, double clip) {
+// Leaves loss, norm and scale of the step in `stats`, alike on all ranks, from the gradients, which are
+// summed.
+static int gpu_gradients_norm(Rank* r, double clip) {
     Gpu* d = (Gpu*)r->device;
     const Layout* layout = r->layout;
-    int world = r->mesh->world,
-        summed = layout->sharded[STATE_GRADIENTS];   // unit by unit, while they were made
+    int summed = layout->sharded[STATE_GRADIENTS];
     float* gradients = d->state[STATE_GRADIENTS];
-    if (!summed && r->mesh->center && !d->last_micro_batch) {
-        float* layers = gradients + layout->units[1].offset;
-        projections_center(
-            r, (int)r->mesh->shape.L, layers, layers, unit_stride(layout, STATE_GRADIENTS), d->stream);
-    }
-    if (!summed && world > 1) {
-        if (units_sum_end(r) != 0) return -1;
-        mark(d, "gradient sums");
-    }
     CUDA_TRY(&r->error, cudaMemsetAsync(d->squares, 0, SQUARE_BLOCKS * sizeof(double), d->stream));
     // where each rank updates all of the model, its square is that of all; else it is that of its slices, and
     // the ranks' are added
@@ -6589,9 +6607,28 @@ static int gpu_gradients_reduce(Rank* r, double clip) {
     squares_finish_kernel<<<1, SQUARE_BLOCKS, 0, d->stream>>>(d->stats, d->squares);
     Offers offers;
     if (stats_share(r, &offers) != 0) return -1;
-    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, offers, world, whole, clip);
+    stats_finish_kernel<<<1, 1, 0, d->stream>>>(d->stats, offers, r->mesh->world, whole, clip);
     mark(d, "gradient norm"), progress(d, "gradient norm", -1);
     return d->nccl ? 0 : collective_end(r, &r->all);
+}
+
+// Sums the gradients of all ranks, the projections' centred first with --center 1: whole units with --zero 0,
+// each rank's slices with 1; with 2 and 3 that happened unit by unit. Then their norm.
+static int gpu_gradients_reduce(Rank* r, double clip) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    int summed = layout->sharded[STATE_GRADIENTS];   // unit by unit, while they were made
+    float* gradients = d->state[STATE_GRADIENTS];
+    if (!summed && r->mesh->center && !d->last_micro_batch) {
+        float* layers = gradients + layout->units[1].offset;
+        projections_center(
+            r, (int)r->mesh->shape.L, layers, layers, unit_stride(layout, STATE_GRADIENTS), d->stream);
+    }
+    if (!summed && r->mesh->world > 1) {
+        if (units_sum_end(r) != 0) return -1;
+        mark(d, "gradient sums");
+    }
+    return gpu_gradients_norm(r, clip);
 }
 
 // The parameters of a unit of a kind: where they begin, their numbers in PARAMETERS, whether AdamW decays
@@ -6973,28 +7010,34 @@ static int gpu_stats_read(Rank* r, double* loss, double* square) {
     return 0;
 }
 
-// Job (Device.step): gradients, update, loss and norm. The device decides whether and how far to update; the
-// host waits once, at the end, for the loss and the norm.
+// Job (Device.step): gradients, update, loss and norm, or a part of it. The device decides whether and how
+// far to update; the host waits once, at the end, for the loss and the norm. The loss stays in `stats`
+// between the parts of a step.
 static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     Gpu* d = (Gpu*)r->device;
     StepJob* step = (StepJob*)argument;
     Error* e = &r->error;
     const gpt2_sp_options* o = &g->options;
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0) return -1;
-    d->tracing = o->trace[0] && ++d->steps == TRACED_STEP;
+    d->tracing = o->trace[0] && d->steps + 1 == TRACED_STEP;
     if ((d->profile || d->tracing) && !d->marks) {
         d->marks = (cudaEvent_t*)calloc(MAX_MARKS, sizeof *d->marks);
         d->spans = (Span*)calloc(MAX_SPANS, sizeof *d->spans);
         if (!d->marks || !d->spans) return fail(e, "out of memory");
         for (int i = 0; i < MAX_MARKS; i++) CUDA_TRY(e, cudaEventCreate(&d->marks[i]));
     }
-    d->mark_count = 0;
+    d->mark_count = d->span_count = 0;
     // the ranks' clocks begin together, as far as hosts can see to it
     if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
     mark(d, "start");
-    if (gpu_gradients_compute(r, o->grad_clip) != 0 || gpu_weights_update(r, &step->adamw) != 0) return -1;
+    int gradients = step->parts & STEP_GRADIENTS, update = step->parts & STEP_UPDATE;
+    if ((gradients ? gpu_gradients_compute(r, o->grad_clip) : gpu_gradients_norm(r, o->grad_clip)) != 0)
+        return -1;
+    if (update && gpu_weights_update(r, &step->adamw) != 0) return -1;
     if (gpu_stats_read(r, &step->loss, &step->square) != 0) return -1;
-    if (r->world_rank == r->mesh->first_rank) step->updated = isfinite(step->loss) && isfinite(step->square);
+    d->steps += gradients != 0;
+    if (r->world_rank == r->mesh->first_rank)
+        step->updated = update && isfinite(step->loss) && isfinite(step->square);
     if (d->profile) profile_print(d);
     if (!d->tracing) return 0;
     if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
@@ -7113,6 +7156,34 @@ static int gpu_save(Rank* r, gpt2_sp* g, void* argument) {
     if (r->world_rank != 0 && holds_all(r->layout, STATE_M)) return 0;   // rank 0 saves all
     int status = host_begin(r, SAVED_COUNT, 1) == 0 ? rank_save(r, g, argument) : -1;
     return host_end(r, SAVED_COUNT, 0, status);
+}
+
+// Device.numbers_read and .numbers_set, for tensors of the program's: the host waits for the copy.
+static int gpu_numbers_read(Rank* r, int state, int u, int64_t begin, int64_t n, real* out) {
+    Gpu* d = (Gpu*)r->device;
+    if (gpu_enter(r) != 0) return -1;
+    CUDA_TRY(&r->error,
+        cudaMemcpyAsync(out, d->state[state] + held_at(r, state, u, begin), (size_t)n * sizeof *out,
+            cudaMemcpyDeviceToHost, d->stream));
+    return gpu_finish(r);
+}
+// Of weights the bf16 copies too. Before any rank's weights change, all ranks have those that were on their
+// way from the peers.
+static int gpu_numbers_set(Rank* r, int state, int u, int64_t begin, int64_t n, const real* from) {
+    Gpu* d = (Gpu*)r->device;
+    const Layout* layout = r->layout;
+    int weights = state == STATE_WEIGHTS, whole = !layout->sharded[STATE_WEIGHTS];
+    if (gpu_enter(r) != 0) return -1;
+    for (int i = 0; weights && whole && i < layout->count; i++)
+        if (gpu_unit_gather(r, i) != 0) return -1;
+    if (gpu_drain(r) != 0) return -1;
+    if (n > 0)
+        CUDA_TRY(&r->error,
+            cudaMemcpyAsync(d->state[state] + held_at(r, state, u, begin), from, (size_t)n * sizeof *from,
+                cudaMemcpyHostToDevice, d->stream));
+    if (weights && whole && holding(layout, state, u) == HELD_WHOLE) units_cast(r, u, 1, d->stream);
+    for (int b = 0; weights && b < UNIT_BUFFERS; b++) d->gathered[b] = -1;
+    return gpu_drain(r);
 }
 
 // ===== 12. evaluation and sampling ==============================================================
@@ -8294,6 +8365,8 @@ const Device GPU_DEVICE = {
     gpu_save,              // save
     gpu_step,              // step
     gpu_gradients,         // gradients
+    gpu_numbers_read,      // numbers_read
+    gpu_numbers_set,       // numbers_set
     gpu_evaluation_pass,   // pass
     gpu_decoder_open,      // decoder_open
     gpu_decoder_read,      // decoder_read

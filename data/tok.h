@@ -131,6 +131,7 @@ typedef struct {
     uint64_t tokenizer_at;   // where the tokenizer's file lies
     uint32_t tokenizer_packed, tokenizer_bytes, tokenizer_crc;
     uint64_t data;   // where the tokens of a flat file start
+    int32_t* held;   // the tokens of a shard in memory (tok_open_memory); NULL: of a file
 } tok_shard;
 
 typedef struct {             // the block last inflated by one reader; start from zeros
@@ -525,6 +526,7 @@ GPT2_SP_LEAF void tok_close(tok_shard* s) {
     free(s->block);
     free(s->span);
     free((void*)s->document_start);
+    free(s->held);
     memset(s, 0, sizeof *s);
     s->fd = -1;
 }
@@ -581,6 +583,44 @@ GPT2_SP_LEAF int tok_open(tok_shard* s, const char* path, int format, char* err,
     if (s->fd >= 0 && tok_open_any(s, format, err, err_size) == 0) return 0;
     tok_close(s);
     return -1;
+}
+
+// Makes a shard in memory of a copy of `count` tokens below vocab, whose documents end with eot (TOK_NO_EOT:
+// there is one). It has no tokenizer; `name` stands for a path. On error *s holds nothing to close.
+GPT2_SP_LEAF int tok_open_memory(tok_shard* s, const char* name, const int32_t* tokens, uint64_t count,
+    uint32_t vocab, uint32_t eot, char* err, size_t err_size) {
+    uint64_t documents = 0;
+    memset(s, 0, sizeof *s);
+    s->fd = -1;
+    for (uint64_t i = 0; i < count; i++) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
+            return tok_error(err, err_size, "%s: token %" PRIu64 " is %" PRId32 ", expected below %" PRIu32,
+                name, i, tokens[i], vocab);
+        documents += (uint32_t)tokens[i] == eot || i + 1 == count;
+    }
+    s->path = (char*)tok_malloc(strlen(name) + 1, 1);
+    s->held = (int32_t*)tok_malloc(count, sizeof *s->held);
+    uint64_t* start = (uint64_t*)tok_malloc(documents + 1, sizeof *start);
+    s->document_start = start;
+    if (!s->path || !s->held || !start) {
+        free(s->path);
+        free(s->held);
+        free(start);
+        memset(s, 0, sizeof *s);
+        return tok_error(err, err_size, "%s: no memory for %" PRIu64 " tokens", name, count);
+    }
+    memcpy(s->path, name, strlen(name) + 1);
+    if (count > 0) memcpy(s->held, tokens, (size_t)count * sizeof *s->held);
+    for (uint64_t i = 0; i < count; i++)
+        if (i == 0 || (uint32_t)tokens[i - 1] == eot) start[s->documents++] = i;
+    start[s->documents] = count;
+    s->tokens = count, s->width = 4;
+    s->vocab_size = vocab, s->eot = eot;
+    unsigned char sizes[8];
+    tok_put_le(sizes, vocab, 4);
+    tok_put_le(sizes + 4, eot, 4);
+    s->fingerprint = tok_crc(tok_crc(0, sizes, 8), (const unsigned char*)s->held, count * sizeof *s->held);
+    return 0;
 }
 
 // ================================================================================
@@ -644,7 +684,10 @@ GPT2_SP_LEAF int tok_read(const tok_shard* s, tok_cursor* c, uint64_t first, uin
             first, s->tokens);
     while (count > 0) {
         uint64_t n;
-        if (s->block_tokens) {
+        if (s->held) {
+            n = count;
+            memcpy(out, s->held + first, (size_t)n * sizeof *out);
+        } else if (s->block_tokens) {
             uint64_t index = first / s->block_tokens, skip = first % s->block_tokens;
             if (tok_load(s, c, index, err, err_size)) return -1;
             n = tok_block_length(s, index) - skip;

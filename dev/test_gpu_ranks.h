@@ -1368,7 +1368,7 @@ static const char* const SAMPLER_SPLITS[SAMPLERS] = {"sp=1", "sp=2 zero=3", "sp=
 typedef struct {
     double loss;
     int32_t out[PROMPTS][16];
-} Sample;
+} Continuation;
 
 static int samplers_make(gpt2_sp* all[SAMPLERS]) {
     const int steps = quick ? 2 : 10;
@@ -1397,7 +1397,7 @@ static int samplers_make(gpt2_sp* all[SAMPLERS]) {
 }
 
 // Validates and generates, after a step if round is 1.
-static int sampler_use(gpt2_sp* g, int round, Sample* s) {
+static int sampler_use(gpt2_sp* g, int round, Continuation* s) {
     static const int64_t lengths[PROMPTS] = {1, 257, 300};
     int32_t prompt[300];
     gpt2_sp_stats stats;
@@ -1414,7 +1414,7 @@ static int sampler_use(gpt2_sp* g, int round, Sample* s) {
 }
 
 // A step later the weights differ in their last bits: what is generated then may differ.
-static void samplers_judge(gpt2_sp* const all[SAMPLERS], const Sample s[SAMPLERS], int round) {
+static void samplers_judge(gpt2_sp* const all[SAMPLERS], const Continuation s[SAMPLERS], int round) {
     const Evaluation* one = &all[0]->evaluation;
     for (int i = 1; i < SAMPLERS; i++) {
         const int counts = one->count == all[i]->evaluation.count;
@@ -1430,7 +1430,7 @@ static void samplers_judge(gpt2_sp* const all[SAMPLERS], const Sample s[SAMPLERS
 
 static void ranks_sampling(void) {
     gpt2_sp* all[SAMPLERS] = {NULL, NULL, NULL};
-    Sample s[SAMPLERS];
+    Continuation s[SAMPLERS];
     memset(s, 0, sizeof s);
     int status = samplers_make(all);
     for (int round = 0; status == 0 && round < 2; round++) {

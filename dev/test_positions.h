@@ -330,7 +330,10 @@ static void positions_window(void) {
     int64_t documents = 0;
     for (uint64_t sample = 0; a && b && sample < 4; sample++) {
         Gradients found, expected = {reals(b->layout.elements), 0, 0};
-        if (gradients_collect(a, sample, 0, &found) != 0 || !batch_take(b)) break;
+        const Batch* batch =
+            gradients_collect(a, sample, 0, &found) == 0 ? loader_take(&b->loader, &b->error) : NULL;
+        if (!batch) break;
+        batch_give(b, batch);
         const RankBatch *from = a->ranks[0].batch, *to = b->ranks[0].batch;
         placed_copy(a, b, 0);
         memcpy(to->tokens, from->tokens, T * 4), memcpy(to->labels, from->labels, T * 4);
