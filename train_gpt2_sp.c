@@ -607,8 +607,8 @@ static Host host_lend(const Host* program) {
 // Bytes of a public struct up to `last`, its last member in version 1.0: nobody knows fewer.
 #define KNOWN_UP_TO(type, last) (offsetof(type, last) + sizeof(((type*)0)->last))
 
-// How many bytes of a public struct both this library, `own`, and the caller know, who has put its size first:
-// `least`, those of version 1.0, or more; 0, with a line in e, if it is fewer, or there is no struct.
+// How many bytes of a public struct both this library, `own`, and the caller know, who has put its size
+// first: `least`, those of version 1.0, or more; 0, with a line in e, if it is fewer, or there is no struct.
 static size_t struct_known(const void* theirs, size_t own, size_t least, const char* name, Error* e) {
     size_t known = 0;
     if (theirs) memcpy(&known, theirs, sizeof known);
@@ -839,7 +839,8 @@ static int text_open(TextFile* t, const char* path, const char* what, int (*ours
 // 8 bytes come last: until then the file is none of its kind. Returns keep's 0 or -1.
 static int text_finish(TextFile* t, int keep, Error* e) {
     int status = keep ? 0 : -1;
-    if (fclose(t->f) != 0 && keep) status = fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", t->out.path);
+    if (fclose(t->f) != 0 && keep)
+        status = fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", t->out.path);
     if (status == 0) status = tok_output_put(&t->out, t->text + 8, t->size - 8, 8, e->text, sizeof e->text);
     if (status == 0) status = tok_output_put(&t->out, t->text, 8, 0, e->text, sizeof e->text);
     if (status == 0) status = tok_output_finish(&t->out, e->text, sizeof e->text);

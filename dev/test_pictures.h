@@ -155,7 +155,8 @@ static int picture_holds(int kind, int P, double* most, int* texts) {
     char* text = file_read_text(path, 1 << 24, &size, &e);
     int whole = text && xml_whole(text) && strstr(text, "<title>") && !strstr(text, "<script") &&
         !strstr(text, "href") && !strstr(text, "@import"),
-        count = 0, overlaps = text ? svg_overlaps(text, &count) : -1, good = whole && overlaps == 0;
+        count = 0;
+    int overlaps = text ? svg_overlaps(text, &count) : -1, good = whole && overlaps == 0;
     *texts += count;
     for (int backward = 0; good && backward < 2; backward++) {
         Schedule s;
