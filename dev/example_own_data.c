@@ -103,7 +103,8 @@ static int steps(gpt2_sp* g, int64_t last) {
     while (status == 0 && gpt2_sp_steps(g) < last) status = gpt2_sp_step(g, &stats);
     if (status == 0) status = gpt2_sp_validate(g, 4, &loss);
     if (status == 0) status = gpt2_sp_save(g);
-    if (status == 0) printf("step %d: loss %.4f, validation %.4f\n", (int)gpt2_sp_steps(g), stats.loss, loss);
+    if (status == 0 && stats.loss > 0) printf("step %d: loss %.4f\n", (int)last, stats.loss);
+    if (status == 0) printf("validation after step %d: %.4f\n", (int)gpt2_sp_steps(g), loss);
     return status;
 }
 

@@ -87,7 +87,7 @@ compilers() {
         skip "$family" "$cc is not installed"
         finish
     fi
-    for source in train_gpt2_sp.c test_gpt2_sp.c dev/example_embed.c dev/bench_cpu.c dev/lecture_table.c \
+    for source in train_gpt2_sp.c test_gpt2_sp.c dev/example_embed.c dev/example_own_data.c dev/bench_cpu.c dev/lecture_table.c \
         dev/json_keys.c; do
         [ -e $source ] || continue
         object=$work/$family.o
@@ -161,6 +161,17 @@ part_embed() {
         done
         check "the example as $name tells an error" \
             sh -c "! $work/embed/$name.static $work/embed/text.tok nowhere $work/embed/none 5 2>&1"
+        own=$work/embed/$name-own
+        check "the example of own data compiles as $name and links with both libraries" sh -c "
+            $compile -O1 -Wall -Wextra -Wpedantic -Werror -c dev/example_own_data.c -o $own.o &&
+            ${compile%% *} $own.o libgpt2sp.a $openmp -lz -lm -lpthread -o $own.static &&
+            ${compile%% *} $own.o -L. -lgpt2sp -o $own.shared"
+        check "the example of own data as $name cancels, resumes and has learnt its sentence" sh -c "
+            $own.static $own-run > $own.out && grep '^cancelled by the program' $own.out &&
+            grep '^goes on after step 100' $own.out && grep '^the cat ' $own.out"
+        check "the example of own data as $name goes on with the other library" sh -c "
+            LD_LIBRARY_PATH=. $own.shared $own-run > $own.again && ! grep '^goes on' $own.again &&
+            grep '^validation after step 200: ' $own.again"
     done
     finish
 }

@@ -198,6 +198,53 @@ static void library_floating(void) {
     gpt2_sp_destroy(g);
 }
 
+// What the library has to say besides: to the program's callback, and to nobody where there is none.
+static void library_line(void* user, int level, const char* text) {
+    char* lines = (char*)user;
+    size_t used = strlen(lines);
+    snprintf(lines + used, 2048 - used, "%d: %s\n", level, text);
+}
+static void library_told(void) {
+    char error[GPT2_SP_TEXT] = "", lines[2048] = "", path[1400], printed[512];
+    gpt2_sp_options o = trial_options("");
+    gpt2_sp_stats stats;
+    snprintf(o.out, sizeof o.out, "%s", scratch("told"));
+    snprintf(printed, sizeof printed, "%s", scratch("told-stderr"));
+    snprintf(path, sizeof path, "%s/step_00000002/model.safetensors", o.out);
+    gpt2_sp* g = library_trainer(&o, "");
+    int status = g ? 0 : -1;
+    for (int k = 0; status == 0 && k < 2; k++) status = step_of(g, &stats) | gpt2_sp_save(g);
+    gpt2_sp_destroy(g);
+    status |= truncate(path, 100);
+    fflush(stderr);
+    int kept = dup(2), to = open(printed, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    status |= dup2(to, 2) < 0;
+    gpt2_sp* silent = trainer_of(&o, error, sizeof error);
+    int64_t resumed = silent ? gpt2_sp_steps(silent) : -1;
+    gpt2_sp_destroy(silent);
+    status |= gpt2_sp_on_log(&o, library_line, lines);
+    gpt2_sp* told = trainer_of(&o, error, sizeof error);
+    int64_t again = told ? gpt2_sp_steps(told) : -1;
+    gpt2_sp_destroy(told);
+    fflush(stderr);
+    int64_t bytes = lseek(to, 0, SEEK_END);
+    dup2(kept, 2), close(kept);
+    close(to);
+    check(status == 0 && resumed == 1 && again == 1 && bytes == 0 && strncmp(lines, "1: ", 3) == 0 &&
+            strstr(lines, "step_00000002 is not whole") && strstr(lines, "trying an older one"),
+        "library: a damaged checkpoint is told to the program, and nothing is printed",
+        "%d bytes on stderr; %.120s %s", (int)bytes, lines, error);
+    check(gpt2_sp_on_log(NULL, NULL, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_feed(NULL, 0, NULL, NULL, 0, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_feed(&o, 2, NULL, NULL, 0, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_feed_tokens(&o, 0, NULL, 5, 0, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_on_progress(NULL, NULL, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_losses(NULL, NULL, 2, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_logits(NULL, NULL, 1, 0, 1, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_update(NULL, NULL) == GPT2_SP_INVALID,
+        "library: what is missing is an error, with its code", "8 functions");
+}
+
 // --- own data ---
 
 // A stream of few windows, so that a run reads it several times, and its shard. With `masked` some spans of
@@ -1050,6 +1097,7 @@ static void test_cancel(void) {
     library_cancel();
     library_validation();
     library_floating();
+    library_told();
     library_along();
 #ifndef GPT2_SP_GPU
     library_between_processes();
