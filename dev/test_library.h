@@ -535,7 +535,7 @@ static void own_resumed(void) {
 #ifdef GPT2_SP_GPU
 static const double LIBRARY_APART = 4 * 0x1p-8;   // bf16 products, in another order
 #else
-static const double LIBRARY_APART = sizeof(real) == 8 ? 1e-7 : 2e-5;   // what is read is fp32
+static const double LIBRARY_APART = sizeof(real) == 8 ? 1e-6 : 2e-5;   // what is read is fp32
 #endif
 
 // A tensor of a trainer, read; the caller frees it. NULL, with a failed check, if that fails.
@@ -743,7 +743,8 @@ static void gradients_changed(void) {
             "%s: norm %.6f, clipped to %.6f; moments apart by %.2g", splits[i], of[1].grad_norm, norm, most);
         if (status == 0) status = gradients_made(b, &of[0]) | gradients_scale(b, 0.5f);
         if (status == 0) status = update_of(b, &then);
-        check(status == 0 && then.grad_norm == of[0].grad_norm / 2,
+        // in fp64 they are rounded to fp32 on the way
+        check(status == 0 && fabs(2 * then.grad_norm / of[0].grad_norm - 1) <= (IS_DOUBLE ? 1e-6 : 0),
             "steps in two: the norm is that of the gradients as they are", "%s: %.9g, half of %.9g",
             splits[i], then.grad_norm, of[0].grad_norm);
         gpt2_sp_destroy(a);
