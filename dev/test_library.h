@@ -209,6 +209,7 @@ static void library_told(void) {
     gpt2_sp_options o = trial_options("");
     gpt2_sp_stats stats;
     snprintf(o.out, sizeof o.out, "%s", scratch("told"));
+    o.log = SILENT;   // a program's default
     snprintf(printed, sizeof printed, "%s", scratch("told-stderr"));
     snprintf(path, sizeof path, "%s/step_00000002/model.safetensors", o.out);
     gpt2_sp* g = library_trainer(&o, "");
