@@ -255,7 +255,8 @@ static void options_apply(gpt2_sp_options* o, const char* text) {
 static gpt2_sp_options options_of(const char* text) {
     gpt2_sp_options o;
     options_default(&o);
-    o.sp = 1;   // not all GPUs there are
+    o.log = PRINTED;   // as the commands have it
+    o.sp = 1;          // not all GPUs there are
     options_apply(&o, text);
     return o;
 }

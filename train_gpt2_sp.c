@@ -194,6 +194,16 @@ extern "C" {
 // Functions that return an int give 0 (GPT2_SP_OK), or one of the codes below zero; then
 // gpt2_sp_error(trainer) has a line that says why.
 
+// Threads: a trainer is used by one thread at a time, and so are options; several trainers in several threads
+// at the same time are fine. `progress` and `token` are called on the thread that called the library, with
+// its locale, number of OpenMP threads and floating-point state, `fill` on a thread of the library's, `line`
+// on either. None may call a function of its own trainer; all that belong to another one, and those that take
+// none, may be called.
+// A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as they were.
+// The library ends no program, handles no signal and prints nothing (--profile and --trace of the GPU
+// program, which are asked for, excepted). It reads no environment variable; OpenMP, CUDA and NCCL read
+// theirs.
+
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
 GPT2_SP_API const char* gpt2_sp_build(void);
@@ -293,7 +303,7 @@ GPT2_SP_API int gpt2_sp_on_progress(
 GPT2_SP_API int gpt2_sp_gradients(gpt2_sp* trainer, gpt2_sp_stats* stats);
 GPT2_SP_API int gpt2_sp_update(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // The learning rate of the steps from here on, in place of the schedule's; negative: the schedule's again.
-// Warmup, too, is the schedule's. A checkpoint does not have it. All processes call it with the same.
+// --warmup does not change it, and a checkpoint does not have it. All processes call it with the same.
 GPT2_SP_API int gpt2_sp_set_lr(gpt2_sp* trainer, double lr);
 // Tensors of the model, whole, whatever --zero, --sp and --dp are, and the processes: all of them call read
 // and write, and all get the whole, or bring the same. count: how many there are; info: number i of them, in

@@ -1,17 +1,12 @@
 // example_own_data.c: trains on data of the program's own, without a file of tokens.
 //
-//     make lib && cc dev/example_own_data.c libgpt2sp.a -fopenmp -lz -lm -lpthread -o build/example_own_data
+//     make lib && cc -I. dev/example_own_data.c -L. -lgpt2sp -Wl,-rpath,. -o build/example_own_data
 //     build/example_own_data RUN
 //
 // The training data come from a callback, sample by sample, those of the validation from a buffer. A step is
 // cancelled and made again, a weight read and written, gradients changed before an update; the run is saved,
 // made anew from its checkpoint, goes on, and continues a text. RUN may be there already: it then goes on.
-#ifdef EXAMPLE_INSTALLED   // cc -DEXAMPLE_INSTALLED example_own_data.c $(pkg-config --cflags --libs gpt2_sp)
 #include <gpt2_sp.h>
-#else
-#define GPT2_SP_HEADER_ONLY
-#include "../train_gpt2_sp.c"
-#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,7 +98,8 @@ static int steps(gpt2_sp* g, int64_t last) {
     while (status == 0 && gpt2_sp_steps(g) < last) status = gpt2_sp_step(g, &stats);
     if (status == 0) status = gpt2_sp_validate(g, 4, &loss);
     if (status == 0) status = gpt2_sp_save(g);
-    if (status == 0) printf("step %d: loss %.4f, validation %.4f\n", (int)gpt2_sp_steps(g), stats.loss, loss);
+    if (status == 0 && stats.loss > 0) printf("step %d: loss %.4f\n", (int)last, stats.loss);
+    if (status == 0) printf("validation after step %d: %.4f\n", (int)gpt2_sp_steps(g), loss);
     return status;
 }
 

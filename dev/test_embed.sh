@@ -106,6 +106,24 @@ for pair in "gcc -std=c11:c" "clang -std=c11:c" "g++ -x c++ -std=c++17:c" "clang
     fi
 done
 
+# Data, tensors and steps of the program's own: a cancelled step, a resumed run, a text that was learnt.
+own_data() {
+    rm -rf "$work/run-own"
+    "$1" "$work/run-own" > "$work/own.log" && grep '^cancelled by the program' "$work/own.log" && grep '^goes on after step 100' "$work/own.log" &&
+        grep '^the cat ' "$work/own.log"
+}
+own_again() { LD_LIBRARY_PATH="$tree/lib" "$1" "$work/run-own" > "$work/own.log" && ! grep '^goes on' "$work/own.log" && grep '^validation after step 200: ' "$work/own.log"; }
+for pair in "cc -std=c11:" "c++ -x c++ -std=c++17:-x none"; do
+    compiler=${pair%:*} none=${pair##*:}
+    if has "${compiler%% *}"; then
+        check "$compiler, example_own_data.c builds" build "$compiler" example_own_data.c own-static "$none $(flags --variable=static)"
+        check "$compiler, example_own_data.c cancels, resumes and has learnt its sentence" own_data "$work/own-static"
+        check "$compiler, example_own_data.c builds with the shared library" build "$compiler" example_own_data.c own-shared "$none $(flags --libs)"
+        check "$compiler, example_own_data.c goes on with the other library" own_again "$work/own-shared"
+    else skip "$compiler, example_own_data.c" "${compiler%% *} is not installed"
+    fi
+done
+
 # CMake's way to the same, C and C++, shared and static.
 cmake_project() {
     mkdir -p "$work/cmake" && cat > "$work/cmake/CMakeLists.txt" <<END

@@ -1754,8 +1754,11 @@ static gpt2_sp* verify_trainer(const char* shape, char error[GPT2_SP_TEXT]) {
     char text[256];
     snprintf(text, sizeof text, "%s %s verify=1", model(), shape);
     gpt2_sp_options o = run_options(text);
+    Error e = {0, {0}};
     gpt2_sp* g = trainer_new(&o);   // as `train` makes it: gpt2_sp_create refuses --verify
-    return trainer_checked(g, g ? trainer_create(g) : -1, error, GPT2_SP_TEXT);
+    g = trainer_checked(g, g ? trainer_create(g) : -1, &e);
+    snprintf(error, GPT2_SP_TEXT, "%s", e.text);
+    return g;
 }
 
 static void test_verify(void) {

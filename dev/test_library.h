@@ -198,6 +198,54 @@ static void library_floating(void) {
     gpt2_sp_destroy(g);
 }
 
+// What the library has to say besides: to the program's callback, and to nobody where there is none.
+static void library_line(void* user, int level, const char* text) {
+    char* lines = (char*)user;
+    size_t used = strlen(lines);
+    snprintf(lines + used, 2048 - used, "%d: %s\n", level, text);
+}
+static void library_told(void) {
+    char error[GPT2_SP_TEXT] = "", lines[2048] = "", path[1400], printed[512];
+    gpt2_sp_options o = trial_options("");
+    gpt2_sp_stats stats;
+    snprintf(o.out, sizeof o.out, "%s", scratch("told"));
+    o.log = SILENT;   // a program's default
+    snprintf(printed, sizeof printed, "%s", scratch("told-stderr"));
+    snprintf(path, sizeof path, "%s/step_00000002/model.safetensors", o.out);
+    gpt2_sp* g = library_trainer(&o, "");
+    int status = g ? 0 : -1;
+    for (int k = 0; status == 0 && k < 2; k++) status = step_of(g, &stats) | gpt2_sp_save(g);
+    gpt2_sp_destroy(g);
+    status |= truncate(path, 100);
+    fflush(stderr);
+    int kept = dup(2), to = open(printed, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    status |= dup2(to, 2) < 0;
+    gpt2_sp* silent = trainer_of(&o, error, sizeof error);
+    int64_t resumed = silent ? gpt2_sp_steps(silent) : -1;
+    gpt2_sp_destroy(silent);
+    status |= gpt2_sp_on_log(&o, library_line, lines);
+    gpt2_sp* told = trainer_of(&o, error, sizeof error);
+    int64_t again = told ? gpt2_sp_steps(told) : -1;
+    gpt2_sp_destroy(told);
+    fflush(stderr);
+    int64_t bytes = lseek(to, 0, SEEK_END);
+    dup2(kept, 2), close(kept);
+    close(to);
+    check(status == 0 && resumed == 1 && again == 1 && bytes == 0 && strncmp(lines, "1: ", 3) == 0 &&
+            strstr(lines, "step_00000002 is not whole") && strstr(lines, "trying an older one"),
+        "library: a damaged checkpoint is told to the program, and nothing is printed",
+        "%d bytes on stderr; %.120s %s", (int)bytes, lines, error);
+    check(gpt2_sp_on_log(NULL, NULL, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_feed(NULL, 0, NULL, NULL, 0, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_feed(&o, 2, NULL, NULL, 0, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_feed_tokens(&o, 0, NULL, 5, 0, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_on_progress(NULL, NULL, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_losses(NULL, NULL, 2, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_logits(NULL, NULL, 1, 0, 1, NULL) == GPT2_SP_INVALID &&
+            gpt2_sp_update(NULL, NULL) == GPT2_SP_INVALID,
+        "library: what is missing is an error, with its code", "8 functions");
+}
+
 // --- own data ---
 
 // A stream of few windows, so that a run reads it several times, and its shard. With `masked` some spans of
@@ -488,7 +536,7 @@ static void own_resumed(void) {
 #ifdef GPT2_SP_GPU
 static const double LIBRARY_APART = 4 * 0x1p-8;   // bf16 products, in another order
 #else
-static const double LIBRARY_APART = sizeof(real) == 8 ? 1e-7 : 2e-5;   // what is read is fp32
+static const double LIBRARY_APART = sizeof(real) == 8 ? 1e-6 : 2e-5;   // what is read is fp32
 #endif
 
 // A tensor of a trainer, read; the caller frees it. NULL, with a failed check, if that fails.
@@ -696,7 +744,8 @@ static void gradients_changed(void) {
             "%s: norm %.6f, clipped to %.6f; moments apart by %.2g", splits[i], of[1].grad_norm, norm, most);
         if (status == 0) status = gradients_made(b, &of[0]) | gradients_scale(b, 0.5f);
         if (status == 0) status = update_of(b, &then);
-        check(status == 0 && then.grad_norm == of[0].grad_norm / 2,
+        // in fp64 they are rounded to fp32 on the way
+        check(status == 0 && fabs(2 * then.grad_norm / of[0].grad_norm - 1) <= (IS_DOUBLE ? 1e-6 : 0),
             "steps in two: the norm is that of the gradients as they are", "%s: %.9g, half of %.9g",
             splits[i], then.grad_norm, of[0].grad_norm);
         gpt2_sp_destroy(a);
@@ -1050,6 +1099,7 @@ static void test_cancel(void) {
     library_cancel();
     library_validation();
     library_floating();
+    library_told();
     library_along();
 #ifndef GPT2_SP_GPU
     library_between_processes();
