@@ -617,8 +617,8 @@ static Host host_lend(const Host* program) {
 // Bytes of a public struct up to `last`, its last member in version 1.0: nobody knows fewer.
 #define KNOWN_UP_TO(type, last) (offsetof(type, last) + sizeof(((type*)0)->last))
 
-// How many bytes of a public struct both this library, `own`, and the caller know, who has put its size
-// first: `least`, those of version 1.0, or more; 0, with a line in e, if it is fewer, or there is no struct.
+// How many bytes of a public struct are known to this library, `own`, and to the caller, who has put their
+// number first: `least`, those of version 1.0, or more. 0, with a line in e: fewer, or there is no struct.
 static size_t struct_known(const void* theirs, size_t own, size_t least, const char* name, Error* e) {
     size_t known = 0;
     if (theirs) memcpy(&known, theirs, sizeof known);
