@@ -152,18 +152,20 @@ typedef struct {
     int64_t done, total;    // layers, forward and backward, of each sequence of a replica; over all passes
 } gpt2_sp_progress;
 
-// A sample that the program gives (gpt2_sp_feed). It is filled in beforehand with what the comments say.
-enum { GPT2_SP_TRAINING, GPT2_SP_VALIDATION };   // what data are for
-enum { GPT2_SP_LOG_WARNING = 1 };                // levels of a line of the log; there may be others one day
+enum { GPT2_SP_LOG_WARNING = 1 };   // levels of a line of the log; there may be others one day
+
+// What data of the program's own are for (gpt2_sp_feed).
+enum { GPT2_SP_TRAINING, GPT2_SP_VALIDATION };
+
+// A sample that the program gives. It is filled in beforehand with what the comments say.
 enum { GPT2_SP_NO_LABEL = -1, GPT2_SP_NEXT = -2 };
 typedef struct {
-    size_t size;       // of this struct
-    uint64_t sample;   // its number in the run, from 0; a run that goes on goes on with the next one
-    int64_t seq_len;   // T
-    int32_t* tokens;   // (T + 1) 0; the last one is only a label
-    int32_t* labels;   // (T) GPT2_SP_NEXT: the token behind; GPT2_SP_NO_LABEL: no loss; or any token
-    int32_t*
-        doc_start;   // (T) 0: where the document of token t begins in the sample; NULL without --doc-mask
+    size_t size;          // of this struct
+    uint64_t sample;      // its number in the run, from 0; a run that goes on goes on with the next one
+    int64_t seq_len;      // T
+    int32_t* tokens;      // (T + 1) 0; the last one is only a label
+    int32_t* labels;      // (T) GPT2_SP_NEXT: the token behind; GPT2_SP_NO_LABEL: no loss; or any token
+    int32_t* doc_start;   // (T) 0: where token t's document begins in the sample; NULL without --doc-mask
 } gpt2_sp_sample;
 
 // A parameter of the model: its name and shape as in model.safetensors. Numbers lie in the order of the
@@ -1161,7 +1163,6 @@ enum { GPT2_SP_NO_PROBE, GPT2_SP_FIRST_PROBE, GPT2_SP_ALL_PROBES = 5 };
 enum { GPT2_SP_FP32, GPT2_SP_BF16, GPT2_SP_FP16, GPT2_SP_DTYPES };
 enum { GPT2_SP_HF, GPT2_SP_LLMC };
 
-// A field for every option, by the type of its kind.
 // Data of the program around the trainer, in place of files: samples from a callback, or tokens. All zeros:
 // none.
 typedef struct {
@@ -1173,6 +1174,7 @@ typedef struct {
 } Feed;
 static int feed_given(const Feed* f) { return f->fill || f->tokens; }
 
+// A field for every option, by the type of its kind.
 struct gpt2_sp_options {
 #define OPTION_FLAG(field, name, value, commands, help) int64_t field;
 #define OPTION_INT(field, name, value, low, high, commands, help) int64_t field;

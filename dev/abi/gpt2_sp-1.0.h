@@ -84,6 +84,45 @@ typedef struct {
     int64_t accepted;   // and those of them that the model took
 } gpt2_sp_generated;
 
+// How far a step or a validation is.
+enum { GPT2_SP_IN_STEP, GPT2_SP_IN_VALIDATION, GPT2_SP_IN_READING };
+typedef struct {
+    size_t size;    // of this struct
+    int doing;      // GPT2_SP_IN_...: a step or its gradients, a validation, the losses of given tokens
+    int64_t step;   // that is under way, from 1; else how many are done
+    int64_t pass, passes;   // the pass that is under way, from 0, of so many: --grad-accum, or a validation's
+    int64_t done, total;    // layers, forward and backward, of each sequence of a replica; over all passes
+} gpt2_sp_progress;
+
+enum { GPT2_SP_LOG_WARNING = 1 };   // levels of a line of the log; there may be others one day
+
+// What data of the program's own are for (gpt2_sp_feed).
+enum { GPT2_SP_TRAINING, GPT2_SP_VALIDATION };
+
+// A sample that the program gives. It is filled in beforehand with what the comments say.
+enum { GPT2_SP_NO_LABEL = -1, GPT2_SP_NEXT = -2 };
+typedef struct {
+    size_t size;          // of this struct
+    uint64_t sample;      // its number in the run, from 0; a run that goes on goes on with the next one
+    int64_t seq_len;      // T
+    int32_t* tokens;      // (T + 1) 0; the last one is only a label
+    int32_t* labels;      // (T) GPT2_SP_NEXT: the token behind; GPT2_SP_NO_LABEL: no loss; or any token
+    int32_t* doc_start;   // (T) 0: where token t's document begins in the sample; NULL without --doc-mask
+} gpt2_sp_sample;
+
+// A parameter of the model: its name and shape as in model.safetensors. Numbers lie in the order of the
+// shape, the last index the fastest.
+typedef struct {
+    size_t size;   // of this struct
+    char name[64];
+    int dims;           // 1 or 2
+    int64_t shape[2];   // of two, (in, out) for the four matrices of a layer; (V, C), (N, C) for embeddings
+    int64_t elements;
+    double rate;   // its learning rate is so many times the step's (--lr-scale); 0: it is frozen
+} gpt2_sp_tensor;
+// What there is of each. Moments are AdamW's, of the first and the second order.
+enum { GPT2_SP_WEIGHTS, GPT2_SP_GRADIENTS, GPT2_SP_MOMENT1, GPT2_SP_MOMENT2 };
+
 typedef struct gpt2_sp_options gpt2_sp_options;       // options by their names
 typedef struct gpt2_sp gpt2_sp;                       // a trainer: ranks, memory, data; one user at a time
 typedef struct gpt2_sp_generator gpt2_sp_generator;   // a prompt that was read, to be continued
@@ -98,6 +137,16 @@ extern "C" {
 
 // Functions that return an int give 0 (GPT2_SP_OK), or one of the codes below zero; then
 // gpt2_sp_error(trainer) has a line that says why.
+
+// Threads: a trainer is used by one thread at a time, and so are options; several trainers in several threads
+// at the same time are fine. `progress` and `token` are called on the thread that called the library, with
+// its locale, number of OpenMP threads and floating-point state, `fill` on a thread of the library's, `line`
+// on either. None may call a function of its own trainer; all that belong to another one, and those that take
+// none, may be called.
+// A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as they were.
+// The library ends no program, handles no signal and prints nothing (--profile and --trace of the GPU
+// program, which are asked for, excepted). It reads no environment variable; OpenMP, CUDA and NCCL read
+// theirs.
 
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
@@ -119,6 +168,31 @@ GPT2_SP_API int gpt2_sp_get(
     const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
 // Sets what a file of `name = value` lines says, as --config does.
 GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, gpt2_sp_failure* failure);
+// Data of the program's in place of the shards of `data` (use GPT2_SP_TRAINING) or `val-data` (_VALIDATION).
+// The model's vocabulary must be known, by the option `vocab` or from a model; every token is checked against
+// it.
+//
+// feed: samples from a callback, which fills in a sample and returns 0; anything else ends the step with an
+// error. It is called on a thread of the library's, one call at a time, in the order of the samples, each
+// once: ahead of the step that learns from it, and again only by another trainer. Of several processes each
+// asks for all samples of a step and must be given the same. A run goes on with the sample behind its last;
+// it refuses another fingerprint, which stands for all that the callback would give. With --doc-mask the
+// label GPT2_SP_NEXT of a token whose successor begins a document is none; whether a sample's last token ends
+// one is the program's to say. A validation of n sequences asks for samples 0 to n - 1. fill NULL: the
+// option's again.
+//
+// feed_tokens: a stream of `count` tokens, copied, cut into windows and shuffled anew each epoch as a shard
+// with these tokens is, of which `eot`, negative for none, ends documents. Losses are those of the shard.
+GPT2_SP_API int gpt2_sp_feed(gpt2_sp_options* options, int use,
+    int (*fill)(void* user, gpt2_sp_sample* sample), void* user, uint64_t fingerprint,
+    gpt2_sp_failure* failure);
+GPT2_SP_API int gpt2_sp_feed_tokens(gpt2_sp_options* options, int use, const int32_t* tokens, int64_t count,
+    int64_t eot, gpt2_sp_failure* failure);
+// Has lines that are neither a result nor an error told to `line`, as long as a trainer with these options is
+// made and lives: GPT2_SP_LOG_WARNING, such as that a damaged checkpoint is passed over. NULL, the default:
+// they are told to nobody; the library itself prints nothing.
+GPT2_SP_API int gpt2_sp_on_log(
+    gpt2_sp_options* options, void (*line)(void* user, int level, const char* text), void* user);
 // Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
 // newest whole checkpoint in the folder `out`. NULL if anything does not fit.
 GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
@@ -155,6 +229,47 @@ GPT2_SP_API void gpt2_sp_generator_close(gpt2_sp_generator* generator);
 GPT2_SP_API int gpt2_sp_save(gpt2_sp* trainer);
 // Steps done so far (a resumed trainer starts where its checkpoint stood).
 GPT2_SP_API int64_t gpt2_sp_steps(const gpt2_sp* trainer);
+// Has `progress` called while a step, a validation or a reading of losses is under way, on the thread that
+// called for it, at least once for every layer's forward and once for every layer's backward pass. NULL:
+// no more. What it returns decides: 0 goes on, anything else cancels the call, which then returns
+// GPT2_SP_CANCELLED and leaves weights, moments, number of steps and place in the data as they were, so that
+// the next step computes, to the bit, what it would have without (on GPUs with --deterministic 1). Of several
+// processes any may have one, and a cancel by one cancels all. Without one nothing is slower. It must not
+// call the trainer.
+GPT2_SP_API int gpt2_sp_on_progress(
+    gpt2_sp* trainer, int (*progress)(void* user, const gpt2_sp_progress* progress), void* user);
+// A step in two: the gradients of the next step's batch, summed over all passes and ranks; and the update,
+// for which norm and clipping are computed from the gradients as they are then. Between both the program may
+// read and write tensors, validate and generate. Both together are gpt2_sp_step, to the bit. gradients again,
+// or gpt2_sp_step, begins anew with the same batch. stats: of gradients, what the step would tell (updated
+// 0); of update, what the step tells. A gpt2_sp_save in between takes the gradients away, and update is an
+// error.
+GPT2_SP_API int gpt2_sp_gradients(gpt2_sp* trainer, gpt2_sp_stats* stats);
+GPT2_SP_API int gpt2_sp_update(gpt2_sp* trainer, gpt2_sp_stats* stats);
+// The learning rate of the steps from here on, in place of the schedule's; negative: the schedule's again.
+// --warmup does not change it, and a checkpoint does not have it. All processes call it with the same.
+GPT2_SP_API int gpt2_sp_set_lr(gpt2_sp* trainer, double lr);
+// Tensors of the model, whole, whatever --zero, --sp and --dp are, and the processes: all of them call read
+// and write, and all get the whole, or bring the same. count: how many there are; info: number i of them, in
+// the order of model.safetensors. read: `elements` numbers, which must be as many as the tensor has, to out;
+// write takes them from there. what: GPT2_SP_WEIGHTS, ...; name: with "transformer." in front or without.
+// Gradients can be read after gpt2_sp_gradients and after a step, until anything is saved; written after
+// gpt2_sp_gradients, but not of a frozen tensor. What was written is read again to the bit. With --center 1
+// the weights of the projections are as they are trained; model.safetensors has them so too.
+GPT2_SP_API int64_t gpt2_sp_tensor_count(const gpt2_sp* trainer);
+GPT2_SP_API int gpt2_sp_tensor_info(const gpt2_sp* trainer, int64_t i, gpt2_sp_tensor* tensor);
+GPT2_SP_API int gpt2_sp_tensor_read(
+    gpt2_sp* trainer, int what, const char* name, float* out, int64_t elements);
+GPT2_SP_API int gpt2_sp_tensor_write(
+    gpt2_sp* trainer, int what, const char* name, const float* numbers, int64_t elements);
+// The losses of `count` given tokens (2 to T + 1 of them) as one document: losses (count - 1) in nats, number
+// i that of token i + 1 behind tokens 0..i. All ranks read it together, as in a validation; all processes
+// call it with the same tokens.
+GPT2_SP_API int gpt2_sp_losses(gpt2_sp* trainer, const int32_t* tokens, int64_t count, float* losses);
+// The logits of what follows the tokens first .. first + rows - 1 of `count` given ones (1 to T), each behind
+// all before it: out (rows, V). Read as gpt2_sp_generate reads a prompt; see there for several processes.
+GPT2_SP_API int gpt2_sp_logits(
+    gpt2_sp* trainer, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out);
 // The line that the last failed call left, and its code.
 GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
 GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
