@@ -4611,7 +4611,7 @@ static void transport_between_processes(void) {
 // Two processes of one rank: what only one of them meets, a weight that overflows, must stop the update of
 // both.
 typedef struct {
-    int process, port, status, skipped;
+    int process, port, status, skipped, lost;
     double loss;
     uint32_t before, after;   // sums over the weights
 } FiniteProcess;
@@ -4634,6 +4634,7 @@ static void* finite_process(void* argument) {
     p->status = step_of(g, &stats);
     p->after = (uint32_t)crc32(0, (const unsigned char*)w, (unsigned)bytes);
     p->skipped = !stats.updated, p->loss = stats.loss;
+    if (p->process == 0) p->lost = step_of(g, &stats);   // process 1 has left
     gpt2_sp_destroy(g);
     return NULL;
 }
@@ -4657,6 +4658,8 @@ static void transport_not_finite(void) {
             p[1].before == p[1].after,
         "transport: infinity on one process stops the update of all", "loss %g and %g; no update on either",
         p[0].loss, p[1].loss);
+    check(p[0].lost == GPT2_SP_LOST, "transport: a step without the other process has the code of one lost",
+        "%s", gpt2_sp_code_name(p[0].lost));
 }
 
 // Two processes that start from a model in three files, of which the last differs in one bit.
@@ -4943,6 +4946,8 @@ static void library_sizes(void) {
     refused += g && gpt2_sp_step(g, NULL) == GPT2_SP_INVALID;
     check(refused == 4, "library: a struct without its size is refused, before anything is done",
         "%d of 4: %s", refused, gpt2_sp_error(g));
+    const char* without = g && gpt2_sp_save(g) == GPT2_SP_INVALID ? gpt2_sp_error(g) : "saved";
+    check(strstr(without, "no --out") != NULL, "library: a save without a folder is refused", "%s", without);
     gpt2_sp_destroy(g);
     check(gpt2_sp_has("fp64") == (GPT2_SP_REAL_BYTES == 8) && !gpt2_sp_has("elephants") &&
             !gpt2_sp_has(NULL) && strstr(gpt2_sp_build(), gpt2_sp_version()) &&

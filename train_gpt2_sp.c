@@ -3288,10 +3288,14 @@ static int processes_agree(Transport* t, int status, int* flag, Error* e) {
         Vote* v = &votes[i];
         v->error.text[sizeof v->error.text - 1] = 0;
         if (flag && v->flag > *flag) *flag = (int)v->flag;
-        if (v->status != 0 && status == 0) status = fail(e, "process %d: %.980s", i, v->error.text);
+        if (v->status != 0 && status == 0)
+            status = fail_as(v->error.code, e, "process %d: %.980s", i, v->error.text);
     }
     free(votes);
-    if (met != 0) t->abort(t, e);   // no agreement is possible any more
+    if (met != 0) {
+        failed_as(GPT2_SP_LOST, e);
+        t->abort(t, e);   // no agreement is possible any more
+    }
     if (own.text[0]) *e = own;
     return met != 0 ? -1 : status;
 }
@@ -11886,7 +11890,7 @@ static char build_text[256];
 static void build_text_make(void) {
     const char* commit = &gpt2_sp_commit[0];   // NULL: nothing of that name was linked in
     snprintf(build_text, sizeof build_text,
-        "gpt2_sp %s%s%.40s, %s program, numbers of %d bytes%s, for %s, by %.60s", GPT2_SP_VERSION,
+        "gpt2_sp %s%s%.40s, the %s program, numbers of %d bytes%s, for %s, by %.60s", GPT2_SP_VERSION,
         commit && commit[0] ? " of " : "", commit ? commit : "", gpt2_sp_has("gpu") ? "GPU" : "CPU",
         GPT2_SP_REAL_BYTES, gpt2_sp_has("openmp") ? ", OpenMP" : ", one thread a rank", BUILT_FOR, BUILT_BY);
 }

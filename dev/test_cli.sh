@@ -1067,7 +1067,7 @@ check "--lr-scale: what is not PATTERN=X is refused" \
 
 # ----- words --------------------------------------------------------------------------------------
 
-check "--version tells the version" says '^gpt2_sp [0-9]*[.][0-9]*[.][0-9]*, the CPU program' g --version
+check "--version tells the version" says '^gpt2_sp [0-9]*[.][0-9]*[.][0-9]*\( of [0-9a-f]\{12\}\(+changes\)*\)*, the CPU program' g --version
 check "-h is --help" says 'usage: .* eval' g eval -h
 check "-h lists the commands" says 'train.*train or resume' g -h
 check "an option that is like none is not mistaken" refused 'lists them' train --quiet 1
