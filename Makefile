@@ -59,7 +59,7 @@ FLAGS := $(strip $(FLAGS))
 LIBS  := -lz -lm -lpthread
 GPU_LIBS := -lcublasLt $(if $(HAS_NCCL),-L$(CUDA)/lib64 -L$(CUDA)/lib -lnccl) $(LIBS)
 # What a program needs besides a static library; OpenMP's runtime by its name, so that the program's own compiler does not matter.
-STATIC_LIBS     := $(if $(HAS_OPENMP),$(if $(IS_CLANG),-lomp,-lgomp)) $(LIBS)
+STATIC_LIBS     := $(strip $(if $(HAS_OPENMP),$(if $(IS_CLANG),-L$(abspath $(shell $(CC) -print-resource-dir)/../..) -lomp,-lgomp)) $(LIBS))
 GPU_STATIC_LIBS := -L$(CUDA)/lib64 -L$(CUDA)/lib -lcudart_static -lcublasLt $(if $(HAS_NCCL),-lnccl) -lgomp $(LIBS) -ldl -lrt -lstdc++
 GPU_ARCH ?=
 GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
