@@ -5249,6 +5249,7 @@ static void test_commands(void) {
 #include "dev/test_export.h"
 #include "dev/test_launches.h"
 #include "dev/test_evaluations.h"
+#include "dev/test_pictures.h"
 #endif
 
 static const struct {
@@ -5302,6 +5303,7 @@ static const struct {
     {"launches", test_launches},
     {"tokenized", test_tokenized},
     {"evaluations", test_evaluations},
+    {"pictures", test_pictures},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };

@@ -259,6 +259,7 @@ GPT2_SP_API void gpt2_sp_destroy(gpt2_sp* trainer);
 #include "data/prepare.h"
 #include "data/probe.h"
 #include "data/safetensors.h"
+#include "data/svg.h"
 #include "data/synth.h"
 #include "data/text.h"
 #include "data/tok.h"
@@ -654,6 +655,41 @@ static int file_checksum(
     return n < 0 ? -1 : 0;
 }
 
+// A file of text that a command makes: printed to memory by way of f, and written when it is whole. It
+// replaces nothing but a file of its own kind.
+typedef struct {
+    FILE* f;
+    char* text;
+    size_t size;
+    tok_output out;
+} TextFile;
+// Makes sure that `path` is free or may be replaced, as `ours` tells of an open file; `what`: the kind, for
+// messages. -1, with a line in e: there is nothing to finish.
+static int text_open(TextFile* t, const char* path, const char* what, int (*ours)(int fd), Error* e) {
+    memset(t, 0, sizeof *t);
+    if (tok_output_open(&t->out, path, what, ours, e->text, sizeof e->text) != 0)
+        return failed_as(GPT2_SP_FILE, e);
+    t->f = open_memstream(&t->text, &t->size);
+    if (t->f) return 0;
+    tok_output_abandon(&t->out);
+    return fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
+}
+// Writes the text to the disk, with `keep`; without, for one that is given up, nothing is an error. The first
+// 8 bytes come last: until then the file is none of its kind. Returns keep's 0 or -1.
+static int text_finish(TextFile* t, int keep, Error* e) {
+    int status = keep ? 0 : -1;
+    if (fclose(t->f) != 0 && keep)
+        status = fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", t->out.path);
+    if (status == 0) status = tok_output_put(&t->out, t->text + 8, t->size - 8, 8, e->text, sizeof e->text);
+    if (status == 0) status = tok_output_put(&t->out, t->text, 8, 0, e->text, sizeof e->text);
+    if (status == 0) status = tok_output_finish(&t->out, e->text, sizeof e->text);
+    else tok_output_abandon(&t->out);
+    free(t->text);
+    return status == 0 || !keep ? status : failed_as(GPT2_SP_FILE, e);
+}
+// Is an open file a picture that this program drew?
+static int picture_is(int fd) { return tok_begins(fd, SVG_MARK); }
+
 static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
 
 // Counter-based random bits (splitmix64's finaliser): a value is a function of its key alone, so that
@@ -937,6 +973,9 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
+    TXT(svg, "svg", "", PLAN | SCHEDULE, \
+        "draw a picture to this file: schedule: the ranks' work and messages over time; plan: memory by " \
+        "what it is for, and speed by ranks") \
     FLAG(json, "json", 0, PLAN | SCHEDULE | EVAL | PREPARE, "print one JSON object instead of text")
 
 // The choices of --positions, --pos-from, --transport, --lr-schedule, --grow, --probe, --dtype and --format,
@@ -3451,32 +3490,46 @@ typedef struct {
     double most_sent, most_received;   // by a rank, in C
 } ScheduleCost;
 
+// When each step begins, in units, if all ranks wait for the busiest one at every step: (steps + 1), the last
+// of them the makespan. The caller frees it. NULL: out of memory.
+static double* step_begins(const Schedule* s) {
+    size_t steps = (size_t)s->steps, P = (size_t)s->P;
+    double* begin = (double*)malloc((steps + 1) * sizeof *begin);
+    double* work = (double*)calloc(steps * P + 1, sizeof *work);   // (steps, P)
+    for (int i = 0; work && i < s->op_count; i++)
+        work[s->ops[i].step * s->P + s->ops[i].rank] += op_units(s, &s->ops[i]);
+    if (begin && work) begin[0] = 0;
+    for (size_t step = 0; begin && work && step < steps; step++) {
+        double longest = 0;
+        for (size_t r = 0; r < P; r++) longest = fmax(longest, work[step * P + r]);
+        begin[step + 1] = begin[step] + longest;
+    }
+    if (!work) free(begin), begin = NULL;
+    free(work);
+    return begin;
+}
+
 // Counts what a table costs. Its makespan is that of ranks which all wait for the busiest one at every step.
 static int schedule_cost(const Schedule* s, ScheduleCost* cost, Error* e) {
     int P = s->P;
     memset(cost, 0, sizeof *cost);
-    // sums: work (steps, P), sent (P), received (P)
-    double* sums = (double*)calloc((size_t)(s->steps + 2) * (size_t)P, sizeof *sums);
-    if (!sums) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
-    double *sent = sums + (size_t)s->steps * (size_t)P, *received = sent + P;
-    for (int i = 0; i < s->op_count; i++)
-        sums[s->ops[i].step * P + s->ops[i].rank] += op_units(s, &s->ops[i]);
-    for (int i = 0; i < s->message_count; i++) {
+    double* begin = step_begins(s);
+    double* sent = (double*)calloc(2 * (size_t)P, sizeof *sent);   // by each rank; then received
+    int status = begin && sent ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    for (int i = 0; status == 0 && i < s->message_count; i++) {
         double units = item_units(s, s->messages[i].item);
-        sent[s->messages[i].from] += units, received[s->messages[i].to] += units;
+        sent[s->messages[i].from] += units, sent[P + s->messages[i].to] += units;
         cost->elements += units / P;
     }
-    for (int step = 0; step < s->steps; step++) {
-        double longest = 0;
-        for (int r = 0; r < P; r++) longest = fmax(longest, sums[step * P + r]);
-        cost->makespan += longest, cost->steps += longest > 0;
-    }
-    for (int r = 0; r < P; r++)
+    for (int step = 0; status == 0 && step < s->steps; step++) cost->steps += begin[step + 1] > begin[step];
+    for (int r = 0; status == 0 && r < P; r++)
         cost->most_sent = fmax(cost->most_sent, sent[r]),
-        cost->most_received = fmax(cost->most_received, received[r]);
+        cost->most_received = fmax(cost->most_received, sent[P + r]);
+    if (status == 0) cost->makespan = begin[s->steps];
     cost->ideal = P / 2.0;
-    free(sums);
-    return 0;
+    free(begin);
+    free(sent);
+    return status;
 }
 
 // Plays a table by the clock, as the executors run it. At each step a rank computes while its messages
@@ -3790,30 +3843,45 @@ static void cell_next(FILE* cell, int* lines) {
     if ((*lines)++ > 0) fputc('\n', cell);
 }
 
-// A rank's work in a step, from op `i` on: the ops after it that go on with the same query chunk's next keys
-// are told with it. Returns the last of them.
-static int cell_work(const Schedule* s, FILE* cell, int i) {
-    const ScheduleOp *first = &s->ops[i], *last = first;
-    int shared = first->h1 - first->h0, helps = chunk_owner(s, first->q) != first->rank;
-    for (int j = i + 1; j < s->op_count; j++) {
+// A rank's work in a step, from op `first` on: the last of the ops after it that go on with the same query
+// chunk's next keys, which are told with it.
+static int work_last(const Schedule* s, int first) {
+    const ScheduleOp* from = &s->ops[first];
+    int last = first;
+    for (int j = first + 1; j < s->op_count; j++) {
         const ScheduleOp* op = &s->ops[j];
-        if (op->rank != first->rank || op->step != first->step) continue;
-        if (op->q != first->q || op->k != last->k + 1 || op->h0 != first->h0 || op->h1 != first->h1) break;
-        last = op, i = j;
+        if (op->rank != from->rank || op->step != from->step) continue;
+        if (op->q != from->q || op->k != s->ops[last].k + 1 || op->h0 != from->h0 || op->h1 != from->h1)
+            break;
+        last = j;
     }
-    for (int k = first->k; k <= last->k; k++) helps &= chunk_owner(s, k) == first->rank;
-    fprintf(cell, "q%dk%d", first->q, first->k);
-    if (last != first) fprintf(cell, "-%d", last->k);
-    if (helps) fputc('*', cell);
-    if (shared < s->head_parts) fprintf(cell, " %d/%d", shared, s->head_parts);
-    return i;
+    return last;
 }
+// The words for such ops: "q3k0-2* 1/2".
+enum { WORK_TEXT = 64 };
+static void work_text(char out[WORK_TEXT], const Schedule* s, int first, int last) {
+    const ScheduleOp *from = &s->ops[first], *to = &s->ops[last];
+    int shared = from->h1 - from->h0, helps = chunk_owner(s, from->q) != from->rank, n;
+    for (int k = from->k; k <= to->k; k++) helps &= chunk_owner(s, k) == from->rank;
+    n = snprintf(out, WORK_TEXT, "q%dk%d", from->q, from->k);
+    if (last != first) n += snprintf(out + n, (size_t)(WORK_TEXT - n), "-%d", to->k);
+    if (helps) n += snprintf(out + n, (size_t)(WORK_TEXT - n), "*");
+    if (shared < s->head_parts) snprintf(out + n, (size_t)(WORK_TEXT - n), " %d/%d", shared, s->head_parts);
+}
+// The words for a message: "kv0>1", rank 0's keys and values to rank 1.
+static const char* const ITEM_NAMES[ITEM_KINDS] = {"q", "kv", "out", "qdo", "dq", "dkv"};
+static void message_text(char out[WORK_TEXT], const Schedule* s, const ScheduleMessage* m) {
+    int n = snprintf(out, WORK_TEXT, "%s%d>%d", ITEM_NAMES[m->item.kind], m->item.of, m->to);
+    if (m->item.h1 - m->item.h0 < s->head_parts)
+        snprintf(out + n, (size_t)(WORK_TEXT - n), " %d/%d", m->item.h1 - m->item.h0, s->head_parts);
+}
+static const char WORK_LEGEND[] =
+    "qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the heads";
 
 // The text of a cell, of `lines` lines; the caller frees it. NULL: out of memory. width becomes the length of
 // the longest line, if that is longer.
 static char* cell_text(const Schedule* s, int step, int rank, int messages, int* lines, int* width) {
-    static const char* const names[ITEM_KINDS] = {"q", "kv", "out", "qdo", "dq", "dkv"};
-    char* text = NULL;
+    char *text = NULL, words[WORK_TEXT];
     size_t size = 0;
     FILE* cell = open_memstream(&text, &size);
     *lines = 0;
@@ -3821,16 +3889,17 @@ static char* cell_text(const Schedule* s, int step, int rank, int messages, int*
     for (int i = 0; i < s->op_count; i++)
         if (s->ops[i].step == step && s->ops[i].rank == rank) {
             cell_next(cell, lines);
-            i = cell_work(s, cell, i);
+            work_text(words, s, i, work_last(s, i));
+            fputs(words, cell);
+            i = work_last(s, i);
         }
     if (*lines == 0) cell_next(cell, lines), fprintf(cell, "idle");
     for (int i = 0; messages && i < s->message_count; i++) {
         const ScheduleMessage* m = &s->messages[i];
         if (m->step != step || m->from != rank) continue;
         cell_next(cell, lines);
-        fprintf(cell, "%s%d>%d", names[m->item.kind], m->item.of, m->to);
-        if (m->item.h1 - m->item.h0 < s->head_parts)
-            fprintf(cell, " %d/%d", m->item.h1 - m->item.h0, s->head_parts);
+        message_text(words, s, m);
+        fputs(words, cell);
     }
     if (fclose(cell) != 0) {
         free(text);
@@ -3925,13 +3994,20 @@ static void step_row(const Schedule* s, int step, char** cells, int lines, int w
     }
 }
 
-// Draws a table, with what travels if `messages`; as a list where a picture would be too wide. -1: no memory.
-static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messages, FILE* out, Error* e) {
-    int column = fprintf(out, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%),",
+// What a table costs, in words, in two parts: a line is cut between them where they are too long for one.
+static void cost_text(char head[256], char volume[64], const Schedule* s, const ScheduleCost* cost) {
+    snprintf(head, 256, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%),",
         schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps,
         cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan);
-    int more = snprintf(NULL, 0, " %g C received per rank", cost->elements);
-    fprintf(out, "%s %g C received per rank\n", column + more > DRAW_COLUMNS ? "\n " : "", cost->elements);
+    snprintf(volume, 64, "%g C received per rank", cost->elements);
+}
+
+// Draws a table, with what travels if `messages`; as a list where a picture would be too wide. -1: no memory.
+static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messages, FILE* out, Error* e) {
+    char head[256], volume[64];
+    cost_text(head, volume, s, cost);
+    int wide = strlen(head) + 1 + strlen(volume) > DRAW_COLUMNS;
+    fprintf(out, "%s%s %s\n", head, wide ? "\n " : "", volume);
     size_t count = (size_t)s->steps * (size_t)s->P;
     char** cells = (char**)calloc(count + 1, sizeof *cells);   // (steps, P)
     int *lines = (int*)calloc((size_t)s->steps + 1, sizeof *lines), width = 7,
@@ -3961,12 +4037,220 @@ static int schedule_draw(const Schedule* s, const ScheduleCost* cost, int messag
     free(cells);
     free(lines);
     if (status != 0) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a picture of %d ranks", s->P);
-    fprintf(out,
-        "  qikj: query chunk i against key chunk j; *: done by the keys' owner; n/m: that share of the "
-        "heads\n");
+    fprintf(out, "  %s\n", WORK_LEGEND);
     if (list) fprintf(out, "  a-b: x .. y: ranks a to b, whose numbers go on evenly from x to y\n");
     if (messages) fprintf(out, "  kvi>r: what is sent in that step, rank i's rows of it, to rank r\n");
     return 0;
+}
+
+// --- the table as an SVG picture: a row a rank, time to the right ---
+//
+//     rank 0   | op | op    | idle  |      a box is an op, as wide as its units of work, with the colour of
+//              ----\----------------       its key chunk; hatched: the rank waits for the busiest one
+//     rank 1   | op  \  | op        |
+//              -------`> ----------        an arrow is a message: it sets out when its step begins, and is
+//                                          there when the step ends
+//
+// Steps begin where step_begins has them, so that the boxes and the idle time of all ranks together are P
+// times the makespan. A step without work has no length in units: it gets a band, for its arrows alone.
+
+enum { FIGURE_RANKS = 32 };   // with more than these nothing could be read
+enum { FIGURE_WIDTH = 1280, FIGURE_LEFT = 64, FIGURE_RIGHT = 16, FIGURE_BAND = 56, FIGURE_HEAD = 64 };
+static const char* const ITEM_COLOURS[ITEM_KINDS] = {
+    "#1f6fd1", "#0f8a5f", "#c2410c", "#6b3fc4", "#c2185b", "#8a6d00"};
+
+// One table's part of a picture.
+typedef struct {
+    FILE *out, *labels;   // labels: the texts in boxes, which come last, for arrows would cross them out
+    const Schedule* s;
+    const double* begin;   // (steps + 1) units: step_begins
+    double* x;             // (steps + 1) where the steps begin in the picture
+    double top;            // of rank 0's row
+    double scale;          // of a unit of work
+} Panel;
+
+// Heights of a row: its box, the lane below it where arrows begin and end, both; size of the text in it.
+static double row_box(int P) { return P > 8 ? 26 : 36; }
+static double row_lane(int P) { return P > 8 ? 14 : 18; }
+static double row_height(int P) { return row_box(P) + row_lane(P); }
+static double row_text(int P) { return P > 8 ? 9 : 11; }
+static double panel_height(int P) { return FIGURE_HEAD + P * row_height(P) + 40; }
+
+static int step_works(const Panel* p, int step) { return p->begin[step + 1] > p->begin[step]; }
+// Where the work of a step ends, for the busiest rank.
+static double work_end(const Panel* p, int step) {
+    return p->x[step] + (p->begin[step + 1] - p->begin[step]) * p->scale;
+}
+
+// Writes a label into a box, in one line or in two, cut at its blank or else, without what follows the blank,
+// before its k. 0: it fits in no way and is not there.
+static int box_label(
+    FILE* out, double size, double x, double y, double width, double height, const char* label) {
+    const char *blank = strchr(label, ' '), *cut[2] = {blank, strchr(label, 'k')};
+    const double middle = x + width / 2, room = width - 4;
+    if (svg_text_width(label, size) <= room) {
+        svg_label(out, size, middle, y + height / 2 + 0.35 * size, label);
+        return 1;
+    }
+    for (int way = 0; way < 2; way++) {
+        char line[2][WORK_TEXT];
+        if (!cut[way] || height < 2.3 * size) continue;
+        const char* rest = way == 0 ? cut[0] + 1 : cut[1];
+        snprintf(line[0], sizeof line[0], "%.*s", (int)(cut[way] - label), label);
+        snprintf(line[1], sizeof line[1], "%.*s",
+            (int)(way == 1 && blank ? blank - rest : (ptrdiff_t)strlen(rest)), rest);
+        if (fmax(svg_text_width(line[0], size), svg_text_width(line[1], size)) > room) continue;
+        for (int i = 0; i < 2; i++)
+            svg_label(out, size, middle, y + height / 2 + (i ? 0.95 : -0.15) * size, line[i]);
+        return 1;
+    }
+    return 0;
+}
+
+// The boxes of one rank in one step, which are its ops from number `op` on, and its idle time; then their
+// labels: of every op, or where these do not fit of the ops that go on with the next keys. Returns the first
+// op that is not among them.
+static int panel_cell(const Panel* p, int step, int rank, int op) {
+    const Schedule* s = p->s;
+    const double y = p->top + rank * row_height(s->P), box = row_box(s->P), size = row_text(s->P);
+    double x = p->x[step], end = work_end(p, step);
+    int last = op;
+    for (; last < s->op_count && s->ops[last].step == step && s->ops[last].rank == rank; last++) {
+        char colour[8], words[WORK_TEXT];
+        double width = op_units(s, &s->ops[last]) * p->scale;
+        svg_colour(colour, s->ops[last].k, s->chunks);
+        work_text(words, s, last, last);
+        svg_rect(p->out, "op", colour, x, y, width, box, words);
+        x += width;
+    }
+    if (end - x > 1e-6) svg_rect(p->out, "idle", SVG_IDLE, x, y, end - x, box, "idle");
+    x = p->x[step];
+    for (int i = op, next; i < last; i = next) {
+        char words[WORK_TEXT];
+        double width = 0;
+        next = work_last(s, i) + 1;
+        for (int j = i; j < next; j++) width += op_units(s, &s->ops[j]) * p->scale;
+        work_text(words, s, i, next - 1);
+        int one = next - i > 1 && svg_text_width("q88", size) > op_units(s, &s->ops[i]) * p->scale;
+        if (one) box_label(p->labels, size, x, y, width, box, words);
+        for (int j = i; !one && j < next; j++) {
+            double part = op_units(s, &s->ops[j]) * p->scale;
+            work_text(words, s, j, j);
+            box_label(p->labels, size, x, y, part, box, words);
+            x += part;
+        }
+        if (one) x += width;
+    }
+    return last;
+}
+
+// The messages of a step, from number `first` on, as arrows from the sender's lane to the receiver's: each
+// kind of item at a height of its own, so that no two lie on each other. Returns the first that is not of it.
+static int panel_messages(const Panel* p, int step, int first) {
+    const Schedule* s = p->s;
+    const double box = row_box(s->P), lane = row_lane(s->P);
+    int last = first;
+    while (last < s->message_count && s->messages[last].step == step) last++;
+    for (int i = first; i < last; i++) {
+        const ScheduleMessage* m = &s->messages[i];
+        char words[WORK_TEXT];
+        double at = box + lane * (m->item.kind + 1) / (ITEM_KINDS + 1);
+        message_text(words, s, m);
+        svg_arrow(p->out, "message", ITEM_COLOURS[m->item.kind], last - first > 8 * s->P ? 0.3 : 0.9,
+            p->x[step] + 2, p->top + m->from * row_height(s->P) + at, p->x[step + 1] - 2,
+            p->top + m->to * row_height(s->P) + at, words);
+    }
+    return last;
+}
+
+// What stands around the rows: what the table costs, the numbers of steps and ranks, the axis of time.
+static void panel_frame(const Panel* p, const ScheduleCost* cost, double top) {
+    const Schedule* s = p->s;
+    const double bottom = p->top + s->P * row_height(s->P) + 4, right = FIGURE_WIDTH - FIGURE_RIGHT;
+    char head[256], volume[64];
+    cost_text(head, volume, s, cost);
+    svg_text(p->out, 14, SVG_START, FIGURE_LEFT, top + 18, "%s %s", head, volume);
+    svg_text(p->out, 10, SVG_END, FIGURE_LEFT - 8, p->top - 8, "step");
+    for (int step = 0; step < s->steps; step++) {
+        svg_line(p->out, "step", SVG_FAINT, p->x[step], p->top - 20, p->x[step], bottom);
+        svg_text(p->out, 10, SVG_MIDDLE, (p->x[step] + p->x[step + 1]) / 2, p->top - 8, "%d", step);
+    }
+    svg_line(p->out, "step", SVG_FAINT, right, p->top - 20, right, bottom);
+    for (int r = 0; r < s->P; r++)
+        svg_text(p->out, 11, SVG_END, FIGURE_LEFT - 8, p->top + r * row_height(s->P) + row_box(s->P) / 2 + 4,
+            "rank %d", r);
+    svg_line(p->out, "axis", SVG_INK, FIGURE_LEFT, bottom, right, bottom);
+    double makespan = p->begin[s->steps], tick = makespan > 24 ? 2 : makespan > 12 ? 1 : 0.5;
+    for (int i = 0, step = 0; i * tick <= makespan + 1e-9; i++) {
+        while (step + 1 < s->steps && (p->begin[step + 1] <= i * tick || !step_works(p, step))) step++;
+        double x = fmin(p->x[step] + (i * tick - p->begin[step]) * p->scale, right);
+        svg_line(p->out, "tick", SVG_INK, x, bottom, x, bottom + 4);
+        svg_text(p->out, 10, SVG_MIDDLE, x, bottom + 15, "%g", i * tick);
+    }
+    svg_text(p->out, 10, SVG_END, right, bottom + 28,
+        "time in units: 1 is a whole pair of two ranks' chunks, %s", s->backward ? "backward" : "forward");
+}
+
+// Draws a table into a picture, from `top` on. -1: no memory.
+static int schedule_panel(const Schedule* s, const ScheduleCost* cost, double top, FILE* out, Error* e) {
+    double *begin = step_begins(s), *x = (double*)malloc(((size_t)s->steps + 1) * sizeof *x);
+    char* text = NULL;
+    size_t size = 0;
+    FILE* labels = open_memstream(&text, &size);
+    int status = begin && x && labels ? 0 : -1, bands = 0;
+    Panel p = {out, labels, s, begin, x, top + FIGURE_HEAD, 0};
+    for (int step = 0; status == 0 && step < s->steps; step++) bands += !step_works(&p, step);
+    if (status == 0) {
+        x[0] = FIGURE_LEFT;
+        p.scale = (FIGURE_WIDTH - FIGURE_LEFT - FIGURE_RIGHT - bands * FIGURE_BAND) / begin[s->steps];
+        for (int step = 0; step < s->steps; step++)
+            x[step + 1] = step_works(&p, step) ? work_end(&p, step) : x[step] + FIGURE_BAND;
+        fprintf(out, "<g class=\"%s\">\n", s->backward ? "backward" : "forward");
+        panel_frame(&p, cost, top);
+        for (int step = 0, op = 0; step < s->steps; step++)
+            for (int r = 0; r < s->P; r++) op = panel_cell(&p, step, r, op);
+        for (int step = 0, message = 0; step < s->steps; step++) message = panel_messages(&p, step, message);
+    }
+    if (labels && fclose(labels) != 0) status = -1;
+    if (status == 0) fprintf(out, "%s</g>\n", text);
+    free(text);
+    free(begin);
+    free(x);
+    return status == 0 ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a picture of %d ranks", s->P);
+}
+
+// The picture of a kind's two tables: begun with its title, ended with what its colours mean.
+enum { LEGEND_COLUMNS = 16 };
+static void schedule_picture_open(const Schedule* s, FILE* out) {
+    char title[128];
+    double height = 2 * panel_height(s->P) + 100 + 20 * (double)ceil_div(s->chunks, LEGEND_COLUMNS);
+    snprintf(title, sizeof title, "Attention of %d rank%s by the schedule %s: who computes what, when", s->P,
+        s->P == 1 ? "" : "s", schedule_name(s->kind));
+    svg_open(out, FIGURE_WIDTH, height, title);
+    svg_text(out, 17, SVG_START, FIGURE_LEFT, 28, "%s", title);
+}
+static void schedule_picture_close(const Schedule* s, FILE* out) {
+    static const char* const words[ITEM_KINDS] = {
+        "queries", "keys, values", "partial outputs", "queries, dO", "partial dQ", "partial dK, dV"};
+    const double top = 40 + 2 * panel_height(s->P), column = (FIGURE_WIDTH - FIGURE_LEFT) / LEGEND_COLUMNS;
+    svg_text(out, 11, SVG_END, FIGURE_LEFT - 8, top + 10, "keys");
+    for (int k = 0; k < s->chunks; k++) {
+        char colour[8];
+        double x = FIGURE_LEFT + k % LEGEND_COLUMNS * column, y = top + 20 * (k / LEGEND_COLUMNS);
+        svg_colour(colour, k, s->chunks);
+        svg_rect(out, "key", colour, x, y, 26, 13, NULL);
+        svg_text(out, 10, SVG_START, x + 30, y + 10, "k%d", k);
+    }
+    double y = top + 20 * (double)ceil_div(s->chunks, LEGEND_COLUMNS) + 12, x = FIGURE_LEFT;
+    svg_text(out, 11, SVG_END, FIGURE_LEFT - 8, y + 4, "sent");
+    for (int kind = 0; kind < ITEM_KINDS; kind++, x += 170) {
+        svg_arrow(out, "sent", ITEM_COLOURS[kind], 1, x, y, x + 26, y, NULL);
+        svg_text(out, 10, SVG_START, x + 30, y + 4, "%s: %s", ITEM_NAMES[kind], words[kind]);
+    }
+    svg_rect(out, "key", SVG_IDLE, x, y - 7, 26, 13, NULL);
+    svg_text(out, 10, SVG_START, x + 30, y + 4, "idle");
+    svg_text(out, 10, SVG_START, FIGURE_LEFT, y + 26, "%s", WORK_LEGEND);
+    svg_close(out);
 }
 
 // ===== 6. parameters and memory plan ============================================================
@@ -9983,6 +10267,97 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
             (long long)plan->longest);
 }
 
+// --- the plan as an SVG picture: memory by what it is for, beside it speed by the number of ranks ---
+
+enum {
+    PLAN_WIDTH = 1180,
+    PLAN_HEIGHT = 420,
+    PLAN_TOP = 96,
+    PLAN_ROW = 26,
+    PLAN_NAMES = 150,
+    PLAN_BARS = 220
+};
+// The chart of speed: its place, and where its least value is.
+enum { CHART_LEFT = 660, CHART_RIGHT = 1150, CHART_BOTTOM = 340, CHART_LEAST = CHART_BOTTOM - 24 };
+
+// A row of the memory: a bar as long as its share of `most`, and the bytes as plan_print has them.
+static void memory_bar(FILE* out, int row, const char* name, const char* kind, double bytes, double most) {
+    char text[32], colour[8];
+    const double y = PLAN_TOP + row * PLAN_ROW, length = most > 0 ? PLAN_BARS * bytes / most : 0;
+    svg_colour(colour, row, MEMORY_GROUP_COUNT + 1);
+    svg_text(out, 11, SVG_END, PLAN_NAMES, y + 13, "%s", name);
+    svg_rect(out, kind, row < MEMORY_GROUP_COUNT ? colour : SVG_FAINT, PLAN_NAMES + 8, y, length, 17, NULL);
+    svg_text(
+        out, 11, SVG_START, PLAN_NAMES + 14 + length, y + 13, "%s", human_bytes(bytes, text, sizeof text));
+}
+
+// The speed of the asked schedule on other numbers of ranks against one of them, as plan_print has it, and
+// what as many times the ranks would be at best. Both axes double at each mark.
+static void plan_chart(const Plan* plan, FILE* out) {
+    const int count = plan->rank_count;
+    double most = 1, least = 0, x = 0, y = 0;   // doublings
+    for (int i = 0; i < count; i++) {
+        double doublings = log2(plan_speed(&plan->at[i]) / plan_speed(&plan->at[0]));
+        most = fmax(most, ceil(fmax(doublings, log2(plan->ranks[i])))), least = fmin(least, floor(doublings));
+    }
+    const double across = (CHART_RIGHT - CHART_LEFT) / fmax(1, count - 1),
+                 up = (CHART_LEAST - PLAN_TOP) / (most - least);
+    for (double mark = least; mark <= most; mark++) {
+        double at = CHART_LEAST - (mark - least) * up;
+        svg_line(out, "grid", SVG_FAINT, CHART_LEFT, at, CHART_RIGHT, at);
+        svg_text(out, 10, SVG_END, CHART_LEFT - 6, at + 4, "%g", exp2(mark));
+    }
+    for (int i = 0; i < count; i++)
+        svg_text(out, 10, SVG_MIDDLE, CHART_LEFT + i * across, CHART_BOTTOM + 16, "%d", plan->ranks[i]);
+    for (int ideal = 1; ideal >= 0; ideal--)
+        for (int i = 0; i < count; i++) {
+            double speedup = plan_speed(&plan->at[i]) / plan_speed(&plan->at[0]), before = x, last = y;
+            x = CHART_LEFT + i * across;
+            y = CHART_LEAST - ((ideal ? log2(plan->ranks[i]) : log2(speedup)) - least) * up;
+            if (i > 0)
+                svg_line(out, ideal ? "ideal" : "speed", ideal ? "#9aa3ad" : "#1f6fd1", before, last, x, y);
+            if (ideal) continue;
+            svg_rect(out, "point", "#1f6fd1", x - 3, y - 3, 6, 6, NULL);
+            svg_text(out, 10, i ? SVG_MIDDLE : SVG_START, i ? x : x + 6, y + 16, "%.2fx", speedup);
+        }
+    svg_line(out, "axis", SVG_INK, CHART_LEFT, CHART_BOTTOM, CHART_RIGHT, CHART_BOTTOM);
+    svg_line(out, "axis", SVG_INK, CHART_LEFT, PLAN_TOP, CHART_LEFT, CHART_BOTTOM);
+}
+
+// The plan as a picture.
+static void plan_picture(const Plan* plan, const gpt2_sp_options* o, FILE* out) {
+    const Mesh* mesh = plan->mesh;
+    const Shape* s = &mesh->shape;
+    char text[32];
+    double most = fmax((double)plan->fullest.used, 1);
+    svg_open(out, PLAN_WIDTH, PLAN_HEIGHT, "What a step of training takes: memory and speed");
+    svg_text(out, 16, SVG_START, 30, 30, "%lld layers, %lld heads, %lld channels, context %lld, batch %lld",
+        (long long)s->L, (long long)s->NH, (long long)s->C, (long long)s->T, (long long)s->B);
+    svg_text(out, 12, SVG_START, 30, 50,
+        "%.2fM parameters; dp %d x sp %d, schedule %s, recompute %s, zero %d",
+        (double)plan->layout->parameters / 1e6, mesh->dp, mesh->sp, schedule_name(o->schedule),
+        recompute_name(mesh->recompute), mesh->zero);
+    svg_text(out, 13, SVG_START, 30, PLAN_TOP - 16, "memory of the fullest rank");
+    for (int i = 0; i < MEMORY_GROUP_COUNT; i++)
+        memory_bar(out, i, MEMORY_NAMES[i], "memory", (double)plan->fullest.group[i], most);
+    memory_bar(out, MEMORY_GROUP_COUNT, "total", "total", (double)plan->fullest.used, most);
+    svg_line(out, "axis", SVG_INK, PLAN_NAMES + 8, PLAN_TOP - 6, PLAN_NAMES + 8,
+        PLAN_TOP + PLAN_ROW * (MEMORY_GROUP_COUNT + 1));
+    svg_text(out, 11, SVG_START, 30, PLAN_TOP + PLAN_ROW * (MEMORY_GROUP_COUNT + 1) + 22,
+        "a rank may take %s%s", human_bytes(plan->memory, text, sizeof text),
+        (double)plan->fullest.used > plan->memory ? ": this does not fit" : "");
+    svg_text(out, 13, SVG_START, CHART_LEFT, PLAN_TOP - 16,
+        "tokens per second against dp %d x sp %d, projected", mesh->dp, plan->ranks[0]);
+    plan_chart(plan, out);
+    svg_text(out, 11, SVG_END, CHART_RIGHT, CHART_BOTTOM + 34, "ranks that share a sequence (P)");
+    svg_line(out, "ideal", "#9aa3ad", CHART_LEFT, CHART_BOTTOM + 31, CHART_LEFT + 24, CHART_BOTTOM + 31);
+    svg_text(out, 11, SVG_START, CHART_LEFT + 30, CHART_BOTTOM + 35, "as many times as ranks");
+    svg_line(out, "speed", "#1f6fd1", CHART_LEFT, CHART_BOTTOM + 49, CHART_LEFT + 24, CHART_BOTTOM + 49);
+    svg_text(out, 11, SVG_START, CHART_LEFT + 30, CHART_BOTTOM + 53, "schedule %s, %.4g tokens/s with P = %d",
+        schedule_name(o->schedule), plan_speed(&plan->at[0]), plan->ranks[0]);
+    svg_close(out);
+}
+
 // ===== 14. training loop ========================================================================
 //
 // How a run comes to life (trainer_create), and how it goes on (train_loop):
@@ -11600,33 +11975,47 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
-// Proves the tables of both directions, then draws them or prints what they cost. Heads are left open.
+// One direction of `schedule`: proves its table, then draws it or prints what it costs; with `picture`, open
+// for an SVG, into that too.
+static int schedule_direction(const gpt2_sp_options* o, int backward, FILE* picture, Error* e) {
+    Schedule s;
+    ScheduleCost cost;
+    if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
+    int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
+    if (status == 0 && o->json && !backward)
+        printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
+    if (status == 0 && o->json)
+        printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": "
+               "%.10g, "
+               "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
+               "\"hash\": \"%016llx\"}",
+            backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
+            cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
+    else if (status == 0 && (status = schedule_draw(&s, &cost, (int)o->messages, stdout, e)) == 0)
+        printf("  proved: every pair once, every operand in time, nothing overwritten,\n"
+               "          every result home, volume as the closed form\n%s",
+            backward ? "" : "\n");
+    if (status == 0 && picture && !backward) schedule_picture_open(&s, picture);
+    if (status == 0 && picture)
+        status = schedule_panel(&s, &cost, 40 + backward * panel_height(s.P), picture, e);
+    if (status == 0 && picture && backward) schedule_picture_close(&s, picture);
+    schedule_free(&s);
+    return status;
+}
+
+// The tables of both directions. Heads are left open.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
+    TextFile picture = {0};
     if (o->sp == 0) o->sp = 4;
-    for (int backward = 0; backward < 2; backward++) {
-        Schedule s;
-        ScheduleCost cost;
-        if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
-        int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
-        if (status == 0 && o->json && !backward)
-            printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
-        if (status == 0 && o->json)
-            printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": "
-                   "%.10g, "
-                   "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
-                   "\"hash\": \"%016llx\"}",
-                backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
-                cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
-        else if (status == 0 && (status = schedule_draw(&s, &cost, (int)o->messages, stdout, e)) == 0)
-            printf("  proved: every pair once, every operand in time, nothing overwritten,\n"
-                   "          every result home, volume as the closed form\n%s",
-                backward ? "" : "\n");
-        schedule_free(&s);
-        if (status != 0) return -1;
-    }
-    if (o->json) printf("}\n");
-    return 0;
+    if (o->svg[0] && o->sp > FIGURE_RANKS)
+        return fail(e, "--svg draws at most %d ranks (found --sp %lld): more cannot be read", FIGURE_RANKS,
+            (long long)o->sp);
+    if (o->svg[0] && text_open(&picture, o->svg, "picture", picture_is, e) != 0) return -1;
+    int status = schedule_direction(o, 0, picture.f, e);
+    if (status == 0) status = schedule_direction(o, 1, picture.f, e);
+    if (status == 0 && o->json) printf("}\n");
+    return picture.f ? text_finish(&picture, status == 0, e) : status;
 }
 
 // Plans a step's memory and time without making a trainer.
@@ -11635,6 +12024,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     Schedule schedules[2];
     Mesh mesh;
     Layout layout;
+    TextFile picture = {0};
+    if (o->svg[0] && text_open(&picture, o->svg, "picture", picture_is, e) != 0) return -1;
     Plan* plan = (Plan*)calloc(1, sizeof *plan);
     memset(schedules, 0, sizeof schedules);
     memset(&layout, 0, sizeof layout);
@@ -11664,7 +12055,9 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
         plan_project(plan, o, vocab);
         if (o->json) plan_print_json(plan, o);
         else plan_print(plan, o);
+        if (picture.f) plan_picture(plan, o, picture.f);
     }
+    if (picture.f) status = text_finish(&picture, status == 0, e);
     free(plan);
     free(layout.units);
     schedule_free(&schedules[0]);
