@@ -6801,10 +6801,12 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
 //     --profile    marks on `stream` at the end of every group of kernels: time between marks, by group
 //     --trace      the same as spans of the compute lane, and the spans of all four streams
 
-// Waits for a step that is recorded, and writes into the rank's Trace what its marks and spans have become:
-// times in ms since the first mark.
+// Writes into the rank's Trace what the marks and spans of its step have become: times in ms since the first
+// mark.
 static int trace_times(Gpu* d, Trace* t, Error* e) {
-    for (int lane = 0; lane < LANES; lane++) CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
+    // marks are on `stream`, which has finished the step; what the others do may go on under the next one
+    for (int lane = 0; t->tracing && lane < LANES; lane++)
+        CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
     d->mark_time[0] = 0;
     for (int i = 1; i < d->mark_count; i++) {
         CUDA_TRY(e, cudaEventElapsedTime(&d->mark_time[i], d->marks[0], d->marks[i]));
