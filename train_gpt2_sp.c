@@ -841,7 +841,8 @@ typedef struct {
 // messages. -1, with a line in e: there is nothing to finish.
 static int text_open(TextFile* t, const char* path, const char* what, int (*ours)(int fd), Error* e) {
     memset(t, 0, sizeof *t);
-    if (tok_output_open(&t->out, path, what, ours, e->text, sizeof e->text) != 0) return -1;
+    if (tok_output_open(&t->out, path, what, ours, e->text, sizeof e->text) != 0)
+        return failed_as(GPT2_SP_FILE, e);
     t->f = open_memstream(&t->text, &t->size);
     if (t->f) return 0;
     tok_output_abandon(&t->out);
@@ -858,10 +859,21 @@ static int text_finish(TextFile* t, int keep, Error* e) {
     if (status == 0) status = tok_output_finish(&t->out, e->text, sizeof e->text);
     else tok_output_abandon(&t->out);
     free(t->text);
-    return status;
+    return status == 0 || !keep ? status : failed_as(GPT2_SP_FILE, e);
 }
 // Is an open file a picture that this program drew?
 static int picture_is(int fd) { return tok_begins(fd, SVG_MARK); }
+
+// Makes room for one more element of an array, which doubles when it is full. Without memory the array stays
+// as it is, and *failed is set: a builder looks at it once, at its end.
+static void* grow(void* array, int count, int* room, size_t size, int* failed) {
+    if (count < *room) return array;
+    int wanted = *room ? 2 * *room : 64;
+    void* larger = realloc(array, (size_t)wanted * size);
+    if (!larger) *failed = 1;
+    else *room = wanted;
+    return larger ? larger : array;
+}
 
 static volatile sig_atomic_t stop_signal;   // which signal asked the program to stop; main's handler sets it
 
@@ -1006,10 +1018,11 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
         "GPU: its attention kernels: the fastest for it, or those that every GPU from sm_80 on can run") \
     FLAG(verify, "verify", 0, TRAIN, \
         "GPU: run one step's batch through the CPU reference too, print every tensor's error, stop") \
-    FLAG(profile, "profile", 0, TRAIN, "GPU: print the time of each group of kernels after every step") \
+    FLAG(profile, "profile", 0, TRAIN, \
+        "print the time that rank 0 takes for each group of work after every step") \
     TXT(trace, "trace", "", TRAIN, \
-        "GPU: write what every rank computed and copied in step 4 to this file, for Perfetto, and print " \
-        "it") \
+        "write what every rank computed, sent and waited for in step 4 to this file, for Perfetto and " \
+        "scripts/trace.py, and print it") \
     FLAG(check, "check", 0, TRAIN, \
         "before the first step, compare the loss and every gradient of its batch with those of one rank " \
         "alone") \
@@ -2506,6 +2519,93 @@ static Batch* loader_take(Loader* l, Error* e) {
 //     dp 0      0     1     2        rank 4's sequence: 3, 4, 5; its replicas: 1, 4; all: 0 to 5
 //     dp 1      3     4     5
 
+// --- what a rank does in a step, for --profile and --trace ---
+//
+// A rank that records a step has a Trace; else it is NULL, and recording is the test of that pointer. A span
+// is something that took time, on one of the rank's lanes: tracks of Perfetto, streams of a GPU. The spans of
+// a lane follow or hold each other, none lies across another's end:
+//
+//     compute     | layer 0 forward                                                  | layer 1 forward ...
+//                 | norm forward | qkv forward | attention forward    | fc forward | |
+//                                              | q1 k1 | wait | q1 k0 |
+//     exchange                                         | from rank 0 |
+//
+// Groups share out the whole step: each begins where the one before it ended. --profile prints their times.
+
+enum { LANE_COMPUTE, LANE_BESIDE, LANE_COPY, LANE_GATHER, LANES };
+static const char* const LANE_NAMES[LANES] = {"compute", "beside", "exchange", "gathers"};
+// What a span is: its category in the file.
+enum { SPAN_LAYER, SPAN_GROUP, SPAN_OP, SPAN_MESSAGE, SPAN_GATHER, SPAN_WAIT, SPAN_KINDS };
+static const char* const SPAN_NAMES[SPAN_KINDS] = {"layer", "group", "op", "message", "gather", "wait"};
+
+typedef struct {
+    int lane, kind;    // LANE_..., SPAN_...
+    double from, to;   // ms since the step began
+    char name[28];
+} Span;
+enum { MAX_GROUPS = 40, TRACED_STEP = 4 };
+typedef struct {
+    const char* name;
+    double ms;   // of this step
+    int count;   // how often there was work of it
+} GroupTime;
+typedef struct {
+    int tracing, profiling;   // what the step in hand is recorded for
+    int failed;               // there was no memory for a span
+    int64_t steps;            // of this process so far, the one in hand included
+    double began, marked;     // when the step began (now_ms); its last group ended, in ms since then
+    Span* spans;
+    int span_count, span_room;
+    GroupTime groups[MAX_GROUPS];
+    int group_count;
+    char device[16];        // on which the rank computes, for people,
+    const char* computed;   // and what ops are there
+} Trace;
+
+// ms since the step began; 0 where nothing is recorded.
+static double trace_now(const Trace* t) { return t ? now_ms() - t->began : 0; }
+
+// Adds a span.
+static void span_add(Trace* t, int lane, int kind, double from, double to, const char* format, ...)
+    __attribute__((format(printf, 6, 7)));
+static void span_add(Trace* t, int lane, int kind, double from, double to, const char* format, ...) {
+    if (!t || !t->tracing) return;
+    t->spans = (Span*)grow(t->spans, t->span_count, &t->span_room, sizeof *t->spans, &t->failed);
+    if (t->failed) return;
+    Span* span = &t->spans[t->span_count++];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(span->name, sizeof span->name, format, arguments);
+    va_end(arguments);
+    span->lane = lane, span->kind = kind;
+    span->from = from, span->to = to;
+}
+
+// Counts `ms` of work for a group.
+static void group_add(Trace* t, const char* group, double ms) {
+    int g = 0;
+    while (g < t->group_count && strcmp(t->groups[g].name, group) != 0) g++;
+    if (g == MAX_GROUPS) return;
+    GroupTime none = {group, 0, 0}, *time = &t->groups[g];
+    if (g == t->group_count) t->group_count++, *time = none;
+    time->ms += ms, time->count++;
+}
+// What the rank did since the last group ended was work of this one.
+static void group_end(Trace* t, const char* group) {
+    if (!t) return;
+    double now = trace_now(t);
+    group_add(t, group, now - t->marked);
+    span_add(t, LANE_COMPUTE, SPAN_GROUP, t->marked, now, "%s", group);
+    t->marked = now;
+}
+// A wait of the rank itself, if it was one: what is shorter than a microsecond is only the look whether to.
+static void wait_end(Trace* t, double from) {
+    double now = trace_now(t);
+    if (now - from >= 1e-3) span_add(t, LANE_COMPUTE, SPAN_WAIT, from, now, "wait");
+}
+
+// --- what ranks need of each other ---
+
 // The indices of a rank; also how many ranks there are along each axis.
 typedef struct {
     int dp, sp;
@@ -2568,6 +2668,8 @@ struct Transport {
     uint64_t operation;   // calls so far: alike on all ranks
     int64_t posted;       // rounds of sends to other processes that the last post made (links_move)
     const char* doing;    // the call in hand
+    int lane;             // LANE_COPY in an exchange, LANE_GATHER in what follows all ranks call together
+    Trace* trace;         // of a step that is recorded, else NULL
     void* state;          // the ThreadWorld
     // An exchange is a post and its wait. post offers pieces to their peers: what they point to stays as it
     // is until the wait. What one rank sends another, in its order, is what the other receives, in its order.
@@ -2739,6 +2841,7 @@ static int thread_post(Transport* t, const Piece* sends, int send_count, Error* 
 static int thread_await_box(
     Transport* t, Mailbox* box, int full, int peer, double deadline, Mailbox* mail, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
+    const double from = trace_now(t->trace);
     int status = 0;
     pthread_mutex_lock(&w->mutex);
     while ((status = thread_aborted(w, e)) == 0 && (box->pieces != NULL) != full)
@@ -2748,6 +2851,7 @@ static int thread_await_box(
         }
     *mail = *box;
     pthread_mutex_unlock(&w->mutex);
+    wait_end(t->trace, from);
     return status;
 }
 
@@ -2765,8 +2869,10 @@ static int thread_wait(
         if (seen) continue;
         Mailbox* box = thread_box(w, peer, t->rank);
         status = thread_await_box(t, box, 1, peer, deadline, &mail, e);
+        double from = trace_now(t->trace);
         if (status == 0)
             status = thread_receive(t, peer, mail.pieces, mail.count, receives, receive_count, e);
+        span_add(t->trace, LANE_COPY, SPAN_MESSAGE, from, trace_now(t->trace), "from rank %d", peer);
         pthread_mutex_lock(&w->mutex);
         box->pieces = NULL;
         pthread_cond_broadcast(&w->changed);
@@ -2796,7 +2902,7 @@ static int group_rank_of(const ThreadWorld* w, const Group* g, int process, int 
 // the first that is missing.
 static int thread_barrier(Transport* t, const Group* g, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
-    double deadline = world_deadline(w, 0);
+    const double deadline = world_deadline(w, 0), from = trace_now(t->trace);
     int here = group_ranks_of(w, g, w->process), late = 0, missing = 0;
     pthread_mutex_lock(&w->mutex);
     Meeting* meeting = &w->meetings[(size_t)g->over * (size_t)t->world + (size_t)group_rank(g, 0)];
@@ -2816,6 +2922,7 @@ static int thread_barrier(Transport* t, const Group* g, Error* e) {
         status = transport_late_rank(t, group_rank_of(w, g, w->process, missing), e);
     }
     pthread_mutex_unlock(&w->mutex);
+    wait_end(t->trace, from);
     return status;
 }
 
@@ -2856,7 +2963,10 @@ static int link_send(
     Transport* t, int process, int to, int kind, const void* data, size_t bytes, size_t at, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     net_frame f = {NULL, kind, t->rank, to, t->operation, bytes, net_frame_bytes(bytes - at), NULL};
-    switch (net_send(&w->net, process, f, (const char*)data + at, world_deadline(w, 1))) {
+    const double from = trace_now(t->trace);
+    int status = net_send(&w->net, process, f, (const char*)data + at, world_deadline(w, 1));
+    span_add(t->trace, t->lane, SPAN_MESSAGE, from, trace_now(t->trace), "to rank %d", to);
+    switch (status) {
     case NET_OK: return 0;
     case NET_ABORTED: return world_aborted(w, e);
     case NET_LATE: return transport_late(t, process_label(w, process).text, e);
@@ -2872,7 +2982,9 @@ static net_frame* link_take(
     ThreadWorld* w = (ThreadWorld*)t->state;
     net_frame* f = NULL;
     const char* why = NULL;
+    const double begin = trace_now(t->trace);
     int status = net_take(&w->net, process, from, t->rank, world_deadline(w, 1), &f, &why);
+    wait_end(t->trace, begin);
     if (status == NET_ABORTED) world_aborted(w, e);
     if (status == NET_GONE) link_gone(t, process, why, e);
     if (status == NET_LOST) link_lost(t, process_label(w, process).text, e);
@@ -2948,7 +3060,9 @@ static int links_move(Transport* t, int kind, LinkMessage* sends, int send_count
             if (!link_moves(receives, i, round)) continue;
             net_frame* f = link_take(t, m->process, m->rank, kind, m->bytes, m->at, e);
             if (!f) return -1;
+            const double from = trace_now(t->trace);
             memcpy(m->data + m->at, f->data, f->bytes);
+            span_add(t->trace, t->lane, SPAN_MESSAGE, from, trace_now(t->trace), "from rank %d", m->rank);
             free(f);
             link_moved(m, round), moved = 1;
         }
@@ -2979,7 +3093,10 @@ static int links_post(Transport* t, int kind, LinkMessage* sends, int count, int
 // --- what a rank calls: shared memory and links together ---
 
 // Every call of a rank begins here: counted, and named for the line that a failure leaves.
-static void transport_begin(Transport* t, const char* doing) { t->operation++, t->doing = doing; }
+static void transport_begin(Transport* t, const char* doing) {
+    t->operation++, t->doing = doing;
+    t->lane = LANE_GATHER;
+}
 
 // The pieces of a list that other processes' ranks send or receive, as messages; how many.
 static int link_pieces(const ThreadWorld* w, const Piece* pieces, int count, LinkMessage* out) {
@@ -2995,6 +3112,7 @@ static int link_pieces(const ThreadWorld* w, const Piece* pieces, int count, Lin
 static int world_post(Transport* t, const Piece* sends, int send_count, Error* e) {
     ThreadWorld* w = (ThreadWorld*)t->state;
     transport_begin(t, "an exchange");
+    t->lane = LANE_COPY;
     t->posted = 0;
     if (thread_post(t, sends, send_count, e) != 0) return -1;
     if (w->processes < 2 || send_count == 0) return 0;
@@ -3468,17 +3586,6 @@ static void schedule_free(Schedule* s) {
 static int chunk_owner(const Schedule* s, int chunk) { return chunk < s->P ? chunk : 2 * s->P - 1 - chunk; }
 // The chunk's first token in the sequence. Sizes differ by at most one token.
 static int64_t chunk_begin(int64_t T, int chunks, int chunk) { return T * chunk / chunks; }
-
-// Makes room for one more element of an array, which doubles when it is full. Without memory the array stays
-// as it is, and *failed is set: a builder looks at it once, at its end.
-static void* grow(void* array, int count, int* room, size_t size, int* failed) {
-    if (count < *room) return array;
-    int wanted = *room ? 2 * *room : 64;
-    void* larger = realloc(array, (size_t)wanted * size);
-    if (!larger) *failed = 1;
-    else *room = wanted;
-    return larger ? larger : array;
-}
 
 // Adds an op to the table. Where its operands and results lie is worked out later (schedule_assign_slots).
 static void schedule_op(Schedule* s, int step, int rank, int q, int k, int h0, int h1) {
@@ -5097,6 +5204,7 @@ struct Rank {
     int64_t valid_tokens;                         // of the whole step, over all ranks
     int64_t layer_forwards, attention_forwards;   // how often they ran, recomputation included
     uint64_t bytes_sent;                          // to other ranks by attention
+    Trace* recorder;                              // --profile, --trace: where steps are recorded
     Error error;
 };
 
@@ -6308,6 +6416,8 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     const AttentionRun* run = (const AttentionRun*)argument;
     const Schedule* table = run->table;
     const Shape* s = &r->mesh->shape;
+    Trace* trace = r->transport.trace;
+    const double from = trace_now(trace);
     Chunk q = chunk_place(r, table, op->q), k = chunk_place(r, table, op->k);
     int64_t HS = s->HS, heads = part_heads(s, table, op->h0, op->h1).count;
     Item rows = {table->backward ? ITEM_QDO : ITEM_Q, q.owner, op->h0, op->h1};
@@ -6340,6 +6450,8 @@ static int cpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     }
 #undef ROWS
 #undef TOKENS
+    span_add(trace, LANE_COMPUTE, SPAN_OP, from, trace_now(trace),
+        table->backward ? "q%d k%d backward" : "q%d k%d", op->q, op->k);
     return 0;
 }
 
@@ -6543,6 +6655,25 @@ static Activations activations_of(const Rank* r, int64_t l) {
     return a;
 }
 
+// An all-gather and a reduce-scatter of a unit's slices over the ranks that share it, recorded. name: what is
+// gathered; group: of which work it is a part.
+static int unit_bring(Rank* r, real* whole, int64_t slice, const char* name, int u, const char* group) {
+    Trace* trace = r->transport.trace;
+    const double from = trace_now(trace);
+    if (r->transport.all_gather(&r->transport, &r->sharing, whole, slice, &r->error) != 0) return -1;
+    span_add(trace, LANE_GATHER, SPAN_GATHER, from, trace_now(trace), "%s %d", name, u);
+    group_end(trace, group);
+    return 0;
+}
+static int unit_sum(Rank* r, real* whole, int64_t slice, int u) {
+    Trace* trace = r->transport.trace;
+    const double from = trace_now(trace);
+    if (r->transport.reduce_scatter(&r->transport, &r->sharing, whole, slice, &r->error) != 0) return -1;
+    span_add(trace, LANE_GATHER, SPAN_GATHER, from, trace_now(trace), "parts of unit %d", u);
+    group_end(trace, "gradient sums");
+    return 0;
+}
+
 // Brings a unit's weights together from the ranks' slices, if ranks hold slices and it is not there already.
 // All ranks call it together.
 static int unit_gather(Rank* r, int u) {
@@ -6552,7 +6683,7 @@ static int unit_gather(Rank* r, int u) {
     real* whole = r->whole_unit[STATE_WEIGHTS];
     memcpy(whole + h.begin, r->state[STATE_WEIGHTS] + h.at, (size_t)h.n * sizeof(real));
     r->gathered = u;
-    return r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error);
+    return unit_bring(r, whole, unit->slice, "unit", u, "weights gathered");
 }
 
 // Before and after the layers add to a unit's gradient. If ranks hold slices of it, this rank's whole
@@ -6567,7 +6698,7 @@ static int unit_gradient_end(Rank* r, int u) {
     real* whole = r->whole_unit[STATE_GRADIENTS];
     Held h = held(r, STATE_GRADIENTS, u);
     if (holding(r->layout, STATE_GRADIENTS, u) != HELD_SLICE) return 0;
-    if (r->transport.reduce_scatter(&r->transport, &r->sharing, whole, h.n, &r->error) != 0) return -1;
+    if (unit_sum(r, whole, h.n, u) != 0) return -1;
     for (int64_t i = 0; i < h.n; i++) r->state[STATE_GRADIENTS][h.at + i] += whole[h.begin + i];
     return 0;
 }
@@ -6592,19 +6723,23 @@ static int layer_forward(Rank* r, const LayerRun* x) {
     const Activations* a = &x->a;
     int64_t R = x->rows, C = s->C;
     int center = r->mesh->center;
-#define NEED(name, call) \
-    if (x->needed >> A_##name & 1) call
-    NEED(ln1, cpu_rmsnorm_forward(a->ln1, a->rstd1, a->x, w->ln1w, w->ln1b, R, C));
-    NEED(q, cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C, r->scratch));
+    Trace* trace = r->transport.trace;
+#define NEED(name, group, ...) \
+    if (x->needed >> A_##name & 1) __VA_ARGS__, group_end(trace, group)
+    NEED(ln1, "norm forward", cpu_rmsnorm_forward(a->ln1, a->rstd1, a->x, w->ln1w, w->ln1b, R, C));
+    NEED(q, "qkv forward", cpu_matmul_forward(x->wide, a->ln1, w->qkvw, w->qkvb, R, C, 3 * C, r->scratch));
     if (x->attention(r, x) != 0) return -1;
-    NEED(x2, cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C, r->scratch));
-    NEED(x2, cpu_residual_forward(a->x2, a->x, x->narrow, center, R, C));
-    NEED(ln2, cpu_rmsnorm_forward(a->ln2, a->rstd2, a->x2, w->ln2w, w->ln2b, R, C));
-    NEED(fch, cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C, r->scratch));
-    NEED(gelu, cpu_gelu_forward(a->gelu, a->fch, R * 4 * C));
+    if (x->needed >> A_q & 1 || x->needed >> A_atty & 1) group_end(trace, "attention forward");
+    NEED(x2, "attproj forward",
+        cpu_matmul_forward(x->narrow, a->atty, w->attprojw, w->attprojb, R, C, C, r->scratch),
+        cpu_residual_forward(a->x2, a->x, x->narrow, center, R, C));
+    NEED(ln2, "norm forward", cpu_rmsnorm_forward(a->ln2, a->rstd2, a->x2, w->ln2w, w->ln2b, R, C));
+    NEED(fch, "fc forward", cpu_matmul_forward(a->fch, a->ln2, w->fcw, w->fcb, R, C, 4 * C, r->scratch));
+    NEED(gelu, "gelu forward", cpu_gelu_forward(a->gelu, a->fch, R * 4 * C));
     if (!x->next) return 0;
     cpu_matmul_forward(x->narrow, a->gelu, w->fcprojw, w->fcprojb, R, 4 * C, C, r->scratch);
     cpu_residual_forward(x->next, a->x2, x->narrow, center, R, C);
+    group_end(trace, "fcproj forward");
     return 0;
 #undef NEED
 }
@@ -6618,10 +6753,19 @@ static int layer_attention(Rank* r, const LayerRun* x) {
     return cpu_attention_forward(r, a->atty, a->lse, a->q, a->kv, x->doc_start);
 }
 
+// The span of a layer: from the end of the group before it to that of its own last one, if it has any.
+static double layer_from(const Rank* r) { return r->transport.trace ? r->transport.trace->marked : 0; }
+static void layer_span(Rank* r, double from, int64_t l, const char* what) {
+    double to = layer_from(r);
+    if (to > from)
+        span_add(r->transport.trace, LANE_COMPUTE, SPAN_LAYER, from, to, "layer %lld %s", (long long)l, what);
+}
+
 // Layer l of the model, forward. `again`: in the backward pass, where only what --recompute did not keep is
 // computed. `output`: the next layer's x too.
 static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t* doc_start) {
     int u = (int)l + 1;
+    const double from = layer_from(r);
     LayerRun x;
     memset(&x, 0, sizeof x);
     if (unit_gather(r, u) != 0) return -1;
@@ -6633,7 +6777,9 @@ static int model_layer(Rank* r, int64_t l, int again, int output, const int32_t*
     for (int id = 0; id < ACTIVATION_COUNT; id++)
         if (!again || !activation_kept(id, r->mesh->recompute)) x.needed |= 1u << id;
     r->layer_forwards += x.needed >> A_fch & 1;
-    return layer_forward(r, &x);
+    if (layer_forward(r, &x) != 0) return -1;
+    layer_span(r, from, l, again ? "recompute" : "forward");
+    return 0;
 }
 
 // The mirror of layer_forward: r->dx, the gradient of the layer's output, becomes that of its input.
@@ -6643,20 +6789,32 @@ static int layer_backward(Rank* r, int64_t l, const int32_t* doc_start) {
     const Parameters w = weights_of(r, u), g = gradients_of(r, u);
     const Activations a = activations_of(r, l);
     real *dx = r->dx, *dy = r->narrow, *dwide = r->wide, *dnarrow = r->narrow, *datty = r->narrow2;
+    Trace* trace = r->transport.trace;
+    const double from = layer_from(r);
     unit_gradient_begin(r, u);
 
     cpu_residual_backward(dy, dx, center, R, C);
     cpu_matmul_backward(dwide, g.fcprojw, g.fcprojb, dy, a.gelu, w.fcprojw, R, 4 * C, C, r->scratch);
+    group_end(trace, "fcproj backward");
     cpu_gelu_backward(dwide, a.fch, R * 4 * C);
+    group_end(trace, "gelu backward");
     cpu_matmul_backward(dnarrow, g.fcw, g.fcb, dwide, a.ln2, w.fcw, R, C, 4 * C, r->scratch);
+    group_end(trace, "fc backward");
     cpu_rmsnorm_backward(dx, g.ln2w, g.ln2b, dnarrow, a.x2, a.rstd2, w.ln2w, R, C);
+    group_end(trace, "norm backward");
 
     cpu_residual_backward(dy, dx, center, R, C);
     cpu_matmul_backward(datty, g.attprojw, g.attprojb, dy, a.atty, w.attprojw, R, C, C, r->scratch);
+    group_end(trace, "attproj backward");
     if (cpu_attention_backward(r, dwide, datty, a.atty, a.lse, a.q, a.kv, doc_start) != 0) return -1;
+    group_end(trace, "attention backward");
     cpu_matmul_backward(dnarrow, g.qkvw, g.qkvb, dwide, a.ln1, w.qkvw, R, C, 3 * C, r->scratch);
+    group_end(trace, "qkv backward");
     cpu_rmsnorm_backward(dx, g.ln1w, g.ln1b, dnarrow, a.x, a.rstd1, w.ln1w, R, C);
-    return unit_gradient_end(r, u);
+    group_end(trace, "norm backward");
+    if (unit_gradient_end(r, u) != 0) return -1;
+    layer_span(r, from, l, "backward");
+    return 0;
 }
 
 // Final norm, logits and loss of labels (R), which are added to loss_sum. In training also their gradients,
@@ -6668,17 +6826,22 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     real scale = training ? (real)(1.0 / (double)max_i64(1, r->valid_tokens)) : 0;
     if (unit_gather(r, u) != 0) return -1;
     Parameters w = weights_of(r, u), embed = weights_of(r, 0);
+    Trace* trace = r->transport.trace;
     cpu_rmsnorm_forward(r->lnf, r->rstdf, r->x_final, w.lnfw, w.lnfb, r->R, C);
+    group_end(trace, "norm forward");
     if (unit_gather(r, 0) != 0) return -1;
     if (training) unit_gradient_begin(r, 0);
     for (int64_t t = 0; t < r->R; t += r->mesh->logits_chunk) {
         int64_t rows = min_i64(r->mesh->logits_chunk, r->R - t);
         cpu_matmul_forward(r->logits, r->lnf + t * C, embed.wte, NULL, rows, C, s->Vp, r->scratch);
+        group_end(trace, "head forward");
         cpu_crossentropy(
             r->token_loss + t, r->token_hit + t, r->logits, labels + t, scale, rows, s->V, s->Vp);
-        if (training)
-            cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C,
-                embed.wte, rows, C, s->Vp, r->scratch);
+        group_end(trace, "cross-entropy");
+        if (!training) continue;
+        cpu_matmul_backward(r->narrow + t * C, gradient(r, 0, P_wte), NULL, r->logits, r->lnf + t * C,
+            embed.wte, rows, C, s->Vp, r->scratch);
+        group_end(trace, "head backward");
     }
     for (int64_t t = 0; t < r->R; t++) r->loss_sum += (double)r->token_loss[t];
     if (!training) return 0;
@@ -6687,6 +6850,7 @@ static int head_forward_backward(Rank* r, const int32_t* labels) {
     unit_gradient_begin(r, u);
     cpu_rmsnorm_backward(r->dx, gradient(r, u, P_lnfw), gradient(r, u, P_lnfb), r->narrow, r->x_final,
         r->rstdf, w.lnfw, r->R, C);
+    group_end(trace, "norm backward");
     return unit_gradient_end(r, u);
 }
 
@@ -6731,6 +6895,7 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     for (int64_t b = 0; b < s->B; b++)
         cpu_position_forward(act(r, A_x, 0) + b * r->Tl * C, &rows, SEQUENCE_POSITIONS(b),
             weight(r, positions, P_wpe), center, C);
+    group_end(r->transport.trace, "embedding forward");
     for (int64_t l = 0; l < L; l++) {
         if (mode == GPT2_SP_SQRT && l % k == 0)
             memcpy(r->segment_inputs + l / k * r->R * C, act(r, A_x, l), (size_t)(r->R * C) * sizeof(real));
@@ -6753,11 +6918,13 @@ static int model_forward_backward(Rank* r, int64_t pass) {
     }
     unit_gradient_begin(r, 0);
     cpu_embedding_backward(gradient(r, 0, P_wte), r->dx, tokens, center, r->R, C);
+    group_end(r->transport.trace, "embedding backward");
     if (unit_gradient_end(r, 0) != 0) return -1;
     unit_gradient_begin(r, positions);
     for (int64_t b = 0; b < s->B; b++)
         cpu_position_backward(
             gradient(r, positions, P_wpe), r->dx + b * r->Tl * C, &rows, SEQUENCE_POSITIONS(b), C);
+    group_end(r->transport.trace, "embedding backward");
     return unit_gradient_end(r, positions);
 #undef SEQUENCE_POSITIONS
 }
@@ -6940,14 +7107,13 @@ static int gradients_reduce(Rank* r, double sums[2]) {
         real* whole = r->state[STATE_GRADIENTS] + unit->offset;
         int sum = holding(layout, STATE_GRADIENTS, u) == HELD_WHOLE;
         int gather = holding(layout, STATE_M, u) == HELD_WHOLE;
-        if (sum &&
-            r->transport.reduce_scatter(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
-            return -1;
-        if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
-            return -1;
+        if (sum && unit_sum(r, whole, unit->slice, u) != 0) return -1;
+        if (gather && unit_bring(r, whole, unit->slice, "sums of unit", u, "gradient sums") != 0) return -1;
     }
     sums[0] = r->loss_sum / (double)max_i64(1, r->valid_tokens), sums[1] = gradients_square(r);
-    return r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error);
+    if (r->transport.all_reduce(&r->transport, &r->all, sums, 2, &r->error) != 0) return -1;
+    group_end(r->transport.trace, "gradient norm");
+    return 0;
 }
 
 // --positions none (DroPE, arXiv 2512.12167, takes positions away after training): what step number `step`
@@ -7040,8 +7206,9 @@ static int weights_update(Rank* r, const AdamW* adamw) {
             numbers_update(r, u, begin, known, unit->rate[id], p.decay, adamw);
             numbers_update(r, u, known, end, unit->rate[id] * layout->new_rate, p.decay, adamw);
         }
+        group_end(r->transport.trace, "adamw");
         real* whole = r->state[STATE_WEIGHTS] + unit->offset;
-        if (gather && r->transport.all_gather(&r->transport, &r->sharing, whole, unit->slice, &r->error) != 0)
+        if (gather && unit_bring(r, whole, unit->slice, "weights of unit", u, "weights gathered") != 0)
             return -1;
     }
     r->gathered = -1;
@@ -7228,6 +7395,173 @@ static int rank_gradients_sum(Rank* r, double sums[2]) {
     return gradients_reduce(r, sums);
 }
 
+// --- what --profile and --trace tell of a step ---
+//
+//     step_begin -> the rank records in r->recorder -> step_end: the first rank of the process prints the
+//                   times of groups (--profile), or, once all ranks are done, writes and prints the spans
+
+static void trace_free(Trace* t) {
+    if (t) free(t->spans);
+    free(t);
+}
+
+// The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
+// where there are several.
+static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
+    if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
+    else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
+}
+
+// Prints the times of --profile by group.
+static void profile_print(const Trace* t) {
+    double total = 0;
+    for (int g = 0; g < t->group_count; g++) total += t->groups[g].ms;
+    for (int g = 0; g < t->group_count; g++)
+        printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", t->groups[g].name, t->groups[g].ms,
+            100 * t->groups[g].ms / total, t->groups[g].count);
+    printf("  %-26s %9.3f ms\n", "total", total);
+}
+
+enum { TRACE_COLUMNS = 120 };
+// Draws the spans of a kind on a lane as TRACE_COLUMNS characters: the share of each part of the step in
+// which there are some, as a digit of ten; * is all of it. Returns how many spans there are.
+static int trace_line(const Trace* t, int lane, int kind, char out[TRACE_COLUMNS + 1]) {
+    double busy[TRACE_COLUMNS] = {0}, part = t->marked / TRACE_COLUMNS;
+    int found = 0;
+    for (int i = 0; i < t->span_count; i++) {
+        const Span* span = &t->spans[i];
+        if (span->lane != lane || span->kind != kind) continue;
+        found++;
+        for (int c = 0; c < TRACE_COLUMNS; c++)
+            busy[c] += fmax(0, fmin(span->to, (c + 1) * part) - fmax(span->from, c * part));
+    }
+    for (int c = 0; c < TRACE_COLUMNS; c++) {
+        int tenths = (int)(10 * busy[c] / part + 0.5);
+        out[c] = tenths >= 10 ? '*' : tenths > 0 ? (char)('0' + tenths) : busy[c] > 0 ? '.' : ' ';
+    }
+    out[TRACE_COLUMNS] = 0;
+    return found;
+}
+// ms between two times during which ops of attention run. Ops of one lane follow each other. An op of the
+// other lane begins in the trace when it could start, perhaps before any multiprocessor is free, so what both
+// lanes cover counts once.
+static double attention_within(const Trace* t, double from, double to) {
+    double covered = 0;
+    for (int i = 0; i < t->span_count; i++) {
+        const Span *a = &t->spans[i], *b;
+        double begin = fmax(a->from, from), end = fmin(a->to, to);
+        if (a->kind != SPAN_OP || end <= begin) continue;
+        covered += end - begin;
+        for (int j = 0; a->lane == LANE_COMPUTE && j < t->span_count; j++)
+            if ((b = &t->spans[j])->lane == LANE_BESIDE && b->kind == SPAN_OP)
+                covered -= fmax(0, fmin(end, b->to) - fmax(begin, b->from));
+    }
+    return covered;
+}
+
+// By lanes, then by time; of two that begin together the longer one, which holds the other.
+static int span_order(const void* a, const void* b) {
+    const Span *x = (const Span*)a, *y = (const Span*)b;
+    if (x->lane != y->lane) return x->lane - y->lane;
+    if (x->from != y->from) return x->from < y->from ? -1 : 1;
+    if (x->to != y->to) return x->to > y->to ? -1 : 1;
+    return x->kind - y->kind;
+}
+// Is an open file a trace, which another may replace?
+static int trace_is(int fd) { return tok_begins(fd, "{\"displa"); }
+// Writes a rank's spans to f in the format of Chrome's and Perfetto's traces, times in us: a process of
+// theirs is a rank, a thread one of its lanes. Lanes without spans are left out.
+static void trace_rank(FILE* f, int rank, Trace* t) {
+    fprintf(f,
+        "{\"ph\": \"M\", \"pid\": %d, \"name\": \"process_name\", \"args\": {\"name\": \"rank %d, %s\"}},\n",
+        rank, rank, t->device);
+    if (t->span_count) qsort(t->spans, (size_t)t->span_count, sizeof *t->spans, span_order);
+    for (int i = 0; i < t->span_count; i++) {
+        const Span* span = &t->spans[i];
+        if (i == 0 || span->lane != span[-1].lane)
+            fprintf(f,
+                "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
+                "\"%s\"}},\n",
+                rank, span->lane, LANE_NAMES[span->lane]);
+        fprintf(f,
+            "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"cat\": \"%s\", \"name\": \"%s\", \"ts\": %.3f, "
+            "\"dur\": "
+            "%.3f},\n",
+            rank, span->lane, SPAN_NAMES[span->kind], span->name, span->from * 1e3,
+            (span->to - span->from) * 1e3);
+    }
+}
+// Prints the same for people: a line of figures, and a picture of each kind of spans that there is.
+static void trace_print(int rank, const Trace* t) {
+    static const struct {
+        const char* name;
+        int lane, kind;
+    } rows[] = {{"attention", LANE_COMPUTE, SPAN_OP}, {"beside", LANE_BESIDE, SPAN_OP},
+        {"waiting", LANE_COMPUTE, SPAN_WAIT}, {"exchange", LANE_COPY, SPAN_MESSAGE},
+        {"gathers", LANE_GATHER, SPAN_GATHER}};
+    double attention = 0, exchange = 0, hidden = 0, gathers = 0;
+    for (int i = 0; i < t->span_count; i++) {
+        const Span* span = &t->spans[i];
+        const double ms = span->to - span->from;
+        if (span->kind == SPAN_GROUP && strncmp(span->name, "attention", 9) == 0) attention += ms;
+        if (span->kind == SPAN_GATHER) gathers += ms;
+        if (span->kind != SPAN_MESSAGE || span->lane != LANE_COPY) continue;
+        exchange += ms, hidden += attention_within(t, span->from, span->to);
+    }
+    printf("rank %d, %s: step %.2f ms, attention %.2f ms (%s %.2f), exchange %.2f ms (%.0f %% under %s), "
+           "gathers %.2f ms\n",
+        rank, t->device, t->marked, attention, t->computed, attention_within(t, 0, t->marked), exchange,
+        exchange > 0 ? 100 * hidden / exchange : 100.0, t->computed, gathers);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char line[TRACE_COLUMNS + 1];
+        if (trace_line(t, rows[i].lane, rows[i].kind, line)) printf("  %-9s |%s|\n", rows[i].name, line);
+    }
+}
+// Writes and prints the traced step of all ranks of the process.
+static int trace_write(gpt2_sp* g, Error* e) {
+    char path[GPT2_SP_TEXT + 16];
+    TextFile file;
+    int failed = 0;
+    process_path(path, g, g->options.trace);
+    for (int i = 0; i < g->mesh.local_ranks; i++) failed |= g->ranks[i].recorder->failed;
+    if (failed) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for --trace");
+    if (text_open(&file, path, "trace", trace_is, e) != 0) return -1;
+    fprintf(file.f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
+    for (int i = 0; i < g->mesh.local_ranks; i++) {
+        trace_rank(file.f, g->ranks[i].world_rank, g->ranks[i].recorder);
+        trace_print(g->ranks[i].world_rank, g->ranks[i].recorder);
+    }
+    fprintf(file.f, "{\"ph\": \"M\", \"pid\": 0, \"name\": \"end\"}\n]}\n");
+    return text_finish(&file, 1, e);
+}
+
+// Before a step: makes r->recorder ready if --profile, which is of world rank 0, or --trace record it; *trace
+// is it then, else NULL. The ranks' clocks of a traced step begin together, as far as hosts can see to it.
+static int step_begin(Rank* r, const gpt2_sp_options* o, Trace** trace) {
+    *trace = NULL;
+    if (!o->trace[0] && !(o->profile && r->world_rank == 0)) return 0;
+    if (!r->recorder && !(r->recorder = (Trace*)calloc(1, sizeof *r->recorder)))
+        return fail_as(GPT2_SP_NO_MEMORY, &r->error, "out of memory for --trace and --profile");
+    Trace* t = r->recorder;
+    t->tracing = o->trace[0] && ++t->steps == TRACED_STEP, t->profiling = o->profile && r->world_rank == 0;
+    if (!t->tracing && !t->profiling) return 0;
+    t->span_count = t->group_count = 0;
+    t->computed = "ops";
+    snprintf(t->device, sizeof t->device, "CPU");
+    if (t->tracing && r->transport.barrier(&r->transport, &r->all, &r->error) != 0) return -1;
+    t->began = now_ms(), t->marked = 0;
+    *trace = t;
+    return 0;
+}
+// After it.
+static int step_end(Rank* r, gpt2_sp* g, Trace* t) {
+    if (t && t->profiling) profile_print(t);
+    if (!t || !t->tracing) return 0;
+    if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0) return -1;
+    if (r->world_rank == g->mesh.first_rank && trace_write(g, &r->error) != 0) return -1;
+    return r->transport.barrier(&r->transport, &r->all, &r->error);
+}
+
 // A step, or a part of it: what it is given, and what the first rank of the process leaves of it.
 enum { STEP_GRADIENTS = 1, STEP_UPDATE = 2, STEP_WHOLE = STEP_GRADIENTS | STEP_UPDATE };
 typedef struct {
@@ -7242,8 +7576,14 @@ typedef struct {
 static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
     StepJob* step = (StepJob*)argument;
     double sums[2] = {step->before, 0};
+    Trace* trace = NULL;
     if (step->parts & STEP_GRADIENTS) {
-        if (rank_gradients_sum(r, sums) != 0) return -1;
+        if (step_begin(r, &g->options, &trace) != 0) return -1;
+        r->transport.trace = trace;
+        if (rank_gradients_sum(r, sums) != 0) {
+            r->transport.trace = NULL;   // of a step that was cancelled no later job adds to it
+            return -1;
+        }
     } else {
         sums[1] = gradients_square(r);
         if (r->transport.all_reduce(&r->transport, &r->all, sums + 1, 1, &r->error) != 0) return -1;
@@ -7257,7 +7597,9 @@ static int rank_step(Rank* r, gpt2_sp* g, void* argument) {
         step->loss = sums[0], step->square = sums[1];
         step->updated = finite && step->parts & STEP_UPDATE;
     }
-    return step->parts & STEP_UPDATE ? weights_update(r, &adamw) : 0;
+    if (step->parts & STEP_UPDATE && weights_update(r, &adamw) != 0) return -1;
+    r->transport.trace = NULL;
+    return step_end(r, g, trace);
 }
 
 // The gradients of a step's batches, whole: (layout.elements); and their loss and squared norm.
@@ -11194,7 +11536,10 @@ void gpt2_sp_destroy(gpt2_sp* g) {
     if (!g) return;
     Error ignored;
     if (g->loader.running) loader_take(&g->loader, &ignored);
-    for (int i = 0; g->ranks && i < g->mesh.local_ranks; i++) g->device->release(&g->ranks[i]);
+    for (int i = 0; g->ranks && i < g->mesh.local_ranks; i++) {
+        g->device->release(&g->ranks[i]);
+        trace_free(g->ranks[i].recorder);
+    }
     free(g->ranks);
     free(g->segments);
     free(g->batch_ranks);
@@ -11810,10 +12155,8 @@ static int trainer_create(gpt2_sp* g) {
 static int cpu_check(const Mesh* mesh, const gpt2_sp_options* o, Error* e) {
     (void)mesh;
     const char* name = o->verify ? "verify"
-        : o->profile             ? "profile"
         : o->attention           ? "attention"
         : o->transport           ? "transport"
-        : o->trace[0]            ? "trace"
         : o->products[0]         ? "products"
                                  : NULL;
     return name ? fail_as(GPT2_SP_UNSUPPORTED, e, "--%s: only the GPU program has it", name) : 0;
@@ -12846,6 +13189,12 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
             printf("%s; a larger --patience, or 0, goes on\n", stop_text(g, STOP_PATIENCE, why, sizeof why));
         gpt2_sp_destroy(g);
         return 0;
+    }
+    if (o->trace[0] && o->steps - g->step < TRACED_STEP) {
+        gpt2_sp_destroy(g);
+        return fail(e,
+            "--trace %.900s records the fourth step from where a run begins or goes on, this one ends before",
+            o->trace);
     }
     if (o->out[0] && first &&
         (run_goes_on(g, o, e) != 0 || run_config_write(&g->out, o, e) != 0 || !(log = log_open(&g->out, e))))

@@ -247,21 +247,22 @@ enum {
     BUCKET_ROWS = 64        // sorted rows of a block of the embedding's backward pass
 };
 enum { LEAST_LOGITS = 4096 };   // rows whose products run at full speed
-// Shapes of products of a rank, algorithms that are tried for one, marks of a step, names of their groups.
-enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192, MAX_GROUPS = 40 };
+// Shapes of products of a rank, algorithms that are tried for one, marks of a step.
+enum { MAX_PLANS = 128, PROPOSALS = 32, MAX_MARKS = 8192 };
 // Buffers for single units: one each of the embeddings, the final norm and the positions, and two that the
 // layers take in turn.
 enum { UNIT_BUFFERS = 5 };
 static const size_t LT_WORKSPACE = 32 << 20;   // bytes for cuBLASLt
 
-// --trace: something that a stream did in the traced step. A lane is one of the rank's streams.
-enum { LANE_COMPUTE, LANE_BESIDE, LANE_COPY, LANE_GATHER, LANES, MAX_SPANS = 1 << 16 };
+// --trace: a span (the .c's Span) before its times are known. A lane is one of the rank's streams; a layer's
+// span lies between two marks instead of events.
+enum { MAX_SPANS = 1 << 16 };
 typedef struct {
-    int lane;
+    int lane, kind;   // LANE_..., SPAN_...
     char name[28];
+    int first, last;   // SPAN_LAYER: the marks
     cudaEvent_t begin, end;
-    float from, to;   // ms since the step began
-} Span;
+} GpuSpan;
 
 // A point of a step on `stream`: after a layer, or after what has no layer. When a GPU does not come back,
 // the last point that it reached says where it hangs.
@@ -377,14 +378,13 @@ struct Gpu {
     float* token_loss;          // (R)
     unsigned char* token_hit;   // (R)
 
-    double* host_stats;   // pinned
-    void* pinned;         // batches, losses and hits of the host
-    int profile, tracing, mark_count, group_count, span_count, steps;
-    Span* spans;          // (MAX_SPANS)
-    cudaEvent_t* marks;   // (MAX_MARKS)
-    int mark_group[MAX_MARKS];
-    float mark_time[MAX_MARKS];   // --trace: ms since the first
-    const char* groups[MAX_GROUPS];
+    double* host_stats;                             // pinned
+    void* pinned;                                   // batches, losses and hits of the host
+    int marking, tracing, mark_count, span_count;   // --profile or --trace record the step; --trace does
+    GpuSpan* spans;                                 // (MAX_SPANS)
+    cudaEvent_t* marks;                             // (MAX_MARKS)
+    const char* mark_group[MAX_MARKS];
+    float mark_time[MAX_MARKS];   // ms since the first
 };
 
 // --- its number, its streams and events ---
@@ -433,12 +433,6 @@ static std::vector<cudaEvent_t*> gpu_events(Gpu* d, int units) {
     return events;
 }
 
-// The name of a file that each process of a run writes for itself: `path`, with the process' number behind it
-// where there are several.
-static void process_path(char out[GPT2_SP_TEXT + 16], const gpt2_sp* g, const char* path) {
-    if (!path[0] || g->mesh.processes == 1) snprintf(out, GPT2_SP_TEXT + 16, "%s", path);
-    else snprintf(out, GPT2_SP_TEXT + 16, "%s.%d", path, g->mesh.process);
-}
 // Puts what the options say of the GPU into the rank's part.
 static void gpu_settings(Rank* r, const gpt2_sp* g) {
     Gpu* d = (Gpu*)r->device;
@@ -446,40 +440,44 @@ static void gpu_settings(Rank* r, const gpt2_sp* g) {
     d->deterministic = (int)o->deterministic;
     d->attention = (int)o->attention;
     d->products_shown = (int)o->profile;
-    d->profile = (int)o->profile && r->world_rank == 0;
     process_path(d->products, g, o->products);
 }
 
 // --- what --profile and --trace measure ---
 
 // --profile and --trace: marks the end of some work of a group on `stream`. The group gets the time since the
-// mark before it. Groups are told apart by address: equal names must be the same string in memory.
+// mark before it.
 static void mark(Gpu* d, const char* group) {
-    if (!d->marks || !(d->profile || d->tracing) || d->mark_count == MAX_MARKS) return;
-    int g = 0;
-    while (g < d->group_count && d->groups[g] != group) g++;
-    if (g == MAX_GROUPS) return;
-    if (g == d->group_count) d->groups[d->group_count++] = group;
-    d->mark_group[d->mark_count] = g;
+    if (!d->marking || d->mark_count == MAX_MARKS) return;
+    d->mark_group[d->mark_count] = group;
     cudaEventRecord(d->marks[d->mark_count++], d->stream);
 }
 
 // --trace: a span is what is enqueued on its lane between these two calls. NULL outside of the traced step,
 // or when there is no room for more.
-static Span* span_begin(Gpu* d, int lane, const char* format, ...) {
+static GpuSpan* span_begin(Gpu* d, int lane, const char* format, ...) {
     if (!d->tracing || d->span_count == MAX_SPANS) return NULL;
-    Span* span = &d->spans[d->span_count++];
+    GpuSpan* span = &d->spans[d->span_count++];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(span->name, sizeof span->name, format, arguments);
     va_end(arguments);
     span->lane = lane;
+    span->kind = lane == LANE_COPY ? SPAN_MESSAGE : lane == LANE_GATHER ? SPAN_GATHER : SPAN_OP;
     if (!span->begin) cudaEventCreate(&span->begin), cudaEventCreate(&span->end);
     cudaEventRecord(span->begin, lane_stream(d, lane));
     return span;
 }
-static void span_end(Gpu* d, Span* span) {
+static void span_end(Gpu* d, GpuSpan* span) {
     if (span) cudaEventRecord(span->end, lane_stream(d, span->lane));
+}
+// The span of a layer, from mark `first` to the last one so far, if there were any between.
+static void span_layer(Gpu* d, int first, int64_t l, const char* what) {
+    if (!d->tracing || d->span_count == MAX_SPANS || d->mark_count - 1 == first) return;
+    GpuSpan* span = &d->spans[d->span_count++];
+    snprintf(span->name, sizeof span->name, "layer %lld %s", (long long)l, what);
+    span->lane = LANE_COMPUTE, span->kind = SPAN_LAYER;
+    span->first = first, span->last = d->mark_count - 1;
 }
 
 // ===== 4. transports ============================================================================
@@ -753,7 +751,7 @@ static void gpu_pack(Gpu* d) {
 // Enqueues a step's sends and receives on `copies`, as one group of NCCL, and `arrived` behind them.
 static int nccl_exchange(Rank* r, const Exchange* x) {
     Gpu* d = (Gpu*)r->device;
-    Span* span = span_begin(d, LANE_COPY, "NCCL");
+    GpuSpan* span = span_begin(d, LANE_COPY, "NCCL");
     NCCL_TRY(r, 0, ncclGroupStart());
     for (int i = 0; i < x->send_count; i++) {
         const Piece* p = &x->sends[i];
@@ -806,7 +804,7 @@ static int gpu_receive(Rank* r, int peer, const GpuBox* box, const Exchange* x) 
     Gpu *d = (Gpu*)r->device, *other = d->peers[peer];
     int sent = 0;
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->copies, box->ready, 0));
-    Span* span = span_begin(d, LANE_COPY, "from rank %d", peer);
+    GpuSpan* span = span_begin(d, LANE_COPY, "from rank %d", peer);
     for (int i = 0; i < x->receive_count; i++) {
         const Piece *to = &x->receives[i], *from;
         if (to->peer != peer) continue;
@@ -1513,8 +1511,8 @@ static void gpu_release(Rank* r) {
     matmul_plans_release(d);
     for (int i = 0; d->marks && i < MAX_MARKS; i++) cudaEventDestroy(d->marks[i]);
     free(d->marks);
-    for (int i = 0; d->spans && i < MAX_SPANS && d->spans[i].begin; i++)
-        cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
+    for (int i = 0; d->spans && i < MAX_SPANS; i++)
+        if (d->spans[i].begin) cudaEventDestroy(d->spans[i].begin), cudaEventDestroy(d->spans[i].end);
     free(d->spans);
     if (d->lt) cublasLtDestroy(d->lt);
     for (int lane = 0; lane < LANES; lane++)
@@ -5569,7 +5567,7 @@ static int gpu_op(Rank* r, void* argument, const ScheduleOp* op) {
     if (heads.count == 0) return 0;   // fewer heads than parts
     if (op_begin(r, run, op) != 0) return -1;
     cudaStream_t stream = lane_stream(d, run->side);
-    Span* span = NULL;
+    GpuSpan* span = NULL;
     AttnShape shape = {(int)d->B, (int)heads.count, (int)q.rows, (int)k.rows, (int)q.position,
         (int)k.position, 1, 1 / sqrtf((float)s->HS), run->doc_start ? run->doc_start + q.position : NULL,
         s->T, (int)s->HS, d->attention};
@@ -5802,7 +5800,7 @@ static int gpu_attention_forward(
     a.lse.p = lse, a.lse.head = T;
     a.lse.batch = s->NH * T;
     a.work = d->attention_work[0];
-    Span* span = span_begin(d, LANE_COMPUTE, "attention");
+    GpuSpan* span = span_begin(d, LANE_COMPUTE, "attention");
     CUDA_TRY(&r->error, attn::attention_forward(a, d->stream));
     span_end(d, span);
     return 0;
@@ -5857,7 +5855,7 @@ static int gpu_attention_backward(Rank* r, bf16* dqkv, float* dbias, float* dq, 
     a.dv = view_of(dqkv + 2 * s->C, 3 * s->C, T, s->HS);
     a.dkv_bf16 = 1, a.accumulate_dq = 1;
     a.deterministic = d->deterministic, a.work = d->attention_work[0];
-    Span* span = span_begin(d, LANE_COMPUTE, "attention backward");
+    GpuSpan* span = span_begin(d, LANE_COMPUTE, "attention backward");
     CUDA_TRY(&r->error, attn::attention_backward(a, d->stream));
     span_end(d, span);
     qkv_finish(d, dbias, dqkv, sums, d->R, s->C);
@@ -6087,7 +6085,7 @@ static int unit_sum_begin(Rank* r, int u) {
     CUDA_TRY(&r->error, cudaEventRecord(d->made[u], d->gathers));
     r->transport.doing = "the sums of gradients";
     if (r->transport.barrier(&r->transport, &r->all, &r->error) != 0) return -1;
-    Span* span = span_begin(d, LANE_GATHER, "parts of unit %d", u);
+    GpuSpan* span = span_begin(d, LANE_GATHER, "parts of unit %d", u);
     for (int step = 1; step < r->sharing.size; step++) {
         int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
         CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->peers[p]->made[u], 0));
@@ -6157,7 +6155,7 @@ static int unit_prefetch(Rank* r, int u) {
     d->gathered[b] = u;
     CUDA_TRY(&r->error, cudaEventRecord(d->unit_free[b], d->stream));
     CUDA_TRY(&r->error, cudaStreamWaitEvent(d->gathers, d->unit_free[b], 0));
-    Span* span = span_begin(d, LANE_GATHER, "unit %d", u);
+    GpuSpan* span = span_begin(d, LANE_GATHER, "unit %d", u);
 #ifdef GPT2_SP_NCCL
     if (d->nccl) {
         NCCL_TRY(r, 1,
@@ -6290,7 +6288,7 @@ static int gpu_model_layer(
     const Mesh* mesh = r->mesh;
     Gpu* d = (Gpu*)r->device;
     int u = (int)l + 1, none = mesh->training && mesh->recompute == GPT2_SP_NONE,
-        last = l + 1 == mesh->shape.L;
+        last = l + 1 == mesh->shape.L, before = d->mark_count - 1;
     if (gpu_unit_gather(r, u) != 0) return -1;
     if (!again && !last && unit_prefetch(r, u + 1) != 0) return -1;
     GpuLayer x = {};
@@ -6309,6 +6307,7 @@ static int gpu_model_layer(
     if (output) x.next = last ? d->x_final : mesh->training ? (bf16*)gpu_act(r, G_x, l + 1) : x.a.x;
     r->layer_forwards += x.needed >> G_fch & 1;
     if (gpu_layer_forward(r, &x) != 0) return -1;
+    span_layer(d, before, l, again ? "recompute" : "forward");
     if (!again && output) progress(d, "forward pass", l);
     return 0;
 }
@@ -6321,6 +6320,7 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     Error* e = &r->error;
     int64_t R = d->R, C = r->mesh->shape.C;
     int u = (int)l + 1, none = r->mesh->recompute == GPT2_SP_NONE, late = gpu_inputs_again(r->mesh);
+    int before = d->mark_count - 1;
     const ParametersOf<float> w = gpu_weights_of(r, u), g = gpu_gradients_of(r, u);
     const ParametersOf<bf16> h = gpu_halves_of(r, u);
     const GpuActivations a = gpu_activations_of(r, l);
@@ -6355,7 +6355,9 @@ static int gpu_layer_backward(Rank* r, int64_t l, const int32_t* doc_start, cons
     STEP(
         "norm backward", rmsnorm_backward(d, dx, g.ln1w, g.ln1b, below, dln1, a.x, a.rstd1, w.ln1w, 1, R, C));
     progress(d, "backward pass", l);
-    return unit_sum_begin(r, u) != 0 ? -1 : gpu_unit_gradient_end(r, u);
+    if (unit_sum_begin(r, u) != 0 || gpu_unit_gradient_end(r, u) != 0) return -1;
+    span_layer(d, before, l, "backward");
+    return 0;
 }
 
 // Final norm, then for a chunk of tokens at a time logits and loss and, in training, at once their gradients.
@@ -6767,7 +6769,7 @@ static int weights_spread(Rank* r) {
         int u = i == 0 ? 0 : i == 1 ? positions_unit(layout) : i - 1;   // both are wanted first
         const Unit* unit = &layout->units[u];
         if (holding(layout, STATE_WEIGHTS, u) == HELD_OWN) continue;
-        Span* span = span_begin(d, LANE_GATHER, "weights of unit %d", u);
+        GpuSpan* span = span_begin(d, LANE_GATHER, "weights of unit %d", u);
         for (int step = 1; step < r->sharing.size; step++) {
             int number = (r->sharing.index + step) % r->sharing.size, p = group_rank(&r->sharing, number);
             int64_t at = unit->offset + number * unit->slice;
@@ -6831,137 +6833,35 @@ static int gpu_weights_update(Rank* r, const AdamW* adamw) {
 
 // ===== 10. trainer ==============================================================================
 //
-// A step of a rank, the gradients of --check, and what --profile and --trace tell of a step:
+// A step of a rank, the gradients of --check, and what the .c's Trace gets of a step:
 //
 //     --profile    marks on `stream` at the end of every group of kernels: time between marks, by group
 //     --trace      the same as spans of the compute lane, and the spans of all four streams
 
-// Prints the times of --profile by group.
-static void profile_print(Gpu* d) {
-    double ms[MAX_GROUPS] = {0}, total = 0;
-    int count[MAX_GROUPS] = {0};
+// Writes into the rank's Trace what the marks and spans of its step have become: times in ms since the first
+// mark.
+static int trace_times(Gpu* d, Trace* t, Error* e) {
+    // marks are on `stream`, which has finished the step; what the others do may go on under the next one
+    for (int lane = 0; t->tracing && lane < LANES; lane++)
+        CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
+    d->mark_time[0] = 0;
     for (int i = 1; i < d->mark_count; i++) {
-        float elapsed = 0;
-        cudaEventElapsedTime(&elapsed, d->marks[i - 1], d->marks[i]);
-        ms[d->mark_group[i]] += elapsed, count[d->mark_group[i]]++;
-        total += elapsed;
-    }
-    for (int g = 0; g < d->group_count; g++)
-        printf("  %-26s %9.3f ms  %5.1f %%  %5d times\n", d->groups[g], ms[g], 100 * ms[g] / total, count[g]);
-    printf("  %-26s %9.3f ms\n", "total", total);
-}
-
-// Waits for the traced step and reads the times of marks and spans, in ms since it began. Marks become spans
-// of the compute lane that hold the others.
-enum { TRACED_STEP = 4, TRACE_COLUMNS = 120 };
-static int trace_times(Gpu* d, Error* e) {
-    for (int lane = 0; lane < LANES; lane++) CUDA_TRY(e, cudaStreamSynchronize(lane_stream(d, lane)));
-    for (int i = 1; i < d->mark_count; i++)
         CUDA_TRY(e, cudaEventElapsedTime(&d->mark_time[i], d->marks[0], d->marks[i]));
+        t->marked = d->mark_time[i];
+        group_add(t, d->mark_group[i], d->mark_time[i] - d->mark_time[i - 1]);
+        span_add(t, LANE_COMPUTE, SPAN_GROUP, d->mark_time[i - 1], t->marked, "%s", d->mark_group[i]);
+    }
     for (int i = 0; i < d->span_count; i++) {
-        CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].from, d->marks[0], d->spans[i].begin));
-        CUDA_TRY(e, cudaEventElapsedTime(&d->spans[i].to, d->marks[0], d->spans[i].end));
+        const GpuSpan* span = &d->spans[i];
+        float from = 0, to = 0;
+        if (span->kind == SPAN_LAYER) from = d->mark_time[span->first], to = d->mark_time[span->last];
+        else {
+            CUDA_TRY(e, cudaEventElapsedTime(&from, d->marks[0], span->begin));
+            CUDA_TRY(e, cudaEventElapsedTime(&to, d->marks[0], span->end));
+        }
+        span_add(t, span->lane, span->kind, from, to, "%s", span->name);
     }
     return 0;
-}
-// Draws a lane of the step as TRACE_COLUMNS characters: the share of each part of the step in which the lane
-// works, as a digit of ten; * is all of it.
-static void trace_line(const Gpu* d, int lane, float length, char* out) {
-    double busy[TRACE_COLUMNS] = {0}, part = length / TRACE_COLUMNS;
-    for (int i = 0; i < d->span_count; i++) {
-        const Span* span = &d->spans[i];
-        for (int c = 0; span->lane == lane && c < TRACE_COLUMNS; c++)
-            busy[c] += fmax(0, fmin(span->to, (c + 1) * part) - fmax(span->from, c * part));
-    }
-    for (int c = 0; c < TRACE_COLUMNS; c++) {
-        int tenths = (int)(10 * busy[c] / part + 0.5);
-        out[c] = tenths >= 10 ? '*' : tenths > 0 ? (char)('0' + tenths) : busy[c] > 0 ? '.' : ' ';
-    }
-    out[TRACE_COLUMNS] = 0;
-}
-// ms between two times during which ops of attention run. Ops of one lane follow each other. An op of the
-// other lane begins in the trace when it could start, perhaps before any multiprocessor is free, so what both
-// lanes cover counts once.
-static double attention_within(const Gpu* d, double from, double to) {
-    double covered = 0;
-    for (int i = 0; i < d->span_count; i++) {
-        const Span *a = &d->spans[i], *b;
-        double begin = fmax(a->from, from), end = fmin(a->to, to);
-        if ((a->lane != LANE_COMPUTE && a->lane != LANE_BESIDE) || end <= begin) continue;
-        covered += end - begin;
-        for (int j = 0; a->lane == LANE_COMPUTE && j < d->span_count; j++)
-            if ((b = &d->spans[j])->lane == LANE_BESIDE)
-                covered -= fmax(0, fmin(end, b->to) - fmax(begin, b->from));
-    }
-    return covered;
-}
-// Writes one span in the format of Chrome's and Perfetto's traces: times in us.
-static void trace_event(FILE* f, int rank, int lane, const char* name, double from, double to) {
-    fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"ts\": %.3f, \"dur\": %.3f},\n",
-        rank, lane, name, from * 1e3, (to - from) * 1e3);
-}
-// Is an open file a trace, which another may replace?
-static int trace_is(int fd) { return tok_begins(fd, "{\"displa"); }
-// Writes the traced step of all ranks of the process to f, and prints it: a line of figures for each rank,
-// and a picture of its lanes.
-static void trace_print(gpt2_sp* g, FILE* f) {
-    static const char* const lanes[LANES] = {"compute", "beside", "exchange", "gathers"};
-    fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
-    for (int i = 0; i < g->mesh.local_ranks; i++) {
-        const Gpu* d = (const Gpu*)g->ranks[i].device;
-        int rank = g->ranks[i].world_rank;
-        float from = 0, to = 0;
-        double times[LANES] = {0}, hidden = 0, attention = 0;
-        fprintf(f,
-            "{\"ph\": \"M\", \"pid\": %d, \"name\": \"process_name\", \"args\": {\"name\": \"rank %d, GPU "
-            "%d\"}},\n",
-            rank, rank, d->ordinal);
-        for (int lane = 0; lane < LANES; lane++)
-            fprintf(f,
-                "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
-                "\"%s\"}},\n",
-                rank, lane, lanes[lane]);
-        for (int j = 1; j < d->mark_count; j++, from = to) {
-            to = d->mark_time[j];
-            trace_event(f, rank, LANE_COMPUTE, d->groups[d->mark_group[j]], from, to);
-            if (strncmp(d->groups[d->mark_group[j]], "attention", 9) == 0) attention += to - from;
-        }
-        for (int j = 0; j < d->span_count; j++) {
-            const Span* span = &d->spans[j];
-            trace_event(f, rank, span->lane, span->name, span->from, span->to);
-            times[span->lane] += span->to - span->from;
-            if (span->lane == LANE_COPY) hidden += attention_within(d, span->from, span->to);
-        }
-        printf("rank %d, GPU %d: step %.2f ms, attention %.2f ms (kernels %.2f), exchange %.2f ms (%.0f %% "
-               "under kernels), "
-               "gathers %.2f ms\n",
-            rank, d->ordinal, to, attention, attention_within(d, 0, to), times[LANE_COPY],
-            times[LANE_COPY] > 0 ? 100 * hidden / times[LANE_COPY] : 100.0, times[LANE_GATHER]);
-        for (int lane = 0; lane < LANES; lane++) {
-            char line[TRACE_COLUMNS + 1];
-            trace_line(d, lane, to, line);
-            printf("  %-9s |%s|\n", lane == LANE_COMPUTE ? "attention" : lanes[lane], line);
-        }
-    }
-    fprintf(f, "{\"ph\": \"M\", \"pid\": 0, \"name\": \"end\"}\n]}\n");
-}
-// Writes the trace to a file, which may replace another trace and nothing else.
-static int trace_write(gpt2_sp* g, const char* path, Error* e) {
-    char* text = NULL;
-    size_t size = 0;
-    FILE* f = open_memstream(&text, &size);
-    if (!f) return fail(e, "out of memory for --trace");
-    trace_print(g, f);
-    tok_output out;
-    int status = fclose(f) != 0 ? fail(e, "out of memory for --trace")
-                                : tok_output_open(&out, path, "trace", trace_is, e->text, sizeof e->text);
-    if (status == 0) {
-        status = tok_output_put(&out, text, size, 0, e->text, sizeof e->text);
-        if (status == 0) status = tok_output_finish(&out, e->text, sizeof e->text);
-        else tok_output_abandon(&out);
-    }
-    free(text);
-    return status;
 }
 
 // Enqueues all passes of a step and the sums of their gradients, with the loss and the norm in `stats`.
@@ -7019,32 +6919,29 @@ static int gpu_step(Rank* r, gpt2_sp* g, void* argument) {
     Error* e = &r->error;
     const gpt2_sp_options* o = &g->options;
     if (gpu_enter(r) != 0 || gpu_rehearse(r) != 0) return -1;
-    d->tracing = o->trace[0] && d->steps + 1 == TRACED_STEP;
-    if ((d->profile || d->tracing) && !d->marks) {
+    if ((o->trace[0] || o->profile) && !d->marks) {
         d->marks = (cudaEvent_t*)calloc(MAX_MARKS, sizeof *d->marks);
-        d->spans = (Span*)calloc(MAX_SPANS, sizeof *d->spans);
+        d->spans = (GpuSpan*)calloc(MAX_SPANS, sizeof *d->spans);
         if (!d->marks || !d->spans) return fail(e, "out of memory");
         for (int i = 0; i < MAX_MARKS; i++) CUDA_TRY(e, cudaEventCreate(&d->marks[i]));
     }
-    d->mark_count = d->span_count = 0;
-    // the ranks' clocks begin together, as far as hosts can see to it
-    if (d->tracing && r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
-    mark(d, "start");
     int gradients = step->parts & STEP_GRADIENTS, update = step->parts & STEP_UPDATE;
+    Trace* trace = NULL;
+    if (gradients && step_begin(r, o, &trace) != 0) return -1;
+    d->marking = trace != NULL, d->tracing = trace && trace->tracing;
+    d->mark_count = d->span_count = 0;
+    mark(d, "start");
     if ((gradients ? gpu_gradients_compute(r, o->grad_clip) : gpu_gradients_norm(r, o->grad_clip)) != 0)
         return -1;
     if (update && gpu_weights_update(r, &step->adamw) != 0) return -1;
     if (gpu_stats_read(r, &step->loss, &step->square) != 0) return -1;
-    d->steps += gradients != 0;
     if (r->world_rank == r->mesh->first_rank)
         step->updated = update && isfinite(step->loss) && isfinite(step->square);
-    if (d->profile) profile_print(d);
-    if (!d->tracing) return 0;
-    if (trace_times(d, e) != 0 || r->transport.barrier(&r->transport, &r->all, e) != 0) return -1;
-    char path[GPT2_SP_TEXT + 16];
-    process_path(path, g, o->trace);
-    if (r->world_rank == g->mesh.first_rank && trace_write(g, path, e) != 0) return -1;
-    return r->transport.barrier(&r->transport, &r->all, e);
+    if (!trace) return 0;
+    d->marking = d->tracing = 0;
+    trace->computed = "kernels";
+    snprintf(trace->device, sizeof trace->device, "GPU %d", d->ordinal);
+    return trace_times(d, trace, e) != 0 ? -1 : step_end(r, g, trace);
 }
 
 // Job (Device.gradients) for --check: the gradients of the step's batches, each rank's slices to the array of

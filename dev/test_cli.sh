@@ -1109,6 +1109,28 @@ check "schedule draws every pair: dist" test "$(g schedule | pairs)" = 10
 check "schedule draws every pair: zigzag" test "$(g schedule --schedule zigzag | pairs)" = 36
 check "schedule draws every pair: allgather" test "$(g schedule --schedule allgather | pairs)" = 36
 check "schedule draws every pair: ulysses" test "$(g schedule --schedule ulysses | pairs)" = 10
+g schedule --schedule zigzag --sp 4 --svg zigzag.svg > out
+g plan --layers 2 --heads 4 --channels 64 --sp 4 --gflops 1 --link-gbs 1 --copy-gbs 1 --svg plan.svg > out
+g train $tiny --data books.tok --sp 2 --steps 4 --trace step.json > out
+if ! command -v python3 > /dev/null; then
+    skip "Python reads the pictures and the trace" "there is no python3"
+else
+    check "Python reads the pictures as XML" python3 -c 'import sys, xml.etree.ElementTree as tree
+for name in sys.argv[1:]: print(name, len(list(tree.parse(name).iter())), "elements", end=" ")' zigzag.svg plan.svg
+    check "Python reads the trace as JSON" python3 -c 'import json
+events = json.load(open("step.json"))["traceEvents"]
+print(len(events), "events")
+assert {event["pid"] for event in events if event["ph"] == "X"} == {0, 1}'
+    if ! python3 -c 'import matplotlib' 2> /dev/null; then
+        skip "scripts/trace.py draws a step" "there is no matplotlib"
+    else
+        check "scripts/trace.py draws a step" sh -c 'python3 "$0"/trace.py step.json --out step.png && [ -s step.png ]' "$scripts"
+        check "scripts/trace.py draws a layer" \
+            sh -c 'python3 "$0"/trace.py step.json --layer 0 --out step.svg && grep -q "<svg" step.svg' "$scripts"
+        check "scripts/trace.py refuses what is no trace" \
+            sh -c '! python3 "$0"/trace.py plan.svg --out no.png 2> err && grep "plan.svg: no trace" err && [ ! -e no.png ]' "$scripts"
+    fi
+fi
 check "schedule --messages draws what travels" says 'kv0>1 *kv1>2 *kv2>3 *q3>0' g schedule --messages
 
 finish

@@ -1,10 +1,13 @@
 /*
- * test_pictures.h: the pictures that `schedule --svg` and `plan --svg` draw, part of test_gpt2_sp.c.
+ * test_pictures.h: what shows people a schedule, a plan and a step: `schedule --svg`, `plan --svg`,
+ * `train --trace` and `--profile`, part of test_gpt2_sp.c.
  *
  * Held: a picture is one XML document without anything from elsewhere; every op and every message of a table
  * is in it once, in its rank's row, as wide as its work, in its key chunk's colour; work and idle time of all
  * ranks are P times the makespan; no text lies on another or outside; the plan's picture has the plan's
- * figures. A picture replaces another picture and nothing else.
+ * figures. A picture replaces another picture and nothing else. A trace is JSON; a lane's spans follow or
+ * hold each other; every rank has the ops and messages of its tables once for each layer, pass and run;
+ * recording changes no bit of a run.
  */
 
 // --- reading a picture ---
@@ -154,9 +157,9 @@ static int picture_holds(int kind, int P, double* most, int* texts) {
     if (command("schedule --schedule %s --sp %d --svg %s", schedule_name(kind), P, path) != 0) return 0;
     char* text = file_read_text(path, 1 << 24, &size, &e);
     int whole = text && xml_whole(text) && strstr(text, "<title>") && !strstr(text, "<script") &&
-        !strstr(text, "href") && !strstr(text, "@import"),
-        count = 0;
-    int overlaps = text ? svg_overlaps(text, &count) : -1, good = whole && overlaps == 0;
+        !strstr(text, "href") && !strstr(text, "@import");
+    int count = 0, overlaps = text ? svg_overlaps(text, &count) : -1;
+    int good = whole && overlaps == 0;
     *texts += count;
     for (int backward = 0; good && backward < 2; backward++) {
         Schedule s;
@@ -273,8 +276,205 @@ static void pictures_files(void) {
         "33 ranks %d, an odd number %d, no file %d", many, odd, clean);
 }
 
+// --- the trace of a step ---
+
+// A span of a trace's file, and times in us.
+typedef struct {
+    int rank, lane;
+    char kind[16], name[32];
+    double from, to;
+} Event;
+
+// The spans of a trace, in its order; the caller frees them. NULL: it is no JSON.
+static Event* trace_events(const char* path, int* count) {
+    Error e = {0, {0}};
+    size_t size = 0;
+    char* text = file_read_text(path, 1 << 26, &size, &e);
+    Event* events = NULL;
+    *count = 0;
+    if (!text || !json_whole(text)) printf("     %s: %s\n", path, text ? "no JSON" : e.text);
+    else events = (Event*)need(size / 32 + 1, sizeof *events);
+    for (char* line = events ? strtok(text, "\n") : NULL; line; line = strtok(NULL, "\n")) {
+        Event* x = &events[*count];
+        double length;
+        if (sscanf(line,
+                "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"cat\": \"%15[^\"]\", \"name\": \"%31[^\"]\", "
+                "\"ts\": %lf, \"dur\": %lf}",
+                &x->rank, &x->lane, x->kind, x->name, &x->from, &length) != 6)
+            continue;
+        x->to = x->from + length, ++*count;
+    }
+    free(text);
+    return events;
+}
+
+// Numbers of a trace are rounded by half a thousandth of a us, an end is the sum of two.
+static const double TRACE_ROUNDING = 0.002;
+
+// How many spans lie where none of their kind may: across another's end, an op or a wait outside of a group,
+// an op of another group than attention's, a group inside another or not where the one before it ended.
+static int trace_misplaced(const Event* x, int count) {
+    const Event* open[8];
+    int depth = 0, wrong = 0;
+    double ended = 0;   // the group before
+    for (int i = 0; i < count; i++) {
+        const Event* at = &x[i];
+        if (i == 0 || at->rank != at[-1].rank || at->lane != at[-1].lane) depth = 0, ended = 0;
+        while (depth > 0 && open[depth - 1]->to <= at->from + TRACE_ROUNDING) depth--;
+        const Event* holder = depth > 0 ? open[depth - 1] : NULL;
+        const char *kind = at->kind, *inside = holder ? holder->kind : "";
+        wrong += holder && !(at->to <= holder->to + TRACE_ROUNDING);
+        if (strcmp(kind, "layer") == 0) wrong += holder != NULL;
+        else if (strcmp(kind, "group") == 0) {
+            wrong += (holder && strcmp(inside, "layer") != 0) || !(fabs(at->from - ended) <= TRACE_ROUNDING);
+            ended = at->to;
+        } else if (strcmp(kind, "op") == 0 || strcmp(kind, "wait") == 0)
+            wrong += strcmp(inside, "group") != 0 || (*kind == 'o' && strncmp(holder->name, "attention", 9));
+        else wrong += holder && strcmp(inside, "gather") != 0;
+        wrong += !(at->to >= at->from) || depth == 8;
+        if (depth < 8) open[depth++] = at;
+    }
+    return wrong;
+}
+
+// How many spans of a kind and name a rank has.
+static int trace_count(const Event* x, int count, int rank, const char* kind, const char* name) {
+    int found = 0;
+    for (int i = 0; i < count; i++)
+        found += x[i].rank == rank && strcmp(x[i].kind, kind) == 0 && strcmp(x[i].name, name) == 0;
+    return found;
+}
+
+// Counts the ops of a table in a rank's trace, and those that there should be, `runs` times each; *wrong: the
+// pairs of which there are not as many.
+static int trace_ops(const Event* x, int count, const Schedule* s, int rank, int runs, int* wrong) {
+    int all = 0;
+    for (int q = 0; q < s->chunks; q++)
+        for (int k = 0; k < s->chunks; k++) {
+            char name[32];
+            int ops = 0;
+            for (int i = 0; i < s->op_count; i++)
+                ops += s->ops[i].q == q && s->ops[i].k == k && s->ops[i].rank == rank % s->P;
+            snprintf(name, sizeof name, s->backward ? "q%d k%d backward" : "q%d k%d", q, k);
+            *wrong += trace_count(x, count, rank, "op", name) != ops * runs;
+            all += ops * runs;
+        }
+    return all;
+}
+// How often a rank of a sequence takes what another one sends at a step of a table.
+static int trace_arrivals(const Schedule* s, int from, int to) {
+    int arrivals = 0;
+    for (int step = 0; step < s->steps; step++) {
+        int some = 0;
+        for (int i = 0; i < s->message_count; i++)
+            some |= s->messages[i].step == step && s->messages[i].from == from && s->messages[i].to == to;
+        arrivals += some;
+    }
+    return arrivals;
+}
+
+// The same run with and without recording; its trace against the tables and the shape.
+static void trace_case(const char* more) {
+    char path[512], options[700];
+    snprintf(path, sizeof path, "%s", scratch("trace.json"));
+    snprintf(options, sizeof options, "%s trace=%s profile=1", more, path);
+    fflush(stdout);
+    int kept = dup(1), nowhere = open("/dev/null", O_WRONLY);
+    dup2(nowhere, 1);   // what it prints
+    Run plain = run_steps(more, TRACED_STEP + 1), recorded = run_steps(options, TRACED_STEP + 1);
+    fflush(stdout);
+    dup2(kept, 1);
+    close(kept), close(nowhere);
+    int same = run_equal(&plain, &recorded), count, wrong = 0, ops = 0, layers = 0, messages = 0;
+    free(plain.weights);
+    free(recorded.weights);
+    Event* x = trace_events(path, &count);
+    gpt2_sp_options o = run_options(more);
+    const int L = (int)o.layers, P = (int)o.sp, ranks = (int)o.dp * P, passes = (int)o.grad_accum;
+    const int again = !activation_kept(A_atty, o.recompute), sequences = L * passes * (int)o.batch_size;
+    Schedule s[2];
+    Error e = {0, {0}};
+    for (int d = 0; d < 2; d++)
+        if (schedule_build(&s[d], o.schedule, P, d, o.heads, &e) != 0) exit(1);
+    for (int r = 0; x && r < ranks; r++) {
+        for (int d = 0; d < 2; d++)
+            ops += trace_ops(x, count, &s[d], r, sequences * (d ? 1 : 1 + again), &wrong);
+        for (int l = 0; l < L; l++)
+            for (int d = 0; d < 3; d++, layers++) {
+                static const char* const ways[] = {"forward", "backward", "recompute"};
+                char name[48];
+                snprintf(name, sizeof name, "layer %d %s", l, ways[d]);
+                int most = d == 2 && o.recompute == GPT2_SP_NONE ? 0 : passes;
+                wrong += trace_count(x, count, r, "layer", name) != most;
+            }
+        for (int from = 0; from < P; from++) {
+            char name[32];
+            int taken = sequences *
+                ((1 + again) * trace_arrivals(&s[0], from, r % P) + trace_arrivals(&s[1], from, r % P));
+            snprintf(name, sizeof name, "from rank %d", r - r % P + from);
+            wrong += trace_count(x, count, r, "message", name) != taken;
+            messages += taken;
+        }
+        wrong += trace_count(x, count, r, "group", "gradient norm") != 1;
+    }
+    int misplaced = x ? trace_misplaced(x, count) : -1;
+    char name[256];
+    snprintf(name, sizeof name, "pictures: a trace has what the tables say, once: %s", more);
+    check(x && wrong == 0 && misplaced == 0 && ops > 0, name,
+        "%d spans, %d wrong, %d misplaced: %d ops, %d layers' passes, %d messages", count, wrong, misplaced,
+        ops, layers, messages);
+    snprintf(name, sizeof name, "pictures: recording changes no bit: %s", more);
+    check(same, name, "%d steps: losses, norms, weights", TRACED_STEP + 1);
+    for (int d = 0; d < 2; d++) schedule_free(&s[d]);
+    free(x);
+}
+
+// What --profile prints adds up, and nothing is recorded that nobody asks for.
+static void pictures_profile(void) {
+    const char* shape = "--layers 2 --heads 4 --channels 32 --seq-len 61 --threads 1 --sp 2 --steps 5";
+    char path[512];
+    int status = command("train --data %s %s --profile 1", run_data(), shape), groups = 0, totals = 0;
+    double sum = 0, total = 0, most = 0, step = 0, off = 0, share = 0;
+    for (const char* line = command_out; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        char name[32];
+        double ms, percent;
+        int times;
+        if (sscanf(line, "  %26c %lf ms %lf %% %d times", name, &ms, &percent, &times) == 4)
+            sum += ms, share += percent, groups++;
+        else if (sscanf(line, "  total %lf ms", &total) == 1) {
+            off = worst(off, fabs(sum - total));
+            most = worst(most, fabs(share - 100)), sum = share = 0;
+            totals++;
+        } else if (sscanf(line, "step %*d/%*d loss %*f norm %*f lr %*f %lf ms", &step) == 1)
+            off = worst(off, total <= step + 0.06 ? 0 : total - step);
+    }
+    // a group's time is rounded by 0.0005, its share by 0.05; a step has some 23 of them
+    check(status == 0 && totals == 5 && groups == 5 * 22 && off <= 0.013 && most <= 1.2,
+        "pictures: the groups of --profile are the step", "%d steps, %d groups, off by %.3g ms, %.3g %%",
+        totals, groups, off, most);
+    snprintf(path, sizeof path, "%s", scratch("none.json"));
+    int early = command("train --data %s %s --steps 3 --trace %s", run_data(), shape, path) != 0 &&
+        command_said("--trace") && access(path, F_OK) != 0;
+    FILE* f = fopen(path, "w");
+    if (f) fputs("{\"mine\": 1}\n", f), fclose(f);
+    int refused = command("train --data %s %s --trace %s", run_data(), shape, path) != 0 &&
+        command_said("no trace, and stays");
+    check(early && refused, "pictures: a trace that cannot be is refused", "3 steps %d, another's file %d",
+        early, refused);
+}
+
+static void pictures_traces(void) {
+    static const char* const cases[] = {"recompute=none", "sp=4 recompute=attn",
+        "sp=3 schedule=ring recompute=layer zero=3", "sp=4 schedule=zigzag grad-accum=2 batch-size=2",
+        "dp=2 sp=2 schedule=allgather recompute=sqrt zero=2 layers=4", "sp=4 schedule=ulysses zero=1",
+        "sp=4 schedule=dist-paper recompute=gelu"};
+    for (int i = 0; i < (int)(sizeof cases / sizeof cases[0]); i++) trace_case(cases[i]);
+}
+
 static void test_pictures(void) {
     pictures_schedules();
     pictures_plan();
     pictures_files();
+    pictures_traces();
+    pictures_profile();
 }

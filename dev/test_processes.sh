@@ -115,6 +115,21 @@ run minutes 2 $shape --sp 2 --out minutes --steps 1000000 --max-minutes 0.01
 check "2 processes, --max-minutes: all end after the same step, saved, with status 0" \
     sh -c '[ "$0" = " 0 0" ] && grep "^stopped after 0.01 minutes; saved minutes/step_" minutes.0.out &&
         [ -z "$(cat minutes.*.err minutes.1.out)" ]' "$statuses"
+rm -f trace.json trace.json.*
+run traced 2 $shape --sp 4 --dp 1 --zero 1 --steps 4 --trace trace.json
+traced() {   # each process its own ranks, and what other processes' ranks sent them
+    [ "$1" = " 0 0" ] && [ ! -e trace.json ] || { cat traced.*.err; return 1; }
+    for process in 0 1; do
+        ranks=$(grep -o '"rank [0-9]*, CPU"' trace.json.$process | tr -dc '0-9\n' | tr '\n' ' ')
+        [ "$ranks" = "$((2 * process)) $((2 * process + 1)) " ] || { echo "trace.json.$process has ranks $ranks"; return 1; }
+        grep -q "\"pid\": $((3 * process)), \"tid\": 2.*\"message\".*rank $((2 - process))\"" trace.json.$process || return 1
+        grep -q '"tid": 3.*"name": "parts of unit 1"' trace.json.$process || return 1
+        grep -q "^rank $((2 * process)), CPU: step" traced.$process.out || return 1
+        ! command -v python3 > /dev/null || python3 -m json.tool trace.json.$process > /dev/null || return 1
+    done
+    grep -c '"ph": "X"' trace.json.0 trace.json.1 | tr '\n' ' '
+}
+check "2 processes, --trace: each writes what its own ranks did" traced "$statuses"
 check "4 processes, a rank each: the numbers of one process" equal four 4 --sp 4 --batch-size 2 --steps 4
 check "messages longer than a frame arrive whole" \
     equal long 2 --layers 1 --channels 384 --heads 4 --seq-len 768 --sp 2 --steps 2
