@@ -6,6 +6,7 @@
 #     make REAL=double            the same in fp64, to prove the mathematics
 #     make CC=clang               another compiler
 #     make MARCH=x86-64-v3        for other processors than this one
+#     make CC=aarch64-linux-gnu-gcc MARCH=neoverse-n2 GPU=     for AArch64, on any machine
 #     make CFLAGS='-O1 -g'        other optimisation; EXTRA=... adds to the flags instead
 #     make HAS_NCCL=              the GPU program without NCCL: the GPUs of one process only
 #     make HAS_OPENMP=            one thread per rank, whatever the compiler can do
@@ -30,7 +31,7 @@ works = $(shell printf '%b\n' '$(2)' | $(CC) -x c - $(1) -o /dev/null > /dev/nul
 
 ifneq ($(CC),)
   HAS_CC     := $(call works,,int main(void) { return 0; })
-  HAS_MARCH  := $(call works,-march=$(MARCH),int main(void) { return 0; })
+  FOR_MARCH  := $(firstword $(foreach flag,-march=$(MARCH) -mcpu=$(MARCH),$(if $(call works,$(flag),int main(void) { return 0; }),$(flag))))
   HAS_OPENMP := $(call works,-fopenmp,\0043include <omp.h>\nint main(void) { return omp_get_max_threads() == 0; })
   HAS_ZLIB   := $(call works,-lz,\0043include <zlib.h>\nint main(void) { return zlibVersion() == 0; })
   IS_CLANG   := $(findstring clang,$(shell $(CC) --version 2> /dev/null))
@@ -48,10 +49,13 @@ endif
 
 # ===== flags =====================================================================================
 
+# FOR_MARCH: x86 compilers know a processor by -march, those for ARM some by -mcpu alone. -fno-trapping-math: the loops over exp_real,
+# which limits its argument, become vector code without AVX-512's masks too; no result changes.
+
 ifeq ($(filter $(REAL),float double),)
   $(error REAL=$(REAL): expected float or double)
 endif
-FLAGS := -std=c11 $(CFLAGS) $(if $(HAS_MARCH),-march=$(MARCH)) -ffp-contract=fast -fno-math-errno \
+FLAGS := -std=c11 $(CFLAGS) $(FOR_MARCH) -ffp-contract=fast -fno-math-errno -fno-trapping-math \
          $(if $(HAS_OPENMP),-fopenmp,-fopenmp-simd) -Wall -Wextra -Wpedantic
 FLAGS += $(if $(IS_CLANG),-Wno-pass-failed)   # a remark about speed, not about the program
 FLAGS += $(if $(filter double,$(REAL)),-DGPT2_SP_REAL_BYTES=8) $(EXTRA)
@@ -65,7 +69,7 @@ GPU_ARCH ?=
 GPU_FOR  := $(if $(GPU_ARCH),sm_$(GPU_ARCH),sm_80$(comma) sm_90a and later ones)
 NVCCFLAGS := -O3 -std=c++17 $(if $(GPU_ARCH),-gencode=arch=compute_$(GPU_ARCH)$(comma)code=sm_$(GPU_ARCH),--threads 2 \
     -gencode=arch=compute_90a$(comma)code=sm_90a -gencode=arch=compute_80$(comma)code=[sm_80$(comma)compute_80]) \
-    $(if $(filter-out 90a,$(GPU_ARCH)),-DATTN_HOPPER=0) $(if $(HAS_NCCL),-DGPT2_SP_NCCL) -Xptxas -v -Xcompiler -fopenmp,-march=$(MARCH),-ffp-contract=fast,-fno-math-errno,-w
+    $(if $(filter-out 90a,$(GPU_ARCH)),-DATTN_HOPPER=0) $(if $(HAS_NCCL),-DGPT2_SP_NCCL) -Xptxas -v -Xcompiler -fopenmp,$(if $(FOR_MARCH),$(FOR_MARCH)$(comma))-ffp-contract=fast,-fno-math-errno,-fno-trapping-math,-w
 # GPUs here, where a goal needs them; and what a target that needs so many lacks: then it is skipped, with the reason, before anything is built.
 GPUS  := $(if $(filter %-gpu bench-gpu2 bench-schedules,$(MAKECMDGOALS)),$(shell nvidia-smi -L 2> /dev/null | grep -c '^GPU'))
 lacks  = $(if $(NVCC),$(if $(filter-out $(wordlist 1,$(1),0 1),$(GPUS)),,it needs $(word $(1),one two) GPU$(if $(filter 2,$(1)),s)$(comma) nvidia-smi lists $(GPUS)),nvcc is not installed)
@@ -91,7 +95,7 @@ else ifeq ($(HAS_ZLIB),)
 	@echo '✓ compiler   $(CC)'
 	@echo '✗ no zlib headers: install them, for example with  apt-get install zlib1g-dev'; exit 1
 else
-	@echo '✓ compiler   $(CC), $(REAL)$(if $(HAS_MARCH), for $(MARCH)), $(BUILD)'
+	@echo '✓ compiler   $(CC), $(REAL)$(if $(FOR_MARCH), for $(MARCH)), $(BUILD)'
 	@echo '✓ zlib'
 	@echo '$(if $(HAS_OPENMP),✓ OpenMP     several threads per rank,✗ OpenMP     not found: one thread per rank)'
 	@echo '$(if $(NVCC),$(if $(GPU),✓ nvcc       $(NVCC): the GPU program$(comma) for $(GPU_FOR) (about a minute; make GPU= leaves it out),- nvcc       $(NVCC)$(comma) not used),✗ nvcc       not found: no GPU program)'

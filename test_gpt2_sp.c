@@ -149,6 +149,9 @@ static void skip(const char* name, const char* why) {
     skipped++;
 }
 
+// The larger of two figures; once NaN, it stays NaN.
+static double worst(double a, double b) { return isnan(a) || a > b ? a : b; }
+
 #include "dev/test_data.h"
 #include "dev/test_bpe.h"
 #include "dev/test_prepare.h"
@@ -156,9 +159,6 @@ static void skip(const char* name, const char* why) {
 
 static const double EPS = sizeof(real) == 8 ? 2.220446049250313e-16 : 1.1920928955078125e-07;
 enum { IS_DOUBLE = sizeof(real) == 8 };
-
-// The larger of two figures; once NaN, it stays NaN.
-static double worst(double a, double b) { return isnan(a) || a > b ? a : b; }
 
 // |found - expected| / |expected|, in the 2-norm over n numbers.
 static double distance(const real* found, const double* expected, int64_t n) {

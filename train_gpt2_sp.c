@@ -5642,11 +5642,14 @@ static int64_t longest_context(
 //
 // All of them go through one micro-kernel. It holds MR rows times NR columns of sums in vector registers
 // while k runs; for each k it loads NV vectors, a row of B, and broadcasts one number of A for each row of
-// sums. AVX-512: 12 x 2 registers hold the sums, 2 the row of B; AVX: 6 x 2 of 16.
+// sums. AVX-512: 12 x 2 registers hold the sums, 2 the row of B; AVX: 6 x 2 of 16; AArch64: 8 x 2 of 32, as
+// the numbers of A take registers too.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 12 };
 #elif defined(__AVX__)
 enum { VECTOR_BYTES = 32, MR = 6 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, MR = 8 };
 #else
 enum { VECTOR_BYTES = 16, MR = 4 };
 #endif

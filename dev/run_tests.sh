@@ -127,6 +127,61 @@ part_clang() {
     compilers clang clang clang++ "-O1 -fopenmp-simd" -O0   # its warnings do not depend on the optimisation
 }
 
+# The CPU program for AArch64, run by qemu where this machine is another. Linked statically: it needs no
+# libraries of that processor to run. What the linker then says of getaddrinfo and dlopen is not shown.
+part_aarch64() {
+    cross=aarch64-linux-gnu-gcc qemu=qemu-aarch64
+    has $qemu || qemu=qemu-aarch64-static
+    for program in $cross $qemu; do
+        has $program || { skip "AArch64" "$program is not installed"; finish; }
+    done
+    if ! { printf '#include <zlib.h>\nint main(void) { return zlibVersion()[0] == 0; }\n' |
+        $cross -static -x c - -o $work/arm_trial -lz && $qemu $work/arm_trial; } > $work/arm_trial.log 2>&1; then
+        skip "AArch64" "a program with zlib does not compile and run: $(head -n 1 $work/arm_trial.log)"
+        finish
+    fi
+    flags="-std=c11 -O3 -march=armv8-a -ffp-contract=fast -fno-math-errno -fno-trapping-math -fopenmp"
+    check "$cross takes it as C11 without a warning: train_gpt2_sp.c" \
+        $cross $flags $warnings -S train_gpt2_sp.c -o $work/arm.s
+    $cross -static -fopenmp $work/arm.s -o $work/arm_train -lz -lm -lpthread 2> /dev/null
+    awk -f dev/neon_loops.awk $work/arm.s > $work/arm_loops
+    check "AArch64: the matrix products' innermost loops hold 16 sums in vector registers and spill none" sh -c '
+        grep -m 1 ": 16 fmla" "$0" && ! grep ": 16 fmla.* [1-9][0-9]* stores" "$0"' $work/arm_loops
+    for name in cpu_gelu_forward cpu_gelu_backward cpu_crossentropy 'cpu_\(op\|attention_[a-z]*_head\)'; do
+        check "AArch64: e^x is computed in vector registers" grep -m 1 "^$name: \([7-9]\|1.\) fmla" $work/arm_loops
+    done
+    how="CC=$cross MARCH=armv8-a GPU="
+    check "make $how builds the tests without a warning" sh -c "
+        $make -s $how CFLAGS=-O1 EXTRA='-static -Werror' \
+            \$($make -s path $how CFLAGS=-O1 EXTRA='-static -Werror')/test_gpt2_sp 2> $work/arm_make.log"
+    check "AArch64: the groups of tests for layers, the PyTorch fixture and options" aarch64_tests
+    check "AArch64: a shard has the same bytes, and a run that x86-64 began goes on to the same loss" aarch64_run
+    finish
+}
+aarch64_tests() {
+    $qemu "$($make -s path $how CFLAGS=-O1 EXTRA='-static -Werror')/test_gpt2_sp" quick layers fixture options \
+        > $work/arm_tests.log 2>&1
+    status=$?
+    grep '^FAIL' $work/arm_tests.log
+    tail -n 1 $work/arm_tests.log
+    return $status
+}
+# Both programs make a shard and 6 steps; that of AArch64 goes on from step 3 of the other's run.
+aarch64_run() {
+    here=$work/arm_run
+    rm -rf $here && mkdir -p $here
+    options="--layers 2 --heads 2 --channels 32 --seq-len 64 --batch-size 2 --threads 1 --data $here/a.tok"
+    ./train_gpt2_sp prepare --out $here/a.tok LICENSE data/json.h > $here/log &&
+        $qemu $work/arm_train prepare --out $here/b.tok LICENSE data/json.h >> $here/log &&
+        cmp $here/a.tok $here/b.tok &&
+        ./train_gpt2_sp train --out $here/x86 $options --steps 6 --save-every 3 >> $here/log &&
+        cp -r $here/x86 $here/arm && rm -r $here/arm/step_00000006 && : > $here/arm/log.jsonl &&
+        $qemu $work/arm_train train --out $here/arm $options --steps 6 --save-every 3 >> $here/log || return 1
+    for run in x86 arm; do sed -n 's/.*"step": *6,.*"loss": *\([0-9.]*\).*/\1/p' $here/$run/log.jsonl; done |
+        awk '{ loss[NR] = $1; print } END { apart = loss[1] - loss[2]
+            exit !(NR == 2 && loss[1] > 0 && apart < 1e-4 && apart > -1e-4) }'
+}
+
 # The libraries: installed, and as programs embed them.
 part_embed() { sh dev/test_embed.sh; }
 
@@ -227,7 +282,7 @@ part_readme() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-all='asan mutate tsan gpu standin gcc clang faults tokenizer asan_cli asan_procs double float finetune cli processes embed fuzz readme'
+all='asan mutate tsan gpu standin aarch64 gcc clang faults tokenizer asan_cli asan_procs double float finetune cli processes embed fuzz readme'
 parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }

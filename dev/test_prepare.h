@@ -604,7 +604,7 @@ static void test_prepare_hashes(void) {
     }
     for (int i = 0; i < TEXTS / 1024; i++) wrong += prepare_seen(&p, some[i]) != 1;   // none is forgotten
     double worst_bit = 0;
-    for (int k = 0; k < 64; k++) worst_bit = fmax(worst_bit, fabs((double)bits[k] / TEXTS - 0.5));
+    for (int k = 0; k < 64; k++) worst_bit = worst(worst_bit, fabs((double)bits[k] / TEXTS - 0.5));
     double slot = (double)p.seen_slots * 8 / (double)p.seen_count;
     check(wrong == 0 && again == 0 && worst_bit < 0.01 && p.seen_count == TEXTS && slot < 22,
         "prepare: different texts have different hashes, one text one",
