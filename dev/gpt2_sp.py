@@ -214,7 +214,8 @@ class Trainer:
 
     def __init__(self, options=None, *, config=None, feed=None, feed_validation=None, eot=-1, fingerprint=0, log=None, **named):
         self._lib, self._trainer = library(), None
-        self._kept, self._raised, self._progress = [], [], None   # what C calls must live as long as the trainer
+        self._kept, self._progress = [], None   # what C calls must live as long as the trainer
+        self._raised, self._fill_raised = [], []   # by callbacks of the call under way; by those for data, which are called ahead
         failure = Failure()
         handle = self._lib.gpt2_sp_options_new()
         if not handle:
@@ -234,7 +235,7 @@ class Trainer:
                 self._lib.gpt2_sp_on_log(handle, self._keep(LINE(lambda _, level, text: log(text.decode(errors="replace")))), None)
             self._trainer = self._lib.gpt2_sp_create(handle, byref(failure))
             if not self._trainer:
-                self._raise()
+                self._raise(self._fill_raised)
                 raise Error(failure.code, failure.text.decode(errors="replace"))
         finally:
             self._lib.gpt2_sp_options_free(handle)
@@ -243,26 +244,29 @@ class Trainer:
         self._kept.append(callback)
         return callback
 
-    def _raise(self):
+    @staticmethod
+    def _raise(raised):
         """Raises what a callback did, for no exception gets through C."""
-        if self._raised:
-            error = self._raised[0]
-            self._raised.clear()
+        if raised:
+            error = raised[0]
+            raised.clear()
             raise error
 
-    def _guard(self, call, otherwise):
+    @staticmethod
+    def _guard(raised, call):
+        """What a callback returns to C: whether it has something to say against going on."""
         try:
-            return call()
+            return int(bool(call()))
         except BaseException as error:   # pylint: disable=broad-except
-            self._raised.append(error)
-            return otherwise
+            raised.append(error)
+            return 1
 
     def _filler(self, fill):
         def filled(_, sample):
             it = sample.contents
             arrays = [numpy.ctypeslib.as_array(pointer, (length,)) if pointer else None
                       for pointer, length in ((it.tokens, it.seq_len + 1), (it.labels, it.seq_len), (it.doc_start, it.seq_len))]
-            return self._guard(lambda: int(bool(fill(it.sample, *arrays))), 1)
+            return self._guard(self._fill_raised, lambda: fill(it.sample, *arrays))
         return filled
 
     @staticmethod
@@ -273,10 +277,10 @@ class Trainer:
     def _call(self, name, *arguments):
         if not self._trainer:
             raise ValueError("the trainer is closed")
-        self._raised.clear()
         result = getattr(self._lib, "gpt2_sp_" + name)(self._trainer, *arguments)
-        self._raise()
+        self._raise(self._raised)
         if result < 0:
+            self._raise(self._fill_raised)
             raise Error(result, self._lib.gpt2_sp_error(self._trainer).decode(errors="replace"))
         return result
 
@@ -310,7 +314,7 @@ class Trainer:
     def on_progress(self, progress):
         """Has progress(Progress) called inside steps and validations; if it returns something true, the call is cancelled, as if it had not
         been made, and raises Error with the code GPT2_SP_CANCELLED. None: no more."""
-        told = PROGRESS(lambda _, it: self._guard(lambda: int(bool(progress(it.contents))), 1)) if progress else PROGRESS()
+        told = PROGRESS(lambda _, it: self._guard(self._raised, lambda: progress(it.contents))) if progress else PROGRESS()
         self._call("on_progress", told, None)
         self._progress = told
 
@@ -355,7 +359,7 @@ class Trainer:
                 raise TypeError(f"{name}: no such way to sample")
             setattr(sampling, name, value)
         if token:
-            sampling.token = TOKEN(lambda _, number: self._guard(lambda: int(bool(token(number))), 1))
+            sampling.token = TOKEN(lambda _, number: self._guard(self._raised, lambda: token(number)))
         prompt, begin = _tokens(prompt)
         out, to = _tokens(numpy.zeros(max(0, count)))
         return out[:self._call("generate", begin, len(prompt), to, count, byref(sampling))]
