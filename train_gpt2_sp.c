@@ -9093,7 +9093,8 @@ int gpt2_sp_tensor_info(const gpt2_sp* g, int64_t i, gpt2_sp_tensor* tensor) {
     gpt2_sp_tensor found;
     Error e = {0, {0}};
     if (!g || tensor_number(g, i, &job, &found) != 0) return GPT2_SP_INVALID;
-    return struct_give(tensor, &found, sizeof found, sizeof found, "gpt2_sp_tensor", &e) == 0 ? 0 : e.code;
+    const size_t least = KNOWN_UP_TO(gpt2_sp_tensor, rate);
+    return struct_give(tensor, &found, sizeof found, least, "gpt2_sp_tensor", &e) == 0 ? 0 : e.code;
 }
 
 // The tensor that a call is about: -1, with a line, if there is none such, if it has another size, or if
