@@ -849,7 +849,7 @@ static int text_open(TextFile* t, const char* path, const char* what, int (*ours
     return fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
 }
 // Writes the text to the disk, with `keep`; without, for one that is given up, nothing is an error. The first
-// 8 bytes come last: until then the file is none of its kind. Returns keep's 0 or -1.
+// 8 bytes come last: until then the file is none of its kind. 0 if it is written, else -1.
 static int text_finish(TextFile* t, int keep, Error* e) {
     int status = keep ? 0 : -1;
     if (fclose(t->f) != 0 && keep)

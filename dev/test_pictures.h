@@ -246,6 +246,31 @@ static void pictures_plan(void) {
     free(text);
 }
 
+// --- what a text may have in it ---
+
+static void pictures_texts(void) {
+    static const char* const texts[] = {"a < b", "a & b", "<b>", "say \"a\"", "a\001\nb"};
+    static const char* const written[] = {"a &lt; b", "a &amp; b", "&lt;b&gt;", "say &quot;a&quot;", "ab"};
+    int good = 0, count = (int)(sizeof texts / sizeof texts[0]);
+    for (int i = 0; i < count; i++) {
+        char *text = NULL, title[64], tip[64], label[64];
+        size_t size = 0;
+        FILE* out = open_memstream(&text, &size);
+        if (!out) break;
+        svg_open(out, 10, 10, texts[i]);
+        svg_rect(out, "op", "#000000", 1, 1, 1, 1, texts[i]);
+        svg_text(out, 10, SVG_START, 0, 0, "%s", texts[i]);
+        svg_close(out);
+        fclose(out);
+        snprintf(title, sizeof title, "<title>%s</title>\n<defs>", written[i]);
+        snprintf(tip, sizeof tip, "<title>%s</title></rect>", written[i]);
+        snprintf(label, sizeof label, ">%s</text>", written[i]);
+        good += xml_whole(text) && strstr(text, title) && strstr(text, tip) && strstr(text, label);
+        free(text);
+    }
+    check(good == count, "pictures: what XML takes for its own is escaped", "%d of %d texts", good, count);
+}
+
 // --- what a picture may replace ---
 
 static void pictures_files(void) {
@@ -474,6 +499,7 @@ static void pictures_traces(void) {
 static void test_pictures(void) {
     pictures_schedules();
     pictures_plan();
+    pictures_texts();
     pictures_files();
     pictures_traces();
     pictures_profile();
