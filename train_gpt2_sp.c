@@ -13245,7 +13245,8 @@ static int schedule_direction(const gpt2_sp_options* o, int backward, FILE* pict
 // The tables of both directions. Heads are left open.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    TextFile picture = {0};
+    TextFile picture;
+    memset(&picture, 0, sizeof picture);
     if (o->sp == 0) o->sp = 4;
     if (o->svg[0] && o->sp > FIGURE_RANKS)
         return fail(e, "--svg draws at most %d ranks (found --sp %lld): more cannot be read", FIGURE_RANKS,
@@ -13263,7 +13264,8 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     Schedule schedules[2];
     Mesh mesh;
     Layout layout;
-    TextFile picture = {0};
+    TextFile picture;
+    memset(&picture, 0, sizeof picture);
     if (o->svg[0] && text_open(&picture, o->svg, "picture", picture_is, e) != 0) return -1;
     Plan* plan = (Plan*)calloc(1, sizeof *plan);
     memset(schedules, 0, sizeof schedules);
