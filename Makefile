@@ -134,6 +134,7 @@ $(BUILD)/%: $(BUILD)/%.o
 $(BUILD)/gpt2_sp.h: train_gpt2_sp.c
 	@mkdir -p $(@D)
 	@{ echo '/* gpt2_sp.h, version $(VERSION): a trainer for small GPT-2 models on long documents, in a program of yours.'; \
+	   echo ' *'; echo ' *     cc program.c $$(pkg-config --cflags --libs gpt2_sp)          for GPUs: gpt2_spcu'; echo ' *'; \
 	   echo ' * Made from train_gpt2_sp.c by `make lib`. MIT License, $(shell sed -n 's/^Copyright/copyright/p' LICENSE). */'; \
 	   sed -n '/^#ifndef GPT2_SP_H$$/,/^#endif   .. GPT2_SP_H$$/p' $<; } > $@
 

@@ -1,4 +1,7 @@
 /* gpt2_sp.h, version 1.0.0: a trainer for small GPT-2 models on long documents, in a program of yours.
+ *
+ *     cc program.c $(pkg-config --cflags --libs gpt2_sp)          for GPUs: gpt2_spcu
+ *
  * Made from train_gpt2_sp.c by `make lib`. MIT License, copyright (c) 2026 the gpt2_sp authors. */
 #ifndef GPT2_SP_H
 #define GPT2_SP_H
