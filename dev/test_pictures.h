@@ -189,7 +189,7 @@ static void pictures_schedules(void) {
         int good = 0, count = 0, texts = 0;
         double most = 0;
         char name[96];
-        for (int i = 0; i < (quick ? 6 : 7); i++) {
+        for (int i = 0; i < (quick ? 5 : 7); i++) {
             if (SCHEDULES[kind].even_ranks && ranks[i] % 2 && ranks[i] > 1) continue;
             good += picture_holds(kind, ranks[i], &most, &texts), count++;
         }
