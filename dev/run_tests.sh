@@ -274,6 +274,17 @@ part_tokenizer() {
     exec $python/bin/python dev/check_tokenizer.py
 }
 
+# The page of a run and its curves in the terminal; the page's package comes into a Python under build/ if there is none.
+part_report() {
+    python=python3
+    if ! python3 -c 'import matplotlib' > /dev/null 2>&1; then
+        python=$PWD/$work/python_report/bin/python
+        { [ -x "$python" ] || python3 -m venv $work/python_report; } > $work/pip_report.log 2>&1 &&
+            "$python" -m pip install -q matplotlib >> $work/pip_report.log 2>&1 && "$python" -c 'import matplotlib' || python=
+    fi
+    sh dev/test_report.sh ./train_gpt2_sp "$python"
+}
+
 # README.md and the files beside it show what the program's commands print.
 part_readme() {
     check "the documents show what their commands print" sh dev/check_readme.sh
@@ -282,7 +293,7 @@ part_readme() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-all='asan mutate tsan gpu standin aarch64 gcc clang faults tokenizer asan_cli asan_procs double float finetune cli processes embed fuzz readme'
+all='asan mutate tsan gpu standin aarch64 gcc clang faults tokenizer asan_cli asan_procs double float finetune cli processes report embed fuzz readme'
 parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }

@@ -12,42 +12,27 @@ Needs Python 3.8, and the package tensorboard or wandb.
 """
 import argparse
 import csv
-import json
 import os
 import sys
+
+from run_log import log_path, name_of, read_log, run_options
 
 NO_SCALARS = ("step", "time")
 OURS = ".gpt2_sp"   # how the names of the files end that this script writes for TensorBoard
 
 
-def read_log(run):
-    """The lines of a run's log that count, as dicts in the order of their steps. A validation before the first step of
-    a launch is a line of its own, without a loss: it stands beside the line of its step."""
-    path = os.path.join(run, "log.jsonl") if os.path.isdir(run) else run
-    rows = []
+def rows_of(run):
+    """The lines of a run's log that count, as dicts in the order of their steps."""
+    path = log_path(run)
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip("\0\n "):
-                    continue
-                try:
-                    row = json.loads(line)
-                    step = row["step"]
-                except (ValueError, KeyError, TypeError):
-                    print(f"export_log.py: {path}:{number}: not a line of a log, left out", file=sys.stderr)
-                    continue
-                alone = "loss" not in row
-                while rows and (rows[-1]["step"] > step or (rows[-1]["step"] == step and not alone)):
-                    rows.pop()
-                if rows and rows[-1]["step"] == step:
-                    rows[-1] = dict(rows[-1], val_loss=row.get("val_loss"))
-                else:
-                    rows.append(row)
+        log = read_log(run)
     except OSError as error:
         sys.exit(f"export_log.py: {path}: {error.strerror}")
-    if not rows:
+    for number in log.damaged:
+        print(f"export_log.py: {path}:{number}: not a line of a log, left out", file=sys.stderr)
+    if not log.rows:
         sys.exit(f"export_log.py: {path}: no step in it")
-    return rows
+    return log.rows
 
 
 def scalars(row):
@@ -56,26 +41,8 @@ def scalars(row):
             if name not in NO_SCALARS and isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 
-def run_options(run):
-    """The options of a run, as its run.cfg has them."""
-    path = os.path.join(run if os.path.isdir(run) else os.path.dirname(run), "run.cfg")
-    options = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                name, equals, value = line.partition("=")
-                if equals and not line.startswith("#"):
-                    options[name.strip()] = value.strip()
-    return options
-
-
-def name_of(run):
-    path = os.path.normpath(run)
-    return os.path.basename(os.path.dirname(os.path.abspath(path)) if path.endswith("log.jsonl") else os.path.abspath(path))
-
-
 def to_csv(runs, path):
-    rows = [dict(row, run=name_of(run)) for run in runs for row in read_log(run)]
+    rows = [dict(row, run=name_of(run)) for run in runs for row in rows_of(run)]
     names = ["run"] + [name for name in dict.fromkeys(name for row in rows for name in row) if name != "run"]
     out = sys.stdout if path == "-" else open(path, "x", newline="", encoding="utf-8")
     with out:
@@ -92,7 +59,7 @@ def to_tensorboard(runs, folder):
     except ImportError:
         sys.exit("export_log.py: --tensorboard needs a package: python3 -m pip install tensorboard")
     for run in runs:
-        rows, place = read_log(run), os.path.join(folder, name_of(run))
+        rows, place = rows_of(run), os.path.join(folder, name_of(run))
         there = os.listdir(place) if os.path.isdir(place) else []
         foreign = [name for name in there if not name.startswith("events.out.tfevents.") or not name.endswith(OURS) or
                    os.path.islink(os.path.join(place, name)) or not os.path.isfile(os.path.join(place, name))]
@@ -114,7 +81,7 @@ def to_wandb(runs, project, offline):
     except ImportError:
         sys.exit("export_log.py: --wandb needs a package: python3 -m pip install wandb")
     for run in runs:
-        rows = read_log(run)
+        rows = rows_of(run)
         there = wandb.init(project=project, name=name_of(run), config=run_options(run),
                            mode="offline" if offline else None)
         for row in rows:

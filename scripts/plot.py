@@ -15,22 +15,18 @@ import json
 import os
 import sys
 
+from run_log import log_path, name_of, read_log
 
-def read_log(run):
-    """The lines of a run's log, as dicts. Where the run went on from an earlier step, what came after that step before
-    does not count. A validation before the first step of a launch is a line without `loss`, beside that of its step.
-    A line that has neither a loss nor a val_loss (not finite) is left out."""
-    path = os.path.join(run, "log.jsonl") if os.path.isdir(run) else run
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for row in (json.loads(line) for line in lines if line.strip()):
-            while rows and (rows[-1]["step"] > row["step"] or (rows[-1]["step"] == row["step"] and "loss" in row)):
-                rows.pop()
-            rows.append(row)
-    rows = [row for row in rows if row.get("loss") is not None or row.get("val_loss") is not None]
-    if not rows:
-        sys.exit(f"plot.py: {path}: no step in it")
-    return rows
+
+def log_of(run):
+    """A run's log, which has a loss or a val_loss."""
+    try:
+        log = read_log(run)
+    except OSError as error:
+        sys.exit(f"plot.py: {log_path(run)}: {error.strerror}")
+    if not log.series("loss") and not log.series("val_loss"):
+        sys.exit(f"plot.py: {log_path(run)}: no step in it")
+    return log
 
 
 def running_mean(values, window):
@@ -42,20 +38,20 @@ def running_mean(values, window):
     return out
 
 
-def name_of(path):
-    name = os.path.basename(os.path.normpath(path))
-    return name[:-5] if name.endswith(".json") else name
+def plain(name):
+    """A name as matplotlib shows it: no formula between dollars, and not left out of the legend for its first letter."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def draw_loss(axes, runs, labels):
-    for i, (run, label) in enumerate(zip(runs, labels)):
-        rows, color = read_log(run), f"C{i}"
-        steps = [row for row in rows if row.get("loss") is not None]
+def draw_loss(axes, logs, labels):
+    for i, (log, label) in enumerate(zip(logs, labels)):
+        steps, color = log.series("loss"), f"C{i}"
         tokens, loss = [row["tokens"] / 1e6 for row in steps], [row["loss"] for row in steps]
         style = ["-", "--", ":", "-."][i % 4]   # runs that agree lie on top of each other: let both be seen
         axes.plot(tokens, loss, color=color, linewidth=0.6, alpha=0.35)
-        axes.plot(tokens, running_mean(loss, max(1, len(loss) // 25)), style, color=color, linewidth=1.8, label=f"{label}: training")
-        seen = [(row["tokens"] / 1e6, row["val_loss"]) for row in rows if row.get("val_loss") is not None]
+        axes.plot(tokens, running_mean(loss, max(1, len(loss) // 25)), style, color=color, linewidth=1.8,
+                  marker="." if len(loss) == 1 else None, label=f"{label}: training")
+        seen = [(row["tokens"] / 1e6, row["val_loss"]) for row in log.series("val_loss")]
         if seen:
             axes.plot(*zip(*seen), "os^v"[i % 4], color=color, markersize=5, markerfacecolor="none" if i else color, label=f"{label}: validation")
     axes.set_xlabel("tokens seen (millions)")
@@ -65,9 +61,24 @@ def draw_loss(axes, runs, labels):
 
 def read_models(path):
     """The objects of the models that a file of `eval --json` tells of: one, or two that were compared."""
-    with open(path, encoding="utf-8") as file:
-        told = json.load(file)
-    return told.get("models", [told])
+    try:
+        with open(path, encoding="utf-8") as file:
+            told = json.load(file)
+        return told.get("models", [told])
+    except OSError as error:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {path}: {error.strerror}")
+    except (ValueError, AttributeError):
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {path}: not what `eval --json 1` writes")
+
+
+def evaluations(paths):
+    """The models of all files, and their names: the file's, or of two that were compared each one's own."""
+    models, names = [], []
+    for path in paths:
+        told = read_models(path)
+        models += told
+        names += [name_of(path)] if len(told) == 1 else [name_of(model["from"]) for model in told]
+    return models, names
 
 
 def draw_positions(axes, models, labels, rows, figure, title):
@@ -145,17 +156,15 @@ def main():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    models, names = [], []
-    for path in args.eval:
-        told = read_models(path)
-        models += told
-        names += [name_of(path)] if len(told) == 1 else [name_of(model["from"]) for model in told]
+    models, names = evaluations(args.eval)
     labels = args.labels + ([name_of(path) for path in args.runs] + names)[len(args.labels):]
+    labels = [plain(label) for label in labels]
     drawn = pictures(models, labels[len(args.runs):])
     if args.eval and not drawn:
         sys.exit(f"plot.py: {args.eval[0]}: nothing to draw (eval --data ... --json writes `loss_by_position`)")
     if args.runs:
-        drawn.insert(0, (lambda axes: draw_loss(axes, args.runs, labels[:len(args.runs)]), True))
+        logs = [log_of(run) for run in args.runs]
+        drawn.insert(0, (lambda axes: draw_loss(axes, logs, labels[:len(args.runs)]), True))
     columns = min(len(drawn), 3)
     lines = -(-len(drawn) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(5.2 * columns, 3.9 * lines), squeeze=False)
