@@ -129,6 +129,7 @@ part_clang() {
 
 # The CPU program for AArch64, run by qemu where this machine is another. Linked statically: it needs no
 # libraries of that processor to run. What the linker then says of getaddrinfo and dlopen is not shown.
+# The program is optimised as `make` does it; the tests are not, which halves the part's time.
 part_aarch64() {
     cross=aarch64-linux-gnu-gcc qemu=qemu-aarch64
     has $qemu || qemu=qemu-aarch64-static
@@ -152,14 +153,14 @@ part_aarch64() {
     done
     how="CC=$cross MARCH=armv8-a GPU="
     check "make $how builds the tests without a warning" sh -c "
-        $make -s $how CFLAGS=-O1 EXTRA='-static -Werror' \
-            \$($make -s path $how CFLAGS=-O1 EXTRA='-static -Werror')/test_gpt2_sp 2> $work/arm_make.log"
+        $make -s $how CFLAGS=-O0 EXTRA='-static -Werror' \
+            \$($make -s path $how CFLAGS=-O0 EXTRA='-static -Werror')/test_gpt2_sp 2> $work/arm_make.log"
     check "AArch64: the groups of tests for layers, the PyTorch fixture and options" aarch64_tests
     check "AArch64: a shard has the same bytes, and a run that x86-64 began goes on to the same loss" aarch64_run
     finish
 }
 aarch64_tests() {
-    $qemu "$($make -s path $how CFLAGS=-O1 EXTRA='-static -Werror')/test_gpt2_sp" quick layers fixture options \
+    $qemu "$($make -s path $how CFLAGS=-O0 EXTRA='-static -Werror')/test_gpt2_sp" quick layers fixture options \
         > $work/arm_tests.log 2>&1
     status=$?
     grep '^FAIL' $work/arm_tests.log
@@ -179,7 +180,7 @@ aarch64_run() {
         $qemu $work/arm_train train --out $here/arm $options --steps 6 --save-every 3 >> $here/log || return 1
     for run in x86 arm; do sed -n 's/.*"step": *6,.*"loss": *\([0-9.]*\).*/\1/p' $here/$run/log.jsonl; done |
         awk '{ loss[NR] = $1; print } END { apart = loss[1] - loss[2]
-            exit !(NR == 2 && loss[1] > 0 && apart < 1e-4 && apart > -1e-4) }'
+            exit !(NR == 2 && loss[1] > 0 && apart < 1e-6 && apart > -1e-6) }'
 }
 
 # The libraries: installed, and as programs embed them.
