@@ -81,6 +81,9 @@ if [ "$python" ]; then
             "Needles" "optimizer state" "Schedule of attention: dist, 2 ranks"; do
             grep -q "$text" page.html || { echo "no $text"; exit 1; }
         done'
+    check "the schedule's picture is the one that schedule --svg draws" sh -c '
+        "$0" schedule --schedule dist --sp 2 --svg dist.svg > out &&
+            grep "alt=\"schedule dist of 2 ranks\"" page.html | grep -cF "base64,$(base64 -w 0 dist.svg)\""' "$program"
     check "the plan's total is what plan says" sh -c '
         total=$("$0" plan --json 1 --config runs/_plain/run.cfg | sed "s/.*\"total\": \([0-9]*\).*/\1/")
         total=$(awk "BEGIN { printf \"%.2f\", $total / 1048576 }")

@@ -38,6 +38,7 @@ th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid #ece
 th.run, td.text { white-space: normal; min-width: 7rem; max-width: 20rem; overflow-wrap: anywhere; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #f6f6f6; white-space: normal; min-width: clamp(5.5rem, 16vw, 12rem); }
 thead th { background: #f6f6f6; } tr:last-child > * { border-bottom: 0; }
+.wide { width: auto; } .wide img { min-width: 46rem; }
 pre { margin: 0; padding: .75rem; font: .8rem/1.4 ui-monospace, monospace; overflow-wrap: normal; }
 """
 
@@ -221,7 +222,8 @@ def schedule(program, kind, ranks):
             told, why = ask(command + ["--svg", path])
             if told is not None and os.path.exists(path):
                 with open(path, "rb") as file:
-                    return image("image/svg+xml", file.read(), f"schedule {kind} of {ranks} ranks")
+                    drawn = image("image/svg+xml", file.read(), f"schedule {kind} of {ranks} ranks")
+                    return f'<div class="box wide" tabindex=0 role=region aria-label="schedule">{drawn}</div>\n'
             return note(f"No picture of the schedule {kind}: {why}", "warn")
     told, why = ask(command)
     if told is None:
