@@ -38,7 +38,7 @@ sanitized="CFLAGS='-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined"
 sanitized="$sanitized -fno-sanitize-recover=undefined'"
 part_asan() {
     if usable cc -fsanitize=address,undefined; then
-        tests "$sanitized"
+        tests "$sanitized" quick
     else
         skip "AddressSanitizer and UndefinedBehaviorSanitizer" "the compiler has none that run here"
         finish
@@ -59,7 +59,7 @@ part_asan_cli() {
 part_tsan() {
     if usable cc -fsanitize=thread; then
         tests "HAS_OPENMP= CFLAGS='-O1 -g -fsanitize=thread'" \
-            quick schedules attention runs memory resume loader net transport commands library cancel own-data tensors pictures
+            quick schedules attention runs memory resume loader net transport commands library cancel own-data pictures
     else
         skip "ThreadSanitizer" "the compiler has none that runs here"
         finish
