@@ -925,7 +925,10 @@ for signal in INT TERM; do
     tries=0
     until [ -s runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
     sleep 0.3
-    kill -$signal $pid; sleep 0.2; kill -$signal $pid
+    kill -$signal $pid
+    tries=0   # two signals of a kind that wait together are one
+    until grep -q '^stopping' slow.err || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+    kill -$signal $pid
     wait $pid
     status=$?
     check "a second SIG$signal leaves at once, the first is acknowledged" sh -c '
