@@ -926,8 +926,9 @@ for signal in INT TERM; do
     until [ -s runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
     sleep 0.3
     kill -$signal $pid
-    tries=0   # two signals of a kind that wait together are one
+    tries=0   # what comes within a tenth of a second of the first is not a second one
     until grep -q '^stopping' slow.err || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done
+    sleep 0.2
     kill -$signal $pid
     wait $pid
     status=$?
