@@ -631,17 +631,18 @@ static size_t struct_known(const void* theirs, size_t own, size_t least, const c
     else fail_as(GPT2_SP_INVALID, e, "there is no %s", name);
     return 0;
 }
-// Writes what a public function tells into the caller's struct, all but its size.
-static int struct_give(void* to, const void* told, size_t own, size_t least, const char* name, Error* e) {
-    size_t known = struct_known(to, own, least, name, e);
-    if (known) memcpy((char*)to + sizeof known, (const char*)told + sizeof known, known - sizeof known);
+// Copies so many bytes of a public struct, all but its size; 0 bytes: -1.
+static int struct_copy(void* to, const void* from, size_t known) {
+    if (known) memcpy((char*)to + sizeof known, (const char*)from + sizeof known, known - sizeof known);
     return known ? 0 : -1;
+}
+// Writes what a public function tells into the caller's struct.
+static int struct_give(void* to, const void* told, size_t own, size_t least, const char* name, Error* e) {
+    return struct_copy(to, told, struct_known(to, own, least, name, e));
 }
 // Reads what the caller asks for; what it does not know of stays as it is.
 static int struct_take(void* to, size_t own, const void* asked, size_t least, const char* name, Error* e) {
-    size_t known = struct_known(asked, own, least, name, e);
-    if (known) memcpy((char*)to + sizeof known, (const char*)asked + sizeof known, known - sizeof known);
-    return known ? 0 : -1;
+    return struct_copy(to, asked, struct_known(asked, own, least, name, e));
 }
 
 // See the header, for these.
@@ -9104,13 +9105,14 @@ static int tensor_asked(
     static const int states[] = {STATE_WEIGHTS, STATE_GRADIENTS, STATE_M, STATE_V};
     gpt2_sp_tensor tensor;
     int64_t i = 0;
+    int missing = 0;
     if (what < GPT2_SP_WEIGHTS || what > GPT2_SP_MOMENT2)
         return fail_as(GPT2_SP_INVALID, &g->error,
             "%d is none of GPT2_SP_WEIGHTS, _GRADIENTS, _MOMENT1 and _MOMENT2", what);
-    while (tensor_number(g, i, job, &tensor) == 0 && strcmp(tensor.name, name) != 0 &&
+    while ((missing = tensor_number(g, i, job, &tensor)) == 0 && strcmp(tensor.name, name) != 0 &&
         strcmp(tensor.name + strlen(MODEL_PREFIX), name) != 0)
         i++;
-    if (tensor_number(g, i, job, &tensor) != 0)
+    if (missing)
         return fail_as(GPT2_SP_INVALID, &g->error,
             "there is no tensor `%.100s`: gpt2_sp_tensor_info tells all names", name);
     if (elements != tensor.elements)
