@@ -120,7 +120,9 @@ static void export_shorter(const gpt2_sp* g, const char* run) {
     gpt2_sp* b = export_back(run, "seq-len=8", error);
     gpt2_sp* fewer = b ? export_back(run, "seq-len=8 n-positions=12", error) : NULL;
     int64_t rows = b ? b->mesh.shape.N : 0, asked = fewer ? fewer->mesh.shape.N : 0;
-    int64_t differ = rows == EXPORT_T ? export_differing(g, b, GPT2_SP_FP32) : -1;
+    int64_t differ = rows == EXPORT_T ? 0 : -1;
+    for (int64_t i = 0; differ >= 0 && i < g->layout.elements; i++)   // a run has them as they are computed
+        differ += !(g->ranks[0].state[STATE_WEIGHTS][i] == b->ranks[0].state[STATE_WEIGHTS][i]);
     check(differ == 0 && b->mesh.shape.T == 8 && asked == 12,
         "export: a model that goes on with shorter sequences keeps its positions",
         "%lld rows of %d, %lld numbers differ; %lld where 12 are asked for %s", (long long)rows, EXPORT_T,
