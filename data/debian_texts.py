@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Texts to pretrain a small model on, from Debian's packages: sources and documentation of the kernel, and manuals.
 
-    python3 data/debian_texts.py --out train.jsonl.xz --held held.jsonl.xz [--megabytes 700]
+    python3 data/debian_texts.py --out train.jsonl.xz --held held.jsonl.xz [--megabytes 700] [--held-bytes 60000]
 
 Downloads the packages (apt-get download, on a Debian or Ubuntu; nothing is installed), takes their text files out of
 them, a document each, and leaves out what is no UTF-8, empty, there twice, or a table that packs to a tenth. About one
 in HELD documents is held out, chosen by a hash of its name, so that the same files are held out whatever else is
-taken. --megabytes: of text, in an order that a hash gives. The lines are read by
+taken. --megabytes: of text, in an order that a hash gives. --held-bytes: only documents of at least so many bytes are
+held out for measuring, long contexts want long documents; shorter ones of the held-out share are left out. The lines are read by
 
     xz -dc train.jsonl.xz | ./train_gpt2_sp prepare --tokenizer gpt2.tiktoken --input-format jsonl --out train.tok -
 
@@ -108,16 +109,19 @@ def main():
     parser.add_argument("--held", required=True)
     parser.add_argument("--megabytes", type=float, default=700)
     parser.add_argument("--held-megabytes", type=float, default=20)
+    parser.add_argument("--held-bytes", type=int, default=0)
     parser.add_argument("--packages", nargs="+", default=PACKAGES)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         every = sorted(documents(options.packages, folder), key=lambda one: number(one[0], "order"))
-    for path, held, megabytes in ((options.out, False, options.megabytes), (options.held, True, options.held_megabytes)):
+    for path, held, megabytes, least in ((options.held, True, options.held_megabytes, options.held_bytes),
+                                         (options.out, False, options.megabytes, 0)):
         chosen, left = [], megabytes * 1e6
-        for one in every:
-            if (number(one[0], "held") % HELD == 0) == held and left > 0:
-                chosen.append(one)
-                left -= len(one[1].encode())
+        for name, text in every:
+            size = len(text.encode())
+            if (number(name, "held") % HELD == 0) == held and left > 0 and size >= least:
+                chosen.append((name, text))
+                left -= size
         write(path, chosen)
 
 

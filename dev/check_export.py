@@ -2,7 +2,7 @@
 """Exports a model of gpt2_sp in every type, opens it in Hugging Face's Transformers, and brings it back.
 
     python3 -m venv build/venv && build/venv/bin/pip install torch transformers safetensors
-    build/venv/bin/python dev/check_export.py runs/a [--program ./train_gpt2_sp] [--tokens 1024] [--steps 20]
+    make lib && build/venv/bin/python dev/check_export.py runs/a [--program ./train_gpt2_sp] [--tokens 1024] [--steps 20]
 
 RUN is a run, a checkpoint, a folder of Transformers or a model file of llm.c, with --center 1 or 0. Held:
 each export opens with from_pretrained, in its type, with every tensor used; its numbers are those that PyTorch rounds to, to the
@@ -92,7 +92,7 @@ def check_types(program, source, count):
         config = model.config
         tokens = np.random.Generator(np.random.PCG64(1)).integers(0, config.vocab_size, config.n_positions)
         ids = torch.tensor(tokens[None, :min(count, config.n_positions)])
-        ours = program_logits(folder, tokens, config.vocab_size)[:ids.shape[1]]
+        ours = program_logits(folder, tokens)[:ids.shape[1]]
         with torch.no_grad():
             native = model(ids).logits[0].double().numpy()
             single = model.float()(ids).logits[0].double().numpy()

@@ -2,18 +2,16 @@
 """Opens a checkpoint of gpt2_sp in Hugging Face's Transformers and compares the logits with the program's own.
 
     python3 -m venv build/venv && build/venv/bin/pip install torch transformers
-    build/venv/bin/python dev/check_transformers.py runs/a/step_00000100 [--tokens 1024]
+    make lib && build/venv/bin/python dev/check_transformers.py runs/a/step_00000100 [--tokens 1024]
 
-The folder is opened as it is, by GPT2LMHeadModel.from_pretrained. The program's logits come from a small C program that includes
-train_gpt2_sp.c; it is compiled here (CC, or cc; OpenMP is not needed). Both read the same random tokens. The yardstick is the
+The folder is opened as it is, by GPT2LMHeadModel.from_pretrained. The program's logits come from its library (GPT2_SP_LIBRARY, or
+libgpt2sp.so of this tree). Both read the same random tokens. The yardstick is the
 same Transformers model in float64: the program's error must be at most twice that of Transformers in float32, plus an ulp.
 Nothing of this is needed to build, run or test gpt2_sp. Exit status 0: equal within rounding.
 """
 import argparse
 import os
-import subprocess
 import sys
-import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")   # a folder is opened, nothing is looked up
 
@@ -21,53 +19,14 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = r"""
-#define GPT2_SP_NO_MAIN
-#include "train_gpt2_sp.c"
-
-// logits FOLDER TOKENS LOGITS: reads int32 tokens, writes the float32 logits (T, V) after each of them.
-int main(int argc, char** argv) {
-    gpt2_sp_options o;
-    Error e = {{0}};
-    gpt2_sp_defaults(&o);
-    if (argc != 4) return 2;
-    snprintf(o.from, sizeof o.from, "%s", argv[1]);
-    gpt2_sp* g = trainer_make(&o, trainer_load, &e);
-    if (!g) { fprintf(stderr, "%s\n", e.text); return 1; }
-    Rank* r = &g->ranks[0];
-    const Shape* s = &g->mesh.shape;
-    FILE *in = fopen(argv[2], "rb"), *out = fopen(argv[3], "wb");
-    if (!in || !out || fread(r->batches[2].tokens, sizeof(int32_t), (size_t)s->T, in) != (size_t)s->T) return 1;
-    for (int64_t t = 0; t < s->T; t++) r->batches[2].labels[t] = 0;
-    if (ranks_run(g, rank_evaluate, &g->evaluation) != 0) { fprintf(stderr, "%s\n", g->error.text); return 1; }
-    real* row = (real*)malloc((size_t)s->Vp * sizeof(real));
-    for (int64_t t = 0; t < s->T; t++) {   // rank_evaluate left the final norm's output
-        cpu_matmul_forward(row, r->lnf + t * s->C, weight(r, 0, P_wte), NULL, 1, s->C, s->Vp, r->scratch);
-        for (int64_t v = 0; v < s->V; v++) {
-            float logit = (float)row[v];
-            fwrite(&logit, sizeof logit, 1, out);
-        }
-    }
-    free(row);
-    fclose(in);
-    int status = fclose(out) != 0;
-    gpt2_sp_destroy(g);
-    return status;
-}
-"""
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import gpt2_sp
 
 
-def program_logits(folder, tokens, vocab):
-    """Logits (T, V) of the C program."""
-    with tempfile.TemporaryDirectory() as temp:
-        path = [os.path.join(temp, name) for name in ("logits.c", "logits", "tokens", "out")]
-        with open(path[0], "w", encoding="utf-8") as f:
-            f.write(PROGRAM)
-        subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-O2", "-march=native", "-w", "-I", ROOT, path[0], "-o", path[1], "-lz", "-lm", "-lpthread"], check=True)
-        tokens.astype("<i4").tofile(path[2])
-        subprocess.run([path[1], folder, path[2], path[3]], check=True)
-        return np.fromfile(path[3], "<f4").reshape(len(tokens), vocab).astype(np.float64)
+def program_logits(folder, tokens):
+    """Logits (T, V) of the C library for T tokens, the context of the model."""
+    with gpt2_sp.Trainer(init_from=folder, feed=np.resize(tokens, len(tokens) + 1), seq_len=len(tokens), steps=1) as trainer:
+        return trainer.logits(tokens).astype(np.float64)
 
 
 def main():
@@ -86,7 +45,7 @@ def main():
         ids = torch.tensor(tokens[None, :count])
         single = model.float()(ids).logits[0].double().numpy()
         double = model.double()(ids).logits[0].numpy()
-    ours = program_logits(args.folder, tokens, config.vocab_size)[:count]
+    ours = program_logits(args.folder, tokens)[:count]
     error = np.abs(ours - double).max()
     theirs = np.abs(single - double).max()
     limit = 2 * theirs + np.abs(double).max() * 2.0 ** -23

@@ -35,7 +35,7 @@ def main():
         sys.exit(__doc__)
     data, run, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
     picture = sys.argv[4] if len(sys.argv) == 5 else None
-    options = {"data": data, "val-data": data, "out": run, "steps": steps, "layers": 2, "heads": 2, "channels": 32, "seq-len": 128, "lr": 1e-3}
+    options = {"data": data, "val-data": data, "out": run, "steps": steps, "layers": 2, "heads": 2, "channels": 64, "seq-len": 128, "lr": 1e-3}
     try:
         with gpt2_sp.Trainer(options) as trainer:
             losses, validations = [], [(trainer.steps, trainer.validate(4))]

@@ -1394,7 +1394,7 @@ static void training_not_finite(void) {
         refused += !stats.updated;
     }
     int same = same_bits(before, weights_and_m(g));
-    check(updated == 1 && refused == steps && steps == 10 && status == -1 && same,
+    check(updated == 1 && refused == steps && steps == 10 && status == GPT2_SP_NOT_FINITE && same,
         "training: a step that is not finite updates nothing, ten end the run",
         "%d of %d steps refused, weights and moments %s; then: %s", refused, steps,
         same ? "unchanged" : "CHANGED", gpt2_sp_error(g));

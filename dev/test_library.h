@@ -424,11 +424,23 @@ static void own_equal(void) {
         }
 }
 
+// How far the losses of a model that has hardly begun may be apart, as a share of them, where the same sums come in another order. On a
+// GPU: what bf16 leaves in logits of the size 0.02 sqrt C after some steps.
+static double losses_apart(const gpt2_sp* g, double loss) {
+#ifdef GPT2_SP_GPU
+    const Shape* s = &g->mesh.shape;
+    return 2 * rounding_noise((double)roundings_of_gradient(s->L, 0)) * 0.02 * sqrt((double)s->C) / loss;
+#else
+    (void)g, (void)loss;
+    return IS_DOUBLE ? 1e-13 : 2e-6;
+#endif
+}
+
 // Losses do not depend on how the program's samples are split.
 static void own_splits(void) {
     static const char* const splits[] = {"sp=1 batch-size=4", "sp=2 batch-size=4", "sp=3 batch-size=4",
         "dp=2 batch-size=2", "grad-accum=4 batch-size=1", "dp=2 sp=3 batch-size=1 grad-accum=2 zero=3"};
-    double losses[6][3], most = 0;
+    double losses[6][3], most = 0, allowed = 0;
     for (int i = 0; i < 6; i++) {
         char error[GPT2_SP_TEXT] = "", split[128];
         snprintf(split, sizeof split, "%s doc-mask=1 val-data=", splits[i]);
@@ -442,9 +454,10 @@ static void own_splits(void) {
             most = worst(most, fabs(losses[i][k] - losses[0][k]) / losses[0][k]);
         }
         if (!g) printf("     %s\n", error);
+        if (g) allowed = losses_apart(g, losses[i][0]);
         gpt2_sp_destroy(g);
     }
-    check_below(most, IS_DOUBLE ? 1e-13 : 2e-6, "own data: losses do not depend on sp, dp or passes",
+    check_below(most, allowed, "own data: losses do not depend on sp, dp or passes",
         "6 ways, 3 steps of 4 masked samples: apart by");
 }
 
