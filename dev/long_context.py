@@ -29,7 +29,7 @@ SIZES = {
              "parent": 200_000, "further": 100_000, "lr": 3e-3, "lr_further": 1e-3},
     "small": {"model": "--layers 6 --heads 6 --channels 384", "contexts": (1024, 8192, 32768), "batch": 131072, "rows": 65536,
               "parent": 200_000_000, "further": 30_000_000, "lr": 1e-3, "lr_further": 5e-4},
-    "d12": {"model": "--model d12", "contexts": (1024, 8192, 32768), "batch": 262144, "rows": 32768,
+    "d12": {"model": "--model d12", "contexts": (1024, 8192, 32768), "batch": 131072, "rows": 65536,
             "parent": 200_000_000, "further": 40_000_000, "lr": 6e-4, "lr_further": 3e-4},
 }
 
@@ -43,6 +43,14 @@ RECIPES = {
     "d": ("positions faded to none at the short context", [("S", 1.0, "--positions none --fade-steps HALF --n-positions L")]),
     "e": ("segments at their places in the documents",
           [("M/2", 0.9, "--grow tile --n-positions L --pos-from document"), ("L", 0.1, "--pos-from document")]),
+    "f": ("positions faded to none, then longer in two stages",
+          [("S", 0.3, "--positions none --fade-steps HALF --n-positions L"), ("M", 0.4, "--positions none --window-ramp S"),
+           ("L", 0.3, "--positions none --window-ramp M")]),
+    "g": ("positions tiled, new ones learn ten times as fast",
+          [("M", 0.6, "--grow tile --lr-scale-new 10"), ("L", 0.4, "--grow tile --lr-scale-new 10")]),
+    "h": ("positions faded to none while windows grow",
+          [("M", 0.6, "--grow tile --n-positions L --positions none --fade-steps HALF --window-ramp S"),
+           ("L", 0.4, "--positions none --window-ramp M")]),
 }
 
 
@@ -61,7 +69,8 @@ def run(command, log):
 
 class Experiment:
     def __init__(self, options):
-        self.options, self.size, self.out = options, SIZES[options.size], options.out
+        self.options, self.size, self.out = options, dict(SIZES[options.size]), options.out
+        self.size["further"] = options.further or self.size["further"]
         self.short, self.middle, self.long = self.size["contexts"]
         os.makedirs(os.path.join(self.out, "eval"), exist_ok=True)
 
@@ -209,7 +218,8 @@ def main():
     parser.add_argument("--held", help="shards of held-out, long documents")
     parser.add_argument("--out", required=True)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--only", default="parent," + ",".join(RECIPES), help="parts, separated by commas")
+    parser.add_argument("--only", default="parent,a,b,c,d,e", help="parts, separated by commas")
+    parser.add_argument("--further", type=int, default=0, help="tokens of each recipe; 0: as the size says")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--measure", type=int, default=2_097_152, help="held-out tokens to evaluate on")
     parser.add_argument("--more", default="", help="options of every run")
