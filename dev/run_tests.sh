@@ -286,11 +286,8 @@ part_report() {
     sh dev/test_report.sh ./train_gpt2_sp "$python"
 }
 
-# README.md and the files beside it show what the program's commands print.
-part_readme() {
-    check "the documents show what their commands print" sh dev/check_readme.sh
-    finish
-}
+# README.md and the documents in dev/ show what the program's commands print. Of dev/lecture.md the short ones; `make lecture` runs all.
+part_readme() { sh dev/check_readme.sh; }
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
