@@ -1,22 +1,23 @@
 #!/bin/sh
 # Runs the commands that stand in the documents and compares what they print with what stands below them.
 #
-#     sh dev/check_readme.sh [--long] [--update] [FILE...]      exit status 1, and the differences, if a file is not up to date
+#     sh dev/check_readme.sh [--long] [--update] [FILE...]      exit status 1, and differences, if one is not up to date
 #
 #     --long       the blocks that are marked `long` too
 #     --update     puts the outputs of today in their places
 #     FILE...      these instead of README.md, dev/REFERENCE.md, dev/RESULTS.md and dev/lecture.md
 #
-# In a block that begins with ```console every line that begins with `$ ` is a command, and so are the lines that follow it and begin
-# with `> `. All others are output. The commands of a file run one after the other in one temporary folder, in which the files of the tree lie
-# under their names. What they print must be the same to the letter, unless words behind `console` say otherwise:
+# In a block that begins with ```console every line that begins with `$ ` is a command, and so are the lines that follow
+# it and begin with `> `. All others are output. The commands of a file run one after the other in one temporary folder,
+# in which the files of the tree lie under their names. What they print must be the same to the letter, unless words
+# behind `console` say otherwise:
 #
 #     within X %   each number may differ by X percent; all else must be the same
 #     measured     numbers are of one machine on one day and not compared; all else must be the same
 #     long         needs more than a second or two, or ./test_gpt2_sp: run only with --long
 #
-# A block that begins with ```c FILE shows that file as it is. A picture FOLDER/NAME.svg beside the document DOCUMENT, where
-# DOCUMENT is FOLDER.md, must be what the commands of the document have written as NAME.svg.
+# A block that begins with ```c FILE shows that file as it is. A picture FOLDER/NAME.svg beside the document FOLDER.md must
+# be what a command of the document has written as NAME.svg.
 set -eu
 cd "$(dirname "$0")/.."
 . dev/checks.sh
@@ -36,8 +37,8 @@ done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The commands of the file $1: for the Nth $work/N.command, N.want, what stands below it, N.rule, the words behind `console`, and
-# N.line; or, with today=1, the file as it would be with the outputs N.put. Prints how many there are, or the file.
+# Takes the file $1 apart and prints how many commands it has: the Nth is $work/N.command, what stands below it N.want,
+# the words behind `console` N.rule, and where it stands N.line. With $2 = 1: prints the file with the outputs N.put.
 commands_of() {
     awk -v work="$work" -v today="${2:-0}" '
     function begin(command) {
@@ -129,6 +130,6 @@ for file; do
         [ ! -e "$svg" ] || check "$svg is what the command draws" picture "$svg"
     done
     [ $left = 0 ] || echo "$file: $left commands of blocks that are marked long are not run here (--long)"
-    [ $update = no ] || { commands_of "$file" 1 > "$work/new" && { cmp -s "$work/new" "$file" || cat "$work/new" > "$file"; }; }
+    [ $update = no ] || { commands_of "$file" 1 > "$work/new" && cat "$work/new" > "$file"; }
 done
 finish

@@ -1,6 +1,6 @@
 # The pairs that DistFlashAttention's Algorithm 2 leaves out: awk -f algorithm2.awk
-# At step t worker p does its own pair (p, p - t) if p > t. Else it helps worker p - t + P, but not at the last step t = P/2, rounded
-# down. Workers are counted from 1, as in the paper; the diagonal is step 0.
+# At step t worker p does its own pair (p, p - t) if p > t. Else it helps worker p - t + P, but not at the last
+# step t = P/2, rounded down. Workers are counted from 1, as in the paper; the diagonal is step 0.
 BEGIN {
     for (P = 2; P <= 9; P++) {
         for (p = 1; p <= P; p++) done[P, p, p]

@@ -1,5 +1,6 @@
 # One row of attention by four ranks in a ring, in two passes and in one: awk -f softmax.awk
-# A rank has two keys. score[i] is the query's product with key i, value[i] that key's value, one number here instead of a row.
+# A rank has two keys. score[i] is the query's product with key i, value[i] that key's value, here one number.
+# A program would take the largest score out of every exp, as the first pass does, so that none overflows.
 BEGIN {
     n = split("1 0 3 2 5 4 2 1", score, " ")
     split("1 2 3 4 5 6 7 8", value, " ")
