@@ -114,7 +114,7 @@ picture() {
 }
 
 for file; do
-    rm -rf "$work"/*
+    rm -rf "${work:?}"/*
     mkdir "$work/folder"
     for entry in *; do ln -s "$tree/$entry" "$work/folder/$entry"; done
     count=$(commands_of "$file") n=0 left=0
