@@ -81,7 +81,7 @@ BUILD := build/$(notdir $(firstword $(CC)))-$(REAL)-$(shell { echo '$(FLAGS)'; $
 
 # ===== programs and libraries ====================================================================
 
-.PHONY: all capabilities path lib install uninstall dist test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 bench-schedules lecture-table \
+.PHONY: all capabilities path lib install uninstall dist test test-gpu test-gpu2 sanitize-gpu bench bench-gpu bench-gpu2 bench-schedules lecture lecture-table \
         lecture-table-gpu demo check mutate fuzz clean help FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -258,6 +258,9 @@ fuzz:   ## the fuzzers of the file readers, without libFuzzer: ROUNDS=1000000 fo
 
 bench: $(BUILD)/dev/bench_cpu   ## speed of the CPU program against the cores' peak
 	@$<
+
+lecture: train_gpt2_sp test_gpt2_sp $(BUILD)/dev/lecture_table   ## run the commands of dev/lecture.md: does each print what stands there?
+	@sh dev/check_readme.sh --long dev/lecture.md
 
 lecture-table: $(BUILD)/dev/lecture_table   ## memory, time and forward calls with checkpointing and sequence parallelism
 	@$< $(BENCH)

@@ -286,9 +286,26 @@ part_report() {
     sh dev/test_report.sh ./train_gpt2_sp "$python"
 }
 
-# README.md and the files beside it show what the program's commands print.
+# README.md and the documents in dev/ show what the program's commands print: dev/lecture.md too, of which `make lecture`
+# runs the long ones as well. A document that shows something else is found.
+documents() {
+    sh dev/check_readme.sh > $work/documents.log 2>&1 || { grep -v '^ok ' $work/documents.log; return 1; }
+    tail -n 1 $work/documents.log
+}
+wrong_document() {
+    mkdir -p $work/wrong
+    echo '<svg/>' > $work/wrong/ring.svg
+    printf '```console%s\n$ %s\n%s\n```\n' '' 'echo 1' 2   '' 'echo right' right   '' 'echo two words |' "> wc -w
+2"      ' within 1 %' 'echo loss 1.005 nats' 'loss 1.00 nats'   ' within 1 %' 'echo loss 1.02 nats' 'loss 1.00 nats' \
+        ' measured' 'echo 7 ms' '5 ms'   ' measured' 'echo 5 ms: yes' '5 ms: no'   ' long' 'echo 1' 2 \
+        '' './train_gpt2_sp schedule --schedule ring --sp 2 --svg ring.svg | wc -l' 15 > $work/wrong.md
+    printf '```console\nan output without a command\n```\n' >> $work/wrong.md
+    sh dev/check_readme.sh $work/wrong.md > $work/wrong.log
+    [ "$(tail -n 1 $work/wrong.log)" = "$1" ] || { cat $work/wrong.log; return 1; }
+}
 part_readme() {
-    check "the documents show what their commands print" sh dev/check_readme.sh
+    check "the documents show what their commands print" documents
+    check "wrong figures, words and pictures in a document are found" wrong_document '5 passed, 5 failed'
     finish
 }
 
