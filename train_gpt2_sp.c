@@ -11219,7 +11219,7 @@ static Rates rates_of(const gpt2_sp_options* o, const Rates* measured, int W) {
 }
 
 // Everything that `plan` says.
-enum { PLAN_SPLITS = 64, PLAN_RANKS = 10, PLAN_MOST_RANKS = 512 };
+enum { PLAN_SPLITS = 64, PLAN_RANKS = 9, PLAN_MOST_RANKS = 256 };   // as many as --sp takes
 typedef struct {
     Split split;
     StepCost cost;
@@ -11417,7 +11417,7 @@ static void plan_print(const Plan* plan, const gpt2_sp_options* o) {
     if (plan->split_count > 1) plan_print_splits(plan);
     printf("\nthe asked schedule on other numbers of ranks%s, projected from these rates (not measured; "
            "latencies are left out)\n"
-           "   dp x P        s a step     tokens/s  speed-up  attention s   of it waiting  sent per rank\n",
+           "   dp x P        s a step     tokens/s  speed-up  attention s  not overlapped  sent per rank\n",
         plan->measured.ranks > 0 ? " of this machine" : "");
     for (int i = 0; i < plan->rank_count; i++) {
         const StepCost* c = &plan->at[i];
@@ -11510,9 +11510,10 @@ static void plan_picture(const Plan* plan, const gpt2_sp_options* o, FILE* out) 
     memory_bar(out, MEMORY_GROUP_COUNT, "total", "total", (double)plan->fullest.used, most);
     svg_line(out, "axis", SVG_INK, PLAN_NAMES + 8, PLAN_TOP - 6, PLAN_NAMES + 8,
         PLAN_TOP + PLAN_ROW * (MEMORY_GROUP_COUNT + 1));
-    svg_text(out, 11, SVG_START, 30, PLAN_TOP + PLAN_ROW * (MEMORY_GROUP_COUNT + 1) + 22,
+    int fits = (double)plan->fullest.used <= plan->memory;
+    svg_text(out, fits ? 11 : 15, SVG_START, 30, PLAN_TOP + PLAN_ROW * (MEMORY_GROUP_COUNT + 1) + 22,
         "a rank may take %s%s", human_bytes(plan->memory, text, sizeof text),
-        (double)plan->fullest.used > plan->memory ? ": this does not fit" : "");
+        fits ? "" : ": this does not fit");
     svg_text(out, 13, SVG_START, CHART_LEFT, PLAN_TOP - 16,
         "tokens per second against dp %d x sp %d, projected", mesh->dp, plan->ranks[0]);
     plan_chart(plan, out);
@@ -13216,48 +13217,68 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
-// One direction of `schedule`: proves its table, then draws it or prints what it costs; with `picture`, open
-// for an SVG, into that too.
-static int schedule_direction(const gpt2_sp_options* o, int backward, FILE* picture, Error* e) {
+// A direction's table and what it costs.
+typedef struct {
     Schedule s;
     ScheduleCost cost;
-    if (schedule_build(&s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
-    int status = schedule_prove(&s, e) != 0 || schedule_cost(&s, &cost, e) != 0 ? -1 : 0;
-    if (status == 0 && o->json && !backward)
-        printf("{\"schedule\": \"%s\", \"sp\": %lld", schedule_name(o->schedule), (long long)o->sp);
-    if (status == 0 && o->json)
-        printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": "
-               "%.10g, "
-               "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
-               "\"hash\": \"%016llx\"}",
-            backward ? "backward" : "forward", cost.steps, cost.makespan, cost.ideal, cost.elements,
-            cost.most_sent, cost.most_received, s.message_count, (unsigned long long)schedule_hash(&s));
-    else if (status == 0 && (status = schedule_draw(&s, &cost, (int)o->messages, stdout, e)) == 0)
-        printf("  proved: every pair once, every operand in time, nothing overwritten,\n"
-               "          every result home, volume as the closed form\n%s",
-            backward ? "" : "\n");
-    if (status == 0 && picture && !backward) schedule_picture_open(&s, picture);
-    if (status == 0 && picture)
-        status = schedule_panel(&s, &cost, 40 + backward * panel_height(s.P), picture, e);
-    if (status == 0 && picture && backward) schedule_picture_close(&s, picture);
-    schedule_free(&s);
-    return status;
+} CostedSchedule;
+
+// Builds and proves the table of a direction, heads left open. After a failure there is none to free.
+static int schedule_costed(CostedSchedule* x, const gpt2_sp_options* o, int backward, Error* e) {
+    memset(x, 0, sizeof *x);
+    if (schedule_build(&x->s, o->schedule, (int)o->sp, backward, 0, e) != 0) return -1;
+    if (schedule_prove(&x->s, e) == 0 && schedule_cost(&x->s, &x->cost, e) == 0) return 0;
+    schedule_free(&x->s);
+    return -1;
 }
 
-// The tables of both directions. Heads are left open.
+static void schedule_print_json(const CostedSchedule* x, int backward) {
+    const ScheduleCost* cost = &x->cost;
+    if (!backward) printf("{\"schedule\": \"%s\", \"sp\": %d", schedule_name(x->s.kind), x->s.P);
+    printf(", \"%s\": {\"steps\": %d, \"makespan\": %.10g, \"ideal\": %.10g, \"elements_per_rank\": %.10g, "
+           "\"max_elements_sent\": %.10g, \"max_elements_received\": %.10g, \"messages\": %d, "
+           "\"hash\": \"%016llx\"}%s",
+        backward ? "backward" : "forward", cost->steps, cost->makespan, cost->ideal, cost->elements,
+        cost->most_sent, cost->most_received, x->s.message_count, (unsigned long long)schedule_hash(&x->s),
+        backward ? "}\n" : "");
+}
+
+static int schedule_print(const CostedSchedule* x, const gpt2_sp_options* o, int backward, Error* e) {
+    if (schedule_draw(&x->s, &x->cost, (int)o->messages, stdout, e) != 0) return -1;
+    printf("  proved: every pair once, every operand in time, nothing overwritten,\n"
+           "          every result home, volume as the closed form\n%s",
+        backward ? "" : "\n");
+    return 0;
+}
+
+// Writes the picture of both directions.
+static int schedule_picture(const CostedSchedule x[2], const char* path, Error* e) {
+    TextFile picture;
+    if (text_open(&picture, path, "picture", picture_is, e) != 0) return -1;
+    int status = 0;
+    schedule_picture_open(&x[0].s, picture.f);
+    for (int d = 0; d < 2 && status == 0; d++)
+        status = schedule_panel(&x[d].s, &x[d].cost, 40 + d * panel_height(x[d].s.P), picture.f, e);
+    schedule_picture_close(&x[0].s, picture.f);
+    return text_finish(&picture, status == 0, e);
+}
+
+// The tables of both directions. The picture comes first: whoever reads what is printed may stop reading.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    TextFile picture;
-    memset(&picture, 0, sizeof picture);
+    CostedSchedule x[2];
     if (o->sp == 0) o->sp = 4;
     if (o->svg[0] && o->sp > FIGURE_RANKS)
         return fail(e, "--svg draws at most %d ranks (found --sp %lld): more cannot be read", FIGURE_RANKS,
             (long long)o->sp);
-    if (o->svg[0] && text_open(&picture, o->svg, "picture", picture_is, e) != 0) return -1;
-    int status = schedule_direction(o, 0, picture.f, e);
-    if (status == 0) status = schedule_direction(o, 1, picture.f, e);
-    if (status == 0 && o->json) printf("}\n");
-    return picture.f ? text_finish(&picture, status == 0, e) : status;
+    if (schedule_costed(&x[0], o, 0, e) != 0) return -1;
+    int status = schedule_costed(&x[1], o, 1, e);
+    if (status == 0 && o->svg[0]) status = schedule_picture(x, o->svg, e);
+    for (int d = 0; d < 2 && status == 0; d++)
+        if (o->json) schedule_print_json(&x[d], d);
+        else status = schedule_print(&x[d], o, d, e);
+    for (int d = 0; d < 2; d++) schedule_free(&x[d].s);
+    return status;
 }
 
 // Plans a step's memory and time without making a trainer.
@@ -13296,11 +13317,11 @@ static int command_plan(gpt2_sp_options* o, const Positional* inputs, Error* e) 
     if (status == 0) {
         plan->longest = longest_context(o, vocab, 1, gpt2_sp_device, (uint64_t)plan->memory);
         plan_project(plan, o, vocab);
-        if (o->json) plan_print_json(plan, o);
-        else plan_print(plan, o);
         if (picture.f) plan_picture(plan, o, picture.f);
     }
     if (picture.f) status = text_finish(&picture, status == 0, e);
+    if (status == 0 && o->json) plan_print_json(plan, o);
+    else if (status == 0) plan_print(plan, o);
     free(plan);
     free(layout.units);
     schedule_free(&schedules[0]);

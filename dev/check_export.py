@@ -140,14 +140,15 @@ def check_back(program, folders):
 
 
 def theirs_train(folder, rows, steps, dtype):
-    """Losses of some steps of AdamW as Transformers and PyTorch have them, before each update."""
-    model, _ = opened(folder, dtype=dtype)
+    """Losses of some steps of AdamW as Transformers and PyTorch have them, before each update; on a GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = opened(folder, dtype=dtype)[0].to(device)
     groups = {0: [], 1: []}
     for name, p in model.named_parameters():   # matrices and wte are decayed
         groups[int(p.dim() > 1 and "wpe" not in name)].append(p)
     adamw = torch.optim.AdamW([{"params": groups[1], "weight_decay": 0.1}, {"params": groups[0], "weight_decay": 0.0}],
                               lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-    x, y = torch.tensor(rows[:, :-1]), torch.tensor(rows[:, 1:])
+    x, y = torch.tensor(rows[:, :-1], device=device), torch.tensor(rows[:, 1:], device=device)
     losses = []
     for _ in range(steps):
         logits = model(x).logits

@@ -1113,6 +1113,8 @@ check "schedule draws every pair: dist" test "$(g schedule | pairs)" = 10
 check "schedule draws every pair: zigzag" test "$(g schedule --schedule zigzag | pairs)" = 36
 check "schedule draws every pair: allgather" test "$(g schedule --schedule allgather | pairs)" = 36
 check "schedule draws every pair: ulysses" test "$(g schedule --schedule ulysses | pairs)" = 10
+check "a picture is whole though who reads the text stops reading" \
+    sh -c '"$0" schedule --sp 16 --messages 1 --svg unread.svg | head -n 1 > out && grep -q "</svg>" unread.svg' "$program"
 g schedule --schedule zigzag --sp 4 --svg zigzag.svg > out
 g plan --layers 2 --heads 4 --channels 64 --sp 4 --gflops 1 --link-gbs 1 --copy-gbs 1 --svg plan.svg > out
 g train $tiny --data books.tok --sp 2 --steps 4 --trace step.json > out

@@ -424,8 +424,8 @@ static void own_equal(void) {
         }
 }
 
-// How far the losses of a model that has hardly begun may be apart, as a share of them, where the same sums come in another order. On a
-// GPU: what bf16 leaves in logits of the size 0.02 sqrt C after some steps.
+// How far the losses of a model that has hardly begun may be apart, as a share of them, where the same sums
+// come in another order. On a GPU: what bf16 leaves in logits of the size 0.02 sqrt C after some steps.
 static double losses_apart(const gpt2_sp* g, double loss) {
 #ifdef GPT2_SP_GPU
     const Shape* s = &g->mesh.shape;
