@@ -3117,7 +3117,7 @@ static void loader_collect(const LoaderTrial* t, int replica, int64_t row, int64
 }
 
 // The samples `first` .. of one step, put together from all ranks' slices; read directly or by the loader's
-// thread.
+// threads.
 static Sequences loader_sequences(
     Dataset* d, LoaderShape shape, uint64_t first, int doc_mask, int thread, uint64_t limit, Error* e) {
     static LoaderTrial t;
@@ -3125,6 +3125,7 @@ static Sequences loader_sequences(
     Sequences out;
     memset(&out, 0, sizeof out);
     loader_trial_begin(&t, d, shape, doc_mask, limit);
+    l->readers = thread ? READERS : 1;
     if (thread) loader_request(l, first, 0);
     else out.status = loader_fill(l, &l->batch[0], first, e);
     if (thread && !loader_take(l, e)) out.status = -1;
@@ -3220,7 +3221,7 @@ static void loader_evaluation(Dataset* d, const int32_t* stream) {
             int times[STREAM] = {0};
             int64_t valid = 0;
             loader_trial_begin(&t, d, shapes[i], doc_mask, n);
-            t.loader.shuffled = 0;
+            t.loader.shuffled = 0, t.loader.readers = 2;
             for (uint64_t first = 0; first < n; first += 6) {
                 wrong += loader_fill(&t.loader, &t.loader.batch[0], first, &e) != 0;
                 valid += t.loader.batch[0].valid;
@@ -3267,7 +3268,7 @@ static void loader_list(const char* list, char* out, size_t size) {
         return;
     }
     for (int i = 0; i < d.count && n < size; i++) {
-        if (dataset_read(&d, d.first[i], 1, &token, &e) != 0) token = -1;
+        if (dataset_read(&d, d.cursors, d.first[i], 1, &token, &e) != 0) token = -1;
         n += (size_t)snprintf(out + n, size - n, i ? " %d" : "%d", token);
     }
     dataset_close(&d);
@@ -3398,7 +3399,7 @@ static void loader_borders(Dataset* d, const int32_t* stream) {
             for (uint64_t count = 1; count < STREAM; count = count * 3 + 1) {
                 int64_t at = (int64_t)d->first[s] + side;
                 if (at < 0 || at + (int64_t)count > STREAM) continue;
-                wrong += dataset_read(d, (uint64_t)at, count, out, &e) != 0 ||
+                wrong += dataset_read(d, d->cursors, (uint64_t)at, count, out, &e) != 0 ||
                     memcmp(out, stream + at, count * sizeof *out) != 0;
                 reads++;
             }

@@ -1818,11 +1818,13 @@ static int tokenizer_of_folder(bpe* b, const char* folder, int64_t vocab, Error*
     return status;
 }
 
-// The token stream of a run: its shards one after the other; or, without any, the program's samples.
+// The token stream of a run: its shards one after the other; or, without any, the program's samples. As many
+// threads as there are cursors may read it at once, each by its own.
+enum { READERS = 8 };
 typedef struct {
-    tok_shard* shards;     // (count)
-    tok_cursor* cursors;   // (count) one reader at a time: the loader's thread
-    uint64_t* first;       // (count + 1) where each shard begins in the stream
+    tok_shard* shards;   // (count)
+    uint64_t* first;     // (count + 1) where each shard begins in the stream
+    tok_cursor cursors[READERS];
     int count;
     uint64_t tokens;       // of all shards
     uint64_t text_bytes;   // that the tokens stand for; a shard that does not say counts 0
@@ -1838,9 +1840,9 @@ static int dataset_fed(const Dataset* d) { return d->feed.fill != NULL; }
 static int dataset_given(const Dataset* d) { return d->count > 0 || dataset_fed(d); }
 
 static void dataset_close(Dataset* d) {
-    for (int i = 0; i < d->count; i++) tok_cursor_free(&d->cursors[i]), tok_close(&d->shards[i]);
+    for (int i = 0; i < d->count; i++) tok_close(&d->shards[i]);
+    for (int i = 0; i < READERS; i++) tok_cursor_free(&d->cursors[i]);
     free(d->shards);
-    free(d->cursors);
     free(d->first);
     memset(d, 0, sizeof *d);
 }
@@ -1862,18 +1864,15 @@ static int tokens_alike(uint32_t tokenizer, uint32_t vocab, uint32_t other, uint
 static int dataset_grow(Dataset* d, const char* path, Error* e) {
     void* shards = realloc(d->shards, (size_t)(d->count + 1) * sizeof *d->shards);
     if (shards) d->shards = (tok_shard*)shards;
-    void* cursors = realloc(d->cursors, (size_t)(d->count + 1) * sizeof *d->cursors);
-    if (cursors) d->cursors = (tok_cursor*)cursors;
     void* first = realloc(d->first, (size_t)(d->count + 2) * sizeof *d->first);
     if (first) d->first = (uint64_t*)first;
-    return shards && cursors && first ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
+    return shards && first ? 0 : fail_as(GPT2_SP_NO_MEMORY, e, "%.900s: out of memory", path);
 }
 
 // Puts a shard that was opened in the room behind the last one, at the end of the stream; its tokenizer must
 // be the first shard's. The fingerprint takes in the shards one by one, so it depends on their order.
 static int dataset_append(Dataset* d, const char* path, Error* e) {
     const tok_shard* s = &d->shards[d->count];
-    memset(&d->cursors[d->count], 0, sizeof *d->cursors);
     d->first[d->count++] = d->tokens;
     d->first[d->count] = d->tokens += s->tokens;
     if (d->count == 1) {
@@ -2074,11 +2073,12 @@ static int dataset_shard_at(const Dataset* d, uint64_t position) {
 }
 
 // Reads `count` tokens from `position` of the stream on; all of them lie in the stream.
-static int dataset_read(Dataset* d, uint64_t position, uint64_t count, int32_t* out, Error* e) {
+static int dataset_read(
+    const Dataset* d, tok_cursor* cursor, uint64_t position, uint64_t count, int32_t* out, Error* e) {
     for (int s = dataset_shard_at(d, position); count > 0; s++) {
         uint64_t local = position - d->first[s];
         uint64_t n = d->shards[s].tokens - local < count ? d->shards[s].tokens - local : count;
-        if (tok_read(&d->shards[s], &d->cursors[s], local, n, out, e->text, sizeof e->text) != 0) return -1;
+        if (tok_read(&d->shards[s], cursor, local, n, out, e->text, sizeof e->text) != 0) return -1;
         position += n, out += n;
         count -= n;
     }
@@ -2196,14 +2196,14 @@ static void labels_clear(const Segments* seg, int64_t begin, int64_t end, int32_
 // Fills one rank's rows of the sample that begins at `position` of the stream: tokens and labels (Tl). With
 // doc_mask also doc_start (T), where each token's document begins in the sample (0 if it began before), and
 // no label for the last token of a document, whose successor belongs to another.
-static int sample_fill(Dataset* d, uint64_t position, int64_t T, int doc_mask, const Segments* seg,
-    int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
+static int sample_fill(const Dataset* d, tok_cursor* cursor, uint64_t position, int64_t T, int doc_mask,
+    const Segments* seg, int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
     for (int s = 0, at = 0; s < seg->count; at += (int)seg->rows[s], s++) {
         if (seg->rows[s] == 0) continue;
         int32_t last;   // the token after the segment: the label of its last row
         uint64_t begin = position + (uint64_t)seg->begin[s], rows = (uint64_t)seg->rows[s];
-        if (dataset_read(d, begin, rows, tokens + at, e) != 0 ||
-            dataset_read(d, begin + rows, 1, &last, e) != 0)
+        if (dataset_read(d, cursor, begin, rows, tokens + at, e) != 0 ||
+            dataset_read(d, cursor, begin + rows, 1, &last, e) != 0)
             return -1;
         memcpy(labels + at, tokens + at + 1, (rows - 1) * sizeof *labels);
         labels[at + (int64_t)rows - 1] = last;
@@ -2308,7 +2308,7 @@ typedef struct {
     int64_t valid;               // its labels
 } Sample;
 
-// Reads the samples of a step ahead, on a thread of its own, while the step before it is computed.
+// Reads the samples of a step ahead, on threads of its own, while the step before it is computed.
 typedef struct {
     Dataset* data;
     int32_t*
@@ -2323,6 +2323,7 @@ typedef struct {
     uint64_t seed;
     uint64_t limit;             // samples from here on carry no labels (validation of an odd number)
     const Segments* segments;   // (sp)
+    int readers;                // threads that read windows, of which each has to inflate a block
     Batch batch[2];
     int ready;             // batch that the last request fills
     uint64_t first;        // first sample of that request
@@ -2351,8 +2352,8 @@ static SamplePlace sample_place(const Loader* l, uint64_t sample, uint64_t posit
 // `rows` fill in what one rank has of it: tokens and labels (Tl), doc_start (T), NULL without --doc-mask.
 typedef struct {
     int (*begin)(Loader* l, Sample* sample, Error* e);
-    int (*rows)(Loader* l, const Sample* sample, const Segments* seg, int32_t* tokens, int32_t* labels,
-        int32_t* doc_start, Error* e);
+    int (*rows)(Loader* l, tok_cursor* cursor, const Sample* sample, const Segments* seg, int32_t* tokens,
+        int32_t* labels, int32_t* doc_start, Error* e);
 } SampleSource;
 
 // Windows of a stream. `valid` comes from the documents' index alone, also for samples that other processes
@@ -2366,9 +2367,10 @@ static int window_begin(Loader* l, Sample* sample, Error* e) {
         window_valid(l->data, w.position + (uint64_t)sample->from, l->T - sample->from, l->doc_mask);
     return 0;
 }
-static int window_rows(Loader* l, const Sample* sample, const Segments* seg, int32_t* tokens, int32_t* labels,
-    int32_t* doc_start, Error* e) {
-    if (sample_fill(l->data, sample->position, l->T, l->doc_mask, seg, tokens, labels, doc_start, e) != 0)
+static int window_rows(Loader* l, tok_cursor* cursor, const Sample* sample, const Segments* seg,
+    int32_t* tokens, int32_t* labels, int32_t* doc_start, Error* e) {
+    if (sample_fill(
+            l->data, cursor, sample->position, l->T, l->doc_mask, seg, tokens, labels, doc_start, e) != 0)
         return -1;
     labels_clear(seg, 0, sample->from, labels);
     return 0;
@@ -2423,10 +2425,10 @@ static int fed_begin(Loader* l, Sample* sample, Error* e) {
     sample->valid = there ? fed_check(l, &x, e) : 0;
     return sample->valid < 0 ? -1 : 0;
 }
-static int fed_rows(Loader* l, const Sample* sample, const Segments* seg, int32_t* tokens, int32_t* labels,
-    int32_t* doc_start, Error* e) {
+static int fed_rows(Loader* l, tok_cursor* cursor, const Sample* sample, const Segments* seg, int32_t* tokens,
+    int32_t* labels, int32_t* doc_start, Error* e) {
     const int64_t T = l->T;
-    (void)sample, (void)e;
+    (void)cursor, (void)sample, (void)e;
     for (int64_t s = 0, at = 0; s < seg->count; at += seg->rows[s], s++) {
         size_t bytes = (size_t)seg->rows[s] * sizeof *tokens;
         memcpy(tokens + at, l->fed + seg->begin[s], bytes);
@@ -2438,33 +2440,73 @@ static int fed_rows(Loader* l, const Sample* sample, const Segments* seg, int32_
 
 static const SampleSource WINDOWS = {window_begin, window_rows}, FED = {fed_begin, fed_rows};
 
-// Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
-// ranks.
-static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
-    const SampleSource* source = dataset_fed(l->data) ? &FED : &WINDOWS;
-    batch->valid = 0;
-    for (int64_t pass = 0; pass < l->passes; pass++)
-        for (int replica = 0; replica < l->dp; replica++)
-            for (int64_t b = 0; b < l->B; b++) {
-                Sample sample = {first + (uint64_t)((pass * l->dp + replica) * l->B + b), 0, 0, 0};
-                if (source->begin(l, &sample, e) != 0) return -1;
-                SamplePlace place = sample_place(l, sample.number, sample.position);
-                batch->valid += sample.valid;
-                for (int r = 0; r < l->sp; r++) {
-                    int local = replica * l->sp + r - l->first_rank;
-                    if (local < 0 || local >= l->local_ranks) continue;
-                    RankBatch* rank = &batch->ranks[local];
-                    const Segments* seg = &l->segments[r];
-                    int64_t at = (pass * l->B + b) * seg->total;
-                    int32_t* doc_start = l->doc_mask ? rank->doc_start + (pass * l->B + b) * l->T : NULL;
-                    if (source->rows(l, &sample, seg, rank->tokens + at, rank->labels + at, doc_start, e) !=
-                        0)
-                        return -1;
-                    if (rank->positions) positions_fill(place, seg, doc_start, rank->positions + at);
-                    if (doc_start) window_apply(l->window, l->T, doc_start);   // positions stay as they are
-                }
-            }
+// A thread's share of the samples of a step: numbers from..until-1 of all passes and replicas, in their order.
+typedef struct {
+    Loader* l;
+    Batch* batch;
+    tok_cursor* cursor;
+    uint64_t first;   // sample 0 of the step
+    int64_t from, until, valid;
+    int status;
+    Error error;
+} Reader;
+
+// Reads one sample of a step for the ranks of this process.
+static int reader_sample(Reader* x, const SampleSource* source, int64_t i) {
+    Loader* l = x->l;
+    const int replica = (int)(i / l->B % l->dp);
+    const int64_t row = i / (l->B * l->dp) * l->B + i % l->B;   // of the rank's (passes, B)
+    Sample sample = {x->first + (uint64_t)i, 0, 0, 0};
+    if (source->begin(l, &sample, &x->error) != 0) return -1;
+    SamplePlace place = sample_place(l, sample.number, sample.position);
+    x->valid += sample.valid;
+    for (int r = 0; r < l->sp; r++) {
+        int local = replica * l->sp + r - l->first_rank;
+        if (local < 0 || local >= l->local_ranks) continue;
+        RankBatch* rank = &x->batch->ranks[local];
+        const Segments* seg = &l->segments[r];
+        int64_t at = row * seg->total;
+        int32_t* doc_start = l->doc_mask ? rank->doc_start + row * l->T : NULL;
+        if (source->rows(
+                l, x->cursor, &sample, seg, rank->tokens + at, rank->labels + at, doc_start, &x->error) != 0)
+            return -1;
+        if (rank->positions) positions_fill(place, seg, doc_start, rank->positions + at);
+        if (doc_start) window_apply(l->window, l->T, doc_start);   // positions stay as they are
+    }
     return 0;
+}
+static void* reader_thread(void* argument) {
+    Reader* x = (Reader*)argument;
+    const SampleSource* source = dataset_fed(x->l->data) ? &FED : &WINDOWS;
+    for (int64_t i = x->from; i < x->until && x->status == 0; i++) x->status = reader_sample(x, source, i);
+    return NULL;
+}
+
+// Reads the samples of a step, from sample `first` on, for the ranks of this process. `valid` is of all
+// ranks. Neighbours are read by the same thread, the program's samples all by one, in their order.
+static int loader_fill(Loader* l, Batch* batch, uint64_t first, Error* e) {
+    Reader readers[READERS];
+    pthread_t thread[READERS];
+    int running[READERS], status = 0;
+    const int64_t samples = l->passes * l->dp * l->B;
+    const int count = dataset_fed(l->data) ? 1 : (int)max_i64(1, min_i64(l->readers, samples / 2));
+    for (int i = 0; i < count; i++) {
+        Reader* x = &readers[i];
+        memset(x, 0, sizeof *x);
+        x->l = l, x->batch = batch, x->cursor = &l->data->cursors[i], x->first = first;
+        x->from = samples * i / count, x->until = samples * (i + 1) / count;
+    }
+    for (int i = 1; i < count; i++)
+        running[i] = pthread_create(&thread[i], NULL, reader_thread, &readers[i]) == 0;
+    reader_thread(&readers[0]);
+    batch->valid = 0;
+    for (int i = 0; i < count; i++) {
+        if (i > 0 && running[i]) pthread_join(thread[i], NULL);
+        else if (i > 0) reader_thread(&readers[i]);   // no thread to be had: read now
+        if (readers[i].status != 0 && status == 0) status = -1, *e = readers[i].error;
+        batch->valid += readers[i].valid;
+    }
+    return status;
 }
 
 // The loader's thread: fills the requested batch.
@@ -9712,7 +9754,9 @@ static int window_fill(void* user, int64_t i, const Segments* part, int32_t* tok
     const int64_t W = x->losses->W;
     const int doc_mask = (int)x->v->o->doc_mask;
     Window w = window_at((uint64_t)x->v->tokens, W, x->losses->S, (uint64_t)i);
-    if (sample_fill(&x->v->data, w.position, W, doc_mask, part, tokens, labels, doc_start, e) != 0) return -1;
+    if (sample_fill(&x->v->data, x->v->data.cursors, w.position, W, doc_mask, part, tokens, labels, doc_start,
+            e) != 0)
+        return -1;
     labels_clear(part, 0, w.seen, labels);
     if (x->v->o->pos_from == GPT2_SP_FROM_DOCUMENT)
         place->first_document = document_position(&x->v->data, w.position, W, x->v->g->mesh.shape.N);
@@ -9859,7 +9903,8 @@ static int labels_bytes(Eval* v, const LabelLosses* l, double count, double* byt
     *bytes = 0;
     for (int64_t p = 0; v->g->tokenizer.token && p < v->tokens; p += READ) {
         int64_t n = min_i64(READ, v->tokens - p);
-        if (dataset_read(&v->data, (uint64_t)p, (uint64_t)n, tokens, &v->g->error) != 0) return -1;
+        if (dataset_read(&v->data, v->data.cursors, (uint64_t)p, (uint64_t)n, tokens, &v->g->error) != 0)
+            return -1;
         for (int64_t i = 0; i < n; i++)
             if (!isnan(l->loss[p + i])) *bytes += token_bytes(v->g, tokens[i]);
     }
@@ -11635,6 +11680,7 @@ static Loader loader_make(
     Loader l;
     memset(&l, 0, sizeof l);
     l.data = data, l.T = g->mesh.shape.T;
+    l.readers = (int)min_i64(READERS, usable_cores(NULL));
     l.B = g->mesh.shape.B, l.passes = passes;
     l.dp = g->mesh.dp, l.sp = g->mesh.sp;
     l.doc_mask = g->mesh.doc_mask, l.shuffled = shuffled;

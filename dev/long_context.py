@@ -14,6 +14,7 @@ by half of them. Its table of positions is made longer only so that `eval` reads
 """
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -33,24 +34,25 @@ SIZES = {
             "parent": 200_000_000, "further": 40_000_000, "lr": 6e-4, "lr_further": 3e-4},
 }
 
-# A recipe: what it is, and its stages: (context, share of the further tokens, options). S, M and L are the short, the middle and the
-# long context; HALF is half of the stage's steps.
+# A recipe: what it is, and its stages: (context, share of the further tokens, share of the further learning rate, options). S, M and L
+# are the short, the middle and the long context; HALF is half of the stage's steps. LOW is a rate of sqrt(S / context): a step of as
+# many tokens has fewer sequences, and its gradient is noisier.
+LOW = "sqrt(S / context)"
 RECIPES = {
-    "a": ("goes on at the short context", [("S", 1.0, "")]),
-    "b": ("positions tiled, longer in two stages", [("M", 0.6, "--grow tile"), ("L", 0.4, "--grow tile")]),
+    "a": ("goes on at the short context", [("S", 1.0, 1, "")]),
+    "b": ("positions tiled, longer in two stages", [("M", 0.6, 1, "--grow tile"), ("L", 0.4, 0.5, "--grow tile")]),
     "c": ("the same with shifted positions and growing windows",
-          [("M", 0.6, "--grow tile --n-positions L --pos-shift 0.5 --window-ramp S"), ("L", 0.4, "--window-ramp M")]),
-    "d": ("positions faded to none at the short context", [("S", 1.0, "--positions none --fade-steps HALF --n-positions L")]),
+          [("M", 0.6, 1, "--grow tile --n-positions L --pos-shift 0.5 --window-ramp S"), ("L", 0.4, 0.5, "--window-ramp M")]),
+    "d": ("positions faded to none at the short context", [("S", 1.0, 1, "--positions none --fade-steps HALF --n-positions L")]),
     "e": ("segments at their places in the documents",
-          [("M/2", 0.9, "--grow tile --n-positions L --pos-from document"), ("L", 0.1, "--pos-from document")]),
+          [("M/2", 0.9, 1, "--grow tile --n-positions L --pos-from document"), ("L", 0.1, 0.5, "--pos-from document")]),
     "f": ("positions faded to none, then longer in two stages",
-          [("S", 0.3, "--positions none --fade-steps HALF --n-positions L"), ("M", 0.4, "--positions none --window-ramp S"),
-           ("L", 0.3, "--positions none --window-ramp M")]),
+          [("S", 0.3, 1, "--positions none --fade-steps HALF --n-positions L"), ("M", 0.4, LOW, "--positions none --window-ramp S"),
+           ("L", 0.3, LOW, "--positions none --window-ramp M")]),
     "g": ("positions tiled, new ones learn ten times as fast",
-          [("M", 0.6, "--grow tile --lr-scale-new 10"), ("L", 0.4, "--grow tile --lr-scale-new 10")]),
-    "h": ("positions faded to none while windows grow",
-          [("M", 0.6, "--grow tile --n-positions L --positions none --fade-steps HALF --window-ramp S"),
-           ("L", 0.4, "--positions none --window-ramp M")]),
+          [("M", 0.7, LOW, "--grow tile --lr-scale-new 10"), ("L", 0.3, LOW, "--grow tile --lr-scale-new 10")]),
+    "h": ("most of it at the short context, then as (g)",
+          [("S", 0.5, 1, ""), ("M", 0.35, LOW, "--grow tile --lr-scale-new 10"), ("L", 0.15, LOW, "--grow tile --lr-scale-new 10")]),
 }
 
 
@@ -102,13 +104,15 @@ class Experiment:
 
     def recipe(self, letter, seed):
         """All stages of a recipe, each from the one before."""
-        name, before, lr = f"{letter}-{seed}", "parent", self.size["lr_further"]
+        name, before = f"{letter}-{seed}", "parent"
         _, stages = RECIPES[letter]
-        for number, (context, share, more) in enumerate(stages, 1):
+        for number, (word, share, rate, more) in enumerate(stages, 1):
             stage = name if number == len(stages) else f"{name}-stage{number}"
-            self.train(stage, int(self.tokens(context, 0)[0]), share * self.size["further"], lr,
+            context = int(self.tokens(word, 0)[0])
+            rate = math.sqrt(self.short / context) if rate == LOW else rate
+            self.train(stage, context, share * self.size["further"], round(rate * self.size["lr_further"], 9),
                        f"--init-from {self.out}/{before} --seed {seed} {more}")
-            before, lr = stage, lr / 2
+            before = stage
         if letter == "a":
             self.train(f"{name}-long", self.short, 0, 0, f"--init-from {self.out}/{name} --n-positions L --grow tile")
 

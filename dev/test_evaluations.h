@@ -60,7 +60,7 @@ static int losses_alone(gpt2_sp* one, Dataset* d, int64_t begin, int64_t n, doub
     int32_t tokens[LABELS_T + 1];
     const RankBatch* batch = &one->ranks[0].batches[2];
     Error e;
-    if (dataset_read(d, (uint64_t)begin, (uint64_t)n + 1, tokens, &e) != 0) return -1;
+    if (dataset_read(d, d->cursors, (uint64_t)begin, (uint64_t)n + 1, tokens, &e) != 0) return -1;
     for (int64_t t = 0; t < one->mesh.shape.T; t++) {
         batch->tokens[t] = t < n ? tokens[t] : 0;
         batch->labels[t] = t < n ? tokens[t + 1] : -1;
@@ -223,7 +223,7 @@ static void figures_by_definition(int doc_mask) {
     device.pass = pass_given;
     v.g->mesh.device = &device;
     int status = losses_plan(&v, T, &e) != 0 || losses_allocate(&v, 1 << 20, &e) != 0 ||
-        dataset_read(&v.data, 0, TOKENS, stream, &e) != 0;
+        dataset_read(&v.data, v.data.cursors, 0, TOKENS, stream, &e) != 0;
     for (int i = 0; i < v.losses_count && status == 0; i++) status = losses_collect(&v, &v.losses[i]);
     int planned = v.losses_count;   // the windows of 2 serve two evaluations
     for (int i = 0; i < 3 && status == 0; i++) status = EVALUATIONS[i].measure(&v, &t[i]);

@@ -57,8 +57,9 @@ static void tokenized_labels(void) {
         for (uint64_t at = 0; at + MASK_T < MASK_STREAM; at++) {
             int32_t tokens[MASK_T], labels[MASK_T], part[MASK_T], starts[MASK_T];
             int64_t valid = 0;
-            wrong += sample_fill(&d, at, MASK_T, doc_mask, &whole, tokens, labels, starts, &e) != 0 ||
-                sample_fill(&d, at, MASK_T, doc_mask, &pieces, tokens, part, starts, &e) != 0;
+            wrong +=
+                sample_fill(&d, d.cursors, at, MASK_T, doc_mask, &whole, tokens, labels, starts, &e) != 0 ||
+                sample_fill(&d, d.cursors, at, MASK_T, doc_mask, &pieces, tokens, part, starts, &e) != 0;
             for (int t = 0; t < MASK_T; t++) {
                 int none = m.masked[at + (uint64_t)t + 1] || (doc_mask && m.tokens[at + (uint64_t)t] == 256);
                 wrong += labels[t] != (none ? -1 : m.tokens[at + (uint64_t)t + 1]);
