@@ -246,9 +246,9 @@ GPT2_SP_API int gpt2_sp_feed(gpt2_sp_options* options, int use,
     gpt2_sp_failure* failure);
 GPT2_SP_API int gpt2_sp_feed_tokens(gpt2_sp_options* options, int use, const int32_t* tokens, int64_t count,
     int64_t eot, gpt2_sp_failure* failure);
-// Has lines that are neither a result nor an error told to `line`, as long as a trainer with these options is
-// made and lives: GPT2_SP_LOG_WARNING, such as that a damaged checkpoint is passed over. NULL, the default:
-// they are told to nobody; the library itself prints nothing.
+// Has lines that are neither a result nor an error told to `line` from now on, by gpt2_sp_load_config and by
+// trainers with these options as long as they live: GPT2_SP_LOG_WARNING, such as that a damaged checkpoint is
+// passed over. NULL, the default: they are told to nobody; the library itself prints nothing.
 GPT2_SP_API int gpt2_sp_on_log(
     gpt2_sp_options* options, void (*line)(void* user, int level, const char* text), void* user);
 // Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
@@ -1637,6 +1637,7 @@ int gpt2_sp_load_config(gpt2_sp_options* o, const char* path, gpt2_sp_failure* f
     int status =
         !o || !path ? fail(&e, "there are no options, or no path") : options_file(o, path, &note, &e);
     if (status != 0) failed_as(GPT2_SP_INVALID, &e);
+    else if (note.text[0]) warn(&o->log, "%s", note.text);
     host_leave(&host);
     return failure_give(failure, &e, status);
 }

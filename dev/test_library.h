@@ -246,6 +246,24 @@ static void library_told(void) {
         "library: what is missing is an error, with its code", "8 functions");
 }
 
+// A run's file of options that lies in another folder than it names: read as that folder's, and told.
+static void library_config_moved(void) {
+    char lines[2048] = "", folder[GPT2_SP_TEXT], path[GPT2_SP_TEXT + 16];
+    gpt2_sp_options* o = gpt2_sp_options_new();
+    snprintf(folder, sizeof folder, "%s", scratch("told"));
+    snprintf(path, sizeof path, "%s/log.jsonl", folder);
+    FILE* f = fopen(path, "w");
+    if (f) fclose(f);
+    snprintf(path, sizeof path, "%s/run.cfg", folder);
+    f = fopen(path, "w");
+    if (f) fputs("out = /nowhere/run\nsteps = 7\n", f), fclose(f);
+    int status = gpt2_sp_on_log(o, library_line, lines) | gpt2_sp_load_config(o, path, NULL);
+    check(status == 0 && o->steps == 7 && strcmp(o->out, folder) == 0 && strncmp(lines, "1: ", 3) == 0 &&
+            strstr(lines, "was in /nowhere/run"),
+        "library: that a run's options were moved is told to the program", "%.120s", lines);
+    gpt2_sp_options_free(o);
+}
+
 // --- own data ---
 
 // A stream of few windows, so that a run reads it several times, and its shard. With `masked` some spans of
@@ -1113,6 +1131,7 @@ static void test_cancel(void) {
     library_validation();
     library_floating();
     library_told();
+    library_config_moved();
     library_along();
 #ifndef GPT2_SP_GPU
     library_between_processes();
