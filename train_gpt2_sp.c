@@ -194,17 +194,17 @@ extern "C" {
 #endif
 
 // Functions that return an int give 0 (GPT2_SP_OK), or one of the codes below zero; then
-// gpt2_sp_error(trainer) has a line that says why.
+// gpt2_sp_error(trainer) has a line that says why, unless there is no trainer, or a callback called its own.
 
 // Threads: a trainer is used by one thread at a time, and so are options; several trainers in several threads
 // at the same time are fine. `progress` and `token` are called on the thread that called the library, with
 // its locale, number of OpenMP threads and floating-point state, `fill` on a thread of the library's, `line`
-// on either. None may call a function of its own trainer; all that belong to another one, and those that take
-// none, may be called.
+// on either. Of its own trainer it may ask gpt2_sp_steps; another call gives GPT2_SP_INVALID and does nothing,
+// and none may destroy it. All that belong to another trainer, and those that take none, may be called.
 // A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as they were.
-// The library ends no program, handles no signal and prints nothing (--profile and --trace of the GPU
-// program, which are asked for, excepted). It reads no environment variable; OpenMP, CUDA and NCCL read
-// theirs.
+// The library ends no program, handles no signal and prints nothing, but the tables of --profile and --trace
+// where they are asked for. (OpenMP ends a program that gets no more threads from the system.) It reads no
+// environment variable; OpenMP, CUDA and NCCL read theirs.
 
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
@@ -221,17 +221,18 @@ GPT2_SP_API void gpt2_sp_options_free(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096").
 GPT2_SP_API int gpt2_sp_set(
     gpt2_sp_options* options, const char* name, const char* value, gpt2_sp_failure* failure);
-// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any). Its length, or a code.
+// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any; 0: only its length is asked).
+// Its length, or a code.
 GPT2_SP_API int gpt2_sp_get(
     const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
-// Sets what a file of `name = value` lines says, as --config does.
+// Sets what a file of `name = value` lines says, as --config does; if a line is wrong, those before it.
 GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, gpt2_sp_failure* failure);
 // Data of the program's in place of the shards of `data` (use GPT2_SP_TRAINING) or `val-data` (_VALIDATION).
 // The model's vocabulary must be known, by the option `vocab` or from a model; every token is checked against
 // it.
 //
-// feed: samples from a callback, which fills in a sample and returns 0; anything else ends the step with an
-// error. It is called on a thread of the library's, one call at a time, in the order of the samples, each
+// feed: samples from a callback, which fills in a sample and returns 0; anything else is an error of the step
+// that needs the sample, and of all after it: save, and make another trainer. It is called on a thread of the library's, one call at a time, in the order of the samples, each
 // once: ahead of the step that learns from it, and again only by another trainer. Of several processes each
 // asks for all samples of a step and must be given the same. A run goes on with the sample behind its last;
 // it refuses another fingerprint, which stands for all that the callback would give. With --doc-mask the
@@ -251,10 +252,13 @@ GPT2_SP_API int gpt2_sp_feed_tokens(gpt2_sp_options* options, int use, const int
 // passed over. NULL, the default: they are told to nobody; the library itself prints nothing.
 GPT2_SP_API int gpt2_sp_on_log(
     gpt2_sp_options* options, void (*line)(void* user, int level, const char* text), void* user);
-// Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
-// newest whole checkpoint in the folder `out`. NULL if anything does not fit.
+// Makes a trainer: opens the data, plans and allocates memory, resumes from the newest whole checkpoint in the
+// folder `out`, or, where there is none, takes the weights of `init-from` or those of the seed. NULL if
+// anything does not fit. Options hold as they are given here, also where a run goes on: run.cfg and log.jsonl
+// are the commands', the library writes neither.
 GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
-// One optimizer step.
+// One optimizer step. The schedule of the learning rate ends with the option `steps`; steps after it have its
+// last rate. A step without a label has loss 0.
 GPT2_SP_API int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of the shards of the option val-data (all of
 // them if it has fewer).
@@ -262,7 +266,7 @@ GPT2_SP_API int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* lo
 // Gives every field but size the default of the option of its name; no callback.
 GPT2_SP_API int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
 // Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
-// defaults. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
+// defaults, their seed too, so that the same text comes again. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
 // document.
 // Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
 // all processes call it; on GPUs over NCCL it is refused there.
@@ -292,8 +296,7 @@ GPT2_SP_API int64_t gpt2_sp_steps(const gpt2_sp* trainer);
 // no more. What it returns decides: 0 goes on, anything else cancels the call, which then returns
 // GPT2_SP_CANCELLED and leaves weights, moments, number of steps and place in the data as they were, so that
 // the next step computes, to the bit, what it would have without (on GPUs with --deterministic 1). Of several
-// processes any may have one, and a cancel by one cancels all. Without one nothing is slower. It must not
-// call the trainer.
+// processes any may have one, and a cancel by one cancels all. Without one nothing is slower.
 GPT2_SP_API int gpt2_sp_on_progress(
     gpt2_sp* trainer, int (*progress)(void* user, const gpt2_sp_progress* progress), void* user);
 // A step in two: the gradients of the next step's batch, summed over all passes and ranks; and the update,
@@ -328,7 +331,8 @@ GPT2_SP_API int gpt2_sp_losses(gpt2_sp* trainer, const int32_t* tokens, int64_t 
 // all before it: out (rows, V). Read as gpt2_sp_generate reads a prompt; see there for several processes.
 GPT2_SP_API int gpt2_sp_logits(
     gpt2_sp* trainer, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out);
-// The line that the last failed call left, and its code.
+// The line and the code of the last call, if it failed; else an empty line and GPT2_SP_OK. on_progress, steps,
+// tensor_count, tensor_info and generator_stats change neither: what they return is all that they say.
 GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
 GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
 // Frees everything; NULL is no error. What was not saved is lost.
@@ -1587,9 +1591,9 @@ int gpt2_sp_feed_tokens(gpt2_sp_options* o, int use, const int32_t* tokens, int6
     gpt2_sp_failure* failure) {
     const Feed feed = {NULL, NULL, 0, (int32_t*)(uintptr_t)tokens, count, eot};
     Error e = {0, {0}};
-    int status = tokens && count > 0 && count < (int64_t)1 << 48
+    int status = tokens && count > 0 && count < (int64_t)1 << 48 && eot <= INT32_MAX
         ? feed_set(o, use, &feed, &e)
-        : fail_as(GPT2_SP_INVALID, &e, "there are no tokens, or 2^48 and more");
+        : fail_as(GPT2_SP_INVALID, &e, "there are no tokens, or 2^48 and more, or the end token is none");
     return failure_give(failure, &e, status);
 }
 int gpt2_sp_on_log(gpt2_sp_options* o, void (*line)(void* user, int level, const char* text), void* user) {
@@ -1602,6 +1606,8 @@ int gpt2_sp_on_log(gpt2_sp_options* o, void (*line)(void* user, int level, const
 static const Option* option_of_program(const gpt2_sp_options* o, const char* name, Error* e) {
     const Option* option = name ? option_find(name) : NULL;
     if (!o || !name) fail_as(GPT2_SP_INVALID, e, "there are no options, or no name");
+    else if (name[0] == '-')
+        fail_as(GPT2_SP_INVALID, e, "`%.100s`: the name of an option is without --", name);
     else if (!option) option_unknown(e, name, "train"), failed_as(GPT2_SP_INVALID, e);
     return o ? option : NULL;
 }
@@ -1624,10 +1630,11 @@ int gpt2_sp_get(
     const Option* option = option_of_program(o, name, &e);
     int status = option ? 0 : -1;
     if (option) option_print(o, option, value, sizeof value);
-    if (option && (!text || strlen(value) >= size))
+    if (option && size > 0 && (!text || strlen(value) >= size))
         status = fail_as(GPT2_SP_INVALID, &e, "--%s: its value has %zu bytes, there is room for %zu", name,
             strlen(value), text ? size : 0);
-    if (status == 0) memcpy(text, value, strlen(value) + 1), status = (int)strlen(value);
+    if (status == 0 && size > 0) memcpy(text, value, strlen(value) + 1);
+    if (status == 0) status = (int)strlen(value);
     host_leave(&host);
     return failure_give(failure, &e, status);
 }
@@ -2001,7 +2008,7 @@ static const char* list_item(const char* list, char* item) {
 // does not is a pattern. After an error the dataset is empty.
 static int dataset_open(Dataset* d, const char* list, const DataHow* how, Error* e) {
     memset(d, 0, sizeof *d);
-    int status = list[0] ? 0 : fail(e, "no token shards given: --data FILE[,FILE...]");
+    int status = list[0] ? 0 : fail_as(GPT2_SP_INVALID, e, "no token shards given: --data FILE[,FILE...]");
     const char* advice = strchr(list, ',') ? " (a comma that belongs to a name is written \\,)" : "";
     while (status == 0 && *list) {
         char item[GPT2_SP_TEXT];
@@ -2031,10 +2038,14 @@ static int dataset_feed(Dataset* d, const Feed* feed, int64_t vocab, Error* e) {
         d->eot = EOT_NONE, d->fingerprint = feed->fingerprint;
         return 0;
     }
+    if (feed->eot >= vocab)
+        return fail_as(GPT2_SP_INVALID, e, "%s end documents with %lld, expected below %lld, or negative",
+            name, (long long)feed->eot, (long long)vocab);
     int status = dataset_grow(d, name, e);
-    if (status == 0)
-        status = tok_open_memory(&d->shards[0], name, feed->tokens, (uint64_t)feed->count, (uint32_t)vocab,
-            feed->eot < 0 ? TOK_NO_EOT : (uint32_t)feed->eot, e->text, sizeof e->text);
+    if (status == 0 &&
+        tok_open_memory(&d->shards[0], name, feed->tokens, (uint64_t)feed->count, (uint32_t)vocab,
+            feed->eot < 0 ? TOK_NO_EOT : (uint32_t)feed->eot, e->text, sizeof e->text) != 0)
+        status = failed_as(GPT2_SP_INVALID, e);
     if (status == 0) status = dataset_append(d, name, e);
     if (status != 0) dataset_close(d);
     return status;
@@ -3976,7 +3987,7 @@ static void schedule_begin(Schedule* s, int kind, int P, int backward) {
 static int schedule_outline(Schedule* s, int kind, int P, int backward, int64_t heads, Error* e) {
     schedule_begin(s, kind, P, backward);
     if (SCHEDULES[kind].even_ranks && P % 2 == 1 && P > 1)
-        return fail(e, "--schedule %s is published for even --sp only (found %d): --schedule dist takes any",
+        return fail(e, "--schedule %s leaves out pairs at odd --sp (found %d): --schedule dist takes any",
             schedule_name(kind), P);
     if (SCHEDULES[kind].head_parts == 0 && heads % P != 0)
         return fail(e,
@@ -7313,6 +7324,7 @@ struct gpt2_sp {
     double loss;      // that came with them
     double lr;        // of steps in place of the schedule's; negative: the schedule's
     Report report;
+    int inside;             // a public function is at work for it
     int64_t step;           // done
     uint64_t next_sample;   // the loader's whole state
     int64_t tokens_seen;
@@ -7416,7 +7428,7 @@ static int ranks_run(gpt2_sp* g, RankJob job, void* argument) {
     }
     for (; status == 0 && started < world; started++)
         if (pthread_create(&threads[started], NULL, rank_thread, &calls[started]) != 0) {
-            fail(&g->ranks[0].error, "cannot start a thread for rank %d", started);
+            fail_as(GPT2_SP_NO_MEMORY, &g->ranks[0].error, "cannot start a thread for rank %d", started);
             g->ranks[0].transport.abort(&g->ranks[0].transport, &g->ranks[0].error);
             break;
         }
@@ -7753,12 +7765,16 @@ static int trainer_step(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
 
 // Between these two lies what a public function does for a trainer. The second gives the caller the code of
 // what failed; status: at least 0 if nothing has.
-static Host trainer_enter(gpt2_sp* g) {
-    g->error.code = GPT2_SP_OK;
-    return g->report.program = host_enter();
+static int trainer_enter(gpt2_sp* g, Host* host) {
+    if (!g || g->inside) return GPT2_SP_INVALID;   // inside: a callback calls its own trainer
+    g->inside = 1;
+    g->error.code = GPT2_SP_OK, g->error.text[0] = 0;
+    *host = g->report.program = host_enter();
+    return GPT2_SP_OK;
 }
 static int64_t trainer_leave(gpt2_sp* g, const Host* host, int64_t status) {
     host_leave(host);
+    g->inside = 0;
     if (status >= 0) return status;
     failed_as(GPT2_SP_FAILED, &g->error);
     return g->error.code;
@@ -7770,8 +7786,8 @@ static int stats_give(gpt2_sp_stats* stats, const gpt2_sp_stats* told, Error* e)
 // See the header, for what follows.
 static int step_part(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
     gpt2_sp_stats told;
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
     memset(&told, 0, sizeof told);
     told.step = g->step;
     int status = stats_give(stats, &told, &g->error);
@@ -7786,8 +7802,8 @@ int gpt2_sp_gradients(gpt2_sp* g, gpt2_sp_stats* stats) { return step_part(g, ST
 int gpt2_sp_update(gpt2_sp* g, gpt2_sp_stats* stats) { return step_part(g, STEP_UPDATE, stats); }
 int gpt2_sp_set_lr(gpt2_sp* g, double lr) {
     char text[64];
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
     int status = isfinite(lr) ? 0 : fail_as(GPT2_SP_INVALID, &g->error, "%g is no learning rate", lr);
     snprintf(text, sizeof text, "gpt2_sp_set_lr(%.17g)", lr);
     status = processes_agree(&g->host, status, NULL, &g->error);
@@ -8317,7 +8333,8 @@ static int temporary_make(
         if (errno != EEXIST) break;
     }
     folder->fd = -1;
-    return fail(e, "cannot make folder %.700s/%.255s: %s", out->path, temporary, strerror(errno));
+    return fail_as(GPT2_SP_FILE, e, "cannot make folder %.700s/%.255s: %s", out->path, temporary,
+        errno == ENOENT ? "the folder was removed or replaced after it was opened" : strerror(errno));
 }
 
 // A manifest on its way to the disk: its first line, which says whose the folder is, before anything else,
@@ -8511,9 +8528,11 @@ static int trainer_save(gpt2_sp* g) {
 
 // See the header.
 int gpt2_sp_save(gpt2_sp* g) {
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
-    return (int)trainer_leave(g, &host, trainer_save(g));
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
+    int status = trainer_save(g);
+    if (status != 0) failed_as(GPT2_SP_FILE, &g->error);
+    return (int)trainer_leave(g, &host, status);
 }
 
 // Finds the newest whole checkpoint of a run. 1: found; 0: the run has none yet; -1: none of those there
@@ -9017,7 +9036,7 @@ static int state_read(gpt2_sp* g, const char* folder) {
     snprintf(now, sizeof now, "%016llx", (unsigned long long)g->data.fingerprint);
     if (status == 0 &&
         (json_get_string(text, size, "data", data, sizeof data) != 1 || strcmp(data, now) != 0))
-        status = fail(e,
+        status = fail_as(GPT2_SP_MISMATCH, e,
             "this run was made with the data %s, --data is %s: use another --out with --init-from %.700s, or "
             "the same shards",
             data, now, folder);
@@ -9177,8 +9196,8 @@ static int tensor_move(
     TensorJob job = {0, 0, 0, out, from};
     char text[256];
     uint32_t crc = 0;
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
     int status = name && (out || from)
         ? tensor_asked(g, what, name, elements, from != NULL, &job)
         : fail_as(GPT2_SP_INVALID, &g->error, "a tensor needs a name and a place for its numbers");
@@ -9550,8 +9569,8 @@ static int evaluate_data(gpt2_sp* g, int64_t sequences) {
 
 // See the header. All processes call it together.
 int gpt2_sp_validate(gpt2_sp* g, int64_t sequences, double* loss) {
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
     int status = 0;
     if (!loss) status = fail(&g->error, "gpt2_sp_validate needs a place for the loss");
     else if (!dataset_given(&g->val_data)) status = fail(&g->error, "no --val-data to validate on");
@@ -10719,15 +10738,15 @@ static int prompt_check(
             (long long)prompt_count, (long long)count, (long long)s->T);
     for (int64_t i = 0; status == 0 && i < prompt_count; i++)
         if (prompt[i] < 0 || prompt[i] >= s->V)
-            status = fail(&g->error, "token %d of the prompt is not below the vocabulary's %lld", prompt[i],
-                (long long)s->V);
+            status = fail(&g->error, "token %lld of the prompt is %d, expected 0 to %lld", (long long)i,
+                prompt[i], (long long)s->V - 1);
     if (status != 0) return failed_as(GPT2_SP_INVALID, &g->error);
     return draft && draft_check(g, draft) != 0 ? failed_as(GPT2_SP_MISMATCH, &g->error) : 0;
 }
 gpt2_sp_generator* gpt2_sp_generator_open(
     gpt2_sp* g, gpt2_sp* draft, const int32_t* prompt, int64_t prompt_count, int64_t count) {
-    if (!g) return NULL;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return NULL;
     gpt2_sp_generator* x = NULL;
     int status = prompt_check(g, draft, prompt, prompt_count, count);
     if (status == 0 && !(x = (gpt2_sp_generator*)calloc(1, sizeof *x)))
@@ -10845,8 +10864,8 @@ static int64_t generator_run(
 }
 int64_t gpt2_sp_generator_run(
     gpt2_sp_generator* x, int32_t* out, int64_t count, const gpt2_sp_sampling* how) {
-    if (!x) return GPT2_SP_INVALID;
-    Host host = trainer_enter(x->g);
+    Host host;
+    if (!x || trainer_enter(x->g, &host) != 0) return GPT2_SP_INVALID;
     return trainer_leave(x->g, &host, generator_run(x, out, count, how, &x->g->error));
 }
 
@@ -10937,8 +10956,8 @@ static int tokens_given(
 int gpt2_sp_losses(gpt2_sp* g, const int32_t* tokens, int64_t count, float* losses) {
     LossesJob job = {tokens, count, losses};
     char text[64] = "";
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
     int heard = g->report.call != NULL,
         status = tokens_given(g, tokens, count, 2, g->mesh.shape.T + 1, losses);
     if (status == 0)
@@ -10971,8 +10990,8 @@ static int logits_read(
 }
 int gpt2_sp_logits(
     gpt2_sp* g, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out) {
-    if (!g) return GPT2_SP_INVALID;
-    Host host = trainer_enter(g);
+    Host host;
+    if (trainer_enter(g, &host) != 0) return GPT2_SP_INVALID;
     threads_use(g->mesh.threads);
     int status = tokens_given(g, tokens, count, 1, g->mesh.shape.T, out);
     if (status == 0 && (first < 0 || rows < 1 || first > count - rows))
@@ -12448,8 +12467,8 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
     }
     for (size_t i = 0; i < sizeof of_train / sizeof of_train[0]; i++)
         if (of_train[i].set)
-            return fail(e, "--%s has no effect in a program of its own: use %s", of_train[i].name,
-                of_train[i].instead);
+            return fail(e, "--%s has no effect in a program that uses the library, which has %s",
+                of_train[i].name, of_train[i].instead);
     return 0;
 }
 
@@ -13235,6 +13254,12 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
         gpt2_sp_destroy(g);
         return -1;
     }
+    if (o->trace[0] && (train_done(g) || o->steps - g->step < TRACED_STEP)) {
+        gpt2_sp_destroy(g);
+        return fail(e,
+            "--trace %.900s records the fourth step from where a run begins or goes on, this one ends before",
+            o->trace);
+    }
     if (train_done(g)) {
         char why[256];
         if (first && g->step >= o->steps)
@@ -13243,12 +13268,6 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
             printf("%s; a larger --patience, or 0, goes on\n", stop_text(g, STOP_PATIENCE, why, sizeof why));
         gpt2_sp_destroy(g);
         return 0;
-    }
-    if (o->trace[0] && o->steps - g->step < TRACED_STEP) {
-        gpt2_sp_destroy(g);
-        return fail(e,
-            "--trace %.900s records the fourth step from where a run begins or goes on, this one ends before",
-            o->trace);
     }
     if (o->out[0] && first &&
         (run_goes_on(g, o, e) != 0 || run_config_write(&g->out, o, e) != 0 || !(log = log_open(&g->out, e))))

@@ -2,15 +2,17 @@
 # Runs the commands that stand in the documents and compares what they print with what stands below them.
 #
 #     sh dev/check_readme.sh [--long] [--update] [FILE...]      exit status 1, and differences, if one is not up to date
+#     sh dev/check_readme.sh --folder FOLDER
 #
 #     --long       the blocks that are marked `long` too
 #     --update     puts the outputs of today in their places
+#     --folder F   makes a folder in which the commands may be typed, and does nothing else
 #     FILE...      these instead of README.md, dev/REFERENCE.md, dev/RESULTS.md and dev/lecture.md
 #
 # In a block that begins with ```console every line that begins with `$ ` is a command, and so are the lines that follow
 # it and begin with `> `. All others are output. The commands of a file run one after the other in one temporary folder,
-# in which the files of the tree lie under their names. What they print must be the same to the letter, unless words
-# behind `console` say otherwise:
+# in which the programs, the sources and what is built lie under their names, and nothing else of the tree. What they
+# print must be the same to the letter, unless words behind `console` say otherwise:
 #
 #     within X %   each number may differ by X percent; all else must be the same
 #     measured     numbers are of one machine on one day and not compared; all else must be the same
@@ -23,10 +25,20 @@ cd "$(dirname "$0")/.."
 . dev/checks.sh
 unset MAKEFLAGS MFLAGS MAKELEVEL
 tree=$PWD long=no update=no
+
+# Makes the folder $1, in which programs, sources and what is built lie under their names.
+folder_make() {
+    mkdir -p "$1"
+    for entry in LICENSE Makefile README.md build data dev scripts train_gpt2_sp test_gpt2_sp *.c *.cu; do
+        [ ! -e "$entry" ] || ln -sfn "$tree/$entry" "$1/$entry"
+    done
+}
+
 while :; do
     case ${1:-} in
     --long) long=yes ;;
     --update) update=yes ;;
+    --folder) folder_make "${2:?FOLDER}"; exit ;;
     -*) echo "check_readme.sh: no option $1" >&2; exit 1 ;;
     *) break ;;
     esac
@@ -115,8 +127,7 @@ picture() {
 
 for file; do
     rm -rf "${work:?}"/*
-    mkdir "$work/folder"
-    for entry in *; do ln -s "$tree/$entry" "$work/folder/$entry"; done
+    folder_make "$work/folder"
     count=$(commands_of "$file") n=0 left=0
     while [ $n -lt "$count" ]; do
         n=$((n + 1))

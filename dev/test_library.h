@@ -231,8 +231,9 @@ static void library_told(void) {
     int64_t bytes = lseek(to, 0, SEEK_END);
     dup2(kept, 2), close(kept);
     close(to);
-    check(status == 0 && resumed == 1 && again == 1 && bytes == 0 && strncmp(lines, "1: ", 3) == 0 &&
-            strstr(lines, "step_00000002 is not whole") && strstr(lines, "trying an older one"),
+    check(status == 0 && resumed == 1 && again == 1 && !error[0] && bytes == 0 &&
+            strncmp(lines, "1: ", 3) == 0 && strstr(lines, "step_00000002 is not whole") &&
+            strstr(lines, "trying an older one"),
         "library: a damaged checkpoint is told to the program, and nothing is printed",
         "%d bytes on stderr; %.120s %s", (int)bytes, lines, error);
     check(gpt2_sp_on_log(NULL, NULL, NULL) == GPT2_SP_INVALID &&
@@ -375,7 +376,9 @@ static gpt2_sp* own_trainer(const gpt2_sp_options* o, const Feed* data, const Fe
         g = gpt2_sp_create(&with, &failure);
     free(with.feed.tokens);   // a trainer has its own
     free(with.val_feed.tokens);
-    snprintf(error, GPT2_SP_TEXT, "%s", failure.text);
+    error[0] = 0;
+    if (failure.text[0])
+        snprintf(error, GPT2_SP_TEXT, "%.900s (%s)", failure.text, gpt2_sp_code_name(failure.code));
     return g;
 }
 static Feed own_feed(OwnProgram* p) {
@@ -555,11 +558,72 @@ static void own_resumed(void) {
     gpt2_sp* none = own_trainer(&o, &next, NULL, other);
     next.fingerprint--, o.seq_len = 90;
     gpt2_sp* also = own_trainer(&o, &next, NULL, longer);
-    check(!none && strstr(other, "was made with the data") && !also && strstr(longer, "--seq-len 90"),
+    check(!none && strstr(other, "was made with the data") && strstr(other, "GPT2_SP_MISMATCH") && !also &&
+            strstr(longer, "--seq-len 90"),
         "own data: a run goes on only with the data and the length that it began with", "%s; %s", other,
         longer);
     gpt2_sp_destroy(none);
     gpt2_sp_destroy(also);
+}
+
+// A callback that calls its own trainer is told so, and the call that it interrupts is not disturbed.
+typedef struct {
+    gpt2_sp* g;
+    int calls, refused;
+} Nested;
+static int nested_progress(void* user, const gpt2_sp_progress* progress) {
+    Nested* n = (Nested*)user;
+    gpt2_sp_stats stats;
+    double loss;
+    n->calls++;
+    n->refused += step_of(n->g, &stats) == GPT2_SP_INVALID && gpt2_sp_save(n->g) == GPT2_SP_INVALID &&
+        gpt2_sp_validate(n->g, 1, &loss) == GPT2_SP_INVALID && gpt2_sp_steps(n->g) == progress->step - 1;
+    return 0;
+}
+static void library_nested(void) {
+    gpt2_sp_options o = trial_options("");
+    gpt2_sp *plain = library_trainer(&o, ""), *g = library_trainer(&o, "");
+    Nested n = {g, 0, 0};
+    gpt2_sp_stats expected, stats;
+    int status = !g || !plain ? -1 : step_of(plain, &expected) | gpt2_sp_on_progress(g, nested_progress, &n);
+    status = status == 0 ? step_of(g, &stats) : status;
+    check(status == 0 && n.calls > 2 && n.refused == n.calls && stats.loss == expected.loss &&
+            library_state(g) == library_state(plain) && !gpt2_sp_error(g)[0] && gpt2_sp_code(g) == GPT2_SP_OK,
+        "library: a callback that calls its own trainer is refused, and disturbs nothing",
+        "%d of %d calls refused", n.refused, n.calls);
+    gpt2_sp_destroy(plain);
+    gpt2_sp_destroy(g);
+}
+
+// What programs get wrong: the code, and the line while it is the last call's.
+static void library_mistakes(void) {
+    static const int32_t tokens[] = {1, 2, 3, 256, 5, 6, 257, 8};
+    gpt2_sp_failure failure = {0, {0}};
+    gpt2_sp_options o = own_options("val-data=", ""), *named = gpt2_sp_options_new();
+    double loss;
+    char error[GPT2_SP_TEXT] = "";
+    const Feed late = own_tokens(257), wrong = {NULL, NULL, 0, (int32_t*)(uintptr_t)tokens, 8, -1};
+    int told = gpt2_sp_feed_tokens(named, 0, tokens, 8, (int64_t)1 << 40, &failure) == GPT2_SP_INVALID;
+    gpt2_sp* g = own_trainer(&o, &late, NULL, error);
+    told += !g && strstr(error, "end documents with 257, expected below 257") != NULL;
+    g = own_trainer(&o, &wrong, NULL, error);
+    told += !g && strstr(error, "token 6 is 257") && strstr(error, "GPT2_SP_INVALID");
+    told += gpt2_sp_set(named, "--lr", "1", &failure) == GPT2_SP_INVALID &&
+        strstr(failure.text, "without --") != NULL;
+    told += gpt2_sp_get(named, "schedule", NULL, 0, NULL) == 4;
+    told += !gpt2_sp_create(named, &failure) && failure.code == GPT2_SP_INVALID;   // there are no data
+    o = trial_options("");
+    o.val_data[0] = 0;
+    snprintf(o.out, sizeof o.out, "%s", scratch("removed"));
+    g = library_trainer(&o, "");
+    told += g && gpt2_sp_validate(g, 1, &loss) == GPT2_SP_INVALID && gpt2_sp_error(g)[0];
+    told += g && gpt2_sp_set_lr(g, 1) == 0 && !gpt2_sp_error(g)[0] && gpt2_sp_code(g) == GPT2_SP_OK;
+    remove_tree(o.out);
+    told += g && gpt2_sp_save(g) == GPT2_SP_FILE && strstr(gpt2_sp_error(g), "removed or replaced") != NULL;
+    check(told == 9, "library: a program's mistakes have their codes and lines", "%d of 9; %s; %s", told,
+        failure.text, g ? gpt2_sp_error(g) : error);
+    gpt2_sp_destroy(g);
+    gpt2_sp_options_free(named);
 }
 
 // --- tensors, and a step in two ---
@@ -809,10 +873,25 @@ static void library_rate(void) {
     gpt2_sp_destroy(b);
 }
 
+// Writes half of what a tensor of weights has.
+static int tensor_halved(gpt2_sp* g, const char* name) {
+    gpt2_sp_tensor x;
+    for (int i = 0; i < gpt2_sp_tensor_count(g); i++) {
+        tensor_of(g, i, &x);
+        if (!strstr(x.name, name)) continue;
+        float* numbers = tensor_got(g, GPT2_SP_WEIGHTS, &x);
+        for (int64_t k = 0; numbers && k < x.elements; k++) numbers[k] /= 2;
+        int status = gpt2_sp_tensor_write(g, GPT2_SP_WEIGHTS, x.name, numbers, x.elements);
+        free(numbers);
+        return status;
+    }
+    return -1;
+}
+
 // Losses of given tokens: their mean is a validation's, and each is what the logits say.
 static void library_losses(void) {
-    static const char* const splits[] = {"", "sp=2", "sp=3 zero=3 schedule=ring",
-        "sp=2 schedule=zigzag dp=2 batch-size=1", "sp=2 doc-mask=1 batch-size=2",
+    static const char* const splits[] = {"", "sp=2", "sp=2 schedule=zigzag dp=2 batch-size=1",
+        "sp=3 zero=3 schedule=ring", "sp=2 zero=3 doc-mask=1 batch-size=2",
         "sp=4 pos-shift=0.5 n-positions=90 schedule=allgather"};
     enum { T = 60, ROWS = 37, FIRST = 9 };
     for (int i = 0; i < 6; i += quick ? 2 : 1) {
@@ -850,6 +929,11 @@ static void library_losses(void) {
             splits[i], mean, whole, labels, g ? gpt2_sp_error(g) : "");
         check(status == 0 && apart < 5 * LIBRARY_APART, "logits: each loss is what the logits say",
             "%s: %d rows, apart by %.2g", splits[i], (int)ROWS, apart);
+        if (status == 0) status = tensor_halved(g, "ln_f.weight") | gpt2_sp_losses(g, tokens, 21, fewer);
+        int changed = 0;
+        for (int t = 0; t < 20; t++) changed += fewer[t] != losses[t];
+        check(status == 0 && changed == 20, "losses: they are those of weights that were written just before",
+            "%s: %d of 20 are others", splits[i], changed);
         free(logits);
         gpt2_sp_destroy(g);
     }
@@ -1132,6 +1216,8 @@ static void test_cancel(void) {
     library_floating();
     library_told();
     library_config_moved();
+    library_nested();
+    library_mistakes();
     library_along();
 #ifndef GPT2_SP_GPU
     library_between_processes();

@@ -45,6 +45,7 @@ check "watch.py leaves a small terminal's last line free" test "$(watch 60 12 "r
 check "watch.py without UTF-8 draws in ASCII" sh -c '
     PYTHONIOENCODING=ascii python3 "$0/watch.py" "$1" --once > screen; ! LC_ALL=C grep "[^ -~]" screen && grep -c "\*" screen' "$scripts" "runs/$odd"
 check "watch.py: a run that has not begun to log" sh -c 'printf %s "$0" | grep "no step is logged yet"' "$(watch 80 24 runs/none)"
+check "watch.py: a run that is not there" sh -c '! python3 "$0/watch.py" runs/nowhere --once 2> err && grep "no such run" err' "$scripts"
 check "watch.py: damaged lines are counted" sh -c 'printf %s "$0" | grep "4 lines of the log are damaged"' "$(watch 80 24 runs/damaged)"
 check "watch.py: a run without a validation says so" sh -c 'printf %s "$0" | grep "not validated"' "$(watch 80 24 runs/_plain)"
 check "watch.py: a run of one step" sh -c 'printf %s "$0" | grep "step 1 of 1"' "$(watch 80 24 runs/one)"
@@ -97,6 +98,11 @@ if [ "$python" ]; then
     check "a run of one step has its figures" python3 "$dev/check_report.py" one.html runs/one
     check "a run that goes on says how far it is" grep 'step 3 of 5: it goes on, or was stopped' going.html
     check "damaged lines are named" grep 'of the 11 lines of log.jsonl 4 cannot be read and were left out: 3, 4, 5, 6' damaged.html
+    printf 'mine\n' > mine.html && cp "runs/$odd/log.jsonl" kept.jsonl
+    check "report.py replaces only a page of its own" sh -c '
+        ! "$0" "$1/report.py" "$2" --out "$2/log.jsonl" 2> err && cmp kept.jsonl "$2/log.jsonl" && grep "must end in" err &&
+        ! "$0" "$1/report.py" "$2" --out mine.html 2> err && grep "and stays" err && grep -q mine mine.html' "$python" "$scripts" "runs/$odd"
+    check "report.py replaces its page" page runs/_plain --out page.html
     check "a run that has logged nothing is told" grep 'empty: no step with a loss' empty.html
     check "a run that is not there is an error in a line" sh -c '
         "$0" "$1/report.py" runs/nowhere --out no.html 2> err; [ $? = 1 ] && [ "$(wc -l < err)" = 1 ] && cat err && [ ! -e no.html ]' "$python" "$scripts"

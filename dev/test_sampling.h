@@ -188,11 +188,16 @@ static void drawing_continuations(void) {
         "penalty 100: %d repeated, %d times one of the prompt's", repeated, first_seen);
     int64_t more = x ? gpt2_sp_generator_run(x, anew, CONTINUED + 1, NULL) : 0;
     const int no_room = more == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "room for 0 to 12") != NULL;
+    gpt2_sp_sampling how = drawing(1, 0, 1, 9);
+    how.size = 3;
+    const int64_t small = x ? gpt2_sp_generator_run(x, anew, 1, &how) : 0;
+    const int no_size = small == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "gpt2_sp_sampling") != NULL;
     g->step++;
     int64_t later = x ? gpt2_sp_generator_run(x, anew, 1, NULL) : 0;
-    check(no_room && later == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "made a step"),
-        "drawing: more than there is room for, and a prompt read before a step, are refused", "%s",
-        gpt2_sp_error(g));
+    check(no_room && no_size && later == GPT2_SP_INVALID && strstr(gpt2_sp_error(g), "made a step"),
+        "drawing: more than there is room for, a struct of no size, and a prompt read before a step, are "
+        "refused",
+        "%s", gpt2_sp_error(g));
     gpt2_sp_generator_close(x);
     gpt2_sp_destroy(g);
 }

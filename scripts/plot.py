@@ -15,7 +15,7 @@ import json
 import os
 import sys
 
-from run_log import log_path, name_of, read_log
+from run_log import log_path, name_of, needs, output, read_log
 
 
 def log_of(run):
@@ -149,11 +149,8 @@ def main():
     args = parser.parse_args()
     if not args.runs and not args.eval:
         parser.error("nothing to draw: give a run's folder, --eval, or both")
-    try:
-        import matplotlib
-    except ImportError:
-        sys.exit("plot.py: needs matplotlib: python3 -m pip install matplotlib")
-    matplotlib.use("Agg")
+    output(args.out, ".png", ".svg", ".pdf")
+    needs("matplotlib").use("Agg")
     import matplotlib.pyplot as plt
 
     models, names = evaluations(args.eval)

@@ -22,7 +22,7 @@ import tempfile
 import time
 
 from plot import draw_loss, evaluations, pictures, plain
-from run_log import log_path, name_of, read_log, run_options
+from run_log import log_path, name_of, needs, output, read_log, run_options
 
 STYLE = """
 :root { color-scheme: light; }
@@ -279,7 +279,7 @@ def page(plt, args, logs, models, evaluated):
                                               "</div>\n"]
         parts += [] if drawn else [note("eval's files have nothing to draw (eval --data ... --json 1 writes `loss_by_position`).", "warn")]
     parts += [needles(models, evaluated), differences(configs, names), planned(args.program, args.runs, names)]
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<meta name="generator" content="gpt2_sp">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{text(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n{''.join(parts)}</body></html>\n")
 
 
@@ -305,11 +305,8 @@ def main():
     args = parser.parse_args()
     beside = os.path.join(os.path.dirname(here), "train_gpt2_sp")
     args.program = args.program or (beside if os.access(beside, os.X_OK) else shutil.which("train_gpt2_sp"))
-    try:
-        import matplotlib
-    except ImportError:
-        sys.exit("report.py: needs matplotlib: python3 -m pip install matplotlib")
-    matplotlib.use("Agg")
+    output(args.out, ".html")
+    needs("matplotlib").use("Agg")
     import matplotlib.pyplot as plt
     try:
         logs = [read_log(run) for run in args.runs]

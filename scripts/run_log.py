@@ -1,6 +1,34 @@
 """What the scripts read of a run of gpt2_sp: its log.jsonl and its run.cfg. Needs Python 3.8."""
 import json
 import os
+import sys
+
+# What a file of each ending has among its first bytes, if it is one that these scripts write.
+BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b'<meta name="generator" content="gpt2_sp">'}
+
+
+def output(path, *endings):
+    """The path of a script's output, which replaces only its like; else the script ends with a line."""
+    script, ending = os.path.basename(sys.argv[0]), os.path.splitext(path)[1].lower()
+    if ending not in endings:
+        sys.exit(f"{script}: --out {path}: its name must end in {' or '.join(endings)}")
+    try:
+        with open(path, "rb") as file:
+            if BEGINNINGS[ending] not in file.read(200):
+                sys.exit(f"{script}: --out {path}: a file that no script of gpt2_sp wrote is there, and stays")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        sys.exit(f"{script}: --out {path}: {error.strerror}")
+    return path
+
+
+def needs(module):
+    """Imports a module of a package, or ends the script with a line."""
+    try:
+        return __import__(module)
+    except ImportError:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: needs {module}: python3 -m pip install {module}")
 
 
 class Log:

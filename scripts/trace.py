@@ -14,6 +14,8 @@ import argparse
 import json
 import sys
 
+from run_log import needs, output
+
 # The groups that one colour stands for, by the beginnings of their names; the first that fits counts.
 KINDS = [("attention", "#a9c8e6", ("attention",)),
          ("norms", "#b0b7c0", ("norm",)),
@@ -132,11 +134,12 @@ def main():
     parser = argparse.ArgumentParser(description="draws a step that train --trace recorded")
     parser.add_argument("traces", nargs="+", help="the file, or the files of a run's processes")
     parser.add_argument("--layer", type=int, help="draw this layer alone")
-    parser.add_argument("--out", default="trace.png", help="the picture: .png, .svg or .pdf")
+    parser.add_argument("--out", default="trace.png", help="the picture, .png, .svg or .pdf [trace.png]")
     options = parser.parse_args()
+    output(options.out, ".png", ".svg", ".pdf")
     ranks = read_ranks(options.traces)
 
-    import matplotlib
+    matplotlib = needs("matplotlib")
     matplotlib.use("Agg")
     import matplotlib.patches as patches
     import matplotlib.pyplot as plt

@@ -123,6 +123,8 @@ def main():
     args = parser.parse_args()
     if not args.every > 0:
         parser.error("--every must be above 0")
+    if args.once and not os.path.exists(args.run):
+        sys.exit(f"watch.py: {args.run}: there is no such run")
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     sys.stdout.reconfigure(errors="replace")
     follower, shown = Follower(args.run), None

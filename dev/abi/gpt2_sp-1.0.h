@@ -139,17 +139,17 @@ extern "C" {
 #endif
 
 // Functions that return an int give 0 (GPT2_SP_OK), or one of the codes below zero; then
-// gpt2_sp_error(trainer) has a line that says why.
+// gpt2_sp_error(trainer) has a line that says why, unless there is no trainer, or a callback called its own.
 
 // Threads: a trainer is used by one thread at a time, and so are options; several trainers in several threads
 // at the same time are fine. `progress` and `token` are called on the thread that called the library, with
 // its locale, number of OpenMP threads and floating-point state, `fill` on a thread of the library's, `line`
-// on either. None may call a function of its own trainer; all that belong to another one, and those that take
-// none, may be called.
+// on either. Of its own trainer it may ask gpt2_sp_steps; another call gives GPT2_SP_INVALID and does nothing,
+// and none may destroy it. All that belong to another trainer, and those that take none, may be called.
 // A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as they were.
-// The library ends no program, handles no signal and prints nothing (--profile and --trace of the GPU
-// program, which are asked for, excepted). It reads no environment variable; OpenMP, CUDA and NCCL read
-// theirs.
+// The library ends no program, handles no signal and prints nothing, but the tables of --profile and --trace
+// where they are asked for. (OpenMP ends a program that gets no more threads from the system.) It reads no
+// environment variable; OpenMP, CUDA and NCCL read theirs.
 
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
@@ -166,17 +166,18 @@ GPT2_SP_API void gpt2_sp_options_free(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096").
 GPT2_SP_API int gpt2_sp_set(
     gpt2_sp_options* options, const char* name, const char* value, gpt2_sp_failure* failure);
-// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any). Its length, or a code.
+// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any; 0: only its length is asked).
+// Its length, or a code.
 GPT2_SP_API int gpt2_sp_get(
     const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
-// Sets what a file of `name = value` lines says, as --config does.
+// Sets what a file of `name = value` lines says, as --config does; if a line is wrong, those before it.
 GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, gpt2_sp_failure* failure);
 // Data of the program's in place of the shards of `data` (use GPT2_SP_TRAINING) or `val-data` (_VALIDATION).
 // The model's vocabulary must be known, by the option `vocab` or from a model; every token is checked against
 // it.
 //
-// feed: samples from a callback, which fills in a sample and returns 0; anything else ends the step with an
-// error. It is called on a thread of the library's, one call at a time, in the order of the samples, each
+// feed: samples from a callback, which fills in a sample and returns 0; anything else is an error of the step
+// that needs the sample, and of all after it: save, and make another trainer. It is called on a thread of the library's, one call at a time, in the order of the samples, each
 // once: ahead of the step that learns from it, and again only by another trainer. Of several processes each
 // asks for all samples of a step and must be given the same. A run goes on with the sample behind its last;
 // it refuses another fingerprint, which stands for all that the callback would give. With --doc-mask the
@@ -196,10 +197,13 @@ GPT2_SP_API int gpt2_sp_feed_tokens(gpt2_sp_options* options, int use, const int
 // passed over. NULL, the default: they are told to nobody; the library itself prints nothing.
 GPT2_SP_API int gpt2_sp_on_log(
     gpt2_sp_options* options, void (*line)(void* user, int level, const char* text), void* user);
-// Makes a trainer: opens the data, plans and allocates memory, initialises the weights or resumes from the
-// newest whole checkpoint in the folder `out`. NULL if anything does not fit.
+// Makes a trainer: opens the data, plans and allocates memory, resumes from the newest whole checkpoint in the
+// folder `out`, or, where there is none, takes the weights of `init-from` or those of the seed. NULL if
+// anything does not fit. Options hold as they are given here, also where a run goes on: run.cfg and log.jsonl
+// are the commands', the library writes neither.
 GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
-// One optimizer step.
+// One optimizer step. The schedule of the learning rate ends with the option `steps`; steps after it have its
+// last rate. A step without a label has loss 0.
 GPT2_SP_API int gpt2_sp_step(gpt2_sp* trainer, gpt2_sp_stats* stats);
 // Mean loss in nats per token over the first `sequences` windows of the shards of the option val-data (all of
 // them if it has fewer).
@@ -207,7 +211,7 @@ GPT2_SP_API int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* lo
 // Gives every field but size the default of the option of its name; no callback.
 GPT2_SP_API int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
 // Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
-// defaults. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
+// defaults, their seed too, so that the same text comes again. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
 // document.
 // Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
 // all processes call it; on GPUs over NCCL it is refused there.
@@ -237,8 +241,7 @@ GPT2_SP_API int64_t gpt2_sp_steps(const gpt2_sp* trainer);
 // no more. What it returns decides: 0 goes on, anything else cancels the call, which then returns
 // GPT2_SP_CANCELLED and leaves weights, moments, number of steps and place in the data as they were, so that
 // the next step computes, to the bit, what it would have without (on GPUs with --deterministic 1). Of several
-// processes any may have one, and a cancel by one cancels all. Without one nothing is slower. It must not
-// call the trainer.
+// processes any may have one, and a cancel by one cancels all. Without one nothing is slower.
 GPT2_SP_API int gpt2_sp_on_progress(
     gpt2_sp* trainer, int (*progress)(void* user, const gpt2_sp_progress* progress), void* user);
 // A step in two: the gradients of the next step's batch, summed over all passes and ranks; and the update,
@@ -273,7 +276,8 @@ GPT2_SP_API int gpt2_sp_losses(gpt2_sp* trainer, const int32_t* tokens, int64_t 
 // all before it: out (rows, V). Read as gpt2_sp_generate reads a prompt; see there for several processes.
 GPT2_SP_API int gpt2_sp_logits(
     gpt2_sp* trainer, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out);
-// The line that the last failed call left, and its code.
+// The line and the code of the last call, if it failed; else an empty line and GPT2_SP_OK. on_progress, steps,
+// tensor_count, tensor_info and generator_stats change neither: what they return is all that they say.
 GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
 GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
 // Frees everything; NULL is no error. What was not saved is lost.
