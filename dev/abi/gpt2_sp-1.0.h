@@ -197,8 +197,8 @@ GPT2_SP_API int gpt2_sp_feed_tokens(gpt2_sp_options* options, int use, const int
 // passed over. NULL, the default: they are told to nobody; the library itself prints nothing.
 GPT2_SP_API int gpt2_sp_on_log(
     gpt2_sp_options* options, void (*line)(void* user, int level, const char* text), void* user);
-// Makes a trainer: opens the data, plans and allocates memory, resumes from the newest whole checkpoint in the
-// folder `out`, or, where there is none, takes the weights of `init-from` or those of the seed. NULL if
+// Makes a trainer: opens the data, plans and allocates memory, resumes from the newest whole checkpoint in
+// the folder `out`, or, where there is none, takes the weights of `init-from` or those of the seed. NULL if
 // anything does not fit. Options hold as they are given here, also where a run goes on: run.cfg and log.jsonl
 // are the commands', the library writes neither.
 GPT2_SP_API gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure);
@@ -211,8 +211,8 @@ GPT2_SP_API int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* lo
 // Gives every field but size the default of the option of its name; no callback.
 GPT2_SP_API int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
 // Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
-// defaults, their seed too, so that the same text comes again. Gives the number of tokens in `out`, or a code. It ends early before the token that ends a
-// document.
+// defaults, their seed too, so that the same text comes again. Gives the number of tokens in `out`, or a code.
+// It ends early before the token that ends a document.
 // Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
 // all processes call it; on GPUs over NCCL it is refused there.
 GPT2_SP_API int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count,
@@ -276,8 +276,8 @@ GPT2_SP_API int gpt2_sp_losses(gpt2_sp* trainer, const int32_t* tokens, int64_t 
 // all before it: out (rows, V). Read as gpt2_sp_generate reads a prompt; see there for several processes.
 GPT2_SP_API int gpt2_sp_logits(
     gpt2_sp* trainer, const int32_t* tokens, int64_t count, int64_t first, int64_t rows, float* out);
-// The line and the code of the last call, if it failed; else an empty line and GPT2_SP_OK. on_progress, steps,
-// tensor_count, tensor_info and generator_stats change neither: what they return is all that they say.
+// The line and the code of the last call, if it failed; else an empty line and GPT2_SP_OK. on_progress,
+// steps, tensor_count, tensor_info and generator_stats change neither: what they return is all that they say.
 GPT2_SP_API const char* gpt2_sp_error(const gpt2_sp* trainer);
 GPT2_SP_API int gpt2_sp_code(const gpt2_sp* trainer);
 // Frees everything; NULL is no error. What was not saved is lost.
