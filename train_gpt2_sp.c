@@ -199,12 +199,12 @@ extern "C" {
 // Threads: a trainer is used by one thread at a time, and so are options; several trainers in several threads
 // at the same time are fine. `progress` and `token` are called on the thread that called the library, with
 // its locale, number of OpenMP threads and floating-point state, `fill` on a thread of the library's, `line`
-// on either. Of its own trainer it may ask gpt2_sp_steps; another call gives GPT2_SP_INVALID and does nothing,
-// and none may destroy it. All that belong to another trainer, and those that take none, may be called.
-// A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as they were.
-// The library ends no program, handles no signal and prints nothing, but the tables of --profile and --trace
-// where they are asked for. (OpenMP ends a program that gets no more threads from the system.) It reads no
-// environment variable; OpenMP, CUDA and NCCL read theirs.
+// on either. Of its own trainer it may ask gpt2_sp_steps; another call gives GPT2_SP_INVALID and does
+// nothing, and none may destroy it. All that belong to another trainer, and those that take none, may be
+// called. A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as
+// they were. The library ends no program, handles no signal and prints nothing, but the tables of --profile
+// and --trace where they are asked for. (OpenMP ends a program that gets no more threads from the system.)
+// It reads no environment variable; OpenMP, CUDA and NCCL read theirs.
 
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
@@ -221,8 +221,8 @@ GPT2_SP_API void gpt2_sp_options_free(gpt2_sp_options* options);
 // Sets one option by its name on the command line ("seq-len", "4096").
 GPT2_SP_API int gpt2_sp_set(
     gpt2_sp_options* options, const char* name, const char* value, gpt2_sp_failure* failure);
-// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any; 0: only its length is asked).
-// Its length, or a code.
+// An option's value as gpt2_sp_set takes it, in text (size bytes, 2048 hold any; 0: only its length is
+// asked). Its length, or a code.
 GPT2_SP_API int gpt2_sp_get(
     const gpt2_sp_options* options, const char* name, char* text, size_t size, gpt2_sp_failure* failure);
 // Sets what a file of `name = value` lines says, as --config does; if a line is wrong, those before it.
@@ -232,13 +232,13 @@ GPT2_SP_API int gpt2_sp_load_config(gpt2_sp_options* options, const char* path, 
 // it.
 //
 // feed: samples from a callback, which fills in a sample and returns 0; anything else is an error of the step
-// that needs the sample, and of all after it: save, and make another trainer. It is called on a thread of the library's, one call at a time, in the order of the samples, each
-// once: ahead of the step that learns from it, and again only by another trainer. Of several processes each
-// asks for all samples of a step and must be given the same. A run goes on with the sample behind its last;
-// it refuses another fingerprint, which stands for all that the callback would give. With --doc-mask the
-// label GPT2_SP_NEXT of a token whose successor begins a document is none; whether a sample's last token ends
-// one is the program's to say. A validation of n sequences asks for samples 0 to n - 1. fill NULL: the
-// option's again.
+// that needs the sample, and of all after it: save, and make another trainer. It is called on a thread of
+// the library's, one call at a time, in the order of the samples, each once: ahead of the step that learns
+// from it, and again only by another trainer. Of several processes each asks for all samples of a step and
+// must be given the same. A run goes on with the sample behind its last; it refuses another fingerprint,
+// which stands for all that the callback would give. With --doc-mask the label GPT2_SP_NEXT of a token whose
+// successor begins a document is none; whether a sample's last token ends one is the program's to say. A
+// validation of n sequences asks for samples 0 to n - 1. fill NULL: the option's again.
 //
 // feed_tokens: a stream of `count` tokens, copied, cut into windows and shuffled anew each epoch as a shard
 // with these tokens is, of which `eot`, negative for none, ends documents. Losses are those of the shard.
@@ -266,10 +266,10 @@ GPT2_SP_API int gpt2_sp_validate(gpt2_sp* trainer, int64_t sequences, double* lo
 // Gives every field but size the default of the option of its name; no callback.
 GPT2_SP_API int gpt2_sp_sampling_defaults(gpt2_sp_sampling* how);
 // Continues `prompt` by up to `count` tokens (0 < prompt_count, prompt_count + count <= T); how NULL: the
-// defaults, their seed too, so that the same text comes again. Gives the number of tokens in `out`, or a code.
-// It ends early before the token that ends a document.
-// Where ranks of several processes hold parts of the weights (--zero 3, or --sp with positions of their own)
-// all processes call it; on GPUs over NCCL it is refused there.
+// defaults, their seed too, so that the same text comes again. Gives the number of tokens in `out`, or a
+// code. It ends early before the token that ends a document. Where ranks of several processes hold parts of
+// the weights (--zero 3, or --sp with positions of their own) all processes call it; on GPUs over NCCL it is
+// refused there.
 GPT2_SP_API int64_t gpt2_sp_generate(gpt2_sp* trainer, const int32_t* prompt, int64_t prompt_count,
     int32_t* out, int64_t count, const gpt2_sp_sampling* how);
 // The same in three steps, for several continuations of a prompt that is read once: open reads it and takes
