@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Counts what STYLE asks of the sources: line width, comment share, length and parameters of functions, chains of
-assignments, questions that have one answer. Exit status 1 if a bound is broken.
+assignments, questions that have one answer, names in the documents. Exit status 1 if a bound is broken.
 
     python3 dev/house.py            a row for each file, and what is beyond its bound
     python3 dev/house.py FILE...    these files only
@@ -55,6 +55,15 @@ def functions(lines):
     return found
 
 
+def names_gone():
+    """Names with an underscore that README.md and dev/REFERENCE.md put between backticks, and no source has."""
+    sources = "".join(open(name, encoding="utf-8").read() for name in FILES)
+    known = {"requires_grad", "test_gpt2_sp"}
+    return [f"{document}: `{name}` is nowhere in the sources" for document in ("README.md", "dev/REFERENCE.md")
+            for name in sorted(set(re.findall(r"`([a-z]+_[a-z_]*[a-z])`", open(document, encoding="utf-8").read())))
+            if name not in sources and name not in known]
+
+
 def main():
     names, broken = sys.argv[1:] or FILES, []
     print(f"{'file':26} {'lines':>6} {'functions':>9} {'median':>6} {'longest':>7} {'parameters':>10} {'wide':>5} "
@@ -82,6 +91,8 @@ def main():
                 broken.append(f"{name}:{first}: {function} has {parameters} parameters")
         if share < COMMENTS.get(name, 0):
             broken.append(f"{name}: {share:.1f} % of the lines are comments, at least {COMMENTS[name]}")
+    if not sys.argv[1:]:
+        broken += names_gone()
     print("\n".join(broken) or "all within")
     return 1 if broken else 0
 
