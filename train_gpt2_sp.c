@@ -1153,6 +1153,8 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     INT(facts, "facts", 4, 1, 1024, EVAL | SYNTH, "facts stated early and asked for late, per document") \
     INT(distance, "distance", 0, 0, 1073741824, EVAL | SYNTH, \
         "bytes between a fact and its question; 0: spread over the document") \
+    INT(answers_only, "answers-only", 0, 0, 1, SYNTH, \
+        "of a shard only the answers' bytes are labels: all of the loss is recall") \
     NUM(memory_gb, "memory-gb", 0, 0, 1e9, PLAN, \
         "memory of a rank in GiB, for the longest context; 0: this machine's divided by the ranks") \
     NUM(gflops, "gflops", 0, 0, 1e12, PLAN, \
@@ -14293,6 +14295,24 @@ static int command_prepare(gpt2_sp_options* o, const Positional* inputs, Error* 
     return status;
 }
 
+// Puts a document of synth into the shard that is open; with answers_only all but the answers are no labels.
+static int synth_put(const synth_doc* doc, int answers_only, Preparation* p) {
+    size_t at = 0;
+    int status = 0;
+    for (int i = 0; answers_only && status == 0 && i < doc->fact_count; i++) {
+        const size_t answer = doc->facts[i].answer, length = (size_t)doc->facts[i].answer_length;
+        text_piece before = {doc->text + at, answer - at, "", 0,
+                       TEXT_MASKED | TEXT_EDGE | (at ? 0 : TEXT_BEGIN)},
+                   asked = {doc->text + answer, length, "", 0, TEXT_EDGE};
+        status = prepare_piece(&p->work, &before);
+        if (status == 0) status = prepare_piece(&p->work, &asked);
+        at = answer + length;
+    }
+    text_piece rest = {doc->text + at, doc->length - at, "", 0,
+        TEXT_END | (at ? 0 : TEXT_BEGIN) | (answers_only ? TEXT_MASKED : 0)};
+    return status == 0 ? prepare_piece(&p->work, &rest) : status;
+}
+
 // Writes all documents of synth, as lines to a stream or into the shard that is open. The first line begins
 // with its ninth byte.
 static int synth_documents(const gpt2_sp_options* o, FILE* lines, Preparation* p, Error* e) {
@@ -14302,8 +14322,7 @@ static int synth_documents(const gpt2_sp_options* o, FILE* lines, Preparation* p
         status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts,
             (size_t)o->distance, &doc, e->text, sizeof e->text);
         if (status != 0) break;
-        text_piece piece = {doc.text, doc.length, "", 0, TEXT_BEGIN | TEXT_END};
-        if (!lines) status = prepare_piece(&p->work, &piece);
+        if (!lines) status = synth_put(&doc, (int)o->answers_only, p);
         else if (synth_write_line(lines, &doc, d == 0 ? 8 : 0) != 0) status = fail_file(e, "write", o->out);
         synth_free(&doc);
     }
@@ -14382,9 +14401,11 @@ static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e
 // Writes synthetic documents: as a shard, or as text.
 static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
-    size_t n = strlen(o->out);
+    int lines = text_ends(o->out, strlen(o->out), ".jsonl");
     if (!o->out[0]) return fail(e, "no --out FILE.tok or FILE.jsonl");
-    if ((text_ends(o->out, n, ".jsonl") ? synth_lines(o, e) : synth_shard(o, e)) != 0) return -1;
+    if (lines && o->answers_only)
+        return fail(e, "--answers-only is of a shard, --out FILE.tok: a .jsonl has the answers' places");
+    if ((lines ? synth_lines(o, e) : synth_shard(o, e)) != 0) return -1;
     printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs,
         (long long)o->doc_bytes, (long long)o->facts);
     return 0;

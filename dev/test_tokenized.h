@@ -363,7 +363,52 @@ static void tokenized_carried(const TokenizedRun* r) {
     if (b.token) bpe_free(&b);
 }
 
+// A shard of synth in which only the answers are labels: its tokens are those of the shard without, and the
+// tokens that are labels are the answers', in their order.
+static void tokenized_answers(void) {
+    enum { DOCS = 5, BYTES = 900, FACTS = 3 };
+    char all[600], answers[600];
+    Dataset whole, asked;
+    Error e = {0, {0}};
+    int wrong = 0, labels = 0, expected = 0;
+    snprintf(all, sizeof all, "%s", scratch("synth-all.tok"));
+    snprintf(answers, sizeof answers, "%s", scratch("synth-answers.tok"));
+    int status = command("synth --out %s --docs 5 --doc-bytes 900 --facts 3 --seed 4", all) |
+        command("synth --out %s --docs 5 --doc-bytes 900 --facts 3 --seed 4 --answers-only 1", answers);
+    if (status == 0) status = dataset_open(&whole, all, &DATA_DOCUMENTS, &e);
+    if (status == 0 && (status = dataset_open(&asked, answers, &DATA_DOCUMENTS, &e)) != 0)
+        dataset_close(&whole);
+    for (uint64_t d = 0; status == 0 && d < DOCS; d++) {
+        synth_doc doc;
+        int32_t tokens[2][BYTES + 1];
+        int label[BYTES + 1];
+        uint64_t at = d * (BYTES + 1), first, last;
+        for (int i = 0; i < 2; i++)
+            wrong += dataset_read(i ? &asked : &whole, i ? asked.cursors : whole.cursors, at, BYTES + 1,
+                         tokens[i], &e) != 0;
+        wrong += memcmp(tokens[0], tokens[1], sizeof tokens[0]) != 0;
+        for (int t = 0; t <= BYTES; t++) label[t] = 1;
+        for (uint64_t from = at; dataset_span(&asked, from, at + BYTES + 1, &first, &last); from = last)
+            for (uint64_t t = first; t < last; t++) label[t - at] = 0;
+        wrong += synth_document(4, d, BYTES, FACTS, 0, &doc, e.text, sizeof e.text) != 0;
+        for (int t = 0; t <= BYTES; t++) {
+            int answer = 0;
+            for (int i = 0; i < doc.fact_count; i++)
+                answer |= t >= (int)doc.facts[i].answer &&
+                    t < (int)doc.facts[i].answer + doc.facts[i].answer_length;
+            labels += label[t], expected += answer;
+            wrong += label[t] != answer;
+        }
+        synth_free(&doc);
+    }
+    if (status == 0) dataset_close(&whole), dataset_close(&asked);
+    check(status == 0 && wrong == 0 && labels == expected && labels > 4 * DOCS * FACTS - 1,
+        "masks: --answers-only leaves a shard's answers alone as labels",
+        "%d labels of %d bytes of answers, %d wrong %s", labels, expected, wrong, e.text);
+}
+
 static void test_tokenized(void) {
+    tokenized_answers();
     TokenizedRun r;
     snprintf(test_bpe_folder, sizeof test_bpe_folder, "%s", scratch("tokenizers"));
     mkdir(test_bpe_folder, 0777);
