@@ -111,7 +111,8 @@ static void launches_ends(void) {
     check(status == 0 && command_said(", after step 1"),
         "launches: what stands before the first step is not the best", "%.200s",
         command_out + strlen(command_out) / 2);
-    status = command("%s --steps 600 --keep-best 0 --val-every 1000 --max-minutes 0.15", h.line);
+    status =
+        command("%s --steps 600 --keep-best 0 --val-every 1000 --log-every 100 --max-minutes 0.15", h.line);
     check(status == 0 && command_said("step   600/600"), "launches: --max-minutes counts minutes",
         "status %d", status);
     status = command(
