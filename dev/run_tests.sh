@@ -22,12 +22,22 @@ trial='#include <stdlib.h>\nint main(void) { return abs(0); }\n'
 usable() { printf "$trial" | "$@" -x c - -o "$work/usable.$part" > /dev/null 2>&1 && "$work/usable.$part"; }
 has() { command -v "$1" > /dev/null; }
 
+# Builds the program $2 with the arguments $1 of make; its folder is then in $folder. Parts that run side by side take
+# turns at a folder: none runs what another one links.
+built() {
+    eval "folder=\$($make -s path $1)"
+    until mkdir "$work/${folder##*/}.turn" 2> /dev/null; do sleep 0.2; done
+    eval "$make -s $1 $folder/$2"
+    status=$?
+    rmdir "$work/${folder##*/}.turn"
+    return $status
+}
+
 # Builds test_gpt2_sp with these arguments of make, and runs it.
 tests() {
     arguments=$1
     shift
-    eval "folder=\$($make -s path $arguments)"
-    eval "$make -s $arguments $folder/test_gpt2_sp" && "$folder/test_gpt2_sp" "$@"
+    built "$arguments" test_gpt2_sp && "$folder/test_gpt2_sp" "$@"
 }
 
 part_float()  { tests ""; }
@@ -46,9 +56,7 @@ part_asan() {
 }
 part_asan_cli() {
     if usable cc -fsanitize=address,undefined; then
-        eval "folder=\$($make -s path $sanitized)"
-        eval "$make -s $sanitized $folder/train_gpt2_sp" &&
-            sh dev/test_cli.sh "$folder/train_gpt2_sp" $work/json_keys
+        built "$sanitized" train_gpt2_sp && sh dev/test_cli.sh "$folder/train_gpt2_sp" $work/json_keys
     else
         skip "the command line with AddressSanitizer" "the compiler has none that runs here"
         finish
@@ -69,8 +77,7 @@ part_tsan() {
 part_cli()    { sh dev/test_cli.sh ./train_gpt2_sp $work/json_keys; }
 part_asan_procs() {
     if usable cc -fsanitize=address,undefined; then
-        eval "folder=\$($make -s path $sanitized)"
-        eval "$make -s $sanitized $folder/train_gpt2_sp" && sh dev/test_processes.sh "$folder/train_gpt2_sp"
+        built "$sanitized" train_gpt2_sp && sh dev/test_processes.sh "$folder/train_gpt2_sp"
     else
         skip "several processes with AddressSanitizer" "the compiler has none that runs here"
         finish
@@ -320,7 +327,7 @@ start=$(date +%s)
 $make -s train_gpt2_sp lib GPU= || exit 1   # here, for parts that run side by side must not build the same
 cc -O1 dev/json_keys.c -o $work/json_keys || exit 1
 
-rm -rf $work/taken $work/printing
+rm -rf $work/taken $work/printing $work/*.turn
 mkdir $work/taken
 worker() {
     for part in $parts; do
