@@ -13566,13 +13566,15 @@ static int eval_load(Eval* v, const char* model, int64_t T, Error* e) {
     return tokens_agree(&v->first, "second", &own, e);
 }
 
-// Opens the data for the first model, and sees for every model whether it fits.
+// Opens the data for the first model, and sees for every model whether it fits. A model that has no tokenizer
+// gets the one that the data carry.
 static int eval_data(Eval* v, Error* e) {
     const gpt2_sp_options* o = v->o;
     const int64_t windows = o->val_sequences > 0 ? o->val_sequences : INT64_MAX, T = v->g->mesh.shape.T;
     const DataHow how = {(int)o->raw_u16, v->g->mesh.shape.V, (int)o->doc_mask};
     if (v->model == 0 && dataset_open(&v->data, o->data, &how, e) != 0) return -1;
     if (data_fits(v->g, &v->data, "data", v->g->mesh.shape.V, windows, e) != 0) return -1;
+    if (!v->g->tokenizer.token && dataset_tokenizer(&v->data, &v->g->tokenizer, e) < 0) return -1;
     if (v->model > 0) return 0;
     v->tokens = min_i64(windows, (int64_t)dataset_windows(&v->data, T)) * T + 1;
     v->tokens = min_i64(v->tokens, (int64_t)v->data.tokens);

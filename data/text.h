@@ -32,8 +32,8 @@
 // A file of text is a regular file without NUL bytes; in a folder one with such bytes is left out. The path -
 // is standard input, of the kind r->format.
 //
-// A folder gives its files in the order of their names' bytes, and its folders' down to TEXT_MAX_DEPTH. Links
-// to files are read. `skip` is told of whatever is left out, hidden entries and links to folders too.
+// A folder gives its files in the order of their names' bytes, and its folders' down to TEXT_MAX_DEPTH; the
+// merges.txt of a tokenizer and the log.jsonl of a run are none (text_beside). Links to files are read. `skip` is told of whatever is left out, hidden entries and links to folders too.
 //
 // A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A
 // document of no bytes holds nothing to learn and is passed over. A folder without any document is an error.
@@ -781,6 +781,22 @@ GPT2_SP_LEAF int text_list(const text_reader* r, const char* path, char*** paths
     return rc;
 }
 
+// Why a file whose name could be a text's is none, by what lies beside it: the merges of a tokenizer, the log of
+// a run. NULL: it may be one.
+GPT2_SP_LEAF const char* text_beside(const char* path) {
+    static const char* const found[][3] = {{"merges.txt", "vocab.json", "a tokenizer's file"},
+        {"merges.txt", "tokenizer.json", "a tokenizer's file"}, {"log.jsonl", "run.cfg", "a run's log"}};
+    const char* name = strrchr(path, '/') + 1;
+    char other[4096];
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, found[i][0]) == 0 &&
+            snprintf(other, sizeof other, "%.*s%s", (int)(name - path), path, found[i][1]) <
+                (int)sizeof other &&
+            access(other, F_OK) == 0)
+            return found[i][2];
+    return NULL;
+}
+
 // One entry of a folder. Returns 0, -1, or 1 for a folder, which is to be walked.
 GPT2_SP_LEAF int text_entry(text_reader* r, const char* path) {
     struct stat st;
@@ -797,6 +813,7 @@ GPT2_SP_LEAF int text_entry(text_reader* r, const char* path) {
         if (S_ISDIR(st.st_mode)) return text_left_out(r, path, "a link to a folder");
     }
     if (S_ISDIR(st.st_mode)) return 1;
+    if (text_beside(path)) return text_left_out(r, path, text_beside(path));
     if (!S_ISREG(st.st_mode)) return text_left_out(r, path, "neither a regular file nor a folder");
     if (kind == TEXT_OTHER && text_is_output(r, &st)) return 0;   // nobody takes that for an input
     if (kind == TEXT_OTHER)

@@ -1113,6 +1113,11 @@ check "schedule draws every pair: dist" test "$(g schedule | pairs)" = 10
 check "schedule draws every pair: zigzag" test "$(g schedule --schedule zigzag | pairs)" = 36
 check "schedule draws every pair: allgather" test "$(g schedule --schedule allgather | pairs)" = 36
 check "schedule draws every pair: ulysses" test "$(g schedule --schedule ulysses | pairs)" = 10
+mkdir beside && echo 'a text' > beside/a.txt && echo 'a b' > beside/merges.txt && echo '{}' > beside/vocab.json
+echo '{"step": 1}' > beside/log.jsonl && : > beside/run.cfg
+g prepare --out beside.tok beside > out 2> err
+check "prepare leaves a tokenizer's merges and a run's log out" \
+    sh -c 'grep "merges.txt: a tokenizer.s file" err && grep "log.jsonl: a run.s log" err && grep "^beside.tok: 1 documents" out'
 check "a picture is whole though who reads the text stops reading" \
     sh -c '"$0" schedule --sp 16 --messages 1 --svg unread.svg | head -n 1 > out && grep -q "</svg>" unread.svg' "$program"
 g schedule --schedule zigzag --sp 4 --svg zigzag.svg > out

@@ -10,7 +10,8 @@
 # texts reach. STEPS (60) optimizer steps a stage, of BATCH (131072) tokens each; LR (1e-4) is the first stage's peak learning
 # rate, each later stage has half of the one before. RANKS: devices that share a sequence, all of them if left out. HELD: texts to
 # measure on; if left out, a tenth of the documents (VAL=0.1), or of few documents as many as it takes, is kept from training. The
-# table is made over the first MEASURE (262144) held-out tokens. DTYPE (fp32): of the result, or bf16, fp16.
+# table is made over the first MEASURE (262144) held-out tokens, a multiple of every context, so that the rows have the same ones. DTYPE
+# (fp32): of the result, or bf16, fp16. THREADS: of each rank, all cores if left out.
 #
 # PROGRAM: a program that is built already; else it is built, for the GPUs where there are any. HF_ENDPOINT: another server.
 #
@@ -24,6 +25,7 @@ absolute() { case $1 in /*) echo "$1" ;; *) echo "$cd_from/$1" ;; esac; }
 texts=$(absolute "$1") out=$(absolute "${2:-runs/long}") model=${MODEL:-gpt2}
 contexts=${CONTEXTS:-4096 8192 32768} steps=${STEPS:-60} batch=${BATCH:-131072} lr=${LR:-1e-4}
 [ -e "$texts" ] || { echo "finetune_long.sh: $texts is not there" >&2; exit 1; }
+case $contexts in *[!0-9\ ]*) echo "finetune_long.sh: CONTEXTS=\"$contexts\": numbers of tokens, separated by blanks" >&2; exit 1 ;; esac
 say() { printf '\n== %s\n' "$*"; }
 stop() { echo "finetune_long.sh: $*" >&2; exit 1; }
 number() { sed -n "s/.*\"$1\": \([0-9.e+-]*\).*/\1/p"; }   # of a line of JSON
@@ -39,11 +41,6 @@ else
     program=./train_gpt2_sp ranks=${RANKS:-1}
 fi
 mkdir -p "$out"
-
-# What OUT was begun with: other inputs need another OUT.
-inputs="model $model,${TOKENIZER:+ tokenizer $TOKENIZER,} texts $texts, held out ${HELD:-${VAL:-0.1}}"
-[ ! -e "$out/inputs" ] || [ "$(cat "$out/inputs")" = "$inputs" ] ||
-    stop "$out was begun with $(cat "$out/inputs"), and now there is $inputs: take another OUT"
 
 # ----- the model: a folder, or one that is downloaded -----------------------------------------------
 
@@ -95,8 +92,13 @@ if [ "${TOKENIZER:-}" ]; then tokenizer=$(absolute "$TOKENIZER")
 elif [ -d "$model" ]; then tokenizer=$model
 else tokenizer=${model%:best}
 fi
-[ -d "$tokenizer" ] || [ "${TOKENIZER:-}" ] || stop "$model carries no tokenizer: give TOKENIZER=PATH, as prepare's --tokenizer"
-echo "$inputs" > "$out/inputs"
+[ "${TOKENIZER:-}" ] || [ -e "$tokenizer/tokenizer.json" ] || [ -e "$tokenizer/vocab.json" ] || [ -e "$tokenizer/run.cfg" ] ||
+    stop "$model carries no tokenizer: give TOKENIZER=PATH, as prepare's --tokenizer"
+
+# What OUT was begun with: other inputs need another OUT.
+inputs="model $model,${TOKENIZER:+ tokenizer $tokenizer,} texts $texts, held out ${HELD:-${VAL:-0.1}}"
+[ ! -e "$out/inputs" ] || [ "$(cat "$out/inputs")" = "$inputs" ] ||
+    stop "$out was begun with $(cat "$out/inputs"), and now there is $inputs: take another OUT"
 data=$out/data.tok val=$out/data.val.tok
 if [ ! -s "$data" ] || [ ! -s "$val" ]; then
     say "turning the texts into tokens"
@@ -121,9 +123,9 @@ fi
 
 # measure NAME MODEL CONTEXT: a row of the table. The held-out tokens are the same in every row.
 measure() {
-    row=$out/row-$1-$3
+    row=$out/row-$1-$3-$measured
     if [ "$1" != before ] || [ ! -s "$row" ]; then
-        $program eval --from "$2" --data "$val" --seq-len "$3" --val-sequences $(((measured + $3 - 1) / $3)) --sp "$ranks" --json > "$row.part"
+        $program eval --threads "${THREADS:-0}" --from "$2" --data "$val" --seq-len "$3" --val-sequences $(((measured + $3 - 1) / $3)) --sp "$ranks" --json > "$row.part"
         mv "$row.part" "$row"
     fi
     loss=$(number loss < "$row") tokens=$(number tokens < "$row") bits=$(number bits_per_byte < "$row")
@@ -133,6 +135,7 @@ measure() {
 measured=${MEASURE:-262144}
 own=$($program plan --init-from "$model" --gflops 1 --link-gbs 1 --copy-gbs 1 --json | number seq_len)
 [ "$own" ] || stop "$model cannot be read"
+echo "$inputs" > "$out/inputs"
 say "before"
 measure before "$model" "$own"
 
@@ -151,7 +154,9 @@ for context in $contexts; do
         break
     fi
     say "a context of $context, from $last"
-    if ! $program train --init-from "$from" --data "$data" --val-data "$val" --seq-len "$context" --grad-accum "$accumulate" \
+    done_already=$(ls -d "$run"/step_* 2> /dev/null | sed -n 's/.*step_0*\([0-9]*\)$/\1/p' | tail -n 1)
+    [ "${done_already:-0}" -le "$steps" ] || stop "$run is at step $done_already already: give STEPS=$done_already or more, or another OUT"
+    if ! $program train --threads "${THREADS:-0}" --init-from "$from" --data "$data" --val-data "$val" --seq-len "$context" --grad-accum "$accumulate" \
         --sp "$ranks" --recompute attn --lr "$lr" --warmup $((steps / 10)) --lr-schedule wsd --steps "$steps" \
         --val-every $((steps / 4 + 1)) --val-sequences 4 --save-every $((steps / 4 + 1)) --out "$run"; then
         [ -e "$run" ] && stop "the stage of $context has failed; it goes on when this is run again"
