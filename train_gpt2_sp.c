@@ -923,8 +923,8 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
 
-// The kinds of schedules and of pipelines, and the modes of recomputation: the name in the program, the word on the command
-// line. Their numbers are their places in these lists.
+// The kinds of schedules and of pipelines, and the modes of recomputation: the name in the program, the word
+// on the command line. Their numbers are their places in these lists.
 #define GPT2_SP_SCHEDULE_KINDS(X) \
     X(RING, "ring") \
     X(DIST, "dist") \
@@ -4818,14 +4818,15 @@ static void schedule_picture_close(const Schedule* s, FILE* out) {
 // --- tables of pipelines ---
 //
 // A pipeline gives each of p ranks L/p layers, in v chunks; a chunk of layers is a stage, and stage g lies on
-// rank g % p. M sequences go through all stages in k slices each. As with attention a schedule is a table that
-// is built, proved, drawn, and played by the clock; nothing here trains by it.
+// rank g % p. M sequences go through all stages in k slices each. As with attention a schedule is a table
+// that is built, proved, drawn, and played by the clock; nothing here trains by it.
 //
 //     attention          pipelines
 //     pair q, k          unit (m, s, g) in a direction: slice s of sequence m through stage g
 //     step               none: each rank runs its list in order, and waits for what an op needs
-//     message            implied: a unit's result goes to the rank of the next stage (backward: the one before)
-//     slot               one of two buffers in which a rank receives from a neighbour
+//     message            implied: a unit's result goes to the rank of the next stage (backward: of the last)
+//     slot               one of the buffers in which a rank receives from a neighbour: two, but more where
+//                        chunks go on from the last rank to the first and back (from p = 5 on up to p/3 + 2)
 //
 // F(m,s,g) comes after F(m,s,g-1), and after F(m,s-1,g), whose keys it attends to. B(m,s,g) comes after
 // F(m,s,g), after B(m,s,g+1), and after B(m,s+1,g), which has added the last of its dK and dV. Keys of (m, g)
@@ -4835,18 +4836,19 @@ static void schedule_picture_close(const Schedule* s, FILE* out) {
 // Time is counted in ticks: a forward of a unit is 1, a backward 2. 3v ticks are a unit of time: a slice's
 // forward and backward through all layers of a rank.
 //
-//     kind                warm-up of rank r           makespan         slices held at most   idea
-//     gpipe               all                         Mk + p-1         Mk                    Huang et al. 2018
-//     1f1b (k = 1)        p-1-r                       M + p-1          p-r                   Narayanan 2021
-//     interleaved (k = 1) 2(p-1-r) + (v-1)p chunks    M + (p-1)/v      (pv + p-1-2r)/v       Narayanan 2021
-//     slices              k-1 + p-1-r                 Mk + p-1         k + p-1-r             Sun et al. 2024
-//     slices-interleaved  vk-1 + 2(p-1-r) chunks      Mk + (p-1)/v     k + 2(p-1-r)/v        Sun et al. 2024
+//     kind                warm-up of rank r        makespan      slices held at most   idea
+//     gpipe               all                      Mk + p-1      Mk                    Huang et al. 2018
+//     1f1b, k = 1         p-1-r                    M + p-1       p-r                   Narayanan et al. 2021
+//     interleaved, k = 1  2(p-1-r) + (v-1)p units  M + (p-1)/v   (pv + p-1-2r)/v       Narayanan et al. 2021
+//     slices              k-1 + p-1-r              Mk + p-1      k + p-1-r             Sun et al. 2024
+//     slices-interleaved  vk-1 + 2(p-1-r) units    Mk + (p-1)/v  k + 2(p-1-r)/v        Sun et al. 2024
 //
 // Warm-up and slices held are at most all there are, Mk.
 
 enum { PIPELINE_FORWARD = 1, PIPELINE_BACKWARD = 2 };   // ticks of a unit
-enum { PIPELINE_BUFFERS = 2 };                          // of a rank, for each neighbour
-enum { PIPELINE_OPS = 1 << 22 };                        // of a table, at most
+enum { PIPELINE_BUFFERS = 2 };                          // of a rank, for what comes from a neighbour
+enum { PIPELINE_MOST_BUFFERS = 256 / 3 + 2 };
+enum { PIPELINE_OPS = 1 << 22 };   // of a table, at most
 
 // One row of the table: a unit in a direction.
 typedef struct {
@@ -4854,13 +4856,15 @@ typedef struct {
     int m, s, g;      // sequence, slice, stage
     int slot;         // the buffer in which its input arrives; -1: it comes from the rank itself or the data
     int frees;        // the keys of (m, g) are freed after it
+    int arrives;      // its input, in ticks, by pipeline_play
     int begin, end;   // ticks, by pipeline_play
 } PipelineOp;
 
 typedef struct {
     int kind, p, k, M, v;
-    int list;          // ops of a rank: 2 M k v
-    PipelineOp* ops;   // (p, list) of each rank in its order
+    int list;           // ops of a rank: 2 M k v
+    int wrap_buffers;   // between the last rank and the first
+    PipelineOp* ops;    // (p, list) of each rank in its order
 } Pipeline;
 
 static void pipeline_free(Pipeline* t) {
@@ -4910,19 +4914,19 @@ static PipelineOp pipeline_unit(const Pipeline* t, int rank, int backward, int i
     op.slot = from_rank ? 0 : -1;
     op.frees = backward && op.s == 0;
     op.begin = op.end = 0;
+    op.arrives = 0;
     return op;
 }
 
-// Writes a rank's list, with so many forwards of warm-up, and gives what arrives its buffers in turn.
+// Writes a rank's list, with so many forwards of warm-up.
 static void pipeline_list(Pipeline* t, int rank, int warmup) {
     PipelineOp* list = t->ops + (size_t)rank * (size_t)t->list;
-    int units = t->list / 2, forward = 0, arrived[2] = {0, 0};
+    int units = t->list / 2, forward = 0;
     for (int i = 0; i < t->list; i++) {
         int backward = i - forward;   // backwards so far
         int turn = forward < units && (forward < warmup || forward - warmup <= backward);
         list[i] = pipeline_unit(t, rank, !turn, turn ? forward : backward);
         forward += turn;
-        if (list[i].slot >= 0) list[i].slot = arrived[!turn]++ % PIPELINE_BUFFERS;
     }
 }
 
@@ -4962,7 +4966,8 @@ static int pipeline_play(Pipeline* t, Error* e) {
                 PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list + (size_t)next[r]];
                 int64_t source = pipeline_source(t, op);
                 if (source >= 0 && !done[source]) break;
-                op->begin = source >= 0 && done[source] > clock[r] ? done[source] : clock[r];
+                op->arrives = source >= 0 ? done[source] : 0;
+                op->begin = op->arrives > clock[r] ? op->arrives : clock[r];
                 op->end = op->begin + (op->backward ? PIPELINE_BACKWARD : PIPELINE_FORWARD);
                 done[pipeline_place(t, op->backward, op->m, op->s, op->g)] = clock[r] = op->end;
             }
@@ -4975,6 +4980,34 @@ static int pipeline_play(Pipeline* t, Error* e) {
         return fail(e, "deadlock: rank %d waits for ever for the input of %s", r, text);
     }
     free(done);
+    return 0;
+}
+
+// Buffers in which a rank receives in a direction: those between the last rank and the first are others.
+static int pipeline_buffers(const Pipeline* t, const PipelineOp* op) {
+    return op->rank == (op->backward ? t->p - 1 : 0) ? t->wrap_buffers : PIPELINE_BUFFERS;
+}
+// Gives what arrives its buffers in turn, after play; between the last rank and the first as many as it takes
+// for nothing to be overwritten. -1: no memory.
+static int pipeline_slots(Pipeline* t, Error* e) {
+    int* ends = (int*)calloc((size_t)t->list, sizeof *ends);
+    if (!ends) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    t->wrap_buffers = PIPELINE_BUFFERS;
+    for (int assign = 0; assign < 2; assign++)
+        for (int i = 0; i < 2 * t->p; i++) {   // a rank and a direction
+            int arrived = 0;
+            for (int j = 0; j < t->list; j++) {
+                PipelineOp* op = &t->ops[(size_t)(i / 2) * (size_t)t->list + (size_t)j];
+                if (op->backward != i % 2 || op->slot < 0) continue;
+                ends[arrived] = op->end;
+                int wraps = op->rank == (op->backward ? t->p - 1 : 0);
+                while (wraps && arrived >= t->wrap_buffers && op->arrives < ends[arrived - t->wrap_buffers])
+                    t->wrap_buffers++;
+                if (assign) op->slot = arrived % pipeline_buffers(t, op);
+                arrived++;
+            }
+        }
+    free(ends);
     return 0;
 }
 
@@ -5009,7 +5042,7 @@ static int pipeline_build(Pipeline* t, int kind, int p, int k, int M, int v, Err
     t->ops = (PipelineOp*)calloc((size_t)p * (size_t)t->list, sizeof *t->ops);
     if (!t->ops) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
     for (int r = 0; r < p; r++) pipeline_list(t, r, pipeline_warmup(t, r));
-    if (pipeline_play(t, e) == 0) return 0;
+    if (pipeline_play(t, e) == 0 && pipeline_slots(t, e) == 0) return 0;
     pipeline_free(t);
     return -1;
 }
@@ -5069,9 +5102,9 @@ static int pipeline_after(const Pipeline* t, const int* where, const PipelineOp*
     return fail(e, "%s on rank %d begins before its %s", text, op->rank, what);
 }
 
-// Proof, rank by rank: keys are there while they are needed, no buffer is overwritten before it has been read.
+// Proof of a rank: keys are there while they are needed, no buffer is overwritten before it has been read.
 static int pipeline_prove_rank(const Pipeline* t, int rank, const int* where, unsigned char* keys, Error* e) {
-    int busy[2][PIPELINE_BUFFERS] = {{0, 0}, {0, 0}};   // until when
+    int busy[2][PIPELINE_MOST_BUFFERS] = {{0}};   // until when
     for (int i = 0; i < t->list; i++) {
         const PipelineOp* op = &t->ops[(size_t)rank * (size_t)t->list + (size_t)i];
         unsigned char* live = &keys[(size_t)op->m * (size_t)(t->p * t->v) + (size_t)op->g];   // 2: freed
@@ -5082,7 +5115,7 @@ static int pipeline_prove_rank(const Pipeline* t, int rank, const int* where, un
         if (op->frees) *live = 2;
         int64_t source = pipeline_source(t, op);
         int remote = source >= 0 && t->p > 1;
-        if (remote != (op->slot >= 0) || op->slot >= PIPELINE_BUFFERS)
+        if (remote != (op->slot >= 0) || op->slot >= pipeline_buffers(t, op))
             return fail(e, "%s on rank %d: wrong buffer", text, rank);
         if (!remote) continue;
         if (t->ops[where[source]].end < busy[op->backward][op->slot])
@@ -5125,6 +5158,8 @@ static int pipeline_prove(Pipeline* t, Error* e) {
     unsigned char* keys = (unsigned char*)calloc((size_t)t->M * (size_t)(t->p * t->v), 1);
     int status =
         where && keys ? pipeline_prove_units(t, where, e) : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    if (status == 0 && t->wrap_buffers > (pipeline_chunked(t->kind) ? t->p / 3 : 0) + 2)
+        status = fail(e, "%d buffers between the last rank and the first", t->wrap_buffers);
     if (status == 0) status = pipeline_play(t, e);
     for (int i = 0; status == 0 && i < t->p * t->list; i++) {
         const PipelineOp* op = &t->ops[i];
@@ -13812,8 +13847,8 @@ static void pipeline_print_json(const Pipeline* t, const PipelineCost* cost) {
            "\"makespan\": %.10g, \"bubble\": %.10g, \"held\": [",
         pipeline_name(t->kind), t->p, t->k, t->M, t->v, cost->makespan, cost->bubble);
     for (int r = 0; r < t->p; r++) printf("%s%.10g", r ? ", " : "", (double)pipeline_most_held(t, r) / t->v);
-    printf("], \"bytes_per_link\": %.10g, \"hash\": \"%016llx\"}\n", cost->volume,
-        (unsigned long long)pipeline_hash(t));
+    printf("], \"bytes_per_link\": %.10g, \"buffers\": %d, \"hash\": \"%016llx\"}\n", cost->volume,
+        t->wrap_buffers, (unsigned long long)pipeline_hash(t));
 }
 
 // Fills in what --pipeline leaves open, and refuses what does not go with it.
