@@ -3,7 +3,7 @@
  *
  * Held: every kind is proved and has the closed forms of its papers, for p = 1 to 8, M = 1 to 4 (or p times
  * that), up to 16 slices and 3 chunks; tables with one fault are refused; the command prints what the table
- * has; a picture has a box for each op of the table, at its time; options that do not go together are refused.
+ * has; a picture has a box for each op of the table, at its time; what does not go together is refused.
  */
 
 // Whether the table that is asked for is proved, and its figures are those written out here.
