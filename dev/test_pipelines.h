@@ -22,7 +22,7 @@ static int pipeline_right(int kind, int p, int k, int M, int v) {
     wrong += !(fabs(cost.volume - (p > 1 ? 2.0 * v : 0)) < 1e-9) || !(fabs(cost.ideal - n) < 1e-9);
     for (int r = 0; r < p; r++) {
         const double held[] = {
-            0, n, p - r, p + (p - 1.0 - 2 * r) / v, k + p - 1.0 - r, k + 2.0 * (p - 1 - r) / v};
+            0, n, 1.0 * p - r, p + (p - 1.0 - 2 * r) / v, k + p - 1.0 - r, k + 2.0 * (p - 1 - r) / v};
         wrong += !(fabs((double)pipeline_most_held(&t, r) / v - fmin(n, held[kind])) < 1e-9);
     }
     wrong += t.wrap_buffers > 2 && p < 5;
