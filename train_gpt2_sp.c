@@ -4957,8 +4957,8 @@ static void pipeline_text(char out[PIPELINE_TEXT], const Pipeline* t, const Pipe
 static int pipeline_play(Pipeline* t, Error* e) {
     size_t places = pipeline_place(t, 2, 0, 0, 0);
     int* done = (int*)calloc(places + 2 * (size_t)t->p, sizeof *done);   // when, of every unit; 0: not yet
-    int *next = done + places, *clock = next + t->p, moved = 1, left = t->p * t->list;
     if (!done) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    int *next = done + places, *clock = next + t->p, moved = 1, left = t->p * t->list;
     while (left > 0 && moved) {
         moved = 0;
         for (int r = 0; r < t->p; r++)
