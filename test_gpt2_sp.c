@@ -5288,6 +5288,7 @@ static void test_commands(void) {
 #include "dev/test_launches.h"
 #include "dev/test_evaluations.h"
 #include "dev/test_pictures.h"
+#include "dev/test_pipelines.h"
 #endif
 
 static const struct {
@@ -5348,6 +5349,7 @@ static const struct {
     {"tokenized", test_tokenized},
     {"evaluations", test_evaluations},
     {"pictures", test_pictures},
+    {"pipelines", test_pipelines},
 #endif
 };
 enum { GROUP_COUNT = (int)(sizeof GROUPS / sizeof GROUPS[0]) };

@@ -923,8 +923,8 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
 #define GPT2_SP_LOGITS_CHUNK 1024   // default of --logits-chunk; the GPU program's is larger
 #endif
 
-// The kinds of schedules, and the modes of recomputation: the name in the program, the word on the command
-// line. Their numbers are their places in these lists.
+// The kinds of schedules and of pipelines, and the modes of recomputation: the name in the program, the word
+// on the command line. Their numbers are their places in these lists.
 #define GPT2_SP_SCHEDULE_KINDS(X) \
     X(RING, "ring") \
     X(DIST, "dist") \
@@ -938,11 +938,19 @@ static double random_normal(uint64_t seed, uint64_t stream, uint64_t index) {
     X(ATTN, "attn") \
     X(LAYER, "layer") \
     X(SQRT, "sqrt")
+#define GPT2_SP_PIPELINE_KINDS(X) \
+    X(NO_PIPELINE, "none") \
+    X(GPIPE, "gpipe") \
+    X(1F1B, "1f1b") \
+    X(INTERLEAVED, "interleaved") \
+    X(SLICES, "slices") \
+    X(SLICES_INTERLEAVED, "slices-interleaved")
 #define GPT2_SP_ENUM(NAME, word) GPT2_SP_##NAME,
 #define GPT2_SP_BAR_WORD(NAME, word) "|" word
 #define GPT2_SP_WORDS(LIST) (&(LIST(GPT2_SP_BAR_WORD))[1])   // "ring|dist|..."
 enum { GPT2_SP_SCHEDULE_KINDS(GPT2_SP_ENUM) GPT2_SP_SCHEDULES };
 enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
+enum { GPT2_SP_PIPELINE_KINDS(GPT2_SP_ENUM) GPT2_SP_PIPELINES };
 
 // Every option once: flags (0 or 1), whole numbers, numbers, texts, and choices of words.
 //   FLAG    (field, name, default, commands, help)
@@ -1165,6 +1173,17 @@ enum { GPT2_SP_RECOMPUTE_MODES(GPT2_SP_ENUM) GPT2_SP_RECOMPUTES };
     NUM(link_gbs, "link-gbs", 0, 0, 1e9, PLAN, "GB/s each way between two ranks; 0: measured now") \
     NUM(copy_gbs, "copy-gbs", 0, 0, 1e9, PLAN, \
         "GB/s at which a rank reads and writes memory, to add up results; 0: measured now") \
+    CHO(pipeline, "pipeline", GPT2_SP_NO_PIPELINE, GPT2_SP_WORDS(GPT2_SP_PIPELINE_KINDS), SCHEDULE, \
+        "a pipeline's table instead of attention's: who computes which slice when; to look at, not to " \
+        "train " \
+        "by") \
+    INT(pp, "pp", 0, 0, 256, SCHEDULE, "--pipeline: ranks, each with its part of the layers (p); 0: 4") \
+    INT(slices, "slices", 0, 0, 4096, SCHEDULE, \
+        "--pipeline: slices of a sequence (k); 0: --pp with slices and slices-interleaved, else 1") \
+    INT(micro_batches, "micro-batches", 0, 0, 4096, SCHEDULE, \
+        "--pipeline: sequences of a step (M); 0: 1 with slices and slices-interleaved, else --pp") \
+    INT(chunks, "chunks", 0, 0, 64, SCHEDULE, \
+        "--pipeline: chunks of layers a rank (v); 0: 2 with interleaved and slices-interleaved, else 1") \
     FLAG(messages, "messages", 0, SCHEDULE, "draw what travels between the ranks too") \
     TXT(svg, "svg", "", PLAN | SCHEDULE, \
         "draw a picture to this file: schedule: the ranks' work and messages over time; plan: memory by " \
@@ -1268,10 +1287,14 @@ static int choice_word(const char* words, int index, char* out, size_t out_size)
     snprintf(out, out_size, "%.*s", (int)strcspn(words, "|"), words);
     return 1;
 }
-// The words that the command line has for a kind of schedule and for a mode of recomputation.
+// The words that the command line has for a kind of schedule, of a pipeline, and for a mode of recomputation.
 #define WORD(NAME, word) word,
 static const char* schedule_name(int kind) {
     static const char* const names[] = {GPT2_SP_SCHEDULE_KINDS(WORD)};
+    return names[kind];
+}
+static const char* pipeline_name(int kind) {
+    static const char* const names[] = {GPT2_SP_PIPELINE_KINDS(WORD)};
     return names[kind];
 }
 static const char* recompute_name(int mode) {
@@ -4354,6 +4377,12 @@ static void schedule_prune(const Schedule* s, int64_t T, const int64_t* first_ke
     }
 }
 
+// Goes on with a hash over `count` ints, the rows of a table.
+static uint64_t rows_hash(uint64_t hash, int table, const int* numbers, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        hash = random_bits(hash, (uint64_t)table, (uint64_t)(int64_t)numbers[i]);
+    return hash;
+}
 // One number for a table, by which processes see that they run the same.
 static uint64_t schedule_hash(const Schedule* s) {
     uint64_t hash = random_bits((uint64_t)s->kind, (uint64_t)s->P, (uint64_t)s->backward);
@@ -4361,9 +4390,7 @@ static uint64_t schedule_hash(const Schedule* s) {
     const int* numbers[2] = {(const int*)(const void*)s->ops, (const int*)(const void*)s->messages};
     size_t counts[2] = {(size_t)s->op_count * (sizeof *s->ops / sizeof(int)),
         (size_t)s->message_count * (sizeof *s->messages / sizeof(int))};
-    for (int table = 0; table < 2; table++)
-        for (size_t i = 0; i < counts[table]; i++)
-            hash = random_bits(hash, (uint64_t)table, (uint64_t)(int64_t)numbers[table][i]);
+    for (int table = 0; table < 2; table++) hash = rows_hash(hash, table, numbers[table], counts[table]);
     return hash;
 }
 
@@ -4787,6 +4814,489 @@ static void schedule_picture_close(const Schedule* s, FILE* out) {
     svg_rect(out, "key", SVG_IDLE, x, y - 7, 26, 13, NULL);
     svg_text(out, 10, SVG_START, x + 30, y + 4, "idle");
     svg_text(out, 10, SVG_START, FIGURE_LEFT, y + 26, "%s", WORK_LEGEND);
+    svg_close(out);
+}
+
+// --- tables of pipelines ---
+//
+// A pipeline gives each of p ranks L/p layers, in v chunks; a chunk of layers is a stage, and stage g lies on
+// rank g % p. M sequences go through all stages in k slices each. As with attention a schedule is a table
+// that is built, proved, drawn, and played by the clock; nothing here trains by it.
+//
+//     attention          pipelines
+//     pair q, k          unit (m, s, g) in a direction: slice s of sequence m through stage g
+//     step               none: each rank runs its list in order, and waits for what an op needs
+//     message            implied: a unit's result goes to the rank of the next stage (backward: of the last)
+//     slot               one of the buffers in which a rank receives from a neighbour: two, but more where
+//                        chunks go on from the last rank to the first and back (from p = 5 on up to p/3 + 2)
+//
+// F(m,s,g) comes after F(m,s,g-1), and after F(m,s-1,g), whose keys it attends to. B(m,s,g) comes after
+// F(m,s,g), after B(m,s,g+1), and after B(m,s+1,g), which has added the last of its dK and dV. Keys of (m, g)
+// live from F(m,0,g) to B(m,0,g). Each rank runs some forwards first (its warm-up), then a forward and a
+// backward in turn, then the backwards that are left: sequences in their order, slices last first.
+//
+// Time is counted in ticks: a forward of a unit is 1, a backward 2. 3v ticks are a unit of time: a slice's
+// forward and backward through all layers of a rank.
+//
+//     kind                warm-up of rank r        makespan      slices held at most   idea
+//     gpipe               all                      Mk + p-1      Mk                    Huang et al. 2018
+//     1f1b, k = 1         p-1-r                    M + p-1       p-r                   Narayanan et al. 2021
+//     interleaved, k = 1  2(p-1-r) + (v-1)p units  M + (p-1)/v   (pv + p-1-2r)/v       Narayanan et al. 2021
+//     slices              k-1 + p-1-r              Mk + p-1      k + p-1-r             Sun et al. 2024
+//     slices-interleaved  vk-1 + 2(p-1-r) units    Mk + (p-1)/v  k + 2(p-1-r)/v        Sun et al. 2024
+//
+// Warm-up and slices held are at most all there are, Mk.
+
+enum { PIPELINE_FORWARD = 1, PIPELINE_BACKWARD = 2 };   // ticks of a unit
+enum { PIPELINE_BUFFERS = 2 };                          // of a rank, for what comes from a neighbour
+enum { PIPELINE_MOST_BUFFERS = 256 / 3 + 2 };
+enum { PIPELINE_OPS = 1 << 22 };   // of a table, at most
+
+// One row of the table: a unit in a direction.
+typedef struct {
+    int rank, backward;
+    int m, s, g;      // sequence, slice, stage
+    int slot;         // the buffer in which its input arrives; -1: it comes from the rank itself or the data
+    int frees;        // the keys of (m, g) are freed after it
+    int arrives;      // its input, in ticks, by pipeline_play
+    int begin, end;   // ticks, by pipeline_play
+} PipelineOp;
+
+typedef struct {
+    int kind, p, k, M, v;
+    int list;           // ops of a rank: 2 M k v
+    int wrap_buffers;   // between the last rank and the first
+    PipelineOp* ops;    // (p, list) of each rank in its order
+} Pipeline;
+
+static void pipeline_free(Pipeline* t) {
+    free(t->ops);
+    t->ops = NULL;
+}
+
+// Whether a kind cuts a rank's layers into chunks, and sequences into slices (gpipe: if asked to).
+static int pipeline_chunked(int kind) {
+    return kind == GPT2_SP_INTERLEAVED || kind == GPT2_SP_SLICES_INTERLEAVED;
+}
+static int pipeline_sliced(int kind) { return kind != GPT2_SP_1F1B && kind != GPT2_SP_INTERLEAVED; }
+
+// Forwards that rank r runs before its first backward, less the one that comes in turn with it.
+static int pipeline_warmup(const Pipeline* t, int r) {
+    int units = t->list / 2, behind = t->p - 1 - r, n = units;   // gpipe: all
+    if (t->kind == GPT2_SP_1F1B || t->kind == GPT2_SP_SLICES) n = t->k - 1 + behind;
+    if (t->kind == GPT2_SP_INTERLEAVED) n = 2 * behind + (t->v - 1) * t->p;
+    if (t->kind == GPT2_SP_SLICES_INTERLEAVED) n = t->v * t->k - 1 + 2 * behind;
+    return n < units ? n : units;
+}
+
+// Closed form of the most units that rank r holds, which have been forward and not yet backward.
+static int pipeline_held(const Pipeline* t, int r) {
+    int units = t->list / 2, n = units;
+    if (t->kind == GPT2_SP_1F1B) n = t->p - r;
+    if (t->kind == GPT2_SP_SLICES) n = t->k + t->p - 1 - r;
+    if (t->kind == GPT2_SP_INTERLEAVED) n = t->p * t->v + t->p - 1 - 2 * r;
+    if (t->kind == GPT2_SP_SLICES_INTERLEAVED) n = t->v * t->k + 2 * (t->p - 1 - r);
+    return n < units ? n : units;
+}
+// Closed form of the makespan, in ticks: every kind's, as chunks shorten the way through the ranks.
+static int pipeline_makespan(const Pipeline* t) {
+    return (PIPELINE_FORWARD + PIPELINE_BACKWARD) * (t->list / 2 + t->p - 1);
+}
+
+// The index-th op of a rank in a direction. Slices go in groups of p through a chunk, and then through the
+// next (backward: the one before).
+static PipelineOp pipeline_unit(const Pipeline* t, int rank, int backward, int index) {
+    PipelineOp op;
+    int in_group = index % (t->p * t->v), chunk = in_group / t->p;
+    int slice = index / (t->p * t->v) * t->p + in_group % t->p, s = slice % t->k;
+    op.rank = rank, op.backward = backward;
+    op.m = slice / t->k, op.s = backward ? t->k - 1 - s : s;
+    op.g = (backward ? t->v - 1 - chunk : chunk) * t->p + rank;
+    int from_rank = t->p > 1 && (backward ? op.g < t->p * t->v - 1 : op.g > 0);
+    op.slot = from_rank ? 0 : -1;
+    op.frees = backward && op.s == 0;
+    op.begin = op.end = 0;
+    op.arrives = 0;
+    return op;
+}
+
+// Writes a rank's list, with so many forwards of warm-up.
+static void pipeline_list(Pipeline* t, int rank, int warmup) {
+    PipelineOp* list = t->ops + (size_t)rank * (size_t)t->list;
+    int units = t->list / 2, forward = 0;
+    for (int i = 0; i < t->list; i++) {
+        int backward = i - forward;   // backwards so far
+        int turn = forward < units && (forward < warmup || forward - warmup <= backward);
+        list[i] = pipeline_unit(t, rank, !turn, turn ? forward : backward);
+        forward += turn;
+    }
+}
+
+// Where a unit's op stands in a table of all units: (2, M, k, stages).
+static size_t pipeline_place(const Pipeline* t, int backward, int m, int s, int g) {
+    return (((size_t)backward * (size_t)t->M + (size_t)m) * (size_t)t->k + (size_t)s) *
+        (size_t)(t->p * t->v) +
+        (size_t)g;
+}
+// Where the unit stands whose result an op receives; -1: it receives none.
+static int64_t pipeline_source(const Pipeline* t, const PipelineOp* op) {
+    int g = op->backward ? op->g + 1 : op->g - 1;
+    if (g < 0 || g == t->p * t->v) return -1;
+    return (int64_t)pipeline_place(t, op->backward, op->m, op->s, g);
+}
+
+// A unit's name in pictures: F3.2, with chunks F3.2/5.
+enum { PIPELINE_TEXT = 48 };
+static void pipeline_text(char out[PIPELINE_TEXT], const Pipeline* t, const PipelineOp* op) {
+    char stage[16] = "";
+    if (t->v > 1) snprintf(stage, sizeof stage, "/%d", op->g);
+    snprintf(out, PIPELINE_TEXT, "%c%d.%d%s", op->backward ? 'B' : 'F', op->m, op->s, stage);
+}
+
+// Plays a table by the clock: each rank runs its list in order, and an op begins when the rank is free and
+// its input has arrived, which takes no time. Nothing else is waited for: the proof looks at the rest. -1:
+// the ranks wait for each other for ever, or no memory.
+static int pipeline_play(Pipeline* t, Error* e) {
+    size_t places = pipeline_place(t, 2, 0, 0, 0);
+    int* done = (int*)calloc(places + 2 * (size_t)t->p, sizeof *done);   // when, of every unit; 0: not yet
+    if (!done) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    int *next = done + places, *clock = next + t->p, moved = 1, left = t->p * t->list;
+    while (left > 0 && moved) {
+        moved = 0;
+        for (int r = 0; r < t->p; r++)
+            for (; next[r] < t->list; next[r]++, moved++, left--) {
+                PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list + (size_t)next[r]];
+                int64_t source = pipeline_source(t, op);
+                if (source >= 0 && !done[source]) break;
+                op->arrives = source >= 0 ? done[source] : 0;
+                op->begin = op->arrives > clock[r] ? op->arrives : clock[r];
+                op->end = op->begin + (op->backward ? PIPELINE_BACKWARD : PIPELINE_FORWARD);
+                done[pipeline_place(t, op->backward, op->m, op->s, op->g)] = clock[r] = op->end;
+            }
+    }
+    for (int r = 0; left > 0 && r < t->p; r++) {
+        char text[PIPELINE_TEXT];
+        if (next[r] == t->list) continue;
+        pipeline_text(text, t, &t->ops[(size_t)r * (size_t)t->list + (size_t)next[r]]);
+        free(done);
+        return fail(e, "deadlock: rank %d waits for ever for the input of %s", r, text);
+    }
+    free(done);
+    return 0;
+}
+
+// Buffers in which a rank receives in a direction: those between the last rank and the first are others.
+static int pipeline_buffers(const Pipeline* t, const PipelineOp* op) {
+    return op->rank == (op->backward ? t->p - 1 : 0) ? t->wrap_buffers : PIPELINE_BUFFERS;
+}
+// Gives what arrives its buffers in turn, after play; between the last rank and the first as many as it takes
+// for nothing to be overwritten. -1: no memory.
+static int pipeline_slots(Pipeline* t, Error* e) {
+    int* ends = (int*)calloc((size_t)t->list, sizeof *ends);
+    if (!ends) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    t->wrap_buffers = PIPELINE_BUFFERS;
+    for (int assign = 0; assign < 2; assign++)
+        for (int i = 0; i < 2 * t->p; i++) {   // a rank and a direction
+            int arrived = 0;
+            for (int j = 0; j < t->list; j++) {
+                PipelineOp* op = &t->ops[(size_t)(i / 2) * (size_t)t->list + (size_t)j];
+                if (op->backward != i % 2 || op->slot < 0) continue;
+                ends[arrived] = op->end;
+                int wraps = op->rank == (op->backward ? t->p - 1 : 0);
+                while (wraps && arrived >= t->wrap_buffers && op->arrives < ends[arrived - t->wrap_buffers])
+                    t->wrap_buffers++;
+                if (assign) op->slot = arrived % pipeline_buffers(t, op);
+                arrived++;
+            }
+        }
+    free(ends);
+    return 0;
+}
+
+// What a table of a kind is refused for.
+static int pipeline_fits(const Pipeline* t, Error* e) {
+    const char* name = pipeline_name(t->kind);
+    int next = t->p;
+    if (t->kind == GPT2_SP_INTERLEAVED && t->M % t->p != 0) {
+        next *= (t->M + t->p - 1) / t->p;
+        return fail(e, "--pipeline %s needs --micro-batches divisible by --pp %d: %d would fit (found %d)",
+            name, t->p, next, t->M);
+    }
+    if (t->kind == GPT2_SP_SLICES_INTERLEAVED && t->k % t->p != 0) {
+        next *= (t->k + t->p - 1) / t->p;
+        return fail(e, "--pipeline %s needs --slices divisible by --pp %d: %d would fit (found %d)", name,
+            t->p, next, t->k);
+    }
+    double ops = 2.0 * t->M * t->k * t->v * t->p;
+    if (ops > PIPELINE_OPS)
+        return fail(e, "--pipeline %s: the table would have %.0f ops, at most %d are supported", name, ops,
+            PIPELINE_OPS);
+    return 0;
+}
+
+// Builds the table of p ranks, k slices of each of M sequences, v chunks a rank. -1: it cannot be.
+static int pipeline_build(Pipeline* t, int kind, int p, int k, int M, int v, Error* e) {
+    t->kind = kind, t->p = p;
+    t->k = k, t->M = M;
+    t->v = v, t->ops = NULL;
+    if (pipeline_fits(t, e) != 0) return -1;
+    t->list = 2 * M * k * v;
+    t->ops = (PipelineOp*)calloc((size_t)p * (size_t)t->list, sizeof *t->ops);
+    if (!t->ops) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    for (int r = 0; r < p; r++) pipeline_list(t, r, pipeline_warmup(t, r));
+    if (pipeline_play(t, e) == 0 && pipeline_slots(t, e) == 0) return 0;
+    pipeline_free(t);
+    return -1;
+}
+
+typedef struct {
+    double makespan, ideal;   // units of time; ideal: nobody is idle
+    double bubble;            // share of the ranks' time that is idle
+    double volume;            // numbers per token and channel over the busiest link of two ranks, both ways
+} PipelineCost;
+
+// Counts what a table that has been played costs.
+static PipelineCost pipeline_cost(const Pipeline* t) {
+    PipelineCost cost;
+    const double unit = (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v;
+    int last = 0, busiest = 0;
+    double work = 0;
+    for (int r = 0; r < t->p; r++) {
+        int sent = 0;   // on the link from rank r to the next: forward there, backward from there
+        for (int i = 0; i < t->list; i++) {
+            const PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list + (size_t)i];
+            if (op->end > last) last = op->end;
+            work += op->end - op->begin;
+            sent += t->p > 1 && (op->backward ? op->slot >= 0 : op->g < t->p * t->v - 1);
+        }
+        if (sent > busiest) busiest = sent;
+    }
+    cost.makespan = last / unit, cost.ideal = work / unit / t->p;
+    cost.bubble = 1 - cost.ideal / cost.makespan;
+    cost.volume = (double)busiest / (t->M * t->k);
+    return cost;
+}
+
+// The most units that rank r holds at a time.
+static int pipeline_most_held(const Pipeline* t, int r) {
+    int held = 0, most = 0;
+    for (int i = 0; i < t->list; i++) {
+        held += t->ops[(size_t)r * (size_t)t->list + (size_t)i].backward ? -1 : 1;
+        if (held > most) most = held;
+    }
+    return most;
+}
+
+// One number for a table.
+static uint64_t pipeline_hash(const Pipeline* t) {
+    uint64_t hash = random_bits((uint64_t)t->kind, (uint64_t)t->p, (uint64_t)t->v);
+    size_t count = (size_t)t->p * (size_t)t->list * (sizeof *t->ops / sizeof(int));
+    return rows_hash(hash, 0, (const int*)(const void*)t->ops, count);
+}
+
+// Whether op comes after the unit (backward, m, s, g), if there is one; where: the places of all units.
+static int pipeline_after(const Pipeline* t, const int* where, const PipelineOp* op, int backward, int s,
+    int g, const char* what, Error* e) {
+    char text[PIPELINE_TEXT];
+    if (s < 0 || s == t->k || g < 0 || g == t->p * t->v) return 0;
+    if (t->ops[where[pipeline_place(t, backward, op->m, s, g)]].end <= op->begin) return 0;
+    pipeline_text(text, t, op);
+    return fail(e, "%s on rank %d begins before its %s", text, op->rank, what);
+}
+
+// Proof of a rank: keys are there while they are needed, no buffer is overwritten before it has been read.
+static int pipeline_prove_rank(const Pipeline* t, int rank, const int* where, unsigned char* keys, Error* e) {
+    int busy[2][PIPELINE_MOST_BUFFERS] = {{0}};   // until when
+    for (int i = 0; i < t->list; i++) {
+        const PipelineOp* op = &t->ops[(size_t)rank * (size_t)t->list + (size_t)i];
+        unsigned char* live = &keys[(size_t)op->m * (size_t)(t->p * t->v) + (size_t)op->g];   // 2: freed
+        char text[PIPELINE_TEXT];
+        pipeline_text(text, t, op);
+        if (*live == 0 && !op->backward && op->s == 0) *live = 1;
+        if (*live != 1) return fail(e, "%s on rank %d: its keys are not there", text, rank);
+        if (op->frees) *live = 2;
+        int64_t source = pipeline_source(t, op);
+        int remote = source >= 0 && t->p > 1;
+        if (remote != (op->slot >= 0) || op->slot >= pipeline_buffers(t, op))
+            return fail(e, "%s on rank %d: wrong buffer", text, rank);
+        if (!remote) continue;
+        if (t->ops[where[source]].end < busy[op->backward][op->slot])
+            return fail(e, "the input of %s overwrites a buffer of rank %d that is in use", text, rank);
+        busy[op->backward][op->slot] = op->end;
+    }
+    for (int i = 0; i < t->M * t->v; i++) {
+        int m = i / t->v, g = i % t->v * t->p + rank;
+        if (keys[m * t->p * t->v + g] != 2)
+            return fail(e, "the keys of sequence %d, stage %d are never freed", m, g);
+    }
+    return 0;
+}
+
+// Proof that each unit is there once in each direction, on the rank that has its stage; fills `where`, the
+// places of all units.
+static int pipeline_prove_units(const Pipeline* t, int* where, Error* e) {
+    size_t places = pipeline_place(t, 2, 0, 0, 0);
+    for (size_t i = 0; i < places; i++) where[i] = -1;
+    for (int i = 0; i < t->p * t->list; i++) {
+        const PipelineOp* op = &t->ops[i];
+        if (op->m < 0 || op->m >= t->M || op->s < 0 || op->s >= t->k || op->g < 0 || op->g >= t->p * t->v)
+            return fail(e, "op %d is of no unit", i);
+        int* place = &where[pipeline_place(t, op->backward, op->m, op->s, op->g)];
+        char text[PIPELINE_TEXT];
+        pipeline_text(text, t, op);
+        if (op->rank != i / t->list || op->g % t->p != op->rank)
+            return fail(e, "%s is on a rank that has not its stage", text);
+        if (*place >= 0) return fail(e, "%s is there twice", text);
+        *place = i;
+    }
+    return 0;   // as many ops as places, and none twice: none is missing
+}
+
+// Proves a table: every unit once in each direction, everything it needs done before, by the clock; no
+// deadlock; keys there as long as they are needed; no buffer overwritten; makespan, slices held and volume
+// are those of the closed forms. Plays the table first. 0, or -1 with the first violation.
+static int pipeline_prove(Pipeline* t, Error* e) {
+    int* where = (int*)calloc(pipeline_place(t, 2, 0, 0, 0), sizeof *where);
+    unsigned char* keys = (unsigned char*)calloc((size_t)t->M * (size_t)(t->p * t->v), 1);
+    int status =
+        where && keys ? pipeline_prove_units(t, where, e) : fail_as(GPT2_SP_NO_MEMORY, e, "out of memory");
+    if (status == 0 && t->wrap_buffers > (pipeline_chunked(t->kind) ? t->p / 3 : 0) + 2)
+        status = fail(e, "%d buffers between the last rank and the first", t->wrap_buffers);
+    if (status == 0) status = pipeline_play(t, e);
+    for (int i = 0; status == 0 && i < t->p * t->list; i++) {
+        const PipelineOp* op = &t->ops[i];
+        if (!op->backward) {
+            status = pipeline_after(t, where, op, 0, op->s, op->g - 1, "input", e);
+            if (status == 0) status = pipeline_after(t, where, op, 0, op->s - 1, op->g, "earlier keys", e);
+            continue;
+        }
+        status = pipeline_after(t, where, op, 0, op->s, op->g, "forward", e);
+        if (status == 0) status = pipeline_after(t, where, op, 1, op->s, op->g + 1, "input", e);
+        if (status == 0)
+            status = pipeline_after(t, where, op, 1, op->s + 1, op->g, "later slice's dK, dV", e);
+    }
+    for (int r = 0; status == 0 && r < t->p; r++) {
+        int most = pipeline_most_held(t, r);
+        status = pipeline_prove_rank(t, r, where, keys, e);
+        if (status == 0 && most != pipeline_held(t, r))
+            status = fail(e, "rank %d holds %g slices, closed form %g", r, (double)most / t->v,
+                (double)pipeline_held(t, r) / t->v);
+    }
+    PipelineCost cost = pipeline_cost(t);
+    double makespan = (double)pipeline_makespan(t) / ((PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v);
+    if (status == 0 && fabs(cost.makespan - makespan) > 1e-9)
+        status = fail(e, "makespan %g, closed form %g", cost.makespan, makespan);
+    if (status == 0 && fabs(cost.volume - (t->p > 1 ? 2 * t->v : 0)) > 1e-9)
+        status = fail(e, "%g numbers per token on a link, closed form %d", cost.volume, 2 * t->v);
+    free(where);
+    free(keys);
+    return status;
+}
+
+// What a table costs, in words.
+static void pipeline_words(char head[256], char volume[96], const Pipeline* t, const PipelineCost* cost) {
+    snprintf(head, 256,
+        "%s, %d rank%s, %d sequence%s in %d slice%s: makespan %g units, ideal %g (%.1f %%), idle %.1f %%,",
+        pipeline_name(t->kind), t->p, t->p == 1 ? "" : "s", t->M, t->M == 1 ? "" : "s", t->k,
+        t->k == 1 ? "" : "s", cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan,
+        100 * cost->bubble);
+    snprintf(volume, 96, "%g C a token over a link", cost->volume);
+}
+
+// Draws a table: a row a tick, a column a rank; as lists where that would be too wide. -1: no memory.
+static int pipeline_draw(const Pipeline* t, const PipelineCost* cost, FILE* out, Error* e) {
+    char head[256], volume[96], text[PIPELINE_TEXT];
+    int *next = (int*)calloc((size_t)t->p, sizeof *next), width = 6;
+    if (!next) return fail_as(GPT2_SP_NO_MEMORY, e, "out of memory for a picture of %d ranks", t->p);
+    pipeline_words(head, volume, t, cost);
+    fprintf(out, "%s\n  %s\n  slices held at most:", head, volume);
+    for (int r = 0; r < t->p; r++) fprintf(out, " %.4g", (double)pipeline_most_held(t, r) / t->v);
+    for (int i = 0; i < t->p * t->list; i++) {
+        pipeline_text(text, t, &t->ops[i]);
+        if ((int)strlen(text) > width) width = (int)strlen(text);
+    }
+    int list = 8 + t->p * (width + 2) > DRAW_COLUMNS;
+    fprintf(out, list ? "\n  rank  what it does, in this order\n" : "\n  tick");
+    for (int r = 0; !list && r < t->p; r++) fprintf(out, "  rank %-*d", r + 1 < t->p ? width - 5 : 0, r);
+    if (!list) fprintf(out, "\n");
+    for (int r = 0; list && r < t->p; r++) {
+        int column = fprintf(out, "  %4d", r);
+        for (int i = 0; i < t->list; i++) {
+            pipeline_text(text, t, &t->ops[(size_t)r * (size_t)t->list + (size_t)i]);
+            if (column + 1 + (int)strlen(text) > DRAW_COLUMNS) fprintf(out, "\n      "), column = 6;
+            column += fprintf(out, " %s", text);
+        }
+        fprintf(out, "\n");
+    }
+    for (int tick = 0; !list && tick < pipeline_makespan(t); tick++) {
+        fprintf(out, "  %4d", tick);
+        for (int r = 0; r < t->p; r++) {
+            const PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list];
+            while (next[r] < t->list && op[next[r]].end <= tick) next[r]++;
+            op += next[r];
+            snprintf(text, sizeof text, "%s", next[r] < t->list && op->begin < tick ? "|" : ".");
+            if (next[r] < t->list && op->begin == tick) pipeline_text(text, t, op);
+            fprintf(out, "  %-*s", r + 1 < t->p ? width : 0, text);
+        }
+        fprintf(out, "\n");
+    }
+    free(next);
+    fprintf(out,
+        "  Fm.s%s: slice s of sequence m forward%s, 1 tick; B: backward, 2 ticks (|); .: idle; %d ticks: 1 "
+        "unit\n",
+        t->v > 1 ? "/g" : "", t->v > 1 ? " through stage g" : "",
+        (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v);
+    return 0;
+}
+
+// The table as an SVG picture: a row a rank, time to the right, a box an op, hatched what a rank is idle.
+// Forwards have the first half of the colours, backwards the second, by sequence.
+static void pipeline_row(const Pipeline* t, int rank, double scale, double y, FILE* out) {
+    const double box = row_box(t->p);
+    int end = pipeline_makespan(t);
+    for (int i = 0, last = 0; i <= t->list; i++) {
+        const PipelineOp* op = &t->ops[(size_t)rank * (size_t)t->list + (size_t)i];
+        int begin = i < t->list ? op->begin : end;
+        if (begin > last)
+            svg_rect(
+                out, "idle", SVG_IDLE, FIGURE_LEFT + last * scale, y, (begin - last) * scale, box, "idle");
+        if (i == t->list) break;
+        char colour[8], text[PIPELINE_TEXT];
+        pipeline_text(text, t, op);
+        svg_colour(colour, op->m + op->backward * t->M, 2 * t->M);
+        svg_rect(out, "op", colour, FIGURE_LEFT + begin * scale, y, (op->end - begin) * scale, box, text);
+        box_label(out, row_text(t->p), FIGURE_LEFT + begin * scale, y, (op->end - begin) * scale, box, text);
+        last = op->end;
+    }
+}
+static void pipeline_picture(const Pipeline* t, const PipelineCost* cost, FILE* out) {
+    char title[128], head[256], volume[96];
+    const double top = 40 + FIGURE_HEAD, bottom = top + t->p * row_height(t->p) + 4;
+    const double unit = (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v;
+    const double scale = (FIGURE_WIDTH - FIGURE_LEFT - FIGURE_RIGHT) / (double)pipeline_makespan(t);
+    const double step = ceil(cost->makespan / 24);
+    snprintf(title, sizeof title, "A pipeline of %d rank%s by the schedule %s: who computes what, when", t->p,
+        t->p == 1 ? "" : "s", pipeline_name(t->kind));
+    pipeline_words(head, volume, t, cost);
+    svg_open(out, FIGURE_WIDTH, bottom + 60, title);
+    svg_text(out, 17, SVG_START, FIGURE_LEFT, 28, "%s", title);
+    svg_text(out, 14, SVG_START, FIGURE_LEFT, 58, "%s %s", head, volume);
+    for (int r = 0; r < t->p; r++) {
+        double y = top + r * row_height(t->p);
+        svg_text(out, 11, SVG_END, FIGURE_LEFT - 8, y + row_box(t->p) / 2 + 4, "rank %d", r);
+        pipeline_row(t, r, scale, y, out);
+    }
+    svg_line(out, "axis", SVG_INK, FIGURE_LEFT, bottom, FIGURE_WIDTH - FIGURE_RIGHT, bottom);
+    for (double at = 0; at <= cost->makespan + 1e-9; at += step) {
+        double x = FIGURE_LEFT + at * unit * scale;
+        svg_line(out, "tick", SVG_INK, x, bottom, x, bottom + 4);
+        svg_text(out, 10, SVG_MIDDLE, x, bottom + 15, "%g", at);
+    }
+    svg_text(out, 10, SVG_END, FIGURE_WIDTH - FIGURE_RIGHT, bottom + 30,
+        "time in units: 1 is a slice's forward and backward through a rank's layers");
+    svg_text(out, 10, SVG_START, FIGURE_LEFT, bottom + 48,
+        "Fm.s%s: slice s of sequence m forward%s; B: backward; hatched: idle", t->v > 1 ? "/g" : "",
+        t->v > 1 ? " through stage g" : "");
     svg_close(out);
 }
 
@@ -13333,10 +13843,71 @@ static int schedule_picture(const CostedSchedule x[2], const char* path, Error* 
     return text_finish(&picture, status == 0, e);
 }
 
+// Prints what a pipeline's table costs, as one JSON object.
+static void pipeline_print_json(const Pipeline* t, const PipelineCost* cost) {
+    printf("{\"pipeline\": \"%s\", \"pp\": %d, \"slices\": %d, \"micro_batches\": %d, \"chunks\": %d, "
+           "\"makespan\": %.10g, \"bubble\": %.10g, \"held\": [",
+        pipeline_name(t->kind), t->p, t->k, t->M, t->v, cost->makespan, cost->bubble);
+    for (int r = 0; r < t->p; r++) printf("%s%.10g", r ? ", " : "", (double)pipeline_most_held(t, r) / t->v);
+    printf("], \"bytes_per_link\": %.10g, \"buffers\": %d, \"hash\": \"%016llx\"}\n", cost->volume,
+        t->wrap_buffers, (unsigned long long)pipeline_hash(t));
+}
+
+// Fills in what --pipeline leaves open, and refuses what does not go with it.
+static int pipeline_options(gpt2_sp_options* o, Error* e) {
+    const char* name = pipeline_name(o->pipeline);
+    if (o->sp || o->schedule != GPT2_SP_DIST || o->messages)
+        return fail(e, "--pipeline does not go with %s, which is of attention",
+            o->sp             ? "--sp"
+                : o->messages ? "--messages"
+                              : "--schedule");
+    if (!pipeline_sliced(o->pipeline) && o->slices > 1)
+        return fail(e, "--pipeline %s has no --slices (gpipe, slices and slices-interleaved have)", name);
+    if (!pipeline_chunked(o->pipeline) && o->chunks > 1)
+        return fail(e, "--pipeline %s has no --chunks (interleaved and slices-interleaved have)", name);
+    int alone = o->pipeline == GPT2_SP_SLICES || o->pipeline == GPT2_SP_SLICES_INTERLEAVED;
+    if (o->pp == 0) o->pp = 4;
+    if (o->slices == 0) o->slices = alone ? o->pp : 1;
+    if (o->micro_batches == 0) o->micro_batches = alone ? 1 : o->pp;
+    if (o->chunks == 0) o->chunks = pipeline_chunked(o->pipeline) ? 2 : 1;
+    if (o->svg[0] && o->pp > FIGURE_RANKS)
+        return fail(e, "--svg draws at most %d ranks (found --pp %lld): more cannot be read", FIGURE_RANKS,
+            (long long)o->pp);
+    return 0;
+}
+
+// The table of a pipeline: built, proved, drawn.
+static int pipeline_command(gpt2_sp_options* o, Error* e) {
+    Pipeline t;
+    TextFile picture;
+    if (pipeline_options(o, e) != 0) return -1;
+    if (pipeline_build(
+            &t, o->pipeline, (int)o->pp, (int)o->slices, (int)o->micro_batches, (int)o->chunks, e) != 0)
+        return -1;
+    int status = pipeline_prove(&t, e);
+    PipelineCost cost = pipeline_cost(&t);
+    if (status == 0 && o->svg[0]) {
+        status = text_open(&picture, o->svg, "picture", picture_is, e);
+        if (status == 0) {
+            pipeline_picture(&t, &cost, picture.f);
+            status = text_finish(&picture, 1, e);
+        }
+    }
+    if (status == 0 && o->json) pipeline_print_json(&t, &cost);
+    else if (status == 0 && (status = pipeline_draw(&t, &cost, stdout, e)) == 0)
+        printf("  proved: every unit once each way, everything it needs done before, no deadlock,\n"
+               "          keys there while needed, no buffer overwritten, figures as the closed forms\n");
+    pipeline_free(&t);
+    return status;
+}
+
 // The tables of both directions. The picture comes first: whoever reads what is printed may stop reading.
 static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error* e) {
     (void)inputs;
     CostedSchedule x[2];
+    if (o->pipeline != GPT2_SP_NO_PIPELINE) return pipeline_command(o, e);
+    if (o->pp || o->slices || o->micro_batches || o->chunks)
+        return fail(e, "--pp, --slices, --micro-batches and --chunks need --pipeline");
     if (o->sp == 0) o->sp = 4;
     if (o->svg[0] && o->sp > FIGURE_RANKS)
         return fail(e, "--svg draws at most %d ranks (found --sp %lld): more cannot be read", FIGURE_RANKS,
@@ -14416,8 +14987,9 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
 static const Command COMMANDS[] = {
     {"train", TRAIN, command_train, 0, "train or resume a model", "--data SHARDS --out RUN [options]"},
     {"plan", PLAN, command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
-    {"schedule", SCHEDULE, command_schedule, 0, "draw and prove a schedule of distributed attention",
-        "[--schedule KIND] [--sp P] [--messages | --json]"},
+    {"schedule", SCHEDULE, command_schedule, 0,
+        "draw and prove a schedule of distributed attention, or of a pipeline",
+        "[--schedule KIND] [--sp P] [--pipeline KIND] [--pp P] [--messages | --json]"},
     {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
     {"eval", EVAL, command_eval, 0, "loss, bits per byte, and whether a long context helps",
         "--from RUN[,RUN] --data SHARDS [options]"},

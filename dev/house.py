@@ -13,7 +13,7 @@ FILES = ["train_gpt2_sp.c", "train_gpt2_sp.cu", "test_gpt2_sp.c", "data/bpe.h", 
          "data/modeling.h", "data/net.h", "data/prepare.h", "data/probe.h",
          "data/safetensors.h", "data/sha256.h", "data/svg.h", "data/synth.h", "data/text.h", "data/tok.h", "data/unicode.h",
          "dev/bpe_tool.c", "dev/test_bpe.h", "dev/test_data.h", "dev/test_evaluations.h", "dev/test_export.h", "dev/test_figures.h", "dev/test_gpu.h",
-         "dev/test_gpu_products.h", "dev/test_gpu_ranks.h", "dev/test_library.h", "dev/test_net.h", "dev/test_pictures.h", "dev/test_positions.h",
+         "dev/test_gpu_products.h", "dev/test_gpu_ranks.h", "dev/test_library.h", "dev/test_net.h", "dev/test_pictures.h", "dev/test_pipelines.h", "dev/test_positions.h",
          "dev/test_prepare.h", "dev/test_rates.h",
          "dev/test_safetensors.h", "dev/test_sampling.h"]
 LONGEST = {"test": 80, "train": 110}      # lines of a function in tests; in the programs
