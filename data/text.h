@@ -781,8 +781,8 @@ GPT2_SP_LEAF int text_list(const text_reader* r, const char* path, char*** paths
     return rc;
 }
 
-// Why a file whose name could be a text's is none, by what lies beside it: the merges of a tokenizer, the log of
-// a run. NULL: it may be one.
+// Why a file whose name could be a text's is none, by what lies beside it: the merges of a tokenizer, the
+// log of a run. NULL: it may be one.
 GPT2_SP_LEAF const char* text_beside(const char* path) {
     static const char* const found[][3] = {{"merges.txt", "vocab.json", "a tokenizer's file"},
         {"merges.txt", "tokenizer.json", "a tokenizer's file"}, {"log.jsonl", "run.cfg", "a run's log"}};

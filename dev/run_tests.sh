@@ -67,7 +67,7 @@ part_asan_cli() {
 part_tsan() {
     if usable cc -fsanitize=thread; then
         tests "HAS_OPENMP= CFLAGS='-O1 -g -fsanitize=thread'" \
-            quick schedules attention runs memory resume loader net transport commands library cancel own-data pictures
+            quick schedules attention runs memory resume loader net transport commands library cancel own-data pictures pipelines
     else
         skip "ThreadSanitizer" "the compiler has none that runs here"
         finish

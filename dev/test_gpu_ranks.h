@@ -603,7 +603,8 @@ static void host_refusals(void) {
         {"dp=2 verify=1", "--check compares several"},
         {"sp=2 world=2 transport=peer", "--transport peer: copies go between the ranks of one process"},
         {"channels=128", "head size 16"}, {"channels=320", "head size 40"},
-        {"channels=1152", "head size 144"}, {"sp=3 schedule=dist-paper", "leaves out pairs at odd --sp (found 3)"},
+        {"channels=1152", "head size 144"},
+        {"sp=3 schedule=dist-paper", "leaves out pairs at odd --sp (found 3)"},
         {"sp=3 schedule=ulysses", "(found 8 and 3)"},
         {"seq-len=15 sp=8 schedule=zigzag", "too short for 16 chunks"}, {"channels=192", "head size 24"},
         {"channels=8256 heads=129 sp=2", "--channels 8256"}};
