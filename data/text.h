@@ -33,7 +33,8 @@
 // is standard input, of the kind r->format.
 //
 // A folder gives its files in the order of their names' bytes, and its folders' down to TEXT_MAX_DEPTH; the
-// merges.txt of a tokenizer and the log.jsonl of a run are none (text_beside). Links to files are read. `skip` is told of whatever is left out, hidden entries and links to folders too.
+// merges.txt of a tokenizer and the log.jsonl of a run are none (text_beside). Links to files are read.
+// `skip` is told of whatever is left out, hidden entries and links to folders too.
 //
 // A UTF-8 byte order mark at the start of a file is dropped, all other bytes are passed on as they are. A
 // document of no bytes holds nothing to learn and is passed over. A folder without any document is an error.
