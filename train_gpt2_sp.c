@@ -14989,7 +14989,7 @@ static const Command COMMANDS[] = {
     {"plan", PLAN, command_plan, 0, "memory, exchange and time of a step, before anything runs", "[options]"},
     {"schedule", SCHEDULE, command_schedule, 0,
         "draw and prove a schedule of distributed attention, or of a pipeline",
-        "[--schedule KIND] [--sp P] [--pipeline KIND] [--pp P] [--messages | --json]"},
+        "[--schedule KIND --sp P | --pipeline KIND --pp P] [--json] [options]"},
     {"sample", SAMPLE, command_sample, 0, "continue a text", "--from RUN --prompt TEXT [options]"},
     {"eval", EVAL, command_eval, 0, "loss, bits per byte, and whether a long context helps",
         "--from RUN[,RUN] --data SHARDS [options]"},
