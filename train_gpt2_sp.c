@@ -4869,6 +4869,13 @@ typedef struct {
     PipelineOp* ops;    // (p, list) of each rank in its order
 } Pipeline;
 
+// The index-th op of a rank.
+static PipelineOp* pipeline_op(const Pipeline* t, int rank, int index) {
+    return t->ops + (size_t)rank * (size_t)t->list + index;
+}
+// Ticks of a unit of time.
+static int pipeline_ticks(const Pipeline* t) { return (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v; }
+
 static void pipeline_free(Pipeline* t) {
     free(t->ops);
     t->ops = NULL;
@@ -4922,7 +4929,7 @@ static PipelineOp pipeline_unit(const Pipeline* t, int rank, int backward, int i
 
 // Writes a rank's list, with so many forwards of warm-up.
 static void pipeline_list(Pipeline* t, int rank, int warmup) {
-    PipelineOp* list = t->ops + (size_t)rank * (size_t)t->list;
+    PipelineOp* list = pipeline_op(t, rank, 0);
     int units = t->list / 2, forward = 0;
     for (int i = 0; i < t->list; i++) {
         int backward = i - forward;   // backwards so far
@@ -4965,7 +4972,7 @@ static int pipeline_play(Pipeline* t, Error* e) {
         moved = 0;
         for (int r = 0; r < t->p; r++)
             for (; next[r] < t->list; next[r]++, moved++, left--) {
-                PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list + (size_t)next[r]];
+                PipelineOp* op = pipeline_op(t, r, next[r]);
                 int64_t source = pipeline_source(t, op);
                 if (source >= 0 && !done[source]) break;
                 op->arrives = source >= 0 ? done[source] : 0;
@@ -4977,7 +4984,7 @@ static int pipeline_play(Pipeline* t, Error* e) {
     for (int r = 0; left > 0 && r < t->p; r++) {
         char text[PIPELINE_TEXT];
         if (next[r] == t->list) continue;
-        pipeline_text(text, t, &t->ops[(size_t)r * (size_t)t->list + (size_t)next[r]]);
+        pipeline_text(text, t, pipeline_op(t, r, next[r]));
         free(done);
         return fail(e, "deadlock: rank %d waits for ever for the input of %s", r, text);
     }
@@ -4986,8 +4993,11 @@ static int pipeline_play(Pipeline* t, Error* e) {
 }
 
 // Buffers in which a rank receives in a direction: those between the last rank and the first are others.
+static int pipeline_wraps(const Pipeline* t, const PipelineOp* op) {
+    return op->rank == (op->backward ? t->p - 1 : 0);
+}
 static int pipeline_buffers(const Pipeline* t, const PipelineOp* op) {
-    return op->rank == (op->backward ? t->p - 1 : 0) ? t->wrap_buffers : PIPELINE_BUFFERS;
+    return pipeline_wraps(t, op) ? t->wrap_buffers : PIPELINE_BUFFERS;
 }
 // Gives what arrives its buffers in turn, after play; between the last rank and the first as many as it takes
 // for nothing to be overwritten. -1: no memory.
@@ -4999,11 +5009,11 @@ static int pipeline_slots(Pipeline* t, Error* e) {
         for (int i = 0; i < 2 * t->p; i++) {   // a rank and a direction
             int arrived = 0;
             for (int j = 0; j < t->list; j++) {
-                PipelineOp* op = &t->ops[(size_t)(i / 2) * (size_t)t->list + (size_t)j];
+                PipelineOp* op = pipeline_op(t, i / 2, j);
                 if (op->backward != i % 2 || op->slot < 0) continue;
                 ends[arrived] = op->end;
-                int wraps = op->rank == (op->backward ? t->p - 1 : 0);
-                while (wraps && arrived >= t->wrap_buffers && op->arrives < ends[arrived - t->wrap_buffers])
+                while (pipeline_wraps(t, op) && arrived >= t->wrap_buffers &&
+                    op->arrives < ends[arrived - t->wrap_buffers])
                     t->wrap_buffers++;
                 if (assign) op->slot = arrived % pipeline_buffers(t, op);
                 arrived++;
@@ -5058,13 +5068,13 @@ typedef struct {
 // Counts what a table that has been played costs.
 static PipelineCost pipeline_cost(const Pipeline* t) {
     PipelineCost cost;
-    const double unit = (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v;
+    const double unit = pipeline_ticks(t);
     int last = 0, busiest = 0;
     double work = 0;
     for (int r = 0; r < t->p; r++) {
         int sent = 0;   // on the link from rank r to the next: forward there, backward from there
         for (int i = 0; i < t->list; i++) {
-            const PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list + (size_t)i];
+            const PipelineOp* op = pipeline_op(t, r, i);
             if (op->end > last) last = op->end;
             work += op->end - op->begin;
             sent += t->p > 1 && (op->backward ? op->slot >= 0 : op->g < t->p * t->v - 1);
@@ -5108,7 +5118,7 @@ static int pipeline_after(const Pipeline* t, const int* where, const PipelineOp*
 static int pipeline_prove_rank(const Pipeline* t, int rank, const int* where, unsigned char* keys, Error* e) {
     int busy[2][PIPELINE_MOST_BUFFERS] = {{0}};   // until when
     for (int i = 0; i < t->list; i++) {
-        const PipelineOp* op = &t->ops[(size_t)rank * (size_t)t->list + (size_t)i];
+        const PipelineOp* op = pipeline_op(t, rank, i);
         unsigned char* live = &keys[(size_t)op->m * (size_t)(t->p * t->v) + (size_t)op->g];   // 2: freed
         char text[PIPELINE_TEXT];
         pipeline_text(text, t, op);
@@ -5183,7 +5193,7 @@ static int pipeline_prove(Pipeline* t, Error* e) {
                 (double)pipeline_held(t, r) / t->v);
     }
     PipelineCost cost = pipeline_cost(t);
-    double makespan = (double)pipeline_makespan(t) / ((PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v);
+    double makespan = (double)pipeline_makespan(t) / (pipeline_ticks(t));
     if (status == 0 && fabs(cost.makespan - makespan) > 1e-9)
         status = fail(e, "makespan %g, closed form %g", cost.makespan, makespan);
     if (status == 0 && fabs(cost.volume - (t->p > 1 ? 2 * t->v : 0)) > 1e-9)
@@ -5222,7 +5232,7 @@ static int pipeline_draw(const Pipeline* t, const PipelineCost* cost, FILE* out,
     for (int r = 0; list && r < t->p; r++) {
         int column = fprintf(out, "  %4d", r);
         for (int i = 0; i < t->list; i++) {
-            pipeline_text(text, t, &t->ops[(size_t)r * (size_t)t->list + (size_t)i]);
+            pipeline_text(text, t, pipeline_op(t, r, i));
             if (column + 1 + (int)strlen(text) > DRAW_COLUMNS) fprintf(out, "\n      "), column = 6;
             column += fprintf(out, " %s", text);
         }
@@ -5231,7 +5241,7 @@ static int pipeline_draw(const Pipeline* t, const PipelineCost* cost, FILE* out,
     for (int tick = 0; !list && tick < pipeline_makespan(t); tick++) {
         fprintf(out, "  %4d", tick);
         for (int r = 0; r < t->p; r++) {
-            const PipelineOp* op = &t->ops[(size_t)r * (size_t)t->list];
+            const PipelineOp* op = pipeline_op(t, r, 0);
             while (next[r] < t->list && op[next[r]].end <= tick) next[r]++;
             op += next[r];
             snprintf(text, sizeof text, "%s", next[r] < t->list && op->begin < tick ? "|" : ".");
@@ -5244,8 +5254,7 @@ static int pipeline_draw(const Pipeline* t, const PipelineCost* cost, FILE* out,
     fprintf(out,
         "  Fm.s%s: slice s of sequence m forward%s, 1 tick; B: backward, 2 ticks (|); .: idle; %d ticks: 1 "
         "unit\n",
-        t->v > 1 ? "/g" : "", t->v > 1 ? " through stage g" : "",
-        (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v);
+        t->v > 1 ? "/g" : "", t->v > 1 ? " through stage g" : "", pipeline_ticks(t));
     return 0;
 }
 
@@ -5255,7 +5264,7 @@ static void pipeline_row(const Pipeline* t, int rank, double scale, double y, FI
     const double box = row_box(t->p);
     int end = pipeline_makespan(t);
     for (int i = 0, last = 0; i <= t->list; i++) {
-        const PipelineOp* op = &t->ops[(size_t)rank * (size_t)t->list + (size_t)i];
+        const PipelineOp* op = pipeline_op(t, rank, i);
         int begin = i < t->list ? op->begin : end;
         if (begin > last)
             svg_rect(
@@ -5272,7 +5281,7 @@ static void pipeline_row(const Pipeline* t, int rank, double scale, double y, FI
 static void pipeline_picture(const Pipeline* t, const PipelineCost* cost, FILE* out) {
     char title[128], head[256], volume[96];
     const double top = 40 + FIGURE_HEAD, bottom = top + t->p * row_height(t->p) + 4;
-    const double unit = (PIPELINE_FORWARD + PIPELINE_BACKWARD) * t->v;
+    const double unit = pipeline_ticks(t);
     const double scale = (FIGURE_WIDTH - FIGURE_LEFT - FIGURE_RIGHT) / (double)pipeline_makespan(t);
     const double step = ceil(cost->makespan / 24);
     snprintf(title, sizeof title, "A pipeline of %d rank%s by the schedule %s: who computes what, when", t->p,
@@ -13797,6 +13806,13 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     return status;
 }
 
+// -1: a picture of so many ranks, by that option, could not be read.
+static int figure_fits(const gpt2_sp_options* o, const char* option, int64_t ranks, Error* e) {
+    if (!o->svg[0] || ranks <= FIGURE_RANKS) return 0;
+    return fail(e, "--svg draws at most %d ranks (found --%s %lld): more cannot be read", FIGURE_RANKS,
+        option, (long long)ranks);
+}
+
 // A direction's table and what it costs.
 typedef struct {
     Schedule s;
@@ -13870,10 +13886,7 @@ static int pipeline_options(gpt2_sp_options* o, Error* e) {
     if (o->slices == 0) o->slices = alone ? o->pp : 1;
     if (o->micro_batches == 0) o->micro_batches = alone ? 1 : o->pp;
     if (o->chunks == 0) o->chunks = pipeline_chunked(o->pipeline) ? 2 : 1;
-    if (o->svg[0] && o->pp > FIGURE_RANKS)
-        return fail(e, "--svg draws at most %d ranks (found --pp %lld): more cannot be read", FIGURE_RANKS,
-            (long long)o->pp);
-    return 0;
+    return figure_fits(o, "pp", o->pp, e);
 }
 
 // The table of a pipeline: built, proved, drawn.
@@ -13909,9 +13922,7 @@ static int command_schedule(gpt2_sp_options* o, const Positional* inputs, Error*
     if (o->pp || o->slices || o->micro_batches || o->chunks)
         return fail(e, "--pp, --slices, --micro-batches and --chunks need --pipeline");
     if (o->sp == 0) o->sp = 4;
-    if (o->svg[0] && o->sp > FIGURE_RANKS)
-        return fail(e, "--svg draws at most %d ranks (found --sp %lld): more cannot be read", FIGURE_RANKS,
-            (long long)o->sp);
+    if (figure_fits(o, "sp", o->sp, e) != 0) return -1;
     if (schedule_costed(&x[0], o, 0, e) != 0) return -1;
     int status = schedule_costed(&x[1], o, 1, e);
     if (status == 0 && o->svg[0]) status = schedule_picture(x, o->svg, e);

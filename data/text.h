@@ -814,7 +814,8 @@ GPT2_SP_LEAF int text_entry(text_reader* r, const char* path) {
         if (S_ISDIR(st.st_mode)) return text_left_out(r, path, "a link to a folder");
     }
     if (S_ISDIR(st.st_mode)) return 1;
-    if (text_beside(path)) return text_left_out(r, path, text_beside(path));
+    const char* beside = text_beside(path);
+    if (beside) return text_left_out(r, path, beside);
     if (!S_ISREG(st.st_mode)) return text_left_out(r, path, "neither a regular file nor a folder");
     if (kind == TEXT_OTHER && text_is_output(r, &st)) return 0;   // nobody takes that for an input
     if (kind == TEXT_OTHER)
