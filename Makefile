@@ -244,7 +244,7 @@ dist:   ## build/gpt2_sp-VERSION.tar.gz, with which everything builds without a 
 demo:   ## from the sources and documents of this tree to a trained model, in two minutes
 	@sh scripts/demo.sh
 
-test:   ## all tests (seven to twelve minutes on 2 cores); its last line is the total
+test:   ## all tests (half an hour on 2 cores); its last line is the total
 	@MAKE='$(MAKE)' sh dev/run_tests.sh
 
 check: train_gpt2_sp   ## only the fault injection into checkpoint writes (needs strace)
