@@ -2291,8 +2291,9 @@ static int64_t document_position(const Dataset* d, uint64_t position, int64_t T,
 }
 
 // --window-ramp (SkyLadder, Zhu et al. 2025): attention stays inside blocks of `window` tokens of a sample,
-// as if a document began with each of them; 0: no blocks. Changes doc_start (T), which rises along the sample
-// before and after.
+// and positions restart, as if a document began with each of them; 0: no blocks. A ramp that begins with the
+// context that a model was trained with so begins with its loss. Changes doc_start (T), which rises along the
+// sample before and after.
 static void window_apply(int64_t window, int64_t T, int32_t* doc_start) {
     for (int64_t t = 0; window > 0 && t < T; t++)
         doc_start[t] = (int32_t)max_i64(doc_start[t], t / window * window);
@@ -2508,8 +2509,8 @@ static int reader_sample(Reader* x, const SampleSource* source, int64_t i) {
         if (source->rows(
                 l, x->cursor, &sample, seg, rank->tokens + at, rank->labels + at, doc_start, &x->error) != 0)
             return -1;
+        if (doc_start) window_apply(l->window, l->T, doc_start);
         if (rank->positions) positions_fill(place, seg, doc_start, rank->positions + at);
-        if (doc_start) window_apply(l->window, l->T, doc_start);   // positions stay as they are
     }
     return 0;
 }

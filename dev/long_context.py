@@ -4,7 +4,7 @@
     python3 dev/long_context.py --train train.tok --held held.tok --out runs/long_context [--size small] [--program ./train_gpt2_spcu]
     python3 dev/long_context.py --out runs/long_context --draw long_context.png        (needs matplotlib)
 
-Pretrains the parent at the short context, then each recipe of RECIPES from it with the same number of further tokens, and
+Pretrains the parents at the short context, then each recipe of RECIPES from its own with the same number of further tokens, and
 evaluates all of them on the same held-out tokens, in documents: loss by position, what the long context gains, perplexity in
 sliding windows, and the loss at the short context. OUT/eval/NAME.json is what `eval` told of a model, and the tables are printed.
 What is done already is not done again, so it may be stopped at any point and started again; --only does a part.
@@ -34,26 +34,37 @@ SIZES = {
             "parent": 200_000_000, "further": 40_000_000, "lr": 6e-4, "lr_further": 3e-4},
 }
 
-# A recipe: what it is, and its stages: (context, share of the further tokens, share of the further learning rate, options). S, M and L
-# are the short, the middle and the long context; HALF is half of the stage's steps. LOW is a rate of sqrt(S / context): a step of as
-# many tokens has fewer sequences, and its gradient is noisier.
+# Parents, by the options of their pretraining beside the model's.
+PARENTS = {"parent": "", "bare": "--positions none"}
+
+# A recipe: what it is, its parent, and its stages: (context, share of the further tokens, share of the further learning rate, options).
+# S, M and L are the short, the middle and the long context; HALF is half of the stage's steps. LOW is a rate of sqrt(S / context): a
+# step of as many tokens has fewer sequences, and its gradient is noisier.
 LOW = "sqrt(S / context)"
 RECIPES = {
-    "a": ("goes on at the short context", [("S", 1.0, 1, "")]),
-    "b": ("positions tiled, longer in two stages", [("M", 0.6, 1, "--grow tile"), ("L", 0.4, 0.5, "--grow tile")]),
-    "c": ("the same with shifted positions and growing windows",
+    "a": ("goes on at the short context", "parent", [("S", 1.0, 1, "")]),
+    "b": ("positions tiled, longer in two stages", "parent", [("M", 0.6, 1, "--grow tile"), ("L", 0.4, 0.5, "--grow tile")]),
+    "c": ("the same with shifted positions and growing windows", "parent",
           [("M", 0.6, 1, "--grow tile --n-positions L --pos-shift 0.5 --window-ramp S"), ("L", 0.4, 0.5, "--window-ramp M")]),
-    "d": ("positions faded to none at the short context", [("S", 1.0, 1, "--positions none --fade-steps HALF --n-positions L")]),
-    "e": ("segments at their places in the documents",
+    "d": ("positions faded to none at the short context", "parent",
+          [("S", 1.0, 1, "--positions none --fade-steps HALF --n-positions L")]),
+    "e": ("segments at their places in the documents", "parent",
           [("M/2", 0.9, 1, "--grow tile --n-positions L --pos-from document"), ("L", 0.1, 0.5, "--pos-from document")]),
-    "f": ("positions faded to none, then longer in two stages",
+    "f": ("positions faded to none, then longer in two stages", "parent",
           [("S", 0.3, 1, "--positions none --fade-steps HALF --n-positions L"), ("M", 0.4, LOW, "--positions none --window-ramp S"),
            ("L", 0.3, LOW, "--positions none --window-ramp M")]),
-    "g": ("positions tiled, new ones learn ten times as fast",
+    "g": ("positions tiled, new ones learn ten times as fast", "parent",
           [("M", 0.7, LOW, "--grow tile --lr-scale-new 10"), ("L", 0.3, LOW, "--grow tile --lr-scale-new 10")]),
-    "h": ("most of it at the short context, then as (g)",
+    "h": ("most of it at the short context, then as (g)", "parent",
           [("S", 0.5, 1, ""), ("M", 0.35, LOW, "--grow tile --lr-scale-new 10"), ("L", 0.15, LOW, "--grow tile --lr-scale-new 10")]),
+    "i": ("windows that grow from the short context on, new positions learn ten times as fast", "parent",
+          [("M", 0.7, 0.7, "--grow tile --lr-scale-new 10 --window-ramp S"),
+           ("L", 0.3, 0.35, "--grow tile --lr-scale-new 10 --window-ramp M")]),
+    "j": ("never had positions, goes on at the short context", "bare", [("S", 1.0, 1, "--positions none")]),
+    "k": ("never had positions, longer in two stages with growing windows", "bare",
+          [("M", 0.7, LOW, "--positions none --window-ramp S"), ("L", 0.3, LOW, "--positions none --window-ramp M")]),
 }
+SHORT = "aj"   # those that stay at the short context
 
 
 def run(command, log):
@@ -98,14 +109,19 @@ class Experiment:
                       os.path.join(self.out, f"{name}.log"))
         print(f"  {name}: {steps} steps of {self.size['batch']} tokens, context {context}, {seconds:.0f} s", flush=True)
 
-    def parent(self):
-        self.train("parent", self.short, self.size["parent"], self.size["lr"], self.size["model"])
-        self.train("parent-long", self.short, 0, 0, f"--init-from {self.out}/parent --n-positions L --grow tile")
+    def longer(self, name):
+        """The same model with a longer table of positions, so that `eval` reads the long context's tokens."""
+        self.train(f"{name}-long", self.short, 0, 0, f"--init-from {self.out}/{name} --n-positions L --grow tile")
+        return f"{name}-long"
+
+    def parent(self, name):
+        self.train(name, self.short, self.size["parent"], self.size["lr"], f"{self.size['model']} {PARENTS[name]}")
+        return self.longer(name)
 
     def recipe(self, letter, seed):
-        """All stages of a recipe, each from the one before."""
-        name, before = f"{letter}-{seed}", "parent"
-        _, stages = RECIPES[letter]
+        """All stages of a recipe, each from the one before. Returns the model to evaluate."""
+        name = f"{letter}-{seed}"
+        _, before, stages = RECIPES[letter]
         for number, (word, share, rate, more) in enumerate(stages, 1):
             stage = name if number == len(stages) else f"{name}-stage{number}"
             context = int(self.tokens(word, 0)[0])
@@ -113,8 +129,7 @@ class Experiment:
             self.train(stage, context, share * self.size["further"], round(rate * self.size["lr_further"], 9),
                        f"--init-from {self.out}/{before} --seed {seed} {more}")
             before = stage
-        if letter == "a":
-            self.train(f"{name}-long", self.short, 0, 0, f"--init-from {self.out}/{name} --n-positions L --grow tile")
+        return self.longer(name) if letter in SHORT else name
 
     def evaluate(self, name, model):
         """OUT/eval/NAME.json: in the long context, and in the short one, on the same tokens."""
@@ -138,19 +153,22 @@ class Experiment:
     def all(self):
         seeds = [int(seed) for seed in self.options.seeds.split(",")]
         for part in self.options.only.split(","):
-            if part == "parent":
-                self.parent()
-                self.evaluate("parent", "parent-long")
+            if part in PARENTS:
+                self.evaluate(part, self.parent(part))
             elif part in RECIPES:
                 for seed in seeds:
-                    self.recipe(part, seed)
-                    self.evaluate(f"{part}-{seed}", f"{part}-{seed}" + ("-long" if part == "a" else ""))
+                    self.evaluate(f"{part}-{seed}", self.recipe(part, seed))
             else:
-                sys.exit(f"long_context.py: --only {part}: expected parent or one of {', '.join(RECIPES)}")
+                sys.exit(f"long_context.py: --only {part}: expected one of {', '.join([*PARENTS, *RECIPES])}")
 
 
 def stays_short(name):
-    return name == "parent" or name.startswith("a-")
+    return name in PARENTS or name[0] in SHORT
+
+
+def title(name):
+    """What a model is, for tables and pictures."""
+    return PARENTS[name] and f"a parent with {PARENTS[name]}" or "the parent" if name in PARENTS else f"({name[0]}) {RECIPES[name[0]][0]}"
 
 
 def curves(name, told):
@@ -169,7 +187,7 @@ def curves(name, told):
 def read(out):
     """The evaluations that are there, in the recipes' order: {name: what eval told}."""
     folder = os.path.join(out, "eval")
-    names = sorted((f[:-5] for f in os.listdir(folder) if f.endswith(".json")), key=lambda n: (n != "parent", n))
+    names = sorted((f[:-5] for f in os.listdir(folder) if f.endswith(".json")), key=lambda n: (n not in PARENTS, n))
     return {name: json.load(open(os.path.join(folder, name + ".json"), encoding="utf-8")) for name in names}
 
 
@@ -186,7 +204,7 @@ def tables(told):
         mean = sum(m * n for m, n in there) / sum(n for _, n in there)
         gain = "" if stays_short(name) else f"{told[name]['long']['context_gain']:+.4f}"
         cells = " | ".join(f"{loss[c][0]:.4f}" for c in columns)
-        what = "the parent" if name == "parent" else f"({name[0]}) {RECIPES[name[0]][0]}, seed {name[2:]}"
+        what = title(name) + ("" if name in PARENTS else f", seed {name[2:]}")
         print(f"| {what} | {told[name]['short']['loss']:.4f} | {cells} | {mean:.4f} | {gain} |")
     bars = {(row["from"], row["to"]): row["mean"] for row in base["loss_by_position"]}
     print(f"\nlower than {base['from']} by, in nats:")
@@ -203,7 +221,7 @@ def draw(models, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import plot
-    labels = ["the parent" if name == "parent" else f"({name[0]}) {RECIPES[name[0]][0]}" for name in models]
+    labels = [title(name) for name in models]
     drawn = plot.pictures(list(models.values()), labels)
     figure, axes = plt.subplots(1, len(drawn), figsize=(6.4 * len(drawn), 4.6), squeeze=False)
     for axis, (picture, _) in zip(axes[0], drawn):
