@@ -5236,10 +5236,9 @@ static void commands_eval_split(void) {
 static void commands_refused(void) {
     static const struct {
         const char *line, *part;
-    } refused[] = {{"eval --from /nowhere --data x", "/nowhere: neither a checkpoint nor a run with one"},
-        {"eval", "nothing to do"}, {"sample", "no model given: --from RUN"},
-        {"prepare --out /tmp/x.tok", "no input"}, {"prepare x.txt", "no --out"}, {"synth", "no --out"},
-        {"train", "no token shards given"},
+    } refused[] = {{"eval --from /nowhere --data x", "/nowhere: is not there"}, {"eval", "nothing to do"},
+        {"sample", "no model given: --from RUN"}, {"prepare --out /tmp/x.tok", "no input"},
+        {"prepare x.txt", "no --out"}, {"synth", "no --out"}, {"train", "no token shards given"},
         {"schedule --schedule dist-paper --sp 5", "leaves out pairs at odd --sp"},
         {"plan --heads 3 --channels 64", "not divisible by --heads 3"}};
     int told = 0, count = (int)(sizeof refused / sizeof refused[0]);

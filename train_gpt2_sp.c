@@ -108,8 +108,8 @@ typedef struct {
     int64_t tokens;     // valid tokens seen since the run began
     double ms;          // wall time of the step
     double tok_per_s;   // tokens of the step per second
-    int updated;        // 0: the loss or the norm was not finite and no rank updated
-    int64_t window;     // tokens of a block that attention stayed in (--window-ramp); 0: there are none
+    int updated;      // 0: no rank updated, for the loss or the norm was not finite, or no token had a label
+    int64_t window;   // tokens of a block that attention stayed in (--window-ramp); 0: there are none
 } gpt2_sp_stats;
 
 // How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
@@ -8249,7 +8249,7 @@ static int gradients_there(gpt2_sp* g) {
 }
 
 // One optimizer step, or a part of it. The batch of the next step is requested before this one is computed.
-// Ten steps in a row that update nothing are an error.
+// Ten steps in a row that are not finite are an error.
 static int trainer_step(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
     double start = now_ms();
     int heard = 0, first = parts & STEP_GRADIENTS;
@@ -8259,14 +8259,15 @@ static int trainer_step(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
     pthread_mutex_unlock(&g->world.mutex);
     if ((first ? batch_take(g, &heard) : gradients_there(g)) != 0) return -1;
     const gpt2_sp_options* o = &g->options;
-    StepJob step = {step_adamw(o, g->step), 0, 0, 0, parts, g->loss};
+    const Batch* batch = g->in_hand;
+    const int learns = batch->valid > 0;   // AdamW would go on by its moments alone
+    StepJob step = {step_adamw(o, g->step), 0, 0, 0, learns ? parts : parts & ~STEP_UPDATE, g->loss};
     if (g->lr >= 0) step.adamw.lr = g->lr;
     g->gradients = NO_GRADIENTS;
     report_begin(g, heard, GPT2_SP_IN_STEP, g->mesh.passes, 2 * g->mesh.shape.L);
     int status = ranks_run(g, g->device->step, &step);
     report_end(g);
     if (status != 0) return -1;
-    const Batch* batch = g->in_hand;
     int64_t tokens = g->tokens_seen + batch->valid;
     stats->step = g->step + 1, stats->loss = g->loss = step.loss;
     stats->grad_norm = sqrt(step.square), stats->lr = step.adamw.lr;
@@ -8278,7 +8279,7 @@ static int trainer_step(gpt2_sp* g, int parts, gpt2_sp_stats* stats) {
     g->in_hand = NULL;
     g->step++, g->next_sample += step_samples(&g->mesh);
     g->tokens_seen = tokens;
-    g->skipped = step.updated ? 0 : g->skipped + 1;
+    g->skipped = step.updated || !learns ? 0 : g->skipped + 1;
     if (g->skipped >= 10)
         return fail_as(GPT2_SP_NOT_FINITE, &g->error,
             "step %lld: the loss or the gradient has not been finite for 10 steps in a row; the weights are "
@@ -10962,20 +10963,26 @@ static int candidate_order(const void* a, const void* b) {
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->token - y->token;
 }
 
+// Parts candidates low..high by one of them: those before it to low..*left, those behind it to *right..high.
+static void candidates_part(Candidate* c, int64_t low, int64_t high, int64_t* left, int64_t* right) {
+    Candidate pivot = c[low + (high - low) / 2];
+    int64_t i = low, j = high;
+    while (i <= j) {
+        while (candidate_order(&c[i], &pivot) < 0) i++;
+        while (candidate_order(&c[j], &pivot) > 0) j--;
+        if (i > j) break;
+        Candidate other = c[i];
+        c[i++] = c[j], c[j--] = other;
+    }
+    *left = j, *right = i;
+}
+
 // Puts the n that come first in candidate_order in front, in any order (quickselect).
 static void candidates_select(Candidate* c, int64_t V, int64_t n) {
-    for (int64_t low = 0, high = V - 1; n < V && low < high;) {
-        Candidate pivot = c[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (candidate_order(&c[i], &pivot) < 0) i++;
-            while (candidate_order(&c[j], &pivot) > 0) j--;
-            if (i > j) break;
-            Candidate other = c[i];
-            c[i++] = c[j], c[j--] = other;
-        }
-        if (n <= j + 1) high = j;
-        else if (n > i) low = i;
+    for (int64_t low = 0, high = V - 1, left, right; n < V && low < high;) {
+        candidates_part(c, low, high, &left, &right);
+        if (n <= left + 1) high = left;
+        else if (n > right) low = right;
         else return;
     }
 }
@@ -10987,22 +10994,29 @@ typedef struct {
     double sum;
 } Distribution;
 
-// Of the candidates keeps the likeliest that make up probability p of their weights' sum; at least one. Only
-// these are sorted, in portions: to sort a large vocabulary would take longer than the model.
+// Of the candidates keeps the likeliest that make up probability p of their weights' sum; at least one. Selects
+// them as candidates_select does, by weight instead of number: `kept` is that of the candidates before `low`,
+// which stay, and those behind `high` do not.
 static void distribution_top_p(Distribution* d, double p) {
-    Candidate* candidates = d->candidates;
+    Candidate* c = d->candidates;
     double kept = 0;
-    int64_t cut = 0, sorted = 0;
-    while (cut < d->count && (cut == 0 || kept < p * d->sum)) {
-        if (cut == sorted) {   // sort the next likeliest; of alike ones soon all
-            int64_t more = min_i64(max_i64(16 * sorted, 256), d->count - sorted);
-            candidates_select(candidates + sorted, d->count - sorted, more);
-            qsort(candidates + sorted, (size_t)more, sizeof *candidates, candidate_order);
-            sorted += more;
+    int64_t low = 0, high = d->count - 1;
+    for (int64_t left, right; low < high;) {
+        candidates_part(c, low, high, &left, &right);
+        double weight = 0;
+        for (int64_t i = low; i <= left; i++) weight += (double)c[i].weight;
+        if (kept + weight >= p * d->sum && left >= low) {
+            high = left;
+            continue;
         }
-        kept += (double)candidates[cut++].weight;
+        kept += weight, low = left + 1;
+        if (low < right) {   // one between, which is neither before nor behind the others
+            if (kept + (double)c[low].weight >= p * d->sum) high = low;
+            else kept += (double)c[low].weight, low = right;
+        }
     }
-    d->count = cut, d->sum = kept;
+    d->count = low + 1, d->sum = 0;
+    for (int64_t i = 0; i < d->count; i++) d->sum += (double)c[i].weight;
 }
 
 // Of the candidates keeps those of weight `least` or more, in their order.
@@ -12407,6 +12421,14 @@ static int best_folder(
         name, (long long)best, why.text);
 }
 
+// Says what is at a name instead of a model.
+static int model_missing(const char* option, const char* name, Error* e) {
+    if (access(name, F_OK) != 0) return fail(e, "--%s %.900s: is not there", option, name);
+    if (folder_has(name, "run.cfg"))
+        return fail(e, "--%s %.900s: a run that has no checkpoint yet", option, name);
+    return fail(e, "--%s %.900s: a folder that is no run's and has no config.json", option, name);
+}
+
 // The model that --from or --init-from names, in `path`: a model file of llm.c, a folder with a config.json,
 // else a run's newest whole checkpoint, or, of RUN:best, that of its best validation. A folder with a
 // manifest must be whole; Hugging Face's have none, and are taken as they are. A name that exists is that
@@ -12421,9 +12443,7 @@ static int model_find(const char* option, const char* name, const Log* log, char
     int file = model_is_file(name);
     if (!file && !folder_has(name, "config.json")) {
         int found = checkpoint_find(name, log, path, e);
-        return found > 0 ? 0
-            : found < 0  ? -1
-                         : fail(e, "--%s %.900s: neither a checkpoint nor a run with one", option, name);
+        return found > 0 ? 0 : found < 0 ? -1 : model_missing(option, name, e);
     }
     snprintf(path, PATH_SIZE, "%s", name);
     if (file) return 0;
@@ -12978,7 +12998,8 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
         {"verify", "the command train", o->verify != 0},
         {"log-every", "what gpt2_sp_step tells", o->log_every > 1},
         {"keep-best", "gpt2_sp_save", o->keep_best == 0}, {"patience", "gpt2_sp_validate", o->patience > 0},
-        {"max-minutes", "a clock of your own", o->max_minutes > 0}};
+        {"max-minutes", "a clock of your own", o->max_minutes > 0},
+        {"profile", "--trace, which writes a file", o->profile != 0}};
     gpt2_sp_options defaults;
     options_default(&defaults);
     for (int i = 0; i < OPTION_COUNT; i++) {
@@ -12996,9 +13017,28 @@ static int options_for_programs(const gpt2_sp_options* o, Error* e) {
     return 0;
 }
 
+// Whether the learning rate does not go on as it was planned when the run was saved, and in words how. That
+// of a run that was finished has come to its end, from which more --steps take it up again.
+static int learning_rate_jumps(const gpt2_sp* g, char* out, size_t size) {
+    const gpt2_sp_options* o = &g->options;
+    double rate = learning_rate(o, g->step);
+    if (g->planned_lr < 0 || g->step >= o->steps || fabs(rate - g->planned_lr) <= 1e-3 * g->planned_lr)
+        return 0;
+    if (g->planned_steps >= 0 && g->step >= g->planned_steps)
+        snprintf(out, size,
+            "the run was finished: its learning rate had come to %.2e, and jumps to %.2e with --steps %lld",
+            g->planned_lr, rate, (long long)o->steps);
+    else
+        snprintf(out, size,
+            "the learning rate of step %lld is %.2e; by the options of the saved run it was to be %.2e",
+            (long long)g->step + 1, rate, g->planned_lr);
+    return 1;
+}
+
 // See the header. trainer_checked has the reason copied out before the trainer is gone.
 gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure) {
     Error e = {0, {0}};
+    char jump[256];
     gpt2_sp* g = NULL;
     Host host = host_enter();
     if (!options) fail_as(GPT2_SP_INVALID, &e, "no options");
@@ -13008,6 +13048,7 @@ gpt2_sp* gpt2_sp_create(const gpt2_sp_options* options, gpt2_sp_failure* failure
         if (g && status != 0) failed_as(GPT2_SP_INVALID, &g->error);
         if (status == 0) status = trainer_create(g);
         g = trainer_checked(g, status, &e);
+        if (g && learning_rate_jumps(g, jump, sizeof jump)) warn(&g->options.log, "%s", jump);
     }
     host_leave(&host);
     failure_give(failure, &e, g ? 0 : -1);
@@ -13403,23 +13444,6 @@ static int train_done(const gpt2_sp* g) {
     return g->resumed_step >= g->options.steps || (g->resumed_step >= 0 && patience_over(g));
 }
 
-// Warns where the learning rate does not go on as it was planned when the run was saved. That of a run that
-// was finished has come to its end, from which more --steps take it up again.
-static void train_warn(const gpt2_sp* g) {
-    const gpt2_sp_options* o = &g->options;
-    double rate = learning_rate(o, g->step);
-    if (g->planned_lr < 0 || g->step >= o->steps || fabs(rate - g->planned_lr) <= 1e-3 * g->planned_lr)
-        return;
-    if (g->planned_steps >= 0 && g->step >= g->planned_steps)
-        printf("warning   the run was finished: its learning rate had come to %.2e, and jumps to %.2e with "
-               "--steps %lld\n",
-            g->planned_lr, rate, (long long)o->steps);
-    else
-        printf("warning   the learning rate of step %lld is %.2e; by the options that this run was saved "
-               "with it was to be %.2e\n",
-            (long long)g->step + 1, rate, g->planned_lr);
-}
-
 // What of the model is frozen or has a rate of its own, if anything; a line of the header.
 static void train_header_rates(const gpt2_sp* g) {
     double trained = 0, scaled = 0;
@@ -13447,6 +13471,9 @@ static void train_header_positions(const gpt2_sp* g) {
     const Shape* s = &g->mesh.shape;
     if (s->N > s->T)
         printf("positions %lld, for sequences of %lld tokens\n", (long long)s->N, (long long)s->T);
+    if (g->saved_seq_len == 0 && g->layout.known_positions < s->N)
+        printf("positions %lld, of which the model had %lld before: new rows by --grow %s\n", (long long)s->N,
+            (long long)g->layout.known_positions, g->options.grow == GPT2_SP_TILE ? "tile" : "interp");
     if (g->options.positions == GPT2_SP_NO_POSITIONS && g->step < g->options.fade_steps)
         printf("positions faded to zero by step %lld\n", (long long)g->options.fade_steps);
     else if (g->options.positions == GPT2_SP_NO_POSITIONS) printf("positions none: wpe is zero\n");
@@ -13491,7 +13518,8 @@ static void train_header(const gpt2_sp* g) {
     else
         printf("from step %lld to %lld%s\n", (long long)g->step, (long long)g->options.steps,
             g->step ? " (resumed)" : "");
-    train_warn(g);
+    char jump[256];
+    if (learning_rate_jumps(g, jump, sizeof jump)) printf("warning   %s\n", jump);
 }
 
 // Always -1: ends a run that cannot go on. The weights are those of the last good step; they are saved,
@@ -13527,7 +13555,8 @@ static void step_print(
     if (step < steps) printf(", %s left", human_time(rest, left, sizeof left));
     if (stats->window > 0) printf("  window %lld", (long long)stats->window);
     if (val_loss) printf("  val %.4f", *val_loss);
-    printf("%s\n", stats->updated ? "" : "  not finite: no update");
+    const int finite = isfinite(stats->loss) && isfinite(stats->grad_norm);
+    printf("%s\n", stats->updated ? "" : finite ? "  no labels: no update" : "  not finite: no update");
 }
 
 // Why a run ends before its last step. If processes differ, the largest counts in all.
@@ -14010,16 +14039,23 @@ static void eval_print(const Evaluator* x, const EvalTable* const* column, int c
     }
     printf("%s\n%*s", x->title, NAME, "");
     while (figures < EVAL_FIGURES && x->figures[figures]) figures++;
-    for (int c = 0; columns > 1 && c < columns; c++) printf("%*s", figures * NUMBER, whose[c]);
+    const char* between = figures > 1 && columns > 1 ? "  |" : "";   // models of several figures each
+    for (int c = 0; columns > 1 && c < columns; c++)
+        printf("%s%*s", c ? between : "", figures * NUMBER, whose[c]);
     if (columns > 1) printf("\n%*s", NAME, "");
-    for (int i = 0; i < figures * columns; i++) eval_name(x->figures[i % figures], NUMBER, 1);
+    for (int c = 0; c < columns; c++) {
+        printf("%s", c ? between : "");
+        for (int f = 0; f < figures; f++) eval_name(x->figures[f], NUMBER, 1);
+    }
     printf("\n");
     for (int r = 0; r < t->rows; r++) {
         const EvalRow* row = &t->row[r];
         if (row->word) printf("  %-10s%-10lld", row->word, (long long)row->key[1]);
         else printf("  %7lld .. %-9lld", (long long)row->key[0], (long long)row->key[1]);
-        for (int c = 0; c < columns; c++)
+        for (int c = 0; c < columns; c++) {
+            printf("%s", c ? between : "");
             for (int f = 0; f < figures; f++) printf("%*.4f", NUMBER, column[c]->row[r].figure[f]);
+        }
         printf("   (%.0f %s)\n", row->count, x->unit);
     }
 }
@@ -14798,6 +14834,10 @@ static void prepare_print(const Preparation* p, const gpt2_sp_options* o, double
     if (o->dedup)
         printf("  duplicates left out: %llu documents, %llu bytes\n", (unsigned long long)p->work.duplicates,
             (unsigned long long)p->work.duplicate_bytes);
+    if (p->work.not_utf8)
+        printf("  not UTF-8: %llu documents, whose bytes are taken as they are (iconv -t UTF-8 converts "
+               "texts)\n",
+            (unsigned long long)p->work.not_utf8);
     if (r.masked)
         printf("  masked: %.1f %% of the tokens are no labels%s\n", 100 * (double)r.masked / tokens,
             r.masked == r.tokens ? ": nothing can be learnt from this" : "");
@@ -14834,12 +14874,12 @@ static void prepare_json(const Preparation* p, const gpt2_sp_options* o, double 
         printf(", \"val_out\": ");
         prepare_json_shard(o->val_out, &p->work.report[1]);
     }
-    printf(
-        ", \"bytes_per_token\": %.6f, \"duplicates\": %llu, \"duplicate_bytes\": %llu, \"left_out\": %llu, "
-        "\"seconds\": %.3f, \"threads\": %d, \"beyond\": {",
+    printf(", \"bytes_per_token\": %.6f, \"duplicates\": %llu, \"duplicate_bytes\": %llu, \"not_utf8\": "
+           "%llu, \"left_out\": %llu, "
+           "\"seconds\": %.3f, \"threads\": %d, \"beyond\": {",
         (double)r.text_bytes / tokens, (unsigned long long)p->work.duplicates,
-        (unsigned long long)p->work.duplicate_bytes, (unsigned long long)p->left_out_count, seconds,
-        p->work.threads);
+        (unsigned long long)p->work.duplicate_bytes, (unsigned long long)p->work.not_utf8,
+        (unsigned long long)p->left_out_count, seconds, p->work.threads);
     for (int i = 0; i < PREPARE_FAR; i++)
         printf("%s\"%llu\": %.6f", i ? ", " : "", (unsigned long long)prepare_far[i],
             (double)r.beyond[i] / tokens);

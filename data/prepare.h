@@ -90,6 +90,12 @@ typedef struct {   // running; start from zeros
     unsigned char held[16];   // length % 16 bytes that are not in a and b yet
 } prepare_hash;
 
+typedef struct {                 // of a text that comes in pieces, whether it is UTF-8; starts from zeros
+    int left;                    // bytes that the character in hand still needs
+    unsigned char least, most;   // what the next of them may be
+    int wrong;
+} prepare_utf8;
+
 struct prepare;
 typedef struct {
     struct prepare* p;
@@ -114,6 +120,7 @@ typedef struct prepare {
     tok_writer writer[PREPARE_SIDES];   // open; the second if val_fraction > 0
     // told
     uint64_t duplicates, duplicate_bytes;
+    uint64_t not_utf8;                      // documents whose bytes are no UTF-8
     uint64_t given;                         // bytes of text so far, of whatever documents
     prepare_report report[PREPARE_SIDES];   // behind prepare_finish
     // the rings: batches are filled at head, encoded at encoding, merged at merging; numbers only grow
@@ -131,6 +138,7 @@ typedef struct prepare {
     tok_mark mark;
     // the reader's document
     prepare_hash text_hash;                   // of the part so far
+    prepare_utf8 utf8;                        // of the document so far
     uint64_t hash, bytes;                     // of the parts before; of text so far
     int side;                                 // -1: not known yet
     size_t first_part;                        // its first part in this batch,
@@ -471,9 +479,30 @@ GPT2_SP_LEAF int prepare_cut(prepare* p, const text_piece* at, char* err, size_t
     return 0;
 }
 
+// Goes on with n bytes of the text (the table of well-formed sequences of Unicode, 3.9).
+GPT2_SP_LEAF void prepare_utf8_add(prepare_utf8* u, const char* bytes, size_t n) {
+    const unsigned char *at = (const unsigned char*)bytes, *end = at + n;
+    for (uint64_t eight; at < end && !u->wrong;) {
+        if (u->left > 0) {
+            u->wrong = *at < u->least || *at > u->most;
+            u->least = 0x80, u->most = 0xBF, u->left--, at++;
+            continue;
+        }
+        while (end - at >= 8 && (memcpy(&eight, at, 8), (eight & 0x8080808080808080u) == 0)) at += 8;
+        while (at < end && *at < 0x80) at++;
+        if (at == end) break;
+        unsigned char lead = *at++;
+        u->wrong = lead < 0xC2 || lead > 0xF4;
+        u->left = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+        u->least = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+        u->most = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+    }
+}
+
 // Adds text to the part that is open.
 GPT2_SP_LEAF int prepare_text(
     prepare* p, const text_piece* at, const char* bytes, size_t n, char* err, size_t err_size) {
+    prepare_utf8_add(&p->utf8, bytes, n);
     while (n > 0) {
         prepare_batch* b = p->batch + p->head % p->slots;
         size_t take = n < (size_t)PREPARE_FRONT ? n : (size_t)PREPARE_FRONT;
@@ -512,6 +541,7 @@ GPT2_SP_LEAF int prepare_end_document(prepare* p, int flags, char* err, size_t e
         p->duplicates += (uint64_t)undone;
         if (undone) p->duplicate_bytes += p->bytes;
     }
+    p->not_utf8 += !undone && (p->utf8.wrong || p->utf8.left > 0);
     prepare_batch* b = p->batch + p->head % p->slots;
     if (undone && b->parts > p->first_part) {   // what has not left yet need not
         b->bytes = b->part[p->first_part].begin;
@@ -536,6 +566,7 @@ GPT2_SP_LEAF int prepare_piece(void* user, const text_piece* piece) {
     if (piece->flags & TEXT_BEGIN) {
         prepare_batch* b = p->batch + p->head % p->slots;
         memset(&p->text_hash, 0, sizeof p->text_hash);
+        memset(&p->utf8, 0, sizeof p->utf8);
         p->hash = p->bytes = 0;
         p->side = p->val_fraction > 0 ? -1 : 0;
         p->first_part = b->parts;

@@ -129,6 +129,9 @@ check "prepare counts what it does not name" \
 check "prepare: a named .xml is refused, with the way to take it" \
     refused 'end in .txt' prepare --out x.tok corpus/page.xml
 
+printf 'caf\351, d\351j\340 vu\n' > latin1.txt
+check "prepare counts documents that are no UTF-8" says 'not UTF-8: 1 documents' g prepare --out latin1.tok latin1.txt book1.txt
+
 # standard input, masks, duplicates, the side of validation, the report
 check "prepare: standard input gives the shard of the file" sh -c '
     "$0" prepare --out one.tok book1.txt > out && "$0" prepare --out two.tok --input-format txt - < book1.txt > out &&
@@ -350,6 +353,11 @@ check "schedule dist-paper, 8 ranks, has an idle half step" \
         --json
 check "schedule dist, 256 ranks, has the ideal makespan" \
     says '"makespan": 128' g schedule --schedule dist --sp 256 --json
+for kind in gpipe 1f1b interleaved slices slices-interleaved; do
+    check "schedule --pipeline $kind is drawn and proved" says 'proved' g schedule --pipeline $kind
+done
+check "schedule --pipeline: an option of attention is refused" refused '--sp, which is of attention' schedule --pipeline gpipe --sp 2
+check "schedule: --pp without --pipeline is refused" refused 'need --pipeline' schedule --pp 2
 check "schedule of 1 rank is half a unit of work" says '"makespan": 0.5' g schedule --sp 1 --json
 g plan --layers 12 --heads 12 --channels 768 --seq-len 32768 --sp 8 --json > out
 check "plan --json has its figures" \

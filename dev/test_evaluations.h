@@ -494,7 +494,7 @@ static void evaluations_refused(const char* run, const char* other, const char* 
         {"eval --from %1$s,%2$s,%1$s --data %3$s", "more than two models"},
         {"eval --from %1$s,%4$s --data %3$s --seq-len 16", "the second model"},
         {"eval --from %1$s,%2$s --data %3$s --seq-len 400", "the model's context is 300"},
-        {"eval --from %1$s,/nowhere --data %3$s", "/nowhere: neither"},
+        {"eval --from %1$s,/nowhere --data %3$s", "/nowhere: is not there"},
         {"eval --from %4$s --probe needle", "no tokenizer beside the model"},
         {"eval --from %1$s --probe tracking --seq-len 40 --threads 1",
             "--probe tracking: a text of 40 tokens has no room"},

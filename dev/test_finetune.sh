@@ -51,6 +51,12 @@ check "run again, no stage is trained again" [ "$before" = "$(cksum "$work"/out/
 recipe_fails() { if recipe "$@"; then return 1; fi; }
 check "other texts need another folder" sh -c 'if HELD=README.md PROGRAM=$1 sh scripts/finetune_long.sh README.md "$2" 2> "$3"; then exit 1; fi; grep -q "take another OUT" "$3"' \
     sh "$program" "$work/out" "$work/log"
+other_steps() { if STEPS=8 PROGRAM=$program CONTEXTS="128 256" BATCH=1024 LR=1e-2 sh scripts/finetune_long.sh "$work/texts" "$work/out" 2> "$work/log"; then
+    return 1; else grep -q 'take another OUT' "$work/log"; fi; }
+check "other stages need another folder" other_steps
+inside() { if PROGRAM=$program sh scripts/finetune_long.sh "$work/texts" "$work/texts/out" 2> "$work/log"; then return 1
+    else grep -q 'inside the texts' "$work/log" && [ ! -e "$work/texts/out" ]; fi; }
+check "a folder inside the texts is refused" inside
 stopped() {   # a stage that a signal ends is not gone on from
     PROGRAM=$program CONTEXTS="128 256" STEPS=400 BATCH=1024 sh scripts/finetune_long.sh "$work/texts" "$work/stopped" > "$work/log" 2>&1 &
     recipe_pid=$!

@@ -297,6 +297,7 @@ static const char* own_shard(int masked) {
 // A program that gives what the loader would read of that shard, and notes how it is asked.
 typedef struct {
     int masked, shuffled, fails, inside;   // fails: how what it gives is wrong; inside: a call is under way
+    uint64_t unlabelled[2];                // the samples from..until-1 have no label
     int64_t calls, wrong;                  // calls out of turn, or that do not show what they must
     uint64_t next;                         // sample
     int documents;
@@ -327,7 +328,9 @@ static int own_fill(void* user, gpt2_sp_sample* x) {
     p->wrong += !turn || x->size != sizeof *x || !x->doc_start != !p->documents;
     memcpy(x->tokens, stream + begin, (size_t)(T + 1) * 4);
     for (int64_t t = 0; t < T; t++) {
-        if (p->masked && own_masked(begin + t + 1)) x->labels[t] = GPT2_SP_NO_LABEL;
+        if ((p->masked && own_masked(begin + t + 1)) ||
+            (x->sample >= p->unlabelled[0] && x->sample < p->unlabelled[1]))
+            x->labels[t] = GPT2_SP_NO_LABEL;
         if (t > 0 && stream[begin + t - 1] == 256) start = t;
         if (x->doc_start) x->doc_start[t] = (int32_t)start;
     }
@@ -480,6 +483,33 @@ static void own_splits(void) {
     }
     check_below(most, allowed, "own data: losses do not depend on sp, dp or passes",
         "6 ways, 3 steps of 4 masked samples: apart by");
+}
+
+// A step whose samples have no label leaves the weights as they are, and the next one learns.
+static void own_unlabelled(void) {
+    static const char* const splits[] = {"sp=1 batch-size=4", "dp=2 sp=2 batch-size=2 zero=3"};
+    for (int i = 0; i < 2; i++) {
+        char error[GPT2_SP_TEXT] = "";
+        gpt2_sp_options o = own_options(splits[i], "");
+        OwnProgram train = own_program(&o, 0, 1);
+        train.unlabelled[0] = 4, train.unlabelled[1] = 8;   // step 2's
+        Feed data = own_feed(&train);
+        gpt2_sp* g = own_trainer(&o, &data, NULL, error);
+        gpt2_sp_stats stats;
+        float first[64], now[64];
+        int moved[3] = {0, 0, 0}, updated[3] = {0, 0, 0};
+        for (int k = 0; g && k < 3; k++) {
+            int there = gpt2_sp_tensor_read(g, GPT2_SP_WEIGHTS, "ln_f.bias", first, 64) == 0;
+            updated[k] = there && step_of(g, &stats) == 0 && stats.step == k + 1 ? stats.updated : -1;
+            there = gpt2_sp_tensor_read(g, GPT2_SP_WEIGHTS, "ln_f.bias", now, 64) == 0;
+            moved[k] = there ? memcmp(first, now, sizeof now) != 0 : -1;
+        }
+        check(moved[0] && !moved[1] && moved[2] && updated[0] == 1 && updated[1] == 0 && updated[2] == 1,
+            "own data: a step without a label leaves the weights",
+            "%s: weights moved %d %d %d, told %d %d %d %s", splits[i], moved[0], moved[1], moved[2],
+            updated[0], updated[1], updated[2], g ? gpt2_sp_error(g) : error);
+        gpt2_sp_destroy(g);
+    }
 }
 
 // What is no sample is an error, whose line says what of which sample; what cannot be known is refused.
@@ -1194,6 +1224,7 @@ static void tensors_between_processes(void) {
 static void test_own_data(void) {
     own_equal();
     own_splits();
+    own_unlabelled();
     own_refused();
     own_resumed();
 #ifndef GPT2_SP_GPU

@@ -407,6 +407,38 @@ static void test_prepare_threads(void) {
         (unsigned long long)tokens, (unsigned long long)undone, (unsigned long long)copies);
 }
 
+// Whether a text is UTF-8 is told the same whatever pieces it comes in, and as the check of a whole text tells.
+static void test_prepare_utf8(void) {
+    static const char pieces[][5] = {"a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF",
+        "\xEE\x80\x80", "\xF4\x8F\xBF\xBF", "text",   // and what is none: 8 on
+        "\xE9", "\xC0\x80", "\xE0\x9F\x80", "\xED\xA0\x80", "\xF0\x8F\x80\x80", "\xF4\x90\x80\x80", "\xF5",
+        "\xC3"};
+    int right = 0, wrong = 0, cases = quick ? 2000 : 20000;
+    for (int i = 0; i < cases; i++) {
+        char text[128];
+        size_t n = 0;
+        int kinds = i % 2 ? 16 : 8;
+        for (int k = 0; k < 12; k++) {
+            int kind = (int)(prepare_mix((uint64_t)(i * 12 + k)) % (uint64_t)kinds);
+            size_t length = strnlen(pieces[kind], sizeof pieces[kind]);
+            memcpy(text + n, pieces[kind], length), n += length;
+        }
+        prepare_utf8 u;
+        memset(&u, 0, sizeof u);
+        for (size_t at = 0, piece; at < n; at += piece) {
+            piece = 1 + (size_t)(prepare_mix((uint64_t)i * 128 + at + 1000000007) % 24);
+            if (piece > n - at) piece = n - at;
+            prepare_utf8_add(&u, text + at, piece);
+        }
+        int valid = json_utf8_check(text, text + n) == text + n;
+        right += (u.wrong || u.left > 0) == !valid;
+        wrong += !valid;
+    }
+    check(right == cases && wrong > cases / 4 && wrong < cases / 2 + 1,
+        "prepare: whether a text is UTF-8 does not depend on the pieces it comes in",
+        "%d of %d texts, of which %d are not", right, cases, wrong);
+}
+
 // The documents of each side are the same in any order, a share of them as large as asked for, and nothing is
 // on both sides or on neither.
 static void test_prepare_sides(void) {
@@ -621,6 +653,7 @@ static void test_prepare(void) {
     test_prepare_json();
     test_prepare_make();
     test_prepare_threads();
+    test_prepare_utf8();
     test_prepare_sides();
     test_prepare_reports();
     test_prepare_flows();

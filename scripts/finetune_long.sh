@@ -7,7 +7,8 @@
 #                                                             file of llm.c, with TOKENIZER=PATH beside it: no network needed
 #
 # Contexts grow in stages, CONTEXTS="4096 8192 32768": each starts from the stage before, as far as the memory allows and the
-# texts reach. STEPS (60) optimizer steps a stage, of BATCH (131072) tokens each; LR (1e-4) is the first stage's peak learning
+# texts reach. Attention stays inside a document, and in a stage it grows from the context before to the stage's; new positions learn
+# ten times as fast: recipe (i) of dev/RESULTS.md, From 1,024 to 32,768 tokens. STEPS (60) optimizer steps a stage, of BATCH (131072) tokens each; LR (1e-4) is the first stage's peak learning
 # rate, each later stage has half of the one before. RANKS: devices that share a sequence, all of them if left out. HELD: texts to
 # measure on; if left out, a tenth of the documents (VAL=0.1), or of few documents as many as it takes, is kept from training. The
 # table is made over the first MEASURE (262144) held-out tokens, a multiple of every context, so that the rows have the same ones. DTYPE
@@ -24,6 +25,7 @@ cd "$(dirname "$0")/.."
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$cd_from/$1" ;; esac; }
 texts=$(absolute "$1") out=$(absolute "${2:-runs/long}") model=${MODEL:-gpt2}
 contexts=${CONTEXTS:-4096 8192 32768} steps=${STEPS:-60} batch=${BATCH:-131072} lr=${LR:-1e-4}
+case $out/ in "$texts"/*) echo "finetune_long.sh: $out lies inside the texts: take an OUT elsewhere" >&2; exit 1 ;; esac
 [ -e "$texts" ] || { echo "finetune_long.sh: $texts is not there" >&2; exit 1; }
 case $contexts in *[!0-9\ ]*) echo "finetune_long.sh: CONTEXTS=\"$contexts\": numbers of tokens, separated by blanks" >&2; exit 1 ;; esac
 say() { printf '\n== %s\n' "$*"; }
@@ -95,8 +97,8 @@ fi
 [ "${TOKENIZER:-}" ] || [ -e "$tokenizer/tokenizer.json" ] || [ -e "$tokenizer/vocab.json" ] || [ -e "$tokenizer/run.cfg" ] ||
     stop "$model carries no tokenizer: give TOKENIZER=PATH, as prepare's --tokenizer"
 
-# What OUT was begun with: other inputs need another OUT.
-inputs="model $model,${TOKENIZER:+ tokenizer $tokenizer,} texts $texts, held out ${HELD:-${VAL:-0.1}}"
+# What OUT was begun with: other inputs, or other stages, need another OUT, for each stage goes on from the one before.
+inputs="model $model,${TOKENIZER:+ tokenizer $tokenizer,} texts $texts, held out ${HELD:-${VAL:-0.1}}, stages of $steps steps of $batch tokens, rate $lr"
 [ ! -e "$out/inputs" ] || [ "$(cat "$out/inputs")" = "$inputs" ] ||
     stop "$out was begun with $(cat "$out/inputs"), and now there is $inputs: take another OUT"
 data=$out/data.tok val=$out/data.val.tok
@@ -125,7 +127,7 @@ fi
 measure() {
     row=$out/row-$1-$3-$measured
     if [ "$1" != before ] || [ ! -s "$row" ]; then
-        $program eval --threads "${THREADS:-0}" --from "$2" --data "$val" --seq-len "$3" --val-sequences $(((measured + $3 - 1) / $3)) --sp "$ranks" --json > "$row.part"
+        $program eval --threads "${THREADS:-0}" --from "$2" --data "$val" --doc-mask 1 --seq-len "$3" --val-sequences $(((measured + $3 - 1) / $3)) --sp "$ranks" --json > "$row.part"
         mv "$row.part" "$row"
     fi
     loss=$(number loss < "$row") tokens=$(number tokens < "$row") bits=$(number bits_per_byte < "$row")
@@ -154,10 +156,9 @@ for context in $contexts; do
         break
     fi
     say "a context of $context, from $last"
-    done_already=$(ls -d "$run"/step_* 2> /dev/null | sed -n 's/.*step_0*\([0-9]*\)$/\1/p' | tail -n 1)
-    [ "${done_already:-0}" -le "$steps" ] || stop "$run is at step $done_already already: give STEPS=$done_already or more, or another OUT"
     if ! $program train --threads "${THREADS:-0}" --init-from "$from" --data "$data" --val-data "$val" --seq-len "$context" --grad-accum "$accumulate" \
         --sp "$ranks" --recompute attn --lr "$lr" --warmup $((steps / 10)) --lr-schedule wsd --steps "$steps" \
+        --doc-mask 1 --window-ramp "$last" --lr-scale-new 10 \
         --val-every $((steps / 4 + 1)) --val-sequences 4 --save-every $((steps / 4 + 1)) --out "$run"; then
         [ -e "$run" ] && stop "the stage of $context has failed; it goes on when this is run again"
         echo "the stage of $context is left out: the last one is $last"
