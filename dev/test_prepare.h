@@ -407,8 +407,7 @@ static void test_prepare_threads(void) {
         (unsigned long long)tokens, (unsigned long long)undone, (unsigned long long)copies);
 }
 
-// Whether a text is UTF-8 is told the same whatever pieces it comes in, and as the check of a whole text tells
-// it.
+// Whether a text is UTF-8 is told the same whatever pieces it comes in, and as by the check of a whole one.
 static void test_prepare_utf8(void) {
     static const char pieces[][5] = {"a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF",
         "\xEE\x80\x80", "\xF4\x8F\xBF\xBF", "text",   // and what is none: 8 on
