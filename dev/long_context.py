@@ -39,7 +39,7 @@ PARENTS = {"parent": "", "bare": "--positions none"}
 
 # A recipe: what it is, its parent, and its stages: (context, share of the further tokens, share of the further learning rate, options).
 # S, M and L are the short, the middle and the long context; HALF is half of the stage's steps. LOW is a rate of sqrt(S / context): a
-# step of as many tokens has fewer sequences, and its gradient is noisier.
+# step of as many tokens has fewer sequences, and its gradient is noisier. A fifth member is how many times the size's batch a step has.
 LOW = "sqrt(S / context)"
 RECIPES = {
     "a": ("goes on at the short context", "parent", [("S", 1.0, 1, "")]),
@@ -60,6 +60,9 @@ RECIPES = {
     "i": ("windows that grow from the short context on, new positions learn ten times as fast", "parent",
           [("M", 0.7, 0.7, "--grow tile --lr-scale-new 10 --window-ramp S"),
            ("L", 0.3, 0.35, "--grow tile --lr-scale-new 10 --window-ramp M")]),
+    "l": ("as (i), with four times as many documents a step", "parent",
+          [("M", 0.7, 0.7, "--grow tile --lr-scale-new 10 --window-ramp S", 4),
+           ("L", 0.3, 0.35, "--grow tile --lr-scale-new 10 --window-ramp M", 4)]),
     "j": ("never had positions, goes on at the short context", "bare", [("S", 1.0, 1, "--positions none")]),
     "k": ("never had positions, longer in two stages with growing windows", "bare",
           [("M", 0.7, LOW, "--positions none --window-ramp S"), ("L", 0.3, LOW, "--positions none --window-ramp M")]),
@@ -95,19 +98,20 @@ class Experiment:
     def done(self, name, steps):
         return os.path.isdir(os.path.join(self.out, name, f"step_{steps:08d}"))
 
-    def train(self, name, context, tokens, lr, more):
-        """A run of so many tokens, if it is not there yet."""
-        steps = max(1, round(tokens / self.size["batch"])) if tokens else 0
+    def train(self, name, context, tokens, lr, more, times=1):
+        """A run of so many tokens, if it is not there yet, in steps of `times` the size's batch."""
+        batch = times * self.size["batch"]
+        steps = max(1, round(tokens / batch)) if tokens else 0
         if self.done(name, steps):
             return
-        sequences = max(1, min(self.size["rows"], self.size["batch"]) // context)
-        passes = max(1, self.size["batch"] // (sequences * context))
+        sequences = max(1, min(self.size["rows"], batch) // context)
+        passes = max(1, batch // (sequences * context))
         seconds = run([self.options.program, "train", "--data", self.options.train, "--doc-mask", "1", "--seq-len", str(context),
                        "--batch-size", str(sequences), "--grad-accum", str(passes), "--steps", str(steps), "--lr", str(lr),
                        "--lr-schedule", "wsd", "--warmup", str(steps // 20), "--keep-best", "0", "--log-every", "50",
                        "--out", os.path.join(self.out, name), *self.options.more.split(), *self.tokens(more, steps)],
                       os.path.join(self.out, f"{name}.log"))
-        print(f"  {name}: {steps} steps of {self.size['batch']} tokens, context {context}, {seconds:.0f} s", flush=True)
+        print(f"  {name}: {steps} steps of {batch} tokens, context {context}, {seconds:.0f} s", flush=True)
 
     def longer(self, name):
         """The same model with a longer table of positions, so that `eval` reads the long context's tokens."""
@@ -122,12 +126,12 @@ class Experiment:
         """All stages of a recipe, each from the one before. Returns the model to evaluate."""
         name = f"{letter}-{seed}"
         _, before, stages = RECIPES[letter]
-        for number, (word, share, rate, more) in enumerate(stages, 1):
+        for number, (word, share, rate, more, *times) in enumerate(stages, 1):
             stage = name if number == len(stages) else f"{name}-stage{number}"
             context = int(self.tokens(word, 0)[0])
             rate = math.sqrt(self.short / context) if rate == LOW else rate
             self.train(stage, context, share * self.size["further"], round(rate * self.size["lr_further"], 9),
-                       f"--init-from {self.out}/{before} --seed {seed} {more}")
+                       f"--init-from {self.out}/{before} --seed {seed} {more}", *times)
             before = stage
         return self.longer(name) if letter in SHORT else name
 
