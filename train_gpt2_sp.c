@@ -10995,8 +10995,8 @@ typedef struct {
 } Distribution;
 
 // Of the candidates keeps the likeliest that make up probability p of their weights' sum; at least one.
-// Selects them as candidates_select does, by weight instead of number: `kept` is that of the candidates before
-// `low`, which stay, and those behind `high` do not.
+// Selects them as candidates_select does, by weight instead of number: `kept` is the weight of those before
+// `low`, which stay; those behind `high` do not.
 static void distribution_top_p(Distribution* d, double p) {
     Candidate* c = d->candidates;
     double kept = 0;
