@@ -42,7 +42,7 @@ start() {
     own_0='' own_1='' own_2=''
 }
 pid() { echo $pids | cut -d ' ' -f $(($1 + 1)); }
-patience=30
+patience=60
 run() { start "$@"; finished; }
 trains() {   # waits until a run is at its fifth step
     tries=0
@@ -83,7 +83,7 @@ equal() {
     rm -rf one several
     "$program" train $shape "$@" --out one > one.out 2> one.err || { cat one.err; return 1; }
     run several $over $shape "$@" --out several
-    for status in $statuses; do [ $status = 0 ] || { cat several.*.err; return 1; }; done
+    for status in $statuses; do [ $status = 0 ] || { echo "exit statuses$statuses: $(cat several.*.err)"; return 1; }; done
     [ ! -s several.1.out ] && [ -z "$(cat several.*.err)" ] ||
         { echo "process 1 printed: $(cat several.1.out several.*.err)"; return 1; }
     losses one > one.log && losses several > several.log && cmp one.log several.log || return 1
