@@ -87,7 +87,7 @@ class Experiment:
     def __init__(self, options):
         self.options, self.size, self.out = options, dict(SIZES[options.size]), options.out
         self.size["further"] = options.further or self.size["further"]
-        self.short, self.middle, self.long = self.size["contexts"]
+        self.short, self.middle, self.long = map(int, options.contexts.split(",")) if options.contexts else self.size["contexts"]
         os.makedirs(os.path.join(self.out, "eval"), exist_ok=True)
 
     def tokens(self, text, steps):
@@ -246,6 +246,7 @@ def main():
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--only", default="parent,a,b,c,d,e", help="parts, separated by commas")
     parser.add_argument("--further", type=int, default=0, help="tokens of each recipe; 0: as the size says")
+    parser.add_argument("--contexts", default="", help="S,M,L instead of the size's")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--measure", type=int, default=2_097_152, help="held-out tokens to evaluate on")
     parser.add_argument("--more", default="", help="options of every run")
