@@ -100,7 +100,7 @@ def faults_read(path):
             scope, _, names = line[1:].partition(":")
             scope, groups = scope.strip() or None, names.split() or of_file
         else:
-            match = re.match(r"\s+(.*?) +=>(?: (.*?))? +## (.*?)(?: \[([\w ]+)\])?$", line)
+            match = re.match(r"\s+(.*?) +=>(?: (.*?))? +## (.*?)(?: \[([\w -]+)\])?$", line)
             if not match or not file:
                 stop(f"dev/mutations.txt:{number}: expected `    old => new  ## reason [groups]`: {line}")
             old, new, reason, own = match.groups()

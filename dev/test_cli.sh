@@ -523,7 +523,7 @@ check "a model in pytorch_model.bin alone is refused with the way to convert it"
     refused 'save_pretrained' train $tiny --data val.tok --init-from edited --steps 1
 check "--model knows GPT-2's names" says '"layers": 24, "heads": 16' g plan --model gpt2-medium --json --gflops 1 \
     --link-gbs 1 --copy-gbs 1
-printf x | dd of=runs/parts/step_00000016/model.safetensors bs=1 seek=3000 conv=notrunc 2> /dev/null
+printf 'xyz' | dd of=runs/parts/step_00000016/model.safetensors bs=1 seek=3000 conv=notrunc 2> /dev/null
 g train $tiny --data books.tok --out runs/parts --steps 16 > out 2> err
 check "a damaged checkpoint is told on one line, the older one used" \
     sh -c '[ $(wc -l < err) = 1 ] && cat err && grep -q "step_00000016 is not whole" err &&
