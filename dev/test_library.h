@@ -27,6 +27,8 @@ static int tensor_of(const gpt2_sp* g, int64_t i, gpt2_sp_tensor* tensor) {
     return gpt2_sp_tensor_info(g, i, tensor);
 }
 
+static int library_stride(void) { return few ? 4 : quick ? 2 : 1; }
+
 static gpt2_sp_options trial_options(const char* split) {
     gpt2_sp_options o = options_of(LIBRARY_RUN);
     snprintf(o.data, sizeof o.data, "%s", run_data());
@@ -115,7 +117,7 @@ static const char* library_cancels(
 }
 
 static void library_cancel(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1) {
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride()) {
         gpt2_sp_options o = trial_options(LIBRARY_SPLITS[i]);
         gpt2_sp *plain = library_trainer(&o, LIBRARY_SPLITS[i]), *g = library_trainer(&o, LIBRARY_SPLITS[i]);
         gpt2_sp_stats expected[3];
@@ -415,7 +417,7 @@ static int own_alike(gpt2_sp* a, gpt2_sp* b, double* loss) {
 // A buffer of tokens, and a callback that gives what the loader would read, train as the shard of these
 // tokens does: steps over several epochs, a validation, weights and moments.
 static void own_equal(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1)
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride())
         for (int masked = 0; masked < 2; masked++) {
             char error[GPT2_SP_TEXT] = "";
             const char* split = LIBRARY_SPLITS[i];
@@ -684,7 +686,7 @@ static int tensors_saved(gpt2_sp* g, const char* folder) {
 }
 
 static void tensors_read(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1) {
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride()) {
         char text[64], folder[1200];
         gpt2_sp_options o = trial_options(LIBRARY_SPLITS[i]);
         snprintf(text, sizeof text, "tensors-%d", i);
@@ -757,7 +759,7 @@ static void tensors_written(void) {
 // gradients and update are a step, to the bit, also with a cancel, a validation, losses and logits in
 // between.
 static void parts_alike(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1) {
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride()) {
         gpt2_sp_options o = trial_options(LIBRARY_SPLITS[i]);
         gpt2_sp *whole = library_trainer(&o, LIBRARY_SPLITS[i]),
                 *parts = library_trainer(&o, LIBRARY_SPLITS[i]);
