@@ -296,8 +296,8 @@ part_mutate() {
 part_tokenizer() {
     python=$work/python
     { [ -x $python/bin/pip ] || python3 -m venv $python; } > $work/pip.log 2>&1 &&
-        $python/bin/pip install -q tiktoken tokenizers regex transformers >> $work/pip.log 2>&1 &&
-        $python/bin/pip install -q --no-deps mlx-whisper >> $work/pip.log 2>&1 ||
+        $python/bin/pip install -q --no-compile tiktoken tokenizers regex transformers >> $work/pip.log 2>&1 &&
+        $python/bin/pip install -q --no-compile --no-deps mlx-whisper >> $work/pip.log 2>&1 ||
         { skip "the tokenizer beside tiktoken" "its packages cannot be installed: $(tail -n 1 $work/pip.log)"; finish; }
     exec $python/bin/python dev/check_tokenizer.py
 }
@@ -308,7 +308,7 @@ part_report() {
     if ! python3 -c 'import matplotlib' > /dev/null 2>&1; then
         python=$PWD/$work/python_report/bin/python
         { [ -x "$python" ] || python3 -m venv $work/python_report; } > $work/pip_report.log 2>&1 &&
-            "$python" -m pip install -q matplotlib >> $work/pip_report.log 2>&1 && "$python" -c 'import matplotlib' || python=
+            "$python" -m pip install -q --no-compile matplotlib >> $work/pip_report.log 2>&1 && "$python" -c 'import matplotlib' || python=
     fi
     sh dev/test_report.sh ./train_gpt2_sp "$python"
 }

@@ -395,12 +395,13 @@ static Feed own_tokens(int64_t eot) {
 // Steps of two trainers side by side: how many are alike to the bit, with a validation of the first windows
 // behind them.
 enum { OWN_STEPS = 8, OWN_VALIDATED = 5 };
+static int steps_of_both(void) { return few ? 3 : OWN_STEPS; }
 static int own_alike(gpt2_sp* a, gpt2_sp* b, double* loss) {
     gpt2_sp_stats of[2];
     double found[2] = {0, 1};
     int alike = 0;
     if (!a || !b) return -1;
-    for (int i = 0; i < OWN_STEPS; i++) {
+    for (int i = 0; i < steps_of_both(); i++) {
         if (step_of(a, &of[0]) != 0 || step_of(b, &of[1]) != 0) {
             printf("     %s%s\n", gpt2_sp_error(a), gpt2_sp_error(b));
             return alike;
@@ -415,7 +416,7 @@ static int own_alike(gpt2_sp* a, gpt2_sp* b, double* loss) {
 }
 
 // A buffer of tokens, and a callback that gives what the loader would read, train as the shard of these
-// tokens does: steps over several epochs, a validation, weights and moments.
+// tokens does: steps over several epochs (of few cases: of one), a validation, weights and moments.
 static void own_equal(void) {
     for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride())
         for (int masked = 0; masked < 2; masked++) {
@@ -429,19 +430,20 @@ static void own_equal(void) {
                     *held = masked ? NULL : own_trainer(&o, &tokens, &tokens, error);
             double loss = 0;
             int alike = own_alike(file, fed, &loss),
-                samples = fed ? (int)(step_samples(&fed->mesh) * (OWN_STEPS + 1)) : 0;
+                samples = fed ? (int)(step_samples(&fed->mesh) * (steps_of_both() + 1)) : 0;
             gpt2_sp_destroy(file);
             gpt2_sp_destroy(fed);   // nobody reads ahead any more
-            check(alike == OWN_STEPS + 2 && train.wrong == 0 && val.wrong == 0 && train.calls == samples &&
-                    val.calls == OWN_VALIDATED,
+            check(alike == steps_of_both() + 2 && train.wrong == 0 && val.wrong == 0 &&
+                    train.calls == samples && val.calls == OWN_VALIDATED,
                 "own data: samples of a callback train as the shard that has them, bit for bit",
                 "%s%s: %d of %d alike, loss %.6f; %d calls of %d, %d out of turn %s", split,
-                masked ? ", some of them no labels" : "", alike, OWN_STEPS + 2, loss, (int)train.calls,
+                masked ? ", some of them no labels" : "", alike, steps_of_both() + 2, loss, (int)train.calls,
                 samples, (int)(train.wrong + val.wrong), error);
             if (!masked) file = library_trainer(&from_file, split), alike = own_alike(file, held, &loss);
             if (!masked)
-                check(alike == OWN_STEPS + 2, "own data: a buffer of tokens trains as its shard, bit for bit",
-                    "%s: %d of %d alike, loss %.6f %s", split, alike, OWN_STEPS + 2, loss, error);
+                check(alike == steps_of_both() + 2,
+                    "own data: a buffer of tokens trains as its shard, bit for bit",
+                    "%s: %d of %d alike, loss %.6f %s", split, alike, steps_of_both() + 2, loss, error);
             if (!masked) gpt2_sp_destroy(file);
             gpt2_sp_destroy(held);
         }
