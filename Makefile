@@ -196,6 +196,14 @@ test_gpt2_spcu build/test_gpt2_spcu-sanitize: $(TEST_GPU_SOURCES)
 	@mkdir -p build
 	$(TEST_GPU) $(if $(findstring sanitize,$@),-lineinfo -DATTN_ALL_ARRIVE) $< -o $@ $(GPU_LIBS) > build/nvcc.$(@F).log 2>&1 || { cat build/nvcc.$(@F).log; exit 1; }
 
+# For a machine without a GPU, where its host's tests run and no kernel does: the device's code becomes PTX and no more, which the tests
+# share with the program that is compiled for every architecture.
+build/test_gpt2_spcu-host: $(TEST_GPU_SOURCES)
+	@mkdir -p build
+	$(NVCC) -O1 -std=c++17 -gencode=arch=compute_90a$(comma)code=compute_90a -Xcicc -O0 $(filter -DGPT2_SP_NCCL,$(NVCCFLAGS)) -Xcompiler \
+	    -fopenmp,$(if $(FOR_MARCH),$(FOR_MARCH)$(comma))-ffp-contract=fast,-fno-math-errno,-fno-trapping-math,-w \
+	    -diag-suppress 128,177,550 -x cu -DGPT2_SP_GPU $< -o $@ $(GPU_LIBS) > build/nvcc.$(@F).log 2>&1 || { cat build/nvcc.$(@F).log; exit 1; }
+
 test-gpu: $(if $(NVCC),test_gpt2_spcu)   ## the GPU program against fp64 and the CPU reference (needs a GPU)
 	@$(call with_nvcc,./$<)
 
@@ -273,7 +281,7 @@ lecture-table-gpu: $(if $(call lacks,1),,build/dev/lecture_table_gpu)   ## the s
 	@$(call with_gpus,1,$< --json build/lecture_table_gpu.json $(BENCH))
 
 clean:   ## remove what was built; runs/ stays
-	rm -rf build/*-float-* build/*-double-* build/test build/mutate build/standin build/demo build/dev build/nvcc.* build/*gpt2_spcu.o build/libgpt2spcu.o build/exported.map build/*.tar.gz
+	rm -rf build/*-float-* build/*-double-* build/test build/mutate build/standin build/demo build/dev build/nvcc.* build/*gpt2_spcu.o build/test_gpt2_spcu-* build/libgpt2spcu.o build/exported.map build/*.tar.gz
 	rm -f train_gpt2_sp test_gpt2_sp train_gpt2_spcu test_gpt2_spcu gpt2_sp.h libgpt2sp.* libgpt2spcu.*
 
 help:

@@ -4,6 +4,7 @@
  *     make test-gpu                          built by nvcc against the GPU program: dev/test_gpu.h
  *     ./test_gpt2_sp                         all groups; `./test_gpt2_sp schedules resume` runs those two
  *     ./test_gpt2_sp quick                   fewer cases of each, for sanitizer builds (or GPT2_SP_QUICK=1)
+ *     ./test_gpt2_sp few                     fewer still where ranks compute, for ThreadSanitizer
  *
  * Every test prints what must hold and the figure, as `ok   name: figure` or `FAIL name: figure`; the last
  * line is `N passed, N failed`, and the exit status is 1 if any failed. A NaN fails every comparison. Run it
@@ -123,7 +124,7 @@ static inline void generated_of(const gpt2_sp_generator* x, gpt2_sp_generated* s
 // ===== results ==================================================================================
 
 static int passed, failed, skipped;
-static int quick;   // fewer cases
+static int quick, few;   // fewer cases; few: so few that every kind of rank has one
 
 // One result. The name says what must hold, the text behind it what was compared and found.
 static void check(int ok, const char* name, const char* format, ...) __attribute__((format(printf, 3, 4)));
@@ -883,9 +884,9 @@ static void attention_all(void) {
     static const int64_t shapes[4][2] = {{3, 20}, {0, 12}, {1, 64}, {2, 32}};   // heads (0: P) of so many
     AttentionErrors errors[GPT2_SP_SCHEDULES];
     memset(errors, 0, sizeof errors);
-    for (int P = 1; P <= 9; P++)
-        for (int i = 0; i < (quick ? 2 : 4); i++) {
-            attention_begin(quick ? 167 : 331, shapes[i][0] ? shapes[i][0] : P, shapes[i][1]);
+    for (int P = 1; P <= 9; P += few && P >= 4 ? 4 : 1)
+        for (int i = 0; i < (few ? 1 : quick ? 2 : 4); i++) {
+            attention_begin(few ? 83 : quick ? 167 : 331, shapes[i][0] ? shapes[i][0] : P, shapes[i][1]);
             for (int docs = 0; docs < 2; docs++) {
                 attention_case.docs = docs;
                 attention_documents(P, 0, (uint64_t)(100 + 10 * P + i));
@@ -897,7 +898,7 @@ static void attention_all(void) {
         const AttentionErrors* e = &errors[kind];
         check(e->most <= ATTENTION_LIMIT && e->cases > 0,
             "attention: every schedule gives plain O(T^2) attention",
-            "%s, P 1..9, documents off and on, %d cases: largest error %.3g, at most %.3g",
+            "%s, P up to 9, documents off and on, %d cases: largest error %.3g, at most %.3g",
             schedule_name(kind), e->cases, e->most, ATTENTION_LIMIT);
         check(e->growth <= 1.5, "attention: the error does not grow with P",
             "%s: largest error(P) / error(1) %.3g, at most 1.5", schedule_name(kind), e->growth);
@@ -1021,7 +1022,7 @@ static int attention_mutation(gpt2_sp* g, int direction, int mutation, uint64_t 
 static void attention_mutations(void) {
     MutationCount n[MUTATIONS];
     memset(n, 0, sizeof n);
-    for (int P = 2; P <= 8; P++)
+    for (int P = 2; P <= 8; P += few ? 3 : 1)
         for (int kind = 0; kind < GPT2_SP_SCHEDULES; kind++) {
             if (!schedule_exists(kind, P)) continue;
             attention_begin(8 * P + 3, kind == GPT2_SP_ULYSSES ? P : 3, 8);
@@ -1437,11 +1438,11 @@ static const char* const RUN_SPLITS[] = {"batch-size=4 sp=2", "batch-size=4 sp=3
 static void runs_splits(const char* common, int first, int stride) {
     double most = 0, limit = 100 * EPS;
     char text[256], worst_split[256] = "";
-    int count = (int)(sizeof RUN_SPLITS / sizeof RUN_SPLITS[0]), steps = quick ? 4 : RUN_STEPS;
+    int count = (int)(sizeof RUN_SPLITS / sizeof RUN_SPLITS[0]), steps = few ? 2 : quick ? 4 : RUN_STEPS;
     int runs = 0;
     snprintf(text, sizeof text, "batch-size=4 %s", common);
     Run whole = run_steps(text, steps);
-    for (int i = first; i < count; i += quick ? 3 : stride, runs++) {
+    for (int i = first; i < count; i += few ? 5 : quick ? 3 : stride, runs++) {
         snprintf(text, sizeof text, "%s %s", RUN_SPLITS[i], common);
         Run run = run_steps(text, steps);
         double error = run_distance(&run, &whole);
@@ -1680,7 +1681,7 @@ static void resume_exact(void) {
         "batch-size=2 sp=2 zero=2", "batch-size=2 sp=2 seq-len=60 zero=0",
         "batch-size=2 sp=3 seq-len=60 zero=2", "batch-size=2 sp=2 seq-len=60 zero=3"};
     int steps = quick ? 3 : 5;
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i += few ? 2 : 1) {
         Run whole = run_steps(shapes[i], steps);
         int equal = 0;
         for (int k = 0; k < steps; k++) {
@@ -1705,7 +1706,7 @@ static void resume_elsewhere(const char* from, const char* also) {
         snprintf(to[i], sizeof to[i], "%s %s", shapes[i], also);
     Run whole = run_steps(from, steps);
     double limit = 100 * EPS;   // as for the splits of a run
-    for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) {
+    for (size_t i = 0; i < sizeof to / sizeof to[0]; i += few ? 2 : 1) {
         Run run = run_resumed(from, to[i], steps / 2, steps);
         double error = run_distance(&run, &whole);
         check(error <= limit, "resume: a run goes on at another shape with the same losses",
@@ -5358,12 +5359,13 @@ int main(int argc, char** argv) {
     const char* wish = getenv("GPT2_SP_QUICK");
     quick = wish && strcmp(wish, "1") == 0;
     for (int i = 1; i < argc; i++) {
-        int known = strcmp(argv[i], "quick") == 0;
+        int fewest = strcmp(argv[i], "few") == 0, known = fewest || strcmp(argv[i], "quick") == 0;
         quick |= known;
+        few |= fewest;
         for (int j = 0; j < GROUP_COUNT; j++)
             if (strcmp(argv[i], GROUPS[j].name) == 0) known = 1, named++;
         if (known) continue;
-        fprintf(stderr, "test_gpt2_sp: no group `%s`; there are: quick", argv[i]);
+        fprintf(stderr, "test_gpt2_sp: no group `%s`; there are: quick few", argv[i]);
         for (int j = 0; j < GROUP_COUNT; j++) fprintf(stderr, " %s", GROUPS[j].name);
         fprintf(stderr, "\n");
         return 2;

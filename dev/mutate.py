@@ -2,13 +2,13 @@
 """Do the tests notice a fault? Plants the faults of dev/mutations.txt, one at a time, and runs the tests that should.
 
     make mutate                 all of them, at most 40 minutes on two cores; results in build/mutate/results.txt
-    make mutate SAMPLE=30       so many of them, always the same ones: a part of `make test`
+    make mutate SAMPLE=30       so many of them, always the same ones, and no others are compiled in: a part of `make test`
     python3 dev/mutate.py --only 'schedule_prove|sampling'     those whose number or text matches
     python3 dev/mutate.py --again                              those that the last results do not have as noticed
     python3 dev/mutate.py --quick                              without the tests that are scripts, which take long
     python3 dev/mutate.py --check                              only whether each text still stands in its file once
 
-All faults are compiled in at once, into a copy of the tree in build/mutate/tree: each old text becomes
+All faults are compiled in at once (of a sample those of it), into a copy of the tree in build/mutate/tree: each old text becomes
 `(mutant == 17 ? (new) : (old))`, or `{ if (mutant == 17) { new } else { old } }` where it ends in a semicolon. The
 environment variable MUTANT chooses one; the sources of the project have no trace of it.
 
@@ -390,7 +390,7 @@ def main():
     if gpu and not shutil.which("nvcc"):
         print("skip    the GPU program's faults: nvcc is not installed")
         chosen, gpu = [f for f in chosen if f.file != "train_gpt2_sp.cu"], False
-    tree_make(faults)
+    tree_make(chosen if options.sample else faults)
     flags = "GPU= CFLAGS=-O2 EXTRA='-w -include mutant.h'"
     commands = [f"make -s {flags} train_gpt2_sp test_gpt2_sp", f"cc -O1 {ROOT}/dev/json_keys.c -o json_keys"]
     if gpu:   # what runs without a GPU; its code needs no more than to compile

@@ -924,11 +924,12 @@ check "the first one is none the worse" test $? = 0
 check "and the folder is free again" \
     says 'step 1 of 1 is done already' g train $tiny --data books.tok --out runs/locked --steps 1
 
-# steps of about a second, so that the second signal finds the first step unfinished
+# a step of a minute, of many sequences, so that the second signal finds it unfinished; the validation before it says that it
+# has begun
 for signal in INT TERM; do
     rm -rf runs/slow
-    "$program" train --layers 8 --heads 8 --channels 512 --seq-len 1024 --sp 2 --threads 1 --data books.tok \
-        --out runs/slow --steps 1000 > slow.out 2> slow.err &
+    "$program" train $tiny --grad-accum 65536 --data books.tok --val-data val.tok --val-sequences 1 --out runs/slow \
+        --steps 1000 > slow.out 2> slow.err &
     pid=$!
     tries=0
     until [ -s runs/slow/log.jsonl ] || [ $tries = 200 ]; do sleep 0.05; tries=$((tries + 1)); done

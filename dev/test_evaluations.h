@@ -450,8 +450,8 @@ static void evaluations_command(const char* run, const char* other, const char* 
         "--needle 2 --facts 1 --json --threads 1";
     static char first[65536];
     double most = 0;
-    int whole = 0;
-    for (int i = 0; i < 5; i++) {
+    int whole = 0, compared = 0;
+    for (int i = 0; i < 5; i += quick ? 2 : 1, compared++) {
         int status = command("eval --from %s,%s --data %s %s %s", run, other, shard, asked, splits[i]);
         if (i == 0) snprintf(first, sizeof first, "%s", command_out);
         double apart = json_distance(first, command_out);
@@ -459,8 +459,8 @@ static void evaluations_command(const char* run, const char* other, const char* 
         if (!(apart < 1e-4)) printf("     %s: %.300s\n", splits[i], command_out);
         most = worst(most, apart);
     }
-    check(whole == 5 && most < 1e-4, "evaluations: every split gives the same figures",
-        "5 splits, %.1e apart", most);
+    check(whole == compared && most < 1e-4, "evaluations: every split gives the same figures",
+        "%d splits, %.1e apart", compared, most);
     int status = command("eval --from %s,%s --data %s %s", run, run, shard, asked);
     const char* at = status == 0 ? strstr(command_out, "\"difference\"") : NULL;
     static const char* const zero[] = {

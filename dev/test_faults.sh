@@ -293,11 +293,14 @@ elif ! strace -o log true 2> err; then
     finish
 fi
 
+# Tracer and traced on one processor: between two of them every call waits for the other one to wake.
+beside=$(taskset -cp $$ 2> /dev/null | sed -n 's/.*[^0-9]\([0-9]*\)$/taskset -c \1/p')
+
 # Runs the training command (with "$@") under strace, whose log is left in `log`.
 traced() {
     options=$1
     shift
-    strace -o log $options "$program" train $shape "$@" > out 2> err
+    $beside strace -o log $options "$program" train $shape "$@" > out 2> err
 }
 
 # Prints "NAME FIRST LAST": the calls by name, numbered as strace counts them, between two lines of the log
@@ -441,7 +444,7 @@ check "ENOSPC and EIO at $faults points of a save: told, survived, and the next 
     "$program" export --from base/step_00000002 --out new > out
 export_traced() {
     rm -rf exp exp.* && cp -r old exp
-    strace -o log $1 "$program" export --from base/step_00000002 --out exp > out 2> err
+    $beside strace -o log $1 "$program" export --from base/step_00000002 --out exp > out 2> err
 }
 export_traced ""
 check "an export over an export takes its place" diff -r exp new

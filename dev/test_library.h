@@ -27,6 +27,8 @@ static int tensor_of(const gpt2_sp* g, int64_t i, gpt2_sp_tensor* tensor) {
     return gpt2_sp_tensor_info(g, i, tensor);
 }
 
+static int library_stride(void) { return few ? 4 : quick ? 2 : 1; }
+
 static gpt2_sp_options trial_options(const char* split) {
     gpt2_sp_options o = options_of(LIBRARY_RUN);
     snprintf(o.data, sizeof o.data, "%s", run_data());
@@ -115,7 +117,7 @@ static const char* library_cancels(
 }
 
 static void library_cancel(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1) {
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride()) {
         gpt2_sp_options o = trial_options(LIBRARY_SPLITS[i]);
         gpt2_sp *plain = library_trainer(&o, LIBRARY_SPLITS[i]), *g = library_trainer(&o, LIBRARY_SPLITS[i]);
         gpt2_sp_stats expected[3];
@@ -396,12 +398,13 @@ static Feed own_tokens(int64_t eot) {
 // Steps of two trainers side by side: how many are alike to the bit, with a validation of the first windows
 // behind them.
 enum { OWN_STEPS = 8, OWN_VALIDATED = 5 };
+static int steps_of_both(void) { return few ? 3 : OWN_STEPS; }
 static int own_alike(gpt2_sp* a, gpt2_sp* b, double* loss) {
     gpt2_sp_stats of[2];
     double found[2] = {0, 1};
     int alike = 0;
     if (!a || !b) return -1;
-    for (int i = 0; i < OWN_STEPS; i++) {
+    for (int i = 0; i < steps_of_both(); i++) {
         if (step_of(a, &of[0]) != 0 || step_of(b, &of[1]) != 0) {
             printf("     %s%s\n", gpt2_sp_error(a), gpt2_sp_error(b));
             return alike;
@@ -416,9 +419,9 @@ static int own_alike(gpt2_sp* a, gpt2_sp* b, double* loss) {
 }
 
 // A buffer of tokens, and a callback that gives what the loader would read, train as the shard of these
-// tokens does: steps over several epochs, a validation, weights and moments.
+// tokens does: steps over several epochs (of few cases: of one), a validation, weights and moments.
 static void own_equal(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1)
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride())
         for (int masked = 0; masked < 2; masked++) {
             char error[GPT2_SP_TEXT] = "";
             const char* split = LIBRARY_SPLITS[i];
@@ -430,19 +433,20 @@ static void own_equal(void) {
                     *held = masked ? NULL : own_trainer(&o, &tokens, &tokens, error);
             double loss = 0;
             int alike = own_alike(file, fed, &loss),
-                samples = fed ? (int)(step_samples(&fed->mesh) * (OWN_STEPS + 1)) : 0;
+                samples = fed ? (int)(step_samples(&fed->mesh) * (steps_of_both() + 1)) : 0;
             gpt2_sp_destroy(file);
             gpt2_sp_destroy(fed);   // nobody reads ahead any more
-            check(alike == OWN_STEPS + 2 && train.wrong == 0 && val.wrong == 0 && train.calls == samples &&
-                    val.calls == OWN_VALIDATED,
+            check(alike == steps_of_both() + 2 && train.wrong == 0 && val.wrong == 0 &&
+                    train.calls == samples && val.calls == OWN_VALIDATED,
                 "own data: samples of a callback train as the shard that has them, bit for bit",
                 "%s%s: %d of %d alike, loss %.6f; %d calls of %d, %d out of turn %s", split,
-                masked ? ", some of them no labels" : "", alike, OWN_STEPS + 2, loss, (int)train.calls,
+                masked ? ", some of them no labels" : "", alike, steps_of_both() + 2, loss, (int)train.calls,
                 samples, (int)(train.wrong + val.wrong), error);
             if (!masked) file = library_trainer(&from_file, split), alike = own_alike(file, held, &loss);
             if (!masked)
-                check(alike == OWN_STEPS + 2, "own data: a buffer of tokens trains as its shard, bit for bit",
-                    "%s: %d of %d alike, loss %.6f %s", split, alike, OWN_STEPS + 2, loss, error);
+                check(alike == steps_of_both() + 2,
+                    "own data: a buffer of tokens trains as its shard, bit for bit",
+                    "%s: %d of %d alike, loss %.6f %s", split, alike, steps_of_both() + 2, loss, error);
             if (!masked) gpt2_sp_destroy(file);
             gpt2_sp_destroy(held);
         }
@@ -714,7 +718,7 @@ static int tensors_saved(gpt2_sp* g, const char* folder) {
 }
 
 static void tensors_read(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1) {
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride()) {
         char text[64], folder[1200];
         gpt2_sp_options o = trial_options(LIBRARY_SPLITS[i]);
         snprintf(text, sizeof text, "tensors-%d", i);
@@ -787,7 +791,7 @@ static void tensors_written(void) {
 // gradients and update are a step, to the bit, also with a cancel, a validation, losses and logits in
 // between.
 static void parts_alike(void) {
-    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += quick ? 2 : 1) {
+    for (int i = 0; i < LIBRARY_SPLIT_COUNT; i += library_stride()) {
         gpt2_sp_options o = trial_options(LIBRARY_SPLITS[i]);
         gpt2_sp *whole = library_trainer(&o, LIBRARY_SPLITS[i]),
                 *parts = library_trainer(&o, LIBRARY_SPLITS[i]);

@@ -38,7 +38,7 @@ tsan= nccl=
 # -O1: what nvcc puts before a launch otherwise writes to a variable of all threads that nobody reads
 [ -z "$tsan" ] || build tsan -fsanitize=thread -O1 > $folder/tsan.log 2>&1 &
 compiling=$!
-check "the program compiles" build program -fopenmp -O0
+check "the program compiles" build program -fopenmp -O1   # most of a short run is to draw the weights
 link() {
     redirect $folder/program.o $folder/linked.o &&
         c++ -no-pie $folder/linked.o $folder/program-standin.o -o $folder/train -fopenmp -lz -lm -lpthread
