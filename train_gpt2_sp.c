@@ -202,9 +202,8 @@ extern "C" {
 // on either. Of its own trainer it may ask gpt2_sp_steps; another call gives GPT2_SP_INVALID and does
 // nothing, and none may destroy it. All that belong to another trainer, and those that take none, may be
 // called. A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as
-// they were. The library ends no program, handles no signal and prints nothing, but the tables of --profile
-// and --trace where they are asked for. (OpenMP ends a program that gets no more threads from the system.)
-// It reads no environment variable; OpenMP, CUDA and NCCL read theirs.
+// they were. The library ends no program, handles no signal and prints nothing. (OpenMP ends a program that
+// gets no more threads from the system.) It reads no environment variable; OpenMP, CUDA and NCCL read theirs.
 
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
@@ -1229,6 +1228,7 @@ struct gpt2_sp_options {
     // What a program sets by functions, and no command line does.
     Feed feed, val_feed;
     Log log;
+    int prints;   // a command's: --trace draws its step
 };
 
 // The kinds of options, and so the type of the field: int64_t (flags too), double, text, or (int) the index
@@ -4561,9 +4561,9 @@ static void step_row(const Schedule* s, int step, char** cells, int lines, int w
 
 // What a table costs, in words, in two parts: a line is cut between them where they are too long for one.
 static void cost_text(char head[256], char volume[64], const Schedule* s, const ScheduleCost* cost) {
-    snprintf(head, 256, "%s, %d rank%s, %s: %d steps, makespan %g units, ideal %g (%.1f %%),",
+    snprintf(head, 256, "%s, %d rank%s, %s: %d step%s, makespan %g units, ideal %g (%.1f %%),",
         schedule_name(s->kind), s->P, s->P == 1 ? "" : "s", s->backward ? "backward" : "forward", cost->steps,
-        cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan);
+        cost->steps == 1 ? "" : "s", cost->makespan, cost->ideal, 100 * cost->ideal / cost->makespan);
     snprintf(volume, 64, "%g C received per rank", cost->elements);
 }
 
@@ -8100,7 +8100,7 @@ static void trace_print(int rank, const Trace* t) {
         if (trace_line(t, rows[i].lane, rows[i].kind, line)) printf("  %-9s |%s|\n", rows[i].name, line);
     }
 }
-// Writes and prints the traced step of all ranks of the process.
+// Writes the traced step of all ranks of the process, and of a command prints it.
 static int trace_write(gpt2_sp* g, Error* e) {
     char path[GPT2_SP_TEXT + 16];
     TextFile file;
@@ -8112,7 +8112,7 @@ static int trace_write(gpt2_sp* g, Error* e) {
     fprintf(file.f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
     for (int i = 0; i < g->mesh.local_ranks; i++) {
         trace_rank(file.f, g->ranks[i].world_rank, g->ranks[i].recorder);
-        trace_print(g->ranks[i].world_rank, g->ranks[i].recorder);
+        if (g->options.prints) trace_print(g->ranks[i].world_rank, g->ranks[i].recorder);
     }
     fprintf(file.f, "{\"ph\": \"M\", \"pid\": 0, \"name\": \"end\"}\n]}\n");
     return text_finish(&file, 1, e);
@@ -12340,12 +12340,17 @@ static int run_file(const Folder* out, const char* name, int log, Error* e) {
     return ours ? FILE_OURS : log ? FILE_UNREADABLE : FILE_FOREIGN;
 }
 
-// -1 where the folder has a run.cfg or a log.jsonl that is not of a run of this program. A log without one
-// readable line is taken for a damaged one where run.cfg is ours.
+// -1 where the folder has a run.cfg or a log.jsonl that is not of a run of this program, or is a model's: an
+// export, or a checkpoint of a run. A log without one readable line is taken for a damaged one where run.cfg
+// is ours.
 static int out_ours(const Folder* out, Error* e) {
     int config = run_file(out, "run.cfg", 0, e), log = config < 0 ? -1 : run_file(out, "log.jsonl", 1, e);
     if (config < 0 || log < 0) return -1;
     int foreign = log == FILE_FOREIGN || (log == FILE_UNREADABLE && config != FILE_OURS);
+    if (config != FILE_OURS &&
+        (folder_has(out->path, "config.json") || folder_has(out->path, "manifest.txt")))
+        return fail(e, "%.700s holds a model: take another --out; a run's folder is new, or a run's already",
+            out->path);
     if (config != FILE_FOREIGN && !foreign) return 0;
     return fail(e,
         "%.700s/%s was not written by this program: move it away, or take another --out; a run's folder is "
@@ -13816,12 +13821,15 @@ static int command_train(gpt2_sp_options* o, const Positional* inputs, Error* e)
     if (train_done(g)) {
         char why[256];
         if (first && g->step >= o->steps)
-            printf("step %lld of %lld is done already\n", (long long)o->steps, (long long)o->steps);
+            printf("step %lld is done already, of %lld\n", (long long)g->step, (long long)o->steps);
         else if (first)
             printf("%s; a larger --patience, or 0, goes on\n", stop_text(g, STOP_PATIENCE, why, sizeof why));
         gpt2_sp_destroy(g);
         return 0;
     }
+    // the run's folder tells what the model is, also where that came from a checkpoint or from --init-from
+    o->layers = g->options.layers, o->heads = g->options.heads;
+    o->channels = g->options.channels, o->seq_len = g->options.seq_len;
     if (o->out[0] && first &&
         (run_goes_on(g, o, e) != 0 || run_config_write(&g->out, o, e) != 0 || !(log = log_open(&g->out, e))))
         status = -1;
@@ -14582,8 +14590,8 @@ static int sample_prompt(const gpt2_sp* g, Prompt* prompt, int64_t* length, Erro
         return fail(e, "--stop is text, and token numbers are printed: give a text as the prompt");
     if (prompt->count < T) return 0;
     const char* option = o->prompt_tokens[0] ? "-tokens" : o->prompt_file[0] ? "-file" : "";
-    return fail(e, "--prompt%s has %s%lld tokens, the context holds %lld", option,
-        o->prompt_file[0] ? "at least " : "", (long long)prompt->count, (long long)T);
+    return fail(e, "--prompt%s has %s%lld tokens, the context holds %lld and one that comes behind them",
+        option, o->prompt_file[0] ? "at least " : "", (long long)prompt->count, (long long)T - 1);
 }
 
 // Loads the models of all replicas. Each has its share of the machine, as one of `dp` processes would. A
@@ -14944,6 +14952,7 @@ static int synth_documents(const gpt2_sp_options* o, FILE* lines, Preparation* p
     int status = 0;
     for (int64_t d = 0; status == 0 && d < o->docs; d++) {
         synth_doc doc;
+        if (stop_signal) return fail(e, "stopped by a signal: nothing was written");
         status = synth_document((uint64_t)o->seed, (uint64_t)d, (size_t)o->doc_bytes, (int)o->facts,
             (size_t)o->distance, &doc, e->text, sizeof e->text);
         if (status != 0) break;
@@ -15014,11 +15023,13 @@ static int command_export(gpt2_sp_options* o, const Positional* inputs, Error* e
     int status = opened == 0 ? tensors_known(&m.tensors.files, &m.shape, e) : -1;
     if (status == 0) status = o->format == GPT2_SP_HF ? export_folder(&m, o, e) : export_llmc(&m, o, e);
     if (opened == 0) st_set_close(&m.tensors.files);
+    const int words = m.tokenizer.token != NULL || o->format == GPT2_SP_LLMC;
     bpe_free(&m.tokenizer);
     if (status == 0)
-        printf("%s: the model of %s in %s, for %s%s%s\n", o->out, path, EXPORT_TYPES[o->dtype].word,
+        printf("%s: the model of %s in %s, for %s%s%s%s\n", o->out, path, EXPORT_TYPES[o->dtype].word,
             o->format == GPT2_SP_LLMC ? "llm.c" : "Transformers",
             m.center ? "" : " with trust_remote_code=True, as it has RMSNorm",
+            words ? "" : "; no tokenizer goes with it, as it has none",
             replaced ? "; the export that was there is replaced" : "");
     return status;
 }
@@ -15030,6 +15041,7 @@ static int command_synth(gpt2_sp_options* o, const Positional* inputs, Error* e)
     if (!o->out[0]) return fail(e, "no --out FILE.tok or FILE.jsonl");
     if (lines && o->answers_only)
         return fail(e, "--answers-only is of a shard, --out FILE.tok: a .jsonl has the answers' places");
+    catch_signals("stopping: nothing is written; a second SIGTERM or SIGINT ends at once\n");
     if ((lines ? synth_lines(o, e) : synth_shard(o, e)) != 0) return -1;
     printf("%s: %lld documents of %lld bytes, %lld facts each\n", o->out, (long long)o->docs,
         (long long)o->doc_bytes, (long long)o->facts);
@@ -15058,6 +15070,16 @@ enum { COMMAND_COUNT = (int)(sizeof COMMANDS / sizeof COMMANDS[0]) };
 static const Command* command_find(const char* name) {
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
+    return NULL;
+}
+
+// The command whose name is the least change away, if that is no more than a third of it; else NULL.
+MAIN_ONLY static const char* command_nearest(const char* name) {
+    for (int change = 1; change < 3; change++)
+        for (int i = 0; i < COMMAND_COUNT; i++)
+            if (name_distance(name, COMMANDS[i].name) == change &&
+                3 * change <= (int)strlen(COMMANDS[i].name))
+                return COMMANDS[i].name;
     return NULL;
 }
 
@@ -15090,8 +15112,9 @@ MAIN_ONLY static int program(int argc, char** argv) {
     int named = strncmp(argv[1], "--", 2) != 0, first = named ? 2 : 1;
     const Command* command = command_find(named ? argv[1] : "train");
     if (!command) {
-        fprintf(stderr, "%s: unknown command `%s`; `%s --help` lists them\n", program_name, argv[1],
-            program_name);
+        const char* nearest = command_nearest(argv[1]);
+        fprintf(stderr, "%s: unknown command `%s`%s%s; `%s --help` lists them\n", program_name, argv[1],
+            nearest ? ": did you mean " : "", nearest ? nearest : "", program_name);
         return 1;
     }
     for (int fd = 0; fd <= 2; fd++)   // closed ones: no file that is opened later may take their place
@@ -15102,7 +15125,7 @@ MAIN_ONLY static int program(int argc, char** argv) {
     Error e = {0, {0}};
     Positional inputs = {(const char**)calloc((size_t)argc, sizeof(char*)), 0};
     options_default(&options);
-    options.log = PRINTED;
+    options.log = PRINTED, options.prints = 1;
     int status = inputs.items ? options_parse(&options, command, argc - first, argv + first, &inputs, &e)
                               : fail_as(GPT2_SP_NO_MEMORY, &e, "out of memory");
     if (status == 1) options_help(command);

@@ -234,6 +234,14 @@ cp bad.jsonl mine.jsonl
 check "synth: foreign lines as output are refused" \
     sh -c '"$0" synth --out mine.jsonl 2> err; [ $? = 1 ] && cat err && cmp mine.jsonl bad.jsonl' "$program"
 check "synth replaces its own text" says '2 documents' g synth --out synth.jsonl --docs 2 --doc-bytes 1024
+synth_stopped() {   # a signal leaves nothing, and says so
+    "$program" synth --out stopped.jsonl --docs 1000000 > out 2> err &
+    for _ in 1 2 3 4 5 6 7 8 9 10; do [ -e stopped.jsonl.tmp ] && break; sleep 0.1; done
+    kill -INT $!
+    wait $! && return 1
+    grep 'nothing was written' err && [ ! -e stopped.jsonl ] && [ ! -e stopped.jsonl.tmp ]
+}
+check "synth that is stopped leaves nothing" synth_stopped
 check "all that was refused is as it was" \
     sh -c '[ -L link.tok ] && [ -p pipe.tok ] && cmp books.tok twin.tok &&
         [ "$(cat ours.tok.tmp)" = "not ours" ] && [ ! -e ours.tok ] && ! ls *.tok.tmp | grep -v ours'
@@ -817,6 +825,15 @@ fi
 check "export without a model is refused" refused 'no model given' export --out exports/x
 check "export to nowhere is refused" refused 'nowhere to write' export --from runs/whole
 check "export of a folder to a file's name is refused" refused '--format llmc writes a file' export --from runs/whole --out x.bin
+check "train: a folder that holds a model is no run's" \
+    refused 'holds a model' train $tiny --data books.tok --steps 1 --out exports/hf
+check "train: a checkpoint is no run's folder" \
+    refused 'holds a model' train $tiny --data books.tok --steps 1 --out runs/whole/step_00000012
+cp -r runs/whole runs/bare
+g train --sp 2 --threads 1 --lr 3e-3 --data books.tok --out runs/bare --steps 13 > out 2> err
+check "a run that goes on without its model's sizes keeps them" \
+    sh -c 'cat err; ! grep -e "--layers\|--channels" out && grep "^layers = 2" runs/bare/run.cfg && grep "^channels = 32" runs/bare/run.cfg'
+check "a command that is nearly one is named" refused 'did you mean train' traim
 check "an export that takes another's place says so" says 'Transformers; the export that was there is replaced' \
     g export --from runs/whole --out exports/hf
 check "export of fp16 to llm.c is refused" refused 'fp32 or bf16' export --from runs/whole --out x.bin --format llmc --dtype fp16
@@ -922,7 +939,7 @@ kill -TERM $pid
 wait $pid
 check "the first one is none the worse" test $? = 0
 check "and the folder is free again" \
-    says 'step 1 of 1 is done already' g train $tiny --data books.tok --out runs/locked --steps 1
+    says 'is done already, of 1' g train $tiny --data books.tok --out runs/locked --steps 1
 
 # a step of a minute, of many sequences, so that the second signal finds it unfinished; the validation before it says that it
 # has begun
@@ -1091,7 +1108,7 @@ check "sample reads a prompt from standard input" \
     sh -c '"$0" sample --from runs/whole --prompt-file - --length 2 --threads 1 < prompt.txt 2> err | grep -q "^A prompt"' "$program"
 yes x | head -c 1000 > long.txt
 check "sample: a file longer than the context is refused" \
-    refused 'at least 1000 tokens, the context holds 64' sample --from runs/whole --prompt-file long.txt
+    refused 'at least 1000 tokens, the context holds 63 and one' sample --from runs/whole --prompt-file long.txt
 check "sample: a prompt file that is missing is refused" \
     refused 'nowhere' sample --from runs/whole --prompt-file nowhere
 printf '1, 2\n3\n' > numbers.txt

@@ -411,8 +411,8 @@ static void test_prepare_threads(void) {
 static void test_prepare_utf8(void) {
     static const char pieces[][5] = {"a", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", "\xED\x9F\xBF",
         "\xEE\x80\x80", "\xF4\x8F\xBF\xBF", "text",   // and what is none: 8 on
-        "\xE9", "\xC0\x80", "\xE0\x9F\x80", "\xED\xA0\x80", "\xF0\x8F\x80\x80", "\xF4\x90\x80\x80", "\xF5",
-        "\xC3"};
+        "\xE9", "\xC0\x80", "\xE0\x9F\x80", "\xED\xA0\x80", "\xF0\x8F\x80\x80", "\xF4\x90\x80\x80",
+        "\xF5\x80\x80\x80", "\xC3"};
     int right = 0, wrong = 0, cases = quick ? 2000 : 20000;
     for (int i = 0; i < cases; i++) {
         char text[128];

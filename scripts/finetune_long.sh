@@ -113,8 +113,8 @@ if [ ! -s "$data" ] || [ ! -s "$val" ]; then
         for seed in 1 2 3 4 5 6 7 8 9 10; do
             $program prepare --tokenizer "$tokenizer" --val-fraction "$fraction" --seed "$seed" --out "$data" --val-out "$val" "$texts" \
                 2> "$out/prepare.err" && break
-            cat "$out/prepare.err" >&2
-            grep -q 'none is on this side' "$out/prepare.err" || exit 1
+            grep -q 'none is on this side' "$out/prepare.err" || { cat "$out/prepare.err" >&2; exit 1; }
+            echo "all documents fell on one side: another choice of them"
             fraction=$(awk -v f="$fraction" 'BEGIN { print f < 0.25 ? 2 * f : 0.5 }')
         done
         [ -s "$data" ] && [ -s "$val" ] || stop "no choice of documents leaves some to train on and some to measure on: give HELD=FILE"

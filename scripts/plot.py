@@ -140,7 +140,8 @@ def pictures(models, labels):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draws the loss of runs, and evaluations of models.")
+    parser = argparse.ArgumentParser(description="Draws the loss of runs, and evaluations of models.",
+                                     usage="%(prog)s [RUN ...] [--eval JSON ...] [--labels NAME ...] [--title TITLE] [--out OUT]")
     parser.add_argument("runs", nargs="*", help="folders with a log.jsonl")
     parser.add_argument("--eval", nargs="*", default=[], metavar="JSON", help="output of `eval --json`")
     parser.add_argument("--labels", nargs="*", default=[], help="names of the runs, then of the evaluated models")

@@ -296,7 +296,8 @@ def distinct(runs):
 
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
-    parser = argparse.ArgumentParser(description="One page about runs: curves, figures, memory plan, schedule.")
+    parser = argparse.ArgumentParser(description="One page about runs: curves, figures, memory plan, schedule.",
+                                     usage="%(prog)s RUN [RUN ...] --out FILE [--eval JSON ...] [--title TITLE] [--program PROGRAM]")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders with a log.jsonl, or such files")
     parser.add_argument("--eval", nargs="*", default=[], metavar="JSON", help="output of `eval --json 1`")
     parser.add_argument("--title", default="")

@@ -53,8 +53,8 @@ typedef struct {
     int64_t tokens;     // valid tokens seen since the run began
     double ms;          // wall time of the step
     double tok_per_s;   // tokens of the step per second
-    int updated;        // 0: the loss or the norm was not finite and no rank updated
-    int64_t window;     // tokens of a block that attention stayed in (--window-ramp); 0: there are none
+    int updated;      // 0: no rank updated, for the loss or the norm was not finite, or no token had a label
+    int64_t window;   // tokens of a block that attention stayed in (--window-ramp); 0: there are none
 } gpt2_sp_stats;
 
 // How tokens are drawn, in this order, which is Transformers': the penalty, the temperature, top_k, top_p,
@@ -147,9 +147,8 @@ extern "C" {
 // on either. Of its own trainer it may ask gpt2_sp_steps; another call gives GPT2_SP_INVALID and does
 // nothing, and none may destroy it. All that belong to another trainer, and those that take none, may be
 // called. A call leaves the calling thread's locale, number of OpenMP threads and floating-point state as
-// they were. The library ends no program, handles no signal and prints nothing, but the tables of --profile
-// and --trace where they are asked for. (OpenMP ends a program that gets no more threads from the system.)
-// It reads no environment variable; OpenMP, CUDA and NCCL read theirs.
+// they were. The library ends no program, handles no signal and prints nothing. (OpenMP ends a program that
+// gets no more threads from the system.) It reads no environment variable; OpenMP, CUDA and NCCL read theirs.
 
 // The library's version, "1.0.0"; and with how it was built: compiler, numbers, what it can do.
 GPT2_SP_API const char* gpt2_sp_version(void);
