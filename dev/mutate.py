@@ -391,7 +391,7 @@ def main():
         print("skip    the GPU program's faults: nvcc is not installed")
         chosen, gpu = [f for f in chosen if f.file != "train_gpt2_sp.cu"], False
     tree_make(chosen if options.sample else faults)
-    flags = "GPU= CFLAGS=-O2 EXTRA='-w -include mutant.h'"
+    flags = "GPU= CFLAGS=-O1 EXTRA='-w -include mutant.h'"
     commands = [f"make -s {flags} train_gpt2_sp test_gpt2_sp", f"cc -O1 {ROOT}/dev/json_keys.c -o json_keys"]
     if gpu:   # what runs without a GPU; its code needs no more than to compile
         nccl = "-DGPT2_SP_NCCL -lnccl" if compiles("#include <nccl.h>") else ""

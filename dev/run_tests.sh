@@ -101,20 +101,19 @@ part_finetune() { sh dev/test_finetune.sh ./train_gpt2_sp; }
 frames() { ! grep 'frame size' $work/$family-frames.log; }
 takes_program() { "$@" -Wframe-larger-than=32768 2> $work/$family-frames.log || { cat $work/$family-frames.log; return 1; }; }
 
-# Every source with one family of compilers, as C11 and as C++17, without a warning. Only the program is optimised, for the
-# warnings and the frames that show then; the other sources hold it too.
+# Every source with one family of compilers, as C11 and as C++17, without a warning. As C11 the program and its tests are
+# optimised, for the warnings and the frames that show then; what C++ and the other sources add needs no optimiser.
 compilers() {
-    family=$1 cc=$2 cxx=$3 optimised=$4 optimised_tests=$5 optimised_cxx=$6
+    family=$1 cc=$2 cxx=$3 optimised=$4 optimised_tests=$5
     if ! has "$cc"; then
         skip "$family" "$cc is not installed"
         finish
     fi
     for source in train_gpt2_sp.c test_gpt2_sp.c dev/bench_cpu.c dev/lecture_table.c dev/json_keys.c; do
         [ -e $source ] || continue
-        object=$work/$family.o plain=-O0
+        object=$work/$family.o
         case $source in
         train*)
-            plain=$optimised_cxx
             check "$cc takes it as C11 without a warning: $source" \
                 takes_program $cc -std=c11 $optimised $warnings -c $source -o $object
             check "$cc: no function's frame is above 32 KB: $source" frames
@@ -126,7 +125,7 @@ compilers() {
         esac
         if has "$cxx"; then
             check "$cxx takes it as C++17 without a warning: $source" \
-                $cxx -x c++ -std=c++17 $plain -fopenmp-simd $warnings -c $source -o $object
+                $cxx -x c++ -std=c++17 -O0 -fopenmp-simd $warnings -c $source -o $object
         else skip "$cxx, C++17: $source" "$cxx is not installed"
         fi
     done
@@ -144,12 +143,12 @@ compilers() {
 part_gcc() {
     openmp=-fopenmp-simd
     ! usable gcc -fopenmp || openmp=-fopenmp
-    compilers gcc gcc g++ "-O2 $openmp" "-O1 $openmp" -O1
+    compilers gcc gcc g++ "-O2 $openmp" "-O1 $openmp"
 }
 part_clang() {
     warnings="$warnings -Wno-pass-failed"   # a remark about speed, not about the program
     openmp=-fopenmp-simd
-    compilers clang clang clang++ "-O1 $openmp" "-O0 $openmp" -O0   # its warnings do not depend on the optimisation, the frames do
+    compilers clang clang clang++ "-O1 $openmp" "-O0 $openmp"   # its warnings do not depend on the optimisation, the frames do
 }
 
 # The CPU program for AArch64, run by qemu where this machine is another. Linked statically: it needs no
@@ -338,7 +337,7 @@ part_readme() {
 
 # ----- two at a time, the long ones first ---------------------------------------------------------
 
-all='asan mutate tsan gpu standin aarch64 gcc clang faults tokenizer asan_cli asan_procs double float finetune cli processes report embed fuzz readme'
+all='asan tsan standin gpu float asan_cli mutate faults double gcc tokenizer clang embed aarch64 report asan_procs cli processes readme finetune fuzz'
 parts=${*:-$all}
 for part in $parts; do
     type "part_$part" > /dev/null 2>&1 || { echo "run_tests.sh: no part $part" >&2; exit 1; }

@@ -576,7 +576,7 @@ static void sharing_text(void) {
                     prompt[k] = (int32_t)dice(333, 1000 * (uint64_t)i + (uint64_t)k, 61);
                 gpt2_sp* of[2] = {one, g};
                 int64_t made[2] = {-2, -3};
-                for (s.continuation = 0; s.continuation < continuations; s.continuation++, all++) {
+                for (s.continuation = 0; s.continuation < (uint64_t)continuations; s.continuation++, all++) {
                     for (int w = 0; w < 2; w++) {
                         gpt2_sp_generated stats;
                         gpt2_sp_generator* x =
