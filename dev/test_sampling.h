@@ -175,7 +175,7 @@ static void drawing_continuations(void) {
         for (int j = 0; j < i; j++) repeated += all[4][i] == all[4][j];
         for (int j = 0; j < 300; j++) first_seen += all[4][i] == prompt[j];
     }
-    gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0};
+    gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0, 0};
     if (x) generated_of(x, &stats);
     check(equal == CONTINUATIONS && unlike == CONTINUATIONS * (CONTINUATIONS - 1) / 2,
         "drawing: continuations of a prompt read once are those of prompts read anew",
@@ -306,7 +306,7 @@ static void drafting_greedy(void) {
         memset(&draft_notes, 0, sizeof draft_notes);
         if (which > 0) g->device = &noted[0], drafts[which]->device = &noted[1];
         gpt2_sp_generator* x = gpt2_sp_generator_open(g, drafts[which], prompt, n, count);
-        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0, 0};
         for (int again = 0; x && again < 2; again++)
             equal += gpt2_sp_generator_run(x, out, count, &how) == made && made >= 0 &&
                 memcmp(out, alone, (size_t)made * sizeof *out) == 0;
@@ -406,7 +406,7 @@ static void drafting_distribution(void) {
         how.draft_tokens = cases[c].draft_tokens;
         double p[TEXTS], away[2];
         int cells = 0;
-        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_generated stats = {0, 0, 0, 0, 0, 0, 0, 0, 0};
         text_probabilities(g, prompt, 4, &how, p);
         for (int drafted = 0; drafted < 2; drafted++) {
             int counts[TEXTS] = {0};
