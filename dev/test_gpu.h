@@ -1622,7 +1622,7 @@ static void sampling_drafted(gpt2_sp* g) {
         how.draft_tokens = 1 + (int64_t)(i % GPT2_SP_DRAFT_TOKENS);
         for (int64_t k = 0; k < n; k++) prompt[k] = (int32_t)dice(102, 1000 * i + (uint64_t)k, 64);
         gpt2_sp_generator* x = gpt2_sp_generator_open(g, i % 2 ? other : g, prompt, n, 64);
-        gpt2_sp_generated done = {0, 0, 0, 0, 0, 0, 0, 0};
+        gpt2_sp_generated done = {0, 0, 0, 0, 0, 0, 0, 0, 0};
         int64_t made = generated(g, prompt, n, alone, 64, 0, 0, 1, 1);
         equal += x && made == 64 && gpt2_sp_generator_run(x, drafted, 64, &how) == 64 &&
             memcmp(alone, drafted, sizeof alone) == 0;
