@@ -3,8 +3,8 @@
  *     make test                              builds and runs everything, in float and in double
  *     make test-gpu                          built by nvcc against the GPU program: dev/test_gpu.h
  *     ./test_gpt2_sp                         all groups; `./test_gpt2_sp schedules resume` runs those two
- *     ./test_gpt2_sp quick                   fewer cases of each, for sanitizer builds (or GPT2_SP_QUICK=1)
- *     ./test_gpt2_sp few                     fewer still where ranks compute, for ThreadSanitizer
+ *     ./test_gpt2_sp quick                   fewer cases of each (or GPT2_SP_QUICK=1)
+ *     ./test_gpt2_sp few                     fewer still where ranks compute, for sanitizers
  *
  * Every test prints what must hold and the figure, as `ok   name: figure` or `FAIL name: figure`; the last
  * line is `N passed, N failed`, and the exit status is 1 if any failed. A NaN fails every comparison. Run it

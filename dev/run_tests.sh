@@ -57,7 +57,7 @@ sanitized="CFLAGS='-O1 $ranges -g1 -fno-omit-frame-pointer -fsanitize=address,un
 sanitized="$sanitized -fno-sanitize-recover=undefined'"
 part_asan() {
     if usable cc -fsanitize=address,undefined; then
-        tests "$sanitized" quick
+        tests "$sanitized" few
     else
         skip "AddressSanitizer and UndefinedBehaviorSanitizer" "the compiler has none that run here"
         finish
