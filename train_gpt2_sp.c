@@ -11355,7 +11355,7 @@ static int32_t generator_choose(
 
 // Draws token after token until the end of a document, the caller's, or `count`; how many, or -1. A round
 // reads the last token and k proposals. The first token needs no reading. With a draft the first PLAIN_ROUNDS
-// do without it, so that its speed can be told.
+// of continuation 0 do without it, so that its speed can be told.
 enum { PLAIN_ROUNDS = 3 };
 static int64_t generator_draw(gpt2_sp_generator* x, int64_t count, const gpt2_sp_sampling* how) {
     const int64_t V = x->g->mesh.shape.V, Vp = x->g->mesh.shape.Vp;
@@ -11366,7 +11366,7 @@ static int64_t generator_draw(gpt2_sp_generator* x, int64_t count, const gpt2_sp
     x->draft_read = min_i64(x->draft_read, x->prompt_count);
     while (made < count && !ended) {
         const int64_t last = x->prompt_count + made - 1;
-        const int plain = made > 0 && x->draft && x->stats.passes < PLAIN_ROUNDS;
+        const int plain = made > 0 && x->draft && how->continuation == 0 && made <= PLAIN_ROUNDS;
         const double start = now_ms();
         int64_t most = made > 0 && !plain ? min_i64(how->draft_tokens, count - made - 1) : 0;
         int64_t k = generator_propose(x, made, most, how);
@@ -14551,6 +14551,7 @@ static int replicas_run(Replica* all, int64_t count, Error* e) {
         if (i == 0) continue;
         sum->tokens += all[i].stats.tokens, sum->passes += all[i].stats.passes;
         sum->drafted += all[i].stats.drafted, sum->accepted += all[i].stats.accepted;
+        sum->plain_ms += all[i].stats.plain_ms;   // one replica has it
         sum->ms = fmax(sum->ms, all[i].stats.ms),
         sum->prompt_ms = fmax(sum->prompt_ms, all[i].stats.prompt_ms);
         all[0].ended += all[i].ended, all[0].stopped += all[i].stopped;
@@ -14568,7 +14569,7 @@ static void sample_rate(char* out, size_t size, int64_t tokens, double ms) {
 // `length` tokens ended.
 static void sample_report(
     const gpt2_sp* g, const gpt2_sp_generated* stats, int64_t length, int64_t ended, int64_t stopped) {
-    char drawn[96], read[96];
+    char drawn[96], read[96], faster[64] = "";
     sample_rate(drawn, sizeof drawn, stats->tokens, stats->ms);
     sample_rate(read, sizeof read, stats->prompt, stats->prompt_ms);
     fprintf(stderr, "sample: %s; prompt: %s", drawn, read);
@@ -14578,14 +14579,15 @@ static void sample_report(
     else if (ended > 0) fprintf(stderr, "; then the model ended the document");
     if (stopped > 0) fprintf(stderr, "; %lld came to --stop", (long long)stopped);
     fprintf(stderr, "\n");
+    if (stats->plain_ms > 0)
+        snprintf(faster, sizeof faster, "; %.2f times as fast as without",
+            (double)stats->tokens * stats->plain_ms / stats->ms);
     if (stats->drafted > 0)
         fprintf(stderr,
-            "sample: --draft: %lld of %lld proposed tokens taken, %.1f %%; %.2f tokens a pass; %.2f times as "
-            "fast as without\n",
+            "sample: --draft: %lld of %lld proposed tokens taken, %.1f %%; %.2f tokens a pass%s\n",
             (long long)stats->accepted, (long long)stats->drafted,
             100.0 * (double)stats->accepted / (double)stats->drafted,
-            (double)(stats->tokens - g->options.count) / (double)stats->passes,
-            (double)stats->tokens * stats->plain_ms / stats->ms);
+            (double)(stats->tokens - g->options.count) / (double)stats->passes, faster);
     if (length < g->options.length && ended + stopped < g->options.count)
         fprintf(stderr, "sample: the context of %lld tokens is full\n", (long long)g->mesh.shape.T);
 }
