@@ -101,10 +101,11 @@ part_finetune() { sh dev/test_finetune.sh ./train_gpt2_sp; }
 frames() { ! grep 'frame size' $work/$family-frames.log; }
 takes_program() { "$@" -Wframe-larger-than=32768 2> $work/$family-frames.log || { cat $work/$family-frames.log; return 1; }; }
 
-# Every source with one family of compilers, as C11 and as C++17, without a warning. As C11 the program and its tests are
-# optimised, for the warnings and the frames that show then; what C++ and the other sources add needs no optimiser.
+# Every source with one family of compilers, as C11 and as C++17, without a warning. As C11 the program is optimised,
+# for the warnings and the frames that show then; what C++ and the other sources add needs no optimiser. The tests are optimised
+# in the part `double`, to which a warning is an error too.
 compilers() {
-    family=$1 cc=$2 cxx=$3 optimised=$4 optimised_tests=$5
+    family=$1 cc=$2 cxx=$3 optimised=$4 plain=$5
     if ! has "$cc"; then
         skip "$family" "$cc is not installed"
         finish
@@ -118,14 +119,13 @@ compilers() {
                 takes_program $cc -std=c11 $optimised $warnings -c $source -o $object
             check "$cc: no function's frame is above 32 KB: $source" frames
             check "$cc takes it as C11 in fp64 without a warning: $source" \
-                $cc -std=c11 -O1 -fopenmp-simd -DGPT2_SP_REAL_BYTES=8 $warnings -c $source -o $object
+                $cc -std=c11 $plain -fopenmp-simd -DGPT2_SP_REAL_BYTES=8 $warnings -c $source -o $object
             ;;
-        test*) check "$cc takes it as C11 without a warning: $source" $cc -std=c11 $optimised_tests $warnings -c $source -o $object ;;
-        *) check "$cc takes it as C11 without a warning: $source" $cc -std=c11 -O0 $openmp $warnings -c $source -o $object ;;
+        *) check "$cc takes it as C11 without a warning: $source" $cc -std=c11 $plain $openmp $warnings -c $source -o $object ;;
         esac
         if has "$cxx"; then
             check "$cxx takes it as C++17 without a warning: $source" \
-                $cxx -x c++ -std=c++17 -O0 -fopenmp-simd $warnings -c $source -o $object
+                $cxx -x c++ -std=c++17 $plain -fopenmp-simd $warnings -c $source -o $object
         else skip "$cxx, C++17: $source" "$cxx is not installed"
         fi
     done
@@ -143,12 +143,12 @@ compilers() {
 part_gcc() {
     openmp=-fopenmp-simd
     ! usable gcc -fopenmp || openmp=-fopenmp
-    compilers gcc gcc g++ "-O2 $openmp" "-O1 $openmp"
+    compilers gcc gcc g++ "-O2 $openmp" -O0
 }
 part_clang() {
     warnings="$warnings -Wno-pass-failed"   # a remark about speed, not about the program
     openmp=-fopenmp-simd
-    compilers clang clang clang++ "-O1 $openmp" "-O0 $openmp"   # its warnings do not depend on the optimisation, the frames do
+    compilers clang clang clang++ "-O1 $openmp" -fsyntax-only   # its warnings come before the optimiser, the frames after it
 }
 
 # The CPU program for AArch64, run by qemu where this machine is another. Linked statically: it needs no
